@@ -1,0 +1,32 @@
+# Every target makes the environment first; when nothing has changed that costs milliseconds.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench docs lint clean
+BIN := .venv/bin
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+install:  ## make .venv and install everything for development
+	@scripts/setup.sh dev,docs
+
+demo:  ## install, then the main job: a robot, an image generator and a language model, each improved by reward
+	@scripts/setup.sh demo
+	@$(BIN)/denoiserl demo $(ARGS)
+
+test: install  ## install, then lint, types, documentation and all tests (ARGS="-k chain -x" goes to pytest)
+	@scripts/test.sh $(ARGS)
+
+bench: install  ## speed against the floor: the bare network called K times
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: install  ## build the documentation into site/
+	@scripts/docs.sh $(ARGS)
+	@echo "open site/index.html"
+
+lint: install  ## format, fix what can be fixed, check types
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/pyright
+
+clean:  ## remove the environment and everything built; runs/ stays
+	@rm -rf .venv site build dist .pytest_cache .ruff_cache .hypothesis

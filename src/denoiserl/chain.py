@@ -1,0 +1,324 @@
+"""Chains: running a process, and the record that learning reads.
+
+``sampler`` makes a function that draws; the ``Chain`` it returns keeps the states around every recorded step that has
+a density, and its log-probability. ``chain.rows(index)`` picks steps of any rows, shuffled as a minibatch wants them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.denoiser import Denoiser
+from denoiserl.errors import NoDensity
+from denoiserl.law import Gaussian
+from denoiserl.law.base import REMEDY
+from denoiserl.law.gaussian import stack as stack_laws
+from denoiserl.meter import spend
+from denoiserl.process.base import Process, Step, Steps
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree, first, tree_map
+from denoiserl.tree import rows as count_rows
+
+
+def flatten(tree: Any, axes: int) -> Any:
+    """Merge the leading ``axes`` axes of every leaf."""
+    return tree_map(lambda v: v.flatten(0, axes - 1) if axes > 1 else v, tree)
+
+
+def select(tree: Any, index: Tensor) -> Any:
+    """Rows ``index`` of every leaf (index_select: its gradient is a fast scatter)."""
+    return tree_map(lambda v: v.index_select(0, index), tree)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Steps picked from chains: what a minibatch is made of. N rows.
+
+    ``x``, ``y`` [N, *event] before and after the step; ``step`` [N] its row of the table; ``log_prob`` [N] as
+    recorded; ``cond`` [N, ...]; ``owner`` [N] the chain that the step belongs to; ``live`` [N, *event] or None.
+    """
+
+    steps: Steps
+    x: Tree
+    y: Tree
+    step: Tensor
+    log_prob: Tensor
+    cond: Tree | None
+    owner: Tensor
+    live: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def part(self, index: Any) -> Rows:
+        """Some of the rows."""
+        pick = {k: tree_map(lambda v: v[index], getattr(self, k)) for k in ("x", "y", "cond", "live")}
+        return replace(self, **pick, step=self.step[index], log_prob=self.log_prob[index], owner=self.owner[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The record of a run.
+
+    ``states`` [*b, R + 1, *event]: the states around the recorded range of steps. ``at``: which of its R steps have a
+    density; S of them. ``step`` [S]: their rows in the table ``steps``. ``log_prob`` [*b, S]: as drawn. ``sample``
+    [*b, *event]: the final state. ``cond``: the raw condition, so that replay encodes it again with gradients.
+    ``live`` [*b, *event]: factors that count (None: all). ``version``: of the weights that drew it.
+    """
+
+    steps: Steps
+    states: Tree
+    at: Tensor
+    step: Tensor
+    log_prob: Tensor
+    sample: Tree
+    cond: Tree | None
+    live: Tensor | None = None
+    version: int = 0
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch shape *b."""
+        return tuple(self.log_prob.shape[:-1])
+
+    @property
+    def x(self) -> Tree:
+        """[*b, S, *event]: the state before each recorded step."""
+        self._recorded()
+        return tree_map(lambda v: v.index_select(len(self.batch), self.at), self.states)
+
+    @property
+    def y(self) -> Tree:
+        """[*b, S, *event]: the state after each recorded step."""
+        self._recorded()
+        return tree_map(lambda v: v.index_select(len(self.batch), self.at + 1), self.states)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def _recorded(self) -> None:
+        if len(self.step) == 0:
+            raise NoDensity(f"this chain recorded no step with a density: {REMEDY}; record=All() keeps the states")
+
+    def rows(self, index: Tensor | None = None) -> Rows:
+        """Steps by flat index into [*b, S] (all of them by default), as rows that learning can shuffle."""
+        self._recorded()
+        axes, n = len(self.batch), len(self.step)
+        total = self.log_prob.numel()
+        index = torch.arange(total, device=self.log_prob.device) if index is None else index
+        owner, j = index // n, index % n
+        at = self.at[j]
+
+        def pick(v: Tensor, shift: int) -> Tensor:
+            return v.flatten(0, axes - 1)[owner, at + shift]
+
+        return Rows(
+            self.steps,
+            tree_map(lambda v: pick(v, 0), self.states),
+            tree_map(lambda v: pick(v, 1), self.states),
+            self.step[j],
+            self.log_prob.reshape(-1)[index],
+            select(flatten(self.cond, axes), owner),
+            owner,
+            None if self.live is None else self.live.flatten(0, axes - 1)[owner],
+        )
+
+    def given(self, cond: Tree | None = None, live: Tensor | None = None) -> Chain:
+        """The same record with its conditions stored elsewhere (observations are kept once), or with dead factors."""
+        return replace(self, cond=self.cond if cond is None else cond, live=self.live if live is None else live)
+
+    def take(self, index: Any) -> Chain:
+        """Some chains, by an index into the leading batch axis."""
+        part = {k: tree_map(lambda v: v[index], getattr(self, k)) for k in ("states", "sample", "cond", "live")}
+        return replace(self, **part, log_prob=self.log_prob[index])
+
+
+def stack(chains: list[Chain]) -> Chain:
+    """Chains of equal shape along a new leading axis (time)."""
+    head = chains[0]
+    for c in chains[1:]:
+        if len(c) != len(head) or not torch.equal(c.step, head.step) or c.version != head.version:
+            raise ValueError("chains are stacked when they recorded the same steps under one version of the weights")
+    joined = {}
+    for name in ("states", "sample", "cond", "live"):
+        parts = [getattr(c, name) for c in chains]
+        joined[name] = None if parts[0] is None else tree_map(lambda *v: torch.stack(v), parts[0], *parts[1:])
+    return replace(head, **joined, log_prob=torch.stack([c.log_prob for c in chains]))
+
+
+@dataclass(frozen=True)
+class All:
+    """Record every step."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Record the steps first ≤ k < last."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Record nothing but the sample."""
+
+
+Record = All | Window | Sample
+Draw = Callable[..., Chain]
+
+
+def _span(record: Record, n: int) -> tuple[int, int]:
+    if isinstance(record, Sample):
+        return n, n
+    low, high = (record.first, record.last) if isinstance(record, Window) else (0, n)
+    if not 0 <= low < high <= n:
+        raise ValueError(f"the window [{low}, {high}) does not fit a chain of {n} steps")
+    return low, high
+
+
+def sampler(
+    process: Process,
+    denoise: Denoiser,
+    steps: Steps,
+    event: tuple[int, ...],
+    grad_last: int = 0,
+    record: Record = All(),
+    compile: bool = False,
+) -> Draw:
+    """A function ``draw(cond, rng, start=None, rows=None) -> Chain`` that runs the process from noise to data.
+
+    ``cond``: a tree whose leaves lead with the rows (or None with ``rows=`` given). ``start=(x, k)`` begins at state
+    x before step k. ``grad_last``: that many last steps are differentiable (reward gradients). ``record``: which steps
+    the chain keeps; ``Sample()`` is the fast path. ``compile`` compiles the whole loop (first call: tens of seconds).
+    The noise of a chain is drawn once; with ``Rng.rows`` row 7 is row 7 in any batch size.
+    """
+    n = len(steps)
+    if not 0 <= grad_last <= n:
+        raise ValueError(f"grad_last is between 0 and the chain's {n} steps, not {grad_last}")
+    low, high = _span(record, n)
+    kind, shape = process.noise_shape(tuple(event))
+
+    scored = frozenset(k for k in range(low, high) if steps.dense[k])
+
+    def run(
+        x: Any, noise: Tensor, context: Any, clock: Sequence[Any], rows: Sequence[Step], begin: int
+    ) -> tuple[Any, list[Any], list[Any]]:
+        states, scores = [], []
+        for k, eps in enumerate(noise.unbind(), begin):
+            if low <= k <= high:
+                states.append(x)
+            law = process.reverse(denoise(x, clock[k], context), x, rows[k])
+            x = law.draw(eps)
+            if k in scored:  # Gaussians wait and are scored together; the laws of tokens are too large to keep
+                scores.append(law if isinstance(law, Gaussian) else law.log_prob(x))
+        if low < high == n:
+            states.append(x)
+        return x, states, scores
+
+    fast = torch.compile(run, dynamic=False) if compile else run
+
+    def draw(cond: Tree | None, rng: Rng, start: tuple[Tree, int] | None = None, rows: int | None = None) -> Chain:
+        given = [count_rows(tree) for tree in (cond, None if start is None else start[0]) if tree is not None]
+        given += [] if rows is None else [rows]
+        if not given:
+            raise ValueError("an unconditional draw needs rows=: how many samples")
+        if len(set(given)) > 1:
+            raise ValueError(f"the condition, the start and rows= disagree about the number of rows: {given}")
+        count = given[0]
+        device = rng.device
+        begin = 0 if start is None else start[1]
+        if not 0 <= begin < n:
+            raise ValueError(f"a chain of {n} steps cannot start at step {begin}")
+        with torch.inference_mode(not grad_last), torch.set_grad_enabled(False):
+            if start is None:
+                law = process.prior((count, *event), device)
+                prior_kind, prior_shape = ("normal", tuple(event)) if law.dense else (kind, ())
+                x = law.draw(getattr(rng, prior_kind)(count, *prior_shape) if law.dense else None)
+            else:
+                x = start[0]
+            noise = rng.noise(kind, n - begin, count, shape)
+            switch = n - grad_last
+            if grad_last == 0:
+                context = denoise.encode(cond)
+                table = steps.rows if compile else steps.on(device)  # a compiler wants numbers
+                x, states, scores = fast(x, noise, context, _clocks(denoise, steps, device), table, begin)
+        if grad_last:
+            x, states, scores = _with_gradient(process, denoise, steps, cond, x, noise, begin, switch, (low, high))
+        spend("denoiser calls", n - begin)
+        spend("rows", (n - begin) * count)
+        return _record(steps, x, states, scores, cond, max(low, begin), high, grad=bool(grad_last))
+
+    return draw
+
+
+def _clocks(denoise: Denoiser, steps: Steps, device: torch.device) -> Sequence[Any]:
+    """The denoiser's clock for every step of the grid, each with a leading axis of one."""
+    return _rows(denoise.clock(steps.times[:-1].float().to(device)), len(steps))
+
+
+def _rows(tree: Any, n: int) -> Sequence[Any]:
+    """A tree whose leaves lead with n as n trees whose leaves lead with 1."""
+    if tree is None:
+        return [None] * n
+    if isinstance(tree, dict):
+        parts = zip(*(_rows(v, n) for v in tree.values()), strict=True)
+        return [dict(zip(tree, part, strict=True)) for part in parts]
+    if isinstance(tree, tuple | list):
+        return [type(tree)(part) for part in zip(*(_rows(v, n) for v in tree), strict=True)]
+    return tree.split(1)
+
+
+def _with_gradient(
+    process: Process,
+    denoise: Denoiser,
+    steps: Steps,
+    cond: Any,
+    x: Any,
+    noise: Tensor,
+    begin: int,
+    switch: int,
+    span: tuple[int, int],
+) -> tuple[Any, list[Any], list[Tensor]]:
+    """The same loop with the last steps differentiable; what is recorded is detached."""
+    states, scores = [], []
+    with torch.enable_grad():
+        context = denoise.encode(cond)
+        clock, rows = _clocks(denoise, steps, first(x).device), steps.on(first(x).device)
+        for k in range(begin, len(steps)):
+            with torch.set_grad_enabled(k >= switch):
+                law = process.reverse(denoise(x, clock[k], context), x, rows[k])
+                if span[0] <= k <= span[1]:
+                    states.append(tree_map(Tensor.detach, x))
+                x = law.draw(noise[k - begin])
+                if span[0] <= k < span[1] and steps.dense[k]:
+                    scores.append(law.log_prob(tree_map(Tensor.detach, x)).detach())
+        if span[0] < span[1] == len(steps):
+            states.append(tree_map(Tensor.detach, x))
+    return x, states, scores
+
+
+def _record(
+    steps: Steps, x: Any, states: list[Any], scores: list[Any], cond: Any, low: int, high: int, grad: bool
+) -> Chain:
+    """Stack what was kept; ordinary tensors, whatever mode the loop ran in."""
+    sample = x if grad else tree_map(Tensor.clone, x)
+    kept = [k for k in range(low, high) if steps.dense[k]]
+    device, count = first(x).device, first(x).shape[0]
+    at = torch.tensor([k - low for k in kept], dtype=torch.int64, device=device)
+    step = torch.tensor(kept, dtype=torch.int64, device=device)
+    joined = tree_map(lambda *v: torch.stack(v, 1), *states) if states else tree_map(lambda v: v[:, None], sample)
+    if not scores:
+        log_prob = torch.zeros(count, 0, device=device)
+    elif isinstance(scores[0], Gaussian):
+        with torch.no_grad():
+            after = joined[:, 1:] if len(kept) == high - low else joined.index_select(1, at + 1)
+            log_prob = stack_laws(scores).log_prob(after)
+    else:
+        log_prob = torch.stack(scores, 1)
+    return Chain(steps, joined, at, step, log_prob, sample, cond)

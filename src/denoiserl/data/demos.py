@@ -1,0 +1,117 @@
+"""Demonstrations: recorded episodes, stored flat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl import store
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.tree import Tree, cat, leaves, tree_map
+
+KIND = "denoiserl demonstrations"
+
+
+@dataclass(frozen=True)
+class Demos:
+    """Episodes one after another: ``observations`` [N, ...] (any tree), ``actions`` [N, d], ``ends`` [E] (exclusive).
+
+    ``success`` [E] bool and ``returns`` [E] where they are known, else None.
+    """
+
+    observations: Tree
+    actions: Tensor
+    ends: Tensor
+    success: Tensor | None = None
+    returns: Tensor | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        frames = len(self.actions)
+        if len(self.ends) == 0 or int(self.ends[-1]) != frames or bool((self.lengths <= 0).any()):
+            raise BadSignal(f"ends must increase and finish at the {frames} frames; they are {self.ends.tolist()[-5:]}")
+        for leaf in leaves(self.observations):
+            if len(leaf) != frames:
+                raise BadSignal(f"there are {frames} actions and {len(leaf)} observations: one each a frame")
+        for what, told in (("success", self.success), ("returns", self.returns)):
+            if told is not None and len(told) != len(self.ends):
+                raise BadSignal(f"{what} has {len(told)} entries for {len(self.ends)} episodes")
+
+    @staticmethod
+    def of(
+        episodes: Sequence[tuple[Any, Tensor]],
+        success: Sequence[bool] | None = None,
+        returns: Sequence[float] | None = None,
+        name: str = "",
+    ) -> Demos:
+        """From a list of (observations [L, ...], actions [L, d]), one an episode."""
+        if not episodes:
+            raise BadSignal("no episode was recorded")
+        return Demos(
+            cat([o for o, _ in episodes]),
+            torch.cat([a for _, a in episodes]),
+            torch.tensor([len(a) for _, a in episodes]).cumsum(0),
+            None if success is None else torch.tensor(list(success)),
+            None if returns is None else torch.tensor(list(returns)),
+            name,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Frames of each episode, [E]."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1))
+
+    def episode(self, i: int) -> tuple[Any, Tensor]:
+        """Observations and actions of one episode."""
+        end = int(self.ends[i])
+        part = slice(end - int(self.lengths[i]), end)
+        return tree_map(lambda v: v[part], self.observations), self.actions[part]
+
+    def take(self, keep: Tensor) -> Demos:
+        """The episodes of an index or mask [E]."""
+        keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
+        if len(keep) == 0:
+            raise BadSignal("no episode is left: record more, or filter less")
+        episodes = [self.episode(int(i)) for i in keep]
+        parts = [None if v is None else v[keep].tolist() for v in (self.success, self.returns)]
+        return Demos.of(episodes, parts[0], parts[1], self.name)
+
+    def successful(self) -> Demos:
+        """The episodes that succeeded."""
+        if self.success is None:
+            raise BadSignal("these demonstrations do not say which episodes succeeded")
+        return self.take(self.success)
+
+    def statistics(self) -> dict[str, float]:
+        """Episodes, frames, mean length, and success and return where known."""
+        told = {
+            "episodes": float(len(self)),
+            "frames": float(len(self.actions)),
+            "length": len(self.actions) / len(self),
+        }
+        if self.success is not None:
+            told["success"] = float(self.success.float().mean())
+        if self.returns is not None:
+            told["return"] = float(self.returns.float().mean())
+        return told
+
+    def save(self, path: str | Path) -> Path:
+        """Store in the folder ``path``, whole or not at all."""
+        fields = ("observations", "actions", "ends", "success", "returns", "name")
+        return store.write(path, {"kind": KIND, **{f: getattr(self, f) for f in fields}})
+
+    @staticmethod
+    def load(path: str | Path) -> Demos:
+        """Read what ``save`` stored."""
+        tree = store.read(path)
+        if not isinstance(tree, dict) or tree.get("kind") != KIND:
+            raise BadRun(f"{path} holds no demonstrations")
+        return Demos(**{k: v for k, v in tree.items() if k != "kind"})

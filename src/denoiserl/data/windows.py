@@ -1,0 +1,109 @@
+"""Chunk windows: what a policy with T_o observations of memory and a horizon of H actions is trained on.
+
+A window of an episode of length L starts at time i; its entry j is the step i + j - (T_o - 1). Observations are the
+first T_o entries and actions all H, so entry T_o - 1 is *now*. Windows reach over the ends of their episode, where the
+first or the last frame is repeated: by T_o - 1 entries before, by T_a - 1 after (Diffusion Policy, 2303.04137).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.errors import BadSignal
+from denoiserl.tree import rows, tree_map
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Indices into flat episode storage: ``frame`` [N, H] int64, ``real`` [N, H] (False where a frame is repeated)
+    and ``episode`` [N]."""
+
+    frame: Tensor
+    real: Tensor
+    episode: Tensor
+    history: int
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def observations(self, data: Any, index: Tensor) -> Any:
+        """The histories [n, T_o, ...] of some windows from flat observations [frames, ...] (any tree)."""
+        frame = self.frame[index, : self.history]
+        return tree_map(lambda v: v[frame], data)
+
+    def actions(self, data: Any, index: Tensor) -> Any:
+        """The chunks [n, H, ...] of some windows from flat actions [frames, ...]; entry T_o - 1 is now."""
+        frame = self.frame[index]
+        return tree_map(lambda v: v[frame], data)
+
+
+def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = None) -> Windows:
+    """All windows of episodes that end (exclusively) at the flat frames ``ends`` [E].
+
+    ``horizon`` is H, ``history`` is T_o, ``execute`` is T_a (by default the most: H - T_o + 1).
+    """
+    execute = horizon - history + 1 if execute is None else execute
+    if not 1 <= history <= horizon:
+        raise BadSignal(f"the history T_o must be in 1..H = {horizon}; it is {history}")
+    if not 1 <= execute <= horizon - history + 1:
+        raise BadSignal(f"T_a must be in 1..H - T_o + 1 = {horizon - history + 1}; it is {execute}")
+    ends = torch.as_tensor(ends, dtype=torch.int64)
+    if len(ends) == 0 or bool((ends.diff(prepend=ends.new_zeros(1)) <= 0).any()):
+        raise BadSignal("ends must be increasing and no episode may be empty")
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    length = ends - starts
+    # first entry of a window runs from -(T_o - 1) to L - H + (T_a - 1), counted in the episode
+    before, after = history - 1, execute - 1
+    count = (length + before + after - horizon + 1).clamp_min(0)
+    if int(count.sum()) == 0:
+        raise BadSignal(
+            f"no episode is as long as a window: the longest has {int(length.max())} steps, "
+            f"and a horizon of {horizon} with T_a = {execute} needs {horizon - before - after}"
+        )
+    episode = torch.repeat_interleave(torch.arange(len(ends)), count)
+    offset = torch.arange(len(episode)) - (count.cumsum(0) - count)[episode]
+    place = (offset - before)[:, None] + torch.arange(horizon)
+    inside = torch.minimum(place.clamp_min(0), (length[episode] - 1)[:, None])
+    return Windows(starts[episode][:, None] + inside, place == inside, episode, history)
+
+
+class Batches:
+    """Endless shuffled minibatches of windows: every window once an epoch.
+
+    ``draw(rng, n)`` gives indices [n]; the state is the rest of the running epoch and is saved with it.
+    """
+
+    def __init__(self, windows: Windows | Tensor | int) -> None:
+        self.size = windows if isinstance(windows, int) else len(windows)
+        self.rest = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, rng: Any, n: int) -> Tensor:
+        """The next ``n`` indices."""
+        while len(self.rest) < n:
+            self.rest = torch.cat([self.rest, rng.permutation(self.size).cpu()])
+        index, self.rest = self.rest[:n], self.rest[n:]
+        return index
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"size": self.size, "rest": self.rest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if int(state["size"]) != self.size:
+            raise BadSignal(f"these batches are of {self.size} windows; the saved ones were of {int(state['size'])}")
+        self.rest = state["rest"]
+
+
+def stack_history(past: list[Any], history: int) -> Any:
+    """The observation history [B, T_o, ...] of the frames seen so far (oldest first), repeating the first one."""
+    if not past:
+        raise BadSignal("an observation history needs at least one frame")
+    frames = past[-history:]
+    frames = [frames[0]] * (history - len(frames)) + frames
+    n = rows(frames[0])
+    if any(rows(f) != n for f in frames):
+        raise BadSignal("the frames of a history must have the same batch")
+    return tree_map(lambda *v: torch.stack(v, 1), frames[0], *frames[1:])

@@ -1,0 +1,9 @@
+"""Environments: a stream of experience from any of them, one-episode evaluation, and Meta-World.
+
+Nothing here imports a simulator until it is asked for.
+"""
+
+from denoiserl.env.evaluate import Evaluation, evaluate
+from denoiserl.env.stream import Act, Episode, Stream
+
+__all__ = ["Act", "Episode", "Evaluation", "Stream", "evaluate"]

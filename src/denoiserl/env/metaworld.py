@@ -1,0 +1,226 @@
+"""Meta-World: fifty simulated tasks of a robot arm, with scripted experts and a few ways to make experts imperfect.
+
+Observations are 39 numbers (hand, gripper, object, the same one tick ago, goal), actions 4 (hand displacement of up to
+1 cm, gripper). Copies of a task share one parsed model, so a copy is made in 10 ms and not in half a second.
+
+Needs ``pip install 'denoiserl[robotics]'``; nothing is imported before a task is made.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+import sys
+import warnings
+import weakref
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from denoiserl.data.demos import Demos
+from denoiserl.errors import BadRun, BadSignal, MissingExtra, nearest, need
+from denoiserl.rng import Rng
+
+
+def _library() -> Any:
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when mujoco is imported
+    mujoco = need("mujoco", "robotics")
+    release = tuple(int(n) for n in mujoco.__version__.split(".")[:2])
+    if release >= (3, 17):
+        raise MissingExtra(
+            f"Meta-World runs on mujoco below 3.17; {mujoco.__version__} is installed: pip install 'mujoco<3.17'"
+        )
+    return need("metaworld.env_dict", "robotics")
+
+
+def tasks() -> list[str]:
+    """The names of all tasks."""
+    return sorted(_library().ALL_V3_ENVIRONMENTS)
+
+
+def _class(task: str) -> Any:
+    known = _library().ALL_V3_ENVIRONMENTS
+    if task not in known:
+        raise BadSignal(nearest(task, known, "Meta-World task"))
+    return known[task]
+
+
+@lru_cache(maxsize=64)
+def _sharing(task: str) -> Any:
+    """The task's class with its model parsed once."""
+    cls, mujoco = _class(task), need("mujoco", "robotics")
+    parsed: list[Any] = []
+
+    class Shared(cls):
+        def _initialize_simulation(self) -> Any:
+            if not parsed:
+                parsed.append(super()._initialize_simulation()[0])
+            model = copy.copy(parsed[0])  # tasks move bodies of the model, so every copy has its own
+            return model, mujoco.MjData(model)
+
+    Shared.__name__ = cls.__name__
+    return Shared
+
+
+class MetaWorld:
+    """One task as a Gymnasium environment.
+
+    ``horizon``: ticks until truncation. ``until_success``: success ends the episode. ``dense``: Meta-World's own shaped
+    reward, 0 to 10 a tick; otherwise the reward is 1 in the tick of success and 0 else. The goal is visible.
+    """
+
+    def __init__(self, task: str, horizon: int = 100, until_success: bool = True, dense: bool = False) -> None:
+        self.task, self.horizon, self.until_success, self.dense = task, horizon, until_success, dense
+        sim = _sharing(task)()
+        sim._partially_observable = False
+        sim.__dict__.pop("sawyer_observation_space", None)
+        sim._freeze_rand_vec, sim.seeded_rand_vec, sim._set_task_called = False, True, True
+        sim.max_path_length = max(horizon, 500)
+        self.sim = sim
+        self.observation_space, self.action_space = sim.sawyer_observation_space, sim.action_space
+        self.ticks = 0
+        self.camera: Camera | None = None
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """A new episode: objects and goal somewhere else."""
+        if seed is not None:
+            self.sim.seed(seed)
+        self.ticks = 0
+        observation, info = self.sim.reset()
+        return observation, info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One tick; ``info["success"]``, and ``info["dense"]`` the shaped reward."""
+        observation, dense, _, _, info = self.sim.step(action)
+        self.ticks += 1
+        success = bool(info["success"])
+        reward = float(dense) if self.dense else float(success)
+        info = {**info, "success": success, "dense": float(dense)}
+        over = success and self.until_success
+        return observation, reward, over, self.ticks >= self.horizon and not over, info
+
+    def render(self, size: int = 256) -> np.ndarray:
+        """The scene as an image [size, size, 3] uint8."""
+        if self.camera is None or self.camera.size != size:
+            self.camera = Camera(self.sim, size)
+        return self.camera.frame()
+
+    def close(self) -> None:
+        """Free the camera and the simulation."""
+        if self.camera is not None:
+            self.camera.close()
+            self.camera = None
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the camera stands: it looks at ``at`` (metres) from ``distance``, at angles in degrees."""
+
+    at: tuple[float, float, float] = (0.0, 0.65, 0.12)
+    distance: float = 1.5
+    azimuth: float = 150.0
+    elevation: float = -28.0
+
+
+class Camera:
+    """A fast offscreen camera: no shadow map, multisampling, reflection, skybox or fog (about 20 times the frames)."""
+
+    def __init__(self, sim: Any, size: int = 256, view: View = View()) -> None:
+        mujoco = need("mujoco", "robotics")
+        self.sim, self.size = sim, size
+        model = sim.model
+        # read when the renderer is made
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+        try:
+            self.renderer = mujoco.Renderer(model, size, size)
+        except (mujoco.FatalError, RuntimeError) as error:
+            raise BadRun(
+                f"no offscreen renderer ({error}): set MUJOCO_GL=egl or osmesa before mujoco is imported"
+            ) from None
+        self._free = weakref.finalize(self, self.renderer.close)
+        self._free.atexit = False
+        atexit.register(self._free)  # before EGL itself shuts down, which weakref's own hook would not be
+        self.eye = mujoco.MjvCamera()
+        self.eye.lookat[:], self.eye.distance = view.at, view.distance
+        self.eye.azimuth, self.eye.elevation = view.azimuth, view.elevation
+        names = ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE")
+        self.off = [int(getattr(mujoco.mjtRndFlag, f"mjRND_{name}")) for name in names]
+
+    def frame(self) -> np.ndarray:
+        """What it sees now, [size, size, 3] uint8."""
+        self.renderer.update_scene(self.sim.data, camera=self.eye)
+        self.renderer.scene.flags[self.off] = 0
+        return self.renderer.render()
+
+    def close(self) -> None:
+        """Free the graphics context."""
+        atexit.unregister(self._free)
+        self._free()
+
+
+@dataclass(frozen=True)
+class Flaws:
+    """What is wrong with a demonstrator.
+
+    ``aim``: each episode he believes object and goal to be displaced by N(0, aim²) metres (half of it vertically), as a
+    badly calibrated camera would have it. ``slip``: N(0, slip²) is added to what he commands before the arm moves; the
+    command is what is recorded.
+    """
+
+    aim: float = 0.0
+    slip: float = 0.0
+
+
+OBJECT, GOAL = slice(4, 7), slice(36, 39)
+
+
+def expert(task: str) -> Any:
+    """Meta-World's scripted policy of a task: ``expert(task).get_action(observation)``."""
+    _class(task)
+    return need("metaworld.policies", "robotics").ENV_POLICY_MAP[task]()
+
+
+def demonstrations(
+    task: str,
+    n: int,
+    seed: int = 0,
+    horizon: int = 100,
+    flaws: Flaws = Flaws(),
+) -> Demos:
+    """``n`` episodes of the scripted expert with ``flaws``, failures included; they end at success or the horizon."""
+    env, policy = MetaWorld(task, horizon), expert(task)
+    episodes, success = [], []
+    for i in range(n):
+        rng = Rng.rows([seed * 1_000_003 + i])
+        believed = (flaws.aim * rng.normal(1, 2, 3)[0] * torch.tensor([1.0, 1.0, 0.5])).numpy()
+        slips = (flaws.slip * rng.normal(1, horizon, 4)[0]).numpy()
+        observation, _ = env.reset(seed=(seed * 1_000_003 + i) % 2**31)
+        seen, done, won = [], [], False
+        for tick in range(horizon):
+            view = observation.copy()
+            view[OBJECT] += believed[0]
+            view[GOAL] += believed[1]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that the answer has to be clipped, which it is here
+                command = np.clip(policy.get_action(view), -1, 1)
+            seen.append(observation)
+            done.append(command)
+            observation, _, terminated, truncated, info = env.step(
+                np.clip(command + slips[tick], -1, 1).astype(np.float32)
+            )
+            won = won or info["success"]
+            if terminated or truncated:
+                break
+        parts = (np.array(seen, np.float32), np.array(done, np.float32))
+        episodes.append((torch.from_numpy(parts[0]), torch.from_numpy(parts[1])))
+        success.append(won)
+    env.close()
+    return Demos.of(episodes, success, [float(s) for s in success], task)

@@ -1,0 +1,53 @@
+"""Reward scaling: divide rewards by the running standard deviation of the discounted return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RewardScale:
+    """r / std(R), where R_t = r_t + γ_t (1 − done_{t−1}) R_{t−1} runs along every copy (PPO's usual reward scaling).
+
+    Mean and variance are Welford's over all steps seen so far; the divisor never falls below ``least``. It remembers,
+    so name it in ``keep.loop``.
+    """
+
+    def __init__(self, least: float = 1e-3) -> None:
+        self.least, self.count, self.mean, self.squares = least, 0.0, 0.0, 0.0
+        self.running: Tensor | None = None
+
+    @property
+    def std(self) -> float:
+        """The divisor."""
+        return max((self.squares / max(self.count, 1.0)) ** 0.5, self.least)
+
+    def __call__(self, reward: Tensor, gamma: Tensor, done: Tensor) -> Tensor:
+        """Scaled rewards [T, B]; ``gamma`` [T, B] is the discount of each step, ``done`` where an episode ended."""
+        if self.running is None or self.running.shape != reward.shape[1:]:
+            self.running = torch.zeros(reward.shape[1:], device=reward.device)
+        seen = []
+        for t in range(len(reward)):
+            self.running = reward[t] + gamma[t] * self.running
+            seen.append(self.running)
+            self.running = torch.where(done[t], 0.0, self.running)
+        batch = torch.stack(seen).double()
+        n, mean = float(batch.numel()), float(batch.mean())
+        total, gap = self.count + n, mean - self.mean
+        self.squares += float(((batch - mean) ** 2).sum()) + gap**2 * self.count * n / total
+        self.mean, self.count = self.mean + gap * n / total, total
+        return reward / self.std
+
+    def border(self, iteration: int) -> None:
+        """The copies are reset here, and so are their running returns."""
+        self.running = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics."""
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with saved statistics."""
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]

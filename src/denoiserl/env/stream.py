@@ -1,0 +1,303 @@
+"""Environment experience: copies of an environment as a stream, and what was collected as an ``Episode``.
+
+``Stream`` takes a Gymnasium id, a factory, a Gymnasium vector environment or one of our batched worlds, and keeps four
+promises that training code usually breaks: ``terminated`` and ``done`` are apart; ``next_obs`` is the true successor
+where an episode ended; steps that an automatic reset swallowed are masked; a chunk of actions is one step.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoiserl import chain as chains
+from denoiserl.chain import Chain
+from denoiserl.env.chunk import Outcome
+from denoiserl.env.single import Singles
+from denoiserl.env.vector import Batched, Vector
+from denoiserl.env.workers import Workers
+from denoiserl.errors import BadSignal, need
+from denoiserl.meter import spend
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree, tree_map
+
+Act = Callable[[Any, Rng], tuple[Tensor, Chain | None]]
+"""``act(obs [B, ...], rng) -> (action [B, d] or chunk [B, T_a, d], its chain or None)``, in the environment's units."""
+
+
+class Owner(Protocol):
+    """Whoever steps the copies: ``Singles``, ``Workers``, ``Vector`` or ``Batched``."""
+
+    name: str
+
+    @property
+    def count(self) -> int: ...
+    def reset(self, seeds: list[int]) -> Any: ...
+    def play(
+        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+    ) -> Outcome: ...
+    def close(self) -> None: ...
+
+
+class Spec(NamedTuple):
+    """What copies see and do: ``obs`` shapes (a shape, or a dict of them), the action's shape, and its box.
+
+    ``choices`` is the number of actions of a discrete environment, else None.
+    """
+
+    obs: Any
+    action: tuple[int, ...]
+    low: np.ndarray
+    high: np.ndarray
+    choices: int | None = None
+
+
+def _shapes(space: Any, name: str) -> Any:
+    if hasattr(space, "spaces") and isinstance(space.spaces, dict):
+        return {k: _shapes(v, name) for k, v in space.spaces.items()}
+    if getattr(space, "shape", None) is None:
+        raise BadSignal(f"{name} observes a {type(space).__name__}: flatten it to arrays, or dicts of arrays, first")
+    return tuple(space.shape)
+
+
+def spec(observation: Any, action: Any, name: str = "the environment") -> Spec:
+    """The ``Spec`` of one copy's spaces. Box and Discrete actions; arrays and dicts of arrays as observations."""
+    seen = _shapes(observation, name)
+    if hasattr(action, "n"):
+        n, first = int(action.n), int(getattr(action, "start", 0))
+        return Spec(seen, (), np.array(first), np.array(first + n - 1), n)
+    if not hasattr(action, "low"):
+        raise BadSignal(f"{name} acts in a {type(action).__name__}: only Box and Discrete action spaces are driven")
+    return Spec(seen, tuple(action.shape), np.asarray(action.low), np.asarray(action.high))
+
+
+def derived(*numbers: int) -> int:
+    """A 31-bit seed from integers: copies, borders and episodes get streams of their own."""
+    return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def _gym(name: str) -> Any:
+    if ":" not in name and name.startswith("Meta-World/"):
+        importlib.import_module("metaworld")
+    return need("gymnasium", "core").make(name)
+
+
+def own(env: Any, copies: int | None = None, processes: int = 1) -> tuple[Owner, Spec]:
+    """The owner of copies of ``env`` and their spec. ``env``: an id, a factory, a vector environment or a world."""
+    if not callable(env) and not isinstance(env, str):
+        for needed in ("num_envs", "single_action_space", "single_observation_space"):
+            if not hasattr(env, needed) and not (needed.startswith("single") and hasattr(env, needed[7:])):
+                raise BadSignal(f"{env!r} is no vector environment (no {needed}): give an id or a factory instead")
+        if copies not in (None, env.num_envs):
+            raise BadSignal(f"the vector environment has {env.num_envs} copies, not {copies}: leave copies out")
+        name = getattr(getattr(env, "spec", None), "id", None) or type(env).__name__
+        seen = getattr(env, "single_observation_space", None) or env.observation_space
+        acts = getattr(env, "single_action_space", None) or env.action_space
+        owner = Batched(env, name) if getattr(env, "steps_some", False) else Vector(env, name)
+        return owner, spec(seen, acts, name)
+    copies = 1 if copies is None else copies
+    if copies < 1 or processes < 1:
+        raise BadSignal(f"copies and processes start at 1; they are {copies} and {processes}")
+    name = env if isinstance(env, str) else getattr(getattr(env, "func", env), "__name__", "the environment")
+    make: Any = partial(_gym, env) if isinstance(env, str) else env
+    probe: Any = make()
+    if hasattr(probe, "num_envs"):
+        return own(probe)
+    found = spec(probe.observation_space, probe.action_space, name)
+    probe.close()
+    if processes == 1:
+        return Singles(make, copies, name), found
+    return Workers(make, copies, processes, name), found
+
+
+def executable(action: Tensor, spec: Spec, copies: int, name: str) -> tuple[np.ndarray, int]:
+    """Actions as [B, T_a, *shape] numpy inside the box, and T_a. Anything that does not fit is refused."""
+    shape: tuple[int, ...] = tuple(action.shape)
+    ticks = shape[1] if len(shape) > 1 else 0
+    single, chunk = (copies, *spec.action), (copies, ticks, *spec.action)
+    if spec.choices is not None and shape == (copies, 1):
+        action, shape = action.squeeze(-1), (copies,)
+    if shape != single and (shape != chunk or not ticks):
+        raise BadSignal(
+            f"{name} takes actions {list(single)} or chunks {[copies, 'T_a', *spec.action]}; "
+            f"the policy gave {list(shape)}"
+        )
+    action = action.detach().cpu()
+    if spec.choices is not None:
+        if action.is_floating_point():
+            raise BadSignal(f"{name} takes one of {spec.choices} actions as integers; the policy gave {action.dtype}")
+        if bool(((action < int(spec.low)) | (action > int(spec.high))).any()):
+            raise BadSignal(f"{name} takes actions {int(spec.low)}..{int(spec.high)}; the policy gave others")
+        numbers = action.numpy()
+    else:
+        numbers = action.float().numpy()
+        if not np.isfinite(numbers).all():
+            row = int(np.argmax(~np.isfinite(numbers.reshape(copies, -1)).all(1)))
+            raise BadSignal(f"the policy's action for copy {row} of {name} holds NaN or infinity")
+        numbers = np.clip(numbers, spec.low, spec.high).astype(np.float32)
+    return (numbers[:, None], 1) if shape == single else (numbers, ticks)
+
+
+def tensors(observation: Any, shapes: Any = None, name: str = "the environment") -> Any:
+    """Observations [B, ...] as float32 tensors; with ``shapes`` they are checked."""
+    if isinstance(observation, dict):
+        return {k: tensors(v, None if shapes is None else shapes.get(k), name) for k, v in observation.items()}
+    if shapes is not None and tuple(observation.shape[1:]) != tuple(shapes):
+        raise BadSignal(f"{name} promises observations {list(shapes)} and gave {list(observation.shape[1:])}")
+    return torch.from_numpy(np.ascontiguousarray(observation, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Collected experience, all [T, B, ...]; a step is one decision (an action, or a chunk of T_a).
+
+    ``obs``, ``next_obs``: trees; ``next_obs`` is the true successor. ``reward``: Σ γ^i r_i over the executed ticks.
+    ``terminated``: truly over; ``done``: over, time limits too. ``length``: ticks executed. ``live`` [T, B, T_a]: the
+    executed actions; all False where an automatic reset swallowed the step. ``action``: what the policy asked for.
+    ``info``: ``return`` and ``ticks`` of the episode so far, and ``success`` (so far) where it is reported.
+    """
+
+    obs: Tree
+    next_obs: Tree
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    done: Tensor
+    length: Tensor
+    live: Tensor
+    chain: Chain | None = None
+    info: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> Tensor:
+        """[T, B] bool: the step happened. What is not alive must not be learned from."""
+        return self.live.any(-1)
+
+    def discount(self, gamma: float) -> Tensor:
+        """γ to the length of the step, 0 where the episode truly ended: [T, B]."""
+        return gamma ** self.length.float() * ~self.terminated
+
+    def summary(self) -> dict[str, float]:
+        """Means over the episodes that finished here: ``episodes``, ``return``, ``ticks``, ``success`` if reported.
+
+        Without a finished episode there is only ``episodes``: 0.
+        """
+        over = self.done & self.alive
+        count = int(over.sum())
+        means = {k: float(v[over].float().mean()) for k, v in self.info.items()} if count else {}
+        return {"episodes": float(count), **means}
+
+
+class Stream:
+    """``copies`` of an environment, each in the middle of an episode.
+
+    ``env``: a Gymnasium id, a factory, a Gymnasium vector environment (then ``copies`` is its own number), or a batched
+    world. ``processes`` > 1 steps the copies of an id or factory in that many worker processes, with the same numbers.
+    ``gamma`` is the discount inside a chunk.
+    """
+
+    def __init__(
+        self, env: Any, copies: int | None = None, seed: int = 0, processes: int = 1, gamma: float = 1.0
+    ) -> None:
+        self.owner, self.spec = own(env, copies, processes)
+        self.seed, self.gamma = seed, gamma
+        self.obs: Any = None
+
+    @property
+    def copies(self) -> int:
+        """B."""
+        return self.owner.count
+
+    @property
+    def name(self) -> str:
+        """What the environment is called."""
+        return self.owner.name
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in one action (1 of a discrete environment)."""
+        return math.prod(self.spec.action)
+
+    @property
+    def obs_dim(self) -> int:
+        """Numbers in one flat observation."""
+        if isinstance(self.spec.obs, dict) or len(self.spec.obs) != 1:
+            raise BadSignal(f"{self.name} has no flat observation: its shapes are {self.spec.obs}")
+        return self.spec.obs[0]
+
+    def border(self, iteration: int) -> None:
+        """Reset all copies with seeds made from (seed, iteration, copy).
+
+        A simulator cannot be saved. Resetting every run, resumed or not, at the same iterations makes both the same.
+        """
+        seeds = [derived(self.seed, iteration, copy) for copy in range(self.copies)]
+        self.obs = tensors(self.owner.reset(seeds), self.spec.obs, self.name)
+        self._returns = np.zeros(self.copies)
+        self._ticks = np.zeros(self.copies, np.int64)
+        self._success = np.zeros(self.copies, bool)
+
+    def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
+        """``steps`` decisions of every copy."""
+        if self.obs is None:
+            self.border(0)
+        if steps < 1:
+            raise BadSignal(f"collect takes at least one step, not {steps}")
+        told: list[dict[str, Any]] = []
+        made: list[Chain] = []
+        for _ in range(steps):
+            action, record = act(self.obs, rng)
+            if record is not None:
+                made.append(record)
+            told.append(self._step(action))
+        if made and len(made) != steps:
+            raise BadSignal("act returned a chain for some steps only: return one for all, or None")
+        columns = {k: tree_map(lambda *v: torch.stack(v), *[row[k] for row in told]) for k in told[0] if k != "info"}
+        known = set.intersection(*[set(row["info"]) for row in told])
+        info = {k: torch.stack([row["info"][k] for row in told]) for k in sorted(known)}
+        spend("env steps", int(columns["length"].sum()))
+        return Episode(**columns, chain=chains.stack(made) if made else None, info=info)
+
+    def _step(self, action: Tensor) -> dict[str, Any]:
+        numbers, ticks = executable(action, self.spec, self.copies, self.name)
+        out = self.owner.play(numbers, np.ones(self.copies, bool), self.gamma)
+        if not np.isfinite(out.raw).all():
+            raise BadSignal(
+                f"copy {int(np.argmax(~np.isfinite(out.raw)))} of {self.name} gave a reward of NaN or infinity"
+            )
+        over = (out.terminated | out.truncated) & (out.length > 0)
+        self._returns += out.raw
+        self._ticks += out.length
+        info = {
+            "return": torch.from_numpy(self._returns.astype(np.float32)),
+            "ticks": torch.from_numpy(self._ticks.copy()),
+        }
+        if out.success is not None:
+            self._success |= out.success
+            info["success"] = torch.from_numpy(self._success.copy())
+        self._returns, self._ticks = np.where(over, 0.0, self._returns), np.where(over, 0, self._ticks)
+        self._success = self._success & ~over
+        row = {
+            "obs": self.obs,
+            "next_obs": tensors(out.after, self.spec.obs, self.name),
+            "action": action.detach(),
+            "reward": torch.from_numpy(out.reward.astype(np.float32)),
+            "terminated": torch.from_numpy(out.terminated.copy()),
+            "done": torch.from_numpy(out.terminated | out.truncated),
+            "length": torch.from_numpy(out.length.copy()),
+            "live": torch.arange(ticks) < torch.from_numpy(out.length.copy())[:, None],
+            "info": info,
+        }
+        self.obs = tensors(out.start, self.spec.obs, self.name)
+        return row
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.owner.close()

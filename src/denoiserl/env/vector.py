@@ -1,0 +1,210 @@
+"""Copies owned by somebody else's vector environment, and by our own batched worlds.
+
+``Vector`` drives any Gymnasium vector environment (1.x) in each of its three autoreset modes and gives the true next
+observation in all of them:
+
+    SAME_STEP   the step that ends an episode already returns the next one's start; the true one is in ``final_obs``
+    NEXT_STEP   the step after it ignores its action and returns the start: that step is dead, and masked
+    DISABLED    the caller resets, with ``reset_mask``
+
+Such an environment steps all copies at once, so a chunk cannot stop in one of them: chunks are taken as long as
+episodes end on a chunk's last tick, and refused with the way out otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from denoiserl.env.chunk import Outcome
+from denoiserl.env.single import refuse_nan
+from denoiserl.errors import BadSignal
+
+NEXT, SAME, DISABLED = "NextStep", "SameStep", "Disabled"
+
+
+def put(target: Any, mask: np.ndarray, source: Any) -> Any:
+    """``target`` [B, ...] with the rows of ``mask`` taken from ``source`` [B, ...]."""
+    if isinstance(target, dict):
+        return {k: put(target[k], mask, source[k]) for k in target}
+    return np.where(mask.reshape((-1,) + (1,) * (target.ndim - 1)), source, target)
+
+
+def copy(observation: Any) -> Any:
+    """A copy: vector environments reuse their buffers."""
+    if isinstance(observation, dict):
+        return {k: copy(v) for k, v in observation.items()}
+    return np.asarray(observation).copy()
+
+
+def _mode(envs: Any) -> str:
+    mode = getattr(envs, "metadata", {}).get("autoreset_mode")
+    mode = getattr(mode, "value", mode)
+    if mode not in (NEXT, SAME, DISABLED):
+        raise BadSignal(
+            f"this vector environment does not say how it resets (metadata['autoreset_mode'] is {mode!r}): set it to "
+            "gymnasium.vector.AutoresetMode.NEXT_STEP, SAME_STEP or DISABLED"
+        )
+    return mode
+
+
+def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray | None:
+    """Success [B], from the final info where a SAME_STEP environment put it."""
+    found = None
+    for source, rows in ((info, ~ended), (info.get("final_info", {}), ended), (info, ended)):
+        for key in ("success", "is_success"):
+            if isinstance(source, dict) and key in source:
+                value = np.asarray(source[key]).astype(bool)
+                reported = np.asarray(source.get(f"_{key}", np.ones(len(ended), bool))).astype(bool) & rows
+                found = np.zeros(len(ended), bool) if found is None else found
+                found |= value & reported
+    return found
+
+
+def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
+    """The observations in which episodes ended (SAME_STEP): ``final_obs`` holds one object a copy, or arrays."""
+    if "final_obs" not in info:
+        raise BadSignal("a SAME_STEP vector environment must give 'final_obs' where episodes end; this one did not")
+    final = info["final_obs"]
+    if isinstance(final, dict) or not (isinstance(final, np.ndarray) and final.dtype.kind == "O"):
+        return put(after, ended, final)
+    merged = copy(after)
+    for i in np.flatnonzero(ended):
+        if isinstance(merged, dict):
+            for key in merged:
+                merged[key][i] = final[i][key]
+        else:
+            merged[i] = final[i]
+    return merged
+
+
+class Vector:
+    """A Gymnasium vector environment as an owner of copies."""
+
+    def __init__(self, envs: Any, name: str = "the environment") -> None:
+        self.envs, self.name = envs, name
+        self.mode = _mode(envs)
+
+    @property
+    def count(self) -> int:
+        return self.envs.num_envs
+
+    def reset(self, seeds: list[int]) -> Any:
+        """A new episode in every copy, seeded where the environment takes seeds."""
+        try:
+            observation, _ = self.envs.reset(seed=seeds)
+        except TypeError:  # envpool takes its seed when it is made
+            observation, _ = self.envs.reset()
+        self.start = copy(observation)
+        self.pending = np.zeros(self.count, bool)  # copies that the next step will reset
+        refuse_nan(self.start, list(range(self.count)), self.name)
+        return self.start
+
+    def play(
+        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+    ) -> Outcome:
+        """One chunk [B, T_a, ...]. Copies that are reset by this very step (NEXT_STEP) have length 0."""
+        if watch is not None:
+            raise ValueError("the copies of a vector environment cannot be watched: give an id or a factory")
+        going = alive & ~self.pending
+        n, ticks = actions.shape[:2]
+        reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
+        terminated, truncated, success = np.zeros(n, bool), np.zeros(n, bool), None
+        after, start, weight = copy(self.start), copy(self.start), 1.0
+        for i in range(ticks):
+            seen, gain, term, trunc, info = self.envs.step(actions[:, i])
+            seen = copy(seen)
+            over = np.asarray(term, bool) | np.asarray(trunc, bool)  # of every copy, also of those that stand by
+            term, trunc = np.asarray(term, bool) & going, np.asarray(trunc, bool) & going
+            ended = term | trunc
+            reward, raw = reward + np.where(going, weight * gain, 0.0), raw + np.where(going, gain, 0.0)
+            weight *= gamma
+            length += going
+            terminated |= term
+            truncated |= trunc
+            true = _final(info, seen, ended) if self.mode == SAME and ended.any() else seen
+            after = put(after, going | self.pending, true)
+            start = put(start, going | self.pending, seen)
+            said = _success(info, np.asarray(ended) & (self.mode == SAME))
+            if said is not None:
+                success = (np.zeros(n, bool) if success is None else success) | (said & going)
+            self.pending = np.zeros(n, bool)
+            last = i == ticks - 1
+            if ended.any() and not last and not ended[going].all():
+                raise BadSignal(
+                    f"an episode of copy {int(ended.argmax())} of {self.name} ended inside a chunk of {ticks} actions, "
+                    "and a vector environment cannot stop one copy: give Stream an environment id or a factory "
+                    "instead, or end episodes on multiples of the chunk"
+                )
+            if self.mode == DISABLED and over.any():
+                start = put(start, ended, copy(self.envs.reset(options={"reset_mask": over})[0]))
+            elif self.mode == NEXT and ended.all() and restart:
+                start = copy(self.envs.reset()[0])
+            elif self.mode == NEXT:
+                self.pending = ended
+                if ticks > 1 and self.pending.any():
+                    raise BadSignal(
+                        f"copies of {self.name} do not end together: with NEXT_STEP resets a chunk of {ticks} actions "
+                        "would run into the next episode; give Stream an environment id or a factory, or use SAME_STEP"
+                    )
+            if ended[going].all() or last:
+                break
+        self.start = start
+        refuse_nan(after, list(range(n)), self.name)
+        refuse_nan(start, list(range(n)), self.name)
+        return Outcome(after, start, reward, raw, terminated, truncated, length, success)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.envs.close()
+
+
+class Batched:
+    """One of our own batched worlds (``labs.fork2d``): ``step(actions, live)`` moves the live copies only."""
+
+    def __init__(self, world: Any, name: str = "the world") -> None:
+        self.world, self.name = world, name
+
+    @property
+    def count(self) -> int:
+        return self.world.num_envs
+
+    def reset(self, seeds: list[int]) -> Any:
+        """A new episode in every copy, seeded."""
+        self.start = copy(self.world.reset(seed=seeds)[0])
+        return self.start
+
+    def play(
+        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+    ) -> Outcome:
+        """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]; ``watch(None, world)`` after every tick."""
+        n, ticks = actions.shape[:2]
+        reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
+        terminated, truncated, success = np.zeros(n, bool), np.zeros(n, bool), None
+        going, after, weight = alive.copy(), copy(self.start), 1.0
+        for i in range(ticks):
+            if not going.any():
+                break
+            seen, gain, term, trunc, info = self.world.step(actions[:, i], going)
+            after = put(after, going, copy(seen))
+            gain = np.where(going, np.asarray(gain, np.float64), 0.0)
+            reward, raw, weight = reward + weight * gain, raw + gain, weight * gamma
+            length += going
+            if "success" in info:
+                said = np.asarray(info["success"], bool) & going
+                success = said if success is None else success | said
+            terminated |= np.asarray(term, bool) & going
+            truncated |= np.asarray(trunc, bool) & going
+            going = going & ~(terminated | truncated)
+            if watch is not None:
+                watch(None, self.world)
+        ended, start = terminated | truncated, after
+        if restart and ended.any():
+            start = put(after, ended, copy(self.world.reset(options={"reset_mask": ended})[0]))
+        self.start = start
+        refuse_nan(after, list(range(n)), self.name)
+        return Outcome(after, start, reward, raw, terminated, truncated, length, success)
+
+    def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,72 @@
+"""What every law has in common."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from denoiserl.errors import NoDensity
+
+REMEDY = (
+    "a deterministic step has no density: leave it out of replay (chain.rows skips it, a window trains around it), "
+    "or give it noise (ddim(eta > 0), floored(transition, std))"
+)
+
+
+@runtime_checkable
+class Law(Protocol):
+    """What a decision is drawn from. ``event`` trailing axes form one event; ``live`` masks factors that count."""
+
+    @property
+    def event(self) -> int:
+        """How many trailing axes form one event."""
+        ...
+
+    @property
+    def live(self) -> Tensor | None:
+        """The factors that count (None: all)."""
+        ...
+
+    @property
+    def dense(self) -> bool | None:
+        """Static: has it a density? ``None``: unknown until it is asked."""
+        ...
+
+    @property
+    def size(self) -> Tensor:
+        """[*batch], live factors of the event."""
+        ...
+
+    def draw(self, noise: Any) -> Any:
+        """A sample, as a pure function of noise."""
+        ...
+
+    def log_prob(self, x: Any, factors: bool = False) -> Tensor:
+        """The joint log-probability [*batch], or one number a factor."""
+        ...
+
+    def kl(self, other: Any) -> Tensor:
+        """KL(self ‖ other) [*batch]."""
+        ...
+
+
+def joint(per_factor: Tensor, event: int, live: Tensor | None = None) -> Tensor:
+    """Sum over the event's factors: [*batch, *event] → [*batch]. Dead factors count nothing."""
+    if live is not None:
+        per_factor = torch.where(live, per_factor, 0.0)
+    return per_factor if event == 0 else per_factor.flatten(per_factor.ndim - event).sum(-1)
+
+
+def count(shape: torch.Size, event: int, live: Tensor | None, device: torch.device) -> Tensor:
+    """The number of live factors of each event, [*batch], float32."""
+    batch = shape[: len(shape) - event]
+    if live is None:
+        return torch.full(batch, float(shape[len(shape) - event :].numel()), device=device)
+    return joint(live.expand(shape).float(), event)
+
+
+def refuse() -> NoDensity:
+    """The error of a law without density."""
+    return NoDensity(REMEDY)

@@ -1,0 +1,75 @@
+"""The categorical law, lazy at vocabulary size: scored by gather and logsumexp, never normalised as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoiserl.law.base import count, joint
+
+
+def invert(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes ``uniform``: one number a token, [*] from [*, V].
+
+    Tokens of probability zero (logit −∞) are never drawn. Computed in float32: low-precision Gumbel noise is a known
+    fault of public samplers.
+    """
+    p = logits.float().softmax(-1)
+    cumulative = p.cumsum(-1)
+    total = cumulative[..., -1:]
+    target = torch.minimum(uniform[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    token = torch.searchsorted(cumulative, target.contiguous(), right=True)
+    # A parallel cumulative sum (GPU) can rise by a rounding error at an impossible token: give that hair to the best.
+    return torch.where(p.gather(-1, token) > 0, token, p.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def token_log_prob(logits: Tensor, token: Tensor) -> Tensor:
+    """log softmax(logits)[token], [*]: a gather and a logsumexp, in float32."""
+    logits = logits.float()
+    return logits.gather(-1, token[..., None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Categorical:
+    """Independent tokens over the last ``event`` axes; ``logits`` [*batch, *event, V], −∞ for impossible tokens.
+
+    Its noise is one uniform a token (inverse of the cumulative probability).
+    """
+
+    logits: Tensor
+    event: int = 0
+    live: Tensor | None = None
+
+    @property
+    def dense(self) -> bool:
+        """A probability mass always exists."""
+        return True
+
+    @property
+    def size(self) -> Tensor:
+        """[*batch], live tokens."""
+        return count(self.logits.shape[:-1], self.event, self.live, self.logits.device)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Tokens [*batch, *event] int64 from uniforms of the same shape."""
+        return invert(self.logits, noise)
+
+    def log_prob(self, x: Tensor, factors: bool = False) -> Tensor:
+        """Joint log-probability [*batch], or one number a token."""
+        per_factor = token_log_prob(self.logits, x)
+        if factors:
+            return per_factor if self.live is None else torch.where(self.live, per_factor, 0.0)
+        return joint(per_factor, self.event, self.live)
+
+    def kl(self, other: Categorical) -> Tensor:
+        """KL(self ‖ other) = Σ_i Σ_v p_i(v) (log p_i(v) − log q_i(v)), [*batch]; 0 log 0 = 0."""
+        p, q = self.logits.float().log_softmax(-1), other.logits.float().log_softmax(-1)
+        gap = torch.where(p > -torch.inf, p - q, 0.0)
+        return joint((p.exp() * gap).sum(-1), self.event, self.live)
+
+    def entropy(self) -> Tensor:
+        """−Σ p log p, [*batch]."""
+        p = self.logits.float().log_softmax(-1)
+        return joint(-(p.exp() * torch.where(p > -torch.inf, p, 0.0)).sum(-1), self.event, self.live)

@@ -1,0 +1,44 @@
+"""Objectives: pure functions of log-probs, credit and reference. One loss an element; the recipe reduces.
+
+They do not know which oracle the log-probs came from: ``replay`` (the path) or ``elbo`` (noise again).
+
+| to learn from | function |
+|---|---|
+| advantages | ``reinforce``, ``ppo_clip`` (with ``denoise_clip``) |
+| weights | ``weighted`` (with ``exp_weights``) |
+| pairs | ``dpo`` (``margin``) |
+| rewards within a prompt | ``centered`` |
+| a reference | ``k1``, ``k2``, ``k3`` |
+| returns | ``squared``, ``clipped_value``, ``huber`` |
+
+``clip_fraction``, ``clip_sides``, ``approx_kl`` watch an update; ``masked_mean`` and ``masked_sum`` reduce it.
+"""
+
+from denoiserl.objective.divergence import k1, k2, k3
+from denoiserl.objective.policy import approx_kl, clip_fraction, clip_sides, denoise_clip, ppo_clip, reinforce
+from denoiserl.objective.preference import dpo, margin
+from denoiserl.objective.reduction import masked_mean, masked_sum
+from denoiserl.objective.regression import centered, exp_weights, weighted
+from denoiserl.objective.value import clipped_value, huber, squared
+
+__all__ = [
+    "approx_kl",
+    "centered",
+    "clip_fraction",
+    "clip_sides",
+    "clipped_value",
+    "denoise_clip",
+    "dpo",
+    "exp_weights",
+    "huber",
+    "k1",
+    "k2",
+    "k3",
+    "margin",
+    "masked_mean",
+    "masked_sum",
+    "ppo_clip",
+    "reinforce",
+    "squared",
+    "weighted",
+]

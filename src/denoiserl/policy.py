@@ -1,0 +1,239 @@
+"""A policy: robot policy, image generator or language model; what is trained, saved, loaded and served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl import likelihood, store
+from denoiserl.chain import All, Chain, Draw, Record, Rows, Sample, sampler
+from denoiserl.denoiser import Denoiser
+from denoiserl.describe import build, describe
+from denoiserl.errors import BadRun
+from denoiserl.law import Law
+from denoiserl.process import Process, Steps
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree, tree_map
+from denoiserl.weights import Weights, fit
+
+KIND = "denoiserl policy"
+
+
+class Codec(Protocol):
+    """Data units ↔ model units. A frozen dataclass whose fields are numbers and tensors, so that it is saved."""
+
+    def encode(self, data: Tree) -> Tree:
+        """Data to model units."""
+        ...
+
+    def decode(self, sample: Tree) -> Tree:
+        """Model units to data."""
+        ...
+
+    def condition(self, cond: Tree | None) -> Tree | None:
+        """A condition in data units (an observation, a prompt) to what the denoiser encodes."""
+        ...
+
+    def start(self, cond: Tree | None) -> Tree | None:
+        """The state that a chain starts from, where the condition fixes part of it; None: the process's prior."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Data are in model units already."""
+
+    def encode(self, data: Tree) -> Tree:
+        """Nothing changes."""
+        return data
+
+    def decode(self, sample: Tree) -> Tree:
+        """Nothing changes."""
+        return sample
+
+    def condition(self, cond: Tree | None) -> Tree | None:
+        """Nothing changes."""
+        return cond
+
+    def start(self, cond: Tree | None) -> Tree | None:
+        """The prior."""
+        return None
+
+
+@dataclass(frozen=True)
+class Infill:
+    """Prompts are canvases: token sequences with masks where something is to be written. The chain starts there."""
+
+    def encode(self, data: Tree) -> Tree:
+        """Tokens are tokens."""
+        return data
+
+    def decode(self, sample: Tree) -> Tree:
+        """Tokens are tokens."""
+        return sample
+
+    def condition(self, cond: Tree | None) -> Tree | None:
+        """The network sees the prompt in the state."""
+        return None
+
+    def start(self, cond: Tree | None) -> Tree | None:
+        """The canvas."""
+        return cond
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A process, a denoiser's weights, and how chains are run: what a recipe improves.
+
+    ``event``: the shape of one state. ``train``: the table of steps that learning runs (say, an SDE); ``serve``: the
+    one that users run (say, an ODE). ``codec``: data units to model units and back. ``active``: the set of weights
+    that samples.
+    """
+
+    process: Process
+    weights: Weights
+    event: tuple[int, ...]
+    train: Steps
+    serve: Steps
+    codec: Codec = field(default_factory=Identity)
+    active: str = "current"
+
+    @classmethod
+    def of(
+        cls,
+        process: Process,
+        denoiser: Denoiser,
+        event: tuple[int, ...],
+        train: Steps,
+        serve: Steps | None = None,
+        codec: Codec | None = None,
+    ) -> Policy:
+        """A policy around a denoiser; it serves as it trains unless told otherwise."""
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"a policy holds a Denoiser, not a {type(denoiser).__name__}: wrap it (Gauss, Logits)")
+        return cls(process, Weights(denoiser), tuple(event), train, serve or train, codec or Identity())
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser of the active set of weights."""
+        return self.weights.using(self.active)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for p in self.weights.module.parameters()), torch.device("cpu"))
+
+    def to(self, device: str | torch.device) -> Policy:
+        """Move all weights and the codec's tensors."""
+        for module in (self.weights.module, *self.weights.sets.values()):
+            module.to(device)
+        return replace(self, codec=_moved(self.codec, device))
+
+    def using(self, name: str) -> Policy:
+        """The same policy sampling with another set of weights."""
+        self.weights.using(name)
+        return replace(self, active=name)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters."""
+        return [p for p in self.weights.module.parameters() if p.requires_grad]
+
+    def sampler(self, serve: bool = False, record: Record = All(), grad_last: int = 0, compile: bool = False) -> Draw:  # noqa: B008
+        """The sampler of ``train`` steps, or of ``serve`` steps; conditions are in model units."""
+        steps = self.serve if serve else self.train
+        return sampler(self.process, self.denoiser, steps, self.event, grad_last, record, compile)
+
+    def sample(
+        self,
+        cond: Tree | None,
+        rng: Rng,
+        rows: int | None = None,
+        record: Record = All(),  # noqa: B008 - a frozen record
+        serve: bool = False,
+        start: tuple[Tree, int] | None = None,
+    ) -> Chain:
+        """Run ``train`` steps (or ``serve`` steps) and keep the chain; ``cond`` in data units, states in model units.
+
+        ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior.
+        """
+        if start is None and (begin := self.codec.start(cond)) is not None:
+            start = (begin, 0)
+        return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows)
+
+    def draw(self, cond: Tree | None, rng: Rng, rows: int | None = None) -> Tree:
+        """What users get: ``serve`` steps, decoded to data units."""
+        return self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
+
+    def replay(self, record: Chain | Rows, micro: int | None = None, using: str | None = None) -> tuple[Law, Tree]:
+        """Score recorded steps under the active weights, or another set."""
+        return likelihood.replay(self.process, self.weights.using(using or self.active), record, micro)
+
+    def elbo(
+        self, x0: Tree, cond: Tree | None, rng: Rng, n: int, live: Tensor | None = None, using: str | None = None
+    ) -> Tensor:
+        """n ELBO terms a row of data (in data units), [batch, n]. For ratios, share one ``renoise`` instead."""
+        denoise = self.weights.using(using or self.active)
+        noised = likelihood.renoise(self.process, self.codec.encode(x0), n, rng, live)
+        return likelihood.elbo(self.process, denoise, noised, denoise.encode(self.codec.condition(cond)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sets of weights."""
+        return self.weights.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore all sets of weights."""
+        self.weights.load_state_dict(state)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the policy with its active weights to the folder ``path``: safetensors and JSON, atomically."""
+        denoiser = self.denoiser
+        tree = {
+            "kind": KIND,
+            "process": describe(self.process),
+            "denoiser": describe(denoiser),
+            "event": list(self.event),
+            "train": _plan(self.train),
+            "serve": _plan(self.serve),
+            "codec": describe(self.codec),
+            "weights": dict(denoiser.state_dict()),
+        }
+        return store.write(Path(path), tree)
+
+    @classmethod
+    def load(cls, path: str | Path, net: nn.Module | None = None, device: str | torch.device = "cpu") -> Policy:
+        """Read a policy. A network that is not of this package has to be made by you: ``load(path, net=...)``."""
+        tree = store.read(Path(path))
+        if not isinstance(tree, dict) or tree.get("kind") != KIND:
+            raise BadRun(f"{path} holds no policy (a run keeps its policies in the folders 'best' and 'last')")
+        denoiser = build(tree["denoiser"], net)
+        fit(denoiser, tree["weights"])
+        made = (build(tree["process"]), Weights(denoiser), tuple(tree["event"]))
+        return cls(*made, _unplan(tree["train"]), _unplan(tree["serve"]), build(tree["codec"])).to(device)
+
+
+def load(path: str | Path, net: nn.Module | None = None, device: str | torch.device = "cpu") -> Policy:
+    """Read a policy: see ``Policy.load``."""
+    return Policy.load(path, net, device)
+
+
+def _plan(steps: Steps) -> dict[str, Any]:
+    return {"times": steps.times, "table": dict(steps.table), "dense": list(steps.dense)}
+
+
+def _unplan(tree: dict[str, Any]) -> Steps:
+    return Steps(tree["times"], tree["table"], tuple(tree["dense"]))
+
+
+def _moved(thing: Any, device: str | torch.device) -> Any:
+    """A record, of this package or a user's, with its tensors on another device."""
+    if isinstance(thing, Tensor):
+        return thing.to(device)
+    if isinstance(thing, dict | list | tuple):
+        return tree_map(lambda v: _moved(v, device), thing)
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return replace(thing, **{f.name: _moved(getattr(thing, f.name), device) for f in fields(thing) if f.init})
+    return thing

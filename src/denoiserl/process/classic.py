@@ -1,0 +1,222 @@
+"""Ordinary policies as processes: one step (robots, bandits) and left to right (language models).
+
+They have no noise schedule, and everything above the kernel treats them like the rest: a Gaussian policy is a chain
+of one step, a left-to-right model a chain of one token a step whose replay is a single causal pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from denoiserl.denoiser import Denoiser, Estimate
+from denoiserl.errors import nearest
+from denoiserl.law import Categorical, Delta, Gaussian, Law
+from denoiserl.law.base import joint
+from denoiserl.law.categorical import invert, token_log_prob
+from denoiserl.process.base import Noised, Process, Step, Steps
+from denoiserl.process.masked import Logits, decodable, truncate
+from denoiserl.rng import Rng
+
+
+@final
+@dataclass(frozen=True)
+class OneStep(Process):
+    """Ordinary reinforcement learning: one decision, drawn from the network's own law.
+
+    ``law``: ``gaussian`` (mean; std from ``extra["std"]`` or the fixed ``std``) or ``categorical`` (logits). The
+    state before the decision says nothing: zeros.
+    """
+
+    law: Literal["gaussian", "categorical"] = "gaussian"
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.law not in ("gaussian", "categorical"):
+            raise ValueError(nearest(self.law, ["gaussian", "categorical"], "law"))
+
+    def steps(self, times: Tensor) -> Steps:
+        """A table of one step."""
+        if len(times) != 2:
+            raise ValueError(f"a one-step process has the grid grid(1), not {len(times) - 1} steps")
+        return Steps(times.double().cpu(), {}, (True,))
+
+    def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Delta:
+        """Zeros: nothing has been decided."""
+        dtype = torch.float32 if self.law == "gaussian" else torch.int64
+        return Delta(torch.zeros(shape, dtype=dtype, device=device), len(shape) - 1)
+
+    def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """Normals or uniforms shaped like the decision."""
+        return ("normal" if self.law == "gaussian" else "uniform"), event
+
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+        """Nothing is left of x₀."""
+        return Noised(torch.zeros_like(x0), t, x0, None, live)
+
+    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n copies: the likelihood is exact, so one is enough."""
+        many = x0[:, None].expand(-1, n, *x0.shape[1:])
+        where = None if live is None else live[:, None].expand(many.shape)
+        return self.noise(many, torch.ones(many.shape[:2], device=x0.device), rng, where)
+
+    def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """log p(x₀) itself, [*batch]."""
+        assert isinstance(noised.x, Tensor)
+        estimate = denoise(noised.x, denoise.clock(noised.t), context)
+        return self._law(estimate, noised.x, noised.t.ndim, noised.live).log_prob(noised.x0)
+
+    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """−log p(x₀), [*batch]: behaviour cloning by maximum likelihood."""
+        return -self.elbo(denoise, noised, context)
+
+    def _law(self, estimate: Estimate, x: Tensor, batch: int, live: Tensor | None = None) -> Law:
+        mean = estimate.mean
+        assert isinstance(mean, Tensor)
+        if self.law == "categorical":
+            return Categorical(mean, x.ndim - batch, live)
+        std = estimate.extra.get("std")
+        if std is None:
+            if self.std is None:
+                raise ValueError("a Gaussian policy needs a std: from the network (extra['std']) or OneStep(std=...)")
+            std = torch.tensor(self.std, device=mean.device)
+        return Gaussian(mean, std, x.ndim - batch, dense=True, live=live)
+
+    def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Law:
+        """The network's law."""
+        batch = step.t.ndim if isinstance(step.t, Tensor) else 1
+        return self._law(estimate, x, max(batch, 1))
+
+
+@final
+@dataclass(frozen=True)
+class Autoregressive(Process):
+    """Left to right: step k decides the leftmost position that is still open (``mask``).
+
+    The denoiser's row i must speak about token i given the tokens before it: for causal networks
+    ``Logits(net, start=...)``, or ``Logits(net, shift=True)`` where the first token is given. States are token
+    sequences [*batch, L]; a prompt is given by starting from it. Scoring a whole sequence takes one causal pass:
+    ``replay`` of a chain evaluates the network once.
+    """
+
+    vocab: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        decodable(self.temperature, self.top_k, self.top_p)
+
+    @property
+    def mask(self) -> int:
+        """The id of a position that is not yet written."""
+        return self.vocab
+
+    def steps(self, times: Tensor) -> Steps:
+        """One row a token; times are only counted."""
+        return Steps(times.double().cpu(), {}, tuple([True] * (len(times) - 1)))
+
+    def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Delta:
+        """Nothing is written."""
+        return Delta(torch.full(shape, self.mask, dtype=torch.int64, device=device), len(shape) - 1)
+
+    def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """One uniform a step, for the token that it writes."""
+        return "uniform", (1,)
+
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+        """The network sees clean tokens; causality hides what it must not see."""
+        return Noised(x0, t, x0, None, live)
+
+    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n copies: the likelihood is exact, so one is enough."""
+        many = x0[:, None].expand(-1, n, x0.shape[-1])
+        where = None if live is None else live[:, None].expand(many.shape)
+        return self.noise(many, torch.ones(many.shape[:2], device=x0.device), rng, where)
+
+    def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """log p(x₀) = Σ_i log p(x_i | x_<i) over live positions, [*batch]; one causal pass."""
+        assert isinstance(noised.x, Tensor) and isinstance(noised.x0, Tensor)
+        written = torch.ones_like(noised.x0, dtype=torch.bool) if noised.live is None else noised.live
+        self.first_token(denoise, written[..., 0])
+        logits = denoise(noised.x, denoise.clock(noised.t), context).mean
+        assert isinstance(logits, Tensor)
+        each = token_log_prob(truncate(logits, self.temperature, self.top_k, self.top_p), noised.x0)
+        return joint(each, 1, noised.live)
+
+    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """Cross-entropy a live token, [*batch]."""
+        assert isinstance(noised.x, Tensor)
+        size = noised.x.shape[-1] if noised.live is None else noised.live.sum(-1).clamp_min(1)
+        return -self.elbo(denoise, noised, context) / size
+
+    def first_token(self, denoise: Denoiser, written: Tensor) -> None:
+        """Refuse to score first tokens (where ``written`` [*batch]) that the network would be shown as its input."""
+        if isinstance(denoise, Logits) and denoise.shift and bool(written.any()):
+            raise ValueError(
+                "with shift=True the first row sees the first token itself, so that token cannot be scored: start from "
+                "a prompt or a start symbol (and leave it out of live), or use Logits(net, start=...)"
+            )
+
+    def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Next:
+        """The law of the next token. Logits [*batch, L, V], or one axis fewer in front: the same for all steps."""
+        logits = estimate.mean
+        assert isinstance(logits, Tensor)
+        at = (x == self.mask).int().argmax(-1, keepdim=True)
+        if logits.ndim == x.ndim:  # a causal pass: [*batch, L, V] for states [*batch, S, L]
+            at = at[..., 0]
+        row = logits.gather(-2, at[..., None].expand(*at.shape, logits.shape[-1]))
+        row = row if logits.ndim == x.ndim else row[..., 0, :]
+        return Next(truncate(row, self.temperature, self.top_k, self.top_p), x, self.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Next:
+    """The law of writing the leftmost open position of ``x`` [*batch, L]; nothing is decided where none is open.
+
+    ``logits`` [*batch, V]: those of that position.
+    """
+
+    logits: Tensor
+    x: Tensor
+    mask: int
+
+    @property
+    def event(self) -> int:
+        """One axis: the sequence."""
+        return 1
+
+    @property
+    def dense(self) -> bool:
+        """A probability mass always exists."""
+        return True
+
+    @property
+    def live(self) -> Tensor:
+        """[*batch, L] bool: the one position that is written."""
+        hidden = self.x == self.mask
+        return hidden & (hidden.cumsum(-1) == 1)
+
+    @property
+    def size(self) -> Tensor:
+        """[*batch]: 1, or 0 for a finished sequence."""
+        return self.live.sum(-1).float()
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """The next state, from uniforms [*batch, 1]."""
+        token = invert(self.logits, noise[..., 0])
+        return torch.where(self.live, token[..., None], self.x)
+
+    def log_prob(self, x: Tensor, factors: bool = False) -> Tensor:
+        """log p(token), [*batch]; 0 for a finished sequence. ``factors=True``: [*batch, L]."""
+        live = self.live
+        token = torch.where(live, x, 0).sum(-1)
+        value = torch.where(live.any(-1), token_log_prob(self.logits, token), 0.0)
+        return torch.where(live, value[..., None], 0.0) if factors else value
+
+    def kl(self, other: Next) -> Tensor:
+        """KL of the two next-token laws, [*batch]."""
+        return torch.where(self.live.any(-1), Categorical(self.logits).kl(Categorical(other.logits)), 0.0)

@@ -1,0 +1,197 @@
+"""Gaussian diffusion and flow matching: one process for VP, VE and rectified flow.
+
+x_t = α_t x₀ + σ_t ε. The estimate is the posterior mean of x₀, whatever the network predicts: ``Gauss`` converts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.denoiser import Denoiser, Estimate
+from denoiserl.errors import nearest
+from denoiserl.law import Gaussian
+from denoiserl.law.base import joint
+from denoiserl.process.base import Noised, Process, Step, Steps, stratified
+from denoiserl.process.schedule import Schedule, linear
+from denoiserl.process.transition import Ddim, Grid, Transition
+from denoiserl.rng import Rng
+from denoiserl.tree import right
+
+Weight = Literal["velocity", "noise", "data"]
+
+
+@final
+@dataclass(frozen=True)
+class Diffusion(Process):
+    """x_t = α_t x₀ + σ_t ε, stepped back by a transition.
+
+    ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss.
+    ``weight`` of the training loss in units of x₀'s squared error: ``velocity`` 1/σ², ``noise`` (α/σ)², ``data`` 1,
+    that is the mean squared error of v-, eps- or x₀-prediction.
+    """
+
+    schedule: Schedule = linear
+    transition: Transition = Ddim(1.0)  # noqa: RUF009 - a frozen record
+    clip: float | None = None
+    weight: Weight = "velocity"
+
+    def __post_init__(self) -> None:
+        if self.weight not in ("velocity", "noise", "data"):
+            raise ValueError(nearest(self.weight, ["velocity", "noise", "data"], "loss weight"))
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be positive, not {self.clip}")
+
+    def steps(self, times: Tensor, transition: Transition | None = None) -> Steps:
+        """The table of a grid: c_0, c_x, std. ``transition`` overrides the process's own (train SDE, serve ODE)."""
+        times = times.double().cpu()
+        t, s = times[:-1], times[1:]
+        (a_t, s_t), (a_s, s_s) = self.schedule(t), self.schedule(s)
+        c = (transition or self.transition)(Grid(t, s, a_t, s_t, a_s, s_s), self.schedule)
+        table = {"c_0": c.c_0, "c_x": c.c_x, "std": c.std}
+        for name, column in table.items():
+            if not bool(column.isfinite().all()):
+                raise ValueError(f"the transition gives a {name} that is not finite on this grid: {column.tolist()}")
+        dense = tuple([True] * len(t)) if c.learned else tuple(bool(v) for v in c.std > 0)
+        if c.learned:
+            table.pop("std")
+        return Steps(times, table, dense)
+
+    def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Gaussian:
+        """N(0, σ₁²): exact where α₁ = 0, the usual approximation elsewhere."""
+        std = self.schedule(torch.ones((), dtype=torch.float64))[1].float().to(device)
+        return Gaussian(torch.zeros(shape, device=device), std, len(shape) - 1, dense=True)
+
+    def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """Standard normals shaped like the state."""
+        return "normal", event
+
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+        """α_t x₀ + σ_t ε; factors that are not live stay clean."""
+        eps = rng.normal(*x0.shape)
+        a, s = (right(c, x0) for c in self.schedule(t))
+        x = a * x0 + s * eps
+        return Noised(x if live is None else torch.where(live, x, x0), t, x0, eps, live)
+
+    def _error(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """(x̂₀ − x₀)² per factor."""
+        estimate = denoise(noised.x, denoise.clock(noised.t), context)
+        assert isinstance(estimate.mean, Tensor) and isinstance(noised.x0, Tensor)
+        return (estimate.mean - noised.x0) ** 2
+
+    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]."""
+        error, event = self._error(denoise, noised, context), noised.x.ndim - noised.t.ndim  # type: ignore[union-attr]
+        live = noised.live
+        size = error[(0,) * noised.t.ndim].numel() if live is None else joint(live.expand(error.shape).float(), event)
+        a, s = self.schedule(noised.t)
+        weight = {"velocity": s**-2, "noise": (a / s) ** 2, "data": torch.ones_like(s)}[self.weight]
+        return weight * joint(error, event, live) / size
+
+    def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """½ SNR'(t) ‖x̂₀ − x₀‖², [*batch]: over uniform t, log p(x₀) up to the ends' constants (2107.00630, eq. 17)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            t = noised.t.detach().double().clone().requires_grad_()
+            a, s = self.schedule(t)
+            (slope,) = torch.autograd.grad(((a / s) ** 2).sum(), t)
+        error = self._error(denoise, noised, context)
+        return 0.5 * slope.float() * joint(error, error.ndim - noised.t.ndim, noised.live)
+
+    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n noisings of every row at stratified times, [batch, n]."""
+        t = stratified((x0.shape[0], n), rng)
+        many = x0[:, None].expand(-1, n, *x0.shape[1:])
+        return self.noise(many, t, rng, None if live is None else live[:, None].expand(many.shape))
+
+    def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Gaussian:
+        """N(c_0 x̂₀ + c_x x, std²): products and a sum, in float32, the same numbers in a run and in replay."""
+        mean = estimate.mean
+        assert isinstance(mean, Tensor)
+        if self.clip is not None:
+            mean = mean.clamp(-self.clip, self.clip)
+        c_0, c_x, std = step.table["c_0"], step.table["c_x"], step.table.get("std")
+        event = x.ndim - 1
+        if isinstance(c_0, Tensor) and c_0.ndim:
+            event = x.ndim - c_0.ndim
+            c_0, c_x = right(c_0, x), right(c_x, x)
+            std = None if std is None else right(std, x)
+        if std is None:
+            if "std" not in estimate.extra:
+                raise ValueError("an injected transition needs a denoiser that reports its noise in extra['std']")
+            std = estimate.extra["std"]
+        elif not isinstance(std, Tensor):
+            std = torch.full((), std, dtype=x.dtype, device=x.device)  # a kernel, not a copy from the host
+        return Gaussian(mean * c_0 + x * c_x, std, event, step.dense)
+
+
+PREDICTIONS = ("v", "eps", "x0", "edm")
+
+
+class Gauss(Denoiser):
+    """A raw network as a denoiser of a Gaussian process: its output, converted to the posterior mean of x₀.
+
+    ``predicts``: ``v`` (rectified flow: v = ε − x₀, x̂₀ = x − σ v; variance preserving: v = α ε − σ x₀,
+    x̂₀ = α x − σ v), ``eps`` (x̂₀ = (x − σ ε)/α), ``x0``, or ``edm``: x̂₀ = c_skip x + c_out F(c_in x) with the
+    preconditioning of 2206.00364 for data of std ``spread``. The conversion is x̂₀ = p x + q F(r x) with numbers that
+    depend on time alone, so ``clock`` computes them once a grid. The result is float32 whatever the network runs in.
+    """
+
+    def __init__(self, net: nn.Module, schedule: Schedule = linear, predicts: str = "v", spread: float = 0.5) -> None:
+        super().__init__()
+        if predicts not in PREDICTIONS:
+            raise ValueError(nearest(predicts, PREDICTIONS, "kind of prediction"))
+        if predicts == "eps" and float(schedule(torch.ones((), dtype=torch.float64))[0]) <= 0:
+            raise ValueError(
+                "eps-prediction says nothing about the data where the signal is zero (t = 1): predict v or x0, or use "
+                "a schedule that keeps some signal"
+            )
+        a, s = (float(c) for c in schedule(torch.tensor(0.5, dtype=torch.float64)))
+        self.preserving = abs(a * a + s * s - 1) < 1e-6
+        if predicts == "v" and not self.preserving and abs(a + s - 1) > 1e-6:
+            raise ValueError("v-prediction is defined for rectified flow and variance-preserving schedules: use 'edm'")
+        self.net, self.schedule, self.predicts, self.spread = net, schedule, predicts, spread
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"net": self.net, "schedule": self.schedule, "predicts": self.predicts, "spread": self.spread}
+
+    def encode(self, cond: Any) -> Any:
+        """The network's own encoding of the condition."""
+        return self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
+
+    def clock(self, t: Tensor) -> dict[str, Any]:
+        """The network's clock, and the conversion's numbers p, q (and r), each shaped like t."""
+        a, s = self.schedule(t)
+        inner = self.net.clock(t) if hasattr(self.net, "clock") else t  # type: ignore[operator]
+        if self.predicts == "x0":
+            return {"net": inner}
+        if self.predicts == "eps":
+            return {"net": inner, "p": 1 / a, "q": -s / a}
+        if self.predicts == "v":
+            return {"net": inner, "p": a if self.preserving else torch.ones_like(a), "q": -s}
+        d = self.spread
+        total = (a * d) ** 2 + s**2
+        return {"net": inner, "p": a * d**2 / total, "q": s * d / total.sqrt(), "r": total.rsqrt()}
+
+    def forward(self, x: Tensor, clock: dict[str, Any], context: Any) -> Estimate:
+        """x̂₀ = p x + q F(r x)."""
+        inside = x * _across(clock["r"], x) if "r" in clock else x
+        out = self.net(inside, clock["net"], context)
+        extra = {}
+        if isinstance(out, tuple):
+            out, extra = out
+        if out.shape != x.shape:
+            raise ValueError(f"the network answers {tuple(out.shape)} for a state of {tuple(x.shape)}: they must agree")
+        out = out.float()
+        if "p" not in clock:
+            return Estimate(out, extra)
+        return Estimate(x * _across(clock["p"], x) + out * _across(clock["q"], x), extra)
+
+
+def _across(c: Tensor, x: Tensor) -> Tensor:
+    """A coefficient [*batch] as it multiplies x; one number for the whole batch needs no reshape (2 us on a CPU)."""
+    return c if c.numel() == 1 else right(c, x)

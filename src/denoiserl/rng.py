@@ -1,0 +1,125 @@
+"""Randomness as an argument: one stream for the batch, or one stream a row.
+
+``Rng(seed)`` is a fast stream for a whole batch. ``Rng.rows(seeds)`` gives every row a stream of its own, so that row
+7 is row 7 in any batch size, order or number of workers. Both are saved and restored exactly.
+
+The row streams are counter-based: number i of the row with key r is SplitMix64(r + (i + 1)·γ) with γ the golden-ratio
+increment (Steele, Lea, Flood 2014), computed for all rows at once; normals come from it by Box-Muller.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX_A = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_B = 0x94D049BB133111EB - (1 << 64)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 (products wrap; right shifts are made logical), in place."""
+    z.bitwise_xor_((z >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(MIX_A)
+    z.bitwise_xor_((z >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(MIX_B)
+    return z.bitwise_xor_((z >> 31).bitwise_and_(0x1FFFFFFFF))
+
+
+class Rng:
+    """A source of random numbers that is passed around, saved and restored.
+
+    ``Rng(seed, device)``: a batch stream. ``Rng.rows(seeds, device)``: a stream a row; every draw then leads with the
+    rows. Shapes are given as separate integers: ``rng.normal(64, 16)``.
+    """
+
+    def __init__(self, seed: int, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.keys: Tensor | None = None
+        self.counter = 0
+        self.seed = int(seed)
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(self.seed)
+
+    @classmethod
+    def rows(cls, seeds: Tensor | list[int] | range, device: str | torch.device = "cpu") -> Rng:
+        """One stream a row: row i draws what a row with ``seeds[i]`` always draws."""
+        rng = cls(0, device)
+        seeds = torch.as_tensor(list(seeds) if isinstance(seeds, range) else seeds, dtype=torch.int64)
+        rng.keys = _mix(seeds.to(rng.device) * GAMMA + GAMMA)
+        return rng
+
+    def _bits(self, *shape: int) -> Tensor:
+        """The next 64 bits a number for every row, [rows, ...] (row streams only)."""
+        assert self.keys is not None
+        if not shape or shape[0] != len(self.keys):
+            raise ValueError(f"this Rng has {len(self.keys)} row streams; a draw of shape {shape} must lead with them")
+        n = math.prod(shape[1:])
+        index = torch.arange(self.counter + 1, self.counter + n + 1, device=self.device) * GAMMA
+        self.counter += n
+        return _mix(self.keys[:, None] + index).reshape(shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform on [0, 1), float32."""
+        if self.keys is None:
+            return torch.rand(shape, generator=self.generator, device=self.device)
+        return ((self._bits(*shape) >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, float32."""
+        if self.keys is None:
+            return torch.randn(shape, generator=self.generator, device=self.device)
+        bits = self._bits(*shape)
+        radius = (-2 * ((((bits >> 32) & 0xFFFFFFFF).float() + 0.5) * 2.0**-32).clamp_max(1.0).log()).sqrt()
+        return radius * ((bits & 0xFFFFFFFF).float() * (2.0**-32 * 2 * math.pi)).cos()
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Uniform integers in [low, high), int64."""
+        if high <= low:
+            raise ValueError(f"there is no integer in [{low}, {high})")
+        if self.keys is None:
+            return torch.randint(low, high, shape, generator=self.generator, device=self.device)
+        return low + torch.remainder((self._bits(*shape) >> 1) & 0x7FFFFFFFFFFFFFFF, high - low)
+
+    def permutation(self, n: int) -> Tensor:
+        """A uniform permutation of 0 ... n-1; with row streams, one a row: [rows, n]."""
+        if self.keys is None:
+            return torch.randperm(n, generator=self.generator, device=self.device)
+        return self.uniform(len(self.keys), n).argsort(-1)
+
+    def noise(self, kind: str, steps: int, rows: int, shape: tuple[int, ...]) -> Tensor:
+        """The noise of a whole chain, [steps, rows, *shape]: reproducible by (seed, row, step) with row streams."""
+        draw = self.normal if kind == "normal" else self.uniform
+        if self.keys is None:
+            return draw(steps, rows, *shape)
+        return draw(rows, steps, *shape).transpose(0, 1)
+
+    def take(self, index: Any) -> Rng:
+        """The streams of some rows, from where they stand now (row streams only)."""
+        if self.keys is None:
+            raise ValueError("a batch stream has no rows to take: make it with Rng.rows(seeds)")
+        part = Rng(0, self.device)
+        part.keys, part.counter = self.keys[index], self.counter
+        return part
+
+    def spawn(self) -> Rng:
+        """A new batch stream, independent of this one: its seed is drawn from this one."""
+        if self.keys is not None:
+            raise ValueError("row streams cannot be spawned from: take rows, or spawn from the batch stream")
+        seed = torch.randint(0, 2**63 - 1, (), generator=self.generator, device=self.device)
+        return Rng(int(seed), self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is needed to go on exactly here."""
+        if self.keys is None:
+            return {"generator": self.generator.get_state()}
+        return {"keys": self.keys.cpu(), "counter": self.counter}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where the saved stream stood."""
+        if "generator" in state:
+            self.keys = None
+            self.generator.set_state(state["generator"].cpu())
+        else:
+            self.keys, self.counter = state["keys"].to(self.device), int(state["counter"])

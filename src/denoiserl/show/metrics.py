@@ -1,0 +1,193 @@
+"""Curves from the rows that a run wrote: one dict a line, any key in any row."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from denoiserl.errors import BadRun, BadSignal, nearest
+from denoiserl.evidence.interval import student
+
+AXES = ("iteration", "iter", "update", "step", "epoch", "it")
+"""Keys that count the progress of a run, in the order in which they are looked for."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points (x, y) of one quantity, with a band where ``low`` and ``high`` are given. Gaps are NaN."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {len(v) for v in (self.x, self.y, self.low, self.high) if v is not None}
+        if len(sizes) != 1 or (self.low is None) != (self.high is None):
+            raise BadSignal(f"curve {self.label!r}: x, y and both ends of the band must have the same length.")
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``. A last line cut short by a crash is left out; any other damage is refused.
+
+    The strings "nan", "inf" and "-inf" are the numbers they stand for, and nested keys are joined: ``loss/policy``.
+    An interval (mean, low, high, n) named k becomes ``k``, ``k_low`` and ``k_high``.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadRun(f"{path} does not exist: check the path, or run what was to write it.") from None
+    rows: list[dict[str, Any]] = []
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if i == len(lines) - 1:
+                break
+            raise BadRun(f"{path}, line {i + 1} is not JSON ({error}): repair or delete that line.") from None
+        if not isinstance(row, dict):
+            raise BadRun(f"{path}, line {i + 1} is a {type(row).__name__}, not an object: repair or delete that line.")
+        rows.append(_flat(row))
+    return rows
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            if set(value) == {"mean", "low", "high", "n"}:
+                value = {"": value["mean"], "_low": value["low"], "_high": value["high"]}
+                found.update(_flat({key + end: v for end, v in value.items()}))
+            else:
+                found.update(_flat({f"{key}/{inner}": v for inner, v in value.items()}))
+        else:
+            found[key] = float(value) if value in ("nan", "inf", "-inf") else value
+    return found
+
+
+def numeric(row: Row, key: str) -> bool:
+    """Does the row have a number under this key? (True and False are no numbers.)"""
+    return isinstance(row.get(key), int | float) and not isinstance(row[key], bool)
+
+
+def axis(rows: Sequence[Row]) -> str | None:
+    """The key that counts progress: the first of ``AXES`` that every row has, or None."""
+    return next((k for k in AXES if rows and all(numeric(row, k) for row in rows)), None)
+
+
+def curve(rows: Sequence[Row], key: str, x: str | None = None, label: str | None = None) -> Curve:
+    """The curve of ``key`` over ``x`` (by default ``axis``, else the number of the row).
+
+    Rows without the key are passed over; values that are not finite become gaps. ``key_low`` and ``key_high``, where
+    the rows have them, become the band. An unknown key is refused with the nearest one.
+    """
+    x = x or axis(rows)
+    having = [(i, row) for i, row in enumerate(rows) if numeric(row, key) and (x is None or numeric(row, x))]
+    if not having:
+        known = {k for row in rows for k in row if numeric(row, k)}
+        raise BadRun(nearest(key, known - {key}, "metric") if known else "There are no metrics: the run wrote no rows.")
+
+    def column(name: str) -> tuple[float, ...]:
+        return tuple(_finite(row[name]) if numeric(row, name) else math.nan for _, row in having)
+
+    at = tuple(float(i) for i, _ in having) if x is None else column(x)
+    low, high = f"{key}_low", f"{key}_high"
+    if any(numeric(row, low) and numeric(row, high) for _, row in having):
+        return Curve(label or key, at, column(key), column(low), column(high))
+    return Curve(label or key, at, column(key))
+
+
+def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label: str | None = None) -> Curve:
+    """The mean over runs (seeds) with its 95 % Student-t band, at the x that all runs have.
+
+    Points that not all runs reached are left out, so that the mean never changes its runs on the way.
+    """
+    if len(runs) < 2:
+        raise BadSignal(f"a band across runs needs at least two of them, not {len(runs)}: use curve for one.")
+    found = [curve(rows, key, x) for rows in runs]
+    points = [{a: b for a, b in zip(c.x, c.y, strict=True) if math.isfinite(b)} for c in found]
+    shared = sorted(set.intersection(*(set(p) for p in points)))
+    if not shared:
+        raise BadRun(f"the runs have no value of {key!r} at a common x: log it at the same iterations in each.")
+    bands = [student([p[a] for p in points]) for a in shared]
+    mean, low, high = (tuple(getattr(b, name) for b in bands) for name in ("mean", "low", "high"))
+    return Curve(label or key, tuple(shared), mean, low, high)
+
+
+def smooth(given: Curve, half_life: float) -> Curve:
+    """The weighted mean of the points around each point: ``half_life`` points away they count half. Gaps stay gaps.
+
+        y'_i = Σ_j w_ij y_j / Σ_j w_ij,   w_ij = 2^-(|i - j| / half_life)
+
+    Both sides count, so a rise is not shown late. Bands are dropped: they belong to the points, not to their mean.
+    """
+    if half_life <= 0:
+        raise BadSignal(f"a half-life of {half_life} points cannot smooth: give a positive number.")
+    keep = 2 ** (-1 / half_life)
+    total, weight = ([0.0] * len(given.y) for _ in range(2))
+    for order in (range(len(given.y)), range(len(given.y) - 1, -1, -1)):
+        a = b = 0.0  # the sums over the points on this side of i
+        for i in order:
+            total[i], weight[i] = total[i] + a, weight[i] + b
+            here = math.isfinite(given.y[i])
+            a, b = keep * (a + (given.y[i] if here else 0.0)), keep * (b + here)
+    y = tuple((t + y) / (w + 1) if math.isfinite(y) else y for t, w, y in zip(total, weight, given.y, strict=True))
+    return replace(given, y=y, low=None, high=None)
+
+
+def stages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by their ``stage``, in order of appearance; rows without one (or with null) are under ""."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(str(row.get("stage") or ""), []).append(row)
+    return found
+
+
+def groups(rows: Sequence[Row], factor: float = 30.0) -> dict[str, list[Curve]]:
+    """Every number in the rows as curves, those that belong on one panel together.
+
+    Together are ``loss/policy`` and ``loss/value`` (what comes before the first ``/`` or ``.``), unless their sizes
+    differ by more than ``factor``: then each has a panel of its own. Ends of bands are no curves.
+    """
+    x = axis(rows)
+    keys = list(dict.fromkeys(k for row in rows for k in row if numeric(row, k) and k != x))
+    ends = {f"{k}{end}" for k in keys for end in ("_low", "_high") if {f"{k}_low", f"{k}_high"} <= set(keys)}
+    together: dict[str, list[Curve]] = {}
+    for key in keys:
+        if key not in ends:
+            head, tail = _split(key)
+            together.setdefault(head, []).append(curve(rows, key, x, tail if tail else key))
+    found: dict[str, list[Curve]] = {}
+    for head, curves in together.items():
+        sizes = [s for s in map(_size, curves) if s > 0]
+        if len(curves) > 1 and (len(curves) > 6 or (sizes and max(sizes) > factor * min(sizes))):
+            found.update({f"{head}/{c.label}": [c] for c in curves})
+        else:
+            found[head if len(curves) > 1 or curves[0].label == head else f"{head}/{curves[0].label}"] = curves
+    return found
+
+
+def _split(key: str) -> tuple[str, str]:
+    at = min((i for i in (key.find("/"), key.find(".")) if i > 0), default=-1)
+    return (key, "") if at < 0 else (key[:at], key[at + 1 :])
+
+
+def _size(given: Curve) -> float:
+    """The median size of a curve's finite values."""
+    sizes = sorted(abs(y) for y in given.y if math.isfinite(y))
+    return sizes[len(sizes) // 2] if sizes else 0.0
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else math.nan

@@ -1,0 +1,37 @@
+"""Training: ``fit`` and ``step``, averages and schedules, loops that survive (``Keep``), and the place they run in.
+
+| question | answer |
+|---|---|
+| learn to denoise data | ``fit``; its parts ``losses``, ``stratified`` |
+| one optimiser step, safely | ``step``, ``accumulate`` (in pieces), ``covers`` (all parameters?), ``adamw`` |
+| averages and learning rates | ``EMA``, ``warmup_cosine`` |
+| a loop that can be killed and resumed | ``Keep``, ``Stopped``; what it left behind: ``saved`` |
+| device, precision, threads | ``Place``, ``probe`` |
+
+``denoiserl.train.run`` runs a recipe in a folder.
+"""
+
+from denoiserl.train.fit import fit, losses, stratified
+from denoiserl.train.keep import Keep, Position, Stopped, rows_kept, saved
+from denoiserl.train.place import Place, probe
+from denoiserl.train.step import EMA, Schedule, accumulate, adamw, covers, step, warmup_cosine
+
+__all__ = [
+    "EMA",
+    "Keep",
+    "Place",
+    "Position",
+    "Schedule",
+    "Stopped",
+    "accumulate",
+    "adamw",
+    "covers",
+    "fit",
+    "losses",
+    "probe",
+    "rows_kept",
+    "saved",
+    "step",
+    "stratified",
+    "warmup_cosine",
+]

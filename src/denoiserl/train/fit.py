@@ -1,0 +1,144 @@
+"""Supervised denoising: learn the clean data from a noisier version of it, at random times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from denoiserl.errors import BadSignal
+from denoiserl.rng import Rng
+from denoiserl.train.keep import Keep
+from denoiserl.train.step import EMA, adamw, covers, step, warmup_cosine
+from denoiserl.tree import Tree, first, leaves, rows, tree_map
+
+
+class Fits(Protocol):
+    """The part of a process that fitting needs."""
+
+    def noise(self, x0: Any, t: Tensor, rng: Rng, live: Any = None) -> Any: ...
+    def loss(self, denoise: Any, noised: Any, context: Any) -> Tensor: ...
+
+
+def stratified(n: int, rng: Rng, edge: float = 1e-5) -> Tensor:
+    """Times [n] in (0, 1): each is uniform, together they are spread evenly, in random order.
+
+    t_i = (i + u_i) / n, one in each of n strata, with t_{n-1-i} = 1 - t_i: antithetic pairs. The mean of a loss that
+    is linear in t has no variance left (n even); of a smooth one O(1/n³) instead of O(1/n). The order is random, so
+    that no row of data is tied to its time; ``edge`` keeps times from 0 and 1, where a process may divide by zero. An
+    Rng with row streams gives independent times, since no row may depend on another there.
+    """
+    if rng.keys is not None:
+        return rng.uniform(n).clamp(edge, 1 - edge)
+    u = rng.uniform((n + 1) // 2)
+    half = (torch.arange(len(u), device=u.device) + u) / n
+    return torch.cat((half, 1 - half[: n // 2]))[rng.permutation(n)].clamp(edge, 1 - edge)
+
+
+def losses(
+    process: Fits,
+    denoise: Any,
+    x0: Tree,
+    cond: Tree | None,
+    rng: Rng,
+    live: Tree | None = None,
+    t: Tensor | None = None,
+) -> Tensor:
+    """The denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or stratified)."""
+    if t is None:
+        t = stratified(rows(x0), rng).to(first(x0).device)
+    noised = process.noise(x0, t, rng, live)
+    return process.loss(denoise, noised, denoise.encode(cond))
+
+
+def fit(
+    process: Fits,
+    denoiser: torch.nn.Module,
+    x0: Tree,
+    cond: Tree | None,
+    updates: int,
+    rng: Rng,
+    *,
+    batch: int = 256,
+    lr: float = 1e-3,
+    decay: float = 0.0,
+    warmup: int = 0,
+    clip: float | None = 1.0,
+    ema: EMA | bool = True,
+    opt: Optimizer | None = None,
+    live: Tree | None = None,
+    keep: Keep | None = None,
+    log: int | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
+
+    Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
+    of your own, used at its own constant rate). With ``ema`` the denoiser ends with the moving average of its weights.
+    Give ``keep`` a folder and the fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
+    """
+    keep = Keep() if keep is None else keep
+    data = {"x0": x0, "cond": cond, "live": live}
+    n = _checked(data)
+    data = tree_map(lambda v: v.contiguous(), data)
+    device = next(denoiser.parameters()).device
+    schedule = None
+    if opt is None:
+        opt = adamw([p for p in denoiser.parameters() if p.requires_grad], lr, decay)
+        schedule = warmup_cosine(opt, min(warmup, updates), updates)
+    covers(opt, denoiser)
+    average = EMA(denoiser) if ema is True else (ema or None)
+    log = max(1, updates // 50) if log is None else log
+    seen, mode = _Mean(), denoiser.training
+    denoiser.train()
+    for it in keep.loop(updates, denoiser=denoiser, opt=opt, schedule=schedule, average=average, rng=rng, seen=seen):
+        index = rng.integers(0, n, batch)
+        part = tree_map(lambda v, i=index: v.index_select(0, i.to(v.device)).to(device, non_blocking=True), data)
+        loss = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"]).mean()
+        told = step(opt, loss, clip)
+        if schedule is not None:
+            schedule.step()
+        if average is not None:
+            average.update()
+        seen.add(told["loss"])
+        if (it + 1) % log == 0 or it + 1 == updates:
+            yield {"loss": seen.take(), "gradient": told["gradient"]}
+    if average is not None:
+        average.copy_to(denoiser)
+    denoiser.train(mode)
+
+
+class _Mean:
+    """A running mean that survives a resume."""
+
+    def __init__(self) -> None:
+        self.total, self.n = 0.0, 0
+
+    def add(self, value: float) -> None:
+        self.total, self.n = self.total + value, self.n + 1
+
+    def take(self) -> float:
+        mean = self.total / self.n
+        self.total, self.n = 0.0, 0
+        return mean
+
+    def state_dict(self) -> dict[str, float]:
+        return {"total": self.total, "n": self.n}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.n = state["total"], state["n"]
+
+
+def _checked(data: dict[str, Any]) -> int:
+    n = rows(data["x0"])
+    if n == 0:
+        raise BadSignal("There are no rows to fit: x0 is empty.")
+    for name, tree in data.items():
+        for leaf in leaves(tree):
+            if len(leaf) != n:
+                raise BadSignal(f"x0 has {n} rows and {name} has {len(leaf)}: give one for every row.")
+            if leaf.is_floating_point() and not torch.isfinite(leaf).all():
+                raise BadSignal(f"{name} holds numbers that are not finite: drop or repair these rows.")
+    return n

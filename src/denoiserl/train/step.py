@@ -1,0 +1,234 @@
+"""One optimiser step, and what rides on it: coverage, clipping, micro-batches, moving averages, schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.meter import spend
+
+
+def adamw(params: Iterable[Tensor], lr: float = 1e-3, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)):
+    """AdamW (1711.05101) in its fused form where every parameter's device has one. ``decay=0``: Adam (1412.6980)."""
+    params = list(params)
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+    return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=decay, fused=fused)
+
+
+def covers(optimizer: Optimizer | Sequence[Optimizer], *modules: nn.Module) -> None:
+    """Assert that the optimiser (or several together) holds every trainable parameter of ``modules`` exactly once.
+
+    Raises BadRun that names the parameters left out, held twice, or held though they belong to none of the modules
+    (the usual cause: the module was copied or replaced after the optimiser was made).
+    """
+    several = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    held = [id(p) for o in several for group in o.param_groups for p in group["params"]]
+    names: dict[int, str] = {}
+    for at, module in enumerate(modules):
+        prefix = f"{type(module).__name__}." if len(modules) == 1 else f"{type(module).__name__}[{at}]."
+        for name, p in module.named_parameters():
+            names.setdefault(id(p), prefix + name)
+    trainable = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+    missing = [names[i] for i in names if i in trainable and i not in set(held)]
+    twice = [names.get(i, "a foreign parameter") for i in dict.fromkeys(held) if held.count(i) > 1]
+    foreign = sum(i not in names for i in set(held))
+    said = [f"misses {', '.join(missing)}"] if missing else []
+    said += [f"holds {', '.join(twice)} more than once"] if twice else []
+    said += [f"holds {foreign} parameter(s) of no given module"] if foreign else []
+    if said:
+        raise BadRun(f"The optimiser {' and '.join(said)}: make it after the modules, from all their parameters.")
+
+
+def step(opt: Optimizer, loss: Tensor, clip: float | None = None, params: Iterable[Tensor] | None = None):
+    """Descend once on the scalar ``loss`` and say what happened: ``{"loss": ..., "gradient": norm before clipping}``.
+
+    ``clip`` is the largest 2-norm of the gradient over ``params`` (default: all that ``opt`` holds). A loss or gradient
+    that is not finite raises BadSignal before the parameters are touched.
+    """
+    _scalar(loss)
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    return _descend(opt, loss.detach(), clip, params)
+
+
+def accumulate(
+    opt: Optimizer,
+    pieces: Iterable[Tensor],
+    total: int,
+    clip: float | None = None,
+    params: Iterable[Tensor] | None = None,
+) -> dict[str, float]:
+    """``step`` on (1/total) Σ losses, where the losses arrive in ``pieces`` that do not fit into memory together.
+
+    A piece holds the losses of its rows (any shape); ``total`` is how many there are in all pieces, so the gradient is
+    that of the mean over the whole, whatever the sizes of the pieces. Give a generator: each piece's graph is
+    freed before the next is made.
+    """
+    opt.zero_grad(set_to_none=True)
+    seen, loss = 0, None
+    for piece in pieces:
+        part = piece.sum() / total
+        _scalar(part)
+        part.backward()
+        seen += piece.numel()
+        loss = part.detach() if loss is None else loss + part.detach()
+    if loss is None or seen != total:
+        raise BadSignal(f"The pieces held {seen} losses, not the {total} that were announced: give their true number.")
+    return _descend(opt, loss, clip, params)
+
+
+def _scalar(loss: Tensor) -> None:
+    if loss.ndim:
+        raise BadSignal(f"The loss has shape {tuple(loss.shape)}: reduce it to one number, as in loss.mean().")
+    if not loss.requires_grad:
+        raise BadSignal(
+            "The loss depends on no trainable parameter: was it made under no_grad, or from frozen weights?"
+        )
+
+
+def _descend(opt: Optimizer, loss: Tensor, clip: float | None, params: Iterable[Tensor] | None) -> dict[str, float]:
+    held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
+    held = [p for p in held if p.grad is not None]
+    if not held:
+        raise BadSignal("The loss depends on none of the optimiser's parameters: compare them with covers().")
+    norm = get_total_norm([p.grad for p in held if p.grad is not None])
+    value, size = torch.stack((loss.to(norm), norm)).tolist()  # one wait for the device
+    for what, number in (("loss", value), ("gradient's norm", size)):
+        if not math.isfinite(number):
+            opt.zero_grad(set_to_none=True)
+            raise BadSignal(
+                f"The {what} is {number}: look for rewards or data that are not finite, or lower the learning rate."
+            )
+    if clip is not None:
+        clip_grads_with_norm_(held, clip, norm)
+    opt.step()
+    spend("updates")
+    return {"loss": value, "gradient": size}
+
+
+class EMA:
+    """A moving average of weights: θ̄ ← d θ̄ + (1 - d) θ, with d_n = min(1 - (1 + n)^(-power), most) at the n-th update.
+
+    The first update (n = 0) copies, so the average never remembers the initialisation; the window grows with training
+    up to 1 / (1 - most). ``source`` is a module (its trainable parameters and its buffers) or a sequence of tensors.
+    """
+
+    def __init__(self, source: nn.Module | Sequence[Tensor], power: float = 0.75, most: float = 0.9999) -> None:
+        self.source, self.power, self.most, self.n = source, power, most, 0
+        self.values = {name: value.detach().clone() for name, value in _tensors(source).items()}
+
+    def decay(self) -> float:
+        """The decay of the next update."""
+        return min(1 - (1 + self.n) ** -self.power, self.most)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the source's present weights."""
+        now = _tensors(self.source)
+        mean = [k for k, v in self.values.items() if v.is_floating_point() or v.is_complex()]
+        torch._foreach_lerp_([self.values[k] for k in mean], [now[k].detach() for k in mean], 1 - self.decay())
+        for name in self.values.keys() - set(mean):  # counters have no mean
+            self.values[name].copy_(now[name])
+        self.n += 1
+
+    @torch.no_grad()
+    def copy_to(self, target: nn.Module | Sequence[Tensor]) -> None:
+        """Overwrite the weights of ``target`` (the source, or a copy of it) by the average."""
+        found = _tensors(target, frozen=True)
+        if missing := self.values.keys() - found.keys():
+            raise BadRun(f"The target lacks {', '.join(sorted(missing))}: give the averaged module or a copy of it.")
+        for name, value in self.values.items():
+            found[name].copy_(value)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The source with the average's weights, for an evaluation; afterwards it has its own again."""
+        own = {name: value.detach().clone() for name, value in _tensors(self.source).items()}
+        self.copy_to(self.source)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in _tensors(self.source, frozen=True).items():
+                    if name in own:
+                        value.copy_(own[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many updates there were, and the average."""
+        return {"n": self.n, "values": dict(self.values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        if differ := self.values.keys() ^ state["values"].keys():
+            raise BadRun(f"The saved average and this one differ in {', '.join(sorted(differ))}.")
+        self.n = state["n"]
+        for name, value in state["values"].items():
+            self.values[name].copy_(value)
+
+
+def _tensors(source: nn.Module | Sequence[Tensor], frozen: bool = False) -> dict[str, Tensor]:
+    if not isinstance(source, nn.Module):
+        return {str(i): value for i, value in enumerate(source)}
+    state = source.state_dict(keep_vars=True)
+    return {k: v for k, v in state.items() if frozen or v.requires_grad or not isinstance(v, nn.Parameter)}
+
+
+def warmup_cosine(opt: Optimizer, warmup: int, total: int, last: float = 0.0) -> Schedule:
+    """lr_n = lr (n + 1) / warmup, then lr (last + (1 - last) ½ (1 + cos(π (n - warmup) / (total - warmup)))).
+
+    Rises to the peak in ``warmup`` updates and falls to ``last`` times the peak at ``total`` (1608.03983). The groups
+    of ``opt`` keep their own lr as the peak. Call ``step()`` after each ``opt.step()``.
+    """
+    return Schedule(opt, warmup, total, last)
+
+
+class Schedule:
+    """The learning rates of ``warmup_cosine``, and where they stand."""
+
+    def __init__(self, opt: Optimizer, warmup: int, total: int, last: float) -> None:
+        if not 0 <= warmup <= total:
+            raise BadRun(f"warmup={warmup} and total={total}: 0 <= warmup <= total is needed.")
+        self.opt, self.warmup, self.total, self.last, self.n = opt, warmup, total, last, 0
+        self.peaks = [float(group["lr"]) for group in opt.param_groups]
+        self._set()
+
+    def factor(self, n: int) -> float:
+        """The share of the peak at update ``n``."""
+        if n < self.warmup:
+            return (n + 1) / self.warmup
+        done = min((n - self.warmup) / max(self.total - self.warmup, 1), 1.0)
+        return self.last + (1 - self.last) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def step(self) -> None:
+        """Go to the next update."""
+        self.n += 1
+        self._set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands, and its peaks."""
+        return {"n": self.n, "peaks": list(self.peaks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        if len(state["peaks"]) != len(self.peaks):
+            raise BadRun(
+                f"The saved schedule has {len(state['peaks'])} parameter groups, the optimiser {len(self.peaks)}."
+            )
+        self.n, self.peaks = state["n"], list(state["peaks"])
+        self._set()
+
+    def _set(self) -> None:
+        for group, peak in zip(self.opt.param_groups, self.peaks, strict=True):
+            lr = peak * self.factor(self.n)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

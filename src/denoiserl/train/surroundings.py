@@ -1,0 +1,60 @@
+"""What a loop shares with the rest of its process: the global generators, and the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy
+import torch
+
+
+def random_state() -> dict[str, Any]:
+    """Where the global generators of torch, numpy and Python stand."""
+    kind, keys, at, has, cached = numpy.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(numpy.asarray(keys).astype("int64")), int(at), int(has), float(cached)],
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators where they stood."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def interrupts(on: bool) -> Iterator[list[int]]:
+    """A list that is empty until Ctrl-C or SIGTERM comes; the second one has its usual effect."""
+    caught: list[int] = []
+    if not on or threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+
+    before = {number: signal.signal(number, catch) for number in usual}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)

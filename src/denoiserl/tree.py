@@ -1,0 +1,63 @@
+"""Trees of tensors: a tensor, or a dict of trees. Leaves lead with the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tree = Tensor | dict[str, Any]
+
+
+def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """``f`` on every leaf (of parallel trees); ``None`` stays ``None``; tuples and lists are nodes."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {k: tree_map(f, v, *(r[k] for r in rest)) for k, v in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(tree_map(f, *leaves) for leaves in zip(tree, *rest, strict=True))
+    return f(tree, *rest)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of a tree, in order."""
+    if isinstance(tree, dict):
+        for v in tree.values():
+            yield from leaves(v)
+    elif isinstance(tree, tuple | list):
+        for v in tree:
+            yield from leaves(v)
+    elif tree is not None:
+        yield tree
+
+
+def first(tree: Any) -> Tensor:
+    """The first leaf."""
+    for leaf in leaves(tree):
+        return leaf
+    raise ValueError("an empty tree has no rows")
+
+
+def rows(tree: Any) -> int:
+    """The length of the leading axis."""
+    return first(tree).shape[0]
+
+
+def take(tree: Any, index: Any) -> Any:
+    """Index every leaf along the leading axis (or axes)."""
+    return tree_map(lambda v: v[index], tree)
+
+
+def cat(trees: list[Any], dim: int = 0) -> Any:
+    """Concatenate parallel trees."""
+    if len(trees) == 1:
+        return trees[0]
+    return tree_map(lambda *v: torch.cat(v, dim), trees[0], *trees[1:])
+
+
+def right(coefficient: Tensor, like: Tensor) -> Tensor:
+    """Append singleton axes so that a batch-shaped coefficient multiplies ``like``."""
+    return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))

@@ -1,0 +1,198 @@
+"""Normalisers, windows and demonstrations: exact round trips, brute force, and clear refusals."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from denoiserl.data import Batches, Demos, Normalizer, Robot, stack_history, windows
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.rng import Rng
+
+
+def data() -> torch.Tensor:
+    x = Rng(0).normal(500, 4) * torch.tensor([1.0, 100.0, 0.01, 1.0]) + torch.tensor([0.0, 1e3, 0.0, 0.0])
+    x[:, 3] = 7.0
+    return x
+
+
+def test_minmax_maps_the_range_to_one_and_back():
+    x = data()
+    normal = Normalizer.fit(x)
+    z = normal.norm(x)
+    for d in range(3):
+        assert float(z[:, d].min()) == pytest.approx(-1, abs=1e-4) and float(z[:, d].max()) == pytest.approx(
+            1, abs=1e-4
+        )
+    torch.testing.assert_close(normal.unnorm(z), x, rtol=1e-5, atol=1e-4)
+
+
+def test_std_standardises():
+    x = data()
+    z = Normalizer.fit(x, "std").norm(x)
+    torch.testing.assert_close(z.mean(0)[:3], torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.std(0)[:3], torch.ones(3), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["minmax", "std"])
+def test_a_constant_dimension_is_zero_and_reported(kind):
+    normal = Normalizer.fit(data(), kind)
+    assert normal.constant.tolist() == [False, False, False, True]
+    assert "[3]" in normal.report()
+    moved = data()
+    moved[:, 3] = 9.0
+    assert float(normal.norm(moved)[:, 3].abs().max()) == 0
+    assert normal.unnorm(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))[:, 3].tolist() == [7.0] * 5
+
+
+def test_bad_data_are_refused_by_dimension():
+    x = data()
+    x[3, 1], x[9, 2] = torch.nan, torch.inf
+    with pytest.raises(BadSignal, match=r"\[1, 2\] \(2 rows\)"):
+        Normalizer.fit(x)
+    normal = Normalizer.fit(data())
+    far = data()
+    far[11, 1] = 5e4
+    with pytest.raises(BadSignal, match="dimension 1 holds 50000"):
+        normal.check(far)
+    normal.check(data())
+    with pytest.raises(BadSignal, match="4 dimensions"):
+        normal.norm(torch.zeros(2, 3))
+    with pytest.raises(BadSignal, match="Did you mean 'minmax'"):
+        Normalizer.fit(data(), "minmx")  # type: ignore[arg-type]
+
+
+def test_run_time_clips_and_counts():
+    normal = Normalizer.fit(data())
+    x = data()
+    x[:7, 1] += 1e4
+    clipped = normal.clip(x)
+    assert clipped.count == 7 and float(clipped.value.abs().max()) == 1.0
+    assert normal.clip(x, limit=1e4).count == 0
+
+
+def test_a_normaliser_is_its_fields():
+    normal = Normalizer.fit(data())
+    again = Normalizer.from_state({k: v.tolist() for k, v in normal.state_dict().items()})
+    assert torch.equal(again.norm(data()), normal.norm(data()))
+
+
+def brute(lengths, horizon, history, execute):
+    """Windows as a loop over padded episodes."""
+    found, start = [], 0
+    for length in lengths:
+        padded = [0] * (history - 1) + list(range(length)) + [length - 1] * (execute - 1)
+        for i in range(len(padded) - horizon + 1):
+            found.append([start + p for p in padded[i : i + horizon]])
+        start += length
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 6), st.data())
+def test_windows_equal_brute_force(lengths, horizon, more):
+    history = more.draw(st.integers(1, horizon))
+    execute = more.draw(st.integers(1, horizon - history + 1))
+    ends = torch.tensor(lengths).cumsum(0)
+    expected = brute(lengths, horizon, history, execute)
+    if not expected:
+        with pytest.raises(BadSignal, match="as long as a window"):
+            windows(ends, horizon, history, execute)
+        return
+    made = windows(ends, horizon, history, execute)
+    assert made.frame.tolist() == expected
+    owner = torch.bucketize(made.frame, ends, right=True)
+    assert bool((owner == made.episode[:, None]).all())  # no window crosses into another episode
+
+
+def test_windows_mark_what_is_repeated():
+    made = windows(torch.tensor([4]), horizon=4, history=2, execute=3)
+    assert made.frame.tolist() == [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3], [2, 3, 3, 3]]
+    assert made.real.sum(-1).tolist() == [3, 4, 3, 2]
+    obs, action = torch.arange(4.0)[:, None], 10 * torch.arange(4.0)[:, None]
+    index = torch.tensor([2, 0])
+    assert made.observations({"state": obs}, index)["state"].squeeze(-1).tolist() == [[1, 2], [0, 0]]
+    assert made.actions(action, index).squeeze(-1).tolist() == [[10, 20, 30, 30], [0, 0, 10, 20]]
+    now = made.frame[:, 1]  # entry T_o - 1 is now: every frame is acted from exactly once
+    assert now.tolist() == [0, 1, 2, 3]
+
+
+def test_windows_refuse_the_impossible():
+    with pytest.raises(BadSignal, match="T_o"):
+        windows(torch.tensor([5]), 4, history=5)
+    with pytest.raises(BadSignal, match="T_a"):
+        windows(torch.tensor([5]), 4, history=2, execute=4)
+    with pytest.raises(BadSignal, match="increasing"):
+        windows(torch.tensor([5, 5]), 4)
+
+
+def test_batches_visit_everything_once_an_epoch_and_resume():
+    batches, rng = Batches(10), Rng(0)
+    seen = torch.cat([batches.draw(rng, 4) for _ in range(5)])
+    assert seen[:10].sort().values.tolist() == list(range(10)) == seen[10:].sort().values.tolist()
+    batches.draw(rng, 3)
+    saved, stream = batches.state_dict(), rng.state_dict()
+    ahead = [batches.draw(rng, 4) for _ in range(4)]
+    other, other_rng = Batches(10), Rng(9)
+    other.load_state_dict(saved)
+    other_rng.load_state_dict(stream)
+    assert all(torch.equal(a, other.draw(other_rng, 4)) for a in ahead)
+    with pytest.raises(BadSignal, match="11 windows"):
+        Batches(11).load_state_dict(saved)
+
+
+def test_history_repeats_the_first_frame():
+    frames = [torch.full((2, 1), float(i)) for i in range(3)]
+    assert stack_history(frames[:1], 3).squeeze(-1).tolist() == [[0, 0, 0]] * 2
+    assert stack_history(frames, 2).squeeze(-1).tolist() == [[1, 2]] * 2
+
+
+def demos() -> Demos:
+    lengths = [3, 1, 4]
+    parts = [({"state": torch.full((n, 2), float(i))}, torch.full((n, 1), float(i))) for i, n in enumerate(lengths)]
+    return Demos.of(parts, success=[True, False, True], returns=[1.0, 0.0, 3.0], name="toy")
+
+
+def test_demos_filter_and_count():
+    kept = demos().successful()
+    assert kept.lengths.tolist() == [3, 4] and kept.actions.unique().tolist() == [0.0, 2.0]
+    assert kept.episode(1)[0]["state"].shape == (4, 2)
+    assert demos().statistics() == {
+        "episodes": 3.0,
+        "frames": 8.0,
+        "length": pytest.approx(8 / 3),
+        "success": pytest.approx(2 / 3),
+        "return": pytest.approx(4 / 3),
+    }
+    with pytest.raises(BadSignal, match="no episode is left"):
+        demos().take(torch.tensor([False, False, False]))
+    with pytest.raises(BadSignal, match="one each a frame"):
+        Demos(torch.zeros(3, 1), torch.zeros(4, 1), torch.tensor([4]))
+
+
+def test_demos_are_saved_whole(tmp_path):
+    before = demos()
+    after = Demos.load(before.save(tmp_path / "demos"))
+    assert torch.equal(after.actions, before.actions) and torch.equal(after.ends, before.ends)
+    assert torch.equal(after.observations["state"], before.observations["state"])
+    assert after.success.tolist() == [True, False, True] and after.name == "toy"
+    from denoiserl import store
+
+    store.write(tmp_path / "other", {"kind": "something else"})
+    with pytest.raises(BadRun, match="no demonstrations"):
+        Demos.load(tmp_path / "other")
+
+
+def test_robot_codec_round_trip_and_its_description():
+    from denoiserl.describe import build, describe
+
+    rng = Rng(1)
+    made = Demos.of([(5 + rng.normal(50, 3), 0.3 * rng.normal(50, 2))])
+    robot = Robot.fit(made)
+    chunk = made.actions[:8].reshape(2, 4, 2)
+    torch.testing.assert_close(robot.decode(robot.encode(chunk)), chunk, atol=1e-5, rtol=0)
+    assert float(robot.encode(made.actions).abs().max()) == pytest.approx(1.0)
+    assert float(robot.condition(torch.full((1, 3), 1e6)).max()) == robot.limit
+    assert bool((robot.decode(torch.full((1, 1, 2), 9.0)) == made.actions.amax(0)).all())
+    again = build(describe(robot))
+    assert torch.equal(again.encode(chunk), robot.encode(chunk))

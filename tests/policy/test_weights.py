@@ -1,0 +1,184 @@
+"""Named sets of weights: what is copied, what is shared, and what comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denoiserl import Gauss, Weights
+from denoiserl.denoiser import Denoiser
+from denoiserl.errors import BadRun
+from denoiserl.labs.worlds import GaussianWorld
+from denoiserl.net import MLP
+from denoiserl.process import linear
+from denoiserl.weights import AdapterOff
+
+
+class Parts(nn.Module):
+    """A frozen trunk, a head that learns, and a buffer that drifts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.head = nn.Linear(3, 8).requires_grad_(False), nn.Linear(8, 3)
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
+        return self.head(self.trunk(x).tanh()) + self.seen.sum()  # type: ignore[operator]
+
+
+def made() -> Weights:
+    return Weights(Gauss(Parts(), linear, "v"))
+
+
+def answer(denoise: Denoiser) -> Tensor:
+    x = torch.linspace(-1, 1, 6).reshape(2, 3)
+    with torch.no_grad():
+        mean = denoise(x, denoise.clock(torch.full((2,), 0.4)), denoise.encode(None)).mean
+    assert isinstance(mean, Tensor)
+    return mean
+
+
+def move(weights: Weights, amount: float = 0.3) -> None:
+    with torch.no_grad():
+        for p in weights.module.parameters():
+            if p.requires_grad:
+                p.add_(amount)
+        for b in weights.module.buffers():
+            b.add_(amount)
+
+
+def test_only_what_learns_is_copied() -> None:
+    weights = made()
+    kept = weights.keep("reference")
+    ours, theirs = dict(weights.module.named_parameters()), dict(kept.named_parameters())
+    for name in ours:
+        assert (ours[name] is theirs[name]) == name.startswith("net.trunk")
+        assert not theirs[name].requires_grad
+    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(weights.module.buffers(), kept.buffers(), strict=True))
+
+
+def test_a_kept_set_stays_while_current_moves_and_is_overwritten_in_place() -> None:
+    weights = made()
+    before, kept = answer(weights.module), weights.keep("old")
+    move(weights)
+    assert torch.equal(answer(weights.using("old")), before)
+    assert not torch.equal(answer(weights.using()), before)
+    assert weights.keep("old") is kept and torch.equal(answer(kept), answer(weights.module))
+
+
+def test_an_average_follows() -> None:
+    weights = made()
+    weights.keep("ema")
+    start = [p.clone() for p in weights.using("ema").parameters()]
+    for _ in range(3):
+        move(weights, 0.2)
+        weights.follow("ema", 0.9)
+    amount = 0.0
+    for k in range(1, 4):
+        amount = 0.9 * amount + 0.1 * 0.2 * k
+    for p, q, own in zip(start, weights.using("ema").parameters(), weights.module.parameters(), strict=True):
+        assert torch.allclose(q, p + (amount if own.requires_grad else 0.0), atol=1e-6)
+    weights.follow("ema", 0.0)
+    assert torch.equal(answer(weights.using("ema")), answer(weights.module))
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        weights.follow("ema", 1.5)
+
+
+def test_loading_goes_back_to_a_set_with_its_buffers() -> None:
+    weights = made()
+    before = answer(weights.module)
+    weights.keep("best")
+    move(weights)
+    weights.load("best")
+    assert torch.equal(answer(weights.module), before) and weights.version == 1
+    assert all(p.requires_grad for n, p in weights.module.named_parameters() if n.startswith("net.head"))
+
+
+def test_the_state_is_restored_and_frozen_tensors_are_stored_once() -> None:
+    weights = made()
+    weights.keep("reference")
+    move(weights)
+    weights.keep("old")
+    move(weights)
+    weights.version = 7
+    state = weights.state_dict()
+    assert not any("trunk" in k for k in state["sets"]["old"]) and any("trunk" in k for k in state["current"])
+    other = made()
+    other.load_state_dict(state)
+    for name in ("current", "reference", "old"):
+        assert torch.equal(answer(other.using(name)), answer(weights.using(name)))
+    assert other.version == 7
+    ours, theirs = other.module.net.trunk.weight, other.using("old").net.trunk.weight  # type: ignore[union-attr]
+    assert ours is theirs
+
+
+def test_a_state_of_another_network_is_refused_with_names() -> None:
+    weights = made()
+    weights.keep("old")
+    state = weights.state_dict()
+    with pytest.raises(BadRun, match=r"missing \['net.enter.weight'"):
+        Weights(Gauss(MLP(3, width=8), linear, "v")).load_state_dict(state)
+    thawed = made()
+    thawed.module.requires_grad_(True)
+    with pytest.raises(BadRun, match=r"frozen \(the set 'old'\).*net.trunk"):
+        thawed.load_state_dict(state)
+    learnt = thawed.state_dict()
+    thawed.keep("old")
+    learnt = thawed.state_dict()
+    with pytest.raises(BadRun, match=r"frozen \(the set 'old'\)"):  # or the shared trunk would be overwritten
+        made().load_state_dict(learnt)
+
+
+def test_a_denoiser_without_parameters_is_kept_and_followed() -> None:
+    weights = Weights(GaussianWorld(torch.zeros(3), 1.0).denoiser(linear))
+    weights.keep("old"), weights.keep("old"), weights.follow("old", 0.5)
+    assert torch.equal(answer(weights.using("old")), answer(weights.module))
+
+
+def test_names() -> None:
+    weights = made()
+    with pytest.raises(ValueError, match="choose another name"):
+        weights.keep("current")
+    weights.keep("reference")
+    with pytest.raises(BadRun, match="Did you mean 'reference'"):
+        weights.using("referance")
+
+
+def lora() -> Weights:
+    peft = pytest.importorskip("peft")
+    net = MLP(3, width=16)
+    adapted = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["enter", "leave"], init_lora_weights=False))
+    return Weights(Gauss(adapted, linear, "v"))
+
+
+def test_with_adapters_the_reference_is_free() -> None:
+    weights = lora()
+    base = Gauss(weights.module.net.get_base_model(), linear, "v")  # type: ignore[union-attr,operator]
+    kept = weights.keep("reference")
+    assert isinstance(kept, AdapterOff) and not list(kept.parameters())
+    with weights.module.net.disable_adapter():  # type: ignore[union-attr,operator]
+        plain = answer(base)
+    assert torch.equal(answer(kept), plain) and not torch.allclose(answer(weights.module), plain)
+    move(weights)
+    assert torch.equal(answer(kept), plain)
+    old = weights.keep("old")
+    shared = sum(p is q for p, q in zip(weights.module.parameters(), old.parameters(), strict=True))
+    assert shared == sum(not p.requires_grad for p in weights.module.parameters()) > 0
+    state, other = weights.state_dict(), lora()
+    other.load_state_dict(state)
+    for name in ("current", "reference", "old"):
+        assert torch.equal(answer(other.using(name)), answer(weights.using(name)))
+    with pytest.raises(BadRun, match="adapters off and holds no weights"):
+        weights.load("reference")
+    with pytest.raises(BadRun, match="adapters off and holds no weights"):
+        weights.follow("reference", 0.5)
+
+
+def test_adapters_beside_something_else_that_learns_are_copied() -> None:
+    """Switching adapters off would leave the other part as trained: not the reference."""
+    weights = lora()
+    weights.module.extra = nn.Linear(3, 3)
+    assert not isinstance(weights.keep("reference"), AdapterOff)

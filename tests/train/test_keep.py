@@ -1,0 +1,215 @@
+"""Loops that are left, limited and resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import numpy
+import pytest
+import torch
+
+from denoiserl import store
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.meter import spend
+from denoiserl.rng import Rng
+from denoiserl.train.keep import Keep, Stopped, saved
+
+
+class Counter:
+    """Something with a state: a sum of draws from the global generators."""
+
+    def __init__(self):
+        self.value = 0.0
+
+    def draw(self):
+        self.value += torch.rand(()).item() + numpy.random.rand() + random.random()
+        return self.value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+    def save(self, path):
+        store.write(path, self.state_dict())
+
+
+class Simulator:
+    """Something without: it drifts on, and only a border brings it back."""
+
+    def __init__(self):
+        self.at, self.borders = 0.0, []
+
+    def border(self, iteration):
+        self.at = float(iteration)
+        self.borders.append(iteration)
+
+    def move(self):
+        self.at += 0.1
+        return self.at
+
+
+def some(keep, n=20, leave=None, **more):
+    """A run; ``leave``: walk away inside of this iteration."""
+    torch.manual_seed(0), numpy.random.seed(0), random.seed(0)
+    counter, world, told = Counter(), Simulator(), []
+    for it in keep.loop(n, counter=counter, world=world, **more):
+        told.append((it, counter.draw(), world.move()))
+        if it == leave:
+            break
+    return told, world.borders
+
+
+@pytest.mark.parametrize("leave", [0, 3, 4, 5, 13, 19])
+def test_a_left_loop_goes_on_as_if_it_had_never_been_left(tmp_path, leave):
+    whole, borders = some(Keep(every=5))
+    assert borders == [0, 5, 10, 15, 20]
+    some(Keep(tmp_path, every=5), leave=leave)
+    rest, after = some(Keep(tmp_path, every=5))
+    assert rest == whole[leave // 5 * 5 :] and after == borders[leave // 5 :]
+    nothing, last = some(Keep(tmp_path, every=5))
+    assert nothing == [] and last == [20]
+
+
+def test_saves_do_not_disturb_the_run(tmp_path):
+    assert some(Keep(tmp_path, every=3)) == some(Keep(every=3))
+
+
+def test_a_budget_ends_the_loop_at_the_first_border_that_reaches_it(tmp_path):
+    def loop(keep, n=100):
+        done = []
+        for it in keep.loop(n, counter=Counter()):
+            spend("env steps", 30)
+            done.append(it)
+        return done
+
+    assert loop(Keep(budget={"env steps": 90})) == [0, 1, 2]
+    assert loop(Keep(budget={"env steps": 91})) == [0, 1, 2, 3]
+    keep = Keep(tmp_path, budget={"env steps": 150})
+    assert loop(keep.stage("a"), 2) == [0, 1]
+    assert loop(keep.stage("b"), None) == [0, 1, 2]  # what is left of the run's budget
+    assert loop(keep.stage("c")) == [] and keep.spent()["env steps"] == 150
+    more = Keep(tmp_path, budget={"env steps": 200})  # another process with more to spend
+    assert loop(more.stage("a"), 2) == [] and loop(more.stage("b"), None) == [3, 4]
+    assert more.spent()["env steps"] == 210
+    assert loop(Keep().stage("d", budget={"env steps": 30})) == [0]
+
+
+def test_a_budget_of_seconds_survives_a_resume(tmp_path):
+    def loop(leave=None):
+        keep, done = Keep(tmp_path, every=1, budget={"seconds": 0.2}), []
+        for it in keep.loop(None, counter=Counter()):
+            time.sleep(0.02)
+            done.append(it)
+            if it == leave:
+                break
+        return done, keep.seconds
+
+    loop(leave=3)
+    done, seconds = loop()
+    assert seconds >= 0.2 and done[0] <= 3 and done[-1] < 10  # ten sleeps fill it, those of the first process included
+
+
+def test_budgets_and_loops_that_mean_nothing_are_refused(tmp_path):
+    with pytest.raises(BadRun, match="Did you mean 'env steps'"):
+        Keep(budget={"env_steps": 3})
+    with pytest.raises(BadRun, match="allows nothing"):
+        Keep(budget={"seconds": 0})
+    with pytest.raises(BadRun, match="needs a budget"):
+        next(Keep().loop(None))
+    with pytest.raises(BadRun, match=r"'envs' .*border"):
+        next(Keep().loop(3, envs=object()))
+    for name in ("best", "../up", ""):
+        with pytest.raises(BadRun, match="cannot name a stage"):
+            Keep().stage(name)
+    keep = Keep(tmp_path)
+    list(keep.loop(1))
+    with pytest.raises(BadRun, match="has run already"):
+        next(keep.loop(1))
+
+
+def test_another_set_of_names_or_shapes_is_refused(tmp_path):
+    list(Keep(tmp_path).loop(2, net=torch.nn.Linear(2, 2), rng=Rng(0)))
+    with pytest.raises(BadRun, match=r"holds \['net'\].*names \['policy'\]"):
+        next(Keep(tmp_path).loop(2, policy=torch.nn.Linear(2, 2), rng=Rng(0)))
+    with pytest.raises(BadRun, match=r"'net' does not fit"):
+        next(Keep(tmp_path).loop(2, net=torch.nn.Linear(2, 3), rng=Rng(0)))
+    with pytest.raises(BadRun, match="more than 1"):
+        next(Keep(tmp_path).loop(1, net=torch.nn.Linear(2, 2), rng=Rng(0)))
+    store.write(tmp_path / "state", {"weights": 1})
+    with pytest.raises(BadRun, match="not the state of a loop"):
+        next(Keep(tmp_path).loop(2))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_finishes_the_iteration_saves_and_says_so(tmp_path, number):
+    usual, done = signal.getsignal(number), []
+
+    def loop():
+        counter = Counter()
+        for it in Keep(tmp_path, every=10).loop(20, counter=counter):
+            if it == 3 and not done[3:]:
+                os.kill(os.getpid(), number)
+            counter.value += 1
+            done.append((it, counter.value))
+
+    with pytest.raises(Stopped, match="4 of 20 iterations") as stop:
+        loop()
+    assert stop.value.number == number and signal.getsignal(number) is usual
+    loop()
+    assert done == [(i, i + 1) for i in range(20)] and signal.getsignal(number) is usual
+
+
+def test_an_interrupt_with_a_border_goes_back_to_it(tmp_path):
+    told = []
+    with pytest.raises(Stopped, match="5 of 20"):
+        counter, world = Counter(), Simulator()
+        for it in Keep(tmp_path, every=5).loop(20, counter=counter, world=world):
+            if it == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            told.append(it)
+    assert told[-1] == 7 and next(Keep(tmp_path, every=5).loop(20, counter=counter, world=world)) == 5
+
+
+def test_a_second_interrupt_is_immediate(tmp_path):
+    counter = Counter()
+    with pytest.raises(KeyboardInterrupt) as stop:
+        for _ in Keep(tmp_path).loop(20, counter=counter):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second one was not heard")
+    assert not isinstance(stop.value, Stopped)
+
+
+def test_the_best_policy_and_its_score_survive(tmp_path):
+    scores = [1.0, 3.0, 2.0, 2.5, 2.9, 3.5, 0.0, 3.5]
+
+    def loop(leave=None):
+        policy, taken = Counter(), []
+        keep = Keep(tmp_path, every=2)
+        for it in keep.loop(len(scores), policy=policy):
+            policy.value = scores[it]
+            if keep.best(policy, scores[it]):
+                taken.append(it)
+            if it == leave:
+                return taken
+        keep.last(policy)
+        return taken
+
+    assert loop(leave=4) == [0, 1]
+    assert loop() == [5]  # the 2.9 after the resume is no record
+    assert store.read(saved(tmp_path))["value"] == 3.5 and store.read(saved(tmp_path, "last"))["value"] == 3.5
+    with pytest.raises(BadSignal, match="nan"):
+        Keep().best(Counter(), float("nan"))
+    with pytest.raises(BadRun, match="no policy 'first'"):
+        saved(tmp_path, "first")
+
+
+def test_the_best_in_memory_starts_anew_with_each_loop():
+    keep = Keep()  # as a default argument, one object serves many runs
+    for _ in range(2):
+        assert [keep.best(Counter(), s) for it in keep.loop(3) for s in [float(it % 2)]] == [True, True, False]
