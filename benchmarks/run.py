@@ -59,11 +59,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under a minute: no compiling, no large U-Net")
     parser.add_argument("--micro", action="store_true", help="only measure micro-batches of scoring")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
-    parser.add_argument("--seconds", type=float, default=None, help="wall seconds of one race (default 5; quick 2)")
+    parser.add_argument("--seconds", type=float, default=None, help="wall seconds of one race (default 5; quick 1.5)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the numbers to FILE")
     parser.add_argument("--check", action="store_true", help="exit with status 1 when a target is missed")
     args = parser.parse_args()
-    args.seconds = args.seconds or (2.0 if args.quick else 5.0)
+    args.seconds = args.seconds or (1.5 if args.quick else 5.0)
     return args
 
 
@@ -94,9 +94,8 @@ def sampling(quick: bool, seconds: float) -> list[dict[str, Any]]:
         for batch in BATCHES:
             if quick and not mlp and batch == 1000:
                 continue
-            slow = batch == 1000
             row = cases.sampling(
-                case, batch, mlp and batch == 1 and not quick, seconds, least=3 if slow and quick else 7
+                case, batch, mlp and batch == 1 and not quick, seconds, least=3 if quick and batch > 1 else 7
             )
             rows.append(row)
             cells = [_cell(row, name) for name in ("sample", "record", "sample compiled", "record compiled")]
@@ -117,7 +116,7 @@ def scoring(quick: bool, seconds: float) -> list[dict[str, Any]]:
     print(f"{'':18} {'chains':>6} {'rows':>6} {'no gradient':>18} {'with backward':>18}")
     rows = []
     mlp, unet = cases.cases()
-    for case, batch in ((mlp, 1), (mlp, 50), (mlp, 250 if quick else 1000), (unet, 1), (unet, 20 if quick else 50)):
+    for case, batch in ((mlp, 1), (mlp, 50), (mlp, 100 if quick else 1000), (unet, 1), (unet, 10 if quick else 50)):
         row = cases.scoring(case, batch, None, seconds, least=3)
         rows.append(row)
         cells = [f"{row['us a row'][name]:10.1f} ({row['ratio'][name]:.2f})" for name in ("replay", "replay, backward")]

@@ -4,14 +4,20 @@ Denoising is a decision process. A **process** noises data and steps back throug
 ``replay`` and ``elbo`` score it; credit and objectives are pure functions; a recipe composes them on a page.
 """
 
-from denoiserl.chain import All, Chain, Rows, Sample, Window, sampler
-from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.law import Categorical, Delta, Gaussian, Product, Unmasking
-from denoiserl.likelihood import elbo, replay, renoise
-from denoiserl.policy import Policy
-from denoiserl.process import Autoregressive, Diffusion, Gauss, Logits, Masked, OneStep, grid
-from denoiserl.rng import Rng
-from denoiserl.weights import Weights
+from __future__ import annotations
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from denoiserl.chain import All, Chain, Rows, Sample, Window, sampler
+    from denoiserl.denoiser import Denoiser, Estimate
+    from denoiserl.law import Categorical, Delta, Gaussian, Product, Unmasking
+    from denoiserl.likelihood import elbo, renoise, replay
+    from denoiserl.policy import Policy
+    from denoiserl.process import Autoregressive, Diffusion, Gauss, Logits, Masked, OneStep, grid
+    from denoiserl.rng import Rng
+    from denoiserl.weights import Weights
 
 __version__ = "0.1.0"
 
@@ -43,3 +49,20 @@ __all__ = [
     "replay",
     "sampler",
 ]
+
+_ROOMS = ("chain", "denoiser", "law", "likelihood", "policy", "process", "rng", "weights")
+
+
+def __getattr__(name: str) -> typing.Any:
+    """A public name, or a room of the kernel: imported when first asked for, so that ``denoiserl --help`` is quick."""
+    if name in _ROOMS:
+        return importlib.import_module(f"denoiserl.{name}")
+    if name in __all__:
+        for room in _ROOMS:
+            if hasattr(found := importlib.import_module(f"denoiserl.{room}"), name):
+                return globals().setdefault(name, getattr(found, name))
+    raise AttributeError(f"module 'denoiserl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, *_ROOMS])

@@ -135,7 +135,10 @@ class Chain:
     def take(self, index: Any) -> Chain:
         """Some chains, by an index into the leading batch axis."""
         part = {k: tree_map(lambda v: v[index], getattr(self, k)) for k in ("states", "sample", "cond", "live")}
-        return replace(self, **part, log_prob=self.log_prob[index])
+        log_prob = self.log_prob[index]
+        if log_prob.ndim < 2:
+            raise ValueError("one chain alone has no batch axis: take it with a slice or a list, chain.take([i])")
+        return replace(self, **part, log_prob=log_prob)
 
 
 def stack(chains: list[Chain]) -> Chain:

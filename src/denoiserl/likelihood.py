@@ -17,6 +17,7 @@ from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.errors import OffPolicy
 from denoiserl.law import Law
 from denoiserl.meter import spend
+from denoiserl.precision import lowered
 from denoiserl.process.base import Noised, Process, Step
 from denoiserl.process.classic import Autoregressive
 from denoiserl.rng import Rng
@@ -44,10 +45,10 @@ def replay(process: Process, denoise: Denoiser, record: Chain | Rows, micro: int
     x = record.x
     b = math.prod(record.batch)
     stacked = tree_map(lambda v: v.flatten(0, axes - 1).transpose(0, 1).flatten(0, 1), x)
-    context = denoise.encode(flatten(record.cond, axes))
+    cond = flatten(record.cond, axes)
     chain_of = torch.arange(b, device=record.step.device).repeat(s)
     micro = b * max(1, MICRO // max(b, 1)) if micro is None and chain_of.device.type == "cpu" else micro
-    estimate = _call(denoise, stacked, record.steps.times, record.step.repeat_interleave(b), context, chain_of, micro)
+    estimate = _call(denoise, stacked, record.steps.times, record.step.repeat_interleave(b), cond, chain_of, micro)
 
     def back(v: Tensor) -> Tensor:
         return v.unflatten(0, (s, b)).transpose(0, 1).unflatten(0, record.batch)
@@ -60,8 +61,7 @@ def replay(process: Process, denoise: Denoiser, record: Chain | Rows, micro: int
 
 
 def _replay_rows(process: Process, denoise: Denoiser, rows: Rows, micro: int | None) -> Law:
-    context = denoise.encode(rows.cond)
-    estimate = _call(denoise, rows.x, rows.steps.times, rows.step, context, None, micro)
+    estimate = _call(denoise, rows.x, rows.steps.times, rows.step, rows.cond, None, micro)
     step: Step = rows.steps.gather(rows.step)._replace(dense=True)
     return _alive(process.reverse(estimate, rows.x, step), rows.live, 0)
 
@@ -73,8 +73,8 @@ def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, mic
     process.first_token(denoise, x[..., 0] == process.mask)
     final = flatten(chain.sample, axes)
     first = torch.zeros(len(final), dtype=torch.int64, device=chain.step.device)
-    context = denoise.encode(flatten(chain.cond, axes))
-    estimate = _call(denoise, final, chain.steps.times, first, context, None, micro)
+    cond = flatten(chain.cond, axes)
+    estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro)
     assert isinstance(estimate.mean, Tensor)
     logits = estimate.mean.unflatten(0, chain.batch)
     return _alive(process.reverse(Estimate(logits), x, chain.steps.gather(chain.step)), chain.live, 1)
@@ -93,9 +93,14 @@ def _alive(law: Law, live: Tensor | None, axes: int) -> Law:
 
 
 def _call(
-    denoise: Denoiser, x: Any, times: Tensor, step: Tensor, context: Any, owner: Tensor | None, micro: int | None
+    denoise: Denoiser, x: Any, times: Tensor, step: Tensor, cond: Any, owner: Tensor | None, micro: int | None
 ) -> Estimate:
-    """The network over flattened rows, ``micro`` at a time; the clock is computed once a grid and gathered."""
+    """The network over flattened rows, ``micro`` at a time; the clock is computed once a grid and gathered.
+
+    The condition is encoded once and gathered by ``owner`` (None: row by row). What a network answers to no condition
+    at all is one context for every row, as in the run.
+    """
+    context = denoise.encode(cond)
     clock = denoise.clock(times[:-1].float().to(step.device))
     n = len(step)
     spend("rows", n)
@@ -107,10 +112,10 @@ def _call(
     for low in range(0, n, micro):
         part = slice(low, low + micro)
         got = tree_map(lambda v, part=part: v.index_select(0, step[part]), clock)
-        seen = context if owner is None else None
-        if owner is not None:
+        seen = context
+        if cond is not None and owner is not None:
             seen = tree_map(lambda v, part=part: v.index_select(0, owner[part]), context)
-        elif micro < n:
+        elif cond is not None and micro < n:
             seen = tree_map(lambda v, part=part: v[part].clone(), context)
         # Cloned: matrix libraries round by the alignment of their input, and a run's states are aligned.
         estimate = denoise(tree_map(lambda v, part=part: v[part].clone(), x), got, seen)
@@ -135,7 +140,7 @@ def renoise(process: Process, x0: Tree, n: int, rng: Rng, live: Tensor | None = 
 def _over_draws(process: Process, denoise: Denoiser, noised: Noised, context: Any, what: str) -> Tensor:
     batch, n = noised.t.shape
     flat = Noised(*(tree_map(lambda v: v.flatten(0, 1), part) for part in noised))
-    spread = tree_map(lambda v: v.repeat_interleave(n, 0), context)
+    spread = tree_map(lambda v: v if len(v) < batch else v.repeat_interleave(n, 0), context)  # one for all stays one
     spend("rows", batch * n)
     return getattr(process, what)(denoise, flat, spread).unflatten(0, (batch, n))
 
@@ -150,12 +155,14 @@ def matching(process: Process, denoise: Denoiser, noised: Noised, context: Any =
     return _over_draws(process, denoise, noised, context, "loss")
 
 
-def assert_on_policy(log_prob: Tensor, recorded: Tensor, tolerance: float) -> float:
+def assert_on_policy(log_prob: Tensor, recorded: Tensor, tolerance: float | None = None) -> float:
     """Check that replay before the first update equals the record; returns max |log ratio|.
 
-    The tolerance is for the *joint* and belongs to a device and dtype. A larger gap means that the policy that is
-    trained is not the one that drew; the error names the usual causes.
+    By default the tolerance is that of the precision that networks run in: 1e-3 in float32, 0.2 in bf16, where other
+    batch shapes round otherwise. A larger gap means that the policy that is trained is not the one that drew; the
+    error names the usual causes.
     """
+    tolerance = (0.2 if lowered() else 1e-3) if tolerance is None else tolerance
     gap = float((log_prob - recorded).detach().abs().max())
     if not gap <= tolerance:
         raise OffPolicy(

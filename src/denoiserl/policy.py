@@ -18,7 +18,7 @@ from denoiserl.law import Law
 from denoiserl.process import Process, Steps
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, tree_map
-from denoiserl.weights import Weights, fit
+from denoiserl.weights import AdapterOff, Weights, fit
 
 KIND = "denoiserl policy"
 
@@ -191,6 +191,8 @@ class Policy:
     def save(self, path: str | Path) -> Path:
         """Write the policy with its active weights to the folder ``path``: safetensors and JSON, atomically."""
         denoiser = self.denoiser
+        if isinstance(denoiser, AdapterOff):
+            raise BadRun(f"{self.active!r} is the network with its adapters off and holds no weights: save 'current'")
         tree = {
             "kind": KIND,
             "process": describe(self.process),

@@ -143,7 +143,10 @@ def test_one_step_replay_is_the_record_bit_by_bit() -> None:
     assert torch.equal(law.log_prob(y).detach(), chain.log_prob)
 
 
-def image_chain(record: Any = All(), start: Any = None, seeds: Any = range(6)) -> tuple[Diffusion, Denoiser, Chain]:
+EVERY = All()
+
+
+def image_chain(record: Any = EVERY, start: Any = None, seeds: Any = range(6)) -> tuple[Diffusion, Denoiser, Chain]:
     process = Diffusion(linear, window(ddim(1.0), 1, 5))
     torch.manual_seed(0)
     model = Gauss(MLP((1, 2, 3), 4, width=32), linear, "v")
@@ -234,6 +237,8 @@ def test_stacked_chains_are_scored_and_shuffled_like_one() -> None:
     few = a.take(torch.tensor([4, 2]))
     assert torch.equal(few.log_prob, a.log_prob[[4, 2]]) and torch.equal(few.sample, a.sample[[4, 2]])  # type: ignore[index,arg-type]
     assert torch.equal(few.rows(torch.tensor([5])).cond, a.cond[2:3])  # type: ignore[index,arg-type]
+    with pytest.raises(ValueError, match=r"chain.take\(\[i\]\)"):
+        a.take(1)
     with pytest.raises(ValueError, match="recorded the same steps"):
         stack([a, image_chain(Window(1, 3))[2]])
 

@@ -81,7 +81,9 @@ def test_one_std_for_all_is_the_std_of_each() -> None:
     spread = Gaussian(mean, torch.full_like(mean, 0.7), 2, True)
     assert torch.allclose(shared.log_prob(x), spread.log_prob(x)) and shared.log_prob(x).shape == (4,)
     assert torch.allclose(shared.entropy(), spread.entropy())
-    assert torch.allclose(shared.kl(Gaussian(x, torch.tensor(1.3), 2, True)), spread.kl(Gaussian(x, torch.full_like(x, 1.3), 2, True)))
+    assert torch.allclose(
+        shared.kl(Gaussian(x, torch.tensor(1.3), 2, True)), spread.kl(Gaussian(x, torch.full_like(x, 1.3), 2, True))
+    )
 
 
 @pytest.mark.parametrize("dense", [False, None])

@@ -144,6 +144,9 @@ class Own:
         return None
 
 
+OWN = Own(torch.tensor([2.0, 5.0]))
+
+
 def test_only_the_packages_own_names_are_loaded() -> None:
     for tree in (
         {"record": "os.path.join", "fields": {}},
@@ -173,7 +176,8 @@ def test_what_cannot_be_described_is_refused() -> None:
     "thing",
     [
         None, 3, 0.5, True, "a", (1, (2.0, "b")), [1, [2]], {"a": (1, None)}, cosine, betas_cosine(10),
-        window(floored(ddim(0.3), 0.1), 1, 3, quiet(ddim(1.0), 0.2)), Diffusion(cosine, flow_sde(0.4), clip=2.0), Identity(),
+        window(floored(ddim(0.3), 0.1), 1, 3, quiet(ddim(1.0), 0.2)), Identity(),
+        Diffusion(cosine, flow_sde(0.4), clip=2.0),
     ],
 )  # fmt: skip
 def test_what_is_described_is_built_again(thing: Any) -> None:
@@ -202,7 +206,9 @@ def test_infill_writes_into_the_prompt() -> None:
 
 def test_a_users_codec_moves_with_the_policy() -> None:
     process = Diffusion(linear)
-    policy = Policy.of(process, Gauss(MLP(2, width=8), linear, "v"), (2,), process.steps(grid(3)), codec=Own(torch.tensor([2.0, 5.0])))
+    policy = Policy.of(
+        process, Gauss(MLP(2, width=8), linear, "v"), (2,), process.steps(grid(3)), codec=Own(torch.tensor([2.0, 5.0]))
+    )
     moved = policy.to("cpu")
     assert isinstance(moved.codec, Own)
     raw = policy.sample(None, Rng(0), 3, Sample(), serve=True).sample
@@ -214,7 +220,9 @@ def test_a_users_codec_moves_with_the_policy() -> None:
 
 def test_the_elbo_of_a_policy_is_in_data_units() -> None:
     process = Diffusion(linear)
-    policy = Policy.of(process, Gauss(MLP(2, width=8), linear, "v"), (2,), process.steps(grid(3)), codec=Own(torch.tensor([2.0, 5.0])))
+    policy = Policy.of(
+        process, Gauss(MLP(2, width=8), linear, "v"), (2,), process.steps(grid(3)), codec=Own(torch.tensor([2.0, 5.0]))
+    )
     x = torch.randn(4, 2)
     found = policy.elbo(x, None, Rng(0), 6)
     noised = renoise(process, x / torch.tensor([2.0, 5.0]), 6, Rng(0))
@@ -245,5 +253,3 @@ def test_only_denoisers_are_held() -> None:
     process = Diffusion(linear)
     with pytest.raises(TypeError, match=r"wrap it \(Gauss, Logits\)"):
         Policy.of(process, nn.Linear(2, 2), (2,), process.steps(grid(2)))  # type: ignore[arg-type]
-
-

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Gauss, Weights
+from denoiserl import Diffusion, Gauss, Policy, Weights, grid
 from denoiserl.denoiser import Denoiser
 from denoiserl.errors import BadRun
 from denoiserl.labs.worlds import GaussianWorld
@@ -182,3 +183,12 @@ def test_adapters_beside_something_else_that_learns_are_copied() -> None:
     weights = lora()
     weights.module.extra = nn.Linear(3, 3)
     assert not isinstance(weights.keep("reference"), AdapterOff)
+
+
+def test_adapters_off_cannot_be_saved_as_a_policy(tmp_path: Path) -> None:
+    weights = lora()
+    weights.keep("reference")
+    process = Diffusion(linear)
+    policy = Policy(process, weights, (3,), process.steps(grid(2)), process.steps(grid(2)))
+    with pytest.raises(BadRun, match="save 'current'"):
+        policy.using("reference").save(tmp_path / "policy")

@@ -16,7 +16,7 @@ from denoiserl import Diffusion, Gauss, Rng, grid, sampler
 from denoiserl.process import Linear, Table, betas_cosine, betas_linear, ddim
 
 pytest.importorskip("diffusers")
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler  # noqa: E402
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 TABLES: dict[str, tuple[dict[str, Any], Any]] = {

@@ -96,7 +96,9 @@ def test_noising_has_the_marginals_of_the_schedule_and_spares_what_is_not_live()
         assert isinstance(noised.x, Tensor)
         assert abs(float(noised.x[:, 0].mean() - a * 1.5)) < 0.02 and abs(float(noised.x[:, 0].std() - s)) < 0.01
         assert torch.equal(noised.x[:, 1], x0[:, 1])
-        assert torch.equal(noised.x[:, 0], (right(schedule(t)[0], x0) * x0 + right(schedule(t)[1], x0) * noised.noise)[:, 0])
+        assert torch.equal(
+            noised.x[:, 0], (right(schedule(t)[0], x0) * x0 + right(schedule(t)[1], x0) * noised.noise)[:, 0]
+        )
 
 
 class Fixed(Denoiser):

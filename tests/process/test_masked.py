@@ -24,7 +24,7 @@ def average(values: Tensor) -> float:
 
 
 def random_order_elbo(x0: Tensor) -> float:
-    """Σ_k (1/k) mean over sets of k hidden positions of Σ log p(x_i | rest): every order of revealing, by enumeration."""
+    """Σ_k (1/k) mean over sets of k hidden positions of Σ log p(x_i | rest), as the mean over all orders."""
     total, length = 0.0, len(x0)
     for order in itertools.permutations(range(length)):
         state = torch.full_like(x0, MASK)
@@ -273,3 +273,15 @@ def test_what_cannot_be_decoded_is_refused(given: dict[str, Any], says: str) -> 
 def test_the_table_says_what_stays_masked() -> None:
     assert torch.allclose(Masked(3).steps(grid(4)).table["keep"], torch.tensor([0.75, 2 / 3, 0.5, 0.0]).double())
     assert isinstance(Masked(3).noise(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([0.5]), Rng(0)), Noised)
+
+
+def test_confidence_ranks_by_the_models_own_probability() -> None:
+    """Top-1 makes every candidate certain under the policy; the model is surer of position 1."""
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
+            return torch.tensor([[0.4, 0.35, 0.25], [0.6, 0.3, 0.1]]).log().expand(*x.shape, 3)
+
+    process = Masked(3, "confidence", tokens=1, top_k=1, temperature=0.5)
+    chain = sampler(process, Logits(Two()), process.steps(grid(2)), (2,))(None, Rng(0), rows=2)
+    assert step_map(chain.states, 3).tolist() == [[1, 0], [1, 0]] and chain.log_prob.abs().max() == 0

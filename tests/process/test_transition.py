@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -84,7 +85,7 @@ def test_eta_one_is_the_exact_posterior(name: str) -> None:
 
 
 def terminal(schedule: Schedule, transition: Any, n: int, spread: float = 1.0, **more: Any) -> tuple[float, float]:
-    """Mean and std of the sample for data N(1, spread²) and the exact posterior mean: the linear recursion of the chain."""
+    """Mean and std of the sample for data N(1, spread²) and the exact posterior mean: the chain's recursion."""
     times = grid(n, **more)
     steps = Diffusion(schedule, transition).steps(times)
     a, s = schedule(times[:-1])
@@ -120,7 +121,7 @@ def test_terminal_std_is_what_was_measured_elsewhere(row: str) -> None:
 def test_the_error_of_the_std_falls_at_order_one(rule: Any, spread: float) -> None:
     sizes = (100, 200, 400, 800)
     errors = [abs(terminal(linear, rule, n, spread)[1] - spread) for n in sizes]
-    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert errors[-1] < 0.01 and all(0.85 < order < 1.2 for order in orders), orders
     mean_errors = [abs(terminal(linear, rule, n, spread)[0] - 1) for n in sizes]
     assert mean_errors[-1] < 0.01 and mean_errors[-1] <= mean_errors[0] + 1e-12
@@ -138,7 +139,7 @@ def test_flow_sde_converges_at_the_square_of_its_noise_level(a: float, low: floa
     """g is singular at t = 1: what the first steps inject is forgotten like n^(-a²), slower than a step's order."""
     errors = [terminal(linear, flow_sde(a), n)[1] - 1 for n in (4000, 16_000, 64_000)]
     assert 0 < errors[2] < 1e-3
-    orders = [math.log(p / q, 4) for p, q in zip(errors[:-1], errors[1:], strict=True)]
+    orders = [math.log(p / q, 4) for p, q in pairwise(errors)]
     assert all(low < order < high for order in orders), orders
 
 
@@ -167,7 +168,7 @@ def test_the_ode_converges_to_the_flow_at_order_one(schedule: Schedule) -> None:
         return float((x - a[-1] * mean) / (a[-1] ** 2 * spread**2 + s[-1] ** 2).sqrt()) - 1.3
 
     errors = [abs(end(n)) for n in (160, 320, 640, 1280)]
-    slopes = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(0.9 < slope < 1.1 for slope in slopes), slopes
 
 
@@ -193,7 +194,9 @@ def test_flow_sde_and_dance_have_their_published_noise() -> None:
     assert torch.allclose(constant, torch.full((8,), 0.3 * math.sqrt(1 / 8), dtype=torch.float64))
     middle = 4  # t = 1/2: g = a
     assert math.isclose(float(flow[middle]), 0.7 * math.sqrt(1 / 8))
-    assert math.isclose(float(flow[0]), 0.7 * math.sqrt(7 / 8 / (1 / 8)) * math.sqrt(1 / 8))  # second time in g at t = 1
+    assert math.isclose(
+        float(flow[0]), 0.7 * math.sqrt(7 / 8 / (1 / 8)) * math.sqrt(1 / 8)
+    )  # second time in g at t = 1
     almost = table(Diffusion(linear, flow_sde(0.7)).steps(times - torch.tensor([1e-9] + [0] * 8)))[2]
     assert torch.allclose(almost, flow, atol=1e-6)
 
@@ -237,7 +240,9 @@ def test_decay_falls_to_its_last_share() -> None:
 def test_ends_are_finite_and_the_last_step_lands_on_the_estimate(name: str, n: int) -> None:
     for rule in (*PRESERVING.values(), *RULES):
         last = getattr(rule, "last", 0)
-        if (isinstance(rule, window) and last > n) or ("Euler" in type(rule).__name__ and name not in ("linear", "shift")):
+        if (isinstance(rule, window) and last > n) or (
+            "Euler" in type(rule).__name__ and name not in ("linear", "shift")
+        ):
             continue
         steps = Diffusion(SCHEDULES[name], rule).steps(grid(n))
         assert all(bool(c.isfinite().all()) for c in table(steps))
@@ -259,7 +264,10 @@ def test_ends_are_finite_and_the_last_step_lands_on_the_estimate(name: str, n: i
         (lambda: Diffusion(linear, window(ddim(), 2, 9)).steps(grid(4)), "does not fit a chain of 4 steps"),
         (lambda: Diffusion(linear, decaying(flow_sde())).steps(grid(4)), "only preserving transitions decay"),
         (lambda: Diffusion(linear, decaying(floored(ddim(), 0.3))).steps(grid(4)), "only preserving transitions decay"),
-        (lambda: Diffusion(linear, decaying(window(dance(), 0, 2))).steps(grid(4)), "only preserving transitions decay"),
+        (
+            lambda: Diffusion(linear, decaying(window(dance(), 0, 2))).steps(grid(4)),
+            "only preserving transitions decay",
+        ),
         (lambda: Diffusion(linear, floored(injected(), 0.1)).steps(grid(4)), "wrap another transition"),
         (lambda: Diffusion(linear, window(injected(), 0, 2)).steps(grid(4)), "wrap another transition"),
         (lambda: Diffusion(weight="velocty"), "Did you mean 'velocity'"),  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """Policy gradients find the KL-regularised optimum of a Gaussian world: the one inside the policy class.
 
 Path-KL fine-tuning tilts the path measure, p*(path) ∝ p(path) exp(r(x_K)/β), and cannot touch the initial noise. For
-r = x and a linear-Gaussian chain the optimum shifts the mean by Var(x_K | x_0)/β: the variance *of the chain*, not of the
-data. (Naively one would expect N(2, 0.25) to move to 2 + 0.25/0.5 = 2.5.)
+r = x and a linear-Gaussian chain the optimum shifts the mean by Var(x_K | x_0)/β: the variance *of the chain*, not of
+the data. (Naively one would expect N(2, 0.25) to move to 2 + 0.25/0.5 = 2.5.)
 """
 
 from __future__ import annotations

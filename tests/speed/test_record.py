@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Estimate, Gauss, Rng, Sample, grid, replay, sampler
+from denoiserl import Diffusion, Estimate, Gauss, Rng, Sample, elbo, grid, renoise, replay, sampler
 from denoiserl.denoiser import Denoiser
 from denoiserl.law import Gaussian
 from denoiserl.law.gaussian import stack
@@ -89,6 +89,22 @@ def test_laws_scored_together_are_laws_scored_one_by_one():
     wide = [Gaussian(m, s + v.float(), 2, True) for m, s, v in zip(means, stds, live, strict=True)]
     one_by_one = torch.stack([law.log_prob(x[:, k]) for k, law in enumerate(wide)], 1)
     assert torch.equal(stack(wide).log_prob(x), one_by_one)
+
+
+def test_no_condition_is_one_context_for_every_row():
+    net = MLP(5, cond=2, width=16, null=True)
+    denoise, null = Gauss(net, linear, "v"), net.condition.null
+    assert null is not None
+    process = Diffusion(linear, floored(ddim(1.0), 0.1))
+    chain = sampler(process, denoise, process.steps(grid(6)), (5,))(None, Rng(0), rows=3)
+    for micro in (3, 4, None):
+        law, y = replay(process, denoise, chain, micro)
+        torch.testing.assert_close(law.log_prob(y), chain.log_prob, atol=1e-4, rtol=1e-5)
+        law, y = replay(process, denoise, chain.rows(), micro)
+        torch.testing.assert_close(law.log_prob(y), chain.log_prob.flatten(), atol=1e-4, rtol=1e-5)
+    noised = renoise(process, chain.sample, 4, Rng(1))
+    one, many = denoise.encode(None), denoise.encode(null.expand(3, 2))
+    torch.testing.assert_close(elbo(process, denoise, noised, one), elbo(process, denoise, noised, many))
 
 
 def test_tables_moved_in_inference_mode_serve_gradients_later():

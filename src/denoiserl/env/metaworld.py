@@ -3,7 +3,7 @@
 Observations are 39 numbers (hand, gripper, object, the same one tick ago, goal), actions 4 (hand displacement of up to
 1 cm, gripper). Copies of a task share one parsed model, so a copy is made in 10 ms and not in half a second.
 
-Needs ``pip install 'denoiserl[robotics]'``; nothing is imported before a task is made.
+Needs ``pip install 'denoiserl[demo]'``; nothing is imported before a task is made.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from denoiserl.rng import Rng
 def _library() -> Any:
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when mujoco is imported
-    mujoco = need("mujoco", "robotics")
+    mujoco = need("mujoco", "demo")
     release = tuple(int(n) for n in mujoco.__version__.split(".")[:2])
     if release >= (3, 17):
         raise MissingExtra(
             f"Meta-World runs on mujoco below 3.17; {mujoco.__version__} is installed: pip install 'mujoco<3.17'"
         )
-    return need("metaworld.env_dict", "robotics")
+    return need("metaworld.env_dict", "demo")
 
 
 def tasks() -> list[str]:
@@ -53,7 +53,7 @@ def _class(task: str) -> Any:
 @lru_cache(maxsize=64)
 def _sharing(task: str) -> Any:
     """The task's class with its model parsed once."""
-    cls, mujoco = _class(task), need("mujoco", "robotics")
+    cls, mujoco = _class(task), need("mujoco", "demo")
     parsed: list[Any] = []
 
     class Shared(cls):
@@ -131,7 +131,7 @@ class Camera:
     """A fast offscreen camera: no shadow map, multisampling, reflection, skybox or fog (about 20 times the frames)."""
 
     def __init__(self, sim: Any, size: int = 256, view: View = View()) -> None:
-        mujoco = need("mujoco", "robotics")
+        mujoco = need("mujoco", "demo")
         self.sim, self.size = sim, size
         model = sim.model
         # read when the renderer is made
@@ -185,7 +185,7 @@ OBJECT, GOAL = slice(4, 7), slice(36, 39)
 def expert(task: str) -> Any:
     """Meta-World's scripted policy of a task: ``expert(task).get_action(observation)``."""
     _class(task)
-    return need("metaworld.policies", "robotics").ENV_POLICY_MAP[task]()
+    return need("metaworld.policies", "demo").ENV_POLICY_MAP[task]()
 
 
 def demonstrations(

@@ -87,7 +87,7 @@ def derived(*numbers: int) -> int:
 def _gym(name: str) -> Any:
     if ":" not in name and name.startswith("Meta-World/"):
         importlib.import_module("metaworld")
-    return need("gymnasium", "core").make(name)
+    return need("gymnasium", "demo").make(name)
 
 
 def own(env: Any, copies: int | None = None, processes: int = 1) -> tuple[Owner, Spec]:

@@ -1,7 +1,7 @@
 """What a number is worth: intervals, paired differences, and whether two results are apart."""
 
 from denoiserl.evidence.comparison import Comparison
-from denoiserl.evidence.interval import Interval, binomial, bootstrap, paired, student, success
+from denoiserl.evidence.interval import Interval, binomial, bootstrap, measured, paired, student, success
 from denoiserl.evidence.quantile import beta_quantile, student_quantile
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "beta_quantile",
     "binomial",
     "bootstrap",
+    "measured",
     "paired",
     "student",
     "student_quantile",

@@ -22,7 +22,7 @@ EVENT = (1, 8, 8)
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[Tensor, Tensor]:
-    data: Any = need("sklearn.datasets", "vision").load_digits()
+    data: Any = need("sklearn.datasets", "demo").load_digits()
     image = torch.as_tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
     return image, torch.as_tensor(data.target, dtype=torch.int64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -91,11 +92,11 @@ class DiT(nn.Module):
         zeros(self.leave)
 
     def encode(self, cond: Tensor | None) -> Tensor | None:
-        """The condition's part of every shift, scale and gate [B, all of them], or of the tokens [B, patches, width]."""
+        """The condition's part of every shift, scale and gate [B, all of them], or of tokens [B, patches, width]."""
         if self.layout is None:
             return self.condition(cond)
         tiles, places = self.tiles[0] * self.tiles[1], self.layout.in_features
-        if cond is None or cond[0].numel() != tiles * places:
+        if cond is None or math.prod(cond.shape[1:]) != tiles * places:
             found = None if cond is None else tuple(cond.shape)
             raise BadSignal(f"The layout is [B, {tiles}, {places}] (or flat), {places} numbers a patch; got {found}.")
         return self.layout(cond.reshape(len(cond), tiles, places).to(self.layout.weight.dtype))

@@ -15,6 +15,7 @@ from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.errors import nearest
 from denoiserl.law import Gaussian
 from denoiserl.law.base import joint
+from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps, stratified
 from denoiserl.process.schedule import Schedule, linear
 from denoiserl.process.transition import Ddim, Grid, Transition
@@ -180,7 +181,7 @@ class Gauss(Denoiser):
     def forward(self, x: Tensor, clock: dict[str, Any], context: Any) -> Estimate:
         """x̂₀ = p x + q F(r x)."""
         inside = x * _across(clock["r"], x) if "r" in clock else x
-        out = self.net(inside, clock["net"], context)
+        out = called(self.net, inside, clock["net"], context)
         extra = {}
         if isinstance(out, tuple):
             out, extra = out

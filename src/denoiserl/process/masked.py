@@ -19,6 +19,7 @@ from denoiserl.law import Delta, Unmasking
 from denoiserl.law.base import joint
 from denoiserl.law.categorical import token_log_prob
 from denoiserl.law.unmasking import ORDERS, Order
+from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps
 from denoiserl.rng import Rng
 
@@ -228,7 +229,7 @@ class Logits(Denoiser):
         flat = x.flatten(0, -2) if x.ndim > 2 else x
         if self.start is not None:
             flat = torch.cat([torch.full_like(flat[:, :1], self.start), flat[:, :-1]], 1)
-        logits = self.net(flat, clock, context).float()
+        logits = called(self.net, flat, clock, context).float()
         if self.shift:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
         if self.vocab is not None:

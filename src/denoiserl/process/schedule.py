@@ -45,7 +45,7 @@ class Cosine:
     least: float = 1e-4
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ = cos(u + d)/cos u and √(1 − ᾱ) = √(sin d · sin(d + 2u))/cos u, which cancels nothing; 1 and 0 at t = 0."""
+        """√ᾱ = cos(u + d)/cos u and √(1 − ᾱ) = √(sin d · sin(d + 2u))/cos u, without cancellation; 1, 0 at t = 0."""
         u, d = self.offset / (1 + self.offset) * math.pi / 2, t / (1 + self.offset) * (math.pi / 2)
         alpha = ((u + d).cos() / math.cos(u)).clamp(self.least, 1.0)
         sigma = (d.sin() * (d + 2 * u).sin()).clamp_min(0).sqrt() / math.cos(u)

@@ -7,12 +7,14 @@ imitation tells it more; the simulator's success can.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +24,9 @@ from denoiserl.env import evaluate as play
 from denoiserl.env.metaworld import Flaws, MetaWorld, demonstrations
 from denoiserl.net import MLP
 from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, cosine, ddim, floored, grid, quiet
+from denoiserl.process import Diffusion, Gauss, cosine, ddim, floored, grid
 from denoiserl.rng import Rng
+from denoiserl.show.media import gif
 from denoiserl.train import Keep
 
 
@@ -31,27 +34,27 @@ from denoiserl.train import Keep
 class Base:
     """The task, and the policy before reward."""
 
-    task: str = "window-open-v3"
+    task: str = "drawer-open-v3"
     """a Meta-World task"""
-    ticks: int = 100
+    ticks: int = 110
     """ticks until an episode is over"""
-    demos: int = 60
+    demos: int = 100
     """demonstrations"""
     aim: float = 0.04
     """metres by which the demonstrator misjudges object and goal"""
     slip: float = 0.2
     """noise on the demonstrator's commands"""
-    chunk: int = 4
+    chunk: int = 5
     """actions planned at once (H)"""
-    execute: int = 4
+    execute: int = 5
     """actions executed of each plan (T_a)"""
-    denoise: int = 8
+    denoise: int = 5
     """denoising steps"""
     floor: float = 0.1
     """least std of a denoising step while learning from reward"""
     width: int = 256
     """the network's width"""
-    updates: int = 3000
+    updates: int = 2000
     """gradient steps of imitation"""
     batch: int = 256
     """windows a gradient step"""
@@ -65,7 +68,7 @@ def make(base: Base) -> Callable[[], MetaWorld]:
 
 
 def policy(base: Base, demos: Demos, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A diffusion policy: trained and explored under a floored posterior, served nearly without noise."""
+    """A diffusion policy: explored under a floored posterior, served under the posterior itself."""
     torch.manual_seed(seed)
     codec = Robot.fit(demos)
     assert isinstance(demos.observations, Tensor)
@@ -73,28 +76,31 @@ def policy(base: Base, demos: Demos, seed: int, device: str | torch.device = "cp
     net = MLP(event, cond=demos.observations.shape[-1], width=base.width, layer_norm=True)
     process = Diffusion(cosine, floored(ddim(1.0), base.floor), clip=1.0)
     times = grid(base.denoise)
-    serve = process.steps(times, quiet(ddim(1.0), 1e-3))
+    serve = process.steps(times, ddim(1.0))
     return Policy.of(process, Gauss(net, cosine, "v").to(device), event, process.steps(times), serve, codec)
 
 
-def imitate(made: Policy, demos: Demos, base: Base, updates: int | None, lr: float, rng: Rng, keep: Keep) -> Iterator[dict]:
-    """Clone the demonstrations."""
-    from denoiserl.recipes import diffusion_policy
-
-    a = SimpleNamespace(updates=updates, batch=base.batch, lr=lr, history=1, execute=base.execute)
-    yield from diffusion_policy.improve(made, demos, a, rng, keep)
-
-
+@lru_cache(maxsize=2)
 def record(base: Base, seed: int) -> Demos:
     """The demonstrations, failures included: the demonstrator does not know."""
     return demonstrations(base.task, base.demos, seed, base.ticks, Flaws(base.aim, base.slip))
 
 
+def imitate(
+    made: Policy, base: Base, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
+) -> Iterator[dict]:
+    """Clone the demonstrations of ``seed``, with minibatches and noise of their own for every ``stream``."""
+    from denoiserl.recipes import diffusion_policy  # the method; its experiment is this one
+
+    a = SimpleNamespace(updates=updates, batch=base.batch, lr=lr, history=1, execute=base.execute)
+    rng = Rng(seed + 1_000_003 * stream, keep.device)
+    yield from diffusion_policy.improve(made, record(base, seed), a, rng, keep)
+
+
 def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
-    demos = record(base, seed)
-    made = policy(base, demos, seed, keep.device)
-    yield from imitate(made, demos, base, base.updates, base.lr, Rng(seed, keep.device), keep)
+    made = policy(base, record(base, seed), seed, keep.device)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep)
     return made
 
 
@@ -109,13 +115,40 @@ def server(made: Policy, base: Base) -> Any:
     return act
 
 
-def trials(made: Policy, base: Base, seed: int, episodes: int = 100, watch: Any = None) -> Evaluation:
+def trials(made: Policy, base: Base, seed: int, episodes: int, watch: Any = None, copies: int = 32) -> Evaluation:
     """Episodes from start states that neither demonstrations nor learning have seen."""
-    return play(server(made, base), make(base), episodes, 1_000_000 + seed, watch=watch)
+    return play(server(made, base), make(base), episodes, 1_000_000 + seed, copies, watch=watch)
 
 
-def evaluate(made: Policy, base: Base, seed: int, episodes: int = 100) -> dict[str, float]:
-    """The success rate over held-out start states."""
-    done = trials(made, base, seed, episodes)
+METRICS = {"success": ("success over held-out start states", "%"), "ticks": ("ticks an episode", "")}
+
+
+def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
+    """Success and ticks of n episodes, [n] each."""
+    done = trials(made, base, seed, n)
     assert done.success is not None
-    return {"held-out success": float(done.success.float().mean()), "held-out ticks": float(done.ticks.float().mean())}
+    return {"success": done.success.float(), "ticks": done.ticks.float()}
+
+
+def look(made: Policy, base: Base, seed: int, n: int, size: int = 160) -> dict[str, bytes | str]:
+    """Four episodes side by side as a GIF."""
+    shown, frames = min(n, 4), defaultdict(list)
+
+    def watch(episode: int, env: Any) -> None:
+        if episode < shown and len(frames[episode]) * 2 <= env.ticks:
+            frames[episode].append(env.render(size))
+
+    trials(made, base, seed, shown, watch, copies=shown)
+    return {"episodes.gif": gif(_joined([np.stack(frames[i]) for i in range(shown)]), 20.0)}
+
+
+def _joined(films: list[np.ndarray]) -> np.ndarray:
+    """Films in a row; the shorter ones wait on their last frame."""
+    most = max(len(f) for f in films)
+    films = [np.concatenate([f, f[-1:].repeat(most - len(f), 0)]) for f in films]
+    return np.concatenate(films, 2)
+
+
+def evaluate(made: Policy, base: Base, seed: int, episodes: int = 50) -> dict[str, float]:
+    """Means over a few held-out episodes, to choose the best policy of a run by."""
+    return {f"held-out {k}": float(v.mean()) for k, v in outcomes(made, base, seed, episodes).items()}

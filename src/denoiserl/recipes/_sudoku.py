@@ -1,6 +1,6 @@
 """The language experiment: 4 x 4 sudoku by masked diffusion, several cells at a time.
 
-A puzzle is a canvas of 16 cells with 8 to 12 holes, filled in place. The 288 completed grids are split once; no test
+A puzzle is a canvas of 16 cells with 10 to 14 holes, filled in place. The 288 completed grids are split once; no test
 puzzle has a solution that was trained on. One cell a step is easy for a well-trained model; two or four at once are
 drawn independently given the clues, so they contradict each other. That is the price of parallel decoding, which more
 imitation cannot lower, and what a policy gradient over the decoder's own steps can.
@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,79 +22,119 @@ from denoiserl.net import Transformer
 from denoiserl.policy import Infill, Policy
 from denoiserl.process import Logits, Masked, grid
 from denoiserl.rng import Rng
-from denoiserl.train import Keep, fit
+from denoiserl.show import image_grid
+from denoiserl.train import Keep
 
-HOLES = (8, 12)
+HOLES = (10, 14)
+"""holes of a puzzle, fewest and most"""
 
 
 @dataclass(frozen=True)
 class Base:
     """The model before reward."""
 
-    updates: int = 600
+    updates: int = 1000
     """gradient steps of imitation"""
     batch: int = 128
     """grids a gradient step"""
-    lr: float = 2e-3
-    """AdamW's learning rate, with warm-up and cosine decay"""
-    width: int = 64
+    lr: float = 3e-3
+    """AdamW's learning rate, with cosine decay"""
+    width: int = 48
     """features a cell"""
-    depth: int = 3
+    depth: int = 2
     """transformer layers"""
-    tokens: int = 2
+    tokens: int = 4
     """cells revealed a step while learning from reward"""
-    temperature: float = 1.0
+    temperature: float = 0.5
     """of the decoder; part of the policy"""
 
 
-def process(base: Base, tokens: int | None = None) -> Masked:
-    """Confidence unmasking, ``tokens`` cells a step."""
-    return Masked(sudoku.VOCAB, "confidence", tokens=tokens or base.tokens, temperature=base.temperature)
+def policy(base: Base, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A bidirectional transformer with row, column and box positions, decoded by confidence."""
+    torch.manual_seed(seed)
+    net = Transformer(sudoku.VOCAB, sudoku.CELLS, base.width, base.depth, position="grid")
+    masked = Masked(sudoku.VOCAB, "confidence", tokens=base.tokens, temperature=base.temperature)
+    table = masked.steps(grid(-(-HOLES[1] // base.tokens)))
+    return Policy.of(masked, Logits(net).to(device), (sudoku.CELLS,), table, codec=Infill())
 
 
 def decoding(made: Policy, tokens: int) -> Policy:
     """The same weights, decoded ``tokens`` cells a step."""
     assert isinstance(made.process, Masked)
     other = replace(made.process, tokens=tokens)
-    steps = other.steps(grid(-(-HOLES[1] // tokens)))
-    return replace(made, process=other, train=steps, serve=steps)
+    table = other.steps(grid(-(-HOLES[1] // tokens)))
+    return replace(made, process=other, train=table, serve=table)
 
 
-def policy(base: Base, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A bidirectional transformer with row, column and box positions."""
-    torch.manual_seed(seed)
-    net = Logits(Transformer(sudoku.VOCAB, sudoku.CELLS, base.width, base.depth, position="grid")).to(device)
-    masked = process(base)
-    steps = masked.steps(grid(-(-HOLES[1] // base.tokens)))
-    return Policy.of(masked, net, (sudoku.CELLS,), steps, codec=Infill())
+def puzzles(seed: int, n: int, held_out: bool = False) -> Tensor:
+    """Canvases [n, 16] with holes. The grids are split once and for all seeds; ``held_out`` takes the unseen ones."""
+    grids = sudoku.split()[int(held_out)]
+    return sudoku.puzzles(grids, n, Rng(2 * seed + int(held_out)), HOLES)[0]
 
 
-def prompts(seed: int, n: int = 4096) -> tuple[Tensor, Tensor]:
-    """Training canvases [n, 16] and 1024 test canvases [1024, 16] whose solutions were never trained on."""
-    train, test = sudoku.split(seed)
-    return sudoku.puzzles(train, n, Rng(seed + 11), HOLES)[0], sudoku.puzzles(test, 1024, Rng(seed + 12), HOLES)[0]
+def imitate(
+    made: Policy, base: Base, seed: int, updates: int | None, lr: float, keep: Keep, stream: int = 0
+) -> Iterator[dict]:
+    """Fit the model to the training grids; ``updates=None``: at a constant rate until the budget of ``keep`` is spent.
 
+    ``stream``: a seed is used for minibatches and masks of their own, so that more imitation sees new ones.
+    """
+    from denoiserl.recipes import mdlm  # the method; its experiment is this one
 
-def imitate(made: Policy, base: Base, seed: int, updates: int | None, lr: float, keep: Keep) -> Iterator[dict]:
-    """Fit the model to the training grids by the masked-diffusion loss."""
-    train = sudoku.split(seed)[0].to(made.device)
-    yield from fit(
-        made.process, made.denoiser, train, None, updates or base.updates, Rng(seed, made.device), batch=base.batch,
-        lr=lr, keep=keep,
-    )  # fmt: skip
+    a = SimpleNamespace(updates=updates, batch=base.batch, lr=lr)
+    rng = Rng(seed + 1_000_003 * stream, keep.device)
+    yield from mdlm.improve(made, sudoku.split()[0].to(made.device), a, rng, keep)
 
 
 def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
     made = policy(base, seed, keep.device)
-    yield from imitate(made, base, seed, None, base.lr, keep)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep)
     return made
 
 
-def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
-    """Sampled exact-solve rate of the training decoder on held-out puzzles, at each number of cells a step."""
-    rates = {}
+METRICS = {"solved at 4": ("puzzles solved, 4 cells a step", "%"), "solved at 2": ("puzzles solved, 2 a step", "%")}
+
+
+def evaluate_outcomes(
+    made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)
+) -> dict[str, Tensor]:
+    """What one draw of the training decoder solves of the held-out canvases [n, 16]: bool [n] for each cells a step."""
+    found = {}
     for k in tokens:
         answer = decoding(made, k).draw(held_out, rng)
-        rates[f"solved at {k}"] = float(sudoku.verify(answer, held_out).float().mean())
-    return rates
+        assert isinstance(answer, Tensor)
+        found[f"solved at {k}"] = sudoku.verify(answer, held_out)
+    return found
+
+
+def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
+    """The sampled solve rate on held-out canvases at each number of cells a step."""
+    return {k: float(v.float().mean()) for k, v in evaluate_outcomes(made, held_out, rng, tokens).items()}
+
+
+def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
+    """0 or 1 for n held-out puzzles, at two and at four cells a step, [n] each."""
+    found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), (2, 4))
+    return {k: found[k].float().cpu() for k in METRICS}
+
+
+def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
+    """The answers to n held-out puzzles at four cells a step; what is wrong is red."""
+    asked = puzzles(seed, n, True)
+    answer = decoding(made, 4).draw(asked.to(made.device), Rng(seed, made.device))
+    assert isinstance(answer, Tensor)
+    shown = [sudoku.picture(a, q) for a, q in zip(answer.cpu(), asked, strict=True)]
+    return {"grids.png": image_grid(np.stack(shown), scale=1, pad=12)}
+
+
+def watched(made: Policy, a: Any, seed: int, keep: Keep, rows: Iterator[dict]) -> Iterator[dict]:
+    """The rows of an improvement, every ``a.eval_every`` of them with held-out solve rates; the best policy is kept."""
+    held_out = puzzles(seed + 2, 1024, True).to(made.device)
+    for row in rows:
+        at = keep.where()
+        if at is not None and at.due(a.eval_every):
+            asked = tuple(sorted({1, 2, 4, a.base.tokens}))
+            row |= (report := evaluate(made, held_out, Rng(seed + 2, made.device), asked))
+            keep.best(made, report[f"solved at {a.base.tokens}"])
+        yield row

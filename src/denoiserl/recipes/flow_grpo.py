@@ -10,27 +10,33 @@ clipped surrogate, with a KL to the pretrained generator a step:
 
     A_i = (r_i − mean_G r) / std r,    L = mean_k [ −min(ρ_k A, clip(ρ_k, 1 ± ε) A) + β KL(π_θ ‖ π_ref)_k ]
 
-As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``), the std is that of the whole
-batch, KL and log-probs are per dimension, sampling trains under the SDE and serves under the ODE. ``window`` > 0 is the
-fast variant: only the first ``window`` steps are stochastic and trained. Differences: the KL carries its dt factor
-(the released code divides by 2g² and not by 2g²|dt|), the whole network is trained rather than LoRA adapters, so the
-learning rate is higher, and the clip is 1e-3 because a 432-dimensional picture is not a latent of 16k dimensions.
+As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``) and the KL is a dimension's,
+the std is that of the whole batch, sampling trains under the SDE and serves under the ODE. ``window`` > 0 is the fast
+variant: only the first ``window`` steps are stochastic and trained, the rest is the ODE; 0 trains the whole chain.
+Differences: the KL carries its dt factor (the released code divides by 2g² and not by 2g²|dt|), the whole network is
+trained rather than LoRA adapters, there is no moving average of the weights, and ε is 1e-3 because a picture of 432
+numbers is not a latent of 16 thousand.
 
-Expect, with the defaults, strict prompt hits of the ODE on SHAPES from about 40 % to 80 % in two minutes on two cores.
+Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.50 to 0.98 in half a minute
+of one core, where as long of more imitation leaves 0.49; pictures on the manifold from 0.89 to 0.99; the distance of
+two pictures of a prompt from 0.36, wrong colours included, to 0.16 (data: 0.20; without the KL: below 0.11).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 from denoiserl.credit import dead_groups, group_relative
+from denoiserl.errors import BadSignal, NoDensity
+from denoiserl.law.base import REMEDY
 from denoiserl.likelihood import assert_on_policy
 from denoiserl.objective import clip_fraction, ppo_clip
 from denoiserl.policy import Policy
+from denoiserl.process import Diffusion, Steps, ddim
 from denoiserl.recipes import _shapes
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
@@ -41,72 +47,110 @@ from denoiserl.tree import Tree, rows
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
-    iters: int = 40
+    iters: int = 50
     """updates of the sampling policy"""
-    prompts: int = 16
+    prompts: int = 24
     """prompts an iteration"""
-    group: int = 16
+    group: int = 12
     """samples a prompt"""
+    window: int = 3
+    """the fast variant: first steps that are stochastic and trained; 0: the whole chain, as first published"""
     epochs: int = 1
     """passes over each iteration's samples"""
-    batch: int = 64
+    batch: int = 72
     """chains a gradient step"""
     clip: float = 1e-3
     """range of the geometric-mean ratio"""
     adv_clip: float = 5.0
     """largest advantage, in standard deviations"""
-    beta: float = 0.001
-    """weight of the KL to the pretrained generator, a dimension and step"""
+    beta: float = 0.2
+    """weight of the KL to the pretrained generator, a dimension and step; 0 needs no pass of the reference"""
     lr: float = 3e-4
     """Adam's learning rate"""
+    on_bad: Literal["raise", "drop"] = "raise"
+    """rewards that are not finite: stop and name the samples, or drop and count them"""
+    tolerance: float = 0.02
+    """largest |log ratio| of a whole step before the first update; float32"""
     eval_every: int = 10
     """iterations between held-out evaluations"""
-    base: _shapes.Base = _shapes.Base()
+    base: _shapes.Base = _shapes.Base()  # noqa: RUF009 - a frozen record
     """the generator that is improved"""
 
 
-def improve(policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Improve a flow generator on a reward. ``prompts``: a tree of [P, ...]; every iteration asks some of them."""
-    keep = keep or Keep()
-    policy.weights.keep("reference")
+    if a.group < 2:
+        raise BadSignal("A group of one has nothing to be compared with: draw at least two samples a prompt.")
+    keep, policy = keep or Keep(), early(policy, a.window)
+    if a.beta > 0:
+        policy.weights.keep("reference")
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
         asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
         chain = policy.sample(asked, rng)
-        scored = score(reward, policy.codec.decode(chain.sample), asked)
-        groups = scored.total.reshape(a.prompts, a.group)
-        advantage = group_relative(groups, "batch", clip=a.adv_clip).flatten()
+        scored = score(reward, policy.codec.decode(chain.sample), asked, on_bad=a.on_bad)
+        groups, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
+        advantage = group_relative(groups, "batch", clip=a.adv_clip, valid=valid).flatten()
+        dead = dead_groups(groups, valid=valid).float().mean()
+        row = {"reward": float(groups.nanmean()), "dead groups": float(dead), "dropped": scored.dropped}
+        row |= {k: float(v.nanmean()) for k, v in scored.parts.items()}
         seen = []
-        for _ in range(a.epochs):
+        for _ in range(a.epochs if dead < 1 else 0):  # nothing to learn where every group is constant
             for index in rng.permutation(len(advantage)).split(a.batch):
                 part = chain.take(index)
                 law, y = policy.replay(part)
-                with torch.no_grad():
-                    reference, _ = policy.replay(part, using="reference")
-                logp, old = law.log_prob(y) / law.size, part.log_prob / law.size
+                logp, old = law.log_prob(y), part.log_prob
                 if it == 0 and not seen:
-                    assert_on_policy(logp, old, 1e-4)
-                surrogate = ppo_clip(logp, old, advantage[index, None].expand_as(logp), a.clip)
-                kl = law.kl(reference) / law.size
-                told = step(opt, (surrogate + a.beta * kl).mean(), clip=1.0)
-                seen.append((told["loss"], float(kl.mean()), float(clip_fraction(logp.detach(), old, a.clip))))
-        loss, kl, clipped = torch.tensor(seen).mean(0).tolist()
-        row = {"reward": float(groups.mean()), "dead groups": float(dead_groups(groups).float().mean())}
-        row |= {k: float(v.mean()) for k, v in scored.parts.items()}
-        yield row | {"loss": loss, "kl": kl, "clipped": clipped}
+                    assert_on_policy(logp, old, a.tolerance)
+                logp, old = logp / law.size, old / law.size
+                loss = ppo_clip(logp, old, advantage[index, None].expand_as(logp), a.clip).mean()
+                kl = torch.zeros(())
+                if a.beta > 0:
+                    with torch.no_grad():
+                        reference, _ = policy.replay(part, using="reference")
+                    kl = (law.kl(reference) / law.size).mean()
+                told = step(opt, loss + a.beta * kl, clip=1.0)
+                seen.append((told["loss"], float(kl.detach()), float(clip_fraction(logp.detach(), old, a.clip))))
+        if seen:
+            row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(seen).mean(0).tolist(), strict=True))
+        yield row
+
+
+def early(policy: Policy, window: int) -> Policy:
+    """The policy whose training chain has a density at the first ``window`` steps only and is the ODE after them."""
+    if not any(policy.train.dense):
+        raise NoDensity(f"the policy's training steps are all deterministic (an ODE): {REMEDY}; flow_sde() here")
+    if window == 0:
+        return policy
+    if not isinstance(policy.process, Diffusion) or not 0 < window <= len(policy.train):
+        raise BadSignal(f"a window of {window} steps does not fit a Gaussian chain of {len(policy.train)} steps")
+    sde, ode = policy.train, policy.process.steps(policy.train.times, ddim(0.0))
+    table = {k: torch.cat([sde.table[k][:window], v[window:]]) for k, v in ode.table.items()}
+    return replace(policy, train=Steps(sde.times, table, sde.dense[:window] + ode.dense[window:]))
+
+
+def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
+    """``improve`` by what a parser reads in the picture, with held-out evaluations and the best policy kept."""
+    prompts = _shapes.prompts(a.base)[0].to(policy.device)
+    for row in improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep):
+        at = keep.where()
+        if at is not None and at.due(a.eval_every):
+            row |= (report := _shapes.evaluate(policy, a.base, seed + 900))
+            keep.best(policy, report["held-out strict"])
+        yield row
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """SHAPES: pictures of coloured shapes, rewarded by a parser that reads the prompted scene back."""
     keep = keep or Keep()
     policy = yield from _shapes.pretrain(a.base, a.seed, keep.stage("imitate"))
-    rng = Rng(a.seed + 1, keep.device)
-    train_prompts, held_out = _shapes.prompts(a.base, a.seed)
-    stage = keep.stage("improve")
-    for it, row in enumerate(improve(policy, _shapes.reward, train_prompts, a, rng, stage)):
-        if (it + 1) % a.eval_every == 0 or it + 1 == a.iters:
-            row |= (report := _shapes.evaluate(policy, held_out, Rng(a.seed + 2, keep.device)))
-            keep.best(policy, report["held-out strict"])
-        yield row
+    yield from improvement(policy, a, a.seed, keep.stage("improve"))
     keep.last(policy)
+
+
+experiment = _shapes
+DEMO = Args(eval_every=1000)
+"""the demo's act, sized for two cores"""

@@ -11,14 +11,20 @@ a pass with the update's shapes,
     L = mean over revealed tokens of [ −min(ρ_i A, clip(ρ_i, 1 ± ε) A) + β k3(π_θ ‖ π_old) ]
 
 Prompts whose accuracy lies outside ``accuracy`` teach nothing and are dropped. The temperature, top-k and top-p of the
-decoder are part of the policy, in both passes.
+decoder are part of the policy, in both passes. This is the part on full attention without the value model.
 
-``likelihood="tokens"`` is the published ratio, one a revealed token. ``"exact"`` uses the probability of the whole
-step, tokens and positions, which the unmasking law has in closed form: one ratio a step. This is the part on full
-attention without the value model; steps are not merged (shrink 1).
+As published: ``likelihood="tokens"`` (one ratio a revealed token), beta 0.01. The default ``"exact"`` is ours: the
+probability of the whole step, tokens and positions, which the unmasking law has in closed form; one ratio a step. It
+is needed here. At a base that imitates perfectly the estimates of the gradient from two times 2048 completions agree
+with a cosine of 0.17 when exact, and of 0.02 when the choice of positions is left out. Other differences: steps are
+not merged (shrink 1), steps that could hardly go otherwise are skipped (``sure``), the learning rate warms up and
+falls, and three passes are made over each batch because so few rows are left.
 
-Expect, with the defaults, the sampled solve rate of 4 x 4 sudoku at 4 cells a step to go from about 0.65 to 0.85 in
-a minute on two cores.
+The solve rate first falls and then rises: such a base is undecided between the solutions of a puzzle, where cells
+drawn together contradict each other and no small step helps. What learning has to find is a habit of deciding.
+
+Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus with 10 to 14 holes to go from 0.73 to EXPECT2
+at two cells a step and from 0.52 to EXPECT4 at four, in about two minutes on one core.
 """
 
 from __future__ import annotations
@@ -30,103 +36,123 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from denoiserl.chain import Chain, Rows
 from denoiserl.credit import dead_groups, group_relative
+from denoiserl.credit.group import Scale
 from denoiserl.labs import sudoku
 from denoiserl.law import Unmasking
+from denoiserl.likelihood import assert_on_policy
 from denoiserl.objective import approx_kl, k3, masked_mean, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.recipes import _sudoku
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, covers, step, warmup_cosine
 from denoiserl.tree import Tree, rows
 
 
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
-    iters: int = 80
+    iters: int = 300
     """updates of the sampling policy"""
-    prompts: int = 24
+    prompts: int = 64
     """prompts an iteration"""
     group: int = 8
     """completions a prompt"""
-    epochs: int = 2
+    epochs: int = 3
     """passes over each iteration's rows"""
-    batch: int = 384
+    batch: int = 2048
     """rows (decoding steps) a gradient step"""
     clip: float = 0.2
     """range of the ratio"""
-    beta: float = 0.01
+    beta: float = 0.0
     """weight of the k3 estimate of the KL to the policy that drew"""
     accuracy: tuple[float, float] = (0.01, 0.99)
     """prompts outside are dropped; the paper keeps 0.2 to 0.8 with groups of 16"""
-    likelihood: Literal["tokens", "exact"] = "tokens"
+    sure: float = 1e-3
+    """steps with less than this of −log p, tokens and positions together, could hardly go otherwise and are skipped"""
+    likelihood: Literal["tokens", "exact"] = "exact"
     """what the ratio is of: each revealed token, or the whole step with its positions"""
+    scale: Scale = "std"
+    """what the advantages of a group are divided by: "std" is the published z-score"""
     lr: float = 3e-4
-    """Adam's learning rate"""
+    """Adam's learning rate, falling to zero by a cosine"""
+    warmup: int = 30
+    """iterations until the learning rate is reached"""
     eval_every: int = 20
     """iterations between held-out evaluations"""
-    base: _sudoku.Base = _sudoku.Base(tokens=4)
+    base: _sudoku.Base = _sudoku.Base()
     """the model that is improved"""
 
 
-def improve(policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Improve a masked language model on a verifier. ``prompts``: canvases [P, L] with masks where to write."""
     keep = keep or Keep()
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
+    schedule = warmup_cosine(opt, min(a.warmup, a.iters), a.iters)
+    for it in keep.loop(a.iters, policy=policy, opt=opt, schedule=schedule, rng=rng):
         asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
         chain = policy.sample(asked, rng)
         scored = score(reward, policy.codec.decode(chain.sample), asked)
         groups = scored.total.reshape(a.prompts, a.group)
         solved = groups.mean(-1, keepdim=True)
         kept = (solved >= a.accuracy[0]) & (solved <= a.accuracy[1])
-        advantage = torch.where(kept, group_relative(groups), 0.0).flatten()
-        trace = chain.rows(torch.nonzero(_teaches(chain.x, chain.y, advantage).flatten())[:, 0])
+        advantage = torch.where(kept, group_relative(groups, a.scale), 0.0).flatten()
+        trace = chain.rows(torch.nonzero(_teaches(chain, advantage, a.sure).flatten())[:, 0])
         row = {"reward": float(groups.mean()), "dead groups": float(dead_groups(groups).float().mean())}
         row |= {k: float(v.mean()) for k, v in scored.parts.items()} | {"rows": len(trace)}
         if len(trace):
             with torch.no_grad():
-                old = [_log_probs(policy, trace.part(i), a)[0] for i in torch.arange(len(trace)).split(a.batch)]
-            old = torch.cat(old)
+                seen = [_log_probs(policy, trace.part(i), a) for i in torch.arange(len(trace)).split(a.batch)]
+            if it == 0:
+                assert_on_policy(torch.cat([joint for *_, joint in seen]), trace.log_prob)
+            old, told = torch.cat([new for new, *_ in seen]), []
             for _ in range(a.epochs):
                 for i in rng.permutation(len(trace)).split(a.batch):
-                    new, scored_at = _log_probs(policy, trace.part(i), a)
-                    gain = advantage[trace.owner[i]][:, None].expand_as(new)
+                    new, counts, _ = _log_probs(policy, trace.part(i), a)
+                    gain = advantage[trace.owner[i], None].expand_as(new)
                     loss = ppo_clip(new, old[i], gain, a.clip) + a.beta * k3(new, old[i])
-                    told = step(opt, masked_mean(loss, scored_at), clip=1.0)
-            row |= {"loss": told["loss"], "kl": float(approx_kl(new.detach(), old[i], scored_at))}
+                    told.append(step(opt, masked_mean(loss, counts), clip=1.0)["loss"])
+            row |= {"loss": sum(told) / len(told), "kl": float(approx_kl(new.detach(), old[i], counts))}
+        schedule.step()
         yield row
 
 
-def _teaches(x: Tensor, y: Tensor, advantage: Tensor) -> Tensor:
-    """[B, S]: steps that revealed something in a chain with an advantage."""
-    return (x != y).any(-1) & (advantage != 0)[:, None]
+def _teaches(chain: Chain, advantage: Tensor, sure: float) -> Tensor:
+    """[B, S]: steps with an advantage that could have gone another way."""
+    return (chain.log_prob < -sure) & (advantage != 0)[:, None]
 
 
-def _log_probs(policy: Policy, trace: Any, a: Any) -> tuple[Tensor, Tensor]:
-    """Log-probs [N, L] a token, or [N, 1] of the whole step, and where they count."""
+def _log_probs(policy: Policy, trace: Rows, a: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What the ratio is of, [N, L] or [N, 1]; where it counts; and the whole step's exact log-probability [N]."""
     law, y = policy.replay(trace)
-    assert isinstance(law, Unmasking)
-    if a.likelihood == "exact":
-        logp = law.log_prob(y)[:, None]
-        possible = logp > -torch.inf
-        return torch.where(possible, logp, 0.0), possible
-    return law.token_log_prob(y), trace.x != y
+    assert isinstance(law, Unmasking) and isinstance(y, Tensor) and isinstance(trace.x, Tensor)
+    joint = law.log_prob(y)
+    if a.likelihood == "tokens":
+        return law.token_log_prob(y), trace.x != y, joint.detach()
+    possible = (joint > -torch.inf)[:, None]  # a weaker set may have become impossible: nothing to learn from it
+    return torch.where(possible, joint[:, None], 0.0), possible, joint.detach()
+
+
+def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
+    """``improve`` by the verifier, with held-out evaluations and the best policy kept."""
+    prompts = _sudoku.puzzles(seed, 20_000).to(policy.device)
+    rows = improve(policy, sudoku.reward, prompts, a, Rng(seed + 1, keep.device), keep)
+    yield from _sudoku.watched(policy, a, seed, keep, rows)
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """4 x 4 sudoku, several cells a step, rewarded by a verifier."""
     keep = keep or Keep()
     policy = yield from _sudoku.pretrain(a.base, a.seed, keep.stage("imitate"))
-    prompts, held_out = (v.to(keep.device) for v in _sudoku.prompts(a.seed))
-    rng, stage = Rng(a.seed + 1, keep.device), keep.stage("improve")
-    for row in improve(policy, sudoku.reward, prompts, a, rng, stage):
-        at = stage.where()
-        if at is not None and ((at.iteration + 1) % a.eval_every == 0 or at.iteration + 1 == a.iters):
-            row |= (report := _sudoku.evaluate(policy, held_out, Rng(a.seed + 2, keep.device)))
-            stage.best(policy, report[f"solved at {a.base.tokens}"])
-        yield row
+    yield from improvement(policy, a, a.seed, keep.stage("improve"))
     keep.last(policy)
+
+
+experiment = _sudoku
+DEMO = Args(eval_every=1000)
+"""the demo's act, sized for two cores"""

@@ -59,6 +59,10 @@ class Position:
     first: int
     """the iteration this process began with"""
 
+    def due(self, every: int) -> bool:
+        """Is this iteration one of every ``every``, or the last? The question of evaluations and pictures."""
+        return (self.iteration + 1) % every == 0 or self.iteration + 1 == self.total
+
 
 class Keep:
     """Where a run's state lives, and what it may spend.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.errors import BadRun, nearest
+from denoiserl.precision import net_precision
 
 PRECISIONS = ("float32", "bf16")
 FASTER = 1.2
@@ -54,14 +55,18 @@ class Place:
 
     @contextmanager
     def here(self) -> Iterator[dict[str, Any]]:
-        """Compute at this place inside; yields what was chosen, for the log. The caller's are put back after."""
+        """Compute at this place inside; yields what was chosen, for the log. The caller's are put back after.
+
+        Where "bf16" was chosen, the networks of ``Gauss`` and ``Logits`` run in it (``denoiserl.precision``).
+        """
         threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
             chosen = self.choose()
             torch.set_float32_matmul_precision(chosen["matmul"])
-            yield chosen
+            with net_precision(torch.device(self.device).type if chosen["bf16"] else None):
+                yield chosen
         finally:
             torch.set_float32_matmul_precision(matmul)
             torch.set_num_threads(threads)
@@ -79,53 +84,6 @@ class Place:
                 "probe": found,
             }
         return self.chosen
-
-    def net_precision(self) -> AbstractContextManager[Any]:
-        """The context a network runs in: autocast to bf16, or nothing. The caller makes the answer float32."""
-        if not self.choose()["bf16"]:
-            return nullcontext()
-        return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
-
-    def lower(self, net: nn.Module) -> nn.Module:
-        """Make every call of ``net`` run under ``net_precision`` and answer in float32, and return it.
-
-        Only the call itself: what surrounds the network (laws, credit, losses) stays in float32.
-        """
-        if self.choose()["bf16"]:
-            autocast = _Autocast(torch.device(self.device).type)
-            net.register_forward_pre_hook(autocast.enter, with_kwargs=True)
-            net.register_forward_hook(autocast.leave, with_kwargs=True, always_call=True)
-        return net
-
-
-class _Autocast:
-    """Autocast as a pair of hooks. A plain object, so that a network that carries it can be copied."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind, self.open = kind, []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Autocast:
-        return _Autocast(self.kind)
-
-    def enter(self, net: nn.Module, args: Any, kwargs: Any) -> None:
-        context = torch.autocast(self.kind, dtype=torch.bfloat16)
-        context.__enter__()
-        self.open.append(context)
-
-    def leave(self, net: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
-        self.open.pop().__exit__(None, None, None)
-        return _float(out)
-
-
-def _float(out: Any) -> Any:
-    if isinstance(out, Tensor):
-        return out.float() if out.dtype is torch.bfloat16 else out
-    if isinstance(out, dict):
-        return {k: _float(v) for k, v in out.items()}
-    if isinstance(out, tuple | list):
-        parts = [_float(v) for v in out]
-        return type(out)(*parts) if hasattr(out, "_fields") else type(out)(parts)
-    return out
 
 
 @lru_cache(maxsize=8)

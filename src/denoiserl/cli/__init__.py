@@ -1,0 +1,97 @@
+"""The command line: ``denoiserl VERB ...``.
+
+    list      the recipes
+    run       a recipe, a file of yours, or the folder of a run: begun, gone on with, or repeated
+    eval      held-out trials of a run's policy, with 95 % intervals
+    sample    draw with a run's policy, save, look
+    report    a run as one HTML page
+    demo      a robot, an image generator and a language model, each improved by reward
+
+Exit codes: 0, 1 for what the library refuses, 2 for what was mistyped, 130 for Ctrl-C. Errors are one line on stderr;
+``--debug`` (or ``DENOISERL_DEBUG=1``) shows where they come from. A verb's module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from denoiserl.errors import BadRun, DenoiseError, nearest
+
+
+class Misuse(BadRun):
+    """The command was mistyped: exit code 2."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: the module and function that do it, a line for the help, and an example."""
+
+    where: str
+    line: str
+    example: str
+
+
+VERBS = {
+    "list": Verb("listing.list_", "the recipes: name, paper, what they learn from", "denoiserl list --json"),
+    "run": Verb(
+        "running.run", "run a recipe, your own file, or go on in a run's folder", "denoiserl run dppo --seed 1"
+    ),
+    "eval": Verb("results.eval_", "held-out trials of a run, with 95 % intervals", "denoiserl eval runs/dppo-1"),
+    "sample": Verb("results.sample", "draw with a run's policy, save, look", "denoiserl sample runs/dppo-1 --n 4"),
+    "report": Verb("results.report", "a run as one self-contained HTML page", "denoiserl report runs/dppo-1"),
+    "demo": Verb("running.demo", "three acts: robot, images, language; a few minutes", "denoiserl demo"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what ``argv`` (default: the command line) says and return the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given or os.environ.get("DENOISERL_DEBUG", "0") not in ("", "0")
+    given = [word for word in given if word != "--debug"]
+    try:
+        return _main(given)
+    except DenoiseError as error:
+        if debug:
+            raise
+        print(f"denoiserl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, Misuse) else 1
+    except SystemExit as stop:  # of the option parser, or of a run that was interrupted
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("denoiserl: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _main(given: list[str]) -> int:
+    if not given or given[0] in ("-h", "--help", "help"):
+        _help()
+        return 0
+    if given[0] == "--version":
+        from denoiserl import __version__
+
+        print(f"denoiserl {__version__}")
+        return 0
+    if given[0] not in VERBS:
+        what = "option" if given[0].startswith("-") else "command"
+        raise Misuse(nearest(given[0], (*VERBS, "--help", "--version"), what))
+    module, _, function = VERBS[given[0]].where.partition(".")
+    getattr(importlib.import_module(f"denoiserl.cli.{module}"), function)(given[1:])
+    return 0
+
+
+def _help() -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print("\n[bold]denoiserl[/]: reinforcement learning with everything that denoises\n")
+    for name, verb in VERBS.items():
+        console.print(f"  [bold cyan]{name:<8}[/]{verb.line}")
+    console.print()
+    for verb in VERBS.values():
+        console.print(f"  [dim]$[/] {verb.example}")
+    console.print("\n  VERB --help lists the options of a verb, run RECIPE --help those of a recipe.")
+    console.print("  --version prints the version, --debug shows the traceback of an error.\n")

@@ -1,0 +1,188 @@
+"""``run`` and ``demo``: a recipe's options from the command line, its run in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from denoiserl import recipes, store
+from denoiserl.cli import Misuse
+from denoiserl.cli.listing import hint
+from denoiserl.errors import BadRun, nearest
+from denoiserl.meter import UNITS
+from denoiserl.train.run import module, opened, rerun
+from denoiserl.train.run import run as start
+
+HELP = """usage: denoiserl run RECIPE [options]
+
+RECIPE is one of
+{recipes}
+or a Python file of yours (with Args and train(args, keep)), or an importable module, or the folder of a run:
+  denoiserl run dppo --seed 1 --base.task button-press-v3
+  denoiserl run my_recipe.py --out runs/mine
+  denoiserl run runs/dppo-1          goes on with that run, or repeats its result
+  denoiserl run dppo --help          lists the options of a recipe, with types and defaults
+The same command goes on where an interrupted run stopped."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """What may change when a run goes on."""
+
+    budget: Annotated[tuple[str, ...], hint("(default: no limit)")] = ()
+    """the most that the run may spend, such as: env-steps=200000 seconds=600"""
+    progress: bool = True
+    """show progress"""
+
+
+@dataclass(frozen=True)
+class Running(Again):
+    """How and where to run."""
+
+    out: Annotated[Path | None, hint("(default: runs/RECIPE-SEED, or runs/demo)")] = None
+    """the run's folder"""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 or mps"""
+    precision: Literal["float32", "bf16"] = "float32"
+    """of the networks; bf16 is taken where it is measured to be faster"""
+    threads: Annotated[int | None, hint("(default: torch's own choice)")] = None
+    """of torch"""
+    every: Annotated[int | None, hint("(default: a tenth of each loop)")] = None
+    """iterations between saves"""
+
+
+def run(given: list[str]) -> None:
+    """``denoiserl run RECIPE [options]``."""
+    if not given or given[0] in ("-h", "--help"):
+        cards = [recipes.describe(name) for name in recipes.names()]
+        print(HELP.format(recipes="\n".join(f"  {c.module:<18}{c.name}: {c.title}" for c in cards)))
+        if not given:
+            raise Misuse("Name a recipe: denoiserl run RECIPE [options].")
+        return
+    what, rest = given[0], given[1:]
+    if what.startswith("-"):
+        raise Misuse(f"The recipe comes first: denoiserl run RECIPE {what} ...")
+    if what not in recipes.names() and any((p / what).is_dir() for p in (Path(), Path("runs"))):
+        path = folder(what)
+        again = tyro.cli(Again, prog=f"denoiserl run {what}", description=f"Go on with the run in {path}.", args=rest)
+        findable(path)
+        limit = {"budget": budget(again.budget)} if again.budget else {}
+        _told(rerun(path, progress=again.progress, **limit))
+        return
+    recipe = find(what)
+    _start(recipe, f"run {what}", recipe.__name__.rpartition(".")[2].removeprefix("recipe_"), rest)
+
+
+def demo(given: list[str]) -> None:
+    """``denoiserl demo [options]``."""
+    _start(module("denoiserl.demo"), "demo", None, given)
+
+
+def find(what: str) -> ModuleType:
+    """The recipe that a word of the command line means: a name, a file, or a dotted module."""
+    if what in recipes.names():
+        return module(f"denoiserl.recipes.{what}")
+    if not what.endswith(".py") and ("." not in what or "/" in what):
+        raise Misuse(nearest(what, recipes.names(), "recipe") + " A file of yours is named with its .py.")
+    if what.endswith(".py") and not Path(what).is_file():
+        raise Misuse(f"The recipe's file {what} does not exist: check the path.")
+    _importable(Path(what).resolve().parent if what.endswith(".py") else Path.cwd())
+    return module(what)
+
+
+def folder(word: str) -> Path:
+    """The folder of a run that a word means: a path, or the name of a folder in ``runs/``."""
+    for path in (Path(word), Path("runs") / word):
+        if (path / "run.json").is_file():
+            return path
+    if Path(word).is_dir():
+        raise Misuse(f"{word} is not the folder of a run: it has no run.json.")
+    known = sorted(str(p.parent) for p in Path("runs").glob("*/run.json"))
+    raise Misuse(nearest(word, known, "run"))
+
+
+def findable(path: Path) -> None:
+    """Let the recipe of a run find the modules that lie beside it, as when it was run."""
+    record = store.read_json(path / "run.json")
+    recipe = record.get("recipe", "") if isinstance(record, dict) else ""
+    _importable(Path(recipe).parent if recipe.endswith(".py") else Path.cwd())
+
+
+def budget(words: tuple[str, ...]) -> dict[str, float] | None:
+    """``("env-steps=200000",)`` as ``{"env steps": 200000.0}``."""
+    found: dict[str, float] = {}
+    known = [unit.replace(" ", "-") for unit in (*UNITS, "seconds")]
+    for word in words:
+        unit, _, amount = word.partition("=")
+        if unit.replace(" ", "-") not in known:
+            raise Misuse(nearest(unit, known, "unit of a budget"))
+        try:
+            found[unit.replace("-", " ")] = float(amount)
+        except ValueError:
+            raise Misuse(f"--budget {word}: write a unit and a number, such as {unit}=1000.") from None
+    return found or None
+
+
+def options(recipe: ModuleType) -> type[Any]:
+    """A dataclass of the recipe's own ``Args`` and of ``Running``, both without a prefix on the command line."""
+    for name in ("Args", "train"):
+        if not hasattr(recipe, name):
+            raise BadRun(f"{recipe.__file__} has no {name}: a recipe is a dataclass Args and train(args, keep).")
+    if not dataclasses.is_dataclass(recipe.Args):
+        raise BadRun(f"Args of {recipe.__file__} is no dataclass: decorate it with @dataclass(frozen=True).")
+    taken = {f.name for f in dataclasses.fields(Running)} | {"debug"}
+    if clash := sorted(taken & {f.name for f in dataclasses.fields(recipe.Args)}):
+        raise BadRun(f"Args of {recipe.__file__} names {', '.join(clash)}, which every run has: rename the field.")
+    bare = tyro.conf.arg(name="")
+    fields = [("args", Annotated[recipe.Args, bare]), ("running", Annotated[Running, bare])]
+    return dataclasses.make_dataclass("Options", fields, frozen=True)
+
+
+def _start(recipe: ModuleType, said: str, name: str | None, given: list[str]) -> None:
+    title = (recipe.__doc__ or "").strip().partition("\n\n")[0].replace("\n", "\n\n")
+    chosen = tyro.cli(options(recipe), prog=f"denoiserl {said}", description=title, args=given)
+    how: Running = chosen.running
+    seed = getattr(chosen.args, "seed", None)
+    default = "demo" if name is None else name if seed is None else f"{name}-{seed}"
+    told = start(
+        recipe,
+        chosen.args,
+        how.out or Path("runs") / default,
+        device=how.device,
+        precision=how.precision,
+        threads=how.threads,
+        every=how.every,
+        budget=budget(how.budget),
+        progress=how.progress,
+    )
+    _told(told, recipe)
+
+
+def _told(told: dict[str, Any], recipe: ModuleType | None = None) -> None:
+    """The last words of a run: what it ended with and what can be done with it."""
+    folder = Path(told["folder"])
+    recipe = recipe or opened(folder)[0]
+    if hasattr(recipe, "finish"):
+        recipe.finish(folder)
+        return
+    numbers = {k: v for k, v in (told["last"] or {}).items() if isinstance(v, int | float) and k != "iteration"}
+    for key, value in numbers.items():
+        print(f"  {key:<28}{value:.6g}")
+    spent = ", ".join(f"{v:.0f} {k}" for k, v in told["spent"].items() if v)
+    print(f"{folder}: {told['rows']} rows of metrics{f'; spent {spent}' if spent else ''}.")
+    if any(p.is_dir() for p in folder.rglob("best")) or any(p.is_dir() for p in folder.rglob("last")):
+        print(f"Next: denoiserl eval {folder}, denoiserl sample {folder}, denoiserl report {folder}")
+
+
+def _importable(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder = folder.resolve()
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

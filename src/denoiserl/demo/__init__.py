@@ -1,0 +1,53 @@
+"""The main job: a robot policy, an image generator and a language model, each made better by reward.
+
+Each act learns from data to its plateau, then from reward; beside it a control spends the same time on more data. The
+demo is a recipe like any other for the runner: it is recorded, interrupted and resumed in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from denoiserl.demo import act, page
+from denoiserl.errors import BadRun, nearest
+from denoiserl.recipes import dppo, flow_grpo, tracerl
+from denoiserl.train import Keep
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    """seed of everything"""
+    acts: tuple[str, ...] = ("robot", "image", "language")
+    """which acts to play, in this order"""
+    trials: int = 500
+    """held-out trials of the image and the language act"""
+    episodes: int = 200
+    """held-out episodes of the robot act"""
+    robot: dppo.Args = dppo.DEMO
+    """DPPO"""
+    image: flow_grpo.Args = flow_grpo.DEMO
+    """Flow-GRPO"""
+    language: tracerl.Args = tracerl.DEMO
+    """TraceRL"""
+
+
+ACTS = {"robot": dppo, "image": flow_grpo, "language": tracerl}
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """The acts, one after another. Needs a folder: what is shown at the end is written there."""
+    if keep is None or keep.folder is None:
+        raise BadRun("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
+    for name in a.acts:
+        if name not in ACTS:
+            raise BadRun(nearest(name, ACTS, "act"))
+        trials = a.episodes if name == "robot" else a.trials
+        yield from act.play(name, ACTS[name], getattr(a, name), a.seed, trials, keep.stage(name))
+
+
+def finish(folder: Path | str) -> Path:
+    """Write ``summary.json`` and ``report.html`` into the folder of a finished demo, and print the three rows."""
+    return page.write(Path(folder))

@@ -1,0 +1,87 @@
+"""One act: imitate to the plateau, improve by reward, and spend the same time on more imitation."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from denoiserl import store
+from denoiserl.errors import BadRun
+from denoiserl.evidence import Comparison, measured
+from denoiserl.policy import Policy
+from denoiserl.train import Keep
+
+SHOWN = 16
+"""samples, episodes or puzzles that are shown"""
+
+
+def once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` says, computed once for this folder: a resumed act does not evaluate again."""
+    path = folder / "told" / name
+    if not store.exists(path):
+        store.write(path, compute())
+    return store.read(path)
+
+
+def play(name: str, recipe: Any, a: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict]:
+    """The act ``name``: rows of metrics as it goes; its results lie in ``keep.folder`` when it ends.
+
+    ``recipe`` is a module with ``improvement(policy, a, seed, keep)`` and an ``experiment``: ``pretrain``, ``imitate``,
+    ``outcomes``, ``look`` and ``METRICS``. Training, trials and pictures use different seeds.
+    """
+    assert keep.folder is not None
+    folder, experiment = keep.folder, recipe.experiment
+
+    def judge(policy: Policy, when: str) -> None:
+        began = time.perf_counter()
+        told = once(folder, when, lambda: experiment.outcomes(policy, a.base, seed + 2, trials))
+        for file, data in once_look(folder, when, lambda: experiment.look(policy, a.base, seed + 3, SHOWN)).items():
+            (folder / "media").mkdir(exist_ok=True)
+            target = folder / "media" / f"{when} {file}"
+            target.write_bytes(data) if isinstance(data, bytes) else target.write_text(data, encoding="utf-8")
+        once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
+        assert told
+
+    imitation = keep.stage("imitate")
+    policy = yield from experiment.pretrain(a.base, seed, imitation)
+    start = copy.deepcopy(policy)
+    judge(start, "before")
+
+    improvement = keep.stage("improve")
+    yield from recipe.improvement(policy, a, seed, improvement)
+    judge(policy, "after")
+    keep.last(policy)
+
+    spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
+    spent = once(folder, "seconds", lambda: spent)
+    more = max(1, round(a.base.updates * spent["improve"] / spent["imitate"]))
+    yield from experiment.imitate(start, a.base, seed, more, a.base.lr, keep.stage("control"), stream=1)
+    judge(start, "imitation")
+
+
+def once_look(folder: Path, when: str, compute: Callable[[], dict[str, bytes | str]]) -> dict[str, bytes | str]:
+    """The pictures of one moment; those that lie in the folder already are not drawn again."""
+    done = [p for p in (folder / "media").glob(f"{when} *")] if (folder / "media").exists() else []
+    return {} if done else compute()
+
+
+def results(name: str, recipe: Any, folder: Path) -> list[Comparison]:
+    """The comparisons of a finished act, the main one first."""
+    told = {when: store.read(folder / "told" / when) for when in ("before", "imitation", "after") if _told(folder, when)}
+    if len(told) < 3:
+        raise BadRun(f"the act in {folder} has not finished: run the same command again, it goes on from there")
+    spent = store.read(folder / "told" / "seconds")
+    seconds = sum(spent.values()) + spent["improve"]
+    found = []
+    for key, (metric, unit) in recipe.experiment.METRICS.items():
+        rows = {when: measured(values[key])[0] for when, values in told.items()}
+        found.append(Comparison(name, metric, rows["before"], rows["after"], rows["imitation"], seconds, unit))
+        seconds = None
+    return found
+
+
+def _told(folder: Path, when: str) -> bool:
+    return store.exists(folder / "told" / when)

@@ -1,0 +1,268 @@
+"""Models and pipelines of diffusers, unmodified: as denoisers, codecs and whole policies.
+
+``denoiser(model, scheduler)`` wraps a UNet or a transformer; ``from_pipeline(pipeline)`` makes a policy of a loaded
+text-to-image pipeline (latents through its autoencoder) or of a pixel-space one. Text is encoded once, by
+``prompts(pipeline, texts)``; conditions are embeddings from there on. No classifier-free guidance is applied: what is
+sampled, scored and trained is the conditional model itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl import store
+from denoiserl.describe import build
+from denoiserl.errors import BadRun, BadSignal, nearest
+from denoiserl.hub.schedulers import Convention, convert, steps_like
+from denoiserl.policy import Policy
+from denoiserl.process import Diffusion, Gauss, Linear, Schedule, Steps, ddim, flow_sde
+from denoiserl.process.transition import Transition
+from denoiserl.tree import tree_map
+from denoiserl.weights import Weights, fit
+
+INDEX = "index"
+"""The part of a condition that only the reward reads: which prompt a row answers."""
+
+
+class Net(nn.Module):
+    """A diffusers model as a raw network: our times to its timesteps, a condition to its keyword arguments.
+
+    ``flow``: the model reads ``levels`` · σ(t) (1000σ; Flux multiplies by itself and reads σ: levels 1). Otherwise it
+    reads the index t · levels − 1 of a discrete level, exact where t is one of them. A condition is one tensor (the
+    model's ``encoder_hidden_states``, or the ``class_labels`` of a model that has no text) or a dict of the model's own
+    arguments, batch first. ``fixed`` are arguments without a batch that every call gets (Flux's ``img_ids``).
+    """
+
+    def __init__(
+        self, model: nn.Module, schedule: Schedule, levels: int, flow: bool, fixed: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        known = list(inspect.signature(base.forward).parameters)
+        self.state = next((name for name in ("sample", "hidden_states") if name in known), "")
+        self.main = next((name for name in ("encoder_hidden_states", "class_labels") if name in known), "")
+        if not self.state or "timestep" not in known:
+            raise BadRun(f"a {type(base).__name__} is not called as (sample | hidden_states, timestep, ...)")
+        self.model, self.schedule, self.levels, self.flow = model.eval(), schedule, levels, flow
+        self.known = [name for name in known if name not in (self.state, "timestep", "return_dict")]
+        self._check(fixed or {})
+        self.fixed = dict(fixed or {})
+        for name, value in self.fixed.items():
+            self.register_buffer(f"fixed_{name}", value, persistent=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        own = {"model": self.model, "schedule": self.schedule, "levels": self.levels, "flow": self.flow}
+        return own | {"fixed": self.fixed}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        for name in given:
+            if name not in self.known:
+                raise BadSignal(nearest(name, self.known, "condition of this model"))
+
+    def encode(self, cond: Any) -> dict[str, Any]:
+        """The model's keyword arguments, in its precision."""
+        given = cond if isinstance(cond, dict) else {} if cond is None else {self.main: cond}
+        self._check(given)
+        if self.main == "encoder_hidden_states" and self.main not in given:
+            raise BadSignal("this model needs a condition: embeddings [B, tokens, features], or prompts(pipeline, texts)")
+        return tree_map(lambda v: v.to(self.dtype) if v.is_floating_point() else v, given)
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The model's timestep, [*t]."""
+        if self.flow:
+            return self.levels * self.schedule(t)[1]
+        index = t * self.levels - 1
+        near = index.round()
+        return torch.where((index - near).abs() < 1e-3, near, index).clamp_min(0)
+
+    def forward(self, x: Tensor, clock: Tensor, context: dict[str, Any] | None = None) -> Tensor:
+        fixed = {name: getattr(self, f"fixed_{name}") for name in self.fixed}
+        seen = {self.state: x.to(self.dtype), "timestep": clock.expand(len(x)), **fixed, **(context or {})}
+        return self.model(**seen, return_dict=False)[0]
+
+
+def denoiser(
+    model: nn.Module, scheduler: Any, tokens: int | None = None, fixed: Mapping[str, Tensor] | None = None
+) -> Gauss:
+    """An unmodified model, with the scheduler it was trained with, as the denoiser of a Gaussian process."""
+    said = convert(scheduler, tokens)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    levels = 1 if said.flow and type(base).__name__.startswith("Flux") else said.levels
+    return Gauss(Net(model, said.schedule, levels, said.flow, fixed), said.schedule, said.predicts)
+
+
+def _seen(cond: Any) -> Any:
+    """What the denoiser sees of a condition: all but which prompt it is."""
+    return {k: v for k, v in cond.items() if k != INDEX} or None if isinstance(cond, dict) else cond
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pictures in [0, 1], [B, C, H, W], to the [−1, 1] of pixel-space models."""
+
+    def encode(self, data: Tensor) -> Tensor:
+        """[0, 1] to [−1, 1]."""
+        return 2 * data - 1
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """[−1, 1] to [0, 1], clamped."""
+        return (sample / 2 + 0.5).clamp(0, 1)
+
+    def condition(self, cond: Any) -> Any:
+        """All but the prompts' numbers."""
+        return _seen(cond)
+
+    def start(self, cond: Any) -> None:
+        """The prior."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """Pictures in [0, 1], [B, 3, H, W], to an autoencoder's latents: z = (encode(2x − 1) − shift) · scale.
+
+    Encoding takes the mean of the autoencoder's posterior. ``micro`` pictures go through it at a time.
+    """
+
+    vae: Any
+    scale: float
+    shift: float = 0.0
+    micro: int = 16
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Pictures to latents."""
+        latent = self._through(2 * data - 1, lambda v: self.vae.encode(v).latent_dist.mode().float())
+        return (latent - self.shift) * self.scale
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Latents to pictures, clamped to [0, 1]."""
+        latent = sample / self.scale + self.shift
+        return self._through(latent, lambda v: (self.vae.decode(v, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1))
+
+    def _through(self, data: Tensor, call: Any) -> Tensor:
+        weight = next(self.vae.parameters())
+        if weight.device != data.device:  # a policy that moves does not know of this module
+            self.vae.to(data.device)
+        return torch.cat([call(part) for part in data.to(weight.dtype).split(self.micro)])
+
+    def condition(self, cond: Any) -> Any:
+        """All but the prompts' numbers."""
+        return _seen(cond)
+
+    def start(self, cond: Any) -> None:
+        """The prior."""
+        return None
+
+
+def from_pipeline(
+    pipeline: Any, n: int = 20, size: tuple[int, int] | None = None, transition: Transition | None = None
+) -> Policy:
+    """A policy of a pipeline: its model, its scheduler's levels and n times, its autoencoder as the codec.
+
+    ``size``: (height, width) of the pictures in pixels, by default what the model was built for. Learning runs
+    ``transition`` (default: the exact posterior ``ddim(1.0)``, or ``flow_sde()`` for flows); users get the ODE. Text
+    encoders stay outside: see ``prompts``.
+    """
+    model = _model(pipeline)
+    config, vae = model.config, getattr(pipeline, "vae", None)
+    if hasattr(pipeline, "_pack_latents"):
+        raise BadRun(
+            f"a {type(pipeline).__name__} packs its latents into tokens: build the policy by hand, with "
+            "denoiser(pipeline.transformer, pipeline.scheduler, tokens, fixed={'img_ids': ..., 'txt_ids': ...})"
+        )
+    if config["in_channels"] != config["out_channels"]:
+        raise BadRun(
+            f"the model reads {config['in_channels']} channels and answers {config['out_channels']}: models that also "
+            "read a mask or a picture, or that learn their variance, are not plain denoisers"
+        )
+    factor = 1 if vae is None else 2 ** (len(vae.config["block_out_channels"]) - 1)
+    side = config["sample_size"] if size is None else [_divided(v, factor) for v in size]
+    if side is None:
+        raise BadRun("the model does not say what size its pictures have: give size=(height, width) in pixels")
+    height, width = (side, side) if isinstance(side, int) else side
+    patch = config.get("patch_size") or 1
+    said = convert(pipeline.scheduler, (height // patch) * (width // patch))
+    process = Diffusion(said.schedule, transition or _exploring(said), said.clip)
+    train = steps_like(pipeline.scheduler, process, n)
+    serve = steps_like(pipeline.scheduler, process, n, ddim(0.0))
+    made = denoiser(model, pipeline.scheduler, (height // patch) * (width // patch))
+    return Policy.of(process, made, (config["in_channels"], height, width), train, serve, _codec(vae))
+
+
+def _model(pipeline: Any) -> nn.Module:
+    for name in ("unet", "transformer"):
+        if getattr(pipeline, name, None) is not None:
+            return getattr(pipeline, name)
+    raise BadRun(f"a {type(pipeline).__name__} has neither a unet nor a transformer")
+
+
+def _divided(pixels: int, factor: int) -> int:
+    if pixels % factor:
+        raise BadRun(f"the autoencoder divides sizes by {factor}: {pixels} pixels are not a multiple")
+    return pixels // factor
+
+
+def _exploring(said: Convention) -> Transition:
+    return flow_sde() if isinstance(said.schedule, Linear) else ddim(1.0)
+
+
+def _codec(vae: Any) -> Pixels | Latent:
+    if vae is None:
+        return Pixels()
+    vae.eval().requires_grad_(False)
+    return Latent(vae, float(vae.config["scaling_factor"]), float(vae.config.get("shift_factor") or 0.0))
+
+
+@torch.no_grad()
+def prompts(pipeline: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Texts as conditions: the model's embeddings, and the number of the text in ``index``.
+
+    Recipes draw rows of this tree; a reward looks its text up by ``prompts["index"]``, and the denoiser does not see
+    it. For pipelines of one text encoder (Stable Diffusion) and of pooled embeddings (Stable Diffusion 3).
+    """
+    if not texts or isinstance(texts, str):
+        raise BadSignal("prompts are a list of texts, one a row")
+    known = inspect.signature(pipeline.encode_prompt).parameters
+    given: dict[str, Any] = {f"prompt_{i}": None for i in (2, 3) if f"prompt_{i}" in known}
+    given |= {"device": next(_model(pipeline).parameters()).device, "num_images_per_prompt": 1}
+    told = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **given)
+    named = {"encoder_hidden_states": told[0]}
+    if len(told) == 4 and "pooled_projections" in inspect.signature(_model(pipeline).forward).parameters:
+        named["pooled_projections"] = told[2]
+    elif len(told) != 2:
+        raise BadRun(
+            f"what {type(pipeline).__name__}.encode_prompt answers ({len(told)} parts) is not known here: pass the "
+            "model's own arguments as a dict of tensors instead"
+        )
+    return {**named, INDEX: torch.arange(len(texts), device=told[0].device)}
+
+
+def load(path: str | Path, pipeline: Any, model: nn.Module | None = None) -> Policy:
+    """A policy saved by ``policy.save(path)``, around the model and the autoencoder of a pipeline.
+
+    ``model``: the pipeline's by default; give the one with adapters where the policy had them. Trained weights are
+    copied into it.
+    """
+    tree = store.read(Path(path))
+    if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
+        raise BadRun(f"{path} holds no policy")
+    vae, net = getattr(pipeline, "vae", None), _model(pipeline) if model is None else model
+    made, codec = build(tree["denoiser"], net), build(tree["codec"], vae)
+    fit(made, tree["weights"])
+    train, serve = (Steps(s["times"], s["table"], tuple(s["dense"])) for s in (tree["train"], tree["serve"]))
+    policy = Policy(build(tree["process"]), Weights(made), tuple(tree["event"]), train, serve, codec)
+    return policy.to(next(net.parameters()).device)

@@ -1,0 +1,147 @@
+"""DDPO: policy gradients through the denoising steps of any sampler that is stochastic.
+
+paper: arXiv 2305.13301
+signal: reward
+family: path policy gradient
+
+Denoising is a decision process: state (prompt, t, x_t), action x_s, and a reward at the end only. The reward of a
+sample, standardised by what *its prompt* has earned lately, is the advantage of all its steps:
+
+    A = (r − mean_prompt) / std_prompt,    L = mean over (sample, step) of −min(ρ A, clip(ρ, 1 ± ε) A)
+
+As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``), advantages are clipped, the
+memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's mean and std before), and there
+is no KL. Samples and the steps of each are shuffled together: a minibatch is of rows (sample, step). Steps without a
+density, such as the last one of the exact posterior, are left out; a chain of nothing else (eta = 0) is refused.
+Rewards that are not finite are dropped and counted. ``epochs=1, batch >= samples × steps`` is the plain score function
+(DDPO_SF). Differences: the whole network is trained rather than LoRA adapters, and ε is 1e-3 because a picture of 432
+numbers is not a latent of 16 thousand.
+
+Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.52 to 0.96 in half a minute
+of one core, learned from 64 prompts; pictures on the manifold from 0.89 to 0.98, the distance of two pictures of a
+prompt from 0.35, wrong colours included, to 0.15 (data: 0.20). With ``lr=1e-3`` it is there in ten seconds and
+collapses after forty iterations: nothing holds it, and what is left are rare failures with large advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.credit import PerPrompt
+from denoiserl.errors import NoDensity
+from denoiserl.law.base import REMEDY
+from denoiserl.likelihood import assert_on_policy
+from denoiserl.objective import clip_fraction, ppo_clip
+from denoiserl.policy import Policy
+from denoiserl.process import Diffusion, ddim
+from denoiserl.recipes import _shapes
+from denoiserl.rng import Rng
+from denoiserl.signal import Reward, ask, score
+from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.tree import Tree, leaves, rows
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 40
+    """updates of the sampling policy"""
+    samples: int = 256
+    """samples an iteration, each of a random prompt"""
+    epochs: int = 1
+    """passes over each iteration's rows"""
+    batch: int = 576
+    """rows (sample, step) a gradient step"""
+    clip: float = 1e-3
+    """range of the geometric-mean ratio"""
+    adv_clip: float = 5.0
+    """largest advantage, in standard deviations"""
+    window: int = 32
+    """rewards a prompt remembers"""
+    least: int = 16
+    """rewards a prompt needs before its own statistics are used"""
+    lr: float = 3e-4
+    """Adam's learning rate"""
+    on_bad: Literal["raise", "drop"] = "drop"
+    """rewards that are not finite: stop and name the samples, or drop and count them"""
+    tolerance: float = 0.02
+    """largest |log ratio| of a whole step before the first update; float32"""
+    eta: float = 1.0
+    """noise of the training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be learned from"""
+    pool: int = 64
+    """prompts that are learned from: few enough that each has a memory"""
+    eval_every: int = 10
+    """iterations between held-out evaluations"""
+    base: _shapes.Base = _shapes.Base()  # noqa: RUF009 - a frozen record
+    """the generator that is improved"""
+
+
+def improve(
+    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
+    """Improve a generator on a reward. ``prompts``: a tree of [P, ...]; equal rows share a memory."""
+    if not any(policy.train.dense):
+        raise NoDensity(f"the policy's training steps are all deterministic (eta = 0): {REMEDY}")
+    keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
+    opt = adamw(policy.parameters(), a.lr)
+    covers(opt, policy.weights.module)
+    for it in keep.loop(a.iters, policy=policy, opt=opt, memory=memory, rng=rng):
+        index = rng.integers(0, rows(prompts), a.samples)
+        asked = ask(prompts, index, 1)
+        chain = policy.sample(asked, rng)
+        scored = score(reward, policy.codec.decode(chain.sample), asked, on_bad=a.on_bad)
+        advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
+        advantage = advantage.clamp(-a.adv_clip, a.adv_clip)
+        row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped}
+        row |= {"silent": float((advantage == 0).float().mean())}
+        row |= {k: float(v.nanmean()) for k, v in scored.parts.items()}
+        trace, seen = chain.rows(), []
+        teaches = torch.nonzero(advantage[trace.owner] != 0).flatten()
+        for _ in range(a.epochs if len(teaches) else 0):
+            for i in teaches[rng.permutation(len(teaches))].split(a.batch):
+                part = trace.part(i)
+                law, y = policy.replay(part)
+                logp, old = law.log_prob(y), part.log_prob
+                if it == 0 and not seen:
+                    assert_on_policy(logp, old, a.tolerance)
+                logp, old = logp / law.size, old / law.size
+                told = step(opt, ppo_clip(logp, old, advantage[part.owner], a.clip).mean(), clip=1.0)
+                seen.append((told["loss"], float(clip_fraction(logp.detach(), old, a.clip))))
+        if seen:
+            row |= dict(zip(("loss", "clipped"), torch.tensor(seen).mean(0).tolist(), strict=True))
+        yield row
+
+
+def keys(prompts: Tree) -> Sequence[str]:
+    """A name for every row of a tree of prompts [P, ...]: equal rows have equal names, in this run and any other."""
+    parts = [v.reshape(len(v), -1).tolist() for v in leaves(prompts)]
+    return [repr(row) for row in zip(*parts, strict=True)]
+
+
+def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
+    """``improve`` by what a parser reads in the picture, with held-out evaluations and the best policy kept."""
+    assert isinstance(policy.process, Diffusion)
+    policy = replace(policy, train=policy.process.steps(policy.train.times, ddim(a.eta)))
+    prompts: Tensor = _shapes.prompts(a.base)[0][: a.pool].to(policy.device)
+    for row in improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep):
+        at = keep.where()
+        if at is not None and at.due(a.eval_every):
+            row |= (report := _shapes.evaluate(policy, a.base, seed + 900))
+            keep.best(policy, report["held-out strict"])
+        yield row
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """SHAPES: pictures of coloured shapes, rewarded by a parser that reads the prompted scene back."""
+    keep = keep or Keep()
+    policy = yield from _shapes.pretrain(a.base, a.seed, keep.stage("imitate"))
+    yield from improvement(policy, a, a.seed, keep.stage("improve"))
+    keep.last(policy)
+
+
+experiment = _shapes

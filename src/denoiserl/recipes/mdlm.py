@@ -1,0 +1,92 @@
+"""MDLM: masked diffusion training of a language model.
+
+paper: arXiv 2406.07524
+signal: data
+family: imitation
+
+Every position is masked with probability t, t ~ U(0, 1), and a bidirectional transformer says what stood there:
+
+    L = E_t E_{x_t} [ (1/t) Σ_{masked i} −log p_θ(x₀_i | x_t) ] / length
+
+which bounds −log p(x₀) from above. The mask is never an answer, visible tokens are carried over, and the network is not
+told the time, which the share of masks says already. ``live`` marks the answer of a prompted sequence: the prompt is
+never masked and the loss is divided by the answer's length (LLaDA, 2502.09992).
+
+As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
+whole batch, and the learning rate decays by a cosine.
+
+Expect, with the defaults, at least 0.99 of unseen 4 x 4 sudokus solved at one cell a step; at two and four about 0.85
+and 0.7, where more imitation does not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.errors import BadSignal, nearest
+from denoiserl.labs import sudoku
+from denoiserl.policy import Policy
+from denoiserl.process import Masked
+from denoiserl.recipes import _sudoku
+from denoiserl.rng import Rng
+from denoiserl.train import Keep, adamw, fit
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    draws: int = 32
+    """maskings a grid of the held-out likelihood bound"""
+    base: _sudoku.Base = _sudoku.Base()
+    """the network and its training"""
+
+
+def improve(
+    policy: Policy, data: Tensor | dict[str, Tensor], a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
+    """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is).
+
+    ``a`` names ``updates``, ``batch`` and ``lr``; ``updates=None``: a constant rate until the keep's budget is spent.
+    """
+    process = policy.process
+    if not isinstance(process, Masked):
+        raise BadSignal(f"MDLM trains masked diffusion, not {type(process).__name__}: make the policy with Masked(...)")
+    parts = dict(data) if isinstance(data, dict) else {"tokens": data}
+    for name in parts:
+        if name not in ("tokens", "live"):
+            raise BadSignal(nearest(name, ("tokens", "live"), "part of the data"))
+    tokens, live = parts["tokens"], parts.get("live")
+    if tokens.shape[1:] != policy.event:
+        raise BadSignal(f"the policy writes sequences {policy.event}, the data are {tuple(tokens.shape)}: cut or pad")
+    if bool((tokens == process.mask).any()):
+        raise BadSignal(f"the data contain the mask token {process.mask}: a position would be taken for a hole")
+    if live is not None and bool((~live).all(-1).any()):
+        raise BadSignal("a row of live has no True: there is nothing to learn from it, leave it out")
+    told = {"batch": a.batch, "lr": a.lr, "live": live, "keep": keep}
+    if a.updates is None:
+        told |= {"opt": adamw(policy.parameters(), a.lr), "log": 50}
+    yield from fit(process, policy.denoiser, tokens, None, a.updates, rng, **told)  # pyright: ignore[reportArgumentType]
+
+
+def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:
+    """The likelihood bound in nats a token: an unbiased estimate of ELBO / length, averaged over rows."""
+    with torch.no_grad():
+        return float(policy.elbo(tokens, None, rng, draws).mean()) / tokens.shape[-1]
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """4 x 4 sudoku: completed grids in any order of unmasking."""
+    keep = keep or Keep()
+    policy = yield from _sudoku.pretrain(a.base, a.seed, keep.stage("imitate"))
+    held_out, (grids, unseen) = _sudoku.puzzles(a.seed, 1024, True), sudoku.split()
+    row = _sudoku.evaluate(policy, held_out.to(policy.device), Rng(a.seed + 2, keep.device))
+    for name, tokens in (("trained", grids), ("held-out", unseen)):
+        row[f"{name} elbo"] = bound(policy, tokens.to(policy.device), Rng(a.seed + 3, keep.device), a.draws)
+    keep.best(policy, row["solved at 1"])
+    keep.last(policy)
+    yield row

@@ -1,0 +1,399 @@
+"""The command line: what it lists, runs, refuses, and how it says so."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoiserl import recipes
+from denoiserl.cli import VERBS, main
+from denoiserl.cli.results import measured
+from denoiserl.cli.running import budget
+from denoiserl.errors import BadRun
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RECIPE = '''
+"""Fake: three rows and a policy that nobody trained.
+
+paper: none
+signal: env
+family: fakes
+"""
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from beside import OFFSET
+from denoiserl import Diffusion, Gauss, Policy, grid
+from denoiserl.net import MLP
+
+@dataclass(frozen=True)
+class Base:
+    width: int = 8
+    """features of the network"""
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 3
+    """rows"""
+    stop: int = -1
+    """the iteration in which somebody presses Ctrl-C"""
+    base: Base = Base()
+    """the policy"""
+
+def train(a, keep):
+    process = Diffusion()
+    net = Gauss(MLP((2,), width=a.base.width))
+    policy = Policy.of(process, net, (2,), process.steps(grid(2)))
+    for it in keep.loop(a.iters, policy=policy):
+        keep.count("env steps", 10)
+        if it == a.stop and not (keep.folder / "pressed").exists():
+            (keep.folder / "pressed").touch()
+            import os, signal
+            os.kill(os.getpid(), signal.SIGINT)
+        keep.best(policy, it)
+        yield {"score": float(it + OFFSET)}
+    keep.last(policy)
+'''
+
+PROTOCOL = """
+METRICS = {"hit": ("trials that hit", "%"), "length": ("how long", "")}
+
+def outcomes(policy, base, seed, n):
+    assert base.width == policy.denoiser.net.config["width"]
+    generator = torch.Generator().manual_seed(seed)
+    hit = (torch.arange(n) % 4 == 0).float()
+    return {"length": torch.randn(n, generator=generator) + 5, "hit": hit}
+
+def look(policy, base, seed, n):
+    return {"one.png": b"PNG", "grid.txt": "\\n".join(["1 2 3 4"] * n)}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe's file in the current folder, with a module of its own beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    monkeypatch.delenv("DENOISERL_DEBUG", raising=False)
+    (tmp_path / "beside.py").write_text("OFFSET = 7\n")
+    (tmp_path / "fake.py").write_text(RECIPE + PROTOCOL)
+    return tmp_path / "fake.py"
+
+
+def said(capsys, *argv: str) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of a command."""
+    capsys.readouterr()
+    code = main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refusal(capsys, *argv: str) -> tuple[int, str]:
+    """Exit code and the one line of a refusal."""
+    code, _, err = said(capsys, *argv)
+    assert err.count("\n") == 1 and "Traceback" not in err, err
+    return code, err
+
+
+# Help
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_names_every_verb_with_a_line_and_an_example(capsys, argv):
+    code, out, _ = said(capsys, *argv)
+    assert code == 0
+    for name, verb in VERBS.items():
+        assert f"{name} " in out and verb.line in out and f"$ {verb.example}" in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(capsys, verb):
+    code, out, _ = said(capsys, verb, "--help")
+    assert code == 0 and f"usage: denoiserl {verb}" in out
+
+
+def test_the_help_of_a_recipe_shows_types_defaults_and_what_fields_mean(capsys, recipe):
+    code, out, _ = said(capsys, "run", "fake.py", "--help")
+    assert code == 0 and "three rows and a policy that nobody trained" in out
+    for shown in ("--iters INT", "rows (default: 3)", "--base.width INT", "features of the network (default: 8)"):
+        assert shown in out
+    for shown in (
+        "--out",
+        "--device",
+        "--precision {float32,bf16}",
+        "--threads",
+        "--every",
+        "--budget",
+        "--no-progress",
+    ):
+        assert shown in out
+
+
+# List
+
+
+def test_the_list_is_the_recipes_files(capsys):
+    code, out, _ = said(capsys, "list", "--json")
+    files = sorted(p for p in (ROOT / "src/denoiserl/recipes").glob("*.py") if not p.stem.startswith("_"))
+    listed = json.loads(out)
+    assert code == 0 and [card["module"] for card in listed] == [p.stem for p in files]
+    for card, file in zip(listed, files, strict=True):
+        assert set(card) == {"module", "name", "title", "paper", "signal", "family"} and all(card.values())
+        assert file.read_text(encoding="utf-8").lstrip().startswith(f'"""{card["name"]}: {card["title"]}')
+    plain = said(capsys, "list")[1]
+    assert all(card["paper"] in plain and card["module"] in plain for card in listed)
+
+
+@pytest.mark.parametrize(
+    ("doc", "message"),
+    [
+        ("no colon", "must begin with 'NAME: one-line title'"),
+        ("A: b\n\npaper: x\nsignal: env", "no line 'family: ...'"),
+        ("A: b\n\npaper: x\nsignal: envv\nfamily: y", "Did you mean 'env'"),
+    ],
+)
+def test_a_docstring_that_is_no_card_is_refused(tmp_path, doc, message):
+    (tmp_path / "bad.py").write_text(f'"""{doc}\n"""\n')
+    with pytest.raises(BadRun, match=message):
+        recipes.read(tmp_path / "bad.py")
+
+
+def test_a_card_keeps_the_prose_apart(tmp_path):
+    (tmp_path / "good.py").write_text('"""A-1: b: c.\n\npaper: arXiv 1\nsignal: data\nfamily: y\n\nProse: more\n"""\n')
+    assert recipes.read(tmp_path / "good.py") == recipes.Card(
+        "good", "A-1", "b: c.", "arXiv 1", "data", "y", "Prose: more"
+    )
+
+
+# Mistyped
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["lst"], "Did you mean 'list'"),
+        (["--versoin"], "Did you mean '--version'"),
+        (["run", "dpo"], "Did you mean 'dppo'"),
+        (["run", "nothere.py"], "does not exist"),
+        (["run", "--seed", "3"], "The recipe comes first"),
+        (["run", "fake.py", "--budget", "env-step=5"], "Did you mean 'env-steps'"),
+        (["run", "fake.py", "--budget", "seconds=many"], "such as seconds=1000"),
+        (["eval", "nowhere"], "There is no run"),
+        (["report", "."], "no run.json"),
+    ],
+)
+def test_mistyped_words_are_refused_with_the_nearest_known_one(capsys, recipe, argv, hint):
+    code, line = refusal(capsys, *argv)
+    assert code == 2 and hint in line
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--itrs", "--base.widht"])
+def test_mistyped_options_are_refused_with_the_nearest_known_one(capsys, recipe, option):
+    code, _, err = said(capsys, "run", "fake.py", option, "3")
+    right = {"--itrs": "--iters", "--base.widht": "--base.width"}[option]
+    assert code == 2 and "Perhaps you meant" in err and right in err
+    assert not Path("runs").exists()
+
+
+def test_a_budget_is_written_with_dashes_and_means_the_meters_units():
+    assert budget(("env-steps=2e5", "seconds=60")) == {"env steps": 2e5, "seconds": 60.0}
+    assert budget(()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("X = 1", "has no Args"),
+        ("class Args: pass\ndef train(a, k): pass", "no dataclass"),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass Args:\n    out: int = 1\ndef train(a, k): pass",
+            "names out",
+        ),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(capsys, recipe, text, message):
+    recipe.write_text(text)
+    code, line = refusal(capsys, "run", "fake.py")
+    assert code == 1 and message in line
+
+
+# Runs
+
+
+def rows(folder: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys, recipe):
+    argv = ("run", "fake.py", "--iters", "4", "--base.width", "5", "--no-progress")
+    code, out, _ = said(capsys, *argv)
+    assert code == 0 and "runs/fake-0: 4 rows" in out and "40 env steps" in out and "denoiserl eval runs/fake-0" in out
+    record = json.loads(Path("runs/fake-0/run.json").read_text())
+    assert record["args"]["iters"] == 4 and record["args"]["base"]["width"] == 5 and record["finished"]
+    assert record["recipe"] == str(recipe.resolve())
+    assert [row["score"] for row in rows("runs/fake-0")] == [7.0, 8.0, 9.0, 10.0]
+    before = Path("runs/fake-0/metrics.jsonl").read_bytes()
+    for again in (argv, ("run", "runs/fake-0"), ("run", "fake-0", "--no-progress")):
+        code, out, _ = said(capsys, *again)
+        assert code == 0 and "runs/fake-0: 4 rows" in out and Path("runs/fake-0/metrics.jsonl").read_bytes() == before
+    code, line = refusal(capsys, *argv[:3], "6", *argv[4:])
+    assert code == 1 and "args.iters: 4 there, 6 here" in line
+    code, line = refusal(capsys, *argv, "--threads", "1")
+    assert code == 1 and "threads: None there, 1 here" in line
+    assert said(capsys, *argv, "--out", "elsewhere")[0] == 0 and len(rows("elsewhere")) == 4
+
+
+def test_a_stopped_run_goes_on_from_its_folder_alone(capsys, recipe, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    code, _, err = said(capsys, "run", "fake.py", "--stop", "1", "--every", "1", "--out", "here", "--no-progress")
+    assert code == 130 and "goes on from there" in err and signal.getsignal(signal.SIGINT) is before
+    assert len(rows("here")) < 3
+    monkeypatch.chdir("here")
+    assert said(capsys, "run", ".", "--no-progress")[0] == 0
+    assert [row["score"] for row in rows(".")] == [7.0, 8.0, 9.0]
+
+
+def test_a_budget_ends_a_run_and_a_larger_one_lets_it_go_on(capsys, recipe):
+    run = ("run", "fake.py", "--iters", "9", "--out", "here", "--every", "1", "--no-progress")
+    assert said(capsys, *run, "--budget", "env-steps=20")[0] == 0
+    assert len(rows("here")) == 2
+    assert said(capsys, "run", "here", "--budget", "env-steps=50", "--no-progress")[0] == 0
+    assert [row["score"] for row in rows("here")] == [7.0, 8.0, 9.0, 10.0, 11.0]
+
+
+def test_what_a_recipe_wants_done_after_a_run_is_done(capsys, recipe):
+    recipe.write_text(RECIPE + "\ndef finish(folder):\n    print('finished', folder.name)\n")
+    assert "finished fake-0" in said(capsys, "run", "fake.py", "--no-progress")[1]
+    assert "finished fake-0" in said(capsys, "report", "fake-0")[1]
+
+
+def test_a_traceback_is_shown_to_those_who_ask(capsys, recipe, monkeypatch):
+    Path("runs/fake-0").mkdir(parents=True)
+    Path("runs/fake-0/foreign").touch()
+    assert "no run.json" in refusal(capsys, "run", "fake.py", "--no-progress")[1]
+    with pytest.raises(BadRun):
+        main(["run", "fake.py", "--no-progress", "--debug"])
+    monkeypatch.setenv("DENOISERL_DEBUG", "1")
+    with pytest.raises(BadRun):
+        main(["run", "fake.py", "--no-progress"])
+
+
+# What came out of a run
+
+
+@pytest.fixture
+def finished(recipe, capsys):
+    assert main(["run", "fake.py", "--base.width", "5", "--no-progress"]) == 0
+    return recipe
+
+
+def test_eval_prints_the_main_metric_first_with_the_interval_of_its_kind(capsys, finished):
+    code, out, _ = said(capsys, "eval", "fake-0", "--trials", "40")
+    lines = out.splitlines()
+    assert code == 0 and lines[1].split()[0] == "hit" and lines[2].split()[0] == "length"
+    assert "trials that hit" in lines[1] and "25.0%" in lines[1] and lines[1].split()[-1] == "40"
+    code, out, _ = said(capsys, "eval", "runs/fake-0", "--trials", "40", "--seed", "3", "--json")
+    told = json.loads(out)
+    # Beta(11, 31), quantiles at 2.5 % and 97.5 % by scipy: 0.14221, 0.40305
+    assert told["hit"]["mean"] == 0.25 and told["hit"]["n"] == 40
+    assert abs(told["hit"]["low"] - 0.14221) < 1e-5 and abs(told["hit"]["high"] - 0.40305) < 1e-5
+    lengths = torch.randn(40, generator=torch.Generator().manual_seed(3)) + 5
+    assert abs(told["length"]["mean"] - lengths.mean().item()) < 1e-5
+    assert list(json.loads(said(capsys, "eval", "fake-0", "--metrics", "length", "--json")[1])) == ["length"]
+    code, line = refusal(capsys, "eval", "fake-0", "--metrics", "hits")
+    assert code == 2 and "Did you mean 'hit'" in line
+    assert refusal(capsys, "eval", "fake-1")[1].count("Did you mean 'runs/fake-0'")
+
+
+def test_outcomes_of_zero_and_one_are_a_rate():
+    assert measured(torch.tensor([0.0, 1.0, 1.0]))[1] and not measured(torch.tensor([0.0, 1.0, 1.5]))[1]
+
+
+def test_sample_saves_what_can_be_seen_and_prints_what_can_be_read(capsys, finished):
+    code, out, _ = said(capsys, "sample", "fake-0", "--n", "2")
+    assert code == 0 and out.count("1 2 3 4") == 2
+    for name in ("one.png", "grid.txt"):
+        assert f"runs/fake-0/samples/{name}" in out and Path("runs/fake-0/samples", name).exists()
+    assert said(capsys, "sample", "fake-0", "--out", "seen")[0] == 0
+    assert Path("seen/one.png").read_bytes() == b"PNG"
+    assert said(capsys, "run", "fake-0", "--no-progress")[0] == 0  # samples do not disturb the run
+
+
+def test_a_recipe_that_cannot_be_judged_says_what_to_add(capsys, finished):
+    finished.write_text(RECIPE)
+    for verb, what in (("eval", "outcomes(policy, base, seed, n)"), ("sample", "look(policy, base, seed, n)")):
+        code, line = refusal(capsys, verb, "fake-0")
+        assert code == 1 and f"add {what}" in line
+
+
+def test_the_experiment_of_a_recipe_answers_for_it_and_may_load_the_policy(capsys, finished):
+    (finished.parent / "trial_module.py").write_text(
+        "import torch\nfrom denoiserl.policy import Policy\n"
+        "def restore(path, base, device):\n    print('restored', path.name, base.width)\n    return Policy.load(path)\n"
+        "def outcomes(policy, base, seed, n):\n    return {'won': torch.ones(n)}\n"
+    )
+    finished.write_text(RECIPE + "\nimport trial_module as experiment\n")
+    code, out, _ = said(capsys, "eval", "fake-0", "--which", "last")
+    assert code == 0 and "restored last 5" in out and "100.0%" in out
+
+
+def test_reports_are_written_beside_their_runs_even_without_the_recipe(capsys, finished):
+    assert said(capsys, "run", "fake.py", "--seed", "1", "--no-progress")[0] == 0
+    finished.unlink()
+    code, out, _ = said(capsys, "report", "fake-0", "runs/fake-1")
+    assert code == 0 and out.split() == ["runs/fake-0/report.html", "runs/fake-1/report.html"]
+    assert "<!DOCTYPE html>" in Path("runs/fake-1/report.html").read_text()
+    code, line = refusal(capsys, "run", "fake-0", "--no-progress")
+    assert code == 1 and "put it back" in line
+
+
+# As a process
+
+
+def test_the_command_works_as_a_process_brings_nothing_heavy_and_tells_the_shell_how_it_went(tmp_path):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    code = """
+import runpy, sys
+from denoiserl.cli import main
+before = set(sys.modules)
+assert main(["--version"]) == main(["--help"]) == main(["list", "--json"]) == 0
+brought = {name.split(".")[0] for name in set(sys.modules) - before}
+print(brought & {"torch", "matplotlib", "gymnasium"}, [m for m in sys.modules if m.startswith("denoiserl.recipes.")])
+sys.argv = ["denoiserl", "rnu"]
+runpy.run_module("denoiserl", run_name="__main__")
+"""
+    env = {k: v for k, v in os.environ.items() if k != "DENOISERL_DEBUG"} | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "Did you mean 'run'" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"denoiserl {version}" and lines[-1] == "set() []"
+
+
+# Extras
+
+
+def test_every_extra_that_an_error_names_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "need":
+                value = node.args[1] if len(node.args) > 1 else node.keywords[0].value
+                assert isinstance(value, ast.Constant), f"{path}:{node.lineno}: name the extra in the call"
+                named.append((path.relative_to(ROOT), node.lineno, value.value))
+    assert named and not [each for each in named if each[2] not in extras]

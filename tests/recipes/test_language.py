@@ -1,0 +1,217 @@
+"""The language recipes: they repeat, resume, start on policy, refuse what they cannot learn from, and learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from denoiserl.chain import Chain
+from denoiserl.errors import BadSignal, OffPolicy
+from denoiserl.labs import sudoku
+from denoiserl.net import Transformer
+from denoiserl.policy import Infill, Policy
+from denoiserl.process import Diffusion, Logits, Masked, grid
+from denoiserl.recipes import _sudoku, diffu_grpo, mdlm, tracerl
+from denoiserl.rng import Rng
+from denoiserl.train import Keep
+
+BASE = _sudoku.Base(updates=4, batch=16, width=16, depth=1)
+TINY = {
+    "mdlm": mdlm.Args(draws=2, base=replace(BASE, updates=2)),
+    "tracerl": tracerl.Args(iters=2, prompts=16, group=4, batch=32, eval_every=2, base=BASE),
+    "exact": tracerl.Args(iters=2, prompts=16, group=4, epochs=2, likelihood="exact", base=BASE),
+    "diffu_grpo": diffu_grpo.Args(iters=2, prompts=8, group=4, mu=2, sync=1, eval_every=2, base=BASE),
+}
+TRAIN = {"mdlm": mdlm.train, "tracerl": tracerl.train, "exact": tracerl.train, "diffu_grpo": diffu_grpo.train}
+
+
+@pytest.fixture(autouse=True)
+def few_puzzles(monkeypatch):
+    """Sixty-four held-out puzzles are enough here."""
+    whole = _sudoku.puzzles
+    monkeypatch.setattr(_sudoku, "puzzles", lambda seed, n, held_out=False: whole(seed, min(n, 64), held_out))
+
+
+def toy(tokens: int = 2, **decoder) -> Policy:
+    """Two positions, two tokens."""
+    torch.manual_seed(1)
+    process = Masked(2, "confidence", tokens=tokens, **decoder)
+    net = Logits(Transformer(2, 2, width=16, depth=1, heads=2))
+    return Policy.of(process, net, (2,), process.steps(grid(2 // tokens)), codec=Infill())
+
+
+CANVAS = torch.full((4, 2), 2)
+
+
+def agree(written, asked):
+    """1 where both positions hold the same token: parallel decoding fails at it half of the time until it decides."""
+    return (written[:, 0] == written[:, 1]).float()
+
+
+def partial_credit(written, asked):
+    """The share of valid rows, columns and boxes: a reward that an untrained model can earn."""
+    units = written[:, sudoku.UNITS].sort(-1).values
+    return (units == torch.arange(4)).all(-1).float().mean(-1)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_same_seed_same_rows(name):
+    runs = [list(TRAIN[name](TINY[name])) for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert any("solved at 4" in row for row in runs[0])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
+    whole = list(TRAIN[name](TINY[name], Keep(every=1)))
+    cut = len(whole) - 1
+    first = TRAIN[name](TINY[name], Keep(tmp_path, every=1))
+    begun = [next(first) for _ in range(cut)]
+    first.close()
+    rest = list(TRAIN[name](TINY[name], Keep(tmp_path, every=1)))
+    assert begun == whole[:cut]
+    assert rest[-1] == whole[-1]
+    assert Policy.load(tmp_path / "last").event == (16,)
+
+
+@pytest.mark.parametrize("likelihood", ["tokens", "exact"])
+def test_tracerl_learns_to_agree(likelihood):
+    a = tracerl.Args(iters=60, prompts=16, group=8, lr=1e-2, epochs=1, likelihood=likelihood)
+    rewards = [row["reward"] for row in tracerl.improve(toy(), agree, CANVAS, a, Rng(0))]
+    assert sum(rewards[:3]) / 3 < 0.7
+    assert sum(rewards[-5:]) / 5 > 0.97
+
+
+def test_diffu_grpo_learns_where_one_pass_is_exact():
+    """Everything at once from an empty canvas is what its mean-field guess describes."""
+    a = diffu_grpo.Args(iters=60, prompts=16, group=8, mu=2, lr=1e-2, beta=0.0, sync=0)
+    rewards = [row["reward"] for row in diffu_grpo.improve(toy(), agree, CANVAS, a, Rng(0))]
+    assert sum(rewards[-5:]) / 5 > 0.97
+
+
+def test_first_inner_iteration_is_on_policy_bitwise(monkeypatch):
+    """Policy, old policy and reference see one mask draw: before an update the three are equal bit for bit."""
+    seen = []
+    inner = diffu_grpo.one_pass
+    monkeypatch.setattr(diffu_grpo, "one_pass", lambda *args: seen.append((args[1], inner(*args))) or seen[-1][1])
+    policy = _sudoku.policy(BASE, 0)
+    a = diffu_grpo.Args(iters=1, prompts=8, group=4, mu=2, base=BASE)
+    next(diffu_grpo.improve(policy, partial_credit, _sudoku.puzzles(0, 32), a, Rng(0)))
+    (m0, old0), (m1, _), (r0, ref0), (r1, _), (n0, new0), (n1, _) = seen
+    assert torch.equal(old0, new0) and torch.equal(old0, ref0)
+    assert torch.equal(m0, r0) and torch.equal(m0, n0) and torch.equal(m1, r1) and torch.equal(m1, n1)
+    assert not torch.equal(m0, m1)  # each inner iteration has a draw of its own
+
+
+def test_prompt_masks_hide_clues_at_their_rate_and_every_hole():
+    canvas = _sudoku.puzzles(0, 64).repeat(200, 1)
+    seen = diffu_grpo.hide(canvas, sudoku.MASK, 0.15, Rng(3))
+    clue = canvas != sudoku.MASK
+    assert bool((seen[~clue] == sudoku.MASK).all())
+    kept = seen[clue] == canvas[clue]
+    assert bool((kept | (seen[clue] == sudoku.MASK)).all())
+    n = clue.sum().item()
+    assert abs((~kept).float().mean().item() - 0.15) < 4 * (0.15 * 0.85 / n) ** 0.5
+
+
+def test_tracerl_refuses_to_learn_off_policy(monkeypatch):
+    """Scored under another temperature than drawn: the first iteration says so."""
+    policy, sample = toy(temperature=1.0), Policy.sample
+
+    def hot(self, *args, **kwargs) -> Chain:
+        return sample(replace(self, process=replace(self.process, temperature=2.0)), *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "sample", hot)
+    with pytest.raises(OffPolicy):
+        list(tracerl.improve(policy, agree, CANVAS, tracerl.Args(iters=1), Rng(0)))
+
+
+def test_dead_groups_are_counted_and_teach_nothing():
+    policy = toy()
+    before = [p.clone() for p in policy.parameters()]
+    a = tracerl.Args(iters=2, prompts=4, group=4)
+    rows = list(tracerl.improve(policy, lambda w, q: torch.ones(len(w)), CANVAS, a, Rng(0)))
+    assert [row["dead groups"] for row in rows] == [1.0, 1.0] and rows[0]["rows"] == 0
+    assert all(torch.equal(p, q) for p, q in zip(before, policy.parameters(), strict=True))
+
+
+def test_accuracy_outside_the_range_is_dropped():
+    a = tracerl.Args(iters=1, prompts=32, group=4, accuracy=(0.99, 1.0))
+    (row,) = tracerl.improve(toy(), agree, CANVAS, a, Rng(0))
+    assert row["rows"] == 0 and row["dead groups"] < 1
+
+
+@pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
+def test_bad_signals_are_refused(recipe):
+    for a, reward, said in (
+        (recipe.Args(iters=1, group=1), agree, "group of one"),
+        (recipe.Args(iters=1), lambda w, q: torch.ones(len(w), 1), "shape"),
+        (recipe.Args(iters=1), lambda w, q: torch.full((len(w),), torch.nan), "finite"),
+    ):
+        with pytest.raises(BadSignal, match=said):
+            list(recipe.improve(toy(), reward, CANVAS, a, Rng(0)))
+
+
+def test_diffu_grpo_refuses_prompts_without_a_hole():
+    full = torch.zeros(4, 2, dtype=torch.int64)
+    with pytest.raises(BadSignal, match="no mask"):
+        list(diffu_grpo.improve(toy(), agree, full, diffu_grpo.Args(iters=1), Rng(0)))
+
+
+def test_mdlm_refuses_data_that_it_would_misread():
+    policy, a = toy(), _sudoku.Base(updates=1, batch=2)
+    clean = torch.zeros(4, 2, dtype=torch.int64)
+    for data, said in (
+        (CANVAS, "mask token"),
+        (clean[:, :1], "sequences"),
+        ({"tokens": clean, "alive": clean == 0}, "live"),
+        ({"tokens": clean, "live": clean == 1}, "nothing to learn"),
+    ):
+        with pytest.raises(BadSignal, match=said):
+            list(mdlm.improve(policy, data, a, Rng(0)))
+    with pytest.raises(BadSignal, match="Masked"):
+        list(mdlm.improve(replace(policy, process=Diffusion()), clean, a, Rng(0)))
+
+
+def test_mdlm_bound_reaches_the_entropy_of_its_data():
+    """Tokens that are equal, and otherwise fair: the best bound is −log 2 a sequence, −log(2)/2 a token."""
+    policy, data = toy(1), torch.tensor([[0, 0], [1, 1]])
+    list(mdlm.improve(policy, data, _sudoku.Base(updates=300, batch=64, lr=1e-2), Rng(0)))
+    assert mdlm.bound(policy, data, Rng(1), 256) == pytest.approx(-0.3466, abs=0.02)
+
+
+def test_mdlm_leaves_the_prompt_alone():
+    """Only the answer is learned: the prompt, always visible, is never predicted."""
+    policy, data = toy(1), torch.tensor([[0, 0], [1, 1]])
+    live = torch.tensor([[False, True]]).expand(2, 2)
+    list(mdlm.improve(policy, {"tokens": data, "live": live}, _sudoku.Base(updates=200, batch=64, lr=1e-2), Rng(0)))
+    told = policy.elbo(data, None, Rng(1), 32, live).detach()
+    assert float(told.mean()) > -0.05  # the answer repeats the prompt, so it is certain
+
+
+def test_imitation_until_the_budget():
+    made = _sudoku.policy(BASE, 0)
+    keep = Keep(budget={"updates": 7})
+    list(_sudoku.imitate(made, BASE, 0, None, 1e-3, keep))
+    assert keep.spent()["updates"] == 7
+
+
+def test_not_risen_is_told_after_forty_iterations():
+    trend = diffu_grpo.Trend()
+    said = [trend.rose(0.5) for _ in range(45)]
+    assert all(said[:39]) and not any(said[39:])
+    trend = diffu_grpo.Trend()
+    assert all(trend.rose(i / 100) for i in range(60))
+
+
+def test_outcomes_are_of_unseen_grids():
+    train, test = sudoku.split()
+    asked = _sudoku.puzzles(5, 64, True)
+    clue = asked != sudoku.MASK
+    fits = ((asked[:, None] == test[None]) | ~clue[:, None]).all(-1)
+    assert bool(fits.any(-1).all())  # every held-out canvas comes from a grid that is not trained on
+    assert not bool((train[:, None] == test[None]).all(-1).any())
+    found = _sudoku.outcomes(_sudoku.policy(BASE, 0), BASE, 5, 64)
+    assert set(found) == set(_sudoku.METRICS) and all(set(v.tolist()) <= {0.0, 1.0} for v in found.values())
