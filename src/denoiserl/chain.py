@@ -48,7 +48,7 @@ class Rows:
     y: Tree
     step: Tensor
     log_prob: Tensor
-    cond: Tree | None
+    cond: Tree
     owner: Tensor
     live: Tensor | None = None
 
@@ -77,7 +77,7 @@ class Chain:
     step: Tensor
     log_prob: Tensor
     sample: Tree
-    cond: Tree | None
+    cond: Tree
     live: Tensor | None = None
     version: int = 0
 
@@ -128,7 +128,7 @@ class Chain:
             None if self.live is None else self.live.flatten(0, axes - 1)[owner],
         )
 
-    def given(self, cond: Tree | None = None, live: Tensor | None = None) -> Chain:
+    def given(self, cond: Tree = None, live: Tensor | None = None) -> Chain:
         """The same record with its conditions stored elsewhere (observations are kept once), or with dead factors."""
         return replace(self, cond=self.cond if cond is None else cond, live=self.live if live is None else live)
 
@@ -226,7 +226,7 @@ def sampler(
 
     fast = torch.compile(run, dynamic=False) if compile else run
 
-    def draw(cond: Tree | None, rng: Rng, start: tuple[Tree, int] | None = None, rows: int | None = None) -> Chain:
+    def draw(cond: Tree, rng: Rng, start: tuple[Tree, int] | None = None, rows: int | None = None) -> Chain:
         given = [count_rows(tree) for tree in (cond, None if start is None else start[0]) if tree is not None]
         given += [] if rows is None else [rows]
         if not given:

@@ -1,11 +1,11 @@
 """The refusals of the library: every error says what is wrong and what to do about it.
 
-    DenoiseError
-    ├── NoDensity        a deterministic step was asked for its probability
-    ├── OffPolicy        the first update's ratio is not one
-    ├── BadSignal        rewards, advantages or observations that cannot be learned from
-    ├── BadRun           a run folder, checkpoint or option that does not fit
-    └── MissingExtra     an optional dependency is not installed
+DenoiseError
+├── NoDensity        a deterministic step was asked for its probability
+├── OffPolicy        the first update's ratio is not one
+├── BadSignal        rewards, advantages or observations that cannot be learned from
+├── BadRun           a run folder, checkpoint or option that does not fit
+└── MissingExtra     an optional dependency is not installed
 """
 
 from __future__ import annotations

@@ -69,13 +69,11 @@ def _replay_rows(process: Process, denoise: Denoiser, rows: Rows, micro: int | N
 def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, micro: int | None) -> Law:
     """One causal pass over the finished sequences serves every step; a row of ``micro`` is a whole sequence."""
     axes, x = len(chain.batch), chain.x
-    assert isinstance(x, Tensor)
     process.first_token(denoise, x[..., 0] == process.mask)
     final = flatten(chain.sample, axes)
     first = torch.zeros(len(final), dtype=torch.int64, device=chain.step.device)
     cond = flatten(chain.cond, axes)
     estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro)
-    assert isinstance(estimate.mean, Tensor)
     logits = estimate.mean.unflatten(0, chain.batch)
     return _alive(process.reverse(Estimate(logits), x, chain.steps.gather(chain.step)), chain.live, 1)
 

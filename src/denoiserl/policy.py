@@ -34,11 +34,11 @@ class Codec(Protocol):
         """Model units to data."""
         ...
 
-    def condition(self, cond: Tree | None) -> Tree | None:
+    def condition(self, cond: Tree) -> Tree:
         """A condition in data units (an observation, a prompt) to what the denoiser encodes."""
         ...
 
-    def start(self, cond: Tree | None) -> Tree | None:
+    def start(self, cond: Tree) -> Tree:
         """The state that a chain starts from, where the condition fixes part of it; None: the process's prior."""
         ...
 
@@ -55,11 +55,11 @@ class Identity:
         """Nothing changes."""
         return sample
 
-    def condition(self, cond: Tree | None) -> Tree | None:
+    def condition(self, cond: Tree) -> Tree:
         """Nothing changes."""
         return cond
 
-    def start(self, cond: Tree | None) -> Tree | None:
+    def start(self, cond: Tree) -> Tree:
         """The prior."""
         return None
 
@@ -76,11 +76,11 @@ class Infill:
         """Tokens are tokens."""
         return sample
 
-    def condition(self, cond: Tree | None) -> Tree | None:
+    def condition(self, cond: Tree) -> Tree:
         """The network sees the prompt in the state."""
         return None
 
-    def start(self, cond: Tree | None) -> Tree | None:
+    def start(self, cond: Tree) -> Tree:
         """The canvas."""
         return cond
 
@@ -142,17 +142,17 @@ class Policy:
         """The trainable parameters."""
         return [p for p in self.weights.module.parameters() if p.requires_grad]
 
-    def sampler(self, serve: bool = False, record: Record = All(), grad_last: int = 0, compile: bool = False) -> Draw:  # noqa: B008
+    def sampler(self, serve: bool = False, record: Record = All(), grad_last: int = 0, compile: bool = False) -> Draw:
         """The sampler of ``train`` steps, or of ``serve`` steps; conditions are in model units."""
         steps = self.serve if serve else self.train
         return sampler(self.process, self.denoiser, steps, self.event, grad_last, record, compile)
 
     def sample(
         self,
-        cond: Tree | None,
+        cond: Tree,
         rng: Rng,
         rows: int | None = None,
-        record: Record = All(),  # noqa: B008 - a frozen record
+        record: Record = All(),
         serve: bool = False,
         start: tuple[Tree, int] | None = None,
     ) -> Chain:
@@ -164,7 +164,7 @@ class Policy:
             start = (begin, 0)
         return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows)
 
-    def draw(self, cond: Tree | None, rng: Rng, rows: int | None = None) -> Tree:
+    def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
         """What users get: ``serve`` steps, decoded to data units."""
         return self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
 
@@ -173,7 +173,7 @@ class Policy:
         return likelihood.replay(self.process, self.weights.using(using or self.active), record, micro)
 
     def elbo(
-        self, x0: Tree, cond: Tree | None, rng: Rng, n: int, live: Tensor | None = None, using: str | None = None
+        self, x0: Tree, cond: Tree, rng: Rng, n: int, live: Tensor | None = None, using: str | None = None
     ) -> Tensor:
         """n ELBO terms a row of data (in data units), [batch, n]. For ratios, share one ``renoise`` instead."""
         denoise = self.weights.using(using or self.active)

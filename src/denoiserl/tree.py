@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Tree = Tensor | dict[str, Any]
+Tree = Any
+"""A tensor, or a dict of trees. ``Any`` to the type checker: a union would have to be narrowed at every use."""
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

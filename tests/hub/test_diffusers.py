@@ -159,12 +159,15 @@ def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:
 
 
 def test_learning_follows_the_reward() -> None:
-    """Enough iterations for random weights to prefer what is rewarded, prompt by prompt."""
-    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction")
-    policy = hub.from_pipeline(models.pixels(scheduler), n=4)
-    a = replace(ARGS, iters=12, prompts=6, group=8, batch=48, clip=0.05, lr=2e-3)
-    rows = [row["reward"] for row in flow_grpo.improve(policy, red, asked(), a, Rng(1))]
-    assert sum(rows[-3:]) / 3 > sum(rows[:3]) / 3 + 0.02
+    """A few iterations, and random weights paint redder pictures."""
+    policy = hub.from_pipeline(models.pixels(diffusers.DDIMScheduler()), n=3)
+    a = replace(ARGS, iters=8, prompts=2, group=24, batch=48, clip=0.05, lr=3e-3)
+
+    def redder(picture: Tensor, prompts: Any) -> Tensor:
+        return picture[:, 0].mean((1, 2)) - picture[:, 1:].mean((1, 2, 3))
+
+    rows = [row["reward"] for row in flow_grpo.improve(policy, redder, asked(), a, Rng(1))]
+    assert sum(rows[-2:]) / 2 > sum(rows[:2]) / 2 + 0.03
 
 
 def test_adapters_learn_alone_and_the_reference_is_free(tmp_path: Path) -> None:

@@ -118,7 +118,9 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
     torch.manual_seed(0)
     process = OneStep(std=0.3)
     made = Policy.of(process, Head(), (1, 1), process.steps(grid(1)))
-    a = dataclasses.replace(ARGS, iters=1, steps=8, execute=1, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, decay=1.0)
+    a = dataclasses.replace(
+        ARGS, iters=1, steps=8, execute=1, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, decay=1.0
+    )
     twin, opt = Head(), None
     twin.load_state_dict(made.denoiser.state_dict())
     seen = {}

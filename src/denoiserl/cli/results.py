@@ -29,9 +29,6 @@ from denoiserl.cli.running import findable, folder
 from denoiserl.errors import BadRun, DenoiseError, nearest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from denoiserl.evidence import Interval
     from denoiserl.policy import Policy
 
 Word = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

@@ -11,6 +11,7 @@ from typing import Any
 from denoiserl import store
 from denoiserl.errors import BadRun
 from denoiserl.evidence import Comparison, measured
+from denoiserl.evidence.comparison import LABELS
 from denoiserl.policy import Policy
 from denoiserl.train import Keep
 
@@ -37,13 +38,12 @@ def play(name: str, recipe: Any, a: Any, seed: int, trials: int, keep: Keep) -> 
 
     def judge(policy: Policy, when: str) -> None:
         began = time.perf_counter()
-        told = once(folder, when, lambda: experiment.outcomes(policy, a.base, seed + 2, trials))
+        once(folder, when, lambda: experiment.outcomes(policy, a.base, seed + 2, trials))
         for file, data in once_look(folder, when, lambda: experiment.look(policy, a.base, seed + 3, SHOWN)).items():
             (folder / "media").mkdir(exist_ok=True)
             target = folder / "media" / f"{when} {file}"
             target.write_bytes(data) if isinstance(data, bytes) else target.write_text(data, encoding="utf-8")
         once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
-        assert told
 
     imitation = keep.stage("imitate")
     policy = yield from experiment.pretrain(a.base, seed, imitation)
@@ -70,7 +70,7 @@ def once_look(folder: Path, when: str, compute: Callable[[], dict[str, bytes | s
 
 def results(name: str, recipe: Any, folder: Path) -> list[Comparison]:
     """The comparisons of a finished act, the main one first."""
-    told = {when: store.read(folder / "told" / when) for when in ("before", "imitation", "after") if _told(folder, when)}
+    told = {when: store.read(folder / "told" / when) for when in LABELS if _told(folder, when)}
     if len(told) < 3:
         raise BadRun(f"the act in {folder} has not finished: run the same command again, it goes on from there")
     spent = store.read(folder / "told" / "seconds")
@@ -81,6 +81,11 @@ def results(name: str, recipe: Any, folder: Path) -> list[Comparison]:
         found.append(Comparison(name, metric, rows["before"], rows["after"], rows["imitation"], seconds, unit))
         seconds = None
     return found
+
+
+def judged(folder: Path) -> float:
+    """Seconds that the act's evaluations and pictures took."""
+    return sum(store.read(folder / "told" / f"{when} seconds") for when in LABELS)
 
 
 def _told(folder: Path, when: str) -> bool:

@@ -5,16 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from denoiserl import store
 from denoiserl.demo import act
 from denoiserl.errors import BadRun
 from denoiserl.evidence import Comparison
 from denoiserl.recipes import dppo, flow_grpo, tracerl
 from denoiserl.show.metrics import read_metrics, stages
-from denoiserl.show.report import Figure, Fold, Gallery, Piece, Prose, Section, Settings, comparison_section
+from denoiserl.show.report import (
+    Figure,
+    Fold,
+    Gallery,
+    Piece,
+    Prose,
+    Section,
+    Settings,
+    comparison_section,
+    comparison_table,
+)
 from denoiserl.show.report import write as write_page
 from denoiserl.show.run import curve_sections
-from denoiserl.show.table import print_comparisons
+from denoiserl.show.table import console_table, print_comparisons
 
 RECIPES = {"robot": dppo, "image": flow_grpo, "language": tracerl}
 WORDS = {"before": "after imitation", "imitation": "after more imitation", "after": "after learning from reward"}
@@ -30,7 +42,7 @@ def write(folder: Path) -> Path:
     names = record["args"]["acts"]
     found = {name: act.results(name, RECIPES[name], folder / name) for name in names}
     main = [comparisons[0] for comparisons in found.values()]
-    seconds = sum(c.seconds or 0.0 for c in main)
+    seconds = sum(c.seconds or 0.0 for c in main) + sum(act.judged(folder / name) for name in names)
     summary = {
         "acts": [c.as_dict() for c in main],
         "also": {name: [c.as_dict() for c in comparisons[1:]] for name, comparisons in found.items()},
@@ -44,9 +56,14 @@ def write(folder: Path) -> Path:
     for name, comparisons in found.items():
         sections.append(_act(name, comparisons, folder / name, rows))
     sections.append(Section("Settings", [Settings("Options", record["args"]), Settings("Run", _rest(record))]))
-    path = write_page(folder / "report.html", "DenoiseRL demo", sections, LEAD, f"{seconds:.0f} s of learning and trials")
-    print_comparisons([c for comparisons in found.values() for c in comparisons])
-    print(f"\n{path}")
+    path = write_page(
+        folder / "report.html", "DenoiseRL demo", sections, LEAD, f"{seconds:.0f} s of learning and trials"
+    )
+    console = Console()
+    print_comparisons(main, console, "What was improved")
+    if also := [c for comparisons in found.values() for c in comparisons[1:]]:
+        console.print(console_table(also, "Beside it"))
+    console.print(f"\nThe report: {path}", soft_wrap=True)
     return path
 
 
@@ -57,17 +74,19 @@ def _rest(record: dict[str, Any]) -> dict[str, Any]:
 def _act(name: str, comparisons: list[Comparison], folder: Path, rows: list[Any]) -> Section:
     doc = (RECIPES[name].__doc__ or "").splitlines()[0]
     pieces: list[Piece] = [Prose(f"{name.capitalize()}. {doc} {comparisons[0].verdict().capitalize()}.")]
-    figures = []
+    figures, said = [], dict[str, None]()
     for when in WORDS:
         for file in sorted((folder / "media").glob(f"{when} *")):
-            text = file.suffix in (".svg", ".txt")
-            data: bytes | str = file.read_text(encoding="utf-8") if text else file.read_bytes()
-            figures.append(Figure(data, f"{WORDS[when]}", f"{name}, {WORDS[when]}"))
+            if file.suffix == ".txt":
+                said[file.read_text(encoding="utf-8")] = None
+            else:
+                figures.append(Figure(file.read_bytes(), WORDS[when], f"{name}, {WORDS[when]}"))
     if not figures:
         raise BadRun(f"{folder / 'media'} holds no pictures: run the same command again, it draws what is missing")
     pieces.append(Gallery(figures))
+    pieces += [Fold("What was asked for", [Prose(text)]) for text in said]
     if comparisons[1:]:
-        pieces += comparison_section(comparisons[1:]).pieces
+        pieces.append(comparison_table(comparisons[1:]))
     mine = [row for row in rows if str(row.get("stage", "")).startswith(name)]
     curves: list[Piece] = []
     for section in curve_sections(mine) if stages(mine) else []:

@@ -116,7 +116,7 @@ def student(scores: Values, level: float = 0.95, bounds: tuple[float, float] | N
 
 
 def measured(outcomes: Values, level: float = 0.95) -> tuple[Interval, bool]:
-    """The interval of outcomes [n], and whether they are a rate: ``success`` if every one is 0 or 1, else ``student``."""
+    """The interval of outcomes [n], and whether they are a rate: ``success`` if all are 0 or 1, else ``student``."""
     values = _values(outcomes, "outcomes")
     rate = bool(((values == 0) | (values == 1)).all())
     return (success(values, level) if rate else student(values, level)), rate

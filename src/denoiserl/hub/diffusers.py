@@ -78,7 +78,9 @@ class Net(nn.Module):
         given = cond if isinstance(cond, dict) else {} if cond is None else {self.main: cond}
         self._check(given)
         if self.main == "encoder_hidden_states" and self.main not in given:
-            raise BadSignal("this model needs a condition: embeddings [B, tokens, features], or prompts(pipeline, texts)")
+            raise BadSignal(
+                "this model needs a condition: embeddings [B, tokens, features], or prompts(pipeline, texts)"
+            )
         return tree_map(lambda v: v.to(self.dtype) if v.is_floating_point() else v, given)
 
     def clock(self, t: Tensor) -> Tensor:

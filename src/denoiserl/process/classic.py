@@ -65,7 +65,6 @@ class OneStep(Process):
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """log p(x₀) itself, [*batch]."""
-        assert isinstance(noised.x, Tensor)
         estimate = denoise(noised.x, denoise.clock(noised.t), context)
         return self._law(estimate, noised.x, noised.t.ndim, noised.live).log_prob(noised.x0)
 
@@ -75,7 +74,6 @@ class OneStep(Process):
 
     def _law(self, estimate: Estimate, x: Tensor, batch: int, live: Tensor | None = None) -> Law:
         mean = estimate.mean
-        assert isinstance(mean, Tensor)
         if self.law == "categorical":
             return Categorical(mean, x.ndim - batch, live)
         std = estimate.extra.get("std")
@@ -139,17 +137,14 @@ class Autoregressive(Process):
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """log p(x₀) = Σ_i log p(x_i | x_<i) over live positions, [*batch]; one causal pass."""
-        assert isinstance(noised.x, Tensor) and isinstance(noised.x0, Tensor)
         written = torch.ones_like(noised.x0, dtype=torch.bool) if noised.live is None else noised.live
         self.first_token(denoise, written[..., 0])
         logits = denoise(noised.x, denoise.clock(noised.t), context).mean
-        assert isinstance(logits, Tensor)
         each = token_log_prob(truncate(logits, self.temperature, self.top_k, self.top_p), noised.x0)
         return joint(each, 1, noised.live)
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """Cross-entropy a live token, [*batch]."""
-        assert isinstance(noised.x, Tensor)
         size = noised.x.shape[-1] if noised.live is None else noised.live.sum(-1).clamp_min(1)
         return -self.elbo(denoise, noised, context) / size
 
@@ -164,7 +159,6 @@ class Autoregressive(Process):
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Next:
         """The law of the next token. Logits [*batch, L, V], or one axis fewer in front: the same for all steps."""
         logits = estimate.mean
-        assert isinstance(logits, Tensor)
         at = (x == self.mask).int().argmax(-1, keepdim=True)
         if logits.ndim == x.ndim:  # a causal pass: [*batch, L, V] for states [*batch, S, L]
             at = at[..., 0]

@@ -137,15 +137,12 @@ class Masked(Process):
 
     def token_log_probs(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """log p(x₀_i | x_t) at masked positions, 0 elsewhere: [*batch, L]."""
-        assert isinstance(noised.x, Tensor) and isinstance(noised.x0, Tensor)
         estimate = denoise(noised.x, denoise.clock(noised.t), context)
-        assert isinstance(estimate.mean, Tensor)
         hidden = noised.x == self.mask
         return torch.where(hidden, token_log_prob(estimate.mean, torch.where(hidden, noised.x0, 0)), 0.0)
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """(1/t) Σ masked cross-entropy / number of live positions, [*batch] (2406.07524)."""
-        assert isinstance(noised.x, Tensor)
         size = noised.x.shape[-1] if noised.live is None else noised.live.sum(-1).clamp_min(1)
         return -self.elbo(denoise, noised, context) / size
 
@@ -157,7 +154,6 @@ class Masked(Process):
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Unmasking:
         """The unmasking law: how many, where, and which tokens."""
         raw = estimate.mean
-        assert isinstance(raw, Tensor)
         hidden = x == self.mask
         opened = hidden
         if self.block is not None:

@@ -22,7 +22,7 @@ from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, ddim, flow_sde, grid, linear
 from denoiserl.rng import Rng
 from denoiserl.show.media import image_grid
-from denoiserl.train import Keep, adamw, fit
+from denoiserl.train import Keep, fit
 
 EVENT = shapes.EVENT
 HELD_OUT = 1024
@@ -92,24 +92,18 @@ def policy(base: Base, seed: int, device: str | torch.device = "cpu") -> Policy:
     return Policy.of(process, Gauss(net, linear, "v").to(device), EVENT, steps, serve)
 
 
-def imitate(made: Policy, base: Base, seed: int, updates: int | None, lr: float, keep: Keep) -> Iterator[dict]:
-    """Fit the generator to captioned pictures: ``updates`` with cosine decay, or None, at a constant rate until the
-    budget of ``keep`` is spent."""
+def imitate(
+    made: Policy, base: Base, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
+) -> Iterator[dict]:
+    """Fit the generator to the captioned pictures of ``seed``, with minibatches and noise of their own for every
+    ``stream``."""
     rng = Rng(seed)  # data are drawn where tests of the CPU draw them
     train = scenes(base.objects)[0]
     many = train[rng.integers(0, len(train), PICTURES)]
     data = [shapes.draw(many, rng), shapes.encode(captions(many, base.mislabel, rng))]
     picture, caption = (v.to(made.device) for v in data)
-    rng = Rng(seed + 7, made.device)
-    if updates is None and not keep.budget:
-        raise BadRun("imitation without a number of updates needs a budget: keep.stage(name, {'seconds': 40})")
-    opt = adamw(made.parameters(), lr) if updates is None else None
-    many_updates = 10**9 if updates is None else updates
-    log = 100 if updates is None else None
-    yield from fit(
-        made.process, made.denoiser, picture, caption, many_updates, rng, batch=base.batch, lr=lr, opt=opt, keep=keep,
-        log=log,
-    )  # fmt: skip
+    rng = Rng(seed + 1_000_003 * (stream + 1), made.device)
+    yield from fit(made.process, made.denoiser, picture, caption, updates, rng, batch=base.batch, lr=lr, keep=keep)
 
 
 def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
@@ -132,7 +126,6 @@ def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng) -> dict[str, Ten
     distance (RMS a pixel) between the two. Learned from is ``found``; ``strict`` and ``count`` are held out."""
     asked = held_out.to(made.device)
     picture = made.draw(torch.cat([asked, asked]), rng)
-    assert isinstance(picture, Tensor)
     one, other = picture.chunk(2)
     said = shapes.reward(one, asked) | {"on manifold": shapes.on_manifold(one).float()}
     return said | {"diversity": shapes.diversity(torch.stack([one, other], 1))}
@@ -154,7 +147,6 @@ def evaluate(made: Policy, base: Base, seed: int, n: int = 512) -> dict[str, flo
 def pictures(made: Policy, prompt: Tensor, rng: Rng) -> Tensor:
     """What users see for prompts [n, 81]: pictures [n, 3, 12, 12] in [-1, 1]."""
     picture = made.draw(prompt.to(made.device), rng)
-    assert isinstance(picture, Tensor)
     return picture.clamp(-1, 1)
 
 

@@ -77,7 +77,7 @@ class Args:
     """prompts that are learned from: few enough that each has a memory"""
     eval_every: int = 10
     """iterations between held-out evaluations"""
-    base: _shapes.Base = _shapes.Base()  # noqa: RUF009 - a frozen record
+    base: _shapes.Base = _shapes.Base()
     """the generator that is improved"""
 
 

@@ -99,7 +99,6 @@ def improve(
             policy.weights.keep("reference")
         asked = ask(prompts, rng.integers(0, count(prompts), a.prompts), a.group)
         written = policy.sample(asked, rng).sample
-        assert isinstance(asked, Tensor) and isinstance(written, Tensor)
         scored = score(reward, policy.codec.decode(written), asked)
         groups = scored.total.reshape(a.prompts, a.group)
         advantage = group_relative(groups, "none").flatten()
@@ -138,7 +137,6 @@ def one_pass(denoise: Denoiser, seen: Tensor, written: Tensor) -> Tensor:
     """Mean-field log-probabilities [B, L] of every written token given ``seen``, from one pass."""
     full = torch.ones(len(seen), device=seen.device)
     estimate = denoise(seen, denoise.clock(full), denoise.encode(None))
-    assert isinstance(estimate.mean, Tensor)
     return token_log_prob(estimate.mean, written)
 
 

@@ -11,13 +11,14 @@ executed. With Â from GAE over chunks,
 
 As published: the step's std is floored (exploration, and a density at every step), the estimate is clipped, only the
 last ``tuned`` steps learn while a frozen copy runs the others, ρ is the geometric mean over the dimensions of the
-executed actions (log-probs over ``law.size``), ε_k grows from ``clip_base`` at the noisiest step to ``clip``, minibatches
-are drawn over (environment step × denoising step), rewards are scaled by the running std of the return, an update stops
-when the approximate KL passes ``target_kl``, and truncation bootstraps.
-Differences: one floor for drawing and scoring (the released code has two), per-dimension log-probs are not clamped to
-[−5, 2] (a clamp passes no gradient and one in 3000 draws meets it), normalised advantages are not clipped at a quantile.
+executed actions (log-probs over ``law.size``), ε_k grows from ``clip_base`` at the noisiest step to ``clip``,
+minibatches are drawn over (environment step × denoising step), rewards are scaled by the running std of the return, an
+update stops when the approximate KL passes ``target_kl``, and truncation bootstraps.
+Differences: one floor for drawing and scoring (the released code has two); per-dimension log-probs are not clamped to
+[−5, 2] (a clamp passes no gradient, and one draw in 3000 meets it); advantages are not clipped at a quantile.
 
-Expect, with the defaults, Meta-World success from about 0.4 to above 0.8 in 60 iterations.
+Expect, with the defaults, Meta-World's drawer-open from a success of about 0.5 to above 0.9 in 20 iterations (90 000
+ticks, 45 s on a CPU core).
 """
 
 from __future__ import annotations
@@ -125,10 +126,14 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             if kl > a.target_kl:
                 break
             loss = ppo_clip(logp, old[i], shared[i], clips[i % tuned])
-            told.append((step(opt, loss.mean(), clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old[i], a.clip))))
+            told.append(
+                (step(opt, loss.mean(), clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old[i], a.clip)))
+            )
         row = {f"episode {k}" if k != "episodes" else k: x for k, x in ep.summary().items()}
         row |= {"reward": float(ep.reward[ep.alive].mean()), "value error": float((goal - v.flatten()).square().mean())}
-        yield row | (dict(zip(("loss", "kl", "clipped"), torch.tensor(told).mean(0).tolist(), strict=True)) if told else {})
+        yield row | (
+            dict(zip(("loss", "kl", "clipped"), torch.tensor(told).mean(0).tolist(), strict=True)) if told else {}
+        )
 
 
 def actor(policy: Policy, tuned: int, execute: int) -> Any:

@@ -73,7 +73,7 @@ class Args:
     """largest |log ratio| of a whole step before the first update; float32"""
     eval_every: int = 10
     """iterations between held-out evaluations"""
-    base: _shapes.Base = _shapes.Base()  # noqa: RUF009 - a frozen record
+    base: _shapes.Base = _shapes.Base()
     """the generator that is improved"""
 
 

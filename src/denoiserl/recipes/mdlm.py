@@ -15,8 +15,9 @@ never masked and the loss is divided by the answer's length (LLaDA, 2502.09992).
 As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
 whole batch, and the learning rate decays by a cosine.
 
-Expect, with the defaults, at least 0.99 of unseen 4 x 4 sudokus solved at one cell a step; at two and four about 0.85
-and 0.7, where more imitation does not help.
+Expect, with the defaults, 0.99 of unseen 4 x 4 sudokus with 10 to 14 holes solved at one cell a step, and a held-out
+bound of −0.41 nats a token (a uniform model of the 288 grids has −0.354). At two and four cells a step 0.75 and 0.53:
+there more imitation helps little, reward does (``tracerl``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""The main job in small: three acts, their files, an interruption in the middle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("metaworld")
+pytest.importorskip("matplotlib")
+
+from denoiserl import demo, store
+from denoiserl.errors import BadRun
+from denoiserl.evidence import Comparison
+from denoiserl.recipes import _robot, dppo, flow_grpo, tracerl
+from denoiserl.train.run import run
+
+
+def tiny(args, updates: int, base: dict, **options):
+    return dataclasses.replace(args, base=dataclasses.replace(args.base, updates=updates, **base), **options)
+
+
+ARGS = demo.Args(
+    trials=20,
+    episodes=2,
+    robot=tiny(dppo.DEMO, 4, {"demos": 2, "ticks": 10, "width": 16, "batch": 8}, iters=1, steps=2, copies=2),
+    image=tiny(flow_grpo.DEMO, 4, {"batch": 8}, iters=2, prompts=2, group=4),
+    language=tiny(tracerl.DEMO, 4, {"batch": 8}, iters=2, prompts=2, group=4),
+)
+
+
+def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_robot, "look", lambda *x: {"episodes.gif": b"GIF89a" + bytes(20)})
+    folder, played = tmp_path / "demo", []
+    judge = flow_grpo.experiment.outcomes
+
+    def fails_once(*x):
+        if x[-1] == ARGS.trials:  # the act's judgement, not the recipe's own evaluations
+            played.append(x)
+            if len(played) == 2:
+                raise KeyboardInterrupt
+        return judge(*x)
+
+    monkeypatch.setattr(flow_grpo.experiment, "outcomes", fails_once)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the simulator
+        with pytest.raises(SystemExit):
+            run(demo, ARGS, folder, progress=False, tensorboard=False)
+        with pytest.raises(BadRun, match="has not finished"):
+            demo.finish(folder)
+        before = store.read(folder / "image" / "told" / "before")
+        run(demo, ARGS, folder, progress=False, tensorboard=False)
+    assert len(played) == 4, "before and control are judged once; after twice: its first time was interrupted"
+    assert all((store.read(folder / "image" / "told" / "before")[k] == v).all() for k, v in before.items())
+    page = demo.finish(folder).read_text(encoding="utf-8")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    acts = [Comparison.from_dict(act) for act in summary["acts"]]
+    assert [act.name for act in acts] == ["robot", "image", "language"]
+    assert all(act.imitation is not None and act.seconds for act in acts)
+    assert summary["seconds"] > sum(act.seconds or 0 for act in acts)
+    assert "data:image/gif" in page and "data:image/png" in page and "more imitation" in page
+    assert "improved by reward" in capsys.readouterr().out
+
+
+def test_unknown_acts_and_missing_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRun, match="Did you mean 'robot'"):
+        run(demo, dataclasses.replace(ARGS, acts=("robt",)), tmp_path / "x", progress=False, tensorboard=False)
+    with pytest.raises(BadRun, match="in a folder"):
+        next(demo.train(ARGS))
