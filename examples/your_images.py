@@ -57,8 +57,7 @@ def main(iters: int = 150, updates: int = 1200) -> tuple[float, float]:
     serve = process.steps(grid(10), ddim(0.0))  # and draw with the ODE
     policy = Policy.of(process, Gauss(Net(), linear, "v"), (1, SIDE, SIDE), process.steps(grid(10)), serve)
     data, captions = pictures(8000, Rng(0))
-    for _ in fit(process, policy.denoiser, data, captions, updates, Rng(1), batch=128, lr=2e-3):
-        pass
+    list(fit(process, policy.denoiser, data, captions, updates, Rng(1), batch=128, lr=2e-3))
     prompts = torch.eye(CORNERS)
 
     def score() -> float:

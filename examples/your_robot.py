@@ -5,9 +5,9 @@ Copy this file and replace what is marked YOURS. It runs in about half a minute 
 
 from __future__ import annotations
 
-import gymnasium
 import numpy as np
 import torch
+from gymnasium import Env, spaces
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, Gauss, Policy, Rng, grid
@@ -19,14 +19,13 @@ from denoiserl.train import Keep, fit
 CHUNK, DIM = 4, 2  # the policy plans 4 actions of 2 numbers and executes them all
 
 
-class Reach(gymnasium.Env):
+class Reach(Env):
     """YOURS: any environment with Gymnasium's interface, or the id of a registered one."""
 
-    observation_space = gymnasium.spaces.Box(-2, 2, (4,), np.float32)
-    action_space = gymnasium.spaces.Box(-1, 1, (DIM,), np.float32)
+    observation_space, action_space = spaces.Box(-2, 2, (4,), np.float32), spaces.Box(-1, 1, (DIM,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
-        super().reset(seed=seed)
+        super().reset(seed=seed)  # seeds self.np_random
         self.hand, self.goal, self.ticks = np.zeros(2), self.np_random.uniform(-1, 1, 2), 0
         return np.concatenate([self.hand, self.goal], dtype=np.float32), {}
 
@@ -46,13 +45,12 @@ class Net(nn.Module):
         self.layers = nn.Sequential(first, nn.GELU(), nn.Linear(width, width), nn.GELU(), last)
 
     def forward(self, x: Tensor, time: Tensor, observation: Tensor) -> Tensor:
-        seen = [x.flatten(1), time.reshape(-1, 1).expand(len(x), 1), observation]
-        return self.layers(torch.cat(seen, 1)).view_as(x)
+        return self.layers(torch.cat([x.flatten(1), time.view(-1, 1).expand(len(x), 1), observation], 1)).view_as(x)
 
 
 def demonstrations(n: int, rng: Rng) -> tuple[Tensor, Tensor]:
     """YOURS: observations [n, 4] and the chunks of actions that followed them [n, 4, 2]. These stop short."""
-    hand, goal = rng.uniform(n, 2) * 2 - 1, rng.uniform(n, 2) * 2 - 1
+    hand, goal = (2 * rng.uniform(n, 2) - 1 for _ in range(2))
     action = ((0.7 * goal - hand) / (0.2 * CHUNK)).clamp(-1, 1)
     return torch.cat([hand, goal], 1), action[:, None].expand(n, CHUNK, DIM)
 
@@ -60,21 +58,19 @@ def demonstrations(n: int, rng: Rng) -> tuple[Tensor, Tensor]:
 def main(iters: int = 20, updates: int = 800, episodes: int = 100) -> tuple[float, float]:
     torch.manual_seed(0)
     process = Diffusion(cosine, floored(ddim(1.0), 0.1), clip=1.0)  # noise at every step, so that each is a decision
-    serve = process.steps(grid(6), quiet(ddim(1.0)))  # and none where the policy is used
-    policy = Policy.of(process, Gauss(Net(), cosine, "v"), (CHUNK, DIM), process.steps(grid(6)), serve)
+    train, serve = process.steps(grid(6)), process.steps(grid(6), quiet(ddim(1.0)))  # and none where it is used
+    policy = Policy.of(process, Gauss(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
 
     def success() -> float:
         return float(evaluate(policy.draw, Reach, episodes, seed=1000, copies=50).success.float().mean())
 
-    seen, chunks = demonstrations(4000, Rng(0))
-    for _ in fit(process, policy.denoiser, chunks, seen, updates, Rng(1)):
-        pass
+    observations, chunks = demonstrations(4000, Rng(0))
+    list(fit(process, policy.denoiser, chunks, observations, updates, Rng(1)))
     before = success()
-    settings = dppo.Args(iters=iters, steps=6, execute=CHUNK, epochs=5, batch=1000)
+    settings = dppo.Args(iters=iters, steps=6, execute=CHUNK)
     for row in dppo.improve(policy, Stream(Reach, copies=40), settings, Rng(2), Keep()):
         print(f"reward a step {row['reward']:.3f}")
-    after = success()
-    print(f"success: {before:.2f} cloned, {after:.2f} improved")
+    print(f"success: {before:.2f} cloned, {(after := success()):.2f} improved")
     policy.save("runs/your_robot")  # Policy.load("runs/your_robot", net=Net()) brings it back
     return before, after
 

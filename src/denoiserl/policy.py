@@ -112,10 +112,10 @@ class Policy:
         serve: Steps | None = None,
         codec: Codec | None = None,
     ) -> Policy:
-        """A policy around a denoiser; it serves as it trains unless told otherwise."""
+        """A policy around a denoiser, put in eval mode; it serves as it trains unless told otherwise."""
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"a policy holds a Denoiser, not a {type(denoiser).__name__}: wrap it (Gauss, Logits)")
-        return cls(process, Weights(denoiser), tuple(event), train, serve or train, codec or Identity())
+        return cls(process, Weights(denoiser.eval()), tuple(event), train, serve or train, codec or Identity())
 
     @property
     def denoiser(self) -> Denoiser:
@@ -206,15 +206,25 @@ class Policy:
         return store.write(Path(path), tree)
 
     @classmethod
-    def load(cls, path: str | Path, net: nn.Module | None = None, device: str | torch.device = "cpu") -> Policy:
-        """Read a policy. A network that is not of this package has to be made by you: ``load(path, net=...)``."""
+    def load(
+        cls,
+        path: str | Path,
+        net: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        part: nn.Module | None = None,
+    ) -> Policy:
+        """Read a policy. Networks that are not of this package have to be made by you: ``load(path, net=...)``.
+
+        ``part``: the module that a codec of yours holds (an autoencoder). A run that is evaluated on the command line
+        asks its recipe's ``restore`` for them.
+        """
         tree = store.read(Path(path))
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
             raise BadRun(f"{path} holds no policy (a run keeps its policies in the folders 'best' and 'last')")
-        denoiser = build(tree["denoiser"], net)
+        denoiser, codec = build(tree["denoiser"], net).eval(), build(tree["codec"], part)
         fit(denoiser, tree["weights"])
         made = (build(tree["process"]), Weights(denoiser), tuple(tree["event"]))
-        return cls(*made, _unplan(tree["train"]), _unplan(tree["serve"]), build(tree["codec"])).to(device)
+        return cls(*made, _unplan(tree["train"]), _unplan(tree["serve"]), codec).to(device)
 
 
 def load(path: str | Path, net: nn.Module | None = None, device: str | torch.device = "cpu") -> Policy:

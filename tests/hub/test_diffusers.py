@@ -60,7 +60,7 @@ def test_the_estimate_is_upstreams() -> None:
 
 
 def test_every_level_is_an_integer_timestep_and_times_between_are_not() -> None:
-    clock = hub.denoiser(models.unet(), ddim_scheduler()).net.clock  # type: ignore[union-attr]
+    clock = hub.denoiser(models.unet(), ddim_scheduler()).net.clock
     assert torch.equal(clock((torch.arange(1000, dtype=torch.float64) + 1).div(1000).float()), torch.arange(1000.0))
     assert clock(torch.tensor([0.5005]))[0] == pytest.approx(499.5, abs=1e-3)
     assert clock(torch.tensor([1e-6]))[0] == 0
@@ -105,7 +105,7 @@ def test_a_policy_draws_the_pictures_of_stable_diffusion(tmp_path: Path) -> None
     want = pipeline(SCENES, guidance_scale=1.0, num_inference_steps=10, latents=z, output_type="pt").images
 
     def draw(who: Policy) -> Tensor:
-        return who.codec.decode(who.sample(prompts, Rng(0), serve=True, start=(z, 0)).sample)  # type: ignore[return-value]
+        return who.codec.decode(who.sample(prompts, Rng(0), serve=True, start=(z, 0)).sample)
 
     assert torch.allclose(draw(policy), want, atol=1e-5) and float(want.std()) > 0.05
     policy.save(tmp_path / "policy")
@@ -116,7 +116,7 @@ def test_a_policy_draws_the_pictures_of_stable_diffusion(tmp_path: Path) -> None
     assert torch.equal(draw(hub.load(tmp_path / "policy", other)), draw(policy))
     latent = policy.codec.encode(want)
     mode = pipeline.vae.encode(2 * want - 1).latent_dist.mode() * pipeline.vae.config["scaling_factor"]
-    assert torch.allclose(latent, mode, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.allclose(latent, mode, atol=1e-6)
 
 
 def test_a_policy_draws_the_pictures_of_stable_diffusion_3() -> None:
@@ -127,11 +127,12 @@ def test_a_policy_draws_the_pictures_of_stable_diffusion_3() -> None:
     want = pipeline(
         SCENES, guidance_scale=1.0, num_inference_steps=6, latents=z, output_type="pt", height=16, width=16
     ).images
-    same = replace(policy, serve=steps_like(scheduler, policy.process, 6, ddim(0.0), faithful=True))  # type: ignore[arg-type]
+    same = replace(policy, serve=steps_like(scheduler, policy.process, 6, ddim(0.0), faithful=True))
     got = policy.codec.decode(same.sample(prompts, Rng(0), serve=True, start=(z, 0)).sample)
-    assert torch.allclose(got, want, atol=1e-5)  # type: ignore[arg-type]
-    assert not torch.allclose(policy.codec.decode(policy.sample(prompts, Rng(0), serve=True, start=(z, 0)).sample), want, atol=1e-3)  # type: ignore[arg-type]  # fmt: skip
-    assert policy.process.transition == flow_sde() and all(policy.train.dense)  # type: ignore[union-attr]
+    assert torch.allclose(got, want, atol=1e-5)
+    honest = policy.codec.decode(policy.sample(prompts, Rng(0), serve=True, start=(z, 0)).sample)
+    assert not torch.allclose(honest, want, atol=1e-3)
+    assert policy.process.transition == flow_sde() and all(policy.train.dense)
     chain = policy.sample(prompts, Rng(0))
     law, y = policy.replay(chain)
     assert_on_policy(law.log_prob(y), chain.log_prob, 1e-3)
@@ -140,7 +141,7 @@ def test_a_policy_draws_the_pictures_of_stable_diffusion_3() -> None:
 def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:
     """Two iterations from random weights: on policy, weights learn, the policy survives a save and a load."""
     policy = hub.from_pipeline(models.pixels(ddim_scheduler()), n=4)
-    net = policy.weights.module.net.model  # type: ignore[union-attr]
+    net = policy.weights.module.net.model
     assert type(net) is diffusers.UNet2DConditionModel and not net.training
     chain = policy.sample(asked(), Rng(0))
     law, y = policy.replay(chain)
@@ -155,7 +156,7 @@ def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:
         Policy.load(tmp_path / "policy")
     torch.manual_seed(7)
     back = Policy.load(tmp_path / "policy", net=models.unet())
-    assert torch.equal(back.draw(asked(), Rng(5)), policy.draw(asked(), Rng(5)))  # type: ignore[arg-type]
+    assert torch.equal(back.draw(asked(), Rng(5)), policy.draw(asked(), Rng(5)))
 
 
 def test_learning_follows_the_reward() -> None:
@@ -175,7 +176,7 @@ def test_adapters_learn_alone_and_the_reference_is_free(tmp_path: Path) -> None:
     policy = hub.from_pipeline(models.pixels(ddim_scheduler()), n=4)
     plain = policy.draw(asked(), Rng(5))
     policy = lora(policy, 4, ["to_q", "to_v"])
-    assert torch.equal(policy.draw(asked(), Rng(5)), plain)  # type: ignore[arg-type]
+    assert torch.equal(policy.draw(asked(), Rng(5)), plain)
     before = models.tensors(policy.weights.module)
     list(flow_grpo.improve(policy, red, asked(), replace(ARGS, lr=0.05, clip=1.0, beta=0.1), Rng(1)))
     after = models.tensors(policy.weights.module)
@@ -183,12 +184,12 @@ def test_adapters_learn_alone_and_the_reference_is_free(tmp_path: Path) -> None:
     assert changed and all("lora_" in k for k in changed)
     assert isinstance(policy.weights.using("reference"), AdapterOff)
     drawn = policy.draw(asked(), Rng(5))
-    assert not torch.equal(drawn, plain)  # type: ignore[arg-type]
-    assert torch.equal(policy.using("reference").draw(asked(), Rng(5)), plain)  # type: ignore[arg-type]
+    assert not torch.equal(drawn, plain)
+    assert torch.equal(policy.using("reference").draw(asked(), Rng(5)), plain)
     policy.save(tmp_path / "policy")
     torch.manual_seed(7)
     back = Policy.load(tmp_path / "policy", net=adapt(models.unet(), 4, ["to_q", "to_v"]))
-    assert torch.equal(back.draw(asked(), Rng(5)), drawn)  # type: ignore[arg-type]
+    assert torch.equal(back.draw(asked(), Rng(5)), drawn)
 
 
 def test_adapters_are_refused_where_they_do_not_fit() -> None:
@@ -205,10 +206,10 @@ def test_adapters_are_refused_where_they_do_not_fit() -> None:
 
 def test_half_precision_states_stay_float32() -> None:
     policy = hub.from_pipeline(models.pixels(ddim_scheduler()), n=3)
-    policy.weights.module.net.model.to(torch.bfloat16)  # type: ignore[union-attr]
+    policy.weights.module.net.model.to(torch.bfloat16)
     chain = policy.sample(asked(), Rng(0))
     law, y = policy.replay(chain)
-    assert chain.sample.dtype == torch.float32 and torch.equal(law.log_prob(y), chain.log_prob)  # type: ignore[union-attr]
+    assert chain.sample.dtype == torch.float32 and torch.equal(law.log_prob(y), chain.log_prob)
 
 
 def test_conditions_and_pipelines_that_do_not_fit_are_refused() -> None:

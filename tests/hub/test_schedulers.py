@@ -156,7 +156,7 @@ def test_a_table_that_ends_in_pure_noise_is_usable() -> None:
 def test_what_has_no_counterpart_is_refused() -> None:
     with pytest.raises(BadRun, match=r"Did you mean 'DD[IP]MScheduler'.*from_config"):
         convert(PNDMScheduler())
-    with pytest.raises(BadRun, match="EulerDiscreteScheduler.*Known: DDIMScheduler"):
+    with pytest.raises(BadRun, match=r"EulerDiscreteScheduler.*Known: DDIMScheduler"):
         convert(EulerDiscreteScheduler())
     with pytest.raises(BadRun, match="thresholding=True"):
         convert(DDIMScheduler(thresholding=True))

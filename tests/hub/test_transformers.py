@@ -14,6 +14,7 @@ from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub import transformers as hub
 from denoiserl.hub.adapters import adapt, lora
 from denoiserl.recipes import tracerl
+from denoiserl.train import fit
 from denoiserl.weights import AdapterOff
 from tests.hub import models
 
@@ -60,7 +61,7 @@ def test_tracerl_improves_an_unmodified_masked_model(name: str, tmp_path: Path) 
         Policy.load(tmp_path / "policy")
     torch.manual_seed(7)
     back = Policy.load(tmp_path / "policy", net=models.language(name))
-    assert torch.equal(back.draw(puzzles(), Rng(5)), made.draw(puzzles(), Rng(5)))  # type: ignore[arg-type]
+    assert torch.equal(back.draw(puzzles(), Rng(5)), made.draw(puzzles(), Rng(5)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,7 +76,7 @@ def test_adapters_learn_alone_and_the_reference_is_free(name: str, tmp_path: Pat
     made = policy(name)
     plain = made.draw(puzzles(), Rng(5))
     made = lora(made, 4, NAMES[name])
-    assert torch.equal(made.draw(puzzles(), Rng(5)), plain)  # type: ignore[arg-type]
+    assert torch.equal(made.draw(puzzles(), Rng(5)), plain)
     made.weights.keep("reference")
     before = models.tensors(made.weights.module)
     list(tracerl.improve(made, reward, puzzles(), replace(ARGS, lr=0.1), Rng(1)))
@@ -84,11 +85,25 @@ def test_adapters_learn_alone_and_the_reference_is_free(name: str, tmp_path: Pat
     assert changed and all("lora_" in k for k in changed)
     assert isinstance(made.weights.using("reference"), AdapterOff)
     drawn = made.draw(puzzles(), Rng(5))
-    assert torch.equal(made.using("reference").draw(puzzles(), Rng(5)), plain)  # type: ignore[arg-type]
+    assert torch.equal(made.using("reference").draw(puzzles(), Rng(5)), plain)
     made.save(tmp_path / "policy")
     torch.manual_seed(7)
     back = Policy.load(tmp_path / "policy", net=adapt(models.language(name), 4, NAMES[name]))
-    assert torch.equal(back.draw(puzzles(), Rng(5)), drawn)  # type: ignore[arg-type]
+    assert torch.equal(back.draw(puzzles(), Rng(5)), drawn)
+
+
+def test_dropout_learns_and_never_decides() -> None:
+    """Upstream's dropout is on while imitating and off again after it: a chain replays to the same numbers."""
+    made = policy("bert")
+    net = made.weights.module.net.model
+    data, modes = Rng(0).integers(4, 20, 50, LENGTH), set()
+    hook = net.register_forward_pre_hook(lambda module, _: modes.add(module.training))
+    assert len(list(fit(made.process, made.denoiser, data, None, 3, Rng(1), batch=4))) == 3 and modes == {True}
+    hook.remove()
+    assert not net.training
+    chain = made.sample(puzzles(), Rng(0))
+    law, y = made.replay(chain)
+    assert torch.equal(law.log_prob(y), chain.log_prob)
 
 
 def test_a_left_to_right_architecture_sees_everything() -> None:
@@ -142,7 +157,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(BadRun, match="no language model"):
         hub.masked_lm(torch.nn.Linear(2, 2), mask=1)
     with pytest.raises(BadRun, match="attention 'everyone'"):
-        hub.masked_lm(models.language("bert"), MASK, attend="everyone")  # type: ignore[arg-type]
+        hub.masked_lm(models.language("bert"), MASK, attend="everyone")
     with pytest.raises(BadSignal, match="Did you mean 'attention_mask'"):
         hub.masked_lm(models.language("bert"), MASK).encode({"attention_masks": torch.ones(1, 2)})
     with pytest.raises(BadSignal, match="no room"):

@@ -17,18 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from denoiserl import store
-from denoiserl.describe import build
 from denoiserl.errors import BadRun, BadSignal, nearest
 from denoiserl.hub.schedulers import Convention, convert, steps_like
 from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, Linear, Schedule, Steps, ddim, flow_sde
+from denoiserl.process import Diffusion, Gauss, Linear, Schedule, ddim, flow_sde
 from denoiserl.process.transition import Transition
 from denoiserl.tree import tree_map
-from denoiserl.weights import Weights, fit
 
 INDEX = "index"
 """The part of a condition that only the reward reads: which prompt a row answers."""
+
+
+def plain(model: Any) -> nn.Module:
+    """The model under its adapters, if it has any."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class Net(nn.Module):
@@ -44,7 +46,7 @@ class Net(nn.Module):
         self, model: nn.Module, schedule: Schedule, levels: int, flow: bool, fixed: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__()
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        base = plain(model)
         known = list(inspect.signature(base.forward).parameters)
         self.state = next((name for name in ("sample", "hidden_states") if name in known), "")
         self.main = next((name for name in ("encoder_hidden_states", "class_labels") if name in known), "")
@@ -102,9 +104,8 @@ def denoiser(
 ) -> Gauss:
     """An unmodified model, with the scheduler it was trained with, as the denoiser of a Gaussian process."""
     said = convert(scheduler, tokens)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    levels = 1 if said.flow and type(base).__name__.startswith("Flux") else said.levels
-    return Gauss(Net(model, said.schedule, levels, said.flow, fixed), said.schedule, said.predicts)
+    levels = 1 if said.flow and type(plain(model)).__name__.startswith("Flux") else said.levels
+    return Gauss(Net(model, said.schedule, levels, said.flow, fixed), said.schedule, said.predicts).eval()
 
 
 def _seen(cond: Any) -> Any:
@@ -205,7 +206,7 @@ def from_pipeline(
     return Policy.of(process, made, (config["in_channels"], height, width), train, serve, _codec(vae))
 
 
-def _model(pipeline: Any) -> nn.Module:
+def _model(pipeline: Any) -> Any:
     for name in ("unet", "transformer"):
         if getattr(pipeline, name, None) is not None:
             return getattr(pipeline, name)
@@ -259,12 +260,5 @@ def load(path: str | Path, pipeline: Any, model: nn.Module | None = None) -> Pol
     ``model``: the pipeline's by default; give the one with adapters where the policy had them. Trained weights are
     copied into it.
     """
-    tree = store.read(Path(path))
-    if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
-        raise BadRun(f"{path} holds no policy")
-    vae, net = getattr(pipeline, "vae", None), _model(pipeline) if model is None else model
-    made, codec = build(tree["denoiser"], net), build(tree["codec"], vae)
-    fit(made, tree["weights"])
-    train, serve = (Steps(s["times"], s["table"], tuple(s["dense"])) for s in (tree["train"], tree["serve"]))
-    policy = Policy(build(tree["process"]), Weights(made), tuple(tree["event"]), train, serve, codec)
-    return policy.to(next(net.parameters()).device)
+    net = _model(pipeline) if model is None else model
+    return Policy.load(path, net, next(net.parameters()).device, getattr(pipeline, "vae", None))

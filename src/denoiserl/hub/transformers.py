@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.errors import BadRun, BadSignal, nearest
+from denoiserl.hub.diffusers import plain
 from denoiserl.policy import Infill, Policy
 from denoiserl.process import Autoregressive, Logits, Masked, grid
 
@@ -34,7 +35,7 @@ class Net(nn.Module):
         super().__init__()
         if attend not in ("own", "all"):
             raise BadRun(nearest(attend, ("own", "all"), "attention"))
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        base = plain(model)
         self.known = list(inspect.signature(base.forward).parameters)
         if "input_ids" not in self.known or size(model) is None:
             raise BadRun(f"a {type(base).__name__} is no language model of transformers: it reads no input_ids")
@@ -56,7 +57,7 @@ class Net(nn.Module):
         return given
 
     def forward(self, x: Tensor, clock: Any = None, context: dict[str, Tensor] | None = None) -> Tensor:
-        given = dict(context or {})
+        given: dict[str, Any] = dict(context or {})
         if self.fill is not None:
             x = torch.where(x < size(self.model), x, self.fill)  # type: ignore[operator]
         if self.attend == "all":
@@ -90,7 +91,7 @@ def masked_lm(
     for token in never:
         if vocab is None or not 0 <= token < vocab:
             raise BadRun(f"id {token} is not in the model's vocabulary of {vocab}: resize its embeddings first")
-    return Logits(net, shift=shift, banned=never)
+    return Logits(net, shift=shift, banned=never).eval()  # dropout only inside fit
 
 
 def causal_lm(model: nn.Module, start: int | None = None) -> Logits:
@@ -99,7 +100,7 @@ def causal_lm(model: nn.Module, start: int | None = None) -> Logits:
     Without ``start`` every sequence begins with a given token (a prompt). With it, the model reads that id first and
     writes the first token too.
     """
-    return Logits(Net(model, fill=0), shift=start is None, start=start)
+    return Logits(Net(model, fill=0), shift=start is None, start=start).eval()
 
 
 def masked_policy(

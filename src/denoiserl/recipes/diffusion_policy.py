@@ -40,7 +40,7 @@ class Args:
 
 
 def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
-    """Clone ``data``: ``a`` names updates (None: until the budget), batch, lr, history (T_o) and execute (T_a)."""
+    """Clone ``data``: ``a`` names updates, batch, lr, history (T_o) and execute (T_a)."""
     horizon, history = policy.event[0], a.history
     window = windows(data.ends, horizon, history, a.execute)
     every = torch.arange(len(window))

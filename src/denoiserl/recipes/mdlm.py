@@ -35,7 +35,7 @@ from denoiserl.policy import Policy
 from denoiserl.process import Masked
 from denoiserl.recipes import _sudoku
 from denoiserl.rng import Rng
-from denoiserl.train import Keep, adamw, fit
+from denoiserl.train import Keep, fit
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def improve(
 ) -> Iterator[dict]:
     """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is).
 
-    ``a`` names ``updates``, ``batch`` and ``lr``; ``updates=None``: a constant rate until the keep's budget is spent.
+    ``a`` names ``updates``, ``batch`` and ``lr``.
     """
     process = policy.process
     if not isinstance(process, Masked):
@@ -68,10 +68,7 @@ def improve(
         raise BadSignal(f"the data contain the mask token {process.mask}: a position would be taken for a hole")
     if live is not None and bool((~live).all(-1).any()):
         raise BadSignal("a row of live has no True: there is nothing to learn from it, leave it out")
-    told = {"batch": a.batch, "lr": a.lr, "live": live, "keep": keep}
-    if a.updates is None:
-        told |= {"opt": adamw(policy.parameters(), a.lr), "log": 50}
-    yield from fit(process, policy.denoiser, tokens, None, a.updates, rng, **told)  # pyright: ignore[reportArgumentType]
+    yield from fit(process, policy.denoiser, tokens, None, a.updates, rng, batch=a.batch, lr=a.lr, live=live, keep=keep)
 
 
 def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:

@@ -14,17 +14,13 @@ Prompts whose accuracy lies outside ``accuracy`` teach nothing and are dropped. 
 decoder are part of the policy, in both passes. This is the part on full attention without the value model.
 
 As published: ``likelihood="tokens"`` (one ratio a revealed token), beta 0.01. The default ``"exact"`` is ours: the
-probability of the whole step, tokens and positions, which the unmasking law has in closed form; one ratio a step. It
-is needed here. At a base that imitates perfectly the estimates of the gradient from two times 2048 completions agree
-with a cosine of 0.17 when exact, and of 0.02 when the choice of positions is left out. Other differences: steps are
-not merged (shrink 1), steps that could hardly go otherwise are skipped (``sure``), the learning rate warms up and
-falls, and three passes are made over each batch because so few rows are left.
+probability of the whole step, tokens and positions, which the unmasking law has in closed form; one ratio a step. On
+sudoku the two gained alike (one seed: 0.78 and 0.80 from 0.59 at four cells a step). Other differences: steps are not
+merged (shrink 1), steps that could hardly go otherwise are skipped (``sure``), the learning rate warms up and falls,
+and three passes are made over each batch because so few rows are left.
 
-The solve rate first falls and then rises: such a base is undecided between the solutions of a puzzle, where cells
-drawn together contradict each other and no small step helps. What learning has to find is a habit of deciding.
-
-Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus with 10 to 14 holes to go from 0.73 to EXPECT2
-at two cells a step and from 0.52 to EXPECT4 at four, in about two minutes on one core.
+Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.80 to 0.94 at two cells a step and
+from 0.59 to 0.80 at four, in 40 s of a CPU core.
 """
 
 from __future__ import annotations
@@ -54,7 +50,7 @@ from denoiserl.tree import Tree, rows
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
-    iters: int = 300
+    iters: int = 80
     """updates of the sampling policy"""
     prompts: int = 64
     """prompts an iteration"""
@@ -62,7 +58,7 @@ class Args:
     """completions a prompt"""
     epochs: int = 3
     """passes over each iteration's rows"""
-    batch: int = 2048
+    batch: int = 1024
     """rows (decoding steps) a gradient step"""
     clip: float = 0.2
     """range of the ratio"""
@@ -78,7 +74,7 @@ class Args:
     """what the advantages of a group are divided by: "std" is the published z-score"""
     lr: float = 3e-4
     """Adam's learning rate, falling to zero by a cosine"""
-    warmup: int = 30
+    warmup: int = 5
     """iterations until the learning rate is reached"""
     eval_every: int = 20
     """iterations between held-out evaluations"""

@@ -1,0 +1,64 @@
+"""The files that people copy run, in short, and what they save comes back with the network that they define."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoiserl import Policy, Rng
+from tests.hub import models
+
+pytestmark = [pytest.mark.filterwarnings(w) for w in models.QUIET]
+
+FOLDER = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples write to ``runs/`` where they are started."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("your_*.py")), ids=lambda p: p.name)
+def test_an_example_is_short_and_says_what_to_replace(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) < 80 and text.count("YOURS") >= 3
+
+
+def test_your_robot(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gymnasium")
+    from examples import your_robot
+
+    before, after = your_robot.main(iters=2, updates=60, episodes=10)
+    assert 0 <= min(before, after) and max(before, after) <= 1
+    assert capsys.readouterr().out.count("reward a step") == 2
+    policy = Policy.load("runs/your_robot", net=your_robot.Net())
+    chunk = policy.draw(torch.zeros(5, 4), Rng(0))
+    assert isinstance(chunk, torch.Tensor) and chunk.shape == (5, 4, 2)
+
+
+def test_your_images(capsys: pytest.CaptureFixture[str]) -> None:
+    from examples import your_images
+
+    before, after = your_images.main(iters=30, updates=150)
+    assert after > before
+    assert capsys.readouterr().out.count("reward ") == 31
+    policy = Policy.load("runs/your_images", net=your_images.Net())
+    one, two = (policy.draw(torch.eye(4), Rng(0)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_your_language_model(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    from examples import your_language_model as example
+
+    before, after = example.main(iters=3, updates=60)
+    assert 0 <= min(before, after) and max(before, after) <= 1
+    assert capsys.readouterr().out.count("solved while learning") == 3
+    policy = Policy.load("runs/your_language_model", net=example.model())
+    prompt = example.canvas([[4, example.PLUS, 3, example.EQUALS]], example.LENGTH, example.MASK)
+    answer = policy.draw(prompt, Rng(0))
+    assert isinstance(answer, torch.Tensor) and torch.equal(answer[:, :4], prompt[:, :4])
+    assert bool((answer[:, 4:] < 10).all())
