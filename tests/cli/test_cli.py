@@ -16,9 +16,9 @@ import torch
 
 from denoiserl import recipes
 from denoiserl.cli import VERBS, main
-from denoiserl.cli.results import measured
 from denoiserl.cli.running import budget
 from denoiserl.errors import BadRun
+from denoiserl.evidence import measured
 
 ROOT = Path(__file__).resolve().parents[2]
 

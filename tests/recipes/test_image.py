@@ -244,15 +244,6 @@ def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
         _shapes.outcomes(made, TINY, 3, 5000)
 
 
-def test_imitation_can_last_for_a_budget_instead() -> None:
-    made = _shapes.policy(TINY, 0)
-    keep = Keep(budget={"updates": 7})
-    list(_shapes.imitate(made, TINY, 0, None, 1e-3, keep))
-    assert keep.spent()["updates"] == 7
-    with pytest.raises(BadRun, match="budget"):
-        list(_shapes.imitate(made, TINY, 0, None, 1e-3, Keep()))
-
-
 def test_pictures_are_shown_below_what_was_asked() -> None:
     told = _shapes.look(_shapes.policy(TINY, 0), TINY, 0, 4)
     text, png = told["prompts.txt"], told["pictures.png"]

@@ -191,13 +191,6 @@ def test_mdlm_leaves_the_prompt_alone():
     assert float(told.mean()) > -0.05  # the answer repeats the prompt, so it is certain
 
 
-def test_imitation_until_the_budget():
-    made = _sudoku.policy(BASE, 0)
-    keep = Keep(budget={"updates": 7})
-    list(_sudoku.imitate(made, BASE, 0, None, 1e-3, keep))
-    assert keep.spent()["updates"] == 7
-
-
 def test_not_risen_is_told_after_forty_iterations():
     trend = diffu_grpo.Trend()
     said = [trend.rose(0.5) for _ in range(45)]

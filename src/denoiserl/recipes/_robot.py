@@ -54,7 +54,7 @@ class Base:
     """least std of a denoising step while learning from reward"""
     width: int = 256
     """the network's width"""
-    updates: int = 2000
+    updates: int = 5000
     """gradient steps of imitation"""
     batch: int = 256
     """windows a gradient step"""

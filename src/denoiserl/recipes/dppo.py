@@ -191,5 +191,5 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
 
 
 experiment = _robot
-DEMO = Args(iters=22, eval_every=1000)
+DEMO = Args(iters=26, eval_every=1000)
 """the demo's act, sized for two cores"""
