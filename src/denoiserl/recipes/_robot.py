@@ -147,6 +147,7 @@ def _joined(films: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(films, 2)
 
 
-def evaluate(made: Policy, base: Base, seed: int, episodes: int = 50) -> dict[str, float]:
-    """Means over a few held-out episodes, to choose the best policy of a run by."""
-    return {f"held-out {k}": float(v.mean()) for k, v in outcomes(made, base, seed, episodes).items()}
+def report(made: Policy, base: Base, seed: int) -> tuple[dict[str, float], float]:
+    """Means over 50 held-out episodes, and their success."""
+    means = {f"held-out {k}": float(v.mean()) for k, v in outcomes(made, base, seed, 50).items()}
+    return means, means["held-out success"]

@@ -139,9 +139,10 @@ def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
     return evaluate_outcomes(made, held_out[Rng(seed).permutation(len(held_out))[:n]], Rng(seed, made.device))
 
 
-def evaluate(made: Policy, base: Base, seed: int, n: int = 512) -> dict[str, float]:
-    """Means over held-out prompts, to choose the best policy of a run by."""
-    return {f"held-out {k}": float(v.mean()) for k, v in outcomes(made, base, seed, n).items()}
+def report(made: Policy, base: Base, seed: int) -> tuple[dict[str, float], float]:
+    """Means over 512 held-out prompts, and the share drawn without a mistake."""
+    means = {f"held-out {k}": float(v.mean()) for k, v in outcomes(made, base, seed, 512).items()}
+    return means, means["held-out strict"]
 
 
 def pictures(made: Policy, prompt: Tensor, rng: Rng) -> Tensor:

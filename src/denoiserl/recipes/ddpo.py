@@ -39,7 +39,7 @@ from denoiserl.likelihood import assert_on_policy
 from denoiserl.objective import clip_fraction, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, ddim
-from denoiserl.recipes import _shapes
+from denoiserl.recipes import _shapes, _stages
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
 from denoiserl.train import Keep, adamw, covers, step
@@ -128,20 +128,13 @@ def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict
     assert isinstance(policy.process, Diffusion)
     policy = replace(policy, train=policy.process.steps(policy.train.times, ddim(a.eta)))
     prompts: Tensor = _shapes.prompts(a.base)[0][: a.pool].to(policy.device)
-    for row in improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep):
-        at = keep.where()
-        if at is not None and at.due(a.eval_every):
-            row |= (report := _shapes.evaluate(policy, a.base, seed + 900))
-            keep.best(policy, report["held-out strict"])
-        yield row
+    rows = improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep)
+    yield from _stages.watched(_shapes, policy, a, seed, keep, rows)
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """SHAPES: pictures of coloured shapes, rewarded by a parser that reads the prompted scene back."""
-    keep = keep or Keep()
-    policy = yield from _shapes.pretrain(a.base, a.seed, keep.stage("imitate"))
-    yield from improvement(policy, a, a.seed, keep.stage("improve"))
-    keep.last(policy)
+    yield from _stages.run(_shapes, improvement, a, keep)
 
 
 experiment = _shapes

@@ -41,7 +41,7 @@ from denoiserl.likelihood import assert_on_policy
 from denoiserl.objective import clip_fraction, k3, masked_mean, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.process import Masked
-from denoiserl.recipes import _sudoku
+from denoiserl.recipes import _stages, _sudoku
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
 from denoiserl.train import Keep, adamw, covers, step
@@ -169,15 +169,12 @@ def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict
     """``improve`` by the verifier, with held-out evaluations and the best policy kept."""
     prompts = _sudoku.puzzles(seed, 4096).to(policy.device)
     rows = improve(policy, sudoku.reward, prompts, a, Rng(seed + 1, keep.device), keep)
-    yield from _sudoku.watched(policy, a, seed, keep, rows)
+    yield from _stages.watched(_sudoku, policy, a, seed, keep, rows)
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """4 x 4 sudoku, several cells a step, rewarded by a verifier."""
-    keep = keep or Keep()
-    policy = yield from _sudoku.pretrain(a.base, a.seed, keep.stage("imitate"))
-    yield from improvement(policy, a, a.seed, keep.stage("improve"))
-    keep.last(policy)
+    yield from _stages.run(_sudoku, improvement, a, keep)
 
 
 experiment = _sudoku

@@ -39,7 +39,7 @@ from denoiserl.likelihood import assert_on_policy, replay
 from denoiserl.net import Value
 from denoiserl.objective import approx_kl, clip_fraction, denoise_clip, ppo_clip, squared
 from denoiserl.policy import Policy
-from denoiserl.recipes import _robot
+from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
 from denoiserl.train import Keep, adamw, covers, step
 
@@ -173,21 +173,14 @@ def executed(chain: Chain, execute: int) -> Chain:
 def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
     """``improve`` by the task's own success, with held-out evaluations and the best policy kept."""
     env = Stream(_robot.make(a.base), a.copies, seed + 1)
-    for row in improve(policy, env, a, Rng(seed + 1, keep.device), keep):
-        at = keep.where()
-        if at is not None and at.due(a.eval_every):
-            row |= (report := _robot.evaluate(policy, a.base, seed + 900))
-            keep.best(policy, report["held-out success"])
-        yield row
+    rows = improve(policy, env, a, Rng(seed + 1, keep.device), keep)
+    yield from _stages.watched(_robot, policy, a, seed, keep, rows)
     env.close()
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """A Meta-World task: clone a flawed demonstrator, then improve by the task's own success."""
-    keep = keep or Keep()
-    policy = yield from _robot.pretrain(a.base, a.seed, keep.stage("imitate"))
-    yield from improvement(policy, a, a.seed, keep.stage("improve"))
-    keep.last(policy)
+    yield from _stages.run(_robot, improvement, a, keep)
 
 
 experiment = _robot

@@ -37,7 +37,7 @@ from denoiserl.likelihood import assert_on_policy
 from denoiserl.objective import clip_fraction, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Steps, ddim
-from denoiserl.recipes import _shapes
+from denoiserl.recipes import _shapes, _stages
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
 from denoiserl.train import Keep, adamw, covers, step
@@ -135,20 +135,13 @@ def early(policy: Policy, window: int) -> Policy:
 def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
     """``improve`` by what a parser reads in the picture, with held-out evaluations and the best policy kept."""
     prompts = _shapes.prompts(a.base)[0].to(policy.device)
-    for row in improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep):
-        at = keep.where()
-        if at is not None and at.due(a.eval_every):
-            row |= (report := _shapes.evaluate(policy, a.base, seed + 900))
-            keep.best(policy, report["held-out strict"])
-        yield row
+    rows = improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep)
+    yield from _stages.watched(_shapes, policy, a, seed, keep, rows)
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """SHAPES: pictures of coloured shapes, rewarded by a parser that reads the prompted scene back."""
-    keep = keep or Keep()
-    policy = yield from _shapes.pretrain(a.base, a.seed, keep.stage("imitate"))
-    yield from improvement(policy, a, a.seed, keep.stage("improve"))
-    keep.last(policy)
+    yield from _stages.run(_shapes, improvement, a, keep)
 
 
 experiment = _shapes
