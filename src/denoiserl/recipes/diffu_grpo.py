@@ -16,10 +16,10 @@ with A the reward minus its group's mean. The reference is set to the policy eve
 As published: ε 0.5, β 0.04, p 0.15, p-masks regularise and let one batch be used μ times. Differences: puzzles are
 canvases filled in place, so clues are the prompt and holes the completion; the whole network is trained, at 1e-4.
 
-Expect no gain from a base at its imitation plateau: in 60 iterations (one seed, decoder temperature 0.5, 1024 puzzles)
-4 x 4 sudoku went from 0.76 to 0.74 solved at two cells a step and from 0.51 to 0.47 at four, both within the intervals.
-A wholly masked completion is not a state in which the decoder decides. The row says ``not risen`` where the training
-reward has not risen after 40 iterations; ``tracerl`` scores the decoder's own states.
+Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.80 to 0.91 at two cells a step and
+from 0.62 to 0.73 at four in 80 iterations (one seed, 40 s of a CPU core): less than ``tracerl``, which scores the states
+in which the decoder decides; a wholly masked completion is not one of them. From a base without typos in its text there
+was no gain. The row says ``not risen`` where the training reward has not risen after 40 iterations.
 """
 
 from __future__ import annotations

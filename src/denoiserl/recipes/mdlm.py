@@ -15,9 +15,9 @@ never masked and the loss is divided by the answer's length (LLaDA, 2502.09992).
 As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
 whole batch, and the learning rate decays by a cosine.
 
-Expect, with the defaults, 0.99 of unseen 4 x 4 sudokus with 10 to 14 holes solved at one cell a step, and a held-out
-bound of −0.41 nats a token (a uniform model of the 288 grids has −0.354). At two and four cells a step 0.75 and 0.53:
-there more imitation helps little, reward does (``tracerl``).
+Expect, with the defaults (grids with 5 % of their cells mistyped), 0.96 of unseen 4 x 4 sudokus solved at one cell a
+step, 0.80 at two and 0.62 at four, and a bound of −0.45 nats a token on clean unseen grids (a model of the 288 grids
+has −0.354): more imitation of such a text helps little, reward does (``tracerl``).
 """
 
 from __future__ import annotations
