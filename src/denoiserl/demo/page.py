@@ -31,9 +31,9 @@ from denoiserl.show.table import console_table, print_comparisons
 RECIPES = {"robot": dppo, "image": flow_grpo, "language": tracerl}
 WORDS = {"before": "after imitation", "imitation": "after more imitation", "after": "after learning from reward"}
 LEAD = (
-    "A robot policy, an image generator and a language model. Each learned from flawed data until more imitation hardly "
-    "helped, and then from reward. The control spent the same time on more imitation. Intervals are 95 %, over held-out "
-    "trials."
+    "A robot policy, an image generator and a language model. Each learned from flawed data until more imitation "
+    "hardly helped, and then from reward. The control spent the same time on more imitation. Intervals are 95 %, over "
+    "held-out trials."
 )
 
 

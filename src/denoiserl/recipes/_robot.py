@@ -36,7 +36,7 @@ class Base:
 
     task: str = "drawer-open-v3"
     """a Meta-World task"""
-    ticks: int = 110
+    ticks: int = 105
     """ticks until an episode is over"""
     demos: int = 100
     """demonstrations"""

@@ -32,7 +32,7 @@ HOLES = (8, 12)
 class Base:
     """The model before reward."""
 
-    updates: int = 1000
+    updates: int = 2000
     """gradient steps of imitation"""
     batch: int = 128
     """grids a gradient step"""

@@ -12,8 +12,8 @@ As published: min-max normalisation to [−1, 1], padding by repeated frames, EM
 are continuous on a cosine schedule instead of 100 levels, so any number of steps serves; the network is an MLP (small
 actions) or the 1-D U-Net with GELU (Mish costs 13 times as much on a CPU).
 
-Expect, with the defaults, a success of 0.5 to 0.75 on Meta-World's drawer-open, cloned from a demonstrator that misjudges
-where things are and succeeds in a third of his episodes.
+Expect, with the defaults, a success of 0.5 to 0.75 on Meta-World's drawer-open, cloned from a demonstrator that
+misjudges where things are and succeeds in a third of his episodes.
 """
 
 from __future__ import annotations
