@@ -17,6 +17,7 @@ from denoiserl.show.report import (
     Figure,
     Fold,
     Gallery,
+    Note,
     Piece,
     Prose,
     Section,
@@ -82,10 +83,13 @@ def _act(name: str, comparisons: list[Comparison], folder: Path, rows: list[Any]
                 said[file.read_text(encoding="utf-8")] = None
             else:
                 figures.append(Figure(file.read_bytes(), WORDS[when], f"{name}, {WORDS[when]}"))
-    if not figures:
+    if not figures and not said:
         raise BadRun(f"{folder / 'media'} holds no pictures: run the same command again, it draws what is missing")
-    pieces.append(Gallery(figures))
-    pieces += [Fold("What was asked for", [Prose(text)]) for text in said]
+    if figures:
+        pieces.append(Gallery(figures))
+        pieces += [Fold("What was asked for", [Prose(text)]) for text in said]
+    else:
+        pieces += [Note(text) for text in said]
     if comparisons[1:]:
         pieces.append(comparison_table(comparisons[1:]))
     mine = [row for row in rows if str(row.get("stage", "")).startswith(name)]

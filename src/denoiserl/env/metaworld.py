@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import ctypes.util
 import os
 import sys
 import warnings
@@ -25,10 +26,14 @@ from denoiserl.data.demos import Demos
 from denoiserl.errors import BadRun, BadSignal, MissingExtra, nearest, need
 from denoiserl.rng import Rng
 
+OFFSCREEN = {"EGL": "egl", "OSMesa": "osmesa"}
+"""shared libraries that render without a screen, and what mujoco calls them"""
+
 
 def _library() -> Any:
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read once, when mujoco is imported
+    if sys.platform == "linux" and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
+        found = [name for library, name in OFFSCREEN.items() if ctypes.util.find_library(library)]
+        os.environ["MUJOCO_GL"] = found[0] if found else "disabled"  # read once, when mujoco is imported
     mujoco = need("mujoco", "demo")
     release = tuple(int(n) for n in mujoco.__version__.split(".")[:2])
     if release >= (3, 17):
@@ -141,9 +146,10 @@ class Camera:
         model.vis.global_.offheight = max(model.vis.global_.offheight, size)
         try:
             self.renderer = mujoco.Renderer(model, size, size)
-        except (mujoco.FatalError, RuntimeError) as error:
+        except (mujoco.FatalError, RuntimeError, AttributeError, ImportError) as error:
             raise BadRun(
-                f"no offscreen renderer ({error}): set MUJOCO_GL=egl or osmesa before mujoco is imported"
+                f"no offscreen renderer ({error}): install libegl1 (or libosmesa6), or set MUJOCO_GL before mujoco is "
+                "imported"
             ) from None
         self._free = weakref.finalize(self, self.renderer.close)
         self._free.atexit = False

@@ -22,6 +22,7 @@ from denoiserl.data import Demos, Robot
 from denoiserl.env import Evaluation
 from denoiserl.env import evaluate as play
 from denoiserl.env.metaworld import Flaws, MetaWorld, demonstrations
+from denoiserl.errors import BadRun
 from denoiserl.net import MLP
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, cosine, ddim, floored, grid
@@ -129,14 +130,17 @@ def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
 
 
 def look(made: Policy, base: Base, seed: int, n: int, size: int = 160) -> dict[str, bytes | str]:
-    """Four episodes side by side as a GIF."""
+    """Four episodes side by side as a GIF; a sentence on a machine that cannot render."""
     shown, frames = min(n, 4), defaultdict(list)
 
     def watch(episode: int, env: Any) -> None:
         if episode < shown and len(frames[episode]) * 2 <= env.ticks:
             frames[episode].append(env.render(size))
 
-    trials(made, base, seed, shown, watch, copies=shown)
+    try:
+        trials(made, base, seed, shown, watch, copies=shown)
+    except BadRun as error:
+        return {"episodes.txt": f"No film of the robot: {error}."}
     return {"episodes.gif": gif(_joined([np.stack(frames[i]) for i in range(shown)]), 20.0)}
 
 
