@@ -75,7 +75,8 @@ def _rest(record: dict[str, Any]) -> dict[str, Any]:
 
 def _act(name: str, comparisons: list[Comparison], folder: Path, rows: list[Any]) -> Section:
     doc = (RECIPES[name].__doc__ or "").splitlines()[0]
-    pieces: list[Piece] = [Prose(f"{name.capitalize()}. {doc} {comparisons[0].verdict().capitalize()}.")]
+    verdict = f"{comparisons[0].metric.capitalize()}: {comparisons[0].verdict()}."
+    pieces: list[Piece] = [Prose(f"{doc}\n\n{verdict}\n\n{RECIPES[name].experiment.CAPTION}")]
     figures, said = [], dict[str, None]()
     for when in WORDS:
         for file in sorted((folder / "media").glob(f"{when} *")):

@@ -113,6 +113,7 @@ def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
     return made
 
 
+CAPTION = "Above what was asked for, below what was drawn."
 METRICS = {
     "strict": ("held-out prompts drawn without a mistake", "%"),
     "found": ("prompted objects found (the reward)", "%"),

@@ -100,6 +100,7 @@ def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
     return made
 
 
+CAPTION = "Clues are black, answers blue, and what breaks a row, a column or a box is red."
 METRICS = {"solved at 4": ("puzzles solved, 4 cells a step", "%"), "solved at 2": ("puzzles solved, 2 a step", "%")}
 
 
