@@ -16,7 +16,7 @@ As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Diffe
 whole batch, and the learning rate decays by a cosine.
 
 Expect, with the defaults (grids with 5 % of their cells mistyped), 0.96 of unseen 4 x 4 sudokus solved at one cell a
-step, 0.80 at two and 0.62 at four, and a bound of −0.45 nats a token on clean unseen grids (a model of the 288 grids
+step, 0.80 at two and 0.65 at four, and a bound of −0.44 nats a token on clean unseen grids (a model of the 288 grids
 has −0.354): more imitation of such a text helps little, reward does (``tracerl``).
 """
 
