@@ -52,8 +52,8 @@ class Running(Again):
     """cpu, cuda, cuda:1 or mps"""
     precision: Literal["float32", "bf16"] = "float32"
     """of the networks; bf16 is taken where it is measured to be faster"""
-    threads: Annotated[int | None, hint("(default: torch's own choice)")] = None
-    """of torch"""
+    threads: int = 1
+    """of the processor: one suits small networks and bears other programs beside it; large ones gain from all cores"""
     every: Annotated[int | None, hint("(default: a tenth of each loop)")] = None
     """iterations between saves"""
 
