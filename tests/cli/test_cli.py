@@ -251,8 +251,8 @@ def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys
         assert code == 0 and "runs/fake-0: 4 rows" in out and Path("runs/fake-0/metrics.jsonl").read_bytes() == before
     code, line = refusal(capsys, *argv[:3], "6", *argv[4:])
     assert code == 1 and "args.iters: 4 there, 6 here" in line
-    code, line = refusal(capsys, *argv, "--threads", "1")
-    assert code == 1 and "threads: None there, 1 here" in line
+    code, line = refusal(capsys, *argv, "--threads", "2")
+    assert code == 1 and "threads: 1 there, 2 here" in line
     assert said(capsys, *argv, "--out", "elsewhere")[0] == 0 and len(rows("elsewhere")) == 4
 
 
