@@ -397,3 +397,9 @@ def test_every_extra_that_an_error_names_exists():
                 assert isinstance(value, ast.Constant), f"{path}:{node.lineno}: name the extra in the call"
                 named.append((path.relative_to(ROOT), node.lineno, value.value))
     assert named and not [each for each in named if each[2] not in extras]
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m denoiserl list --json | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[" and "Traceback" not in done.stderr

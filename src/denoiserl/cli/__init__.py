@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("denoiserl: interrupted.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough; nothing more can be written, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _main(given: list[str]) -> int:
