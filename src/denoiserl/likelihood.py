@@ -7,6 +7,7 @@ shared by the policy and its reference, so their difference is not drowned in it
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -82,8 +83,6 @@ def _alive(law: Law, live: Tensor | None, axes: int) -> Law:
     """Lay a record's live mask on a law that has a field for it."""
     if live is None:
         return law
-    from dataclasses import fields, replace
-
     if "live" not in {f.name for f in fields(law)}:  # type: ignore[arg-type]
         raise ValueError(f"{type(law).__name__} decides by itself which factors are live")
     mask = live.unsqueeze(live.ndim - law.event) if axes else live

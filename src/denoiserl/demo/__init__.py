@@ -34,18 +34,15 @@ class Args:
     """TraceRL"""
 
 
-ACTS = {"robot": dppo, "image": flow_grpo, "language": tracerl}
-
-
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """The acts, one after another. Needs a folder: what is shown at the end is written there."""
     if keep is None or keep.folder is None:
         raise BadRun("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
     for name in a.acts:
-        if name not in ACTS:
-            raise BadRun(nearest(name, ACTS, "act"))
+        if name not in act.RECIPES:
+            raise BadRun(nearest(name, act.RECIPES, "act"))
         trials = a.episodes if name == "robot" else a.trials
-        yield from act.play(name, ACTS[name], getattr(a, name), a.seed, trials, keep.stage(name))
+        yield from act.play(name, getattr(a, name), a.seed, trials, keep.stage(name))
 
 
 def finish(folder: Path | str) -> Path:

@@ -13,8 +13,11 @@ from denoiserl.errors import BadRun
 from denoiserl.evidence import Comparison, measured
 from denoiserl.evidence.comparison import LABELS
 from denoiserl.policy import Policy
+from denoiserl.recipes import dppo, flow_grpo, tracerl
 from denoiserl.train import Keep
 
+RECIPES: dict[str, Any] = {"robot": dppo, "image": flow_grpo, "language": tracerl}
+"""what each act is improved by"""
 SHOWN = 16
 """samples, episodes or puzzles that are shown"""
 
@@ -27,22 +30,24 @@ def once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
     return store.read(path)
 
 
-def play(name: str, recipe: Any, a: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict]:
+def play(name: str, a: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict]:
     """The act ``name``: rows of metrics as it goes; its results lie in ``keep.folder`` when it ends.
 
-    ``recipe`` is a module with ``improvement(policy, a, seed, keep)`` and an ``experiment``: ``pretrain``, ``imitate``,
+    Its recipe is a module with ``improvement(policy, a, seed, keep)`` and an ``experiment``: ``pretrain``, ``imitate``,
     ``outcomes``, ``look`` and ``METRICS``. Training, trials and pictures use different seeds.
     """
     assert keep.folder is not None
-    folder, experiment = keep.folder, recipe.experiment
+    folder, recipe = keep.folder, RECIPES[name]
+    experiment = recipe.experiment
 
     def judge(policy: Policy, when: str) -> None:
         began = time.perf_counter()
         once(folder, when, lambda: experiment.outcomes(policy, a.base, seed + 2, trials))
-        for file, data in once_look(folder, when, lambda: experiment.look(policy, a.base, seed + 3, SHOWN)).items():
-            (folder / "media").mkdir(exist_ok=True)
-            target = folder / "media" / f"{when} {file}"
-            target.write_bytes(data) if isinstance(data, bytes) else target.write_text(data, encoding="utf-8")
+        media = folder / "media"
+        media.mkdir(exist_ok=True)
+        if not any(media.glob(f"{when} *")):  # a resumed act does not draw again
+            for file, data in experiment.look(policy, a.base, seed + 3, SHOWN).items():
+                (media / f"{when} {file}").write_bytes(data if isinstance(data, bytes) else data.encode())
         once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
 
     imitation = keep.stage("imitate")
@@ -62,21 +67,15 @@ def play(name: str, recipe: Any, a: Any, seed: int, trials: int, keep: Keep) -> 
     judge(start, "imitation")
 
 
-def once_look(folder: Path, when: str, compute: Callable[[], dict[str, bytes | str]]) -> dict[str, bytes | str]:
-    """The pictures of one moment; those that lie in the folder already are not drawn again."""
-    done = [p for p in (folder / "media").glob(f"{when} *")] if (folder / "media").exists() else []
-    return {} if done else compute()
-
-
-def results(name: str, recipe: Any, folder: Path) -> list[Comparison]:
+def results(name: str, folder: Path) -> list[Comparison]:
     """The comparisons of a finished act, the main one first."""
-    told = {when: store.read(folder / "told" / when) for when in LABELS if _told(folder, when)}
-    if len(told) < 3:
+    if not all(store.exists(folder / "told" / when) for when in LABELS):
         raise BadRun(f"the act in {folder} has not finished: run the same command again, it goes on from there")
+    told = {when: store.read(folder / "told" / when) for when in LABELS}
     spent = store.read(folder / "told" / "seconds")
     seconds = sum(spent.values()) + spent["improve"]
     found = []
-    for key, (metric, unit) in recipe.experiment.METRICS.items():
+    for key, (metric, unit) in RECIPES[name].experiment.METRICS.items():
         rows = {when: measured(values[key])[0] for when, values in told.items()}
         found.append(Comparison(name, metric, rows["before"], rows["after"], rows["imitation"], seconds, unit))
         seconds = None
@@ -86,7 +85,3 @@ def results(name: str, recipe: Any, folder: Path) -> list[Comparison]:
 def judged(folder: Path) -> float:
     """Seconds that the act's evaluations and pictures took."""
     return sum(store.read(folder / "told" / f"{when} seconds") for when in LABELS)
-
-
-def _told(folder: Path, when: str) -> bool:
-    return store.exists(folder / "told" / when)

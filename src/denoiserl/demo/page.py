@@ -11,7 +11,6 @@ from denoiserl import store
 from denoiserl.demo import act
 from denoiserl.errors import BadRun
 from denoiserl.evidence import Comparison
-from denoiserl.recipes import dppo, flow_grpo, tracerl
 from denoiserl.show.metrics import read_metrics, stages
 from denoiserl.show.report import (
     Figure,
@@ -29,7 +28,6 @@ from denoiserl.show.report import write as write_page
 from denoiserl.show.run import curve_sections
 from denoiserl.show.table import console_table, print_comparisons
 
-RECIPES = {"robot": dppo, "image": flow_grpo, "language": tracerl}
 WORDS = {"before": "after imitation", "imitation": "after more imitation", "after": "after learning from reward"}
 LEAD = (
     "A robot policy, an image generator and a language model. Each learned from flawed data until more imitation "
@@ -42,7 +40,7 @@ def write(folder: Path) -> Path:
     """``summary.json`` and ``report.html``; returns the report's path and prints the three rows of every act."""
     record = store.read_json(folder / "run.json")
     names = record["args"]["acts"]
-    found = {name: act.results(name, RECIPES[name], folder / name) for name in names}
+    found = {name: act.results(name, folder / name) for name in names}
     main = [comparisons[0] for comparisons in found.values()]
     seconds = sum(c.seconds or 0.0 for c in main) + sum(act.judged(folder / name) for name in names)
     summary = {
@@ -57,7 +55,7 @@ def write(folder: Path) -> Path:
     sections = [comparison_section(main, "Before, more imitation, after")]
     for name, comparisons in found.items():
         sections.append(_act(name, comparisons, folder / name, rows))
-    sections.append(Section("Settings", [Settings("Options", record["args"]), Settings("Run", _rest(record))]))
+    sections.append(Section("Settings", [Settings("Options", record.pop("args")), Settings("Run", record)]))
     path = write_page(
         folder / "report.html", "DenoiseRL demo", sections, LEAD, f"{seconds:.0f} s of learning and trials"
     )
@@ -69,14 +67,11 @@ def write(folder: Path) -> Path:
     return path
 
 
-def _rest(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record.items() if k != "args"}
-
-
 def _act(name: str, comparisons: list[Comparison], folder: Path, rows: list[Any]) -> Section:
-    doc = (RECIPES[name].__doc__ or "").splitlines()[0]
+    recipe = act.RECIPES[name]
+    doc = (recipe.__doc__ or "").splitlines()[0]
     verdict = f"{comparisons[0].metric.capitalize()}: {comparisons[0].verdict()}."
-    pieces: list[Piece] = [Prose(f"{doc}\n\n{verdict}\n\n{RECIPES[name].experiment.CAPTION}")]
+    pieces: list[Piece] = [Prose(f"{doc}\n\n{verdict}\n\n{recipe.experiment.CAPTION}")]
     figures, said = [], dict[str, None]()
     for when in WORDS:
         for file in sorted((folder / "media").glob(f"{when} *")):

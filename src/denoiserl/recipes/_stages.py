@@ -12,8 +12,8 @@ from denoiserl.train import Keep
 def watched(experiment: Any, policy: Policy, a: Any, seed: int, keep: Keep, rows: Iterator[dict]) -> Iterator[dict]:
     """The rows of an improvement, every ``a.eval_every``-th with held-out numbers; the best policy is kept.
 
-    ``experiment.report(policy, base, seed) -> (numbers, score)``. Its seed is one that trials do not use: selection and
-    test are apart.
+    ``experiment.report(policy, base, seed) -> (numbers, score)``. It draws under another seed than trials do; where
+    an experiment's held-out set is finite (prompts, grids), the two share members, and only ``last`` is unselected.
     """
     for row in rows:
         at = keep.where()
