@@ -1,56 +1,27 @@
-"""The pages that are made from the source, as a hook of mkdocs: the recipes, and the API of every module.
+"""The pages that are made from source and ledger, as a hook of mkdocs: recipes, map, claims, cost, API.
 
-The source is parsed, not imported, so building the documentation needs none of what recipes and networks need.
+Recipes are parsed, not imported. Claims are asked whether the code that they rest on has changed.
 """
 
 from __future__ import annotations
 
 import ast
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import docs_claims
+import docs_map
+import docs_recipes
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from denoiserl.errors import BadRun
-from denoiserl.recipes import SIGNALS, Card, describe, names
+from denoiserl import recipes
+from denoiserl.claims import ledger
+from denoiserl.errors import DenoiseError
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "denoiserl"
-APART = {"__init__", "__main__", "recipes", "demo", "cli"}  # other pages describe these
-
-
-def linked(paper: str) -> str:
-    """``arXiv 2409.00588`` as a link, wherever it stands."""
-    return re.sub(r"arXiv[ :](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
-
-
-def page(recipes: list[Card]) -> str:
-    """The page in Markdown: a table, then a section for each recipe."""
-    out = [
-        "# Recipes",
-        "",
-        "One published system a file. Each has the method, `improve(policy, signal, ...)`, which runs on your policy "
-        "and your signal, and the experiment, `train(args)`, which builds both and calls it. `denoiserl list` prints "
-        "this table, `denoiserl run NAME` runs the experiment, `denoiserl run NAME --help` shows its options.",
-        "",
-        "| recipe | what it is | paper | learns from | family |",
-        "|---|---|---|---|---|",
-    ]
-    out += [
-        f"| [`{r.module}`](#{r.module}) | {r.name}: {r.title} | {linked(r.paper)} | {SIGNALS[r.signal]} | {r.family} |"
-        for r in recipes
-    ]
-    for r in recipes:
-        out += [
-            "",
-            f"## {r.name}: {r.title} {{#{r.module}}}",
-            "",
-            f"`denoiserl run {r.module}`, {linked(r.paper)}.",
-            "",
-        ]
-        out += [r.body]
-    return "\n".join(out) + "\n"
+APART = {"__init__", "__main__", "recipes", "demo", "cli", "claims"}  # other pages describe these
 
 
 def modules() -> list[str]:
@@ -72,21 +43,38 @@ def api(module: str) -> str:
     )
 
 
+def pages() -> Mapping[str, str]:
+    """{path: Markdown} of all of them."""
+    cards = [recipes.describe(name) for name in recipes.names()]
+    told = {name: ledger.record(name) for name in ledger.names()}
+    records = [docs_claims.checked(r, f"the ledger's {name}.json") for name, r in told.items() if r is not None]
+    stale = {r["name"]: bool(ledger.stale(r["name"])) for r in records}
+    return {
+        "recipes.md": docs_recipes.index(cards),
+        **{f"recipes/{card.module}.md": docs_recipes.page(card, records, stale) for card in cards},
+        "map.md": docs_map.page(cards),
+        "claims.md": docs_claims.claims(records, stale, [name for name, r in told.items() if r is None]),
+        "cost.md": docs_claims.cost(records, recipes.names()),
+        **{f"api/{name}.md": api(name) for name in modules()},
+    }
+
+
 def on_config(config: Any) -> Any:
-    """Put every module's page under API."""
+    """Put every recipe's page under Recipes and every module's under API."""
     for entry in config.nav:
         if "API" in entry:
             entry["API"] += [{name: f"api/{name}.md"} for name in modules()]
+        if "Recipes" in entry:
+            entry["Recipes"] += [{name: f"recipes/{name}.md"} for name in recipes.names()]
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages to the site."""
     try:
-        recipes = [describe(name) for name in names()]
-    except BadRun as error:
+        made = pages()
+    except DenoiseError as error:
         raise PluginError(str(error)) from None
-    files.append(File.generated(config, "recipes.md", content=page(recipes)))
-    for name in modules():
-        files.append(File.generated(config, f"api/{name}.md", content=api(name)))
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
     return files

@@ -19,6 +19,7 @@ from denoiserl.cli import VERBS, main
 from denoiserl.cli.running import budget
 from denoiserl.errors import BadRun
 from denoiserl.evidence import measured
+from denoiserl.evidence.trial import read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,15 +68,23 @@ def train(a, keep):
 '''
 
 PROTOCOL = """
-METRICS = {"hit": ("trials that hit", "%"), "length": ("how long", "")}
+from denoiserl.policy import Policy
+from denoiserl.task import Task
 
-def outcomes(policy, base, seed, n):
-    assert base.width == policy.denoiser.net.config["width"]
+def task(a):
+    words = {"hit": ("trials that hit", "%"), "length": ("how long", "")}
+    return Task("fake", "data", start, lambda *x: outcomes(a, *x), words, data=lambda seed: None, look=look)
+
+def start(seed, keep):
+    raise AssertionError("nothing is trained here")
+
+def outcomes(a, policy, seed, n):
+    assert a.base.width == policy.denoiser.net.config["width"]
     generator = torch.Generator().manual_seed(seed)
     hit = (torch.arange(n) % 4 == 0).float()
     return {"length": torch.randn(n, generator=generator) + 5, "hit": hit}
 
-def look(policy, base, seed, n):
+def look(policy, seed, n):
     return {"one.png": b"PNG", "grid.txt": "\\n".join(["1 2 3 4"] * n)}
 """
 
@@ -334,28 +343,61 @@ def test_sample_saves_what_can_be_seen_and_prints_what_can_be_read(capsys, finis
 
 def test_a_recipe_that_cannot_be_judged_says_what_to_add(capsys, finished):
     finished.write_text(RECIPE)
-    for verb, what in (("eval", "outcomes(policy, base, seed, n)"), ("sample", "look(policy, base, seed, n)")):
+    for verb in ("eval", "sample"):
         code, line = refusal(capsys, verb, "fake-0")
-        assert code == 1 and f"add {what}" in line
+        assert code == 1 and "add task(args) -> Task" in line
 
 
-def test_the_experiment_of_a_recipe_answers_for_it_and_may_load_the_policy(capsys, finished):
-    (finished.parent / "trial_module.py").write_text(
-        "import torch\nfrom denoiserl.policy import Policy\n"
-        "def restore(path, base, device):\n    print('restored', path.name, base.width)\n    return Policy.load(path)\n"
-        "def outcomes(policy, base, seed, n):\n    return {'won': torch.ones(n)}\n"
+def test_a_task_may_load_the_policy_itself(capsys, finished):
+    restored = "lambda path, device: print('restored', path.name) or Policy.load(path)"
+    finished.write_text(RECIPE + PROTOCOL.replace("look=look)", f"restore={restored})"))
+    code, out, _ = said(capsys, "eval", "fake-0", "--which", "last", "--trials", "8")
+    assert code == 0 and "restored last" in out and "25.0%" in out
+
+
+def test_two_policies_are_judged_on_the_same_trials_and_told_apart(capsys, finished):
+    assert said(capsys, "run", "fake.py", "--seed", "1", "--base.width", "5", "--no-progress")[0] == 0
+    better = "hit = torch.ones(n) if a.seed else (torch.arange(n) % 4 == 0).float()"
+    finished.write_text(RECIPE + PROTOCOL.replace("hit = (torch.arange(n) % 4 == 0).float()", better))
+    # one task judges both: the first run's, whose seed is 0
+    code, out, _ = said(capsys, "eval", "fake-0", "fake-1", "--trials", "20", "--json")
+    told = json.loads(out)
+    assert code == 0 and not told["hit"]["contrasts"][0]["separated"] and told["hit"]["basis"] == "trials"
+    record = json.loads(Path("runs/eval-fake-0-fake-1/eval.json").read_text())
+    assert set(record["policies"]) == {"fake-0", "fake-1"} and record["trials"] == 20
+    both = read(Path("runs/eval-fake-0-fake-1/trials.jsonl"))
+    assert len(both) == 4 and len({t.policy for t in both}) == 2 and len({t.starts for t in both}) == 1
+    assert refusal(capsys, "eval", "fake-0", "runs/fake-0")[0] == 2
+
+
+def test_a_policy_without_a_run_needs_to_be_told_what_judges_it(capsys, finished):
+    code, line = refusal(capsys, "eval", "runs/fake-0/best")
+    assert code == 2 and "--env or --task" in line
+    Path("judge.py").write_text(
+        "import torch\nfrom denoiserl.task import Task\n"
+        "def make_task(rate=0.5):\n"
+        "    told = lambda policy, seed, n: {'won': (torch.arange(n) < rate * n).float()}\n"
+        "    return Task('mine', 'data', None, told, {'won': ('games won', '%')}, data=lambda seed: None)\n"
     )
-    finished.write_text(RECIPE + "\nimport trial_module as experiment\n")
-    code, out, _ = said(capsys, "eval", "fake-0", "--which", "last")
-    assert code == 0 and "restored last 5" in out and "100.0%" in out
+    code, out, _ = said(
+        capsys, "eval", "runs/fake-0/best", "--task", "judge.py:make_task", "--base", "rate=0.25", "--trials", "40"
+    )
+    assert code == 0 and "25.0%" in out and "games won" in out
+    code, line = refusal(capsys, "eval", "runs/fake-0/best", "--task", "judge.py:make_tusk")
+    assert code == 1 and "Did you mean 'make_task'" in line
 
 
 def test_reports_are_written_beside_their_runs_even_without_the_recipe(capsys, finished):
     assert said(capsys, "run", "fake.py", "--seed", "1", "--no-progress")[0] == 0
     finished.unlink()
-    code, out, _ = said(capsys, "report", "fake-0", "runs/fake-1")
-    assert code == 0 and out.split() == ["runs/fake-0/report.html", "runs/fake-1/report.html"]
-    assert "<!DOCTYPE html>" in Path("runs/fake-1/report.html").read_text()
+    for run in ("fake-0", "fake-1"):
+        code, out, _ = said(capsys, "report", run)
+        assert code == 0 and out.split() == [f"runs/{run}/report.html"]
+        assert "<!DOCTYPE html>" in Path(out.strip()).read_text()
+    code, out, _ = said(capsys, "report", "fake-0", "runs/fake-1", "--out", "both.html")
+    assert code == 0 and out.strip() == "both.html"
+    page = Path("both.html").read_text()
+    assert page.count("<!DOCTYPE html>") == 1 and "fake-0" in page and "fake-1" in page
     code, line = refusal(capsys, "run", "fake-0", "--no-progress")
     assert code == 1 and "put it back" in line
 

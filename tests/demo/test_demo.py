@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from denoiserl import demo, store
 from denoiserl.errors import BadRun
 from denoiserl.evidence import Comparison
-from denoiserl.recipes import _robot, dppo, flow_grpo, tracerl
+from denoiserl.recipes import _robot, _shapes, dppo, flow_grpo, tracerl
 from denoiserl.train.run import run
 
 
@@ -37,7 +37,7 @@ def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
 ) -> None:
     monkeypatch.setattr(_robot, "look", lambda *x: {"episodes.gif": b"GIF89a" + bytes(20)})
     folder, played = tmp_path / "demo", []
-    judge = flow_grpo.experiment.outcomes
+    judge = _shapes.outcomes
 
     def fails_once(*x):
         if x[-1] == ARGS.trials:  # the act's judgement, not the recipe's own evaluations
@@ -46,7 +46,7 @@ def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
                 raise KeyboardInterrupt
         return judge(*x)
 
-    monkeypatch.setattr(flow_grpo.experiment, "outcomes", fails_once)
+    monkeypatch.setattr(_shapes, "outcomes", fails_once)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the simulator
         with pytest.raises(SystemExit):

@@ -19,7 +19,7 @@ from denoiserl.train import Keep
 
 BASE = _sudoku.Base(updates=4, batch=16, width=16, depth=1)
 TINY = {
-    "mdlm": mdlm.Args(draws=2, base=replace(BASE, updates=2)),
+    "mdlm": mdlm.Args(updates=2, batch=16, draws=2, base=BASE),
     "tracerl": tracerl.Args(iters=2, prompts=16, group=4, batch=32, eval_every=2, base=BASE),
     "exact": tracerl.Args(iters=2, prompts=16, group=4, epochs=2, likelihood="exact", base=BASE),
     "diffu_grpo": diffu_grpo.Args(iters=2, prompts=8, group=4, mu=2, sync=1, eval_every=2, base=BASE),
@@ -30,8 +30,9 @@ TRAIN = {"mdlm": mdlm.train, "tracerl": tracerl.train, "exact": tracerl.train, "
 @pytest.fixture(autouse=True)
 def few_puzzles(monkeypatch):
     """Sixty-four held-out puzzles are enough here."""
-    whole = _sudoku.puzzles
+    whole, task = _sudoku.puzzles, _sudoku.task
     monkeypatch.setattr(_sudoku, "puzzles", lambda seed, n, held_out=False: whole(seed, min(n, 64), held_out))
+    monkeypatch.setattr(_sudoku, "task", lambda base: replace(task(base), watch=64))
 
 
 def toy(tokens: int = 2, **decoder) -> Policy:
@@ -60,7 +61,7 @@ def partial_credit(written, asked):
 def test_same_seed_same_rows(name):
     runs = [list(TRAIN[name](TINY[name])) for _ in range(2)]
     assert runs[0] == runs[1]
-    assert any("solved at 4" in row for row in runs[0])
+    assert any("held-out solved at 4" in row for row in runs[0])
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -107,13 +108,26 @@ def test_first_inner_iteration_is_on_policy_bitwise(monkeypatch):
 
 def test_prompt_masks_hide_clues_at_their_rate_and_every_hole():
     canvas = _sudoku.puzzles(0, 64).repeat(200, 1)
-    seen = diffu_grpo.hide(canvas, sudoku.MASK, 0.15, Rng(3))
+    seen = diffu_grpo.hide(canvas, canvas, sudoku.MASK, 0.15, (1.0, 1.0), Rng(3))
     clue = canvas != sudoku.MASK
     assert bool((seen[~clue] == sudoku.MASK).all())
     kept = seen[clue] == canvas[clue]
     assert bool((kept | (seen[clue] == sudoku.MASK)).all())
     n = clue.sum().item()
     assert abs((~kept).float().mean().item() - 0.15) < 4 * (0.15 * 0.85 / n) ** 0.5
+
+
+def test_random_masks_show_what_was_written_and_hide_a_share_of_each_answer():
+    canvas = _sudoku.puzzles(0, 64).repeat(200, 1)
+    hole = canvas == sudoku.MASK
+    written = torch.where(hole, 1, canvas)
+    seen = diffu_grpo.hide(canvas, written, sudoku.MASK, 0.0, (0.1, 0.9), Rng(3))
+    assert torch.equal(seen[~hole], canvas[~hole])
+    assert bool(((seen == written) | (seen == sudoku.MASK)).all())
+    share = ((seen == sudoku.MASK) & hole).sum(1) / hole.sum(1)
+    assert abs(share.mean().item() - 0.5) < 0.01  # U(0.1, 0.9) has mean 0.5 ...
+    binomial = (0.25 - 0.64 / 12) / hole.sum(1).float().mean().item()  # E s(1 - s) / holes
+    assert abs(share.var().item() - (0.64 / 12 + binomial)) < 0.005  # ... and variance 0.64 / 12, plus the holes' own
 
 
 def test_tracerl_refuses_to_learn_off_policy(monkeypatch):
@@ -207,4 +221,6 @@ def test_outcomes_are_of_unseen_grids():
     assert bool(fits.any(-1).all())  # every held-out canvas comes from a grid that is not trained on
     assert not bool((train[:, None] == test[None]).all(-1).any())
     found = _sudoku.outcomes(_sudoku.policy(BASE, 0), BASE, 5, 64)
-    assert set(found) == set(_sudoku.METRICS) and all(set(v.tolist()) <= {0.0, 1.0} for v in found.values())
+    assert set(found) == set(_sudoku.task(BASE).metrics) == {"solved at 4", "solved at 2"} and all(
+        set(v.tolist()) <= {0.0, 1.0} for v in found.values()
+    )

@@ -2,9 +2,12 @@
 
     list      the recipes
     run       a recipe, a file of yours, or the folder of a run: begun, gone on with, or repeated
-    eval      held-out trials of a run's policy, with 95 % intervals
+    eval      held-out trials of one policy, or of several against each other
     sample    draw with a run's policy, save, look
-    report    a run as one HTML page
+    compare   methods on one task: equal budgets, paired seeds, verdicts
+    claim     papers' claims, tried again and recorded
+    doctor    what is wrong with a policy before it learns
+    report    runs as one HTML page
     demo      a robot, an image generator and a language model, each improved by reward
 
 Exit codes: 0, 1 for what the library refuses, 2 for what was mistyped, 130 for Ctrl-C. Errors are one line on stderr;
@@ -40,8 +43,19 @@ VERBS = {
     "run": Verb(
         "running.run", "run a recipe, your own file, or go on in a run's folder", "denoiserl run dppo --seed 1"
     ),
-    "eval": Verb("results.eval_", "held-out trials of a run, with 95 % intervals", "denoiserl eval runs/dppo-1"),
+    "eval": Verb(
+        "judging.eval_",
+        "held-out trials of one policy, or of several against each other",
+        "denoiserl eval runs/a runs/b",
+    ),
     "sample": Verb("results.sample", "draw with a run's policy, save, look", "denoiserl sample runs/dppo-1 --n 4"),
+    "compare": Verb(
+        "studies.compare",
+        "methods on one task: equal budgets, paired seeds, verdicts",
+        "denoiserl compare --task robot --methods dppo,ppo --budget 100k --unit env-steps",
+    ),
+    "claim": Verb("studies.claim", "papers' claims, tried again and recorded", "denoiserl claim --list"),
+    "doctor": Verb("doctoring.doctor", "what is wrong with a policy before it learns", "denoiserl doctor runs/dppo-1"),
     "report": Verb("results.report", "a run as one self-contained HTML page", "denoiserl report runs/dppo-1"),
     "demo": Verb("running.demo", "three acts: robot, images, language; a few minutes", "denoiserl demo"),
 }
@@ -95,6 +109,6 @@ def _help() -> None:
         console.print(f"  [bold cyan]{name:<8}[/]{verb.line}")
     console.print()
     for verb in VERBS.values():
-        console.print(f"  [dim]$[/] {verb.example}")
+        console.print(f"  [dim]$[/] {verb.example}", soft_wrap=True)
     console.print("\n  VERB --help lists the options of a verb, run RECIPE --help those of a recipe.")
     console.print("  --version prints the version, --debug shows the traceback of an error.\n")

@@ -33,7 +33,7 @@ def list_(given: list[str]) -> None:
     a = tyro.cli(List, prog="denoiserl list", description="The recipes.", args=given)
     cards = [recipes.describe(name) for name in recipes.names()]
     if a.json:
-        rows = [{k: v for k, v in dataclasses.asdict(card).items() if k != "body"} for card in cards]
+        rows = [{k: v for k, v in dataclasses.asdict(card).items() if k not in ("body", "facets")} for card in cards]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     rows = [(c.module, f"{c.name}: {c.title}", c.paper, recipes.SIGNALS[c.signal], c.family) for c in cards]

@@ -1,57 +1,21 @@
-"""``eval``, ``sample`` and ``report``: what came out of a run.
-
-A recipe is evaluated by its ``experiment`` (a module), or by itself where it has none:
-
-    outcomes(policy, base, seed, n) -> {metric: Tensor [n]}     per trial; 0 and 1 are rates
-    look(policy, base, seed, n) -> {file name: bytes or str}    PNG, GIF, SVG or text
-    restore(path, base, device) -> Policy                       optional, for networks of your own
-    METRICS = {metric: (what it is, unit)}                      optional; the first one is the main one
-
-``base`` is ``args.base``, or ``args`` where a recipe has no base.
-"""
+"""``sample`` and ``report``: what came out of a run, to look at."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from denoiserl.cli import Misuse
-from denoiserl.cli.listing import Flag, hint, table
+from denoiserl.cli.listing import hint
+from denoiserl.cli.opening import opened
 from denoiserl.cli.running import findable, folder
-from denoiserl.errors import BadRun, DenoiseError, nearest
-
-if TYPE_CHECKING:
-    from denoiserl.policy import Policy
+from denoiserl.errors import BadRun, DenoiseError
 
 Word = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Options of ``eval``."""
-
-    run: Word
-    """the folder of a run"""
-    trials: int = 200
-    """held-out trials"""
-    seed: int = 0
-    """of the trials: the same seed gives the same ones"""
-    which: Literal["best", "last"] = "best"
-    """the best policy of the run, or its last one"""
-    metrics: Annotated[tuple[str, ...], hint("(default: all)")] = ()
-    """only these metrics"""
-    device: Annotated[str | None, hint("(default: where the run did)")] = None
-    """where to compute"""
-    json: Flag = False
-    """print JSON"""
 
 
 @dataclass(frozen=True)
@@ -79,33 +43,9 @@ class Report:
     runs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
     ]
-    """the folders of runs"""
-
-
-def eval_(given: list[str]) -> None:
-    """``denoiserl eval RUN``."""
-    a = tyro.cli(Eval, prog="denoiserl eval", description="Held-out trials, with 95 % intervals.", args=given)
-    if a.trials < 1:
-        raise Misuse(f"--trials {a.trials}: at least one is needed.")
-    recipe, args, policy, place = _opened(a.run, a.which, a.device)
-    with place.here():
-        told = _asked(recipe, "outcomes")(policy, getattr(args, "base", args), a.seed, a.trials)
-    words: dict[str, tuple[str, str]] = getattr(_experiment(recipe), "METRICS", {})
-    names = [*(k for k in words if k in told), *(k for k in told if k not in words)]
-    for name in a.metrics:
-        if name not in told:
-            raise Misuse(nearest(name, told, "metric"))
-    from denoiserl.evidence import measured
-
-    found = {name: measured(told[name]) for name in a.metrics or names}
-    if a.json:
-        print(json.dumps({name: each.as_dict() for name, (each, _) in found.items()}, indent=2))
-        return
-    rows = []
-    for name, (each, rate) in found.items():
-        mean, _, ends = format(each, ".1%" if rate else "").rpartition(" (")[0].partition(" ")
-        rows.append((name, words.get(name, ("", ""))[0], mean, ends, str(each.n)))
-    table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
+    """the folders of runs, all on one page; or of a study"""
+    out: Annotated[Path | None, hint("(default: in the folder; of several, runs/report.html)")] = None
+    """the page"""
 
 
 def sample(given: list[str]) -> None:
@@ -113,14 +53,18 @@ def sample(given: list[str]) -> None:
     a = tyro.cli(Look, prog="denoiserl sample", description="Draw with a run's policy, save, look.", args=given)
     if a.n < 1:
         raise Misuse(f"--n {a.n}: at least one is needed.")
-    recipe, args, policy, place = _opened(a.run, a.which, a.device)
-    with place.here():
-        files = _asked(recipe, "look")(policy, getattr(args, "base", args), a.seed, a.n)
+    made = opened(a.run, a.which, a.device)
+    task = made.task()
+    if task.look is None:
+        raise BadRun(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")
+    policy = made.load(task)
+    with made.place.here():
+        files = task.look(policy, a.seed, a.n)
     out = a.out or folder(a.run) / "samples"
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         if Path(name).name != name:
-            raise BadRun(f"look of {recipe.__name__} names a file {name!r}: names have no folders.")
+            raise BadRun(f"look of task {task.name!r} names a file {name!r}: names have no folders.")
         path = out / name
         if isinstance(data, bytes):
             path.write_bytes(data)
@@ -133,72 +77,36 @@ def sample(given: list[str]) -> None:
 
 def report(given: list[str]) -> None:
     """``denoiserl report RUN ...``."""
-    a = tyro.cli(Report, prog="denoiserl report", description="Runs as HTML pages.", args=given)
+    a = tyro.cli(Report, prog="denoiserl report", description="Runs as one HTML page.", args=given)
     if not a.runs:
         raise Misuse("Name a run: denoiserl report RUN.")
-    for path in [folder(word) for word in a.runs]:  # all are there before the first page is written
-        _page(path)
-
-
-def _opened(word: str, which: str, device: str | None) -> tuple[ModuleType, Any, Policy, Any]:
-    """The recipe of a run, its args, its policy, and the place that it ran in."""
-    from denoiserl.policy import Policy
-    from denoiserl.train.keep import saved
-    from denoiserl.train.place import Place
-    from denoiserl.train.run import opened
-
-    path = folder(word)
-    findable(path)
-    recipe, args, record = opened(path)
-    there = record["device"]
-    same = device in (None, there)
-    place = Place(device or there, record["precision"], record["threads"], record["place"] if same else None)
-    try:
-        source = saved(path, which)
-    except BadRun:
-        if which == "last":
-            raise
-        source = saved(path, "last")  # a recipe without held-out scores keeps no best one
-        print(f"{path} has no best policy: the last one is taken.", file=sys.stderr)
-    restore = getattr(_experiment(recipe), "restore", None)
-    base = getattr(args, "base", args)
-    return (
-        recipe,
-        args,
-        restore(source, base, place.device) if restore else Policy.load(source, None, place.device),
-        place,
-    )
-
-
-def _experiment(recipe: ModuleType) -> ModuleType:
-    return getattr(recipe, "experiment", recipe)
-
-
-def _asked(recipe: ModuleType, what: str) -> Callable[..., dict[str, Any]]:
-    """``outcomes`` or ``look`` of a recipe's experiment."""
-    there = _experiment(recipe)
-    if not hasattr(there, what):
-        returns = "{metric: Tensor [n]}" if what == "outcomes" else "{file name: bytes or text}"
-        raise BadRun(
-            f"{there.__name__} does not say how its policy is {'judged' if what == 'outcomes' else 'shown'}: "
-            f"add {what}(policy, base, seed, n) -> {returns} to the recipe's file, or to its experiment."
-        )
-    return getattr(there, what)
-
-
-def _page(path: Path) -> None:
-    from denoiserl import store
     from denoiserl.show.report import write_text
     from denoiserl.show.run import run_report
+
+    if len(a.runs) == 1:
+        path = folder(a.runs[0], "study.json")
+        if (path / "study.json").is_file():
+            from denoiserl.study import gathered, page
+
+            print(page.write(gathered(path), path, a.out))
+            return
+        if (finish := _finish(path)) is not None and a.out is None:
+            finish(path)
+            return
+        print(write_text(a.out or path / "report.html", run_report(path)))
+        return
+    paths = [folder(word) for word in a.runs]
+    print(write_text(a.out or Path("runs") / "report.html", run_report(paths)))
+
+
+def _finish(path: Path) -> Any:
+    """What the recipe of a finished run makes of it itself (the demo), or None."""
+    from denoiserl import store
     from denoiserl.train.run import module
 
     record = store.read_json(path / "run.json")
-    finish = None
     with contextlib.suppress(DenoiseError):  # what a run wrote can be shown where its recipe cannot be imported
         if isinstance(record, dict) and record.get("finished"):
             findable(path)
-            finish = getattr(module(record["recipe"]), "finish", None)
-    if finish is not None:
-        finish(path)
-    else:
-        print(write_text(path / "report.html", run_report(path)))
+            return getattr(module(record["recipe"]), "finish", None)
+    return None

@@ -97,10 +97,10 @@ def find(what: str) -> ModuleType:
     return module(what)
 
 
-def folder(word: str) -> Path:
-    """The folder of a run that a word means: a path, or the name of a folder in ``runs/``."""
+def folder(word: str, *also: str) -> Path:
+    """The folder of a run that a word means, a path or a name in ``runs/``; ``also``: files that mark other folders."""
     for path in (Path(word), Path("runs") / word):
-        if (path / "run.json").is_file():
+        if any((path / name).is_file() for name in ("run.json", *also)):
             return path
     if Path(word).is_dir():
         raise Misuse(f"{word} is not the folder of a run: it has no run.json.")

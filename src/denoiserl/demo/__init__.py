@@ -14,6 +14,7 @@ from denoiserl.demo import act, page
 from denoiserl.errors import BadRun, nearest
 from denoiserl.recipes import dppo, flow_grpo, tracerl
 from denoiserl.train import Keep
+from denoiserl.train.run import opened
 
 
 @dataclass(frozen=True)
@@ -47,4 +48,4 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
 
 def finish(folder: Path | str) -> Path:
     """Write ``summary.json`` and ``report.html`` into the folder of a finished demo, and print the three rows."""
-    return page.write(Path(folder))
+    return page.write(Path(folder), opened(folder)[1])

@@ -13,7 +13,8 @@ from denoiserl.errors import BadRun
 from denoiserl.evidence import Comparison, measured
 from denoiserl.evidence.comparison import LABELS
 from denoiserl.policy import Policy
-from denoiserl.recipes import dppo, flow_grpo, tracerl
+from denoiserl.recipes import _stages, dppo, flow_grpo, tracerl
+from denoiserl.task import Task
 from denoiserl.train import Keep
 
 RECIPES: dict[str, Any] = {"robot": dppo, "image": flow_grpo, "language": tracerl}
@@ -33,41 +34,40 @@ def once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
 def play(name: str, a: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict]:
     """The act ``name``: rows of metrics as it goes; its results lie in ``keep.folder`` when it ends.
 
-    Its recipe is a module with ``improvement(policy, a, seed, keep)`` and an ``experiment``: ``pretrain``, ``imitate``,
-    ``outcomes``, ``look`` and ``METRICS``. Training, trials and pictures use different seeds.
+    Training, trials and pictures use different seeds.
     """
     assert keep.folder is not None
     folder, recipe = keep.folder, RECIPES[name]
-    experiment = recipe.experiment
+    task = recipe.task(a)
 
     def judge(policy: Policy, when: str) -> None:
         began = time.perf_counter()
-        once(folder, when, lambda: experiment.outcomes(policy, a.base, seed + 2, trials))
+        once(folder, when, lambda: task.judge(policy, seed + 2, trials))
         media = folder / "media"
         media.mkdir(exist_ok=True)
         if not any(media.glob(f"{when} *")):  # a resumed act does not draw again
-            for file, data in experiment.look(policy, a.base, seed + 3, SHOWN).items():
+            for file, data in task.look(policy, seed + 3, SHOWN).items():
                 (media / f"{when} {file}").write_bytes(data if isinstance(data, bytes) else data.encode())
         once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
 
     imitation = keep.stage("imitate")
-    policy = yield from experiment.pretrain(a.base, seed, imitation)
+    policy = yield from task.begin(seed, imitation)
     start = copy.deepcopy(policy)
     judge(start, "before")
 
     improvement = keep.stage("improve")
-    yield from recipe.improvement(policy, a, seed, improvement)
+    yield from _stages.improved(recipe.improve, task, policy, a, seed, improvement)
     judge(policy, "after")
     keep.last(policy)
 
     spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
     spent = once(folder, "seconds", lambda: spent)
     more = max(1, round(a.base.updates * spent["improve"] / spent["imitate"]))
-    yield from experiment.imitate(start, a.base, seed, more, a.base.lr, keep.stage("control"), stream=1)
+    yield from task.imitate(start, seed, more, keep.stage("control"), 1)
     judge(start, "imitation")
 
 
-def results(name: str, folder: Path) -> list[Comparison]:
+def results(name: str, task: Task, folder: Path) -> list[Comparison]:
     """The comparisons of a finished act, the main one first."""
     if not all(store.exists(folder / "told" / when) for when in LABELS):
         raise BadRun(f"the act in {folder} has not finished: run the same command again, it goes on from there")
@@ -75,7 +75,7 @@ def results(name: str, folder: Path) -> list[Comparison]:
     spent = store.read(folder / "told" / "seconds")
     seconds = sum(spent.values()) + spent["improve"]
     found = []
-    for key, (metric, unit) in RECIPES[name].experiment.METRICS.items():
+    for key, (metric, unit) in task.metrics.items():
         rows = {when: measured(values[key])[0] for when, values in told.items()}
         found.append(Comparison(name, metric, rows["before"], rows["after"], rows["imitation"], seconds, unit))
         seconds = None

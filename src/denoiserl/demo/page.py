@@ -27,6 +27,7 @@ from denoiserl.show.report import (
 from denoiserl.show.report import write as write_page
 from denoiserl.show.run import curve_sections
 from denoiserl.show.table import console_table, print_comparisons
+from denoiserl.task import Task
 
 WORDS = {"before": "after imitation", "imitation": "after more imitation", "after": "after learning from reward"}
 LEAD = (
@@ -36,11 +37,12 @@ LEAD = (
 )
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, a: Any) -> Path:
     """``summary.json`` and ``report.html``; returns the report's path and prints the three rows of every act."""
     record = store.read_json(folder / "run.json")
-    names = record["args"]["acts"]
-    found = {name: act.results(name, folder / name) for name in names}
+    names = a.acts
+    tasks = {name: act.RECIPES[name].task(getattr(a, name)) for name in names}
+    found = {name: act.results(name, tasks[name], folder / name) for name in names}
     main = [comparisons[0] for comparisons in found.values()]
     seconds = sum(c.seconds or 0.0 for c in main) + sum(act.judged(folder / name) for name in names)
     summary = {
@@ -54,7 +56,7 @@ def write(folder: Path) -> Path:
     rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
     sections = [comparison_section(main, "Before, more imitation, after")]
     for name, comparisons in found.items():
-        sections.append(_act(name, comparisons, folder / name, rows))
+        sections.append(_act(name, tasks[name], comparisons, folder / name, rows))
     sections.append(Section("Settings", [Settings("Options", record.pop("args")), Settings("Run", record)]))
     path = write_page(
         folder / "report.html", "DenoiseRL demo", sections, LEAD, f"{seconds:.0f} s of learning and trials"
@@ -67,11 +69,11 @@ def write(folder: Path) -> Path:
     return path
 
 
-def _act(name: str, comparisons: list[Comparison], folder: Path, rows: list[Any]) -> Section:
+def _act(name: str, task: Task, comparisons: list[Comparison], folder: Path, rows: list[Any]) -> Section:
     recipe = act.RECIPES[name]
     doc = (recipe.__doc__ or "").splitlines()[0]
     verdict = f"{comparisons[0].metric.capitalize()}: {comparisons[0].verdict()}."
-    pieces: list[Piece] = [Prose(f"{doc}\n\n{verdict}\n\n{recipe.experiment.CAPTION}")]
+    pieces: list[Piece] = [Prose(f"{doc}\n\n{verdict}\n\n{task.caption}")]
     figures, said = [], dict[str, None]()
     for when in WORDS:
         for file in sorted((folder / "media").glob(f"{when} *")):

@@ -3,7 +3,7 @@
 Nothing here imports a simulator until it is asked for.
 """
 
-from denoiserl.env.evaluate import Evaluation, evaluate
+from denoiserl.env.evaluate import Evaluation, evaluate, filmed
 from denoiserl.env.stream import Act, Episode, Stream
 
-__all__ = ["Act", "Episode", "Evaluation", "Stream", "evaluate"]
+__all__ = ["Act", "Episode", "Evaluation", "Stream", "evaluate", "filmed"]

@@ -7,6 +7,7 @@ success is a failure.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from denoiserl.env.stream import derived, executable, own, tensors
 from denoiserl.env.vector import put
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadRun, BadSignal
 from denoiserl.meter import uncounted
 from denoiserl.rng import Rng
 
@@ -103,3 +104,34 @@ def _round(
         torch.from_numpy(ticks[:n]),
         torch.from_numpy(~alive[:n]),
     )
+
+
+def filmed(
+    act: Callable[[Any, Rng], Any], env: Any, episodes: int, seed: int = 0, size: int = 160, every: int = 2
+) -> tuple[list[np.ndarray], list[bool | None]]:
+    """The first ``episodes`` of ``evaluate`` as films, uint8 [T, H, W, 3] each with a picture ``every`` so many ticks,
+    and whether each succeeded (None where the environment does not say).
+
+    The environment draws itself: ``render(size)``, or ``render()`` of one made with ``render_mode="rgb_array"``.
+    """
+    frames: list[list[np.ndarray]] = [[] for _ in range(episodes)]
+    ticks = [0] * episodes
+
+    def watch(episode: int, one: Any) -> None:
+        if ticks[episode] % every == 0:
+            frames[episode].append(picture(one, size))
+        ticks[episode] += 1
+
+    done = evaluate(act, env, episodes, seed, episodes, watch=watch)
+    won: list[bool | None] = [None] * episodes if done.success is None else [bool(w) for w in done.success]
+    return [np.stack(f) for f in frames], won
+
+
+def picture(env: Any, size: int) -> np.ndarray:
+    """What an environment draws of itself, uint8 [H, W, 3], about ``size`` pixels high where it can choose."""
+    sized = "size" in inspect.signature(env.render).parameters
+    drawn = env.render(size) if sized else env.render()
+    if not isinstance(drawn, np.ndarray) or drawn.ndim != 3:
+        raise BadRun(f"{type(env).__name__} draws no picture: make it with render_mode='rgb_array'")
+    step = max(1, drawn.shape[0] // size)
+    return np.ascontiguousarray(drawn[::step, ::step, :3]).astype(np.uint8)

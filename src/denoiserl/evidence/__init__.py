@@ -1,18 +1,94 @@
-"""What a number is worth: intervals, paired differences, and whether two results are apart."""
+"""What a number is worth: intervals, tests that keep their error rate, and verdicts about methods.
+
+    question                                   answer
+    how good is it?                            ``success``, ``student``, ``bootstrap``, ``nested``, ``posterior``
+    is one better on the same episodes?        ``paired``, ``mcnemar``
+    on episodes of their own?                  ``barnard``, ``fisher``; many tests at once: ``holm``
+    may I look after every trial?              ``e_pairs``, ``e_rates``, ``stops``; many arms: ``Race``
+    which of several methods differ?           ``standings``: over training seeds, with ``compact_letters``
+    does a claim hold?                         ``exceeds``; what could have been seen: ``detectable``
+    who tries what, blindly?                   ``Plan``, ``selection_seed``, ``test_seed``
+    what was tried, with which weights?        ``Trials``, ``fingerprint``, ``join``, ``pairs``, ``read``, ``write``
+    how often does a test err or see?          ``type_one``, ``power`` of ``anytime_pairs``, ``peeked``, ...
+
+Records: ``Interval``, ``Beta``, ``Contrast``, ``Standing``, ``Standings``, ``Verdict``, ``Comparison``, ``Simulated``.
+"""
 
 from denoiserl.evidence.comparison import Comparison
-from denoiserl.evidence.interval import Interval, binomial, bootstrap, measured, paired, student, success
-from denoiserl.evidence.quantile import beta_quantile, student_quantile
+from denoiserl.evidence.exact import barnard, fisher, holm, mcnemar
+from denoiserl.evidence.interval import (
+    Beta,
+    Interval,
+    binomial,
+    bootstrap,
+    measured,
+    nested,
+    paired,
+    posterior,
+    student,
+    success,
+)
+from denoiserl.evidence.letters import compact_letters
+from denoiserl.evidence.plan import Plan, selection_seed, test_seed
+from denoiserl.evidence.seeds import Verdict, detectable, exceeds, standings
+from denoiserl.evidence.sequential import Race, e_pairs, e_rates, log_e, stops
+from denoiserl.evidence.simulate import (
+    Simulated,
+    anytime_pairs,
+    anytime_rates,
+    paired_outcomes,
+    peeked,
+    power,
+    rejections,
+    type_one,
+)
+from denoiserl.evidence.standing import Contrast, Standing, Standings
+from denoiserl.evidence.trial import Trials, fingerprint, join, pairs, read, write
 
 __all__ = [
+    "Beta",
     "Comparison",
+    "Contrast",
     "Interval",
-    "beta_quantile",
+    "Plan",
+    "Race",
+    "Simulated",
+    "Standing",
+    "Standings",
+    "Trials",
+    "Verdict",
+    "anytime_pairs",
+    "anytime_rates",
+    "barnard",
     "binomial",
     "bootstrap",
+    "compact_letters",
+    "detectable",
+    "e_pairs",
+    "e_rates",
+    "exceeds",
+    "fingerprint",
+    "fisher",
+    "holm",
+    "join",
+    "log_e",
+    "mcnemar",
     "measured",
+    "nested",
     "paired",
+    "paired_outcomes",
+    "pairs",
+    "peeked",
+    "posterior",
+    "power",
+    "read",
+    "rejections",
+    "selection_seed",
+    "standings",
+    "stops",
     "student",
-    "student_quantile",
     "success",
+    "test_seed",
+    "type_one",
+    "write",
 ]

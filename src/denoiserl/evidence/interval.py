@@ -5,9 +5,10 @@
     n independent scores                           ``student(scores)``
     the same, skewed or with another statistic     ``bootstrap(scores, rng)``
     two policies on the same episodes or prompts   ``paired(after, before)``
+    n scores for each of S training seeds          ``nested(scores, rng)``
 
 Observations must be independent. Several draws for one prompt, or several starts of one seed, are averaged first:
-otherwise n is too large and the interval too narrow.
+otherwise n is too large and the interval too narrow. ``nested`` does that for scores that come in seeds.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any
 
 import numpy
 import torch
+from scipy import special  # not scipy.stats, which takes longer to import than torch's tensors
 from torch import Tensor
 
 from denoiserl.errors import BadSignal
-from denoiserl.evidence.quantile import beta_quantile, student_quantile
 from denoiserl.rng import Rng
 
 Values = Tensor | numpy.ndarray | Sequence[float] | Sequence[bool]
@@ -67,6 +68,46 @@ class Interval:
         return format(self, "")
 
 
+@dataclass(frozen=True)
+class Beta:
+    """The Beta(a, b) distribution of a rate: its density (a violin), its mean and its quantiles.
+
+    density(p) = p^(a - 1) (1 - p)^(b - 1) / B(a, b)
+    """
+
+    a: float
+    b: float
+
+    @property
+    def mean(self) -> float:
+        return self.a / (self.a + self.b)
+
+    def density(self, rates: Values) -> numpy.ndarray:
+        """The density at ``rates`` in [0, 1], any shape; 0 outside."""
+        p = numpy.asarray(rates, numpy.float64)
+        inside = (p >= 0) & (p <= 1)
+        q = numpy.where(inside, p, 0.5)
+        log = special.xlogy(self.a - 1, q) + special.xlog1py(self.b - 1, -q) - special.betaln(self.a, self.b)
+        return numpy.where(inside, numpy.exp(log), 0.0)
+
+    def quantile(self, q: float) -> float:
+        """The rate below which the probability is ``q``."""
+        if not 0 <= q <= 1:
+            raise BadSignal(f"there is no quantile at {q}: give a probability between 0 and 1.")
+        return float(special.betaincinv(self.a, self.b, q))
+
+
+def posterior(successes: int, trials: int) -> Beta:
+    """What k successes in n trials say about the rate, under a uniform prior: Beta(k + 1, n - k + 1)."""
+    if successes != int(successes) or trials != int(trials):
+        raise BadSignal(f"{successes} of {trials}: successes and trials are counted in whole numbers.")
+    if trials < 1:
+        raise BadSignal("no trials, so no rate: evaluate at least one episode.")
+    if not 0 <= successes <= trials:
+        raise BadSignal(f"{successes} successes in {trials} trials cannot be: count both over the same episodes.")
+    return Beta(int(successes) + 1, int(trials) - int(successes) + 1)
+
+
 def binomial(successes: int, trials: int, level: float = 0.95) -> Interval:
     """A success rate k/n: the equal-tailed posterior interval under a uniform prior.
 
@@ -76,15 +117,10 @@ def binomial(successes: int, trials: int, level: float = 0.95) -> Interval:
     over a uniform rate the coverage is exactly ``level`` + (1 - ``level``)/(n + 1); at a fixed rate it oscillates
     around it. Reference: Brown, Cai, DasGupta, Interval estimation for a binomial proportion (2001).
     """
-    if successes != int(successes) or trials != int(trials):
-        raise BadSignal(f"{successes} of {trials}: successes and trials are counted in whole numbers.")
-    if trials < 1:
-        raise BadSignal("no trials, so no rate: evaluate at least one episode.")
-    if not 0 <= successes <= trials:
-        raise BadSignal(f"{successes} successes in {trials} trials cannot be: count both over the same episodes.")
-    k, n, tail = int(successes), int(trials), (1 - _level(level)) / 2
-    low = beta_quantile(tail, k + 1, n - k + 1) if k else 0.0
-    high = beta_quantile(1 - tail, k + 1, n - k + 1) if k < n else 1.0
+    rate, tail = posterior(successes, trials), (1 - _level(level)) / 2
+    k, n = int(successes), int(trials)
+    low = rate.quantile(tail) if k else 0.0
+    high = rate.quantile(1 - tail) if k < n else 1.0
     return Interval(k / n, low, high, n)
 
 
@@ -110,7 +146,7 @@ def student(scores: Values, level: float = 0.95, bounds: tuple[float, float] | N
     if bounds is not None and not (bounds[0] <= x.min() and x.max() <= bounds[1]):
         raise BadSignal(f"scores go from {x.min():g} to {x.max():g}, outside the bounds {bounds}: correct one of them.")
     mean = x.mean().item()
-    half = student_quantile(_level(level), len(x) - 1) * x.std().item() / math.sqrt(len(x))
+    half = float(special.stdtrit(len(x) - 1, (1 + _level(level)) / 2)) * x.std().item() / math.sqrt(len(x))
     low, high = bounds or (-math.inf, math.inf)
     return Interval(mean, max(low, mean - half), min(high, mean + half), len(x))
 
@@ -147,6 +183,33 @@ def bootstrap(
         raise BadSignal(f"the statistic maps [draws, n] to {list(found.shape)}, not to [draws]: reduce the last axis.")
     low, high = torch.quantile(found, torch.tensor([tail, 1 - tail], dtype=found.dtype)).tolist()
     return Interval(float(statistic(x)), low, high, len(x))
+
+
+def nested(scores: Tensor, rng: Rng, level: float = 0.95, draws: int = 4000) -> Interval:
+    """The bootstrap interval of the mean of scores [S, n]: seeds are drawn again, then the trials inside each.
+
+    Give it differences of two arms for a paired comparison, and milestone scores in [0, 1] for partial credit. It
+    needs no normality, but it needs seeds. Where they differ more than their trials explain, a 95 % interval covers
+    78 % with 3 of them, 85 % with 5, 92 % with 10, 95 % with 20; with fewer than 10 use ``standings``, which is
+    Student's over the seeds. Where seeds do not differ it is too wide: trials drawn again add their noise twice.
+    n of the interval is S. Reference: Davison, Hinkley, Bootstrap methods and their application (1997), section 3.8.
+    """
+    x = torch.as_tensor(scores).detach().to("cpu", torch.float64)
+    if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 1:
+        raise BadSignal(f"scores have shape {list(x.shape)}, not [S, n]: give the trials of at least two seeds.")
+    _values(x.flatten(), "scores")
+    if draws < 100:
+        raise BadSignal(f"{draws} resamples cannot place the ends of an interval: use at least 100, better 4000.")
+    seeds, trials = x.shape
+    share = max(1, 4_000_000 // x.numel())
+    drawn: list[Tensor] = []
+    for start in range(0, draws, share):
+        d = min(share, draws - start)
+        seed, trial = rng.integers(0, seeds, d, seeds, 1).to("cpu"), rng.integers(0, trials, d, seeds, trials).to("cpu")
+        drawn.append(x[seed, trial].mean((1, 2)))
+    tail = (1 - _level(level)) / 2
+    low, high = torch.quantile(torch.cat(drawn), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(x.mean().item(), low, high, seeds)
 
 
 def paired(after: Values, before: Values, level: float = 0.95) -> Interval:

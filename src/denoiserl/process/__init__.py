@@ -1,7 +1,7 @@
 """Processes: how data is noised and, given the denoiser's estimate, which law the next state has."""
 
 from denoiserl.process.base import Noised, Process, Step, Steps, stratified
-from denoiserl.process.classic import Autoregressive, OneStep
+from denoiserl.process.classic import Autoregressive, GaussianHead, OneStep
 from denoiserl.process.diffusion import Diffusion, Gauss
 from denoiserl.process.masked import Logits, Masked, step_map, truncate
 from denoiserl.process.schedule import (
@@ -38,6 +38,7 @@ __all__ = [
     "Cosine",
     "Diffusion",
     "Gauss",
+    "GaussianHead",
     "Karras",
     "Linear",
     "Logits",

@@ -6,20 +6,23 @@ of one step, a left-to-right model a chain of one token a step whose replay is a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.errors import nearest
+from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Categorical, Delta, Gaussian, Law
 from denoiserl.law.base import joint
 from denoiserl.law.categorical import invert, token_log_prob
+from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps
 from denoiserl.process.masked import Logits, decodable, truncate
 from denoiserl.rng import Rng
+from denoiserl.tree import right
 
 
 @final
@@ -38,11 +41,14 @@ class OneStep(Process):
         if self.law not in ("gaussian", "categorical"):
             raise ValueError(nearest(self.law, ["gaussian", "categorical"], "law"))
 
-    def steps(self, times: Tensor) -> Steps:
-        """A table of one step."""
+    def steps(self, times: Tensor, spread: float = 1.0) -> Steps:
+        """A table of one step. ``spread`` scales a Gaussian's std: 0 is its mean, what a robot is served."""
         if len(times) != 2:
             raise ValueError(f"a one-step process has the grid grid(1), not {len(times) - 1} steps")
-        return Steps(times.double().cpu(), {}, (True,))
+        if spread < 0 or (spread != 1 and self.law != "gaussian"):
+            raise ValueError(f"a spread of {spread} is for Gaussians and not negative: leave it at 1")
+        table = {} if spread == 1 else {"spread": torch.tensor([spread], dtype=torch.float64)}
+        return Steps(times.double().cpu(), table, (spread > 0,))
 
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Delta:
         """Zeros: nothing has been decided."""
@@ -72,7 +78,9 @@ class OneStep(Process):
         """−log p(x₀), [*batch]: behaviour cloning by maximum likelihood."""
         return -self.elbo(denoise, noised, context)
 
-    def _law(self, estimate: Estimate, x: Tensor, batch: int, live: Tensor | None = None) -> Law:
+    def _law(
+        self, estimate: Estimate, x: Tensor, batch: int, live: Tensor | None = None, step: Step | None = None
+    ) -> Law:
         mean = estimate.mean
         if self.law == "categorical":
             return Categorical(mean, x.ndim - batch, live)
@@ -81,12 +89,56 @@ class OneStep(Process):
             if self.std is None:
                 raise ValueError("a Gaussian policy needs a std: from the network (extra['std']) or OneStep(std=...)")
             std = torch.tensor(self.std, device=mean.device)
-        return Gaussian(mean, std, x.ndim - batch, dense=True, live=live)
+        if step is None or "spread" not in step.table:
+            return Gaussian(mean, std, x.ndim - batch, dense=True, live=live)
+        spread = step.table["spread"]  # a number, or one a row
+        std = std * (right(spread, x) if isinstance(spread, Tensor) and spread.ndim else spread)
+        return Gaussian(mean, std, x.ndim - batch, dense=step.dense, live=live)
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Law:
         """The network's law."""
         batch = step.t.ndim if isinstance(step.t, Tensor) else 1
-        return self._law(estimate, x, max(batch, 1))
+        return self._law(estimate, x, max(batch, 1), step=step)
+
+
+class GaussianHead(Denoiser):
+    """A Gaussian policy: ``net`` says the mean, and the std of each of ``size`` last axes is learned beside it.
+
+        a ~ N(net(c), diag(σ²)),   σ² = least² + exp(2 θ),   θ [size] does not depend on the state
+
+    The floor ``least`` keeps exploration and ratios alive, and is smooth, so the gradient never vanishes abruptly.
+    ``std`` is where σ starts. Perceptrons need no time: ``MLP(..., time=0)``; ``zero=True`` starts at the mean 0.
+    """
+
+    def __init__(self, net: nn.Module, size: int, std: float = 1.0, least: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= least < std:
+            raise ValueError(f"std starts above its floor: 0 <= least < std, not least={least} and std={std}")
+        self.config = {"net": net, "size": size, "std": std, "least": least}
+        self.net, self.least = net, least
+        self.log_std = nn.Parameter(torch.full((size,), 0.5 * math.log(std**2 - least**2)))
+
+    @property
+    def std(self) -> Tensor:
+        """σ [size]."""
+        return (self.least**2 + (2 * self.log_std).exp()).sqrt()
+
+    def encode(self, cond: Any) -> Any:
+        """The network's own encoding of the condition."""
+        return self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
+
+    def clock(self, t: Tensor) -> Any:
+        """The network's clock."""
+        return self.net.clock(t) if hasattr(self.net, "clock") else t  # type: ignore[operator]
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
+        """The mean, and ``extra["std"]`` spread over the event."""
+        mean = called(self.net, x, clock, context).float()
+        if mean.shape[-1] != len(self.log_std):
+            raise BadSignal(
+                f"the net decides {mean.shape[-1]} numbers on its last axis, the head has {len(self.log_std)}"
+            )
+        return Estimate(mean, {"std": self.std.float().expand(mean.shape)})
 
 
 @final

@@ -3,13 +3,18 @@
 A recipe's docstring begins with ``NAME: title``; lines ``key: value`` follow, then prose in Markdown. That is its
 ``Card``: ``denoiserl list`` and the documentation show the same. The source is parsed, not imported, so that asking
 costs nothing and needs nothing that the recipe needs.
+
+Three of the lines say what the recipe is (``KEYS``), the others where it stands on the map of the field (``FACETS``):
+each takes words of a closed vocabulary, several with commas, the primary one first. The recipes of this package have
+all of them, a recipe of yours those that it likes.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from denoiserl.errors import BadRun, nearest
@@ -22,11 +27,68 @@ SIGNALS = {
     "pairs": "preferences",
     "data": "demonstrations",
 }
+# Sides, base models, tasks and stages are those of arXiv 2410.16411, with what it has no words for: masked and
+# graph diffusion, energies, imitation, test time, acceleration, evaluation. The last three axes are this library's own.
+FACETS = {
+    "side": {
+        "A": "a generative model serves reinforcement learning",
+        "B": "the generative model is the policy, trained by reward or ready to be",
+    },
+    "base": {
+        "gaussian": "a policy that draws in one step, the baseline of the others",
+        "diffusion": "a diffusion or flow model",
+        "masked diffusion": "a model that unmasks tokens",
+        "graph diffusion": "a model that denoises nodes and edges",
+        "energy": "an energy whose minimum is the answer",
+        "language model": "a model that writes from left to right",
+        "vision-language model": "a language model that sees",
+        "world model": "a model of what the environment does next",
+    },
+    "task": {
+        "policy learning": "the policy gets better",
+        "planning": "what to do is searched for",
+        "exploration": "what to try is proposed, or data made",
+        "reward signal": "what is good is said",
+        "state representation": "what is seen is summarised",
+        "acceleration": "the same answer costs less",
+        "evaluation": "what is better is decided",
+    },
+    "stage": {
+        "imitation": "before any reward",
+        "from scratch": "by reward alone",
+        "fine-tuning": "by reward, from a policy that imitates",
+        "distillation": "from other policies",
+        "test time": "without training",
+    },
+    "output": {
+        "actions": "chunks of actions, trajectories",
+        "images": "pictures",
+        "video": "films",
+        "speech": "sound",
+        "language": "sequences of tokens",
+        "graphs": "nodes and edges",
+    },
+    "process": {
+        "diffusion": "Gaussian noise",
+        "flow": "Gaussian noise on straight paths",
+        "masked": "tokens hidden one by one",
+        "one-step": "a single draw",
+        "autoregressive": "one token after the other",
+    },
+    "likelihood": {
+        "replay": "of the steps that were taken, scored again",
+        "elbo": "of the result, noised again",
+        "none": "not needed",
+    },
+}
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a recipe's docstring says. ``module`` is its name on the command line, ``body`` the prose."""
+    """What a recipe's docstring says.
+
+    ``module`` is its name on the command line, ``body`` the prose, ``facets`` its words of each facet, primary first.
+    """
 
     module: str
     name: str
@@ -35,6 +97,7 @@ class Card:
     signal: str
     family: str
     body: str = ""
+    facets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -50,7 +113,7 @@ def describe(name: str) -> Card:
 
 
 def read(path: Path | str) -> Card:
-    """The card of the recipe in the file ``path``, or an error that says what its docstring lacks."""
+    """The card of the recipe in the file ``path``, or an error that says what its docstring lacks or has too much."""
     path = Path(path)
     try:
         lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
@@ -63,11 +126,22 @@ def read(path: Path | str) -> Card:
     rest = lines[1:]
     while rest and (not rest[0].strip() or re.fullmatch(r"[a-z]+: .+", rest[0])):
         key, _, value = rest.pop(0).partition(": ")
-        if value:
-            fields[key] = value.strip()
+        if not value:
+            continue
+        if key not in (*KEYS, *FACETS):
+            raise BadRun(f"{path}: {nearest(key, (*KEYS, *FACETS), 'line of a recipe')}")
+        if key in fields:
+            raise BadRun(f"{path}: the docstring has two lines '{key}: ...': separate several words by commas.")
+        fields[key] = value.strip()
     if missing := [key for key in KEYS if key not in fields]:
         raise BadRun(f"{path}: the docstring has no line '{missing[0]}: ...'.")
     if fields["signal"] not in SIGNALS:
         raise BadRun(f"{path}: {nearest(fields['signal'], SIGNALS, 'kind of signal')}")
+    facets = {key: tuple(w.strip() for w in fields[key].split(",")) for key in FACETS if key in fields}
+    for key, words in facets.items():
+        for word in words:
+            if word not in FACETS[key]:
+                raise BadRun(f"{path}: {nearest(word, FACETS[key], key)}")
+    paper, signal, family = (fields[key] for key in KEYS)
     body = "\n".join(rest).strip()
-    return Card(path.stem, head[1].strip(), head[2].strip(), fields["paper"], fields["signal"], fields["family"], body)
+    return Card(path.stem, head[1].strip(), head[2].strip(), paper, signal, family, body, facets)

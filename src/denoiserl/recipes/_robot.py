@@ -7,27 +7,27 @@ imitation tells it more; the simulator's success can.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from denoiserl.data import Demos, Robot
-from denoiserl.env import Evaluation
+from denoiserl.env import Evaluation, Stream, filmed
 from denoiserl.env import evaluate as play
 from denoiserl.env.metaworld import Flaws, MetaWorld, demonstrations
+from denoiserl.env.planner import serving
 from denoiserl.errors import BadRun
 from denoiserl.net import MLP
 from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, cosine, ddim, floored, grid
+from denoiserl.process import Diffusion, Gauss, GaussianHead, OneStep, cosine, ddim, floored, grid
 from denoiserl.rng import Rng
+from denoiserl.show.films import film_grid
 from denoiserl.show.media import gif
+from denoiserl.task import Task
 from denoiserl.train import Keep
 
 
@@ -87,39 +87,43 @@ def record(base: Base, seed: int) -> Demos:
 
 
 def imitate(
-    made: Policy, base: Base, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
+    made: Policy,
+    base: Base,
+    seed: int,
+    updates: int,
+    lr: float,
+    keep: Keep,
+    stream: int = 0,
+    demos: Demos | None = None,
 ) -> Iterator[dict]:
-    """Clone the demonstrations of ``seed``, with minibatches and noise of their own for every ``stream``."""
+    """Clone the demonstrations of ``seed`` (or others); minibatches and noise are of their own for every ``stream``."""
     from denoiserl.recipes import diffusion_policy  # the method; its experiment is this one
 
     a = SimpleNamespace(updates=updates, batch=base.batch, lr=lr, history=1, execute=base.execute)
     rng = Rng(seed + 1_000_003 * stream, keep.device)
-    yield from diffusion_policy.improve(made, record(base, seed), a, rng, keep)
+    yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, keep)
 
 
-def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
+def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
     made = policy(base, record(base, seed), seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep)
     return made
 
 
-def server(made: Policy, base: Base) -> Any:
-    """Acts as users run the policy: ``act(obs, rng) -> chunk``."""
-
-    def act(obs: Tensor, rng: Rng) -> Tensor:
-        sample = made.draw(obs.to(made.device), rng)
-        return sample[:, : base.execute]
-
-    return act
+def pretrain_successes(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A policy that has imitated, for as many updates, only those demonstrations that succeeded."""
+    demos = record(base, seed)
+    made = policy(base, demos, seed, keep.device)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos.successful())
+    return made
 
 
-def trials(made: Policy, base: Base, seed: int, episodes: int, watch: Any = None, copies: int = 32) -> Evaluation:
+def trials(made: Policy, base: Base, seed: int, episodes: int, copies: int = 32) -> Evaluation:
     """Episodes from start states that neither demonstrations nor learning have seen."""
-    return play(server(made, base), make(base), episodes, 1_000_000 + seed, copies, watch=watch)
+    return play(serving(made, base.execute), make(base), episodes, 1_000_000 + seed, copies)
 
 
-CAPTION = "Four episodes from held-out starts, at twice their speed."
 METRICS = {"success": ("success from held-out starts", "%")}
 
 
@@ -131,28 +135,52 @@ def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
 
 
 def look(made: Policy, base: Base, seed: int, n: int, size: int = 160) -> dict[str, bytes | str]:
-    """Four episodes side by side as a GIF; a sentence on a machine that cannot render."""
-    shown, frames = min(n, 4), defaultdict(list)
-
-    def watch(episode: int, env: Any) -> None:
-        if episode < shown and len(frames[episode]) * 2 <= env.ticks:
-            frames[episode].append(env.render(size))
-
+    """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
     try:
-        trials(made, base, seed, shown, watch, copies=shown)
+        films, won = filmed(serving(made, base.execute), make(base), min(n, 8), 1_000_000 + seed, size)
     except BadRun as error:
         return {"episodes.txt": f"No film of the robot: {error}."}
-    return {"episodes.gif": gif(_joined([np.stack(frames[i]) for i in range(shown)]), 20.0)}
+    return {"episodes.gif": gif(film_grid(films, won), 20.0)}
 
 
-def _joined(films: list[np.ndarray]) -> np.ndarray:
-    """Films in a row; the shorter ones wait on their last frame."""
-    most = max(len(f) for f in films)
-    films = [np.concatenate([f, f[-1:].repeat(most - len(f), 0)]) for f in films]
-    return np.concatenate(films, 2)
+def task(base: Base) -> Task:
+    """The task: learn from the simulator's success."""
+    return Task(
+        base.task,
+        "env",
+        {
+            "diffusion": partial(pretrain, base),
+            "gaussian": partial(pretrain_gaussian, base),
+            "successes": partial(pretrain_successes, base),
+        },
+        lambda made, seed, n: outcomes(made, base, seed, n),
+        METRICS,
+        env=lambda copies, seed: Stream(make(base), copies, seed),
+        look=lambda made, seed, n: look(made, base, seed, n),
+        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        caption="Episodes from held-out starts, at twice their speed: the first ones, not the best.",
+    )
 
 
-def report(made: Policy, base: Base, seed: int) -> tuple[dict[str, float], float]:
-    """Means over 50 held-out episodes, and their success."""
-    means = {f"held-out {k}": float(v.mean()) for k, v in outcomes(made, base, seed, 50).items()}
-    return means, means["held-out success"]
+def cloning(base: Base) -> Task:
+    """The task of who learns from the demonstrations: an untrained policy, and the same trials."""
+    start = {"diffusion": lambda seed, keep: policy(base, record(base, seed), seed, keep.device)}
+    return replace(task(base), signal="data", starts=start, data=lambda seed: record(base, seed), imitate=None)
+
+
+def gaussian(base: Base, demos: Demos, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A Gaussian policy with the same perceptron: explored with its learned std, served by its mean."""
+    torch.manual_seed(seed)
+    codec = Robot.fit(demos)
+    event = (base.chunk, demos.actions.shape[-1])
+    net = MLP(event, cond=demos.observations.shape[-1], width=base.width, layer_norm=True, time=0)
+    process, head = OneStep(), GaussianHead(net, event[-1], 0.5, base.floor)
+    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    return Policy.of(process, head.to(device), event, steps, serve, codec)
+
+
+def pretrain_gaussian(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A Gaussian policy that has imitated the same demonstrations for as many updates, by maximum likelihood."""
+    made = gaussian(base, record(base, seed), seed, keep.device)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep)
+    return made

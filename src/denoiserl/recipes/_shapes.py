@@ -8,9 +8,9 @@ and held-out prompts share no scene, whatever the seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, ddim, flow_sde, grid, linear
 from denoiserl.rng import Rng
 from denoiserl.show.media import image_grid
+from denoiserl.task import Task
 from denoiserl.train import Keep, fit
 
 EVENT = shapes.EVENT
@@ -106,14 +107,13 @@ def imitate(
     yield from fit(made.process, made.denoiser, picture, caption, updates, rng, batch=base.batch, lr=lr, keep=keep)
 
 
-def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
+def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
     made = policy(base, seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep)
     return made
 
 
-CAPTION = "Above what was asked for, below what was drawn."
 METRICS = {
     "strict": ("held-out prompts drawn without a mistake", "%"),
     "found": ("prompted objects found (the reward)", "%"),
@@ -140,12 +140,6 @@ def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
     return evaluate_outcomes(made, held_out[Rng(seed).permutation(len(held_out))[:n]], Rng(seed, made.device))
 
 
-def report(made: Policy, base: Base, seed: int) -> tuple[dict[str, float], float]:
-    """Means over 512 held-out prompts, and the share drawn without a mistake."""
-    means = {f"held-out {k}": float(v.mean()) for k, v in outcomes(made, base, seed, 512).items()}
-    return means, means["held-out strict"]
-
-
 def pictures(made: Policy, prompt: Tensor, rng: Rng) -> Tensor:
     """What users see for prompts [n, 81]: pictures [n, 3, 12, 12] in [-1, 1]."""
     picture = made.draw(prompt.to(made.device), rng)
@@ -162,3 +156,20 @@ def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
         "pictures.png": image_grid(torch.cat([shapes.render(scene, 0.1, 0.9), drawn]), columns=n),
         "prompts.txt": said,
     }
+
+
+def task(base: Base) -> Task:
+    """The task: learn from what a parser reads in the picture."""
+    return Task(
+        "shapes",
+        "reward",
+        {"flow": partial(pretrain, base)},
+        lambda made, seed, n: outcomes(made, base, seed, n),
+        METRICS,
+        reward=reward,
+        prompts=lambda seed: prompts(base)[0],
+        look=lambda made, seed, n: look(made, base, seed, n),
+        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        caption="Above what was asked for, below what was drawn.",
+        watch=512,
+    )

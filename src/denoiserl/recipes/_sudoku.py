@@ -8,8 +8,9 @@ contradict each other as well. A verifier can teach it to decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from denoiserl.policy import Infill, Policy
 from denoiserl.process import Logits, Masked, grid
 from denoiserl.rng import Rng
 from denoiserl.show import image_grid
+from denoiserl.task import Task
 from denoiserl.train import Keep
 
 HOLES = (8, 12)
@@ -93,15 +95,16 @@ def imitate(
     yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, keep)
 
 
-def pretrain(base: Base, seed: int, keep: Keep) -> Iterator[dict]:
+def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
     made = policy(base, seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep)
     return made
 
 
-CAPTION = "Clues are black, answers blue, and what breaks a row, a column or a box is red."
-METRICS = {"solved at 4": ("puzzles solved, 4 cells a step", "%"), "solved at 2": ("puzzles solved, 2 a step", "%")}
+def paces(base: Base) -> tuple[int, ...]:
+    """The numbers of cells a step at which a model is judged: the one that it learns with, then four and two."""
+    return tuple(dict.fromkeys((base.tokens, 4, 2)))
 
 
 def evaluate_outcomes(
@@ -121,9 +124,10 @@ def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] =
 
 
 def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
-    """0 or 1 for n held-out puzzles, at two and at four cells a step, [n] each."""
-    found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), (2, 4))
-    return {k: found[k].float().cpu() for k in METRICS}
+    """0 or 1 for n held-out puzzles, at each of ``paces`` cells a step, [n] each."""
+    ks = paces(base)
+    found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), tuple(sorted(ks)))
+    return {f"solved at {k}": found[f"solved at {k}"].float().cpu() for k in ks}
 
 
 def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
@@ -134,9 +138,24 @@ def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     return {"grids.png": image_grid(np.stack(shown), scale=1, pad=12)}
 
 
-def report(made: Policy, base: Base, seed: int) -> tuple[dict[str, float], float]:
-    """Solve rates on 1024 held-out puzzles, and the one at the base's own number of cells a step."""
-    asked = tuple(sorted({1, 2, 4, base.tokens}))
-    held_out = puzzles(seed, 1024, True).to(made.device)
-    rates = evaluate(made, held_out, Rng(seed, made.device), asked)
-    return rates, rates[f"solved at {base.tokens}"]
+def task(base: Base) -> Task:
+    """The task: learn from a verifier."""
+    return Task(
+        "sudoku",
+        "reward",
+        {"masked": partial(pretrain, base)},
+        lambda made, seed, n: outcomes(made, base, seed, n),
+        {f"solved at {k}": (f"puzzles solved, {k} cells a step", "%") for k in paces(base)},
+        reward=sudoku.reward,
+        prompts=lambda seed: puzzles(seed, 20_000),
+        look=lambda made, seed, n: look(made, base, seed, n),
+        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        caption="Clues are black, answers blue, and what breaks a row, a column or a box is red.",
+        watch=1024,
+    )
+
+
+def writing(base: Base) -> Task:
+    """The task of who learns from the corpus: an untrained model, and the same trials."""
+    start = {"masked": lambda seed, keep: policy(base, seed, keep.device)}
+    return replace(task(base), signal="data", starts=start, data=lambda seed: corpus(base, seed), imitate=None)

@@ -3,6 +3,13 @@
 paper: arXiv 2305.13301
 signal: reward
 family: path policy gradient
+side: B
+base: diffusion
+task: policy learning
+stage: fine-tuning
+output: images
+process: diffusion, flow
+likelihood: replay
 
 Denoising is a decision process: state (prompt, t, x_t), action x_s, and a reward at the end only. The reward of a
 sample, standardised by what *its prompt* has earned lately, is the advantage of all its steps:
@@ -25,12 +32,11 @@ collapses after forty iterations: nothing holds it, and what is left are rare fa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from denoiserl.credit import PerPrompt
 from denoiserl.errors import NoDensity
@@ -42,6 +48,7 @@ from denoiserl.process import Diffusion, ddim
 from denoiserl.recipes import _shapes, _stages
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
+from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
 from denoiserl.tree import Tree, leaves, rows
 
@@ -72,9 +79,10 @@ class Args:
     tolerance: float = 0.02
     """largest |log ratio| of a whole step before the first update; float32"""
     eta: float = 1.0
-    """noise of the training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be learned from"""
+    """of the experiment, noise of the training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be
+    learned from"""
     pool: int = 64
-    """prompts that are learned from: few enough that each has a memory"""
+    """of the experiment, prompts that are learned from: few enough that each has a memory"""
     eval_every: int = 10
     """iterations between held-out evaluations"""
     base: _shapes.Base = _shapes.Base()
@@ -123,18 +131,18 @@ def keys(prompts: Tree) -> Sequence[str]:
     return [repr(row) for row in zip(*parts, strict=True)]
 
 
-def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
-    """``improve`` by what a parser reads in the picture, with held-out evaluations and the best policy kept."""
-    assert isinstance(policy.process, Diffusion)
-    policy = replace(policy, train=policy.process.steps(policy.train.times, ddim(a.eta)))
-    prompts: Tensor = _shapes.prompts(a.base)[0][: a.pool].to(policy.device)
-    rows = improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep)
-    yield from _stages.watched(_shapes, policy, a, seed, keep, rows)
+def task(a: Args) -> Task:
+    """SHAPES, trained under the posterior with noise ``eta`` on ``pool`` prompts, and a parser that reads pictures."""
+    shapes = _shapes.task(a.base)
+
+    def start(seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+        made = yield from shapes.begin(seed, keep)
+        assert isinstance(made.process, Diffusion)
+        return replace(made, train=made.process.steps(made.train.times, ddim(a.eta)))
+
+    return replace(shapes, starts={"flow": start}, prompts=lambda seed: _shapes.prompts(a.base)[0][: a.pool])
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """SHAPES: pictures of coloured shapes, rewarded by a parser that reads the prompted scene back."""
-    yield from _stages.run(_shapes, improvement, a, keep)
-
-
-experiment = _shapes
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)

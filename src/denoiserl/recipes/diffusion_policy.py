@@ -3,6 +3,13 @@
 paper: arXiv 2303.04137
 signal: data
 family: imitation
+side: B
+base: diffusion
+task: policy learning
+stage: imitation
+output: actions
+process: diffusion, flow
+likelihood: none
 
 Every window of a demonstration pairs the last T_o observations with the next H actions. A network learns to denoise
 the chunk given the observations, E ‖x̂₀ − x₀‖² weighted as its prediction asks; the moving average of its weights is
@@ -19,7 +26,7 @@ misjudges where things are and succeeds in a third of his episodes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,20 +34,31 @@ import torch
 from denoiserl.data import Demos, windows
 from denoiserl.errors import BadSignal
 from denoiserl.policy import Policy
-from denoiserl.recipes import _robot
+from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
+from denoiserl.task import Task
 from denoiserl.train import Keep, fit
 
 
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
+    updates: int = 9000
+    """gradient steps"""
+    batch: int = 256
+    """windows a gradient step"""
+    lr: float = 1e-3
+    """AdamW's learning rate, with warm-up and cosine decay"""
+    history: int = 1
+    """observations that the policy sees (T_o)"""
+    execute: int = 5
+    """actions of a chunk that are executed before the policy plans again (T_a)"""
     base: _robot.Base = _robot.Base()
     """the task, its demonstrations and the network"""
 
 
 def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
-    """Clone ``data``: ``a`` names updates, batch, lr, history (T_o) and execute (T_a)."""
+    """Clone demonstrations."""
     horizon, history = policy.event[0], a.history
     window = windows(data.ends, horizon, history, a.execute)
     every = torch.arange(len(window))
@@ -54,14 +72,12 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     )
 
 
+def task(a: Args) -> Task:
+    """A Meta-World task, demonstrated by a script with flaws."""
+    return _robot.cloning(replace(a.base, execute=a.execute))
+
+
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A Meta-World task, cloned from a scripted demonstrator with flaws."""
-    keep = keep or Keep()
-    policy = yield from _robot.pretrain(a.base, a.seed, keep.stage("imitate"))
-    numbers, score = _robot.report(policy, a.base, a.seed + 900)
-    keep.best(policy, score)
-    keep.last(policy)
-    yield numbers
-
-
-experiment = _robot
+    """Clone, then play held-out episodes."""
+    _, row = yield from _stages.learn(improve, task(a), a, keep)
+    yield row

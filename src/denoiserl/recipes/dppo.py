@@ -3,6 +3,13 @@
 paper: arXiv 2409.00588
 signal: env
 family: path policy gradient
+side: B
+base: diffusion
+task: policy learning
+stage: fine-tuning
+output: actions
+process: diffusion, flow
+likelihood: replay
 
 Every denoising step is a decision of a longer process: state (s, x_k), action x_{k−1}, reward only when the chunk is
 executed. With Â from GAE over chunks,
@@ -28,19 +35,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from denoiserl.chain import Chain, Sample, sampler
-from denoiserl.credit import gae, normalise, over_denoising
+from denoiserl.credit import normalise, over_denoising
 from denoiserl.env import Stream
+from denoiserl.env.planner import actor, executed, judged, told
 from denoiserl.env.scale import RewardScale
-from denoiserl.errors import BadSignal
 from denoiserl.likelihood import assert_on_policy, replay
 from denoiserl.net import Value
 from denoiserl.objective import approx_kl, clip_fraction, denoise_clip, ppo_clip, squared
 from denoiserl.policy import Policy
 from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
+from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
 
 
@@ -55,8 +61,8 @@ class Args:
     """chunks each environment plays an iteration"""
     tuned: int | None = None
     """how many last denoising steps learn (None: all)"""
-    execute: int = 5
-    """actions of a chunk that are executed before the policy plans again"""
+    execute: int | None = None
+    """actions of a chunk that are executed before the policy plans again (None: all)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -100,21 +106,17 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     for it in keep.loop(a.iters, **named):
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, a.execute), ep.alive.flatten()
-        obs, after = (policy.codec.condition(o) for o in (ep.obs, ep.next_obs))
-        with torch.no_grad():
-            v, after_v = (value(o.flatten(0, 1)).unflatten(0, ep.reward.shape) for o in (obs, after))
-        reward = scale(ep.reward, a.gamma ** ep.length.float(), ep.done)
-        credit = gae(reward, ep.discount(a.gamma), v, after_v, ep.done, a.lam)
-        goal, seen = (credit + v).flatten(), obs.flatten(0, 1)
-        shared = over_denoising(normalise(credit, ep.alive), tuned, a.decay).flatten()
-        index = torch.nonzero(alive.repeat_interleave(tuned)).flatten()
+        chain, alive = executed(ep.chain, a.execute), ep.alive.to(policy.device)
+        critique = judged(ep, value, policy.codec.condition, scale, a.gamma, a.lam)
+        seen, goal = critique.seen, critique.goal
+        shared = over_denoising(normalise(critique.credit, alive), tuned, a.decay).flatten()
+        index = torch.nonzero(alive.flatten().repeat_interleave(tuned)).flatten()
         with torch.no_grad():
             law, y = replay(policy.process, policy.denoiser, chain)
             old = (law.log_prob(y) / law.size).flatten()
         if it == 0 and chain.live is None:
             assert_on_policy(old, (chain.log_prob / law.size).flatten())
-        told = []
+        updates = []
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].split(a.batch)):
             rows = chain.rows(i)
             step(critic, squared(value(seen[rows.owner]), goal[rows.owner]).mean(), clip=1.0)
@@ -126,63 +128,22 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             if kl > a.target_kl:
                 break
             loss = ppo_clip(logp, old[i], shared[i], clips[i % tuned])
-            told.append(
+            updates.append(
                 (step(opt, loss.mean(), clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old[i], a.clip)))
             )
-        row = {f"episode {k}" if k != "episodes" else k: x for k, x in ep.summary().items()}
-        row |= {"reward": float(ep.reward[ep.alive].mean()), "value error": float((goal - v.flatten()).square().mean())}
-        yield row | (
-            dict(zip(("loss", "kl", "clipped"), torch.tensor(told).mean(0).tolist(), strict=True)) if told else {}
-        )
+        means = torch.tensor(updates).mean(0).tolist() if updates else ()
+        yield told(ep, critique) | dict(zip(("loss", "kl", "clipped"), means, strict=bool(updates)))
 
 
-def actor(policy: Policy, tuned: int, execute: int) -> Any:
-    """Acts for a ``Stream``: a frozen copy runs the first denoising steps, the policy the last ``tuned`` ones."""
-    total = len(policy.train)
-    if not 1 <= tuned <= total:
-        raise BadSignal(f"tuned is between 1 and the {total} denoising steps of the policy, not {tuned}")
-    if not 1 <= execute <= policy.event[0]:
-        raise BadSignal(f"execute is between 1 and the chunk's {policy.event[0]} actions, not {execute}")
-    last = policy.train.part(total - tuned, total)
-    if not all(last.dense):
-        raise BadSignal("a learned step has no noise: train under floored(transition, std), so that each has a density")
-    draw = sampler(policy.process, policy.denoiser, last, policy.event)
-    frozen = None
-    if tuned < total:
-        first = policy.train.part(0, total - tuned)
-        frozen = sampler(policy.process, policy.weights.keep("base"), first, policy.event, record=Sample())
-
-    def act(obs: Tensor, rng: Rng) -> tuple[Tensor, Chain]:
-        cond = policy.codec.condition(obs.to(policy.device))
-        start = None if frozen is None else (frozen(cond, rng).sample, 0)
-        chain = draw(cond, rng, start=start)
-        return policy.codec.decode(chain.sample)[:, :execute], chain
-
-    return act
-
-
-def executed(chain: Chain, execute: int) -> Chain:
-    """Only the executed actions of a chunk count in its probability."""
-    horizon = chain.sample.shape[-2]
-    if execute == horizon:
-        return chain
-    live = (torch.arange(horizon, device=chain.log_prob.device) < execute)[:, None]
-    return chain.given(live=live.expand(chain.sample.shape))
-
-
-def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
-    """``improve`` by the task's own success, with held-out evaluations and the best policy kept."""
-    env = Stream(_robot.make(a.base), a.copies, seed + 1)
-    rows = improve(policy, env, a, Rng(seed + 1, keep.device), keep)
-    yield from _stages.watched(_robot, policy, a, seed, keep, rows)
-    env.close()
+def task(a: Args) -> Task:
+    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
+    return _robot.task(a.base)
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A Meta-World task: clone a flawed demonstrator, then improve by the task's own success."""
-    yield from _stages.run(_robot, improvement, a, keep)
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)
 
 
-experiment = _robot
 DEMO = Args(iters=26, eval_every=1000)
 """the demo's act, sized for two cores"""

@@ -3,6 +3,13 @@
 paper: arXiv 2505.05470
 signal: reward
 family: path policy gradient
+side: B
+base: diffusion
+task: policy learning
+stage: fine-tuning
+output: images
+process: flow, diffusion
+likelihood: replay
 
 A deterministic flow is run as an SDE with the same marginals, so that every step has a density. Each prompt is drawn
 G times; a sample's advantage is its reward relative to its group; every step of its chain gets that advantage in a
@@ -40,6 +47,7 @@ from denoiserl.process import Diffusion, Steps, ddim
 from denoiserl.recipes import _shapes, _stages
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
+from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
 from denoiserl.tree import Tree, rows
 
@@ -132,18 +140,15 @@ def early(policy: Policy, window: int) -> Policy:
     return replace(policy, train=Steps(sde.times, table, sde.dense[:window] + ode.dense[window:]))
 
 
-def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
-    """``improve`` by what a parser reads in the picture, with held-out evaluations and the best policy kept."""
-    prompts = _shapes.prompts(a.base)[0].to(policy.device)
-    rows = improve(policy, _shapes.reward, prompts, a, Rng(seed + 1, keep.device), keep)
-    yield from _stages.watched(_shapes, policy, a, seed, keep, rows)
+def task(a: Args) -> Task:
+    """SHAPES: pictures of coloured shapes, and a parser that reads the prompted scene back."""
+    return _shapes.task(a.base)
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """SHAPES: pictures of coloured shapes, rewarded by a parser that reads the prompted scene back."""
-    yield from _stages.run(_shapes, improvement, a, keep)
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)
 
 
-experiment = _shapes
 DEMO = Args(eval_every=1000)
 """the demo's act, sized for two cores"""

@@ -3,6 +3,13 @@
 paper: arXiv 2406.07524
 signal: data
 family: imitation
+side: B
+base: masked diffusion
+task: policy learning
+stage: imitation
+output: language
+process: masked
+likelihood: elbo
 
 Every position is masked with probability t, t ~ U(0, 1), and a bidirectional transformer says what stood there:
 
@@ -33,14 +40,21 @@ from denoiserl.errors import BadSignal, nearest
 from denoiserl.labs import sudoku
 from denoiserl.policy import Policy
 from denoiserl.process import Masked
-from denoiserl.recipes import _sudoku
+from denoiserl.recipes import _stages, _sudoku
 from denoiserl.rng import Rng
+from denoiserl.task import Task
 from denoiserl.train import Keep, fit
 
 
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
+    updates: int = 2000
+    """gradient steps"""
+    batch: int = 128
+    """sequences a gradient step"""
+    lr: float = 3e-3
+    """AdamW's learning rate, with cosine decay"""
     draws: int = 32
     """maskings a grid of the held-out likelihood bound"""
     base: _sudoku.Base = _sudoku.Base()
@@ -50,10 +64,7 @@ class Args:
 def improve(
     policy: Policy, data: Tensor | dict[str, Tensor], a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
-    """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is).
-
-    ``a`` names ``updates``, ``batch`` and ``lr``.
-    """
+    """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is)."""
     process = policy.process
     if not isinstance(process, Masked):
         raise BadSignal(f"MDLM trains masked diffusion, not {type(process).__name__}: make the policy with Masked(...)")
@@ -77,14 +88,15 @@ def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:
         return float(policy.elbo(tokens, None, rng, draws).mean()) / tokens.shape[-1]
 
 
+def task(a: Args) -> Task:
+    """4 x 4 sudoku: completed grids with typos, in any order of unmasking."""
+    return _sudoku.writing(a.base)
+
+
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """4 x 4 sudoku: completed grids in any order of unmasking."""
-    keep = keep or Keep()
-    policy = yield from _sudoku.pretrain(a.base, a.seed, keep.stage("imitate"))
-    held_out, (grids, unseen) = _sudoku.puzzles(a.seed, 1024, True), sudoku.split()
-    row = _sudoku.evaluate(policy, held_out.to(policy.device), Rng(a.seed + 2, keep.device))
-    for name, tokens in (("trained", grids), ("held-out", unseen)):
-        row[f"{name} elbo"] = bound(policy, tokens.to(policy.device), Rng(a.seed + 3, keep.device), a.draws)
-    keep.best(policy, row["solved at 1"])
-    keep.last(policy)
-    yield row
+    """Fit the corpus, then solve held-out puzzles and bound the likelihood of grids."""
+    policy, row = yield from _stages.learn(improve, task(a), a, keep)
+    for name, tokens in zip(("trained", "held-out"), sudoku.split(), strict=True):
+        row[f"{name} elbo"] = bound(policy, tokens.to(policy.device), Rng(a.seed + 3, policy.device), a.draws)
+    held_out = _sudoku.puzzles(a.seed, 1024, True)
+    yield row | _sudoku.evaluate(policy, held_out.to(policy.device), Rng(a.seed + 2, policy.device), (1,))

@@ -3,6 +3,13 @@
 paper: arXiv 2509.06949
 signal: reward
 family: path policy gradient
+side: B
+base: masked diffusion
+task: policy learning
+stage: fine-tuning
+output: language
+process: masked
+likelihood: replay
 
 G completions a prompt are drawn with the decoder that serves, and verified. Every decoding step is one row: the state
 it saw (tokens revealed later are masks) and the tokens it revealed. With A the group's z-score and old log-probs from
@@ -35,7 +42,6 @@ from torch import Tensor
 from denoiserl.chain import Chain, Rows
 from denoiserl.credit import dead_groups, group_relative
 from denoiserl.credit.group import Scale
-from denoiserl.labs import sudoku
 from denoiserl.law import Unmasking
 from denoiserl.likelihood import assert_on_policy
 from denoiserl.objective import approx_kl, k3, masked_mean, ppo_clip
@@ -43,6 +49,7 @@ from denoiserl.policy import Policy
 from denoiserl.recipes import _stages, _sudoku
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
+from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step, warmup_cosine
 from denoiserl.tree import Tree, rows
 
@@ -134,18 +141,15 @@ def _log_probs(policy: Policy, trace: Rows, a: Any) -> tuple[Tensor, Tensor, Ten
     return torch.where(possible, joint[:, None], 0.0), possible, joint.detach()
 
 
-def improvement(policy: Policy, a: Args, seed: int, keep: Keep) -> Iterator[dict]:
-    """``improve`` by the verifier, with held-out evaluations and the best policy kept."""
-    prompts = _sudoku.puzzles(seed, 20_000).to(policy.device)
-    rows = improve(policy, sudoku.reward, prompts, a, Rng(seed + 1, keep.device), keep)
-    yield from _stages.watched(_sudoku, policy, a, seed, keep, rows)
+def task(a: Args) -> Task:
+    """4 x 4 sudoku, several cells a step, and a verifier."""
+    return _sudoku.task(a.base)
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """4 x 4 sudoku, several cells a step, rewarded by a verifier."""
-    yield from _stages.run(_sudoku, improvement, a, keep)
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)
 
 
-experiment = _sudoku
 DEMO = Args(eval_every=1000)
 """the demo's act, sized for two cores"""

@@ -9,12 +9,13 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from denoiserl.errors import BadRun, BadSignal, need
 from denoiserl.evidence.comparison import Comparison
-from denoiserl.show.metrics import Curve, smooth
+from denoiserl.show.metrics import Curve, Row, axis, curve, joined, smooth
 from denoiserl.show.style import LIGHT, Theme, plot_style
+from denoiserl.show.words import count
 
 DPI = 160
 
@@ -29,16 +30,18 @@ def plot(
     unit: str = "",
     size: tuple[float, float] = (8.0, 3.6),
     theme: Theme = LIGHT,
+    colours: Mapping[str, str] | None = None,
 ) -> bytes:
     """Curves with their bands on one panel, each named at its end.
 
     ``marks`` are named horizontal levels ("more imitation": 0.41); ``half_life`` draws ``smooth`` over the points,
-    which turn faint, where a curve is noisy; ``unit`` "%" labels rates in [0, 1] as percentages.
+    which turn faint, where a curve is noisy; ``unit`` "%" labels rates in [0, 1] as percentages; ``colours`` are by
+    label (by default the theme's, in the order of the curves).
     """
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        ends = _curves(axes, curves, half_life, theme, marks or {})
+        ends = _curves(axes, curves, half_life, theme, marks or {}, colours)
         if unit == "%":
             axes.yaxis.set_major_formatter(need("matplotlib.ticker", "demo").PercentFormatter(1.0))
         shown = "" if unit == "%" else unit
@@ -47,7 +50,27 @@ def plot(
         axes.set_ylabel(f"{ylabel} ({shown})" if ylabel and shown else ylabel or shown)
         _name_ends(figure, axes, ends)
 
-    return _png(draw, size, theme)
+    return canvas(draw, size, theme)
+
+
+def learning_curves(
+    arms: Mapping[str, Sequence[Sequence[Row]]],
+    key: str,
+    x: str | None = None,
+    band: Literal["interval", "range"] = "interval",
+    title: str = "",
+    unit: str = "",
+    marks: Mapping[str, float] | None = None,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """The mean over seeds of each arm with its band: ``key`` over ``x``, what was spent by then or an iteration.
+
+    ``arms``: the rows of each seed's run, by arm. Seeds are averaged where all of them have been (``overlay``); one
+    seed is its own curve, without a band. An arm has the colour that it has in ``violins`` of the same arms.
+    """
+    curves = [joined([curve(rows, key, x) for rows in runs], name, band) for name, runs in arms.items()]
+    at = x or next((found for runs in arms.values() for rows in runs if (found := axis(rows))), "row")
+    return plot(curves, title, at, "", marks, None, unit, (8.0, 3.8), theme, theme.palette([*arms, *(marks or {})]))
 
 
 def panels(
@@ -56,8 +79,12 @@ def panels(
     columns: int = 3,
     half_life: float | None = None,
     theme: Theme = LIGHT,
+    colours: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Small multiples: one panel a group, each with its own scale. Many metrics of one run at a glance."""
+    """Small multiples: one panel a group, each with its own scale. Many metrics of one run at a glance.
+
+    With ``colours`` (by label) curves are named once, above all panels, and else at their ends.
+    """
     if not groups:
         raise BadRun("There is nothing to draw: the run wrote no numbers.")
     columns = min(columns, len(groups))
@@ -72,15 +99,19 @@ def panels(
                 axes.set_axis_off()
                 continue
             title, curves = list(groups.items())[i]
-            named.append((axes, _curves(axes, curves, half_life, theme, {})))
+            named.append((axes, _curves(axes, curves, half_life, theme, {}, colours)))
             axes.set_title(title)
             if i + columns >= len(groups):
                 axes.set_xlabel(xlabel)
                 axes.tick_params(labelbottom=True)
-        for axes, ends in named:
-            _name_ends(figure, axes, ends)
+        if colours is None:
+            for axes, ends in named:
+                _name_ends(figure, axes, ends)
+        elif len(colours) > 1:
+            _name_above(figure, colours)
 
-    return _png(draw, (3.5 * columns + (1.2 if columns < 3 else 0), 2.5 * lines), theme)
+    room = 0.0 if colours is None else 0.35
+    return canvas(draw, (3.5 * columns + (1.2 if columns < 3 and not room else 0), 2.5 * lines + room), theme)
 
 
 def dots(comparisons: Sequence[Comparison], theme: Theme = LIGHT) -> bytes:
@@ -95,7 +126,7 @@ def dots(comparisons: Sequence[Comparison], theme: Theme = LIGHT) -> bytes:
         for axes, comparison in zip(grid.flat, comparisons, strict=True):
             _dots(axes, comparison, theme)
 
-    return _png(draw, (8.0, sum(0.34 * n + 0.85 for n in rows)), theme)
+    return canvas(draw, (8.0, sum(0.34 * n + 0.85 for n in rows)), theme)
 
 
 def _dots(axes: Any, comparison: Comparison, theme: Theme) -> None:
@@ -135,14 +166,19 @@ def _dots(axes: Any, comparison: Comparison, theme: Theme) -> None:
 
 
 def _curves(
-    axes: Any, curves: Sequence[Curve], half_life: float | None, theme: Theme, marks: Mapping[str, float]
+    axes: Any,
+    curves: Sequence[Curve],
+    half_life: float | None,
+    theme: Theme,
+    marks: Mapping[str, float],
+    colours: Mapping[str, str] | None = None,
 ) -> list[tuple[str, float, str]]:
     """Draw, and give (name, y, colour) of what is to be named at the right edge."""
     if not curves:
         raise BadRun("There is nothing to draw: give at least one curve.")
     ends: list[tuple[str, float, str]] = []
     for i, given in enumerate(curves):
-        colour = theme.series[i % len(theme.series)]
+        colour = colours[given.label] if colours else theme.series[i % len(theme.series)]
         finite = [y for y in given.y if math.isfinite(y)]
         if not finite:
             raise BadSignal(f"curve {given.label!r} has no finite value: leave it out, or find out why.")
@@ -164,9 +200,10 @@ def _curves(
         room = 0.05 * abs(drawn[0]) or 0.05
         axes.set_ylim(drawn[0] - room, drawn[0] + room)
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(
-        need("matplotlib.ticker", "demo").MaxNLocator(5, integer=_whole(curves), steps=[1, 2, 5, 10])
-    )
+    ticker = need("matplotlib.ticker", "demo")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=_whole(curves), steps=[1, 2, 5, 10]))
+    if max((x for given in curves for x in given.x if math.isfinite(x)), default=0.0) >= 10_000:
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: count(x)))
     return ends if len(ends) > 1 else []
 
 
@@ -178,11 +215,15 @@ def _name_ends(figure: Any, axes: Any, ends: list[tuple[str, float, str]]) -> No
     points = 72 / figure.dpi
     height = [axes.transData.transform((0, y))[1] * points for _, y, _ in ends]
     floor, ceiling = (v * points for v in (axes.bbox.y0, axes.bbox.y1))
-    for (name, y, colour), at, now in zip(ends, spread(height, 12.5, floor, ceiling), height, strict=True):
+    places = spread(height, 12.5, floor, ceiling)
+    moved = max(abs(a - b) for a, b in zip(places, height, strict=True)) > 4
+    for (name, y, colour), at, now in zip(ends, places, height, strict=True):
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.6, "shrinkA": 2, "shrinkB": 0}
         axes.annotate(
             name,
             (1, y),
-            (6, at - now),
+            (18 if moved else 6, at - now),
+            arrowprops=leader | {"relpos": (0.0, 0.5)} if moved else None,
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             va="center",
@@ -190,6 +231,16 @@ def _name_ends(figure: Any, axes: Any, ends: list[tuple[str, float, str]]) -> No
             fontsize=9.5,
             annotation_clip=False,
         )
+
+
+def _name_above(figure: Any, colours: Mapping[str, str]) -> None:
+    lines = need("matplotlib.lines", "demo")
+    handles = [lines.Line2D([], [], color=colour, linewidth=2.4, label=name) for name, colour in colours.items()]
+    wide = sum(len(name) + 6 for name in colours)
+    columns = len(colours) if wide < 110 else max(1, 110 // max(len(name) + 6 for name in colours))
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=columns, frameon=False, labelcolor="linecolor", fontsize=10
+    )
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -228,7 +279,8 @@ def _whole(curves: Sequence[Curve]) -> bool:
     return all(float(x).is_integer() for given in curves for x in given.x if math.isfinite(x))
 
 
-def _png(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> bytes:
+def canvas(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> bytes:
+    """PNG of what ``draw(figure)`` puts on a figure of ``size`` inches in the theme's style."""
     matplotlib = need("matplotlib", "demo")
     agg = need("matplotlib.backends.backend_agg", "demo")
     with matplotlib.rc_context(plot_style(theme)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy
@@ -126,37 +125,6 @@ def film(frames: Frames, fps: float = 20.0) -> bytes:
     except MissingExtra:
         return gif(frames, fps)
     return mp4(frames, fps)
-
-
-def beside(films: Mapping[str, Frames], scale: int = 1, pad: int = 8, ground: int = 255) -> numpy.ndarray:
-    """Several films side by side under their names, uint8 [T, H, W, 3]; the shorter ones hold their last frame."""
-    if not films:
-        raise BadSignal("there is no film to show: give at least one.")
-    clips = [enlarge(pixels(f), scale) for f in films.values()]
-    length, height = max(len(c) for c in clips), max(c.shape[1] for c in clips)
-    size = max(11, min(18, clips[0].shape[2] // 12))
-    band = size + 2 * (size // 3)
-    columns = []
-    for name, clip in zip(films, clips, strict=True):
-        held = numpy.concatenate([clip, clip[-1:].repeat(length - len(clip), 0)])
-        below = numpy.full((length, height - clip.shape[1], clip.shape[2], 3), ground, numpy.uint8)
-        head = numpy.broadcast_to(_caption(name, clip.shape[2], band, size, ground), (length, band, clip.shape[2], 3))
-        gap = numpy.full((length, band + height, pad, 3), ground, numpy.uint8)
-        columns += [numpy.concatenate([head, held, below], 1), gap]
-    return numpy.concatenate(columns[:-1], 2)
-
-
-def _caption(text: str, width: int, height: int, size: int, ground: int) -> numpy.ndarray:
-    """A strip with the text at its left, uint8 [height, width, 3]; the text shrinks where it would not fit."""
-    image, draw, font = (need(f"PIL.{name}", "demo") for name in ("Image", "ImageDraw", "ImageFont"))
-    strip = image.new("RGB", (width, height), (ground,) * 3)
-    ink = (28,) * 3 if ground > 127 else (228,) * 3
-    face = font.load_default(size)
-    while size > 6 and face.getlength(text) > width - 6:
-        size -= 1
-        face = font.load_default(size)
-    draw.Draw(strip).text((3, height // 2), text, fill=ink, font=face, anchor="lm")
-    return numpy.asarray(strip)
 
 
 def _png(image: numpy.ndarray) -> bytes:

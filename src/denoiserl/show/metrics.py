@@ -6,8 +6,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy
 
 from denoiserl.errors import BadRun, BadSignal, nearest
 from denoiserl.evidence.interval import student
@@ -123,6 +126,55 @@ def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label:
     bands = [student([p[a] for p in points]) for a in shared]
     mean, low, high = (tuple(getattr(b, name) for b in bands) for name in ("mean", "low", "high"))
     return Curve(label or key, tuple(shared), mean, low, high)
+
+
+def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
+    """The mean of several curves over the x that all of them cover, between whose points they are straight lines.
+
+    For runs whose points do not lie at the same x, as with what was spent by then; where they do, it is ``across``. The
+    band is the 95 % Student-t interval of the mean, or the range from the least to the greatest. A gap in one is a gap.
+    Of several points at one x the last counts.
+    """
+    if len(given) < 2:
+        raise BadSignal(f"a band needs at least two curves, not {len(given)}: draw one as it is.")
+    for c in given:
+        if any(b < a for a, b in pairwise(c.x)):
+            raise BadSignal(f"curve {c.label!r} goes back from right to left: give another x, one that only grows.")
+    given = [_last_at(c) for c in given]
+    low, high = max(c.x[0] for c in given), min(c.x[-1] for c in given)
+    at = sorted({x for c in given for x in c.x if low <= x <= high})
+    if not at:
+        raise BadRun(f"the runs of {label!r} have no x in common: compare runs of about the same length.")
+    found = numpy.stack([_between(c, at) for c in given], 1)
+    points: list[tuple[float, float, float]] = []
+    for y in found:
+        if not numpy.isfinite(y).all():
+            points.append((math.nan, math.nan, math.nan))
+        elif band == "range":
+            points.append((float(y.mean()), float(y.min()), float(y.max())))
+        else:
+            each = student(y)
+            points.append((each.mean, each.low, each.high))
+    mean, least, most = (tuple(column) for column in zip(*points, strict=True))
+    return Curve(label, tuple(at), mean, least, most)
+
+
+def joined(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
+    """The curves of an arm's seeds as one: their ``overlay``, or a single one as it is."""
+    return replace(given[0], label=label) if len(given) == 1 else overlay(given, label, band)
+
+
+def _last_at(given: Curve) -> Curve:
+    points = dict(zip(given.x, given.y, strict=True))
+    return Curve(given.label, tuple(points), tuple(points.values()))
+
+
+def _between(given: Curve, at: Sequence[float]) -> numpy.ndarray:
+    """The curve's y at other x; NaN beside a gap, but not at a point that has a value."""
+    with numpy.errstate(invalid="ignore"):
+        y = numpy.interp(at, given.x, given.y)
+    own = dict(zip(given.x, given.y, strict=True))
+    return numpy.array([own.get(x, v) for x, v in zip(at, y, strict=True)])
 
 
 def smooth(given: Curve, half_life: float) -> Curve:

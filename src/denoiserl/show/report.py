@@ -1,6 +1,6 @@
 """One HTML file that holds everything it shows: no network, no fonts to fetch, nothing beside it.
 
-A report is a title and sections; a section is a title and pieces: ``Prose``, ``Note``, ``Table``, ``Figure``,
+A report is a title and sections; a section is a title and pieces: ``Prose``, ``Code``, ``Note``, ``Table``, ``Figure``,
 ``Gallery``, ``Settings``, ``Fold``. All text is escaped. A content policy in the page forbids it to load anything.
 """
 
@@ -12,7 +12,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,21 @@ from denoiserl.errors import BadRun
 from denoiserl.evidence.comparison import LABELS, Comparison
 from denoiserl.show.style import CSS, DARK, LIGHT, Theme
 
+ON_PAGE = 0.57
+"""pixels of the page for one of a plot's picture"""
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Prose:
-    """Paragraphs, separated by empty lines; `backticks` are code. Everything else is text."""
+    """Paragraphs, separated by empty lines; `backticks` (or ``two``) are code. Everything else is text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines that keep their breaks and spaces: commands, equations."""
 
     text: str
 
@@ -54,7 +63,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture or film: PNG, JPEG, GIF or MP4 as bytes, or an SVG of our own making as a string.
+    """A picture or film: PNG, JPEG, GIF, SVG or MP4 as bytes, or an SVG of our own making as a string.
 
     ``dark`` is the same picture for dark pages, ``width`` its width in pixels of the page. An SVG goes into
     the page as it is, where it takes the page's colours: it must come from this library and not from a user.
@@ -90,7 +99,7 @@ class Fold:
     pieces: Sequence[Piece]
 
 
-Piece = Prose | Note | Table | Figure | Gallery | Settings | Fold
+Piece = Prose | Code | Note | Table | Figure | Gallery | Settings | Fold
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class Section:
 def page(title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> str:
     """The whole document as a string."""
     marks = _marks(sections)
-    links = "".join(f'<a href="#{m}">{_text(s.title)}</a>' for m, s in zip(marks, sections, strict=True))
+    links = " ".join(f'<a href="#{m}">{_text(s.title)}</a>' for m, s in zip(marks, sections, strict=True))
     body = "".join(
         f'<section id="{mark}"><h2>{_text(s.title)}</h2>{"".join(map(piece, s.pieces))}</section>\n'
         for mark, s in zip(marks, sections, strict=True)
@@ -145,6 +154,8 @@ def piece(given: Piece) -> str:
     match given:
         case Prose(text):
             return "".join(f"<p>{_inline(p)}</p>" for p in re.split(r"\n\s*\n", text.strip()) if p)
+        case Code(text):
+            return f"<pre>{_text(text)}</pre>"
         case Note(text):
             return f'<div class="note">{_inline(text)}</div>'
         case Table():
@@ -162,8 +173,9 @@ def piece(given: Piece) -> str:
 
 
 def plotted(draw: Callable[[Theme], bytes], caption: str = "", alt: str = "", width: int | None = None) -> Figure:
-    """A Figure for light and dark pages from ``draw(theme) -> PNG bytes``."""
-    return Figure(draw(LIGHT), caption, alt, draw(DARK), width)
+    """A Figure for light and dark pages from ``draw(theme) -> PNG bytes``; letters have one size in all of them."""
+    light = draw(LIGHT)
+    return Figure(light, caption, alt, draw(DARK), width or round(int.from_bytes(light[16:20], "big") * ON_PAGE))
 
 
 def comparison_section(comparisons: Sequence[Comparison], title: str = "Before and after") -> Section:
@@ -237,13 +249,14 @@ def _figure(given: Figure) -> str:
 
 def media_type(data: bytes) -> str:
     """The media type of a picture or film, from its first bytes."""
-    kinds: Mapping[bytes, str] = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"\xff\xd8\xff": "image/jpeg"}
+    kinds: dict[bytes, str] = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"\xff\xd8\xff": "image/jpeg"}
+    kinds |= {b"<svg": "image/svg+xml"}  # as an image, where nothing in it can run
     for start, kind in kinds.items():
         if data.startswith(start):
             return kind
     if data[4:8] == b"ftyp":
         return "video/mp4"
-    raise BadRun(f"these {len(data)} bytes are no PNG, JPEG, GIF or MP4: the file may be cut short.")
+    raise BadRun(f"these {len(data)} bytes are no PNG, JPEG, GIF, SVG or MP4: the file may be cut short.")
 
 
 def _embed(data: bytes) -> str:
@@ -267,7 +280,7 @@ def _text(text: object) -> str:
 
 
 def _inline(text: str) -> str:
-    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", _text(text))
+    return re.sub(r"(`+)([^`\n]+)\1", r"<code>\2</code>", _text(text))
 
 
 def _cell(value: object) -> str:

@@ -1,19 +1,28 @@
-"""The report of any run folder, from ``run.json``, ``metrics.jsonl``, ``summary.json`` and ``media/``."""
+"""The page of a run: what was run, what came out and how sure that is, curves, pictures, settings, how to run it again.
+
+A run's folder holds ``run.json`` and ``metrics.jsonl``; ``summary.json`` and ``media/`` where a recipe writes them;
+``eval/`` where it was evaluated. Every part of the page is a function of one of these, and can stand on another page.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from denoiserl import store
 from denoiserl.errors import BadRun
 from denoiserl.evidence.comparison import Comparison
+from denoiserl.evidence.interval import Interval
+from denoiserl.evidence.standing import Standing, Standings
 from denoiserl.show.curves import panels
-from denoiserl.show.metrics import AXES, Row, axis, groups, numeric, read_metrics, stages
+from denoiserl.show.metrics import Curve, Row, axis, groups, numeric, stages
+from denoiserl.show.origin import Run, about, opened, reproduced
 from denoiserl.show.report import (
+    Code,
     Figure,
     Fold,
     Gallery,
@@ -28,42 +37,184 @@ from denoiserl.show.report import (
     page,
     plotted,
 )
-from denoiserl.store import read_json
+from denoiserl.show.standings import standings_section
+from denoiserl.show.words import count, duration, values
 
-PICTURES = (".png", ".gif", ".jpg", ".mp4")
+PLOT = "plot.png"
+"""the evaluation's picture of its main metric"""
+PICTURES = (".png", ".gif", ".jpg", ".svg", ".mp4")
 
 
-def run_report(folder: Path | str, limit: float = 30.0) -> str:
-    """The page of the run in ``folder``. What is absent is said; pictures beyond ``limit`` MB are named, not embedded.
+def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) -> str:
+    """The page of a run, or of several beside each other (``denoiserl.show.runs``).
 
-    ``run.json`` (recipe, args, versions) must be there: without it the folder is no run. ``summary.json``, where
-    there is one, holds ``{"acts": [...]}`` with one ``Comparison`` each.
+    What is absent is said; pictures of a section beyond ``limit`` MB are named, not embedded. A folder without
+    ``run.json`` is refused.
     """
-    folder = Path(folder)
-    run = read_json(folder / "run.json")
-    if not isinstance(run, dict):
-        raise BadRun(f"{folder / 'run.json'} is a {type(run).__name__}, not an object: give the folder of a run.")
-    file = folder / "metrics.jsonl"
-    rows = read_metrics(file) if file.exists() else []
-    sections = [*_summary(folder), *curve_sections(rows), *_media(folder / "media", limit), _settings(run)]
-    recipe = Path(str(run.get("recipe", "run"))).name.removesuffix(".py").rpartition(".")[2]
-    return page(f"{recipe}: {folder.resolve().name}", sections, _lead(run, rows))
+    several = [folders] if isinstance(folders, Path | str) else list(folders)
+    if not several:
+        raise BadRun("There is nothing to report: give the folder of at least one run.")
+    runs = [opened(folder) for folder in several]
+    if len(runs) > 1:
+        from denoiserl.show.runs import runs_page
+
+        return runs_page(runs, limit)
+    run = runs[0]
+    sections = [
+        Section("What was run", [*about(run), *cost(run)]),
+        *result_sections(run, limit),
+        *curve_sections(run.rows),
+        *media_sections(run.folder, ("media", "samples"), limit),
+        settings_section(run),
+        reproduced(runs),
+    ]
+    return page(f"{run.words.name}: {run.name}", sections, lead(run))
+
+
+def lead(run: Run) -> str:
+    """One line: how it was started, how far it came, when."""
+    said = [f"Recipe `{run.method}`" if "recipe" in run.record else "A run"]
+    if run.seed is not None:
+        said.append(f"seed {run.seed}")
+    said.append(f"{len(run.rows)} rows of metrics" if run.rows else "no metrics yet")
+    if run.seconds:
+        said.append(duration(run.seconds))
+    when = f" Finished {run.finished} UTC." if run.finished else ""
+    return ", ".join(said) + "." + (when or (" It has not finished." if "finished" in run.record else ""))
+
+
+def cost(run: Run) -> list[Piece]:
+    """What each stage spent, in every unit that it spent any of."""
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted(run.folder.glob("**/state")):
+        if store.exists(path):
+            state = store.peek(path)
+            if isinstance(state, dict) and "spent" in state:
+                stage = path.parent.relative_to(run.folder).as_posix()
+                found["run" if stage == "." else stage] = {"seconds": state.get("seconds", 0.0), **state["spent"]}
+    order = dict.fromkeys(str(row.get("stage") or "run") for row in run.rows)
+    found = {name: found[name] for name in [*(n for n in order if n in found), *(n for n in found if n not in order)]}
+    units = [unit for unit in dict.fromkeys(u for spent in found.values() for u in spent if u != "seconds")]
+    units = [unit for unit in units if any(spent.get(unit) for spent in found.values())]
+    rows = [
+        (name, duration(spent["seconds"]), *(count(spent.get(unit, 0)) for unit in units))
+        for name, spent in found.items()
+    ]
+    numbers = tuple(range(1, len(units) + 2))
+    return [Table(("stage", "time in loops", *units), rows, numbers=numbers)] if rows else []
+
+
+def result_sections(run: Run, limit: float = 30.0) -> list[Section]:
+    """What came out, and how sure it is: held-out trials (``eval/``), a ``summary.json``, else the last numbers."""
+    found = [*eval_sections(run.folder, limit), *_summary(run.folder)]
+    return found or _last(run)
+
+
+def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
+    """``eval/eval.json``: the main metric drawn, the others as a table, and the pictures and films of the trials."""
+    file = folder / "eval" / "eval.json"
+    if not file.exists():
+        return []
+    told = store.read_json(file)
+    if not isinstance(told, dict) or not told.get("metrics"):
+        raise BadRun(f"{file} holds no metrics: evaluate the run again.")
+    tables = evaluated(told)
+    main = tables[0]
+    section = standings_section(main, "Result")
+    stopped = [Prose(str(told["stopped"]))] if told.get("stopped") else []
+    names = ", ".join(f"`{name}`" for name in told.get("policies", {}))
+    pieces: list[Piece] = [
+        Prose(
+            f"Judged on {told['trials']} held-out trials of {told['task']} (seed {told['seed']})"
+            f"{f': {names}' if names else ''}."
+        ),
+        *stopped,
+        *section.pieces,
+    ]
+    if tables[1:]:
+        pieces.append(Fold("Other metrics", [interval_table(tables[1:])]))
+    pieces += gallery(trial_files(folder, told), folder / "eval", limit)
+    prints = [(name, str(each.get("fingerprint", "–"))) for name, each in told.get("policies", {}).items()]
+    if prints:
+        pieces.append(Fold("Which policies these are", [Table(("policy", "fingerprint of its weights"), prints)]))
+    return [Section(section.title, pieces)]
+
+
+def trial_files(folder: Path, told: Mapping[str, Any]) -> list[Path]:
+    """What an evaluation wrote to be looked at, but for ``PLOT``, which a page draws for itself in both themes."""
+    return [folder / "eval" / name for name in told.get("files", []) if name != PLOT]
+
+
+def evaluated(told: Mapping[str, Any]) -> list[Standings]:
+    """The tables of an evaluation, the main metric first: as compared where it was, else without verdicts."""
+    compared = Standings.from_dict(told["standings"]) if told.get("standings") else None
+    found = [compared] if compared else []
+    for metric, each in told["metrics"].items():
+        if compared is None or metric != compared.metric:
+            intervals = {name: Interval(**saved) for name, saved in each["policies"].items()}
+            found.append(uncompared(metric, each.get("what", ""), each.get("unit", ""), intervals))
+    return found
+
+
+def uncompared(metric: str, what: str, unit: str, intervals: Mapping[str, Interval]) -> Standings:
+    """A table of policies that no test has compared: their intervals over trials, and neither letters nor verdicts."""
+    rows = tuple(Standing(name, found, (found.mean,), "") for name, found in intervals.items())
+    return Standings(metric, what, unit, "higher", 0.05, rows, (), "trials")
+
+
+def interval_table(tables: Iterable[Standings]) -> Table:
+    """Several metrics in one table."""
+    rows = []
+    for given in tables:
+        text = values(given)
+        unit = f" ({given.unit})" if given.unit not in ("", "%") else ""
+        for row in given.rows:
+            i = row.interval
+            rows.append(
+                (given.what or given.metric, row.name, text(i.mean) + unit, f"{text(i.low)} – {text(i.high)}", i.n)
+            )
+    return Table(("metric", "policy", "mean", "95 % interval", "n"), rows, numbers=(2, 3))
+
+
+def held_out(keys: Iterable[str]) -> list[str]:
+    """The keys that are results, first those measured on held-out trials."""
+    keys = list(keys)
+    return [k for k in keys if k.startswith("held-out")] or [
+        k for k in keys if k in ("success", "return", "reward", "score") or k.startswith("final/")
+    ]
+
+
+def _last(run: Run) -> list[Section]:
+    """Without an evaluation: the first and last numbers that the run itself measured, which have no interval."""
+    keys = held_out(k for row in run.rows for k in dict.fromkeys(row) if numeric(row, k))
+    found = []
+    for key in dict.fromkeys(keys):
+        seen = [float(row[key]) for row in run.rows if numeric(row, key) and math.isfinite(row[key])]
+        if seen and not key.endswith(("_low", "_high")):
+            found.append((key, seen[0], seen[-1], max(seen), len(seen)))
+    if not found:
+        return []
+    note = Note(f"These are the run's own measurements, without intervals: `denoiserl eval {run.name}` adds trials.")
+    return [Section("Result", [Table(("metric", "first", "last", "greatest", "measured"), found), note])]
 
 
 def curve_sections(rows: Sequence[Row]) -> list[Section]:
     """The numbers of a run, one section a stage; a run without any gets a section that says so."""
     found = []
     for stage, part in stages(rows).items():
-        drawn = {k: v for k, v in groups(part).items() if any(math.isfinite(y) for c in v for y in c.y)}
+        drawn = {k: [c for c in v if any(map(math.isfinite, c.y))] for k, v in groups(part).items()}
+        once = {k if len(v) == 1 else f"{k}/{c.label}": c for k, v in drawn.items() for c in v if len(c.y) == 1}
+        drawn = {k: kept for k, v in drawn.items() if (kept := [c for c in v if len(c.y) > 1])}
         pieces: list[Piece] = []
-        if drawn and len(part) == 1:
-            pieces.append(_values(part[0]))
-        elif drawn:
-            kept = {k: [c for c in v if any(map(math.isfinite, c.y))] for k, v in drawn.items()}
-            draw = partial(panels, kept, axis(part) or "row", half_life=3.0)
-            figure = plotted(lambda theme, draw=draw: draw(theme=theme), alt=f"Curves of {', '.join(kept)}")
-            pieces += [figure, Fold("Numbers", [_numbers(part)])]
-        else:
+        if drawn:
+            draw = partial(panels, drawn, axis(part) or "row", half_life=3.0)
+            figure = plotted(lambda theme, draw=draw: draw(theme=theme), alt=f"Curves of {', '.join(drawn)}")
+            pieces.append(figure)
+        if once:
+            pieces.append(_once(once, part))
+        if drawn:
+            pieces.append(Fold("Numbers", [_numbers(part)]))
+        if not drawn and not once:
             pieces.append(Note(f"No numbers to draw in {len(part)} rows."))
         pieces += [Note(text) for text in _absent(part)]
         title = f"Stage {stage}" if stage else "Numbers outside of stages"
@@ -71,8 +222,16 @@ def curve_sections(rows: Sequence[Row]) -> list[Section]:
     return found or [Section("Curves", [Note("No metrics: the run wrote no rows, or stopped before its first one.")])]
 
 
-def _values(row: Row) -> Table:
-    return Table(("metric", "value"), [(k, float(row[k])) for k in row if numeric(row, k) and k not in AXES])
+def _once(given: Mapping[str, Curve], rows: Sequence[Row]) -> Table:
+    """Numbers that a stage wrote a single time, with their intervals where they have them."""
+    x = axis(rows) if len(rows) > 1 else None
+    columns: dict[str, list[object]] = {"metric": list(given), "value": [c.y[0] for c in given.values()]}
+    ends = [f"{c.low[0]:.4g} – {c.high[0]:.4g}" if c.low and c.high else "" for c in given.values()]
+    if any(ends):
+        columns["interval"] = list(ends)
+    if x:
+        columns[x] = [f"{c.x[0]:g}" for c in given.values()]
+    return Table(list(columns), list(zip(*columns.values(), strict=True)), "Written once." if x else "")
 
 
 def _numbers(rows: Sequence[Row]) -> Table:
@@ -104,30 +263,47 @@ def _summary(folder: Path) -> list[Section]:
     file = folder / "summary.json"
     if not file.exists():
         return []
-    acts = read_json(file).get("acts", [])
+    acts = store.read_json(file).get("acts", [])
     return [comparison_section([Comparison.from_dict(act) for act in acts])] if acts else []
 
 
-def _media(folder: Path, limit: float) -> list[Section]:
-    files = sorted((f for f in folder.rglob("*") if f.suffix.lower() in PICTURES), key=_natural)
-    figures, left, room = [], [], limit * 1e6
+def media_sections(folder: Path, places: Sequence[str] = ("media",), limit: float = 30.0) -> list[Section]:
+    """All pictures and films in some of a folder's subfolders."""
+    files = [f for place in places for f in sorted((folder / place).rglob("*"), key=_natural)]
+    pieces = gallery([f for f in files if f.suffix.lower() in PICTURES], folder, limit)
+    return [Section("Pictures", pieces)] if pieces else []
+
+
+def gallery(files: Sequence[Path], base: Path, limit: float = 30.0) -> list[Piece]:
+    """Pictures and films side by side, texts under them; what is absent, damaged or too large is named."""
+    figures: list[Figure] = []
+    texts: list[Piece] = []
+    left: list[str] = []
+    room = limit * 1e6
     for file in files:
+        name = file.relative_to(base).as_posix()
+        if not file.is_file():
+            left.append(f"{name} (not there)")
+            continue
         data = file.read_bytes()
-        name = file.relative_to(folder).as_posix()
+        if len(data) > room:
+            left.append(f"{name} ({len(data) / 1e6:.1f} MB)")
+            continue
+        room -= len(data)
+        if file.suffix == ".txt":
+            texts.append(Fold(file.stem, [Code(data.decode("utf-8", "replace"))]))
+            continue
         try:
             media_type(data)
         except BadRun:
             left.append(f"{name} (damaged)")
             continue
-        if len(data) > room:
-            left.append(f"{name} ({len(data) / 1e6:.1f} MB)")
-            continue
-        room -= len(data)
         figures.append(Figure(data, name, name))
     pieces: list[Piece] = [Gallery(figures)] if figures else []
+    pieces += texts
     if left:
-        pieces.append(Note(f"Not shown here, but in {folder.name}/: {', '.join(left)}."))
-    return [Section("Pictures", pieces)] if pieces else []
+        pieces.append(Note(f"Not shown here, but in {base.resolve().name}/: {', '.join(left)}."))
+    return pieces
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
@@ -135,19 +311,26 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", path.as_posix()) if p]
 
 
-def _settings(run: Mapping[str, Any]) -> Section:
-    titles = {"args": "Options", "versions": "Versions"}
-    rest = {k: v for k, v in run.items() if k not in (*titles, "recipe")}
-    pieces: list[Piece] = [Settings(title, run[key]) for key, title in titles.items() if key in run]
-    if rest:
+def settings_section(run: Run) -> Section:
+    """The options that are not at their default; all of them, and the rest of ``run.json``, folded away."""
+    record, pieces = run.record, list[Piece]()
+    if run.defaults is None and run.options:
+        pieces.append(Note("The recipe's defaults are not known here: options are shown all together."))
+    elif run.defaults is not None:
+        changed = [(k, _said(v), _said(run.defaults.get(k, "–"))) for k, v in run.changed.items()]
+        usual = Prose("Every option has its default.")
+        pieces.append(Table(("option", "here", "default"), changed, numbers=(1, 2)) if changed else usual)
+    pieces += [
+        Settings(title, record[key])
+        for key, title in (("args", "All options"), ("versions", "Versions"))
+        if key in record
+    ]
+    if rest := {k: v for k, v in record.items() if k not in ("args", "versions", "recipe")}:
         pieces.append(Settings("The run", rest))
-    missing = [key for key in ("recipe", *titles) if key not in run]
-    if missing:
+    if missing := [key for key in ("recipe", "args", "versions") if key not in record]:
         pieces.append(Note(f"run.json has no {' and no '.join(missing)}."))
     return Section("Settings", pieces or [Prose("None were recorded.")])
 
 
-def _lead(run: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    count = f"{len(rows)} rows of metrics" if rows else "no metrics yet"
-    open_ = " It has not finished." if "finished" in run and run["finished"] is None else ""
-    return (f"Recipe `{run['recipe']}`, {count}." if "recipe" in run else f"A run with {count}.") + open_
+def _said(value: Any) -> str:
+    return "–" if value is None else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,18 @@ class Theme:
         """The colour of a row of a comparison, by its label."""
         return {"before": self.before, "more imitation": self.imitation}.get(label, self.after)
 
+    def palette(self, names: Iterable[str]) -> dict[str, str]:
+        """A colour an arm, whatever the order of the names: an arm looks the same in every picture of a comparison.
+
+        "before" and "more imitation" have theirs. Beyond ``len(series)`` arms colours repeat.
+        """
+        own = {"before": self.before, "more imitation": self.imitation}
+        names = list(dict.fromkeys(names))
+        series = [c for c in self.series if c not in own.values()]
+        rest = sorted(name for name in names if name not in own)
+        colours = own | {name: series[i % len(series)] for i, name in enumerate(rest)}
+        return {name: colours[name] for name in names}
+
 
 LIGHT = Theme(
     ground="#ffffff",
@@ -36,7 +49,7 @@ LIGHT = Theme(
     before="#7a828d",
     imitation="#b8690b",
     after="#1668b8",
-    series=("#1668b8", "#b8690b", "#2c7f4f", "#8a4bb5", "#b5305f", "#4a7c8c"),
+    series=("#1668b8", "#b8690b", "#2c7f4f", "#8a4bb5", "#b5305f", "#2a8a9a", "#7d5a3c", "#5b62c9", "#7a7f1f"),
 )
 DARK = Theme(
     ground="#14171c",
@@ -48,7 +61,7 @@ DARK = Theme(
     before="#98a1ad",
     imitation="#f0a448",
     after="#66b2ff",
-    series=("#66b2ff", "#f0a448", "#6fcf97", "#c79bec", "#f2809f", "#86c5d8"),
+    series=("#66b2ff", "#f0a448", "#6fcf97", "#c79bec", "#f2809f", "#6fd0df", "#cfa27c", "#a0a6ff", "#c6cb5a"),
 )
 
 
@@ -134,6 +147,7 @@ tr.strong td{{font-weight:650}}
 details{{margin:.8rem 0;background:var(--panel);border-radius:6px;padding:.55rem 1rem}}
 summary{{cursor:pointer;font-weight:600;font-size:.95rem}}
 pre{{overflow-x:auto;font-size:.84rem;line-height:1.5;margin:.7rem 0 .2rem}}
+section>pre{{background:var(--panel);border-radius:6px;padding:.9rem 1rem;margin:1rem 0}}
 code,pre{{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}}
 code{{font-size:.9em;background:var(--panel);padding:.1em .35em;border-radius:4px}}
 footer{{padding-top:1.5rem;padding-bottom:3rem;font-size:.85rem;color:var(--faint);border-top:1px solid var(--line)}}

@@ -20,6 +20,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ import torch
 
 from denoiserl import store
 from denoiserl.errors import BadRun, BadSignal, nearest
-from denoiserl.meter import UNITS, Meter
+from denoiserl.meter import UNITS, Meter, uncounted
 from denoiserl.train.surroundings import interrupts, random_state, set_random_state
 
 RESERVED = ("state", "best", "last", "tb")
@@ -94,6 +95,8 @@ class Keep:
         """how many metric rows are safe on disk: asked at every save (the runner sets it, on the root)"""
         self.watch: Callable[[Position], None] | None = None
         """called after every iteration (the runner sets it, on the root)"""
+        self.free = 0.0
+        """seconds of evaluations that no loop is charged for (counted on the root)"""
         self._active: list[Position] = []
         self._stages: dict[str, Keep] = {}
         self._ran = False
@@ -145,10 +148,10 @@ class Keep:
                 for thing in borders:
                     thing.border(at.iteration)
                 while (n is None or at.iteration < n) and not self.spent_out():
-                    began, line = time.perf_counter(), self._line()
+                    began, line, free = time.perf_counter(), self._line(), self._root().free
                     before = [k.seconds for k in line]
                     yield at.iteration
-                    took = time.perf_counter() - began
+                    took = time.perf_counter() - began - (self._root().free - free)
                     for k, s in zip(line, before, strict=True):  # a loop inside this one has counted its part already
                         k.seconds = max(k.seconds, s + took)
                     at.iteration += 1
@@ -174,6 +177,16 @@ class Keep:
         """The innermost loop that is running, of this run."""
         active = self._root()._active
         return active[-1] if active else None
+
+    @contextmanager
+    def unspent(self) -> Iterator[None]:
+        """What happens inside costs the run nothing: no units, no seconds. For evaluations on the way."""
+        began = time.perf_counter()
+        try:
+            with uncounted():
+                yield
+        finally:
+            self._root().free += time.perf_counter() - began
 
     def count(self, unit: str, n: int = 1) -> None:
         """Count work that no seam counts."""

@@ -155,9 +155,7 @@ def _record(folder: Path, settings: dict[str, Any], seed: int | None) -> dict[st
     fresh = {
         **settings,
         "seed": seed,
-        "created": _now(),
-        "commit": _commit(),
-        "versions": _versions(),
+        **provenance(),
         "place": None,
         "resumed": [],
         "finished": None,
@@ -206,6 +204,11 @@ def _name(recipe: Any) -> str:
     if file is None:
         raise BadRun(f"The recipe {name!r} is neither an importable module nor a file: save it as one.")
     return str(Path(file).resolve())
+
+
+def provenance() -> dict[str, Any]:
+    """When, from which commit, with which versions: what a record says about where it comes from."""
+    return {"created": _now(), "commit": _commit(), "versions": _versions()}
 
 
 def _versions() -> dict[str, str]:

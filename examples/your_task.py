@@ -1,0 +1,58 @@
+"""Compare methods on a task of your own: equal budgets, paired seeds, verdicts with stated error rates.
+
+Copy this file and replace what is marked YOURS, then
+
+    denoiserl compare --task your_task.py:make_task --methods dppo,drwr,none --budget 30k --unit env-steps --seeds 5
+
+trains every method from the same clones, judges all of them on the same held-out starts, and writes a report. A second
+call goes on where an interrupted one stopped; one with more seeds adds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from your_robot import CHUNK, DIM, Net, Reach, demonstrations  # YOURS: the environment and the network of that example
+
+from denoiserl import Diffusion, Gauss, Policy, Rng, grid
+from denoiserl.env import Stream, evaluate
+from denoiserl.env.planner import serving
+from denoiserl.process import cosine, ddim, floored, quiet
+from denoiserl.task import Task
+from denoiserl.train import Keep, fit
+
+
+def policy(seed: int) -> Policy:
+    """YOURS: a policy before it has learned anything."""
+    torch.manual_seed(seed)
+    process = Diffusion(cosine, floored(ddim(1.0), 0.1), clip=1.0)
+    train, serve = process.steps(grid(6)), process.steps(grid(6), quiet(ddim(1.0)))
+    return Policy.of(process, Gauss(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
+
+
+def make_task(updates: int = 800) -> Task:
+    """A hand that should reach a goal. Arguments are settings: --base updates=400."""
+
+    def start(seed: int, keep: Keep) -> Iterator[dict]:
+        """Where every method starts: a clone of that seed. Yields metrics, returns the policy."""
+        made = policy(seed)
+        observations, chunks = demonstrations(4000, Rng(seed))
+        yield from fit(made.process, made.denoiser, chunks, observations, updates, Rng(seed), keep=keep)
+        return made
+
+    def outcomes(made: Policy, seed: int, n: int) -> dict[str, Tensor]:
+        """n held-out trials, one number each: the same seed must give the same trials."""
+        done = evaluate(serving(made, CHUNK), Reach, n, seed, copies=50)
+        return {"success": done.success.float(), "ticks": done.ticks.float()}
+
+    return Task(
+        "reach",
+        "env",
+        {"diffusion": start},
+        outcomes,
+        {"success": ("goals reached", "%"), "ticks": ("ticks until the end", "")},
+        env=lambda copies, seed: Stream(Reach, copies, seed),
+        restore=lambda path, device: Policy.load(path, Net(), device),  # because Net is not of this package
+    )

@@ -1,0 +1,197 @@
+"""The pages of the recipes: what a docstring says, the options of its ``Args``, commands, verdicts and cost."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from docs_claims import Record, costs, linked, spent, table, verdict
+
+from denoiserl.recipes import FACETS, HERE, SIGNALS, Card
+from denoiserl.study.reach import uses
+from denoiserl.study.source import Source, parse
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line. ``default`` is source."""
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def source(name: str, folder: Path = HERE) -> Source:
+    """A recipe's module, parsed."""
+    path = folder / f"{name}.py"
+    return parse(path, path.stat().st_mtime_ns, path.stat().st_size, f"denoiserl.recipes.{name}")
+
+
+def options(name: str, record: str = "Args", folder: Path = HERE) -> list[Option]:
+    """The fields of a dataclass of a recipe, its bases' first; what is a dataclass itself is opened: ``base.width``."""
+    module = source(name, folder)
+    if record not in module.nodes:
+        return []
+    found: dict[str, Option] = {}
+    for node in module.nodes[record]:
+        assert isinstance(node, ast.ClassDef)
+        for base in node.bases:
+            found |= {o.name: o for o in _opened(module, base, folder)}
+        for i, field in enumerate(node.body):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+                continue
+            key, after = field.target.id, node.body[i + 1] if i + 1 < len(node.body) else None
+            said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            meaning = " ".join(str(after.value.value).split()) if said else ""  # type: ignore[union-attr]
+            if inner := _opened(module, field.annotation, folder):
+                given = field.value.keywords if isinstance(field.value, ast.Call) else []
+                changed = {k.arg: ast.unparse(k.value) for k in given}
+                found |= {
+                    f"{key}.{o.name}": replace(o, name=f"{key}.{o.name}", default=changed.get(o.name, o.default))
+                    for o in inner
+                }
+            else:
+                default = ast.unparse(field.value) if field.value else "required"
+                if key == "seed":  # the same in every recipe, so none explains it
+                    meaning = meaning or "of everything that is drawn; the run's folder has it in its name"
+                found[key] = Option(key, kind(field.annotation), default, meaning)
+    return list(found.values())
+
+
+def _opened(module: Source, node: ast.expr, folder: Path) -> list[Option]:
+    """The fields of the dataclass that an expression names, if it is one of the recipes' own."""
+    *place, last = ast.unparse(node).split(".")
+    if not place:
+        return options(module.name.rpartition(".")[2], last, folder) if _record(module, last) else []
+    imported = module.imports.get(place[0])
+    name = (imported.name or imported.module.rpartition(".")[2]) if imported else ""
+    if not imported or not (folder / f"{name}.py").is_file():
+        return []
+    return options(name, last, folder) if _record(source(name, folder), last) else []
+
+
+def _record(module: Source, name: str) -> bool:
+    return any(isinstance(n, ast.ClassDef) and n.decorator_list for n in module.nodes.get(name, ()))
+
+
+def kind(annotation: ast.expr) -> str:
+    """A type in words: ``Literal["a", "b"]`` is what may be written."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Literal"):
+        words = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        return " or ".join(str(getattr(w, "value", ast.unparse(w))) for w in words)
+    if isinstance(annotation, ast.BinOp):
+        return f"{kind(annotation.left)} or {kind(annotation.right)}"
+    return ast.unparse(annotation)
+
+
+def call(name: str) -> list[str]:
+    """``improve`` as one would write it, from its signature."""
+    function = next((n for n in source(name).nodes.get("improve", ()) if isinstance(n, ast.FunctionDef)), None)
+    if function is None:
+        return []
+    said = {"a": f"{name}.Args()", "rng": "Rng(0)"}
+    given = ", ".join(said.get(a.arg, a.arg) for a in function.args.args if a.arg != "keep")
+    return [
+        "On your own policy and signal:",
+        "",
+        "```python",
+        "from denoiserl import Rng",
+        f"from denoiserl.recipes import {name}",
+        "",
+        f"for row in {name}.improve({given}):",
+        "    print(row)",
+        "```",
+        "",
+    ]
+
+
+def commands(name: str, found: Sequence[Option]) -> list[str]:
+    """The commands that one would copy."""
+    budgets = [o for o in found if o.name in ("iters", "updates", "base.updates")]
+    more = f" --{flag(budgets[0].name)} {budgets[0].default.replace('_', '')}" if budgets else ""
+    lines = [
+        f"denoiserl run {name}",
+        f"denoiserl run {name} --seed 1{more}",
+        f"denoiserl eval runs/{name}-0",
+        f"denoiserl report runs/{name}-0",
+    ]
+    return ["```console", *(f"$ {line}" for line in lines), "```", ""]
+
+
+def flag(name: str) -> str:
+    """How the command line writes an option."""
+    return name.replace("_", "-")
+
+
+def page(card: Card, records: Sequence[Record], stale: Mapping[str, bool]) -> str:
+    """The page of one recipe."""
+    found = options(card.module)
+    out = [f"# {card.name}: {card.title.rstrip('.')}", "", f"`{card.module}` · {linked(card.paper)} · learns from "]
+    out[-1] += f"{SIGNALS[card.signal]} · {card.family} · [on the map](../map.md)"
+    out += ["", linked(card.body), "", "## Run it", "", *commands(card.module, found), *call(card.module)]
+    out += ["## Options", ""]
+    out += table(
+        ("option", "kind", "default", "meaning"),
+        ((f"`--{flag(o.name)}`", o.kind, f"`{o.default}`", o.meaning) for o in found),
+    )
+    out += ["## Claims", ""]
+    tried = [r for r in records if card.module in r.get("recipes", ())]
+    rows = ((f"[{r['name']}](../claims.md#{r['name']})", r["claim"], verdict(r, stale), r["date"]) for r in tried)
+    out += table(("claim", "what is claimed", "verdict", "tried"), rows) if tried else ["None has been tried yet.", ""]
+    out += ["## Cost", ""]
+    if measured := costs(records, card.module):
+        rows = ((f"[{r['name']}](../claims.md#{r['name']})", arm, *spent(c)) for r, arm, c in measured)
+        out += table(("claim", "arm", "minutes a seed", "memory", "spent"), rows)
+    else:
+        out += ["Not measured.", ""]
+    return "\n".join(out)
+
+
+def index(cards: Sequence[Card]) -> str:
+    """The page of all recipes."""
+    out = [
+        "# Recipes",
+        "",
+        "One published system a file. Each has the method, `improve(policy, signal, ...)`, which runs on your policy "
+        "and your signal, and the experiment, `train(args)`, which builds both and calls it. `denoiserl list` prints "
+        "this table, `denoiserl run NAME` runs the experiment, `denoiserl run NAME --help` shows its options. "
+        "The [map](map.md) sorts them by what they are made of, [claims](claims.md) says what came out when their "
+        "papers' sentences were tried, [cost](cost.md) what that took.",
+        "",
+    ]
+    rows = (
+        (f"[`{c.module}`](recipes/{c.module}.md)", f"{c.name}: {c.title}", linked(c.paper), SIGNALS[c.signal], c.family)
+        for c in cards
+    )
+    return "\n".join([*out, *table(("recipe", "what it is", "paper", "learns from", "family"), rows)])
+
+
+def parts(name: str, package: str) -> list[str]:
+    """The functions of a package (``credit``, ``objective``) that a recipe composes, itself or by what it calls.
+
+    Those that only other functions of the floor of pure mathematics use are their affair.
+    """
+    public = _public(package)
+    own = tuple(f"denoiserl.{room}." for room in ("credit", "objective", "law", "process"))
+    used = uses([f"denoiserl.recipes.{name}.improve"]).items()
+    named = {n for by, names in used if not by.startswith(own) for n in names if n in public}
+    return sorted(n.rpartition(".")[2] for n in named)
+
+
+def _public(package: str) -> set[str]:
+    module = HERE.parent / package / "__init__.py"
+    imports = parse(module, module.stat().st_mtime_ns, module.stat().st_size, f"denoiserl.{package}").imports
+    return {f"{i.module}.{i.name}" for i in imports.values()}
+
+
+def runnable(name: str) -> bool:
+    """Has the recipe a method and an experiment?"""
+    return {"improve", "train"} <= set(source(name).nodes)
+
+
+def lacking(card: Card) -> list[str]:
+    """The facets that a recipe's docstring does not say."""
+    return [key for key in FACETS if not card.facets.get(key)]

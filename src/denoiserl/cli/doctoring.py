@@ -1,0 +1,102 @@
+"""``doctor``: what would be found out after three days, in a minute."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from denoiserl.cli import Misuse
+from denoiserl.cli.listing import Flag, hint
+from denoiserl.cli.opening import opened
+from denoiserl.errors import BadRun, nearest
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Options of ``doctor``."""
+
+    policy: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|POLICY")]
+    """the folder of a run, or of a saved policy"""
+    env: Annotated[str | None, hint("(default: the run's task)")] = None
+    """Hopper-v5, metaworld:drawer-open-v3, my_module:make_env or my_file.py:make_env"""
+    reward: Annotated[str | None, hint("(default: the run's task)")] = None
+    """my_module:reward or my_file.py:reward, a function (sample, prompts) -> [B]"""
+    prompts: Annotated[str | None, hint("(default: none)")] = None
+    """with --reward: a function that returns prompts [P, ...]"""
+    batch: int = 64
+    """samples that are drawn"""
+    group: int = 8
+    """samples a prompt"""
+    rows: int = 1024
+    """rows (sample, step) a gradient step, for the estimate of memory"""
+    execute: Annotated[int | None, hint("(default: all)")] = None
+    """actions of a chunk that are executed"""
+    which: Literal["best", "last"] = "best"
+    """the best policy of a run, or its last one"""
+    seed: int = 0
+    """of what is drawn"""
+    device: Annotated[str | None, hint("(default: where the run did)")] = None
+    """where to compute"""
+    json: Flag = False
+    """print JSON"""
+
+
+def doctor(given: list[str]) -> None:
+    """``denoiserl doctor RUN|POLICY``; exit code 1 where learning would fail."""
+    said = "What is wrong with a policy, and with what it shall learn from, before it learns."
+    a = tyro.cli(Doctor, prog="denoiserl doctor", description=said, args=given)
+    if a.env and a.reward:
+        raise Misuse("--env and --reward: a policy learns from one of them.")
+    if a.prompts and not a.reward:
+        raise Misuse("--prompts are for a --reward.")
+    from denoiserl.doctor import examine, print_findings, worst
+    from denoiserl.env import Stream
+    from denoiserl.rng import Rng
+
+    made = opened(a.policy, a.which, a.device)
+    task = made.task() if made.recipe is not None and hasattr(made.recipe, "task") else None
+    policy = made.load(task)
+    with made.place.here():
+        env, reward, prompts = _signal(a, task)
+        execute = a.execute or getattr(made.args, "execute", None)
+        sizes = {"batch": a.batch, "group": a.group, "rows_a_step": a.rows, "execute": execute}
+        findings = examine(policy, env, reward, prompts, Rng(a.seed, policy.device), **sizes)
+        if isinstance(env, Stream):
+            env.close()
+    if a.json:
+        print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))
+    else:
+        print_findings(findings)
+    if worst(findings) == "error":
+        raise SystemExit(1)
+
+
+def _signal(a: Doctor, task: Any) -> tuple[Any, Any, Any]:
+    """(env, reward, prompts): what was asked for, else the run's own."""
+    if a.env:
+        from denoiserl.study.acting import environment
+
+        return environment(a.env), None, None
+    if a.reward:
+        return None, named(a.reward), named(a.prompts)() if a.prompts else None
+    if task is None or task.signal not in ("env", "reward"):
+        return None, None, None
+    if task.signal == "env":
+        return task.env(min(a.batch, 32), a.seed), None, None
+    return None, task.reward, task.prompts(a.seed)
+
+
+def named(word: str) -> Any:
+    """What ``my_module:name`` or ``my_file.py:name`` means."""
+    from denoiserl.train.run import module
+
+    place, colon, name = word.rpartition(":")
+    if not colon:
+        raise Misuse(f"{word}: write my_module:name or my_file.py:name.")
+    found = module(place)
+    if not hasattr(found, name):
+        raise BadRun(f"{place}: {nearest(name, [n for n in vars(found) if not n.startswith('_')], 'function')}")
+    return getattr(found, name)

@@ -1,0 +1,79 @@
+"""Policies on disk, with what they belong to: a run's, or one that was saved by itself."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from denoiserl.cli import Misuse
+from denoiserl.cli.running import findable, folder
+from denoiserl.errors import BadRun
+
+if TYPE_CHECKING:
+    from denoiserl.policy import Policy
+    from denoiserl.task import Task
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where a policy lies, its run with recipe and args (None of a policy without one), and where it computes."""
+
+    path: Path
+    run: Path | None
+    recipe: Any
+    args: Any
+    place: Any
+
+    def task(self) -> Task:
+        """What the run is about."""
+        if self.recipe is None:
+            raise Misuse(f"{self.path} is a policy without a run: say what it is judged on, with --env or --task.")
+        if not hasattr(self.recipe, "task"):
+            raise BadRun(
+                f"{self.recipe.__name__} does not say what its policy is judged by: add task(args) -> Task to its file"
+            )
+        return self.recipe.task(self.args)
+
+    def load(self, task: Task | None = None) -> Policy:
+        """The policy itself."""
+        from denoiserl.policy import Policy
+
+        with self.place.here():
+            if task is None:
+                return Policy.load(self.path, None, self.place.device)
+            return task.opened(self.path, self.place.device)
+
+
+def opened(word: str, which: str, device: str | None) -> Opened:
+    """What a word of the command line means: the folder of a run, its name in ``runs/``, or a saved policy."""
+    from denoiserl import store
+    from denoiserl.train.place import Place
+    from denoiserl.train.run import opened as run_of
+
+    if store.exists(Path(word)) and not (Path(word) / "run.json").is_file():
+        tree = store.peek(Path(word))
+        if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
+            raise BadRun(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")
+        return Opened(Path(word), None, None, None, Place(device or "cpu", "float32", 1, None))
+    path = folder(word)
+    findable(path)
+    recipe, args, record = run_of(path)
+    same = device in (None, record["device"])
+    place = Place(device or record["device"], record["precision"], record["threads"], record["place"] if same else None)
+    return Opened(_saved(path, which), path, recipe, args, place)
+
+
+def _saved(path: Path, which: str) -> Path:
+    """The policy of a run: ``which``, or the last one of a recipe that keeps no best one."""
+    from denoiserl.train.keep import saved
+
+    try:
+        return saved(path, which)
+    except BadRun:
+        if which == "last":
+            raise
+        source = saved(path, "last")
+        print(f"{path} has no best policy: the last one is taken.", file=sys.stderr)
+        return source

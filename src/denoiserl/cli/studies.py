@@ -1,0 +1,209 @@
+"""``compare`` and ``claim``: methods against each other, and papers against their claims."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from denoiserl.cli import Misuse
+from denoiserl.cli.listing import Flag, hint, table
+from denoiserl.errors import nearest
+from denoiserl.meter import UNITS
+
+PREFIX = {"k": 1e3, "K": 1e3, "M": 1e6}
+
+
+def cores() -> int:
+    """Processes that this machine runs well side by side."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Options of ``compare``."""
+
+    task: str
+    """robot, shapes, sudoku, or yours: my_module:make_task, my_file.py:make_task (a function that returns a Task)"""
+    methods: str
+    """what is compared, with commas: dppo,ppo,none. NAME=METHOD names an arm, METHOD@KIND its starting policy"""
+    budget: str
+    """what each arm and seed may spend in training, such as 200k"""
+    unit: str
+    """of the budget: env-steps, denoiser-calls, rows, reward-calls, updates or seconds"""
+    seeds: str = "5"
+    """how many training seeds (0, 1, ...), or which: 3,4,5"""
+    trials: int = 200
+    """held-out trials of every policy; all arms of a seed get the same ones"""
+    tune: int = 1
+    """tuning runs an arm, on a seed of their own; 1 takes the settings as they are"""
+    set: Annotated[tuple[str, ...], hint("(default: none)")] = ()
+    """settings of arms: dppo.lr=1e-4 ppo.copies=20"""
+    base: Annotated[tuple[str, ...], hint("(default: none)")] = ()
+    """settings of the task: task=button-press-v3 updates=4000"""
+    curve: int = 5
+    """held-out evaluations on the way"""
+    level: float = 0.05
+    """error rate of all verdicts together"""
+    jobs: Annotated[int | None, hint("(default: one a core)")] = None
+    """processes side by side; 0: in this one"""
+    device: str = "cpu"
+    """where to compute"""
+    out: Annotated[Path | None, hint("(default: runs/compare-TASK)")] = None
+    """the study's folder"""
+    progress: bool = True
+    """show progress"""
+    json: Flag = False
+    """print JSON"""
+
+
+@dataclass(frozen=True)
+class ClaimOptions:
+    """Options of ``claim``."""
+
+    names: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(none: --list or --all)"),
+    ] = ()
+    """claims"""
+    budget: Literal["laptop", "full"] = "laptop"
+    """how much is spent: half an hour of two cores at most, or as much as the claim deserves"""
+    all: Flag = False
+    """every claim"""
+    list: Flag = False
+    """what the ledger says, and what is stale"""
+    json: Flag = False
+    """print JSON"""
+    jobs: Annotated[int | None, hint("(default: one a core)")] = None
+    """processes side by side"""
+    out: Annotated[Path | None, hint("(default: the package's ledger)")] = None
+    """folder of the records"""
+    progress: bool = True
+    """show progress"""
+
+
+def compare(given: list[str]) -> None:
+    """``denoiserl compare --task TASK --methods A,B --budget N --unit UNIT``."""
+    from denoiserl.study import page, play
+
+    said = "Methods of one kind on one task: equal budgets, paired seeds, verdicts with stated error rates."
+    a = tyro.cli(Compare, prog="denoiserl compare", description=said, args=given)
+    study = studied(a)
+    folder = a.out or Path("runs") / f"compare-{Path(a.task.partition(':')[0]).stem}"
+    found = play(study, folder, cores() if a.jobs is None else a.jobs, a.device, a.progress and not a.json)
+    report = page.write(found, folder)
+    if a.json:
+        print(json.dumps({k: v.as_dict() for k, v in found.standings.items()}, indent=2, ensure_ascii=False))
+        return
+    page.tell(found)
+    print(f"The report: {report}")
+
+
+def claim(given: list[str]) -> None:
+    """``denoiserl claim NAME ...``, ``--all``, ``--list``."""
+    from denoiserl.claims import ledger
+
+    a = tyro.cli(ClaimOptions, prog="denoiserl claim", description="Papers' claims, tried again.", args=given)
+    known = ledger.names()
+    for name in a.names:
+        if name not in known:
+            raise Misuse(nearest(name, known, "claim"))
+    if a.list or not (a.names or a.all):
+        _listed(a.names or tuple(known), a.json)
+        return
+    from denoiserl.claims import runner
+
+    told = []
+    for name in known if a.all else a.names:
+        jobs = cores() if a.jobs is None else a.jobs
+        record = runner.check(name, a.budget, None, jobs, a.progress and not a.json)
+        path = runner.write(record, a.out or ledger.RESULTS)
+        told.append(record)
+        if not a.json:
+            print(f"{name}: {record['verdict']}. {record['why']}\n  {path}, {record['seconds']:.0f} s")
+    if a.json:
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+
+
+def _listed(names: tuple[str, ...], as_json: bool) -> None:
+    from denoiserl.claims import ledger
+
+    rows, told = [], []
+    for name in names:
+        record, stale = ledger.record(name), ledger.stale(name)
+        told.append({"name": name, "stale": stale, **(record or {"verdict": "not tried"})})
+        verdict = record["verdict"] if record else "not tried"
+        claim = ledger.claim(name)
+        when = f"{record['date']}, {record['size']}" if record else ""
+        rows.append((name, claim.claim, claim.paper, verdict + (" (stale)" if stale else ""), when))
+    if as_json:
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    table(("claim", "what the paper says", "paper", "verdict", "tried"), rows)
+    print("\ndenoiserl claim NAME tries one again; stale: the code that it rests on has changed since.")
+
+
+def studied(a: Compare) -> Any:
+    """The study that the options say."""
+    from denoiserl.study import Arm, Study
+
+    arms: dict[str, Arm] = {}
+    for word in filter(None, a.methods.split(",")):
+        name, _, method = word.rpartition("=")
+        method, _, kind = method.partition("@")
+        name = name or Path(method).stem.rpartition(".")[2] + (f"-{kind}" if kind else "")
+        if name in arms:
+            raise Misuse(f"--methods names {name} twice: give one of them another name, {name}2={method}.")
+        arms[name] = Arm(method, {}, kind or None)
+    if len(arms) < 2:
+        raise Misuse("--methods names fewer than two arms: with commas, such as dppo,ppo; none is the start itself.")
+    for word in a.set:
+        path, equals, value = word.partition("=")
+        name, _, setting = path.partition(".")
+        if not equals or not setting:
+            raise Misuse(f"--set {word}: write ARM.SETTING=VALUE, such as dppo.lr=1e-4.")
+        if name not in arms:
+            raise Misuse(nearest(name, arms, "arm"))
+        arms[name].settings[setting] = literal(value)
+    base = {}
+    for word in a.base:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise Misuse(f"--base {word}: write SETTING=VALUE.")
+        base[name] = literal(value)
+    unit = a.unit.replace("-", " ")
+    if unit not in (*UNITS, "seconds"):
+        raise Misuse(nearest(a.unit, [u.replace(" ", "-") for u in (*UNITS, "seconds")], "unit"))
+    seeds = tuple(range(int(a.seeds))) if a.seeds.isdigit() else tuple(whole(s, "--seeds") for s in a.seeds.split(","))
+    return Study(a.task, arms, amount(a.budget), unit, seeds, base, a.trials, a.tune, a.curve, a.level)
+
+
+def amount(word: str) -> float:
+    """``200k`` as 200000."""
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kKM]?)", word)):
+        raise Misuse(f"--budget {word}: write a number, such as 50000, 200k or 1.5M.")
+    return float(found[1]) * PREFIX.get(found[2], 1.0)
+
+
+def whole(word: str, option: str) -> int:
+    """An integer of the command line."""
+    try:
+        return int(word)
+    except ValueError:
+        raise Misuse(f"{option} {word}: write whole numbers with commas.") from None
+
+
+def literal(word: str) -> Any:
+    """A value: JSON where it is JSON, else the word itself."""
+    if word in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[word]
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word

@@ -1,0 +1,167 @@
+"""The doctor: what would be found out after three days, in a minute.
+
+``examine`` looks at a policy, and at the environment or reward that it shall learn from, and says what will go wrong: a
+network that is read as another kind than it was trained, replay that is not the run, noise that hides success, groups
+that teach nothing, memory that will not do. It changes nothing: not the weights, not the modes, not global randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.chain import Sample
+from denoiserl.data import Robot
+from denoiserl.doctor import cost, network, reading, signal, steps, values
+from denoiserl.doctor.finding import Finding, Level, guarded, print_findings, worst
+from denoiserl.env import Stream
+from denoiserl.errors import BadRun
+from denoiserl.meter import uncounted
+from denoiserl.policy import Policy
+from denoiserl.rng import Rng
+from denoiserl.signal import Reward, ask
+from denoiserl.tree import Tree, first, rows, take, tree_map
+
+__all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
+
+
+def examine(
+    policy: Policy,
+    env: Any = None,
+    reward: Reward | None = None,
+    prompts: Tree | None = None,
+    rng: Rng | None = None,
+    *,
+    batch: int = 64,
+    group: int = 8,
+    rows_a_step: int = 1024,
+    execute: int | None = None,
+    data: tuple[Tree, Tree] | None = None,
+    watch: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
+    """Findings about a policy and what it shall learn from, in the order in which to read them.
+
+    ``env``: a ``Stream``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
+    ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
+    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: clean data and
+    their conditions in data units, where there are some: the surest way to tell how a network was trained. ``watch`` is
+    told each finding as it is made. Without an environment, a reward or prompts the checks that need them say so.
+
+    Raises BadRun for a batch that has no two groups, and for an environment together with a reward.
+    """
+    if env is not None and reward is not None:
+        raise BadRun("A policy learns from an environment or from a reward: give one of them.")
+    if group < 2 or batch < 2 * group:
+        raise BadRun(f"A batch of {batch} has no two groups of {group}: draw more, or make the groups smaller (>= 2).")
+    rng, found = rng or Rng(0, policy.device), []
+
+    def told(finding: Finding) -> None:
+        found.append(finding)
+        if watch is not None:
+            watch(finding)
+
+    own = env is not None and not isinstance(env, Stream)
+    stream: Stream | None = Stream(env, None if hasattr(env, "num_envs") else min(batch, 32)) if own else env
+    try:
+        with uncounted():
+            _examine(policy, stream, reward, prompts, rng, (batch, group, rows_a_step), execute, data, told)
+    finally:
+        if own and stream is not None:
+            stream.close()
+    return found
+
+
+def _examine(
+    policy: Policy,
+    env: Stream | None,
+    reward: Reward | None,
+    prompts: Tree | None,
+    rng: Rng,
+    sizes: tuple[int, int, int],
+    execute: int | None,
+    data: tuple[Tree, Tree] | None,
+    told: Callable[[Finding], None],
+) -> None:
+    batch, group, rows_a_step = sizes
+    count = batch // group * group
+    try:
+        cond = conditions(policy, env, prompts, count // group, group, rng)
+        chain = policy.sample(cond, rng, None if cond is not None else count)
+        serve = policy.sample(cond, rng, None if cond is not None else count, Sample(), serve=True).sample
+        given = policy.codec.condition(cond)
+        with torch.no_grad():
+            decoded = first(policy.codec.decode(serve))  # of several parts the first
+    except Exception as error:  # whatever the user's network, codec or environment raises
+        said = " ".join(str(error).split()) or type(error).__name__
+        bare = env is None and prompts is None
+        remedy = "Give prompts, or an environment, that fit the policy." if bare else "Repair this first."
+        told(Finding("drawing", "error", f"the policy cannot be drawn from: {said}", remedy))
+        return
+    if not isinstance(chain.sample, Tensor):
+        told(Finding("drawing", "note", "states of several parts: only single tensors are examined"))
+        return
+    seen = None
+    if data is not None:
+        seen = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
+    spec = None if env is None else env.spec
+    told(guarded("network", network.alive, policy, serve, given, rng))
+    told(guarded("prediction", reading.prediction, policy, serve, given, rng, seen))
+    told(guarded("condition", network.conditioned, policy, serve, cond, given, rng))
+    told(guarded("values", values.ranges, policy, serve, decoded, spec))
+    told(guarded("densities", steps.densities, chain))
+    spread = serve.float().std(0).mean()
+    told(guarded("noise", steps.exploration, policy, spread))
+    told(guarded("train against serve", steps.served, policy, chain.sample[::2], serve[1::2], rng))
+    told(guarded("first ratio", steps.first_ratio, policy, chain, rng))
+    told(guarded("gradients", network.gradients, policy, chain, rng))
+    told(guarded("memory", cost.memory, policy, chain, rows_a_step))
+    told(guarded("speed", cost.speed, policy, cond, chain, rng))
+    if env is not None:
+        told(guarded("success", _success, policy, env, rng, execute))
+    elif reward is not None and (prompts is not None or cond is None):
+        try:
+            rewards = signal.ask_reward(policy, reward, chain.sample, cond)
+            again = signal.ask_reward(policy, reward, chain.sample[:16], tree_map(lambda v: v[:16], cond))
+            there = signal.ask_reward(policy, reward, serve, cond)
+        except Exception as error:  # a reward is anybody's function
+            said = " ".join(str(error).split()) or type(error).__name__
+            told(Finding("reward", "error", f"stopped by: {said}", "reward(sample [B, ...], prompts [B, ...]) -> [B]."))
+            return
+        grouped = rewards.reshape(-1, group)
+        told(guarded("reward", signal.rewarded, grouped, again, there))
+        if prompts is not None and bool(grouped.isfinite().all()):
+            told(guarded("groups", signal.groups, grouped))
+    else:
+        what = "no prompts given" if reward is not None else "neither an environment nor a reward given"
+        told(Finding("success", "note", f"{what}: success was not measured"))
+
+
+def _success(policy: Policy, env: Stream, rng: Rng, execute: int | None) -> Finding:
+    seed = int(rng.integers(0, 2**31 - 1, 1)[0])
+    train = signal.play(policy, env, seed, False, execute)
+    serve = None if policy.train is policy.serve else signal.play(policy, env, seed, True, execute)
+    return signal.episodes(train, serve)
+
+
+def conditions(policy: Policy, env: Stream | None, prompts: Tree | None, n: int, group: int, rng: Rng) -> Tree | None:
+    """Conditions in data units, n different ones where there are so many, each ``group`` times in a row; or None.
+
+    From the prompts, from the first observations of the environment, or, for a ``Robot`` codec, uniformly from the
+    range that it was fitted to.
+    """
+    if prompts is not None:
+        many = rows(prompts)
+        index = rng.permutation(many)[:n] if many >= n else torch.arange(n, device=rng.device) % many
+        return tree_map(lambda v: v.to(policy.device), ask(prompts, index.to(first(prompts).device), group))
+    if env is not None:
+        env.border(0)
+        index = torch.arange(n * group) % env.copies  # observations are not grouped: as many as there are
+        return tree_map(lambda v: v.to(policy.device), take(env.obs, index))
+    if isinstance(policy.codec, Robot):
+        seen = policy.codec.observation
+        u = rng.uniform(n * group, seen.dim).to(seen.low.device)
+        return seen.low + u * (seen.high - seen.low)
+    return None

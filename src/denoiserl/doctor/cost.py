@@ -1,0 +1,163 @@
+"""What learning takes: memory of a gradient step, and time."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from denoiserl.chain import Chain
+from denoiserl.doctor.finding import Finding
+from denoiserl.likelihood import replay
+from denoiserl.policy import Policy
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree, leaves, tree_map
+
+STATES = 3
+"""tensors beside each trainable one while Adam learns: the gradient and two moments"""
+
+
+def footprint(policy: Policy, chain: Chain, rows: int, try_rows: int = 64) -> tuple[int, int, int]:
+    """Bytes of (one row's activations, weights with Adam's state, the record of the chain) when ``rows`` are learned.
+
+    What autograd saves for the backward pass of ``try_rows`` replayed rows is counted, each storage once and without
+    parameters; on CUDA the measured peak counts where it is larger. On a CPU forward scratch is not in it.
+    """
+    n = min(rows, try_rows, chain.log_prob.numel())
+    held = {p.untyped_storage().data_ptr() for p in policy.weights.module.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(v: Tensor) -> Tensor:
+        storage = v.untyped_storage()
+        if storage.data_ptr() not in held:
+            seen[storage.data_ptr()] = storage.nbytes()
+        kept.append(v)  # so that no address is used twice
+        return v
+
+    kept: list[Tensor] = []
+    part = chain.rows(torch.arange(n, device=chain.log_prob.device))
+    given = sum(v.untyped_storage().nbytes() for v in leaves((part.x, part.y)))
+    peak: int | None = None
+    if policy.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(policy.device)
+        peak = torch.cuda.memory_allocated(policy.device)
+    with saved_tensors_hooks(pack, lambda v: v):
+        law, y = replay(policy.process, policy.weights.module, part)
+        logp = law.log_prob(y)
+    if peak is not None:  # what the backward pass and the library's workspaces take as well
+        torch.autograd.grad(logp[logp.isfinite()].sum(), policy.parameters(), allow_unused=True)
+        peak = torch.cuda.max_memory_allocated(policy.device) - peak
+    weights = sum(
+        p.numel() * p.element_size() * (1 + STATES * p.requires_grad) for p in policy.weights.module.parameters()
+    )
+    record = sum(v.numel() * v.element_size() for v in leaves((chain.states, chain.cond)))
+    return max(sum(seen.values()) + given, peak or 0) // n, weights, record
+
+
+def memory(policy: Policy, chain: Chain, rows: int, free: int | None = None) -> Finding:
+    """What a gradient step over ``rows`` rows takes, against what is ``free`` (default: asked of the machine)."""
+    name = "memory"
+    if not len(chain):
+        return Finding(name, "note", "no step with a density: nothing was replayed to measure")
+    row, weights, record = footprint(policy, chain, rows)
+    need = row * rows + weights + record
+    free = available(policy.device) if free is None else free
+    parts = f"{_bytes(row)} a row, {_bytes(weights)} of weights with Adam"
+    said = f"a gradient step of {rows} rows takes about {_bytes(need)} ({parts})"
+    if free is None:
+        return Finding(name, "note", f"{said}; what is free is not known here")
+    said += f"; {_bytes(free)} are free"
+    if need > 0.8 * free:
+        fits = int((0.8 * free - weights - record) / max(row, 1))
+        remedy = (
+            f"Take at most {fits} rows a gradient step (--batch; sums of smaller pieces: train.accumulate), and "
+            "micro=... in passes without gradients."
+            if fits >= 1
+            else "Not even one row fits beside weights and Adam: train adapters (hub.adapters.lora), or elsewhere."
+        )
+        return Finding(name, "warning", said, remedy)
+    return Finding(name, "ok", said)
+
+
+def available(device: torch.device) -> int | None:
+    """Free bytes of a device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            told = dict(line.split(":", 1) for line in lines)
+        return int(told["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return None
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"
+
+
+def speed(
+    policy: Policy, cond: Tree, chain: Chain, rng: Rng, clock: Callable[[], float] = time.perf_counter
+) -> Finding:
+    """Milliseconds a served sample, in the network, around it and in the codec; and a pass of learning over a chain."""
+    name, calls, n = "speed", len(policy.serve), len(chain.sample)
+    sample = policy.sample(cond, rng, n, serve=True).sample
+    times = policy.serve.times[:-1].float().to(policy.device)
+    denoise, given = policy.denoiser, policy.codec.condition(cond)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            context, clocks = denoise.encode(given), denoise.clock(times)
+            for k in range(calls):
+                denoise(sample, tree_map(lambda v, k=k: v[k : k + 1], clocks), context)
+
+    net = _took(bare, policy.device, clock)
+    whole = _took(lambda: policy.sample(cond, rng, n, serve=True), policy.device, clock)
+    decode = _took(lambda: policy.codec.decode(sample), policy.device, clock)
+    ms = 1000 / n
+    said = (
+        f"{(whole + decode) * ms:.2g} ms a sample in batches of {n}: network {net * ms:.2g} ({calls} calls), around it "
+        f"{max(whole - net, 0) * ms:.2g}, decoding {decode * ms:.2g}"
+    )
+    if len(chain) and policy.parameters():
+        learn = _took(lambda: _learn(policy, chain), policy.device, clock)
+        said += f"; one pass of learning over {n} samples {learn:.2g} s"
+    if decode > whole:
+        return Finding(name, "warning", said, "Decoding costs more than denoising: batch it, or reward in model units.")
+    if whole > 3 * net:
+        remedy = "Small networks are bound by Python: draw more rows at once, or sampler(compile=True)."
+        return Finding(name, "note", said, remedy)
+    return Finding(name, "ok", said)
+
+
+def _learn(policy: Policy, chain: Chain) -> None:
+    """A forward and backward pass over every recorded step; gradients are thrown away."""
+    law, y = replay(policy.process, policy.weights.module, chain)
+    logp = law.log_prob(y)
+    torch.autograd.grad(logp[logp.isfinite()].sum(), policy.parameters(), allow_unused=True)
+
+
+def _took(work: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
+    """Seconds of the median of three, after one that warms up."""
+    found = []
+    for _ in range(4):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(clock() - begin)
+    return statistics.median(found[1:])

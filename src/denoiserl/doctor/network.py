@@ -1,0 +1,129 @@
+"""The network itself: does its answer depend on the state and the condition, and do gradients reach its parameters?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from denoiserl.chain import Chain
+from denoiserl.denoiser import Denoiser
+from denoiserl.doctor.finding import Finding
+from denoiserl.likelihood import replay
+from denoiserl.policy import Policy
+from denoiserl.process import Diffusion, Gauss, Masked
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree, leaves, tree_map
+
+
+@torch.no_grad()
+def conditioned(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: Rng) -> Finding:
+    """Does the answer between data and noise depend on the condition, and is there an unconditional branch?"""
+    name = "condition"
+    if given is None:
+        said = "the prompt is part of the state" if cond is not None else "unconditional: no condition was given"
+        return Finding(name, "note", said)
+    if not any(bool((v != v[:1]).any()) for v in leaves(given)):
+        return Finding(name, "note", "all conditions are equal: whether they matter was not measured")
+    denoise = policy.denoiser
+    t = torch.full((len(x0),), 0.7, device=x0.device)
+    x = policy.process.noise(x0, t, rng).x
+    clock = denoise.clock(t)
+    one = denoise(x, clock, denoise.encode(given)).mean
+    other = denoise(x, clock, denoise.encode(tree_map(lambda v: v.roll(1, 0), given))).mean
+    finite = one.isfinite() & other.isfinite()
+    one, other = one[finite], other[finite]  # banned tokens are −∞ under every condition
+    effect = float((one - other).square().mean().sqrt() / one.std().clamp_min(1e-12))
+    try:
+        free = denoise.encode(None)
+        denoise(x, clock, free)
+        branch = "it answers without a condition too"
+    except Exception as error:  # whatever a user's network raises for None
+        branch = f"it has no unconditional branch ({type(error).__name__}), so guidance is not possible"
+    if effect < 1e-3:
+        return Finding(
+            name,
+            "error" if effect == 0 else "warning",
+            f"another condition changes the answer by {effect:.1g} of its spread: the condition is ignored; {branch}",
+            "Is it passed on by codec.condition and the network's encode, and scaled to about unit size?",
+        )
+    return Finding(name, "ok", f"another condition changes the answer by {effect:.0%} of its spread; {branch}")
+
+
+@torch.no_grad()
+def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
+    """Does the raw answer of the network depend on the state and on the time?"""
+    name, denoise = "network", policy.denoiser
+    if isinstance(policy.process, Diffusion):
+        t = torch.full((len(x0),), 0.5, device=x0.device)
+        x = policy.process.noise(x0, t, rng).x
+    elif isinstance(policy.process, Masked):
+        t = torch.full((len(x0),), 0.5, device=x0.device)
+        x = policy.process.noise(x0, t, rng).x
+    else:
+        return Finding(name, "note", "one decision a chain: there is no noisy state that the answer could depend on")
+    raw = _raw(denoise)
+    context = raw.encode(given)
+    first = raw(x, raw.clock(t), context).mean
+    if bool((first.isnan() | first.isposinf()).any()):  # −∞ is the logit of a banned token
+        return Finding(name, "error", "the network answers NaN or infinity", "Look for it in its weights and inputs.")
+    moved = raw(x.roll(1, 0), raw.clock(t), context).mean
+    later = raw(x, raw.clock(torch.full_like(t, 0.9)), context).mean
+    if bool((first == moved).all()):
+        what = "0" if bool((first == 0).all()) else "the same"
+        return Finding(
+            name,
+            "error",
+            f"the network answers {what} for every state: untrained, zero-initialised, or dead",
+            "Train it first, or load its weights: reward cannot start from a network that does not denoise.",
+        )
+    still = bool((first == later).all()) and isinstance(policy.process, Diffusion)
+    if still:
+        return Finding(name, "note", "the answer does not depend on the time", "Does the network read its clock?")
+    return Finding(name, "ok", "the answer depends on the state" + (" and the time" if not still else ""))
+
+
+def _raw(denoise: Denoiser) -> Denoiser:
+    """The raw network of a Gaussian denoiser, read as x₀: its answer without the conversion."""
+    return Gauss(denoise.net, denoise.schedule, "x0") if isinstance(denoise, Gauss) else denoise
+
+
+def gradients(policy: Policy, chain: Chain, rng: Rng, rows: int = 16) -> Finding:
+    """Which trainable tensors get a gradient from replayed steps (or, without densities, from the training loss)?"""
+    name = "gradients"
+    named = [(k, p) for k, p in policy.weights.module.named_parameters() if p.requires_grad]
+    if not named:
+        return Finding(
+            name, "error", "no parameter is trainable", "Unfreeze some, or add adapters (hub.adapters.lora)."
+        )
+    part = chain.take(slice(0, rows))
+    if len(chain):
+        law, y = replay(policy.process, policy.weights.module, part)
+        logp = law.log_prob(y) / law.size.clamp_min(1)
+        loss, what = -logp[logp.isfinite()].mean(), "log-probability of recorded steps"
+    else:
+        t = torch.full((len(part.sample),), 0.5, device=part.sample.device)
+        noised = policy.process.noise(part.sample.clone(), t, rng)
+        given = None if part.cond is None else tree_map(Tensor.clone, part.cond)
+        loss = policy.process.loss(policy.weights.module, noised, policy.weights.module.encode(given)).mean()
+        what = "training loss"
+    found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    none = [k for (k, _), g in zip(named, found, strict=True) if g is None]
+    bad = [k for (k, _), g in zip(named, found, strict=True) if g is not None and not bool(g.isfinite().all())]
+    zero = [k for (k, _), g in zip(named, found, strict=True) if g is not None and not bool(g.any())]
+    if bad:
+        said = f"the gradient of the {what} is NaN or infinite in {_listed(bad)}"
+        return Finding(name, "error", said, "Look for 0/0, log 0 or √0 there, and for a std that is far too small.")
+    if len(none) == len(named) or len(zero) + len(none) == len(named):
+        return Finding(name, "error", f"no trainable tensor gets a gradient from the {what}", "Is something detached?")
+    if none:
+        said = f"{len(none)} of {len(named)} trainable tensors get no gradient from the {what}: {_listed(none)}"
+        return Finding(name, "warning", said, "Freeze what is not used (requires_grad_(False)), or connect it.")
+    if zero:
+        said = f"{len(zero)} of {len(named)} trainable tensors have a gradient of exactly zero: {_listed(zero)}"
+        return Finding(name, "note", said, "Expected where layers start at zero (adapters, gates) or units are dead.")
+    norm = float(torch.stack([g.norm() for g in found if g is not None]).norm())
+    return Finding(name, "ok", f"all {len(named)} trainable tensors get one from the {what} (norm {norm:.2g})")
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,245 @@
+"""Is the network read as it was trained: the kind of its answer, and its clock?
+
+A denoiser is judged on its own samples, noised again. For a posterior mean neither ratio is
+above 1 in expectation, at any t:
+
+    score(t)   = E‖x̂₀(x_t, t) − x₀‖² / E‖μ + g_t (x_t − α_t μ) − x₀‖²,    g_t = α_t s² / (α_t² s² + σ_t²)
+    excess(t)  = E‖x̂₀(x_t, t) − x₀‖² / min_{a,b,c} E‖a + b x_t + c x̂₀ − x₀‖²
+
+with mean μ and variance s² of every number over the samples. The first compares with the best linear guess: what a
+network has learned beyond it is structure. The second is 1 where no correction of the answer helps, which is what makes
+it a posterior mean. A network that is read as another kind, or with another clock, draws samples that it does not find
+back. On Gaussian data all readings are linear and nothing tells them apart but the excess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.chain import Sample, sampler
+from denoiserl.denoiser import Denoiser
+from denoiserl.doctor.finding import Finding
+from denoiserl.policy import Policy
+from denoiserl.process import Diffusion, Gauss, Logits, Masked, ddim, grid
+from denoiserl.process.diffusion import PREDICTIONS
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree, right, tree_map
+
+TIMES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
+"""times at which samples are noised again"""
+FINE = 0.9
+"""a score below this has structure that no wrong reading has: others need not be tried"""
+APART = 0.8
+"""another reading must have less than this share of the declared one's score to be preferred"""
+LINEAR = 1.05
+"""largest score of a reading that is preferred: a linear guess, with the error of its estimation"""
+MOST = 1.25
+"""largest excess of a reading that is taken for a posterior mean; a small network and 64 samples explain less"""
+POOR = 1.6
+"""an excess above this is more than training leaves"""
+LEVELS = 1000
+"""discrete times of most published image models"""
+
+
+class Clocked(nn.Module):
+    """A network whose clock reads ``scale · t``, or 1 − t where ``reverse``."""
+
+    def __init__(self, net: nn.Module, reverse: bool = False, scale: float = 1.0) -> None:
+        super().__init__()
+        self.net, self.reverse, self.scale = net, reverse, scale
+
+    def encode(self, cond: Any) -> Any:
+        return self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
+
+    def clock(self, t: Tensor) -> Any:
+        t = self.scale * (1 - t if self.reverse else t)
+        return self.net.clock(t) if hasattr(self.net, "clock") else t  # type: ignore[operator]
+
+    def forward(self, x: Any, clock: Any, context: Any) -> Any:
+        return self.net(x, clock, context)
+
+
+class Fit(NamedTuple):
+    """score and excess as geometric means over ``TIMES``, and the score at each of them."""
+
+    score: float
+    excess: float
+    at: tuple[float, ...]
+
+
+@torch.no_grad()
+def judged(process: Diffusion, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Fit:
+    """How well ``denoise`` finds samples ``x0`` [n, *event] back, in model units, given their conditions."""
+    mean, var = x0.mean(0), x0.var(0, correction=0)
+    context, score, excess = denoise.encode(given), [], []
+    for time in TIMES:
+        t = torch.full((len(x0),), time, device=x0.device)
+        x = process.noise(x0, t, rng).x
+        a, s = (right(c, x0) for c in process.schedule(t))
+        answer = denoise(x, denoise.clock(t), context).mean
+        error = (answer - x0).square().sum()
+        linear = mean + a * var / (a**2 * var + s**2) * (x - a * mean)
+        score.append(error / (linear - x0).square().sum())
+        excess.append(error / _corrected(x, answer, x0))
+    return Fit(_middle(score), _middle(excess), tuple(float(v) for v in score))
+
+
+def _corrected(x: Tensor, answer: Tensor, x0: Tensor) -> Tensor:
+    """min over a (a number a dimension), b, c of ‖a + b x + c x̂₀ − x₀‖²."""
+    x, answer, x0 = ((v - v.mean(0)).flatten().double().cpu() for v in (x, answer, x0))
+    design = torch.stack([x, answer], 1)
+    if not bool(design.isfinite().all()):
+        return torch.zeros((), dtype=torch.float64)
+    best = design @ torch.linalg.lstsq(design, x0[:, None], driver="gelsd").solution
+    return (best[:, 0] - x0).square().sum()
+
+
+def _middle(ratio: list[Tensor]) -> float:
+    """The geometric mean; what is not a number is infinite."""
+    found = torch.stack([r.double().cpu() for r in ratio]).nan_to_num(torch.inf, torch.inf)
+    return float(found.clamp(1e-6, 1e6).log().mean().exp())
+
+
+def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
+    """Other ways to read the network of a Gaussian denoiser: the kind of its answer, and its clock."""
+    if not isinstance(denoise, Gauss):
+        return
+    kinds = [k for k in PREDICTIONS if k != "edm"] if denoise.predicts != "edm" else ["edm", "x0", "eps"]
+    clocks = {"": {}, ", time reversed": {"reverse": True}, f", times 0 to {LEVELS}": {"scale": float(LEVELS)}}
+    for clock, how in clocks.items():
+        net = Clocked(denoise.net, **how) if how else denoise.net
+        for kind in [denoise.predicts, *(k for k in kinds if k != denoise.predicts)]:
+            if how or kind != denoise.predicts:
+                try:
+                    yield f"{kind!r}{clock}", Gauss(net, denoise.schedule, kind, denoise.spread).eval()
+                except ValueError:  # this kind is not defined under this schedule
+                    continue
+
+
+@torch.no_grad()
+def prediction(
+    policy: Policy, x0: Tensor, given: Tree, rng: Rng, data: tuple[Tensor, Tree] | None = None, rows: int = 64
+) -> Finding:
+    """The kind of prediction and the direction of time, on the policy's own samples ``x0`` or, better, on ``data``.
+
+    Both are in model units, with conditions that the denoiser can encode. Other readings are tried where the declared
+    one is poor; each draws ``rows`` samples of its own in at most ten steps of the ODE.
+    """
+    name = "prediction"
+    if isinstance(policy.process, Masked):
+        return _tokens(policy, x0, given, rng)
+    if not isinstance(policy.process, Diffusion):
+        return Finding(name, "note", f"a {type(policy.process).__name__} process has no noise levels to read")
+    process, denoise = policy.process, policy.denoiser
+    pair = (x0, given) if data is None else data
+    own = judged(process, denoise, *pair, rng)
+    told = ", ".join(f"{v:.2g} at t={t:g}" for t, v in zip(TIMES, own.at, strict=True))
+    said = f"error on noised {'own samples' if data is None else 'data'} over that of a linear guess: {told}"
+    kind = f"{denoise.predicts!r}" if isinstance(denoise, Gauss) else type(denoise).__name__
+    if own.score <= FINE and own.excess <= MOST:
+        return Finding(name, "ok", f"read as {kind}; {said}")
+    few = tree_map(lambda v: v[:rows], pair[1])
+    best, least = "", min(APART * own.score, LINEAR)
+    for reading, other in readings(denoise):
+        if data is None:
+            found = _own(process, other, few, policy, min(rows, len(x0)), rng)
+        else:
+            found = judged(process, other, data[0][:rows], few, rng)
+        if found.excess <= MOST and found.score < least:
+            best, least = reading, found.score
+    if best and own.score > 1:
+        return Finding(
+            name,
+            "error",
+            f"read as {kind} it is no better than a linear guess ({own.score:.2g}), read as {best} it is ({least:.2g})",
+            f"Wrap it as it was trained: everything speaks for {best} in Gauss(net, schedule, predicts), t = 0 being "
+            "data.",
+        )
+    if best:
+        return Finding(
+            name,
+            "warning",
+            f"read as {kind} its error is {own.score:.2g} of a linear guess's, read as {best} only {least:.2g}",
+            "Check how it was trained: Gauss(net, schedule, predicts), t = 0 being data.",
+        )
+    if own.excess > POOR:
+        return Finding(
+            name,
+            "warning",
+            f"read as {kind} it does not find its own samples back, and no other reading does; {said}",
+            "Is it trained, with this schedule, on data of about unit scale? Check the schedule and the codec.",
+        )
+    if own.score > LINEAR:
+        return Finding(
+            name,
+            "note",
+            f"read as {kind} it is no better than a linear guess, and no other reading is; {said}",
+            "Is it trained? What it was trained with cannot be told from a network that has hardly learned.",
+        )
+    return Finding(name, "ok", f"read as {kind}, and no other reading fits better; {said}")
+
+
+def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: int, rng: Rng) -> Fit:
+    """How a reading finds its own samples back; nothing fits where they are not finite or have no spread."""
+    steps = process.steps(grid(min(10, max(2, len(policy.serve)))), ddim(0.0))
+    x0 = sampler(process, denoise, steps, policy.event, record=Sample())(given, rng, rows=n).sample
+    if not bool(x0.isfinite().all()) or not 1e-2 < float(x0.std(0, correction=0).mean()) < 1e2:
+        return Fit(math.inf, math.inf, ())
+    return judged(process, denoise, x0, given, rng)
+
+
+def surprise(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Tensor:
+    """Nats a masked token at each of ``TIMES``, [T], over the entropy of the samples' tokens alone."""
+    open_ = torch.ones_like(x0, dtype=torch.bool)
+    if isinstance(denoise, Logits) and denoise.shift:
+        open_[:, 0] = False  # nobody speaks about the first token
+    share = torch.bincount(x0[open_], minlength=process.vocab).float()
+    entropy = torch.special.entr(share / share.sum()).sum().clamp_min(1e-3)
+    context, found = denoise.encode(given), []
+    for time in TIMES:
+        noised = process.noise(x0, torch.full((len(x0),), time, device=x0.device), rng, open_)
+        hidden = noised.x == process.mask
+        said = process.token_log_probs(denoise, noised, context)[hidden]
+        found.append(-said.mean() / entropy if bool(hidden.any()) else torch.full((), torch.nan, device=x0.device))
+    return torch.stack(found)
+
+
+def _tokens(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
+    """Does a language model find its own masked tokens back better than their frequencies do?"""
+    name, denoise = "prediction", policy.denoiser
+    assert isinstance(policy.process, Masked)
+    # Decoders sharpen: what a model writes is judged without temperature, by what it believes.
+    own = surprise(policy.process, denoise, x0, given, rng)
+    own = own[own.isfinite()]
+    ends = f"{float(own[0]):.2g} at small t, {float(own[-1]):.2g} at large t"
+    told = f"nats a masked token over the entropy of its tokens: {ends}"
+    if float(own.mean()) <= 1.25:
+        if float(own[0]) > max(0.9 * float(own[-1]), 0.5):
+            return Finding(name, "note", f"{told}: what is visible hardly helps", "Is it trained, and does it attend?")
+        return Finding(name, "ok", told)
+    if isinstance(denoise, Logits) and denoise.start is None:
+        other = Logits(denoise.net, not denoise.shift, denoise.vocab, denoise.banned).eval()
+        tried = sampler(policy.process, other, policy.serve, policy.event, record=Sample())
+        drawn = tried(given, rng, rows=len(x0)).sample
+        if not bool((drawn == policy.process.mask).any()):
+            found = surprise(policy.process, other, drawn, given, rng)
+            if float(found.nanmean()) < 0.7 * float(own.mean()):
+                return Finding(
+                    name,
+                    "error",
+                    f"with shift={denoise.shift} it does not find its own tokens back; with shift={other.shift} it "
+                    f"does; {told}",
+                    f"Row i of the network speaks about token i{'' if denoise.shift else ' + 1'}: "
+                    f"Logits(net, shift={other.shift}).",
+                )
+    return Finding(
+        name,
+        "warning",
+        f"it does not find its own masked tokens back; {told}",
+        "Is it trained for masks, with this mask id and this vocabulary? Check Masked(mask_id=...) and banned.",
+    )

@@ -1,0 +1,225 @@
+"""What learning would be told: the reward, success, and groups that teach nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import betaln
+from torch import Tensor
+
+from denoiserl.credit import dead_groups
+from denoiserl.doctor.finding import Finding, Level
+from denoiserl.env import Stream
+from denoiserl.errors import BadSignal
+from denoiserl.evidence import measured
+from denoiserl.meter import uncounted
+from denoiserl.policy import Policy
+from denoiserl.rng import Rng
+from denoiserl.signal import Reward, score
+from denoiserl.tree import Tree
+
+LEARNABLE = (0.2, 0.7)
+"""where learning from success sees it most"""
+BARELY = (0.03, 0.95)
+"""outside there is next to nothing to see, or to gain"""
+GROUPS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+DEAD = 0.2
+"""share of dead groups that costs little"""
+
+
+def dead_share(solved: Tensor, group: int, size: int) -> float:
+    """The expected share of groups of ``size`` that are all alike, from ``solved`` [P] successes among ``group``.
+
+    Success rates of prompts are taken as Beta(a, b), fitted by moments to the counts:
+    E[p^G + (1 − p)^G] = B(a + G, b)/B(a, b) + B(a, b + G)/B(a, b). Without variance beyond a binomial's all prompts
+    have one rate.
+    """
+    rate = solved.double() / group
+    p = float(rate.mean())
+    if p in (0.0, 1.0):
+        return 1.0
+    var = float(rate.var(correction=0))
+    inside = (var / (p * (1 - p)) * group - 1) / (group - 1)  # intraclass correlation
+    if inside <= 1e-3:
+        return p**size + (1 - p) ** size
+    if inside >= 1 - 1e-9:
+        return 1.0
+    a, b = p * (1 / inside - 1), (1 - p) * (1 / inside - 1)
+    return float(np.exp(betaln(a + size, b) - betaln(a, b)) + np.exp(betaln(a, b + size) - betaln(a, b)))
+
+
+def groups(rewards: Tensor) -> Finding:
+    """Groups of samples of one prompt [P, G] whose rewards are all alike teach nothing to group-relative methods."""
+    name, size = "groups", rewards.shape[1]
+    share = float(dead_groups(rewards).float().mean())
+    said = f"{share:.0%} of the groups of {size} are dead (all rewards equal)"
+    if not bool(((rewards == 0) | (rewards == 1)).all()):
+        if share > 0.5:
+            return Finding(name, "warning", said, "Make the reward finer, or the groups larger (--group).")
+        return Finding(name, "ok", said)
+    solved = rewards.sum(1)
+    enough = next((g for g in GROUPS if dead_share(solved, size, g) <= DEAD), None)
+    if share > 0.5:
+        if enough is None:
+            remedy = (
+                "No group of up to 64 would do: choose prompts that are sometimes solved, or make the reward finer."
+            )
+        else:
+            remedy = f"Groups of {enough} (--group {enough}) would leave {dead_share(solved, size, enough):.0%} dead."
+        return Finding(name, "warning", said, remedy)
+    told = "" if enough is None else f"; {enough} samples a prompt leave at most {DEAD:.0%} dead"
+    return Finding(name, "ok", said + told)
+
+
+def rewarded(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None = None) -> Finding:
+    """Rewards of training samples in groups [P, G]: finite, not constant, of sane scale, and where learning sees them.
+
+    ``again``: the first of them asked a second time, [m]; ``serve``: rewards of served samples, [n].
+    """
+    name, flat = "reward", rewards.flatten()
+    bad = ~flat.isfinite()
+    if bool(bad.any()):
+        said = f"{int(bad.sum())} of {len(flat)} rewards are NaN or infinite"
+        return Finding(name, "error", said, "Return a finite number for every sample, or drop them (--on-bad drop).")
+    interval, rate = measured(flat)
+    said = f"{format(interval, '.1%' if rate else '.3g')} under training steps"
+    if serve is not None and bool(serve.isfinite().all()):
+        there = float(serve.float().mean())
+        said += f", {there:.1%} under serving steps" if rate else f", {there:.3g} under serving steps"
+    if float(flat.max()) == float(flat.min()):
+        return Finding(
+            name,
+            "error",
+            f"all {len(flat)} rewards are {float(flat[0]):g}: there is nothing to compare",
+            "Is the reward's input in the units that it expects? Try it on data; make it partial if success is rare.",
+        )
+    if rate:
+        return _rate(name, float(flat.mean()), said)
+    if serve is not None and (gap := float(serve.float().mean()) - interval.mean) > float(flat.std()):
+        return Finding(
+            name,
+            "warning",
+            f"{said}: training samples are worse by {gap:.3g}, more than their std",
+            "Lower the floor or the churn of the training steps, or take more of them.",
+        )
+    inside = min(1.0, float(rewards.var(1).mean()) / max(float(flat.var()), 1e-30)) if rewards.shape[1] > 1 else 1.0
+    if again is not None and float((again - flat[: len(again)]).abs().max()) > 1e-6 * float(flat.abs().max()):
+        noise = float((again - flat[: len(again)]).square().mean().sqrt()) / math.sqrt(2)
+        said += f"; the same sample twice differs (std {noise:.2g}, all samples {float(flat.std()):.2g})"
+        if noise > 0.5 * float(flat.std()):
+            return Finding(
+                name, "warning", said, "Half of what is compared is noise: average several calls, or fix its seed."
+            )
+    if float(flat.abs().max()) > 1e4 * float(flat.std()):
+        return Finding(
+            name, "warning", f"{said}, on a large offset", "Subtract a constant: float32 loses the differences."
+        )
+    peak = (flat - flat.mean()).square()
+    if len(flat) >= 16 and float(peak.max() / peak.sum()) > 0.5:
+        remedy = "One sample has most of the variance and would rule the batch: bound the reward, or clip (--adv-clip)."
+        return Finding(name, "warning", said, remedy)
+    return Finding(name, "ok", f"{said}; {inside:.0%} of its variance is between samples of one prompt")
+
+
+def _rate(name: str, p: float, said: str) -> Finding:
+    level: Level = "ok" if LEARNABLE[0] <= p <= LEARNABLE[1] else "note"
+    if p < BARELY[0]:
+        return Finding(
+            name, "warning", said, "Learning hardly sees success: imitate better, start easier, reward parts."
+        )
+    if p > BARELY[1]:
+        return Finding(name, "warning", said, "There is next to nothing to gain: take a harder task or harder prompts.")
+    if level == "note":
+        low, high = LEARNABLE
+        return Finding(name, level, said, f"Learning is fastest where {low:.0%} to {high:.0%} succeed.")
+    return Finding(name, level, said)
+
+
+def ask_reward(policy: Policy, reward: Reward, sample: Tree, asked: Tree) -> Tensor:
+    """The total reward of samples in model units, [n], NaN where it was not finite."""
+    with uncounted(), torch.no_grad():
+        decoded = policy.codec.decode(sample)
+        try:
+            return score(reward, decoded, asked, on_bad="drop").total
+        except BadSignal as error:
+            if "not finite" not in str(error):
+                raise
+            said = reward(decoded, asked)
+            parts = list(said.values()) if isinstance(said, dict) else [said]
+            return torch.stack([v.float() for v in parts]).sum(0)
+
+
+class Played(NamedTuple):
+    """The first episode of every copy, [B] each: was it over, and by time? ``success`` is None if never reported."""
+
+    success: Tensor | None
+    returns: Tensor
+    ticks: Tensor
+    over: Tensor
+    timed: Tensor
+
+
+def play(policy: Policy, env: Stream, seed: int, serve: bool, execute: int | None = None, most: int = 1000) -> Played:
+    """One episode in every copy, from start states and with noise of ``seed``; given up after ``most`` ticks."""
+    rng = Rng(seed, policy.device)
+
+    def act(obs: Any, rng: Rng) -> tuple[Tensor, None]:
+        sample = policy.codec.decode(policy.sample(obs, rng, serve=serve).sample)
+        chunk = sample.ndim > 1 + len(env.spec.action)
+        return (sample[:, :execute] if chunk else sample), None
+
+    n = env.copies
+    returns, ticks = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
+    over, timed = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    success: Tensor | None = None
+    with uncounted(), torch.no_grad():
+        env.border(0)
+        while not bool(over.all()) and int(ticks.max()) < most:
+            ep = env.collect(act, 1, rng)
+            now, done = ~over & ep.alive[0], ep.done[0] & ~over & ep.alive[0]
+            returns = torch.where(now, ep.info["return"][0], returns)
+            ticks = torch.where(now, ep.info["ticks"][0], ticks)
+            if "success" in ep.info:
+                success = torch.zeros(n, dtype=torch.bool) if success is None else success
+                success = success | (ep.info["success"][0] & now)
+            over, timed = over | done, timed | (done & ~ep.terminated[0])
+    return Played(success, returns, ticks, over, timed)
+
+
+def episodes(train: Played, serve: Played | None, most: int = 1000) -> Finding:
+    """Success (or return) of the policy as learning runs it, and as users do."""
+    name = "success"
+    if not bool(train.over.all()):
+        return Finding(
+            name,
+            "warning",
+            f"{int((~train.over).sum())} of {len(train.over)} episodes did not end in {most} ticks",
+            "Give the environment a time limit (gymnasium's TimeLimit): returns without an end cannot be compared.",
+        )
+    ends = f"{float(train.ticks.float().mean()):.0f} ticks, {float(train.timed.float().mean()):.0%} ended by time"
+    if train.success is None:
+        interval, _ = measured(train.returns)
+        said = f"success is not reported; return {interval:.3g} ({ends})"
+        if float(train.returns.std()) == 0:
+            return Finding(
+                name, "error", f"{said}: all equal", "Is the reward ever anything else? Shape it, or report success."
+            )
+        return Finding(name, "note", said, "Report success in info['success'] to see it.")
+    p = float(train.success.float().mean())
+    said = f"{measured(train.success.float())[0]:.1%} under training steps"
+    if serve is not None and serve.success is not None:
+        other = float(serve.success.float().mean())
+        said += f", {other:.1%} under serving steps"
+        if other - p > 2 * math.sqrt(2 * 0.25 / len(train.over)) and p < 0.7 * other:
+            return Finding(
+                name,
+                "warning",
+                f"{said} ({ends}): the noise of learning costs success",
+                "Lower the floor or the churn of the training steps, or take more of them.",
+            )
+    if bool(train.returns.std() == 0):
+        said += "; all returns are equal"
+    return _rate(name, p, f"{said} ({ends})")

@@ -1,0 +1,181 @@
+"""Networks that are dead, deaf to their condition, or half connected; values out of their ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denoiserl import Diffusion, Gauss, Masked, Policy, Rng, grid
+from denoiserl.doctor.finding import guarded
+from denoiserl.doctor.network import alive, conditioned, gradients
+from denoiserl.doctor.values import ranges
+from denoiserl.net import MLP
+from denoiserl.policy import Identity, Infill
+from denoiserl.process import cosine, ddim
+from tests.doctor.worlds import PM, TWO, Oracle, generator, policy
+
+
+def drawn(made: Policy, given: Tensor | None = None) -> Tensor:
+    return made.sample(given, Rng(1), rows=32, serve=True).sample
+
+
+def mlp(zero: bool = False, null: bool = False, cond: int = 3) -> Policy:
+    torch.manual_seed(0)
+    return policy(MLP(2, cond, width=16, depth=2, zero=zero, null=null), 2)
+
+
+def test_a_network_that_answers_nothing_is_dead() -> None:
+    cond = Rng(0).normal(32, 3)
+    assert alive(mlp(), Rng(1).normal(32, 2), cond, Rng(2)).level == "ok"
+    found = alive(mlp(zero=True), Rng(1).normal(32, 2), cond, Rng(2))
+    assert found.level == "error"
+    assert "answers 0 for every state" in found.said
+
+
+def test_nan_weights_are_named() -> None:
+    made = mlp()
+    made.weights.module.net.leave.bias.data[0] = torch.nan  # type: ignore[union-attr]
+    assert "NaN" in alive(made, Rng(1).normal(32, 2), Rng(0).normal(32, 3), Rng(2)).said
+
+
+def test_a_condition_that_is_ignored_is_an_error() -> None:
+    cond = Rng(0).normal(32, 3)
+    x0 = Rng(1).normal(32, 2)
+    assert conditioned(mlp(), x0, cond, cond, Rng(2)).level == "ok"
+    deaf = mlp()
+    deaf.weights.module.net.condition.project.weight.data.zero_()  # type: ignore[union-attr]
+    assert conditioned(deaf, x0, cond, cond, Rng(2)).level == "error"
+    deaf.weights.module.net.condition.project.weight.data += 1e-5  # type: ignore[union-attr]
+    assert conditioned(deaf, x0, cond, cond, Rng(2)).level == "warning"
+
+
+def test_the_unconditional_branch_is_found() -> None:
+    cond, x0 = Rng(0).normal(32, 3), Rng(1).normal(32, 2)
+    assert "without a condition too" in conditioned(mlp(null=True), x0, cond, cond, Rng(2)).said
+    assert "no unconditional branch" in conditioned(mlp(), x0, cond, cond, Rng(2)).said
+
+
+def test_equal_conditions_tell_nothing() -> None:
+    cond = torch.ones(32, 3)
+    assert conditioned(mlp(), Rng(1).normal(32, 2), cond, cond, Rng(2)).level == "note"
+    assert conditioned(mlp(), Rng(1).normal(32, 2), None, None, Rng(2)).level == "note"
+
+
+class Half(nn.Module):
+    """Uses one of its layers; ``how`` breaks it."""
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        self.used, self.idle, self.how = nn.Linear(2, 2), nn.Linear(2, 2), how
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        out = self.used(x)
+        if self.how == "detached":
+            return out.detach() + 0 * self.used.bias.detach()
+        if self.how == "root":
+            return out + (x[:, :1] * self.used.bias[0] * 0).abs().sqrt()
+        if self.how == "both":
+            return out + self.idle(x)
+        return out + 0 * self.idle(x) if self.how == "zero" else out
+
+
+@pytest.mark.parametrize(
+    ("how", "level", "words"),
+    [
+        ("both", "ok", "all 4"),
+        ("", "warning", "net.idle"),
+        ("zero", "note", "exactly zero"),
+        ("root", "error", "NaN"),
+        ("detached", "error", "stopped"),
+    ],
+)
+def test_gradients_reach_every_tensor_or_are_missed(how: str, level: str, words: str) -> None:
+    made = policy(Half(how), 2)
+    chain = made.sample(None, Rng(0), rows=8)
+    before = [p.grad for p in made.parameters()]
+    found = guarded("gradients", gradients, made, chain, Rng(1))
+    assert found.level == level
+    assert words in found.said
+    assert [p.grad for p in made.parameters()] == before, "an examination leaves no gradients behind"
+
+
+def test_frozen_networks_and_deterministic_chains() -> None:
+    made = mlp(cond=0)
+    assert (
+        gradients(replace(made, train=made.serve), made.sample(None, Rng(0), rows=4, serve=True), Rng(1)).level == "ok"
+    )
+    for p in made.weights.module.parameters():
+        p.requires_grad_(False)
+    assert "trainable" in gradients(made, made.sample(None, Rng(0), rows=4), Rng(1)).said
+
+
+# Values
+
+
+def box(low: float, high: float, dim: int = 2) -> Any:
+    return SimpleNamespace(action=(dim,), low=np.full(dim, low), high=np.full(dim, high), choices=None)
+
+
+def test_actions_are_compared_with_the_box() -> None:
+    made, x = policy(Oracle(TWO, cosine, "v"), 2), TWO.sample(64, Rng(0))
+    assert ranges(made, x, x, box(-1.5, 1.5)).level == "ok"
+    outside = ranges(made, x, x, box(-0.5, 0.5))
+    assert outside.level == "warning"
+    assert "outside" in outside.said
+    assert "2 %" in ranges(made, x, x, box(-255.0, 255.0)).said
+    assert ranges(made, x, x, box(-1, 1, dim=3)).level == "error"
+    fixed = x.clone()
+    fixed[:, 1] = 0.25
+    assert ranges(made, fixed, fixed, box(-1.5, 1.5)).said.endswith("[1]")
+
+
+def test_samples_have_about_unit_scale_and_are_finite() -> None:
+    made, x = policy(Oracle(TWO, cosine, "v"), 2), TWO.sample(64, Rng(0))
+    assert ranges(made, x, x).level == "ok"
+    assert ranges(made, 100 * x, x).level == "warning"
+    assert ranges(made, x / 1000, x).level == "warning"
+    assert ranges(made, torch.ones_like(x), x).level == "error"
+    assert ranges(made, x, x.masked_fill(x > 1, torch.nan)).level == "error"
+    clipped = replace(made, process=Diffusion(cosine, ddim(1.0), clip=0.5))
+    assert "clip decides" in ranges(clipped, x.clamp(-0.5, 0.5), x).remedy
+
+
+def test_pictures_outside_their_range_are_noticed_where_no_codec_clamps() -> None:
+    net = nn.Identity()
+    process = Diffusion(cosine)
+    made = Policy.of(process, Gauss(net, cosine, "x0"), (3, 4, 4), process.steps(grid(2)))
+    picture = Rng(0).uniform(16, 3, 4, 4) * 2 - 1
+    assert ranges(made, picture, picture).level == "ok"
+    assert ranges(made, 2 * picture, 2 * picture).level == "warning"
+
+    @dataclass(frozen=True)
+    class Clamps(Identity):
+        def decode(self, sample: Tensor) -> Tensor:
+            return sample.clamp(-1, 1)
+
+    held = replace(made, codec=Clamps())
+    assert ranges(held, 2 * picture, held.codec.decode(2 * picture)).level == "ok"
+
+
+def test_tokens_are_in_the_vocabulary_and_no_mask_is_left() -> None:
+    process = Masked(4)
+    made = SimpleNamespace(process=process, event=(6,), codec=Infill())
+    tokens = Rng(0).integers(0, 4, 8, 6)
+    assert ranges(made, tokens, tokens).level == "ok"  # type: ignore[arg-type]
+    left = tokens.clone()
+    left[0, 0] = process.mask
+    assert "mask" in ranges(made, left, left).said  # type: ignore[arg-type]
+    assert "vocabulary" in ranges(made, tokens + 5, tokens).said  # type: ignore[arg-type]
+
+
+def test_the_healthy_generator_is_healthy() -> None:
+    made, cond = generator(), PM.draw_prompts(32, Rng(0))
+    x0 = drawn(made, cond)
+    for found in (alive(made, x0, cond, Rng(1)), conditioned(made, x0, cond, cond, Rng(1)), ranges(made, x0, x0)):
+        assert found.level == "ok", found
