@@ -3,8 +3,9 @@
 ``{"claim", "paper", "pass_condition", "arms": {arm: {"mean", "low", "high", "per_seed"}}, "budget", "unit", "seeds",
 "verdict": "holds" | "does not hold" | "inconclusive", "why", "seconds", "versions", "commit", "date"}``, and besides:
 ``name``, ``size`` ("laptop" or "full"), ``metric``, ``metrics`` (the arms by every other metric), ``conditions``,
-``cost`` (seconds, memory and spending an arm), ``tuning``, ``calibrated``, ``recipes``, and ``hash``, the fingerprint
-of everything that the claim reaches. A record whose hash is another one now is stale: the code has changed since.
+``cost`` (seconds of the processor, memory and spending an arm), ``tuning``, ``calibrated``, ``recipes``, and ``hash``,
+the fingerprint of everything that the claim reaches. A record whose hash is another one now is stale: the code has
+changed since.
 """
 
 from __future__ import annotations

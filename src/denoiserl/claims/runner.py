@@ -39,7 +39,12 @@ def check(
         )
         tuning = found.tuning
         cost = {
-            arm: {"seconds": round(s["seconds"], 1), "memory_mb": round(found.memory[arm]), "spent": s}
+            arm: {
+                "seconds": round(found.cpu[arm], 1),
+                "wall": round(s["seconds"], 1),
+                "memory_mb": round(found.memory[arm]),
+                "spent": s,
+            }
             for arm, s in found.spent.items()
         }
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,10 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     policy = start.opened(task, start.folder(begin(a), str(keep.device)), begin(a), keep)
     torch.manual_seed(a.seed)  # critics start from the global generator: the same whether the start was cached or not
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
+    cpu = Cpu()
     if a.method != find.NONE:
         stage = keep.stage("improve", {a.unit: a.budget})
-        yield from learned(task, policy, a, stage)
+        yield from learned(task, policy, a, stage, cpu)
         spent = stage.spent()
     began = time.perf_counter()
     told = task.judge(policy, a.trial_seed, a.trials)
@@ -76,6 +78,7 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     result = {
         "outcomes": told,
         "spent": spent,
+        "cpu": cpu.seconds(),
         "fingerprint": fingerprint(policy.denoiser.state_dict()),
         "judging": time.perf_counter() - began,
         "memory": _memory(),
@@ -85,25 +88,46 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     yield {f"final {k}": float(v.mean()) for k, v in told.items()}
 
 
-def learned(task: Task, policy: Policy, a: Args, keep: Keep) -> Iterator[dict]:
+class Cpu:
+    """Processor time of this process's learning: what it costs beside other programs is what it costs alone."""
+
+    def __init__(self) -> None:
+        self.began, self.free = time.process_time(), 0.0
+
+    def seconds(self) -> float:
+        """Seconds since it was made, without what was free."""
+        return time.process_time() - self.began - self.free
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self.free += time.process_time() - began
+
+
+def learned(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> Iterator[dict]:
     """The method's rows, each with what was spent, and ``a.curve`` of them with held-out numbers."""
     method = find.method(a.method)
-    settings = sized(task, method, policy, a)
+    with cpu.stopped():
+        settings = sized(task, method, policy, a)
     if a.curve:
-        yield {a.unit: 0.0, **watched(task, policy, a, keep)}
+        yield {a.unit: 0.0, **watched(task, policy, a, keep, cpu)}
     before = keep.spent()[a.unit]
     for row in task.improve(method.improve, policy, settings, a.seed, keep):
         now = keep.spent()[a.unit]
         marks = [int(min(1.0, spent / a.budget) * a.curve + 1e-9) for spent in (before, now)]
         if marks[1] > marks[0]:
-            row |= watched(task, policy, a, keep)
+            row |= watched(task, policy, a, keep, cpu)
         before = now
         yield row | {a.unit: now}
 
 
-def watched(task: Task, policy: Policy, a: Args, keep: Keep) -> dict[str, float]:
+def watched(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> dict[str, float]:
     """Held-out numbers on the way, of trials that decide nothing."""
-    with keep.unspent():
+    with keep.unspent(), cpu.stopped():
         seen = task.judge(policy, selection_seed(a.seed), task.watch)
     return {f"held-out {k}": float(v.mean()) for k, v in seen.items()}
 

@@ -82,9 +82,15 @@ def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | Non
 
 
 def _cost(found: Found) -> Section:
-    head = ("arm", "seconds", "memory MB", *(u for u in next(iter(found.spent.values())) if u != "seconds"))
+    head = (
+        "arm",
+        "seconds",
+        "CPU seconds",
+        "memory MB",
+        *(u for u in next(iter(found.spent.values())) if u != "seconds"),
+    )
     rows = [
-        (name, spent["seconds"], found.memory[name], *(v for u, v in spent.items() if u != "seconds"))
+        (name, spent["seconds"], found.cpu[name], found.memory[name], *(v for u, v in spent.items() if u != "seconds"))
         for name, spent in found.spent.items()
     ]
     note = Note("Means over seeds; seconds are of training alone, memory is the most of the whole process.")

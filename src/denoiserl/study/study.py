@@ -128,13 +128,15 @@ class Found:
     """What came out.
 
     ``values`` {metric: {arm: [seeds, trials]}}, the ``standings`` of each metric (the main one first), ``spent`` {arm:
-    {unit: mean over seeds}} with seconds of training, ``memory`` {arm: most MB}, ``tuning``: every candidate.
+    {unit: mean over seeds}} with seconds of training, ``cpu`` {arm: mean seconds of the processor}, ``memory`` {arm:
+    most MB}, ``tuning``: every candidate.
     """
 
     study: Study
     values: dict[str, dict[str, Tensor]]
     standings: dict[str, Standings]
     spent: dict[str, dict[str, float]]
+    cpu: dict[str, float]
     memory: dict[str, float]
     tuning: dict[str, list[dict[str, Any]]]
     seconds: float
@@ -269,4 +271,5 @@ def gathered(folder: Path | str) -> Found:
             {name: s["denoiser calls"] for name, s in spent.items()},
         )
     memory = {name: max(t["memory"] for t in told) for name, told in results.items()}
-    return Found(study, values, tables, spent, memory, record.get("tuning", {}), record["seconds"])
+    cpu = {name: sum(t["cpu"] for t in told) / len(told) for name, told in results.items()}
+    return Found(study, values, tables, spent, cpu, memory, record.get("tuning", {}), record["seconds"])
