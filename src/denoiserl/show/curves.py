@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -69,8 +70,19 @@ def learning_curves(
     seed is its own curve, without a band. An arm has the colour that it has in ``violins`` of the same arms.
     """
     curves = [joined([curve(rows, key, x) for rows in runs], name, band) for name, runs in arms.items()]
+    if unit == "%":  # an interval of a rate ends where rates do
+        curves = [_within(c, 0.0, 1.0) for c in curves]
     at = x or next((found for runs in arms.values() for rows in runs if (found := axis(rows))), "row")
     return plot(curves, title, at, "", marks, None, unit, (8.0, 3.8), theme, theme.palette([*arms, *(marks or {})]))
+
+
+def _within(given: Curve, least: float, most: float) -> Curve:
+    """The curve with its band cut off at both bounds."""
+    low, high = (
+        None if v is None else tuple(min(most, max(least, x)) if math.isfinite(x) else x for x in v)
+        for v in (given.low, given.high)
+    )
+    return replace(given, low=low, high=high)
 
 
 def panels(
@@ -191,8 +203,9 @@ def _curves(
         axes.plot(line.x, line.y, color=colour, marker="o" if _sparse(line) else None, markersize=4)
         ends.append((given.label, next(y for y in reversed(line.y) if math.isfinite(y)), colour))
     for name, level in marks.items():
-        axes.axhline(level, color=theme.arm(name), linewidth=1.2, dashes=(4, 3))
-        ends.append((name, level, theme.arm(name)))
+        colour = colours[name] if colours and name in colours else theme.arm(name)
+        axes.axhline(level, color=colour, linewidth=1.2, dashes=(4, 3))
+        ends.append((name, level, colour))
     drawn = sorted(y for given in curves for y in given.y if math.isfinite(y))
     if drawn[0] > 0 and drawn[-1 - len(drawn) // 20] > 300 * drawn[len(drawn) // 20]:
         axes.set_yscale("log")

@@ -73,7 +73,7 @@ def verdict(standings: Standings, contrast: Contrast) -> str:
     way = f"{first} is {'above' if above else 'below'} {second} by {size} {ends}{unit}, {probability(c.p)}"
     if c.separated:
         return f"{way}."
-    if not math.isfinite(c.smallest):
+    if not math.isfinite(c.smallest) or (standings.unit == "%" and c.smallest >= 1):
         return f"{way}: not separated, and this design could hardly have seen any difference."
     return (
         f"{way}: not separated; a difference of {number(scale * c.smallest, places)}{unit} would have been seen "
