@@ -107,6 +107,8 @@ def _claim(r: Record, stale: bool) -> list[str]:
     if stale:
         out += ["!!! warning", "    Stale: the code behind this verdict has changed since it was reached.", ""]
     out += [f"Holds if {_lower(r['pass_condition'])}. **It {_said(r['verdict'])}.** {r['why']}", ""]
+    if r.get("comment"):
+        out += [r["comment"], ""]
     out += table(
         (f"arm: {r['metric']}", "mean over seeds, 95 % interval", "a seed each"),
         ((arm, interval(x), ", ".join(map(number, x["per_seed"]))) for arm, x in r["arms"].items()),

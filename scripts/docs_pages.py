@@ -47,7 +47,11 @@ def pages() -> Mapping[str, str]:
     """{path: Markdown} of all of them."""
     cards = [recipes.describe(name) for name in recipes.names()]
     told = {name: ledger.record(name) for name in ledger.names()}
-    records = [docs_claims.checked(r, f"the ledger's {name}.json") for name, r in told.items() if r is not None]
+    records = [
+        {**docs_claims.checked(r, f"the ledger's {name}.json"), "comment": ledger.comment(name)}
+        for name, r in told.items()
+        if r is not None
+    ]
     stale = {r["name"]: bool(ledger.stale(r["name"])) for r in records}
     return {
         "recipes.md": docs_recipes.index(cards),

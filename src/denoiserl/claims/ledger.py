@@ -44,6 +44,12 @@ def record(name: str) -> dict[str, Any] | None:
     return store.read_json(path) if path.exists() else None
 
 
+def comment(name: str) -> str:
+    """What people say to a verdict, ``results/NAME.md``, or "": it explains and decides nothing."""
+    path = RESULTS / f"{name}.md"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
 def methods(plan: Study | Simulation) -> list[str]:
     """The methods that a plan compares."""
     if isinstance(plan, Simulation):

@@ -1,0 +1,89 @@
+"""The task of claims about flow policies: fork2d, cloned from clumsy demonstrations that pass the disc on both sides.
+
+The mean of the two ways is the disc, so a Gaussian has to give one of them up before it can be good, and a flow has not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.data import Demos
+from denoiserl.env import Stream, evaluate
+from denoiserl.env.planner import serving
+from denoiserl.labs.fork2d import Fork2D, demonstrations
+from denoiserl.policy import Policy
+from denoiserl.recipes import _robot
+from denoiserl.rng import Rng
+from denoiserl.task import Task
+from denoiserl.train import Keep
+
+BASE = _robot.Base(chunk=12, execute=12, denoise=4, width=128, updates=1500)
+"""the policies: four steps of denoising, twelve actions at once"""
+DEMOS, CLUMSY, NOISE = 60, 0.7, 0.3
+"""demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
+
+
+class Timed:
+    """``Fork2D`` whose time limit is an end: who loiters has failed.
+
+    A limit that only truncates is bootstrapped, and in a world where touching the disc is the one thing that ends badly
+    every critic then learns that it is best not to arrive.
+    """
+
+    steps_some = True
+
+    def __init__(self, copies: int) -> None:
+        self.world, self.num_envs = Fork2D(copies), copies
+        self.single_observation_space = self.world.single_observation_space
+        self.single_action_space = self.world.single_action_space
+
+    def reset(self, **how: Any) -> Any:
+        """As the world's."""
+        return self.world.reset(**how)
+
+    def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """As the world's, with nothing truncated."""
+        seen, reward, terminated, late, info = self.world.step(action, live)
+        return seen, reward, terminated | late, torch.zeros_like(late), info
+
+
+Make = Callable[[_robot.Base, Demos, int, str | torch.device], Policy]
+
+
+def record(seed: int) -> Demos:
+    """Demonstrations, failures included."""
+    return demonstrations(DEMOS, Rng(seed), NOISE, clumsy=CLUMSY)
+
+
+def cloned(make: Make, base: _robot.Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A policy of a kind that has imitated."""
+    demos = record(seed)
+    made = make(base, demos, seed, keep.device)
+    yield from _robot.imitate(made, base, seed, base.updates, base.lr, keep, demos=demos)
+    return made
+
+
+def task(denoise: int = BASE.denoise) -> Task:
+    """fork2d: success is reaching the goal without touching the disc."""
+    base = replace(BASE, denoise=denoise)
+
+    def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
+        done = evaluate(serving(policy, base.execute), partial(Fork2D, 1), n, 1_000_000 + seed, n)
+        assert done.success is not None
+        return {"success": done.success.float(), "ticks": done.ticks.float()}
+
+    kinds = {"flow": _robot.flow, "diffusion": _robot.policy, "gaussian": _robot.gaussian}
+    return Task(
+        "fork2d",
+        "env",
+        {name: partial(cloned, make, base) for name, make in kinds.items()},
+        outcomes,
+        {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
+        env=lambda copies, seed: Stream(Timed(copies or 1), seed=seed),
+    )
