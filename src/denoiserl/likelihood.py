@@ -167,6 +167,6 @@ def assert_on_policy(log_prob: Tensor, recorded: Tensor, tolerance: float | None
             "another law than they were drawn from. Usual causes: the net is in train mode (dropout, batch norm); "
             "guidance or clipping in the run but not in replay; EMA weights drew and raw weights are trained; another "
             "grid or transition; low precision (take the old log-probs from a no-grad replay instead); a condition "
-            "rebuilt differently."
+            "rebuilt differently; noise drawn again that had to be kept."
         )
     return gap

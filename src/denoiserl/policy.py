@@ -85,6 +85,17 @@ class Infill:
         return cond
 
 
+class Control(Protocol):
+    """What chooses for a policy when it serves: among plans, or the noise that a plan starts from.
+
+    A module with ``config``, so that it is saved with the policy; the policy itself stays as it is.
+    """
+
+    def draw(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tree:
+        """Final states, in model units; ``cond`` in data units. ``policy.sample`` is the policy without control."""
+        ...
+
+
 @dataclass(frozen=True)
 class Policy:
     """A process, a denoiser's weights, and how chains are run: what a recipe improves.
@@ -129,14 +140,21 @@ class Policy:
 
     def to(self, device: str | torch.device) -> Policy:
         """Move all weights and the codec's tensors."""
-        for module in (self.weights.module, *self.weights.sets.values()):
-            module.to(device)
+        for module in (self.weights.module, self.weights.control, *self.weights.sets.values()):
+            if module is not None:
+                module.to(device)
         return replace(self, codec=_moved(self.codec, device))
 
     def using(self, name: str) -> Policy:
         """The same policy sampling with another set of weights."""
         self.weights.using(name)
         return replace(self, active=name)
+
+    def controlled(self, control: Any) -> Policy:
+        """The same policy, its weights shared, with a ``Control`` (None: without)."""
+        shared = Weights(self.weights.module)
+        shared.sets, shared.version, shared.control = self.weights.sets, self.weights.version, control
+        return replace(self, weights=shared)
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters."""
@@ -165,7 +183,9 @@ class Policy:
         return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows)
 
     def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
-        """What users get: ``serve`` steps, decoded to data units."""
+        """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""
+        if (control := self.weights.control) is not None:
+            return self.codec.decode(control.draw(self, cond, rng, rows))  # type: ignore[operator]
         return self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
 
     def replay(self, record: Chain | Rows, micro: int | None = None, using: str | None = None) -> tuple[Law, Tree]:
@@ -203,6 +223,8 @@ class Policy:
             "codec": describe(self.codec),
             "weights": dict(denoiser.state_dict()),
         }
+        if (control := self.weights.control) is not None:
+            tree |= {"control": describe(control), "control weights": dict(control.state_dict())}
         return store.write(Path(path), tree)
 
     @classmethod
@@ -223,7 +245,12 @@ class Policy:
             raise BadRun(f"{path} holds no policy (a run keeps its policies in the folders 'best' and 'last')")
         denoiser, codec = build(tree["denoiser"], net).eval(), build(tree["codec"], part)
         fit(denoiser, tree["weights"])
-        made = (build(tree["process"]), Weights(denoiser), tuple(tree["event"]))
+        weights = Weights(denoiser)
+        if "control" in tree:
+            control = build(tree["control"], part)
+            fit(control, tree["control weights"])
+            weights.control = control
+        made = (build(tree["process"]), weights, tuple(tree["event"]))
         return cls(*made, _unplan(tree["train"]), _unplan(tree["serve"]), codec).to(device)
 
 

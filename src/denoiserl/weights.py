@@ -45,10 +45,14 @@ def _adapted(module: nn.Module) -> nn.Module | None:
 
 
 class Weights:
-    """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns."""
+    """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns.
+
+    ``control``: what chooses for the policy when it serves (``denoiserl.policy.Control``), where anything does.
+    """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.module = denoiser
+        self.control: nn.Module | None = None
         self.sets: dict[str, Denoiser] = {}
         self.version = 0
 
@@ -125,7 +129,8 @@ class Weights:
         """All sets, by name. Frozen tensors are stored once, under current."""
         named = {name: self._own(module) for name, module in self.sets.items() if not isinstance(module, AdapterOff)}
         free = [name for name, module in self.sets.items() if isinstance(module, AdapterOff)]
-        return {"current": dict(self.module.state_dict()), "sets": named, "free": free, "version": self.version}
+        state = {"current": dict(self.module.state_dict()), "sets": named, "free": free, "version": self.version}
+        return state if self.control is None else {**state, "control": dict(self.control.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore every set; shapes and names must agree."""
@@ -138,6 +143,10 @@ class Weights:
         for name, tensors in state["sets"].items():
             agree(self._own(self._copy(name)), tensors, f"the set {name!r}")
             self.sets[name].load_state_dict(tensors, strict=False)
+        if "control" in state and self.control is None:
+            raise BadRun("these weights belong to a policy that is controlled: give this one the same control first")
+        if self.control is not None and "control" in state:
+            fit(self.control, state["control"])
         self.version = int(state["version"])
 
     def _own(self, module: nn.Module) -> dict[str, Tensor]:

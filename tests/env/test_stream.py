@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 from worlds import Blind, Broken, Choices, Counting, Parts  # noqa: E402
 
+from denoiserl.credit import gae, normalise  # noqa: E402
 from denoiserl.env import Stream, evaluate  # noqa: E402
+from denoiserl.env.faults import EnvFault  # noqa: E402
+from denoiserl.env.scale import RewardScale  # noqa: E402
 from denoiserl.env.workers import Workers, _serve  # noqa: E402
 from denoiserl.errors import BadSignal  # noqa: E402
 from denoiserl.labs.fork2d import Fork2D, demonstrations  # noqa: E402
@@ -160,18 +164,20 @@ def test_workers_are_the_same_copies():
 def test_a_broken_worker_says_so():
     """The worker's loop in a thread: what it raises travels as a message, and is raised here."""
     ours, theirs = multiprocessing.Pipe()
-    thread = threading.Thread(target=_serve, args=(theirs, Broken, 2, "Broken", 4), daemon=True)
+    given = (theirs, Broken, 2, "Broken", 4, "stop", [-1, 0])
+    thread = threading.Thread(target=_serve, args=given, daemon=True)
     thread.start()
     owner = object.__new__(Workers)
-    owner.name, owner.blocks, owner.pipes, owner.waiting = "Broken", [2], [ours], True
+    owner.name, owner.blocks, owner.edges, owner.pipes = "Broken", [2], np.zeros(0, int), [ours]
+    owner.waiting, owner.patience, owner.starts, owner.early = {0}, 10.0, [None], ()
     owner.reset([0, 1])
-    with pytest.raises(FloatingPointError, match=r"copy 4 of Broken .*\n\(in worker 0\)"):
+    with pytest.raises(EnvFault, match=r"copy 4 of Broken returned NaN .*\n\(in worker 0\)"):
         owner.play(np.zeros((2, 3, 1), np.float32), np.ones(2, bool), 1.0)
     thread.join()
 
 
 def test_nan_is_refused_by_copy():
-    with pytest.raises(FloatingPointError, match=r"copy 0 of Broken returned NaN .* entries \[0, 1\]"):
+    with pytest.raises(EnvFault, match=r"copy 0 of Broken returned NaN .* entries \[0, 1\], at tick 3"):
         Stream(Broken, 2, seed=0).collect(constant(), 5, Rng(0))
     with pytest.raises(BadSignal, match=r"action for copy 1 of Counting holds NaN"):
         Stream(Counting, 2, seed=0).collect(lambda o, r: (torch.tensor([[0.0], [torch.nan]]), None), 1, Rng(0))
@@ -194,6 +200,25 @@ def test_things_that_are_no_environment_are_refused():
         Stream(vector(AutoresetMode.NEXT_STEP), 5)
 
 
+def test_a_chunk_longer_than_the_episode_ends_with_it():
+    episode = Stream(partial(Counting, life=2), 3, seed=0).collect(constant(0.0, chunk=7), 3, Rng(0))
+    assert bool((episode.length == 2).all()) and bool(episode.done.all())
+    assert episode.live[0, 0].tolist() == [True, True] + [False] * 5
+    assert bool((episode.reward == 1 + 2).all()) and bool((episode.obs[..., 1] == 0).all())
+
+
+def test_equal_rewards_teach_nothing_and_break_nothing():
+    """With a perfect critic of a constant reward, every advantage is zero and stays so when normalised."""
+    stream = Stream(partial(Counting, life=4, low=0, high=1), 3, seed=0)  # every episode is 4 ticks and truly ends
+    episode = stream.collect(constant(), 8, Rng(0))
+    same = replace(episode, reward=torch.ones_like(episode.reward))
+    left, after = (4 - o[..., 1] for o in (same.obs, same.next_obs))  # what is to come of a reward of 1 a tick
+    credit = gae(same.reward, same.discount(1.0), left, after, same.done, 0.95)
+    assert float(credit.abs().max()) == 0 and float(normalise(credit.flatten()).abs().max()) == 0
+    scale = RewardScale()
+    assert bool(scale(torch.zeros(8, 3), torch.full((8, 3), 0.99), same.done).isfinite().all())
+
+
 def test_discrete_and_dict_spaces():
     stream = Stream(Choices, 2, seed=0)
     episode = stream.collect(lambda o, r: (torch.tensor([2, 1]), None), 3, Rng(0))
@@ -203,8 +228,8 @@ def test_discrete_and_dict_spaces():
     with pytest.raises(BadSignal, match=r"0\.\.2"):
         stream.collect(lambda o, r: (torch.tensor([3, 1]), None), 1, Rng(0))
     parts = Stream(Parts, 2, seed=0).collect(lambda o, r: (torch.zeros(2, 1), None), 7, Rng(0))
-    assert parts.obs["image"].shape == (7, 2, 2, 2) and parts.obs["image"].dtype == torch.float32
-    assert parts.next_obs["image"][4].unique().tolist() == [5.0] and parts.obs["image"][5].unique().tolist() == [0.0]
+    assert parts.obs["image"].shape == (7, 2, 2, 2) and parts.obs["image"].dtype == torch.uint8
+    assert parts.next_obs["image"][4].unique().tolist() == [5] and parts.obs["image"][5].unique().tolist() == [0]
 
 
 def test_env_steps_are_counted_and_evaluations_are_free():

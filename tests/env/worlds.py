@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import gymnasium
@@ -42,6 +44,37 @@ class Blind(Counting):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         *rest, _ = super().step(action)
         return *rest, {}  # type: ignore[return-value]
+
+
+class Sick(Counting):
+    """One start in ``one_in`` is sick: something goes wrong in tick ``tick`` of such an episode, or in its reset."""
+
+    def __init__(self, kind: str, tick: int = 3, life: int = 5, low: int = 0, high: int = 100, one_in: int = 2) -> None:
+        super().__init__(life, low, high)
+        self.kind, self.tick, self.one_in = kind, tick, one_in
+
+    @property
+    def sick(self) -> bool:
+        return self.start % self.one_in == 1
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        told = super().reset(seed=seed)
+        if self.kind == "reset" and self.sick:
+            raise OSError("the simulator is busy")
+        return told
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.sick and self.ticks == self.tick:
+            if self.kind == "raise":
+                raise ZeroDivisionError("the wheel came off")
+            if self.kind == "hang":
+                time.sleep(60)
+            if self.kind == "die":
+                os._exit(7)
+            observation = observation * (np.nan if self.kind == "nan" else 1.0)
+            reward = np.nan if self.kind == "reward" else reward
+        return observation, reward, terminated, truncated, info
 
 
 class Broken(Counting):

@@ -1,12 +1,11 @@
 """The task of claims about flow policies: fork2d, cloned from clumsy demonstrations that pass the disc on both sides.
 
-The mean of the two ways is the disc, so a Gaussian has to give one of them up before it can be good, and a flow has not.
+The mean of the two ways is the disc: a Gaussian has to give one of them up before it can be good, and a flow has not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -61,20 +60,19 @@ def record(seed: int) -> Demos:
     return demonstrations(DEMOS, Rng(seed), NOISE, clumsy=CLUMSY)
 
 
-def cloned(make: Make, base: _robot.Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def cloned(make: Make, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A policy of a kind that has imitated."""
     demos = record(seed)
-    made = make(base, demos, seed, keep.device)
-    yield from _robot.imitate(made, base, seed, base.updates, base.lr, keep, demos=demos)
+    made = make(BASE, demos, seed, keep.device)
+    yield from _robot.imitate(made, BASE, seed, BASE.updates, BASE.lr, keep, demos=demos)
     return made
 
 
-def task(denoise: int = BASE.denoise) -> Task:
+def task() -> Task:
     """fork2d: success is reaching the goal without touching the disc."""
-    base = replace(BASE, denoise=denoise)
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        done = evaluate(serving(policy, base.execute), partial(Fork2D, 1), n, 1_000_000 + seed, n)
+        done = evaluate(serving(policy, BASE.execute), partial(Fork2D, 1), n, 1_000_000 + seed, n)
         assert done.success is not None
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 
@@ -82,7 +80,7 @@ def task(denoise: int = BASE.denoise) -> Task:
     return Task(
         "fork2d",
         "env",
-        {name: partial(cloned, make, base) for name, make in kinds.items()},
+        {name: partial(cloned, make) for name, make in kinds.items()},
         outcomes,
         {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
         env=lambda copies, seed: Stream(Timed(copies or 1), seed=seed),

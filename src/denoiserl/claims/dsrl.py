@@ -7,7 +7,6 @@ plain critics of noise are arms that no condition speaks of.
 """
 
 from collections.abc import Generator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 

@@ -4,6 +4,7 @@
     run       a recipe, a file of yours, or the folder of a run: begun, gone on with, or repeated
     eval      held-out trials of one policy, or of several against each other
     sample    draw with a run's policy, save, look
+    collect   record episodes of an expert or a policy
     compare   methods on one task: equal budgets, paired seeds, verdicts
     claim     papers' claims, tried again and recorded
     doctor    what is wrong with a policy before it learns
@@ -49,6 +50,11 @@ VERBS = {
         "denoiserl eval runs/a runs/b",
     ),
     "sample": Verb("results.sample", "draw with a run's policy, save, look", "denoiserl sample runs/dppo-1 --n 4"),
+    "collect": Verb(
+        "collecting.collect",
+        "record episodes of an expert or a policy",
+        "denoiserl collect --env metaworld:reach-v3 --out demos/reach",
+    ),
     "compare": Verb(
         "studies.compare",
         "methods on one task: equal budgets, paired seeds, verdicts",

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from denoiserl.env.faults import Fault
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -21,7 +23,8 @@ class Outcome:
 
     ``after``: the true next observation, also where the episode ended. ``start``: the observation to act on next
     (that of a new episode where one ended). ``success``: whether the environment reported success by the end of the
-    step, or None if it never reports. ``raw``: the plain sum of rewards.
+    step, or None if it never reports. ``raw``: the plain sum of rewards. ``faults``: what went wrong and was mended;
+    a decision lost to a fault has length 0, is truncated, and has what it started from as ``after``.
     """
 
     after: Any
@@ -32,6 +35,7 @@ class Outcome:
     truncated: np.ndarray
     length: np.ndarray
     success: np.ndarray | None
+    faults: tuple[Fault, ...] = ()
 
 
 def said_success(info: dict[str, Any]) -> bool | None:
@@ -55,14 +59,28 @@ class Played:
     success: bool | None
 
 
+class Interrupted(Exception):
+    """The environment raised (the cause) in tick ``tick`` of a chunk, counted from 1."""
+
+    def __init__(self, tick: int) -> None:
+        super().__init__(tick)
+        self.tick = tick
+
+
 def play(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> Played:
-    """Execute ``actions`` (a sequence of T_a) on one Gymnasium environment until they or the episode end."""
+    """Execute ``actions`` (a sequence of T_a) on one Gymnasium environment until they or the episode end.
+
+    What the environment raises is the cause of an ``Interrupted``.
+    """
     reward = raw = 0.0
     weight = 1.0
     success: bool | None = None
     observation, terminated, truncated, length = None, False, False, 0
     for action in actions:
-        observation, gain, terminated, truncated, info = env.step(action)
+        try:
+            observation, gain, terminated, truncated, info = env.step(action)
+        except Exception as error:
+            raise Interrupted(length + 1) from error
         length += 1
         reward += weight * float(gain)
         raw += float(gain)

@@ -8,13 +8,8 @@ Needs ``pip install 'denoiserl[demo]'``; nothing is imported before a task is ma
 
 from __future__ import annotations
 
-import atexit
 import copy
-import ctypes.util
-import os
-import sys
 import warnings
-import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,17 +18,16 @@ import numpy as np
 import torch
 
 from denoiserl.data.demos import Demos
-from denoiserl.errors import BadRun, BadSignal, MissingExtra, nearest, need
+from denoiserl.env.pixels import Camera, View, offscreen
+from denoiserl.errors import BadSignal, MissingExtra, nearest, need
 from denoiserl.rng import Rng
 
-OFFSCREEN = {"EGL": "egl", "OSMesa": "osmesa"}
-"""shared libraries that render without a screen, and what mujoco calls them"""
+TABLE = View((0.0, 0.65, 0.12), 1.5, 150.0, -28.0)
+"""the table, from the right of the arm"""
 
 
 def _library() -> Any:
-    if sys.platform == "linux" and not os.environ.get("DISPLAY") and "MUJOCO_GL" not in os.environ:
-        found = [name for library, name in OFFSCREEN.items() if ctypes.util.find_library(library)]
-        os.environ["MUJOCO_GL"] = found[0] if found else "disabled"  # read once, when mujoco is imported
+    offscreen()
     mujoco = need("mujoco", "demo")
     release = tuple(int(n) for n in mujoco.__version__.split(".")[:2])
     if release >= (3, 17):
@@ -90,6 +84,7 @@ class MetaWorld:
         self.observation_space, self.action_space = sim.sawyer_observation_space, sim.action_space
         self.ticks = 0
         self.camera: Camera | None = None
+        self.view = TABLE
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         """A new episode: objects and goal somewhere else."""
@@ -112,7 +107,7 @@ class MetaWorld:
     def render(self, size: int = 256) -> np.ndarray:
         """The scene as an image [size, size, 3] uint8."""
         if self.camera is None or self.camera.size != size:
-            self.camera = Camera(self.sim, size)
+            self.camera = Camera(self.sim, size, self.view)
         return self.camera.frame()
 
     def close(self) -> None:
@@ -120,56 +115,6 @@ class MetaWorld:
         if self.camera is not None:
             self.camera.close()
             self.camera = None
-
-
-@dataclass(frozen=True)
-class View:
-    """Where the camera stands: it looks at ``at`` (metres) from ``distance``, at angles in degrees."""
-
-    at: tuple[float, float, float] = (0.0, 0.65, 0.12)
-    distance: float = 1.5
-    azimuth: float = 150.0
-    elevation: float = -28.0
-
-
-class Camera:
-    """A fast offscreen camera: no shadow map, multisampling, reflection, skybox or fog (about 20 times the frames)."""
-
-    def __init__(self, sim: Any, size: int = 256, view: View = View()) -> None:
-        mujoco = need("mujoco", "demo")
-        self.sim, self.size = sim, size
-        model = sim.model
-        # read when the renderer is made
-        model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 0
-        model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
-        model.vis.global_.offheight = max(model.vis.global_.offheight, size)
-        try:
-            self.renderer = mujoco.Renderer(model, size, size)
-        except (mujoco.FatalError, RuntimeError, AttributeError, ImportError) as error:
-            raise BadRun(
-                f"no offscreen renderer ({error}): install libegl1 (or libosmesa6), or set MUJOCO_GL before mujoco is "
-                "imported"
-            ) from None
-        self._free = weakref.finalize(self, self.renderer.close)
-        self._free.atexit = False
-        atexit.register(self._free)  # before EGL itself shuts down, which weakref's own hook would not be
-        self.eye = mujoco.MjvCamera()
-        self.eye.lookat[:], self.eye.distance = view.at, view.distance
-        self.eye.azimuth, self.eye.elevation = view.azimuth, view.elevation
-        names = ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE")
-        self.off = [int(getattr(mujoco.mjtRndFlag, f"mjRND_{name}")) for name in names]
-
-    def frame(self) -> np.ndarray:
-        """What it sees now, [size, size, 3] uint8."""
-        self.renderer.update_scene(self.sim.data, camera=self.eye)
-        self.renderer.scene.flags[self.off] = 0
-        return self.renderer.render()
-
-    def close(self) -> None:
-        """Free the graphics context."""
-        atexit.unregister(self._free)
-        self._free()
 
 
 @dataclass(frozen=True)

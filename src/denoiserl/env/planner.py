@@ -106,7 +106,7 @@ def judged(
 
 def told(ep: Episode, judgement: Judged | None = None) -> dict[str, float]:
     """What an iteration tells of its experience: finished episodes, the mean reward, and the critic's squared error."""
-    row = {f"episode {k}" if k != "episodes" else k: x for k, x in ep.summary().items()}
+    row = {k if k in ("episodes", "faults") else f"episode {k}": x for k, x in ep.summary().items()}
     row["reward"] = float(ep.reward[ep.alive].mean())
     if judgement is not None:
         row["value error"] = float((judgement.goal - judgement.value.flatten()).square().mean())

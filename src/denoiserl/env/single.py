@@ -1,19 +1,33 @@
 """Copies of a single environment, stepped one by one in this process.
 
 This is the reference among the owners of copies: a chunk stops exactly where its episode ends, a finished copy is
-reset at once, no step is lost to automatic resets, and it is as fast as Gymnasium's ``SyncVectorEnv``.
+reset at once, no step is lost to automatic resets, and it is as fast as Gymnasium's ``SyncVectorEnv``. It knows which
+copy raised or diverged, and can make that one anew; one that hangs, hangs this process (see ``workers``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from denoiserl.env.chunk import Outcome, play
+from denoiserl.env.chunk import Interrupted, Outcome, play
+from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, chosen, diverged, raised
 
 Make = Callable[[], Any]
+
+Row = tuple[float, float, bool, bool, int, "bool | None"]
+STILL: Row = (0.0, 0.0, False, False, 0, None)
+LOST: Row = (0.0, 0.0, False, True, 0, None)
+"""reward, raw, terminated, truncated, length, success of a copy that stands still, and of one that lost its decision"""
+
+
+def derived(*numbers: int) -> int:
+    """A 31-bit seed from integers: copies, borders and episodes get streams of their own."""
+    return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1)[0] & 0x7FFFFFFF)
 
 
 def batch(observations: list[Any]) -> Any:
@@ -23,28 +37,30 @@ def batch(observations: list[Any]) -> Any:
     return np.stack(observations)
 
 
-def refuse_nan(observation: Any, copies: list[int], name: str, where: str = "") -> None:
-    """Refuse NaN or infinity in [B, ...], naming the copy: a NaN observation silently becomes a NaN action."""
-    if isinstance(observation, dict):
-        for key, value in observation.items():
-            refuse_nan(value, copies, name, f" ({key!r})")
-        return
-    if observation.dtype.kind == "f" and not np.isfinite(observation).all():
-        bad = ~np.isfinite(observation.reshape(len(observation), -1))
-        row = int(bad.any(1).argmax())
-        raise FloatingPointError(
-            f"copy {copies[row]} of {name} returned NaN or infinity in its observation{where}, "
-            f"entries {np.flatnonzero(bad[row])[:8].tolist()}: the simulation has diverged: bound its actions"
-        )
-
-
 class Singles:
-    """``count`` copies made by ``make``; ``first`` is the number of the first one (workers own a part each)."""
+    """``count`` copies made by ``make``; ``first`` is the number of the first one (workers own a part each).
 
-    def __init__(self, make: Make, count: int, name: str = "the environment", first: int = 0) -> None:
+    ``beacon``: two integers, shared with whoever watches: the copy that is being stepped and its tick.
+    """
+
+    def __init__(
+        self,
+        make: Make,
+        count: int,
+        name: str = "the environment",
+        first: int = 0,
+        on_fault: str = "stop",
+        beacon: Any = None,
+    ) -> None:
+        self.make, self.name, self.on_fault = make, name, chosen(on_fault)
+        self.beacon = [-1, 0] if beacon is None else beacon
         self.envs = [make() for _ in range(count)]
-        self.name = name
         self.numbers = list(range(first, first + count))
+        self.ticks = [0] * count
+        self.renewed = [0] * count
+        self.seeds = self.numbers
+        self.start: list[Any] = [None] * count
+        self.faults: list[Fault] = []
 
     @property
     def count(self) -> int:
@@ -52,10 +68,15 @@ class Singles:
 
     def reset(self, seeds: list[int]) -> Any:
         """A new episode in every copy, seeded: observations [B, ...]."""
-        self.start: list[Any] = [env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds, strict=True)]
-        observation = batch(self.start)
-        refuse_nan(observation, self.numbers, self.name)
-        return observation
+        self.seeds, self.renewed, self.ticks = list(seeds), [0] * self.count, [0] * self.count
+        self.faults = []  # those of resets are told with the next step
+        for i, seed in enumerate(seeds):
+            self.beacon[0], self.beacon[1] = self.numbers[i], 0
+            self._begin(i, seed=seed)
+        for i, what in diverged(batch(self.start)).items():
+            self._mend(i, what)
+        self.beacon[0] = -1
+        return batch(self.start)
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
@@ -64,33 +85,79 @@ class Singles:
 
         ``restart`` starts the next episode where one ended. ``watch(copy, env)`` is called after every tick.
         """
-        after, start, rows = list(self.start), list(self.start), []
-        for i, env in enumerate(self.envs):
+        after, before, rows = list(self.start), list(self.start), [STILL] * self.count
+        for i in range(self.count):
             if not alive[i]:
-                rows.append((0.0, 0.0, False, False, 0, None))
                 continue
+            self.beacon[0], self.beacon[1] = self.numbers[i], self.ticks[i]
             look = None if watch is None else (lambda e, i=i: watch(i, e))
-            done = play(env, actions[i], gamma, look)
-            after[i] = start[i] = done.observation
-            if restart and (done.terminated or done.truncated):
-                start[i] = env.reset()[0]
-            rows.append((done.reward, done.raw, done.terminated, done.truncated, done.length, done.success))
-        self.start = start
+            try:
+                done = play(self.envs[i], actions[i], gamma, look)
+            except Interrupted as stop:
+                self.ticks[i] += stop.tick
+                self._mend(i, raised(stop.__cause__ or stop), stop.__cause__)
+                rows[i] = LOST
+                continue
+            self.ticks[i] += done.length
+            if not math.isfinite(done.raw):
+                self._mend(i, "gave a reward of NaN or infinity")
+                rows[i] = LOST
+                continue
+            after[i] = self.start[i] = done.observation
+            rows[i] = (done.reward, done.raw, done.terminated, done.truncated, done.length, done.success)
+        for i, what in diverged(batch(after)).items():  # once for all copies: a check a copy and tick would cost more
+            self._mend(i, what)
+            after[i], rows[i] = before[i], LOST
+        for i, row in enumerate(rows):
+            if restart and row is not LOST and (row[2] or row[3]):
+                self.ticks[i], self.beacon[0] = 0, self.numbers[i]
+                self._begin(i)
+        for i, what in diverged(batch(self.start)).items():
+            self._mend(i, what)
+        faults, self.faults, self.beacon[0] = tuple(self.faults), [], -1
         reward, raw, terminated, truncated, length, success = zip(*rows, strict=True)
         known = any(s is not None for s in success)
-        outcome = Outcome(
+        return Outcome(
             batch(after),
-            batch(start),
+            batch(self.start),
             np.array(reward),
             np.array(raw),
             np.array(terminated, bool),
             np.array(truncated, bool),
             np.array(length, np.int64),
             np.array([bool(s) for s in success]) if known else None,
+            faults,
         )
-        refuse_nan(outcome.after, self.numbers, self.name)
-        refuse_nan(outcome.start, self.numbers, self.name)
-        return outcome
+
+    def _begin(self, i: int, **seed: int) -> None:
+        """A new episode in copy i."""
+        try:
+            self.start[i] = self.envs[i].reset(**seed)[0]
+        except Exception as error:
+            self._mend(i, f"{raised(error)} when it was reset", error)
+
+    def _mend(self, i: int, what: str, cause: BaseException | None = None) -> None:
+        """Stop, or make copy i anew and start an episode in it."""
+        fault = Fault(self.numbers[i], self.ticks[i], what)
+        if self.on_fault == "stop":
+            raise EnvFault(fault, self.name) from cause
+        self.faults.append(fault)
+        with contextlib.suppress(Exception):  # what is broken may not close either
+            self.envs[i].close()
+        self.ticks[i] = 0
+        for left in reversed(range(IN_A_ROW)):  # another start may be a better one
+            self.renewed[i] += 1
+            try:
+                self.envs[i] = self.make()
+                self.start[i] = self.envs[i].reset(seed=derived(self.seeds[i], self.renewed[i]))[0]
+                if not diverged(batch([self.start[i]])):
+                    return
+                again, cause = "begins with NaN or infinity", None
+            except Exception as error:
+                again, cause = raised(error), error
+            if not left:
+                fault = fault._replace(what=f"{what}; made anew {IN_A_ROW} times, it {again}")
+                raise EnvFault(fault, self.name, "repair the environment") from cause
 
     def close(self) -> None:
         """Close every copy."""

@@ -7,7 +7,6 @@ where an episode ended; steps that an automatic reset swallowed are masked; a ch
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from torch import Tensor
 from denoiserl import chain as chains
 from denoiserl.chain import Chain
 from denoiserl.env.chunk import Outcome
-from denoiserl.env.single import Singles
+from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault
+from denoiserl.env.pool import PREFIX, EnvPool
+from denoiserl.env.single import Singles, derived
 from denoiserl.env.vector import Batched, Vector
 from denoiserl.env.workers import Workers
 from denoiserl.errors import BadSignal, need
@@ -79,19 +80,31 @@ def spec(observation: Any, action: Any, name: str = "the environment") -> Spec:
     return Spec(seen, tuple(action.shape), np.asarray(action.low), np.asarray(action.high))
 
 
-def derived(*numbers: int) -> int:
-    """A 31-bit seed from integers: copies, borders and episodes get streams of their own."""
-    return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1)[0] & 0x7FFFFFFF)
+REGISTERED = {"Meta-World/": "metaworld", "gym_pusht/": "gym_pusht"}
+"""packages that tell Gymnasium of their ids when they are imported"""
 
 
 def _gym(name: str) -> Any:
-    if ":" not in name and name.startswith("Meta-World/"):
-        importlib.import_module("metaworld")
+    for prefix, module in REGISTERED.items():
+        if name.startswith(prefix):
+            need(module, "demo" if module == "metaworld" else "robotics")
     return need("gymnasium", "demo").make(name)
 
 
-def own(env: Any, copies: int | None = None, processes: int = 1) -> tuple[Owner, Spec]:
-    """The owner of copies of ``env`` and their spec. ``env``: an id, a factory, a vector environment or a world."""
+def own(
+    env: Any, copies: int | None = None, processes: int = 1, on_fault: str = "stop", patience: float | None = None
+) -> tuple[Owner, Spec]:
+    """The owner of copies of ``env`` and their spec. ``env``: an id, a factory, a vector environment or a world.
+
+    A ``Stream`` lends its own; its episodes are lost, so it begins anew at a ``border``.
+    """
+    if isinstance(env, Stream):
+        return env.owner, env.spec
+    if patience is not None and (processes == 1 or not patience > 0):
+        raise BadSignal(
+            f"patience={patience}: a copy that hangs can be watched only from another process, for more than no time: "
+            "give an environment id or a factory, and processes=2 or more"
+        )
     if not callable(env) and not isinstance(env, str):
         for needed in ("num_envs", "single_action_space", "single_observation_space"):
             if not hasattr(env, needed) and not (needed.startswith("single") and hasattr(env, needed[7:])):
@@ -101,21 +114,26 @@ def own(env: Any, copies: int | None = None, processes: int = 1) -> tuple[Owner,
         name = getattr(getattr(env, "spec", None), "id", None) or type(env).__name__
         seen = getattr(env, "single_observation_space", None) or env.observation_space
         acts = getattr(env, "single_action_space", None) or env.action_space
-        owner = Batched(env, name) if getattr(env, "steps_some", False) else Vector(env, name)
+        owner = (Batched if getattr(env, "steps_some", False) else Vector)(env, name, on_fault)
         return owner, spec(seen, acts, name)
     copies = 1 if copies is None else copies
     if copies < 1 or processes < 1:
         raise BadSignal(f"copies and processes start at 1; they are {copies} and {processes}")
+    if isinstance(env, str) and env.startswith(PREFIX):
+        if patience is not None:
+            raise BadSignal("the threads of envpool cannot be watched: leave patience out, or give a Gymnasium id")
+        pool = EnvPool(env.removeprefix(PREFIX), copies, processes)
+        return Batched(pool, env, on_fault), spec(pool.single_observation_space, pool.single_action_space, env)
     name = env if isinstance(env, str) else getattr(getattr(env, "func", env), "__name__", "the environment")
     make: Any = partial(_gym, env) if isinstance(env, str) else env
     probe: Any = make()
     if hasattr(probe, "num_envs"):
-        return own(probe)
+        return own(probe, on_fault=on_fault)
     found = spec(probe.observation_space, probe.action_space, name)
     probe.close()
     if processes == 1:
-        return Singles(make, copies, name), found
-    return Workers(make, copies, processes, name), found
+        return Singles(make, copies, name, on_fault=on_fault), found
+    return Workers(make, copies, processes, name, on_fault, patience), found
 
 
 def executable(action: Tensor, spec: Spec, copies: int, name: str) -> tuple[np.ndarray, int]:
@@ -147,12 +165,13 @@ def executable(action: Tensor, spec: Spec, copies: int, name: str) -> tuple[np.n
 
 
 def tensors(observation: Any, shapes: Any = None, name: str = "the environment") -> Any:
-    """Observations [B, ...] as float32 tensors; with ``shapes`` they are checked."""
+    """Observations [B, ...] as float32 tensors, pictures as uint8; with ``shapes`` they are checked."""
     if isinstance(observation, dict):
         return {k: tensors(v, None if shapes is None else shapes.get(k), name) for k, v in observation.items()}
     if shapes is not None and tuple(observation.shape[1:]) != tuple(shapes):
         raise BadSignal(f"{name} promises observations {list(shapes)} and gave {list(observation.shape[1:])}")
-    return torch.from_numpy(np.ascontiguousarray(observation, dtype=np.float32))
+    kind = np.uint8 if observation.dtype == np.uint8 else np.float32  # a picture as floats is four times as large
+    return torch.from_numpy(np.ascontiguousarray(observation, dtype=kind))
 
 
 @dataclass(frozen=True)
@@ -163,6 +182,7 @@ class Episode:
     ``terminated``: truly over; ``done``: over, time limits too. ``length``: ticks executed. ``live`` [T, B, T_a]: the
     executed actions; all False where an automatic reset swallowed the step. ``action``: what the policy asked for.
     ``info``: ``return`` and ``ticks`` of the episode so far, and ``success`` (so far) where it is reported.
+    ``faults``: what went wrong on the way and was mended; a decision that was lost to it is not live, but ``done``.
     """
 
     obs: Tree
@@ -175,6 +195,7 @@ class Episode:
     live: Tensor
     chain: Chain | None = None
     info: dict[str, Tensor] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
 
     @property
     def alive(self) -> Tensor:
@@ -188,26 +209,37 @@ class Episode:
     def summary(self) -> dict[str, float]:
         """Means over the episodes that finished here: ``episodes``, ``return``, ``ticks``, ``success`` if reported.
 
-        Without a finished episode there is only ``episodes``: 0.
+        Without a finished episode there is only ``episodes``: 0. ``faults`` counts what went wrong, where anything did.
         """
         over = self.done & self.alive
         count = int(over.sum())
         means = {k: float(v[over].float().mean()) for k, v in self.info.items()} if count else {}
-        return {"episodes": float(count), **means}
+        wrong = {"faults": float(len(self.faults))} if self.faults else {}
+        return {"episodes": float(count), **means, **wrong}
 
 
 class Stream:
     """``copies`` of an environment, each in the middle of an episode.
 
-    ``env``: a Gymnasium id, a factory, a Gymnasium vector environment (then ``copies`` is its own number), or a batched
-    world. ``processes`` > 1 steps the copies of an id or factory in that many worker processes, with the same numbers.
-    ``gamma`` is the discount inside a chunk.
+    ``env``: a Gymnasium id, a factory, a Gymnasium vector environment (then ``copies`` is its own number), a batched
+    world, or "envpool:" and an id. ``processes`` > 1 steps the copies of an id or factory in that many worker
+    processes, with the same numbers, and those of envpool in as many threads.
+    ``gamma`` is the discount inside a chunk. ``on_fault``: a copy that raises or gives NaN stops the stream by name, or
+    is made anew while its lost decision is masked and counted ("restart"). ``patience``: seconds after which a worker
+    process that does not answer is a fault too (300 by default; in one process a copy that hangs cannot be told).
     """
 
     def __init__(
-        self, env: Any, copies: int | None = None, seed: int = 0, processes: int = 1, gamma: float = 1.0
+        self,
+        env: Any,
+        copies: int | None = None,
+        seed: int = 0,
+        processes: int = 1,
+        gamma: float = 1.0,
+        on_fault: OnFault = "stop",
+        patience: float | None = None,
     ) -> None:
-        self.owner, self.spec = own(env, copies, processes)
+        self.owner, self.spec = own(env, copies, processes, on_fault, patience)
         self.seed, self.gamma = seed, gamma
         self.obs: Any = None
 
@@ -215,6 +247,9 @@ class Stream:
     def copies(self) -> int:
         """B."""
         return self.owner.count
+
+    num_envs = copies
+    """B, as vector environments call it"""
 
     @property
     def name(self) -> str:
@@ -242,6 +277,7 @@ class Stream:
         self.obs = tensors(self.owner.reset(seeds), self.spec.obs, self.name)
         self._returns = np.zeros(self.copies)
         self._ticks = np.zeros(self.copies, np.int64)
+        self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
         self._success = np.zeros(self.copies, bool)
 
     def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
@@ -251,6 +287,7 @@ class Stream:
         if steps < 1:
             raise BadSignal(f"collect takes at least one step, not {steps}")
         told: list[dict[str, Any]] = []
+        self._faults: list[Fault] = []
         made: list[Chain] = []
         for _ in range(steps):
             action, record = act(self.obs, rng)
@@ -263,16 +300,13 @@ class Stream:
         known = set.intersection(*[set(row["info"]) for row in told])
         info = {k: torch.stack([row["info"][k] for row in told]) for k in sorted(known)}
         spend("env steps", int(columns["length"].sum()))
-        return Episode(**columns, chain=chains.stack(made) if made else None, info=info)
+        return Episode(**columns, chain=chains.stack(made) if made else None, info=info, faults=tuple(self._faults))
 
     def _step(self, action: Tensor) -> dict[str, Any]:
         numbers, ticks = executable(action, self.spec, self.copies, self.name)
         out = self.owner.play(numbers, np.ones(self.copies, bool), self.gamma)
-        if not np.isfinite(out.raw).all():
-            raise BadSignal(
-                f"copy {int(np.argmax(~np.isfinite(out.raw)))} of {self.name} gave a reward of NaN or infinity"
-            )
-        over = (out.terminated | out.truncated) & (out.length > 0)
+        self._note(out)
+        over = out.terminated | out.truncated
         self._returns += out.raw
         self._ticks += out.length
         info = {
@@ -297,6 +331,19 @@ class Stream:
         }
         self.obs = tensors(out.start, self.spec.obs, self.name)
         return row
+
+    def _note(self, out: Outcome) -> None:
+        """Count what went wrong; a copy that never gets through a decision is not mended by starting it again."""
+        self._faults += out.faults
+        lost = out.truncated & (out.length == 0)
+        self._streak = np.where(lost, self._streak + 1, np.where(out.length > 0, 0, self._streak))
+        if (self._streak >= IN_A_ROW).any():
+            copy = int(self._streak.argmax())
+            last = next((f for f in reversed(out.faults) if f.copy == copy), Fault(copy, 0, "lost its decision"))
+            cure = (
+                f"it has lost {IN_A_ROW} decisions in a row, so starting it again does not help: repair the environment"
+            )
+            raise EnvFault(last, self.name, cure)
 
     def close(self) -> None:
         """Close the environment."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from denoiserl.env.chunk import Outcome
-from denoiserl.env.single import refuse_nan
+from denoiserl.env.faults import EnvFault, Fault, chosen, diverged, raised, refuse, refuse_reward
 from denoiserl.errors import BadSignal
 
 NEXT, SAME, DISABLED = "NextStep", "SameStep", "Disabled"
@@ -82,7 +82,12 @@ def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
 class Vector:
     """A Gymnasium vector environment as an owner of copies."""
 
-    def __init__(self, envs: Any, name: str = "the environment") -> None:
+    def __init__(self, envs: Any, name: str = "the environment", on_fault: str = "stop") -> None:
+        if chosen(on_fault) == "restart":
+            raise BadSignal(
+                f"{name} is a vector environment, whose copies cannot be made anew one by one: give an environment id "
+                "or a factory for on_fault='restart'"
+            )
         self.envs, self.name = envs, name
         self.mode = _mode(envs)
 
@@ -98,8 +103,17 @@ class Vector:
             observation, _ = self.envs.reset()
         self.start = copy(observation)
         self.pending = np.zeros(self.count, bool)  # copies that the next step will reset
-        refuse_nan(self.start, list(range(self.count)), self.name)
+        self.ticks = np.zeros(self.count, np.int64)
+        refuse(self.start, self.name)
         return self.start
+
+    def _tick(self, actions: np.ndarray) -> Any:
+        try:
+            return self.envs.step(actions)
+        except Exception as error:
+            fault = Fault(None, int(self.ticks.max()) + 1, raised(error))
+            cure = "a vector environment does not say which copy it was: give an environment id or a factory to know"
+            raise EnvFault(fault, self.name, cure) from error
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
@@ -113,7 +127,7 @@ class Vector:
         terminated, truncated, success = np.zeros(n, bool), np.zeros(n, bool), None
         after, start, weight = copy(self.start), copy(self.start), 1.0
         for i in range(ticks):
-            seen, gain, term, trunc, info = self.envs.step(actions[:, i])
+            seen, gain, term, trunc, info = self._tick(actions[:, i])
             seen = copy(seen)
             over = np.asarray(term, bool) | np.asarray(trunc, bool)  # of every copy, also of those that stand by
             term, trunc = np.asarray(term, bool) & going, np.asarray(trunc, bool) & going
@@ -121,6 +135,7 @@ class Vector:
             reward, raw = reward + np.where(going, weight * gain, 0.0), raw + np.where(going, gain, 0.0)
             weight *= gamma
             length += going
+            self.ticks += going
             terminated |= term
             truncated |= trunc
             true = _final(info, seen, ended) if self.mode == SAME and ended.any() else seen
@@ -151,8 +166,10 @@ class Vector:
             if ended[going].all() or last:
                 break
         self.start = start
-        refuse_nan(after, list(range(n)), self.name)
-        refuse_nan(start, list(range(n)), self.name)
+        refuse(after, self.name, self.ticks)
+        refuse_reward(raw, self.name, self.ticks)
+        refuse(start, self.name)
+        self.ticks = np.where(terminated | truncated, 0, self.ticks)
         return Outcome(after, start, reward, raw, terminated, truncated, length, success)
 
     def close(self) -> None:
@@ -163,8 +180,8 @@ class Vector:
 class Batched:
     """One of our own batched worlds (``labs.fork2d``): ``step(actions, live)`` moves the live copies only."""
 
-    def __init__(self, world: Any, name: str = "the world") -> None:
-        self.world, self.name = world, name
+    def __init__(self, world: Any, name: str = "the world", on_fault: str = "stop") -> None:
+        self.world, self.name, self.on_fault = world, name, chosen(on_fault)
 
     @property
     def count(self) -> int:
@@ -173,6 +190,8 @@ class Batched:
     def reset(self, seeds: list[int]) -> Any:
         """A new episode in every copy, seeded."""
         self.start = copy(self.world.reset(seed=seeds)[0])
+        self.ticks = np.zeros(self.count, np.int64)
+        refuse(self.start, self.name)
         return self.start
 
     def play(
@@ -183,14 +202,20 @@ class Batched:
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
         terminated, truncated, success = np.zeros(n, bool), np.zeros(n, bool), None
         going, after, weight = alive.copy(), copy(self.start), 1.0
+        before = self.start
         for i in range(ticks):
             if not going.any():
                 break
-            seen, gain, term, trunc, info = self.world.step(actions[:, i], going)
+            try:
+                seen, gain, term, trunc, info = self.world.step(actions[:, i], going)
+            except Exception as error:
+                fault = Fault(None, int(self.ticks.max()) + 1, raised(error))
+                raise EnvFault(fault, self.name, "a world that steps all copies at once does not say which") from error
             after = put(after, going, copy(seen))
             gain = np.where(going, np.asarray(gain, np.float64), 0.0)
             reward, raw, weight = reward + weight * gain, raw + gain, weight * gamma
             length += going
+            self.ticks += going
             if "success" in info:
                 said = np.asarray(info["success"], bool) & going
                 success = said if success is None else success | said
@@ -199,12 +224,29 @@ class Batched:
             going = going & ~(terminated | truncated)
             if watch is not None:
                 watch(None, self.world)
-        ended, start = terminated | truncated, after
-        if restart and ended.any():
-            start = put(after, ended, copy(self.world.reset(options={"reset_mask": ended})[0]))
-        self.start = start
-        refuse_nan(after, list(range(n)), self.name)
-        return Outcome(after, start, reward, raw, terminated, truncated, length, success)
+        lost, faults = self._lost(after, raw)
+        if lost.any():
+            after = put(after, lost, before)
+            reward, raw = np.where(lost, 0.0, reward), np.where(lost, 0.0, raw)
+            terminated, truncated, length = terminated & ~lost, truncated | lost, np.where(lost, 0, length)
+            success = None if success is None else success & ~lost
+        fresh, start = (terminated | truncated) if restart else lost, after
+        if fresh.any():
+            start = put(after, fresh, copy(self.world.reset(options={"reset_mask": fresh})[0]))
+            refuse(start, self.name)
+        self.start, self.ticks = start, np.where(terminated | truncated, 0, self.ticks)
+        return Outcome(after, start, reward, raw, terminated, truncated, length, success, faults)
+
+    def _lost(self, after: Any, raw: np.ndarray) -> tuple[np.ndarray, tuple[Fault, ...]]:
+        """The copies [B] that gave NaN or infinity, and what is wrong with them."""
+        wrong = dict.fromkeys(np.flatnonzero(~np.isfinite(raw)).tolist(), "gave a reward of NaN or infinity")
+        wrong = wrong | diverged(after)
+        faults = tuple(Fault(row, int(self.ticks[row]), what) for row, what in sorted(wrong.items()))
+        if faults and self.on_fault == "stop":
+            raise EnvFault(faults[0], self.name)
+        return np.isin(np.arange(self.count), list(wrong)), faults
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Close the world, where it has anything to close."""
+        if hasattr(self.world, "close"):
+            self.world.close()

@@ -9,6 +9,7 @@ from denoiserl.law.base import Law, joint
 from denoiserl.law.categorical import Categorical
 from denoiserl.law.gaussian import Gaussian
 from denoiserl.law.product import Delta, Product
+from denoiserl.law.squashed import Squashed
 from denoiserl.law.unmasking import Unmasking
 
-__all__ = ["Categorical", "Delta", "Gaussian", "Law", "Product", "Unmasking", "joint"]
+__all__ = ["Categorical", "Delta", "Gaussian", "Law", "Product", "Squashed", "Unmasking", "joint"]

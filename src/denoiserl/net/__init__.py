@@ -7,10 +7,26 @@ a row for each row of ``x``, or one for all. The wrappers of ``denoiserl.denoise
 
 from __future__ import annotations
 
+from denoiserl.net.actor import Actor
 from denoiserl.net.conv import UNet2D
+from denoiserl.net.critic import Critics, Temperature, follow, held, target
 from denoiserl.net.dit import DiT
 from denoiserl.net.mlp import MLP, Value
 from denoiserl.net.transformer import Transformer, Trunk
 from denoiserl.net.unet1d import UNet1D
 
-__all__ = ["MLP", "DiT", "Transformer", "Trunk", "UNet1D", "UNet2D", "Value"]
+__all__ = [
+    "MLP",
+    "Actor",
+    "Critics",
+    "DiT",
+    "Temperature",
+    "Transformer",
+    "Trunk",
+    "UNet1D",
+    "UNet2D",
+    "Value",
+    "follow",
+    "held",
+    "target",
+]

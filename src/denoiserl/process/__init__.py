@@ -3,6 +3,7 @@
 from denoiserl.process.base import Noised, Process, Step, Steps, stratified
 from denoiserl.process.classic import Autoregressive, GaussianHead, OneStep
 from denoiserl.process.diffusion import Diffusion, Gauss
+from denoiserl.process.exploring import Exploring
 from denoiserl.process.masked import Logits, Masked, step_map, truncate
 from denoiserl.process.schedule import (
     VP,
@@ -37,6 +38,7 @@ __all__ = [
     "Autoregressive",
     "Cosine",
     "Diffusion",
+    "Exploring",
     "Gauss",
     "GaussianHead",
     "Karras",

@@ -231,7 +231,8 @@ class Decaying:
 
 @dataclass(frozen=True)
 class Injected:
-    """The ODE's mean with a learned, discardable std, the denoiser's ``extra["std"]`` (ReinFlow, 2505.22094)."""
+    """The ODE's mean with a learned, discardable std, the denoiser's ``extra["std"]``: see ``Exploring`` (ReinFlow,
+    2505.22094)."""
 
     def __call__(self, grid: Grid, schedule: Schedule) -> Coefficients:
         """ddim(0), std from the estimate."""

@@ -20,10 +20,11 @@ from denoiserl.env import Evaluation, Stream, filmed
 from denoiserl.env import evaluate as play
 from denoiserl.env.metaworld import Flaws, MetaWorld, demonstrations
 from denoiserl.env.planner import serving
+from denoiserl.env.steering import deterministic, steer
 from denoiserl.errors import BadRun
 from denoiserl.net import MLP
 from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, GaussianHead, OneStep, cosine, ddim, floored, grid
+from denoiserl.process import Diffusion, Gauss, GaussianHead, OneStep, cosine, ddim, floored, grid, linear
 from denoiserl.rng import Rng
 from denoiserl.show.films import film_grid
 from denoiserl.show.media import gif
@@ -151,7 +152,10 @@ def task(base: Base) -> Task:
         {
             "diffusion": partial(pretrain, base),
             "gaussian": partial(pretrain_gaussian, base),
+            "flow": partial(pretrain_flow, base),
             "successes": partial(pretrain_successes, base),
+            "steered": partial(pretrain_steered, base),
+            "narrow": partial(pretrain_steered, base, spread=1.0),
         },
         lambda made, seed, n: outcomes(made, base, seed, n),
         METRICS,
@@ -184,3 +188,28 @@ def pretrain_gaussian(base: Base, seed: int, keep: Keep) -> Generator[dict, None
     made = gaussian(base, record(base, seed), seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep)
     return made
+
+
+def flow(base: Base, demos: Demos, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A flow policy with the same perceptron: explored with a fixed noise on its steps, served by its ODE."""
+    torch.manual_seed(seed)
+    codec = Robot.fit(demos)
+    event = (base.chunk, demos.actions.shape[-1])
+    net = MLP(event, cond=demos.observations.shape[-1], width=base.width, layer_norm=True)
+    process, times = Diffusion(linear, floored(ddim(0.0), base.floor), clip=1.0), grid(base.denoise)
+    serve = process.steps(times, ddim(0.0))
+    return Policy.of(process, Gauss(net, linear, "v").to(device), event, process.steps(times), serve, codec)
+
+
+def pretrain_flow(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A flow policy that has imitated the same demonstrations for as many updates."""
+    made = flow(base, record(base, seed), seed, keep.device)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep)
+    return made
+
+
+def pretrain_steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
+    """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
+    training: narrow noise."""
+    made = yield from pretrain(base, seed, keep)
+    return steer(deterministic(made), record(base, seed).observations.shape[-1], spread=spread)

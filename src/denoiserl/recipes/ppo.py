@@ -35,7 +35,7 @@ small step of the weights is a large one of the law.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,15 @@ class Args:
     """the policy that is improved"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
-    """Improve a Gaussian policy in an environment."""
+def improve(
+    policy: Policy,
+    env: Stream,
+    a: Any,
+    rng: Rng,
+    keep: Keep | None = None,
+    penalty: Callable[[Gaussian], Tensor] | None = None,
+) -> Iterator[dict]:
+    """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of what it decides, is added to the loss."""
     if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
         raise BadSignal("PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo")
     keep, act = keep or Keep(), watching(policy, a.execute)
@@ -139,6 +146,8 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
                 moves = False
                 continue
             loss = ppo_clip(logp, old[i], normalise(credit[i]), a.clip).mean() - a.entropy * law.entropy().mean()
+            if penalty is not None:
+                loss = loss + penalty(law).mean()
             done = step(opt, loss, clip=a.max_grad)["loss"]
             updates.append(
                 (done, kl, float(clip_fraction(logp.detach(), old[i], a.clip)), float(law.std.detach().mean()))

@@ -72,13 +72,14 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
         stage = keep.stage("improve", {a.unit: a.budget})
         yield from learned(task, policy, a, stage, cpu)
         spent = stage.spent()
+    used = cpu.seconds() if a.method != find.NONE else 0.0
     began = time.perf_counter()
     told = task.judge(policy, a.trial_seed, a.trials)
     keep.last(policy)
     result = {
         "outcomes": told,
         "spent": spent,
-        "cpu": cpu.seconds(),
+        "cpu": used,
         "fingerprint": fingerprint(policy.denoiser.state_dict()),
         "judging": time.perf_counter() - began,
         "memory": _memory(),

@@ -1,0 +1,171 @@
+"""``collect``: episodes of an expert or a policy, recorded as demonstrations in one of three formats."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from denoiserl.cli import Misuse
+from denoiserl.cli.listing import Flag, hint, table
+
+SCRIPTED = "scripted"
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Options of ``collect``."""
+
+    env: str
+    """metaworld:drawer-open-v3, Hopper-v5, my_module:make_env or my_file.py:make_env"""
+    out: Path
+    """the new folder to write"""
+    policy: str = SCRIPTED
+    """scripted (Meta-World's experts), the folder of a run or of a saved policy, or my_file.py:act, act(obs, rng)"""
+    episodes: int = 100
+    """how many are played"""
+    seed: int = 0
+    """of start states and noise: the same seed gives the same episodes"""
+    format: Literal["denoiserl", "minari", "lerobot"] = "denoiserl"
+    """of what is written"""
+    only_successes: Flag = False
+    """of the episodes played, keep those that succeed"""
+    execute: Annotated[int | None, hint("(default: all)")] = None
+    """actions of a chunk that are executed before the policy plans again"""
+    ticks: Annotated[int | None, hint("(default: the environment's)")] = None
+    """ticks until an episode is over"""
+    fps: Annotated[int | None, hint("(default: the environment's)")] = None
+    """with --format lerobot: frames a second"""
+    copies: int = 16
+    """of the environment, played side by side; the episodes are the same for any number"""
+    which: Literal["best", "last"] = "best"
+    """the best policy of a run, or its last one"""
+    device: Annotated[str | None, hint("(default: where the run did)")] = None
+    """where the policy computes"""
+    json: Flag = False
+    """print JSON"""
+
+
+def collect(given: list[str]) -> None:
+    """``denoiserl collect --env ENV --out FOLDER``."""
+    said = "Record episodes of a scripted expert or of a policy as demonstrations, with statistics of their success."
+    a = tyro.cli(Collect, prog="denoiserl collect", description=said, args=given)
+    if a.episodes < 1 or a.copies < 1:
+        raise Misuse("--episodes and --copies start at 1.")
+    if a.out.exists():
+        raise Misuse(f"{a.out} exists already: name another folder, or remove it.")
+    if a.policy == SCRIPTED and (a.execute or a.device):
+        raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
+    from denoiserl.data.collect import constant, record
+    from denoiserl.study.acting import environment
+
+    env = environment(a.env, a.ticks)
+    fps = _fps(env, a) if a.format == "lerobot" else 0
+    act = _act(a)
+    with _progress(a) as told:
+        recorded = record(env, act, a.episodes, a.seed, a.copies, told=told)
+    played = recorded.demos.statistics()
+    if a.only_successes:
+        recorded = recorded.successful()
+    _write(a, recorded, fps)
+    kept, still = recorded.demos.statistics(), constant(recorded.demos)
+    if a.json:
+        print(json.dumps({"out": str(a.out), "played": played, "kept": kept, "constant": still}, indent=2))
+        return
+    names = {
+        "episodes": "episodes",
+        "success": "of them succeed",
+        "return": "return",
+        "length": "ticks",
+        "frames": "frames",
+    }
+    rows = [
+        (word, *(format(v[name], ".1%" if name == "success" else ".6g") for v in (played, kept)))
+        for name, word in names.items()
+        if name in kept
+    ]
+    table(("", "played", "kept"), rows, right=1)
+    if "success" not in kept:
+        print("The environment does not say which episodes succeed (info['success']).")
+    if still:
+        print(f"Numbers of the observation that never change: {', '.join(map(str, still))}.")
+    print(f"\n{a.out}: {a.format}.")
+
+
+def _act(a: Collect) -> Callable[..., Any]:
+    """Who plays: act(obs, rng) -> actions."""
+    from denoiserl.study.acting import META
+
+    if a.policy == SCRIPTED:
+        if not a.env.startswith(META):
+            raise Misuse(f"{a.env} has no scripted expert, only tasks of Meta-World do ({META}TASK): name a --policy.")
+        from denoiserl.data.collect import each
+        from denoiserl.env.metaworld import expert
+
+        return each(expert(a.env.removeprefix(META)).get_action)
+    place, colon, function = a.policy.rpartition(":")
+    if colon and not Path(a.policy).exists():
+        from denoiserl.train.run import module
+
+        made = module(place)
+        if not hasattr(made, function):
+            raise Misuse(f"{place} has no {function}: name a function act(obs, rng) that gives actions.")
+        return getattr(made, function)
+    from denoiserl.cli.opening import opened
+    from denoiserl.env.planner import serving
+
+    found = opened(a.policy, a.which, a.device)
+    task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
+    return serving(found.load(task), a.execute)
+
+
+def _fps(env: Any, a: Collect) -> int:
+    """Frames a second of what is recorded."""
+    if a.fps is None:
+        probe = env()
+        known = (getattr(probe, "metadata", None) or {}).get("render_fps")
+        probe.close()
+        if known is None:
+            raise Misuse(f"{a.env} does not say how many frames a second it has: give --fps.")
+        return int(known)
+    if a.fps < 1:
+        raise Misuse("--fps starts at 1.")
+    return a.fps
+
+
+def _progress(a: Collect) -> Any:
+    """A bar on stderr: a context that gives ``told(done, won)``."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar() -> Any:
+        columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        console = Console(file=sys.stderr)
+        off = a.json or not console.is_terminal
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=off) as progress:
+            task = progress.add_task("", total=a.episodes)
+            yield lambda done, won: progress.update(task, completed=done, description=f"{won} succeeded")
+
+    return bar()
+
+
+def _write(a: Collect, recorded: Any, fps: int) -> None:
+    if a.format == "denoiserl":
+        recorded.demos.save(a.out)
+    elif a.format == "minari":
+        from denoiserl.hub import minari
+
+        word = "".join(c if c.isalnum() else "-" for c in a.env.rpartition("/")[2]).strip("-")
+        minari.write(a.out, recorded, f"denoiserl/{word}-v0")
+    else:
+        from denoiserl.hub import lerobot_dataset
+
+        lerobot_dataset.write(a.out, recorded, fps, a.env)

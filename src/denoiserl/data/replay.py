@@ -1,0 +1,191 @@
+"""Replay: what was experienced, kept for learning that does not need to be on policy.
+
+A row is one decision (an action, or a chunk of them). Rows lie in a ring in the order in which they came, and know
+which row followed them in their episode, so n-step returns are made when a batch is drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.data.rowfile import RowFile
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree, leaves, tree_map
+
+if TYPE_CHECKING:  # env stands on this floor too, and some of it reads data
+    from denoiserl.env.stream import Episode
+
+OWN = ("obs", "next_obs", "action", "reward", "terminated", "length", "before")
+
+
+class Replay:
+    """The newest ``capacity`` decisions. Adding costs one write a row, a batch one gather a column.
+
+    ``folder``: where rows are kept beside a saved state, which then holds counters only; every save appends what is
+    new, and a resume goes back to what the state knew. Without a folder the rows are part of the state. Rows live on
+    ``device``. It remembers: name it in ``keep.loop``.
+    """
+
+    def __init__(self, capacity: int, device: str | torch.device = "cpu", folder: Path | str | None = None) -> None:
+        if capacity < 1:
+            raise BadRun(f"a replay buffer holds at least one decision, not {capacity}")
+        self.capacity, self.device, self.count = capacity, torch.device(device), 0
+        self.columns: dict[str, Any] = {}
+        self.follow = torch.full((capacity,), -1, dtype=torch.int64, device=self.device)
+        self.tails: Tensor | None = None
+        self.file = None if folder is None else RowFile(Path(folder), capacity)
+
+    def __len__(self) -> int:
+        """How many decisions can be drawn."""
+        return min(self.count, self.capacity)
+
+    @torch.no_grad()
+    def add(self, ep: Episode, **more: Tree) -> int:
+        """Take in an episode's decisions, those that did not happen left out, and say how many there were.
+
+        ``more``: further columns [T, B, ...], drawn as they were given; ``action=`` takes the place of the episode's.
+        Episodes of one stream are taken in the order in which they were collected, and an n-step return runs on from
+        one to the next where the next begins in the state in which the last one stopped. Refused: NaN and infinity,
+        rows of other shapes than those before, more rows at once than the buffer holds.
+        """
+        given: dict[str, Any] = {
+            "obs": ep.obs, "next_obs": ep.next_obs, "action": ep.action, "reward": ep.reward,
+            "terminated": ep.terminated, "length": ep.length, **more,
+        }  # fmt: skip
+        alive = ep.alive.to(self.device)
+        flat = alive.flatten()
+        total = int(flat.sum())
+        if total > self.capacity:
+            raise BadSignal(
+                f"{total} decisions were collected at once and the buffer holds {self.capacity}: raise capacity, or "
+                "collect fewer steps at a time"
+            )
+        index = torch.nonzero(flat).flatten()
+        rows = {k: tree_map(lambda v: v.to(self.device).flatten(0, 1)[index], v) for k, v in given.items()}
+        self._fits(rows)
+        if total == 0:
+            return 0
+        before, tails = self._linked(ep, alive, flat)
+        rows["before"] = before[index]
+        if not self.columns:
+            self.columns = {k: tree_map(self._room, v) for k, v in rows.items()}
+        at = (self.count + torch.arange(total, device=self.device)) % self.capacity
+        tree_map(lambda column, v: column.index_copy_(0, at, v), self.columns, rows)
+        self.count += total
+        self._link(at, rows["before"])
+        self.tails = tails
+        return total
+
+    def sample(self, n: int, rng: Rng, gamma: float, steps: int = 1, batches: int | None = None) -> dict[str, Any]:
+        """n decisions drawn uniformly with replacement, [n, ...]; with ``batches``, [batches, n, ...] in one gather.
+
+            reward = Σ_{k<m} γ^{τ_k} r_k,   discount = γ^{τ_m} (0 where row m − 1 truly ended),   τ_k ticks before row k
+
+        where the return has m ≤ ``steps`` rows: it stops where the episode does, at what is newest, and at a reset
+        nobody announced. ``next_obs`` is the true successor of its last row, also at a time limit, so that a learner
+        bootstraps there; ``terminated`` says whether it may. ``obs``, ``action`` and further columns are the first
+        row's. The discount inside a chunk is the stream's. Refused: fewer decisions than a batch.
+        """
+        if len(self) < n:
+            raise BadSignal(
+                f"the buffer holds {len(self)} decisions, fewer than a batch of {n}: collect more before learning"
+            )
+        if steps < 1 or not 0 <= gamma <= 1:
+            raise BadSignal(f"a return has at least one step and a discount in [0, 1]; they are {steps} and {gamma}")
+        shape = (n,) if batches is None else (batches, n)
+        at = rng.integers(0, len(self), *shape).flatten().to(self.device)
+        c, last = self.columns, at
+        reward, discount = c["reward"][at], gamma ** c["length"][at].float()
+        for _ in range(steps - 1):
+            after = self.follow[last]
+            goes = after >= 0
+            last = torch.where(goes, after, last)
+            reward = torch.where(goes, reward + discount * c["reward"][last], reward)
+            discount = torch.where(goes, discount * gamma ** c["length"][last].float(), discount)
+        over = c["terminated"][last]
+        drawn = {k: tree_map(lambda v: v[at], v) for k, v in c.items() if k not in OWN or k in ("obs", "action")}
+        drawn |= {"next_obs": tree_map(lambda v: v[last], c["next_obs"]), "terminated": over}
+        drawn |= {"reward": reward, "discount": discount * ~over}
+        return tree_map(lambda v: v.unflatten(0, shape), drawn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and the rows themselves where there is no folder to append them to."""
+        state: dict[str, Any] = {"count": self.count, "capacity": self.capacity}
+        state["tails"] = None if self.tails is None else self.tails.cpu()
+        if self.file is None:
+            held = len(self)
+            return {**state, "rows": tree_map(lambda v: v[:held].clone(), self.columns), "file": None}
+        return {**state, "rows": None, "file": self.file.append(self._rows, self.count)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where the saved buffer stood."""
+        if state["capacity"] != self.capacity:
+            raise BadRun(f"the saved buffer has a capacity of {state['capacity']}, this one of {self.capacity}")
+        if (state["file"] is None) != (self.file is None):
+            raise BadRun("one buffer keeps its rows in a folder and the other in the state: give both the same")
+        rows = state["rows"] if self.file is None else self.file.restore(state["file"], state["count"])
+        self.count = state["count"]
+        self.tails = None if state["tails"] is None else state["tails"].to(self.device)
+        self.follow.fill_(-1)
+        self.columns = {}
+        if not self.count:
+            return
+        self.columns = tree_map(lambda v: self._room(v.to(self.device)), rows)
+        held = len(self)
+        tree_map(lambda column, v: column[:held].copy_(v), self.columns, rows)
+        self._link(torch.arange(held, device=self.device), self.columns["before"][:held])
+
+    def _room(self, like: Tensor) -> Tensor:
+        return torch.empty(self.capacity, *like.shape[1:], dtype=like.dtype, device=self.device)
+
+    def _rows(self, at: Tensor) -> Tree:
+        """Rows by their number since the beginning."""
+        return tree_map(lambda v: v[at.to(self.device) % self.capacity].cpu(), self.columns)
+
+    def _fits(self, rows: dict[str, Any]) -> None:
+        for name, tree in rows.items():
+            for leaf in leaves(tree):
+                if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+                    raise BadSignal(f"{name} holds NaN or infinity: what is kept would be learned from again and again")
+        if not self.columns:
+            return
+        if rows.keys() | {"before"} != self.columns.keys():
+            raise BadSignal(f"the buffer has the columns {sorted(self.columns)}, these rows {sorted(rows)}: give equal")
+        for name, tree in rows.items():
+            shapes = [(tuple(v.shape[1:]), v.dtype) for v in leaves(tree)]
+            known = [(tuple(v.shape[1:]), v.dtype) for v in leaves(self.columns[name])]
+            if shapes != known:
+                raise BadSignal(f"{name} is {shapes} a row, the buffer holds {known}: one buffer holds one kind of row")
+
+    def _linked(self, ep: Episode, alive: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """For every decision [T·B] the number of the one before it in its episode, or −1; and the last ones [B]."""
+        number = (self.count + flat.long().cumsum(0) - 1).view(alive.shape)
+        done = ep.done.to(self.device)
+        open_, before = self._continued(ep), torch.full_like(number, -1)
+        for t in range(len(alive)):
+            before[t] = torch.where(alive[t], open_, -1)
+            open_ = torch.where(done[t], -1, torch.where(alive[t], number[t], open_))  # a lost decision is done too
+        return before.flatten(), open_
+
+    def _continued(self, ep: Episode) -> Tensor:
+        """The open ends [B] of what came before, where this episode begins in the states that they led to."""
+        copies = ep.reward.shape[1]
+        ends = torch.full((copies,), -1, dtype=torch.int64, device=self.device)
+        if self.tails is None or len(self.tails) != copies:
+            return ends
+        known = self.tails >= max(0, self.count - self.capacity)
+        at = self.tails.clamp_min(0) % self.capacity
+        for old, new in zip(leaves(self.columns["next_obs"]), leaves(ep.obs), strict=True):
+            known &= (old[at] == new[0].to(self.device)).flatten(1).all(1)
+        return torch.where(known, self.tails, ends)
+
+    def _link(self, at: Tensor, before: Tensor) -> None:
+        """Tell the rows before the rows ``at`` what followed them, where they are still here."""
+        self.follow[at] = -1
+        known = before >= max(0, self.count - self.capacity)
+        self.follow[before[known] % self.capacity] = at[known]

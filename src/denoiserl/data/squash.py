@@ -1,0 +1,57 @@
+"""The codec of policies that decide inside a box: actions are the hyperbolic tangent of what a Gaussian draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.data.normal import Normalizer
+from denoiserl.errors import BadSignal
+
+EDGE = 1e-3
+"""how far from the edge of the box, in units of its half width, an action is taken when it is turned into a decision"""
+
+
+@dataclass(frozen=True)
+class Squash:
+    """a = centre + half · tanh(u) per dimension [d]; u is the decision, ``half`` the half width of the actions' box.
+
+    ``observation``: the normaliser of what is seen, clipped to ±``limit``; None: as it comes. An action on the edge of
+    the box has no finite decision, so ``encode`` takes it ``EDGE`` from there.
+    """
+
+    centre: Tensor
+    half: Tensor
+    observation: Normalizer | None = None
+    limit: float = 10.0
+
+    @staticmethod
+    def box(low: Any, high: Any, observation: Normalizer | None = None) -> Squash:
+        """Of actions between ``low`` and ``high`` [d], as ``Stream.spec`` has them."""
+        low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
+        if low.ndim != 1 or low.shape != high.shape or not bool((high - low).isfinite().all() & (high > low).all()):
+            raise BadSignal(f"actions lie in a box low < high [d] without infinities, not {low} to {high}: bound them")
+        return Squash((low + high) / 2, (high - low) / 2, observation)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Actions to decisions."""
+        return torch.atanh(((data - self.centre) / self.half).clamp(EDGE - 1, 1 - EDGE))
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Decisions to actions."""
+        return self.boxed(torch.tanh(sample))
+
+    def boxed(self, unit: Tensor) -> Tensor:
+        """[−1, 1] to actions."""
+        return self.centre + self.half * unit
+
+    def condition(self, cond: Tensor) -> Tensor:
+        """Observations to model units."""
+        return cond if self.observation is None else self.observation.norm(cond).clamp(-self.limit, self.limit)
+
+    def start(self, cond: Tensor) -> None:
+        """Nothing has been decided."""
+        return None

@@ -1,0 +1,218 @@
+"""Policies that are controlled when they serve: the best of n plans (``Best``), or plans from chosen noise.
+
+The policy underneath stays as it is, bit for bit. A control is a module with ``config``, so it is saved with the
+policy, and every evaluation judges what it chooses; ``policy.controlled(None)`` is the policy without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.chain import Chain, Sample, sampler
+from denoiserl.denoiser import Denoiser, Estimate
+from denoiserl.env.stream import Act, Episode, Stream
+from denoiserl.errors import BadSignal, nearest
+from denoiserl.meter import spend
+from denoiserl.net.coins import Coins
+from denoiserl.policy import Policy
+from denoiserl.process import GaussianHead
+from denoiserl.rng import GAMMA, Rng
+from denoiserl.tree import Tree, leaves, tree_map
+from denoiserl.tree import rows as count_rows
+
+APART = 1 << 32
+"""numbers between the streams of two candidates of a row: more than one draw uses"""
+
+
+def fan(rng: Rng, n: int) -> Rng:
+    """n streams for every row, a row's own first; a batch stream serves any number of rows and stays as it is."""
+    if rng.keys is None:
+        return rng
+    rows = torch.arange(len(rng.keys), device=rng.device).repeat_interleave(n)
+    many = rng.take(rows)
+    assert many.keys is not None
+    many.keys = many.keys + torch.arange(n, device=rng.device).repeat(len(rng.keys)) * APART * GAMMA
+    return many
+
+
+class Shared(Denoiser):
+    """A denoiser for n candidates of every row, n next to n: the condition is encoded once for all of them."""
+
+    def __init__(self, denoiser: Denoiser, n: int) -> None:
+        super().__init__()
+        self.inner, self.n = denoiser, n
+
+    def encode(self, cond: Any) -> Any:
+        """Of the first candidate, for all n."""
+        own = self.inner.encode(tree_map(lambda v: v[:: self.n], cond))
+        return tree_map(lambda v: v.repeat_interleave(self.n, 0), own)
+
+    def clock(self, t: Tensor) -> Any:
+        """The inner clock."""
+        return self.inner.clock(t)
+
+    def forward(self, x: Any, clock: Any, context: Any) -> Estimate:
+        """The inner estimate."""
+        return self.inner(x, clock, context)
+
+
+@torch.no_grad()
+def candidates(policy: Policy, cond: Tree, n: int, rng: Rng, rows: int | None = None) -> Tensor:
+    """n plans for every row, [B, n, *event], as the policy serves them, in model units; ``cond`` in data units.
+
+    With row streams the first of them is the one that the policy itself would have drawn.
+    """
+    count = count_rows(cond) if rows is None else rows
+    repeat: Callable[[Tensor], Tensor] = lambda v: v.repeat_interleave(n, 0)  # noqa: E731
+    seen = None if cond is None else tree_map(repeat, policy.codec.condition(cond))
+    begin = policy.codec.start(cond)
+    draw = sampler(policy.process, Shared(policy.denoiser, n), policy.serve, policy.event, record=Sample())
+    many = fan(rng, n)
+    start = None if begin is None else (tree_map(repeat, begin), 0)
+    plans = draw(seen, many, start=start, rows=count * n).sample
+    rng.counter = many.counter
+    return plans.unflatten(0, (count, n))
+
+
+Kind = Literal["activation", "plan"]
+KINDS = ("activation", "plan")
+
+
+@torch.no_grad()
+def features(policy: Policy, cond: Tensor, plan: Tensor, kind: Kind = "activation") -> Tensor:
+    """What a verifier sees of conditions [N, ...] (in data units) and plans [N, *event] (in model units): [N, F].
+
+    ``activation``: what enters the last layer (``leave``) of the policy's network when it is shown the finished plan
+    at the last time of its grid. ``plan``: condition and plan themselves, for networks that cannot be looked into.
+    """
+    if kind not in KINDS:
+        raise BadSignal(nearest(kind, KINDS, "kind of features"))
+    seen = policy.codec.condition(cond)
+    if kind == "plan":
+        return torch.cat([v.flatten(1).float() for v in (*leaves(seen), plan)], 1)
+    last = getattr(getattr(policy.denoiser, "net", None), "leave", None)
+    if not isinstance(last, nn.Module):
+        raise BadSignal('this network has no last layer named "leave" to look into: take features="plan"')
+    denoise, caught = policy.denoiser, []
+    time = policy.serve.times[-2:-1].float().to(plan.device)
+    hook = last.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+    try:
+        denoise(plan, denoise.clock(time), denoise.encode(seen))
+    finally:
+        hook.remove()
+    spend("denoiser calls")
+    spend("rows", len(plan))
+    return caught[0].flatten(1).float()
+
+
+class Familiar(nn.Module):
+    """A verifier: the pseudo-count of condition and plan, as ``coins`` learned it from demonstrations."""
+
+    def __init__(self, coins: Coins, kind: Kind = "activation") -> None:
+        super().__init__()
+        self.config = {"coins": coins, "kind": kind}
+        self.coins = coins
+        self.kind: Kind = kind
+
+    def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
+        """The pseudo-count of each, [N]."""
+        return self.coins.count(features(policy, cond, plan, self.kind))
+
+
+class Best(nn.Module):
+    """The best of n plans: ``verifier(policy, cond, plan)`` -> [N] says how good plans are, higher is better.
+
+    n = 1 is the policy itself, bit for bit. Of equals the first is taken.
+    """
+
+    def __init__(self, verifier: nn.Module, n: int) -> None:
+        super().__init__()
+        if n < 1:
+            raise BadSignal(f"the best of {n} plans does not exist: n is at least 1")
+        self.config = {"verifier": verifier, "n": n}
+        self.verifier, self.n = verifier, n
+
+    @torch.no_grad()
+    def draw(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
+        """The plan that is chosen for every row, [B, *event] in model units."""
+        if self.n == 1:
+            return policy.sample(cond, rng, rows, Sample(), serve=True).sample
+        plans = candidates(policy, cond, self.n, rng, rows)
+        many = None if cond is None else tree_map(lambda v: v.repeat_interleave(self.n, 0), cond)
+        score = self.verifier(policy, many, plans.flatten(0, 1))
+        if score.shape != (len(plans) * self.n,) or not bool(score.isfinite().all()):
+            raise BadSignal(f"a verifier gives one finite number a plan; this one gave {list(score.shape)}, or NaN")
+        best = score.view(len(plans), self.n).argmax(1)
+        return plans[torch.arange(len(plans), device=plans.device), best]
+
+
+def decoder(policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
+    """``G(obs [B, ...], z [B, *event]) -> plan [B, *event]``: the policy's own steps from the noise z, in model units.
+
+    Raises BadSignal where its serving steps draw noise of their own: then a plan does not depend on z alone.
+    """
+    if any(policy.serve.dense):
+        raise BadSignal(
+            "this policy is served with noise, so its plans do not follow from the noise they start from: serve its "
+            "ODE, serve=process.steps(times, ddim(0.0))"
+        )
+    run = sampler(policy.process, policy.denoiser, policy.serve, policy.event, record=Sample())
+    idle = Rng(0, policy.device)  # steps without a density use none of it
+
+    def plan(obs: Tensor, z: Tensor) -> Tensor:
+        return run(policy.codec.condition(obs.to(policy.device)), idle, start=(z, 0)).sample
+
+    return plan
+
+
+class Latents(nn.Module):
+    """Plans from the noise that ``head`` thinks best, z = μ(s). ``through=False``: z is the plan itself."""
+
+    def __init__(self, head: GaussianHead, through: bool = True) -> None:
+        super().__init__()
+        self.config = {"head": head, "through": through}
+        self.head, self.through = head, through
+
+    @torch.no_grad()
+    def draw(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
+        """The plan of every row, [B, *event] in model units; the generator is not touched."""
+        seen = policy.codec.condition(cond)
+        x = torch.zeros(count_rows(seen), *policy.event, device=policy.device)
+        z = self.head(x, self.head.clock(x.new_ones(1)), self.head.encode(seen)).mean
+        return decoder(policy)(cond, z) if self.through else z
+
+
+class Latent:
+    """A ``Stream`` that is acted in through a decoder.
+
+    What ``act`` draws are latents z; ``decode(obs, z)`` says what is done, [B, T_a, d] in the environment's units.
+
+    Chains, and so all log-probabilities, are those of the latents; ``action`` of the episodes is what was done.
+    """
+
+    def __init__(self, env: Stream, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.env, self.decode = env, decode
+
+    @property
+    def obs_dim(self) -> int:
+        """Numbers in one flat observation."""
+        return self.env.obs_dim
+
+    def border(self, iteration: int) -> None:
+        """The stream's own."""
+        self.env.border(iteration)
+
+    def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
+        """``steps`` decisions of every copy."""
+
+        def through(obs: Any, rng: Rng) -> tuple[Tensor, Chain | None]:
+            _, chain = act(obs, rng)
+            if chain is None:
+                raise BadSignal("a latent is the sample of a chain: act returned none")
+            return self.decode(obs, chain.sample), chain
+
+        return self.env.collect(through, steps, rng)

@@ -1,0 +1,121 @@
+"""Frozen policies as functions of their noise: making them deterministic, steering them, asking what noise can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.chain import Sample
+from denoiserl.errors import BadSignal
+from denoiserl.law import Gaussian, Squashed
+from denoiserl.net import MLP, Actor
+from denoiserl.policy import Policy
+from denoiserl.process import Diffusion, OneStep, ddim, grid
+from denoiserl.process.steered import BlackBox, Map, Steered, Steering, basis
+from denoiserl.rng import Rng
+from denoiserl.tree import Tree
+
+
+def deterministic(policy: Policy) -> Policy:
+    """The same diffusion or flow policy, served by its ODE (DDIM without noise) on the grid that it is served on."""
+    if not isinstance(policy.process, Diffusion):
+        raise BadSignal(f"a {type(policy.process).__name__} has no ODE: only diffusion and flow policies are steered")
+    return replace(policy, serve=policy.process.steps(policy.serve.times, ddim(0.0)))
+
+
+def black_box(answer: Callable[[Any, Tensor], Tensor], chunk: int, dim: int) -> Policy:
+    """A policy that is only a callable ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``, in the environment's
+    units."""
+    process = OneStep(std=1.0)
+    steps = process.steps(grid(1), spread=0.0)
+    return Policy.of(process, BlackBox(answer), (chunk, dim), steps)
+
+
+def steer(
+    policy: Policy,
+    obs: int,
+    width: int = 128,
+    depth: int = 3,
+    bound: float | None = 1.5,
+    noise_map: Map = "full",
+    rank: int = 1,
+    spread: float = 0.0,
+    least: float = 0.05,
+) -> Policy:
+    """A policy that decides the noise of a frozen one: a perceptron over ``obs`` numbers, which starts at w = b tanh ε.
+
+    ``spread``: how much of the decision's std it serves with; 0 serves the mean, and an untrained policy with 1 is the
+    *narrow noise* baseline. ``noise_map``, ``rank``: see ``basis``. Refused: a base that draws noise on the way.
+    """
+    if len(policy.event) != 2 or isinstance(policy.process, Steered):
+        raise BadSignal(f"a policy over chunks [H, d] is steered, once; this one decides {list(policy.event)}")
+    horizon, dim = policy.event
+    rows = basis(noise_map, horizon, rank).shape[1]
+    net = MLP((rows, dim), obs, width, depth, 0, False, True, out=(rows, 2 * dim), zero=True)
+    process = Steered(policy.process, bound)
+    made = Steering(policy.denoiser, Actor(net, least, 1 / least), horizon, noise_map, rank).to(policy.device)
+    train, serve = process.steered(policy.serve), process.steered(policy.serve, spread)
+    return Policy.of(process, made, policy.event, train, serve, policy.codec)
+
+
+def steering(policy: Policy, using: str | None = None) -> Steering:
+    """The denoiser of a steered policy; any other policy is refused with the way out."""
+    made = policy.weights.using(using or policy.active)
+    if not isinstance(made, Steering):
+        raise BadSignal("this policy is not steered: make it so with env.steering.steer(policy, obs=...)")
+    return made
+
+
+def noises(policy: Policy, cond: Tensor) -> Squashed | Gaussian:
+    """The law of the decision [B, r, d] for conditions in model units, in units of the bound; differentiable."""
+    made = steering(policy)
+    x = torch.zeros(len(cond), made.rows, policy.event[1], device=cond.device)
+    clock = made.latent.clock(torch.ones(1, device=cond.device))
+    estimate = made.latent(x, clock, made.latent.encode(cond))
+    law = Gaussian(estimate.mean, estimate.extra["std"], 2, True)
+    return law if bound(policy) is None else Squashed(law)
+
+
+def bound(policy: Policy) -> float | None:
+    """b of a steered policy."""
+    assert isinstance(policy.process, Steered)
+    return policy.process.bound
+
+
+def decoded(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
+    """G(s, w = M b z) in data units [B, H, d], for decisions z [B, r, d] in units of the bound; no gradient."""
+    lacking = policy.event[0] - z.shape[1]
+    state = torch.nn.functional.pad(z.detach() * (bound(policy) or 1.0), [0, 0, 0, lacking])
+    unused = Rng(0, z.device)  # the sampler draws what a deterministic base multiplies by nothing
+    chain = policy.sample(obs, unused, record=Sample(), serve=True, start=(state, 1))
+    return policy.codec.decode(chain.sample)
+
+
+def reach(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[float, float]:
+    """What noise can do to a steered policy's base: (std of actions over n noises, change of one noise's actions
+    between two calls), means over dimensions and rows of ``obs`` [B, o]. The second must be 0, the first must not."""
+    many = obs.repeat_interleave(n, 0)
+    z = rng.normal(len(many), steering(policy).rows, policy.event[1]) / (bound(policy) or 1.0)
+    one, two = decoded(policy, many, z), decoded(policy, many, z)
+    spread = one.unflatten(0, (len(obs), n)).std(1).mean()
+    return float(spread), float((one - two).abs().mean())
+
+
+def steerable(policy: Policy, obs: Tensor, rng: Rng) -> float:
+    """``reach``, refused where steering is hopeless: a base that is not a function of its noise, or ignores it."""
+    spread, change = reach(policy, obs, rng)
+    if change > 1e-3 * max(spread, 1e-6):
+        raise BadSignal(
+            f"the same noise gives other actions when it is given twice (they differ by {change:.2g}): steering needs "
+            "a deterministic policy; fix its seed, or serve it by its ODE"
+        )
+    if spread < 1e-4:
+        raise BadSignal(
+            f"the policy's actions hardly depend on its noise (their std is {spread:.2g}): it has collapsed, or is a "
+            "regression; nothing can be steered"
+        )
+    return spread

@@ -1,0 +1,244 @@
+"""Diffusion policies of LeRobot: a checkpoint's folder as a ``Policy``, without the package.
+
+``diffusion_policy(folder)`` reads ``config.json``, ``model.safetensors`` and the statistics of the normalisers, which
+lie in the weights (before LeRobot 0.4) or in the files of its processors (since). Its U-Net is ``net.UNet1D`` with
+another clock: the weights go there by a map of names. What is conditioned on is the last T_o observations, robot state
+and environment state one after the other, and what ``hub.lerobot_eyes`` sees in pictures.
+
+Datasets of LeRobot are in ``hub.lerobot_dataset``. Both formats are read as files: the package would replace torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from denoiserl.data.normal import Normalizer
+from denoiserl.errors import BadRun, BadSignal, nearest, need
+from denoiserl.hub.lerobot_eyes import Eyes
+from denoiserl.hub.lerobot_net import Net, fill
+from denoiserl.hub.schedulers import convert, steps_like
+from denoiserl.policy import Policy
+from denoiserl.process import Diffusion, Gauss, ddim
+from denoiserl.process.transition import Transition
+
+STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
+EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The codec of a LeRobot policy with ``history`` T_o observations, of whose chunks ``execute`` T_a actions are run.
+
+    A condition is [..., T_o, o], oldest first (or flat, [..., T_o·o]; [..., o] where T_o is 1), or a dict with
+    ``observation.state`` and ``observation.environment_state`` in these shapes, ``sizes`` of each. Environments stack
+    observations with Gymnasium's ``FlattenObservation(FrameStackObservation(env, T_o))``. Chunks [..., H, d] are
+    encoded in LeRobot's order, where entry T_o − 1 is now (as ``data.windows`` cuts them), and decoded to the T_a
+    actions from now on. Nothing is clipped, as upstream.
+
+    ``pictures``: normalisers of the policy's cameras. Then a condition is a dict with all parts, pictures [..., T_o, C,
+    H, W] in [0, 1] or, as environments draw them, [..., T_o, H, W, C] in bytes.
+    """
+
+    observation: Normalizer
+    action: Normalizer
+    sizes: dict[str, int]
+    history: int
+    execute: int
+    pictures: dict[str, Normalizer] = field(default_factory=dict)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Chunks to model units, now first."""
+        return self.action.norm(data).roll(1 - self.history, -2)
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """The actions to execute, [..., T_a, d]."""
+        return self.action.unnorm(sample[..., : self.execute, :])
+
+    def condition(self, cond: Any) -> Any:
+        """Observations to model units, flat: [..., T_o·o]; with pictures, a dict of numbers and pictures."""
+        if self.pictures and not isinstance(cond, dict):
+            raise BadSignal(f"this policy looks at {', '.join(self.pictures)}: give observations as a dict")
+        given = cond
+        if isinstance(cond, dict):
+            for name in (*self.sizes, *self.pictures):
+                if name not in cond:
+                    raise BadSignal(f"the observation has no {name!r}; it has {', '.join(sorted(cond)) or 'nothing'}")
+            cond = torch.cat([self._frames(cond[name], size) for name, size in self.sizes.items()], -1)
+        seen = self.observation.norm(self._frames(cond, self.observation.dim))
+        if not self.pictures:
+            return seen.flatten(-2) if self.history > 1 else seen
+        looks = [self._looked(given[name], normal) for name, normal in self.pictures.items()]
+        return {"numbers": seen.unsqueeze(-2) if self.history == 1 else seen, "pictures": torch.stack(looks, -4)}
+
+    def _looked(self, x: Tensor, normal: Normalizer) -> Tensor:
+        """[..., T_o, C, H, W], normalised a channel."""
+        x = x.unsqueeze(-4) if self.history == 1 else x
+        if x.shape[-4] != self.history:
+            raise BadSignal(f"this policy sees its last {self.history} pictures; got {_shape(x)}")
+        last = x if x.shape[-1] == normal.dim != x.shape[-3] else None
+        return normal.norm(x.movedim(-3, -1) if last is None else last.float() / 255).movedim(-1, -3)
+
+    def _frames(self, x: Tensor, size: int) -> Tensor:
+        """[..., T_o, size], or [..., size] where one observation is all there is."""
+        if x.shape[-1] == size and (self.history == 1 or (x.ndim > 1 and x.shape[-2] == self.history)):
+            return x
+        if self.history > 1 and x.shape[-1] == self.history * size:
+            return x.unflatten(-1, (self.history, size))
+        raise BadSignal(
+            f"this policy sees its last {self.history} observations of {size} numbers each; got {_shape(x)}: stack "
+            "them with gymnasium.wrappers.FrameStackObservation and FlattenObservation"
+        )
+
+    def start(self, cond: Any) -> None:
+        """Plans start from noise."""
+        return None
+
+
+def diffusion_policy(folder: str | Path, n: int | None = None, transition: Transition | None = None) -> Policy:
+    """The policy of a LeRobot ``DiffusionPolicy`` checkpoint (a folder with ``config.json`` and ``model.safetensors``).
+
+    ``n`` denoising steps (default: the checkpoint's). It serves as LeRobot does: DDPM's posterior or DDIM without
+    noise, from the same noise the same actions; where DDIM's estimate is clipped, the noise is recomputed from the
+    clipped one, which upstream does not. Learning runs ``transition`` (default: the posterior, ``ddim(1.0)``, whose
+    last step has no density: ``floored(ddim(1.0), std)`` has one in each).
+    A checkpoint without scale in its FiLM gets scales of one, which may be learned. Raises BadRun.
+    """
+    folder = Path(folder)
+    config = _json(folder / "config.json")
+    if config.get("type", "diffusion") != "diffusion":
+        raise BadRun(f"{folder} is a LeRobot policy of type {config['type']!r}: only 'diffusion' is read here")
+    try:
+        weights = {k.replace("_orig_mod.", ""): v for k, v in load_file(folder / "model.safetensors").items()}
+    except (OSError, SafetensorError) as error:
+        raise BadRun(f"{folder} has no readable model.safetensors: {error}") from None
+    sizes, cameras, d = _features(config, folder)
+    history, horizon = int(config["n_obs_steps"]), int(config["horizon"])
+    scheduler = _scheduler(config)
+    said = convert(scheduler)
+    n = int(n or config.get("num_inference_steps") or said.levels)
+    eyes = _eyes(config, cameras) if cameras else None
+    seen = sum(sizes.values()) + (0 if eyes is None else eyes.width)
+    net = Net(
+        (horizon, d), history * seen, config["down_dims"], config["kernel_size"], config["n_groups"],
+        config["diffusion_step_embed_dim"], said.levels, history - 1, eyes, sizes[STATE],
+    )  # fmt: skip
+    fill(net, weights, bool(config.get("use_film_scale_modulation", False)))
+    stats, modes = _statistics(folder, weights, [*sizes, *cameras, ACTION]), config.get("normalization_mapping", {})
+    parts = [_normalizer(stats, name, size, modes.get(_kind(name, config), "IDENTITY")) for name, size in sizes.items()]
+    observation = Normalizer(*(torch.cat([getattr(p, f) for p in parts]) for f in FIELDS))
+    action = _normalizer(stats, ACTION, d, modes.get("ACTION", "IDENTITY"))
+    process = Diffusion(said.schedule, ddim(1.0), said.clip, "noise" if said.predicts == "eps" else "data")
+    train = steps_like(scheduler, process, n, transition or ddim(1.0))
+    serve = steps_like(scheduler, process, n, said.transition)
+    looks = {k: _normalizer(stats, k, shape[0], modes.get("VISUAL", "IDENTITY")) for k, shape in cameras.items()}
+    codec = Chunks(observation, action, sizes, history, int(config["n_action_steps"]), looks)
+    return Policy.of(process, Gauss(net, said.schedule, said.predicts), (horizon, d), train, serve, codec)
+
+
+FIELDS = ("centre", "scale", "constant", "low", "high")
+
+
+def _shape(x: Any) -> Any:
+    return None if x is None else list(x.shape)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadRun(f"there is no {path}: give the folder of a checkpoint (its pretrained_model)") from None
+    except ValueError as error:
+        raise BadRun(f"{path} is no JSON: {error}") from None
+
+
+def _features(config: dict[str, Any], folder: Path) -> tuple[dict[str, int], dict[str, list[int]], int]:
+    """{observation: its size} in the order of the condition, {camera: its shape}, and the action's size."""
+    if "input_features" not in config or "output_features" not in config:
+        raise BadRun(f"{folder}/config.json names no input_features: it is older than LeRobot 0.1; migrate it there")
+    seen = {k: v for k, v in config["input_features"].items() if v["type"] in ("STATE", "ENV", "VISUAL")}
+    cameras = {k: list(v["shape"]) for k, v in seen.items() if v["type"] == "VISUAL"}
+    if STATE not in seen:
+        raise BadRun(f"{folder} does not see {STATE}, which LeRobot's diffusion policy is built on")
+    for name in seen:
+        if name not in (STATE, ENVIRONMENT, *cameras):
+            raise BadRun(nearest(name, (STATE, ENVIRONMENT), "observation of a LeRobot policy"))
+    sizes = {name: math.prod(seen[name]["shape"]) for name in (STATE, ENVIRONMENT) if name in seen}
+    return sizes, cameras, math.prod(config["output_features"][ACTION]["shape"])
+
+
+def _eyes(config: dict[str, Any], cameras: dict[str, list[int]]) -> Eyes:
+    if config.get("resize_shape") is not None:
+        raise BadRun("this policy resizes its pictures, which is not read here: retrain it on pictures of that size")
+    shapes = list(cameras.values())
+    if any(shape != shapes[0] for shape in shapes):
+        raise BadRun(f"the cameras of a LeRobot policy have one shape; config.json names {shapes}")
+    points, depth = config["spatial_softmax_num_keypoints"], config["vision_backbone"]
+    separate = bool(config["use_separate_rgb_encoder_per_camera"]) and len(cameras) > 1
+    return Eyes(len(cameras), shapes[0], config.get("crop_shape"), points, depth, separate)
+
+
+def _kind(name: str, config: dict[str, Any]) -> str:
+    return config["input_features"][name]["type"]
+
+
+def _scheduler(config: dict[str, Any]) -> Any:
+    """diffusers' scheduler of the name and numbers that the checkpoint gives."""
+    made = {"DDPM": "DDPMScheduler", "DDIM": "DDIMScheduler"}
+    if config["noise_scheduler_type"] not in made:
+        raise BadRun(nearest(config["noise_scheduler_type"], made, "noise scheduler"))
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "clip_sample", "clip_sample_range",
+             "prediction_type")  # fmt: skip
+    diffusers = need("diffusers", "hub")
+    return getattr(diffusers, made[config["noise_scheduler_type"]])(**{name: config[name] for name in names})
+
+
+def _statistics(folder: Path, weights: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """{feature.statistic: numbers}, from the processors' files or from buffers among the weights."""
+    found: dict[str, Tensor] = {}
+    named = {name.replace(".", "_"): name for name in names}
+    for path in (folder / "policy_preprocessor.json", folder / "policy_postprocessor.json"):
+        for step in _json(path).get("steps", []) if path.is_file() else []:
+            if "normalizer" in step.get("registry_name", "") and step.get("state_file"):
+                found |= load_file(folder / step["state_file"])
+    for name, value in weights.items():
+        kind, _, rest = name.partition(".buffer_")
+        if kind in ("normalize_inputs", "normalize_targets", "unnormalize_outputs"):
+            feature, _, statistic = rest.rpartition(".")
+            found.setdefault(f"{named.get(feature, feature)}.{statistic}", value)
+    return found
+
+
+def _normalizer(stats: dict[str, Tensor], name: str, size: int, mode: str) -> Normalizer:
+    """LeRobot's normalisation of a feature; a dimension that never changed gets −1 (MIN_MAX) or 0 (MEAN_STD)."""
+    modes = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ()}
+    if mode not in modes:
+        raise BadRun(nearest(mode, modes, "normalisation"))
+    if mode == "IDENTITY":
+        return Normalizer.identity(size)
+    for statistic in modes[mode]:
+        value = stats.get(f"{name}.{statistic}")
+        if value is None or value.numel() != size or not bool(value.isfinite().all()):
+            raise BadRun(
+                f"the checkpoint tells no {statistic} of {name} for its {mode} normalisation: copy the policy_"
+                "preprocessor and policy_postprocessor files beside it"
+            )
+    one, two = (stats[f"{name}.{statistic}"].flatten().float() for statistic in modes[mode])
+    if mode == "MIN_MAX":
+        constant = one == two
+        # observations that never changed are −1 there; an action that never changed is its value
+        centre = torch.where(constant, one + (0 if name == ACTION else 1), (one + two) / 2)
+        scale = torch.where(constant, torch.ones_like(one), (two - one) / 2)
+        return Normalizer(centre, scale, constant & (name == ACTION), one, two)
+    constant = two == 0
+    wide = torch.full_like(one, math.inf)
+    return Normalizer(one, torch.where(constant, torch.ones_like(two), two + EPS), constant, -wide, wide)

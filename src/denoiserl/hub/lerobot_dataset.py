@@ -1,0 +1,282 @@
+"""Datasets of LeRobot, versions 2.1 and 3.0, read and written as files: Parquet and JSON, without the package.
+
+    meta/info.json                  features, frames a second, counts       meta/stats.json     statistics (3.0)
+    meta/episodes/*/*.parquet       length and place of every episode       (2.1: meta/episodes.jsonl)
+    data/*/*.parquet                one row a frame: features, episode_index, frame_index, index, ...
+
+``read`` gives ``Demos``, ``recording`` what else is known, ``write`` makes version 3.0. Pictures that are stored in the
+rows are read with pillow; those in videos are refused unless they are left out. Needs pyarrow
+(``pip install 'denoiserl[data]'``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoiserl.data.collect import Recording, numbers, whole
+from denoiserl.data.demos import Demos
+from denoiserl.errors import BadRun, BadSignal, nearest, need
+from denoiserl.tree import tree_map
+
+PREFIX, STATE, ACTION = "observation.", "observation.state", "action"
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+PLACE = "chunk-000/file-000.parquet"
+BOOKKEEPING = {
+    "timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"
+}  # fmt: skip
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+
+
+def read(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Demos:
+    """The demonstrations of a dataset: ``recording(...).demos``."""
+    return recording(folder, without, parts).demos
+
+
+def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Recording:
+    """A dataset's episodes.
+
+    ``without``: episodes to leave out. ``parts``: the observations to keep (default: all that are no video); one alone
+    is a tensor [N, ...], several are a dict by name. ``next.reward`` and ``next.success`` are read where they are; the
+    format knows neither the last observation nor the box of actions. Bad episodes are refused by number and row, see
+    ``data.collect.whole``. Raises BadRun, BadSignal.
+    """
+    folder = Path(folder)
+    info = _info(folder)
+    features, name = info["features"], folder.name
+    parts = _parts(features, parts, name)
+    table = _table(folder, [*parts, ACTION, *(c for c in ("next.reward", "next.success") if c in features)])
+    owner = np.asarray(table["episode_index"])
+    episodes, success, rewards = [], [], []
+    for i in range(int(info["total_episodes"])):
+        at = np.flatnonzero(owner == i)
+        if i in without:
+            continue
+        if len(at) == 0:
+            raise BadSignal(f"episode {i} of {name} is empty: leave it out with without=({i},)")
+        if at[-1] - at[0] + 1 != len(at):
+            raise BadSignal(f"the rows of episode {i} of {name} are not one after another: leave it out")
+        rows = table.slice(at[0], len(at))
+        frames = np.asarray(rows["frame_index"])
+        if (frames != np.arange(len(frames))).any():
+            row = int(np.argmax(frames != np.arange(len(frames))))
+            raise BadSignal(f"row {row} of episode {i} of {name} is frame {frames[row]}: frames are missing or doubled")
+        observations = {part: _column(rows[part], features[part], f"{part} of episode {i} of {name}") for part in parts}
+        actions = _column(rows[ACTION], features[ACTION], f"{ACTION} of episode {i} of {name}")
+        columns = {c: np.asarray(rows[c]) for c in ("next.reward",) if c in features}
+        whole(name, i, observations, actions, **columns)
+        told = tree_map(numbers, observations)
+        episodes.append((told[parts[0]] if len(parts) == 1 else told, numbers(actions)))
+        if "next.reward" in columns:
+            rewards.append(torch.from_numpy(columns["next.reward"].astype(np.float32)))
+        if "next.success" in features:
+            success.append(bool(np.asarray(rows["next.success"]).any()))
+    if not episodes:
+        raise BadSignal(f"{name} holds no episode" + (" beside those left out" if without else ""))
+    returns = [float(r.sum()) for r in rewards] if rewards else None
+    demos = Demos.of(episodes, success or None, returns, name)
+    wide = torch.full((demos.actions.shape[1],), torch.inf)
+    return Recording(demos, torch.cat(rewards) if rewards else None, None, None, -wide, wide)
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    path = folder / "meta" / "info.json"
+    try:
+        info = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadRun(f"{folder} is no LeRobot dataset: there is no meta/info.json in it") from None
+    except ValueError as error:
+        raise BadRun(f"{path} is no JSON ({error}): copy the dataset again") from None
+    if info.get("codebase_version") not in VERSIONS:
+        raise BadRun(nearest(str(info.get("codebase_version")), VERSIONS, "version of LeRobot datasets read here"))
+    for needed in ("features", "total_episodes", "total_frames"):
+        if needed not in info:
+            raise BadRun(f"{path} does not say {needed}: copy the dataset again")
+    if ACTION not in info["features"]:
+        raise BadSignal(f"{folder.name} has no {ACTION!r}; its features are {', '.join(sorted(info['features']))}")
+    return info
+
+
+def _parts(features: dict[str, Any], parts: Sequence[str] | None, name: str) -> list[str]:
+    known = [k for k in features if k.startswith(PREFIX)]
+    for part in parts or ():
+        if part not in known:
+            raise BadSignal(nearest(part, known, f"observation in {name}"))
+    films = [k for k in parts or () if features[k]["dtype"] == "video"]
+    if films:
+        raise BadSignal(
+            f"{films[0]} of {name} lies in videos, which are not read here: leave it out of parts, or convert it to "
+            "pictures with LeRobot"
+        )
+    chosen = list(parts or (k for k in known if features[k]["dtype"] != "video"))
+    if not chosen:
+        raise BadSignal(f"{name} has no observation that is no video: {', '.join(known) or 'none at all'}")
+    return chosen
+
+
+def _table(folder: Path, columns: list[str]) -> Any:
+    """All rows in order of their index."""
+    parquet, pa = need("pyarrow.parquet", "data"), need("pyarrow", "data")
+    paths = sorted((folder / "data").glob("*/*.parquet"))
+    if not paths:
+        raise BadRun(f"{folder} has no rows: there is no data/chunk-*/*.parquet in it")
+    wanted, tables = list(dict.fromkeys([*columns, "episode_index", "frame_index", "index"])), []
+    for path in paths:
+        try:
+            file = parquet.ParquetFile(path)
+            for column in wanted:
+                if column not in file.schema_arrow.names:
+                    raise BadSignal(f"{path} has no column {column!r}, which meta/info.json promises")
+            tables.append(file.read(columns=wanted))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadRun(f"{path} cannot be read as Parquet ({error}): copy the dataset again") from None
+    table = pa.concat_tables(tables, promote_options="permissive")
+    promised = int(json.loads((folder / "meta" / "info.json").read_text())["total_frames"])
+    if len(table) != promised:
+        raise BadRun(f"{folder} holds {len(table)} rows of the {promised} that meta/info.json promises: copy it again")
+    return table.take(np.argsort(np.asarray(table["index"]), kind="stable"))
+
+
+def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
+    """A column as [L, ...]; pictures [L, H, W, C]."""
+    if feature["dtype"] == "image":
+        image = need("PIL.Image", "demo")
+        return np.stack([np.asarray(image.open(io.BytesIO(cell["bytes"]))) for cell in column.to_pylist()])
+    values = column.to_numpy()
+    if values.dtype == object:
+        lengths = {np.shape(v) for v in values}
+        if len(lengths) > 1:
+            odd = next(i for i, v in enumerate(values) if np.shape(v) != np.shape(values[0]))
+            raise BadSignal(f"row {odd} of {what} has another shape than the first: {sorted(lengths)}")
+        values = np.array(column.to_pylist(), dtype=np.float64 if "float" in feature["dtype"] else feature["dtype"])
+    return values.reshape(len(values), *feature["shape"])
+
+
+def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str = "", robot: str = "unknown") -> Path:
+    """Write a dataset of version 3.0 to the new ``folder``, whole or not at all.
+
+    Flat observations become ``observation.state``; parts of a dict keep their names, after ``observation.``.
+    ``next.reward``, ``next.done`` and ``next.success`` (in an episode's last frame) are written where they are known.
+    ``fps``: frames a second; ``task``: what the robot is told to do. Raises BadRun if there is something, BadSignal
+    for pictures, which belong into videos.
+    """
+    folder = Path(folder)
+    demos, rewards = (recorded, None) if isinstance(recorded, Demos) else (recorded.demos, recorded.rewards)
+    if folder.exists():
+        raise BadRun(f"{folder} exists already: name another folder, or remove it")
+    if fps < 1:
+        raise BadSignal(f"frames a second start at 1, not {fps}")
+    pa, parquet = need("pyarrow", "data"), need("pyarrow.parquet", "data")
+    owner, frame = _counters(demos)
+    last = np.zeros(len(owner), bool)
+    last[demos.ends.numpy() - 1] = True
+    columns: dict[str, np.ndarray] = {**_observed(demos.observations), ACTION: demos.actions.numpy()}
+    if rewards is not None:
+        columns["next.reward"] = rewards.numpy().astype(np.float32)
+    columns["next.done"] = last
+    if demos.success is not None:
+        columns["next.success"] = last & demos.success.numpy()[owner]
+    columns |= {
+        "timestamp": (frame / fps).astype(np.float32), "frame_index": frame, "episode_index": owner,
+        "index": np.arange(len(owner)), "task_index": np.zeros(len(owner), np.int64),
+    }  # fmt: skip
+    features = {
+        k: {"dtype": str(v.dtype), "shape": list(v.shape[1:]) or [1], "names": None} for k, v in columns.items()
+    }
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    for place in ("meta/episodes/chunk-000", "data/chunk-000"):
+        (new / place).mkdir(parents=True)
+    parquet.write_table(pa.table({k: _arrow(pa, v) for k, v in columns.items()}), new / "data" / PLACE)
+    begin = (demos.ends - demos.lengths).tolist()
+    rows = []
+    for i, (low, high) in enumerate(zip(begin, demos.ends.tolist(), strict=True)):
+        own = {k: _statistics(v[low:high]) for k, v in columns.items()}
+        rows.append(
+            {
+                "episode_index": i,
+                "tasks": [task],
+                "length": high - low,
+                "dataset_from_index": low,
+                "dataset_to_index": high,
+                "data/chunk_index": 0,
+                "data/file_index": 0,
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+                **{f"stats/{k}/{s}": v for k, told in own.items() for s, v in told.items()},
+            }
+        )
+    parquet.write_table(pa.Table.from_pylist(rows), new / "meta" / "episodes" / PLACE)
+    parquet.write_table(_tasks(pa, task), new / "meta" / "tasks.parquet")
+    stats = {k: _statistics(v) for k, v in columns.items()}
+    (new / "meta" / "stats.json").write_text(json.dumps(stats, indent=4))
+    info = {
+        "codebase_version": "v3.0", "robot_type": robot, "total_episodes": len(demos), "total_frames": len(owner),
+        "total_tasks": 1, "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": fps,
+        "splits": {"train": f"0:{len(demos)}"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "video_path": None,
+        "features": features,
+    }  # fmt: skip
+    (new / "meta" / "info.json").write_text(json.dumps(info, indent=4))
+    os.rename(new, folder)
+    return folder
+
+
+def _counters(demos: Demos) -> tuple[np.ndarray, np.ndarray]:
+    """The episode of every frame, and its number in it."""
+    lengths = demos.lengths.numpy()
+    return np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(n) for n in lengths])
+
+
+def _observed(observations: Any, path: str = "") -> dict[str, np.ndarray]:
+    if isinstance(observations, dict):
+        parts = [_observed(v, f"{path}.{k}" if path else k) for k, v in observations.items()]
+        return {k: v for part in parts for k, v in part.items()}
+    name = STATE if not path else path if path.startswith(PREFIX) else PREFIX + path
+    value: Tensor = observations
+    if value.dtype == torch.uint8:
+        raise BadSignal(f"{name} holds pictures, which are not written here: keep the other parts")
+    return {name: value.numpy().astype(np.float32)}
+
+
+def _arrow(pa: Any, value: np.ndarray) -> Any:
+    """[N] as numbers, [N, d] as lists of a fixed size, more axes as nested ones; single numbers are not in lists."""
+    if value.ndim == 2 and value.shape[1] == 1:
+        value = value[:, 0]
+    array = pa.array(np.ascontiguousarray(value).reshape(-1))
+    for size in reversed(value.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
+
+
+def _tasks(pa: Any, task: str) -> Any:
+    """pandas' way to say that a column is the index."""
+    table = pa.table({"task_index": pa.array([0]), "__index_level_0__": pa.array([task])})
+    kinds = {"task_index": "int64", "__index_level_0__": "unicode"}
+    told = [
+        {
+            "name": None if k.startswith("__") else k, "field_name": k, "pandas_type": kind,
+            "numpy_type": "int64" if kind == "int64" else "object", "metadata": None,
+        }
+        for k, kind in kinds.items()
+    ]  # fmt: skip
+    pandas = {"index_columns": ["__index_level_0__"], "columns": told, "column_indexes": [], "pandas_version": "2.0.0"}
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def _statistics(value: np.ndarray) -> dict[str, Any]:
+    """min, max, mean, std, count and quantiles of every number of a feature."""
+    rows = value.astype(np.float64).reshape(len(value), -1)
+    shape = list(value.shape[1:]) or [1]
+    told = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    told |= {name: np.quantile(rows, q, axis=0) for name, q in QUANTILES.items()}
+    return {**{k: v.reshape(shape).tolist() for k, v in told.items()}, "count": [len(rows)]}

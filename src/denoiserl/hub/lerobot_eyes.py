@@ -1,0 +1,127 @@
+"""How LeRobot's diffusion policies see: a residual network (1512.03385) and a spatial softmax (1504.00702).
+
+Modules carry the names that checkpoints use, so that their weights are loaded as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from denoiserl.errors import BadRun, BadSignal, nearest
+
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+WIDTHS, A_GROUP = (64, 128, 256, 512), 16
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(width // A_GROUP, width)
+
+
+class Basic(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut."""
+
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = _norm(outer), _norm(outer)
+        changes = stride > 1 or inner != outer
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), _norm(outer)) if changes else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(h + (x if self.downsample is None else self.downsample(x)))
+
+
+class Softmax(nn.Module):
+    """Where each of ``points`` maps looks: the mean position under its softmax, in [−1, 1]², [B, 2·points]."""
+
+    pos_grid: Tensor
+
+    def __init__(self, width: int, height: int, across: int, points: int) -> None:
+        super().__init__()
+        self.nets = nn.Conv2d(width, points, 1)
+        y, x = torch.linspace(-1, 1, height), torch.linspace(-1, 1, across)
+        grid = torch.stack((x.expand(height, -1), y[:, None].expand(-1, across)), -1)
+        self.register_buffer("pos_grid", grid.reshape(-1, 2).contiguous())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return (self.nets(maps).flatten(2).softmax(-1) @ self.pos_grid).flatten(1)
+
+
+class Eye(nn.Module):
+    """Pictures [B, C, H, W] to features [B, 2·points]; the middle ``crop`` of them is looked at."""
+
+    def __init__(self, shape: Sequence[int], crop: Sequence[int] | None, points: int, depth: str) -> None:
+        super().__init__()
+        if depth not in DEPTHS:
+            raise BadRun(nearest(depth, DEPTHS, "vision backbone"))
+        channels, *size = shape
+        self.crop = tuple(crop or size)
+        inner, layers = WIDTHS[0], []
+        for k, (n, outer) in enumerate(zip(DEPTHS[depth], WIDTHS, strict=True)):
+            layers.append(
+                nn.Sequential(*(Basic(inner if i == 0 else outer, outer, 2 if k and not i else 1) for i in range(n)))
+            )
+            inner = outer
+        first = nn.Conv2d(channels, WIDTHS[0], 7, 2, 3, bias=False)
+        self.backbone = nn.Sequential(first, _norm(WIDTHS[0]), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *layers)
+        height, across = (-(-side // 32) for side in self.crop)
+        self.pool = Softmax(WIDTHS[-1], height, across, points)
+        self.out = nn.Linear(2 * points, 2 * points)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, left = (round((have - want) / 2.0) for have, want in zip(x.shape[-2:], self.crop, strict=True))
+        x = x[..., top : top + self.crop[0], left : left + self.crop[1]]
+        return F.relu(self.out(self.pool(self.backbone(x))))
+
+
+class Eyes(nn.Module):
+    """Eyes for ``cameras`` cameras, one for all or (``separate``) one each: [..., cameras, C, H, W] to [..., width]."""
+
+    def __init__(
+        self,
+        cameras: int,
+        shape: Sequence[int],
+        crop: Sequence[int] | None,
+        points: int,
+        depth: str,
+        separate: bool,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "cameras": cameras, "shape": list(shape), "crop": None if crop is None else list(crop), "points": points,
+            "depth": depth, "separate": separate,
+        }  # fmt: skip
+        self.shape, self.width = tuple(shape), 2 * points * cameras
+        self.each = nn.ModuleList(Eye(shape, crop, points, depth) for _ in range(cameras if separate else 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if tuple(pictures.shape[-3:]) != self.shape:
+            raise BadSignal(f"this policy looks at pictures {list(self.shape)}, not {list(pictures.shape[-3:])}")
+        lead, cameras = pictures.shape[:-4], pictures.shape[-4]
+        flat = pictures.flatten(0, -5)
+        eyes: Any = list(self.each) if len(self.each) > 1 else [self.each[0]] * cameras
+        return torch.cat([eye(flat[:, i]) for i, eye in enumerate(eyes)], -1).unflatten(0, lead)
+
+    def fill(self, weights: dict[str, Tensor]) -> set[str]:
+        """Copy a checkpoint's weights and return their names. Raises BadRun."""
+        used: set[str] = set()
+        for i, eye in enumerate(self.each):
+            root = "diffusion.rgb_encoder." + (f"{i}." if len(self.each) > 1 else "")
+            own = {k.removeprefix(root): v for k, v in weights.items() if k.startswith(root)}
+            if "backbone.1.running_mean" in own:
+                raise BadRun("this policy normalises pictures over batches (use_group_norm=False): not read here")
+            try:
+                eye.load_state_dict(own)
+            except RuntimeError as error:
+                raise BadRun(f"config.json and the weights of rgb_encoder do not fit: {error}") from None
+            used |= {root + k for k in own}
+        return used

@@ -1,0 +1,50 @@
+"""A Gaussian whose mean and std both come from the network: the actor of maximum-entropy learning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.denoiser import Denoiser, Estimate
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.precision import called
+
+
+class Actor(Denoiser):
+    """A Gaussian policy: ``net`` answers [B, ..., 2 d], the mean and the std of [B, ..., d].
+
+        a ~ N(μ(c), diag(σ(c)²)),   log σ = log least + (log most − log least) (1 + tanh y) / 2
+
+    The bounds keep the density finite. ``GaussianHead`` is the policy whose σ does not depend on the condition.
+    Perceptrons need no time: ``MLP((1, d), out=(1, 2 * d), time=0)``.
+    """
+
+    def __init__(self, net: nn.Module, least: float = 7e-3, most: float = 7.0) -> None:
+        super().__init__()
+        if not 0 < least < most:
+            raise BadRun(f"the bounds of a std are 0 < least < most, not {least} and {most}")
+        self.config = {"net": net, "least": least, "most": most}
+        self.net, self.least, self.most = net, least, most
+
+    def encode(self, cond: Any) -> Any:
+        """The network's own encoding of the condition."""
+        return self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
+
+    def clock(self, t: Tensor) -> Any:
+        """The network's clock."""
+        return self.net.clock(t) if hasattr(self.net, "clock") else t  # type: ignore[operator]
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
+        """The mean, and ``extra["std"]`` of the same shape."""
+        out = called(self.net, x, clock, context).float()
+        if out.shape[:-1] != x.shape[:-1] or out.shape[-1] != 2 * x.shape[-1]:
+            raise BadSignal(
+                f"the net answers {list(out.shape)} for decisions {list(x.shape)}: mean and std need a last axis of "
+                f"{2 * x.shape[-1]}"
+            )
+        mean, spread = out.chunk(2, -1)
+        low, high = math.log(self.least), math.log(self.most)
+        return Estimate(mean, {"std": (low + 0.5 * (high - low) * (1 + torch.tanh(spread))).exp()})

@@ -1,0 +1,52 @@
+"""A denoiser with learned exploration noise beside it, while it learns: what ``injected()`` steps draw with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from denoiserl.denoiser import Denoiser, Estimate
+from denoiserl.precision import called
+
+
+class Exploring(Denoiser):
+    """``denoiser``, and how far each number of a step may stray from its answer: ``extra["std"]`` (2505.22094).
+
+        log σ = log least + ½ (1 + tanh f(x, t, c)) (log most − log least)
+
+    so σ lies between ``least`` > 0 and ``most``, and every step of an ``injected()`` transition has a density.
+    ``noise`` is the network f, one number for each of the state; one that answers 0 starts σ at √(least · most).
+    ``denoiser`` is not copied: what is learned here is learned there, and it is served without the noise.
+    ``most`` may be lowered between chains, never between drawing one and scoring it.
+    """
+
+    def __init__(self, denoiser: Denoiser, noise: nn.Module, least: float, most: float) -> None:
+        super().__init__()
+        if not 0 < least <= most:
+            raise ValueError(f"exploration noise needs 0 < least <= most, not least={least} and most={most}")
+        self.denoiser, self.noise, self.least, self.most = denoiser, noise, least, most
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"denoiser": self.denoiser, "noise": self.noise, "least": self.least, "most": self.most}
+
+    def encode(self, cond: Any) -> dict[str, Any]:
+        """What each of the two needs of the condition."""
+        own = self.noise.encode(cond) if hasattr(self.noise, "encode") else cond  # type: ignore[operator]
+        return {"mean": self.denoiser.encode(cond), "noise": own}
+
+    def clock(self, t: Tensor) -> dict[str, Any]:
+        """What each of the two needs of the times."""
+        own = self.noise.clock(t) if hasattr(self.noise, "clock") else t  # type: ignore[operator]
+        return {"mean": self.denoiser.clock(t), "noise": own}
+
+    def forward(self, x: Tensor, clock: dict[str, Any], context: dict[str, Any]) -> Estimate:
+        """The denoiser's estimate, with its std."""
+        estimate = self.denoiser(x, clock["mean"], context["mean"])
+        share = 0.5 * (1 + called(self.noise, x, clock["noise"], context["noise"]).float().tanh())
+        if share.shape != x.shape:
+            raise ValueError(f"the noise net answers {tuple(share.shape)} for a state of {tuple(x.shape)}")
+        std = self.least * (self.most / self.least) ** share
+        return Estimate(estimate.mean, {**estimate.extra, "std": std})

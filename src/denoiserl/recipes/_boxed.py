@@ -1,0 +1,72 @@
+"""What off-policy recipes share: policies that decide inside a box, acting with them, and how often they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.data import Replay, Squash
+from denoiserl.errors import BadSignal
+from denoiserl.law import Gaussian, Squashed
+from denoiserl.policy import Policy
+from denoiserl.process import OneStep
+from denoiserl.rng import Rng
+
+BLOCK = 64
+"""batches gathered at a time"""
+
+
+def boxed(policy: Policy, name: str) -> Squash:
+    """The codec of a policy that decides in one step inside a box; anything else is refused with the way out."""
+    one = isinstance(policy.process, OneStep) and policy.process.law == "gaussian" and len(policy.event) == 2
+    if not one or not isinstance(policy.codec, Squash):
+        raise BadSignal(
+            f"{name} improves policies that decide a chunk [H, d] in one Gaussian step inside a box: OneStep() with "
+            "the codec Squash.box(low, high); a denoising one is steered (dsrl) or needs dppo"
+        )
+    return policy.codec
+
+
+def decides(policy: Policy, cond: Tensor, using: str | None = None) -> Squashed:
+    """The law of the decision [B, H, d] in [−1, 1], for conditions in model units; differentiable."""
+    denoise = policy.weights.using(using or policy.active)
+    x = torch.zeros(len(cond), *policy.event, device=cond.device)
+    clock = denoise.clock(policy.train.times[:1].float().to(cond.device))
+    law = policy.process.reverse(denoise(x, clock, denoise.encode(cond)), x, policy.train.on(cond.device)[0])
+    assert isinstance(law, Gaussian)
+    return Squashed(law)
+
+
+def exploring(
+    policy: Policy, codec: Squash, replay: Replay, begin: int, choose: Callable[[Tensor, Rng], Tensor]
+) -> Any:
+    """Acts for a ``Stream``: the first ``begin`` decisions uniformly in the box, then ``choose(cond, rng)`` in it."""
+
+    @torch.no_grad()
+    def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:
+        if replay.count < begin:
+            unit = 2 * rng.uniform(len(obs), *policy.event) - 1
+        else:
+            unit = choose(codec.condition(obs.to(policy.device)), rng)
+        return codec.boxed(unit), None
+
+    return act
+
+
+def unit(codec: Squash, action: Tensor) -> Tensor:
+    """Actions as decisions in [−1, 1]."""
+    return ((action.to(codec.half.device) - codec.centre) / codec.half).clamp(-1, 1)
+
+
+def batches(replay: Replay, before: int, a: Any, rng: Rng, begin: int | None = None) -> Iterator[dict[str, Any]]:
+    """The batches that are due: ``a.utd`` for every decision after the first ``begin`` (by default ``a.begin``), of
+    which ``before`` were known when updates were last made. Drawn ``BLOCK`` at a time, in one gather."""
+    idle: int = a.begin if begin is None else begin
+    due = int(a.utd * max(0, replay.count - idle)) - int(a.utd * max(0, before - idle))
+    for left in range(due, 0, -BLOCK):
+        block = replay.sample(a.batch, rng, a.gamma, a.n, batches=min(BLOCK, left))
+        for i in range(min(BLOCK, left)):
+            yield {k: v[i] for k, v in block.items()}

@@ -1,0 +1,93 @@
+"""The Gymnasium experiment: a task that Gymnasium knows, learned from nothing; returns compare with published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from denoiserl.data import Running, Squash
+from denoiserl.env import Stream, evaluate
+from denoiserl.env.planner import serving
+from denoiserl.errors import BadSignal
+from denoiserl.net import MLP, Actor
+from denoiserl.policy import Policy
+from denoiserl.process import GaussianHead, OneStep, grid
+from denoiserl.task import Task
+from denoiserl.train import Keep
+
+
+@dataclass(frozen=True)
+class Base:
+    """The task, and the policy that knows nothing."""
+
+    env: str = "Pendulum-v1"
+    """a Gymnasium id, with flat observations and bounded actions"""
+    chunk: int = 1
+    """actions decided at once"""
+    width: int = 64
+    """the network's width"""
+    depth: int = 2
+    """its hidden layers"""
+    std: float = 0.6
+    """where the std of the "gaussian" kind starts"""
+
+
+def squashed(base: Base, seed: int, keep: Keep) -> Policy:
+    """A Gaussian policy pressed into the box of the actions, untrained: mean and std are the network's."""
+    env = Stream(base.env, 1)
+    codec, size, seen = Squash.box(env.spec.low, env.spec.high), env.action_dim, env.obs_dim
+    env.close()
+    torch.manual_seed(seed)
+    event = (base.chunk, size)
+    net = MLP(event, seen, base.width, base.depth, 0, False, activation="relu", out=(base.chunk, 2 * size))
+    process = OneStep()
+    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    return Policy.of(process, Actor(net).to(keep.device), event, steps, serve, codec).to(keep.device)
+
+
+def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
+    """A Gaussian policy with one std for all states, untrained; observations are standardised as they come."""
+    env = Stream(base.env, 1)
+    size, seen = env.action_dim, env.obs_dim
+    scale = float(torch.as_tensor(env.spec.high).max())
+    env.close()
+    if not 0 < scale < float("inf"):
+        raise BadSignal(f"{base.env} has actions up to {scale}: a policy that knows nothing needs bounds")
+    torch.manual_seed(seed)
+    event = (base.chunk, size)
+    net = MLP(event, seen, base.width, base.depth, 0, False, zero=True)
+    process = OneStep()
+    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    head = GaussianHead(net, size, base.std)
+    return Policy.of(process, head, event, steps, serve, Running.fresh(seen, scale)).to(keep.device)
+
+
+def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+    """Returns and ticks of n episodes, and success where the environment reports it."""
+    done = evaluate(serving(policy), base.env, n, 1_000_000 + seed)
+    told = {"return": done.returns, "ticks": done.ticks.float()}
+    return told if done.success is None else {**told, "success": done.success.float()}
+
+
+METRICS = {
+    "return": ("return of an episode", ""),
+    "ticks": ("ticks of an episode", ""),
+    "success": ("episodes that succeed", "%"),
+}
+
+
+def task(base: Base) -> Task:
+    """The task: learn from the environment's reward."""
+    return Task(
+        base.env,
+        "env",
+        {"squashed": partial(squashed, base), "gaussian": partial(gaussian, base)},
+        lambda policy, seed, n: outcomes(base, policy, seed, n),
+        METRICS,
+        env=lambda copies, seed: Stream(base.env, copies, seed),
+        watch=20,
+    )

@@ -1,0 +1,198 @@
+"""DSRL: steer a frozen diffusion policy by learning the noise that it starts from
+
+paper: arXiv 2506.15799
+signal: env
+family: noise steering
+side: B
+base: diffusion
+task: policy learning
+stage: fine-tuning
+output: actions
+process: diffusion, flow
+likelihood: none
+
+The base is a deterministic function a = G(s, w) of its first noise, and may be a black box. A small policy π_W decides
+w inside the box [−b, b], w = b tanh u, by SAC on decisions of noise. Noise-aliased (``aliased``), two kinds of critics
+keep what was learned about actions apart from which noise produced them:
+
+    Q_A(s, a)  ←  r + γ^n min Q̄_A(s', G(s', w')),   w' ~ π_W(s')
+    Q_W(s, w)  ←  Q_A(s, G(s, w)),   w ~ N(0, I)
+    L_π = α log π_W(w | s) − min Q_W(s, w)
+
+so that ``demos``, actions whose noise nobody knows, teach Q_A too. Without, Q_W learns from rewards itself, with the
+entropy in its target: plain SAC on noise, which never calls the base while it learns. No gradient passes through G.
+As published: b = 1.5, targets that follow with τ = 0.005, a target entropy of 0, first decisions from the base alone
+(w ~ N(0, I)), layer norm in the critics.
+Differences: fewer updates a decision (20 as published) and one update of Q_W for each (10), at a higher learning rate,
+so that it runs on a laptop; perceptrons of GELUs; the bound holds for the aliased variant too; ticks of the environment
+are counted, not chunks; ``alpha_least`` keeps π_W exploring: released runs dip below the base where the temperature
+falls under 0.1 before the critics know enough, and ``demos`` or a longer ``begin`` help as well. Rewards are scaled and
+shifted by ``scale`` and ``shift`` (a decision); −1 with success as the end makes a sparse reward dense.
+
+Start from ``env.steering.steer(policy, obs=...)``; ``spread=1`` there and no training is the baseline *narrow noise*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.data import Replay, Squash
+from denoiserl.env import Episode, Stream
+from denoiserl.env.planner import chunked, told
+from denoiserl.env.steering import bound, decoded, noises, steerable, steering
+from denoiserl.errors import BadSignal
+from denoiserl.law import Squashed
+from denoiserl.net import Critics, Temperature, follow, held, target
+from denoiserl.objective import squared
+from denoiserl.policy import Policy
+from denoiserl.recipes import _robot, _stages
+from denoiserl.recipes._boxed import batches, unit
+from denoiserl.rng import Rng
+from denoiserl.task import Task
+from denoiserl.train import Keep, adamw, covers, step
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 60
+    """collect-and-update rounds"""
+    copies: int = 8
+    """environments side by side"""
+    steps: int = 12
+    """chunks each environment plays an iteration"""
+    execute: int | None = None
+    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    begin: int = 400
+    """first decisions, by the base alone"""
+    aliased: bool = True
+    """two kinds of critics, of actions and of noise"""
+    noise_steps: int = 1
+    """updates of the critic of noise for one of the critic of actions (10 as published)"""
+    utd: float = 2.0
+    """updates a decision (20 as published)"""
+    batch: int = 128
+    """decisions an update (256 as published)"""
+    capacity: int = 1_000_000
+    """decisions that are remembered"""
+    n: int = 1
+    """decisions of a return"""
+    gamma: float = 0.99
+    """discount a tick"""
+    scale: float = 5.0
+    """what rewards are multiplied by"""
+    shift: float = 0.0
+    """what is added to the reward of a decision"""
+    tau: float = 0.005
+    """how fast the targets follow, an update"""
+    lr: float = 1e-3
+    """the learning rate of everything (3e-4 as published)"""
+    alpha: float = 0.1
+    """the temperature at the start"""
+    alpha_least: float = 0.0
+    """its floor"""
+    entropy: float = 0.0
+    """the entropy of the noise's policy, in units of its box, that the temperature aims at"""
+    critics: int = 2
+    """critics of each kind, whose minimum counts"""
+    width: int = 128
+    """their width"""
+    eval_every: int = 10
+    """iterations between held-out evaluations"""
+    base: _robot.Base = _robot.Base()
+    """the policy that is steered"""
+
+
+def improve(
+    policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None, demos: Episode | None = None
+) -> Iterator[dict]:
+    """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
+    keep, net, execute = keep or Keep(), steering(policy), chunked(policy, a.execute)
+    if (b := bound(policy)) is None:
+        raise BadSignal("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
+    if demos is not None and not a.aliased:
+        raise BadSignal("nobody knows the noise behind demonstrations: only the aliased variant learns from them")
+    shape, box = (net.rows, policy.event[1]), Squash.box(env.spec.low, env.spec.high)
+    size = {"count": a.critics, "width": a.width, "depth": 3, "activation": "gelu", "layer_norm": True}
+    critic = Critics(env.obs_dim, shape, **size).to(policy.device)
+    judge = Critics(env.obs_dim, (execute, policy.event[1]), **size).to(policy.device) if a.aliased else critic
+    slow, heat = target(judge), Temperature(a.alpha, a.alpha_least).to(policy.device)
+    learners = {"latent": net.latent, "critic": critic, "heat": heat, **({"judge": judge} if a.aliased else {})}
+    opts = {f"{name} opt": adamw(module.parameters(), a.lr) for name, module in learners.items()}
+    covers(list(opts.values()), net, critic, heat, judge)
+    replay, chosen = Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay"), []
+    begin = a.begin + (
+        0 if demos is None else remember(replay, demos, box, a, torch.zeros(*demos.reward.shape, *shape))
+    )
+
+    def decide(cond: Tensor) -> tuple[Tensor, Tensor]:
+        law = noises(policy, cond)
+        assert isinstance(law, Squashed)
+        return law.drawn(rng.normal(len(cond), *shape))
+
+    @torch.no_grad()
+    def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:
+        obs = obs.to(policy.device)
+        alone = replay.count < begin
+        chosen.append(rng.normal(len(obs), *shape) / b if alone else decide(policy.codec.condition(obs))[0])
+        return decoded(policy, obs, chosen[-1])[:, :execute], None
+
+    def q(obs: Tensor, z: Tensor, critics: Critics) -> Tensor:
+        """min Q(s, G(s, z)) by critics of actions."""
+        made = unit(box, decoded(policy, obs, z)[:, :execute])
+        return critics(policy.codec.condition(obs), made).amin(0)
+
+    named = {**learners, **opts, "slow": slow, "policy": policy, "replay": replay, "rng": rng, "env": env}
+    for it in keep.loop(a.iters, **named):
+        row = {} if it else {"action spread": steerable(policy, env.obs[:16].to(policy.device), rng)}
+        before, seen = replay.count, []
+        ep = env.collect(act, a.steps, rng)
+        remember(replay, ep, box, a, torch.stack(chosen))
+        chosen.clear()
+        for rows in batches(replay, before, a, rng, begin):
+            cond, alpha = policy.codec.condition(rows["obs"]), heat.alpha
+            with torch.no_grad():
+                after = policy.codec.condition(rows["next_obs"])
+                z, logp = decide(after)
+                future = q(rows["next_obs"], z, slow) if a.aliased else slow(after, z).amin(0) - alpha * logp
+                y = (rows["reward"] + rows["discount"] * future).expand(a.critics, -1)
+            guess = judge(cond, rows["action" if a.aliased else "z"])
+            error = step(opts["judge opt" if a.aliased else "critic opt"], squared(guess, y).sum(0).mean())["loss"]
+            for _ in range(a.noise_steps if a.aliased else 0):
+                z = rng.normal(len(cond), *shape) / b
+                with torch.no_grad():
+                    y = q(rows["obs"], z, judge).expand(a.critics, -1)
+                step(opts["critic opt"], squared(critic(cond, z), y).sum(0).mean())
+            with held(critic):
+                z, logp = decide(cond)
+                value = critic(cond, z).amin(0)
+                step(opts["latent opt"], (alpha * logp - value).mean())
+            step(opts["heat opt"], heat.loss(logp.detach(), a.entropy).mean())
+            follow(slow, judge, a.tau)
+            seen.append((error, float(value.detach().mean()), -float(logp.detach().mean()), float(alpha)))
+        means = torch.tensor(seen).mean(0).tolist() if seen else ()
+        yield told(ep) | row | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
+
+
+def remember(replay: Replay, ep: Episode, box: Squash, a: Any, z: Tensor) -> int:
+    """Take in decisions with their noise ``z`` [T, B, r, d] in units of the bound; say how many there were."""
+    return replay.add(ep, reward=a.scale * ep.reward + a.shift, action=unit(box, ep.action), z=z)
+
+
+STARTS = "steered"
+"""the kind of policy that it starts from"""
+
+
+def task(a: Args) -> Task:
+    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
+    return _robot.task(a.base)
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Imitate, freeze, then steer."""
+    yield from _stages.run(improve, task(a), a, keep, STARTS)

@@ -1,0 +1,184 @@
+"""What is recorded is what happened: executed actions, what was seen before each, who succeeded, for any copies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from denoiserl import Diffusion, Gauss, Policy, grid
+from denoiserl.cli import Misuse
+from denoiserl.cli.collecting import collect as verb
+from denoiserl.data import Demos
+from denoiserl.data.collect import collect, constant, each, record, whole
+from denoiserl.env import evaluate
+from denoiserl.env.planner import serving
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.meter import Meter
+from denoiserl.net import MLP
+from denoiserl.process import cosine, ddim
+from denoiserl.rng import Rng
+
+gym = pytest.importorskip("gymnasium")
+
+
+class Walk:
+    """x' = x + a, observed with the tick; x above 1 is success and ends it, 6 ticks cut it."""
+
+    metadata: ClassVar = {"render_fps": 20}
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space = gym.spaces.Box(-0.5, 0.5, (1,), np.float32)
+
+    def _view(self) -> np.ndarray:
+        return np.array([self.x, self.ticks, 7.0], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.x, self.ticks = float(np.random.default_rng(seed).uniform(-3, 1)), 0
+        return self._view(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.x, self.ticks = self.x + float(action[0]), self.ticks + 1
+        won = self.x > 1
+        return self._view(), -1.0 + 10 * won, won, self.ticks >= 6 and not won, {"success": won}
+
+    def close(self) -> None:
+        pass
+
+
+def noisy(obs: Tensor, rng: Rng) -> Tensor:
+    """A chunk of two actions, often outside the box."""
+    return 0.4 + 0.3 * rng.normal(len(obs), 2, 1)
+
+
+def test_every_frame_follows_from_the_one_before_by_the_recorded_action() -> None:
+    recorded = record(Walk, noisy, 9, seed=2, copies=4)
+    demos = recorded.demos
+    assert demos.success is not None and 0 < int(demos.success.sum()) < 9
+    assert float(demos.actions.abs().max()) == 0.5  # executed, hence clipped
+    for i in range(9):
+        (seen, done), won = demos.episode(i), bool(demos.success[i])
+        after = torch.cat([seen[1:], recorded.last[i : i + 1]])
+        assert torch.allclose(after[:, 0], seen[:, 0] + done[:, 0], atol=1e-5)
+        assert seen[:, 1].tolist() == list(range(len(done)))
+        assert bool(recorded.terminated[i]) is won and (len(done) == 6 or won)  # type: ignore[index]
+        assert (float(after[-1, 0]) > 1) is won and bool((seen[:, 0] <= 1).all())
+        assert float(demos.returns[i]) == pytest.approx(10 * won - len(done))  # type: ignore[index]
+    assert constant(demos) == [2]
+
+
+def test_episodes_are_the_same_for_any_number_of_copies_and_are_those_of_an_evaluation() -> None:
+    one, many = (collect(Walk, noisy, 7, seed=5, copies=c) for c in (1, 5))
+    for name in ("actions", "observations", "ends", "success", "returns"):
+        assert torch.equal(getattr(one, name), getattr(many, name))
+    single = lambda obs, rng: 0.1 + 0.3 * rng.normal(len(obs), 1)  # noqa: E731
+    judged, kept = evaluate(single, Walk, 7, seed=5), collect(Walk, single, 7, seed=5)
+    assert torch.equal(judged.returns, kept.returns) and torch.equal(judged.ticks, kept.lengths)
+    assert torch.equal(judged.success, kept.success)
+
+
+def test_some_episodes_are_taken_whole() -> None:
+    recorded = record(Walk, noisy, 9, seed=2)
+    won = recorded.successful()
+    assert bool(won.demos.success.all()) and bool(won.terminated.all())  # type: ignore[union-attr]
+    assert won.rewards[won.demos.ends - 1].tolist() == [9.0] * len(won.demos)  # type: ignore[index]
+    assert torch.equal(won.last, recorded.last[recorded.demos.success])
+    assert float(won.rewards.sum()) == pytest.approx(float(won.demos.returns.sum()))  # type: ignore[union-attr]
+
+
+def test_frames_are_counted() -> None:
+    with Meter().open() as meter:
+        demos = collect(Walk, noisy, 3)
+    assert meter.counts["env steps"] == len(demos.actions)
+
+
+def test_a_limit_cuts_and_says_so() -> None:
+    recorded = record(Walk, each(lambda o: np.zeros(1)), 4, limit=3)
+    assert recorded.demos.lengths.tolist() == [3] * 4 and not bool(recorded.terminated.any())  # type: ignore[union-attr]
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    with pytest.raises(BadSignal, match="at least one episode"):
+        collect(Walk, noisy, 0)
+    with pytest.raises(BadSignal, match="holds NaN"):
+        collect(Walk, lambda obs, rng: torch.full((len(obs), 1), torch.nan), 2)
+    with pytest.raises(BadSignal, match="demonstrations hold actions"):
+        collect("CartPole-v1", noisy, 2)
+    with pytest.raises(BadSignal, match=r"actions of shape \[4\]"):
+        whole("x", 0, np.zeros((4, 2)), np.zeros(4))
+    lost = record(Walk, each(lambda o: np.zeros(1)), 1, limit=1)
+    with pytest.raises(BadSignal, match="no episode is left"):
+        lost.successful()
+
+
+def run(capsys: Any, *words: str) -> Any:
+    verb([*words, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsys: Any) -> None:
+    world = tmp_path / "walking.py"
+    world.write_text(
+        "from denoiserl.rng import Rng\n"
+        f"import importlib.util\nspec = importlib.util.spec_from_file_location('w', {str(Path(__file__))!r})\n"
+        "w = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(w)\nWalk, noisy = w.Walk, w.noisy\n"
+    )
+    common = ("--env", f"{world}:Walk", "--policy", f"{world}:noisy", "--episodes", "6", "--seed", "2")
+    told = run(capsys, *common, "--out", str(tmp_path / "own"))
+    ours, wanted = Demos.load(tmp_path / "own"), collect(Walk, noisy, 6, seed=2)
+    assert torch.equal(ours.actions, wanted.actions) and told["constant"] == [2]
+    assert told["played"] == told["kept"] == wanted.statistics()
+    told = run(capsys, *common, "--out", str(tmp_path / "won"), "--only-successes")
+    assert told["kept"]["success"] == 1.0 and told["played"] == wanted.statistics()
+    pytest.importorskip("h5py")
+    from denoiserl.hub import lerobot_dataset, minari
+
+    run(capsys, *common, "--out", str(tmp_path / "minari"), "--format", "minari")
+    assert torch.equal(minari.read(tmp_path / "minari").actions, wanted.actions)
+    pytest.importorskip("pyarrow")
+    run(capsys, *common, "--out", str(tmp_path / "lerobot"), "--format", "lerobot")
+    assert torch.equal(lerobot_dataset.read(tmp_path / "lerobot").observations, wanted.observations)
+    assert json.loads((tmp_path / "lerobot" / "meta" / "info.json").read_text())["fps"] == 20
+    with pytest.raises(Misuse, match="exists already"):
+        verb([*common, "--out", str(tmp_path / "own")])
+    verb([*common, "--out", str(tmp_path / "more")])
+    assert "of them succeed" in capsys.readouterr().out
+    with pytest.raises(Misuse, match="has no scripted expert"):
+        verb([*common[:2], "--out", str(tmp_path / "none")])
+
+
+def test_an_expert_of_metaworld_is_recorded(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("metaworld")
+    told = run(
+        capsys, "--env", "metaworld:reach-v3", "--episodes", "3", "--out", str(tmp_path / "reach"), "--copies", "3"
+    )
+    assert told["kept"]["success"] == 1.0 and told["kept"]["return"] == 1.0
+    assert Demos.load(tmp_path / "reach").observations.shape[1] == 39
+
+
+def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any) -> None:
+    """The same start states and noise as ``evaluate``: the returns agree episode by episode."""
+    torch.manual_seed(0)
+    process = Diffusion(cosine, ddim(0.0), clip=1.0)
+    policy = Policy.of(
+        process, Gauss(MLP((2, 1), cond=3, width=16, depth=2), cosine, "v"), (2, 1), process.steps(grid(3))
+    )
+    policy.save(tmp_path / "policy")
+    world = tmp_path / "place.py"
+    world.write_text(
+        f"import importlib.util\nspec = importlib.util.spec_from_file_location('w', {str(Path(__file__))!r})\n"
+        "w = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(w)\nWalk = w.Walk\n"
+    )
+    words = ("--env", f"{world}:Walk", "--policy", str(tmp_path / "policy"), "--episodes", "30", "--seed", "3")
+    run(capsys, *words, "--out", str(tmp_path / "demos"))
+    judged = evaluate(serving(policy), Walk, 30, seed=3)
+    assert torch.equal(Demos.load(tmp_path / "demos").returns, judged.returns)  # type: ignore[arg-type]
+    assert len(judged.returns.unique()) > 2
+    with pytest.raises(BadRun):
+        verb([*words[:3], str(tmp_path / "nothing"), "--out", str(tmp_path / "none")])

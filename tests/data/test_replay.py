@@ -1,0 +1,240 @@
+"""The replay buffer: n-step returns against dynamic programming and by hand, resumes, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from denoiserl import store
+from denoiserl.data import Replay
+from denoiserl.env import Episode
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.rng import Rng
+from denoiserl.tree import tree_map
+
+GAMMA = 0.9
+
+
+class Walk:
+    """A Markov reward process over 5 states in copies; state 0 ends the episode, and so does a limit that nobody sees.
+
+    A decision lasts 1, 2 or 3 ticks, drawn with the step, and a share of the steps does not happen at all.
+    """
+
+    def __init__(self, copies: int, seed: int, limit: int = 6, dead: float = 0.1) -> None:
+        self.rng = Rng(seed)
+        self.limit, self.dead, self.copies = limit, dead, copies
+        self.move = Rng(100).uniform(5, 5).softmax(-1)
+        self.state = self.rng.integers(1, 5, copies)
+        self.age = torch.zeros(copies, dtype=torch.int64)
+        self.serial = 0
+
+    def length(self, state: Tensor) -> Tensor:
+        return 1 + state % 3
+
+    def collect(self, steps: int) -> Episode:
+        rows: list[dict[str, Tensor]] = []
+        for _ in range(steps):
+            alive = self.rng.uniform(self.copies) >= self.dead
+            draw = (self.rng.uniform(self.copies, 1) > self.move[self.state].cumsum(-1)).sum(-1).clamp_max(4)
+            after = torch.where(alive, draw, self.state)
+            self.age = self.age + alive
+            terminated = alive & (after == 0)
+            done = terminated | (alive & (self.age >= self.limit))
+            length = torch.where(alive, self.length(self.state), 0)
+            rows.append(
+                {
+                    "obs": self.state[:, None].float(), "next_obs": after[:, None].float(),
+                    "action": torch.zeros(self.copies, 1), "reward": alive * (self.state.float() + after),
+                    "terminated": terminated, "done": done, "length": length,
+                    "live": torch.arange(3) < length[:, None],
+                }
+            )  # fmt: skip
+            fresh = self.rng.integers(1, 5, self.copies)
+            self.state, self.age = torch.where(done, fresh, after), torch.where(done, 0, self.age)
+        return Episode(**{k: torch.stack([r[k] for r in rows]) for k in rows[0]})
+
+    def value(self) -> Tensor:
+        """V [5] of the endless process by dynamic programming: V(s) = Σ p(s'|s) (s + s' + γ^len(s) V(s')), V(0) = 0."""
+        states = torch.arange(5)
+        reward = (self.move * (states[:, None] + states[None])).sum(-1)
+        reward[0] = 0.0
+        discount = GAMMA ** self.length(states).float()
+        kept = self.move * discount[:, None]
+        kept[0] = kept[:, 0] = 0.0
+        return torch.linalg.solve(torch.eye(5) - kept, reward)
+
+
+def everything(buffer: Replay, steps: int) -> dict[str, Any]:
+    """The targets of all rows, in place order: what ``sample`` would draw."""
+
+    class All(Rng):
+        def integers(self, low: int, high: int, *shape: int) -> Tensor:
+            return torch.arange(high)
+
+    return buffer.sample(len(buffer), All(0), GAMMA, steps)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_values_that_satisfy_the_targets_are_those_of_dynamic_programming(steps: int) -> None:
+    """Chunks, n-step returns, true ends, time limits that bootstrap, steps that did not happen, short collects."""
+    walk, buffer = Walk(400, 1), Replay(200_000)
+    for _ in range(60):
+        buffer.add(walk.collect(2))
+    rows = everything(buffer, steps)
+    at, to = rows["obs"].long().flatten(), rows["next_obs"].long().flatten()
+    one = torch.nn.functional.one_hot(at, 5).float()
+    count = one.sum(0).clamp_min(1)
+    reward = one.T @ rows["reward"] / count
+    kept = one.T @ (torch.nn.functional.one_hot(to, 5) * rows["discount"][:, None]) / count[:, None]
+    found = torch.linalg.solve(torch.eye(5) - kept, reward)
+    assert torch.allclose(found[1:], walk.value()[1:], rtol=0.02), (found, walk.value())
+
+
+@pytest.mark.parametrize("capacity", [10_000, 37])
+def test_returns_are_those_of_the_record(capacity: int) -> None:
+    """Against sums over the whole record, with rows overwritten, and collects of several lengths."""
+    walk, buffer = Walk(3, 5), Replay(capacity)
+    parts, serial = [], 0
+    for steps in (1, 4, 2, 7, 1, 1, 3):
+        ep = walk.collect(steps)
+        ids = serial + torch.arange(ep.reward.numel()).view(ep.reward.shape)
+        serial += ep.reward.numel()
+        parts.append((ep, ids))
+        buffer.add(ep, id=ids)
+    ep = {k: torch.cat([getattr(p, k) for p, _ in parts]) for k in ("reward", "length", "done", "terminated", "obs")}
+    ep["next_obs"], ids = torch.cat([p.next_obs for p, _ in parts]), torch.cat([i for _, i in parts])
+    alive = torch.cat([p.alive for p, _ in parts])
+    rows = everything(buffer, 3)
+    assert len(rows["id"]) == min(capacity, int(alive.sum()))
+    for i, row in enumerate(rows["id"].tolist()):
+        t, b = (ids == row).nonzero()[0].tolist()
+        total, weight, left = 0.0, 1.0, 3
+        while True:
+            if alive[t, b]:
+                total += weight * float(ep["reward"][t, b])
+                weight *= GAMMA ** int(ep["length"][t, b])
+                after, ended, left = ep["next_obs"][t, b], bool(ep["terminated"][t, b]), left - 1
+            over = alive[t, b] and ep["done"][t, b]
+            t += 1
+            if left == 0 or over or t == len(alive):
+                break
+        assert float(rows["reward"][i]) == pytest.approx(total, rel=1e-5)
+        assert float(rows["discount"][i]) == pytest.approx(0.0 if ended else weight, rel=1e-5)
+        assert torch.equal(rows["next_obs"][i], after) and bool(rows["terminated"][i]) == ended
+
+
+def test_returns_do_not_run_across_a_reset_that_nobody_announced() -> None:
+    walk, buffer = Walk(50, 2, limit=1000, dead=0.0), Replay(1000)
+    buffer.add(walk.collect(1))
+    walk.state = 1 + (walk.state % 4)  # the copies were reset between two collects
+    buffer.add(walk.collect(1))
+    rows, single = everything(buffer, 2), everything(buffer, 1)
+    moved = single["next_obs"][:50] != single["obs"][50:]
+    assert bool(moved.any())
+    assert torch.equal(rows["reward"][:50][moved[:, 0]], single["reward"][:50][moved[:, 0]])
+
+
+def test_rows_are_drawn_uniformly() -> None:
+    walk, buffer = Walk(4, 3), Replay(20)
+    for i in range(8):
+        buffer.add(walk.collect(1), id=4 * i + torch.arange(4)[None])
+    drawn = buffer.sample(20, Rng(0), GAMMA, batches=2000)["id"]
+    assert drawn.shape == (2000, 20)
+    counts = drawn.flatten().bincount()
+    counts = counts[counts > 0].float()
+    assert len(counts) == 20 and float((counts / 2000 - 1).abs().max()) < 5 / 2000**0.5
+
+
+def same(a: Replay, b: Replay) -> bool:
+    one, two = (r.sample(16, Rng(7), GAMMA, 3, batches=4) for r in (a, b))
+    return all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.parametrize("capacity", [1000, 50])
+def test_a_resumed_buffer_is_the_same_buffer(tmp_path: Path, capacity: int) -> None:
+    """Rows that came after the save are gone, whether they had reached the file or not."""
+    walk, buffer = Walk(5, 4), Replay(capacity, folder=tmp_path / "rows")
+    whole = Replay(capacity)
+    for round_ in range(6):
+        for _ in range(5):
+            ep = walk.collect(3)
+            buffer.add(ep)
+            whole.add(ep)
+        store.write(tmp_path / "state", {"replay": buffer.state_dict()})
+        if round_ == 3:  # killed after an append whose state was never written, then resumed
+            buffer.add(Walk(5, 99).collect(8))
+            buffer.state_dict()
+        buffer = Replay(capacity, folder=tmp_path / "rows")
+        buffer.load_state_dict(store.read(tmp_path / "state")["replay"])
+        assert same(buffer, whole)
+    again = Replay(capacity)
+    again.load_state_dict(whole.state_dict())
+    assert same(again, whole)
+    kept = sum(p.stat().st_size for p in (tmp_path / "rows").iterdir())
+    row = kept / min(whole.count, 4 * capacity)
+    assert kept <= 4 * capacity * row, "old files go"
+
+
+def test_a_save_writes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk, buffer = Walk(50, 4, dead=0.0), Replay(100_000, folder=tmp_path)
+    asked: list[int] = []
+    rows = buffer._rows
+    monkeypatch.setattr(buffer, "_rows", lambda at: asked.append(len(at)) or rows(at))
+    for _ in range(3):
+        buffer.add(walk.collect(20))
+        buffer.state_dict()
+    assert sum(asked) == 3000 + 3, "each row once, and one a save for the layout"
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    buffer = Replay(100, folder=tmp_path)
+    buffer.add(Walk(5, 4).collect(10))
+    state = buffer.state_dict()
+    file = tmp_path / "rows-0.bin"
+    whole = file.read_bytes()
+    for damaged, said in ((whole[:-3], "rows that the saved state knows"), (b"\x01" + whole[1:], "checksum")):
+        file.write_bytes(damaged)
+        with pytest.raises(BadRun, match=said):
+            Replay(100, folder=tmp_path).load_state_dict(state)
+    file.unlink()
+    with pytest.raises(BadRun, match="is missing"):
+        Replay(100, folder=tmp_path).load_state_dict(state)
+    with pytest.raises(BadRun, match="capacity of 100, this one of 99"):
+        Replay(99, folder=tmp_path).load_state_dict(state)
+    with pytest.raises(BadRun, match="in a folder"):
+        Replay(100).load_state_dict(state)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    walk, buffer = Walk(5, 4, dead=0.0), Replay(40)
+    with pytest.raises(BadRun, match="at least one"):
+        Replay(0)
+    ep = walk.collect(4)
+    with pytest.raises(BadSignal, match="reward holds NaN"):
+        buffer.add(Episode(**{**vars(ep), "reward": ep.reward + torch.nan}))
+    with pytest.raises(BadSignal, match="at once"):
+        buffer.add(walk.collect(9))
+    buffer.add(ep)
+    with pytest.raises(BadSignal, match="holds 20 decisions, fewer than a batch of 32"):
+        buffer.sample(32, Rng(0), GAMMA)
+    with pytest.raises(BadSignal, match="one kind of row"):
+        buffer.add(Episode(**{**vars(ep), "action": ep.action.repeat(1, 1, 2)}))
+    with pytest.raises(BadSignal, match="columns"):
+        buffer.add(ep, noise=ep.action)
+    assert len(buffer) == 20
+
+
+def test_observations_may_be_trees() -> None:
+    ep = Walk(5, 4).collect(10)
+    split = tree_map(lambda v: {"a": v, "b": {"c": -v}}, {"obs": ep.obs, "next_obs": ep.next_obs})
+    plain, buffer = Replay(100), Replay(100)
+    plain.add(ep)
+    buffer.add(Episode(**{**vars(ep), **split}))
+    rows, known = everything(buffer, 2), everything(plain, 2)
+    assert torch.equal(rows["obs"]["a"], known["obs"]) and torch.equal(rows["next_obs"]["b"]["c"], -known["next_obs"])
+    assert torch.equal(rows["reward"], known["reward"])

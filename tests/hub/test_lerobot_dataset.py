@@ -1,0 +1,139 @@
+"""Datasets of LeRobot: the fixture was written by LeRobot 0.4.4 itself, which also reads what is written here.
+
+``scripts/lerobot_dataset.py`` proves both with the package; the layout of version 2.1 is made by hand from a 3.0 one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from denoiserl.data import Demos
+from denoiserl.data.collect import Recording
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.hub import lerobot_dataset as lerobot
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+FIXTURE = Path(__file__).parent / "fixtures" / "lerobot_dataset"
+ROWS = Path("data/chunk-000/file-000.parquet")
+COUNTED = [0, 1, 2, 10, 11, 12, 13]
+
+
+def recorded() -> Recording:
+    g = torch.Generator().manual_seed(0)
+    episodes = [
+        ({"state": torch.randn(n, 3, generator=g), "goal": {"at": torch.randn(n, 2, 2, generator=g)}}, torch.rand(n, 1))
+        for n in (4, 6, 5)
+    ]
+    wide = torch.full((1,), torch.inf)
+    return Recording(Demos.of(episodes, [True, False, True], [4.0, 6.0, 5.0]), torch.ones(15), None, None, -wide, wide)
+
+
+def changed(to: Path, change: Any) -> Path:
+    """The fixture with other rows."""
+    shutil.copytree(FIXTURE, to)
+    parquet.write_table(change(parquet.read_table(to / ROWS)), to / ROWS)
+    return to
+
+
+def put(table: Any, name: str, values: list[Any]) -> Any:
+    at = table.column_names.index(name)
+    return table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type))
+
+
+def test_a_dataset_that_lerobot_wrote_is_read_number_by_number() -> None:
+    pytest.importorskip("PIL")
+    back = lerobot.recording(FIXTURE)
+    demos = back.demos
+    assert demos.lengths.tolist() == [3, 4] and demos.success.tolist() == [False, True]  # type: ignore[union-attr]
+    assert demos.returns.tolist() == [1.5, 2.0]  # type: ignore[union-attr]
+    assert demos.observations["observation.state"].tolist() == [[n] * 3 for n in COUNTED]
+    assert demos.observations["observation.goal"].tolist() == [[[n, n + 1], [n + 2, n + 3]] for n in COUNTED]
+    assert demos.observations["observation.eye"].shape == (7, 8, 6, 3)
+    assert demos.observations["observation.eye"][:, 7, 5, 2].tolist() == COUNTED
+    assert (-demos.actions[:, 0]).tolist() == COUNTED
+    alone = lerobot.read(FIXTURE, without=(0,), parts=["observation.state"])
+    assert alone.observations.tolist() == [[n] * 3 for n in COUNTED[3:]]
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    ours = recorded()
+    back = lerobot.recording(lerobot.write(tmp_path / "set", ours, 10, "push")).demos
+    assert torch.equal(back.observations["observation.state"], ours.demos.observations["state"])
+    assert torch.equal(back.observations["observation.goal.at"], ours.demos.observations["goal"]["at"])
+    assert torch.equal(back.actions, ours.demos.actions) and torch.equal(back.ends, ours.demos.ends)
+    assert torch.equal(back.success, ours.demos.success) and torch.equal(back.returns, ours.demos.returns)
+    with pytest.raises(BadRun, match="exists already"):
+        lerobot.write(tmp_path / "set", ours, 10)
+
+
+def test_statistics_are_those_of_the_rows(tmp_path: Path) -> None:
+    folder = lerobot.write(tmp_path / "set", recorded(), 10)
+    theirs, ours = (json.loads((at / "meta" / "stats.json").read_text()) for at in (FIXTURE, folder))
+    assert set(ours["action"]) == set(theirs["action"])
+    again = lerobot.write(tmp_path / "again", lerobot.read(FIXTURE, parts=["observation.state"]), 10)
+    stats = json.loads((again / "meta" / "stats.json").read_text())["observation.state"]
+    for name in ("min", "max", "mean", "std", "count"):
+        assert stats[name] == pytest.approx(theirs["observation.state"][name], rel=1e-6)
+
+
+def test_the_older_layout_with_a_file_an_episode_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(FIXTURE, folder)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    (folder / "meta" / "info.json").write_text(json.dumps({**info, "codebase_version": "v2.1"}))
+    rows = parquet.read_table(folder / ROWS)
+    for i, (begin, n) in enumerate(((0, 3), (3, 4))):
+        parquet.write_table(rows.slice(begin, n), folder / "data" / "chunk-000" / f"episode_{i:06d}.parquet")
+    (folder / ROWS).unlink()
+    (folder / "meta" / "stats.json").unlink()
+    shutil.rmtree(folder / "meta" / "episodes")
+    assert (-lerobot.read(folder, parts=["observation.state"]).actions[:, 0]).tolist() == COUNTED
+
+
+def test_bad_rows_are_refused_by_episode_and_row(tmp_path: Path) -> None:
+    nan = changed(tmp_path / "nan", lambda t: put(t, "action", [0.0, 0.0, 0.0, 0.0, 0.0, float("nan"), 0.0]))
+    with pytest.raises(BadSignal, match=r"row 2 of actions of episode 1 of nan holds NaN .*without=\(1,\)"):
+        lerobot.read(nan)
+    assert len(lerobot.read(nan, without=(1,))) == 1
+    holes = changed(tmp_path / "holes", lambda t: put(t, "frame_index", [0, 1, 2, 0, 1, 3, 4]))
+    with pytest.raises(BadSignal, match=r"row 2 of episode 1 of holes is frame 3: frames are missing"):
+        lerobot.read(holes)
+    none = changed(tmp_path / "none", lambda t: put(t, "episode_index", [0] * 7))
+    with pytest.raises(BadSignal, match=r"row 3 of episode 0 of none is frame 0"):
+        lerobot.read(none)
+    with pytest.raises(BadSignal, match=r"episode 1 of none is empty"):
+        lerobot.read(none, without=(0,))
+    keys = changed(tmp_path / "keys", lambda t: t.drop_columns(["next.reward"]))
+    with pytest.raises(BadSignal, match=r"has no column 'next.reward', which meta/info.json promises"):
+        lerobot.read(keys)
+
+
+def test_bad_datasets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRun, match=r"no LeRobot dataset: there is no meta/info.json"):
+        lerobot.read(tmp_path)
+    with pytest.raises(BadSignal, match=r"no observation in .* 'observation.stat'. Did you mean 'observation.state'"):
+        lerobot.read(FIXTURE, parts=["observation.stat"])
+    cut = changed(tmp_path / "cut", lambda t: t.slice(0, 5))
+    with pytest.raises(BadRun, match=r"holds 5 rows of the 7 that meta/info.json promises"):
+        lerobot.read(cut)
+    (cut / ROWS).write_bytes(b"")
+    with pytest.raises(BadRun, match=r"cannot be read as Parquet"):
+        lerobot.read(cut)
+    (cut / ROWS).unlink()
+    with pytest.raises(BadRun, match=r"has no rows"):
+        lerobot.read(cut)
+    info = json.loads((cut / "meta" / "info.json").read_text())
+    info["features"]["observation.film"] = {"dtype": "video", "shape": [8, 6, 3]}
+    (cut / "meta" / "info.json").write_text(json.dumps(info))
+    with pytest.raises(BadSignal, match=r"observation.film of cut lies in videos"):
+        lerobot.read(cut, parts=["observation.film"])
+    (cut / "meta" / "info.json").write_text(json.dumps({**info, "codebase_version": "v1.6"}))
+    with pytest.raises(BadRun, match=r"no version of LeRobot datasets read here 'v1.6'"):
+        lerobot.read(cut)

@@ -1,0 +1,276 @@
+"""Steering: a policy of noise around a frozen base, exact where it can be, and DSRL on it."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid, replay
+from denoiserl.claims import dsrl as claim
+from denoiserl.denoiser import Denoiser, Estimate
+from denoiserl.env import Episode, Stream
+from denoiserl.env.steering import black_box, decoded, deterministic, noises, reach, steer, steerable
+from denoiserl.errors import BadSignal
+from denoiserl.law import Squashed
+from denoiserl.net import MLP
+from denoiserl.process import ddim, floored, linear
+from denoiserl.process.steered import basis
+from denoiserl.recipes import _robot, dsrl
+from denoiserl.train import Keep
+
+gymnasium = pytest.importorskip("gymnasium")
+BOUND = 1.5
+
+
+def base(chunk: int = 4, churn: float = 0.0) -> Policy:
+    torch.manual_seed(0)
+    process = Diffusion(linear, floored(ddim(0.0), 0.1), clip=3.0)
+    net = MLP((chunk, 1), cond=1, width=32, depth=2)
+    times = grid(4)
+    return Policy.of(
+        process, Gauss(net, linear, "v"), (chunk, 1), process.steps(times), process.steps(times, ddim(churn))
+    )
+
+
+def stirred(made: Policy) -> Policy:
+    """With a latent policy that is not where it starts."""
+    torch.manual_seed(3)
+    for p in made.denoiser.latent.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    return made
+
+
+class Bandit(gymnasium.Env):
+    """The best action is x + 0.4, once: reward 1 − (a − x − 0.4)²."""
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = float(self.np_random.uniform(-0.5, 0.5))
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action):
+        return np.array([self.x], np.float32), 1 - float((action[0] - self.x - 0.4) ** 2), True, False, {}
+
+
+def wiggle(obs: Tensor, noise: Tensor) -> Tensor:
+    """A base whose actions are a bent function of its noise, and depend on what it sees."""
+    return torch.tanh(noise) + 0.2 * obs[:, None]
+
+
+# Steering is exact
+
+
+@pytest.mark.parametrize("kind", ["full", "repeated", "smooth"])
+def test_a_decided_noise_gives_what_the_base_makes_of_it(kind: Any) -> None:
+    frozen = base()
+    made = steer(frozen, 1, 16, noise_map=kind, rank=2)
+    obs, rows = torch.randn(8, 1), {"full": 4, "repeated": 1, "smooth": 2}[kind]
+    z = torch.rand(8, rows, 1) * 2 - 1
+    noise = basis(kind, 4, 2) @ (BOUND * z)
+    chain = frozen.sample(obs, Rng(0), serve=True, start=(noise, 0))
+    assert torch.allclose(decoded(made, obs, z), chain.sample, atol=1e-6)
+    if kind == "full":
+        assert torch.equal(decoded(made, obs, z), frozen.sample(obs, Rng(0), serve=True, start=(BOUND * z, 0)).sample)
+
+
+@pytest.mark.parametrize("kind", ["full", "smooth"])
+@pytest.mark.parametrize("bound", [BOUND, None])
+def test_the_decision_is_the_only_step_with_a_density_and_replays_exactly(kind: Any, bound: float | None) -> None:
+    made = stirred(steer(base(), 1, 16, bound=bound, noise_map=kind, rank=2))
+    obs = torch.randn(64, 1)
+    chain = made.sample(obs, Rng(1))
+    assert chain.step.tolist() == [0] and chain.log_prob.shape == (64, 1)
+    law, y = replay(made.process, made.denoiser, chain)
+    assert torch.equal(law.log_prob(y), chain.log_prob)
+    law, y = made.replay(chain.rows(torch.tensor([5, 3])))
+    assert torch.allclose(law.log_prob(y), chain.log_prob[[5, 3], 0], atol=1e-5)
+    z = y[:, : made.denoiser.rows] / (bound or 1.0)
+    inner = noises(made, obs[[5, 3]])
+    shift = 0.0 if bound is None else z[0].numel() * np.log(bound)
+    assert torch.allclose(inner.log_prob(z) - shift, law.log_prob(y), atol=1e-4), "one density, in two units"
+    assert isinstance(inner, Squashed) == (bound is not None)
+    law.log_prob(y).sum().backward()
+    assert all(p.grad is None for p in made.denoiser.base.parameters())
+    assert any(bool(p.grad.any()) for p in made.denoiser.latent.parameters() if p.grad is not None)
+
+
+def test_what_it_serves_is_the_base_at_the_mean_decision_and_narrow_noise_is_bounded() -> None:
+    frozen, obs = base(), torch.randn(500, 1)
+    made = stirred(steer(frozen, 1, 16))
+    mean = torch.tanh(noises(made, obs).base.mean)
+    assert torch.allclose(made.draw(obs, Rng(0)), decoded(made, obs, mean), atol=1e-6)
+    assert torch.equal(made.draw(obs, Rng(0)), made.draw(obs, Rng(5)))
+    narrow = steer(frozen, 1, 16, spread=1.0)
+    start = narrow.sample(obs, Rng(0), serve=True).states[:, 1]
+    assert float(start.abs().max()) < BOUND and float(start.std()) == pytest.approx(0.942, abs=0.03)  # 1.5 std(tanh ε)
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("full", 1), ("repeated", 1), ("smooth", 3)])
+def test_noise_maps_keep_the_variance_of_every_number(kind: Any, rank: int) -> None:
+    made = basis(kind, 8, rank)
+    noise = made @ Rng(0).normal(20_000, made.shape[1], 2)
+    assert torch.allclose(noise.var(0), torch.ones(8, 2), atol=0.06)
+    assert torch.linalg.matrix_rank(made) == {"full": 8, "repeated": 1, "smooth": 3}[kind]
+
+
+def test_a_steered_policy_is_saved_and_loaded_with_its_base(tmp_path: Path) -> None:
+    made, obs = stirred(steer(base(), 1, 16, noise_map="smooth", rank=2)), torch.randn(8, 1)
+    made.save(tmp_path / "p")
+    again = Policy.load(tmp_path / "p")
+    assert torch.equal(again.draw(obs, Rng(0)), made.draw(obs, Rng(0)))
+    assert torch.equal(again.sample(obs, Rng(2)).log_prob, made.sample(obs, Rng(2)).log_prob)
+    boxed = stirred(steer(black_box(wiggle, 1, 1), 1, 16))
+    boxed.save(tmp_path / "box")
+    again = Policy.load(tmp_path / "box", net=wiggle)  # type: ignore[arg-type]
+    assert torch.equal(again.draw(obs, Rng(0)), boxed.draw(obs, Rng(0)))
+
+
+# Learning
+
+SMALL = dsrl.Args(
+    iters=5, copies=8, steps=8, begin=64, utd=1.0, batch=64, width=32, lr=3e-3, tau=0.05, alpha=0.05, entropy=-2.0
+)
+
+
+@pytest.mark.parametrize("aliased", [True, False])
+def test_it_finds_the_noise_of_the_best_action_of_a_black_box(aliased: bool) -> None:
+    made = steer(black_box(wiggle, 1, 1), 1, 32)
+    rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), replace(SMALL, aliased=aliased), Rng(3)))
+    x = torch.tensor([[-0.4], [0.0], [0.4]])
+    assert made.draw(x, Rng(0)).flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
+    assert rows[0]["action spread"] == pytest.approx(float(torch.tanh(torch.randn(100_000)).std()), abs=0.05)
+
+
+def test_a_hidden_network_is_steered_like_an_open_one_and_neither_changes() -> None:
+    """The same run through a function that hides the network, as through a server."""
+    frozen = base(chunk=1)
+    before = {k: v.clone() for k, v in frozen.denoiser.state_dict().items()}
+
+    def served(obs: Tensor, noise: Tensor) -> Tensor:
+        return torch.tensor(frozen.sample(obs, Rng(0), serve=True, start=(noise, 0)).sample.tolist())
+
+    found = []
+    for policy in (frozen, black_box(served, 1, 1)):
+        torch.manual_seed(1)
+        made = steer(policy, 1, 16)
+        list(dsrl.improve(made, Stream(Bandit, 4, 1), replace(SMALL, iters=2, copies=4, begin=32, batch=32), Rng(3)))
+        found.append(made.draw(torch.linspace(-1, 1, 5)[:, None], Rng(0)))
+    assert torch.allclose(*found, atol=1e-4)
+    assert all(torch.equal(v, before[k]) for k, v in frozen.denoiser.state_dict().items()), "bitwise"
+    assert not any(p.requires_grad for p in frozen.denoiser.parameters())
+
+
+class Mute(Bandit):
+    """Gives no reward: what is good can be learned from others only."""
+
+    def step(self, action):
+        seen, _, *rest = super().step(action)
+        return seen, 0.0, *rest
+
+
+def test_actions_of_others_teach_the_critic_of_actions() -> None:
+    """Demonstrations with rewards, whose noise nobody knows, and an environment that never says anything."""
+    rng = Rng(9)
+    x, action = rng.uniform(1, 800, 1) - 0.5, 4 * rng.uniform(1, 800, 1, 1) - 2
+    over, length = torch.ones(1, 800, dtype=torch.bool), torch.ones(1, 800, dtype=torch.int64)
+    reward = 2 - (action[..., 0, 0] - x[..., 0] - 0.4).square()
+    demos = Episode(x, x, action, reward, over, over, length, over[..., None])
+    made, at = steer(black_box(wiggle, 1, 1), 1, 32), torch.linspace(-0.4, 0.4, 9)[:, None]
+
+    def gap() -> float:
+        return float((made.draw(at, Rng(0)).flatten() - at.flatten() - 0.4).abs().mean())
+
+    before = gap()
+    a = replace(SMALL, iters=3, begin=0, steps=1, utd=11.0)
+    list(dsrl.improve(made, Stream(Mute, 8, 1), a, Rng(3), None, demos))
+    assert before > 0.3 and gap() < 0.25, (before, gap())
+
+
+def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_have(tmp_path: Path) -> None:
+    def improve(folder: str, rows: int | None = None) -> tuple[Policy, Any]:
+        torch.manual_seed(1)
+        made = steer(base(chunk=2), 1, 16)
+        a = replace(SMALL, iters=4, begin=64, utd=0.2, execute=1, capacity=150)
+        it = dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1))
+        return made, list(it) if rows is None else [next(it) for _ in range(rows)]
+
+    (whole, rows), (_, again) = improve("whole"), improve("twin")
+    assert rows == again
+    improve("half", 3)
+    resumed, _ = improve("half")
+    for p, q in zip(whole.weights.module.parameters(), resumed.weights.module.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_what_cannot_be_steered_is_refused() -> None:
+    with pytest.raises(BadSignal, match="deterministic base"):
+        steer(base(churn=1.0), 1)
+    assert steer(deterministic(base(churn=1.0)), 1).serve.dense == (False,) * 6
+    with pytest.raises(BadSignal, match="has no ODE"):
+        deterministic(black_box(wiggle, 1, 1))
+    obs, rng = torch.randn(8, 1), Rng(0)
+    loud = steer(black_box(lambda o, w: w + 0.1 * torch.randn_like(w), 1, 1), 1, 16)
+    with pytest.raises(BadSignal, match="given twice"):
+        steerable(loud, obs, rng)
+    deaf = steer(black_box(lambda o, w: 0 * w + o[:, None], 1, 1), 1, 16)
+    with pytest.raises(BadSignal, match="hardly depend on its noise"):
+        steerable(deaf, obs, rng)
+    with pytest.raises(BadSignal, match="hardly depend"):
+        list(dsrl.improve(deaf, Stream(Bandit, 8, 1), SMALL, Rng(3)))
+    process = OneStep(std=1.0)
+
+    class Mean(Denoiser):
+        def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
+            return Estimate(context[:, None])
+
+    regression = Policy.of(process, Mean(), (1, 1), process.steps(grid(1), spread=0.0))
+    assert reach(steer(replace(regression, process=process), 1, 16), obs, rng)[0] < 1e-6
+    short = steer(black_box(lambda o, w: w[:, :1], 2, 1), 1, 16)
+    with pytest.raises(BadSignal, match="of the noise's shape"):
+        short.draw(obs, rng)
+    made = steer(base(), 1, 16)
+    with pytest.raises(BadSignal, match="steered, once"):
+        steer(made, 1)
+    with pytest.raises(BadSignal, match="frozen"):
+        made.elbo(torch.zeros(2, 4, 1), torch.zeros(2, 1), rng, 2)
+    with pytest.raises(BadSignal, match="is not steered"):
+        next(dsrl.improve(base(), Stream(Bandit, 8), SMALL, Rng(0)))
+    with pytest.raises(BadSignal, match="inside a box"):
+        next(dsrl.improve(steer(base(1), 1, 16, bound=None), Stream(Bandit, 8), SMALL, Rng(0)))
+    with pytest.raises(BadSignal, match="Did you mean 'smooth'"):
+        basis("smoth", 4, 1)  # type: ignore[arg-type]
+    with pytest.raises(BadSignal, match="rank of a noise map"):
+        basis("smooth", 4, 5)
+
+
+def test_the_wall_closes_one_way() -> None:
+    """The claim's world: who passes below has failed at x = 0, who passes above goes on as in fork2d."""
+    world = claim.Walled(2)
+    world.reset(seed=0)
+    world.position = torch.tensor([[-0.03, 0.6], [-0.03, -0.6]])
+    _, reward, terminated, truncated, info = world.step(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert terminated.tolist() == [False, True] and not bool(truncated.any() | info["success"].any() | reward.any())
+
+
+def test_two_iterations_on_meta_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("metaworld")
+    tiny = _robot.Base(ticks=15, demos=2, updates=4, batch=16, width=16, denoise=3)
+    task = _robot.task
+    monkeypatch.setattr(_robot, "task", lambda base: replace(task(base), watch=2))
+    a = dsrl.Args(iters=2, copies=2, steps=3, begin=4, batch=4, eval_every=2, base=tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = list(dsrl.train(a))
+    assert "held-out success" in rows[-1] and "critic loss" in rows[-1]
+    assert set(task(tiny).kinds) >= {"steered", "narrow"}
