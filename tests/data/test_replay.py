@@ -139,6 +139,19 @@ def test_returns_do_not_run_across_a_reset_that_nobody_announced() -> None:
     assert torch.equal(rows["reward"][:50][moved[:, 0]], single["reward"][:50][moved[:, 0]])
 
 
+def test_returns_do_not_run_across_a_decision_that_was_lost_to_a_fault() -> None:
+    """It is not live, but done: what comes after it is another episode."""
+    ep = Walk(6, 2, limit=1000, dead=0.0).collect(3)
+    ep.terminated[:], ep.done[:] = False, False
+    ep.live[1, :3], ep.done[1, :3] = False, True
+    buffer = Replay(100)
+    buffer.add(ep)
+    rows, single = everything(buffer, 3), everything(buffer, 1)
+    assert len(buffer) == 15
+    assert torch.equal(rows["reward"][:3], single["reward"][:3])
+    assert bool((rows["reward"][3:6] > single["reward"][3:6]).all())
+
+
 def test_rows_are_drawn_uniformly() -> None:
     walk, buffer = Walk(4, 3), Replay(20)
     for i in range(8):

@@ -131,7 +131,7 @@ def test_the_best_action_of_a_bandit_is_found(name: str) -> None:
     made = flow()
     list(recipe.improve(made, Stream(Bandit, 32, 1), replace(a, iters=30), Rng(0)))
     x = served(made)
-    assert float(x.mean()) == pytest.approx(0.7, abs=0.1)
+    assert float(x.mean()) == pytest.approx(0.7, abs=0.12)
     assert float(((x - 0.7) ** 2).mean()) < 0.03
 
 
@@ -139,7 +139,7 @@ def test_one_step_of_a_flow_explores_by_the_injected_noise_alone() -> None:
     """K = 1: a = x̂₀(z) + σ ξ; the answer moves, and what is served has no noise."""
     made = flow(steps=1)
     before = served(made)
-    list(reinflow.improve(made, Stream(Bandit, 32, 1), replace(REIN, iters=30, lr=1e-2, clip=0.3), Rng(0)))
+    list(reinflow.improve(made, Stream(Bandit, 32, 1), replace(REIN, iters=20, lr=1e-2, clip=0.3), Rng(0)))
     assert float(((before - 0.7) ** 2).mean()) > 1.2 and float(((served(made) - 0.7) ** 2).mean()) < 0.3
     assert torch.equal(served(made), served(made))
 
@@ -149,7 +149,7 @@ def test_two_ways_to_be_right_stay_two(name: str) -> None:
     """N(0, 1) succeeds with probability 0.32, on both sides alike. No Gaussian can succeed often on both."""
     recipe, a = BOTH[name]
     made = flow(width=64)
-    list(recipe.improve(made, Stream(Sides, 64, 1), replace(a, iters=15), Rng(0)))
+    list(recipe.improve(made, Stream(Sides, 64, 1), replace(a, iters=12), Rng(0)))
     x = served(made)
     assert float((x.abs() > 1).float().mean()) > 0.7
     assert float((x > 1).float().mean()) > 0.2 and float((x < -1).float().mean()) > 0.2
@@ -158,7 +158,7 @@ def test_two_ways_to_be_right_stay_two(name: str) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
     recipe, a = BOTH[name]
-    a = replace(a, iters=15, execute=2, steps=10)
+    a = replace(a, iters=10, execute=2)
     rows = list(recipe.improve(reacher(), Stream(Reach, 32, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
@@ -316,7 +316,7 @@ def test_a_strong_pull_keeps_the_policy_where_it_was() -> None:
     far = []
     for bc in (0.0, 30.0):
         made = flow()
-        list(reinflow.improve(made, Stream(Bandit, 32, 1), replace(REIN, iters=8, bc=bc), Rng(0)))
+        list(reinflow.improve(made, Stream(Bandit, 32, 1), replace(REIN, iters=5, bc=bc), Rng(0)))
         far.append(float((served(made) - served(flow())).square().mean()))
     assert far[1] < 0.2 * far[0]
 

@@ -2,8 +2,8 @@
 
 The paper learns from nothing on the DeepMind control suite; this asks for the direction of its claim where a Gaussian
 has to give up one of two modes before it can be good. Flows take ten steps, as in the paper. All arms that learn have
-the same demonstrations and environment steps. ``one-stage`` never makes a new decoder; no condition speaks of it, nor of
-the clone. ``no-noise`` is the clone served from the noise 0, as an encoder that has learned nothing serves it: what
+the same demonstrations and environment steps. ``one-stage`` never makes a new decoder; no condition speaks of it or
+of the clone. ``no-noise`` is the clone served from the noise 0, as an encoder that has learned nothing serves it: what
 GoRL gains by that alone is not counted.
 """
 
