@@ -436,8 +436,9 @@ def test_every_extra_that_an_error_names_exists():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "need":
                 value = node.args[1] if len(node.args) > 1 else node.keywords[0].value
-                assert isinstance(value, ast.Constant), f"{path}:{node.lineno}: name the extra in the call"
-                named.append((path.relative_to(ROOT), node.lineno, value.value))
+                for name in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
+                    assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: name the extra in the call"
+                    named.append((path.relative_to(ROOT), node.lineno, name.value))
     assert named and not [each for each in named if each[2] not in extras]
 
 
