@@ -16,9 +16,14 @@ if sys.platform == "linux":
 
 import pytest
 import torch
+from hypothesis import settings
 
 CUDA = torch.cuda.is_available()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+settings.register_profile("steady", derandomize=True)  # the same examples in every run
+settings.load_profile("steady")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if CUDA else ["cpu"])
