@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -16,14 +17,16 @@ if sys.platform == "linux":
 
 import pytest
 import torch
-from hypothesis import settings
 
 CUDA = torch.cuda.is_available()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-settings.register_profile("steady", derandomize=True)  # the same examples in every run
-settings.load_profile("steady")
+if importlib.util.find_spec("hypothesis") is not None:  # the same examples in every run
+    from hypothesis import settings
+
+    settings.register_profile("steady", derandomize=True)
+    settings.load_profile("steady")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if CUDA else ["cpu"])
