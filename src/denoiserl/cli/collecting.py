@@ -108,14 +108,10 @@ def _act(a: Collect) -> Callable[..., Any]:
         from denoiserl.env.metaworld import expert
 
         return each(expert(a.env.removeprefix(META)).get_action)
-    place, colon, function = a.policy.rpartition(":")
-    if colon and not Path(a.policy).exists():
-        from denoiserl.train.run import module
+    if ":" in a.policy and not Path(a.policy).exists():
+        from denoiserl.train.run import named
 
-        made = module(place)
-        if not hasattr(made, function):
-            raise Misuse(f"{place} has no {function}: name a function act(obs, rng) that gives actions.")
-        return getattr(made, function)
+        return named(a.policy)
     from denoiserl.cli.opening import opened
     from denoiserl.env.planner import serving
 

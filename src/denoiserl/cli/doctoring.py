@@ -11,7 +11,6 @@ import tyro
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint
 from denoiserl.cli.opening import opened
-from denoiserl.errors import BadRun, nearest
 
 
 @dataclass(frozen=True)
@@ -81,22 +80,11 @@ def _signal(a: Doctor, task: Any) -> tuple[Any, Any, Any]:
 
         return environment(a.env), None, None
     if a.reward:
+        from denoiserl.train.run import named
+
         return None, named(a.reward), named(a.prompts)() if a.prompts else None
     if task is None or task.signal not in ("env", "reward"):
         return None, None, None
     if task.signal == "env":
         return task.env(min(a.batch, 32), a.seed), None, None
     return None, task.reward, task.prompts(a.seed)
-
-
-def named(word: str) -> Any:
-    """What ``my_module:name`` or ``my_file.py:name`` means."""
-    from denoiserl.train.run import module
-
-    place, colon, name = word.rpartition(":")
-    if not colon:
-        raise Misuse(f"{word}: write my_module:name or my_file.py:name.")
-    found = module(place)
-    if not hasattr(found, name):
-        raise BadRun(f"{place}: {nearest(name, [n for n in vars(found) if not n.startswith('_')], 'function')}")
-    return getattr(found, name)

@@ -16,7 +16,7 @@ from denoiserl.policy import Policy
 from denoiserl.show.films import chosen, film_grid
 from denoiserl.show.media import gif
 from denoiserl.task import Task
-from denoiserl.train.run import module
+from denoiserl.train.run import module, named
 
 META = "metaworld:"
 
@@ -30,12 +30,8 @@ def environment(word: str, ticks: int | None = None) -> Any:
     """
     if word.startswith(META):
         return partial(MetaWorld, word.removeprefix(META), ticks or 150)
-    place, _, function = word.rpartition(":")
-    if place:
-        made = module(place)
-        if not hasattr(made, function):
-            raise BadRun(f"{place} has no {function}: name the function that makes one copy of the environment")
-        return getattr(made, function)
+    if ":" in word:
+        return named(word)
     gym = need("gymnasium", "demo")
     try:
         spec = gym.spec(word)

@@ -28,7 +28,7 @@ import numpy
 import torch
 
 from denoiserl import store
-from denoiserl.errors import BadRun
+from denoiserl.errors import BadRun, nearest
 from denoiserl.train.journal import Journal
 from denoiserl.train.keep import Keep, Stopped, rows_kept
 from denoiserl.train.place import Place
@@ -114,6 +114,17 @@ def module(name: str) -> ModuleType:
     sys.modules[loaded.__name__] = loaded  # dataclasses look their module up
     exec(compile(file.read_text(encoding="utf-8"), file, "exec"), vars(loaded))
     return loaded
+
+
+def named(word: str) -> Any:
+    """What ``my_module:name`` or ``my_file.py:name`` means."""
+    place, colon, name = word.rpartition(":")
+    if not colon:
+        raise BadRun(f"{word}: write my_module:name or my_file.py:name.")
+    found = module(place)
+    if not hasattr(found, name):
+        raise BadRun(f"{place}: {nearest(name, [n for n in vars(found) if not n.startswith('_')], 'function')}")
+    return getattr(found, name)
 
 
 def _consume(
