@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, Gauss, Policy, Rng, grid
-from denoiserl.env.control import Best, Familiar, Latents, candidates, decoder, fan, features
+from denoiserl.env.control import Best, BestNoise, Familiar, Latents, candidates, fan, features
+from denoiserl.env.steering import plan, steer
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.net import MLP
 from denoiserl.net.coins import Coins, flips
@@ -169,6 +170,23 @@ def test_a_control_leaves_the_policy_alone_is_saved_with_it_and_moves_with_it(tm
     own.load_state_dict(state)
 
 
+def test_the_best_noise_of_a_steered_policy_is_chosen_among_its_bases_own_plans() -> None:
+    base, cond = policy(), torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    made = steer(base, 3, 8, spread=0.5)
+    for p in made.denoiser.latent.parameters():  # type: ignore[union-attr]
+        p.data.add_(1.0)  # what it would decide does not matter
+    for rng in (lambda: Rng(0), lambda: Rng.rows(range(6))):
+        assert torch.allclose(made.controlled(BestNoise(Low(), 1)).draw(cond, rng()), base.draw(cond, rng()), atol=1e-6)
+        chosen = made.controlled(BestNoise(Low(), 8)).draw(cond, rng())
+        assert torch.allclose(chosen, base.controlled(Best(Low(), 8)).draw(cond, rng()), atol=1e-5)
+    one, many = Rng.rows([1, 2]), Rng.rows([1, 2])
+    made.controlled(BestNoise(Low(), 1)).draw(cond[:2], one)
+    made.controlled(BestNoise(Low(), 5)).draw(cond[:2], many)
+    assert torch.equal(one.normal(2, 3), many.normal(2, 3))
+    with pytest.raises(BadSignal, match="not steered"):
+        base.controlled(BestNoise(Low(), 5)).draw(cond, Rng(0))
+
+
 def test_activations_are_what_enters_the_last_layer() -> None:
     """The last layer applied to them is the network's answer."""
     made, cond, plan = policy(), torch.randn(4, 3), torch.randn(4, 2, 1)
@@ -202,11 +220,13 @@ def test_verifiers_that_do_not_judge_every_plan_are_refused() -> None:
 
 def test_a_plan_follows_from_its_noise_alone() -> None:
     made, obs = policy(), torch.randn(4, 3)
-    decode, z = decoder(made), torch.randn(4, 2, 1)
-    assert torch.equal(decode(obs, z), decode(obs, z))
-    assert torch.equal(decode(obs, z), made.sample(obs, Rng(9), serve=True, start=(z, 0)).sample)
+    z = torch.randn(4, 2, 1)
+    assert torch.equal(plan(made, obs, z), plan(made, obs, z))
+    assert torch.equal(plan(made, obs, z), made.sample(obs, Rng(9), serve=True, start=(z, 0)).sample)
+    steered = steer(made, 3, 8, bound=None)
+    assert torch.allclose(plan(steered, obs, z), plan(made, obs, z), atol=1e-6), "one G, steered or not"
     with pytest.raises(BadSignal, match=r"ddim\(0.0\)"):
-        decoder(policy(eta=1.0))
+        plan(policy(eta=1.0), obs, z)
 
 
 def test_latents_start_the_policy_at_the_heads_mean() -> None:
@@ -215,5 +235,5 @@ def test_latents_start_the_policy_at_the_heads_mean() -> None:
     mean = head(torch.zeros(4, 2, 1), head.clock(torch.ones(1)), head.encode(obs)).mean
     assert torch.allclose(made.controlled(Latents(head, False)).draw(obs, Rng(0)), mean)
     through = made.controlled(Latents(head)).draw(obs, Rng(0))
-    assert torch.allclose(through, decoder(made)(obs, mean))
+    assert torch.allclose(through, plan(made, obs, mean))
     assert torch.equal(made.controlled(Latents(head)).draw(obs, Rng(5)), through)

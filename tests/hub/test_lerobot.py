@@ -20,7 +20,8 @@ from denoiserl.env import Stream
 from denoiserl.env.planner import actor, executed, serving
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub.lerobot import diffusion_policy
-from denoiserl.hub.lerobot_eyes import Eyes, Softmax
+from denoiserl.hub.lerobot_eyes import Eyes
+from denoiserl.net.eyes import Points
 from denoiserl.process import ddim, floored
 from denoiserl.recipes import dppo
 
@@ -155,7 +156,7 @@ def test_one_eye_for_all_cameras_is_equal_eyes() -> None:
 
 
 def test_a_spatial_softmax_finds_the_place_of_a_peak() -> None:
-    look = Softmax(1, 5, 7, 1)
+    look = Points(1, 5, 7, 1)
     look.nets.weight.data.fill_(1.0)
     maps = torch.zeros(2, 1, 5, 7)
     maps[0, 0, 4, 0] = maps[1, 0, 2, 6] = 100.0

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid, replay
 from denoiserl.claims import dsrl as claim
+from denoiserl.data import Replay
 from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.env import Episode, Stream
+from denoiserl.env.control import BestNoise
 from denoiserl.env.steering import black_box, decoded, deterministic, noises, reach, steer, steerable
 from denoiserl.errors import BadSignal
 from denoiserl.law import Squashed
@@ -138,6 +140,7 @@ def test_a_steered_policy_is_saved_and_loaded_with_its_base(tmp_path: Path) -> N
 
 # Learning
 
+ADD = Replay.add
 SMALL = dsrl.Args(
     iters=5, copies=8, steps=8, begin=64, utd=1.0, batch=64, width=32, lr=3e-3, tau=0.05, alpha=0.05, entropy=-2.0
 )
@@ -150,6 +153,37 @@ def test_it_finds_the_noise_of_the_best_action_of_a_black_box(aliased: bool) -> 
     x = torch.tensor([[-0.4], [0.0], [0.4]])
     assert made.draw(x, Rng(0)).flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
     assert rows[0]["action spread"] == pytest.approx(float(torch.tanh(torch.randn(100_000)).std()), abs=0.05)
+
+
+def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline: data from the base alone, N(0, 1) all along, and the best of its plans by Q_A, saved with it."""
+    made, given = steer(black_box(wiggle, 1, 1), 1, 32), []
+    monkeypatch.setattr(
+        Replay, "add", lambda self, ep, **more: given.append(more["z"]) or ADD(self, ep, **more), raising=True
+    )
+    list(dsrl.improve(made, Stream(Bandit, 8, 1), replace(SMALL, serve="best", plans=32), Rng(3)))
+    noise = BOUND * torch.cat([z.flatten() for z in given])
+    x = torch.linspace(-0.4, 0.4, 41)[:, None]
+    error = (made.draw(x, Rng(0)).flatten() - x.flatten() - 0.4).abs()
+    control = made.weights.control
+    assert isinstance(control, BestNoise)
+    alone = (made.controlled(BestNoise(control.verifier, 1)).draw(x, Rng(0)).flatten() - x.flatten() - 0.4).abs()
+    assert float(noise.mean()) == pytest.approx(0, abs=0.2) and float(noise.std()) == pytest.approx(1, abs=0.15)
+    assert float(error.mean()) < 0.15 < 0.4 < float(alone.mean()), (error.mean(), alone.mean())
+    made.save(tmp_path / "p")
+    again = Policy.load(tmp_path / "p", net=wiggle)  # type: ignore[arg-type]
+    assert torch.equal(again.draw(x, Rng(0)), made.draw(x, Rng(0)))
+
+
+def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -> None:
+    made = steer(black_box(wiggle, 2, 1), 1, 32, noise_map="repeated")
+    a = replace(SMALL, execute=1, alpha_least=0.045, entropy=-9.0)
+    rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    x = torch.tensor([[-0.4], [0.0], [0.4]])
+    plan = made.draw(x, Rng(0))
+    assert torch.equal(plan[:, 0], plan[:, 1])
+    assert plan[:, 0].flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
+    assert 0.045 <= rows[-1]["alpha"] < 0.0495
 
 
 def test_a_hidden_network_is_steered_like_an_open_one_and_neither_changes() -> None:
@@ -197,11 +231,12 @@ def test_actions_of_others_teach_the_critic_of_actions() -> None:
     assert before > 0.3 and gap() < 0.25, (before, gap())
 
 
-def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_have(tmp_path: Path) -> None:
+@pytest.mark.parametrize("serve", ["steered", "best"])
+def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_have(tmp_path: Path, serve: Any) -> None:
     def improve(folder: str, rows: int | None = None) -> tuple[Policy, Any]:
         torch.manual_seed(1)
         made = steer(base(chunk=2), 1, 16)
-        a = replace(SMALL, iters=4, begin=64, utd=0.2, execute=1, capacity=150)
+        a = replace(SMALL, iters=4, begin=64, utd=0.2, execute=1, capacity=150, serve=serve)
         it = dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1))
         return made, list(it) if rows is None else [next(it) for _ in range(rows)]
 
@@ -211,6 +246,8 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
     resumed, _ = improve("half")
     for p, q in zip(whole.weights.module.parameters(), resumed.weights.module.parameters(), strict=True):
         assert torch.equal(p, q)
+    obs = torch.linspace(-1, 1, 9)[:, None]
+    assert torch.equal(whole.draw(obs, Rng(0)), resumed.draw(obs, Rng(0)))
 
 
 def test_what_cannot_be_steered_is_refused() -> None:
@@ -246,6 +283,10 @@ def test_what_cannot_be_steered_is_refused() -> None:
         made.elbo(torch.zeros(2, 4, 1), torch.zeros(2, 1), rng, 2)
     with pytest.raises(BadSignal, match="is not steered"):
         next(dsrl.improve(base(), Stream(Bandit, 8), SMALL, Rng(0)))
+    with pytest.raises(BadSignal, match="Did you mean 'best'"):
+        next(dsrl.improve(made, Stream(Bandit, 8), replace(SMALL, serve="bets"), Rng(0)))  # type: ignore[arg-type]
+    with pytest.raises(BadSignal, match="critics of actions"):
+        next(dsrl.improve(made, Stream(Bandit, 8), replace(SMALL, serve="best", aliased=False), Rng(0)))
     with pytest.raises(BadSignal, match="inside a box"):
         next(dsrl.improve(steer(base(1), 1, 16, bound=None), Stream(Bandit, 8), SMALL, Rng(0)))
     with pytest.raises(BadSignal, match="Did you mean 'smooth'"):

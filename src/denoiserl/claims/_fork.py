@@ -76,7 +76,7 @@ def task() -> Task:
         assert done.success is not None
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 
-    kinds = {"flow": _robot.flow, "diffusion": _robot.policy, "gaussian": _robot.gaussian}
+    kinds = {"flow": _robot.flow, "diffusion": _robot.diffusion, "gaussian": _robot.gaussian}
     return Task(
         "fork2d",
         "env",

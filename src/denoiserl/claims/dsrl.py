@@ -2,8 +2,9 @@
 
 A flow policy has cloned clean demonstrations that pass the disc on both sides; then a wall that nobody sees closes one
 of them, so that about half of its episodes fail, and everything that would succeed is in it. All arms have 30 000 ticks
-from the same clone. Noise that is merely bounded ("narrow"), which released code shows to help by itself, and DSRL with
-plain critics of noise are arms that no condition speaks of.
+from the same clone. No condition speaks of three more arms: noise that is merely bounded ("narrow"), which released
+code shows to help by itself, DSRL with plain critics of noise, and the best of the base's own plans by the critics of
+actions ("best-of-n").
 """
 
 from collections.abc import Generator
@@ -85,6 +86,7 @@ def plan(budget: str) -> Study:
     arms = {
         "dsrl": Arm("dsrl", settings),
         "dsrl-sac": Arm("dsrl", {**settings, "aliased": False}),
+        "best-of-n": Arm("dsrl", {**settings, "serve": "best"}),
         "dppo": Arm("dppo", {"steps": 10}),
         "base": Arm("none"),
         "narrow": Arm("none", kind="narrow"),

@@ -22,11 +22,11 @@ class Collect:
     """Options of ``collect``."""
 
     env: str
-    """metaworld:drawer-open-v3, Hopper-v5, my_module:make_env or my_file.py:make_env"""
+    """metaworld:drawer-open-v3, pusht, Hopper-v5, pixels:ENV, my_module:make_env or my_file.py:make_env"""
     out: Path
     """the new folder to write"""
     policy: str = SCRIPTED
-    """scripted (Meta-World's experts), the folder of a run or of a saved policy, or my_file.py:act, act(obs, rng)"""
+    """scripted (experts of Meta-World and PushT), the folder of a run or of a saved policy, or my_file.py:act"""
     episodes: int = 100
     """how many are played"""
     seed: int = 0
@@ -62,18 +62,23 @@ def collect(given: list[str]) -> None:
     if a.policy == SCRIPTED and (a.execute or a.device):
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
     from denoiserl.data.collect import constant, record
-    from denoiserl.study.acting import environment
+    from denoiserl.env.named import environment, recorded, scripted
 
     env = environment(a.env, a.ticks)
     fps = _fps(env, a) if a.format == "lerobot" else 0
-    act = _act(a)
+    if a.policy == SCRIPTED and not scripted(a.env):
+        raise Misuse(f"{a.env} has no scripted expert, only tasks of Meta-World and PushT do: name a --policy.")
+    act = None if a.policy == SCRIPTED else _act(a)
     with _progress(a) as told:
-        recorded = record(env, act, a.episodes, a.seed, a.copies, told=told)
-    played = recorded.demos.statistics()
+        if act is None:
+            found = recorded(a.env, a.episodes, a.seed, a.ticks, a.copies, told)
+        else:
+            found = record(env, act, a.episodes, a.seed, a.copies, told=told)
+    played = found.demos.statistics()
     if a.only_successes:
-        recorded = recorded.successful()
-    _write(a, recorded, fps)
-    kept, still = recorded.demos.statistics(), constant(recorded.demos)
+        found = found.successful()
+    _write(a, found, fps)
+    kept, still = found.demos.statistics(), constant(found.demos)
     if a.json:
         print(json.dumps({"out": str(a.out), "played": played, "kept": kept, "constant": still}, indent=2))
         return
@@ -99,15 +104,6 @@ def collect(given: list[str]) -> None:
 
 def _act(a: Collect) -> Callable[..., Any]:
     """Who plays: act(obs, rng) -> actions."""
-    from denoiserl.study.acting import META
-
-    if a.policy == SCRIPTED:
-        if not a.env.startswith(META):
-            raise Misuse(f"{a.env} has no scripted expert, only tasks of Meta-World do ({META}TASK): name a --policy.")
-        from denoiserl.data.collect import each
-        from denoiserl.env.metaworld import expert
-
-        return each(expert(a.env.removeprefix(META)).get_action)
     if ":" in a.policy and not Path(a.policy).exists():
         from denoiserl.train.run import named
 

@@ -76,7 +76,7 @@ def doctor(given: list[str]) -> None:
 def _signal(a: Doctor, task: Any) -> tuple[Any, Any, Any]:
     """(env, reward, prompts): what was asked for, else the run's own."""
     if a.env:
-        from denoiserl.study.acting import environment
+        from denoiserl.env.named import environment
 
         return environment(a.env), None, None
     if a.reward:

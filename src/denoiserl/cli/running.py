@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -25,7 +25,9 @@ HELP = """usage: denoiserl run RECIPE [options]
 RECIPE is one of
 {recipes}
 or a Python file of yours (with Args and train(args, keep)), or an importable module, or the folder of a run:
-  denoiserl run dppo --seed 1 --base.task button-press-v3
+  denoiserl run dppo --env metaworld:button-press-v3    what only --base has needs no prefix
+  denoiserl run reinflow --env pusht --seed 1
+  denoiserl run dppo --env my_file.py:make_env --data my_demonstrations
   denoiserl run my_recipe.py --out runs/mine
   denoiserl run runs/dppo-1          goes on with that run, or repeats its result
   denoiserl run dppo --help          lists the options of a recipe, with types and defaults
@@ -145,9 +147,27 @@ def options(recipe: ModuleType) -> type[Any]:
     return dataclasses.make_dataclass("Options", fields, frozen=True)
 
 
+def spelt_out(args: type[Any], given: list[str]) -> list[str]:
+    """Options of a recipe's inner records under their full names: ``--env X`` is ``--base.env X`` where only ``base``
+    has an ``env``."""
+    outer = {f.name for f in dataclasses.fields(args)} | {f.name for f in dataclasses.fields(Running)}
+    inner: dict[str, list[str]] = {}
+    for name, kind in get_type_hints(args).items():
+        for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+            inner.setdefault(field.name, []).append(name)
+    found = []
+    for word in given:
+        name, equals, value = word.removeprefix("--").partition("=")
+        owners = inner.get(name.replace("-", "_"), [])
+        short = word.startswith("--") and name.replace("-", "_") not in outer and len(owners) == 1
+        found.append(f"--{owners[0]}.{name}{equals}{value}" if short else word)
+    return found
+
+
 def _start(recipe: ModuleType, said: str, name: str | None, given: list[str]) -> None:
     title = (recipe.__doc__ or "").strip().partition("\n\n")[0].replace("\n", "\n\n")
-    chosen = tyro.cli(options(recipe), prog=f"denoiserl {said}", description=title, args=given)
+    known = options(recipe)
+    chosen = tyro.cli(known, prog=f"denoiserl {said}", description=title, args=spelt_out(recipe.Args, given))
     how: Running = chosen.running
     seed = getattr(chosen.args, "seed", None)
     default = "demo" if name is None else name if seed is None else f"{name}-{seed}"

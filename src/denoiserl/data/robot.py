@@ -13,7 +13,7 @@ from denoiserl.errors import BadSignal
 
 @dataclass(frozen=True)
 class Robot:
-    """Actions [..., H, d] and flat observations [..., o], each with its normaliser.
+    """Actions [..., H, d] and observations [..., o] (or a dict with pictures and a "state"), each with its normaliser.
 
     Observations are clipped to ±``limit`` in model units: what the demonstrations never saw stays within reach of the
     network. Actions are clipped to ±1 before they are decoded, so a plan never leaves the demonstrated range.
@@ -25,10 +25,13 @@ class Robot:
 
     @staticmethod
     def fit(demos: Demos, limit: float = 3.0) -> Robot:
-        """Min-max normalisers of demonstrations."""
-        if not isinstance(demos.observations, Tensor):
-            raise BadSignal("a Robot codec takes flat observations: concatenate the parts first")
-        return Robot(Normalizer.fit(demos.observations), Normalizer.fit(demos.actions), limit)
+        """Min-max normalisers of demonstrations: of flat observations, or of the "state" beside pictures."""
+        seen = demos.observations
+        if isinstance(seen, dict):
+            if "state" not in seen:
+                raise BadSignal(f"observations are numbers, or a dict with a 'state' of them; this has {sorted(seen)}")
+            seen = seen["state"]
+        return Robot(Normalizer.fit(seen), Normalizer.fit(demos.actions), limit)
 
     def encode(self, data: Tensor) -> Tensor:
         """Actions to model units."""
@@ -38,10 +41,12 @@ class Robot:
         """Model units to actions."""
         return self.action.unnorm(sample.clamp(-1, 1))
 
-    def condition(self, cond: Tensor) -> Tensor:
-        """Observations to model units, clipped."""
+    def condition(self, cond: Any) -> Any:
+        """Observations to model units, clipped; pictures beside a "state" stay as they are."""
+        if isinstance(cond, dict):
+            return {**cond, "state": self.condition(cond["state"])}
         return self.observation.norm(cond).clamp(-self.limit, self.limit)
 
-    def start(self, cond: Tensor) -> None:
+    def start(self, cond: Any) -> None:
         """Plans start from noise."""
         return None

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from denoiserl.chain import Chain, Sample, sampler
 from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.env.stream import Act, Episode, Stream
+from denoiserl.env.steering import bound, plan, steering
+from denoiserl.env.stream import Act, Episode, Spec, Stream
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.meter import spend
 from denoiserl.net.coins import Coins
@@ -139,9 +140,9 @@ class Best(nn.Module):
     @torch.no_grad()
     def draw(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
         """The plan that is chosen for every row, [B, *event] in model units."""
+        plans = self.plans(policy, cond, rng, rows)
         if self.n == 1:
-            return policy.sample(cond, rng, rows, Sample(), serve=True).sample
-        plans = candidates(policy, cond, self.n, rng, rows)
+            return plans[:, 0]
         many = None if cond is None else tree_map(lambda v: v.repeat_interleave(self.n, 0), cond)
         score = self.verifier(policy, many, plans.flatten(0, 1))
         if score.shape != (len(plans) * self.n,) or not bool(score.isfinite().all()):
@@ -149,24 +150,25 @@ class Best(nn.Module):
         best = score.view(len(plans), self.n).argmax(1)
         return plans[torch.arange(len(plans), device=plans.device), best]
 
+    def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
+        """What is chosen from, [B, n, *event] in model units."""
+        if self.n == 1:
+            return policy.sample(cond, rng, rows, Sample(), serve=True).sample[:, None]
+        return candidates(policy, cond, self.n, rng, rows)
 
-def decoder(policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
-    """``G(obs [B, ...], z [B, *event]) -> plan [B, *event]``: the policy's own steps from the noise z, in model units.
 
-    Raises BadSignal where its serving steps draw noise of their own: then a plan does not depend on z alone.
+class BestNoise(Best):
+    """The best of n plans of a steered policy's base, G(s, z_i) with z_i ~ N(0, I), whatever the policy would decide.
+
+    n = 1 is the base alone (its noise M z where the map is not full).
     """
-    if any(policy.serve.dense):
-        raise BadSignal(
-            "this policy is served with noise, so its plans do not follow from the noise they start from: serve its "
-            "ODE, serve=process.steps(times, ddim(0.0))"
-        )
-    run = sampler(policy.process, policy.denoiser, policy.serve, policy.event, record=Sample())
-    idle = Rng(0, policy.device)  # steps without a density use none of it
 
-    def plan(obs: Tensor, z: Tensor) -> Tensor:
-        return run(policy.codec.condition(obs.to(policy.device)), idle, start=(z, 0)).sample
-
-    return plan
+    def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
+        """Of the base."""
+        count, many = count_rows(cond), fan(rng, self.n)
+        z = many.normal(count * self.n, steering(policy).rows, policy.event[1]) / (bound(policy) or 1.0)
+        rng.counter = many.counter
+        return plan(policy, tree_map(lambda v: v.repeat_interleave(self.n, 0), cond), z).unflatten(0, (count, self.n))
 
 
 class Latents(nn.Module):
@@ -183,7 +185,7 @@ class Latents(nn.Module):
         seen = policy.codec.condition(cond)
         x = torch.zeros(count_rows(seen), *policy.event, device=policy.device)
         z = self.head(x, self.head.clock(x.new_ones(1)), self.head.encode(seen)).mean
-        return decoder(policy)(cond, z) if self.through else z
+        return plan(policy, cond, z) if self.through else z
 
 
 class Latent:
@@ -196,6 +198,11 @@ class Latent:
 
     def __init__(self, env: Stream, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.env, self.decode = env, decode
+
+    @property
+    def spec(self) -> Spec:
+        """What copies see and do: the stream's own."""
+        return self.env.spec
 
     @property
     def obs_dim(self) -> int:

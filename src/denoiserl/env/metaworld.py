@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from denoiserl.data.collect import numbers
 from denoiserl.data.demos import Demos
-from denoiserl.env.pixels import Camera, View, offscreen
+from denoiserl.env.pixels import Camera, Pixels, View, offscreen
 from denoiserl.errors import BadSignal, MissingExtra, nearest, need
 from denoiserl.rng import Rng
+from denoiserl.tree import tree_map
 
 TABLE = View((0.0, 0.65, 0.12), 1.5, 150.0, -28.0)
 """the table, from the right of the arm"""
@@ -133,6 +135,11 @@ class Flaws:
 OBJECT, GOAL = slice(4, 7), slice(36, 39)
 
 
+def hand(observation: np.ndarray) -> np.ndarray:
+    """What the arm feels: its hand's place and how open the gripper is, 4 of the 39 numbers."""
+    return observation[:4]
+
+
 def expert(task: str) -> Any:
     """Meta-World's scripted policy of a task: ``expert(task).get_action(observation)``."""
     _class(task)
@@ -145,9 +152,15 @@ def demonstrations(
     seed: int = 0,
     horizon: int = 100,
     flaws: Flaws = Flaws(),
+    pictures: int = 0,
 ) -> Demos:
-    """``n`` episodes of the scripted expert with ``flaws``, failures included; they end at success or the horizon."""
+    """``n`` episodes of the scripted expert with ``flaws``, failures included; they end at success or the horizon.
+
+    ``pictures``: the size of those that are recorded, beside the hand's state, in place of all numbers (0: none).
+    """
     env, policy = MetaWorld(task, horizon), expert(task)
+    eye = Pixels(env, pictures, state=hand) if pictures else None
+    look = np.asarray if eye is None else eye.seen
     episodes, success = [], []
     for i in range(n):
         rng = Rng.rows([seed * 1_000_003 + i])
@@ -162,7 +175,7 @@ def demonstrations(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that the answer has to be clipped, which it is here
                 command = np.clip(policy.get_action(view), -1, 1)
-            seen.append(observation)
+            seen.append(look(observation))
             done.append(command)
             observation, _, terminated, truncated, info = env.step(
                 np.clip(command + slips[tick], -1, 1).astype(np.float32)
@@ -170,8 +183,8 @@ def demonstrations(
             won = won or info["success"]
             if terminated or truncated:
                 break
-        parts = (np.array(seen, np.float32), np.array(done, np.float32))
-        episodes.append((torch.from_numpy(parts[0]), torch.from_numpy(parts[1])))
+        told = tree_map(lambda *v: numbers(np.stack(v)), seen[0], *seen[1:])
+        episodes.append((told, numbers(np.stack(done))))
         success.append(won)
-    env.close()
+    (eye or env).close()
     return Demos.of(episodes, success, [float(s) for s in success], task)

@@ -131,7 +131,8 @@ class Pixels:
         self.action_space = self.env.action_space
         self.camera: Camera | None = None
 
-    def _seen(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+    def seen(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        """The scene as it is now, for what the environment observes."""
         if self.camera is None:
             self.camera = Camera(self.sim, self.size, self.view)
         return {"image": self.camera.frame(), "state": observation if self.state is None else self.state(observation)}
@@ -139,12 +140,12 @@ class Pixels:
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A new episode."""
         observation, info = self.env.reset(seed=seed, options=options)
-        return self._seen(observation), info
+        return self.seen(observation), info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """One tick."""
         observation, *rest = self.env.step(action)
-        return self._seen(observation), *rest
+        return self.seen(observation), *rest
 
     def render(self) -> np.ndarray:
         """The last picture."""

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from denoiserl.chain import Chain, Sample, sampler
 from denoiserl.credit import gae
 from denoiserl.env.scale import RewardScale
-from denoiserl.env.stream import Episode
+from denoiserl.env.stream import Episode, Stream
 from denoiserl.errors import BadSignal
 from denoiserl.policy import Policy
 from denoiserl.rng import Rng
-from denoiserl.tree import tree_map
+from denoiserl.tree import Tree, tree_map
 
 
 def actor(policy: Policy, tuned: int, execute: int | None = None) -> Any:
@@ -33,8 +33,8 @@ def actor(policy: Policy, tuned: int, execute: int | None = None) -> Any:
         first = policy.train.part(0, total - tuned)
         frozen = sampler(policy.process, policy.weights.keep("base"), first, policy.event, record=Sample())
 
-    def act(obs: Tensor, rng: Rng) -> tuple[Tensor, Chain]:
-        cond = policy.codec.condition(obs.to(policy.device))
+    def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
+        cond = policy.codec.condition(placed(obs, policy))
         start = None if frozen is None else (frozen(cond, rng).sample, 0)
         chain = draw(cond, rng, start=start)
         return policy.codec.decode(chain.sample)[:, :execute], chain
@@ -42,22 +42,27 @@ def actor(policy: Policy, tuned: int, execute: int | None = None) -> Any:
     return act
 
 
+def placed(obs: Tree, policy: Policy) -> Tree:
+    """Observations where the policy computes."""
+    return tree_map(lambda v: v.to(policy.device), obs)
+
+
 def serving(policy: Policy, execute: int | None = None) -> Callable[[Any, Rng], Tensor]:
     """Acts as users run a policy: its serving steps, and the first ``execute`` actions of a chunk (None: all of it)."""
 
     def act(obs: Any, rng: Rng) -> Tensor:
-        sample = policy.draw(tree_map(lambda v: v.to(policy.device), obs), rng)
+        sample = policy.draw(placed(obs, policy), rng)
         return sample if execute is None else sample[:, :execute]
 
     return act
 
 
 def chunked(policy: Policy, execute: int | None) -> int:
-    """How many actions of a chunk are executed (None: all). Refuses policies whose event is no chunk [H, d] of actions,
-    and more executed actions than it has."""
+    """How many actions of a chunk are executed (None: all that the codec decodes). Refuses policies whose event is no
+    chunk [H, d] of actions, and more executed actions than it has."""
     if len(policy.event) != 2:
         raise BadSignal(f"the policy decides {list(policy.event)}, not a chunk of actions [H, d]: one action is [1, d]")
-    execute = policy.event[0] if execute is None else execute
+    execute = int(getattr(policy.codec, "execute", policy.event[0])) if execute is None else execute
     if not 1 <= execute <= policy.event[0]:
         raise BadSignal(f"execute is between 1 and the chunk's {policy.event[0]} actions, not {execute}")
     return execute
@@ -70,6 +75,37 @@ def executed(chain: Chain, execute: int | None) -> Chain:
         return chain
     live = (torch.arange(horizon, device=chain.log_prob.device) < execute)[:, None]
     return chain.given(live=live.expand(chain.sample.shape))
+
+
+def sight(policy: Policy, env: Stream) -> tuple[Callable[[Tree], Tensor], int]:
+    """What critics of this policy see of observations [B, ...], and how many numbers that is: see(obs) -> [B, o].
+
+    Conditions that are flat, as they are. Of pictures, what the policy's network makes of them (its ``features``), held
+    as it was before it learned: a critic cannot follow eyes that change.
+    """
+    frozen: list[Any] = []
+
+    @torch.no_grad()
+    def see(obs: Tree) -> Tensor:
+        cond = policy.codec.condition(placed(obs, policy))
+        if isinstance(cond, Tensor):
+            return cond
+        if not frozen:
+            net = getattr(policy.weights.keep("base"), "net", None)
+            if not hasattr(net, "features"):
+                raise BadSignal(
+                    "this policy sees more than flat numbers, and its network does not say what it makes of them: give "
+                    "it features(cond) -> [B, o], as net.eyes.Sighted has it"
+                )
+            frozen.append(net)
+        return frozen[0].features(cond).float()
+
+    return see, see(_blank(env.spec.obs)).shape[-1]
+
+
+def _blank(shapes: Any) -> Tree:
+    """One observation of zeros."""
+    return {k: _blank(v) for k, v in shapes.items()} if isinstance(shapes, dict) else torch.zeros(1, *shapes)
 
 
 class Judged(NamedTuple):
@@ -85,23 +121,23 @@ class Judged(NamedTuple):
 def judged(
     ep: Episode,
     value: nn.Module,
-    condition: Callable[[Tensor], Tensor],
+    see: Callable[[Tree], Tensor],
     scale: RewardScale,
     gamma: float,
     lam: float,
 ) -> Judged:
     """GAE over the decisions of an episode, from scaled rewards; ``gamma`` is the discount a tick.
 
-    A chunk of n ticks is discounted by γⁿ. The target of the critic is Â + v. A time limit stops the sum and
-    bootstraps from the value of the true successor; a true end does not.
+    ``see`` says what the critic sees (``sight``). A chunk of n ticks is discounted by γⁿ. The target of the critic is
+    Â + v. A time limit stops the sum and bootstraps from the value of the true successor; a true end does not.
     """
     device = next(value.parameters()).device
-    obs, after = (condition(o.to(device)) for o in (ep.obs, ep.next_obs))
+    seen, after = (see(tree_map(lambda v: v.flatten(0, 1), o)) for o in (ep.obs, ep.next_obs))
     with torch.no_grad():
-        v, after_v = (value(o.flatten(0, 1)).unflatten(0, ep.reward.shape) for o in (obs, after))
+        v, after_v = (value(o).unflatten(0, ep.reward.shape) for o in (seen, after))
     reward = scale(ep.reward, gamma ** ep.length.float(), ep.done).to(device)
     credit = gae(reward, ep.discount(gamma).to(device), v, after_v, ep.done.to(device), lam)
-    return Judged(obs.flatten(0, 1), v, credit, (credit + v).flatten())
+    return Judged(seen, v, credit, (credit + v).flatten())
 
 
 def told(ep: Episode, judgement: Judged | None = None) -> dict[str, float]:

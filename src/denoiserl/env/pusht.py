@@ -14,17 +14,21 @@ Needs ``pip install 'denoiserl[robotics]'``; nothing is imported before a table 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
+from denoiserl.data.collect import Recording
 from denoiserl.data.demos import Demos
 from denoiserl.errors import BadSignal, nearest, need
+from denoiserl.meter import spend
 from denoiserl.rng import Rng
+from denoiserl.tree import tree_map
 
 SIZE = 512.0
 """pixels of the table's side"""
@@ -244,20 +248,55 @@ def demonstrations(n: int, seed: int = 0, view: View = "keypoints", horizon: int
     """
     if n < 1:
         raise BadSignal(f"demonstrations are at least one, not {n}")
-    env, episodes, tried = PushT(view, horizon), [], 0
-    while len(episodes) < n:
+    env, played, tried = PushT(view, horizon), [], 0
+    while len(played) < n:
         if tried >= 8 + 4 * n:
-            raise BadSignal(f"he solved {len(episodes)} of {tried} episodes of {horizon} ticks: give him more ticks")
-        episode, won = _episode(env, (seed * 1_000_003 + tried) % 2**31, noise)
+            raise BadSignal(f"he solved {len(played)} of {tried} episodes of {horizon} ticks: give him more ticks")
+        episode = _episode(env, (seed * 1_000_003 + tried) % 2**31, noise)
         tried += 1
-        if won:
-            episodes.append(episode)
+        if episode.won:
+            played.append(episode)
     env.close()
-    return Demos.of(episodes, [True] * n, [1.0] * n, "pusht")
+    return Demos.of([(e.seen, e.done) for e in played], [True] * n, [1.0] * n, "pusht")
 
 
-def _episode(env: PushT, seed: int, noise: float) -> tuple[tuple[Any, torch.Tensor], bool]:
-    """One episode of the demonstrator, and whether he succeeded."""
+def record(
+    n: int,
+    seed: int = 0,
+    view: View = "keypoints",
+    horizon: int = 300,
+    told: Callable[[int, int], None] | None = None,
+) -> Recording:
+    """``n`` episodes of the demonstrator with all that data formats ask for, failures included. ``told(done, won)``
+    hears how many are through."""
+    if n < 1:
+        raise BadSignal(f"a recording has at least one episode, not {n}")
+    env, played = PushT(view, horizon), []
+    for i in range(n):
+        played.append(_episode(env, (seed * 1_000_003 + i) % 2**31, 0.0))
+        if told is not None:
+            told(i + 1, sum(e.won for e in played))
+    env.close()
+    won = [e.won for e in played]
+    demos = Demos.of([(e.seen, e.done) for e in played], won, [float(w) for w in won], "pusht")
+    spend("env steps", len(demos.actions))
+    rewards = torch.zeros(len(demos.actions))
+    rewards[demos.ends - 1] = torch.tensor(won).float()
+    last = tree_map(lambda *v: torch.stack(v), played[0].last, *[e.last for e in played[1:]])
+    return Recording(demos, rewards, last, torch.tensor(won), torch.zeros(2), torch.full((2,), SIZE))
+
+
+class _Episode(NamedTuple):
+    """What was seen [L, ...], done [L, 2], seen last [...], and whether he succeeded."""
+
+    seen: Any
+    done: torch.Tensor
+    last: Any
+    won: bool
+
+
+def _episode(env: PushT, seed: int, noise: float) -> _Episode:
+    """One episode of the demonstrator."""
     rng = Rng.rows([seed])
     expert = Expert(rng)
     observation, _ = env.reset(seed=seed)
@@ -269,8 +308,5 @@ def _episode(env: PushT, seed: int, noise: float) -> tuple[tuple[Any, torch.Tens
         done.append(torch.from_numpy(action))
         observation, _, success, late, _ = env.step(action)
         over = success or late
-    if isinstance(observation, dict):
-        told: Any = {k: torch.from_numpy(np.stack([o[k] for o in seen])) for k in observation}
-    else:
-        told = torch.from_numpy(np.stack(seen))
-    return (told, torch.stack(done)), success
+    told = tree_map(lambda *v: torch.from_numpy(np.stack(v)), seen[0], *seen[1:])
+    return _Episode(told, torch.stack(done), tree_map(torch.from_numpy, observation), success)

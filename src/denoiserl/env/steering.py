@@ -1,4 +1,10 @@
-"""Frozen policies as functions of their noise: making them deterministic, steering them, asking what noise can do."""
+"""Frozen policies as functions of their noise: making them deterministic, steering them, asking what noise can do.
+
+a = G(s, z) is ``plan``, and all that DSRL and GoRL share. DSRL's base never changes, so its decision is a step of the
+policy's own chain (``steer``), which is run, scored and saved as one. GoRL trains its base anew between stages and may
+begin without one, so its policy stays the base's own, and z is the action of another: ``env.control.Latent`` while
+that one learns by PPO, ``env.control.Latents`` when it serves.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +21,9 @@ from denoiserl.law import Gaussian, Squashed
 from denoiserl.net import MLP, Actor
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, OneStep, ddim, grid
-from denoiserl.process.steered import BlackBox, Map, Steered, Steering, basis
+from denoiserl.process.steered import BlackBox, Map, Steered, Steering, basis, noiseless
 from denoiserl.rng import Rng
-from denoiserl.tree import Tree
+from denoiserl.tree import Tree, tree_map
 
 
 def deterministic(policy: Policy) -> Policy:
@@ -86,13 +92,26 @@ def bound(policy: Policy) -> float | None:
     return policy.process.bound
 
 
-def decoded(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
-    """G(s, w = M b z) in data units [B, H, d], for decisions z [B, r, d] in units of the bound; no gradient."""
-    lacking = policy.event[0] - z.shape[1]
-    state = torch.nn.functional.pad(z.detach() * (bound(policy) or 1.0), [0, 0, 0, lacking])
+def plan(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
+    """a = G(s, z), what a deterministic sampler makes of the noise z: [B, H, d] in model units; ``obs`` in data units.
+
+    z is the noise [B, H, d] itself, or of a steered policy a decision [B, r, d] in units of the bound, whose noise is
+    M b z. No gradient passes. Raises BadSignal where the policy is served with noise: its plans depend on more than z.
+    """
+    z, first = z.detach(), 0
+    if isinstance(policy.process, Steered):
+        z = torch.nn.functional.pad(z * (bound(policy) or 1.0), [0, 0, 0, policy.event[0] - z.shape[1]])
+        first = 1  # the decision has been made
+    else:
+        noiseless(policy.serve)
+    seen = tree_map(lambda v: v.to(policy.device), obs)
     unused = Rng(0, z.device)  # the sampler draws what a deterministic base multiplies by nothing
-    chain = policy.sample(obs, unused, record=Sample(), serve=True, start=(state, 1))
-    return policy.codec.decode(chain.sample)
+    return policy.sample(seen, unused, record=Sample(), serve=True, start=(z, first)).sample
+
+
+def decoded(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
+    """G(s, z) in data units: see ``plan``."""
+    return policy.codec.decode(plan(policy, obs, z))
 
 
 def reach(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[float, float]:

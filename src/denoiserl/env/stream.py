@@ -91,6 +91,11 @@ def _gym(name: str) -> Any:
     return need("gymnasium", "demo").make(name)
 
 
+def _called(make: Any) -> str:
+    """What a factory says its environment is called."""
+    return getattr(make, "__name__", None) or getattr(getattr(make, "func", make), "__name__", "the environment")
+
+
 def own(
     env: Any, copies: int | None = None, processes: int = 1, on_fault: str = "stop", patience: float | None = None
 ) -> tuple[Owner, Spec]:
@@ -124,7 +129,7 @@ def own(
             raise BadSignal("the threads of envpool cannot be watched: leave patience out, or give a Gymnasium id")
         pool = EnvPool(env.removeprefix(PREFIX), copies, processes)
         return Batched(pool, env, on_fault), spec(pool.single_observation_space, pool.single_action_space, env)
-    name = env if isinstance(env, str) else getattr(getattr(env, "func", env), "__name__", "the environment")
+    name = env if isinstance(env, str) else _called(env)
     make: Any = partial(_gym, env) if isinstance(env, str) else env
     probe: Any = make()
     if hasattr(probe, "num_envs"):

@@ -1,4 +1,4 @@
-"""How LeRobot's diffusion policies see: a residual network (1512.03385) and a spatial softmax (1504.00702).
+"""How LeRobot's diffusion policies see: a residual network (1512.03385) and ``net.eyes.Points``, a spatial softmax.
 
 Modules carry the names that checkpoints use, so that their weights are loaded as they are.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.errors import BadRun, BadSignal, nearest
+from denoiserl.net.eyes import Points
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 WIDTHS, A_GROUP = (64, 128, 256, 512), 16
@@ -40,22 +41,6 @@ class Basic(nn.Module):
         return F.relu(h + (x if self.downsample is None else self.downsample(x)))
 
 
-class Softmax(nn.Module):
-    """Where each of ``points`` maps looks: the mean position under its softmax, in [−1, 1]², [B, 2·points]."""
-
-    pos_grid: Tensor
-
-    def __init__(self, width: int, height: int, across: int, points: int) -> None:
-        super().__init__()
-        self.nets = nn.Conv2d(width, points, 1)
-        y, x = torch.linspace(-1, 1, height), torch.linspace(-1, 1, across)
-        grid = torch.stack((x.expand(height, -1), y[:, None].expand(-1, across)), -1)
-        self.register_buffer("pos_grid", grid.reshape(-1, 2).contiguous())
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return (self.nets(maps).flatten(2).softmax(-1) @ self.pos_grid).flatten(1)
-
-
 class Eye(nn.Module):
     """Pictures [B, C, H, W] to features [B, 2·points]; the middle ``crop`` of them is looked at."""
 
@@ -74,7 +59,7 @@ class Eye(nn.Module):
         first = nn.Conv2d(channels, WIDTHS[0], 7, 2, 3, bias=False)
         self.backbone = nn.Sequential(first, _norm(WIDTHS[0]), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *layers)
         height, across = (-(-side // 32) for side in self.crop)
-        self.pool = Softmax(WIDTHS[-1], height, across, points)
+        self.pool = Points(WIDTHS[-1], height, across, points)
         self.out = nn.Linear(2 * points, 2 * points)
 
     def forward(self, x: Tensor) -> Tensor:

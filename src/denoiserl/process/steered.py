@@ -49,6 +49,16 @@ def basis(kind: Map, horizon: int, rank: int) -> Tensor:
     return waves / waves.norm(dim=1, keepdim=True)
 
 
+def noiseless(steps: Steps) -> Steps:
+    """The same table; refused where its steps draw noise, for then a sample does not follow from its first noise."""
+    if any(steps.dense):
+        raise BadSignal(
+            "steering needs a deterministic base, and this one is served with noise on its steps: serve its ODE, "
+            "process.steps(times, ddim(0.0)) (env.steering.deterministic does it)"
+        )
+    return steps
+
+
 @final
 @dataclass(frozen=True)
 class Steered(Process):
@@ -57,7 +67,7 @@ class Steered(Process):
         u ~ N(μ(s), σ(s)²),   z = b tanh u  (``bound`` b; None: z = u),   w = M z,   then the steps of the base
 
     Only the decision has a density, log π(z | s), and only the decision learns. ``Steering`` is its denoiser, ``steps``
-    are made by ``steered``. DSRL (2506.15799) learns the decision off-policy, GoRL (2512.02581) on-policy.
+    are made by ``steered``. DSRL (2506.15799) learns the decision off-policy.
     """
 
     base: Process
@@ -74,14 +84,9 @@ class Steered(Process):
     def steered(self, steps: Steps, spread: float = 1.0) -> Steps:
         """The table of the decision, of the map, and of a base's steps. ``spread`` scales the decision's std: 0 serves
         its mean. Refused: a base whose steps draw noise."""
-        if any(steps.dense):
-            raise BadSignal(
-                "steering needs a deterministic base, and steps of this one draw noise of their own: serve it without, "
-                "as process.steps(times, ddim(0.0)) (env.steering.deterministic does it)"
-            )
         if spread < 0:
             raise BadSignal(f"a spread is not negative, not {spread}")
-        table = {k: torch.cat([v.new_zeros(2), v]) for k, v in steps.table.items()}
+        table = {k: torch.cat([v.new_zeros(2), v]) for k, v in noiseless(steps).table.items()}
         table["decision"] = torch.tensor([spread] + [0.0] * (len(steps) + 1), dtype=torch.float64)
         times = torch.cat([torch.tensor([DECIDE, SPREAD], dtype=torch.float64), steps.times])
         return Steps(times, table, (spread > 0, *[False] * (len(steps) + 1)))

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from denoiserl.data import Running, Squash
+from denoiserl.data import Squash
 from denoiserl.env import Stream, evaluate
+from denoiserl.env.named import environment
 from denoiserl.env.planner import serving
-from denoiserl.errors import BadSignal
 from denoiserl.net import MLP, Actor
 from denoiserl.policy import Policy
 from denoiserl.process import GaussianHead, OneStep, grid
+from denoiserl.recipes._kinds import facts
 from denoiserl.task import Task
 from denoiserl.train import Keep
 
@@ -25,7 +27,9 @@ class Base:
     """The task, and the policy that knows nothing."""
 
     env: str = "Pendulum-v1"
-    """a Gymnasium id, with flat observations and bounded actions"""
+    """a Gymnasium id, envpool:ID, metaworld:TASK, pusht or my_file.py:make_env, with bounded actions"""
+    ticks: int | None = None
+    """ticks until an episode is over (None: the environment's own number)"""
     chunk: int = 1
     """actions decided at once"""
     width: int = 64
@@ -36,9 +40,14 @@ class Base:
     """where the std of the "gaussian" kind starts"""
 
 
+def make(base: Base) -> Any:
+    """What streams and evaluations take: the environment."""
+    return environment(base.env, base.ticks)
+
+
 def squashed(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy pressed into the box of the actions, untrained: mean and std are the network's."""
-    env = Stream(base.env, 1)
+    env = Stream(make(base), 1)
     codec, size, seen = Squash.box(env.spec.low, env.spec.high), env.action_dim, env.obs_dim
     env.close()
     torch.manual_seed(seed)
@@ -51,24 +60,21 @@ def squashed(base: Base, seed: int, keep: Keep) -> Policy:
 
 def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy with one std for all states, untrained; observations are standardised as they come."""
-    env = Stream(base.env, 1)
-    size, seen = env.action_dim, env.obs_dim
-    scale = float(torch.as_tensor(env.spec.high).max())
+    env = Stream(make(base), 1)
     env.close()
-    if not 0 < scale < float("inf"):
-        raise BadSignal(f"{base.env} has actions up to {scale}: a policy that knows nothing needs bounds")
+    known = facts(env)
     torch.manual_seed(seed)
-    event = (base.chunk, size)
-    net = MLP(event, seen, base.width, base.depth, 0, False, zero=True)
+    event = (base.chunk, known.actions)
+    net = MLP(event, known.seen, base.width, base.depth, 0, False, zero=True)
     process = OneStep()
     steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
-    head = GaussianHead(net, size, base.std)
-    return Policy.of(process, head, event, steps, serve, Running.fresh(seen, scale)).to(keep.device)
+    head = GaussianHead(net, known.actions, base.std)
+    return Policy.of(process, head, event, steps, serve, known.codec).to(keep.device)
 
 
 def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Returns and ticks of n episodes, and success where the environment reports it."""
-    done = evaluate(serving(policy), base.env, n, 1_000_000 + seed)
+    done = evaluate(serving(policy), make(base), n, 1_000_000 + seed)
     told = {"return": done.returns, "ticks": done.ticks.float()}
     return told if done.success is None else {**told, "success": done.success.float()}
 
@@ -88,6 +94,6 @@ def task(base: Base) -> Task:
         {"squashed": partial(squashed, base), "gaussian": partial(gaussian, base)},
         lambda policy, seed, n: outcomes(base, policy, seed, n),
         METRICS,
-        env=lambda copies, seed: Stream(base.env, copies, seed),
+        env=lambda copies, seed: Stream(make(base), copies, seed),
         watch=20,
     )

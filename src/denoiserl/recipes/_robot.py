@@ -1,55 +1,65 @@
-"""The robot experiment: a Meta-World task, demonstrated by a script that misjudges where things are.
+"""The robot experiment: a policy that has imitated, or one of yours, in any environment, gets better by its reward.
 
-The demonstrator is right about how and wrong about where: each episode he believes the object and the goal a few
-centimetres from where they are. A clone of his learns the average, succeeds about as often as he does, and no amount of
-imitation tells it more; the simulator's success can.
+As it stands: a Meta-World task, demonstrated by a script that is right about how and wrong about where: each episode he
+believes the object and the goal a few centimetres from where they are. A clone of his learns the average, succeeds
+about as often as he does, and no amount of imitation tells it more; the simulator's success can.
+
+``env`` names another world, ``data`` other demonstrations, ``start`` a policy that is there already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from denoiserl.data import Demos, Robot
-from denoiserl.env import Evaluation, Stream, filmed
-from denoiserl.env import evaluate as play
-from denoiserl.env.metaworld import Flaws, MetaWorld, demonstrations
+from denoiserl.data import Demos
+from denoiserl.env import Stream, evaluate, filmed
+from denoiserl.env.named import demonstrations, environment, scripted
 from denoiserl.env.planner import serving
 from denoiserl.env.steering import deterministic, steer
 from denoiserl.errors import BadRun
-from denoiserl.net import MLP
+from denoiserl.hub.recordings import read
 from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, GaussianHead, OneStep, cosine, ddim, floored, grid, linear
+from denoiserl.process import ddim, floored
+from denoiserl.recipes._kinds import diffusion, flow, gaussian
 from denoiserl.rng import Rng
 from denoiserl.show.films import film_grid
 from denoiserl.show.media import gif
 from denoiserl.task import Task
 from denoiserl.train import Keep
+from denoiserl.train.keep import saved
 
 
 @dataclass(frozen=True)
 class Base:
-    """The task, and the policy before reward."""
+    """The environment, and the policy before reward."""
 
-    task: str = "drawer-open-v3"
-    """a Meta-World task"""
-    ticks: int = 105
-    """ticks until an episode is over"""
+    env: str = "metaworld:drawer-open-v3"
+    """metaworld:TASK, pusht, a Gymnasium id, envpool:ID, my_file.py:make_env; pixels:... shows pictures"""
+    data: str | None = None
+    """demonstrations: a folder or file (ours, Minari, LeRobot, HDF5), or "none" to begin knowing nothing (None: the
+    environment's script, where it has one)"""
+    start: str | None = None
+    """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
+    ticks: int | None = None
+    """ticks until an episode is over (None: the environment's own number)"""
     demos: int = 100
-    """demonstrations"""
-    aim: float = 0.04
-    """metres by which the demonstrator misjudges object and goal"""
-    slip: float = 0.2
-    """noise on the demonstrator's commands"""
+    """demonstrations of the script"""
+    aim: float | None = None
+    """metres by which a script misjudges object and goal (None: 0.04 in Meta-World)"""
+    slip: float | None = None
+    """noise on a script's commands, in halves of their range (None: 0.2 in Meta-World, 0 in PushT)"""
     chunk: int = 5
     """actions planned at once (H)"""
-    execute: int = 5
-    """actions executed of each plan (T_a)"""
+    execute: int | None = None
+    """actions executed of each plan (T_a; None: all) where policies are judged"""
     denoise: int = 5
     """denoising steps"""
     floor: float = 0.1
@@ -62,29 +72,45 @@ class Base:
     """windows a gradient step"""
     lr: float = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
+    noise_map: Literal["full", "repeated", "smooth"] = "full"
+    """of a steered policy: how decisions become the noise of a chunk"""
+    processes: int = 1
+    """worker processes that step the environments"""
+    on_fault: Literal["stop", "restart"] = "stop"
+    """when an environment raises or answers NaN: stop, or make it anew and leave the decision out"""
+    patience: float | None = None
+    """with processes: seconds after which an environment that does not answer is a fault (None: 300)"""
 
 
-def make(base: Base) -> Callable[[], MetaWorld]:
-    """A factory of the environment."""
-    return partial(MetaWorld, base.task, base.ticks)
+Make = Callable[[Base, Demos | Stream, int, str | torch.device], Policy]
 
 
-def policy(base: Base, demos: Demos, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A diffusion policy: explored under a floored posterior, served under the posterior itself."""
-    torch.manual_seed(seed)
-    codec = Robot.fit(demos)
-    event = (base.chunk, demos.actions.shape[-1])
-    net = MLP(event, cond=demos.observations.shape[-1], width=base.width, layer_norm=True)
-    process = Diffusion(cosine, floored(ddim(1.0), base.floor), clip=1.0)
-    times = grid(base.denoise)
-    serve = process.steps(times, ddim(1.0))
-    return Policy.of(process, Gauss(net, cosine, "v").to(device), event, process.steps(times), serve, codec)
+def make(base: Base) -> Any:
+    """What streams and evaluations take: the environment."""
+    return environment(base.env, base.ticks)
+
+
+def stream(base: Base, copies: int | None, seed: int) -> Stream:
+    """Copies of the environment to learn in."""
+    return Stream(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
+
+
+def demonstrated(base: Base) -> bool:
+    """Whether there is anything to imitate."""
+    return base.data != "none" if base.data is not None else scripted(base.env)
 
 
 @lru_cache(maxsize=2)
 def record(base: Base, seed: int) -> Demos:
-    """The demonstrations, failures included: the demonstrator does not know."""
-    return demonstrations(base.task, base.demos, seed, base.ticks, Flaws(base.aim, base.slip))
+    """The demonstrations: the script's, failures included, for he does not know; or the user's, whatever the seed."""
+    if not demonstrated(base):
+        raise BadRun(
+            f"{base.env} has no scripted demonstrator: name demonstrations with --data, or a policy with --start; ppo, "
+            "fpo, gorl, sac and td3 can begin knowing nothing"
+        )
+    if base.data is not None:
+        return read(base.data).demos
+    return demonstrations(base.env, base.demos, seed, base.ticks, base.aim, base.slip)
 
 
 def imitate(
@@ -105,34 +131,69 @@ def imitate(
     yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, keep)
 
 
-def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
-    """A policy that has imitated; a generator that yields metrics and returns the policy."""
-    made = policy(base, record(base, seed), seed, keep.device)
-    yield from imitate(made, base, seed, base.updates, base.lr, keep)
+def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) -> Generator[dict, None, Policy]:
+    """A policy of a kind that has imitated; a generator that yields metrics and returns the policy.
+
+    Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
+    """
+    if base.start is not None:
+        return opened(base, keep.device)
+    if nothing and not demonstrated(base):
+        env = Stream(make(base), 1)
+        env.close()
+        return kind(base, env, seed, keep.device)
+    demos = record(base, seed)
+    made = kind(base, demos, seed, keep.device)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos)
     return made
 
 
-def pretrain_successes(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
-    """A policy that has imitated, for as many updates, only those demonstrations that succeeded."""
+def successes(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A diffusion policy that has imitated, for as many updates, only those demonstrations that succeeded."""
     demos = record(base, seed)
-    made = policy(base, demos, seed, keep.device)
+    made = diffusion(base, demos, seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos.successful())
     return made
 
 
-def trials(made: Policy, base: Base, seed: int, episodes: int, copies: int = 32) -> Evaluation:
-    """Episodes from start states that neither demonstrations nor learning have seen."""
-    return play(serving(made, base.execute), make(base), episodes, 1_000_000 + seed, copies)
+def steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
+    """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
+    training: narrow noise."""
+    made = yield from cloned(diffusion, base, seed, keep, False)
+    env = Stream(make(base), 1)
+    env.close()
+    return steer(deterministic(made), env.obs_dim, noise_map=base.noise_map, spread=spread)
 
 
-METRICS = {"success": ("success from held-out starts", "%")}
+def opened(base: Base, device: torch.device) -> Policy:
+    """The policy at ``base.start``: the best of a run, a saved one, or LeRobot's, which learns under a floored
+    posterior of ``base.denoise`` steps."""
+    path = Path(base.start or "")
+    if (path / "config.json").is_file():
+        from denoiserl.hub.lerobot import diffusion_policy
+
+        return diffusion_policy(path, base.denoise, floored(ddim(1.0), base.floor)).to(device)
+    if not (path / "run.json").is_file():
+        return Policy.load(path, None, device)
+    try:
+        return Policy.load(saved(path, "best"), None, device)
+    except BadRun:  # a recipe that selects nothing
+        return Policy.load(saved(path, "last"), None, device)
 
 
-def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
-    """Success and ticks of n episodes, [n] each."""
-    done = trials(made, base, seed, n)
-    assert done.success is not None
-    return {"success": done.success.float(), "ticks": done.ticks.float()}
+METRICS = {
+    "success": ("success from held-out starts", "%"),
+    "return": ("return of an episode", ""),
+    "ticks": ("ticks of an episode", ""),
+}
+
+
+def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
+    """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
+    environment reports it, return and ticks."""
+    done = evaluate(serving(made, base.execute), make(base), n, 1_000_000 + seed)
+    told = {"return": done.returns, "ticks": done.ticks.float()}
+    return told if done.success is None else {"success": done.success.float(), **told}
 
 
 def look(made: Policy, base: Base, seed: int, n: int, size: int = 160) -> dict[str, bytes | str]:
@@ -144,72 +205,42 @@ def look(made: Policy, base: Base, seed: int, n: int, size: int = 160) -> dict[s
     return {"episodes.gif": gif(film_grid(films, won), 20.0)}
 
 
+def succeeds(base: Base) -> bool:
+    """Whether the environment reports success: those with scripts do; any other is asked for one tick."""
+    if scripted(base.env):
+        return True
+    env = Stream(make(base), 1)
+    try:
+        zeros = torch.zeros(1, 1, *env.spec.action)
+        return "success" in env.collect(lambda obs, rng: (zeros, None), 1, Rng(0)).info
+    finally:
+        env.close()
+
+
 def task(base: Base) -> Task:
-    """The task: learn from the simulator's success."""
+    """The task: learn from the environment's reward."""
+    kinds = {"diffusion": diffusion, "gaussian": gaussian, "flow": flow}
     return Task(
-        base.task,
+        base.env.removeprefix("metaworld:"),
         "env",
         {
-            "diffusion": partial(pretrain, base),
-            "gaussian": partial(pretrain_gaussian, base),
-            "flow": partial(pretrain_flow, base),
-            "successes": partial(pretrain_successes, base),
-            "steered": partial(pretrain_steered, base),
-            "narrow": partial(pretrain_steered, base, spread=1.0),
+            **{name: partial(cloned, kind, base) for name, kind in kinds.items()},
+            "successes": partial(successes, base),
+            "steered": partial(steered, base),
+            "narrow": partial(steered, base, spread=1.0),
         },
         lambda made, seed, n: outcomes(made, base, seed, n),
-        METRICS,
-        env=lambda copies, seed: Stream(make(base), copies, seed),
+        METRICS if succeeds(base) else {k: v for k, v in METRICS.items() if k != "success"},
+        env=lambda copies, seed: stream(base, copies, seed),
         look=lambda made, seed, n: look(made, base, seed, n),
-        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        imitate=(lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.lr, keep, number))
+        if demonstrated(base) and base.start is None
+        else None,
         caption="Episodes from held-out starts, at twice their speed: the first ones, not the best.",
     )
 
 
 def cloning(base: Base) -> Task:
     """The task of who learns from the demonstrations: an untrained policy, and the same trials."""
-    start = {"diffusion": lambda seed, keep: policy(base, record(base, seed), seed, keep.device)}
+    start = {"diffusion": lambda seed, keep: diffusion(base, record(base, seed), seed, keep.device)}
     return replace(task(base), signal="data", starts=start, data=lambda seed: record(base, seed), imitate=None)
-
-
-def gaussian(base: Base, demos: Demos, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A Gaussian policy with the same perceptron: explored with its learned std, served by its mean."""
-    torch.manual_seed(seed)
-    codec = Robot.fit(demos)
-    event = (base.chunk, demos.actions.shape[-1])
-    net = MLP(event, cond=demos.observations.shape[-1], width=base.width, layer_norm=True, time=0)
-    process, head = OneStep(), GaussianHead(net, event[-1], 0.5, base.floor)
-    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
-    return Policy.of(process, head.to(device), event, steps, serve, codec)
-
-
-def pretrain_gaussian(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
-    """A Gaussian policy that has imitated the same demonstrations for as many updates, by maximum likelihood."""
-    made = gaussian(base, record(base, seed), seed, keep.device)
-    yield from imitate(made, base, seed, base.updates, base.lr, keep)
-    return made
-
-
-def flow(base: Base, demos: Demos, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A flow policy with the same perceptron: explored with a fixed noise on its steps, served by its ODE."""
-    torch.manual_seed(seed)
-    codec = Robot.fit(demos)
-    event = (base.chunk, demos.actions.shape[-1])
-    net = MLP(event, cond=demos.observations.shape[-1], width=base.width, layer_norm=True)
-    process, times = Diffusion(linear, floored(ddim(0.0), base.floor), clip=1.0), grid(base.denoise)
-    serve = process.steps(times, ddim(0.0))
-    return Policy.of(process, Gauss(net, linear, "v").to(device), event, process.steps(times), serve, codec)
-
-
-def pretrain_flow(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
-    """A flow policy that has imitated the same demonstrations for as many updates."""
-    made = flow(base, record(base, seed), seed, keep.device)
-    yield from imitate(made, base, seed, base.updates, base.lr, keep)
-    return made
-
-
-def pretrain_steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
-    """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
-    training: narrow noise."""
-    made = yield from pretrain(base, seed, keep)
-    return steer(deterministic(made), record(base, seed).observations.shape[-1], spread=spread)

@@ -32,12 +32,12 @@ from typing import Any
 import torch
 
 from denoiserl.data import Demos, windows
-from denoiserl.errors import BadSignal
 from denoiserl.policy import Policy
 from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, fit
+from denoiserl.tree import tree_map
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,9 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     window = windows(data.ends, horizon, history, a.execute)
     every = torch.arange(len(window))
     chunk = policy.codec.encode(window.actions(data.actions, every))
-    seen = policy.codec.condition(window.observations(data.observations, every))
-    if not isinstance(seen, torch.Tensor) or not isinstance(chunk, torch.Tensor):
-        raise BadSignal("cloning takes flat observations and actions: concatenate the parts first")
-    seen = seen.flatten(1) if history > 1 else seen[:, 0]
+    observed = window.observations(data.observations, every)
+    seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if history == 1 else observed)
+    seen = seen.flatten(1) if isinstance(seen, torch.Tensor) else seen
     yield from fit(
         policy.process, policy.denoiser, chunk, seen, a.updates, rng, batch=a.batch, lr=a.lr, warmup=100, keep=keep
     )

@@ -38,7 +38,7 @@ import torch
 
 from denoiserl.credit import normalise, over_denoising
 from denoiserl.env import Stream
-from denoiserl.env.planner import actor, executed, judged, told
+from denoiserl.env.planner import actor, chunked, executed, judged, sight, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.likelihood import assert_on_policy, replay
 from denoiserl.net import Value
@@ -97,8 +97,9 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     """Improve a diffusion or flow policy in an environment."""
     keep = keep or Keep()
     tuned = len(policy.train) if a.tuned is None else a.tuned
-    act = actor(policy, tuned, a.execute)
-    value, scale = Value(env.obs_dim, width=256).to(policy.device), RewardScale()
+    execute = chunked(policy, a.execute)
+    act, (see, size) = actor(policy, tuned, execute), sight(policy, env)
+    value, scale = Value(size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     clips = denoise_clip(tuned, a.clip_base, a.clip, a.clip_rate).to(policy.device)
@@ -106,8 +107,8 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     for it in keep.loop(a.iters, **named):
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, a.execute), ep.alive.to(policy.device)
-        critique = judged(ep, value, policy.codec.condition, scale, a.gamma, a.lam)
+        chain, alive = executed(ep.chain, execute), ep.alive.to(policy.device)
+        critique = judged(ep, value, see, scale, a.gamma, a.lam)
         seen, goal = critique.seen, critique.goal
         shared = over_denoising(normalise(critique.credit, alive), tuned, a.decay).flatten()
         index = torch.nonzero(alive.flatten().repeat_interleave(tuned)).flatten()

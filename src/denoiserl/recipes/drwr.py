@@ -44,7 +44,7 @@ from torch import Tensor
 from denoiserl.chain import Chain
 from denoiserl.credit import normalise, returns
 from denoiserl.env import Episode, Stream
-from denoiserl.env.planner import chunked, told
+from denoiserl.env.planner import chunked, placed, told
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.objective import exp_weights, weighted
 from denoiserl.policy import Policy
@@ -52,6 +52,7 @@ from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step, stratified
+from denoiserl.tree import Tree, tree_map
 
 DRAWS = ("serve", "train")
 
@@ -96,8 +97,8 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
 
-    def act(obs: Tensor, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample(obs.to(policy.device), rng, serve=a.draw == "serve")
+    def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
+        chain = policy.sample(placed(obs, policy), rng, serve=a.draw == "serve")
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
     for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, env=env):
@@ -108,7 +109,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         if int(whole.sum()) < 2:
             raise BadSignal(f"no episode ended within {a.steps} decisions, so nothing has a return: raise steps")
         weight = exp_weights(normalise(to_go(ep, a.gamma), whole), 1 / a.beta, a.cap).flatten().to(policy.device)
-        chunk, seen = (v.flatten(0, 1) for v in (ep.chain.sample, ep.chain.cond))
+        chunk, seen = (tree_map(lambda v: v.flatten(0, 1), part) for part in (ep.chain.sample, ep.chain.cond))
         live = torch.zeros(chunk.shape, dtype=torch.bool, device=policy.device)
         live[:, :execute] = ep.live.flatten(0, 1).to(policy.device)[..., None]
         index = torch.nonzero(whole.flatten().to(policy.device)).flatten()
@@ -116,7 +117,8 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             noised = policy.process.noise(chunk[i], stratified(len(i), rng).to(policy.device), rng)
             noised = noised._replace(live=live[i])  # everything is noised, what was executed has a loss
-            loss = policy.process.loss(policy.denoiser, noised, policy.denoiser.encode(seen[i]))
+            context = policy.denoiser.encode(tree_map(lambda v, i=i: v[i], seen))
+            loss = policy.process.loss(policy.denoiser, noised, context)
             seconds.append(step(opt, weighted(loss, weight[i]).mean(), clip=1.0)["loss"])
         share = effective(weight[index])
         yield told(ep) | {"loss": sum(seconds) / len(seconds), "effective share": share}

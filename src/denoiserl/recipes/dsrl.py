@@ -30,6 +30,8 @@ falls under 0.1 before the critics know enough, and ``demos`` or a longer ``begi
 shifted by ``scale`` and ``shift`` (a decision); −1 with success as the end makes a sparse reward dense.
 
 Start from ``env.steering.steer(policy, obs=...)``; ``spread=1`` there and no training is the baseline *narrow noise*.
+``serve="best"`` is the baseline that never steers: all data come from the base alone, everything learns from them as
+above (π_W only says which noise follows in the target of Q_A), and the base's best of ``plans`` plans by Q_A is served.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of 0.54 (the base by its ODE; 0.55 with narrow noise,
 0.24 with no noise at all, where learning begins) to 0.98 in 10 iterations of 480 ticks and 1.00 from 20 on (50 held-out
@@ -40,16 +42,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoiserl.data import Replay, Squash
 from denoiserl.env import Episode, Stream
+from denoiserl.env.control import BestNoise
 from denoiserl.env.planner import chunked, told
-from denoiserl.env.steering import bound, decoded, noises, steerable, steering
-from denoiserl.errors import BadSignal
+from denoiserl.env.steering import bound, decoded, noises, plan, steerable, steering
+from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Squashed
 from denoiserl.net import Critics, Temperature, follow, held, target
 from denoiserl.objective import squared
@@ -59,6 +62,8 @@ from denoiserl.recipes._boxed import batches, unit
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
+
+SERVES = ("steered", "best")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ class Args:
     """first decisions, by the base alone"""
     aliased: bool = True
     """two kinds of critics, of actions and of noise"""
+    serve: Literal["steered", "best"] = "steered"
+    """the noise that it learned, or a baseline: the best of the base's own plans by the critics of actions"""
+    plans: int = 16
+    """plans that ``best`` chooses from"""
     noise_steps: int = 1
     """updates of the critic of noise for one of the critic of actions (10 as published)"""
     utd: float = 2.0
@@ -121,10 +130,17 @@ def improve(
         raise BadSignal("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
     if demos is not None and not a.aliased:
         raise BadSignal("nobody knows the noise behind demonstrations: only the aliased variant learns from them")
-    shape, box = (net.rows, policy.event[1]), Squash.box(env.spec.low, env.spec.high)
+    if a.serve not in SERVES:
+        raise BadSignal(nearest(a.serve, SERVES, "way to serve"))
+    if a.serve == "best" and not a.aliased:
+        raise BadSignal("only critics of actions can choose among the base's plans: aliased=True")
+    shape, (low, high) = (net.rows, policy.event[1]), (env.spec.low, env.spec.high)
+    box = Squash.box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
     size = {"count": a.critics, "width": a.width, "depth": 3, "activation": "gelu", "layer_norm": True}
     critic = Critics(env.obs_dim, shape, **size).to(policy.device)
     judge = Critics(env.obs_dim, (execute, policy.event[1]), **size).to(policy.device) if a.aliased else critic
+    if a.serve == "best":
+        policy.weights.control = BestNoise(ActionValue(judge, box, execute), a.plans)
     slow, heat = target(judge), Temperature(a.alpha, a.alpha_least).to(policy.device)
     learners = {"latent": net.latent, "critic": critic, "heat": heat, **({"judge": judge} if a.aliased else {})}
     opts = {f"{name} opt": adamw(module.parameters(), a.lr) for name, module in learners.items()}
@@ -142,14 +158,13 @@ def improve(
     @torch.no_grad()
     def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:
         obs = obs.to(policy.device)
-        alone = replay.count < begin
+        alone = a.serve == "best" or replay.count < begin
         chosen.append(rng.normal(len(obs), *shape) / b if alone else decide(policy.codec.condition(obs))[0])
         return decoded(policy, obs, chosen[-1])[:, :execute], None
 
     def q(obs: Tensor, z: Tensor, critics: Critics) -> Tensor:
         """min Q(s, G(s, z)) by critics of actions."""
-        made = unit(box, decoded(policy, obs, z)[:, :execute])
-        return critics(policy.codec.condition(obs), made).amin(0)
+        return ActionValue(critics, box, execute)(policy, obs, plan(policy, obs, z))
 
     named = {**learners, **opts, "slow": slow, "policy": policy, "replay": replay, "rng": rng, "env": env}
     for it in keep.loop(a.iters, **named):
@@ -181,6 +196,20 @@ def improve(
             seen.append((error, float(value.detach().mean()), -float(logp.detach().mean()), float(alpha)))
         means = torch.tensor(seen).mean(0).tolist() if seen else ()
         yield told(ep) | row | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
+
+
+class ActionValue(nn.Module):
+    """A verifier: min Q_A(s, a) by ``critics`` of the first ``execute`` actions of a plan, as numbers in their box."""
+
+    def __init__(self, critics: Critics, box: Squash, execute: int) -> None:
+        super().__init__()
+        self.config = {"critics": critics, "box": box, "execute": execute}
+        self.critics, self.box, self.execute = critics, box, execute
+
+    def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
+        """The value of each plan (in model units) under its condition (in data units), [N]."""
+        action = unit(self.box, policy.codec.decode(plan)[:, : self.execute]).to(plan.device)
+        return self.critics(policy.codec.condition(cond), action).amin(0)
 
 
 def remember(replay: Replay, ep: Episode, box: Squash, a: Any, z: Tensor) -> int:

@@ -47,7 +47,7 @@ from denoiserl.chain import Chain, Sample
 from denoiserl.credit import normalise
 from denoiserl.data import Running
 from denoiserl.env import Episode, Stream
-from denoiserl.env.planner import chunked, judged, told
+from denoiserl.env.planner import chunked, judged, placed, sight, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.likelihood import assert_on_policy, matching, renoise
@@ -59,7 +59,7 @@ from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
-from denoiserl.tree import tree_map
+from denoiserl.tree import Tree, tree_map
 
 DRAWS = ("serve", "train")
 RATIOS = ("mean", "each")
@@ -113,14 +113,15 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     if a.ratio not in RATIOS:
         raise BadSignal(nearest(a.ratio, RATIOS, "ratio"))
     keep, act, process = keep or Keep(), acting(policy, a.draw, a.execute), weighed(policy.process, a.weight)
-    value, scale = Value(env.obs_dim, width=256).to(policy.device), RewardScale()
+    see, size = sight(policy, env)
+    value, scale = Value(size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     codec = policy.codec if isinstance(policy.codec, Running) else None
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
     for it in keep.loop(a.iters, **named, seen=codec):
         ep = env.collect(act, a.steps, rng)
-        critique = judged(ep, value, policy.codec.condition, scale, a.gamma, a.lam)
+        critique = judged(ep, value, see, scale, a.gamma, a.lam)
         index = torch.nonzero(ep.alive.to(policy.device).flatten()).flatten()
         pairs, cond = drawn(ep, process, a.pairs, rng, index)
         seen, goal, credit = (v[index] for v in (critique.seen, critique.goal, critique.credit.flatten()))
@@ -132,7 +133,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             if it < a.warmup:
                 continue
             some = Noised(*(tree_map(lambda v, i=i: v[i], part) for part in pairs))
-            gap = (old[i] - losses(policy, process, some, cond[i])).clamp(-FAR, FAR)
+            gap = (old[i] - losses(policy, process, some, tree_map(lambda v, i=i: v[i], cond))).clamp(-FAR, FAR)
             gap = gap.mean(-1, keepdim=True) if a.ratio == "mean" else gap
             same = torch.zeros_like(gap)
             if not updates:
@@ -153,10 +154,10 @@ def acting(policy: Policy, draw: str, execute: int | None) -> Any:
     if not any(steps.dense) and not policy.process.prior((1, *policy.event)).dense:
         raise BadSignal("these steps draw the same action always, so there is nothing to learn from: draw='train'")
 
-    def act(obs: Tensor, rng: Rng) -> tuple[Tensor, Chain]:
+    def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
         if isinstance(codec, Running):
             codec.see(obs)
-        chain = policy.sample(obs.to(policy.device), rng, record=Sample(), serve=draw == "serve")
+        chain = policy.sample(placed(obs, policy), rng, record=Sample(), serve=draw == "serve")
         return codec.decode(chain.sample)[:, :execute], chain
 
     return act
@@ -167,20 +168,20 @@ def weighed(process: Process, weight: Any) -> Process:
     return replace(process, weight=weight) if isinstance(process, Diffusion) else process
 
 
-def drawn(ep: Episode, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tensor]:
+def drawn(ep: Episode, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
     """The pairs of the decisions ``index`` of [T·B], leading with [N, n], and their conditions.
 
     Everything is noised; what was executed has a loss.
     """
     assert ep.chain is not None
-    chunk, cond = (v.flatten(0, 1)[index] for v in (ep.chain.sample, ep.chain.cond))
+    chunk, cond = (tree_map(lambda v: v.flatten(0, 1)[index], part) for part in (ep.chain.sample, ep.chain.cond))
     live = torch.zeros(chunk.shape, dtype=torch.bool, device=chunk.device)
     live[:, : ep.live.shape[-1]] = ep.live.to(chunk.device).flatten(0, 1)[index][..., None]
     pairs = renoise(process, chunk, n, rng)
     return pairs._replace(live=live[:, None].expand(pairs.x.shape)), cond
 
 
-def losses(policy: Policy, process: Process, pairs: Noised, cond: Tensor) -> Tensor:
+def losses(policy: Policy, process: Process, pairs: Noised, cond: Tree) -> Tensor:
     """The denoising loss of every pair under the policy's weights, [N, n]."""
     return matching(process, policy.denoiser, pairs, policy.denoiser.encode(cond))
 

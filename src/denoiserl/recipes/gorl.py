@@ -26,6 +26,9 @@ plans are clamped by the codec instead of squashed by tanh; a switch that loses 
 taken back, and PPO goes on with the old pair; no samples are left out of the refit (the released code can leave out
 those of the worse episodes).
 
+G is what ``dsrl`` steers by (``env.steering.plan``), and no more is shared: a decoder that is made anew, or missing, is
+no part of the policy whose chain it would be.
+
 A decoder of few Euler steps draws narrower than what it imitated, and narrower again at every switch: give it ten. It
 serves the encoder's mean, so before anything is learned it serves the plan of no noise, which may be much better (or
 worse) than the clone's draws: compare with that too.
@@ -47,13 +50,15 @@ from torch import Tensor
 from denoiserl.data import Running
 from denoiserl.describe import build, describe
 from denoiserl.env import Episode, Stream
-from denoiserl.env.control import Latent, Latents, decoder
+from denoiserl.env.control import Latent, Latents
 from denoiserl.env.planner import chunked
+from denoiserl.env.steering import decoded
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Gaussian
 from denoiserl.net import MLP
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, GaussianHead, OneStep, grid
+from denoiserl.process.steered import noiseless
 from denoiserl.recipes import _robot, _stages, ppo
 from denoiserl.rng import Rng
 from denoiserl.task import Task
@@ -127,7 +132,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         raise BadSignal("GoRL's decoder is a flow or diffusion policy, Diffusion(): a Gaussian policy needs ppo")
     if a.begin not in BEGINS:
         raise BadSignal(nearest(a.begin, BEGINS, "beginning"))
-    decoder(policy)
+    noiseless(policy.serve)
     keep, through, encoder, taken = keep or Keep(), a.begin == "decoder", None, Switch()
     parts = [n for n in portions(a.iters, a.stages) if n]
     for i, iters in enumerate(parts):
@@ -136,7 +141,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
             policy.weights.control = Latents(head, through)
-        world, settings = (acted(policy, env, a), later(a)) if through else (env, a)
+        world, settings = (acted(policy, env, a), later(a, policy.event[0])) if through else (env, a)
         settings = replace(ppo_args(settings), iters=iters)
         stage = keep.stage(f"latent-{i}")
         yield from ({**row, "stage": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
@@ -159,13 +164,13 @@ def latent(policy: Policy, obs: int, a: Any) -> Policy:
 
 def acted(policy: Policy, env: Stream, a: Any) -> Any:
     """The environment whose actions are latents."""
-    plan, execute = decoder(policy), chunked(policy, a.execute)
-    return Latent(env, lambda obs, z: policy.codec.decode(plan(obs, z))[:, :execute])
+    execute = chunked(policy, a.execute)
+    return Latent(env, lambda obs, z: decoded(policy, obs, z)[:, :execute])
 
 
-def later(a: Any) -> Any:
+def later(a: Any, horizon: int) -> Any:
     """Settings of stages with a decoder: every latent of a chunk counts, whatever is executed."""
-    return replace(a, clip=a.clip_latent, execute=None)
+    return replace(a, clip=a.clip_latent, execute=horizon)
 
 
 def ppo_args(a: Any) -> ppo.Args:
@@ -204,7 +209,7 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
     assert before.chain is not None
     alive = before.alive.flatten().to(policy.device)
     obs, z = (v.flatten(0, 1).to(policy.device)[alive] for v in (before.obs, before.chain.sample))
-    plan = policy.codec.encode(policy.codec.decode(decoder(policy)(obs, z) if control.through else z))
+    plan = policy.codec.encode(decoded(policy, obs, z) if control.through else policy.codec.decode(z))
     spread = plan.std(0)
     if float(spread.max()) < 1e-3:
         raise BadSignal(

@@ -45,7 +45,7 @@ from torch import Tensor
 from denoiserl.credit import normalise
 from denoiserl.data import Running
 from denoiserl.env import Stream
-from denoiserl.env.planner import actor, executed, judged, told
+from denoiserl.env.planner import actor, chunked, executed, judged, sight, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal
 from denoiserl.law import Gaussian
@@ -112,8 +112,9 @@ def improve(
     """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of what it decides, is added to the loss."""
     if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
         raise BadSignal("PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo")
-    keep, act = keep or Keep(), watching(policy, a.execute)
-    value, scale = Value(env.obs_dim, width=256).to(policy.device), RewardScale()
+    keep, execute, (see, size) = keep or Keep(), chunked(policy, a.execute), sight(policy, env)
+    act = watching(policy, execute)
+    value, scale = Value(size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     seen = policy.codec if isinstance(policy.codec, Running) else None
@@ -125,8 +126,8 @@ def improve(
                 group["lr"], group["eps"] = lr * left, 1e-5
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, a.execute), ep.alive.to(policy.device).flatten()
-        critique = judged(ep, value, policy.codec.condition, scale, a.gamma, a.lam)
+        chain, alive = executed(ep.chain, execute), ep.alive.to(policy.device).flatten()
+        critique = judged(ep, value, see, scale, a.gamma, a.lam)
         credit, index = critique.credit.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = replay(policy.process, policy.denoiser, chain)

@@ -53,7 +53,7 @@ from denoiserl.chain import Sample, sampler
 from denoiserl.credit import normalise
 from denoiserl.data import Running
 from denoiserl.env import Stream
-from denoiserl.env.planner import executed, judged, told
+from denoiserl.env.planner import chunked, executed, judged, sight, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal
 from denoiserl.law import Gaussian, Law
@@ -119,12 +119,12 @@ class Args:
 
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
-    keep = keep or Keep()
-    noisy, explorer = exploring(policy, env.obs_dim, a.least, a.most)
-    act, k = watching(noisy, a.execute), len(noisy.train)
+    keep, execute, (see, seen_size) = keep or Keep(), chunked(policy, a.execute), sight(policy, env)
+    noisy, explorer = exploring(policy, seen_size, a.least, a.most)
+    act, k = watching(noisy, execute), len(noisy.train)
     if a.bc > 0:
         policy.weights.keep("base")
-    value, scale = Value(env.obs_dim, width=256).to(policy.device), RewardScale()
+    value, scale = Value(seen_size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(noisy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], explorer, value)
     seen = policy.codec if isinstance(policy.codec, Running) else None
@@ -133,8 +133,8 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         explorer.most = ceiling(it / a.iters, a.least, a.most, a.hold, a.last)
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, a.execute), ep.alive.to(policy.device).flatten()
-        critique = judged(ep, value, policy.codec.condition, scale, a.gamma, a.lam)
+        chain, alive = executed(ep.chain, execute), ep.alive.to(policy.device).flatten()
+        critique = judged(ep, value, see, scale, a.gamma, a.lam)
         credit, index = critique.credit.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             old, size = path(*noisy.replay(chain), k)
@@ -156,7 +156,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             loss = ppo_clip(logp, old[i], normalise(credit[i]), a.clip).mean()
             loss = loss - a.entropy * (law.entropy() / law.size).mean()
             if a.bc > 0:
-                loss = loss + a.bc * apart(policy, rows.cond[::k], rng, a.execute).mean()
+                loss = loss + a.bc * apart(policy, rows.cond[::k], rng, execute).mean()
             done = step(opt, loss, clip=1.0)["loss"]
             std = float(law.std.detach().mean())
             updates.append((done, kl, float(clip_fraction(logp.detach(), old[i], a.clip)), std))

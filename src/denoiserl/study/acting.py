@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from denoiserl.env import Stream, evaluate, filmed
-from denoiserl.env.metaworld import MetaWorld
+from denoiserl.env.named import environment
 from denoiserl.env.planner import serving
-from denoiserl.errors import BadRun, need
+from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
 from denoiserl.show.films import chosen, film_grid
 from denoiserl.show.media import gif
 from denoiserl.task import Task
-from denoiserl.train.run import module, named
-
-META = "metaworld:"
-
-
-def environment(word: str, ticks: int | None = None) -> Any:
-    """What ``Stream`` and ``evaluate`` take, from a word.
-
-    ``Hopper-v5``: a Gymnasium id. ``metaworld:drawer-open-v3``: a Meta-World task with its goal in view, over at
-    success or after ``ticks``. ``my_module:make_env`` or ``my_file.py:make_env``: a function of yours that
-    makes one copy.
-    """
-    if word.startswith(META):
-        return partial(MetaWorld, word.removeprefix(META), ticks or 150)
-    if ":" in word:
-        return named(word)
-    gym = need("gymnasium", "demo")
-    try:
-        spec = gym.spec(word)
-    except gym.error.Error as error:
-        raise BadRun(f"{word} is no environment that Gymnasium knows: {str(error).rstrip('.')}") from None
-    more = {"max_episode_steps": ticks} if ticks else {}
-    drawn = {"render_mode": "rgb_array"} if "rgb_array" in _modes(spec) else {}
-    return partial(gym.make, word, **more, **drawn)
-
-
-def _modes(spec: Any) -> list[str]:
-    """The ways in which an environment can draw itself, without making it."""
-    try:
-        entry = spec.entry_point
-        place, _, name = entry.partition(":") if isinstance(entry, str) else ("", "", "")
-        cls = getattr(module(place), name) if place else entry
-        return list(getattr(cls, "metadata", {}).get("render_modes", []))
-    except (BadRun, AttributeError):
-        return []
 
 
 def acting(word: str, execute: int | None = None, ticks: int | None = None) -> Task:

@@ -22,7 +22,7 @@ from typing import Any
 from denoiserl import recipes
 from denoiserl.errors import BadRun, nearest
 from denoiserl.task import Task
-from denoiserl.train.run import module
+from denoiserl.train.run import module, named
 from denoiserl.train.settings import from_json
 
 NONE = "none"
@@ -54,15 +54,12 @@ def task(word: str, base: Mapping[str, Any] | None = None) -> Task:
     beside = str((Path(place) if place.endswith(".py") else Path.cwd() / place).resolve().parent)
     if word not in experiments() and beside not in sys.path:
         sys.path.append(beside)  # what lies beside a file of a user's is found from it
-    made = module(place)
-    if not hasattr(made, function):
-        raise BadRun(f"{place}: {nearest(function, [n for n in vars(made) if not n.startswith('_')], 'function')}")
-    settings = dict(base or {})
+    make, settings = named(f"{place}:{function}"), dict(base or {})
     if word in experiments():
-        found = made.task(from_json(made.Base, settings, "base"))
+        found = make(from_json(module(place).Base, settings, "base"))
     else:
         try:
-            found = getattr(made, function)(**settings)
+            found = make(**settings)
         except TypeError as error:
             raise BadRun(f"{word} cannot be made with {settings or 'no settings'}: {error}") from error
     if not isinstance(found, Task):

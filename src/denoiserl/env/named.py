@@ -1,0 +1,136 @@
+"""Environments by name: what the words of a command line mean, and who demonstrates in which.
+
+Hopper-v5                        a Gymnasium id
+envpool:Hopper-v5                the same, stepped by envpool
+metaworld:drawer-open-v3         a task of Meta-World with its goal in view, over at success; a script demonstrates it
+pusht                            PushT, seen as keypoints; a script demonstrates it
+pixels:metaworld:drawer-open-v3  pictures of 64 x 64 beside the hand's state; also pixels:pusht, pixels:Hopper-v5
+my_module:make_env               a function of yours that makes one copy; also my_file.py:make_env
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from denoiserl.data.collect import Recording, each, record
+from denoiserl.data.demos import Demos
+from denoiserl.env.metaworld import Flaws, MetaWorld, hand
+from denoiserl.env.metaworld import demonstrations as metaworld_demonstrations
+from denoiserl.env.metaworld import expert as metaworld_expert
+from denoiserl.env.pixels import Pixels
+from denoiserl.env.pool import PREFIX as POOL
+from denoiserl.env.pusht import SIZE, PushT
+from denoiserl.env.pusht import demonstrations as pusht_demonstrations
+from denoiserl.env.pusht import record as pusht_record
+from denoiserl.errors import BadRun, need
+from denoiserl.train.run import module, named
+
+META, PUSHT, SEEN = "metaworld:", "pusht", "pixels:"
+META_TICKS, PUSHT_TICKS = 105, 300
+PICTURE = 64
+"""pixels of a picture's side"""
+
+
+def environment(word: str, ticks: int | None = None) -> Any:
+    """What ``Stream`` and ``evaluate`` take, from a word (see above). ``ticks``: until an episode is over."""
+    made = _made(word, ticks)
+    if isinstance(made, partial):
+        made.__name__ = word  # type: ignore[attr-defined]  # what it is called in messages
+    return made
+
+
+def _made(word: str, ticks: int | None) -> Any:
+    if word.startswith(SEEN):
+        return _seen(word.removeprefix(SEEN), ticks)
+    if word.startswith(META):
+        return partial(MetaWorld, word.removeprefix(META), ticks or META_TICKS)
+    if word == PUSHT:
+        return partial(PushT, "keypoints", ticks or PUSHT_TICKS)
+    if word.startswith(POOL):
+        if ticks:
+            raise BadRun(f"{word}: envpool knows when an episode is over; leave the number of ticks out")
+        return word
+    if ":" in word:
+        if ticks:
+            raise BadRun(f"{word}: your function knows when an episode is over; leave the number of ticks out")
+        return named(word)
+    gym = need("gymnasium", "demo")
+    try:
+        spec = gym.spec(word)
+    except gym.error.Error as error:
+        said = f"{word} is no environment that Gymnasium knows: {str(error).rstrip('.')}"
+        raise BadRun(f"{said}. Tasks of Meta-World are named {META}TASK, PushT is {PUSHT}") from None
+    more = {"max_episode_steps": ticks} if ticks else {}
+    drawn = {"render_mode": "rgb_array"} if "rgb_array" in _modes(spec) else {}
+    return partial(gym.make, word, **more, **drawn)
+
+
+def scripted(word: str) -> bool:
+    """Whether a script demonstrates in this environment."""
+    plain = word.removeprefix(SEEN)
+    return plain.startswith(META) or plain == PUSHT
+
+
+def demonstrations(
+    word: str, n: int, seed: int = 0, ticks: int | None = None, aim: float | None = None, slip: float | None = None
+) -> Demos:
+    """``n`` episodes of the environment's script.
+
+    ``aim``: metres by which he misjudges, each episode anew, where object and goal of a Meta-World task are (default
+    0.04). ``slip``: the std of the noise on what he commands, in halves of the range of actions (default 0.2 for
+    Meta-World, 0 for PushT, whose script keeps only successes).
+    """
+    plain, pictures = word.removeprefix(SEEN), PICTURE if word.startswith(SEEN) else 0
+    if plain.startswith(META):
+        flaws = Flaws(0.04 if aim is None else aim, 0.2 if slip is None else slip)
+        return metaworld_demonstrations(plain.removeprefix(META), n, seed, ticks or META_TICKS, flaws, pictures)
+    if plain == PUSHT:
+        if aim:
+            raise BadRun("PushT's demonstrator sees where things are: only slip makes him worse")
+        view = "pixels" if pictures else "keypoints"
+        return pusht_demonstrations(n, seed, view, ticks or PUSHT_TICKS, SIZE / 2 * (slip or 0.0))
+    raise BadRun(_unscripted(word))
+
+
+def recorded(
+    word: str,
+    n: int,
+    seed: int,
+    ticks: int | None = None,
+    copies: int = 16,
+    told: Callable[[int, int], None] | None = None,
+) -> Recording:
+    """``n`` episodes of the environment's script without flaws, with all that data formats ask for."""
+    if word.startswith(META):
+        act = each(metaworld_expert(word.removeprefix(META)).get_action)
+        return record(environment(word, ticks), act, n, seed, copies, told=told)
+    if word.removeprefix(SEEN) == PUSHT:
+        view = "pixels" if word.startswith(SEEN) else "keypoints"
+        return pusht_record(n, seed, view, ticks or PUSHT_TICKS, told=told)
+    raise BadRun(_unscripted(word))
+
+
+def _unscripted(word: str) -> str:
+    return f"{word} has no scripted demonstrator, only {META}TASK and {PUSHT} do: record or name demonstrations"
+
+
+def _seen(word: str, ticks: int | None) -> Any:
+    """The environment with pictures as observations."""
+    if word == PUSHT:
+        return partial(PushT, "pixels", ticks or PUSHT_TICKS, size=PICTURE)
+    if word.startswith((POOL, SEEN)):
+        raise BadRun(f"{SEEN}{word}: only what MuJoCo simulates in one process is looked at")
+    return partial(Pixels, environment(word, ticks), PICTURE, state=hand if word.startswith(META) else None)
+
+
+def _modes(spec: Any) -> list[str]:
+    """The ways in which an environment can draw itself, without making it."""
+    try:
+        entry = spec.entry_point
+        place, _, name = entry.partition(":") if isinstance(entry, str) else ("", "", "")
+        cls = getattr(module(place), name) if place else entry
+        return list(getattr(cls, "metadata", {}).get("render_modes", []))
+    except (BadRun, AttributeError):
+        return []

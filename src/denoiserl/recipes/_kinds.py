@@ -1,0 +1,130 @@
+"""The kinds of policies that experiments start from, untrained: diffusion, flow and Gaussian, over chunks of actions.
+
+They differ in nothing but how a chunk is decided. What observes is what the demonstrations hold: numbers, or pictures
+beside a "state" of numbers; without demonstrations, the numbers of the environment, standardised as they come.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from denoiserl.data import Demos, Robot, Running
+from denoiserl.env import Stream
+from denoiserl.errors import BadSignal
+from denoiserl.net import MLP, Paired
+from denoiserl.net.eyes import Sighted
+from denoiserl.policy import Policy
+from denoiserl.process import (
+    Average,
+    Diffusion,
+    Gauss,
+    GaussianHead,
+    MeanFlow,
+    OneStep,
+    cosine,
+    ddim,
+    floored,
+    grid,
+    linear,
+)
+
+POINTS = 32
+"""points that a policy with pictures attends to"""
+
+
+class Sizes(Protocol):
+    """What a base says of its policies."""
+
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def denoise(self) -> int: ...
+    @property
+    def floor(self) -> float: ...
+    @property
+    def width(self) -> int: ...
+
+
+class Facts(NamedTuple):
+    """What a policy is made for: its codec, numbers observed, pixels of a picture's side (0: none), numbers decided."""
+
+    codec: Any
+    seen: int
+    picture: int
+    actions: int
+
+
+def facts(source: Demos | Stream) -> Facts:
+    """Of demonstrations; or of an environment alone, whose actions must have bounds."""
+    if isinstance(source, Demos):
+        seen, actions = source.observations, source.actions.shape[-1]
+        if not isinstance(seen, dict):
+            return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
+        if set(seen) != {"image", "state"}:
+            raise BadSignal(
+                f"pictures are learned from as {{'image', 'state'}}; these observations have {sorted(seen)}"
+            )
+        return Facts(Robot.fit(source), seen["state"].shape[-1], seen["image"].shape[-2], actions)
+    scale = float(torch.as_tensor(source.spec.high).max())
+    if not 0 < scale < float("inf"):
+        raise BadSignal(f"{source.name} has actions up to {scale}: a policy that knows nothing needs bounds")
+    return Facts(Running.fresh(source.obs_dim, scale), source.obs_dim, 0, source.action_dim)
+
+
+def network(base: Sizes, known: Facts, **more: Any) -> nn.Module:
+    """A perceptron over a chunk, with eyes where there are pictures."""
+    event, points = (base.chunk, known.actions), 2 * POINTS if known.picture else 0
+    net = MLP(event, cond=known.seen + points, width=base.width, layer_norm=True, **more)
+    return Sighted(net, known.picture, POINTS) if known.picture else net
+
+
+def diffusion(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A diffusion policy: explored under a floored posterior, served under the posterior itself."""
+    torch.manual_seed(seed)
+    known = facts(source)
+    process = Diffusion(cosine, floored(ddim(1.0), base.floor), clip=1.0)
+    times = grid(base.denoise)
+    serve = process.steps(times, ddim(1.0))
+    made = Gauss(network(base, known), cosine, "v").to(device)
+    return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
+
+
+def flow(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A flow policy: explored with a fixed noise on its steps, served by its ODE."""
+    torch.manual_seed(seed)
+    known = facts(source)
+    process, times = Diffusion(linear, floored(ddim(0.0), base.floor), clip=1.0), grid(base.denoise)
+    serve = process.steps(times, ddim(0.0))
+    made = Gauss(network(base, known), linear, "v").to(device)
+    return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
+
+
+def gaussian(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A Gaussian policy: explored with its learned std, served by its mean."""
+    torch.manual_seed(seed)
+    known = facts(source)
+    process, fresh = OneStep(), isinstance(source, Stream)
+    head = GaussianHead(network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.floor)
+    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    return Policy.of(process, head.to(device), (base.chunk, known.actions), steps, serve, known.codec)
+
+
+def meanflow(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A mean flow: one step decides; explored with a fixed noise on it. A tenth of what it learns is that step."""
+    torch.manual_seed(seed)
+    known, process = facts(source), MeanFlow(ends=0.1)
+    made = Average(Paired(network(base, known, time=0))).to(device)
+    steps, serve = process.steps(grid(1), base.floor), process.steps(grid(1))
+    return Policy.of(process, made, (base.chunk, known.actions), steps, serve, known.codec)
+
+
+def student(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A flow policy of one step, into which another one may be distilled; explored with a fixed noise on it."""
+    torch.manual_seed(seed)
+    known, process = facts(source), Diffusion(linear, floored(ddim(0.0), base.floor))
+    made, times = Gauss(network(base, known), linear, "v").to(device), grid(1)
+    serve = process.steps(times, ddim(0.0))
+    return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
