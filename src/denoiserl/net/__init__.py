@@ -12,6 +12,7 @@ from denoiserl.net.conv import UNet2D
 from denoiserl.net.critic import Critics, Temperature, follow, held, target
 from denoiserl.net.dit import DiT
 from denoiserl.net.mlp import MLP, Value
+from denoiserl.net.paired import Paired
 from denoiserl.net.transformer import Transformer, Trunk
 from denoiserl.net.unet1d import UNet1D
 
@@ -20,6 +21,7 @@ __all__ = [
     "Actor",
     "Critics",
     "DiT",
+    "Paired",
     "Temperature",
     "Transformer",
     "Trunk",

@@ -5,6 +5,7 @@ from denoiserl.process.classic import Autoregressive, GaussianHead, OneStep
 from denoiserl.process.diffusion import Diffusion, Gauss
 from denoiserl.process.exploring import Exploring
 from denoiserl.process.masked import Logits, Masked, step_map, truncate
+from denoiserl.process.meanflow import Average, MeanFlow
 from denoiserl.process.schedule import (
     VP,
     Cosine,
@@ -36,6 +37,7 @@ from denoiserl.process.transition import (
 __all__ = [
     "VP",
     "Autoregressive",
+    "Average",
     "Cosine",
     "Diffusion",
     "Exploring",
@@ -45,6 +47,7 @@ __all__ = [
     "Linear",
     "Logits",
     "Masked",
+    "MeanFlow",
     "Noised",
     "OneStep",
     "Process",

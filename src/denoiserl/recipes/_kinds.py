@@ -64,9 +64,7 @@ def facts(source: Demos | Stream) -> Facts:
         if not isinstance(seen, dict):
             return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
         if set(seen) != {"image", "state"}:
-            raise BadSignal(
-                f"pictures are learned from as {{'image', 'state'}}; these observations have {sorted(seen)}"
-            )
+            raise BadSignal(f"pictures are learned from as 'image' and 'state'; these observations have {sorted(seen)}")
         return Facts(Robot.fit(source), seen["state"].shape[-1], seen["image"].shape[-2], actions)
     scale = float(torch.as_tensor(source.spec.high).max())
     if not 0 < scale < float("inf"):
