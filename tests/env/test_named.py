@@ -102,3 +102,54 @@ def test_what_only_the_base_has_needs_no_prefix():
     ]
     shared = {f.name for f in dataclasses.fields(_robot.Base)} & {f.name for f in dataclasses.fields(dppo.Args)}
     assert shared == {"lr", "batch", "execute"}, "these mean the method's own without a prefix"
+
+
+def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its chunks, its memory of two observations, its normalisers: two iterations of DPPO on an environment of ours."""
+    pytest.importorskip("diffusers")
+    from denoiserl.cli import main
+
+    (tmp_path / "drifting.py").write_text(
+        "import numpy as np, gymnasium as gym\n"
+        "class Drift(gym.Env):\n"
+        "    observation_space = gym.spaces.Box(-10, 10, (7,), np.float32)\n"
+        "    action_space = gym.spaces.Box(-3, 3, (2,), np.float32)\n"
+        "    def view(self):\n"
+        "        return np.concatenate([self.place, np.zeros(5)]).astype(np.float32)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        super().reset(seed=seed)\n"
+        "        self.place, self.ticks = self.np_random.normal(size=2), 0\n"
+        "        return self.view(), {}\n"
+        "    def step(self, action):\n"
+        "        self.place, self.ticks = self.place + 0.1 * action, self.ticks + 1\n"
+        "        return self.view(), float(-abs(self.place).sum()), False, self.ticks >= 16, {}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Path(__file__).parents[1] / "hub" / "fixtures" / "lerobot" / "states"
+    words = [
+        "run",
+        "dppo",
+        "--env",
+        "drifting.py:Drift",
+        "--start",
+        str(checkpoint),
+        "--history",
+        "2",
+        "--denoise",
+        "3",
+    ]
+    assert main([*words, "--iters", "2", "--copies", "2", "--steps", "2", "--eval-every", "9", "--out", "r"]) in (
+        0,
+        None,
+    )
+    env = Stream(_robot.make(_robot.Base(env="drifting.py:Drift", start="x", history=2)), 1)
+    env.border(0)
+    assert env.obs_dim == 14 and torch.equal(env.obs[0, :7], env.obs[0, 7:]), "an episode begins with its first twice"
+    first = env.obs[0, 7:].clone()
+    ep = env.collect(lambda obs, rng: (torch.ones(1, 2), None), 1, Rng(0))
+    assert torch.equal(ep.next_obs[0, 0, :7], first) and not torch.equal(ep.next_obs[0, 0, 7:], first)
+
+
+def test_clones_of_the_experiment_see_one_observation():
+    with pytest.raises(BadRun, match="--start"):
+        _robot.make(_robot.Base(history=2))

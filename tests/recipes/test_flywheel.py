@@ -156,7 +156,7 @@ def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
     torch.manual_seed(1)
     gaussian = gorl.latent(made, 2, a)
     plain = list(ppo.improve(gaussian, Stream(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iters=3), Rng(5)))
-    assert [{k: v for k, v in row.items() if k != "stage"} for row in rows] == plain
+    assert [{k: v for k, v in row.items() if k != "round"} for row in rows] == plain
     control = made.weights.control
     assert isinstance(control, Latents)
     assert same(list(control.head.parameters()), list(gaussian.denoiser.parameters()))

@@ -29,7 +29,7 @@ class Compare:
     """Options of ``compare``."""
 
     task: str
-    """robot, shapes, sudoku, or yours: my_module:make_task, my_file.py:make_task (a function that returns a Task)"""
+    """robot, gym, logged, shapes, sudoku, or yours: my_module:make_task, my_file.py:make_task, which returns a Task"""
     methods: str
     """what is compared, with commas: dppo,ppo,none. NAME=METHOD names an arm, METHOD@KIND its starting policy"""
     budget: str
@@ -45,7 +45,7 @@ class Compare:
     set: Annotated[tuple[str, ...], hint("(default: none)")] = ()
     """settings of arms: dppo.lr=1e-4 ppo.copies=20"""
     base: Annotated[tuple[str, ...], hint("(default: none)")] = ()
-    """settings of the task: task=button-press-v3 updates=4000"""
+    """settings of the task: env=metaworld:button-press-v3 updates=4000"""
     curve: int = 5
     """held-out evaluations on the way"""
     level: float = 0.05

@@ -3,7 +3,8 @@
 Hopper-v5                        a Gymnasium id
 envpool:Hopper-v5                the same, stepped by envpool
 metaworld:drawer-open-v3         a task of Meta-World with its goal in view, over at success; a script demonstrates it
-pusht                            PushT, seen as keypoints; a script demonstrates it
+pusht                            PushT, seen as keypoints; a script demonstrates it; lerobot:pusht is seen in the order
+                                 of LeRobot's checkpoints, the disc first
 pixels:metaworld:drawer-open-v3  pictures of 64 x 64 beside the hand's state; also pixels:pusht, pixels:Hopper-v5
 my_module:make_env               a function of yours that makes one copy; also my_file.py:make_env
 """
@@ -27,7 +28,7 @@ from denoiserl.env.pusht import record as pusht_record
 from denoiserl.errors import BadRun, need
 from denoiserl.train.run import module, named
 
-META, PUSHT, SEEN = "metaworld:", "pusht", "pixels:"
+META, PUSHT, LEROBOT, SEEN = "metaworld:", "pusht", "lerobot:pusht", "pixels:"
 META_TICKS, PUSHT_TICKS = 105, 300
 PICTURE = 64
 """pixels of a picture's side"""
@@ -46,8 +47,8 @@ def _made(word: str, ticks: int | None) -> Any:
         return _seen(word.removeprefix(SEEN), ticks)
     if word.startswith(META):
         return partial(MetaWorld, word.removeprefix(META), ticks or META_TICKS)
-    if word == PUSHT:
-        return partial(PushT, "keypoints", ticks or PUSHT_TICKS)
+    if word in (PUSHT, LEROBOT):
+        return partial(PushT, "keypoints" if word == PUSHT else "lerobot", ticks or PUSHT_TICKS)
     if word.startswith(POOL):
         if ticks:
             raise BadRun(f"{word}: envpool knows when an episode is over; leave the number of ticks out")

@@ -37,9 +37,14 @@ MARGIN = 24.0
 DISC = 15.0
 """the disc's radius"""
 COVERAGE = 0.95
-VIEWS = {"state": "state", "keypoints": "environment_state_agent_pos", "pixels": "pixels_agent_pos"}
+VIEWS = {
+    "state": "state",
+    "keypoints": "environment_state_agent_pos",
+    "lerobot": "environment_state_agent_pos",
+    "pixels": "pixels_agent_pos",
+}
 
-View = Literal["state", "keypoints", "pixels"]
+View = Literal["state", "keypoints", "lerobot", "pixels"]
 
 
 def _simulator(**kwargs: Any) -> Any:
@@ -52,9 +57,10 @@ class PushT:
     """The task as a Gymnasium environment.
 
     ``view``: "state" is (disc x, y, block x, y, angle), [5]; "keypoints" the block's eight corners and the disc, [18],
-    which do not jump where the angle does; "pixels" a dict of ``image`` [size, size, 3] uint8 and ``state``, the disc's
-    place [2]. ``horizon``: ticks until truncation. ``dense``: the reward is the coverage, up to 1, in every tick;
-    otherwise 1 in the tick of success and 0 else. Success ends the episode.
+    which do not jump where the angle does; "lerobot" the same with the disc first, as LeRobot's checkpoints see it;
+    "pixels" a dict of ``image`` [size, size, 3] uint8 and ``state``, the disc's place [2]. ``horizon``: ticks until
+    truncation. ``dense``: the reward is the coverage, up to 1, in every tick; otherwise 1 in the tick of success and 0
+    else. Success ends the episode.
     """
 
     def __init__(self, view: View = "keypoints", horizon: int = 300, dense: bool = False, size: int = 96) -> None:
@@ -79,7 +85,8 @@ class PushT:
         disc = observation["agent_pos"].astype(np.float32)
         if self.view == "pixels":
             return {"image": observation["pixels"], "state": disc}
-        return np.concatenate([observation["environment_state"].astype(np.float32), disc])
+        parts = [observation["environment_state"].astype(np.float32), disc]
+        return np.concatenate(parts[::-1] if self.view == "lerobot" else parts)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """A new episode: disc and block somewhere else."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from denoiserl.data import Demos
 from denoiserl.env import Stream, evaluate, filmed
+from denoiserl.env.history import Remembering
 from denoiserl.env.named import demonstrations, environment, scripted
 from denoiserl.env.planner import serving
 from denoiserl.env.steering import deterministic, steer
@@ -48,6 +49,8 @@ class Base:
     environment's script, where it has one)"""
     start: str | None = None
     """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
+    history: int = 1
+    """observations that the policy at ``start`` sees (T_o); clones made here see one"""
     ticks: int | None = None
     """ticks until an episode is over (None: the environment's own number)"""
     demos: int = 100
@@ -87,7 +90,12 @@ Make = Callable[[Base, Demos | Stream, int, str | torch.device], Policy]
 
 def make(base: Base) -> Any:
     """What streams and evaluations take: the environment."""
-    return environment(base.env, base.ticks)
+    made = environment(base.env, base.ticks)
+    if base.history == 1:
+        return made
+    if base.start is None:
+        raise BadRun("policies that are cloned here see one observation: history is for a policy at --start")
+    return partial(Remembering, made, base.history)
 
 
 def stream(base: Base, copies: int | None, seed: int) -> Stream:

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from denoiserl.data import Demos, windows
+from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
 from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
@@ -73,6 +74,8 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
 
 def task(a: Args) -> Task:
     """A Meta-World task, demonstrated by a script with flaws."""
+    if a.history != 1:
+        raise BadRun("the policies of this experiment see one observation: history is for policies of your own")
     return _robot.cloning(replace(a.base, execute=a.execute))
 
 

@@ -144,7 +144,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         world, settings = (acted(policy, env, a), later(a, policy.event[0])) if through else (env, a)
         settings = replace(ppo_args(settings), iters=iters)
         stage = keep.stage(f"latent-{i}")
-        yield from ({**row, "stage": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
+        yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
         if i + 1 == len(parts) or keep.spent_out():
             return
         seen = policy.codec if isinstance(policy.codec, Running) else None
