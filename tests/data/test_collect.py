@@ -15,7 +15,7 @@ from denoiserl import Diffusion, Gauss, Policy, grid
 from denoiserl.cli import Misuse
 from denoiserl.cli.collecting import collect as verb
 from denoiserl.data import Demos
-from denoiserl.data.collect import collect, constant, each, record, whole
+from denoiserl.data.collect import Recording, collect, constant, each, record, whole
 from denoiserl.env import evaluate
 from denoiserl.env.planner import serving
 from denoiserl.errors import BadRun, BadSignal
@@ -182,3 +182,40 @@ def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any)
     assert len(judged.returns.unique()) > 2
     with pytest.raises(BadRun):
         verb([*words[:3], str(tmp_path / "nothing"), "--out", str(tmp_path / "none")])
+
+
+def test_a_recording_comes_back_whole_and_joins(tmp_path: Path) -> None:
+    """Episodes 0 to 5 at once are episodes 0 to 3 and 4 to 5, joined; what is stored is what happened."""
+    was = record(Walk, noisy, 6, seed=2)
+    parts = [record(Walk, noisy, 4, seed=2), record(Walk, noisy, 2, seed=2, first=4)]
+    for found in (Recording.joined(parts), Recording.load(was.save(tmp_path / "r"))):
+        assert torch.equal(found.demos.actions, was.demos.actions) and torch.equal(found.demos.ends, was.demos.ends)
+        assert found.rewards is not None and was.rewards is not None and torch.equal(found.rewards, was.rewards)
+        assert torch.equal(found.last, was.last) and found.terminated is not None
+        assert was.terminated is not None and torch.equal(found.terminated, was.terminated)
+    assert torch.equal(Demos.load(tmp_path / "r").actions, was.demos.actions), "demonstrations are part of it"
+    was.demos.save(tmp_path / "d")
+    assert Recording.load(tmp_path / "d").rewards is None, "nobody told"
+
+
+def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: Any) -> None:
+    from denoiserl.cli import collecting
+
+    monkeypatch.setattr(collecting, "BLOCK", 2)
+    ask = collecting.Collect("x", tmp_path / "out", "y", 5)
+    played: list[int] = []
+
+    def play(first: int, n: int, told: Any, stop: int = 2) -> Any:
+        if first >= stop:
+            raise KeyboardInterrupt
+        played.append(first)
+        return record(Walk, noisy, n, seed=2, first=first)
+
+    with pytest.raises(SystemExit):
+        collecting._gathered(ask, play, lambda done, won: None)
+    with pytest.raises(Misuse, match="another command"):
+        collecting._gathered(collecting.Collect("x", tmp_path / "out", "y", 7), play, lambda done, won: None)
+    found = collecting._gathered(ask, lambda f, n, t: play(f, n, t, 99), lambda done, won: None)
+    assert played == [0, 2, 4], "what was through is not played again"
+    assert torch.equal(found.demos.actions, record(Walk, noisy, 5, seed=2).demos.actions)
+    assert not list(tmp_path.iterdir()), "nothing is left beside"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint, table
 
 SCRIPTED = "scripted"
+BLOCK = 64
+"""episodes that are saved together"""
+SAME = ("env", "policy", "episodes", "seed", "execute", "ticks", "which")
+"""what must not change when recording goes on"""
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,14 @@ def collect(given: list[str]) -> None:
     if a.policy == SCRIPTED and not scripted(a.env):
         raise Misuse(f"{a.env} has no scripted expert, only tasks of Meta-World and PushT do: name a --policy.")
     act = None if a.policy == SCRIPTED else _act(a)
-    with _progress(a) as told:
+
+    def play(first: int, n: int, told: Any) -> Any:
         if act is None:
-            found = recorded(a.env, a.episodes, a.seed, a.ticks, a.copies, told)
-        else:
-            found = record(env, act, a.episodes, a.seed, a.copies, told=told)
+            return recorded(a.env, n, a.seed, a.ticks, a.copies, told, first)
+        return record(env, act, n, a.seed, a.copies, told=told, first=first)
+
+    with _progress(a) as told:
+        found = _gathered(a, play, told)
     played = found.demos.statistics()
     if a.only_successes:
         found = found.successful()
@@ -100,6 +108,38 @@ def collect(given: list[str]) -> None:
     if still:
         print(f"Numbers of the observation that never change: {', '.join(map(str, still))}.")
     print(f"\n{a.out}: {a.format}.")
+
+
+def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], None]) -> Any:
+    """All episodes, in blocks; blocks that are through lie beside ``out`` until all are, and are not played again."""
+    from denoiserl import store
+    from denoiserl.data.collect import Recording
+
+    beside, asked = a.out.with_name(f".{a.out.name}.parts"), {k: str(getattr(a, k)) for k in SAME}
+    if (beside / "asked.json").is_file():
+        if store.read_json(beside / "asked.json") != asked:
+            raise Misuse(f"{beside} holds episodes of another command: repeat that one, or remove the folder.")
+    elif beside.exists():
+        raise Misuse(f"{beside} is in the way: remove it.")
+    beside.mkdir(parents=True, exist_ok=True)
+    store.write_json(beside / "asked.json", asked)
+    parts, won = [], 0
+    for first in range(0, a.episodes, BLOCK):
+        path, n = beside / f"{first:07d}", min(BLOCK, a.episodes - first)
+        if store.exists(path):
+            parts.append(Recording.load(path))
+        else:
+            try:
+                parts.append(play(first, n, lambda done, more, f=first, w=won: told(f + done, w + more)))
+            except KeyboardInterrupt:
+                print(f"Stopped after {first} episodes. The same command goes on from there.", file=sys.stderr)
+                raise SystemExit(130) from None
+            parts[-1].save(path)
+        success = parts[-1].demos.success
+        won += 0 if success is None else int(success.sum())
+        told(first + n, won)
+    shutil.rmtree(beside)
+    return Recording.joined(parts)
 
 
 def _act(a: Collect) -> Callable[..., Any]:
@@ -151,7 +191,7 @@ def _progress(a: Collect) -> Any:
 
 def _write(a: Collect, recorded: Any, fps: int) -> None:
     if a.format == "denoiserl":
-        recorded.demos.save(a.out)
+        recorded.save(a.out)
     elif a.format == "minari":
         from denoiserl.hub import minari
 

@@ -7,19 +7,21 @@ last and how episodes ended. Episode i starts from a state, and draws noise, tha
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from denoiserl import store
 from denoiserl.data.demos import Demos
 from denoiserl.errors import BadSignal
 from denoiserl.meter import spend
 from denoiserl.rng import Rng
-from denoiserl.tree import Tree, leaves, tree_map
+from denoiserl.tree import Tree, cat, leaves, tree_map
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,35 @@ class Recording:
         if self.demos.success is None:
             raise BadSignal("this environment does not say which episodes succeeded (info['success'])")
         return self.take(self.demos.success)
+
+    def save(self, path: str | Path) -> Path:
+        """Store in the folder ``path``, whole or not at all. ``Demos.load`` reads its demonstrations."""
+        return store.write(path, {**self.demos.tree(), **{f: getattr(self, f) for f in REST}})
+
+    @staticmethod
+    def load(path: str | Path) -> Recording:
+        """Read what ``save`` stored; of demonstrations alone, nothing else is known."""
+        demos, tree = Demos.load(path), store.read(path)
+        if not all(f in tree for f in REST):
+            wide = torch.full((demos.actions.shape[1],), torch.inf)
+            return Recording(demos, None, None, None, -wide, wide)
+        return Recording(demos, *(tree[f] for f in REST))
+
+    @staticmethod
+    def joined(parts: Sequence[Recording]) -> Recording:
+        """The episodes of recordings of one environment, one after another."""
+        one, *_ = parts
+
+        def all_of(f: str) -> Any:
+            told = [getattr(part, f) for part in parts]
+            return None if any(v is None for v in told) else cat(told)
+
+        demos = Demos.joined([part.demos for part in parts])
+        return Recording(demos, all_of("rewards"), all_of("last"), all_of("terminated"), one.low, one.high)
+
+
+REST = ("rewards", "last", "terminated", "low", "high")
+"""what a recording has beside its demonstrations"""
 
 
 def whole(
@@ -113,11 +144,13 @@ def record(
     copies: int = 32,
     limit: int = 100_000,
     told: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> Recording:
     """Play ``episodes`` episodes of ``env`` (what ``Stream`` takes) with ``act(obs, rng) -> action or (action, _)``.
 
     A chunk [B, T_a, d] is executed action by action. What is kept is what was executed: clipped to the action space.
-    ``limit`` ticks cut an episode. ``told(done, won)`` hears how many episodes are through. Spends "env steps".
+    ``limit`` ticks cut an episode. ``told(done, won)`` hears how many episodes are through; ``first`` is the number of
+    the first one. Spends "env steps".
     """
     from denoiserl.env.stream import derived, own
 
@@ -130,7 +163,7 @@ def record(
     try:
         for begin in range(0, episodes, owner.count):
             n = min(owner.count, episodes - begin)
-            seeds = [derived(seed, begin + i) for i in range(n)]
+            seeds = [derived(seed, first + begin + i) for i in range(n)]
             seeds += [derived(seed, -1 & 0xFFFF, i) for i in range(owner.count - n)]
             with torch.no_grad():
                 rows += _round(act, owner, spec, seeds, n, limit)

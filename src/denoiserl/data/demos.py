@@ -15,6 +15,7 @@ from denoiserl.errors import BadRun, BadSignal
 from denoiserl.tree import Tree, cat, leaves, tree_map
 
 KIND = "denoiserl demonstrations"
+FIELDS = ("observations", "actions", "ends", "success", "returns", "name")
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,11 @@ class Demos:
 
     def save(self, path: str | Path) -> Path:
         """Store in the folder ``path``, whole or not at all."""
-        fields = ("observations", "actions", "ends", "success", "returns", "name")
-        return store.write(path, {"kind": KIND, **{f: getattr(self, f) for f in fields}})
+        return store.write(path, self.tree())
+
+    def tree(self) -> dict[str, Any]:
+        """All fields, and what they are."""
+        return {"kind": KIND, **{f: getattr(self, f) for f in FIELDS}}
 
     @staticmethod
     def load(path: str | Path) -> Demos:
@@ -114,4 +118,15 @@ class Demos:
         tree = store.read(path)
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
             raise BadRun(f"{path} holds no demonstrations")
-        return Demos(**{k: v for k, v in tree.items() if k != "kind"})
+        return Demos(**{f: tree[f] for f in FIELDS})
+
+    @staticmethod
+    def joined(parts: Sequence[Demos]) -> Demos:
+        """Demonstrations one after another; success and returns where all of them tell."""
+        episodes = [part.episode(i) for part in parts for i in range(len(part))]
+        success = [v for part in parts if part.success is not None for v in part.success.tolist()]
+        returns = [v for part in parts if part.returns is not None for v in part.returns.tolist()]
+        n = len(episodes)
+        return Demos.of(
+            episodes, success if len(success) == n else None, returns if len(returns) == n else None, parts[0].name
+        )

@@ -132,12 +132,12 @@ class Flaws:
     slip: float = 0.0
 
 
-OBJECT, GOAL = slice(4, 7), slice(36, 39)
+HAND, OBJECT, GOAL = 4, slice(4, 7), slice(36, 39)
 
 
 def hand(observation: np.ndarray) -> np.ndarray:
     """What the arm feels: its hand's place and how open the gripper is, 4 of the 39 numbers."""
-    return observation[:4]
+    return observation[:HAND]
 
 
 def expert(task: str) -> Any:

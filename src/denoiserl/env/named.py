@@ -12,12 +12,13 @@ my_module:make_env               a function of yours that makes one copy; also m
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from denoiserl.data.collect import Recording, each, record
 from denoiserl.data.demos import Demos
-from denoiserl.env.metaworld import Flaws, MetaWorld, hand
+from denoiserl.env.metaworld import HAND, Flaws, MetaWorld, hand
 from denoiserl.env.metaworld import demonstrations as metaworld_demonstrations
 from denoiserl.env.metaworld import expert as metaworld_expert
 from denoiserl.env.pixels import Pixels
@@ -102,14 +103,23 @@ def recorded(
     ticks: int | None = None,
     copies: int = 16,
     told: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> Recording:
-    """``n`` episodes of the environment's script without flaws, with all that data formats ask for."""
-    if word.startswith(META):
-        act = each(metaworld_expert(word.removeprefix(META)).get_action)
-        return record(environment(word, ticks), act, n, seed, copies, told=told)
-    if word.removeprefix(SEEN) == PUSHT:
-        view = "pixels" if word.startswith(SEEN) else "keypoints"
-        return pusht_record(n, seed, view, ticks or PUSHT_TICKS, told=told)
+    """``n`` episodes of the environment's script without flaws, with all that data formats ask for, from number
+    ``first`` on: episode i depends on ``seed`` and i alone."""
+    plain, pictures = word.removeprefix(SEEN), word.startswith(SEEN)
+    if plain.startswith(META):
+        decide = each(metaworld_expert(plain.removeprefix(META)).get_action)
+        if not pictures:
+            return record(environment(plain, ticks), decide, n, seed, copies, told=told, first=first)
+        env = partial(Pixels, environment(plain, ticks), PICTURE)  # the script is shown all numbers, and his pupil few
+        found = record(env, lambda obs, rng: decide(obs["state"], rng), n, seed, copies, told=told, first=first)
+        felt = {**found.demos.observations, "state": found.demos.observations["state"][:, :HAND]}
+        last = {**found.last, "state": found.last["state"][:, :HAND]}
+        return replace(found, demos=replace(found.demos, observations=felt), last=last)
+    if plain == PUSHT:
+        view = "pixels" if pictures else "keypoints"
+        return pusht_record(n, seed, view, ticks or PUSHT_TICKS, told, first)
     raise BadRun(_unscripted(word))
 
 

@@ -273,14 +273,15 @@ def record(
     view: View = "keypoints",
     horizon: int = 300,
     told: Callable[[int, int], None] | None = None,
+    first: int = 0,
 ) -> Recording:
     """``n`` episodes of the demonstrator with all that data formats ask for, failures included. ``told(done, won)``
-    hears how many are through."""
+    hears how many are through; ``first`` is the number of the first one."""
     if n < 1:
         raise BadSignal(f"a recording has at least one episode, not {n}")
     env, played = PushT(view, horizon), []
     for i in range(n):
-        played.append(_episode(env, (seed * 1_000_003 + i) % 2**31, 0.0))
+        played.append(_episode(env, (seed * 1_000_003 + first + i) % 2**31, 0.0))
         if told is not None:
             told(i + 1, sum(e.won for e in played))
     env.close()

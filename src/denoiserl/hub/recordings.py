@@ -50,14 +50,12 @@ def read(path: str | Path, outside: minari.Outside = "refuse", parts: Sequence[s
             raise BadRun(f"{path} is no dataset known here: one file is HDF5 and ends in {' or '.join(ENDINGS[:2])}")
         return _flat(path, outside)
     try:
-        demos = Demos.load(path)
+        return Recording.load(path)
     except (BadRun, OSError) as error:
         raise BadRun(
-            f"{path} is no dataset known here: there is no {minari.METADATA} (Minari), no meta/info.json (LeRobot), and "
+            f"{path} is no dataset known here: no {minari.METADATA} (Minari), no meta/info.json (LeRobot) in it, and "
             f"it holds no demonstrations of ours ({str(error).rstrip('.')})"
         ) from None
-    wide = torch.full((demos.actions.shape[1],), torch.inf)
-    return Recording(demos, None, None, None, -wide, wide)
 
 
 def _flat(path: Path, outside: minari.Outside) -> Recording:
@@ -73,8 +71,8 @@ def _flat(path: Path, outside: minari.Outside) -> Recording:
             for column in NEEDED:
                 if column not in file:
                     raise BadSignal(
-                        f"{path} is no flat dataset: {nearest(column, known, 'column')} Convert it, or name a folder of "
-                        "Minari or LeRobot"
+                        f"{path} is no flat dataset: {nearest(column, known, 'column')} Convert it, or name a folder "
+                        "of Minari or LeRobot"
                     )
             columns = {k: np.asarray(file[k]) for k in (*NEEDED, "timeouts", "next_observations") if k in file}
             box = [np.asarray(file[k], np.float32) if k in file else None for k in ("action_low", "action_high")]

@@ -129,17 +129,9 @@ def generated(policy: Policy, env: Stream, a: Any, valid: Valid | None = None) -
             raise BadSignal(f"{env.name} does not report success, and only successes become demonstrations")
         parts.append(part)
         won += int(part.success.sum())
-    played = joined(parts)
+    played = Demos.joined(parts)
     kept = clean(played, a.quantile, valid)
     return played, kept.take(torch.arange(min(a.episodes, len(kept))))
-
-
-def joined(parts: list[Demos]) -> Demos:
-    """Demonstrations one after another."""
-    episodes = [part.episode(i) for part in parts for i in range(len(part))]
-    success = [bool(v) for part in parts if part.success is not None for v in part.success]
-    returns = [float(v) for part in parts if part.returns is not None for v in part.returns]
-    return Demos.of(episodes, success or None, returns or None, parts[0].name)
 
 
 def task(a: Args) -> Task:
