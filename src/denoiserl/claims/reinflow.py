@@ -1,9 +1,9 @@
 """ReinFlow against DPPO on fork2d: a flow of four steps with learned noise, a diffusion of four steps with fixed noise.
 
 The paper's tasks need demonstrations that cannot be made here, so this asks for the direction of its claim and not for
-its numbers: the same demonstrations and environment steps, the same perceptron, four steps of denoising. Two arms that
-no condition speaks of show what the comparison rests on: DPPO on the very flow that ReinFlow starts from, with a noise
-that nobody learns, and PPO on a Gaussian clone. The paper's other half, less time an iteration, is not tried: with
+its numbers: the same demonstrations and environment steps, the same perceptron, four steps of denoising. An arm that
+no condition speaks of shows what the comparison rests on: DPPO on the very flow that ReinFlow starts from, with a noise
+that nobody learns. The claim ``fpo`` has two more methods with these seeds, steps and trials. The paper's other half, less time an iteration, is not tried: with
 equally many steps both score the same rows here; what each arm cost is in the record.
 """
 
@@ -18,7 +18,6 @@ def plan(budget: str) -> Study:
         "reinflow": Arm("reinflow", few),
         "dppo": Arm("dppo", few, "diffusion"),
         "dppo-flow": Arm("dppo", few, "flow"),
-        "gaussian-ppo": Arm("ppo", few),
         "cloned": Arm("none", kind="flow"),
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
