@@ -1,9 +1,10 @@
 """FPO against PPO on a Gaussian policy, where there are two ways to be right.
 
 On fork2d a demonstrator passes a disc left or right, and chunks are so long that the mean of the two ways touches it.
-The paper's claim is that a flow keeps both ways and a Gaussian cannot. Same demonstrations, same environment steps; the
-Gaussian's clone starts higher, since a mean also averages the demonstrators' noise away. The claim ``reinflow`` has
-DPPO and ReinFlow with these seeds, steps and trials. That FPO's ratio is 1 before the first step of every iteration is checked in the runs.
+The paper's claim is that a flow keeps both ways and a Gaussian cannot. Same demonstrations, same environment steps;
+the Gaussian's clone starts higher, since a mean also averages the demonstrators' noise away. The claim ``reinflow``
+has DPPO and ReinFlow with these seeds, steps and trials. That FPO's ratio is 1 before the first step of every
+iteration is checked in the runs.
 """
 
 from denoiserl.claims.claim import Claim, Condition

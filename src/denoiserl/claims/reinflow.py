@@ -1,10 +1,11 @@
 """ReinFlow against DPPO on fork2d: a flow of four steps with learned noise, a diffusion of four steps with fixed noise.
 
-The paper's tasks need demonstrations that cannot be made here, so this asks for the direction of its claim and not for
-its numbers: the same demonstrations and environment steps, the same perceptron, four steps of denoising. An arm that
-no condition speaks of shows what the comparison rests on: DPPO on the very flow that ReinFlow starts from, with a noise
-that nobody learns. The claim ``fpo`` has two more methods with these seeds, steps and trials. The paper's other half, less time an iteration, is not tried: with
-equally many steps both score the same rows here; what each arm cost is in the record.
+The paper's tasks need demonstrations that cannot be made here, so this asks for the direction of its claim and not
+for its numbers: the same demonstrations and environment steps, the same perceptron, four steps of denoising. An arm
+that no condition speaks of shows what the comparison rests on: DPPO on the very flow that ReinFlow starts from, with
+a noise that nobody learns. The claim ``fpo`` has two more methods with these seeds, steps and trials. The paper's
+other half, less time an iteration, is not tried: with equally many steps both score the same rows here; what each arm
+cost is in the record.
 """
 
 from denoiserl.claims.claim import Claim, Condition
