@@ -130,6 +130,9 @@ def _claim(r: Record, stale: bool) -> list[str]:
     out += ["; ".join([*settings, f"tried on {r['date']}"]).capitalize() + ".", ""]
     if used := r.get("recipes"):
         out += [f"Recipes: {', '.join(f'[`{n}`](recipes/{n}.md)' for n in used)}.", ""]
+    for c in r.get("confirmed") or []:
+        code = f"commit `{str(c['commit'])[:12]}`" if c.get("commit") else "later code"
+        out += [f"Confirmed on {c['date']}: {code} gives the same numbers for seed {c['seed']} of all arms.", ""]
     out += [text + "\n" for key in ("calibrated", "note") if (text := str(r.get(key) or ""))]
     origin = [f"{name} {version}" for name, version in (r.get("versions") or {}).items()]
     origin += [f"commit `{str(r['commit'])[:12]}`"] if r.get("commit") else []

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from denoiserl.claims import ledger, runner
+from denoiserl.claims import confirming, ledger, runner
 from denoiserl.claims.claim import BUDGETS, Claim, Condition, Simulation
 from denoiserl.claims.lbm import ALPHA, measure
 from denoiserl.cli import main
@@ -115,3 +115,41 @@ def test_the_command_lists_claims_and_refuses_others(capsys):
     told = json.loads(capsys.readouterr().out)
     assert [t["name"] for t in told] == ledger.names() and all("verdict" in t and "stale" in t for t in told)
     assert main(["claim", "dpppo"]) == 2 and "Did you mean 'dppo'" in capsys.readouterr().err
+
+
+def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_there(monkeypatch, tmp_path, capsys):
+    """Other code with the same numbers gets the fingerprint; other numbers leave the record as it was."""
+    hashes = iter(["1" * 16] * 9)
+    made = claimed(Condition("a", "b", 0.1), gap=0.2)
+    monkeypatch.setattr(ledger, "claim", lambda name: made)
+    monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
+    monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+    with pytest.raises(BadRun, match="never tried"):
+        confirming.confirm("lbm")
+    record = runner.check("lbm")
+    runner.write(record, tmp_path)
+    monkeypatch.setattr(ledger, "reach", lambda *x: next(hashes))
+    assert ledger.stale("lbm")
+    told, different = confirming.confirm("lbm")
+    assert not different and told["hash"] == "1" * 16 and told["confirmed"][0]["was"] == "0" * 16
+    assert {k: v for k, v in told.items() if k not in ("hash", "confirmed")} == {
+        k: v for k, v in record.items() if k != "hash"
+    }
+    changed = claimed(Condition("a", "b", 0.1), gap=0.2001)
+    monkeypatch.setattr(ledger, "claim", lambda name: changed)
+    told, different = confirming.confirm("lbm")
+    assert told == record and different == [d for d in different if d.startswith("score of a")] and different
+    assert main(["claim", "--confirm", "lbm"]) == 2 and "not confirmed" in capsys.readouterr().out
+    monkeypatch.setattr(ledger, "claim", lambda name: made)
+    assert main(["claim", "--confirm", "lbm"]) == 0 and "confirmed, holds" in capsys.readouterr().out
+    monkeypatch.setattr(ledger, "reach", lambda *x: "1" * 16)
+    assert not ledger.stale("lbm") and main(["claim", "--confirm", "lbm"]) == 0
+    assert "No record" in capsys.readouterr().out
+
+
+def test_confirming_takes_the_settings_that_tuning_chose():
+    plan = ledger.claim("dppo").planned("laptop")
+    assert isinstance(plan, Study)
+    tuning = {"dppo": [{"settings": {"lr": 1.0}, "score": 0.1}, {"settings": {"lr": 2.0}, "score": 0.9}], "rwr": []}
+    arms = confirming.chosen(plan, tuning)
+    assert arms["dppo"].settings == {"lr": 2.0} and arms["rwr"] == plan.arms["rwr"]

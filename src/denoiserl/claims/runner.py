@@ -75,7 +75,7 @@ def check(
         "seconds": round(seconds, 1),
         "recipes": ledger.methods(plan),
         "hash": ledger.reach(name, made, plan),
-        **_origin(),
+        **origin(),
     }
 
 
@@ -158,6 +158,7 @@ def _values(values: Values, metric: str, arm: str) -> Tensor:
     return values[metric][arm]
 
 
-def _origin() -> dict[str, Any]:
+def origin() -> dict[str, Any]:
+    """Which code it was, and when."""
     told = provenance()
     return {"versions": told["versions"], "commit": told["commit"], "date": told["created"][:10]}

@@ -78,6 +78,8 @@ class ClaimOptions:
     """every claim"""
     list: Flag = False
     """what the ledger says, and what is stale"""
+    confirm: Flag = False
+    """of records that are stale: repeat one seed, and where all numbers are the same, say so in the record"""
     json: Flag = False
     """print JSON"""
     jobs: Annotated[int | None, hint("(default: one a core)")] = None
@@ -117,6 +119,9 @@ def claim(given: list[str]) -> None:
     if a.list or not (a.names or a.all):
         _listed(a.names or tuple(known), a.json)
         return
+    if a.confirm:
+        _confirmed([n for n in (known if a.all else a.names) if ledger.stale(n)], a)
+        return
     from denoiserl.claims import runner
 
     told = []
@@ -129,6 +134,27 @@ def claim(given: list[str]) -> None:
             print(f"{name}: {record['verdict']}. {record['why']}\n  {path}, {record['seconds']:.0f} s")
     if a.json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
+
+
+def _confirmed(names: Sequence[str], a: ClaimOptions) -> None:
+    from denoiserl.claims import confirming, ledger, runner
+
+    failed = []
+    for name in names:
+        jobs = cores() if a.jobs is None else a.jobs
+        record, different = confirming.confirm(name, None, jobs, a.progress and not a.json)
+        if different:
+            failed.append(name)
+            print(f"{name}: not confirmed. {'; '.join(different)}.")
+        else:
+            runner.write(record, a.out or ledger.RESULTS)
+            print(
+                f"{name}: confirmed, {record['verdict']}; all arms of seed {record['seeds'][0]} gave the same numbers."
+            )
+    if not names:
+        print("No record among these is stale.")
+    if failed:
+        raise Misuse(f"Try {'these' if len(failed) > 1 else 'it'} again: denoiserl claim {' '.join(failed)}")
 
 
 def _listed(names: tuple[str, ...], as_json: bool) -> None:
