@@ -105,15 +105,18 @@ def _call(
         micro = MICRO if step.device.type == "cpu" else n
     if micro < 1:
         raise ValueError(f"micro is a number of rows a network call, not {micro}")
+    own = cond is not None and owner is None and micro < n
+    # Split, not sliced: the gradient of a slice is as large as the whole, once for every slice.
+    cuts = tree_map(lambda v: v.split(micro), context) if own else None
     means, extras = [], []
-    for low in range(0, n, micro):
+    for k, low in enumerate(range(0, n, micro)):
         part = slice(low, low + micro)
         got = tree_map(lambda v, part=part: v.index_select(0, step[part]), clock)
         seen = context
         if cond is not None and owner is not None:
             seen = tree_map(lambda v, part=part: v.index_select(0, owner[part]), context)
-        elif cond is not None and micro < n:
-            seen = tree_map(lambda v, part=part: v[part].clone(), context)
+        elif own:
+            seen = tree_map(lambda v, cut, k=k: cut[k].clone(), context, cuts)
         # Cloned: matrix libraries round by the alignment of their input, and a run's states are aligned.
         estimate = denoise(tree_map(lambda v, part=part: v[part].clone(), x), got, seen)
         for name, value in estimate.extra.items():
