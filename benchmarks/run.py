@@ -1,8 +1,9 @@
 """Speed against the floor: the bare network called K times under inference mode, same process, same threads.
 
-    python -m benchmarks.run              # everything; a few minutes
-    python -m benchmarks.run --quick      # under a minute: no compiling, no large U-Net
+    python -m benchmarks.run              # everything; some ten minutes
+    python -m benchmarks.run --quick      # a minute or so: no compiling, no large U-Net
     python -m benchmarks.run --micro      # how many rows a network call should have when chains are scored
+    python -m benchmarks.run --loop       # only the loop of control: an iteration of DPPO, and Hopper
     python -m benchmarks.run --json FILE  # the numbers too
 
 Contestants take turns and medians of ratios are printed, so a busy machine changes the milliseconds and hardly the
@@ -12,6 +13,8 @@ ratios.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import platform
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases
+from benchmarks import cases, loop
 from benchmarks.timing import clock
 
 BATCHES = (1, 50, 1000)
@@ -39,13 +42,18 @@ def main() -> None:
     print(f"{told['cpu']}, {told['threads']} thread(s), torch {told['torch']}; times are {told['clock']}\n")
     if args.micro:
         report["micro"] = micro(args.seconds)
+    elif args.loop:
+        report |= {"iteration": iteration(args.quick, args.seconds), "curves": curves(), "hopper": hopper()}
+        verdict(report)
     else:
         report["sampling"] = sampling(args.quick, args.seconds)
         report["scoring"] = scoring(args.quick, args.seconds)
         report["gather"] = gather(args.seconds)
         report["products"] = products(args.threads)
-        report["missed"] = missed(report)
-        print("\nevery target met" if not report["missed"] else "\nMISSED: " + "; ".join(report["missed"]))
+        report["iteration"] = iteration(args.quick, args.seconds)
+        if not args.quick:
+            report |= {"curves": curves(), "hopper": hopper()}
+        verdict(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"numbers in {args.json}")
@@ -53,11 +61,18 @@ def main() -> None:
         raise SystemExit(1)
 
 
+def verdict(report: dict[str, Any]) -> None:
+    """Say which targets were missed."""
+    report["missed"] = missed(report)
+    print("\nevery target met" if not report["missed"] else "\nMISSED: " + "; ".join(report["missed"]))
+
+
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute: no compiling, no large U-Net")
+    parser.add_argument("--quick", action="store_true", help="a minute or so: no compiling, no large U-Net")
     parser.add_argument("--micro", action="store_true", help="only measure micro-batches of scoring")
+    parser.add_argument("--loop", action="store_true", help="only measure the loop of control")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument("--seconds", type=float, default=None, help="wall seconds of one race (default 5; quick 1.5)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the numbers to FILE")
@@ -159,10 +174,57 @@ def products(threads: int) -> dict[str, dict[str, float]]:
     return told
 
 
+def iteration(quick: bool, seconds: float) -> list[dict[str, Any]]:
+    """One iteration of DPPO at its published hopper setting, simulator free, against the plain loop."""
+    print("\nAn iteration of DPPO, free simulator: seconds, and ratio to the plain loop (pieces of 1024 rows; whole)")
+    print(f"{'':9} {'decisions':>9} {'minibatch':>9} {'seconds':>8} {'to pieces':>10} {'to whole':>9}")
+    settings = [(50, 1000, "float32")] if quick else [(20, 2500, "float32"), (20, 2500, "bf16"), (4, 50_000, "float32")]
+    rows = []
+    for share, batch, precision in settings:
+        row = loop.iteration(share, batch, seconds, 2 if batch == loop.PUBLISHED.batch else 3, precision)
+        rows.append(row)
+        ratio, mark = row["ratio"], " " if row["ratio"]["pieces"] <= loop.TARGET else "!"
+        cells = f"{row['seconds']['recipe']:8.2f} {ratio['pieces']:9.2f}{mark} {ratio['whole']:9.2f}"
+        print(f"{row['precision']:9} {row['decisions']:9} {row['minibatch']:9} {cells}", flush=True)
+    return rows
+
+
+def curves() -> dict[str, list[list[float]]]:
+    """Does the floor learn what the recipe learns?"""
+    told = loop.curves()
+    gaps = [abs(a - b) for x, y in zip(told["recipe"], told["floor"], strict=True) for a, b in zip(x, y, strict=True)]
+    print("\nMean reward a decision, first iteration to last, by seed (recipe; plain loop):")
+    for seed, (x, y) in enumerate(zip(told["recipe"], told["floor"], strict=True)):
+        print(f"  {seed}: {x[0]:.3f} to {x[-1]:.3f}; {y[0]:.3f} to {y[-1]:.3f}")
+    print(f"  largest gap of two curves {max(gaps):.1e}", flush=True)
+    return told
+
+
+def hopper() -> list[dict[str, Any]]:
+    """The whole loop on Hopper, where the simulators are installed."""
+    found = {"Hopper-v5": "mujoco", "envpool:Hopper-v5": "envpool"}
+    names = [name for name, package in found.items() if importlib.util.find_spec(package)]
+    print("\nThe whole loop of DPPO: environment steps a second (a second of processor time), and where the time goes")
+    rows = []
+    for name, width, precision in itertools.product(names, (256, 512), ("float32", "bf16")):
+        row = loop.hopper(name, width, precision)
+        rows.append(row)
+        share = ", ".join(f"{what} {part:.0%}" for what, part in row["share"].items())
+        speed = f"{row['steps a second']:7.0f} ({row['steps a processor second']:.0f})"
+        print(f"{name:18} 3 x {width} {row['precision']:8} {speed:>16}  {share}", flush=True)
+    for name in found.keys() - set(names):
+        print(f"{name}: not measured, {found[name]} is not installed")
+    return rows
+
+
 def missed(report: dict[str, Any]) -> list[str]:
     """The targets that were not met, in words."""
     said = []
-    for row in report["sampling"]:
+    for row in report["iteration"]:
+        if row["ratio"]["pieces"] > loop.TARGET:
+            what = f"iteration, minibatch {row['minibatch']}, {row['precision']}"
+            said.append(f"{what} {row['ratio']['pieces']:.2f} > {loop.TARGET}")
+    for row in report.get("sampling", []):
         for name, limits in TARGETS.items():
             ratio, limit = row["to naive"].get(name), limits.get(row["batch"])
             if ratio is not None and limit is not None and ratio > limit:
