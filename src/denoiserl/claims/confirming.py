@@ -31,7 +31,7 @@ def confirm(
     seed = record["seeds"][0]
     if isinstance(plan, Study):
         asked = (plan.budget, plan.unit, list(plan.seeds), plan.trials, set(plan.arms))
-        told = tuple(record[k] for k in ("budget", "unit", "seeds", "trials")) + (set(record["arms"]),)
+        told = (*(record[k] for k in ("budget", "unit", "seeds", "trials")), set(record["arms"]))
         if asked != told:
             raise BadRun(f"the claim {name} has another plan than its record: try it again, denoiserl claim {name}")
         once = replace(plan, seeds=(seed,), arms=chosen(plan, record["tuning"]), tune=1)

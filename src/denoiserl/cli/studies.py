@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -148,9 +149,8 @@ def _confirmed(names: Sequence[str], a: ClaimOptions) -> None:
             print(f"{name}: not confirmed. {'; '.join(different)}.")
         else:
             runner.write(record, a.out or ledger.RESULTS)
-            print(
-                f"{name}: confirmed, {record['verdict']}; all arms of seed {record['seeds'][0]} gave the same numbers."
-            )
+            said = f"all arms of seed {record['seeds'][0]} gave the same numbers"
+            print(f"{name}: confirmed, {record['verdict']}; {said}.")
     if not names:
         print("No record among these is stale.")
     if failed:
