@@ -62,10 +62,16 @@ def options(name: str, record: str = "Args", folder: Path = HERE) -> list[Option
 
 
 def _opened(module: Source, node: ast.expr, folder: Path) -> list[Option]:
-    """The fields of the dataclass that an expression names, if it is one of the recipes' own."""
+    """The fields of the dataclass that an expression names, if it is one of the recipes' own or imported by name."""
     *place, last = ast.unparse(node).split(".")
     if not place:
-        return options(module.name.rpartition(".")[2], last, folder) if _record(module, last) else []
+        if _record(module, last):
+            return options(module.name.rpartition(".")[2], last, folder)
+        imported = module.imports.get(last)
+        file = (HERE.parents[1] / "/".join(imported.module.split("."))).with_suffix(".py") if imported else None
+        if file is None or not file.is_file() or not _record(source(file.stem, file.parent), last):
+            return []
+        return options(file.stem, last, file.parent)
     imported = module.imports.get(place[0])
     name = (imported.name or imported.module.rpartition(".")[2]) if imported else ""
     if not imported or not (folder / f"{name}.py").is_file():

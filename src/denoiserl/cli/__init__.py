@@ -5,6 +5,7 @@
     eval      held-out trials of one policy, or of several against each other
     sample    draw with a run's policy, save, look
     collect   record episodes of an expert or a policy
+    upsample  make synthetic transitions of a data set, and say how real they look
     compare   methods on one task: equal budgets, paired seeds, verdicts
     claim     papers' claims, tried again and recorded
     doctor    what is wrong with a policy before it learns
@@ -54,6 +55,11 @@ VERBS = {
         "collecting.collect",
         "record episodes of an expert or a policy",
         "denoiserl collect --env metaworld:reach-v3 --out demos/reach",
+    ),
+    "upsample": Verb(
+        "upsampling.upsample",
+        "make synthetic transitions of a data set, and say how real they look",
+        "denoiserl upsample my.hdf5 --out bigger.hdf5",
     ),
     "compare": Verb(
         "studies.compare",

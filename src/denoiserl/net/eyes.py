@@ -13,9 +13,9 @@ from denoiserl.net.embed import shape
 
 
 class Points(nn.Module):
-    """A spatial softmax (1504.00702): where each of ``points`` maps looks, its mean position in [−1, 1]², [B, 2·points].
+    """A spatial softmax (1504.00702): where each of ``points`` maps looks, its mean position in [−1, 1]².
 
-    Of maps [B, C, H, W]; a 1 x 1 convolution makes the maps of the points.
+    [B, 2·points] of maps [B, C, H, W]; a 1 x 1 convolution makes the maps of the points.
     """
 
     pos_grid: Tensor
@@ -32,8 +32,8 @@ class Points(nn.Module):
 
 
 class Sighted(nn.Module):
-    """``inner``, a network of flat conditions, that is shown {"image", "state"} instead: pictures [B, S, S, C] in bytes,
-    and numbers [B, o].
+    """``inner``, a network of flat conditions, that is shown {"image", "state"} instead: pictures [B, S, S, C] in
+    bytes, and numbers [B, o].
 
     Three convolutions (of stride 4, 2 and 1), a spatial softmax, and the points beside the numbers: ``inner`` is made
     for o + 2·points of them. Pictures are looked at once a condition, in ``encode``. ``features`` are those numbers.
@@ -44,7 +44,9 @@ class Sighted(nn.Module):
     ) -> None:
         super().__init__()
         one, two, three = shape(channels)
-        self.config = {"inner": inner, "size": size, "points": points, "channels": (one, two, three), "colours": colours}
+        self.config = {
+            "inner": inner, "size": size, "points": points, "channels": (one, two, three), "colours": colours,
+        }  # fmt: skip
         self.inner, self.size, self.colours = inner, size, colours
         self.maps = nn.Sequential(
             nn.Conv2d(colours, one, 8, 4, 2), nn.GELU(), nn.Conv2d(one, two, 4, 2, 1), nn.GELU(),

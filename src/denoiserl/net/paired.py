@@ -17,10 +17,11 @@ class Paired(nn.Module):
         clock(t, r) = net.clock(t) + W₂ act(W₁ [fourier(t), fourier(t − r)] + b₁) + b₂
 
     Both times enter as a time alone does, so a sampler pays for them once a grid. The angular frequencies end at
-    ``high``, a tenth of those of networks of one time: a MeanFlow learns from the derivative of the network by t, and
-    what turns 200 times as fast as t makes that derivative 200 times as large. Give ``net`` no time of its own
-    (``MLP(..., time=0)``) where it can do without. ``zero``: the second clock starts at 0, so that the answer is the
-    network's own, which may have learned already.
+    ``high``, where those of networks of one time end at 200: a mean flow learns from the network's derivative by t, and
+    what turns as fast as that drowns the rest of it. On the ring bandit 0.36 of one-step samples reach a place with
+    ``high`` 20, 0.53 with 8 and 0.62 with 3, and 0.66 to 0.69 of five steps with any. For the same reason give ``net``
+    no time of its own (``MLP(..., time=0)``) where it can do without. ``zero``: the second clock starts at 0, so that
+    the answer is the network's own, which may have learned already.
     """
 
     def __init__(

@@ -9,7 +9,8 @@ They do not know which oracle the log-probs came from: ``replay`` (the path) or 
 | pairs | ``dpo`` (``margin``) |
 | rewards within a prompt | ``centered`` |
 | a reference | ``k1``, ``k2``, ``k3`` |
-| returns | ``squared``, ``clipped_value``, ``huber`` |
+| returns | ``squared``, ``clipped_value``, ``huber``, ``expectile`` |
+| a critic of decisions | ``ascent`` |
 
 ``clip_fraction``, ``clip_sides``, ``approx_kl`` watch an update; ``masked_mean`` and ``masked_sum`` reduce it.
 """
@@ -19,10 +20,11 @@ from denoiserl.objective.policy import approx_kl, clip_fraction, clip_sides, den
 from denoiserl.objective.preference import dpo, margin
 from denoiserl.objective.reduction import masked_mean, masked_sum
 from denoiserl.objective.regression import centered, exp_weights, weighted
-from denoiserl.objective.value import clipped_value, huber, squared
+from denoiserl.objective.value import ascent, clipped_value, expectile, huber, squared
 
 __all__ = [
     "approx_kl",
+    "ascent",
     "centered",
     "clip_fraction",
     "clip_sides",
@@ -30,6 +32,7 @@ __all__ = [
     "denoise_clip",
     "dpo",
     "exp_weights",
+    "expectile",
     "huber",
     "k1",
     "k2",

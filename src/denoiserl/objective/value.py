@@ -38,3 +38,32 @@ def huber(value: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     if not delta > 0:
         raise BadSignal(f"delta must be positive, got {delta}.")
     return F.huber_loss(value, target, reduction="none", delta=delta)
+
+
+def expectile(value: Tensor, target: Tensor, tau: float = 0.7) -> Tensor:
+    """``|τ − 1{target < v}| (target − v)²``: the minimiser over v is the τ-expectile of the targets.
+
+    τ = ½ is half the squared error and gives the mean; τ → 1 the largest target that the data show, without asking
+    for any decision outside of them. IQL, arXiv 2110.06169, eq. 5.
+    """
+    same_shape(value=value, target=target)
+    constant(target=target)
+    if not 0 < tau < 1:
+        raise BadSignal(f"tau must lie between 0 and 1, got {tau}.")
+    error = target - value
+    return torch.where(error < 0, 1 - tau, tau) * error.square()
+
+
+def ascent(value: Tensor, by: Tensor | None = None, floor: float = 1e-3) -> Tensor:
+    """``−Q / max(E|Q'|, floor)``, ``[*b]``: climbs a critic at a pace that does not depend on the unit of reward.
+
+    ``by``: Q', another critic of the same decisions (Diffusion-QL), by default Q itself (TD3+BC); a constant either
+    way. The floor keeps critics that know nothing yet, or rewards that are all zero, from being magnified without end.
+    TD3+BC, arXiv 2106.06860, eq. 5; Diffusion-QL, arXiv 2208.06193.
+    """
+    scale = value.detach() if by is None else by
+    same_shape(value=value, by=scale)
+    constant(by=scale)
+    if not floor > 0:
+        raise BadSignal(f"floor must be positive, got {floor}.")
+    return -value / scale.abs().mean().clamp_min(floor)

@@ -33,7 +33,7 @@ class Exploring(Denoiser):
         return {"denoiser": self.denoiser, "noise": self.noise, "least": self.least, "most": self.most}
 
     def encode(self, cond: Any) -> dict[str, Any]:
-        """What each of the two needs of the condition; of pictures, the noise net sees what the denoiser's makes of them."""
+        """What each of the two needs of the condition; of pictures, the noise net sees the points."""
         looks = getattr(getattr(self.denoiser, "net", None), "features", None)
         seen = cond if looks is None or isinstance(cond, Tensor) else looks(cond).detach()
         own = self.noise.encode(seen) if hasattr(self.noise, "encode") else seen  # type: ignore[operator]

@@ -52,7 +52,7 @@ def average(velocity: Velocity, x: Tensor, v: Tensor, r: Tensor, t: Tensor) -> T
     t = t.to(x.dtype)
     try:
         with torch.no_grad(), net_precision(None), sdpa_kernel(SDPBackend.MATH):
-            _, slope = torch.func.jvp(lambda x, t: velocity(x, r, t), (x, t), (v, t.new_ones(t.shape)))
+            slope = torch.func.jvp(lambda x, t: velocity(x, r, t), (x, t), (v, t.new_ones(t.shape)))[1]
     except RuntimeError as error:
         velocity(x, r, t)  # an error of the network's own is raised as it is
         raise BadRun(
@@ -85,7 +85,7 @@ class Average(Denoiser):
                     f"the network has dropout ({name or type(part).__name__}): a mean flow learns from the network's "
                     "derivative, which must be that of the network that acts: set it to 0"
                 )
-            if isinstance(part, torch._dynamo.OptimizedModule):
+            if hasattr(part, "_orig_mod"):  # torch.compile; to ask for its class would import the compiler
                 raise BadRun("a compiled network has no forward derivative: give the mean flow the network itself")
         self.config, self.net = {"net": net}, net
 
@@ -178,7 +178,7 @@ class MeanFlow(Process):
 
     def place(self, t: Tensor) -> Tensor:
         """The share of single draws below t: the inverse of ``level``, float64 (it is 1e-40 at t = 1e-6)."""
-        return torch.special.ndtr((torch.logit(t.double()) - self.mean) / self.std)
+        return torch.special.log_ndtr((torch.logit(t.double()) - self.mean) / self.std).exp()
 
     def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
         """Data at a pair of times drawn for learning.
@@ -197,9 +197,7 @@ class MeanFlow(Process):
         kind = torch.where(kind < self.same, kind, 1.0)  # no mass at the ends: they are not uniform
         return self._noised(plain.x0, self.place(plain.t), plain.t, rng, plain.live, kind)
 
-    def _noised(
-        self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, live: Tensor | None, kind: Tensor
-    ) -> Noised:
+    def _noised(self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, live: Tensor | None, kind: Tensor) -> Noised:
         """Noised to ``t``, whose place in the law of single draws is known; ``kind`` [*batch] uniform says which pair.
 
         Given the larger time the smaller one is a single draw below it.

@@ -92,14 +92,17 @@ class Args:
     """the task and the policy that learns"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
-    """Improve a policy that decides inside a box, in an environment."""
+def improve(
+    policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None, replay: Any = None
+) -> Iterator[dict]:
+    """Improve a policy that decides inside a box, in an environment. ``replay``: a buffer of another kind."""
     keep, codec = keep or Keep(), boxed(policy, "SAC")
     critic = Critics(env.obs_dim, policy.event, a.critics, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, heat = target(critic), Temperature(a.alpha, a.alpha_least).to(policy.device)
     opt, critic_opt, heat_opt = (adamw(m.parameters(), a.lr) for m in (policy.weights.module, critic, heat))
     covers([opt, critic_opt, heat_opt], policy.weights.module, critic, heat)
-    replay = Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay")
+    if replay is None:
+        replay = Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay")
     goal = -math.prod(policy.event) if a.entropy is None else a.entropy
     act = exploring(policy, codec, replay, a.begin, lambda c, rng: decides(policy, c).draw(normal(policy, c, rng)))
     learners = {"opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "heat": heat, "warm": heat_opt}
