@@ -2,7 +2,7 @@
 
     a folder with metadata.json             Minari                          (hub.minari)
     a folder with meta/info.json            LeRobot                         (hub.lerobot_dataset)
-    a folder written by ``Demos.save``      our own demonstrations
+    a folder of ``Recording.save``          our own; of ``Demos.save``, demonstrations alone
     one flat HDF5 file                      D4RL's layout, rows of all episodes one after another:
         observations [N, o], actions [N, d], rewards [N], terminals [N]; timeouts [N], next_observations [N, o],
         infos/success [N], action_low [d], action_high [d] where they are known
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,25 @@ from denoiserl.tree import tree_map
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
 ENDINGS = (".hdf5", ".h5", ".hdf")
+Kind = Literal["minari", "lerobot", "hdf5", "denoiserl"]
+
+
+def kind(path: str | Path) -> Kind:
+    """Which format it is, by the files: what is none of the others may be our own."""
+    path = Path(path)
+    if not path.exists():
+        raise BadRun(f"there is no {path}: name a Minari or LeRobot folder, a recording of ours, or an HDF5 file")
+    if path.is_dir() or path.name == minari.FILE:
+        folder = path.parent if path.is_file() else path
+        if any((f / minari.METADATA).is_file() for f in (folder, folder / "data")):
+            return "minari"
+        if (folder / "meta" / "info.json").is_file():
+            return "lerobot"
+    if path.is_file():
+        if path.suffix.lower() not in ENDINGS:
+            raise BadRun(f"{path} is no dataset known here: one file is HDF5 and ends in {' or '.join(ENDINGS[:2])}")
+        return "hdf5"
+    return "denoiserl"
 
 
 def read(path: str | Path, outside: minari.Outside = "refuse", parts: Sequence[str] | None = None) -> Recording:
@@ -36,18 +55,12 @@ def read(path: str | Path, outside: minari.Outside = "refuse", parts: Sequence[s
     ``outside``: actions beyond a box that the file tells are refused, or clipped to it. ``parts``: the observations to
     keep, where there are several. Refused: what is none of the formats, and bad episodes by number and row.
     """
-    path = Path(path)
-    if not path.exists():
-        raise BadRun(f"there is no {path}: name a Minari or LeRobot folder, demonstrations of ours, or an HDF5 file")
-    folder = path.parent if path.is_file() else path
-    if path.is_dir() or path.name == minari.FILE:
-        if any((f / minari.METADATA).is_file() for f in (folder, folder / "data")):
-            return minari.recording(path, outside=outside, parts=parts)
-        if (folder / "meta" / "info.json").is_file():
-            return lerobot_dataset.recording(folder, parts=parts)
-    if path.is_file():
-        if path.suffix.lower() not in ENDINGS:
-            raise BadRun(f"{path} is no dataset known here: one file is HDF5 and ends in {' or '.join(ENDINGS[:2])}")
+    path, found = Path(path), kind(path)
+    if found == "minari":
+        return minari.recording(path, outside=outside, parts=parts)
+    if found == "lerobot":
+        return lerobot_dataset.recording(path, parts=parts)
+    if found == "hdf5":
         return _flat(path, outside)
     try:
         return Recording.load(path)

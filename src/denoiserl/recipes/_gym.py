@@ -14,10 +14,10 @@ from denoiserl.data import Squash
 from denoiserl.env import Stream, evaluate
 from denoiserl.env.named import environment
 from denoiserl.env.planner import serving
-from denoiserl.net import MLP, Actor
+from denoiserl.net import MLP
 from denoiserl.policy import Policy
 from denoiserl.process import GaussianHead, OneStep, grid
-from denoiserl.recipes._kinds import facts
+from denoiserl.recipes import _kinds
 from denoiserl.task import Task
 from denoiserl.train import Keep
 
@@ -48,21 +48,16 @@ def make(base: Base) -> Any:
 def squashed(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy pressed into the box of the actions, untrained: mean and std are the network's."""
     env = Stream(make(base), 1)
-    codec, size, seen = Squash.box(env.spec.low, env.spec.high), env.action_dim, env.obs_dim
     env.close()
-    torch.manual_seed(seed)
-    event = (base.chunk, size)
-    net = MLP(event, seen, base.width, base.depth, 0, False, activation="relu", out=(base.chunk, 2 * size))
-    process = OneStep()
-    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
-    return Policy.of(process, Actor(net).to(keep.device), event, steps, serve, codec).to(keep.device)
+    event, codec = (base.chunk, env.action_dim), Squash.box(env.spec.low, env.spec.high)
+    return _kinds.squashed(event, env.obs_dim, base.width, base.depth, codec, seed).to(keep.device)
 
 
 def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy with one std for all states, untrained; observations are standardised as they come."""
     env = Stream(make(base), 1)
     env.close()
-    known = facts(env)
+    known = _kinds.facts(env)
     torch.manual_seed(seed)
     event = (base.chunk, known.actions)
     net = MLP(event, known.seen, base.width, base.depth, 0, False, zero=True)

@@ -14,7 +14,7 @@ from torch import nn
 from denoiserl.data import Demos, Robot, Running
 from denoiserl.env import Stream
 from denoiserl.errors import BadSignal
-from denoiserl.net import MLP, Paired
+from denoiserl.net import MLP, Actor, Paired
 from denoiserl.net.eyes import Sighted
 from denoiserl.policy import Policy
 from denoiserl.process import (
@@ -108,6 +108,15 @@ def gaussian(base: Sizes, source: Demos | Stream, seed: int, device: str | torch
     head = GaussianHead(network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.floor)
     steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
     return Policy.of(process, head.to(device), (base.chunk, known.actions), steps, serve, known.codec)
+
+
+def squashed(event: tuple[int, int], seen: int, width: int, depth: int, codec: Any, seed: int) -> Policy:
+    """A Gaussian policy pressed into the box of the actions: mean and std are the network's; served by its mean."""
+    torch.manual_seed(seed)
+    net = MLP(event, seen, width, depth, 0, False, activation="relu", out=(event[0], 2 * event[1]))
+    process = OneStep()
+    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    return Policy.of(process, Actor(net), event, steps, serve, codec)
 
 
 def meanflow(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:

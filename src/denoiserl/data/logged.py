@@ -1,0 +1,223 @@
+"""Logged data as off-policy learning wants them: one row a decision, whatever they were recorded in.
+
+``logged`` turns a recording into rows
+
+    (s_t, a_{t:t+H}, R, D, s_{t+m}),   R = Σ_{k<m} γ^k r_{t+k},   D = γ^m, 0 where the episode truly ended,
+
+m = n H ticks, fewer where the episode is over sooner; ``Logged.replay`` puts them into a ``Replay``, the buffer that
+online methods fill themselves. ``transitions`` is the way back: rows that somebody made, as a recording. Files of all
+formats are opened by ``denoiserl.hub.recordings.read``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.data.collect import Recording
+from denoiserl.data.demos import Demos
+from denoiserl.data.replay import Replay
+from denoiserl.errors import BadSignal
+from denoiserl.tree import Tree, leaves, tree_map
+
+Map = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """N decisions out of recorded episodes, in data units.
+
+    ``obs``, ``next_obs`` [N, ...] (trees); ``action`` [N, H, d]; ``reward`` [N]: discounted over the row's ticks;
+    ``length`` [N]: ticks until ``next_obs``; ``discount`` [N]: γ^length, 0 at a true end; ``terminated`` [N] bool.
+    ``low``, ``high`` [d]: the box of actions, infinite where nobody knows it. ``gamma``: the discount a tick.
+    """
+
+    obs: Tree
+    action: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_obs: Tree
+    terminated: Tensor
+    length: Tensor
+    low: Tensor
+    high: Tensor
+    gamma: float
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def replay(
+        self, batch: int = 1, device: str | torch.device = "cpu", seen: Map | None = None, done: Map | None = None
+    ) -> Replay:
+        """A replay buffer that holds all rows; draw from it with this ``gamma`` and ``steps=1``, for n is in the rows.
+
+        ``seen`` and ``done`` map observations and actions once (to model units, say). Refused: fewer rows than a
+        ``batch``, for most of each minibatch would be the same few rows.
+        """
+        from denoiserl.env.stream import Episode
+
+        if len(self) < batch:
+            raise BadSignal(
+                f"{self.name or 'the data'} hold {len(self)} decisions, fewer than a batch of {batch}: record more, or "
+                "take a smaller batch"
+            )
+        ones = torch.ones(len(self), dtype=torch.bool)
+        seen, done = seen or (lambda v: v), done or (lambda v: v)
+        columns = (seen(self.obs), seen(self.next_obs), done(self.action), self.reward, self.terminated, ones)
+        obs, next_obs, action, reward, terminated, ones = (tree_map(lambda v: v[None], c) for c in columns)
+        made = Replay(len(self), device)
+        made.add(Episode(obs, next_obs, action, reward, terminated, ones, self.length[None], ones[..., None]))
+        return made
+
+
+@torch.no_grad()
+def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0.99) -> Logged:
+    """The rows of recorded episodes: every tick starts a chunk of H = ``chunk`` actions and a return of n chunks.
+
+    A chunk that reaches beyond its episode repeats the last action; nothing of it was executed, and after a true end
+    nothing counts. A time limit bootstraps from the last observation. Where the source does not tell
+
+    - rewards, success is one: 1 in the last tick of episodes that succeeded (refused where that is not told either);
+    - how episodes ended, success ended them and a time limit the others;
+    - the last observations (LeRobot), rows that would bootstrap from there are left out.
+
+    Refused, by row: NaN and infinity, actions outside a box that is known; and a discount of 1 on data of which no
+    episode truly ended, where no return is finite.
+    """
+    data = _recorded(data)
+    demos, name = data.demos, data.demos.name or "the data"
+    if chunk < 1 or n < 1 or not 0 <= gamma <= 1:
+        raise BadSignal(
+            f"a row has a chunk and a return of at least one and a discount in [0, 1]; they are {chunk}, {n}, {gamma}"
+        )
+    rewards, ended = _told(data, name)
+    _sound(data, rewards, name)
+    if gamma == 1 and not bool(ended.any()):
+        raise BadSignal(f"no episode of {name} truly ended, so no return at a discount of 1 is finite: take gamma < 1")
+    at = torch.arange(len(demos.actions))
+    owner = torch.searchsorted(demos.ends, at, right=True)
+    left = demos.ends[owner] - at
+    length = left.clamp_max(n * chunk)
+    over = length == left
+    terminated = over & ended[owner]
+    if data.last is None:
+        at = at[~over | terminated]
+        if len(at) == 0:
+            raise BadSignal(
+                f"the episodes of {name} have at most {n * chunk} ticks, and nobody knows what was seen after them: "
+                "take a smaller chunk or n, or data with the last observations"
+            )
+        owner, left, length, over, terminated = (v[at] for v in (owner, left, length, over, terminated))
+    reward = torch.zeros(len(at))
+    for k in range(min(n * chunk, int(length.max()))):
+        reward += torch.where(k < length, gamma**k * rewards[(at + k).clamp_max(len(rewards) - 1)], 0.0)
+    window = torch.minimum(at[:, None] + torch.arange(chunk), (demos.ends[owner] - 1)[:, None])
+    after = torch.where(over, at, at + length)  # rows that are over see ``last``, or nothing that counts
+    observations, following = demos.observations, None if data.last is None else data.last
+    next_obs = tree_map(lambda v: v[after], observations)
+    if following is not None:
+        next_obs = tree_map(lambda v, last: _where(over, last[owner], v), next_obs, following)
+    return Logged(
+        tree_map(lambda v: v[at], observations),
+        demos.actions[window],
+        reward,
+        gamma ** length.float() * ~terminated,
+        next_obs,
+        terminated,
+        length,
+        data.low,
+        data.high,
+        gamma,
+        demos.name,
+    )
+
+
+def _recorded(data: Recording | Demos) -> Recording:
+    if isinstance(data, Recording):
+        return data
+    wide = torch.full((data.actions.shape[1],), torch.inf)
+    return Recording(data, None, None, None, -wide, wide)
+
+
+def _where(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, y)
+
+
+def _told(data: Recording, name: str) -> tuple[Tensor, Tensor]:
+    """Rewards [N], and which episodes truly ended [E] bool."""
+    demos, rewards, ended = data.demos, data.rewards, data.terminated
+    if ended is None:
+        ended = torch.zeros(len(demos), dtype=torch.bool) if demos.success is None else demos.success.bool()
+    if rewards is None:
+        if demos.success is None:
+            raise BadSignal(
+                f"{name} hold neither rewards nor which episodes succeeded, so nothing says what is better: imitate "
+                "them (diffusion_policy), or record rewards"
+            )
+        rewards = torch.zeros(len(demos.actions))
+        rewards[demos.ends - 1] = demos.success.float()
+    return rewards.float(), ended
+
+
+def _sound(data: Recording, rewards: Tensor, name: str) -> None:
+    """Refuse what cannot be learned from, by row."""
+    parts = {"observations": data.demos.observations, "actions": data.demos.actions, "rewards": rewards}
+    for what, tree in {**parts, **({} if data.last is None else {"last observations": data.last})}.items():
+        for leaf in leaves(tree):
+            bad = ~leaf.flatten(1).isfinite().all(1) if leaf.ndim > 1 else ~leaf.isfinite()
+            if bool(bad.any()):
+                raise BadSignal(
+                    f"row {int(bad.int().argmax())} of the {what} of {name} holds NaN or infinity: repair it, or leave "
+                    "its episode out"
+                )
+    actions = data.demos.actions
+    over = torch.maximum(data.low - actions, actions - data.high).amax(1)
+    if bool((over > 1e-5).any()):
+        row = int(over.argmax())
+        raise BadSignal(
+            f"row {row} of {name} acts {actions[row].tolist()}, outside the box of actions {data.low.tolist()} to "
+            f"{data.high.tolist()}: are these other units? read(path, outside='clip') clips them"
+        )
+
+
+def informative(data: Recording | Demos) -> bool:
+    """Can these rewards tell policies apart? Equal ones cannot, unless they are not zero and episodes truly end."""
+    data = _recorded(data)
+    rewards, ended = _told(data, data.demos.name or "the data")
+    equal = bool(rewards.min() == rewards.max())
+    return not equal or (bool(rewards[0] != 0) and bool(ended.any()))
+
+
+def transitions(
+    obs: Tensor,
+    action: Tensor,
+    reward: Tensor,
+    next_obs: Tensor,
+    terminated: Tensor,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    name: str = "",
+) -> Recording:
+    """Single transitions as a recording of N episodes of one tick each.
+
+    ``obs``, ``next_obs`` [N, o], ``action`` [N, d], ``reward`` [N], ``terminated`` [N] bool; ``low``, ``high`` [d]: the
+    box of actions, unknown by default. ``logged`` gives the same rows back, with n and chunk of 1: longer ones do not
+    exist in them.
+    """
+    count = len(action)
+    for what, v, ndim in (
+        ("obs", obs, 2), ("next_obs", next_obs, 2), ("action", action, 2), ("reward", reward, 1),
+        ("terminated", terminated, 1),
+    ):  # fmt: skip
+        if len(v) != count or v.ndim != ndim:
+            raise BadSignal(f"{what} has the shape {list(v.shape)}: transitions are [N, o], [N, d], [N], [N, o], [N]")
+    wide = torch.full((action.shape[1],), torch.inf)
+    demos = Demos(obs, action, torch.arange(1, count + 1), None, reward, name)
+    return Recording(
+        demos, reward, next_obs, terminated.bool(), -wide if low is None else low, wide if high is None else high
+    )

@@ -1,0 +1,286 @@
+"""Synthetic experience: a diffusion model of what happened, and rows that it makes (SynthER, 2303.06614).
+
+``learned`` trains EDM on transitions x = [s, a, r, s', done] in the units of ``Fields``; ``Maker.draw`` makes as many
+as wanted, all of them of the fields' kinds: actions inside their box, angles on the circle, ends of episodes certain.
+``Mixed`` is a replay buffer of which part of each batch is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.data.fields import Fields
+from denoiserl.data.logged import Logged
+from denoiserl.data.replay import Replay
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.net import MLP
+from denoiserl.process import Gauss, edm, grid
+from denoiserl.process.elucidated import Churn, Elucidated, heun
+from denoiserl.rng import Rng
+from denoiserl.train import EMA, Keep, fit
+
+FEW = 1000
+"""rows below which a model of them remembers rather than learns"""
+UNSURE = (0.2, 0.8)
+"""ends of episodes that the model leaves open: such rows are dropped"""
+BLOCK = 4096
+"""rows drawn side by side"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The diffusion model, and how long it learns. Published are a width of 1024, a depth of 6, 100 000 updates, a
+    learning rate of 3e-4 and 128 steps; the defaults are for a laptop."""
+
+    updates: int = 10_000
+    """gradient steps of the model"""
+    batch: int = 256
+    """rows a gradient step"""
+    lr: float = 1e-3
+    """AdamW's learning rate, with warm-up and cosine decay"""
+    width: int = 256
+    """the residual perceptron's width"""
+    depth: int = 4
+    """its hidden layers"""
+    steps: int = 48
+    """Heun steps of a draw"""
+    churn: float = 80.0
+    """noise added and removed on the way"""
+    average: float = 0.9995
+    """the decay of the weights' moving average, at most"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Transitions as vectors: fields of observations (before and after alike), actions, rewards and ends."""
+
+    obs: Fields
+    action: Fields
+    reward: Fields
+    terminated: Fields
+
+    @staticmethod
+    def fit(data: Logged, kinds: Mapping[str, Mapping[int, str]] | None = None) -> Layout:
+        """Of logged rows. ``kinds``: {"obs" | "action" | "reward": {column: kind}} where it is not to be recognised."""
+        told = dict(kinds or {})
+        parts = columns(data)
+        return Layout(
+            Fields.fit(torch.cat([parts["obs"], parts["next_obs"]]), told.get("obs")),
+            Fields.fit(parts["action"], told.get("action")),
+            Fields.fit(parts["reward"], told.get("reward")),
+            Fields.fit(parts["terminated"]),
+        )
+
+    @property
+    def fields(self) -> tuple[tuple[str, Fields], ...]:
+        """The parts in their order."""
+        return (
+            ("obs", self.obs), ("action", self.action), ("reward", self.reward), ("next_obs", self.obs),
+            ("terminated", self.terminated),
+        )  # fmt: skip
+
+    @property
+    def size(self) -> int:
+        """Numbers of a transition in model units."""
+        return sum(f.size for _, f in self.fields)
+
+    def encode(self, data: Logged) -> Tensor:
+        """Rows to model units [N, size]."""
+        parts = columns(data)
+        return torch.cat([f.encode(parts[name]) for name, f in self.fields], 1)
+
+    def decode(self, sample: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Model units [N, size] to columns, and which rows are sure whether the episode ended [N]."""
+        split = dict(zip((n for n, _ in self.fields), sample.split([f.size for _, f in self.fields], 1), strict=True))
+        decoded = {name: f.decode(split[name]) for name, f in self.fields}
+        end = split["terminated"]
+        sure = ((end <= UNSURE[0]) | (end >= UNSURE[1])).all(1)
+        return decoded, sure
+
+
+def columns(data: Logged) -> dict[str, Tensor]:
+    """The columns of a row, each [N, ...]. Refused: observations that are not flat, rows of unequal length."""
+    if not isinstance(data.obs, Tensor) or not isinstance(data.next_obs, Tensor) or data.obs.ndim != 2:
+        raise BadSignal(
+            "synthetic experience is made of flat observations [N, o]: concatenate the parts, or encode them"
+        )
+    if len(data) == 0 or bool((data.length != data.length[0]).any()):
+        raise BadSignal("rows of unequal length: make them of single transitions, logged(data, chunk=1, n=1)")
+    return {
+        "obs": data.obs, "action": data.action.flatten(1), "reward": data.reward[:, None], "next_obs": data.next_obs,
+        "terminated": data.terminated[:, None].float(),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A trained model of transitions. ``like``: one of the rows that it has learned from, for what they share."""
+
+    denoiser: Gauss
+    layout: Layout
+    like: Logged
+    model: Model
+
+    def draw(self, n: int, rng: Rng, told: Callable[[int], None] | None = None) -> tuple[Logged, float]:
+        """``n`` new rows, in data units, on the CPU, and the share of rows that were dropped on the way.
+
+        Actions are clipped to their box. Rows whose end is unsure are drawn again; refused where most are.
+        ``told(done)`` hears how many are made.
+        """
+        if n < 1:
+            raise BadSignal(f"there is at least one row to make, not {n}")
+        times, made, done, drawn = grid(self.model.steps), [], 0, 0
+        while done < n:
+            count = min(BLOCK, n if not made else max(256, n - done))
+            sample = heun(self.denoiser, times, (self.layout.size,), count, rng, churn=Churn(self.model.churn)).cpu()
+            if not bool(sample.isfinite().all()):
+                raise BadSignal("the model draws NaN or infinity: train it longer, or at a lower learning rate")
+            parts, sure = self.layout.decode(sample)
+            drawn, done = drawn + count, done + int(sure.sum())
+            if drawn >= 512 and done < 0.1 * drawn:
+                raise BadSignal(
+                    f"of {drawn} rows that the model drew, {done} say whether the episode ended: train it longer"
+                )
+            made.append({k: v[sure] for k, v in parts.items()})
+            if told is not None:
+                told(min(done, n))
+        return rows(made, self.like, n), 1 - done / drawn
+
+
+def rows(made: list[dict[str, Tensor]], like: Logged, n: int | None = None) -> Logged:
+    """The first ``n`` (None: all) rows of decoded ``columns``, with what they share with ``like``."""
+    parts = {k: torch.cat([m[k] for m in made])[:n] for k in made[0]}
+    over = parts["terminated"][:, 0] > 0.5
+    action = parts["action"].unflatten(1, like.action.shape[1:]).clamp(like.low, like.high)
+    length = like.length[:1].expand(len(over)).clone()
+    name = f"made from {like.name}" if like.name else "made"
+    discount = like.gamma ** length.float() * ~over
+    last = (over, length, like.low, like.high, like.gamma, name)
+    return Logged(parts["obs"], action, parts["reward"][:, 0], discount, parts["next_obs"], *last)
+
+
+def learned(
+    data: Logged,
+    model: Model,
+    rng: Rng,
+    keep: Keep | None = None,
+    kinds: Mapping[str, Mapping[int, str]] | None = None,
+) -> Generator[dict, None, Maker]:
+    """Train a model of the rows: a generator that yields its loss and returns the ``Maker``.
+
+    The network starts from torch's global generator. Refused: fewer rows than a batch, NaN and infinity.
+    """
+    keep = keep or Keep()
+    if len(data) < model.batch:
+        raise BadSignal(
+            f"{len(data)} rows are fewer than a batch of {model.batch}: record more, or take a smaller batch"
+        )
+    layout = Layout.fit(data, kinds)
+    net = MLP((layout.size,), width=model.width, depth=model.depth, time=16)
+    denoise = Gauss(net, edm, "edm", 1.0).to(keep.device)
+    yield from fit(
+        Elucidated(), denoise, layout.encode(data).to(keep.device), None, model.updates, rng, batch=model.batch,
+        lr=model.lr, warmup=model.updates // 20, ema=EMA(denoise, most=model.average), keep=keep,
+    )  # fmt: skip
+    return Maker(denoise, layout, part(data, slice(0, 1)), model)
+
+
+def trained(data: Logged, model: Model, rng: Rng, device: torch.device | str = "cpu") -> Maker:
+    """``learned`` in one go, in memory: for who makes models on the way."""
+    running = learned(data, model, rng, Keep(None, device))
+    while True:
+        try:
+            next(running)
+        except StopIteration as stop:
+            return stop.value
+
+
+def noised(data: Logged, n: int, std: float, rng: Rng) -> Logged:
+    """``n`` copies of rows with Gaussian noise of ``std`` standard deviations on all that is continuous: the plain
+    augmentation that a model has to beat."""
+    layout = Layout.fit(data)
+    at = rng.integers(0, len(data), n)
+    z = layout.encode(part(data, at))
+    blur = [torch.full((f.size,), std if f.kind in ("continuous", "quantile", "circle", "angle") else 0.0)
+            for _, g in layout.fields for f in g.fields]  # fmt: skip
+    parts, _ = layout.decode(z + torch.cat(blur) * rng.normal(*z.shape))
+    return rows([parts], data)
+
+
+def part(data: Logged, index: Any) -> Logged:
+    """Some of the rows."""
+    names = ("obs", "action", "reward", "discount", "next_obs", "terminated", "length")
+    return replace(data, **{k: getattr(data, k)[index] for k in names})
+
+
+def held(replay: Replay, low: Tensor, high: Tensor, gamma: float) -> Logged:
+    """The decisions that a replay buffer holds, as logged rows on the CPU."""
+    c = {k: v[: len(replay)].cpu() for k, v in replay.columns.items() if isinstance(v, Tensor)}
+    discount = gamma ** c["length"].float() * ~c["terminated"]
+    return Logged(
+        c["obs"], c["action"], c["reward"], discount, c["next_obs"], c["terminated"], c["length"], low, high, gamma
+    )
+
+
+class Mixed:
+    """A replay buffer of real decisions, beside which lie made ones: ``share`` of every batch is drawn from those.
+
+    As long as ``made`` is None all of a batch is real. It remembers, made rows included: name it in ``keep.loop``.
+    """
+
+    def __init__(self, real: Replay, share: float = 0.5) -> None:
+        if not 0 <= share < 1:
+            raise BadRun(f"the made share of a batch lies in [0, 1), not {share}: what is all made needs no mixing")
+        self.real, self.share = real, share
+        self.made: Replay | None = None
+        self.filled = 0
+        """how many real decisions there were when rows were made last"""
+
+    @property
+    def count(self) -> int:
+        """Real decisions, ever."""
+        return self.real.count
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Those of the real decisions."""
+        return self.real.columns
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def add(self, ep: Any, **more: Any) -> int:
+        """Take in real decisions."""
+        return self.real.add(ep, **more)
+
+    def refill(self, made: Replay) -> None:
+        """Exchange all that is made."""
+        self.made, self.filled = made, self.count
+
+    def sample(self, n: int, rng: Rng, gamma: float, steps: int = 1, batches: int | None = None) -> dict[str, Any]:
+        """As ``Replay.sample``; the made rows come last, and are single transitions whatever ``steps``."""
+        made = 0 if self.made is None else round(self.share * n)
+        drawn = self.real.sample(n - made, rng, gamma, steps, batches)
+        if not made or self.made is None:
+            return drawn
+        other = self.made.sample(made, rng, gamma, 1, batches)
+        axis = 0 if batches is None else 1
+        return {k: torch.cat([v, other[k]], axis) for k, v in drawn.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both buffers."""
+        made = None if self.made is None else self.made.state_dict()
+        return {"real": self.real.state_dict(), "made": made, "filled": self.filled}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where the saved buffers stood."""
+        self.real.load_state_dict(state["real"])
+        self.made, self.filled = None, state["filled"]
+        if state["made"] is not None:
+            self.made = Replay(state["made"]["capacity"], self.real.device)
+            self.made.load_state_dict(state["made"])

@@ -1,0 +1,187 @@
+"""Windows of trajectories as a denoiser sees them, and the transitions in windows that were made (PGD, 2404.06356).
+
+A window is L steps of (s, a, r, done). Actions lie in [−1, 1]; the model sees atanh a, so that whatever it draws lies
+in the box and gradients with respect to an action do not explode on its edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoiserl.data.fields import Fields
+from denoiserl.data.logged import Logged
+from denoiserl.data.synthetic import UNSURE
+from denoiserl.data.windows import windows
+from denoiserl.errors import BadSignal
+from denoiserl.net import UNet1D
+from denoiserl.process import Gauss, edm, grid
+from denoiserl.process.elucidated import Churn, Elucidated, Guide, heun
+from denoiserl.rng import Rng
+from denoiserl.train import EMA, Keep, fit
+
+EDGE = 0.999
+"""the largest action that is turned into model units"""
+
+Parts = Mapping[str, Tensor]
+"""{"obs": [..., o], "action": [..., d] in [−1, 1], "reward": [..., 1], "done": [..., 1]}"""
+
+
+def segments(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int = 1) -> dict[str, Tensor]:
+    """The windows of ``length`` steps of episodes that stop (exclusively) at ``ends`` [E], every ``stride``-th one.
+
+    Episodes that truly ``ended`` [E] bool are told to the end: their last frame is repeated, and ``done`` from it on.
+    Those that a time limit cut are windowed inside. Refused: no window at all.
+    """
+    reach = length if bool(ended.any()) else 1
+    try:
+        window = windows(ends, length, 1, reach)
+    except BadSignal as error:
+        raise BadSignal(f"{error}: take shorter windows") from None
+    whole = window.real.all(1) | ended[window.episode]
+    frame, real = window.frame[whole], window.real[whole]
+    if len(frame) == 0:
+        raise BadSignal(f"no episode has the {length} steps of a window, and none that is shorter truly ended")
+    frame, real = frame[::stride], real[::stride]
+    last = torch.zeros(len(parts["reward"]), dtype=torch.bool)
+    last[ends - 1] = ended
+    made = {k: v[frame] for k, v in parts.items() if k != "done"}
+    return {**made, "done": (last[frame] | ~real)[..., None].float()}
+
+
+@dataclass(frozen=True)
+class Track:
+    """A step of a window as a vector: the fields of what is seen, done and paid, and of the end."""
+
+    obs: Fields
+    action: Fields
+    reward: Fields
+    done: Fields
+
+    @staticmethod
+    def fit(parts: Parts, kinds: Mapping[int, str] | None = None) -> Track:
+        """Of windows [W, L, ...]. ``kinds``: of columns of the observation, where they are not to be recognised."""
+        flat = {k: v.flatten(0, -2) for k, v in parts.items()}
+        pressed = _pressed(flat["action"])
+        told = dict.fromkeys(range(pressed.shape[1]), "continuous")
+        paid, done = Fields.fit(flat["reward"]), Fields.fit(flat["done"])
+        return Track(Fields.fit(flat["obs"], kinds), Fields.fit(pressed, told), paid, done)
+
+    @property
+    def size(self) -> int:
+        """Numbers of a step."""
+        return self.obs.size + self.action.size + self.reward.size + self.done.size
+
+    @property
+    def acts(self) -> slice:
+        """Where the action is in them."""
+        return slice(self.obs.size, self.obs.size + self.action.size)
+
+    def encode(self, parts: Parts) -> Tensor:
+        """Windows to model units [W, L, size]."""
+        batch = parts["obs"].shape[:-1]
+        flat = {k: v.flatten(0, -2) for k, v in parts.items()}
+        columns = (
+            self.obs.encode(flat["obs"]), self.action.encode(_pressed(flat["action"])),
+            self.reward.encode(flat["reward"]), self.done.encode(flat["done"]),
+        )  # fmt: skip
+        return torch.cat(columns, 1).unflatten(0, batch)
+
+    def decode(self, sample: Tensor) -> dict[str, Tensor]:
+        """Model units [W, L, size] to windows, and ``sure``: which steps say clearly whether the episode is over."""
+        split = self._split(sample)
+        done = split["done"]
+        made = {
+            "obs": self.obs.decode(split["obs"]), "action": torch.tanh(self.action.decode(split["action"])),
+            "reward": self.reward.decode(split["reward"]), "done": self.done.decode(done),
+            "sure": ((done <= UNSURE[0]) | (done >= UNSURE[1])).all(1, keepdim=True),
+        }  # fmt: skip
+        return {k: v.unflatten(0, sample.shape[:-1]) for k, v in made.items()}
+
+    def decision(self, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """What is seen [W, L, o] and done [W, L, d] in model units [W, L, size]; differentiable in the actions."""
+        split = self._split(sample)
+        seen, done = self.obs.decode(split["obs"]), torch.tanh(self.action.decode(split["action"]))
+        return seen.unflatten(0, sample.shape[:-1]), done.unflatten(0, sample.shape[:-1])
+
+    def _split(self, sample: Tensor) -> dict[str, Tensor]:
+        sizes = {k: getattr(self, k).size for k in ("obs", "action", "reward", "done")}
+        return dict(zip(sizes, sample.flatten(0, -2).split(list(sizes.values()), 1), strict=True))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The diffusion model of windows; published are a width of 1024, three blocks and 256 steps."""
+
+    length: int = 32
+    """steps of a window"""
+    stride: int = 8
+    """every so many-th window is learned from"""
+    updates: int = 4000
+    """gradient steps"""
+    batch: int = 64
+    """windows a gradient step"""
+    lr: float = 1e-3
+    """AdamW's learning rate, with warm-up and cosine decay"""
+    channels: tuple[int, ...] = (32, 64)
+    """of the U-Net, a level each"""
+    steps: int = 32
+    """Heun steps of a draw"""
+    churn: float = 80.0
+    """noise added and removed on the way"""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A trained model of windows. ``track``: a step's fields; ``model``: sizes and steps of a draw."""
+
+    denoiser: Gauss
+    track: Track
+    model: Model
+
+    def draw(self, n: int, rng: Rng, guide: Guide | None = None) -> dict[str, Tensor]:
+        """n windows, decoded: see ``Track.decode``."""
+        event = (self.model.length, self.track.size)
+        churn = Churn(self.model.churn)
+        return self.track.decode(heun(self.denoiser, grid(self.model.steps), event, n, rng, churn=churn, guide=guide))
+
+
+def learned(window: Parts, model: Model, rng: Rng, keep: Keep) -> Generator[dict, None, Windows]:
+    """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``.
+
+    The network starts from torch's global generator.
+    """
+    track = Track.fit(window)
+    net = UNet1D((model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
+    denoise = Gauss(net, edm, "edm", 1.0).to(keep.device)
+    yield from fit(
+        Elucidated(), denoise, track.encode(window).to(keep.device), None, model.updates, rng, batch=model.batch,
+        lr=model.lr, warmup=model.updates // 10, ema=EMA(denoise, most=0.9995), keep=keep,
+    )  # fmt: skip
+    return Windows(denoise, track, model)
+
+
+def unrolled(parts: Parts, low: Tensor, high: Tensor, gamma: float, name: str = "") -> Logged:
+    """The transitions in made windows: up to the end of their episode, and not beyond a step that is unsure of it.
+
+    The last step of a window has a successor only in ending. Refused: none.
+    """
+    over, sure = parts["done"][..., 0] > 0.5, parts["sure"][..., 0]
+    stop = (over | ~sure).long()
+    live = sure & (stop.cumsum(1) - stop == 0)
+    live[:, -1] &= over[:, -1]
+    if not bool(live.any()):
+        raise BadSignal("the made windows hold no step that says whether its episode is over: train the model longer")
+    after = torch.cat([parts["obs"][:, 1:], parts["obs"][:, -1:]], 1)
+    ended, one = over[live], torch.ones(int(live.sum()), dtype=torch.int64)
+    return Logged(
+        parts["obs"][live], parts["action"][live][:, None], parts["reward"][live][:, 0], gamma * ~ended,
+        after[live], ended, one, low, high, gamma, name,
+    )  # fmt: skip
+
+
+def _pressed(action: Tensor) -> Tensor:
+    return torch.atanh(action.clamp(-EDGE, EDGE))

@@ -1,0 +1,130 @@
+"""Synthetic experience on a linear-Gaussian system: what is made obeys the system; what cannot be made is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from denoiserl.data import Replay
+from denoiserl.data.logged import Logged
+from denoiserl.data.synthetic import Layout, Maker, Mixed, Model, held, learned, noised, part
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.rng import Rng
+from denoiserl.train import Keep
+
+GAIN, PUSH, NOISE = 0.8, 0.5, 0.1
+
+
+def system(n: int, seed: int = 0) -> Logged:
+    """A turning body: s = (cos θ, sin θ, v), v' = 0.8 v + 0.5 a + ε, θ' = θ + 0.2 v'; a in [−1, 1]; ends at v' > 1."""
+    rng = Rng(seed)
+    turn, v, a = 2 * math.pi * rng.uniform(n), 0.5 * rng.normal(n), (0.7 * rng.normal(n)).clamp(-1, 1)
+    after = GAIN * v + PUSH * a + NOISE * rng.normal(n)
+    angle = turn + 0.2 * after
+    obs = torch.stack([turn.cos(), turn.sin(), v], 1)
+    next_obs = torch.stack([angle.cos(), angle.sin(), after], 1)
+    over, one = after > 1, torch.ones(n, dtype=torch.int64)
+    box = torch.ones(1)
+    return Logged(obs, a[:, None, None], -(v**2), 0.9 * ~over, next_obs, over, one, -box, box, 0.9, "body")
+
+
+SMALL = Model(updates=700, batch=128, lr=3e-3, width=64, depth=3, steps=24, churn=20.0)
+
+
+def train(data: Logged, model: Model = SMALL, seed: int = 0, keep: Keep | None = None) -> Maker:
+    torch.manual_seed(seed)
+    running = learned(data, model, Rng(seed), keep)
+    while True:
+        try:
+            next(running)
+        except StopIteration as stop:
+            return stop.value
+
+
+def test_made_transitions_obey_the_system_they_were_learned_from() -> None:
+    data = system(3000)
+    made, dropped = train(data).draw(2000, Rng(9))
+    assert len(made) == 2000 and 0 <= dropped < 0.2
+    v, a, after = made.obs[:, 2], made.action[:, 0, 0], made.next_obs[:, 2]
+    design = torch.stack([v, a], 1)
+    found = torch.linalg.lstsq(design, after[:, None]).solution.flatten()
+    assert found.tolist() == pytest.approx([GAIN, PUSH], abs=0.06)
+    assert float((after - design @ found).std()) < 3 * NOISE
+    assert float(v.std() / data.obs[:, 2].std()) == pytest.approx(1.0, abs=0.12)
+    torch.testing.assert_close(made.obs[:, :2].square().sum(1), torch.ones(2000))
+    turned = torch.atan2(made.next_obs[:, 1], made.next_obs[:, 0]) - torch.atan2(made.obs[:, 1], made.obs[:, 0])
+    turned = torch.remainder(turned + math.pi, 2 * math.pi) - math.pi
+    assert float((turned - 0.2 * after).abs().median()) < 0.1
+    assert bool((made.action.abs() <= 1).all()) and set(made.terminated.unique().tolist()) <= {False, True}
+    rate = float(data.terminated.float().mean())
+    assert float(made.terminated.float().mean()) == pytest.approx(rate, abs=0.03)
+    assert torch.equal(made.discount, 0.9 * ~made.terminated)
+
+
+def test_a_killed_model_ends_where_a_whole_one_does(tmp_path) -> None:
+    data, few = system(300), replace(SMALL, updates=10, batch=32)
+    whole, _ = train(data, few, keep=Keep(tmp_path / "whole", every=1)).draw(5, Rng(1))
+    torch.manual_seed(0)
+    running = learned(data, few, Rng(0), Keep(tmp_path / "half", every=1))
+    for _ in range(4):
+        next(running)
+    del running
+    again, _ = train(data, few, seed=5, keep=Keep(tmp_path / "half", every=1)).draw(5, Rng(1))
+    assert torch.equal(whole.obs, again.obs) and torch.equal(whole.reward, again.reward)
+
+
+def test_unsure_ends_are_not_rows() -> None:
+    layout = Layout.fit(system(500))
+    z = layout.encode(part(system(500), slice(0, 4)))
+    z[:, -1] = torch.tensor([0.1, 0.3, 0.7, 0.95])
+    parts, sure = layout.decode(z)
+    assert sure.tolist() == [True, False, False, True]
+    assert parts["terminated"][:, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_noised_copies_move_what_is_continuous_and_nothing_else() -> None:
+    data = system(400)
+    near = noised(data, 1000, 0.05, Rng(2))
+    torch.testing.assert_close(near.obs[:, :2].square().sum(1), torch.ones(1000))
+    far = (near.reward[:, None] - data.reward).abs().amin(1)
+    assert 0 < float(far.median()) < 0.05 * float(data.reward.std())
+    assert float(near.terminated.float().mean()) == pytest.approx(float(data.terminated.float().mean()), abs=0.04)
+
+
+def filled(n: int, value: float) -> Replay:
+    return replace(system(n), reward=torch.full((n,), value)).replay()
+
+
+def test_batches_are_mixed_by_their_share_and_saved_whole() -> None:
+    mixed = Mixed(filled(50, 1.0), 0.75)
+    assert mixed.sample(8, Rng(0), 0.9)["reward"].tolist() == [1.0] * 8
+    mixed.refill(filled(20, 2.0))
+    drawn = mixed.sample(8, Rng(0), 0.9, batches=3)
+    assert drawn["reward"].tolist() == [[1.0] * 2 + [2.0] * 6] * 3 and drawn["obs"].shape == (3, 8, 3)
+    other = Mixed(Replay(50), 0.75)
+    other.load_state_dict(mixed.state_dict())
+    again = other.sample(8, Rng(0), 0.9, batches=3)
+    assert all(torch.equal(v, again[k]) for k, v in drawn.items()) and other.filled == 50
+    rows = held(mixed.real, -torch.ones(1), torch.ones(1), 0.9)
+    assert torch.equal(rows.obs, system(50).obs) and torch.equal(rows.discount, system(50).discount)
+    with pytest.raises(BadRun, match="needs no mixing"):
+        Mixed(Replay(5), 1.0)
+
+
+def test_what_cannot_be_learned_is_refused() -> None:
+    data = system(300)
+    with pytest.raises(BadSignal, match="fewer than a batch of 512"):
+        train(data, replace(SMALL, batch=512))
+    with pytest.raises(BadSignal, match="unequal length"):
+        train(replace(data, length=torch.arange(300)))
+    with pytest.raises(BadSignal, match="flat observations"):
+        train(replace(data, obs={"state": data.obs}))
+    bad = data.reward.clone()
+    bad[7] = float("inf")
+    with pytest.raises(BadSignal, match="NaN or infinity in 1 rows"):
+        train(replace(data, reward=bad))
+    with pytest.raises(BadSignal, match="at least one row"):
+        train(data, replace(SMALL, updates=1)).draw(0, Rng(0))

@@ -1,0 +1,331 @@
+"""Learning from logged data: known optima, what the data words mean, resumes, refusals, and going on online."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from denoiserl.data.collect import Recording
+from denoiserl.data.logged import transitions
+from denoiserl.env import Stream
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.hub import recordings
+from denoiserl.policy import Policy
+from denoiserl.recipes import _locosmall, _logged, dppo, dql, iql, td3, td3_bc
+from denoiserl.rng import Rng
+from denoiserl.train import Keep
+
+gymnasium = pytest.importorskip("gymnasium")
+
+GAMMA = 0.9
+SMALL: dict[str, Any] = {"batch": 128, "width": 32, "lr": 3e-3}
+
+
+def bandit(n: int = 2000, seed: int = 0) -> Recording:
+    """One decision in [−1, 1]: behaviour N(0, 0.3²) (clipped), reward −(a − ½)²; the observation says nothing."""
+    rng = Rng(seed)
+    action = (0.3 * rng.normal(n, 1)).clamp(-1, 1)
+    reward, one = -(action[:, 0] - 0.5).square(), torch.ones(1)
+    seen = rng.normal(n, 2)
+    return transitions(seen, action, reward, seen, torch.ones(n, dtype=torch.bool), -one, one, "bandit")
+
+
+def modes(n: int = 2000, seed: int = 0) -> Recording:
+    """One decision of two: near −½ or near ½, and the latter pays twice as much; a few are made anywhere."""
+    rng = Rng(seed)
+    side = torch.where(rng.uniform(n, 1) < 0.5, -0.5, 0.5)
+    action = torch.where(rng.uniform(n, 1) < 0.1, 2 * rng.uniform(n, 1) - 1, side + 0.05 * rng.normal(n, 1))
+    near = torch.exp(-(action.abs() - 0.5).square() / 0.02)
+    seen, one = rng.normal(n, 1), torch.ones(1)
+    reward = (near * torch.where(action > 0, 2.0, 1.0))[:, 0]
+    return transitions(seen, action, reward, seen, torch.ones(n, dtype=torch.bool), -one, one, "modes")
+
+
+def regulator(n: int = 4000, seed: int = 0) -> Recording:
+    """x' = x + a/2, cost x² + a²/2, never over; actions even in [−2, 2], whatever the state."""
+    rng = Rng(seed)
+    x, a = 2 * rng.uniform(n, 1) - 1, 4 * rng.uniform(n, 1) - 2
+    cost, box = (x.square() + a.square() / 2)[:, 0], torch.full((1,), 2.0)
+    return transitions(x, a, -cost, x + a / 2, torch.zeros(n, dtype=torch.bool), -box, box, "regulator")
+
+
+def gain() -> float:
+    """The optimal K of a = −K x (Riccati's recursion)."""
+    p = k = 0.0
+    for _ in range(100):
+        k = GAMMA * 0.5 * p / (0.5 + GAMMA * 0.25 * p)
+        p = 1 + GAMMA * p - k * GAMMA * 0.5 * p
+    return k
+
+
+def policy(data: Recording, kind: str, **more: Any) -> Policy:
+    return _logged.policy(_logged.Base(**{"width": 32, **more}), data, kind, 0)
+
+
+def served(made: Policy, obs: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return made.draw(obs, Rng(seed))
+
+
+def learned(recipe: Any, made: Policy, data: Recording, keep: Keep | None = None, **given: Any) -> list[dict]:
+    a = recipe.Args(**{**SMALL, "iters": 4, "updates": 50, "gamma": GAMMA, **given})
+    torch.manual_seed(1)  # where critics start
+    return list(recipe.improve(made, data, a, Rng(3), keep))
+
+
+# Known optima
+
+
+def test_td3_bc_finds_the_gain_of_the_regulator_in_random_actions_and_imitates_at_alpha_0() -> None:
+    data = regulator()
+    made, clone = policy(data, "squashed"), policy(data, "squashed")
+    learned(td3_bc, made, data, iters=4, updates=45, alpha=30.0, tau=0.05, smooth=0.05, lr=5e-3)
+    learned(td3_bc, clone, data, iters=1, alpha=0.0)
+    at = torch.tensor([[-0.7], [0.7]])
+    (low, high), (left, right) = (served(p, at).flatten().tolist() for p in (made, clone))
+    assert (low - high) / 1.4 == pytest.approx(gain(), abs=0.12), "the LQR's own gain"
+    assert abs(left) < 0.3 and abs(right) < 0.3, "even actions have the mean 0 in every state"
+
+
+def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> None:
+    """p* ∝ N(0, s²) exp(−β (a − ½)²) is a Gaussian of precision 1/s² + 2β and mean β / (1/s² + 2β)."""
+    data, beta = bandit(), 8.0
+    made = policy(data, "gaussian", floor=0.01)
+    learned(iql, made, data, iters=4, updates=60, beta=beta, expectile=0.5, tau=0.05, lr=1e-2)
+    precision = 1 / 0.3**2 + 2 * beta
+    obs = torch.randn(400, 2)
+    assert float(served(made, obs).mean()) == pytest.approx(beta / precision, abs=0.04)
+    spread = made.codec.decode(made.sample(obs, Rng(1)).sample).std()
+    assert float(spread) == pytest.approx(precision**-0.5, abs=0.06), "and not the behaviour's 0.3"
+
+
+def chain(n: int = 3000) -> Recording:
+    """Five states in a row, action right if a > 0: each step right costs 0.1 and the end pays 2; left is free.
+
+    Who goes either way seldom gets there, so on the left his right is worse than his left: one step of improvement of
+    the behaviour stays there, and only planning leaves.
+    """
+    rng = Rng(0)
+    s, a = rng.integers(0, 5, n), torch.where(rng.uniform(n, 1) < 0.6, -0.5, 0.5) + 0.1 * rng.normal(n, 1)
+    right = a[:, 0] > 0
+    after = torch.where(right, s + 1, (s - 1).clamp_min(0))
+    over, eye, one = after == 5, torch.eye(5), torch.ones(1)
+    reward = torch.where(right, -0.1, 0.0) + 2.0 * over
+    return transitions(eye[s], a, reward, eye[after.clamp_max(4)], over, -one, one, "chain")
+
+
+def test_iql_plans_through_states_by_dynamic_programming_inside_the_data() -> None:
+    data = chain()
+    made = policy(data, "gaussian", floor=0.05)
+    learned(iql, made, data, iters=4, updates=60, beta=30.0, expectile=0.95, tau=0.2, lr=1e-2)
+    way = served(made, torch.eye(5)).flatten()
+    assert bool((way > 0.2).all()), f"right is best everywhere at γ = 0.9: {way}"
+
+
+def test_dql_takes_the_better_mode() -> None:
+    data = modes()
+    made = policy(data, "diffusion")
+    learned(dql, made, data, iters=4, updates=35, eta=2.0, candidates=1, batch=64, lr=5e-3)
+    drawn = served(made, torch.randn(400, 1)).flatten()
+    assert float(((drawn - 0.5).abs() < 0.25).float().mean()) > 0.9, "the critic knows which is better"
+
+
+def test_without_a_pull_both_modes_stay_and_the_control_chooses_what_the_critics_value(tmp_path: Path) -> None:
+    data = modes()
+    made = policy(data, "diffusion", denoise=3)
+    learned(dql, made, data, iters=4, updates=25, eta=0.0, candidates=16, batch=64, tau=0.05, lr=5e-3)
+    obs = torch.randn(300, 1)
+    best, alone = served(made, obs).flatten(), served(made.controlled(None), obs).flatten()
+    assert 0.2 < float((alone > 0).float().mean()) < 0.8 and float((best > 0).float().mean()) > 0.95
+    made.save(tmp_path / "p")
+    assert torch.equal(served(Policy.load(tmp_path / "p"), obs).flatten(), best), "it is saved with the policy"
+
+
+# What is shared
+
+
+RECIPES = [(td3_bc, "squashed"), (iql, "gaussian"), (dql, "diffusion")]
+
+
+@pytest.mark.parametrize(("recipe", "kind"), RECIPES)
+def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_have(
+    recipe: Any, kind: str, tmp_path: Path
+) -> None:
+    data, few = bandit(300), {"iters": 3, "updates": 3, "batch": 32}
+    whole, twin, halves, resumed = (policy(data, kind) for _ in range(4))
+    once = learned(recipe, whole, data, Keep(tmp_path / "whole", every=1), **few)
+    assert once == learned(recipe, twin, data, Keep(tmp_path / "twin", every=1), **few)
+    torch.manual_seed(1)
+    a = recipe.Args(**{**SMALL, **few, "gamma": GAMMA})
+    rows = recipe.improve(halves, data, a, Rng(3), Keep(tmp_path / "half", every=1))
+    for _ in range(2):
+        next(rows)
+    del rows
+    assert learned(recipe, resumed, data, Keep(tmp_path / "half", every=1), **few) == once[1:]
+    for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+    obs = torch.randn(5, 2)
+    assert torch.equal(served(whole, obs), served(resumed, obs)), "the control's critics are back too"
+
+
+@pytest.mark.parametrize(("recipe", "kind"), RECIPES)
+@pytest.mark.parametrize("word", ["maze:small-navigate", "ring"])
+def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, word: str) -> None:
+    base = _logged.Base(data=word, episodes=40, width=16, chunk=2 if word != "ring" else 1)
+    a = recipe.Args(iters=2, updates=2, batch=16, width=16, n=2, eval_every=2, base=base)
+    with pytest.MonkeyPatch.context() as patch:
+        task = _logged.task
+        patch.setattr(_logged, "task", lambda base: dataclasses.replace(task(base), watch=2))
+        rows = list(recipe.train(a))
+    assert recipe.STARTS == kind and math.isfinite(rows[-1]["held-out return"]) and rows[0]["critic loss"] > 0
+
+
+def test_iql_fits_a_denoising_policy_to_the_same_weights() -> None:
+    data = modes()
+    made = policy(data, "flow")
+    learned(iql, made, data, iters=2, updates=60, beta=4.0, tau=0.1, lr=5e-3)
+    drawn = served(made, torch.randn(300, 1)).flatten()
+    assert float((drawn > 0).float().mean()) > 0.8
+
+
+def test_rows_are_in_the_policy_s_units() -> None:
+    """A box that is not [−1, 1], observations standardised, and the same rows for every kind of policy."""
+    data = regulator(200)
+    a = SimpleNamespace(batch=16, n=1, gamma=GAMMA)
+    flat, pressed = (_logged.remembered(policy(data, kind), data, a) for kind in ("diffusion", "squashed"))
+    order = [r.columns["obs"][:200].flatten().argsort() for r in (flat, pressed)]
+    for replay, at in zip((flat, pressed), order, strict=True):
+        action, seen = replay.columns["action"][at][:, 0, 0], replay.columns["obs"][at][:, 0]
+        true = data.demos.observations.flatten().argsort()
+        assert torch.allclose(2 * action, data.demos.actions[true, 0], atol=1e-5)
+        assert float(seen.mean()) == pytest.approx(0, abs=1e-5)
+        assert float(seen.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+class Line(gymnasium.Env):
+    """The regulator as an environment."""
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.ticks = float(self.np_random.uniform(-1, 1)), 0
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action):
+        cost = self.x**2 + float(action[0]) ** 2 / 2
+        self.x, self.ticks = self.x + 0.5 * float(action[0]), self.ticks + 1
+        return np.array([self.x], np.float32), -cost, False, self.ticks >= 5, {}
+
+
+def cost(made: Policy) -> float:
+    """The mean cost of ten ticks from fixed starts, as the policy serves."""
+    x, total = torch.linspace(-1, 1, 21)[:, None], 0.0
+    for _ in range(10):
+        a = served(made, x)[:, 0]
+        total, x = total + float((x.square() + a.square() / 2).mean()), x + a / 2
+    return total
+
+
+def test_a_policy_learned_from_data_goes_on_online_with_td3() -> None:
+    """A clone of even actions does nothing; TD3 takes the same policy up and regulates."""
+    data = regulator(1000)
+    made = policy(data, "squashed")
+    learned(td3_bc, made, data, iters=1, alpha=0.0)
+    before = cost(made)
+    a = td3.Args(
+        iters=8, utd=0.5, copies=8, steps=8, begin=64, batch=64, width=32, lr=3e-3, gamma=GAMMA, tau=0.05, explore=0.3
+    )
+    list(td3.improve(made, Stream(Line, 8, 1), a, Rng(3)))
+    assert cost(made) < 0.7 * before, (before, cost(made))
+
+
+def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None:
+    data = regulator(1000)
+    made = policy(data, "diffusion")
+    learned(dql, made, data, iters=1, updates=5, candidates=2)
+    before = [p.detach().clone() for p in made.parameters()]
+    a = dppo.Args(iters=2, steps=6, execute=1, batch=64)
+    rows = list(dppo.improve(made.controlled(None), Stream(Line, 8, 1), a, Rng(5)))
+    assert math.isfinite(rows[-1]["reward"])
+    assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
+
+
+# Data
+
+
+def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: Path) -> None:
+    path = recordings.write(tmp_path / "my.hdf5", regulator(50))
+    mine = _logged.task(_logged.Base(data=str(path), env="Pendulum-v1"))
+    assert mine.data is not None and len(mine.data(0).demos.actions) == 50 and mine.metric == "return"
+    for base, said in [
+        (_logged.Base(data="maze:medum-navigate"), "medium"),
+        (_logged.Base(data="maze:medium-navigat"), "navigate"),
+        (_logged.Base(data="maze:small-noisy", goal="all"), "goal of a maze"),
+        (_logged.Base(data="locosmall:pendulm-medium"), "pendulum"),
+        (_logged.Base(data="nothing.hdf5"), "a path that exists"),
+        (_logged.Base(data=str(path)), "--env"),
+    ]:
+        with pytest.raises(BadRun, match=said):
+            _logged.task(base)
+
+
+def test_fewer_rows_are_whole_episodes_drawn_by_the_seed() -> None:
+    base = _logged.Base(data="maze:small-navigate", episodes=30)
+    whole = _logged.record(base, 0)
+    some, other = (_logged.record(dataclasses.replace(base, rows=500), seed) for seed in (0, 1))
+    assert 250 < len(some.demos.actions) <= 500 and not torch.equal(some.demos.actions, other.demos.actions)
+    for i in range(len(some.demos)):
+        seen, _ = some.demos.episode(i)
+        assert any(
+            len(seen) == len(v) and torch.equal(seen, v) for v, _ in map(whole.demos.episode, range(len(whole.demos)))
+        )
+
+
+def test_locosmall_has_three_grades_and_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny run: the replay is what SAC saw, in order, and a second call reads what the first one stored."""
+    monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path))
+    make, calls = _locosmall.make, []
+    monkeypatch.setattr(_locosmall, "make", lambda name: calls.append(name) or make(name, iters=5, episodes=3))
+    first = {grade: _locosmall.recorded("swingup", grade) for grade in _locosmall.GRADES}
+    _locosmall._all.cache_clear()
+    again = _locosmall.recorded("swingup", "medium-replay")
+    assert calls == ["swingup"] and len(list((tmp_path / "locosmall").iterdir())) == 1
+    replay = first["medium-replay"]
+    assert torch.equal(again.demos.actions, replay.demos.actions) and len(replay.demos.actions) == 5 * 8 * 25
+    for data in first.values():
+        obs, after = data.demos.observations, torch.cat([data.demos.observations[1:], data.last[-1:]])
+        after[data.demos.ends - 1] = data.last
+        state = torch.stack([obs[:, 0], torch.atan2(obs[:, 2], obs[:, 1]), obs[:, 3], obs[:, 4]], 1)
+        for _ in range(2):
+            state = _locosmall.swingup._moved(state, 10 * data.demos.actions[:, 0].clamp(-1, 1))
+        truth = torch.stack([state[:, 0], state[:, 1].cos(), state[:, 1].sin(), state[:, 2], state[:, 3]], 1)
+        assert torch.allclose(truth, after, atol=1e-3), "every row is followed by its true successor"
+    assert float(first["random"].demos.actions.abs().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
+    data = bandit(200)
+    few: dict[str, Any] = {"iters": 1, "updates": 1, "batch": 16}
+    assert data.rewards is not None
+    with pytest.warns(UserWarning, match="all rewards of bandit are equal"):
+        rows = learned(dql, policy(data, "diffusion"), dataclasses.replace(data, rewards=0 * data.rewards), **few)
+    assert math.isfinite(rows[-1]["imitation loss"])
+    with pytest.raises(BadSignal, match="200 decisions, fewer than a batch of 500"):
+        learned(iql, policy(data, "gaussian"), data, batch=500)
+    with pytest.raises(BadSignal, match="TD3\\+BC improves policies that decide"):
+        learned(td3_bc, policy(data, "diffusion"), data, **few)
+    with pytest.raises(BadSignal, match="start 'gaussian'"):
+        learned(iql, policy(data, "squashed"), data, **few)
+    with pytest.raises(BadSignal, match="start 'diffusion'"):
+        learned(dql, policy(data, "gaussian"), data, **few)
+    with pytest.raises(BadSignal, match="decides \\[1\\] numbers a tick, the data \\[2\\]"):
+        learned(iql, policy(data, "gaussian"), _logged.record(_logged.Base(data="ring", episodes=50), 0), **few)

@@ -1,0 +1,132 @@
+"""SynthER and PGD: what they end at where the answer is known, resumes, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from denoiserl.data.collect import Recording
+from denoiserl.data.logged import transitions
+from denoiserl.data.synthetic import Model
+from denoiserl.env import Stream
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.policy import Policy
+from denoiserl.recipes import _logged, sac, synther, synther_sac, td3_bc
+from denoiserl.rng import Rng
+from denoiserl.train import Keep
+from tests.recipes.test_off_policy import SMALL, Bandit
+from tests.recipes.test_off_policy import policy as boxed_policy
+
+TINY = Model(updates=5, batch=16, width=16, depth=2, steps=4)
+BASE = _logged.Base(width=32)
+
+
+def bandit(n: int = 400) -> Recording:
+    """Decisions spread around 0.3 x, which pay −(a − 0.5 x)², once."""
+    rng = Rng(0)
+    x = 2 * rng.uniform(n, 1) - 1
+    a = (0.3 * x + 0.3 * rng.normal(n, 1)).clamp(-1, 1)
+    over = torch.ones(n, dtype=torch.bool)
+    return transitions(x, a, -((a - 0.5 * x)[:, 0] ** 2), x, over, -torch.ones(1), torch.ones(1), "bandit")
+
+
+def start(data: Recording, kind: str = "squashed") -> Policy:
+    return _logged.policy(BASE, data, kind, 0)
+
+
+def answers(made: Policy) -> list[float]:
+    return made.draw(torch.tensor([[-0.8], [0.0], [0.8]]), Rng(0)).flatten().tolist()
+
+
+def same(first: Policy, second: Policy) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+
+
+OFFLINE = synther.Args(iters=2, updates=3, batch=32, width=16, lr=3e-3, rows=300, model=replace(TINY, updates=6))
+
+
+def test_synther_learns_from_made_rows_what_is_best() -> None:
+    data = bandit()
+    made = start(data)
+    model = Model(updates=500, batch=64, lr=3e-3, width=48, depth=3, steps=16, churn=10.0)
+    a = replace(OFFLINE, iters=6, updates=50, batch=128, width=32, rows=1500, model=model, alpha=20.0)
+    torch.manual_seed(1)
+    list(synther.improve(made, data, a, Rng(2)))
+    assert answers(made) == pytest.approx([-0.4, 0.0, 0.4], abs=0.15)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_synther_is_the_same_run_twice_and_after_a_kill(tmp_path, share) -> None:
+    data, a = bandit(100), replace(OFFLINE, share=share)
+
+    def run(folder: str) -> Policy:
+        made = start(data)
+        list(synther.improve(made, data, a, Rng(2), Keep(tmp_path / folder, every=1)))
+        return made
+
+    whole = run("whole")
+    made = start(data)
+    rows = synther.improve(made, data, a, Rng(2), Keep(tmp_path / "half", every=1))
+    for row in rows:
+        if "critic loss" in row:
+            break  # stopped in the learner's first iteration
+    del rows, row
+    assert same(whole, run("half"))
+
+
+def test_the_learner_is_td3_bc_itself() -> None:
+    """Learning from copies without noise is TD3+BC on the recording with the same draws."""
+    data = bandit(64)
+    a = replace(OFFLINE, by="noise", blur=0.0, rows=64)
+    torch.manual_seed(0)
+    made = start(data)
+    list(synther.improve(made, data, a, Rng(7)))
+    rng = Rng(7)
+    index = rng.integers(0, 64, 64)
+    rng.normal(64, 4)  # of x, a, r and x'; the end never changes, so it is no number to the model
+    torch.manual_seed(0)
+    other = start(data)
+    list(td3_bc.improve(other, data.take(index), a, rng))
+    assert answers(made) == pytest.approx(answers(other), abs=1e-4)
+
+
+ONLINE = synther_sac.Args(**{**SMALL, "begin": 32}, iters=3, utd=0.1, every=64, rows=100, entropy=-0.5, model=TINY)
+
+
+def test_synther_online_refills_its_buffer_and_goes_on_after_a_kill(tmp_path) -> None:
+    def run(folder: str, stop: int = 99) -> tuple[Policy, list[dict]]:
+        torch.manual_seed(0)
+        made, rows = boxed_policy(Bandit), []
+        torch.manual_seed(1)
+        for row in synther_sac.improve(made, Stream(Bandit, 8, 1), ONLINE, Rng(3), Keep(tmp_path / folder, every=1)):
+            rows.append(row)
+            if len(rows) == stop:
+                break
+        return made, rows
+
+    whole, rows = run("whole")
+    assert [row.get("made") for row in rows] == [100.0, 100.0, 100.0] and all("critic loss" in row for row in rows)
+    run("half", 2)
+    again, _ = run("half")
+    assert same(whole, again)
+
+
+def test_without_a_share_synther_online_is_sac() -> None:
+    made, other = boxed_policy(Bandit), boxed_policy(Bandit)
+    a = replace(ONLINE, share=0.0)
+    torch.manual_seed(0)
+    first = list(synther_sac.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    torch.manual_seed(0)
+    assert first == list(sac.improve(other, Stream(Bandit, 8, 1), a, Rng(3))) and same(made, other)
+
+
+def test_what_synther_cannot_use_is_refused() -> None:
+    data = bandit(50)
+    with pytest.raises(BadRun, match="Did you mean 'noise'"):
+        next(synther.improve(start(data), data, replace(OFFLINE, by="nose"), Rng(0)))  # type: ignore[arg-type]
+    with pytest.raises(BadSignal, match="single transitions"):
+        next(synther.improve(start(data), data, replace(OFFLINE, n=2), Rng(0)))
+    with pytest.raises(BadRun, match="fewer than its batch"):
+        next(synther_sac.improve(boxed_policy(Bandit), Stream(Bandit, 8, 1), replace(ONLINE, every=8), Rng(0)))
