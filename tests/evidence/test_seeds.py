@@ -161,6 +161,19 @@ def test_a_claim_at_its_margin_holds_in_half_of_alpha() -> None:
     assert held + denied > 0
 
 
+def test_a_rate_is_compared_with_a_number_as_outcomes_are() -> None:
+    """A thousand successes of a thousand are above 0.9 beyond doubt, and ten of ten are not; scores get no help."""
+    for n, verdict in ((200, "holds"), (2, "inconclusive")):
+        won = torch.ones(5, n)
+        assert exceeds(won, torch.full_like(won, 0.9)).verdict == verdict
+        assert exceeds(torch.full_like(won, 0.9), won).verdict == ("does not hold" if n == 200 else verdict)
+    lucky = torch.ones(5, 40)
+    lucky[:, :6] = 0.0  # 0.85 in every seed
+    told = exceeds(lucky, torch.full_like(lucky, 0.9))
+    assert told.verdict == "inconclusive" and told.difference.low < -0.05 < told.difference.high
+    assert exceeds(torch.full((5, 200), 1.5), torch.full((5, 200), 0.9)).verdict == "inconclusive", "five signs"
+
+
 def test_refusals() -> None:
     x, nan = torch.ones(3, 5), torch.ones(3, 5)
     nan[1, 2] = math.nan

@@ -142,7 +142,7 @@ def exceeds(
     if not math.isfinite(margin):
         raise BadSignal(f"a margin of {margin} is no difference: give a finite number.")
     x, y = arms.values()
-    found = _difference(x, y, alpha, alpha, _binary(x, y), margin, exact=False)
+    found = _difference(x, y, alpha, alpha, _rates(x, y), margin, exact=False)
     decided = found.p <= alpha
     verdict = "inconclusive" if not decided else "holds" if found.interval.mean > margin else "does not hold"
     return Verdict(*names, float(margin), found.interval, found.p, verdict, found.smallest, _basis(x))
@@ -247,6 +247,12 @@ def _aligned(arms: Mapping[str, Tensor]) -> None:
 
 def _binary(*arms: Tensor) -> bool:
     return all(bool(((x == 0) | (x == 1)).all()) for x in arms)
+
+
+def _rates(x: Tensor, y: Tensor) -> bool:
+    """Whether these are outcomes 0 and 1, or such outcomes and one number that their rate is compared with."""
+    number = [float(v.min()) == float(v.max()) and 0 <= float(v.min()) <= 1 for v in (x, y)]
+    return _binary(x, y) or (_binary(x) and number[1]) or (_binary(y) and number[0])
 
 
 def _basis(x: Tensor) -> Basis:
