@@ -59,6 +59,12 @@ class Recording:
             raise BadSignal("this environment does not say which episodes succeeded (info['success'])")
         return self.take(self.demos.success)
 
+    @staticmethod
+    def of(demos: Demos, rewards: Tensor | None = None) -> Recording:
+        """Demonstrations of which nothing else is known, but rewards perhaps."""
+        wide = torch.full((demos.actions.shape[1],), torch.inf)
+        return Recording(demos, rewards, None, None, -wide, wide)
+
     def save(self, path: str | Path) -> Path:
         """Store in the folder ``path``, whole or not at all. ``Demos.load`` reads its demonstrations."""
         return store.write(path, {**self.demos.tree(), **{f: getattr(self, f) for f in REST}})
@@ -68,8 +74,7 @@ class Recording:
         """Read what ``save`` stored; of demonstrations alone, nothing else is known."""
         demos, tree = Demos.load(path), store.read(path)
         if not all(f in tree for f in REST):
-            wide = torch.full((demos.actions.shape[1],), torch.inf)
-            return Recording(demos, None, None, None, -wide, wide)
+            return Recording.of(demos)
         return Recording(demos, *(tree[f] for f in REST))
 
     @staticmethod

@@ -89,7 +89,7 @@ def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0
     Refused, by row: NaN and infinity, actions outside a box that is known; and a discount of 1 on data of which no
     episode truly ended, where no return is finite.
     """
-    data = _recorded(data)
+    data = data if isinstance(data, Recording) else Recording.of(data)
     demos, name = data.demos, data.demos.name or "the data"
     if chunk < 1 or n < 1 or not 0 <= gamma <= 1:
         raise BadSignal(
@@ -137,13 +137,6 @@ def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0
     )
 
 
-def _recorded(data: Recording | Demos) -> Recording:
-    if isinstance(data, Recording):
-        return data
-    wide = torch.full((data.actions.shape[1],), torch.inf)
-    return Recording(data, None, None, None, -wide, wide)
-
-
 def _where(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, y)
 
@@ -187,7 +180,7 @@ def _sound(data: Recording, rewards: Tensor, name: str) -> None:
 
 def informative(data: Recording | Demos) -> bool:
     """Can these rewards tell policies apart? Equal ones cannot, unless they are not zero and episodes truly end."""
-    data = _recorded(data)
+    data = data if isinstance(data, Recording) else Recording.of(data)
     rewards, ended = _told(data, data.demos.name or "the data")
     equal = bool(rewards.min() == rewards.max())
     return not equal or (bool(rewards[0] != 0) and bool(ended.any()))

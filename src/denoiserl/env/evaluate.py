@@ -18,7 +18,7 @@ from torch import Tensor
 
 from denoiserl.env.stream import derived, executable, own, tensors
 from denoiserl.env.vector import put
-from denoiserl.errors import BadRun, BadSignal
+from denoiserl.errors import BadRun, BadSignal, DenoiseError
 from denoiserl.meter import uncounted
 from denoiserl.rng import Rng
 
@@ -34,10 +34,15 @@ class Evaluation:
     finished: Tensor
     seeds: tuple[int, ...]
 
+    @property
+    def outcomes(self) -> dict[str, Tensor]:
+        """What a task tells of each episode, float32 [N]: "success" where it is known, "return" and "ticks"."""
+        told = {"return": self.returns, "ticks": self.ticks.float()}
+        return told if self.success is None else {"success": self.success.float(), **told}
+
     def summary(self) -> dict[str, float]:
         """Means over the episodes."""
-        means = {"return": float(self.returns.mean()), "ticks": float(self.ticks.float().mean())}
-        return means if self.success is None else {**means, "success": float(self.success.float().mean())}
+        return {name: float(each.mean()) for name, each in self.outcomes.items()}
 
 
 def evaluate(
@@ -129,8 +134,16 @@ def filmed(
 
 def picture(env: Any, size: int) -> np.ndarray:
     """What an environment draws of itself, uint8 [H, W, 3], about ``size`` pixels high where it can choose."""
-    sized = "size" in inspect.signature(env.render).parameters
-    drawn = env.render(size) if sized else env.render()
+    render = getattr(env, "render", None)
+    if render is None:
+        raise BadRun(f"{type(env).__name__} has no render(), which would draw it")
+    sized = "size" in inspect.signature(render).parameters
+    try:
+        drawn = render(size) if sized else render()
+    except DenoiseError:
+        raise
+    except Exception as error:  # a simulator's own: whoever cannot draw can be judged all the same
+        raise BadRun(f"{type(env).__name__} cannot draw itself ({type(error).__name__}: {error})") from error
     if not isinstance(drawn, np.ndarray) or drawn.ndim != 3:
         raise BadRun(f"{type(env).__name__} draws no picture: make it with render_mode='rgb_array'")
     step = max(1, drawn.shape[0] // size)

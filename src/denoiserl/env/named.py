@@ -21,7 +21,7 @@ from denoiserl.data.demos import Demos
 from denoiserl.env.metaworld import HAND, Flaws, MetaWorld, hand
 from denoiserl.env.metaworld import demonstrations as metaworld_demonstrations
 from denoiserl.env.metaworld import expert as metaworld_expert
-from denoiserl.env.pixels import Pixels
+from denoiserl.env.pixels import Pixels, offscreen
 from denoiserl.env.pool import PREFIX as POOL
 from denoiserl.env.pusht import SIZE, PushT
 from denoiserl.env.pusht import demonstrations as pusht_demonstrations
@@ -58,6 +58,7 @@ def _made(word: str, ticks: int | None) -> Any:
         if ticks:
             raise BadRun(f"{word}: your function knows when an episode is over; leave the number of ticks out")
         return named(word)
+    offscreen()  # before MuJoCo is imported, which looking at the task's class does
     gym = need("gymnasium", "demo")
     try:
         spec = gym.spec(word)

@@ -19,7 +19,7 @@ import numpy as np
 
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import EnvFault, Fault, chosen, diverged, raised, refuse, refuse_reward
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadRun, BadSignal
 
 NEXT, SAME, DISABLED = "NextStep", "SameStep", "Disabled"
 
@@ -120,7 +120,7 @@ class Vector:
     ) -> Outcome:
         """One chunk [B, T_a, ...]. Copies that are reset by this very step (NEXT_STEP) have length 0."""
         if watch is not None:
-            raise ValueError("the copies of a vector environment cannot be watched: give an id or a factory")
+            raise BadRun("the copies of a vector environment cannot be watched: give an id or a factory")
         going = alive & ~self.pending
         n, ticks = actions.shape[:2]
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)

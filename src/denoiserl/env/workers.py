@@ -21,6 +21,7 @@ import numpy as np
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import EnvFault, Fault, chosen, raised
 from denoiserl.env.single import Make, Singles, derived
+from denoiserl.errors import BadRun
 
 PATIENCE = 300.0
 """seconds in which a worker has to answer"""
@@ -167,7 +168,7 @@ class Workers:
     ) -> Outcome:
         """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]. Copies elsewhere cannot be watched."""
         if watch is not None:
-            raise ValueError("copies in worker processes cannot be watched: use processes=1")
+            raise BadRun("copies in worker processes cannot be watched: use processes=1")
         for k, (a, b) in enumerate(zip(np.split(actions, self.edges), np.split(alive, self.edges), strict=True)):
             self._send(k, "play", (a, b, gamma, restart))
         got = [self._played(k, part) for k, part in enumerate(np.split(alive, self.edges))]

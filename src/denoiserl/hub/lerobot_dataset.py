@@ -84,8 +84,7 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
         raise BadSignal(f"{name} holds no episode" + (" beside those left out" if without else ""))
     returns = [float(r.sum()) for r in rewards] if rewards else None
     demos = Demos.of(episodes, success or None, returns, name)
-    wide = torch.full((demos.actions.shape[1],), torch.inf)
-    return Recording(demos, torch.cat(rewards) if rewards else None, None, None, -wide, wide)
+    return Recording.of(demos, torch.cat(rewards) if rewards else None)
 
 
 def _info(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from denoiserl.data.demos import Demos
 from denoiserl.errors import BadSignal
+from denoiserl.labs.episodes import begun
 from denoiserl.rng import Rng
 
 RADIUS = 0.3
@@ -70,16 +71,8 @@ class Fork2D:
     ) -> tuple[Tensor, dict[str, Any]]:
         """New episodes, of all copies or of those in ``options["reset_mask"]`` [B]. Unseeded resets go on with each
         copy's own sequence of episodes."""
-        mask = torch.ones(self.num_envs, dtype=torch.bool)
-        if options is not None and "reset_mask" in options:
-            mask = torch.as_tensor(options["reset_mask"], dtype=torch.bool)
-        if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
-            if len(seeds) != self.num_envs:
-                raise BadSignal(f"there are {self.num_envs} copies and {len(seeds)} seeds")
-            self.seeds = torch.where(mask, torch.tensor(seeds), self.seeds)
-            self.episode = self.episode.masked_fill(mask, 0)
-        u = Rng.rows(self.seeds * 1_000_003 + self.episode).uniform(self.num_envs, 2)
+        mask, rng = begun(self, seed, options)
+        u = rng.uniform(self.num_envs, 2)
         low, high = self.goal_band
         position = torch.stack([torch.full_like(u[:, 0], START[0]), START[1] * (2 * u[:, 0] - 1)], -1)
         goal = torch.stack([torch.full_like(u[:, 1], GOAL_X), low + (high - low) * u[:, 1]], -1)

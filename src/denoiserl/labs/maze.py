@@ -26,6 +26,7 @@ from torch import Tensor
 
 from denoiserl.data.demos import Demos
 from denoiserl.errors import BadSignal, nearest
+from denoiserl.labs.episodes import begun
 from denoiserl.labs.fork2d import Box
 from denoiserl.rng import Rng
 
@@ -158,16 +159,8 @@ class PointMaze:
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """New episodes, of all copies or of those in ``options["reset_mask"]`` [B]. No start is in the goal's cell."""
-        mask = torch.ones(self.num_envs, dtype=torch.bool)
-        if options is not None and "reset_mask" in options:
-            mask = torch.as_tensor(options["reset_mask"], dtype=torch.bool)
-        if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
-            if len(seeds) != self.num_envs:
-                raise BadSignal(f"there are {self.num_envs} copies and {len(seeds)} seeds")
-            self.seeds = torch.where(mask, torch.tensor(seeds), self.seeds)
-            self.episode = self.episode.masked_fill(mask, 0)
-        u = Rng.rows(self.seeds * 1_000_003 + self.episode).uniform(self.num_envs, 4)
+        mask, rng = begun(self, seed, options)
+        u = rng.uniform(self.num_envs, 4)
         free = len(self.maze.cells)
         if self.fixed is None:
             end = (u[:, 0] * free).long()

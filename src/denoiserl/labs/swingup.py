@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.errors import BadSignal
+from denoiserl.labs.episodes import begun
 from denoiserl.labs.fork2d import Box
-from denoiserl.rng import Rng
 
 FORCE = 10.0
 CART, POLE, HALF = 1.0, 0.1, 0.5
@@ -55,16 +55,8 @@ class SwingUp:
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """New episodes, of all copies or of those in ``options["reset_mask"]`` [B]."""
-        mask = torch.ones(self.num_envs, dtype=torch.bool)
-        if options is not None and "reset_mask" in options:
-            mask = torch.as_tensor(options["reset_mask"], dtype=torch.bool)
-        if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
-            if len(seeds) != self.num_envs:
-                raise BadSignal(f"there are {self.num_envs} copies and {len(seeds)} seeds")
-            self.seeds = torch.where(mask, torch.tensor(seeds), self.seeds)
-            self.episode = self.episode.masked_fill(mask, 0)
-        start = 0.2 * (Rng.rows(self.seeds * 1_000_003 + self.episode).uniform(self.num_envs, 4) - 0.5)
+        mask, rng = begun(self, seed, options)
+        start = 0.2 * (rng.uniform(self.num_envs, 4) - 0.5)
         start[:, 1] += math.pi
         self.state = torch.where(mask[:, None], start, self.state)
         self.ticks = self.ticks.masked_fill(mask, 0)

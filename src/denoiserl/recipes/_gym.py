@@ -47,17 +47,14 @@ def make(base: Base) -> Any:
 
 def squashed(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy pressed into the box of the actions, untrained: mean and std are the network's."""
-    env = Stream(make(base), 1)
-    env.close()
+    env = _kinds.probe(make(base))
     event, codec = (base.chunk, env.action_dim), Squash.box(env.spec.low, env.spec.high)
     return _kinds.squashed(event, env.obs_dim, base.width, base.depth, codec, seed).to(keep.device)
 
 
 def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy with one std for all states, untrained; observations are standardised as they come."""
-    env = Stream(make(base), 1)
-    env.close()
-    known = _kinds.facts(env)
+    known = _kinds.facts(_kinds.probe(make(base)))
     torch.manual_seed(seed)
     event = (base.chunk, known.actions)
     net = MLP(event, known.seen, base.width, base.depth, 0, False, zero=True)
@@ -69,9 +66,7 @@ def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
 
 def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Returns and ticks of n episodes, and success where the environment reports it."""
-    done = evaluate(serving(policy), make(base), n, 1_000_000 + seed)
-    told = {"return": done.returns, "ticks": done.ticks.float()}
-    return told if done.success is None else {**told, "success": done.success.float()}
+    return evaluate(serving(policy), make(base), n, 1_000_000 + seed).outcomes
 
 
 METRICS = {

@@ -57,6 +57,13 @@ class Facts(NamedTuple):
     actions: int
 
 
+def probe(env: Any) -> Stream:
+    """One copy of what streams take, closed again: for what it observes and how it acts."""
+    found = Stream(env, 1)
+    found.close()
+    return found
+
+
 def facts(source: Demos | Stream) -> Facts:
     """Of demonstrations; or of an environment alone, whose actions must have bounds."""
     if isinstance(source, Demos):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from denoiserl.data import Demos, Normalizer, Replay, Robot, Squash
 from denoiserl.data.collect import Recording
+from denoiserl.data.collect import record as played
 from denoiserl.data.logged import informative, logged
 from denoiserl.env import evaluate
 from denoiserl.env.named import environment as named
@@ -36,12 +37,14 @@ from denoiserl.errors import BadRun, BadSignal, nearest
 from denoiserl.hub.recordings import read
 from denoiserl.labs.logs import bandit, farthest, mazes
 from denoiserl.labs.maze import KINDS as PLAYERS
-from denoiserl.labs.maze import SPEED, Maze, PointMaze
+from denoiserl.labs.maze import REACH, SPEED, Maze, PointMaze
 from denoiserl.labs.ring import RingBandit
 from denoiserl.policy import Policy
 from denoiserl.recipes import _kinds, _locosmall
 from denoiserl.recipes._boxed import unit
 from denoiserl.rng import Rng
+from denoiserl.show.acted import FEW, episodes
+from denoiserl.show.mazes import spots, ways
 from denoiserl.task import Task
 from denoiserl.train import Keep
 
@@ -178,11 +181,23 @@ def outcomes(base: Base, made: Policy, seed: int, n: int) -> Mapping[str, Tensor
     """Return and ticks of n episodes; success where it is reported, score where references are known: [n] each."""
     where = source(base)
     done = evaluate(serving(made), where.env, n, 1_000_000 + seed)
-    told = {"return": done.returns, "ticks": done.ticks.float()}
-    if where.known is not None:
-        low, high = where.known
-        told["score"] = 100 * (done.returns - low) / (high - low)
-    return told if done.success is None else {**told, "success": done.success.float()}
+    if where.known is None:
+        return done.outcomes
+    low, high = where.known
+    return {**done.outcomes, "score": 100 * (done.returns - low) / (high - low)}
+
+
+def look(base: Base, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+    """A film of the first episodes, eight at most; of a maze, its plan with the ways through it."""
+    where, few = source(base), min(n, FEW)
+    if not base.data.startswith("maze:"):
+        return episodes(serving(made), where.env, few, 1_000_000 + seed)
+    plan = maze(base.data.partition(":")[2].partition("-")[0])
+    went = played(where.env, serving(made), few, 1_000_000 + seed).demos
+    paths = [went.episode(i)[0][:, :2] for i in range(few)]
+    far = (spots(plan)[..., None, :] - went.observations[went.ends - 1, -2:]).norm(dim=-1).amin(-1)
+    won = 0 if went.success is None else int(went.success.sum())
+    return {"ways.png": ways(plan, {f"{won} of {few} reach the goal": ((far < REACH).float(), paths)})}
 
 
 KINDS = ("diffusion", "flow", "gaussian", "squashed", "meanflow", "student")
@@ -198,6 +213,8 @@ def task(base: Base) -> Task:
         lambda made, seed, n: outcomes(base, made, seed, n),
         {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
         data=lambda seed: record(base, seed),
+        look=lambda made, seed, n: look(base, made, seed, n),
+        caption="What the policy does from held-out starts. In a maze rings are starts and dots are ends.",
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.data import Demos
-from denoiserl.env import Stream, evaluate, filmed
+from denoiserl.env import Stream, evaluate
 from denoiserl.env.history import Remembering
 from denoiserl.env.named import demonstrations, environment, scripted
 from denoiserl.env.planner import serving
@@ -29,10 +29,9 @@ from denoiserl.errors import BadRun
 from denoiserl.hub.recordings import read
 from denoiserl.policy import Policy
 from denoiserl.process import ddim, floored
-from denoiserl.recipes._kinds import diffusion, flow, gaussian
+from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe
 from denoiserl.rng import Rng
-from denoiserl.show.films import film_grid
-from denoiserl.show.media import gif
+from denoiserl.show.acted import FEW, episodes
 from denoiserl.task import Task
 from denoiserl.train import Keep
 from denoiserl.train.keep import saved
@@ -147,9 +146,7 @@ def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) 
     if base.start is not None:
         return opened(base, keep.device)
     if nothing and not demonstrated(base):
-        env = Stream(make(base), 1)
-        env.close()
-        return kind(base, env, seed, keep.device)
+        return kind(base, probe(make(base)), seed, keep.device)
     demos = record(base, seed)
     made = kind(base, demos, seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos)
@@ -168,9 +165,7 @@ def steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator
     """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
     training: narrow noise."""
     made = yield from cloned(diffusion, base, seed, keep, False)
-    env = Stream(make(base), 1)
-    env.close()
-    return steer(deterministic(made), env.obs_dim, noise_map=base.noise_map, spread=spread)
+    return steer(deterministic(made), probe(make(base)).obs_dim, noise_map=base.noise_map, spread=spread)
 
 
 def opened(base: Base, device: torch.device) -> Policy:
@@ -199,18 +194,12 @@ METRICS = {
 def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
     """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
     environment reports it, return and ticks."""
-    done = evaluate(serving(made, base.execute), make(base), n, 1_000_000 + seed)
-    told = {"return": done.returns, "ticks": done.ticks.float()}
-    return told if done.success is None else {"success": done.success.float(), **told}
+    return evaluate(serving(made, base.execute), make(base), n, 1_000_000 + seed).outcomes
 
 
-def look(made: Policy, base: Base, seed: int, n: int, size: int = 160) -> dict[str, bytes | str]:
+def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
-    try:
-        films, won = filmed(serving(made, base.execute), make(base), min(n, 8), 1_000_000 + seed, size)
-    except BadRun as error:
-        return {"episodes.txt": f"No film of the robot: {error}."}
-    return {"episodes.gif": gif(film_grid(films, won), 20.0)}
+    return episodes(serving(made, base.execute), make(base), min(n, FEW), 1_000_000 + seed)
 
 
 def succeeds(base: Base) -> bool:

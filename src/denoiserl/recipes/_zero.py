@@ -33,6 +33,7 @@ from denoiserl.policy import Policy
 from denoiserl.process import VP, Diffusion, Gauss, OneStep, ddim, grid
 from denoiserl.recipes._successors import demos, pairs
 from denoiserl.rng import Rng
+from denoiserl.show.acted import FEW, episodes
 from denoiserl.show.mazes import spots, ways
 from denoiserl.task import Task
 from denoiserl.train import Keep, fit
@@ -212,26 +213,37 @@ def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tens
 
 
 def look(base: Base, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
-    """A plan of the maze for every reward, with where the policy that was told it goes from at most eight starts."""
+    """A plan of the maze for every reward, with where the policy that was told it goes from at most eight starts; of a
+    user's data, a film of the policy that was told theirs."""
+    if base.data != "maze":
+        return episodes(serving(told_data(base, policy)), named(judged(base)), min(n, FEW), 1_000_000 + seed)
     seen, at, panels = states(demos(record(base, 0))), spots(maze(base)), {}
     for name, reward in rewards(base).items():
-        went = asked(base, policy, seen, reward, seed, min(n, 8))[1]
+        went = asked(base, policy, seen, reward, seed, min(n, FEW))[1]
         panels[name] = reward(at), went.path
     return {"ways.png": ways(maze(base), panels)}
 
 
 def logged_outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Returns of n episodes, of the policy that was told the rewards of the data."""
-    data = record(base, 0)
+    env = named(judged(base))
+    return evaluate(serving(told_data(base, policy)), env, n, 1_000_000 + seed).outcomes
+
+
+def judged(base: Base) -> str:
+    """Where policies that learn from data of a user's are judged."""
     if base.env is None:
         raise BadRun(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
+    return base.env
+
+
+def told_data(base: Base, policy: Policy) -> Policy:
+    """The policy that was told the rewards of a user's data."""
+    data = record(base, 0)
     if not isinstance(data, Recording) or data.rewards is None:
         raise BadRun(f"{base.data} holds no rewards to ask for: tell one in Python, answer(policy, data, reward)")
     row = pairs(data)  # a reward belongs to the state that it is given in
-    made = answer(policy, row["after"], data.rewards[row["at"]])
-    done = evaluate(serving(made), named(base.env), n, 1_000_000 + seed)
-    told = {"return": done.returns, "ticks": done.ticks.float()}
-    return told if done.success is None else {**told, "success": done.success.float()}
+    return answer(policy, row["after"], data.rewards[row["at"]])
 
 
 def diffusion(base: Base, data: Demos | Recording, size: int, seed: int, device: str | torch.device) -> Policy:
@@ -301,7 +313,9 @@ def task(base: Base) -> Task:
         lambda policy, seed, n: outcomes(base, policy, seed, n),
         metrics(base),
         data=lambda seed: record(base, seed),
-        look=(lambda policy, seed, n: look(base, policy, seed, n)) if base.data == "maze" else None,
-        caption="Where a policy goes once it is told what pays (shaded): rings are starts, dots are ends.",
+        look=lambda policy, seed, n: look(base, policy, seed, n),
+        caption="Where a policy goes once it is told what pays (shaded): rings are starts, dots are ends."
+        if base.data == "maze"
+        else "What the policy does that was told the rewards of the data.",
         watch=16,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy
@@ -20,8 +20,8 @@ GRAIN = 8
 """spots a cell at which a reward is drawn"""
 
 
-def ways(maze: Maze, panels: Mapping[str, tuple[Tensor, Tensor]], theme: Theme = LIGHT) -> bytes:
-    """PNG: a panel for each name, of (a reward at ``spots(maze)`` [H, W], ways [n, T, 2] as positions).
+def ways(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]], theme: Theme = LIGHT) -> bytes:
+    """PNG: a panel for each name, of (a reward at ``spots(maze)`` [H, W], ways [T, 2] as positions).
 
     Walls are grey and what pays is shaded; a ring is where a way begins, a dot where it ends.
     """

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from denoiserl.env import Stream, evaluate, filmed
+from denoiserl.env import Stream, evaluate
 from denoiserl.env.named import environment
 from denoiserl.env.planner import serving
 from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
-from denoiserl.show.films import chosen, film_grid
-from denoiserl.show.media import gif
+from denoiserl.show.acted import episodes
 from denoiserl.task import Task
 
 
@@ -25,18 +24,10 @@ def acting(word: str, execute: int | None = None, ticks: int | None = None) -> T
     env = environment(word, ticks)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-        done = evaluate(serving(policy, execute), env, n, seed)
-        told = {"return": done.returns, "ticks": done.ticks}
-        return told if done.success is None else {"success": done.success.float(), **told}
+        return evaluate(serving(policy, execute), env, n, seed).outcomes
 
     def look(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
-        try:
-            films, won = filmed(serving(policy, execute), env, n, seed)
-        except BadRun as error:
-            return {"episodes.txt": f"No film: {error}."}
-        shown = chosen(won)
-        said = None if all(w is None for w in won) else [won[i] for i in shown]
-        return {"episodes.gif": gif(film_grid([films[i] for i in shown], said))}
+        return episodes(serving(policy, execute), env, n, seed)
 
     def start(seed: int, keep: Any) -> Policy:
         raise BadRun(f"{word} is an environment and no task: to train, write a task with a starting policy")
