@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import signal
@@ -427,6 +428,22 @@ runpy.run_module("denoiserl", run_name="__main__")
 
 
 # Extras
+
+
+def test_warnings_of_the_library_are_one_line_of_its_own_and_others_say_where_they_come_from(capsys, monkeypatch):
+    import warnings
+
+    from denoiserl.cli import listing
+
+    own, other = str(Path(listing.__file__)), "/somewhere/else.py"
+    said = lambda given: [warnings.warn_explicit("think twice", UserWarning, path, 7) for path in (own, other)]  # noqa: E731
+    monkeypatch.setattr(listing, "list_", said, raising=False)
+    monkeypatch.setitem(VERBS, "fake", dataclasses.replace(VERBS["list"], where="listing.list_"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["fake"]) == 0
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == "denoiserl: think twice" and rest[0].startswith("/somewhere/else.py:7: UserWarning")
 
 
 def test_every_extra_that_an_error_names_exists():

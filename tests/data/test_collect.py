@@ -137,10 +137,15 @@ def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsy
     told = run(capsys, *common, "--out", str(tmp_path / "won"), "--only-successes")
     assert told["kept"]["success"] == 1.0 and told["played"] == wanted.statistics()
     pytest.importorskip("h5py")
-    from denoiserl.hub import lerobot_dataset, minari
+    from denoiserl.hub import lerobot_dataset, minari, recordings
 
     run(capsys, *common, "--out", str(tmp_path / "minari"), "--format", "minari")
     assert torch.equal(minari.read(tmp_path / "minari").actions, wanted.actions)
+    run(capsys, *common, "--out", str(tmp_path / "flat.hdf5"), "--format", "hdf5")
+    flat = recordings.read(tmp_path / "flat.hdf5")
+    assert torch.equal(flat.demos.actions, wanted.actions) and flat.demos.statistics() == wanted.statistics()
+    with pytest.raises(Misuse, match="A flat data set is one file"):
+        verb([*common, "--out", str(tmp_path / "flat"), "--format", "hdf5"])
     pytest.importorskip("pyarrow")
     run(capsys, *common, "--out", str(tmp_path / "lerobot"), "--format", "lerobot")
     assert torch.equal(lerobot_dataset.read(tmp_path / "lerobot").observations, wanted.observations)

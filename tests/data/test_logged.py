@@ -172,6 +172,12 @@ def d4rl(path: Path, **more: np.ndarray) -> Path:
     return path
 
 
+def test_a_file_that_tells_of_no_end_is_one_episode_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="tells of no end: its 9 rows are read as one episode"):
+        data = recordings.read(d4rl(tmp_path / "x.hdf5", terminals=np.zeros(9, bool), timeouts=None))  # type: ignore[arg-type]
+    assert len(data.demos) == 1
+
+
 def test_a_bare_d4rl_file_is_read_as_its_own_reader_does(tmp_path: Path) -> None:
     """Without successors, a cut episode gives its last row up for what was seen there."""
     data = recordings.read(d4rl(tmp_path / "x.hdf5"))

@@ -70,6 +70,9 @@ def test_a_true_sample_passes_and_each_fraud_is_named() -> None:
     copied = fidelity(noised(train, 1500, 0.0003, Rng(5)), train, held_out, Rng(0), 120)
     assert copied.memorised > 20 and copied.copies > 0.5 and "remembers" in " ".join(copied.warnings())
 
+    blurred = fidelity(noised(train, 1500, 0.3, Rng(5)), train, held_out, Rng(0), 120)
+    assert blurred.memorised < 0.5 and "blurs" in " ".join(blurred.warnings())
+
     swapped = replace(true, next_obs=true.next_obs[Rng(6).permutation(1500)])
     wrong = fidelity(swapped, train, held_out, Rng(0), 120)
     assert max(wrong.ks) < 0.08, "its marginals are perfect"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from denoiserl.data.collect import Recording
+from denoiserl.data.collect import Recording, record
 from denoiserl.data.logged import transitions
 from denoiserl.env import Stream
 from denoiserl.errors import BadRun, BadSignal
@@ -264,8 +264,13 @@ def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None
 
 def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: Path) -> None:
     path = recordings.write(tmp_path / "my.hdf5", regulator(50))
-    mine = _logged.task(_logged.Base(data=str(path), env="Pendulum-v1"))
+    played = record("Pendulum-v1", lambda obs, rng: rng.uniform(len(obs), 1, 1), 1, limit=50)
+    theirs = recordings.write(tmp_path / "pendulum.hdf5", played)
+    mine = _logged.task(_logged.Base(data=str(theirs), env="Pendulum-v1"))
     assert mine.data is not None and len(mine.data(0).demos.actions) == 50 and mine.metric == "return"
+    other = _logged.task(_logged.Base(data=str(path), env="Pendulum-v1"))
+    with pytest.raises(BadRun, match="the environment that it was recorded in"):
+        other.data(0)
     for base, said in [
         (_logged.Base(data="maze:medum-navigate"), "medium"),
         (_logged.Base(data="maze:medium-navigat"), "navigate"),

@@ -85,6 +85,14 @@ def test_arms_share_starts_and_trials_and_spend_the_same(here):
     assert found.standings["near"].basis == "seeds"
 
 
+def test_a_metric_that_nobody_reports_is_left_out(here):
+    """Tasks name success, and environments need not report it."""
+    words = '"distance": ("squared distance", ""), "success": ("points that say so", "%")'
+    (here / "points.py").write_text(TASK.replace('"distance": ("squared distance", "")', words))
+    found = play(study(arms={"start": Arm("none")}, seeds=(0,)), here / "s", 0, progress=False)
+    assert list(found.standings) == ["near", "distance"]
+
+
 def test_the_same_method_twice_is_the_same_to_the_bit_and_not_told_apart(here):
     found = play(study(arms={"one": Arm("ddpo", QUICK), "two": Arm("ddpo", QUICK)}), here / "s", 0, progress=False)
     assert torch.equal(found.values["distance"]["one"], found.values["distance"]["two"])

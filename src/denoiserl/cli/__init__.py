@@ -21,8 +21,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from denoiserl.errors import BadRun, DenoiseError, nearest
 
@@ -79,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in given or os.environ.get("DENOISERL_DEBUG", "0") not in ("", "0")
     given = [word for word in given if word != "--debug"]
     try:
-        return _main(given)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            return _main(given)
     except DenoiseError as error:
         if debug:
             raise
@@ -93,6 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough; nothing more can be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+    """The library's own warnings are for who runs it; others say where they come from."""
+    own = issubclass(category, UserWarning) and "denoiserl" in Path(filename).parts
+    said = f"denoiserl: {message}" if own else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    print(said, file=sys.stderr)
 
 
 def _main(given: list[str]) -> int:
@@ -118,7 +130,7 @@ def _help() -> None:
     console = Console(highlight=False)
     console.print("\n[bold]denoiserl[/]: reinforcement learning with everything that denoises\n")
     for name, verb in VERBS.items():
-        console.print(f"  [bold cyan]{name:<8}[/]{verb.line}")
+        console.print(f"  [bold cyan]{name:<10}[/]{verb.line}")
     console.print()
     for verb in VERBS.values():
         console.print(f"  [dim]$[/] {verb.example}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``collect``: episodes of an expert or a policy, recorded as demonstrations in one of three formats."""
+"""``collect``: episodes of an expert or a policy, recorded as demonstrations in one of four formats."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Collect:
     env: str
     """metaworld:drawer-open-v3, pusht, Hopper-v5, pixels:ENV, my_module:make_env or my_file.py:make_env"""
     out: Path
-    """the new folder to write"""
+    """the new folder to write; one .hdf5 file with --format hdf5"""
     policy: str = SCRIPTED
     """scripted (experts of Meta-World and PushT), the folder of a run or of a saved policy, or my_file.py:act"""
     episodes: int = 100
     """how many are played"""
     seed: int = 0
     """of start states and noise: the same seed gives the same episodes"""
-    format: Literal["denoiserl", "minari", "lerobot"] = "denoiserl"
+    format: Literal["denoiserl", "minari", "lerobot", "hdf5"] = "denoiserl"
     """of what is written"""
     only_successes: Flag = False
     """of the episodes played, keep those that succeed"""
@@ -64,6 +64,8 @@ def collect(given: list[str]) -> None:
         raise Misuse("--episodes and --copies start at 1.")
     if a.out.exists():
         raise Misuse(f"{a.out} exists already: name another folder, or remove it.")
+    if a.format == "hdf5" and a.out.suffix.lower() != ".hdf5":
+        raise Misuse(f"A flat data set is one file: --out {a.out.name}.hdf5.")
     if a.policy == SCRIPTED and (a.execute or a.device):
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
     from denoiserl.data.collect import constant, record
@@ -197,6 +199,10 @@ def _write(a: Collect, recorded: Any, fps: int) -> None:
 
         word = "".join(c if c.isalnum() else "-" for c in a.env.rpartition("/")[2]).strip("-")
         minari.write(a.out, recorded, f"denoiserl/{word}-v0")
+    elif a.format == "hdf5":
+        from denoiserl.hub import recordings
+
+        recordings.write(a.out, recorded)
     else:
         from denoiserl.hub import lerobot_dataset
 

@@ -33,7 +33,7 @@ class Eval:
     env: Annotated[str | None, hint("(default: the run's task)")] = None
     """Hopper-v5, metaworld:drawer-open-v3, my_module:make_env or my_file.py:make_env"""
     task: Annotated[str | None, hint("(default: the run's task)")] = None
-    """robot, gym, shapes, sudoku, my_module:make_task or my_file.py:make_task"""
+    """robot, gym, logged, zero, shapes, sudoku, my_module:make_task or my_file.py:make_task"""
     base: Annotated[tuple[str, ...], hint("(default: none)")] = ()
     """settings of --task: env=metaworld:button-press-v3"""
     execute: Annotated[int | None, hint("(default: all)")] = None

@@ -30,7 +30,7 @@ class Compare:
     """Options of ``compare``."""
 
     task: str
-    """robot, gym, logged, shapes, sudoku, or yours: my_module:make_task, my_file.py:make_task, which returns a Task"""
+    """robot, gym, logged, zero, shapes, sudoku, or yours: my_module:make_task, my_file.py:make_task: a Task"""
     methods: str
     """what is compared, with commas: dppo,ppo,none. NAME=METHOD names an arm, METHOD@KIND its starting policy"""
     budget: str

@@ -124,6 +124,11 @@ class Fidelity:
                 f"Made rows are {self.memorised:.1f} times nearer to the training rows than held-out ones: the model "
                 "remembers. Record more, or train it shorter."
             )
+        if self.memorised < 0.5:
+            said.append(
+                f"Made rows are {1 / max(self.memorised, 1e-3):.1f} times as far from the training rows as held-out "
+                "ones: the model blurs what the data do. Train longer, or a wider model."
+            )
         far = [f"{n} ({v:.2f})" for n, v in zip(self.names, self.ks, strict=True) if v > 0.1 + self.chance]
         if far:
             said.append(f"Marginals are off in {', '.join(far)}: train longer, or name the kind of these columns.")

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +106,8 @@ def _flat(path: Path, outside: minari.Outside) -> Recording:
     cut = columns["timeouts"].ravel().astype(bool) if "timeouts" in columns else np.zeros(n, bool)
     if after is not None and "timeouts" not in columns:
         cut[:-1] |= (after[:-1] != observations[1:]).reshape(n - 1, -1).any(1)
+    if after is None and n > 1 and not (terminal[:-1] | cut[:-1]).any():
+        warnings.warn(f"{path} tells of no end: its {n} rows are read as one episode; store timeouts", stacklevel=3)
     low, high = (np.full(d, s, np.float32) if b is None else b for b, s in zip(box, (-np.inf, np.inf), strict=True))
     if outside == "clip":
         actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))

@@ -25,7 +25,7 @@ SIGNALS = {
     "env": "an environment",
     "reward": "a reward function",
     "pairs": "preferences",
-    "data": "demonstrations",
+    "data": "recorded data",
 }
 # Sides, base models, tasks and stages are those of arXiv 2410.16411, with what it has no words for: masked and
 # graph diffusion, energies, imitation, test time, acceleration, evaluation. The last three axes are this library's own.

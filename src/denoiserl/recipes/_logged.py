@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ from denoiserl.env import evaluate
 from denoiserl.env.named import environment as named
 from denoiserl.env.planner import serving
 from denoiserl.errors import BadRun, BadSignal, nearest
-from denoiserl.hub.recordings import read
 from denoiserl.labs.logs import bandit, farthest, mazes
 from denoiserl.labs.maze import KINDS as PLAYERS
 from denoiserl.labs.maze import REACH, SPEED, Maze, PointMaze
@@ -65,6 +64,8 @@ class Base:
     """maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path of yours (Minari, LeRobot, HDF5)"""
     env: str | None = None
     """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
+    outside: Literal["refuse", "clip"] = "refuse"
+    """actions outside the box that data of yours tell"""
     rows: int | None = None
     """learn from so many ticks at most: whole episodes, drawn by the seed (None: all)"""
     episodes: int = 500
@@ -125,7 +126,8 @@ def source(base: Base) -> Source:
         )
     if base.env is None:
         raise BadRun(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
-    return Source(lambda seed: read(base.data), named(base.env), "return", None)
+    env = named(base.env)
+    return Source(lambda seed: _kinds.recorded(base.data, env, base.outside), env, "return", None)
 
 
 @lru_cache(maxsize=2)

@@ -26,10 +26,9 @@ from denoiserl.env.named import demonstrations, environment, scripted
 from denoiserl.env.planner import serving
 from denoiserl.env.steering import deterministic, steer
 from denoiserl.errors import BadRun
-from denoiserl.hub.recordings import read
 from denoiserl.policy import Policy
 from denoiserl.process import ddim, floored
-from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe
+from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe, recorded
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes
 from denoiserl.task import Task
@@ -46,6 +45,8 @@ class Base:
     data: str | None = None
     """demonstrations: a folder or file (ours, Minari, LeRobot, HDF5), or "none" to begin knowing nothing (None: the
     environment's script, where it has one)"""
+    outside: Literal["refuse", "clip"] = "refuse"
+    """actions outside the box that data of yours tell"""
     start: str | None = None
     """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
     history: int = 1
@@ -116,7 +117,7 @@ def record(base: Base, seed: int) -> Demos:
             "fpo, gorl, sac and td3 can begin knowing nothing"
         )
     if base.data is not None:
-        return read(base.data).demos
+        return recorded(base.data, make(base), base.outside).demos
     return demonstrations(base.env, base.demos, seed, base.ticks, base.aim, base.slip)
 
 

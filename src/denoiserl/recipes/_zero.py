@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +26,11 @@ from denoiserl.env.planner import serving
 from denoiserl.env.stream import derived
 from denoiserl.env.zero_shot import Arrivals, Successors, Tasked, answer, states, tasked
 from denoiserl.errors import BadRun
-from denoiserl.hub.recordings import read
 from denoiserl.labs.maze import Maze, PointMaze, demonstrations, expert
 from denoiserl.net import MLP, Actor
 from denoiserl.policy import Policy
 from denoiserl.process import VP, Diffusion, Gauss, OneStep, ddim, grid
+from denoiserl.recipes._kinds import recorded
 from denoiserl.recipes._successors import demos, pairs
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes
@@ -55,6 +55,8 @@ class Base:
     """maze, or a path of yours (Minari, LeRobot, HDF5) whose rewards are asked for afterwards"""
     env: str | None = None
     """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
+    outside: Literal["refuse", "clip"] = "refuse"
+    """actions outside the box that data of yours tell"""
     rooms: int = 3
     """rooms of the maze, a side"""
     plan: int = 0
@@ -91,7 +93,7 @@ def maze(base: Base) -> Maze:
 def record(base: Base, seed: int) -> Demos | Recording:
     """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
     if base.data != "maze":
-        return read(base.data)
+        return recorded(base.data, named(judged(base)), base.outside)
     rng, parts = Rng(seed), []
     for kind in ("navigate", "random"):
         demos = demonstrations(maze(base), base.episodes, rng, kind, base.length)

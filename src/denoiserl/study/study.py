@@ -249,7 +249,8 @@ def gathered(folder: Path | str) -> Found:
             if told is None:
                 raise BadRun(f"arm {name!r}, seed {seed} of {folder} has not finished: run the same command again")
             results[name].append(told)
-    metrics: Mapping[str, tuple[str, str]] = task.metrics
+    reported = [t["outcomes"] for told in results.values() for t in told]  # environments need not report success
+    metrics: Mapping[str, tuple[str, str]] = {k: v for k, v in task.metrics.items() if all(k in o for o in reported)}
     values = {
         metric: {name: torch.stack([t["outcomes"][metric] for t in told]) for name, told in results.items()}
         for metric in metrics
