@@ -18,11 +18,11 @@ from denoiserl.data import Replay
 from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.env import Episode, Stream
 from denoiserl.env.control import BestNoise
-from denoiserl.env.steering import black_box, decoded, deterministic, noises, reach, steer, steerable
+from denoiserl.env.steering import black_box, decoded, deterministic, noises, plan, reach, steer, steerable
 from denoiserl.errors import BadSignal
 from denoiserl.law import Squashed
-from denoiserl.net import MLP
-from denoiserl.process import ddim, floored, linear
+from denoiserl.net import MLP, Paired
+from denoiserl.process import Average, MeanFlow, ddim, floored, linear
 from denoiserl.process.steered import basis
 from denoiserl.recipes import _robot, dsrl
 from denoiserl.train import Keep
@@ -248,6 +248,23 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
         assert torch.equal(p, q)
     obs = torch.linspace(-1, 1, 9)[:, None]
     assert torch.equal(whole.draw(obs, Rng(0)), resumed.draw(obs, Rng(0)))
+
+
+def test_a_mean_flow_is_steered_by_its_one_step() -> None:
+    """a = w − u(w, 0, 1): the plan of a decided noise, and what a run makes of what it decided."""
+    torch.manual_seed(0)
+    process = MeanFlow()
+    net = Average(Paired(MLP((4, 1), 1, 32, 2, 0)))
+    flow = Policy.of(process, net, (4, 1), process.steps(grid(1), 0.1), process.steps(grid(1), 0.1))
+    assert deterministic(flow).serve.dense == (False,) and flow.serve.dense == (True,)
+    made, obs = stirred(steer(deterministic(flow), 1, 16)), torch.randn(8, 1)
+    z = torch.rand(8, 4, 1) * 2 - 1
+    w = BOUND * z
+    at = net.pair(torch.ones(8), torch.zeros(8))
+    assert torch.allclose(plan(made, obs, z), w - net.velocity(w, at, net.encode(obs)), atol=1e-6)
+    chain = made.sample(obs, Rng(0))
+    law, y = replay(made.process, made.denoiser, chain)
+    assert torch.equal(law.log_prob(y), chain.log_prob)
 
 
 def test_what_cannot_be_steered_is_refused() -> None:

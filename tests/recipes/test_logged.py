@@ -18,7 +18,8 @@ from denoiserl.env import Stream
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub import recordings
 from denoiserl.policy import Policy
-from denoiserl.recipes import _locosmall, _logged, dppo, dql, iql, td3, td3_bc
+from denoiserl.recipes import _gym, _locosmall, _logged, dppo, dql, iql, sac, td3, td3_bc
+from denoiserl.recipes._given import opened
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
 
@@ -257,6 +258,48 @@ def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None
     rows = list(dppo.improve(made.controlled(None), Stream(Line, 8, 1), a, Rng(5)))
     assert math.isfinite(rows[-1]["reward"])
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
+
+
+def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(tmp_path: Path) -> None:
+    """Critics that do not learn any more would choose worse and worse among what the policy becomes."""
+    data = regulator(300)
+    made = policy(data, "diffusion", denoise=3)
+    learned(dql, made, data, iters=1, updates=1, candidates=4)
+    made.save(tmp_path / "chosen")
+    with pytest.warns(UserWarning, match="the policy alone goes on"):
+        found = opened(str(tmp_path / "chosen"), torch.device("cpu"))
+    obs = torch.randn(20, 1)
+    assert torch.equal(served(found, obs), served(made.controlled(None), obs))
+    assert not torch.equal(served(found, obs), served(made, obs))
+
+    flat = policy(data, "squashed")
+    flat.save(tmp_path / "flat")
+    start = _gym.task(_gym.Base(start=str(tmp_path / "flat"))).starts["squashed"](5, Keep())  # type: ignore[index]
+    assert torch.equal(served(start, obs), served(flat, obs))
+
+
+@pytest.mark.parametrize("recipe", [td3, sac])
+def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: Any) -> None:
+    """Nothing is learned before ``begin``, and what was done stays near zero, where an untrained policy decides."""
+    spread = {}
+    for first in ("even", "policy"):
+        made, done = policy(regulator(300), "squashed"), []
+
+        class Heard(Line):
+            def step(self, action: Any) -> Any:
+                done.append(float(action[0]))  # noqa: B023
+                return super().step(action)
+
+        a = recipe.Args(
+            iters=1, copies=4, steps=30, begin=1000, first=first, **({"explore": 0.1} if recipe is td3 else {})
+        )
+        before = [p.detach().clone() for p in made.parameters()]
+        list(recipe.improve(made, Stream(Heard, 4, 1), a, Rng(3)))
+        assert all(torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
+        spread[first] = torch.tensor(done).std()
+    assert float(spread["even"]) == pytest.approx(2 / math.sqrt(3), rel=0.1) and spread["policy"] < 0.8 * spread["even"]
+    with pytest.raises(BadRun, match="policy"):
+        list(recipe.improve(made, Stream(Line, 4, 1), dataclasses.replace(a, first="polcy"), Rng(3)))
 
 
 # Data

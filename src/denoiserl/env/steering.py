@@ -20,14 +20,17 @@ from denoiserl.errors import BadSignal
 from denoiserl.law import Gaussian, Squashed
 from denoiserl.net import MLP, Actor
 from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, OneStep, ddim, grid
+from denoiserl.process import Diffusion, MeanFlow, OneStep, ddim, grid
 from denoiserl.process.steered import BlackBox, Map, Steered, Steering, basis, noiseless
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, tree_map
 
 
 def deterministic(policy: Policy) -> Policy:
-    """The same diffusion or flow policy, served by its ODE (DDIM without noise) on the grid that it is served on."""
+    """The same diffusion or flow policy, served by its ODE (DDIM without noise) on the grid that it is served on; of a
+    mean flow, without exploration noise."""
+    if isinstance(policy.process, MeanFlow):
+        return replace(policy, serve=policy.process.steps(policy.serve.times))
     if not isinstance(policy.process, Diffusion):
         raise BadSignal(f"a {type(policy.process).__name__} has no ODE: only diffusion and flow policies are steered")
     return replace(policy, serve=policy.process.steps(policy.serve.times, ddim(0.0)))

@@ -19,7 +19,7 @@ from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Delta, Gaussian, Law, Squashed
 from denoiserl.process.base import Noised, Process, Step, Steps
 from denoiserl.rng import Rng
-from denoiserl.tree import right
+from denoiserl.tree import right, tree_map
 
 DECIDE, SPREAD = 3.0, 2.0
 """the times of the decision and of the map from decisions to noise: before t = 1, where the base begins"""
@@ -159,9 +159,11 @@ class Steering(Denoiser):
         return {"base": self.base.encode(cond), "latent": self.latent.encode(cond)}
 
     def clock(self, t: Tensor) -> dict[str, Any]:
-        """Of both, and the time itself, which says what a step does."""
-        begun = t.clamp(max=1.0)
-        return {"base": self.base.clock(begun), "latent": self.latent.clock(begun), "t": t}
+        """Of both, and the time itself, which says what a step does. The base's is that of its own chain."""
+        inside = t <= 1
+        before = len(t) - int(inside.sum())
+        base = tree_map(lambda v: torch.cat([v[:1]] * before + [v]), self.base.clock(t[inside]))
+        return {"base": base, "latent": self.latent.clock(t.clamp(max=1.0)), "t": t}
 
     def forward(self, x: Tensor, clock: dict[str, Any], context: dict[str, Any]) -> Estimate:
         """The decision, the noise that it means, or what the base answers."""

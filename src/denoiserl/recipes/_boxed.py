@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.data import Replay, Squash
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadRun, BadSignal, nearest
 from denoiserl.law import Gaussian, Squashed
 from denoiserl.policy import Policy
 from denoiserl.process import OneStep
@@ -40,10 +40,16 @@ def decides(policy: Policy, cond: Tensor, using: str | None = None) -> Squashed:
     return Squashed(law)
 
 
-def exploring(
-    policy: Policy, codec: Squash, replay: Replay, begin: int, choose: Callable[[Tensor, Rng], Tensor]
-) -> Any:
-    """Acts for a ``Stream``: the first ``begin`` decisions uniformly in the box, then ``choose(cond, rng)`` in it."""
+FIRST = ("even", "policy")
+"""who takes the decisions before learning begins"""
+
+
+def exploring(policy: Policy, codec: Squash, replay: Replay, a: Any, choose: Callable[[Tensor, Rng], Tensor]) -> Any:
+    """Acts for a ``Stream`` by ``choose(cond, rng)`` in the box; the first ``a.begin`` decisions are even in the box,
+    unless ``a.first`` is "policy"."""
+    if a.first not in FIRST:
+        raise BadRun(nearest(a.first, FIRST, "way to begin"))
+    begin = a.begin if a.first == "even" else 0
 
     @torch.no_grad()
     def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:

@@ -18,16 +18,19 @@ from denoiserl.net import MLP
 from denoiserl.policy import Policy
 from denoiserl.process import GaussianHead, OneStep, grid
 from denoiserl.recipes import _kinds
+from denoiserl.recipes._given import opened
 from denoiserl.task import Task
 from denoiserl.train import Keep
 
 
 @dataclass(frozen=True)
 class Base:
-    """The task, and the policy that knows nothing."""
+    """The task, and the policy before it has learned there."""
 
     env: str = "Pendulum-v1"
     """a Gymnasium id, envpool:ID, metaworld:TASK, pusht or my_file.py:make_env, with bounded actions"""
+    start: str | None = None
+    """a policy to improve instead of an untrained one: a run, or a saved policy"""
     ticks: int | None = None
     """ticks until an episode is over (None: the environment's own number)"""
     chunk: int = 1
@@ -46,14 +49,20 @@ def make(base: Base) -> Any:
 
 
 def squashed(base: Base, seed: int, keep: Keep) -> Policy:
-    """A Gaussian policy pressed into the box of the actions, untrained: mean and std are the network's."""
+    """A Gaussian policy pressed into the box of the actions: mean and std are the network's. Untrained, unless one is
+    given."""
+    if base.start is not None:
+        return opened(base.start, keep.device)
     env = _kinds.probe(make(base))
     event, codec = (base.chunk, env.action_dim), Squash.box(env.spec.low, env.spec.high)
     return _kinds.squashed(event, env.obs_dim, base.width, base.depth, codec, seed).to(keep.device)
 
 
 def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
-    """A Gaussian policy with one std for all states, untrained; observations are standardised as they come."""
+    """A Gaussian policy with one std for all states; observations are standardised as they come. Untrained, unless one
+    is given."""
+    if base.start is not None:
+        return opened(base.start, keep.device)
     known = _kinds.facts(_kinds.probe(make(base)))
     torch.manual_seed(seed)
     event = (base.chunk, known.actions)

@@ -6,16 +6,14 @@ beside a "state" of numbers; without demonstrations, the numbers of the environm
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from denoiserl.data import Demos, Robot, Running
-from denoiserl.data.collect import Recording
 from denoiserl.env import Stream
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.hub.recordings import read
+from denoiserl.errors import BadSignal
 from denoiserl.net import MLP, Actor, Paired
 from denoiserl.net.eyes import Sighted
 from denoiserl.policy import Policy
@@ -32,7 +30,6 @@ from denoiserl.process import (
     grid,
     linear,
 )
-from denoiserl.tree import tree_map
 
 POINTS = 32
 """points that a policy with pictures attends to"""
@@ -65,20 +62,6 @@ def probe(env: Any) -> Stream:
     found = Stream(env, 1)
     found.close()
     return found
-
-
-def recorded(path: str, env: Any, outside: Literal["refuse", "clip"]) -> Recording:
-    """What a user recorded in ``env`` (what ``Stream`` takes). Refused: data of another environment."""
-    data, found = read(path, outside=outside), probe(env)
-    shape = tree_map(lambda v: tuple(v.shape[1:]), data.demos.observations)
-    seen = found.spec.obs if isinstance(found.spec.obs, dict) else tuple(found.spec.obs)
-    done = data.demos.actions.shape[-1]
-    if shape != seen or done != found.action_dim:
-        raise BadRun(
-            f"{path} observes {shape} and acts in {done} numbers, {found.name} observes {seen} and takes "
-            f"{found.action_dim}: name the environment that it was recorded in"
-        )
-    return data
 
 
 def facts(source: Demos | Stream) -> Facts:

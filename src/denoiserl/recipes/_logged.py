@@ -41,6 +41,7 @@ from denoiserl.labs.ring import RingBandit
 from denoiserl.policy import Policy
 from denoiserl.recipes import _kinds, _locosmall
 from denoiserl.recipes._boxed import unit
+from denoiserl.recipes._given import recorded
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes
 from denoiserl.show.mazes import spots, ways
@@ -127,7 +128,7 @@ def source(base: Base) -> Source:
     if base.env is None:
         raise BadRun(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
     env = named(base.env)
-    return Source(lambda seed: _kinds.recorded(base.data, env, base.outside), env, "return", None)
+    return Source(lambda seed: recorded(base.data, env, base.outside), env, "return", None)
 
 
 @lru_cache(maxsize=2)

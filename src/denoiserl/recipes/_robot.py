@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -27,13 +26,12 @@ from denoiserl.env.planner import serving
 from denoiserl.env.steering import deterministic, steer
 from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
-from denoiserl.process import ddim, floored
-from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe, recorded
+from denoiserl.recipes._given import opened, recorded
+from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes
 from denoiserl.task import Task
 from denoiserl.train import Keep
-from denoiserl.train.keep import saved
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) 
     Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
     """
     if base.start is not None:
-        return opened(base, keep.device)
+        return opened(base.start, keep.device, base.denoise, base.floor)
     if nothing and not demonstrated(base):
         return kind(base, probe(make(base)), seed, keep.device)
     demos = record(base, seed)
@@ -167,22 +165,6 @@ def steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator
     training: narrow noise."""
     made = yield from cloned(diffusion, base, seed, keep, False)
     return steer(deterministic(made), probe(make(base)).obs_dim, noise_map=base.noise_map, spread=spread)
-
-
-def opened(base: Base, device: torch.device) -> Policy:
-    """The policy at ``base.start``: the best of a run, a saved one, or LeRobot's, which learns under a floored
-    posterior of ``base.denoise`` steps."""
-    path = Path(base.start or "")
-    if (path / "config.json").is_file():
-        from denoiserl.hub.lerobot import diffusion_policy
-
-        return diffusion_policy(path, base.denoise, floored(ddim(1.0), base.floor)).to(device)
-    if not (path / "run.json").is_file():
-        return Policy.load(path, None, device)
-    try:
-        return Policy.load(saved(path, "best"), None, device)
-    except BadRun:  # a recipe that selects nothing
-        return Policy.load(saved(path, "last"), None, device)
 
 
 METRICS = {

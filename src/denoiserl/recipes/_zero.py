@@ -30,7 +30,7 @@ from denoiserl.labs.maze import Maze, PointMaze, demonstrations, expert
 from denoiserl.net import MLP, Actor
 from denoiserl.policy import Policy
 from denoiserl.process import VP, Diffusion, Gauss, OneStep, ddim, grid
-from denoiserl.recipes._kinds import recorded
+from denoiserl.recipes._given import recorded
 from denoiserl.recipes._successors import demos, pairs
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes

@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -59,7 +59,9 @@ class Args:
     steps: int = 50
     """decisions each environment takes an iteration"""
     begin: int = 500
-    """first decisions, taken evenly in the box, without learning"""
+    """first decisions, without learning"""
+    first: Literal["even", "policy"] = "even"
+    """who takes them: chance, evenly in the box, or the policy, for one that knows something already"""
     utd: float = 1.0
     """updates a decision"""
     batch: int = 256
@@ -104,7 +106,7 @@ def improve(
     if replay is None:
         replay = Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay")
     goal = -math.prod(policy.event) if a.entropy is None else a.entropy
-    act = exploring(policy, codec, replay, a.begin, lambda c, rng: decides(policy, c).draw(normal(policy, c, rng)))
+    act = exploring(policy, codec, replay, a, lambda c, rng: decides(policy, c).draw(normal(policy, c, rng)))
     learners = {"opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "heat": heat, "warm": heat_opt}
     for _ in keep.loop(a.iters, policy=policy, replay=replay, rng=rng, env=env, **learners):
         before, ep, seen = replay.count, env.collect(act, a.steps, rng), []

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +57,9 @@ class Args:
     steps: int = 50
     """decisions each environment takes an iteration"""
     begin: int = 500
-    """first decisions, taken evenly in the box, without learning"""
+    """first decisions, without learning"""
+    first: Literal["even", "policy"] = "even"
+    """who takes them: chance, evenly in the box, or the policy, for one that knows something already"""
     explore: float = 0.1
     """std of the noise on decisions, in half widths of the box"""
     smooth: float = 0.2
@@ -105,7 +107,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     def noised(decision: Tensor, std: float, most: float, rng: Rng) -> Tensor:
         return (decision + (std * rng.normal(*decision.shape)).clamp(-most, most)).clamp(-1, 1)
 
-    act = exploring(policy, codec, replay, a.begin, lambda cond, rng: noised(mean(cond), a.explore, 2.0, rng))
+    act = exploring(policy, codec, replay, a, lambda cond, rng: noised(mean(cond), a.explore, 2.0, rng))
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
     for _ in keep.loop(a.iters, **named, replay=replay, env=env):
         before, ep, seen = replay.count, env.collect(act, a.steps, rng), []
