@@ -6,6 +6,7 @@
     sample    draw with a run's policy, save, look
     collect   record episodes of an expert or a policy
     upsample  make synthetic transitions of a data set, and say how real they look
+    answer    tell a reward to a policy that was trained without any
     compare   methods on one task: equal budgets, paired seeds, verdicts
     claim     papers' claims, tried again and recorded
     doctor    what is wrong with a policy before it learns
@@ -63,6 +64,11 @@ VERBS = {
         "upsampling.upsample",
         "make synthetic transitions of a data set, and say how real they look",
         "denoiserl upsample my.hdf5 --out bigger.hdf5",
+    ),
+    "answer": Verb(
+        "answering.answer",
+        "tell a reward to a policy that was trained without any",
+        "denoiserl answer runs/breeze-0 --reward my_file.py:reward --out policies/mine",
     ),
     "compare": Verb(
         "studies.compare",

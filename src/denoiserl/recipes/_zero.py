@@ -160,8 +160,13 @@ def walk(base: Base, act: Act, reward: Reward, seed: int, n: int) -> Walk:
 def asked(base: Base, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int) -> tuple[Policy, Walk]:
     """The policy that was told a reward on states [N, 2], and where it went."""
     made = answer(policy, seen, reward)
-    act = serving(made)
-    return made, walk(base, lambda world, at, rng: act(at.to(made.device), rng).cpu(), reward, seed, n)
+    return made, walked(base, made, reward, seed, n)
+
+
+def walked(base: Base, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
+    """Where a policy goes that has been told."""
+    act = serving(policy)
+    return walk(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
 
 
 @lru_cache(maxsize=4)
@@ -216,12 +221,18 @@ def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tens
 
 def look(base: Base, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """A plan of the maze for every reward, with where the policy that was told it goes from at most eight starts; of a
-    user's data, a film of the policy that was told theirs."""
+    user's data, a film of the policy that was told theirs. A policy that has been told goes for what it was told."""
+    told, few = bool(tasked(policy).z.any()), min(n, FEW)
     if base.data != "maze":
-        return episodes(serving(told_data(base, policy)), named(judged(base)), min(n, FEW), 1_000_000 + seed)
+        return episodes(
+            serving(policy if told else told_data(base, policy)), named(judged(base)), few, 1_000_000 + seed
+        )
+    if told:
+        path = walked(base, policy, lambda at: at[..., 0], seed, few).path
+        return {"ways.png": ways(maze(base), {"what it was told": (torch.zeros(spots(maze(base)).shape[:2]), path)})}
     seen, at, panels = states(demos(record(base, 0))), spots(maze(base)), {}
     for name, reward in rewards(base).items():
-        went = asked(base, policy, seen, reward, seed, min(n, FEW))[1]
+        went = asked(base, policy, seen, reward, seed, few)[1]
         panels[name] = reward(at), went.path
     return {"ways.png": ways(maze(base), panels)}
 

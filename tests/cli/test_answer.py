@@ -1,0 +1,52 @@
+"""``answer``: a run without rewards is told one, and what it becomes is a policy like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from denoiserl import Policy, Rng
+from denoiserl.cli import main
+from denoiserl.env.zero_shot import answer, states, tasked
+from denoiserl.recipes import _zero
+
+SMALL = "--updates 6 --batch 32 --width 16 --eval-every 6 --no-progress --choose 2 --propose 2"
+BASE = "--base.rooms 2 --base.episodes 4 --base.length 60 --base.ticks 10 --base.size 4 --base.width 16 --base.chunk 2"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
+    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:  # six updates make no representation
+        patch.setattr("denoiserl.recipes._successors.collapsed", lambda both, seen: 4.0)
+        assert main(["run", "breeze", "--out", "runs/b", *SMALL.split(), *BASE.split()]) == 0
+    (tmp_path / "mine.py").write_text("def right(at):\n    return at[:, 0]\ndef flat(at):\n    return 0 * at[:, 0]\n")
+    capsys.readouterr()
+    return tmp_path
+
+
+def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -> None:
+    assert main(["answer", "runs/b", "--reward", "mine.py:right", "--out", "told"]) == 0
+    assert "ways.png" in capsys.readouterr().out and (run / "told" / "ways.png").read_bytes().startswith(b"\x89PNG")
+    found = Policy.load(run / "told")
+    base = _zero.Base(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, chunk=2)
+    blank = next(run.glob("runs/b/**/best"))
+    seen = states(_zero.record(base, 0))
+    wanted = answer(Policy.load(blank), seen, lambda at: at[:, 0])
+    z = tasked(found).z  # threads add in another order
+    assert torch.allclose(z, tasked(wanted).z, atol=1e-5) and float(z.norm()) == pytest.approx(2, abs=1e-4)
+    assert torch.allclose(found.draw(seen[:5], Rng(0)), wanted.draw(seen[:5], Rng(0)), atol=1e-4)
+
+
+def test_what_tells_nothing_or_cannot_be_told_is_refused(run: Path, capsys: Any) -> None:
+    for given, said in [
+        (["runs/b", "--reward", "mine.py:flat", "--out", "x"], "no information"),
+        (["runs/b", "--reward", "mine.py:rigt", "--out", "x"], "right"),
+        (["runs/b", "--reward", "mine.py:right", "--out", "mine.py"], "exists already"),
+    ]:
+        assert main(["answer", *given]) != 0
+        assert said in capsys.readouterr().err
+    assert not (run / "x").exists()
