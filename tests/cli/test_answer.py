@@ -13,7 +13,7 @@ from denoiserl.cli import main
 from denoiserl.env.zero_shot import answer, states, tasked
 from denoiserl.recipes import _zero
 
-SMALL = "--updates 6 --batch 32 --width 16 --eval-every 6 --no-progress --choose 2 --propose 2"
+SMALL = "--updates 6 --batch 32 --width 16 --eval-every 6 --no-progress --held-out 0 --choose 2 --propose 2"
 BASE = "--base.rooms 2 --base.episodes 4 --base.length 60 --base.ticks 10 --base.size 4 --base.width 16 --base.chunk 2"
 
 

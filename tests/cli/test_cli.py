@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import scipy.stats
 import torch
 
 from denoiserl import recipes
@@ -264,6 +265,18 @@ def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys
     code, line = refusal(capsys, *argv, "--threads", "2")
     assert code == 1 and "threads: 1 there, 2 here" in line
     assert said(capsys, *argv, "--out", "elsewhere")[0] == 0 and len(rows("elsewhere")) == 4
+
+
+def test_a_run_ends_with_what_its_best_policy_does_in_held_out_trials(capsys, recipe):
+    """A quarter of the trials hit, whatever they are: the interval is that of 25 of 100."""
+    run = ("run", "fake.py", "--no-progress")
+    out = said(capsys, *run)[1]
+    hits = scipy.stats.binomtest(25, 100).proportion_ci()  # wider than a posterior, and about it
+    said_low, said_high = (float(v) / 100 for v in out.split("[")[1].split("]")[0].replace("%", "").split(","))
+    assert "In 100 held-out trials" in out and "25.0%" in out
+    assert abs(said_low - hits.low) < 0.02 and abs(said_high - hits.high) < 0.02
+    assert "held-out" not in said(capsys, *run, "--held-out", "0")[1]
+    assert refusal(capsys, *run, "--held-out", "-1")[0] == 2
 
 
 def test_a_stopped_run_goes_on_from_its_folder_alone(capsys, recipe, monkeypatch):

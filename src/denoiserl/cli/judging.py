@@ -92,13 +92,31 @@ def eval_(given: list[str]) -> None:
     if len(policies) > 1:
         judge.tell(found, a.metrics)
     else:
-        told, rows = judge.intervals(found), []
-        for name in a.metrics or told:
-            each, rate = told[name]
-            mean, _, ends = format(each, ".1%" if rate else "").rpartition(" (")[0].partition(" ")
-            rows.append((name, found.words[name][0] if name in task.metrics else "", mean, ends, str(each.n)))
-        table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
+        _intervals(found, task, a.metrics)
     print(f"\n{where}: eval.json, trials.jsonl and what can be looked at.")
+
+
+def told(folder: Path, trials: int, progress: bool) -> None:
+    """What the best policy of a run does in held-out trials, with intervals: what ``eval`` says of it."""
+    from denoiserl.study import judge
+
+    made = open_(str(folder), "best", None)
+    task = made.task()
+    found = judge.judge({folder.name: (made.load(task), made.place)}, task, 0, trials, progress=progress)
+    print(f"\nIn {trials} held-out trials:")
+    _intervals(found, task)
+
+
+def _intervals(found: Any, task: Any, metrics: Sequence[str] = ()) -> None:
+    """The table of one policy."""
+    from denoiserl.study import judge
+
+    each, rows = judge.intervals(found), []
+    for name in metrics or each:
+        one, rate = each[name]
+        mean, _, ends = format(one, ".1%" if rate else "").rpartition(" (")[0].partition(" ")
+        rows.append((name, found.words[name][0] if name in task.metrics else "", mean, ends, str(one.n)))
+    table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
 
 
 def _named(made: Sequence[Opened]) -> dict[str, Opened]:

@@ -40,8 +40,14 @@ class Again:
 
     budget: Annotated[tuple[str, ...], hint("(default: no limit)")] = ()
     """the most that the run may spend, such as: env-steps=200000 seconds=600"""
+    held_out: int = 100
+    """held-out trials of the best policy when the run is over, with intervals (0: none)"""
     progress: bool = True
     """show progress"""
+
+    def __post_init__(self) -> None:
+        if self.held_out < 0:
+            raise Misuse(f"--held-out {self.held_out}: none is 0.")
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def run(given: list[str]) -> None:
         again = tyro.cli(Again, prog=f"denoiserl run {what}", description=f"Go on with the run in {path}.", args=rest)
         findable(path)
         limit = {"budget": budget(again.budget)} if again.budget else {}
-        _told(rerun(path, progress=again.progress, **limit))
+        _told(rerun(path, progress=again.progress, **limit), again)
         return
     recipe = find(what)
     _start(recipe, f"run {what}", recipe.__name__.rpartition(".")[2].removeprefix("recipe_"), rest)
@@ -182,10 +188,10 @@ def _start(recipe: ModuleType, said: str, name: str | None, given: list[str]) ->
         budget=budget(how.budget),
         progress=how.progress,
     )
-    _told(told, recipe)
+    _told(told, how, recipe)
 
 
-def _told(told: dict[str, Any], recipe: ModuleType | None = None) -> None:
+def _told(told: dict[str, Any], how: Again, recipe: ModuleType | None = None) -> None:
     """The last words of a run: what it ended with and what can be done with it."""
     folder = Path(told["folder"])
     recipe = recipe or opened(folder)[0]
@@ -198,6 +204,10 @@ def _told(told: dict[str, Any], recipe: ModuleType | None = None) -> None:
     spent = ", ".join(f"{v:.0f} {k}" for k, v in told["spent"].items() if v)
     print(f"{folder}: {told['rows']} rows of metrics{f'; spent {spent}' if spent else ''}.")
     if any(p.is_dir() for p in folder.rglob("best")) or any(p.is_dir() for p in folder.rglob("last")):
+        if how.held_out and hasattr(recipe, "task"):
+            from denoiserl.cli import judging
+
+            judging.told(folder, how.held_out, how.progress)
         print(f"Next: denoiserl eval {folder}, denoiserl sample {folder}, denoiserl report {folder}")
 
 
