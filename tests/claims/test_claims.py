@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,6 +141,9 @@ def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_th
     told, different = confirming.confirm("lbm")
     assert told == record and different == [d for d in different if d.startswith("score of a")] and different
     assert main(["claim", "--confirm", "lbm"]) == 2 and "not confirmed" in capsys.readouterr().out
+    clocked = replace(changed, plan=lambda size: replace(changed.plan(size), metrics={"score": ("", confirming.RATES)}))
+    monkeypatch.setattr(ledger, "claim", lambda name: clocked)
+    assert not confirming.confirm("lbm")[1], "what a clock measures is never the same twice"
     monkeypatch.setattr(ledger, "claim", lambda name: made)
     assert main(["claim", "--confirm", "lbm"]) == 0 and "confirmed, holds" in capsys.readouterr().out
     monkeypatch.setattr(ledger, "reach", lambda *x: "1" * 16)

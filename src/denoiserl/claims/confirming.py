@@ -2,8 +2,8 @@
 
 Everything here follows from its seed, so a change that was not meant to change anything (a faster path, a new option)
 is tried by running all arms of the record's first seed again, with the settings that tuning chose. Where every mean of
-every metric is the recorded one, the verdict stands: it gets today's fingerprint, and says when it was confirmed and by
-which code. Where one differs it stays stale, and the claim is to be tried again.
+every metric is the recorded one (what a clock measured, nearly), the verdict stands: it gets today's fingerprint, and
+says when it was confirmed and by which code. Where one differs it stays stale, and the claim is to be tried again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from denoiserl.study import Arm, Study, play
 
 SAME = 1e-6
 """means of float32 outcomes agree to this"""
+RATES, CLOSE = "log10 /s", 0.1
+"""the unit of what is measured with a clock, and how far it may be from what it was"""
 
 
 def confirm(
@@ -38,11 +40,12 @@ def confirm(
         values = play(once, folder or Path("runs") / "claims" / f"{name}-confirm", processes, progress=progress).values
     else:
         values = {m: {arm: x[None] for arm, x in arms.items()} for m, arms in plan.measure(seed).items()}
-    different = []
+    different, words = [], plan.metrics if not isinstance(plan, Study) else plan.checked().metrics
     for metric, arms in {record["metric"]: record["arms"], **record["metrics"]}.items():
+        enough = CLOSE if words.get(metric, ("", ""))[1] == RATES else SAME
         for arm, was in arms.items():
             before, now = was["per_seed"][0], float(values[metric][arm][0].double().mean())
-            if abs(now - before) > SAME:
+            if abs(now - before) > enough:
                 different.append(f"{metric} of {arm}: {now:.6g}, recorded {before:.6g}")
     if different:
         return record, different

@@ -74,7 +74,7 @@ def task() -> Task:
     metrics = {
         "success": ("episodes that succeed", "%"),
         "one step": ("episodes that succeed where decisions are one step", "%"),
-        "rate": ("log10 of decisions a second of processor time", ""),
+        "rate": ("decisions a second of processor time", "log10 /s"),
         "calls": ("calls of the network a decision", ""),
     }
     return replace(base, outcomes=outcomes, metrics=metrics)

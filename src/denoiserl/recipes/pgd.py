@@ -28,7 +28,8 @@ stop at a step that is unsure of it.
 
 Expect of the guidance, on windows of four steps of a line whose player has the mean 0, towards a policy with the mean
 0.6: actions with the means 0.01, 0.11 and 0.30 at c = 0, 0.4 and 1.2 in twelve steps, and errors of the dynamics of
-0.036, 0.036 and 0.041 (one seed). What a learner gains by it is asked by the claim ``pgd``.
+0.036, 0.036 and 0.041 (one seed). Of TD3+BC after 10 000 updates on locosmall:swingup-medium, with the settings of the
+claim ``pgd``: a score of 69 (44 to 80 in five seeds), 39 from unguided windows and 50 from the recorded rows.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ compared with.
 
 Expect of what is made, from 3600 transitions of Pendulum-v1 under random actions, after 3000 updates of width 128 and
 in 32 steps: Kolmogorov-Smirnov distances of 0.03 at most, correlations that change by 0.01, next states 2 % of a
-standard deviation from where they should be, distances to the recorded rows as held-out ones have (0.97 times). What a
-learner gains by it is asked by the claim ``synther``.
+standard deviation from where they should be, distances to the recorded rows as held-out ones have (0.97 times). Of
+TD3+BC after 15 000 updates, from 3000 rows of locosmall:swingup-medium-replay, with the settings of the claim
+``synther``: a score of 53 (50 to 56 in five seeds), 37 from the rows themselves (15 to 57), 34 from copies with noise.
 """
 
 from __future__ import annotations
