@@ -18,7 +18,7 @@ from denoiserl.cli.listing import Flag, hint, table
 SCRIPTED = "scripted"
 BLOCK = 64
 """episodes that are saved together"""
-SAME = ("env", "policy", "episodes", "seed", "execute", "ticks", "which")
+SAME = ("env", "policy", "episodes", "seed", "execute", "ticks", "which", "noise")
 """what must not change when recording goes on"""
 
 
@@ -38,6 +38,8 @@ class Collect:
     """of start states and noise: the same seed gives the same episodes"""
     format: Literal["denoiserl", "minari", "lerobot", "hdf5"] = "denoiserl"
     """of what is written"""
+    noise: float = 0.0
+    """std of the noise on what is done, in halves of the range of actions: for data that show more than one way"""
     only_successes: Flag = False
     """of the episodes played, keep those that succeed"""
     execute: Annotated[int | None, hint("(default: all)")] = None
@@ -62,13 +64,15 @@ def collect(given: list[str]) -> None:
     a = tyro.cli(Collect, prog="denoiserl collect", description=said, args=given)
     if a.episodes < 1 or a.copies < 1:
         raise Misuse("--episodes and --copies start at 1.")
+    if not a.noise >= 0:
+        raise Misuse(f"--noise {a.noise}: none is 0.")
     if a.out.exists():
         raise Misuse(f"{a.out} exists already: name another folder, or remove it.")
     if a.format == "hdf5" and a.out.suffix.lower() != ".hdf5":
         raise Misuse(f"A flat data set is one file: --out {a.out.name}.hdf5.")
     if a.policy == SCRIPTED and (a.execute or a.device):
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
-    from denoiserl.data.collect import constant, record
+    from denoiserl.data.collect import constant, noisy, record
     from denoiserl.env.named import environment, recorded, scripted
 
     env = environment(a.env, a.ticks)
@@ -76,10 +80,12 @@ def collect(given: list[str]) -> None:
     if a.policy == SCRIPTED and not scripted(a.env):
         raise Misuse(f"{a.env} has no scripted expert, only tasks of Meta-World and PushT do: name a --policy.")
     act = None if a.policy == SCRIPTED else _act(a)
+    if act is not None and a.noise:
+        act = noisy(act, _half(env), a.noise)
 
     def play(first: int, n: int, told: Any) -> Any:
         if act is None:
-            return recorded(a.env, n, a.seed, a.ticks, a.copies, told, first)
+            return recorded(a.env, n, a.seed, a.ticks, a.copies, told, first, a.noise)
         return record(env, act, n, a.seed, a.copies, told=told, first=first)
 
     with _progress(a) as told:
@@ -156,6 +162,20 @@ def _act(a: Collect) -> Callable[..., Any]:
     found = opened(a.policy, a.which, a.device)
     task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
     return serving(found.load(task), a.execute)
+
+
+def _half(env: Any) -> Any:
+    """Half the range of an environment's actions, [d]."""
+    import torch
+
+    from denoiserl.env import Stream
+
+    probe = Stream(env, 1)
+    probe.close()
+    half = torch.as_tensor((probe.spec.high - probe.spec.low) / 2, dtype=torch.float32)
+    if not bool(half.isfinite().all()):
+        raise Misuse(f"{probe.name} does not say how far its actions go: noise is a share of that.")
+    return half
 
 
 def _fps(env: Any, a: Collect) -> int:

@@ -141,6 +141,17 @@ def numbers(value: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(value, dtype=np.uint8 if value.dtype == np.uint8 else np.float32))
 
 
+def noisy(act: Callable[[Any, Rng], Any], half: Tensor | float, std: float) -> Callable[[Any, Rng], Tensor]:
+    """``act`` with N(0, (``std`` · ``half``)²) added to every action; ``half`` [d] is half the range of the actions."""
+
+    def acted(obs: Any, rng: Rng) -> Tensor:
+        answer = act(obs, rng)
+        action = torch.as_tensor(answer[0] if isinstance(answer, tuple) else answer)
+        return action + std * half * rng.normal(*action.shape).to(action.device)
+
+    return acted
+
+
 def record(
     env: Any,
     act: Callable[[Any, Rng], Any],

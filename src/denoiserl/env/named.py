@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from denoiserl.data.collect import Recording, each, record
+from denoiserl.data.collect import Recording, each, noisy, record
 from denoiserl.data.demos import Demos
 from denoiserl.env.metaworld import HAND, Flaws, MetaWorld, hand
 from denoiserl.env.metaworld import demonstrations as metaworld_demonstrations
@@ -105,12 +105,15 @@ def recorded(
     copies: int = 16,
     told: Callable[[int, int], None] | None = None,
     first: int = 0,
+    noise: float = 0.0,
 ) -> Recording:
     """``n`` episodes of the environment's script without flaws, with all that data formats ask for, from number
-    ``first`` on: episode i depends on ``seed`` and i alone."""
+    ``first`` on: episode i depends on ``seed`` and i alone. ``noise``: its std on what Meta-World's script does, in
+    halves of the range of actions; what is done is what is recorded."""
     plain, pictures = word.removeprefix(SEEN), word.startswith(SEEN)
     if plain.startswith(META):
         decide = each(metaworld_expert(plain.removeprefix(META)).get_action)
+        decide = noisy(decide, 1.0, noise) if noise else decide
         if not pictures:
             return record(environment(plain, ticks), decide, n, seed, copies, told=told, first=first)
         env = partial(Pixels, environment(plain, ticks), PICTURE)  # the script is shown all numbers, and his pupil few
@@ -119,6 +122,8 @@ def recorded(
         last = {**found.last, "state": found.last["state"][:, :HAND]}
         return replace(found, demos=replace(found.demos, observations=felt), last=last)
     if plain == PUSHT:
+        if noise:
+            raise BadRun("PushT's script is recorded as it is: noise is for Meta-World's scripts and for policies")
         view = "pixels" if pictures else "keypoints"
         return pusht_record(n, seed, view, ticks or PUSHT_TICKS, told, first)
     raise BadRun(_unscripted(word))

@@ -21,9 +21,9 @@ One of the twin critics, chosen by a coin, is climbed, and the other one sets th
 
 As published: K = 5, targets of critics and policy that follow with 0.005, a softmax of temperature 1 over 50
 candidates (``temperature``; values are about 100 there, so that it nearly takes the best), η from 0.05 to 2 by data
-set, clipped gradients, the largest of several target values for mazes (``backup``). Differences: the denoiser
-predicts v on a cosine schedule at continuous times, where published runs predict eps at five levels of a VP schedule;
-E|Q| has a floor of 1e-3; targets follow from the first update; smaller networks and fewer updates.
+set, clipped gradients, the largest of several target values for mazes (``backup``), and imitation at the K levels of the
+chain alone: at continuous times it leaves those levels free to follow the critic out of the data. Differences: the
+denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule; E|Q| has a floor of 1e-3; targets follow from the first update; smaller networks and fewer updates.
 
 The policy, without its control (``policy.controlled(None)``), is the kind that DPPO improves further online.
 
@@ -106,6 +106,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
     covers([opt, critic_opt], policy.weights.module, critic)
     drawn = policy.sampler(serve=True, record=Sample(), grad_last=len(policy.serve))
+    times = policy.serve.times[: len(policy.serve)].float().to(policy.device)
     following = policy.using("slow").sampler(serve=True, record=Sample())
 
     @torch.no_grad()
@@ -122,7 +123,8 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
             y = rows["reward"] + rows["discount"] * goal(rows["next_obs"])
             value = critic(cond, done)
             error = step(critic_opt, squared(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
-            imitation = losses(policy.process, policy.denoiser, done, cond, rng).mean()
+            t = times[rng.integers(0, len(times), len(done))]
+            imitation = losses(policy.process, policy.denoiser, done, cond, rng, t=t).mean()
             with held(critic):
                 one, other = critic(cond, drawn(cond, rng).sample)[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
                 step(opt, imitation + a.eta * ascent(one, other.detach()).mean(), a.clip)
