@@ -158,6 +158,21 @@ def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsy
         verb([*common[:2], "--out", str(tmp_path / "none")])
 
 
+def test_noise_is_a_share_of_the_range_and_what_is_done_is_recorded(tmp_path: Path) -> None:
+    """Of a policy that stands still in a range of [-2, 2]: a std of 2 x 0.3, the same for any number of copies."""
+    world = tmp_path / "still.py"
+    world.write_text("import torch\ndef act(obs, rng):\n    return torch.zeros(len(obs), 1, 1)\n")
+    common = ("--env", "Pendulum-v1", "--policy", f"{world}:act", "--episodes", "3", "--noise", "0.3")
+    verb([*common, "--out", str(tmp_path / "a")])
+    verb([*common, "--out", str(tmp_path / "b"), "--copies", "1"])
+    one, other = (Demos.load(tmp_path / k).actions for k in "ab")
+    assert torch.equal(one, other) and float(one.std()) == pytest.approx(0.6, rel=0.1)
+    with pytest.raises(Misuse, match="none is 0"):
+        verb([*common[:-1], "-1", "--out", str(tmp_path / "c")])
+    with pytest.raises(BadRun, match="as it is"):
+        verb(["--env", "pusht", "--noise", "0.3", "--episodes", "1", "--out", str(tmp_path / "c")])
+
+
 def test_an_expert_of_metaworld_is_recorded(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("metaworld")
     told = run(

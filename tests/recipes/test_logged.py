@@ -137,6 +137,16 @@ def test_dql_takes_the_better_mode() -> None:
     assert float(((drawn - 0.5).abs() < 0.25).float().mean()) > 0.9, "the critic knows which is better"
 
 
+def test_dql_imitates_where_its_chain_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the levels nothing is decided, and what is not imitated at a level may follow the critic anywhere."""
+    seen: list[torch.Tensor] = []
+    real = dql.losses
+    monkeypatch.setattr(dql, "losses", lambda *given, t: (seen.append(t), real(*given, t=t))[1])
+    made = policy(modes(300), "diffusion", denoise=4)
+    learned(dql, made, modes(300), iters=1, updates=3)
+    assert torch.cat(seen).unique().tolist() == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
 def test_without_a_pull_both_modes_stay_and_the_control_chooses_what_the_critics_value(tmp_path: Path) -> None:
     data = modes()
     made = policy(data, "diffusion", denoise=3)
