@@ -74,6 +74,7 @@ def collect(given: list[str]) -> None:
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
     from denoiserl.data.collect import constant, noisy, record
     from denoiserl.env.named import environment, recorded, scripted
+    from denoiserl.hub.recordings import write_as
 
     env = environment(a.env, a.ticks)
     fps = _fps(env, a) if a.format == "lerobot" else 0
@@ -93,7 +94,7 @@ def collect(given: list[str]) -> None:
     played = found.demos.statistics()
     if a.only_successes:
         found = found.successful()
-    _write(a, found, fps)
+    write_as(a.out, found, a.format, a.env if a.format == "lerobot" else a.env.rpartition("/")[2], fps)
     kept, still = found.demos.statistics(), constant(found.demos)
     if a.json:
         print(json.dumps({"out": str(a.out), "played": played, "kept": kept, "constant": still}, indent=2))
@@ -209,21 +210,3 @@ def _progress(a: Collect) -> Any:
             yield lambda done, won: progress.update(task, completed=done, description=f"{won} succeeded")
 
     return bar()
-
-
-def _write(a: Collect, recorded: Any, fps: int) -> None:
-    if a.format == "denoiserl":
-        recorded.save(a.out)
-    elif a.format == "minari":
-        from denoiserl.hub import minari
-
-        word = "".join(c if c.isalnum() else "-" for c in a.env.rpartition("/")[2]).strip("-")
-        minari.write(a.out, recorded, f"denoiserl/{word}-v0")
-    elif a.format == "hdf5":
-        from denoiserl.hub import recordings
-
-        recordings.write(a.out, recorded)
-    else:
-        from denoiserl.hub import lerobot_dataset
-
-        lerobot_dataset.write(a.out, recorded, fps, a.env)

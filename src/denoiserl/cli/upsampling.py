@@ -7,12 +7,15 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint, table
+
+if TYPE_CHECKING:
+    from denoiserl.hub.recordings import Kind
 
 KNOWN = {"minari": "Minari", "lerobot": "LeRobot", "hdf5": "HDF5", "denoiserl": "denoiserl"}
 DEFAULT = {"minari": 20_000, "hdf5": 100_000, "denoiserl": 100_000}
@@ -77,7 +80,7 @@ def upsample(given: list[str]) -> None:
         _upsample(a, how)
 
 
-def _upsample(a: Upsample, how: str) -> None:
+def _upsample(a: Upsample, how: Kind) -> None:
     import torch
 
     from denoiserl.data.synthetic import FEW, Layout, Model, columns, learned
@@ -126,7 +129,7 @@ def _upsample(a: Upsample, how: str) -> None:
         _tell(told, a.out, how, report, picture)
 
 
-def _format(a: Upsample) -> str:
+def _format(a: Upsample) -> Kind:
     """The format of what is written."""
     from denoiserl.hub.recordings import ENDINGS, kind
 
@@ -199,22 +202,15 @@ def _drawn(maker: Any, a: Upsample, shown: Any) -> tuple[Any, float]:
     return maker.draw(rows, Rng(a.seed + 1, a.device), lambda done: shown.tick(Position("draw", done, rows, 0)))
 
 
-def _write(out: Path, how: str, made: Any, recorded: Any) -> None:
+def _write(out: Path, how: Kind, made: Any, recorded: Any) -> None:
     from denoiserl.data.logged import transitions
-    from denoiserl.hub import minari, recordings
+    from denoiserl.hub.recordings import write_as
 
     action = made.action[:, 0]
     data = transitions(
         made.obs, action, made.reward, made.next_obs, made.terminated, recorded.low, recorded.high, made.name
     )
-    if how == "hdf5":
-        recordings.write(out, data)
-        return
-    if how == "denoiserl":
-        data.save(out)
-        return
-    word = "".join(c if c.isalnum() else "-" for c in out.name).strip("-") or "made"
-    minari.write(out, data, f"denoiserl/{word}-v0")
+    write_as(out, data, how, out.name)
 
 
 def _beside(out: Path, name: str) -> Path:

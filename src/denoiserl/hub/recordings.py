@@ -7,7 +7,7 @@
         observations [N, o], actions [N, d], rewards [N], terminals [N]; timeouts [N], next_observations [N, o],
         infos/success [N], action_low [d], action_high [d] where they are known
 
-``write`` makes a flat file. Needs h5py (``pip install 'denoiserl[data]'``).
+``write_as`` writes any of them, ``write`` a flat file. Needs h5py (``pip install 'denoiserl[data]'``).
 """
 
 from __future__ import annotations
@@ -134,6 +134,19 @@ def _flat(path: Path, outside: minari.Outside) -> Recording:
     demos = Demos.of(episodes, told, [float(g.sum()) for g in gains], path.stem)
     ends = (torch.from_numpy(np.array(v, np.float32)) for v in (low, high))
     return Recording(demos, torch.cat(gains), torch.stack(last), torch.tensor(over), *ends)
+
+
+def write_as(path: str | Path, data: Recording, how: Kind, name: str, fps: int = 0) -> None:
+    """Store a recording in a format, whole or not at all. ``name``: what Minari and LeRobot are told it is of."""
+    if how == "hdf5":
+        write(path, data)
+    elif how == "minari":
+        word = "".join(c if c.isalnum() else "-" for c in name).strip("-") or "recorded"
+        minari.write(path, data, f"denoiserl/{word}-v0")
+    elif how == "lerobot":
+        lerobot_dataset.write(path, data, fps, name)
+    else:
+        data.save(path)
 
 
 def write(path: str | Path, data: Recording) -> Path:
