@@ -1,7 +1,7 @@
 """Named parameter sets over one module: current, reference, ema, old, teachers.
 
 Only trainable tensors are copied; frozen ones are shared, so a LoRA-tuned model keeps a reference for the price of its
-adapters, and with adapters that can be switched off the reference costs nothing at all.
+adapters. Before LoRA has learned, "adapters off" is that reference and costs nothing at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from denoiserl.errors import BadRun, nearest
 
 
 class AdapterOff(Denoiser):
-    """The same denoiser with its adapters switched off: the pretrained model, without a copy."""
+    """The same denoiser with its adapters switched off: the model as it was before they learned, without a copy."""
 
     def __init__(self, denoiser: Denoiser, adapted: nn.Module) -> None:
         super().__init__()
@@ -41,9 +41,39 @@ class AdapterOff(Denoiser):
             return self._inner[0](x, clock, context)
 
 
-def _adapted(module: nn.Module) -> nn.Module | None:
-    """The submodule whose adapters can be switched off, if any (a peft model)."""
-    return next((m for m in module.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")), None)
+LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+"""where peft keeps the matrices of 2106.09685"""
+
+
+def _adapted(module: nn.Module) -> list[nn.Module]:
+    """The submodules whose adapters can be switched off (peft models)."""
+    return [m for m in module.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")]
+
+
+def _switch(module: nn.Module) -> nn.Module | None:
+    """Return the peft model that, its adapters off, computes as ``module`` does now, whatever learns later; or None.
+
+    So it is with LoRA at its start: every B is zero, A and B of the active adapters are all that learns, no layer is
+    merged or of another kind, and no buffer moves.
+    """
+    adapted = _adapted(module)
+    layers: list[Any] = [m for m in module.modules() if getattr(m, "adapter_layer_names", ())]
+    learns = {id(p) for p in module.parameters() if p.requires_grad}
+    own, kept = set(), module.state_dict(keep_vars=True)
+    for layer in layers:
+        kinds = [name for name in layer.adapter_layer_names if len(list(getattr(layer, name).parameters()))]
+        if set(kinds) - set(LORA) or getattr(layer, "lora_variant", None) or layer.merged or not _zero(layer, "lora_B"):
+            return None
+        if not (_zero(layer, "lora_embedding_A") or _zero(layer, "lora_embedding_B")):
+            return None
+        parts = [each for part in LORA for each in getattr(layer, part).named_parameters()]
+        own |= {id(p) for name, p in parts if name.split(".")[0] in layer.active_adapters}
+    moves = any(v.is_floating_point() and not isinstance(v, nn.Parameter) for v in kept.values())
+    return adapted[0] if len(adapted) == 1 and learns and learns == own and not moves else None
+
+
+def _zero(layer: Any, part: str) -> bool:
+    return not any(bool(p.any()) for p in getattr(layer, part).parameters())
 
 
 class Weights:
@@ -61,28 +91,31 @@ class Weights:
     def keep(self, name: str) -> Denoiser:
         """Copy the current weights to the set ``name`` (made or overwritten) and return its denoiser, frozen.
 
-        A model with adapters keeps ``reference`` as "adapters off", for free, if nothing else of it learns.
+        ``reference`` is "adapters off", for free, as long as that is the model itself: LoRA that has not learned yet,
+        and nothing else that learns. Else it is a copy too.
         """
         if name == "current":
             raise ValueError("current is the module itself: choose another name")
-        adapted = _adapted(self.module)
-        if name == "reference" and adapted is not None and not self._beside(adapted):
+        if name == "reference" and (adapted := _switch(self.module)) is not None:
             self.sets[name] = AdapterOff(self.module, adapted)
-        elif name in self.sets and not isinstance(self.sets[name], AdapterOff):
-            self._blend(name, 0.0)
         else:
-            shared: dict[int, Any] = {id(p): p for p in self.module.parameters() if not p.requires_grad}
-            fresh = copy.deepcopy(self.module, shared)
-            for p, q in zip(self.module.parameters(), fresh.parameters(), strict=True):
-                if p is not q:
-                    q.requires_grad_(False)
-            self.sets[name] = fresh
+            self._renew(name)
         return self.sets[name]
 
-    def _beside(self, adapted: nn.Module) -> bool:
-        """Does anything learn beside the adapters?"""
-        inside = {id(p) for p in adapted.parameters()}
-        return any(p.requires_grad and id(p) not in inside for p in self.module.parameters())
+    def _renew(self, name: str) -> None:
+        """Copy the current weights to ``name``: in place where it has tensors of its own for all that learns."""
+        own = self.sets.get(name)
+        if own is not None and not isinstance(own, AdapterOff):
+            ours, theirs = dict(self.module.named_parameters()), dict(own.named_parameters())
+            if ours.keys() == theirs.keys() and not any(p is theirs[n] and p.requires_grad for n, p in ours.items()):
+                self._blend(name, 0.0)
+                return
+        shared: dict[int, Any] = {id(p): p for p in self.module.parameters() if not p.requires_grad}
+        fresh = copy.deepcopy(self.module, shared)
+        for p, q in zip(self.module.parameters(), fresh.parameters(), strict=True):
+            if p is not q:
+                q.requires_grad_(False)
+        self.sets[name] = fresh
 
     def using(self, name: str = "current") -> Denoiser:
         """The denoiser that computes with the set ``name``."""
@@ -137,13 +170,15 @@ class Weights:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore every set; shapes and names must agree."""
         fit(self.module, state["current"])
-        for name in [*state["sets"], *state["free"]]:
-            self.keep(name)
-        for name in state["free"]:
-            if not isinstance(self.sets[name], AdapterOff):
+        for name in state["free"]:  # that it was the reference was known when it was kept; B is no longer zero
+            if not (adapted := _adapted(self.module)):
                 raise BadRun(f"{name!r} was saved as 'adapters off': put the same adapters on the network first")
+            self.sets[name] = AdapterOff(self.module, adapted[0])
         for name, tensors in state["sets"].items():
-            agree(self._own(self._copy(name)), tensors, f"the set {name!r}")
+            self._renew(name)
+            own = self._own(self._copy(name))
+            tensors = strip_prefix(tensors, own)
+            agree(own, tensors, f"the set {name!r}")
             self.sets[name].load_state_dict(tensors, strict=False)
         if "control" in state and self.control is None:
             raise BadRun("these weights belong to a policy that is controlled: give this one the same control first")
