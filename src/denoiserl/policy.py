@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -152,8 +153,8 @@ class Policy:
 
     def controlled(self, control: Any) -> Policy:
         """The same policy, its weights shared, with a ``Control`` (None: without)."""
-        shared = Weights(self.weights.module)
-        shared.sets, shared.version, shared.control = self.weights.sets, self.weights.version, control
+        shared = copy.copy(self.weights)
+        shared.control = control
         return replace(self, weights=shared)
 
     def parameters(self) -> list[nn.Parameter]:

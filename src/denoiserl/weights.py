@@ -86,6 +86,8 @@ class Weights:
         self.module = denoiser
         self.control: nn.Module | None = None
         self.sets: dict[str, Denoiser] = {}
+        self.averages: dict[str, dict[str, Tensor]] = {}
+        """of sets that follow in bf16 or fp16: their tensors in float32, where small steps are not lost"""
         self.version = 0
 
     def keep(self, name: str) -> Denoiser:
@@ -126,7 +128,10 @@ class Weights:
         return self.sets[name]
 
     def follow(self, name: str, decay: float) -> None:
-        """θ_name ← decay · θ_name + (1 − decay) · θ, for every trainable tensor, in place."""
+        """θ_name ← decay · θ_name + (1 − decay) · θ, for every trainable tensor, in place; buffers are copied.
+
+        Averages of bf16 and fp16 are kept in float32; the set holds them rounded.
+        """
         if not 0 <= decay <= 1:
             raise ValueError(f"decay lies in [0, 1], not {decay}")
         if name not in self.sets:
@@ -135,10 +140,21 @@ class Weights:
 
     @torch.no_grad()
     def _blend(self, name: str, decay: float) -> None:
-        own = self._copy(name)
-        pairs = [(q, p) for q, p in zip(own.parameters(), self.module.parameters(), strict=True) if p is not q]
+        own, source = self._copy(name), dict(self.module.named_parameters())
+        pairs = {n: (q, source[n]) for n, q in own.named_parameters() if q is not source[n]}
+        low = {n for n, (q, _) in pairs.items() if q.is_floating_point() and q.element_size() < 4}
+        if decay == 0:
+            self.averages.pop(name, None)
+            low.clear()
+        mean = self.averages.setdefault(name, {}) if low else {}
+        for n in low:
+            q, p = pairs.pop(n)
+            held = mean[n].to(q.device) if n in mean else q.float()
+            # a set that was changed elsewhere is followed from where it is
+            mean[n] = torch.where(held.to(q.dtype) == q, held, q.float()).lerp_(p.float(), 1 - decay)
+            q.copy_(mean[n])
         if pairs:
-            torch._foreach_lerp_([q for q, _ in pairs], [p for _, p in pairs], 1 - decay)
+            torch._foreach_lerp_([q for q, _ in pairs.values()], [p for _, p in pairs.values()], 1 - decay)
         for q, p in zip(own.buffers(), self.module.buffers(), strict=True):
             q.copy_(p)
 
@@ -165,6 +181,8 @@ class Weights:
         named = {name: self._own(module) for name, module in self.sets.items() if not isinstance(module, AdapterOff)}
         free = [name for name, module in self.sets.items() if isinstance(module, AdapterOff)]
         state = {"current": dict(self.module.state_dict()), "sets": named, "free": free, "version": self.version}
+        if self.averages:
+            state["averages"] = {name: dict(mean) for name, mean in self.averages.items()}
         return state if self.control is None else {**state, "control": dict(self.control.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,6 +198,10 @@ class Weights:
             tensors = strip_prefix(tensors, own)
             agree(own, tensors, f"the set {name!r}")
             self.sets[name].load_state_dict(tensors, strict=False)
+        self.averages = {
+            name: {n: v.to(self.sets[name].get_parameter(n).device, copy=True) for n, v in mean.items()}
+            for name, mean in state.get("averages", {}).items()
+        }
         if "control" in state and self.control is None:
             raise BadRun("these weights belong to a policy that is controlled: give this one the same control first")
         if self.control is not None and "control" in state:
