@@ -160,7 +160,7 @@ def test_a_run_that_stops_goes_on_from_its_last_save(tmp_path):
         rng, seen = Rng(0), []
         env = Stream(make, 4, seed=5)
         try:
-            for _ in Keep(folder, every=1).loop(6, rng=rng, env=env):
+            for _ in Keep(folder, every=1, restart=1).loop(6, rng=rng, env=env):
                 ep = env.collect(lambda o, r: (r.normal(len(o), 1).clamp(-1, 1), None), 4, rng)
                 seen.append(float(ep.reward.sum()))
         except EnvFault:

@@ -261,13 +261,13 @@ def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
 def test_ppo_ends_where_a_resumed_one_ends_with_what_it_has_seen(tmp_path) -> None:
     a = replace(PPO, iters=3, execute=2, entropy=0.01)
     whole = reacher()
-    told = list(ppo.improve(whole, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1)))
-    rows = ppo.improve(reacher(), Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1))
+    told = list(ppo.improve(whole, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1, restart=1)))
+    rows = ppo.improve(reacher(), Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)
     del rows
     resumed = reacher()
-    again = list(ppo.improve(resumed, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1)))
+    again = list(ppo.improve(resumed, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1)))
     assert again == told[-len(again) :]
     assert isinstance(whole.codec, Running) and isinstance(resumed.codec, Running)
     assert float(whole.codec.count) == 3 * 8 * 8 and torch.equal(whole.codec.mean, resumed.codec.mean)

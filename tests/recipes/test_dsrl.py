@@ -237,7 +237,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
         torch.manual_seed(1)
         made = steer(base(chunk=2), 1, 16)
         a = replace(SMALL, iters=4, begin=64, utd=0.2, execute=1, capacity=150, serve=serve)
-        it = dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1))
+        it = dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1, restart=1))
         return made, list(it) if rows is None else [next(it) for _ in range(rows)]
 
     (whole, rows), (_, again) = improve("whole"), improve("twin")

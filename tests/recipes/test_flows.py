@@ -170,14 +170,14 @@ def test_a_resumed_run_ends_where_a_whole_one_ends(name: str, tmp_path) -> None:
     a = replace(a, iters=3, execute=2, **({"bc": 0.1} if name == "reinflow" else {}))
     run = lambda made, keep: recipe.improve(made, Stream(Reach, 8, 1), a, Rng(5), keep)  # noqa: E731
     whole = reacher()
-    told = list(run(whole, Keep(tmp_path / "whole", every=1)))
+    told = list(run(whole, Keep(tmp_path / "whole", every=1, restart=1)))
     assert told == list(run(reacher(), Keep()))
-    rows = run(reacher(), Keep(tmp_path / "half", every=1))
+    rows = run(reacher(), Keep(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)
     del rows
     resumed = reacher()
-    again = list(run(resumed, Keep(tmp_path / "half", every=1)))
+    again = list(run(resumed, Keep(tmp_path / "half", every=1, restart=1)))
     assert again == told[-len(again) :]
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
 

@@ -113,9 +113,11 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
         return list(it) if rows is None else [next(it) for _ in range(rows)]
 
     whole, twin, halves, resumed = (policy(Bandit) for _ in range(4))
-    assert improve(whole, Keep(tmp_path / "whole", every=1)) == improve(twin, Keep(tmp_path / "twin", every=1))
-    improve(halves, Keep(tmp_path / "half", every=1), rows=3)
-    improve(resumed, Keep(tmp_path / "half", every=1))
+    assert improve(whole, Keep(tmp_path / "whole", every=1, restart=1)) == improve(
+        twin, Keep(tmp_path / "twin", every=1, restart=1)
+    )
+    improve(halves, Keep(tmp_path / "half", every=1, restart=1), rows=3)
+    improve(resumed, Keep(tmp_path / "half", every=1, restart=1))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 

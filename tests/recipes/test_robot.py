@@ -66,14 +66,14 @@ def test_dppo_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
     once, again = improve(policy(), ARGS), improve(policy(), ARGS)
     assert once == again
     whole = policy()
-    improve(whole, ARGS, keep=Keep(tmp_path / "whole", every=1))
+    improve(whole, ARGS, keep=Keep(tmp_path / "whole", every=1, restart=1))
     halves = policy()
-    rows = dppo.improve(halves, Stream(Reach, 16, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1))
+    rows = dppo.improve(halves, Stream(Reach, 16, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)  # the first iteration is saved when the second one begins
     del rows
     resumed = policy()
-    improve(resumed, ARGS, keep=Keep(tmp_path / "half", every=1))
+    improve(resumed, ARGS, keep=Keep(tmp_path / "half", every=1, restart=1))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 

@@ -213,6 +213,10 @@ class Latent:
         """The stream's own."""
         self.env.border(iteration)
 
+    def may_restart(self) -> bool:
+        """The stream's own."""
+        return self.env.may_restart()
+
     def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
         """``steps`` decisions of every copy."""
 

@@ -8,6 +8,7 @@ where an episode ended; steps that an automatic reset swallowed are masked; a ch
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,10 @@ from denoiserl.tree import Tree, tree_map
 
 Act = Callable[[Any, Rng], tuple[Tensor, Chain | None]]
 """``act(obs [B, ...], rng) -> (action [B, d] or chunk [B, T_a, d], its chain or None)``, in the environment's units."""
+
+
+EPISODES, LEAST, MOST = 4, 500, 20_000
+"""whole episodes and ticks of every copy before copies start afresh; and the most ticks"""
 
 
 class Owner(Protocol):
@@ -247,6 +252,7 @@ class Stream:
         self.owner, self.spec = own(env, copies, processes, on_fault, patience)
         self.seed, self.gamma = seed, gamma
         self.obs: Any = None
+        self._ended, self._life = False, 0  # has any episode ended in all ticks so far?
 
     @property
     def copies(self) -> int:
@@ -278,12 +284,28 @@ class Stream:
 
         A simulator cannot be saved. Resetting every run, resumed or not, at the same iterations makes both the same.
         """
+        if self._ended is False and self._life >= LEAST:
+            warnings.warn(
+                f"{self.name}: no episode has ended in {self._life} ticks of a copy, so nothing is known of returns: "
+                "train for longer, restart later, or give the environment a time limit",
+                stacklevel=2,
+            )
+            self._ended = True  # one word is enough
         seeds = [derived(self.seed, iteration, copy) for copy in range(self.copies)]
         self.obs = tensors(self.owner.reset(seeds), self.spec.obs, self.name)
         self._returns = np.zeros(self.copies)
         self._ticks = np.zeros(self.copies, np.int64)
         self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
         self._success = np.zeros(self.copies, bool)
+        self._played, self._episodes = np.zeros(self.copies, np.int64), np.zeros(self.copies, np.int64)
+
+    def may_restart(self) -> bool:
+        """Say whether a border takes little away: every copy has finished some episodes since the last one.
+
+        4 episodes and 500 ticks of every copy, or 20000 ticks; and where nothing was played.
+        """
+        whole = int(self._episodes.min()) >= EPISODES and int(self._played.min()) >= LEAST
+        return whole or int(self._played.max()) >= MOST or not self._played.any()
 
     def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
         """``steps`` decisions of every copy."""
@@ -312,6 +334,9 @@ class Stream:
         out = self.owner.play(numbers, np.ones(self.copies, bool), self.gamma)
         self._note(out)
         over = out.terminated | out.truncated
+        self._played += out.length
+        self._episodes += over
+        self._ended, self._life = bool(self._ended or over.any()), self._life + int(out.length.max())
         self._returns += out.raw
         self._ticks += out.length
         info = {

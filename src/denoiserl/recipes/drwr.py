@@ -101,8 +101,8 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         chain = policy.sample(placed(obs, policy), rng, serve=a.draw == "serve")
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
-    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, env=env):
-        env.border(it)
+    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
+        env.border(it)  # in every iteration, so the loop needs no borders of its own
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
         whole = finished(ep)
