@@ -22,6 +22,17 @@ from denoiserl.tree import Tree, tree_map
 from denoiserl.weights import AdapterOff, Weights, fit
 
 KIND = "denoiserl policy"
+FOREIGN = {
+    "run.json": "the folder of a run: give its policy, the folder 'best' or 'last' in it",
+    "model_index.json": "a pipeline of diffusers: make a policy of it with denoiserl.hub.diffusers.from_pipeline",
+    "adapter_config.json": "adapters of peft: load them onto their model with peft, and make a policy of that",
+    "train_config.json": "a checkpoint of LeRobot: open it with denoiserl.hub.lerobot.diffusion_policy(path)",
+    "config.json": "a checkpoint of LeRobot or transformers: open it with denoiserl.hub.lerobot.diffusion_policy, or "
+    "load the model and wrap it (denoiserl.hub.transformers)",
+    "pretrained_model": "a checkpoint of LeRobot: give the folder pretrained_model in it to "
+    "denoiserl.hub.lerobot.diffusion_policy",
+}
+"""what lies in folders of other programs, and what opens them"""
 
 
 class Codec(Protocol):
@@ -210,7 +221,11 @@ class Policy:
         self.weights.load_state_dict(state)
 
     def save(self, path: str | Path) -> Path:
-        """Write the policy with its active weights to the folder ``path``: safetensors and JSON, atomically."""
+        """Write the policy with its active weights to the folder ``path``: safetensors and JSON, atomically.
+
+        All weights are stored, frozen ones too, so that the folder is complete: a model with adapters takes the size of
+        its base at every save (24 GB for one of 12 billion parameters in bf16), not that of the adapters.
+        """
         denoiser = self.denoiser
         if isinstance(denoiser, AdapterOff):
             raise BadRun(f"{self.active!r} is the network with its adapters off and holds no weights: save 'current'")
@@ -238,9 +253,12 @@ class Policy:
     ) -> Policy:
         """Read a policy. Networks that are not of this package have to be made by you: ``load(path, net=...)``.
 
+        Raise BadRun if ``path`` holds no policy; of a checkpoint of another program it says what opens it.
         ``part``: the module that a codec of yours holds (an autoencoder). A run that is evaluated on the command line
         asks its recipe's ``restore`` for them.
         """
+        if (told := _foreign(Path(path))) is not None:
+            raise BadRun(f"{path} is {told}")
         tree = store.read(Path(path))
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
             raise BadRun(f"{path} holds no policy (a run keeps its policies in the folders 'best' and 'last')")
@@ -258,6 +276,22 @@ class Policy:
 def load(path: str | Path, net: nn.Module | None = None, device: str | torch.device = "cpu") -> Policy:
     """Read a policy: see ``Policy.load``."""
     return Policy.load(path, net, device)
+
+
+def _foreign(path: Path) -> str | None:
+    """Return what a path is that holds no policy of this package, and what opens it; None of one that may."""
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return (
+                "a file of weights: make the network, and denoiserl.weights.fit(net, safetensors.torch.load_file(path))"
+            )
+        return (
+            "a file, and a policy is a folder. Pickles (.pt, .ckpt, .zip) are not opened here: load the weights with "
+            "the program that wrote them, make the network, and Policy.of(process, denoiser, ...)"
+        )
+    if not path.is_dir() or (path / store.TREE).exists():
+        return None
+    return next((told for name, told in FOREIGN.items() if (path / name).exists()), None)
 
 
 def _plan(steps: Steps) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_where_a_whole_one_ends(name: str, tmp_path) -> None:
     run = lambda made, keep: recipe.improve(made, Stream(Reach, 8, 1), a, Rng(5), keep)  # noqa: E731
     whole = reacher()
     told = list(run(whole, Keep(tmp_path / "whole", every=1, restart=1)))
-    assert told == list(run(reacher(), Keep()))
+    assert told == list(run(reacher(), Keep(restart=1)))
     rows = run(reacher(), Keep(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)

@@ -215,7 +215,7 @@ def test_gorl_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
     a = dataclasses.replace(GORL, iters=4, stages=(1.0, 1.0), drop=10.0)
     whole = policy()
     rows = latent_run(whole, a, Keep(tmp_path / "whole", every=1, restart=1))
-    assert latent_run(policy(), a) == rows and len(rows) == 5
+    assert latent_run(policy(), a, Keep(restart=1)) == rows and len(rows) == 5
     for stop in (1, 3, 4):  # in the first stage, after the switch, in the second stage
         half = policy()
         torch.manual_seed(1)
@@ -297,7 +297,7 @@ def test_the_flywheel_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tm
     a = dataclasses.replace(FLY, updates=5)
     whole = policy()
     rows = fly(whole, a, Keep(tmp_path / "whole", every=1, restart=1))
-    assert fly(policy(), a) == rows
+    assert fly(policy(), a, Keep(restart=1)) == rows
     half = policy()
     torch.manual_seed(1)
     part = beyond_human.improve(half, Stream(Reach, 16, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))

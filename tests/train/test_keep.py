@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -135,6 +136,15 @@ def test_without_an_interval_a_minute_is_one(tmp_path, monkeypatch):
     assert next(Keep(tmp_path / "soon", restart=2).loop(1000, counter=Counter(), world=Simulator())) == 4
     some(Keep(tmp_path / "given", every=100, restart=2), 1000, leave=5)
     assert next(Keep(tmp_path / "given", restart=2).loop(1000, counter=Counter(), world=Simulator())) == 0
+
+
+def test_a_loop_that_goes_on_leaves_nothing_of_a_killed_save(tmp_path):
+    some(Keep(tmp_path, every=5, restart=5), leave=11)
+    shutil.copytree(tmp_path / "state", tmp_path / ".state.old")
+    shutil.copytree(tmp_path / "state", tmp_path / ".best.new")
+    list(Keep(tmp_path).loop(20, counter=Counter(), world=Simulator()))
+    nothing, _ = some(Keep(tmp_path, every=5, restart=5))
+    assert not nothing and sorted(p.name for p in tmp_path.iterdir()) == ["state"]
 
 
 def test_a_budget_ends_the_loop_at_the_first_border_that_reaches_it(tmp_path):

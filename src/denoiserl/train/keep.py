@@ -149,6 +149,8 @@ class Keep:
         kept, borders = _sorted(named)
         every = self.every or (100 if n is None else max(1, math.ceil(n / 10)))
         at = Position(self.name, 0, n, 0)
+        if self.folder is not None:
+            store.settle(self.folder)
         if self.folder is not None and store.exists(self.folder / "state"):
             at.iteration = at.first = self._restore(kept)
             if n is not None and at.iteration > n:

@@ -71,6 +71,7 @@ def run(
         "budget": dict(budget) if budget else None,
     }
     with _alone(folder):
+        store.settle(folder)
         record = _record(folder, json.loads(json.dumps(settings)), getattr(args, "seed", None))
         place = Place(device, precision, threads, record["place"])
         keep = Keep(folder, device, every, budget, restart)
