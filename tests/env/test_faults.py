@@ -119,6 +119,7 @@ def test_what_a_restart_does_not_cure_stops():
         Stream(always, 2, seed=0, on_fault="restart").collect(idle, 5, Rng(0))
 
 
+@pytest.mark.fixed_seed
 def test_workers_restart_the_same_copies():
     alone, spread = (
         Stream(partial(Sick, "raise"), 5, seed=2, on_fault="restart", processes=processes) for processes in (1, 2)
@@ -128,6 +129,7 @@ def test_workers_restart_the_same_copies():
     assert torch.equal(a.obs, b.obs) and torch.equal(a.live, b.live) and a.faults == b.faults and len(a.faults) > 2
 
 
+@pytest.mark.fixed_seed
 @pytest.mark.parametrize(("kind", "said"), [("hang", "has not answered for 1 s"), ("die", r"\(exit code 7\)")])
 def test_a_worker_that_hangs_or_dies_is_named_and_started_again(kind, said):
     """Copies 0, 1 and 2, 3 share a worker each; one of them is made to begin with an odd start."""

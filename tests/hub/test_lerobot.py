@@ -117,6 +117,7 @@ def seeing(tmp_path_factory: Any) -> Path:
     return folder
 
 
+@pytest.mark.fixed_seed
 def test_the_same_noise_and_pictures_give_the_same_actions_as_in_lerobot(seeing: Path, tmp_path: Path) -> None:
     told = load_file(seeing / "expected.safetensors")
     policy, pictures = diffusion_policy(seeing), parity().looked(5, 2)
