@@ -22,8 +22,8 @@ from denoiserl.errors import BadRun
 from denoiserl.meter import uncounted
 from denoiserl.policy import Policy
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask
-from denoiserl.tree import Tree, first, rows, take, tree_map
+from denoiserl.signal import Reward, ask, prompt_count
+from denoiserl.tree import Tree, first, take, tree_map
 
 __all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
 
@@ -153,9 +153,9 @@ def conditions(policy: Policy, env: Stream | None, prompts: Tree | None, n: int,
     range that it was fitted to.
     """
     if prompts is not None:
-        many = rows(prompts)
+        many = prompt_count(prompts)
         index = rng.permutation(many)[:n] if many >= n else torch.arange(n, device=rng.device) % many
-        return tree_map(lambda v: v.to(policy.device), ask(prompts, index.to(first(prompts).device), group))
+        return ask(prompts, index.to(policy.device), group)
     if env is not None:
         env.border(0)
         index = torch.arange(n * group) % env.copies  # observations are not grouped: as many as there are

@@ -33,7 +33,7 @@ collapses after forty iterations: nothing holds it, and what is left are rare fa
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -47,10 +47,10 @@ from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, ddim
 from denoiserl.recipes import _shapes, _stages
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, ask, prompt_count, score
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
-from denoiserl.tree import Tree, leaves, rows
+from denoiserl.tree import Tree, leaves
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Args:
     """Adam's learning rate"""
     on_bad: Literal["raise", "drop"] = "drop"
     """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
     tolerance: float = 0.02
     """largest |log ratio| of a whole step before the first update; float32"""
     eta: float = 1.0
@@ -99,10 +101,10 @@ def improve(
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, policy=policy, opt=opt, memory=memory, rng=rng):
-        index = rng.integers(0, rows(prompts), a.samples)
+        index = rng.integers(0, prompt_count(prompts), a.samples)
         asked = ask(prompts, index, 1)
         chain = policy.sample(asked, rng)
-        scored = score(reward, policy.codec.decode(chain.sample), asked, on_bad=a.on_bad)
+        scored = score(reward, chain.sample, asked, a.weights, a.on_bad, decode=policy.codec.decode)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
         advantage = advantage.clamp(-a.adv_clip, a.adv_clip)
         row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped}

@@ -32,7 +32,7 @@ two pictures of a prompt from 0.36, wrong colours included, to 0.16 (data: 0.20;
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -46,10 +46,10 @@ from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Steps, ddim
 from denoiserl.recipes import _shapes, _stages
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, ask, prompt_count, score
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
-from denoiserl.tree import Tree, rows
+from denoiserl.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class Args:
     """Adam's learning rate"""
     on_bad: Literal["raise", "drop"] = "raise"
     """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
     tolerance: float = 0.02
     """largest |log ratio| of a whole step before the first update; float32"""
     eval_every: int = 10
@@ -97,9 +99,9 @@ def improve(
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
-        asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
+        asked = ask(prompts, rng.integers(0, prompt_count(prompts), a.prompts), a.group)
         chain = policy.sample(asked, rng)
-        scored = score(reward, policy.codec.decode(chain.sample), asked, on_bad=a.on_bad)
+        scored = score(reward, chain.sample, asked, a.weights, a.on_bad, decode=policy.codec.decode)
         groups, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
         advantage = group_relative(groups, "batch", clip=a.adv_clip, valid=valid).flatten()
         dead = dead_groups(groups, valid=valid).float().mean()

@@ -33,7 +33,7 @@ prompt from 0.36, wrong colours included, to 0.09 (data: 0.20): what a round did
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -45,10 +45,10 @@ from denoiserl.objective import weighted
 from denoiserl.policy import Policy
 from denoiserl.recipes import _shapes, _stages
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, ask, prompt_count, score
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, losses, step
-from denoiserl.tree import Tree, rows, take
+from denoiserl.tree import Tree, take
 
 WITHIN = ("prompt", "batch")
 
@@ -76,6 +76,8 @@ class Args:
     """AdamW's learning rate"""
     on_bad: Literal["raise", "drop"] = "drop"
     """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
     eval_every: int = 5
     """iterations between held-out evaluations"""
     base: _shapes.Base = _shapes.Base()
@@ -94,9 +96,9 @@ def improve(
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for _ in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
-        asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
+        asked = ask(prompts, rng.integers(0, prompt_count(prompts), a.prompts), a.group)
         x0 = policy.sample(asked, rng, record=Sample()).sample
-        scored = score(reward, policy.codec.decode(x0), asked, on_bad=a.on_bad)
+        scored = score(reward, x0, asked, a.weights, a.on_bad, decode=policy.codec.decode)
         total, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
         if a.within == "batch":
             total, valid = total.reshape(1, -1), valid.reshape(1, -1)
