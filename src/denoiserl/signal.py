@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.credit import screen
+from denoiserl.credit.shapes import resolution
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.meter import spend
 from denoiserl.tree import Tree, first, leaves, rows, take, tree_map
@@ -62,9 +63,10 @@ def rate(
     """Return the total [B] and the parts {name: [B]} of a reward, float32 on the device of ``sample``.
 
     The total of named parts is Σ weight · part: over ``weights`` where there are some, else over all parts with weight
-    1. A part of weight 0 is logged only. ``micro``: rows of one call (None: all). ``decode`` turns the rows of a call
-    into data units first, so that decoded samples never lie in memory all together. Lists, tuples and arrays become
-    tensors, None becomes NaN, gradients are cut. Anything that is not one real number a sample raises BadSignal.
+    1; where parts cancel up to rounding it is 0. A part of weight 0 is logged only. ``micro``: rows of one call (None:
+    all). ``decode`` turns the rows of a call into data units first, so that decoded samples never lie in memory all
+    together. Lists, tuples and arrays become tensors, None becomes NaN, gradients are cut. Anything that is not one real
+    number a sample raises BadSignal.
     """
     n, device = rows(sample), first(sample).device
     found: list[dict[str, Tensor]] = []
@@ -82,10 +84,12 @@ def rate(
     for name in weights:
         if name not in parts:
             raise BadSignal(nearest(name, parts, "part of the reward"))
-    total = torch.zeros(n, device=device)
+    total, largest = torch.zeros(n, device=device), torch.zeros(n, device=device)
     for name, weight in weights.items():
-        total = total + weight * parts[name] if weight else total
-    return total, parts
+        if weight:
+            part = weight * parts[name]
+            total, largest = total + part, torch.maximum(largest, part.abs())
+    return torch.where(total.abs() < resolution(largest), 0.0, total), parts
 
 
 def _numbers(value: Any, name: Any, n: int, device: torch.device) -> Tensor:

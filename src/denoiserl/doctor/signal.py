@@ -88,7 +88,7 @@ def rewarded(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None 
     if serve is not None and bool(serve.isfinite().all()):
         there = float(serve.float().mean())
         said += f", {there:.1%} under serving steps" if rate else f", {there:.3g} under serving steps"
-    if float(flat.max()) == float(flat.min()):
+    if bool(dead_groups(flat[None])):
         return Finding(
             name,
             "error",

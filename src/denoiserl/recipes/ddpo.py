@@ -16,13 +16,13 @@ sample, standardised by what *its prompt* has earned lately, is the advantage of
 
     A = (r − mean_prompt) / std_prompt,    L = mean over (sample, step) of −min(ρ A, clip(ρ, 1 ± ε) A)
 
-As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``), advantages are clipped, the
-memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's mean and std before), and there
-is no KL. Samples and the steps of each are shuffled together: a minibatch is of rows (sample, step). Steps without a
-density, such as the last one of the exact posterior, are left out; a chain of nothing else (eta = 0) is refused.
-Rewards that are not finite are dropped and counted. ``epochs=1, batch >= samples × steps`` is the plain score function
-(DDPO_SF). Differences: the whole network is trained rather than LoRA adapters, and ε is 1e-3 because a picture of 432
-numbers is not a latent of 16 thousand.
+As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``), advantages are clipped, and
+there is no KL. The memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's mean and std
+before); the oldest are forgotten, those of this iteration too, which are counted. Samples and the steps of each are
+shuffled together: a minibatch is of rows (sample, step). Steps without a density, such as the last one of the exact
+posterior, are left out; a chain of nothing else (eta = 0) is refused. Rewards that are not finite are dropped and
+counted. ``epochs=1, batch >= samples × steps`` is the plain score function (DDPO_SF). Differences: the whole network is
+trained rather than LoRA adapters, and ε is 1e-3 because a picture of 432 numbers is not a latent of 16 thousand.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.52 to 0.96 in half a minute
 of one core, learned from 64 prompts; pictures on the manifold from 0.89 to 0.98, the distance of two pictures of a
@@ -32,8 +32,9 @@ collapses after forty iterations: nothing holds it, and what is left are rare fa
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,7 @@ def improve(
         scored = score(reward, chain.sample, asked, a.weights, a.on_bad, decode=policy.codec.decode)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
         advantage = advantage.clamp(-a.adv_clip, a.adv_clip)
-        row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped}
+        row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped, "forgotten": memory.forgotten}
         row |= {"silent": float((advantage == 0).float().mean())}
         row |= {k: float(v.nanmean()) for k, v in scored.parts.items()}
         trace, seen = chain.rows(), []
@@ -127,10 +128,16 @@ def improve(
         yield row
 
 
-def keys(prompts: Tree) -> Sequence[str]:
-    """A name for every row of a tree of prompts [P, ...]: equal rows have equal names, in this run and any other."""
-    parts = [v.reshape(len(v), -1).tolist() for v in leaves(prompts)]
-    return [repr(row) for row in zip(*parts, strict=True)]
+def keys(prompts: Tree | int | None) -> list[str]:
+    """Return a name for every row of a tree of prompts [P, ...], a hash of its numbers; one where there are none.
+
+    Equal rows have equal names, in this run and any other.
+    """
+    many = prompt_count(prompts)
+    if prompts is None or isinstance(prompts, int):
+        return [""]
+    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
+    return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
 
 
 def task(a: Args) -> Task:

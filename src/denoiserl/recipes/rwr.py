@@ -40,6 +40,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.chain import Sample
+from denoiserl.credit.shapes import resolution
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.objective import weighted
 from denoiserl.policy import Policy
@@ -125,14 +126,15 @@ def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
 def best(reward: Tensor, share: float, valid: Tensor) -> Tensor:
     """1 over the share taken for the top ``share`` of each row, with ties, else 0: [G, n] -> [G, n], of mean 1.
 
-    A row of equal rewards is all tie: its weights are 1.
+    Rewards within 4 units in the last place of the row's largest are a tie. A row of ties has the weights 1.
     """
     if not 0 < share <= 1:
         raise BadSignal(f"share is in (0, 1], not {share}")
     ranked = reward.masked_fill(~valid, -torch.inf)
     count = (share * valid.sum(-1, keepdim=True)).ceil().long().clamp_min(1)
     least = ranked.sort(-1, descending=True).values.gather(-1, count - 1)
-    top = (ranked >= least) & valid
+    largest = reward.masked_fill(~valid, 0.0).abs().amax(-1, keepdim=True)
+    top = ((ranked >= least) | (least - ranked < resolution(largest))) & valid
     return top * valid.sum(-1, keepdim=True) / top.sum(-1, keepdim=True).clamp_min(1)
 
 
