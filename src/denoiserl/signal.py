@@ -65,8 +65,8 @@ def rate(
     The total of named parts is Σ weight · part: over ``weights`` where there are some, else over all parts with weight
     1; where parts cancel up to rounding it is 0. A part of weight 0 is logged only. ``micro``: rows of one call (None:
     all). ``decode`` turns the rows of a call into data units first, so that decoded samples never lie in memory all
-    together. Lists, tuples and arrays become tensors, None becomes NaN, gradients are cut. Anything that is not one real
-    number a sample raises BadSignal.
+    together. Lists, tuples and arrays become tensors, None becomes NaN, gradients are cut. Anything that is not one
+    real number a sample raises BadSignal.
     """
     n, device = rows(sample), first(sample).device
     found: list[dict[str, Tensor]] = []
