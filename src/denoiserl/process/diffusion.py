@@ -5,7 +5,9 @@ x_t = α_t x₀ + σ_t ε. The estimate is the posterior mean of x₀, whatever 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, final
 
 import torch
@@ -23,6 +25,29 @@ from denoiserl.rng import Rng
 from denoiserl.tree import right
 
 Weight = Literal["velocity", "noise", "data"]
+SNR = (1e-5, 1e8)
+"""the signal-to-noise ratios over which an ELBO is integrated: beyond them float32 sees rounding instead of errors"""
+
+
+@lru_cache(maxsize=16)
+def even_times(schedule: Schedule, cells: int = 512) -> Tensor:
+    """Return ``cells + 1`` increasing times, float64, between which the log of the SNR (α/σ)² falls evenly.
+
+    They span what the schedule has of ``SNR`` at t in [1e-6, 1].
+    """
+
+    def log_snr(t: Tensor) -> Tensor:
+        a, s = schedule(t)
+        return 2 * (a / s).log()
+
+    ends = log_snr(torch.tensor([1e-6, 1.0], dtype=torch.float64)).clamp(math.log(SNR[0]), math.log(SNR[1]))
+    wanted = torch.linspace(float(ends[0]), float(ends[1]), cells + 1, dtype=torch.float64)
+    low, high = torch.full_like(wanted, 1e-6), torch.ones_like(wanted)
+    for _ in range(60):  # bisection: the SNR falls with t
+        middle = (low + high) / 2
+        early = log_snr(middle) > wanted
+        low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+    return high
 
 
 @final
@@ -92,19 +117,40 @@ class Diffusion(Process):
         return weight * joint(error, event, live) / size
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """½ SNR'(t) ‖x̂₀ − x₀‖², [*batch]: over uniform t, log p(x₀) up to the ends' constants (2107.00630, eq. 17)."""
+        """½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch]: in the mean log p(x₀) up to the ends' constants (2107.00630, eq. 17).
+
+        p is the density of the times: that of ``renoise``, whose ``weight`` is 1/p, or uniform.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             t = noised.t.detach().double().clone().requires_grad_()
             a, s = self.schedule(t)
             (slope,) = torch.autograd.grad(((a / s) ** 2).sum(), t)
         error = self._error(denoise, noised, context)
+        slope = slope if noised.weight is None else slope * noised.weight
         return 0.5 * slope.float() * joint(error, error.ndim - noised.t.ndim, noised.live)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row at stratified times, [batch, n]."""
-        t = stratified((x0.shape[0], n), rng)
-        many = x0[:, None].expand(-1, n, *x0.shape[1:])
-        return self.noise(many, t, rng, None if live is None else live[:, None].expand(many.shape))
+        """n noisings of every row, [batch, n], at stratified times whose log SNR is uniform.
+
+        The terms of the ELBO are of one size there, while at uniform times they grow like 1/t² towards the data.
+        """
+        u, knots = stratified((x0.shape[0], n), rng), even_times(self.schedule).to(x0.device)
+        place = u.double() * (len(knots) - 1)
+        k = place.long()
+        width = knots[k + 1] - knots[k]
+        t = (knots[k] + (place - k) * width).float()
+        noised = self._at(x0, t, rng, live)
+        return noised._replace(weight=(width * (len(knots) - 1)).float())
+
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n noisings of every row, [batch, n], at stratified uniform times."""
+        return self._at(x0, stratified((x0.shape[0], n), rng), rng, live)
+
+    def _at(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None) -> Noised:
+        """Every row noised to its times [batch, n]."""
+        many, where = (None if v is None else v[:, None].expand(*t.shape, *x0.shape[1:]) for v in (x0, live))
+        assert many is not None
+        return self.noise(many, t, rng, where)
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Gaussian:
         """N(c_0 x̂₀ + c_x x, std²): products and a sum, in float32, the same numbers in a run and in replay."""

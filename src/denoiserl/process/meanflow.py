@@ -191,11 +191,19 @@ class MeanFlow(Process):
         return self._noised(x0, later, self.level(later).float(), rng, live, kind)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row at stratified times, uniform as the ELBO's are, each with an r of its own."""
-        plain = FLOW.renoise(x0, n, rng, live)
+        """n noisings of every row at the ELBO's stratified times, each with an r of its own."""
+        return self._paired(FLOW.renoise(x0, n, rng, live), rng)
+
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n noisings of every row at stratified uniform times, each with an r of its own."""
+        return self._paired(FLOW.renoise_uniform(x0, n, rng, live), rng)
+
+    def _paired(self, plain: Noised, rng: Rng) -> Noised:
+        """The same times with an r each: r = t for the share ``same``, and no pair at the ends."""
         kind = rng.uniform(*plain.t.shape).to(plain.t.device)
-        kind = torch.where(kind < self.same, kind, 1.0)  # no mass at the ends: they are not uniform
-        return self._noised(plain.x0, self.place(plain.t), plain.t, rng, plain.live, kind)
+        kind = torch.where(kind < self.same, kind, 1.0)  # no mass at the ends: the times of ``plain`` have none
+        made = self._noised(plain.x0, self.place(plain.t), plain.t, rng, plain.live, kind)
+        return made._replace(weight=plain.weight)
 
     def _noised(self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, live: Tensor | None, kind: Tensor) -> Noised:
         """Noised to ``t``, whose place in the law of single draws is known; ``kind`` [*batch] uniform says which pair.
