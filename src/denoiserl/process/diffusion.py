@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.errors import nearest
 from denoiserl.law import Gaussian
-from denoiserl.law.base import joint
+from denoiserl.law.base import joint, mean
 from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps, stratified
 from denoiserl.process.schedule import Schedule, linear
@@ -108,13 +108,11 @@ class Diffusion(Process):
         return (estimate.mean - noised.x0) ** 2
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]."""
-        error, event = self._error(denoise, noised, context), noised.x.ndim - noised.t.ndim  # type: ignore[union-attr]
-        live = noised.live
-        size = error[(0,) * noised.t.ndim].numel() if live is None else joint(live.expand(error.shape).float(), event)
+        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]; 0 where no factor is live."""
+        error = self._error(denoise, noised, context)
         a, s = self.schedule(noised.t)
         weight = {"velocity": s**-2, "noise": (a / s) ** 2, "data": torch.ones_like(s)}[self.weight]
-        return weight * joint(error, event, live) / size
+        return weight * mean(error, error.ndim - noised.t.ndim, noised.live)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch]: in the mean log p(x₀) up to the ends' constants (2107.00630, eq. 17).

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.errors import BadRun
 from denoiserl.law import Gaussian
-from denoiserl.law.base import joint
+from denoiserl.law.base import mean
 from denoiserl.precision import called, net_precision
 from denoiserl.process.base import Noised, Process, Step, Steps
 from denoiserl.process.diffusion import Diffusion
@@ -218,7 +218,7 @@ class MeanFlow(Process):
         return noised._replace(noise={"eps": noised.noise, "r": r})
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """Mean over live factors of (u(x_t, r, t) − sg[v − (t − r) d/dt u])², v = ε − x₀: [*batch].
+        """Mean over live factors of (u(x_t, r, t) − sg[v − (t − r) d/dt u])², v = ε − x₀: [*batch]; 0 where none is.
 
         Rows with r = t need no derivative and cost what flow matching costs.
         """
@@ -234,10 +234,7 @@ class MeanFlow(Process):
             )
             goal = v.index_copy(0, moving, part)
         error = (flow.velocity(x, flow.pair(t, r), context) - goal.detach()) ** 2
-        event = x.ndim - t.ndim
-        if noised.live is None:
-            return joint(error, event) / x[(0,) * t.ndim].numel()
-        return joint(error, event, noised.live) / joint(noised.live.expand(x.shape).float(), event)
+        return mean(error, x.ndim - t.ndim, noised.live)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """That of the flow whose averages are learned, from u(x_t, t, t), [*batch]."""

@@ -44,11 +44,14 @@ from denoiserl.credit.shapes import resolution
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.objective import weighted
 from denoiserl.policy import Policy
+from denoiserl.process import Noised
 from denoiserl.recipes import _shapes, _stages
+from denoiserl.recipes._generators import cut, draw, some, told
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, prompt_count, score
+from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
-from denoiserl.train import Keep, adamw, covers, losses, step
+from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.train.fit import stratified
 from denoiserl.tree import Tree, take
 
 WITHIN = ("prompt", "batch")
@@ -73,6 +76,8 @@ class Args:
     """passes over a round's samples"""
     batch: int = 64
     """samples a gradient step, about"""
+    micro_batch_size: int | None = None
+    """rows of one call of the network and of the reward, where a batch does not fit into memory (None: all)"""
     lr: float = 3e-4
     """AdamW's learning rate"""
     on_bad: Literal["raise", "drop"] = "drop"
@@ -86,33 +91,42 @@ class Args:
 
 
 def improve(
-    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
-    """Improve a generator on a reward. ``prompts``: a tree of [P, ...]. Its steps need no density."""
+    """Improve a generator on a reward. Its steps need no density.
+
+    ``prompts``: a tree of [P, ...]; None or a number where there are none.
+    """
     if a.within not in WITHIN:
         raise BadSignal(nearest(a.within, WITHIN, "comparison"))
     if a.within == "prompt" and a.group < 2:
         raise BadSignal("A group of one has nothing to be compared with: draw more samples a prompt, or within='batch'")
-    keep = keep or Keep()
+    keep, many = keep or Keep(), prompt_count(prompts)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for _ in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
-        asked = ask(prompts, rng.integers(0, prompt_count(prompts), a.prompts), a.group)
-        x0 = policy.sample(asked, rng, record=Sample()).sample
-        scored = score(reward, x0, asked, a.weights, a.on_bad, decode=policy.codec.decode)
+        index = rng.integers(0, many, a.prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng, Sample())
         total, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
         if a.within == "batch":
             total, valid = total.reshape(1, -1), valid.reshape(1, -1)
         weight = tilt(total, a.beta, valid) if a.share is None else best(total, a.share, valid)
-        weight = weight.flatten().to(policy.device)
+        weight = weight.flatten()
         cond, live, index = policy.codec.condition(asked), written(policy, asked), torch.nonzero(weight).flatten()
         parts, seen = max(1, len(index) // a.batch), []
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
-            row = losses(policy.process, policy.denoiser, take(x0, i), take(cond, i), rng, take(live, i))
-            seen.append(step(opt, weighted(row, weight[i]).mean(), clip=1.0)["loss"])
-        told = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped, "loss": sum(seen) / len(seen)}
-        told |= {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
-        yield told | {k: float(v.nanmean()) for k, v in scored.parts.items()}
+            t = stratified(len(i), rng)
+            noised = policy.process.noise(take(chain.sample, i), t, rng, take(live, i))
+            every = cut(torch.arange(len(i), device=i.device), a.micro_batch_size)
+            pieces = (weighted(loss(policy, some(noised, j), take(cond, i[j])), weight[i[j]]) for j in every)
+            seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
+        row = told(scored) | {"loss": sum(seen) / len(seen)}
+        yield row | {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
+
+
+def loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:
+    """The denoising loss of noised samples, [N]."""
+    return policy.process.loss(policy.denoiser, noised, policy.denoiser.encode(cond))
 
 
 def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
