@@ -179,19 +179,20 @@ class Numbered(Identity):
         return None
 
 
-WORLDS = [("none", None, None), ("number", 64, None), ("index", {"index": torch.arange(8)}, Numbered())]
+WORLDS = [(None, None), (64, None), ({"index": torch.arange(8)}, Numbered())]
 
 
 @every
-@pytest.mark.parametrize(("name", "prompts", "codec"), WORLDS, ids=["none", "number", "index"])
-def test_a_generator_without_prompts_improves(recipe: ModuleType, name: str, prompts: Any, codec: Any) -> None:
-    """It draws what is rewarded: the first number grows by more than 0.5 (eight seeds: 0.9 to 3)."""
-    changes: dict[str, Any] = {"iters": 30, "lr": 5e-3}
-    changes |= {"samples": 64, "batch": 400, "window": 128, "clip": 0.1} if recipe is ddpo else {"group": 16}
-    changes |= {"batch": 64, "clip": 0.1, "beta": 0.0} if recipe is flow_grpo else {}
-    changes |= {"iters": 8, "beta": 2.0} if recipe is rwr else {}
-    told = rows(recipe, generator(0, codec), first, prompts, **changes)
-    assert told[-1]["reward"] - told[0]["reward"] > 0.5
+@pytest.mark.parametrize(("prompts", "codec"), WORLDS, ids=["none", "number", "index"])
+def test_a_generator_without_prompts_improves(recipe: ModuleType, prompts: Any, codec: Any) -> None:
+    """What is rewarded grows from a share of 0.23 to 0.48 to one of 0.95 to 1 (eight seeds of every recipe)."""
+    changes: dict[str, Any] = {
+        ddpo: {"iters": 15, "samples": 64, "batch": 400, "window": 128, "clip": 0.1},
+        flow_grpo: {"iters": 15, "group": 16, "batch": 64, "clip": 0.1, "beta": 0.0},
+        rwr: {"iters": 5, "group": 16, "beta": 5.0},
+    }[recipe]
+    told = rows(recipe, generator(0, codec), lambda x, p: x[:, 0] > 0.5, prompts, lr=5e-3, **changes)
+    assert told[0]["reward"] < 0.6 and told[-1]["reward"] > 0.8
 
 
 @every

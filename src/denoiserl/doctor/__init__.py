@@ -23,7 +23,7 @@ from denoiserl.meter import uncounted
 from denoiserl.policy import Policy
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, prompt_count
-from denoiserl.tree import Tree, first, take, tree_map
+from denoiserl.tree import Tree, first, rows, take, tree_map
 
 __all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
 
@@ -46,16 +46,24 @@ def examine(
 
     ``env``: a ``Stream``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
     ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
-    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: clean data and
-    their conditions in data units, where there are some: the surest way to tell how a network was trained. ``watch`` is
+    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: a pair of clean
+    data and their conditions (or None) in data units: the surest way to tell how a network was trained. ``watch`` is
     told each finding as it is made. Without an environment, a reward or prompts the checks that need them say so.
 
-    Raises BadRun for a batch that has no two groups, and for an environment together with a reward.
+    Raises BadRun for a batch that has no two groups, for an environment together with a reward, and for data that are
+    no pair.
     """
     if env is not None and reward is not None:
         raise BadRun("A policy learns from an environment or from a reward: give one of them.")
     if group < 2 or batch < 2 * group:
         raise BadRun(f"A batch of {batch} has no two groups of {group}: draw more, or make the groups smaller (>= 2).")
+    if data is not None and not (isinstance(data, tuple | list) and len(data) == 2):
+        raise BadRun(
+            f"data= is a pair of clean data and their conditions, not a {type(data).__name__}: give (x0, conditions), "
+            "or (x0, None) where the network takes no condition."
+        )
+    if data is not None and data[1] is not None and (n := rows(data[0])) != (m := rows(data[1])):
+        raise BadRun(f"data= is a pair with a condition for each row of data, not {n} rows with {m} conditions.")
     rng, found = rng or Rng(0, policy.device), []
 
     def told(finding: Finding) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from denoiserl.process.transition import Ddim, Grid, Transition
 from denoiserl.rng import Rng
 from denoiserl.tree import right
 
-Weight = Literal["velocity", "noise", "data"]
+Weight = Literal["velocity", "noise", "data", "min_snr"]
 SNR = (1e-5, 1e8)
 """the signal-to-noise ratios over which an ELBO is integrated: beyond them float32 sees rounding instead of errors"""
 
@@ -57,17 +57,21 @@ class Diffusion(Process):
 
     ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss.
     ``weight`` of the training loss in units of x₀'s squared error: ``velocity`` 1/σ², ``noise`` (α/σ)², ``data`` 1,
-    that is the mean squared error of v-, eps- or x₀-prediction.
+    that is the mean squared error of v-, eps- or x₀-prediction; ``min_snr`` min((α/σ)², ``gamma``), which is one weight
+    for all three (2303.09556).
     """
 
     schedule: Schedule = linear
     transition: Transition = Ddim(1.0)
     clip: float | None = None
     weight: Weight = "velocity"
+    gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.weight not in ("velocity", "noise", "data"):
-            raise ValueError(nearest(self.weight, ["velocity", "noise", "data"], "loss weight"))
+        if self.weight not in get_args(Weight):
+            raise ValueError(nearest(self.weight, get_args(Weight), "loss weight"))
+        if not self.gamma > 0:
+            raise ValueError(f"gamma is the largest weight of min_snr and positive, not {self.gamma}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive, not {self.clip}")
 
@@ -111,8 +115,9 @@ class Diffusion(Process):
         """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]; 0 where no factor is live."""
         error = self._error(denoise, noised, context)
         a, s = self.schedule(noised.t)
-        weight = {"velocity": s**-2, "noise": (a / s) ** 2, "data": torch.ones_like(s)}[self.weight]
-        return weight * mean(error, error.ndim - noised.t.ndim, noised.live)
+        snr = (a / s) ** 2
+        weight = {"velocity": s**-2, "noise": snr, "data": torch.ones_like(s), "min_snr": snr.clamp_max(self.gamma)}
+        return weight[self.weight] * mean(error, error.ndim - noised.t.ndim, noised.live)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch]: in the mean log p(x₀) up to the ends' constants (2107.00630, eq. 17).
