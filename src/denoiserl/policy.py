@@ -185,14 +185,16 @@ class Policy:
         record: Record = All(),
         serve: bool = False,
         start: tuple[Tree, int] | None = None,
+        micro: int | None = None,
     ) -> Chain:
         """Run ``train`` steps (or ``serve`` steps) and keep the chain; ``cond`` in data units, states in model units.
 
-        ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior.
+        ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior. ``micro``:
+        rows of one call of the network.
         """
         if start is None and (begin := self.codec.start(cond)) is not None:
             start = (begin, 0)
-        return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows)
+        return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows, micro=micro)
 
     def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
         """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""

@@ -22,7 +22,7 @@ from denoiserl.errors import BadRun
 from denoiserl.meter import uncounted
 from denoiserl.policy import Policy
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask
+from denoiserl.signal import Reward, ask, prompt_count
 from denoiserl.tree import Tree, first, rows, take, tree_map
 
 __all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
@@ -46,16 +46,24 @@ def examine(
 
     ``env``: a ``Stream``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
     ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
-    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: clean data and
-    their conditions in data units, where there are some: the surest way to tell how a network was trained. ``watch`` is
+    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: a pair of clean
+    data and their conditions (or None) in data units: the surest way to tell how a network was trained. ``watch`` is
     told each finding as it is made. Without an environment, a reward or prompts the checks that need them say so.
 
-    Raises BadRun for a batch that has no two groups, and for an environment together with a reward.
+    Raises BadRun for a batch that has no two groups, for an environment together with a reward, and for data that are
+    no pair.
     """
     if env is not None and reward is not None:
         raise BadRun("A policy learns from an environment or from a reward: give one of them.")
     if group < 2 or batch < 2 * group:
         raise BadRun(f"A batch of {batch} has no two groups of {group}: draw more, or make the groups smaller (>= 2).")
+    if data is not None and not (isinstance(data, tuple | list) and len(data) == 2):
+        raise BadRun(
+            f"data= is a pair of clean data and their conditions, not a {type(data).__name__}: give (x0, conditions), "
+            "or (x0, None) where the network takes no condition."
+        )
+    if data is not None and data[1] is not None and (n := rows(data[0])) != (m := rows(data[1])):
+        raise BadRun(f"data= is a pair with a condition for each row of data, not {n} rows with {m} conditions.")
     rng, found = rng or Rng(0, policy.device), []
 
     def told(finding: Finding) -> None:
@@ -153,9 +161,9 @@ def conditions(policy: Policy, env: Stream | None, prompts: Tree | None, n: int,
     range that it was fitted to.
     """
     if prompts is not None:
-        many = rows(prompts)
+        many = prompt_count(prompts)
         index = rng.permutation(many)[:n] if many >= n else torch.arange(n, device=rng.device) % many
-        return tree_map(lambda v: v.to(policy.device), ask(prompts, index.to(first(prompts).device), group))
+        return ask(prompts, index.to(policy.device), group)
     if env is not None:
         env.border(0)
         index = torch.arange(n * group) % env.copies  # observations are not grouped: as many as there are

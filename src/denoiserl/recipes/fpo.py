@@ -177,7 +177,7 @@ def drawn(ep: Episode, process: Process, n: int, rng: Rng, index: Tensor) -> tup
     chunk, cond = (tree_map(lambda v: v.flatten(0, 1)[index], part) for part in (ep.chain.sample, ep.chain.cond))
     live = torch.zeros(chunk.shape, dtype=torch.bool, device=chunk.device)
     live[:, : ep.live.shape[-1]] = ep.live.to(chunk.device).flatten(0, 1)[index][..., None]
-    pairs = renoise(process, chunk, n, rng)
+    pairs = renoise(process, chunk, n, rng, uniform=True)
     return pairs._replace(live=live[:, None].expand(pairs.x.shape)), cond
 
 
