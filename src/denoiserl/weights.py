@@ -7,6 +7,8 @@ adapters, and with adapters that can be switched off the reference costs nothing
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -155,14 +157,56 @@ class Weights:
         return {k: v for k, v in module.state_dict().items() if k not in frozen}
 
 
+WRAPPERS = ("_orig_mod", "module")
+"""what ``torch.compile``, ``DataParallel`` and ``AveragedModel`` put into the names of the network that they hold"""
+
+
+def strip_prefix(tensors: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return ``tensors`` under ``names``, where a prefix or a wrapper is all that differs; else as they are.
+
+    A prefix that all keys share (``module.``, ``ema_model.``, ``base_model.model.``) is dropped if more of ``names``
+    are found without it. The parts of a name in ``WRAPPERS`` are overlooked at any depth, on both sides.
+    """
+    names = set(names)
+    best, found = tensors, len(names & tensors.keys())
+    own = _bare(names)
+    for depth in range(len(_prefix(tensors)) + 1):
+        if found == len(names):
+            break
+        keys = {key: key.split(".", depth)[-1] for key in tensors}
+        bare = _bare(keys.values())
+        for known in ({}, {key: own[short] for short, key in bare.items() if short in own}):
+            made = {known.get(key, key): tensors[full] for full, key in keys.items()}
+            if len(made) == len(tensors) and len(names & made.keys()) > found:
+                best, found = made, len(names & made.keys())
+    return best
+
+
+def _bare(names: Iterable[str]) -> dict[str, str]:
+    """Names by what is left of them without wrappers; without those that would share one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(".".join(part for part in name.split(".") if part not in WRAPPERS), []).append(name)
+    return {short: full[0] for short, full in groups.items() if len(full) == 1}
+
+
+def _prefix(names: Iterable[str]) -> list[str]:
+    """The leading parts that all names share; the last part of a name is never one."""
+    parts = [name.split(".")[:-1] for name in names]
+    same = zip(*parts, strict=False) if parts else ()
+    return [each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, same)]
+
+
 def fit(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load a state dict, refusing with names and shapes when it belongs to another network."""
-    agree(module.state_dict(), tensors, "the network")
+    """Load a state dict. A wrapper's prefix is dropped; raise BadRun with names and shapes if the rest differs."""
+    own = module.state_dict()
+    tensors = strip_prefix(tensors, own)
+    agree(own, tensors, "the network")
     module.load_state_dict(tensors)
 
 
 def agree(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
-    """Refuse tensors whose names or shapes differ from ``own``."""
+    """Raise BadRun if the names or shapes of tensors differ from those of ``own``."""
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
         f"{k}: {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
@@ -170,7 +214,10 @@ def agree(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None
         if own[k].shape != tensors[k].shape
     ]
     if missing or surplus or shapes:
+        first = f".{missing[0]}" if missing else ""
+        under = [key.removesuffix(first[1:]) for key in surplus if first and key.endswith(first)]
+        told = f". They lie under the prefix {' or '.join(map(repr, under))}: give the tensors of one" if under else ""
         raise BadRun(
             f"these weights belong to another network, or other parts of it are frozen ({what}): missing "
-            f"{missing[:5]}, surplus {surplus[:5]}, other shapes {shapes[:5]}"
+            f"{missing[:5]}, surplus {surplus[:5]}, other shapes {shapes[:5]}{told}"
         )
