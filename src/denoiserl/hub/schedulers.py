@@ -68,7 +68,8 @@ def convert(scheduler: Any, tokens: int | None = None) -> Convention:
     """The convention of a DDIM, DDPM or FlowMatchEuler scheduler; others are refused with the nearest of these.
 
     ``tokens``: patches in a picture, for flow schedulers whose shift depends on them (``use_dynamic_shifting``).
-    A DDIM step with ``clip_sample`` keeps the noise of the raw x̂₀, as upstream does by default.
+    A DDIM step with ``clip_sample`` keeps the noise of the raw x̂₀; a process follows it with ``clip_noise=False``, and
+    is otherwise upstream's with ``use_clipped_model_output=True``.
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name not in KNOWN:
