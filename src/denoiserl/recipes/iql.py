@@ -112,7 +112,8 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
             off = step(value_opt, expectile(v, best, a.expectile).mean())["loss"]
             error = step(critic_opt, squared(critic(cond, done), y.expand(2, -1)).sum(0).mean())["loss"]
             weight = exp_weights(a.beta * advantage, 1.0, a.cap)
-            loss = step(opt, weighted(losses(policy.process, policy.denoiser, done, cond, rng), weight).mean())["loss"]
+            each = losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"])
+            loss = step(opt, weighted(each, weight).mean())["loss"]
             fall.step()
             follow(slow, critic, a.tau)
             share = weight.sum().square() / (len(weight) * weight.square().sum())
