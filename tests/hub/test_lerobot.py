@@ -136,6 +136,10 @@ def test_pictures_as_environments_draw_them_are_the_same_condition(seeing: Path)
     theirs = {k: drawn.movedim(-1, -3).float() / 255 for k in policy.codec.pictures}
     ours, wanted = (policy.codec.condition({**numbers, **p}) for p in (dict.fromkeys(theirs, drawn), theirs))
     assert torch.equal(ours["pictures"], wanted["pictures"]) and ours["pictures"].shape == (4, 2, 2, 3, 43, 48)
+    first = dict.fromkeys(theirs, drawn.movedim(-1, -3))
+    assert torch.equal(policy.codec.condition({**numbers, **first})["pictures"], wanted["pictures"])
+    with pytest.raises(BadSignal, match=r"lie in \[0, 1\], and these reach 255: divide them by 255"):
+        policy.codec.condition({**numbers, **{k: v.float() for k, v in first.items()}})
     with pytest.raises(BadSignal, match=r"no 'observation.images.front'"):
         policy.codec.condition(numbers)
     with pytest.raises(BadSignal, match=r"looks at observation.images.front, .*give observations as a dict"):

@@ -95,6 +95,12 @@ def test_td3_bc_finds_the_gain_of_the_regulator_in_random_actions_and_imitates_a
     assert abs(left) < 0.3 and abs(right) < 0.3, "even actions have the mean 0 in every state"
 
 
+def test_an_iteration_without_an_update_of_the_actor_tells_nothing() -> None:
+    data = bandit(200)
+    rows = learned(td3_bc, policy(data, "squashed"), data, iters=2, updates=1, delay=2)
+    assert rows[0] == {} and rows[1]["critic loss"] > 0
+
+
 def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> None:
     """p* ∝ N(0, s²) exp(−β (a − ½)²) is a Gaussian of precision 1/s² + 2β and mean β / (1/s² + 2β)."""
     data, beta = bandit(), 8.0

@@ -42,7 +42,7 @@ class Chunks:
     actions from now on. Nothing is clipped, as upstream.
 
     ``pictures``: normalisers of the policy's cameras. Then a condition is a dict with all parts, pictures [..., T_o, C,
-    H, W] in [0, 1] or, as environments draw them, [..., T_o, H, W, C] in bytes.
+    H, W] in [0, 1] or in bytes, or, as environments draw them, [..., T_o, H, W, C] from 0 to 255.
     """
 
     observation: Normalizer
@@ -81,8 +81,16 @@ class Chunks:
         x = x.unsqueeze(-4) if self.history == 1 else x
         if x.shape[-4] != self.history:
             raise BadSignal(f"this policy sees its last {self.history} pictures; got {_shape(x)}")
-        last = x if x.shape[-1] == normal.dim != x.shape[-3] else None
-        return normal.norm(x.movedim(-3, -1) if last is None else last.float() / 255).movedim(-1, -3)
+        last = x.shape[-1] == normal.dim != x.shape[-3]
+        x = x if last else x.movedim(-3, -1)
+        if last or not x.is_floating_point():
+            x = x.float() / 255
+        elif x.numel() and float(x.max()) > 2:
+            raise BadSignal(
+                f"pictures [..., C, H, W] of floats lie in [0, 1], and these reach {float(x.max()):g}: divide them by "
+                "255, or give bytes"
+            )
+        return normal.norm(x).movedim(-1, -3)
 
     def _frames(self, x: Tensor, size: int) -> Tensor:
         """[..., T_o, size], or [..., size] where one observation is all there is."""

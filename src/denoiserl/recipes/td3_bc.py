@@ -118,8 +118,8 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
                 follow(slow, critic, a.tau)
                 policy.weights.follow("slow", 1 - a.tau)
                 seen.append((error, float(value.detach().mean()), float(far.detach())))
-        names = ("critic loss", "value", "distance to the data")
-        yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
+        means = torch.tensor(seen).mean(0).tolist() if seen else ()
+        yield dict(zip(("critic loss", "value", "distance to the data"), means, strict=bool(seen)))
 
 
 STARTS = "squashed"
