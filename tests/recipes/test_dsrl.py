@@ -175,6 +175,13 @@ def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, m
     assert torch.equal(again.draw(x, Rng(0)), made.draw(x, Rng(0)))
 
 
+def test_learning_waits_for_a_batch() -> None:
+    made = steer(black_box(wiggle, 1, 1), 1, 16)
+    a = replace(SMALL, iters=4, begin=0, steps=3, utd=0.1)
+    rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    assert ["critic loss" in row for row in rows] == [False, False, True, True]
+
+
 def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -> None:
     made = steer(black_box(wiggle, 2, 1), 1, 32, noise_map="repeated")
     a = replace(SMALL, execute=1, alpha_least=0.045, entropy=-9.0)

@@ -35,7 +35,8 @@ class Convention(NamedTuple):
     """What a scheduler says about a model.
 
     ``schedule``; ``predicts``: what the network answers; ``transition``: the scheduler's own step; ``clip``: its bound
-    on x̂₀; ``levels``: K; ``flow``: does the network read 1000σ (or a level's index)?
+    on x̂₀; ``levels``: K; ``flow``: does the network read 1000σ (or a level's index)? ``clip_noise``: does the clipped
+    x̂₀ set the noise of a step too?
     """
 
     schedule: Schedule
@@ -44,6 +45,7 @@ class Convention(NamedTuple):
     clip: float | None
     levels: int
     flow: bool
+    clip_noise: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def convert(scheduler: Any, tokens: int | None = None) -> Convention:
     """The convention of a DDIM, DDPM or FlowMatchEuler scheduler; others are refused with the nearest of these.
 
     ``tokens``: patches in a picture, for flow schedulers whose shift depends on them (``use_dynamic_shifting``).
-    With ``clip_sample`` the clipped x̂₀ also sets ε̂, so a clipped DDIM step is upstream's with
-    ``use_clipped_model_output=True``.
+    A DDIM step with ``clip_sample`` keeps the noise of the raw x̂₀; a process follows it with ``clip_noise=False``, and
+    is otherwise upstream's with ``use_clipped_model_output=True``.
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name not in KNOWN:
@@ -93,7 +95,8 @@ def convert(scheduler: Any, tokens: int | None = None) -> Convention:
         if kind not in choices:
             raise BadRun(nearest(kind, choices, "variance type"))
         transition = choices[kind]
-    return Convention(Table(tuple(signal.tolist())), predicts, transition, clip, levels, False)
+    own = name == "DDPMScheduler"
+    return Convention(Table(tuple(signal.tolist())), predicts, transition, clip, levels, False, clip_noise=own)
 
 
 def _refuse(config: Any, **reasons: str) -> None:

@@ -55,7 +55,9 @@ def even_times(schedule: Schedule, cells: int = 512) -> Tensor:
 class Diffusion(Process):
     """x_t = α_t x₀ + σ_t ε, stepped back by a transition.
 
-    ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss.
+    ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss. The noise
+    ε̂ = (x_t − α_t x̂₀)/σ_t of a step is that of the clamped estimate, or with ``clip_noise=False`` of the raw one, as in
+    DDIM of diffusers: its mean is α_s clamp(x̂₀) + c_x (x_t − α_t x̂₀).
     ``weight`` of the training loss in units of x₀'s squared error: ``velocity`` 1/σ², ``noise`` (α/σ)², ``data`` 1,
     that is the mean squared error of v-, eps- or x₀-prediction; ``min_snr`` min((α/σ)², ``gamma``), which is one weight
     for all three (2303.09556).
@@ -66,6 +68,7 @@ class Diffusion(Process):
     clip: float | None = None
     weight: Weight = "velocity"
     gamma: float = 5.0
+    clip_noise: bool = True
 
     def __post_init__(self) -> None:
         if self.weight not in get_args(Weight):
@@ -76,12 +79,17 @@ class Diffusion(Process):
             raise ValueError(f"clip must be positive, not {self.clip}")
 
     def steps(self, times: Tensor, transition: Transition | None = None) -> Steps:
-        """The table of a grid: c_0, c_x, std. ``transition`` overrides the process's own (train SDE, serve ODE)."""
+        """The table of a grid: c_0, c_x, std. ``transition`` overrides the process's own (train SDE, serve ODE).
+
+        With ``clip_noise=False`` c_0 = α_s is of the clamped estimate, and c_raw = −c_x α_t of the raw one.
+        """
         times = times.double().cpu()
         t, s = times[:-1], times[1:]
         (a_t, s_t), (a_s, s_s) = self.schedule(t), self.schedule(s)
         c = (transition or self.transition)(Grid(t, s, a_t, s_t, a_s, s_s), self.schedule)
         table = {"c_0": c.c_0, "c_x": c.c_x, "std": c.std}
+        if self.clip is not None and not self.clip_noise:
+            table |= {"c_0": a_s, "c_raw": c.c_0 - a_s}
         for name, column in table.items():
             if not bool(column.isfinite().all()):
                 raise ValueError(f"the transition gives a {name} that is not finite on this grid: {column.tolist()}")
@@ -157,22 +165,23 @@ class Diffusion(Process):
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Gaussian:
         """N(c_0 x̂₀ + c_x x, std²): products and a sum, in float32, the same numbers in a run and in replay."""
-        mean = estimate.mean
+        mean = raw = estimate.mean
         if self.clip is not None:
             mean = mean.clamp(-self.clip, self.clip)
-        c_0, c_x, std = step.table["c_0"], step.table["c_x"], step.table.get("std")
+        c_0, c_x, std, c_raw = step.table["c_0"], step.table["c_x"], step.table.get("std"), step.table.get("c_raw")
         event = x.ndim - 1
         if isinstance(c_0, Tensor) and c_0.ndim:
             event = x.ndim - c_0.ndim
             c_0, c_x = right(c_0, x), right(c_x, x)
-            std = None if std is None else right(std, x)
+            std, c_raw = (None if column is None else right(column, x) for column in (std, c_raw))
         if std is None:
             if "std" not in estimate.extra:
                 raise ValueError("an injected transition needs a denoiser that reports its noise in extra['std']")
             std = estimate.extra["std"]
         elif not isinstance(std, Tensor):
             std = torch.full((), std, dtype=x.dtype, device=x.device)  # a kernel, not a copy from the host
-        return Gaussian(mean * c_0 + x * c_x, std, event, step.dense)
+        mean = mean * c_0 + x * c_x
+        return Gaussian(mean if c_raw is None else mean + raw * c_raw, std, event, step.dense)
 
 
 PREDICTIONS = ("v", "eps", "x0", "edm")

@@ -252,8 +252,17 @@ BLOCK = 64
 
 
 def minibatches(replay: Replay, a: Any, rng: Rng) -> Iterator[dict[str, Any]]:
-    """``a.updates`` minibatches of ``a.batch`` rows that ``remembered`` made."""
+    """``a.updates`` minibatches of ``a.batch`` rows that ``remembered`` made.
+
+    Actions of a chunk that never ran say nothing: they are even in the box, so that critics learn not to heed them,
+    and "counts" [B, H, d] (None: all do) keeps them out of losses.
+    """
     for left in range(a.updates, 0, -BLOCK):
         block = replay.sample(a.batch, rng, a.gamma, 1, batches=min(BLOCK, left))
+        block["counts"] = [None] * min(BLOCK, left)
+        if "real" in block:
+            block["counts"] = block.pop("real")[..., None].expand(block["action"].shape)
+            other = 2 * rng.uniform(*block["action"].shape).to(block["action"]) - 1
+            block["action"] = torch.where(block["counts"], block["action"], other)
         for i in range(min(BLOCK, left)):
             yield {k: v[i] for k, v in block.items()}

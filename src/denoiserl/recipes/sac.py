@@ -59,7 +59,7 @@ class Args:
     steps: int = 50
     """decisions each environment takes an iteration"""
     begin: int = 500
-    """first decisions, without learning"""
+    """first decisions, without learning; it waits for a batch of them too"""
     first: Literal["even", "policy"] = "even"
     """who takes them: chance, evenly in the box, or the policy, for one that knows something already"""
     utd: float = 1.0

@@ -46,11 +46,15 @@ def losses(
     rng: Rng,
     live: Tree | None = None,
     t: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """The denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or stratified)."""
+    """Return the denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or
+    stratified). What is not ``live`` stays clean; what does not count is noised and has no loss."""
     if t is None:
         t = stratified(rows(x0), rng).to(first(x0).device)
     noised = process.noise(x0, t, rng, live)
+    if counts is not None:
+        noised = noised._replace(live=counts if live is None else counts & live)
     return process.loss(denoise, noised, denoise.encode(cond))
 
 
