@@ -234,6 +234,7 @@ def sampler(
         if len(set(given)) > 1:
             raise ValueError(f"the condition, the start and rows= disagree about the number of rows: {given}")
         count = given[0]
+        cond = cond if start is None else process.condition(cond, start[0])
         device = rng.device
         begin = 0 if start is None else start[1]
         if not 0 <= begin < n:

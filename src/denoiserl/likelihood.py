@@ -76,7 +76,8 @@ def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, mic
     cond = flatten(chain.cond, axes)
     estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro)
     logits = estimate.mean.unflatten(0, chain.batch)
-    return _alive(process.reverse(Estimate(logits), x, chain.steps.gather(chain.step)), chain.live, 1)
+    extra = {k: v.unflatten(0, chain.batch).unsqueeze(axes) for k, v in estimate.extra.items()}  # one for all steps
+    return _alive(process.reverse(Estimate(logits, extra), x, chain.steps.gather(chain.step)), chain.live, 1)
 
 
 def _alive(law: Law, live: Tensor | None, axes: int) -> Law:
