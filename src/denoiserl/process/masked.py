@@ -306,6 +306,11 @@ class Logits(Denoiser):
         hole = None
         if isinstance(cond, dict) and "hole" in cond:
             hole, cond = cond["hole"], cond.get("given")
+        if self.start is not None and isinstance(cond, dict):
+            hidden, seen = cond.get("padding"), cond.get("attention_mask")
+            hidden = seen == 0 if hidden is None and seen is not None else hidden
+            if hidden is not None and bool(hidden[:, 0].any()):
+                raise BadSignal("start=... is read before the first position: pad canvases on the right")
         own = self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
         if hole is None:
             return own
