@@ -21,7 +21,7 @@ from denoiserl.law.gaussian import stack as stack_laws
 from denoiserl.meter import spend
 from denoiserl.process.base import Process, Step, Steps
 from denoiserl.rng import Rng
-from denoiserl.tree import Tree, first, tree_map
+from denoiserl.tree import Tree, cat, first, tree_map
 from denoiserl.tree import rows as count_rows
 
 
@@ -152,6 +152,13 @@ def stack(chains: list[Chain]) -> Chain:
         parts = [getattr(c, name) for c in chains]
         joined[name] = None if parts[0] is None else tree_map(lambda *v: torch.stack(v), parts[0], *parts[1:])
     return replace(head, **joined, log_prob=torch.stack([c.log_prob for c in chains]))
+
+
+def join(chains: list[Chain]) -> Chain:
+    """Return chains of equal shape as one, along their leading batch axis: what was drawn in parts."""
+    head = chains[0]
+    joined = {k: cat([getattr(c, k) for c in chains]) for k in ("states", "sample", "cond", "live")}
+    return replace(head, **joined, log_prob=torch.cat([c.log_prob for c in chains]))
 
 
 @dataclass(frozen=True)
