@@ -106,7 +106,7 @@ class Net(nn.Module):
             given["attention_mask"] = _everyone(x, given.get("attention_mask"), next(self.model.parameters()).dtype)
         if "use_cache" in self.known:
             given["use_cache"] = False
-        with _recomputed(self.model if torch.is_grad_enabled() and not self.training else None):
+        with _recomputed(self.model if torch.is_grad_enabled() else None):
             logits = getattr(self.model(input_ids=x, **given), "logits", None)
         least = size(self.model) or 0
         if logits is None or logits.ndim != 3 or logits.shape[-1] < least:

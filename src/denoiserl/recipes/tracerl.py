@@ -24,7 +24,7 @@ The temperature, top-k and top-p of the decoder are part of the policy, in both 
 As published: ``likelihood="tokens"`` (one ratio a revealed token), beta 0.01. ``"exact"`` is ours: the probability of
 the whole step, tokens and positions, which the unmasking law has in closed form; one ratio a step. On sudoku the two
 gained alike (one seed: 0.78 and 0.80 from 0.59 at four cells a step). Its log-ratio grows with the positions that a
-step leaves open, far beyond any ``clip`` (0.1 nats after one Adam step at 16 positions, 38 at 256); so it is the default
+step leaves open, far beyond any ``clip``: 0.1 nats after one Adam step at 16 positions, 38 at 256. So it is the default
 for sequences of up to 16 alone. Other differences: steps are not merged (shrink 1), steps that could hardly go
 otherwise are skipped (``sure``), the learning rate warms up and falls, and three passes are made over each batch
 because so few rows are left.
