@@ -154,6 +154,13 @@ def stack(chains: list[Chain]) -> Chain:
     return replace(head, **joined, log_prob=torch.stack([c.log_prob for c in chains]))
 
 
+def join(chains: list[Chain]) -> Chain:
+    """Return chains of equal shape as one, along their leading batch axis: what was drawn in parts."""
+    head = chains[0]
+    joined = {k: cat([getattr(c, k) for c in chains]) for k in ("states", "sample", "cond", "live")}
+    return replace(head, **joined, log_prob=torch.cat([c.log_prob for c in chains]))
+
+
 @dataclass(frozen=True)
 class All:
     """Record every step."""
@@ -255,6 +262,7 @@ def sampler(
         if len(set(given)) > 1:
             raise ValueError(f"the condition, the start and rows= disagree about the number of rows: {given}")
         count = given[0]
+        cond = cond if start is None else process.condition(cond, start[0])
         begin = 0 if start is None else start[1]
         if not 0 <= begin < n:
             raise ValueError(f"a chain of {n} steps cannot start at step {begin}")

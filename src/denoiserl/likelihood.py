@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoiserl.chain import Chain, Rows, flatten
 from denoiserl.denoiser import Denoiser, Estimate
@@ -76,7 +76,8 @@ def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, mic
     cond = flatten(chain.cond, axes)
     estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro)
     logits = estimate.mean.unflatten(0, chain.batch)
-    return _alive(process.reverse(Estimate(logits), x, chain.steps.gather(chain.step)), chain.live, 1)
+    extra = {k: v.unflatten(0, chain.batch).unsqueeze(axes) for k, v in estimate.extra.items()}  # one for all steps
+    return _alive(process.reverse(Estimate(logits, extra), x, chain.steps.gather(chain.step)), chain.live, 1)
 
 
 def _alive(law: Law, live: Tensor | None, axes: int) -> Law:
@@ -159,14 +160,30 @@ def matching(process: Process, denoise: Denoiser, noised: Noised, context: Any =
     return _over_draws(process, denoise, noised, context, "loss")
 
 
-def assert_on_policy(log_prob: Tensor, recorded: Tensor, tolerance: float | None = None) -> float:
-    """Check that replay before the first update equals the record; returns max |log ratio|.
+def tolerance_of(denoise: nn.Module | None = None) -> float:
+    """Return how far log-probs of one policy may lie apart when calls have other shapes.
 
-    By default the tolerance is that of the precision that networks run in: 1e-3 in float32, 0.2 in bf16, where other
-    batch shapes round otherwise. A larger gap means that the policy that is trained is not the one that drew; the
-    error names the usual causes.
+    Float32: 1e-3. Products of matrices in TF32, or weights in float16: 0.03. In bf16, whether the weights are or
+    networks run in it: 0.2.
     """
-    tolerance = (0.2 if lowered() else 1e-3) if tolerance is None else tolerance
+    kinds = set() if denoise is None else {p.dtype for p in denoise.parameters()}
+    if lowered() or torch.bfloat16 in kinds:
+        return 0.2
+    coarse = torch.float16 in kinds or torch.get_float32_matmul_precision() != "highest"
+    return 0.03 if coarse else 1e-3
+
+
+def assert_on_policy(
+    log_prob: Tensor, recorded: Tensor, tolerance: float | None = None, denoise: nn.Module | None = None
+) -> float:
+    """Check that replay before the first update equals the record; returns max |log ratio|, 0 where there is none.
+
+    By default the tolerance is that of the precision of ``denoise`` (``tolerance_of``). A larger gap means that the
+    policy that is trained is not the one that drew; the error names the usual causes.
+    """
+    if not log_prob.numel():
+        return 0.0
+    tolerance = tolerance_of(denoise) if tolerance is None else tolerance
     gap = float((log_prob - recorded).detach().abs().max())
     if not gap <= tolerance:
         raise OffPolicy(

@@ -14,7 +14,7 @@ from denoiserl import likelihood, store
 from denoiserl.chain import All, Chain, Draw, Record, Rows, Sample, sampler
 from denoiserl.denoiser import Denoiser
 from denoiserl.describe import build, describe
-from denoiserl.errors import BadRun
+from denoiserl.errors import BadRun, BadSignal
 from denoiserl.law import Law
 from denoiserl.process import Process, Steps
 from denoiserl.rng import Rng
@@ -78,7 +78,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Infill:
-    """Prompts are canvases: token sequences with masks where something is to be written. The chain starts there."""
+    """Prompts are canvases [B, L]: tokens, with masks where something is to be written. The chain starts there.
+
+    A canvas may come with the network's own arguments, as a dict: ``{"canvas": tokens, "attention_mask": ...}``.
+    ``pad``: the id that fills short canvases up on the left or right. The network is told, ``padding`` [B, L] is True
+    in the runs of ``pad`` at both ends of a canvas, unless the dict says itself what is hidden. Inside a prompt the id
+    is an ordinary token, and what is written later never counts as padding (``pad`` may be the end of text).
+    """
+
+    pad: int | None = None
 
     def encode(self, data: Tree) -> Tree:
         """Tokens are tokens."""
@@ -89,12 +97,26 @@ class Infill:
         return sample
 
     def condition(self, cond: Tree) -> Tree:
-        """The network sees the prompt in the state."""
-        return None
+        """The network's own arguments and the padding; it sees the prompt in the state. None where there are none."""
+        canvas = self.start(cond)
+        given = {k: v for k, v in cond.items() if k != "canvas"} if isinstance(cond, dict) else {}
+        if self.pad is not None and canvas is not None and not {"padding", "attention_mask"} & given.keys():
+            given["padding"] = self.padding(canvas)
+        return given or None
 
     def start(self, cond: Tree) -> Tree:
         """The canvas."""
-        return cond
+        if isinstance(cond, dict) and "canvas" not in cond:
+            raise BadSignal(
+                f"a prompt of several parts holds its tokens as 'canvas'; this one has {sorted(cond)}: name them so, "
+                "or give the tokens alone"
+            )
+        return cond["canvas"] if isinstance(cond, dict) else cond
+
+    def padding(self, canvas: Tensor) -> Tensor:
+        """[B, L] bool: the runs of ``pad`` at both ends of each row."""
+        blank = (canvas == self.pad).long()
+        return (blank.cumprod(-1) + blank.flip(-1).cumprod(-1).flip(-1)).bool()
 
 
 class Control(Protocol):
@@ -194,7 +216,11 @@ class Policy:
         """
         if start is None and (begin := self.codec.start(cond)) is not None:
             start = (begin, 0)
-        return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows, micro=micro)
+        x, k = start or (None, 0)
+        self.process.check(x, len(self.serve if serve else self.train) - k, self.event)
+        cond = self.codec.condition(cond)
+        chain = self.sampler(serve, record)(cond, rng, start=start, rows=rows, micro=micro)
+        return replace(chain, sample=self.process.finish(chain.sample, x))
 
     def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
         """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""

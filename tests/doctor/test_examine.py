@@ -60,7 +60,7 @@ def test_a_language_model_is_examined() -> None:
     assert found["first ratio"].level == "ok"
     assert "stopped" not in " ".join(f.said for f in found.values())
     few = replace(made, train=process.steps(grid(1)), serve=process.steps(grid(1)))
-    assert "mask" in named(examine(few, prompts=canvases, batch=16))["values"].said
+    assert "steps of 4 tokens" in named(examine(few, prompts=canvases, batch=16))["drawing"].said
 
 
 def test_nothing_is_changed() -> None:

@@ -59,6 +59,23 @@ def test_k3_keeps_its_digits_near_the_reference():
     torch.testing.assert_close(k3(gap, torch.zeros(2)), gap.square() / 2, rtol=2e-3, atol=0)
 
 
+def test_a_policy_far_above_its_reference_is_told_as_far():
+    """k3(ℓ) = e^−ℓ − 1 + ℓ in float64, for ℓ up to 1e4, and at the lower end as far as float32 can follow."""
+    for gap in (30.0, 100.0, 1e4, -1.0, -19.0):
+        exact = torch.expm1(torch.tensor(-gap, dtype=torch.float64)) + gap
+        assert k3(torch.tensor([gap]), torch.zeros(1)).item() == pytest.approx(float(exact), rel=1e-5)
+    assert k3(torch.zeros(1), torch.tensor([-torch.inf])).item() == torch.inf  # the reference rules the sample out
+
+
+def test_a_policy_far_below_its_reference_is_a_bound_whose_gradient_points_home():
+    gap = torch.tensor([-20.0, -25.0, -100.0, -1e4], requires_grad=True)
+    value = k3(gap, torch.zeros(4))
+    exact = torch.expm1(-gap.detach().double()) + gap.detach()
+    assert bool((value.double() <= exact * (1 + 1e-5)).all()) and bool((value.diff() > 0).all())
+    value.sum().backward()
+    assert gap.grad is not None and bool(gap.grad.isfinite().all()) and bool((gap.grad < -1e8).all())
+
+
 def test_shapes_must_match():
     for estimate in (k1, k2, k3):
         with pytest.raises(BadSignal, match="Shapes must be equal"):

@@ -179,7 +179,7 @@ def test_tokens_and_blocks() -> None:
     assert bool((torch.stack([(when == k).sum(-1) for k in range(5)], -1) == 2).all())
     start = torch.tensor([[1, 4, 1, 1, 4, 4, 1, 1, 1, 1]]).expand(8, 10)
     part = sampler(process, Logits(Flat(4)), process.steps(grid(5)), (10,))(None, Rng(0), start=(start, 0))
-    assert step_map(part.states, 4)[0].tolist() == [-1, 0, -1, -1, 1, 1, -1, -1, -1, -1]
+    assert step_map(part.states, 4)[0].tolist() == [-1, 0, -1, -1, 0, 1, -1, -1, -1, -1]  # the block begins at 1
     assert bool((part.log_prob[:, 2:] == 0).all())  # nothing is left to decide: probability one
 
 

@@ -3,12 +3,20 @@
 ``masked_lm(model, mask)`` and ``causal_lm(model)`` are denoisers of tokens; ``masked_policy`` and ``causal_policy``
 put a decoder around them. A left-to-right architecture becomes a masked model with ``attend="all"``, which shows it
 every position by a 4-d attention mask. Tokenisers stay outside: prompts are lists of ids, see ``canvas``.
+
+Padding is hidden from the model, whichever side of a canvas it fills: a short prompt equals the prompt alone. Text
+behind an end is neither drawn nor learned from (``end=``, see ``Masked``). ``vocab=len(tokenizer)`` cuts rows that
+belong to no token. A model that recomputes its activations (``model.gradient_checkpointing_enable()``) does so here
+too, without dropout.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,7 +36,8 @@ class Net(nn.Module):
     ``attend``: ``own`` leaves the model's attention as it is; ``all`` shows every position to every other, whatever
     the architecture (a Llama that fills masks). ``fill``: an id that stands in for ids beyond the model's vocabulary,
     the open positions of left-to-right decoding, which a causal model never looks at. A condition is None or a dict of
-    the model's own arguments, batch first; ``attention_mask`` [B, L] is 0 at padding.
+    the model's own arguments, batch first; ``attention_mask`` [B, L] is 0 at padding, or ``padding`` [B, L] is True
+    there. Positions are then counted from the first token that is seen.
     """
 
     def __init__(self, model: nn.Module, attend: Attend = "own", fill: int | None = None) -> None:
@@ -39,32 +48,116 @@ class Net(nn.Module):
         self.known = list(inspect.signature(base.forward).parameters)
         if "input_ids" not in self.known or size(model) is None:
             raise BadRun(f"a {type(base).__name__} is no language model of transformers: it reads no input_ids")
+        if getattr(base.config, "is_encoder_decoder", False):
+            raise BadRun(f"a {type(base).__name__} reads one text and writes another: give a model of one text")
         self.model, self.attend, self.fill = model.eval(), attend, fill
+        if attend == "all":
+            self._sees_everything()
 
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"model": self.model, "attend": self.attend, "fill": self.fill}
 
+    @torch.no_grad()
+    def _sees_everything(self) -> None:
+        """Raise BadRun if the first position does not see the last, or if the model does not take a 4-d mask."""
+        base, weight = plain(self.model), next(self.model.parameters())
+        if weight.is_meta:
+            return
+        x = torch.tensor([[0, 0, 0], [0, 0, 1]], device=weight.device)
+        try:
+            first = self(x)[:, 0]
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            said = " ".join(str(error).split())
+            raise BadRun(f"a {type(base).__name__} takes no 4-d attention mask, so not attend='all': {said}") from error
+        if torch.equal(first[0], first[1]):
+            raise BadRun(
+                f"a {type(base).__name__} does not show the first position the last one: attend='all' needs it"
+            )
+
     def encode(self, cond: Any) -> dict[str, Tensor]:
         """The model's own arguments."""
-        given = {} if cond is None else cond
-        if not isinstance(given, dict):
+        if cond is not None and not isinstance(cond, dict):
             raise BadSignal("the condition of a language model is a dict of its arguments, such as attention_mask")
+        given = dict(cond or {})
+        if (padding := given.pop("padding", None)) is not None:
+            given["attention_mask"] = (~padding.bool()).long()
         for name in given:
             if name not in self.known or name == "input_ids":
                 raise BadSignal(nearest(name, self.known, "argument of this model"))
+        mask = given.get("attention_mask")
+        if mask is None or mask.ndim != 2 or "position_ids" in given or counts_from(self.model) is not None:
+            return given
+        if "position_ids" in self.known:
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        elif bool((mask[:, 0] == 0).any()):
+            raise BadSignal(f"a {type(plain(self.model)).__name__} takes no position_ids: pad prompts on the right")
         return given
 
     def forward(self, x: Tensor, clock: Any = None, context: dict[str, Tensor] | None = None) -> Tensor:
         given: dict[str, Any] = dict(context or {})
         if self.fill is not None:
             x = torch.where(x < size(self.model), x, self.fill)  # type: ignore[operator]
+        mask, own = given.get("attention_mask"), counts_from(self.model)
+        if own is not None and mask is not None:
+            x = torch.where(mask == 0, own, x)  # positions are counted by the model itself, over what is not padding
         if self.attend == "all":
             given["attention_mask"] = _everyone(x, given.get("attention_mask"), next(self.model.parameters()).dtype)
         if "use_cache" in self.known:
             given["use_cache"] = False
-        return self.model(input_ids=x, **given).logits
+        with _recomputed(self.model if torch.is_grad_enabled() else None):
+            logits = getattr(self.model(input_ids=x, **given), "logits", None)
+        least = size(self.model) or 0
+        if logits is None or logits.ndim != 3 or logits.shape[-1] < least:
+            raise BadRun(
+                f"a {type(plain(self.model)).__name__} has no language-model head, logits [B, L, {least}]: load it as "
+                "AutoModelForMaskedLM or AutoModelForCausalLM"
+            )
+        return logits
+
+
+@contextmanager
+def _recomputed(model: nn.Module | None) -> Iterator[None]:
+    """Inside, layers of transformers that were told to recompute their activations do so in eval mode too.
+
+    They ask whether they train, and only for that moment they do: what they compute is computed in eval mode.
+    """
+    layers: list[Any] = [] if model is None else [m for m in model.modules() if _recomputes(m) and not m.training]
+    before = [layer._gradient_checkpointing_func for layer in layers]
+    for layer, func in zip(layers, before, strict=True):
+        layer.training, layer._gradient_checkpointing_func = True, partial(_in_eval, layer, func)
+    try:
+        yield
+    finally:
+        for layer, func in zip(layers, before, strict=True):
+            layer.training, layer._gradient_checkpointing_func = False, func
+
+
+def _recomputes(layer: Any) -> bool:
+    named = any(c.__name__ == "GradientCheckpointingLayer" for c in type(layer).__mro__)
+    return named and layer.gradient_checkpointing
+
+
+def _in_eval(layer: nn.Module, func: Callable[..., Any], forward: Callable[..., Any], *args: Any) -> Any:
+    """``func(forward, *args)``, the checkpoint, with the layer itself in eval mode, now and when it is recomputed."""
+
+    def quiet(*given: Any) -> Any:
+        mode, layer.training = layer.training, False
+        try:
+            return forward(*given)
+        finally:
+            layer.training = mode
+
+    return func(quiet, *args)
+
+
+def counts_from(model: nn.Module) -> int | None:
+    """Return the id over which a model counts its own positions (RoBERTa and its kin); None for other models."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.padding_idx
+    return None
 
 
 def _everyone(x: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -75,32 +168,73 @@ def _everyone(x: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
     return hidden[:, None, None, :].expand(-1, 1, x.shape[1], -1)
 
 
+def _config(model: Any) -> Any:
+    """The configuration of a model's text part, or None."""
+    config = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def size(model: Any) -> int | None:
     """The vocabulary's size, mask and special tokens included."""
-    return getattr(getattr(model, "config", None), "vocab_size", None)
+    return getattr(_config(model), "vocab_size", None)
+
+
+def tokens(model: nn.Module, vocab: int | None) -> int:
+    """Return how many ids are tokens: ``vocab``, or the model's rows. Raise BadRun if there are not so many rows."""
+    rows = size(model) or 0
+    if vocab is None:
+        if rows % 64 == 0:
+            warnings.warn(
+                f"the model has {rows} rows of vocabulary, a multiple of 64, as vocabularies that were filled up have: "
+                "say vocab=len(tokenizer), or ids of no token may be drawn",
+                stacklevel=3,
+            )
+        return rows
+    if not 0 < vocab <= rows:
+        raise BadRun(f"vocab={vocab} does not fit the model's vocabulary of {rows} rows: give 1 to {rows}")
+    return vocab
+
+
+def fits(model: nn.Module, length: int) -> None:
+    """Raise BadRun if sequences of ``length`` have more positions than the model."""
+    most, own = getattr(_config(model), "max_position_embeddings", None), counts_from(model)
+    most = most if most is None or own is None else most - own - 1
+    if most is not None and 0 < most < length:
+        raise BadRun(
+            f"sequences of {length} do not fit a model of {most} positions: make them shorter, or raise its "
+            "max_position_embeddings if it was trained to go beyond"
+        )
 
 
 def masked_lm(
-    model: nn.Module, mask: int, banned: Sequence[int] = (), shift: bool = False, attend: Attend = "own"
+    model: nn.Module,
+    mask: int,
+    banned: Sequence[int] = (),
+    shift: bool = False,
+    attend: Attend = "own",
+    vocab: int | None = None,
 ) -> Logits:
     """An unmodified masked language model as a denoiser; it never predicts its ``mask`` nor the ids ``banned``.
 
-    ``shift``: row i of the model speaks about token i + 1 (models made from left-to-right ones).
+    ``shift``: row i of the model speaks about token i + 1 (models made from left-to-right ones). ``vocab``: how many
+    ids are tokens, ``len(tokenizer)``; rows of the model from there on are never predicted (None: it has no such rows).
     """
-    net, vocab, never = Net(model, attend), size(model), tuple(sorted({mask, *banned}))
+    net, rows, never = Net(model, attend), size(model), sorted({mask, *banned})
     for token in never:
-        if vocab is None or not 0 <= token < vocab:
-            raise BadRun(f"id {token} is not in the model's vocabulary of {vocab}: resize its embeddings first")
-    return Logits(net, shift=shift, banned=never).eval()  # dropout only inside fit
+        if rows is None or not 0 <= token < rows:
+            raise BadRun(f"id {token} is not in the model's vocabulary of {rows}: resize its embeddings first")
+    known = tokens(model, vocab)
+    return Logits(net, shift, known, tuple(v for v in never if v < known)).eval()  # dropout only inside fit
 
 
-def causal_lm(model: nn.Module, start: int | None = None) -> Logits:
+def causal_lm(model: nn.Module, start: int | None = None, vocab: int | None = None) -> Logits:
     """An unmodified left-to-right model as a denoiser for ``Autoregressive``.
 
     Without ``start`` every sequence begins with a given token (a prompt). With it, the model reads that id first and
-    writes the first token too.
+    writes the first token too. ``vocab``: see ``masked_lm``.
     """
-    return Logits(Net(model, fill=0), shift=start is None, start=start).eval()
+    net = Net(model, fill=0)
+    return Logits(net, start is None, tokens(model, vocab), start=start).eval()
 
 
 def masked_policy(
@@ -111,18 +245,43 @@ def masked_policy(
     banned: Sequence[int] = (),
     shift: bool = False,
     attend: Attend = "own",
+    vocab: int | None = None,
+    pad: int | Literal["model"] | None = "model",
     **decoder: Any,
 ) -> Policy:
-    """A policy that fills canvases [B, length] in n steps; ``decoder``: ``Masked``'s order, tokens, temperature, ..."""
-    denoiser = masked_lm(model, mask, banned, shift, attend)
-    process = Masked(size(model) or 0, mask_id=mask, **decoder)
-    return Policy.of(process, denoiser, (length,), process.steps(grid(n)), codec=Infill())
+    """A policy that fills canvases [B, length] in n steps; ``decoder``: ``Masked``'s order, tokens, temperature, end.
+
+    ``pad``: the id that fills short canvases up on either side and is hidden from the model (see ``Infill``); by
+    default the model's own ``pad_token_id``. Arguments of the model come with a canvas in a dict,
+    ``{"canvas": tokens, "attention_mask": mask}``. ``vocab``: see ``masked_lm``.
+    """
+    denoiser = masked_lm(model, mask, banned, shift, attend, vocab)
+    fits(model, length)
+    process = Masked(denoiser.vocab or 0, mask_id=mask, **decoder)
+    return Policy.of(process, denoiser, (length,), process.steps(grid(n)), codec=Infill(_pad(model, pad)))
 
 
-def causal_policy(model: nn.Module, length: int, n: int, start: int | None = None, **decoder: Any) -> Policy:
-    """A policy that writes canvases [B, length] from left to right, n tokens; open positions hold the id ``vocab``."""
-    process = Autoregressive(size(model) or 0, **decoder)
-    return Policy.of(process, causal_lm(model, start), (length,), process.steps(grid(n)), codec=Infill())
+def causal_policy(
+    model: nn.Module,
+    length: int,
+    n: int,
+    start: int | None = None,
+    vocab: int | None = None,
+    pad: int | Literal["model"] | None = "model",
+    **decoder: Any,
+) -> Policy:
+    """A policy that writes canvases [B, length] from left to right, n tokens; open positions hold the id ``vocab``.
+
+    ``vocab`` is by default the model's own. ``pad``: see ``masked_policy``; ``decoder``: temperature, top_k, end.
+    """
+    denoiser = causal_lm(model, start, vocab)
+    fits(model, length)
+    process = Autoregressive(denoiser.vocab or 0, **decoder)
+    return Policy.of(process, denoiser, (length,), process.steps(grid(n)), codec=Infill(_pad(model, pad)))
+
+
+def _pad(model: nn.Module, pad: int | str | None) -> Any:
+    return getattr(_config(model), "pad_token_id", None) if pad == "model" else pad
 
 
 def canvas(prompts: Sequence[Sequence[int]], length: int, mask: int, end: Sequence[int] = ()) -> Tensor:

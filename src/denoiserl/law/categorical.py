@@ -7,22 +7,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from denoiserl.errors import BadSignal
 from denoiserl.law.base import count, joint
 
 
-def invert(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes ``uniform``: one number a token, [*] from [*, V].
+def invert(logits: Tensor, uniform: Tensor, live: Tensor | None = None) -> Tensor:
+    """Return the token at which the cumulative probability passes ``uniform``: one number a token, [*] from [*, V].
 
     Tokens of probability zero (logit −∞) are never drawn. Computed in float32: low-precision Gumbel noise is a known
-    fault of public samplers.
+    fault of public samplers. Raise BadSignal where a token that counts (``live`` [*]; None: all) has no law: a logit
+    is NaN or +∞, or all are −∞.
     """
     p = logits.float().softmax(-1)
     cumulative = p.cumsum(-1)
     total = cumulative[..., -1:]
+    _lawful(total[..., 0], live)
     target = torch.minimum(uniform[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    token = torch.searchsorted(cumulative, target.contiguous(), right=True)
+    token = torch.searchsorted(cumulative, target.contiguous(), right=True).clamp_max(p.shape[-1] - 1)
     # A parallel cumulative sum (GPU) can rise by a rounding error at an impossible token: give that hair to the best.
     return torch.where(p.gather(-1, token) > 0, token, p.argmax(-1, keepdim=True)).squeeze(-1)
+
+
+def _lawful(total: Tensor, live: Tensor | None) -> None:
+    """Raise BadSignal where the sum of the probabilities [*] is NaN at a token that counts."""
+    wrong = total.isnan() if live is None else total.isnan() & live
+    if bool(wrong.any()):
+        place, many = torch.nonzero(wrong)[0].tolist(), int(wrong.sum())
+        raise BadSignal(
+            f"{many} of {wrong.numel()} tokens to draw have no law, the first at {place}: a logit is NaN or +inf, or "
+            "every token is ruled out (-inf). Look at the network's weights, or ban fewer tokens."
+        )
 
 
 def token_log_prob(logits: Tensor, token: Tensor) -> Tensor:
@@ -54,7 +68,7 @@ class Categorical:
 
     def draw(self, noise: Tensor) -> Tensor:
         """Tokens [*batch, *event] int64 from uniforms of the same shape."""
-        return invert(self.logits, noise)
+        return invert(self.logits, noise, self.live)
 
     def log_prob(self, x: Tensor, factors: bool = False) -> Tensor:
         """Joint log-probability [*batch], or one number a token."""

@@ -42,6 +42,9 @@ class Unmasking:
     - ``random``: ``count`` positions, uniformly; ``left``: the ``count`` leftmost;
     - ``margin``, ``entropy``: the ``count`` positions with the largest gap of the two best tokens, or least entropy.
 
+    ``live`` [*batch, L]: the factors that count, by default all. Where it leaves open positions out (text behind the
+    end), their tokens and their F_j are left out of log-probs, which then no longer sum to one.
+
     Its noise is two uniforms a position, [*batch, L, 2]: token and order.
     """
 
@@ -54,8 +57,11 @@ class Unmasking:
     rate: Tensor | None = None
     score: Tensor | None = None
     threshold: float | None = None
+    live: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.live is None:
+            object.__setattr__(self, "live", self.open)
         if self.order not in ORDERS:
             raise ValueError(nearest(self.order, ORDERS, "order of unmasking"))
         if (self.rate if self.order == "independent" else self.count) is None:
@@ -74,17 +80,13 @@ class Unmasking:
         return True
 
     @property
-    def live(self) -> Tensor:
-        """[*batch, L]: the positions at which something is decided."""
-        return self.open
-
-    @property
     def size(self) -> Tensor:
-        """[*batch]: tokens revealed by this step (exact-count orders), or open positions (independent)."""
+        """[*batch]: live tokens revealed by this step (exact-count orders), or live open positions (independent)."""
+        alive = (self.open & self.live).sum(-1)
         if self.order == "independent":
-            return self.open.sum(-1).float()
+            return alive.float()
         assert self.count is not None
-        return self.count.float()
+        return torch.minimum(self.count.expand(alive.shape), alive).float()
 
     def _scores(self) -> Tensor:
         """[*batch, L, V]: the log-confidence of every token. Drawing and scoring rank by these same numbers."""
@@ -121,12 +123,12 @@ class Unmasking:
 
     def draw(self, noise: Tensor) -> Tensor:
         """The next state [*batch, L] from uniforms [*batch, L, 2]."""
-        token = invert(self.logits, noise[..., 0])
+        token = invert(self.logits, noise[..., 0], self.open)
         return torch.where(self._committed(token, noise[..., 1]), token, self.x)
 
     def token_log_prob(self, y: Tensor) -> Tensor:
-        """[*batch, L]: log p_i(y_i) at the positions that y reveals, 0 elsewhere."""
-        revealed = (self.x == self.mask) & (y != self.mask)
+        """[*batch, L]: log p_i(y_i) at the live positions that y reveals, 0 elsewhere."""
+        revealed = (self.x == self.mask) & (y != self.mask) & self.live
         logp = token_log_prob(self.logits, torch.where(revealed, y, 0))
         return torch.where(revealed, logp, 0.0)
 
@@ -138,9 +140,9 @@ class Unmasking:
         if self.order == "independent":
             assert self.rate is not None
             yes, no = self.rate.log()[..., None], torch.log1p(-self.rate)[..., None]
-            logp = torch.where(revealed, yes, torch.where(left_out, no, 0.0)).sum(-1)
+            logp = (torch.where(revealed, yes, torch.where(left_out, no, 0.0)) * self.live).sum(-1)
         elif self.order == "confidence":
-            logp = self._confidence_order(y, revealed, left_out)
+            logp = self._confidence_order(y, revealed, left_out & self.live)
         else:
             assert self.count is not None
             n, m = revealed.sum(-1), self.open.sum(-1)
@@ -193,7 +195,7 @@ class Unmasking:
             )
         p, q = self.logits.float().log_softmax(-1), other.logits.float().log_softmax(-1)
         each = (p.exp() * torch.where(p > NEVER, p - q, 0.0)).sum(-1)
-        each = torch.where(self.open, each, 0.0)
+        each = torch.where(self.open & self.live, each, 0.0)
         if self.order == "independent":
             assert self.rate is not None and other.rate is not None
             a, b = self.rate, other.rate

@@ -43,7 +43,8 @@ class Trunk(nn.Module):
     rotary alone cannot tell equal tokens apart, and masks are equal).
 
     The condition is None, a tensor [B, cond], or a dict with ``cond`` and ``padding`` ([B, L] bool, True where
-    there is no token): no other token attends to padding.
+    there is no token): no other token attends to padding, and positions are counted from the first token, except on a
+    grid. A sequence padded left or right equals the sequence alone.
     """
 
     def __init__(
@@ -80,6 +81,13 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
+    def _positions(self, n: int, padding: Tensor | None) -> Tensor:
+        """What tells positions apart: [n, width], or [B, n, width] counted from the first token that is no padding."""
+        table = self.position(n)
+        if padding is None or self.config["position"] == "grid":
+            return table
+        return table[((~padding).long().cumsum(-1) - 1).clamp_min(0)]
+
     def encode(self, cond: Any) -> dict[str, Tensor] | None:
         """The condition's features and the padding: a dict of those there are, or None."""
         parts = dict(cond) if isinstance(cond, dict) else {"cond": cond}
@@ -97,7 +105,7 @@ class Trunk(nn.Module):
         if x.ndim != 2 or x.shape[1] > self.length:
             raise BadSignal(f"The network reads tokens [B, L] with L up to {self.length}, but x is {list(x.shape)}.")
         n, context = x.shape[1], context or {}
-        h = self.token(x) + self.position(n)
+        h = self.token(x) + self._positions(n, context.get("padding"))
         if self.time is not None:
             if clock is None:
                 raise BadSignal("The network was built with time=True: pass the clock of the current time.")

@@ -8,18 +8,22 @@ With ℓ = log π(x) − log ref(x) and x ~ π:
 | ``k2 = ℓ²/2`` | ≥ 0 | biased to third order | ∇KL(π‖ref): the right one as a loss |
 | ``k3 = exp(−ℓ) − 1 + ℓ`` | ≥ 0 | KL(π‖ref) | ∇KL(ref‖π): the loss of GRPO, not the KL it reports |
 
+All three are exact at any ℓ of either sign, except k3 below ℓ = −20, where it is a lower bound (see there).
+
 Where a law has a closed-form ``kl`` use that; on a chain see ``kl_to_go``.
 Schulman, "Approximating KL divergence", 2020.
 """
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from denoiserl.credit.shapes import same_shape
 
 LIMIT = 20.0
-"""Log-ratios are clamped at ± this before an exponential: e^20 = 4.9e8 is finite in float32 and absurd as a ratio."""
+"""The largest exponent: e^20 = 4.9e8 is finite in float32, and its square too, and it is absurd as a ratio."""
 
 
 def k1(log_prob: Tensor, ref: Tensor) -> Tensor:
@@ -34,6 +38,11 @@ def k2(log_prob: Tensor, ref: Tensor) -> Tensor:
 
 
 def k3(log_prob: Tensor, ref: Tensor) -> Tensor:
-    """exp(−ℓ) − 1 + ℓ: unbiased and never negative; ℓ is clamped at ±20."""
-    gap = k1(log_prob, ref).clamp(-LIMIT, LIMIT)
-    return (-gap).expm1() + gap
+    """Return exp(−ℓ) − 1 + ℓ, unbiased and never negative.
+
+    Exact for ℓ ≥ −20, so a policy far above its reference (ℓ = 30) reads 29. Below −20, where the exponential leaves
+    float32, k3 goes on along its tangent at −20: finite, too small, and with a gradient that still points home.
+    """
+    gap = k1(log_prob, ref)
+    near, beyond = gap.clamp_min(-LIMIT), (gap + LIMIT).clamp_max(0.0)
+    return (-near).expm1() + near - math.expm1(LIMIT) * beyond

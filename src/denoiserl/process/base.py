@@ -131,6 +131,17 @@ class Process(ABC):
         """The same at uniform times, as the training loss has them. A process without other times leaves it."""
         return self.renoise(x0, n, rng, live)
 
+    def condition(self, cond: Tree, start: Tree) -> Tree:
+        """Return ``cond`` with what the laws must know of the state that chains start from. By default nothing."""
+        return cond
+
+    def check(self, start: Tree, n: int, event: tuple[int, ...]) -> None:  # noqa: B027 - most can start anywhere
+        """Raise BadSignal if n steps cannot lead from ``start`` (None: the prior) to clean data of shape ``event``."""
+
+    def finish(self, x: Tree, start: Tree) -> Tree:
+        """Return what is served of a final state ``x``, given where its chain started. By default all of it."""
+        return x
+
     @abstractmethod
     def reverse(self, estimate: Estimate, x: Tree, step: Step) -> Law:
         """The law of the next state."""

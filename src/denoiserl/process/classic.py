@@ -20,9 +20,9 @@ from denoiserl.law.base import joint
 from denoiserl.law.categorical import invert, token_log_prob
 from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps
-from denoiserl.process.masked import Logits, decodable, truncate
+from denoiserl.process.masked import Logits, answer, close, decodable, same_length, truncate
 from denoiserl.rng import Rng
-from denoiserl.tree import right
+from denoiserl.tree import Tree, right
 
 
 @final
@@ -149,16 +149,20 @@ class Autoregressive(Process):
     The denoiser's row i must speak about token i given the tokens before it: for causal networks
     ``Logits(net, start=...)``, or ``Logits(net, shift=True)`` where the first token is given. States are token
     sequences [*batch, L]; a prompt is given by starting from it. Scoring a whole sequence takes one causal pass:
-    ``replay`` of a chain evaluates the network once.
+    ``replay`` of a chain evaluates the network once. Ids of ``vocab`` and above are never drawn. ``end``: the id that
+    ends an answer; nothing is decided behind it, and ``finish`` fills what is open there with it (see ``Masked``).
     """
 
     vocab: int
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    end: int | None = None
 
     def __post_init__(self) -> None:
         decodable(self.temperature, self.top_k, self.top_p)
+        if self.end is not None and not 0 <= self.end < self.vocab:
+            raise ValueError(f"end={self.end} is no token: they are 0 to {self.vocab - 1}")
 
     @property
     def mask(self) -> int:
@@ -191,7 +195,7 @@ class Autoregressive(Process):
         """log p(x₀) = Σ_i log p(x_i | x_<i) over live positions, [*batch]; one causal pass."""
         written = torch.ones_like(noised.x0, dtype=torch.bool) if noised.live is None else noised.live
         self.first_token(denoise, written[..., 0])
-        logits = denoise(noised.x, denoise.clock(noised.t), context).mean
+        logits = denoise(noised.x, denoise.clock(noised.t), context).mean[..., : self.vocab]
         each = token_log_prob(truncate(logits, self.temperature, self.top_k, self.top_p), noised.x0)
         return joint(each, 1, noised.live)
 
@@ -208,27 +212,52 @@ class Autoregressive(Process):
                 "a prompt or a start symbol (and leave it out of live), or use Logits(net, start=...)"
             )
 
+    def condition(self, cond: Tree, start: Tensor) -> Tree:
+        """Where the holes of the canvas are, for ends: ``{"hole": [B, L] bool, "given": cond}``."""
+        if self.end is None or (isinstance(cond, dict) and "hole" in cond):
+            return cond
+        return {"hole": start == self.mask, "given": cond}
+
+    def check(self, start: Tensor | None, n: int, event: tuple[int, ...]) -> None:
+        """Raise BadSignal if a canvas is of another length, or has more open positions than there are steps."""
+        if start is None:
+            start = torch.full((1, *event), self.mask)
+        same_length(start, event)
+        needed = (start == self.mask).sum(-1)
+        if bool((needed > n).any()):
+            i = int(needed.argmax())
+            raise BadSignal(
+                f"canvas {i} has {int(needed[i])} open positions; this decoder takes {n} steps of one token: give it "
+                f"{int(needed[i])} steps"
+            )
+
+    def finish(self, x: Tensor, start: Tensor | None) -> Tensor:
+        """The sequence with ``end`` everywhere behind its end. Raises BadSignal if a position is still open."""
+        return close(x, start, self.mask, self.end)
+
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Next:
         """The law of the next token. Logits [*batch, L, V], or one axis fewer in front: the same for all steps."""
-        logits = estimate.mean
-        at = (x == self.mask).int().argmax(-1, keepdim=True)
+        logits = estimate.mean[..., : self.vocab]
+        opened = x == self.mask
+        opened = opened & answer(x, estimate.extra.get("hole", torch.ones_like(opened)), self.end)
+        at = opened.int().argmax(-1, keepdim=True)
         if logits.ndim == x.ndim:  # a causal pass: [*batch, L, V] for states [*batch, S, L]
             at = at[..., 0]
         row = logits.gather(-2, at[..., None].expand(*at.shape, logits.shape[-1]))
         row = row if logits.ndim == x.ndim else row[..., 0, :]
-        return Next(truncate(row, self.temperature, self.top_k, self.top_p), x, self.mask)
+        return Next(truncate(row, self.temperature, self.top_k, self.top_p), x, opened)
 
 
 @dataclass(frozen=True, eq=False)
 class Next:
     """The law of writing the leftmost open position of ``x`` [*batch, L]; nothing is decided where none is open.
 
-    ``logits`` [*batch, V]: those of that position.
+    ``logits`` [*batch, V]: those of that position. ``open`` [*batch, L]: the positions that may be written.
     """
 
     logits: Tensor
     x: Tensor
-    mask: int
+    open: Tensor
 
     @property
     def event(self) -> int:
@@ -243,8 +272,7 @@ class Next:
     @property
     def live(self) -> Tensor:
         """[*batch, L] bool: the one position that is written."""
-        hidden = self.x == self.mask
-        return hidden & (hidden.cumsum(-1) == 1)
+        return self.open & (self.open.cumsum(-1) == 1)
 
     @property
     def size(self) -> Tensor:
@@ -253,8 +281,9 @@ class Next:
 
     def draw(self, noise: Tensor) -> Tensor:
         """The next state, from uniforms [*batch, 1]."""
-        token = invert(self.logits, noise[..., 0])
-        return torch.where(self.live, token[..., None], self.x)
+        live = self.live
+        token = invert(self.logits, noise[..., 0], live.any(-1))
+        return torch.where(live, token[..., None], self.x)
 
     def log_prob(self, x: Tensor, factors: bool = False) -> Tensor:
         """log p(token), [*batch]; 0 for a finished sequence. ``factors=True``: [*batch, L]."""

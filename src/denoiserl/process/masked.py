@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.errors import nearest
+from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Delta, Unmasking
 from denoiserl.law.base import joint
 from denoiserl.law.categorical import token_log_prob
@@ -22,6 +22,7 @@ from denoiserl.law.unmasking import ORDERS, Order
 from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps
 from denoiserl.rng import Rng
+from denoiserl.tree import Tree, tree_map
 
 
 def decodable(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -52,6 +53,47 @@ def truncate(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
     return logits
 
 
+def known_tokens(logits: Tensor, vocab: int, mask: int) -> Tensor:
+    """Return logits of tokens alone: columns from ``vocab`` on are cut, the mask's own column is −∞. [*, ≤ vocab]."""
+    logits = logits[..., :vocab]
+    if not 0 <= mask < logits.shape[-1] or not bool((logits[..., mask] > -torch.inf).any()):
+        return logits
+    return logits.index_fill(-1, torch.tensor([mask], device=logits.device), -torch.inf)
+
+
+def answer(tokens: Tensor, hole: Tensor, end: int | None) -> Tensor:
+    """Return where an answer stands, [*batch, L] bool: the ``hole`` positions up to and with their first ``end``."""
+    if end is None:
+        return hole
+    stop = (tokens == end) & hole
+    return hole & (stop.cumsum(-1) - stop.long() == 0)
+
+
+def same_length(canvas: Tensor, event: tuple[int, ...]) -> None:
+    """Raise BadSignal if a canvas is not as long as the sequences of the policy."""
+    if tuple(canvas.shape[1:]) != tuple(event):
+        raise BadSignal(
+            f"the canvas has {canvas.shape[-1]} positions, the policy writes {event[-1]}: make canvases of that "
+            "length, or a longer policy"
+        )
+
+
+def close(x: Tensor, start: Tensor | None, mask: int, end: int | None) -> Tensor:
+    """Return the final state ``x`` of a chain from ``start`` with ``end`` everywhere behind the answer's end.
+
+    Raise BadSignal if a mask would be left.
+    """
+    hole = torch.ones_like(x, dtype=torch.bool) if start is None else start == mask
+    alive = answer(x, hole, end)
+    left = (x == mask) & alive
+    if bool(left.any()):
+        raise BadSignal(
+            f"{int(left.sum())} masks are left in {int(left.any(-1).sum())} of {len(x)} answers after the last step: "
+            "take more steps, or more tokens a step, on a grid that ends at 0"
+        )
+    return x if end is None else torch.where(hole & ~alive, end, x)
+
+
 @final
 @dataclass(frozen=True)
 class Masked(Process):
@@ -61,7 +103,12 @@ class Masked(Process):
     reveal an exact number: ``tokens`` a step, or, when it is None, the share (t − s)/t of what is still masked, rounded
     up. ``confidence`` ranks candidates by the model's own probability, untempered, as published; with ``threshold``
     every candidate above it is committed too. ``block``: only the leftmost block of that length that still has masks
-    is open (semi-autoregressive). ``mask``: the mask's id, by default ``vocab``.
+    is open (semi-autoregressive); blocks are counted from the first open position of the canvas that a chain starts
+    from. ``mask``: the mask's id, by default ``vocab``; it is never drawn, nor is an id of ``vocab`` or above.
+
+    ``end``: the id that ends an answer. Once it is written, positions behind it are closed: nothing is decided there,
+    and ``finish`` fills them with ``end``. One in the prompt ends nothing. Blocks and ends need the canvas, which
+    ``condition`` adds to the condition and ``Logits`` hands on as ``extra["hole"]``, as a denoiser of your own must.
     """
 
     vocab: int
@@ -73,8 +120,13 @@ class Masked(Process):
     threshold: float | None = None
     block: int | None = None
     mask_id: int | None = None
+    end: int | None = None
 
     def __post_init__(self) -> None:
+        if self.end is not None and (not 0 <= self.end < self.vocab or self.end == self.mask):
+            raise ValueError(
+                f"end={self.end} is no token: they are 0 to {self.vocab - 1}, without the mask {self.mask}"
+            )
         if self.order not in ORDERS:
             raise ValueError(nearest(self.order, ORDERS, "order of unmasking"))
         decodable(self.temperature, self.top_k, self.top_p)
@@ -139,7 +191,8 @@ class Masked(Process):
         """log p(x₀_i | x_t) at masked positions, 0 elsewhere: [*batch, L]."""
         estimate = denoise(noised.x, denoise.clock(noised.t), context)
         hidden = noised.x == self.mask
-        return torch.where(hidden, token_log_prob(estimate.mean, torch.where(hidden, noised.x0, 0)), 0.0)
+        logits = known_tokens(estimate.mean, self.vocab, self.mask)
+        return torch.where(hidden, token_log_prob(logits, torch.where(hidden, noised.x0, 0)), 0.0)
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """(1/t) Σ masked cross-entropy / number of live positions, [*batch] (2406.07524)."""
@@ -151,15 +204,51 @@ class Masked(Process):
         weight = 1 / noised.t if noised.weight is None else noised.weight
         return weight * joint(self.token_log_probs(denoise, noised, context), 1)
 
+    def condition(self, cond: Tree, start: Tensor) -> Tree:
+        """Where the holes of the canvas are, for blocks and ends: ``{"hole": [B, L] bool, "given": cond}``."""
+        if (self.block is None and self.end is None) or (isinstance(cond, dict) and "hole" in cond):
+            return cond
+        return {"hole": start == self.mask, "given": cond}
+
+    def check(self, start: Tensor | None, n: int, event: tuple[int, ...]) -> None:
+        """Raise BadSignal if a canvas is of another length, or has more holes than n steps are sure to fill."""
+        if start is None:
+            start = torch.full((1, *event), self.mask)
+        same_length(start, event)
+        if self.tokens is None or self.threshold is not None:
+            return  # how many are revealed is known when the run is over
+        hole = start == self.mask
+        block = self.block or hole.shape[-1]
+        place = self._place(hole).clamp_min(0)
+        each = torch.zeros_like(hole, dtype=torch.int64).scatter_add(-1, place, hole.long())
+        needed = (each + self.tokens - 1).div(self.tokens, rounding_mode="floor").sum(-1)
+        if bool((needed > n).any()):
+            i = int(needed.argmax())
+            cut = "" if self.block is None else f" in blocks of {block}"
+            raise BadSignal(
+                f"canvas {i} has {int(hole[i].sum())} holes{cut} and needs {int(needed[i])} steps of {self.tokens} "
+                f"tokens; this decoder takes {n}: give it more steps or more tokens a step"
+            )
+
+    def finish(self, x: Tensor, start: Tensor | None) -> Tensor:
+        """The sequence with ``end`` everywhere behind its end. Raises BadSignal if a mask is left."""
+        return close(x, start, self.mask, self.end)
+
+    def _place(self, hole: Tensor) -> Tensor:
+        """[*batch, L]: the block of every position, counted from the first hole of its row."""
+        at = torch.arange(hole.shape[-1], device=hole.device)
+        return (at - hole.int().argmax(-1, keepdim=True)).div(self.block or hole.shape[-1], rounding_mode="floor")
+
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Unmasking:
         """The unmasking law: how many, where, and which tokens."""
-        raw = estimate.mean
+        raw = known_tokens(estimate.mean, self.vocab, self.mask)
         hidden = x == self.mask
-        opened = hidden
+        hole = estimate.extra.get("hole", torch.ones_like(hidden))
+        opened = hidden & answer(x, hole, self.end)
         if self.block is not None:
-            place = torch.arange(x.shape[-1], device=x.device) // self.block
-            first = torch.where(hidden, place, x.shape[-1]).min(-1, keepdim=True).values
-            opened = hidden & (place == first)
+            place = self._place(hole)
+            first = torch.where(opened, place, x.shape[-1]).min(-1, keepdim=True).values
+            opened = opened & (place == first)
         keep = step.table["keep"]
         keep = keep if isinstance(keep, Tensor) else torch.tensor(keep, dtype=torch.float32, device=x.device)
         rate = n = None
@@ -213,15 +302,29 @@ class Logits(Denoiser):
         return {"net": self.net, "shift": self.shift, "vocab": self.vocab, "banned": self.banned, "start": self.start}
 
     def encode(self, cond: Any) -> Any:
-        """The network's own encoding of the condition."""
-        return self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
+        """The network's own encoding of the condition, and the holes where a process added them."""
+        hole = None
+        if isinstance(cond, dict) and "hole" in cond:
+            hole, cond = cond["hole"], cond.get("given")
+        if self.start is not None and isinstance(cond, dict):
+            hidden, seen = cond.get("padding"), cond.get("attention_mask")
+            hidden = seen == 0 if hidden is None and seen is not None else hidden
+            if hidden is not None and bool(hidden[:, 0].any()):
+                raise BadSignal("start=... is read before the first position: pad canvases on the right")
+        own = self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
+        if hole is None:
+            return own
+        return {"hole": hole, "given": tree_map(lambda v: v.expand(len(hole), *v.shape[1:]), own)}
 
     def clock(self, t: Tensor) -> Any:
         """The network's clock."""
         return self.net.clock(t) if hasattr(self.net, "clock") else t  # type: ignore[operator]
 
     def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
-        """Posterior logits; visible positions are the law's business."""
+        """Posterior logits; visible positions are the law's business. The holes, where told, go on as an extra."""
+        extra = {}
+        if isinstance(context, dict) and "hole" in context:
+            extra, context = {"hole": context["hole"]}, context["given"]
         flat = x.flatten(0, -2) if x.ndim > 2 else x
         if self.start is not None:
             flat = torch.cat([torch.full_like(flat[:, :1], self.start), flat[:, :-1]], 1)
@@ -232,4 +335,4 @@ class Logits(Denoiser):
             logits = logits[..., : self.vocab]
         if self.banned:
             logits = logits.index_fill(-1, torch.tensor(self.banned, device=logits.device), -torch.inf)
-        return Estimate(logits.reshape(*x.shape, logits.shape[-1]))
+        return Estimate(logits.reshape(*x.shape, logits.shape[-1]), extra)

@@ -38,6 +38,8 @@ class Base:
     """gradient steps of imitation"""
     batch: int = 128
     """grids a gradient step"""
+    micro_batch_size: int | None = None
+    """grids of one forward; none: all"""
     lr: float = 3e-3
     """AdamW's learning rate, with cosine decay"""
     width: int = 48
@@ -90,7 +92,7 @@ def imitate(
     """Fit the model to the corpus of ``seed``, with minibatches and masks of their own for every ``stream``."""
     from denoiserl.recipes import mdlm  # the method; its experiment is this one
 
-    a = SimpleNamespace(updates=updates, batch=base.batch, lr=lr)
+    a = SimpleNamespace(updates=updates, batch=base.batch, micro_batch_size=base.micro_batch_size, lr=lr)
     rng = Rng(seed + 1_000_003 * stream, keep.device)
     yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, keep)
 

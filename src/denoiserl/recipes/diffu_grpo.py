@@ -18,9 +18,11 @@ scored under it:
 
     L_j = mean over completion tokens of [ −min(ρ_i A, clip(ρ_i, 1 ± ε) A) + β k3(π_θ ‖ π_ref) ],   j = 1 ... μ
 
-with A the reward minus its group's mean. The reference is set to the policy every ``sync`` iterations.
+with A the reward minus its group's mean. A completion reaches up to and with its first end of text
+(``Masked(end=)``). The reference is set to the policy every ``sync`` iterations.
 
-As published: ε 0.5, β 0.04, p 0.15, p-masks regularise and let one batch be used μ times. ``answer_mask`` (0.1, 0.9)
+As published: ε 0.5, β 0.04, p 0.15, p-masks regularise and let one batch be used μ times. The released code counts
+gradient steps between settings of the reference (64 there are 8 iterations of μ = 8 here). ``answer_mask`` (0.1, 0.9)
 with ``prompt_mask`` 0 scores randomly masked completions instead, the "random masking" that TraceRL is compared with
 (2509.06949): only masked tokens have a likelihood then. Differences: puzzles are
 canvases filled in place, so clues are the prompt and holes the completion; the whole network is trained, at 1e-4.
@@ -36,8 +38,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,12 +51,14 @@ from denoiserl.law.categorical import token_log_prob
 from denoiserl.likelihood import assert_on_policy
 from denoiserl.objective import clip_fraction, k3, masked_mean, ppo_clip
 from denoiserl.policy import Policy
-from denoiserl.process import Masked
+from denoiserl.process.masked import known_tokens
 from denoiserl.recipes import _stages, _sudoku
+from denoiserl.recipes._tokens import masked, parts, write, written
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
 from denoiserl.task import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, accumulate_masked, adamw, covers
+from denoiserl.tree import Tree, take
 from denoiserl.tree import rows as count
 
 PATIENCE = 40
@@ -83,7 +87,15 @@ class Args:
     beta: float = 0.04
     """weight of the k3 estimate of the KL to the reference"""
     sync: int = 64
-    """iterations between settings of the reference to the policy; 0: never"""
+    """iterations between settings of the reference to the policy, not gradient steps; 0: never"""
+    micro_batch_size: int | None = None
+    """rows of one forward in sampling, scoring and learning; the update is that of the whole batch; none: all"""
+    tolerance: float | None = None
+    """largest |log ratio| of a token before the first update; none: that of the weights' precision"""
+    on_bad: Literal["raise", "drop"] = "raise"
+    """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
     lr: float = 1e-4
     """Adam's learning rate"""
     max_grad: float = 0.2
@@ -95,13 +107,11 @@ class Args:
 
 
 def improve(
-    policy: Policy, reward: Reward, prompts: Tensor, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
     """Improve a masked language model on a reward. ``prompts``: canvases [P, L] with masks where to write."""
-    process, keep = policy.process, keep or Keep()
-    if not isinstance(process, Masked):
-        raise BadSignal(f"diffu-GRPO is for masked diffusion, not for {type(process).__name__}")
-    if bool((prompts != process.mask).all(-1).any()):
+    process, keep = masked(policy, "diffu-GRPO"), keep or Keep()
+    if bool((policy.codec.start(prompts) != process.mask).all(-1).any()):
         raise BadSignal("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.keep("reference")
     opt, trend = adamw(policy.parameters(), a.lr), Trend()
@@ -110,31 +120,57 @@ def improve(
         if a.sync and it and it % a.sync == 0:
             policy.weights.keep("reference")
         asked = ask(prompts, rng.integers(0, count(prompts), a.prompts), a.group)
-        written = policy.sample(asked, rng).sample
-        scored = score(reward, policy.codec.decode(written), asked)
-        groups = scored.total.reshape(a.prompts, a.group)
-        advantage = group_relative(groups, "none").flatten()
-        gain = advantage[:, None].expand(asked.shape)
-        masks = [hide(asked, written, process.mask, a.prompt_mask, a.answer_mask, rng) for _ in range(a.mu)]
+        sample: Any = write(policy, asked, rng, a.micro_batch_size).sample
+        scored = score(reward, policy.codec.decode(sample), asked, a.weights or None, a.on_bad)
+        groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)
+        advantage = group_relative(groups, "none", valid=valid).flatten()
+        canvas, answer = policy.codec.start(asked), written(policy, asked, sample) & scored.valid[:, None]
+        masks = [hide(canvas, sample, process.mask, a.prompt_mask, a.answer_mask, rng) for _ in range(a.mu)]
+        old = [_passes(policy, policy.denoiser, seen, sample, asked, a) for seen in masks]
         with torch.no_grad():
-            old = [one_pass(policy.denoiser, seen, written) for seen in masks]
-            reference = [one_pass(policy.weights.using("reference"), seen, written) for seen in masks]
+            kept = policy.weights.using("reference")
+            reference = [_passes(policy, kept, seen, sample, asked, a) for seen in masks]
         told = []
         for seen, before, anchor in zip(masks, old, reference, strict=True):
-            hole = (seen == process.mask) & (asked == process.mask)
-            logp = one_pass(policy.denoiser, seen, written)
-            loss = ppo_clip(logp, before, gain, a.clip) + a.beta * k3(logp, anchor)
-            done = step(opt, masked_mean(loss, hole), clip=a.max_grad)
-            now = logp.detach()
+            hole = (seen == process.mask) & answer
+            new: list[Tensor] = []
+            pieces = _pieces(policy, seen, sample, asked, (before, anchor, advantage, hole), new, a)
+            done = accumulate_masked(opt, pieces, clip=a.max_grad)
+            if done is None:
+                continue  # nothing was hidden: this mask teaches nothing
+            now = torch.cat(new)
+            if it == 0 and not told:
+                assert_on_policy(now[hole], before[hole], a.tolerance, policy.denoiser)
             kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, a.clip, mask=hole)
             told.append((done["loss"], float(kl), float(clipped)))
-            if it == 0 and len(told) == 1:
-                assert_on_policy(logp[hole], before[hole], 1e-6)
-        loss, kl, clipped = torch.tensor(told).mean(0).tolist()
-        row = {"reward": float(groups.mean()), "dead groups": float(dead_groups(groups).float().mean())}
-        row |= {k: float(v.mean()) for k, v in scored.parts.items()}
-        row |= {"loss": loss, "kl": kl, "clipped": clipped}
+        row = {"reward": float(groups.nanmean()), "dead groups": float(dead_groups(groups, valid=valid).float().mean())}
+        row |= {k: float(v.nanmean()) for k, v in scored.parts.items()}
+        if a.on_bad == "drop":
+            row["dropped"] = scored.dropped
+        if told:
+            row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(told).mean(0).tolist(), strict=True))
         yield row | ({} if trend.rose(row["reward"]) else {"not risen": 1.0})
+
+
+def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, a: Any) -> Tensor:
+    """``one_pass`` in parts, detached: calls of the update's shapes and mode, by either of which some kernels round."""
+    rows = parts(torch.arange(len(seen), device=seen.device), a.micro_batch_size)
+    return torch.cat([one_pass(denoise, seen[i], sample[i], policy, take(asked, i)).detach() for i in rows])
+
+
+def _pieces(
+    policy: Policy, seen: Tensor, sample: Tensor, asked: Tree, given: tuple[Tensor, ...], new: list[Tensor], a: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The losses of the rows in parts, and where they count; the log-probs are put into ``new``."""
+    before, anchor, advantage, hole = given
+    for i in parts(torch.arange(len(seen), device=seen.device), a.micro_batch_size):
+        logp = one_pass(policy.denoiser, seen[i], sample[i], policy, take(asked, i))
+        new.append(logp.detach())
+        gain = advantage[i, None].expand_as(logp)
+        loss = ppo_clip(logp, before[i], gain, a.clip) + a.beta * k3(logp, anchor[i])
+        del logp  # nothing of a piece outlives its turn
+        yield loss, hole[i]
+        del loss
 
 
 def hide(canvas: Tensor, written: Tensor, mask: int, p: float, answer: tuple[float, float], rng: Rng) -> Tensor:
@@ -152,11 +188,11 @@ def hide(canvas: Tensor, written: Tensor, mask: int, p: float, answer: tuple[flo
     return torch.where(shown, written, prompt)
 
 
-def one_pass(denoise: Denoiser, seen: Tensor, written: Tensor) -> Tensor:
+def one_pass(denoise: Denoiser, seen: Tensor, sample: Tensor, policy: Policy, asked: Tree) -> Tensor:
     """Mean-field log-probabilities [B, L] of every written token given ``seen``, from one pass."""
-    full = torch.ones(len(seen), device=seen.device)
-    estimate = denoise(seen, denoise.clock(full), denoise.encode(None))
-    return token_log_prob(estimate.mean, written)
+    process, full = masked(policy, "diffu-GRPO"), torch.ones(len(seen), device=seen.device)
+    estimate = denoise(seen, denoise.clock(full), denoise.encode(policy.codec.condition(asked)))
+    return token_log_prob(known_tokens(estimate.mean, process.vocab, process.mask), sample)
 
 
 class Trend:

@@ -17,7 +17,9 @@ Every position is masked with probability t, t ~ U(0, 1), and a bidirectional tr
 
 which bounds −log p(x₀) from above. The mask is never an answer, visible tokens are carried over, and the network is not
 told the time, which the share of masks says already. ``live`` marks the answer of a prompted sequence: the prompt is
-never masked and the loss is divided by the answer's length (LLaDA, 2502.09992).
+never masked and the loss is divided by the answer's length (LLaDA, 2502.09992). Padding (``Infill(pad=)``: runs of that
+id at the ends of a row) is hidden from the network and never masked; where the id also ends texts, ``live`` says which
+one is an end.
 
 As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
 whole batch, and the learning rate decays by a cosine.
@@ -53,6 +55,8 @@ class Args:
     """gradient steps"""
     batch: int = 128
     """sequences a gradient step"""
+    micro_batch_size: int | None = None
+    """rows of one forward; the update is that of the whole batch; none: all"""
     lr: float = 3e-3
     """AdamW's learning rate, with cosine decay"""
     draws: int = 32
@@ -77,9 +81,14 @@ def improve(
         raise BadSignal(f"the policy writes sequences {policy.event}, the data are {tuple(tokens.shape)}: cut or pad")
     if bool((tokens == process.mask).any()):
         raise BadSignal(f"the data contain the mask token {process.mask}: a position would be taken for a hole")
+    cond = policy.codec.condition(tokens)
+    if isinstance(cond, dict) and "padding" in cond:
+        cond["padding"] = cond["padding"] if live is None else cond["padding"] & ~live
+        live = ~cond["padding"] if live is None else live
     if live is not None and bool((~live).all(-1).any()):
         raise BadSignal("a row of live has no True: there is nothing to learn from it, leave it out")
-    yield from fit(process, policy.denoiser, tokens, None, a.updates, rng, batch=a.batch, lr=a.lr, live=live, keep=keep)
+    sizes = {"batch": a.batch, "lr": a.lr, "micro_batch_size": a.micro_batch_size}
+    yield from fit(process, policy.denoiser, tokens, cond, a.updates, rng, live=live, keep=keep, **sizes)
 
 
 def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:

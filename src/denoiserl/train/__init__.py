@@ -3,7 +3,8 @@
 | question | answer |
 |---|---|
 | learn to denoise data | ``fit``; its parts ``losses``, ``stratified`` |
-| one optimiser step, safely | ``step``, ``accumulate`` (in pieces), ``covers`` (all parameters?), ``adamw`` |
+| one optimiser step, safely | ``step``, ``covers`` (all parameters?), ``adamw`` |
+| one in pieces that fit into memory | ``accumulate``, ``accumulate_masked`` (where some losses do not count) |
 | averages and learning rates | ``EMA``, ``warmup_cosine`` |
 | a loop that can be killed and resumed | ``Keep``, ``Stopped``; what it left behind: ``saved`` |
 | device, precision, threads | ``Place`` |
@@ -14,7 +15,7 @@
 from denoiserl.train.fit import fit, losses, stratified
 from denoiserl.train.keep import Keep, Position, Stopped, rows_kept, saved
 from denoiserl.train.place import Place
-from denoiserl.train.step import EMA, Schedule, accumulate, adamw, covers, step, warmup_cosine
+from denoiserl.train.step import EMA, Schedule, accumulate, accumulate_masked, adamw, covers, step, warmup_cosine
 
 __all__ = [
     "EMA",
@@ -24,6 +25,7 @@ __all__ = [
     "Schedule",
     "Stopped",
     "accumulate",
+    "accumulate_masked",
     "adamw",
     "covers",
     "fit",

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from denoiserl.errors import BadSignal
 from denoiserl.rng import Rng
 from denoiserl.train.keep import Keep
-from denoiserl.train.step import EMA, adamw, covers, step, warmup_cosine
+from denoiserl.train.step import EMA, accumulate, adamw, covers, step, warmup_cosine
 from denoiserl.tree import Tree, first, leaves, rows, tree_map
 
 
@@ -58,6 +58,17 @@ def losses(
     return process.loss(denoise, noised, denoise.encode(cond))
 
 
+def _pieces(process: Fits, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
+    """Return the losses of ``losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
+    if micro < 1:
+        raise BadSignal(f"micro_batch_size is a number of rows of one call, at least 1, not {micro}")
+    t = stratified(rows(part["x0"]), rng).to(first(part["x0"]).device)
+    noised = process.noise(part["x0"], t, rng, part["live"])
+    for i in torch.arange(rows(part["x0"]), device=t.device).split(micro):
+        some, cond = (tree_map(lambda v, i=i: v[i], what) for what in (tuple(noised), part["cond"]))
+        yield process.loss(denoise, type(noised)(*some), denoise.encode(cond))
+
+
 def fit(
     process: Fits,
     denoiser: torch.nn.Module,
@@ -76,12 +87,14 @@ def fit(
     live: Tree | None = None,
     keep: Keep | None = None,
     log: int | None = None,
+    micro_batch_size: int | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
     Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
     of your own, used at its own constant rate). With ``ema`` the denoiser ends with the moving average of its weights.
-    Give ``keep`` a folder and the fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
+    ``micro_batch_size``: rows of one forward; the update is that of the whole batch. Give ``keep`` a folder and the
+    fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
     data = {"x0": x0, "cond": cond, "live": live}
@@ -100,8 +113,12 @@ def fit(
     for it in keep.loop(updates, denoiser=denoiser, opt=opt, schedule=schedule, average=average, rng=rng, seen=seen):
         index = rng.integers(0, n, batch)
         part = tree_map(lambda v, i=index: v.index_select(0, i.to(v.device)).to(device, non_blocking=True), data)
-        loss = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"]).mean()
-        told = step(opt, loss, clip)
+        if micro_batch_size is None:
+            loss = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"]).mean()
+            told = step(opt, loss, clip)
+            del loss
+        else:
+            told = accumulate(opt, _pieces(process, denoiser, part, rng, micro_batch_size), batch, clip)
         if schedule is not None:
             schedule.step()
         if average is not None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.meter import spend
+from denoiserl.objective import masked_sum
 
 
 def adamw(
@@ -174,6 +175,35 @@ def accumulate(
     for p, whole in sums.items():
         p.grad = whole.to(p.dtype)
     return _descend(opt, loss, clip, params)
+
+
+def accumulate_masked(
+    opt: Optimizer,
+    pieces: Iterable[tuple[Tensor, Tensor]],
+    clip: float | None = None,
+    params: Iterable[Tensor] | None = None,
+) -> dict[str, float] | None:
+    """``step`` on the mean of the losses that count. They come in ``pieces``: losses, and a bool mask of their shape.
+
+    The gradient is that of the mean over all pieces, whatever their sizes; how many losses count may be known only
+    when they are made. Where none counts no step is taken, momentum rests, and None is returned.
+    """
+    opt.zero_grad(set_to_none=True)
+    seen, total = 0, 0.0
+    for losses, counts in pieces:
+        n = int(counts.sum())
+        if n:
+            loss = masked_sum(losses, counts)
+            _scalar(loss)
+            loss.backward()
+            seen, total = seen + n, total + loss.detach()
+            del loss
+        del losses, counts  # the next piece is made before this turn's names are taken again
+    if not isinstance(total, Tensor):
+        return None
+    held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
+    torch._foreach_div_([p.grad for p in held if p.grad is not None], seen)
+    return _descend(opt, total / seen, clip, held)
 
 
 def _scalar(loss: Tensor) -> None:

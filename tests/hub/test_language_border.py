@@ -1,0 +1,247 @@
+"""Language models as people have them: padding on either side, surplus rows, positions, and models that do not fit."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denoiserl import Policy, Rng, grid
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.hub import transformers as hub
+from denoiserl.policy import Infill
+from denoiserl.process import Logits, Masked
+from tests.hub import models
+
+hf = pytest.importorskip("transformers")
+pytestmark = [pytest.mark.filterwarnings(w) for w in models.QUIET]
+
+MASK, PAD, VOCAB = 19, 0, 20
+SIZES = {**models.SIZES, "initializer_range": 0.5}
+LLAMA = {**SIZES, "num_key_value_heads": 4}
+
+
+def model(name: str) -> Any:
+    """A model of 20 tokens whose weights are large enough to tell positions and tokens apart."""
+    torch.manual_seed(0)
+    made = {
+        "bert": lambda: hf.BertForMaskedLM(hf.BertConfig(**SIZES, pad_token_id=PAD)),
+        "roberta": lambda: hf.RobertaForMaskedLM(hf.RobertaConfig(**SIZES, pad_token_id=PAD)),
+        "distilbert": lambda: hf.DistilBertForMaskedLM(
+            hf.DistilBertConfig(
+                vocab_size=VOCAB, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=32,
+                pad_token_id=PAD, initializer_range=0.5,
+            )
+        ),
+        "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA)),
+        "gpt2": lambda: hf.GPT2LMHeadModel(
+            hf.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, initializer_range=0.5)
+        ),
+        "opt": lambda: hf.OPTForCausalLM(
+            hf.OPTConfig(
+                vocab_size=VOCAB, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=32, word_embed_proj_dim=32,
+            )
+        ),
+        "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1)),
+        "t5": lambda: hf.T5ForConditionalGeneration(
+            hf.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        ),
+    }  # fmt: skip
+    return made[name]().eval()
+
+
+def padded(short: list[int], length: int, side: str) -> list[int]:
+    blank = [PAD] * (length - len(short))
+    return blank + short if side == "left" else short + blank
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "llama", "gpt2"])
+def test_a_prompt_padded_on_either_side_is_the_prompt_alone(name: str, side: str) -> None:
+    """The probabilities of its first step, alone and beside a longer prompt: by default from the model's pad id."""
+    short, long = [5, 6, 7, MASK, MASK, MASK], [8, 9, 5, 6, 7, 8, 9, 5, MASK, MASK, MASK]
+    attend: Any = "all" if name == "llama" else "own"
+    pad: Any = "model" if "bert" in name else PAD
+    probability = []
+    for rows in ([short], [padded(short, 11, side), long]):
+        canvas = torch.tensor(rows)
+        if name == "gpt2":
+            policy = hub.causal_policy(model(name), canvas.shape[1], 3, vocab=MASK, pad=pad)
+        else:
+            policy = hub.masked_policy(
+                model(name), MASK, canvas.shape[1], 3, attend=attend, pad=pad, order="left", tokens=1
+            )
+        context = policy.denoiser.encode(policy.codec.condition(canvas))
+        with torch.no_grad():
+            logits = policy.denoiser(canvas, torch.ones(len(canvas)), context).mean[0]
+        at = slice(5, 11) if side == "left" and len(rows) > 1 else slice(0, 6)
+        probability.append(logits[at].softmax(-1)[3:])  # where it writes
+        chain = policy.sample(canvas, Rng.rows(range(len(rows))))
+        law, y = policy.replay(chain)
+        assert torch.allclose(law.log_prob(y).detach(), chain.log_prob, atol=1e-4)
+    assert torch.allclose(*probability, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_padding_told_by_a_mask_equals_padding_told_by_its_id(name: str) -> None:
+    canvas = torch.tensor([padded([5, 6, MASK, MASK], 8, "left"), [4, 5, 6, 7, 8, 9, MASK, MASK]])
+    by_id = hub.masked_policy(model(name), MASK, 8, 2, order="confidence", tokens=1)
+    by_mask = hub.masked_policy(model(name), MASK, 8, 2, order="confidence", tokens=1, pad=None)
+    told = {"canvas": torch.where(canvas == PAD, 11, canvas), "attention_mask": (canvas != PAD).long()}
+    a, b = by_id.sample(canvas, Rng(0)), by_mask.sample(told, Rng(0))
+    assert torch.allclose(a.log_prob, b.log_prob, atol=1e-4)
+    assert torch.equal(a.sample[canvas == MASK], b.sample[canvas == MASK])
+    with pytest.raises(BadSignal, match="Did you mean 'attention_mask'"):
+        by_mask.draw({"canvas": canvas, "attention_masks": canvas}, Rng(0))
+
+
+def test_padding_before_a_start_symbol_is_refused() -> None:
+    policy = hub.causal_policy(model("llama"), 4, 2, start=1, vocab=MASK, pad=PAD)
+    with pytest.raises(BadSignal, match="pad canvases on the right"):
+        policy.draw(torch.tensor([[PAD, 5, MASK, MASK]]), Rng(0))
+
+
+def test_surplus_rows_are_never_drawn_where_the_tokens_are_counted() -> None:
+    torch.manual_seed(0)
+    wide = hf.BertForMaskedLM(hf.BertConfig(**{**models.SIZES, "vocab_size": 64}))
+    policy = hub.masked_policy(wide, 49, 8, 4, vocab=50, order="confidence", tokens=2)
+    assert int(policy.draw(hub.canvas([[5, 6]] * 256, 8, 49), Rng(0)).max()) < 49
+    left = hub.causal_policy(hf.LlamaForCausalLM(hf.LlamaConfig(**{**models.SIZES, "vocab_size": 64})), 8, 6, vocab=50)
+    assert int(left.draw(torch.tensor([[5, 6] + [50] * 6]).expand(128, 8), Rng(0)).max()) < 50
+    with pytest.warns(UserWarning, match=r"64 rows.*vocab=len\(tokenizer\)"):
+        hub.masked_lm(wide, 49)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hub.masked_lm(wide, 49, vocab=64)
+    for vocab in (0, 65):
+        with pytest.raises(BadRun, match=f"vocab={vocab} does not fit the model's vocabulary of 64"):
+            hub.masked_lm(wide, 49, vocab=vocab)
+
+
+class Wide(nn.Module):
+    """Remote code: a head wider than the vocabulary that the configuration counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=20)
+        self.body, self.head = nn.Embedding(24, 8), nn.Linear(8, 24)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        return SimpleNamespace(logits=self.head(self.body(input_ids)))
+
+
+def test_a_head_wider_than_the_vocabulary_is_cut() -> None:
+    policy = hub.masked_policy(Wide(), MASK, 6, 2, order="confidence", tokens=2)
+    assert int(policy.draw(hub.canvas([[5, 6]] * 64, 6, MASK), Rng(0)).max()) < MASK
+
+
+def test_a_vocabulary_in_the_text_part_of_a_configuration_is_found() -> None:
+    whole = Wide()
+    whole.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=20, max_position_embeddings=8))
+    assert hub.size(whole) == 20
+    with pytest.raises(BadRun, match="sequences of 9 do not fit a model of 8"):
+        hub.masked_policy(whole, MASK, 9, 4, order="confidence")
+
+
+@pytest.mark.parametrize(("name", "most"), [("bert", 32), ("roberta", 31), ("llama", 32), ("gpt2", 32)])
+def test_positions_are_checked_when_the_policy_is_made(name: str, most: int) -> None:
+    hub.masked_policy(model(name), MASK, most, 4, order="confidence")
+    with pytest.raises(BadRun, match=f"{most + 1} do not fit a model of {most}"):
+        hub.masked_policy(model(name), MASK, most + 1, 4, order="confidence")
+    with pytest.raises(BadRun, match=f"{most + 1} do not fit a model of {most}"):
+        hub.causal_policy(model(name), most + 1, most)
+
+
+@pytest.mark.parametrize(
+    ("name", "attend", "says"),
+    [
+        ("t5", "own", "T5ForConditionalGeneration reads one text and writes another"),
+        ("mamba", "all", "MambaForCausalLM .*attend='all'"),
+        ("opt", "all", "OPTForCausalLM .*attend='all'"),
+    ],
+)
+def test_models_that_cannot_fill_masks_say_so(name: str, attend: Any, says: str) -> None:
+    with pytest.raises(BadRun, match=says):
+        hub.masked_lm(model(name), MASK, attend=attend)
+
+
+@pytest.mark.parametrize("headless", ["BertModel", "BertForSequenceClassification", "BertForTokenClassification"])
+def test_a_model_without_a_language_head_is_refused(headless: str) -> None:
+    policy = hub.masked_policy(getattr(hf, headless)(hf.BertConfig(**models.SIZES)), MASK, 6, 2, order="confidence")
+    with pytest.raises(BadRun, match=f"{headless} has no language-model head"):
+        policy.draw(hub.canvas([[5, 6]], 6, MASK), Rng(0))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "opt"])
+def test_recomputed_activations_are_those_of_eval_mode(name: str) -> None:
+    """Told to recompute, the layers run again in the backward pass; values and gradients do not change."""
+    x, found, calls = Rng(0).integers(4, 18, 2, 6), [], []
+    for recompute in (False, True):
+        net = hub.Net(model(name))
+        if recompute:
+            net.model.gradient_checkpointing_enable()
+        layers = [m for m in net.model.modules() if type(m).__name__.endswith(("DecoderLayer", "BertLayer"))]
+        count = [0]
+        inner = nn.Linear.forward
+
+        def counted(self: nn.Linear, given: Tensor, inner: Any = inner, count: list = count) -> Tensor:
+            count[0] += 1
+            return inner(self, given)
+
+        nn.Linear.forward = counted  # type: ignore[method-assign]
+        try:
+            logits = net(x)
+            first = count[0]
+            logits.log_softmax(-1)[..., 5].sum().backward()
+        finally:
+            nn.Linear.forward = inner  # type: ignore[method-assign]
+        calls.append(count[0] - first)
+        found.append((logits.detach(), next(net.model.parameters()).grad))
+        assert layers and not any(m.training for m in net.model.modules())
+    assert calls[0] == 0 and calls[1] > 0
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_dropout_of_a_recomputed_layer_is_that_of_imitation_alone() -> None:
+    net = hub.Net(model("opt"))
+    net.model.gradient_checkpointing_enable()
+    x = Rng(0).integers(4, 18, 2, 6)
+    assert torch.equal(net(x), net(x))
+    net.train()
+    assert not torch.equal(net(x), net(x))
+    assert not net.eval().model.training
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("position", ["unit", "rotary"])
+def test_our_transformer_does_not_see_padding(position: str, side: str) -> None:
+    from denoiserl.net import Transformer
+
+    torch.manual_seed(0)
+    net, process = (
+        Transformer(MASK, 11, width=16, depth=2, heads=2, position=position),
+        Masked(MASK, "confidence", tokens=1),
+    )
+    short, long = [5, 6, 7, MASK, MASK], [8, 9, 5, 6, 7, 8, 9, 5, 6, MASK, MASK]
+    found = []
+    for rows in ([short], [padded(short, 11, side), long]):
+        canvas = torch.tensor(rows)
+        policy = Policy.of(process, Logits(net), canvas.shape[1:], process.steps(grid(2)), codec=Infill(PAD))
+        law, _ = policy.replay(policy.sample(canvas, Rng(0)))
+        at = slice(6, 11) if side == "left" and len(rows) > 1 else slice(0, 5)
+        found.append(law.logits[0, 0, at].softmax(-1))  # type: ignore[union-attr]
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_padding_is_a_run_at_an_end_of_the_canvas() -> None:
+    canvas = torch.tensor([[0, 0, 5, 0, 3, 3, 0], [5, 3, 3, 3, 3, 3, 3]])
+    seen = Infill(0).condition(canvas)["padding"]
+    assert seen.tolist() == [[True, True, False, False, False, False, True], [False] * 7]
+    given = {"canvas": canvas, "attention_mask": canvas}
+    assert Infill(0).condition(given).keys() == {"attention_mask"} and torch.equal(Infill(0).start(given), canvas)
+    assert Infill().condition(canvas) is None and Infill(0).condition(None) is None
