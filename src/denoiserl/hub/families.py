@@ -131,7 +131,8 @@ def check(pipeline: Any) -> None:
     foreign = callable(pipeline) and name not in PIPELINES
     extra = [part for part in ("controlnet", "adapter", "motion_adapter") if getattr(pipeline, part, None) is not None]
     if foreign:
-        taken = [k for k in inspect.signature(pipeline).parameters if not k.startswith(("ip_adapter", "num_images"))]
+        signature = inspect.signature(pipeline).parameters
+        taken = [k for k in signature if "ip_adapter" not in k and not k.endswith("_per_prompt")]
         extra += [k for k in taken if any(word in k for word in INPUTS) and k not in extra]
     if setting(plain(model), "time_cond_proj_dim") is not None:
         extra.append("timestep_cond (guidance that its network was distilled with)")
