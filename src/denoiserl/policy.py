@@ -154,6 +154,7 @@ class Policy:
         """The same policy, its weights shared, with a ``Control`` (None: without)."""
         shared = Weights(self.weights.module)
         shared.sets, shared.version, shared.control = self.weights.sets, self.weights.version, control
+        shared.execute = self.weights.execute
         return replace(self, weights=shared)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -182,11 +183,17 @@ class Policy:
             start = (begin, 0)
         return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows)
 
-    def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
-        """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""
+    def draw(self, cond: Tree, rng: Rng, rows: int | None = None, execute: int | None = None) -> Tree:
+        """Return what users get: ``serve`` steps, decoded to data units; a control chooses, where there is one.
+
+        Of a chunk of actions the first ``execute`` are returned (by default as many as the weights carry, else all).
+        """
         if (control := self.weights.control) is not None:
-            return self.codec.decode(control.draw(self, cond, rng, rows))  # type: ignore[operator]
-        return self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
+            made = self.codec.decode(control.draw(self, cond, rng, rows))  # type: ignore[operator]
+        else:
+            made = self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
+        execute = self.weights.execute if execute is None else execute
+        return made if execute is None else made[:, :execute]
 
     def replay(self, record: Chain | Rows, micro: int | None = None, using: str | None = None) -> tuple[Law, Tree]:
         """Score recorded steps under the active weights, or another set."""
@@ -223,6 +230,8 @@ class Policy:
             "codec": describe(self.codec),
             "weights": dict(denoiser.state_dict()),
         }
+        if self.weights.execute is not None:
+            tree["execute"] = self.weights.execute
         if (control := self.weights.control) is not None:
             tree |= {"control": describe(control), "control weights": dict(control.state_dict())}
         return store.write(Path(path), tree)
@@ -246,6 +255,7 @@ class Policy:
         denoiser, codec = build(tree["denoiser"], net).eval(), build(tree["codec"], part)
         fit(denoiser, tree["weights"])
         weights = Weights(denoiser)
+        weights.execute = tree.get("execute")
         if "control" in tree:
             control = build(tree["control"], part)
             fit(control, tree["control weights"])

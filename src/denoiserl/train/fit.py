@@ -46,11 +46,15 @@ def losses(
     rng: Rng,
     live: Tree | None = None,
     t: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """The denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or stratified)."""
+    """Return the denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or
+    stratified). What is not ``live`` stays clean; what does not count is noised and has no loss."""
     if t is None:
         t = stratified(rows(x0), rng).to(first(x0).device)
     noised = process.noise(x0, t, rng, live)
+    if counts is not None:
+        noised = noised._replace(live=counts if live is None else counts & live)
     return process.loss(denoise, noised, denoise.encode(cond))
 
 
@@ -70,17 +74,18 @@ def fit(
     ema: EMA | bool = True,
     opt: Optimizer | None = None,
     live: Tree | None = None,
+    counts: Tensor | None = None,
     keep: Keep | None = None,
     log: int | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
     Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
-    of your own, used at its own constant rate). With ``ema`` the denoiser ends with the moving average of its weights.
+    of your own, used at its own constant rate). ``live`` and ``counts``: see ``losses``. With ``ema`` the denoiser ends with the moving average of its weights.
     Give ``keep`` a folder and the fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
-    data = {"x0": x0, "cond": cond, "live": live}
+    data = {"x0": x0, "cond": cond, "live": live, "counts": counts}
     n = _checked(data)
     data = tree_map(lambda v: v.contiguous(), data)
     device = next(denoiser.parameters()).device
@@ -96,7 +101,8 @@ def fit(
     for it in keep.loop(updates, denoiser=denoiser, opt=opt, schedule=schedule, average=average, rng=rng, seen=seen):
         index = rng.integers(0, n, batch)
         part = tree_map(lambda v, i=index: v.index_select(0, i.to(v.device)).to(device, non_blocking=True), data)
-        loss = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"]).mean()
+        each = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"], counts=part["counts"])
+        loss = each.mean()
         told = step(opt, loss, clip)
         if schedule is not None:
             schedule.step()
