@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from denoiserl.denoiser import Denoiser
 from denoiserl.env.scale import RewardScale
 from denoiserl.env.stream import Episode, Stream
 from denoiserl.errors import BadSignal
+from denoiserl.likelihood import assert_on_policy
 from denoiserl.policy import Policy
 from denoiserl.process import Relay
 from denoiserl.rng import Rng
@@ -87,8 +89,8 @@ def whole(policy: Policy, why: str) -> None:
     """Raise BadSignal if some of the policy's denoising steps are run by frozen weights; ``why`` that cannot be."""
     if isinstance(policy.denoiser, Relay):
         raise BadSignal(
-            f"{why}, and the first denoising steps of this policy are run by frozen weights (it learned with tuned=...): "
-            "give a policy whose steps are all of one network"
+            f"{why}, and the first denoising steps of this policy are run by frozen weights (it learned with "
+            "tuned=...): give a policy whose steps are all of one network"
         )
 
 
@@ -163,6 +165,12 @@ def mean_log_prob(law: Any, y: Tree) -> Tensor:
     """Return log π of a decision over the number of its live factors, the log of a geometric mean: [*batch]; 0 where
     no factor is live."""
     return law.log_prob(y) / law.size.clamp_min(1)
+
+
+def on_policy(law: Any, y: Tree, chain: Chain) -> None:
+    """Raise OffPolicy if the whole chain, executed or not, is scored otherwise than it was drawn (a factor's mean)."""
+    law = replace(law, live=None)
+    assert_on_policy(mean_log_prob(law, y), chain.log_prob / law.size)
 
 
 def standard(credit: Tensor) -> Tensor:

@@ -229,9 +229,10 @@ class Stream:
     ``env``: a Gymnasium id, a factory, a Gymnasium vector environment (then ``copies`` is its own number), a batched
     world, or "envpool:" and an id. ``processes`` > 1 steps the copies of an id or factory in that many worker
     processes, with the same numbers, and those of envpool in as many threads.
-    ``gamma`` is the discount inside a chunk (None: that of the method that learns here, else 1). ``on_fault``: a copy that raises or gives NaN stops the stream by name, or
-    is made anew while its lost decision is masked and counted ("restart"). ``patience``: seconds after which a worker
-    process that does not answer is a fault too (300 by default; in one process a copy that hangs cannot be told).
+    ``gamma`` is the discount inside a chunk (None: that of the method that learns here, else 1). ``on_fault``: a copy
+    that raises or gives NaN stops the stream by name, or is made anew while its lost decision is masked and counted
+    ("restart"). ``patience``: seconds after which a worker process that does not answer is a fault too (300 by default;
+    in one process a copy that hangs cannot be told).
     """
 
     def __init__(

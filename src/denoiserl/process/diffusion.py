@@ -83,13 +83,13 @@ class Diffusion(Process):
         return (estimate.mean - noised.x0) ** 2
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]."""
+        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]; 0 where none is live."""
         error, event = self._error(denoise, noised, context), noised.x.ndim - noised.t.ndim  # type: ignore[union-attr]
         live = noised.live
         size = error[(0,) * noised.t.ndim].numel() if live is None else joint(live.expand(error.shape).float(), event)
         a, s = self.schedule(noised.t)
         weight = {"velocity": s**-2, "noise": (a / s) ** 2, "data": torch.ones_like(s)}[self.weight]
-        return weight * joint(error, event, live) / size
+        return weight * joint(error, event, live) / (size if live is None else size.clamp_min(1))
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """½ SNR'(t) ‖x̂₀ − x₀‖², [*batch]: over uniform t, log p(x₀) up to the ends' constants (2107.00630, eq. 17)."""

@@ -229,7 +229,7 @@ class MeanFlow(Process):
         event = x.ndim - t.ndim
         if noised.live is None:
             return joint(error, event) / x[(0,) * t.ndim].numel()
-        return joint(error, event, noised.live) / joint(noised.live.expand(x.shape).float(), event)
+        return joint(error, event, noised.live) / joint(noised.live.expand(x.shape).float(), event).clamp_min(1)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """That of the flow whose averages are learned, from u(x_t, t, t), [*batch]."""

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 
 from denoiserl.data.collect import Recording
-from denoiserl.env.control import Best, BestNoise
 from denoiserl.env import Stream
+from denoiserl.env.control import Best, BestNoise
 from denoiserl.env.valued import Weighed
 from denoiserl.errors import BadRun, DenoiseError
 from denoiserl.hub.recordings import read
@@ -79,6 +79,6 @@ def suits(policy: Policy, env: Stream, word: str) -> None:
         ) from error
     if tuple(plan.shape[2:]) != tuple(env.spec.action):
         raise BadRun(
-            f"{word} decides actions {list(plan.shape[2:])}, {env.name} takes {list(env.spec.action)}: give a policy that "
-            "was made for it"
+            f"{word} decides actions {list(plan.shape[2:])}, {env.name} takes {list(env.spec.action)}: give a policy "
+            "that was made for it"
         )

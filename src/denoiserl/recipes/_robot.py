@@ -107,8 +107,8 @@ def based(a: Any) -> Base:
         return a.base
     if a.base.execute is not None:
         raise BadRun(
-            f"execute is said twice, {a.execute} and base.execute={a.base.execute}: a policy is judged as it learns, so "
-            "say one of them"
+            f"execute is said twice, {a.execute} and base.execute={a.base.execute}: a policy is judged as it learns, "
+            "so say one of them"
         )
     return replace(a.base, execute=a.execute)
 

@@ -71,9 +71,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     window = windows(data.ends, horizon + now - past, now + 1, carry(policy, a.execute))
     every, chunks = torch.arange(len(window)), slice(now - past, None)
     chunk = policy.codec.encode(window.actions(data.actions, every)[:, chunks])
-    real = (
-        window.real[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)
-    )  # in the order of model units: now first
+    real = window.real[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
     observed = tree_map(lambda v: v[:, now + 1 - a.history :], window.observations(data.observations, every))
     seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if a.history == 1 else observed)
     seen = seen.flatten(1) if isinstance(seen, torch.Tensor) else seen

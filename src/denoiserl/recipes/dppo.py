@@ -37,7 +37,7 @@ ticks, 55 s on a CPU core).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,13 +51,14 @@ from denoiserl.env.planner import (
     judged,
     learner,
     mean_log_prob,
+    on_policy,
     relay,
     sight,
     statistics,
     told,
 )
 from denoiserl.env.scale import RewardScale
-from denoiserl.likelihood import assert_on_policy, replay
+from denoiserl.likelihood import replay
 from denoiserl.net import Value
 from denoiserl.objective import approx_kl, clip_fraction, denoise_clip, ppo_clip, squared
 from denoiserl.policy import Policy
@@ -133,7 +134,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             law, y = replay(policy.process, learner(policy), chain)
             old = mean_log_prob(law, y).flatten()
         if it == 0:
-            assert_on_policy(replace(law, live=None).log_prob(y), chain.log_prob)
+            on_policy(law, y, chain)
         updates, moves = [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].split(a.batch)):
             rows = chain.rows(i)

@@ -23,8 +23,9 @@ ELBO. An ELBO's ratio is not a likelihood's: where Â < 0 the loss of an action 
 As published: ℓ is the error of ε a dimension, mean (ε̂ − ε)² (``weight="noise"``), whatever the network predicts; the
 mean is taken inside the exponential (``ratio="each"`` gives every pair a ratio and a clip of its own, which the
 released code can too); advantages are normalised a minibatch; acting runs the steps of users (``draw="serve"``).
-Differences: times are stratified over (0, 1), the released code draws them from its sampler's grid; the clamp holds in both kinds of ratio (released: in "each" only);
-only executed actions count in ℓ; the critic has a loss and an optimiser of its own; gradients are clipped.
+Differences: times are stratified over (0, 1), where the released code draws them from its sampler's grid; the clamp
+holds in both kinds of ratio (released: in "each" only); only executed actions count in ℓ; the critic has a loss and an
+optimiser of its own; gradients are clipped.
 
 A policy of one step, ``OneStep``, has an exact −log π for a loss: ρ is the likelihood ratio, and FPO is PPO. Its
 serving step is its mean, so it acts with ``draw="train"``. A flow of a single step does not learn (on a bandit it

@@ -243,8 +243,8 @@ LONGEST = 20
 
 
 def played(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, list[Episode]]:
-    """Return a rollout of ``steps`` decisions, and as many more, ``LONGEST`` at most, as the copies need to finish their
-    first episodes."""
+    """Return a rollout of ``steps`` decisions, and more rollouts, until every copy has finished its first episode or
+    there are ``LONGEST``."""
     parts = [world.collect(act, steps, rng)]
     while len(parts) < LONGEST and not bool(torch.stack([p.done.any(0) for p in parts]).any(0).all()):
         parts.append(world.collect(act, steps, rng))

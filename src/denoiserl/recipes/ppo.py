@@ -36,18 +36,18 @@ small step of the weights is a large one of the law.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from denoiserl.env import Stream
-from denoiserl.env.planner import actor, carry, executed, judged, sight, standard, statistics, told
+from denoiserl.env.planner import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal
 from denoiserl.law import Gaussian
-from denoiserl.likelihood import assert_on_policy, replay
+from denoiserl.likelihood import replay
 from denoiserl.net import Value
 from denoiserl.objective import approx_kl, clip_fraction, ppo_clip, squared
 from denoiserl.policy import Policy
@@ -131,7 +131,7 @@ def improve(
             law, y = replay(policy.process, policy.denoiser, chain)
             old = law.log_prob(y).flatten()
         if it == 0:
-            assert_on_policy(replace(law, live=None).log_prob(y), chain.log_prob)
+            on_policy(law, y, chain)
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=a.max_grad)

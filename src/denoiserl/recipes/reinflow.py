@@ -51,11 +51,10 @@ from torch import Tensor
 
 from denoiserl.chain import Sample, sampler
 from denoiserl.env import Stream
-from denoiserl.env.planner import actor, carry, executed, judged, sight, standard, statistics, told
+from denoiserl.env.planner import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal
 from denoiserl.law import Gaussian, Law
-from denoiserl.likelihood import assert_on_policy
 from denoiserl.net import MLP, Value
 from denoiserl.objective import approx_kl, clip_fraction, ppo_clip, squared
 from denoiserl.policy import Policy
@@ -140,8 +139,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             law, y = noisy.replay(chain)
             old = path(law, y, k)
         if it == 0:
-            assert isinstance(law, Gaussian)
-            assert_on_policy(replace(law, live=None).log_prob(y), chain.log_prob)
+            on_policy(law, y, chain)
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=1.0)
@@ -207,7 +205,7 @@ def apart(policy: Policy, cond: Tree, rng: Rng, live: Tensor | int | None = None
     for name, grad in (("current", len(ode)), ("base", 0)):
         draw = sampler(policy.process, policy.weights.using(name), ode, policy.event, grad, Sample())
         ends.append(draw(cond, rng, start=(z, 0)).sample)
-    if not isinstance(live, Tensor):
+    if live is None or isinstance(live, int):
         live = (torch.arange(shape[1], device=z.device) < (live or shape[1]))[:, None].expand(shape)
     size = live.flatten(1).sum(-1).clamp_min(1)
     return ((ends[0] - ends[1]).square() * live).flatten(1).sum(-1) / size

@@ -81,8 +81,9 @@ def fit(
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
     Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
-    of your own, used at its own constant rate). ``live`` and ``counts``: see ``losses``. With ``ema`` the denoiser ends with the moving average of its weights.
-    Give ``keep`` a folder and the fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
+    of your own, used at its own constant rate). ``live`` and ``counts``: see ``losses``. With ``ema`` the denoiser ends
+    with the moving average of its weights. Give ``keep`` a folder and the fit can be killed and resumed. A generator:
+    consume it, ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
     data = {"x0": x0, "cond": cond, "live": live, "counts": counts}
