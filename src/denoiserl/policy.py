@@ -183,17 +183,11 @@ class Policy:
             start = (begin, 0)
         return self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows)
 
-    def draw(self, cond: Tree, rng: Rng, rows: int | None = None, execute: int | None = None) -> Tree:
-        """Return what users get: ``serve`` steps, decoded to data units; a control chooses, where there is one.
-
-        Of a chunk of actions the first ``execute`` are returned (by default as many as the weights carry, else all).
-        """
+    def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
+        """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""
         if (control := self.weights.control) is not None:
-            made = self.codec.decode(control.draw(self, cond, rng, rows))  # type: ignore[operator]
-        else:
-            made = self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
-        execute = self.weights.execute if execute is None else execute
-        return made if execute is None else made[:, :execute]
+            return self.codec.decode(control.draw(self, cond, rng, rows))  # type: ignore[operator]
+        return self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
 
     def replay(self, record: Chain | Rows, micro: int | None = None, using: str | None = None) -> tuple[Law, Tree]:
         """Score recorded steps under the active weights, or another set."""

@@ -48,7 +48,8 @@ class Weights:
     """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns.
 
     ``control``: what chooses for the policy when it serves (``denoiserl.policy.Control``), where anything does.
-    ``execute``: how many actions of a chunk are executed before the policy plans again (None: all that it decodes).
+    ``execute``: how many actions of a chunk are executed before the policy plans again (None: all that it decodes);
+    ``env.planner.serving`` obeys it.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:

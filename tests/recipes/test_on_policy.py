@@ -165,12 +165,11 @@ def test_steps_that_never_happened_do_not_widen_the_scale_of_rewards() -> None:
 def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Path) -> None:
     made, obs = METHODS[name][1](), torch.full((5, 1), 200.0)
     improve(name, made, execute=2)
-    assert made.draw(obs, Rng(0)).shape == serving(made)(obs, Rng(0)).shape == (5, 2, 1)
+    assert serving(made)(obs, Rng(0)).shape == (5, 2, 1) and made.draw(obs, Rng(0)).shape == (5, 4, 1)
     assert serving(made, 3)(obs, Rng(0)).shape == (5, 3, 1), "unless it is asked for others"
-    net = {"net": Biases(4)}
-    again = Policy.load(made.save(tmp_path / "p"), **net)
-    assert torch.equal(again.draw(obs, Rng(0)), made.draw(obs, Rng(0)))
-    assert made.controlled(None).draw(obs, Rng(0)).shape == (5, 2, 1)
+    again = Policy.load(made.save(tmp_path / "p"), Biases(4))
+    assert torch.equal(serving(again)(obs, Rng(0)), serving(made)(obs, Rng(0)))
+    assert serving(made.controlled(None))(obs, Rng(0)).shape == (5, 2, 1)
     with pytest.raises(BadSignal, match="execute is between 1 and the chunk's 4"):
         serving(made, 5)
 

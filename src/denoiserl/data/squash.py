@@ -26,7 +26,9 @@ def box(low: Any, high: Any) -> tuple[Tensor, Tensor]:
         raise BadSignal(f"a box of actions has bounds [d]; low is {list(low.shape)} and high {list(high.shape)}")
     for d, (least, most) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
         if not (math.isfinite(least) and math.isfinite(most)):
-            raise BadSignal(f"actions have no finite bounds in dimension {d}, [{least:g}, {most:g}]: bound them")
+            raise BadSignal(
+                f"actions lie in a box without infinities, and dimension {d} is [{least:g}, {most:g}]: bound it"
+            )
         if least > most:
             raise BadSignal(f"the box of actions is empty in dimension {d}, [{least:g}, {most:g}]: exchange its bounds")
     if bool((low == high).all()):

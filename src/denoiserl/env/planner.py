@@ -113,12 +113,15 @@ def placed(obs: Tree, policy: Policy) -> Tree:
 
 def serving(policy: Policy, execute: int | None = None) -> Callable[[Any, Rng], Tensor]:
     """Return what acts as users run a policy: its serving steps, and the first ``execute`` actions of a chunk (None: as
-    many as the policy carries)."""
+    many as the policy carries, or all)."""
+    if execute is None:
+        execute = policy.weights.execute
     if execute is not None:
         execute = chunked(policy, execute)
 
     def act(obs: Any, rng: Rng) -> Tensor:
-        return policy.draw(placed(obs, policy), rng, execute=execute)
+        sample = policy.draw(placed(obs, policy), rng)
+        return sample if execute is None else sample[:, :execute]
 
     return act
 
@@ -137,8 +140,10 @@ def chunked(policy: Policy, execute: int | None) -> int:
 
 
 def carry(policy: Policy, execute: int | None) -> int:
-    """Let the policy carry how many actions of a chunk are executed (see ``chunked``), in place, and return it: what it
-    learns with is what it serves with, here and wherever it is loaded."""
+    """Let the policy carry how many actions of a chunk are executed (see ``chunked``), in place, and return it.
+
+    What it learns with is what ``serving`` executes, here and wherever it is loaded.
+    """
     policy.weights.execute = chunked(policy, execute)
     return policy.weights.execute
 
