@@ -206,12 +206,12 @@ def sight(policy: Policy, env: Stream) -> tuple[Callable[[Tree], Tensor], int]:
             frozen.append(net)
         return frozen[0].features(cond).float()
 
-    return see, see(_blank(env.spec.obs)).shape[-1]
+    return see, see(blank(env.spec.obs)).shape[-1]
 
 
-def _blank(shapes: Any) -> Tree:
-    """One observation of zeros."""
-    return {k: _blank(v) for k, v in shapes.items()} if isinstance(shapes, dict) else torch.zeros(1, *shapes)
+def blank(shapes: Any) -> Tree:
+    """Return one observation of zeros, of these shapes."""
+    return {k: blank(v) for k, v in shapes.items()} if isinstance(shapes, dict) else torch.zeros(1, *shapes)
 
 
 class Judged(NamedTuple):

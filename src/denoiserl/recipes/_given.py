@@ -11,6 +11,7 @@ import torch
 from denoiserl.data.collect import Recording
 from denoiserl.env import Stream
 from denoiserl.env.control import Best, BestNoise
+from denoiserl.env.planner import blank, placed
 from denoiserl.env.valued import Weighed
 from denoiserl.errors import BadRun, DenoiseError
 from denoiserl.hub.recordings import read
@@ -69,9 +70,8 @@ def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1
 
 def suits(policy: Policy, env: Stream, word: str) -> None:
     """Raise BadRun if the policy at ``word`` does not observe what ``env`` shows or does not act in its box."""
-    blank = tree_map(lambda shape: torch.zeros(1, *shape), env.spec.obs)
     try:
-        plan = policy.draw(tree_map(lambda v: v.to(policy.device), blank), Rng(0, policy.device))
+        plan = policy.draw(placed(blank(env.spec.obs), policy), Rng(0, policy.device))
     except (DenoiseError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
         raise BadRun(
             f"{word} does not observe what {env.name} shows, {env.spec.obs} ({error}): give a policy that was made for "
