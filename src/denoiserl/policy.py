@@ -267,6 +267,8 @@ class Policy:
             "codec": describe(self.codec),
             "weights": dict(denoiser.state_dict()),
         }
+        if self.weights.execute is not None:
+            tree["execute"] = self.weights.execute
         if (control := self.weights.control) is not None:
             tree |= {"control": describe(control), "control weights": dict(control.state_dict())}
         return store.write(Path(path), tree)
@@ -293,6 +295,7 @@ class Policy:
         denoiser, codec = build(tree["denoiser"], net).eval(), build(tree["codec"], part)
         fit(denoiser, tree["weights"])
         weights = Weights(denoiser)
+        weights.execute = tree.get("execute")
         if "control" in tree:
             control = build(tree["control"], part)
             fit(control, tree["control weights"])

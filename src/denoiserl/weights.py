@@ -80,11 +80,14 @@ class Weights:
     """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns.
 
     ``control``: what chooses for the policy when it serves (``denoiserl.policy.Control``), where anything does.
+    ``execute``: how many actions of a chunk are executed before the policy plans again (None: all that it decodes);
+    ``env.planner.serving`` obeys it.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.module = denoiser
         self.control: nn.Module | None = None
+        self.execute: int | None = None
         self.sets: dict[str, Denoiser] = {}
         self.averages: dict[str, dict[str, Tensor]] = {}
         """of sets that follow in bf16 or fp16: their tensors in float32, where small steps are not lost"""

@@ -22,7 +22,7 @@ from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub.lerobot import diffusion_policy
 from denoiserl.hub.lerobot_eyes import Eyes
 from denoiserl.net.eyes import Points
-from denoiserl.process import ddim, floored
+from denoiserl.process import Relay, ddim, floored
 from denoiserl.recipes import dppo
 
 pytest.importorskip("diffusers")
@@ -230,8 +230,10 @@ def test_a_recipe_improves_a_checkpoint_in_an_environment(execute: int | None) -
     args = dppo.Args(iters=2, steps=4, execute=execute, tuned=5, batch=256, epochs=1)
     rows = list(dppo.improve(policy, Stream(remembered, 8, 1), args, Rng(0)))
     assert [row["episodes"] for row in rows] == [8.0, 8.0] and all(np.isfinite(row["loss"]) for row in rows)
-    assert any(not torch.equal(v, before[k]) for k, v in policy.denoiser.state_dict().items())
-    assert all(torch.equal(v, before[k]) for k, v in policy.weights.using("base").state_dict().items())
+    relay = policy.denoiser
+    assert isinstance(relay, Relay)
+    assert any(not torch.equal(v, before[k]) for k, v in relay.last.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in relay.first.state_dict().items())
 
 
 def test_what_is_executed_is_what_counts_and_replay_agrees_with_the_run() -> None:

@@ -328,10 +328,10 @@ def record(reward: list[float], done: list[bool], length: list[int], ticks: list
     )
 
 
-def test_returns_count_from_the_start_of_the_episode_and_unfinished_ones_do_not_count() -> None:
+def test_returns_are_discounted_from_the_decision_and_unfinished_episodes_do_not_count() -> None:
     ep = record([0, 0, 8, 0, 16, 1], [False, False, True, False, True, False], [2, 2, 1, 2, 2, 2], [2, 4, 5, 2, 4, 2])
     assert drwr.finished(ep).flatten().tolist() == [True] * 5 + [False]
-    assert drwr.to_go(ep, 0.5).flatten().tolist()[:5] == [8 / 16] * 3 + [16 / 4] * 2
+    assert drwr.to_go(ep, 0.5).flatten().tolist()[:5] == [8 / 16, 8 / 4, 8, 16 / 4, 16]
     swallowed = record([1, 0, 1], [True, False, True], [1, 0, 1], [1, 0, 1])
     assert drwr.finished(swallowed).flatten().tolist() == [True, False, True]
 

@@ -43,9 +43,16 @@ class Robot:
         return self.action.unnorm(sample.clamp(-1, 1))
 
     def condition(self, cond: Any) -> Any:
-        """Observations to model units, clipped; pictures beside a "state" stay as they are."""
+        """Observations to model units, clipped; pictures beside a "state" stay as they are.
+
+        Several observations may stand one after another, [..., n·o], as ``env.history.Remembering`` shows them.
+        """
         if isinstance(cond, dict):
+            if "state" not in cond:
+                raise BadSignal(f"this policy sees a dict with a 'state' of numbers; this one has {sorted(cond)}")
             return {**cond, "state": self.condition(cond["state"])}
+        if cond.shape[-1] > self.observation.dim and cond.shape[-1] % self.observation.dim == 0:
+            return self.condition(cond.unflatten(-1, (-1, self.observation.dim))).flatten(-2)
         return self.observation.norm(cond).clamp(-self.limit, self.limit)
 
     def start(self, cond: Any) -> None:

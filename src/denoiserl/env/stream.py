@@ -234,9 +234,10 @@ class Stream:
     ``env``: a Gymnasium id, a factory, a Gymnasium vector environment (then ``copies`` is its own number), a batched
     world, or "envpool:" and an id. ``processes`` > 1 steps the copies of an id or factory in that many worker
     processes, with the same numbers, and those of envpool in as many threads.
-    ``gamma`` is the discount inside a chunk. ``on_fault``: a copy that raises or gives NaN stops the stream by name, or
-    is made anew while its lost decision is masked and counted ("restart"). ``patience``: seconds after which a worker
-    process that does not answer is a fault too (300 by default; in one process a copy that hangs cannot be told).
+    ``gamma`` is the discount inside a chunk (None: that of the method that learns here, else 1). ``on_fault``: a copy
+    that raises or gives NaN stops the stream by name, or is made anew while its lost decision is masked and counted
+    ("restart"). ``patience``: seconds after which a worker process that does not answer is a fault too (300 by default;
+    in one process a copy that hangs cannot be told).
     """
 
     def __init__(
@@ -245,12 +246,12 @@ class Stream:
         copies: int | None = None,
         seed: int = 0,
         processes: int = 1,
-        gamma: float = 1.0,
+        gamma: float | None = None,
         on_fault: OnFault = "stop",
         patience: float | None = None,
     ) -> None:
         self.owner, self.spec = own(env, copies, processes, on_fault, patience)
-        self.seed, self.gamma = seed, gamma
+        self.seed, self.gamma, self._own_gamma = seed, 1.0 if gamma is None else gamma, gamma
         self.obs: Any = None
         self._ended, self._life = False, 0  # has any episode ended in all ticks so far?
 
@@ -278,6 +279,18 @@ class Stream:
         if isinstance(self.spec.obs, dict) or len(self.spec.obs) != 1:
             raise BadSignal(f"{self.name} has no flat observation: its shapes are {self.spec.obs}")
         return self.spec.obs[0]
+
+    def discount(self, gamma: float) -> None:
+        """Discount inside a chunk by ``gamma`` a tick, as the method that learns here does between chunks.
+
+        Raises BadSignal if the stream was made with another ``gamma``.
+        """
+        if self._own_gamma not in (None, gamma):
+            raise BadSignal(
+                f"the stream discounts by {self._own_gamma} a tick inside a chunk and the method by {gamma} between "
+                "chunks: give both one gamma, or leave it out of the stream"
+            )
+        self.gamma = gamma
 
     def border(self, iteration: int) -> None:
         """Reset all copies with seeds made from (seed, iteration, copy).

@@ -64,7 +64,7 @@ def exploring(policy: Policy, codec: Squash, replay: Replay, a: Any, choose: Cal
 
 def unit(codec: Squash, action: Tensor) -> Tensor:
     """Actions as decisions in [−1, 1]."""
-    return ((action.to(codec.half.device) - codec.centre) / codec.half).clamp(-1, 1)
+    return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
 
 
 def due(count: int, a: Any, begin: int | None = None) -> int:

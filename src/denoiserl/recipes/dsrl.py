@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from denoiserl.data import Replay, Squash
 from denoiserl.env import Episode, Stream
 from denoiserl.env.control import BestNoise
-from denoiserl.env.planner import chunked, told
+from denoiserl.env.planner import carry, told
 from denoiserl.env.steering import bound, decoded, noises, plan, steerable, steering
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Squashed
@@ -78,7 +78,7 @@ class Args:
     steps: int = 12
     """chunks each environment plays an iteration"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     begin: int = 400
     """first decisions, by the base alone; learning waits for a batch of them too"""
     aliased: bool = True
@@ -127,7 +127,8 @@ def improve(
     policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None, demos: Episode | None = None
 ) -> Iterator[dict]:
     """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
-    keep, net, execute = keep or Keep(), steering(policy), chunked(policy, a.execute)
+    keep, net, execute = keep or Keep(), steering(policy), carry(policy, a.execute)
+    env.discount(a.gamma)
     if (b := bound(policy)) is None:
         raise BadSignal("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
     if demos is not None and not a.aliased:
@@ -225,7 +226,7 @@ STARTS = "steered"
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
