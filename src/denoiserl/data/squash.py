@@ -30,15 +30,26 @@ class Squash:
 
     @staticmethod
     def box(low: Any, high: Any, observation: Normalizer | None = None) -> Squash:
-        """Of actions between ``low`` and ``high`` [d], as ``Stream.spec`` has them."""
+        """Of actions between ``low`` and ``high`` [d], as ``Stream.spec`` has them.
+
+        A dimension with low = high is constant: whatever is decided, its action is that number. Raise BadSignal, with
+        the dimensions, for infinite ends and for low above high.
+        """
         low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
-        if low.ndim != 1 or low.shape != high.shape or not bool((high - low).isfinite().all() & (high > low).all()):
-            raise BadSignal(f"actions lie in a box low < high [d] without infinities, not {low} to {high}: bound them")
+        if low.ndim != 1 or low.shape != high.shape:
+            raise BadSignal(f"a box of actions is low [d] and high [d]; they are {list(low.shape)}, {list(high.shape)}")
+        for bad, said in ((~(high - low).isfinite(), "infinite"), (high < low, "empty")):
+            if bool(bad.any()):
+                dims = bad.nonzero().flatten().tolist()
+                raise BadSignal(
+                    f"the box of actions is {said} in dimension(s) {dims}, {low.tolist()} to {high.tolist()}: bound "
+                    "them, low <= high"
+                )
         return Squash((low + high) / 2, (high - low) / 2, observation)
 
     def encode(self, data: Tensor) -> Tensor:
         """Actions to decisions."""
-        return torch.atanh(((data - self.centre) / self.half).clamp(EDGE - 1, 1 - EDGE))
+        return torch.atanh(self.unboxed(data).clamp(EDGE - 1, 1 - EDGE))
 
     def decode(self, sample: Tensor) -> Tensor:
         """Decisions to actions."""
@@ -47,6 +58,10 @@ class Squash:
     def boxed(self, unit: Tensor) -> Tensor:
         """[−1, 1] to actions."""
         return self.centre + self.half * unit
+
+    def unboxed(self, data: Tensor) -> Tensor:
+        """Actions to [−1, 1]; 0 in constant dimensions."""
+        return (data - self.centre) / torch.where(self.half > 0, self.half, torch.inf)
 
     def condition(self, cond: Tensor) -> Tensor:
         """Observations to model units."""

@@ -35,6 +35,7 @@ from denoiserl.data import Demos, windows
 from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
 from denoiserl.recipes import _robot, _stages
+from denoiserl.recipes._given import fits
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, fit
@@ -59,7 +60,8 @@ class Args:
 
 
 def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
-    """Clone demonstrations."""
+    """Clone demonstrations. Warn of actions beyond what the policy's codec can say."""
+    fits(policy, data)
     horizon, history = policy.event[0], a.history
     window = windows(data.ends, horizon, history, a.execute)
     every = torch.arange(len(window))
