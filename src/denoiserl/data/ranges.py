@@ -59,8 +59,8 @@ def odd(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor 
     for d in _worst(high - low, tiny(low, high) & ~constant):
         width, middle = float(high[d] - low[d]), float(rows[:, d].mean())
         found.append(
-            f"dimension {d} of {name} moves by {width:.2g} in all, around {middle:g}: normalised, noise becomes the largest "
-            "signal. Leave it out, or make it constant"
+            f"dimension {d} of {name} moves by {width:.2g} in all, around {middle:g}: normalised, noise becomes the "
+            "largest signal. Leave it out, or make it constant"
         )
     return found
 
