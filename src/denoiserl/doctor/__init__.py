@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from denoiserl.chain import Sample
-from denoiserl.data import Robot
+from denoiserl.data import Demos, Robot
+from denoiserl.data.collect import Recording
 from denoiserl.doctor import cost, network, reading, signal, steps, values
+from denoiserl.doctor import data as recorded
 from denoiserl.doctor.finding import Finding, Level, guarded, print_findings, worst
 from denoiserl.env import Stream
 from denoiserl.errors import BadRun
@@ -40,6 +42,7 @@ def examine(
     rows_a_step: int = 1024,
     execute: int | None = None,
     data: tuple[Tree, Tree] | None = None,
+    recording: Recording | Demos | None = None,
     watch: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
     """Findings about a policy and what it shall learn from, in the order in which to read them.
@@ -47,8 +50,9 @@ def examine(
     ``env``: a ``Stream``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
     ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
     for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: a pair of clean
-    data and their conditions (or None) in data units: the surest way to tell how a network was trained. ``watch`` is
-    told each finding as it is made. Without an environment, a reward or prompts the checks that need them say so.
+    data and their conditions (or None) in data units: the surest way to tell how a network was trained. ``recording``:
+    recorded episodes, of which ranges, units and the time of rewards are examined. ``watch`` is told each finding as it
+    is made. Without an environment, a reward or prompts the checks that need them say so.
 
     Raises BadRun for a batch that has no two groups, for an environment together with a reward, and for data that are
     no pair.
@@ -75,7 +79,8 @@ def examine(
     stream: Stream | None = Stream(env, None if hasattr(env, "num_envs") else min(batch, 32)) if own else env
     try:
         with uncounted():
-            _examine(policy, stream, reward, prompts, rng, (batch, group, rows_a_step), execute, data, told)
+            sizes = (batch, group, rows_a_step)
+            _examine(policy, stream, reward, prompts, rng, sizes, execute, data, recording, told)
     finally:
         if own and stream is not None:
             stream.close()
@@ -91,6 +96,7 @@ def _examine(
     sizes: tuple[int, int, int],
     execute: int | None,
     data: tuple[Tree, Tree] | None,
+    recording: Recording | Demos | None,
     told: Callable[[Finding], None],
 ) -> None:
     batch, group, rows_a_step = sizes
@@ -115,6 +121,9 @@ def _examine(
     if data is not None:
         seen = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
     spec = None if env is None else env.spec
+    told(guarded("ranges", recorded.ranges, policy, recording, spec))
+    if isinstance(recording, Recording):
+        told(guarded("rewards in time", recorded.delay, recording))
     told(guarded("network", network.alive, policy, serve, given, rng))
     told(guarded("prediction", reading.prediction, policy, serve, given, rng, seen))
     told(guarded("condition", network.conditioned, policy, serve, cond, given, rng))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from denoiserl.data import Demos, Robot, Running
+from denoiserl.data.robot import unlearned
 from denoiserl.data.squash import box
 from denoiserl.env import Stream
 from denoiserl.errors import BadSignal
@@ -79,14 +80,11 @@ def facts(source: Demos | Stream) -> Facts:
                     "pictures as the 'image' of a dict, [S, S, 3] in bytes, with a 'state' [o] of numbers beside it"
                 )
             return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
-        told = {k: list(getattr(v, "shape", [0])[1:]) for k, v in seen.items()}
-        if set(told) != {"image", "state"} or len(told["state"]) != 1:
-            cure = (
-                "numbers are learned from as one array [o], which gymnasium.wrappers.FlattenObservation makes of a dict"
-                if all(isinstance(v, torch.Tensor) and v.dtype != torch.uint8 for v in seen.values())
-                else "pictures are learned from as 'image' and 'state', a picture [S, S, 3] and numbers [o]"
-            )
-            raise BadSignal(f"each observation is a dict {told}: {cure}")
+        if set(seen) != {"image", "state"}:
+            raise BadSignal(unlearned(source))
+        told = {k: list(v.shape[1:]) for k, v in seen.items()}
+        if len(told["state"]) != 1:
+            raise BadSignal(f"the 'state' beside the pictures is an array {told['state']}: flatten it to numbers [o]")
         high, wide, *colours = told["image"]
         if high != wide or high < 8 or colours != [3]:
             raise BadSignal(

@@ -43,7 +43,11 @@ class Base:
     """demonstrations: a folder or file (ours, Minari, LeRobot, HDF5), or "none" to begin knowing nothing (None: the
     environment's script, where it has one)"""
     outside: Literal["refuse", "clip"] = "refuse"
-    """actions outside the box that data of yours tell"""
+    """actions outside the box that data of yours or the environment tell"""
+    without: str = ""
+    """episodes that are left out of data of yours, by number: 0-2,5"""
+    parts: str = ""
+    """observations that are kept of data of yours, by name, where there are several: observation.state"""
     start: str | None = None
     """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
     history: int = 1
@@ -127,7 +131,7 @@ def record(base: Base, seed: int) -> Demos:
             "fpo, gorl, sac and td3 can begin knowing nothing"
         )
     if base.data is not None:
-        return recorded(base.data, make(base), base.outside).demos
+        return recorded(base.data, make(base), base.outside, base.without, base.parts).demos
     return demonstrations(base.env, base.demos, seed, base.ticks, base.aim, base.slip)
 
 

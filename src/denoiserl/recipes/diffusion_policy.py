@@ -39,6 +39,7 @@ from denoiserl.env.planner import carry
 from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
 from denoiserl.recipes import _robot, _stages
+from denoiserl.recipes._given import fits
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, fit
@@ -65,7 +66,11 @@ class Args:
 
 
 def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
-    """Clone demonstrations; the policy carries from now on how many actions of a chunk are executed."""
+    """Clone demonstrations; the policy carries from now on how many actions of a chunk are executed.
+
+    Warn of actions beyond what the policy's codec can say.
+    """
+    fits(policy, data)
     horizon, past = policy.event[0], getattr(policy.codec, "history", 1) - 1  # ticks before now that its chunks begin
     now = max(a.history - 1, past)
     window = windows(data.ends, horizon + now - past, now + 1, carry(policy, a.execute))
