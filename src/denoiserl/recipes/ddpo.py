@@ -98,7 +98,7 @@ def improve(
     keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, memory=memory, rng=rng):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
         index = rng.integers(0, rows(prompts), a.samples)
         asked = ask(prompts, index, 1)
         chain = policy.sample(asked, rng)
@@ -129,6 +129,10 @@ def keys(prompts: Tree) -> Sequence[str]:
     """A name for every row of a tree of prompts [P, ...]: equal rows have equal names, in this run and any other."""
     parts = [v.reshape(len(v), -1).tolist() for v in leaves(prompts)]
     return [repr(row) for row in zip(*parts, strict=True)]
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -93,7 +93,7 @@ def improve(
     keep = keep or Keep()
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
-    for _ in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
+    for _ in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
         asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
         x0 = policy.sample(asked, rng, record=Sample()).sample
         scored = score(reward, policy.codec.decode(x0), asked, on_bad=a.on_bad)
@@ -138,6 +138,10 @@ def written(policy: Policy, asked: Tree) -> Tensor | None:
     """[B, L] bool, the positions that the policy writes, where prompts are canvases with masks; None: all."""
     canvas, mask = policy.codec.start(asked), getattr(policy.process, "mask", None)
     return None if canvas is None or mask is None else canvas == mask
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:
