@@ -108,7 +108,7 @@ def improve(
     keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, memory=memory, rng=rng):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
         index = rng.integers(0, len(names), a.samples)
         _, chain, scored = draw(policy, reward, prompts, index, 1, a, rng)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
@@ -152,6 +152,10 @@ def keys(prompts: Tree | int | None) -> list[str]:
         return [""]
     parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
     return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -116,7 +116,7 @@ def improve(
     policy.weights.keep("reference")
     opt, trend = adamw(policy.parameters(), a.lr), Trend()
     covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, trend=trend):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
         if a.sync and it and it % a.sync == 0:
             policy.weights.keep("reference")
         asked = ask(prompts, rng.integers(0, count(prompts), a.prompts), a.group)
@@ -218,6 +218,10 @@ class Trend:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.first, self.last, self.n = list(state["first"]), deque(state["last"], maxlen=WINDOW), int(state["n"])
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -106,7 +106,7 @@ def improve(
         policy.weights.keep("reference")
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
         _, chain, scored = draw(policy, reward, prompts, rng.integers(0, many, a.prompts), a.group, a, rng)
         groups, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
         advantage = group_relative(groups, "batch", clip=a.adv_clip, valid=valid).flatten()
@@ -177,6 +177,10 @@ def early(policy: Policy, window: int) -> Policy:
     sde, ode = policy.train, policy.process.steps(policy.train.times, ddim(0.0))
     table = {k: torch.cat([sde.table[k][:window], v[window:]]) for k, v in ode.table.items()}
     return replace(policy, train=Steps(sde.times, table, sde.dense[:window] + ode.dense[window:]))
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -104,7 +104,7 @@ def improve(
     keep, many = keep or Keep(), prompt_count(prompts)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
-    for _ in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
+    for _ in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
         index = rng.integers(0, many, a.prompts)
         asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng, Sample())
         total, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
@@ -156,6 +156,10 @@ def written(policy: Policy, asked: Tree) -> Tensor | None:
     """[B, L] bool, the positions that the policy writes, where prompts are canvases with masks; None: all."""
     canvas, mask = policy.codec.start(asked), getattr(policy.process, "mask", None)
     return None if canvas is None or mask is None else canvas == mask
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -94,7 +94,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     opt = adamw(coins.learned.parameters(), a.lr)
     schedule = warmup_cosine(opt, min(100, a.updates), a.updates)
     every, losses = max(1, a.updates // 50), []
-    for it in keep.loop(a.updates, coins=coins, opt=opt, schedule=schedule, rng=rng):
+    for it in keep.loop(a.updates, given=data, coins=coins, opt=opt, schedule=schedule, rng=rng):
         i = rng.integers(0, len(phi), min(a.batch, len(phi)))
         losses.append(step(opt, (coins(phi[i]) - signs[i]).square().mean())["loss"])
         schedule.step()

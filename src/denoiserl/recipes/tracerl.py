@@ -122,7 +122,7 @@ def improve(
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     schedule = warmup_cosine(opt, min(a.warmup, a.iters), a.iters)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, schedule=schedule, rng=rng):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, schedule=schedule, rng=rng):
         asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
         chain = write(policy, asked, rng, a.micro_batch_size)
         scored = score(reward, policy.codec.decode(chain.sample), asked, a.weights or None, a.on_bad)

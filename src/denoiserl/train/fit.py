@@ -115,7 +115,8 @@ def fit(
     log = max(1, updates // 50) if log is None else log
     seen, mode = _Mean(), denoiser.training
     denoiser.train()
-    for it in keep.loop(updates, denoiser=denoiser, opt=opt, schedule=schedule, average=average, rng=rng, seen=seen):
+    named = {"denoiser": denoiser, "opt": opt, "schedule": schedule, "average": average, "rng": rng, "seen": seen}
+    for it in keep.loop(updates, given=data, **named):
         index = rng.integers(0, n, batch)
         part = tree_map(lambda v, i=index: v.index_select(0, i.to(v.device)).to(device, non_blocking=True), data)
         if micro_batch_size is None:
