@@ -63,12 +63,13 @@ class Ticks:
         n = len(actions)
         going, reward, length = alive.copy(), np.zeros(n), np.zeros(n, np.int64)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        after = None
+        after, weight = None, 1.0
         for i in range(actions.shape[1]):
             seen, gain, over, late, _ = self.world.step(actions[:, i], going)
             seen = np.asarray(seen)
             after = seen if after is None else np.where(going[:, None], seen, after)
-            reward += np.where(going, gain, 0.0)
+            reward += np.where(going, weight * gain, 0.0)
+            weight *= gamma
             length += going
             terminated |= np.asarray(over) & going
             truncated |= np.asarray(late) & going
@@ -139,12 +140,13 @@ def run(net: Any, steps: Table, clock: Tensor, x: Tensor, cond: Tensor, rng: Rng
     return states
 
 
-def score(net: Any, steps: Table, x: Tensor, y: Tensor, j: Tensor, cond: Tensor) -> Tensor:
-    """log p(y | x) of steps j [N], a number of the chunk: [N]."""
+def score(net: Any, steps: Table, x: Tensor, y: Tensor, j: Tensor, cond: Tensor, ticks: Tensor) -> Tensor:
+    """log p(y | x) of steps j [N], a number of the chunk's first ``ticks`` [N] actions: [N]."""
     row = steps.at(j).across()
     mean = row.mean(called(net, x, net.clock(steps.times)[j], net.encode(cond)), x)
     each = -0.5 * ((y - mean) / row.std) ** 2 - (row.std.log() + HALF_LOG_2PI)
-    return each.flatten(1).mean(-1)
+    each = each.masked_fill((torch.arange(x.shape[1]) >= ticks[:, None])[..., None], 0.0)
+    return each.flatten(1).sum(-1) / (ticks * x.shape[2])
 
 
 class Scale:
@@ -191,7 +193,7 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
     value = Value(obs.shape[-1], width=256)
     opt = torch.optim.AdamW(net.parameters(), lr=a.lr, weight_decay=0.0, fused=True)
     critic = torch.optim.AdamW(value.parameters(), lr=a.value_lr, weight_decay=0.0, fused=True)
-    clips, scale, size = ranges(a, tuned), Scale(copies), math.prod(event)
+    clips, scale = ranges(a, tuned), Scale(copies)
     decay = torch.tensor([a.decay ** (tuned - 1 - j) for j in range(tuned)])
     alive = np.ones(copies, bool)
     for _ in range(a.iters):
@@ -207,7 +209,7 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
                     x = run(frozen, first, early, x, cond, rng)[-1]
                 states[t] = torch.stack(run(net, last, late, x, cond, rng), 1)
                 action = codec.decode(states[t, :, -1]).numpy()
-                moved = world.play(action, alive, 1.0)
+                moved = world.play(action, alive, a.gamma)
                 seen[t], after[t] = cond, codec.condition(torch.from_numpy(moved.after.astype(np.float32)))
                 reward[t], length[t] = torch.from_numpy(moved.reward), torch.from_numpy(moved.length)
                 over[t] = torch.from_numpy(moved.terminated)
@@ -222,21 +224,23 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
             credit = (credit - credit.mean()) / credit.std(correction=0)
             share = (credit[..., None] * decay).flatten()
         cond, states = seen.flatten(0, 1), states.flatten(0, 1)
-        rows = torch.arange(len(states) * tuned)
+        rows, ticks = torch.arange(len(states) * tuned), length.flatten()
 
-        def scored(i: Tensor, cond: Tensor = cond, states: Tensor = states) -> Tensor:
+        def scored(i: Tensor, cond: Tensor = cond, states: Tensor = states, ticks: Tensor = ticks) -> Tensor:
             owner, j = i // tuned, i % tuned
-            return score(net, last, states[owner, j], states[owner, j + 1], j, cond[owner])
+            return score(net, last, states[owner, j], states[owner, j + 1], j, cond[owner], ticks[owner])
 
         with torch.no_grad():
             old = torch.cat([scored(i) for i in rows.split(cut or len(rows))])
-        losses = []
+        losses, moves = [], True
         for i in (i for _ in range(a.epochs) for i in rows[rng.permutation(len(rows))].split(a.batch)):
             owner = i // tuned
             critic.zero_grad()
             (0.5 * (value(cond[owner]) - goal[owner]).square()).mean().backward()
             torch.nn.utils.clip_grad_norm_(value.parameters(), 1.0)
             critic.step()
+            if not moves:
+                continue
             opt.zero_grad()
             loss, kl = torch.zeros(()), torch.zeros(())
             for piece in i.split(cut or len(i)):
@@ -244,10 +248,11 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
                 ratio, gain, room = gap.clamp(-20, 20).exp(), share[piece], clips[piece % tuned]
                 part = -torch.minimum(ratio * gain, ratio.clamp(1 - room, 1 + room) * gain).sum() / len(i)
                 part.backward()
-                joint = (gap.detach() * size).clamp(-20, 20)
-                loss, kl = loss + part.detach(), kl + (joint.expm1() - joint).sum() / len(i)
+                far = gap.detach().clamp(-20, 20)
+                loss, kl = loss + part.detach(), kl + (far.expm1() - far).sum() / len(i)
             if float(kl) > a.target_kl:
-                break
+                moves = False
+                continue
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             opt.step()
             losses.append(float(loss))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import cases, loop
+from benchmarks.products import probe
 from benchmarks.timing import clock
 
 BATCHES = (1, 50, 1000)
@@ -162,8 +163,6 @@ def gather(seconds: float) -> dict[str, Any]:
 
 def products(threads: int) -> dict[str, dict[str, float]]:
     """What other matrix products would gain here, by rows."""
-    from denoiserl.train.place import probe
-
     print("\n512 x 512 product against float32: speed (largest relative error)")
     told = {}
     for rows in BATCHES:

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
         "clip_sample": False, "num_inference_steps": 5, "use_film_scale_modulation": False,
         "normalization_mapping": {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"},
     },
+    "clipped": {"n_obs_steps": 2, "n_action_steps": 4, "noise_scheduler_type": "DDIM", "num_inference_steps": 10},
     "pictures": {
         "n_obs_steps": 2, "n_action_steps": 4, "crop_shape": (32, 36), "spatial_softmax_num_keypoints": 4,
         "use_separate_rgb_encoder_per_camera": True,

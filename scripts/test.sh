@@ -5,7 +5,8 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bin=$PWD/.venv/bin
 # One thread a worker: two torch processes with two threads each on two cores are up to 90 times slower.
-export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OPENBLAS_NUM_THREADS=1
+export MKL_NUM_THREADS=$OMP_NUM_THREADS
 
 failed=()
 check() {

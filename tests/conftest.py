@@ -18,6 +18,8 @@ if sys.platform == "linux":
 import pytest
 import torch
 
+from tests import margins, seeds
+
 CUDA = torch.cuda.is_available()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -27,6 +29,17 @@ if importlib.util.find_spec("hypothesis") is not None:  # the same examples in e
 
     settings.register_profile("steady", derandomize=True)
     settings.load_profile("steady")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed-shift", type=int, default=0, metavar="N", help="run all tests with other seeds")
+    parser.addoption("--margins", default=None, metavar="FILE", help="append what every comparison of numbers compared")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    seeds.apply(config.getoption("--seed-shift"))
+    if (path := config.getoption("--margins")) is not None:
+        config.pluginmanager.register(margins.Recorder(path, config.getoption("--seed-shift")))
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if CUDA else ["cpu"])
@@ -41,9 +54,10 @@ def global_seed() -> None:
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not CUDA:
-        skip = pytest.mark.skip(reason="needs a CUDA device")
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(skip)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {} if CUDA else {"gpu": "needs a CUDA device"}
+    if config.getoption("--seed-shift"):
+        reasons["fixed_seed"] = "compares with numbers of another process or of a file, whose seeds are not shifted"
+    for item in items:
+        for name in reasons.keys() & item.keywords.keys():
+            item.add_marker(pytest.mark.skip(reason=reasons[name]))

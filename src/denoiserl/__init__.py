@@ -7,6 +7,7 @@ Denoising is a decision process. A **process** noises data and steps back throug
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import typing
 
 if typing.TYPE_CHECKING:
@@ -54,13 +55,13 @@ _ROOMS = ("chain", "denoiser", "law", "likelihood", "policy", "process", "rng", 
 
 
 def __getattr__(name: str) -> typing.Any:
-    """A public name, or a room of the kernel: imported when first asked for, so that ``denoiserl --help`` is quick."""
-    if name in _ROOMS:
-        return importlib.import_module(f"denoiserl.{name}")
+    """A public name, or a module: imported when first asked for, so that ``denoiserl --help`` is quick."""
     if name in __all__:
         for room in _ROOMS:
             if hasattr(found := importlib.import_module(f"denoiserl.{room}"), name):
                 return globals().setdefault(name, getattr(found, name))
+    if not name.startswith("_") and importlib.util.find_spec(f"denoiserl.{name}"):
+        return importlib.import_module(f"denoiserl.{name}")
     raise AttributeError(f"module 'denoiserl' has no attribute {name!r}")
 
 

@@ -21,7 +21,7 @@ from denoiserl.law.gaussian import stack as stack_laws
 from denoiserl.meter import spend
 from denoiserl.process.base import Process, Step, Steps
 from denoiserl.rng import Rng
-from denoiserl.tree import Tree, cat, first, tree_map
+from denoiserl.tree import Tree, cat, first, take, tree_map
 from denoiserl.tree import rows as count_rows
 
 
@@ -206,7 +206,8 @@ def sampler(
     ``cond``: a tree whose leaves lead with the rows (or None with ``rows=`` given). ``start=(x, k)`` begins at state
     x before step k. ``grad_last``: that many last steps are differentiable (reward gradients). ``record``: which steps
     the chain keeps; ``Sample()`` is the fast path. ``compile`` compiles the whole loop (first call: tens of seconds).
-    The noise of a chain is drawn once; with ``Rng.rows`` row 7 is row 7 in any batch size.
+    The noise of a chain is drawn once; with ``Rng.rows`` row 7 is row 7 in any batch size. ``draw(..., micro=)``: rows
+    of one call of the network; their noise is the same however many run together.
     """
     n = len(steps)
     if not 0 <= grad_last <= n:
@@ -233,7 +234,27 @@ def sampler(
 
     fast = torch.compile(run, dynamic=False) if compile else run
 
-    def draw(cond: Tree, rng: Rng, start: tuple[Tree, int] | None = None, rows: int | None = None) -> Chain:
+    def together(cond: Tree, x: Any, noise: Tensor, begin: int) -> Chain:
+        """The chain of rows that share every call of the network."""
+        if grad_last:
+            span = (low, high)
+            x, states, scores = _with_gradient(process, denoise, steps, cond, x, noise, begin, n - grad_last, span)
+        else:
+            with torch.inference_mode():
+                context = denoise.encode(cond)
+                table = steps.rows if compile else steps.on(noise.device)  # a compiler wants numbers
+                x, states, scores = fast(x, noise, context, _clocks(denoise, steps, noise.device), table, begin)
+        spend("denoiser calls", n - begin)
+        spend("rows", (n - begin) * noise.shape[1])
+        return _record(steps, x, states, scores, cond, max(low, begin), high, grad=bool(grad_last))
+
+    def draw(
+        cond: Tree,
+        rng: Rng,
+        start: tuple[Tree, int] | None = None,
+        rows: int | None = None,
+        micro: int | None = None,
+    ) -> Chain:
         given = [count_rows(tree) for tree in (cond, None if start is None else start[0]) if tree is not None]
         given += [] if rows is None else [rows]
         if not given:
@@ -242,30 +263,34 @@ def sampler(
             raise ValueError(f"the condition, the start and rows= disagree about the number of rows: {given}")
         count = given[0]
         cond = cond if start is None else process.condition(cond, start[0])
-        device = rng.device
         begin = 0 if start is None else start[1]
         if not 0 <= begin < n:
             raise ValueError(f"a chain of {n} steps cannot start at step {begin}")
         with torch.inference_mode(not grad_last), torch.set_grad_enabled(False):
             if start is None:
-                law = process.prior((count, *event), device)
+                law = process.prior((count, *event), rng.device)
                 prior_kind, prior_shape = ("normal", tuple(event)) if law.dense else (kind, ())
                 x = law.draw(getattr(rng, prior_kind)(count, *prior_shape) if law.dense else None)
             else:
                 x = start[0]
             noise = rng.noise(kind, n - begin, count, shape)
-            switch = n - grad_last
-            if grad_last == 0:
-                context = denoise.encode(cond)
-                table = steps.rows if compile else steps.on(device)  # a compiler wants numbers
-                x, states, scores = fast(x, noise, context, _clocks(denoise, steps, device), table, begin)
-        if grad_last:
-            x, states, scores = _with_gradient(process, denoise, steps, cond, x, noise, begin, switch, (low, high))
-        spend("denoiser calls", n - begin)
-        spend("rows", (n - begin) * count)
-        return _record(steps, x, states, scores, cond, max(low, begin), high, grad=bool(grad_last))
+        if micro is not None and micro < 1:
+            raise ValueError(f"micro is a number of rows a network call, not {micro}")
+        if micro is None or micro >= count:
+            return together(cond, x, noise, begin)
+        pieces = []
+        for at in range(0, count, micro):
+            part = slice(at, at + micro)
+            pieces.append(together(take(cond, part), take(x, part), noise[:, part], begin))
+        return _join(pieces, cond)
 
     return draw
+
+
+def _join(pieces: list[Chain], cond: Tree) -> Chain:
+    """Chains of different rows of one run as one, with the conditions ``cond`` of all."""
+    states, sample, log_prob = (cat([getattr(c, k) for c in pieces]) for k in ("states", "sample", "log_prob"))
+    return replace(pieces[0], states=states, sample=sample, log_prob=log_prob, cond=cond)
 
 
 def _clocks(denoise: Denoiser, steps: Steps, device: torch.device) -> Sequence[Any]:

@@ -131,11 +131,15 @@ def _call(
     return Estimate(cat(means), cat(extras) if extras[0] else {})
 
 
-def renoise(process: Process, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-    """n stratified noisings of every row of clean data, leading axes [batch, n]; shared by policy and reference."""
+def renoise(process: Process, x0: Tree, n: int, rng: Rng, live: Tensor | None = None, uniform: bool = False) -> Noised:
+    """n stratified noisings of every row of clean data, leading axes [batch, n]; shared by policy and reference.
+
+    They are those at which ``elbo`` has little variance; or, with ``uniform``, those of the training loss, which
+    ``matching`` reads.
+    """
     if n < 1:
         raise ValueError(f"n is the number of noisings a row, not {n}")
-    return process.renoise(x0, n, rng, live)
+    return (process.renoise_uniform if uniform else process.renoise)(x0, n, rng, live)
 
 
 def _over_draws(process: Process, denoise: Denoiser, noised: Noised, context: Any, what: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,17 @@ from denoiserl.tree import Tree, tree_map
 from denoiserl.weights import AdapterOff, Weights, fit
 
 KIND = "denoiserl policy"
+FOREIGN = {
+    "run.json": "the folder of a run: give its policy, the folder 'best' or 'last' in it",
+    "model_index.json": "a pipeline of diffusers: make a policy of it with denoiserl.hub.diffusers.from_pipeline",
+    "adapter_config.json": "adapters of peft: load them onto their model with peft, and make a policy of that",
+    "train_config.json": "a checkpoint of LeRobot: open it with denoiserl.hub.lerobot.diffusion_policy(path)",
+    "config.json": "a checkpoint of LeRobot or transformers: open it with denoiserl.hub.lerobot.diffusion_policy, or "
+    "load the model and wrap it (denoiserl.hub.transformers)",
+    "pretrained_model": "a checkpoint of LeRobot: give the folder pretrained_model in it to "
+    "denoiserl.hub.lerobot.diffusion_policy",
+}
+"""what lies in folders of other programs, and what opens them"""
 
 
 class Codec(Protocol):
@@ -174,8 +186,8 @@ class Policy:
 
     def controlled(self, control: Any) -> Policy:
         """The same policy, its weights shared, with a ``Control`` (None: without)."""
-        shared = Weights(self.weights.module)
-        shared.sets, shared.version, shared.control = self.weights.sets, self.weights.version, control
+        shared = copy.copy(self.weights)
+        shared.control = control
         return replace(self, weights=shared)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -195,16 +207,19 @@ class Policy:
         record: Record = All(),
         serve: bool = False,
         start: tuple[Tree, int] | None = None,
+        micro: int | None = None,
     ) -> Chain:
         """Run ``train`` steps (or ``serve`` steps) and keep the chain; ``cond`` in data units, states in model units.
 
-        ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior.
+        ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior. ``micro``:
+        rows of one call of the network.
         """
         if start is None and (begin := self.codec.start(cond)) is not None:
             start = (begin, 0)
         x, k = start or (None, 0)
         self.process.check(x, len(self.serve if serve else self.train) - k, self.event)
-        chain = self.sampler(serve, record)(self.codec.condition(cond), rng, start=start, rows=rows)
+        cond = self.codec.condition(cond)
+        chain = self.sampler(serve, record)(cond, rng, start=start, rows=rows, micro=micro)
         return replace(chain, sample=self.process.finish(chain.sample, x))
 
     def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
@@ -234,7 +249,11 @@ class Policy:
         self.weights.load_state_dict(state)
 
     def save(self, path: str | Path) -> Path:
-        """Write the policy with its active weights to the folder ``path``: safetensors and JSON, atomically."""
+        """Write the policy with its active weights to the folder ``path``: safetensors and JSON, atomically.
+
+        All weights are stored, frozen ones too, so that the folder is complete: a model with adapters takes the size of
+        its base at every save (24 GB for one of 12 billion parameters in bf16), not that of the adapters.
+        """
         denoiser = self.denoiser
         if isinstance(denoiser, AdapterOff):
             raise BadRun(f"{self.active!r} is the network with its adapters off and holds no weights: save 'current'")
@@ -248,6 +267,8 @@ class Policy:
             "codec": describe(self.codec),
             "weights": dict(denoiser.state_dict()),
         }
+        if self.weights.execute is not None:
+            tree["execute"] = self.weights.execute
         if (control := self.weights.control) is not None:
             tree |= {"control": describe(control), "control weights": dict(control.state_dict())}
         return store.write(Path(path), tree)
@@ -262,15 +283,19 @@ class Policy:
     ) -> Policy:
         """Read a policy. Networks that are not of this package have to be made by you: ``load(path, net=...)``.
 
+        Raise BadRun if ``path`` holds no policy; of a checkpoint of another program it says what opens it.
         ``part``: the module that a codec of yours holds (an autoencoder). A run that is evaluated on the command line
         asks its recipe's ``restore`` for them.
         """
+        if (told := _foreign(Path(path))) is not None:
+            raise BadRun(f"{path} is {told}")
         tree = store.read(Path(path))
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
             raise BadRun(f"{path} holds no policy (a run keeps its policies in the folders 'best' and 'last')")
         denoiser, codec = build(tree["denoiser"], net).eval(), build(tree["codec"], part)
         fit(denoiser, tree["weights"])
         weights = Weights(denoiser)
+        weights.execute = tree.get("execute")
         if "control" in tree:
             control = build(tree["control"], part)
             fit(control, tree["control weights"])
@@ -282,6 +307,22 @@ class Policy:
 def load(path: str | Path, net: nn.Module | None = None, device: str | torch.device = "cpu") -> Policy:
     """Read a policy: see ``Policy.load``."""
     return Policy.load(path, net, device)
+
+
+def _foreign(path: Path) -> str | None:
+    """Return what a path is that holds no policy of this package, and what opens it; None of one that may."""
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return (
+                "a file of weights: make the network, and denoiserl.weights.fit(net, safetensors.torch.load_file(path))"
+            )
+        return (
+            "a file, and a policy is a folder. Pickles (.pt, .ckpt, .zip) are not opened here: load the weights with "
+            "the program that wrote them, make the network, and Policy.of(process, denoiser, ...)"
+        )
+    if not path.is_dir() or (path / store.TREE).exists():
+        return None
+    return next((told for name, told in FOREIGN.items() if (path / name).exists()), None)
 
 
 def _plan(steps: Steps) -> dict[str, Any]:

@@ -1,23 +1,27 @@
 """Signals: what says how good a sample is. A reward is any function ``(sample, prompts) -> [B]`` or named parts.
 
-``sample`` is in data units and ``prompts`` has one row a sample. Named parts are a dict of [B] tensors, so that every
-part is logged; their total is what is learned from.
+``sample`` is in data units and ``prompts`` has one row a sample (None where there are none). Named parts are a dict of
+[B], so that every part is logged; their total is what is learned from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from denoiserl.credit import screen
+from denoiserl.credit.shapes import resolution
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.meter import spend
-from denoiserl.tree import Tree, rows, take, tree_map
+from denoiserl.tree import Tree, first, leaves, rows, take, tree_map
 
-Reward = Callable[[Any, Any], Tensor | dict[str, Tensor]]
+Reward = Callable[[Any, Any], Tensor | Sequence[Any] | np.ndarray | Mapping[str, Any]]
+"""``(sample, prompts) -> [B]``: a tensor, an array or a list of numbers, or named parts of them; None is no answer"""
 
 
 class Scored(NamedTuple):
@@ -35,34 +39,125 @@ def score(
     prompts: Tree,
     weights: Mapping[str, float] | None = None,
     on_bad: Literal["raise", "drop"] = "raise",
+    micro: int | None = None,
+    decode: Callable[[Tree], Tree] | None = None,
 ) -> Scored:
-    """Call a reward and check what it says: one finite float32 number a sample.
+    """Return what ``rate`` says, checked: one finite float32 number a sample.
 
-    The total of named parts is Σ weight · part: over ``weights`` where given, else over all parts with weight 1. NaN
-    or infinite rewards name the samples and stop (``raise``), or are marked, counted and dropped (``drop``).
+    NaN or infinite totals name the samples and stop (``raise``), or are marked, counted and dropped (``drop``).
     """
-    n = rows(sample)
-    with torch.no_grad():
-        said = reward(sample, prompts)
+    total, parts = rate(reward, sample, prompts, weights, micro, decode)
+    checked = screen(total, on_bad)
+    return Scored(checked.reward, checked.valid, parts, checked.count)
+
+
+@torch.no_grad()
+def rate(
+    reward: Reward,
+    sample: Tree,
+    prompts: Tree,
+    weights: Mapping[str, float] | None = None,
+    micro: int | None = None,
+    decode: Callable[[Tree], Tree] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the total [B] and the parts {name: [B]} of a reward, float32 on the device of ``sample``.
+
+    The total of named parts is Σ weight · part: over ``weights`` where there are some, else over all parts with weight
+    1; where parts cancel up to rounding it is 0. A part of weight 0 is logged only. ``micro``: rows of one call (None:
+    all). ``decode`` turns the rows of a call into data units first, so that decoded samples never lie in memory all
+    together. Lists, tuples and arrays become tensors, None becomes NaN, gradients are cut. Anything that is not one
+    real number a sample raises BadSignal.
+    """
+    n, device = rows(sample), first(sample).device
+    found: list[dict[str, Tensor]] = []
+    for part in torch.arange(n, device=device).split(micro_rows(micro, n)):
+        some, asked = (sample, prompts) if len(part) == n else (take(sample, part), _asked(prompts, part))
+        said = reward(some if decode is None else decode(some), asked)
+        named = said if isinstance(said, Mapping) else {"reward": said}
+        found.append({name: _numbers(value, name, len(part), device) for name, value in named.items()})
     spend("reward calls", n)
-    parts = said if isinstance(said, dict) else {"reward": said}
-    for name, value in parts.items():
-        if not isinstance(value, Tensor) or value.shape != (n,):
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise BadSignal(f"the reward's {name!r} is {shape} for {n} samples: return a tensor of shape ({n},)")
-    weights = dict.fromkeys(parts, 1.0) if weights is None else weights
+    if not found[0] or any(part.keys() != found[0].keys() for part in found):
+        told = "no parts" if not found[0] else "other parts for other samples"
+        raise BadSignal(f"the reward has {told}: return a tensor of shape ({n},), or the same named parts for all")
+    parts = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    weights = weights or dict.fromkeys(parts, 1.0)
     for name in weights:
         if name not in parts:
             raise BadSignal(nearest(name, parts, "part of the reward"))
-    device = next(iter(parts.values())).device
-    total = torch.zeros(n, device=device)
+    total, largest = torch.zeros(n, device=device), torch.zeros(n, device=device)
     for name, weight in weights.items():
-        total = total + weight * parts[name].float()
-    checked = screen(total, on_bad)
-    return Scored(checked.reward, checked.valid, {k: v.float() for k, v in parts.items()}, checked.count)
+        if weight:
+            part = weight * parts[name]
+            total, largest = total + part, torch.maximum(largest, part.abs())
+    return torch.where(total.abs() < resolution(largest), 0.0, total), parts
 
 
-def ask(prompts: Tree, index: Tensor, group: int) -> Tree:
-    """The prompts ``index`` [P], each repeated ``group`` times in a row: [P · group, ...], so groups are an axis."""
-    chosen = take(prompts, index)
-    return tree_map(lambda v: v.repeat_interleave(group, 0), chosen)
+def _numbers(value: Any, name: Any, n: int, device: torch.device) -> Tensor:
+    """Return ``value`` as float32 [n] on ``device``. Raise BadSignal that names the part if it is anything else."""
+    found = value.detach() if isinstance(value, Tensor) else _array(value)
+    if found is None or found.is_complex() or found.shape != (n,):
+        what = f"{type(value).__name__} of what is no number" if found is None else f"{tuple(found.shape)}"
+        what = "None" if value is None else "complex" if found is not None and found.is_complex() else what
+        raise BadSignal(f"the reward's {name!r} is {what} for {n} samples: return a tensor of shape ({n},)")
+    return found.float().to(device)
+
+
+def _array(value: Any) -> Tensor | None:
+    """Return a list, tuple or array of real numbers as a tensor, NaN where it holds None; None if it is anything else.
+
+    Strings that look like numbers are no numbers.
+    """
+    try:
+        if isinstance(value, list | tuple):
+            value = [v.tolist() if isinstance(v, Tensor) else v for v in value]
+        if isinstance(value, np.ma.MaskedArray):
+            value = value.tolist()  # None where masked
+        array = np.asarray(value)
+        if array.dtype == object:
+            array = np.array([math.nan if v is None else v for v in array.flat]).reshape(array.shape)
+        return torch.from_numpy(array.astype(np.float64)) if array.dtype.kind in "biuf" else None
+    except (TypeError, ValueError):  # ragged lists, objects without a number
+        return None
+
+
+def micro_rows(micro: int | None, n: int) -> int:
+    """Return the rows of one call, n by default. Raise BadSignal if there are none."""
+    if micro is not None and micro < 1:
+        raise BadSignal(f"micro_batch_size is a number of rows of one call, at least 1, not {micro}.")
+    return max(n, 1) if micro is None else micro
+
+
+def prompt_count(prompts: Tree | int | None) -> int:
+    """Return how many prompts there are to ask: 1 for None or a number of rows, which ask for nothing.
+
+    Raise BadSignal for texts and whatever else is no tree of tensors [P, ...] of one length.
+    """
+    if prompts is None or isinstance(prompts, int):
+        return 1
+    found = list(leaves(prompts))
+    for leaf in found:
+        if not isinstance(leaf, Tensor):
+            what = "texts" if isinstance(leaf, str) else f"of type {type(leaf).__name__}"
+            raise BadSignal(
+                f"The prompts are {what}: give a tree of tensors [P, ...]. Encode texts once, with the model's own "
+                "encoder or tokenizer (denoiserl.hub.diffusers.prompts(pipeline, texts))."
+            )
+    lengths = {len(leaf) if leaf.ndim else 0 for leaf in found}
+    if len(lengths) != 1 or 0 in lengths:
+        raise BadSignal(f"Prompts are a tree of tensors [P, ...] of one length, at least 1, not {sorted(lengths)}.")
+    return lengths.pop()
+
+
+def ask(prompts: Tree | int | None, index: Tensor, group: int) -> Tree:
+    """Return the prompts ``index`` [P], each repeated ``group`` times in a row: [P · group, ...] on its device.
+
+    So groups are an axis. None or a number of rows asks for nothing: None.
+    """
+    if prompts is None or isinstance(prompts, int):
+        return None
+    return tree_map(lambda v: v[index.to(v.device)].repeat_interleave(group, 0).to(index.device), prompts)
+
+
+def _asked(prompts: Tree, part: Tensor) -> Tree:
+    """Return the rows ``part`` of prompts, wherever they are."""
+    return tree_map(lambda v: v[part.to(v.device)], prompts)

@@ -29,6 +29,8 @@ from denoiserl.errors import BadRun
 
 FORMAT, VERSION = "denoiserl-tree", 1
 TENSORS, TREE = "tensors.safetensors", "tree.json"
+MARK = b'{"format":"denoiserl-tree",'
+"""how a tree.json of ours begins"""
 
 
 def write(path: Path | str, tree: Any) -> Path:
@@ -82,6 +84,18 @@ def exists(path: Path | str) -> bool:
     return path.exists() or _beside(path)[1].exists()
 
 
+def settle(folder: Path | str) -> None:
+    """Remove what killed writers left in ``folder``. For the one process that writes there, before it does."""
+    for left in (*Path(folder).glob(".*.old"), *Path(folder).glob(".*.new")):
+        whole, old = left.with_name(left.name[1:-4]), left.suffix == ".old"
+        if old and _marked(left) and not whole.exists():
+            left.rename(whole)
+        elif left.is_dir() and not _others(left) and (_marked(left) or not old):
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.is_file() and left.name.endswith(".json.new"):
+            left.unlink(missing_ok=True)
+
+
 def write_json(path: Path | str, value: Any) -> Path:
     """Store a JSON value as the file ``path``, whole or not at all."""
     path = Path(path)
@@ -108,13 +122,13 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError:
         raise BadRun(f"{path} does not exist: check the path.") from None
     except (OSError, ValueError) as error:
-        raise BadRun(f"{path} cannot be read as JSON ({error}): restore it from a copy, or delete it.") from error
+        raise BadRun(f"{path} cannot be read as JSON ({error}): restore it from a copy.") from error
 
 
 def _settled(path: Path, reader: Any) -> Any:
     """Read ``path``; where a writer is between its two renames, or was killed there, read what it put aside."""
     for _ in range(3):
-        if path.exists():
+        if path.is_dir():
             before = path.stat().st_ino
             try:
                 return reader(path)
@@ -130,6 +144,8 @@ def _settled(path: Path, reader: Any) -> Any:
     for name in (TREE, TENSORS) if path.is_dir() else ():
         if not (path / name).exists():
             raise _damaged(path / name, "is missing")
+    if path.exists():
+        raise BadRun(f"{path} is not a folder that denoiserl wrote: give that of a saved policy, run or recording.")
     raise BadRun(f"{path} does not exist: check the path, or run what was to make it.")
 
 
@@ -162,7 +178,7 @@ def _header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _damaged(file, f"is cut short or no JSON ({error})") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise BadRun(f"{file} was not written by denoiserl.store: give the folder of a saved policy or run.")
+        raise BadRun(f"{file} was not written by denoiserl: give the folder of a saved policy, run or recording.")
     if header.get("version") != VERSION:
         raise BadRun(f"{file} has format version {header.get('version')}, this denoiserl reads {VERSION}: upgrade it.")
     if _hash(_dumps(header.get("tree"))) != header.get("check"):
@@ -244,11 +260,25 @@ def _replaceable(path: Path) -> None:
         return
     if not path.is_dir():
         raise BadRun(f"{path} is a file: give the name of a folder.")
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in (TENSORS, TREE))
+    foreign = _others(path) or ([] if _marked(path) else sorted(p.name for p in path.iterdir()))
     if foreign:
         raise BadRun(
             f"{path} holds other files ({', '.join(foreign[:3])}), which a save would delete: give a new folder."
         )
+
+
+def _others(folder: Path) -> list[str]:
+    """The names in a folder that ``write`` does not give."""
+    return sorted(p.name for p in folder.iterdir() if p.name not in (TENSORS, TREE))
+
+
+def _marked(folder: Path) -> bool:
+    """Is there a tree of ours in the folder, whole or not?"""
+    try:
+        with (folder / TREE).open("rb") as file:
+            return file.read(len(MARK)) == MARK
+    except OSError:
+        return False
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
@@ -256,7 +286,14 @@ def _beside(path: Path) -> tuple[Path, Path]:
 
 
 def _damaged(file: Path, what: str) -> BadRun:
-    return BadRun(f"{file} {what}: restore the folder from a copy, or delete {file.parent} and run again.")
+    """What is wrong with a file, and the way out: to delete is advised only of a folder that certainly is ours."""
+    folder = file.parent
+    if _marked(folder) and not _others(folder):
+        return BadRun(f"{file} {what}: restore the folder from a copy, or delete {folder} and run again.")
+    return BadRun(
+        f"{folder} is not a folder that denoiserl wrote, or not the whole of one ({file.name} {what}): give the folder "
+        "of a saved policy, run or recording."
+    )
 
 
 def _place(at: tuple[str, ...]) -> str:

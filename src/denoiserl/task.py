@@ -27,7 +27,7 @@ from denoiserl.policy import Policy
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward
 from denoiserl.train import Keep
-from denoiserl.tree import Tree, tree_map
+from denoiserl.tree import Tree
 
 Start = Callable[[int, Keep], Policy | Generator[dict, None, Policy]]
 """``start(seed, keep)``: a policy, or a generator that trains one, yields rows of metrics and returns it"""
@@ -104,11 +104,11 @@ class Task:
     ) -> Iterator[dict]:
         """``method`` (the ``improve`` of a recipe of this kind) on this task's signal."""
         rng = Rng(seed + 1, keep.device)
-        with self._signal(a, seed + 1, seed, policy.device) as signal:
+        with self._signal(a, seed + 1, seed) as signal:
             yield from method(policy, *signal, a, rng, keep)
 
     @contextmanager
-    def _signal(self, a: Any, env_seed: int, seed: int, device: torch.device) -> Iterator[tuple[Any, ...]]:
+    def _signal(self, a: Any, env_seed: int, seed: int) -> Iterator[tuple[Any, ...]]:
         if self.env is not None and self.signal == "env":
             stream = self.env(getattr(a, "copies", None), env_seed)
             try:
@@ -116,7 +116,7 @@ class Task:
             finally:
                 stream.close()
         elif self.prompts is not None and self.signal == "reward":
-            yield self.reward, tree_map(lambda v: v.to(device), self.prompts(seed))
+            yield self.reward, self.prompts(seed)  # asked ones are moved to where the noise is
         elif self.data is not None:
             yield (self.data(seed),)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoiserl.errors import BadSignal
+
 Tree = Any
 """A tensor, or a dict of trees. ``Any`` to the type checker: a union would have to be narrowed at every use."""
 
@@ -36,8 +38,10 @@ def leaves(tree: Any) -> Iterator[Tensor]:
 
 
 def first(tree: Any) -> Tensor:
-    """The first leaf."""
+    """The first leaf. Raise BadSignal if it is no tensor."""
     for leaf in leaves(tree):
+        if not hasattr(leaf, "shape"):
+            raise BadSignal(f"tensors are needed here, not a {type(leaf).__name__}: texts are encoded first (prompts)")
         return leaf
     raise ValueError("an empty tree has no rows")
 

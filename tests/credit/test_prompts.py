@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def naive(history: list[tuple[int, float]], batch: list[tuple[int, float]], wind
 @settings(max_examples=80, deadline=None)
 @given(batches, st.integers(2, 4), st.integers(0, 4))
 def test_windows_are_the_tail_of_the_whole_history(stream, least, more):
-    window = max(least + more, 5)  # a batch holds at most five of one prompt
+    window = least + more  # a batch may hold more of one prompt: the oldest are forgotten
     tracker, history = PerPrompt(window, least), []
     for batch in stream:
         advantage = tracker.update([p for p, _ in batch], torch.tensor([float(r) for _, r in batch]))
@@ -74,8 +75,6 @@ def test_refusals_remember_nothing():
     tracker = PerPrompt(3, 2)
     with pytest.raises(BadSignal, match=r"reward\[1\] = nan"):
         tracker.update(["a", "b"], torch.tensor([0.0, torch.nan]))
-    with pytest.raises(BadSignal, match="too short"):
-        tracker.update(["b"] + ["a"] * 4, torch.zeros(5))
     with pytest.raises(BadSignal, match="One reward a prompt"):
         tracker.update(["a", "b"], torch.zeros(2, 1))
     with pytest.raises(BadSignal, match="must be a string"):
@@ -85,3 +84,14 @@ def test_refusals_remember_nothing():
     assert tracker.state_dict()["seen"] == []
     with pytest.raises(BadSignal, match="least <= window"):
         PerPrompt(4, 5)
+
+
+def test_more_samples_of_a_prompt_than_the_window_forget_the_oldest():
+    """One prompt alone, as one unconditional generator has it: judged by the last rewards, and counted."""
+    tracker = PerPrompt(4, 2)
+    reward = torch.tensor([9.0, 5.0, 1.0, 2.0, 3.0, 4.0])
+    advantage = tracker.update(["a"] * 6, reward)
+    torch.testing.assert_close(advantage, (reward - 2.5) / math.sqrt(1.25))
+    assert tracker.forgotten == 2 and tracker.state_dict()["seen"] == [["a", [1.0, 2.0, 3.0, 4.0]]]
+    tracker.update(["a"], torch.zeros(1))
+    assert tracker.forgotten == 0

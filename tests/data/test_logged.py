@@ -214,10 +214,11 @@ def test_a_file_that_is_none_is_refused_with_what_it_lacks(tmp_path: Path) -> No
     (tmp_path / "d.hdf5").write_text("no")
     with pytest.raises(BadRun, match="cannot be read as HDF5"):
         recordings.read(tmp_path / "d.hdf5")
-    (tmp_path / "e.csv").write_text("no")
+    (tmp_path / "e.xyz").write_text("no")
     with pytest.raises(BadRun, match="one file is HDF5"):
-        recordings.read(tmp_path / "e.csv")
+        recordings.read(tmp_path / "e.xyz")
     (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "notes.xyz").write_text("no")
     with pytest.raises(BadRun, match="no dataset known here"):
         recordings.read(tmp_path / "f")
 

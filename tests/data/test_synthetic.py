@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from denoiserl.data import Replay
+from denoiserl.data import Replay, synthetic, trajectories
 from denoiserl.data.logged import Logged
 from denoiserl.data.synthetic import Layout, Maker, Mixed, Model, held, learned, noised, part
+from denoiserl.denoiser import Estimate
 from denoiserl.errors import BadRun, BadSignal
+from denoiserl.process import edm, grid
+from denoiserl.process.elucidated import Churn, heun
+from denoiserl.recipes import pgd, synther
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
 
@@ -128,3 +133,28 @@ def test_what_cannot_be_learned_is_refused() -> None:
         train(replace(data, reward=bad))
     with pytest.raises(BadSignal, match="at least one row"):
         train(data, replace(SMALL, updates=1)).draw(0, Rng(0))
+
+
+class Known(torch.nn.Module):
+    """The exact denoiser of independent numbers ±1 with std 0.3 around them, scaled to unit variance."""
+
+    centre, std = 1 / (1 + 0.3**2) ** 0.5, 0.3 / (1 + 0.3**2) ** 0.5
+
+    def encode(self, cond: Any) -> Any:
+        return cond
+
+    def clock(self, t: torch.Tensor) -> torch.Tensor:
+        return edm(t.double())[1].float()
+
+    def forward(self, x: torch.Tensor, clock: torch.Tensor, context: Any) -> Estimate:
+        a, s, sigma = self.centre, self.std**2, clock.square()
+        side = torch.tanh(a * x / (s + sigma))
+        return Estimate(a * side + s / (s + sigma) * (x - a * side))
+
+
+@pytest.mark.parametrize("model", [synthetic.Model(), trajectories.Model(), synther.Args().model, pgd.Args().model])
+def test_what_is_made_is_as_wide_as_what_was_recorded(model: Any) -> None:
+    """With the exact denoiser, in as many steps and with as much churn as defaults take: within 2 %."""
+    x = heun(Known(), grid(model.steps), (1,), 60_000, Rng(0), churn=Churn(model.churn))  # type: ignore[arg-type]
+    assert float(x.std()) == pytest.approx(1.0, abs=0.02)
+    assert float(x.abs().std()) == pytest.approx(Known.std, rel=0.06), "each of both modes too"

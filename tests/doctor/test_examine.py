@@ -169,3 +169,18 @@ def test_findings_are_printed_with_their_remedies() -> None:
     assert lines[-1] == "3 checks: 1 error, 1 note."
     assert worst(found) == "error"
     assert worst([]) == "ok"
+
+
+def test_data_that_are_no_pair_are_refused_with_the_pair() -> None:
+    """Clean data alone would be cut in two: their first row as the data, their second as the conditions."""
+    made = generator()
+    for wrong in (PM.sample(PM.prompts, Rng(0)), {"x": torch.zeros(2, 2)}, (torch.zeros(3, 2),)):
+        with pytest.raises(BadRun, match=r"pair.*\(x0, None\)"):
+            examine(made, data=wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadRun, match="3 rows with 4 conditions"):
+        examine(made, data=(torch.zeros(3, 2), torch.zeros(4, 6)))
+
+
+def test_prompts_that_are_texts_are_told_so() -> None:
+    (found,) = examine(generator(), reward=reward, prompts=["a cat", "a dog"])
+    assert found.level == "error" and "Encode texts" in found.said

@@ -119,6 +119,7 @@ def test_what_a_restart_does_not_cure_stops():
         Stream(always, 2, seed=0, on_fault="restart").collect(idle, 5, Rng(0))
 
 
+@pytest.mark.fixed_seed
 def test_workers_restart_the_same_copies():
     alone, spread = (
         Stream(partial(Sick, "raise"), 5, seed=2, on_fault="restart", processes=processes) for processes in (1, 2)
@@ -128,6 +129,7 @@ def test_workers_restart_the_same_copies():
     assert torch.equal(a.obs, b.obs) and torch.equal(a.live, b.live) and a.faults == b.faults and len(a.faults) > 2
 
 
+@pytest.mark.fixed_seed
 @pytest.mark.parametrize(("kind", "said"), [("hang", "has not answered for 1 s"), ("die", r"\(exit code 7\)")])
 def test_a_worker_that_hangs_or_dies_is_named_and_started_again(kind, said):
     """Copies 0, 1 and 2, 3 share a worker each; one of them is made to begin with an odd start."""
@@ -160,7 +162,7 @@ def test_a_run_that_stops_goes_on_from_its_last_save(tmp_path):
         rng, seen = Rng(0), []
         env = Stream(make, 4, seed=5)
         try:
-            for _ in Keep(folder, every=1).loop(6, rng=rng, env=env):
+            for _ in Keep(folder, every=1, restart=1).loop(6, rng=rng, env=env):
                 ep = env.collect(lambda o, r: (r.normal(len(o), 1).clamp(-1, 1), None), 4, rng)
                 seen.append(float(ep.reward.sum()))
         except EnvFault:

@@ -150,6 +150,7 @@ def test_border_makes_a_resumed_run_the_same_run():
     assert len(whole.obs[:, 0].unique()) > 1  # copies have streams of their own
 
 
+@pytest.mark.fixed_seed
 def test_workers_are_the_same_copies():
     alone, spread = (
         Stream(partial(Counting, vary=True), 5, seed=2),

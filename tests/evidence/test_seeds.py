@@ -98,8 +98,10 @@ def test_smallest_is_what_is_seen_with_probability_four_fifths() -> None:
 
 
 def test_more_seeds_see_smaller_differences() -> None:
-    g = numpy.random.default_rng(4)
-    sizes = [standings(rolled(g, [0, 0], s, 200, 0.5), "success").contrasts[0].smallest for s in (2, 3, 5, 12)]
+    g, sizes = numpy.random.default_rng(4), []
+    for seeds in (2, 3, 5, 12):
+        found = [standings(rolled(g, [0, 0], seeds, 200, 0.5), "success").contrasts[0].smallest for _ in range(20)]
+        sizes.append(numpy.median(found))
     assert sizes == sorted(sizes, reverse=True)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import denoiserl
 from denoiserl import Policy, Rng
 from tests.hub import models
 
@@ -25,6 +29,22 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_example_is_short_and_says_what_to_replace(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) < 80 and text.count("YOURS") >= 3
+
+
+def test_what_the_examples_name_is_there_after_one_import() -> None:
+    """Every dotted ``denoiserl.a.b.c`` in examples is an attribute, and the border imports nothing optional."""
+    named = {
+        word
+        for path in FOLDER.glob("*.py")
+        for word in re.findall(r"(?<!from )denoiserl(?:\.\w+){2,}", path.read_text())
+    }
+    assert {"denoiserl.hub.diffusers.from_pipeline", "denoiserl.hub.adapters.lora"} <= named
+    code = "import sys, denoiserl\n" + "\n".join(sorted(named)) + "\nprint([m for m in HEAVY if m in sys.modules])"
+    code = code.replace("HEAVY", str(["diffusers", "transformers", "peft", "gymnasium"]))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and run.stdout.strip() == "[]", run.stderr + run.stdout
+    with pytest.raises(AttributeError, match=r"'denoiserl\.hub' has no attribute 'nothing'"):
+        _ = denoiserl.hub.nothing
 
 
 def test_your_robot(capsys: pytest.CaptureFixture[str]) -> None:

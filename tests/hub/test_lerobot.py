@@ -22,7 +22,7 @@ from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub.lerobot import diffusion_policy
 from denoiserl.hub.lerobot_eyes import Eyes
 from denoiserl.net.eyes import Points
-from denoiserl.process import ddim, floored
+from denoiserl.process import Relay, ddim, floored
 from denoiserl.recipes import dppo
 
 pytest.importorskip("diffusers")
@@ -117,6 +117,7 @@ def seeing(tmp_path_factory: Any) -> Path:
     return folder
 
 
+@pytest.mark.fixed_seed
 def test_the_same_noise_and_pictures_give_the_same_actions_as_in_lerobot(seeing: Path, tmp_path: Path) -> None:
     told = load_file(seeing / "expected.safetensors")
     policy, pictures = diffusion_policy(seeing), parity().looked(5, 2)
@@ -136,12 +137,45 @@ def test_pictures_as_environments_draw_them_are_the_same_condition(seeing: Path)
     theirs = {k: drawn.movedim(-1, -3).float() / 255 for k in policy.codec.pictures}
     ours, wanted = (policy.codec.condition({**numbers, **p}) for p in (dict.fromkeys(theirs, drawn), theirs))
     assert torch.equal(ours["pictures"], wanted["pictures"]) and ours["pictures"].shape == (4, 2, 2, 3, 43, 48)
+    first = dict.fromkeys(theirs, drawn.movedim(-1, -3))
+    assert torch.equal(policy.codec.condition({**numbers, **first})["pictures"], wanted["pictures"])
+    with pytest.raises(BadSignal, match=r"lie in \[0, 1\], and these reach 255: divide them by 255"):
+        policy.codec.condition({**numbers, **{k: v.float() for k, v in first.items()}})
     with pytest.raises(BadSignal, match=r"no 'observation.images.front'"):
         policy.codec.condition(numbers)
     with pytest.raises(BadSignal, match=r"looks at observation.images.front, .*give observations as a dict"):
         policy.codec.condition(torch.zeros(4, 2, 7))
     with pytest.raises(BadSignal, match=r"looks at pictures \[3, 43, 48\], not \[3, 40, 48\]"):
         policy.draw({**numbers, **{k: v[..., :40, :] for k, v in theirs.items()}}, Rng(0))
+
+
+class Scene(gym.Env):
+    """Two cameras, and the numbers that a policy with T_o = 2 sees beside them."""
+
+    def __init__(self) -> None:
+        pictures = dict.fromkeys(parity().CAMERAS, gym.spaces.Box(0, 255, (2, 43, 48, 3), np.uint8))
+        numbers = {"observation.state": 3, "observation.environment_state": 4}
+        boxes = {name: gym.spaces.Box(-10, 10, (2, n), np.float32) for name, n in numbers.items()}
+        self.observation_space = gym.spaces.Dict({**boxes, **pictures})
+        self.action_space = gym.spaces.Box(-3, 3, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        return self.observation_space.sample(), float(action[0]), False, False, {}
+
+
+def test_a_checkpoint_with_cameras_learns_and_its_critic_sees_what_its_eyes_make_of_them(seeing: Path) -> None:
+    policy = diffusion_policy(seeing, 2, floored(ddim(1.0), 0.1))
+    args = dppo.Args(iters=1, steps=2, copies=1, tuned=1, batch=2, epochs=1)
+    rows = list(dppo.improve(policy, Stream(Scene, 1, 1), args, Rng(0)))
+    assert np.isfinite(rows[0]["loss"]) and np.isfinite(rows[0]["value error"])
+    net: Any = policy.denoiser.net  # type: ignore[union-attr]
+    cond = policy.codec.condition({k: torch.as_tensor(v)[None] for k, v in Scene().reset(seed=0)[0].items()})
+    assert net.features(cond).shape == (1, 2 * (7 + net.eyes.width))
+    assert torch.equal(net.encode(cond), net.unet.encode(net.features(cond)))
 
 
 def test_one_eye_for_all_cameras_is_equal_eyes() -> None:
@@ -196,8 +230,10 @@ def test_a_recipe_improves_a_checkpoint_in_an_environment(execute: int | None) -
     args = dppo.Args(iters=2, steps=4, execute=execute, tuned=5, batch=256, epochs=1)
     rows = list(dppo.improve(policy, Stream(remembered, 8, 1), args, Rng(0)))
     assert [row["episodes"] for row in rows] == [8.0, 8.0] and all(np.isfinite(row["loss"]) for row in rows)
-    assert any(not torch.equal(v, before[k]) for k, v in policy.denoiser.state_dict().items())
-    assert all(torch.equal(v, before[k]) for k, v in policy.weights.using("base").state_dict().items())
+    relay = policy.denoiser
+    assert isinstance(relay, Relay)
+    assert any(not torch.equal(v, before[k]) for k, v in relay.last.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in relay.first.state_dict().items())
 
 
 def test_what_is_executed_is_what_counts_and_replay_agrees_with_the_run() -> None:
@@ -250,7 +286,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         diffusion_policy(copied("ddim", tmp_path / "act", type="act"))
     seen = json.loads((FIXTURES / "ddim" / "config.json").read_text())["input_features"]
     picture = {"observation.image": {"type": "VISUAL", "shape": [3, 96, 96]}}
-    with pytest.raises(BadRun, match=r"config.json and the weights of rgb_encoder do not fit"):
+    with pytest.raises(BadRun, match=r"the checkpoint has no diffusion.rgb_encoder.backbone.0.weight"):
         diffusion_policy(copied("ddim", tmp_path / "pixels", input_features={**seen, **picture}))
     with pytest.raises(BadRun, match=r"resizes its pictures"):
         diffusion_policy(copied("ddim", tmp_path / "sized", input_features={**seen, **picture}, resize_shape=[32, 32]))

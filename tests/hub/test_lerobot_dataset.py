@@ -19,6 +19,7 @@ from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub import lerobot_dataset as lerobot
 
 pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.compute")
 parquet = pytest.importorskip("pyarrow.parquet")
 FIXTURE = Path(__file__).parent / "fixtures" / "lerobot_dataset"
 ROWS = Path("data/chunk-000/file-000.parquet")
@@ -137,3 +138,66 @@ def test_bad_datasets_are_refused(tmp_path: Path) -> None:
     (cut / "meta" / "info.json").write_text(json.dumps({**info, "codebase_version": "v1.6"}))
     with pytest.raises(BadRun, match=r"no version of LeRobot datasets read here 'v1.6'"):
         lerobot.read(cut)
+
+
+def numbered(folder: Path) -> tuple[Demos, Path]:
+    """Eight episodes whose rows say which they are."""
+    lengths = [3, 4, 5, 6, 7, 4, 3, 2]
+    seen = torch.tensor([[e, k] for e, n in enumerate(lengths) for k in range(n)], dtype=torch.float32)
+    demos = Demos(seen, seen[:, :1], torch.tensor(lengths).cumsum(0), torch.tensor([True, False] * 4))
+    return demos, lerobot.write(folder, demos, 10)
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    parquet.write_table(change(parquet.read_table(folder / ROWS)), folder / ROWS)
+
+
+def test_a_part_of_a_dataset_is_read_where_the_rest_is_left_out(tmp_path: Path) -> None:
+    """As a download of some episodes leaves it: what is promised and not there is named, with the way to go on."""
+    _, folder = numbered(tmp_path / "part")
+    rewrite(folder, lambda t: t.filter(pa.compute.is_in(t["episode_index"], pa.array([3, 5]))))
+    said = r"10 rows of the 34 .* not there are episodes 0-2,4,6-7.*--without 0-2,4,6-7"
+    with pytest.raises(BadRun, match=said):
+        lerobot.read(folder)
+    back = lerobot.read(folder, without=(0, 1, 2, 4, 6, 7))
+    assert back.observations[:, 0].unique().tolist() == [3, 5] and back.lengths.tolist() == [6, 4]
+    rewrite(folder, lambda t: t.slice(0, 8))
+    with pytest.raises(BadRun, match=r"8 rows of the 34 .* not whole are episodes 5"):
+        lerobot.read(folder, without=(0, 1, 2, 4, 6, 7))
+    assert len(lerobot.read(folder, without=(0, 1, 2, 4, 5, 6, 7))) == 1
+    with pytest.raises(BadSignal, match="has no episode 9 to leave out: its episodes are 0-7"):
+        lerobot.read(folder, without=(9,))
+
+
+def test_episodes_keep_the_numbers_that_their_rows_give_them(tmp_path: Path) -> None:
+    ours, folder = numbered(tmp_path / "late")
+    rewrite(folder, lambda t: put(t, "episode_index", [v + 10 for v in t["episode_index"].to_pylist()]))
+    assert torch.equal(lerobot.read(folder).observations, ours.observations)
+    assert lerobot.read(folder, without=(10, 17)).observations[:, 0].unique().tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_cameras_in_videos_are_never_left_out_without_a_choice(tmp_path: Path) -> None:
+    _, folder = numbered(tmp_path / "seen")
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    for name in ("observation.images.top", "observation.images.wrist"):
+        info["features"][name] = {"dtype": "video", "shape": [8, 6, 3]}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    said = r"observation.images.top, observation.images.wrist of seen lie in videos.*--parts observation.state"
+    with pytest.raises(BadSignal, match=said):
+        lerobot.read(folder)
+    assert lerobot.read(folder, parts=["observation.state"]).observations.shape == (34, 2)
+
+
+def test_several_tasks_are_told(tmp_path: Path) -> None:
+    _, folder = numbered(tmp_path / "tasks")
+    rewrite(folder, lambda t: put(t, "task_index", [v % 3 for v in t["episode_index"].to_pylist()]))
+    with pytest.warns(UserWarning, match="tasks holds 3 tasks, and their words"):
+        lerobot.read(folder)
+    assert len(lerobot.read(folder, without=(1, 2, 4, 5, 7))) == 3, "one task is no choice"
+
+
+def test_an_end_inside_an_episode_is_told(tmp_path: Path) -> None:
+    _, folder = numbered(tmp_path / "ends")
+    rewrite(folder, lambda t: put(t, "next.done", [i == 4 or d for i, d in enumerate(t["next.done"].to_pylist())]))
+    with pytest.warns(UserWarning, match="episode 1 of ends terminated in row 1 and goes on to row 3"):
+        lerobot.read(folder)

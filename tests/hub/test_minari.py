@@ -217,3 +217,16 @@ def test_constant_dimensions_are_kept_and_normalised_to_zero(tmp_path: Path) -> 
     codec = Robot.fit(demos)
     assert codec.observation.constant.tolist() == [False, True, False]
     assert float(codec.condition(demos.observations)[:, 1].abs().max()) == 0.0
+
+
+def test_columns_of_one_number_a_tick_are_read_in_either_shape(tmp_path: Path) -> None:
+    tall = episode(5, rewards=np.arange(5.0)[:, None], terminations=np.eye(5, dtype=bool)[4][:, None])
+    back = minari.recording(made(tmp_path / "tall", [episode(4), tall]))
+    assert back.rewards is not None and back.rewards[4:].tolist() == [0, 1, 2, 3, 4] and back.terminated is not None
+    with pytest.raises(BadSignal, match=r"rewards of episode 0 of a/b-v0 are \[5, 2\]"):
+        minari.read(made(tmp_path / "wide", [episode(5, rewards=np.ones((5, 2)))]))
+    joined = episode(6, truncations=np.array([0, 0, 1, 0, 0, 1], bool))
+    with pytest.raises(BadSignal, match="episode 0 of a/b-v0 truncated in row 2 and goes on to row 5"):
+        minari.read(made(tmp_path / "joined", [joined]))
+    with pytest.raises(BadSignal, match="has no episode 7 to leave out: its episodes are 0"):
+        minari.read(made(tmp_path / "few", [episode(5)]), without=(7,))

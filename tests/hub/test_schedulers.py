@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,7 @@ from denoiserl.hub.schedulers import convert, grid_like, steps_like
 from denoiserl.process import Linear, Steps, ddim
 
 pytest.importorskip("diffusers")
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    PNDMScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 
@@ -153,21 +148,93 @@ def test_a_table_that_ends_in_pure_noise_is_usable() -> None:
     compare(theirs, steps_like(theirs, process, 20), process)
 
 
-def test_what_has_no_counterpart_is_refused() -> None:
-    with pytest.raises(BadRun, match=r"Did you mean 'DD[IP]MScheduler'.*from_config"):
-        convert(PNDMScheduler())
-    with pytest.raises(BadRun, match=r"EulerDiscreteScheduler.*Known: DDIMScheduler"):
-        convert(EulerDiscreteScheduler())
+def test_settings_without_a_counterpart_are_refused() -> None:
     with pytest.raises(BadRun, match="thresholding=True"):
         convert(DDIMScheduler(thresholding=True))
     with pytest.raises(BadRun, match="variance type 'learned_range'"):
         convert(DDPMScheduler(variance_type="learned_range"))
     with pytest.raises(BadRun, match="pure noise"):
         convert(DDIMScheduler(rescale_betas_zero_snr=True))
+    with pytest.raises(BadRun, match=r"prediction_type='flow_prediction'.*reads epsilon, v_prediction, sample only"):
+        convert(DDIMScheduler.from_config(DDIMScheduler().config, prediction_type="flow_prediction"))
     with pytest.raises(BadRun, match="use_karras_sigmas"):
         convert(FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True))
     with pytest.raises(BadRun, match=r"cps\(1.0\)"):
         convert(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
+    with pytest.raises(BadRun, match="3 noise levels and num_train_timesteps=1000"):
+        convert(DDIMScheduler(trained_betas=[0.1, 0.2, 0.3]))
+    with pytest.raises(BadRun, match="a SimpleNamespace is no scheduler"):
+        convert(SimpleNamespace())
+
+
+def sigmas_of(scheduler: Any, times: Tensor) -> Tensor:
+    return convert(scheduler).schedule(times)[1].float()
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_sigmas_of_its_own_are_followed(shift: float) -> None:
+    """A distilled flow's list, told to the scheduler or to us, is the chain; under a plain setting it is not needed."""
+    theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+    four = [1.0, 0.75, 0.5, 0.25]
+    process = Diffusion(convert(theirs).schedule, ddim(0.0))
+    told = steps_like(theirs, process, 4, sigmas=four)
+    theirs.set_timesteps(sigmas=four)
+    assert torch.allclose(sigmas_of(theirs, grid_like(theirs, 4)), theirs.sigmas, atol=1e-6)
+    assert torch.allclose(told.times, grid_like(theirs, 4), atol=1e-6)
+    compare(theirs, steps_like(theirs, process, 4), process)
+    with pytest.raises(BadRun, match=r"4 sigmas of its own: ask for n=4"):
+        grid_like(theirs, 10)
+    assert len(grid_like(theirs, 10, sigmas=torch.linspace(1, 0.1, 10))) == 11
+    theirs.set_timesteps(7)
+    assert torch.equal(grid_like(theirs, 10), grid_like(FlowMatchEulerDiscreteScheduler(shift=shift), 10))
+
+
+def test_a_shift_that_was_set_is_followed() -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    theirs.set_shift(5.0)
+    assert convert(theirs).schedule == Linear(5.0)
+    theirs.set_timesteps(6)
+    assert torch.allclose(sigmas_of(theirs, grid_like(theirs, 6, faithful=True)), theirs.sigmas, atol=1e-6)
+
+
+def test_what_flux_and_its_kin_serve_is_a_grid() -> None:
+    """1, ..., 1/n before the shift: told by an argument, or by the scheduler once its pipeline was called."""
+    theirs, n, mu = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), 4, 0.63
+    tokens = 256 + round((mu - 0.5) / 0.65 * 3840)
+    even = torch.linspace(1, 1 / n, n)
+    want = torch.cat([even.double(), torch.zeros(1)])
+    assert torch.equal(grid_like(theirs, n, sigmas=even), want.double())
+    theirs.set_timesteps(sigmas=even.tolist(), mu=mu)
+    assert torch.allclose(grid_like(theirs, n), want.double(), atol=1e-6)
+    schedule = convert(theirs, tokens).schedule
+    assert torch.allclose(schedule(grid_like(theirs, n))[1].float(), theirs.sigmas, atol=2e-5)
+    theirs.set_timesteps(n, mu=mu)
+    assert float(grid_like(theirs, n)[-2]) == pytest.approx(1 / 1000)
+    theirs.set_timesteps(sigmas=[1.0, 0.9, 0.3], mu=mu)
+    with pytest.raises(BadRun, match="give sigmas="):
+        grid_like(theirs, 3)
+
+
+def test_timesteps_of_its_own_are_followed_or_refused() -> None:
+    theirs = DDPMScheduler(1000, clip_sample=False)
+    theirs.set_timesteps(timesteps=[999, 500, 20])
+    assert torch.allclose(grid_like(theirs, 3), torch.tensor([1.0, 0.501, 0.021, 0.0], dtype=torch.float64))
+    process = Diffusion(convert(theirs).schedule, convert(theirs).transition)
+    compare(theirs, steps_like(theirs, process, 3), process)
+    with pytest.raises(BadRun, match="3 timesteps of its own"):
+        grid_like(theirs, 4)
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    flow.set_timesteps(timesteps=[1000.0, 500.0])
+    with pytest.raises(BadRun, match="timesteps that are not its sigmas"):
+        grid_like(flow, 2)
+
+
+@pytest.mark.parametrize("bad", [[1.0, 0.5], [1.0, 0.5, 0.5], [0.2, 0.5, 1.0], [1.2, 0.5, 0.1], [1.0, 0.5, 0.0]])
+def test_sigmas_that_are_no_grid_are_refused(bad: list[float]) -> None:
+    with pytest.raises(BadRun, match="have 3 decreasing sigmas"):
+        grid_like(FlowMatchEulerDiscreteScheduler(), 3, sigmas=bad)
+    with pytest.raises(BadRun, match="takes no sigmas"):
+        grid_like(DDIMScheduler(), 3, sigmas=bad)
 
 
 def test_a_scheduler_is_asked_on_a_copy() -> None:

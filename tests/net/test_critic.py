@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -105,6 +107,16 @@ def test_an_actor_keeps_its_std_within_bounds() -> None:
     assert float(std.min()) >= 0.1 - 1e-6 and float(std.max()) <= 2.0 + 1e-6 and float(std.std()) > 0.1
 
 
+@pytest.mark.parametrize(("bounds", "start"), [((7e-3, 7.0), 1.0), ((0.05, 20.0), 1.0), ((0.1, 0.4), 0.2)])
+def test_an_actor_that_answers_nothing_has_the_std_that_it_starts_with(bounds: Any, start: float) -> None:
+    net = MLP((1, 2), 3, 16, 2, 0, out=(1, 4), zero=True)
+    for actor, wanted in ((Actor(net, *bounds), start), (Actor(net, *bounds, start=0.3), 0.3)):
+        again = Actor(**actor.config)
+        for each in (actor, again):
+            std = each(torch.zeros(5, 1, 2), each.clock(torch.ones(1)), each.encode(torch.randn(5, 3))).extra["std"]
+            assert torch.allclose(std, torch.full_like(std, wanted), rtol=1e-5)
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(BadRun, match="starts above its floor"):
         Temperature(0.1, 0.2)
@@ -114,6 +126,8 @@ def test_what_cannot_be_is_refused() -> None:
         follow(Critics(2, 1), Critics(2, 1), 1.5)
     with pytest.raises(BadRun, match="bounds of a std"):
         Actor(MLP(1, 1), 2.0, 1.0)
+    with pytest.raises(BadRun, match="between its bounds"):
+        Actor(MLP(1, 1), 0.1, 1.0, 2.0)
     with pytest.raises(BadSignal, match="mean and std need a last axis of 4"):
         Actor(MLP((1, 2), 3, 8, time=0))(torch.zeros(1, 1, 2), torch.zeros(1, 8), torch.zeros(1, 8))
     with pytest.raises(BadSignal, match=r"events of shape \[1, 2\]"):

@@ -253,3 +253,33 @@ def test_only_denoisers_are_held() -> None:
     process = Diffusion(linear)
     with pytest.raises(TypeError, match=r"wrap it \(Gauss, Logits\)"):
         Policy.of(process, nn.Linear(2, 2), (2,), process.steps(grid(2)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "opens"),
+    [
+        ("config.json", "lerobot.diffusion_policy"),
+        ("model_index.json", "from_pipeline"),
+        ("adapter_config.json", "peft"),
+        ("run.json", "'best'"),
+        ("pretrained_model/config.json", "pretrained_model"),
+        ("nothing.txt", "not a folder that denoiserl wrote"),
+    ],
+)
+def test_a_checkpoint_of_another_program_is_named_with_what_opens_it(tmp_path: Path, name: str, opens: str) -> None:
+    (tmp_path / "x" / name).parent.mkdir(parents=True)
+    (tmp_path / "x" / name).write_text("{}")
+    (tmp_path / "x" / "model.safetensors").touch()
+    with pytest.raises(BadRun, match=opens) as said:
+        Policy.load(tmp_path / "x")
+    assert "delete" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "opens"), [("a.ckpt", "Policy.of"), ("a.zip", "Policy.of"), ("a.safetensors", "weights.fit")]
+)
+def test_a_single_file_is_named_with_what_opens_it(tmp_path: Path, name: str, opens: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(BadRun, match=opens) as said:
+        Policy.load(tmp_path / name)
+    assert "delete" not in str(said.value)

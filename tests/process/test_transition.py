@@ -194,11 +194,29 @@ def test_flow_sde_and_dance_have_their_published_noise() -> None:
     assert torch.allclose(constant, torch.full((8,), 0.3 * math.sqrt(1 / 8), dtype=torch.float64))
     middle = 4  # t = 1/2: g = a
     assert math.isclose(float(flow[middle]), 0.7 * math.sqrt(1 / 8))
-    assert math.isclose(
-        float(flow[0]), 0.7 * math.sqrt(7 / 8 / (1 / 8)) * math.sqrt(1 / 8)
-    )  # second time in g at t = 1
+    for steps in (2, 8, 10):  # at t = 1 the second time is below the root alone: a √(1/(1 − t₁)) √(1 − t₁)
+        assert math.isclose(float(table(Diffusion(linear, flow_sde(0.7)).steps(grid(steps)))[2][0]), 0.7)
     almost = table(Diffusion(linear, flow_sde(0.7)).steps(times - torch.tensor([1e-9] + [0] * 8)))[2]
     assert torch.allclose(almost, flow, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("a", [0.7, 1.0, 1.5])
+@pytest.mark.parametrize("start", [1.0, 1 - 1e-7, 0.9999, 0.999, 0.99, 0.95, 0.6])
+def test_a_step_never_has_more_noise_than_its_level(start: float, a: float, shift: float) -> None:
+    """Grids that begin at 1, just below it or far below it, coarse and fine, and one with two times close to 1."""
+    times = [grid(n, start=start) for n in (2, 3, 4, 10, 40)] + [torch.tensor([start, 0.9999 * start, 0.4, 0.0])]
+    for each in times:
+        _, s_t, _, _ = levels(Linear(shift), each.double())
+        std = table(Diffusion(Linear(shift), flow_sde(a)).steps(each))[2]
+        assert bool((std <= s_t * (1 + 1e-12)).all()) and bool((std > 0).all())
+
+
+def test_a_grid_that_begins_just_below_one_is_the_one_that_begins_there() -> None:
+    whole = table(Diffusion(linear, flow_sde(0.7)).steps(grid(4)))
+    for start in (1 - 1e-7, 0.9999, 0.999):
+        for near, one in zip(table(Diffusion(linear, flow_sde(0.7)).steps(grid(4, start=start))), whole, strict=True):
+            torch.testing.assert_close(near, one, atol=5e-3, rtol=0.0)
 
 
 def test_the_floor_raises_the_std_and_leaves_the_mean() -> None:

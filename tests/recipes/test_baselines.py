@@ -261,13 +261,13 @@ def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
 def test_ppo_ends_where_a_resumed_one_ends_with_what_it_has_seen(tmp_path) -> None:
     a = replace(PPO, iters=3, execute=2, entropy=0.01)
     whole = reacher()
-    told = list(ppo.improve(whole, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1)))
-    rows = ppo.improve(reacher(), Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1))
+    told = list(ppo.improve(whole, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1, restart=1)))
+    rows = ppo.improve(reacher(), Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)
     del rows
     resumed = reacher()
-    again = list(ppo.improve(resumed, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1)))
+    again = list(ppo.improve(resumed, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1)))
     assert again == told[-len(again) :]
     assert isinstance(whole.codec, Running) and isinstance(resumed.codec, Running)
     assert float(whole.codec.count) == 3 * 8 * 8 and torch.equal(whole.codec.mean, resumed.codec.mean)
@@ -328,10 +328,10 @@ def record(reward: list[float], done: list[bool], length: list[int], ticks: list
     )
 
 
-def test_returns_count_from_the_start_of_the_episode_and_unfinished_ones_do_not_count() -> None:
+def test_returns_are_discounted_from_the_decision_and_unfinished_episodes_do_not_count() -> None:
     ep = record([0, 0, 8, 0, 16, 1], [False, False, True, False, True, False], [2, 2, 1, 2, 2, 2], [2, 4, 5, 2, 4, 2])
     assert drwr.finished(ep).flatten().tolist() == [True] * 5 + [False]
-    assert drwr.to_go(ep, 0.5).flatten().tolist()[:5] == [8 / 16] * 3 + [16 / 4] * 2
+    assert drwr.to_go(ep, 0.5).flatten().tolist()[:5] == [8 / 16, 8 / 4, 8, 16 / 4, 16]
     swallowed = record([1, 0, 1], [True, False, True], [1, 0, 1], [1, 0, 1])
     assert drwr.finished(swallowed).flatten().tolist() == [True, False, True]
 

@@ -175,6 +175,13 @@ def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, m
     assert torch.equal(again.draw(x, Rng(0)), made.draw(x, Rng(0)))
 
 
+def test_learning_waits_for_a_batch() -> None:
+    made = steer(black_box(wiggle, 1, 1), 1, 16)
+    a = replace(SMALL, iters=4, begin=0, steps=3, utd=0.1)
+    rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    assert ["critic loss" in row for row in rows] == [False, False, True, True]
+
+
 def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -> None:
     made = steer(black_box(wiggle, 2, 1), 1, 32, noise_map="repeated")
     a = replace(SMALL, execute=1, alpha_least=0.045, entropy=-9.0)
@@ -237,7 +244,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
         torch.manual_seed(1)
         made = steer(base(chunk=2), 1, 16)
         a = replace(SMALL, iters=4, begin=64, utd=0.2, execute=1, capacity=150, serve=serve)
-        it = dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1))
+        it = dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1, restart=1))
         return made, list(it) if rows is None else [next(it) for _ in range(rows)]
 
     (whole, rows), (_, again) = improve("whole"), improve("twin")

@@ -214,17 +214,17 @@ def test_a_switch_that_loses_too_much_is_taken_back() -> None:
 def test_gorl_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:
     a = dataclasses.replace(GORL, iters=4, stages=(1.0, 1.0), drop=10.0)
     whole = policy()
-    rows = latent_run(whole, a, Keep(tmp_path / "whole", every=1))
-    assert latent_run(policy(), a) == rows and len(rows) == 5
+    rows = latent_run(whole, a, Keep(tmp_path / "whole", every=1, restart=1))
+    assert latent_run(policy(), a, Keep(restart=1)) == rows and len(rows) == 5
     for stop in (1, 3, 4):  # in the first stage, after the switch, in the second stage
         half = policy()
         torch.manual_seed(1)
-        part = gorl.improve(half, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / f"{stop}", every=1))
+        part = gorl.improve(half, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / f"{stop}", every=1, restart=1))
         for _ in range(stop):
             next(part)
         del part
         resumed = policy()
-        latent_run(resumed, a, Keep(tmp_path / f"{stop}", every=1))
+        latent_run(resumed, a, Keep(tmp_path / f"{stop}", every=1, restart=1))
         assert same(weights(whole), weights(resumed))
         cond = torch.randn(9, 2)
         assert torch.equal(whole.draw(cond, Rng(0)), resumed.draw(cond, Rng(0)))
@@ -296,16 +296,16 @@ def test_the_flywheel_ends_with_a_student_of_clean_generated_episodes(tmp_path) 
 def test_the_flywheel_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:
     a = dataclasses.replace(FLY, updates=5)
     whole = policy()
-    rows = fly(whole, a, Keep(tmp_path / "whole", every=1))
-    assert fly(policy(), a) == rows
+    rows = fly(whole, a, Keep(tmp_path / "whole", every=1, restart=1))
+    assert fly(policy(), a, Keep(restart=1)) == rows
     half = policy()
     torch.manual_seed(1)
-    part = beyond_human.improve(half, Stream(Reach, 16, 1), a, Rng(5), Keep(tmp_path / "half", every=1))
+    part = beyond_human.improve(half, Stream(Reach, 16, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
     next(part)
     next(part)
     del part
     resumed = policy()
-    fly(resumed, a, Keep(tmp_path / "half", every=1))
+    fly(resumed, a, Keep(tmp_path / "half", every=1, restart=1))
     assert same(weights(whole), weights(resumed))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
@@ -207,6 +208,24 @@ def test_prompts_that_are_equal_share_a_memory() -> None:
     again.load_state_dict(memory.state_dict())
     reward = torch.tensor([1.0, 0.0, 0.0])
     assert torch.equal(memory.update(names, reward), again.update(names, reward))
+
+
+def test_a_prompts_name_is_short_whatever_it_holds() -> None:
+    """A memory of 64 text embeddings of a large model is some kilobytes, in any precision of them."""
+    prompts = {"embeds": torch.randn(64, 77, 256).bfloat16(), "mask": torch.ones(64, 77, dtype=torch.bool)}
+    names = ddpo.keys(prompts)
+    assert len(set(names)) == 64 and names == ddpo.keys({k: v.clone() for k, v in prompts.items()})
+    memory = PerPrompt(16, 2)
+    memory.update(names, torch.arange(64.0))
+    assert len(json.dumps(memory.state_dict())) < 64 * 64
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_ddpo_learns_from_few_prompts_with_its_defaults(many: int) -> None:
+    """More samples of a prompt in an iteration than it remembers: the oldest are forgotten and counted."""
+    a = replace(ddpo.Args(), iters=2, samples=64, batch=640, window=16)
+    rows = list(ddpo.improve(fresh(), WORLD.reward, WORLD.prompts[:many], a, Rng(1)))
+    assert all(r["forgotten"] >= 64 - 16 * many and r["silent"] < 1 for r in rows)
 
 
 def test_captions_are_wrong_as_often_as_they_say() -> None:

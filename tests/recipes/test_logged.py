@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from denoiserl.data.collect import Recording, record
-from denoiserl.data.logged import transitions
+from denoiserl.data.demos import Demos
+from denoiserl.data.logged import logged, transitions
 from denoiserl.env import Stream
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub import recordings
 from denoiserl.policy import Policy
-from denoiserl.recipes import _gym, _locosmall, _logged, dppo, dql, iql, sac, td3, td3_bc
+from denoiserl.recipes import _gym, _locosmall, _logged, dppo, dql, fql, iql, ofql, sac, td3, td3_bc
 from denoiserl.recipes._given import opened
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
@@ -92,6 +93,12 @@ def test_td3_bc_finds_the_gain_of_the_regulator_in_random_actions_and_imitates_a
     (low, high), (left, right) = (served(p, at).flatten().tolist() for p in (made, clone))
     assert (low - high) / 1.4 == pytest.approx(gain(), abs=0.12), "the LQR's own gain"
     assert abs(left) < 0.3 and abs(right) < 0.3, "even actions have the mean 0 in every state"
+
+
+def test_an_iteration_without_an_update_of_the_actor_tells_nothing() -> None:
+    data = bandit(200)
+    rows = learned(td3_bc, policy(data, "squashed"), data, iters=2, updates=1, delay=2)
+    assert rows[0] == {} and rows[1]["critic loss"] > 0
 
 
 def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> None:
@@ -203,6 +210,32 @@ def test_iql_fits_a_denoising_policy_to_the_same_weights() -> None:
     learned(iql, made, data, iters=2, updates=60, beta=4.0, tau=0.1, lr=5e-3)
     drawn = served(made, torch.randn(300, 1)).flatten()
     assert float((drawn > 0).float().mean()) > 0.8
+
+
+@pytest.mark.parametrize("recipe", [dql, ofql, fql, iql, td3_bc])
+def test_actions_beyond_the_end_of_an_episode_are_neither_imitated_nor_judged(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of three of episodes of four ticks: what stands behind their ends changes no number."""
+    rng, one = Rng(0), torch.ones(1)
+    parts = [(rng.normal(4, 2), 0.5 * rng.normal(4, 1).clamp(-1, 1)) for _ in range(40)]
+    demos = Demos.of(parts, name="short")
+    over = torch.arange(40) % 2 == 0
+    data = Recording(demos, rng.normal(160), rng.normal(40, 2), over, -one, one)
+    learnt = []
+    for beyond in (0.0, 0.9):
+
+        def changed(*given: Any, beyond: float = beyond) -> Any:
+            rows = logged(*given)
+            assert 0 < float(rows.real.float().mean()) < 1
+            return dataclasses.replace(rows, action=torch.where(rows.real[..., None], rows.action, beyond))
+
+        monkeypatch.setattr(_logged, "logged", changed)
+        made = policy(data, recipe.STARTS, chunk=3, denoise=2)
+        told = learned(recipe, made, data, iters=1, updates=4, batch=32)
+        learnt.append((told, [p.detach().clone() for p in made.parameters()]))
+    (told, before), (again, after) = learnt
+    assert told == again and all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 
 def test_rows_are_in_the_policy_s_units() -> None:

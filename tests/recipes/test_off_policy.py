@@ -17,6 +17,7 @@ from denoiserl.net import MLP, Actor
 from denoiserl.policy import Policy
 from denoiserl.process import GaussianHead, OneStep, grid
 from denoiserl.recipes import _gym, sac, td3
+from denoiserl.recipes._boxed import decides
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
 
@@ -113,9 +114,11 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
         return list(it) if rows is None else [next(it) for _ in range(rows)]
 
     whole, twin, halves, resumed = (policy(Bandit) for _ in range(4))
-    assert improve(whole, Keep(tmp_path / "whole", every=1)) == improve(twin, Keep(tmp_path / "twin", every=1))
-    improve(halves, Keep(tmp_path / "half", every=1), rows=3)
-    improve(resumed, Keep(tmp_path / "half", every=1))
+    assert improve(whole, Keep(tmp_path / "whole", every=1, restart=1)) == improve(
+        twin, Keep(tmp_path / "twin", every=1, restart=1)
+    )
+    improve(halves, Keep(tmp_path / "half", every=1, restart=1), rows=3)
+    improve(resumed, Keep(tmp_path / "half", every=1, restart=1))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -157,10 +160,31 @@ def test_what_does_not_fit_is_refused(recipe: Any) -> None:
         next(recipe.improve(plain, Stream(Bandit, 8), recipe.Args(), Rng(0)))
     with pytest.raises(BadSignal, match="without infinities"):
         Squash.box([-np.inf], [1.0])
-    with pytest.raises(BadSignal, match="fewer than a batch of 64"):
-        list(
-            recipe.improve(policy(Bandit), Stream(Bandit, 8), recipe.Args(**{**SMALL, "begin": 0, "steps": 2}), Rng(0))
-        )
+
+
+@pytest.mark.parametrize("recipe", [sac, td3])
+@pytest.mark.parametrize("begin", [0, 40])
+def test_learning_waits_for_a_batch(recipe: Any, begin: int) -> None:
+    """With 16 decisions an iteration and batches of 64, updates come from the fourth iteration on, none is lost."""
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "squared", lambda v, y: drawn.append(1) or (v - y.detach()).square())
+        a = recipe.Args(**{**SMALL, "begin": begin, "steps": 2}, iters=8, utd=0.5)
+        rows = list(recipe.improve(policy(Bandit), Stream(Bandit, 8, 1), a, Rng(5)))
+    assert ["critic loss" in row for row in rows] == [False] * 3 + [True] * 5
+    assert len(drawn) == 0.5 * (8 * 16 - begin)
+
+
+def test_an_untrained_policy_explores_the_box_as_evenly_as_a_standard_normal_pressed_by_tanh() -> None:
+    """σ = 1 before anything is learned: a quarter of the decisions lie beyond 0.82 of the half width on either side."""
+    base = _gym.Base(env="Pendulum-v1")
+    made = _gym.task(base).starts["squashed"](0, Keep())  # type: ignore[index]
+    obs = torch.cat([torch.nn.functional.normalize(Rng(1).normal(4000, 2)), Rng(2).uniform(4000, 1) * 2 - 1], 1)
+    with torch.no_grad():
+        decided = decides(made, made.codec.condition(obs))
+    assert float(decided.base.std.log().abs().max()) < 0.8
+    wanted = torch.tanh(Rng(4).normal(100_000)).std()
+    assert float(decided.draw(Rng(3).normal(4000, *made.event)).std()) == pytest.approx(float(wanted), abs=0.1)
 
 
 @pytest.mark.parametrize("recipe", [sac, td3])

@@ -15,7 +15,7 @@ from denoiserl.errors import BadSignal
 from denoiserl.labs.fork2d import Box
 from denoiserl.net.eyes import Points
 from denoiserl.policy import Policy
-from denoiserl.recipes import _kinds, _robot, dppo, drwr, fpo, ppo, reinflow
+from denoiserl.recipes import _kinds, _robot, dppo, drwr, fpo, ppo, reinflow, taco
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
 
@@ -114,7 +114,8 @@ def test_every_method_that_acts_improves_a_policy_that_looks(method: Any, kind: 
     """Two iterations; the ratio is checked to be 1 before the first step inside."""
     policy = cloned(kind, 20)
     old = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
-    a = method.Args(iters=2, copies=16, steps=2, batch=16, **({"warmup": 0} if hasattr(method.Args, "warmup") else {}))
+    more = {k: v for k, v in {"warmup": 0, "bc": 0.1}.items() if hasattr(method.Args, k)}
+    a = method.Args(iters=2, copies=16, steps=2, batch=16, **more)
     rows = list(method.improve(policy, Stream(Spot(16), seed=1), a, Rng(1)))
     assert len(rows) == 2
     new = policy.denoiser.state_dict()
@@ -168,3 +169,17 @@ def test_cloning_pictures_takes_image_and_state():
     odd = Demos(told.observations | {"extra": torch.zeros(4, 1)}, told.actions, told.ends, None, None, "spot")
     with pytest.raises(BadSignal, match="'image' and 'state'"):
         _kinds.diffusion(BASE, odd, 0)
+
+
+def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
+    policy = cloned(_kinds.diffusion, 20)
+    a = dppo.Args(iters=1, copies=16, steps=2, batch=16, tuned=1)
+    list(dppo.improve(policy, Stream(Spot(16), seed=1), a, Rng(1)))
+    seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
+    assert torch.equal(Policy.load(policy.save(tmp_path / "p")).draw(seen, Rng(1)), policy.draw(seen, Rng(1)))
+    counts = taco.Args(updates=2, n=2, search=2, width=8, features="plan")
+    list(taco.improve(policy, demos(16, 0.3), counts, Rng(0)))
+    assert policy.draw(seen, Rng(1)).shape == (3, 1, 1)
+    flat = torch.zeros(3, 1)
+    with pytest.raises(BadSignal, match="a dict of 'image'"):
+        policy.draw(flat, Rng(1))

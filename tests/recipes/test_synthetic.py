@@ -100,7 +100,9 @@ def test_synther_online_refills_its_buffer_and_goes_on_after_a_kill(tmp_path) ->
         torch.manual_seed(0)
         made, rows = boxed_policy(Bandit), []
         torch.manual_seed(1)
-        for row in synther_sac.improve(made, Stream(Bandit, 8, 1), ONLINE, Rng(3), Keep(tmp_path / folder, every=1)):
+        for row in synther_sac.improve(
+            made, Stream(Bandit, 8, 1), ONLINE, Rng(3), Keep(tmp_path / folder, every=1, restart=1)
+        ):
             rows.append(row)
             if len(rows) == stop:
                 break

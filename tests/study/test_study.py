@@ -100,6 +100,7 @@ def test_the_same_method_twice_is_the_same_to_the_bit_and_not_told_apart(here):
     assert not contrast.separated and contrast.difference.mean == 0
 
 
+@pytest.mark.fixed_seed
 def test_killed_half_way_it_goes_on_and_repeats_nothing(here, monkeypatch):
     whole = play(study(), here / "whole", 0, progress=False)
     ran, stops, real = [], [3], jobs_module.run
@@ -179,6 +180,7 @@ def test_iterations_are_what_the_budget_pays_for(here):
     assert arms.sized(task, find.method("ddpo"), policy, fixed).iters == 3
 
 
+@pytest.mark.fixed_seed
 def test_processes_find_what_one_process_finds(here):
     one = play(study(seeds=(0,)), here / "one", 0, progress=False)
     two = play(study(seeds=(0,)), here / "two", 2, progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -66,17 +67,84 @@ def some(keep, n=20, leave=None, **more):
 
 @pytest.mark.parametrize("leave", [0, 3, 4, 5, 13, 19])
 def test_a_left_loop_goes_on_as_if_it_had_never_been_left(tmp_path, leave):
-    whole, borders = some(Keep(every=5))
+    whole, borders = some(Keep(every=5, restart=5))
     assert borders == [0, 5, 10, 15, 20]
-    some(Keep(tmp_path, every=5), leave=leave)
-    rest, after = some(Keep(tmp_path, every=5))
+    some(Keep(tmp_path, every=5, restart=5), leave=leave)
+    rest, after = some(Keep(tmp_path, every=5, restart=5))
     assert rest == whole[leave // 5 * 5 :] and after == borders[leave // 5 :]
-    nothing, last = some(Keep(tmp_path, every=5))
+    nothing, last = some(Keep(tmp_path, every=5, restart=5))
     assert nothing == [] and last == [20]
 
 
-def test_saves_do_not_disturb_the_run(tmp_path):
-    assert some(Keep(tmp_path, every=3)) == some(Keep(every=3))
+@pytest.mark.parametrize("restart", [None, 4, 7])
+def test_saves_change_no_numbers(tmp_path, restart):
+    """Whatever the interval of saves, also with a thing that starts afresh."""
+    whole = some(Keep(restart=restart), 40)
+    for every in (1, 3, 20, None):
+        assert some(Keep(tmp_path / str(every), every=every, restart=restart), 40) == whole
+    assert some(Keep(every=1, restart=restart), 40) == whole
+
+
+@pytest.mark.parametrize(("every", "restart"), [(1, 5), (3, 5), (7, 2), (40, 3)])
+@pytest.mark.parametrize("leave", [0, 6, 13, 19])
+def test_a_loop_that_starts_afresh_goes_on_from_a_border(tmp_path, every, restart, leave):
+    whole, borders = some(Keep(restart=restart))
+    some(Keep(tmp_path, every=every, restart=restart), leave=leave)
+    rest, after = some(Keep(tmp_path, every=every, restart=restart))
+    first = after[0]
+    assert rest == whole[first:] and after == [b for b in borders if b >= first]
+    assert leave - first < every + restart, "a stop loses no more than an interval of each kind"
+
+
+class Player(Simulator):
+    """It says itself when it may start afresh: after seven moves."""
+
+    moves = 0
+
+    def border(self, iteration):
+        super().border(iteration)
+        self.moves = 0
+
+    def move(self):
+        self.moves += 1
+        return super().move()
+
+    def may_restart(self):
+        return self.moves >= 7
+
+
+def test_a_thing_that_says_when_it_may_start_afresh_is_asked(tmp_path):
+    def play(keep, n=30, leave=None):
+        counter, world, other, told = Counter(), Player(), Simulator(), []
+        for it in keep.loop(n, counter=counter, world=world, other=other):
+            told.append((it, world.move(), other.move()))
+            if it == leave:
+                break
+        return told, world.borders, other.borders
+
+    whole, *borders = play(Keep(every=2))
+    assert borders == [[0, 7, 14, 21, 28, 30]] * 2
+    play(Keep(tmp_path, every=2), leave=26)
+    rest, *after = play(Keep(tmp_path, every=2))
+    assert rest == whole[21:] and after == [[21, 28, 30]] * 2
+
+
+def test_without_an_interval_a_minute_is_one(tmp_path, monkeypatch):
+    """What a stop loses must not grow with the run."""
+    monkeypatch.setattr("denoiserl.train.keep.SOON", 0.0)
+    some(Keep(tmp_path / "soon", restart=2), 1000, leave=5)
+    assert next(Keep(tmp_path / "soon", restart=2).loop(1000, counter=Counter(), world=Simulator())) == 4
+    some(Keep(tmp_path / "given", every=100, restart=2), 1000, leave=5)
+    assert next(Keep(tmp_path / "given", restart=2).loop(1000, counter=Counter(), world=Simulator())) == 0
+
+
+def test_a_loop_that_goes_on_leaves_nothing_of_a_killed_save(tmp_path):
+    some(Keep(tmp_path, every=5, restart=5), leave=11)
+    shutil.copytree(tmp_path / "state", tmp_path / ".state.old")
+    shutil.copytree(tmp_path / "state", tmp_path / ".best.new")
+    list(Keep(tmp_path).loop(20, counter=Counter(), world=Simulator()))
+    nothing, _ = some(Keep(tmp_path, every=5, restart=5))
+    assert not nothing and sorted(p.name for p in tmp_path.iterdir()) == ["state"]
 
 
 def test_a_budget_ends_the_loop_at_the_first_border_that_reaches_it(tmp_path):
@@ -168,11 +236,11 @@ def test_an_interrupt_with_a_border_goes_back_to_it(tmp_path):
     told = []
     with pytest.raises(Stopped, match="5 of 20"):
         counter, world = Counter(), Simulator()
-        for it in Keep(tmp_path, every=5).loop(20, counter=counter, world=world):
+        for it in Keep(tmp_path, every=5, restart=5).loop(20, counter=counter, world=world):
             if it == 7:
                 os.kill(os.getpid(), signal.SIGINT)
             told.append(it)
-    assert told[-1] == 7 and next(Keep(tmp_path, every=5).loop(20, counter=counter, world=world)) == 5
+    assert told[-1] == 7 and next(Keep(tmp_path, every=5, restart=5).loop(20, counter=counter, world=world)) == 5
 
 
 def test_a_second_interrupt_is_immediate(tmp_path):

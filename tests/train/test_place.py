@@ -1,4 +1,4 @@
-"""Where a run computes is chosen by measurement, told, and put back."""
+"""Where a run computes is what was asked for, told, and put back."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from denoiserl import Chain, Diffusion, Gauss, Logits, Masked, Policy, Rng, grid
 from denoiserl.errors import BadRun, OffPolicy
 from denoiserl.likelihood import assert_on_policy
 from denoiserl.net import MLP, Transformer
-from denoiserl.precision import called, net_precision
+from denoiserl.precision import called, lowered, net_precision
 from denoiserl.process import cosine, ddim, floored
-from denoiserl.train.place import EXACT, Place, probe
-
-
-def test_probe_tells_bf16_from_float32_by_its_error():
-    found = probe("cpu", 1, rows=64, width=128)
-    assert found["float32 error"] < EXACT < 1e-3 < found["bf16 error"] < 2e-2
-    assert all(found[f"{way} speed"] > 0 for way in ("medium", "bf16"))
+from denoiserl.train.place import Place
 
 
 def test_threads_and_precision_are_set_inside_and_put_back():
@@ -33,19 +27,23 @@ def test_threads_and_precision_are_set_inside_and_put_back():
     assert torch.get_num_threads() == threads and torch.get_float32_matmul_precision() == matmul
 
 
-def test_a_medium_product_with_bf16_errors_is_never_float32(monkeypatch):
-    found = {"medium error": 3e-3, "medium speed": 9.0, "bf16 speed": 1.0}
-    monkeypatch.setattr("denoiserl.train.place.probe", lambda *where: found)
-    assert Place(precision="bf16").choose() | {"probe": 0} == {
-        "device": "cpu",
-        "threads": None,
-        "matmul": "highest",
-        "bf16": False,
-        "probe": 0,
-    }
-    found |= {"medium error": 1e-6, "bf16 speed": 2.0}
-    assert Place(precision="bf16").choose()["matmul"] == "medium" and Place(precision="bf16").choose()["bf16"]
-    assert not Place(precision="float32").choose()["bf16"]
+@pytest.mark.parametrize(
+    ("precision", "matmul", "low"),
+    [("float32", "highest", False), ("medium", "medium", False), ("bf16", "highest", True)],
+)
+def test_a_place_is_what_was_asked_for_and_never_a_matter_of_time(monkeypatch, precision, matmul, low):
+    monkeypatch.setattr("time.perf_counter", lambda: pytest.fail("the clock was asked"))
+    before = torch.get_float32_matmul_precision()
+    with Place(precision=precision).here() as told:
+        assert told == {"device": "cpu", "threads": None, "matmul": matmul, "bf16": low}
+        assert torch.get_float32_matmul_precision() == matmul and lowered() == low
+    assert torch.get_float32_matmul_precision() == before and not lowered()
+
+
+def test_a_run_goes_on_as_it_began():
+    """Runs of earlier versions had measured what was faster here."""
+    with Place(chosen={"matmul": "medium", "bf16": False}).here() as told:
+        assert torch.get_float32_matmul_precision() == "medium" == told["matmul"]
 
 
 def watched(net: nn.Module) -> set[torch.dtype]:

@@ -109,6 +109,7 @@ def script(tmp_path, folder, nap=0.0):
     return file
 
 
+@pytest.mark.fixed_seed
 def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, recipe, start):
     # a life lasts at most 0.17 s: at 20 ms an iteration the first three end before 25 of the 36 on any machine
     run(recipe, recipe.Args(nap=0.02), tmp_path / "whole", every=5, progress=False, tensorboard=False)
@@ -127,6 +128,7 @@ def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, recipe, start)
     assert left(folder) == left(tmp_path / "whole")
 
 
+@pytest.mark.fixed_seed
 def test_ctrl_c_ends_in_order_with_130_and_the_same_command_goes_on(tmp_path, recipe, start):
     folder = tmp_path / "stopped"
     process = start(script(tmp_path, folder, nap=0.02))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import OrderedDict
 
@@ -131,7 +132,8 @@ def test_every_truncation_of_either_file_is_refused_by_name(tmp_path):
     for name, content in whole.items():
         for length in sorted({*range(0, len(content), 7), len(content) - 1}):
             (path / name).write_bytes(content[:length])
-            with pytest.raises(BadRun, match=f"{name}.*delete"):
+            ours = name == store.TENSORS or length >= len(store.MARK)
+            with pytest.raises(BadRun, match=f"{name}.*delete" if ours else f"not a folder that .* wrote.*{name}"):
                 store.read(path)
         for at in (5, len(content) // 2, len(content) - 2):  # one flipped bit
             (path / name).write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
@@ -140,6 +142,11 @@ def test_every_truncation_of_either_file_is_refused_by_name(tmp_path):
         (path / name).unlink()
         with pytest.raises(BadRun, match=f"{name} is missing"):
             store.read(path)
+        (path / "notes.txt").touch()
+        with pytest.raises(BadRun, match=f"{name} is missing") as said:
+            store.read(path)
+        assert "delete" not in str(said.value), "the folder holds more than what is stored here"
+        (path / "notes.txt").unlink()
         (path / name).write_bytes(content)
     assert store.read(path)["d"] == {1: (2, "three")}
 
@@ -158,6 +165,47 @@ def test_foreign_folders_are_neither_read_nor_replaced(tmp_path):
     (path / "tree.json").write_text((path / "tree.json").read_text().replace('"version":1', '"version":2'))
     with pytest.raises(BadRun, match="version 2"):
         store.read(path)
+
+
+def test_what_others_wrote_is_never_advised_to_be_deleted(tmp_path):
+    """Folders of other programs, single files, and names that are ours with other contents."""
+    (tmp_path / "zarr" / "data").mkdir(parents=True)
+    (tmp_path / "zarr" / ".zgroup").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "tensors.safetensors").write_bytes(b"weights")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "tree.json").write_text('{"leaves": ')
+    (tmp_path / "policy.ckpt").write_bytes(b"PK")
+    before = sorted(p for p in tmp_path.rglob("*"))
+    for name in ("zarr", "empty", "model", "theirs", "half", "policy.ckpt"):
+        for open_ in (store.read, store.peek):
+            with pytest.raises(BadRun, match="not a folder that denoiserl wrote") as said:
+                open_(tmp_path / name)
+            assert "delete" not in str(said.value) and name in str(said.value)
+    for name in ("theirs", "half", "model"):
+        with pytest.raises(BadRun, match="which a save would delete"):
+            store.write(tmp_path / name, {})
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_what_killed_writers_left_is_gone_at_the_next_opening(tmp_path):
+    """Killed before either rename, between both, after the second, and while JSON was written."""
+    for name in ("before", "between", "after"):
+        store.write(tmp_path / name, {"n": name})
+    shutil.copytree(tmp_path / "before", tmp_path / ".before.new")
+    (tmp_path / ".before.new" / "tree.json").unlink()
+    (tmp_path / "between").rename(tmp_path / ".between.old")
+    shutil.copytree(tmp_path / ".between.old", tmp_path / ".between.new")
+    shutil.copytree(tmp_path / "after", tmp_path / ".after.old")
+    (tmp_path / ".run.json.new").write_text("{")
+    (tmp_path / ".mine.old").mkdir()
+    (tmp_path / ".mine.old" / "thesis.txt").touch()
+    store.settle(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.old", "after", "before", "between"]
+    assert all(store.read(tmp_path / name) == {"n": name} for name in ("before", "between", "after"))
 
 
 def test_a_writer_killed_between_its_renames_leaves_the_old_tree(tmp_path):

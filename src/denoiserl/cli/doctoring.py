@@ -61,7 +61,8 @@ def doctor(given: list[str]) -> None:
     with made.place.here():
         env, reward, prompts = _signal(a, task)
         execute = a.execute or getattr(made.args, "execute", None)
-        sizes = {"batch": a.batch, "group": a.group, "rows_a_step": a.rows, "execute": execute}
+        recording = _recording(a, task)
+        sizes = {"batch": a.batch, "group": a.group, "rows_a_step": a.rows, "execute": execute, "recording": recording}
         findings = examine(policy, env, reward, prompts, Rng(a.seed, policy.device), **sizes)
         if isinstance(env, Stream):
             env.close()
@@ -71,6 +72,17 @@ def doctor(given: list[str]) -> None:
         print_findings(findings)
     if worst(findings) == "error":
         raise SystemExit(1)
+
+
+def _recording(a: Doctor, task: Any) -> Any:
+    """What the run learns from, where that was recorded."""
+    from denoiserl.data import Demos
+    from denoiserl.data.collect import Recording
+
+    if task is None or task.signal != "data" or task.data is None:
+        return None
+    found = task.data(a.seed)
+    return found if isinstance(found, Recording | Demos) else None
 
 
 def _signal(a: Doctor, task: Any) -> tuple[Any, Any, Any]:

@@ -49,10 +49,13 @@ class Opened:
 def opened(word: str, which: str, device: str | None) -> Opened:
     """What a word of the command line means: the folder of a run, its name in ``runs/``, or a saved policy."""
     from denoiserl import store
+    from denoiserl.hub import foreign
     from denoiserl.train.place import Place
     from denoiserl.train.run import opened as run_of
 
     if store.exists(Path(word)) and not (Path(word) / "run.json").is_file():
+        if (other := foreign.policy(Path(word))) is not None:
+            raise BadRun(f"{word} is {other}")
         tree = store.peek(Path(word))
         if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
             raise BadRun(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")

@@ -58,12 +58,14 @@ class Running(Again):
     """the run's folder"""
     device: str = "cpu"
     """cpu, cuda, cuda:1 or mps"""
-    precision: Literal["float32", "bf16"] = "float32"
-    """of the networks; bf16 is taken where it is measured to be faster"""
+    precision: Literal["float32", "medium", "bf16"] = "float32"
+    """of the networks; medium leaves float32 products to a faster library, such as TF32"""
     threads: int = 1
     """of the processor: one suits small networks and bears other programs beside it; large ones gain from all cores"""
-    every: Annotated[int | None, hint("(default: a tenth of each loop)")] = None
-    """iterations between saves"""
+    every: Annotated[int | None, hint("(default: a tenth of each loop, or a minute)")] = None
+    """iterations between saves, which change no numbers"""
+    restart: Annotated[int | None, hint("(default: after some whole episodes of every copy)")] = None
+    """iterations after which environments start afresh, since no simulator can be saved"""
 
 
 def run(given: list[str]) -> None:
@@ -185,6 +187,7 @@ def _start(recipe: ModuleType, said: str, name: str | None, given: list[str]) ->
         precision=how.precision,
         threads=how.threads,
         every=how.every,
+        restart=how.restart,
         budget=budget(how.budget),
         progress=how.progress,
     )

@@ -56,6 +56,10 @@ class Upsample:
     """of what is written"""
     outside: Literal["refuse", "clip"] = "refuse"
     """actions outside the box that the data tell"""
+    without: str = ""
+    """episodes that are left out, by number: 0-2,5"""
+    parts: Annotated[str, hint("(default: all)")] = ""
+    """observations that are kept, by name, where there are several: observation.state"""
     device: str = "cpu"
     """where the model computes"""
     json: Flag = False
@@ -151,7 +155,8 @@ def _split(a: Upsample) -> tuple[Any, Any, Any]:
     from denoiserl.hub.recordings import read
     from denoiserl.rng import Rng
 
-    recorded = read(a.data, outside=a.outside)
+    parts = [p.strip() for p in a.parts.split(",") if p.strip()] or None
+    recorded = read(a.data, outside=a.outside, parts=parts, without=a.without)
     rows, count, order = logged(recorded), len(recorded.demos), Rng(a.seed)
     if len(rows) < 20:
         raise Misuse(f"{a.data} holds {len(rows)} transitions: a model of them would be a copy. Record more.")

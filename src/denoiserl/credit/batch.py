@@ -7,14 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from denoiserl.credit.shapes import boolean, finite, real, same_shape
+from denoiserl.credit.shapes import boolean, finite, real, resolution, same_shape
 from denoiserl.errors import BadSignal
 
 
 def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     """``(Â − mean) / std`` over all elements (of ``mask``); elsewhere 0. Any shape.
 
-    The std is the population std and no ε is added: equal advantages give exact zeros. Fewer than two are refused.
+    The std is the population std and no ε is added: advantages that are equal, or within 4 units in the last place
+    of the largest one, give exact zeros. Fewer than two are refused.
     """
     live = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
     same_shape(advantage=advantage, mask=live)
@@ -26,6 +27,7 @@ def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
             f"{x.numel()} advantage(s) cannot be normalised: use a larger batch, or leave them as they are."
         )
     above = x - x.min()
+    above = torch.where(above.max() < resolution(x.abs().max()), 0.0, above)
     centred = above - above.mean()
     peak = centred.abs().max()
     if peak > 0:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from denoiserl.credit.shapes import boolean, finite, real, same_shape
+from denoiserl.credit.shapes import boolean, finite, real, resolution, same_shape
 from denoiserl.errors import BadSignal, nearest
 
 Scale = Literal["std", "sample_std", "batch", "none"]
@@ -40,9 +40,10 @@ def screen(reward: Tensor, on_bad: Literal["raise", "drop"] = "raise", most: flo
 
 
 def dead_groups(reward: Tensor, spread: float = 0.0, valid: Tensor | None = None) -> Tensor:
-    """Groups without a preference: ``max − min ≤ spread``, or fewer than two valid samples.
+    """Groups without a preference: ``max − min ≤ spread``, a tie, or fewer than two valid samples.
 
-    ``[*, P, G]`` -> bool ``[*, P]``. They teach nothing (``group_relative`` gives them exactly 0); their share,
+    ``[*, P, G]`` -> bool ``[*, P]``. Rewards within 4 units in the last place of the largest one are a tie. Such groups
+    teach nothing (``group_relative`` gives them exactly 0); their share,
     ``.float().mean()``, is worth watching.
     """
     reward, valid = _groups(reward, valid)
@@ -64,8 +65,9 @@ def group_relative(
     | ``"batch"`` | the population std of all rewards in ``[P, G]`` | Flow-GRPO's global std |
     | ``"none"`` | 1 | Dr. GRPO, d1 |
 
-    No ε is added: a group whose rewards differ by at most ``spread`` gets exactly 0 instead of amplified noise. Samples
-    outside ``valid`` get 0 and do not count. Refused: flat rewards, groups of one, rewards that are not finite.
+    No ε is added: a group whose rewards differ by at most ``spread``, or by less than 4 units in the last place of the
+    largest one, gets exactly 0 instead of amplified noise. Samples outside ``valid`` get 0 and do not count. Refused:
+    flat rewards, groups of one, rewards that are not finite.
     GRPO arXiv 2402.03300; Flow-GRPO 2505.05470.
     """
     if scale not in get_args(Scale):
@@ -115,10 +117,12 @@ def _groups(reward: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
 def _centred(reward: Tensor, valid: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards minus their mean over ``dim``, rewards above the least one, and how many count.
 
-    Measured from the least reward, so equal rewards give exact zeros and a large common offset costs no digits.
+    Measured from the least reward, so ties give exact zeros and a large common offset costs no digits.
     """
     least = reward.masked_fill(~valid, torch.inf).amin(dim, keepdim=True)
     above = torch.where(valid, reward - least, 0.0)
+    largest = torch.where(valid, reward.abs(), 0.0).amax(dim, keepdim=True)
+    above = torch.where(above.amax(dim, keepdim=True) < resolution(largest), 0.0, above)
     count = valid.sum(dim, keepdim=True)
     mean = above.sum(dim, keepdim=True) / count.clamp_min(1)
     return torch.where(valid, above - mean, 0.0), above, count

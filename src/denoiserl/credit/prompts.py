@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from denoiserl.credit.shapes import boolean, finite, real, same_shape
+from denoiserl.credit.shapes import boolean, finite, real, resolution, same_shape
 from denoiserl.errors import BadRun, BadSignal
 
 
@@ -21,8 +21,10 @@ class PerPrompt:
         Âᵢ = (rᵢ − mean_w) / std_w,   w = the last ``window`` rewards of the prompt, the new ones included
 
     A prompt that has fewer than ``least`` rewards so far uses mean and std of the whole batch. Both std are population
-    std (1/n); where one is 0 the advantage is 0. Use it when prompts come once or twice a batch; with groups of equal
-    size ``group_relative`` needs no memory. It remembers, so it is named in the recipe and saved with it.
+    std (1/n). Rewards within 4 units in the last place of the largest one are a tie, and their advantage is 0. Where
+    a batch holds more than ``window`` rewards of a prompt, the oldest are forgotten, but get an advantage too;
+    ``forgotten`` is how many they were in the last batch. Use it when prompts come once or twice a batch; with groups
+    of equal size ``group_relative`` needs no memory. It remembers, so it is named in the recipe and saved with it.
 
     Prompts are strings, integers or tuples of them (or an integer tensor ``[B]``). DDPO, arXiv 2305.13301.
     """
@@ -30,7 +32,7 @@ class PerPrompt:
     def __init__(self, window: int = 32, least: int = 16) -> None:
         if not 2 <= least <= window:
             raise BadSignal(f"Need 2 <= least <= window, got least={least} and window={window}.")
-        self.window, self.least = window, least
+        self.window, self.least, self.forgotten = window, least, 0
         self._seen: dict[Hashable, deque[float]] = {}
 
     def update(self, prompts: Sequence[Hashable] | Tensor, reward: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -54,16 +56,11 @@ class PerPrompt:
         if not fresh:
             raise BadSignal("No valid reward in the batch.")
         for key, new in fresh.items():
-            if len(new) > self.window:
-                # The oldest would be judged by statistics that do not contain them, with a std that may be 0.
-                raise BadSignal(
-                    f"Prompt {key!r} has {len(new)} rewards in one batch: window={self.window} is too short."
-                )
-        for key, new in fresh.items():
             self._seen.setdefault(key, deque(maxlen=self.window)).extend(new)
 
-        batch = _moments([r for new in fresh.values() for r in new])
-        at = {k: _moments(self._seen[k]) if len(self._seen[k]) >= self.least else batch for k in fresh}
+        self.forgotten = sum(max(len(new) - self.window, 0) for new in fresh.values())
+        batch = _moments([r for new in fresh.values() for r in new], reward.dtype)
+        at = {k: _moments(self._seen[k], reward.dtype) if len(self._seen[k]) >= self.least else batch for k in fresh}
         out = [
             (r - at[k][0]) / at[k][1] if ok and at[k][1] > 0 else 0.0
             for k, r, ok in zip(keys, reward.tolist(), live.tolist(), strict=True)
@@ -95,9 +92,11 @@ def _key(prompt: Any) -> Hashable:
     )
 
 
-def _moments(x: Iterable[float]) -> tuple[float, float]:
-    """Mean and population std; from the least value, so that equal values have std exactly 0."""
+def _moments(x: Iterable[float], dtype: torch.dtype) -> tuple[float, float]:
+    """Mean and population std of numbers of precision ``dtype``; the std of a tie is exactly 0."""
     x = list(x)
-    least = min(x)
+    least, most = min(x), max(x)
+    if most - least < float(resolution(torch.tensor(max(-least, most), dtype=dtype))):
+        return least, 0.0
     mean = math.fsum(v - least for v in x) / len(x)
     return least + mean, math.sqrt(math.fsum((v - least - mean) ** 2 for v in x) / len(x))

@@ -63,3 +63,12 @@ def finite(valid: Tensor | None = None, **tensors: Tensor) -> None:
 def real(x: Tensor) -> Tensor:
     """At least float32: verifier rewards come as booleans, integers and half precision."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def resolution(largest: Tensor) -> Tensor:
+    """Return 4 units in the last place of ``largest`` (not negative), shaped like it.
+
+    Rewards that are closer together than this are a tie: the difference is the rounding of whoever computed them.
+    """
+    largest = real(largest)
+    return torch.ldexp(torch.full_like(largest, 4 * torch.finfo(largest.dtype).eps), torch.frexp(largest).exponent - 1)

@@ -51,13 +51,19 @@ class Logged:
     def __len__(self) -> int:
         return len(self.reward)
 
+    @property
+    def real(self) -> Tensor:
+        """Which actions of the chunks were executed, [N, H] bool: the others lie beyond the end of their episode."""
+        return torch.arange(self.action.shape[1]) < self.length[:, None]
+
     def replay(
         self, batch: int = 1, device: str | torch.device = "cpu", seen: Map | None = None, done: Map | None = None
     ) -> Replay:
         """A replay buffer that holds all rows; draw from it with this ``gamma`` and ``steps=1``, for n is in the rows.
 
-        ``seen`` and ``done`` map observations and actions once (to model units, say). Refused: fewer rows than a
-        ``batch``, for most of each minibatch would be the same few rows.
+        ``seen`` and ``done`` map observations and actions once (to model units, say). Where some actions are not
+        ``real``, that is a column too. Refused: fewer rows than a ``batch``, for most of each minibatch would be the
+        same few rows.
         """
         from denoiserl.env.stream import Episode
 
@@ -70,8 +76,8 @@ class Logged:
         seen, done = seen or (lambda v: v), done or (lambda v: v)
         columns = (seen(self.obs), seen(self.next_obs), done(self.action), self.reward, self.terminated, ones)
         obs, next_obs, action, reward, terminated, ones = (tree_map(lambda v: v[None], c) for c in columns)
-        made = Replay(len(self), device)
-        made.add(Episode(obs, next_obs, action, reward, terminated, ones, self.length[None], ones[..., None]))
+        made, more = Replay(len(self), device), {} if bool(self.real.all()) else {"real": self.real[None]}
+        made.add(Episode(obs, next_obs, action, reward, terminated, ones, self.length[None], ones[..., None]), **more)
         return made
 
 

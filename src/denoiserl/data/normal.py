@@ -12,9 +12,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from denoiserl.data import ranges
 from denoiserl.errors import BadSignal, nearest
 
 Kind = Literal["minmax", "std"]
+FIELDS = ("centre", "scale", "constant", "low", "high", "used")
 
 
 class Clipped(NamedTuple):
@@ -36,7 +38,8 @@ def _finite(data: Tensor, what: str) -> None:
 class Normalizer:
     """z = (x - centre) / scale per dimension; ``constant`` dimensions have z = 0.
 
-    The fields are tensors [d], so that a normaliser is saved and loaded as its fields.
+    The fields are tensors [d], so that a normaliser is saved and loaded as its fields. ``used``: the share of the range
+    that all but outliers use (see ``data.ranges``), where it was fitted to data.
     """
 
     centre: Tensor
@@ -44,13 +47,17 @@ class Normalizer:
     constant: Tensor
     low: Tensor
     high: Tensor
+    used: Tensor | None = None
 
     @staticmethod
-    def fit(data: Tensor, kind: Kind = "minmax", tolerance: float = 1e-6) -> Normalizer:
+    def fit(
+        data: Tensor, kind: Kind = "minmax", tolerance: float = 1e-6, name: str = "the data", ends: Tensor | None = None
+    ) -> Normalizer:
         """Fit to rows ``data`` [..., d].
 
         ``minmax`` maps each dimension's range to [-1, 1] (Diffusion Policy); ``std`` to mean 0 and variance 1. A
-        dimension whose range is below ``tolerance`` (times its size, if that is above 1) is constant.
+        dimension whose range is below ``tolerance`` (times its size, if that is above 1) is constant. Warn of outliers
+        and of dimensions that hardly move, by ``name``, row and, with ``ends`` [E] of the episodes, episode.
         """
         if kind not in ("minmax", "std"):
             raise BadSignal(nearest(str(kind), ("minmax", "std"), "kind of normaliser"))
@@ -67,7 +74,9 @@ class Normalizer:
         # a constant dimension keeps its first value, and scale 1 is never used
         centre = torch.where(constant, rows[0], centre)
         scale = torch.where(constant, torch.ones_like(scale), scale)
-        return Normalizer(centre.float(), scale.float(), constant, low.float(), high.float())
+        used = ranges.used(rows)
+        ranges.tell(ranges.odd(rows, used, constant, name, ends))
+        return Normalizer(centre.float(), scale.float(), constant, low.float(), high.float(), used.float())
 
     @staticmethod
     def identity(dim: int) -> Normalizer:
@@ -81,7 +90,7 @@ class Normalizer:
 
     def to(self, device: str | torch.device) -> Normalizer:
         """The same normaliser on another device."""
-        return Normalizer(*(getattr(self, f).to(device) for f in ("centre", "scale", "constant", "low", "high")))
+        return Normalizer(**{f: v.to(device) for f, v in self.state_dict().items()})
 
     def _shape(self, x: Tensor) -> None:
         if x.shape[-1] != self.dim:
@@ -119,16 +128,24 @@ class Normalizer:
         return Clipped(z.clamp(-limit, limit), int((z.abs() > limit + 1e-4).sum()))
 
     def report(self) -> str:
-        """One sentence on what will be noticed too late otherwise: the constant dimensions."""
-        dims = self.constant.nonzero().flatten().tolist()
-        return f"{self.dim} dimensions; constant, hence always 0: {dims}" if dims else f"{self.dim} dimensions"
+        """Return one sentence on what will be noticed too late otherwise: dimensions that are constant, have outliers
+        or hardly move."""
+        said = [f"{self.dim} dimensions"]
+        if dims := self.constant.nonzero().flatten().tolist():
+            said.append(f"constant, hence always 0: {dims}")
+        if self.used is not None and (dims := (self.used < ranges.NARROW).nonzero().flatten().tolist()):
+            least = 100 * float(self.used[dims].min())
+            said.append(f"with outliers, beside which the others use {least:.2g} % of the range at least: {dims}")
+        if dims := (ranges.tiny(self.low, self.high) & ~self.constant).nonzero().flatten().tolist():
+            said.append(f"that hardly move: {dims}")
+        return "; ".join(said)
 
     def state_dict(self) -> dict[str, Any]:
         """The fields as tensors."""
-        return {f: getattr(self, f) for f in ("centre", "scale", "constant", "low", "high")}
+        return {f: v for f in FIELDS if (v := getattr(self, f)) is not None}
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> Normalizer:
         """The normaliser of a ``state_dict`` (tensors or nested lists of numbers)."""
-        fields = {f: torch.as_tensor(state[f]) for f in ("centre", "scale", "constant", "low", "high")}
+        fields = {f: torch.as_tensor(state[f]) for f in FIELDS if f in state}
         return Normalizer(**{f: v.bool() if f == "constant" else v.float() for f, v in fields.items()})

@@ -5,11 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from denoiserl.data.demos import Demos
 from denoiserl.data.normal import Normalizer
 from denoiserl.errors import BadSignal
+from denoiserl.tree import leaves
+
+
+def unlearned(demos: Demos) -> str:
+    """Return why observations in parts are not learned from, and what to do."""
+    seen, name = demos.observations, demos.name or "the demonstrations"
+    pictures = any(v.dtype == torch.uint8 or v.ndim > 3 for v in leaves(seen))
+    parts = f"{name} observe {sorted(seen)}"
+    if pictures:
+        return (
+            f"{parts}: pictures are learned from as 'image' beside a 'state' of numbers. Rename them so, or keep one "
+            "part of numbers, read(path, parts=[NAME]) or --parts NAME"
+        )
+    return (
+        f"{parts}: several parts of numbers are not learned from. Keep one, read(path, parts=[NAME]) or --parts NAME;"
+        " or concatenate them to [N, o], and let gymnasium.wrappers.FlattenObservation do so in the environment"
+    )
 
 
 @dataclass(frozen=True)
@@ -27,12 +45,13 @@ class Robot:
     @staticmethod
     def fit(demos: Demos, limit: float = 3.0) -> Robot:
         """Min-max normalisers of demonstrations: of flat observations, or of the "state" beside pictures."""
-        seen = demos.observations
+        seen, name = demos.observations, demos.name or "the demonstrations"
         if isinstance(seen, dict):
             if "state" not in seen:
-                raise BadSignal(f"observations are numbers, or a dict with a 'state' of them; this has {sorted(seen)}")
+                raise BadSignal(unlearned(demos))
             seen = seen["state"]
-        return Robot(Normalizer.fit(seen), Normalizer.fit(demos.actions), limit)
+        observation = Normalizer.fit(seen, name=f"the observations of {name}", ends=demos.ends)
+        return Robot(observation, Normalizer.fit(demos.actions, name=f"the actions of {name}", ends=demos.ends), limit)
 
     def encode(self, data: Tensor) -> Tensor:
         """Actions to model units."""
@@ -43,9 +62,16 @@ class Robot:
         return self.action.unnorm(sample.clamp(-1, 1))
 
     def condition(self, cond: Any) -> Any:
-        """Observations to model units, clipped; pictures beside a "state" stay as they are."""
+        """Observations to model units, clipped; pictures beside a "state" stay as they are.
+
+        Several observations may stand one after another, [..., n·o], as ``env.history.Remembering`` shows them.
+        """
         if isinstance(cond, dict):
+            if "state" not in cond:
+                raise BadSignal(f"this policy sees a dict with a 'state' of numbers; this one has {sorted(cond)}")
             return {**cond, "state": self.condition(cond["state"])}
+        if cond.shape[-1] > self.observation.dim and cond.shape[-1] % self.observation.dim == 0:
+            return self.condition(cond.unflatten(-1, (-1, self.observation.dim))).flatten(-2)
         return self.observation.norm(cond).clamp(-self.limit, self.limit)
 
     def start(self, cond: Any) -> None:

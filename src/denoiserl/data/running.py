@@ -13,7 +13,9 @@ from denoiserl.errors import BadSignal
 
 @dataclass(frozen=True)
 class Running:
-    """z = clip((o − mean) / √(variance + 10⁻⁸), ±limit) per dimension; actions are ``scale`` times the decision.
+    """z = clip((o − mean) / √(variance + 10⁻⁸), ±limit) per dimension; actions are ``centre`` + ``scale`` · decision.
+
+    ``scale`` and ``centre`` are numbers, or one a dimension of the action [d]; a dimension of scale 0 is constant.
 
     ``see`` takes in observations in place (mean and variance are those of everything seen, by Chan's update), so the
     policy that is saved knows them. It remembers: name it in ``keep.loop``. Before anything was seen it changes
@@ -23,13 +25,14 @@ class Running:
     mean: Tensor
     variance: Tensor
     count: Tensor
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     limit: float = 10.0
+    centre: float | Tensor = 0.0
 
     @staticmethod
-    def fresh(size: int, scale: float = 1.0, limit: float = 10.0) -> Running:
+    def fresh(size: int, scale: float | Tensor = 1.0, limit: float = 10.0, centre: float | Tensor = 0.0) -> Running:
         """Of observations [..., size], none of them seen."""
-        return Running(torch.zeros(size), torch.ones(size), torch.zeros(()), scale, limit)
+        return Running(torch.zeros(size), torch.ones(size), torch.zeros(()), scale, limit, centre)
 
     @torch.no_grad()
     def see(self, obs: Tensor) -> None:
@@ -45,12 +48,15 @@ class Running:
         self.count.copy_(total)
 
     def encode(self, data: Tensor) -> Tensor:
-        """Actions to decisions."""
-        return data / self.scale
+        """Actions to decisions; those of constant dimensions are 0."""
+        if not isinstance(self.scale, Tensor):
+            return (data - self.centre) / self.scale
+        still = self.scale == 0
+        return ((data - self.centre) / self.scale.masked_fill(still, 1.0)).masked_fill(still, 0.0)
 
     def decode(self, sample: Tensor) -> Tensor:
         """Decisions to actions; the environment clips them to its box."""
-        return sample * self.scale
+        return self.centre + sample * self.scale
 
     def condition(self, cond: Tensor) -> Tensor:
         """Observations, standardised and clipped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,30 @@ EDGE = 1e-3
 """how far from the edge of the box, in units of its half width, an action is taken when it is turned into a decision"""
 
 
+def box(low: Any, high: Any) -> tuple[Tensor, Tensor]:
+    """Return centre and half width [d] of a box of actions; a constant dimension (low = high) has half width 0.
+
+    Raises BadSignal that names the dimension if a bound is infinite or NaN, low is above high, or all are constant.
+    """
+    low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
+    if low.ndim != 1 or low.shape != high.shape:
+        raise BadSignal(f"a box of actions has bounds [d]; low is {list(low.shape)} and high {list(high.shape)}")
+    for d, (least, most) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise BadSignal(
+                f"actions lie in a box without infinities, and dimension {d} is [{least:g}, {most:g}]: bound it"
+            )
+        if least > most:
+            raise BadSignal(f"the box of actions is empty in dimension {d}, [{least:g}, {most:g}]: exchange its bounds")
+    if bool((low == high).all()):
+        raise BadSignal(f"all dimensions of the actions are constant, {low.tolist()}: there is nothing to decide")
+    return low / 2 + high / 2, high / 2 - low / 2
+
+
 @dataclass(frozen=True)
 class Squash:
-    """a = centre + half · tanh(u) per dimension [d]; u is the decision, ``half`` the half width of the actions' box.
+    """a = centre + half · tanh(u) per dimension [d]; u is the decision, ``half`` the half width of the actions' box, 0
+    in a constant dimension.
 
     ``observation``: the normaliser of what is seen, clipped to ±``limit``; None: as it comes. An action on the edge of
     the box has no finite decision, so ``encode`` takes it ``EDGE`` from there.
@@ -30,15 +52,18 @@ class Squash:
 
     @staticmethod
     def box(low: Any, high: Any, observation: Normalizer | None = None) -> Squash:
-        """Of actions between ``low`` and ``high`` [d], as ``Stream.spec`` has them."""
-        low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
-        if low.ndim != 1 or low.shape != high.shape or not bool((high - low).isfinite().all() & (high > low).all()):
-            raise BadSignal(f"actions lie in a box low < high [d] without infinities, not {low} to {high}: bound them")
-        return Squash((low + high) / 2, (high - low) / 2, observation)
+        """Return the codec of actions between ``low`` and ``high`` [d], as ``Stream.spec`` has them: see ``box``."""
+        centre, half = box(low, high)
+        return Squash(centre, half, observation)
 
     def encode(self, data: Tensor) -> Tensor:
         """Actions to decisions."""
-        return torch.atanh(((data - self.centre) / self.half).clamp(EDGE - 1, 1 - EDGE))
+        return torch.atanh(self.unit(data).clamp(EDGE - 1, 1 - EDGE))
+
+    def unit(self, action: Tensor) -> Tensor:
+        """Actions to [−1, 1], those of constant dimensions to 0: the inverse of ``boxed``."""
+        still = self.half == 0
+        return ((action - self.centre) / self.half.masked_fill(still, 1.0)).masked_fill(still, 0.0)
 
     def decode(self, sample: Tensor) -> Tensor:
         """Decisions to actions."""

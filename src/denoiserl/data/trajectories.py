@@ -130,8 +130,8 @@ class Model:
     """of the U-Net, a level each"""
     steps: int = 32
     """Heun steps of a draw"""
-    churn: float = 80.0
-    """noise added and removed on the way"""
+    churn: float = 0.0
+    """noise added and removed on the way (80 as published): with it so few steps widen what is made by 3 to 5 %"""
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from denoiserl.chain import Sample
-from denoiserl.data import Robot
+from denoiserl.data import Demos, Robot
+from denoiserl.data.collect import Recording
 from denoiserl.doctor import cost, network, reading, signal, steps, values
+from denoiserl.doctor import data as recorded
 from denoiserl.doctor.finding import Finding, Level, guarded, print_findings, worst
 from denoiserl.env import Stream
 from denoiserl.errors import BadRun
 from denoiserl.meter import uncounted
 from denoiserl.policy import Policy
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask
+from denoiserl.signal import Reward, ask, prompt_count
 from denoiserl.tree import Tree, first, rows, take, tree_map
 
 __all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
@@ -40,22 +42,32 @@ def examine(
     rows_a_step: int = 1024,
     execute: int | None = None,
     data: tuple[Tree, Tree] | None = None,
+    recording: Recording | Demos | None = None,
     watch: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
     """Findings about a policy and what it shall learn from, in the order in which to read them.
 
     ``env``: a ``Stream``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
     ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
-    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: clean data and
-    their conditions in data units, where there are some: the surest way to tell how a network was trained. ``watch`` is
-    told each finding as it is made. Without an environment, a reward or prompts the checks that need them say so.
+    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: a pair of clean
+    data and their conditions (or None) in data units: the surest way to tell how a network was trained. ``recording``:
+    recorded episodes, of which ranges, units and the time of rewards are examined. ``watch`` is told each finding as it
+    is made. Without an environment, a reward or prompts the checks that need them say so.
 
-    Raises BadRun for a batch that has no two groups, and for an environment together with a reward.
+    Raises BadRun for a batch that has no two groups, for an environment together with a reward, and for data that are
+    no pair.
     """
     if env is not None and reward is not None:
         raise BadRun("A policy learns from an environment or from a reward: give one of them.")
     if group < 2 or batch < 2 * group:
         raise BadRun(f"A batch of {batch} has no two groups of {group}: draw more, or make the groups smaller (>= 2).")
+    if data is not None and not (isinstance(data, tuple | list) and len(data) == 2):
+        raise BadRun(
+            f"data= is a pair of clean data and their conditions, not a {type(data).__name__}: give (x0, conditions), "
+            "or (x0, None) where the network takes no condition."
+        )
+    if data is not None and data[1] is not None and (n := rows(data[0])) != (m := rows(data[1])):
+        raise BadRun(f"data= is a pair with a condition for each row of data, not {n} rows with {m} conditions.")
     rng, found = rng or Rng(0, policy.device), []
 
     def told(finding: Finding) -> None:
@@ -67,7 +79,8 @@ def examine(
     stream: Stream | None = Stream(env, None if hasattr(env, "num_envs") else min(batch, 32)) if own else env
     try:
         with uncounted():
-            _examine(policy, stream, reward, prompts, rng, (batch, group, rows_a_step), execute, data, told)
+            sizes = (batch, group, rows_a_step)
+            _examine(policy, stream, reward, prompts, rng, sizes, execute, data, recording, told)
     finally:
         if own and stream is not None:
             stream.close()
@@ -83,6 +96,7 @@ def _examine(
     sizes: tuple[int, int, int],
     execute: int | None,
     data: tuple[Tree, Tree] | None,
+    recording: Recording | Demos | None,
     told: Callable[[Finding], None],
 ) -> None:
     batch, group, rows_a_step = sizes
@@ -107,6 +121,9 @@ def _examine(
     if data is not None:
         seen = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
     spec = None if env is None else env.spec
+    told(guarded("ranges", recorded.ranges, policy, recording, spec))
+    if isinstance(recording, Recording):
+        told(guarded("rewards in time", recorded.delay, recording))
     told(guarded("network", network.alive, policy, serve, given, rng))
     told(guarded("prediction", reading.prediction, policy, serve, given, rng, seen))
     told(guarded("condition", network.conditioned, policy, serve, cond, given, rng))
@@ -153,9 +170,9 @@ def conditions(policy: Policy, env: Stream | None, prompts: Tree | None, n: int,
     range that it was fitted to.
     """
     if prompts is not None:
-        many = rows(prompts)
+        many = prompt_count(prompts)
         index = rng.permutation(many)[:n] if many >= n else torch.arange(n, device=rng.device) % many
-        return tree_map(lambda v: v.to(policy.device), ask(prompts, index.to(first(prompts).device), group))
+        return ask(prompts, index.to(policy.device), group)
     if env is not None:
         env.border(0)
         index = torch.arange(n * group) % env.copies  # observations are not grouped: as many as there are

@@ -13,12 +13,11 @@ from torch import Tensor
 from denoiserl.credit import dead_groups
 from denoiserl.doctor.finding import Finding, Level
 from denoiserl.env import Stream
-from denoiserl.errors import BadSignal
 from denoiserl.evidence import measured
 from denoiserl.meter import uncounted
 from denoiserl.policy import Policy
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, score
+from denoiserl.signal import Reward, rate
 from denoiserl.tree import Tree
 
 LEARNABLE = (0.2, 0.7)
@@ -89,7 +88,7 @@ def rewarded(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None 
     if serve is not None and bool(serve.isfinite().all()):
         there = float(serve.float().mean())
         said += f", {there:.1%} under serving steps" if rate else f", {there:.3g} under serving steps"
-    if float(flat.max()) == float(flat.min()):
+    if bool(dead_groups(flat[None])):
         return Finding(
             name,
             "error",
@@ -140,16 +139,9 @@ def _rate(name: str, p: float, said: str) -> Finding:
 
 def ask_reward(policy: Policy, reward: Reward, sample: Tree, asked: Tree) -> Tensor:
     """The total reward of samples in model units, [n], NaN where it was not finite."""
-    with uncounted(), torch.no_grad():
-        decoded = policy.codec.decode(sample)
-        try:
-            return score(reward, decoded, asked, on_bad="drop").total
-        except BadSignal as error:
-            if "not finite" not in str(error):
-                raise
-            said = reward(decoded, asked)
-            parts = list(said.values()) if isinstance(said, dict) else [said]
-            return torch.stack([v.float() for v in parts]).sum(0)
+    with uncounted():
+        total, _ = rate(reward, sample, asked, decode=policy.codec.decode)
+        return total.masked_fill(~total.isfinite(), torch.nan)
 
 
 class Played(NamedTuple):

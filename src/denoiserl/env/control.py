@@ -7,6 +7,7 @@ policy, and every evaluation judges what it chooses; ``policy.controlled(None)``
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -213,8 +214,19 @@ class Latent:
         """The stream's own."""
         self.env.border(iteration)
 
+    def may_restart(self) -> bool:
+        """The stream's own."""
+        return self.env.may_restart()
+
+    def discount(self, gamma: float) -> None:
+        """The stream's own."""
+        self.env.discount(gamma)
+
     def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
-        """``steps`` decisions of every copy."""
+        """``steps`` decisions of every copy.
+
+        A latent decides the whole plan, whatever part of it is executed: all of it is live in a step that happened.
+        """
 
         def through(obs: Any, rng: Rng) -> tuple[Tensor, Chain | None]:
             _, chain = act(obs, rng)
@@ -222,4 +234,6 @@ class Latent:
                 raise BadSignal("a latent is the sample of a chain: act returned none")
             return self.decode(obs, chain.sample), chain
 
-        return self.env.collect(through, steps, rng)
+        ep = self.env.collect(through, steps, rng)
+        assert ep.chain is not None
+        return replace(ep, live=ep.alive[..., None].expand(*ep.alive.shape, ep.chain.sample.shape[-2]))

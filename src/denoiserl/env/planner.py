@@ -3,43 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from denoiserl.chain import Chain, Sample, sampler
-from denoiserl.credit import gae
+from denoiserl.credit import gae, normalise
+from denoiserl.data import Running
+from denoiserl.denoiser import Denoiser
 from denoiserl.env.scale import RewardScale
 from denoiserl.env.stream import Episode, Stream
 from denoiserl.errors import BadSignal
+from denoiserl.likelihood import assert_on_policy
 from denoiserl.policy import Policy
+from denoiserl.process import Relay
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, tree_map
+from denoiserl.weights import AdapterOff
 
 
 def actor(policy: Policy, tuned: int, execute: int | None = None) -> Any:
-    """Acts for a ``Stream``: a frozen copy runs the first denoising steps, the policy the last ``tuned`` ones."""
-    total = len(policy.train)
-    if not 1 <= tuned <= total:
-        raise BadSignal(f"tuned is between 1 and the {total} denoising steps of the policy, not {tuned}")
-    execute = chunked(policy, execute)
+    """Return what acts for a ``Stream`` and records the last ``tuned`` denoising steps, those that learn.
+
+    ``tuned`` below the number of steps makes the policy a ``Relay`` first (see ``relay``). Observations are taken in by
+    a codec that keeps statistics of them.
+    """
+    relay(policy, tuned)
+    total, execute = len(policy.train), chunked(policy, execute)
     last = policy.train.part(total - tuned, total)
     if not all(last.dense):
         raise BadSignal("a learned step has no noise: train under floored(transition, std), so that each has a density")
-    draw = sampler(policy.process, policy.denoiser, last, policy.event)
-    frozen = None
+    draw, frozen = sampler(policy.process, learner(policy), last, policy.event), None
     if tuned < total:
-        first = policy.train.part(0, total - tuned)
-        frozen = sampler(policy.process, policy.weights.keep("base"), first, policy.event, record=Sample())
+        first, made = policy.train.part(0, total - tuned), policy.denoiser
+        assert isinstance(made, Relay)
+        frozen = sampler(policy.process, made.first, first, policy.event, record=Sample())
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        cond = policy.codec.condition(placed(obs, policy))
+        cond = policy.codec.condition(observed(policy, obs))
         start = None if frozen is None else (frozen(cond, rng).sample, 0)
         chain = draw(cond, rng, start=start)
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
     return act
+
+
+def relay(policy: Policy, tuned: int | None) -> int:
+    """Freeze all but the last ``tuned`` steps of training, in place, and return how many learn (None: all that may).
+
+    The frozen weights become part of the policy's denoiser, a ``Relay``: whatever draws, scores, serves, saves or loads
+    the policy runs them at the times of the first steps. Raises BadSignal if steps are to learn that are frozen.
+    """
+    total, module = len(policy.train), policy.weights.module
+    own = int((policy.train.times[:-1] <= module.until).sum()) if isinstance(module, Relay) else total
+    tuned = own if tuned is None else tuned
+    if not 1 <= tuned <= total:
+        raise BadSignal(f"tuned is between 1 and the {total} denoising steps of the policy, not {tuned}")
+    if tuned > own:
+        raise BadSignal(
+            f"the first {total - own} of the policy's {total} denoising steps are run by frozen weights: tuned is at "
+            f"most {own}, not {tuned}"
+        )
+    if tuned < own:
+        first, times = policy.weights.keep("base"), policy.train.times
+        until, last = float(times[total - tuned - 1] + times[total - tuned]) / 2, learner(policy)
+        policy.weights.module = Relay(first, last, until)
+        kept = policy.weights.sets
+        for name in [k for k, v in kept.items() if k != "base" and not isinstance(v, AdapterOff)]:
+            made = kept[name]
+            kept[name] = Relay(first, made.last if isinstance(made, Relay) else made, until)
+        del kept["base"]
+        policy.weights.keep("base")
+    return tuned
+
+
+def learner(policy: Policy) -> Denoiser:
+    """Return the denoiser that learns: of a ``Relay`` the last one."""
+    made = policy.denoiser
+    return made.last if isinstance(made, Relay) else made
+
+
+def whole(policy: Policy, why: str) -> None:
+    """Raise BadSignal if some of the policy's denoising steps are run by frozen weights; ``why`` that cannot be."""
+    if isinstance(policy.denoiser, Relay):
+        raise BadSignal(
+            f"{why}, and the first denoising steps of this policy are run by frozen weights (it learned with "
+            "tuned=...): give a policy whose steps are all of one network"
+        )
+
+
+def observed(policy: Policy, obs: Tree) -> Tree:
+    """Return observations where the policy computes, taken in by a codec that keeps statistics of them."""
+    if isinstance(policy.codec, Running):
+        policy.codec.see(obs)
+    return placed(obs, policy)
+
+
+def statistics(policy: Policy) -> Running | None:
+    """Return the codec that keeps statistics of observations, to be named in ``keep.loop``; None: it keeps none."""
+    return policy.codec if isinstance(policy.codec, Running) else None
 
 
 def placed(obs: Tree, policy: Policy) -> Tree:
@@ -48,7 +112,12 @@ def placed(obs: Tree, policy: Policy) -> Tree:
 
 
 def serving(policy: Policy, execute: int | None = None) -> Callable[[Any, Rng], Tensor]:
-    """Acts as users run a policy: its serving steps, and the first ``execute`` actions of a chunk (None: all of it)."""
+    """Return what acts as users run a policy: its serving steps, and the first ``execute`` actions of a chunk (None: as
+    many as the policy carries, or all)."""
+    if execute is None:
+        execute = policy.weights.execute
+    if execute is not None:
+        execute = chunked(policy, execute)
 
     def act(obs: Any, rng: Rng) -> Tensor:
         sample = policy.draw(placed(obs, policy), rng)
@@ -58,23 +127,60 @@ def serving(policy: Policy, execute: int | None = None) -> Callable[[Any, Rng], 
 
 
 def chunked(policy: Policy, execute: int | None) -> int:
-    """How many actions of a chunk are executed (None: all that the codec decodes). Refuses policies whose event is no
-    chunk [H, d] of actions, and more executed actions than it has."""
+    """Return how many actions of a chunk are executed (None: as many as the policy carries, or all that it decodes).
+
+    Raises BadSignal if the policy's event is no chunk [H, d] of actions, or ``execute`` is more than it decodes."""
     if len(policy.event) != 2:
         raise BadSignal(f"the policy decides {list(policy.event)}, not a chunk of actions [H, d]: one action is [1, d]")
-    execute = int(getattr(policy.codec, "execute", policy.event[0])) if execute is None else execute
-    if not 1 <= execute <= policy.event[0]:
-        raise BadSignal(f"execute is between 1 and the chunk's {policy.event[0]} actions, not {execute}")
+    most = int(getattr(policy.codec, "execute", policy.event[0]))
+    execute = (policy.weights.execute or most) if execute is None else execute
+    if not 1 <= execute <= most:
+        raise BadSignal(f"execute is between 1 and the chunk's {most} actions, not {execute}")
     return execute
 
 
-def executed(chain: Chain, execute: int | None) -> Chain:
-    """Only the executed actions of a chunk count in its probability."""
-    horizon = chain.sample.shape[-2]
-    if execute is None or execute == horizon:
+def carry(policy: Policy, execute: int | None) -> int:
+    """Let the policy carry how many actions of a chunk are executed (see ``chunked``), in place, and return it.
+
+    What it learns with is what ``serving`` executes, here and wherever it is loaded.
+    """
+    policy.weights.execute = chunked(policy, execute)
+    return policy.weights.execute
+
+
+def executed(chain: Chain, live: int | Tensor | None) -> Chain:
+    """Return the chain with a mask of what was executed: only those actions count in its probability.
+
+    ``live`` [*b, T_a] bool, as ``Episode.live`` tells it: an episode that ends inside a chunk leaves the rest of it
+    out. A number: the first so many of each chunk.
+    """
+    horizon, device = chain.sample.shape[-2], chain.log_prob.device
+    if live is None:
         return chain
-    live = (torch.arange(horizon, device=chain.log_prob.device) < execute)[:, None]
-    return chain.given(live=live.expand(chain.sample.shape))
+    if isinstance(live, int):
+        live = (torch.arange(horizon) < live).expand(*chain.batch, horizon)
+    missing = horizon - live.shape[-1]
+    if missing == 0 and bool(live.all()):
+        return chain
+    mask = torch.nn.functional.pad(live.to(device), (0, missing))
+    return chain.given(live=mask[..., None].expand(chain.sample.shape))
+
+
+def mean_log_prob(law: Any, y: Tree) -> Tensor:
+    """Return log π of a decision over the number of its live factors, the log of a geometric mean: [*batch]; 0 where
+    no factor is live."""
+    return law.log_prob(y) / law.size.clamp_min(1)
+
+
+def on_policy(law: Any, y: Tree, chain: Chain) -> None:
+    """Raise OffPolicy if the whole chain, executed or not, is scored otherwise than it was drawn (a factor's mean)."""
+    law = replace(law, live=None)
+    assert_on_policy(mean_log_prob(law, y), chain.log_prob / law.size)
+
+
+def standard(credit: Tensor) -> Tensor:
+    """Return the advantages of a minibatch, normalised; of a single decision as it is, for it has no std."""
+    return normalise(credit) if credit.numel() > 1 else credit
 
 
 def sight(policy: Policy, env: Stream) -> tuple[Callable[[Tree], Tensor], int]:
@@ -100,12 +206,12 @@ def sight(policy: Policy, env: Stream) -> tuple[Callable[[Tree], Tensor], int]:
             frozen.append(net)
         return frozen[0].features(cond).float()
 
-    return see, see(_blank(env.spec.obs)).shape[-1]
+    return see, see(blank(env.spec.obs)).shape[-1]
 
 
-def _blank(shapes: Any) -> Tree:
-    """One observation of zeros."""
-    return {k: _blank(v) for k, v in shapes.items()} if isinstance(shapes, dict) else torch.zeros(1, *shapes)
+def blank(shapes: Any) -> Tree:
+    """Return one observation of zeros, of these shapes."""
+    return {k: blank(v) for k, v in shapes.items()} if isinstance(shapes, dict) else torch.zeros(1, *shapes)
 
 
 class Judged(NamedTuple):
@@ -135,7 +241,7 @@ def judged(
     seen, after = (see(tree_map(lambda v: v.flatten(0, 1), o)) for o in (ep.obs, ep.next_obs))
     with torch.no_grad():
         v, after_v = (value(o).unflatten(0, ep.reward.shape) for o in (seen, after))
-    reward = scale(ep.reward, gamma ** ep.length.float(), ep.done).to(device)
+    reward = scale(ep.reward, gamma ** ep.length.float(), ep.done, ep.alive).to(device)
     credit = gae(reward, ep.discount(gamma).to(device), v, after_v, ep.done.to(device), lam)
     return Judged(seen, v, credit, (credit + v).flatten())
 

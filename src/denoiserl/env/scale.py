@@ -24,8 +24,11 @@ class RewardScale:
         """The divisor."""
         return max((self.squares / max(self.count, 1.0)) ** 0.5, self.least)
 
-    def __call__(self, reward: Tensor, gamma: Tensor, done: Tensor) -> Tensor:
-        """Scaled rewards [T, B]; ``gamma`` [T, B] is the discount of each step, ``done`` where an episode ended."""
+    def __call__(self, reward: Tensor, gamma: Tensor, done: Tensor, alive: Tensor | None = None) -> Tensor:
+        """Return scaled rewards [T, B]; ``gamma`` [T, B] is the discount of each step, ``done`` where an episode ended.
+
+        ``alive`` [T, B] bool: the steps that happened (None: all). The others count in no statistics.
+        """
         if self.running is None or self.running.shape != reward.shape[1:]:
             self.running = torch.zeros(reward.shape[1:], device=reward.device)
         seen = []
@@ -34,6 +37,9 @@ class RewardScale:
             seen.append(self.running)
             self.running = torch.where(done[t], 0.0, self.running)
         batch = torch.stack(seen).double()
+        batch = batch if alive is None else batch[alive]
+        if batch.numel() == 0:
+            return reward / self.std
         n, mean = float(batch.numel()), float(batch.mean())
         total, gap = self.count + n, mean - self.mean
         self.squares += float(((batch - mean) ** 2).sum()) + gap**2 * self.count * n / total

@@ -68,7 +68,9 @@ def steer(
     process = Steered(policy.process, bound)
     made = Steering(policy.denoiser, Actor(net, least, 1 / least), horizon, noise_map, rank).to(policy.device)
     train, serve = process.steered(policy.serve), process.steered(policy.serve, spread)
-    return Policy.of(process, made, policy.event, train, serve, policy.codec)
+    steered = Policy.of(process, made, policy.event, train, serve, policy.codec)
+    steered.weights.execute = policy.weights.execute
+    return steered
 
 
 def steering(policy: Policy, using: str | None = None) -> Steering:

@@ -8,6 +8,7 @@ where an episode ended; steps that an automatic reset swallowed are masked; a ch
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,10 @@ from denoiserl.tree import Tree, tree_map
 
 Act = Callable[[Any, Rng], tuple[Tensor, Chain | None]]
 """``act(obs [B, ...], rng) -> (action [B, d] or chunk [B, T_a, d], its chain or None)``, in the environment's units."""
+
+
+EPISODES, LEAST, MOST = 4, 500, 20_000
+"""whole episodes and ticks of every copy before copies start afresh; and the most ticks"""
 
 
 class Owner(Protocol):
@@ -229,9 +234,10 @@ class Stream:
     ``env``: a Gymnasium id, a factory, a Gymnasium vector environment (then ``copies`` is its own number), a batched
     world, or "envpool:" and an id. ``processes`` > 1 steps the copies of an id or factory in that many worker
     processes, with the same numbers, and those of envpool in as many threads.
-    ``gamma`` is the discount inside a chunk. ``on_fault``: a copy that raises or gives NaN stops the stream by name, or
-    is made anew while its lost decision is masked and counted ("restart"). ``patience``: seconds after which a worker
-    process that does not answer is a fault too (300 by default; in one process a copy that hangs cannot be told).
+    ``gamma`` is the discount inside a chunk (None: that of the method that learns here, else 1). ``on_fault``: a copy
+    that raises or gives NaN stops the stream by name, or is made anew while its lost decision is masked and counted
+    ("restart"). ``patience``: seconds after which a worker process that does not answer is a fault too (300 by default;
+    in one process a copy that hangs cannot be told).
     """
 
     def __init__(
@@ -240,13 +246,14 @@ class Stream:
         copies: int | None = None,
         seed: int = 0,
         processes: int = 1,
-        gamma: float = 1.0,
+        gamma: float | None = None,
         on_fault: OnFault = "stop",
         patience: float | None = None,
     ) -> None:
         self.owner, self.spec = own(env, copies, processes, on_fault, patience)
-        self.seed, self.gamma = seed, gamma
+        self.seed, self.gamma, self._own_gamma = seed, 1.0 if gamma is None else gamma, gamma
         self.obs: Any = None
+        self._ended, self._life = False, 0  # has any episode ended in all ticks so far?
 
     @property
     def copies(self) -> int:
@@ -273,17 +280,45 @@ class Stream:
             raise BadSignal(f"{self.name} has no flat observation: its shapes are {self.spec.obs}")
         return self.spec.obs[0]
 
+    def discount(self, gamma: float) -> None:
+        """Discount inside a chunk by ``gamma`` a tick, as the method that learns here does between chunks.
+
+        Raises BadSignal if the stream was made with another ``gamma``.
+        """
+        if self._own_gamma not in (None, gamma):
+            raise BadSignal(
+                f"the stream discounts by {self._own_gamma} a tick inside a chunk and the method by {gamma} between "
+                "chunks: give both one gamma, or leave it out of the stream"
+            )
+        self.gamma = gamma
+
     def border(self, iteration: int) -> None:
         """Reset all copies with seeds made from (seed, iteration, copy).
 
         A simulator cannot be saved. Resetting every run, resumed or not, at the same iterations makes both the same.
         """
+        if self._ended is False and self._life >= LEAST:
+            warnings.warn(
+                f"{self.name}: no episode has ended in {self._life} ticks of a copy, so nothing is known of returns: "
+                "train for longer, restart later, or give the environment a time limit",
+                stacklevel=2,
+            )
+            self._ended = True  # one word is enough
         seeds = [derived(self.seed, iteration, copy) for copy in range(self.copies)]
         self.obs = tensors(self.owner.reset(seeds), self.spec.obs, self.name)
         self._returns = np.zeros(self.copies)
         self._ticks = np.zeros(self.copies, np.int64)
         self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
         self._success = np.zeros(self.copies, bool)
+        self._played, self._episodes = np.zeros(self.copies, np.int64), np.zeros(self.copies, np.int64)
+
+    def may_restart(self) -> bool:
+        """Say whether a border takes little away: every copy has finished some episodes since the last one.
+
+        4 episodes and 500 ticks of every copy, or 20000 ticks; and where nothing was played.
+        """
+        whole = int(self._episodes.min()) >= EPISODES and int(self._played.min()) >= LEAST
+        return whole or int(self._played.max()) >= MOST or not self._played.any()
 
     def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
         """``steps`` decisions of every copy."""
@@ -312,6 +347,9 @@ class Stream:
         out = self.owner.play(numbers, np.ones(self.copies, bool), self.gamma)
         self._note(out)
         over = out.terminated | out.truncated
+        self._played += out.length
+        self._episodes += over
+        self._ended, self._life = bool(self._ended or over.any()), self._life + int(out.length.max())
         self._returns += out.raw
         self._ticks += out.length
         info = {

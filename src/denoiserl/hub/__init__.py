@@ -5,3 +5,16 @@ timestep, a scheduler or a pipeline becomes that here. ``hub.diffusers`` takes m
 ``hub.schedulers`` their noise levels and time grids, ``hub.transformers`` masked and left-to-right language models,
 ``hub.adapters`` puts LoRA on any of them. Nothing here imports those libraries before it is asked to.
 """
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Return a module of the border, imported when first asked for."""
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

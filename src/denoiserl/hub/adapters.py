@@ -1,55 +1,238 @@
 """LoRA adapters (2106.09685) through peft: W x + (α/r) B A x, and only A and B learn.
 
-The reference of an adapted policy is the model with its adapters off, so it costs no memory.
+``lora`` puts them on a policy's model, ``save_lora`` writes them as the file that diffusers or peft reads,
+``load_lora`` reads such a file, and ``merge`` folds them into the weights, after which a pipeline is whole again.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import re
+import types
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from denoiserl.errors import BadRun, nearest, need
 from denoiserl.hub import diffusers, transformers
 from denoiserl.policy import Policy
 from denoiserl.weights import Weights
 
+PEFT_FILE, DIFFUSERS_FILE = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+METADATA = "lora_adapter_metadata"
+"""Where diffusers looks for rank and α in the header of its file."""
 
-def adapt(model: nn.Module, r: int, targets: Sequence[str], alpha: float | None = None, seed: int = 0) -> Any:
-    """The model with adapters of rank r on every layer whose name ends in one of ``targets``; the rest is frozen.
 
-    α defaults to r. B starts at zero, so the adapted model is the model. ``policy.save`` keeps base and adapters; to
-    load them, make the same adapters first: ``Policy.load(path, net=adapt(model, r, targets))``.
+def adapt(model: nn.Module, r: int, targets: Sequence[str] | str, alpha: float | None = None, seed: int = 0) -> Any:
+    """Return the model with adapters of rank r on ``targets``; the rest is frozen.
+
+    ``targets``: ends of layers' names, or one string as peft reads it, "all-linear" or a regular expression of whole
+    names. α defaults to r. B starts at zero, so the adapted model is the model. ``policy.save`` keeps base and
+    adapters; to load them, make the same adapters first: ``Policy.load(path, net=adapt(model, r, targets))``.
+    Raise BadRun if a target is no layer, if the model has adapters, or if it is compiled.
     """
     peft = need("peft", "hub")
     if r < 1:
         raise BadRun(f"the rank of an adapter is at least 1, not {r}")
-    if hasattr(model, "peft_config"):
-        raise BadRun("this model has adapters already: take the model underneath, model.unload()")
-    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
-    names = [name for name, layer in model.named_modules() if isinstance(layer, layers)]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise BadRun(nearest(target, {name.rsplit(".", 1)[-1] for name in names}, "layer to adapt"))
+    found = _layers(model, targets)
+    targets = targets if isinstance(targets, str) else list(targets)
+    turned = all(type(layer).__name__ == "Conv1D" for layer in found)  # GPT-2's, whose weights are transposed
+    config = peft.LoraConfig(r=r, lora_alpha=alpha or r, target_modules=targets, fan_in_fan_out=turned)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return peft.get_peft_model(model, peft.LoraConfig(r=r, lora_alpha=alpha or r, target_modules=list(targets)))
+        return _wrap(model, config)
 
 
-def lora(policy: Policy, r: int, targets: Sequence[str], alpha: float | None = None, seed: int = 0) -> Policy:
-    """The policy with adapters on the model that it wraps; ``weights.keep("reference")`` is then "adapters off".
+def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
+    """The layers that ``targets`` name. Raise BadRun if one names none."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    known = {n: m for n, m in model.named_modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"}
+    last = {name.rsplit(".", 1)[-1] for name in known}
+    if targets == "all-linear":
+        return list(known.values())
+    if isinstance(targets, str):
+        try:
+            hit = [layer for name, layer in known.items() if re.fullmatch(targets, name)]
+        except re.error as error:
+            raise BadRun(f"{targets!r} is no regular expression ({error}): give a list of layers' names") from error
+        if not hit and targets in last:
+            raise BadRun(f"targets={targets!r} is read as a regular expression of whole names: give [{targets!r}]")
+        if not hit:
+            raise BadRun(nearest(targets, last, "layer to adapt"))
+        return hit
+    if not targets:
+        raise BadRun(f"no layer to adapt is named. Known: {', '.join(sorted(last))}")
+    hit = []
+    for target in targets:
+        found = [layer for name, layer in known.items() if name == target or name.endswith(f".{target}")]
+        if not found:
+            raise BadRun(nearest(target, last, "layer to adapt"))
+        hit += found
+    return hit
+
+
+def _wrap(model: nn.Module, config: Any) -> Any:
+    """The model under peft, in place. Its own ``save_pretrained`` refuses as long as adapters sit in it."""
+    if "_orig_mod" in model._modules:
+        raise BadRun("adapters go under a compiled model: adapt model._orig_mod, then compile what comes out")
+    if hasattr(model, "peft_config"):
+        raise BadRun("this model has adapters already: take the model underneath, model.unload()")
+    wrapped = need("peft", "hub").get_peft_model(model, config)
+    if hasattr(model, "save_pretrained"):
+        _guard(model)
+    return wrapped
+
+
+def _guard(model: Any) -> None:
+    own, layer = type(model).save_pretrained, need("peft.tuners.tuners_utils", "hub").BaseTunerLayer
+
+    @functools.wraps(own)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(module, layer) for module in self.modules()):
+            raise BadRun(
+                f"adapters sit in this {type(self).__name__}, and its file would have names that nothing reads: write "
+                "the adapters alone, hub.adapters.save_lora(policy, folder), or fold them into the weights first, "
+                "hub.adapters.merge(policy)"
+            )
+        return own(self, *args, **kwargs)
+
+    model.save_pretrained = types.MethodType(save_pretrained, model)
+
+
+def _nets(policy: Policy) -> list[Any]:
+    """The wrapped models of the weights that are active. Raise BadRun if there are none."""
+    nets = [m for m in policy.denoiser.modules() if isinstance(m, diffusers.Net | transformers.Net)]
+    if not nets:
+        raise BadRun("this policy wraps no model of diffusers or transformers: adapt its network and wrap that")
+    return nets
+
+
+def lora(policy: Policy, r: int, targets: Sequence[str] | str, alpha: float | None = None, seed: int = 0) -> Policy:
+    """Return the policy with adapters on the model that it wraps: see ``adapt``.
 
     Works on models of ``hub.diffusers`` and ``hub.transformers``, in place: peft puts its layers into the model.
     """
+    _no_sets(policy)
+    for net in _nets(policy):
+        net.model = adapt(net.model, r, targets, alpha, seed).eval()
+    return replace(policy, weights=Weights(policy.weights.module))
+
+
+def _no_sets(policy: Policy) -> None:
     if policy.weights.sets:
         raise BadRun(f"the policy keeps {', '.join(policy.weights.sets)} already: add adapters before keeping weights")
-    denoiser = policy.weights.module
-    wrapped = [m for m in denoiser.modules() if isinstance(m, diffusers.Net | transformers.Net)]
-    if not wrapped:
-        raise BadRun("this policy wraps no model of diffusers or transformers: adapt its network and wrap that")
-    for net in wrapped:
-        net.model = adapt(net.model, r, targets, alpha, seed).eval()
-    return replace(policy, weights=Weights(denoiser))
+
+
+def _adapters(net: Any) -> tuple[Any, str]:
+    """The model that adapters sit in, and the name of the only one. Raise BadRun if there is none, or another kind."""
+    model = net.model._modules.get("_orig_mod") or net.model
+    names = list(getattr(model, "peft_config", {}))
+    if len(names) != 1:
+        raise BadRun(f"one adapter is needed, and the policy's model has {len(names)} ({', '.join(names) or 'none'})")
+    if (kind := getattr(model.peft_config[names[0]].peft_type, "value", "")) != "LORA":
+        raise BadRun(
+            f"the policy's adapters are {kind}, not LORA: save them by peft, net.model.save_pretrained(folder)"
+        )
+    return model, names[0]
+
+
+def save_lora(policy: Policy, folder: str | Path) -> Path:
+    """Write the adapters of a policy, and nothing else, and return the file.
+
+    Around a model of diffusers it is the file that ``pipeline.load_lora_weights(folder)`` reads into a fresh pipeline,
+    rank and α included. Around one of transformers it is what ``PeftModel.from_pretrained(model, folder)`` reads.
+    ``load_lora`` reads both. The weights are those of the active set. Raise BadRun if there are no LoRA adapters, or
+    if whole layers have learned beside them (``modules_to_save``), for which such a file has no place.
+    """
+    if len(nets := _nets(policy)) != 1:
+        raise BadRun(f"one model is needed, and this policy wraps {len(nets)}: save each by peft")
+    (model, name), folder = _adapters(nets[0]), Path(folder)
+    if isinstance(nets[0], transformers.Net):
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return folder / PEFT_FILE
+    tensors = need("peft", "hub").get_peft_model_state_dict(model, adapter_name=name)
+    tensors = {k.removeprefix("base_model.model."): v.detach().cpu().contiguous() for k, v in tensors.items()}
+    if whole := sorted(k for k in tensors if ".lora_" not in k):
+        raise BadRun(f"{', '.join(whole[:3])} learned as whole layers: save this policy by policy.save(path)")
+    part = "unet" if type(diffusers.plain(model)).__name__.startswith("UNet") else "transformer"
+    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config[name].to_dict().items()}
+    header = {"format": "pt", METADATA: json.dumps({f"{part}.{k}": v for k, v in settings.items()}, sort_keys=True)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({f"{part}.{k}": v for k, v in tensors.items()}, folder / DIFFUSERS_FILE, header)
+    return folder / DIFFUSERS_FILE
+
+
+def load_lora(policy: Policy, path: str | Path) -> Policy:
+    """Return the policy with adapters read from a LoRA file of diffusers or of peft, or from the folder that has it.
+
+    In place, as ``lora``; they go on learning. Rank and α come from the file's header or from peft's
+    ``adapter_config.json``; without either, ranks come from shapes and α = r, as in diffusers. Raise BadRun if the file
+    is missing, is written in another layout, or has layers that the model has not.
+    """
+    _no_sets(policy)
+    peft, (net, *others) = need("peft", "hub"), _nets(policy)
+    file = next((f for f in (Path(path) / DIFFUSERS_FILE, Path(path) / PEFT_FILE, Path(path)) if f.is_file()), None)
+    if others or file is None or file.suffix != ".safetensors":
+        raise BadRun(f"{path} is no LoRA of one model: give the file, or a folder with {DIFFUSERS_FILE} or {PEFT_FILE}")
+    tensors, told = _read(file)
+    layers = {k.split(".lora_")[0] for k in tensors}
+    if unknown := sorted(layers - {name for name, _ in net.model.named_modules()}):
+        raise BadRun(f"{file} belongs to another model: this one has no {', '.join(unknown[:3])}")
+    wrapped = _wrap(net.model, peft.LoraConfig(**{**(told or _guess(tensors)), "inference_mode": False}))
+    own = {k.removeprefix("base_model.model.") for k in peft.get_peft_model_state_dict(wrapped)}
+    if own != set(tensors):
+        wrapped.unload()
+        raise BadRun(f"{file} does not fill the adapters it describes: {', '.join(sorted(own ^ set(tensors))[:3])}")
+    peft.set_peft_model_state_dict(wrapped, {f"base_model.model.{k}": v for k, v in tensors.items()})
+    net.model = wrapped.eval()
+    return replace(policy, weights=Weights(policy.weights.module))
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors by the model's own names, and the settings of the adapters where the file says them."""
+    with safe_open(file, "pt") as opened:
+        tensors, header = {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}
+    told = json.loads(header[METADATA]) if METADATA in header else None
+    for part in ("unet.", "transformer.", "base_model.model."):
+        if tensors and all(k.startswith(part) for k in tensors):
+            tensors = {k.removeprefix(part): v for k, v in tensors.items()}
+            told = told and {k.removeprefix(part): v for k, v in told.items()}
+    if wrong := sorted(k for k in tensors if ".lora_" not in k or ".lora_down" in k or ".lora_up" in k) or not tensors:
+        what = "nothing" if wrong is True else ", ".join(wrong[:3])
+        raise BadRun(
+            f"{file} holds {what}, which is not peft's layout (layer.lora_A.weight) of one model: let diffusers read "
+            "it, pipeline.load_lora_weights(file), and write it again, pipeline.transformer.save_lora_adapter(folder)"
+        )
+    if told is None and (beside := file.with_name("adapter_config.json")).is_file():
+        told = need("peft", "hub").PeftConfig.from_pretrained(str(beside.parent)).to_dict()
+    return tensors, told
+
+
+def _guess(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The settings of adapters of which shapes alone are known."""
+    ranks = {k.split(".lora_")[0]: v.shape[0] for k, v in tensors.items() if ".lora_A" in k}
+    r = max(ranks.values())
+    each = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
+    only = "|".join(re.escape(name) for name in ranks)
+    return {"r": r, "lora_alpha": r, "target_modules": only, "rank_pattern": each, "alpha_pattern": each}
+
+
+def merge(policy: Policy) -> Policy:
+    """Return the policy with its adapters folded into the model's weights, in place: W + (α/r) B A.
+
+    The model is then what it was before ``lora``, with other weights, so that ``pipeline.save_pretrained`` writes a
+    whole pipeline. Raise BadRun if another set of weights than ``current`` is active.
+    """
+    if policy.active != "current":
+        raise BadRun(f"the adapters of {policy.active!r} are a copy: policy.weights.load({policy.active!r}) first")
+    for net in _nets(policy):
+        net.model = _adapters(net)[0].merge_and_unload().eval()
+        vars(net.model).pop("save_pretrained", None)
+    return replace(policy, weights=Weights(policy.weights.module))

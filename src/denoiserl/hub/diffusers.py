@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.errors import BadRun, BadSignal, nearest
+from denoiserl.hub.families import check, flow_levels, needs, network, plain, setting
 from denoiserl.hub.schedulers import Convention, convert, steps_like
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, Linear, Schedule, ddim, flow_sde
@@ -26,11 +27,6 @@ from denoiserl.tree import tree_map
 
 INDEX = "index"
 """The part of a condition that only the reward reads: which prompt a row answers."""
-
-
-def plain(model: Any) -> nn.Module:
-    """The model under its adapters, if it has any."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class Net(nn.Module):
@@ -53,6 +49,7 @@ class Net(nn.Module):
         if not self.state or "timestep" not in known:
             raise BadRun(f"a {type(base).__name__} is not called as (sample | hidden_states, timestep, ...)")
         self.model, self.schedule, self.levels, self.flow = model.eval(), schedule, levels, flow
+        self.needs = needs(model)
         self.known = [name for name in known if name not in (self.state, "timestep", "return_dict")]
         self._check(fixed or {})
         self.fixed = dict(fixed or {})
@@ -83,6 +80,10 @@ class Net(nn.Module):
             raise BadSignal(
                 "this model needs a condition: embeddings [B, tokens, features], or prompts(pipeline, texts)"
             )
+        if missing := [name for name in self.needs if name not in given and name not in self.fixed]:
+            raise BadSignal(
+                f"a {type(plain(self.model)).__name__} also needs {', '.join(missing)}: give a dict of its arguments"
+            )
         return tree_map(lambda v: v.to(self.dtype) if v.is_floating_point() else v, given)
 
     def clock(self, t: Tensor) -> Tensor:
@@ -100,16 +101,31 @@ class Net(nn.Module):
 
 
 def denoiser(
-    model: nn.Module, scheduler: Any, tokens: int | None = None, fixed: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    scheduler: Any,
+    tokens: int | None = None,
+    fixed: Mapping[str, Tensor] | None = None,
+    levels: int | None = None,
 ) -> Gauss:
-    """An unmodified model, with the scheduler it was trained with, as the denoiser of a Gaussian process."""
+    """Return an unmodified model, with the scheduler it was trained with, as the denoiser of a Gaussian process.
+
+    ``levels``: what a flow model of a class that is not known is told as its timestep, in units of σ (1000 or 1).
+    Other models are told the index of a level, and ``levels`` is the scheduler's. Raise BadRun where that is not known.
+    """
     said = convert(scheduler, tokens)
-    levels = 1 if said.flow and type(plain(model)).__name__.startswith("Flux") else said.levels
-    return Gauss(Net(model, said.schedule, levels, said.flow, fixed), said.schedule, said.predicts).eval()
+    if said.flow:
+        levels = flow_levels(model, bool(scheduler.config.get("use_dynamic_shifting")), levels)
+    elif levels not in (None, said.levels):
+        raise BadRun(f"the scheduler has {said.levels} levels: levels={levels} would be wrong, leave it out")
+    return Gauss(
+        Net(model, said.schedule, levels or said.levels, said.flow, fixed), said.schedule, said.predicts
+    ).eval()
 
 
 def _seen(cond: Any) -> Any:
     """What the denoiser sees of a condition: all but which prompt it is."""
+    if isinstance(cond, str | list | tuple):
+        raise BadSignal("texts are encoded once, before anything is drawn: prompts(pipeline, texts)")
     return {k: v for k, v in cond.items() if k != INDEX} or None if isinstance(cond, dict) else cond
 
 
@@ -174,43 +190,40 @@ class Latent:
 def from_pipeline(
     pipeline: Any, n: int = 20, size: tuple[int, int] | None = None, transition: Transition | None = None
 ) -> Policy:
-    """A policy of a pipeline: its model, its scheduler's levels and n times, its autoencoder as the codec.
+    """Return a policy of a pipeline: its model, its scheduler's levels and n times, its autoencoder as the codec.
 
     ``size``: (height, width) of the pictures in pixels, by default what the model was built for. Learning runs
     ``transition`` (default: the exact posterior ``ddim(1.0)``, or ``flow_sde()`` for flows); users get the ODE. Text
-    encoders stay outside: see ``prompts``.
+    encoders stay outside: see ``prompts``. Raise BadRun for a pipeline whose class is not in ``families.PIPELINES``,
+    for inputs that a policy would ignore, and for a scheduler that clips latents.
     """
-    model = _model(pipeline)
-    config, vae = model.config, getattr(pipeline, "vae", None)
-    if hasattr(pipeline, "_pack_latents"):
+    check(pipeline)
+    model, vae = network(pipeline), getattr(pipeline, "vae", None)
+    channels, answers = setting(plain(model), "in_channels"), setting(plain(model), "out_channels")
+    if channels is None or answers not in (None, channels):
         raise BadRun(
-            f"a {type(pipeline).__name__} packs its latents into tokens: build the policy by hand, with "
-            "denoiser(pipeline.transformer, pipeline.scheduler, tokens, fixed={'img_ids': ..., 'txt_ids': ...})"
+            f"the model reads {channels} channels and answers {answers}: models that also read a mask or a picture, or "
+            "that learn their variance, are not plain denoisers"
         )
-    if config["in_channels"] != config["out_channels"]:
-        raise BadRun(
-            f"the model reads {config['in_channels']} channels and answers {config['out_channels']}: models that also "
-            "read a mask or a picture, or that learn their variance, are not plain denoisers"
-        )
-    factor = 1 if vae is None else 2 ** (len(vae.config["block_out_channels"]) - 1)
-    side = config["sample_size"] if size is None else [_divided(v, factor) for v in size]
+    codec = _codec(vae)
+    factor = 1 if vae is None else 2 ** (len(setting(plain(vae), "block_out_channels")) - 1)
+    side = setting(plain(model), "sample_size") if size is None else [_divided(v, factor) for v in size]
     if side is None:
         raise BadRun("the model does not say what size its pictures have: give size=(height, width) in pixels")
     height, width = (side, side) if isinstance(side, int) else side
-    patch = config.get("patch_size") or 1
-    said = convert(pipeline.scheduler, (height // patch) * (width // patch))
+    patch = setting(plain(model), "patch_size") or 1
+    tokens = (height // patch) * (width // patch)
+    scheduler = getattr(pipeline, "scheduler", None)
+    said = convert(scheduler, tokens)
+    if said.clip is not None and vae is not None:
+        raise BadRun(
+            f"the scheduler clips x̂₀ to ±{said.clip:g}, which is for pixels and cuts latents: give the pipeline "
+            f"{type(scheduler).__name__}.from_config(pipeline.scheduler.config, clip_sample=False)"
+        )
     process = Diffusion(said.schedule, transition or _exploring(said), said.clip)
-    train = steps_like(pipeline.scheduler, process, n)
-    serve = steps_like(pipeline.scheduler, process, n, ddim(0.0))
-    made = denoiser(model, pipeline.scheduler, (height // patch) * (width // patch))
-    return Policy.of(process, made, (config["in_channels"], height, width), train, serve, _codec(vae))
-
-
-def _model(pipeline: Any) -> Any:
-    for name in ("unet", "transformer"):
-        if getattr(pipeline, name, None) is not None:
-            return getattr(pipeline, name)
-    raise BadRun(f"a {type(pipeline).__name__} has neither a unet nor a transformer")
+    train = steps_like(scheduler, process, n)
+    serve = steps_like(scheduler, process, n, ddim(0.0))
+    return Policy.of(process, denoiser(model, scheduler, tokens), (channels, height, width), train, serve, codec)
 
 
 def _divided(pixels: int, factor: int) -> int:
@@ -226,32 +239,40 @@ def _exploring(said: Convention) -> Transition:
 def _codec(vae: Any) -> Pixels | Latent:
     if vae is None:
         return Pixels()
+    name, scale = type(plain(vae)).__name__, setting(plain(vae), "scaling_factor")
+    if name != "AutoencoderKL" or scale is None or not setting(plain(vae), "block_out_channels"):
+        raise BadRun(f"a {name} is no AutoencoderKL: build the policy by hand, with a codec of its encode and decode")
+    if setting(plain(vae), "latents_mean") is not None:
+        raise BadRun("the autoencoder shifts every channel of its latents (latents_mean): write a codec that does")
     vae.eval().requires_grad_(False)
-    return Latent(vae, float(vae.config["scaling_factor"]), float(vae.config.get("shift_factor") or 0.0))
+    return Latent(vae, float(scale), float(setting(plain(vae), "shift_factor") or 0.0))
 
 
 @torch.no_grad()
 def prompts(pipeline: Any, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Texts as conditions: the model's embeddings, and the number of the text in ``index``.
+    """Return texts as conditions: the model's embeddings, and the number of the text in ``index``.
 
     Recipes draw rows of this tree; a reward looks its text up by ``prompts["index"]``, and the denoiser does not see
-    it. For pipelines of one text encoder (Stable Diffusion) and of pooled embeddings (Stable Diffusion 3).
+    it. For ``StableDiffusionPipeline`` and ``StableDiffusion3Pipeline``; raise BadRun for others, whose models take
+    other arguments: a dict of those, batch first, is a condition too.
     """
-    if not texts or isinstance(texts, str):
+    if not texts or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise BadSignal("prompts are a list of texts, one a row")
-    known = inspect.signature(pipeline.encode_prompt).parameters
-    given: dict[str, Any] = {f"prompt_{i}": None for i in (2, 3) if f"prompt_{i}" in known}
-    given |= {"device": next(_model(pipeline).parameters()).device, "num_images_per_prompt": 1}
-    told = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **given)
-    named = {"encoder_hidden_states": told[0]}
-    if len(told) == 4 and "pooled_projections" in inspect.signature(_model(pipeline).forward).parameters:
-        named["pooled_projections"] = told[2]
-    elif len(told) != 2:
+    name, model = type(pipeline).__name__, network(pipeline)
+    if name not in ("StableDiffusionPipeline", "StableDiffusion3Pipeline"):
+        hint = ""
+        if name == "StableDiffusionXLPipeline":
+            hint = ": encoder_hidden_states, and added_cond_kwargs with text_embeds [B, D] and time_ids [B, 6]"
         raise BadRun(
-            f"what {type(pipeline).__name__}.encode_prompt answers ({len(told)} parts) is not known here: pass the "
-            "model's own arguments as a dict of tensors instead"
+            f"what a {name} makes of texts is not known here: pass its {type(plain(model)).__name__}'s own arguments "
+            f"as a dict of tensors instead{hint}"
         )
-    return {**named, INDEX: torch.arange(len(texts), device=told[0].device)}
+    pooled = name == "StableDiffusion3Pipeline"
+    given: dict[str, Any] = {"prompt_2": None, "prompt_3": None} if pooled else {}
+    given |= {"device": next(model.parameters()).device, "num_images_per_prompt": 1}
+    parts = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **given)
+    named = {"encoder_hidden_states": parts[0]} | ({"pooled_projections": parts[2]} if pooled else {})
+    return {**named, INDEX: torch.arange(len(texts), device=parts[0].device)}
 
 
 def load(path: str | Path, pipeline: Any, model: nn.Module | None = None) -> Policy:
@@ -260,5 +281,5 @@ def load(path: str | Path, pipeline: Any, model: nn.Module | None = None) -> Pol
     ``model``: the pipeline's by default; give the one with adapters where the policy had them. Trained weights are
     copied into it.
     """
-    net = _model(pipeline) if model is None else model
+    net = network(pipeline) if model is None else model
     return Policy.load(path, net, next(net.parameters()).device, getattr(pipeline, "vae", None))

@@ -10,20 +10,17 @@ Datasets of LeRobot are in ``hub.lerobot_dataset``. Both formats are read as fil
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from denoiserl.data.normal import Normalizer
 from denoiserl.errors import BadRun, BadSignal, nearest, need
+from denoiserl.hub.lerobot_checkpoint import Config, Norms, read_config, read_norms, read_tensors
 from denoiserl.hub.lerobot_eyes import Eyes
 from denoiserl.hub.lerobot_net import Net, fill
 from denoiserl.hub.schedulers import convert, steps_like
@@ -32,7 +29,6 @@ from denoiserl.process import Diffusion, Gauss, ddim
 from denoiserl.process.transition import Transition
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
-EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Chunks:
     actions from now on. Nothing is clipped, as upstream.
 
     ``pictures``: normalisers of the policy's cameras. Then a condition is a dict with all parts, pictures [..., T_o, C,
-    H, W] in [0, 1] or, as environments draw them, [..., T_o, H, W, C] in bytes.
+    H, W] in [0, 1] or in bytes, or, as environments draw them, [..., T_o, H, W, C] from 0 to 255.
     """
 
     observation: Normalizer
@@ -85,8 +81,16 @@ class Chunks:
         x = x.unsqueeze(-4) if self.history == 1 else x
         if x.shape[-4] != self.history:
             raise BadSignal(f"this policy sees its last {self.history} pictures; got {_shape(x)}")
-        last = x if x.shape[-1] == normal.dim != x.shape[-3] else None
-        return normal.norm(x.movedim(-3, -1) if last is None else last.float() / 255).movedim(-1, -3)
+        last = x.shape[-1] == normal.dim != x.shape[-3]
+        x = x if last else x.movedim(-3, -1)
+        if last or not x.is_floating_point():
+            x = x.float() / 255
+        elif x.numel() and float(x.max()) > 2:
+            raise BadSignal(
+                f"pictures [..., C, H, W] of floats lie in [0, 1], and these reach {float(x.max()):g}: divide them by "
+                "255, or give bytes"
+            )
+        return normal.norm(x).movedim(-1, -3)
 
     def _frames(self, x: Tensor, size: int) -> Tensor:
         """[..., T_o, size], or [..., size] where one observation is all there is."""
@@ -108,40 +112,35 @@ def diffusion_policy(folder: str | Path, n: int | None = None, transition: Trans
     """The policy of a LeRobot ``DiffusionPolicy`` checkpoint (a folder with ``config.json`` and ``model.safetensors``).
 
     ``n`` denoising steps (default: the checkpoint's). It serves as LeRobot does: DDPM's posterior or DDIM without
-    noise, from the same noise the same actions; where DDIM's estimate is clipped, the noise is recomputed from the
-    clipped one, which upstream does not. Learning runs ``transition`` (default: the posterior, ``ddim(1.0)``, whose
-    last step has no density: ``floored(ddim(1.0), std)`` has one in each).
-    A checkpoint without scale in its FiLM gets scales of one, which may be learned. Raises BadRun.
+    noise, from the same noise the same actions. Learning runs ``transition`` (default: the posterior, ``ddim(1.0)``,
+    whose last step has no density: ``floored(ddim(1.0), std)`` has one in each).
+    A checkpoint without scale in its FiLM gets scales of one, which may be learned. Mixed precision (``use_amp``) is
+    not followed: the policy computes in float32. Raise BadRun if the checkpoint says what is not read here.
     """
     folder = Path(folder)
-    config = _json(folder / "config.json")
-    if config.get("type", "diffusion") != "diffusion":
-        raise BadRun(f"{folder} is a LeRobot policy of type {config['type']!r}: only 'diffusion' is read here")
-    try:
-        weights = {k.replace("_orig_mod.", ""): v for k, v in load_file(folder / "model.safetensors").items()}
-    except (OSError, SafetensorError) as error:
-        raise BadRun(f"{folder} has no readable model.safetensors: {error}") from None
+    config = read_config(folder)
     sizes, cameras, d = _features(config, folder)
     history, horizon = int(config["n_obs_steps"]), int(config["horizon"])
     scheduler = _scheduler(config)
     said = convert(scheduler)
     n = int(n or config.get("num_inference_steps") or said.levels)
     eyes = _eyes(config, cameras) if cameras else None
-    seen = sum(sizes.values()) + (0 if eyes is None else eyes.width)
+    width = sum(sizes.values()) + (0 if eyes is None else eyes.width)
     net = Net(
-        (horizon, d), history * seen, config["down_dims"], config["kernel_size"], config["n_groups"],
+        (horizon, d), history * width, config["down_dims"], config["kernel_size"], config["n_groups"],
         config["diffusion_step_embed_dim"], said.levels, history - 1, eyes, sizes[STATE],
     )  # fmt: skip
-    fill(net, weights, bool(config.get("use_film_scale_modulation", False)))
-    stats, modes = _statistics(folder, weights, [*sizes, *cameras, ACTION]), config.get("normalization_mapping", {})
-    parts = [_normalizer(stats, name, size, modes.get(_kind(name, config), "IDENTITY")) for name, size in sizes.items()]
+    left = fill(net, read_tensors(folder / "model.safetensors"), bool(config["use_film_scale_modulation"]))
+    seen, done = read_norms(folder, config, left)
+    parts = [_normalizer(seen, name, size) for name, size in sizes.items()]
     observation = Normalizer(*(torch.cat([getattr(p, f) for p in parts]) for f in FIELDS))
-    action = _normalizer(stats, ACTION, d, modes.get("ACTION", "IDENTITY"))
-    process = Diffusion(said.schedule, ddim(1.0), said.clip, "noise" if said.predicts == "eps" else "data")
+    process = Diffusion(
+        said.schedule, ddim(1.0), said.clip, "noise" if said.predicts == "eps" else "data", said.clip_noise
+    )
     train = steps_like(scheduler, process, n, transition or ddim(1.0))
     serve = steps_like(scheduler, process, n, said.transition)
-    looks = {k: _normalizer(stats, k, shape[0], modes.get("VISUAL", "IDENTITY")) for k, shape in cameras.items()}
-    codec = Chunks(observation, action, sizes, history, int(config["n_action_steps"]), looks)
+    looks = {name: _normalizer(seen, name, shape[0]) for name, shape in cameras.items()}
+    codec = Chunks(observation, _normalizer(done, ACTION, d), sizes, history, int(config["n_action_steps"]), looks)
     return Policy.of(process, Gauss(net, said.schedule, said.predicts), (horizon, d), train, serve, codec)
 
 
@@ -152,33 +151,26 @@ def _shape(x: Any) -> Any:
     return None if x is None else list(x.shape)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadRun(f"there is no {path}: give the folder of a checkpoint (its pretrained_model)") from None
-    except ValueError as error:
-        raise BadRun(f"{path} is no JSON: {error}") from None
-
-
-def _features(config: dict[str, Any], folder: Path) -> tuple[dict[str, int], dict[str, list[int]], int]:
+def _features(config: Config, folder: Path) -> tuple[dict[str, int], dict[str, list[int]], int]:
     """{observation: its size} in the order of the condition, {camera: its shape}, and the action's size."""
-    if "input_features" not in config or "output_features" not in config:
-        raise BadRun(f"{folder}/config.json names no input_features: it is older than LeRobot 0.1; migrate it there")
-    seen = {k: v for k, v in config["input_features"].items() if v["type"] in ("STATE", "ENV", "VISUAL")}
+    seen = config["input_features"]
     cameras = {k: list(v["shape"]) for k, v in seen.items() if v["type"] == "VISUAL"}
     if STATE not in seen:
         raise BadRun(f"{folder} does not see {STATE}, which LeRobot's diffusion policy is built on")
-    for name in seen:
+    for name, what in seen.items():
         if name not in (STATE, ENVIRONMENT, *cameras):
-            raise BadRun(nearest(name, (STATE, ENVIRONMENT), "observation of a LeRobot policy"))
+            raise BadRun(nearest(name, (STATE, ENVIRONMENT), f"observation of type {what['type']} of a LeRobot policy"))
+    if list(config["output_features"]) != [ACTION]:
+        raise BadRun(f"{folder} answers {', '.join(config['output_features'])}: only {ACTION!r} alone is read here")
     sizes = {name: math.prod(seen[name]["shape"]) for name in (STATE, ENVIRONMENT) if name in seen}
     return sizes, cameras, math.prod(config["output_features"][ACTION]["shape"])
 
 
-def _eyes(config: dict[str, Any], cameras: dict[str, list[int]]) -> Eyes:
+def _eyes(config: Config, cameras: dict[str, list[int]]) -> Eyes:
     if config.get("resize_shape") is not None:
         raise BadRun("this policy resizes its pictures, which is not read here: retrain it on pictures of that size")
+    if not config["use_group_norm"]:
+        raise BadRun("this policy normalises pictures over batches (use_group_norm=False): not read here")
     shapes = list(cameras.values())
     if any(shape != shapes[0] for shape in shapes):
         raise BadRun(f"the cameras of a LeRobot policy have one shape; config.json names {shapes}")
@@ -187,11 +179,7 @@ def _eyes(config: dict[str, Any], cameras: dict[str, list[int]]) -> Eyes:
     return Eyes(len(cameras), shapes[0], config.get("crop_shape"), points, depth, separate)
 
 
-def _kind(name: str, config: dict[str, Any]) -> str:
-    return config["input_features"][name]["type"]
-
-
-def _scheduler(config: dict[str, Any]) -> Any:
+def _scheduler(config: Config) -> Any:
     """diffusers' scheduler of the name and numbers that the checkpoint gives."""
     made = {"DDPM": "DDPMScheduler", "DDIM": "DDIMScheduler"}
     if config["noise_scheduler_type"] not in made:
@@ -202,43 +190,24 @@ def _scheduler(config: dict[str, Any]) -> Any:
     return getattr(diffusers, made[config["noise_scheduler_type"]])(**{name: config[name] for name in names})
 
 
-def _statistics(folder: Path, weights: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """{feature.statistic: numbers}, from the processors' files or from buffers among the weights."""
-    found: dict[str, Tensor] = {}
-    named = {name.replace(".", "_"): name for name in names}
-    for path in (folder / "policy_preprocessor.json", folder / "policy_postprocessor.json"):
-        for step in _json(path).get("steps", []) if path.is_file() else []:
-            if "normalizer" in step.get("registry_name", "") and step.get("state_file"):
-                found |= load_file(folder / step["state_file"])
-    for name, value in weights.items():
-        kind, _, rest = name.partition(".buffer_")
-        if kind in ("normalize_inputs", "normalize_targets", "unnormalize_outputs"):
-            feature, _, statistic = rest.rpartition(".")
-            found.setdefault(f"{named.get(feature, feature)}.{statistic}", value)
-    return found
-
-
-def _normalizer(stats: dict[str, Tensor], name: str, size: int, mode: str) -> Normalizer:
-    """LeRobot's normalisation of a feature; a dimension that never changed gets −1 (MIN_MAX) or 0 (MEAN_STD)."""
-    modes = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "IDENTITY": ()}
-    if mode not in modes:
-        raise BadRun(nearest(mode, modes, "normalisation"))
-    if mode == "IDENTITY":
+def _normalizer(norms: Norms, name: str, size: int) -> Normalizer:
+    """LeRobot's normalisation of a feature; a dimension without spread gets −1 (by a range) or 0 (MEAN_STD)."""
+    found = norms.pair(name, size)
+    if not found:
         return Normalizer.identity(size)
-    for statistic in modes[mode]:
-        value = stats.get(f"{name}.{statistic}")
-        if value is None or value.numel() != size or not bool(value.isfinite().all()):
-            raise BadRun(
-                f"the checkpoint tells no {statistic} of {name} for its {mode} normalisation: copy the policy_"
-                "preprocessor and policy_postprocessor files beside it"
-            )
-    one, two = (stats[f"{name}.{statistic}"].flatten().float() for statistic in modes[mode])
-    if mode == "MIN_MAX":
-        constant = one == two
-        # observations that never changed are −1 there; an action that never changed is its value
-        centre = torch.where(constant, one + (0 if name == ACTION else 1), (one + two) / 2)
-        scale = torch.where(constant, torch.ones_like(one), (two - one) / 2)
-        return Normalizer(centre, scale, constant & (name == ACTION), one, two)
-    constant = two == 0
-    wide = torch.full_like(one, math.inf)
-    return Normalizer(one, torch.where(constant, torch.ones_like(two), two + EPS), constant, -wide, wide)
+    one, two = found
+    if norms.modes[name] == "MEAN_STD":
+        constant, wide = two == 0, torch.full_like(one, math.inf)
+        scale = two if name == ACTION else two + norms.eps
+        return Normalizer(one, torch.where(constant, torch.ones_like(two), scale), constant, -wide, wide)
+    constant = one == two
+    if norms.modes[name] != "MIN_MAX" and name != ACTION and norms.moves(name, constant):
+        raise BadRun(
+            f"{norms.source}: the quantiles of {name} are equal in dimension(s) "
+            f"{constant.nonzero().flatten().tolist()}, and yet it moves there: LeRobot divides by {norms.eps:g}. "
+            "Retrain with MIN_MAX or MEAN_STD, or leave these dimensions out"
+        )
+    # observations that never changed are −1 there; an action that never changed is its value
+    centre = torch.where(constant, one + (0 if name == ACTION else 1), (one + two) / 2)
+    scale = torch.where(constant, torch.ones_like(one), (two - one) / 2)
+    return Normalizer(centre, scale, constant & (name == ACTION), one, two)

@@ -5,7 +5,8 @@
     data/*/*.parquet                one row a frame: features, episode_index, frame_index, index, ...
 
 ``read`` gives ``Demos``, ``recording`` what else is known, ``write`` makes version 3.0. Pictures that are stored in the
-rows are read with pillow; those in videos are refused unless they are left out. Needs pyarrow
+rows are read with pillow. Cameras in videos are refused unless ``parts`` leaves them out, for a policy must not be
+blind without a word. What a robot is told to do is not read, and several tasks are warned of. Needs pyarrow
 (``pip install 'denoiserl[data]'``).
 """
 
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,10 @@ from torch import Tensor
 
 from denoiserl.data.collect import Recording, numbers, whole
 from denoiserl.data.demos import Demos
+from denoiserl.data.ends import inside
 from denoiserl.errors import BadRun, BadSignal, nearest, need
+from denoiserl.hub.minari import column
+from denoiserl.hub.numbers import check, spell
 from denoiserl.tree import tree_map
 
 PREFIX, STATE, ACTION = "observation.", "observation.state", "action"
@@ -34,6 +39,7 @@ PLACE = "chunk-000/file-000.parquet"
 BOOKKEEPING = {
     "timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"
 }  # fmt: skip
+KINDS = {"next.reward": np.float32, "next.success": bool, "next.done": bool}
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
@@ -43,48 +49,108 @@ def read(folder: str | Path, without: Collection[int] = (), parts: Sequence[str]
 
 
 def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Recording:
-    """A dataset's episodes.
+    """A dataset's episodes, whole or as many of them as ``without`` leaves.
 
-    ``without``: episodes to leave out. ``parts``: the observations to keep (default: all that are no video); one alone
-    is a tensor [N, ...], several are a dict by name. ``next.reward`` and ``next.success`` are read where they are; the
-    format knows neither the last observation nor the box of actions. Bad episodes are refused by number and row, see
+    ``without``: episodes to leave out, by the number that the rows give them. ``parts``: the observations to keep
+    (default: all; refused where cameras lie in videos); one alone is a tensor [N, ...], several are a dict by name.
+    ``next.reward`` and ``next.success`` are read where they are; the format knows neither the last observation nor the
+    box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
     ``data.collect.whole``. Raises BadRun, BadSignal.
     """
     folder = Path(folder)
     info = _info(folder)
     features, name = info["features"], folder.name
     parts = _parts(features, parts, name)
-    table = _table(folder, [*parts, ACTION, *(c for c in ("next.reward", "next.success") if c in features)])
+    more = [c for c in ("next.reward", "next.success", "next.done") if c in features]
+    table = _table(folder, [*parts, ACTION, *more])
     owner = np.asarray(table["episode_index"])
+    begin = np.flatnonzero(np.diff(owner, prepend=owner[0] - 1))
+    found = owner[begin].tolist()
+    if len(set(found)) < len(found):
+        i = next(i for i in found if found.count(i) > 1)
+        raise BadSignal(f"the rows of episode {i} of {name} are not one after another: sort the rows by their index")
+    counts = dict(zip(found, np.diff(begin, append=len(owner)).tolist(), strict=True))
+    missing = _promised(folder, info, counts, without)
     episodes, success, rewards = [], [], []
-    for i in range(int(info["total_episodes"])):
-        at = np.flatnonzero(owner == i)
+    for i, low, high in zip(found, begin.tolist(), [*begin[1:].tolist(), len(owner)], strict=True):
         if i in without:
             continue
-        if len(at) == 0:
-            raise BadSignal(f"episode {i} of {name} is empty: leave it out with without=({i},)")
-        if at[-1] - at[0] + 1 != len(at):
-            raise BadSignal(f"the rows of episode {i} of {name} are not one after another: leave it out")
-        rows = table.slice(at[0], len(at))
+        rows = table.slice(low, high - low)
         frames = np.asarray(rows["frame_index"])
         if (frames != np.arange(len(frames))).any():
             row = int(np.argmax(frames != np.arange(len(frames))))
             raise BadSignal(f"row {row} of episode {i} of {name} is frame {frames[row]}: frames are missing or doubled")
         observations = {part: _column(rows[part], features[part], f"{part} of episode {i} of {name}") for part in parts}
         actions = _column(rows[ACTION], features[ACTION], f"{ACTION} of episode {i} of {name}")
-        columns = {c: np.asarray(rows[c]) for c in ("next.reward",) if c in features}
-        whole(name, i, observations, actions, **columns)
-        told = tree_map(numbers, observations)
-        episodes.append((told[parts[0]] if len(parts) == 1 else told, numbers(actions)))
-        if "next.reward" in columns:
-            rewards.append(torch.from_numpy(columns["next.reward"].astype(np.float32)))
-        if "next.success" in features:
-            success.append(bool(np.asarray(rows["next.success"]).any()))
+        told = {c: column(rows[c].to_numpy(), k, c, f"episode {i} of {name}") for c, k in KINDS.items() if c in more}
+        whole(name, i, observations, actions, **told)
+        if "next.done" in told:
+            inside(name, i, told["next.done"], refuse=False)
+        seen = tree_map(numbers, observations)
+        episodes.append((seen[parts[0]] if len(parts) == 1 else seen, numbers(actions)))
+        rewards += [numbers(told["next.reward"])] if "next.reward" in told else []
+        success += [bool(told["next.success"].any())] if "next.success" in told else []
+    for i in missing:
+        raise BadSignal(f"episode {i} of {name} is empty: leave it out with without=({i},)")
     if not episodes:
-        raise BadSignal(f"{name} holds no episode" + (" beside those left out" if without else ""))
+        raise BadSignal(f"{name} holds no episode")
+    _tasks_told(table, folder, without)
     returns = [float(r.sum()) for r in rewards] if rewards else None
     demos = Demos.of(episodes, success or None, returns, name)
     return Recording.of(demos, torch.cat(rewards) if rewards else None)
+
+
+def _promised(folder: Path, info: dict[str, Any], found: dict[int, int], without: Collection[int]) -> list[int]:
+    """Return the promised episodes without a row, where all rows are there; ``found``: {number: rows}.
+
+    Raise BadRun where rows are missing and are not of episodes to leave out: only a part was downloaded, or less.
+    """
+    rows, promised, total = sum(found.values()), int(info["total_frames"]), int(info["total_episodes"])
+    known = list(found) if len(found) == total else sorted({*range(total), *found})
+    check(folder.name, without, known)
+    missing = [i for i in known if i not in found and i not in without]
+    if rows == promised:
+        return missing
+    lengths = _lengths(folder)
+    short = [i for i, n in found.items() if i not in without and lengths.get(i, n) != n]
+    said = f"{folder} holds {rows} rows of the {promised} that meta/info.json promises"
+    if not missing and not short and len(known) > len(found):
+        return []
+    if not missing and not short:
+        raise BadRun(f"{said}: copy it again")
+    what = [f"not there are episodes {spell(missing)}"] if missing else []
+    what += [f"not whole are episodes {spell(short)}"] if short else []
+    out = spell([*missing, *short])
+    raise BadRun(
+        f"{said}; {' and '.join(what)}. If only a part was downloaded, leave them out (without='{out}', or --without "
+        f"{out}); else copy it again"
+    )
+
+
+def _lengths(folder: Path) -> dict[int, int]:
+    """Rows that ``meta`` promises of every episode, where it does."""
+    old = folder / "meta" / "episodes.jsonl"
+    if old.is_file():
+        told = [json.loads(line) for line in old.read_text().splitlines() if line.strip()]
+    else:
+        parquet = need("pyarrow.parquet", "data")
+        paths = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
+        told = [row for p in paths for row in parquet.read_table(p, columns=["episode_index", "length"]).to_pylist()]
+    return {int(row["episode_index"]): int(row["length"]) for row in told}
+
+
+def _tasks_told(table: Any, folder: Path, without: Collection[int]) -> None:
+    """Warn where what the robot is told differs, for nothing of it is learned from."""
+    if "task_index" not in table.column_names:
+        return
+    kept = ~np.isin(np.asarray(table["episode_index"]), list(without))
+    tasks = np.unique(np.asarray(table["task_index"])[kept])
+    if len(tasks) > 1:
+        warnings.warn(
+            f"{folder.name} holds {len(tasks)} tasks, and their words (meta/tasks) are not read: a policy is not told "
+            "which one it is at. Leave the episodes of others out, or add the task to the observations",
+            stacklevel=3,
+        )
 
 
 def _info(folder: Path) -> dict[str, Any]:
@@ -110,16 +176,17 @@ def _parts(features: dict[str, Any], parts: Sequence[str] | None, name: str) -> 
     for part in parts or ():
         if part not in known:
             raise BadSignal(nearest(part, known, f"observation in {name}"))
-    films = [k for k in parts or () if features[k]["dtype"] == "video"]
+    films = [k for k in parts or known if features[k]["dtype"] == "video"]
     if films:
+        left = [k for k in parts or known if k not in films]
+        how = f"without sight, go on with parts={left} (--parts {','.join(left)})" if left else "no other part is there"
         raise BadSignal(
-            f"{films[0]} of {name} lies in videos, which are not read here: leave it out of parts, or convert it to "
-            "pictures with LeRobot"
+            f"{', '.join(films)} of {name} {'lie' if len(films) > 1 else 'lies'} in videos, which are not read here: "
+            f"convert them to pictures with LeRobot, or, {how}"
         )
-    chosen = list(parts or (k for k in known if features[k]["dtype"] != "video"))
-    if not chosen:
-        raise BadSignal(f"{name} has no observation that is no video: {', '.join(known) or 'none at all'}")
-    return chosen
+    if not known:
+        raise BadSignal(f"{name} has no observation: its features are {', '.join(sorted(features))}")
+    return list(parts or known)
 
 
 def _table(folder: Path, columns: list[str]) -> Any:
@@ -135,13 +202,11 @@ def _table(folder: Path, columns: list[str]) -> Any:
             for column in wanted:
                 if column not in file.schema_arrow.names:
                     raise BadSignal(f"{path} has no column {column!r}, which meta/info.json promises")
-            tables.append(file.read(columns=wanted))
+            more = [c for c in ("task_index",) if c in file.schema_arrow.names]
+            tables.append(file.read(columns=[*wanted, *more]))
         except (pa.ArrowInvalid, OSError) as error:
             raise BadRun(f"{path} cannot be read as Parquet ({error}): copy the dataset again") from None
     table = pa.concat_tables(tables, promote_options="permissive")
-    promised = int(json.loads((folder / "meta" / "info.json").read_text())["total_frames"])
-    if len(table) != promised:
-        raise BadRun(f"{folder} holds {len(table)} rows of the {promised} that meta/info.json promises: copy it again")
     return table.take(np.argsort(np.asarray(table["index"]), kind="stable"))
 
 

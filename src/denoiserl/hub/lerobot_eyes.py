@@ -96,17 +96,15 @@ class Eyes(nn.Module):
         eyes: Any = list(self.each) if len(self.each) > 1 else [self.each[0]] * cameras
         return torch.cat([eye(flat[:, i]) for i, eye in enumerate(eyes)], -1).unflatten(0, lead)
 
-    def fill(self, weights: dict[str, Tensor]) -> set[str]:
-        """Copy a checkpoint's weights and return their names. Raises BadRun."""
-        used: set[str] = set()
-        for i, eye in enumerate(self.each):
-            root = "diffusion.rgb_encoder." + (f"{i}." if len(self.each) > 1 else "")
-            own = {k.removeprefix(root): v for k, v in weights.items() if k.startswith(root)}
-            if "backbone.1.running_mean" in own:
-                raise BadRun("this policy normalises pictures over batches (use_group_norm=False): not read here")
-            try:
-                eye.load_state_dict(own)
-            except RuntimeError as error:
-                raise BadRun(f"config.json and the weights of rgb_encoder do not fit: {error}") from None
-            used |= {root + k for k in own}
-        return used
+    def sources(self) -> dict[str, str]:
+        """Return {the name of a weight in a checkpoint: its name here}."""
+        many = len(self.each) > 1
+        own = [(i, name) for i, eye in enumerate(self.each) for name in eye.state_dict()]
+        return {f"diffusion.rgb_encoder.{f'{i}.' if many else ''}{name}": f"each.{i}.{name}" for i, name in own}
+
+    def fill(self, weights: dict[str, Tensor]) -> None:
+        """Copy weights by their names here. Raise BadRun if a shape differs."""
+        try:
+            self.load_state_dict(weights)
+        except RuntimeError as error:
+            raise BadRun(f"config.json and the weights of rgb_encoder do not fit: {error}") from None

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub.lerobot_eyes import Eyes
 from denoiserl.net.unet1d import UNet1D
+from denoiserl.weights import strip_prefix
 
 LAST = 8
 """groups of the last normalisation, whatever a checkpoint says of the others"""
+NORMALISERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+"""where statistics lie among the weights, before LeRobot 0.4"""
 
 
 class Clock(nn.Module):
@@ -87,12 +90,16 @@ class Net(nn.Module):
         self.unet.time, self.unet.condition = Clock(width, features), Condition(cond, width)  # type: ignore[assignment]
         self.unet.norm = nn.GroupNorm(LAST, channels[0])
 
+    def features(self, cond: Any) -> Tensor:
+        """Observations as numbers [B, T_o·o]; with eyes, what they see goes behind the state."""
+        if self.eyes is None:
+            return cond
+        told, seen = cond["numbers"], self.eyes(cond["pictures"])
+        return torch.cat((told[..., : self.state], seen, told[..., self.state :]), -1).flatten(1)
+
     def encode(self, cond: Any) -> Tensor | None:
-        """The condition's part of every block's scale and shift; with eyes, what they see goes behind the state."""
-        if self.eyes is not None:
-            told, seen = cond["numbers"], self.eyes(cond["pictures"])
-            cond = torch.cat((told[..., : self.state], seen, told[..., self.state :]), -1).flatten(1)
-        return self.unet.encode(cond)
+        """The condition's part of every block's scale and shift."""
+        return self.unet.encode(self.features(cond))
 
     def clock(self, t: Tensor) -> Tensor:
         """The time's part of every block's scale and shift."""
@@ -104,46 +111,19 @@ class Net(nn.Module):
         return self.unet(x.roll(self.past, 1), clock, context).roll(-self.past, 1)
 
 
-def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> None:
-    """Copy a checkpoint's weights into the network; ``scaled``: its FiLM scales as well as shifts. Raises BadRun.
-
-    Every weight has a place and every place gets a weight: what is missing, left over or of another shape is refused.
-    """
-    unet, ours = net.unet, dict(net.state_dict())
-    used = set() if net.eyes is None else net.eyes.fill(weights)
-
-    def take(name: str) -> Tensor:
-        used.add(name)
-        if name not in weights:
-            raise BadRun(f"the checkpoint has no {name}: it is not a diffusion policy as config.json describes it")
-        return weights[name]
-
-    def layer(target: str, source: str) -> None:
-        for end in ("weight", "bias"):
-            given, wanted = take(f"{source}.{end}"), ours[f"{target}.{end}"]
-            if given.shape != wanted.shape:
-                raise BadRun(f"{source}.{end} is {list(given.shape)} and config.json asks for {list(wanted.shape)}")
-            ours[f"{target}.{end}"] = given
-
-    root, films = "diffusion.unet", []
-    layer("unet.time.lift", f"{root}.diffusion_step_encoder.1")
-    layer("unet.time.project", f"{root}.diffusion_step_encoder.3")
+def sources(net: Net) -> tuple[dict[str, str], list[str]]:
+    """Return {a layer of the network: its name in a checkpoint}, and the names of the FiLM layers in order of use."""
+    root, own, films = "diffusion.unet", net.state_dict(), []
+    found = {f"unet.time.{name}": f"{root}.diffusion_step_encoder.{i}" for name, i in (("lift", 1), ("project", 3))}
 
     def block(target: str, source: str) -> None:
         for i, (conv, norm) in enumerate((("first", "norm1"), ("second", "norm2")), 1):
-            layer(f"{target}.{conv}", f"{source}.conv{i}.block.0")
-            layer(f"{target}.{norm}", f"{source}.conv{i}.block.1")
-        if f"{target}.skip.weight" in ours:
-            layer(f"{target}.skip", f"{source}.residual_conv")
-        w, b = (take(f"{source}.cond_encoder.1.{end}") for end in ("weight", "bias"))
-        if scaled:  # ours is 1 + scale
-            half = len(b) // 2
-            b = torch.cat((b[:half] - 1, b[half:]))
-        else:
-            w, b = torch.cat((torch.zeros_like(w), w)), torch.cat((torch.zeros_like(b), b))
-        films.append((w, b))
+            found[f"{target}.{conv}"], found[f"{target}.{norm}"] = (f"{source}.conv{i}.block.{j}" for j in (0, 1))
+        if f"{target}.skip.weight" in own:
+            found[f"{target}.skip"] = f"{source}.residual_conv"
+        films.append(f"{source}.cond_encoder.1")
 
-    for side, count in (("down", len(unet.down)), ("middle", 2), ("up", len(unet.up))):
+    for side, count in (("down", len(net.unet.down)), ("middle", 2), ("up", len(net.unet.up))):
         for i in range(count):
             if side == "middle":
                 block(f"unet.middle.{i}", f"{root}.mid_modules.{i}")
@@ -151,18 +131,53 @@ def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> None:
             for j in (0, 1):
                 block(f"unet.{side}.{i}.{j}", f"{root}.{side}_modules.{i}.{j}")
             resize = ("halve" if side == "down" else "grow") + f".{i}"
-            if f"unet.{resize}.weight" in ours:
-                layer(f"unet.{resize}", f"{root}.{side}_modules.{i}.2")
-    layer("unet.last", f"{root}.final_conv.0.block.0")
-    layer("unet.norm", f"{root}.final_conv.0.block.1")
-    layer("unet.leave", f"{root}.final_conv.1")
+            if f"unet.{resize}.weight" in own:
+                found[f"unet.{resize}"] = f"{root}.{side}_modules.{i}.2"
+    last = {"last": "final_conv.0.block.0", "norm": "final_conv.0.block.1", "leave": "final_conv.1"}
+    return {**found, **{f"unet.{name}": f"{root}.{source}" for name, source in last.items()}}, films
+
+
+def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> dict[str, Tensor]:
+    """Copy a checkpoint's weights into the network, and return what is left of them. Raise BadRun.
+
+    ``scaled``: its FiLM scales as well as shifts. A prefix that all names share is dropped. Every weight has a place,
+    buffers of normalisers excepted, and every place gets a weight: what is missing, surplus or of another shape is
+    refused.
+    """
+    ours, (layers, films) = dict(net.state_dict()), sources(net)
+    eyes = {} if net.eyes is None else net.eyes.sources()
+    wanted = {f"{name}.{end}" for name in (*layers.values(), *films) for end in ("weight", "bias")} | eyes.keys()
+    weights = strip_prefix(weights, wanted)
+    for name in sorted(wanted - weights.keys()):
+        under = sorted(key.removesuffix(name) for key in weights if key.endswith(f".{name}"))
+        where = f"; it lies there under the prefix {', '.join(under)}: keep the weights of one" if under else ""
+        raise BadRun(f"the checkpoint has no {name}: it is not a diffusion policy as config.json describes it{where}")
+    left = {name: value for name, value in weights.items() if name not in wanted}
+    if surplus := sorted(name for name in left if not name.startswith(NORMALISERS)):
+        raise BadRun(f"the checkpoint has weights that config.json does not speak of: {', '.join(surplus[:3])} ...")
+    if net.eyes is not None:
+        net.eyes.fill({own: weights[name] for name, own in eyes.items()})
+        ours.update(net.state_dict())
+    for target, source in layers.items():
+        for end in ("weight", "bias"):
+            given, place = weights[f"{source}.{end}"], ours[f"{target}.{end}"]
+            if given.shape != place.shape:
+                raise BadRun(f"{source}.{end} is {list(given.shape)} and config.json asks for {list(place.shape)}")
+            ours[f"{target}.{end}"] = given
+    pairs = [_film(weights[f"{name}.weight"], weights[f"{name}.bias"], scaled) for name in films]
+    w, b = (torch.cat(part) for part in zip(*pairs, strict=True))
     features = ours["unet.time.film.weight"].shape[1]
-    w, b = (torch.cat(part) for part in zip(*films, strict=True))
     if w.shape[1] != features + ours["unet.condition.film.weight"].shape[1]:
         raise BadRun(f"the checkpoint's FiLM reads {w.shape[1]} numbers: config.json describes other observations")
     ours["unet.time.film.weight"], ours["unet.condition.film.weight"] = w[:, :features], w[:, features:]
     ours["unet.time.film.bias"] = b
-    left = sorted(name for name in weights if name.startswith("diffusion.") and name not in used)
-    if left:
-        raise BadRun(f"the checkpoint has weights that config.json does not speak of: {', '.join(left[:3])} ...")
     net.load_state_dict(ours)
+    return left
+
+
+def _film(w: Tensor, b: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
+    """A FiLM layer that scales by 1 + s, as ours do, and shifts."""
+    if not scaled:
+        return torch.cat((torch.zeros_like(w), w)), torch.cat((torch.zeros_like(b), b))
+    half = len(b) // 2
+    return w, torch.cat((b[:half] - 1, b[half:]))

@@ -27,7 +27,9 @@ import torch
 
 from denoiserl.data.collect import Recording, numbers, whole
 from denoiserl.data.demos import Demos
+from denoiserl.data.ends import inside
 from denoiserl.errors import BadRun, BadSignal, nearest, need
+from denoiserl.hub.numbers import check
 from denoiserl.tree import first, leaves, tree_map
 
 FILE, METADATA = "main_data.hdf5", "metadata.json"
@@ -64,13 +66,14 @@ def recording(
         raise BadSignal(f"{name} acts in a {acts['type']} space: demonstrations hold actions [L, d] of a Box")
     low, high = (None, None) if acts is None else (np.asarray(acts[k], np.float64).ravel() for k in ("low", "high"))
     arrow = metadata.get("data_format") == "arrow"
-    episodes, success, rewards, last, over = [], [], [], [], []
+    episodes, success, rewards, last, over, known = [], [], [], [], [], []
     for i, raw in (_arrow if arrow else _hdf5)(folder, metadata, name):
+        known.append(i)
         if i in without:
             continue
         columns = {c: raw[c] for c in COLUMNS}
         jpeg = bool(metadata.get("jpeg_encoding", True))
-        observations = _decoded(_kept(columns["observations"], parts, name), _kept_space(seen, parts), jpeg, i, name)
+        observations = _decoded(kept(columns["observations"], parts, name), _kept_space(seen, parts), jpeg, i, name)
         actions = np.asarray(columns["actions"])
         actions = actions.reshape(len(actions), math.prod(actions.shape[1:])) if actions.ndim > 1 else actions
         frames = len(actions)
@@ -82,21 +85,21 @@ def recording(
                 )
         if outside == "clip" and low is not None and actions.ndim == 2:
             actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
-        ended = np.asarray(columns["terminations"], bool)
-        gains = np.asarray(columns["rewards"], np.float64)
-        whole(name, i, tree_map(lambda v: v[:-1], observations), actions, low, high, rewards=gains, terminations=ended)
-        if ended[:-1].any():
-            raise BadSignal(
-                f"episode {i} of {name} terminated in row {int(ended.argmax())} and goes on to row {frames - 1}: split "
-                f"it, or leave it out with without=({i},)"
-            )
+        gains, ended, cut = (
+            column(columns[c], kind, c, f"episode {i} of {name}")
+            for c, kind in (("rewards", np.float64), ("terminations", bool), ("truncations", bool))
+        )
+        now = tree_map(lambda v: v[:-1], observations)
+        whole(name, i, now, actions, low, high, rewards=gains, terminations=ended, truncations=cut)
+        inside(name, i, ended, cut)
         episodes.append((tree_map(lambda v: numbers(v[:-1]), observations), numbers(actions)))
         last.append(tree_map(lambda v: numbers(v[-1]), observations))
         rewards.append(torch.from_numpy(gains.astype(np.float32)))
         success.append(_success(raw.get("infos")))
         over.append(bool(ended[-1]))
+    check(name, without, known)
     if not episodes:
-        raise BadSignal(f"{name} holds no episode" + (" beside those left out" if without else ""))
+        raise BadSignal(f"{name} holds no episode")
     widths = {tuple(tuple(v.shape[1:]) for v in leaves(e)) for e in episodes}
     if len(widths) > 1:
         raise BadSignal(f"the episodes of {name} have observations or actions of different shapes: {sorted(widths)}")
@@ -108,6 +111,19 @@ def recording(
         demos, torch.cat(rewards), tree_map(lambda *v: torch.stack(v), *last) if len(last) > 1 else _one(last[0]),
         torch.tensor(over), box[0], box[1],
     )  # fmt: skip
+
+
+def column(value: Any, kind: Any, what: str, where: str) -> np.ndarray:
+    """Return a column of single numbers [L], also where it is stored as [L, 1]. Raise BadSignal for other shapes."""
+    try:
+        found = np.asarray(value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value, kind)
+    except (TypeError, ValueError):
+        raise BadSignal(f"{what} of {where} are not numbers: store one number a tick [L]") from None
+    if found.ndim > 1 and found.size == len(found):
+        found = found.reshape(len(found))
+    if found.ndim != 1:
+        raise BadSignal(f"{what} of {where} are {list(found.shape)}: store one number a tick [L]")
+    return found
 
 
 def _one(tree: Any) -> Any:
@@ -209,7 +225,8 @@ def _complete(i: int, columns: Any, name: str) -> None:
             )
 
 
-def _kept(observations: Any, parts: Sequence[str] | None, name: str) -> Any:
+def kept(observations: Any, parts: Sequence[str] | None, name: str) -> Any:
+    """Return the parts to keep of observations in a dict (None: all). Raise BadSignal for a part that is not there."""
     if parts is None:
         return observations
     if not isinstance(observations, dict):

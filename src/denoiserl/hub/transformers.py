@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.errors import BadRun, BadSignal, nearest
-from denoiserl.hub.diffusers import plain
+from denoiserl.hub.families import plain
 from denoiserl.policy import Infill, Policy
 from denoiserl.process import Autoregressive, Logits, Masked, grid
 

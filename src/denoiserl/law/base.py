@@ -59,6 +59,12 @@ def joint(per_factor: Tensor, event: int, live: Tensor | None = None) -> Tensor:
     return per_factor if event == 0 else per_factor.flatten(per_factor.ndim - event).sum(-1)
 
 
+def mean(per_factor: Tensor, event: int, live: Tensor | None = None) -> Tensor:
+    """Mean over the event's live factors: [*batch, *event] → [*batch]; 0 where none is live."""
+    size = count(per_factor.shape, event, live, per_factor.device)
+    return joint(per_factor, event, live) / size.clamp_min(1)
+
+
 def count(shape: torch.Size, event: int, live: Tensor | None, device: torch.device) -> Tensor:
     """The number of live factors of each event, [*batch], float32."""
     batch = shape[: len(shape) - event]

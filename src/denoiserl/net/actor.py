@@ -16,18 +16,26 @@ from denoiserl.precision import called
 class Actor(Denoiser):
     """A Gaussian policy: ``net`` answers [B, ..., 2 d], the mean and the std of [B, ..., d].
 
-        a ~ N(μ(c), diag(σ(c)²)),   log σ = log least + (log most − log least) (1 + tanh y) / 2
+        a ~ N(μ(c), diag(σ(c)²)),   log σ = log least + (log most − log least) (1 + tanh(y + y₀)) / 2
 
-    The bounds keep the density finite. ``GaussianHead`` is the policy whose σ does not depend on the condition.
+    The bounds keep the density finite. An answer of y = 0, near which untrained networks are, is a std of ``start``
+    (None: 1, whose tanh covers most of a box, or the geometric mean of bounds that do not hold 1). ``GaussianHead`` is
+    the policy whose σ does not depend on the condition.
     Perceptrons need no time: ``MLP((1, d), out=(1, 2 * d), time=0)``.
     """
 
-    def __init__(self, net: nn.Module, least: float = 7e-3, most: float = 7.0) -> None:
+    def __init__(self, net: nn.Module, least: float = 7e-3, most: float = 7.0, start: float | None = None) -> None:
         super().__init__()
         if not 0 < least < most:
             raise BadRun(f"the bounds of a std are 0 < least < most, not {least} and {most}")
-        self.config = {"net": net, "least": least, "most": most}
-        self.net, self.least, self.most = net, least, most
+        if start is None:
+            start = 1.0 if least < 1 < most else math.sqrt(least * most)
+        if not least < start < most:
+            raise BadRun(f"a std starts between its bounds {least} and {most}, not at {start}")
+        self.config = {"net": net, "least": least, "most": most, "start": start}
+        self.net, self.least, self.most, self.start = net, least, most, start
+        low, high = math.log(least), math.log(most)
+        self.shift = math.atanh(2 * (math.log(start) - low) / (high - low) - 1)
 
     def encode(self, cond: Any) -> Any:
         """The network's own encoding of the condition."""
@@ -47,4 +55,4 @@ class Actor(Denoiser):
             )
         mean, spread = out.chunk(2, -1)
         low, high = math.log(self.least), math.log(self.most)
-        return Estimate(mean, {"std": (low + 0.5 * (high - low) * (1 + torch.tanh(spread))).exp()})
+        return Estimate(mean, {"std": (low + 0.5 * (high - low) * (1 + torch.tanh(spread + self.shift))).exp()})

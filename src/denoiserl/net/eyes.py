@@ -57,10 +57,15 @@ class Sighted(nn.Module):
 
     def features(self, cond: Any) -> Tensor:
         """The numbers and the points, [B, o + 2·points]."""
+        wanted = [self.size, self.size, self.colours]
+        if not isinstance(cond, dict) or not {"image", "state"} <= set(cond):
+            told = sorted(cond) if isinstance(cond, dict) else list(cond.shape[1:])
+            raise BadSignal(f"this policy looks at a dict of 'image' {wanted} and 'state' [o], not at {told}")
         image = cond["image"]
-        if tuple(image.shape[1:]) != (self.size, self.size, self.colours):
+        if list(image.shape[1:]) != wanted:
             raise BadSignal(
-                f"this policy looks at pictures {[self.size, self.size, self.colours]}, not {list(image.shape[1:])}"
+                f"this policy looks at pictures {wanted}, not {list(image.shape[1:])}: crop or resize them, with the "
+                "colours last"
             )
         weight = self.points.nets.weight
         pixels = image.movedim(-1, 1).to(weight.dtype).div(255.0) - 0.5

@@ -74,7 +74,9 @@ class MLP(nn.Module):
         h = torch.addmm(start, x.flatten(1).to(weight.dtype), weight.T)
         for norm, layer in zip(self.norms, self.layers, strict=False):  # the last norm belongs to the way out
             step = layer(self.act(norm(h)))
-            h = h + step if self.residual else step
+            if self.residual:  # in place where no gradient needs h: a new tensor costs as much as the sum
+                step = h + step if torch.is_grad_enabled() else h.add_(step)
+            h = step
         return self.leave(self.act(self.norms[-1](h))).unflatten(1, self.out)
 
 

@@ -6,6 +6,7 @@ from denoiserl.process.diffusion import Diffusion, Gauss
 from denoiserl.process.exploring import Exploring
 from denoiserl.process.masked import Logits, Masked, step_map, truncate
 from denoiserl.process.meanflow import Average, MeanFlow
+from denoiserl.process.relay import Relay
 from denoiserl.process.schedule import (
     VP,
     Cosine,
@@ -51,6 +52,7 @@ __all__ = [
     "Noised",
     "OneStep",
     "Process",
+    "Relay",
     "Schedule",
     "Step",
     "Steps",

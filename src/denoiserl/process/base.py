@@ -125,7 +125,11 @@ class Process(ABC):
 
     @abstractmethod
     def renoise(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n stratified noisings of every row, [*batch, n]."""
+        """n stratified noisings of every row, [*batch, n], at times that suit the ELBO."""
+
+    def renoise_uniform(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """The same at uniform times, as the training loss has them. A process without other times leaves it."""
+        return self.renoise(x0, n, rng, live)
 
     def condition(self, cond: Tree, start: Tree) -> Tree:
         """Return ``cond`` with what the laws must know of the state that chains start from. By default nothing."""

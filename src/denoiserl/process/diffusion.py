@@ -5,8 +5,10 @@ x_t = α_t x₀ + σ_t ε. The estimate is the posterior mean of x₀, whatever 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from functools import lru_cache
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.errors import nearest
 from denoiserl.law import Gaussian
-from denoiserl.law.base import joint
+from denoiserl.law.base import joint, mean
 from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps, stratified
 from denoiserl.process.schedule import Schedule, linear
@@ -22,7 +24,30 @@ from denoiserl.process.transition import Ddim, Grid, Transition
 from denoiserl.rng import Rng
 from denoiserl.tree import right
 
-Weight = Literal["velocity", "noise", "data"]
+Weight = Literal["velocity", "noise", "data", "min_snr"]
+SNR = (1e-5, 1e8)
+"""the signal-to-noise ratios over which an ELBO is integrated: beyond them float32 sees rounding instead of errors"""
+
+
+@lru_cache(maxsize=16)
+def even_times(schedule: Schedule, cells: int = 512) -> Tensor:
+    """Return ``cells + 1`` increasing times, float64, between which the log of the SNR (α/σ)² falls evenly.
+
+    They span what the schedule has of ``SNR`` at t in [1e-6, 1].
+    """
+
+    def log_snr(t: Tensor) -> Tensor:
+        a, s = schedule(t)
+        return 2 * (a / s).log()
+
+    ends = log_snr(torch.tensor([1e-6, 1.0], dtype=torch.float64)).clamp(math.log(SNR[0]), math.log(SNR[1]))
+    wanted = torch.linspace(float(ends[0]), float(ends[1]), cells + 1, dtype=torch.float64)
+    low, high = torch.full_like(wanted, 1e-6), torch.ones_like(wanted)
+    for _ in range(60):  # bisection: the SNR falls with t
+        middle = (low + high) / 2
+        early = log_snr(middle) > wanted
+        low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+    return high
 
 
 @final
@@ -30,29 +55,41 @@ Weight = Literal["velocity", "noise", "data"]
 class Diffusion(Process):
     """x_t = α_t x₀ + σ_t ε, stepped back by a transition.
 
-    ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss.
+    ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss. The noise
+    ε̂ = (x_t − α_t x̂₀)/σ_t of a step is that of the clamped estimate, or with ``clip_noise=False`` of the raw one, as in
+    DDIM of diffusers: its mean is α_s clamp(x̂₀) + c_x (x_t − α_t x̂₀).
     ``weight`` of the training loss in units of x₀'s squared error: ``velocity`` 1/σ², ``noise`` (α/σ)², ``data`` 1,
-    that is the mean squared error of v-, eps- or x₀-prediction.
+    that is the mean squared error of v-, eps- or x₀-prediction; ``min_snr`` min((α/σ)², ``gamma``), which is one weight
+    for all three (2303.09556).
     """
 
     schedule: Schedule = linear
     transition: Transition = Ddim(1.0)
     clip: float | None = None
     weight: Weight = "velocity"
+    gamma: float = 5.0
+    clip_noise: bool = True
 
     def __post_init__(self) -> None:
-        if self.weight not in ("velocity", "noise", "data"):
-            raise ValueError(nearest(self.weight, ["velocity", "noise", "data"], "loss weight"))
+        if self.weight not in get_args(Weight):
+            raise ValueError(nearest(self.weight, get_args(Weight), "loss weight"))
+        if not self.gamma > 0:
+            raise ValueError(f"gamma is the largest weight of min_snr and positive, not {self.gamma}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive, not {self.clip}")
 
     def steps(self, times: Tensor, transition: Transition | None = None) -> Steps:
-        """The table of a grid: c_0, c_x, std. ``transition`` overrides the process's own (train SDE, serve ODE)."""
+        """The table of a grid: c_0, c_x, std. ``transition`` overrides the process's own (train SDE, serve ODE).
+
+        With ``clip_noise=False`` c_0 = α_s is of the clamped estimate, and c_raw = −c_x α_t of the raw one.
+        """
         times = times.double().cpu()
         t, s = times[:-1], times[1:]
         (a_t, s_t), (a_s, s_s) = self.schedule(t), self.schedule(s)
         c = (transition or self.transition)(Grid(t, s, a_t, s_t, a_s, s_s), self.schedule)
         table = {"c_0": c.c_0, "c_x": c.c_x, "std": c.std}
+        if self.clip is not None and not self.clip_noise:
+            table |= {"c_0": a_s, "c_raw": c.c_0 - a_s}
         for name, column in table.items():
             if not bool(column.isfinite().all()):
                 raise ValueError(f"the transition gives a {name} that is not finite on this grid: {column.tolist()}")
@@ -83,47 +120,68 @@ class Diffusion(Process):
         return (estimate.mean - noised.x0) ** 2
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]."""
-        error, event = self._error(denoise, noised, context), noised.x.ndim - noised.t.ndim  # type: ignore[union-attr]
-        live = noised.live
-        size = error[(0,) * noised.t.ndim].numel() if live is None else joint(live.expand(error.shape).float(), event)
+        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]; 0 where no factor is live."""
+        error = self._error(denoise, noised, context)
         a, s = self.schedule(noised.t)
-        weight = {"velocity": s**-2, "noise": (a / s) ** 2, "data": torch.ones_like(s)}[self.weight]
-        return weight * joint(error, event, live) / size
+        snr = (a / s) ** 2
+        weight = {"velocity": s**-2, "noise": snr, "data": torch.ones_like(s), "min_snr": snr.clamp_max(self.gamma)}
+        return weight[self.weight] * mean(error, error.ndim - noised.t.ndim, noised.live)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """½ SNR'(t) ‖x̂₀ − x₀‖², [*batch]: over uniform t, log p(x₀) up to the ends' constants (2107.00630, eq. 17)."""
+        """½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch]: in the mean log p(x₀) up to the ends' constants (2107.00630, eq. 17).
+
+        p is the density of the times: that of ``renoise``, whose ``weight`` is 1/p, or uniform.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             t = noised.t.detach().double().clone().requires_grad_()
             a, s = self.schedule(t)
             (slope,) = torch.autograd.grad(((a / s) ** 2).sum(), t)
         error = self._error(denoise, noised, context)
+        slope = slope if noised.weight is None else slope * noised.weight
         return 0.5 * slope.float() * joint(error, error.ndim - noised.t.ndim, noised.live)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row at stratified times, [batch, n]."""
-        t = stratified((x0.shape[0], n), rng)
-        many = x0[:, None].expand(-1, n, *x0.shape[1:])
-        return self.noise(many, t, rng, None if live is None else live[:, None].expand(many.shape))
+        """n noisings of every row, [batch, n], at stratified times whose log SNR is uniform.
+
+        The terms of the ELBO are of one size there, while at uniform times they grow like 1/t² towards the data.
+        """
+        u, knots = stratified((x0.shape[0], n), rng), even_times(self.schedule).to(x0.device)
+        place = u.double() * (len(knots) - 1)
+        k = place.long()
+        width = knots[k + 1] - knots[k]
+        t = (knots[k] + (place - k) * width).float()
+        noised = self._at(x0, t, rng, live)
+        return noised._replace(weight=(width * (len(knots) - 1)).float())
+
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n noisings of every row, [batch, n], at stratified uniform times."""
+        return self._at(x0, stratified((x0.shape[0], n), rng), rng, live)
+
+    def _at(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None) -> Noised:
+        """Every row noised to its times [batch, n]."""
+        many, where = (None if v is None else v[:, None].expand(*t.shape, *x0.shape[1:]) for v in (x0, live))
+        assert many is not None
+        return self.noise(many, t, rng, where)
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Gaussian:
         """N(c_0 x̂₀ + c_x x, std²): products and a sum, in float32, the same numbers in a run and in replay."""
-        mean = estimate.mean
+        mean = raw = estimate.mean
         if self.clip is not None:
             mean = mean.clamp(-self.clip, self.clip)
-        c_0, c_x, std = step.table["c_0"], step.table["c_x"], step.table.get("std")
+        c_0, c_x, std, c_raw = step.table["c_0"], step.table["c_x"], step.table.get("std"), step.table.get("c_raw")
         event = x.ndim - 1
         if isinstance(c_0, Tensor) and c_0.ndim:
             event = x.ndim - c_0.ndim
             c_0, c_x = right(c_0, x), right(c_x, x)
-            std = None if std is None else right(std, x)
+            std, c_raw = (None if column is None else right(column, x) for column in (std, c_raw))
         if std is None:
             if "std" not in estimate.extra:
                 raise ValueError("an injected transition needs a denoiser that reports its noise in extra['std']")
             std = estimate.extra["std"]
         elif not isinstance(std, Tensor):
             std = torch.full((), std, dtype=x.dtype, device=x.device)  # a kernel, not a copy from the host
-        return Gaussian(mean * c_0 + x * c_x, std, event, step.dense)
+        mean = mean * c_0 + x * c_x
+        return Gaussian(mean if c_raw is None else mean + raw * c_raw, std, event, step.dense)
 
 
 PREDICTIONS = ("v", "eps", "x0", "edm")

@@ -73,7 +73,9 @@ class Churn:
     """Noise that the sampler adds before a step and removes in it, so that errors of earlier steps are forgotten.
 
     At a level low ≤ σ ≤ high the state is noised to (1 + γ) σ, γ = min(amount / steps, √2 − 1), with ``scale`` times
-    what that takes. ``amount=0`` is the ODE. The numbers are those of SynthER (2303.06614).
+    what that takes. ``amount=0`` is the ODE. The numbers are those of SynthER (2303.06614), for 128 steps. Fewer steps
+    make samples too wide, and more so with churn: data of unit variance by 4.5 % at 32 steps and by 1.1 % at 128;
+    without churn by 1.2 % and 0.1 %.
     """
 
     amount: float = 80.0

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from denoiserl.denoiser import Denoiser, Estimate
 from denoiserl.errors import BadRun
 from denoiserl.law import Gaussian
-from denoiserl.law.base import joint
+from denoiserl.law.base import mean
 from denoiserl.precision import called, net_precision
 from denoiserl.process.base import Noised, Process, Step, Steps
 from denoiserl.process.diffusion import Diffusion
@@ -191,11 +191,19 @@ class MeanFlow(Process):
         return self._noised(x0, later, self.level(later).float(), rng, live, kind)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row at stratified times, uniform as the ELBO's are, each with an r of its own."""
-        plain = FLOW.renoise(x0, n, rng, live)
+        """n noisings of every row at the ELBO's stratified times, each with an r of its own."""
+        return self._paired(FLOW.renoise(x0, n, rng, live), rng)
+
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n noisings of every row at stratified uniform times, each with an r of its own."""
+        return self._paired(FLOW.renoise_uniform(x0, n, rng, live), rng)
+
+    def _paired(self, plain: Noised, rng: Rng) -> Noised:
+        """The same times with an r each: r = t for the share ``same``, and no pair at the ends."""
         kind = rng.uniform(*plain.t.shape).to(plain.t.device)
-        kind = torch.where(kind < self.same, kind, 1.0)  # no mass at the ends: they are not uniform
-        return self._noised(plain.x0, self.place(plain.t), plain.t, rng, plain.live, kind)
+        kind = torch.where(kind < self.same, kind, 1.0)  # no mass at the ends: the times of ``plain`` have none
+        made = self._noised(plain.x0, self.place(plain.t), plain.t, rng, plain.live, kind)
+        return made._replace(weight=plain.weight)
 
     def _noised(self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, live: Tensor | None, kind: Tensor) -> Noised:
         """Noised to ``t``, whose place in the law of single draws is known; ``kind`` [*batch] uniform says which pair.
@@ -210,7 +218,7 @@ class MeanFlow(Process):
         return noised._replace(noise={"eps": noised.noise, "r": r})
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """Mean over live factors of (u(x_t, r, t) − sg[v − (t − r) d/dt u])², v = ε − x₀: [*batch].
+        """Mean over live factors of (u(x_t, r, t) − sg[v − (t − r) d/dt u])², v = ε − x₀: [*batch]; 0 where none is.
 
         Rows with r = t need no derivative and cost what flow matching costs.
         """
@@ -226,10 +234,7 @@ class MeanFlow(Process):
             )
             goal = v.index_copy(0, moving, part)
         error = (flow.velocity(x, flow.pair(t, r), context) - goal.detach()) ** 2
-        event = x.ndim - t.ndim
-        if noised.live is None:
-            return joint(error, event) / x[(0,) * t.ndim].numel()
-        return joint(error, event, noised.live) / joint(noised.live.expand(x.shape).float(), event)
+        return mean(error, x.ndim - t.ndim, noised.live)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """That of the flow whose averages are learned, from u(x_t, t, t), [*batch]."""

@@ -1,7 +1,8 @@
 """Noise schedules, t ↦ (α_t, σ_t) with x_t = α_t x₀ + σ_t ε, and the time grid.
 
 A schedule is a frozen record that is called with times of any shape and dtype. t = 0 is data (α = 1, σ = 0) and
-t = 1 is noise; σ/α grows with t. What it does not determine, the joint of two times, is the transition's business.
+t = 1 is noise; σ/α grows with t. ``inverse`` gives the time of a σ, so that published noise levels become a grid.
+What a schedule does not determine, the joint of two times, is the transition's business.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Linear:
         t = self.shift * t / (1 + (self.shift - 1) * t)
         return 1 - t, t
 
+    def inverse(self, sigma: Tensor) -> Tensor:
+        """t = σ/(s − (s − 1) σ). Raise ValueError if a σ is outside [0, 1]."""
+        sigma = _inside(sigma, self)
+        return sigma / (self.shift - (self.shift - 1) * sigma)
+
 
 @dataclass(frozen=True)
 class Cosine:
@@ -51,6 +57,14 @@ class Cosine:
         sigma = (d.sin() * (d + 2 * u).sin()).clamp_min(0).sqrt() / math.cos(u)
         return alpha, sigma.clamp_max(math.sqrt(1 - self.least**2))
 
+    def inverse(self, sigma: Tensor) -> Tensor:
+        """The least t of a σ, from cos(u + d) = √(1 − σ²) cos u. Raise ValueError if a σ is outside [0, σ(1)]."""
+        u, s = self.offset / (1 + self.offset) * math.pi / 2, _inside(sigma, self).double()
+        over = (s**2 * math.cos(u) ** 2 + math.sin(u) ** 2).sqrt()  # sin(u + d), exact near data where cos is flat
+        d = torch.atan2(over, ((1 - s) * (1 + s)).sqrt() * math.cos(u)) - u
+        t = d * (1 + self.offset) / (math.pi / 2)
+        return t.clamp(0, 1).to(sigma.dtype)
+
 
 @dataclass(frozen=True)
 class VP:
@@ -63,6 +77,13 @@ class VP:
         """α and √(1 − α²), the latter by expm1."""
         log_alpha = -0.25 * t**2 * (self.high - self.low) - 0.5 * t * self.low
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+
+    def inverse(self, sigma: Tensor) -> Tensor:
+        """The root t of ¼t²(high − low) + ½t·low = −½ log(1 − σ²). Raise ValueError if a σ is outside [0, σ(1)]."""
+        s = _inside(sigma, self).double()
+        depth = -0.5 * torch.log1p(-(s**2))
+        t = 2 * depth / (0.5 * self.low + (0.25 * self.low**2 + (self.high - self.low) * depth).sqrt())
+        return t.to(sigma.dtype)
 
 
 @dataclass(frozen=True)
@@ -77,8 +98,7 @@ class Table:
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ(t) and √(1 − ᾱ(t))."""
-        abar = torch.tensor(self.signal, dtype=torch.float64, device=t.device)
-        ratio = 0.5 * (abar.log() - (-abar).log1p())
+        ratio = self._ratio(t.device)
         place = t.double() * len(self.signal)
         k = (place.floor().long() - 1).clamp(0, max(len(self.signal) - 2, 0))
         part = (place - 1 - k).clamp(0, 1)
@@ -87,6 +107,23 @@ class Table:
         sigma = torch.sigmoid(-2 * log_ratio).sqrt() * place.clamp(0, 1)
         alpha = torch.where(place < 1, ((1 - sigma) * (1 + sigma)).sqrt(), torch.sigmoid(2 * log_ratio).sqrt())
         return alpha.to(t.dtype), sigma.to(t.dtype)
+
+    def _ratio(self, device: torch.device) -> Tensor:
+        """log(α/σ) of every level, float64."""
+        abar = torch.tensor(self.signal, dtype=torch.float64, device=device)
+        return 0.5 * (abar.log() - (-abar).log1p())
+
+    def inverse(self, sigma: Tensor) -> Tensor:
+        """The t of a σ, by the same interpolation. Raise ValueError if a σ is outside [0, σ(1)]."""
+        s, ratio = _inside(sigma, self).double(), self._ratio(sigma.device)
+        first = (-2 * ratio[0]).sigmoid().sqrt()
+        if len(ratio) == 1:
+            return (s / first).to(sigma.dtype)
+        log_ratio = 0.5 * torch.log1p(-(s**2)) - s.log()
+        upper = torch.searchsorted(-ratio, -log_ratio).clamp(1, len(ratio) - 1)
+        part = (ratio[upper - 1] - log_ratio) / (ratio[upper - 1] - ratio[upper])
+        place = torch.where(s < first, s / first, upper + part.clamp(0, 1))
+        return (place / len(ratio)).to(sigma.dtype)
 
 
 def betas_linear(levels: int = 1000, low: float = 1e-4, high: float = 0.02, scaled: bool = False) -> Table:
@@ -116,6 +153,26 @@ class Karras:
         low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
         sigma = (low + t * (high - low)) ** self.rho
         return torch.ones_like(t), torch.where(t == 0, torch.zeros_like(t), sigma)
+
+    def inverse(self, sigma: Tensor) -> Tensor:
+        """(σ^{1/ρ} − σ_min^{1/ρ})/(σ_max^{1/ρ} − σ_min^{1/ρ}); σ_min is just above t = 0, where σ = 0.
+
+        Raise ValueError if a σ is outside [σ_min, σ_max] and not 0.
+        """
+        s = _inside(sigma, self).double()
+        if bool(((s > 0) & (s < self.least * (1 - 1e-6))).any()):
+            raise ValueError(f"no time has a noise between 0 and {self.least}: leave such levels out")
+        low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
+        t = (s ** (1 / self.rho) - low) / (high - low)
+        return torch.where(s == 0, 0.0, t.clamp(1e-12, 1)).to(sigma.dtype)
+
+
+def _inside(sigma: Tensor, schedule: Schedule) -> Tensor:
+    """σ, which rounding may have put just above the largest; refused where no time has it."""
+    most = schedule(torch.ones((), dtype=torch.float64))[1]
+    if not bool(((sigma >= 0) & (sigma <= most * (1 + 1e-6))).all()):
+        raise ValueError(f"the noise of this schedule lies in [0, {float(most):g}]: no time has {sigma.tolist()}")
+    return torch.minimum(sigma, most.to(sigma))
 
 
 linear, cosine, vp, edm = Linear(), Cosine(), VP(), Karras()

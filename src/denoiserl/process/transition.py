@@ -124,8 +124,11 @@ class Cps:
 class EulerMaruyama:
     """The reverse SDE of the rectified flow, as published: dx = [v + g²/(2t) ε̂] dt + g √(−dt) ξ.
 
-    ``flow_sde(a)``: g = a √(t/(1 − t)), with the second grid time in g where t = 1 (2505.05470).
-    ``dance(eta)``: g = eta (2505.07818). Needs the unshifted-or-shifted linear schedule: σ is its time.
+    ``flow_sde(a)``: g = a √(t/(1 − t)), with 1 − t₁ below the root for the first step from t = 1, t₁ being the second
+    grid time, so that its std is a (2505.05470). A first step whose std would exceed σ_t, because the grid begins just
+    below 1, is treated alike. Everywhere else g is lowered where a long step would have more noise than its state: the
+    std is at most σ_t (not published). ``dance(eta)``: g = eta (2505.07818). Needs the unshifted-or-shifted linear
+    schedule: σ is its time.
     """
 
     a: float
@@ -142,10 +145,12 @@ class EulerMaruyama:
         if self.constant:
             g = torch.full_like(now, self.a)
         else:
-            inside = torch.where(now > 1 - 1e-6, grid.s_s[0], now)  # not equality: 0.9999999 would explode
-            if bool((inside <= 0).any() or (inside >= 1).any()):
-                raise ValueError("flow_sde needs a second grid time in (0, 1): take at least two steps, or use dance")
-            g = self.a * (inside / (1 - inside)).sqrt()
+            own = now / (1 - now)
+            if not bool(self.a * (own[0] * -dt[0]).sqrt() <= now[0]):  # also 0 · ∞
+                if grid.s_s[0] <= 0:
+                    raise ValueError("flow_sde needs a second grid time above 0: take at least two steps, or use dance")
+                own[0] = now[0] / (1 - grid.s_s[0])
+            g = torch.minimum(self.a * own.sqrt(), now / (-dt).sqrt())
         drift = g**2 / (2 * now)
         c_x = 1 + dt / now + dt * drift / now
         c_0 = -dt / now - dt * drift * (1 - now) / now

@@ -64,15 +64,20 @@ def exploring(policy: Policy, codec: Squash, replay: Replay, a: Any, choose: Cal
 
 def unit(codec: Squash, action: Tensor) -> Tensor:
     """Actions as decisions in [−1, 1]."""
-    return ((action.to(codec.half.device) - codec.centre) / codec.half).clamp(-1, 1)
+    return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
+
+
+def due(count: int, a: Any, begin: int | None = None) -> int:
+    """Updates that are due after ``count`` decisions: ``a.utd`` for each after the first ``begin`` (by default
+    ``a.begin``), and none as long as they make no batch."""
+    return int(a.utd * max(0, count - (a.begin if begin is None else begin))) if count >= a.batch else 0
 
 
 def batches(replay: Replay, before: int, a: Any, rng: Rng, begin: int | None = None) -> Iterator[dict[str, Any]]:
-    """The batches that are due: ``a.utd`` for every decision after the first ``begin`` (by default ``a.begin``), of
-    which ``before`` were known when updates were last made. Drawn ``BLOCK`` at a time, in one gather."""
-    idle: int = a.begin if begin is None else begin
-    due = int(a.utd * max(0, replay.count - idle)) - int(a.utd * max(0, before - idle))
-    for left in range(due, 0, -BLOCK):
+    """The batches of the updates that are ``due`` and were not yet after ``before`` decisions, drawn ``BLOCK`` at a
+    time, in one gather."""
+    more = due(replay.count, a, begin) - due(before, a, begin)
+    for left in range(more, 0, -BLOCK):
         block = replay.sample(a.batch, rng, a.gamma, a.n, batches=min(BLOCK, left))
         for i in range(min(BLOCK, left)):
             yield {k: v[i] for k, v in block.items()}

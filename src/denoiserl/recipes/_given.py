@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
+from denoiserl.data import Demos, Robot, Squash
 from denoiserl.data.collect import Recording
+from denoiserl.data.ranges import compare
+from denoiserl.env import Stream
 from denoiserl.env.control import Best, BestNoise
+from denoiserl.env.planner import blank, placed
 from denoiserl.env.valued import Weighed
-from denoiserl.errors import BadRun
+from denoiserl.errors import BadRun, DenoiseError
+from denoiserl.hub import foreign
 from denoiserl.hub.recordings import read
 from denoiserl.policy import Policy
 from denoiserl.process import ddim, floored
 from denoiserl.recipes._kinds import probe
+from denoiserl.rng import Rng
 from denoiserl.train.keep import saved
 from denoiserl.tree import tree_map
 
@@ -23,18 +32,75 @@ CHOOSING = (Best, Weighed, BestNoise)
 """controls that choose among a policy's decisions by what was learned before"""
 
 
-def recorded(path: str, env: Any, outside: Literal["refuse", "clip"]) -> Recording:
-    """What a user recorded in ``env`` (what ``Stream`` takes). Refused: data of another environment."""
-    data, found = read(path, outside=outside), probe(env)
+def recorded(
+    path: str, env: Any, outside: Literal["refuse", "clip"] = "refuse", without: str = "", parts: str = ""
+) -> Recording:
+    """What a user recorded in ``env`` (what ``Stream`` takes), without the episodes ``without`` ("0-2,5") and with the
+    observations ``parts`` ("a,b") alone.
+
+    Refused: data of another environment, and actions beyond its box, which ``outside="clip"`` clips. Warned of: actions
+    that use less than a tenth of the box, and observations beyond bounds that are finite or within a tenth of them.
+    """
+    keep = [p.strip() for p in parts.split(",") if p.strip()] or None
+    data, found = read(path, outside=outside, parts=keep, without=without), probe(env)
     shape = tree_map(lambda v: tuple(v.shape[1:]), data.demos.observations)
     seen = found.spec.obs if isinstance(found.spec.obs, dict) else tuple(found.spec.obs)
     done = data.demos.actions.shape[-1]
     if shape != seen or done != found.action_dim:
+        cure = "name the environment that it was recorded in"
+        if isinstance(shape, dict) or isinstance(seen, dict):
+            cure += (
+                ", or make both one tensor: --parts NAME keeps one part of the data, and "
+                "gymnasium.wrappers.FilterObservation and FlattenObservation do it for the environment"
+            )
         raise BadRun(
             f"{path} observes {shape} and acts in {done} numbers, {found.name} observes {seen} and takes "
-            f"{found.action_dim}: name the environment that it was recorded in"
+            f"{found.action_dim}: {cure}"
         )
+    box = f"the box of {found.name}"
+    if found.spec.choices is None:
+        low, high = (torch.as_tensor(v, dtype=torch.float32).flatten() for v in (found.spec.low, found.spec.high))
+        if outside == "clip":
+            data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(low, high)))
+        compare(data.demos.actions, low, high, f"the actions of {path}", f"{box} of actions", refuse=True)
+    for where, rows, low, high in bounds(data.demos.observations, _space(found)):
+        compare(rows, low, high, f"the observations{where} of {path}", f"{box} of observations", constant=False)
     return data
+
+
+def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield (name, rows [N, d], low, high) of observations whose space has bounds; a picture is one number a pixel."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            spaces = getattr(space, "spaces", None)
+            if isinstance(spaces, dict) and name in spaces:
+                yield from bounds(value, spaces[name], f"{where}/{name}")
+    elif getattr(space, "low", None) is not None:
+        low, high = (torch.as_tensor(np.asarray(v, np.float32)).flatten() for v in (space.low, space.high))
+        if tree.ndim > 2:
+            yield where, tree.flatten(1).amax(1, keepdim=True).float(), low.min(), high.max()
+        else:
+            yield where, tree.float().reshape(len(tree), -1), low, high
+
+
+def _space(found: Stream) -> Any:
+    """The space of one copy's observations, where its owner knows it."""
+    envs = getattr(found.owner, "envs", None)
+    one = envs[0] if isinstance(envs, list) else envs
+    return getattr(one, "single_observation_space", None) or getattr(one, "observation_space", None)
+
+
+def fits(policy: Policy, data: Demos) -> None:
+    """Warn of actions beyond what the policy's codec can say, or within a tenth of it."""
+    own, name = policy.codec, data.name or "the data"
+    if isinstance(own, Squash):
+        low, high = own.centre - own.half, own.centre + own.half
+    elif isinstance(own, Robot):
+        low, high = own.action.low, own.action.high
+    else:
+        return
+    if data.actions.shape[-1] == len(low):
+        compare(data.actions, low.cpu(), high.cpu(), f"the actions of {name}", "actions that the policy can take")
 
 
 def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1) -> Policy:
@@ -54,6 +120,8 @@ def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1
             path = saved(path, "best")
         except BadRun:  # a recipe that selects nothing
             path = saved(path, "last")
+    if (other := foreign.policy(path)) is not None:
+        raise BadRun(f"{word} is {other}")
     policy = Policy.load(path, None, device)
     if isinstance(policy.weights.control, CHOOSING):
         warnings.warn(
@@ -63,3 +131,19 @@ def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1
         )
         policy.weights.control = None
     return policy
+
+
+def suits(policy: Policy, env: Stream, word: str) -> None:
+    """Raise BadRun if the policy at ``word`` does not observe what ``env`` shows or does not act in its box."""
+    try:
+        plan = policy.draw(placed(blank(env.spec.obs), policy), Rng(0, policy.device))
+    except (DenoiseError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
+        raise BadRun(
+            f"{word} does not observe what {env.name} shows, {env.spec.obs} ({error}): give a policy that was made for "
+            "it, or say --history where the policy sees several observations"
+        ) from error
+    if tuple(plan.shape[2:]) != tuple(env.spec.action):
+        raise BadRun(
+            f"{word} decides actions {list(plan.shape[2:])}, {env.name} takes {list(env.spec.action)}: give a policy "
+            "that was made for it"
+        )

@@ -18,7 +18,7 @@ from denoiserl.net import MLP
 from denoiserl.policy import Policy
 from denoiserl.process import GaussianHead, OneStep, grid
 from denoiserl.recipes import _kinds
-from denoiserl.recipes._given import opened
+from denoiserl.recipes._given import opened, suits
 from denoiserl.task import Task
 from denoiserl.train import Keep
 
@@ -48,12 +48,20 @@ def make(base: Base) -> Any:
     return environment(base.env, base.ticks)
 
 
+def given(word: str, env: Stream, keep: Keep) -> Policy:
+    """Return the policy at ``word``; refused where it does not fit the environment."""
+    made = opened(word, keep.device)
+    suits(made, env, word)
+    return made
+
+
 def squashed(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy pressed into the box of the actions: mean and std are the network's. Untrained, unless one is
     given."""
-    if base.start is not None:
-        return opened(base.start, keep.device)
     env = _kinds.probe(make(base))
+    if base.start is not None:
+        return given(base.start, env, keep)
+    _kinds.facts(env)  # refuses what no network here can see or decide
     event, codec = (base.chunk, env.action_dim), Squash.box(env.spec.low, env.spec.high)
     return _kinds.squashed(event, env.obs_dim, base.width, base.depth, codec, seed).to(keep.device)
 
@@ -61,9 +69,10 @@ def squashed(base: Base, seed: int, keep: Keep) -> Policy:
 def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy with one std for all states; observations are standardised as they come. Untrained, unless one
     is given."""
+    env = _kinds.probe(make(base))
     if base.start is not None:
-        return opened(base.start, keep.device)
-    known = _kinds.facts(_kinds.probe(make(base)))
+        return given(base.start, env, keep)
+    known = _kinds.facts(env)
     torch.manual_seed(seed)
     event = (base.chunk, known.actions)
     net = MLP(event, known.seen, base.width, base.depth, 0, False, zero=True)

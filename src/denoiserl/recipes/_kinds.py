@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from denoiserl.data import Demos, Robot, Running
+from denoiserl.data.robot import unlearned
+from denoiserl.data.squash import box
 from denoiserl.env import Stream
 from denoiserl.errors import BadSignal
 from denoiserl.net import MLP, Actor, Paired
@@ -65,18 +67,43 @@ def probe(env: Any) -> Stream:
 
 
 def facts(source: Demos | Stream) -> Facts:
-    """Of demonstrations; or of an environment alone, whose actions must have bounds."""
+    """Return those of demonstrations; or of an environment alone, whose actions must have bounds.
+
+    Raises BadSignal if no network here can see the observations, or nobody knows between what an action lies.
+    """
     if isinstance(source, Demos):
         seen, actions = source.observations, source.actions.shape[-1]
         if not isinstance(seen, dict):
+            if seen.ndim != 2:
+                raise BadSignal(
+                    f"each observation is an array {list(seen.shape[1:])}: numbers are learned from as [o], and "
+                    "pictures as the 'image' of a dict, [S, S, 3] in bytes, with a 'state' [o] of numbers beside it"
+                )
             return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
         if set(seen) != {"image", "state"}:
-            raise BadSignal(f"pictures are learned from as 'image' and 'state'; these observations have {sorted(seen)}")
-        return Facts(Robot.fit(source), seen["state"].shape[-1], seen["image"].shape[-2], actions)
-    scale = float(torch.as_tensor(source.spec.high).max())
-    if not 0 < scale < float("inf"):
-        raise BadSignal(f"{source.name} has actions up to {scale}: a policy that knows nothing needs bounds")
-    return Facts(Running.fresh(source.obs_dim, scale), source.obs_dim, 0, source.action_dim)
+            raise BadSignal(unlearned(source))
+        told = {k: list(v.shape[1:]) for k, v in seen.items()}
+        if len(told["state"]) != 1:
+            raise BadSignal(f"the 'state' beside the pictures is an array {told['state']}: flatten it to numbers [o]")
+        high, wide, *colours = told["image"]
+        if high != wide or high < 8 or colours != [3]:
+            raise BadSignal(
+                f"the pictures are {told['image']}: these networks look at square ones of three colours, [S, S, 3] "
+                "with S of 8 or more, so crop or resize them, here and in the environment"
+            )
+        return Facts(Robot.fit(source), told["state"][0], high, actions)
+    found = source.spec
+    if found.choices is not None or len(found.action) != 1:
+        what = f"one of {found.choices} choices" if found.choices is not None else f"an array {list(found.action)}"
+        raise BadSignal(f"{source.name} takes {what} as an action: these policies decide numbers [d], so wrap it")
+    if isinstance(found.obs, dict) or len(found.obs) != 1:
+        raise BadSignal(
+            f"{source.name} observes {found.obs}: a policy that knows nothing sees one array of numbers [o], which "
+            "gymnasium.wrappers.FlattenObservation makes of others; policies that see pictures start from "
+            "demonstrations"
+        )
+    centre, half = box(found.low, found.high)
+    return Facts(Running.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
 
 
 def network(base: Sizes, known: Facts, **more: Any) -> nn.Module:

@@ -103,7 +103,7 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
     with uncounted():
         codec = Squash.box(heard.spec.low, heard.spec.high)
         player = _kinds.squashed((1, heard.action_dim), heard.obs_dim, 64, 2, codec, seed)
-        for _ in sac.improve(player, heard, a, Rng(seed), Keep(every=iters)):  # streams begin anew at saves
+        for _ in sac.improve(player, heard, a, Rng(seed), Keep(restart=iters)):
             pass
         heard.close()
         box = heard.spec

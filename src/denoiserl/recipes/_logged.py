@@ -41,7 +41,7 @@ from denoiserl.labs.ring import RingBandit
 from denoiserl.policy import Policy
 from denoiserl.recipes import _kinds, _locosmall
 from denoiserl.recipes._boxed import unit
-from denoiserl.recipes._given import recorded
+from denoiserl.recipes._given import fits, recorded
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes
 from denoiserl.show.mazes import spots, ways
@@ -66,7 +66,11 @@ class Base:
     env: str | None = None
     """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
     outside: Literal["refuse", "clip"] = "refuse"
-    """actions outside the box that data of yours tell"""
+    """actions outside the box that data of yours or the environment tell"""
+    without: str = ""
+    """episodes that are left out of data of yours, by number: 0-2,5"""
+    parts: str = ""
+    """observations that are kept of data of yours, by name, where there are several: observation.state"""
     rows: int | None = None
     """learn from so many ticks at most: whole episodes, drawn by the seed (None: all)"""
     episodes: int = 500
@@ -128,7 +132,7 @@ def source(base: Base) -> Source:
     if base.env is None:
         raise BadRun(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
     env = named(base.env)
-    return Source(lambda seed: recorded(base.data, env, base.outside), env, "return", None)
+    return Source(lambda seed: recorded(base.data, env, base.outside, base.without, base.parts), env, "return", None)
 
 
 @lru_cache(maxsize=2)
@@ -153,7 +157,9 @@ def codec(data: Recording, kind: str) -> Robot | Squash:
     """Standardised observations, clipped at 10, and actions in units of their box."""
     if not isinstance(data.demos.observations, Tensor) or data.demos.observations.ndim != 2:
         raise BadSignal(f"{data.demos.name or 'the data'} observe no flat numbers [o]: concatenate the parts first")
-    seen, (low, high) = Normalizer.fit(data.demos.observations, "std"), box(data)
+    name = f"the observations of {data.demos.name or 'the data'}"
+    seen = Normalizer.fit(data.demos.observations, "std", name=name, ends=data.demos.ends)
+    low, high = box(data)
     if kind == "squashed":
         return replace(Squash.box(low, high, seen), limit=LIMIT)
     return Robot(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
@@ -235,6 +241,7 @@ def remembered(policy: Policy, data: Any, a: Any) -> Any:
         raise BadSignal(
             f"the policy decides {list(policy.event[1:])} numbers a tick, the data {list(rows.action.shape[2:])}"
         )
+    fits(policy, data.demos if isinstance(data, Recording) else data)
     if not informative(data):
         warnings.warn(
             f"all rewards of {rows.name or 'the data'} are equal and nothing ends well or badly: critics learn "
@@ -252,8 +259,17 @@ BLOCK = 64
 
 
 def minibatches(replay: Replay, a: Any, rng: Rng) -> Iterator[dict[str, Any]]:
-    """``a.updates`` minibatches of ``a.batch`` rows that ``remembered`` made."""
+    """``a.updates`` minibatches of ``a.batch`` rows that ``remembered`` made.
+
+    Actions of a chunk that never ran say nothing: they are even in the box, so that critics learn not to heed them,
+    and "counts" [B, H, d] (None: all do) keeps them out of losses.
+    """
     for left in range(a.updates, 0, -BLOCK):
         block = replay.sample(a.batch, rng, a.gamma, 1, batches=min(BLOCK, left))
+        block["counts"] = [None] * min(BLOCK, left)
+        if "real" in block:
+            block["counts"] = block.pop("real")[..., None].expand(block["action"].shape)
+            other = 2 * rng.uniform(*block["action"].shape).to(block["action"]) - 1
+            block["action"] = torch.where(block["counts"], block["action"], other)
         for i in range(min(BLOCK, left)):
             yield {k: v[i] for k, v in block.items()}

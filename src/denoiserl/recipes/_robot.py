@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -22,11 +21,11 @@ from denoiserl.data import Demos
 from denoiserl.env import Stream, evaluate
 from denoiserl.env.history import Remembering
 from denoiserl.env.named import demonstrations, environment, scripted
-from denoiserl.env.planner import serving
+from denoiserl.env.planner import carry, serving
 from denoiserl.env.steering import deterministic, steer
 from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
-from denoiserl.recipes._given import opened, recorded
+from denoiserl.recipes._given import opened, recorded, suits
 from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes
@@ -44,7 +43,11 @@ class Base:
     """demonstrations: a folder or file (ours, Minari, LeRobot, HDF5), or "none" to begin knowing nothing (None: the
     environment's script, where it has one)"""
     outside: Literal["refuse", "clip"] = "refuse"
-    """actions outside the box that data of yours tell"""
+    """actions outside the box that data of yours or the environment tell"""
+    without: str = ""
+    """episodes that are left out of data of yours, by number: 0-2,5"""
+    parts: str = ""
+    """observations that are kept of data of yours, by name, where there are several: observation.state"""
     start: str | None = None
     """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
     history: int = 1
@@ -60,7 +63,7 @@ class Base:
     chunk: int = 5
     """actions planned at once (H)"""
     execute: int | None = None
-    """actions executed of each plan (T_a; None: all) where policies are judged"""
+    """actions executed of each plan (T_a; None: all, or as the policy at ``start`` carries)"""
     denoise: int = 5
     """denoising steps"""
     floor: float = 0.1
@@ -101,6 +104,19 @@ def stream(base: Base, copies: int | None, seed: int) -> Stream:
     return Stream(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
 
 
+def based(a: Any) -> Base:
+    """Return the experiment of a method's settings. What is executed of a plan is one number, said with the method or
+    with the experiment: the starting policy carries it. Raises BadRun if both say one and they differ."""
+    if a.execute is None or a.execute == a.base.execute:
+        return a.base
+    if a.base.execute is not None:
+        raise BadRun(
+            f"execute is said twice, {a.execute} and base.execute={a.base.execute}: a policy is judged as it learns, "
+            "so say one of them"
+        )
+    return replace(a.base, execute=a.execute)
+
+
 def demonstrated(base: Base) -> bool:
     """Whether there is anything to imitate."""
     return base.data != "none" if base.data is not None else scripted(base.env)
@@ -115,7 +131,7 @@ def record(base: Base, seed: int) -> Demos:
             "fpo, gorl, sac and td3 can begin knowing nothing"
         )
     if base.data is not None:
-        return recorded(base.data, make(base), base.outside).demos
+        return recorded(base.data, make(base), base.outside, base.without, base.parts).demos
     return demonstrations(base.env, base.demos, seed, base.ticks, base.aim, base.slip)
 
 
@@ -132,9 +148,25 @@ def imitate(
     """Clone the demonstrations of ``seed`` (or others); minibatches and noise are of their own for every ``stream``."""
     from denoiserl.recipes import diffusion_policy  # the method; its experiment is this one
 
-    a = SimpleNamespace(updates=updates, batch=base.batch, lr=lr, history=1, execute=base.execute)
+    a = diffusion_policy.Args(updates=updates, batch=base.batch, lr=lr)
     rng = Rng(seed + 1_000_003 * stream, keep.device)
     yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, keep)
+
+
+def untrained(kind: Make, base: Base, source: Demos | Stream, seed: int, keep: Keep) -> Policy:
+    """Return a policy of a kind that carries how many actions of a plan are executed."""
+    made = kind(base, source, seed, keep.device)
+    carry(made, base.execute)
+    return made
+
+
+def given(base: Base, keep: Keep) -> Policy:
+    """Return the policy at ``start``; refused where it does not fit the environment."""
+    assert base.start is not None
+    made = opened(base.start, keep.device, base.denoise, base.floor)
+    suits(made, probe(make(base)), base.start)
+    carry(made, base.execute)
+    return made
 
 
 def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) -> Generator[dict, None, Policy]:
@@ -143,11 +175,11 @@ def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) 
     Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
     """
     if base.start is not None:
-        return opened(base.start, keep.device, base.denoise, base.floor)
+        return given(base, keep)
     if nothing and not demonstrated(base):
-        return kind(base, probe(make(base)), seed, keep.device)
+        return untrained(kind, base, probe(make(base)), seed, keep)
     demos = record(base, seed)
-    made = kind(base, demos, seed, keep.device)
+    made = untrained(kind, base, demos, seed, keep)
     yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos)
     return made
 
@@ -155,7 +187,7 @@ def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) 
 def successes(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A diffusion policy that has imitated, for as many updates, only those demonstrations that succeeded."""
     demos = record(base, seed)
-    made = diffusion(base, demos, seed, keep.device)
+    made = untrained(diffusion, base, demos, seed, keep)
     yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos.successful())
     return made
 
@@ -177,12 +209,12 @@ METRICS = {
 def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
     """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
     environment reports it, return and ticks."""
-    return evaluate(serving(made, base.execute), make(base), n, 1_000_000 + seed).outcomes
+    return evaluate(serving(made), make(base), n, 1_000_000 + seed).outcomes
 
 
 def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
-    return episodes(serving(made, base.execute), make(base), min(n, FEW), 1_000_000 + seed)
+    return episodes(serving(made), make(base), min(n, FEW), 1_000_000 + seed)
 
 
 def succeeds(base: Base) -> bool:
@@ -222,5 +254,5 @@ def task(base: Base) -> Task:
 
 def cloning(base: Base) -> Task:
     """The task of who learns from the demonstrations: an untrained policy, and the same trials."""
-    start = {"diffusion": lambda seed, keep: diffusion(base, record(base, seed), seed, keep.device)}
+    start = {"diffusion": lambda seed, keep: untrained(diffusion, base, record(base, seed), seed, keep)}
     return replace(task(base), signal="data", starts=start, data=lambda seed: record(base, seed), imitate=None)

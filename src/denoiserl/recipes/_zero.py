@@ -56,7 +56,11 @@ class Base:
     env: str | None = None
     """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
     outside: Literal["refuse", "clip"] = "refuse"
-    """actions outside the box that data of yours tell"""
+    """actions outside the box that data of yours or the environment tell"""
+    without: str = ""
+    """episodes that are left out of data of yours, by number: 0-2,5"""
+    parts: str = ""
+    """observations that are kept of data of yours, by name, where there are several: observation.state"""
     rooms: int = 3
     """rooms of the maze, a side"""
     plan: int = 0
@@ -93,7 +97,7 @@ def maze(base: Base) -> Maze:
 def record(base: Base, seed: int) -> Demos | Recording:
     """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
     if base.data != "maze":
-        return recorded(base.data, named(judged(base)), base.outside)
+        return recorded(base.data, named(judged(base)), base.outside, base.without, base.parts)
     rng, parts = Rng(seed), []
     for kind in ("navigate", "random"):
         demos = demonstrations(maze(base), base.episodes, rng, kind, base.length)

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ from denoiserl.data.collect import collect
 from denoiserl.data.motion import Valid, clean, covered, motion, starts
 from denoiserl.describe import build, describe
 from denoiserl.env import Stream
-from denoiserl.env.planner import serving
+from denoiserl.env.planner import carry, serving, whole
 from denoiserl.errors import BadSignal
 from denoiserl.policy import Policy
 from denoiserl.process import OneStep
@@ -65,7 +64,7 @@ class Args:
     steps: int = 22
     """decisions each environment takes an iteration"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lr: float = 0.0
@@ -95,6 +94,8 @@ def improve(
 ) -> Iterator[dict]:
     """Improve the policy, then replace it by a student of what it does. ``valid``: see ``data.motion.clean``."""
     keep = keep or Keep()
+    whole(policy, "The student is a new network for all steps")
+    carry(policy, a.execute)
     method = ppo if isinstance(policy.process, OneStep) else dppo
     names = ("iters", "copies", "steps", "execute", "gamma", "warmup")
     settings = method.Args(**{name: getattr(a, name) for name in names}, **({"lr": a.lr} if a.lr else {}))
@@ -106,10 +107,7 @@ def improve(
         if keep.folder is not None:
             kept.save(keep.folder / "generated")
         policy.denoiser.load_state_dict(build(describe(policy.denoiser)).state_dict())
-        execute = policy.event[0] if a.execute is None else a.execute
-        learning = SimpleNamespace(
-            updates=a.updates, batch=a.student_batch, lr=a.student_lr, history=1, execute=execute
-        )
+        learning = diffusion_policy.Args(updates=a.updates, batch=a.student_batch, lr=a.student_lr)
         told: dict[str, float] = {}
         for told in diffusion_policy.improve(policy, kept, learning, rng, Keep(device=keep.device)):  # noqa: B007
             pass
@@ -121,7 +119,7 @@ def improve(
 
 def generated(policy: Policy, env: Stream, a: Any, valid: Valid | None = None) -> tuple[Demos, Demos]:
     """Everything that was played, and ``a.episodes`` clean episodes of it (fewer where ``a.most`` were not enough)."""
-    act, parts, won = serving(policy, a.execute), [], 0
+    act, parts, won = serving(policy), [], 0
     wanted = a.episodes / a.quantile
     while won < wanted and sum(len(part) for part in parts) < a.most:
         part = collect(env, act, env.copies, 1_000 * (a.seed + 1) + len(parts))
@@ -136,7 +134,7 @@ def generated(policy: Policy, env: Stream, a: Any, valid: Valid | None = None) -
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -16,13 +16,13 @@ sample, standardised by what *its prompt* has earned lately, is the advantage of
 
     A = (r − mean_prompt) / std_prompt,    L = mean over (sample, step) of −min(ρ A, clip(ρ, 1 ± ε) A)
 
-As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``), advantages are clipped, the
-memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's mean and std before), and there
-is no KL. Samples and the steps of each are shuffled together: a minibatch is of rows (sample, step). Steps without a
-density, such as the last one of the exact posterior, are left out; a chain of nothing else (eta = 0) is refused.
-Rewards that are not finite are dropped and counted. ``epochs=1, batch >= samples × steps`` is the plain score function
-(DDPO_SF). Differences: the whole network is trained rather than LoRA adapters, and ε is 1e-3 because a picture of 432
-numbers is not a latent of 16 thousand.
+As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``), advantages are clipped, and
+there is no KL. The memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's mean and std
+before); the oldest are forgotten, those of this iteration too, which are counted. Samples and the steps of each are
+shuffled together: a minibatch is of rows (sample, step). Steps without a density, such as the last one of the exact
+posterior, are left out; a chain of nothing else (eta = 0) is refused. Rewards that are not finite are dropped and
+counted. ``epochs=1, batch >= samples × steps`` is the plain score function (DDPO_SF). Differences: the whole network is
+trained rather than LoRA adapters, and ε is 1e-3 because a picture of 432 numbers is not a latent of 16 thousand.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.52 to 0.96 in half a minute
 of one core, learned from 64 prompts; pictures on the manifold from 0.89 to 0.98, the distance of two pictures of a
@@ -32,25 +32,28 @@ collapses after forty iterations: nothing holds it, and what is left are rare fa
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from denoiserl.chain import Rows
 from denoiserl.credit import PerPrompt
 from denoiserl.errors import NoDensity
 from denoiserl.law.base import REMEDY
-from denoiserl.likelihood import assert_on_policy
-from denoiserl.objective import clip_fraction, ppo_clip
+from denoiserl.objective import ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, ddim
 from denoiserl.recipes import _shapes, _stages
+from denoiserl.recipes._generators import cut, draw, first_ratio, told
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
-from denoiserl.train import Keep, adamw, covers, step
-from denoiserl.tree import Tree, leaves, rows
+from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.tree import Tree, leaves
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Args:
     """passes over each iteration's rows"""
     batch: int = 576
     """rows (sample, step) a gradient step"""
+    micro_batch_size: int | None = None
+    """rows of one call of the network and of the reward, where a batch does not fit into memory (None: all)"""
     clip: float = 1e-3
     """range of the geometric-mean ratio"""
     adv_clip: float = 5.0
@@ -76,8 +81,10 @@ class Args:
     """Adam's learning rate"""
     on_bad: Literal["raise", "drop"] = "drop"
     """rewards that are not finite: stop and name the samples, or drop and count them"""
-    tolerance: float = 0.02
-    """largest |log ratio| of a whole step before the first update; float32"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
+    tolerance: float | None = None
+    """largest |log ratio| of a whole step before the first update (None: 0.02, or 0.2 in low precision)"""
     eta: float = 1.0
     """of the experiment, noise of the training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be
     learned from"""
@@ -90,45 +97,61 @@ class Args:
 
 
 def improve(
-    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
-    """Improve a generator on a reward. ``prompts``: a tree of [P, ...]; equal rows share a memory."""
+    """Improve a generator on a reward.
+
+    ``prompts``: a tree of [P, ...], equal rows of which share a memory; None or a number where there are none.
+    """
     if not any(policy.train.dense):
         raise NoDensity(f"the policy's training steps are all deterministic (eta = 0): {REMEDY}")
     keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, policy=policy, opt=opt, memory=memory, rng=rng):
-        index = rng.integers(0, rows(prompts), a.samples)
-        asked = ask(prompts, index, 1)
-        chain = policy.sample(asked, rng)
-        scored = score(reward, policy.codec.decode(chain.sample), asked, on_bad=a.on_bad)
+        index = rng.integers(0, len(names), a.samples)
+        _, chain, scored = draw(policy, reward, prompts, index, 1, a, rng)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
         advantage = advantage.clamp(-a.adv_clip, a.adv_clip)
-        row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped}
-        row |= {"silent": float((advantage == 0).float().mean())}
-        row |= {k: float(v.nanmean()) for k, v in scored.parts.items()}
-        trace, seen = chain.rows(), []
-        teaches = torch.nonzero(advantage[trace.owner] != 0).flatten()
+        row = told(scored) | {"silent": float((advantage == 0).float().mean()), "forgotten": memory.forgotten}
+        teaches = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()
+        seen, outside = [], []
         for _ in range(a.epochs if len(teaches) else 0):
             for i in teaches[rng.permutation(len(teaches))].split(a.batch):
-                part = trace.part(i)
-                law, y = policy.replay(part)
-                logp, old = law.log_prob(y), part.log_prob
-                if it == 0 and not seen:
-                    assert_on_policy(logp, old, a.tolerance)
-                logp, old = logp / law.size, old / law.size
-                told = step(opt, ppo_clip(logp, old, advantage[part.owner], a.clip).mean(), clip=1.0)
-                seen.append((told["loss"], float(clip_fraction(logp.detach(), old, a.clip))))
+                check = it == 0 and not seen
+                parts = (chain.rows(j) for j in cut(i, a.micro_batch_size))
+                pieces = (surrogate(policy, part, advantage[part.owner], a, check, outside) for part in parts)
+                seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
         if seen:
-            row |= dict(zip(("loss", "clipped"), torch.tensor(seen).mean(0).tolist(), strict=True))
+            row |= {"loss": sum(seen) / len(seen), "clipped": float(torch.cat(outside).float().mean())}
         yield row
 
 
-def keys(prompts: Tree) -> Sequence[str]:
-    """A name for every row of a tree of prompts [P, ...]: equal rows have equal names, in this run and any other."""
-    parts = [v.reshape(len(v), -1).tolist() for v in leaves(prompts)]
-    return [repr(row) for row in zip(*parts, strict=True)]
+def surrogate(policy: Policy, part: Rows, advantage: Tensor, a: Any, check: bool, outside: list[Tensor]) -> Tensor:
+    """Return −min(ρ A, clip(ρ, 1 ± ε) A) of rows [N], and add to ``outside`` which ρ left the range.
+
+    A function, so that nothing of a part is in memory when the next one runs. ``check``: nothing was learned yet, so
+    the ratio must be 1.
+    """
+    law, y = policy.replay(part)
+    logp, old = law.log_prob(y), part.log_prob
+    if check:
+        first_ratio(policy, logp, old, a.tolerance)
+    logp, old = logp / law.size, old / law.size
+    outside.append(((logp.detach() - old).exp() - 1).abs() > a.clip)
+    return ppo_clip(logp, old, advantage, a.clip)
+
+
+def keys(prompts: Tree | int | None) -> list[str]:
+    """Return a name for every row of a tree of prompts [P, ...], a hash of its numbers; one where there are none.
+
+    Equal rows have equal names, in this run and any other.
+    """
+    many = prompt_count(prompts)
+    if prompts is None or isinstance(prompts, int):
+        return [""]
+    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
+    return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
 
 
 def task(a: Args) -> Task:

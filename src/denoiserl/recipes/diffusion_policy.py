@@ -15,9 +15,12 @@ Every window of a demonstration pairs the last T_o observations with the next H 
 the chunk given the observations, E ‖x̂₀ − x₀‖² weighted as its prediction asks; the moving average of its weights is
 what acts. In the environment a chunk is drawn, its first T_a actions are executed, and the policy plans again.
 
-As published: min-max normalisation to [−1, 1], padding by repeated frames, EMA, receding horizon. Differences: times
-are continuous on a cosine schedule instead of 100 levels, so any number of steps serves; the network is an MLP (small
-actions) or the 1-D U-Net with GELU (Mish costs 13 times as much on a CPU).
+As published: min-max normalisation to [−1, 1], windows that reach over the ends of an episode, EMA, receding horizon.
+Differences: what a window repeats beyond the ends is padding and has no loss (published, and here with
+``mask_padding=False``: it is imitated); a chunk begins now (published: T_o − 1 ticks ago, as LeRobot's policies do here
+too), so it is executed from its first action on; times are continuous on a cosine schedule instead of 100 levels, so
+any number of steps serves; the network is an MLP (small actions) or the 1-D U-Net with GELU (Mish costs 13 times as
+much on a CPU).
 
 Expect, with the defaults, a success of 0.5 to 0.75 on Meta-World's drawer-open, cloned from a demonstrator that
 misjudges where things are and succeeds in a third of his episodes.
@@ -26,15 +29,17 @@ misjudges where things are and succeeds in a third of his episodes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from denoiserl.data import Demos, windows
+from denoiserl.env.planner import carry
 from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
 from denoiserl.recipes import _robot, _stages
+from denoiserl.recipes._given import fits
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, fit
@@ -52,31 +57,39 @@ class Args:
     """AdamW's learning rate, with warm-up and cosine decay"""
     history: int = 1
     """observations that the policy sees (T_o)"""
-    execute: int = 5
-    """actions of a chunk that are executed before the policy plans again (T_a)"""
+    execute: int | None = None
+    """actions of a chunk that are executed before the policy plans again (T_a; None: as the policy carries)"""
+    mask_padding: bool = True
+    """actions that a window repeats beyond the ends of its episode have no loss (False: they are imitated)"""
     base: _robot.Base = _robot.Base()
     """the task, its demonstrations and the network"""
 
 
 def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
-    """Clone demonstrations."""
-    horizon, history = policy.event[0], a.history
-    window = windows(data.ends, horizon, history, a.execute)
-    every = torch.arange(len(window))
-    chunk = policy.codec.encode(window.actions(data.actions, every))
-    observed = window.observations(data.observations, every)
-    seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if history == 1 else observed)
+    """Clone demonstrations; the policy carries from now on how many actions of a chunk are executed.
+
+    Warn of actions beyond what the policy's codec can say.
+    """
+    fits(policy, data)
+    horizon, past = policy.event[0], getattr(policy.codec, "history", 1) - 1  # ticks before now that its chunks begin
+    now = max(a.history - 1, past)
+    window = windows(data.ends, horizon + now - past, now + 1, carry(policy, a.execute))
+    every, chunks = torch.arange(len(window)), slice(now - past, None)
+    chunk = policy.codec.encode(window.actions(data.actions, every)[:, chunks])
+    real = window.real[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
+    observed = tree_map(lambda v: v[:, now + 1 - a.history :], window.observations(data.observations, every))
+    seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if a.history == 1 else observed)
     seen = seen.flatten(1) if isinstance(seen, torch.Tensor) else seen
-    yield from fit(
-        policy.process, policy.denoiser, chunk, seen, a.updates, rng, batch=a.batch, lr=a.lr, warmup=100, keep=keep
-    )
+    counts = real if getattr(a, "mask_padding", True) and not bool(real.all()) else None
+    how: dict[str, Any] = {"batch": a.batch, "lr": a.lr, "warmup": 100, "counts": counts, "keep": keep}
+    yield from fit(policy.process, policy.denoiser, chunk, seen, a.updates, rng, **how)
 
 
 def task(a: Args) -> Task:
     """A Meta-World task, demonstrated by a script with flaws."""
     if a.history != 1:
         raise BadRun("the policies of this experiment see one observation: history is for policies of your own")
-    return _robot.cloning(replace(a.base, execute=a.execute))
+    return _robot.cloning(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -19,10 +19,16 @@ executed. With Â from GAE over chunks,
 As published: the step's std is floored (exploration, and a density at every step), the estimate is clipped, only the
 last ``tuned`` steps learn while a frozen copy runs the others, ρ is the geometric mean over the dimensions of the
 executed actions (log-probs over ``law.size``), ε_k grows from ``clip_base`` at the noisiest step to ``clip``,
-minibatches are drawn over (environment step × denoising step), rewards are scaled by the running std of the return, an
-update stops when the approximate KL passes ``target_kl``, and truncation bootstraps.
-Differences: one floor for drawing and scoring (the released code has two); per-dimension log-probs are not clamped to
-[−5, 2] (a clamp passes no gradient, and one draw in 3000 meets it); advantages are not clipped at a quantile.
+minibatches are drawn over (environment step × denoising step), rewards are scaled by the running std of the return, the
+actor stops for an iteration when the approximate KL of ρ passes ``target_kl``, and truncation bootstraps.
+Differences: one floor for drawing and scoring (the released code has two); draws are not cut at three std, and
+per-dimension log-probs are not clamped to [−5, 2] (a clamp passes no gradient, and one draw in 3000 meets it); scaled
+rewards are not clipped at ±10; ``gamma`` is the discount a tick, also inside a chunk, where the released code sums a
+chunk's rewards and discounts once a chunk; what an episode's end left of a chunk has no part in ρ; the critic learns
+on where the actor has stopped; advantages are not clipped at a quantile.
+
+With ``tuned`` the policy becomes one of two networks, ``process.Relay``: the frozen weights stay part of it, and it is
+drawn, served, saved and improved again as it acted while it learned.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of about 0.65 to above 0.95 in 26 iterations (110 000
 ticks, 55 s on a CPU core).
@@ -38,9 +44,21 @@ import torch
 
 from denoiserl.credit import normalise, over_denoising
 from denoiserl.env import Stream
-from denoiserl.env.planner import actor, chunked, executed, judged, sight, told
+from denoiserl.env.planner import (
+    actor,
+    carry,
+    executed,
+    judged,
+    learner,
+    mean_log_prob,
+    on_policy,
+    relay,
+    sight,
+    statistics,
+    told,
+)
 from denoiserl.env.scale import RewardScale
-from denoiserl.likelihood import assert_on_policy, replay
+from denoiserl.likelihood import replay
 from denoiserl.net import Value
 from denoiserl.objective import approx_kl, clip_fraction, denoise_clip, ppo_clip, squared
 from denoiserl.policy import Policy
@@ -60,9 +78,9 @@ class Args:
     steps: int = 22
     """chunks each environment plays an iteration"""
     tuned: int | None = None
-    """how many last denoising steps learn (None: all)"""
+    """how many last denoising steps learn (None: all that are not frozen already)"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -84,7 +102,7 @@ class Args:
     batch: int = 1000
     """rows (environment step × denoising step) a gradient step"""
     target_kl: float = 1.0
-    """stop the update when the approximate KL of a minibatch passes this"""
+    """the actor stops for this iteration when the approximate KL of a minibatch, a number of the chunk, passes this"""
     warmup: int = 0
     """iterations in which only the critic learns"""
     eval_every: int = 10
@@ -96,38 +114,38 @@ class Args:
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a diffusion or flow policy in an environment."""
     keep = keep or Keep()
-    tuned = len(policy.train) if a.tuned is None else a.tuned
-    execute = chunked(policy, a.execute)
+    env.discount(a.gamma)
+    execute, tuned = carry(policy, a.execute), relay(policy, a.tuned)
     act, (see, size) = actor(policy, tuned, execute), sight(policy, env)
     value, scale = Value(size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     clips = denoise_clip(tuned, a.clip_base, a.clip, a.clip_rate).to(policy.device)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in keep.loop(a.iters, **named):
+    for it in keep.loop(a.iters, **named, seen=statistics(policy)):
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, execute), ep.alive.to(policy.device)
+        chain, alive = executed(ep.chain, ep.live), ep.alive.to(policy.device)
         critique = judged(ep, value, see, scale, a.gamma, a.lam)
         seen, goal = critique.seen, critique.goal
         shared = over_denoising(normalise(critique.credit, alive), tuned, a.decay).flatten()
         index = torch.nonzero(alive.flatten().repeat_interleave(tuned)).flatten()
         with torch.no_grad():
-            law, y = replay(policy.process, policy.denoiser, chain)
-            old = (law.log_prob(y) / law.size).flatten()
-        if it == 0 and chain.live is None:
-            assert_on_policy(old, (chain.log_prob / law.size).flatten())
-        updates = []
+            law, y = replay(policy.process, learner(policy), chain)
+            old = mean_log_prob(law, y).flatten()
+        if it == 0:
+            on_policy(law, y, chain)
+        updates, moves = [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].split(a.batch)):
             rows = chain.rows(i)
             step(critic, squared(value(seen[rows.owner]), goal[rows.owner]).mean(), clip=1.0)
-            if it < a.warmup:
+            if not moves:
                 continue
-            law, y = policy.replay(rows)
-            logp = law.log_prob(y) / law.size
-            kl = float(approx_kl(logp.detach() * law.size, old[i] * law.size))
+            logp = mean_log_prob(*replay(policy.process, learner(policy), rows))
+            kl = float(approx_kl(logp.detach(), old[i]))
             if kl > a.target_kl:
-                break
+                moves = False
+                continue
             loss = ppo_clip(logp, old[i], shared[i], clips[i % tuned])
             updates.append(
                 (step(opt, loss.mean(), clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old[i], a.clip)))
@@ -138,7 +156,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -126,7 +126,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
             value = critic(cond, done)
             error = step(critic_opt, squared(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
             t = times[rng.integers(0, len(times), len(done))]
-            imitation = losses(policy.process, policy.denoiser, done, cond, rng, t=t).mean()
+            imitation = losses(policy.process, policy.denoiser, done, cond, rng, t=t, counts=rows["counts"]).mean()
             with held(critic):
                 one, other = critic(cond, drawn(cond, rng).sample)[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
                 step(opt, imitation + a.eta * ascent(one, other.detach()).mean(), a.clip)

@@ -17,11 +17,10 @@ Play whole episodes, then imitate the own chunks, those of good episodes more:
 
     L = mean over decisions of w ℓ(a),   w = min(exp(β z), cap),   z = (G − mean G) / std G
 
-with ℓ the denoising loss of the executed chunk and G the rewards from there on, discounted from the *start* of the
-episode (with a reward at the end only, all decisions of an episode have the same G, and early success is worth more).
+with ℓ the denoising loss of the executed chunk and G the rewards from there on, discounted from the decision.
 As published: β is 10 and the cap 100, only finished episodes count, all copies start afresh every iteration, sixteen
 passes over each. With β = 10 half a std more or less is the difference between the cap and nothing, so this is
-imitation of the better part of the episodes.
+imitation of the better part of the decisions.
 Differences: chunks are drawn as they are served, while the released code floors the std of exploration
 (``draw="train"``): what is imitated is what was drawn, so every round adds the floor's noise to the policy. The
 discount counts ticks, not chunks; what a chunk planned and did not execute has no loss; gradients are clipped at 1.
@@ -41,10 +40,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.chain import Chain
+from denoiserl.chain import Chain, Sample
 from denoiserl.credit import normalise, returns
 from denoiserl.env import Episode, Stream
-from denoiserl.env.planner import chunked, placed, told
+from denoiserl.env.planner import carry, observed, statistics, told
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.objective import exp_weights, weighted
 from denoiserl.policy import Policy
@@ -67,7 +66,7 @@ class Args:
     steps: int = 22
     """chunks each environment plays an iteration: at least an episode's"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     beta: float = 10.0
@@ -91,18 +90,19 @@ class Args:
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
     keep = keep or Keep()
-    execute = chunked(policy, a.execute)
+    execute = carry(policy, a.execute)
+    env.discount(a.gamma)
     if a.draw not in DRAWS:
         raise BadSignal(nearest(a.draw, DRAWS, "kind of steps"))
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample(placed(obs, policy), rng, serve=a.draw == "serve")
+        chain = policy.sample(observed(policy, obs), rng, record=Sample(), serve=a.draw == "serve")
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
-    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, env=env):
-        env.border(it)
+    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, seen=statistics(policy)):
+        env.border(it)  # in every iteration, so the loop needs no borders of its own
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
         whole = finished(ep)
@@ -131,9 +131,9 @@ def finished(ep: Episode) -> Tensor:
 
 
 def to_go(ep: Episode, gamma: float) -> Tensor:
-    """Σ_{k ≥ t} γ^{tick of k} r_k, [T, B]: the rewards of an episode from a decision on, discounted from its start."""
-    begun = ep.info["ticks"] - ep.length
-    return returns(ep.reward * gamma ** begun.float(), torch.ones_like(ep.reward), ep.done)
+    """Return Σ_{k ≥ t} γ^{ticks from t to k} r_k, [T, B]: the rewards of an episode from a decision on, discounted from
+    there."""
+    return returns(ep.reward, gamma ** ep.length.float(), ep.done)
 
 
 def effective(weight: Tensor) -> float:
@@ -143,7 +143,7 @@ def effective(weight: Tensor) -> float:
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -23,11 +23,13 @@ so that ``demos``, actions whose noise nobody knows, teach Q_A too. Without, Q_W
 entropy in its target: plain SAC on noise, which never calls the base while it learns. No gradient passes through G.
 As published: b = 1.5, targets that follow with τ = 0.005, a target entropy of 0, first decisions from the base alone
 (w ~ N(0, I)), layer norm in the critics.
-Differences: fewer updates a decision (20 as published) and one update of Q_W for each (10), at a higher learning rate,
-so that it runs on a laptop; perceptrons of GELUs; the bound holds for the aliased variant too; ticks of the environment
-are counted, not chunks; ``alpha_least`` keeps π_W exploring: released runs dip below the base where the temperature
-falls under 0.1 before the critics know enough, and ``demos`` or a longer ``begin`` help as well. Rewards are scaled and
-shifted by ``scale`` and ``shift`` (a decision); −1 with success as the end makes a sparse reward dense.
+The paper's tables say 20 updates a decision and 10 of Q_W for each; what is released makes 2.5 to 5 updates a decision,
+by task, and half an update of Q_W for each. Here there are 2, and one of Q_W for each, at a higher learning rate, so
+that it runs on a laptop. Further differences: perceptrons of GELUs; the bound holds for the aliased variant too; ticks
+of the environment are counted, not chunks; ``alpha_least`` keeps π_W exploring: released runs dip below the base where
+the temperature falls under 0.1 before the critics know enough, and ``demos`` or a longer ``begin`` help as well.
+Rewards are scaled and shifted by ``scale`` and ``shift`` (a decision); −1 with success as the end makes a sparse reward
+dense.
 
 Start from ``env.steering.steer(policy, obs=...)``; ``spread=1`` there and no training is the baseline *narrow noise*.
 ``serve="best"`` is the baseline that never steers: all data come from the base alone, everything learns from them as
@@ -50,7 +52,7 @@ from torch import Tensor, nn
 from denoiserl.data import Replay, Squash
 from denoiserl.env import Episode, Stream
 from denoiserl.env.control import BestNoise
-from denoiserl.env.planner import chunked, told
+from denoiserl.env.planner import carry, told
 from denoiserl.env.steering import bound, decoded, noises, plan, steerable, steering
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Squashed
@@ -76,9 +78,9 @@ class Args:
     steps: int = 12
     """chunks each environment plays an iteration"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     begin: int = 400
-    """first decisions, by the base alone"""
+    """first decisions, by the base alone; learning waits for a batch of them too"""
     aliased: bool = True
     """two kinds of critics, of actions and of noise"""
     serve: Literal["steered", "best"] = "steered"
@@ -86,9 +88,9 @@ class Args:
     plans: int = 16
     """plans that ``best`` chooses from"""
     noise_steps: int = 1
-    """updates of the critic of noise for one of the critic of actions (10 as published)"""
+    """updates of the critic of noise for one of the critic of actions (10 in the paper, a half as released)"""
     utd: float = 2.0
-    """updates a decision (20 as published)"""
+    """updates a decision (20 in the paper, 2.5 to 5 as released)"""
     batch: int = 128
     """decisions an update (256 as published)"""
     capacity: int = 1_000_000
@@ -125,7 +127,8 @@ def improve(
     policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None, demos: Episode | None = None
 ) -> Iterator[dict]:
     """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
-    keep, net, execute = keep or Keep(), steering(policy), chunked(policy, a.execute)
+    keep, net, execute = keep or Keep(), steering(policy), carry(policy, a.execute)
+    env.discount(a.gamma)
     if (b := bound(policy)) is None:
         raise BadSignal("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
     if demos is not None and not a.aliased:
@@ -223,7 +226,7 @@ STARTS = "steered"
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

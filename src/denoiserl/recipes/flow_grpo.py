@@ -32,24 +32,26 @@ two pictures of a prompt from 0.36, wrong colours included, to 0.16 (data: 0.20;
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from denoiserl.chain import Chain, Rows
 from denoiserl.credit import dead_groups, group_relative
 from denoiserl.errors import BadSignal, NoDensity
 from denoiserl.law.base import REMEDY
-from denoiserl.likelihood import assert_on_policy
-from denoiserl.objective import clip_fraction, ppo_clip
+from denoiserl.objective import ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Steps, ddim
 from denoiserl.recipes import _shapes, _stages
+from denoiserl.recipes._generators import cut, draw, first_ratio, told
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
-from denoiserl.train import Keep, adamw, covers, step
-from denoiserl.tree import Tree, rows
+from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class Args:
     """passes over each iteration's samples"""
     batch: int = 72
     """chains a gradient step"""
+    micro_batch_size: int | None = None
+    """rows of one call of the network (in learning a row is a chain's step) and of the reward, where a batch does not
+    fit into memory (None: all)"""
     clip: float = 1e-3
     """range of the geometric-mean ratio"""
     adv_clip: float = 5.0
@@ -77,8 +82,10 @@ class Args:
     """Adam's learning rate"""
     on_bad: Literal["raise", "drop"] = "raise"
     """rewards that are not finite: stop and name the samples, or drop and count them"""
-    tolerance: float = 0.02
-    """largest |log ratio| of a whole step before the first update; float32"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
+    tolerance: float | None = None
+    """largest |log ratio| of a whole step before the first update (None: 0.02, or 0.2 in low precision)"""
     eval_every: int = 10
     """iterations between held-out evaluations"""
     base: _shapes.Base = _shapes.Base()
@@ -86,45 +93,77 @@ class Args:
 
 
 def improve(
-    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
-    """Improve a flow generator on a reward. ``prompts``: a tree of [P, ...]; every iteration asks some of them."""
+    """Improve a flow generator on a reward.
+
+    ``prompts``: a tree of [P, ...], of which every iteration asks some; None or a number where there are none.
+    """
     if a.group < 2:
         raise BadSignal("A group of one has nothing to be compared with: draw at least two samples a prompt.")
-    keep, policy = keep or Keep(), early(policy, a.window)
+    keep, policy, many = keep or Keep(), early(policy, a.window), prompt_count(prompts)
     if a.beta > 0:
         policy.weights.keep("reference")
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
-        asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
-        chain = policy.sample(asked, rng)
-        scored = score(reward, policy.codec.decode(chain.sample), asked, on_bad=a.on_bad)
+        _, chain, scored = draw(policy, reward, prompts, rng.integers(0, many, a.prompts), a.group, a, rng)
         groups, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
         advantage = group_relative(groups, "batch", clip=a.adv_clip, valid=valid).flatten()
-        dead = dead_groups(groups, valid=valid).float().mean()
-        row = {"reward": float(groups.nanmean()), "dead groups": float(dead), "dropped": scored.dropped}
-        row |= {k: float(v.nanmean()) for k, v in scored.parts.items()}
-        seen = []
+        dead = float(dead_groups(groups, valid=valid).float().mean())
+        row, seen, watch = told(scored) | {"dead groups": dead}, [], []
         for _ in range(a.epochs if dead < 1 else 0):  # nothing to learn where every group is constant
             for index in rng.permutation(len(advantage)).split(a.batch):
-                part = chain.take(index)
-                law, y = policy.replay(part)
-                logp, old = law.log_prob(y), part.log_prob
-                if it == 0 and not seen:
-                    assert_on_policy(logp, old, a.tolerance)
-                logp, old = logp / law.size, old / law.size
-                loss = ppo_clip(logp, old, advantage[index, None].expand_as(logp), a.clip).mean()
-                kl = torch.zeros(())
-                if a.beta > 0:
-                    with torch.no_grad():
-                        reference, _ = policy.replay(part, using="reference")
-                    kl = (law.kl(reference) / law.size).mean()
-                told = step(opt, loss + a.beta * kl, clip=1.0)
-                seen.append((told["loss"], float(kl.detach()), float(clip_fraction(logp.detach(), old, a.clip))))
+                check, size = it == 0 and not seen, len(index) * len(chain)
+                parts = records(chain, index, advantage, a.micro_batch_size)
+                pieces = (surrogate(policy, *part, a, check, watch) for part in parts)
+                seen.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
         if seen:
-            row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(seen).mean(0).tolist(), strict=True))
+            kl, outside = (torch.cat(v).mean() for v in zip(*watch, strict=True))
+            row |= {"loss": sum(seen) / len(seen), "kl": float(kl), "clipped": float(outside)}
         yield row
+
+
+def records(chain: Chain, index: Tensor, advantage: Tensor, micro: int | None) -> Iterator[tuple[Chain | Rows, Tensor]]:
+    """Yield the chains ``index`` with their advantages [b, S], all at once, or in parts of ``micro`` steps, [micro].
+
+    All at once they are scored in the calls of the run, so that the first ratio is bitwise 1 in float32.
+    """
+    if micro is None:
+        yield chain.take(index), advantage[index, None].expand(-1, len(chain))
+        return
+    flat = index[:, None] * len(chain) + torch.arange(len(chain), device=index.device)
+    for part in cut(flat.flatten(), micro):
+        rows = chain.rows(part)
+        yield rows, advantage[rows.owner]
+
+
+def surrogate(
+    policy: Policy,
+    part: Chain | Rows,
+    advantage: Tensor,
+    a: Any,
+    check: bool,
+    watch: list[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Return −min(ρ A, clip(ρ, 1 ± ε) A) + β KL of every step, and add to ``watch`` the KL and which ρ left the range.
+
+    A function, so that nothing of a part is in memory when the next one runs. ``check``: nothing was learned yet, so
+    the ratio must be 1.
+    """
+    law, y = policy.replay(part)
+    logp, old = law.log_prob(y), part.log_prob
+    if check:
+        first_ratio(policy, logp, old, a.tolerance)
+    logp, old = logp / law.size, old / law.size
+    loss, kl = ppo_clip(logp, old, advantage, a.clip), torch.zeros_like(old)
+    if a.beta > 0:
+        with torch.no_grad():
+            reference, _ = policy.replay(part, using="reference")
+        kl = law.kl(reference) / law.size
+        loss = loss + a.beta * kl
+    watch.append((kl.detach().flatten(), (((logp.detach() - old).exp() - 1).abs() > a.clip).float().flatten()))
+    return loss
 
 
 def early(policy: Policy, window: int) -> Policy:

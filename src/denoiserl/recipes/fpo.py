@@ -23,8 +23,9 @@ ELBO. An ELBO's ratio is not a likelihood's: where Â < 0 the loss of an action 
 As published: ℓ is the error of ε a dimension, mean (ε̂ − ε)² (``weight="noise"``), whatever the network predicts; the
 mean is taken inside the exponential (``ratio="each"`` gives every pair a ratio and a clip of its own, which the
 released code can too); advantages are normalised a minibatch; acting runs the steps of users (``draw="serve"``).
-Differences: times are stratified over the n pairs; the clamp holds in both kinds of ratio (released: in "each" only);
-only executed actions count in ℓ; the critic has a loss and an optimiser of its own; gradients are clipped.
+Differences: times are stratified over (0, 1), where the released code draws them from its sampler's grid; the clamp
+holds in both kinds of ratio (released: in "each" only); only executed actions count in ℓ; the critic has a loss and an
+optimiser of its own; gradients are clipped.
 
 A policy of one step, ``OneStep``, has an exact −log π for a loss: ρ is the likelihood ratio, and FPO is PPO. Its
 serving step is its mean, so it acts with ``draw="train"``. A flow of a single step does not learn (on a bandit it
@@ -44,10 +45,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.chain import Chain, Sample
-from denoiserl.credit import normalise
-from denoiserl.data import Running
 from denoiserl.env import Episode, Stream
-from denoiserl.env.planner import chunked, judged, placed, sight, told
+from denoiserl.env.planner import carry, judged, observed, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.likelihood import assert_on_policy, matching, renoise
@@ -77,7 +76,7 @@ class Args:
     steps: int = 22
     """chunks each environment plays an iteration"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -113,13 +112,13 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     if a.ratio not in RATIOS:
         raise BadSignal(nearest(a.ratio, RATIOS, "ratio"))
     keep, act, process = keep or Keep(), acting(policy, a.draw, a.execute), weighed(policy.process, a.weight)
+    env.discount(a.gamma)
     see, size = sight(policy, env)
     value, scale = Value(size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
-    codec = policy.codec if isinstance(policy.codec, Running) else None
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in keep.loop(a.iters, **named, seen=codec):
+    for it in keep.loop(a.iters, **named, seen=statistics(policy)):
         ep = env.collect(act, a.steps, rng)
         critique = judged(ep, value, see, scale, a.gamma, a.lam)
         index = torch.nonzero(ep.alive.to(policy.device).flatten()).flatten()
@@ -138,7 +137,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             same = torch.zeros_like(gap)
             if not updates:
                 assert_on_policy(gap, same)
-            loss = ppo_clip(gap, same, normalise(credit[i])[:, None].expand_as(gap), a.clip).mean()
+            loss = ppo_clip(gap, same, standard(credit[i])[:, None].expand_as(gap), a.clip).mean()
             done, told_gap = step(opt, loss, clip=1.0)["loss"], gap.detach()
             updates.append((done, float(told_gap.abs().mean()), float(clip_fraction(told_gap, same, a.clip))))
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
@@ -149,16 +148,14 @@ def acting(policy: Policy, draw: str, execute: int | None) -> Any:
     """Acts for a ``Stream`` with the steps ``draw``, keeping the sample and its condition of every chain."""
     if draw not in DRAWS:
         raise BadSignal(nearest(draw, DRAWS, "kind of steps"))
-    execute, codec = chunked(policy, execute), policy.codec
+    execute = carry(policy, execute)
     steps = policy.serve if draw == "serve" else policy.train
     if not any(steps.dense) and not policy.process.prior((1, *policy.event)).dense:
         raise BadSignal("these steps draw the same action always, so there is nothing to learn from: draw='train'")
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        if isinstance(codec, Running):
-            codec.see(obs)
-        chain = policy.sample(placed(obs, policy), rng, record=Sample(), serve=draw == "serve")
-        return codec.decode(chain.sample)[:, :execute], chain
+        chain = policy.sample(observed(policy, obs), rng, record=Sample(), serve=draw == "serve")
+        return policy.codec.decode(chain.sample)[:, :execute], chain
 
     return act
 
@@ -177,7 +174,7 @@ def drawn(ep: Episode, process: Process, n: int, rng: Rng, index: Tensor) -> tup
     chunk, cond = (tree_map(lambda v: v.flatten(0, 1)[index], part) for part in (ep.chain.sample, ep.chain.cond))
     live = torch.zeros(chunk.shape, dtype=torch.bool, device=chunk.device)
     live[:, : ep.live.shape[-1]] = ep.live.to(chunk.device).flatten(0, 1)[index][..., None]
-    pairs = renoise(process, chunk, n, rng)
+    pairs = renoise(process, chunk, n, rng, uniform=True)
     return pairs._replace(live=live[:, None].expand(pairs.x.shape)), cond
 
 
@@ -192,7 +189,7 @@ STARTS = "flow"
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -114,7 +114,8 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
                 y = rows["reward"] + rows["discount"] * slow(after, decides(after, rng).sample.clamp(-1, 1)).mean(0)
             value = critic(cond, done)
             error = step(opts["critic opt"], squared(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
-            imitation = step(opts["teacher opt"], losses(process, teacher, done, cond, rng).mean(), a.clip)["loss"]
+            imitation = losses(process, teacher, done, cond, rng, counts=rows["counts"]).mean()
+            imitation = step(opts["teacher opt"], imitation, a.clip)["loss"]
             z = rng.normal(*done.shape)
             goal, made = (draw(cond, rng, start=(z, 0)).sample for draw in (ends, decided))
             far = (made - goal.clamp(-1, 1)).square().mean()

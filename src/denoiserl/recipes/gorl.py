@@ -20,11 +20,13 @@ end the decoder is made anew, from the prior and not from the encoder,
 and a fresh encoder starts at N(0, 1), where it behaves as the policy did before. PPO's loss has ``prior`` E[μ² + σ²], a
 number each dimension, so that latents stay where the decoder was trained. With ``begin="actions"`` the first stage has
 no decoder (G(s, z) = z): it is PPO, bit for bit. As published: four stages of 2 : 2 : 1 : 1, PPO's clip 0.15 without a
-decoder and 0.3 with one, a decoder that is trained from new weights, actions as they were after squashing.
+decoder and 0.3 with one, a decoder that is trained from new weights.
 Differences: by default it begins with the decoder that it is given, a clone of demonstrations (``begin="decoder"``);
-plans are clamped by the codec instead of squashed by tanh; a switch that loses more than ``drop`` of the return is
-taken back, and PPO goes on with the old pair; no samples are left out of the refit (the released code can leave out
-those of the worse episodes).
+the released code squashes plans by tanh and imitates them as they were before it; here the codec clamps them, and the
+clamped plans are imitated. A switch that loses more than ``drop`` of the return is taken back, and PPO goes on with the
+old pair; both pairs are judged by the first episodes from the same start states. No samples are left out of the refit
+(the released code can leave out those of the worse episodes), no entropy is rewarded, and stages hand over their last
+pair and not their best. A latent decides the whole plan, so all of it counts in PPO's ratio whatever was executed.
 
 G is what ``dsrl`` steers by (``env.steering.plan``), and no more is shared: a decoder that is made anew, or missing, is
 no part of the policy whose chain it would be.
@@ -47,12 +49,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.data import Running
 from denoiserl.describe import build, describe
 from denoiserl.env import Episode, Stream
 from denoiserl.env.control import Latent, Latents
-from denoiserl.env.planner import chunked
-from denoiserl.env.steering import decoded
+from denoiserl.env.planner import actor, carry, chunked, statistics, whole
+from denoiserl.env.steering import decoded, plan
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Gaussian
 from denoiserl.net import MLP
@@ -81,7 +82,7 @@ class Args:
     steps: int = 22
     """decisions each environment takes an iteration"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -133,6 +134,9 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     if a.begin not in BEGINS:
         raise BadSignal(nearest(a.begin, BEGINS, "beginning"))
     noiseless(policy.serve)
+    whole(policy, "GoRL makes its decoder anew")
+    carry(policy, a.execute)
+    env.discount(a.gamma)
     keep, through, encoder, taken = keep or Keep(), a.begin == "decoder", None, Switch()
     parts = [n for n in portions(a.iters, a.stages) if n]
     for i, iters in enumerate(parts):
@@ -147,8 +151,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
         if i + 1 == len(parts) or keep.spent_out():
             return
-        seen = policy.codec if isinstance(policy.codec, Running) else None
-        named = {"policy": policy, "rng": rng, "env": env, "seen": seen, "taken": taken}
+        named = {"policy": policy, "rng": rng, "env": env, "seen": statistics(policy), "taken": taken}
         for _ in keep.stage(f"decoder-{i}").loop(1, **named):
             yield switch(policy, encoder, world, env, a, rng, taken)
         through = through or taken.value
@@ -204,13 +207,15 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
     """A new decoder, in place, that imitates encoder and decoder; the old one again if the new one is worse."""
     control, old = policy.weights.control, copy.deepcopy(policy.denoiser.state_dict())
     assert isinstance(control, Latents)
-    execute = None if control.through else a.execute
-    before = world.collect(ppo.watching(encoder, execute), a.rollout, rng)
+    act = actor(encoder, 1, None if control.through else a.execute)
+    before, rest = played(world, act, a.rollout, rng)
     assert before.chain is not None
     alive = before.alive.flatten().to(policy.device)
     obs, z = (v.flatten(0, 1).to(policy.device)[alive] for v in (before.obs, before.chain.sample))
-    plan = policy.codec.encode(decoded(policy, obs, z) if control.through else policy.codec.decode(z))
-    spread = plan.std(0)
+    made = plan(policy, obs, z) if control.through else z
+    inside = policy.codec.decode(made)
+    made = policy.codec.encode(inside) if inside.shape == made.shape else made
+    spread = made.std(0)
     if float(spread.max()) < 1e-3:
         raise BadSignal(
             f"all plans are the same (std {float(spread.max()):.1e}), so a new decoder could draw nothing else: raise "
@@ -220,12 +225,12 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
     seen = policy.codec.condition(obs)
     told: dict[str, float] = {}
     for row in fit(
-        policy.process, policy.denoiser, plan, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
+        policy.process, policy.denoiser, made, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
     ):
         told = row
-    env.border(0)
-    after = acted(policy, env, a).collect(ppo.watching(latent(policy, env.obs_dim, a), None), a.rollout, rng)
-    was, now = gained(before), gained(after)
+    env.border(0)  # where the old pair began, too
+    after = played(acted(policy, env, a), actor(latent(policy, env.obs_dim, a), 1), a.rollout, rng)
+    was, now = gained([before, *rest], [after[0], *after[1]])
     taken.value = now >= was - a.drop * abs(was)
     if not taken.value:
         policy.denoiser.load_state_dict(old)
@@ -233,9 +238,39 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
     return {**row, "switched": float(taken.value)}
 
 
-def gained(ep: Episode) -> float:
-    """The mean return of finished episodes, or the mean reward where none finished."""
-    return ep.summary().get("return", float(ep.reward[ep.alive].mean()))
+LONGEST = 20
+"""rollouts that copies may take to finish their first episodes"""
+
+
+def played(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, list[Episode]]:
+    """Return a rollout of ``steps`` decisions, and more rollouts, until every copy has finished its first episode or
+    there are ``LONGEST``."""
+    parts = [world.collect(act, steps, rng)]
+    while len(parts) < LONGEST and not bool(torch.stack([p.done.any(0) for p in parts]).any(0).all()):
+        parts.append(world.collect(act, steps, rng))
+    return parts[0], parts[1:]
+
+
+def gained(before: Sequence[Episode], after: Sequence[Episode]) -> tuple[float, float]:
+    """Return the mean return of both: over the first episodes of the copies that finished one in both. Where there is
+    none, the mean reward a tick of both, over as many decisions as both played."""
+    one, two = first_returns(before), first_returns(after)
+    both = one.isfinite() & two.isfinite()
+    if bool(both.any()):
+        return float(one[both].mean()), float(two[both].mean())
+    most = min(len(before), len(after))
+    was, now = (
+        sum(float(p.reward[p.alive].sum()) for p in parts[:most]) / sum(int(p.length.sum()) for p in parts[:most])
+        for parts in (before, after)
+    )
+    return was, now
+
+
+def first_returns(parts: Sequence[Episode]) -> Tensor:
+    """Return the return of each copy's first episode, [B]; NaN where it did not finish."""
+    done, told = (torch.cat(v) for v in ([p.done for p in parts], [p.info["return"] for p in parts]))
+    at = done.int().argmax(0)
+    return told[at, torch.arange(done.shape[1])].masked_fill(~done.any(0), torch.nan)
 
 
 def portions(total: int, shares: Sequence[float]) -> list[int]:
@@ -252,7 +287,7 @@ STARTS = "flow"
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

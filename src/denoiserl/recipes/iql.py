@@ -17,13 +17,15 @@ V is the τ-expectile of the critic over the decisions of the data: near the bes
     L_Q = ½ (Q(s, a) − r − γ^n V(s'))²
     L_π = min(exp(β A), 100) ℓ(a | s),   A = Q̄(s, a) − V(s)
 
-with ℓ = −log π of a Gaussian, and the denoising loss of a diffusion or flow policy (as in IDQL, 2304.10573). The policy
-does not enter the critics, so any kind of it can be fitted, to the same weights.
+with ℓ = −log π of a Gaussian, and the denoising loss of a diffusion or flow policy. The policy does not enter the
+critics, so any kind of it can be fitted, to the same weights. (IDQL, 2304.10573, as released, imitates without weights
+and chooses among decisions when it serves.)
 
 As published: the clip of the weights, twin critics, targets that follow with 0.005, τ = 0.9 and β = 10 for mazes (0.7
 and 3 elsewhere), learning rates of 3e-4 with a cosine for the actor. Differences: rewards are as they come (minus one
-in the published mazes); the Gaussian's mean is not squashed, and its actions are clipped to the box when decoded;
-smaller networks and fewer updates (1M of width 256 as published).
+in the released mazes, divided by the range of returns in the released locomotion); the Gaussian's mean is not pressed
+by tanh, as it is in the released code, and its actions are clipped to the box when decoded; Q and π see V as it was
+before the update, and the released ones after it; smaller networks and fewer updates (1M of width 256 as published).
 
 Expect, with the defaults, on a small maze whose 70,000 ticks of players were on their way elsewhere, a success of 0.94
 from held-out starts after 1500 updates (50 starts; one seed); a clone of them has 0.00 (``dql`` with eta=0).
@@ -110,7 +112,8 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
             off = step(value_opt, expectile(v, best, a.expectile).mean())["loss"]
             error = step(critic_opt, squared(critic(cond, done), y.expand(2, -1)).sum(0).mean())["loss"]
             weight = exp_weights(a.beta * advantage, 1.0, a.cap)
-            loss = step(opt, weighted(losses(policy.process, policy.denoiser, done, cond, rng), weight).mean())["loss"]
+            each = losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"])
+            loss = step(opt, weighted(each, weight).mean())["loss"]
             fall.step()
             follow(slow, critic, a.tau)
             share = weight.sum().square() / (len(weight) * weight.square().sum())

@@ -121,7 +121,7 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
                 y = rows["reward"] + rows["discount"] * slow(after, following(after, rng).sample.clamp(-1, 1)).amin(0)
             value = critic(cond, done)
             error = step(critic_opt, squared(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
-            imitation = losses(policy.process, policy.denoiser, done, cond, rng).mean()
+            imitation = losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"]).mean()
             with held(critic):
                 both = critic(cond, decided(cond, rng).sample.clamp(-1, 1))
                 one, other = both if float(rng.uniform(1)) < 0.5 else both.flip(0)

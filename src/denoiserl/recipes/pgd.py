@@ -23,8 +23,8 @@ of logged data, TD3+BC or IQL, takes the share ``share`` of its batches from the
 As published: windows of 32 steps, every eighth of them, the strength's course with w = 0.3, the gradient normalised
 over a window, a deterministic policy taken for N(π(s), 1), actions as atanh in the model, 240 of 256 rows made.
 Differences: g is taken at the posterior mean of the clean window (``denoised``, an option there; the noisy one has no
-states to speak of); a small U-Net, fewer steps and windows; episodes that ended are told to the end; made transitions
-stop at a step that is unsure of it.
+states to speak of); no churn, which widens what is made in so few steps; a small U-Net, fewer steps and windows;
+episodes that ended are told to the end; made transitions stop at a step that is unsure of it.
 
 Expect of the guidance, on windows of four steps of a line whose player has the mean 0, towards a policy with the mean
 0.6: actions with the means 0.01, 0.11 and 0.30 at c = 0, 0.4 and 1.2 in twelve steps, and errors of the dynamics of

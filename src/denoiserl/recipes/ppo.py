@@ -42,14 +42,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.credit import normalise
-from denoiserl.data import Running
 from denoiserl.env import Stream
-from denoiserl.env.planner import actor, chunked, executed, judged, sight, told
+from denoiserl.env.planner import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal
 from denoiserl.law import Gaussian
-from denoiserl.likelihood import assert_on_policy, replay
+from denoiserl.likelihood import replay
 from denoiserl.net import Value
 from denoiserl.objective import approx_kl, clip_fraction, ppo_clip, squared
 from denoiserl.policy import Policy
@@ -70,7 +68,7 @@ class Args:
     steps: int = 22
     """decisions each environment takes an iteration"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -112,28 +110,28 @@ def improve(
     """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of what it decides, is added to the loss."""
     if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
         raise BadSignal("PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo")
-    keep, execute, (see, size) = keep or Keep(), chunked(policy, a.execute), sight(policy, env)
-    act = watching(policy, execute)
+    keep, execute, (see, size) = keep or Keep(), carry(policy, a.execute), sight(policy, env)
+    env.discount(a.gamma)
+    act = actor(policy, len(policy.train), execute)
     value, scale = Value(size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
-    seen = policy.codec if isinstance(policy.codec, Running) else None
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in keep.loop(a.iters, **named, seen=seen):
+    for it in keep.loop(a.iters, **named, seen=statistics(policy)):
         left = 1 - (1 - a.lr_last) * it / a.iters
         for optimiser, lr in ((opt, a.lr), (critic, a.value_lr)):
             for group in optimiser.param_groups:
                 group["lr"], group["eps"] = lr * left, 1e-5
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, execute), ep.alive.to(policy.device).flatten()
+        chain, alive = executed(ep.chain, ep.live), ep.alive.to(policy.device).flatten()
         critique = judged(ep, value, see, scale, a.gamma, a.lam)
         credit, index = critique.credit.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = replay(policy.process, policy.denoiser, chain)
             old = law.log_prob(y).flatten()
-        if it == 0 and chain.live is None:
-            assert_on_policy(old, chain.log_prob.flatten())
+        if it == 0:
+            on_policy(law, y, chain)
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=a.max_grad)
@@ -146,7 +144,7 @@ def improve(
             if kl > a.target_kl:
                 moves = False
                 continue
-            loss = ppo_clip(logp, old[i], normalise(credit[i]), a.clip).mean() - a.entropy * law.entropy().mean()
+            loss = ppo_clip(logp, old[i], standard(credit[i]), a.clip).mean() - a.entropy * law.entropy().mean()
             if penalty is not None:
                 loss = loss + penalty(law).mean()
             done = step(opt, loss, clip=a.max_grad)["loss"]
@@ -157,26 +155,13 @@ def improve(
         yield told(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
 
 
-def watching(policy: Policy, execute: int | None) -> Any:
-    """Acts for a ``Stream``; a codec with running statistics sees every observation first."""
-    act, codec = actor(policy, len(policy.train), execute), policy.codec
-    if not isinstance(codec, Running):
-        return act
-
-    def see(obs: Tensor, rng: Rng) -> Any:
-        codec.see(obs)
-        return act(obs, rng)
-
-    return see
-
-
 STARTS = "gaussian"
 """the kind of policy that it starts from"""
 
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

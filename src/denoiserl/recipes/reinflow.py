@@ -29,11 +29,11 @@ noise net is not saved and the policy is served as an ODE.
 Differences: one grid for drawing and scoring, from t = 1 in equal steps (released versions have drawn at times that
 include the data's end, and scored at others); the estimate is clamped where the process says so, and not the state
 after a step; draws are not cut at three std, nor log-probs clamped to a range (a clamp passes no gradient); σ may
-depend on x_k, as in the paper; z is drawn anew (the released code takes z = 0); the approximate KL that stops an update
-is that of the joint law.
+depend on x_k, as in the paper; z is drawn anew (the released code takes z = 0); what an episode's end left of a chunk
+has no part in ρ, H and the distance; the critic learns on where the actor has stopped.
 
 With one step, only the injected noise explores around a draw of z, and that is enough. One ratio a path averages more
-numbers than DPPO's, one a step: the same ``clip`` lets the law move further (an approximate KL of 0.3, not 0.04).
+numbers than DPPO's, one a step: the same ``clip`` lets the law move further.
 
 Expect, on the fork2d of the claim ``reinflow`` (``steps=12``, one seed), a flow cloned to a success of 0.36 to be at
 0.60, 0.75 and 0.87 after 8, 16 and 24 iterations, served as an ODE; DPPO on the same flow is at 0.50 after 24.
@@ -50,23 +50,21 @@ import torch
 from torch import Tensor
 
 from denoiserl.chain import Sample, sampler
-from denoiserl.credit import normalise
-from denoiserl.data import Running
 from denoiserl.env import Stream
-from denoiserl.env.planner import chunked, executed, judged, sight, told
+from denoiserl.env.planner import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal
 from denoiserl.law import Gaussian, Law
-from denoiserl.likelihood import assert_on_policy
 from denoiserl.net import MLP, Value
 from denoiserl.objective import approx_kl, clip_fraction, ppo_clip, squared
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Exploring, ddim, injected
 from denoiserl.recipes import _robot, _stages
-from denoiserl.recipes.ppo import watching
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.tree import Tree, take
+from denoiserl.tree import rows as count_rows
 from denoiserl.weights import Weights
 
 
@@ -80,7 +78,7 @@ class Args:
     steps: int = 22
     """chunks each environment plays an iteration"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -108,7 +106,7 @@ class Args:
     batch: int = 220
     """decisions a gradient step, about"""
     target_kl: float = 1.0
-    """stop the update when the approximate KL of a minibatch passes this"""
+    """the actor stops for this iteration when the approximate KL of a minibatch, a number of the path, passes this"""
     warmup: int = 0
     """iterations in which only the critic learns"""
     eval_every: int = 10
@@ -119,27 +117,29 @@ class Args:
 
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
-    keep, execute, (see, seen_size) = keep or Keep(), chunked(policy, a.execute), sight(policy, env)
+    keep, execute, (see, seen_size) = keep or Keep(), carry(policy, a.execute), sight(policy, env)
     noisy, explorer = exploring(policy, seen_size, a.least, a.most)
-    act, k = watching(noisy, execute), len(noisy.train)
+    env.discount(a.gamma)
+    k = len(noisy.train)
+    act = actor(noisy, k, execute)
     if a.bc > 0:
         policy.weights.keep("base")
     value, scale = Value(seen_size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(noisy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], explorer, value)
-    seen = policy.codec if isinstance(policy.codec, Running) else None
     named = {"policy": policy, "noise": explorer.noise, "value": value, "opt": opt, "critic": critic, "scale": scale}
-    for it in keep.loop(a.iters, **named, rng=rng, env=env, seen=seen):
+    for it in keep.loop(a.iters, **named, rng=rng, env=env, seen=statistics(policy)):
         explorer.most = ceiling(it / a.iters, a.least, a.most, a.hold, a.last)
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, execute), ep.alive.to(policy.device).flatten()
+        chain, alive = executed(ep.chain, ep.live), ep.alive.to(policy.device).flatten()
         critique = judged(ep, value, see, scale, a.gamma, a.lam)
         credit, index = critique.credit.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
-            old, size = path(*noisy.replay(chain), k)
-        if it == 0 and chain.live is None:
-            assert_on_policy(old, chain.log_prob.sum(-1).flatten() / size)
+            law, y = noisy.replay(chain)
+            old = path(law, y, k)
+        if it == 0:
+            on_policy(law, y, chain)
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=1.0)
@@ -148,15 +148,16 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             rows = chain.rows((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
             law, y = noisy.replay(rows)
             assert isinstance(law, Gaussian)
-            logp, size = path(law, y, k)
-            kl = float(approx_kl(logp.detach() * size, old[i] * size))
+            logp = path(law, y, k)
+            kl = float(approx_kl(logp.detach(), old[i]))
             if kl > a.target_kl:
                 moves = False
                 continue
-            loss = ppo_clip(logp, old[i], normalise(credit[i]), a.clip).mean()
-            loss = loss - a.entropy * (law.entropy() / law.size).mean()
+            loss = ppo_clip(logp, old[i], standard(credit[i]), a.clip).mean()
+            loss = loss - a.entropy * (law.entropy() / law.size.clamp_min(1)).mean()
             if a.bc > 0:
-                loss = loss + a.bc * apart(policy, rows.cond[::k], rng, execute).mean()
+                cond, live = take((rows.cond, rows.live), slice(None, None, k))
+                loss = loss + a.bc * apart(policy, cond, rng, live).mean()
             done = step(opt, loss, clip=1.0)["loss"]
             std = float(law.std.detach().mean())
             updates.append((done, kl, float(clip_fraction(logp.detach(), old[i], a.clip)), std))
@@ -185,23 +186,29 @@ def ceiling(done: float, least: float, most: float, hold: float, last: float) ->
     return most - fallen * (1 - last) * (most - least)
 
 
-def path(law: Law, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The log-probability of each path of ``k`` steps a number decided, and how many that are: [N] each."""
+def path(law: Law, y: Tensor, k: int) -> Tensor:
+    """Return the log-probability of each path of ``k`` steps over the numbers that it decided, [N]."""
     logp, size = (v.reshape(-1, k).sum(-1) for v in (law.log_prob(y), law.size))
-    return logp / size, size
+    return logp / size.clamp_min(1)
 
 
-def apart(policy: Policy, cond: Tensor, rng: Rng, execute: int | None) -> Tensor:
-    """‖a_θ(z) − a_base(z)‖² a dimension of the executed actions, [B]: both ODEs run from the same z."""
+def apart(policy: Policy, cond: Tree, rng: Rng, live: Tensor | int | None = None) -> Tensor:
+    """Return ‖a_θ(z) − a_base(z)‖² a dimension of the executed actions, [B]: both ODEs run from the same z.
+
+    ``live``: the numbers [B, H, d] that were executed, or how many actions of each chunk (None: all).
+    """
     assert isinstance(policy.process, Diffusion)
     ode = policy.process.steps(policy.train.times, ddim(0.0))
-    shape = (len(cond), *policy.event)
+    shape = (count_rows(cond), *policy.event)
     z = policy.process.prior(shape, policy.device).draw(rng.normal(*shape))
     ends = []
     for name, grad in (("current", len(ode)), ("base", 0)):
         draw = sampler(policy.process, policy.weights.using(name), ode, policy.event, grad, Sample())
-        ends.append(draw(cond, rng, start=(z, 0)).sample[:, :execute])
-    return (ends[0] - ends[1]).square().flatten(1).mean(-1)
+        ends.append(draw(cond, rng, start=(z, 0)).sample)
+    if live is None or isinstance(live, int):
+        live = (torch.arange(shape[1], device=z.device) < (live or shape[1]))[:, None].expand(shape)
+    size = live.flatten(1).sum(-1).clamp_min(1)
+    return ((ends[0] - ends[1]).square() * live).flatten(1).sum(-1) / size
 
 
 STARTS = "flow"
@@ -210,7 +217,7 @@ STARTS = "flow"
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(a.base)
+    return _robot.task(_robot.based(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

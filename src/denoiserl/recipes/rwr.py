@@ -33,22 +33,26 @@ prompt from 0.36, wrong colours included, to 0.09 (data: 0.20): what a round did
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from denoiserl.chain import Sample
+from denoiserl.credit.shapes import resolution
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.objective import weighted
 from denoiserl.policy import Policy
+from denoiserl.process import Noised
 from denoiserl.recipes import _shapes, _stages
+from denoiserl.recipes._generators import cut, draw, some, told
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
-from denoiserl.train import Keep, adamw, covers, losses, step
-from denoiserl.tree import Tree, rows, take
+from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.train.fit import stratified
+from denoiserl.tree import Tree, take
 
 WITHIN = ("prompt", "batch")
 
@@ -72,10 +76,14 @@ class Args:
     """passes over a round's samples"""
     batch: int = 64
     """samples a gradient step, about"""
+    micro_batch_size: int | None = None
+    """rows of one call of the network and of the reward, where a batch does not fit into memory (None: all)"""
     lr: float = 3e-4
     """AdamW's learning rate"""
     on_bad: Literal["raise", "drop"] = "drop"
     """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
     eval_every: int = 5
     """iterations between held-out evaluations"""
     base: _shapes.Base = _shapes.Base()
@@ -83,33 +91,42 @@ class Args:
 
 
 def improve(
-    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
-    """Improve a generator on a reward. ``prompts``: a tree of [P, ...]. Its steps need no density."""
+    """Improve a generator on a reward. Its steps need no density.
+
+    ``prompts``: a tree of [P, ...]; None or a number where there are none.
+    """
     if a.within not in WITHIN:
         raise BadSignal(nearest(a.within, WITHIN, "comparison"))
     if a.within == "prompt" and a.group < 2:
         raise BadSignal("A group of one has nothing to be compared with: draw more samples a prompt, or within='batch'")
-    keep = keep or Keep()
+    keep, many = keep or Keep(), prompt_count(prompts)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for _ in keep.loop(a.iters, policy=policy, opt=opt, rng=rng):
-        asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
-        x0 = policy.sample(asked, rng, record=Sample()).sample
-        scored = score(reward, policy.codec.decode(x0), asked, on_bad=a.on_bad)
+        index = rng.integers(0, many, a.prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng, Sample())
         total, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
         if a.within == "batch":
             total, valid = total.reshape(1, -1), valid.reshape(1, -1)
         weight = tilt(total, a.beta, valid) if a.share is None else best(total, a.share, valid)
-        weight = weight.flatten().to(policy.device)
+        weight = weight.flatten()
         cond, live, index = policy.codec.condition(asked), written(policy, asked), torch.nonzero(weight).flatten()
         parts, seen = max(1, len(index) // a.batch), []
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
-            row = losses(policy.process, policy.denoiser, take(x0, i), take(cond, i), rng, take(live, i))
-            seen.append(step(opt, weighted(row, weight[i]).mean(), clip=1.0)["loss"])
-        told = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped, "loss": sum(seen) / len(seen)}
-        told |= {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
-        yield told | {k: float(v.nanmean()) for k, v in scored.parts.items()}
+            t = stratified(len(i), rng)
+            noised = policy.process.noise(take(chain.sample, i), t, rng, take(live, i))
+            every = cut(torch.arange(len(i), device=i.device), a.micro_batch_size)
+            pieces = (weighted(loss(policy, some(noised, j), take(cond, i[j])), weight[i[j]]) for j in every)
+            seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
+        row = told(scored) | {"loss": sum(seen) / len(seen)}
+        yield row | {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
+
+
+def loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:
+    """The denoising loss of noised samples, [N]."""
+    return policy.process.loss(policy.denoiser, noised, policy.denoiser.encode(cond))
 
 
 def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
@@ -123,14 +140,15 @@ def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
 def best(reward: Tensor, share: float, valid: Tensor) -> Tensor:
     """1 over the share taken for the top ``share`` of each row, with ties, else 0: [G, n] -> [G, n], of mean 1.
 
-    A row of equal rewards is all tie: its weights are 1.
+    Rewards within 4 units in the last place of the row's largest are a tie. A row of ties has the weights 1.
     """
     if not 0 < share <= 1:
         raise BadSignal(f"share is in (0, 1], not {share}")
     ranked = reward.masked_fill(~valid, -torch.inf)
     count = (share * valid.sum(-1, keepdim=True)).ceil().long().clamp_min(1)
     least = ranked.sort(-1, descending=True).values.gather(-1, count - 1)
-    top = (ranked >= least) & valid
+    largest = reward.masked_fill(~valid, 0.0).abs().amax(-1, keepdim=True)
+    top = ((ranked >= least) | (least - ranked < resolution(largest))) & valid
     return top * valid.sum(-1, keepdim=True) / top.sum(-1, keepdim=True).clamp_min(1)
 
 

@@ -59,7 +59,7 @@ class Args:
     steps: int = 50
     """decisions each environment takes an iteration"""
     begin: int = 500
-    """first decisions, without learning"""
+    """first decisions, without learning; it waits for a batch of them too"""
     first: Literal["even", "policy"] = "even"
     """who takes them: chance, evenly in the box, or the policy, for one that knows something already"""
     utd: float = 1.0
@@ -99,6 +99,7 @@ def improve(
 ) -> Iterator[dict]:
     """Improve a policy that decides inside a box, in an environment. ``replay``: a buffer of another kind."""
     keep, codec = keep or Keep(), boxed(policy, "SAC")
+    env.discount(a.gamma)
     critic = Critics(env.obs_dim, policy.event, a.critics, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, heat = target(critic), Temperature(a.alpha, a.alpha_least).to(policy.device)
     opt, critic_opt, heat_opt = (adamw(m.parameters(), a.lr) for m in (policy.weights.module, critic, heat))

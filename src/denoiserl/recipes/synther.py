@@ -17,11 +17,11 @@ batch is real. What is made is as good as ``denoiserl upsample`` says.
 
     L = (σ² + 1)/σ² · |D(x + σ ε; σ) − x|²,   ln σ ~ N(−1.2, 1.2²);   x made by Heun's method from σ = 80 to 0
 
-As published: the levels, the sampler with churn, learning from made rows alone, ends of episodes left raw and
-thresholded at a half. Differences: fields of their kinds (angles stay on the circle, binary numbers binary); rows whose
-end is unsure are drawn again; a smaller model, fewer updates and rows (100 000 of width 1024, and 5 million, as
-published), so that it runs on a laptop; ``by="noise"`` makes copies with noise instead, the augmentation it is
-compared with.
+As published: the levels, Heun's sampler, learning from made rows alone, ends of episodes left raw and thresholded at a
+half. Differences: no churn (``model.churn``), which widens what is made in so few steps; fields of their kinds (angles
+stay on the circle, binary numbers binary); rows whose end is unsure are drawn again; a smaller model, fewer updates and
+rows (100 000 of width 1024, and 5 million, as published), so that it runs on a laptop; ``by="noise"`` makes copies with
+noise instead, the augmentation it is compared with.
 
 Expect of what is made, from 3600 transitions of Pendulum-v1 under random actions, after 3000 updates of width 128 and
 in 32 steps: Kolmogorov-Smirnov distances of 0.03 at most, correlations that change by 0.01, next states 2 % of a
@@ -57,7 +57,7 @@ class Args(td3_bc.Args):
     """who makes them: a diffusion model, or noise on copies"""
     blur: float = 0.05
     """with noise: its std, in standard deviations of the data"""
-    model: Model = Model(width=128, depth=3, steps=32)
+    model: Model = Model(width=128, depth=3)
     """the diffusion model of transitions"""
 
 

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from denoiserl.data import Demos, windows
 from denoiserl.env.control import Best, Familiar, Kind, candidates, features
+from denoiserl.env.planner import chunked
 from denoiserl.errors import BadSignal
 from denoiserl.net.coins import Coins, flips
 from denoiserl.policy import Policy
@@ -50,6 +51,7 @@ from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, step, warmup_cosine
+from denoiserl.tree import tree_map
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Args:
     gain: float = 1.0
     """how near is near: features are multiplied by it"""
     execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: all)"""
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     batch: int = 512
     """decisions a gradient step"""
     lr: float = 1e-3
@@ -114,10 +116,16 @@ def control(policy: Policy, data: Demos, a: Any, rng: Rng) -> Policy:
 @torch.no_grad()
 def decisions(policy: Policy, data: Demos, a: Any, rng: Rng) -> Tensor:
     """The features [N, F] of every demonstrated decision, at that of the policy's plans which is nearest to it."""
-    window = windows(data.ends, policy.event[0], 1, a.execute)
+    past = getattr(policy.codec, "history", 1) - 1
+    if past:
+        raise BadSignal(
+            f"this policy sees its last {past + 1} observations, and counting looks at one: give a policy of one "
+            "observation"
+        )
+    window = windows(data.ends, policy.event[0], 1, chunked(policy, a.execute))
     found, spread = [], 0.0
     for index in torch.arange(len(window)).split(1024):
-        seen = window.observations(data.observations, index)[:, 0].to(policy.device)
+        seen = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
         wanted = policy.codec.encode(window.actions(data.actions, index)).to(policy.device)
         plans = candidates(policy, seen, a.search, rng)
         apart = (plans - wanted[:, None]).flatten(2).square().sum(-1)
@@ -134,8 +142,9 @@ def decisions(policy: Policy, data: Demos, a: Any, rng: Rng) -> Tensor:
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator; what succeeded is counted."""
+    base = _robot.based(a)
     return replace(
-        _robot.task(a.base), signal="data", data=lambda seed: _robot.record(a.base, seed).successful(), imitate=None
+        _robot.task(base), signal="data", data=lambda seed: _robot.record(base, seed).successful(), imitate=None
     )
 
 

@@ -41,7 +41,7 @@ from denoiserl.net import Critics, follow, held, target
 from denoiserl.objective import squared
 from denoiserl.policy import Policy
 from denoiserl.recipes import _gym, _stages
-from denoiserl.recipes._boxed import batches, boxed, decides, exploring, unit
+from denoiserl.recipes._boxed import batches, boxed, decides, due, exploring, unit
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
@@ -57,7 +57,7 @@ class Args:
     steps: int = 50
     """decisions each environment takes an iteration"""
     begin: int = 500
-    """first decisions, without learning"""
+    """first decisions, without learning; it waits for a batch of them too"""
     first: Literal["even", "policy"] = "even"
     """who takes them: chance, evenly in the box, or the policy, for one that knows something already"""
     explore: float = 0.1
@@ -95,6 +95,7 @@ class Args:
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""
     keep, codec = keep or Keep(), boxed(policy, "TD3")
+    env.discount(a.gamma)
     critic = Critics(env.obs_dim, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, _ = target(critic), policy.weights.keep("slow")
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
@@ -112,8 +113,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     for _ in keep.loop(a.iters, **named, replay=replay, env=env):
         before, ep, seen = replay.count, env.collect(act, a.steps, rng), []
         replay.add(ep, action=unit(codec, ep.action))
-        first = int(a.utd * max(0, before - a.begin))
-        for i, rows in enumerate(batches(replay, before, a, rng), first + 1):
+        for i, rows in enumerate(batches(replay, before, a, rng), due(before, a) + 1):
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
             with torch.no_grad():
                 action = noised(mean(after, "slow"), a.smooth, a.smooth_clip, rng)

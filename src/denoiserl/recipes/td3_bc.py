@@ -40,7 +40,7 @@ from torch import Tensor
 from denoiserl.data import Replay
 from denoiserl.data.collect import Recording
 from denoiserl.net import Critics, follow, held, target
-from denoiserl.objective import ascent, squared
+from denoiserl.objective import ascent, masked_mean, squared
 from denoiserl.policy import Policy
 from denoiserl.recipes import _logged, _stages
 from denoiserl.recipes._boxed import boxed, decides
@@ -112,13 +112,14 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
             if i % a.delay == 0:
                 with held(critic):
                     made = mean(cond)
-                    far = (made - done).square().mean()
+                    far = (made - done).square()
+                    far = far.mean() if rows["counts"] is None else masked_mean(far, rows["counts"])
                     step(opt, a.alpha * ascent(critic(cond, made)[0]).mean() + far)
                 follow(slow, critic, a.tau)
                 policy.weights.follow("slow", 1 - a.tau)
                 seen.append((error, float(value.detach().mean()), float(far.detach())))
-        names = ("critic loss", "value", "distance to the data")
-        yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
+        means = torch.tensor(seen).mean(0).tolist() if seen else ()
+        yield dict(zip(("critic loss", "value", "distance to the data"), means, strict=bool(seen)))
 
 
 STARTS = "squashed"

@@ -7,14 +7,14 @@
 | one in pieces that fit into memory | ``accumulate``, ``accumulate_masked`` (where some losses do not count) |
 | averages and learning rates | ``EMA``, ``warmup_cosine`` |
 | a loop that can be killed and resumed | ``Keep``, ``Stopped``; what it left behind: ``saved`` |
-| device, precision, threads | ``Place``, ``probe`` |
+| device, precision, threads | ``Place`` |
 
 ``denoiserl.train.run`` runs a recipe in a folder.
 """
 
 from denoiserl.train.fit import fit, losses, stratified
 from denoiserl.train.keep import Keep, Position, Stopped, rows_kept, saved
-from denoiserl.train.place import Place, probe
+from denoiserl.train.place import Place
 from denoiserl.train.step import EMA, Schedule, accumulate, accumulate_masked, adamw, covers, step, warmup_cosine
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "covers",
     "fit",
     "losses",
-    "probe",
     "rows_kept",
     "saved",
     "step",

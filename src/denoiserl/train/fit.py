@@ -46,21 +46,29 @@ def losses(
     rng: Rng,
     live: Tree | None = None,
     t: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """The denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or stratified)."""
+    """Return the denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or
+    stratified). What is not ``live`` stays clean; what does not count is noised and has no loss."""
+    return process.loss(denoise, _noise(process, x0, rng, live, t, counts), denoise.encode(cond))
+
+
+def _noise(process: Fits, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | None, counts: Tensor | None) -> Any:
+    """Return every row noised at a time of its own, with what has a loss as ``live``."""
     if t is None:
         t = stratified(rows(x0), rng).to(first(x0).device)
     noised = process.noise(x0, t, rng, live)
-    return process.loss(denoise, noised, denoise.encode(cond))
+    if counts is None:
+        return noised
+    return noised._replace(live=counts if live is None else counts & live)
 
 
 def _pieces(process: Fits, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
     """Return the losses of ``losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
     if micro < 1:
         raise BadSignal(f"micro_batch_size is a number of rows of one call, at least 1, not {micro}")
-    t = stratified(rows(part["x0"]), rng).to(first(part["x0"]).device)
-    noised = process.noise(part["x0"], t, rng, part["live"])
-    for i in torch.arange(rows(part["x0"]), device=t.device).split(micro):
+    noised = _noise(process, part["x0"], rng, part["live"], None, part["counts"])
+    for i in torch.arange(rows(part["x0"]), device=noised.t.device).split(micro):
         some, cond = (tree_map(lambda v, i=i: v[i], what) for what in (tuple(noised), part["cond"]))
         yield process.loss(denoise, type(noised)(*some), denoise.encode(cond))
 
@@ -81,6 +89,7 @@ def fit(
     ema: EMA | bool = True,
     opt: Optimizer | None = None,
     live: Tree | None = None,
+    counts: Tensor | None = None,
     keep: Keep | None = None,
     log: int | None = None,
     micro_batch_size: int | None = None,
@@ -88,12 +97,12 @@ def fit(
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
     Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
-    of your own, used at its own constant rate). With ``ema`` the denoiser ends with the moving average of its weights.
-    ``micro_batch_size``: rows of one forward; the update is that of the whole batch. Give ``keep`` a folder and the
-    fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
+    of your own, used at its own constant rate). ``live`` and ``counts``: see ``losses``. With ``ema`` the denoiser ends
+    with the moving average of its weights. ``micro_batch_size``: rows of one forward; the update is that of the whole
+    batch. Give ``keep`` a folder and the fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
-    data = {"x0": x0, "cond": cond, "live": live}
+    data = {"x0": x0, "cond": cond, "live": live, "counts": counts}
     n = _checked(data)
     data = tree_map(lambda v: v.contiguous(), data)
     device = next(denoiser.parameters()).device
@@ -110,9 +119,9 @@ def fit(
         index = rng.integers(0, n, batch)
         part = tree_map(lambda v, i=index: v.index_select(0, i.to(v.device)).to(device, non_blocking=True), data)
         if micro_batch_size is None:
-            loss = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"]).mean()
-            told = step(opt, loss, clip)
-            del loss
+            each = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"], counts=part["counts"])
+            told = step(opt, each.mean(), clip)
+            del each
         else:
             told = accumulate(opt, _pieces(process, denoiser, part, rng, micro_batch_size), batch, clip)
         if schedule is not None:

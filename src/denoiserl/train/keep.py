@@ -9,9 +9,12 @@ numbers still to do. A run that was killed anywhere and resumed is the same run,
 
 - everything that changes is named in ``loop`` (whatever has ``state_dict`` and ``load_state_dict``), and the global
   generators of torch, numpy and Python go with it;
-- saves fall on fixed iteration numbers, never on the clock, and are whole or absent (``denoiserl.store``);
-- what cannot be saved (a simulator) has ``border(iteration)`` instead and starts afresh at each of these numbers in
-  every run, resumed or not, kept or in memory.
+- what cannot be saved (a simulator) has ``border(iteration)`` instead, and starts afresh at the same iterations in
+  every run, resumed or not, kept or in memory. Such a loop is saved at borders only: a stop loses what came after;
+- saves change no numbers and are whole or absent (``denoiserl.store``).
+
+Borders do not depend on saves. ``restart`` puts one after every so many iterations. By default they come when all that
+has ``may_restart()`` says so: a ``Stream`` does after whole episodes. What has none starts afresh every 25 iterations.
 """
 
 from __future__ import annotations
@@ -31,6 +34,11 @@ from denoiserl import store
 from denoiserl.errors import BadRun, BadSignal, nearest
 from denoiserl.meter import UNITS, Meter, uncounted
 from denoiserl.train.surroundings import interrupts, random_state, set_random_state
+
+RESTART = 25
+"""iterations between borders of what cannot say when it may start afresh"""
+SOON = 60.0
+"""seconds after which the next iteration that can be saved is saved, unless ``every`` was given"""
 
 RESERVED = ("state", "best", "last", "tb")
 
@@ -68,7 +76,8 @@ class Position:
 class Keep:
     """Where a run's state lives, and what it may spend.
 
-    ``every``: iterations between saves (default: a tenth of the loop). ``budget``: the most of any unit of
+    ``every``: iterations between saves (default: a tenth of the loop, or a minute). ``restart``: iterations after which
+    what cannot be saved starts afresh (default: it says so itself). ``budget``: the most of any unit of
     ``denoiserl.meter.UNITS`` or of "seconds" spent in loops; a loop ends at the first iteration border at which
     it is reached, and the stages of a run share its budget. Spending is counted over the whole life of a Keep.
     """
@@ -79,6 +88,7 @@ class Keep:
         device: torch.device | str = "cpu",
         every: int | None = None,
         budget: Mapping[str, float] | None = None,
+        restart: int | None = None,
     ) -> None:
         for unit, most in (budget or {}).items():
             if unit not in (*UNITS, "seconds"):
@@ -87,8 +97,11 @@ class Keep:
                 raise BadRun(f"The budget of {most} {unit} allows nothing: give a positive number.")
         if every is not None and every < 1:
             raise BadRun(f"every={every}: saves need at least one iteration between them.")
+        if restart is not None and restart < 1:
+            raise BadRun(f"restart={restart}: environments need at least one iteration before they start afresh.")
         self.folder = None if folder is None else Path(folder)
         self.device, self.every, self.budget = torch.device(device), every, dict(budget or {})
+        self.restart = restart
         self.name, self.parent = "", None
         self.meter, self.seconds, self.top = Meter(), 0.0, None
         self.mark: Callable[[], int] | None = None
@@ -113,7 +126,7 @@ class Keep:
             )
         if name in self._stages:
             return self._stages[name]
-        stage = Keep(self.folder and self.folder / name, self.device, self.every, budget)
+        stage = Keep(self.folder and self.folder / name, self.device, self.every, budget, self.restart)
         stage.name, stage.parent = f"{self.name}/{name}".strip("/"), self
         stage.meter.parent = self.meter
         if self.folder is not None:  # in memory a keep may serve many runs, one after another
@@ -136,11 +149,13 @@ class Keep:
         kept, borders = _sorted(named)
         every = self.every or (100 if n is None else max(1, math.ceil(n / 10)))
         at = Position(self.name, 0, n, 0)
+        if self.folder is not None:
+            store.settle(self.folder)
         if self.folder is not None and store.exists(self.folder / "state"):
             at.iteration = at.first = self._restore(kept)
             if n is not None and at.iteration > n:
                 raise BadRun(f"{self.folder} holds {at.iteration} iterations, more than {n}: use a new folder.")
-        saved = at.iteration
+        saved, told = at.iteration, time.perf_counter()
         active = self._root()._active
         active.append(at)
         try:
@@ -156,13 +171,14 @@ class Keep:
                         k.seconds = max(k.seconds, s + took)
                     at.iteration += 1
                     done = at.iteration == n or self.spent_out() is not None
-                    if done or at.iteration % every == 0 or (caught and not borders):
-                        if self.folder is not None:
+                    if done or self._fresh(borders, at.iteration):
+                        soon = self.every is None and time.perf_counter() - told > SOON
+                        due = done or soon or at.iteration // every > saved // every
+                        if self.folder is not None and (due or caught):
                             self._save(at.iteration, kept)
-                        saved = at.iteration
-                        if done or at.iteration % every == 0:
-                            for thing in borders:
-                                thing.border(at.iteration)
+                            saved, told = at.iteration, time.perf_counter()
+                        for thing in borders:
+                            thing.border(at.iteration)
                     if (watch := self._root().watch) is not None:
                         watch(at)
                     if caught:
@@ -172,6 +188,13 @@ class Keep:
                         )
         finally:
             active[:] = [a for a in active if a is not at]
+
+    def _fresh(self, borders: list[Any], iteration: int) -> bool:
+        """Is this a border: may all that cannot be saved start afresh?"""
+        asked = [thing.may_restart() for thing in borders if hasattr(thing, "may_restart")]
+        if self.restart is None and asked:
+            return all(asked)
+        return not borders or iteration % (self.restart or RESTART) == 0
 
     def where(self) -> Position | None:
         """The innermost loop that is running, of this run."""

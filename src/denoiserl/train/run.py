@@ -35,7 +35,7 @@ from denoiserl.train.place import Place
 from denoiserl.train.progress import Progress
 from denoiserl.train.settings import differing, from_json, to_json
 
-FIXED = ("recipe", "args", "device", "precision", "threads", "every")
+FIXED = ("recipe", "args", "device", "precision", "threads", "every", "restart")
 """what must not change within a run: a budget may grow, everything else would make it another run"""
 
 
@@ -48,6 +48,7 @@ def run(
     precision: str = "float32",
     threads: int | None = None,
     every: int | None = None,
+    restart: int | None = None,
     budget: Mapping[str, float] | None = None,
     progress: bool = True,
     tensorboard: bool = True,
@@ -66,12 +67,14 @@ def run(
         "precision": precision,
         "threads": threads,
         "every": every,
+        "restart": restart,
         "budget": dict(budget) if budget else None,
     }
     with _alone(folder):
+        store.settle(folder)
         record = _record(folder, json.loads(json.dumps(settings)), getattr(args, "seed", None))
         place = Place(device, precision, threads, record["place"])
-        keep = Keep(folder, device, every, budget)
+        keep = Keep(folder, device, every, budget, restart)
         with place.here() as chosen:
             if record["place"] is None:
                 record["place"] = chosen
@@ -85,7 +88,7 @@ def run(
 def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:
     """Go on with the run in ``folder`` from its ``run.json``. ``settings``: progress, tensorboard, budget."""
     recipe, args, record = opened(folder)
-    known = {k: record[k] for k in ("device", "precision", "threads", "every", "budget")}
+    known = {k: record.get(k) for k in ("device", "precision", "threads", "every", "restart", "budget")}
     return run(recipe, args, folder, **{**known, **settings})
 
 

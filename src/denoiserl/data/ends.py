@@ -1,0 +1,177 @@
+"""Where recorded episodes end: one judgement for all formats of what flags, successors and jumps say.
+
+``split`` cuts rows that lie one after another into episodes. ``inside`` judges flags within what a format already calls
+one episode. What is certain is cut or refused; what is a guess is a warning with its first row.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+
+from denoiserl.errors import BadSignal
+
+FAR = 8.0
+"""a step is a jump from so many times the upper quartile of steps on, in a quarter of the numbers that move"""
+FEW = 20
+"""steps inside episodes below which nothing is said about jumps"""
+ROUNDED = 1e-6
+"""the difference, relative to their size, up to which a successor is the next row"""
+
+
+class Split(NamedTuple):
+    """``stop`` [E]: the last row of each episode; ``ended`` [E] bool: it truly ended there."""
+
+    stop: np.ndarray
+    ended: np.ndarray
+
+
+def flags(name: str, what: str, value: np.ndarray, n: int) -> np.ndarray:
+    """Return a column of ends as bool [n]. Raise BadSignal, with the row, if it is not made of zeros and ones."""
+    flat = np.asarray(value).reshape(-1)
+    if len(flat) != n:
+        raise BadSignal(f"{name} holds {n} actions and {len(flat)} of {what}: it is not whole, copy it again")
+    if flat.dtype.kind not in "biuf" or bool(((flat != 0) & (flat != 1)).any()):
+        row = 0 if flat.dtype.kind not in "biuf" else int(np.argmax((flat != 0) & (flat != 1)))
+        raise BadSignal(f"row {row} of {what} of {name} is {flat[row]}: ends are zeros and ones, store them so")
+    return flat.astype(bool)
+
+
+def split(
+    name: str, seen: np.ndarray, ended: np.ndarray, cut: np.ndarray | None = None, after: np.ndarray | None = None
+) -> Split:
+    """Return the episodes of rows one after another.
+
+    ``seen`` [N, ...]: observations; ``ended`` [N] bool: true ends; ``cut`` [N] bool: time limits (None: not stored);
+    ``after`` [N, ...]: what followed each row (None: not stored).
+
+    With ``after``, an episode stops wherever it differs from the next row. Without it, and without ``cut``, it stops at
+    jumps far beyond the steps inside episodes. With ``cut`` a jump is believed only beside a time limit, which then
+    lies one row off; others may be teleports, and are told. Warn of all that flags do not say, and of runs of them.
+    """
+    n = len(ended)
+    told = ended if cut is None else ended | cut
+    stop = told.copy()
+    stop[-1] = True
+    if after is not None:
+        follows = _follows(seen, after)
+        hidden = ~follows & ~told[:-1]
+        stop[:-1] |= hidden
+        if cut is not None and hidden.any():
+            early = cut[:-1] & ~ended[:-1] & follows
+            stop[:-1] &= ~early  # flags that are wrong elsewhere: the successors are right
+            more = (
+                f", and {_count(early, 'time limit')} lie where it goes on, first in row {_first(early)}"
+                if early.any()
+                else ""
+            )
+            _warn(
+                f"{_count(hidden, 'row')} of {name} lead elsewhere than to the next row and no end is told, first in "
+                f"row {_first(hidden)}{more}: episodes are cut at what next_observations say; repair the flags"
+            )
+        over = told[:-1] & follows & (seen[1:] != seen[:-1]).reshape(n - 1, -1).any(1)
+    else:
+        inner = ~stop[:-1]
+        far = jumps(seen, inner)
+        over = told[:-1] & ~far & (int(inner.sum()) >= FEW)
+        stop[:-1] |= _gaps(name, far & ~told[:-1], told, cut is not None)
+    _runs(name, told, over)
+    if n > 1 and after is None and not stop[:-1].any():
+        _warn(f"{name} tells of no end: its {n} rows are read as one episode; store timeouts")
+    at = np.flatnonzero(stop)
+    return Split(at, ended[at])
+
+
+def jumps(seen: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Return which steps from row i to row i + 1 [N - 1] are jumps, by those that lie ``inner`` [N - 1] to an episode.
+
+    The size of a number's step is measured by its upper quartile; numbers that mostly stand still say nothing, and an
+    angle that is wrapped has moved by the shorter way.
+    """
+    if int(inner.sum()) < FEW:
+        return np.zeros(len(inner), bool)
+    columns = np.asarray(seen).reshape(len(seen), -1)
+    moving, far = 0, np.zeros(len(inner))
+    for column in columns.T:  # one at a time: recordings are large
+        column = column.astype(np.float64)
+        width = np.ptp(column)
+        step = np.abs(np.diff(column))
+        if np.pi < width <= 2 * np.pi + 1e-3:
+            step = np.minimum(step, 2 * np.pi - step)
+        usual = np.quantile(step[inner], 0.75)
+        if usual > 0:
+            moving, far = moving + 1, far + (step > FAR * usual)
+    return (far >= 0.25 * moving) & (moving > 0)
+
+
+def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, refuse: bool = True) -> None:
+    """Raise BadSignal (or warn) if episode ``i`` says before its last row that it is over: it may be several in one."""
+    for what, flag in (("terminated", ended), ("truncated", cut)):
+        if flag is None or not flag[:-1].any():
+            continue
+        said = f"episode {i} of {name} {what} in row {int(flag.argmax())} and goes on to row {len(flag) - 1}"
+        if refuse:
+            raise BadSignal(f"{said}: split it, or leave it out with without=({i},)")
+        _warn(f"{said}: it may be several episodes in one")
+
+
+def _follows(seen: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Which successors are the next row [N - 1], up to rounding; NaN follows NaN, and is refused elsewhere."""
+    same = np.ones(len(seen) - 1, bool)
+    for x, y in zip(after.reshape(len(seen), -1).T, seen.reshape(len(seen), -1).T, strict=True):
+        a, b = x[:-1].astype(np.float64), y[1:].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            near = np.abs(a - b) <= ROUNDED * np.maximum(1.0, np.abs(b))
+        same &= near | (a == b) | (np.isnan(a) & np.isnan(b))
+    return same
+
+
+def _gaps(name: str, gap: np.ndarray, told: np.ndarray, limits: bool) -> np.ndarray:
+    """Which of the jumps that no flag tells of [N - 1] are ends; warn of them."""
+    if not gap.any():
+        return gap
+    count, first = _count(gap, "gap"), _first(gap)
+    if not limits:
+        _warn(
+            f"{name} stores no timeouts, and {count} far beyond the steps inside its episodes, first after row {first},"
+            " have no end: episodes are cut there. If these are steps of the environment, store timeouts of zeros"
+        )
+        return gap
+    beside = gap & (told[1:] | np.append(False, told[:-2]))
+    said = (
+        f"; {int(beside.sum())} of them lie one row beside an end, which is taken to be one row off: episodes are cut "
+        "there too"
+        if beside.any()
+        else ""
+    )
+    _warn(
+        f"{count} inside episodes of {name} are far beyond their other steps, first after row {first}: teleports of "
+        f"the environment, or ends that timeouts do not tell{said}. Store next_observations to be sure"
+    )
+    return beside
+
+
+def _runs(name: str, told: np.ndarray, over: np.ndarray) -> None:
+    """Warn of rows that say the episode is over, one after another, while it goes on."""
+    run = over & told[1:]
+    if run.any():
+        _warn(
+            f"{_count(run, 'row')} of {name} say that the episode is over and the next row says it again while it goes "
+            f"on, first in row {_first(run)}: each is read as an end, hence as an episode of one row; keep the last "
+            "flag of a run if only that is one"
+        )
+
+
+def _count(mask: np.ndarray, word: str) -> str:
+    count = int(mask.sum())
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def _first(mask: np.ndarray) -> int:
+    return int(mask.argmax())
+
+
+def _warn(said: str) -> None:
+    warnings.warn(said, stacklevel=5)

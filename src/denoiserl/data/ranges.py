@@ -1,0 +1,123 @@
+"""What nobody looks at before it is too late: outliers, spreads near nothing, and data in other units than a box."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.errors import BadSignal
+
+FEW = 20
+"""rows below which nothing is an outlier"""
+FAR = 200
+"""one row in so many at each end, or one, is left away to see what the others use"""
+NARROW = 0.1
+"""the share of a range below which its use is told"""
+TINY = 1e-4
+"""the range, relative to its size (or 1), below which a dimension hardly moves"""
+SHOWN = 3
+"""dimensions that a sentence names"""
+
+
+def used(rows: Tensor) -> Tensor:
+    """Return the share [d] of each dimension's range that all but the farthest rows [N, d] use; 1 for a constant.
+
+    The farthest are one in ``FAR`` at each end, and at least one. Where the others are all equal, the dimension is a
+    rare event and no outlier, unless it is one row in a thousand.
+    """
+    count = len(rows)
+    width = rows.amax(0) - rows.amin(0)
+    if count < FEW:
+        return torch.ones_like(width)
+    away = max(1, count // FAR)
+    inner = torch.stack([c.kthvalue(count - away).values - c.kthvalue(away + 1).values for c in rows.T.contiguous()])
+    middle = rows.median(0).values
+    rare = (inner == 0) & ((rows != middle).sum(0) > max(1, count // 1000))
+    return torch.where((width > 0) & ~rare, inner / width.clamp_min(1e-300), 1.0).to(rows.dtype)
+
+
+def tiny(low: Tensor, high: Tensor) -> Tensor:
+    """Return which dimensions [d] hardly move between ``low`` and ``high``: noise would be taken for a signal."""
+    return (high > low) & (high - low <= TINY * torch.maximum(low.abs(), high.abs()).clamp_min(1.0))
+
+
+def odd(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor | None = None) -> list[str]:
+    """Return sentences on outliers and tiny spreads of ``rows`` [N, d]: dimension, row, and episode of ``ends`` [E]."""
+    low, high, found = rows.amin(0), rows.amax(0), []
+    for d in _worst(shares, (shares < NARROW) & ~constant):
+        column, middle = rows[:, d], rows[:, d].median()
+        row = int((column - middle).abs().argmax())
+        episode = "" if ends is None else f" (episode {int(torch.searchsorted(ends, row, right=True))})"
+        found.append(
+            f"dimension {d} of {name}: row {row}{episode} is {float(column[row]):g}, and the others use "
+            f"{100 * float(shares[d]):.2g} % of the range: an outlier? Repair it, or leave its episode out"
+        )
+    for d in _worst(high - low, tiny(low, high) & ~constant):
+        width, middle = float(high[d] - low[d]), float(rows[:, d].mean())
+        found.append(
+            f"dimension {d} of {name} moves by {width:.2g} in all, around {middle:g}: normalised, noise becomes the "
+            "largest signal. Leave it out, or make it constant"
+        )
+    return found
+
+
+def judge(rows: Tensor, low: Any, high: Any, name: str, box: str, constant: bool = True) -> tuple[bool, str]:
+    """Return whether ``rows`` [N, d] leave the ``box`` from ``low`` to ``high`` [d], and what is wrong ("": nothing).
+
+    Wrong is a dimension beyond the box where that is finite, or within a tenth of it; one that never changes only if
+    ``constant``.
+    """
+    low, high = (torch.as_tensor(v, dtype=torch.float64).reshape(-1).expand(rows.shape[1]) for v in (low, high))
+    least, most = rows.amin(0).double(), rows.amax(0).double()
+    slack = 1e-5 * torch.stack([low.abs(), high.abs()]).nan_to_num(posinf=0.0).amax(0).clamp_min(1.0)
+    over = torch.maximum(low - least, most - high).nan_to_num(nan=-torch.inf)
+    if bool((over > slack).any()):
+        dims, worst = _worst(-over, over > slack), int(over.argmax())
+        row = int(torch.maximum(low[worst] - rows[:, worst], rows[:, worst] - high[worst]).argmax())
+        spans = _spans(dims, least, most, low, high)
+        return True, f"{name} lie outside {box}, worst in row {row}: {spans}. Are these other units? Convert them"
+    width = high - low
+    share = torch.where(width.isfinite() & (width > 0), (most - least) / width, 1.0).nan_to_num(nan=1.0)
+    narrow = (share < NARROW) & (constant | (most > least))
+    if not bool(narrow.any()):
+        return False, ""
+    dims = _worst(share, narrow)
+    spans, least_share = _spans(dims, least, most, low, high), 100 * float(share[dims[0]])
+    return False, f"{name} use {least_share:.2g} % of the range of {box}: {spans}. Are these other units?"
+
+
+def compare(
+    rows: Tensor, low: Any, high: Any, name: str, box: str, refuse: bool = False, constant: bool = True
+) -> None:
+    """Warn of what ``judge`` finds wrong. Raise BadSignal for rows beyond the box if ``refuse``."""
+    beyond, said = judge(rows, low, high, name, box, constant)
+    if beyond and refuse:
+        raise BadSignal(f"{said}; outside='clip' (--outside clip) clips them")
+    tell([said] if said else [])
+
+
+def tell(sentences: Iterable[str]) -> None:
+    """Warn of all of them."""
+    for said in sentences:
+        _warn(said)
+
+
+def _worst(size: Tensor, mask: Tensor) -> list[int]:
+    """A few of the dimensions of a mask, the smallest ones first."""
+    order = size.argsort()
+    return order[mask[order]][:SHOWN].tolist()
+
+
+def _spans(dims: list[int], least: Tensor, most: Tensor, low: Tensor, high: Tensor) -> str:
+    return ", ".join(
+        f"dimension {d} runs from {float(least[d]):g} to {float(most[d]):g} in [{float(low[d]):g}, {float(high[d]):g}]"
+        for d in dims
+    )
+
+
+def _warn(said: str) -> None:
+    warnings.warn(said, stacklevel=4)

@@ -1,0 +1,195 @@
+"""Flat files: rows of all episodes one after another, in one HDF5 or one numpy file.
+
+    observations [N, o], actions [N, d], rewards [N], terminals [N]; timeouts [N], next_observations [N, o],
+    infos/success [N], action_low [d], action_high [d] where they are known
+
+is D4RL's layout: ``terminals`` are true ends. With ``masks`` [N], or in a numpy file without rewards, it is OGBench's:
+``terminals`` end a trajectory, and a row of which ``masks`` is 0 is a true end. Needs h5py for HDF5
+(``pip install 'denoiserl[data]'``).
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from denoiserl.data.collect import Recording, numbers, whole
+from denoiserl.data.demos import Demos
+from denoiserl.data.ends import flags, split
+from denoiserl.errors import BadRun, BadSignal, nearest, need
+from denoiserl.hub import foreign
+from denoiserl.hub.minari import Outside, column
+from denoiserl.hub.numbers import check
+from denoiserl.tree import tree_map
+
+NUMPY = ".npz"
+ENDINGS = (".hdf5", ".h5", ".hdf", NUMPY)
+COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "masks", "dones")
+WON = "infos/success"
+MORE = ("action_low", "action_high", WON)
+
+
+def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse") -> Recording:
+    """The recording in a flat file, cut into episodes by ``data.ends.split``.
+
+    Stored ``next_observations`` are what is learned from. Without them the last row of an episode that a time limit cut
+    is given up for its observation, as D4RL's own reader does.
+    """
+    found = _numpy(path) if path.suffix.lower() == NUMPY else _hdf5(path)
+    columns = {k: np.asarray(v) for k, v in found.items() if k in COLUMNS}
+    ended, cut = _ends(path, columns, found.get(WON))
+    observations = columns["observations"]
+    n = len(columns["actions"])
+    observations = observations.reshape(n, 1) if observations.ndim == 1 else observations
+    actions = columns["actions"].reshape(n, -1)
+    after = columns.get("next_observations")
+    if after is not None and after.size != observations.size:
+        raise BadSignal(f"next_observations of {path} are {list(after.shape)}, observations {list(observations.shape)}")
+    after = None if after is None else after.reshape(observations.shape)
+    rewards = column(columns["rewards"], np.float64, "rewards", str(path)) if "rewards" in columns else None
+    success = column(found[WON], np.float64, WON, str(path)) if WON in found else None
+    low, high = _box(path, found, actions.shape[1])
+    if outside == "clip":
+        actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
+    stop, over = split(path.name, observations, ended, cut, after)
+    check(path.name, without, range(len(stop)))
+    episodes, last, gains, true, won = [], [], [], [], []
+    for i, (a, b) in enumerate(zip(np.append(0, stop[:-1] + 1), stop, strict=True)):
+        rows = slice(a, b if after is None and not over[i] else b + 1)
+        if i in without or rows.stop == a:
+            continue
+        told = {} if rewards is None else {"rewards": rewards[rows]}
+        whole(path.name, i, observations[rows], actions[rows], low, high, **told)
+        seen = observations[b] if after is None else after[b]
+        if not np.isfinite(np.asarray(seen, np.float64)).all():
+            raise BadSignal(
+                f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with without=({i},)"
+            )
+        episodes.append((numbers(observations[rows]), numbers(actions[rows])))
+        last.append(numbers(seen))
+        gains += [] if rewards is None else [numbers(rewards[rows])]
+        true.append(bool(over[i]))
+        won.append(success is not None and bool(np.nan_to_num(success[a : b + 1]).any()))
+    if not episodes:
+        raise BadSignal(f"{path} holds no episode of two rows")
+    returns = [float(g.sum()) for g in gains] if gains else None
+    demos = Demos.of(episodes, None if success is None else won, returns, path.stem)
+    ends = (torch.from_numpy(np.array(v, np.float32)) for v in (low, high))
+    return Recording(demos, torch.cat(gains) if gains else None, torch.stack(last), torch.tensor(true), *ends)
+
+
+def _box(path: Path, found: dict[str, Any], d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high [d] of the actions, infinite where they are not stored."""
+    ends = [np.asarray(found.get(k, s), np.float32).ravel() for k, s in zip(MORE, (-np.inf, np.inf), strict=False)]
+    if any(v.size not in (1, d) for v in ends):
+        raise BadSignal(f"action_low and action_high of {path} have {[v.size for v in ends]} numbers, actions {d}")
+    return np.broadcast_to(ends[0], d), np.broadcast_to(ends[1], d)
+
+
+def _hdf5(path: Path) -> dict[str, Any]:
+    h5py = need("h5py", "data")
+    try:
+        with h5py.File(path, "r") as file:
+            keys = [str(k) for k in file]
+            _known(path, keys, foreign.hdf5(file))
+            parts = [k for k in ("observations", "next_observations") if isinstance(file.get(k), h5py.Group)]
+            if parts:
+                raise BadSignal(
+                    f"{path}: {parts[0]} has parts ({', '.join(file[parts[0]])}), and a flat file holds numbers [N, o]:"
+                    " concatenate them, or write Minari's format"
+                )
+            return {k: np.asarray(file[k]) for k in (*COLUMNS, *MORE) if k in file}
+    except OSError as error:
+        raise BadRun(f"{path} cannot be read as HDF5 ({error}): copy it again") from None
+
+
+def _numpy(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            _known(path, list(file), foreign.arrays(file))
+            return {k: file[k] for k in (*COLUMNS, *MORE) if k in file}
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        if isinstance(error, BadSignal | BadRun):
+            raise
+        raise BadRun(f"{path} cannot be read as arrays of numpy ({error}): copy it again") from None
+
+
+def _known(path: Path, keys: list[str], other: str | None) -> None:
+    """Raise if this is no flat data set: by the name of what it is, else by the column that it lacks."""
+    if other is not None:
+        raise BadRun(f"{path} is {other}")
+    lacks = [c for c in ("observations", "actions", "terminals") if c not in keys]
+    lacks += ["rewards"] if "rewards" not in keys and path.suffix.lower() != NUMPY else []
+    if lacks == ["terminals"] and "dones" in keys:
+        if "timeouts" in keys:
+            return
+        raise BadSignal(
+            f"{path} stores dones, which do not tell true ends from time limits: store terminals (true ends) and "
+            "timeouts"
+        )
+    if lacks:
+        raise BadSignal(
+            f"{path} is no flat dataset: {nearest(lacks[0], keys, 'column')} Convert it, or name a folder of Minari or "
+            "LeRobot"
+        )
+
+
+def _ends(path: Path, columns: dict[str, np.ndarray], won: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """True ends [N], and time limits [N] where they are stored."""
+    name, n = path.name, len(columns["actions"])
+    for what, value in {**columns, **({} if won is None else {WON: np.asarray(won)})}.items():
+        if len(value) != n:
+            raise BadSignal(f"{path} holds {n} actions and {len(value)} of {what}: it is not whole, copy it again")
+        if value.dtype.kind not in "biuf":
+            raise BadSignal(f"{what} of {path} are {value.dtype}, not numbers: convert them")
+    if n == 0:
+        raise BadSignal(f"{path} holds no row")
+    told = {k: flags(name, k, columns[k], n) for k in ("terminals", "timeouts", "dones") if k in columns}
+    cut = told.get("timeouts")
+    if "terminals" not in told:
+        return told["dones"] & ~told["timeouts"], cut
+    if "masks" in columns:
+        ended = ~flags(name, "masks", columns["masks"], n)
+    elif "rewards" not in columns:
+        ended = np.zeros(n, bool)
+    else:
+        return told["terminals"], cut
+    return ended, told["terminals"] if cut is None else told["terminals"] | cut
+
+
+def write(path: str | Path, data: Recording) -> Path:
+    """Store a recording with flat observations as one new HDF5 file, whole or not at all, without losing anything:
+    ``read`` gives it back."""
+    path, demos = Path(path), data.demos
+    if path.exists():
+        raise BadRun(f"{path} exists already: name another file, or remove it")
+    if path.suffix.lower() not in ENDINGS or path.suffix.lower() == NUMPY:
+        raise BadRun(f"a flat dataset is one HDF5 file: {path.name} should end in {ENDINGS[0]}")
+    if data.rewards is None or data.terminated is None or data.last is None:
+        raise BadSignal("a flat dataset needs a reward a tick and how episodes ended: record them with data.collect")
+    if not isinstance(demos.observations, torch.Tensor) or not isinstance(data.last, torch.Tensor):
+        raise BadSignal("a flat dataset takes flat observations: concatenate the parts first")
+    h5py, n, at = need("h5py", "data"), len(demos.actions), demos.ends - 1
+    after = torch.cat([demos.observations[1:], demos.observations[-1:]])
+    after[at] = data.last
+    terminal, cut = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    terminal[at], cut[at] = data.terminated, ~data.terminated
+    columns: dict[str, Any] = {
+        "observations": demos.observations, "actions": demos.actions, "rewards": data.rewards, "terminals": terminal,
+        "timeouts": cut, "next_observations": after, "action_low": data.low, "action_high": data.high,
+    }  # fmt: skip
+    if demos.success is not None:
+        columns["infos/success"] = torch.repeat_interleave(demos.success.bool(), demos.lengths)
+    new = path.with_name(f".{path.name}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(new, "w") as file:
+        for name, value in tree_map(lambda v: v.cpu().numpy(), columns).items():
+            file.create_dataset(name, data=value)
+    os.replace(new, path)
+    return path

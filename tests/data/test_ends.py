@@ -1,0 +1,183 @@
+"""Where episodes of flat rows end: successors, masks, jumps and flags, against episodes that are known."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from denoiserl.data.ends import inside, split
+from denoiserl.data.logged import logged
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.hub import recordings
+
+h5py = pytest.importorskip("h5py")
+EPISODES, TICKS = 10, 20
+LAST = np.arange(EPISODES * TICKS) % TICKS == TICKS - 1
+NEVER = np.zeros(EPISODES * TICKS, bool)
+
+
+def walks(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Observations and successors of walkers that start far apart and go 0.1 at most."""
+    rng = np.random.default_rng(seed)
+    step = 0.1 * rng.uniform(-1, 1, (EPISODES, TICKS, 2))
+    seen = 5 * rng.normal(size=(EPISODES, 1, 2)) + np.concatenate([0 * step[:, :1], step.cumsum(1)], 1)
+    flat = lambda v: v.reshape(-1, 2).astype(np.float32)  # noqa: E731
+    return flat(seen[:, :-1]), flat(seen[:, 1:])
+
+
+SEEN, AFTER = walks()
+
+
+def stored(path: Path, **more: Any) -> Path:
+    n = len(more.get("observations", SEEN))
+    columns = {"observations": SEEN, "actions": np.zeros((n, 1), np.float32), "rewards": np.ones(n, np.float32), **more}
+    if path.suffix == ".npz":
+        np.savez(path, **columns)
+        return path
+    with h5py.File(path, "w") as file:
+        for name, value in columns.items():
+            file[name] = value
+    return path
+
+
+def quiet(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return recordings.read(path)
+
+
+@pytest.mark.parametrize("flag", ["missing", "late", "none"])
+def test_what_is_learned_from_are_the_stored_successors(tmp_path: Path, flag: str) -> None:
+    """Row by row, whatever the time limits say; where they contradict, a word with the row."""
+    wrong = {"missing": NEVER, "late": np.roll(LAST, 1), "none": None}[flag]
+    cut = {} if wrong is None else {"timeouts": wrong}
+    path = stored(tmp_path / "a.hdf5", next_observations=AFTER, terminals=NEVER, **cut)
+    if wrong is None:
+        data = quiet(path)
+    else:
+        with pytest.warns(UserWarning, match=r"9 rows of a.hdf5 lead elsewhere .*first in row 19"):
+            data = recordings.read(path)
+    rows = logged(data)
+    assert torch.equal(rows.obs, torch.from_numpy(SEEN)) and torch.equal(rows.next_obs, torch.from_numpy(AFTER))
+    assert data.demos.lengths.tolist() == [TICKS] * EPISODES
+
+
+def test_right_flags_are_believed_without_a_word(tmp_path: Path) -> None:
+    """Also where the environment teleports inside an episode, successors are rounded, or ends are numbers."""
+    seen, after = SEEN.copy(), AFTER.copy()
+    seen[47:60] += 30
+    after[46:60] += 30
+    near = after * (1 + 1e-7 * np.random.default_rng(0).choice([-1, 1], after.shape))
+    for k, kind in enumerate((bool, np.float32, np.int64)):
+        path = stored(
+            tmp_path / f"{k}.hdf5", observations=seen, next_observations=near, terminals=NEVER.astype(kind),
+            timeouts=LAST.astype(kind)[:, None],
+        )  # fmt: skip
+        assert quiet(path).demos.lengths.tolist() == [TICKS] * EPISODES
+
+
+def test_jumps_without_limits_and_successors_are_ends_and_told(tmp_path: Path) -> None:
+    some = LAST & (np.arange(200) // TICKS % 5 < 2)
+    with pytest.warns(UserWarning, match=r"stores no timeouts, and 5 gaps .* first after row 59"):
+        data = recordings.read(stored(tmp_path / "a.hdf5", terminals=some))
+    rows = logged(data)
+    assert len(data.demos) == EPISODES and float((rows.next_obs - rows.obs).norm(dim=1).max()) < 0.2
+    assert int(rows.terminated.sum()) == 4
+
+
+def test_a_teleport_is_told_and_kept_where_limits_are_stored(tmp_path: Path) -> None:
+    seen = SEEN.copy()
+    seen[47:60] += 30
+    with pytest.warns(UserWarning, match=r"1 gap inside episodes of a.hdf5 .*first after row 46: teleports"):
+        data = recordings.read(stored(tmp_path / "a.hdf5", observations=seen, terminals=NEVER, timeouts=LAST))
+    assert data.demos.lengths.tolist() == [TICKS - 1] * EPISODES
+    assert torch.equal(logged(data).next_obs[44], torch.from_numpy(seen[47])), "the teleport is learned from"
+
+
+def test_limits_one_row_off_are_found_by_the_jumps_beside_them(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="9 of them lie one row beside an end"):
+        rows = logged(
+            recordings.read(
+                stored(tmp_path / "a.hdf5", terminals=NEVER, timeouts=np.roll(LAST, 1) & (LAST.cumsum() > 0))
+            )
+        )
+    assert float((rows.next_obs - rows.obs).norm(dim=1).max()) < 0.2
+
+
+def test_smooth_contacts_and_angles_that_wrap_are_no_jumps() -> None:
+    """Heavy tails, flags that flip, and an angle over its seam: steps of an environment."""
+    rng = np.random.default_rng(0)
+    angle = (0.1 * np.arange(400) + np.pi) % (2 * np.pi) - np.pi
+    flag = (np.arange(400) // 70 % 2).astype(float)
+    speed = rng.standard_t(3, 400)
+    seen = np.stack([angle, flag, speed], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = split("x", seen, np.eye(400, dtype=bool)[200])
+    assert found.stop.tolist() == [200, 399] and found.ended.tolist() == [True, False]
+
+
+def test_an_episode_that_says_again_that_it_is_over_is_told(tmp_path: Path) -> None:
+    """As agents that stand at a goal are recorded; episodes of one row each are not."""
+    line = np.tile(np.linspace(0, 1, 60, dtype=np.float32)[:, None], (3, 2))
+    at_goal = np.tile(np.arange(60) >= 40, 3)
+    more = {"observations": line, "terminals": at_goal, "timeouts": np.tile(np.arange(60) == 59, 3)}
+    with pytest.warns(UserWarning, match=r"57 rows of a.hdf5 say that the episode is over .* first in row 40"):
+        data = recordings.read(stored(tmp_path / "a.hdf5", **more))
+    assert torch.equal(logged(data).discount == 0, torch.from_numpy(at_goal)), "each is a true end"
+    every = np.ones(200, bool)
+    single = quiet(stored(tmp_path / "b.hdf5", terminals=every, timeouts=NEVER))
+    assert len(single.demos) == 200
+
+
+@pytest.mark.parametrize("ending", [".npz", ".hdf5"])
+def test_masks_are_true_ends_and_terminals_end_trajectories(tmp_path: Path, ending: str) -> None:
+    """OGBench: two trajectories of five; the first succeeds in row 2 and goes on."""
+    seen = np.arange(10, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
+    masks = 1 - np.eye(10, dtype=np.float32)[2]
+    path = stored(
+        tmp_path / f"cube{ending}", observations=seen, next_observations=seen + 1, masks=masks,
+        terminals=np.array([0, 0, 0, 0, 1] * 2, np.float32), rewards=masks - 1,
+    )  # fmt: skip
+    rows = logged(recordings.read(path), gamma=0.9)
+    assert torch.allclose(rows.discount, 0.9 * torch.from_numpy(masks))
+    assert torch.equal(rows.next_obs, torch.from_numpy(seen + 1))
+
+
+def test_ogbench_without_rewards_has_trajectories_and_no_true_end(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", observations=SEEN, actions=np.zeros((200, 1)), terminals=LAST.astype(np.float32))
+    data = quiet(tmp_path / "a.npz")
+    assert data.rewards is None and data.terminated is not None and not bool(data.terminated.any())
+    assert data.demos.lengths.tolist() == [TICKS - 1] * EPISODES, "the last row is what was seen last"
+    assert torch.equal(data.last, torch.from_numpy(SEEN[LAST]))
+
+
+def test_columns_that_mean_something_else_are_refused_by_name(tmp_path: Path) -> None:
+    bad: dict[str, tuple[dict[str, Any], str]] = {
+        "counts": ({"terminals": 2 * LAST}, "row 19 of terminals of counts.hdf5 is 2: ends are zeros and ones"),
+        "nan": ({"terminals": np.where(LAST, np.nan, 0.0)}, "row 19 of terminals of nan.hdf5 is nan"),
+        "dones": ({"dones": LAST}, "stores dones, which do not tell true ends from time limits"),
+        "wide": ({"terminals": LAST, "rewards": np.ones((200, 2))}, r"rewards of .*wide.hdf5 are \[200, 2\]"),
+        "text": ({"terminals": LAST, "rewards": np.full(200, b"x")}, "rewards of .*text.hdf5 are .S1, not numbers"),
+        "after": ({"terminals": LAST, "next_observations": SEEN[:, :1]}, r"next_observations of .* are \[200, 1\]"),
+        "empty": ({"terminals": LAST[:0], "observations": SEEN[:0]}, "holds no row"),
+    }
+    for name, (columns, said) in bad.items():
+        with pytest.raises((BadRun, BadSignal), match=said):
+            recordings.read(stored(tmp_path / f"{name}.hdf5", **columns))
+    both = quiet(stored(tmp_path / "both.hdf5", dones=LAST, timeouts=LAST & (np.arange(200) > 100)))
+    assert both.terminated is not None and both.terminated.tolist() == [True] * 5 + [False] * 5
+
+
+def test_flags_inside_an_episode_are_refused_or_told() -> None:
+    early = np.array([0, 0, 1, 0, 1], bool)
+    with pytest.raises(BadSignal, match=r"episode 3 of x truncated in row 2 and goes on to row 4.*without=\(3,\)"):
+        inside("x", 3, early & False, early)
+    with pytest.warns(UserWarning, match="episode 3 of x terminated in row 2"):
+        inside("x", 3, early, refuse=False)
+    inside("x", 0, np.array([0, 0, 1], bool), np.array([0, 0, 1], bool))

@@ -1,0 +1,235 @@
+"""Adapters leave a policy as files that diffusers and peft read, come back, and never break a pipeline silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from denoiserl import Policy, Rng
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.hub import adapters
+from denoiserl.hub import diffusers as hub
+from denoiserl.hub.adapters import adapt, load_lora, lora, merge, save_lora
+from denoiserl.hub.transformers import canvas, causal_policy, masked_policy
+from tests.hub import models
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+LOADED = (diffusers.StableDiffusionPipeline, diffusers.StableDiffusion3Pipeline)  # seconds of import, not of a test
+pytestmark = [pytest.mark.filterwarnings(w) for w in models.QUIET]
+
+SCENES = ["a cat", "dog"]
+
+
+def pipeline(kind: str, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    if kind == "unet":
+        return models.stable_diffusion(diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing"))
+    return models.stable_diffusion_3(diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0))
+
+
+def pictures(pipe: Any) -> Tensor:
+    """Its own, from fixed latents."""
+    given = {"latents": Rng(1).normal(2, 4, 8, 8), "output_type": "pt", "height": 16, "width": 16}
+    return pipe(SCENES, guidance_scale=1.0, num_inference_steps=3, **given).images
+
+
+def pixels() -> Policy:
+    """A small model without text encoders."""
+    torch.manual_seed(0)
+    return hub.from_pipeline(models.pixels(diffusers.DDIMScheduler()), n=3)
+
+
+def learn(policy: Policy) -> None:
+    """Adapters as they might be after learning: both factors far from where they began."""
+    with torch.no_grad():
+        for k, p in enumerate(policy.parameters()):
+            p.copy_(0.3 * Rng(k).normal(*p.shape))
+
+
+def drawn(policy: Policy, pipe: Any) -> Tensor:
+    return policy.draw(hub.prompts(pipe, SCENES), Rng(2))
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+@pytest.mark.parametrize("alpha", [None, 1.0, 12.0])
+def test_saved_adapters_paint_the_same_pictures_in_a_fresh_pipeline(
+    kind: str, alpha: float | None, tmp_path: Path
+) -> None:
+    """``load_lora_weights`` reads them, rank and α too; ``load_lora`` as well; merged weights are a whole pipeline."""
+    pipe = pipeline(kind)
+    plain = pictures(pipe)
+    policy = lora(hub.from_pipeline(pipe, n=3), 4, ["to_q", "to_v", "to_out.0"], alpha)
+    learn(policy)
+    want, sample = pictures(pipe), drawn(policy, pipe)
+    assert float((want - plain).abs().max()) > 1e-3
+    file = save_lora(policy, tmp_path / "lora")
+    fresh = pipeline(kind)
+    fresh.load_lora_weights(tmp_path / "lora")
+    assert torch.allclose(pictures(fresh), want, atol=1e-5)
+    other = pipeline(kind)
+    back = load_lora(hub.from_pipeline(other, n=3), tmp_path / "lora")
+    assert torch.allclose(drawn(back, other), sample, atol=1e-6)
+    assert [p.shape for p in back.parameters()] == [p.shape for p in policy.parameters()]
+    assert torch.equal(load_file(save_lora(back, tmp_path / "again")).popitem()[1], load_file(file).popitem()[1])
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+def test_a_pipeline_with_adapters_is_not_saved_broken(kind: str, tmp_path: Path) -> None:
+    pipe = pipeline(kind)
+    policy = lora(hub.from_pipeline(pipe, n=3), 4, ["to_q", "to_v"], 8.0)
+    learn(policy)
+    want = pictures(pipe)
+    with pytest.raises(BadRun, match=r"save_lora\(policy, folder\).*merge\(policy\)"):
+        pipe.save_pretrained(tmp_path / "broken")
+    copy = policy.weights.keep("old")
+    with pytest.raises(BadRun, match="merge"):
+        copy.net.model.get_base_model().save_pretrained(tmp_path / "broken")
+    with pytest.raises(BadRun, match=r"weights\.load\('old'\)"):
+        merge(policy.using("old"))
+    merged = merge(policy)
+    assert torch.allclose(pictures(pipe), want, atol=1e-5)
+    assert torch.allclose(drawn(merged, pipe), drawn(policy, pipe))
+    part = pipe.unet if kind == "unet" else pipe.transformer
+    part.save_pretrained(tmp_path / "whole")
+    other = pipeline(kind, seed=5)
+    setattr(other, kind, type(part).from_pretrained(tmp_path / "whole"))
+    for name in ("vae", "text_encoder", "text_encoder_2"):
+        if getattr(pipe, name, None) is not None:
+            setattr(other, name, getattr(pipe, name))
+    assert torch.allclose(pictures(other), want, atol=1e-5)
+
+
+def test_a_model_whose_adapters_were_taken_off_saves_again(tmp_path: Path) -> None:
+    net = models.unet()
+    before = models.tensors(net)
+    assert adapt(net, 2, ["to_q"]).unload() is net
+    net.save_pretrained(tmp_path)
+    again = models.tensors(diffusers.UNet2DConditionModel.from_pretrained(tmp_path))
+    assert before.keys() == again.keys() and all(torch.equal(before[k], again[k]) for k in before)
+
+
+def test_adapters_of_a_language_model_are_pefts_folder(tmp_path: Path) -> None:
+    def policy() -> Policy:
+        torch.manual_seed(0)
+        return masked_policy(models.language("bert"), 19, 6, 2, order="confidence", tokens=3)
+
+    def logits(p: Policy) -> Tensor:
+        x = torch.full((2, 6), 19)
+        return p.denoiser(x, p.denoiser.clock(torch.ones(2)), None).mean
+
+    ours = lora(policy(), 3, ["query", "value"], alpha=7.0)
+    learn(ours)
+    save_lora(ours, tmp_path / "lora")
+    torch.manual_seed(0)
+    theirs = peft.PeftModel.from_pretrained(models.language("bert"), tmp_path / "lora")
+    same = masked_policy(theirs, 19, 6, 2, order="confidence", tokens=3)
+    assert torch.allclose(logits(same), logits(ours)) and not torch.allclose(logits(ours), logits(policy()))
+    back = load_lora(policy(), tmp_path / "lora")
+    assert torch.allclose(logits(back), logits(ours)) and len(back.parameters()) == 8
+    with pytest.raises(BadRun, match="save_lora"):
+        ours.denoiser.net.model.get_base_model().save_pretrained(tmp_path / "broken")
+
+
+def test_a_lora_without_settings_is_read_by_its_shapes(tmp_path: Path) -> None:
+    """As diffusers reads it: ranks that differ from layer to layer, α = r."""
+    policy = lora(hub.from_pipeline(pipeline("unet"), n=3), 4, ["to_q", "to_v"])
+    learn(policy)
+    tensors = load_file(save_lora(policy, tmp_path))
+    narrow = {k: (v[:2] if "lora_A" in k else v[:, :2]).contiguous() if "to_q" in k else v for k, v in tensors.items()}
+    save_file(narrow, tmp_path / "bare.safetensors")
+    fresh, other = pipeline("unet"), pipeline("unet")
+    fresh.load_lora_weights(tmp_path, weight_name="bare.safetensors")
+    back = load_lora(hub.from_pipeline(other, n=3), tmp_path / "bare.safetensors")
+    assert torch.allclose(pictures(other), pictures(fresh), atol=1e-6)
+    assert {p.shape[0] for n, p in back.denoiser.named_parameters() if "lora_A" in n} == {2, 4}
+
+
+def test_files_that_are_no_lora_of_this_model_are_refused(tmp_path: Path) -> None:
+    tensors = load_file(file := save_lora(lora(pixels(), 4, ["to_q", "to_v"]), tmp_path))
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    assert json.loads(header[adapters.METADATA])["unet.lora_alpha"] == 4
+    asked = Rng(3).normal(2, 4, 8)
+
+    def refused(match: str, given: dict[str, Tensor], told: dict[str, str] | None = None) -> None:
+        """And the policy is as it was."""
+        save_file(given, tmp_path / "bad.safetensors", told)
+        fresh = pixels()
+        before = fresh.draw(asked, Rng(0))
+        with pytest.raises(BadRun, match=match):
+            load_lora(fresh, tmp_path / "bad.safetensors")
+        assert torch.equal(fresh.draw(asked, Rng(0)), before)
+        assert not any("lora" in name for name, _ in fresh.denoiser.named_modules())
+
+    refused("belongs to another model", {k.replace("attn1", "attn9"): v for k, v in tensors.items()})
+    refused("does not fill", dict(list(tensors.items())[1:]), header)
+    refused("not peft's layout", {k.replace("lora_A", "lora_down"): v for k, v in tensors.items()})
+    refused("text_encoder", {**tensors, "text_encoder.layers.0.lora_A.weight": torch.zeros(4, 8)})
+    with pytest.raises(BadRun, match="is no LoRA of one model"):
+        load_lora(pixels(), tmp_path / "nothing")
+    with pytest.raises(BadRun, match=r"has 0 \(none\)"):
+        save_lora(pixels(), tmp_path)
+    whole = peft.LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["conv_out"])
+    pipe = models.pixels(diffusers.DDIMScheduler())
+    pipe.unet = peft.get_peft_model(pipe.unet, whole)
+    with pytest.raises(BadRun, match=r"conv_out.* whole layers"):
+        save_lora(hub.from_pipeline(pipe, n=3), tmp_path)
+
+
+def test_targets_are_names_or_one_pattern() -> None:
+    def layers(targets: Any) -> set[str]:
+        model = adapt(models.unet(), 2, targets)
+        return {n.split(".lora_A")[0].rsplit(".", 1)[-1] for n, _ in model.named_parameters() if "lora_A" in n}
+
+    assert layers(["to_q", "to_v"]) == layers(r".*attn\d\.to_[qv]") == {"to_q", "to_v"}
+    assert {"to_k", "proj", "linear_1"} <= layers("all-linear")
+    wrong: list[tuple[Any, str]] = [
+        ("to_q", r"give \['to_q'\]"),
+        ("to_qq", "Did you mean 'to_q'"),
+        ("*", "no regular expression"),
+        ([], "is named"),
+        (["to_q", "t"], "no layer to adapt 't'"),
+    ]
+    for bad, match in wrong:
+        with pytest.raises(BadRun, match=match):
+            adapt(models.unet(), 2, bad)
+
+
+@pytest.mark.filterwarnings("error:fan_in_fan_out")
+def test_the_layers_of_gpt2_are_adapted() -> None:
+    config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    policy = causal_policy(transformers.GPT2LMHeadModel(config), 6, 4)
+    prompt = canvas([[1, 2]], 6, 20)
+    before = policy.draw(prompt, Rng(0))
+    policy = lora(policy, 2, ["c_attn"])
+    assert torch.equal(policy.draw(prompt, Rng(0)), before) and len(policy.parameters()) == 2
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.fill_(1.0)
+    chain = policy.sample(prompt, Rng(0))
+    law, y = policy.replay(chain)
+    assert torch.allclose(law.log_prob(y), chain.log_prob, atol=1e-5)
+
+
+def test_a_compiled_network_is_wrapped_and_adapted_before_it_is_compiled() -> None:
+    net = models.unet().eval()
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    compiled = torch.compile(net, backend="eager")
+    ours, plain = (hub.denoiser(model, scheduler) for model in (compiled, net))
+    x, text, t = Rng(0).normal(2, 3, 8, 8), Rng(1).normal(2, 4, 8), torch.tensor([0.5, 0.5])
+    with torch.compiler.set_stance("force_eager"):  # what a compiler makes of it is not the point
+        got, want = (d(x, d.clock(t), d.encode(text)).mean for d in (ours, plain))
+    assert torch.equal(got, want)
+    with pytest.raises(BadRun, match=r"model\._orig_mod, then compile"):
+        adapt(compiled, 2, ["to_q"])
+    with pytest.raises(BadSignal, match="Did you mean 'encoder_hidden_states'"):
+        ours.encode({"encoder_hidden_state": text})

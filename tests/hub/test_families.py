@@ -1,0 +1,274 @@
+"""Networks and pipelines by class: those that are known agree with upstream, and the others are refused by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denoiserl import Policy, Rng
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.hub import diffusers as hub
+from denoiserl.hub.families import LEVELS, PIPELINES, REVERSE, flow_levels
+from denoiserl.hub.schedulers import convert, steps_like
+from denoiserl.process import Diffusion, ddim
+from denoiserl.recipes import flow_grpo
+from tests.hub import models
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytestmark = [pytest.mark.filterwarnings(w) for w in models.QUIET]
+KIN = [  # loaded here: seconds of import, not of a test
+    getattr(diffusers, name)
+    for name in (
+        "AnimateDiffPipeline",
+        "LatentConsistencyModelPipeline",
+        "StableDiffusion3ControlNetPipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3PAGPipeline",
+        "StableDiffusionAdapterPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionPAGPipeline",
+        "StableDiffusionXLControlNetPipeline",
+    )
+]
+Flow = diffusers.FlowMatchEulerDiscreteScheduler
+
+
+def end(policy: Policy, cond: Any, z: Tensor) -> Tensor:
+    """Where the policy's own chain of served steps ends."""
+    return policy.sample(cond, Rng(0), serve=True, start=(z, 0)).sample
+
+
+def test_aura_flow_reads_sigma() -> None:
+    """The pipeline's latents, from the same noise: wrong by far with 1000 sigma."""
+    torch.manual_seed(0)
+    net = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=16, caption_projection_dim=32, pos_embed_max_size=64,
+    ).eval()  # fmt: skip
+    pipeline = diffusers.AuraFlowPipeline(None, None, models.autoencoder(), net, Flow(shift=1.0))
+    pipeline.set_progress_bar_config(disable=True)
+    z, text = Rng(1).normal(2, 4, 8, 8), Rng(2).normal(2, 5, 16)
+    given = {"prompt_embeds": text, "prompt_attention_mask": torch.ones(2, 5), "latents": z, "output_type": "latent"}
+    want = pipeline(**given, guidance_scale=1.0, num_inference_steps=4, height=16, width=16).images
+    policy = hub.from_pipeline(pipeline, n=4)
+    assert torch.allclose(end(policy, {"encoder_hidden_states": text}, z), want, atol=1e-4)
+    policy.denoiser.net.levels = 1000
+    assert not torch.allclose(end(policy, {"encoder_hidden_states": text}, z), want, atol=1e-2)
+
+
+def test_flux_and_chroma_read_sigma_and_serve_even_steps() -> None:
+    """By hand, packed, with the shift of their size; the last call is at 1/n, not at 1/1000."""
+    torch.manual_seed(0)
+    n, z, text, pooled = 4, Rng(1).normal(2, 16, 16), Rng(2).normal(2, 5, 8), Rng(3).normal(2, 8)
+    scheduler, vae = Flow(use_dynamic_shifting=True), models.autoencoder()
+    chroma = diffusers.ChromaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=8, axes_dims_rope=(4, 4, 8), approximator_num_channels=8, approximator_hidden_dim=16,
+        approximator_layers=1,
+    ).eval()  # fmt: skip
+    kinds: list[tuple[Any, Any, Any, Any]] = [
+        (models.flux(), diffusers.FluxPipeline, 4 * [None], {"pooled_prompt_embeds": pooled}),
+        (chroma, diffusers.ChromaPipeline, 2 * [None], {"prompt_attention_mask": torch.ones(2, 5)}),
+    ]
+    for net, kind, encoders, more in kinds:
+        pipeline = kind(scheduler, vae, *encoders, net)
+        pipeline.set_progress_bar_config(disable=True)
+        with pytest.raises(BadRun, match=rf"a {kind.__name__} .*sigmas=torch.linspace"):
+            hub.from_pipeline(pipeline, n=n)
+        given = {"prompt_embeds": text, "latents": z, "output_type": "latent", "height": 16, "width": 16, **more}
+        want = pipeline(**given, guidance_scale=1.0, num_inference_steps=n).images
+        places = pipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32)
+        denoiser = hub.denoiser(net, scheduler, 16, {"img_ids": places, "txt_ids": torch.zeros(5, 3)})
+        cond = {"encoder_hidden_states": text} | ({} if net is chroma else {"pooled_projections": pooled})
+        process = Diffusion(convert(scheduler, 16).schedule, ddim(0.0))
+        fresh = Flow(use_dynamic_shifting=True)  # the pipeline's own has been told its sigmas
+        even = steps_like(fresh, process, n, sigmas=torch.linspace(1, 1 / n, n))
+        followed, usual = steps_like(scheduler, process, n), steps_like(fresh, process, n)
+        for steps, same in ((even, True), (followed, True), (usual, False)):
+            got = end(Policy.of(process, denoiser, (16, 16), steps), cond, z)
+            assert torch.allclose(got, want, atol=1e-4) == same
+
+
+def every_network() -> list[str]:
+    found = {name for name in dir(diffusers) if "Transformer" in name and name.endswith("Model")}
+    return sorted(found | set(REVERSE) | set(LEVELS))
+
+
+def test_a_network_is_known_or_told_never_guessed() -> None:
+    """All transformers of diffusers, as flows: four are known, those that run backwards stay refused."""
+    names = every_network()
+    assert len(names) > 40 and all(hasattr(diffusers, name) for name in (*LEVELS, *REVERSE))
+    for name in names:
+        net = type(name, (nn.Module,), {})()
+        if name in LEVELS:
+            assert flow_levels(net, True, None) == LEVELS[name]
+            with pytest.raises(BadRun, match=rf"{name} is told .* leave it out"):
+                flow_levels(net, False, 1001 - LEVELS[name])
+            continue
+        with pytest.raises(BadRun, match=rf"a {name} .*levels="):
+            flow_levels(net, False, None)
+        if name in REVERSE:
+            with pytest.raises(BadRun, match=rf"a {name} reads 1 − σ or answers data minus noise"):
+                flow_levels(net, False, 1)
+            continue
+        assert flow_levels(net, False, 1) == 1 and flow_levels(net, False, 1000) == 1000
+        with pytest.raises(BadRun, match=rf"a {name} .*use_dynamic_shifting=False"):
+            flow_levels(net, True, 1000)
+
+
+class Mine(nn.Module):
+    """A user's own network around one of diffusers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = models.sd3_transformer()
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True):
+        text = {"encoder_hidden_states": encoder_hidden_states, "pooled_projections": encoder_hidden_states[:, 0]}
+        return self.inner(hidden_states, timestep=timestep, **text, return_dict=return_dict)
+
+
+def test_a_network_of_ones_own_says_what_it_reads() -> None:
+    net, x, text = Mine().eval(), Rng(0).normal(2, 4, 8, 8), Rng(1).normal(2, 5, 16)
+    with pytest.raises(BadRun, match=r"a Mine is not known: .*levels=1000.*levels=1 "):
+        hub.denoiser(net, Flow())
+    ours = hub.denoiser(net, Flow(), levels=1000)
+    got = ours(x, ours.clock(torch.tensor([0.3])), ours.encode(text)).mean
+    assert torch.allclose(got, x - 0.3 * net(x, torch.full((2,), 300.0), text)[0], atol=1e-6)
+    assert hub.denoiser(net, diffusers.DDIMScheduler(100)).net.levels == 100
+    with pytest.raises(BadRun, match="levels=1000 would be wrong"):
+        hub.denoiser(net, diffusers.DDIMScheduler(100), levels=1000)
+
+
+def bundle(**parts: Any) -> Any:
+    """Parts of a latent diffusion model."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    return SimpleNamespace(**{"unet": models.unet(4), "scheduler": scheduler, "vae": models.autoencoder(), **parts})
+
+
+def every_pipeline() -> list[str]:
+    return sorted(name for name in dir(diffusers) if name.endswith("Pipeline") and name != "DiffusionPipeline")
+
+
+def test_a_pipeline_that_is_not_known_is_refused_by_name() -> None:
+    names, parts = every_pipeline(), vars(bundle())
+
+    def call(self: Any, prompt: str, num_inference_steps: int = 50) -> None: ...
+
+    assert len(names) > 150 and set(PIPELINES) <= set(names)
+    for name in names:
+        pipeline = type(name, (), {"__call__": call})()
+        vars(pipeline).update(parts)
+        if name not in PIPELINES:
+            with pytest.raises(BadRun, match=rf"a {name} .*build the policy by hand"):
+                hub.from_pipeline(pipeline)
+        if name not in ("StableDiffusionPipeline", "StableDiffusion3Pipeline"):
+            with pytest.raises(BadRun, match=rf"what a {name} makes of texts.*own arguments"):
+                hub.prompts(pipeline, ["a cat"])
+
+
+TAKES = {
+    "AnimateDiff": "num_frames",
+    "LatentConsistency": "timestep_cond",
+    "ControlNet": "control",
+    "Img2Img": "image",
+    "Inpaint": "mask_image",
+    "PAG": "pag_scale",
+    "Adapter": "image",
+}
+
+
+@pytest.mark.parametrize("kind", KIN, ids=lambda kind: kind.__name__)
+def test_an_input_that_would_be_ignored_is_named(kind: Any) -> None:
+    pipeline = kind.__new__(kind)
+    parts = {"scheduler": diffusers.DDIMScheduler(clip_sample=False), "vae": models.autoencoder()}
+    vars(pipeline).update(parts)
+    if "3" in kind.__name__:
+        vars(pipeline)["transformer"] = models.sd3_transformer()
+    else:
+        vars(pipeline)["unet"] = models.unet(4)
+    if kind.__name__.startswith("LatentConsistency"):
+        pipeline.unet.register_to_config(time_cond_proj_dim=8)
+    word = next(word for name, word in TAKES.items() if name in kind.__name__)
+    with pytest.raises(BadRun, match=rf"a {kind.__name__} also takes .*{word}.* would ignore it"):
+        hub.from_pipeline(pipeline)
+
+
+def test_parts_that_would_be_ignored_are_named() -> None:
+    """Whatever the object that holds them is called."""
+    with pytest.raises(BadRun, match="also takes controlnet"):
+        hub.from_pipeline(bundle(controlnet=nn.Linear(1, 1)))
+    picture = ("encoder_hid_dim_type", "ip_image_proj", "IP-Adapter")
+    for setting, value, word in (picture, ("time_cond_proj_dim", 8, "timestep_cond")):
+        net = models.unet(4)
+        net.register_to_config(**{setting: value})
+        with pytest.raises(BadRun, match=word):
+            hub.from_pipeline(bundle(unet=net))
+        with pytest.raises(BadSignal, match="also needs"):
+            hub.denoiser(net, diffusers.DDIMScheduler()).encode(torch.zeros(1, 4, 8))
+
+
+def test_latents_are_not_clipped() -> None:
+    """A scheduler made from another one's settings clips by default; the advice that is given is accepted and exact."""
+    with pytest.raises(BadRun, match=r"DDIMScheduler\.from_config\(pipeline\.scheduler\.config, clip_sample=False\)"):
+        hub.from_pipeline(bundle(scheduler=diffusers.DDIMScheduler()))
+    mended = diffusers.DDIMScheduler.from_config(diffusers.DDIMScheduler().config, clip_sample=False)
+    assert hub.from_pipeline(bundle(scheduler=mended)).process.clip is None
+    assert hub.from_pipeline(models.pixels(diffusers.DDIMScheduler())).process.clip == 1.0
+
+
+def test_parts_without_their_settings_are_refused_in_a_sentence() -> None:
+    other = models.autoencoder()
+    other.register_to_config(latents_mean=[0.0] * 4)
+    tiny = diffusers.AutoencoderTiny(encoder_block_out_channels=(8,), decoder_block_out_channels=(8,),
+                                     num_encoder_blocks=(1,), num_decoder_blocks=(1,))  # fmt: skip
+    wrong = {
+        "reads None channels": {"unet": nn.Linear(1, 1)},
+        "a Linear is no AutoencoderKL": {"vae": nn.Linear(1, 1)},
+        "a AutoencoderTiny is no AutoencoderKL": {"vae": tiny},
+        "latents_mean": {"vae": other},
+        "a NoneType is no scheduler": {"scheduler": None},
+        "a Linear is no scheduler": {"scheduler": nn.Linear(1, 1)},
+        "neither a unet nor a transformer": {"unet": None},
+    }
+    for match, parts in wrong.items():
+        with pytest.raises(BadRun, match=match):
+            hub.from_pipeline(bundle(**parts))
+    unsized = models.unet(4)
+    unsized.register_to_config(sample_size=None)
+    with pytest.raises(BadRun, match="what size its pictures have"):
+        hub.from_pipeline(bundle(unet=unsized))
+
+
+def test_arguments_that_a_network_cannot_do_without_are_named() -> None:
+    sd3, flux, kinds = models.sd3_transformer(), models.flux(), models.plain_unet(classes=4)
+    with pytest.raises(BadSignal, match="SD3Transformer2DModel also needs pooled_projections"):
+        hub.denoiser(sd3, Flow()).encode(torch.zeros(1, 5, 16))
+    with pytest.raises(BadSignal, match="FluxTransformer2DModel also needs pooled_projections, txt_ids, img_ids"):
+        hub.denoiser(flux, Flow()).encode(torch.zeros(1, 5, 8))
+    with pytest.raises(BadSignal, match="UNet2DModel also needs class_labels"):
+        hub.denoiser(kinds, diffusers.DDIMScheduler()).encode(None)
+
+
+def red(picture: Tensor, prompts: Any) -> Tensor:
+    return picture[:, 0].mean((1, 2))
+
+
+def test_texts_are_not_prompts() -> None:
+    policy = hub.from_pipeline(models.pixels(diffusers.DDIMScheduler()), n=2)
+    with pytest.raises(BadSignal, match=r"prompts\(pipeline, texts\)"):
+        policy.sample(["a cat", "a dog"], Rng(0))
+    with pytest.raises(BadSignal, match="texts are encoded first"):
+        next(iter(flow_grpo.improve(policy, red, ["a cat", "a dog"], flow_grpo.Args(window=0), Rng(0))))
+    with pytest.raises(BadSignal, match="a list of texts"):
+        hub.prompts(models.pixels(None), [1, 2])  # type: ignore[list-item]
+    with pytest.raises(BadRun, match="what a SimpleNamespace makes of texts"):
+        hub.prompts(models.pixels(None), ["a cat"])

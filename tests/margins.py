@@ -1,0 +1,79 @@
+"""Measure how far every bound of the tests lies from what is compared with it, in standard deviations over seeds.
+
+    scripts/margins.sh [pytest arguments]     # eight runs with shifted seeds, then the table
+
+A bound that lies less than three standard deviations from what is learned fails on some machine: processors round
+otherwise and learn otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+NUMBER = r"(?:np\.float\d+\()?(-?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))\)?"
+TENSOR = re.compile(r"tensor\(([^,()]+)[^()]*\)")
+COMPARISON = re.compile(rf"{NUMBER} (<=|>=|<|>) {NUMBER}")
+APPROXIMATE = re.compile(rf"{NUMBER} == {NUMBER} ± {NUMBER}")
+REPEATS = 50
+"""A line that a test passes more often is recorded so many times."""
+
+
+class Recorder:
+    """Append one line per comparison that held: test, line, how often before, what was compared."""
+
+    def __init__(self, path: str, shift: int) -> None:
+        self.path, self.shift, self.seen = Path(path), shift, defaultdict(int)
+
+    def pytest_assertion_pass(self, item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
+        place = (item.nodeid, lineno)
+        self.seen[place] += 1
+        if self.seen[place] > REPEATS or (held := first_comparison(expl)) is None:
+            return
+        row = {"test": item.nodeid, "line": lineno, "nth": self.seen[place], "shift": self.shift, "assert": orig}
+        with self.path.open("a") as file:
+            file.write(json.dumps({**row, "held": held}) + "\n")
+
+
+def first_comparison(text: str) -> list[tuple[float, str, float]] | None:
+    """Return the comparisons of numbers in the first line of an explanation; None if there are none."""
+    line, found, start = TENSOR.sub(r"\1", text.splitlines()[0]), [], 0
+    while (match := COMPARISON.search(line, start)) is not None:
+        found.append((float(match[1]), match[2], float(match[3])))
+        start = match.start(3)
+    for value, wanted, tolerance in APPROXIMATE.findall(line):
+        middle, width = float(wanted), float(tolerance)
+        found += [(float(value), "<=", middle + width), (float(value), ">=", middle - width)]
+    return found or None
+
+
+def tight(rows: list[dict], least: float = 3.0) -> list[tuple[float, str, int, str, list[float]]]:
+    """Return the comparisons whose gap is less than ``least`` standard deviations over seeds, the tightest first."""
+    gaps: dict[tuple, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for i, (a, sign, b) in enumerate(row["held"]):
+            gap = b - a if sign[0] == "<" else a - b
+            gaps[row["test"], row["line"], row["nth"], i, row["assert"]][row["shift"]] = gap
+    answer = []
+    for (test, line, _, _, text), by_seed in gaps.items():
+        values = list(by_seed.values())
+        if len(values) < 2 or not all(map(math.isfinite, values)):
+            continue
+        spread = statistics.stdev(values)
+        if spread > 1e-9 * max(map(abs, values), default=0.0) and statistics.mean(values) < least * spread:
+            answer.append((statistics.mean(values) / spread, test, line, text, values))
+    return sorted(answer)
+
+
+if __name__ == "__main__":
+    for distance, test, line, text, values in tight(
+        [json.loads(x) for x in Path(sys.argv[1]).read_text().splitlines()]
+    ):
+        print(f"{distance:5.2f}  {test}:{line}\n       {text}\n       {' '.join(f'{v:.3g}' for v in values)}")

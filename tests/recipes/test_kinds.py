@@ -1,0 +1,132 @@
+"""Policies that know nothing: they act inside any finite box, and what they cannot be made for is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from denoiserl import Policy, Rng
+from denoiserl.data import Demos, Running, Squash
+from denoiserl.env import Stream, evaluate
+from denoiserl.env.planner import serving
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.recipes import _gym, _kinds, _robot
+from denoiserl.recipes._given import suits
+from denoiserl.train import Keep
+
+gymnasium = pytest.importorskip("gymnasium")
+Box = gymnasium.spaces.Box
+FLAT = Box(-1, 1, (3,), np.float32)
+
+
+class World(gymnasium.Env):
+    """An environment of these spaces; one tick."""
+
+    def __init__(self, low: Any = (-1.0,), high: Any = (1.0,), seen: Any = FLAT, action: Any = None) -> None:
+        bounds = (np.asarray(v, np.float32) for v in (low, high))
+        self.observation_space, self.action_space = seen, action or Box(*bounds)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), action
+        return self.observation_space.sample(), 0.0, True, False, {}
+
+
+def stream(*given: Any, **named: Any) -> Stream:
+    return Stream(lambda: World(*given, **named), 2)
+
+
+LOW, HIGH = [5.0, -5.0, -2.0, -1.0, -0.1, 0.25], [10.0, -1.0, 0.0, 100.0, 0.1, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "diffusion", "flow", "meanflow", "student"])
+def test_a_fresh_policy_acts_inside_the_box_in_every_dimension(kind: str) -> None:
+    made = getattr(_kinds, kind)(_robot.Base(chunk=2, width=16), stream(LOW, HIGH), 0)
+    low, high = torch.tensor(LOW), torch.tensor(HIGH)
+    for serve in (False, True):
+        acts = made.codec.decode(made.sample(torch.zeros(512, 3), Rng(0), serve=serve).sample).flatten(0, 1)
+        inside = ((acts > low) & (acts < high)).float().mean(0)
+        assert bool((inside[:5] >= 0.3).all()) and bool((acts[:, 5] == 0.25).all()), "the last one is constant"
+    back = made.codec.encode(acts)
+    assert bool(back.isfinite().all()) and torch.allclose(made.codec.decode(back), acts, atol=1e-4)
+    assert evaluate(serving(made), lambda: World(LOW, HIGH), 2).returns.tolist() == [0.0, 0.0]
+
+
+def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named() -> None:
+    squash = Squash.box([-1.0, 0.5], [1.0, 0.5])
+    acts = squash.decode(torch.randn(5, 2))
+    assert acts[:, 1].tolist() == [0.5] * 5
+    assert bool(squash.encode(acts).isfinite().all()) and torch.allclose(squash.boxed(squash.unit(acts)), acts)
+    for low, high, said in (
+        ([0.0, -np.inf], [1.0, 1.0], "dimension 1"),
+        ([0.0, 2.0], [1.0, 1.0], "dimension 1"),
+        ([0.5, 1.0], [0.5, 1.0], "constant"),
+    ):
+        with pytest.raises(BadSignal, match=said):
+            Squash.box(low, high)
+    for low, high, said in (([0.0, -np.inf], [1.0, 1.0], "dimension 1"), ([0.5, 1.0], [0.5, 1.0], "constant")):
+        with pytest.raises(BadSignal, match=said):
+            _kinds.facts(stream(low, high))
+
+
+def test_a_codec_of_boxes_is_saved(tmp_path: Path) -> None:
+    made = _kinds.gaussian(_robot.Base(chunk=1, width=8), stream(LOW, HIGH), 0)
+    again = Policy.load(made.save(tmp_path / "p"))
+    assert isinstance(again.codec, Running)
+    assert torch.equal(again.draw(torch.ones(4, 3), Rng(0)), made.draw(torch.ones(4, 3), Rng(0)))
+
+
+def demos(**seen: torch.Tensor) -> Demos:
+    told: Any = next(iter(seen.values())) if set(seen) == {"array"} else seen
+    return Demos(told, torch.rand(8, 2), torch.tensor([4, 8]))
+
+
+IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({"array": IMAGE}, r"an array \[16, 16, 3\].*'image' of a dict"),
+        ({"image": torch.zeros(8, 84, 96, 3, dtype=torch.uint8), "state": torch.rand(8, 2)}, r"\[84, 96, 3\].*square"),
+        ({"image": torch.zeros(8, 3, 16, 16, dtype=torch.uint8), "state": torch.rand(8, 2)}, r"\[S, S, 3\]"),
+        ({"image": IMAGE}, "'image' and 'state'"),
+        ({"observation": torch.rand(8, 2), "desired_goal": torch.rand(8, 2)}, "FlattenObservation"),
+    ],
+)
+def test_what_no_network_here_can_see_is_refused_with_the_cure(seen: dict[str, torch.Tensor], said: str) -> None:
+    with pytest.raises(BadSignal, match=said):
+        _kinds.facts(demos(**seen))
+
+
+def test_environments_whose_actions_or_observations_are_of_another_kind_are_refused_by_name() -> None:
+    pair = gymnasium.spaces.Dict({"a": FLAT, "b": FLAT})
+    for env, said in (
+        (stream(action=gymnasium.spaces.Discrete(3)), "one of 3 choices"),
+        (stream(action=Box(-1, 1, (2, 3), np.float32)), r"an array \[2, 3\]"),
+        (stream(seen=pair), "FlattenObservation"),
+        (stream(seen=Box(0, 255, (8, 8, 3), np.uint8)), "start from demonstrations"),
+    ):
+        with pytest.raises(BadSignal, match=said):
+            _kinds.facts(env)
+
+
+def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
+    made = _kinds.gaussian(_robot.Base(chunk=1, width=8), stream(), 0)
+    word = str(made.save(tmp_path / "p"))
+    suits(made, stream(), word)
+    with pytest.raises(BadRun, match=r"does not observe what .* shows, \(4,\)"):
+        suits(made, stream(seen=Box(-1, 1, (4,), np.float32)), word)
+    with pytest.raises(BadRun, match=r"decides actions \[1\], .* takes \[2\]"):
+        suits(made, stream([-1, -1], [1, 1]), word)
+    monkeypatch.setattr(_gym, "make", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
+    for start in (_gym.gaussian, _gym.squashed):
+        with pytest.raises(BadRun, match="does not observe"):
+            start(_gym.Base(start=word), 0, Keep())

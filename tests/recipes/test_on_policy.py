@@ -1,0 +1,239 @@
+"""What on-policy recipes share: which actions count, one discount, one number of executed actions, when actors stop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid
+from denoiserl.data import Running
+from denoiserl.env import Episode, Stream
+from denoiserl.env.planner import executed, serving, standard
+from denoiserl.env.scale import RewardScale
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.net import MLP
+from denoiserl.objective.divergence import k3
+from denoiserl.process import GaussianHead, ddim, floored, linear
+from denoiserl.recipes import _robot, dppo, drwr, fpo, gorl, ppo, reinflow
+
+gymnasium = pytest.importorskip("gymnasium")
+
+
+class Ends(gymnasium.Env):
+    """Reward the action; over after the second tick, so the rest of a chunk of four never happens."""
+
+    TICKS = 2
+    observation_space = gymnasium.spaces.Box(-500, 500, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-9.0, 9.0, (1,), np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.ticks = 0
+        return self.np_random.uniform(100, 300, 1).astype(np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.ticks += 1
+        seen = self.np_random.uniform(100, 300, 1).astype(np.float32)
+        return seen, float(action[0]), self.ticks >= self.TICKS, False, {}
+
+
+class Biases(nn.Module):
+    """A network that answers one number an action, whatever it sees."""
+
+    def __init__(self, chunk: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(chunk, 1))
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
+        return self.bias.expand(x.shape)
+
+
+def gaussian(chunk: int = 4, codec: Any = None) -> Policy:
+    process = OneStep()
+    steps = process.steps(grid(1))
+    return Policy.of(process, GaussianHead(Biases(chunk), 1, 0.5), (chunk, 1), steps, None, codec)
+
+
+def flow(chunk: int = 4, codec: Any = None, steps: int = 3) -> Policy:
+    process, times = Diffusion(linear, floored(ddim(0.0), 0.2)), grid(steps)
+    train, serve = process.steps(times), process.steps(times, ddim(0.0))
+    return Policy.of(process, Gauss(Biases(chunk), linear, "v"), (chunk, 1), train, serve, codec)
+
+
+WARM = {"warmup": 0, "lr": 1e-2}
+METHODS: dict[str, tuple[Any, Any, Any]] = {
+    "ppo": (ppo, gaussian, ppo.Args(**WARM)),
+    "dppo": (dppo, flow, dppo.Args(**WARM, clip=0.1, clip_base=0.1)),
+    "reinflow": (reinflow, flow, reinflow.Args(**WARM, bc=0.1, clip=0.1)),
+    "fpo": (fpo, flow, fpo.Args(**WARM)),
+    "drwr": (drwr, flow, drwr.Args(lr=1e-2, draw="train")),
+}
+SMALL = {"iters": 2, "copies": 8, "steps": 6, "batch": 16, "epochs": 2}
+
+
+def improve(name: str, made: Policy, env: Stream | None = None, **more: Any) -> list[dict]:
+    recipe, _, a = METHODS[name]
+    torch.manual_seed(0)
+    return list(recipe.improve(made, env or Stream(Ends, 8, 1), replace(a, **{**SMALL, **more}), Rng(0)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_an_end_left_of_a_chunk_is_in_no_ratio(name: str) -> None:
+    """The third and fourth action of every chunk never ran: nothing is learned about them."""
+    made = METHODS[name][1]()
+    improve(name, made)
+    net = made.denoiser.net
+    assert isinstance(net, Biases)
+    assert bool((net.bias[:2] != 0).all()) and bool((net.bias[2:] == 0).all())
+
+
+def test_a_mask_is_that_of_every_single_chunk_and_a_dead_row_has_no_nan() -> None:
+    made = gaussian(3)
+    chain = made.sample(torch.zeros(3, 1), Rng(0))
+    live = torch.tensor([[True, True], [True, False], [False, False]])
+    law, y = made.replay(executed(chain, live))
+    assert law.size.flatten().tolist() == [2, 1, 0]
+    each = made.replay(chain)[0].log_prob(y, factors=True)[:, 0, :, 0]
+    wanted = torch.stack([each[0, 0] + each[0, 1], each[1, 0], torch.zeros(())])
+    assert torch.allclose(law.log_prob(y).flatten(), wanted, atol=1e-6)
+    flat = flow(3)
+    noised = flat.process.noise(torch.zeros(2, 3, 1), torch.full((2,), 0.5), Rng(0))
+    noised = noised._replace(live=torch.tensor([[True], [False]])[..., None].expand(2, 3, 1))
+    loss = flat.process.loss(flat.denoiser, noised, None)
+    assert bool(loss.isfinite().all()) and float(loss[1].detach()) == 0
+
+
+@pytest.mark.parametrize("name", ["ppo", "dppo", "reinflow"])
+def test_the_kl_that_stops_an_actor_is_that_of_its_ratio_and_its_critic_learns_on(name: str, monkeypatch: Any) -> None:
+    recipe, make, _ = METHODS[name]
+    told: list[float] = []
+    original = recipe.ppo_clip
+
+    def spy(logp: Tensor, old: Tensor, *rest: Any) -> Tensor:
+        told.append(float(k3(old, logp.detach()).mean()))
+        return original(logp, old, *rest)
+
+    monkeypatch.setattr(recipe, "ppo_clip", spy)
+    more = {"bc": 0.0} if name == "reinflow" else {}
+    (row,) = improve(name, make(), iters=1, batch=10_000, epochs=3, **more)
+    assert row["kl"] == pytest.approx(np.mean(told), rel=1e-4, abs=1e-7) and told[-1] > 1e-6
+    stopped = improve(name, make(), target_kl=-1.0, **more)
+    warm = improve(name, make(), warmup=99, **more)
+    assert [r["value error"] for r in stopped] == [r["value error"] for r in warm], "the critic learns all the same"
+    assert "kl" not in stopped[-1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_statistics_of_observations_that_begin_from_nothing_are_learned_as_it_acts(name: str) -> None:
+    codec = Running.fresh(1)
+    improve(name, METHODS[name][1](codec=codec))
+    assert float(codec.count) == 2 * 6 * 8, "every decision's observation, once"
+    assert 150 < float(codec.mean) < 250
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinflow", "fpo"])
+def test_a_minibatch_of_one_decision_is_learned_from(name: str) -> None:
+    rows = improve(name, METHODS[name][1](), batch=1, epochs=1, iters=1)
+    assert np.isfinite(rows[0]["loss"])
+    assert torch.equal(standard(torch.tensor([3.0])), torch.tensor([3.0]))
+
+
+def test_steps_that_never_happened_do_not_widen_the_scale_of_rewards() -> None:
+    rng = Rng(0)
+    reward, done = rng.normal(12, 3), rng.uniform(12, 3) < 0.2
+    plain, masked = RewardScale(), RewardScale()
+    plain(reward, torch.full_like(reward, 0.9), done)
+    spread = {"reward": torch.zeros(24, 3), "gamma": torch.ones(24, 3), "done": torch.zeros(24, 3, dtype=torch.bool)}
+    spread["reward"][::2], spread["gamma"][::2], spread["done"][::2] = reward, 0.9, done
+    alive = (torch.arange(24) % 2 == 0)[:, None].expand(24, 3)
+    masked(spread["reward"], spread["gamma"], spread["done"], alive)
+    assert masked.std == pytest.approx(plain.std, rel=1e-6) and masked.count == plain.count == 36
+    before = masked.std
+    assert torch.equal(masked(reward, reward, done, torch.zeros_like(done)), reward / before), "nothing happened"
+
+
+# One value of each
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Path) -> None:
+    made, obs = METHODS[name][1](), torch.full((5, 1), 200.0)
+    improve(name, made, execute=2)
+    assert serving(made)(obs, Rng(0)).shape == (5, 2, 1) and made.draw(obs, Rng(0)).shape == (5, 4, 1)
+    assert serving(made, 3)(obs, Rng(0)).shape == (5, 3, 1), "unless it is asked for others"
+    again = Policy.load(made.save(tmp_path / "p"), Biases(4))
+    assert torch.equal(serving(again)(obs, Rng(0)), serving(made)(obs, Rng(0)))
+    assert serving(made.controlled(None))(obs, Rng(0)).shape == (5, 2, 1)
+    with pytest.raises(BadSignal, match="execute is between 1 and the chunk's 4"):
+        serving(made, 5)
+
+
+def test_execute_is_said_once() -> None:
+    base = _robot.Base(execute=2)
+    assert _robot.based(ppo.Args(base=base)).execute == 2
+    assert _robot.based(ppo.Args(execute=3)).execute == 3
+    with pytest.raises(BadRun, match=r"said twice, 3 and base\.execute=2"):
+        _robot.based(ppo.Args(execute=3, base=base))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_chunk_is_discounted_as_decisions_are(name: str) -> None:
+    env = Stream(Ends, 8, 1)
+    improve(name, METHODS[name][1](), env, gamma=0.5, iters=1)
+    ep = env.collect(lambda obs, rng: (torch.ones(8, 4, 1), None), 2, Rng(0))
+    assert torch.equal(ep.reward, torch.full((2, 8), 1.5)), "1 + 0.5"
+    with pytest.raises(BadSignal, match=r"0\.9 a tick inside a chunk and the method by 0\.5"):
+        improve(name, METHODS[name][1](), Stream(Ends, 8, 1, gamma=0.9), gamma=0.5, iters=1)
+
+
+# GoRL's switch
+
+
+def part(reward: list[list[float]], done: list[list[bool]]) -> Episode:
+    """Two copies' decisions of one tick; returns as a stream tells them."""
+    r, d = torch.tensor(reward), torch.tensor(done)
+    told, running = [], torch.zeros(2)
+    for now, over in zip(r, d, strict=True):
+        running = running + now
+        told.append(running)
+        running = torch.where(over, 0.0, running)
+    empty, one = torch.zeros(*r.shape, 1), torch.ones(*r.shape, 1, dtype=torch.bool)
+    info = {"return": torch.stack(told)}
+    return Episode(empty, empty, empty, r, d, d, torch.ones_like(r), one, None, info)
+
+
+def test_a_switch_is_judged_by_the_same_measure_on_both_sides() -> None:
+    never = part([[1.0, 1.0]] * 3, [[False, False]] * 3)
+    ends = part([[1.0, 1.0]] * 3, [[False, False], [False, False], [True, False]])
+    late = part([[2.0, 2.0]] * 3, [[False, False], [True, True], [False, False]])
+    assert gorl.gained([ends], [late]) == (3.0, 4.0), "first episodes of the copies that finished in both"
+    assert gorl.gained([ends], [never]) == gorl.gained([never], [ends]) == (1.0, 1.0), "else reward a tick"
+
+
+class Long(Ends):
+    """Twenty ticks."""
+
+    TICKS = 20
+
+
+def test_a_switch_waits_for_episodes_that_finish() -> None:
+    """A rollout is shorter than an episode, and still both pairs are judged by whole ones."""
+    torch.manual_seed(0)
+    process, times = Diffusion(linear, floored(ddim(0.0), 0.2), clip=1.0), grid(2)
+
+    net = Gauss(MLP((1, 1), cond=1, width=16), linear, "v")
+    made = Policy.of(process, net, (1, 1), process.steps(times), process.steps(times, ddim(0.0)), Running.fresh(1))
+    a = gorl.Args(iters=2, stages=(1.0, 1.0), copies=8, steps=4, batch=16, rollout=7, updates=3, fit_batch=8, width=8)
+    rows = list(gorl.improve(made, Stream(Long, 8, 1), a, Rng(0)))
+    (row,) = [r for r in rows if "switched" in r]
+    assert abs(row["before"]) < 20 and abs(row["after"]) < 20
+    env, ticks = Stream(Long, 8, 1), 0
+    first, rest = gorl.played(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
+    ticks = sum(int(p.length[:, 0].sum()) for p in (first, *rest))
+    assert ticks == 21 and torch.equal(gorl.first_returns([first, *rest]), torch.full((8,), 20.0))
