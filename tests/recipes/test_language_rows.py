@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from denoiserl import Autoregressive, Logits, Masked, Policy, Rng, grid
 from denoiserl.errors import BadSignal, OffPolicy
 from denoiserl.net import Transformer
-from denoiserl.policy import Infill
+from denoiserl.policy import Identity, Infill
 from denoiserl.recipes import _sudoku, diffu_grpo, mdlm, tracerl
 from denoiserl.recipes._tokens import write
 
@@ -152,6 +152,7 @@ def test_text_behind_the_end_is_not_learned_from(name: str) -> None:
     more = {"beta": 0.0, "iters": 1} if name == "diffu_grpo" else {"iters": 1, "sure": 0.0}
     for end, moves in ((0, [False, True, False, False]), (None, [False, True, True, True])):
         policy = ending()
+        assert isinstance(policy.process, Masked)
         policy = replace(policy, process=replace(policy.process, end=end))
         before, written = policy.denoiser.net.table.detach().clone(), []
         improve(name, policy, lambda w, q, seen=written: seen.append(w) or coin(w, q), CANVAS, **more)
@@ -282,6 +283,41 @@ def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
     assert sum(r["reward"] for r in rows[-5:]) > sum(r["reward"] for r in rows[:5])
     with pytest.raises(BadSignal, match="tokens as 'canvas'"):
         improve(name, made(net), coin, {"tokens": CANVAS})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_prompts_may_be_conditions_of_an_empty_canvas(name: str) -> None:
+    torch.manual_seed(0)
+    net = Transformer(3, 4, width=16, depth=1, heads=2, cond=2)
+    policy = replace(made(net), codec=Identity())
+    rows = improve(name, policy, lambda w, q: (w[:, 1] == q.argmax(-1)).float(), torch.eye(2))
+    assert any("loss" in row for row in rows)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_imitation_neither_sees_nor_masks_padding(live: bool) -> None:
+    """The network is told where padding is. An end of text that has the padding's id is one where ``live`` says so."""
+
+    class Watched(Table):
+        def encode(self, cond: Any) -> Any:
+            told.append(cond["padding"])
+            return cond
+
+        def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
+            seen.append(x)
+            return super().forward(x, clock, None)
+
+    told, seen = [], []
+    process = Masked(3)
+    net = Logits(Watched(5))
+    policy = Policy.of(process, net, (5,), process.steps(grid(5)), codec=Infill(pad=0))
+    data = torch.tensor([[0, 1, 2, 0, 0]]).expand(8, 5)
+    mask = torch.tensor([[False, False, True, True, False]]).expand(8, 5)
+    given = {"tokens": data, "live": mask} if live else data
+    list(mdlm.improve(policy, given, _sudoku.Base(updates=8, batch=8), Rng(0)))
+    assert bool((torch.cat(told) == torch.tensor([True, False, False, not live, True])).all())
+    hidden = (torch.cat(seen) == 3).any(0).tolist()
+    assert hidden == ([False, False, True, True, False] if live else [False, True, True, False, False])
 
 
 @pytest.mark.parametrize("name", RECIPES)

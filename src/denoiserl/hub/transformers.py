@@ -170,7 +170,7 @@ def _everyone(x: Tensor, real: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 def _config(model: Any) -> Any:
     """The configuration of a model's text part, or None."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

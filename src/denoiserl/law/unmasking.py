@@ -57,7 +57,7 @@ class Unmasking:
     rate: Tensor | None = None
     score: Tensor | None = None
     threshold: float | None = None
-    live: Tensor | None = None
+    live: Tensor = None  # type: ignore[assignment]  # filled in: all that is open
 
     def __post_init__(self) -> None:
         if self.live is None:

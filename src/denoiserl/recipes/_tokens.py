@@ -45,8 +45,15 @@ def write(policy: Policy, asked: Tree, rng: Rng, micro: int | None) -> Chain:
     return join(drawn)
 
 
+def canvases(policy: Policy, asked: Tree) -> Tensor:
+    """Return the states that answers to ``asked`` start from, [B, L]; masks alone where the codec fixes nothing."""
+    start = policy.codec.start(asked)
+    blank = policy.process.mask  # type: ignore[attr-defined]
+    return start if start is not None else torch.full((rows(asked), *policy.event), blank, device=policy.device)
+
+
 def written(policy: Policy, asked: Tree, sample: Any) -> Tensor:
     """Return where answers stand, [B, L] bool: the canvas's holes, up to and with the first end of text."""
     process = policy.process
     assert isinstance(process, Masked)
-    return answer(sample, policy.codec.start(asked) == process.mask, process.end)
+    return answer(sample, canvases(policy, asked) == process.mask, process.end)

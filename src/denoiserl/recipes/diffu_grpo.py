@@ -53,7 +53,7 @@ from denoiserl.objective import clip_fraction, k3, masked_mean, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.process.masked import known_tokens
 from denoiserl.recipes import _stages, _sudoku
-from denoiserl.recipes._tokens import masked, parts, write, written
+from denoiserl.recipes._tokens import canvases, masked, parts, write, written
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, ask, score
 from denoiserl.task import Task
@@ -111,7 +111,7 @@ def improve(
 ) -> Iterator[dict]:
     """Improve a masked language model on a reward. ``prompts``: canvases [P, L] with masks where to write."""
     process, keep = masked(policy, "diffu-GRPO"), keep or Keep()
-    if bool((policy.codec.start(prompts) != process.mask).all(-1).any()):
+    if bool((canvases(policy, prompts) != process.mask).all(-1).any()):
         raise BadSignal("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.keep("reference")
     opt, trend = adamw(policy.parameters(), a.lr), Trend()
@@ -124,7 +124,7 @@ def improve(
         scored = score(reward, policy.codec.decode(sample), asked, a.weights or None, a.on_bad)
         groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)
         advantage = group_relative(groups, "none", valid=valid).flatten()
-        canvas, answer = policy.codec.start(asked), written(policy, asked, sample) & scored.valid[:, None]
+        canvas, answer = canvases(policy, asked), written(policy, asked, sample) & scored.valid[:, None]
         masks = [hide(canvas, sample, process.mask, a.prompt_mask, a.answer_mask, rng) for _ in range(a.mu)]
         old = [_passes(policy, policy.denoiser, seen, sample, asked, a) for seen in masks]
         with torch.no_grad():

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.labs import sudoku
-from denoiserl.policy import Policy
+from denoiserl.policy import Infill, Policy
 from denoiserl.process import Masked
 from denoiserl.recipes import _stages, _sudoku
 from denoiserl.rng import Rng
@@ -81,8 +81,8 @@ def improve(
         raise BadSignal(f"the policy writes sequences {policy.event}, the data are {tuple(tokens.shape)}: cut or pad")
     if bool((tokens == process.mask).any()):
         raise BadSignal(f"the data contain the mask token {process.mask}: a position would be taken for a hole")
-    cond = policy.codec.condition(tokens)
-    if isinstance(cond, dict) and "padding" in cond:
+    cond = policy.codec.condition(tokens) if isinstance(policy.codec, Infill) else None
+    if cond is not None:
         cond["padding"] = cond["padding"] if live is None else cond["padding"] & ~live
         live = ~cond["padding"] if live is None else live
     if live is not None and bool((~live).all(-1).any()):
