@@ -206,15 +206,21 @@ METRICS = {
 }
 
 
+def acts(made: Policy, base: Base) -> Callable[[Any, Rng], Tensor]:
+    """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
+    nothing."""
+    return serving(made, base.execute if made.weights.execute is None else None)
+
+
 def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
     """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
     environment reports it, return and ticks."""
-    return evaluate(serving(made), make(base), n, 1_000_000 + seed).outcomes
+    return evaluate(acts(made, base), make(base), n, 1_000_000 + seed).outcomes
 
 
 def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
-    return episodes(serving(made), make(base), min(n, FEW), 1_000_000 + seed)
+    return episodes(acts(made, base), make(base), min(n, FEW), 1_000_000 + seed)
 
 
 def succeeds(base: Base) -> bool:
