@@ -105,16 +105,18 @@ def opened(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
     return recipe, from_json(recipe.Args, record["args"]), record
 
 
-def module(name: str) -> ModuleType:
-    """The recipe with this module name, or in this file (a name that ends in .py)."""
+def module(name: str, what: str = "recipe") -> ModuleType:
+    """The module with this name, or in this file (a name that ends in .py). ``what`` it is called in refusals."""
     if not name.endswith(".py"):
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            raise BadRun(f"The recipe {name} cannot be imported ({error}): is its package installed?") from error
+            file = Path(f"{name.replace('.', '/')}.py")
+            cure = f"is it the file {file}? Name it so" if file.exists() else "is its package installed?"
+            raise BadRun(f"The {what} {name} cannot be imported ({error}): {cure}") from error
     file = Path(name).resolve()
     if not file.exists():
-        raise BadRun(f"The recipe's file {file} does not exist: put it back, or check the path.")
+        raise BadRun(f"The {what}'s file {file} does not exist: put it back, or check the path.")
     loaded = types.ModuleType(f"recipe_{file.stem}")
     loaded.__file__ = str(file)
     vars(loaded)["__recipe__"] = str(file)  # what run.json calls it
@@ -128,7 +130,7 @@ def named(word: str) -> Any:
     place, colon, name = word.rpartition(":")
     if not colon:
         raise BadRun(f"{word}: write my_module:name or my_file.py:name.")
-    found = module(place)
+    found = module(place, "module")
     if not hasattr(found, name):
         raise BadRun(f"{place}: {nearest(name, [n for n in vars(found) if not n.startswith('_')], 'function')}")
     return getattr(found, name)
