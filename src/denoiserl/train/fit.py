@@ -99,7 +99,7 @@ def fit(
     Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
     of your own, used at its own constant rate). ``live`` and ``counts``: see ``losses``. With ``ema`` the denoiser ends
     with the moving average of its weights. ``micro_batch_size``: rows of one forward; the update is that of the whole
-    batch. With a folder in ``keep`` the fit can be killed and resumed. A generator: consume it, ``for row in fit(...)``.
+    batch. With a folder in ``keep`` the fit can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
     data = {"x0": x0, "cond": cond, "live": live, "counts": counts}
