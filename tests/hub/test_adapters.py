@@ -174,6 +174,15 @@ def test_files_that_are_no_lora_of_this_model_are_refused(tmp_path: Path) -> Non
     refused("does not fill", dict(list(tensors.items())[1:]), header)
     refused("not peft's layout", {k.replace("lora_A", "lora_down"): v for k, v in tensors.items()})
     refused("text_encoder", {**tensors, "text_encoder.layers.0.lora_A.weight": torch.zeros(4, 8)})
+    told = json.loads(header[adapters.METADATA])
+    refused("says use_magic", tensors, {adapters.METADATA: json.dumps({**told, "unet.use_magic": True})})
+    bare, state = pixels(), torch.get_rng_state()
+    loaded = load_lora(bare, file)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(BadRun, match="adapters already"):
+        load_lora(loaded, file)
+    with pytest.raises(BadRun, match="adapters already"):
+        lora(loaded, 4, ["to_q"])
     with pytest.raises(BadRun, match="is no LoRA of one model"):
         load_lora(pixels(), tmp_path / "nothing")
     with pytest.raises(BadRun, match=r"has 0 \(none\)"):

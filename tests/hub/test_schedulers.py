@@ -16,7 +16,7 @@ from denoiserl.hub.schedulers import convert, grid_like, steps_like
 from denoiserl.process import Linear, Steps, ddim
 
 pytest.importorskip("diffusers")
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 
@@ -235,6 +235,16 @@ def test_sigmas_that_are_no_grid_are_refused(bad: list[float]) -> None:
         grid_like(FlowMatchEulerDiscreteScheduler(), 3, sigmas=bad)
     with pytest.raises(BadRun, match="takes no sigmas"):
         grid_like(DDIMScheduler(), 3, sigmas=bad)
+
+
+def test_the_sigmas_of_a_solver_are_times_of_its_table() -> None:
+    """What is said where DDIM takes no sigmas: Karras' levels of a latent model, as its Euler scheduler visits them."""
+    theirs = EulerDiscreteScheduler(use_karras_sigmas=True, **{k: v for k, v in LATENT.items() if k != "clip_sample"})
+    theirs.set_timesteps(12)
+    s = theirs.sigmas.double()
+    schedule = convert(DDIMScheduler(**LATENT)).schedule
+    alpha, sigma = schedule(schedule.inverse(s / (1 + s * s).sqrt()))
+    assert torch.allclose(sigma / alpha, s, rtol=1e-6)
 
 
 def test_a_scheduler_is_asked_on_a_copy() -> None:

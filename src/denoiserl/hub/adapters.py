@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 import types
@@ -41,13 +42,12 @@ def adapt(model: nn.Module, r: int, targets: Sequence[str] | str, alpha: float |
     peft = need("peft", "hub")
     if r < 1:
         raise BadRun(f"the rank of an adapter is at least 1, not {r}")
+    _bare(model)
     found = _layers(model, targets)
     targets = targets if isinstance(targets, str) else list(targets)
     turned = all(type(layer).__name__ == "Conv1D" for layer in found)  # GPT-2's, whose weights are transposed
     config = peft.LoraConfig(r=r, lora_alpha=alpha or r, target_modules=targets, fan_in_fan_out=turned)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _wrap(model, config)
+    return _wrap(model, config, seed)
 
 
 def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
@@ -78,13 +78,19 @@ def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
     return hit
 
 
-def _wrap(model: nn.Module, config: Any) -> Any:
-    """The model under peft, in place. Its own ``save_pretrained`` refuses as long as adapters sit in it."""
+def _bare(model: nn.Module) -> None:
+    """Raise BadRun if a model is compiled or has adapters."""
     if "_orig_mod" in model._modules:
         raise BadRun("adapters go under a compiled model: adapt model._orig_mod, then compile what comes out")
     if hasattr(model, "peft_config"):
         raise BadRun("this model has adapters already: take the model underneath, model.unload()")
-    wrapped = need("peft", "hub").get_peft_model(model, config)
+
+
+def _wrap(model: nn.Module, config: Any, seed: int = 0) -> Any:
+    """The model under peft, in place. Its own ``save_pretrained`` refuses as long as adapters sit in it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        wrapped = need("peft", "hub").get_peft_model(model, config)
     if hasattr(model, "save_pretrained"):
         _guard(model)
     return wrapped
@@ -132,7 +138,7 @@ def _no_sets(policy: Policy) -> None:
 
 def _adapters(net: Any) -> tuple[Any, str]:
     """The model that adapters sit in, and the name of the only one. Raise BadRun if there is none, or another kind."""
-    model = net.model._modules.get("_orig_mod") or net.model
+    model = net.model._modules.get("_orig_mod", net.model)
     names = list(getattr(model, "peft_config", {}))
     if len(names) != 1:
         raise BadRun(f"one adapter is needed, and the policy's model has {len(names)} ({', '.join(names) or 'none'})")
@@ -178,6 +184,7 @@ def load_lora(policy: Policy, path: str | Path) -> Policy:
     """
     _no_sets(policy)
     peft, (net, *others) = need("peft", "hub"), _nets(policy)
+    _bare(net.model)
     file = next((f for f in (Path(path) / DIFFUSERS_FILE, Path(path) / PEFT_FILE, Path(path)) if f.is_file()), None)
     if others or file is None or file.suffix != ".safetensors":
         raise BadRun(f"{path} is no LoRA of one model: give the file, or a folder with {DIFFUSERS_FILE} or {PEFT_FILE}")
@@ -185,7 +192,11 @@ def load_lora(policy: Policy, path: str | Path) -> Policy:
     layers = {k.split(".lora_")[0] for k in tensors}
     if unknown := sorted(layers - {name for name, _ in net.model.named_modules()}):
         raise BadRun(f"{file} belongs to another model: this one has no {', '.join(unknown[:3])}")
-    wrapped = _wrap(net.model, peft.LoraConfig(**{**(told or _guess(tensors)), "inference_mode": False}))
+    told = {**(told or _guess(tensors)), "inference_mode": False}
+    known = inspect.signature(peft.LoraConfig).parameters
+    if new := sorted(k for k, v in told.items() if k not in known and v):
+        raise BadRun(f"{file} says {', '.join(new)}, which this version of peft does not know: pip install -U peft")
+    wrapped = _wrap(net.model, peft.LoraConfig(**{k: v for k, v in told.items() if k in known}))
     own = {k.removeprefix("base_model.model.") for k in peft.get_peft_model_state_dict(wrapped)}
     if own != set(tensors):
         wrapped.unload()

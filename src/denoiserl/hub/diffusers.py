@@ -32,7 +32,7 @@ INDEX = "index"
 class Net(nn.Module):
     """A diffusers model as a raw network: our times to its timesteps, a condition to its keyword arguments.
 
-    ``flow``: the model reads ``levels`` · σ(t) (1000σ; Flux multiplies by itself and reads σ: levels 1). Otherwise it
+    ``flow``: the model reads ``levels`` · σ(t) (1000σ or σ, see ``families.LEVELS``). Otherwise it
     reads the index t · levels − 1 of a discrete level, exact where t is one of them. A condition is one tensor (the
     model's ``encoder_hidden_states``, or the ``class_labels`` of a model that has no text) or a dict of the model's own
     arguments, batch first. ``fixed`` are arguments without a batch that every call gets (Flux's ``img_ids``).
@@ -117,9 +117,8 @@ def denoiser(
         levels = flow_levels(model, bool(scheduler.config.get("use_dynamic_shifting")), levels)
     elif levels not in (None, said.levels):
         raise BadRun(f"the scheduler has {said.levels} levels: levels={levels} would be wrong, leave it out")
-    return Gauss(
-        Net(model, said.schedule, levels or said.levels, said.flow, fixed), said.schedule, said.predicts
-    ).eval()
+    net = Net(model, said.schedule, levels or said.levels, said.flow, fixed)
+    return Gauss(net, said.schedule, said.predicts).eval()
 
 
 def _seen(cond: Any) -> Any:

@@ -209,7 +209,10 @@ def grid_like(scheduler: Any, n: int, faithful: bool = False, sigmas: Sequence[f
             raise BadRun(f"{n} steps have {n} decreasing sigmas in (0, 1], without the last 0: not {given}")
         return times
     if sigmas is not None:
-        raise BadRun(f"a {type(scheduler).__name__} takes no sigmas: process.steps(process.schedule.inverse(sigmas))")
+        raise BadRun(
+            f"a {type(scheduler).__name__} takes no sigmas: with s for σ/α and a last 0, the steps are "
+            "process.steps(process.schedule.inverse(s / (1 + s * s).sqrt()))"
+        )
     index, levels = _timesteps(scheduler, n)
     times = (index + 1) / levels
     end = _end(scheduler)

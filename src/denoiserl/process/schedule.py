@@ -35,7 +35,7 @@ class Linear:
         return 1 - t, t
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """t = σ/(s − (s − 1) σ). Raise ValueError if a σ is outside [0, 1]."""
+        """Return t = σ/(s − (s − 1) σ). Raise ValueError if a σ is outside [0, 1]."""
         sigma = _inside(sigma, self)
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
@@ -58,7 +58,7 @@ class Cosine:
         return alpha, sigma.clamp_max(math.sqrt(1 - self.least**2))
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """The least t of a σ, from cos(u + d) = √(1 − σ²) cos u. Raise ValueError if a σ is outside [0, σ(1)]."""
+        """Return the least t, from cos(u + d) = √(1 − σ²) cos u. Raise ValueError if a σ is outside [0, σ(1)]."""
         u, s = self.offset / (1 + self.offset) * math.pi / 2, _inside(sigma, self).double()
         over = (s**2 * math.cos(u) ** 2 + math.sin(u) ** 2).sqrt()  # sin(u + d), exact near data where cos is flat
         d = torch.atan2(over, ((1 - s) * (1 + s)).sqrt() * math.cos(u)) - u
@@ -79,7 +79,7 @@ class VP:
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """The root t of ¼t²(high − low) + ½t·low = −½ log(1 − σ²). Raise ValueError if a σ is outside [0, σ(1)]."""
+        """Return the t with ¼t²(high − low) + ½t·low = −½ log(1 − σ²). Raise ValueError if a σ is outside [0, σ(1)]."""
         s = _inside(sigma, self).double()
         depth = -0.5 * torch.log1p(-(s**2))
         t = 2 * depth / (0.5 * self.low + (0.25 * self.low**2 + (self.high - self.low) * depth).sqrt())
@@ -114,7 +114,7 @@ class Table:
         return 0.5 * (abar.log() - (-abar).log1p())
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """The t of a σ, by the same interpolation. Raise ValueError if a σ is outside [0, σ(1)]."""
+        """Return the t of a σ, by the same interpolation. Raise ValueError if a σ is outside [0, σ(1)]."""
         s, ratio = _inside(sigma, self).double(), self._ratio(sigma.device)
         first = (-2 * ratio[0]).sigmoid().sqrt()
         if len(ratio) == 1:
@@ -155,7 +155,7 @@ class Karras:
         return torch.ones_like(t), torch.where(t == 0, torch.zeros_like(t), sigma)
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """(σ^{1/ρ} − σ_min^{1/ρ})/(σ_max^{1/ρ} − σ_min^{1/ρ}); σ_min is just above t = 0, where σ = 0.
+        """Return (σ^{1/ρ} − σ_min^{1/ρ})/(σ_max^{1/ρ} − σ_min^{1/ρ}); σ_min is just above t = 0, where σ = 0.
 
         Raise ValueError if a σ is outside [σ_min, σ_max] and not 0.
         """
@@ -168,7 +168,7 @@ class Karras:
 
 
 def _inside(sigma: Tensor, schedule: Schedule) -> Tensor:
-    """σ, which rounding may have put just above the largest; refused where no time has it."""
+    """Return σ, which rounding may have put just above the largest. Raise ValueError where no time has it."""
     most = schedule(torch.ones((), dtype=torch.float64))[1]
     if not bool(((sigma >= 0) & (sigma <= most * (1 + 1e-6))).all()):
         raise ValueError(f"the noise of this schedule lies in [0, {float(most):g}]: no time has {sigma.tolist()}")
