@@ -1,6 +1,7 @@
 """LoRA adapters (2106.09685) through peft: W x + (α/r) B A x, and only A and B learn.
 
-The reference of an adapted policy is the model with its adapters off, so it costs no memory.
+As long as they have not learned, the reference of an adapted policy is the model with its adapters off and costs no
+memory; of adapters that have learned before, it is a copy of them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def adapt(model: nn.Module, r: int, targets: Sequence[str], alpha: float | None 
 
 
 def lora(policy: Policy, r: int, targets: Sequence[str], alpha: float | None = None, seed: int = 0) -> Policy:
-    """The policy with adapters on the model that it wraps; ``weights.keep("reference")`` is then "adapters off".
+    """The policy with adapters on the model that it wraps; before they learn, ``weights.keep("reference")`` is free.
 
     Works on models of ``hub.diffusers`` and ``hub.transformers``, in place: peft puts its layers into the model.
     """
