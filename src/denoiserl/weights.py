@@ -61,19 +61,20 @@ def _switch(module: nn.Module) -> nn.Module | None:
     learns = {id(p) for p in module.parameters() if p.requires_grad}
     own, kept = set(), module.state_dict(keep_vars=True)
     for layer in layers:
-        kinds = [name for name in layer.adapter_layer_names if len(list(getattr(layer, name).parameters()))]
-        if set(kinds) - set(LORA) or getattr(layer, "lora_variant", None) or layer.merged or not _zero(layer, "lora_B"):
+        parts = {name: _named(layer, name) for name in (*LORA, *layer.adapter_layer_names)}
+        other = any(parts[name] for name in parts if name not in LORA) or getattr(layer, "lora_variant", None)
+        off = {name for name in LORA if not any(bool(p.any()) for p in parts[name].values())}
+        if other or getattr(layer, "merged", True) or "lora_B" not in off or not off & {LORA[2], LORA[3]}:
             return None
-        if not (_zero(layer, "lora_embedding_A") or _zero(layer, "lora_embedding_B")):
-            return None
-        parts = [each for part in LORA for each in getattr(layer, part).named_parameters()]
-        own |= {id(p) for name, p in parts if name.split(".")[0] in layer.active_adapters}
+        own |= {id(p) for name in LORA for key, p in parts[name].items() if key.split(".")[0] in layer.active_adapters}
     moves = any(v.is_floating_point() and not isinstance(v, nn.Parameter) for v in kept.values())
     return adapted[0] if len(adapted) == 1 and learns and learns == own and not moves else None
 
 
-def _zero(layer: Any, part: str) -> bool:
-    return not any(bool(p.any()) for p in getattr(layer, part).parameters())
+def _named(layer: Any, part: str) -> dict[str, Any]:
+    """The tensors of a part of a layer with adapters, by the adapter's name."""
+    held = getattr(layer, part, None)
+    return dict(held.named_parameters()) if isinstance(held, nn.Module) else {} if held is None else {part: held}
 
 
 class Weights:
@@ -89,6 +90,8 @@ class Weights:
         self.control: nn.Module | None = None
         self.execute: int | None = None
         self.sets: dict[str, Denoiser] = {}
+        self.shared: dict[str, list[nn.Parameter]] = {}
+        """of every set, what it shares with the module, because it was frozen when the set was kept"""
         self.averages: dict[str, dict[str, Tensor]] = {}
         """of sets that follow in bf16 or fp16: their tensors in float32, where small steps are not lost"""
         self.version = 0
@@ -102,10 +105,14 @@ class Weights:
         if name == "current":
             raise ValueError("current is the module itself: choose another name")
         if name == "reference" and (adapted := _switch(self.module)) is not None:
-            self.sets[name] = AdapterOff(self.module, adapted)
+            self._switched(name, adapted)
         else:
             self._renew(name)
         return self.sets[name]
+
+    def _switched(self, name: str, adapted: nn.Module) -> None:
+        self.sets[name] = AdapterOff(self.module, adapted)
+        self.shared[name] = [p for p in self.module.parameters() if not p.requires_grad]
 
     def _renew(self, name: str) -> None:
         """Copy the current weights to ``name``: in place where it has tensors of its own for all that learns."""
@@ -114,20 +121,26 @@ class Weights:
             ours, theirs = dict(self.module.named_parameters()), dict(own.named_parameters())
             if ours.keys() == theirs.keys() and not any(p is theirs[n] and p.requires_grad for n, p in ours.items()):
                 self._blend(name, 0.0)
+                self.shared[name] = [p for n, p in ours.items() if p is theirs[n]]
                 return
         shared: dict[int, Any] = {id(p): p for p in self.module.parameters() if not p.requires_grad}
         fresh = copy.deepcopy(self.module, shared)
         for p, q in zip(self.module.parameters(), fresh.parameters(), strict=True):
             if p is not q:
                 q.requires_grad_(False)
-        self.sets[name] = fresh
+        self.sets[name], self.shared[name] = fresh, [p for p in self.module.parameters() if not p.requires_grad]
 
     def using(self, name: str = "current") -> Denoiser:
-        """The denoiser that computes with the set ``name``."""
+        """Return the denoiser that computes with the set ``name``. Raise BadRun if a part that it shares learns now."""
         if name == "current":
             return self.module
         if name not in self.sets:
             raise BadRun(nearest(name, ["current", *self.sets], "set of weights"))
+        if any(p.requires_grad for p in self.shared.get(name, ())):
+            raise BadRun(
+                f"{name!r} shares what was frozen when it was kept, and a part of that learns now: let everything "
+                f"learn that shall, and then keep({name!r})"
+            )
         return self.sets[name]
 
     def follow(self, name: str, decay: float) -> None:
@@ -139,11 +152,12 @@ class Weights:
             raise ValueError(f"decay lies in [0, 1], not {decay}")
         if name not in self.sets:
             self.keep(name)
+        self._copy(name)
         self._blend(name, decay)
 
     @torch.no_grad()
     def _blend(self, name: str, decay: float) -> None:
-        own, source = self._copy(name), dict(self.module.named_parameters())
+        own, source = self.sets[name], dict(self.module.named_parameters())
         pairs = {n: (q, source[n]) for n, q in own.named_parameters() if q is not source[n]}
         low = {n for n, (q, _) in pairs.items() if q.is_floating_point() and q.element_size() < 4}
         if decay == 0:
@@ -194,7 +208,7 @@ class Weights:
         for name in state["free"]:  # that it was the reference was known when it was kept; B is no longer zero
             if not (adapted := _adapted(self.module)):
                 raise BadRun(f"{name!r} was saved as 'adapters off': put the same adapters on the network first")
-            self.sets[name] = AdapterOff(self.module, adapted[0])
+            self._switched(name, adapted[0])
         for name, tensors in state["sets"].items():
             self._renew(name)
             own = self._own(self._copy(name))

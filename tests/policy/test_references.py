@@ -179,6 +179,25 @@ def test_adapters_off_come_back_only_where_there_are_adapters() -> None:
         plain.load_state_dict(state)
 
 
+@pytest.mark.parametrize("kind", ["LoRA that is new", "no adapters"])
+def test_a_part_that_begins_to_learn_after_the_reference_was_kept_is_refused(kind: str) -> None:
+    """A set shares what was frozen, so it would move with it."""
+    weights = KINDS[kind]()
+    if kind == "no adapters":
+        weights.module.net.requires_grad_(False).enter.requires_grad_(True)  # type: ignore[union-attr,operator]
+    weights.keep("reference")
+    answer(weights.using("reference"))
+    weights.module.net.get_parameter(  # type: ignore[union-attr,operator]
+        "head.bias" if kind == "no adapters" else "base_model.model.head.base_layer.bias"
+    ).requires_grad_(True)
+    with pytest.raises(BadRun, match="a part of that learns now"):
+        weights.using("reference")
+    start = answer(weights.module)
+    weights.keep("reference")
+    learn(weights)
+    torch.testing.assert_close(answer(weights.using("reference")), start, atol=1e-5, rtol=0)
+
+
 def test_what_begins_to_learn_is_copied_at_the_next_keep() -> None:
     """A set shares what is frozen; a part that was unfrozen since must not be shared any longer."""
     net = Net()

@@ -2,6 +2,8 @@
 
 ``lora`` puts them on a policy's model, ``save_lora`` writes them as the file that diffusers or peft reads,
 ``load_lora`` reads such a file, and ``merge`` folds them into the weights, after which a pipeline is whole again.
+As long as they have not learned, the reference of an adapted policy is the model with its adapters off and costs no
+memory; of adapters that have learned before, it is a copy of them.
 """
 
 from __future__ import annotations
