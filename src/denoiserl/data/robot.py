@@ -14,7 +14,7 @@ from denoiserl.errors import BadSignal
 from denoiserl.tree import leaves
 
 
-def unlearned(demos: Demos) -> str:
+def refusal(demos: Demos) -> str:
     """Return why observations in parts are not learned from, and what to do."""
     seen, name = demos.observations, demos.name or "the demonstrations"
     pictures = any(v.dtype == torch.uint8 or v.ndim > 3 for v in leaves(seen))
@@ -48,7 +48,7 @@ class Robot:
         seen, name = demos.observations, demos.name or "the demonstrations"
         if isinstance(seen, dict):
             if "state" not in seen:
-                raise BadSignal(unlearned(demos))
+                raise BadSignal(refusal(demos))
             seen = seen["state"]
         observation = Normalizer.fit(seen, name=f"the observations of {name}", ends=demos.ends)
         return Robot(observation, Normalizer.fit(demos.actions, name=f"the actions of {name}", ends=demos.ends), limit)

@@ -49,7 +49,7 @@ class Squash:
 
     def encode(self, data: Tensor) -> Tensor:
         """Actions to decisions."""
-        return torch.atanh(self.unboxed(data).clamp(EDGE - 1, 1 - EDGE))
+        return torch.atanh(self.unit(data).clamp(EDGE - 1, 1 - EDGE))
 
     def decode(self, sample: Tensor) -> Tensor:
         """Decisions to actions."""
@@ -59,7 +59,7 @@ class Squash:
         """[−1, 1] to actions."""
         return self.centre + self.half * unit
 
-    def unboxed(self, data: Tensor) -> Tensor:
+    def unit(self, data: Tensor) -> Tensor:
         """Actions to [−1, 1]; 0 in constant dimensions."""
         return (data - self.centre) / torch.where(self.half > 0, self.half, torch.inf)
 

@@ -64,7 +64,7 @@ def exploring(policy: Policy, codec: Squash, replay: Replay, a: Any, choose: Cal
 
 def unit(codec: Squash, action: Tensor) -> Tensor:
     """Actions as decisions in [−1, 1]."""
-    return codec.unboxed(action.to(codec.half.device)).clamp(-1, 1)
+    return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
 
 
 def batches(replay: Replay, before: int, a: Any, rng: Rng, begin: int | None = None) -> Iterator[dict[str, Any]]:

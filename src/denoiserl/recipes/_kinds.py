@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from denoiserl.data import Demos, Robot, Running
-from denoiserl.data.robot import unlearned
+from denoiserl.data.robot import refusal
 from denoiserl.env import Stream
 from denoiserl.errors import BadSignal
 from denoiserl.net import MLP, Actor, Paired
@@ -72,7 +72,7 @@ def facts(source: Demos | Stream) -> Facts:
         if not isinstance(seen, dict):
             return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
         if set(seen) != {"image", "state"}:
-            raise BadSignal(unlearned(source))
+            raise BadSignal(refusal(source))
         return Facts(Robot.fit(source), seen["state"].shape[-1], seen["image"].shape[-2], actions)
     scale = float(torch.as_tensor(source.spec.high).max())
     if not 0 < scale < float("inf"):
