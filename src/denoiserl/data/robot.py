@@ -21,7 +21,7 @@ def refusal(demos: Demos) -> str:
     parts = f"{name} observe {sorted(seen)}"
     if pictures:
         return (
-            f"{parts}: pictures are learned from as 'image' beside a 'state' of numbers. Rename them so, or keep one "
+            f"{parts}: pictures are learned from as 'image' and 'state' alone. Rename them so, or keep one "
             "part of numbers, read(path, parts=[NAME]) or --parts NAME"
         )
     return (
