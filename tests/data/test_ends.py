@@ -181,3 +181,14 @@ def test_flags_inside_an_episode_are_refused_or_told() -> None:
     with pytest.warns(UserWarning, match="episode 3 of x terminated in row 2"):
         inside("x", 3, early, refuse=False)
     inside("x", 0, np.array([0, 0, 1], bool), np.array([0, 0, 1], bool))
+
+
+def test_a_file_of_one_row_is_read(tmp_path: Path) -> None:
+    more = {"observations": SEEN[:1], "terminals": NEVER[:1], "timeouts": LAST[19:20]}
+    data = quiet(stored(tmp_path / "one.hdf5", next_observations=AFTER[:1], **more))
+    assert torch.equal(logged(data).next_obs, torch.from_numpy(AFTER[:1]))
+    with pytest.raises(BadSignal, match="holds no episode of two rows"):
+        recordings.read(stored(tmp_path / "bare.hdf5", **more))
+    np.savez(tmp_path / "flat.npz", observations=SEEN, actions=1.0, terminals=NEVER)
+    with pytest.raises(BadSignal, match=r"actions of .* is a single value"):
+        recordings.read(tmp_path / "flat.npz")

@@ -13,7 +13,7 @@ import torch
 
 from denoiserl.data import Demos, Normalizer, Robot, Squash
 from denoiserl.data.collect import Recording
-from denoiserl.data.ranges import compare, used
+from denoiserl.data.ranges import compare, share
 from denoiserl.doctor.data import delay, ranges
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.recipes import _kinds, _robot
@@ -58,7 +58,7 @@ def test_what_is_spread_as_data_are_is_no_outlier() -> None:
         Normalizer.fit(torch.tensor([[0.0], [1.0], [100.0]]))
     one = torch.full((5000, 1), 7.0)
     one[3] = 1000.0
-    assert float(used(one)) == 0.0, "what is far beyond all others is"
+    assert float(share(one)) == 0.0, "what is far beyond all others is"
 
 
 def test_a_dimension_that_hardly_moves_is_told() -> None:

@@ -71,7 +71,7 @@ def split(
                 f"{_count(hidden, 'row')} of {name} lead elsewhere than to the next row and no end is told, first in "
                 f"row {_first(hidden)}{more}: episodes are cut at what next_observations say; repair the flags"
             )
-        over = told[:-1] & follows & (seen[1:] != seen[:-1]).reshape(n - 1, -1).any(1)
+        over = told[:-1] & follows & (seen[1:] != seen[:-1]).any(tuple(range(1, seen.ndim)))
     else:
         inner = ~stop[:-1]
         far = jumps(seen, inner)

@@ -16,7 +16,7 @@ from denoiserl.data import ranges
 from denoiserl.errors import BadSignal, nearest
 
 Kind = Literal["minmax", "std"]
-FIELDS = ("centre", "scale", "constant", "low", "high", "used")
+FIELDS = ("centre", "scale", "constant", "low", "high", "share")
 
 
 class Clipped(NamedTuple):
@@ -38,8 +38,8 @@ def _finite(data: Tensor, what: str) -> None:
 class Normalizer:
     """z = (x - centre) / scale per dimension; ``constant`` dimensions have z = 0.
 
-    The fields are tensors [d], so that a normaliser is saved and loaded as its fields. ``used``: the share of the range
-    that all but outliers use (see ``data.ranges``), where it was fitted to data.
+    The fields are tensors [d], so that a normaliser is saved and loaded as its fields. ``share``: how much of the range
+    all but outliers use (see ``data.ranges``), where it was fitted to data.
     """
 
     centre: Tensor
@@ -47,7 +47,7 @@ class Normalizer:
     constant: Tensor
     low: Tensor
     high: Tensor
-    used: Tensor | None = None
+    share: Tensor | None = None
 
     @staticmethod
     def fit(
@@ -74,9 +74,9 @@ class Normalizer:
         # a constant dimension keeps its first value, and scale 1 is never used
         centre = torch.where(constant, rows[0], centre)
         scale = torch.where(constant, torch.ones_like(scale), scale)
-        used = ranges.used(rows)
-        ranges.tell(ranges.odd(rows, used, constant, name, ends))
-        return Normalizer(centre.float(), scale.float(), constant, low.float(), high.float(), used.float())
+        share = ranges.share(rows)
+        ranges.tell(ranges.odd(rows, share, constant, name, ends))
+        return Normalizer(centre.float(), scale.float(), constant, low.float(), high.float(), share.float())
 
     @staticmethod
     def identity(dim: int) -> Normalizer:
@@ -133,8 +133,8 @@ class Normalizer:
         said = [f"{self.dim} dimensions"]
         if dims := self.constant.nonzero().flatten().tolist():
             said.append(f"constant, hence always 0: {dims}")
-        if self.used is not None and (dims := (self.used < ranges.NARROW).nonzero().flatten().tolist()):
-            least = 100 * float(self.used[dims].min())
+        if self.share is not None and (dims := (self.share < ranges.NARROW).nonzero().flatten().tolist()):
+            least = 100 * float(self.share[dims].min())
             said.append(f"with outliers, beside which the others use {least:.2g} % of the range at least: {dims}")
         if dims := (ranges.tiny(self.low, self.high) & ~self.constant).nonzero().flatten().tolist():
             said.append(f"that hardly move: {dims}")

@@ -23,7 +23,7 @@ SHOWN = 3
 """dimensions that a sentence names"""
 
 
-def used(rows: Tensor) -> Tensor:
+def share(rows: Tensor) -> Tensor:
     """Return the share [d] of each dimension's range that all but the farthest rows [N, d] use; 1 for a constant.
 
     The farthest are one in ``FAR`` at each end, and at least one. Where the others are all equal, the dimension is a
@@ -81,12 +81,12 @@ def judge(rows: Tensor, low: Any, high: Any, name: str, box: str, constant: bool
         spans = _spans(dims, least, most, low, high)
         return True, f"{name} lie outside {box}, worst in row {row}: {spans}. Are these other units? Convert them"
     width = high - low
-    share = torch.where(width.isfinite() & (width > 0), (most - least) / width, 1.0).nan_to_num(nan=1.0)
-    narrow = (share < NARROW) & (constant | (most > least))
+    part = torch.where(width.isfinite() & (width > 0), (most - least) / width, 1.0).nan_to_num(nan=1.0)
+    narrow = (part < NARROW) & (constant | (most > least))
     if not bool(narrow.any()):
         return False, ""
-    dims = _worst(share, narrow)
-    spans, least_share = _spans(dims, least, most, low, high), 100 * float(share[dims[0]])
+    dims = _worst(part, narrow)
+    spans, least_share = _spans(dims, least, most, low, high), 100 * float(part[dims[0]])
     return False, f"{name} use {least_share:.2g} % of the range of {box}: {spans}. Are these other units?"
 
 

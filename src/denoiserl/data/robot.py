@@ -14,14 +14,14 @@ from denoiserl.errors import BadSignal
 from denoiserl.tree import leaves
 
 
-def unlearned(demos: Demos) -> str:
+def refusal(demos: Demos) -> str:
     """Return why observations in parts are not learned from, and what to do."""
     seen, name = demos.observations, demos.name or "the demonstrations"
     pictures = any(v.dtype == torch.uint8 or v.ndim > 3 for v in leaves(seen))
     parts = f"{name} observe {sorted(seen)}"
     if pictures:
         return (
-            f"{parts}: pictures are learned from as 'image' beside a 'state' of numbers. Rename them so, or keep one "
+            f"{parts}: pictures are learned from as 'image' and 'state' alone. Rename them so, or keep one "
             "part of numbers, read(path, parts=[NAME]) or --parts NAME"
         )
     return (
@@ -48,7 +48,7 @@ class Robot:
         seen, name = demos.observations, demos.name or "the demonstrations"
         if isinstance(seen, dict):
             if "state" not in seen:
-                raise BadSignal(unlearned(demos))
+                raise BadSignal(refusal(demos))
             seen = seen["state"]
         observation = Normalizer.fit(seen, name=f"the observations of {name}", ends=demos.ends)
         return Robot(observation, Normalizer.fit(demos.actions, name=f"the actions of {name}", ends=demos.ends), limit)

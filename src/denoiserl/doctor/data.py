@@ -9,7 +9,7 @@ from torch import Tensor
 
 from denoiserl.data import Demos, Normalizer
 from denoiserl.data.collect import Recording
-from denoiserl.data.ranges import judge, odd, used
+from denoiserl.data.ranges import judge, odd, share
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy import Policy
 
@@ -35,7 +35,7 @@ def ranges(policy: Policy, data: Recording | Demos | None = None, spec: Any = No
         if isinstance(demos.observations, Tensor) and demos.observations.ndim == 2:
             parts["observations"] = demos.observations
         for what, rows in parts.items():
-            found += odd(rows.double(), used(rows.double()), rows.amin(0) == rows.amax(0), what, demos.ends)
+            found += odd(rows.double(), share(rows.double()), rows.amin(0) == rows.amax(0), what, demos.ends)
         if spec is not None and spec.choices is None:
             found.append(judge(demos.actions, spec.low, spec.high, "actions", "the environment's box")[1])
     found = [said for said in found if said]

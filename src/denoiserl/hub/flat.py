@@ -142,7 +142,11 @@ def _known(path: Path, keys: list[str], other: str | None) -> None:
 
 def _ends(path: Path, columns: dict[str, np.ndarray], won: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """True ends [N], and time limits [N] where they are stored."""
-    name, n = path.name, len(columns["actions"])
+    name = path.name
+    for what, value in columns.items():
+        if value.ndim == 0:
+            raise BadSignal(f"{what} of {path} is a single value: a column has a value a row")
+    n = len(columns["actions"])
     for what, value in {**columns, **({} if won is None else {WON: np.asarray(won)})}.items():
         if len(value) != n:
             raise BadSignal(f"{path} holds {n} actions and {len(value)} of {what}: it is not whole, copy it again")

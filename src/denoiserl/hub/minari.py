@@ -73,7 +73,7 @@ def recording(
             continue
         columns = {c: raw[c] for c in COLUMNS}
         jpeg = bool(metadata.get("jpeg_encoding", True))
-        observations = _decoded(kept(columns["observations"], parts, name), _kept_space(seen, parts), jpeg, i, name)
+        observations = _decoded(choose(columns["observations"], parts, name), _kept_space(seen, parts), jpeg, i, name)
         actions = np.asarray(columns["actions"])
         actions = actions.reshape(len(actions), math.prod(actions.shape[1:])) if actions.ndim > 1 else actions
         frames = len(actions)
@@ -210,7 +210,7 @@ def _unpacked(array: Any, space: Any) -> Any:
         subs = {str(k): v for k, v in enumerate(subs)} if isinstance(subs, list) else subs
         return {k: _unpacked(v, subs.get(k)) for k, v in _fields(array)}
     value = array.to_numpy(zero_copy_only=False)
-    if value.dtype != object or isinstance(value[0], bytes | str):
+    if value.dtype != object or len(value) == 0 or isinstance(value[0], bytes | str):
         return value
     value = np.stack(value)
     return value if space is None else value.reshape(len(value), *space["shape"])
@@ -225,7 +225,7 @@ def _complete(i: int, columns: Any, name: str) -> None:
             )
 
 
-def kept(observations: Any, parts: Sequence[str] | None, name: str) -> Any:
+def choose(observations: Any, parts: Sequence[str] | None, name: str) -> Any:
     """Return the parts to keep of observations in a dict (None: all). Raise BadSignal for a part that is not there."""
     if parts is None:
         return observations

@@ -86,7 +86,9 @@ def read(
     if numbers:
         data = data.take(torch.tensor([i for i in range(len(data.demos)) if i not in numbers]))
     if parts is not None:
-        seen, last = (None if v is None else minari.kept(v, parts, name) for v in (data.demos.observations, data.last))
+        seen, last = (
+            None if v is None else minari.choose(v, parts, name) for v in (data.demos.observations, data.last)
+        )
         data = _alone(replace(data, demos=replace(data.demos, observations=seen), last=last), parts)
     if outside == "clip":
         data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(data.low, data.high)))

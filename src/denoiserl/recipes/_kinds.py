@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from denoiserl.data import Demos, Robot, Running
-from denoiserl.data.robot import unlearned
+from denoiserl.data.robot import refusal
 from denoiserl.data.squash import box
 from denoiserl.env import Stream
 from denoiserl.errors import BadSignal
@@ -81,7 +81,7 @@ def facts(source: Demos | Stream) -> Facts:
                 )
             return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
         if set(seen) != {"image", "state"}:
-            raise BadSignal(unlearned(source))
+            raise BadSignal(refusal(source))
         told = {k: list(v.shape[1:]) for k, v in seen.items()}
         if len(told["state"]) != 1:
             raise BadSignal(f"the 'state' beside the pictures is an array {told['state']}: flatten it to numbers [o]")
