@@ -143,9 +143,10 @@ def test_the_help_of_a_recipe_shows_types_defaults_and_what_fields_mean(capsys, 
     for shown in (
         "--out",
         "--device",
-        "--precision {float32,bf16}",
+        "--precision {float32,medium,bf16}",
         "--threads",
         "--every",
+        "--restart",
         "--budget",
         "--no-progress",
     ):

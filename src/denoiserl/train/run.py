@@ -192,13 +192,13 @@ def _record(
     known = {k: old.get(k) for k in FIXED}
     found = differing(known, {k: settings[k] for k in FIXED})
     more = [old.get("args", {}).get("iters"), settings["args"].get("iters")]
-    longer = found == differing({"iters": more[0]}, {"iters": more[1]}, "args") and None not in more
-    if found and not (longer and more[0] < more[1] and _grows(recipe, settings["args"])):
+    longer = None not in more and more[0] < more[1]
+    longer = longer and found == differing({"iters": more[0]}, {"iters": more[1]}, "args")
+    if found and not (longer and _grows(recipe, settings["args"])):
+        how = " Its schedules depend on their number: to improve its policy further, begin another run with it,"
         raise BadRun(
             f"{folder} holds a run of other settings ({'; '.join(found)}): use them, or give a new folder."
-            + longer
-            * f" Its schedules depend on the number of iterations: to improve its policy further, begin "
-            f"another run with it, such as --start {folder} --out NEW."
+            + (f"{how} such as --start {folder} --out NEW." if longer else "")
         )
     before = old.get("given")  # runs of earlier versions have none
     if changed := [at for at in {**(before or {}), **given} if before is not None and before.get(at) != given.get(at)]:
