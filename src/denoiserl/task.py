@@ -36,6 +36,11 @@ NEEDS = {"env": ("env",), "reward": ("reward", "prompts"), "pairs": ("data",), "
 """what a task of each kind must have"""
 
 
+def means(told: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean of each metric over the trials that have such a number; metrics without any are left out."""
+    return {name: float(v.float().nanmean()) for name, v in told.items() if not bool(v.isnan().all())}
+
+
 @dataclass(frozen=True)
 class Task:
     """A signal, a policy to start from, and held-out trials.
@@ -121,7 +126,11 @@ class Task:
             yield (self.data(seed),)
 
     def judge(self, policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        """``outcomes``, checked and free of charge: {metric: float32 [n]}."""
+        """Return ``outcomes``, checked and free of charge: {metric: float32 [n]}.
+
+        NaN marks a trial that has no such number, "ticks to success" of a failure; the main metric has one in every
+        trial.
+        """
         with uncounted(), torch.no_grad():
             told = self.outcomes(policy, seed, n)
         if self.metric not in told:
@@ -132,6 +141,11 @@ class Task:
                     f"task {self.name!r}: outcomes give {name!r} of shape {tuple(value.shape)} for {n} trials: one "
                     "number a trial is needed"
                 )
+        if lost := int((~torch.isfinite(told[self.metric].float())).sum()):
+            raise BadRun(
+                f"task {self.name!r}: {lost} of {n} trials have no finite {self.metric!r}, the main metric: give every "
+                "trial a number, and count what went wrong as a failure"
+            )
         return {name: value.float().cpu() for name, value in told.items()}
 
     def opened(self, path: Path, device: str | torch.device = "cpu") -> Policy:

@@ -22,6 +22,7 @@ from denoiserl.credit import gae
 from denoiserl.data import Demos, Robot
 from denoiserl.env import EnvFault, Stream, evaluate
 from denoiserl.env.planner import told
+from denoiserl.env.remarks import Remark
 from denoiserl.errors import BadSignal
 from denoiserl.labs.fork2d import Fork2D
 from denoiserl.meter import Meter
@@ -220,7 +221,7 @@ def test_a_method_learns_on_and_its_rows_count_the_faults():
     head = GaussianHead(MLP((1, 1), cond=2, width=32, time=0), 1, 0.5, 0.1)
     policy = Policy.of(process, head, (1, 1), process.steps(grid(1)), process.steps(grid(1), spread=0.0), codec)
     start = copy.deepcopy(policy)
-    env = Stream(partial(Sick, "raise", one_in=10), 16, seed=0, on_fault="restart")
+    env = Stream(partial(Sick, "raise", high=100, one_in=10), 16, seed=0, on_fault="restart")
     a = ppo.Args(iters=5, steps=20, lr=5e-3, warmup=0, batch=160, epochs=6, gamma=0.5, target_kl=1.0)
     rows = list(ppo.improve(policy, env, a, Rng(0)))
     assert sum(r.get("faults", 0) for r in rows) > 5 and all(np.isfinite(r["loss"]) for r in rows if "loss" in r)
@@ -229,10 +230,29 @@ def test_a_method_learns_on_and_its_rows_count_the_faults():
     assert after > before + 0.4
 
 
-def test_evaluation_stops_at_a_fault():
-    """An episode that was lost is no failure of the policy: nobody may count it."""
-    with pytest.raises(EnvFault, match="of Sick raised ZeroDivisionError"):
-        evaluate(lambda o, r: torch.zeros(len(o), 1), partial(Sick, "raise"), 9)
+def test_an_episode_that_crashes_stays_in_the_denominator_as_a_failure():
+    act, well = lambda o, r: torch.zeros(len(o), 1), partial(Counting, low=0)
+    with pytest.warns(Remark, match=r"3 of 9 episodes of Sick crashed .* raised ZeroDivisionError: .* at tick 3"):
+        told = evaluate(act, partial(Sick, "raise"), 9)
+    sound = evaluate(act, well, 9)
+    assert sound.success is not None and told.success is not None
+    assert int(told.crashed.sum()) == 3 and not bool((told.crashed & (told.success | told.finished)).any())
+    assert torch.equal(told.returns[~told.crashed], sound.returns[~told.crashed])
+    assert told.returns[told.crashed].tolist() == [1.0 + 2.0] * 3, "what was gained before the tick that crashed"
+    assert told.summary()["success"] == float((sound.success & ~told.crashed).float().mean())
+
+
+def test_a_start_that_cannot_be_had_is_a_failure_and_no_other_start_is_played_for_it():
+    act = lambda o, r: torch.zeros(len(o), 1)  # noqa: E731
+    with pytest.warns(Remark, match="crashed .* the simulator is busy when it was reset"):
+        told = evaluate(act, partial(Sick, "reset"), 9)
+    assert told.ticks[told.crashed].tolist() == told.returns[told.crashed].tolist() == [0] * int(told.crashed.sum())
+    assert 0 < int(told.crashed.sum()) < 9
+
+
+def test_an_environment_that_crashes_in_every_episode_is_no_evaluation():
+    with pytest.raises(EnvFault, match="in every episode"):
+        evaluate(lambda o, r: torch.zeros(len(o), 1), partial(Sick, "raise", low=1, high=2), 9)
 
 
 def test_what_cannot_be_done_is_refused():

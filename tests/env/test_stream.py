@@ -171,6 +171,7 @@ def test_a_broken_worker_says_so():
     owner = object.__new__(Workers)
     owner.name, owner.blocks, owner.edges, owner.pipes = "Broken", [2], np.zeros(0, int), [ours]
     owner.waiting, owner.patience, owner.starts, owner.early = {0}, 10.0, [None], ()
+    owner.begun = [np.zeros(2, bool)]
     owner.reset([0, 1])
     with pytest.raises(EnvFault, match=r"copy 4 of Broken returned NaN .*\n\(in worker 0\)"):
         owner.play(np.zeros((2, 3, 1), np.float32), np.ones(2, bool), 1.0)

@@ -14,7 +14,7 @@ class Counting(gymnasium.Env[Any, Any]):
     """Observes (episode start s, ticks). The start s comes from the seed. Terminates after ``life`` ticks when s is
     even and is truncated then when s is odd. The reward is the tick's number plus the first action."""
 
-    def __init__(self, life: int = 5, low: int = 0, high: int = 100, vary: bool = False) -> None:
+    def __init__(self, life: int = 5, low: int = 0, high: int = 100_000, vary: bool = False) -> None:
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.life, self.low, self.high, self.vary = life, low, high, vary
@@ -49,7 +49,9 @@ class Blind(Counting):
 class Sick(Counting):
     """One start in ``one_in`` is sick: something goes wrong in tick ``tick`` of such an episode, or in its reset."""
 
-    def __init__(self, kind: str, tick: int = 3, life: int = 5, low: int = 0, high: int = 100, one_in: int = 2) -> None:
+    def __init__(
+        self, kind: str, tick: int = 3, life: int = 5, low: int = 0, high: int = 100_000, one_in: int = 2
+    ) -> None:
         super().__init__(life, low, high)
         self.kind, self.tick, self.one_in = kind, tick, one_in
 

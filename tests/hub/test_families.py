@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -272,3 +273,58 @@ def test_texts_are_not_prompts() -> None:
         hub.prompts(models.pixels(None), [1, 2])  # type: ignore[list-item]
     with pytest.raises(BadRun, match="what a SimpleNamespace makes of texts"):
         hub.prompts(models.pixels(None), ["a cat"])
+
+
+def test_stable_diffusion_xl_is_told_its_size() -> None:
+    """With the scheduler that is advised for the one it ships with; its conditions are given by hand."""
+    torch.manual_seed(0)
+    net = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=8, norm_num_groups=8, addition_embed_type="text_time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + 8, use_linear_projection=True,
+    ).eval()  # fmt: skip
+    shipped = diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pipeline = diffusers.StableDiffusionXLPipeline(models.autoencoder(), None, None, None, None, net, shipped)
+    pipeline.vae.register_to_config(shift_factor=None)
+    pipeline.set_progress_bar_config(disable=True)
+    with pytest.raises(BadRun, match=r"clipping is DDIMScheduler\.from_config") as refusal:
+        hub.from_pipeline(pipeline)
+    advice = str(refusal.value).partition("clipping is ")[2]
+    pipeline.scheduler = eval(advice, {**vars(diffusers), "pipeline": pipeline})
+    z, text, pooled = Rng(1).normal(2, 4, 8, 8), Rng(2).normal(2, 5, 8), Rng(3).normal(2, 8)
+    given = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "latents": z, "height": 16, "width": 16}
+    want = pipeline(**given, guidance_scale=1.0, num_inference_steps=6, output_type="pt").images
+    policy = hub.from_pipeline(pipeline, n=6)
+    with pytest.raises(BadSignal, match="also needs added_cond_kwargs"):
+        policy.draw(text, Rng(0))
+    sizes = torch.tensor([16.0, 16.0, 0.0, 0.0, 16.0, 16.0]).expand(2, 6)
+    cond = {"encoder_hidden_states": text, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+    faithful = steps_like(pipeline.scheduler, policy.process, 6, ddim(0.0), faithful=True)
+    same = replace(policy, serve=faithful)
+    assert torch.allclose(policy.codec.decode(end(same, cond, z)), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["DDIMPipeline", "DDPMPipeline"])
+def test_pictures_without_prompts(kind: str) -> None:
+    """The pipeline's own pictures from its own noise; DDPM's steps with the noise that it draws."""
+    torch.manual_seed(0)
+    net, n = models.plain_unet().eval(), 5
+    made = diffusers.DDIMScheduler if kind == "DDIMPipeline" else diffusers.DDPMScheduler
+    pipeline = getattr(diffusers, kind)(net, made(clip_sample=True))
+    pipeline.set_progress_bar_config(disable=True)
+    given = {"use_clipped_model_output": True, "eta": 0.0} if kind == "DDIMPipeline" else {}
+    drawn = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=n, output_type="np", **given).images
+    want = torch.as_tensor(drawn).permute(0, 3, 1, 2)
+    policy = hub.from_pipeline(pipeline, n=n, transition=convert(pipeline.scheduler).transition)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 3, 8, 8, generator=generator)
+    clock = policy.denoiser.clock(policy.train.times[:-1].float())
+    with torch.no_grad():
+        for k, step in enumerate(policy.train.rows):
+            row = {name: v[k : k + 1] for name, v in clock.items()}
+            law = policy.process.reverse(policy.denoiser(x, row, policy.denoiser.encode(None)), x, step)
+            last = k == n - 1
+            noise = torch.zeros_like(x) if kind == "DDIMPipeline" or last else torch.randn(x.shape, generator=generator)
+            x = law.draw(noise)
+    assert torch.allclose(policy.codec.decode(x), want, atol=1e-4)

@@ -39,14 +39,20 @@ def test_windows_are_the_transposed_convolution(rows: int, length: int) -> None:
     torch.testing.assert_close(layer.windows(x), nn.ConvTranspose1d.forward(layer, x), atol=1e-5, rtol=1e-5)
 
 
-def test_the_convolution_changes_its_path_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+PATHS = [((2, 4, 16), True), ((SMALL, 4, 32), True), ((SMALL + 1, 4, 8), False), ((1, 4, 8), True), ((1, 4, 16), False)]
+
+
+@pytest.mark.parametrize(("shape", "product"), [*PATHS, ((1, 512, 4), True), ((1, 512, 8), False)])
+def test_the_shape_alone_chooses_the_path_of_a_convolution_and_both_agree(
+    shape: tuple[int, ...], product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
     windows = Conv1d.windows
     monkeypatch.setattr(Conv1d, "windows", lambda self, x: seen.append(x.shape[0]) or windows(self, x))
-    layer, x = Conv1d(4, 4, 3, padding=1), torch.randn(SMALL + 1, 4, 8)
-    few, many = layer(x[:SMALL]), layer(x)
-    assert seen == [SMALL]
-    torch.testing.assert_close(few, many[:SMALL], atol=1e-5, rtol=1e-5)
+    layer, x = Conv1d(shape[1], 4, 3, padding=1), torch.randn(shape)
+    made = layer(x)
+    assert bool(seen) == product
+    torch.testing.assert_close(made, layer(torch.cat([x] * 8))[: len(x)], atol=1e-5, rtol=1e-5)
 
 
 def test_the_chunk_unet_sees_the_whole_chunk() -> None:

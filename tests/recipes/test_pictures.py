@@ -15,7 +15,7 @@ from denoiserl.errors import BadSignal
 from denoiserl.labs.fork2d import Box
 from denoiserl.net.eyes import Points
 from denoiserl.policy import Policy
-from denoiserl.recipes import _kinds, _robot, dppo, drwr, fpo, ppo, reinflow, taco
+from denoiserl.recipes import _kinds, _robot, beyond_human, dppo, drwr, fpo, ppo, reinflow, taco
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
 
@@ -180,6 +180,9 @@ def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
     counts = taco.Args(updates=2, n=2, search=2, width=8, features="plan")
     list(taco.improve(policy, demos(16, 0.3), counts, Rng(0)))
     assert policy.draw(seen, Rng(1)).shape == (3, 1, 1)
+    flies = beyond_human.Args(iters=1, copies=16, steps=2, warmup=0, episodes=4, most=32, updates=2, student_batch=8)
+    (*_, row) = beyond_human.improve(cloned(_kinds.diffusion, 20), Stream(Spot(16), seed=1), flies, Rng(1))
+    assert row["data episodes"] > 0 and "covered" not in row
     flat = torch.zeros(3, 1)
     with pytest.raises(BadSignal, match="a dict of 'image'"):
         policy.draw(flat, Rng(1))

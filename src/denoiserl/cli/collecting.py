@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +31,8 @@ class Collect:
     out: Path
     """the new folder to write; one .hdf5 file with --format hdf5"""
     policy: str = SCRIPTED
-    """scripted (experts of Meta-World and PushT), the folder of a run or of a saved policy, or my_file.py:act"""
+    """scripted (experts of Meta-World and PushT), the folder of a run or of a saved policy, or my_file.py:act, a
+    function act(obs, rng) -> actions: obs is a tensor [B, ...] or a dict of them, actions a tensor or array [B, d]"""
     episodes: int = 100
     """how many are played"""
     seed: int = 0
@@ -73,31 +74,39 @@ def collect(given: list[str]) -> None:
     if a.policy == SCRIPTED and (a.execute or a.device):
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
     from denoiserl.data.collect import constant, noisy, record
+    from denoiserl.env.history import newest
     from denoiserl.env.named import environment, recorded, scripted
+    from denoiserl.env.remarks import remarks
     from denoiserl.hub.recordings import write_as
 
     env = environment(a.env, a.ticks)
     fps = _fps(env, a) if a.format == "lerobot" else 0
     if a.policy == SCRIPTED and not scripted(a.env):
         raise Misuse(f"{a.env} has no scripted expert, only tasks of Meta-World and PushT do: name a --policy.")
-    act = None if a.policy == SCRIPTED else _act(a)
+    act, env, history = (None, env, 1) if a.policy == SCRIPTED else _act(a, env)
     if act is not None and a.noise:
         act = noisy(act, _half(env), a.noise)
 
     def play(first: int, n: int, told: Any) -> Any:
         if act is None:
             return recorded(a.env, n, a.seed, a.ticks, a.copies, told, first, a.noise)
-        return record(env, act, n, a.seed, a.copies, told=told, first=first)
+        made = record(env, act, n, a.seed, a.copies, told=told, first=first)
+        if history == 1:
+            return made
+        demos = replace(made.demos, observations=newest(made.demos.observations, history))
+        return replace(made, demos=demos, last=newest(made.last, history))
 
-    with _progress(a) as told:
+    with _progress(a) as told, remarks() as said:
         found = _gathered(a, play, told)
+    notes = _notes(found, said, a.env)
     played = found.demos.statistics()
     if a.only_successes:
         found = found.successful()
     write_as(a.out, found, a.format, a.env if a.format == "lerobot" else a.env.rpartition("/")[2], fps)
     kept, still = found.demos.statistics(), constant(found.demos)
     if a.json:
-        print(json.dumps({"out": str(a.out), "played": played, "kept": kept, "constant": still}, indent=2))
+        made = {"out": str(a.out), "played": played, "kept": kept, "constant": still, "notes": notes}
+        print(json.dumps(made, indent=2))
         return
     names = {
         "episodes": "episodes",
@@ -116,7 +125,19 @@ def collect(given: list[str]) -> None:
         print("The environment does not say which episodes succeed (info['success']).")
     if still:
         print(f"Numbers of the observation that never change: {', '.join(map(str, still))}.")
+    for line in notes:
+        print(line)
     print(f"\n{a.out}: {a.format}.")
+
+
+def _notes(found: Any, said: Sequence[str], name: str) -> list[str]:
+    """What belongs to the numbers: what was said of the blocks, and whether all episodes begin alike."""
+    from denoiserl.env import remarks
+    from denoiserl.tree import tree_map
+
+    begins = (found.demos.ends - found.demos.lengths).tolist()
+    starts = [remarks.row(tree_map(lambda v: v.numpy(), found.demos.observations), i) for i in begins]
+    return [*(line for line in said if remarks.ALIKE not in line), *remarks.alike(starts, name)]
 
 
 def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], None]) -> Any:
@@ -151,18 +172,22 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
     return Recording.joined(parts)
 
 
-def _act(a: Collect) -> Callable[..., Any]:
-    """Who plays: act(obs, rng) -> actions."""
+def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
+    """Who plays, act(obs, rng) -> actions; the environment as it is shown; how many observations are seen at once."""
     if ":" in a.policy and not Path(a.policy).exists():
+        from denoiserl.env.spaces import decides
         from denoiserl.train.run import named
 
-        return named(a.policy)
+        return decides(named(a.policy)), env, 1
     from denoiserl.cli.opening import opened
+    from denoiserl.env.history import history, shown
     from denoiserl.env.planner import serving
 
     found = opened(a.policy, a.which, a.device)
     task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
-    return serving(found.load(task), a.execute)
+    policy = found.load(task)
+    seen = shown(env, policy)
+    return serving(policy, a.execute), seen, 1 if seen is env else history(policy)
 
 
 def _half(env: Any) -> Any:

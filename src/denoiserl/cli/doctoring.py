@@ -59,7 +59,7 @@ def doctor(given: list[str]) -> None:
     task = made.task() if made.recipe is not None and hasattr(made.recipe, "task") else None
     policy = made.load(task)
     with made.place.here():
-        env, reward, prompts = _signal(a, task)
+        env, reward, prompts = _signal(a, task, policy)
         execute = a.execute or getattr(made.args, "execute", None)
         recording = _recording(a, task)
         sizes = {"batch": a.batch, "group": a.group, "rows_a_step": a.rows, "execute": execute, "recording": recording}
@@ -85,12 +85,13 @@ def _recording(a: Doctor, task: Any) -> Any:
     return found if isinstance(found, Recording | Demos) else None
 
 
-def _signal(a: Doctor, task: Any) -> tuple[Any, Any, Any]:
+def _signal(a: Doctor, task: Any, policy: Any) -> tuple[Any, Any, Any]:
     """(env, reward, prompts): what was asked for, else the run's own."""
     if a.env:
+        from denoiserl.env.history import shown
         from denoiserl.env.named import environment
 
-        return environment(a.env), None, None
+        return shown(environment(a.env), policy), None, None
     if a.reward:
         from denoiserl.train.run import named
 

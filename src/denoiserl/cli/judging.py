@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def eval_(given: list[str]) -> None:
     if a.early and len(a.policies) < 2:
         raise Misuse("--early stops a comparison: name two policies or more.")
     from denoiserl.study import judge
+    from denoiserl.study.page import noted
 
     opened = _named([open_(word, a.which, a.device) for word in a.policies])
     task = _task(opened, a)
@@ -88,11 +90,13 @@ def eval_(given: list[str]) -> None:
     judge.write(found, task, policies, paths, where, a.media)
     if a.json:
         print(json.dumps(judge.as_dict(found, a.metrics), indent=2))
+        for line in noted(found.notes):
+            print(line, file=sys.stderr)
         return
     if len(policies) > 1:
         judge.tell(found, a.metrics)
     else:
-        _intervals(found, task, a.metrics)
+        _intervals(found, a.metrics)
     print(f"\n{where}: eval.json, trials.jsonl and what can be looked at.")
 
 
@@ -104,19 +108,23 @@ def told(folder: Path, trials: int, progress: bool) -> None:
     task = made.task()
     found = judge.judge({folder.name: (made.load(task), made.place)}, task, 0, trials, progress=progress)
     print(f"\nIn {trials} held-out trials:")
-    _intervals(found, task)
+    _intervals(found)
 
 
-def _intervals(found: Any, task: Any, metrics: Sequence[str] = ()) -> None:
-    """The table of one policy."""
+def _intervals(found: Any, metrics: Sequence[str] = ()) -> None:
+    """The table of one policy, and what belongs to its numbers."""
     from denoiserl.study import judge
+    from denoiserl.study.page import noted
 
     each, rows = judge.intervals(found), []
-    for name in metrics or each:
+    for name in (m for m in metrics or each if m in each):
         one, rate = each[name]
         mean, _, ends = format(one, ".1%" if rate else "").rpartition(" (")[0].partition(" ")
-        rows.append((name, found.words[name][0] if name in task.metrics else "", mean, ends, str(one.n)))
+        what = found.words[name][0]
+        rows.append((name, "" if what == name else what, mean, ends, str(one.n)))
     table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
+    for line in noted(found.notes):
+        print(line)
 
 
 def _named(made: Sequence[Opened]) -> dict[str, Opened]:

@@ -164,31 +164,45 @@ def record(
 ) -> Recording:
     """Play ``episodes`` episodes of ``env`` (what ``Stream`` takes) with ``act(obs, rng) -> action or (action, _)``.
 
-    A chunk [B, T_a, d] is executed action by action. What is kept is what was executed: clipped to the action space.
-    ``limit`` ticks cut an episode. ``told(done, won)`` hears how many episodes are through; ``first`` is the number of
-    the first one. Spends "env steps".
+    ``obs`` is a float32 tensor [B, ...] or a dict of them (pictures uint8), actions are a tensor or array [B, d] in the
+    environment's units; ``act(obs)`` does too. A chunk [B, T_a, d] is executed action by action. What is kept is what
+    was executed: clipped to the action space. ``limit`` ticks cut an episode. ``told(done, won)`` hears how many
+    episodes are through; ``first`` is the number of the first one. Spends "env steps".
+
+    An episode that crashes is kept up to the tick before, as one that failed and was cut; one that crashes at once is
+    left out. Warns (``Remark``) of that, of starts that are alike, solved before acting, or not repeated by their seed.
     """
+    from denoiserl.env import remarks
+    from denoiserl.env.spaces import decides
     from denoiserl.env.stream import derived, own
 
     if episodes < 1:
         raise BadSignal(f"a recording has at least one episode, not {episodes}")
-    owner, spec = own(env, None if hasattr(env, "num_envs") else min(copies, episodes))
+    act = decides(act)
+    owner, spec = own(env, None if hasattr(env, "num_envs") else min(copies, episodes), 1, None)
     if spec.choices is not None or len(spec.action) != 1:
         raise BadSignal(f"{owner.name} acts in {list(spec.action)} or by choice: demonstrations hold actions [L, d]")
     rows: list[_Row] = []
+    notes: list[str] = []
     try:
         for begin in range(0, episodes, owner.count):
             n = min(owner.count, episodes - begin)
             seeds = [derived(seed, first + begin + i) for i in range(n)]
             seeds += [derived(seed, -1 & 0xFFFF, i) for i in range(owner.count - n)]
             with torch.no_grad():
-                rows += _round(act, owner, spec, seeds, n, limit)
+                more, said = _round(act, owner, spec, seeds, n, limit, not rows)
+            rows, notes = rows + more, notes + said
             if told is not None:
                 told(len(rows), sum(bool(row.success) for row in rows))
     finally:
         if not hasattr(env, "num_envs"):
             owner.close()
-    known = all(row.success is not None for row in rows)
+    faults = {first + i: row.fault for i, row in enumerate(rows) if row.fault is not None}
+    notes += remarks.crashed(faults, episodes, owner.name)
+    notes += remarks.alike([row.start for row in rows], owner.name)
+    notes += remarks.solved(sum(row.solved for row in rows), episodes, owner.name)
+    remarks.remark(notes)
+    known, rows = any(row.success is not None for row in rows), [row for row in rows if len(row.done)]
     demos = Demos.of(
         [(tree_map(numbers, row.seen), torch.from_numpy(row.done)) for row in rows],
         [bool(row.success) for row in rows] if known else None,
@@ -233,14 +247,22 @@ class _Row:
     last: Any
     terminated: bool
     success: bool | None
+    start: bytes
+    solved: bool
+    fault: Any = None
 
 
-def _round(act: Callable[[Any, Rng], Any], owner: Any, spec: Any, seeds: list[int], n: int, limit: int) -> list[_Row]:
-    """One episode in every copy; the first ``n`` are kept."""
+def _round(
+    act: Callable[[Any, Rng], Any], owner: Any, spec: Any, seeds: list[int], n: int, limit: int, ask: bool
+) -> tuple[list[_Row], list[str]]:
+    """One episode in every copy; the first ``n`` are kept. ``ask``: whether the environment follows its seeds."""
+    from denoiserl.env import remarks
     from denoiserl.env.stream import executable, tensors
     from denoiserl.env.vector import copy, put
 
-    obs, rng = owner.reset(seeds), Rng.rows(seeds)
+    obs, notes = remarks.unseeded(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
+    rng, starts, solved = Rng.rows(seeds), [remarks.row(obs, i) for i in range(n)], owner.solved.copy()
+    faults: dict[int, Any] = {}
     alive, terminated = np.arange(owner.count) < n, np.zeros(owner.count, bool)
     seen, done, gains, lived = [], [], [], []
     success: np.ndarray | None = None
@@ -252,8 +274,10 @@ def _round(act: Callable[[Any, Rng], Any], owner: Any, spec: Any, seeds: list[in
                 break
             seen.append(copy(obs))
             out = owner.play(chunk[:, tick : tick + 1], alive, 1.0, False)
-            if bool((alive & (out.length == 0)).any()):
-                raise BadSignal(f"copy {int((alive & (out.length == 0)).argmax())} of {owner.name} was lost to a fault")
+            for fault in out.faults:
+                if fault.copy is not None and alive[fault.copy]:
+                    faults[fault.copy] = fault
+            alive = alive & ~np.isin(np.arange(owner.count), list(faults))
             done.append(chunk[:, tick].copy())
             gains.append(out.raw)
             lived.append(alive)
@@ -262,19 +286,23 @@ def _round(act: Callable[[Any, Rng], Any], owner: Any, spec: Any, seeds: list[in
             obs = put(obs, alive, out.after)
             terminated = terminated | (alive & out.terminated)
             alive = alive & ~(out.terminated | out.truncated)
-    lengths, actions, rewards = np.sum(lived, 0), np.stack(done), np.stack(gains)
+    lengths, actions, rewards = np.sum(lived, 0), np.stack(done).astype(np.float32), np.stack(gains)
     frames = tree_map(lambda *v: np.stack(v), seen[0], *seen[1:])
-    return [
+    rows = [
         _Row(
             tree_map(lambda v, i=i: v[: lengths[i], i], frames),
             actions[: lengths[i], i],
             rewards[: lengths[i], i],
             tree_map(lambda v, i=i: np.asarray(v[i]), obs),
             bool(terminated[i]),
-            None if success is None else bool(success[i]),
+            None if success is None else bool(success[i]) and i not in faults,
+            starts[i],
+            bool(solved[i]),
+            faults.get(i),
         )
         for i in range(n)
     ]
+    return rows, notes
 
 
 def constant(demos: Demos) -> list[int]:

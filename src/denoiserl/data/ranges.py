@@ -27,7 +27,7 @@ def used(rows: Tensor) -> Tensor:
     """Return the share [d] of each dimension's range that all but the farthest rows [N, d] use; 1 for a constant.
 
     The farthest are one in ``FAR`` at each end, and at least one. Where the others are all equal, the dimension is a
-    rare event and no outlier, unless it is one row in a thousand.
+    rare event and holds no outlier, unless the event is ten times as large as they are (or as 1).
     """
     count = len(rows)
     width = rows.amax(0) - rows.amin(0)
@@ -36,7 +36,7 @@ def used(rows: Tensor) -> Tensor:
     away = max(1, count // FAR)
     inner = torch.stack([c.kthvalue(count - away).values - c.kthvalue(away + 1).values for c in rows.T.contiguous()])
     middle = rows.median(0).values
-    rare = (inner == 0) & ((rows != middle).sum(0) > max(1, count // 1000))
+    rare = (inner == 0) & (width <= 10 * middle.abs().clamp_min(1.0))
     return torch.where((width > 0) & ~rare, inner / width.clamp_min(1e-300), 1.0).to(rows.dtype)
 
 

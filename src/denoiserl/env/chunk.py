@@ -4,7 +4,7 @@ A policy that plans T_a actions at once decides every T_a ticks. Its step execut
 episode ends, and has the reward Σ_i γ^i r_i over the executed ticks (in-chunk γ, by default 1). What was not executed
 did not happen: ``length`` says how far the step went.
 
-Only numpy here: worker processes import this module and ``single`` alone.
+Only numpy here: worker processes import this module, ``answer`` and ``single`` alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from denoiserl.env.answer import answer, said_success
 from denoiserl.env.faults import Fault
 
 
@@ -22,9 +23,10 @@ class Outcome:
     """What a step did, for B copies. Observations are arrays [B, ...] or dicts of them.
 
     ``after``: the true next observation, also where the episode ended. ``start``: the observation to act on next
-    (that of a new episode where one ended). ``success``: whether the environment reported success by the end of the
-    step, or None if it never reports. ``raw``: the plain sum of rewards. ``faults``: what went wrong and was mended;
-    a decision lost to a fault has length 0, is truncated, and has what it started from as ``after``.
+    (that of a new episode where one ended). ``raw``: the plain sum of rewards. ``first`` [B]: the tick of the step,
+    counted from 1, that first reported success, 0 where none did. ``held`` [B]: the last report of the step, 1 or 0,
+    and -1 where there was none; None where no copy reported. ``faults``: what went wrong and was mended; a decision
+    lost to a fault has length 0, is truncated, and has what it started from as ``after``.
     """
 
     after: Any
@@ -34,16 +36,14 @@ class Outcome:
     terminated: np.ndarray
     truncated: np.ndarray
     length: np.ndarray
-    success: np.ndarray | None
+    first: np.ndarray
+    held: np.ndarray | None
     faults: tuple[Fault, ...] = ()
 
-
-def said_success(info: dict[str, Any]) -> bool | None:
-    """Success as environments spell it (``success`` or ``is_success``), or None."""
-    for key in ("success", "is_success"):
-        if key in info:
-            return bool(info[key])
-    return None
+    @property
+    def success(self) -> np.ndarray | None:
+        """Whether each copy reported success in the step [B], or None where no copy reported."""
+        return None if self.held is None else self.first > 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Played:
     terminated: bool
     truncated: bool
     length: int
-    success: bool | None
+    first: int
+    held: int
 
 
 class Interrupted(Exception):
@@ -70,25 +71,32 @@ class Interrupted(Exception):
 def play(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> Played:
     """Execute ``actions`` (a sequence of T_a) on one Gymnasium environment until they or the episode end.
 
-    What the environment raises is the cause of an ``Interrupted``.
+    What the environment raises is the cause of an ``Interrupted``; an answer that cannot be read is a BadSignal.
     """
     reward = raw = 0.0
     weight = 1.0
-    success: bool | None = None
-    observation, terminated, truncated, length = None, False, False, 0
+    observation, terminated, truncated, length, first, held = None, False, False, 0, 0, -1
     for action in actions:
         try:
-            observation, gain, terminated, truncated, info = env.step(action)
+            told = env.step(action)
         except Exception as error:
             raise Interrupted(length + 1) from error
+        try:
+            observation, gain, terminated, truncated, info = told
+            gain, over, said = float(gain), bool(terminated or truncated), said_success(info)
+        except (TypeError, ValueError):  # another form of the five values, or none
+            observation, gain, terminated, truncated, info = answer(told, env)
+            over, said = terminated or truncated, said_success(info)
         length += 1
-        reward += weight * float(gain)
-        raw += float(gain)
+        reward += weight * gain
+        raw += gain
         weight *= gamma
-        said = said_success(info)
-        success = said if success is None else success or bool(said)
+        if said is not None:
+            held = int(said)
+            if said and not first:
+                first = length
         if watch is not None:
             watch(env)
-        if terminated or truncated:
+        if over:
             break
-    return Played(observation, reward, raw, bool(terminated), bool(truncated), length, success)
+    return Played(observation, reward, raw, bool(terminated), bool(truncated), length, first, held)

@@ -16,37 +16,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from denoiserl.env import remarks
+from denoiserl.env.faults import Fault
+from denoiserl.env.spaces import decides
 from denoiserl.env.stream import derived, executable, own, tensors
 from denoiserl.env.vector import put
 from denoiserl.errors import BadRun, BadSignal, DenoiseError
 from denoiserl.meter import uncounted
 from denoiserl.rng import Rng
 
+SUCCESS, HELD, REACHED = "success", "success at the end", "ticks to success"
+
+WORDS = {
+    SUCCESS: ("episodes that succeed at any tick", "%"),
+    HELD: ("episodes that end in success", "%"),
+    REACHED: ("until the first success, of episodes that succeed", ""),
+    "return": ("return of an episode", ""),
+    "ticks": ("ticks of an episode", ""),
+}
+"""what ``Evaluation.outcomes`` are, and their units"""
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One entry an episode, in the order of the seeds: ``success`` [N] bool (None where the environment never reports
-    it), ``returns`` [N] (undiscounted), ``ticks`` [N], ``finished`` [N] (False where ``limit`` cut it), ``seeds``."""
+    """One entry an episode, in the order of the seeds.
+
+    ``success`` [N] bool: reported at any tick (None where the environment never reports it); ``held`` [N] bool: the
+    last report; ``first`` [N]: the tick of the first success, counted from 1, 0 where there was none. ``returns`` [N]
+    (undiscounted), ``ticks`` [N], ``finished`` [N] (False where ``limit`` cut it), ``seeds``. ``crashed`` [N]: the
+    environment raised or gave NaN; such an episode is a failure. ``notes``: sentences that belong to the numbers.
+    """
 
     success: Tensor | None
     returns: Tensor
     ticks: Tensor
     finished: Tensor
     seeds: tuple[int, ...]
+    held: Tensor
+    first: Tensor
+    crashed: Tensor
+    notes: tuple[str, ...] = ()
 
     @property
     def outcomes(self) -> dict[str, Tensor]:
-        """What a task tells of each episode, float32 [N]: "success" where it is known, "return" and "ticks"."""
+        """What a task tells of each episode, float32 [N]: see ``WORDS``; what is about success only where it is known.
+
+        "ticks to success" is NaN for episodes without success, and left out where no episode has any.
+        """
         told = {"return": self.returns, "ticks": self.ticks.float()}
-        return told if self.success is None else {"success": self.success.float(), **told}
+        if self.success is None:
+            return told
+        told = {SUCCESS: self.success.float(), HELD: self.held.float(), **told}
+        if bool(self.success.any()):
+            told[REACHED] = torch.where(self.success, self.first.float(), torch.nan)
+        return told
 
     def summary(self) -> dict[str, float]:
-        """Means over the episodes."""
-        return {name: float(each.mean()) for name, each in self.outcomes.items()}
+        """Means over the episodes; "ticks to success" is the mean over those that succeed."""
+        return {name: float(each.nanmean()) for name, each in self.outcomes.items()}
 
 
 def evaluate(
-    act: Callable[[Any, Rng], Any],
+    act: Callable[..., Any],
     env: Any,
     episodes: int,
     seed: int = 0,
@@ -60,55 +91,103 @@ def evaluate(
     Start state i depends on (seed, i) alone, and so does the policy's noise (a row stream an episode), so two policies
     meet the same start states and the number of ``copies`` changes nothing. ``watch(episode, env)`` is called after
     every tick, to render (one process). Nothing here counts against a budget.
+
+    An episode that crashes counts as a failure; EnvFault is raised if all do, or if a vector environment does. Warns
+    (``Remark``) of crashes, of starts that are alike, solved before acting, or not repeated by the same seed.
     """
     if episodes < 1:
         raise BadSignal(f"an evaluation has at least one episode, not {episodes}")
-    owner, spec = own(env, None if hasattr(env, "num_envs") else min(copies, episodes), processes)
+    act = decides(act)
+    owner, spec = own(env, None if hasattr(env, "num_envs") else min(copies, episodes), processes, None)
     seeds = [derived(seed, i) for i in range(episodes)]
-    parts = []
+    parts: list[_Round] = []
     with uncounted(), torch.no_grad():
         for begin in range(0, episodes, owner.count):
             part = seeds[begin : begin + owner.count]
             spare = [derived(seed, -1 & 0xFFFF, i) for i in range(owner.count - len(part))]
             look = None if watch is None else (lambda i, e, b=begin: watch(b + (i or 0), e))
-            parts.append(_round(act, owner, spec, part + spare, len(part), limit, look))
+            parts.append(_round(act, owner, spec, part + spare, len(part), limit, look, not parts))
     if not hasattr(env, "num_envs"):
         owner.close()
-    success, returns, ticks, finished = zip(*parts, strict=True)
-    known = all(s is not None for s in success)
+    reports = any(p.reports for p in parts)
+    first, held, returns, ticks, finished, solved = (
+        np.concatenate([getattr(p, name) for p in parts])
+        for name in ("first", "held", "returns", "ticks", "finished", "solved")
+    )
+    at = np.cumsum([0, *(len(p.first) for p in parts)])
+    faults = {int(b) + i: fault for b, p in zip(at, parts, strict=False) for i, fault in p.faults.items()}
+    lost = np.isin(np.arange(episodes), list(faults))
+    notes = (
+        *remarks.crashed(faults, episodes, owner.name),
+        *(note for p in parts for note in p.notes),
+        *remarks.alike([start for p in parts for start in p.starts], owner.name),
+        *remarks.solved(int(solved.sum()), episodes, owner.name),
+        *remarks.sudden(np.where(solved, 0, first), ticks, episodes, owner.name),
+    )
+    remarks.remark(notes)
     return Evaluation(
-        torch.cat(success) if known else None,
-        torch.cat(returns),
-        torch.cat(ticks),
-        torch.cat(finished),
+        torch.from_numpy((first > 0) & ~lost) if reports else None,
+        torch.from_numpy(returns.astype(np.float32)),
+        torch.from_numpy(ticks),
+        torch.from_numpy(finished & ~lost),
         tuple(seeds),
+        torch.from_numpy((held > 0) & ~lost),
+        torch.from_numpy(np.where(lost, 0, first)),
+        torch.from_numpy(lost),
+        notes,
     )
 
 
+@dataclass(frozen=True)
+class _Round:
+    """An episode of n copies, arrays [n]; ``starts``: first observations, ``faults``: of copies that crashed."""
+
+    first: np.ndarray
+    held: np.ndarray
+    returns: np.ndarray
+    ticks: np.ndarray
+    finished: np.ndarray
+    solved: np.ndarray
+    reports: bool
+    starts: list[bytes]
+    faults: dict[int, Fault]
+    notes: list[str]
+
+
 def _round(
-    act: Callable[[Any, Rng], Any], owner: Any, spec: Any, seeds: list[int], n: int, limit: int, watch: Any
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """One episode in every copy; the first ``n`` count."""
-    obs, rng = owner.reset(seeds), Rng.rows(seeds)
+    act: Callable[[Any, Rng], Any],
+    owner: Any,
+    spec: Any,
+    seeds: list[int],
+    n: int,
+    limit: int,
+    watch: Any,
+    ask: bool,
+) -> _Round:
+    """One episode in every copy; the first ``n`` count. ``ask``: whether the environment follows its seeds."""
+    obs, notes = remarks.unseeded(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
+    starts, rng, solved = [remarks.row(obs, i) for i in range(n)], Rng.rows(seeds), owner.solved[:n].copy()
     alive = np.arange(owner.count) < n
-    returns, ticks = np.zeros(owner.count), np.zeros(owner.count, np.int64)
-    success: np.ndarray | None = None
+    returns, (ticks, first) = np.zeros(owner.count), np.zeros((2, owner.count), np.int64)
+    held, reports = np.zeros(owner.count, np.int8), False
+    faults: dict[int, Fault] = {}
     while alive.any() and ticks.max() < limit:
         answer = act(tensors(obs, spec.obs, owner.name), rng)
         action = answer[0] if isinstance(answer, tuple) else answer
         out = owner.play(executable(action, spec, owner.count, owner.name)[0], alive, 1.0, False, watch)
+        for fault in out.faults:  # of this decision, or of a start that could not be had
+            if fault.copy is not None and alive[fault.copy]:
+                faults.setdefault(fault.copy, fault)
+                alive[fault.copy] = False
+        if out.held is not None:
+            reports = True
+            first = np.where(alive & (first == 0) & (out.first > 0), ticks + out.first, first)
+            held = np.where(alive & (out.held >= 0), out.held, held)
         returns += np.where(alive, out.raw, 0.0)
         ticks += np.where(alive, out.length, 0)
-        if out.success is not None:
-            success = (out.success & alive) if success is None else success | (out.success & alive)
         obs = put(obs, alive, out.after)
         alive = alive & ~(out.terminated | out.truncated)
-    return (
-        None if success is None else torch.from_numpy(success[:n]),
-        torch.from_numpy(returns[:n].astype(np.float32)),
-        torch.from_numpy(ticks[:n]),
-        torch.from_numpy(~alive[:n]),
-    )
+    return _Round(first[:n], held[:n], returns[:n], ticks[:n], ~alive[:n], solved, reports, starts, faults, notes)
 
 
 def filmed(
@@ -129,7 +208,8 @@ def filmed(
 
     done = evaluate(act, env, episodes, seed, episodes, watch=watch)
     won: list[bool | None] = [None] * episodes if done.success is None else [bool(w) for w in done.success]
-    return [np.stack(f) for f in frames], won
+    blank = [np.zeros_like(next((f[0] for f in frames if f), np.zeros((size, size, 3), np.uint8)))]
+    return [np.stack(f or blank) for f in frames], won  # an episode that crashed at once has no picture
 
 
 def picture(env: Any, size: int) -> np.ndarray:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from denoiserl.env import ids
+from denoiserl.env.single import Make
+from denoiserl.env.spaces import kind
+from denoiserl.env.stream import own
 from denoiserl.errors import BadSignal, need
 from denoiserl.tree import tree_map
 
@@ -30,7 +35,11 @@ class Remembering:
 
     def _stacked(self, space: Any, inner: bool = False) -> Any:
         spaces = need("gymnasium", "demo").spaces
-        if isinstance(space, spaces.Dict):
+        if kind(space) not in ("Dict", "Box"):
+            raise BadSignal(
+                f"only arrays and dicts of them are remembered, no {type(space).__name__}: flatten it first"
+            )
+        if kind(space) == "Dict":
             return spaces.Dict({k: self._stacked(v, True) for k, v in space.spaces.items()})
         low, high = (self._joined([v] * self.n, inner) for v in (space.low, space.high))
         return spaces.Box(low, high, dtype=space.dtype)
@@ -59,3 +68,42 @@ class Remembering:
         if name == "env":  # before it is made
             raise AttributeError(name)
         return getattr(self.env, name)
+
+
+def history(policy: Any) -> int:
+    """Return T_o, the observations that a policy sees at once: its codec's ``history``, else 1."""
+    return int(getattr(policy.codec, "history", 1))
+
+
+def shown(env: Any, policy: Any) -> Any:
+    """Return ``env`` as a policy sees it: with its last T_o observations, where the policy has such a ``history``.
+
+    An environment that shows T_o of them already is left as it is, and so is every one for a policy without a history.
+    """
+    n = history(policy)
+    if n == 1:
+        return env
+    owner, spec = own(env, 1)
+    owner.close()
+    if _shows(spec.obs, policy.codec.sizes, n):
+        return env
+    make: Make = partial(ids.make, env) if isinstance(env, str) else env
+    made = partial(Remembering, make, n)
+    made.__name__ = owner.name  # type: ignore[attr-defined]  # what it is called in messages
+    return made
+
+
+def _shows(seen: Any, sizes: dict[str, int], n: int) -> bool:
+    """Whether observations of these shapes hold n frames of parts of these ``sizes``."""
+    if isinstance(seen, dict):
+        return any(seen.get(name, ()) in ((n * size,), (n, size)) for name, size in sizes.items())
+    whole = sum(sizes.values())
+    return seen in ((n * whole,), (n, whole))
+
+
+def newest(observations: Any, n: int, inner: bool = False) -> Any:
+    """Return the last frame of observations [B, ...] that ``Remembering`` showed with its last ``n``."""
+    if isinstance(observations, dict):
+        return {k: newest(v, n, True) for k, v in observations.items()}
+    flat = observations.ndim == 2 and not inner
+    return observations[:, -(observations.shape[1] // n) :] if flat else observations[:, -1]

@@ -1,6 +1,6 @@
 """Environments by name: what the words of a command line mean, and who demonstrates in which.
 
-Hopper-v5                        a Gymnasium id
+Hopper-v5                        a Gymnasium id; of another package with its module, gymnasium_robotics:FetchReach-v4
 envpool:Hopper-v5                the same, stepped by envpool
 metaworld:drawer-open-v3         a task of Meta-World with its goal in view, over at success; a script demonstrates it
 pusht                            PushT, seen as keypoints; a script demonstrates it; lerobot:pusht is seen in the order
@@ -18,6 +18,7 @@ from typing import Any
 
 from denoiserl.data.collect import Recording, each, noisy, record
 from denoiserl.data.demos import Demos
+from denoiserl.env import ids
 from denoiserl.env.metaworld import HAND, Flaws, MetaWorld, hand
 from denoiserl.env.metaworld import demonstrations as metaworld_demonstrations
 from denoiserl.env.metaworld import expert as metaworld_expert
@@ -26,7 +27,7 @@ from denoiserl.env.pool import PREFIX as POOL
 from denoiserl.env.pusht import SIZE, PushT
 from denoiserl.env.pusht import demonstrations as pusht_demonstrations
 from denoiserl.env.pusht import record as pusht_record
-from denoiserl.errors import BadRun, need
+from denoiserl.errors import BadRun
 from denoiserl.train.run import module, named
 
 META, PUSHT, LEROBOT, SEEN = "metaworld:", "pusht", "lerobot:pusht", "pixels:"
@@ -54,20 +55,21 @@ def _made(word: str, ticks: int | None) -> Any:
         if ticks:
             raise BadRun(f"{word}: envpool knows when an episode is over; leave the number of ticks out")
         return word
-    if ":" in word:
+    if ":" in word and not _registered(word):
         if ticks:
             raise BadRun(f"{word}: your function knows when an episode is over; leave the number of ticks out")
         return named(word)
     offscreen()  # before MuJoCo is imported, which looking at the task's class does
-    gym = need("gymnasium", "demo")
-    try:
-        spec = gym.spec(word)
-    except gym.error.Error as error:
-        said = f"{word} is no environment that Gymnasium knows: {str(error).rstrip('.')}"
-        raise BadRun(f"{said}. Tasks of Meta-World are named {META}TASK, PushT is {PUSHT}") from None
+    spec = ids.known(word)
     more = {"max_episode_steps": ticks} if ticks else {}
     drawn = {"render_mode": "rgb_array"} if "rgb_array" in _modes(spec) else {}
-    return partial(gym.make, word, **more, **drawn)
+    return partial(ids.make, word, **more, **drawn)
+
+
+def _registered(word: str) -> bool:
+    """Whether module:name is an id in Gymnasium's own spelling, gymnasium_robotics:FetchReach-v4, and no function."""
+    place, _, name = word.rpartition(":")
+    return not place.endswith(".py") and not name.isidentifier()
 
 
 def scripted(word: str) -> bool:

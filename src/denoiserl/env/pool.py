@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from denoiserl.env.answer import said_by_all
 from denoiserl.errors import BadSignal, nearest, need
 
 PREFIX = "envpool:"
@@ -74,15 +75,13 @@ class EnvPool:
         ids = np.arange(self.num_envs) if live is None else np.flatnonzero(live)
         self.pool.send(np.asarray(action, self.single_action_space.dtype)[ids], ids.astype(np.int32))
         reward, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
-        success = None
+        success = np.full(self.num_envs, -1.0)
         for _ in ids:  # they come back as they are ready
             seen, gain, term, trunc, info = self.pool.recv()
             i = int(info["env_id"][0])
             self.observation[i], reward[i], terminated[i], truncated[i] = seen[0], gain[0], term[0], trunc[0]
-            if "success" in info:
-                success = np.zeros(self.num_envs, bool) if success is None else success
-                success[i] = bool(info["success"][0])
-        told = {} if success is None else {"success": success}
+            success[i] = said_by_all(info, np.ones(1, bool))[0]
+        told = {"success": success, "_success": success >= 0}
         return self.observation.copy(), reward, terminated, truncated & ~terminated, told
 
     def close(self) -> None:

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from denoiserl.env.answer import begin, shut
 from denoiserl.env.chunk import Interrupted, Outcome, play
 from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, chosen, diverged, raised
+from denoiserl.errors import BadSignal
 
 Make = Callable[[], Any]
 
-Row = tuple[float, float, bool, bool, int, "bool | None"]
-STILL: Row = (0.0, 0.0, False, False, 0, None)
-LOST: Row = (0.0, 0.0, False, True, 0, None)
-"""reward, raw, terminated, truncated, length, success of a copy that stands still, and of one that lost its decision"""
+Row = tuple[float, float, bool, bool, int, int, int]
+STILL: Row = (0.0, 0.0, False, False, 0, 0, -1)
+LOST: Row = (0.0, 0.0, False, True, 0, 0, -1)
+"""reward, raw, terminated, truncated, length, first, held of a copy that stands still, and of one that lost its
+decision"""
 
 
 def derived(*numbers: int) -> int:
@@ -31,10 +34,18 @@ def derived(*numbers: int) -> int:
 
 
 def batch(observations: list[Any]) -> Any:
-    """Stack observations (arrays, or dicts of arrays)."""
-    if isinstance(observations[0], dict):
-        return {k: batch([o[k] for o in observations]) for k in observations[0]}
-    return np.stack(observations)
+    """Stack observations (arrays, or dicts of arrays). Raise BadSignal if they are of unlike shapes or no arrays."""
+    try:
+        if isinstance(observations[0], dict):
+            return {k: batch([o[k] for o in observations]) for k in observations[0]}
+        return np.stack(observations)
+    except BadSignal:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise BadSignal(
+            f"observations cannot be stacked ({type(error).__name__}: {error}): an environment returns arrays of one "
+            "shape, or dicts of them with the same keys, at every tick"
+        ) from error
 
 
 class Singles:
@@ -61,13 +72,14 @@ class Singles:
         self.seeds = self.numbers
         self.start: list[Any] = [None] * count
         self.faults: list[Fault] = []
+        self.solved = np.zeros(count, bool)
 
     @property
     def count(self) -> int:
         return len(self.envs)
 
     def reset(self, seeds: list[int]) -> Any:
-        """A new episode in every copy, seeded: observations [B, ...]."""
+        """A new episode in every copy, seeded: observations [B, ...]. ``solved`` [B]: who reports success already."""
         self.seeds, self.renewed, self.ticks = list(seeds), [0] * self.count, [0] * self.count
         self.faults = []  # those of resets are told with the next step
         for i, seed in enumerate(seeds):
@@ -77,6 +89,15 @@ class Singles:
             self._mend(i, what)
         self.beacon[0] = -1
         return batch(self.start)
+
+    def once(self, seeds: list[int]) -> Any:
+        """The first observation of copy 0 for its seed, None where its reset fails. It has to be reset afterwards."""
+        try:
+            return begin(self.envs[0], seed=seeds[0])[0]
+        except BadSignal:
+            raise
+        except Exception:  # told when it is reset
+            return None
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
@@ -104,7 +125,9 @@ class Singles:
                 rows[i] = LOST
                 continue
             after[i] = self.start[i] = done.observation
-            rows[i] = (done.reward, done.raw, done.terminated, done.truncated, done.length, done.success)
+            rows[i] = (
+                done.reward, done.raw, done.terminated, done.truncated, done.length, done.first, done.held,
+            )  # fmt: skip
         for i, what in diverged(batch(after)).items():  # once for all copies: a check a copy and tick would cost more
             self._mend(i, what)
             after[i], rows[i] = before[i], LOST
@@ -115,8 +138,7 @@ class Singles:
         for i, what in diverged(batch(self.start)).items():
             self._mend(i, what)
         faults, self.faults, self.beacon[0] = tuple(self.faults), [], -1
-        reward, raw, terminated, truncated, length, success = zip(*rows, strict=True)
-        known = any(s is not None for s in success)
+        reward, raw, terminated, truncated, length, first, held = zip(*rows, strict=True)
         return Outcome(
             batch(after),
             batch(self.start),
@@ -125,14 +147,17 @@ class Singles:
             np.array(terminated, bool),
             np.array(truncated, bool),
             np.array(length, np.int64),
-            np.array([bool(s) for s in success]) if known else None,
+            np.array(first, np.int64),
+            np.array(held, np.int8) if max(held) >= 0 else None,
             faults,
         )
 
     def _begin(self, i: int, **seed: int) -> None:
         """A new episode in copy i."""
         try:
-            self.start[i] = self.envs[i].reset(**seed)[0]
+            self.start[i], self.solved[i] = begin(self.envs[i], **seed)
+        except BadSignal:
+            raise
         except Exception as error:
             self._mend(i, f"{raised(error)} when it was reset", error)
 
@@ -143,13 +168,13 @@ class Singles:
             raise EnvFault(fault, self.name) from cause
         self.faults.append(fault)
         with contextlib.suppress(Exception):  # what is broken may not close either
-            self.envs[i].close()
+            shut(self.envs[i])
         self.ticks[i] = 0
         for left in reversed(range(IN_A_ROW)):  # another start may be a better one
             self.renewed[i] += 1
             try:
                 self.envs[i] = self.make()
-                self.start[i] = self.envs[i].reset(seed=derived(self.seeds[i], self.renewed[i]))[0]
+                self.start[i], self.solved[i] = begin(self.envs[i], seed=derived(self.seeds[i], self.renewed[i]))
                 if not diverged(batch([self.start[i]])):
                     return
                 again, cause = "begins with NaN or infinity", None
@@ -162,4 +187,4 @@ class Singles:
     def close(self) -> None:
         """Close every copy."""
         for env in self.envs:
-            env.close()
+            shut(env)

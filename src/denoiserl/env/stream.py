@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,16 @@ from torch import Tensor
 
 from denoiserl import chain as chains
 from denoiserl.chain import Chain
+from denoiserl.env import ids
+from denoiserl.env.answer import checked, shut, vector
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault
 from denoiserl.env.pool import PREFIX, EnvPool
 from denoiserl.env.single import Singles, derived
+from denoiserl.env.spaces import Spec, executable, flat_size, spec, tensors
 from denoiserl.env.vector import Batched, Vector
 from denoiserl.env.workers import Workers
-from denoiserl.errors import BadSignal, need
+from denoiserl.errors import BadSignal
 from denoiserl.meter import spend
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, tree_map
@@ -46,54 +49,13 @@ class Owner(Protocol):
 
     @property
     def count(self) -> int: ...
+    @property
+    def solved(self) -> np.ndarray: ...
     def reset(self, seeds: list[int]) -> Any: ...
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> Outcome: ...
     def close(self) -> None: ...
-
-
-class Spec(NamedTuple):
-    """What copies see and do: ``obs`` shapes (a shape, or a dict of them), the action's shape, and its box.
-
-    ``choices`` is the number of actions of a discrete environment, else None.
-    """
-
-    obs: Any
-    action: tuple[int, ...]
-    low: np.ndarray
-    high: np.ndarray
-    choices: int | None = None
-
-
-def _shapes(space: Any, name: str) -> Any:
-    if hasattr(space, "spaces") and isinstance(space.spaces, dict):
-        return {k: _shapes(v, name) for k, v in space.spaces.items()}
-    if getattr(space, "shape", None) is None:
-        raise BadSignal(f"{name} observes a {type(space).__name__}: flatten it to arrays, or dicts of arrays, first")
-    return tuple(space.shape)
-
-
-def spec(observation: Any, action: Any, name: str = "the environment") -> Spec:
-    """The ``Spec`` of one copy's spaces. Box and Discrete actions; arrays and dicts of arrays as observations."""
-    seen = _shapes(observation, name)
-    if hasattr(action, "n"):
-        n, first = int(action.n), int(getattr(action, "start", 0))
-        return Spec(seen, (), np.array(first), np.array(first + n - 1), n)
-    if not hasattr(action, "low"):
-        raise BadSignal(f"{name} acts in a {type(action).__name__}: only Box and Discrete action spaces are driven")
-    return Spec(seen, tuple(action.shape), np.asarray(action.low), np.asarray(action.high))
-
-
-REGISTERED = {"Meta-World/": "metaworld", "gym_pusht/": "gym_pusht"}
-"""packages that tell Gymnasium of their ids when they are imported"""
-
-
-def _gym(name: str) -> Any:
-    for prefix, module in REGISTERED.items():
-        if name.startswith(prefix):
-            need(module, "demo" if module == "metaworld" else "robotics")
-    return need("gymnasium", "demo").make(name)
 
 
 def _called(make: Any) -> str:
@@ -102,10 +64,15 @@ def _called(make: Any) -> str:
 
 
 def own(
-    env: Any, copies: int | None = None, processes: int = 1, on_fault: str = "stop", patience: float | None = None
+    env: Any,
+    copies: int | None = None,
+    processes: int = 1,
+    on_fault: OnFault | None = "stop",
+    patience: float | None = None,
 ) -> tuple[Owner, Spec]:
     """The owner of copies of ``env`` and their spec. ``env``: an id, a factory, a vector environment or a world.
 
+    ``on_fault=None`` is "restart" wherever a copy can be made anew, and "stop" for a vector environment.
     A ``Stream`` lends its own; its episodes are lost, so it begins anew at a ``border``.
     """
     if isinstance(env, Stream):
@@ -116,15 +83,15 @@ def own(
             "give an environment id or a factory, and processes=2 or more"
         )
     if not callable(env) and not isinstance(env, str):
-        for needed in ("num_envs", "single_action_space", "single_observation_space"):
-            if not hasattr(env, needed) and not (needed.startswith("single") and hasattr(env, needed[7:])):
-                raise BadSignal(f"{env!r} is no vector environment (no {needed}): give an id or a factory instead")
+        vector(env)
         if copies not in (None, env.num_envs):
             raise BadSignal(f"the vector environment has {env.num_envs} copies, not {copies}: leave copies out")
         name = getattr(getattr(env, "spec", None), "id", None) or type(env).__name__
         seen = getattr(env, "single_observation_space", None) or env.observation_space
         acts = getattr(env, "single_action_space", None) or env.action_space
-        owner = (Batched if getattr(env, "steps_some", False) else Vector)(env, name, on_fault)
+        if getattr(env, "steps_some", False):
+            return Batched(env, name, on_fault or "restart"), spec(seen, acts, name)
+        owner = Vector(env, name, on_fault or "stop")
         return owner, spec(seen, acts, name)
     copies = 1 if copies is None else copies
     if copies < 1 or processes < 1:
@@ -133,55 +100,20 @@ def own(
         if patience is not None:
             raise BadSignal("the threads of envpool cannot be watched: leave patience out, or give a Gymnasium id")
         pool = EnvPool(env.removeprefix(PREFIX), copies, processes)
-        return Batched(pool, env, on_fault), spec(pool.single_observation_space, pool.single_action_space, env)
+        return Batched(pool, env, on_fault or "restart"), spec(
+            pool.single_observation_space, pool.single_action_space, env
+        )
     name = env if isinstance(env, str) else _called(env)
-    make: Any = partial(_gym, env) if isinstance(env, str) else env
+    make: Any = partial(ids.make, env) if isinstance(env, str) else env
     probe: Any = make()
     if hasattr(probe, "num_envs"):
         return own(probe, on_fault=on_fault)
+    checked(probe, name)
     found = spec(probe.observation_space, probe.action_space, name)
-    probe.close()
+    shut(probe)
     if processes == 1:
-        return Singles(make, copies, name, on_fault=on_fault), found
-    return Workers(make, copies, processes, name, on_fault, patience), found
-
-
-def executable(action: Tensor, spec: Spec, copies: int, name: str) -> tuple[np.ndarray, int]:
-    """Actions as [B, T_a, *shape] numpy inside the box, and T_a. Anything that does not fit is refused."""
-    shape: tuple[int, ...] = tuple(action.shape)
-    ticks = shape[1] if len(shape) > 1 else 0
-    single, chunk = (copies, *spec.action), (copies, ticks, *spec.action)
-    if spec.choices is not None and shape == (copies, 1):
-        action, shape = action.squeeze(-1), (copies,)
-    if shape != single and (shape != chunk or not ticks):
-        raise BadSignal(
-            f"{name} takes actions {list(single)} or chunks {[copies, 'T_a', *spec.action]}; "
-            f"the policy gave {list(shape)}"
-        )
-    action = action.detach().cpu()
-    if spec.choices is not None:
-        if action.is_floating_point():
-            raise BadSignal(f"{name} takes one of {spec.choices} actions as integers; the policy gave {action.dtype}")
-        if bool(((action < int(spec.low)) | (action > int(spec.high))).any()):
-            raise BadSignal(f"{name} takes actions {int(spec.low)}..{int(spec.high)}; the policy gave others")
-        numbers = action.numpy()
-    else:
-        numbers = action.float().numpy()
-        if not np.isfinite(numbers).all():
-            row = int(np.argmax(~np.isfinite(numbers.reshape(copies, -1)).all(1)))
-            raise BadSignal(f"the policy's action for copy {row} of {name} holds NaN or infinity")
-        numbers = np.clip(numbers, spec.low, spec.high).astype(np.float32)
-    return (numbers[:, None], 1) if shape == single else (numbers, ticks)
-
-
-def tensors(observation: Any, shapes: Any = None, name: str = "the environment") -> Any:
-    """Observations [B, ...] as float32 tensors, pictures as uint8; with ``shapes`` they are checked."""
-    if isinstance(observation, dict):
-        return {k: tensors(v, None if shapes is None else shapes.get(k), name) for k, v in observation.items()}
-    if shapes is not None and tuple(observation.shape[1:]) != tuple(shapes):
-        raise BadSignal(f"{name} promises observations {list(shapes)} and gave {list(observation.shape[1:])}")
-    kind = np.uint8 if observation.dtype == np.uint8 else np.float32  # a picture as floats is four times as large
-    return torch.from_numpy(np.ascontiguousarray(observation, dtype=kind))
+        return Singles(make, copies, name, on_fault=on_fault or "restart"), found
+    return Workers(make, copies, processes, name, on_fault or "restart", patience), found
 
 
 @dataclass(frozen=True)
@@ -276,9 +208,7 @@ class Stream:
     @property
     def obs_dim(self) -> int:
         """Numbers in one flat observation."""
-        if isinstance(self.spec.obs, dict) or len(self.spec.obs) != 1:
-            raise BadSignal(f"{self.name} has no flat observation: its shapes are {self.spec.obs}")
-        return self.spec.obs[0]
+        return flat_size(self.spec.obs, self.name)
 
     def discount(self, gamma: float) -> None:
         """Discount inside a chunk by ``gamma`` a tick, as the method that learns here does between chunks.
@@ -309,7 +239,7 @@ class Stream:
         self._returns = np.zeros(self.copies)
         self._ticks = np.zeros(self.copies, np.int64)
         self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
-        self._success = np.zeros(self.copies, bool)
+        self._success, self._reports = np.zeros(self.copies, bool), False
         self._played, self._episodes = np.zeros(self.copies, np.int64), np.zeros(self.copies, np.int64)
 
     def may_restart(self) -> bool:
@@ -330,15 +260,17 @@ class Stream:
         self._faults: list[Fault] = []
         made: list[Chain] = []
         for _ in range(steps):
-            action, record = act(self.obs, rng)
+            answer = act(self.obs, rng)
+            action, record = answer if isinstance(answer, tuple) else (answer, None)
             if record is not None:
                 made.append(record)
             told.append(self._step(action))
         if made and len(made) != steps:
             raise BadSignal("act returned a chain for some steps only: return one for all, or None")
         columns = {k: tree_map(lambda *v: torch.stack(v), *[row[k] for row in told]) for k in told[0] if k != "info"}
-        known = set.intersection(*[set(row["info"]) for row in told])
-        info = {k: torch.stack([row["info"][k] for row in told]) for k in sorted(known)}
+        info = {k: torch.stack([row["info"][k] for row in told]) for k in sorted(told[0]["info"])}
+        if not self._reports:  # some environments report when an episode ends, and at no other tick
+            del info["success"]
         spend("env steps", int(columns["length"].sum()))
         return Episode(**columns, chain=chains.stack(made) if made else None, info=info, faults=tuple(self._faults))
 
@@ -352,19 +284,20 @@ class Stream:
         self._ended, self._life = bool(self._ended or over.any()), self._life + int(out.length.max())
         self._returns += out.raw
         self._ticks += out.length
+        if out.success is not None:
+            self._reports = True
+            self._success |= out.success
         info = {
             "return": torch.from_numpy(self._returns.astype(np.float32)),
             "ticks": torch.from_numpy(self._ticks.copy()),
+            "success": torch.from_numpy(self._success.copy()),
         }
-        if out.success is not None:
-            self._success |= out.success
-            info["success"] = torch.from_numpy(self._success.copy())
         self._returns, self._ticks = np.where(over, 0.0, self._returns), np.where(over, 0, self._ticks)
         self._success = self._success & ~over
         row = {
             "obs": self.obs,
             "next_obs": tensors(out.after, self.spec.obs, self.name),
-            "action": action.detach(),
+            "action": torch.as_tensor(action).detach(),
             "reward": torch.from_numpy(out.reward.astype(np.float32)),
             "terminated": torch.from_numpy(out.terminated.copy()),
             "done": torch.from_numpy(out.terminated | out.truncated),

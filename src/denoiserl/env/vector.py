@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from denoiserl.env.answer import said_by_all, shut
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import EnvFault, Fault, chosen, diverged, raised, refuse, refuse_reward
 from denoiserl.errors import BadRun, BadSignal
@@ -27,8 +28,22 @@ NEXT, SAME, DISABLED = "NextStep", "SameStep", "Disabled"
 def put(target: Any, mask: np.ndarray, source: Any) -> Any:
     """``target`` [B, ...] with the rows of ``mask`` taken from ``source`` [B, ...]."""
     if isinstance(target, dict):
+        if not isinstance(source, dict) or target.keys() != source.keys():
+            raise BadSignal(
+                f"observations change from {_like(target)} to {_like(source)}: return the same parts always"
+            )
         return {k: put(target[k], mask, source[k]) for k in target}
+    if isinstance(source, dict) or np.shape(target) != np.shape(source):
+        raise BadSignal(
+            f"observations change from {_like(target)} to {_like(source)}: an environment returns the same shape "
+            "at every tick"
+        )
     return np.where(mask.reshape((-1,) + (1,) * (target.ndim - 1)), source, target)
+
+
+def _like(observation: Any) -> Any:
+    """The parts of an observation, or the shape of one copy's."""
+    return sorted(observation) if isinstance(observation, dict) else list(np.shape(observation)[1:])
 
 
 def copy(observation: Any) -> Any:
@@ -38,28 +53,35 @@ def copy(observation: Any) -> Any:
     return np.asarray(observation).copy()
 
 
+TORCH = (
+    "wrap it so that it gives NumPy arrays, 'final_obs' where episodes end, and metadata['autoreset_mode'] = "
+    "gymnasium.vector.AutoresetMode.SAME_STEP; or give the function that makes one copy (ManiSkill: CPUGymWrapper)"
+)
+
+
+def _parts(observation: Any) -> list[Any]:
+    """The arrays of an observation."""
+    return [p for v in observation.values() for p in _parts(v)] if isinstance(observation, dict) else [observation]
+
+
 def _mode(envs: Any) -> str:
-    mode = getattr(envs, "metadata", {}).get("autoreset_mode")
+    mode = (getattr(envs, "metadata", None) or {}).get("autoreset_mode")
     mode = getattr(mode, "value", mode)
     if mode not in (NEXT, SAME, DISABLED):
         raise BadSignal(
-            f"this vector environment does not say how it resets (metadata['autoreset_mode'] is {mode!r}): set it to "
-            "gymnasium.vector.AutoresetMode.NEXT_STEP, SAME_STEP or DISABLED"
+            f"{type(envs).__name__}, a vector environment, does not say how it resets (metadata['autoreset_mode'] is "
+            f"{mode!r}): set it to gymnasium.vector.AutoresetMode.NEXT_STEP, SAME_STEP or DISABLED, whichever it does. "
+            f"If it gives torch tensors, as simulators on a GPU do: {TORCH}"
         )
     return mode
 
 
-def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray | None:
-    """Success [B], from the final info where a SAME_STEP environment put it."""
-    found = None
-    for source, rows in ((info, ~ended), (info.get("final_info", {}), ended), (info, ended)):
-        for key in ("success", "is_success"):
-            if isinstance(source, dict) and key in source:
-                value = np.asarray(source[key]).astype(bool)
-                reported = np.asarray(source.get(f"_{key}", np.ones(len(ended), bool))).astype(bool) & rows
-                found = np.zeros(len(ended), bool) if found is None else found
-                found |= value & reported
-    return found
+def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray:
+    """Success [B] as reported, -1 where it is not: of ``ended`` copies (SAME_STEP) from the final info, where there is
+    one, because ``info`` is that of the next episode."""
+    if not ended.any() or "final_info" not in info:
+        return said_by_all(info, np.ones(len(ended), bool))
+    return np.where(ended, said_by_all(info["final_info"], ended), said_by_all(info, ~ended))
 
 
 def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
@@ -98,14 +120,22 @@ class Vector:
     def reset(self, seeds: list[int]) -> Any:
         """A new episode in every copy, seeded where the environment takes seeds."""
         try:
-            observation, _ = self.envs.reset(seed=seeds)
+            observation, info = self.envs.reset(seed=seeds)
         except TypeError:  # envpool takes its seed when it is made
-            observation, _ = self.envs.reset()
+            observation, info = self.envs.reset()
+        if any(type(v).__module__ == "torch" and v.device.type != "cpu" for v in _parts(observation)):
+            raise BadSignal(f"{self.name} gives torch tensors on a device: {TORCH}")
         self.start = copy(observation)
+        self.solved = said_by_all(info or {}, np.ones(self.count, bool)) > 0
         self.pending = np.zeros(self.count, bool)  # copies that the next step will reset
         self.ticks = np.zeros(self.count, np.int64)
         refuse(self.start, self.name)
         return self.start
+
+    def once(self, seeds: list[int]) -> Any:
+        """The first observation of copy 0 for its seed. Everything has to be reset afterwards."""
+        one = self.reset(seeds)
+        return {k: v[0] for k, v in one.items()} if isinstance(one, dict) else one[0]
 
     def _tick(self, actions: np.ndarray) -> Any:
         try:
@@ -124,7 +154,8 @@ class Vector:
         going = alive & ~self.pending
         n, ticks = actions.shape[:2]
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
-        terminated, truncated, success = np.zeros(n, bool), np.zeros(n, bool), None
+        terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        first, held = np.zeros(n, np.int64), np.full(n, -1, np.int8)
         after, start, weight = copy(self.start), copy(self.start), 1.0
         for i in range(ticks):
             seen, gain, term, trunc, info = self._tick(actions[:, i])
@@ -141,9 +172,8 @@ class Vector:
             true = _final(info, seen, ended) if self.mode == SAME and ended.any() else seen
             after = put(after, going | self.pending, true)
             start = put(start, going | self.pending, seen)
-            said = _success(info, np.asarray(ended) & (self.mode == SAME))
-            if said is not None:
-                success = (np.zeros(n, bool) if success is None else success) | (said & going)
+            said = np.where(going, _success(info, ended & (self.mode == SAME)), -1)
+            first, held = np.where((said > 0) & (first == 0), i + 1, first), np.where(said >= 0, said, held)
             self.pending = np.zeros(n, bool)
             last = i == ticks - 1
             if ended.any() and not last and not ended[going].all():
@@ -170,11 +200,12 @@ class Vector:
         refuse_reward(raw, self.name, self.ticks)
         refuse(start, self.name)
         self.ticks = np.where(terminated | truncated, 0, self.ticks)
-        return Outcome(after, start, reward, raw, terminated, truncated, length, success)
+        held = held if held.max() >= 0 else None
+        return Outcome(after, start, reward, raw, terminated, truncated, length, first, held)
 
     def close(self) -> None:
         """Close the environment."""
-        self.envs.close()
+        shut(self.envs)
 
 
 class Batched:
@@ -189,7 +220,9 @@ class Batched:
 
     def reset(self, seeds: list[int]) -> Any:
         """A new episode in every copy, seeded."""
-        self.start = copy(self.world.reset(seed=seeds)[0])
+        observation, info = self.world.reset(seed=seeds)
+        self.start = copy(observation)
+        self.solved = said_by_all(info, np.ones(self.count, bool)) > 0
         self.ticks = np.zeros(self.count, np.int64)
         refuse(self.start, self.name)
         return self.start
@@ -200,7 +233,8 @@ class Batched:
         """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]; ``watch(None, world)`` after every tick."""
         n, ticks = actions.shape[:2]
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
-        terminated, truncated, success = np.zeros(n, bool), np.zeros(n, bool), None
+        terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
+        first, held = np.zeros(n, np.int64), np.full(n, -1, np.int8)
         going, after, weight = alive.copy(), copy(self.start), 1.0
         before = self.start
         for i in range(ticks):
@@ -216,9 +250,8 @@ class Batched:
             reward, raw, weight = reward + weight * gain, raw + gain, weight * gamma
             length += going
             self.ticks += going
-            if "success" in info:
-                said = np.asarray(info["success"], bool) & going
-                success = said if success is None else success | said
+            said = said_by_all(info, going)
+            first, held = np.where((said > 0) & (first == 0), i + 1, first), np.where(said >= 0, said, held)
             terminated |= np.asarray(term, bool) & going
             truncated |= np.asarray(trunc, bool) & going
             going = going & ~(terminated | truncated)
@@ -229,13 +262,14 @@ class Batched:
             after = put(after, lost, before)
             reward, raw = np.where(lost, 0.0, reward), np.where(lost, 0.0, raw)
             terminated, truncated, length = terminated & ~lost, truncated | lost, np.where(lost, 0, length)
-            success = None if success is None else success & ~lost
+            first, held = np.where(lost, 0, first), np.where(lost, -1, held)
         fresh, start = (terminated | truncated) if restart else lost, after
         if fresh.any():
             start = put(after, fresh, copy(self.world.reset(options={"reset_mask": fresh})[0]))
             refuse(start, self.name)
         self.start, self.ticks = start, np.where(terminated | truncated, 0, self.ticks)
-        return Outcome(after, start, reward, raw, terminated, truncated, length, success, faults)
+        held = held if held.max() >= 0 else None
+        return Outcome(after, start, reward, raw, terminated, truncated, length, first, held, faults)
 
     def _lost(self, after: Any, raw: np.ndarray) -> tuple[np.ndarray, tuple[Fault, ...]]:
         """The copies [B] that gave NaN or infinity, and what is wrong with them."""
@@ -248,5 +282,4 @@ class Batched:
 
     def close(self) -> None:
         """Close the world, where it has anything to close."""
-        if hasattr(self.world, "close"):
-            self.world.close()
+        shut(self.world)

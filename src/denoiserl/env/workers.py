@@ -21,7 +21,7 @@ import numpy as np
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import EnvFault, Fault, chosen, raised
 from denoiserl.env.single import Make, Singles, derived
-from denoiserl.errors import BadRun
+from denoiserl.errors import BadRun, BadSignal, DenoiseError
 
 PATIENCE = 300.0
 """seconds in which a worker has to answer"""
@@ -38,12 +38,15 @@ def _serve(pipe: Any, make: Make, count: int, name: str, first: int, on_fault: s
             what, given = pipe.recv()
             if what == "close":
                 break
-            pipe.send(("ok", getattr(copies, what)(*given)))
+            made = getattr(copies, what)(*given)
+            pipe.send(("ok", (made, copies.solved) if what == "reset" else made))
         copies.close()
     except (EOFError, KeyboardInterrupt):
         pass
     except EnvFault as error:
         pipe.send(("fault", (tuple(error.fault), traceback.format_exc())))
+    except DenoiseError as error:  # an environment whose answers cannot be read
+        pipe.send(("refusal", str(error)))
     except Exception as error:
         pipe.send(("error", (raised(error), traceback.format_exc())))
 
@@ -83,6 +86,7 @@ class Workers:
         self.beacons: list[Any] = [None] * len(self.blocks)
         self.renewed = [0] * len(self.blocks)
         self.starts: list[Any] = [None] * len(self.blocks)
+        self.begun = [np.zeros(size, bool) for size in self.blocks]  # whose episodes began with success
         self.early: tuple[Fault, ...] = ()
         for k in range(len(self.blocks)):
             self._launch(k)
@@ -92,6 +96,10 @@ class Workers:
     @property
     def count(self) -> int:
         return sum(self.blocks)
+
+    @property
+    def solved(self) -> np.ndarray:
+        return np.concatenate(self.begun)
 
     def _launch(self, k: int) -> None:
         ours, theirs = self.context.Pipe()
@@ -113,6 +121,8 @@ class Workers:
             raise _Silent(f"took its process down (exit code {self.processes[k].exitcode})") from error
         if kind == "fault":
             raise EnvFault(Fault(*value[0]), self.name, trace=f"\n(in worker {k})\n{value[1]}")
+        if kind == "refusal":
+            raise BadSignal(value)
         if kind == "error":
             raise ChildProcessError(f"worker {k} of {self.name} {value[0]}\n{value[1]}")
         return value
@@ -145,7 +155,7 @@ class Workers:
         mine = range(first, first + self.blocks[k])
         self._send(k, "reset", ([derived(self.seeds[i], 1 << 20, self.renewed[k]) for i in mine],))
         try:
-            self.starts[k] = self._receive(k, self.patience)
+            self.starts[k], self.begun[k] = self._receive(k, self.patience)
         except _Silent as again:
             raise EnvFault(fault, self.name, f"started again, it {again} when reset: repair the environment") from again
         lost = f"lost its episode with worker {k}, which {who} held up"
@@ -158,7 +168,7 @@ class Workers:
             self._send(k, "reset", (list(part),))
         for k in range(len(self.blocks)):
             try:
-                self.starts[k] = self._receive(k, self.patience)
+                self.starts[k], self.begun[k] = self._receive(k, self.patience)
             except _Silent as silent:
                 self.early += self._renew(k, silent)
         return _join(self.starts)
@@ -173,8 +183,8 @@ class Workers:
             self._send(k, "play", (a, b, gamma, restart))
         got = [self._played(k, part) for k, part in enumerate(np.split(alive, self.edges))]
         faults, self.early = self.early + tuple(f for g in got for f in g.faults), ()
-        known = any(g.success is not None for g in got)
-        success = [np.zeros(len(g.length), bool) if g.success is None else g.success for g in got]
+        known = any(g.held is not None for g in got)
+        held = [np.full(len(g.length), -1, np.int8) if g.held is None else g.held for g in got]
         return Outcome(
             _join([g.after for g in got]),
             _join([g.start for g in got]),
@@ -183,7 +193,8 @@ class Workers:
             np.concatenate([g.terminated for g in got]),
             np.concatenate([g.truncated for g in got]),
             np.concatenate([g.length for g in got]),
-            np.concatenate(success) if known else None,
+            np.concatenate([g.first for g in got]),
+            np.concatenate(held) if known else None,
             faults,
         )
 
@@ -194,7 +205,8 @@ class Workers:
         except _Silent as silent:
             before, none, zero = self.starts[k], np.zeros(len(alive), bool), np.zeros(len(alive))
             faults = self._renew(k, silent)
-            return Outcome(before, self.starts[k], zero, zero, none, alive.copy(), zero.astype(np.int64), None, faults)
+            still = zero.astype(np.int64)
+            return Outcome(before, self.starts[k], zero, zero, none, alive.copy(), still, still, None, faults)
         self.starts[k] = outcome.start
         return outcome
 

@@ -31,7 +31,10 @@ Values = Tensor | numpy.ndarray | Sequence[float] | Sequence[bool]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, the ends of its interval, and the number of independent observations behind it."""
+    """An estimate, the ends of its interval, and the number of independent observations behind it.
+
+    Scores that are all equal leave no width, whatever n: as text the interval then says "all equal".
+    """
 
     mean: float
     low: float
@@ -62,7 +65,8 @@ class Interval:
         low, high, mean = (format(v, spec) for v in (self.low, self.high, self.mean))
         if spec.endswith("%"):
             low = low.removesuffix("%")
-        return f"{mean} [{low}, {high}] (n={self.n})"
+        same = ", all equal" if self.n > 1 and self.low == self.high else ""
+        return f"{mean} [{low}, {high}] (n={self.n}{same})"
 
     def __str__(self) -> str:
         return format(self, "")

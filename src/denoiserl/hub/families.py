@@ -108,7 +108,8 @@ def needs(model: Any) -> tuple[str, ...]:
     found += NEEDS.get(type(base).__name__, ())
     if setting(base, "guidance_embeds"):
         found.append("guidance")
-    if setting(base, "addition_embed_type") or "image" in str(setting(base, "encoder_hid_dim_type")):
+    sized = getattr(base, "use_additional_conditions", False)
+    if sized or setting(base, "addition_embed_type") or "image" in str(setting(base, "encoder_hid_dim_type")):
         found.append("added_cond_kwargs")
     if setting(base, "time_cond_proj_dim") is not None:
         found.append("timestep_cond")

@@ -35,7 +35,7 @@ STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state
 class Chunks:
     """The codec of a LeRobot policy with ``history`` T_o observations, of whose chunks ``execute`` T_a actions are run.
 
-    A condition is [..., T_o, o], oldest first (or flat, [..., T_o·o]; [..., o] where T_o is 1), or a dict with
+    A condition is [B, ..., T_o, o], oldest first (or flat, [..., T_o·o]; [..., o] where T_o is 1), or a dict with
     ``observation.state`` and ``observation.environment_state`` in these shapes, ``sizes`` of each. Environments stack
     observations with Gymnasium's ``FlattenObservation(FrameStackObservation(env, T_o))``. Chunks [..., H, d] are
     encoded in LeRobot's order, where entry T_o − 1 is now (as ``data.windows`` cuts them), and decoded to the T_a
@@ -94,13 +94,14 @@ class Chunks:
 
     def _frames(self, x: Tensor, size: int) -> Tensor:
         """[..., T_o, size], or [..., size] where one observation is all there is."""
-        if x.shape[-1] == size and (self.history == 1 or (x.ndim > 1 and x.shape[-2] == self.history)):
-            return x
+        if x.shape[-1] == size and (self.history == 1 or (x.ndim > 2 and x.shape[-2] == self.history)):
+            return x  # [B, o] is B single observations, also where B is T_o
         if self.history > 1 and x.shape[-1] == self.history * size:
             return x.unflatten(-1, (self.history, size))
         raise BadSignal(
-            f"this policy sees its last {self.history} observations of {size} numbers each; got {_shape(x)}: stack "
-            "them with gymnasium.wrappers.FrameStackObservation and FlattenObservation"
+            f"this policy sees its last {self.history} observations of {size} numbers each; got {_shape(x)}: show "
+            "them with denoiserl.env.history.shown(env, policy), --history on the command line, or Gymnasium's "
+            "FrameStackObservation and FlattenObservation"
         )
 
     def start(self, cond: Any) -> None:

@@ -67,14 +67,14 @@ def read(
     """The recording in ``path``.
 
     ``outside``: actions beyond a box that the data tell are refused, or clipped to it. ``parts``: the observations to
-    keep, where there are several. ``without``: episodes to leave out, by number: (0, 1, 5) or "0-1,5". Refused: what is
-    none of the formats, and bad episodes by number and row.
+    keep, where there are several; one alone is a tensor. ``without``: episodes to leave out, by number: (0, 1, 5) or
+    "0-1,5". Refused: what is none of the formats, and bad episodes by number and row.
     """
     path, found, numbers = Path(path), kind(path), parse(without)
     if outside not in ("refuse", "clip"):
         raise BadSignal(nearest(outside, ("refuse", "clip"), "way with actions outside the action space"))
     if found == "minari":
-        return minari.recording(path, numbers, outside, parts)
+        return _alone(minari.recording(path, numbers, outside, parts), parts)
     if found == "lerobot":
         return lerobot_dataset.recording(path, numbers, parts)
     if found == "hdf5":
@@ -86,13 +86,19 @@ def read(
     if numbers:
         data = data.take(torch.tensor([i for i in range(len(data.demos)) if i not in numbers]))
     if parts is not None:
-        keep = lambda tree: None if tree is None else minari.kept(tree, parts, name)  # noqa: E731
-        data = replace(
-            data, demos=replace(data.demos, observations=keep(data.demos.observations)), last=keep(data.last)
-        )
+        seen, last = (None if v is None else minari.kept(v, parts, name) for v in (data.demos.observations, data.last))
+        data = _alone(replace(data, demos=replace(data.demos, observations=seen), last=last), parts)
     if outside == "clip":
         data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(data.low, data.high)))
     return data
+
+
+def _alone(data: Recording, parts: Sequence[str] | None) -> Recording:
+    """The recording, a part that was chosen alone as a tensor."""
+    if parts is None or len(parts) != 1:
+        return data
+    demos = replace(data.demos, observations=data.demos.observations[parts[0]])
+    return replace(data, demos=demos, last=None if data.last is None else data.last[parts[0]])
 
 
 def write_as(path: str | Path, data: Recording, how: Kind, name: str, fps: int = 0) -> None:

@@ -12,22 +12,29 @@ from torch import Tensor, nn
 from denoiserl.errors import BadRun
 from denoiserl.net.embed import Clock, Condition, Shape, event, nonlinearity, shape, zeros
 
-# Up to here windows x matrix beats torch's convolution on a CPU. Measured with kernel 5, 64 x 16 to 512 x 4 (channels x
-# length), one thread, ratio of times: batch 1 0.7x-5.8x, batch 2 1.3x-1.8x, batch 4 1.1x-1.3x, batch 8 about 1, then
-# below 1. The worst case of batch 1 (64 channels) costs 8 us, the best gains 1300.
-SMALL = 4
+# Where windows x matrix beats torch's convolution on a CPU (one thread, kernel 5, ratio of processor times at 64 to
+# 1024 channels and lengths of 2 to 32): 2 to 4 rows 0.2 to 0.9 (1.0 at 256 x 32). One row 0.4 to 1.2 below a length of
+# 16, but 1.4 at 512 x 8, and 1.5 to 2.0 from there on. 64 rows 0.7 to 0.9 at a length of 2, then 1 to 2. Of the
+# transposed one 0.2 to 0.9 (one row of 64 channels 2, which is 20 us); at 512 channels and above for any rows.
+SMALL, LONG, WIDE = 4, 16, 512
+
+
+def few(x: Tensor) -> bool:
+    """Is the convolution of x [B, C, L] quicker as a matrix product?"""
+    rows, channels, length = x.shape
+    alone = rows == 1 and (length >= LONG or (2 * length >= LONG and channels >= WIDE))
+    return rows <= SMALL and not alone and x.device.type == "cpu"
 
 
 class Conv1d(nn.Conv1d):
     """``nn.Conv1d`` (same parameters) that is also quick on a few rows: [B, C, L] to [B, C', L'].
 
-    A single row sends torch to a slow path. There the windows [B·L', C·k] times the weights [C·k, C'] are up to six
-    times faster; for more rows, and on accelerators, torch's own convolution is.
+    A few rows send torch to a slow path. There the windows [B·L', C·k] times the weights [C·k, C'] are up to five times
+    faster; for many rows, a single long one, and on accelerators, torch's own convolution is. The shape alone decides.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input
-        return self.windows(x) if x.shape[0] <= SMALL and x.device.type == "cpu" else super().forward(x)
+        return self.windows(input) if few(input) else super().forward(input)
 
     def windows(self, x: Tensor) -> Tensor:
         """The convolution as a matrix product."""
@@ -48,10 +55,9 @@ class Double(nn.ConvTranspose1d):
         super().__init__(inner, outer, 4, stride=2, padding=1)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        x = input
-        if x.shape[0] > SMALL or x.device.type != "cpu":
-            return super().forward(x, output_size)
-        return self.windows(x)
+        if input.device.type != "cpu" or (input.shape[0] > SMALL and self.in_channels < WIDE):
+            return super().forward(input, output_size)
+        return self.windows(input)
 
     def windows(self, x: Tensor) -> Tensor:
         """The transposed convolution as a matrix product."""

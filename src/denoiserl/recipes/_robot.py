@@ -24,6 +24,7 @@ from denoiserl.env.named import demonstrations, environment, scripted
 from denoiserl.env.planner import carry, serving
 from denoiserl.env.steering import deterministic, steer
 from denoiserl.errors import BadRun
+from denoiserl.meter import uncounted
 from denoiserl.policy import Policy
 from denoiserl.recipes._given import opened, recorded, suits
 from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe
@@ -206,25 +207,42 @@ METRICS = {
 }
 
 
+def acts(made: Policy, base: Base) -> Callable[[Any, Rng], Tensor]:
+    """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
+    nothing."""
+    return serving(made, base.execute if made.weights.execute is None else None)
+
+
 def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
     """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
     environment reports it, return and ticks."""
-    return evaluate(serving(made), make(base), n, 1_000_000 + seed).outcomes
+    return evaluate(acts(made, base), make(base), n, 1_000_000 + seed).outcomes
 
 
 def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
-    return episodes(serving(made), make(base), min(n, FEW), 1_000_000 + seed)
+    return episodes(acts(made, base), make(base), min(n, FEW), 1_000_000 + seed)
+
+
+ASKED = 1000
+"""ticks in which an environment may report success for the first time"""
 
 
 def succeeds(base: Base) -> bool:
-    """Whether the environment reports success: those with scripts do; any other is asked for one tick."""
+    """Whether the environment reports success: those with scripts do; any other is asked until an episode ends, or for
+    ``ASKED`` ticks, because some report it only then."""
     if scripted(base.env):
         return True
     env = Stream(make(base), 1)
+    still = torch.as_tensor(env.spec.low) if env.spec.choices else torch.zeros(env.spec.action)
+    zeros = still.expand(1, 1, *env.spec.action)
     try:
-        zeros = torch.zeros(1, 1, *env.spec.action)
-        return "success" in env.collect(lambda obs, rng: (zeros, None), 1, Rng(0)).info
+        with uncounted():
+            for _ in range(ASKED):
+                tick = env.collect(lambda obs, rng: (zeros, None), 1, Rng(0))
+                if "success" in tick.info or bool(tick.done.any()):
+                    return "success" in tick.info
+        return False
     finally:
         env.close()
 

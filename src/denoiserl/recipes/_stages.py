@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from denoiserl.policy import Policy
-from denoiserl.task import Task
+from denoiserl.task import Task, means
 from denoiserl.train import Keep
 
 Improve = Callable[..., Iterator[dict]]
@@ -27,9 +27,9 @@ def improved(improve: Improve, task: Task, policy: Policy, a: Any, seed: int, ke
 
 def held_out(task: Task, policy: Policy, seed: int, keep: Keep) -> dict[str, float]:
     """Means over ``task.watch`` trials; the policy is kept if it is the best so far."""
-    means = {k: float(v.mean()) for k, v in task.judge(policy, seed + 900, task.watch).items()}
-    keep.best(policy, means[task.metric] * (1 if task.better == "higher" else -1))
-    return {f"held-out {k}": v for k, v in means.items()}
+    told = means(task.judge(policy, seed + 900, task.watch))
+    keep.best(policy, told[task.metric] * (1 if task.better == "higher" else -1))
+    return {f"held-out {k}": v for k, v in told.items()}
 
 
 def run(improve: Improve, task: Task, a: Any, keep: Keep | None, kind: str | None = None) -> Iterator[dict]:

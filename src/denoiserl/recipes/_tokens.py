@@ -9,7 +9,7 @@ from torch import Tensor
 
 from denoiserl.errors import BadSignal
 from denoiserl.policy import Policy
-from denoiserl.process import Masked
+from denoiserl.process import Autoregressive, Masked
 from denoiserl.process.masked import answer
 from denoiserl.tree import Tree, rows
 
@@ -31,8 +31,13 @@ def canvases(policy: Policy, asked: Tree) -> Tensor:
     return start if start is not None else torch.full((rows(asked), *policy.event), blank, device=policy.device)
 
 
-def written(policy: Policy, asked: Tree, sample: Any) -> Tensor:
-    """Return where answers stand, [B, L] bool: the canvas's holes, up to and with the first end of text."""
-    process = policy.process
-    assert isinstance(process, Masked)
-    return answer(sample, canvases(policy, asked) == process.mask, process.end)
+def written(policy: Policy, asked: Tree, sample: Any) -> Tensor | None:
+    """Return where answers stand, [B, L] bool: the canvas's holes, up to and with the first end of text.
+
+    None for policies that write no tokens.
+    """
+    process, start = policy.process, policy.codec.start(asked)
+    if not isinstance(process, Masked | Autoregressive):
+        return None
+    hole = torch.ones_like(sample, dtype=torch.bool) if start is None else start == process.mask
+    return answer(sample, hole, process.end)

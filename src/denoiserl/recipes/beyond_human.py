@@ -111,10 +111,12 @@ def improve(
         told: dict[str, float] = {}
         for told in diffusion_policy.improve(policy, kept, learning, rng, Keep(device=keep.device)):  # noqa: B007
             pass
-        like = {f"data {k}": v for k, v in motion(kept).items() if k not in ("success", "return")}
+        flat = isinstance(kept.observations, torch.Tensor)  # states with pictures are not compared
+        like = motion(kept) if flat else kept.statistics()
+        like = {f"data {k}": v for k, v in like.items() if k not in ("success", "return")}
+        like |= {"covered": covered(starts(played), starts(kept))} if flat else {}
         assert played.success is not None
-        won = float(played.success.float().mean())
-        yield {"generator success": won, **like, "covered": covered(starts(played), starts(kept)), **told}
+        yield {"generator success": float(played.success.float().mean()), **like, **told}
 
 
 def generated(policy: Policy, env: Stream, a: Any, valid: Valid | None = None) -> tuple[Demos, Demos]:

@@ -121,7 +121,7 @@ def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Kee
     schedule = CosineAnnealingWarmRestarts(opt, 5, 2, 0.1 * a.lr)
     asked, every = replace(policy, active="slow", codec=Identity()), max(1, a.updates // 50)
     named = {"policy": policy, "value": value, "slow": slow, "opt": opt, "schedule": schedule, "rng": rng}
-    for it in keep.loop(a.updates, **named):
+    for it in keep.loop(a.updates, given=data, **named):
         index = rng.integers(0, len(known["obs"]), a.batch)
         row = {k: v[index] for k, v in known.items()}
         z = _successors.tasks(both, row["obs"], rng, a.reached)

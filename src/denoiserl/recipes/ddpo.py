@@ -18,11 +18,13 @@ sample, standardised by what *its prompt* has earned lately, is the advantage of
 
 As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.size``), advantages are clipped, and
 there is no KL. The memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's mean and std
-before); the oldest are forgotten, those of this iteration too, which are counted. Samples and the steps of each are
-shuffled together: a minibatch is of rows (sample, step). Steps without a density, such as the last one of the exact
-posterior, are left out; a chain of nothing else (eta = 0) is refused. Rewards that are not finite are dropped and
-counted. ``epochs=1, batch >= samples × steps`` is the plain score function (DDPO_SF). Differences: the whole network is
-trained rather than LoRA adapters, and ε is 1e-3 because a picture of 432 numbers is not a latent of 16 thousand.
+before); the oldest are forgotten, those of this iteration too, which are counted. With ``epochs=1`` and ``batch`` of
+all samples × steps it is the plain score function (DDPO_SF). Steps without a density, such as the last one of the exact
+posterior, are left out; a chain of nothing else (eta = 0) is refused.
+Differences: a minibatch is of rows (sample, step) from anywhere, where the released code takes samples and adds up the
+gradients of all their steps; samples without an advantage are in none. Nothing is guided, in sampling or learning.
+Rewards that are not finite are dropped and counted. The whole network is trained rather than LoRA adapters, and ε is
+1e-3, not 1e-4, because a picture of 432 numbers is not a latent of 16 thousand.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.52 to 0.96 in half a minute
 of one core, learned from 64 prompts; pictures on the manifold from 0.89 to 0.98, the distance of two pictures of a
@@ -108,7 +110,7 @@ def improve(
     keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, memory=memory, rng=rng):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
         index = rng.integers(0, len(names), a.samples)
         _, chain, scored = draw(policy, reward, prompts, index, 1, a, rng)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
@@ -152,6 +154,10 @@ def keys(prompts: Tree | int | None) -> list[str]:
         return [""]
     parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
     return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -116,7 +116,7 @@ def improve(
     policy.weights.keep("reference")
     opt, trend = adamw(policy.parameters(), a.lr), Trend()
     covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, trend=trend):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
         if a.sync and it and it % a.sync == 0:
             policy.weights.keep("reference")
         index = rng.integers(0, prompt_count(prompts), a.prompts)
@@ -124,7 +124,9 @@ def improve(
         sample: Any = chain.sample
         groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)
         advantage = group_relative(groups, "none", valid=valid).flatten()
-        canvas, answer = canvases(policy, asked), written(policy, asked, sample) & scored.valid[:, None]
+        canvas, answer = canvases(policy, asked), written(policy, asked, sample)
+        assert answer is not None
+        answer = answer & scored.valid[:, None]
         masks = [hide(canvas, sample, process.mask, a.prompt_mask, a.answer_mask, rng) for _ in range(a.mu)]
         old = [_passes(policy, policy.denoiser, seen, sample, asked, a) for seen in masks]
         with torch.no_grad():
@@ -215,6 +217,10 @@ class Trend:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.first, self.last, self.n = list(state["first"]), deque(state["last"], maxlen=WINDOW), int(state["n"])
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -154,6 +154,10 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         yield told(ep, critique) | dict(zip(("loss", "kl", "clipped"), means, strict=bool(updates)))
 
 
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
+
+
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
     return _robot.task(_robot.based(a))

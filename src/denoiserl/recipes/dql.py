@@ -118,7 +118,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
         return slow(many, following(many, rng).sample).unflatten(1, (-1, a.backup)).amax(-1).amin(0)
 
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in keep.loop(a.iters, **named):
+    for _ in keep.loop(a.iters, given=data, **named):
         seen = []
         for rows in _logged.minibatches(replay, a, rng):
             cond, done = rows["obs"], rows["action"]
@@ -139,6 +139,10 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
 
 STARTS = "diffusion"
 """the kind of policy that it starts from"""
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -141,6 +141,10 @@ def effective(weight: Tensor) -> float:
     return float(weight.sum().square() / (len(weight) * weight.square().sum()))
 
 
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
+
+
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
     return _robot.task(_robot.based(a))

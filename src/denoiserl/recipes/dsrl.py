@@ -26,10 +26,11 @@ As published: b = 1.5, targets that follow with τ = 0.005, a target entropy of 
 The paper's tables say 20 updates a decision and 10 of Q_W for each; what is released makes 2.5 to 5 updates a decision,
 by task, and half an update of Q_W for each. Here there are 2, and one of Q_W for each, at a higher learning rate, so
 that it runs on a laptop. Further differences: perceptrons of GELUs; the bound holds for the aliased variant too; ticks
-of the environment are counted, not chunks; ``alpha_least`` keeps π_W exploring: released runs dip below the base where
-the temperature falls under 0.1 before the critics know enough, and ``demos`` or a longer ``begin`` help as well.
-Rewards are scaled and shifted by ``scale`` and ``shift`` (a decision); −1 with success as the end makes a sparse reward
-dense.
+of the environment are counted, not chunks; a decision of noise makes the whole plan, so nothing is masked where an
+episode ends inside a chunk (there is no ratio, and Q_A sees the plan); ``alpha_least`` keeps π_W exploring: released
+runs dip below the base where the temperature falls under 0.1 before the critics know enough, and ``demos`` or a longer
+``begin`` help as well. Rewards are scaled and shifted by ``scale`` and ``shift`` (a decision); −1 with success as the
+end makes a sparse reward dense.
 
 Start from ``env.steering.steer(policy, obs=...)``; ``spread=1`` there and no training is the baseline *narrow noise*.
 ``serve="best"`` is the baseline that never steers: all data come from the base alone, everything learns from them as
@@ -222,6 +223,10 @@ def remember(replay: Replay, ep: Episode, box: Squash, a: Any, z: Tensor) -> int
 
 STARTS = "steered"
 """the kind of policy that it starts from"""
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

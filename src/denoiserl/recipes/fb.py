@@ -94,7 +94,7 @@ def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Kee
     opt = adamw([*both.parameters(), *policy.parameters()], a.lr, betas=(0.9, 0.99))
     covers(opt, both, policy.weights.module)
     every = max(1, a.updates // 50)
-    for it in keep.loop(a.updates, policy=policy, slow=slow, opt=opt, rng=rng):
+    for it in keep.loop(a.updates, given=data, policy=policy, slow=slow, opt=opt, rng=rng):
         index = rng.integers(0, len(known["obs"]), a.batch)
         row = {k: v[index] for k, v in known.items()}
         z = _successors.tasks(both, row["obs"], rng, a.reached)

@@ -106,7 +106,7 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
     ends = sampler(process, teacher, way, policy.event, record=Sample())
     decides = policy.sampler(serve=True, record=Sample())
     decided = policy.sampler(serve=True, record=Sample(), grad_last=1)
-    for _ in keep.loop(a.iters, policy=policy, critic=critic, teacher=teacher, slow=slow, rng=rng, **opts):
+    for _ in keep.loop(a.iters, given=data, policy=policy, critic=critic, teacher=teacher, slow=slow, rng=rng, **opts):
         seen = []
         for rows in _logged.minibatches(replay, a, rng):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
@@ -132,6 +132,10 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
 
 STARTS = "student"
 """the kind of policy that it starts from"""
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

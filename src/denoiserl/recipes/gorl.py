@@ -145,7 +145,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
             policy.weights.control = Latents(head, through)
-        world, settings = (acted(policy, env, a), later(a, policy.event[0])) if through else (env, a)
+        world, settings = (acted(policy, env, a), later(a)) if through else (env, a)
         settings = replace(ppo_args(settings), iters=iters)
         stage = keep.stage(f"latent-{i}")
         yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
@@ -171,9 +171,9 @@ def acted(policy: Policy, env: Stream, a: Any) -> Any:
     return Latent(env, lambda obs, z: decoded(policy, obs, z)[:, :execute])
 
 
-def later(a: Any, horizon: int) -> Any:
-    """Settings of stages with a decoder: every latent of a chunk counts, whatever is executed."""
-    return replace(a, clip=a.clip_latent, execute=horizon)
+def later(a: Any) -> Any:
+    """Return the settings of stages with a decoder: the world says what a latent executes."""
+    return replace(a, clip=a.clip_latent, execute=None)
 
 
 def ppo_args(a: Any) -> ppo.Args:
@@ -208,6 +208,7 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
     control, old = policy.weights.control, copy.deepcopy(policy.denoiser.state_dict())
     assert isinstance(control, Latents)
     act = actor(encoder, 1, None if control.through else a.execute)
+    env.border(0)
     before, rest = played(world, act, a.rollout, rng)
     assert before.chain is not None
     alive = before.alive.flatten().to(policy.device)
@@ -228,7 +229,7 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
         policy.process, policy.denoiser, made, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
     ):
         told = row
-    env.border(0)  # where the old pair began, too
+    env.border(0)  # the same start states as before
     after = played(acted(policy, env, a), actor(latent(policy, env.obs_dim, a), 1), a.rollout, rng)
     was, now = gained([before, *rest], [after[0], *after[1]])
     taken.value = now >= was - a.drop * abs(was)

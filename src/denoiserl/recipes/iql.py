@@ -100,7 +100,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     fall = warmup_cosine(opt, 0, a.iters * a.updates)
     learners = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow}
     learners["data"] = replay if replay is data else None  # a buffer that somebody refills
-    for _ in keep.loop(a.iters, **learners, value=value, value_opt=value_opt, fall=fall, rng=rng):
+    for _ in keep.loop(a.iters, given=data, **learners, value=value, value_opt=value_opt, fall=fall, rng=rng):
         seen = []
         for rows in _logged.minibatches(replay, a, rng):
             cond, done = rows["obs"], rows["action"]

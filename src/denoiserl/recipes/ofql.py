@@ -113,7 +113,7 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
     decided = policy.sampler(serve=True, record=Sample(), grad_last=1)
     following = policy.using("slow").sampler(serve=True, record=Sample())
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in keep.loop(a.iters, **named):
+    for _ in keep.loop(a.iters, given=data, **named):
         seen = []
         for rows in _logged.minibatches(replay, a, rng):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
@@ -135,6 +135,10 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
 
 STARTS = "meanflow"
 """the kind of policy that it starts from"""
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -159,6 +159,10 @@ STARTS = "gaussian"
 """the kind of policy that it starts from"""
 
 
+GROWS: dict[str, Any] = {"lr_last": 1.0}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
+
+
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
     return _robot.task(_robot.based(a))

@@ -140,6 +140,10 @@ STARTS = "squashed"
 """the kind of policy that it starts from"""
 
 
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
+
+
 def task(a: Args) -> Task:
     """A Gymnasium task, from nothing."""
     return _gym.task(a.base)

@@ -94,7 +94,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     opt = adamw(coins.learned.parameters(), a.lr)
     schedule = warmup_cosine(opt, min(100, a.updates), a.updates)
     every, losses = max(1, a.updates // 50), []
-    for it in keep.loop(a.updates, coins=coins, opt=opt, schedule=schedule, rng=rng):
+    for it in keep.loop(a.updates, given=data, coins=coins, opt=opt, schedule=schedule, rng=rng):
         i = rng.integers(0, len(phi), min(a.batch, len(phi)))
         losses.append(step(opt, (coins(phi[i]) - signs[i]).square().mean())["loss"])
         schedule.step()
@@ -128,7 +128,8 @@ def decisions(policy: Policy, data: Demos, a: Any, rng: Rng) -> Tensor:
         seen = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
         wanted = policy.codec.encode(window.actions(data.actions, index)).to(policy.device)
         plans = candidates(policy, seen, a.search, rng)
-        apart = (plans - wanted[:, None]).flatten(2).square().sum(-1)
+        real = window.real[index].to(policy.device)[:, None, :, None]  # what a window repeats was not demonstrated
+        apart = ((plans - wanted[:, None]).square() * real).flatten(2).sum(-1)
         nearest = plans[torch.arange(len(plans), device=plans.device), apart.argmin(1)]
         spread = max(spread, float((plans - plans[:, :1]).abs().max()))
         found.append(features(policy, seen, nearest, a.features))

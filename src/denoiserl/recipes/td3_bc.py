@@ -100,7 +100,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
 
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
     named["data"] = replay if replay is data else None  # a buffer that somebody refills
-    for it in keep.loop(a.iters, **named):
+    for it in keep.loop(a.iters, given=data, **named):
         seen = []
         for i, rows in enumerate(_logged.minibatches(replay, a, rng), it * a.updates + 1):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
@@ -124,6 +124,10 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
 
 STARTS = "squashed"
 """the kind of policy that it starts from"""
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -123,7 +123,7 @@ def improve(
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     schedule = warmup_cosine(opt, min(a.warmup, a.iters), a.iters)
-    for it in keep.loop(a.iters, policy=policy, opt=opt, schedule=schedule, rng=rng):
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, schedule=schedule, rng=rng):
         index = rng.integers(0, prompt_count(prompts), a.prompts)
         asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng)
         groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from denoiserl.env import Stream, evaluate
+from denoiserl.env.evaluate import HELD, REACHED, SUCCESS, WORDS
+from denoiserl.env.history import shown
 from denoiserl.env.named import environment
 from denoiserl.env.planner import serving
 from denoiserl.errors import BadRun
@@ -19,18 +21,19 @@ from denoiserl.task import Task
 def acting(word: str, execute: int | None = None, ticks: int | None = None) -> Task:
     """The task of acting in an environment: the return, and success where the environment reports ``info["success"]``.
 
-    ``execute``: actions of a chunk that are executed before the policy plans again (None: all of them).
+    A policy with a history is shown its last observations. ``execute``: actions of a chunk that are executed before the
+    policy plans again (None: all of them).
     """
     env = environment(word, ticks)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-        return evaluate(serving(policy, execute), env, n, seed).outcomes
+        return evaluate(serving(policy, execute), shown(env, policy), n, seed).outcomes
 
     def look(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
-        return episodes(serving(policy, execute), env, n, seed)
+        return episodes(serving(policy, execute), shown(env, policy), n, seed)
 
     def start(seed: int, keep: Any) -> Policy:
         raise BadRun(f"{word} is an environment and no task: to train, write a task with a starting policy")
 
-    words = {"return": ("return of an episode", ""), "success": ("episodes that succeed", "%"), "ticks": ("ticks", "")}
+    words = {name: WORDS[name] for name in ("return", SUCCESS, HELD, REACHED, "ticks")}
     return Task(word, "env", start, outcomes, words, env=lambda copies, seed: Stream(env, copies, seed), look=look)

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from denoiserl import store
+from denoiserl.env.remarks import remarks
 from denoiserl.errors import BadRun
 from denoiserl.evidence import fingerprint, selection_seed
 from denoiserl.meter import UNITS, Meter
 from denoiserl.policy import Policy
 from denoiserl.study import find, start
-from denoiserl.task import Task
+from denoiserl.task import Task, means
 from denoiserl.train import Keep
 
 MOST = 1_000_000
@@ -74,10 +75,12 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
         spent = stage.spent()
     used = cpu.seconds() if a.method != find.NONE else 0.0
     began = time.perf_counter()
-    told = task.judge(policy, a.trial_seed, a.trials)
+    with remarks() as notes:
+        told = task.judge(policy, a.trial_seed, a.trials)
     keep.last(policy)
     result = {
         "outcomes": told,
+        "notes": list(notes),
         "spent": spent,
         "cpu": used,
         "fingerprint": fingerprint(policy.denoiser.state_dict()),
@@ -86,7 +89,7 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     }
     if keep.folder is not None:
         store.write(keep.folder / "result", result)
-    yield {f"final {k}": float(v.mean()) for k, v in told.items()}
+    yield {f"final {k}": v for k, v in means(told).items()}
 
 
 class Cpu:
@@ -130,7 +133,7 @@ def watched(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> dict[s
     """Held-out numbers on the way, of trials that decide nothing."""
     with keep.unspent(), cpu.stopped():
         seen = task.judge(policy, selection_seed(a.seed), task.watch)
-    return {f"held-out {k}": float(v.mean()) for k, v in seen.items()}
+    return {f"held-out {k}": v for k, v in means(seen).items()}
 
 
 def sized(task: Task, method: Any, policy: Policy, a: Args) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from denoiserl import store
+from denoiserl.env.evaluate import REACHED, WORDS
+from denoiserl.env.remarks import remarks
 from denoiserl.errors import BadSignal
 from denoiserl.evidence import Interval, Race, Standing, Standings, Trials, fingerprint, measured, standings
 from denoiserl.evidence.plan import Plan
@@ -23,6 +25,7 @@ from denoiserl.rng import Rng
 from denoiserl.show.standings import print_standings
 from denoiserl.show.style import LIGHT
 from denoiserl.show.violins import violins
+from denoiserl.study.page import noted
 from denoiserl.task import Task
 
 BLOCK = 25
@@ -35,7 +38,7 @@ Judged = Mapping[str, tuple[Policy, Any]]
 @dataclass(frozen=True)
 class Trial:
     """``values`` {metric: {name: [n]}} (the main metric first), ``tables`` {metric: Standings} of several policies,
-    ``stopped``: how an early end came about, or "" """
+    ``stopped``: how an early end came about, or ""; ``notes`` {name: sentences that belong to its numbers}."""
 
     task: str
     seed: int
@@ -45,6 +48,7 @@ class Trial:
     words: dict[str, tuple[str, str]]
     tables: dict[str, Standings]
     stopped: str = ""
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -68,6 +72,7 @@ def judge(
     """
     prints = {name: fingerprint(policy.denoiser.state_dict()) for name, (policy, _) in policies.items()}
     told: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in policies}
+    heard: dict[str, list[str]] = {name: [] for name in policies}
     race = Race(list(policies), level) if early else None
     size = BLOCK if early else trials
     shown = progress and sys.stderr.isatty()
@@ -77,8 +82,9 @@ def judge(
             n = min(size, trials - block * size)
             for name in _order(list(policies), Rng(seed + block)):
                 policy, place = policies[name]
-                with place.here():
+                with place.here(), remarks() as said:
                     told[name].append(task.judge(policy, seed + 7919 * block, n))
+                heard[name] += said
                 bar.advance(job, n)
             if race is not None and _decided(race, {name: t[-1] for name, t in told.items()}, task):
                 break
@@ -87,12 +93,16 @@ def judge(
             raise BadSignal(f"policy {name!r} changed during its trials: they are of two policies and mean nothing")
     metrics = _metrics(task, told)
     values = {m: {name: torch.cat([t[m] for t in ts]) for name, ts in told.items()} for m in metrics}
-    words = {m: task.metrics.get(m, (m, "")) for m in metrics}
+    words = {m: task.metrics.get(m, WORDS.get(m, (m, ""))) for m in metrics}
     tables = {}
     if len(policies) > 1:
         for m in metrics:
-            better = task.better if m == metrics[0] else "higher"
-            tables[m] = standings({k: v[None] for k, v in values[m].items()}, m, *words[m], better, level)
+            better = task.better if m == metrics[0] else "lower" if m == REACHED else "higher"
+            have = torch.stack([~v.isnan() for v in values[m].values()]).all(0)
+            if int(have.sum()) < 2:
+                continue  # trials that all policies have such a number in are too few to compare
+            what = words[m][0] + ("" if bool(have.all()) else f", in the {int(have.sum())} trials where all have it")
+            tables[m] = standings({k: v[have][None] for k, v in values[m].items()}, m, what, words[m][1], better, level)
     stopped = ""
     if race is not None:
         tables = {metrics[0]: raced(tables[metrics[0]], race)}
@@ -102,7 +112,18 @@ def judge(
             f"The race of {n} starts {'is decided' if race.done else 'is not decided'}: "
             f"{', '.join(verdicts) or 'nobody is ahead'} (all verdicts together err with probability {level:g})."
         )
-    return Trial(task.name, seed, level, values, prints, words, tables, stopped)
+    notes = {name: (*dict.fromkeys(said), *_constant(values, name)) for name, said in heard.items()}
+    return Trial(task.name, seed, level, values, prints, words, tables, stopped, notes)
+
+
+def _constant(values: Mapping[str, Mapping[str, Tensor]], name: str) -> list[str]:
+    """The sentence on metrics that do not vary over a policy's trials, so that an interval of scores has no width."""
+    have = {m: v[name][~v[name].isnan()] for m, v in values.items()}
+    flat = [
+        f"{m} is {v[0]:g}" for m, v in have.items() if len(v) > 1 and v[0] not in (0, 1) and bool((v == v[0]).all())
+    ]
+    said = "so these intervals have no width and tell nothing of other trials"
+    return [f"The same in every trial, {said}: {', '.join(flat)}."] if flat else []
 
 
 def raced(table: Standings, race: Race) -> Standings:
@@ -152,24 +173,35 @@ def _decided(race: Race, block: Mapping[str, Mapping[str, Tensor]], task: Task) 
 
 
 def intervals(found: Trial) -> dict[str, tuple[Interval, bool]]:
-    """The intervals of a single policy, and whether they are rates."""
-    return {m: measured(next(iter(values.values()))) for m, values in found.values.items()}
+    """Return the intervals of a single policy over the trials that have such a number, and whether they are rates to
+    be read in percent. A metric that fewer than two trials have is left out."""
+    each = {m: _interval(next(iter(values.values()))) for m, values in found.values.items()}
+    return {m: (one, found.words[m][1] == "%") for m, one in each.items() if one is not None}
+
+
+def _interval(values: Tensor) -> Interval | None:
+    """The interval over the trials that have a number, None of fewer than two where one tells nothing."""
+    have = values[~values.isnan()]
+    rate = bool(((have == 0) | (have == 1)).all())
+    return measured(have)[0] if len(have) > 1 or (rate and len(have)) else None
 
 
 def tell(found: Trial, metrics: Sequence[str] = ()) -> None:
     """The tables of several policies in the terminal."""
     console = Console()
-    for name in metrics or found.tables:
+    for name in (m for m in metrics or found.tables if m in found.tables):
         print_standings(found.tables[name], console)
         console.print()
     if found.stopped:
         console.print(found.stopped)
+    for line in noted(found.notes):
+        console.print(line, markup=False, highlight=False)
 
 
 def as_dict(found: Trial, metrics: Sequence[str] = ()) -> dict[str, Any]:
     """{metric: interval} of one policy, {metric: standings} of several."""
     if found.tables:
-        return {m: found.tables[m].as_dict() for m in metrics or found.tables}
+        return {m: found.tables[m].as_dict() for m in metrics or found.tables if m in found.tables}
     return {m: each.as_dict() for m, (each, _) in intervals(found).items() if not metrics or m in metrics}
 
 
@@ -188,7 +220,10 @@ def write(
         rubric = found.words[m][0]
         starts = tuple(range(found.seed * 1_000_000, found.seed * 1_000_000 + found.trials))
         for name, v in values.items():
-            rows.append(Trials(found.prints[name], found.task, m, starts, tuple(v.tolist()), None, rubric))
+            known = [(s, x) for s, x in zip(starts, v.tolist(), strict=True) if x == x]  # no number, no trial
+            if known:
+                tried, gave = zip(*known, strict=True)
+                rows.append(Trials(found.prints[name], found.task, m, tried, gave, None, rubric))
     write_trials(folder / "trials.jsonl", rows)
     table = found.tables.get(main) or single(found, main)
     (folder / "plot.png").write_bytes(violins(table, LIGHT))
@@ -201,7 +236,8 @@ def write(
                 path = folder / (file if len(policies) == 1 else f"{name} {file}")
                 path.write_bytes(data if isinstance(data, bytes) else data.encode())
                 files.append(path.name)
-    told = {m: {k: measured(v)[0].as_dict() for k, v in values.items()} for m, values in found.values.items()}
+    each = {m: {k: _interval(v) for k, v in values.items()} for m, values in found.values.items()}
+    told = {m: {k: None if i is None else i.as_dict() for k, i in of.items()} for m, of in each.items()}
     record = {
         "task": found.task,
         "seed": found.seed,
@@ -212,6 +248,7 @@ def write(
         },
         "standings": found.tables[main].as_dict() if found.tables else None,
         "stopped": found.stopped,
+        "notes": {name: list(said) for name, said in found.notes.items()},
         "files": files,
     }
     store.write_json(folder / "eval.json", record)
@@ -220,7 +257,7 @@ def write(
 def single(found: Trial, metric: str) -> Standings:
     """The table of one policy."""
     ((name, values),) = found.values[metric].items()
-    each, rate = measured(values)
+    each = measured(values)[0]
     what, unit = found.words[metric]
     row = Standing(name, each, (each.mean,), "")
-    return Standings(metric, what, "%" if rate else unit, "higher", found.level, (row,), (), "trials")
+    return Standings(metric, what, unit, "higher", found.level, (row,), (), "trials")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,16 @@ def tell(found: Found, console: Console | None = None) -> None:
     for table in found.standings.values():
         print_standings(table, console)
         console.print()
+    for line in noted(found.notes):
+        console.print(line, markup=False, highlight=False)
+
+
+def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the sentences that belong to trials, those that all policies share once and without a name."""
+    shared = [
+        n for n in dict.fromkeys(n for said in notes.values() for n in said) if all(n in v for v in notes.values())
+    ]
+    return [*shared, *(f"{name}: {n}" for name, some in notes.items() for n in some if n not in shared)]
 
 
 def write(found: Found, folder: Path, out: Path | None = None) -> Path:

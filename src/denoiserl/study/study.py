@@ -129,7 +129,7 @@ class Found:
 
     ``values`` {metric: {arm: [seeds, trials]}}, the ``standings`` of each metric (the main one first), ``spent`` {arm:
     {unit: mean over seeds}} with seconds of training, ``cpu`` {arm: mean seconds of the processor}, ``memory`` {arm:
-    most MB}, ``tuning``: every candidate.
+    most MB}, ``tuning``: every candidate. ``notes`` {arm: sentences that belong to its trials}.
     """
 
     study: Study
@@ -140,6 +140,7 @@ class Found:
     memory: dict[str, float]
     tuning: dict[str, list[dict[str, Any]]]
     seconds: float
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def play(study: Study, folder: Path | str, processes: int = 2, device: str = "cpu", progress: bool = True) -> Found:
@@ -273,4 +274,5 @@ def gathered(folder: Path | str) -> Found:
         )
     memory = {name: max(t["memory"] for t in told) for name, told in results.items()}
     cpu = {name: sum(t["cpu"] for t in told) / len(told) for name, told in results.items()}
-    return Found(study, values, tables, spent, cpu, memory, record.get("tuning", {}), record["seconds"])
+    notes = {name: tuple(dict.fromkeys(n for t in told for n in t.get("notes", ()))) for name, told in results.items()}
+    return Found(study, values, tables, spent, cpu, memory, record.get("tuning", {}), record["seconds"], notes)

@@ -98,8 +98,7 @@ def fit(
     Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
     of your own, used at its own constant rate). ``live`` and ``counts``: see ``losses``. With ``ema`` the denoiser ends
     with the moving average of its weights. ``micro_batch_size``: rows of one forward; the update is that of the whole
-    batch. Give ``keep`` a folder and the fit can be killed and resumed. A generator: consume it,
-    ``for row in fit(...)``.
+    batch. With a folder in ``keep`` the fit can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
     data = {"x0": x0, "cond": cond, "live": live, "counts": counts}
@@ -115,7 +114,8 @@ def fit(
     log = max(1, updates // 50) if log is None else log
     seen, mode = _Mean(), denoiser.training
     denoiser.train()
-    for it in keep.loop(updates, denoiser=denoiser, opt=opt, schedule=schedule, average=average, rng=rng, seen=seen):
+    named = {"denoiser": denoiser, "opt": opt, "schedule": schedule, "average": average, "rng": rng, "seen": seen}
+    for it in keep.loop(updates, given=data, **named):
         index = rng.integers(0, n, batch)
         part = tree_map(lambda v, i=index: v.index_select(0, i.to(v.device)).to(device, non_blocking=True), data)
         if micro_batch_size is None:

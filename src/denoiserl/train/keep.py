@@ -33,6 +33,7 @@ import torch
 from denoiserl import store
 from denoiserl.errors import BadRun, BadSignal, nearest
 from denoiserl.meter import UNITS, Meter, uncounted
+from denoiserl.train.inputs import digest
 from denoiserl.train.surroundings import interrupts, random_state, set_random_state
 
 RESTART = 25
@@ -133,9 +134,11 @@ class Keep:
             self._stages[name] = stage
         return stage
 
-    def loop(self, n: int | None, **named: Any) -> Iterator[int]:
+    def loop(self, n: int | None, *, given: Any = None, **named: Any) -> Iterator[int]:
         """The iteration numbers still to do of 0 ... n-1, with the named objects restored before the first.
 
+        ``given``: a tree of what the loop learns from and does not change (data, prompts). Raise BadRun if a loop that
+        goes on is given another, or a policy whose codec is another.
         ``None`` among the named is left out. Ctrl-C and SIGTERM let the iteration finish, save, and raise ``Stopped``;
         a second one stops at once. Where an object has a border, an interrupted loop goes back to its last save.
         """
@@ -147,12 +150,13 @@ class Keep:
             )
         self._ran, self.top = True, None
         kept, borders = _sorted(named)
+        data = {} if self.folder is None else _given(given, kept)
         every = self.every or (100 if n is None else max(1, math.ceil(n / 10)))
         at = Position(self.name, 0, n, 0)
         if self.folder is not None:
             store.settle(self.folder)
         if self.folder is not None and store.exists(self.folder / "state"):
-            at.iteration = at.first = self._restore(kept)
+            at.iteration = at.first = self._restore(kept, data)
             if n is not None and at.iteration > n:
                 raise BadRun(f"{self.folder} holds {at.iteration} iterations, more than {n}: use a new folder.")
         saved, told = at.iteration, time.perf_counter()
@@ -175,7 +179,7 @@ class Keep:
                         soon = self.every is None and time.perf_counter() - told > SOON
                         due = done or soon or at.iteration // every > saved // every
                         if self.folder is not None and (due or caught):
-                            self._save(at.iteration, kept)
+                            self._save(at.iteration, kept, data)
                             saved, told = at.iteration, time.perf_counter()
                         for thing in borders:
                             thing.border(at.iteration)
@@ -251,7 +255,7 @@ class Keep:
     def _root(self) -> Keep:
         return self._line()[-1]
 
-    def _save(self, iteration: int, kept: dict[str, Any]) -> None:
+    def _save(self, iteration: int, kept: dict[str, Any], data: dict[str, str]) -> None:
         assert self.folder is not None
         mark = self._root().mark
         state = {
@@ -263,10 +267,11 @@ class Keep:
             "rows": mark() if mark else 0,
             "named": {name: thing.state_dict() for name, thing in kept.items()},
             "random": random_state(),
+            "given": data,
         }
         store.write(self.folder / "state", state)
 
-    def _restore(self, kept: dict[str, Any]) -> int:
+    def _restore(self, kept: dict[str, Any], data: dict[str, str]) -> int:
         assert self.folder is not None
         path = self.folder / "state"
         state = store.read(path)
@@ -278,6 +283,9 @@ class Keep:
                 f"{path} does not fit this loop: it holds {unknown or 'nothing'} that the loop does not name, and the "
                 f"loop names {missing or 'nothing'} that it does not hold. Name the same objects, or use a new folder."
             )
+        began = state.get("given", {})
+        if changed := [name for name in data if name in began and data[name] != began[name]]:
+            raise BadRun(f"{path} began with another {' and '.join(changed)}: give it the same, or use a new folder.")
         for name, thing in kept.items():
             try:
                 thing.load_state_dict(state["named"][name])
@@ -311,6 +319,12 @@ def saved(folder: Path | str, name: str = "best") -> Path:
     if not found:
         raise BadRun(f"{folder} holds no policy {name!r}: was the run stopped before its first evaluation?")
     return found[0] if found[0] == folder / name else max(found, key=lambda p: p.stat().st_mtime)
+
+
+def _given(given: Any, kept: dict[str, Any]) -> dict[str, str]:
+    """Fingerprints of what a loop does not change: its data, and how its policies read and write data."""
+    codecs = {f"codec of the {k}": v.codec for k, v in kept.items() if hasattr(v, "codec")}
+    return {name: digest(v) for name, v in {"data set": given, **codecs}.items() if v is not None}
 
 
 def _sorted(named: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -1,6 +1,6 @@
 """The runner: a recipe, its args and a folder become a run that is recorded, shown, interrupted and resumed.
 
-folder/run.json        what the run is: recipe, args, seed, device, versions, commit
+folder/run.json        what the run is: recipe, args, seed, device, versions, commit, fingerprints of what it was given
 folder/metrics.jsonl   what it told (``journal``), with wall times beside in clock.jsonl and events in tb/
 folder/<stage>/state   where it stands (``keep``)
 """
@@ -29,6 +29,7 @@ import torch
 
 from denoiserl import store
 from denoiserl.errors import BadRun, nearest
+from denoiserl.train.inputs import fingerprints
 from denoiserl.train.journal import Journal
 from denoiserl.train.keep import Keep, Stopped, rows_kept
 from denoiserl.train.place import Place
@@ -56,8 +57,10 @@ def run(
     """Run ``recipe.train(args, keep)`` in ``folder``, or go on with what the folder holds.
 
     Returns ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. A folder that holds a run of
-    other settings raises BadRun that names them. Ctrl-C lets the iteration finish, saves, says how to go on, and raises
-    SystemExit(130) (143 for SIGTERM); a second one stops at once, and the run goes on from its last save.
+    other settings raises BadRun that names them, and so does other content of a file or folder that they name (data, a
+    module with an environment, a starting policy). More ``iters`` may be asked for, where the recipe's ``GROWS`` says
+    so; environments start afresh where the run had ended. Ctrl-C lets the iteration finish, saves, says how to go on,
+    and raises SystemExit(130) (143 for SIGTERM); a second one stops at once, and the run goes on from its last save.
     """
     folder = Path(folder)
     settings = {
@@ -72,7 +75,8 @@ def run(
     }
     with _alone(folder):
         store.settle(folder)
-        record = _record(folder, json.loads(json.dumps(settings)), getattr(args, "seed", None))
+        given = fingerprints(args, folder)
+        record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), recipe)
         place = Place(device, precision, threads, record["place"])
         keep = Keep(folder, device, every, budget, restart)
         with place.here() as chosen:
@@ -101,16 +105,18 @@ def opened(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
     return recipe, from_json(recipe.Args, record["args"]), record
 
 
-def module(name: str) -> ModuleType:
-    """The recipe with this module name, or in this file (a name that ends in .py)."""
+def module(name: str, what: str = "recipe") -> ModuleType:
+    """The module with this name, or in this file (a name that ends in .py). ``what`` it is called in refusals."""
     if not name.endswith(".py"):
         try:
             return importlib.import_module(name)
         except ImportError as error:
-            raise BadRun(f"The recipe {name} cannot be imported ({error}): is its package installed?") from error
+            file = Path(f"{name.replace('.', '/')}.py")
+            cure = f"is it the file {file}? Name it so" if file.exists() else "is its package installed?"
+            raise BadRun(f"The {what} {name} cannot be imported ({error}): {cure}") from error
     file = Path(name).resolve()
     if not file.exists():
-        raise BadRun(f"The recipe's file {file} does not exist: put it back, or check the path.")
+        raise BadRun(f"The {what}'s file {file} does not exist: put it back, or check the path.")
     loaded = types.ModuleType(f"recipe_{file.stem}")
     loaded.__file__ = str(file)
     vars(loaded)["__recipe__"] = str(file)  # what run.json calls it
@@ -124,7 +130,7 @@ def named(word: str) -> Any:
     place, colon, name = word.rpartition(":")
     if not colon:
         raise BadRun(f"{word}: write my_module:name or my_file.py:name.")
-    found = module(place)
+    found = module(place, "module")
     if not hasattr(found, name):
         raise BadRun(f"{place}: {nearest(name, [n for n in vars(found) if not n.startswith('_')], 'function')}")
     return getattr(found, name)
@@ -163,11 +169,14 @@ def _consume(
     return last, journal.rows
 
 
-def _record(folder: Path, settings: dict[str, Any], seed: int | None) -> dict[str, Any]:
+def _record(
+    folder: Path, settings: dict[str, Any], given: dict[str, str], seed: int | None, recipe: Any
+) -> dict[str, Any]:
     """The content of run.json: a new one, or the folder's own if it is of the same run."""
     path = folder / "run.json"
     fresh = {
         **settings,
+        "given": given,
         "seed": seed,
         **provenance(),
         "place": None,
@@ -181,10 +190,34 @@ def _record(folder: Path, settings: dict[str, Any], seed: int | None) -> dict[st
         return fresh
     old = store.read_json(path)
     known = {k: old.get(k) for k in FIXED}
-    if found := differing(known, {k: settings[k] for k in FIXED}):
-        raise BadRun(f"{folder} holds a run of other settings ({'; '.join(found)}): use them, or give a new folder.")
+    found = differing(known, {k: settings[k] for k in FIXED})
+    more = [old.get("args", {}).get("iters"), settings["args"].get("iters")]
+    longer = found == differing({"iters": more[0]}, {"iters": more[1]}, "args") and None not in more
+    if found and not (longer and more[0] < more[1] and _grows(recipe, settings["args"])):
+        raise BadRun(
+            f"{folder} holds a run of other settings ({'; '.join(found)}): use them, or give a new folder."
+            + longer
+            * f" Its schedules depend on the number of iterations: to improve its policy further, begin "
+            f"another run with it, such as --start {folder} --out NEW."
+        )
+    before = old.get("given")  # runs of earlier versions have none
+    if changed := [at for at in {**(before or {}), **given} if before is not None and before.get(at) != given.get(at)]:
+        raise BadRun(
+            f"{folder} began with other contents of {', '.join(changed)} (the data, file or policy that it names was "
+            "changed or removed): put them back, or give a new folder."
+        )
     again = {"time": _now(), "commit": fresh["commit"], "versions": fresh["versions"], "budget": settings["budget"]}
-    return {**fresh, **old, "budget": settings["budget"], "resumed": [*old.get("resumed", []), again]}
+    again |= {"iters": more} if found else {}
+    resumed = [*old.get("resumed", []), again]
+    now = {"args": settings["args"], "budget": settings["budget"], "given": given, "resumed": resumed}
+    return {**fresh, **old, **now}
+
+
+def _grows(recipe: Any, args: dict[str, Any]) -> bool:
+    """May a run go on to more iterations than it was begun with? A recipe says so by ``GROWS``: the settings under
+    which no schedule of its own depends on their number."""
+    needs = getattr(recipe, "GROWS", None)
+    return needs is not None and all(args.get(name) == value for name, value in needs.items())
 
 
 @contextmanager

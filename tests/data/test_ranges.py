@@ -1,0 +1,165 @@
+"""Outliers, dimensions that hardly move, constant ones, and data in other units than their box."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from denoiserl.data import Demos, Normalizer, Robot, Squash
+from denoiserl.data.collect import Recording
+from denoiserl.data.ranges import compare, used
+from denoiserl.doctor.data import delay, ranges
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.recipes import _kinds, _robot
+from denoiserl.recipes._given import fits, opened, recorded
+
+gym = pytest.importorskip("gymnasium")
+
+
+def demos(n: int = 2000, episode: int = 20) -> Demos:
+    g = torch.Generator().manual_seed(0)
+    seen, done = torch.randn(n, 3, generator=g), torch.rand(n, 2, generator=g) * 2 - 1
+    return Demos(seen, done, torch.arange(episode, n + 1, episode), name="toy")
+
+
+@pytest.mark.parametrize("kind", ["minmax", "std"])
+def test_an_outlier_is_told_by_dimension_row_episode_and_share(kind: Any) -> None:
+    wrong = demos().actions.clone()
+    wrong[1234, 1] = -1000.0
+    with pytest.warns(UserWarning, match=r"dimension 1 of toy: row 1234 \(episode 61\) is -1000, .* use 0.2 % of the"):
+        known = Normalizer.fit(wrong, kind, name="toy", ends=demos().ends)
+    again = Normalizer.from_state(known.state_dict()).to("cpu")
+    assert "outliers" in again.report() and "[1]" in again.report()
+    with pytest.warns(UserWarning, match="dimension 1 of the actions of toy: row 1234"):
+        codec = Robot.fit(replace(demos(), actions=wrong))
+    policy = _kinds.gaussian(_robot.Base(chunk=1, width=8), demos(), 0)
+    assert ranges(replace(policy, codec=codec)).level == "warning"
+    assert ranges(policy).level == "ok"
+    told = ranges(policy, replace(demos(), actions=wrong))
+    assert told.level == "warning" and "row 1234 (episode 61)" in told.said
+
+
+def test_what_is_spread_as_data_are_is_no_outlier() -> None:
+    """Heavy tails, rare events, a gripper that opens, few rows, and constants: nothing is said."""
+    g = np.random.default_rng(0)
+    rare = (g.random(5000) < 0.004).astype(float)
+    columns = [g.normal(size=5000), g.standard_t(4, 5000), g.random(5000) < 0.5, rare, g.exponential(size=5000)]
+    rows = torch.from_numpy(np.stack([*columns, np.full(5000, 7.0)], 1)).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Normalizer.fit(rows)
+        Normalizer.fit(rows[:5])
+        Normalizer.fit(torch.tensor([[0.0], [1.0], [100.0]]))
+    one = torch.full((5000, 1), 7.0)
+    one[3] = 1000.0
+    assert float(used(one)) == 0.0, "what is far beyond all others is"
+
+
+def test_a_dimension_that_hardly_moves_is_told() -> None:
+    seen = demos().observations.clone()
+    seen[:, 2] = 3 + 1e-5 * seen[:, 2]
+    for kind in ("std", "minmax"):
+        with pytest.warns(UserWarning, match="dimension 2 of the data moves by .* around 3"):
+            known = Normalizer.fit(seen, kind)
+        assert "hardly move: [2]" in known.report()
+
+
+def test_a_constant_dimension_of_a_box_comes_back_and_others_are_named() -> None:
+    box = Squash.box([-1.0, 0.5], [1.0, 0.5])
+    some = torch.tensor([[0.3, 0.5], [-0.9, 0.5]])
+    assert torch.allclose(box.decode(box.encode(some)), some) and bool(box.encode(some).isfinite().all())
+    assert torch.equal(box.decode(torch.randn(5, 2))[:, 1], torch.full((5,), 0.5))
+    with pytest.raises(BadSignal, match=r"infinite in dimension\(s\) \[1\]"):
+        Squash.box([-1.0, -torch.inf], [1.0, 1.0])
+    with pytest.raises(BadSignal, match=r"empty in dimension\(s\) \[0\]"):
+        Squash.box([1.0, 0.0], [-1.0, 1.0])
+
+
+class Wide(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(np.array([0, -1], np.float32), np.array([100, 1], np.float32))
+
+
+def given(path: Path, low: float, high: float, seen: float = 1.0, **more: Any) -> Recording:
+    """Data whose first action lies in [low, high], recorded in ``Wide``."""
+    u = torch.linspace(0, 1, 60)
+    done = torch.stack([low + (high - low) * u, 2 * u - 1], 1)
+    Demos(seen * (2 * torch.stack([u, u.flip(0)], 1) - 1), done, torch.tensor([30, 60])).save(path)
+    return recorded(str(path), Wide, **more)
+
+
+def test_data_in_other_units_than_the_environment_are_refused_or_told(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given(tmp_path / "right", 0, 100)
+        given(tmp_path / "edge", 0, 100 + 1e-4)
+        given(tmp_path / "tenth", 40, 51)
+    with pytest.raises(BadSignal, match=r"outside the box of Wide of actions, worst in row 0: dimension 0 "):
+        given(tmp_path / "beyond", -1, 1)
+    with pytest.warns(UserWarning, match="use 2 % of the range"):
+        clipped = given(tmp_path / "clipped", -1, 2, outside="clip")
+    assert float(clipped.demos.actions[:, 0].min()) == 0.0
+    with pytest.warns(UserWarning, match=r"use 1 % of the range of the box of Wide of actions: dimension 0 "):
+        given(tmp_path / "narrow", 0, 1)
+    with pytest.warns(UserWarning, match="the observations of .* lie outside the box of Wide of observations"):
+        given(tmp_path / "degrees", 0, 100, seen=57.0)
+    with pytest.warns(UserWarning, match="the observations of .* use 1 % of the range"):
+        given(tmp_path / "small", 0, 100, seen=0.01)
+
+
+def test_episodes_and_parts_of_a_users_data_are_chosen_by_words(tmp_path: Path) -> None:
+    assert len(given(tmp_path / "a", 0, 100, without="1").demos) == 1
+    data = demos(60)
+    parts = {"state": data.observations[:, :2], "more": data.observations}
+    replace(data, observations=parts, actions=data.actions.abs()).save(tmp_path / "parts")
+    with pytest.raises(BadRun, match="--parts NAME"):
+        recorded(str(tmp_path / "parts"), Wide)
+    with pytest.warns(UserWarning, match="range of the box|outside the box"):
+        kept = recorded(str(tmp_path / "parts"), Wide, parts="state")
+    assert torch.equal(kept.demos.observations, data.observations[:, :2])
+    with pytest.raises(BadSignal, match=r"several parts of numbers are not learned from.*FlattenObservation"):
+        _kinds.facts(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))
+
+
+def test_infinite_and_constant_boxes_judge_nothing() -> None:
+    rows = torch.randn(50, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare(rows, -torch.inf, torch.inf, "rows", "the box", refuse=True)
+        compare(0 * rows + 2, [2, 2, 2], [2, 2, 2], "rows", "the box", refuse=True)
+    with pytest.raises(BadSignal, match="dimension 1"):
+        compare(0 * rows + 2, [2, 3, 2], [2, 3, 2], "rows", "the box", refuse=True)
+
+
+def test_a_policy_that_cannot_say_what_was_done_is_told_of_it() -> None:
+    policy = _kinds.gaussian(_robot.Base(chunk=1, width=8), demos(), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits(policy, demos())
+    for scale, said in ((30.0, "lie outside actions that the policy can take"), (0.01, "use 1 % of the range")):
+        with pytest.warns(UserWarning, match=said):
+            fits(policy, replace(demos(), actions=scale * demos().actions))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_rewards_one_row_late_are_found(late: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    step = 0.1 * (2 * torch.rand(30, 20, 2, generator=g) - 1)
+    path = 3 * torch.randn(30, 1, 2, generator=g) + torch.cat([torch.zeros(30, 1, 2), step.cumsum(1)], 1)
+    own = Demos(path[:, :-1].flatten(0, 1), step.flatten(0, 1), torch.arange(20, 601, 20))
+    rewards = -path[:, 1:].flatten(0, 1).norm(dim=1)
+    wide = torch.full((2,), torch.inf)
+    data = Recording(own, rewards.roll(int(late)), path[:, -1], torch.zeros(30, dtype=torch.bool), -wide, wide)
+    assert delay(data).level == ("warning" if late else "ok")
+
+
+def test_a_policy_of_others_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"x")
+    with pytest.raises(BadRun, match="a checkpoint of torch"):
+        opened(str(tmp_path / "last.ckpt"), torch.device("cpu"))
