@@ -154,13 +154,6 @@ def stack(chains: list[Chain]) -> Chain:
     return replace(head, **joined, log_prob=torch.stack([c.log_prob for c in chains]))
 
 
-def join(chains: list[Chain]) -> Chain:
-    """Return chains of equal shape as one, along their leading batch axis: what was drawn in parts."""
-    head = chains[0]
-    joined = {k: cat([getattr(c, k) for c in chains]) for k in ("states", "sample", "cond", "live")}
-    return replace(head, **joined, log_prob=torch.cat([c.log_prob for c in chains]))
-
-
 @dataclass(frozen=True)
 class All:
     """Record every step."""

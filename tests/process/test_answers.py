@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Autoregressive, Logits, Masked, Policy, Rng, grid
+from denoiserl.env.control import candidates
 from denoiserl.errors import BadSignal
 from denoiserl.net import Transformer
 from denoiserl.policy import Infill
@@ -145,6 +146,17 @@ def test_more_holes_than_the_decoder_fills_are_refused(n: int, decoder: dict[str
     for draw in (Policy.draw, Policy.sample):
         with pytest.raises(BadSignal, match=says):
             draw(made(12, n, order="confidence", **decoder), canvas, Rng(0))
+
+
+def test_several_candidates_of_an_answer_are_finished_as_one_is() -> None:
+    canvas = torch.tensor([[1, MASK, MASK, MASK]]).expand(50, 4)
+    policy = made(4, 3, order="left", tokens=1, end=END)
+    many = candidates(policy, canvas, 3, Rng(0))
+    assert many.shape == (50, 3, 4) and bool((many != MASK).all()) and bool((many[..., 0] == 1).all())
+    stop = ((many == END).cumsum(-1) - (many == END).long()) > 0
+    assert bool((many[stop] == END).all()) and bool(stop.any())
+    with pytest.raises(BadSignal, match="needs 3 steps"):
+        candidates(made(4, 2, order="left", tokens=1), canvas, 3, Rng(0))
 
 
 def test_a_grid_that_stops_early_serves_no_masks() -> None:

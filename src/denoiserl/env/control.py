@@ -75,7 +75,9 @@ def candidates(policy: Policy, cond: Tree, n: int, rng: Rng, rows: int | None = 
     draw = sampler(policy.process, Shared(policy.denoiser, n), policy.serve, policy.event, record=Sample())
     many = fan(rng, n)
     start = None if begin is None else (tree_map(repeat, begin), 0)
+    policy.process.check(begin, len(policy.serve), policy.event)
     plans = draw(seen, many, start=start, rows=count * n).sample
+    plans = policy.process.finish(plans, None if start is None else start[0])
     rng.counter = many.counter
     return plans.unflatten(0, (count, n))
 

@@ -53,13 +53,13 @@ from denoiserl.objective import clip_fraction, k3, masked_mean, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.process.masked import known_tokens
 from denoiserl.recipes import _stages, _sudoku
-from denoiserl.recipes._tokens import canvases, masked, parts, write, written
+from denoiserl.recipes._generators import cut, draw, told
+from denoiserl.recipes._tokens import canvases, masked, written
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
 from denoiserl.train import Keep, accumulate_masked, adamw, covers
 from denoiserl.tree import Tree, take
-from denoiserl.tree import rows as count
 
 PATIENCE = 40
 """iterations after which the training reward should have risen"""
@@ -119,42 +119,41 @@ def improve(
     for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
         if a.sync and it and it % a.sync == 0:
             policy.weights.keep("reference")
-        asked = ask(prompts, rng.integers(0, count(prompts), a.prompts), a.group)
-        sample: Any = write(policy, asked, rng, a.micro_batch_size).sample
-        scored = score(reward, policy.codec.decode(sample), asked, a.weights or None, a.on_bad)
+        index = rng.integers(0, prompt_count(prompts), a.prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng)
+        sample: Any = chain.sample
         groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)
         advantage = group_relative(groups, "none", valid=valid).flatten()
-        canvas, answer = canvases(policy, asked), written(policy, asked, sample) & scored.valid[:, None]
+        canvas, answer = canvases(policy, asked), written(policy, asked, sample)
+        assert answer is not None
+        answer = answer & scored.valid[:, None]
         masks = [hide(canvas, sample, process.mask, a.prompt_mask, a.answer_mask, rng) for _ in range(a.mu)]
         old = [_passes(policy, policy.denoiser, seen, sample, asked, a) for seen in masks]
         with torch.no_grad():
             kept = policy.weights.using("reference")
             reference = [_passes(policy, kept, seen, sample, asked, a) for seen in masks]
-        told = []
+        done = []
         for seen, before, anchor in zip(masks, old, reference, strict=True):
             hole = (seen == process.mask) & answer
             new: list[Tensor] = []
             pieces = _pieces(policy, seen, sample, asked, (before, anchor, advantage, hole), new, a)
-            done = accumulate_masked(opt, pieces, clip=a.max_grad)
-            if done is None:
+            update = accumulate_masked(opt, pieces, clip=a.max_grad)
+            if update is None:
                 continue  # nothing was hidden: this mask teaches nothing
             now = torch.cat(new)
-            if it == 0 and not told:
+            if it == 0 and not done:
                 assert_on_policy(now[hole], before[hole], a.tolerance, policy.denoiser)
             kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, a.clip, mask=hole)
-            told.append((done["loss"], float(kl), float(clipped)))
-        row = {"reward": float(groups.nanmean()), "dead groups": float(dead_groups(groups, valid=valid).float().mean())}
-        row |= {k: float(v.nanmean()) for k, v in scored.parts.items()}
-        if a.on_bad == "drop":
-            row["dropped"] = scored.dropped
-        if told:
-            row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(told).mean(0).tolist(), strict=True))
+            done.append((update["loss"], float(kl), float(clipped)))
+        row = told(scored) | {"dead groups": float(dead_groups(groups, valid=valid).float().mean())}
+        if done:
+            row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(done).mean(0).tolist(), strict=True))
         yield row | ({} if trend.rose(row["reward"]) else {"not risen": 1.0})
 
 
 def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, a: Any) -> Tensor:
     """``one_pass`` in parts, detached: calls of the update's shapes and mode, by either of which some kernels round."""
-    rows = parts(torch.arange(len(seen), device=seen.device), a.micro_batch_size)
+    rows = cut(torch.arange(len(seen), device=seen.device), a.micro_batch_size)
     return torch.cat([one_pass(denoise, seen[i], sample[i], policy, take(asked, i)).detach() for i in rows])
 
 
@@ -163,7 +162,7 @@ def _pieces(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The losses of the rows in parts, and where they count; the log-probs are put into ``new``."""
     before, anchor, advantage, hole = given
-    for i in parts(torch.arange(len(seen), device=seen.device), a.micro_batch_size):
+    for i in cut(torch.arange(len(seen), device=seen.device), a.micro_batch_size):
         logp = one_pass(policy.denoiser, seen[i], sample[i], policy, take(asked, i))
         new.append(logp.detach())
         gain = advantage[i, None].expand_as(logp)

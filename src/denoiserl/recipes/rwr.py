@@ -47,6 +47,7 @@ from denoiserl.policy import Policy
 from denoiserl.process import Noised
 from denoiserl.recipes import _shapes, _stages
 from denoiserl.recipes._generators import cut, draw, some, told
+from denoiserl.recipes._tokens import written
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
@@ -112,7 +113,11 @@ def improve(
             total, valid = total.reshape(1, -1), valid.reshape(1, -1)
         weight = tilt(total, a.beta, valid) if a.share is None else best(total, a.share, valid)
         weight = weight.flatten()
-        cond, live, index = policy.codec.condition(asked), written(policy, asked), torch.nonzero(weight).flatten()
+        cond, live, index = (
+            policy.codec.condition(asked),
+            written(policy, asked, chain.sample),
+            torch.nonzero(weight).flatten(),
+        )
         parts, seen = max(1, len(index) // a.batch), []
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             t = stratified(len(i), rng)
@@ -150,16 +155,6 @@ def best(reward: Tensor, share: float, valid: Tensor) -> Tensor:
     largest = reward.masked_fill(~valid, 0.0).abs().amax(-1, keepdim=True)
     top = ((ranked >= least) | (least - ranked < resolution(largest))) & valid
     return top * valid.sum(-1, keepdim=True) / top.sum(-1, keepdim=True).clamp_min(1)
-
-
-def written(policy: Policy, asked: Tree) -> Tensor | None:
-    """[B, L] bool, the positions that the policy writes, where prompts are canvases with masks; None: all."""
-    canvas, mask = policy.codec.start(asked), getattr(policy.process, "mask", None)
-    return None if canvas is None or mask is None else canvas == mask
-
-
-GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
 
 
 def task(a: Args) -> Task:

@@ -58,12 +58,13 @@ from denoiserl.likelihood import assert_on_policy, tolerance_of
 from denoiserl.objective import approx_kl, k3, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.recipes import _stages, _sudoku
-from denoiserl.recipes._tokens import masked, parts, write, written
+from denoiserl.recipes._generators import cut, draw, told
+from denoiserl.recipes._tokens import masked, written
 from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, score
+from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
 from denoiserl.train import Keep, accumulate_masked, adamw, covers, warmup_cosine
-from denoiserl.tree import Tree, rows
+from denoiserl.tree import Tree
 
 SHORT = 16
 """positions of the longest sequence whose steps are scored exactly by default"""
@@ -123,18 +124,15 @@ def improve(
     covers(opt, policy.weights.module)
     schedule = warmup_cosine(opt, min(a.warmup, a.iters), a.iters)
     for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, schedule=schedule, rng=rng):
-        asked = ask(prompts, rng.integers(0, rows(prompts), a.prompts), a.group)
-        chain = write(policy, asked, rng, a.micro_batch_size)
-        scored = score(reward, policy.codec.decode(chain.sample), asked, a.weights or None, a.on_bad)
+        index = rng.integers(0, prompt_count(prompts), a.prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng)
         groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)
         kept = _kept(groups, valid, a.accuracy)
         advantage = torch.where(kept, group_relative(groups, a.scale, valid=valid), 0.0).flatten()
         chain = chain.given(live=written(policy, asked, chain.sample))
         trace = chain.rows(torch.nonzero(_teaches(chain, advantage, a.sure).flatten())[:, 0])
-        row = {"reward": float(groups.nanmean()), "dead groups": float(dead_groups(groups, valid=valid).float().mean())}
-        row |= {k: float(v.nanmean()) for k, v in scored.parts.items()} | {"rows": len(trace)}
-        if a.on_bad == "drop":
-            row["dropped"] = scored.dropped
+        dead = float(dead_groups(groups, valid=valid).float().mean())
+        row = told(scored) | {"dead groups": dead, "rows": len(trace)}
         if len(trace):
             everything = torch.arange(len(trace), device=trace.step.device)
             seen = [_old(policy, trace.part(i), exact, a) for i in everything.split(a.batch)]
@@ -182,7 +180,7 @@ def _log_probs(policy: Policy, trace: Rows, exact: bool) -> tuple[Tensor, Tensor
 def _old(policy: Policy, trace: Rows, exact: bool, a: Any) -> tuple[Tensor, Tensor]:
     """Log-probs before the update, from calls of the update's shapes and mode: some kernels round by either."""
     index, found = torch.arange(len(trace), device=trace.step.device), []
-    for i in parts(index, a.micro_batch_size):
+    for i in cut(index, a.micro_batch_size):
         value, counts = _log_probs(policy, trace.part(i), exact)
         found.append((value.detach(), counts))
     return torch.cat([value for value, _ in found]), torch.cat([counts for _, counts in found])
@@ -192,10 +190,10 @@ def _learn(
     policy: Policy, opt: Any, trace: Rows, old: Tensor, could: Tensor, advantage: Tensor, exact: bool, a: Any, rng: Rng
 ) -> dict[str, float]:
     """Pass over the rows ``epochs`` times; says the loss, the KL to what drew, and how much carried no loss."""
-    told, seen, left, asked = [], [], 0, 0
+    losses, seen, left, asked = [], [], 0, 0
 
     def pieces(batch: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for i in parts(batch, a.micro_batch_size):
+        for i in cut(batch, a.micro_batch_size):
             new, counts = _log_probs(policy, trace.part(i), exact)
             counts = counts & could[i]
             seen.append((new.detach(), old[i], counts))
@@ -210,26 +208,28 @@ def _learn(
         for batch in rng.permutation(len(trace)).split(a.batch):
             seen.clear()
             done = accumulate_masked(opt, pieces(batch), clip=1.0)
-            told += [] if done is None else [done["loss"]]
+            losses += [] if done is None else [done["loss"]]
             left, asked = left + sum(int(counts.sum()) for *_, counts in seen), asked + int(wrote[batch].sum())
-    row = {"impossible": 1 - left / asked, "skipped": a.epochs * -(-len(trace) // a.batch) - len(told)}
-    if told:
+    row = {"impossible": 1 - left / asked, "skipped": a.epochs * -(-len(trace) // a.batch) - len(losses)}
+    if losses:
         new, before, counts = (torch.cat(v) for v in zip(*seen, strict=True))
-        row = {"loss": sum(told) / len(told)} | row
+        row = {"loss": sum(losses) / len(losses)} | row
         row |= {"kl": float(approx_kl(new, before, counts))} if bool(counts.any()) else {}
     return row
 
 
 @torch.no_grad()
 def _first(policy: Policy, chain: Chain, trace: Rows, old: Tensor, could: Tensor, exact: bool, a: Any) -> dict:
-    """Compare the run, its replay by calls of the run's own shapes, and the update's calls, on the first rows drawn.
+    """Compare a run, its replay by calls of the run's own shapes, and the update's calls, on rows drawn together.
 
     Returns the share of steps that are ``flipped`` where they are scored exactly. Raises OffPolicy if the policy that
     learns is not the one that drew.
     """
-    n, steps = min(a.micro_batch_size or len(chain.log_prob), len(chain.log_prob)), len(chain)
+    many, steps, size = len(chain.log_prob), len(chain), a.micro_batch_size or len(chain.log_prob)
+    low = int(trace.owner[0]) // size * size  # the rows that were drawn together with the first that teaches
+    n = min(size, many - low)
     limit = tolerance_of(policy.denoiser) if a.tolerance is None else a.tolerance
-    at, gaps, tokens, joints = torch.arange(n, device=trace.step.device) * steps, [], [], []
+    at, gaps, tokens, joints = torch.arange(low, low + n, device=trace.step.device) * steps, [], [], []
     for k in range(steps):
         part = chain.rows(at + k)
         law, y = policy.replay(part, micro=n)
@@ -241,10 +241,10 @@ def _first(policy: Policy, chain: Chain, trace: Rows, old: Tensor, could: Tensor
     # The median: a rank that flips moves single steps by nats, another law moves nearly all.
     typical = torch.cat(gaps).median()[None]
     assert_on_policy(typical, torch.zeros_like(typical), limit)
-    mine = torch.nonzero(trace.owner < n)[:, 0]
-    place = trace.owner[mine], torch.searchsorted(chain.step, trace.step[mine])
+    mine = torch.nonzero((trace.owner >= low) & (trace.owner < low + n))[:, 0]
+    place = trace.owner[mine] - low, torch.searchsorted(chain.step, trace.step[mine])
     run = torch.stack(tokens, 1)[place]
-    now = torch.cat([_log_probs(policy, trace.part(i), False)[0] for i in parts(mine, a.micro_batch_size or a.batch)])
+    now = torch.cat([_log_probs(policy, trace.part(i), False)[0] for i in cut(mine, a.micro_batch_size or a.batch)])
     apart = (now - run).abs()[run != 0].sort().values
     most = apart[: max(1, math.ceil(0.99 * len(apart)))]
     assert_on_policy(most, torch.zeros_like(most), limit)

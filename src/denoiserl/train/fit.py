@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from denoiserl.errors import BadSignal
 from denoiserl.rng import Rng
+from denoiserl.signal import micro_rows
 from denoiserl.train.keep import Keep
 from denoiserl.train.step import EMA, accumulate, adamw, covers, step, warmup_cosine
 from denoiserl.tree import Tree, first, leaves, rows, tree_map
@@ -65,10 +66,8 @@ def _noise(process: Fits, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | Non
 
 def _pieces(process: Fits, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
     """Return the losses of ``losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
-    if micro < 1:
-        raise BadSignal(f"micro_batch_size is a number of rows of one call, at least 1, not {micro}")
     noised = _noise(process, part["x0"], rng, part["live"], None, part["counts"])
-    for i in torch.arange(rows(part["x0"]), device=noised.t.device).split(micro):
+    for i in torch.arange(rows(part["x0"]), device=noised.t.device).split(micro_rows(micro, rows(part["x0"]))):
         some, cond = (tree_map(lambda v, i=i: v[i], what) for what in (tuple(noised), part["cond"]))
         yield process.loss(denoise, type(noised)(*some), denoise.encode(cond))
 

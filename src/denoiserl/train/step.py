@@ -164,10 +164,7 @@ def accumulate(
         part = piece.sum() / total
         _scalar(part)
         part.backward()
-        for p in low:  # many small terms are lost in a sum of bf16
-            if p.grad is not None:
-                sums[p] = sums[p].add_(p.grad) if p in sums else p.grad.float()
-                p.grad = None
+        _take_in(low, sums)
         seen += piece.numel()
         loss = part.detach() if loss is None else loss + part.detach()
     if loss is None or seen != total:
@@ -189,21 +186,35 @@ def accumulate_masked(
     when they are made. Where none counts no step is taken, momentum rests, and None is returned.
     """
     opt.zero_grad(set_to_none=True)
+    held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
     seen, total = 0, 0.0
+    low, sums = [p for p in held if _low(p)], {}
     for losses, counts in pieces:
         n = int(counts.sum())
         if n:
             loss = masked_sum(losses, counts)
             _scalar(loss)
             loss.backward()
+            _take_in(low, sums)
             seen, total = seen + n, total + loss.detach()
             del loss
         del losses, counts  # the next piece is made before this turn's names are taken again
     if not isinstance(total, Tensor):
         return None
-    held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
-    torch._foreach_div_([p.grad for p in held if p.grad is not None], seen)
+    for p, whole in sums.items():
+        p.grad = whole.to(p.dtype)
+    for p in held:
+        if p.grad is not None:
+            p.grad.div_(seen)
     return _descend(opt, total / seen, clip, held)
+
+
+def _take_in(low: Iterable[Tensor], sums: dict[Tensor, Tensor]) -> None:
+    """Move the gradients of ``low`` into sums in float32: many small terms are lost in a sum of bf16."""
+    for p in low:
+        if p.grad is not None:
+            sums[p] = sums[p].add_(p.grad) if p in sums else p.grad.float()
+            p.grad = None
 
 
 def _scalar(loss: Tensor) -> None:
