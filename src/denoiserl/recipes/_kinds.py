@@ -87,8 +87,8 @@ def facts(source: Demos | Stream) -> Facts:
                 else "pictures are learned from as 'image' and 'state', a picture [S, S, 3] and numbers [o]"
             )
             raise BadSignal(f"each observation is a dict {told}: {cure}")
-        high, wide, *colours = told["image"]
-        if high != wide or high < 8 or colours != [3]:
+        high = told["image"][0] if told["image"] else 0
+        if high < 8 or told["image"] != [high, high, 3]:
             raise BadSignal(
                 f"the pictures are {told['image']}: these networks look at square ones of three colours, [S, S, 3] "
                 "with S of 8 or more, so crop or resize them, here and in the environment"
