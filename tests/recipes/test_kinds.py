@@ -98,6 +98,7 @@ IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
         ({"image": torch.zeros(8, 84, 96, 3, dtype=torch.uint8), "state": torch.rand(8, 2)}, r"\[84, 96, 3\].*square"),
         ({"image": torch.zeros(8, 3, 16, 16, dtype=torch.uint8), "state": torch.rand(8, 2)}, r"\[S, S, 3\]"),
         ({"image": IMAGE}, "'image' and 'state'"),
+        ({"image": torch.zeros(8, 512), "state": torch.rand(8, 2)}, r"\[512\].*\[S, S, 3\]"),
         ({"observation": torch.rand(8, 2), "desired_goal": torch.rand(8, 2)}, "FlattenObservation"),
     ],
 )

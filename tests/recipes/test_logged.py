@@ -303,7 +303,9 @@ def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
 
 
-def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(tmp_path: Path) -> None:
+def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Critics that do not learn any more would choose worse and worse among what the policy becomes."""
     data = regulator(300)
     made = policy(data, "diffusion", denoise=3)
@@ -317,6 +319,7 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(tmp_
 
     flat = policy(data, "squashed")
     flat.save(tmp_path / "flat")
+    monkeypatch.setattr(_gym, "make", lambda base: Line)
     start = _gym.task(_gym.Base(start=str(tmp_path / "flat"))).starts["squashed"](5, Keep())  # type: ignore[index]
     assert torch.equal(served(start, obs), served(flat, obs))
 

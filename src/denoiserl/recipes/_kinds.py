@@ -85,8 +85,8 @@ def facts(source: Demos | Stream) -> Facts:
         told = {k: list(v.shape[1:]) for k, v in seen.items()}
         if len(told["state"]) != 1:
             raise BadSignal(f"the 'state' beside the pictures is an array {told['state']}: flatten it to numbers [o]")
-        high, wide, *colours = told["image"]
-        if high != wide or high < 8 or colours != [3]:
+        high = told["image"][0] if told["image"] else 0
+        if high < 8 or told["image"] != [high, high, 3]:
             raise BadSignal(
                 f"the pictures are {told['image']}: these networks look at square ones of three colours, [S, S, 3] "
                 "with S of 8 or more, so crop or resize them, here and in the environment"

@@ -25,7 +25,8 @@ Differences: one floor for drawing and scoring (the released code has two); draw
 per-dimension log-probs are not clamped to [−5, 2] (a clamp passes no gradient, and one draw in 3000 meets it); scaled
 rewards are not clipped at ±10; ``gamma`` is the discount a tick, also inside a chunk, where the released code sums a
 chunk's rewards and discounts once a chunk; what an episode's end left of a chunk has no part in ρ; the critic learns
-on where the actor has stopped; advantages are not clipped at a quantile.
+on where the actor has stopped; advantages are normalised over an iteration and not a minibatch, and are not clipped at
+a quantile.
 
 With ``tuned`` the policy becomes one of two networks, ``process.Relay``: the frozen weights stay part of it, and it is
 drawn, served, saved and improved again as it acted while it learned.

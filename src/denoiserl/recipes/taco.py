@@ -43,7 +43,7 @@ from torch import Tensor
 
 from denoiserl.data import Demos, windows
 from denoiserl.env.control import Best, Familiar, Kind, candidates, features
-from denoiserl.env.planner import chunked
+from denoiserl.env.planner import carry, chunked
 from denoiserl.errors import BadSignal
 from denoiserl.net.coins import Coins, flips
 from denoiserl.policy import Policy
@@ -86,6 +86,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     if len(data) < 2:
         raise BadSignal("counting from one episode says only how near a state is to it: give two episodes or more")
     keep = keep or Keep()
+    carry(policy, a.execute)
     phi = decisions(policy, data, a, rng)
     coins = Coins(phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
     coins.standardise(phi)
