@@ -54,11 +54,18 @@ def options(name: str, record: str = "Args", folder: Path = HERE) -> list[Option
                     for o in inner
                 }
             else:
-                default = ast.unparse(field.value) if field.value else "required"
+                default = _default(field.value)
                 if key == "seed":  # the same in every recipe, so none explains it
                     meaning = meaning or "of everything that is drawn; the run's folder has it in its name"
                 found[key] = Option(key, kind(field.annotation), default, meaning)
     return list(found.values())
+
+
+def _default(value: ast.expr | None) -> str:
+    """What a field is by default, as it is written: a factory's empty value, or the value."""
+    made = {k.arg: ast.unparse(k.value) for k in value.keywords} if isinstance(value, ast.Call) else {}
+    empty = {"dict": "{}", "list": "[]"}.get(made.get("default_factory", ""))
+    return empty or (ast.unparse(value) if value else "required")
 
 
 def _opened(module: Source, node: ast.expr, folder: Path) -> list[Option]:

@@ -1,4 +1,4 @@
-"""Rewards that differ by the rounding of whoever computed them are equal: no advantage, dead, wherever one divides."""
+"""Rewards that differ by rounding are equal: no advantage, and dead, wherever there is a division."""
 
 from __future__ import annotations
 

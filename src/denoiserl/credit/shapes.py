@@ -68,7 +68,7 @@ def real(x: Tensor) -> Tensor:
 def resolution(largest: Tensor) -> Tensor:
     """Return 4 units in the last place of ``largest`` (not negative), shaped like it.
 
-    Rewards that are closer together than this are a tie: the difference is the rounding of whoever computed them.
+    Rewards that are closer together than this are a tie: their difference is rounding.
     """
     largest = real(largest)
     return torch.ldexp(torch.full_like(largest, 4 * torch.finfo(largest.dtype).eps), torch.frexp(largest).exponent - 1)
