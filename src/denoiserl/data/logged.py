@@ -53,7 +53,7 @@ class Logged:
 
     @property
     def real(self) -> Tensor:
-        """Which actions of the chunks were executed, [N, H] bool: the others lie beyond the end of their episode."""
+        """Return which actions of the chunks were executed, [N, H] bool: others lie beyond the end of an episode."""
         return torch.arange(self.action.shape[1]) < self.length[:, None]
 
     def replay(

@@ -145,7 +145,7 @@ class Norms:
         return found
 
     def moves(self, name: str, where: Tensor) -> bool:
-        """Does a feature have a range in any of the dimensions ``where`` [size]? Without its range, yes if any."""
+        """Return whether a feature has a range in one of the dimensions ``where`` [size], or tells no range of them."""
         low, high = (self.numbers.get(f"{name}.{statistic}") for statistic in MODES["MIN_MAX"])
         return bool(where.any()) and (low is None or high is None or bool((low != high).flatten()[where].any()))
 
@@ -179,7 +179,7 @@ def read_norms(folder: Path, config: Config, weights: dict[str, Tensor]) -> tupl
 
 
 def _said(folder: Path, name: str, step: str, modes: dict[str, str]) -> Norms:
-    """What the only normaliser among the steps of a processor says. Raise BadRun if it disagrees with config.json."""
+    """Return what a processor's only normaliser says. Raise BadRun if it disagrees with config.json."""
     path, found = folder / name, []
     for each in read_json(path).get("steps", []):
         kind, said = each.get("registry_name") or each.get("class"), each.get("config") or {}

@@ -91,7 +91,7 @@ class Net(nn.Module):
         self.unet.norm = nn.GroupNorm(LAST, channels[0])
 
     def features(self, cond: Any) -> Tensor:
-        """Observations as numbers [B, T_o·o]; with eyes, what they see goes behind the state."""
+        """Return observations as numbers [B, T_o·o]; with eyes, what they see goes behind the state."""
         if self.eyes is None:
             return cond
         told, seen = cond["numbers"], self.eyes(cond["pictures"])
@@ -176,7 +176,7 @@ def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> dict[str, Tensor
 
 
 def _film(w: Tensor, b: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
-    """A FiLM layer that scales by 1 + s, as ours do, and shifts."""
+    """Return a FiLM layer that scales by 1 + s, as ours do, and shifts."""
     if not scaled:
         return torch.cat((torch.zeros_like(w), w)), torch.cat((torch.zeros_like(b), b))
     half = len(b) // 2

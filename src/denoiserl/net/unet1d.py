@@ -20,7 +20,7 @@ SMALL, LONG, WIDE = 4, 16, 512
 
 
 def few(x: Tensor) -> bool:
-    """Is the convolution of x [B, C, L] quicker as a matrix product?"""
+    """Return whether the convolution of x [B, C, L] is quicker as a matrix product."""
     rows, channels, length = x.shape
     alone = rows == 1 and (length >= LONG or (2 * length >= LONG and channels >= WIDE))
     return rows <= SMALL and not alone and x.device.type == "cpu"

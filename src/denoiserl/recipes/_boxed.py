@@ -68,8 +68,8 @@ def unit(codec: Squash, action: Tensor) -> Tensor:
 
 
 def due(count: int, a: Any, begin: int | None = None) -> int:
-    """Updates that are due after ``count`` decisions: ``a.utd`` for each after the first ``begin`` (by default
-    ``a.begin``), and none as long as they make no batch."""
+    """Return how many updates are due after ``count`` decisions: ``a.utd`` for each after the first ``begin`` (by
+    default ``a.begin``), and none as long as they make no batch."""
     return int(a.utd * max(0, count - (a.begin if begin is None else begin))) if count >= a.batch else 0
 
 

@@ -118,7 +118,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     env.discount(a.gamma)
     execute, tuned = carry(policy, a.execute), relay(policy, a.tuned)
     act, (see, size) = actor(policy, tuned, execute), sight(policy, env)
-    value, scale = Value(size, width=256).to(policy.device), RewardScale()
+    value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     clips = denoise_clip(tuned, a.clip_base, a.clip, a.clip_rate).to(policy.device)

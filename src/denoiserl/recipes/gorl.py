@@ -141,7 +141,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     parts = [n for n in portions(a.iters, a.stages) if n]
     for i, iters in enumerate(parts):
         if encoder is None or taken.value:
-            encoder = latent(policy, env.obs_dim, a)
+            encoder = rng.init(latent, policy, env.obs_dim, a)
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
             policy.weights.control = Latents(head, through)
@@ -222,16 +222,22 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
             f"all plans are the same (std {float(spread.max()):.1e}), so a new decoder could draw nothing else: raise "
             "std or prior, or end with this stage"
         )
-    policy.denoiser.load_state_dict(build(describe(policy.denoiser)).state_dict())
+    policy.denoiser.load_state_dict(rng.init(build, describe(policy.denoiser)).state_dict())
     seen = policy.codec.condition(obs)
     told: dict[str, float] = {}
     for row in fit(
         policy.process, policy.denoiser, made, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
     ):
         told = row
+<<<<<<< HEAD
     env.border(0)  # the same start states as before
     after = played(acted(policy, env, a), actor(latent(policy, env.obs_dim, a), 1), a.rollout, rng)
     was, now = gained([before, *rest], [after[0], *after[1]])
+=======
+    env.border(0)
+    after = acted(policy, env, a).collect(ppo.watching(rng.init(latent, policy, env.obs_dim, a), None), a.rollout, rng)
+    was, now = gained(before), gained(after)
+>>>>>>> fix-lerobot
     taken.value = now >= was - a.drop * abs(was)
     if not taken.value:
         policy.denoiser.load_state_dict(old)

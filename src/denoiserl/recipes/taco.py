@@ -88,7 +88,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     keep = keep or Keep()
     carry(policy, a.execute)
     phi = decisions(policy, data, a, rng)
-    coins = Coins(phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
+    coins = rng.init(Coins, phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
     coins.standardise(phi)
     signs = flips(len(phi), a.coins, a.seed).to(policy.device)
     policy.weights.control = Best(Familiar(coins, a.features), a.n)
