@@ -106,16 +106,8 @@ def improve(
         played, kept = generated(policy, env, a, valid)
         if keep.folder is not None:
             kept.save(keep.folder / "generated")
-<<<<<<< HEAD
-        policy.denoiser.load_state_dict(build(describe(policy.denoiser)).state_dict())
-        learning = diffusion_policy.Args(updates=a.updates, batch=a.student_batch, lr=a.student_lr)
-=======
         policy.denoiser.load_state_dict(rng.init(build, describe(policy.denoiser)).state_dict())
-        execute = policy.event[0] if a.execute is None else a.execute
-        learning = SimpleNamespace(
-            updates=a.updates, batch=a.student_batch, lr=a.student_lr, history=1, execute=execute
-        )
->>>>>>> fix-lerobot
+        learning = diffusion_policy.Args(updates=a.updates, batch=a.student_batch, lr=a.student_lr)
         told: dict[str, float] = {}
         for told in diffusion_policy.improve(policy, kept, learning, rng, Keep(device=keep.device)):  # noqa: B007
             pass

@@ -229,15 +229,10 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
         policy.process, policy.denoiser, made, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
     ):
         told = row
-<<<<<<< HEAD
     env.border(0)  # the same start states as before
-    after = played(acted(policy, env, a), actor(latent(policy, env.obs_dim, a), 1), a.rollout, rng)
+    blank = rng.init(latent, policy, env.obs_dim, a)
+    after = played(acted(policy, env, a), actor(blank, 1), a.rollout, rng)
     was, now = gained([before, *rest], [after[0], *after[1]])
-=======
-    env.border(0)
-    after = acted(policy, env, a).collect(ppo.watching(rng.init(latent, policy, env.obs_dim, a), None), a.rollout, rng)
-    was, now = gained(before), gained(after)
->>>>>>> fix-lerobot
     taken.value = now >= was - a.drop * abs(was)
     if not taken.value:
         policy.denoiser.load_state_dict(old)

@@ -110,16 +110,10 @@ def improve(
     """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of what it decides, is added to the loss."""
     if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
         raise BadSignal("PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo")
-<<<<<<< HEAD
     keep, execute, (see, size) = keep or Keep(), carry(policy, a.execute), sight(policy, env)
     env.discount(a.gamma)
     act = actor(policy, len(policy.train), execute)
-    value, scale = Value(size, width=256).to(policy.device), RewardScale()
-=======
-    keep, execute, (see, size) = keep or Keep(), chunked(policy, a.execute), sight(policy, env)
-    act = watching(policy, execute)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
->>>>>>> fix-lerobot
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
