@@ -285,7 +285,10 @@ def _pad(model: nn.Module, pad: int | str | None) -> Any:
 
 
 def canvas(prompts: Sequence[Sequence[int]], length: int, mask: int, end: Sequence[int] = ()) -> Tensor:
-    """Prompts (ids) as canvases [P, length]: the prompt, then masks to write on, then the ids ``end``."""
+    """Prompts (ids) as canvases [P, length]: the prompt, then masks to write on, then the ids ``end``.
+
+    An ``end`` that is also the padding's id would be hidden: make the policy with ``pad=None`` then.
+    """
     rows = []
     for i, ids in enumerate(prompts):
         room = length - len(ids) - len(end)
