@@ -120,7 +120,7 @@ def test_the_kl_that_stops_an_actor_is_that_of_its_ratio_and_its_critic_learns_o
         return original(logp, old, *rest)
 
     monkeypatch.setattr(recipe, "ppo_clip", spy)
-    more = {"bc": 0.0} if name == "reinflow" else {}
+    more: dict[str, Any] = {"bc": 0.0} if name == "reinflow" else {}
     (row,) = improve(name, make(), iters=1, batch=10_000, epochs=3, **more)
     assert row["kl"] == pytest.approx(np.mean(told), rel=1e-4, abs=1e-7) and told[-1] > 1e-6
     stopped = improve(name, make(), target_kl=-1.0, **more)
