@@ -45,6 +45,11 @@ class Deaf(World):
 
 class Falls(World):
     kind = "falls"
+
+class Late(World):
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {"is_success": False} if self.k >= 5 else {}
 """
 
 
@@ -147,3 +152,8 @@ def test_intervals_without_width_say_that_the_scores_are_equal():
     for found in (student(same), bootstrap(same, Rng(0)), paired(same, same), nested(same.view(4, 5), Rng(0))):
         assert found.low == found.high and str(found).endswith(", all equal)") and "all equal" in f"{found:.1%}"
     assert "all equal" not in str(student([1.0, 2.0])) and "all equal" not in str(Interval(0.5, 0.5, 0.5, 1))
+
+
+def test_a_task_has_the_metric_success_where_it_is_told_only_when_episodes_end(here: Path):
+    assert _robot.task(_robot.Base(env="worlds_of_mine.py:Late")).metric == "success"
+    assert _robot.task(_robot.Base(env="Pendulum-v1")).metric == "return"
