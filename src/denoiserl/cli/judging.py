@@ -124,7 +124,7 @@ def _intervals(found: Any, metrics: Sequence[str] = ()) -> None:
         rows.append((name, "" if what == name else what, mean, ends, str(one.n)))
     table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
     for line in noted(found.notes):
-        print(line)
+        print(f"\n{line}")
 
 
 def _named(made: Sequence[Opened]) -> dict[str, Opened]:

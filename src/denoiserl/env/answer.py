@@ -52,23 +52,32 @@ def _truth(value: Any) -> bool | None:
     return None if one is None or one != one else bool(one)
 
 
-def said_by_all(info: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the success [B] that a vector environment reports for its ``rows`` [B]: 1, 0, or -1 where none is."""
-    found = np.full(len(rows), -1, np.int8)
+def said_by_all(info: Any, rows: np.ndarray) -> np.ndarray | None:
+    """Return the success [B] that a vector environment reports for its ``rows`` [B]: 1, 0, or -1 where none is; None
+    where it reports none at all."""
     if isinstance(info, np.ndarray | list):  # one info a copy, as older vector environments give final infos
-        for i in np.flatnonzero(rows):
-            said = said_success(info[i]) if isinstance(info[i], dict) else None
-            found[i] = -1 if said is None else said
-        return found
-    for source in (info, *(info[name] for name in INNER[:1] if isinstance(info.get(name), dict))):
+        said = [said_success(one) if isinstance(one, dict) else None for one in info]
+        return np.array([-1 if one is None or not row else one for one, row in zip(said, rows, strict=True)], np.int8)
+    found = None
+    for source in (info, info["episode"]) if isinstance(info.get("episode"), dict) else (info,):
         for key in KEYS:
             if key in source:
-                value = np.asarray(source[key]).reshape(-1)
+                value, told = np.asarray(source[key]).reshape(-1), rows
                 if len(value) != len(rows):
                     raise BadSignal(f"info reports success {list(value.shape)}: report one value a copy, {[len(rows)]}")
-                told = rows & np.asarray(source.get(f"_{key}", True), bool).reshape(-1) & (value == value)
-                found = np.where(told & (found < 0), value.astype(bool), found).astype(np.int8)
+                if f"_{key}" in source:
+                    told = told & np.asarray(source[f"_{key}"], bool).reshape(-1)
+                if value.dtype.kind not in "bi":  # None and NaN report nothing
+                    told = told & (value == value) & np.array([v is not None for v in value])
+                told = told if found is None else told & (found < 0)
+                found = np.where(told, value.astype(bool), -1 if found is None else found)
     return found
+
+
+def begun(info: Any, count: int) -> np.ndarray:
+    """Return which of ``count`` copies report success in the info of their reset, bool [B]."""
+    said = said_by_all(info or {}, np.ones(count, bool))
+    return np.zeros(count, bool) if said is None else said > 0
 
 
 def answer(told: Any, env: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -80,7 +80,8 @@ class EnvPool:
             seen, gain, term, trunc, info = self.pool.recv()
             i = int(info["env_id"][0])
             self.observation[i], reward[i], terminated[i], truncated[i] = seen[0], gain[0], term[0], trunc[0]
-            success[i] = said_by_all(info, np.ones(1, bool))[0]
+            said = said_by_all(info, np.ones(1, bool))
+            success[i] = -1 if said is None else said[0]
         told = {"success": success, "_success": success >= 0}
         return self.observation.copy(), reward, terminated, truncated & ~terminated, told
 

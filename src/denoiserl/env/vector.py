@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from denoiserl.env.answer import said_by_all, shut
+from denoiserl.env.answer import begun, said_by_all, shut
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import EnvFault, Fault, chosen, diverged, raised, refuse, refuse_reward
 from denoiserl.errors import BadRun, BadSignal
@@ -76,12 +76,15 @@ def _mode(envs: Any) -> str:
     return mode
 
 
-def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray:
-    """Success [B] as reported, -1 where it is not: of ``ended`` copies (SAME_STEP) from the final info, where there is
-    one, because ``info`` is that of the next episode."""
+def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray | None:
+    """Success [B] as reported, -1 where it is not, None where no copy reports.
+
+    Of ``ended`` copies (SAME_STEP) it is that of the final info, where there is one: ``info`` is the next episode's.
+    """
     if not ended.any() or "final_info" not in info:
         return said_by_all(info, np.ones(len(ended), bool))
-    return np.where(ended, said_by_all(info["final_info"], ended), said_by_all(info, ~ended))
+    last, other = said_by_all(info["final_info"], ended), said_by_all(info, ~ended)
+    return other if last is None else last if other is None else np.maximum(last, other)
 
 
 def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
@@ -126,7 +129,7 @@ class Vector:
         if any(type(v).__module__ == "torch" and v.device.type != "cpu" for v in _parts(observation)):
             raise BadSignal(f"{self.name} gives torch tensors on a device: {TORCH}")
         self.start = copy(observation)
-        self.solved = said_by_all(info or {}, np.ones(self.count, bool)) > 0
+        self.solved = begun(info, self.count)
         self.pending = np.zeros(self.count, bool)  # copies that the next step will reset
         self.ticks = np.zeros(self.count, np.int64)
         refuse(self.start, self.name)
@@ -172,8 +175,10 @@ class Vector:
             true = _final(info, seen, ended) if self.mode == SAME and ended.any() else seen
             after = put(after, going | self.pending, true)
             start = put(start, going | self.pending, seen)
-            said = np.where(going, _success(info, ended & (self.mode == SAME)), -1)
-            first, held = np.where((said > 0) & (first == 0), i + 1, first), np.where(said >= 0, said, held)
+            said = _success(info, ended & (self.mode == SAME))
+            if said is not None:
+                first = np.where(going & (said > 0) & (first == 0), i + 1, first)
+                held = np.where(going & (said >= 0), said, held)
             self.pending = np.zeros(n, bool)
             last = i == ticks - 1
             if ended.any() and not last and not ended[going].all():
@@ -222,7 +227,7 @@ class Batched:
         """A new episode in every copy, seeded."""
         observation, info = self.world.reset(seed=seeds)
         self.start = copy(observation)
-        self.solved = said_by_all(info, np.ones(self.count, bool)) > 0
+        self.solved = begun(info, self.count)
         self.ticks = np.zeros(self.count, np.int64)
         refuse(self.start, self.name)
         return self.start
@@ -251,7 +256,8 @@ class Batched:
             length += going
             self.ticks += going
             said = said_by_all(info, going)
-            first, held = np.where((said > 0) & (first == 0), i + 1, first), np.where(said >= 0, said, held)
+            if said is not None:
+                first, held = np.where((said > 0) & (first == 0), i + 1, first), np.where(said >= 0, said, held)
             terminated |= np.asarray(term, bool) & going
             truncated |= np.asarray(trunc, bool) & going
             going = going & ~(terminated | truncated)

@@ -1,0 +1,159 @@
+"""What ``eval`` and ``collect`` say beside their numbers: on success, starts, crashes, and histories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("gymnasium")
+
+from denoiserl.cli import collecting, judging
+from denoiserl.data.demos import Demos
+from denoiserl.env import Stream
+from denoiserl.env.history import Remembering, newest, shown
+from denoiserl.env.named import environment
+from denoiserl.evidence import Interval, bootstrap, nested, paired, student
+from denoiserl.recipes import _kinds, _robot
+from denoiserl.rng import Rng
+
+WORLDS = """
+import gymnasium, numpy as np
+
+class World(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    kind = ""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=0 if self.kind == "deaf" else seed)
+        self.k, self.o = 0, self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return self.o, {}
+
+    def step(self, action):
+        self.k += 1
+        if self.kind == "falls" and self.o[0] > 0.3 and self.k == 2:
+            raise RuntimeError("the wheel came off")
+        won = self.k == 3 and self.o[0] < 0
+        return self.o, 0.5 * won, False, self.k >= 5, {"success": bool(won)}
+
+class Deaf(World):
+    kind = "deaf"
+
+class Falls(World):
+    kind = "falls"
+
+class Late(World):
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {"is_success": False} if self.k >= 5 else {}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "worlds_of_mine.py").write_text(WORLDS)
+    made = Stream(environment("worlds_of_mine.py:World"), 1)
+    _kinds.gaussian(_robot.Base(chunk=1, width=8), made, 0).save(tmp_path / "policy")
+    return tmp_path
+
+
+def judged(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    judging.eval_([*words, "--trials", "30", "--no-media"])
+    return capsys.readouterr().out
+
+
+def test_eval_says_what_success_means_and_when_it_came(here: Path, capsys: pytest.CaptureFixture[str]):
+    said = judged(capsys, "policy", "--env", "worlds_of_mine.py:World", "--out", "out")
+    rows = {line.split("  ")[0]: line for line in said.splitlines()}
+    won = int(
+        json.loads((here / "out/eval.json").read_text())["metrics"]["success"]["policies"]["policy"]["mean"] * 30 + 0.5
+    )
+    assert 0 < won < 30 and "at any tick" in rows["success"]
+    assert "end in success" in rows["success at the end"] and " 0.0%" in rows["success at the end"]
+    assert "3.000" in rows["ticks to success"] and rows["ticks to success"].split()[-1] == str(won)
+    assert "The same in every trial" in said and "ticks is 5" in said
+
+
+def test_eval_says_that_starts_are_alike_and_that_episodes_crashed(here: Path, capsys: pytest.CaptureFixture[str]):
+    said = judged(capsys, "policy", "--env", "worlds_of_mine.py:Deaf", "--out", "alike")
+    noted = json.loads((here / "alike/eval.json").read_text())["notes"]["policy"]
+    assert "1 distinct start of 30" in said and noted[0].startswith("1 distinct start of 30")
+    said = judged(capsys, "policy", "--env", "worlds_of_mine.py:Falls", "--out", "crashes")
+    record = json.loads((here / "crashes/eval.json").read_text())
+    assert "of 30 episodes of" in said and "crashed and count as failures" in said and "the wheel came off" in said
+    assert record["metrics"]["success"]["policies"]["policy"]["n"] == 30, "crashed episodes stay in the denominator"
+    lines = [json.loads(line) for line in (here / "crashes/trials.jsonl").read_text().splitlines()]
+    assert all(line["value"] == 3.0 for line in lines if line["metric"] == "ticks to success")
+
+
+def test_several_policies_are_compared_where_all_have_a_number(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "other").mkdir()
+    made = Stream(environment("worlds_of_mine.py:World"), 1)
+    _kinds.gaussian(_robot.Base(chunk=1, width=8), made, 1).save(here / "other/second")
+    said = " ".join(
+        judged(capsys, "policy", "other/second", "--env", "worlds_of_mine.py:Falls", "--out", "two").split()
+    )
+    assert "trials where all have it (lower is better)" in said
+    assert said.count("crashed and count as failures") == 1, "what is said of both is said once"
+
+
+def test_collect_says_the_same_and_takes_functions_of_observations_alone(
+    here: Path, capsys: pytest.CaptureFixture[str]
+):
+    (here / "mine.py").write_text("import numpy as np\ndef act(obs):\n    return np.zeros((len(obs), 1))\n")
+    words = ["--policy", "mine.py:act", "--episodes", "70", "--json"]
+    collecting.collect(["--env", "worlds_of_mine.py:Deaf", "--out", "deaf", *words])
+    told = json.loads(capsys.readouterr().out)
+    assert [line[:23] for line in told["notes"]] == ["1 distinct start of 70:"], "of all blocks together"
+    collecting.collect(["--env", "worlds_of_mine.py:Falls", "--out", "falls", *words])
+    told = json.loads(capsys.readouterr().out)
+    assert told["played"]["episodes"] == 70 and all("crashed and count as failures" in line for line in told["notes"])
+
+
+def test_a_policy_with_a_history_is_shown_its_last_observations(here: Path):
+    make = environment("worlds_of_mine.py:World")
+    sees = SimpleNamespace(codec=SimpleNamespace(history=3, sizes={"a": 1, "b": 1}))
+    one = SimpleNamespace(codec=SimpleNamespace())
+    assert shown(make, one) is make
+    assert Stream(shown(make, sees), 2).spec.obs == (6,)
+    stacked = shown(make, sees)
+    assert shown(stacked, sees) is stacked, "an environment that shows them already stays as it is"
+    env = Remembering(make, 3)
+    seen = [torch.from_numpy(env.reset(seed=0)[0])] + [torch.from_numpy(env.step([0.0])[0]) for _ in range(3)]
+    assert torch.equal(newest(torch.stack(seen), 3), torch.stack(seen)[:, -2:])
+    parts = {"image": torch.arange(24).view(2, 3, 4), "state": torch.arange(6).view(2, 3)}
+    assert newest(parts, 3)["state"].tolist() == [2, 5] and torch.equal(
+        newest(parts, 3)["image"], parts["image"][:, -1]
+    )
+
+
+def test_collect_keeps_single_frames_of_a_policy_with_a_history(here: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = SimpleNamespace(codec=SimpleNamespace(history=2, sizes={"state": 2}))
+    seen: list[tuple[int, ...]] = []
+
+    def act(obs: torch.Tensor, rng: Rng) -> torch.Tensor:
+        seen.append(tuple(obs.shape))
+        return torch.zeros(len(obs), 1)
+
+    monkeypatch.setattr(collecting, "_act", lambda a, env: (act, shown(env, policy), 2))
+    collecting.collect(["--env", "worlds_of_mine.py:World", "--policy", "policy", "--out", "kept", "--episodes", "3"])
+    kept = Demos.load(here / "kept")
+    assert seen[0] == (3, 4) and kept.observations.shape == (15, 2)
+
+
+def test_intervals_without_width_say_that_the_scores_are_equal():
+    """Twenty equal scores prove nothing of others: no interval is printed as if they did."""
+    same = torch.full((20,), 0.37)
+    for found in (student(same), bootstrap(same, Rng(0)), paired(same, same), nested(same.view(4, 5), Rng(0))):
+        assert found.low == found.high and str(found).endswith(", all equal)") and "all equal" in f"{found:.1%}"
+    assert "all equal" not in str(student([1.0, 2.0])) and "all equal" not in str(Interval(0.5, 0.5, 0.5, 1))
+
+
+def test_a_task_has_the_metric_success_where_it_is_told_only_when_episodes_end(here: Path):
+    assert _robot.task(_robot.Base(env="worlds_of_mine.py:Late")).metric == "success"
+    assert _robot.task(_robot.Base(env="Pendulum-v1")).metric == "return"
