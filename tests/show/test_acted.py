@@ -18,6 +18,8 @@ from denoiserl.env import evaluate, filmed
 from denoiserl.errors import BadRun
 from denoiserl.show.acted import episodes
 
+pytestmark = pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark")  # these worlds have one start
+
 
 class Blinking(gymnasium.Env):
     """Five ticks, of which episode k of the seed wins when its seed is even; ``broken`` ones crash when they draw."""

@@ -206,7 +206,8 @@ def filmed(
             frames[episode].append(picture(one, size))
         ticks[episode] += 1
 
-    done = evaluate(act, env, episodes, seed, episodes, watch=watch)
+    with remarks.remarks():  # said where the numbers are
+        done = evaluate(act, env, episodes, seed, episodes, watch=watch)
     won: list[bool | None] = [None] * episodes if done.success is None else [bool(w) for w in done.success]
     blank = [np.zeros_like(next((f[0] for f in frames if f), np.zeros((size, size, 3), np.uint8)))]
     return [np.stack(f or blank) for f in frames], won  # an episode that crashed at once has no picture
