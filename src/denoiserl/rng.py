@@ -10,11 +10,14 @@ increment (Steele, Lea, Flood 2014), computed for all rows at once; normals come
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+T = TypeVar("T")
 GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 MIX_A = 0xBF58476D1CE4E5B9 - (1 << 64)
 MIX_B = 0x94D049BB133111EB - (1 << 64)
@@ -109,6 +112,17 @@ class Rng:
             raise ValueError("row streams cannot be spawned from: take rows, or spawn from the batch stream")
         seed = torch.randint(0, 2**63 - 1, (), generator=self.generator, device=self.device)
         return Rng(int(seed), self.device)
+
+    def init(self, make: Callable[P, T], *given: P.args, **more: P.kwargs) -> T:
+        """Return ``make(*given, **more)``, say a network, whose first numbers come from this stream.
+
+        Modules draw from torch's global generator. It is seeded from a ``spawn`` inside, and afterwards stands where it
+        stood. Modules are made on the CPU, so they start alike on every device.
+        """
+        seed = self.spawn().seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make(*given, **more)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to go on exactly here."""

@@ -173,7 +173,7 @@ def learned(
 ) -> Generator[dict, None, Maker]:
     """Train a model of the rows: a generator that yields its loss and returns the ``Maker``.
 
-    The network starts from torch's global generator. Refused: fewer rows than a batch, NaN and infinity.
+    Refused: fewer rows than a batch, NaN and infinity.
     """
     keep = keep or Keep()
     if len(data) < model.batch:
@@ -181,7 +181,7 @@ def learned(
             f"{len(data)} rows are fewer than a batch of {model.batch}: record more, or take a smaller batch"
         )
     layout = Layout.fit(data, kinds)
-    net = MLP((layout.size,), width=model.width, depth=model.depth, time=16)
+    net = rng.init(MLP, (layout.size,), width=model.width, depth=model.depth, time=16)
     denoise = Gauss(net, edm, "edm", 1.0).to(keep.device)
     yield from fit(
         Elucidated(), denoise, layout.encode(data).to(keep.device), None, model.updates, rng, batch=model.batch,

@@ -150,12 +150,9 @@ class Windows:
 
 
 def learned(window: Parts, model: Model, rng: Rng, keep: Keep) -> Generator[dict, None, Windows]:
-    """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``.
-
-    The network starts from torch's global generator.
-    """
+    """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``."""
     track = Track.fit(window)
-    net = UNet1D((model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
+    net = rng.init(UNet1D, (model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
     denoise = Gauss(net, edm, "edm", 1.0).to(keep.device)
     yield from fit(
         Elucidated(), denoise, track.encode(window).to(keep.device), None, model.updates, rng, batch=model.batch,

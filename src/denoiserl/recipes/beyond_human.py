@@ -105,7 +105,7 @@ def improve(
         played, kept = generated(policy, env, a, valid)
         if keep.folder is not None:
             kept.save(keep.folder / "generated")
-        policy.denoiser.load_state_dict(build(describe(policy.denoiser)).state_dict())
+        policy.denoiser.load_state_dict(rng.init(build, describe(policy.denoiser)).state_dict())
         execute = policy.event[0] if a.execute is None else a.execute
         learning = SimpleNamespace(
             updates=a.updates, batch=a.student_batch, lr=a.student_lr, history=1, execute=execute

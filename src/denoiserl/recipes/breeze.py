@@ -112,8 +112,8 @@ def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Kee
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
     keep, (codec, known) = keep or Keep(), _successors.known(policy, data, a.batch, a.gamma, "BREEZE")
     seen, d = known["obs"].shape[1], len(codec.z)
-    both = ForwardBackward(seen, policy.event, d, a.width, a.attention).to(policy.device)
-    value = Value(seen + d, a.width, layer_norm=True).to(policy.device)
+    both = rng.init(ForwardBackward, seen, policy.event, d, a.width, a.attention).to(policy.device)
+    value = rng.init(Value, seen + d, a.width, layer_norm=True).to(policy.device)
     slow, _ = target(both), policy.weights.keep("slow")
     policy.weights.control = Best(Successors(both, a.gamma), a.choose)
     opt = adamw([*both.parameters(), *value.parameters(), *policy.parameters()], a.lr, a.decay, (0.9, 0.99))

@@ -99,7 +99,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     tuned = len(policy.train) if a.tuned is None else a.tuned
     execute = chunked(policy, a.execute)
     act, (see, size) = actor(policy, tuned, execute), sight(policy, env)
-    value, scale = Value(size, width=256).to(policy.device), RewardScale()
+    value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     clips = denoise_clip(tuned, a.clip_base, a.clip, a.clip_rate).to(policy.device)

@@ -100,9 +100,8 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     if isinstance(policy.codec, Squash) or len(policy.serve) < 2:
         raise BadSignal("DQL improves policies that denoise: start 'diffusion' or 'flow' (td3_bc and iql take others)")
     replay = _logged.remembered(policy, data, a)
-    critic = Critics(replay.columns["obs"].shape[1:], policy.event, 2, a.width, layer_norm=a.layer_norm).to(
-        policy.device
-    )
+    size = replay.columns["obs"].shape[1:]
+    critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, _ = target(critic), policy.weights.keep("slow")
     policy.weights.control = choosing(slow, a.candidates, a.temperature)
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)

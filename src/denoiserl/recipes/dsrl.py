@@ -139,8 +139,9 @@ def improve(
     shape, (low, high) = (net.rows, policy.event[1]), (env.spec.low, env.spec.high)
     box = Squash.box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
     size = {"count": a.critics, "width": a.width, "depth": 3, "activation": "gelu", "layer_norm": True}
-    critic = Critics(env.obs_dim, shape, **size).to(policy.device)
-    judge = Critics(env.obs_dim, (execute, policy.event[1]), **size).to(policy.device) if a.aliased else critic
+    critic = rng.init(Critics, env.obs_dim, shape, **size).to(policy.device)
+    decided = (execute, policy.event[1])
+    judge = rng.init(Critics, env.obs_dim, decided, **size).to(policy.device) if a.aliased else critic
     if a.serve == "best":
         policy.weights.control = BestNoise(ActionValue(judge, box, execute), a.plans)
     slow, heat = target(judge), Temperature(a.alpha, a.alpha_least).to(policy.device)

@@ -88,7 +88,9 @@ def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Kee
     keep, (codec, known) = keep or Keep(), _successors.known(policy, data, a.batch, a.gamma, "FB")
     if not isinstance(codec.inner, Squash):
         raise BadSignal("FB climbs Q inside a box: give the policy the codec Tasked(Squash.box(low, high), z)")
-    both = ForwardBackward(known["obs"].shape[1], policy.event, len(codec.z), a.width, a.attention).to(policy.device)
+    both = rng.init(ForwardBackward, known["obs"].shape[1], policy.event, len(codec.z), a.width, a.attention).to(
+        policy.device
+    )
     slow = target(both)
     policy.weights.control = Best(Successors(both, a.gamma), 1)
     opt = adamw([*both.parameters(), *policy.parameters()], a.lr, betas=(0.9, 0.99))

@@ -114,7 +114,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         raise BadSignal(nearest(a.ratio, RATIOS, "ratio"))
     keep, act, process = keep or Keep(), acting(policy, a.draw, a.execute), weighed(policy.process, a.weight)
     see, size = sight(policy, env)
-    value, scale = Value(size, width=256).to(policy.device), RewardScale()
+    value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     codec = policy.codec if isinstance(policy.codec, Running) else None

@@ -97,7 +97,8 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
             "served by process.steps(grid(1), ddim(0.0)); dql takes policies of several steps, ofql mean flows"
         )
     replay = _logged.remembered(policy, data, a)
-    critic = Critics(replay.columns["obs"].shape[1:], policy.event, 2, a.width, layer_norm=a.layer_norm)
+    size = replay.columns["obs"].shape[1:]
+    critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm)
     slow, teacher = target(critic.to(policy.device)), deepcopy(policy.weights.module)
     opts = {f"{k} opt": adamw(m.parameters(), a.lr) for k, m in {"critic": critic, "teacher": teacher}.items()}
     opts["opt"] = adamw(policy.parameters(), a.lr)

@@ -137,7 +137,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     parts = [n for n in portions(a.iters, a.stages) if n]
     for i, iters in enumerate(parts):
         if encoder is None or taken.value:
-            encoder = latent(policy, env.obs_dim, a)
+            encoder = rng.init(latent, policy, env.obs_dim, a)
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
             policy.weights.control = Latents(head, through)
@@ -216,7 +216,7 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
             f"all plans are the same (std {float(spread.max()):.1e}), so a new decoder could draw nothing else: raise "
             "std or prior, or end with this stage"
         )
-    policy.denoiser.load_state_dict(build(describe(policy.denoiser)).state_dict())
+    policy.denoiser.load_state_dict(rng.init(build, describe(policy.denoiser)).state_dict())
     seen = policy.codec.condition(obs)
     told: dict[str, float] = {}
     for row in fit(
@@ -224,7 +224,7 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
     ):
         told = row
     env.border(0)
-    after = acted(policy, env, a).collect(ppo.watching(latent(policy, env.obs_dim, a), None), a.rollout, rng)
+    after = acted(policy, env, a).collect(ppo.watching(rng.init(latent, policy, env.obs_dim, a), None), a.rollout, rng)
     was, now = gained(before), gained(after)
     taken.value = now >= was - a.drop * abs(was)
     if not taken.value:

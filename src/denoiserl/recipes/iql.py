@@ -93,8 +93,8 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
         )
     replay = _logged.remembered(policy, data, a)
     size, more = replay.columns["obs"].shape[1:], {"width": a.width, "layer_norm": a.layer_norm}
-    critic = Critics(size, policy.event, 2, **more).to(policy.device)
-    value, slow = Value(size, depth=2, **more).to(policy.device), target(critic)
+    critic = rng.init(Critics, size, policy.event, 2, **more).to(policy.device)
+    value, slow = rng.init(Value, size, depth=2, **more).to(policy.device), target(critic)
     opt, critic_opt, value_opt = (adamw(m.parameters(), a.lr) for m in (policy.weights.module, critic, value))
     covers([opt, critic_opt, value_opt], policy.weights.module, critic, value)
     fall = warmup_cosine(opt, 0, a.iters * a.updates)

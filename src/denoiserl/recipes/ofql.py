@@ -105,7 +105,8 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
             "network, served by process.steps(grid(1)); dql takes policies of several steps"
         )
     replay = _logged.remembered(policy, data, a)
-    critic = Critics(replay.columns["obs"].shape[1:], policy.event, 2, a.width, layer_norm=a.layer_norm)
+    size = replay.columns["obs"].shape[1:]
+    critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm)
     slow, _ = target(critic.to(policy.device)), policy.weights.keep("slow")
     policy.weights.control = choosing(slow, a.candidates, a.temperature)
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)

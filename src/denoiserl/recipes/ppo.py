@@ -114,7 +114,7 @@ def improve(
         raise BadSignal("PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo")
     keep, execute, (see, size) = keep or Keep(), chunked(policy, a.execute), sight(policy, env)
     act = watching(policy, execute)
-    value, scale = Value(size, width=256).to(policy.device), RewardScale()
+    value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], policy.weights.module, value)
     seen = policy.codec if isinstance(policy.codec, Running) else None

@@ -120,11 +120,11 @@ class Args:
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
     keep, execute, (see, seen_size) = keep or Keep(), chunked(policy, a.execute), sight(policy, env)
-    noisy, explorer = exploring(policy, seen_size, a.least, a.most)
+    noisy, explorer = rng.init(exploring, policy, seen_size, a.least, a.most)
     act, k = watching(noisy, execute), len(noisy.train)
     if a.bc > 0:
         policy.weights.keep("base")
-    value, scale = Value(seen_size, width=256).to(policy.device), RewardScale()
+    value, scale = rng.init(Value, seen_size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(noisy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
     covers([opt, critic], explorer, value)
     seen = policy.codec if isinstance(policy.codec, Running) else None

@@ -99,7 +99,7 @@ def improve(
 ) -> Iterator[dict]:
     """Improve a policy that decides inside a box, in an environment. ``replay``: a buffer of another kind."""
     keep, codec = keep or Keep(), boxed(policy, "SAC")
-    critic = Critics(env.obs_dim, policy.event, a.critics, a.width, layer_norm=a.layer_norm).to(policy.device)
+    critic = rng.init(Critics, env.obs_dim, policy.event, a.critics, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, heat = target(critic), Temperature(a.alpha, a.alpha_least).to(policy.device)
     opt, critic_opt, heat_opt = (adamw(m.parameters(), a.lr) for m in (policy.weights.module, critic, heat))
     covers([opt, critic_opt, heat_opt], policy.weights.module, critic, heat)

@@ -85,7 +85,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
         raise BadSignal("counting from one episode says only how near a state is to it: give two episodes or more")
     keep = keep or Keep()
     phi = decisions(policy, data, a, rng)
-    coins = Coins(phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
+    coins = rng.init(Coins, phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
     coins.standardise(phi)
     signs = flips(len(phi), a.coins, a.seed).to(policy.device)
     policy.weights.control = Best(Familiar(coins, a.features), a.n)

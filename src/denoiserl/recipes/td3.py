@@ -95,7 +95,7 @@ class Args:
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""
     keep, codec = keep or Keep(), boxed(policy, "TD3")
-    critic = Critics(env.obs_dim, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
+    critic = rng.init(Critics, env.obs_dim, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, _ = target(critic), policy.weights.keep("slow")
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
     covers([opt, critic_opt], policy.weights.module, critic)

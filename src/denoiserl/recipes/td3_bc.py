@@ -88,9 +88,8 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     """Improve a policy that decides inside a box, by its mean, from logged data."""
     keep, _ = keep or Keep(), boxed(policy, "TD3+BC")
     replay = _logged.remembered(policy, data, a)
-    critic = Critics(replay.columns["obs"].shape[1:], policy.event, 2, a.width, layer_norm=a.layer_norm).to(
-        policy.device
-    )
+    size = replay.columns["obs"].shape[1:]
+    critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, _ = target(critic), policy.weights.keep("slow")
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
     covers([opt, critic_opt], policy.weights.module, critic)

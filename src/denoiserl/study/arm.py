@@ -65,7 +65,7 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     keep = keep or Keep()
     task = find.task(a.task, a.base)
     policy = start.opened(task, start.folder(begin(a), str(keep.device)), begin(a), keep)
-    torch.manual_seed(a.seed)  # critics start from the global generator: the same whether the start was cached or not
+    torch.manual_seed(a.seed)  # for methods that draw from it: the same whether the start was cached or not
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
     cpu = Cpu()
     if a.method != find.NONE:

@@ -1,0 +1,120 @@
+"""All randomness of a recipe is its ``Rng``: global generators say nothing, and stand where they stood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from denoiserl import Rng
+from denoiserl.data.synthetic import Model
+from denoiserl.env import Stream
+from denoiserl.env.steering import black_box, steer
+from denoiserl.net import MLP
+from denoiserl.policy import Policy
+from denoiserl.recipes import (
+    _kinds,
+    _logged,
+    _zero,
+    breeze,
+    dppo,
+    dql,
+    dsrl,
+    fb,
+    fpo,
+    fql,
+    gorl,
+    iql,
+    ofql,
+    pgd,
+    ppo,
+    reinflow,
+    sac,
+    synther,
+    synther_sac,
+    taco,
+    td3,
+    td3_bc,
+)  # fmt: skip
+from denoiserl.train import Keep
+from tests.recipes import test_dsrl, test_off_policy, test_pgd
+
+pytest.importorskip("gymnasium")
+ACTS = {"copies": 2, "steps": 4}
+OFF = {**ACTS, "batch": 4, "begin": 4, "utd": 0.5, "width": 8}
+LOGGED = {"updates": 2, "batch": 8, "width": 8}
+FORWARD: dict[str, Any] = {"updates": 2, "batch": 8, "width": 16}
+CHUNKS = _logged.Base(width=8, chunk=2, denoise=2)
+BASE = _logged.Base(data="ring", episodes=60, width=8, denoise=2)
+SEEN = _zero.Base(episodes=3, length=20, size=4, width=8, denoise=2)
+
+
+def acting(kind: str) -> tuple[Policy, Stream]:
+    """A policy of a kind that knows nothing, for the bandit, and the bandit."""
+    env = Stream(test_dsrl.Bandit, 2, 1)
+    return getattr(_kinds, kind)(CHUNKS, env, 0), env
+
+
+def start(recipe: Any) -> tuple[Policy, Any, Any]:
+    """A policy, its signal and settings of two iterations at most."""
+    if recipe in (dppo, ppo, fpo, reinflow, gorl):
+        kind = {dppo: "diffusion", ppo: "gaussian"}.get(recipe, "flow")
+        more = {"stages": (1, 1), "rollout": 4, "updates": 2} if recipe is gorl else {"epochs": 1}
+        return *acting(kind), recipe.Args(iters=2, batch=8, **ACTS, **more)
+    if recipe in (sac, td3, synther_sac):
+        model = Model(updates=2, batch=4, width=8, depth=1, steps=4, churn=0.0)
+        more = {"every": 8, "rows": 8, "model": model} if recipe is synther_sac else {}
+        made = test_off_policy.policy(test_off_policy.Bandit)
+        return made, Stream(test_off_policy.Bandit, 2, 1), recipe.Args(iters=2, **{**OFF, **more})
+    if recipe is dsrl:
+        torch.manual_seed(0)
+        made = steer(black_box(test_dsrl.wiggle, 1, 1), 1, 8)
+        return made, Stream(test_dsrl.Bandit, 2, 1), dsrl.Args(iters=2, **OFF)
+    if recipe in (fb, breeze):
+        made = getattr(_zero, "squashed" if recipe is fb else "untrained")(SEEN, 0, Keep())
+        return made, _zero.record(SEEN, 0), recipe.Args(**FORWARD)
+    if recipe is pgd:
+        data = test_pgd.recording(6)
+        return test_pgd.start(data), data, pgd.Args(iters=1, windows=4, model=test_pgd.TINY, **LOGGED)
+    if recipe is taco:
+        made, _ = acting("diffusion")
+        data = test_pgd.recording(6).demos
+        return _kinds.diffusion(CHUNKS, data, 0), data, taco.Args(updates=2, coins=4, width=8, batch=8)
+    data = _logged.record(BASE, 0)
+    more = {"rows": 40, "model": Model(updates=2, batch=8, width=8, depth=1, steps=4)} if recipe is synther else {}
+    return _logged.start(BASE, recipe.STARTS, 0, Keep()), data, recipe.Args(iters=1, **LOGGED, **more)
+
+
+RECIPES = [dppo, ppo, fpo, reinflow, gorl, sac, td3, dsrl, dql, ofql, fql, iql, td3_bc, synther, synther_sac, pgd]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recipe", [*RECIPES, fb, breeze, taco], ids=lambda r: r.__name__.rpartition(".")[2])
+def test_the_global_generator_changes_no_number_and_is_not_moved(recipe: Any) -> None:
+    told = []
+    for elsewhere in (1, 2):
+        made, signal, args = start(recipe)
+        torch.manual_seed(elsewhere)
+        before = torch.get_rng_state()
+        rows: Iterator[dict] = recipe.improve(made, signal, args, Rng(5))
+        told.append((list(rows), [p.detach().clone() for p in made.parameters()]))
+        assert torch.equal(torch.get_rng_state(), before)
+    (first, weights), (second, others) = told
+    assert str(first) == str(second) and first
+    assert all(torch.equal(p, q) for p, q in zip(weights, others, strict=True))
+
+
+def test_what_is_made_from_a_stream_depends_on_it_alone() -> None:
+    """Two networks of a stream differ, those of equal streams are equal, and the stream goes on from another place."""
+
+    def made(seed: int) -> list[torch.Tensor]:
+        rng = Rng(seed)
+        one, two = (rng.init(MLP, (2,), width=8) for _ in range(2))
+        return [next(one.parameters()), next(two.parameters()), rng.uniform(3)]
+
+    first, again, other = made(0), made(0), made(1)
+    assert all(torch.equal(p, q) for p, q in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1]) and not torch.equal(first[0], other[0])
+    assert not torch.equal(first[2], Rng(0).uniform(3))
