@@ -239,7 +239,11 @@ def test_a_path_counts_once_and_its_ratio_is_one_before_the_first_step(monkeypat
         reinflow, "ppo_clip", lambda logp, *rest: told.append((logp.detach(), rest[0])) or original(logp, *rest)
     )
     made = flow(steps=3, chunk=2, obs=2)
-    list(reinflow.improve(made, Stream(Reach, 8, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000), Rng(0)))
+    list(
+        reinflow.improve(
+            made, Stream(Reach, 8, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000, target_kl=9.0), Rng(0)
+        )
+    )
     assert told[0][0].shape == (64,), "8 copies, 8 decisions, 3 steps each"
     assert torch.allclose(told[0][0], told[0][1], atol=1e-5)
     assert not torch.allclose(told[1][0], told[1][1], atol=1e-5)
@@ -269,6 +273,7 @@ class Mean(Denoiser):
 def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> None:
     """K = 1 and least = most: a ~ N(x̂₀, σ²). Log ratios and advantages of every minibatch are PPO's."""
     told = watched(monkeypatch, reinflow, ppo)
+    monkeypatch.setattr(Rng, "init", lambda self, make, *given, **more: make(*given, **more))  # one network and two
     for recipe in (reinflow, ppo):
         monkeypatch.setattr(recipe, "Value", lambda *x, **more: torch.manual_seed(1) and Value(*x, **more))
     flat, one, ends = Diffusion(linear), OneStep(std=0.3), []

@@ -219,7 +219,7 @@ def from_pipeline(
             f"the scheduler clips x̂₀ to ±{said.clip:g}, which is for pixels and cuts latents: give the pipeline "
             f"{type(scheduler).__name__}.from_config(pipeline.scheduler.config, clip_sample=False)"
         )
-    process = Diffusion(said.schedule, transition or _exploring(said), said.clip)
+    process = Diffusion(said.schedule, transition or _exploring(said), said.clip, clip_noise=said.clip_noise)
     train = steps_like(scheduler, process, n)
     serve = steps_like(scheduler, process, n, ddim(0.0))
     return Policy.of(process, denoiser(model, scheduler, tokens), (channels, height, width), train, serve, codec)
