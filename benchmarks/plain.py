@@ -190,7 +190,7 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
     tuned = k if a.tuned is None else a.tuned
     first, last = table(policy).at(slice(0, k - tuned)), table(policy).at(slice(k - tuned, k))
     frozen: Any = copy.deepcopy(net).requires_grad_(False)
-    value = Value(obs.shape[-1], width=256)
+    value = rng.init(Value, obs.shape[-1], width=256)
     opt = torch.optim.AdamW(net.parameters(), lr=a.lr, weight_decay=0.0, fused=True)
     critic = torch.optim.AdamW(value.parameters(), lr=a.value_lr, weight_decay=0.0, fused=True)
     clips, scale = ranges(a, tuned), Scale(copies)

@@ -255,8 +255,10 @@ def test_dead_factors_leave_replay() -> None:
     assert torch.allclose(replay(process, model, rows)[0].log_prob(rows.y), kept[1, 3:4], atol=1e-4)
     model, masked = Logits(Transformer(5, 8, width=16, depth=1, heads=2)), MASKED["left"]
     tokens = sampler(masked, model, masked.steps(grid(4)), (8,))(None, Rng(0), rows=2)
-    with pytest.raises(ValueError, match="decides by itself"):
-        replay(masked, model, tokens.given(live=torch.ones(2, 8, dtype=torch.bool)))
+    law, y = replay(masked, model, tokens.given(live=torch.ones(2, 8, dtype=torch.bool)))
+    assert torch.equal(law.log_prob(y), tokens.log_prob)
+    law, y = replay(masked, model, tokens.given(live=torch.zeros(2, 8, dtype=torch.bool)))
+    assert bool((law.size == 0).all())
 
 
 def test_drawing_leaves_no_trace_in_training() -> None:

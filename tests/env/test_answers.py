@@ -419,10 +419,10 @@ def test_ids_in_gymnasiums_own_spelling_are_ids(tmp_path: Any, monkeypatch: pyte
     with pytest.raises(BadRun, match=r"^The module no_such_envs cannot be imported"):
         environment("no_such_envs:make_env")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "beside.py").write_text("")
+    (tmp_path / "near_by.py").write_text("")
     monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p not in ("", str(tmp_path))])
-    with pytest.raises(BadRun, match=r"is it the file beside.py\? Name it so"):
-        environment("beside:make_env")
+    with pytest.raises(BadRun, match=r"is it the file near_by.py\? Name it so"):
+        environment("near_by:make_env")
 
 
 def test_meta_worlds_own_ids_are_refused_with_the_name_of_the_task():

@@ -21,7 +21,7 @@ BROKEN = {"nan": math.nan, "plus infinity": math.inf, "all ruled out": -math.inf
 def test_tokens_without_a_law_are_refused_with_their_place(name: str) -> None:
     logits = torch.zeros(2, 3, 4)
     logits[1, 2] = BROKEN[name]
-    with pytest.raises(BadSignal, match=r"1 of 6 tokens .* first at \[1, 2\].*weights"):
+    with pytest.raises(BadSignal, match=r"1 of 6 tokens .* first is at \[1, 2\].*weights"):
         Categorical(logits, 1).draw(Rng(0).uniform(2, 3))
     live = torch.ones(2, 3, dtype=torch.bool)
     live[1, 2] = False

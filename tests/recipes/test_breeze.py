@@ -22,7 +22,10 @@ BASE = _zero.Base(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, up
 SMALL = {"updates": 2, "batch": 32, "width": 16, "base": BASE}
 METHODS = {"breeze": (breeze, _zero.untrained), "fb": (fb, _zero.squashed)}
 methods = pytest.mark.parametrize("name", METHODS)
-pytestmark = pytest.mark.filterwarnings("ignore:B has collapsed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:B has collapsed"),
+    pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark"),  # Segment has one start
+]
 
 
 def start(name: str, base: _zero.Base = BASE) -> Policy:

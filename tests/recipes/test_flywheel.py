@@ -153,9 +153,9 @@ def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
     made = policy()
     before = weights(made)
     rows = latent_run(made, a)
-    torch.manual_seed(1)
-    gaussian = gorl.latent(made, 2, a)
-    plain = list(ppo.improve(gaussian, Stream(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iters=3), Rng(5)))
+    rng = Rng(5)
+    gaussian = rng.init(gorl.latent, made, 2, a)
+    plain = list(ppo.improve(gaussian, Stream(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iters=3), rng))
     assert [{k: v for k, v in row.items() if k != "round"} for row in rows] == plain
     control = made.weights.control
     assert isinstance(control, Latents)

@@ -193,6 +193,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
 
 
 @pytest.mark.parametrize(("recipe", "kind"), RECIPES)
+@pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark")  # a bandit has one start
 @pytest.mark.parametrize("word", ["maze:small-navigate", "ring"])
 def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, word: str) -> None:
     base = _logged.Base(data=word, episodes=40, width=16, chunk=2 if word != "ring" else 1)

@@ -22,7 +22,7 @@ from denoiserl.train import Keep
 SIZE = 16
 
 
-class Spaces:
+class Dict:
     """A dict of spaces, as Gymnasium's."""
 
     def __init__(self, **spaces: Box) -> None:
@@ -38,7 +38,7 @@ class Spot:
         self.num_envs = copies
         image = Box(torch.zeros(SIZE, SIZE, 3).numpy(), torch.full((SIZE, SIZE, 3), 255.0).numpy())
         one = torch.ones(1).numpy()
-        self.single_observation_space: Any = Spaces(image=image, state=Box(-one, one))
+        self.single_observation_space: Any = Dict(image=image, state=Box(-one, one))
         self.single_action_space = Box(-one, one)
         self.side = torch.ones(copies)
         self.rng = Rng(0)

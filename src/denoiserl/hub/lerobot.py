@@ -135,9 +135,8 @@ def diffusion_policy(folder: str | Path, n: int | None = None, transition: Trans
     seen, done = read_norms(folder, config, left)
     parts = [_normalizer(seen, name, size) for name, size in sizes.items()]
     observation = Normalizer(*(torch.cat([getattr(p, f) for p in parts]) for f in FIELDS))
-    process = Diffusion(
-        said.schedule, ddim(1.0), said.clip, "noise" if said.predicts == "eps" else "data", said.clip_noise
-    )
+    weight = "noise" if said.predicts == "eps" else "data"
+    process = Diffusion(said.schedule, ddim(1.0), said.clip, weight, clip_noise=said.clip_noise)
     train = steps_like(scheduler, process, n, transition or ddim(1.0))
     serve = steps_like(scheduler, process, n, said.transition)
     looks = {name: _normalizer(seen, name, shape[0]) for name, shape in cameras.items()}

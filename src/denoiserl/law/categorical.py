@@ -29,14 +29,20 @@ def invert(logits: Tensor, uniform: Tensor, live: Tensor | None = None) -> Tenso
 
 
 def _lawful(total: Tensor, live: Tensor | None) -> None:
-    """Raise BadSignal where the sum of the probabilities [*] is NaN at a token that counts."""
+    """Raise BadSignal where the sum of the probabilities [*] is NaN at a token that counts.
+
+    An accelerator is not waited for: it stops with the sentence, and without the places.
+    """
     wrong = total.isnan() if live is None else total.isnan() & live
-    if bool(wrong.any()):
+    said = "have no law: a logit is NaN or +inf, or every token is ruled out (-inf)"
+    remedy = "Look at the network's weights, or ban fewer tokens."
+    try:
+        torch._assert_async(~wrong.any(), f"Tokens to draw {said}. {remedy}")
+    except RuntimeError as error:
         place, many = torch.nonzero(wrong)[0].tolist(), int(wrong.sum())
         raise BadSignal(
-            f"{many} of {wrong.numel()} tokens to draw have no law, the first at {place}: a logit is NaN or +inf, or "
-            "every token is ruled out (-inf). Look at the network's weights, or ban fewer tokens."
-        )
+            f"{many} of {wrong.numel()} tokens to draw {said}; the first is at {place}. {remedy}"
+        ) from error
 
 
 def token_log_prob(logits: Tensor, token: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def truncate(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
 def known_tokens(logits: Tensor, vocab: int, mask: int) -> Tensor:
     """Return logits of tokens alone: columns from ``vocab`` on are cut, the mask's own column is −∞. [*, ≤ vocab]."""
     logits = logits[..., :vocab]
-    if not 0 <= mask < logits.shape[-1] or not bool((logits[..., mask] > -torch.inf).any()):
+    if not 0 <= mask < logits.shape[-1]:
         return logits
     return logits.index_fill(-1, torch.tensor([mask], device=logits.device), -torch.inf)
 
