@@ -171,6 +171,7 @@ def test_cloning_pictures_takes_image_and_state():
         _kinds.diffusion(BASE, odd, 0)
 
 
+@pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark")  # a spot is left or right
 def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
     policy = cloned(_kinds.diffusion, 20)
     a = dppo.Args(iters=1, copies=16, steps=2, batch=16, tuned=1)
