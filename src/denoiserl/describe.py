@@ -36,6 +36,14 @@ def describe(thing: Any) -> Any:
     raise BadRun(f"a {name} cannot be saved: use numbers, strings, tensors, frozen dataclasses or modules with .config")
 
 
+def foreign(tree: Any) -> str | None:
+    """Return the name of the first network of another package in what ``describe`` said; None: there is none."""
+    if isinstance(tree, dict) and isinstance(tree.get("foreign"), str):
+        return tree["foreign"]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return next((name for name in map(foreign, parts) if name is not None), None)
+
+
 def _resolve(name: str) -> type:
     if not name.startswith(HOME):
         raise BadRun(f"{name} is not a class of denoiserl: nothing outside the package is loaded by name")

@@ -242,3 +242,16 @@ def test_a_compiled_network_is_wrapped_and_adapted_before_it_is_compiled() -> No
         adapt(compiled, 2, ["to_q"])
     with pytest.raises(BadSignal, match="Did you mean 'encoder_hidden_states'"):
         ours.encode({"encoder_hidden_state": text})
+
+
+def test_adapters_change_nothing_of_how_a_policy_is_served(tmp_path: Path) -> None:
+    control = torch.nn.Identity()
+    made = pixels().controlled(control)
+    made.weights.execute = 3
+    adapted = adapters.lora(made, 2, ["to_q"])
+    path = adapters.save_lora(adapted.controlled(None), tmp_path)
+    plain = pixels().controlled(control)
+    plain.weights.execute = 3
+    read = adapters.load_lora(plain, path)
+    for policy in (adapted, read, adapters.merge(adapted)):
+        assert policy.weights.control is control and policy.weights.execute == 3

@@ -43,7 +43,7 @@ class Collect:
     """std of the noise on what is done, in halves of the range of actions: for data that show more than one way"""
     only_successes: Flag = False
     """of the episodes played, keep those that succeed"""
-    execute: Annotated[int | None, hint("(default: all)")] = None
+    execute: Annotated[int | None, hint("(default: as the policy carries, or all)")] = None
     """actions of a chunk that are executed before the policy plans again"""
     ticks: Annotated[int | None, hint("(default: the environment's)")] = None
     """ticks until an episode is over"""

@@ -31,7 +31,7 @@ class Doctor:
     """samples a prompt"""
     rows: int = 1024
     """rows (sample, step) a gradient step, for the estimate of memory"""
-    execute: Annotated[int | None, hint("(default: all)")] = None
+    execute: Annotated[int | None, hint("(default: as the policy carries, or all)")] = None
     """actions of a chunk that are executed"""
     which: Literal["best", "last"] = "best"
     """the best policy of a run, or its last one"""

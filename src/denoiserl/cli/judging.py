@@ -37,7 +37,7 @@ class Eval:
     """robot, gym, logged, zero, shapes, sudoku, my_module:make_task or my_file.py:make_task"""
     base: Annotated[tuple[str, ...], hint("(default: none)")] = ()
     """settings of --task: env=metaworld:button-press-v3"""
-    execute: Annotated[int | None, hint("(default: all)")] = None
+    execute: Annotated[int | None, hint("(default: as the policy carries, or all)")] = None
     """with --env: actions of a chunk that are executed before the policy plans again"""
     ticks: Annotated[int | None, hint("(default: the environment's)")] = None
     """with --env: ticks until an episode is over"""

@@ -49,10 +49,11 @@ def examine(
 
     ``env``: a ``Stream``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
     ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
-    for the estimate of memory. ``execute``: actions of a chunk that are played (None: all). ``data``: a pair of clean
-    data and their conditions (or None) in data units: the surest way to tell how a network was trained. ``recording``:
-    recorded episodes, of which ranges, units and the time of rewards are examined. ``watch`` is told each finding as it
-    is made. Without an environment, a reward or prompts the checks that need them say so.
+    for the estimate of memory. ``execute``: actions of a chunk that are played (None: as the policy carries, or all).
+    ``data``: a pair of clean data and their conditions (or None) in data units: the surest way to tell how a network
+    was trained. ``recording``: recorded episodes, of which ranges, units and the time of rewards are examined.
+    ``watch`` is told each finding as it is made. Without an environment, a reward or prompts the checks that need them
+    say so.
 
     Raises BadRun for a batch that has no two groups, for an environment together with a reward, and for data that are
     no pair.

@@ -156,7 +156,7 @@ class Played(NamedTuple):
 
 def play(policy: Policy, env: Stream, seed: int, serve: bool, execute: int | None = None, most: int = 1000) -> Played:
     """One episode in every copy, from start states and with noise of ``seed``; given up after ``most`` ticks."""
-    rng = Rng(seed, policy.device)
+    rng, execute = Rng(seed, policy.device), policy.weights.execute if execute is None else execute
 
     def act(obs: Any, rng: Rng) -> tuple[Tensor, None]:
         sample = policy.codec.decode(policy.sample(obs, rng, serve=serve).sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,12 +14,13 @@ from denoiserl.chain import Chain, Sample, sampler
 from denoiserl.credit import gae, normalise
 from denoiserl.data import Running
 from denoiserl.denoiser import Denoiser
+from denoiserl.describe import describe, foreign
 from denoiserl.env.scale import RewardScale
 from denoiserl.env.stream import Episode, Stream
 from denoiserl.errors import BadSignal
 from denoiserl.likelihood import assert_on_policy
 from denoiserl.policy import Policy
-from denoiserl.process import Relay
+from denoiserl.process import MeanFlow, Relay
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, tree_map
 from denoiserl.weights import AdapterOff
@@ -67,6 +69,10 @@ def relay(policy: Policy, tuned: int | None) -> int:
             f"most {own}, not {tuned}"
         )
     if tuned < own:
+        if isinstance(policy.process, MeanFlow):
+            raise BadSignal(
+                f"a mean flow learns all of its steps, for each is an average up to its own end: leave tuned={tuned} out"
+            )
         first, times = policy.weights.keep("base"), policy.train.times
         until, last = float(times[total - tuned - 1] + times[total - tuned]) / 2, learner(policy)
         policy.weights.module = Relay(first, last, until)
@@ -91,6 +97,16 @@ def whole(policy: Policy, why: str) -> None:
         raise BadSignal(
             f"{why}, and the first denoising steps of this policy are run by frozen weights (it learned with "
             "tuned=...): give a policy whose steps are all of one network"
+        )
+
+
+def renewable(policy: Policy, why: str) -> None:
+    """Raise BadSignal if the policy's network cannot be made anew, for its class is of another package; ``why`` that
+    has to be."""
+    if (other := foreign(describe(policy.denoiser))) is not None:
+        raise BadSignal(
+            f"{why}, and this policy's network is a {other}, which cannot be made anew here: give a policy whose "
+            "network is one of denoiserl.net"
         )
 
 
@@ -142,10 +158,23 @@ def chunked(policy: Policy, execute: int | None) -> int:
 def carry(policy: Policy, execute: int | None) -> int:
     """Let the policy carry how many actions of a chunk are executed (see ``chunked``), in place, and return it.
 
-    What it learns with is what ``serving`` executes, here and wherever it is loaded.
+    What it learns with is what ``serving`` executes, here and wherever it is loaded: so it learns ``alone``.
     """
+    alone(policy)
     policy.weights.execute = chunked(policy, execute)
     return policy.weights.execute
+
+
+def alone(policy: Policy, name: str = "the policy") -> None:
+    """Take the policy's control away, in place, with a warning: it does not learn with the policy, and would go on to
+    choose, or to replace what the policy decides."""
+    if (control := policy.weights.control) is not None:
+        warnings.warn(
+            f"{name} is served through a control that it learned before ({type(control).__name__}), and that does not "
+            "learn on: the policy alone goes on from here",
+            stacklevel=3,
+        )
+        policy.weights.control = None
 
 
 def executed(chain: Chain, live: int | Tensor | None) -> Chain:

@@ -130,7 +130,14 @@ def lora(policy: Policy, r: int, targets: Sequence[str] | str, alpha: float | No
     _no_sets(policy)
     for net in _nets(policy):
         net.model = adapt(net.model, r, targets, alpha, seed).eval()
-    return replace(policy, weights=Weights(policy.weights.module))
+    return _anew(policy)
+
+
+def _anew(policy: Policy) -> Policy:
+    """The policy whose module has changed in place, with its control and what is executed of its chunks."""
+    weights = Weights(policy.weights.module)
+    weights.control, weights.execute = policy.weights.control, policy.weights.execute
+    return replace(policy, weights=weights)
 
 
 def _no_sets(policy: Policy) -> None:
@@ -205,7 +212,7 @@ def load_lora(policy: Policy, path: str | Path) -> Policy:
         raise BadRun(f"{file} does not fill the adapters it describes: {', '.join(sorted(own ^ set(tensors))[:3])}")
     peft.set_peft_model_state_dict(wrapped, {f"base_model.model.{k}": v for k, v in tensors.items()})
     net.model = wrapped.eval()
-    return replace(policy, weights=Weights(policy.weights.module))
+    return _anew(policy)
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -248,4 +255,4 @@ def merge(policy: Policy) -> Policy:
     for net in _nets(policy):
         net.model = _adapters(net)[0].merge_and_unload().eval()
         vars(net.model).pop("save_pretrained", None)
-    return replace(policy, weights=Weights(policy.weights.module))
+    return _anew(policy)

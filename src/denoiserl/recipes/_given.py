@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,7 @@ from denoiserl.data import Demos, Robot, Squash
 from denoiserl.data.collect import Recording
 from denoiserl.data.ranges import compare
 from denoiserl.env import Stream
-from denoiserl.env.control import Best, BestNoise
-from denoiserl.env.planner import blank, placed
-from denoiserl.env.valued import Weighed
+from denoiserl.env.planner import alone, blank, placed
 from denoiserl.errors import BadRun, DenoiseError
 from denoiserl.hub import foreign
 from denoiserl.hub.recordings import read
@@ -27,9 +24,6 @@ from denoiserl.recipes._kinds import probe
 from denoiserl.rng import Rng
 from denoiserl.train.keep import saved
 from denoiserl.tree import tree_map
-
-CHOOSING = (Best, Weighed, BestNoise)
-"""controls that choose among a policy's decisions by what was learned before"""
 
 
 def recorded(
@@ -107,8 +101,7 @@ def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1
     """The policy at ``word``: the best of a run, a saved one, or LeRobot's, which learns under a floored posterior of
     ``denoise`` steps.
 
-    A control that chooses among its decisions is left out, with a warning: what learns here is the policy, and critics
-    that stay behind would choose worse and worse.
+    A control that it is served through is left out, with a warning: what learns here is the policy.
     """
     path = Path(word)
     if (path / "config.json").is_file():
@@ -123,13 +116,7 @@ def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1
     if (other := foreign.policy(path)) is not None:
         raise BadRun(f"{word} is {other}")
     policy = Policy.load(path, None, device)
-    if isinstance(policy.weights.control, CHOOSING):
-        warnings.warn(
-            f"{word} chooses among its decisions by what it learned before ({type(policy.weights.control).__name__}): "
-            "the policy alone goes on from here",
-            stacklevel=2,
-        )
-        policy.weights.control = None
+    alone(policy, word)
     return policy
 
 

@@ -44,7 +44,7 @@ from denoiserl.data.collect import collect
 from denoiserl.data.motion import Valid, clean, covered, motion, starts
 from denoiserl.describe import build, describe
 from denoiserl.env import Stream
-from denoiserl.env.planner import carry, serving, whole
+from denoiserl.env.planner import carry, renewable, serving, whole
 from denoiserl.errors import BadSignal
 from denoiserl.policy import Policy
 from denoiserl.process import OneStep
@@ -95,6 +95,7 @@ def improve(
     """Improve the policy, then replace it by a student of what it does. ``valid``: see ``data.motion.clean``."""
     keep = keep or Keep()
     whole(policy, "The student is a new network for all steps")
+    renewable(policy, "The student is a new network")
     carry(policy, a.execute)
     method = ppo if isinstance(policy.process, OneStep) else dppo
     names = ("iters", "copies", "steps", "execute", "gamma", "warmup")

@@ -89,6 +89,11 @@ def task(a: Args) -> Task:
     """A Meta-World task, demonstrated by a script with flaws."""
     if a.history != 1:
         raise BadRun("the policies of this experiment see one observation: history is for policies of your own")
+    if a.base.start is not None:
+        raise BadRun(
+            f"this experiment clones into new weights, and start={a.base.start} names a policy that is there: clone on "
+            "with diffusion_policy.improve(policy, demos, args, rng), or improve it by its reward, run dppo --start ..."
+        )
     return _robot.cloning(_robot.based(a))
 
 

@@ -46,6 +46,7 @@ from torch import Tensor
 from denoiserl.chain import Sample
 from denoiserl.data import Replay, Squash
 from denoiserl.data.collect import Recording
+from denoiserl.env.planner import carry
 from denoiserl.env.valued import choosing
 from denoiserl.errors import BadSignal
 from denoiserl.net import Critics, follow, held, target
@@ -100,6 +101,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     if isinstance(policy.codec, Squash) or len(policy.serve) < 2:
         raise BadSignal("DQL improves policies that denoise: start 'diffusion' or 'flow' (td3_bc and iql take others)")
     replay = _logged.remembered(policy, data, a)
+    carry(policy, policy.event[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, _ = target(critic), policy.weights.keep("slow")

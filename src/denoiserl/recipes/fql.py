@@ -43,6 +43,7 @@ import torch
 from denoiserl.chain import Sample, sampler
 from denoiserl.data import Squash
 from denoiserl.data.collect import Recording
+from denoiserl.env.planner import carry
 from denoiserl.errors import BadSignal
 from denoiserl.net import Critics, follow, held, target
 from denoiserl.objective import ascent, squared
@@ -97,6 +98,7 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
             "served by process.steps(grid(1), ddim(0.0)); dql takes policies of several steps, ofql mean flows"
         )
     replay = _logged.remembered(policy, data, a)
+    carry(policy, policy.event[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm)
     slow, teacher = target(critic.to(policy.device)), deepcopy(policy.weights.module)

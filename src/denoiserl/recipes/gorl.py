@@ -52,7 +52,7 @@ from torch import Tensor
 from denoiserl.describe import build, describe
 from denoiserl.env import Episode, Stream
 from denoiserl.env.control import Latent, Latents
-from denoiserl.env.planner import actor, carry, chunked, statistics, whole
+from denoiserl.env.planner import actor, carry, chunked, renewable, statistics, whole
 from denoiserl.env.steering import decoded, plan
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Gaussian
@@ -135,10 +135,12 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         raise BadSignal(nearest(a.begin, BEGINS, "beginning"))
     noiseless(policy.serve)
     whole(policy, "GoRL makes its decoder anew")
-    carry(policy, a.execute)
+    a = replace(a, execute=carry(policy, a.execute))
     env.discount(a.gamma)
     keep, through, encoder, taken = keep or Keep(), a.begin == "decoder", None, Switch()
     parts = [n for n in portions(a.iters, a.stages) if n]
+    if len(parts) > 1:
+        renewable(policy, "GoRL makes its decoder anew")
     for i, iters in enumerate(parts):
         if encoder is None or taken.value:
             encoder = rng.init(latent, policy, env.obs_dim, a)

@@ -41,6 +41,7 @@ import torch
 
 from denoiserl.data import Replay, Squash
 from denoiserl.data.collect import Recording
+from denoiserl.env.planner import carry
 from denoiserl.errors import BadSignal
 from denoiserl.net import Critics, Value, follow, target
 from denoiserl.objective import exp_weights, expectile, squared, weighted
@@ -92,6 +93,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
             "IQL fits the likelihood of actions, which a squashed policy lacks on the edge: start 'gaussian'"
         )
     replay = _logged.remembered(policy, data, a)
+    carry(policy, policy.event[0])  # a decision is a whole chunk
     size, more = replay.columns["obs"].shape[1:], {"width": a.width, "layer_norm": a.layer_norm}
     critic = rng.init(Critics, size, policy.event, 2, **more).to(policy.device)
     value, slow = rng.init(Value, size, depth=2, **more).to(policy.device), target(critic)

@@ -49,6 +49,7 @@ import torch
 from denoiserl.chain import Sample
 from denoiserl.data import Squash
 from denoiserl.data.collect import Recording
+from denoiserl.env.planner import carry
 from denoiserl.env.valued import choosing
 from denoiserl.errors import BadSignal
 from denoiserl.net import Critics, follow, held, target
@@ -105,6 +106,7 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
             "network, served by process.steps(grid(1)); dql takes policies of several steps"
         )
     replay = _logged.remembered(policy, data, a)
+    carry(policy, policy.event[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm)
     slow, _ = target(critic.to(policy.device)), policy.weights.keep("slow")

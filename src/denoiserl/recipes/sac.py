@@ -38,7 +38,7 @@ import torch
 
 from denoiserl.data import Replay
 from denoiserl.env import Stream
-from denoiserl.env.planner import told
+from denoiserl.env.planner import carry, told
 from denoiserl.net import Critics, Temperature, follow, held, target
 from denoiserl.objective import squared
 from denoiserl.policy import Policy
@@ -99,6 +99,7 @@ def improve(
 ) -> Iterator[dict]:
     """Improve a policy that decides inside a box, in an environment. ``replay``: a buffer of another kind."""
     keep, codec = keep or Keep(), boxed(policy, "SAC")
+    carry(policy, policy.event[0])  # a decision is a whole chunk
     env.discount(a.gamma)
     critic = rng.init(Critics, env.obs_dim, policy.event, a.critics, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, heat = target(critic), Temperature(a.alpha, a.alpha_least).to(policy.device)

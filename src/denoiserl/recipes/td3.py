@@ -36,7 +36,7 @@ from torch import Tensor
 
 from denoiserl.data import Replay
 from denoiserl.env import Stream
-from denoiserl.env.planner import told
+from denoiserl.env.planner import carry, told
 from denoiserl.net import Critics, follow, held, target
 from denoiserl.objective import squared
 from denoiserl.policy import Policy
@@ -95,6 +95,7 @@ class Args:
 def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""
     keep, codec = keep or Keep(), boxed(policy, "TD3")
+    carry(policy, policy.event[0])  # a decision is a whole chunk
     env.discount(a.gamma)
     critic = rng.init(Critics, env.obs_dim, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, _ = target(critic), policy.weights.keep("slow")

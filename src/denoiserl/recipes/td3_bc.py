@@ -39,6 +39,7 @@ from torch import Tensor
 
 from denoiserl.data import Replay
 from denoiserl.data.collect import Recording
+from denoiserl.env.planner import carry
 from denoiserl.net import Critics, follow, held, target
 from denoiserl.objective import ascent, masked_mean, squared
 from denoiserl.policy import Policy
@@ -88,6 +89,7 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     """Improve a policy that decides inside a box, by its mean, from logged data."""
     keep, _ = keep or Keep(), boxed(policy, "TD3+BC")
     replay = _logged.remembered(policy, data, a)
+    carry(policy, policy.event[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
     slow, _ = target(critic), policy.weights.keep("slow")

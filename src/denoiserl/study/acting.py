@@ -22,7 +22,7 @@ def acting(word: str, execute: int | None = None, ticks: int | None = None) -> T
     """The task of acting in an environment: the return, and success where the environment reports ``info["success"]``.
 
     A policy with a history is shown its last observations. ``execute``: actions of a chunk that are executed before the
-    policy plans again (None: all of them).
+    policy plans again (None: as the policy carries, or all).
     """
     env = environment(word, ticks)
 

@@ -1,0 +1,142 @@
+"""The policy that learns is the one that is served: what is executed of a chunk, controls, and who can be made anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from denoiserl import Diffusion, Gauss, Policy, Rng, grid
+from denoiserl.data import Squash
+from denoiserl.doctor import signal
+from denoiserl.env import Stream
+from denoiserl.env.control import Latents
+from denoiserl.env.planner import carry, serving
+from denoiserl.errors import BadRun, BadSignal
+from denoiserl.net import MLP, Paired
+from denoiserl.process import Average, GaussianHead, MeanFlow, ddim, floored, linear
+from denoiserl.recipes import _kinds, _robot, beyond_human, diffusion_policy, dppo, gorl, sac
+from denoiserl.recipes._given import opened
+
+gymnasium = pytest.importorskip("gymnasium")
+SEEN = torch.rand(16, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Near(gymnasium.Env):
+    """Reward −|a − 0.8|, four ticks."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.seen, self.ticks = self.np_random.uniform(-1, 1, 2).astype(np.float32), 0
+        return self.seen, {}
+
+    def step(self, action: Any) -> Any:
+        self.ticks += 1
+        return self.seen, -float(np.abs(action - 0.8).sum()), False, self.ticks >= 4, {"success": self.ticks == 4}
+
+
+class Foreign(nn.Module):
+    """A network of another package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, clock: Any, context: Tensor) -> Tensor:
+        return self.net(context).view_as(x)
+
+
+class Counts(Stream):
+    """How many actions of each decision were asked for."""
+
+    asked: list[int]
+
+    def collect(self, act: Any, steps: int, rng: Rng) -> Any:
+        ep = super().collect(act, steps, rng)
+        self.asked = [*getattr(self, "asked", []), ep.action.shape[-2]]
+        return ep
+
+
+def flow(net: nn.Module | None = None) -> Policy:
+    torch.manual_seed(0)
+    process, times = Diffusion(linear, floored(ddim(0.0), 0.2), clip=1.0), grid(3)
+    made = Gauss(net or MLP((2, 1), cond=2, width=16, depth=2), linear, "v")
+    return Policy.of(process, made, (2, 1), process.steps(times), process.steps(times, ddim(0.0)))
+
+
+def latents(made: Policy) -> Policy:
+    """The policy, served through the mean of an encoder."""
+    net = MLP(made.event, 2, 8, 1, time=0, residual=False)
+    return made.controlled(Latents(GaussianHead(net, 1, 1.0)))
+
+
+GORL = gorl.Args(iters=4, copies=4, steps=4, batch=16, epochs=1, rollout=4, updates=5, begin="actions")
+DPPO = dppo.Args(iters=1, copies=4, steps=4, batch=16, epochs=1)
+
+
+def test_all_stages_execute_what_the_policy_carries() -> None:
+    made, env = flow(), Counts(Near, 4, 1)
+    carry(made, 1)
+    for _ in gorl.improve(made, env, GORL, Rng(0)):
+        pass
+    assert set(env.asked) == {1} and serving(made)(SEEN, Rng(0)).shape[1] == 1
+
+
+def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> None:
+    made = latents(flow())
+    path = made.save(tmp_path / "p")
+    with pytest.warns(UserWarning, match=r"served through a control .* \(Latents\).* the policy alone goes on"):
+        for _ in dppo.improve(made, Stream(Near, 4, 1), DPPO, Rng(0)):
+            pass
+    alone = made.controlled(None)
+    assert torch.equal(made.draw(SEEN, Rng(1)), alone.draw(SEEN, Rng(1)))
+    with pytest.warns(UserWarning, match=r"p is served through a control .* \(Latents\)"):
+        again = opened(str(path), torch.device("cpu"))
+    assert again.weights.control is None and torch.equal(again.draw(SEEN, Rng(1)), flow().draw(SEEN, Rng(1)))
+
+
+def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_too() -> None:
+    made = _kinds.squashed((3, 1), 2, 16, 1, Squash.box([-1.0], [1.0]), 0)
+    carry(made, 1)
+    env = Counts(Near, 1, 1)
+    for _ in sac.improve(made, env, sac.Args(iters=1, steps=4), Rng(0)):
+        pass
+    assert env.asked == [3] and serving(made)(SEEN, Rng(0)).shape[1] == 3
+
+
+def test_a_mean_flow_learns_all_of_its_steps_and_is_left_whole() -> None:
+    process = MeanFlow()
+    net = Paired(MLP((2, 1), cond=2, width=16, depth=1, time=0))
+    made = Policy.of(process, Average(net), (2, 1), process.steps(grid(3), 0.2), process.steps(grid(3)))
+    with pytest.raises(BadSignal, match="a mean flow learns all of its steps.*leave tuned=1 out"):
+        next(dppo.improve(made, Stream(Near, 4, 1), dppo.Args(tuned=1), Rng(0)))
+    assert isinstance(made.denoiser, Average)
+
+
+@pytest.mark.parametrize("recipe", [gorl, beyond_human])
+def test_a_network_that_cannot_be_made_anew_is_refused_before_anything_is_played(recipe: Any) -> None:
+    env = Counts(Near, 4, 1)
+    with pytest.raises(BadSignal, match=r"network is a .*Foreign, which cannot be made anew"):
+        next(recipe.improve(flow(Foreign()), env, recipe.Args(), Rng(0)))
+    assert not hasattr(env, "asked")
+
+
+def test_a_doctor_plays_what_the_policy_carries() -> None:
+    made, env = flow(), Counts(Near, 4, 1)
+    carry(made, 1)
+    signal.play(made, env, 0, True)
+    assert set(env.asked) == {1}
+    signal.play(made, env, 0, True, 2)
+    assert env.asked[-1] == 2
+
+
+def test_cloning_does_not_leave_a_start_out_silently() -> None:
+    with pytest.raises(BadRun, match="clones into new weights, and start=runs/mine"):
+        diffusion_policy.task(diffusion_policy.Args(base=_robot.Base(env="pusht", start="runs/mine")))
