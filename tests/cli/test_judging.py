@@ -157,3 +157,16 @@ def test_intervals_without_width_say_that_the_scores_are_equal():
 def test_a_task_has_the_metric_success_where_it_is_told_only_when_episodes_end(here: Path):
     assert _robot.task(_robot.Base(env="worlds_of_mine.py:Late")).metric == "success"
     assert _robot.task(_robot.Base(env="Pendulum-v1")).metric == "return"
+
+
+@pytest.mark.parametrize(("whose", "told"), [("own", 7), ("its simulator's", 10), ("neither's", None)])
+def test_frames_a_second_are_the_environments_or_its_simulators(whose: str, told: int | None):
+    """PushT and Meta-World wrap a simulator that knows them, so the documented command needs no --fps."""
+    sim = SimpleNamespace(metadata={"render_fps": 10} if told else {})
+    env = SimpleNamespace(sim=sim, close=lambda: None, metadata={"render_fps": 7} if whose == "own" else None)
+    a = collecting.Collect(env="pusht", out=Path("demos"))
+    if told is None:
+        with pytest.raises(collecting.Misuse, match="give --fps"):
+            collecting._fps(lambda: env, a)
+    else:
+        assert collecting._fps(lambda: env, a) == told

@@ -115,7 +115,7 @@ def test_a_mean_flow_learns_all_of_its_steps_and_is_left_whole() -> None:
     process = MeanFlow()
     net = Paired(MLP((2, 1), cond=2, width=16, depth=1, time=0))
     made = Policy.of(process, Average(net), (2, 1), process.steps(grid(3), 0.2), process.steps(grid(3)))
-    with pytest.raises(BadSignal, match="a mean flow learns all of its steps.*leave tuned=1 out"):
+    with pytest.raises(BadSignal, match=r"a mean flow learns all of its steps.*leave tuned=1 out"):
         next(dppo.improve(made, Stream(Near, 4, 1), dppo.Args(tuned=1), Rng(0)))
     assert isinstance(made.denoiser, Average)
 

@@ -208,7 +208,10 @@ def _fps(env: Any, a: Collect) -> int:
     """Frames a second of what is recorded."""
     if a.fps is None:
         probe = env()
-        known = (getattr(probe, "metadata", None) or {}).get("render_fps")
+        told = (
+            getattr(who, "metadata", None) or {} for who in (probe, getattr(probe, "sim", None))
+        )  # or its simulator
+        known = next((each["render_fps"] for each in told if "render_fps" in each), None)
         probe.close()
         if known is None:
             raise Misuse(f"{a.env} does not say how many frames a second it has: give --fps.")

@@ -71,7 +71,7 @@ def relay(policy: Policy, tuned: int | None) -> int:
     if tuned < own:
         if isinstance(policy.process, MeanFlow):
             raise BadSignal(
-                f"a mean flow learns all of its steps, for each is an average up to its own end: leave tuned={tuned} out"
+                f"a mean flow learns all of its steps, each an average up to its own end: leave tuned={tuned} out"
             )
         first, times = policy.weights.keep("base"), policy.train.times
         until, last = float(times[total - tuned - 1] + times[total - tuned]) / 2, learner(policy)
