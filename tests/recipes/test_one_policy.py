@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
-from denoiserl.data import Squash
+from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid
+from denoiserl.data import Running, Squash
 from denoiserl.doctor import signal
 from denoiserl.env import Stream
 from denoiserl.env.control import Latents
@@ -19,8 +19,9 @@ from denoiserl.env.planner import carry, serving
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.net import MLP, Paired
 from denoiserl.process import Average, GaussianHead, MeanFlow, ddim, floored, linear
-from denoiserl.recipes import _kinds, _robot, beyond_human, diffusion_policy, dppo, gorl, sac
+from denoiserl.recipes import _kinds, _robot, beyond_human, diffusion_policy, dppo, gorl, ppo, sac
 from denoiserl.recipes._given import opened
+from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
 SEEN = torch.rand(16, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -140,3 +141,28 @@ def test_a_doctor_plays_what_the_policy_carries() -> None:
 def test_cloning_does_not_leave_a_start_out_silently() -> None:
     with pytest.raises(BadRun, match="clones into new weights, and start=runs/mine"):
         diffusion_policy.task(diffusion_policy.Args(base=_robot.Base(env="pusht", start="runs/mine")))
+
+
+def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    """Its statistics are what the run learned, and no other codec; another scale of actions is one."""
+
+    def made(scale: float = 1.0) -> Policy:
+        torch.manual_seed(0)
+        process, codec = OneStep(), Running.fresh(2, scale)
+        head = GaussianHead(MLP((2, 1), 2, 8, 1, time=0, residual=False), 1, 0.5)
+        return Policy.of(process, head, (2, 1), process.steps(grid(1)), None, codec)
+
+    def go(policy: Policy, iters: int, folder: Path) -> None:
+        a = ppo.Args(iters=iters, copies=4, steps=4, batch=16, epochs=1, warmup=0)
+        for _ in ppo.improve(policy, Stream(Near, 4, 1), a, Rng(5), Keep(folder, restart=1)):
+            pass
+
+    one, whole = made(), made()
+    go(one, 1, tmp_path / "a")
+    go(one, 2, tmp_path / "a")
+    go(whole, 2, tmp_path / "b")
+    assert isinstance(one.codec, Running) and isinstance(whole.codec, Running)
+    assert torch.equal(one.codec.mean, whole.codec.mean)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), whole.parameters(), strict=True))
+    with pytest.raises(BadRun, match="another codec of the policy"):
+        go(made(2.0), 3, tmp_path / "a")

@@ -24,7 +24,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -322,8 +322,15 @@ def saved(folder: Path | str, name: str = "best") -> Path:
 
 
 def _given(given: Any, kept: dict[str, Any]) -> dict[str, str]:
-    """Fingerprints of what a loop does not change: its data, and how its policies read and write data."""
+    """Fingerprints of what a loop does not change: its data, and how its policies read and write data.
+
+    Statistics that a codec keeps are not among them: the loop changes and restores them.
+    """
     codecs = {f"codec of the {k}": v.codec for k, v in kept.items() if hasattr(v, "codec")}
+    for name, codec in codecs.items():
+        if hasattr(codec, "state_dict"):
+            learns = codec.state_dict()
+            codecs[name] = {f.name: getattr(codec, f.name) for f in fields(codec) if f.name not in learns}
     return {name: digest(v) for name, v in {"data set": given, **codecs}.items() if v is not None}
 
 
