@@ -208,9 +208,8 @@ def _fps(env: Any, a: Collect) -> int:
     """Frames a second of what is recorded."""
     if a.fps is None:
         probe = env()
-        told = (
-            getattr(who, "metadata", None) or {} for who in (probe, getattr(probe, "sim", None))
-        )  # or its simulator
+        owners = (probe, getattr(probe, "sim", None))  # the environment, or the simulator that it wraps
+        told = (getattr(owner, "metadata", None) or {} for owner in owners)
         known = next((each["render_fps"] for each in told if "render_fps" in each), None)
         probe.close()
         if known is None:

@@ -170,8 +170,8 @@ def alone(policy: Policy, name: str = "the policy") -> None:
     choose, or to replace what the policy decides."""
     if (control := policy.weights.control) is not None:
         warnings.warn(
-            f"{name} is served through a control that it learned before ({type(control).__name__}), and that does not "
-            "learn on: the policy alone goes on from here",
+            f"{name} is served through a control ({type(control).__name__}), which does not learn on: the policy alone "
+            "goes on from here",
             stacklevel=3,
         )
         policy.weights.control = None

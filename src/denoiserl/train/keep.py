@@ -24,7 +24,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -328,8 +328,8 @@ def _given(given: Any, kept: dict[str, Any]) -> dict[str, str]:
     """
     codecs = {f"codec of the {k}": v.codec for k, v in kept.items() if hasattr(v, "codec")}
     for name, codec in codecs.items():
-        if hasattr(codec, "state_dict"):
-            learns = codec.state_dict()
+        if is_dataclass(codec) and (state := getattr(codec, "state_dict", None)) is not None:
+            learns = state()
             codecs[name] = {f.name: getattr(codec, f.name) for f in fields(codec) if f.name not in learns}
     return {name: digest(v) for name, v in {"data set": given, **codecs}.items() if v is not None}
 
