@@ -177,3 +177,9 @@ def test_unit_vectors_of_spectral_norm_are_copied(norm) -> None:
     assert len(units) == 2 and all(torch.equal(now[k], own[k]) for k in units)
     assert not torch.equal(now["1.running_mean"], own["1.running_mean"])
     assert int(now["1.num_batches_tracked"]) == 60
+
+
+def test_the_loss_that_is_told_is_not_rounded_to_the_weights_precision() -> None:
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    loss = net.weight.float().sum() * 0 + 1.2345678
+    assert step(adamw(net.parameters(), 1e-3), loss)["loss"] == pytest.approx(1.2345678, rel=1e-7)
