@@ -72,7 +72,8 @@ def rate(
     found: list[dict[str, Tensor]] = []
     for part in torch.arange(n, device=device).split(micro_rows(micro, n)):
         some, asked = (sample, prompts) if len(part) == n else (take(sample, part), _asked(prompts, part))
-        said = reward(some if decode is None else decode(some), asked)
+        seen = some if decode is None else decode(some)
+        said = reward(tree_map(Tensor.clone, seen) if seen is sample else seen, asked)  # it may write into what it sees
         named = said if isinstance(said, Mapping) else {"reward": said}
         found.append({name: _numbers(value, name, len(part), device) for name, value in named.items()})
     spend("reward calls", n)

@@ -193,3 +193,10 @@ def test_a_tensor_without_numbers_is_refused_by_name() -> None:
 def test_a_weight_is_a_finite_number(weight: Any) -> None:
     with pytest.raises(BadSignal, match="the weight of the reward's 'a' is"):
         said({"a": VALUES}, weights={"a": weight})
+
+
+def test_a_reward_that_writes_into_its_sample_changes_nothing_that_is_learned() -> None:
+    sample = X.clone()
+    for micro in (None, 2):
+        assert torch.equal(score(lambda x, _: x.mul_(2)[:, 0], sample, None, micro=micro).total, 2 * X[:, 0])
+        assert torch.equal(sample, X)
