@@ -293,6 +293,9 @@ class Policy:
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
             raise BadRun(f"{path} holds no policy (a run keeps its policies in the folders 'best' and 'last')")
         denoiser, codec = build(tree["denoiser"], net).eval(), build(tree["codec"], part)
+        if net is None:  # one that was made here has the precision that was saved; one that is given has its own
+            for name, own in denoiser.state_dict(keep_vars=True).items():
+                own.data = own.data.to(tree["weights"].get(name, own).dtype)
         fit(denoiser, tree["weights"])
         weights = Weights(denoiser)
         weights.execute = tree.get("execute")

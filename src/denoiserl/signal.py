@@ -72,7 +72,8 @@ def rate(
     found: list[dict[str, Tensor]] = []
     for part in torch.arange(n, device=device).split(micro_rows(micro, n)):
         some, asked = (sample, prompts) if len(part) == n else (take(sample, part), _asked(prompts, part))
-        said = reward(some if decode is None else decode(some), asked)
+        seen = some if decode is None else decode(some)
+        said = reward(tree_map(Tensor.clone, seen) if seen is sample else seen, asked)  # it may write into what it sees
         named = said if isinstance(said, Mapping) else {"reward": said}
         found.append({name: _numbers(value, name, len(part), device) for name, value in named.items()})
     spend("reward calls", n)
@@ -81,9 +82,11 @@ def rate(
         raise BadSignal(f"the reward has {told}: return a tensor of shape ({n},), or the same named parts for all")
     parts = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     weights = weights or dict.fromkeys(parts, 1.0)
-    for name in weights:
+    for name, weight in weights.items():
         if name not in parts:
             raise BadSignal(nearest(name, parts, "part of the reward"))
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise BadSignal(f"the weight of the reward's {name!r} is {weight!r}: give a finite number")
     total, largest = torch.zeros(n, device=device), torch.zeros(n, device=device)
     for name, weight in weights.items():
         if weight:
@@ -94,12 +97,19 @@ def rate(
 
 def _numbers(value: Any, name: Any, n: int, device: torch.device) -> Tensor:
     """Return ``value`` as float32 [n] on ``device``. Raise BadSignal that names the part if it is anything else."""
-    found = value.detach() if isinstance(value, Tensor) else _array(value)
+    found = _dense(value) if isinstance(value, Tensor) else _array(value)
     if found is None or found.is_complex() or found.shape != (n,):
         what = f"{type(value).__name__} of what is no number" if found is None else f"{tuple(found.shape)}"
         what = "None" if value is None else "complex" if found is not None and found.is_complex() else what
         raise BadSignal(f"the reward's {name!r} is {what} for {n} samples: return a tensor of shape ({n},)")
     return found.float().to(device)
+
+
+def _dense(value: Tensor) -> Tensor | None:
+    """Return a tensor without its gradient, and sparse ones whole; None if it holds no numbers, or lists of them."""
+    if value.is_meta or value.is_nested:
+        return None
+    return value.detach() if value.layout is torch.strided else value.detach().to_dense()
 
 
 def _array(value: Any) -> Tensor | None:

@@ -203,7 +203,11 @@ class Weights:
         return state if self.control is None else {**state, "control": dict(self.control.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore every set; shapes and names must agree."""
+        """Restore every set; shapes, names and precisions must agree."""
+        own = self.module.state_dict()
+        if other := [k for k, v in state["current"].items() if k in own and own[k].dtype != v.dtype]:
+            was, now = state["current"][other[0]].dtype, own[other[0]].dtype
+            raise BadRun(f"{other[0]} was saved in {was} and is {now} here: give the network the precision it had")
         fit(self.module, state["current"])
         for name in state["free"]:  # that it was the reference was known when it was kept; B is no longer zero
             if not (adapted := _adapted(self.module)):

@@ -177,3 +177,26 @@ def test_prompts_are_asked_in_groups_or_not_at_all() -> None:
 def test_prompts_that_are_no_tensors_are_refused_with_the_remedy(prompts: Any, what: str) -> None:
     with pytest.raises(BadSignal, match=what):
         prompt_count(prompts)
+
+
+def test_a_sparse_reward_is_its_numbers() -> None:
+    assert torch.equal(said(torch.tensor(VALUES).to_sparse()).total, torch.tensor(VALUES))
+
+
+def test_a_tensor_without_numbers_is_refused_by_name() -> None:
+    for value in (torch.zeros(N, device="meta"), torch.nested.nested_tensor([torch.ones(1)] * N, layout=torch.jagged)):
+        with pytest.raises(BadSignal, match="Tensor of what is no number"):
+            said(value)
+
+
+@pytest.mark.parametrize("weight", ["1", None, math.nan, math.inf])
+def test_a_weight_is_a_finite_number(weight: Any) -> None:
+    with pytest.raises(BadSignal, match="the weight of the reward's 'a' is"):
+        said({"a": VALUES}, weights={"a": weight})
+
+
+def test_a_reward_that_writes_into_its_sample_changes_nothing_that_is_learned() -> None:
+    sample = X.clone()
+    for micro in (None, 2):
+        assert torch.equal(score(lambda x, _: x.mul_(2)[:, 0], sample, None, micro=micro).total, 2 * X[:, 0])
+        assert torch.equal(sample, X)

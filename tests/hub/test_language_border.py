@@ -245,3 +245,12 @@ def test_padding_is_a_run_at_an_end_of_the_canvas() -> None:
     given = {"canvas": canvas, "attention_mask": canvas}
     assert Infill(0).condition(given).keys() == {"attention_mask"} and torch.equal(Infill(0).start(given), canvas)
     assert Infill().condition(canvas) is None and Infill(0).condition(None) is None
+
+
+def test_a_model_without_an_attention_mask_fills_whole_canvases_and_nothing_shorter() -> None:
+    sizes = {k: v for k, v in SIZES.items() if k != "num_attention_heads"}
+    policy = hub.masked_policy(hf.FNetForMaskedLM(hf.FNetConfig(**sizes, pad_token_id=PAD)), MASK, 6, 6)
+    whole = torch.tensor([[5, 6, MASK, MASK, MASK, MASK]])
+    assert bool((policy.draw(whole, Rng(0)) != MASK).all())
+    with pytest.raises(BadSignal, match="takes no attention_mask, so padding cannot be hidden"):
+        policy.draw(torch.tensor([[5, 6, MASK, MASK, PAD, PAD]]), Rng(0))

@@ -299,3 +299,17 @@ def test_refusals() -> None:
     for order, threshold in (("left", 0.5), ("confidence", 1.0), ("confidence", 0.0)):
         with pytest.raises(ValueError, match="threshold"):
             law(model(), x, opened, order, x[None], count=torch.tensor(1), threshold=threshold)
+
+
+def test_what_does_not_count_has_no_part_in_probability_or_divergence() -> None:
+    """At rate 1 a closed hole that is not live stays as it is without a NaN, and its flip costs no KL."""
+    whole, live = torch.full((1, L), MASK), torch.tensor([[True, True, True, False]])
+    logits = model()[None]
+    sure, half = (
+        Unmasking(logits, whole, whole == MASK, MASK, "independent", rate=torch.tensor([r]), live=live)
+        for r in (1.0, 0.5)
+    )
+    y = torch.tensor([[0, 1, 2, MASK]])
+    wanted = logits.log_softmax(-1)[0, range(3), [0, 1, 2]].sum()
+    assert float(sure.log_prob(y)) == pytest.approx(float(wanted), abs=1e-6)
+    assert float(sure.kl(half)) == pytest.approx(3 * math.log(2), abs=1e-6)

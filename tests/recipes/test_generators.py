@@ -214,3 +214,14 @@ def test_a_reward_that_cannot_be_split_is_asked_once_by_default() -> None:
     """Ranks within a batch need the whole batch: without micro-batches it comes in one call."""
     x = torch.randn(9, 2)
     assert score(lambda v, p: v[:, 0].argsort().argsort().float(), x, None).total.sum() == 36
+
+
+@every
+def test_the_reward_that_is_told_is_the_total(recipe: ModuleType) -> None:
+    """Also where a part of it has its name."""
+
+    def parts(x: Tensor, prompts: Any) -> dict[str, Tensor]:
+        return {"reward": x[:, 0], "dropped": 3 + 0 * x[:, 0]}
+
+    (row,) = rows(recipe, generator(), parts, weights={"reward": 0.0, "dropped": 2.0})
+    assert row["reward"] == 6.0 and row["dropped"] == 0

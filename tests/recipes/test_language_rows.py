@@ -338,3 +338,11 @@ def test_nothing_of_a_forward_outlives_its_turn(name: str, monkeypatch: Any) -> 
     monkeypatch.setattr(Logits, "forward", watched)
     improve(name, made(), parity, CANVAS, micro_batch_size=5)
     assert len(alive) > 8
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_prompts_may_hold_ids_that_are_no_token(name: str) -> None:
+    """Special tokens beyond the tokenizer's own, or padding: they are read, and never scored."""
+    net, canvas = Table(4, 5), torch.where(CANVAS < 3, 4, CANVAS)
+    rows = improve(name, made(net), parity, canvas, **({"prompt_mask": 0.5} if name == "diffu_grpo" else {}))
+    assert any("loss" in row for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,44 @@ def test_a_switch_waits_for_episodes_that_finish() -> None:
     first, rest = gorl.played(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
     ticks = sum(int(p.length[:, 0].sum()) for p in (first, *rest))
     assert ticks == 21 and torch.equal(gorl.first_returns([first, *rest]), torch.full((8,), 20.0))
+
+
+class Saved:
+    """What a graph keeps for its backward pass."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+@pytest.mark.parametrize("stop", [{}, {"target_kl": -1.0}], ids=["on", "stop"])
+@pytest.mark.parametrize("name", ["ppo", "dppo", "reinflow", "fpo"])
+def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
+    name: str, stop: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its graph nor its ratio, whether it was learned from or stopped the actor."""
+    if name == "fpo" and stop:
+        pytest.skip("nothing stops its actor")
+    recipe, alive, looks = METHODS[name][0], [], []
+    surrogate, squared = recipe.ppo_clip, recipe.squared
+
+    def pack(value: Tensor) -> Saved:
+        alive.append(weakref.ref(saved := Saved(value)))
+        return saved
+
+    def forward(self: Biases, x: Tensor, clock: Any, context: Any) -> Tensor:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.value):
+            return self.bias.sinh().expand(x.shape)
+
+    def ratio(log_prob: Tensor, *rest: Any) -> Tensor:
+        alive.append(weakref.ref(log_prob))
+        return surrogate(log_prob, *rest)
+
+    def watch(*given: Tensor) -> Tensor:
+        looks.append(sum(ref() is not None for ref in alive))
+        return squared(*given)
+
+    monkeypatch.setattr(Biases, "forward", forward)
+    monkeypatch.setattr(recipe, "ppo_clip", ratio)
+    monkeypatch.setattr(recipe, "squared", watch)
+    improve(name, METHODS[name][1](), **stop)
+    assert len(alive) >= 2 and len(looks) > 8 and not any(looks)

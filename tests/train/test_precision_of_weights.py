@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from denoiserl import Gauss, Rng, Weights, store
+from denoiserl import Diffusion, Gauss, Policy, Rng, Weights, grid, store
+from denoiserl.errors import BadRun
 from denoiserl.hub.adapters import adapt
+from denoiserl.net import MLP
 from denoiserl.process import linear
 from denoiserl.train import EMA, accumulate, adamw, covers, step
 
@@ -177,3 +180,31 @@ def test_unit_vectors_of_spectral_norm_are_copied(norm) -> None:
     assert len(units) == 2 and all(torch.equal(now[k], own[k]) for k in units)
     assert not torch.equal(now["1.running_mean"], own["1.running_mean"])
     assert int(now["1.num_batches_tracked"]) == 60
+
+
+def test_the_loss_that_is_told_is_not_rounded_to_the_weights_precision() -> None:
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    loss = net.weight.float().sum() * 0 + 1.2345678
+    assert step(adamw(net.parameters(), 1e-3), loss)["loss"] == pytest.approx(1.2345678, rel=1e-7)
+
+
+def small(dtype: torch.dtype) -> Policy:
+    torch.manual_seed(0)
+    process = Diffusion(linear)
+    return Policy.of(process, Gauss(MLP((3,), width=8), linear, "v").to(dtype), (3,), process.steps(grid(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_policy_comes_back_in_the_precision_that_it_had(dtype: torch.dtype, tmp_path: Path) -> None:
+    made = small(dtype)
+    back = Policy.load(made.save(tmp_path / "policy"))
+    assert {p.dtype for p in back.parameters()} == {dtype}
+    assert torch.equal(back.draw(None, Rng(0), 5), made.draw(None, Rng(0), 5))
+
+
+@pytest.mark.parametrize("kinds", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_weights_of_another_precision_are_no_state_of_these(kinds: tuple[torch.dtype, torch.dtype]) -> None:
+    """A run would go on with other numbers: its float32 copies, or the digits of its weights, would be lost."""
+    state = small(kinds[0]).state_dict()
+    with pytest.raises(BadRun, match="was saved in"):
+        small(kinds[1]).load_state_dict(state)

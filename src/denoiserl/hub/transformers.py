@@ -81,8 +81,14 @@ class Net(nn.Module):
         if cond is not None and not isinstance(cond, dict):
             raise BadSignal("the condition of a language model is a dict of its arguments, such as attention_mask")
         given = dict(cond or {})
-        if (padding := given.pop("padding", None)) is not None:
+        padding = given.pop("padding", None)
+        if padding is not None and "attention_mask" in self.known:
             given["attention_mask"] = (~padding.bool()).long()
+        elif padding is not None and bool(padding.any()):
+            raise BadSignal(
+                f"a {type(plain(self.model)).__name__} takes no attention_mask, so padding cannot be hidden from it: "
+                "give canvases of the policy's whole length"
+            )
         for name in given:
             if name not in self.known or name == "input_ids":
                 raise BadSignal(nearest(name, self.known, "argument of this model"))

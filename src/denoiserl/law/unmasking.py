@@ -140,7 +140,7 @@ class Unmasking:
         if self.order == "independent":
             assert self.rate is not None
             yes, no = self.rate.log()[..., None], torch.log1p(-self.rate)[..., None]
-            logp = (torch.where(revealed, yes, torch.where(left_out, no, 0.0)) * self.live).sum(-1)
+            logp = joint(torch.where(revealed, yes, torch.where(left_out, no, 0.0)), 1, self.live)
         elif self.order == "confidence":
             logp = self._confidence_order(y, revealed, left_out & self.live)
         else:
@@ -200,7 +200,7 @@ class Unmasking:
             assert self.rate is not None and other.rate is not None
             a, b = self.rate, other.rate
             flip = torch.special.xlogy(a, a / b) + torch.special.xlogy(1 - a, (1 - a) / (1 - b))
-            return a * each.sum(-1) + torch.where(a == b, 0.0, flip) * self.open.sum(-1)
+            return a * each.sum(-1) + torch.where(a == b, 0.0, flip) * (self.open & self.live).sum(-1)
         if self.order == "left":
             chosen = self._committed(self.x, torch.zeros_like(self.x, dtype=torch.float32))
             return torch.where(chosen, each, 0.0).sum(-1)

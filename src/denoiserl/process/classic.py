@@ -193,16 +193,22 @@ class Autoregressive(Process):
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """log p(x₀) = Σ_i log p(x_i | x_<i) over live positions, [*batch]; one causal pass."""
+        return self._score(denoise, noised, context, self.top_k, self.top_p)
+
+    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """Cross-entropy a live token, [*batch], before top-k and top-p: what they rule out would cost infinity."""
+        size = noised.x.shape[-1] if noised.live is None else noised.live.sum(-1).clamp_min(1)
+        return -self._score(denoise, noised, context) / size
+
+    def _score(
+        self, denoise: Denoiser, noised: Noised, context: Any, top_k: int | None = None, top_p: float | None = None
+    ) -> Tensor:
+        """Σ log p over live positions, [*batch]. A prompt may hold ids that are no token and are never scored."""
         written = torch.ones_like(noised.x0, dtype=torch.bool) if noised.live is None else noised.live
         self.first_token(denoise, written[..., 0])
         logits = denoise(noised.x, denoise.clock(noised.t), context).mean[..., : self.vocab]
-        each = token_log_prob(truncate(logits, self.temperature, self.top_k, self.top_p), noised.x0)
-        return joint(each, 1, noised.live)
-
-    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """Cross-entropy a live token, [*batch]."""
-        size = noised.x.shape[-1] if noised.live is None else noised.live.sum(-1).clamp_min(1)
-        return -self.elbo(denoise, noised, context) / size
+        token = torch.where(written, noised.x0, 0)
+        return joint(token_log_prob(truncate(logits, self.temperature, top_k, top_p), token), 1, noised.live)
 
     def first_token(self, denoise: Denoiser, written: Tensor) -> None:
         """Refuse to score first tokens (where ``written`` [*batch]) that the network would be shown as its input."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from denoiserl.chain import All, Chain, Record
-from denoiserl.likelihood import assert_on_policy
+from denoiserl.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy import Policy
-from denoiserl.precision import lowered
 from denoiserl.process import Noised
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, Scored, ask, micro_rows, score
@@ -42,19 +40,22 @@ def draw(
 
 
 def told(scored: Scored) -> dict[str, float]:
-    """Return the metrics of a reward: its mean, how many values were dropped, and the mean of each named part."""
+    """Return the metrics of a reward: its mean, how many values were dropped, and the mean of each named part.
+
+    A part that is called ``reward`` or ``dropped`` gives way to these.
+    """
     row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped}
-    return row | {k: float(v.nanmean()) for k, v in scored.parts.items()}
+    return row | {k: float(v.nanmean()) for k, v in scored.parts.items() if k not in row}
 
 
 def first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:
     """Raise OffPolicy if steps are scored otherwise than they were drawn, before anything was learned.
 
-    ``tolerance`` of a whole step's |log ratio|: by default 0.02 in float32, whose log-probs of large pictures have four
-    digits after the point, and 0.2 where networks run in or hold less.
+    ``tolerance`` of a whole step's |log ratio|: by default that of the network's precision, and at least 0.02, because
+    log-probs of large pictures have four digits after the point in float32.
     """
-    low = lowered() or any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.weights.module.parameters())
-    assert_on_policy(log_prob, recorded, (0.2 if low else 0.02) if tolerance is None else tolerance)
+    own = max(0.02, tolerance_of(policy.weights.module))
+    assert_on_policy(log_prob, recorded, own if tolerance is None else tolerance)
 
 
 def cut(index: Tensor, micro: int | None) -> tuple[Tensor, ...]:

@@ -86,7 +86,8 @@ class Args:
     weights: dict[str, float] = field(default_factory=dict)
     """weights of a reward's named parts in its total; none: 1 for each"""
     tolerance: float | None = None
-    """largest |log ratio| of a whole step before the first update (None: 0.02, or 0.2 in low precision)"""
+    """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
+    precision is lower)"""
     eta: float = 1.0
     """of the experiment, noise of the training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be
     learned from"""
@@ -139,7 +140,8 @@ def surrogate(policy: Policy, part: Rows, advantage: Tensor, a: Any, check: bool
     logp, old = law.log_prob(y), part.log_prob
     if check:
         first_ratio(policy, logp, old, a.tolerance)
-    logp, old = logp / law.size, old / law.size
+    size = law.size.clamp_min(1)  # of tokens, a step of a finished text decides nothing
+    logp, old = logp / size, old / size
     outside.append(((logp.detach() - old).exp() - 1).abs() > a.clip)
     return ppo_clip(logp, old, advantage, a.clip)
 

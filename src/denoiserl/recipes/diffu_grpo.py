@@ -188,10 +188,14 @@ def hide(canvas: Tensor, written: Tensor, mask: int, p: float, answer: tuple[flo
 
 
 def one_pass(denoise: Denoiser, seen: Tensor, sample: Tensor, policy: Policy, asked: Tree) -> Tensor:
-    """Mean-field log-probabilities [B, L] of every written token given ``seen``, from one pass."""
+    """Mean-field log-probabilities [B, L] of every written token given ``seen``, from one pass.
+
+    A prompt may hold ids that are no token: what stands there means nothing and is never read.
+    """
     process, full = masked(policy, "diffu-GRPO"), torch.ones(len(seen), device=seen.device)
     estimate = denoise(seen, denoise.clock(full), denoise.encode(policy.codec.condition(asked)))
-    return token_log_prob(known_tokens(estimate.mean, process.vocab, process.mask), sample)
+    logits = known_tokens(estimate.mean, process.vocab, process.mask)
+    return token_log_prob(logits, torch.where(sample < logits.shape[-1], sample, 0))
 
 
 class Trend:

@@ -42,7 +42,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
+from denoiserl.chain import Rows
 from denoiserl.credit import normalise, over_denoising
 from denoiserl.env import Stream
 from denoiserl.env.planner import (
@@ -136,23 +139,32 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             old = mean_log_prob(law, y).flatten()
         if it == 0:
             on_policy(law, y, chain)
+        del law, y  # as large as the chain
         updates, moves = [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].split(a.batch)):
             rows = chain.rows(i)
             step(critic, squared(value(seen[rows.owner]), goal[rows.owner]).mean(), clip=1.0)
-            if not moves:
-                continue
-            logp = mean_log_prob(*replay(policy.process, learner(policy), rows))
-            kl = float(approx_kl(logp.detach(), old[i]))
-            if kl > a.target_kl:
-                moves = False
-                continue
-            loss = ppo_clip(logp, old[i], shared[i], clips[i % tuned])
-            updates.append(
-                (step(opt, loss.mean(), clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old[i], a.clip)))
-            )
+            if moves:
+                done = learn(policy, opt, rows, old[i], shared[i], clips[i % tuned], a)
+                moves = done is not None
+                updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield told(ep, critique) | dict(zip(("loss", "kl", "clipped"), means, strict=bool(updates)))
+
+
+def learn(
+    policy: Policy, opt: Optimizer, rows: Rows, old: Tensor, advantage: Tensor, clip: Tensor, a: Any
+) -> tuple[float, float, float] | None:
+    """Step on a minibatch; return its loss, KL and clipped share, or None where the KL passes ``target_kl``.
+
+    A function, so that nothing of a minibatch is in memory when the next one runs.
+    """
+    logp = mean_log_prob(*replay(policy.process, learner(policy), rows))
+    kl = float(approx_kl(logp.detach(), old))
+    if kl > a.target_kl:
+        return None
+    loss = ppo_clip(logp, old, advantage, clip).mean()
+    return step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, a.clip))
 
 
 GROWS: dict[str, Any] = {}

@@ -87,7 +87,8 @@ class Args:
     weights: dict[str, float] = field(default_factory=dict)
     """weights of a reward's named parts in its total; none: 1 for each"""
     tolerance: float | None = None
-    """largest |log ratio| of a whole step before the first update (None: 0.02, or 0.2 in low precision)"""
+    """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
+    precision is lower)"""
     eval_every: int = 10
     """iterations between held-out evaluations"""
     base: _shapes.Base = _shapes.Base()
@@ -105,6 +106,7 @@ def improve(
         raise BadSignal("A group of one has nothing to be compared with: draw at least two samples a prompt.")
     keep, policy, many = keep or Keep(), early(policy, a.window), prompt_count(prompts)
     if a.beta > 0:
+        _refuse_truncation(policy)
         policy.weights.keep("reference")
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
@@ -157,12 +159,13 @@ def surrogate(
     logp, old = law.log_prob(y), part.log_prob
     if check:
         first_ratio(policy, logp, old, a.tolerance)
-    logp, old = logp / law.size, old / law.size
+    size = law.size.clamp_min(1)  # of tokens, a step of a finished text decides nothing
+    logp, old = logp / size, old / size
     loss, kl = ppo_clip(logp, old, advantage, a.clip), torch.zeros_like(old)
     if a.beta > 0:
         with torch.no_grad():
             reference, _ = policy.replay(part, using="reference")
-        kl = law.kl(reference) / law.size
+        kl = law.kl(reference) / size
         loss = loss + a.beta * kl
     watch.append((kl.detach().flatten(), (((logp.detach() - old).exp() - 1).abs() > a.clip).float().flatten()))
     return loss
@@ -179,6 +182,16 @@ def early(policy: Policy, window: int) -> Policy:
     sde, ode = policy.train, policy.process.steps(policy.train.times, ddim(0.0))
     table = {k: torch.cat([sde.table[k][:window], v[window:]]) for k, v in ode.table.items()}
     return replace(policy, train=Steps(sde.times, table, sde.dense[:window] + ode.dense[window:]))
+
+
+def _refuse_truncation(policy: Policy) -> None:
+    """Raise BadSignal if a decoder rules tokens out: where the reference rules out others the KL is infinite."""
+    top_k, top_p = (getattr(policy.process, name, None) for name in ("top_k", "top_p"))
+    if top_k is not None or top_p not in (None, 1):
+        raise BadSignal(
+            f"top_k={top_k} and top_p={top_p} rule out other tokens here and in the reference, so the KL between them "
+            "is infinite: set beta=0, or make the policy without them"
+        )
 
 
 GROWS: dict[str, Any] = {}

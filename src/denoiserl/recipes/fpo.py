@@ -43,6 +43,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from denoiserl.chain import Chain, Sample
 from denoiserl.env import Episode, Stream
@@ -55,10 +56,11 @@ from denoiserl.objective import clip_fraction, ppo_clip, squared
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Noised, Process
 from denoiserl.recipes import _robot, _stages
+from denoiserl.recipes._generators import some
 from denoiserl.rng import Rng
 from denoiserl.task import Task
 from denoiserl.train import Keep, adamw, covers, step
-from denoiserl.tree import Tree, tree_map
+from denoiserl.tree import Tree, take, tree_map
 
 DRAWS = ("serve", "train")
 RATIOS = ("mean", "each")
@@ -131,17 +133,36 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             step(critic, squared(value(seen[i]), goal[i]).mean(), clip=1.0)
             if it < a.warmup:
                 continue
-            some = Noised(*(tree_map(lambda v, i=i: v[i], part) for part in pairs))
-            gap = (old[i] - losses(policy, process, some, tree_map(lambda v, i=i: v[i], cond))).clamp(-FAR, FAR)
-            gap = gap.mean(-1, keepdim=True) if a.ratio == "mean" else gap
-            same = torch.zeros_like(gap)
-            if not updates:
-                assert_on_policy(gap, same)
-            loss = ppo_clip(gap, same, standard(credit[i])[:, None].expand_as(gap), a.clip).mean()
-            done, told_gap = step(opt, loss, clip=1.0)["loss"], gap.detach()
-            updates.append((done, float(told_gap.abs().mean()), float(clip_fraction(told_gap, same, a.clip))))
+            part = some(pairs, i), take(cond, i)
+            updates.append(learn(policy, process, opt, *part, old[i], standard(credit[i]), a, check=not updates))
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield told(ep, critique) | dict(zip(("loss", "|log ratio|", "clipped"), means, strict=bool(updates)))
+
+
+def learn(
+    policy: Policy,
+    process: Process,
+    opt: Optimizer,
+    pairs: Noised,
+    cond: Tree,
+    old: Tensor,
+    advantage: Tensor,
+    a: Any,
+    check: bool,
+) -> tuple[float, float, float]:
+    """Step on a minibatch; return its loss, mean |log ratio| and clipped share.
+
+    A function, so that nothing of a minibatch is in memory when the next one runs. ``check``: nothing was learned since
+    ``old``, so the ratio must be 1.
+    """
+    gap = (old - losses(policy, process, pairs, cond)).clamp(-FAR, FAR)
+    gap = gap.mean(-1, keepdim=True) if a.ratio == "mean" else gap
+    same = torch.zeros_like(gap)
+    if check:
+        assert_on_policy(gap, same)
+    loss = ppo_clip(gap, same, advantage[:, None].expand_as(gap), a.clip).mean()
+    done, gap = step(opt, loss, clip=1.0)["loss"], gap.detach()
+    return done, float(gap.abs().mean()), float(clip_fraction(gap, same, a.clip))
 
 
 def acting(policy: Policy, draw: str, execute: int | None) -> Any:

@@ -41,7 +41,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from denoiserl.chain import Rows
 from denoiserl.env import Stream
 from denoiserl.env.planner import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
@@ -132,27 +134,42 @@ def improve(
             old = law.log_prob(y).flatten()
         if it == 0:
             on_policy(law, y, chain)
+        del law, y  # as large as the chain
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=a.max_grad)
-            if not moves:
-                continue
-            law, y = policy.replay(chain.rows(i))
-            assert isinstance(law, Gaussian)
-            logp = law.log_prob(y)
-            kl = float(approx_kl(logp.detach(), old[i]))
-            if kl > a.target_kl:
-                moves = False
-                continue
-            loss = ppo_clip(logp, old[i], standard(credit[i]), a.clip).mean() - a.entropy * law.entropy().mean()
-            if penalty is not None:
-                loss = loss + penalty(law).mean()
-            done = step(opt, loss, clip=a.max_grad)["loss"]
-            updates.append(
-                (done, kl, float(clip_fraction(logp.detach(), old[i], a.clip)), float(law.std.detach().mean()))
-            )
+            if moves:
+                done = learn(policy, opt, chain.rows(i), old[i], standard(credit[i]), a, penalty)
+                moves = done is not None
+                updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield told(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
+
+
+def learn(
+    policy: Policy,
+    opt: Optimizer,
+    rows: Rows,
+    old: Tensor,
+    advantage: Tensor,
+    a: Any,
+    penalty: Callable[[Gaussian], Tensor] | None,
+) -> tuple[float, float, float, float] | None:
+    """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
+
+    A function, so that nothing of a minibatch is in memory when the next one runs.
+    """
+    law, y = policy.replay(rows)
+    assert isinstance(law, Gaussian)
+    logp = law.log_prob(y)
+    kl = float(approx_kl(logp.detach(), old))
+    if kl > a.target_kl:
+        return None
+    loss = ppo_clip(logp, old, advantage, a.clip).mean() - a.entropy * law.entropy().mean()
+    if penalty is not None:
+        loss = loss + penalty(law).mean()
+    done = step(opt, loss, clip=a.max_grad)["loss"]
+    return done, kl, float(clip_fraction(logp.detach(), old, a.clip)), float(law.std.detach().mean())
 
 
 STARTS = "gaussian"

@@ -48,8 +48,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from denoiserl.chain import Sample, sampler
+from denoiserl.chain import Rows, Sample, sampler
 from denoiserl.env import Stream
 from denoiserl.env.planner import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
@@ -140,29 +141,40 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             old = path(law, y, k)
         if it == 0:
             on_policy(law, y, chain)
+        del law, y  # as large as the chain
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=1.0)
-            if not moves:
-                continue
-            rows = chain.rows((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
-            law, y = noisy.replay(rows)
-            assert isinstance(law, Gaussian)
-            logp = path(law, y, k)
-            kl = float(approx_kl(logp.detach(), old[i]))
-            if kl > a.target_kl:
-                moves = False
-                continue
-            loss = ppo_clip(logp, old[i], standard(credit[i]), a.clip).mean()
-            loss = loss - a.entropy * (law.entropy() / law.size.clamp_min(1)).mean()
-            if a.bc > 0:
-                cond, live = take((rows.cond, rows.live), slice(None, None, k))
-                loss = loss + a.bc * apart(policy, cond, rng, live).mean()
-            done = step(opt, loss, clip=1.0)["loss"]
-            std = float(law.std.detach().mean())
-            updates.append((done, kl, float(clip_fraction(logp.detach(), old[i], a.clip)), std))
+            if moves:
+                rows = chain.rows((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
+                done = learn(policy, noisy, opt, rows, old[i], standard(credit[i]), a, rng)
+                moves = done is not None
+                updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield told(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
+
+
+def learn(
+    policy: Policy, noisy: Policy, opt: Optimizer, rows: Rows, old: Tensor, advantage: Tensor, a: Any, rng: Rng
+) -> tuple[float, float, float, float] | None:
+    """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
+
+    A function, so that nothing of a minibatch is in memory when the next one runs.
+    """
+    k = len(noisy.train)
+    law, y = noisy.replay(rows)
+    assert isinstance(law, Gaussian)
+    logp = path(law, y, k)
+    kl = float(approx_kl(logp.detach(), old))
+    if kl > a.target_kl:
+        return None
+    loss = ppo_clip(logp, old, advantage, a.clip).mean()
+    loss = loss - a.entropy * (law.entropy() / law.size.clamp_min(1)).mean()
+    if a.bc > 0:
+        cond, live = take((rows.cond, rows.live), slice(None, None, k))
+        loss = loss + a.bc * apart(policy, cond, rng, live).mean()
+    done = step(opt, loss, clip=1.0)["loss"]
+    return done, kl, float(clip_fraction(logp.detach(), old, a.clip)), float(law.std.detach().mean())
 
 
 def exploring(policy: Policy, obs: int, least: float, most: float) -> tuple[Policy, Exploring]:

@@ -232,7 +232,8 @@ def _descend(opt: Optimizer, loss: Tensor, clip: float | None, params: Iterable[
     if not held:
         raise BadSignal("The loss depends on none of the optimiser's parameters: compare them with covers().")
     norm = get_total_norm([p.grad for p in held if p.grad is not None])
-    value, size = torch.stack((loss.to(norm), norm)).tolist()  # one wait for the device
+    kind = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
+    value, size = torch.stack((loss.to(norm.device, kind), norm.to(kind))).tolist()  # one wait for the device
     for what, number in (("loss", value), ("gradient's norm", size)):
         if not math.isfinite(number):
             opt.zero_grad(set_to_none=True)
