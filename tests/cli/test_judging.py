@@ -16,6 +16,7 @@ from denoiserl.data.demos import Demos
 from denoiserl.env import Stream
 from denoiserl.env.history import Remembering, newest, shown
 from denoiserl.env.named import environment
+from denoiserl.errors import BadRun
 from denoiserl.evidence import Interval, bootstrap, nested, paired, student
 from denoiserl.recipes import _kinds, _robot
 from denoiserl.rng import Rng
@@ -157,3 +158,19 @@ def test_intervals_without_width_say_that_the_scores_are_equal():
 def test_a_task_has_the_metric_success_where_it_is_told_only_when_episodes_end(here: Path):
     assert _robot.task(_robot.Base(env="worlds_of_mine.py:Late")).metric == "success"
     assert _robot.task(_robot.Base(env="Pendulum-v1")).metric == "return"
+
+
+def test_an_evaluation_takes_no_other_files_away(here: Path):
+    """Only what an earlier evaluation wrote is replaced; another folder is refused before anything is played."""
+    words = ["policy", "--env", "worlds_of_mine.py:World", "--trials", "2", "--no-media"]
+    (here / "thesis").mkdir()
+    (here / "thesis" / "chapter.tex").write_text("the only copy")
+    for folder in ("thesis", "."):
+        with pytest.raises(BadRun, match="holds other files"):
+            judging.eval_([*words, "--out", folder])
+    with pytest.raises(BadRun, match="is a file"):
+        judging.eval_([*words, "--out", "worlds_of_mine.py"])
+    assert (here / "thesis" / "chapter.tex").read_text() == "the only copy" and (here / "worlds_of_mine.py").is_file()
+    for _ in range(2):
+        judging.eval_([*words, "--out", "kept"])
+    assert sorted(p.name for p in (here / "kept").iterdir()) == ["eval.json", "plot.png", "trials.jsonl"]
