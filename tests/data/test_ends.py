@@ -246,3 +246,16 @@ def test_columns_that_are_no_arrays_of_numbers_are_named(tmp_path: Path) -> None
         recordings.read(path)
     with pytest.raises(BadRun, match="'3-1' runs backwards"):
         recordings.read(path, without="3-1")
+
+
+@pytest.mark.parametrize("flags", ["timeouts", "terminals"])
+def test_bursts_of_what_mostly_rests_are_no_ends(tmp_path: Path, flags: str) -> None:
+    """A pusher moves now and then, far beyond its usual step and never far across its table."""
+    rng = np.random.default_rng(0)
+    burst = rng.uniform(size=(EPISODES, 40, 1)) < 0.1
+    step = np.where(burst, 0.03, 1e-4) * rng.choice([-1, 1], (EPISODES, 40, 2))
+    seen = (rng.uniform(size=(EPISODES, 1, 2)) + step.cumsum(1)).reshape(-1, 2)
+    last = np.arange(len(seen)) % 40 == 39
+    told = {"terminals": ~last & last, "timeouts": last} if flags == "timeouts" else {"terminals": last}
+    assert len(quiet(stored(tmp_path / "a.hdf5", observations=seen, actions=np.zeros((len(seen), 1)), **told,
+                            rewards=np.ones(len(seen)))).demos) == EPISODES  # fmt: skip

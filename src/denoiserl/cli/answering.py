@@ -36,7 +36,7 @@ def answer(given: list[str]) -> None:
     said = "Tell a reward to a policy that was trained without any, on the run's data, without a gradient step."
     a = tyro.cli(Answer, prog="denoiserl answer", description=said, args=given)
     if a.out.exists():
-        raise Misuse(f"{a.out} exists already: name another folder, or remove it.")
+        raise Misuse(f"{a.out} exists already: name another folder.")
     found = opened(a.run, a.which, a.device)
     task = found.task()
     if task.data is None:

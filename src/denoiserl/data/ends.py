@@ -15,6 +15,9 @@ from denoiserl.errors import BadSignal
 
 FAR = 8.0
 """a step is a jump from so many times the upper quartile of steps on, in a quarter of the numbers that move"""
+WIDE = 0.125
+"""the share of their range that it crosses, a mean over these numbers, where nothing but the jump tells of an end:
+bursts of what mostly rests are no ends"""
 FEW = 20
 """steps inside episodes below which nothing is said about jumps"""
 ROUNDED = 1e-6
@@ -51,8 +54,8 @@ def split(
 
     With ``after``, an episode stops wherever it differs from the next row. Where a time limit cut it and ``after`` is
     the start of the next episode, a jump away, what followed is not known. Without ``after`` and without ``cut``, an
-    episode stops at jumps far beyond the steps inside episodes. With ``cut`` a jump is believed only beside a time
-    limit, which then lies one row off; others may be teleports, and are told. Warn of all that flags do not say, and of
+    episode stops at jumps far beyond the steps inside episodes. With ``cut`` a jump is believed only beside an end
+    without one, which then lies one row off; others may be teleports, and are told. Warn of all that flags do not say, and of
     runs of them.
     """
     n, shifted = len(ended), np.zeros(len(ended), bool)
@@ -80,9 +83,11 @@ def split(
         over = told[:-1] & follows & (seen[1:] != seen[:-1]).any(tuple(range(1, seen.ndim)))
     else:
         inner = ~stop[:-1]
-        far = jumps(seen, inner)
+        far, wide = jumps(seen, inner)
         over = told[:-1] & ~far & (int(inner.sum()) >= FEW)
-        stop[:-1] |= _gaps(name, far & ~told[:-1], told, cut is not None)
+        lone = np.append(told[:-1] & ~far, False)  # ends without a jump, beside which one may lie
+        beside = far & ~told[:-1] & (lone[1:] | np.append(False, lone[:-2])) & (cut is not None)
+        stop[:-1] |= _gaps(name, beside | wide & ~told[:-1], beside, cut is not None)
     _runs(name, told, over)
     if n > 1 and after is None and not told.any() and not stop[:-1].any():
         _warn(f"{name} tells of no end: its {n} rows are read as one episode; store timeouts")
@@ -90,16 +95,17 @@ def split(
     return Split(at, ended[at], ~shifted[at] & (after is not None))
 
 
-def jumps(seen: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Return which steps from row i to row i + 1 [N - 1] are jumps, by those that lie ``inner`` [N - 1] to an episode.
+def jumps(seen: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which steps from row i to row i + 1 [N - 1] are jumps, by those that lie ``inner`` [N - 1] to an episode,
+    and which of these are ``WIDE``.
 
     The size of a number's step is measured by its upper quartile; numbers that mostly stand still say nothing, and an
     angle that is wrapped has moved by the shorter way.
     """
     if int(inner.sum()) < FEW:
-        return np.zeros(len(inner), bool)
+        return np.zeros(len(inner), bool), np.zeros(len(inner), bool)
     columns = np.asarray(seen).reshape(len(seen), -1)
-    moving, far = 0, np.zeros(len(inner))
+    moving, far, size = 0, *np.zeros((2, len(inner)))
     for column in columns.T:  # one at a time: recordings are large
         column = column.astype(np.float64)
         width = np.ptp(column)
@@ -108,8 +114,9 @@ def jumps(seen: np.ndarray, inner: np.ndarray) -> np.ndarray:
             step = np.minimum(step, 2 * np.pi - step)
         usual = np.quantile(step[inner], 0.75)
         if usual > 0:
-            moving, far = moving + 1, far + (step > FAR * usual)
-    return (far >= 0.25 * moving) & (moving > 0)
+            moving, far, size = moving + 1, far + (step > FAR * usual), size + step / width
+    jump = (far >= 0.25 * moving) & (moving > 0)
+    return jump, jump & (size >= WIDE * moving)
 
 
 def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, refuse: bool = True) -> None:
@@ -140,7 +147,7 @@ def _shifted(name: str, seen: np.ndarray, stop: np.ndarray, limit: np.ndarray, f
     wrong = np.zeros(len(seen), bool)
     if not (limit[:-1] & follows).any():
         return wrong
-    wrong[:-1] = limit[:-1] & follows & jumps(seen, ~stop[:-1])
+    wrong[:-1] = limit[:-1] & follows & jumps(seen, ~stop[:-1])[0]
     if wrong.any():
         _warn(
             f"next_observations of {_count(wrong, 'time limit')} of {name} are the start of the next episode, a jump "
@@ -150,8 +157,8 @@ def _shifted(name: str, seen: np.ndarray, stop: np.ndarray, limit: np.ndarray, f
     return wrong
 
 
-def _gaps(name: str, gap: np.ndarray, told: np.ndarray, limits: bool) -> np.ndarray:
-    """Which of the jumps that no flag tells of [N - 1] are ends; warn of them."""
+def _gaps(name: str, gap: np.ndarray, beside: np.ndarray, limits: bool) -> np.ndarray:
+    """Which of the jumps that no flag tells of [N - 1] are ends, some of them ``beside`` a flag; warn of them."""
     if not gap.any():
         return gap
     count, first = _count(gap, "gap"), _first(gap)
@@ -161,7 +168,6 @@ def _gaps(name: str, gap: np.ndarray, told: np.ndarray, limits: bool) -> np.ndar
             " have no end: episodes are cut there. If these are steps of the environment, store timeouts of zeros"
         )
         return gap
-    beside = gap & (told[1:] | np.append(False, told[:-2]))
     said = (
         f"; {int(beside.sum())} of them lie one row beside an end, which is taken to be one row off: episodes are cut "
         "there too"

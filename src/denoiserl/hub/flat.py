@@ -29,7 +29,8 @@ from denoiserl.hub.numbers import check
 from denoiserl.tree import tree_map
 
 NUMPY = ".npz"
-ENDINGS = (".hdf5", ".h5", ".hdf", NUMPY)
+WRITTEN = (".hdf5", ".h5", ".hdf")
+ENDINGS = (*WRITTEN, NUMPY)
 COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "masks", "dones")
 WON = "infos/success"
 MORE = ("action_low", "action_high", WON)
@@ -181,8 +182,8 @@ def write(path: str | Path, data: Recording) -> Path:
     ``read`` gives it back."""
     path, demos = Path(path), data.demos
     if path.exists():
-        raise BadRun(f"{path} exists already: name another file, or remove it")
-    if path.suffix.lower() not in ENDINGS or path.suffix.lower() == NUMPY:
+        raise BadRun(f"{path} exists already: name another file")
+    if path.suffix.lower() not in WRITTEN:
         raise BadRun(f"a flat dataset is one HDF5 file: {path.name} should end in {ENDINGS[0]}")
     if data.rewards is None or data.terminated is None or data.last is None:
         raise BadSignal("a flat dataset needs a reward a tick and how episodes ended: record them with data.collect")

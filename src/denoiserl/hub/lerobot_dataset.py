@@ -236,7 +236,7 @@ def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str =
     folder = Path(folder)
     demos, rewards = (recorded, None) if isinstance(recorded, Demos) else (recorded.demos, recorded.rewards)
     if folder.exists():
-        raise BadRun(f"{folder} exists already: name another folder, or remove it")
+        raise BadRun(f"{folder} exists already: name another folder")
     if fps < 1:
         raise BadSignal(f"frames a second start at 1, not {fps}")
     pa, parquet = need("pyarrow", "data"), need("pyarrow.parquet", "data")

@@ -282,7 +282,7 @@ def write(path: str | Path, recorded: Recording, dataset: str = "denoiserl/recor
     """
     path, demos = Path(path), recorded.demos
     if path.exists():
-        raise BadRun(f"{path} exists already: name another folder, or remove it")
+        raise BadRun(f"{path} exists already: name another folder")
     if recorded.rewards is None or recorded.terminated is None or recorded.last is None:
         raise BadSignal("Minari's format needs a reward a tick and how episodes ended: record them with data.collect")
     h5py, new = need("h5py", "data"), path.with_name(f".{path.name}.new")
