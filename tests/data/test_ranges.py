@@ -13,11 +13,13 @@ import torch
 
 from denoiserl.data import Demos, Normalizer, Robot, Squash
 from denoiserl.data.collect import Recording
+from denoiserl.data.logged import transitions
 from denoiserl.data.ranges import compare, share
 from denoiserl.doctor.data import delay, ranges
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.recipes import _kinds, _robot
 from denoiserl.recipes._given import fits, opened, recorded
+from denoiserl.rng import Rng
 
 gym = pytest.importorskip("gymnasium")
 
