@@ -60,7 +60,9 @@ def test_what_is_learned_from_are_the_stored_successors(tmp_path: Path, flag: st
     if wrong is None:
         data = quiet(path)
     else:
-        with pytest.warns(UserWarning, match=r"next_observations of 9 rows of a.hdf5 are not the next row .*first in row 19"):
+        with pytest.warns(
+            UserWarning, match=r"next_observations of 9 rows of a.hdf5 are not the next row .*first in row 19"
+        ):
             data = recordings.read(path)
     rows = logged(data)
     assert torch.equal(rows.obs, torch.from_numpy(SEEN)) and torch.equal(rows.next_obs, torch.from_numpy(AFTER))
@@ -237,7 +239,7 @@ def test_a_hole_in_the_observations_is_refused_in_its_own_row(tmp_path: Path) ->
 
 def test_columns_that_are_no_arrays_of_numbers_are_named(tmp_path: Path) -> None:
     path = stored(tmp_path / "a.hdf5", terminals=LAST, action_low=np.array([b"x"]), action_high=np.ones(1))
-    with pytest.raises(BadSignal, match="action_low and action_high of .* store numbers"):
+    with pytest.raises(BadSignal, match=r"action_low and action_high of .* store numbers"):
         recordings.read(path)
     with h5py.File(path, "r+") as file:
         del file["rewards"]

@@ -451,8 +451,15 @@ class Plain:
         return ([0.5, 0.5], *self.told)
 
 
-@pytest.mark.parametrize("told", [(1.0, "False", False, {}), (1.0, False, "no", {}), (1.0, True, False, {"success": "no"}),
-                                  (1.0, True, False, {"success": {"lift": True}})])  # fmt: skip
+WORDS = (
+    (1.0, "False", False, {}),
+    (1.0, False, "no", {}),
+    (1.0, True, False, {"success": "no"}),
+    (1.0, True, False, {"success": {"lift": True}}),
+)
+
+
+@pytest.mark.parametrize("told", WORDS)
 def test_words_are_no_truths(told: Any):
     """bool("False") is True: an end, or a success, that nobody meant."""
     with pytest.raises(BadSignal, match=r"(terminated|truncated) as '|info reports success as"):
@@ -481,7 +488,7 @@ class Arm(Plain):
     """A bandit: one start, one tick."""
 
     def step(self, action: Any) -> Any:
-        return [0.5, 0.5], -float(action[0]) ** 2, True, False, {}
+        return [0.5, 0.5], -(float(action[0]) ** 2), True, False, {}
 
 
 def test_a_bandit_is_not_told_that_it_has_one_start_while_its_draws_differ():

@@ -149,7 +149,8 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
 
     beside, asked = a.out.with_name(f".{a.out.name}.parts"), {k: str(getattr(a, k)) for k in SAME}
     if (beside / "asked.json").is_file():
-        if store.read_json(beside / "asked.json") != asked:
+        begun = any(p.is_dir() for p in beside.iterdir())
+        if begun and store.read_json(beside / "asked.json") != asked:
             raise Misuse(f"{beside} holds episodes of another command: repeat that one, or give another --out.")
     elif beside.exists():
         raise Misuse(f"{beside} is kept for episodes on their way, and something else is there: give another --out.")
@@ -182,13 +183,17 @@ def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
 
         return decides(named(a.policy)), env, 1
     from denoiserl.cli.opening import opened
+    from denoiserl.env import Stream
     from denoiserl.env.history import history, shown
-    from denoiserl.env.planner import serving
+    from denoiserl.env.planner import serving, suits
 
     found = opened(a.policy, a.which, a.device)
     task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
     policy = found.load(task)
     seen = shown(env, policy)
+    probe = Stream(seen, 1)
+    probe.close()
+    suits(policy, probe, a.policy)
     return serving(policy, a.execute), seen, 1 if seen is env else history(policy)
 
 

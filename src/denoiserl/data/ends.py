@@ -54,9 +54,9 @@ def split(
 
     With ``after``, an episode stops wherever it differs from the next row. Where a time limit cut it and ``after`` is
     the start of the next episode, a jump away, what followed is not known. Without ``after`` and without ``cut``, an
-    episode stops at jumps far beyond the steps inside episodes. With ``cut`` a jump is believed only beside an end
-    without one, which then lies one row off; others may be teleports, and are told. Warn of all that flags do not say, and of
-    runs of them.
+    episode stops at wide jumps, far beyond the steps inside episodes. With ``cut`` a jump is believed only beside an
+    end that has none, which then lies one row off; others may be teleports, and are told. Warn of all that flags do not
+    say, and of runs of them.
     """
     n, shifted = len(ended), np.zeros(len(ended), bool)
     told = ended if cut is None else ended | cut

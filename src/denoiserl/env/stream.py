@@ -23,13 +23,13 @@ from denoiserl.chain import Chain
 from denoiserl.env import ids
 from denoiserl.env.answer import checked, shut, vector
 from denoiserl.env.chunk import Outcome
-from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault
+from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault, raised
 from denoiserl.env.pool import PREFIX, EnvPool
 from denoiserl.env.single import Singles, derived
 from denoiserl.env.spaces import Spec, executable, flat_size, spec, tensors
 from denoiserl.env.vector import Batched, Vector
 from denoiserl.env.workers import Workers
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadSignal, DenoiseError
 from denoiserl.meter import spend
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, tree_map
@@ -105,7 +105,14 @@ def own(
         )
     name = env if isinstance(env, str) else _called(env)
     make: Any = partial(ids.make, env) if isinstance(env, str) else env
-    probe: Any = make()
+    try:
+        probe: Any = make()
+    except DenoiseError:
+        raise
+    except Exception as error:
+        raise BadSignal(
+            f"{name} cannot be made ({raised(error)}): make one copy by itself to see where (or --debug)"
+        ) from error
     if hasattr(probe, "num_envs"):
         return own(probe, on_fault=on_fault)
     checked(probe, name)

@@ -111,8 +111,8 @@ def _hdf5(path: Path) -> dict[str, Any]:
             known = [k for k in (*COLUMNS, *MORE) if k in file]
             if groups := [k for k in known if isinstance(file[k], h5py.Group)]:
                 raise BadSignal(
-                    f"{groups[0]} of {path} has parts ({', '.join(file[groups[0]])}), and a flat file holds a number or "
-                    "a list of numbers a row: store it as one array"
+                    f"{groups[0]} of {path} has parts ({', '.join(file[groups[0]])}), and a flat file holds numbers: "
+                    "store it as one array"
                 )
             return {k: np.asarray(file[k]) for k in known}
     except OSError as error:

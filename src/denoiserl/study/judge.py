@@ -211,8 +211,8 @@ def as_dict(found: Trial, metrics: Sequence[str] = ()) -> dict[str, Any]:
 
 def vacant(folder: Path) -> list[str]:
     """Return the files that an earlier evaluation left in ``folder``. Raise BadRun if it holds anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise BadRun(f"{folder} is a file: give the name of a folder")
+    if file := next((p for p in (folder, *folder.parents) if p.is_file()), None):
+        raise BadRun(f"{file} is a file: give the name of a folder")
     found = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.exists() else []
     record = store.read_json(folder / RECORD) if RECORD in found else {}
     own = {*OWN, *(record.get("files", ()) if isinstance(record, dict) else ())}
