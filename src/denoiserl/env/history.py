@@ -59,8 +59,8 @@ class Remembering:
         self.seen.extend([_arrays(observation)] * self.n)
         return self._view(), info
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One tick."""
+    def step(self, action: Any) -> Any:
+        """One tick: Gymnasium's five values."""
         told = self.env.step(action)
         if not isinstance(told, tuple | list) or len(told) != 5:
             return told  # refused, with what it is, where it is read
