@@ -282,6 +282,7 @@ def _marked(folder: Path) -> bool:
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
+    path = path if path.name not in ("", "..") else path.resolve()
     return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
 
 

@@ -11,11 +11,12 @@ import torch
 
 pytest.importorskip("gymnasium")
 
-from denoiserl.cli import collecting, judging
+from denoiserl.cli import collecting, judging, main
 from denoiserl.data.demos import Demos
 from denoiserl.env import Stream
 from denoiserl.env.history import Remembering, newest, shown
 from denoiserl.env.named import environment
+from denoiserl.errors import BadRun
 from denoiserl.evidence import Interval, bootstrap, nested, paired, student
 from denoiserl.recipes import _kinds, _robot
 from denoiserl.rng import Rng
@@ -170,3 +171,45 @@ def test_frames_a_second_are_the_environments_or_its_simulators(whose: str, told
             collecting._fps(lambda: env, a)
     else:
         assert collecting._fps(lambda: env, a) == told
+
+
+def test_an_evaluation_takes_no_other_files_away(here: Path):
+    """Only what an earlier evaluation wrote is replaced; another folder is refused before anything is played."""
+    words = ["policy", "--env", "worlds_of_mine.py:World", "--trials", "2", "--no-media"]
+    (here / "thesis").mkdir()
+    (here / "thesis" / "chapter.tex").write_text("the only copy")
+    for folder in ("thesis", "."):
+        with pytest.raises(BadRun, match="holds other files"):
+            judging.eval_([*words, "--out", folder])
+    with pytest.raises(BadRun, match="is a file"):
+        judging.eval_([*words, "--out", "worlds_of_mine.py"])
+    assert (here / "thesis" / "chapter.tex").read_text() == "the only copy" and (here / "worlds_of_mine.py").is_file()
+    for _ in range(2):
+        judging.eval_([*words, "--out", "kept"])
+    assert sorted(p.name for p in (here / "kept").iterdir()) == ["eval.json", "plot.png", "trials.jsonl"]
+
+
+def test_wrong_words_are_refused_by_a_sentence(here: Path, capsys: pytest.CaptureFixture[str]):
+    """Paths that cannot be, environments that cannot be made, and policies of other environments."""
+    (here / "more.py").write_text("def broken(): raise RuntimeError('no simulator')")
+    sound = ["policy", "--env", "worlds_of_mine.py:World", "--trials", "2", "--no-media"]
+    collect = ["collect", "--policy", "policy", "--episodes", "2"]
+    for words, said in (
+        (["eval", *sound, "--out", "more.py/x"], "more.py is a file"),
+        (["eval", ".", *sound[1:]], "not a folder that denoiserl wrote"),
+        (["eval", "policy", "--env", "more.py:broken"], "cannot be made (raised RuntimeError: no simulator)"),
+        (["eval", "policy", "--env", "CartPole-v1"], "the policy does not observe what CartPole-v1 shows"),
+        ([*collect, "--env", "CartPole-v1", "--out", "a"], "policy does not observe what CartPole-v1 shows"),
+        ([*collect, "--env", sound[2], "--out", "more.py/x"], "check the path"),
+        (["sample", "policy"], "name the folder of its run"),
+        (["answer", "policy", "--reward", "more.py:broken", "--out", "a"], "name the folder of its run"),
+    ):
+        assert main(words) in (1, 2)
+        assert said in " ".join(capsys.readouterr().err.split()), words
+
+
+def test_a_recording_that_failed_at_once_does_not_keep_its_name(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "more.py").write_text("import numpy as np\ndef act(obs): return np.zeros((len(obs), 3))")
+    words = ["collect", "--env", "worlds_of_mine.py:World", "--episodes", "2", "--out", "kept"]
+    assert main([*words, "--policy", "more.py:act"]) == 1
+    assert main([*words, "--policy", "policy"]) == 0 and (here / "kept").is_dir()

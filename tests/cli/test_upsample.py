@@ -101,6 +101,7 @@ def test_what_cannot_be_done_is_refused_before_training(data, tmp_path, capsys) 
     assert "there is no" in said(str(tmp_path / "none.hdf5"), "--out", str(tmp_path / "a.hdf5"))
     assert "--out a.hdf5" in said(str(data), "--out", str(tmp_path / "a"))
     assert "start at 1" in said(str(data), "--out", str(tmp_path / "a.hdf5"), "--rows", "0")
+    assert "--out a.npz.hdf5" in said(str(data), "--out", str(tmp_path / "a.npz")), "which is read and not written"
     lerobot_dataset.write(tmp_path / "theirs", body(30), 10)
     assert "add --format hdf5" in said(str(tmp_path / "theirs"), "--out", str(tmp_path / "b"))
     assert "take --batch" in said(str(data), "--out", str(tmp_path / "c.hdf5"), "--batch", "181")
@@ -112,3 +113,11 @@ def test_what_cannot_be_done_is_refused_before_training(data, tmp_path, capsys) 
     with h5py.File(data, "r+") as file:
         file["rewards"][3] = float("nan")  # type: ignore[index]
     assert "NaN" in said(str(data), "--out", str(tmp_path / "d.hdf5"))
+
+
+def test_a_folder_that_is_in_the_way_stays_as_it_is(data, tmp_path, capsys) -> None:
+    (tmp_path / "big.hdf5.part").mkdir()
+    (tmp_path / "big.hdf5.part" / "mine.txt").write_text("the only copy")
+    assert main(["upsample", *QUICK, str(data), "--out", str(tmp_path / "big.hdf5")]) == 2
+    assert "something else is there" in capsys.readouterr().err
+    assert (tmp_path / "big.hdf5.part" / "mine.txt").read_text() == "the only copy"

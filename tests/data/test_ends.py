@@ -60,7 +60,9 @@ def test_what_is_learned_from_are_the_stored_successors(tmp_path: Path, flag: st
     if wrong is None:
         data = quiet(path)
     else:
-        with pytest.warns(UserWarning, match=r"9 rows of a.hdf5 lead elsewhere .*first in row 19"):
+        with pytest.warns(
+            UserWarning, match=r"next_observations of 9 rows of a.hdf5 are not the next row .*first in row 19"
+        ):
             data = recordings.read(path)
     rows = logged(data)
     assert torch.equal(rows.obs, torch.from_numpy(SEEN)) and torch.equal(rows.next_obs, torch.from_numpy(AFTER))
@@ -93,7 +95,7 @@ def test_jumps_without_limits_and_successors_are_ends_and_told(tmp_path: Path) -
 def test_a_teleport_is_told_and_kept_where_limits_are_stored(tmp_path: Path) -> None:
     seen = SEEN.copy()
     seen[47:60] += 30
-    with pytest.warns(UserWarning, match=r"1 gap inside episodes of a.hdf5 .*first after row 46: teleports"):
+    with pytest.warns(UserWarning, match=r"a.hdf5 jumps far .*\(1 gap, first after row 46\): teleports"):
         data = recordings.read(stored(tmp_path / "a.hdf5", observations=seen, terminals=NEVER, timeouts=LAST))
     assert data.demos.lengths.tolist() == [TICKS - 1] * EPISODES
     assert torch.equal(logged(data).next_obs[44], torch.from_numpy(seen[47])), "the teleport is learned from"
@@ -192,3 +194,70 @@ def test_a_file_of_one_row_is_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "flat.npz", observations=SEEN, actions=1.0, terminals=NEVER)
     with pytest.raises(BadSignal, match=r"actions of .* is a single value"):
         recordings.read(tmp_path / "flat.npz")
+
+
+@pytest.mark.parametrize("flag", ["timeouts", "terminals"])
+def test_a_file_of_one_episode_whose_end_is_told_needs_no_word(tmp_path: Path, flag: str) -> None:
+    last = np.arange(TICKS) == TICKS - 1
+    told = {"terminals": np.zeros(TICKS, bool), "timeouts": np.zeros(TICKS, bool), flag: last}
+    found = quiet(stored(tmp_path / "a.hdf5", observations=SEEN[:TICKS], **told))
+    assert len(found.demos) == 1 and found.terminated.tolist() == [flag == "terminals"]
+
+
+def test_the_start_of_the_next_episode_is_no_successor_of_one_that_a_time_limit_cut(tmp_path: Path) -> None:
+    """Successors made by moving the rows up by one: those at time limits belong to other episodes."""
+    moved = np.concatenate([SEEN[1:], SEEN[-1:]])
+    path = stored(tmp_path / "a.hdf5", next_observations=moved, terminals=NEVER, timeouts=LAST)
+    with pytest.warns(UserWarning, match=r"of 9 time limits of a.hdf5 are the start of the next .*first in row 19"):
+        rows = logged(recordings.read(path))
+    true = {tuple(row) for row in AFTER}
+    assert len(rows) == EPISODES * (TICKS - 1) and all(tuple(row) in true for row in rows.next_obs.numpy())
+    ended = recordings.read(stored(tmp_path / "b.hdf5", next_observations=moved, terminals=LAST, timeouts=NEVER))
+    assert len(ended.demos.actions) == EPISODES * TICKS, "what follows a true end is not learned from"
+    goes_on = np.zeros(EPISODES * TICKS, bool)
+    goes_on[[4, 9]] = True  # limits in the midst of a walk that goes on: its next row is what followed
+    path = stored(tmp_path / "c.hdf5", next_observations=AFTER, terminals=NEVER, timeouts=LAST | goes_on)
+    assert len(quiet(path).demos.actions) == EPISODES * TICKS
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_successors_are_compared_in_the_precision_in_which_they_are_stored(tmp_path: Path, kind: str) -> None:
+    seen, after = SEEN.astype(np.float64) * np.pi, AFTER.astype(np.float64) * np.pi
+    path = stored(
+        tmp_path / "a.hdf5", observations=seen, next_observations=after.astype(kind), terminals=NEVER, timeouts=LAST
+    )
+    assert len(quiet(path).demos) == EPISODES
+
+
+def test_a_hole_in_the_observations_is_refused_in_its_own_row(tmp_path: Path) -> None:
+    hole = SEEN.copy()
+    hole[27, 1] = np.nan
+    path = stored(tmp_path / "a.hdf5", observations=hole, next_observations=AFTER, terminals=NEVER, timeouts=LAST)
+    with pytest.raises(BadSignal, match="row 7 of observations of episode 1"):
+        quiet(path)
+
+
+def test_columns_that_are_no_arrays_of_numbers_are_named(tmp_path: Path) -> None:
+    path = stored(tmp_path / "a.hdf5", terminals=LAST, action_low=np.array([b"x"]), action_high=np.ones(1))
+    with pytest.raises(BadSignal, match=r"action_low and action_high of .* store numbers"):
+        recordings.read(path)
+    with h5py.File(path, "r+") as file:
+        del file["rewards"]
+        file["rewards/sparse"] = np.ones(len(SEEN))
+    with pytest.raises(BadSignal, match=r"rewards of .* has parts \(sparse\)"):
+        recordings.read(path)
+    with pytest.raises(BadRun, match="'3-1' runs backwards"):
+        recordings.read(path, without="3-1")
+
+
+@pytest.mark.parametrize("flags", ["timeouts", "terminals"])
+def test_bursts_of_what_mostly_rests_are_no_ends(tmp_path: Path, flags: str) -> None:
+    """A pusher moves now and then, far beyond its usual step and never far across its table."""
+    rng = np.random.default_rng(0)
+    burst = rng.uniform(size=(EPISODES, 40, 1)) < 0.1
+    step = np.where(burst, 0.03, 1e-4) * rng.choice([-1, 1], (EPISODES, 40, 2))
+    seen = (rng.uniform(size=(EPISODES, 1, 2)) + step.cumsum(1)).reshape(-1, 2)
+    last = np.arange(len(seen)) % 40 == 39
+    told = {"terminals": ~last & last, "timeouts": last} if flags == "timeouts" else {"terminals": last}
+    assert len(quiet(stored(tmp_path / "a.hdf5", observations=seen, actions=np.zeros((len(seen), 1)), **told,
+                            rewards=np.ones(len(seen)))).demos) == EPISODES  # fmt: skip

@@ -13,11 +13,13 @@ import torch
 
 from denoiserl.data import Demos, Normalizer, Robot, Squash
 from denoiserl.data.collect import Recording
+from denoiserl.data.logged import transitions
 from denoiserl.data.ranges import compare, share
 from denoiserl.doctor.data import delay, ranges
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.recipes import _kinds, _robot
 from denoiserl.recipes._given import fits, opened, recorded
+from denoiserl.rng import Rng
 
 gym = pytest.importorskip("gymnasium")
 
@@ -163,3 +165,10 @@ def test_a_policy_of_others_is_refused_by_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"x")
     with pytest.raises(BadRun, match="a checkpoint of torch"):
         opened(str(tmp_path / "last.ckpt"), torch.device("cpu"))
+
+
+def test_rewards_of_episodes_of_one_row_are_not_compared_with_the_row_before() -> None:
+    rng = Rng(0)
+    obs, action = rng.normal(40, 2), rng.normal(40, 1)
+    data = transitions(obs, action, obs[:, 0], obs, torch.ones(40, dtype=torch.bool))
+    assert delay(data).level == "note"

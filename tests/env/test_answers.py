@@ -17,6 +17,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
 from denoiserl.data.collect import record  # noqa: E402
 from denoiserl.env import Stream, evaluate  # noqa: E402
+from denoiserl.env.answer import said_by_all  # noqa: E402
+from denoiserl.env.history import Remembering  # noqa: E402
 from denoiserl.env.named import environment  # noqa: E402
 from denoiserl.env.remarks import Remark, remarks  # noqa: E402
 from denoiserl.env.spaces import spec  # noqa: E402
@@ -431,3 +433,84 @@ def test_meta_worlds_own_ids_are_refused_with_the_name_of_the_task():
             environment(word)
         with pytest.raises(BadRun, match="metaworld:reach-v3"):
             Stream(word, 1)
+
+
+class Plain:
+    """Gymnasium's interface without its class; ``told`` is its step after the observation, ``more`` its reset's."""
+
+    observation_space = spaces.Box(-9, 9, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, told: Any = (1.0, True, False, {}), first: Any = ([0.5, 0.5], {})) -> None:
+        self.told, self.first = told, first
+
+    def reset(self, *, seed: int | None = None) -> Any:
+        return self.first
+
+    def step(self, action: Any) -> Any:
+        return ([0.5, 0.5], *self.told)
+
+
+WORDS = (
+    (1.0, "False", False, {}),
+    (1.0, False, "no", {}),
+    (1.0, True, False, {"success": "no"}),
+    (1.0, True, False, {"success": {"lift": True}}),
+)
+
+
+@pytest.mark.parametrize("told", WORDS)
+def test_words_are_no_truths(told: Any):
+    """bool("False") is True: an end, or a success, that nobody meant."""
+    with pytest.raises(BadSignal, match=r"(terminated|truncated) as '|info reports success as"):
+        evaluate(lambda obs: np.zeros((len(obs), 1)), partial(Plain, told), 2)
+    known = said_by_all({"success": np.array([True, None, np.nan, 0.0], object)}, np.ones(4, bool))
+    assert known is not None and known.tolist() == [1, -1, -1, 0]
+    with pytest.raises(BadSignal, match="'no'"):
+        said_by_all({"success": np.array(["no", "yes"])}, np.ones(2, bool))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_memory_takes_the_environments_that_are_taken_without_it(processes: int):
+    """Lists for arrays and a reset without options; what cannot be read is refused by the same sentences."""
+    seen = Stream(partial(Remembering, Plain, 3), 2, processes=processes)
+    assert seen.collect(lambda obs, rng: torch.zeros(2, 1), 2, Rng(0)).obs.shape == (2, 2, 6)
+    seen.close()
+    for first, said in (((1, 2, 3), "reset of Plain does not give"), (None, "reset of Plain does not give")):
+        with pytest.raises(BadSignal, match=said):
+            Remembering(partial(Plain, first=first), 2).reset(seed=0)
+    short = Stream(partial(Remembering, partial(Plain, (1.0, True, {})), 2), 1)
+    with pytest.raises(BadSignal, match="gives 4 values"):
+        short.collect(lambda obs, rng: torch.zeros(1, 1), 1, Rng(0))
+
+
+class Arm(Plain):
+    """A bandit: one start, one tick."""
+
+    def step(self, action: Any) -> Any:
+        return [0.5, 0.5], -(float(action[0]) ** 2), True, False, {}
+
+
+def test_a_bandit_is_not_told_that_it_has_one_start_while_its_draws_differ():
+    def heard(act: Any, env: Any) -> list[str]:
+        with remarks() as said:
+            evaluate(act, env, 20)
+            record(env, act, 20)
+        return said
+
+    drawn = lambda obs, rng: rng.uniform(len(obs), 1)  # noqa: E731
+    assert heard(drawn, Arm) == []
+    same = heard(lambda obs: np.zeros((len(obs), 1)), Arm)
+    assert [line[:23] for line in same] == ["1 distinct start of 20:"], "then they are one trial"
+    longer = heard(drawn, partial(gymnasium.wrappers.TimeLimit, Walk(), 3))
+    assert [line[:23] for line in longer] == ["1 distinct start of 20:"]
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    observation_space, action_space = Plain.observation_space, Plain.action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), float(action[0]), False, False, {}

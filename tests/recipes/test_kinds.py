@@ -12,10 +12,9 @@ import torch
 from denoiserl import Policy, Rng
 from denoiserl.data import Demos, Running, Squash
 from denoiserl.env import Stream, evaluate
-from denoiserl.env.planner import serving
+from denoiserl.env.planner import serving, suits
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.recipes import _gym, _kinds, _robot
-from denoiserl.recipes._given import suits
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")

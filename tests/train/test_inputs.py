@@ -99,8 +99,23 @@ def test_a_run_does_not_go_on_with_other_contents_under_the_same_name(tmp_path: 
     assert set(told) == {"base.data", "base.env", "base.start"}
     assert go(toy, tmp_path / "run", **words) == first == rerun(tmp_path / "run", progress=False, tensorboard=False)
     CHANGES[change](tmp_path)
-    with pytest.raises(BadRun, match=f"other contents of base.{change.split()[0]}"):
+    gone = change.endswith("gone")
+    said = r"what base\.data of .* is not found from here" if gone else f"other contents of base.{change}"
+    with pytest.raises(BadRun, match=said):
         go(toy, tmp_path / "run", **words)
+
+
+def test_a_run_says_where_to_go_on_if_its_names_are_of_another_folder(tmp_path: Path, monkeypatch) -> None:
+    toy = recipe(tmp_path)
+    given(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    first = go(toy, tmp_path / "run", data="data")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(BadRun, match=r"looked up in the current folder\. Give the command where the run began"):
+        rerun(tmp_path / "run", progress=False, tensorboard=False)
+    monkeypatch.chdir(tmp_path)
+    assert rerun(tmp_path / "run", progress=False, tensorboard=False) == first
 
 
 def test_only_what_is_named_has_a_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,24 @@ def test_other_settings_are_refused_by_name(tmp_path, recipe):
         rerun(tmp_path / "nowhere")
 
 
+def test_a_run_that_failed_before_its_first_row_does_not_keep_its_folder(tmp_path, recipe, monkeypatch):
+    """A mistyped setting is mended in place; what has rows or a save stays as it was begun."""
+    train = recipe.train
+
+    def failing(args, keep):
+        raise BadRun("there are no data 'nix'")
+        yield {}
+
+    monkeypatch.setattr(recipe, "train", failing)
+    with pytest.raises(BadRun, match="nix"):
+        run(recipe, recipe.Args(lr=0.1), tmp_path / "r", progress=False)
+    monkeypatch.setattr(recipe, "train", train)
+    go(recipe, tmp_path / "r")
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["args"]["lr"] == 0.01
+    with pytest.raises(BadRun, match=r"args\.lr"):
+        run(recipe, recipe.Args(lr=0.1), tmp_path / "r", every=5)
+
+
 def test_a_damaged_run_is_refused_and_nothing_is_cut(tmp_path, recipe):
     go(recipe, tmp_path / "r")
     rows = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines(keepends=True)

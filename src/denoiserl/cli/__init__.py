@@ -104,6 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough; nothing more can be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        said = f"{error.filename}: {error.strerror or error}: check the path, and whether it may be read and written"
+        print(f"denoiserl: {said}.", file=sys.stderr)
+        return 1
 
 
 def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:

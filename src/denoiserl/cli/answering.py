@@ -36,8 +36,10 @@ def answer(given: list[str]) -> None:
     said = "Tell a reward to a policy that was trained without any, on the run's data, without a gradient step."
     a = tyro.cli(Answer, prog="denoiserl answer", description=said, args=given)
     if a.out.exists():
-        raise Misuse(f"{a.out} exists already: name another folder, or remove it.")
+        raise Misuse(f"{a.out} exists already: name another folder.")
     found = opened(a.run, a.which, a.device)
+    if found.recipe is None:
+        raise Misuse(f"{a.run} is a policy without a run, which says what it is about: name the folder of its run.")
     task = found.task()
     if task.data is None:
         raise Misuse(f"{a.run} learned from no data: a reward is told on the data of a run of breeze or fb.")

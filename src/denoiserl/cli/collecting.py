@@ -68,7 +68,7 @@ def collect(given: list[str]) -> None:
     if not a.noise >= 0:
         raise Misuse(f"--noise {a.noise}: none is 0.")
     if a.out.exists():
-        raise Misuse(f"{a.out} exists already: name another folder, or remove it.")
+        raise Misuse(f"{a.out} exists already: name another folder.")
     if a.format == "hdf5" and a.out.suffix.lower() != ".hdf5":
         raise Misuse(f"A flat data set is one file: --out {a.out.name}.hdf5.")
     if a.policy == SCRIPTED and (a.execute or a.device):
@@ -135,9 +135,11 @@ def _notes(found: Any, said: Sequence[str], name: str) -> list[str]:
     from denoiserl.env import remarks
     from denoiserl.tree import tree_map
 
+    lengths = found.demos.lengths.tolist()
     begins = (found.demos.ends - found.demos.lengths).tolist()
     starts = [remarks.row(tree_map(lambda v: v.numpy(), found.demos.observations), i) for i in begins]
-    return [*(line for line in said if remarks.ALIKE not in line), *remarks.alike(starts, name)]
+    returns = [0.0] * len(lengths) if found.demos.returns is None else found.demos.returns.tolist()
+    return [*(line for line in said if remarks.ALIKE not in line), *remarks.alike(starts, lengths, returns, name)]
 
 
 def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], None]) -> Any:
@@ -147,10 +149,11 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
 
     beside, asked = a.out.with_name(f".{a.out.name}.parts"), {k: str(getattr(a, k)) for k in SAME}
     if (beside / "asked.json").is_file():
-        if store.read_json(beside / "asked.json") != asked:
-            raise Misuse(f"{beside} holds episodes of another command: repeat that one, or remove the folder.")
+        begun = any(p.is_dir() for p in beside.iterdir())
+        if begun and store.read_json(beside / "asked.json") != asked:
+            raise Misuse(f"{beside} holds episodes of another command: repeat that one, or give another --out.")
     elif beside.exists():
-        raise Misuse(f"{beside} is in the way: remove it.")
+        raise Misuse(f"{beside} is kept for episodes on their way, and something else is there: give another --out.")
     beside.mkdir(parents=True, exist_ok=True)
     store.write_json(beside / "asked.json", asked)
     parts, won = [], 0
@@ -180,13 +183,17 @@ def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
 
         return decides(named(a.policy)), env, 1
     from denoiserl.cli.opening import opened
+    from denoiserl.env import Stream
     from denoiserl.env.history import history, shown
-    from denoiserl.env.planner import serving
+    from denoiserl.env.planner import serving, suits
 
     found = opened(a.policy, a.which, a.device)
     task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
     policy = found.load(task)
     seen = shown(env, policy)
+    probe = Stream(seen, 1)
+    probe.close()
+    suits(policy, probe, a.policy)
     return serving(policy, a.execute), seen, 1 if seen is env else history(policy)
 
 
@@ -206,12 +213,14 @@ def _half(env: Any) -> Any:
 
 def _fps(env: Any, a: Collect) -> int:
     """Frames a second of what is recorded."""
+    from denoiserl.env.answer import shut
+
     if a.fps is None:
-        probe = env()
+        probe = env() if callable(env) else None  # envpool's ids have none
         owners = (probe, getattr(probe, "sim", None))  # the environment, or the simulator that it wraps
         told = (getattr(owner, "metadata", None) or {} for owner in owners)
         known = next((each["render_fps"] for each in told if "render_fps" in each), None)
-        probe.close()
+        shut(probe)
         if known is None:
             raise Misuse(f"{a.env} does not say how many frames a second it has: give --fps.")
         return int(known)

@@ -79,13 +79,14 @@ def eval_(given: list[str]) -> None:
     from denoiserl.study.page import noted
 
     opened = _named([open_(word, a.which, a.device) for word in a.policies])
+    where = a.out or _where(opened)
+    judge.vacant(where)
     task = _task(opened, a)
     policies = {name: (made.load(task), made.place) for name, made in opened.items()}
     found = judge.judge(policies, task, a.seed, a.trials, a.level, a.early, progress=not a.json)
     for name in a.metrics:
         if name not in found.values:
             raise Misuse(nearest(name, found.values, "metric"))
-    where = a.out or _where(opened)
     paths = {name: str(made.path) for name, made in opened.items()}
     judge.write(found, task, policies, paths, where, a.media)
     if a.json:

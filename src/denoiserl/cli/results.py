@@ -54,6 +54,8 @@ def sample(given: list[str]) -> None:
     if a.n < 1:
         raise Misuse(f"--n {a.n}: at least one is needed.")
     made = opened(a.run, a.which, a.device)
+    if made.recipe is None:
+        raise Misuse(f"{a.run} is a policy without a run, which says what it is about: name the folder of its run.")
     task = made.task()
     if task.look is None:
         raise BadRun(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")

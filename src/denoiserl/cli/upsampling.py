@@ -75,7 +75,7 @@ def upsample(given: list[str]) -> None:
     a = tyro.cli(Upsample, prog="denoiserl upsample", description=said, args=given)
     how = _format(a)
     if a.out.exists():
-        raise Misuse(f"{a.out} exists already: name another one, or remove it.")
+        raise Misuse(f"{a.out} exists already: name another one.")
     if min(a.updates, a.batch, a.width, a.depth, a.steps) < 1 or (a.rows is not None and a.rows < 1):
         raise Misuse("--rows, --updates, --batch, --width, --depth and --steps start at 1.")
     from denoiserl.train.place import Place
@@ -135,7 +135,8 @@ def _upsample(a: Upsample, how: Kind) -> None:
 
 def _format(a: Upsample) -> Kind:
     """The format of what is written."""
-    from denoiserl.hub.recordings import ENDINGS, kind
+    from denoiserl.hub.flat import WRITTEN
+    from denoiserl.hub.recordings import kind
 
     found = kind(a.data)
     how = found if a.format == "same" else a.format
@@ -143,7 +144,7 @@ def _format(a: Upsample) -> Kind:
         raise Misuse(
             f"{KNOWN[how]}'s format cannot say what followed a single transition: add --format hdf5 or minari."
         )
-    if how == "hdf5" and a.out.suffix not in ENDINGS:
+    if how == "hdf5" and a.out.suffix.lower() not in WRITTEN:
         raise Misuse(f"A flat data set is one file: --out {a.out.name}.hdf5.")
     return how
 
@@ -174,10 +175,12 @@ def _kinds(a: Upsample) -> dict[str, dict[int, str]]:
 
 
 def _same(work: Path, settings: dict[str, Any]) -> None:
-    """What was begun is gone on with, if it was the same."""
+    """What was begun is gone on with, if it was the same. A folder of other files is refused: it would be removed."""
     path = work / "settings.json"
+    if work.exists() and not path.is_file() and (not work.is_dir() or any(work.iterdir())):
+        raise Misuse(f"{work} is kept for what is on its way, and something else is there: give another --out.")
     if path.exists() and json.loads(path.read_text()) != settings:
-        raise Misuse(f"{work} was begun with other settings: repeat them to go on, or remove it to begin anew.")
+        raise Misuse(f"{work} was begun with other settings: repeat them to go on, or give another --out.")
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings))
 

@@ -199,7 +199,8 @@ def record(
             owner.close()
     faults = {first + i: row.fault for i, row in enumerate(rows) if row.fault is not None}
     notes += remarks.crashed(faults, episodes, owner.name)
-    notes += remarks.alike([row.start for row in rows], owner.name)
+    ticks, returns = [len(row.done) for row in rows], [float(row.rewards.sum()) for row in rows]
+    notes += remarks.alike([row.start for row in rows], ticks, returns, owner.name)
     notes += remarks.solved(sum(row.solved for row in rows), episodes, owner.name)
     remarks.remark(notes)
     known, rows = any(row.success is not None for row in rows), [row for row in rows if len(row.done)]

@@ -15,6 +15,9 @@ from denoiserl.errors import BadSignal
 
 FAR = 8.0
 """a step is a jump from so many times the upper quartile of steps on, in a quarter of the numbers that move"""
+WIDE = 0.125
+"""the share of their range that it crosses, a mean over these numbers, where nothing but the jump tells of an end:
+bursts of what mostly rests are no ends"""
 FEW = 20
 """steps inside episodes below which nothing is said about jumps"""
 ROUNDED = 1e-6
@@ -22,10 +25,12 @@ ROUNDED = 1e-6
 
 
 class Split(NamedTuple):
-    """``stop`` [E]: the last row of each episode; ``ended`` [E] bool: it truly ended there."""
+    """``stop`` [E]: the last row of each episode; ``ended`` [E] bool: it truly ended there; ``known`` [E] bool: what
+    followed that row is stored."""
 
     stop: np.ndarray
     ended: np.ndarray
+    known: np.ndarray
 
 
 def flags(name: str, what: str, value: np.ndarray, n: int) -> np.ndarray:
@@ -47,11 +52,13 @@ def split(
     ``seen`` [N, ...]: observations; ``ended`` [N] bool: true ends; ``cut`` [N] bool: time limits (None: not stored);
     ``after`` [N, ...]: what followed each row (None: not stored).
 
-    With ``after``, an episode stops wherever it differs from the next row. Without it, and without ``cut``, it stops at
-    jumps far beyond the steps inside episodes. With ``cut`` a jump is believed only beside a time limit, which then
-    lies one row off; others may be teleports, and are told. Warn of all that flags do not say, and of runs of them.
+    With ``after``, an episode stops wherever it differs from the next row. Where a time limit cut it and ``after`` is
+    the start of the next episode, a jump away, what followed is not known. Without ``after`` and without ``cut``, an
+    episode stops at wide jumps, far beyond the steps inside episodes. With ``cut`` a jump is believed only beside an
+    end that has none, which then lies one row off; others may be teleports, and are told. Warn of all that flags do not
+    say, and of runs of them.
     """
-    n = len(ended)
+    n, shifted = len(ended), np.zeros(len(ended), bool)
     told = ended if cut is None else ended | cut
     stop = told.copy()
     stop[-1] = True
@@ -68,32 +75,37 @@ def split(
                 else ""
             )
             _warn(
-                f"{_count(hidden, 'row')} of {name} lead elsewhere than to the next row and no end is told, first in "
-                f"row {_first(hidden)}{more}: episodes are cut at what next_observations say; repair the flags"
+                f"next_observations of {_count(hidden, 'row')} of {name} are not the next row and no end is told, first"
+                f" in row {_first(hidden)}{more}: episodes are cut at what next_observations say; repair the flags"
             )
+        if cut is not None:
+            shifted = _shifted(name, seen, stop, cut & ~ended & stop, follows)
         over = told[:-1] & follows & (seen[1:] != seen[:-1]).any(tuple(range(1, seen.ndim)))
     else:
         inner = ~stop[:-1]
-        far = jumps(seen, inner)
+        far, wide = jumps(seen, inner)
         over = told[:-1] & ~far & (int(inner.sum()) >= FEW)
-        stop[:-1] |= _gaps(name, far & ~told[:-1], told, cut is not None)
+        lone = np.append(told[:-1] & ~far, False)  # ends without a jump, beside which one may lie
+        beside = far & ~told[:-1] & (lone[1:] | np.append(False, lone[:-2])) & (cut is not None)
+        stop[:-1] |= _gaps(name, beside | wide & ~told[:-1], beside, cut is not None)
     _runs(name, told, over)
-    if n > 1 and after is None and not stop[:-1].any():
+    if n > 1 and after is None and not told.any() and not stop[:-1].any():
         _warn(f"{name} tells of no end: its {n} rows are read as one episode; store timeouts")
     at = np.flatnonzero(stop)
-    return Split(at, ended[at])
+    return Split(at, ended[at], ~shifted[at] & (after is not None))
 
 
-def jumps(seen: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Return which steps from row i to row i + 1 [N - 1] are jumps, by those that lie ``inner`` [N - 1] to an episode.
+def jumps(seen: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which steps from row i to row i + 1 [N - 1] are jumps, by those that lie ``inner`` [N - 1] to an episode,
+    and which of these are ``WIDE``.
 
     The size of a number's step is measured by its upper quartile; numbers that mostly stand still say nothing, and an
     angle that is wrapped has moved by the shorter way.
     """
     if int(inner.sum()) < FEW:
-        return np.zeros(len(inner), bool)
+        return np.zeros(len(inner), bool), np.zeros(len(inner), bool)
     columns = np.asarray(seen).reshape(len(seen), -1)
-    moving, far = 0, np.zeros(len(inner))
+    moving, far, size = 0, *np.zeros((2, len(inner)))
     for column in columns.T:  # one at a time: recordings are large
         column = column.astype(np.float64)
         width = np.ptp(column)
@@ -102,8 +114,9 @@ def jumps(seen: np.ndarray, inner: np.ndarray) -> np.ndarray:
             step = np.minimum(step, 2 * np.pi - step)
         usual = np.quantile(step[inner], 0.75)
         if usual > 0:
-            moving, far = moving + 1, far + (step > FAR * usual)
-    return (far >= 0.25 * moving) & (moving > 0)
+            moving, far, size = moving + 1, far + (step > FAR * usual), size + step / width
+    jump = (far >= 0.25 * moving) & (moving > 0)
+    return jump, jump & (size >= WIDE * moving)
 
 
 def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, refuse: bool = True) -> None:
@@ -118,18 +131,34 @@ def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, 
 
 
 def _follows(seen: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Which successors are the next row [N - 1], up to rounding; NaN follows NaN, and is refused elsewhere."""
+    """Which successors are the next row [N - 1], up to rounding; NaN says nothing here, and is refused elsewhere."""
     same = np.ones(len(seen) - 1, bool)
+    rounded = max([ROUNDED, *(float(np.finfo(v.dtype).eps) for v in (seen, after) if v.dtype.kind == "f")])
     for x, y in zip(after.reshape(len(seen), -1).T, seen.reshape(len(seen), -1).T, strict=True):
         a, b = x[:-1].astype(np.float64), y[1:].astype(np.float64)
         with np.errstate(invalid="ignore"):
-            near = np.abs(a - b) <= ROUNDED * np.maximum(1.0, np.abs(b))
-        same &= near | (a == b) | (np.isnan(a) & np.isnan(b))
+            near = np.abs(a - b) <= rounded * np.maximum(1.0, np.abs(b))
+        same &= near | (a == b) | np.isnan(a) | np.isnan(b)
     return same
 
 
-def _gaps(name: str, gap: np.ndarray, told: np.ndarray, limits: bool) -> np.ndarray:
-    """Which of the jumps that no flag tells of [N - 1] are ends; warn of them."""
+def _shifted(name: str, seen: np.ndarray, stop: np.ndarray, limit: np.ndarray, follows: np.ndarray) -> np.ndarray:
+    """Which rows [N] of a time ``limit`` [N] store the next episode's start as what followed; warn of them."""
+    wrong = np.zeros(len(seen), bool)
+    if not (limit[:-1] & follows).any():
+        return wrong
+    wrong[:-1] = limit[:-1] & follows & jumps(seen, ~stop[:-1])[0]
+    if wrong.any():
+        _warn(
+            f"next_observations of {_count(wrong, 'time limit')} of {name} are the start of the next episode, a jump "
+            f"away, first in row {_first(wrong)}: what followed there is not known, so these rows are left out"
+        )
+        wrong[-1] = limit[-1]  # the last row has no next episode, and is stored in the same way
+    return wrong
+
+
+def _gaps(name: str, gap: np.ndarray, beside: np.ndarray, limits: bool) -> np.ndarray:
+    """Which of the jumps that no flag tells of [N - 1] are ends, some of them ``beside`` a flag; warn of them."""
     if not gap.any():
         return gap
     count, first = _count(gap, "gap"), _first(gap)
@@ -139,7 +168,6 @@ def _gaps(name: str, gap: np.ndarray, told: np.ndarray, limits: bool) -> np.ndar
             " have no end: episodes are cut there. If these are steps of the environment, store timeouts of zeros"
         )
         return gap
-    beside = gap & (told[1:] | np.append(False, told[:-2]))
     said = (
         f"; {int(beside.sum())} of them lie one row beside an end, which is taken to be one row off: episodes are cut "
         "there too"
@@ -147,7 +175,7 @@ def _gaps(name: str, gap: np.ndarray, told: np.ndarray, limits: bool) -> np.ndar
         else ""
     )
     _warn(
-        f"{count} inside episodes of {name} are far beyond their other steps, first after row {first}: teleports of "
+        f"{name} jumps far beyond its other steps inside episodes ({count}, first after row {first}): teleports of "
         f"the environment, or ends that timeouts do not tell{said}. Store next_observations to be sure"
     )
     return beside

@@ -53,10 +53,11 @@ def delay(data: Recording) -> Finding:
     """
     name, demos = "rewards in time", data.demos
     flat = isinstance(demos.observations, Tensor) and demos.observations.ndim == 2
-    if data.rewards is None or not flat or data.last is None or len(demos) < EPISODES:
-        return Finding(name, "note", f"not measured: it takes rewards, flat observations and {EPISODES} episodes")
     first = torch.zeros(len(demos.actions), dtype=torch.bool)
     first[demos.ends - demos.lengths] = True
+    if data.rewards is None or not flat or data.last is None or len(demos) < EPISODES or int((~first).sum()) < EPISODES:
+        said = f"not measured: it takes rewards, flat observations and {EPISODES} episodes of more than a row"
+        return Finding(name, "note", said)
     after = torch.cat([demos.observations[1:], demos.observations[-1:]])
     after[demos.ends - 1] = data.last
     x = torch.cat([demos.observations, demos.actions, after], 1).double()

@@ -49,6 +49,8 @@ def _truth(value: Any) -> bool | None:
     if found.size != 1:
         raise BadSignal(f"info reports success as {found.size} values: report one, True or False")
     one = found.item()
+    if one is not None and not isinstance(one, bool | int | float):
+        raise BadSignal(f"info reports success as {_short(value)}: report True or False")
     return None if one is None or one != one else bool(one)
 
 
@@ -68,7 +70,8 @@ def said_by_all(info: Any, rows: np.ndarray) -> np.ndarray | None:
                 if f"_{key}" in source:
                     told = told & np.asarray(source[f"_{key}"], bool).reshape(-1)
                 if value.dtype.kind not in "bi":  # None and NaN report nothing
-                    told = told & (value == value) & np.array([v is not None for v in value])
+                    said = [_truth(v) if here else None for v, here in zip(value, told, strict=True)]
+                    told, value = np.array([v is not None for v in said]), np.array([bool(v) for v in said])
                 told = told if found is None else told & (found < 0)
                 found = np.where(told, value.astype(bool), -1 if found is None else found)
     return found
@@ -116,13 +119,19 @@ def _short(value: Any) -> str:
 
 
 def begin(env: Any, **seed: int) -> tuple[Any, bool]:
-    """Reset ``env`` and return its first observation, and whether it reports success already.
+    """Reset ``env`` and return its first observation, and whether it reports success already; see ``restart``."""
+    observation, info = restart(env, **seed)
+    return observation, bool(said_success(info))
+
+
+def restart(env: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the observation and info of ``env.reset(**given)``.
 
     Raise BadSignal if ``reset`` takes no seed or does not give (observation, info).
     """
     name = type(env).__name__
     try:
-        told = env.reset(**seed)
+        told = env.reset(**given)
     except TypeError as error:
         if "unexpected keyword argument 'seed'" not in str(error):
             raise
@@ -131,7 +140,7 @@ def begin(env: Any, **seed: int) -> tuple[Any, bool]:
         ) from error
     if not isinstance(told, tuple) or len(told) != 2 or not (told[1] is None or isinstance(told[1], dict)):
         raise BadSignal(f"reset of {name} does not give (observation, info): return both; {OLD}")
-    return told[0], bool(said_success(told[1] or {}))
+    return told[0], told[1] or {}
 
 
 def shut(env: Any) -> None:

@@ -84,6 +84,8 @@ def play(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> Playe
         try:
             observation, gain, terminated, truncated, info = told
             gain, over, said = float(gain), bool(terminated or truncated), said_success(info)
+            if over and not (type(terminated) is bool and type(truncated) is bool):
+                answer(told, env)  # a word such as "False" is true
         except (TypeError, ValueError):  # another form of the five values, or none
             observation, gain, terminated, truncated, info = answer(told, env)
             over, said = terminated or truncated, said_success(info)

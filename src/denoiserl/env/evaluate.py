@@ -120,7 +120,7 @@ def evaluate(
     notes = (
         *remarks.crashed(faults, episodes, owner.name),
         *(note for p in parts for note in p.notes),
-        *remarks.alike([start for p in parts for start in p.starts], owner.name),
+        *remarks.alike([s for p in parts for s in p.starts], ticks.tolist(), returns.tolist(), owner.name),
         *remarks.solved(int(solved.sum()), episodes, owner.name),
         *remarks.sudden(np.where(solved, 0, first), ticks, episodes, owner.name),
     )

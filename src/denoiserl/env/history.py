@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from denoiserl.env import ids
+from denoiserl.env.answer import restart
 from denoiserl.env.single import Make
 from denoiserl.env.spaces import kind
 from denoiserl.env.stream import own
@@ -54,20 +55,30 @@ class Remembering:
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """A new episode."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        self.seen.extend([observation] * self.n)
+        observation, info = restart(self.env, seed=seed, **({} if options is None else {"options": options}))
+        self.seen.extend([_arrays(observation)] * self.n)
         return self._view(), info
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One tick."""
-        observation, *rest = self.env.step(action)
-        self.seen.append(observation)
+    def step(self, action: Any) -> Any:
+        """One tick: Gymnasium's five values."""
+        told = self.env.step(action)
+        if not isinstance(told, tuple | list) or len(told) != 5:
+            return told  # refused, with what it is, where it is read
+        observation, *rest = told
+        self.seen.append(_arrays(observation))
         return self._view(), *rest
 
     def __getattr__(self, name: str) -> Any:
         if name == "env":  # before it is made
             raise AttributeError(name)
         return getattr(self.env, name)
+
+
+def _arrays(observation: Any) -> Any:
+    """An observation as an array, or a dict of them."""
+    if isinstance(observation, dict):
+        return {k: _arrays(v) for k, v in observation.items()}
+    return np.asarray(observation)
 
 
 def history(policy: Any) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from denoiserl.env.answer import restart
 from denoiserl.errors import BadRun, BadSignal, nearest, need
 
 OFFSCREEN = {"EGL": "egl", "OSMesa": "osmesa"}
@@ -139,7 +140,7 @@ class Pixels:
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A new episode."""
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = restart(self.env, seed=seed, **({} if options is None else {"options": options}))
         return self.seen(observation), info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:

@@ -17,7 +17,7 @@ from denoiserl.denoiser import Denoiser
 from denoiserl.describe import describe, foreign
 from denoiserl.env.scale import RewardScale
 from denoiserl.env.stream import Episode, Stream
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadRun, BadSignal, DenoiseError
 from denoiserl.likelihood import assert_on_policy
 from denoiserl.policy import Policy
 from denoiserl.process import MeanFlow, Relay
@@ -282,3 +282,19 @@ def told(ep: Episode, judgement: Judged | None = None) -> dict[str, float]:
     if judgement is not None:
         row["value error"] = float((judgement.goal - judgement.value.flatten()).square().mean())
     return row
+
+
+def suits(policy: Policy, env: Stream, word: str) -> None:
+    """Raise BadRun if the policy at ``word`` does not observe what ``env`` shows or does not act in its box."""
+    try:
+        plan = policy.draw(placed(blank(env.spec.obs), policy), Rng(0, policy.device))
+    except (DenoiseError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
+        raise BadRun(
+            f"{word} does not observe what {env.name} shows, {env.spec.obs} ({error}): give a policy that was made for "
+            "it, or say --history where the policy sees several observations"
+        ) from error
+    if tuple(env.spec.action) not in (tuple(plan.shape[2:]), tuple(plan.shape[1:])):
+        raise BadRun(
+            f"{word} decides actions {list(plan.shape[2:])}, {env.name} takes {list(env.spec.action)}: give a policy "
+            "that was made for it"
+        )

@@ -49,10 +49,15 @@ def row(tree: Any, i: int) -> bytes:
     return np.ascontiguousarray(tree[i]).tobytes()
 
 
-def alike(starts: Sequence[bytes], name: str) -> list[str]:
-    """Return the sentence on first observations that are equal, where some are."""
+def alike(starts: Sequence[bytes], ticks: Any, returns: Any, name: str) -> list[str]:
+    """Return the sentence on first observations that are equal, where some are.
+
+    ``ticks`` and ``returns`` [N] are those of the episodes. Nothing is said of a bandit, one start with episodes of a
+    single tick, while returns differ: its trials are draws of the policy.
+    """
     n, distinct = len(starts), len(set(starts))
-    if distinct == n:
+    bandit = distinct == 1 and max(ticks, default=0) <= 1 and len(set(returns)) > 1
+    if distinct == n or bandit:
         return []
     many = f"{distinct} distinct start{'' if distinct == 1 else 's'} of {n}"
     if distinct == 1:

@@ -23,13 +23,13 @@ from denoiserl.chain import Chain
 from denoiserl.env import ids
 from denoiserl.env.answer import checked, shut, vector
 from denoiserl.env.chunk import Outcome
-from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault
+from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault, raised
 from denoiserl.env.pool import PREFIX, EnvPool
 from denoiserl.env.single import Singles, derived
 from denoiserl.env.spaces import Spec, executable, flat_size, spec, tensors
 from denoiserl.env.vector import Batched, Vector
 from denoiserl.env.workers import Workers
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadSignal, DenoiseError
 from denoiserl.meter import spend
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, tree_map
@@ -105,7 +105,14 @@ def own(
         )
     name = env if isinstance(env, str) else _called(env)
     make: Any = partial(ids.make, env) if isinstance(env, str) else env
-    probe: Any = make()
+    try:
+        probe: Any = make()
+    except DenoiseError:
+        raise
+    except Exception as error:
+        raise BadSignal(
+            f"{name} cannot be made ({raised(error)}): make one copy by itself to see where (or --debug)"
+        ) from error
     if hasattr(probe, "num_envs"):
         return own(probe, on_fault=on_fault)
     checked(probe, name)
@@ -240,6 +247,7 @@ class Stream:
         self._ticks = np.zeros(self.copies, np.int64)
         self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
         self._success, self._reports = np.zeros(self.copies, bool), False
+        self._silent = torch.zeros(self.copies, dtype=torch.bool)
         self._played, self._episodes = np.zeros(self.copies, np.int64), np.zeros(self.copies, np.int64)
 
     def may_restart(self) -> bool:
@@ -268,9 +276,8 @@ class Stream:
         if made and len(made) != steps:
             raise BadSignal("act returned a chain for some steps only: return one for all, or None")
         columns = {k: tree_map(lambda *v: torch.stack(v), *[row[k] for row in told]) for k in told[0] if k != "info"}
-        info = {k: torch.stack([row["info"][k] for row in told]) for k in sorted(told[0]["info"])}
-        if not self._reports:  # some environments report when an episode ends, and at no other tick
-            del info["success"]
+        kinds = [k for k in sorted(told[0]["info"]) if k != "success" or self._reports]  # some report only at an end
+        info = {k: torch.stack([row["info"][k] for row in told]) for k in kinds}
         spend("env steps", int(columns["length"].sum()))
         return Episode(**columns, chain=chains.stack(made) if made else None, info=info, faults=tuple(self._faults))
 
@@ -280,8 +287,8 @@ class Stream:
         self._note(out)
         over = out.terminated | out.truncated
         self._played += out.length
-        self._episodes += over
-        self._ended, self._life = bool(self._ended or over.any()), self._life + int(out.length.max())
+        if not self._ended:
+            self._life += int(out.length.max())
         self._returns += out.raw
         self._ticks += out.length
         if out.success is not None:
@@ -290,17 +297,19 @@ class Stream:
         info = {
             "return": torch.from_numpy(self._returns.astype(np.float32)),
             "ticks": torch.from_numpy(self._ticks.copy()),
-            "success": torch.from_numpy(self._success.copy()),
+            "success": torch.from_numpy(self._success.copy()) if self._reports else self._silent,
         }
-        self._returns, self._ticks = np.where(over, 0.0, self._returns), np.where(over, 0, self._ticks)
-        self._success = self._success & ~over
+        if over.any():
+            self._ended = True
+            self._episodes += over
+            self._returns[over], self._ticks[over], self._success[over] = 0.0, 0, False
         row = {
             "obs": self.obs,
             "next_obs": tensors(out.after, self.spec.obs, self.name),
             "action": torch.as_tensor(action).detach(),
             "reward": torch.from_numpy(out.reward.astype(np.float32)),
             "terminated": torch.from_numpy(out.terminated.copy()),
-            "done": torch.from_numpy(out.terminated | out.truncated),
+            "done": torch.from_numpy(over),
             "length": torch.from_numpy(out.length.copy()),
             "live": torch.arange(ticks) < torch.from_numpy(out.length.copy())[:, None],
             "info": info,

@@ -33,7 +33,7 @@ def put(target: Any, mask: np.ndarray, source: Any) -> Any:
                 f"observations change from {_like(target)} to {_like(source)}: return the same parts always"
             )
         return {k: put(target[k], mask, source[k]) for k in target}
-    if isinstance(source, dict) or np.shape(target) != np.shape(source):
+    if isinstance(source, dict) or target.shape != np.shape(source):
         raise BadSignal(
             f"observations change from {_like(target)} to {_like(source)}: an environment returns the same shape "
             "at every tick"
@@ -81,6 +81,8 @@ def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray | None:
 
     Of ``ended`` copies (SAME_STEP) it is that of the final info, where there is one: ``info`` is the next episode's.
     """
+    if not info:
+        return None
     if not ended.any() or "final_info" not in info:
         return said_by_all(info, np.ones(len(ended), bool))
     last, other = said_by_all(info["final_info"], ended), said_by_all(info, ~ended)
@@ -159,7 +161,7 @@ class Vector:
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
         first, held = np.zeros(n, np.int64), np.full(n, -1, np.int8)
-        after, start, weight = copy(self.start), copy(self.start), 1.0
+        after, start, weight, told = copy(self.start), copy(self.start), 1.0, False
         for i in range(ticks):
             seen, gain, term, trunc, info = self._tick(actions[:, i])
             seen = copy(seen)
@@ -177,7 +179,7 @@ class Vector:
             start = put(start, going | self.pending, seen)
             said = _success(info, ended & (self.mode == SAME))
             if said is not None:
-                first = np.where(going & (said > 0) & (first == 0), i + 1, first)
+                told, first = True, np.where(going & (said > 0) & (first == 0), i + 1, first)
                 held = np.where(going & (said >= 0), said, held)
             self.pending = np.zeros(n, bool)
             last = i == ticks - 1
@@ -203,9 +205,11 @@ class Vector:
         self.start = start
         refuse(after, self.name, self.ticks)
         refuse_reward(raw, self.name, self.ticks)
-        refuse(start, self.name)
-        self.ticks = np.where(terminated | truncated, 0, self.ticks)
-        held = held if held.max() >= 0 else None
+        fresh = terminated | truncated
+        if fresh.any():  # else it is what was seen after the step
+            refuse(start, self.name)
+            self.ticks[fresh] = 0
+        held = held if told and held.max() >= 0 else None
         return Outcome(after, start, reward, raw, terminated, truncated, length, first, held)
 
     def close(self) -> None:

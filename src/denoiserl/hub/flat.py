@@ -29,7 +29,8 @@ from denoiserl.hub.numbers import check
 from denoiserl.tree import tree_map
 
 NUMPY = ".npz"
-ENDINGS = (".hdf5", ".h5", ".hdf", NUMPY)
+WRITTEN = (".hdf5", ".h5", ".hdf")
+ENDINGS = (*WRITTEN, NUMPY)
 COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "masks", "dones")
 WON = "infos/success"
 MORE = ("action_low", "action_high", WON)
@@ -38,8 +39,8 @@ MORE = ("action_low", "action_high", WON)
 def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse") -> Recording:
     """The recording in a flat file, cut into episodes by ``data.ends.split``.
 
-    Stored ``next_observations`` are what is learned from. Without them the last row of an episode that a time limit cut
-    is given up for its observation, as D4RL's own reader does.
+    Stored ``next_observations`` are what is learned from. Where they are missing, or are the start of the next episode,
+    the last row of an episode that a time limit cut is given up for its observation, as D4RL's own reader does.
     """
     found = _numpy(path) if path.suffix.lower() == NUMPY else _hdf5(path)
     columns = {k: np.asarray(v) for k, v in found.items() if k in COLUMNS}
@@ -57,16 +58,16 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
     low, high = _box(path, found, actions.shape[1])
     if outside == "clip":
         actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
-    stop, over = split(path.name, observations, ended, cut, after)
+    stop, over, known = split(path.name, observations, ended, cut, after)
     check(path.name, without, range(len(stop)))
     episodes, last, gains, true, won = [], [], [], [], []
     for i, (a, b) in enumerate(zip(np.append(0, stop[:-1] + 1), stop, strict=True)):
-        rows = slice(a, b if after is None and not over[i] else b + 1)
+        rows = slice(a, b + 1 if known[i] or over[i] else b)
         if i in without or rows.stop == a:
             continue
         told = {} if rewards is None else {"rewards": rewards[rows]}
         whole(path.name, i, observations[rows], actions[rows], low, high, **told)
-        seen = observations[b] if after is None else after[b]
+        seen = after[b] if after is not None and known[i] else observations[b]
         if not np.isfinite(np.asarray(seen, np.float64)).all():
             raise BadSignal(
                 f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with without=({i},)"
@@ -86,7 +87,10 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
 
 def _box(path: Path, found: dict[str, Any], d: int) -> tuple[np.ndarray, np.ndarray]:
     """Low and high [d] of the actions, infinite where they are not stored."""
-    ends = [np.asarray(found.get(k, s), np.float32).ravel() for k, s in zip(MORE, (-np.inf, np.inf), strict=False)]
+    ends = [np.ravel(np.asarray(found.get(k, s))) for k, s in zip(MORE, (-np.inf, np.inf), strict=False)]
+    if any(v.dtype.kind not in "fiu" for v in ends):
+        raise BadSignal(f"action_low and action_high of {path} are {[str(v.dtype) for v in ends]}: store numbers")
+    ends = [v.astype(np.float32) for v in ends]
     if any(v.size not in (1, d) for v in ends):
         raise BadSignal(f"action_low and action_high of {path} have {[v.size for v in ends]} numbers, actions {d}")
     return np.broadcast_to(ends[0], d), np.broadcast_to(ends[1], d)
@@ -104,7 +108,13 @@ def _hdf5(path: Path) -> dict[str, Any]:
                     f"{path}: {parts[0]} has parts ({', '.join(file[parts[0]])}), and a flat file holds numbers [N, o]:"
                     " concatenate them, or write Minari's format"
                 )
-            return {k: np.asarray(file[k]) for k in (*COLUMNS, *MORE) if k in file}
+            known = [k for k in (*COLUMNS, *MORE) if k in file]
+            if groups := [k for k in known if isinstance(file[k], h5py.Group)]:
+                raise BadSignal(
+                    f"{groups[0]} of {path} has parts ({', '.join(file[groups[0]])}), and a flat file holds numbers: "
+                    "store it as one array"
+                )
+            return {k: np.asarray(file[k]) for k in known}
     except OSError as error:
         raise BadRun(f"{path} cannot be read as HDF5 ({error}): copy it again") from None
 
@@ -172,8 +182,8 @@ def write(path: str | Path, data: Recording) -> Path:
     ``read`` gives it back."""
     path, demos = Path(path), data.demos
     if path.exists():
-        raise BadRun(f"{path} exists already: name another file, or remove it")
-    if path.suffix.lower() not in ENDINGS or path.suffix.lower() == NUMPY:
+        raise BadRun(f"{path} exists already: name another file")
+    if path.suffix.lower() not in WRITTEN:
         raise BadRun(f"a flat dataset is one HDF5 file: {path.name} should end in {ENDINGS[0]}")
     if data.rewards is None or data.terminated is None or data.last is None:
         raise BadSignal("a flat dataset needs a reward a tick and how episodes ended: record them with data.collect")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import shutil
 import warnings
@@ -64,6 +65,8 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
     more = [c for c in ("next.reward", "next.success", "next.done") if c in features]
     table = _table(folder, [*parts, ACTION, *more])
     owner = np.asarray(table["episode_index"])
+    if len(owner) == 0:
+        raise BadSignal(f"{name} holds no row")
     begin = np.flatnonzero(np.diff(owner, prepend=owner[0] - 1))
     found = owner[begin].tolist()
     if len(set(found)) < len(found):
@@ -131,7 +134,10 @@ def _lengths(folder: Path) -> dict[int, int]:
     """Rows that ``meta`` promises of every episode, where it does."""
     old = folder / "meta" / "episodes.jsonl"
     if old.is_file():
-        told = [json.loads(line) for line in old.read_text().splitlines() if line.strip()]
+        try:
+            told = [json.loads(line) for line in old.read_text().splitlines() if line.strip()]
+        except ValueError as error:
+            raise BadRun(f"{old} is no JSON ({error}): copy the dataset again") from None
     else:
         parquet = need("pyarrow.parquet", "data")
         paths = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
@@ -161,11 +167,16 @@ def _info(folder: Path) -> dict[str, Any]:
         raise BadRun(f"{folder} is no LeRobot dataset: there is no meta/info.json in it") from None
     except ValueError as error:
         raise BadRun(f"{path} is no JSON ({error}): copy the dataset again") from None
+    if not isinstance(info, dict) or not isinstance(info.get("features", {}), dict):
+        raise BadRun(f"{path} does not describe a dataset and its features: copy the dataset again")
     if info.get("codebase_version") not in VERSIONS:
         raise BadRun(nearest(str(info.get("codebase_version")), VERSIONS, "version of LeRobot datasets read here"))
     for needed in ("features", "total_episodes", "total_frames"):
-        if needed not in info:
+        if info.get(needed) is None:
             raise BadRun(f"{path} does not say {needed}: copy the dataset again")
+    for feature, told in dict(info["features"]).items():
+        if not {"dtype", "shape"} <= set(told):
+            raise BadRun(f"{path} does not say the dtype and shape of {feature}: copy the dataset again")
     if ACTION not in info["features"]:
         raise BadSignal(f"{folder.name} has no {ACTION!r}; its features are {', '.join(sorted(info['features']))}")
     return info
@@ -215,6 +226,8 @@ def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
     if feature["dtype"] == "image":
         image = need("PIL.Image", "demo")
         return np.stack([np.asarray(image.open(io.BytesIO(cell["bytes"]))) for cell in column.to_pylist()])
+    if feature["dtype"] == "string":
+        raise BadSignal(f"{what} are words, not numbers: choose the parts to keep with parts= (--parts)")
     values = column.to_numpy()
     if values.dtype == object:
         lengths = {np.shape(v) for v in values}
@@ -222,6 +235,8 @@ def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
             odd = next(i for i, v in enumerate(values) if np.shape(v) != np.shape(values[0]))
             raise BadSignal(f"row {odd} of {what} has another shape than the first: {sorted(lengths)}")
         values = np.array(column.to_pylist(), dtype=np.float64 if "float" in feature["dtype"] else feature["dtype"])
+    if values.size != len(values) * math.prod(feature["shape"]):
+        raise BadSignal(f"rows of {what} are {list(values.shape[1:])}, and meta/info.json says {feature['shape']}")
     return values.reshape(len(values), *feature["shape"])
 
 
@@ -236,7 +251,7 @@ def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str =
     folder = Path(folder)
     demos, rewards = (recorded, None) if isinstance(recorded, Demos) else (recorded.demos, recorded.rewards)
     if folder.exists():
-        raise BadRun(f"{folder} exists already: name another folder, or remove it")
+        raise BadRun(f"{folder} exists already: name another folder")
     if fps < 1:
         raise BadSignal(f"frames a second start at 1, not {fps}")
     pa, parquet = need("pyarrow", "data"), need("pyarrow.parquet", "data")

@@ -64,6 +64,8 @@ def recording(
     seen, acts = (_space(metadata, f"{what}_space") for what in ("observation", "action"))
     if acts is not None and acts["type"] != "Box":
         raise BadSignal(f"{name} acts in a {acts['type']} space: demonstrations hold actions [L, d] of a Box")
+    if acts is not None and not {"low", "high"} <= set(acts):
+        raise BadSignal(f"the action space of {name} tells no low and high in {METADATA}: copy the dataset again")
     low, high = (None, None) if acts is None else (np.asarray(acts[k], np.float64).ravel() for k in ("low", "high"))
     arrow = metadata.get("data_format") == "arrow"
     episodes, success, rewards, last, over, known = [], [], [], [], [], []
@@ -145,6 +147,8 @@ def _opened(path: Path) -> tuple[Path, dict[str, Any]]:
         metadata = json.loads((folder / METADATA).read_text())
     except ValueError as error:
         raise BadRun(f"{folder / METADATA} is no JSON ({error}): copy the dataset again") from None
+    if not isinstance(metadata, dict) or not str(metadata.get("total_episodes", 0)).isdigit():
+        raise BadRun(f"{folder / METADATA} does not say how many episodes there are: copy the dataset again")
     if metadata.get("data_format", "hdf5") not in ("hdf5", "arrow"):
         raise BadRun(nearest(metadata["data_format"], ("hdf5", "arrow"), "layout of Minari"))
     return folder, metadata
@@ -167,7 +171,9 @@ def _hdf5(folder: Path, metadata: dict[str, Any], name: str) -> Iterator[tuple[i
         return {k: load(v) for k, v in node.items()} if isinstance(node, h5py.Group) else node[()]
 
     with file:
-        known = sorted((k for k in file if k.startswith("episode_")), key=lambda k: int(k.removeprefix("episode_")))
+        known = sorted(
+            (k for k in file if k.removeprefix("episode_").isdigit()), key=lambda k: int(k.removeprefix("episode_"))
+        )
         promised = int(metadata.get("total_episodes", len(known)))
         if len(known) != promised:
             raise BadRun(
@@ -240,15 +246,25 @@ def choose(observations: Any, parts: Sequence[str] | None, name: str) -> Any:
 def _kept_space(space: Any, parts: Sequence[str] | None) -> Any:
     if parts is None or space is None:
         return space
-    return {**space, "subspaces": {part: space["subspaces"][part] for part in parts}}
+    return {**space, "subspaces": {part: _subspaces(space).get(part) for part in parts}}
+
+
+def _subspaces(space: Any) -> dict[str, Any]:
+    """The spaces of a Dict's parts, and of a Tuple's by the names that Minari gives them."""
+    found = (space or {}).get("subspaces", {})
+    return {f"_index_{k}": v for k, v in enumerate(found)} if isinstance(found, list) else found
 
 
 def _decoded(value: Any, space: Any, jpeg: bool, i: int, name: str) -> Any:
     """Arrays of a tree; pictures are unpacked to [L, H, W, C]."""
     if isinstance(value, dict):
-        subs = (space or {}).get("subspaces", {})
-        subs = {f"_index_{k}": v for k, v in enumerate(subs)} if isinstance(subs, list) else subs
+        subs = _subspaces(space)
         return {k: _decoded(v, subs.get(k), jpeg, i, name) for k, v in value.items()}
+    if space is not None and space["type"] in ("Discrete", "MultiDiscrete"):
+        raise BadSignal(
+            f"{name} observes a {space['type']}, names and no quantities: choose other parts with parts=, or store it "
+            "one-hot in a Box"
+        )
     if jpeg and _picture(space):
         image = need("PIL.Image", "demo")
         return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in value])
@@ -268,7 +284,7 @@ def _picture(space: Any) -> bool:
 
 def _success(infos: Any) -> bool | None:
     for key in ("success", "is_success"):
-        if isinstance(infos, dict) and key in infos and not isinstance(infos[key], dict):
+        if isinstance(infos, dict) and key in infos and getattr(infos[key], "dtype", np.dtype("O")).kind in "biuf":
             return bool(np.nan_to_num(np.asarray(infos[key], np.float64)).any())
     return None
 
@@ -282,7 +298,7 @@ def write(path: str | Path, recorded: Recording, dataset: str = "denoiserl/recor
     """
     path, demos = Path(path), recorded.demos
     if path.exists():
-        raise BadRun(f"{path} exists already: name another folder, or remove it")
+        raise BadRun(f"{path} exists already: name another folder")
     if recorded.rewards is None or recorded.terminated is None or recorded.last is None:
         raise BadSignal("Minari's format needs a reward a tick and how episodes ended: record them with data.collect")
     h5py, new = need("h5py", "data"), path.with_name(f".{path.name}.new")

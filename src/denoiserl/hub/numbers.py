@@ -16,6 +16,8 @@ def parse(word: Collection[int] | str) -> frozenset[int]:
         low, dash, high = part.partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):
             raise BadRun(f"{part!r} is no number of an episode: write them as 0-2,5")
+        if dash and int(high) < int(low):
+            raise BadRun(f"{part!r} runs backwards: write the lower number of an episode first")
         found.update(range(int(low), int(high or low) + 1))
     return frozenset(found)
 

@@ -14,14 +14,13 @@ from denoiserl.data import Demos, Robot, Squash
 from denoiserl.data.collect import Recording
 from denoiserl.data.ranges import compare
 from denoiserl.env import Stream
-from denoiserl.env.planner import alone, blank, placed
-from denoiserl.errors import BadRun, DenoiseError
+from denoiserl.env.planner import alone
+from denoiserl.errors import BadRun
 from denoiserl.hub import foreign
 from denoiserl.hub.recordings import read
 from denoiserl.policy import Policy
 from denoiserl.process import ddim, floored
 from denoiserl.recipes._kinds import probe
-from denoiserl.rng import Rng
 from denoiserl.train.keep import saved
 from denoiserl.tree import tree_map
 
@@ -118,19 +117,3 @@ def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1
     policy = Policy.load(path, None, device)
     alone(policy, word)
     return policy
-
-
-def suits(policy: Policy, env: Stream, word: str) -> None:
-    """Raise BadRun if the policy at ``word`` does not observe what ``env`` shows or does not act in its box."""
-    try:
-        plan = policy.draw(placed(blank(env.spec.obs), policy), Rng(0, policy.device))
-    except (DenoiseError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
-        raise BadRun(
-            f"{word} does not observe what {env.name} shows, {env.spec.obs} ({error}): give a policy that was made for "
-            "it, or say --history where the policy sees several observations"
-        ) from error
-    if tuple(plan.shape[2:]) != tuple(env.spec.action):
-        raise BadRun(
-            f"{word} decides actions {list(plan.shape[2:])}, {env.name} takes {list(env.spec.action)}: give a policy "
-            "that was made for it"
-        )

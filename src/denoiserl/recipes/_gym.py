@@ -13,12 +13,12 @@ from torch import Tensor
 from denoiserl.data import Squash
 from denoiserl.env import Stream, evaluate
 from denoiserl.env.named import environment
-from denoiserl.env.planner import serving
+from denoiserl.env.planner import serving, suits
 from denoiserl.net import MLP
 from denoiserl.policy import Policy
 from denoiserl.process import GaussianHead, OneStep, grid
 from denoiserl.recipes import _kinds
-from denoiserl.recipes._given import opened, suits
+from denoiserl.recipes._given import opened
 from denoiserl.task import Task
 from denoiserl.train import Keep
 

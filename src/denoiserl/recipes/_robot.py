@@ -21,12 +21,12 @@ from denoiserl.data import Demos
 from denoiserl.env import Stream, evaluate
 from denoiserl.env.history import Remembering
 from denoiserl.env.named import demonstrations, environment, scripted
-from denoiserl.env.planner import carry, serving
+from denoiserl.env.planner import carry, serving, suits
 from denoiserl.env.steering import deterministic, steer
 from denoiserl.errors import BadRun
 from denoiserl.meter import uncounted
 from denoiserl.policy import Policy
-from denoiserl.recipes._given import opened, recorded, suits
+from denoiserl.recipes._given import opened, recorded
 from denoiserl.recipes._kinds import diffusion, flow, gaussian, probe
 from denoiserl.rng import Rng
 from denoiserl.show.acted import FEW, episodes

@@ -58,9 +58,9 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
         except ValueError as error:
             if i == len(lines) - 1:
                 break
-            raise BadRun(f"{path}, line {i + 1} is not JSON ({error}): repair or delete that line.") from None
+            raise BadRun(f"{path}, line {i + 1} is not JSON ({error}): repair that line.") from None
         if not isinstance(row, dict):
-            raise BadRun(f"{path}, line {i + 1} is a {type(row).__name__}, not an object: repair or delete that line.")
+            raise BadRun(f"{path}, line {i + 1} is a {type(row).__name__}, not an object: repair that line.")
         rows.append(_flat(row))
     return rows
 

@@ -11,7 +11,7 @@ from denoiserl.env import Stream, evaluate
 from denoiserl.env.evaluate import HELD, REACHED, SUCCESS, WORDS
 from denoiserl.env.history import shown
 from denoiserl.env.named import environment
-from denoiserl.env.planner import serving
+from denoiserl.env.planner import serving, suits
 from denoiserl.errors import BadRun
 from denoiserl.policy import Policy
 from denoiserl.show.acted import episodes
@@ -27,7 +27,11 @@ def acting(word: str, execute: int | None = None, ticks: int | None = None) -> T
     env = environment(word, ticks)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-        return evaluate(serving(policy, execute), shown(env, policy), n, seed).outcomes
+        seen = shown(env, policy)
+        probe = Stream(seen, 1)
+        probe.close()
+        suits(policy, probe, "the policy")
+        return evaluate(serving(policy, execute), seen, n, seed).outcomes
 
     def look(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
         return episodes(serving(policy, execute), shown(env, policy), n, seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from denoiserl import store
 from denoiserl.env.evaluate import REACHED, WORDS
 from denoiserl.env.remarks import remarks
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadRun, BadSignal
 from denoiserl.evidence import Interval, Race, Standing, Standings, Trials, fingerprint, measured, standings
 from denoiserl.evidence.plan import Plan
 from denoiserl.evidence.trial import write as write_trials
@@ -30,6 +30,10 @@ from denoiserl.task import Task
 
 BLOCK = 25
 """starts that a policy tries before the next one's turn"""
+
+RECORD, PLOT = "eval.json", "plot.png"
+OWN = (RECORD, PLOT, "trials.jsonl")
+"""files of every evaluation"""
 
 Judged = Mapping[str, tuple[Policy, Any]]
 """{name: (policy, the place that it computes in)}"""
@@ -205,16 +209,27 @@ def as_dict(found: Trial, metrics: Sequence[str] = ()) -> dict[str, Any]:
     return {m: each.as_dict() for m, (each, _) in intervals(found).items() if not metrics or m in metrics}
 
 
+def vacant(folder: Path) -> list[str]:
+    """Return the files that an earlier evaluation left in ``folder``. Raise BadRun if it holds anything else."""
+    if file := next((p for p in (folder, *folder.parents) if p.is_file()), None):
+        raise BadRun(f"{file} is a file: give the name of a folder")
+    found = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.exists() else []
+    record = store.read_json(folder / RECORD) if RECORD in found else {}
+    own = {*OWN, *(record.get("files", ()) if isinstance(record, dict) else ())}
+    if others := [name for name in found if name not in own]:
+        raise BadRun(f"{folder} holds other files ({', '.join(others[:3])}): give a new folder")
+    return found
+
+
 def write(
     found: Trial, task: Task, policies: Judged, paths: Mapping[str, str], folder: Path, media: bool = True
 ) -> None:
-    """``eval.json``, ``trials.jsonl``, the plot of the main metric and pictures of every policy."""
+    """``eval.json``, ``trials.jsonl``, the plot of the main metric and pictures of every policy, in the place of those
+    of an earlier evaluation. Raise BadRun if ``folder`` holds other files."""
+    for name in vacant(folder):
+        (folder / name).unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
     main = next(iter(found.values))
-    for old in folder.glob("*"):
-        if old.is_file():
-            old.unlink()
     rows = []
     for m, values in found.values.items():
         rubric = found.words[m][0]
@@ -226,16 +241,15 @@ def write(
                 rows.append(Trials(found.prints[name], found.task, m, tried, gave, None, rubric))
     write_trials(folder / "trials.jsonl", rows)
     table = found.tables.get(main) or single(found, main)
-    (folder / "plot.png").write_bytes(violins(table, LIGHT))
-    files.append("plot.png")
+    (folder / PLOT).write_bytes(violins(table, LIGHT))
+    pictures: dict[str, bytes] = {}
     if media and task.look is not None:
         for name, (policy, place) in policies.items():
             with place.here():
                 drawn = task.look(policy, found.seed, 16)
             for file, data in drawn.items():
-                path = folder / (file if len(policies) == 1 else f"{name} {file}")
-                path.write_bytes(data if isinstance(data, bytes) else data.encode())
-                files.append(path.name)
+                kept = file if len(policies) == 1 else f"{name} {file}"
+                pictures[kept] = data if isinstance(data, bytes) else data.encode()
     each = {m: {k: _interval(v) for k, v in values.items()} for m, values in found.values.items()}
     told = {m: {k: None if i is None else i.as_dict() for k, i in of.items()} for m, of in each.items()}
     record = {
@@ -249,9 +263,11 @@ def write(
         "standings": found.tables[main].as_dict() if found.tables else None,
         "stopped": found.stopped,
         "notes": {name: list(said) for name, said in found.notes.items()},
-        "files": files,
+        "files": [PLOT, *pictures],
     }
-    store.write_json(folder / "eval.json", record)
+    store.write_json(folder / RECORD, record)  # before the pictures, so that those of a stopped writer are known
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
 
 
 def single(found: Trial, metric: str) -> Standings:

@@ -187,6 +187,7 @@ def _record(
         foreign = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         if foreign:
             raise BadRun(f"{folder} holds {', '.join(foreign[:3])} and no run.json: give a new folder.")
+    if not path.exists() or _unborn(folder):
         return fresh
     old = store.read_json(path)
     known = {k: old.get(k) for k in FIXED}
@@ -201,7 +202,13 @@ def _record(
             + (f"{how} such as --start {folder} --out NEW." if longer else "")
         )
     before = old.get("given")  # runs of earlier versions have none
-    if changed := [at for at in {**(before or {}), **given} if before is not None and before.get(at) != given.get(at)]:
+    changed = [at for at in {**(before or {}), **given} if before is not None and before.get(at) != given.get(at)]
+    if lost := [at for at in changed if at not in given]:
+        raise BadRun(
+            f"what {', '.join(lost)} of {folder} names is not found from here: paths without a leading / are looked up "
+            "in the current folder. Give the command where the run began, or put them back."
+        )
+    if changed:
         raise BadRun(
             f"{folder} began with other contents of {', '.join(changed)} (the data, file or policy that it names was "
             "changed or removed): put them back, or give a new folder."
@@ -211,6 +218,12 @@ def _record(
     resumed = [*old.get("resumed", []), again]
     now = {"args": settings["args"], "budget": settings["budget"], "given": given, "resumed": resumed}
     return {**fresh, **old, **now}
+
+
+def _unborn(folder: Path) -> bool:
+    """Is there nothing of a run yet but its settings? It stopped before its first row and its first save."""
+    files = [p for p in folder.iterdir() if p.name not in (".lock", "run.json", "tb")]
+    return all(p.is_file() and p.stat().st_size == 0 for p in files)
 
 
 def _grows(recipe: Any, args: dict[str, Any]) -> bool:
