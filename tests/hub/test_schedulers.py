@@ -18,6 +18,8 @@ from denoiserl.process import Linear, Steps, ddim
 pytest.importorskip("diffusers")
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # solvers of diffusers under numpy 2
+
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 
 
