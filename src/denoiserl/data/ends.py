@@ -15,7 +15,7 @@ from denoiserl.errors import BadSignal
 
 FAR = 8.0
 """a step is a jump from so many times the upper quartile of steps on, in a quarter of the numbers that move"""
-WIDE = 0.125
+WIDE = 0.06
 """the share of their range that it crosses, a mean over these numbers, where nothing but the jump tells of an end:
 bursts of what mostly rests are no ends"""
 FEW = 20

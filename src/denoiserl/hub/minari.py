@@ -172,7 +172,8 @@ def _hdf5(folder: Path, metadata: dict[str, Any], name: str) -> Iterator[tuple[i
 
     with file:
         known = sorted(
-            (k for k in file if k.removeprefix("episode_").isdigit()), key=lambda k: int(k.removeprefix("episode_"))
+            (k for k in file if k.startswith("episode_") and k[8:].isdigit()),
+            key=lambda k: int(k.removeprefix("episode_")),
         )
         promised = int(metadata.get("total_episodes", len(known)))
         if len(known) != promised:
