@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import re
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,7 +66,9 @@ def every_scheduler() -> dict[str, Any]:
     return found | {f"{made.__name__} {k}": made(**settings) for k, (made, settings) in enumerate(more)}
 
 
-ALL = every_scheduler()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of solvers under numpy 2
+    ALL = every_scheduler()
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -247,7 +247,7 @@ def test_dppo_rests_on_its_mathematics_and_not_on_another_family_s():
     assert {"denoiserl.objective.policy.ppo_clip", "denoiserl.credit.environment.gae"} <= found
     assert not {name for name in found if name.startswith(("denoiserl.law.unmasking", "denoiserl.demo"))}
     experiment = set(reached(["denoiserl.recipes.dppo"]))
-    assert {"denoiserl.process.diffusion.Diffusion", "denoiserl.env.metaworld.MetaWorld"} <= experiment - found
+    assert "denoiserl.env.metaworld.MetaWorld" in experiment - found
 
 
 def test_reading_is_all_that_is_done():
