@@ -287,7 +287,7 @@ def _beside(path: Path) -> tuple[Path, Path]:
 
 
 def _damaged(file: Path, what: str) -> BadRun:
-    """What is wrong with a file, and the way out: to delete is advised only of a folder that certainly is ours."""
+    """Return what is wrong with a file, and the way out. Advise to delete only a folder that certainly is ours."""
     folder = file.parent
     if _marked(folder) and not _others(folder):
         return BadRun(f"{file} {what}: restore the folder from a copy, or delete {folder} and run again.")

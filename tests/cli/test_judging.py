@@ -82,8 +82,8 @@ def test_eval_says_what_success_means_and_when_it_came(here: Path, capsys: pytes
 
 def test_eval_says_that_starts_are_alike_and_that_episodes_crashed(here: Path, capsys: pytest.CaptureFixture[str]):
     said = judged(capsys, "policy", "--env", "worlds_of_mine.py:Deaf", "--out", "alike")
-    noted = json.loads((here / "alike/eval.json").read_text())["notes"]["policy"]
-    assert "1 distinct start of 30" in said and noted[0].startswith("1 distinct start of 30")
+    note_lines = json.loads((here / "alike/eval.json").read_text())["notes"]["policy"]
+    assert "1 distinct start of 30" in said and note_lines[0].startswith("1 distinct start of 30")
     said = judged(capsys, "policy", "--env", "worlds_of_mine.py:Falls", "--out", "crashes")
     record = json.loads((here / "crashes/eval.json").read_text())
     assert "of 30 episodes of" in said and "crashed and count as failures" in said and "the wheel came off" in said

@@ -177,10 +177,10 @@ def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Pa
 
 def test_execute_is_said_once() -> None:
     base = _robot.Base(execute=2)
-    assert _robot.based(ppo.Args(base=base)).execute == 2
-    assert _robot.based(ppo.Args(execute=3)).execute == 3
+    assert _robot.base_of(ppo.Args(base=base)).execute == 2
+    assert _robot.base_of(ppo.Args(execute=3)).execute == 3
     with pytest.raises(BadRun, match=r"said twice, 3 and base\.execute=2"):
-        _robot.based(ppo.Args(execute=3, base=base))
+        _robot.base_of(ppo.Args(execute=3, base=base))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -213,8 +213,10 @@ def test_a_switch_is_judged_by_the_same_measure_on_both_sides() -> None:
     never = part([[1.0, 1.0]] * 3, [[False, False]] * 3)
     ends = part([[1.0, 1.0]] * 3, [[False, False], [False, False], [True, False]])
     late = part([[2.0, 2.0]] * 3, [[False, False], [True, True], [False, False]])
-    assert gorl.gained([ends], [late]) == (3.0, 4.0), "first episodes of the copies that finished in both"
-    assert gorl.gained([ends], [never]) == gorl.gained([never], [ends]) == (1.0, 1.0), "else reward a tick"
+    assert gorl.compare_returns([ends], [late]) == (3.0, 4.0), "first episodes of the copies that finished in both"
+    assert gorl.compare_returns([ends], [never]) == gorl.compare_returns([never], [ends]) == (1.0, 1.0), (
+        "else reward a tick"
+    )
 
 
 class Long(Ends):
@@ -235,7 +237,7 @@ def test_a_switch_waits_for_episodes_that_finish() -> None:
     (row,) = [r for r in rows if "switched" in r]
     assert abs(row["before"]) < 20 and abs(row["after"]) < 20
     env, ticks = Stream(Long, 8, 1), 0
-    first, rest = gorl.played(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
+    first, rest = gorl.play_episodes(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
     ticks = sum(int(p.length[:, 0].sum()) for p in (first, *rest))
     assert ticks == 21 and torch.equal(gorl.first_returns([first, *rest]), torch.full((8,), 20.0))
 

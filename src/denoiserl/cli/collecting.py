@@ -131,7 +131,7 @@ def collect(given: list[str]) -> None:
 
 
 def _notes(found: Any, said: Sequence[str], name: str) -> list[str]:
-    """What belongs to the numbers: what was said of the blocks, and whether all episodes begin alike."""
+    """Return what belongs to the numbers: what was said of the blocks, and whether all episodes begin alike."""
     from denoiserl.env import remarks
     from denoiserl.tree import tree_map
 
@@ -176,7 +176,7 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
 
 
 def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
-    """Who plays, act(obs, rng) -> actions; the environment as it is shown; how many observations are seen at once."""
+    """Return the player, act(obs, rng) -> actions, the environment as it is shown, and how many observations it sees."""
     if ":" in a.policy and not Path(a.policy).exists():
         from denoiserl.env.spaces import decides
         from denoiserl.train.run import named

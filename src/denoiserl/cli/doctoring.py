@@ -75,7 +75,7 @@ def doctor(given: list[str]) -> None:
 
 
 def _recording(a: Doctor, task: Any) -> Any:
-    """What the run learns from, where that was recorded."""
+    """Return the recording that the run learns from; None where there is none."""
     from denoiserl.data import Demos
     from denoiserl.data.collect import Recording
 

@@ -76,7 +76,7 @@ def eval_(given: list[str]) -> None:
     if a.early and len(a.policies) < 2:
         raise Misuse("--early stops a comparison: name two policies or more.")
     from denoiserl.study import judge
-    from denoiserl.study.page import noted
+    from denoiserl.study.page import note_lines
 
     opened = _named([open_(word, a.which, a.device) for word in a.policies])
     where = a.out or _where(opened)
@@ -91,7 +91,7 @@ def eval_(given: list[str]) -> None:
     judge.write(found, task, policies, paths, where, a.media)
     if a.json:
         print(json.dumps(judge.as_dict(found, a.metrics), indent=2))
-        for line in noted(found.notes):
+        for line in note_lines(found.notes):
             print(line, file=sys.stderr)
         return
     if len(policies) > 1:
@@ -115,7 +115,7 @@ def told(folder: Path, trials: int, progress: bool) -> None:
 def _intervals(found: Any, metrics: Sequence[str] = ()) -> None:
     """The table of one policy, and what belongs to its numbers."""
     from denoiserl.study import judge
-    from denoiserl.study.page import noted
+    from denoiserl.study.page import note_lines
 
     each, rows = judge.intervals(found), []
     for name in (m for m in metrics or each if m in each):
@@ -124,7 +124,7 @@ def _intervals(found: Any, metrics: Sequence[str] = ()) -> None:
         what = found.words[name][0]
         rows.append((name, "" if what == name else what, mean, ends, str(one.n)))
     table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
-    for line in noted(found.notes):
+    for line in note_lines(found.notes):
         print(f"\n{line}")
 
 

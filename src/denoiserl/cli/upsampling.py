@@ -175,7 +175,7 @@ def _kinds(a: Upsample) -> dict[str, dict[int, str]]:
 
 
 def _same(work: Path, settings: dict[str, Any]) -> None:
-    """What was begun is gone on with, if it was the same. A folder of other files is refused: it would be removed."""
+    """Go on with what was begun, if it was the same. A folder of other files is refused: it would be removed."""
     path = work / "settings.json"
     if work.exists() and not path.is_file() and (not work.is_dir() or any(work.iterdir())):
         raise Misuse(f"{work} is kept for what is on its way, and something else is there: give another --out.")

@@ -198,10 +198,10 @@ def record(
         if not hasattr(env, "num_envs"):
             owner.close()
     faults = {first + i: row.fault for i, row in enumerate(rows) if row.fault is not None}
-    notes += remarks.crashed(faults, episodes, owner.name)
+    notes += remarks.crash_notes(faults, episodes, owner.name)
     ticks, returns = [len(row.done) for row in rows], [float(row.rewards.sum()) for row in rows]
     notes += remarks.alike([row.start for row in rows], ticks, returns, owner.name)
-    notes += remarks.solved(sum(row.solved for row in rows), episodes, owner.name)
+    notes += remarks.early_success_notes(sum(row.solved for row in rows), episodes, owner.name)
     remarks.remark(notes)
     known, rows = any(row.success is not None for row in rows), [row for row in rows if len(row.done)]
     demos = Demos.of(
@@ -261,7 +261,7 @@ def _round(
     from denoiserl.env.stream import executable, tensors
     from denoiserl.env.vector import copy, put
 
-    obs, notes = remarks.unseeded(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
+    obs, notes = remarks.compare_resets(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
     rng, starts, solved = Rng.rows(seeds), [remarks.row(obs, i) for i in range(n)], owner.solved.copy()
     faults: dict[int, Any] = {}
     alive, terminated = np.arange(owner.count) < n, np.zeros(owner.count, bool)

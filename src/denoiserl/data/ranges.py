@@ -1,4 +1,4 @@
-"""What nobody looks at before it is too late: outliers, spreads near nothing, and data in other units than a box."""
+"""Ranges of data: outliers, spreads near nothing, and data in other units than a box."""
 
 from __future__ import annotations
 

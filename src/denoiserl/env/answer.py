@@ -113,7 +113,7 @@ def _one(value: Any, name: str, what: str) -> float:
 
 
 def _short(value: Any) -> str:
-    """What a value looks like, in a few words."""
+    """Return what a value looks like, in a few words."""
     shape = getattr(value, "shape", None)
     return f"{type(value).__name__} of shape {list(shape)}" if shape else repr(value)[:60]
 
@@ -150,7 +150,7 @@ def shut(env: Any) -> None:
         close()
 
 
-def checked(env: Any, name: str) -> Any:
+def check_env(env: Any, name: str) -> Any:
     """Return one copy of an environment as it is, or raise BadSignal that says what it lacks."""
     for needed in ("reset", "step", "observation_space", "action_space"):
         if getattr(env, needed, None) is None:

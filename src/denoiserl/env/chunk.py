@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def success(self) -> np.ndarray | None:
-        """Whether each copy reported success in the step [B], or None where no copy reported."""
+        """Return whether each copy reported success in the step [B], or None where no copy reported."""
         return None if self.held is None else self.first > 0
 
 

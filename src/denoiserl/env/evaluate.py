@@ -59,7 +59,7 @@ class Evaluation:
 
     @property
     def outcomes(self) -> dict[str, Tensor]:
-        """What a task tells of each episode, float32 [N]: see ``WORDS``; what is about success only where it is known.
+        """Return the outcomes of each episode, float32 [N]: see ``WORDS``; those of success only where it is known.
 
         "ticks to success" is NaN for episodes without success, and left out where no episode has any.
         """
@@ -118,10 +118,10 @@ def evaluate(
     faults = {int(b) + i: fault for b, p in zip(at, parts, strict=False) for i, fault in p.faults.items()}
     lost = np.isin(np.arange(episodes), list(faults))
     notes = (
-        *remarks.crashed(faults, episodes, owner.name),
+        *remarks.crash_notes(faults, episodes, owner.name),
         *(note for p in parts for note in p.notes),
         *remarks.alike([s for p in parts for s in p.starts], ticks.tolist(), returns.tolist(), owner.name),
-        *remarks.solved(int(solved.sum()), episodes, owner.name),
+        *remarks.early_success_notes(int(solved.sum()), episodes, owner.name),
         *remarks.sudden(np.where(solved, 0, first), ticks, episodes, owner.name),
     )
     remarks.remark(notes)
@@ -165,7 +165,7 @@ def _round(
     ask: bool,
 ) -> _Round:
     """One episode in every copy; the first ``n`` count. ``ask``: whether the environment follows its seeds."""
-    obs, notes = remarks.unseeded(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
+    obs, notes = remarks.compare_resets(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
     starts, rng, solved = [remarks.row(obs, i) for i in range(n)], Rng.rows(seeds), owner.solved[:n].copy()
     alive = np.arange(owner.count) < n
     returns, (ticks, first) = np.zeros(owner.count), np.zeros((2, owner.count), np.int64)

@@ -105,7 +105,7 @@ def shown(env: Any, policy: Any) -> Any:
 
 
 def _shows(seen: Any, sizes: dict[str, int], n: int) -> bool:
-    """Whether observations of these shapes hold n frames of parts of these ``sizes``."""
+    """Return whether observations of these shapes hold n frames of parts of these ``sizes``."""
     if isinstance(seen, dict):
         return any(seen.get(name, ()) in ((n * size,), (n, size)) for name, size in sizes.items())
     whole = sum(sizes.values())

@@ -67,7 +67,7 @@ def _made(word: str, ticks: int | None) -> Any:
 
 
 def _registered(word: str) -> bool:
-    """Whether module:name is an id in Gymnasium's own spelling, gymnasium_robotics:FetchReach-v4, and no function."""
+    """Return whether module:name is an id in Gymnasium's own spelling, as gymnasium_robotics:FetchReach-v4 is."""
     place, _, name = word.rpartition(":")
     return not place.endswith(".py") and not name.isidentifier()
 

@@ -44,7 +44,7 @@ def actor(policy: Policy, tuned: int, execute: int | None = None) -> Any:
         frozen = sampler(policy.process, made.first, first, policy.event, record=Sample())
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        cond = policy.codec.condition(observed(policy, obs))
+        cond = policy.codec.condition(observe(policy, obs))
         start = None if frozen is None else (frozen(cond, rng).sample, 0)
         chain = draw(cond, rng, start=start)
         return policy.codec.decode(chain.sample)[:, :execute], chain
@@ -110,7 +110,7 @@ def renewable(policy: Policy, why: str) -> None:
         )
 
 
-def observed(policy: Policy, obs: Tree) -> Tree:
+def observe(policy: Policy, obs: Tree) -> Tree:
     """Return observations where the policy computes, taken in by a codec that keeps statistics of them."""
     if isinstance(policy.codec, Running):
         policy.codec.see(obs)

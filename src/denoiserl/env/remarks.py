@@ -1,6 +1,6 @@
 """What has to be known about trials beside their numbers: starts that are alike, episodes that crashed.
 
-``evaluate`` and ``record`` warn of it with ``Remark``; whoever writes the numbers down keeps the sentences with them.
+``evaluate`` and ``record`` warn of it with ``Remark``; what writes the numbers down keeps the sentences with them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def alike(starts: Sequence[bytes], ticks: Any, returns: Any, name: str) -> list[
     return [f"{many}: episodes of {name} that {ALIKE} may be the same trial"]
 
 
-def unseeded(owner: Any, seeds: list[int], begin: Callable[[list[int]], Any]) -> tuple[Any, list[str]]:
+def compare_resets(owner: Any, seeds: list[int], begin: Callable[[list[int]], Any]) -> tuple[Any, list[str]]:
     """Return the observations ``begin(seeds)`` and the sentence on an environment that ignores its seeds.
 
     One copy is reset once more, with the same seed. Workers and batched worlds are not asked.
@@ -84,7 +84,7 @@ def unseeded(owner: Any, seeds: list[int], begin: Callable[[list[int]], Any]) ->
 
 
 def _near(one: Any, many: Any) -> bool:
-    """Whether the first row of ``many`` is ``one``, up to rounding."""
+    """Return whether the first row of ``many`` is ``one``, up to rounding."""
     if isinstance(many, dict):
         return isinstance(one, dict) and all(_near(one.get(k), v) for k, v in many.items())
     first = np.asarray(one)
@@ -93,7 +93,7 @@ def _near(one: Any, many: Any) -> bool:
     )
 
 
-def crashed(faults: dict[int, Fault], n: int, name: str) -> list[str]:
+def crash_notes(faults: dict[int, Fault], n: int, name: str) -> list[str]:
     """Return the sentence on episodes {number: fault} that crashed, or raise EnvFault if all ``n`` did."""
     if not faults:
         return []
@@ -107,7 +107,7 @@ def crashed(faults: dict[int, Fault], n: int, name: str) -> list[str]:
     ]
 
 
-def solved(count: int, n: int, name: str) -> list[str]:
+def early_success_notes(count: int, n: int, name: str) -> list[str]:
     """Return the sentence on episodes that reported success before the first action."""
     if not count:
         return []

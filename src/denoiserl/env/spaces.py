@@ -183,5 +183,5 @@ def tensors(observation: Any, shapes: Any = None, name: str = "the environment")
 
 
 def _keys(tree: Any) -> Any:
-    """What the parts of an observation are called."""
+    """Return the names of the parts of an observation."""
     return sorted(tree) if isinstance(tree, dict) else "an array"

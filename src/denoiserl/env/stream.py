@@ -21,7 +21,7 @@ from torch import Tensor
 from denoiserl import chain as chains
 from denoiserl.chain import Chain
 from denoiserl.env import ids
-from denoiserl.env.answer import checked, shut, vector
+from denoiserl.env.answer import check_env, shut, vector
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault, raised
 from denoiserl.env.pool import PREFIX, EnvPool
@@ -115,7 +115,7 @@ def own(
         ) from error
     if hasattr(probe, "num_envs"):
         return own(probe, on_fault=on_fault)
-    checked(probe, name)
+    check_env(probe, name)
     found = spec(probe.observation_space, probe.action_space, name)
     shut(probe)
     if processes == 1:

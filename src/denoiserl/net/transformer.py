@@ -82,7 +82,7 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def _positions(self, n: int, padding: Tensor | None) -> Tensor:
-        """What tells positions apart: [n, width], or [B, n, width] counted from the first token that is no padding."""
+        """Return what tells positions apart: [n, width], or [B, n, width] counted from the first real token."""
         table = self.position(n)
         if padding is None or self.config["position"] == "grid":
             return table

@@ -219,7 +219,7 @@ class Autoregressive(Process):
             )
 
     def condition(self, cond: Tree, start: Tensor) -> Tree:
-        """Where the holes of the canvas are, for ends: ``{"hole": [B, L] bool, "given": cond}``."""
+        """Return where the holes of the canvas are, for ends: ``{"hole": [B, L] bool, "given": cond}``."""
         if self.end is None or (isinstance(cond, dict) and "hole" in cond):
             return cond
         return {"hole": start == self.mask, "given": cond}

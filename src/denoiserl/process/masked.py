@@ -205,7 +205,7 @@ class Masked(Process):
         return weight * joint(self.token_log_probs(denoise, noised, context), 1)
 
     def condition(self, cond: Tree, start: Tensor) -> Tree:
-        """Where the holes of the canvas are, for blocks and ends: ``{"hole": [B, L] bool, "given": cond}``."""
+        """Return where the holes of the canvas are, for blocks and ends: ``{"hole": [B, L] bool, "given": cond}``."""
         if (self.block is None and self.end is None) or (isinstance(cond, dict) and "hole" in cond):
             return cond
         return {"hole": start == self.mask, "given": cond}

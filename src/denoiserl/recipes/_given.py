@@ -28,8 +28,9 @@ from denoiserl.tree import tree_map
 def recorded(
     path: str, env: Any, outside: Literal["refuse", "clip"] = "refuse", without: str = "", parts: str = ""
 ) -> Recording:
-    """What a user recorded in ``env`` (what ``Stream`` takes), without the episodes ``without`` ("0-2,5") and with the
-    observations ``parts`` ("a,b") alone.
+    """Return what a user recorded in ``env`` (what ``Stream`` takes).
+
+    Left out are the episodes ``without`` ("0-2,5") and all observations but ``parts`` ("a,b").
 
     Refused: data of another environment, and actions beyond its box, which ``outside="clip"`` clips. Warned of: actions
     that use less than a tenth of the box, and observations beyond bounds that are finite or within a tenth of them.

@@ -69,7 +69,7 @@ def probe(env: Any) -> Stream:
 def facts(source: Demos | Stream) -> Facts:
     """Return those of demonstrations; or of an environment alone, whose actions must have bounds.
 
-    Raises BadSignal if no network here can see the observations, or nobody knows between what an action lies.
+    Raises BadSignal if no network here can see the observations, or the bounds of an action are unknown.
     """
     if isinstance(source, Demos):
         seen, actions = source.observations, source.actions.shape[-1]

@@ -105,7 +105,7 @@ def stream(base: Base, copies: int | None, seed: int) -> Stream:
     return Stream(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
 
 
-def based(a: Any) -> Base:
+def base_of(a: Any) -> Base:
     """Return the experiment of a method's settings. What is executed of a plan is one number, said with the method or
     with the experiment: the starting policy carries it. Raises BadRun if both say one and they differ."""
     if a.execute is None or a.execute == a.base.execute:
@@ -229,8 +229,10 @@ ASKED = 1000
 
 
 def succeeds(base: Base) -> bool:
-    """Whether the environment reports success: those with scripts do; any other is asked until an episode ends, or for
-    ``ASKED`` ticks, because some report it only then."""
+    """Return whether the environment reports success.
+
+    Those with scripts do. Others are asked until an episode ends, or for ``ASKED`` ticks: some report it only then.
+    """
     if scripted(base.env):
         return True
     env = Stream(make(base), 1)

@@ -14,7 +14,7 @@ from denoiserl.process.masked import answer
 from denoiserl.tree import Tree, rows
 
 
-def masked(policy: Policy, method: str) -> Masked:
+def require_masked(policy: Policy, method: str) -> Masked:
     """Return the policy's process. Raise BadSignal if it is not masked diffusion."""
     if not isinstance(policy.process, Masked):
         raise BadSignal(

@@ -137,7 +137,7 @@ def generated(policy: Policy, env: Stream, a: Any, valid: Valid | None = None) -
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.based(a))
+    return _robot.task(_robot.base_of(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -54,7 +54,7 @@ from denoiserl.policy import Policy
 from denoiserl.process.masked import known_tokens
 from denoiserl.recipes import _stages, _sudoku
 from denoiserl.recipes._generators import cut, draw, told
-from denoiserl.recipes._tokens import canvases, masked, written
+from denoiserl.recipes._tokens import canvases, require_masked, written
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
@@ -110,7 +110,7 @@ def improve(
     policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
     """Improve a masked language model on a reward. ``prompts``: canvases [P, L] with masks where to write."""
-    process, keep = masked(policy, "diffu-GRPO"), keep or Keep()
+    process, keep = require_masked(policy, "diffu-GRPO"), keep or Keep()
     if bool((canvases(policy, prompts) != process.mask).all(-1).any()):
         raise BadSignal("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.keep("reference")
@@ -192,7 +192,7 @@ def one_pass(denoise: Denoiser, seen: Tensor, sample: Tensor, policy: Policy, as
 
     A prompt may hold ids that are no token: what stands there means nothing and is never read.
     """
-    process, full = masked(policy, "diffu-GRPO"), torch.ones(len(seen), device=seen.device)
+    process, full = require_masked(policy, "diffu-GRPO"), torch.ones(len(seen), device=seen.device)
     estimate = denoise(seen, denoise.clock(full), denoise.encode(policy.codec.condition(asked)))
     logits = known_tokens(estimate.mean, process.vocab, process.mask)
     return token_log_prob(logits, torch.where(sample < logits.shape[-1], sample, 0))

@@ -94,7 +94,7 @@ def task(a: Args) -> Task:
             f"this experiment clones into new weights, and start={a.base.start} names a policy that is there: clone on "
             "with diffusion_policy.improve(policy, demos, args, rng), or improve it by its reward, run dppo --start ..."
         )
-    return _robot.cloning(_robot.based(a))
+    return _robot.cloning(_robot.base_of(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -173,7 +173,7 @@ GROWS: dict[str, Any] = {}
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.based(a))
+    return _robot.task(_robot.base_of(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -43,7 +43,7 @@ from torch import Tensor
 from denoiserl.chain import Chain, Sample
 from denoiserl.credit import normalise, returns
 from denoiserl.env import Episode, Stream
-from denoiserl.env.planner import carry, observed, statistics, told
+from denoiserl.env.planner import carry, observe, statistics, told
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.objective import exp_weights, weighted
 from denoiserl.policy import Policy
@@ -98,7 +98,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     covers(opt, policy.weights.module)
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample(observed(policy, obs), rng, record=Sample(), serve=a.draw == "serve")
+        chain = policy.sample(observe(policy, obs), rng, record=Sample(), serve=a.draw == "serve")
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
     for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, seen=statistics(policy)):
@@ -147,7 +147,7 @@ GROWS: dict[str, Any] = {}
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.based(a))
+    return _robot.task(_robot.base_of(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -47,7 +47,7 @@ from torch.optim import Optimizer
 
 from denoiserl.chain import Chain, Sample
 from denoiserl.env import Episode, Stream
-from denoiserl.env.planner import carry, judged, observed, sight, standard, statistics, told
+from denoiserl.env.planner import carry, judged, observe, sight, standard, statistics, told
 from denoiserl.env.scale import RewardScale
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.likelihood import assert_on_policy, matching, renoise
@@ -175,7 +175,7 @@ def acting(policy: Policy, draw: str, execute: int | None) -> Any:
         raise BadSignal("these steps draw the same action always, so there is nothing to learn from: draw='train'")
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample(observed(policy, obs), rng, record=Sample(), serve=draw == "serve")
+        chain = policy.sample(observe(policy, obs), rng, record=Sample(), serve=draw == "serve")
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
     return act
@@ -214,7 +214,7 @@ GROWS: dict[str, Any] = {}
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.based(a))
+    return _robot.task(_robot.base_of(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -211,7 +211,7 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
     assert isinstance(control, Latents)
     act = actor(encoder, 1, None if control.through else a.execute)
     env.border(0)
-    before, rest = played(world, act, a.rollout, rng)
+    before, rest = play_episodes(world, act, a.rollout, rng)
     assert before.chain is not None
     alive = before.alive.flatten().to(policy.device)
     obs, z = (v.flatten(0, 1).to(policy.device)[alive] for v in (before.obs, before.chain.sample))
@@ -233,8 +233,8 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
         told = row
     env.border(0)  # the same start states as before
     blank = rng.init(latent, policy, env.obs_dim, a)
-    after = played(acted(policy, env, a), actor(blank, 1), a.rollout, rng)
-    was, now = gained([before, *rest], [after[0], *after[1]])
+    after = play_episodes(acted(policy, env, a), actor(blank, 1), a.rollout, rng)
+    was, now = compare_returns([before, *rest], [after[0], *after[1]])
     taken.value = now >= was - a.drop * abs(was)
     if not taken.value:
         policy.denoiser.load_state_dict(old)
@@ -246,7 +246,7 @@ LONGEST = 20
 """rollouts that copies may take to finish their first episodes"""
 
 
-def played(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, list[Episode]]:
+def play_episodes(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, list[Episode]]:
     """Return a rollout of ``steps`` decisions, and more rollouts, until every copy has finished its first episode or
     there are ``LONGEST``."""
     parts = [world.collect(act, steps, rng)]
@@ -255,7 +255,7 @@ def played(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, list[Ep
     return parts[0], parts[1:]
 
 
-def gained(before: Sequence[Episode], after: Sequence[Episode]) -> tuple[float, float]:
+def compare_returns(before: Sequence[Episode], after: Sequence[Episode]) -> tuple[float, float]:
     """Return the mean return of both: over the first episodes of the copies that finished one in both. Where there is
     none, the mean reward a tick of both, over as many decisions as both played."""
     one, two = first_returns(before), first_returns(after)
@@ -291,7 +291,7 @@ STARTS = "flow"
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.based(a))
+    return _robot.task(_robot.base_of(a))
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:

@@ -144,7 +144,7 @@ def decisions(policy: Policy, data: Demos, a: Any, rng: Rng) -> Tensor:
 
 def task(a: Args) -> Task:
     """A Meta-World task, cloned from a flawed demonstrator; what succeeded is counted."""
-    base = _robot.based(a)
+    base = _robot.base_of(a)
     return replace(
         _robot.task(base), signal="data", data=lambda seed: _robot.record(base, seed).successful(), imitate=None
     )

@@ -59,7 +59,7 @@ from denoiserl.objective import approx_kl, k3, ppo_clip
 from denoiserl.policy import Policy
 from denoiserl.recipes import _stages, _sudoku
 from denoiserl.recipes._generators import cut, draw, told
-from denoiserl.recipes._tokens import masked, written
+from denoiserl.recipes._tokens import require_masked, written
 from denoiserl.rng import Rng
 from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
@@ -118,7 +118,7 @@ def improve(
 ) -> Iterator[dict]:
     """Improve a masked language model on a verifier. ``prompts``: canvases [P, L] with masks where to write."""
     keep = keep or Keep()
-    masked(policy, "TraceRL")
+    require_masked(policy, "TraceRL")
     exact = policy.event[-1] <= SHORT if a.likelihood is None else a.likelihood == "exact"
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
@@ -165,7 +165,7 @@ def _teaches(chain: Chain, advantage: Tensor, sure: float) -> Tensor:
 
 
 def _log_probs(policy: Policy, trace: Rows, exact: bool) -> tuple[Tensor, Tensor]:
-    """What the ratio is of, [N, L] or [N, 1], and where it counts: in the answer, and possible."""
+    """Return what the ratio is of, [N, L] or [N, 1], and where it counts: in the answer, and possible."""
     law, y = policy.replay(trace)
     assert isinstance(law, Unmasking) and isinstance(y, Tensor) and isinstance(trace.x, Tensor)
     if exact:

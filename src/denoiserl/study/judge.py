@@ -25,7 +25,7 @@ from denoiserl.rng import Rng
 from denoiserl.show.standings import print_standings
 from denoiserl.show.style import LIGHT
 from denoiserl.show.violins import violins
-from denoiserl.study.page import noted
+from denoiserl.study.page import note_lines
 from denoiserl.task import Task
 
 BLOCK = 25
@@ -198,7 +198,7 @@ def tell(found: Trial, metrics: Sequence[str] = ()) -> None:
         console.print()
     if found.stopped:
         console.print(found.stopped)
-    for line in noted(found.notes):
+    for line in note_lines(found.notes):
         console.print(line, markup=False, highlight=False)
 
 

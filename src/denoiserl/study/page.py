@@ -24,11 +24,11 @@ def tell(found: Found, console: Console | None = None) -> None:
     for table in found.standings.values():
         print_standings(table, console)
         console.print()
-    for line in noted(found.notes):
+    for line in note_lines(found.notes):
         console.print(line, markup=False, highlight=False)
 
 
-def noted(notes: Mapping[str, Sequence[str]]) -> list[str]:
+def note_lines(notes: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the sentences that belong to trials, those that all policies share once and without a name."""
     shared = [
         n for n in dict.fromkeys(n for said in notes.values() for n in said) if all(n in v for v in notes.values())

@@ -82,7 +82,7 @@ def _content(path: Path) -> str:
 
 
 def _pieces(size: int, part: int, whole: bool) -> list[tuple[int, int]]:
-    """Where to read how much of ``size``: all of it, or evenly spread parts with the first and the last."""
+    """Return where to read how much of ``size``: all of it, or evenly spread parts with the first and the last."""
     if whole or size <= PIECES * part:
         return [(0, size)]
     return [((size - part) * k // (PIECES - 1), part) for k in range(PIECES)]
