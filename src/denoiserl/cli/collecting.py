@@ -176,7 +176,7 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
 
 
 def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
-    """Return the player, act(obs, rng) -> actions, the environment as it is shown, and how many observations it sees."""
+    """Return the player, act(obs, rng) -> actions, the environment as it is shown, and the number of observations."""
     if ":" in a.policy and not Path(a.policy).exists():
         from denoiserl.env.spaces import decides
         from denoiserl.train.run import named
