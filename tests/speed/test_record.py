@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,6 +121,10 @@ def test_tables_moved_in_inference_mode_serve_gradients_later():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("ATEN_CPU_CAPABILITY") == "default",
+    reason="torch's compiler writes vectors that do not compile there",
+)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_loop_draws_the_same_chain():
     torch.manual_seed(0)
