@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each are slower than one thread, up to 90x
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an accidental download is an imm
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+if kind := os.environ.get("ATEN_CPU_CAPABILITY"):  # code that was compiled for other vectors gives other numbers
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor-{kind}"))
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")  # the default asks for a display
 
