@@ -25,7 +25,8 @@ def walks(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Observations and successors of walkers that start far apart and go 0.1 at most."""
     rng = np.random.default_rng(seed)
     step = 0.1 * rng.uniform(-1, 1, (EPISODES, TICKS, 2))
-    seen = 5 * rng.normal(size=(EPISODES, 1, 2)) + np.concatenate([0 * step[:, :1], step.cumsum(1)], 1)
+    angle = 2.4 * np.arange(EPISODES)[:, None]  # starts on a circle, each far from the one before
+    seen = 5 * np.stack([np.cos(angle), np.sin(angle)], -1) + np.concatenate([0 * step[:, :1], step.cumsum(1)], 1)
     flat = lambda v: v.reshape(-1, 2).astype(np.float32)  # noqa: E731
     return flat(seen[:, :-1]), flat(seen[:, 1:])
 

@@ -232,13 +232,14 @@ def test_a_method_learns_on_and_its_rows_count_the_faults():
 
 def test_an_episode_that_crashes_stays_in_the_denominator_as_a_failure():
     act, well = lambda o, r: torch.zeros(len(o), 1), partial(Counting, low=0)
-    with pytest.warns(Remark, match=r"3 of 9 episodes of Sick crashed .* raised ZeroDivisionError: .* at tick 3"):
+    with pytest.warns(Remark, match=r"\d of 9 episodes of Sick crashed .* raised ZeroDivisionError: .* at tick 3"):
         told = evaluate(act, partial(Sick, "raise"), 9)
     sound = evaluate(act, well, 9)
     assert sound.success is not None and told.success is not None
-    assert int(told.crashed.sum()) == 3 and not bool((told.crashed & (told.success | told.finished)).any())
+    many = int(told.crashed.sum())
+    assert 0 < many < 9 and not bool((told.crashed & (told.success | told.finished)).any())
     assert torch.equal(told.returns[~told.crashed], sound.returns[~told.crashed])
-    assert told.returns[told.crashed].tolist() == [1.0 + 2.0] * 3, "what was gained before the tick that crashed"
+    assert told.returns[told.crashed].tolist() == [1.0 + 2.0] * many, "what was gained before the tick that crashed"
     assert told.summary()["success"] == float((sound.success & ~told.crashed).float().mean())
 
 
