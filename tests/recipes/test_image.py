@@ -97,14 +97,17 @@ def test_a_run_goes_on_where_it_was_killed(recipe: ModuleType, tmp_path: Any) ->
 
 @both
 def test_a_users_generator_improves(recipe: ModuleType) -> None:
-    """From 0.2 of good samples to more than 0.6 (three seeds: 0.75 to 0.95) under the ODE, on the manifold."""
+    """From 0.2 of good samples to more than 0.5 under the ODE, on the manifold.
+
+    Eight seeds: ddpo 0.78 ± 0.04, flow_grpo 0.94 ± 0.03. The seed of the generator moves them as much again.
+    """
     made = fresh()
     before = triple(made)
     assert 0.1 < before.reward < 0.4
     improve(recipe, made, WORLD.reward, 80, Rng(1))
     after = triple(made)
-    assert after.reward > 0.6 and after.reward > before.reward + 0.4
-    assert after.on_manifold > 0.9
+    assert after.reward > 0.5 and after.reward > before.reward + 0.25
+    assert after.on_manifold > 0.85
 
 
 def test_the_kl_holds_the_generator_back() -> None:
