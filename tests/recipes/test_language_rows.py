@@ -280,7 +280,7 @@ def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
     torch.manual_seed(0)
     net = Transformer(3, 4, width=16, depth=1, heads=2, cond=2)
     prompts = {"canvas": CANVAS, "cond": torch.eye(2)}
-    rows = improve(name, made(net), lambda w, q: (w[:, 1] == q["cond"].argmax(-1)).float(), prompts, iters=20, lr=3e-2)
+    rows = improve(name, made(net), lambda w, q: (w[:, 1] == q["cond"].argmax(-1)).float(), prompts, iters=40, lr=1e-2)
     assert sum(r["reward"] for r in rows[-5:]) > sum(r["reward"] for r in rows[:5])
     with pytest.raises(BadSignal, match="tokens as 'canvas'"):
         improve(name, made(net), coin, {"tokens": CANVAS})

@@ -70,7 +70,7 @@ def test_left_to_right_is_closed_under_tilting_and_the_path_gradient_finds_the_o
         reached[to_go] = distance(model, target)
     assert distance(Logit(), target) > 0.2
     assert reached[True] < 0.01
-    assert reached[False] > (0.05 if beta == 0.7 else 0.1)
+    assert reached[False] > (0.02 if beta == 0.7 else 0.05)
 
 
 def any_order(model: Logit) -> Tensor:
