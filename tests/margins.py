@@ -49,8 +49,8 @@ def first_comparison(text: str) -> list[tuple[float, str, float]] | None:
         found.append((float(match[1]), match[2], float(match[3])))
         start = match.start(3)
     for value, wanted, tolerance in APPROXIMATE.findall(line):
-        middle, width = float(wanted), float(tolerance)
-        found += [(float(value), "<=", middle + width), (float(value), ">=", middle - width)]
+        off, width = float(value) - float(wanted), float(tolerance)  # what is wanted may move with the seed
+        found += [(off, "<=", width), (off, ">=", -width)]
     return found or None
 
 
