@@ -20,7 +20,7 @@ from denoiserl.law.base import joint
 from denoiserl.law.categorical import invert, token_log_prob
 from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps
-from denoiserl.process.masked import Logits, answer, close, decodable, same_length, truncate
+from denoiserl.process.masked import Logits, answer, close, decodable, same_length, truncate, with_holes
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, right
 
@@ -219,10 +219,8 @@ class Autoregressive(Process):
             )
 
     def condition(self, cond: Tree, start: Tensor) -> Tree:
-        """Return where the holes of the canvas are, for ends: ``{"hole": [B, L] bool, "given": cond}``."""
-        if self.end is None or (isinstance(cond, dict) and "hole" in cond):
-            return cond
-        return {"hole": start == self.mask, "given": cond}
+        """Return the condition with the holes of the canvas, where ends need them: see ``with_holes``."""
+        return cond if self.end is None else with_holes(cond, start, self.mask)
 
     def check(self, start: Tensor | None, n: int, event: tuple[int, ...]) -> None:
         """Raise BadSignal if a canvas is of another length, or has more open positions than there are steps."""

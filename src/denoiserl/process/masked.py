@@ -69,6 +69,11 @@ def answer(tokens: Tensor, hole: Tensor, end: int | None) -> Tensor:
     return hole & (stop.cumsum(-1) - stop.long() == 0)
 
 
+def with_holes(cond: Tree, canvas: Tensor, mask: int) -> Tree:
+    """Return a condition that says where the holes of the canvas are: ``{"hole": [B, L] bool, "given": cond}``."""
+    return cond if isinstance(cond, dict) and "hole" in cond else {"hole": canvas == mask, "given": cond}
+
+
 def same_length(canvas: Tensor, event: tuple[int, ...]) -> None:
     """Raise BadSignal if a canvas is not as long as the sequences of the policy."""
     if tuple(canvas.shape[1:]) != tuple(event):
@@ -205,10 +210,8 @@ class Masked(Process):
         return weight * joint(self.token_log_probs(denoise, noised, context), 1)
 
     def condition(self, cond: Tree, start: Tensor) -> Tree:
-        """Return where the holes of the canvas are, for blocks and ends: ``{"hole": [B, L] bool, "given": cond}``."""
-        if (self.block is None and self.end is None) or (isinstance(cond, dict) and "hole" in cond):
-            return cond
-        return {"hole": start == self.mask, "given": cond}
+        """Return the condition with the holes of the canvas, where blocks or ends need them: see ``with_holes``."""
+        return cond if self.block is None and self.end is None else with_holes(cond, start, self.mask)
 
     def check(self, start: Tensor | None, n: int, event: tuple[int, ...]) -> None:
         """Raise BadSignal if a canvas is of another length, or has more holes than n steps are sure to fill."""
