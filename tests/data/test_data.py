@@ -1,5 +1,7 @@
 """Normalisers, windows and demonstrations: exact round trips, brute force, and clear refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,6 +168,8 @@ def test_demos_filter_and_count():
     }
     with pytest.raises(BadSignal, match="no episode is left"):
         demos().take(torch.tensor([False, False, False]))
+    with pytest.raises(BadSignal, match="none of the 2 demonstrated episodes succeeded, and only they count"):
+        replace(demos().take(torch.tensor([0, 2])), success=torch.tensor([False, False])).successful()
     with pytest.raises(BadSignal, match="one each a frame"):
         Demos(torch.zeros(3, 1), torch.zeros(4, 1), torch.tensor([4]))
 

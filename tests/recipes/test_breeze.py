@@ -261,6 +261,13 @@ def test_a_collapsed_b_is_told() -> None:
         _successors.collapsed(both, torch.randn(50, 2))
 
 
+def test_a_policy_that_carries_to_execute_part_of_a_chunk_is_refused() -> None:
+    made = start("breeze", replace(BASE, chunk=3))
+    made.weights.execute = 2
+    with pytest.raises(BadSignal, match="carries that it executes 2 of them"):
+        _successors.known(made, _zero.record(BASE, 0), 32, 0.9, "BREEZE")
+
+
 def test_what_cannot_be_learned_from_is_refused() -> None:
     with pytest.raises(BadSignal, match="fewer than a batch"):
         improve("breeze", start("breeze"), batch=10_000)

@@ -72,7 +72,7 @@ def task() -> Task:
     """fork2d: success is reaching the goal without touching the disc."""
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        done = evaluate(serving(policy, BASE.execute), partial(Fork2D, 1), n, 1_000_000 + seed, n)
+        done = evaluate(serving(policy, BASE.execute), Fork2D(n), n, 1_000_000 + seed)
         assert done.success is not None
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 

@@ -89,6 +89,10 @@ class Demos:
         """The episodes that succeeded."""
         if self.success is None:
             raise BadSignal("these demonstrations do not say which episodes succeeded")
+        if not bool(self.success.any()):
+            raise BadSignal(
+                f"none of the {len(self)} demonstrated episodes succeeded, and only they count: record some"
+            )
         return self.take(self.success)
 
     def statistics(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from denoiserl.data import Demos
 from denoiserl.data.collect import Recording
+from denoiserl.env.planner import chunked
 from denoiserl.env.zero_shot import Tasked, states, tasked
 from denoiserl.errors import BadSignal
 from denoiserl.net.forward_backward import ForwardBackward, effective_rank
@@ -62,6 +63,11 @@ def known(
     [N, H, d] in [−1, 1], "chunk" (the actions in model units), "discount"."""
     if len(policy.event) != 2:
         raise BadSignal(f"{who} decides chunks of actions, [H, d], not {list(policy.event)}: one action is [1, d]")
+    if (execute := chunked(policy, None)) < policy.event[0]:
+        raise BadSignal(
+            f"{who} learns what a whole chunk of {policy.event[0]} actions leads to, and this policy carries that it "
+            f"executes {execute} of them: take policy.weights.execute away, or give a policy of chunks of {execute}"
+        )
     codec, row = tasked(policy, who), pairs(data, policy.event[0])
     if not 0 <= gamma < 1:
         raise BadSignal(f"the discount of a successor measure lies in [0, 1), not {gamma}: with 1 it has no bound")
