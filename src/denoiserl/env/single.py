@@ -21,6 +21,9 @@ from denoiserl.errors import BadSignal
 
 Make = Callable[[], Any]
 
+FEW = 64
+"""numbers of a small observation"""
+
 Row = tuple[float, float, bool, bool, int, int, int]
 STILL: Row = (0.0, 0.0, False, False, 0, 0, -1)
 LOST: Row = (0.0, 0.0, False, True, 0, 0, -1)
@@ -38,7 +41,8 @@ def batch(observations: list[Any]) -> Any:
     try:
         if isinstance(observations[0], dict):
             return {k: batch([o[k] for o in observations]) for k in observations[0]}
-        return np.stack(observations)
+        few = isinstance(observations[0], np.ndarray) and observations[0].size <= FEW
+        return np.array(observations) if few else np.stack(observations)  # the first is quicker for few numbers
     except BadSignal:
         raise
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:

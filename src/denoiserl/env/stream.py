@@ -304,7 +304,7 @@ class Stream:
         """One decision: arrays [B] that are this row's own, and trees of tensors."""
         numbers, planned = executable(action, self.spec, self.copies, self.name)
         out = self.owner.play(numbers, self._all, self.gamma)
-        if out.faults or self._streak.any():
+        if out.faults or np.count_nonzero(self._streak):
             self._note(out)
         over = out.terminated | out.truncated
         self._played += out.length
@@ -328,7 +328,7 @@ class Stream:
             "ticks": self._ticks.copy(),
             "success": self._success.copy(),
         }
-        if over.any():
+        if np.count_nonzero(over):
             self._ended = True
             self._episodes += over
             self._returns[over], self._ticks[over], self._success[over] = 0.0, 0, False
