@@ -199,10 +199,11 @@ def gather(seconds: float, least: int, batch: int = 256) -> dict[str, Any]:
     """A shuffled batch of windows (2 observations of 11, 16 actions of 3) of 100 000 frames, and its indexing alone."""
     rng = Rng(0)
     found = windows(torch.arange(200, 100_001, 200), horizon=16, history=2)
-    frames = int(found.frame.max()) + 1
+    frames = int(found.ends[-1])
     obs, act = rng.normal(frames, CONDITION), rng.normal(frames, 3)
     batches = Batches(found)
     index = batches.draw(rng, batch)
+    chunk = found.frames(index)
 
     def draw() -> None:
         where = batches.draw(rng, batch)
@@ -210,8 +211,8 @@ def gather(seconds: float, least: int, batch: int = 256) -> dict[str, Any]:
         found.actions(act, where)
 
     def floor() -> None:
-        obs[found.frame[index, :2]]
-        act[found.frame[index]]
+        obs[chunk[:, :2]]
+        act[chunk]
 
     result = race({"indexing": floor, "batch": draw}, seconds, least)
     return {"windows": batch, "ms": {name: 1e3 * result.median(name) for name in result.seconds}}

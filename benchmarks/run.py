@@ -4,6 +4,7 @@
     python -m benchmarks.run --quick      # a minute or so: no compiling, no large U-Net
     python -m benchmarks.run --micro      # how many rows a network call should have when chains are scored
     python -m benchmarks.run --loop       # only the loop of control: an iteration of DPPO, and Hopper
+    python -m benchmarks.run --growth     # only what grows with the work: exponents of time and memory
     python -m benchmarks.run --json FILE  # the numbers too
 
 Contestants take turns and medians of ratios are printed, so a busy machine changes the milliseconds and hardly the
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, loop
+from benchmarks import cases, growth, loop
 from benchmarks.products import probe
 from benchmarks.timing import clock
 
@@ -43,6 +44,9 @@ def main() -> None:
     print(f"{told['cpu']}, {told['threads']} thread(s), torch {told['torch']}; times are {told['clock']}\n")
     if args.micro:
         report["micro"] = micro(args.seconds)
+    elif args.growth:
+        report["growth"] = growth.growth(args.quick)
+        verdict(report)
     elif args.loop:
         report |= {"iteration": iteration(args.quick, args.seconds), "curves": curves(), "hopper": hopper()}
         verdict(report)
@@ -53,7 +57,7 @@ def main() -> None:
         report["products"] = products(args.threads)
         report["iteration"] = iteration(args.quick, args.seconds)
         if not args.quick:
-            report |= {"curves": curves(), "hopper": hopper()}
+            report |= {"curves": curves(), "hopper": hopper(), "growth": growth.growth()}
         verdict(report)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -74,6 +78,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a minute or so: no compiling, no large U-Net")
     parser.add_argument("--micro", action="store_true", help="only measure micro-batches of scoring")
     parser.add_argument("--loop", action="store_true", help="only measure the loop of control")
+    parser.add_argument("--growth", action="store_true", help="only measure how costs grow with the work")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument("--seconds", type=float, default=None, help="wall seconds of one race (default 5; quick 1.5)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the numbers to FILE")
@@ -218,8 +223,8 @@ def hopper() -> list[dict[str, Any]]:
 
 def missed(report: dict[str, Any]) -> list[str]:
     """The targets that were not met, in words."""
-    said = []
-    for row in report["iteration"]:
+    said = list(growth.missed(report.get("growth", [])))
+    for row in report.get("iteration", []):
         if row["ratio"]["pieces"] > loop.TARGET:
             what = f"iteration, minibatch {row['minibatch']}, {row['precision']}"
             said.append(f"{what} {row['ratio']['pieces']:.2f} > {loop.TARGET}")

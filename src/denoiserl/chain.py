@@ -6,7 +6,9 @@ a density, and its log-probability. ``chain.rows(index)`` picks steps of any row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +17,10 @@ from torch import Tensor
 
 from denoiserl.denoiser import Denoiser
 from denoiserl.errors import NoDensity
-from denoiserl.law import Gaussian
 from denoiserl.law.base import REMEDY
-from denoiserl.law.gaussian import stack as stack_laws
 from denoiserl.meter import spend
 from denoiserl.process.base import Process, Step, Steps
+from denoiserl.recorder import WAIT, Recorder
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, cat, first, take, tree_map
 from denoiserl.tree import rows as count_rows
@@ -172,6 +173,9 @@ class Sample:
     """Record nothing but the sample."""
 
 
+NOISE = 1 << 22
+"""numbers of noise that are drawn at once"""
+
 Record = All | Window | Sample
 Draw = Callable[..., Chain]
 
@@ -199,8 +203,9 @@ def sampler(
     ``cond``: a tree whose leaves lead with the rows (or None with ``rows=`` given). ``start=(x, k)`` begins at state
     x before step k. ``grad_last``: that many last steps are differentiable (reward gradients). ``record``: which steps
     the chain keeps; ``Sample()`` is the fast path. ``compile`` compiles the whole loop (first call: tens of seconds).
-    The noise of a chain is drawn once; with ``Rng.rows`` row 7 is row 7 in any batch size. ``draw(..., micro=)``: rows
-    of one call of the network; their noise is the same however many run together.
+    The noise of a step is drawn when its turn comes, that of small chains at once; with ``Rng.rows`` row 7 is row 7 in
+    any batch size. ``draw(..., micro=)``: rows of one call of the network; their noise is the same however many run
+    together.
     """
     n = len(steps)
     if not 0 <= grad_last <= n:
@@ -208,38 +213,35 @@ def sampler(
     low, high = _span(record, n)
     kind, shape = process.noise_shape(tuple(event))
 
-    scored = frozenset(k for k in range(low, high) if steps.dense[k])
-
-    def run(
-        x: Any, noise: Tensor, context: Any, clock: Sequence[Any], rows: Sequence[Step], begin: int
-    ) -> tuple[Any, list[Any], list[Any]]:
-        states, scores = [], []
-        for k, eps in enumerate(noise.unbind(), begin):
-            if low <= k <= high:
-                states.append(x)
+    def loop(
+        x: Any, noise: Tensor | Iterable[Tensor | None], context: Any, clock: Sequence[Any], rows: Sequence[Step],
+        begin: int, keep: Recorder, switch: int,
+    ) -> Any:  # fmt: skip
+        """All steps; those from ``switch`` on are differentiable."""
+        for k, eps in enumerate(noise.unbind() if isinstance(noise, Tensor) else noise, begin):
+            if k == switch:
+                torch.set_grad_enabled(True)  # until the context around the loop ends
+            keep.before(k, x)
             law = process.reverse(denoise(x, clock[k], context), x, rows[k])
             x = law.draw(eps)
-            if k in scored:  # Gaussians wait and are scored together; the laws of tokens are too large to keep
-                scores.append(law if isinstance(law, Gaussian) else law.log_prob(x))
-        if low < high == n:
-            states.append(x)
-        return x, states, scores
+            keep.after(k, law, x)
+        return x
 
-    fast = torch.compile(run, dynamic=False) if compile else run
+    fast = torch.compile(loop, dynamic=False) if compile else loop
 
-    def together(cond: Tree, x: Any, noise: Tensor, begin: int) -> Chain:
+    def together(cond: Tree, x: Any, noise: Tensor | Iterable[Tensor | None], begin: int) -> Chain:
         """The chain of rows that share every call of the network."""
-        if grad_last:
-            span = (low, high)
-            x, states, scores = _with_gradient(process, denoise, steps, cond, x, noise, begin, n - grad_last, span)
-        else:
-            with torch.inference_mode():
-                context = denoise.encode(cond)
-                table = steps.rows if compile else steps.on(noise.device)  # a compiler wants numbers
-                x, states, scores = fast(x, noise, context, _clocks(denoise, steps, noise.device), table, begin)
+        device, count = first(x).device, count_rows(x)
+        keep = Recorder(steps, low, high, wait=sys.maxsize if compile else WAIT)
+        with torch.inference_mode(not grad_last), torch.set_grad_enabled(grad_last > 0):
+            context, clock = denoise.encode(cond), _clocks(denoise, steps, device)
+            table = steps.rows if compile else steps.on(device)  # a compiler wants numbers
+            torch.set_grad_enabled(False)
+            x = fast(x, noise, context, clock, table, begin, keep, n - grad_last)
         spend("denoiser calls", n - begin)
-        spend("rows", (n - begin) * noise.shape[1])
-        return _record(steps, x, states, scores, cond, max(low, begin), high, grad=bool(grad_last))
+        spend("rows", (n - begin) * count)
+        sample = x if grad_last else tree_map(Tensor.clone, x)  # an ordinary tensor, whatever mode the loop ran in
+        return Chain(steps, sample=sample, cond=cond, **keep.parts(sample, begin))
 
     def draw(
         cond: Tree,
@@ -266,15 +268,17 @@ def sampler(
                 x = law.draw(getattr(rng, prior_kind)(count, *prior_shape) if law.dense else None)
             else:
                 x = start[0]
-            noise = rng.noise(kind, n - begin, count, shape)
         if micro is not None and micro < 1:
             raise ValueError(f"micro is a number of rows a network call, not {micro}")
         if micro is None or micro >= count:
-            return together(cond, x, noise, begin)
-        pieces = []
+            noise = _noises(rng, kind, count, shape, steps.dense[begin:])
+            return together(cond, x, rng.noise(kind, n - begin, count, shape) if compile else noise, begin)
+        pieces, noise = [], list(_noises(rng, kind, count, shape, steps.dense[begin:]))
         for at in range(0, count, micro):
             part = slice(at, at + micro)
-            pieces.append(together(take(cond, part), take(x, part), noise[:, part], begin))
+            some: Any = [None if eps is None else eps[part] for eps in noise]
+            some = torch.stack(some) if compile else some
+            pieces.append(together(take(cond, part), take(x, part), some, begin))
         return _join(pieces, cond)
 
     return draw
@@ -284,6 +288,21 @@ def _join(pieces: list[Chain], cond: Tree) -> Chain:
     """Chains of different rows of one run as one, with the conditions ``cond`` of all."""
     states, sample, log_prob = (cat([getattr(c, k) for c in pieces]) for k in ("states", "sample", "log_prob"))
     return replace(pieces[0], states=states, sample=sample, log_prob=log_prob, cond=cond)
+
+
+@torch.no_grad()
+def _noises(rng: Rng, kind: str, count: int, shape: tuple[int, ...], dense: Sequence[bool]) -> Iterator[Tensor | None]:
+    """The noise of every step, [count, *shape] each. Steps are drawn together while that is at most ``NOISE`` numbers;
+    with row streams, steps without a density draw nothing, and every number stays where it was."""
+    size = math.prod((count, *shape))
+    block = max(1, NOISE // max(size, 1))
+    for at in range(0, len(dense), block):
+        part = dense[at : at + block]
+        if rng.keys is None or any(part):
+            yield from rng.noise(kind, len(part), count, shape).unbind()
+        else:
+            rng.skip(len(part) * math.prod(shape))
+            yield from [None] * len(part)
 
 
 def _clocks(denoise: Denoiser, steps: Steps, device: torch.device) -> Sequence[Any]:
@@ -301,53 +320,3 @@ def _rows(tree: Any, n: int) -> Sequence[Any]:
     if isinstance(tree, tuple | list):
         return [type(tree)(part) for part in zip(*(_rows(v, n) for v in tree), strict=True)]
     return tree.split(1)
-
-
-def _with_gradient(
-    process: Process,
-    denoise: Denoiser,
-    steps: Steps,
-    cond: Any,
-    x: Any,
-    noise: Tensor,
-    begin: int,
-    switch: int,
-    span: tuple[int, int],
-) -> tuple[Any, list[Any], list[Tensor]]:
-    """The same loop with the last steps differentiable; what is recorded is detached."""
-    states, scores = [], []
-    with torch.enable_grad():
-        context = denoise.encode(cond)
-        clock, rows = _clocks(denoise, steps, first(x).device), steps.on(first(x).device)
-        for k in range(begin, len(steps)):
-            with torch.set_grad_enabled(k >= switch):
-                law = process.reverse(denoise(x, clock[k], context), x, rows[k])
-                if span[0] <= k <= span[1]:
-                    states.append(tree_map(Tensor.detach, x))
-                x = law.draw(noise[k - begin])
-                if span[0] <= k < span[1] and steps.dense[k]:
-                    scores.append(law.log_prob(tree_map(Tensor.detach, x)).detach())
-        if span[0] < span[1] == len(steps):
-            states.append(tree_map(Tensor.detach, x))
-    return x, states, scores
-
-
-def _record(
-    steps: Steps, x: Any, states: list[Any], scores: list[Any], cond: Any, low: int, high: int, grad: bool
-) -> Chain:
-    """Stack what was kept; ordinary tensors, whatever mode the loop ran in."""
-    sample = x if grad else tree_map(Tensor.clone, x)
-    kept = [k for k in range(low, high) if steps.dense[k]]
-    device, count = first(x).device, first(x).shape[0]
-    at = torch.tensor([k - low for k in kept], dtype=torch.int64, device=device)
-    step = torch.tensor(kept, dtype=torch.int64, device=device)
-    joined = tree_map(lambda *v: torch.stack(v, 1), *states) if states else tree_map(lambda v: v[:, None], sample)
-    if not scores:
-        log_prob = torch.zeros(count, 0, device=device)
-    elif isinstance(scores[0], Gaussian):
-        with torch.no_grad():
-            after = joined[:, 1:] if len(kept) == high - low else joined.index_select(1, at + 1)
-            log_prob = stack_laws(scores).log_prob(after)
-    else:
-        log_prob = torch.stack(scores, 1)
-    return Chain(steps, joined, at, step, log_prob, sample, cond)

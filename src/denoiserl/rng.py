@@ -98,6 +98,12 @@ class Rng:
             return draw(steps, rows, *shape)
         return draw(rows, steps, *shape).transpose(0, 1)
 
+    def skip(self, n: int) -> None:
+        """Go on as if every row had drawn ``n`` numbers (row streams only)."""
+        if self.keys is None:
+            raise ValueError("a batch stream cannot skip: draw, and leave what was drawn")
+        self.counter += n
+
     def take(self, index: Any) -> Rng:
         """The streams of some rows, from where they stand now (row streams only)."""
         if self.keys is None:

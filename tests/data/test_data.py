@@ -102,20 +102,20 @@ def test_windows_equal_brute_force(lengths, horizon, more):
             windows(ends, horizon, history, execute)
         return
     made = windows(ends, horizon, history, execute)
-    assert made.frame.tolist() == expected
-    owner = torch.bucketize(made.frame, ends, right=True)
+    assert made.frames(made.every).tolist() == expected
+    owner = torch.bucketize(made.frames(made.every), ends, right=True)
     assert bool((owner == made.episode[:, None]).all())  # no window crosses into another episode
 
 
 def test_windows_mark_what_is_repeated():
     made = windows(torch.tensor([4]), horizon=4, history=2, execute=3)
-    assert made.frame.tolist() == [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3], [2, 3, 3, 3]]
-    assert made.real.sum(-1).tolist() == [3, 4, 3, 2]
+    assert made.frames(made.every).tolist() == [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3], [2, 3, 3, 3]]
+    assert made.real(made.every).sum(-1).tolist() == [3, 4, 3, 2]
     obs, action = torch.arange(4.0)[:, None], 10 * torch.arange(4.0)[:, None]
     index = torch.tensor([2, 0])
     assert made.observations({"state": obs}, index)["state"].squeeze(-1).tolist() == [[1, 2], [0, 0]]
     assert made.actions(action, index).squeeze(-1).tolist() == [[10, 20, 30, 30], [0, 0, 10, 20]]
-    now = made.frame[:, 1]  # entry T_o - 1 is now: every frame is acted from exactly once
+    now = made.frames(made.every)[:, 1]  # entry T_o - 1 is now: every frame is acted from exactly once
     assert now.tolist() == [0, 1, 2, 3]
 
 
@@ -200,3 +200,46 @@ def test_robot_codec_round_trip_and_its_description():
     torch.testing.assert_close(robot.decode(torch.full((1, 1, 2), 9.0))[0, 0], made.actions.amax(0), atol=1e-6, rtol=0)
     again = build(describe(robot))
     assert torch.equal(again.encode(chunk), robot.encode(chunk))
+
+
+def test_episodes_taken_and_joined_are_those_of_the_list():
+    """``take`` by mask, by index in any order and twice the same; ``joined`` with what only some of the parts tell."""
+    made = demos()
+    for keep in (torch.tensor([True, False, True]), torch.tensor([2, 0, 2]), torch.tensor([1])):
+        index = keep.nonzero().flatten().tolist() if keep.dtype == torch.bool else keep.tolist()
+        part = made.take(keep)
+        assert [part.episode(i)[1].tolist() for i in range(len(part))] == [made.episode(i)[1].tolist() for i in index]
+        assert part.observations["state"][:, 0].tolist() == part.actions[:, 0].tolist()
+        assert part.success.tolist() == [[True, False, True][i] for i in index] and part.name == "toy"
+        assert part.returns.tolist() == [[1.0, 0.0, 3.0][i] for i in index]
+    assert torch.equal(made.episode(-1)[1], made.episode(2)[1])
+    with pytest.raises(IndexError):
+        made.episode(3)
+    both = Demos.joined([made, replace(made, returns=None)])
+    assert both.ends.tolist() == [3, 4, 8, 11, 12, 16] and both.returns is None and len(both.success) == 6
+
+
+def test_windows_hold_two_numbers_a_window_and_tell_their_frames_when_asked():
+    made = windows(torch.tensor([50_000]), horizon=32)
+    held = sum(v.numel() for v in vars(made).values() if isinstance(v, torch.Tensor))
+    assert held <= 2 * len(made) + 1
+    index = torch.tensor([7, 40_000])
+    assert torch.equal(made.frames(index)[:, 0], made.begin[index])
+
+
+def test_a_full_buffer_takes_its_columns_over():
+    from denoiserl.data import Replay
+
+    rows = {
+        "obs": torch.randn(6, 2), "next_obs": torch.randn(6, 2), "action": torch.randn(6, 1, 1),
+        "reward": torch.randn(6), "terminated": torch.tensor([False] * 5 + [True]),
+        "length": torch.ones(6, dtype=torch.int64),
+    }  # fmt: skip
+    made = Replay.of(rows)
+    assert len(made) == 6 and made.columns["obs"].data_ptr() == rows["obs"].data_ptr()
+    drawn = {k: v.flatten(0, 1) for k, v in made.sample(6, Rng(0), 0.9, steps=3, batches=10).items()}
+    at = (drawn["obs"][:, None] == rows["obs"]).all(-1).int().argmax(1)
+    assert torch.equal(drawn["reward"], rows["reward"][at]), "no decision follows another: returns have one row"
+    assert torch.allclose(drawn["discount"], 0.9 * (at != 5).float())
+    with pytest.raises(BadSignal, match="NaN or infinity"):
+        Replay.of({**rows, "reward": torch.full((6,), torch.nan)})

@@ -57,10 +57,10 @@ def test_rows_are_what_a_walk_through_the_episodes_sees(chunk: int, n: int) -> N
 
 def test_a_buffer_gives_the_rows_back_with_their_discount() -> None:
     rows = logged(ragged(), 2, 2, 0.8)
-    drawn = rows.replay(4, seen=lambda v: 10 * v).sample(17, Rng(0), 0.8)
+    drawn = logged(ragged(), 2, 2, 0.8, seen=lambda v: 10 * v).replay(4, done=lambda v: -v).sample(17, Rng(0), 0.8)
     match = (drawn["reward"][:, None] == rows.reward).int().argmax(1)
     assert torch.equal(drawn["obs"], 10 * rows.obs[match]) and torch.equal(drawn["next_obs"], 10 * rows.next_obs[match])
-    assert torch.equal(drawn["action"], rows.action[match])
+    assert torch.equal(drawn["action"], -rows.action[match])
     assert torch.allclose(drawn["discount"], rows.discount[match])
     with pytest.raises(BadSignal, match="17 decisions, fewer than a batch of 18"):
         rows.replay(18)

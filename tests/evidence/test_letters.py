@@ -70,3 +70,11 @@ def test_refusals() -> None:
     with pytest.raises(BadSignal, match="alphabet"):
         compact_letters(many, combinations(many, 2))
     assert compact_letters({}, []) == {}
+
+
+def test_displays_that_need_exponentially_many_letters_are_refused() -> None:
+    """Of n pairs of which only partners are separated, every choice of one a pair is a column: 2^n of them."""
+    names = [f"{i}{side}" for i in range(12) for side in "ab"]
+    pairs = [(f"{i}a", f"{i}b") for i in range(12)]
+    with pytest.raises(BadSignal, match="show the pairs instead"):
+        compact_letters({name: float(i) for i, name in enumerate(names)}, pairs)

@@ -257,7 +257,7 @@ def test_windows_of_demonstrations_are_encoded_with_now_first() -> None:
     demos = Demos.of([(torch.zeros(20, 7), actions)])
     cut = windows(demos.ends, horizon=8, history=2, execute=4)
     index = torch.tensor([5])
-    now = int(cut.frame[5, 1])
+    now = int(cut.frames(index)[0, 1])
     encoded = policy.codec.encode(cut.actions(demos.actions, index))
     assert torch.allclose(policy.codec.decode(encoded)[0], actions[now : now + 4], atol=1e-6)
     noised = policy.process.noise(encoded, torch.tensor([0.5]), Rng(0))

@@ -226,8 +226,8 @@ def test_actions_beyond_the_end_of_an_episode_are_neither_imitated_nor_judged(
     learnt = []
     for beyond in (0.0, 0.9):
 
-        def changed(*given: Any, beyond: float = beyond) -> Any:
-            rows = logged(*given)
+        def changed(*given: Any, beyond: float = beyond, **more: Any) -> Any:
+            rows = logged(*given, **more)
             assert 0 < float(rows.real.float().mean()) < 1
             return dataclasses.replace(rows, action=torch.where(rows.real[..., None], rows.action, beyond))
 

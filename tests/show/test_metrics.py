@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -119,3 +120,17 @@ def test_the_journals_spelling_is_read(tmp_path: Path) -> None:
 def test_a_curve_of_unequal_lengths_is_refused() -> None:
     with pytest.raises(BadSignal, match="same length"):
         Curve("r", (0.0, 1.0), (1.0,))
+
+
+def test_thinned_rows_are_evenly_spaced_and_keep_what_is_rare(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines: list[dict[str, float]] = [{"iteration": i, "loss": float(i)} for i in range(9000)]
+    for row in lines[899::900]:
+        row["held-out success"] = 0.5
+    file.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    whole, some = read_metrics(file), read_metrics(file, 100)
+    assert len(whole) == 9000 and 100 <= len(some) <= 220
+    assert [row["iteration"] for row in some if "held-out success" in row] == list(range(899, 9000, 900))
+    rest = [row["iteration"] for row in some if "held-out success" not in row]
+    assert rest[0] == 0 and rest[-1] == 8998 and max(b - a for a, b in pairwise(rest)) <= 2 * 9000 / 100
+    assert all(row in whole for row in some)

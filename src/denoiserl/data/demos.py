@@ -71,9 +71,9 @@ class Demos:
         return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     def episode(self, i: int) -> tuple[Any, Tensor]:
-        """Observations and actions of one episode."""
-        end = int(self.ends[i])
-        part = slice(end - int(self.lengths[i]), end)
+        """Observations and actions of one episode, views of the storage."""
+        i = range(len(self))[i]
+        part = slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
         return tree_map(lambda v: v[part], self.observations), self.actions[part]
 
     def take(self, keep: Tensor) -> Demos:
@@ -81,9 +81,13 @@ class Demos:
         keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         if len(keep) == 0:
             raise BadSignal("no episode is left: record more, or filter less")
-        episodes = [self.episode(int(i)) for i in keep]
-        parts = [None if v is None else v[keep].tolist() for v in (self.success, self.returns)]
-        return Demos.of(episodes, parts[0], parts[1], self.name)
+        keep = keep.to(torch.int64)
+        length = self.lengths[keep]
+        owner = torch.repeat_interleave(torch.arange(len(keep)), length)
+        frame = (self.ends[keep] - length.cumsum(0))[owner] + torch.arange(len(owner))
+        success, returns = (None if v is None else v[keep] for v in (self.success, self.returns))
+        seen = tree_map(lambda v: v[frame], self.observations)
+        return Demos(seen, self.actions[frame], length.cumsum(0), success, returns, self.name)
 
     def successful(self) -> Demos:
         """The episodes that succeeded."""
@@ -127,10 +131,16 @@ class Demos:
     @staticmethod
     def joined(parts: Sequence[Demos]) -> Demos:
         """Demonstrations one after another; success and returns where all of them tell."""
-        episodes = [part.episode(i) for part in parts for i in range(len(part))]
-        success = [v for part in parts if part.success is not None for v in part.success.tolist()]
-        returns = [v for part in parts if part.returns is not None for v in part.returns.tolist()]
-        n = len(episodes)
-        return Demos.of(
-            episodes, success if len(success) == n else None, returns if len(returns) == n else None, parts[0].name
+        before = torch.tensor([0, *(len(part.actions) for part in parts)]).cumsum(0)
+        success, returns = (
+            None if any(v is None for v in told) else torch.cat([v for v in told if v is not None])
+            for told in ([p.success for p in parts], [p.returns for p in parts])
+        )
+        return Demos(
+            cat([part.observations for part in parts]),
+            torch.cat([part.actions for part in parts]),
+            torch.cat([part.ends + n for part, n in zip(parts, before.tolist(), strict=False)]),
+            success,
+            returns,
+            parts[0].name,
         )

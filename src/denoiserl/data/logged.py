@@ -56,37 +56,32 @@ class Logged:
         """Return which actions of the chunks were executed, [N, H] bool: others lie beyond the end of an episode."""
         return torch.arange(self.action.shape[1]) < self.length[:, None]
 
-    def replay(
-        self, batch: int = 1, device: str | torch.device = "cpu", seen: Map | None = None, done: Map | None = None
-    ) -> Replay:
+    def replay(self, batch: int = 1, device: str | torch.device = "cpu", done: Map | None = None) -> Replay:
         """A replay buffer that holds all rows; draw from it with this ``gamma`` and ``steps=1``, for n is in the rows.
 
-        ``seen`` and ``done`` map observations and actions once (to model units, say). Where some actions are not
-        ``real``, that is a column too. Refused: fewer rows than a ``batch``, for most of each minibatch would be the
-        same few rows.
+        ``done`` maps actions once (to model units, say). Where some actions are not ``real``, that is a column too.
+        Observations are not copied: change neither them nor the buffer's in place. Refused: fewer rows than a
+        ``batch``, for most of each minibatch would be the same few rows.
         """
-        from denoiserl.env.stream import Episode
-
         if len(self) < batch:
             raise BadSignal(
                 f"{self.name or 'the data'} hold {len(self)} decisions, fewer than a batch of {batch}: record more, or "
                 "take a smaller batch"
             )
-        ones = torch.ones(len(self), dtype=torch.bool)
-        seen, done = seen or (lambda v: v), done or (lambda v: v)
-        columns = (seen(self.obs), seen(self.next_obs), done(self.action), self.reward, self.terminated, ones)
-        obs, next_obs, action, reward, terminated, ones = (tree_map(lambda v: v[None], c) for c in columns)
-        made, more = Replay(len(self), device), {} if bool(self.real.all()) else {"real": self.real[None]}
-        made.add(Episode(obs, next_obs, action, reward, terminated, ones, self.length[None], ones[..., None]), **more)
-        return made
+        columns = {
+            "obs": self.obs, "next_obs": self.next_obs, "action": self.action if done is None else done(self.action),
+            "reward": self.reward, "terminated": self.terminated, "length": self.length,
+        }  # fmt: skip
+        return Replay.of(columns if bool(self.real.all()) else {**columns, "real": self.real}, device)
 
 
 @torch.no_grad()
-def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0.99) -> Logged:
+def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0.99, seen: Map | None = None) -> Logged:
     """The rows of recorded episodes: every tick starts a chunk of H = ``chunk`` actions and a return of n chunks.
 
     A chunk that reaches beyond its episode repeats the last action; nothing of it was executed, and after a true end
-    nothing counts. A time limit bootstraps from the last observation. Where the source does not tell
+    nothing counts. A time limit bootstraps from the last observation. ``seen`` maps observations [N, ...] once (to
+    model units, say). Rows share what they can with the recording. Where the source does not tell
 
     - rewards, success is one: 1 in the last tick of episodes that succeeded (refused where that is not told either);
     - how episodes ended, success ended them and a time limit the others;
@@ -107,9 +102,8 @@ def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0
         raise BadSignal(f"no episode of {name} truly ended, so no return at a discount of 1 is finite: take gamma < 1")
     at = torch.arange(len(demos.actions))
     owner = torch.searchsorted(demos.ends, at, right=True)
-    left = demos.ends[owner] - at
-    length = left.clamp_max(n * chunk)
-    over = length == left
+    length = (demos.ends[owner] - at).clamp_max_(n * chunk)
+    over = at + length == demos.ends[owner]
     terminated = over & ended[owner]
     if data.last is None:
         at = at[~over | terminated]
@@ -118,33 +112,29 @@ def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0
                 f"the episodes of {name} have at most {n * chunk} ticks, and nobody knows what was seen after them: "
                 "take a smaller chunk or n, or data with the last observations"
             )
-        owner, left, length, over, terminated = (v[at] for v in (owner, left, length, over, terminated))
+        owner, length, over, terminated = (v[at] for v in (owner, length, over, terminated))
     reward = torch.zeros(len(at))
     for k in range(min(n * chunk, int(length.max()))):
         reward += torch.where(k < length, gamma**k * rewards[(at + k).clamp_max(len(rewards) - 1)], 0.0)
-    window = torch.minimum(at[:, None] + torch.arange(chunk), (demos.ends[owner] - 1)[:, None])
-    after = torch.where(over, at, at + length)  # rows that are over see ``last``, or nothing that counts
-    observations, following = demos.observations, None if data.last is None else data.last
-    next_obs = tree_map(lambda v: v[after], observations)
-    if following is not None:
-        next_obs = tree_map(lambda v, last: _where(over, last[owner], v), next_obs, following)
-    return Logged(
-        tree_map(lambda v: v[at], observations),
-        demos.actions[window],
-        reward,
-        gamma ** length.float() * ~terminated,
-        next_obs,
-        terminated,
-        length,
-        data.low,
-        data.high,
-        gamma,
-        demos.name,
-    )
+    every = len(at) == len(demos.actions)
+    if chunk == 1:
+        action = demos.actions[:, None] if every else demos.actions[at, None]
+    else:
+        action = demos.actions[torch.minimum(at[:, None] + torch.arange(chunk), (demos.ends[owner] - 1)[:, None])]
+    observations, last = (v if seen is None or v is None else seen(v) for v in (demos.observations, data.last))
+    obs = observations if every else tree_map(lambda v: v[at], observations)
+    at += length.masked_fill(over, 0)  # rows that are over see ``last``, or nothing that counts
+    next_obs = tree_map(lambda v: v[at], observations)
+    if last is not None:
+        tree_map(lambda v, end: v.index_copy_(0, *_ends(over, owner, end.to(v.dtype))), next_obs, last)
+    discount = gamma ** length.float() * ~terminated
+    return Logged(obs, action, reward, discount, next_obs, terminated, length, data.low, data.high, gamma, demos.name)
 
 
-def _where(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, y)
+def _ends(over: Tensor, owner: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows [n] see the end of their episode, and what was seen there."""
+    rows = over.nonzero().flatten()
+    return rows.to(last.device), last[owner[rows].to(last.device)]
 
 
 def _told(data: Recording, name: str) -> tuple[Tensor, Tensor]:

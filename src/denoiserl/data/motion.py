@@ -85,7 +85,7 @@ def motion(demos: Demos) -> dict[str, float]:
     """``statistics`` of demonstrations with what their motion is like: mean ``jerk`` of the actions and ``spread``."""
     if not isinstance(demos.observations, Tensor):
         raise BadSignal("states are compared as flat observations: concatenate the parts first")
-    parts = [demos.episode(i)[1] for i in range(len(demos)) if int(demos.lengths[i]) >= 3]
+    parts = [demos.episode(i)[1] for i, n in enumerate(demos.lengths.tolist()) if n >= 3]
     rough = float(torch.stack([jerk(part) for part in parts]).mean()) if parts else 0.0
     told = {**demos.statistics(), "jerk": rough}
     return told | {"spread": spread(demos.observations, demos.actions)} if len(demos.actions) >= 10 else told

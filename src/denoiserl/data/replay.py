@@ -40,6 +40,20 @@ class Replay:
         self.tails: Tensor | None = None
         self.file = None if folder is None else RowFile(Path(folder), capacity)
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, rows: dict[str, Any], device: str | torch.device = "cpu") -> Replay:
+        """A full buffer of decisions that do not follow each other; it takes the columns over and does not copy them.
+
+        ``rows``: "obs", "next_obs", "action", "reward", "terminated", "length" and further columns, [N, ...].
+        """
+        made = cls(len(rows["reward"]), device)
+        made._fits(rows)
+        made.columns = tree_map(lambda v: v.to(made.device), rows)
+        made.columns["before"] = torch.full((made.capacity,), -1, dtype=torch.int64, device=made.device)
+        made.count = made.capacity
+        return made
+
     def __len__(self) -> int:
         """How many decisions can be drawn."""
         return min(self.count, self.capacity)

@@ -23,6 +23,8 @@ from denoiserl.process.elucidated import Churn, Elucidated, Guide, heun
 from denoiserl.rng import Rng
 from denoiserl.train import EMA, Keep, fit
 
+BLOCK = 65536
+"""windows looked at side by side"""
 EDGE = 0.999
 """the largest action that is turned into model units"""
 
@@ -41,11 +43,11 @@ def segments(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int
         window = windows(ends, length, 1, reach)
     except BadSignal as error:
         raise BadSignal(f"{error}: take shorter windows") from None
-    whole = window.real.all(1) | ended[window.episode]
-    frame, real = window.frame[whole], window.real[whole]
-    if len(frame) == 0:
+    inside = torch.cat([window.real(index).all(1) for index in window.every.split(BLOCK)])
+    index = window.every[inside | ended[window.episode]][::stride]
+    if len(index) == 0:
         raise BadSignal(f"no episode has the {length} steps of a window, and none that is shorter truly ended")
-    frame, real = frame[::stride], real[::stride]
+    frame, real = window.frames(index), window.real(index)
     last = torch.zeros(len(parts["reward"]), dtype=torch.bool)
     last[ends - 1] = ended
     made = {k: v[frame] for k, v in parts.items() if k != "done"}

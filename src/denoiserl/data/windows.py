@@ -19,26 +19,49 @@ from denoiserl.tree import rows, tree_map
 
 @dataclass(frozen=True)
 class Windows:
-    """Indices into flat episode storage: ``frame`` [N, H] int64, ``real`` [N, H] (False where a frame is repeated)
-    and ``episode`` [N]."""
+    """Places in flat episode storage, two numbers a window: its first entry ``begin`` [N] int64, which may lie before
+    its episode, and its ``episode`` [N]. Frames are told for those windows that are asked for (``index`` [n])."""
 
-    frame: Tensor
-    real: Tensor
+    begin: Tensor
     episode: Tensor
+    ends: Tensor
+    horizon: int
     history: int
 
     def __len__(self) -> int:
-        return len(self.frame)
+        return len(self.begin)
+
+    @property
+    def every(self) -> Tensor:
+        """The index of all windows, [N]."""
+        return torch.arange(len(self))
+
+    def frames(self, index: Tensor) -> Tensor:
+        """The flat frames of some windows, [n, H] int64: beyond an episode its first or last one."""
+        return self._placed(index)[0]
+
+    def real(self, index: Tensor) -> Tensor:
+        """Return which entries lie in their episode, [n, H] bool: the others repeat a frame."""
+        frame, place = self._placed(index)
+        return frame == place
 
     def observations(self, data: Any, index: Tensor) -> Any:
         """The histories [n, T_o, ...] of some windows from flat observations [frames, ...] (any tree)."""
-        frame = self.frame[index, : self.history]
+        frame = self.frames(index)[:, : self.history]
         return tree_map(lambda v: v[frame], data)
 
     def actions(self, data: Any, index: Tensor) -> Any:
         """The chunks [n, H, ...] of some windows from flat actions [frames, ...]; entry T_o - 1 is now."""
-        frame = self.frame[index]
+        frame = self.frames(index)
         return tree_map(lambda v: v[frame], data)
+
+    def _placed(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames, and where they would be if episodes had no ends: [n, H] each."""
+        episode = self.episode[index]
+        last = self.ends[episode] - 1
+        first = torch.where(episode > 0, self.ends[episode - 1], 0)
+        place = self.begin[index][:, None] + torch.arange(self.horizon)
+        return torch.minimum(torch.maximum(place, first[:, None]), last[:, None]), place
 
 
 def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = None) -> Windows:
@@ -66,9 +89,7 @@ def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = 
         )
     episode = torch.repeat_interleave(torch.arange(len(ends)), count)
     offset = torch.arange(len(episode)) - (count.cumsum(0) - count)[episode]
-    place = (offset - before)[:, None] + torch.arange(horizon)
-    inside = torch.minimum(place.clamp_min(0), (length[episode] - 1)[:, None])
-    return Windows(starts[episode][:, None] + inside, place == inside, episode, history)
+    return Windows(starts[episode] + offset - before, episode, ends, horizon, history)
 
 
 class Batches:

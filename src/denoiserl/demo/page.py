@@ -11,7 +11,7 @@ from denoiserl import store
 from denoiserl.demo import act
 from denoiserl.errors import BadRun
 from denoiserl.evidence import Comparison
-from denoiserl.show.metrics import read_metrics, stages
+from denoiserl.show.metrics import DRAWN, read_metrics, stages
 from denoiserl.show.report import (
     Figure,
     Fold,
@@ -53,7 +53,7 @@ def write(folder: Path, a: Any) -> Path:
         "versions": record["versions"],
     }
     store.write_json(folder / "summary.json", summary)
-    rows = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    rows = read_metrics(folder / "metrics.jsonl", DRAWN) if (folder / "metrics.jsonl").exists() else []
     sections = [comparison_section(main, "Before, more imitation, after")]
     for name, comparisons in found.items():
         sections.append(_act(name, tasks[name], comparisons, folder / name, rows))

@@ -67,7 +67,7 @@ def diverged(observation: Any, where: str = "") -> dict[int, str]:
         for key, value in observation.items():
             found = {**diverged(value, f" ({key!r})"), **found}
         return found
-    if observation.dtype.kind != "f" or np.isfinite(observation).all():
+    if observation.dtype.kind != "f" or np.count_nonzero(np.isfinite(observation)) == observation.size:
         return {}
     bad = ~np.isfinite(observation.reshape(len(observation), -1))
     return {

@@ -21,6 +21,9 @@ from denoiserl.errors import BadSignal
 
 Make = Callable[[], Any]
 
+FEW = 64
+"""numbers of a small observation"""
+
 Row = tuple[float, float, bool, bool, int, int, int]
 STILL: Row = (0.0, 0.0, False, False, 0, 0, -1)
 LOST: Row = (0.0, 0.0, False, True, 0, 0, -1)
@@ -38,7 +41,8 @@ def batch(observations: list[Any]) -> Any:
     try:
         if isinstance(observations[0], dict):
             return {k: batch([o[k] for o in observations]) for k in observations[0]}
-        return np.stack(observations)
+        few = isinstance(observations[0], np.ndarray) and observations[0].size <= FEW
+        return np.array(observations) if few else np.stack(observations)  # the first is quicker for few numbers
     except BadSignal:
         raise
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
@@ -128,20 +132,28 @@ class Singles:
             rows[i] = (
                 done.reward, done.raw, done.terminated, done.truncated, done.length, done.first, done.held,
             )  # fmt: skip
-        for i, what in diverged(batch(after)).items():  # once for all copies: a check a copy and tick would cost more
-            self._mend(i, what)
-            after[i], rows[i] = before[i], LOST
+        ended = batch(after)
+        if bad := diverged(ended):  # asked once for all copies: a check a copy and tick would cost more
+            for i, what in bad.items():
+                self._mend(i, what)
+                after[i], rows[i] = before[i], LOST
+            ended = batch(after)
         for i, row in enumerate(rows):
             if restart and row is not LOST and (row[2] or row[3]):
                 self.ticks[i], self.beacon[0] = 0, self.numbers[i]
                 self._begin(i)
-        for i, what in diverged(batch(self.start)).items():
-            self._mend(i, what)
+        begun = ended  # where no copy was reset, what was seen last is what is acted on next
+        if any(x is not y for x, y in zip(after, self.start, strict=True)):
+            begun = batch(self.start)
+            if bad := diverged(begun):
+                for i, what in bad.items():
+                    self._mend(i, what)
+                begun = batch(self.start)
         faults, self.faults, self.beacon[0] = tuple(self.faults), [], -1
         reward, raw, terminated, truncated, length, first, held = zip(*rows, strict=True)
         return Outcome(
-            batch(after),
-            batch(self.start),
+            ended,
+            begun,
             np.array(reward),
             np.array(raw),
             np.array(terminated, bool),

@@ -140,21 +140,20 @@ def executable(action: Any, spec: Spec, copies: int, name: str) -> tuple[np.ndar
             f"{name} takes actions {list(single)} or chunks {[copies, 'T_a', *spec.action]}; "
             f"the policy gave {list(shape)}"
         )
-    action = action.detach().cpu()
     if spec.choices is not None:
+        numbers = action.numpy(force=True)
         if action.is_floating_point():
             raise BadSignal(f"{name} takes one of {spec.choices} actions as integers; the policy gave {action.dtype}")
-        if bool(((action < int(spec.low)) | (action > int(spec.high))).any()):
+        if np.count_nonzero(numbers < spec.low) or np.count_nonzero(numbers > spec.high):
             raise BadSignal(f"{name} takes actions {int(spec.low)}..{int(spec.high)}; the policy gave others")
-        numbers = action.numpy()
     else:
         if action.is_complex():
             raise BadSignal(f"{name} takes actions that are real numbers; the policy gave {action.dtype}")
-        numbers = action.float().numpy()
-        if not np.isfinite(numbers).all():
+        numbers = action.float().numpy(force=True)
+        if np.count_nonzero(np.isfinite(numbers)) < numbers.size:
             row = int(np.argmax(~np.isfinite(numbers.reshape(copies, -1)).all(1)))
             raise BadSignal(f"the policy's action for copy {row} of {name} holds NaN or infinity")
-        numbers = np.clip(numbers, spec.low, spec.high).astype(spec.low.dtype)
+        numbers = np.minimum(np.maximum(numbers, spec.low), spec.high).astype(spec.low.dtype, copy=False)
     return (numbers[:, None], 1) if shape == single else (numbers, ticks)
 
 

@@ -247,7 +247,7 @@ class Stream:
         self._ticks = np.zeros(self.copies, np.int64)
         self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
         self._success, self._reports = np.zeros(self.copies, bool), False
-        self._silent = torch.zeros(self.copies, dtype=torch.bool)
+        self._all = np.ones(self.copies, bool)
         self._played, self._episodes = np.zeros(self.copies, np.int64), np.zeros(self.copies, np.int64)
 
     def may_restart(self) -> bool:
@@ -275,16 +275,37 @@ class Stream:
             told.append(self._step(action))
         if made and len(made) != steps:
             raise BadSignal("act returned a chain for some steps only: return one for all, or None")
-        columns = {k: tree_map(lambda *v: torch.stack(v), *[row[k] for row in told]) for k in told[0] if k != "info"}
-        kinds = [k for k in sorted(told[0]["info"]) if k != "success" or self._reports]  # some report only at an end
-        info = {k: torch.stack([row["info"][k] for row in told]) for k in kinds}
-        spend("env steps", int(columns["length"].sum()))
-        return Episode(**columns, chain=chains.stack(made) if made else None, info=info, faults=tuple(self._faults))
+        column = {k: np.stack([row[k] for row in told]) for k in ("length", "terminated", "over", "return", "ticks")}
+        info = {
+            "return": torch.from_numpy(column["return"].astype(np.float32)),
+            "success": torch.from_numpy(np.stack([row["success"] for row in told])),
+            "ticks": torch.from_numpy(column["ticks"]),
+        }
+        if not self._reports:  # some report only at an end
+            del info["success"]
+        length = torch.from_numpy(column["length"])
+        spend("env steps", int(column["length"].sum()))
+        join: Callable[..., Any] = lambda *v: torch.stack(v)  # noqa: E731
+        return Episode(
+            tree_map(join, *(row["obs"] for row in told)),
+            tree_map(join, *(row["next_obs"] for row in told)),
+            torch.stack([row["action"] for row in told]),
+            torch.from_numpy(np.stack([row["reward"] for row in told]).astype(np.float32)),
+            torch.from_numpy(column["terminated"]),
+            torch.from_numpy(column["over"]),
+            length,
+            torch.arange(told[0]["planned"]) < length[..., None],
+            chains.stack(made) if made else None,
+            info,
+            tuple(self._faults),
+        )
 
     def _step(self, action: Tensor) -> dict[str, Any]:
-        numbers, ticks = executable(action, self.spec, self.copies, self.name)
-        out = self.owner.play(numbers, np.ones(self.copies, bool), self.gamma)
-        self._note(out)
+        """One decision: arrays [B] that are this row's own, and trees of tensors."""
+        numbers, planned = executable(action, self.spec, self.copies, self.name)
+        out = self.owner.play(numbers, self._all, self.gamma)
+        if out.faults or np.count_nonzero(self._streak):
+            self._note(out)
         over = out.terminated | out.truncated
         self._played += out.length
         if not self._ended:
@@ -294,27 +315,24 @@ class Stream:
         if out.success is not None:
             self._reports = True
             self._success |= out.success
-        info = {
-            "return": torch.from_numpy(self._returns.astype(np.float32)),
-            "ticks": torch.from_numpy(self._ticks.copy()),
-            "success": torch.from_numpy(self._success.copy()) if self._reports else self._silent,
-        }
-        if over.any():
-            self._ended = True
-            self._episodes += over
-            self._returns[over], self._ticks[over], self._success[over] = 0.0, 0, False
         row = {
             "obs": self.obs,
             "next_obs": tensors(out.after, self.spec.obs, self.name),
             "action": torch.as_tensor(action).detach(),
-            "reward": torch.from_numpy(out.reward.astype(np.float32)),
-            "terminated": torch.from_numpy(out.terminated.copy()),
-            "done": torch.from_numpy(over),
-            "length": torch.from_numpy(out.length.copy()),
-            "live": torch.arange(ticks) < torch.from_numpy(out.length.copy())[:, None],
-            "info": info,
+            "planned": planned,
+            "reward": out.reward,
+            "terminated": out.terminated,
+            "over": over,
+            "length": out.length,
+            "return": self._returns.copy(),
+            "ticks": self._ticks.copy(),
+            "success": self._success.copy(),
         }
-        self.obs = tensors(out.start, self.spec.obs, self.name)
+        if np.count_nonzero(over):
+            self._ended = True
+            self._episodes += over
+            self._returns[over], self._ticks[over], self._success[over] = 0.0, 0, False
+        self.obs = row["next_obs"] if out.start is out.after else tensors(out.start, self.spec.obs, self.name)
         return row
 
     def _note(self, out: Outcome) -> None:

@@ -9,6 +9,9 @@ from typing import Literal
 
 from denoiserl.errors import BadSignal, nearest
 
+MOST = 10 * len(ascii_letters)
+"""columns on the way, which may be more than those at the end; some separations need exponentially many"""
+
 
 def compact_letters(
     means: Mapping[str, float], separated: Iterable[tuple[str, str]], better: Literal["higher", "lower"] = "higher"
@@ -20,7 +23,8 @@ def compact_letters(
     it shares nothing that it does not share elsewhere, so that no letter is redundant. Columns are lettered by the
     best arms in them, so the best arm has an "a".
 
-    Raises ``BadSignal`` for a pair with an arm that has no mean or with itself, and when 52 letters are not enough.
+    Raises ``BadSignal`` for a pair with an arm that has no mean or with itself, and when 52 letters are not enough, or
+    ``MOST`` on the way.
     Reference: Piepho, An algorithm for a letter-based representation of all-pairwise comparisons (2004).
     """
     if better not in ("higher", "lower"):
@@ -37,6 +41,11 @@ def compact_letters(
         if pair[0] == pair[1]:
             raise BadSignal(f"{pair[0]!r} cannot be separated from itself: a pair is two arms.")
         columns = _split(columns, rank[pair[0]], rank[pair[1]])
+        if len(columns) > MOST:
+            raise BadSignal(
+                f"these pairs need more than {MOST} letters: who is separated from whom has no short display, so show "
+                "the pairs instead."
+            )
     found = _swept(columns, len(order))
     if len(found) > len(ascii_letters):
         raise BadSignal(f"{len(found)} letters are more than the alphabet has: show the pairs instead.")
@@ -48,10 +57,10 @@ def compact_letters(
 
 def _split(columns: list[frozenset[int]], i: int, j: int) -> list[frozenset[int]]:
     """Insert the pair (i, j), then absorb."""
-    inserted: set[frozenset[int]] = set()
-    for column in columns:
-        inserted |= {column - {i}, column - {j}} if {i, j} <= column else {column}
-    return [column for column in inserted if not any(column < other for other in inserted)]
+    whole = [column for column in columns if not {i, j} <= column]
+    parts = {column - {k} for column in columns if {i, j} <= column for k in (i, j)}
+    kept = [part for part in parts if not any(part <= column for column in whole)]
+    return whole + [part for part in kept if not any(part < other for other in kept)]
 
 
 def _swept(columns: list[frozenset[int]], arms: int) -> list[frozenset[int]]:

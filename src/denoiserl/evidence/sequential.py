@@ -141,20 +141,30 @@ class Race:
         for name, value in outcome.items():
             self.trials[name] += 1
             self.successes[name] += int(value)
-        for i, j in self.wins:
-            if i in outcome and j in outcome and outcome[i] > outcome[j]:
-                self.wins[i, j] += 1
-        for i, j in self.wins:
-            self.best[i, j] = max(self.best[i, j], float(log_e(self.wins[i, j], self.wins[j, i])))
+        won = [(i, j) for i, j in self.wins if outcome.get(i, 0) > outcome.get(j, 1)]
+        for pair in won:
+            self.wins[pair] += 1
+        self._weigh([pair for i, j in won for pair in ((i, j), (j, i))])
         self._separate()
+
+    def _weigh(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """The evidence of pairs that were counted on, in one call."""
+        for pair, e in zip(pairs, log_e(*self._counts(pairs)).tolist(), strict=True):
+            self.best[pair] = max(self.best[pair], e)
+
+    def _counts(self, pairs: Sequence[tuple[str, str]]) -> tuple[Array, Array]:
+        told = [(self.wins[i, j], self.wins[j, i]) for i, j in pairs]
+        first, second = numpy.array(told, dtype=float).reshape(-1, 2).T
+        return first, second
 
     def _separate(self) -> None:
         hypotheses = len(self.best)
-        while open_ := [pair for i, j in self.undecided for pair in ((i, j), (j, i))]:
-            winner = max(open_, key=lambda pair: self.best[pair])
+        left = [pair for i, j in self.undecided for pair in ((i, j), (j, i))]
+        for winner in sorted(left, key=lambda pair: -self.best[pair]):
             if self.best[winner] < math.log((hypotheses - len(self.separated)) / self.level):
                 return
-            self.separated.append(winner)
+            if winner[::-1] not in self.separated:
+                self.separated.append(winner)
 
     @property
     def undecided(self) -> list[tuple[str, str]]:
@@ -165,7 +175,8 @@ class Race:
     @property
     def racing(self) -> list[str]:
         """The arms that need more trials: those in an undecided pair."""
-        return [name for name in self.arms if any(name in pair for pair in self.undecided)]
+        left = {name for pair in self.undecided for name in pair}
+        return [name for name in self.arms if name in left]
 
     @property
     def done(self) -> bool:

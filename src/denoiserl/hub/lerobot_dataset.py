@@ -58,7 +58,7 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
     box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
     ``data.collect.whole``. Raises BadRun, BadSignal.
     """
-    folder = Path(folder)
+    folder, without = Path(folder), frozenset(without)
     info = _info(folder)
     features, name = info["features"], folder.name
     parts = _parts(features, parts, name)

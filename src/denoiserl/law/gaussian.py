@@ -34,9 +34,9 @@ class Gaussian:
         """[*batch], live factors."""
         return count(self.mean.shape, self.event, self.live, self.mean.device)
 
-    def draw(self, noise: Tensor) -> Tensor:
-        """mean + std · noise, with standard normal noise shaped like the mean. Differentiable."""
-        return self.mean + self.std * noise
+    def draw(self, noise: Tensor | None) -> Tensor:
+        """mean + std · noise, with standard normal noise shaped like the mean; None: the mean. Differentiable."""
+        return self.mean if noise is None else self.mean + self.std * noise
 
     def _scorable(self) -> None:
         if self.dense is False or (self.dense is None and bool((self.std <= 0).any())):

@@ -236,7 +236,8 @@ def remembered(policy: Policy, data: Any, a: Any) -> Any:
     """
     if not isinstance(data, Recording | Demos):
         return data
-    rows = logged(data, policy.event[0], a.n, a.gamma)
+    own, move = policy.codec, lambda v: v.to(policy.device)
+    rows = logged(data, policy.event[0], a.n, a.gamma, seen=lambda v: own.condition(move(v)))
     if policy.event[1:] != rows.action.shape[2:]:
         raise BadSignal(
             f"the policy decides {list(policy.event[1:])} numbers a tick, the data {list(rows.action.shape[2:])}"
@@ -248,10 +249,8 @@ def remembered(policy: Policy, data: Any, a: Any) -> Any:
             "nothing from them, and what is left is imitation",
             stacklevel=2,
         )
-    own = policy.codec
     done = (lambda v: unit(own, v)) if isinstance(own, Squash) else (lambda v: own.encode(v).clamp(-1, 1))
-    move = lambda v: v.to(policy.device)  # noqa: E731
-    return rows.replay(a.batch, policy.device, lambda v: own.condition(move(v)), lambda v: done(move(v)))
+    return rows.replay(a.batch, policy.device, lambda v: done(move(v)))
 
 
 BLOCK = 64

@@ -80,7 +80,7 @@ class Base:
     noise_map: Literal["full", "repeated", "smooth"] = "full"
     """of a steered policy: how decisions become the noise of a chunk"""
     processes: int = 1
-    """worker processes that step the environments"""
+    """worker processes that step the environments: faster where a tick takes milliseconds, slower where microseconds"""
     on_fault: Literal["stop", "restart"] = "stop"
     """when an environment raises or answers NaN: stop, or make it anew and leave the decision out"""
     patience: float | None = None

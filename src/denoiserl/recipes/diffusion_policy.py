@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from denoiserl.data import Demos, windows
 from denoiserl.env.planner import carry
@@ -42,8 +42,11 @@ from denoiserl.recipes import _robot, _stages
 from denoiserl.recipes._given import fits
 from denoiserl.rng import Rng
 from denoiserl.task import Task
-from denoiserl.train import Keep, fit
+from denoiserl.train import Keep, Rows, fit
 from denoiserl.tree import tree_map
+
+BLOCK = 65536
+"""windows looked at side by side"""
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,20 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     horizon, past = policy.event[0], getattr(policy.codec, "history", 1) - 1  # ticks before now that its chunks begin
     now = max(a.history - 1, past)
     window = windows(data.ends, horizon + now - past, now + 1, carry(policy, a.execute))
-    every, chunks = torch.arange(len(window)), slice(now - past, None)
-    chunk = policy.codec.encode(window.actions(data.actions, every)[:, chunks])
-    real = window.real[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
-    observed = tree_map(lambda v: v[:, now + 1 - a.history :], window.observations(data.observations, every))
-    seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if a.history == 1 else observed)
-    seen = seen.flatten(1) if isinstance(seen, torch.Tensor) else seen
-    counts = real if getattr(a, "mask_padding", True) and not bool(real.all()) else None
-    how: dict[str, Any] = {"batch": a.batch, "lr": a.lr, "warmup": 100, "counts": counts, "keep": keep}
-    yield from fit(policy.process, policy.denoiser, chunk, seen, a.updates, rng, **how)
+    chunks, mask = slice(now - past, None), getattr(a, "mask_padding", True)
+    padded = mask and any(not bool(window.real(i)[:, chunks].all()) for i in window.every.split(BLOCK))
+
+    def take(index: Tensor) -> dict[str, Any]:
+        chunk = policy.codec.encode(window.actions(data.actions, index)[:, chunks])
+        observed = tree_map(lambda v: v[:, now + 1 - a.history :], window.observations(data.observations, index))
+        seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if a.history == 1 else observed)
+        real = window.real(index)[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
+        cond = seen.flatten(1) if isinstance(seen, Tensor) else seen
+        return {"x0": chunk, "cond": cond, "counts": real if padded else None}
+
+    how: dict[str, Any] = {"batch": a.batch, "lr": a.lr, "warmup": 100, "keep": keep}
+    made = Rows(len(window), lambda index: take(index.cpu()), data)
+    yield from fit(policy.process, policy.denoiser, made, None, a.updates, rng, **how)
 
 
 def task(a: Args) -> Task:

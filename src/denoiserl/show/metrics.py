@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,9 @@ from denoiserl.evidence.interval import student
 
 AXES = ("iteration", "iter", "update", "step", "epoch", "it")
 """Keys that count the progress of a run, in the order in which they are looked for."""
+
+DRAWN = 1000
+"""rows of a kind that a picture shows: more would fall on the same pixels"""
 
 Row = Mapping[str, Any]
 
@@ -37,32 +41,63 @@ class Curve:
             raise BadSignal(f"curve {self.label!r}: x, y and both ends of the band must have the same length.")
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str, most: int | None = None) -> list[dict[str, Any]]:
     """The rows of a ``metrics.jsonl``. A last line cut short by a crash is left out; any other damage is refused.
 
     The strings "nan", "inf" and "-inf" are the numbers they stand for, and nested keys are joined: ``loss/policy``.
-    An interval (mean, low, high, n) named k becomes ``k``, ``k_low`` and ``k_high``.
+    An interval (mean, low, high, n) named k becomes ``k``, ``k_low`` and ``k_high``. ``most``: of every kind of row
+    (of one stage, with the same keys) about so many at most, evenly spaced and with the last one, for a picture that
+    shows no more; evaluations are rare and all there.
     """
+    kinds: dict[tuple[str, ...], _Thinned] = {}
+    for i, row in enumerate(each_row(path)):
+        kind = (str(row.get("stage")), *row) if most is not None else ()
+        kinds.setdefault(kind, _Thinned(most)).add(i, row)
+    return [_flat(row) for _, row in sorted((pair for kind in kinds.values() for pair in kind.rows), key=itemgetter(0))]
+
+
+def each_row(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, one after another, as they are; see ``read_metrics``."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        file = path.open(encoding="utf-8")
     except FileNotFoundError:
         raise BadRun(f"{path} does not exist: check the path, or run what was to write it.") from None
-    rows: list[dict[str, Any]] = []
-    lines = text.split("\n")
-    for i, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if i == len(lines) - 1:
-                break
-            raise BadRun(f"{path}, line {i + 1} is not JSON ({error}): repair that line.") from None
-        if not isinstance(row, dict):
-            raise BadRun(f"{path}, line {i + 1} is a {type(row).__name__}, not an object: repair that line.")
-        rows.append(_flat(row))
-    return rows
+    with file:
+        for i, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if not line.endswith("\n"):
+                    return
+                raise BadRun(f"{path}, line {i + 1} is not JSON ({error}): repair that line.") from None
+            if not isinstance(row, dict):
+                raise BadRun(f"{path}, line {i + 1} is a {type(row).__name__}, not an object: repair that line.")
+            yield row
+
+
+class _Thinned:
+    """Every so-many-th row of those that were added, at most twice ``most``, and the last one."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most, self.count, self.stride = most, 0, 1
+        self.kept: list[tuple[int, dict[str, Any]]] = []
+        self.last: tuple[int, dict[str, Any]] | None = None
+
+    def add(self, i: int, row: dict[str, Any]) -> None:
+        self.last = (i, row)
+        if self.count % self.stride == 0:
+            self.kept.append(self.last)
+            if self.most is not None and len(self.kept) > 2 * self.most:
+                self.kept, self.stride = self.kept[::2], 2 * self.stride
+        self.count += 1
+
+    @property
+    def rows(self) -> list[tuple[int, dict[str, Any]]]:
+        """The kept rows with their numbers."""
+        return self.kept if self.last is None or self.kept[-1] is self.last else [*self.kept, self.last]
 
 
 def _flat(row: Row) -> dict[str, Any]:
@@ -131,9 +166,9 @@ def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label:
 def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
     """The mean of several curves over the x that all of them cover, between whose points they are straight lines.
 
-    For runs whose points do not lie at the same x, as with what was spent by then; where they do, it is ``across``. The
-    band is the 95 % Student-t interval of the mean, or the range from the least to the greatest. A gap in one is a gap.
-    Of several points at one x the last counts.
+    At ``DRAWN`` to twice as many of these x, where there are more. For runs whose points do not lie at the same x, as
+    with what was spent by then; where they do, it is ``across``. The band is the 95 % Student-t interval of the mean,
+    or the range from the least to the greatest. A gap in one is a gap. Of several points at one x the last counts.
     """
     if len(given) < 2:
         raise BadSignal(f"a band needs at least two curves, not {len(given)}: draw one as it is.")
@@ -143,6 +178,7 @@ def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range
     given = [_last_at(c) for c in given]
     low, high = max(c.x[0] for c in given), min(c.x[-1] for c in given)
     at = sorted({x for c in given for x in c.x if low <= x <= high})
+    at = at[:: max(1, len(at) // DRAWN)]
     if not at:
         raise BadRun(f"the runs of {label!r} have no x in common: compare runs of about the same length.")
     found = numpy.stack([_between(c, at) for c in given], 1)

@@ -7,13 +7,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from denoiserl import store
 from denoiserl.errors import BadRun
-from denoiserl.show.metrics import read_metrics
+from denoiserl.show.metrics import DRAWN, each_row, read_metrics
 from denoiserl.show.report import Code, Fold, Note, Piece, Prose, Section, Table
 from denoiserl.train.run import module
 from denoiserl.train.settings import KIND, to_json
@@ -95,13 +96,20 @@ class Run:
         return str(self.record.get("finished") or "").replace("T", " ").removesuffix("Z")
 
     @cached_property
+    def count(self) -> int:
+        """Rows that it wrote; ``rows`` holds of each kind as many as a picture shows."""
+        file = self.folder / "metrics.jsonl"
+        return sum(bool(line.strip()) for line in file.open("rb")) if file.exists() else 0
+
+    @cached_property
     def seconds(self) -> float | None:
         """Wall time until the last row."""
         clock = self.folder / "clock.jsonl"
-        rows = read_metrics(clock) if clock.exists() else []
+        rows = each_row(clock) if clock.exists() else []
         # A resumed run starts its clock again: the parts add up where time jumps back.
-        times = [float(row["seconds"]) for row in rows if "seconds" in row]
-        return sum(a for a, b in zip(times, [*times[1:], -1.0], strict=True) if b < a) if times else None
+        times = (float(row["seconds"]) for row in rows if "seconds" in row)
+        parts = [a for a, b in pairwise(chain(times, [-1.0])) if b < a]
+        return sum(parts) if parts else None
 
 
 def opened(folder: Path | str) -> Run:
@@ -111,7 +119,7 @@ def opened(folder: Path | str) -> Run:
     if not isinstance(record, dict):
         raise BadRun(f"{folder / 'run.json'} is a {type(record).__name__}, not an object: give the folder of a run.")
     file = folder / "metrics.jsonl"
-    return Run(folder, record, read_metrics(file) if file.exists() else [])
+    return Run(folder, record, read_metrics(file, DRAWN) if file.exists() else [])
 
 
 def words(doc: str, name: str) -> Words:

@@ -76,7 +76,7 @@ def lead(run: Run) -> str:
     said = [f"Recipe `{run.method}`" if "recipe" in run.record else "A run"]
     if run.seed is not None:
         said.append(f"seed {run.seed}")
-    said.append(f"{len(run.rows)} rows of metrics" if run.rows else "no metrics yet")
+    said.append(f"{run.count} rows of metrics" if run.rows else "no metrics yet")
     if run.seconds:
         said.append(duration(run.seconds))
     when = f" Finished {run.finished} UTC." if run.finished else ""

@@ -81,7 +81,7 @@ def overview(arms: Mapping[str, list[Run]]) -> Section:
             run.name,
             arm,
             "–" if run.seed is None else str(run.seed),
-            str(len(run.rows)),
+            str(run.count),
             duration(run.seconds),
             run.finished or "not finished",
         )

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from denoiserl.show.curves import learning_curves
-from denoiserl.show.metrics import read_metrics
+from denoiserl.show.metrics import DRAWN, read_metrics
 from denoiserl.show.report import Code, Fold, Note, Piece, Section, Settings, Table, plotted
 from denoiserl.show.report import write as write_page
 from denoiserl.show.standings import print_standings, standings_section
@@ -76,7 +76,7 @@ def command(study: Study) -> str:
 def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | None:
     key, arms, levels = f"held-out {metric}", {}, {}
     for name, arm in study.arms.items():
-        runs = [read_metrics(folder / "arms" / name / str(seed) / "metrics.jsonl") for seed in study.seeds]
+        runs = [read_metrics(folder / "arms" / name / str(seed) / "metrics.jsonl", DRAWN) for seed in study.seeds]
         if arm.method == find.NONE:
             levels[name] = sum(rows[-1][f"final {metric}"] for rows in runs) / len(runs)
         elif all(sum(key in row for row in rows) > 1 for rows in runs):

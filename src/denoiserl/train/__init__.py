@@ -2,7 +2,7 @@
 
 | question | answer |
 |---|---|
-| learn to denoise data | ``fit``; its parts ``losses``, ``stratified`` |
+| learn to denoise data | ``fit``; its parts ``losses``, ``stratified``; ``Rows`` that are made when drawn |
 | one optimiser step, safely | ``step``, ``covers`` (all parameters?), ``adamw`` |
 | one in pieces that fit into memory | ``accumulate``, ``accumulate_masked`` (where some losses do not count) |
 | averages and learning rates | ``EMA``, ``warmup_cosine`` |
@@ -12,7 +12,7 @@
 ``denoiserl.train.run`` runs a recipe in a folder.
 """
 
-from denoiserl.train.fit import fit, losses, stratified
+from denoiserl.train.fit import Rows, fit, losses, stratified
 from denoiserl.train.keep import Keep, Position, Stopped, rows_kept, saved
 from denoiserl.train.place import Place
 from denoiserl.train.step import EMA, Schedule, accumulate, accumulate_masked, adamw, covers, step, warmup_cosine
@@ -22,6 +22,7 @@ __all__ = [
     "Keep",
     "Place",
     "Position",
+    "Rows",
     "Schedule",
     "Stopped",
     "accumulate",

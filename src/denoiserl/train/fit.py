@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,19 @@ class Fits(Protocol):
 
     def noise(self, x0: Any, t: Tensor, rng: Rng, live: Any = None) -> Any: ...
     def loss(self, denoise: Any, noised: Any, context: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``size`` rows that are made when they are drawn, for data whose rows overlap or do not fit into memory.
+
+    ``take(index [n])`` returns a dict of their "x0", and of "cond", "live" and "counts" where there are any. ``given``:
+    the tree that they are made from, for the fingerprint of a run.
+    """
+
+    size: int
+    take: Callable[[Tensor], dict[str, Any]]
+    given: Any = None
 
 
 def stratified(n: int, rng: Rng, edge: float = 1e-5) -> Tensor:
@@ -75,7 +89,7 @@ def _pieces(process: Fits, denoise: Any, part: dict[str, Any], rng: Rng, micro: 
 def fit(
     process: Fits,
     denoiser: torch.nn.Module,
-    x0: Tree,
+    x0: Tree | Rows,
     cond: Tree | None,
     updates: int,
     rng: Rng,
@@ -95,15 +109,16 @@ def fit(
 ) -> Iterator[dict[str, float]]:
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
-    Rows are drawn with replacement. AdamW with warm-up and cosine decay of the learning rate (``opt``: an optimiser
-    of your own, used at its own constant rate). ``live`` and ``counts``: see ``losses``. With ``ema`` the denoiser ends
-    with the moving average of its weights. ``micro_batch_size``: rows of one forward; the update is that of the whole
-    batch. With a folder in ``keep`` the fit can be killed and resumed. It is a generator: ``for row in fit(...)``.
+    Rows are drawn with replacement; ``Rows`` in place of ``x0`` tell all about theirs. AdamW with warm-up and cosine
+    decay of the learning rate (``opt``: an optimiser of your own, used at its own constant rate). ``live`` and
+    ``counts``: see ``losses``. With ``ema`` the denoiser ends with the moving average of its weights.
+    ``micro_batch_size``: rows of one forward; the update is that of the whole batch. With a folder in ``keep`` the fit
+    can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
-    data = {"x0": x0, "cond": cond, "live": live, "counts": counts}
-    n = _checked(data)
-    data = tree_map(lambda v: v.contiguous(), data)
+    source = x0 if isinstance(x0, Rows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
+    if source is x0 and any(v is not None for v in (cond, live, counts)):
+        raise BadSignal("rows that are made when they are drawn tell their own cond, live and counts: give them there")
     device = next(denoiser.parameters()).device
     schedule = None
     if opt is None:
@@ -115,9 +130,9 @@ def fit(
     seen, mode = _Mean(), denoiser.training
     denoiser.train()
     named = {"denoiser": denoiser, "opt": opt, "schedule": schedule, "average": average, "rng": rng, "seen": seen}
-    for it in keep.loop(updates, given=data, **named):
-        index = rng.integers(0, n, batch)
-        part = tree_map(lambda v, i=index: v.index_select(0, i.to(v.device)).to(device, non_blocking=True), data)
+    for it in keep.loop(updates, given=source.given, **named):
+        index = rng.integers(0, source.size, batch)
+        part = {**NONE, **tree_map(lambda v: v.to(device, non_blocking=True), source.take(index))}
         if micro_batch_size is None:
             each = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"], counts=part["counts"])
             told = step(opt, each.mean(), clip)
@@ -134,6 +149,16 @@ def fit(
     if average is not None:
         average.copy_to(denoiser)
     denoiser.train(mode)
+
+
+NONE: dict[str, Any] = dict.fromkeys(("cond", "live", "counts"))
+
+
+def _stored(data: dict[str, Any]) -> Rows:
+    """The rows of tensors."""
+    size = _checked(data)
+    data = tree_map(lambda v: v.contiguous(), data)
+    return Rows(size, lambda index: tree_map(lambda v: v.index_select(0, index.to(v.device)), data), data)
 
 
 class _Mean:

@@ -3,7 +3,7 @@
 A row holds the ``stage`` and the ``iteration`` it was made in (null outside of loops) and what the recipe told. Wall
 time is no metric: it lies beside, line for line, in ``clock.jsonl``. Numbers that are not finite are the strings "nan",
 "inf" and "-inf", since JSON has none. With TensorBoard installed the numbers are also written under ``tb/``, a run a
-stage.
+stage, those of long runs at wider and wider distances.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from torch import Tensor
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.train.keep import Position
 
+SHOWN = 1000
+"""values of a metric that TensorBoard gets one by one"""
+
 
 class Journal:
     """Appends rows to a run's folder. On a resume it keeps the first ``rows`` rows, which a saved state vouches for."""
@@ -35,7 +38,7 @@ class Journal:
         self.told = Counter((row["stage"], row["iteration"]) for row in map(json.loads, kept))
         self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.clock = (folder / "clock.jsonl").open("a", encoding="utf-8")
-        self.boards: dict[str, Any] | None = None
+        self.boards: dict[str, _Board] | None = None
         if tensorboard and importlib.util.find_spec("tensorboard") is not None:
             self.boards = {}
 
@@ -75,14 +78,41 @@ class Journal:
         if self.boards is None or at is None:
             return
         if at.stage not in self.boards:
-            from torch.utils.tensorboard import SummaryWriter
-
             # Events of the iterations that are repeated are hidden by the new file's purge mark.
-            purge = at.first if at.first else None
-            self.boards[at.stage] = SummaryWriter(str(self.folder / "tb" / (at.stage or "run")), purge_step=purge)
+            self.boards[at.stage] = _Board(self.folder / "tb" / (at.stage or "run"), at.first or None)
+        self.boards[at.stage].add(row, at.iteration)
+
+
+class _Board:
+    """A TensorBoard run. Of a metric, the first ``SHOWN`` values are written, then of as many every second, and so on:
+    a curve has more points than a screen, and a long run does not spend its time here. The last value is always there.
+    """
+
+    def __init__(self, folder: Path, purge: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
+        self.seen: Counter[str] = Counter()
+        self.left: dict[str, tuple[float, int]] = {}
+
+    def add(self, row: dict[str, Any], iteration: int) -> None:
+        """Write the numbers of a row, or keep them as the last ones."""
         for name, value in row.items():
-            if name not in ("stage", "iteration") and isinstance(value, int | float):
-                self.boards[at.stage].add_scalar(name, value, at.iteration)
+            if name in ("stage", "iteration") or not isinstance(value, int | float):
+                continue
+            i = self.seen[name]
+            self.seen[name] += 1
+            if i < SHOWN or i % (1 << (i // SHOWN).bit_length()) == 0:
+                self.writer.add_scalar(name, value, iteration)
+                self.left.pop(name, None)
+            else:
+                self.left[name] = (value, iteration)
+
+    def close(self) -> None:
+        """Write what was left out last, and close."""
+        for name, (value, iteration) in self.left.items():
+            self.writer.add_scalar(name, value, iteration)
+        self.writer.close()
 
 
 def _plain(value: Any, name: str) -> Any:

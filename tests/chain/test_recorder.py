@@ -1,0 +1,69 @@
+"""What waits to be scored, and how much noise is drawn at once, changes no number and bounds what is held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from denoiserl import chain as chains
+from denoiserl import recorder
+from denoiserl.chain import All, Sample, Window, sampler
+from denoiserl.law import Gaussian
+from denoiserl.net import MLP
+from denoiserl.process import Diffusion, Gauss, cosine, ddim, grid
+from denoiserl.rng import Rng
+
+ROWS, STEPS = 16, 12
+
+
+def draw(record: Any, eta: float, rng: Rng, rows: int = ROWS, **how: Any) -> chains.Chain:
+    torch.manual_seed(0)
+    process = Diffusion(cosine, ddim(eta))
+    net = Gauss(MLP((2, 3), 4, 16), cosine, "eps")
+    made = sampler(process, net, process.steps(grid(STEPS)), (2, 3), record=record, **how)
+    return made(torch.linspace(-1, 1, 4 * rows).view(rows, 4), rng)
+
+
+@pytest.mark.parametrize("record", [All(), Window(3, 9), Window(7, STEPS)])
+@pytest.mark.parametrize("how", [{}, {"grad_last": 2}])
+def test_steps_that_wait_are_those_that_go_at_once(
+    record: Any, how: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = draw(record, 1.0, Rng(1), **how)
+    held: list[int] = []
+
+    def stacked(laws: Any) -> Gaussian:
+        held.append(len(laws))
+        return stack(laws)
+
+    stack = recorder.stack
+    monkeypatch.setattr(recorder, "stack", stacked)
+    monkeypatch.setattr(chains, "WAIT", 3 * ROWS * 6 - 1)
+    parts = draw(record, 1.0, Rng(1), **how)
+    for name in ("states", "log_prob", "sample", "at", "step"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name)), name
+    assert max(held) == 3 and sum(held) == len(whole)
+    assert not parts.states.is_inference() and not parts.log_prob.requires_grad
+
+
+@pytest.mark.parametrize("rng", [lambda: Rng(3), lambda: Rng.rows(range(ROWS))], ids=["batch", "rows"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_noise_drawn_a_step_at_a_time_is_the_noise_of_the_chain(
+    rng: Any, eta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = rng(), rng()
+    whole = draw(All(), eta, one)
+    monkeypatch.setattr(chains, "NOISE", 1)  # ROWS · 6 numbers a step are a multiple of what torch draws at once, 16
+    steps = draw(All(), eta, other)
+    assert torch.equal(whole.states, steps.states) and torch.equal(one.normal(ROWS, 2), other.normal(ROWS, 2))
+
+
+def test_row_streams_draw_nothing_for_steps_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    normal = Rng.normal
+    monkeypatch.setattr(Rng, "normal", lambda self, *shape: asked.append(shape) or normal(self, *shape))
+    rng = Rng.rows(range(ROWS))
+    draw(Sample(), 0.0, rng)
+    assert asked == [(ROWS, 2, 3)] and rng.counter == 6 * (1 + STEPS), "the prior alone is drawn"
