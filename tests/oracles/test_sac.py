@@ -32,14 +32,36 @@ def start() -> Policy:
     return Policy.of(process, net, (H, D), steps, serve, Squash.box([-1.0, 0.0], [3.0, 2.0], seen))
 
 
+def chunk_reward(s: Tensor, chunk: Tensor, ticks: int) -> float:
+    """The discounted reward of a decision in ``Drift``: Σ_i γ^i r_i over the ticks that were executed."""
+    total = 0.0
+    for i in range(ticks):
+        s = s + 0.5 * (chunk[i] - 1)
+        total += A.gamma**i * float(-s.square().sum() - chunk[i].square().sum() / 4 - 1)
+    return total
+
+
+def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:
+    """Temperature's first loss is −α (log π + H̄) with H̄ = −H d: seen in its gradient, −α times the mean over rows."""
+    made, spy = start(), Spy()
+    rows = list(sac.improve(made, Heard(Drift, 3, 1), replace(A, entropy=None, iters=2), Tape(3), spy))
+    alpha, entropy = rows[-1]["alpha"], rows[-1]["entropy"]
+    gradient = -(alpha - A.alpha_least) * (-entropy - H * D)
+    agree(moments(spy.named["warm"])[0], 0.1 * gradient)
+
+
 def test_two_updates_are_those_of_the_paper() -> None:
     made, env, rng = start(), Heard(Drift, A.copies, 1), Tape(3)
     spy = Spy(rng)
     logged = list(sac.improve(made, env, A, rng, spy))
 
-    critic, slow, actor, theta = spy.start["critic"], spy.start["slow"], spy.start["policy"], spy.start["heat"].log
+    critic, slow, actor = spy.start["critic"], spy.start["slow"], spy.start["policy"]
     agree(slow.state_dict(), critic.state_dict(), 0.0)
-    theta = torch.nn.Parameter(theta.detach().clone())
+    normed = A.critics * 2 * 2 * A.width  # scales and shifts of layer norm, before each of two activations
+    assert sum(p.numel() for p in critic.parameters()) == normed + A.critics * (6 * 8 + 8 + 8 * 8 + 8 + 8 + 1)
+    theta = torch.nn.Parameter(torch.tensor(math.log(A.alpha - A.alpha_least)))
+    agree(spy.states[0]["heat"]["log"], theta)
+    assert made.weights.execute == H
     theta_opt, critic_opt = adam([theta], A.lr), adam(critic.parameters(), A.lr)
     actor_opt = adam(actor.weights.module.parameters(), A.lr)
 
@@ -58,6 +80,7 @@ def test_two_updates_are_those_of_the_paper() -> None:
         for t in range(A.steps):
             for b in range(A.copies):
                 row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "reward", "terminated", "done", "length")}
+                agree(row["reward"], chunk_reward(row["obs"], ep.action[t, b], int(row["length"])))
                 a = (ep.action[t, b] - torch.tensor([1.0, 1.0])) / torch.tensor([2.0, 1.0])
                 memory.append({**row, "unit": a.clamp(-1, 1), "copy": b})
         assert int(0.1 * max(0, len(memory) - A.begin)) == it  # one update in the second iteration, one in the third
