@@ -1,6 +1,6 @@
 # Every target makes the environment first; when nothing has changed that costs milliseconds.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench docs lint clean
+.PHONY: help install demo test mutate bench docs lint clean
 BIN := .venv/bin
 
 help:  ## this list
@@ -15,6 +15,9 @@ demo:  ## install, then the main job: a robot, an image generator and a language
 
 test: install  ## install, then lint, types, documentation and all tests (ARGS="-k chain -x" goes to pytest)
 	@scripts/test.sh $(ARGS)
+
+mutate: install  ## plant mistakes in a file and list those that no test sees (ARGS=src/denoiserl/recipes/sac.py)
+	@$(BIN)/python scripts/mutate.py $(ARGS)
 
 bench: install  ## speed against the floor: the bare network called K times
 	@$(BIN)/python -m benchmarks.run $(ARGS)

@@ -1,0 +1,157 @@
+"""What oracles need: to see what a loop names, to hear what it draws and collects, and to compare trees of numbers.
+
+An oracle runs the first two updates of a recipe beside a straight-line reference. The reference is written from the
+paper's equations with torch alone. It may call a network, draw from a policy and read what was collected; it calls no
+loss, target, sampler or helper of the library.
+
+    spy, rng, env = Spy(), Tape(3), Heard(World, 4, 1)
+    rows = list(sac.improve(policy, env, args, rng, spy))
+    spy.start["critic"]      the network as it was before the first update, a copy
+    spy.states[i]["critic"]  its state_dict before iteration i; spy.states[-1]: after the last
+    rng.take("normal", 8, 2) the next draw of this kind and shape that the recipe made
+    env.episodes[i]          what iteration i collected
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.denoiser import Denoiser, Estimate
+from denoiserl.env import Episode, Stream
+from denoiserl.policy import Policy
+from denoiserl.rng import Rng
+from denoiserl.train import Keep
+
+
+class Spy(Keep):
+    """A keep that remembers what its loop names: ``start``, copies of networks; ``states``, one more than iterations;
+    ``draws``, how many draws ``tape`` holds before each iteration."""
+
+    def __init__(self, tape: Tape | None = None) -> None:
+        super().__init__()
+        self.start: dict[str, Any] = {}
+        self.named: dict[str, Any] = {}
+        self.states: list[dict[str, Any]] = []
+        self.stages: dict[str, Spy] = {}
+        self.tape, self.draws = tape, list[int]()
+
+    def stage(self, name: str, budget: Any = None) -> Spy:
+        """A spy for a part of the run."""
+        return self.stages.setdefault(name, Spy(self.tape))
+
+    def loop(self, n: int | None, *, given: Any = None, **named: Any) -> Iterator[int]:
+        """As the keep's."""
+        for it in super().loop(n, given=given, **named):
+            if not self.states:
+                self.named = named
+                self.start = {k: copy.deepcopy(v) for k, v in named.items() if isinstance(v, torch.nn.Module | Policy)}
+            self._look()
+            yield it
+        self._look()
+
+    def _look(self) -> None:
+        saved = {k: v for k, v in self.named.items() if hasattr(v, "state_dict")}
+        self.states.append({k: copy.deepcopy(v.state_dict()) for k, v in saved.items()})
+        self.draws.append(0 if self.tape is None else len(self.tape.drawn))
+
+
+class Tape(Rng):
+    """A stream that remembers what was drawn from it, in order; ``take`` hands it out once more."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.drawn: list[tuple[str, Tensor]] = []
+
+    def normal(self, *shape: int) -> Tensor:
+        return self._heard("normal", super().normal(*shape))
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self._heard("uniform", super().uniform(*shape))
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        return self._heard("integers", super().integers(low, high, *shape))
+
+    def permutation(self, n: int) -> Tensor:
+        return self._heard("permutation", super().permutation(n))
+
+    def take(self, kind: str, *shape: int) -> Tensor:
+        """The earliest draw of this kind and shape that was not taken yet."""
+        for i, (found, value) in enumerate(self.drawn):
+            if found == kind and tuple(value.shape) == shape:
+                return self.drawn.pop(i)[1]
+        held = [(k, list(v.shape)) for k, v in self.drawn]
+        raise AssertionError(f"no {kind} of shape {list(shape)} was drawn; left are {held}")
+
+    def _heard(self, kind: str, value: Tensor) -> Tensor:
+        self.drawn.append((kind, value.clone()))
+        return value
+
+
+class Heard(Stream):
+    """A stream that remembers what was collected from it: ``episodes``, one for each call of ``collect``."""
+
+    def __init__(self, env: Any, copies: int, seed: int) -> None:
+        super().__init__(env, copies, seed)
+        self.episodes: list[Episode] = []
+
+    def collect(self, act: Any, steps: int, rng: Rng) -> Episode:
+        self.episodes.append(super().collect(act, steps, rng))
+        return self.episodes[-1]
+
+
+def answer(net: Denoiser, x: Tensor, t: float | Tensor, cond: Any) -> Estimate:
+    """What a policy's network answers for x [B, *event] at time t, 0 (data) to 1 (noise), under ``cond`` in its units.
+
+    ``t``: a number, or one for each row [B]."""
+    return net(x, net.clock(torch.as_tensor(t, dtype=torch.float32).reshape(-1)), net.encode(cond))
+
+
+def adam(params: Any, lr: float, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
+    """torch's own optimiser, for the reference."""
+    return torch.optim.AdamW(list(params), lr=lr, betas=betas, weight_decay=decay, foreach=False, fused=False)
+
+
+def moments(opt: torch.optim.Optimizer) -> list[Tensor]:
+    """The first and second moments that an optimiser holds, in the order of its parameters. They tell gradients of any
+    scale apart, which the parameters after a step of Adam do not."""
+    held = [p for group in opt.param_groups for p in group["params"]]
+    return [opt.state[p][k] for p in held if p in opt.state for k in ("exp_avg", "exp_avg_sq")]
+
+
+def descend(opt: torch.optim.Optimizer, loss: Tensor, clip: float | None = None) -> float:
+    """One step down, and the norm of the gradient before it was clipped."""
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    held = [p for group in opt.param_groups for p in group["params"] if p.grad is not None]
+    norm = sum(float(p.grad.double().square().sum()) for p in held if p.grad is not None) ** 0.5
+    if clip is not None and norm > clip:
+        for p in held:
+            assert p.grad is not None
+            p.grad.mul_(clip / norm)
+    opt.step()
+    return norm
+
+
+def agree(found: Any, wanted: Any, tolerance: float = 1e-5, where: str = "") -> None:
+    """Two trees hold the same numbers: of every tensor the largest difference is within ``tolerance`` of its largest
+    entry, or of 1e-3 where that is smaller."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), f"{where}: {sorted(found)} for {sorted(wanted)}"
+        for k in wanted:
+            agree(found[k], wanted[k], tolerance, f"{where}.{k}")
+    elif isinstance(wanted, list | tuple):
+        assert len(found) == len(wanted), f"{where}: {len(found)} for {len(wanted)}"
+        for i, (x, y) in enumerate(zip(found, wanted, strict=True)):
+            agree(x, y, tolerance, f"{where}[{i}]")
+    else:
+        x, y = (torch.as_tensor(v).detach().double() for v in (found, wanted))
+        assert x.shape == y.shape, f"{where}: {list(x.shape)} for {list(y.shape)}"
+        if y.numel():
+            size = max(float(y.abs().max()), 1e-3)
+            apart = float((x - y).abs().max())
+            assert apart <= tolerance * size, f"{where}: {apart:.3g} apart, at a size of {size:.3g}"
