@@ -7,12 +7,13 @@ that is not [−1, 1]; and observations leave the range at which a policy clips 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from denoiserl.data import Demos
+from denoiserl.data import Demos, Normalizer, Robot
 from denoiserl.data.collect import Recording
 from denoiserl.net import Critics
 from tests.oracles.kit import Tape
@@ -35,6 +36,12 @@ def recording(seed: int = 5, times: int = 1) -> Recording:
     demos = Demos(torch.randn(n, 3), actions, ends, name="the episodes")
     ended = torch.tensor(ENDED * times)
     return Recording(demos, 2 * torch.randn(n) - 1, torch.randn(episodes, 3), ended, LOW, HIGH)
+
+
+def robot() -> Robot:
+    """Return what turns data into these units, for policies whose decisions are actions in [−1, 1]."""
+    seen = replace(Normalizer.identity(3), centre=MEAN, scale=STD)
+    return Robot(seen, replace(Normalizer.identity(2), centre=CENTRE, scale=HALF, low=LOW, high=HIGH), LIMIT)
 
 
 def units(obs: Tensor) -> Tensor:
