@@ -155,3 +155,13 @@ def agree(found: Any, wanted: Any, tolerance: float = 1e-5, where: str = "") -> 
             size = max(float(y.abs().max()), 1e-3)
             apart = float((x - y).abs().max())
             assert apart <= tolerance * size, f"{where}: {apart:.3g} apart, at a size of {size:.3g}"
+
+
+def drifted(seen: Tensor, chunk: Tensor, ticks: int, gamma: float) -> tuple[float, float, Tensor]:
+    """What ``worlds.Drift`` gives for the first ``ticks`` actions of a chunk: Σ γ^k r_k, Σ r_k, and the next state."""
+    s, a, whole, plain = seen.double(), chunk.double(), 0.0, 0.0
+    for k in range(ticks):
+        s = s + 0.5 * (a[k] - 1)
+        r = -float(s @ s) - float(a[k] @ a[k]) / 4 - 1
+        whole, plain = whole + gamma**k * r, plain + r
+    return whole, plain, s.float()
