@@ -165,3 +165,28 @@ def drifted(seen: Tensor, chunk: Tensor, ticks: int, gamma: float) -> tuple[floa
         r = -float(s @ s) - float(a[k] @ a[k]) / 4 - 1
         whole, plain = whole + gamma**k * r, plain + r
     return whole, plain, s.float()
+
+
+class Words(torch.nn.Module):
+    """Logits [B, L, classes] of a few tokens: every position hears all others, its place, the time and the padding.
+
+    It has few parameters, and no gradient that vanishes by a symmetry (as that of an attention's biases of keys does):
+    Adam's step of such a one is as large as others and has the sign of rounding."""
+
+    def __init__(self, vocab: int, length: int, width: int = 3, classes: int | None = None) -> None:
+        super().__init__()
+        self.token, self.place = torch.nn.Embedding(vocab + 1, width), torch.nn.Parameter(torch.randn(length, width))
+        self.time, self.reach = torch.nn.Parameter(torch.randn(width)), torch.nn.Parameter(torch.randn(length, length))
+        self.mix, self.head = torch.nn.Linear(width, width), torch.nn.Linear(width, classes or vocab)
+
+    def forward(self, x: Tensor, t: Tensor, context: Any = None) -> Tensor:
+        h = self.token(x) + self.place + t[:, None, None] * self.time
+        if context is not None:
+            h = h.masked_fill(context["padding"][..., None], 0.0)
+        return 2 * self.head(torch.tanh(h / 2 + self.mix(self.reach @ torch.tanh(h / 2))))
+
+
+def token_at(logits: Tensor, u: Tensor) -> Tensor:
+    """The token at which the cumulative probability of softmax(logits) [*, V] passes u [*] in [0, 1)."""
+    total = logits.softmax(-1).cumsum(-1)
+    return (total <= u[..., None] * total[..., -1:]).sum(-1)
