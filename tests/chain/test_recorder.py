@@ -67,3 +67,16 @@ def test_row_streams_draw_nothing_for_steps_without_noise(monkeypatch: pytest.Mo
     rng = Rng.rows(range(ROWS))
     draw(Sample(), 0.0, rng)
     assert asked == [(ROWS, 2, 3)] and rng.counter == 6 * (1 + STEPS), "the prior alone is drawn"
+
+
+def test_a_window_that_begins_late_has_the_steps_of_the_table() -> None:
+    """Its rows are those of the whole chain at the same steps, and score as they were drawn."""
+    whole, late = draw(All(), 1.0, Rng(1)), draw(Window(5, 9), 1.0, Rng(1))
+    assert late.step.tolist() == [5, 6, 7, 8] and late.at.tolist() == [0, 1, 2, 3]
+    index = torch.tensor([2, 4 * 3 + 1, 4 * 15])  # of [ROWS, 4]: chains 0, 3, 15 at steps 7, 6, 5
+    rows = late.rows(index)
+    assert rows.step.tolist() == [7, 6, 5] and rows.owner.tolist() == [0, 3, 15]
+    for i, (b, k) in enumerate(((0, 7), (3, 6), (15, 5))):
+        assert torch.equal(rows.x[i], whole.states[b, k]) and torch.equal(rows.y[i], whole.states[b, k + 1])
+        assert torch.equal(rows.log_prob[i], whole.log_prob[b, k])
+        assert torch.equal(rows.cond[i], whole.cond[b])

@@ -296,3 +296,23 @@ def test_batched_worlds_are_environments_too():
     assert float(ahead.reward.sum()) == 0 and demos.statistics()["success"] == 1.0
     told = evaluate(lambda o, r: torch.tensor([1.0, 0.0]).expand(6, 2), Fork2D(6), 12)
     assert not bool(told.success.any()) and int(told.ticks.max()) <= 6
+
+
+class Passing(Fork2D):
+    """Reports success in the tick of an episode that has the number of its copy, and in no other."""
+
+    def step(self, action, live=None):
+        seen, _, _, late, _ = super().step(torch.zeros(self.num_envs, 2), live)
+        now = self.ticks == torch.arange(self.num_envs)
+        return seen, torch.zeros(self.num_envs), torch.zeros_like(late), late, {"success": now & (self.ticks > 0)}
+
+
+def test_success_in_any_tick_of_a_chunk_counts_in_batched_worlds():
+    """Copies 1, 2 and 3 report in the first, second and third tick of a chunk of three, copy 0 never."""
+    stream = Stream(Passing(4), seed=0)
+    told = stream.collect(lambda o, r: (torch.zeros(4, 3, 2), None), 2, Rng(0))
+    assert told.info["success"].tolist() == [[False, True, True, True]] * 2
+    out = stream.owner
+    out.reset([0, 1, 2, 3])
+    played = out.play(np.zeros((4, 3, 2)), np.ones(4, bool), 1.0)
+    assert played.first.tolist() == [0, 1, 2, 3] and played.held.tolist() == [0, 0, 0, 1]

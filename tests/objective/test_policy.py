@@ -106,6 +106,14 @@ def test_approx_kl_of_two_gaussians():
     assert approx_kl(old, old).item() == 0
 
 
+def test_approx_kl_is_that_of_the_old_policy_from_the_new_one():
+    """On a coin whose draws are counted: KL(old ‖ new) = ¾ log (¾ / ½) + ¼ log (¼ / ½), and not the reverse."""
+    old = torch.tensor([0.75, 0.75, 0.75, 0.25], dtype=torch.float64).log()
+    new = torch.full((4,), 0.5, dtype=torch.float64).log()
+    kl = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert approx_kl(new, old).item() == pytest.approx(kl, abs=1e-12)
+
+
 def test_refusals():
     lp = torch.zeros(4)
     with pytest.raises(BadSignal, match=r"log_prob \[4\], advantage \[4, 1\]"):

@@ -126,6 +126,22 @@ def test_centered_ignores_the_normaliser_and_its_detached_mean_costs_nothing(wor
     torch.testing.assert_close(ours, theirs)
 
 
+def test_the_mean_of_a_group_is_a_constant_for_each_of_its_elements():
+    """d loss_i / d ℓ_j is 2 β (residual of i) for j = i, and 0 for the others; a sum over the group hides both."""
+    g = torch.Generator().manual_seed(2)
+    lp, old, reward = (torch.randn(2, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    lp.requires_grad_()
+    weight = torch.tensor([[1.0, 2.0, 0.5], [0.0, 1.0, 3.0]], dtype=torch.float64)
+    loss = centered(lp, old, reward, 0.7, weight)
+    (slope,) = torch.autograd.grad(loss[1, 2], lp)
+    share = weight / weight.sum(-1, keepdim=True)
+    implicit = 0.7 * (lp.detach() - old)
+    residual = implicit - (share * implicit).sum(-1, keepdim=True) - reward + (share * reward).sum(-1, keepdim=True)
+    wanted = torch.zeros(2, 3, dtype=torch.float64)
+    wanted[1, 2] = 2 * 0.7 * residual[1, 2]
+    assert torch.allclose(slope, wanted, atol=1e-12)
+
+
 def test_centered_refusals():
     x = torch.zeros(3, 1)
     with pytest.raises(BadSignal, match="at least two samples"):

@@ -46,6 +46,17 @@ def expected(f: torch.Tensor, target: torch.Tensor, p: torch.Tensor) -> torch.Te
     return total
 
 
+def test_every_row_has_its_own_discount() -> None:
+    """−m_ii + ½ mean_{j≠i} (m_ij − γ_i m̄_ij)² in loops, with discounts that differ and one true end."""
+    g = torch.Generator().manual_seed(3)
+    m, bar = torch.randn(4, 4, generator=g), torch.randn(4, 4, generator=g)
+    discount = torch.tensor([0.9, 0.0, 0.5, 0.7])
+    wanted = [
+        -m[i, i] + sum(0.5 * (m[i, j] - discount[i] * bar[i, j]) ** 2 for j in range(4) if j != i) / 3 for i in range(4)
+    ]
+    assert torch.allclose(forward_backward(m, bar, discount), torch.stack(wanted))
+
+
 def test_the_exact_successor_measure_is_where_the_loss_is_least() -> None:
     """At F = M/ρ with a one-hot B the gradient of the enumerated mean loss vanishes, and anywhere else it does not."""
     p, policy = ring(), random_policy()
