@@ -30,8 +30,9 @@ OPERATORS: dict[type, str] = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div
                               ast.BitOr: "&", ast.FloorDiv: "*", ast.Mod: "//", ast.MatMult: "+"}  # fmt: skip
 SIGNS: dict[type, str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.BitAnd: "&",
                           ast.BitOr: "|", ast.FloorDiv: "//", ast.Mod: "%", ast.MatMult: "@"}  # fmt: skip
-COMPARISONS: dict[type, tuple[str, ...]] = {ast.Lt: ("<=", ">"), ast.LtE: ("<", ">="), ast.Gt: (">=", "<"),
-                                            ast.GtE: (">", "<="), ast.Eq: ("!=",), ast.NotEq: ("==",)}  # fmt: skip
+COMPARISONS: dict[type, str] = {ast.Lt: ">", ast.LtE: ">=", ast.Gt: "<", ast.GtE: "<=", ast.Eq: "!=", ast.NotEq: "=="}
+EDGES: dict[type, str] = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">"}
+"""of counts, where the edge matters; two real numbers are hardly ever equal"""
 OTHERS = [("amin", "amax"), ("min", "max"), ("argmin", "argmax"), ("minimum", "maximum"), ("mean", "sum"),
           ("any", "all"), ("zeros", "ones"), ("zeros_like", "ones_like"), ("clamp_min", "clamp_max"),
           ("square", "abs"), ("cumsum", "cumprod"), ("log", "log1p"), ("exp", "expm1"), ("sin", "cos")]  # fmt: skip
@@ -153,6 +154,12 @@ def _is_word(node: ast.AST) -> TypeGuard[ast.Constant]:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
+def _is_count(node: ast.AST) -> bool:
+    """Whether a side of a comparison counts something: a whole number, or a length."""
+    whole = isinstance(node, ast.Constant) and isinstance(node.value, int)
+    return whole or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len")
+
+
 def _plant(
     node: ast.AST, source: str, starts: list[int], known: Known
 ) -> Iterator[tuple[ast.expr | ast.stmt, tuple[int, int], str]]:
@@ -175,8 +182,10 @@ def _plant(
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not | ast.Invert):
         yield node, span(node), f"({text(node.operand)})"
     elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
-        for other in COMPARISONS[type(node.ops[0])]:
-            yield node, (span(node.left)[1], span(node.comparators[0])[0]), f" {other} "
+        kind, between = type(node.ops[0]), (span(node.left)[1], span(node.comparators[0])[0])
+        yield node, between, f" {COMPARISONS[kind]} "
+        if kind in EDGES and (_is_count(node.left) or _is_count(node.comparators[0])):
+            yield node, between, f" {EDGES[kind]} "
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield node, span(node), str(not node.value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
@@ -226,7 +235,7 @@ def _calls(
         between = source.encode()[span(one)[1] : span(two)[0]].decode()
         yield node, (span(one)[0], span(two)[1]), f"{text(two)}{between}{text(one)}"
     for keyword in node.keywords:
-        if keyword.arg is not None and (len(node.args) or len(node.keywords) > 1):
+        if keyword.arg not in (None, "dtype", "device") and (len(node.args) or len(node.keywords) > 1):
             begin, end = span(keyword.value)
             data = source.encode()
             begin = data.rfind(keyword.arg.encode(), 0, begin)
