@@ -86,7 +86,8 @@ def batch(rows: list[dict[str, Any]], index: Tensor, filler: Tensor) -> tuple[Te
     reward, discount = (torch.tensor([r[k] for r in picked]) for k in ("reward", "discount"))
     real = real[:, :, None].expand(a.shape)
     a = torch.where(real, a, 2 * filler - 1)
-    assert 0.0 in discount.tolist() and any(r["cut"] for r in picked) and not bool(real.all()), "all kinds of rows"
+    assert 0.0 in discount.tolist() and any(r["cut"] for r in picked), "true ends and time limits"
+    assert a.shape[1] == 1 or not bool(real.all()), "chunks that end early"
     return s, a, reward, discount, after, real
 
 

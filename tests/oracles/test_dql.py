@@ -139,15 +139,15 @@ def test_updates_are_those_of_the_paper(A: dql.Args, kind: str, tape: type[Tape]
     agree(moments(spy.named["opt"]), moments(actor_opt), where="moments of opt")
 
     # what it serves: one of n decisions, the best or drawn ∝ exp(min Q̄ / temperature)
-    obs, rng, n = data.demos.observations[:9], Tape(7), A.candidates
+    obs, rng, n = data.demos.observations, Tape(7), A.candidates
     with torch.no_grad():
         served = made.draw(obs, rng)
-        s = torch.cat([units(obs[i : i + 1]) for i in range(9) for _ in range(n)])
-        plans = decide(kind, actor, s, rng.take("normal", 9 * n, H, D), rng.take("normal", K, 9 * n, H, D))
-        q = slow(s, plans.clamp(-1, 1)).min(0).values.reshape(9, n)
-        plans = plans.reshape(9, n, H, D)
-        u = rng.take("uniform", 9, 1) if n > 1 and A.temperature > 0 else None
-        for i in range(9):
+        s = torch.cat([units(obs[i : i + 1]) for i in range(23) for _ in range(n)])
+        plans = decide(kind, actor, s, rng.take("normal", 23 * n, H, D), rng.take("normal", K, 23 * n, H, D))
+        q = slow(s, plans.clamp(-1, 1)).min(0).values.reshape(23, n)
+        plans = plans.reshape(23, n, H, D)
+        u = rng.take("uniform", 23, 1) if n > 1 and A.temperature > 0 else None
+        for i in range(23):
             at = int(q[i].argmax())
             if u is not None:
                 weight = (q[i] / A.temperature).softmax(0)
