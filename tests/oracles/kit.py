@@ -190,3 +190,40 @@ def token_at(logits: Tensor, u: Tensor) -> Tensor:
     """The token at which the cumulative probability of softmax(logits) [*, V] passes u [*] in [0, 1)."""
     total = logits.softmax(-1).cumsum(-1)
     return (total <= u[..., None] * total[..., -1:]).sum(-1)
+
+
+def gae(reward: Tensor, discount: Tensor, value: Tensor, after: Tensor, done: Tensor, lam: float) -> Tensor:
+    """Return Â_t = δ_t + d_t λ (1 − done_t) Â_{t+1} with δ_t = r_t + d_t v(s'_t) − v(s_t), all [T, B] (1506.02438, 16).
+
+    ``discount``: γ to the ticks of a decision, 0 where the episode truly ended; ``after``: v of the true successors.
+    """
+    credit, later = torch.zeros_like(value), torch.zeros_like(value[0])
+    for t in reversed(range(len(value))):
+        later = torch.where(done[t], 0.0, later)
+        later = reward[t] + discount[t] * after[t] - value[t] + discount[t] * lam * later
+        credit[t] = later
+    return credit
+
+
+def scaled(ep: Episode, gamma: float, past: dict) -> Tensor:
+    """Return rewards over the std of all discounted returns so far, R_t = r_t + γ^ticks R_{t−1} along every copy.
+
+    ``past``: {} at first; R starts at 0 after an episode's end, and decisions that did not happen count nothing."""
+    running = past.get("running", torch.zeros(ep.reward.shape[1], dtype=torch.float64))
+    for t in range(len(ep.reward)):
+        running = ep.reward[t] + gamma ** ep.length[t].double() * running
+        past.setdefault("returns", []).extend(running[ep.live[t].any(-1)].tolist())
+        running = torch.where(ep.done[t], 0.0, running)
+    past["running"], past["std"] = running, torch.tensor(past["returns"], dtype=torch.float64).std(correction=0)
+    return (ep.reward / past["std"]).float()
+
+
+def experience(ep: Episode, credit: Tensor | None = None) -> dict[str, Any]:
+    """Return what a row tells of its experience: episodes that finished here, their means, the mean reward, and the
+    critic's squared error, which is that of ``credit``, for the goal is Â + v: over all decisions, also lost ones."""
+    alive = ep.live.any(-1)
+    over = ep.done & alive
+    told = {f"episode {k}": v[over].double().mean() for k, v in ep.info.items()} if bool(over.any()) else {}
+    wrong = {"faults": len(ep.faults)} if ep.faults else {}
+    error = {} if credit is None else {"value error": credit.double().square().mean()}
+    return {"episodes": over.sum(), **told, **wrong, "reward": ep.reward[alive].double().mean(), **error}
