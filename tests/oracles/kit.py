@@ -220,10 +220,10 @@ def scaled(ep: Episode, gamma: float, past: dict) -> Tensor:
 
 def experience(ep: Episode, credit: Tensor | None = None) -> dict[str, Any]:
     """Return what a row tells of its experience: episodes that finished here, their means, the mean reward, and the
-    critic's squared error, which is that of ``credit``, for the goal is Â + v: over all decisions, also lost ones."""
+    critic's squared error, which is that of ``credit``, for the goal is Â + v."""
     alive = ep.live.any(-1)
     over = ep.done & alive
     told = {f"episode {k}": v[over].double().mean() for k, v in ep.info.items()} if bool(over.any()) else {}
     wrong = {"faults": len(ep.faults)} if ep.faults else {}
-    error = {} if credit is None else {"value error": credit.double().square().mean()}
+    error = {} if credit is None else {"value error": credit[alive].double().square().mean()}
     return {"episodes": over.sum(), **told, **wrong, "reward": ep.reward[alive].double().mean(), **error}

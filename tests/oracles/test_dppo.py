@@ -99,7 +99,6 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
         return ((obs - centre) / scale).clamp(-LIMIT, LIMIT)
 
     seen, past, low, high, ends, moved, cut = torch.empty(0, 2), {}, 0, 0, [0, 0, 0], [], []
-    right = True
     for it in range(a.iters):
         ep = env.episodes[it]
         agree(ep.reward, discounted(ep, a.gamma), where="rewards inside a chunk")
@@ -152,8 +151,7 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
                     continue
                 loss = -torch.minimum(rho * share[i], torch.clamp(rho, 1 - e, 1 + e) * share[i]).mean()
                 low, high = low + int((rho < 1 - e).sum()), high + int((rho > 1 + e).sum())
-                clipped, wide = (((rho - 1).abs() > m).double().mean() for m in (e, a.clip))
-                rows.append([loss.detach(), kl, clipped, wide])
+                rows.append([loss.detach(), kl, ((rho - 1).abs() > e).double().mean()])
                 descend(opt, loss, 1.0)
 
         state = spy.states[it + 1]
@@ -161,9 +159,8 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
         agree(state["value"], v.state_dict(), where=f"critic after iteration {it}")
         row = experience(ep, credit)
         if rows:
-            loss, kl, clipped, wide = torch.tensor(rows).mean(0)
-            row |= {"loss": loss, "kl": kl, "clipped": wide}
-            right = right and bool((logged[it]["clipped"] - clipped).abs() < 1e-6)
+            loss, kl, clipped = torch.tensor(rows).mean(0)
+            row |= {"loss": loss, "kl": kl, "clipped": clipped}
         agree(logged[it], row, 1e-4, where=f"row {it}")  # terms of the loss cancel
         kinds = (ep.terminated, ep.done & alive & ~ep.terminated, ~alive)
         ends = [m + int(kind.sum()) for m, kind in zip(ends, kinds, strict=True)]
@@ -177,5 +174,3 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
     assert low > 0 and high > 0, "the clip was met on both sides"
     assert 0 < sum(cut) / len(cut) < 1, "some estimates were cut"
     assert moved == [0.0, 1.0, 1.0] if a.warmup else any(0 < share < 1 for share in moved)
-    if not right:
-        pytest.xfail("the row's clipped share is that outside clip, at every step, and not outside the step's own ε_k")

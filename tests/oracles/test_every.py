@@ -8,8 +8,8 @@ from denoiserl import recipes
 
 HERE = Path(__file__).parent
 AWAITED = {
-    "beyond_human", "breeze", "diffu_grpo", "fb", "flow_grpo", "fql", "gorl", "iql", "mdlm", "pgd", "reinflow", "synther",
-    "synther_sac", "taco", "tracerl",
+    "beyond_human", "breeze", "diffu_grpo", "fb", "flow_grpo", "fql", "gorl", "iql", "mdlm", "pgd", "reinflow",
+    "synther", "synther_sac", "taco", "tracerl",
 }  # fmt: skip
 """recipes whose oracle is not written yet"""
 

@@ -151,7 +151,6 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
     assert moved == [0.0, 1.0, 1.0] if a.warmup else any(0 < share < 1 for share in moved)
 
 
-@pytest.mark.xfail(strict=True, reason="a row's value error counts decisions that did not happen; its reward does not")
 def test_value_error_is_of_decisions_that_happened() -> None:
     ep = Heard(planned(), A.copies, 1).collect(lambda obs, rng: torch.ones(A.copies, DONE, D), 1, Tape(3))
     ep = replace(ep, live=ep.live & (torch.arange(A.copies) > 0)[:, None])  # the first copy lost its decision

@@ -256,11 +256,26 @@ def test_dead_factors_stay_clean_and_say_nothing() -> None:
     live[:, 0] = True
     noised = process.noise(x0, torch.rand(16), Rng(0), live)
     assert torch.equal(noised.x[~live], x0[~live])
+    assert isinstance(noised.noise, dict) and torch.equal(noised.noise["eps"][~live], x0[~live]), "they do not move"
     context = net.encode(torch.randn(16, 3))
-    loss = process.loss(net, noised, context)
-    assert isinstance(noised.noise, dict)
-    other = {**noised.noise, "eps": torch.where(live, noised.noise["eps"], 7.0)}
-    assert torch.equal(loss, process.loss(net, noised._replace(noise=other), context))
+    (slope,) = torch.autograd.grad(process.loss(net, noised, context).sum(), list(net.parameters())[-1])
+    fixed = process.loss(net, noised._replace(live=live & live.new_zeros(())), context)
+    assert float(slope.abs().min()) > 0 and torch.equal(fixed, torch.zeros(16)), "without live factors there is no loss"
+
+
+def test_factors_that_move_and_do_not_count_move_in_the_derivative() -> None:
+    """Everything is noised and some has no loss (padding): d/dt u is along the whole path, v = ε − x₀ everywhere."""
+    process, net = MeanFlow(same=0.0), Average(small())
+    x0, counts = torch.rand(16, 4, 2), torch.rand(16, 4, 2) < 0.6
+    counts[:, 0] = True
+    noised = process.noise(x0, torch.rand(16), Rng(0))
+    context = net.encode(torch.randn(16, 3))
+    eps, r, t = noised.noise["eps"], noised.noise["r"], noised.t  # type: ignore[index]
+    v = eps - x0
+    goal = average(lambda x, r, t: net.velocity(x, net.pair(t, r), context), noised.x, v, r, t)
+    error = (net.velocity(noised.x, net.pair(t, r), context) - goal).square() * counts
+    wanted = error.sum((1, 2)) / counts.sum((1, 2))
+    assert torch.allclose(process.loss(net, noised._replace(live=counts), context), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])

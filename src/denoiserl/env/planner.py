@@ -280,7 +280,8 @@ def told(ep: Episode, judgement: Judged | None = None) -> dict[str, float]:
     row = {k if k in ("episodes", "faults") else f"episode {k}": x for k, x in ep.summary().items()}
     row["reward"] = float(ep.reward[ep.alive].mean())
     if judgement is not None:
-        row["value error"] = float((judgement.goal - judgement.value.flatten()).square().mean())
+        error = (judgement.goal - judgement.value.flatten()).square()
+        row["value error"] = float(error[ep.alive.flatten().to(error.device)].mean())
     return row
 
 

@@ -215,7 +215,8 @@ class MeanFlow(Process):
         ends = (kind >= self.same) & (kind < self.same + self.ends)
         t, r = torch.where(ends, 1.0, t), torch.where(ends, 0.0, r)
         noised = FLOW.noise(x0, t, rng, live)
-        return noised._replace(noise={"eps": noised.noise, "r": r})
+        eps = noised.noise if live is None else torch.where(live, noised.noise, x0)  # what stays clean does not move
+        return noised._replace(noise={"eps": eps, "r": r})
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """Mean over live factors of (u(x_t, r, t) − sg[v − (t − r) d/dt u])², v = ε − x₀: [*batch]; 0 where none is.
@@ -225,7 +226,6 @@ class MeanFlow(Process):
         flow, given = _average(denoise), noised.noise
         assert isinstance(given, dict)
         x, t, r, v = noised.x, noised.t, given["r"], given["eps"] - noised.x0
-        v = v if noised.live is None else torch.where(noised.live, v, 0.0)
         goal, moving = v, (r < t).nonzero().flatten()
         if len(moving):
             some = tree_map(lambda c: c.detach()[moving] if len(c) == len(t) else c.detach(), context)

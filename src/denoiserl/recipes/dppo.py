@@ -164,7 +164,7 @@ def learn(
     if kl > a.target_kl:
         return None
     loss = ppo_clip(logp, old, advantage, clip).mean()
-    return step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, a.clip))
+    return step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, clip))
 
 
 GROWS: dict[str, Any] = {}

@@ -125,9 +125,12 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
 
 
 def finished(ep: Episode) -> Tensor:
-    """[T, B] bool: decisions of episodes that ended within the record."""
-    later = ep.done.flip(0).cummax(0).values.flip(0)
-    return later & ep.alive
+    """[T, B] bool: decisions of episodes that ended within the record, and not by a fault, which loses a decision."""
+    later, whole = torch.zeros_like(ep.done[0]), torch.zeros_like(ep.done)
+    for t in reversed(range(len(whole))):
+        later = torch.where(ep.done[t], ep.alive[t], later)
+        whole[t] = later & ep.alive[t]
+    return whole
 
 
 def to_go(ep: Episode, gamma: float) -> Tensor:
