@@ -215,7 +215,10 @@ class MeanFlow(Process):
         ends = (kind >= self.same) & (kind < self.same + self.ends)
         t, r = torch.where(ends, 1.0, t), torch.where(ends, 0.0, r)
         noised = FLOW.noise(x0, t, rng, live)
-        eps = noised.noise if live is None else torch.where(live, noised.noise, x0)  # what stays clean does not move
+        eps = noised.noise
+        if live is not None:  # what stays clean does not move
+            assert isinstance(eps, Tensor)
+            eps = torch.where(live, eps, x0)
         return noised._replace(noise={"eps": eps, "r": r})
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:

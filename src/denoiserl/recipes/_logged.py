@@ -236,13 +236,14 @@ def remembered(policy: Policy, data: Any, a: Any) -> Any:
     """
     if not isinstance(data, Recording | Demos):
         return data
+    known = data.demos if isinstance(data, Recording) else data
+    if policy.event[1:] != known.actions.shape[1:]:
+        raise BadSignal(
+            f"the policy decides {list(policy.event[1:])} numbers a tick, the data {list(known.actions.shape[1:])}"
+        )
+    fits(policy, known)
     own, move = policy.codec, lambda v: v.to(policy.device)
     rows = logged(data, policy.event[0], a.n, a.gamma, seen=lambda v: own.condition(move(v)))
-    if policy.event[1:] != rows.action.shape[2:]:
-        raise BadSignal(
-            f"the policy decides {list(policy.event[1:])} numbers a tick, the data {list(rows.action.shape[2:])}"
-        )
-    fits(policy, data.demos if isinstance(data, Recording) else data)
     if not informative(data):
         warnings.warn(
             f"all rewards of {rows.name or 'the data'} are equal and nothing ends well or badly: critics learn "

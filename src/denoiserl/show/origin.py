@@ -99,7 +99,10 @@ class Run:
     def count(self) -> int:
         """Rows that it wrote; ``rows`` holds of each kind as many as a picture shows."""
         file = self.folder / "metrics.jsonl"
-        return sum(bool(line.strip()) for line in file.open("rb")) if file.exists() else 0
+        if not file.exists():
+            return 0
+        with file.open("rb") as lines:
+            return sum(bool(line.strip()) for line in lines)
 
     @cached_property
     def seconds(self) -> float | None:
