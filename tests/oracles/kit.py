@@ -208,7 +208,8 @@ def gae(reward: Tensor, discount: Tensor, value: Tensor, after: Tensor, done: Te
 def scaled(ep: Episode, gamma: float, past: dict) -> Tensor:
     """Return rewards over the std of all discounted returns so far, R_t = r_t + γ^ticks R_{t−1} along every copy.
 
-    ``past``: {} at first; R starts at 0 after an episode's end, and decisions that did not happen count nothing."""
+    R starts at 0 after an episode's end, and decisions that did not happen count nothing. ``past`` is {} at first.
+    """
     running = past.get("running", torch.zeros(ep.reward.shape[1], dtype=torch.float64))
     for t in range(len(ep.reward)):
         running = ep.reward[t] + gamma ** ep.length[t].double() * running
@@ -219,11 +220,27 @@ def scaled(ep: Episode, gamma: float, past: dict) -> Tensor:
 
 
 def experience(ep: Episode, credit: Tensor | None = None) -> dict[str, Any]:
-    """Return what a row tells of its experience: episodes that finished here, their means, the mean reward, and the
-    critic's squared error, which is that of ``credit``, for the goal is Â + v."""
+    """Return what a row tells of its experience: episodes that finished here, their means, and the mean reward.
+
+    With ``credit`` also the critic's squared error, which is Â², for its goal is Â + v.
+    """
     alive = ep.live.any(-1)
     over = ep.done & alive
     told = {f"episode {k}": v[over].double().mean() for k, v in ep.info.items()} if bool(over.any()) else {}
     wrong = {"faults": len(ep.faults)} if ep.faults else {}
     error = {} if credit is None else {"value error": credit[alive].double().square().mean()}
     return {"episodes": over.sum(), **told, **wrong, "reward": ep.reward[alive].double().mean(), **error}
+
+
+class Made(Tape):
+    """A tape that keeps copies of the networks that were made from it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.made: list[Any] = []
+
+    def init(self, make: Any, *given: Any, **more: Any) -> Any:
+        """As the stream's."""
+        found = super().init(make, *given, **more)
+        self.made.append(copy.deepcopy(found))
+        return found

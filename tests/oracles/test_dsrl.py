@@ -1,4 +1,4 @@
-"""DSRL beside 2506.15799, section 4: acting by noise, Q_A, Q_W, π_W, temperature, slow critics, the rows, baselines."""
+"""DSRL beside 2506.15799: acting by noise, Q_A, Q_W, π_W, temperature, slow critics, the rows, baselines."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     words, prompts = case == "tokens", {"noise": None, "tokens": CANVASES}.get(case, PROMPTS)
     logged = list(rwr.improve(start(case), judge, prompts, a, rng, spy))
 
-    actor = spy.start["policy"]
+    actor = start(case)
     net = actor.weights.module.net
     opt = adam(actor.weights.module.parameters(), a.lr)
 

@@ -34,9 +34,11 @@ class Drift(gymnasium.Env):
 
 
 class Planned(Drift):
-    """Drift with episodes whose ends are planned: by turns cut after 5 ticks, truly over after 3 (a success, and no
-    matter how large |s| is), and broken in tick 4, where it raises (not ``breaks``: cut after 5 as well). Copies are
-    ``number``ed and out of step."""
+    """Drift with episodes whose ends are planned, by turns: cut after 5 ticks, truly over after 3, broken in tick 4.
+
+    One that is truly over is a success. One that breaks raises; without ``breaks`` it is cut after 5 ticks too. Copies
+    are ``number``ed and out of step.
+    """
 
     def __init__(self, number: int, breaks: bool = True) -> None:
         super().__init__()
@@ -61,8 +63,10 @@ def planned(breaks: bool = True) -> Callable[[], Planned]:
 
 
 class Booked(Drift):
-    """Drift whose episodes are booked by their seed, ``plan[seed]``: after how many ticks each ends, and whether that
-    is a success, which is a true end; those that nobody booked are cut after ``LIMIT`` ticks."""
+    """Drift whose episodes are booked by their seed: ``plan[seed]`` is their number of ticks, and whether they succeed.
+
+    A success is a true end. Episodes that nobody booked are cut after ``LIMIT`` ticks.
+    """
 
     plan: ClassVar[dict[int, tuple[int, bool]]] = {}
 

@@ -271,10 +271,12 @@ def compare_returns(before: Sequence[Episode], after: Sequence[Episode]) -> tupl
 
 
 def first_returns(parts: Sequence[Episode]) -> Tensor:
-    """Return the return of each copy's first episode, [B]; NaN where it did not finish."""
-    done, told = (torch.cat(v) for v in ([p.done for p in parts], [p.info["return"] for p in parts]))
-    at = done.int().argmax(0)
-    return told[at, torch.arange(done.shape[1])].masked_fill(~done.any(0), torch.nan)
+    """Return the return of each copy's first episode, [B]; NaN where it did not finish, or a fault ended it."""
+    done, alive, told = (
+        torch.cat(v) for v in ([p.done for p in parts], [p.alive for p in parts], [p.info["return"] for p in parts])
+    )
+    at = done.int().argmax(0), torch.arange(done.shape[1])
+    return told[at].masked_fill(~(done[at] & alive[at]), torch.nan)
 
 
 def portions(total: int, shares: Sequence[float]) -> list[int]:
