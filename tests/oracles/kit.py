@@ -244,3 +244,16 @@ class Made(Tape):
         found = super().init(make, *given, **more)
         self.made.append(copy.deepcopy(found))
         return found
+
+
+def commit(policy: Tensor, raw: Tensor, among: Tensor, u: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens [B, L] that logits ``policy`` [B, L, V] give for u [B, L], and which n [B] of them are committed.
+
+    Those are the most confident ``among`` the open positions [B, L]: log softmax(raw) of a token is its confidence.
+    """
+    token, chosen = token_at(policy, u), torch.zeros_like(among)
+    confidence = raw.log_softmax(-1).gather(-1, token[..., None])[..., 0]
+    for b in range(len(token)):
+        place = sorted(among[b].nonzero()[:, 0].tolist(), key=lambda i: (-float(confidence[b, i]), i))
+        chosen[b, place[: int(n[b])]] = True
+    return token, chosen
