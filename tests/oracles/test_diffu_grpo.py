@@ -18,7 +18,7 @@ from tests.oracles.kit import Spy, Tape, Words, adam, agree, commit, descend, mo
 P, G, N, L, S = 4, 4, 16, 8, 3
 BAD = 14
 """the sample of an iteration that has no reward"""
-HOLE, END, PAD, STRANGE = 7, 4, 0, 6  # tokens are 0 ... 4; a prompt may hold the id 6, which is none
+HOLE, END, PAD = 7, 4, 0  # tokens are 0 ... 4; a prompt may hold the id 6, which is none
 A = diffu_grpo.Args(
     iters=3, prompts=P, group=G, mu=3, prompt_mask=0.5, clip=0.03, beta=0.3, sync=2, on_bad="drop", lr=0.03,
     max_grad=0.02, weights={"near": 4.0, "flat": -1.5},
