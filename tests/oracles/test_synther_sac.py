@@ -28,10 +28,10 @@ from tests.oracles.worlds import Drift
 H, D, S, X = 3, 2, 2, 12  # a transition has 2 + 6 + 1 + 2 + 1 numbers
 MEAN, STD, LIMIT, WALL = torch.tensor([0.3, -0.2]), torch.tensor([0.7, 1.4]), 1.5, 1.0
 CENTRE, HALF = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0])
-MODEL = Model(updates=4, batch=210, lr=0.02, width=16, depth=2, steps=3, churn=0.9, average=0.5)
+MODEL = Model(updates=4, batch=210, lr=0.004, width=16, depth=2, steps=3, churn=0.9, average=0.5)
 A = synther_sac.Args(
     iters=5, copies=3, steps=35, begin=105, first="even", utd=0.01, batch=11, capacity=300, n=2, gamma=0.8, tau=0.3,
-    lr=0.02, alpha=0.7, alpha_least=0.1, entropy=-1.3, critics=3, width=8, layer_norm=True, share=0.4, every=210,
+    lr=0.004, alpha=0.7, alpha_least=0.1, entropy=-1.3, critics=3, width=8, layer_norm=True, share=0.4, every=210,
     rows=40, model=MODEL,
 )  # fmt: skip
 
@@ -252,11 +252,12 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
             fresh = columns[:5]  # Heun's method in float32 comes from 80 down to 1: two digits are lost
         else:
             assert state["replay"]["made"] is None
-        agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
-        agree(state["policy"], actor.state_dict(), where=f"policy after iteration {it}")
+        # a gradient near 0 has no sign in float32, and Adam divides by its size: parameters to 1e-4, moments to 1e-5
+        agree(state["critic"], critic.state_dict(), 1e-4, f"critics after iteration {it}")
+        agree(state["slow"], slow.state_dict(), 1e-4, f"slow critics after iteration {it}")
+        agree(state["policy"], actor.state_dict(), 1e-4, f"policy after iteration {it}")
         agree(state["heat"]["log"], theta, where=f"temperature after iteration {it}")
-        agree(logged[it], told, where=f"row {it}")
+        agree(logged[it], told, 1e-4, f"row {it}")
 
     for name, opt in (("critic_opt", critic_opt), ("opt", actor_opt), ("warm", theta_opt)):
         agree(moments(spy.named[name]), moments(opt), where=f"moments of {name}")
