@@ -7,7 +7,7 @@ from pathlib import Path
 from denoiserl import recipes
 
 HERE = Path(__file__).parent
-AWAITED = {"diffu_grpo", "iql", "synther", "tracerl"}
+AWAITED = {"diffu_grpo", "iql", "tracerl"}
 """recipes whose oracle is not written yet"""
 
 
