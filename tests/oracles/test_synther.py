@@ -25,7 +25,7 @@ from tests.oracles.logs import CENTRE, ENDED, HALF, HIGH, LENGTHS, LOW, recordin
 
 D, S, X = 2, 8, 18
 MEAN, STD, LIMIT = torch.linspace(-0.3, 0.4, S), torch.linspace(0.7, 1.4, S), 1.2
-MODEL = Model(updates=40, batch=15, lr=0.004, width=16, depth=2, steps=3, churn=0.9, average=0.7)
+MODEL = Model(updates=40, batch=15, lr=0.004, width=16, depth=2, steps=3, churn=0.9, average=0.92)
 A = synther.Args(
     iters=2, updates=3, batch=23, alpha=1.7, smooth=0.4, smooth_clip=0.3, delay=2, gamma=0.8, tau=0.3, lr=0.02, width=8,
     layer_norm=True, rows=60, share=1.0, model=MODEL,
@@ -73,7 +73,7 @@ def units(obs: Tensor) -> Tensor:
 
 
 def recorded() -> Recording:
-    """Observations of two numbers, an angle's cosine and sine, a constant, one of −2 and 3, and a one-hot.
+    """Observations of a number up to ¼, any number, an angle's cosine and sine, a constant, −2 or 3, and a one-hot.
 
     The first action is often on the edge of its box, and the second one never is.
     """
@@ -82,7 +82,8 @@ def recorded() -> Recording:
     def shown(s: Tensor) -> Tensor:
         angle, n = 2 * s[:, 2:], len(s)
         still, sign = torch.full((n, 1), 0.7), torch.where(torch.rand(n, 1) < 0.3, -2.0, 3.0)
-        return torch.cat([s[:, :2], angle.cos(), angle.sin(), still, sign, torch.eye(2)[torch.randint(2, (n,))]], 1)
+        numbers, hot = [s[:, :1].clamp(max=0.25), s[:, 1:2]], torch.eye(2)[torch.randint(2, (n,))]
+        return torch.cat([*numbers, angle.cos(), angle.sin(), still, sign, hot], 1)
 
     data.demos.actions[:, 1] = 2 * torch.rand(len(data.demos.actions))
     demos = replace(data.demos, observations=shown(data.demos.observations))
@@ -113,7 +114,8 @@ class Numbers:
             low, high = v.min(0).values, v.max(0).values  # limits, where they are often met
             self.low[k] = torch.where((v == low).double().mean(0) > 0.005, low.float(), -math.inf)
             self.high[k] = torch.where((v == high).double().mean(0) > 0.005, high.float(), math.inf)
-        assert self.high["a"].tolist() == [3, math.inf] and not self.high["s"][:2].isfinite().any()
+        assert self.high["a"].tolist() == [3, math.inf] and not self.low["s"][:2].isfinite().any()
+        assert self.high["s"][:2].tolist() == [0.25, math.inf]
 
     def seen(self, s: Tensor) -> Tensor:
         """Numbers and the circle are standardised; the constant is left out; a binary and a one-hot are 0 and 1."""
@@ -250,6 +252,7 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
     else:
         rng.drawn = rng.drawn[spy.stages["model"].draws[-1] :]  # the model is trained
         made = upsampled(spy.stages["model"].named["denoiser"].net, numbers, rng)
+    assert (made[0][:, 0] == 0.25).any() and (made[3][:, 0] == 0.25).any()
     edge = (made[1] == LOW) | (made[1] == HIGH)
     assert edge.any(0).all() and made[4].any() and not made[4].all()
 
