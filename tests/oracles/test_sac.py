@@ -13,7 +13,7 @@ from denoiserl.net import MLP, Actor
 from denoiserl.policy import Policy
 from denoiserl.process import OneStep, grid
 from denoiserl.recipes import sac
-from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, moments
+from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, drifted, moments
 from tests.oracles.worlds import Drift
 
 H, D = 2, 2
@@ -30,15 +30,6 @@ def start() -> Policy:
     net = Actor(MLP((H, D), 2, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
     steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
     return Policy.of(process, net, (H, D), steps, serve, Squash.box([-1.0, 0.0], [3.0, 2.0], seen))
-
-
-def chunk_reward(s: Tensor, chunk: Tensor, ticks: int) -> float:
-    """The discounted reward of a decision in ``Drift``: Σ_i γ^i r_i over the ticks that were executed."""
-    total = 0.0
-    for i in range(ticks):
-        s = s + 0.5 * (chunk[i] - 1)
-        total += A.gamma**i * float(-s.square().sum() - chunk[i].square().sum() / 4 - 1)
-    return total
 
 
 def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:
@@ -80,7 +71,7 @@ def test_two_updates_are_those_of_the_paper() -> None:
         for t in range(A.steps):
             for b in range(A.copies):
                 row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "reward", "terminated", "done", "length")}
-                agree(row["reward"], chunk_reward(row["obs"], ep.action[t, b], int(row["length"])))
+                agree(row["reward"], drifted(row["obs"], ep.action[t, b], int(row["length"]), A.gamma)[0])
                 a = (ep.action[t, b] - torch.tensor([1.0, 1.0])) / torch.tensor([2.0, 1.0])
                 memory.append({**row, "unit": a.clamp(-1, 1), "copy": b})
         assert int(0.1 * max(0, len(memory) - A.begin)) == it  # one update in the second iteration, one in the third
