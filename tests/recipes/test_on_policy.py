@@ -22,6 +22,7 @@ from denoiserl.net import MLP
 from denoiserl.objective.divergence import k3
 from denoiserl.process import GaussianHead, ddim, floored, linear
 from denoiserl.recipes import _robot, dppo, drwr, fpo, gorl, ppo, reinflow
+from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -250,7 +251,7 @@ class Saved:
 
 
 @pytest.mark.parametrize("stop", [{}, {"target_kl": -1.0}], ids=["on", "stop"])
-@pytest.mark.parametrize("name", ["ppo", "dppo", "reinflow", "fpo"])
+@pytest.mark.parametrize("name", ["ppo", "dppo"])
 def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
     name: str, stop: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,3 +282,47 @@ def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
     monkeypatch.setattr(recipe, "squared", watch)
     improve(name, METHODS[name][1](), **stop)
     assert len(alive) >= 2 and len(looks) > 8 and not any(looks)
+
+
+class Even(Ends):
+    """A reward of 1 per tick for ten ticks; then a time limit cuts the episode, or it ends."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends
+
+    def sight(self) -> np.ndarray:
+        """Return the share of the episode that has passed; nothing moves where it has no end."""
+        return np.array([self.ticks / 10 if self.ends else 0.5], np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.sight(), {}
+
+    def step(self, action: Any) -> Any:
+        self.ticks += 1
+        over = self.ticks == 10
+        return self.sight(), 1.0, over and self.ends, over and not self.ends, {}
+
+
+class Held(Keep):
+    """Keep what a recipe names."""
+
+    def loop(self, n: int, **named: Any) -> Any:
+        self.named = named
+        yield from super().loop(n, **named)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("name", ["ppo", "dppo"])
+def test_a_value_looks_beyond_a_time_limit_and_not_beyond_an_end(name: str, ends: bool) -> None:
+    """1 / (1 - γ) without an end, Σ γ^k over ten ticks with one."""
+    recipe, make, a = METHODS[name]
+    keep, made = Held(), make(1)
+    a = replace(a, iters=20, copies=8, steps=20, batch=40, epochs=3, gamma=0.9, value_lr=5e-3, warmup=20)
+    list(recipe.improve(made, Stream(lambda: Even(ends), 8, 1), a, Rng(0), keep))
+    seen = torch.tensor([[0.0 if ends else 0.5]])
+    with torch.no_grad():
+        value = float(keep.named["value"](made.codec.condition(seen))) * keep.named["scale"].std
+    assert value == pytest.approx((1 - 0.9**10) / 0.1 if ends else 10.0, abs=1.0)
