@@ -27,7 +27,7 @@ Expect of what is made, from 3600 transitions of Pendulum-v1 under random action
 in 32 steps: Kolmogorov-Smirnov distances of 0.03 at most, correlations that change by 0.01, next states 2 % of a
 standard deviation from where they should be, distances to the recorded rows as held-out ones have (0.97 times). Of
 TD3+BC after 15 000 updates, from 3000 rows of locosmall:swingup-medium-replay, with the settings of the claim
-``synther``: a score of 53 (50 to 56 in five seeds), 37 from the rows themselves (15 to 57), 34 from copies with noise.
+``synther``: a score of 47 (38 to 57 in five seeds), 40 from the rows themselves (22 to 53), 37 from copies with noise.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ of episodes left raw and thresholded. Differences: no churn, which widens what i
 for fewer updates, made rows a few ten thousand instead of a million, 8 updates a decision instead of 20, and rows whose
 end is unsure are drawn again. Pixels need an encoder first: observations are flat.
 
-Expect a return of −149 on Pendulum-v1 after 3000 steps with the settings of the claim ``synther_online`` (five seeds),
-as SAC with as many updates has (−147); SAC with one update a step has −808.
+Expect a return of −162 on Pendulum-v1 after 3000 steps with the settings of the claim ``synther_online`` (−132 to −216
+in five seeds), where SAC with as many updates has −146; SAC with one update a step has −800.
 """
 
 from __future__ import annotations
