@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from denoiserl.meter import Meter
 from denoiserl.study import Arm, Study, find, gathered, opened, play
 from denoiserl.study import arm as arms
 from denoiserl.study import jobs as jobs_module
+
+study_module = sys.modules["denoiserl.study.study"]
 
 TASK = '''
 import torch
@@ -98,6 +102,24 @@ def test_the_same_method_twice_is_the_same_to_the_bit_and_not_told_apart(here):
     assert torch.equal(found.values["distance"]["one"], found.values["distance"]["two"])
     (contrast,) = found.standings["distance"].contrasts
     assert not contrast.separated and contrast.difference.mean == 0
+
+
+def test_a_study_that_goes_on_under_other_code_says_so_and_keeps_both_in_its_record(here, monkeypatch):
+    small = study(arms={"one": Arm("ddpo", QUICK), "two": Arm("none")})
+    found, real = play(small, here / "s", 0, progress=False), study_module.provenance
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        play(small, here / "s", 0, progress=False)
+    monkeypatch.setattr(study_module, "provenance", lambda: {**real(), "commit": "0123456789abcdef"})
+    with pytest.warns(UserWarning, match="begun by other code.*this is commit 0123456789, denoiserl"):
+        again = play(small, here / "s", 0, progress=False)
+    assert torch.equal(found.values["distance"]["one"], again.values["distance"]["one"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        play(small, here / "s", 0, progress=False)
+    told = json.loads((here / "s" / "study.json").read_text())
+    assert [x["commit"] for x in told["continued"]] == ["0123456789abcdef"]
+    assert told["commit"] == real()["commit"]
 
 
 @pytest.mark.fixed_seed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -186,7 +187,21 @@ def _record(study: Study, folder: Path) -> dict[str, Any]:
         raise BadRun(f"{folder} holds another study ({'; '.join(found[:3])}): use its settings, or a new folder")
     if lost := sorted(set(record["study"]["seeds"]) - set(told["seeds"])):
         raise BadRun(f"{folder} holds seeds {lost} that this study leaves out: seeds are not chosen by their results")
+    fresh, runs = provenance(), [record, *record.get("continued", [])]
+    if any(fresh[k] != runs[-1][k] for k in ("commit", "versions")):
+        warnings.warn(
+            f"{folder} was begun by other code ({_source(record)}; this is {_source(fresh)}): its finished runs are "
+            "kept as they are, so arms may differ by their code too. Give a new folder to compare by this code alone.",
+            stacklevel=3,
+        )
+        record["continued"] = [*record.get("continued", []), fresh]
     return {**record, "study": told}
+
+
+def _source(told: dict[str, Any]) -> str:
+    """Name the code of a record."""
+    versions = ", ".join(f"{k} {v}" for k, v in told["versions"].items())
+    return f"commit {told['commit'][:10]}, {versions}" if told["commit"] else versions
 
 
 def _tuned(
