@@ -155,7 +155,7 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
                 descend(opt, loss, 1.0)
 
         state = spy.states[it + 1]
-        agree(state["policy"], policy.state_dict(), 1e-4, where=f"policy after iteration {it}")
+        agree(state["policy"], policy.state_dict(), where=f"policy after iteration {it}")
         agree(state["value"], v.state_dict(), where=f"critic after iteration {it}")
         row = experience(ep, credit)
         if rows:
@@ -167,7 +167,7 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
         moved.append(done / total)
 
     agree(moments(spy.named["opt"]), moments(opt), where="moments of the actor")
-    agree(moments(spy.named["critic"]), moments(value_opt), 3e-5, where="moments of the critic")
+    agree(moments(spy.named["critic"]), moments(value_opt), where="moments of the critic")
     if first is not None:
         agree(made.denoiser.first.state_dict(), frozen, 0.0)
     assert min(ends) > 0, "true ends, time limits and lost decisions were in the batches"
