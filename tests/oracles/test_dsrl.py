@@ -17,8 +17,8 @@ from denoiserl.net import MLP
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, ddim, floored, grid, linear
 from denoiserl.recipes import dsrl
-from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, moments
-from tests.oracles.worlds import Drift
+from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, experience, moments
+from tests.oracles.worlds import Planned, planned
 
 H, D, T_A, B = 4, 2, 2, 0.9
 CLIP, LIMIT = 0.8, 1.2
@@ -35,8 +35,8 @@ CASES = {
 }
 
 
-class Calm(Drift):
-    """Drift whose actions do a third of what they say: about half of its episodes reach the time limit."""
+class Calm(Planned):
+    """Planned episodes in which actions do a third of what they say."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         return super().step(1 + (np.asarray(action, float) - 1) / 3)
@@ -71,7 +71,7 @@ def demonstrated() -> Episode:
 @pytest.mark.parametrize("case", CASES)
 def test_two_updates_are_those_of_the_paper(case: str) -> None:
     a, kind, rank = CASES[case]
-    made, env, rng = start(kind, rank), Heard(Calm, a.copies, 1), Tape(3)
+    made, env, rng = start(kind, rank), Heard(planned(False, Calm), a.copies, 1), Tape(3)
     spy, demos = Spy(rng), demonstrated() if case == "aliased" else None
     logged = list(dsrl.improve(made, env, a, rng, spy, demos))
 
@@ -202,9 +202,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(state["judge" if a.aliased else "critic"], judge.state_dict(), where=f"critics after iteration {it}")
         agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["heat"]["log"], theta, where=f"temperature after iteration {it}")
-        told = {"episodes": float(ep.done.sum()), "reward": ep.reward.mean()}
-        if bool(ep.done.any()):
-            told |= {f"episode {k}": ep.info[k][ep.done].double().mean() for k in ("return", "ticks")}
+        told = experience(ep)
         if it == 0:
             told["action spread"] = spread
         if seen:

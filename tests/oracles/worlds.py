@@ -56,10 +56,10 @@ class Planned(Drift):
         return s, reward, over, cut, {"success": over}
 
 
-def planned(breaks: bool = True) -> Callable[[], Planned]:
-    """A factory of ``Planned``: the first of its worlds has the number 0, the next one 1, and so on."""
+def planned(breaks: bool = True, world: type[Planned] = Planned) -> Callable[[], Planned]:
+    """A factory of ``Planned`` worlds: the first of them has the number 0, the next one 1, and so on."""
     numbers = itertools.count()
-    return lambda: Planned(next(numbers), breaks)
+    return lambda: world(next(numbers), breaks)
 
 
 class Booked(Drift):

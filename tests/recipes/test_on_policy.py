@@ -22,7 +22,7 @@ from denoiserl.net import MLP
 from denoiserl.objective.divergence import k3
 from denoiserl.process import GaussianHead, ddim, floored, linear
 from denoiserl.recipes import _robot, dppo, drwr, fpo, gorl, ppo, reinflow
-from denoiserl.train import Keep
+from tests.oracles.kit import Spy
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -306,23 +306,15 @@ class Even(Ends):
         return self.sight(), 1.0, over and self.ends, over and not self.ends, {}
 
 
-class Held(Keep):
-    """Keep what a recipe names."""
-
-    def loop(self, n: int, **named: Any) -> Any:
-        self.named = named
-        yield from super().loop(n, **named)
-
-
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("name", ["ppo", "dppo"])
 def test_a_value_looks_beyond_a_time_limit_and_not_beyond_an_end(name: str, ends: bool) -> None:
     """1 / (1 - γ) without an end, Σ γ^k over ten ticks with one."""
     recipe, make, a = METHODS[name]
-    keep, made = Held(), make(1)
+    spy, made = Spy(), make(1)
     a = replace(a, iters=20, copies=8, steps=20, batch=40, epochs=3, gamma=0.9, value_lr=5e-3, warmup=20)
-    list(recipe.improve(made, Stream(lambda: Even(ends), 8, 1), a, Rng(0), keep))
+    list(recipe.improve(made, Stream(lambda: Even(ends), 8, 1), a, Rng(0), spy))
     seen = torch.tensor([[0.0 if ends else 0.5]])
     with torch.no_grad():
-        value = float(keep.named["value"](made.codec.condition(seen))) * keep.named["scale"].std
+        value = float(spy.named["value"](made.codec.condition(seen))) * spy.named["scale"].std
     assert value == pytest.approx((1 - 0.9**10) / 0.1 if ends else 10.0, abs=1.0)

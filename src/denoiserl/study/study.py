@@ -187,14 +187,15 @@ def _record(study: Study, folder: Path) -> dict[str, Any]:
         raise BadRun(f"{folder} holds another study ({'; '.join(found[:3])}): use its settings, or a new folder")
     if lost := sorted(set(record["study"]["seeds"]) - set(told["seeds"])):
         raise BadRun(f"{folder} holds seeds {lost} that this study leaves out: seeds are not chosen by their results")
-    fresh, runs = provenance(), [record, *record.get("continued", [])]
-    if any(fresh[k] != runs[-1][k] for k in ("commit", "versions")):
+    fresh, continued = provenance(), record.get("continued", [])
+    last = continued[-1] if continued else record
+    if any(fresh[k] != last[k] for k in ("commit", "versions")):
         warnings.warn(
             f"{folder} was begun by other code ({_source(record)}; this is {_source(fresh)}): its finished runs are "
             "kept as they are, so arms may differ by their code too. Give a new folder to compare by this code alone.",
             stacklevel=3,
         )
-        record["continued"] = [*record.get("continued", []), fresh]
+        record["continued"] = [*continued, fresh]
     return {**record, "study": told}
 
 
