@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,7 +101,9 @@ class Heard(Stream):
         self.episodes: list[Episode] = []
 
     def collect(self, act: Any, steps: int, rng: Rng) -> Episode:
-        self.episodes.append(super().collect(act, steps, rng))
+        ep = super().collect(act, steps, rng)
+        # in the default dtype, so that a comparison in float64 has no rounding of float32 on one side alone
+        self.episodes.append(replace(ep, reward=ep.reward.to(torch.get_default_dtype())))
         return self.episodes[-1]
 
 
@@ -108,7 +111,7 @@ def answer(net: Denoiser, x: Tensor, t: float | Tensor, cond: Any) -> Estimate:
     """What a policy's network answers for x [B, *event] at time t, 0 (data) to 1 (noise), under ``cond`` in its units.
 
     ``t``: a number, or one for each row [B]."""
-    return net(x, net.clock(torch.as_tensor(t, dtype=torch.float32).reshape(-1)), net.encode(cond))
+    return net(x, net.clock(torch.as_tensor(t, dtype=torch.get_default_dtype()).reshape(-1)), net.encode(cond))
 
 
 def adam(params: Any, lr: float, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
@@ -132,7 +135,7 @@ def descend(opt: torch.optim.Optimizer, loss: Tensor, clip: float | None = None)
     if clip is not None and norm > clip:
         for p in held:
             assert p.grad is not None
-            p.grad.mul_(clip / norm)
+            p.grad.mul_(clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ does
     opt.step()
     return norm
 
@@ -212,11 +215,11 @@ def scaled(ep: Episode, gamma: float, past: dict) -> Tensor:
     """
     running = past.get("running", torch.zeros(ep.reward.shape[1], dtype=torch.float64))
     for t in range(len(ep.reward)):
-        running = ep.reward[t] + gamma ** ep.length[t].double() * running
+        running = ep.reward[t] + gamma ** ep.length[t].float() * running
         past.setdefault("returns", []).extend(running[ep.live[t].any(-1)].tolist())
         running = torch.where(ep.done[t], 0.0, running)
     past["running"], past["std"] = running, torch.tensor(past["returns"], dtype=torch.float64).std(correction=0)
-    return (ep.reward / past["std"]).float()
+    return ep.reward / past["std"]
 
 
 def experience(ep: Episode, credit: Tensor | None = None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ EPS = {  # DDPM on a squared cosine; only the last three of five steps learn, af
 }  # fmt: skip
 FLOW = {  # a flow whose three steps learn, until the KL of an iteration is too large; one clip for all
     "steps": 3, "eta": 0.6, "floor": 0.25, "clip": 0.9,
-    "args": replace(A, clip=0.02, clip_base=0.02, target_kl=4e-4),
+    "args": replace(A, clip=0.01, clip_base=0.01, target_kl=1e-3),
 }  # fmt: skip
 
 
