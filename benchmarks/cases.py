@@ -199,7 +199,7 @@ def gather(seconds: float, least: int, batch: int = 256) -> dict[str, Any]:
     """A shuffled batch of windows (2 observations of 11, 16 actions of 3) of 100 000 frames, and its indexing alone."""
     rng = Rng(0)
     found = windows(torch.arange(200, 100_001, 200), horizon=16, history=2)
-    frames = int(found.ends[-1])
+    frames = int(found.bounds[-1, 1]) + 1
     obs, act = rng.normal(frames, CONDITION), rng.normal(frames, 3)
     batches = Batches(found)
     index = batches.draw(rng, batch)

@@ -290,7 +290,6 @@ def _join(pieces: list[Chain], cond: Tree) -> Chain:
     return replace(pieces[0], states=states, sample=sample, log_prob=log_prob, cond=cond)
 
 
-@torch.no_grad()
 def _noises(rng: Rng, kind: str, count: int, shape: tuple[int, ...], dense: Sequence[bool]) -> Iterator[Tensor | None]:
     """The noise of every step, [count, *shape] each. Steps are drawn together while that is at most ``NOISE`` numbers;
     with row streams, steps without a density draw nothing, and every number stays where it was."""

@@ -28,6 +28,7 @@ class Recorder:
     def __init__(self, steps: Steps, low: int, high: int, wait: int = WAIT) -> None:
         self.steps, self.low, self.high, self.wait = steps, low, high, wait
         self.scored = frozenset(k for k in range(low, high) if steps.dense[k])
+        self.most = 0  # steps that wait, found at the first
         self.states: list[Any] = []
         self.laws: list[tuple[Any, Any]] = []
         self.stacked: list[Any] = []
@@ -36,8 +37,9 @@ class Recorder:
     def before(self, k: int, x: Any) -> None:
         """The state before step k."""
         if self.low <= k <= self.high:
-            self.states.append(tree_map(Tensor.detach, x))
-            if len(self.states) * first(x).numel() > self.wait:
+            self.most = self.most or self.wait // max(1, first(x).numel())
+            self.states.append(_free(x))
+            if len(self.states) > self.most:
                 self._stack()
 
     def after(self, k: int, law: Any, x: Any) -> None:
@@ -45,10 +47,10 @@ class Recorder:
         if k not in self.scored:
             return
         if not isinstance(law, Gaussian):  # distributions of tokens are too large to wait
-            self.scores.append(law.log_prob(tree_map(Tensor.detach, x)).detach()[:, None])
+            self.scores.append(law.log_prob(_free(x)).detach()[:, None])
             return
-        self.laws.append((law, x.detach()))
-        if len(self.laws) * x.numel() > self.wait:
+        self.laws.append((law, _free(x)))
+        if len(self.laws) > self.most:
             self._score()
 
     def parts(self, sample: Any, begin: int) -> dict[str, Any]:
@@ -84,3 +86,10 @@ class Recorder:
                 law = stack([law for law, _ in self.laws])
                 self.scores.append(law.log_prob(torch.stack([x for _, x in self.laws], 1)).detach())
             self.laws = []
+
+
+def _free(x: Any) -> Any:
+    """A state without its graph."""
+    if isinstance(x, Tensor) and not x.requires_grad:  # a detached tensor is a new one: it costs as much as a sum
+        return x
+    return tree_map(Tensor.detach, x)

@@ -50,7 +50,9 @@ def double() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"target_kl": 0.05, "batch": 1, "warmup": 0, "epochs": 1}], ids=["minibatches", "stopped"]
+    "more",
+    [{}, {"target_kl": 0.05, "clip": 0.03, "batch": 1, "warmup": 0, "epochs": 1}],
+    ids=["minibatches", "stopped"],
 )
 def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
     a = replace(A, **more)

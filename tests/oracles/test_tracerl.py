@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ TOKENS = tracerl.Args(
     on_bad="drop", weights={"right": 1.5, "flat": -0.5}, lr=0.05, warmup=2,
 )  # fmt: skip
 EXACT = replace(
-    TOKENS, likelihood=None, clip=0.1, accuracy=(0.2, 0.8), scale="batch", weights={"right": 1.0}, warmup=0, batch=4,
+    TOKENS, likelihood=None, clip=0.05, accuracy=(0.2, 0.8), scale="batch", weights={"right": 1.0}, warmup=0, batch=4,
     lr=0.04, sure=1.5, beta=0.5, micro_batch_size=3,
 )  # fmt: skip
 SETTINGS = {"tokens": TOKENS, "exact": EXACT}
@@ -66,6 +67,13 @@ class Judge:
             self.samples.append(sample[i].clone())
             self.parts.append({"right": right[i].clone(), "flat": flat[i].clone()})
         return {"right": right, "flat": flat}
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def start(case: str) -> Policy:

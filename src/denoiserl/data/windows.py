@@ -20,11 +20,14 @@ from denoiserl.tree import rows, tree_map
 @dataclass(frozen=True)
 class Windows:
     """Places in flat episode storage, two numbers a window: its first entry ``begin`` [N] int64, which may lie before
-    its episode, and its ``episode`` [N]. Frames are told for those windows that are asked for (``index`` [n])."""
+    its episode, and its ``episode`` [N]. Frames are told for those windows that are asked for (``index`` [n]).
+
+    ``bounds`` [E, 2]: the first and the last frame of every episode.
+    """
 
     begin: Tensor
     episode: Tensor
-    ends: Tensor
+    bounds: Tensor
     horizon: int
     history: int
 
@@ -38,16 +41,16 @@ class Windows:
 
     def frames(self, index: Tensor) -> Tensor:
         """The flat frames of some windows, [n, H] int64: beyond an episode its first or last one."""
-        return self._placed(index)[0]
+        return self._placed(index, self.horizon)[0]
 
     def real(self, index: Tensor) -> Tensor:
         """Return which entries lie in their episode, [n, H] bool: the others repeat a frame."""
-        frame, place = self._placed(index)
+        frame, place = self._placed(index, self.horizon)
         return frame == place
 
     def observations(self, data: Any, index: Tensor) -> Any:
         """The histories [n, T_o, ...] of some windows from flat observations [frames, ...] (any tree)."""
-        frame = self.frames(index)[:, : self.history]
+        frame = self._placed(index, self.history)[0]
         return tree_map(lambda v: v[frame], data)
 
     def actions(self, data: Any, index: Tensor) -> Any:
@@ -55,13 +58,11 @@ class Windows:
         frame = self.frames(index)
         return tree_map(lambda v: v[frame], data)
 
-    def _placed(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames, and where they would be if episodes had no ends: [n, H] each."""
-        episode = self.episode[index]
-        last = self.ends[episode] - 1
-        first = torch.where(episode > 0, self.ends[episode - 1], 0)
-        place = self.begin[index][:, None] + torch.arange(self.horizon)
-        return torch.minimum(torch.maximum(place, first[:, None]), last[:, None]), place
+    def _placed(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Frames of the first ``size`` entries, and where they would be if episodes had no ends: [n, size] each."""
+        first, last = self.bounds[self.episode[index]].T[..., None]
+        place = self.begin[index][:, None] + torch.arange(size)
+        return place.clamp(first, last), place
 
 
 def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = None) -> Windows:
@@ -89,7 +90,8 @@ def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = 
         )
     episode = torch.repeat_interleave(torch.arange(len(ends)), count)
     offset = torch.arange(len(episode)) - (count.cumsum(0) - count)[episode]
-    return Windows(starts[episode] + offset - before, episode, ends, horizon, history)
+    bounds = torch.stack([starts, ends - 1], 1)
+    return Windows(starts[episode] + offset - before, episode, bounds, horizon, history)
 
 
 class Batches:
