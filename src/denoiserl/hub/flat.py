@@ -60,29 +60,46 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
         actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
     stop, over, known = split(path.name, observations, ended, cut, after)
     check(path.name, without, range(len(stop)))
-    episodes, last, gains, true, won = [], [], [], [], []
-    for i, (a, b) in enumerate(zip(np.append(0, stop[:-1] + 1), stop, strict=True)):
-        rows = slice(a, b + 1 if known[i] or over[i] else b)
-        if i in without or rows.stop == a:
-            continue
-        told = {} if rewards is None else {"rewards": rewards[rows]}
-        whole(path.name, i, observations[rows], actions[rows], low, high, **told)
-        seen = after[b] if after is not None and known[i] else observations[b]
-        if not np.isfinite(np.asarray(seen, np.float64)).all():
-            raise BadSignal(
-                f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with without=({i},)"
-            )
-        episodes.append((numbers(observations[rows]), numbers(actions[rows])))
-        last.append(numbers(seen))
-        gains += [] if rewards is None else [numbers(rewards[rows])]
-        true.append(bool(over[i]))
-        won.append(success is not None and bool(np.nan_to_num(success[a : b + 1]).any()))
-    if not episodes:
+    start = np.append(0, stop[:-1] + 1)
+    length = stop - start + (known | over)  # without its last row where nobody knows what followed
+    taken = np.flatnonzero((length > 0) & ~np.isin(np.arange(len(stop)), list(without)))
+    if len(taken) == 0:
         raise BadSignal(f"{path} holds no episode of two rows")
-    returns = [float(g.sum()) for g in gains] if gains else None
-    demos = Demos.of(episodes, None if success is None else won, returns, path.stem)
-    ends = (torch.from_numpy(np.array(v, np.float32)) for v in (low, high))
-    return Recording(demos, torch.cat(gains) if gains else None, torch.stack(last), torch.tensor(true), *ends)
+    told = {} if rewards is None else {"rewards": rewards}
+    if not _sound(observations, actions, low, high, **told):  # find out where, and whether it is taken
+        for i in taken:
+            rows = slice(start[i], start[i] + length[i])
+            named = {k: v[rows] for k, v in told.items()}
+            whole(path.name, int(i), observations[rows], actions[rows], low, high, **named)
+    last = observations[stop]
+    if after is not None:
+        last = last.astype(np.result_type(last, after))
+        last[known] = after[stop[known]]
+    for i in taken[~np.isfinite(last[taken].reshape(len(taken), -1)).all(1)]:
+        raise BadSignal(
+            f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with without=({i},)"
+        )
+    ends = length[taken].cumsum()
+    row = np.arange(ends[-1]) + np.repeat(start[taken] - (ends - length[taken]), length[taken])
+    gains = None if rewards is None else numbers(rewards[row])
+    returns = None if gains is None else torch.segment_reduce(gains, "sum", lengths=torch.from_numpy(length[taken]))
+    won = None if success is None else np.logical_or.reduceat(np.nan_to_num(success) != 0, start)[taken]
+    demos = Demos(
+        numbers(observations[row]),
+        numbers(actions[row]),
+        torch.from_numpy(ends),
+        None if won is None else torch.from_numpy(won),
+        returns,
+        path.stem,
+    )
+    box = (torch.from_numpy(np.array(v, np.float32)) for v in (low, high))
+    return Recording(demos, gains, numbers(last[taken]), torch.from_numpy(over[taken]), *box)
+
+
+def _sound(observations: np.ndarray, actions: np.ndarray, low: np.ndarray, high: np.ndarray, **columns: Any) -> bool:
+    """Whether all columns are finite and all actions inside their box, as ``whole`` asks of every episode."""
+    finite = all(v.dtype.kind != "f" or np.isfinite(v).all() for v in (observations, actions, *columns.values()))
+    return finite and bool((actions.min(0) >= low - 1e-5).all() and (actions.max(0) <= high + 1e-5).all())
 
 
 def _box(path: Path, found: dict[str, Any], d: int) -> tuple[np.ndarray, np.ndarray]:
