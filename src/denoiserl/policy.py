@@ -147,6 +147,14 @@ class Policy:
     codec: Codec = field(default_factory=Identity)
     active: str = "current"
 
+    def __post_init__(self) -> None:
+        mask = getattr(self.process, "mask", None)
+        if isinstance(self.codec, Infill) and mask is not None and self.codec.pad == mask:
+            raise BadSignal(
+                f"pad={mask} is the mask's id too, so the holes at the end of a canvas would be hidden from the "
+                "network with all that is written there: take pad=None, or another id"
+            )
+
     @classmethod
     def of(
         cls,

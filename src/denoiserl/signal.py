@@ -63,7 +63,8 @@ def rate(
     """Return the total [B] and the parts {name: [B]} of a reward, float32 on the device of ``sample``.
 
     The total of named parts is Σ weight · part: over ``weights`` where there are some, else over all parts with weight
-    1; where parts cancel up to rounding it is 0. A part of weight 0 is logged only. ``micro``: rows of one call (None:
+    1. Totals that differ by the rounding of their largest parts are equal, and those that cancel up to it are 0. A part
+    of weight 0 is logged only. ``micro``: rows of one call (None:
     all). ``decode`` turns the rows of a call into data units first, so that decoded samples never lie in memory all
     together. Lists, tuples and arrays become tensors, None becomes NaN, gradients are cut. Anything that is not one
     real number a sample raises BadSignal.
@@ -92,7 +93,26 @@ def rate(
         if weight:
             part = weight * parts[name]
             total, largest = total + part, torch.maximum(largest, part.abs())
-    return torch.where(total.abs() < resolution(largest), 0.0, total), parts
+    return _tied(total, resolution(largest)), parts
+
+
+def _tied(total: Tensor, rounding: Tensor) -> Tensor:
+    """Return totals [n] that tie where they differ by less than the ``rounding`` [n] of what they are sums of.
+
+    From below, each total takes the value of the first that is so near; where nothing cancels they stay as they are.
+    """
+    total = torch.where(total.abs() < rounding, 0.0, total)
+    if not bool((rounding > resolution(total.abs())).any()):
+        return total
+    order = total.argsort()
+    values, steps = total[order].tolist(), rounding[order].tolist()
+    first, step = values[0], steps[0]
+    for i, value in enumerate(values):
+        if abs(value - first) < max(step, steps[i]):
+            values[i] = first
+        else:
+            first, step = value, steps[i]
+    return total.scatter(0, order, torch.tensor(values, dtype=total.dtype, device=total.device))
 
 
 def _numbers(value: Any, name: Any, n: int, device: torch.device) -> Tensor:

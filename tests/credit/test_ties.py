@@ -12,7 +12,7 @@ from denoiserl.credit import PerPrompt, dead_groups, group_relative, leave_one_o
 from denoiserl.credit.shapes import resolution
 from denoiserl.doctor.signal import rewarded
 from denoiserl.recipes.rwr import best
-from denoiserl.signal import score
+from denoiserl.signal import rate, score
 
 LEVELS = (0.35, -0.35, 1.0, 1e8, -3e-7, 0.1)
 
@@ -86,6 +86,24 @@ def test_parts_that_cancel_are_zero() -> None:
     assert torch.equal(total, torch.zeros(4))
     kept = score(lambda *_: {"a": [1.0, 0.0], "b": [-1.0 + 1e-5, 1e-9]}, x[:2], x[:2]).total
     torch.testing.assert_close(kept, torch.tensor([1e-5, 1e-9]), rtol=1e-2, atol=0.0)
+
+
+def test_a_constant_beside_parts_that_cancel_is_a_tie() -> None:
+    """Every true total is 0.1; float32 keeps no more of 1000 - 999.9 than 6e-5, so nobody is better."""
+    x = 1000 * (1 + torch.rand(64, generator=torch.Generator().manual_seed(0)))
+    few, parts = torch.zeros(64, 1), {"a": x, "b": 3 * x, "c": torch.full((64,), 0.1)}
+    total, _ = rate(lambda sample, prompts: parts, few, None, {"a": 0.3, "b": -0.1, "c": 1.0})
+    assert torch.allclose(total, torch.full((64,), 0.1), atol=1e-3)
+    assert torch.count_nonzero(group_relative(total.view(1, 64))) == 0
+    better = {**parts, "c": torch.arange(64.0) / 64}  # 0.016 apart: a preference
+    total, _ = rate(lambda sample, prompts: better, few, None, {"a": 0.3, "b": -0.1, "c": 1.0})
+    assert bool((total.diff() > 0).all())
+
+
+def test_totals_of_parts_that_do_not_cancel_stay_as_they_are() -> None:
+    near = torch.tensor([1.0, 1.0 + 2**-23, 2.0, -1.0])
+    total, _ = rate(lambda sample, prompts: {"a": near, "b": 0 * near}, torch.zeros(4, 1), None)
+    assert torch.equal(total, near)
 
 
 def test_the_best_share_takes_ties() -> None:

@@ -255,3 +255,20 @@ def test_adapters_change_nothing_of_how_a_policy_is_served(tmp_path: Path) -> No
     read = adapters.load_lora(plain, path)
     for policy in (adapted, read, adapters.merge(adapted)):
         assert policy.weights.control is control and policy.weights.execute == 3
+
+
+def test_merging_says_what_low_precision_loses(recwarn: pytest.WarningsRecorder) -> None:
+    """A change of 7e-4 of the weights lies between two numbers of bf16; float32 keeps it."""
+    for dtype, told in ((torch.bfloat16, 1), (torch.float32, 0)):
+        made = adapters.lora(pixels(), 2, ["to_q"])
+        made.weights.module.to(dtype)
+        with torch.no_grad():
+            for name, p in made.weights.module.named_parameters():
+                if "lora_B" in name:
+                    p.copy_(1e-4 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+        recwarn.clear()
+        adapters.merge(made)
+        said = [str(w.message) for w in recwarn if "lost to rounding" in str(w.message)]
+        assert len(said) == told, said
+        if said:
+            assert float(said[0].split(" %")[0]) > 50 and "policy.weights.module.float()" in said[0]

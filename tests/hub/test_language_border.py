@@ -254,3 +254,38 @@ def test_a_model_without_an_attention_mask_fills_whole_canvases_and_nothing_shor
     assert bool((policy.draw(whole, Rng(0)) != MASK).all())
     with pytest.raises(BadSignal, match="takes no attention_mask, so padding cannot be hidden"):
         policy.draw(torch.tensor([[5, 6, MASK, MASK, PAD, PAD]]), Rng(0))
+
+
+def test_holes_are_never_padding() -> None:
+    """Were they hidden, the network would not hear what it has written there."""
+    with pytest.raises(BadSignal, match=r"pad=0 is the mask.s id too.*pad=None"):
+        hub.masked_policy(model("bert"), PAD, 8, 8, vocab=VOCAB)
+    with pytest.raises(BadSignal, match="pad=20 is the mask's id too"):
+        hub.causal_policy(model("llama"), 8, 8, pad=VOCAB)
+    process = Masked(VOCAB, mask_id=MASK)
+    with pytest.raises(BadSignal, match="pad=19 is the mask's id too"):
+        Policy.of(process, Logits(nn.Identity()), (8,), process.steps(grid(8)), codec=Infill(MASK))
+    made = hub.masked_policy(model("bert"), PAD, 8, 8, vocab=VOCAB, pad=None, order="confidence", tokens=1)
+    canvas = hub.canvas([[5, 6, 7]], 8, PAD)
+    context = made.denoiser.encode(made.codec.condition(canvas))
+    one, two = (canvas.index_put((torch.tensor(0), torch.tensor(3)), torch.tensor(v)) for v in (11, 12))
+    heard = [made.denoiser(x, made.denoiser.clock(torch.ones(1)), context).mean[0, 4:, 1:] for x in (one, two)]
+    assert float((heard[0] - heard[1]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_ids_that_are_none_are_refused_by_their_place(name: str) -> None:
+    """-100 marks ignored labels, and ids beyond the vocabulary belong to another tokenizer."""
+    made = (
+        hub.masked_policy(model(name), MASK, 4, 4, vocab=VOCAB)
+        if name == "bert"
+        else hub.causal_policy(model(name), 4, 4)
+    )
+    hole = MASK if name == "bert" else VOCAB
+    with pytest.raises(BadSignal, match="row 1 holds -100 at position 2"):
+        made.draw(torch.tensor([[1, 2, 3, hole], [1, 2, -100, hole]]), Rng(0))
+    live = torch.tensor([[False, True, True, True]])
+    with pytest.raises(BadSignal, match="row 0 holds -100 at position 3"):
+        made.elbo(torch.tensor([[1, 2, 3, -100]]), None, Rng(0), 64, live=live)
+    with pytest.raises(BadSignal, match="row 0 holds 27 at position 3, and ids are 0 to 19"):
+        made.elbo(torch.tensor([[1, 2, 3, 27]]), None, Rng(0), 64, live=live)

@@ -13,6 +13,7 @@ import inspect
 import json
 import re
 import types
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from denoiserl.policy import Policy
 from denoiserl.weights import Weights
 
 PEFT_FILE, DIFFUSERS_FILE = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+LOST = 0.1
+"""The share of what was learned whose loss is told."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers looks for rank and α in the header of its file."""
 
@@ -248,11 +251,36 @@ def merge(policy: Policy) -> Policy:
     """Return the policy with its adapters folded into the model's weights, in place: W + (α/r) B A.
 
     The model is then what it was before ``lora``, with other weights, so that ``pipeline.save_pretrained`` writes a
-    whole pipeline. Raise BadRun if another set of weights than ``current`` is active.
+    whole pipeline. Raise BadRun if another set of weights than ``current`` is active. Warn if weights in low precision
+    lose a tenth or more of what was learned, because it is smaller than the distance of their numbers.
     """
     if policy.active != "current":
         raise BadRun(f"the adapters of {policy.active!r} are a copy: policy.weights.load({policy.active!r}) first")
     for net in _nets(policy):
+        if (lost := _rounded(net)) >= LOST:
+            warnings.warn(
+                f"{100 * lost:.0f} % of what the adapters learned is lost to rounding in the model's weights: make "
+                "them float32 before, policy.weights.module.float(), or keep the adapters beside them, "
+                "hub.adapters.save_lora(policy, folder)",
+                stacklevel=2,
+            )
         net.model = _adapters(net)[0].merge_and_unload().eval()
         vars(net.model).pop("save_pretrained", None)
     return _anew(policy)
+
+
+@torch.no_grad()
+def _rounded(net: Any) -> float:
+    """The share of what the adapters add that is lost where it is added to weights in low precision."""
+    model, name = _adapters(net)
+    lost, whole = 0.0, 0.0
+    for layer in model.modules():
+        if not hasattr(layer, "get_delta_weight") or name not in getattr(layer, "active_adapters", ()):
+            continue
+        weight = layer.get_base_layer().weight
+        if weight.dtype not in (torch.bfloat16, torch.float16):
+            continue
+        before, more = weight.float(), layer.get_delta_weight(name).float()
+        kept = (before + more).to(weight.dtype).float() - before
+        lost, whole = lost + float((kept - more).abs().sum()), whole + float(more.abs().sum())
+    return lost / whole if whole else 0.0

@@ -20,7 +20,7 @@ from denoiserl.law.base import joint
 from denoiserl.law.categorical import invert, token_log_prob
 from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps
-from denoiserl.process.masked import Logits, answer, close, decodable, same_length, truncate, with_holes
+from denoiserl.process.masked import Logits, answer, check_canvas, check_tokens, close, decodable, truncate, with_holes
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, right
 
@@ -206,6 +206,7 @@ class Autoregressive(Process):
         """Σ log p over live positions, [*batch]. A prompt may hold ids that are no token and are never scored."""
         written = torch.ones_like(noised.x0, dtype=torch.bool) if noised.live is None else noised.live
         self.first_token(denoise, written[..., 0])
+        check_tokens(noised.x0, self.vocab, written)
         logits = denoise(noised.x, denoise.clock(noised.t), context).mean[..., : self.vocab]
         token = torch.where(written, noised.x0, 0)
         return joint(token_log_prob(truncate(logits, self.temperature, top_k, top_p), token), 1, noised.live)
@@ -226,7 +227,7 @@ class Autoregressive(Process):
         """Raise BadSignal if a canvas is of another length, or has more open positions than there are steps."""
         if start is None:
             start = torch.full((1, *event), self.mask)
-        same_length(start, event)
+        check_canvas(start, event)
         needed = (start == self.mask).sum(-1)
         if bool((needed > n).any()):
             i = int(needed.argmax())

@@ -74,12 +74,27 @@ def with_holes(cond: Tree, canvas: Tensor, mask: int) -> Tree:
     return cond if isinstance(cond, dict) and "hole" in cond else {"hole": canvas == mask, "given": cond}
 
 
-def same_length(canvas: Tensor, event: tuple[int, ...]) -> None:
-    """Raise BadSignal if a canvas is not as long as the sequences of the policy."""
+def check_canvas(canvas: Tensor, event: tuple[int, ...]) -> None:
+    """Raise BadSignal if a canvas is not as long as the sequences of the policy, or holds a negative id."""
     if tuple(canvas.shape[1:]) != tuple(event):
         raise BadSignal(
             f"the canvas has {canvas.shape[-1]} positions, the policy writes {event[-1]}: make canvases of that "
             "length, or a longer policy"
+        )
+    check_tokens(canvas)
+
+
+def check_tokens(token: Tensor, vocab: int | None = None, scored: Tensor | None = None) -> None:
+    """Raise BadSignal that names the place of a negative id, or of one of ``vocab`` or above that is to be scored."""
+    bad = token < 0
+    if vocab is not None:
+        bad = bad | (token >= vocab if scored is None else (token >= vocab) & scored)
+    if bool(bad.any()):
+        *row, i = bad.nonzero()[0].tolist()
+        limit = "0 and above" if vocab is None else f"0 to {vocab - 1}"
+        raise BadSignal(
+            f"row {row[0] if row else 0} holds {int(token[(*row, i)])} at position {i}, and ids are {limit}: put the "
+            "padding's id where labels have -100, and take the tokenizer of the model"
         )
 
 
@@ -170,6 +185,7 @@ class Masked(Process):
         """x₀ with the positions ``hidden`` masked."""
         if bool((x0 == self.mask).any()):
             raise ValueError("clean data contains the mask token: a position would be taken for a hole")
+        check_tokens(x0, self.vocab, live)
         return Noised(torch.where(hidden, self.mask, x0), t, x0, None, live, weight)
 
     def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
@@ -217,7 +233,7 @@ class Masked(Process):
         """Raise BadSignal if a canvas is of another length, or has more holes than n steps are sure to fill."""
         if start is None:
             start = torch.full((1, *event), self.mask)
-        same_length(start, event)
+        check_canvas(start, event)
         if self.tokens is None or self.threshold is not None:
             return  # how many are revealed is known when the run is over
         hole = start == self.mask
