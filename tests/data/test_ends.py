@@ -262,3 +262,109 @@ def test_bursts_of_what_mostly_rests_are_no_ends(tmp_path: Path, flags: str) -> 
     told = {"terminals": ~last & last, "timeouts": last} if flags == "timeouts" else {"terminals": last}
     assert len(quiet(stored(tmp_path / "a.hdf5", observations=seen, actions=np.zeros((len(seen), 1)), **told,
                             rewards=np.ones(len(seen)))).demos) == EPISODES  # fmt: skip
+
+
+TRUE = LAST & (np.arange(200) < 20)
+LIMIT = LAST & ~TRUE
+
+
+@pytest.mark.parametrize("ending", [".hdf5", ".npz"])
+@pytest.mark.parametrize(
+    "column", ["timeout", "truncations", "truncateds", "truncated", "is_last", "episode_terminals", "dones"]
+)
+def test_ends_under_other_names_keep_episodes_from_running_across_resets(
+    tmp_path: Path, column: str, ending: str
+) -> None:
+    """Of smooth rows, in which no jump tells of them."""
+    smooth = np.linspace(0, 1, 200, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
+    value = LAST if column in ("is_last", "episode_terminals", "dones") else LIMIT
+    more = {"observations": smooth, "terminals": TRUE, column: value.astype(np.float32)}
+    data = quiet(stored(tmp_path / f"a{ending}", **more))
+    assert data.demos.lengths.tolist() == [TICKS] + [TICKS - 1] * (EPISODES - 1)
+    assert data.terminated.tolist() == [True] + [False] * (EPISODES - 1)
+
+
+def test_time_limits_of_other_names_part_dones_and_trajectories_of_masks(tmp_path: Path) -> None:
+    parted = quiet(stored(tmp_path / "a.hdf5", dones=LAST, truncations=LIMIT))
+    assert parted.terminated.tolist() == [True] + [False] * (EPISODES - 1)
+    masks = 1 - TRUE.astype(np.float32)
+    masked = {"next_observations": AFTER, "masks": masks, "terminals": TRUE, "truncations": LIMIT}
+    found = quiet(stored(tmp_path / "b.hdf5", **masked))
+    assert found.demos.lengths.tolist() == [TICKS] * EPISODES
+    assert found.terminated.tolist() == [True] + [False] * (EPISODES - 1)
+
+
+def test_dones_that_repeat_the_terminals_do_not_hide_that_no_limits_are_stored(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="stores no timeouts, and 8 gaps"):
+        data = recordings.read(stored(tmp_path / "a.hdf5", terminals=TRUE, dones=TRUE))
+    assert len(data.demos) == EPISODES
+    same = quiet(stored(tmp_path / "b.hdf5", terminals=TRUE, dones=LAST, timeouts=LIMIT, is_last=LAST, timeout=LAST))
+    fewer = quiet(stored(tmp_path / "c.hdf5", terminals=TRUE, dones=LAST & (np.arange(200) < 99), timeouts=LIMIT))
+    for data in (same, fewer):
+        assert data.terminated.tolist() == [True] + [False] * (EPISODES - 1)
+
+
+def test_ends_that_contradict_each_other_are_refused_by_name_and_row(tmp_path: Path) -> None:
+    late = np.roll(LIMIT, -1)
+    bad = [
+        ({"timeouts": LIMIT, "truncations": late}, "timeouts and truncations of .* different time limits.* in row 38"),
+        ({"truncations": LIMIT, "is_last": TRUE}, "truncations and is_last of .* different time limits.* in row 39"),
+        ({"timeouts": late, "dones": LAST}, "timeouts and dones of .* different time limits, first in row 39"),
+        ({"dones": LIMIT}, "row 19 of terminals of .* is 1 and of dones 0"),
+        ({"truncations": 2 * LIMIT}, "row 39 of truncations of .* is 2: ends are zeros and ones"),
+        ({"is_last": LAST[:-1]}, "holds 200 actions and 199 of is_last"),
+    ]
+    for k, (columns, said) in enumerate(bad):
+        with pytest.raises(BadSignal, match=said):
+            recordings.read(stored(tmp_path / f"{k}.hdf5", terminals=TRUE, **columns))
+
+
+@pytest.mark.parametrize("ending", [".hdf5", ".npz"])
+def test_columns_that_are_not_read_are_named_once(tmp_path: Path, ending: str) -> None:
+    """But what D4RL and OGBench store beside their data is not."""
+    usual = {"terminals": TRUE, "timeouts": LIMIT, "infos/qpos": SEEN, "metadata/algorithm": "sac", "qvel": SEEN}
+    quiet(stored(tmp_path / f"a{ending}", **usual))
+    more = {"episode_ids": np.arange(200) // TICKS, "discount": np.ones(200), "infos/success": LAST}
+    with pytest.warns(UserWarning) as told:
+        data = recordings.read(stored(tmp_path / f"b{ending}", **usual, **more))
+    assert len(told) == 1 and told[0].filename == __file__
+    names = str(told[0].message).removeprefix(f"b{ending} stores ").split(", which are not read")[0].split(", ")
+    assert sorted(names) == ["discount", "episode_ids"] and data.demos.success is not None
+    masked = {"masks": 1.0 - TRUE, "terminals": LAST, "dones": TRUE}
+    with pytest.warns(UserWarning, match=f"c{ending} stores dones, which is not read"):
+        recordings.read(stored(tmp_path / f"c{ending}", **masked))
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-4, 1.0, 1e4])
+def test_hidden_ends_are_found_in_whatever_units_rows_are_stored(tmp_path: Path, unit: float) -> None:
+    """A step of 1/200 of a walk is an end in metres as in nanometres, and beside a column of zeros."""
+    walk = np.cumsum(np.full((200, 2), unit / 200), 0) * [1, 0]
+    after = np.concatenate([walk[1:], walk[-1:] + unit / 200 * np.array([1, 0])])
+    after[59, 0] += unit / 200
+    for k, (kind, other) in enumerate(((np.float64, np.float64), (np.float32, np.float32), (np.float64, np.float32))):
+        more = {"observations": walk.astype(kind), "next_observations": after.astype(other), "terminals": TRUE}
+        assert quiet(stored(tmp_path / f"{k}.hdf5", **more)).demos.lengths.tolist() == [20, 40, 140]
+
+
+def test_hidden_ends_of_a_walk_far_from_zero_are_found(tmp_path: Path) -> None:
+    walk = 1000 + np.linspace(0, 0.02, 200)[:, None]
+    after = np.concatenate([walk[1:], walk[-1:]])
+    after[59] += 9e-4
+    more = {"observations": walk, "next_observations": after, "terminals": TRUE}
+    assert quiet(stored(tmp_path / "a.hdf5", **more)).demos.lengths.tolist() == [20, 40, 140]
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [("float16", 1e-4), ("float16", 1.0), ("float16", 1e3), ("float32", 1e-9), ("float32", 1.0), ("float32", 1e4)],
+)
+def test_rounding_and_columns_of_zeros_are_no_ends_in_any_units(tmp_path: Path, kind: str, unit: float) -> None:
+    seen, after = (np.pad(unit * v.astype(np.float64) / 2, ((0, 0), (0, 1))) for v in (SEEN, AFTER))
+    seen[:, 1] += unit  # an offset
+    after[:, 1] += unit
+    for k, (a, b) in enumerate(((seen, after.astype(kind)), (seen.astype(kind), after))):
+        path = stored(tmp_path / f"{k}.hdf5", observations=a, next_observations=b, terminals=TRUE, timeouts=LIMIT)
+        assert len(quiet(path).demos) == EPISODES
+    passed = after.astype(np.float32).astype(np.float64)  # stored wide, after it was narrow
+    path = stored(tmp_path / "w.hdf5", observations=seen, next_observations=passed, terminals=TRUE, timeouts=LIMIT)
+    assert len(quiet(path).demos) == EPISODES

@@ -68,6 +68,15 @@ def test_data_of_others_are_refused_by_the_name_of_their_format(tmp_path: Path) 
         assert not any(bad in text for bad in ("delete", "remove", "restore")), text
 
 
+@pytest.mark.parametrize("column", ["episode_terminals", "episode_ends", "episode_ids"])
+def test_flat_files_with_columns_of_episodes_are_not_taken_for_minari(tmp_path: Path, column: str) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file[column] = np.zeros(3)
+        assert foreign.hdf5(file) is None
+        file.create_group("episode_12")
+        assert "Minari" in str(foreign.hdf5(file))
+
+
 def test_policies_of_others_and_data_are_no_policies(tmp_path: Path) -> None:
     for name in files(tmp_path):
         said = foreign.policy(tmp_path / name)

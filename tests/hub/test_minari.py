@@ -230,3 +230,27 @@ def test_columns_of_one_number_a_tick_are_read_in_either_shape(tmp_path: Path) -
         minari.read(made(tmp_path / "joined", [joined]))
     with pytest.raises(BadSignal, match="has no episode 7 to leave out: its episodes are 0"):
         minari.read(made(tmp_path / "few", [episode(5)]), without=(7,))
+
+
+def test_success_that_is_not_told_of_every_episode_is_never_dropped_without_a_word(tmp_path: Path) -> None:
+    won = {"infos": {"success": np.ones(5)}}
+    some = made(tmp_path / "some", [episode(4), {**episode(4), **won}, episode(4)])
+    with pytest.warns(UserWarning, match=r"infos of episode 0 of a/b-v0 hold no success \(2 of 3 .*leave out 0,2$"):
+        assert minari.read(some).success is None
+    assert minari.read(some, without=(0, 2)).success.tolist() == [True]  # type: ignore[union-attr]
+    assert minari.read(made(tmp_path / "none", [episode(4)])).success is None
+
+
+def test_success_in_words_is_read_where_they_are_true_and_false(tmp_path: Path) -> None:
+    words = [
+        np.array([b"False", b"True"]),
+        np.array([b"0", b"false"]),
+        np.array(["False", "True"], h5py.string_dtype()),
+    ]
+    told = [{**episode(1), "infos": {"success": w}} for w in words]
+    assert minari.read(made(tmp_path / "set", told)).success.tolist() == [True, False, True]  # type: ignore[union-attr]
+    strange = {**episode(1), "infos": {"success": np.array([b"yes", b"True"])}}
+    with pytest.warns(UserWarning, match=r"infos of episode 3 of a/b-v0 hold success 'yes', neither .*leave out 3$"):
+        assert minari.read(made(tmp_path / "more", [*told, strange])).success is None
+    with pytest.warns(UserWarning, match=r"episode 0 .* hold success 'yes'.* as booleans in all$"):
+        assert minari.read(made(tmp_path / "all", [strange])).success is None

@@ -21,7 +21,7 @@ bursts of what mostly rests are no ends"""
 FEW = 20
 """steps inside episodes below which nothing is said about jumps"""
 ROUNDED = 1e-6
-"""the difference, relative to their size, up to which a successor is the next row"""
+"""the difference, relative to a number and to the span of its column, up to which a successor is the next row"""
 
 
 class Split(NamedTuple):
@@ -131,13 +131,22 @@ def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, 
 
 
 def _follows(seen: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Which successors are the next row [N - 1], up to rounding; NaN says nothing here, and is refused elsewhere."""
+    """Which successors are the next row [N - 1], up to rounding; NaN says nothing here, and is refused elsewhere.
+
+    Rounded is what differs by the step of the coarsest numbers that either is stored in, or float32, in which rows are
+    learned; and by ``ROUNDED`` of the number (1 for smaller ones), or of what its column spans if that is less.
+    """
     same = np.ones(len(seen) - 1, bool)
-    rounded = max([ROUNDED, *(float(np.finfo(v.dtype).eps) for v in (seen, after) if v.dtype.kind == "f")])
+    kinds = [np.finfo(v.dtype) for v in (seen, after) if v.dtype.kind == "f"] + [np.finfo(np.float32)]
+    step, least = (max(float(getattr(k, what)) for k in kinds) for what in ("eps", "smallest_subnormal"))
     for x, y in zip(after.reshape(len(seen), -1).T, seen.reshape(len(seen), -1).T, strict=True):
         a, b = x[:-1].astype(np.float64), y[1:].astype(np.float64)
+        finite = y[np.isfinite(y)].astype(np.float64)
+        span = np.ptp(finite) if len(finite) else 0.0
         with np.errstate(invalid="ignore"):
-            near = np.abs(a - b) <= rounded * np.maximum(1.0, np.abs(b))
+            size = np.abs(b)
+            rounded = np.maximum(step * size + least, ROUNDED * np.minimum(np.maximum(1.0, size), span))
+            near = np.abs(a - b) <= rounded
         same &= near | (a == b) | np.isnan(a) | np.isnan(b)
     return same
 

@@ -4,13 +4,15 @@
     infos/success [N], action_low [d], action_high [d] where they are known
 
 is D4RL's layout: ``terminals`` are true ends. With ``masks`` [N], or in a numpy file without rewards, it is OGBench's:
-``terminals`` end a trajectory, and a row of which ``masks`` is 0 is a true end. Needs h5py for HDF5
-(``pip install 'denoiserl[data]'``).
+``terminals`` end a trajectory, and a row of which ``masks`` is 0 is a true end. Time limits may have other names
+(``LIMITS``), or be told by last rows (``LASTS``) and by ``dones`` beside D4RL's ``terminals``: where these are 0. Other
+columns are not read, and named in a warning. Needs h5py for HDF5 (``pip install 'denoiserl[data]'``).
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -31,9 +33,16 @@ from denoiserl.tree import tree_map
 NUMPY = ".npz"
 WRITTEN = (".hdf5", ".h5", ".hdf")
 ENDINGS = (*WRITTEN, NUMPY)
-COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "masks", "dones")
+LIMITS = ("timeouts", "timeout", "truncations", "truncateds", "truncated")
+"""names of time limits, D4RL's first"""
+LASTS = ("is_last", "episode_terminals")
+"""names of a trajectory's last rows: time limits where ``terminals`` are 0"""
+ENDS = ("terminals", "dones", *LIMITS, *LASTS)
+COLUMNS = ("observations", "actions", "rewards", "next_observations", "masks", *ENDS)
 WON = "infos/success"
 MORE = ("action_low", "action_high", WON)
+ASIDE = ("infos", "metadata", "qpos", "qvel", "button_states")
+"""what D4RL and OGBench store of the simulator beside the data, which nobody misses"""
 
 
 def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse") -> Recording:
@@ -117,15 +126,13 @@ def _hdf5(path: Path) -> dict[str, Any]:
     h5py = need("h5py", "data")
     try:
         with h5py.File(path, "r") as file:
-            keys = [str(k) for k in file]
-            _known(path, keys, foreign.hdf5(file))
+            known = _known(path, [*map(str, file), *([WON] if WON in file else [])], foreign.hdf5(file))
             parts = [k for k in ("observations", "next_observations") if isinstance(file.get(k), h5py.Group)]
             if parts:
                 raise BadSignal(
                     f"{path}: {parts[0]} has parts ({', '.join(file[parts[0]])}), and a flat file holds numbers [N, o]:"
                     " concatenate them, or write Minari's format"
                 )
-            known = [k for k in (*COLUMNS, *MORE) if k in file]
             if groups := [k for k in known if isinstance(file[k], h5py.Group)]:
                 raise BadSignal(
                     f"{groups[0]} of {path} has parts ({', '.join(file[groups[0]])}), and a flat file holds numbers: "
@@ -139,32 +146,41 @@ def _hdf5(path: Path) -> dict[str, Any]:
 def _numpy(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            _known(path, list(file), foreign.arrays(file))
-            return {k: file[k] for k in (*COLUMNS, *MORE) if k in file}
+            return {k: file[k] for k in _known(path, list(file), foreign.arrays(file))}
     except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
         if isinstance(error, BadSignal | BadRun):
             raise
         raise BadRun(f"{path} cannot be read as arrays of numpy ({error}): copy it again") from None
 
 
-def _known(path: Path, keys: list[str], other: str | None) -> None:
-    """Raise if this is no flat data set: by the name of what it is, else by the column that it lacks."""
+def _known(path: Path, keys: list[str], other: str | None) -> list[str]:
+    """Return the columns to read, and warn of others by name. Raise if this is no flat data set: by the name of what it
+    is, else by the column that it lacks."""
     if other is not None:
         raise BadRun(f"{path} is {other}")
     lacks = [c for c in ("observations", "actions", "terminals") if c not in keys]
     lacks += ["rewards"] if "rewards" not in keys and path.suffix.lower() != NUMPY else []
-    if lacks == ["terminals"] and "dones" in keys:
-        if "timeouts" in keys:
-            return
+    alone = lacks == ["terminals"] and "dones" in keys
+    if alone and not set(LIMITS) & set(keys):
         raise BadSignal(
             f"{path} stores dones, which do not tell true ends from time limits: store terminals (true ends) and "
             "timeouts"
         )
-    if lacks:
+    if lacks and not alone:
         raise BadSignal(
             f"{path} is no flat dataset: {nearest(lacks[0], keys, 'column')} Convert it, or name a folder of Minari or "
             "LeRobot"
         )
+    masked = "masks" in keys or "rewards" not in keys
+    unclear = "masks" if alone else "dones" if masked else None  # no layout says what it means there
+    known = [k for k in (*COLUMNS, *MORE) if k in keys and k != unclear]
+    if unread := [k for k in keys if k not in known and k.split("/")[0] not in ASIDE]:
+        warnings.warn(
+            f"{path.name} stores {', '.join(unread)}, which {'is' if len(unread) == 1 else 'are'} not read: what tells "
+            "of true ends is stored as terminals, of time limits as timeouts",
+            stacklevel=5,
+        )
+    return known
 
 
 def _ends(path: Path, columns: dict[str, np.ndarray], won: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -181,17 +197,42 @@ def _ends(path: Path, columns: dict[str, np.ndarray], won: Any) -> tuple[np.ndar
             raise BadSignal(f"{what} of {path} are {value.dtype}, not numbers: convert them")
     if n == 0:
         raise BadSignal(f"{path} holds no row")
-    told = {k: flags(name, k, columns[k], n) for k in ("terminals", "timeouts", "dones") if k in columns}
-    cut = told.get("timeouts")
+    told = {k: flags(name, k, columns[k], n) for k in ENDS if k in columns}
     if "terminals" not in told:
-        return told["dones"] & ~told["timeouts"], cut
+        ended = told["dones"] & ~next(told[k] for k in LIMITS if k in told)
+        return ended, _cut(path, told, ended)
+    ended = told["terminals"]
+    cut = _cut(path, told, ended)
     if "masks" in columns:
-        ended = ~flags(name, "masks", columns["masks"], n)
+        true = ~flags(name, "masks", columns["masks"], n)
     elif "rewards" not in columns:
-        ended = np.zeros(n, bool)
+        true = np.zeros(n, bool)
     else:
-        return told["terminals"], cut
-    return ended, told["terminals"] if cut is None else told["terminals"] | cut
+        return ended, cut
+    return true, ended if cut is None else ended | cut
+
+
+def _cut(path: Path, told: dict[str, np.ndarray], ended: np.ndarray) -> np.ndarray | None:
+    """Time limits [N], of the columns that are ``told``, where no episode ``ended``; None if nothing tells of them.
+    Raise BadSignal if two columns contradict each other."""
+    limits = {k: told[k] & ~ended for k in (*LIMITS, *LASTS) if k in told}
+    over = told.get("dones", ended)
+    if (wrong := ended & ~over).any():
+        raise BadSignal(
+            f"row {int(wrong.argmax())} of terminals of {path} is 1 and of dones 0: store terminals (true ends) and "
+            "timeouts, and no dones"
+        )
+    more = over & ~ended
+    cut = next(iter(limits.values()), more if more.any() else None)  # true ends again tell of no limits
+    if cut is None:
+        return None
+    for k, v in {**limits, "dones": more | cut}.items():  # dones may leave limits out, and tell of no others
+        if (differ := (v != cut)[:-1]).any():  # the last row is the last of its episode anyway
+            raise BadSignal(
+                f"{next(iter(limits))} and {k} of {path} tell of different time limits, first in row "
+                f"{int(differ.argmax())}: store the right ones as timeouts, alone"
+            )
+    return cut
 
 
 def write(path: str | Path, data: Recording) -> Path:

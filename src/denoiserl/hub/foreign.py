@@ -50,7 +50,7 @@ def hdf5(file: Any) -> str | None:
         return MANISKILL
     if "action" in keys and "observations" in keys and hasattr(file["observations"], "keys"):
         return ALOHA
-    if any(str(k).startswith("episode_") for k in keys):
+    if any(str(k).startswith("episode_") and str(k)[8:].isdigit() for k in keys):
         return "the data of a Minari data set without its metadata.json: copy that too, beside it"
     return None
 

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from denoiserl.data.collect import Recording, numbers, whole
 from denoiserl.data.demos import Demos
 from denoiserl.data.ends import inside
 from denoiserl.errors import BadRun, BadSignal, nearest, need
-from denoiserl.hub.numbers import check
+from denoiserl.hub.numbers import check, spell
 from denoiserl.tree import first, leaves, tree_map
 
 FILE, METADATA = "main_data.hdf5", "metadata.json"
@@ -38,6 +39,9 @@ VERSION = "0.5.0"
 SMALLEST = 32
 """arrays of bytes that are smaller are no pictures to Minari"""
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
+WON = ("success", "is_success")
+SPELT = {"true": True, "1": True, "false": False, "0": False, "none": False}
+"""success in words, and what it says of a tick"""
 Outside = Literal["refuse", "clip"]
 
 
@@ -54,8 +58,9 @@ def recording(
     """A dataset's episodes: its folder, the ``data`` in it, or the HDF5 file.
 
     ``without``: episodes to leave out. ``outside``: actions beyond the action space are refused, or clipped to it.
-    ``parts``: of dict observations, the parts to keep (default: all). Success is what ``infos`` says, in any tick. Bad
-    episodes are refused by number and row: see ``data.collect.whole``. Raises BadRun, BadSignal.
+    ``parts``: of dict observations, the parts to keep (default: all). Success is what ``infos`` says, in any tick;
+    where it does not say so of every episode, none is read, with a warning. Bad episodes are refused by number and row:
+    see ``data.collect.whole``. Raises BadRun, BadSignal.
     """
     if outside not in ("refuse", "clip"):
         raise BadSignal(nearest(outside, ("refuse", "clip"), "way with actions outside the action space"))
@@ -68,7 +73,7 @@ def recording(
         raise BadSignal(f"the action space of {name} tells no low and high in {METADATA}: copy the dataset again")
     low, high = (None, None) if acts is None else (np.asarray(acts[k], np.float64).ravel() for k in ("low", "high"))
     arrow = metadata.get("data_format") == "arrow"
-    episodes, success, rewards, last, over, known = [], [], [], [], [], []
+    episodes, success, rewards, last, over, known = [], {}, [], [], [], []
     for i, raw in (_arrow if arrow else _hdf5)(folder, metadata, name):
         known.append(i)
         if i in without:
@@ -97,7 +102,7 @@ def recording(
         episodes.append((tree_map(lambda v: numbers(v[:-1]), observations), numbers(actions)))
         last.append(tree_map(lambda v: numbers(v[-1]), observations))
         rewards.append(torch.from_numpy(gains.astype(np.float32)))
-        success.append(_success(raw.get("infos")))
+        success[i] = _success(raw.get("infos"))
         over.append(bool(ended[-1]))
     check(name, without, known)
     if not episodes:
@@ -105,7 +110,16 @@ def recording(
     widths = {tuple(tuple(v.shape[1:]) for v in leaves(e)) for e in episodes}
     if len(widths) > 1:
         raise BadSignal(f"the episodes of {name} have observations or actions of different shapes: {sorted(widths)}")
-    told = [bool(s) for s in success] if all(s is not None for s in success) else None
+    mute = {i: said for i, said in success.items() if isinstance(said, str)}
+    told = None if mute else [bool(s) for s in success.values()]
+    if any(mute.values()) or 0 < len(mute) < len(success):
+        i = max(mute, key=lambda i: bool(mute[i]))  # the first of those that hold something
+        less = f", or leave out {spell(mute)}" if len(mute) < len(success) else ""
+        warnings.warn(
+            f"infos of episode {i} of {name} hold {mute[i] or 'no success'} ({len(mute)} of {len(success)} episodes do "
+            f"not tell it), so success is read of none: store infos/success as booleans in all{less}",
+            stacklevel=3,
+        )
     demos = Demos.of(episodes, told, [float(r.sum()) for r in rewards], name)
     d = demos.actions.shape[1]
     box = [torch.as_tensor(v, dtype=torch.float32) for v in (low, high)] if low is not None else _free(d)
@@ -283,11 +297,21 @@ def _picture(space: Any) -> bool:
     return min(space["shape"][:2]) >= SMALLEST and np.max(space["high"]) == 255 and np.min(space["low"]) == 0
 
 
-def _success(infos: Any) -> bool | None:
-    for key in ("success", "is_success"):
-        if isinstance(infos, dict) and key in infos and getattr(infos[key], "dtype", np.dtype("O")).kind in "biuf":
-            return bool(np.nan_to_num(np.asarray(infos[key], np.float64)).any())
-    return None
+def _success(infos: Any) -> bool | str:
+    """Whether any tick succeeded; else what ``infos`` hold that does not tell it, "" for nothing."""
+    said = ""
+    for key in WON:
+        if not isinstance(infos, dict) or key not in infos:
+            continue
+        value = np.asarray(infos[key])
+        if value.dtype.kind in "biuf":
+            return bool(np.nan_to_num(value.astype(np.float64)).any())
+        words = {w.decode(errors="replace") if isinstance(w, bytes) else str(w) for w in value.ravel().tolist()}
+        if strange := sorted(w for w in words if w.lower() not in SPELT):
+            said = said or f"{key} {strange[0][:20]!r}, neither True nor False"
+        else:
+            return any(SPELT[w.lower()] for w in words)
+    return said
 
 
 def write(path: str | Path, recorded: Recording, dataset: str = "denoiserl/recorded-v0") -> Path:
