@@ -62,6 +62,13 @@ def setting(side: str, name: str, **more: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, f"{side}.json", change)
 
 
+def beside(side: str, name: str, **more: Any) -> Callable[[Path], None]:
+    def change(told: dict) -> None:
+        next(s for s in told["steps"] if s["registry_name"] == name).update(more)
+
+    return lambda folder: edit(folder, f"{side}.json", change)
+
+
 def config(**more: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, "config.json", lambda told: told.update(more))
 
@@ -84,6 +91,11 @@ SAID = [
     (add_step(BEFORE, registry_name="relative_actions_processor", config={"enabled": True}), "relative_actions_proc"),
     (add_step(AFTER, registry_name="absolute_actions_processor"), "absolute_actions_processor"),
     (add_step(AFTER, **{"class": "mine.Delta", "config": {}}), "mine.Delta"),
+    (add_step(AFTER, **{"class": "mine.Lag", "config": {"enabled": False}}), "mine.Lag"),
+    (setting(BEFORE, "normalizer_processor", enabled=False), "normalizer_processor .* says enabled=False"),
+    (beside(BEFORE, "normalizer_processor", enabled=False), "no key of the step normalizer_processor .* 'enabled'"),
+    (beside(AFTER, "unnormalizer_processor", statefile="a"), "'statefile'. Did you mean 'state_file'"),
+    (lambda f: edit(f, f"{BEFORE}.json", lambda told: told.update(action_offset=[1, 2])), "action_offset="),
     (setting(BEFORE, "rename_observations_processor", rename_map={"a": "observation.state"}), "rename_map="),
     (setting(BEFORE, "normalizer_processor", normalize_observation_keys=["a"]), "normalize_observation_keys"),
     (setting(BEFORE, "device_processor", float_dtype="bfloat16"), "float_dtype='bfloat16'"),
@@ -101,6 +113,15 @@ def test_what_may_change_actions_and_is_not_read_is_refused_by_name(change: Any,
     folder = copied("states", tmp_path / "checkpoint")
     change(folder)
     with pytest.raises(BadRun, match=said):
+        diffusion_policy(folder)
+
+
+@pytest.mark.parametrize(("name", "scaled"), [("states", False), ("ddim", True)])
+def test_a_film_that_config_json_does_not_describe_is_refused_by_its_key(
+    name: str, scaled: bool, tmp_path: Path
+) -> None:
+    folder = copied(name, tmp_path / "checkpoint", use_film_scale_modulation=scaled)
+    with pytest.raises(BadRun, match=f"cond_encoder.1.weight has .* use_film_scale_modulation={scaled}, asks for"):
         diffusion_policy(folder)
 
 

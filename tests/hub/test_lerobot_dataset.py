@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -200,4 +201,116 @@ def test_an_end_inside_an_episode_is_told(tmp_path: Path) -> None:
     _, folder = numbered(tmp_path / "ends")
     rewrite(folder, lambda t: put(t, "next.done", [i == 4 or d for i, d in enumerate(t["next.done"].to_pylist())]))
     with pytest.warns(UserWarning, match="episode 1 of ends terminated in row 1 and goes on to row 3"):
+        lerobot.read(folder)
+
+
+def with_feature(folder: Path, name: str, dtype: str, values: list[Any] | None, shape: tuple[int, ...] = (1,)) -> Path:
+    """Eight episodes with one more feature; without ``values``, it lies outside the rows."""
+    numbered(folder)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"][name] = {"dtype": dtype, "shape": list(shape), "names": None}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    if values is not None:
+        rewrite(folder, lambda t: t.append_column(name, pa.array(values)))
+    return folder
+
+
+def picture(value: int = 0, size: int = 8) -> dict[str, Any]:
+    image, held = pytest.importorskip("PIL.Image"), io.BytesIO()
+    image.new("RGB", (size, size), (value, 0, 0)).save(held, "PNG")
+    return {"bytes": held.getvalue(), "path": None}
+
+
+def test_a_camera_of_another_name_is_not_lost(tmp_path: Path) -> None:
+    film = with_feature(tmp_path / "film", "camera.wrist", "video", None, (8, 8, 3))
+    with pytest.raises(BadSignal, match=r"camera.wrist of film lies in videos.*--parts observation.state"):
+        lerobot.read(film)
+    assert lerobot.read(film, parts=["observation.state"]).observations.shape == (34, 2)
+    rows = with_feature(tmp_path / "rows", "image", "image", [picture(k) for k in range(34)], (8, 8, 3))
+    assert lerobot.read(rows).observations["image"][:, 0, 0, 0].tolist() == list(range(34))
+    assert lerobot.read(rows, parts=["image"]).observations.shape == (34, 8, 8, 3)
+    later = with_feature(tmp_path / "later", "next.image", "image", [picture()] * 34, (8, 8, 3))
+    with pytest.warns(UserWarning, match="later also holds next.image, not read here"):
+        assert isinstance(lerobot.read(later).observations, torch.Tensor), "what follows is no observation"
+
+
+@pytest.mark.parametrize("name", ["environment_state", "action.gripper", "subtask_index", "language_instruction"])
+def test_features_left_over_are_told_by_name(tmp_path: Path, name: str) -> None:
+    kinds = {"subtask_index": ("int64", [1] * 34), "language_instruction": ("string", ["go"] * 34)}
+    folder = with_feature(tmp_path / "more", name, *kinds.get(name, ("float32", [float(k) for k in range(34)])))
+    with pytest.warns(UserWarning, match=rf"more also holds {name}, not read here.*--parts"):
+        assert lerobot.read(folder).observations.shape == (34, 2)
+
+
+def test_a_feature_left_over_may_be_chosen(tmp_path: Path) -> None:
+    folder = with_feature(tmp_path / "more", "environment_state", "float32", [float(k) for k in range(34)])
+    seen = lerobot.read(folder, parts=["observation.state", "environment_state"]).observations
+    assert seen["environment_state"][:, 0].tolist() == list(range(34))
+    with pytest.raises(BadSignal, match=r"no observation in more 'next.done'"):
+        lerobot.read(folder, parts=["next.done"])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "words"),
+    [
+        ("language_instruction", "string", ["open", "close", "go"]),
+        ("annotation.human.action.task_description", "int64", [0, 4, 7]),
+        ("subtask_index", "int64", [0, 1, 2]),
+    ],
+)
+def test_several_tasks_are_told_whatever_column_tells_them(tmp_path: Path, name: str, dtype: str, words: list) -> None:
+    owner = parquet.read_table(numbered(tmp_path / "plain")[1] / ROWS)["episode_index"].to_pylist()
+    folder = with_feature(tmp_path / "tasks", name, dtype, [words[i % 3] for i in owner])
+    with pytest.warns(UserWarning, match=rf"tasks holds 3 tasks, and their words \({name}\) are not read") as said:
+        lerobot.read(folder)
+    assert len(said) == 1, "a column is told of once"
+    with pytest.warns(UserWarning, match=f"also holds {name}"):
+        lerobot.read(folder, without=(1, 2, 4, 5, 7))
+
+
+@pytest.mark.parametrize("word", ["terminated", "truncated"])
+def test_ends_of_other_names_inside_an_episode_are_told(tmp_path: Path, word: str) -> None:
+    folder = with_feature(tmp_path / "ends", f"next.{word}", "bool", [k == 4 for k in range(34)])
+    with pytest.warns(UserWarning, match=f"episode 1 of ends {word} in row 1 and goes on to row 3"):
+        lerobot.read(folder)
+
+
+def test_true_ends_and_time_limits_are_followed(tmp_path: Path) -> None:
+    ours, plain = numbered(tmp_path / "plain")
+    assert lerobot.recording(plain).terminated is None, "every episode is done in its last row"
+    last = torch.zeros(34, dtype=torch.bool)
+    last[ours.ends - 1] = True
+    some = last & (torch.arange(34) < 18)
+    ended = [True] * 4 + [False] * 4
+    folder = with_feature(tmp_path / "ended", "next.terminated", "bool", some.tolist())
+    assert lerobot.recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
+    assert lerobot.recording(folder, without=(0, 7)).terminated.tolist() == ended[1:-1]  # type: ignore[union-attr]
+    folder = with_feature(tmp_path / "limits", "next.truncated", "bool", (last & ~some).tolist())
+    assert lerobot.recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
+    rewrite(folder, lambda t: put(t, "next.done", [False] * 34))
+    assert lerobot.recording(folder).terminated is None, "nothing tells how the first ended"
+    rewrite(folder, lambda t: put(t, "next.truncated", last.tolist()))
+    assert lerobot.recording(folder).terminated.tolist() == [False] * 8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ({"bytes": None, "path": "images/x.png"}, r"no picture \(its path: images/x.png\)"),
+        ({"bytes": b"no png", "path": None}, "no readable picture"),
+        (None, "no picture"),
+    ],
+)
+def test_cells_without_a_picture_are_refused_by_row(tmp_path: Path, cell: Any, said: str) -> None:
+    cells = [picture(), picture(), picture(), picture(), cell, *[picture()] * 29]
+    folder = with_feature(tmp_path / "eyes", "observation.eye", "image", cells, (8, 8, 3))
+    with pytest.raises(BadSignal, match=rf"row 1 of observation.eye of episode 1 of eyes holds {said}.*--parts"):
+        lerobot.read(folder)
+    assert lerobot.read(folder, parts=["observation.state"]).observations.shape == (34, 2)
+
+
+def test_pictures_of_two_sizes_are_refused_by_row(tmp_path: Path) -> None:
+    cells = [picture(), picture(size=4), *[picture()] * 32]
+    folder = with_feature(tmp_path / "eyes", "observation.eye", "image", cells, (8, 8, 3))
+    with pytest.raises(BadSignal, match=r"observation.eye of episode 0 of eyes are .8, 8, 3., and .4, 4, 3. in row 1"):
         lerobot.read(folder)

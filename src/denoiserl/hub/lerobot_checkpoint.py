@@ -47,7 +47,11 @@ STEPS = {
     UNNORMALIZE: ("eps", "features", "norm_map"),
 }  # fmt: skip
 """steps of processors whose meaning is known, and those of their settings that are"""
-DEFAULTS = {"float_dtype": "float32"}
+KEYS = ("registry_name", "class", "config", "state_file")
+"""what LeRobot writes and reads of a step"""
+SWITCHED = ("relative_actions_processor", "absolute_actions_processor")
+"""steps that do nothing where their config says enabled=false; LeRobot's others have no such setting"""
+DEFAULTS = {"float_dtype": "float32", "enabled": True}
 """settings whose neutral value is not empty"""
 BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
 
@@ -103,8 +107,8 @@ def read_config(folder: Path) -> Config:
 def _known(said: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     """Raise BadRun if ``said`` holds a key that is not known and not neutral."""
     for key, value in said.items():
-        empty = value is None or value is False or value in ("", [], {})
-        neutral = empty or (key in DEFAULTS and value == DEFAULTS[key])
+        empty = value is False or value in ("", [], {})
+        neutral = value is None or (value == DEFAULTS[key] if key in DEFAULTS else empty)
         if key not in known and not neutral:
             raise BadRun(
                 f"{where} says {key}={value!r}, which is not read here and may change what the policy sees or does: "
@@ -181,14 +185,23 @@ def read_norms(folder: Path, config: Config, weights: dict[str, Tensor]) -> tupl
 def _said(folder: Path, name: str, step: str, modes: dict[str, str]) -> Norms:
     """Return what a processor's only normaliser says. Raise BadRun if it disagrees with config.json."""
     path, found = folder / name, []
-    for each in read_json(path).get("steps", []):
+    told = read_json(path)
+    _known(told, ("name", "steps"), str(path))
+    for each in told.get("steps", []):
         kind, said = each.get("registry_name") or each.get("class"), each.get("config") or {}
-        if kind not in STEPS and said.get("enabled") is not False:
+        if unknown := sorted(each.keys() - set(KEYS)):
+            raise BadRun(
+                f"{nearest(unknown[0], KEYS, f'key of the step {kind} of {path}')} Remove it from the file if it "
+                "changes nothing, or copy the file as LeRobot wrote it"
+            )
+        if kind in SWITCHED and said.get("enabled") is False:
+            continue
+        if kind not in STEPS:
             raise BadRun(
                 f"{path} has the step {kind!r}, which is not read here and may change what the policy sees or does: "
                 "retrain without it, or remove it from the file if it changes nothing"
             )
-        _known(said, STEPS.get(kind, tuple(said)), f"the step {kind} of {path}")
+        _known(said, STEPS[kind], f"the step {kind} of {path}")
         if kind in (NORMALIZE, UNNORMALIZE):
             found.append((kind, said, each.get("state_file")))
     if [kind for kind, *_ in found] != [step]:

@@ -4,10 +4,10 @@
     meta/episodes/*/*.parquet       length and place of every episode       (2.1: meta/episodes.jsonl)
     data/*/*.parquet                one row a frame: features, episode_index, frame_index, index, ...
 
-``read`` gives ``Demos``, ``recording`` what else is known, ``write`` makes version 3.0. Pictures that are stored in the
-rows are read with pillow. Cameras in videos are refused unless ``parts`` leaves them out, for a policy must not be
-blind without a word. What a robot is told to do is not read, and several tasks are warned of. Needs pyarrow
-(``pip install 'denoiserl[data]'``).
+``read`` gives ``Demos``, ``recording`` what else is known, ``write`` makes version 3.0. Cameras have any name, as in
+LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless ``parts`` leaves
+them out, for a policy must not be blind without a word. What a robot is told to do is not read: several tasks are
+warned of, and so are all other features that are left over. Needs pyarrow (``pip install 'denoiserl[data]'``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ from denoiserl.tree import tree_map
 PREFIX, STATE, ACTION = "observation.", "observation.state", "action"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 PLACE = "chunk-000/file-000.parquet"
-BOOKKEEPING = {
-    "timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"
-}  # fmt: skip
-KINDS = {"next.reward": np.float32, "next.success": bool, "next.done": bool}
+BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+KINDS = {"next.reward": np.float32, **{f"next.{c}": bool for c in ("success", "done", "terminated", "truncated")}}
+USED = {ACTION, *BOOKKEEPING, *KINDS}
+TASK = ("task", "instruction", "language", "prompt")
+"""words in the names of columns that say what a robot is told to do"""
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
@@ -54,16 +56,17 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
 
     ``without``: episodes to leave out, by the number that the rows give them. ``parts``: the observations to keep
     (default: all; refused where cameras lie in videos); one alone is a tensor [N, ...], several are a dict by name.
-    ``next.reward`` and ``next.success`` are read where they are; the format knows neither the last observation nor the
-    box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
+    A part may also be a feature of another name, which is told and not read otherwise. ``next.reward``,
+    ``next.success`` and how episodes ended are read where they are; the format knows neither the last observation nor
+    the box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
     ``data.collect.whole``. Raises BadRun, BadSignal.
     """
     folder, without = Path(folder), frozenset(without)
     info = _info(folder)
     features, name = info["features"], folder.name
     parts = _parts(features, parts, name)
-    more = [c for c in ("next.reward", "next.success", "next.done") if c in features]
-    table = _table(folder, [*parts, ACTION, *more])
+    more, tasks = [c for c in KINDS if c in features], _tasks_named(features, parts)
+    table = _table(folder, [*parts, ACTION, *more], tasks)
     owner = np.asarray(table["episode_index"])
     if len(owner) == 0:
         raise BadSignal(f"{name} holds no row")
@@ -74,7 +77,7 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
         raise BadSignal(f"the rows of episode {i} of {name} are not one after another: sort the rows by their index")
     counts = dict(zip(found, np.diff(begin, append=len(owner)).tolist(), strict=True))
     missing = _promised(folder, info, counts, without)
-    episodes, success, rewards = [], [], []
+    episodes, success, rewards, over = [], [], [], []
     for i, low, high in zip(found, begin.tolist(), [*begin[1:].tolist(), len(owner)], strict=True):
         if i in without:
             continue
@@ -87,8 +90,12 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
         actions = _column(rows[ACTION], features[ACTION], f"{ACTION} of episode {i} of {name}")
         told = {c: column(rows[c].to_numpy(), k, c, f"episode {i} of {name}") for c, k in KINDS.items() if c in more}
         whole(name, i, observations, actions, **told)
-        if "next.done" in told:
-            inside(name, i, told["next.done"], refuse=False)
+        never = np.zeros(len(frames), bool)
+        done, ended, cut = (told.get(f"next.{c}", never) for c in ("done", "terminated", "truncated"))
+        inside(name, i, ended | done & ~cut, cut, refuse=False)
+        way = ended if "next.terminated" in told else done & ~cut  # done alone is in every last row, and tells no way
+        known = "next.terminated" in told or cut[-1] or ("next.truncated" in told and done[-1])
+        over.append(bool(way[-1]) if known else None)
         seen = tree_map(numbers, observations)
         episodes.append((seen[parts[0]] if len(parts) == 1 else seen, numbers(actions)))
         rewards += [numbers(told["next.reward"])] if "next.reward" in told else []
@@ -97,10 +104,12 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
         raise BadSignal(f"episode {i} of {name} is empty: leave it out with without=({i},)")
     if not episodes:
         raise BadSignal(f"{name} holds no episode")
-    _tasks_told(table, folder, without)
+    kept = ~np.isin(owner, list(without))
+    _left_over(name, features, parts, {c: table[c].to_numpy()[kept] for c in tasks if c in table.column_names})
     returns = [float(r.sum()) for r in rewards] if rewards else None
     demos = Demos.of(episodes, success or None, returns, name)
-    return Recording.of(demos, torch.cat(rewards) if rewards else None)
+    made = Recording.of(demos, torch.cat(rewards) if rewards else None)
+    return made if None in over else replace(made, terminated=torch.tensor(over))
 
 
 def _promised(folder: Path, info: dict[str, Any], found: dict[int, int], without: Collection[int]) -> list[int]:
@@ -145,18 +154,32 @@ def _lengths(folder: Path) -> dict[int, int]:
     return {int(row["episode_index"]): int(row["length"]) for row in told}
 
 
-def _tasks_told(table: Any, folder: Path, without: Collection[int]) -> None:
-    """Warn where what the robot is told differs, for nothing of it is learned from."""
-    if "task_index" not in table.column_names:
-        return
-    kept = ~np.isin(np.asarray(table["episode_index"]), list(without))
-    tasks = np.unique(np.asarray(table["task_index"])[kept])
-    if len(tasks) > 1:
+def _tasks_named(features: dict[str, Any], parts: Sequence[str]) -> list[str]:
+    """Return the columns, beside ``parts``, that tell by words or numbers what the robot is to do."""
+    told = {k for k, f in features.items() if str(f["dtype"]).startswith(("string", "language", "int", "uint"))}
+    named = [k for k in features if k in told and k not in parts and any(word in k.lower() for word in TASK)]
+    return list(dict.fromkeys(["task_index", *named]))
+
+
+def _left_over(name: str, features: dict[str, Any], parts: Sequence[str], tasks: dict[str, np.ndarray]) -> None:
+    """Warn where what the robot is told differs, for nothing of it is learned from, and of features not read."""
+    counts = {k: len(set(map(str, v)) if v.dtype == object else np.unique(v)) for k, v in tasks.items()}
+    if several := {k: n for k, n in counts.items() if n > 1}:
+        where = ", ".join("meta/tasks" if k == "task_index" else k for k in several)
         warnings.warn(
-            f"{folder.name} holds {len(tasks)} tasks, and their words (meta/tasks) are not read: a policy is not told "
+            f"{name} holds {max(several.values())} tasks, and their words ({where}) are not read: a policy is not told "
             "which one it is at. Leave the episodes of others out, or add the task to the observations",
             stacklevel=3,
         )
+    known = {*USED, *parts, *several}
+    if left := ", ".join(k for k, f in features.items() if k not in known and not _observed_there(k, f)):
+        said = "a policy learns nothing of that. Numbers that it should see, name among the parts= (--parts)"
+        warnings.warn(f"{name} also holds {left}, not read here: {said}", stacklevel=3)
+
+
+def _observed_there(name: str, feature: dict[str, Any]) -> bool:
+    """Return whether a feature is an observation: to LeRobot, a camera of any name is."""
+    return name.startswith(PREFIX) or (feature["dtype"] in ("image", "video") and not name.startswith("next."))
 
 
 def _info(folder: Path) -> dict[str, Any]:
@@ -183,10 +206,10 @@ def _info(folder: Path) -> dict[str, Any]:
 
 
 def _parts(features: dict[str, Any], parts: Sequence[str] | None, name: str) -> list[str]:
-    known = [k for k in features if k.startswith(PREFIX)]
+    known = [k for k, feature in features.items() if _observed_there(k, feature)]
     for part in parts or ():
-        if part not in known:
-            raise BadSignal(nearest(part, known, f"observation in {name}"))
+        if part not in features or part in USED:
+            raise BadSignal(nearest(part, features.keys() - USED, f"observation in {name}"))
     films = [k for k in parts or known if features[k]["dtype"] == "video"]
     if films:
         left = [k for k in parts or known if k not in films]
@@ -195,13 +218,13 @@ def _parts(features: dict[str, Any], parts: Sequence[str] | None, name: str) -> 
             f"{', '.join(films)} of {name} {'lie' if len(films) > 1 else 'lies'} in videos, which are not read here: "
             f"convert them to pictures with LeRobot, or, {how}"
         )
-    if not known:
+    if not (parts or known):
         raise BadSignal(f"{name} has no observation: its features are {', '.join(sorted(features))}")
     return list(parts or known)
 
 
-def _table(folder: Path, columns: list[str]) -> Any:
-    """All rows in order of their index."""
+def _table(folder: Path, columns: list[str], perhaps: list[str]) -> Any:
+    """All rows in order of their index; the columns ``perhaps`` where they are."""
     parquet, pa = need("pyarrow.parquet", "data"), need("pyarrow", "data")
     paths = sorted((folder / "data").glob("*/*.parquet"))
     if not paths:
@@ -213,7 +236,7 @@ def _table(folder: Path, columns: list[str]) -> Any:
             for column in wanted:
                 if column not in file.schema_arrow.names:
                     raise BadSignal(f"{path} has no column {column!r}, which meta/info.json promises")
-            more = [c for c in ("task_index",) if c in file.schema_arrow.names]
+            more = [c for c in perhaps if c in file.schema_arrow.names]
             tables.append(file.read(columns=[*wanted, *more]))
         except (pa.ArrowInvalid, OSError) as error:
             raise BadRun(f"{path} cannot be read as Parquet ({error}): copy the dataset again") from None
@@ -224,9 +247,8 @@ def _table(folder: Path, columns: list[str]) -> Any:
 def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
     """A column as [L, ...]; pictures [L, H, W, C]."""
     if feature["dtype"] == "image":
-        image = need("PIL.Image", "demo")
-        return np.stack([np.asarray(image.open(io.BytesIO(cell["bytes"]))) for cell in column.to_pylist()])
-    if feature["dtype"] == "string":
+        return _pictures(column.to_pylist(), what)
+    if feature["dtype"] in ("string", "language"):
         raise BadSignal(f"{what} are words, not numbers: choose the parts to keep with parts= (--parts)")
     values = column.to_numpy()
     if values.dtype == object:
@@ -238,6 +260,24 @@ def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
     if values.size != len(values) * math.prod(feature["shape"]):
         raise BadSignal(f"rows of {what} are {list(values.shape[1:])}, and meta/info.json says {feature['shape']}")
     return values.reshape(len(values), *feature["shape"])
+
+
+def _pictures(cells: list[Any], what: str) -> np.ndarray:
+    """Return stored pictures as [L, H, W, C]. Raise BadSignal, with the row, for a cell that holds none."""
+    image, found = need("PIL.Image", "demo"), []
+    for row, cell in enumerate(cells):
+        cell = cell if isinstance(cell, dict) else {"bytes": cell}
+        try:
+            found.append(np.asarray(image.open(io.BytesIO(cell["bytes"]))))
+        except (KeyError, OSError, SyntaxError, TypeError, ValueError):
+            said = "no readable picture" if cell.get("bytes") else f"no picture (its path: {cell.get('path')})"
+            how = "store pictures in the rows with LeRobot, or leave them out with parts= (--parts)"
+            raise BadSignal(f"row {row} of {what} holds {said}: {how}") from None
+        if found[row].shape != found[0].shape:
+            raise BadSignal(
+                f"pictures of {what} are {found[0].shape}, and {found[row].shape} in row {row}: use one size"
+            )
+    return np.stack(found)
 
 
 def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str = "", robot: str = "unknown") -> Path:
@@ -280,20 +320,10 @@ def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str =
     rows = []
     for i, (low, high) in enumerate(zip(begin, demos.ends.tolist(), strict=True)):
         own = {k: _statistics(v[low:high]) for k, v in columns.items()}
-        rows.append(
-            {
-                "episode_index": i,
-                "tasks": [task],
-                "length": high - low,
-                "dataset_from_index": low,
-                "dataset_to_index": high,
-                "data/chunk_index": 0,
-                "data/file_index": 0,
-                "meta/episodes/chunk_index": 0,
-                "meta/episodes/file_index": 0,
-                **{f"stats/{k}/{s}": v for k, told in own.items() for s, v in told.items()},
-            }
-        )
+        place = {f"{part}/{what}_index": 0 for part in ("data", "meta/episodes") for what in ("chunk", "file")}
+        stats = {f"stats/{k}/{s}": v for k, told in own.items() for s, v in told.items()}
+        reach = {"length": high - low, "dataset_from_index": low, "dataset_to_index": high}
+        rows.append({"episode_index": i, "tasks": [task], **reach, **place, **stats})
     parquet.write_table(pa.Table.from_pylist(rows), new / "meta" / "episodes" / PLACE)
     parquet.write_table(_tasks(pa, task), new / "meta" / "tasks.parquet")
     stats = {k: _statistics(v) for k, v in columns.items()}

@@ -164,6 +164,14 @@ def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> dict[str, Tensor
             if given.shape != place.shape:
                 raise BadRun(f"{source}.{end} is {list(given.shape)} and config.json asks for {list(place.shape)}")
             ours[f"{target}.{end}"] = given
+    for name, width in zip(films, net.unet.films, strict=True):
+        want = width if scaled else width // 2
+        for key in (f"{name}.weight", f"{name}.bias"):
+            if (rows := len(weights[key])) != want:
+                raise BadRun(
+                    f"{key} has {rows} rows and config.json, which says use_film_scale_modulation={scaled}, asks for "
+                    f"{want}: copy the checkpoint's own config.json, or say {not scaled} if it was trained so"
+                )
     pairs = [_film(weights[f"{name}.weight"], weights[f"{name}.bias"], scaled) for name in films]
     w, b = (torch.cat(part) for part in zip(*pairs, strict=True))
     features = ours["unet.time.film.weight"].shape[1]
