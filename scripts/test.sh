@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Lint, types, documentation, then the tests: everything runs even if something before it failed; the tests come last.
-#   scripts/test.sh [pytest arguments]     WORKERS=4 for more processes than two
+#   scripts/test.sh [pytest arguments]     WORKERS=4 for more processes
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bin=$PWD/.venv/bin
-# One thread a worker: two torch processes with two threads each on two cores are up to 90 times slower.
+# Two threads in all: two torch processes with two threads each on two cores are up to 90 times slower.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OPENBLAS_NUM_THREADS=1
+workers=${WORKERS:-$((OMP_NUM_THREADS > 1 ? 1 : 2))}
 export MKL_NUM_THREADS=$OMP_NUM_THREADS
 
 failed=()
@@ -24,7 +25,7 @@ check format "$bin/ruff" format --check .
 check types "$bin/pyright"
 check docs scripts/docs.sh
 
-"$bin/python" -m pytest -n "${WORKERS:-2}" --dist worksteal --timeout 300 "$@" </dev/null || failed+=(tests)
+"$bin/python" -m pytest -n "$workers" --dist worksteal --timeout 300 "$@" </dev/null || failed+=(tests)
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}" >&2
     exit 1
