@@ -68,6 +68,16 @@ def judged(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
+def test_eval_keeps_what_is_said_of_a_policy_in_other_units(here: Path, capsys: pytest.CaptureFixture[str]):
+    rows = torch.linspace(-1, 1, 40)[:, None]
+    data = Demos(rows.expand(-1, 2), 50 * (rows + 1), torch.tensor([20, 40]))
+    _kinds.gaussian(_robot.Base(chunk=1, width=8), data, 0).save(here / "percent")
+    said = judged(capsys, "percent", "--env", "worlds_of_mine.py:World", "--out", "out")
+    told = "the actions that the policy can take lie outside the box of World of actions: dimension 0 runs from 0"
+    assert said.count(told) == 1 and (here / "out/eval.json").read_text().count(told) == 1
+    assert "can take" not in judged(capsys, "policy", "--env", "worlds_of_mine.py:World", "--out", "fits")
+
+
 def test_eval_says_what_success_means_and_when_it_came(here: Path, capsys: pytest.CaptureFixture[str]):
     said = judged(capsys, "policy", "--env", "worlds_of_mine.py:World", "--out", "out")
     rows = {line.split("  ")[0]: line for line in said.splitlines()}

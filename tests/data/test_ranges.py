@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from denoiserl.data import Demos, Normalizer, Robot, Squash
+from denoiserl.data import Demos, Normalizer, Robot, Running, Squash
 from denoiserl.data.collect import Recording
 from denoiserl.data.logged import transitions
 from denoiserl.data.ranges import compare, share
 from denoiserl.doctor.data import delay, ranges
+from denoiserl.env import Stream, evaluate
+from denoiserl.env.planner import serving, suits
+from denoiserl.env.remarks import Remark, remarks
+from denoiserl.env.units import reach
 from denoiserl.errors import BadRun, BadSignal
+from denoiserl.hub.lerobot import Chunks
+from denoiserl.policy import Policy
 from denoiserl.recipes import _kinds, _robot
 from denoiserl.recipes._given import fits, opened, recorded
 from denoiserl.rng import Rng
@@ -147,6 +153,144 @@ def test_a_policy_that_cannot_say_what_was_done_is_told_of_it() -> None:
     for scale, said in ((30.0, "lie outside actions that the policy can take"), (0.01, "use 1 % of the range")):
         with pytest.warns(UserWarning, match=said):
             fits(policy, replace(demos(), actions=scale * demos().actions))
+
+
+class Meets(gym.Env):
+    """Observes [-1, 1] times ``size``, acts in [-1, 1]; its bounds are told as they are given."""
+
+    def __init__(self, low: Any = -1.0, high: Any = 1.0, bound: Any = np.inf, size: Any = 1.0) -> None:
+        self.observation_space = gym.spaces.Box(-np.full(3, bound, np.float32), np.full(3, bound, np.float32))
+        self.action_space = gym.spaces.Box(np.full(2, low, np.float32), np.full(2, high, np.float32))
+        self.size = size
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.k, self.o = 0, (self.size * self.np_random.uniform(-1, 1, 3)).astype(np.float32)
+        return self.o, {}
+
+    def step(self, action: Any) -> Any:
+        self.k += 1
+        return self.o, float(self.np_random.random()), False, self.k >= 3, {}
+
+
+def imitating(actions: Any = 1.0, seen: Any = 1.0) -> Policy:
+    """A policy fitted to observations and actions in [-1, 1] times these sizes."""
+    u = torch.linspace(-1, 1, 60)
+    data = Demos(
+        torch.as_tensor(seen) * torch.stack([u, u.flip(0), u.roll(20)], 1),
+        torch.as_tensor(actions) * torch.stack([u, u.roll(7)], 1),
+        torch.tensor([30, 60]),
+    )
+    return _kinds.gaussian(_robot.Base(chunk=1, width=8), data, 0)
+
+
+def chunks(policy: Policy, action: Normalizer | None = None) -> Policy:
+    """The policy with LeRobot's codec."""
+    own = policy.codec
+    return replace(policy, codec=Chunks(own.observation, action or own.action, {"observation.state": 3}, 1, 1))
+
+
+def met(policy: Policy, **world: Any) -> list[str]:
+    """What is said of a policy that is given for an environment, and of its evaluation there."""
+    with remarks() as said:
+        suits(policy, Stream(lambda: Meets(**world), 1), "the policy")
+    with remarks() as again:
+        notes = evaluate(serving(policy), lambda: Meets(**world), 6).notes
+    assert list(notes) == again and set(said) <= set(again)
+    return list(notes)
+
+
+@pytest.mark.parametrize("codec", [lambda made: made, chunks])
+def test_a_policy_in_other_units_than_its_environment_is_told_by_dimension(codec: Any) -> None:
+    for size, span in (([1.0, 100.0], "-100 to 100"), ([1.0, 0.01], "-0.01 to 0.01")):
+        (said,) = met(codec(imitating(actions=size)))
+        assert "the actions that the policy can take" in said and "units" in said and "row" not in said
+        assert f"dimension 1 runs from {span} in [-1, 1]" in said and "dimension 0" not in said
+    (said,) = met(codec(imitating(seen=[1.0, 1000.0, 1.0])), bound=2.0)
+    assert "the observations that the policy was fitted to lie outside the box" in said
+    assert "dimension 1 runs from -1000" in said and "dimension 0" not in said
+    (said,) = met(codec(imitating(seen=0.001)), bound=1.0, size=0.001)
+    assert "use 0.1 % of the range of the box" in said
+    (said,) = met(codec(imitating()), size=np.array([1.0, 1.0, 1e4]))
+    assert "the first observations" in said and "outside what the policy was fitted to" in said
+    assert "dimension 2" in said and "dimension 0" not in said
+
+
+def test_a_policy_that_was_made_for_another_box_is_told() -> None:
+    world = Stream(lambda: Meets(0.0, [1.0, 100.0]), 1)
+    made = _kinds.gaussian(_robot.Base(chunk=1, width=8), world, 0)
+    assert isinstance(made.codec, Running)
+    assert not met(made, low=0.0, high=[1.0, 100.0])
+    assert "dimension 1 runs from 0 to 100 in [-1, 1]" in met(made)[0]
+    assert reach(Running.fresh(3)) is None, "a number bounds nothing"
+    squash = _kinds.squashed((1, 2), 3, 8, 1, Squash.box([-1.0, 0.0], [1.0, 512.0]), 0)
+    assert "dimension 1 runs from 0 to 512 in [-1, 1]" in met(squash)[0]
+
+
+@pytest.mark.parametrize("codec", [lambda made: made, chunks])
+def test_a_policy_that_fits_its_environment_is_met_in_silence(codec: Any) -> None:
+    """Somewhat less or more than the box, a part that rests, no box at all, and a rare reset far away."""
+    for size in (1.0, [0.3, 1.15], [0.2, 0.0]):
+        assert not met(
+            codec(imitating(actions=size, seen=[0.3, 1.1, 0.01])), bound=1.0, size=np.array([0.5, 1.0, 0.01])
+        )
+    assert not met(codec(imitating(actions=[1e5, 1e-3])), low=-np.inf, high=np.inf, size=2.5)
+    assert not met(codec(imitating()), bound=np.finfo(np.float32).max)
+    assert not met(codec(imitating(seen=[1.0, 0.0, 1.0])), size=np.array([1.0, 50.0, 1.0]))
+    made = imitating()
+    wide = torch.full((2,), torch.inf)
+    free = Normalizer(torch.zeros(2), torch.full((2,), 50.0), torch.zeros(2, dtype=torch.bool), -wide, wide)
+    assert not met(chunks(made, free))
+    assert not met(replace(made, codec=replace(made.codec, observation=Normalizer.identity(3))), size=100.0)
+
+
+def test_a_given_policy_is_told_of_its_units_before_it_learns(tmp_path: Path) -> None:
+    from denoiserl.train import Keep
+
+    (tmp_path / "world.py").write_text(
+        "import gymnasium, numpy as np\n"
+        "class World(gymnasium.Env):\n"
+        "    observation_space = gymnasium.spaces.Box(-2, 2, (3,), np.float32)\n"
+        "    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return np.zeros(3, np.float32), {}\n"
+        "    def step(self, action):\n"
+        "        return np.zeros(3, np.float32), 0.0, False, True, {}\n"
+    )
+    imitating(actions=[100.0, 1.0]).save(tmp_path / "made")
+    base = _robot.Base(env=f"{tmp_path / 'world.py'}:World", start=str(tmp_path / "made"))
+    with pytest.warns(Remark, match="made can take lie outside the box of World of actions: dimension 0 "):
+        _robot.given(base, Keep())
+
+
+def test_cloning_on_in_other_units_is_told_whatever_the_codec() -> None:
+    u = torch.linspace(-1, 1, 60)
+    data = Demos(torch.stack([u, u.flip(0), u.roll(20)], 1), torch.stack([u, u.roll(7)], 1), torch.tensor([60]))
+    own = imitating()
+    for made in (own, chunks(own)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fits(made, data)
+            fits(made, replace(data, observations=1.5 * data.observations))
+            fits(made, replace(data, observations=0.01 * data.observations))
+        with pytest.warns(UserWarning, match="the actions of the data lie outside .*: dimension 1 runs from -100"):
+            fits(made, replace(data, actions=data.actions * torch.tensor([1.0, 100.0])))
+        with pytest.warns(UserWarning, match="use 1 % of the range of actions that the policy can take: dimension 1"):
+            fits(made, replace(data, actions=data.actions * torch.tensor([1.0, 0.01])))
+        with pytest.warns(UserWarning, match="the observations of the data lie outside what .*: dimension 2 "):
+            fits(made, replace(data, observations=data.observations * torch.tensor([1.0, 1.0, 100.0])))
+    squash, large = Squash.box([-1.0, -1.0], [1.0, 1.0], own.codec.observation), 100 * data.observations
+    with pytest.warns(UserWarning, match="the observations of the data"):
+        fits(replace(own, codec=squash), replace(data, observations=large))
+    pictures = {"image": torch.zeros(60, 8, 8, 3, dtype=torch.uint8), "state": large}
+    with pytest.warns(UserWarning, match="the observations of the data"):
+        fits(own, replace(data, observations=pictures))
+    parts = {"observation.state": data.observations}
+    with pytest.warns(UserWarning, match="the observations of the data"):
+        fits(chunks(own), replace(data, observations={k: 100 * v for k, v in parts.items()}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fits(chunks(own), replace(data, observations=parts))
 
 
 @pytest.mark.parametrize("late", [False, True])

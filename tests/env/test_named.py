@@ -113,7 +113,7 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
         "import numpy as np, gymnasium as gym\n"
         "class Drift(gym.Env):\n"
         "    observation_space = gym.spaces.Box(-10, 10, (7,), np.float32)\n"
-        "    action_space = gym.spaces.Box(-3, 3, (2,), np.float32)\n"
+        "    action_space = gym.spaces.Box(-2, 2, (2,), np.float32)\n"
         "    def view(self):\n"
         "        return np.concatenate([self.place, np.zeros(5)]).astype(np.float32)\n"
         "    def reset(self, *, seed=None, options=None):\n"

@@ -50,8 +50,9 @@ def start(case: str) -> Policy:
     torch.manual_seed(5)
     schedule = linear if case == "flow" else cosine
     process = Diffusion(schedule, ddim(1.0), clip=1.0, weight="noise" if case == "noise" else "velocity")
-    seen, acted = (
-        replace(Normalizer.identity(len(c)), centre=c, scale=s, low=c - s, high=c + s) for c, s in (SEEN, ACTED)
+    seen, acted = (  # observations go far beyond one scale, as standardised ones do
+        replace(Normalizer.identity(len(c)), centre=c, scale=s, low=c - far * s, high=c + far * s)
+        for (c, s), far in ((SEEN, 6.0), (ACTED, 1.0))
     )
     codec = Chunks(seen, acted, {"observation.state": S}, 2, T_A) if case in LATE else Robot(seen, acted, LIMIT)
     net = MLP((H, D), S if case == "flow" else 2 * S, 8, 2, 8)

@@ -19,6 +19,8 @@ NARROW = 0.1
 """the share of a range below which its use is told"""
 TINY = 1e-4
 """the range, relative to its size (or 1), below which a dimension hardly moves"""
+HUGE = 1e30
+"""a bound from which on it is none"""
 SHOWN = 3
 """dimensions that a sentence names"""
 
@@ -65,22 +67,35 @@ def odd(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor 
     return found
 
 
-def judge(rows: Tensor, low: Any, high: Any, name: str, box: str, constant: bool = True) -> tuple[bool, str]:
+def judge(
+    rows: Tensor,
+    low: Any,
+    high: Any,
+    name: str,
+    box: str,
+    constant: bool = True,
+    slack: float = 0.0,
+    ends: bool = False,
+) -> tuple[bool, str]:
     """Return whether ``rows`` [N, d] leave the ``box`` from ``low`` to ``high`` [d], and what is wrong ("": nothing).
 
-    Wrong is a dimension beyond the box where that is finite, or within a tenth of it; one that never changes only if
-    ``constant``.
+    Wrong is a dimension beyond the box where that is finite, by more than ``slack`` of it, or within a tenth of it; one
+    that never changes only if ``constant``. A dimension of NaN is not compared. ``ends``: the rows are the two ends of
+    a range, and none is named.
     """
     low, high = (torch.as_tensor(v, dtype=torch.float64).reshape(-1).expand(rows.shape[1]) for v in (low, high))
+    low, high = low.where(low > -HUGE, -torch.inf), high.where(high < HUGE, torch.inf)
     least, most = rows.amin(0).double(), rows.amax(0).double()
-    slack = 1e-5 * torch.stack([low.abs(), high.abs()]).nan_to_num(posinf=0.0).amax(0).clamp_min(1.0)
+    width, size = high - low, torch.stack([low.abs(), high.abs()]).nan_to_num(posinf=0.0).amax(0)
+    allowed = torch.maximum(slack * width.nan_to_num(nan=0.0, posinf=0.0), 1e-5 * size.clamp_min(1.0))
     over = torch.maximum(low - least, most - high).nan_to_num(nan=-torch.inf)
-    if bool((over > slack).any()):
-        dims, worst = _worst(-over, over > slack), int(over.argmax())
+    if bool((over > allowed).any()):
+        dims = _worst(-over, over > allowed)
+        worst = dims[0]
         row = int(torch.maximum(low[worst] - rows[:, worst], rows[:, worst] - high[worst]).argmax())
         spans = _spans(dims, least, most, low, high)
-        return True, f"{name} lie outside {box}, worst in row {row}: {spans}. Are these other units? Convert them"
-    width = high - low
+        where = "" if ends else f", worst in row {row}"
+        return True, f"{name} lie outside {box}{where}: {spans}. Are these other units? Convert them"
     part = torch.where(width.isfinite() & (width > 0), (most - least) / width, 1.0).nan_to_num(nan=1.0)
     narrow = (part < NARROW) & (constant | (most > least))
     if not bool(narrow.any()):
@@ -91,10 +106,17 @@ def judge(rows: Tensor, low: Any, high: Any, name: str, box: str, constant: bool
 
 
 def compare(
-    rows: Tensor, low: Any, high: Any, name: str, box: str, refuse: bool = False, constant: bool = True
+    rows: Tensor,
+    low: Any,
+    high: Any,
+    name: str,
+    box: str,
+    refuse: bool = False,
+    constant: bool = True,
+    slack: float = 0.0,
 ) -> None:
     """Warn of what ``judge`` finds wrong. Raise BadSignal for rows beyond the box if ``refuse``."""
-    beyond, said = judge(rows, low, high, name, box, constant)
+    beyond, said = judge(rows, low, high, name, box, constant, slack)
     if beyond and refuse:
         raise BadSignal(f"{said}; outside='clip' (--outside clip) clips them")
     tell([said] if said else [])

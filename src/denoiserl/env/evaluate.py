@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denoiserl.env import remarks
+from denoiserl.env import remarks, units
 from denoiserl.env.faults import Fault
 from denoiserl.env.spaces import decides
 from denoiserl.env.stream import derived, executable, own, tensors
@@ -24,6 +24,7 @@ from denoiserl.env.vector import put
 from denoiserl.errors import BadRun, BadSignal, DenoiseError
 from denoiserl.meter import uncounted
 from denoiserl.rng import Rng
+from denoiserl.tree import tree_map
 
 SUCCESS, HELD, REACHED = "success", "success at the end", "ticks to success"
 
@@ -93,11 +94,12 @@ def evaluate(
     every tick, to render (one process). Nothing here counts against a budget.
 
     An episode that crashes counts as a failure; EnvFault is raised if all do, or if a vector environment does. Warns
-    (``Remark``) of crashes, of starts that are alike, solved before acting, or not repeated by the same seed.
+    (``Remark``) of crashes, of starts that are alike, solved before acting, or not repeated by the same seed, and of a
+    policy (``planner.serving``) in other units than the environment.
     """
     if episodes < 1:
         raise BadSignal(f"an evaluation has at least one episode, not {episodes}")
-    act = decides(act)
+    act, codec = decides(act), getattr(getattr(act, "policy", None), "codec", None)
     owner, spec = own(env, None if hasattr(env, "num_envs") else min(copies, episodes), processes, None)
     seeds = [derived(seed, i) for i in range(episodes)]
     parts: list[_Round] = []
@@ -106,7 +108,7 @@ def evaluate(
             part = seeds[begin : begin + owner.count]
             spare = [derived(seed, -1 & 0xFFFF, i) for i in range(owner.count - len(part))]
             look = None if watch is None else (lambda i, e, b=begin: watch(b + (i or 0), e))
-            parts.append(_round(act, owner, spec, part + spare, len(part), limit, look, not parts))
+            parts.append(_round(act, owner, spec, part + spare, len(part), limit, look, not parts, codec))
     if not hasattr(env, "num_envs"):
         owner.close()
     reports = any(p.reports for p in parts)
@@ -163,9 +165,15 @@ def _round(
     limit: int,
     watch: Any,
     ask: bool,
+    codec: Any,
 ) -> _Round:
-    """One episode in every copy; the first ``n`` count. ``ask``: whether the environment follows its seeds."""
+    """One episode in every copy; the first ``n`` count. ``ask``: whether the environment follows its seeds, and has the
+    units of the policy's ``codec`` (None: of nobody's)."""
     obs, notes = remarks.compare_resets(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
+    if ask and codec is not None:
+        begun = tree_map(lambda v: v[:n], tensors(obs, spec.obs, owner.name))
+        notes += units.unfit(codec, owner, spec)
+        notes += units.unseen(codec, begun, f"the first observations of {owner.name}", every=True)
     starts, rng, solved = [remarks.row(obs, i) for i in range(n)], Rng.rows(seeds), owner.solved[:n].copy()
     alive = np.arange(owner.count) < n
     returns, (ticks, first) = np.zeros(owner.count), np.zeros((2, owner.count), np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,10 @@ from denoiserl.credit import gae, normalise
 from denoiserl.data import Running
 from denoiserl.denoiser import Denoiser
 from denoiserl.describe import describe, foreign
+from denoiserl.env.remarks import remark
 from denoiserl.env.scale import RewardScale
 from denoiserl.env.stream import Episode, Stream
+from denoiserl.env.units import unfit
 from denoiserl.errors import BadRun, BadSignal, DenoiseError
 from denoiserl.likelihood import assert_on_policy
 from denoiserl.policy import Policy
@@ -127,19 +129,24 @@ def placed(obs: Tree, policy: Policy) -> Tree:
     return tree_map(lambda v: v.to(policy.device), obs)
 
 
-def serving(policy: Policy, execute: int | None = None) -> Callable[[Any, Rng], Tensor]:
+@dataclass(frozen=True)
+class Serving:
+    """What acts as users run a ``policy``; ``evaluate`` looks at the policy to tell of its units."""
+
+    policy: Policy
+    execute: int | None
+
+    def __call__(self, obs: Any, rng: Rng) -> Tensor:
+        sample = self.policy.draw(placed(obs, self.policy), rng)
+        return sample if self.execute is None else sample[:, : self.execute]
+
+
+def serving(policy: Policy, execute: int | None = None) -> Serving:
     """Return what acts as users run a policy: its serving steps, and the first ``execute`` actions of a chunk (None: as
     many as the policy carries, or all)."""
     if execute is None:
         execute = policy.weights.execute
-    if execute is not None:
-        execute = chunked(policy, execute)
-
-    def act(obs: Any, rng: Rng) -> Tensor:
-        sample = policy.draw(placed(obs, policy), rng)
-        return sample if execute is None else sample[:, :execute]
-
-    return act
+    return Serving(policy, None if execute is None else chunked(policy, execute))
 
 
 def chunked(policy: Policy, execute: int | None) -> int:
@@ -286,7 +293,9 @@ def told(ep: Episode, judgement: Judged | None = None) -> dict[str, float]:
 
 
 def suits(policy: Policy, env: Stream, word: str) -> None:
-    """Raise BadRun if the policy at ``word`` does not observe what ``env`` shows or does not act in its box."""
+    """Raise BadRun if the policy at ``word`` does not observe what ``env`` shows or decides actions of another size.
+
+    Warns (``Remark``) of other units (``units.unfit``)."""
     try:
         plan = policy.draw(placed(blank(env.spec.obs), policy), Rng(0, policy.device))
     except (DenoiseError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
@@ -299,3 +308,4 @@ def suits(policy: Policy, env: Stream, word: str) -> None:
             f"{word} decides actions {list(plan.shape[2:])}, {env.name} takes {list(env.spec.action)}: give a policy "
             "that was made for it"
         )
+    remark(unfit(policy.codec, env.owner, env.spec, word))

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from denoiserl.data import Demos, Robot, Squash
+from denoiserl.data import Demos, Robot, Running, Squash
 from denoiserl.data.collect import Recording
-from denoiserl.data.ranges import compare
-from denoiserl.env import Stream
+from denoiserl.data.ranges import NARROW, compare, tell
 from denoiserl.env.planner import alone
+from denoiserl.env.units import inner, reach, shown, unseen
 from denoiserl.errors import BadRun
 from denoiserl.hub import foreign
 from denoiserl.hub.recordings import read
@@ -57,7 +57,7 @@ def recorded(
         if outside == "clip":
             data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(low, high)))
         compare(data.demos.actions, low, high, f"the actions of {path}", f"{box} of actions", refuse=True)
-    for where, rows, low, high in bounds(data.demos.observations, _space(found)):
+    for where, rows, low, high in bounds(data.demos.observations, shown(found.owner)):
         compare(rows, low, high, f"the observations{where} of {path}", f"{box} of observations", constant=False)
     return data
 
@@ -77,24 +77,16 @@ def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, A
             yield where, tree.float().reshape(len(tree), -1), low, high
 
 
-def _space(found: Stream) -> Any:
-    """The space of one copy's observations, where its owner knows it."""
-    envs = getattr(found.owner, "envs", None)
-    one = envs[0] if isinstance(envs, list) else envs
-    return getattr(one, "single_observation_space", None) or getattr(one, "observation_space", None)
-
-
 def fits(policy: Policy, data: Demos) -> None:
-    """Warn of actions beyond what the policy's codec can say, or within a tenth of it."""
-    own, name = policy.codec, data.name or "the data"
-    if isinstance(own, Squash):
-        low, high = own.centre - own.half, own.centre + own.half
-    elif isinstance(own, Robot):
-        low, high = own.action.low, own.action.high
-    else:
-        return
-    if data.actions.shape[-1] == len(low):
-        compare(data.actions, low.cpu(), high.cpu(), f"the actions of {name}", "actions that the policy can take")
+    """Warn of actions beyond what the policy's codec can say, or within a tenth of it, and of observations outside
+    what it was fitted to by more than that range is wide."""
+    own, name = inner(policy.codec), data.name or "the data"
+    known = None if isinstance(own, Running) else reach(own)
+    if known is not None and data.actions.shape[-1] == len(known[0]):
+        slack = 0.0 if isinstance(own, Squash | Robot) else NARROW  # others do not clip
+        what = f"the actions of {name}", "actions that the policy can take"
+        compare(data.actions, *known, *what, slack=slack)
+    tell(unseen(own, data.observations, f"the observations of {name}"))
 
 
 def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1) -> Policy:

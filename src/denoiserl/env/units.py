@@ -1,0 +1,123 @@
+"""A policy's units against those of an environment and of data: what its codec can decode, and what it was fitted to.
+
+Data are compared with their environment by ``data.ranges.judge``, and so are policies: the ends of what they can do are
+its rows. What a policy was fitted to may leave a box by a tenth of it, for demonstrations do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoiserl.data import Normalizer, Running, Squash
+from denoiserl.data.ranges import NARROW, judge, tiny
+
+FITTED = "what the policy was fitted to"
+
+
+def inner(codec: Any) -> Any:
+    """Return the codec that a codec for any task (``zero_shot.Tasked``) wraps, or the codec itself."""
+    return getattr(codec, "inner", codec)
+
+
+def reach(codec: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the least and the greatest action [d] of a codec, infinite where nothing bounds it; None of one that does
+    not say. Decisions of ``Running`` have no bounds, and ±1 are its ends if it was made for a box."""
+    if isinstance(codec, Squash):
+        middle, half = codec.centre, codec.half
+    elif isinstance(codec, Running) and isinstance(codec.scale, Tensor):
+        middle, half = torch.as_tensor(codec.centre), codec.scale
+    elif isinstance(known := getattr(codec, "action", None), Normalizer):
+        free = known.low.isinf() | known.high.isinf()
+        middle, half = known.centre, known.scale.masked_fill(known.constant, 0.0).masked_fill(free, torch.inf)
+    else:
+        return None
+    return (middle - half).cpu(), (middle + half).cpu()
+
+
+def fitted(codec: Any) -> Normalizer | None:
+    """Return the normaliser of a codec's observations that knows a range; None where there is none."""
+    known = getattr(codec, "observation", None)
+    if not isinstance(known, Normalizer):
+        return None
+    known = known.to("cpu")
+    raw = known.share is None and bool((known.low == -1).all() and (known.high == 1).all())  # the identity's
+    return None if raw else known
+
+
+def numbers(codec: Any, observations: Any, dim: int) -> Tensor | None:
+    """Return rows [N, dim] of what the observations' normaliser takes, a row an observation of a history; None where
+    there are none."""
+    if isinstance(observations, dict):
+        sizes = getattr(codec, "sizes", {"state": dim})
+        parts = [numbers(codec, observations.get(name), size) for name, size in sizes.items()]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known, -1) if len(known) == len(sizes) else None
+    if observations is None or observations.numel() % dim:
+        return None
+    return observations.reshape(-1, dim).float().cpu()
+
+
+def unseen(codec: Any, observations: Any, name: str, every: bool = False) -> list[str]:
+    """Return the sentence on observations outside the fitted range by more than its width, where some are.
+
+    ``every``: only of dimensions in which all of them are.
+    """
+    codec = inner(codec)
+    known = fitted(codec)
+    rows = None if known is None else numbers(codec, observations, known.dim)
+    if known is None or rows is None:
+        return []
+    width = known.high - known.low
+    over = torch.maximum(known.low - rows, rows - known.high) > width
+    far = (over.all(0) if every else over.any(0)) & (width > 0) & ~known.constant & ~tiny(known.low, known.high)
+    said = judge(rows.masked_fill(~far, torch.nan), known.low, known.high, name, FITTED)[1]
+    return [said] if said else []
+
+
+def unfit(codec: Any, owner: Any, spec: Any, word: str = "the policy") -> list[str]:
+    """Return sentences on a policy that decides or observes in other units than an environment.
+
+    Actions: what the codec can decode, against the box; a dimension that is constant may be. Observations: the fitted
+    range against bounds, where these are finite. A part that rests uses little of its range, so that is told only if
+    all moving dimensions do.
+    """
+    codec, said = inner(codec), []
+    known, box = reach(codec), f"the box of {owner.name}"
+    if known is not None and spec.choices is None and np.size(spec.low) == len(known[0]):
+        said.append(_judged(known, spec.low, spec.high, f"the actions that {word} can take", f"{box} of actions")[1])
+    seen, space = fitted(codec), shown(owner)
+    if seen is not None:
+        low, high = (numbers(codec, _bounds(space, end), seen.dim) for end in ("low", "high"))
+        if low is not None and high is not None:
+            low, high = low[0], high[0]  # a history repeats them
+            ends = f"the observations that {word} was fitted to", f"{box} of observations"
+            beyond, told = _judged((seen.low, seen.high), low, high, *ends)
+            moves = (seen.high > seen.low) & (high - low).isfinite() & (seen.high - seen.low).isfinite()
+            if beyond or bool((seen.high - seen.low < NARROW * (high - low))[moves].all()):
+                said.append(told)
+    return [sentence for sentence in said if sentence]
+
+
+def _judged(ends: tuple[Tensor, Tensor], low: Any, high: Any, name: str, box: str) -> tuple[bool, str]:
+    rows = torch.stack(ends)
+    rows = rows.masked_fill(rows.isinf(), torch.nan)  # what has no bounds is not compared
+    return judge(rows, low, high, name, box, constant=False, slack=NARROW, ends=True)
+
+
+def shown(owner: Any) -> Any:
+    """Return the space of one copy's observations, where its owner (``Stream.owner``) knows it."""
+    envs = getattr(owner, "envs", None) or getattr(owner, "world", None)
+    one = envs[0] if isinstance(envs, list) else envs
+    return getattr(one, "single_observation_space", None) or getattr(one, "observation_space", None)
+
+
+def _bounds(space: Any, end: str) -> Any:
+    """Return the low or the high end of a space as a tree of tensors, None where it has none."""
+    if isinstance(spaces := getattr(space, "spaces", None), dict):
+        return {name: _bounds(each, end) for name, each in spaces.items()}
+    bound = getattr(space, end, None)
+    return None if bound is None else torch.as_tensor(np.asarray(bound, np.float32))
