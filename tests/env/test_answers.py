@@ -259,6 +259,14 @@ class Simple:
         return np.array([self.start, self.k], np.float32), 0.0, self.k > 2, False, {}
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_factory_that_returns_one_environment_again_and_again_is_refused(copies: int):
+    """Each copy would move the other, and what a method learns in would be reset by its evaluation."""
+    one = Simple()
+    with pytest.raises(BadSignal, match=r"the same environment twice: make a new one in each call"):
+        Stream(lambda: one, copies)
+
+
 def test_close_may_be_missing_and_spaces_may_not():
     stream = Stream(Simple, 2)
     stream.collect(lambda o, r: (still(o, r), None), 4, Rng(0))
@@ -378,6 +386,7 @@ def test_actions_lie_in_the_box_in_the_boxes_own_numbers(dtype: Any):
         lambda obs: torch.zeros(len(obs), 1),
         lambda obs: np.zeros((len(obs), 1)),
         lambda obs, rng: [[0.0]] * len(obs),
+        lambda obs, deterministic=True: np.full((len(obs), 1), 0.0 if deterministic is True else np.nan),
         lambda obs, rng=None: (np.zeros((len(obs), 1), np.float32), None),
     ],
 )
@@ -502,7 +511,7 @@ def test_a_bandit_is_not_told_that_it_has_one_start_while_its_draws_differ():
     assert heard(drawn, Arm) == []
     same = heard(lambda obs: np.zeros((len(obs), 1)), Arm)
     assert [line[:23] for line in same] == ["1 distinct start of 20:"], "then they are one trial"
-    longer = heard(drawn, partial(gymnasium.wrappers.TimeLimit, Walk(), 3))
+    longer = heard(drawn, lambda: gymnasium.wrappers.TimeLimit(Walk(), 3))
     assert [line[:23] for line in longer] == ["1 distinct start of 20:"]
 
 

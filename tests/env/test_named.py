@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from denoiserl.cli.running import spelt_out
 from denoiserl.env import Stream
 from denoiserl.env.named import demonstrations, environment, recorded, scripted
-from denoiserl.errors import BadRun
+from denoiserl.errors import BadRun, MissingExtra
 from denoiserl.recipes import _kinds, _robot, dppo
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
@@ -31,6 +32,36 @@ def test_a_word_that_means_nothing_is_refused(word: str):
     pytest.importorskip("gymnasium")
     with pytest.raises(BadRun, match=r"metaworld:TASK|MuJoCo|cannot be imported"):
         environment(word)
+
+
+def test_an_environment_whose_package_fails_for_want_of_another_is_refused_by_a_sentence():
+    """Box2D's environments raise an error of Gymnasium's own when they are imported, and no ImportError."""
+    pytest.importorskip("gymnasium")
+    if importlib.util.find_spec("Box2D") is not None:
+        pytest.skip("Box2D is installed")
+    with pytest.raises(MissingExtra, match=r"LunarLander-v3 needs .*pip install"):
+        Stream(environment("LunarLander-v3"), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import numpy\nimport no_such_thing\n", "line 2: No module named 'no_such_thing': install no_such_thing"),
+        ("def make(:\n", "SyntaxError .*mine.py, line 1"),
+        ("\n\nx = 1 / 0\n", "ZeroDivisionError .*mine.py, line 3"),
+    ],
+)
+def test_a_file_that_does_not_run_is_refused_with_its_line(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for word in ("mine.py:make", "mine:make"):
+        with pytest.raises(BadRun, match=said):
+            environment(word)
+    with pytest.raises(BadRun, match=r"write my_module:name or my_file.py:name"):
+        environment(":make")
 
 
 def test_a_function_of_yours_and_envpool_know_their_own_time_limit():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,9 @@ def test_episodes_are_left_out_by_number_in_data_of_ours(tmp_path: Path) -> None
     demos.save(tmp_path / "own")
     left = recordings.read(tmp_path / "own", without="0,2-2")
     assert left.demos.observations.flatten().tolist() == [2.0, 6.0, 7.0, 8.0]
+    assert len(recordings.read(tmp_path / "own", without=0).demos) == 3
+    replace(demos, observations={"state": demos.observations, "goal": torch.zeros(9, 2)}).save(tmp_path / "parts")
+    assert recordings.read(tmp_path / "parts", parts="state").demos.observations.shape == (9, 1)
     with pytest.raises(BadSignal, match="has no episode 4-5 to leave out: its episodes are 0-3"):
         recordings.read(tmp_path / "own", without=(4, 5))
     with pytest.raises(BadSignal, match="no episode beside those left out"):

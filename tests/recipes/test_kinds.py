@@ -82,7 +82,7 @@ def test_a_codec_of_boxes_is_saved(tmp_path: Path) -> None:
     assert torch.equal(again.draw(torch.ones(4, 3), Rng(0)), made.draw(torch.ones(4, 3), Rng(0)))
 
 
-def demos(**seen: torch.Tensor) -> Demos:
+def demos(**seen: Any) -> Demos:
     told: Any = next(iter(seen.values())) if set(seen) == {"array"} else seen
     return Demos(told, torch.rand(8, 2), torch.tensor([4, 8]))
 
@@ -98,10 +98,13 @@ IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
         ({"image": torch.zeros(8, 3, 16, 16, dtype=torch.uint8), "state": torch.rand(8, 2)}, r"\[S, S, 3\]"),
         ({"image": IMAGE}, "'image' and 'state'"),
         ({"image": torch.zeros(8, 512), "state": torch.rand(8, 2)}, r"\[512\].*\[S, S, 3\]"),
+        ({"image": torch.rand(8, 16, 16, 3), "state": torch.rand(8, 2)}, r"float32: .*uint8 .*\(255 \* x\).round"),
+        ({"state": torch.rand(8, 2)}, r"a dict of one part: give its array alone.*parts=\['state'\]"),
+        ({"image": {"left": IMAGE}, "state": torch.rand(8, 2)}, "the 'image' that .* is a dict: give arrays"),
         ({"observation": torch.rand(8, 2), "desired_goal": torch.rand(8, 2)}, "FlattenObservation"),
     ],
 )
-def test_what_no_network_here_can_see_is_refused_with_the_cure(seen: dict[str, torch.Tensor], said: str) -> None:
+def test_what_no_network_here_can_see_is_refused_with_the_cure(seen: dict[str, Any], said: str) -> None:
     with pytest.raises(BadSignal, match=said):
         _kinds.facts(demos(**seen))
 

@@ -19,7 +19,7 @@ from denoiserl.env import Stream
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub import recordings
 from denoiserl.policy import Policy
-from denoiserl.recipes import _gym, _locosmall, _logged, dppo, dql, fql, iql, ofql, sac, td3, td3_bc
+from denoiserl.recipes import _gym, _locosmall, _logged, _robot, dppo, dql, fql, iql, ofql, sac, td3, td3_bc
 from denoiserl.recipes._given import opened
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
@@ -362,6 +362,10 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
     other = _logged.task(_logged.Base(data=str(path), env="Pendulum-v1"))
     with pytest.raises(BadRun, match="the environment that it was recorded in"):
         other.data(0)
+    numbers = Demos(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
+    for where in (_logged, _robot):
+        with pytest.raises(BadSignal, match=r"CartPole-v1 takes one of 2 choices \(Discrete\).*TransformAction"):
+            where.record(where.Base(data=str(numbers), env="CartPole-v1"), 0)
     for base, said in [
         (_logged.Base(data="maze:medum-navigate"), "medium"),
         (_logged.Base(data="maze:medium-navigat"), "navigate"),

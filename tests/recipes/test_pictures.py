@@ -162,6 +162,8 @@ def test_pictures_of_another_size_are_refused_and_a_policy_that_looks_is_saved(t
     assert torch.equal(Policy.load(tmp_path / "p").draw(seen, Rng(1)), policy.draw(seen, Rng(1)))
     with pytest.raises(BadSignal, match="looks at pictures"):
         policy.draw({**seen, "image": seen["image"][:, :8]}, Rng(1))
+    with pytest.raises(BadSignal, match=r"float32: .*uint8"):
+        policy.draw({**seen, "image": seen["image"] / 255}, Rng(1))
 
 
 def test_cloning_pictures_takes_image_and_state():

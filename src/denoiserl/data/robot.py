@@ -24,6 +24,11 @@ def refusal(demos: Demos) -> str:
             f"{parts}: pictures are learned from as 'image' and 'state' alone. Rename them so, or keep one "
             "part of numbers, read(path, parts=[NAME]) or --parts NAME"
         )
+    if len(seen) == 1:
+        return (
+            f"{parts}, numbers in a dict of one part: give its array alone, read(path, parts={sorted(seen)}), "
+            "and let gymnasium.wrappers.FlattenObservation do so in the environment"
+        )
     return (
         f"{parts}: several parts of numbers are not learned from. Keep one, read(path, parts=[NAME]) or --parts NAME;"
         " or concatenate them to [N, o], and let gymnasium.wrappers.FlattenObservation do so in the environment"

@@ -27,7 +27,7 @@ from denoiserl.env.pool import PREFIX as POOL
 from denoiserl.env.pusht import SIZE, PushT
 from denoiserl.env.pusht import demonstrations as pusht_demonstrations
 from denoiserl.env.pusht import record as pusht_record
-from denoiserl.errors import BadRun
+from denoiserl.errors import BadRun, DenoiseError
 from denoiserl.train.run import module, named
 
 META, PUSHT, LEROBOT, SEEN = "metaworld:", "pusht", "lerobot:pusht", "pixels:"
@@ -151,5 +151,5 @@ def _modes(spec: Any) -> list[str]:
         place, _, name = entry.partition(":") if isinstance(entry, str) else ("", "", "")
         cls = getattr(module(place), name) if place else entry
         return list(getattr(cls, "metadata", {}).get("render_modes", []))
-    except (BadRun, AttributeError):
+    except (DenoiseError, AttributeError):  # told when it is made
         return []

@@ -246,8 +246,10 @@ def sight(policy: Policy, env: Stream) -> tuple[Callable[[Tree], Tensor], int]:
 
 
 def blank(shapes: Any) -> Tree:
-    """Return one observation of zeros, of these shapes."""
-    return {k: blank(v) for k, v in shapes.items()} if isinstance(shapes, dict) else torch.zeros(1, *shapes)
+    """Return one observation of zeros, of these shapes; pictures in bytes."""
+    if isinstance(shapes, dict):
+        return {k: blank(v) for k, v in shapes.items()}
+    return torch.zeros(1, *shapes, dtype=torch.uint8 if len(shapes) == 3 else torch.float32)
 
 
 class Judged(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,13 @@ def batch(observations: list[Any]) -> Any:
         ) from error
 
 
+def apart(envs: Sequence[Any], name: str) -> None:
+    """Raise BadSignal if copies are one object, bare or wrapped: what one plays would move the other."""
+    inner = [getattr(env, "unwrapped", None) for env in envs]
+    if len({id(env if core is None else core) for env, core in zip(envs, inner, strict=True)}) < len(envs):
+        raise BadSignal(f"{name}: the factory returned the same environment twice: make a new one in each call")
+
+
 class Singles:
     """``count`` copies made by ``make``; ``first`` is the number of the first one (workers own a part each).
 
@@ -70,6 +77,7 @@ class Singles:
         self.make, self.name, self.on_fault = make, name, chosen(on_fault)
         self.beacon = [-1, 0] if beacon is None else beacon
         self.envs = [make() for _ in range(count)]
+        apart(self.envs, name)
         self.numbers = list(range(first, first + count))
         self.ticks = [0] * count
         self.renewed = [0] * count

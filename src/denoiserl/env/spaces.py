@@ -25,6 +25,8 @@ KINDS = (
 """the spaces of Gymnasium"""
 
 FLAT = "wrap it in gymnasium.wrappers.FlattenObservation"
+RNGS = ("rng", "generator", "key")
+"""what a second parameter with a default is called that is meant for an rng"""
 BOXED = "wrap it in gymnasium.wrappers.TransformAction, with a Box of floats as its action space"
 
 
@@ -98,21 +100,28 @@ def flat_size(seen: Any, name: str) -> int:
 
 
 def decides(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
-    """Return ``act(obs, rng)``: what takes observations alone is given no rng. Raise BadSignal for what is no such
-    function."""
+    """Return ``act(obs, rng)``: what takes observations alone is given no rng, and none is given to an option
+    of another name than ``RNGS``, such as ``deterministic=True``. Raise BadSignal for what is no such function."""
     if not callable(act):
         raise BadSignal(f"act is a {type(act).__name__}, and a function act(obs, rng) -> actions is needed")
     try:
         signature = inspect.signature(act)
     except (TypeError, ValueError):  # some functions of C have none
         return act
-    if _takes(signature, 2):
+    alone = _takes(signature, 1)
+    if _takes(signature, 2) and not (alone and _optional(signature)):
         return act
-    if _takes(signature, 1):
+    if alone:
         return lambda obs, rng: act(obs)
     raise BadSignal(
         f"act{signature} cannot be called as act(obs, rng), nor as act(obs): write act(obs, rng) -> actions"
     )
+
+
+def _optional(signature: inspect.Signature) -> bool:
+    """Return whether a second argument is an option of the function's own and no rng."""
+    second = [p for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY][1:2]
+    return any(p.default is not p.empty and p.name not in RNGS for p in second)
 
 
 def _takes(signature: inspect.Signature, n: int) -> bool:

@@ -25,7 +25,7 @@ from denoiserl.env.answer import check_env, shut, vector
 from denoiserl.env.chunk import Outcome
 from denoiserl.env.faults import IN_A_ROW, EnvFault, Fault, OnFault, raised
 from denoiserl.env.pool import PREFIX, EnvPool
-from denoiserl.env.single import Singles, derived
+from denoiserl.env.single import Singles, apart, derived
 from denoiserl.env.spaces import Spec, executable, flat_size, spec, tensors
 from denoiserl.env.vector import Batched, Vector
 from denoiserl.env.workers import Workers
@@ -119,7 +119,9 @@ def own(
     found = spec(probe.observation_space, probe.action_space, name)
     shut(probe)
     if processes == 1:
-        return Singles(make, copies, name, on_fault=on_fault or "restart"), found
+        made = Singles(make, copies, name, on_fault=on_fault or "restart")
+        apart([probe, made.envs[0]], name)
+        return made, found
     return Workers(make, copies, processes, name, on_fault or "restart", patience), found
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 from denoiserl.errors import BadRun, BadSignal
 
 
-def parse(word: Collection[int] | str) -> frozenset[int]:
-    """Return the episode numbers of a collection, or of a word such as ``0-2,5``. Raise BadRun for another word."""
+def parse(word: Collection[int] | str | int) -> frozenset[int]:
+    """Return the episode numbers of one, a collection, or a word such as ``0-2,5``. Raise BadRun for another word."""
     if not isinstance(word, str):
-        return frozenset(int(i) for i in word)
+        return frozenset(int(i) for i in ((word,) if isinstance(word, int) else word))
     found: set[int] = set()
     for part in filter(None, (p.strip() for p in word.split(","))):
         low, dash, high = part.partition("-")

@@ -61,16 +61,17 @@ def kind(path: str | Path) -> Kind:
 def read(
     path: str | Path,
     outside: Outside = "refuse",
-    parts: Sequence[str] | None = None,
-    without: Collection[int] | str = (),
+    parts: Sequence[str] | str | None = None,
+    without: Collection[int] | str | int = (),
 ) -> Recording:
     """The recording in ``path``.
 
     ``outside``: actions beyond a box that the data tell are refused, or clipped to it. ``parts``: the observations to
-    keep, where there are several; one alone is a tensor. ``without``: episodes to leave out, by number: (0, 1, 5) or
-    "0-1,5". Refused: what is none of the formats, and bad episodes by number and row.
+    keep, where there are several; one alone is a tensor. ``without``: episodes to leave out, by number: 3, (0, 1, 5)
+    or "0-1,5". Refused: what is none of the formats, and bad episodes by number and row.
     """
     path, found, numbers = Path(path), kind(path), parse(without)
+    parts = [parts] if isinstance(parts, str) else parts
     if outside not in ("refuse", "clip"):
         raise BadSignal(nearest(outside, ("refuse", "clip"), "way with actions outside the action space"))
     if found == "minari":

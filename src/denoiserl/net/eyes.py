@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from denoiserl.errors import BadSignal
 from denoiserl.net.embed import shape
 
+BYTES = "give them in bytes, uint8 from 0 to 255: of numbers x in [0, 1] these are (255 * x).round()"
+
+
+def in_bytes(image: Tensor) -> None:
+    """Raise BadSignal if pictures are not in bytes: as numbers from 0 to 1 they would all look black."""
+    if image.dtype != torch.uint8:
+        raise BadSignal(f"the pictures in 'image' are {str(image.dtype).removeprefix('torch.')}: {BYTES}")
+
 
 class Points(nn.Module):
     """A spatial softmax (1504.00702): where each of ``points`` maps looks, its mean position in [−1, 1]².
@@ -67,6 +75,7 @@ class Sighted(nn.Module):
                 f"this policy looks at pictures {wanted}, not {list(image.shape[1:])}: crop or resize them, with the "
                 "colours last"
             )
+        in_bytes(image)
         weight = self.points.nets.weight
         pixels = image.movedim(-1, 1).to(weight.dtype).div(255.0) - 0.5
         return torch.cat([cond["state"].to(weight.dtype), self.points(self.maps(pixels))], 1)

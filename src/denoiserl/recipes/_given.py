@@ -15,12 +15,13 @@ from denoiserl.data.collect import Recording
 from denoiserl.data.ranges import NARROW, compare, tell
 from denoiserl.env.planner import alone
 from denoiserl.env.units import inner, reach, shown, unseen
-from denoiserl.errors import BadRun
+from denoiserl.errors import BadRun, BadSignal
 from denoiserl.hub import foreign
 from denoiserl.hub.recordings import read
+from denoiserl.net.eyes import BYTES
 from denoiserl.policy import Policy
 from denoiserl.process import ddim, floored
-from denoiserl.recipes._kinds import probe
+from denoiserl.recipes._kinds import acted, probe
 from denoiserl.train.keep import saved
 from denoiserl.tree import tree_map
 
@@ -35,8 +36,9 @@ def recorded(
     Refused: data of another environment, and actions beyond its box, which ``outside="clip"`` clips. Warned of: actions
     that use less than a tenth of the box, and observations beyond bounds that are finite or within a tenth of them.
     """
-    keep = [p.strip() for p in parts.split(",") if p.strip()] or None
-    data, found = read(path, outside=outside, parts=keep, without=without), probe(env)
+    keep, found = [p.strip() for p in parts.split(",") if p.strip()] or None, probe(env)
+    acted(found)
+    data = read(path, outside=outside, parts=keep, without=without)
     shape = tree_map(lambda v: tuple(v.shape[1:]), data.demos.observations)
     seen = found.spec.obs if isinstance(found.spec.obs, dict) else tuple(found.spec.obs)
     done = data.demos.actions.shape[-1]
@@ -72,6 +74,8 @@ def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, A
     elif getattr(space, "low", None) is not None:
         low, high = (torch.as_tensor(np.asarray(v, np.float32)).flatten() for v in (space.low, space.high))
         if tree.ndim > 2:
+            if tree.dtype == torch.uint8 and float(high.max()) <= 1:
+                raise BadSignal(f"the environment shows pictures{where} from 0 to 1, and the data hold bytes: {BYTES}")
             yield where, tree.flatten(1).amax(1, keepdim=True).float(), low.min(), high.max()
         else:
             yield where, tree.float().reshape(len(tree), -1), low, high

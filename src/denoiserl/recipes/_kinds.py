@@ -15,9 +15,10 @@ from denoiserl.data import Demos, Robot, Running
 from denoiserl.data.robot import refusal
 from denoiserl.data.squash import box
 from denoiserl.env import Stream
+from denoiserl.env.spaces import BOXED
 from denoiserl.errors import BadSignal
 from denoiserl.net import MLP, Actor, Paired
-from denoiserl.net.eyes import Sighted
+from denoiserl.net.eyes import Sighted, in_bytes
 from denoiserl.policy import Policy
 from denoiserl.process import (
     Average,
@@ -80,6 +81,11 @@ def facts(source: Demos | Stream) -> Facts:
                     "pictures as the 'image' of a dict, [S, S, 3] in bytes, with a 'state' [o] of numbers beside it"
                 )
             return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
+        for name, value in seen.items():
+            if isinstance(value, dict):
+                raise BadSignal(
+                    f"the {name!r} that {source.name or 'the demonstrations'} observe is a dict: give arrays"
+                )
         if set(seen) != {"image", "state"}:
             raise BadSignal(refusal(source))
         told = {k: list(v.shape[1:]) for k, v in seen.items()}
@@ -91,11 +97,10 @@ def facts(source: Demos | Stream) -> Facts:
                 f"the pictures are {told['image']}: these networks look at square ones of three colours, [S, S, 3] "
                 "with S of 8 or more, so crop or resize them, here and in the environment"
             )
+        in_bytes(seen["image"])
         return Facts(Robot.fit(source), told["state"][0], high, actions)
+    acted(source)
     found = source.spec
-    if found.choices is not None or len(found.action) != 1:
-        what = f"one of {found.choices} choices" if found.choices is not None else f"an array {list(found.action)}"
-        raise BadSignal(f"{source.name} takes {what} as an action: these policies decide numbers [d], so wrap it")
     if isinstance(found.obs, dict) or len(found.obs) != 1:
         raise BadSignal(
             f"{source.name} observes {found.obs}: a policy that knows nothing sees one array of numbers [o], which "
@@ -104,6 +109,15 @@ def facts(source: Demos | Stream) -> Facts:
         )
     centre, half = box(found.low, found.high)
     return Facts(Running.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
+
+
+def acted(env: Stream) -> None:
+    """Raise BadSignal if the actions of an environment are no flat numbers."""
+    found = env.spec
+    if found.choices is not None or len(found.action) != 1:
+        discrete = f"one of {found.choices} choices (Discrete)"
+        what = f"an array {list(found.action)}" if found.choices is None else discrete
+        raise BadSignal(f"{env.name} takes {what} as an action: these policies decide numbers [d], so {BOXED}")
 
 
 def network(base: Sizes, known: Facts, **more: Any) -> nn.Module:

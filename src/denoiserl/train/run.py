@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import time
+import traceback
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ import numpy
 import torch
 
 from denoiserl import store
-from denoiserl.errors import BadRun, nearest
+from denoiserl.errors import BadRun, DenoiseError, nearest
 from denoiserl.train.inputs import fingerprints
 from denoiserl.train.journal import Journal
 from denoiserl.train.keep import Keep, Stopped, rows_kept
@@ -110,10 +111,10 @@ def module(name: str, what: str = "recipe") -> ModuleType:
     if not name.endswith(".py"):
         try:
             return importlib.import_module(name)
-        except ImportError as error:
-            file = Path(f"{name.replace('.', '/')}.py")
-            cure = f"is it the file {file}? Name it so" if file.exists() else "is its package installed?"
-            raise BadRun(f"The {what} {name} cannot be imported ({error}): {cure}") from error
+        except DenoiseError:
+            raise
+        except Exception as error:
+            raise _broken(f"The {what} {name} cannot be imported", error, name) from error
     file = Path(name).resolve()
     if not file.exists():
         raise BadRun(f"The {what}'s file {file} does not exist: put it back, or check the path.")
@@ -121,14 +122,42 @@ def module(name: str, what: str = "recipe") -> ModuleType:
     loaded.__file__ = str(file)
     vars(loaded)["__recipe__"] = str(file)  # what run.json calls it
     sys.modules[loaded.__name__] = loaded  # dataclasses look their module up
-    exec(compile(file.read_text(encoding="utf-8"), file, "exec"), vars(loaded))
+    try:
+        exec(compile(file.read_text(encoding="utf-8"), file, "exec"), vars(loaded))
+    except DenoiseError:
+        raise
+    except Exception as error:
+        raise _broken(f"The {what}'s file {file} cannot be run", error) from error
     return loaded
+
+
+def _broken(said: str, error: Exception, name: str | None = None) -> BadRun:
+    """Return why a file, or the module ``name``, cannot be imported: where it stops, and what to do."""
+    lacks = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if name is not None and lacks and f"{name}.".startswith(f"{lacks}."):
+        file = Path(f"{name.replace('.', '/')}.py")
+        cure = f"is it the file {file}? Name it so" if file.exists() else "is its package installed?"
+        return BadRun(f"{said} ({error}): {cure}")
+    went = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        went.append((error.filename, error.lineno))
+    place, line = next(((p, n) for p, n in reversed(went) if p not in _IMPORTS and p[0] != "<"), ("", 0))
+    told, where = str(error), f" in {place}, line {line}" if place else ""
+    told = error.msg if isinstance(error, SyntaxError) else told
+    cure = f"install {lacks.partition('.')[0]}, or repair it" if lacks else "repair it there"
+    if "pip install" in told:
+        cure = "install what it names"
+    return BadRun(f"{said}: {type(error).__name__}{where}{': ' if told else ''}{told}: {cure}")
+
+
+_IMPORTS = (__file__, importlib.__file__)
+"""files that import, where nothing that is imported goes wrong"""
 
 
 def named(word: str) -> Any:
     """What ``my_module:name`` or ``my_file.py:name`` means."""
-    place, colon, name = word.rpartition(":")
-    if not colon:
+    place, _, name = word.rpartition(":")
+    if not (place and name):
         raise BadRun(f"{word}: write my_module:name or my_file.py:name.")
     found = module(place, "module")
     if not hasattr(found, name):
