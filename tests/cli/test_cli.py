@@ -402,6 +402,13 @@ def test_a_policy_without_a_run_needs_to_be_told_what_judges_it(capsys, finished
     assert code == 1 and "Did you mean 'make_task'" in line
 
 
+def test_the_json_of_another_program_is_no_run_to_report_of(capsys, recipe):
+    Path("theirs").mkdir()
+    Path("theirs/run.json").write_text('{"id": 3}')
+    assert "names no recipe" in refusal(capsys, "report", "theirs")[1]
+    assert not Path("theirs/report.html").exists()
+
+
 def test_reports_are_written_beside_their_runs_even_without_the_recipe(capsys, finished):
     assert said(capsys, "run", "fake.py", "--seed", "1", "--no-progress")[0] == 0
     finished.unlink()

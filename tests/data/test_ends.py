@@ -242,6 +242,9 @@ def test_columns_that_are_no_arrays_of_numbers_are_named(tmp_path: Path) -> None
     path = stored(tmp_path / "a.hdf5", terminals=LAST, action_low=np.array([b"x"]), action_high=np.ones(1))
     with pytest.raises(BadSignal, match=r"action_low and action_high of .* store numbers"):
         recordings.read(path)
+    hole = stored(tmp_path / "b.hdf5", terminals=LAST, action_low=np.array([np.nan]), action_high=np.ones(1))
+    with pytest.raises(BadSignal, match=r"action_low or action_high of .* holds NaN: store infinity"):
+        recordings.read(hole)
     with h5py.File(path, "r+") as file:
         del file["rewards"]
         file["rewards/sparse"] = np.ones(len(SEEN))

@@ -273,6 +273,13 @@ def test_close_may_be_missing_and_spaces_may_not():
     stream.close()
     assert evaluate(still, Simple, 3).ticks.tolist() == [3, 3, 3]
 
+    class Stuck(Simple):
+        def close(self) -> None:
+            raise OSError("no renderer")
+
+    with pytest.raises(BadSignal, match="close of Stuck raised OSError: no renderer: repair it"):
+        Stream(Stuck, 1)
+
     class Bare(Simple):
         observation_space = None
 

@@ -83,6 +83,14 @@ def test_policies_of_others_and_data_are_no_policies(tmp_path: Path) -> None:
         said = foreign.policy(tmp_path / name)
         assert said is None or not any(bad in said for bad in ("delete", "remove", "restore")), said
     assert "LeRobot" in str(foreign.policy(tmp_path / "act")) and "torch" in str(foreign.policy(tmp_path / "a.ckpt"))
+    for name, names in (("a.zarr", [".zgroup"]), ("files", ["a.hdf5"])):
+        folder(tmp_path / name, *names)
+        said = str(foreign.policy(tmp_path / name))
+        assert "a policy is a folder" in said and "convert" not in said, said
+    for name in ("a.zip", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+        said = str(foreign.policy(tmp_path / name))
+        assert "a policy is a folder" in said and "episodes" not in said, said
     folder(tmp_path / "set", "meta/info.json")
     assert "a data set, not a policy" in str(foreign.policy(tmp_path / "set"))
     folder(tmp_path / "run", "run.json")

@@ -92,13 +92,25 @@ def report(given: list[str]) -> None:
 
             print(page.write(gathered(path), path, a.out))
             return
+        _ours(path)
         if (finish := _finish(path)) is not None and a.out is None:
             finish(path)
             return
         print(write_text(a.out or path / "report.html", run_report(path)))
         return
     paths = [folder(word) for word in a.runs]
+    for path in paths:
+        _ours(path)
     print(write_text(a.out or Path("runs") / "report.html", run_report(paths)))
+
+
+def _ours(path: Path) -> None:
+    """Raise BadRun if the run.json in a folder is another program's: nothing is written beside it."""
+    from denoiserl import store
+
+    record = store.read_json(path / "run.json")
+    if not isinstance(record, dict) or "recipe" not in record:
+        raise BadRun(f"{path} is not the folder of a run: its run.json names no recipe")
 
 
 def _finish(path: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from denoiserl.errors import BadSignal
+from denoiserl.errors import BadSignal, DenoiseError
 
 KEYS = ("success", "is_success", "success_once", "success_at_end")
 """how environments spell success in ``info``"""
@@ -144,10 +144,17 @@ def restart(env: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def shut(env: Any) -> None:
-    """Close ``env`` where it has anything to close."""
+    """Close ``env`` where it has anything to close. Raise BadSignal if that fails."""
     close = getattr(env, "close", None)
     if close is not None:
-        close()
+        try:
+            close()
+        except DenoiseError:
+            raise
+        except Exception as error:
+            raise BadSignal(
+                f"close of {type(env).__name__} raised {type(error).__name__}: {error}: repair it, or leave it out"
+            ) from error
 
 
 def check_env(env: Any, name: str) -> Any:

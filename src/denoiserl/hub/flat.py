@@ -119,6 +119,8 @@ def _box(path: Path, found: dict[str, Any], d: int) -> tuple[np.ndarray, np.ndar
     ends = [v.astype(np.float32) for v in ends]
     if any(v.size not in (1, d) for v in ends):
         raise BadSignal(f"action_low and action_high of {path} have {[v.size for v in ends]} numbers, actions {d}")
+    if any(np.isnan(v).any() for v in ends):
+        raise BadSignal(f"action_low or action_high of {path} holds NaN: store infinity where there is no bound")
     return np.broadcast_to(ends[0], d), np.broadcast_to(ends[1], d)
 
 

@@ -16,7 +16,7 @@ ENDS = {
     (".zarr.zip",): f"a zarr file, such as diffusion_policy's replay buffers: {WRITE}",
     (".pkl", ".pickle", ".p"): f"a pickle, which may run any program and is not opened: {WRITE}",
     (".pt", ".pth", ".ckpt", ".bin"): TORCH,
-    (".safetensors",): "a file of weights, not data: name a folder or file of recorded episodes",
+    (".safetensors",): "a file of weights: data are a folder or file of recorded episodes",
     (".csv", ".tsv", ".json", ".jsonl"): f"a table of text: {WRITE}",
     (".parquet",): "a single Parquet file: of a LeRobot data set name the folder with meta/ and data/ in it",
     (".arrow",): "a single Arrow file: of a Minari data set name the folder with metadata.json in it",
@@ -118,9 +118,16 @@ def _near(path: Path) -> list[Path]:
 def policy(path: Path) -> str | None:
     """Return what a path is that holds no policy of ours; None of one that may."""
     if path.is_file():
-        return file(path) or "a file: a policy is a folder, that of a run or one that Policy.save wrote"
+        told = file(path)
+        return told if told == TORCH else _no_policy(told or "a file")
     if not path.is_dir() or (path / "run.json").is_file() or (path / "tree.json").is_file():
         return None
     if any((path / name).is_file() for name in ("meta/info.json", "metadata.json", "data/metadata.json")):
         return "a data set, not a policy: learn from it with run RECIPE --data"
-    return folder(path)
+    told = folder(path)
+    return told if told in (None, CHECKPOINT, PIPELINE) else _no_policy(told)
+
+
+def _no_policy(told: str) -> str:
+    """Return what something is, without what would make data of it."""
+    return f"{told.partition(':')[0]}, and a policy is a folder, that of a run or one that Policy.save wrote: name it"
