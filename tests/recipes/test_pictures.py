@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from denoiserl.labs.fork2d import Box
 from denoiserl.net.eyes import Points
 from denoiserl.policy import Policy
 from denoiserl.recipes import _kinds, _robot, beyond_human, dppo, drwr, fpo, ppo, reinflow, taco
+from denoiserl.recipes._given import bounds
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
 
@@ -164,6 +166,12 @@ def test_pictures_of_another_size_are_refused_and_a_policy_that_looks_is_saved(t
         policy.draw({**seen, "image": seen["image"][:, :8]}, Rng(1))
     with pytest.raises(BadSignal, match=r"float32: .*uint8"):
         policy.draw({**seen, "image": seen["image"] / 255}, Rng(1))
+
+
+def test_pictures_in_bytes_are_not_learned_for_an_environment_that_shows_them_from_0_to_1():
+    space = Dict(image=Box(np.zeros((8, 8, 3)), np.ones((8, 8, 3))))
+    with pytest.raises(BadSignal, match=r"shows pictures/image from 0 to 1.*uint8"):
+        list(bounds({"image": torch.zeros(2, 8, 8, 3, dtype=torch.uint8)}, space))
 
 
 def test_cloning_pictures_takes_image_and_state():
