@@ -11,14 +11,14 @@ QUIET = ["ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWar
 """what upstream libraries say about their own future"""
 
 
-def unet(channels: int = 3, size: int = 8) -> Any:
+def unet(channels: int = 3, size: int = 8, **more: Any) -> Any:
     """A text-conditional UNet: 250 thousand parameters, embeddings of 8 numbers."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=size, in_channels=channels, out_channels=channels, block_out_channels=(16, 32), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8, attention_head_dim=8, norm_num_groups=8,
+        cross_attention_dim=8, attention_head_dim=8, norm_num_groups=8, **more,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,9 +122,10 @@ def test_a_policy_draws_the_pictures_of_stable_diffusion(tmp_path: Path) -> None
     assert torch.allclose(latent, mode, atol=1e-6)
 
 
-def test_a_policy_draws_the_pictures_of_stable_diffusion_3() -> None:
-    """With the scheduler's double shift; and its training chain is Flow-GRPO's, on policy."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+@pytest.mark.parametrize("levels", [1000, 500])
+def test_a_policy_draws_the_pictures_of_stable_diffusion_3(levels: int) -> None:
+    """With the scheduler's double shift and its levels; and its training chain is Flow-GRPO's, on policy."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(levels, shift=3.0)
     pipeline = models.stable_diffusion_3(scheduler)
     policy, prompts, z = hub.from_pipeline(pipeline, n=6), hub.prompts(pipeline, SCENES), Rng(1).normal(3, 4, 8, 8)
     want = pipeline(
@@ -138,6 +140,27 @@ def test_a_policy_draws_the_pictures_of_stable_diffusion_3() -> None:
     chain = policy.sample(prompts, Rng(0))
     law, y = policy.replay(chain)
     assert_on_policy(law.log_prob(y), chain.log_prob, 1e-3)
+
+
+def test_an_autoencoder_that_overflows_in_float16_is_computed_in_float32() -> None:
+    """Where its settings say so, as upstream; afterwards it is float16 again."""
+    torch.manual_seed(0)
+    vae, z, x = models.autoencoder(), Rng(0).normal(2, 4, 8, 8), Rng(1).normal(2, 3, 16, 16)
+    with torch.no_grad():
+        for conv in (vae.decoder.conv_in, vae.encoder.conv_in):
+            conv.weight.mul_(3e5)
+    vae.half()
+    for upcast in (True, False):
+        vae.register_to_config(force_upcast=upcast)
+        codec = hub.Latent(vae, 1.0)
+        made = codec.decode(z)
+        assert bool(made.isfinite().all() and codec.encode(x).isfinite().all()) == upcast
+        assert next(vae.parameters()).dtype == torch.float16
+        if upcast:
+            want = (deepcopy(vae).float().decode(z).sample / 2 + 0.5).clamp(0, 1)
+            assert torch.allclose(made, want, atol=1e-6) and made.dtype == torch.float32
+            codec.decode(z.clone().requires_grad_()).sum().backward()
+            vae.half()
 
 
 def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:

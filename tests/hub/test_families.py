@@ -47,14 +47,15 @@ def end(policy: Policy, cond: Any, z: Tensor) -> Tensor:
     return policy.sample(cond, Rng(0), serve=True, start=(z, 0)).sample
 
 
-def test_aura_flow_reads_sigma() -> None:
-    """The pipeline's latents, from the same noise: wrong by far with 1000 sigma."""
+@pytest.mark.parametrize("levels", [1000, 500])
+def test_aura_flow_reads_sigma(levels: int) -> None:
+    """The pipeline's latents, from the same noise: wrong by far with 1000 sigma. Half of σ where levels are 500."""
     torch.manual_seed(0)
     net = diffusers.AuraFlowTransformer2DModel(
         sample_size=8, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=4,
         joint_attention_dim=16, caption_projection_dim=32, pos_embed_max_size=64,
     ).eval()  # fmt: skip
-    pipeline = diffusers.AuraFlowPipeline(None, None, models.autoencoder(), net, Flow(shift=1.0))
+    pipeline = diffusers.AuraFlowPipeline(None, None, models.autoencoder(), net, Flow(levels, shift=1.0))
     pipeline.set_progress_bar_config(disable=True)
     z, text = Rng(1).normal(2, 4, 8, 8), Rng(2).normal(2, 5, 16)
     given = {"prompt_embeds": text, "prompt_attention_mask": torch.ones(2, 5), "latents": z, "output_type": "latent"}
@@ -65,11 +66,12 @@ def test_aura_flow_reads_sigma() -> None:
     assert not torch.allclose(end(policy, {"encoder_hidden_states": text}, z), want, atol=1e-2)
 
 
-def test_flux_and_chroma_read_sigma_and_serve_even_steps() -> None:
+@pytest.mark.parametrize("levels", [1000, 500])
+def test_flux_and_chroma_read_sigma_and_serve_even_steps(levels: int) -> None:
     """By hand, packed, with the shift of their size; the last call is at 1/n, not at 1/1000."""
     torch.manual_seed(0)
     n, z, text, pooled = 4, Rng(1).normal(2, 16, 16), Rng(2).normal(2, 5, 8), Rng(3).normal(2, 8)
-    scheduler, vae = Flow(use_dynamic_shifting=True), models.autoencoder()
+    scheduler, vae = Flow(levels, use_dynamic_shifting=True), models.autoencoder()
     chroma = diffusers.ChromaTransformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=8, axes_dims_rope=(4, 4, 8), approximator_num_channels=8, approximator_hidden_dim=16,
@@ -90,7 +92,7 @@ def test_flux_and_chroma_read_sigma_and_serve_even_steps() -> None:
         denoiser = hub.denoiser(net, scheduler, 16, {"img_ids": places, "txt_ids": torch.zeros(5, 3)})
         cond = {"encoder_hidden_states": text} | ({} if net is chroma else {"pooled_projections": pooled})
         process = Diffusion(convert(scheduler, 16).schedule, ddim(0.0))
-        fresh = Flow(use_dynamic_shifting=True)  # the pipeline's own has been told its sigmas
+        fresh = Flow(levels, use_dynamic_shifting=True)  # the pipeline's own has been told its sigmas
         even = steps_like(fresh, process, n, sigmas=torch.linspace(1, 1 / n, n))
         followed, usual = steps_like(scheduler, process, n), steps_like(fresh, process, n)
         for steps, same in ((even, True), (followed, True), (usual, False)):
@@ -113,6 +115,11 @@ def test_a_network_is_known_or_told_never_guessed() -> None:
             assert flow_levels(net, True, None) == LEVELS[name]
             with pytest.raises(BadRun, match=rf"{name} is told .* leave it out"):
                 flow_levels(net, False, 1001 - LEVELS[name])
+            assert (
+                flow_levels(net, False, None, 500) == LEVELS[name] / 2 == flow_levels(net, False, LEVELS[name] / 2, 500)
+            )
+            with pytest.raises(BadRun, match=rf"{name} is told .* leave it out"):
+                flow_levels(net, False, LEVELS[name], 500)
             continue
         with pytest.raises(BadRun, match=rf"a {name} .*levels="):
             flow_levels(net, False, None)
@@ -141,6 +148,8 @@ def test_a_network_of_ones_own_says_what_it_reads() -> None:
     net, x, text = Mine().eval(), Rng(0).normal(2, 4, 8, 8), Rng(1).normal(2, 5, 16)
     with pytest.raises(BadRun, match=r"a Mine is not known: .*levels=1000.*levels=1 "):
         hub.denoiser(net, Flow())
+    with pytest.raises(BadRun, match=r"levels=500\) .*levels=0\.5 "):
+        hub.denoiser(net, Flow(500))
     ours = hub.denoiser(net, Flow(), levels=1000)
     got = ours(x, ours.clock(torch.tensor([0.3])), ours.encode(text)).mean
     assert torch.allclose(got, x - 0.3 * net(x, torch.full((2,), 300.0), text)[0], atol=1e-6)
@@ -257,6 +266,16 @@ def test_arguments_that_a_network_cannot_do_without_are_named() -> None:
         hub.denoiser(flux, Flow()).encode(torch.zeros(1, 5, 8))
     with pytest.raises(BadSignal, match="UNet2DModel also needs class_labels"):
         hub.denoiser(kinds, diffusers.DDIMScheduler()).encode(None)
+
+
+def test_a_network_that_reads_its_texts_twice_needs_nothing_more() -> None:
+    """DeepFloyd's: a "text" embedding is made of the same embeddings, as upstream."""
+    torch.manual_seed(0)
+    net = models.unet(addition_embed_type="text", addition_embed_type_num_heads=2).eval()
+    made = hub.denoiser(net, diffusers.DDPMScheduler(prediction_type="sample", clip_sample=False))
+    x, text = Rng(0).normal(2, 3, 8, 8), Rng(1).normal(2, 5, 8)
+    got = made(x, made.clock(torch.tensor([0.2])), made.encode(text)).mean
+    assert torch.equal(got, net(x, 199, text).sample)
 
 
 def red(picture: Tensor, prompts: Any) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from denoiserl.errors import BadRun
 from denoiserl.hub.schedulers import convert
+from denoiserl.process import Linear
 from tests.hub import models
 
 diffusers = pytest.importorskip("diffusers")
@@ -115,6 +116,19 @@ def test_an_advice_keeps_levels_prediction_and_clipping(name: str) -> None:
             assert noise / signal == pytest.approx(float(s / a), rel=5e-3)
         return
     assert type(theirs).__name__ in ("DDIMScheduler", "DDPMScheduler", "FlowMatchEulerDiscreteScheduler")
+
+
+def test_an_advice_follows_a_scheduler_that_was_set_anew() -> None:
+    scheduler = diffusers.FlowMatchLCMScheduler(shift=3.0)
+    scheduler.set_shift(7.0)
+    with pytest.raises(BadRun, match=r"FlowMatchEulerDiscreteScheduler\.from_config\(.*shift=7\.0\)") as refusal:
+        convert(scheduler)
+    advice = str(refusal.value).partition("clipping is ")[2]
+    mended = eval(advice, {**vars(diffusers), "pipeline": SimpleNamespace(scheduler=scheduler)})
+    assert convert(mended).schedule == Linear(7.0)
+    scheduler.set_scale_factors([0.5, 1.0], "nearest")
+    with pytest.raises(BadRun, match="no scheduler that is usable here"):
+        convert(scheduler)
 
 
 def test_most_solvers_of_shipped_models_have_an_advice() -> None:

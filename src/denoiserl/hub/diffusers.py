@@ -32,14 +32,14 @@ INDEX = "index"
 class Net(nn.Module):
     """A diffusers model as a raw network: our times to its timesteps, a condition to its keyword arguments.
 
-    ``flow``: the model reads ``levels`` · σ(t) (1000σ or σ, see ``families.LEVELS``). Otherwise it
+    ``flow``: the model reads ``levels`` · σ(t) (Kσ or Kσ/1000, see ``families.LEVELS``). Otherwise it
     reads the index t · levels − 1 of a discrete level, exact where t is one of them. A condition is one tensor (the
     model's ``encoder_hidden_states``, or the ``class_labels`` of a model that has no text) or a dict of the model's own
     arguments, batch first. ``fixed`` are arguments without a batch that every call gets (Flux's ``img_ids``).
     """
 
     def __init__(
-        self, model: nn.Module, schedule: Schedule, levels: int, flow: bool, fixed: Mapping[str, Tensor] | None = None
+        self, model: nn.Module, schedule: Schedule, levels: float, flow: bool, fixed: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__()
         base = plain(model)
@@ -105,16 +105,17 @@ def denoiser(
     scheduler: Any,
     tokens: int | None = None,
     fixed: Mapping[str, Tensor] | None = None,
-    levels: int | None = None,
+    levels: float | None = None,
 ) -> Gauss:
     """Return an unmodified model, with the scheduler it was trained with, as the denoiser of a Gaussian process.
 
-    ``levels``: what a flow model of a class that is not known is told as its timestep, in units of σ (1000 or 1).
-    Other models are told the index of a level, and ``levels`` is the scheduler's. Raise BadRun where that is not known.
+    ``levels``: what a flow model of a class that is not known is told as its timestep, in units of σ (1000 or 1
+    where the scheduler has 1000 levels). Other models are told the index of a level, and ``levels`` is the scheduler's.
+    Raise BadRun where that is not known.
     """
     said = convert(scheduler, tokens)
     if said.flow:
-        levels = flow_levels(model, bool(scheduler.config.get("use_dynamic_shifting")), levels)
+        levels = flow_levels(model, bool(scheduler.config.get("use_dynamic_shifting")), levels, said.levels)
     elif levels not in (None, said.levels):
         raise BadRun(f"the scheduler has {said.levels} levels: levels={levels} would be wrong, leave it out")
     net = Net(model, said.schedule, levels or said.levels, said.flow, fixed)
@@ -153,7 +154,8 @@ class Pixels:
 class Latent:
     """Pictures in [0, 1], [B, 3, H, W], to an autoencoder's latents: z = (encode(2x − 1) − shift) · scale.
 
-    Encoding takes the mean of the autoencoder's posterior. ``micro`` pictures go through it at a time.
+    Encoding takes the mean of the autoencoder's posterior. ``micro`` pictures go through it at a time, in float32 where
+    it is float16 and its ``force_upcast`` is set.
     """
 
     vae: Any
@@ -175,7 +177,13 @@ class Latent:
         weight = next(self.vae.parameters())
         if weight.device != data.device:  # a policy that moves does not know of this module
             self.vae.to(data.device)
-        return torch.cat([call(part) for part in data.to(weight.dtype).split(self.micro)])
+        upcast = weight.dtype == torch.float16 and bool(setting(plain(self.vae), "force_upcast"))
+        try:  # such an autoencoder overflows in float16, so that its pipeline computes it in float32
+            dtype = next((self.vae.float() if upcast else self.vae).parameters()).dtype
+            return torch.cat([call(part) for part in data.to(dtype).split(self.micro)])
+        finally:
+            if upcast and not (torch.is_grad_enabled() and data.requires_grad):  # whose gradient needs it as it is
+                self.vae.half()
 
     def condition(self, cond: Any) -> Any:
         """All but the prompts' numbers."""

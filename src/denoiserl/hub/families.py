@@ -1,7 +1,8 @@
 """What is known of diffusers' networks and pipelines by their class; whatever is not is refused by name.
 
-A flow network is told σ, or 1000σ, and its class alone says which: a guess would be wrong by a factor of a thousand
-without an error. A pipeline that also takes a picture, a mask or a control would have it ignored.
+A flow network is told Kσ of a scheduler with K levels, or a thousandth of it, and its class alone says which: a guess
+would be wrong by a factor of a thousand without an error. A pipeline that also takes a picture, a mask or a control
+would have it ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ LEVELS = {
     "FluxTransformer2DModel": 1,
     "SD3Transformer2DModel": 1000,
 }
-"""What a flow network is told as its timestep, in units of σ: its pipeline divides by 1000, or does not."""
+"""What a flow network is told as its timestep, in units of σ, where its scheduler has 1000 levels: its pipeline divides
+the scheduler's timestep by 1000, or does not. With K levels it is K/1000 of that."""
 
 REVERSE = (
     "HiDreamImageTransformer2DModel",
@@ -71,8 +73,10 @@ def setting(thing: Any, name: str) -> Any:
     return config.get(name) if hasattr(config, "get") else getattr(config, name, None)
 
 
-def flow_levels(model: Any, dynamic: bool, given: int | None) -> int:
+def flow_levels(model: Any, dynamic: bool, given: float | None, levels: int = 1000) -> float:
     """Return what a flow network is told as its timestep, in units of σ; ``given`` for networks that are not known.
+
+    ``levels``: the scheduler's ``num_train_timesteps``, which its pipeline's timestep is in.
 
     Raise BadRun for a network that runs from data to noise, and for one that is not known where nothing is given, or
     where the scheduler's shift depends on the picture (``dynamic``): each family has its own rule for that.
@@ -83,14 +87,16 @@ def flow_levels(model: Any, dynamic: bool, given: int | None) -> int:
             f"a {name} reads 1 − σ or answers data minus noise: wrap it in a module that reads levels · σ and answers "
             "noise minus data, and give levels="
         )
-    if name in LEVELS and given in (None, LEVELS[name]):
-        return LEVELS[name]
     if name in LEVELS:
-        raise BadRun(f"a {name} is told {LEVELS[name]} · σ: levels={given} would be wrong, leave it out")
+        told = LEVELS[name] * levels / 1000
+        if given not in (None, told):
+            raise BadRun(f"a {name} is told {told:g} · σ: levels={given} would be wrong, leave it out")
+        return told
     if given is None or given <= 0:
         raise BadRun(
-            f"a {name} is not known: say what it is told as its timestep, denoiser(net, scheduler, levels=1000) for "
-            f"1000σ or levels=1 for σ (its pipeline then divides by 1000). Known: {', '.join(LEVELS)}"
+            f"a {name} is not known: say what it is told as its timestep, denoiser(net, scheduler, levels={levels}) "
+            f"for {levels} · σ or levels={levels / 1000:g} for {levels / 1000:g} · σ (its pipeline then divides by "
+            f"1000). Known: {', '.join(LEVELS)}"
         )
     if dynamic:
         raise BadRun(
@@ -109,7 +115,8 @@ def needs(model: Any) -> tuple[str, ...]:
     if setting(base, "guidance_embeds"):
         found.append("guidance")
     sized = getattr(base, "use_additional_conditions", False)
-    if sized or setting(base, "addition_embed_type") or "image" in str(setting(base, "encoder_hid_dim_type")):
+    more = setting(base, "addition_embed_type") not in (None, "text")  # "text" reads the embeddings alone
+    if sized or more or "image" in str(setting(base, "encoder_hid_dim_type")):
         found.append("added_cond_kwargs")
     if setting(base, "time_cond_proj_dim") is not None:
         found.append("timestep_cond")

@@ -129,6 +129,8 @@ def _same(scheduler: Any) -> str | None:
     knows = inspect.signature(type(scheduler).__init__).parameters
     if any(config.get(key) for key in ("use_dynamic_shifting", "scale_factors", "thresholding", "shift_terminal")):
         return None
+    if getattr(scheduler, "_scale_factors", None):  # set_scale_factors has set them
+        return None
     if str(config.get("variance_type")).startswith("learned"):
         return None
     if {"prediction_type", "flow_shift"} <= set(knows) and config["prediction_type"] == "flow_prediction":
@@ -143,6 +145,8 @@ def _same(scheduler: Any) -> str | None:
     try:
         made = target.from_config(config, **fixed)
         fixed |= {key: config[key] for key in shared if made.config[key] != config[key]}
+        if flow and (shift := vars(scheduler).get("_shift", config["shift"])) != config["shift"]:  # by set_shift
+            fixed["shift"] = shift
         made = target.from_config(config, **fixed)
         convert(made)
     except (BadRun, NotImplementedError):
