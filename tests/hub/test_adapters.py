@@ -108,6 +108,78 @@ def test_a_pipeline_with_adapters_is_not_saved_broken(kind: str, tmp_path: Path)
     assert torch.allclose(pictures(other), want, atol=1e-5)
 
 
+def given(kind: str, **settings: Any) -> Any:
+    """A pipeline whose model has adapters in diffusers' own way, which have learned."""
+    pipe = pipeline(kind)
+    part = getattr(pipe, kind)
+    part.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q", "to_v"], **settings))
+    with torch.no_grad():
+        for k, (name, p) in enumerate(part.named_parameters()):
+            if "lora_" in name:
+                p.copy_(0.3 * Rng(k).normal(*p.shape))
+    return pipe
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+def test_adapters_that_a_model_put_into_itself_are_merged_and_never_saved_broken(kind: str, tmp_path: Path) -> None:
+    pipe = given(kind, lora_alpha=8)
+    policy, part = hub.from_pipeline(pipe, n=3), getattr(pipe, kind)
+    want = pictures(pipe)
+    for again in (lambda: lora(policy, 2, ["to_k"]), lambda: load_lora(policy, tmp_path)):
+        with pytest.raises(BadRun, match=r"adapters already: take them off, model\.unload_lora\(\).*merge\(policy\)"):
+            again()
+    with pytest.raises(BadRun, match=r"adapters sit in this .*merge\(policy\)"):
+        pipe.save_pretrained(tmp_path / "broken")
+    save_lora(policy, tmp_path / "lora")
+    fresh = pipeline(kind)
+    fresh.load_lora_weights(tmp_path / "lora")
+    assert torch.allclose(pictures(fresh), want, atol=1e-5)
+    before = drawn(policy, pipe)
+    merged = merge(policy)
+    assert torch.allclose(drawn(merged, pipe), before, atol=1e-5) and torch.allclose(pictures(pipe), want, atol=1e-5)
+    assert not any("lora" in name for name, _ in part.named_modules())
+    part.save_pretrained(tmp_path / "whole")
+    back = type(part).from_pretrained(tmp_path / "whole").state_dict()
+    assert all(torch.equal(back[name], p) for name, p in part.state_dict().items())
+    assert lora(merged, 2, ["to_k"]).parameters() and getattr(pipe, kind) is part
+    fresh.unload_lora_weights()
+    lora(hub.from_pipeline(fresh, n=3), 2, ["to_k"])
+
+
+def test_layers_that_learned_whole_are_merged_too() -> None:
+    pipe = given("unet", modules_to_save=["conv_out"])
+    policy = hub.from_pipeline(pipe, n=3)
+    before = drawn(policy, pipe)
+    assert torch.allclose(drawn(merge(policy), pipe), before, atol=1e-5)
+    assert type(pipe.unet.conv_out) is torch.nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_alpha": 8},
+        {"lora_alpha": 8, "use_rslora": True},
+        {"lora_alpha": 8, "rank_pattern": {"to_q": 2}, "alpha_pattern": {"to_v": 3}},
+    ],
+    ids=["plain", "rslora", "patterns"],
+)
+def test_a_scale_that_was_set_is_saved(settings: dict[str, Any], tmp_path: Path) -> None:
+    pipe, whole = given("unet", **settings), pictures(given("unet", **settings))
+    pipe.set_adapters(["default"], [0.25])
+    want, policy = pictures(pipe), hub.from_pipeline(pipe, n=3)
+    assert not torch.allclose(want, whole, atol=1e-3)
+    save_lora(policy, tmp_path)
+    fresh, other = pipeline("unet"), pipeline("unet")
+    fresh.load_lora_weights(tmp_path)
+    assert torch.allclose(pictures(fresh), want, atol=1e-5)
+    load_lora(hub.from_pipeline(other, n=3), tmp_path)
+    assert torch.allclose(pictures(other), want, atol=1e-5)
+    assert pipe.unet.peft_config["default"].lora_alpha == 8
+    pipe.set_adapters(["default"], [{"unet": {"mid": 0.5}}])
+    with pytest.raises(BadRun, match=r"factors from 0\.5 to 1.*set_adapters\(\['default'\], \[1\]\)"):
+        save_lora(policy, tmp_path)
+
+
 def test_a_model_whose_adapters_were_taken_off_saves_again(tmp_path: Path) -> None:
     net = models.unet()
     before = models.tensors(net)
@@ -128,6 +200,9 @@ def test_adapters_of_a_language_model_are_pefts_folder(tmp_path: Path) -> None:
 
     ours = lora(policy(), 3, ["query", "value"], alpha=7.0)
     learn(ours)
+    for layer in ours.denoiser.modules():
+        if hasattr(layer, "set_scale"):
+            layer.set_scale("default", 0.5)  # type: ignore[operator]
     save_lora(ours, tmp_path / "lora")
     torch.manual_seed(0)
     theirs = peft.PeftModel.from_pretrained(models.language("bert"), tmp_path / "lora")

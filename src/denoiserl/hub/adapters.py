@@ -8,11 +8,11 @@ memory; of adapters that have learned before, it is a copy of them.
 
 from __future__ import annotations
 
-import functools
+import copy
 import inspect
 import json
+import math
 import re
-import types
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -88,7 +88,10 @@ def _bare(model: nn.Module) -> None:
     if "_orig_mod" in model._modules:
         raise BadRun("adapters go under a compiled model: adapt model._orig_mod, then compile what comes out")
     if hasattr(model, "peft_config"):
-        raise BadRun("this model has adapters already: take the model underneath, model.unload()")
+        off = "take the model underneath, model.unload()" if hasattr(model, "unload") else "load the model anew"
+        if hasattr(model, "unload_lora"):  # of diffusers, which has put them into itself
+            off = "take them off, model.unload_lora() or pipeline.unload_lora_weights()"
+        raise BadRun(f"this model has adapters already: {off}; or fold them in, hub.adapters.merge(policy)")
 
 
 def _wrap(model: nn.Module, config: Any, seed: int = 0) -> Any:
@@ -97,24 +100,8 @@ def _wrap(model: nn.Module, config: Any, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         wrapped = need("peft", "hub").get_peft_model(model, config)
     if hasattr(model, "save_pretrained"):
-        _guard(model)
+        diffusers.guard(model)
     return wrapped
-
-
-def _guard(model: Any) -> None:
-    own, layer = type(model).save_pretrained, need("peft.tuners.tuners_utils", "hub").BaseTunerLayer
-
-    @functools.wraps(own)
-    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(module, layer) for module in self.modules()):
-            raise BadRun(
-                f"adapters sit in this {type(self).__name__}, and its file would have names that nothing reads: write "
-                "the adapters alone, hub.adapters.save_lora(policy, folder), or fold them into the weights first, "
-                "hub.adapters.merge(policy)"
-            )
-        return own(self, *args, **kwargs)
-
-    model.save_pretrained = types.MethodType(save_pretrained, model)
 
 
 def _nets(policy: Policy) -> list[Any]:
@@ -166,25 +153,52 @@ def save_lora(policy: Policy, folder: str | Path) -> Path:
 
     Around a model of diffusers it is the file that ``pipeline.load_lora_weights(folder)`` reads into a fresh pipeline,
     rank and α included. Around one of transformers it is what ``PeftModel.from_pretrained(model, folder)`` reads.
-    ``load_lora`` reads both. The weights are those of the active set. Raise BadRun if there are no LoRA adapters, or
-    if whole layers have learned beside them (``modules_to_save``), for which such a file has no place.
+    ``load_lora`` reads both. The weights are those of the active set; a scale that was set (``set_adapters``) is a
+    factor of α. Raise BadRun if there are no LoRA adapters, if their scales differ, or if whole layers have learned
+    beside them (``modules_to_save``): such a file has no place for these.
     """
     if len(nets := _nets(policy)) != 1:
         raise BadRun(f"one model is needed, and this policy wraps {len(nets)}: save each by peft")
     (model, name), folder = _adapters(nets[0]), Path(folder)
+    config = _scaled(model, name)
     if isinstance(nets[0], transformers.Net):
-        model.save_pretrained(folder, save_embedding_layers=False)
+        own, model.peft_config[name] = model.peft_config[name], config
+        try:
+            model.save_pretrained(folder, save_embedding_layers=False)
+        finally:
+            model.peft_config[name] = own
         return folder / PEFT_FILE
     tensors = need("peft", "hub").get_peft_model_state_dict(model, adapter_name=name)
     tensors = {k.removeprefix("base_model.model."): v.detach().cpu().contiguous() for k, v in tensors.items()}
     if whole := sorted(k for k in tensors if ".lora_" not in k):
         raise BadRun(f"{', '.join(whole[:3])} learned as whole layers: save this policy by policy.save(path)")
     part = "unet" if type(diffusers.plain(model)).__name__.startswith("UNet") else "transformer"
-    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config[name].to_dict().items()}
+    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     header = {"format": "pt", METADATA: json.dumps({f"{part}.{k}": v for k, v in settings.items()}, sort_keys=True)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({f"{part}.{k}": v for k, v in tensors.items()}, folder / DIFFUSERS_FILE, header)
     return folder / DIFFUSERS_FILE
+
+
+def _scaled(model: Any, name: str) -> Any:
+    """The settings of an adapter, with the α that its layers compute with. Raise BadRun if no one α says that."""
+    config, factors = model.peft_config[name], [1.0]
+    layers = [layer for layer in model.modules() if name in getattr(layer, "lora_alpha", ()) and layer.lora_alpha[name]]
+    if layers:
+        root = math.sqrt if config.use_rslora else float
+        factors = [layer.scaling[name] * root(layer.r[name]) / layer.lora_alpha[name] for layer in layers]
+    low, high = min(factors), max(factors)
+    if not math.isclose(low, high, rel_tol=1e-6):
+        raise BadRun(
+            f"the adapter's layers are scaled by factors from {low:g} to {high:g}, and a file has one: set one, "
+            f"pipeline.set_adapters([{name!r}], [{high:g}]), or fold them in, hub.adapters.merge(policy)"
+        )
+    if math.isclose(high, 1.0, rel_tol=1e-6):
+        return config
+    config = copy.copy(config)
+    config.lora_alpha = config.lora_alpha * high
+    config.alpha_pattern = {k: v * high for k, v in (config.alpha_pattern or {}).items()}
+    return config
 
 
 def load_lora(policy: Policy, path: str | Path) -> Policy:
@@ -250,9 +264,9 @@ def _guess(tensors: dict[str, Tensor]) -> dict[str, Any]:
 def merge(policy: Policy) -> Policy:
     """Return the policy with its adapters folded into the model's weights, in place: W + (α/r) B A.
 
-    The model is then what it was before ``lora``, with other weights, so that ``pipeline.save_pretrained`` writes a
-    whole pipeline. Raise BadRun if another set of weights than ``current`` is active. Warn if weights in low precision
-    lose a tenth or more of what was learned, because it is smaller than the distance of their numbers.
+    The model is then what it was before it had adapters, with other weights, so that ``pipeline.save_pretrained``
+    writes a whole pipeline. Raise BadRun if another set of weights than ``current`` is active. Warn if weights in low
+    precision lose a tenth or more of what was learned, because it is smaller than the distance of their numbers.
     """
     if policy.active != "current":
         raise BadRun(f"the adapters of {policy.active!r} are a copy: policy.weights.load({policy.active!r}) first")
@@ -264,9 +278,29 @@ def merge(policy: Policy) -> Policy:
                 "hub.adapters.save_lora(policy, folder)",
                 stacklevel=2,
             )
-        net.model = _adapters(net)[0].merge_and_unload().eval()
+        net.model = _folded(_adapters(net)[0]).eval()
         vars(net.model).pop("save_pretrained", None)
     return _anew(policy)
+
+
+def _folded(model: Any) -> Any:
+    """The model without its adapters, which peft wraps, or which sit in a model that put them into itself."""
+    if hasattr(model, "merge_and_unload"):
+        return model.merge_and_unload()
+    kind = need("peft.tuners.tuners_utils", "hub").BaseTunerLayer
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, kind):
+            layer.merge()  # type: ignore[operator]
+            plain: Any = layer.get_base_layer()  # type: ignore[operator]
+        elif hasattr(layer, "unload_and_optionally_merge_module"):  # a whole layer that learned
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        else:
+            continue
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, plain)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    return model
 
 
 @torch.no_grad()

@@ -8,7 +8,9 @@ sampled, scored and trained is the conditional model itself.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from denoiserl.errors import BadRun, BadSignal, nearest
+from denoiserl.errors import BadRun, BadSignal, nearest, need
 from denoiserl.hub.families import check, flow_levels, needs, network, plain, setting
 from denoiserl.hub.schedulers import Convention, convert, steps_like
 from denoiserl.policy import Policy
@@ -119,7 +121,26 @@ def denoiser(
     elif levels not in (None, said.levels):
         raise BadRun(f"the scheduler has {said.levels} levels: levels={levels} would be wrong, leave it out")
     net = Net(model, said.schedule, levels or said.levels, said.flow, fixed)
+    if hasattr(base := plain(model), "peft_config") and hasattr(base, "save_pretrained"):
+        guard(base)
     return Gauss(net, said.schedule, said.predicts).eval()
+
+
+def guard(model: Any) -> None:
+    """Let ``model.save_pretrained`` refuse as long as adapters sit in the model."""
+    own, layer = type(model).save_pretrained, need("peft.tuners.tuners_utils", "hub").BaseTunerLayer
+
+    @functools.wraps(own)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(module, layer) for module in self.modules()):
+            raise BadRun(
+                f"adapters sit in this {type(self).__name__}, and its file would have names that nothing reads: write "
+                "the adapters alone, hub.adapters.save_lora(policy, folder), or fold them into the weights first, "
+                "hub.adapters.merge(policy)"
+            )
+        return own(self, *args, **kwargs)
+
+    model.save_pretrained = types.MethodType(save_pretrained, model)
 
 
 def _seen(cond: Any) -> Any:
