@@ -251,6 +251,10 @@ def test_files_that_are_no_lora_of_this_model_are_refused(tmp_path: Path) -> Non
     refused("text_encoder", {**tensors, "text_encoder.layers.0.lora_A.weight": torch.zeros(4, 8)})
     told = json.loads(header[adapters.METADATA])
     refused("says use_magic", tensors, {adapters.METADATA: json.dumps({**told, "unet.use_magic": True})})
+    for held in (b"xx", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n"):
+        (tmp_path / "bad.safetensors").write_bytes(held)
+        with pytest.raises(BadRun, match=r"bad\.safetensors is no whole safetensors file .*git lfs pull"):
+            load_lora(pixels(), tmp_path / "bad.safetensors")
     bare, state = pixels(), torch.get_rng_state()
     loaded = load_lora(bare, file)
     assert torch.equal(torch.get_rng_state(), state)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -228,6 +229,10 @@ def test_adapters_are_refused_where_they_do_not_fit() -> None:
         adapt(models.unet(), 4, ["to_qq"])
     with pytest.raises(BadRun, match="rank"):
         adapt(models.unet(), 0, ["to_q"])
+    with pytest.raises(BadRun, match=r"whole number, at least 1, not 2\.0"):
+        adapt(models.unet(), 2.0, ["to_q"])  # type: ignore[arg-type]
+    with pytest.raises(BadRun, match="alpha=0 adapters add nothing"):
+        adapt(models.unet(), 2, ["to_q"], alpha=0)
     policy = hub.from_pipeline(models.pixels(ddim_scheduler()), n=4)
     policy.weights.keep("ema")
     with pytest.raises(BadRun, match="ema already"):
@@ -248,6 +253,10 @@ def test_conditions_and_pipelines_that_do_not_fit_are_refused() -> None:
         made.encode({"encoder_hidden_state": torch.zeros(1, 4, 8)})
     with pytest.raises(BadSignal, match="needs a condition"):
         made.encode(None)
+    with pytest.raises(BadSignal, match="a ndarray is none"):
+        made.encode(torch.zeros(1, 4, 8).numpy())
+    with pytest.raises(BadRun, match="a NoneType is no network"):
+        hub.denoiser(None, ddim_scheduler())  # type: ignore[arg-type]
     with pytest.raises(BadRun, match="timestep"):
         hub.denoiser(torch.nn.Linear(2, 2), ddim_scheduler())
     with pytest.raises(BadRun, match="neither a unet nor a transformer"):
@@ -256,3 +265,27 @@ def test_conditions_and_pipelines_that_do_not_fit_are_refused() -> None:
         hub.from_pipeline(
             SimpleNamespace(unet=models.unet(4), scheduler=ddim_scheduler(), vae=models.autoencoder()), size=(15, 16)
         )
+
+
+def test_sizes_and_numbers_of_steps_that_do_not_fit_are_refused_before_anything_is_drawn() -> None:
+    pipeline = models.stable_diffusion(ddim_scheduler())
+    for size in (16, "16", ("16", "16"), (16.0, 16.0), (0, 16), (-16, 16), (16,), (16, 16, 3)):
+        with pytest.raises(BadRun, match=r"is no size: give \(height, width\) in pixels"):
+            hub.from_pipeline(pipeline, size=size)  # type: ignore[arg-type]
+    with pytest.raises(BadRun, match="has 1000 noise levels, which are no 2000 steps"):
+        hub.from_pipeline(pipeline, n=2000)
+    flow = models.stable_diffusion_3(diffusers.FlowMatchEulerDiscreteScheduler())
+    assert hub.from_pipeline(flow, size=(32, 32)).event == (4, 16, 16)
+    for size, match in (((36, 32), "at most 32 pixels a side: not 36 by 32"), ((18, 16), "cut by patches of 4")):
+        with pytest.raises(BadRun, match=match):
+            hub.from_pipeline(flow, size=size)
+
+
+def test_texts_come_in_any_sequence() -> None:
+    pipeline = models.stable_diffusion(ddim_scheduler())
+    want = hub.prompts(pipeline, SCENES)
+    for texts in (numpy.array(SCENES), (scene for scene in SCENES), tuple(SCENES)):
+        assert all(torch.equal(want[k], v) for k, v in hub.prompts(pipeline, texts).items())
+    for wrong in ("a cat", [], numpy.array([1, 2]), 3, None):
+        with pytest.raises(BadSignal, match="a list of texts"):
+            hub.prompts(pipeline, wrong)  # type: ignore[arg-type]

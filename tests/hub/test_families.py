@@ -62,6 +62,9 @@ def test_aura_flow_reads_sigma(levels: int) -> None:
     want = pipeline(**given, guidance_scale=1.0, num_inference_steps=4, height=16, width=16).images
     policy = hub.from_pipeline(pipeline, n=4)
     assert torch.allclose(end(policy, {"encoder_hidden_states": text}, z), want, atol=1e-4)
+    assert hub.from_pipeline(pipeline, size=(32, 32)).event == (4, 16, 16)
+    with pytest.raises(BadRun, match="at most 32 pixels a side"):
+        hub.from_pipeline(pipeline, size=(36, 32))
     policy.denoiser.net.levels = 1000
     assert not torch.allclose(end(policy, {"encoder_hidden_states": text}, z), want, atol=1e-2)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -45,13 +45,19 @@ def adapt(model: nn.Module, r: int, targets: Sequence[str] | str, alpha: float |
     Raise BadRun if a target is no layer, if the model has adapters, or if it is compiled.
     """
     peft = need("peft", "hub")
-    if r < 1:
-        raise BadRun(f"the rank of an adapter is at least 1, not {r}")
+    if not isinstance(r, int) or r < 1:
+        raise BadRun(f"the rank of an adapter is a whole number, at least 1, not {r!r}")
+    if alpha is not None and alpha <= 0:
+        raise BadRun(
+            f"with alpha={alpha} adapters add nothing, or take away: give a positive one, or leave it out for r"
+        )
     _bare(model)
     found = _layers(model, targets)
     targets = targets if isinstance(targets, str) else list(targets)
     turned = all(type(layer).__name__ == "Conv1D" for layer in found)  # GPT-2's, whose weights are transposed
-    config = peft.LoraConfig(r=r, lora_alpha=alpha or r, target_modules=targets, fan_in_fan_out=turned)
+    config = peft.LoraConfig(
+        r=r, lora_alpha=r if alpha is None else alpha, target_modules=targets, fan_in_fan_out=turned
+    )
     return _wrap(model, config, seed)
 
 
@@ -234,8 +240,13 @@ def load_lora(policy: Policy, path: str | Path) -> Policy:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors by the model's own names, and the settings of the adapters where the file says them."""
-    with safe_open(file, "pt") as opened:
-        tensors, header = {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors, header = {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}
+    except SafetensorError as error:
+        raise BadRun(
+            f"{file} is no whole safetensors file ({error}): fetch it again, and a pointer of git-lfs by git lfs pull"
+        ) from error
     told = json.loads(header[METADATA]) if METADATA in header else None
     for part in ("unet.", "transformer.", "base_model.model."):
         if tensors and all(k.startswith(part) for k in tensors):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.errors import BadRun, BadSignal, nearest, need
-from denoiserl.hub.families import check, flow_levels, needs, network, plain, setting
+from denoiserl.hub.families import check, fits, flow_levels, needs, network, plain, setting
 from denoiserl.hub.schedulers import Convention, convert, steps_like
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, Linear, Schedule, ddim, flow_sde
@@ -86,7 +86,12 @@ class Net(nn.Module):
             raise BadSignal(
                 f"a {type(plain(self.model)).__name__} also needs {', '.join(missing)}: give a dict of its arguments"
             )
-        return tree_map(lambda v: v.to(self.dtype) if v.is_floating_point() else v, given)
+        return tree_map(self._precise, given)
+
+    def _precise(self, value: Any) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise BadSignal(f"conditions are tensors, batch first, and a {type(value).__name__} is none")
+        return value.to(self.dtype) if value.is_floating_point() else value
 
     def clock(self, t: Tensor) -> Tensor:
         """The model's timestep, [*t]."""
@@ -115,6 +120,8 @@ def denoiser(
     where the scheduler has 1000 levels). Other models are told the index of a level, and ``levels`` is the scheduler's.
     Raise BadRun where that is not known.
     """
+    if not isinstance(model, nn.Module):
+        raise BadRun(f"a {type(model).__name__} is no network: give pipeline.unet or pipeline.transformer")
     said = convert(scheduler, tokens)
     if said.flow:
         levels = flow_levels(model, bool(scheduler.config.get("use_dynamic_shifting")), levels, said.levels)
@@ -233,13 +240,17 @@ def from_pipeline(
             f"the model reads {channels} channels and answers {answers}: models that also read a mask or a picture, or "
             "that learn their variance, are not plain denoisers"
         )
+    if size is not None and not (
+        isinstance(size, Sequence) and [type(v) for v in size] == [int, int] and min(size) > 0
+    ):
+        raise BadRun(f"size={size!r} is no size: give (height, width) in pixels, two whole numbers")
     codec = _codec(vae)
     factor = 1 if vae is None else 2 ** (len(setting(plain(vae), "block_out_channels")) - 1)
     side = setting(plain(model), "sample_size") if size is None else [_divided(v, factor) for v in size]
     if side is None:
         raise BadRun("the model does not say what size its pictures have: give size=(height, width) in pixels")
     height, width = (side, side) if isinstance(side, int) else side
-    patch = setting(plain(model), "patch_size") or 1
+    patch = fits(model, height, width, factor)
     tokens = (height // patch) * (width // patch)
     scheduler = getattr(pipeline, "scheduler", None)
     said = convert(scheduler, tokens)
@@ -277,14 +288,15 @@ def _codec(vae: Any) -> Pixels | Latent:
 
 
 @torch.no_grad()
-def prompts(pipeline: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+def prompts(pipeline: Any, texts: Iterable[str]) -> dict[str, Tensor]:
     """Return texts as conditions: the model's embeddings, and the number of the text in ``index``.
 
     Recipes draw rows of this tree; a reward looks its text up by ``prompts["index"]``, and the denoiser does not see
     it. For ``StableDiffusionPipeline`` and ``StableDiffusion3Pipeline``; raise BadRun for others, whose models take
     other arguments: a dict of those, batch first, is a condition too.
     """
-    if not texts or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    texts = [*texts] if isinstance(texts, Iterable) and not isinstance(texts, str) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
         raise BadSignal("prompts are a list of texts, one a row")
     name, model = type(pipeline).__name__, network(pipeline)
     if name not in ("StableDiffusionPipeline", "StableDiffusion3Pipeline"):
@@ -298,7 +310,7 @@ def prompts(pipeline: Any, texts: Sequence[str]) -> dict[str, Tensor]:
     pooled = name == "StableDiffusion3Pipeline"
     given: dict[str, Any] = {"prompt_2": None, "prompt_3": None} if pooled else {}
     given |= {"device": next(model.parameters()).device, "num_images_per_prompt": 1}
-    parts = pipeline.encode_prompt(list(texts), do_classifier_free_guidance=False, **given)
+    parts = pipeline.encode_prompt([str(text) for text in texts], do_classifier_free_guidance=False, **given)
     named = {"encoder_hidden_states": parts[0]} | ({"pooled_projections": parts[2]} if pooled else {})
     return {**named, INDEX: torch.arange(len(texts), device=parts[0].device)}
 

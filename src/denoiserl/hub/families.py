@@ -8,6 +8,7 @@ would have it ignored.
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from torch import nn
@@ -123,6 +124,28 @@ def needs(model: Any) -> tuple[str, ...]:
     if getattr(base, "class_embedding", None) is not None:
         found.append("class_labels")
     return tuple(dict.fromkeys(k for k in found if k not in ("sample", "hidden_states", "timestep")))
+
+
+def fits(model: Any, height: int, width: int, factor: int) -> int:
+    """Return the side of a model's patches, 1 without them. Raise BadRun if a state of this size has none or too many.
+
+    ``factor``: pixels a number of the state.
+    """
+    base = plain(model)
+    patch, most = setting(base, "patch_size") or 1, setting(base, "pos_embed_max_size")
+    if height % patch or width % patch:
+        raise BadRun(
+            f"pictures of {height * factor} by {width * factor} pixels are cut by patches of {patch * factor}: give a "
+            "size=(height, width) of multiples"
+        )
+    if most is not None and type(base).__name__ == "AuraFlowTransformer2DModel":
+        most = math.isqrt(most)  # counts all, not a side's
+    if most is not None and max(height, width) > most * patch:
+        raise BadRun(
+            f"the model knows places of {most} by {most} patches, so that size= is at most {most * patch * factor} "
+            f"pixels a side: not {height * factor} by {width * factor}"
+        )
+    return patch
 
 
 def network(pipeline: Any) -> Any:

@@ -273,6 +273,8 @@ def _timesteps(scheduler: Any, n: int) -> tuple[Tensor, int]:
     convert(scheduler)
     theirs = copy.deepcopy(scheduler)
     if not getattr(theirs, "custom_timesteps", False):
+        if n > (levels := scheduler.config["num_train_timesteps"]):
+            raise BadRun(f"the scheduler has {levels} noise levels, which are no {n} steps: ask for {levels} at most")
         theirs.set_timesteps(n)
     index = theirs.timesteps.double().cpu()
     if len(index) != n:
