@@ -17,8 +17,9 @@ from denoiserl.describe import build, describe
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.law import Law
 from denoiserl.process import Process, Steps
+from denoiserl.process.masked import check_rows
 from denoiserl.rng import Rng
-from denoiserl.tree import Tree, tree_map
+from denoiserl.tree import Tree, tensors, tree_map
 from denoiserl.weights import AdapterOff, Weights, fit
 
 KIND = "denoiserl policy"
@@ -111,12 +112,27 @@ class Infill:
                 f"a prompt of several parts holds its tokens as 'canvas'; this one has {sorted(cond)}: name them so, "
                 "or give the tokens alone"
             )
-        return cond["canvas"] if isinstance(cond, dict) else cond
+        return _ids(cond["canvas"] if isinstance(cond, dict) else cond)
 
     def padding(self, canvas: Tensor) -> Tensor:
         """[B, L] bool: the runs of ``pad`` at both ends of each row."""
         blank = (canvas == self.pad).long()
         return (blank.cumprod(-1) + blank.flip(-1).cumprod(-1).flip(-1)).bool()
+
+
+def _ids(canvas: Any) -> Any:
+    """Return a canvas of ids, a tensor, numpy array or lists, as a tensor [B, L]. Raise BadSignal for anything else."""
+    if canvas is None:
+        return None
+    canvas = tensors(canvas)
+    if not isinstance(canvas, Tensor):
+        raise BadSignal(
+            "a prompt is a canvas of ids [B, L], not text or lists of different lengths: tokenize texts, and fill ids "
+            "up with denoiserl.hub.transformers.canvas(ids, length, mask)"
+        )
+    if canvas.is_floating_point() or canvas.is_complex() or canvas.dtype == torch.bool:
+        raise BadSignal(f"a canvas holds ids, whole numbers, not {canvas.dtype}: give canvas.long()")
+    return canvas.long()
 
 
 class Control(Protocol):
@@ -219,19 +235,24 @@ class Policy:
     ) -> Chain:
         """Run ``train`` steps (or ``serve`` steps) and keep the chain; ``cond`` in data units, states in model units.
 
+        Arrays of numpy and lists of numbers in ``cond`` become tensors on the policy's device, float64 float32.
         ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior. ``micro``:
         rows of one call of the network.
         """
+        cond = tensors(cond, self.device)
         if start is None and (begin := self.codec.start(cond)) is not None:
             start = (begin, 0)
         x, k = start or (None, 0)
         self.process.check(x, len(self.serve if serve else self.train) - k, self.event)
+        if x is not None and (mask := getattr(self.process, "mask", None)) is not None:
+            check_rows(self.denoiser, x, mask)
         cond = self.codec.condition(cond)
         chain = self.sampler(serve, record)(cond, rng, start=start, rows=rows, micro=micro)
         return replace(chain, sample=self.process.finish(chain.sample, x))
 
     def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
         """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""
+        cond = tensors(cond, self.device)
         if (control := self.weights.control) is not None:
             return self.codec.decode(control.draw(self, cond, rng, rows))  # type: ignore[operator]
         return self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)

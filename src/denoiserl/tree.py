@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,25 @@ def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     if isinstance(tree, tuple | list):
         return type(tree)(tree_map(f, *leaves) for leaves in zip(tree, *rest, strict=True))
     return f(tree, *rest)
+
+
+def tensors(tree: Any, device: torch.device | str = "cpu") -> Any:
+    """Return a tree with tensors in place of arrays of numpy and lists of numbers; float64 in them becomes float32."""
+    if isinstance(tree, list) and _numbers(tree):
+        try:
+            tree = np.array(tree)
+        except ValueError:  # lists of different lengths
+            return tree
+    if isinstance(tree, np.ndarray) and tree.dtype.kind in "biuf":
+        return torch.tensor(tree.astype(np.float32) if tree.dtype == np.float64 else tree.copy(), device=device)
+    if isinstance(tree, dict):
+        return {k: tensors(v, device) for k, v in tree.items()}
+    return [tensors(v, device) for v in tree] if isinstance(tree, list) else tree
+
+
+def _numbers(tree: list[Any]) -> bool:
+    """Whether lists in lists hold numbers alone."""
+    return bool(tree) and all(_numbers(v) if isinstance(v, list) else isinstance(v, int | float) for v in tree)
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:

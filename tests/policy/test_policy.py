@@ -283,3 +283,11 @@ def test_a_single_file_is_named_with_what_opens_it(tmp_path: Path, name: str, op
     with pytest.raises(BadRun, match=opens) as said:
         Policy.load(tmp_path / name)
     assert "delete" not in str(said.value)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "list"])
+def test_conditions_come_as_arrays_and_lists_too(kind: str) -> None:
+    policy, cond = image(), Rng(1).normal(3, 4)
+    given = cond.tolist() if kind == "list" else cond.numpy().astype(kind)
+    assert torch.equal(policy.draw(given, Rng(0)), policy.draw(cond, Rng(0)))
+    assert torch.equal(policy.sample(given, Rng(0)).sample, policy.sample(cond, Rng(0)).sample)

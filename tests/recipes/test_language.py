@@ -10,9 +10,9 @@ import torch
 from denoiserl.chain import Chain
 from denoiserl.errors import BadSignal, OffPolicy
 from denoiserl.labs import sudoku
-from denoiserl.net import Transformer
+from denoiserl.net import MLP, Transformer
 from denoiserl.policy import Infill, Policy
-from denoiserl.process import Diffusion, Logits, Masked, grid
+from denoiserl.process import Diffusion, Gauss, Logits, Masked, flow_sde, grid, linear
 from denoiserl.recipes import _sudoku, diffu_grpo, mdlm, tracerl
 from denoiserl.rng import Rng
 from denoiserl.train import Keep
@@ -166,6 +166,14 @@ def test_bad_signals_are_refused(recipe):
     ):
         with pytest.raises(BadSignal, match=said):
             list(recipe.improve(toy(), reward, CANVAS, a, Rng(0)))
+
+
+@pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
+def test_a_policy_that_denoises_numbers_gets_no_advice_about_left_to_right_ones(recipe):
+    process = Diffusion(linear, flow_sde(0.7))
+    policy = Policy.of(process, Gauss(MLP(2, 4, width=16), linear, "v"), (2,), process.steps(grid(4)))
+    with pytest.raises(BadSignal, match=r"a policy that denoises numbers improves with ddpo, or with flow_grpo$"):
+        list(recipe.improve(policy, agree, torch.zeros(4, 4), recipe.Args(iters=1, prompts=2, group=2), Rng(0)))
 
 
 def test_diffu_grpo_refuses_prompts_without_a_hole():

@@ -22,6 +22,7 @@ from denoiserl.meter import spend
 from denoiserl.net.coins import Coins
 from denoiserl.policy import Policy
 from denoiserl.process import GaussianHead
+from denoiserl.process.masked import check_rows
 from denoiserl.rng import GAMMA, Rng
 from denoiserl.tree import Tree, leaves, tree_map
 from denoiserl.tree import rows as count_rows
@@ -76,6 +77,8 @@ def candidates(policy: Policy, cond: Tree, n: int, rng: Rng, rows: int | None = 
     many = fan(rng, n)
     start = None if begin is None else (tree_map(repeat, begin), 0)
     policy.process.check(begin, len(policy.serve), policy.event)
+    if begin is not None and (mask := getattr(policy.process, "mask", None)) is not None:
+        check_rows(policy.denoiser, begin, mask)
     plans = draw(seen, many, start=start, rows=count * n).sample
     plans = policy.process.finish(plans, None if start is None else start[0])
     rng.counter = many.counter

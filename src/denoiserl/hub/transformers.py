@@ -4,8 +4,9 @@
 put a decoder around them. A left-to-right architecture becomes a masked model with ``attend="all"``, which shows it
 every position by a 4-d attention mask. Tokenisers stay outside: prompts are lists of ids, see ``canvas``.
 
-Padding is hidden from the model, whichever side of a canvas it fills: a short prompt equals the prompt alone. Text
-behind an end is neither drawn nor learned from (``end=``, see ``Masked``). ``vocab=len(tokenizer)`` cuts rows that
+Padding is hidden from the model, whichever side of a canvas it fills: a short prompt equals the prompt alone. Models
+that see it in spite of their mask (ConvBERT, MobileBERT, Nystromformer, YOSO; RecurrentGemma on the left) refuse it.
+Text behind an end is neither drawn nor learned from (``end=``, see ``Masked``). ``vocab=len(tokenizer)`` cuts rows that
 belong to no token. A model that recomputes its activations (``model.gradient_checkpointing_enable()``) does so here
 too, without dropout.
 """
@@ -51,8 +52,12 @@ class Net(nn.Module):
         if getattr(base.config, "is_encoder_decoder", False):
             raise BadRun(f"a {type(base).__name__} reads one text and writes another: give a model of one text")
         self.model, self.attend, self.fill = model.eval(), attend, fill
+        self.rows, self.first = _rows(base), _first(base)
+        self._leaks: tuple[bool, bool] | None = None
         if attend == "all":
             self._sees_everything()
+        elif fill is not None:
+            self._sees_the_past()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -68,12 +73,30 @@ class Net(nn.Module):
         x = torch.tensor([[0, 0, 0], [0, 0, 1]], device=weight.device)
         try:
             first = self(x)[:, 0]
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            said = " ".join(str(error).split())
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
             raise BadRun(f"a {type(base).__name__} takes no 4-d attention mask, so not attend='all': {said}") from error
         if torch.equal(first[0], first[1]):
             raise BadRun(
                 f"a {type(base).__name__} does not show the first position the last one: attend='all' needs it"
+            )
+
+    def _sees_the_past(self) -> None:
+        """Raise BadRun if a later token changes what the model says before it."""
+        base, weight = plain(self.model), next(self.model.parameters())
+        if weight.is_meta:
+            return
+        a, b = self.rows // 3, 2 * self.rows // 3
+        try:
+            with _asked(self, weight.device):
+                one, two = self(torch.tensor([[a, b, a, a], [a, b, a, b]], device=weight.device)).float()
+        except (RuntimeError, ValueError, TypeError):
+            return  # it wants arguments that come with a canvas, or has no head: its first call says so
+        moved = (one - two).abs().amax(-1)
+        if bool(moved[:3].max() > _near(weight) * moved[3]):
+            raise BadRun(
+                f"a {type(base).__name__} reads later tokens too, so it cannot write from left to right: make it with "
+                "config.is_decoder=True if it was trained so, or take masked_policy"
             )
 
     def encode(self, cond: Any) -> dict[str, Tensor]:
@@ -93,18 +116,53 @@ class Net(nn.Module):
             if name not in self.known or name == "input_ids":
                 raise BadSignal(nearest(name, self.known, "argument of this model"))
         mask = given.get("attention_mask")
-        if mask is None or mask.ndim != 2 or "position_ids" in given or counts_from(self.model) is not None:
+        if mask is None or mask.ndim != 2:
+            return given
+        self._hides(mask)
+        if "position_ids" in given or counts_from(self.model) is not None:
             return given
         if "position_ids" in self.known:
-            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + self.first
         elif bool((mask[:, 0] == 0).any()):
             raise BadSignal(f"a {type(plain(self.model)).__name__} takes no position_ids: pad prompts on the right")
         return given
 
+    def _hides(self, mask: Tensor) -> None:
+        """Raise BadSignal if there is padding on a side where the model sees it, its mask notwithstanding.
+
+        The model is asked once, when the first mask comes.
+        """
+        if self._leaks is None:
+            self._leaks = (False, False)
+            self._leaks = (self._leak(left=True), self._leak(left=False))
+        for leak, edge, side in zip(self._leaks, (mask[:, 0], mask[:, -1]), ("left", "right"), strict=True):
+            if leak and bool((edge == 0).any()):
+                raise BadSignal(
+                    f"a {type(plain(self.model)).__name__} sees padding on the {side} in spite of its attention_mask: "
+                    + ("give canvases of the policy's whole length" if all(self._leaks) else "pad on the other side")
+                )
+
+    def _leak(self, left: bool) -> bool:
+        """Whether four tokens are read otherwise alone than beside four of padding."""
+        weight = next(self.model.parameters())
+        if weight.is_meta:
+            return False
+        x = (torch.arange(4, device=weight.device)[None] + 1) * self.rows // 6
+        blank, real = torch.zeros_like(x), torch.ones_like(x)
+        seen = torch.cat([blank, real] if left else [real, blank], 1)
+        try:
+            with _asked(self, weight.device):
+                beside = self(x.repeat(1, 2), None, self.encode({"attention_mask": seen}))
+                alone = self(x)
+        except (RuntimeError, ValueError, TypeError):
+            return False  # it wants other arguments, or takes no padding there: said where it is used
+        apart = ((beside[:, 4:] if left else beside[:, :4]) - alone).abs().max()
+        return bool(apart > 3 * _near(weight) * alone.abs().max())
+
     def forward(self, x: Tensor, clock: Any = None, context: dict[str, Tensor] | None = None) -> Tensor:
         given: dict[str, Any] = dict(context or {})
         if self.fill is not None:
-            x = torch.where(x < size(self.model), x, self.fill)  # type: ignore[operator]
+            x = torch.where(x < self.rows, x, self.fill)
         mask, own = given.get("attention_mask"), counts_from(self.model)
         if own is not None and mask is not None:
             x = torch.where(mask == 0, own, x)  # positions are counted by the model itself, over what is not padding
@@ -121,6 +179,19 @@ class Net(nn.Module):
                 "AutoModelForMaskedLM or AutoModelForCausalLM"
             )
         return logits
+
+
+@contextmanager
+def _asked(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, a network answers a small question: in eval mode and full precision, uncompiled, without gradients."""
+    training = [m for m in net.modules() if m.training]
+    net.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager
@@ -161,8 +232,8 @@ def _in_eval(layer: nn.Module, func: Callable[..., Any], forward: Callable[..., 
 def counts_from(model: nn.Module) -> int | None:
     """Return the id over which a model counts its own positions (RoBERTa and its kin); None for other models."""
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.padding_idx
+        if name.endswith("position_embeddings") and hasattr(module, "padding_idx"):  # I-BERT's is no nn.Embedding
+            return getattr(module, "padding_idx", None)
     return None
 
 
@@ -183,6 +254,25 @@ def _config(model: Any) -> Any:
 def size(model: Any) -> int | None:
     """The vocabulary's size, mask and special tokens included."""
     return getattr(_config(model), "vocab_size", None)
+
+
+def _rows(base: Any) -> int:
+    """How many ids a model can read: the rows of its embedding, or the vocabulary's size where that is not known."""
+    try:
+        return base.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        return size(base) or 0
+
+
+def _first(base: nn.Module) -> int:
+    """The number of a model's first position: 2 for some (Nystromformer, YOSO, MRA)."""
+    own = next((b for name, b in base.named_buffers() if name.endswith("position_ids")), None)
+    return 0 if own is None or own.is_meta or own.numel() == 0 else int(own.flatten()[0])
+
+
+def _near(weight: Tensor) -> float:
+    """The relative difference from which two answers are not one and the same, computed differently."""
+    return torch.finfo(weight.dtype if weight.is_floating_point() else torch.bfloat16).eps ** 0.5
 
 
 def tokens(model: nn.Module, vocab: int | None) -> int:
@@ -234,7 +324,7 @@ def masked_lm(
 
 
 def causal_lm(model: nn.Module, start: int | None = None, vocab: int | None = None) -> Logits:
-    """An unmodified left-to-right model as a denoiser for ``Autoregressive``.
+    """An unmodified left-to-right model as a denoiser for ``Autoregressive``. Raise BadRun if it reads later tokens.
 
     Without ``start`` every sequence begins with a given token (a prompt). With it, the model reads that id first and
     writes the first token too. ``vocab``: see ``masked_lm``.

@@ -20,7 +20,17 @@ from denoiserl.law.base import joint
 from denoiserl.law.categorical import invert, token_log_prob
 from denoiserl.precision import called
 from denoiserl.process.base import Noised, Process, Step, Steps
-from denoiserl.process.masked import Logits, answer, check_canvas, check_tokens, close, decodable, truncate, with_holes
+from denoiserl.process.masked import (
+    Logits,
+    answer,
+    check_canvas,
+    check_rows,
+    check_tokens,
+    close,
+    decodable,
+    truncate,
+    with_holes,
+)
 from denoiserl.rng import Rng
 from denoiserl.tree import Tree, right
 
@@ -207,6 +217,7 @@ class Autoregressive(Process):
         written = torch.ones_like(noised.x0, dtype=torch.bool) if noised.live is None else noised.live
         self.first_token(denoise, written[..., 0])
         check_tokens(noised.x0, self.vocab, written)
+        check_rows(denoise, noised.x0, self.mask)
         logits = denoise(noised.x, denoise.clock(noised.t), context).mean[..., : self.vocab]
         token = torch.where(written, noised.x0, 0)
         return joint(token_log_prob(truncate(logits, self.temperature, top_k, top_p), token), 1, noised.live)

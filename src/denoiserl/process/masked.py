@@ -76,6 +76,10 @@ def with_holes(cond: Tree, canvas: Tensor, mask: int) -> Tree:
 
 def check_canvas(canvas: Tensor, event: tuple[int, ...]) -> None:
     """Raise BadSignal if a canvas is not as long as the sequences of the policy, or holds a negative id."""
+    if canvas.ndim != len(event) + 1:
+        raise BadSignal(
+            f"canvases are rows of ids [B, {event[-1]}], not {list(canvas.shape)}: give one as canvas[None]"
+        )
     if tuple(canvas.shape[1:]) != tuple(event):
         raise BadSignal(
             f"the canvas has {canvas.shape[-1]} positions, the policy writes {event[-1]}: make canvases of that "
@@ -96,6 +100,13 @@ def check_tokens(token: Tensor, vocab: int | None = None, scored: Tensor | None 
             f"row {row[0] if row else 0} holds {int(token[(*row, i)])} at position {i}, and ids are {limit}: put the "
             "padding's id where labels have -100, and take the tokenizer of the model"
         )
+
+
+def check_rows(denoise: Denoiser, canvas: Tensor, mask: int) -> None:
+    """Raise BadSignal that names the place of an id, other than ``mask``, that the network says it has no row for."""
+    rows = getattr(getattr(denoise, "net", None), "rows", None)
+    if rows is not None:
+        check_tokens(torch.where(canvas == mask, 0, canvas), rows)
 
 
 def close(x: Tensor, start: Tensor | None, mask: int, end: int | None) -> Tensor:
@@ -210,6 +221,7 @@ class Masked(Process):
 
     def token_log_probs(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """log p(x₀_i | x_t) at masked positions, 0 elsewhere: [*batch, L]."""
+        check_rows(denoise, noised.x, self.mask)
         estimate = denoise(noised.x, denoise.clock(noised.t), context)
         hidden = noised.x == self.mask
         logits = known_tokens(estimate.mean, self.vocab, self.mask)

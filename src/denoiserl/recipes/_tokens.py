@@ -17,9 +17,12 @@ from denoiserl.tree import Tree, rows
 def require_masked(policy: Policy, method: str) -> Masked:
     """Return the policy's process. Raise BadSignal if it is not masked diffusion."""
     if not isinstance(policy.process, Masked):
+        left = isinstance(policy.process, Autoregressive)
         raise BadSignal(
-            f"{method} is for masked diffusion, not for {type(policy.process).__name__}: a left-to-right policy "
-            "improves with ddpo, or with flow_grpo at window=0 and beta=0"
+            f"{method} is for masked diffusion, not for {type(policy.process).__name__}: "
+            + ("a left-to-right policy" if left else "a policy that denoises numbers")
+            + " improves with ddpo, or with flow_grpo"
+            + (" at window=0 and beta=0" if left else "")
         )
     return policy.process
 
