@@ -372,6 +372,12 @@ def test_canvases_come_as_tensors_arrays_and_lists_and_not_as_texts(name: str) -
         made.draw(canvas[0].tolist(), Rng(0))
 
 
+@pytest.mark.parametrize("prompts", ["hello", ["hello"], [5, 6, 7]])
+def test_a_canvas_is_made_of_ids(prompts: Any) -> None:
+    with pytest.raises(BadSignal, match=r"lists of ids, one a row: take tokenizer\(texts\)\['input_ids'\]"):
+        hub.canvas(prompts, 8, MASK)
+
+
 def leaky(name: str) -> Any:
     torch.manual_seed(0)
     if name == "RecurrentGemmaForCausalLM":

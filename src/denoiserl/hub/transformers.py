@@ -387,6 +387,8 @@ def canvas(prompts: Sequence[Sequence[int]], length: int, mask: int, end: Sequen
     """
     rows = []
     for i, ids in enumerate(prompts):
+        if isinstance(prompts, str) or isinstance(ids, str | int):
+            raise BadSignal("prompts are lists of ids, one a row: take tokenizer(texts)['input_ids'], or [ids] for one")
         room = length - len(ids) - len(end)
         if room < 1:
             raise BadSignal(f"prompt {i} has {len(ids)} tokens: a canvas of {length} leaves no room for an answer")
