@@ -239,7 +239,7 @@ class Policy:
         ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior. ``micro``:
         rows of one call of the network.
         """
-        cond = tensors(cond, self.device)
+        cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
         if start is None and (begin := self.codec.start(cond)) is not None:
             start = (begin, 0)
         x, k = start or (None, 0)
@@ -252,7 +252,7 @@ class Policy:
 
     def draw(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
         """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""
-        cond = tensors(cond, self.device)
+        cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
         if (control := self.weights.control) is not None:
             return self.codec.decode(control.draw(self, cond, rng, rows))  # type: ignore[operator]
         return self.codec.decode(self.sample(cond, rng, rows, Sample(), serve=True).sample)
