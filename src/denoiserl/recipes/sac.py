@@ -23,8 +23,8 @@ As published: two critics and their minimum, one update a decision (``utd``), ba
 Differences: the bound of log σ is smooth; updates come after every ``steps`` decisions instead of after each; critics
 may be more than two and have layer norm, for many updates a decision.
 
-Expect, with the defaults, Pendulum-v1 from a return of -1300 to about -180 of 20 held-out starts (-187, -180, -179 and
--180 after 6 000, 9 000, 12 000 and 15 000 ticks; one seed), where optimal policies are at about -150 over many starts.
+Expect, with the defaults, Pendulum-v1 from a return of -1300 to about -180 of 20 held-out starts (-191, -179, -180 and
+-184 after 6 000, 9 000, 12 000 and 15 000 ticks; one seed), where optimal policies are at about -150 over many starts.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ As published: exploration noise 0.1, smoothing 0.2 clipped at 0.5, a delay of 2,
 update a decision; a time limit bootstraps. Differences: updates come after every ``steps`` decisions instead of after
 each; the std that the policy's network also answers is not used, and neither learns nor draws.
 
-Expect, with the defaults, Pendulum-v1 from a return of -1300 to about -188 of 20 held-out starts (-338, -247, -187 and
--188 after 6 000, 9 000, 12 000 and 15 000 ticks; one seed).
+Expect, with the defaults, Pendulum-v1 from a return of -1300 to about -184 of 20 held-out starts (-350, -184, -186 and
+-182 after 6 000, 9 000, 12 000 and 15 000 ticks; one seed).
 """
 
 from __future__ import annotations
