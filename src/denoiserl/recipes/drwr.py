@@ -25,11 +25,11 @@ Differences: chunks are drawn as they are served, while the released code floors
 (``draw="train"``): what is imitated is what was drawn, so every round adds the floor's noise to the policy. The
 discount counts ticks, not chunks; what a chunk planned and did not execute has no loss; gradients are clipped at 1.
 
-Expect, with the defaults, Meta-World's drawer-open from a success of about 0.6 to 0.7 (the best policies of three seeds
-0.79, 0.68 and 0.70 of 100 held-out starts), up and down on the way: 0.62, 0.20, 0.62 and 0.76 of 50 after 10, 20, 30 and
-40 iterations. With ``draw="train"`` 0.98 (0.46, 0.90, 0.98 and 0.58; one seed). A reward at the end, discounted from the
-decision, favours the last decisions of an episode, and a policy that imitates its own samples forgets: with ``lr=3e-5``
-it is at 0.32, 0.08, 0.32 and 0.56.
+Expect, with the defaults, Meta-World's drawer-open from a success of about 0.6 to 0.7 (the best policies of three
+seeds 0.79, 0.68 and 0.70 of 100 held-out starts), up and down on the way: 0.62, 0.20, 0.62 and 0.76 of 50 after 10, 20,
+30 and 40 iterations. With ``draw="train"`` 0.98 (0.46, 0.90, 0.98 and 0.58; one seed). A reward at the end, discounted
+from the decision, favours the last decisions of an episode, and a policy that imitates its own samples forgets: with
+``lr=3e-5`` it is at 0.32, 0.08, 0.32 and 0.56.
 """
 
 from __future__ import annotations
