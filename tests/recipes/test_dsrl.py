@@ -220,6 +220,13 @@ class Mute(Bandit):
         return seen, 0.0, *rest
 
 
+@pytest.mark.parametrize("way", [lambda v: v.numpy().astype("float64"), lambda v: v.tolist(), lambda v: v])
+def test_a_server_may_answer_arrays_and_lists(way: Any) -> None:
+    obs = torch.rand(5, 1)
+    want = black_box(wiggle, 1, 1).draw(obs, Rng(3))
+    assert torch.equal(black_box(lambda seen, noise: way(wiggle(seen, noise)), 1, 1).draw(obs, Rng(3)), want)
+
+
 def test_actions_of_others_teach_the_critic_of_actions() -> None:
     """Demonstrations with rewards, whose noise nobody knows, and an environment that never says anything."""
     rng = Rng(9)

@@ -19,7 +19,7 @@ from denoiserl.errors import BadSignal, nearest
 from denoiserl.law import Delta, Gaussian, Law, Squashed
 from denoiserl.process.base import Noised, Process, Step, Steps
 from denoiserl.rng import Rng
-from denoiserl.tree import right, tree_map
+from denoiserl.tree import right, tensors, tree_map
 
 DECIDE, SPREAD = 3.0, 2.0
 """the times of the decision and of the map from decisions to noise: before t = 1, where the base begins"""
@@ -185,8 +185,8 @@ class Steering(Denoiser):
 class BlackBox(Denoiser):
     """A policy of which nothing is known but its answers: ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``.
 
-    ``answer`` may ask a server. A callable that is no module of this package has to be handed over again on loading:
-    ``Policy.load(path, net=answer)``.
+    ``answer`` may ask a server, and give a tensor, an array of numpy or lists of numbers. A callable that is no module
+    of this package has to be handed over again on loading: ``Policy.load(path, net=answer)``.
     """
 
     def __init__(self, answer: Callable[[Any, Tensor], Tensor]) -> None:
@@ -201,7 +201,7 @@ class BlackBox(Denoiser):
     @torch.no_grad()
     def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
         """The actions, as the estimate of a step that goes straight there."""
-        made = self.answer(context, x)
+        made = tensors(self.answer(context, x), x.device)
         if not isinstance(made, Tensor) or made.shape != x.shape or not bool(made.isfinite().all()):
             told = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise BadSignal(
