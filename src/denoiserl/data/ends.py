@@ -140,14 +140,17 @@ def _follows(seen: np.ndarray, after: np.ndarray) -> np.ndarray:
     kinds = [np.finfo(v.dtype) for v in (seen, after) if v.dtype.kind == "f"] + [np.finfo(np.float32)]
     step, least = (max(float(getattr(k, what)) for k in kinds) for what in ("eps", "smallest_subnormal"))
     for x, y in zip(after.reshape(len(seen), -1).T, seen.reshape(len(seen), -1).T, strict=True):
-        a, b = x[:-1].astype(np.float64), y[1:].astype(np.float64)
+        differ = np.flatnonzero(x[:-1] != y[1:])  # few, so that the rest costs one comparison
+        if len(differ) == 0:
+            continue
+        a, b = x[differ].astype(np.float64), y[differ + 1].astype(np.float64)
         finite = y[np.isfinite(y)].astype(np.float64)
         span = np.ptp(finite) if len(finite) else 0.0
         with np.errstate(invalid="ignore"):
             size = np.abs(b)
             rounded = np.maximum(step * size + least, ROUNDED * np.minimum(np.maximum(1.0, size), span))
             near = np.abs(a - b) <= rounded
-        same &= near | (a == b) | np.isnan(a) | np.isnan(b)
+        same[differ] &= near | np.isnan(a) | np.isnan(b)
     return same
 
 
