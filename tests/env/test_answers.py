@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -406,7 +407,8 @@ def test_policies_that_are_functions_may_be_simple(act: Any):
     ("act", "said"),
     [
         (lambda: 0, r"act\(\) cannot be called as act\(obs, rng\), nor as act\(obs\)"),
-        (7, "act is a int, and a function"),
+        (7, "act is a int, and a function act.* is needed$"),
+        (SimpleNamespace(serve=None), r"is needed: of a policy it is denoiserl\.env\.planner\.serving\(policy\)"),
         (lambda obs: torch.zeros(len(obs), 3), r"takes actions \[2, 1\].*the policy gave \[2, 3\]"),
         (lambda obs: None, "the policy gave"),
         (lambda obs: "left", "the policy gave a str"),

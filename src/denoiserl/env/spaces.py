@@ -103,7 +103,8 @@ def decides(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
     """Return ``act(obs, rng)``: what takes observations alone is given no rng, and none is given to an option
     of another name than ``RNGS``, such as ``deterministic=True``. Raise BadSignal for what is no such function."""
     if not callable(act):
-        raise BadSignal(f"act is a {type(act).__name__}, and a function act(obs, rng) -> actions is needed")
+        cure = ": of a policy it is denoiserl.env.planner.serving(policy)" if hasattr(act, "serve") else ""
+        raise BadSignal(f"act is a {type(act).__name__}, and a function act(obs, rng) -> actions is needed{cure}")
     try:
         signature = inspect.signature(act)
     except (TypeError, ValueError):  # some functions of C have none
