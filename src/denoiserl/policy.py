@@ -244,8 +244,7 @@ class Policy:
             start = (begin, 0)
         x, k = start or (None, 0)
         self.process.check(x, len(self.serve if serve else self.train) - k, self.event)
-        if x is not None and (mask := getattr(self.process, "mask", None)) is not None:
-            check_rows(self.denoiser, x, mask)
+        check_rows(self.denoiser, x, getattr(self.process, "mask", None))
         cond = self.codec.condition(cond)
         chain = self.sampler(serve, record)(cond, rng, start=start, rows=rows, micro=micro)
         return replace(chain, sample=self.process.finish(chain.sample, x))

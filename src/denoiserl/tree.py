@@ -41,7 +41,7 @@ def tensors(tree: Any, device: torch.device | str = "cpu") -> Any:
 
 
 def _numbers(tree: list[Any]) -> bool:
-    """Whether lists in lists hold numbers alone."""
+    """Return whether lists in lists hold numbers alone."""
     return bool(tree) and all(_numbers(v) if isinstance(v, list) else isinstance(v, int | float) for v in tree)
 
 

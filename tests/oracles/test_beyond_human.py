@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,8 @@ from denoiserl.rng import Rng
 from tests.oracles.kit import Heard, Made, Spy, Tape, adam, agree, answer, descend
 from tests.oracles.worlds import Booked
 
+pytestmark = pytest.mark.usefixtures("double")
+
 H, D, DONE = 3, 2, 2
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
@@ -33,13 +34,6 @@ CASES = {
     "diffusion": A,  # by DPPO; more than the wanted episodes are left
     "gaussian": replace(A, lr=0.0, warmup=0, most=18, episodes=40),  # by PPO, with its own learning rate; fewer
 }
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(case: str) -> Policy:

@@ -6,7 +6,6 @@ In 17 updates the rate falls and restarts twice; the first two are computed anew
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -34,15 +33,7 @@ A = breeze.Args(
     expectile=0.8, regular=0.4, alpha=40.0, propose=4, mixed=0.5, choose=5,
 )  # fmt: skip
 CASES = {"best of four": A, "attention": replace(A, propose=1, attention=1)}
-pytestmark = pytest.mark.filterwarnings("ignore:B has collapsed")
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Compute in float64; what the policy's network answers is float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [pytest.mark.usefixtures("double"), pytest.mark.filterwarnings("ignore:B has collapsed")]
 
 
 def start() -> Policy:

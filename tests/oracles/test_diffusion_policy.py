@@ -6,7 +6,6 @@ In 104 updates the rate rises and falls, and the average runs; the first two are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,8 @@ from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, cosine, ddim, grid, linear
 from denoiserl.recipes import diffusion_policy
 from tests.oracles.kit import Spy, Tape, adam, agree, answer, descend, moments
+
+pytestmark = pytest.mark.usefixtures("double")
 
 H, D, S, T_A, LIMIT = 4, 2, 3, 3, 1.2
 T = 1e-6
@@ -36,14 +37,6 @@ CASES = {
 
 
 LATE = ("velocity", "stacked")
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Compute in float64; what the network answers is float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(case: str) -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,6 +17,8 @@ from denoiserl.recipes import dppo
 from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, experience, gae, moments, scaled
 from tests.oracles.worlds import discounted, planned
 
+pytestmark = pytest.mark.usefixtures("double")
+
 H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 A = dppo.Args(
@@ -31,13 +32,6 @@ FLOW = {  # a flow whose three steps learn, until the KL of an iteration is too 
     "steps": 3, "eta": 0.6, "floor": 0.25, "clip": 0.9,
     "args": replace(A, clip=0.01, clip_base=0.01, target_kl=1e-3),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(case: dict) -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,19 +19,14 @@ from denoiserl.recipes import drwr
 from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, experience, moments
 from tests.oracles.worlds import discounted, planned
 
+pytestmark = pytest.mark.usefixtures("double")
+
 H, D = 3, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 A = drwr.Args(
     iters=2, copies=4, steps=6, execute=2, gamma=0.8, beta=1.5, cap=2.0, draw="serve", lr=0.01, epochs=2, batch=6
 )
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(kind: str) -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -29,15 +28,7 @@ A = fb.Args(
     updates=2, batch=13, lr=0.02, width=8, ortho=0.7, gamma=0.8, tau=0.3, reached=0.6, noise=0.5, noise_clip=0.4
 )
 CASES = {"perceptrons": A, "attention": replace(A, attention=1)}
-pytestmark = pytest.mark.filterwarnings("ignore:B has collapsed")
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Compute in float64; what the policy's network answers is float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [pytest.mark.usefixtures("double"), pytest.mark.filterwarnings("ignore:B has collapsed")]
 
 
 def start() -> Policy:

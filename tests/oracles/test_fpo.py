@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,6 +17,8 @@ from denoiserl.recipes import fpo
 from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, experience, gae, moments, scaled
 from tests.oracles.worlds import discounted, planned
 
+pytestmark = pytest.mark.usefixtures("double")
+
 H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
@@ -30,13 +31,6 @@ CASES = {
     "eps": replace(A, weight="velocity", ratio="each", draw="train", warmup=0),  # 1/σ² (x̂₀ − a)², one a pair, DDPM
     "one step": replace(A, draw="train", warmup=0, clip=0.2),
 }
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(kind: str) -> Policy:

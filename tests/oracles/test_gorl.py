@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +20,8 @@ from denoiserl.recipes import gorl
 from tests.oracles.kit import Heard, Made, Spy, Tape, adam, agree, answer, descend, experience, gae, moments, scaled
 from tests.oracles.worlds import discounted, planned
 
+pytestmark = pytest.mark.usefixtures("double")
+
 H, D, CLIP = 3, 2, 0.9
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
@@ -36,13 +37,6 @@ CASES = {
     "taken back": replace(SHORT, drop=-1e9),
     "unfinished": replace(SHORT, rollout=1),  # no first episode ends, so rewards a tick are compared
 }
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(running: bool) -> Policy:

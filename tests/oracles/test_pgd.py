@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -18,6 +17,8 @@ from denoiserl.policy import Policy
 from denoiserl.process import OneStep, grid
 from denoiserl.recipes import pgd
 from tests.oracles.kit import Spy, Tape, adam, agree, answer, descend, moments
+
+pytestmark = pytest.mark.usefixtures("double")
 
 D, S, L, STRIDE, STEPS, LIMIT = 2, 3, 4, 2, 3, 1.3
 MEAN, STD = torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.7, 1.4, 1.0])
@@ -34,14 +35,6 @@ OTHER = replace(
     A, learner="iql", denoised=False, period=2, beta=2.0, cap=0.6, expectile=0.8, model=replace(MODEL, churn=0.0)
 )
 CASES = {"td3_bc": A, "iql": OTHER}
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Compute in float64; what networks answer and statistics of data are float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(case: str) -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,8 @@ from denoiserl.process import GaussianHead, OneStep, grid
 from denoiserl.recipes import ppo
 from tests.oracles.kit import Heard, Spy, Tape, adam, agree, answer, descend, experience, gae, moments, scaled
 from tests.oracles.worlds import discounted, planned
+
+pytestmark = pytest.mark.usefixtures("double")
 
 H, D, DONE = 3, 2, 2
 LEAST, LIMIT, PULL = 0.2, 1.3, 0.4
@@ -40,13 +41,6 @@ def start() -> Policy:
 
 def penalty(law: Gaussian) -> Tensor:
     return PULL * (law.mean - 0.5).square().flatten(1).sum(1)
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(

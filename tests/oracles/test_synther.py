@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +22,8 @@ from denoiserl.recipes import synther
 from tests.oracles.kit import Spy, Tape, adam, agree, answer, descend, moments
 from tests.oracles.logs import CENTRE, ENDED, HALF, HIGH, LENGTHS, LOW, recording
 
+pytestmark = pytest.mark.usefixtures("double")
+
 D, S, X = 2, 8, 18
 MEAN, STD, LIMIT = torch.linspace(-0.3, 0.4, S), torch.linspace(0.7, 1.4, S), 1.2
 MODEL = Model(updates=40, batch=15, lr=0.004, width=16, depth=2, steps=3, churn=0.9, average=0.92)
@@ -31,14 +32,6 @@ A = synther.Args(
     layer_norm=True, rows=60, share=1.0, model=MODEL,
 )  # fmt: skip
 CASES = {"made": A, "mixed": replace(A, share=0.6), "noise": replace(A, share=0.6, by="noise", blur=0.3)}
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Compute in float64; what networks answer, statistics of data and rewards are float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Set(Tape):

@@ -6,7 +6,6 @@ In 104 updates the rate rises and falls; the first two are computed anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,6 +20,8 @@ from denoiserl.process import Diffusion, Gauss, ddim, grid, linear
 from denoiserl.recipes import taco
 from tests.oracles.kit import Spy, Tape, adam, agree, answer, descend, moments
 
+pytestmark = pytest.mark.usefixtures("double")
+
 H, D, S, T_A, LIMIT, CLIP, ETA = 4, 2, 3, 3, 1.2, 0.9, 0.6
 T = 1e-5
 ENDS = torch.tensor([5, 7, 8, 14])
@@ -28,14 +29,6 @@ SEEN = torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.6, 0.9, 2.0])
 ACTED = torch.tensor([0.1, 0.4]), torch.tensor([4.0, 5.0])
 A = taco.Args(seed=3, updates=104, n=5, search=6, coins=3, width=8, gain=1.7, execute=T_A, batch=7, lr=0.05)
 CASES = {"activation": A, "plan": replace(A, features="plan", batch=50, updates=2)}  # fewer decisions than a batch
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Compute in float64; what the policy's network answers and features are float32."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start() -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,6 +13,8 @@ from denoiserl.policy import Infill, Policy
 from denoiserl.process import Logits, Masked, grid
 from denoiserl.recipes import tracerl
 from tests.oracles.kit import Spy, Tape, Words, adam, agree, commit, descend, moments
+
+pytestmark = pytest.mark.usefixtures("double")
 
 P, G, N, L, S = 6, 4, 24, 8, 3
 BAD = 14
@@ -67,13 +68,6 @@ class Judge:
             self.samples.append(sample[i].clone())
             self.parts.append({"right": right[i].clone(), "flat": flat[i].clone()})
         return {"right": right, "flat": flat}
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def start(case: str) -> Policy:

@@ -77,8 +77,7 @@ def candidates(policy: Policy, cond: Tree, n: int, rng: Rng, rows: int | None = 
     many = fan(rng, n)
     start = None if begin is None else (tree_map(repeat, begin), 0)
     policy.process.check(begin, len(policy.serve), policy.event)
-    if begin is not None and (mask := getattr(policy.process, "mask", None)) is not None:
-        check_rows(policy.denoiser, begin, mask)
+    check_rows(policy.denoiser, begin, getattr(policy.process, "mask", None))
     plans = draw(seen, many, start=start, rows=count * n).sample
     plans = policy.process.finish(plans, None if start is None else start[0])
     rng.counter = many.counter

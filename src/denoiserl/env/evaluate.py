@@ -168,7 +168,7 @@ def _round(
     codec: Any,
 ) -> _Round:
     """One episode in every copy; the first ``n`` count. ``ask``: whether the environment follows its seeds, and has the
-    units of the policy's ``codec`` (None: of nobody's)."""
+    units of the policy's ``codec`` (None: not asked)."""
     obs, notes = remarks.compare_resets(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
     if ask and codec is not None:
         begun = tree_map(lambda v: v[:n], tensors(obs, spec.obs, owner.name))

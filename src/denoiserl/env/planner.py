@@ -131,7 +131,7 @@ def placed(obs: Tree, policy: Policy) -> Tree:
 
 @dataclass(frozen=True)
 class Serving:
-    """What acts as users run a ``policy``; ``evaluate`` looks at the policy to tell of its units."""
+    """Act as users run a ``policy``, which ``evaluate`` looks at to tell of its units."""
 
     policy: Policy
     execute: int | None

@@ -38,7 +38,7 @@ def reach(codec: Any) -> tuple[Tensor, Tensor] | None:
     return (middle - half).cpu(), (middle + half).cpu()
 
 
-def fitted(codec: Any) -> Normalizer | None:
+def observation_range(codec: Any) -> Normalizer | None:
     """Return the normaliser of a codec's observations that knows a range; None where there is none."""
     known = getattr(codec, "observation", None)
     if not isinstance(known, Normalizer):
@@ -67,7 +67,7 @@ def unseen(codec: Any, observations: Any, name: str, every: bool = False) -> lis
     ``every``: only of dimensions in which all of them are.
     """
     codec = inner(codec)
-    known = fitted(codec)
+    known = observation_range(codec)
     rows = None if known is None else numbers(codec, observations, known.dim)
     if known is None or rows is None:
         return []
@@ -89,7 +89,7 @@ def unfit(codec: Any, owner: Any, spec: Any, word: str = "the policy") -> list[s
     known, box = reach(codec), f"the box of {owner.name}"
     if known is not None and spec.choices is None and np.size(spec.low) == len(known[0]):
         said.append(_judged(known, spec.low, spec.high, f"the actions that {word} can take", f"{box} of actions")[1])
-    seen, space = fitted(codec), shown(owner)
+    seen, space = observation_range(codec), shown(owner)
     if seen is not None:
         low, high = (numbers(codec, _bounds(space, end), seen.dim) for end in ("low", "high"))
         if low is not None and high is not None:

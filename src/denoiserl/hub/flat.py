@@ -42,7 +42,7 @@ COLUMNS = ("observations", "actions", "rewards", "next_observations", "masks", *
 WON = "infos/success"
 MORE = ("action_low", "action_high", WON)
 ASIDE = ("infos", "metadata", "qpos", "qvel", "button_states")
-"""what D4RL and OGBench store of the simulator beside the data, which nobody misses"""
+"""what D4RL and OGBench store of the simulator beside the data: nothing is lost without it"""
 
 
 def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse") -> Recording:
@@ -70,7 +70,7 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
     stop, over, known = split(path.name, observations, ended, cut, after)
     check(path.name, without, range(len(stop)))
     start = np.append(0, stop[:-1] + 1)
-    length = stop - start + (known | over)  # without its last row where nobody knows what followed
+    length = stop - start + (known | over)  # without its last row where what followed is not known
     taken = np.flatnonzero((length > 0) & ~np.isin(np.arange(len(stop)), list(without)))
     if len(taken) == 0:
         raise BadSignal(f"{path} holds no episode of two rows")
@@ -106,7 +106,7 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
 
 
 def _sound(observations: np.ndarray, actions: np.ndarray, low: np.ndarray, high: np.ndarray, **columns: Any) -> bool:
-    """Whether all columns are finite and all actions inside their box, as ``whole`` asks of every episode."""
+    """Return whether all columns are finite and all actions inside their box, as ``whole`` asks of every episode."""
     finite = all(v.dtype.kind != "f" or np.isfinite(v).all() for v in (observations, actions, *columns.values()))
     return finite and bool((actions.min(0) >= low - 1e-5).all() and (actions.max(0) <= high + 1e-5).all())
 

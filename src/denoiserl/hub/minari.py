@@ -298,7 +298,7 @@ def _picture(space: Any) -> bool:
 
 
 def _success(infos: Any) -> bool | str:
-    """Whether any tick succeeded; else what ``infos`` hold that does not tell it, "" for nothing."""
+    """Return whether any tick succeeded; else what ``infos`` hold that does not tell it, "" for nothing."""
     said = ""
     for key in WON:
         if not isinstance(infos, dict) or key not in infos:

@@ -143,7 +143,7 @@ class Net(nn.Module):
                 )
 
     def _leak(self, left: bool) -> bool:
-        """Whether four tokens are read otherwise alone than beside four of padding."""
+        """Return whether four tokens are read otherwise alone than beside four of padding."""
         weight = next(self.model.parameters())
         if weight.is_meta:
             return False

@@ -102,10 +102,13 @@ def check_tokens(token: Tensor, vocab: int | None = None, scored: Tensor | None 
         )
 
 
-def check_rows(denoise: Denoiser, canvas: Tensor, mask: int) -> None:
-    """Raise BadSignal that names the place of an id, other than ``mask``, that the network says it has no row for."""
+def check_rows(denoise: Denoiser, canvas: Tensor | None, mask: int | None) -> None:
+    """Raise BadSignal that names the place of an id, other than ``mask``, that the network says it has no row for.
+
+    Processes without a ``mask``, and chains without a canvas, have no ids.
+    """
     rows = getattr(getattr(denoise, "net", None), "rows", None)
-    if rows is not None:
+    if rows is not None and canvas is not None and mask is not None:
         check_tokens(torch.where(canvas == mask, 0, canvas), rows)
 
 

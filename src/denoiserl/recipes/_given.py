@@ -21,7 +21,7 @@ from denoiserl.hub.recordings import read
 from denoiserl.net.eyes import BYTES
 from denoiserl.policy import Policy
 from denoiserl.process import ddim, floored
-from denoiserl.recipes._kinds import acted, probe
+from denoiserl.recipes._kinds import probe, require_flat_actions
 from denoiserl.train.keep import saved
 from denoiserl.tree import tree_map
 
@@ -37,7 +37,7 @@ def recorded(
     that use less than a tenth of the box, and observations beyond bounds that are finite or within a tenth of them.
     """
     keep, found = [p.strip() for p in parts.split(",") if p.strip()] or None, probe(env)
-    acted(found)
+    require_flat_actions(found)
     data = read(path, outside=outside, parts=keep, without=without)
     shape = tree_map(lambda v: tuple(v.shape[1:]), data.demos.observations)
     seen = found.spec.obs if isinstance(found.spec.obs, dict) else tuple(found.spec.obs)

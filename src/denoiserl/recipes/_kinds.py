@@ -99,7 +99,7 @@ def facts(source: Demos | Stream) -> Facts:
             )
         in_bytes(seen["image"])
         return Facts(Robot.fit(source), told["state"][0], high, actions)
-    acted(source)
+    require_flat_actions(source)
     found = source.spec
     if isinstance(found.obs, dict) or len(found.obs) != 1:
         raise BadSignal(
@@ -111,7 +111,7 @@ def facts(source: Demos | Stream) -> Facts:
     return Facts(Running.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
 
 
-def acted(env: Stream) -> None:
+def require_flat_actions(env: Stream) -> None:
     """Raise BadSignal if the actions of an environment are no flat numbers."""
     found = env.spec
     if found.choices is not None or len(found.action) != 1:
