@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-NUMBER = r"(?:np\.float\d+\()?(-?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))\)?"
+NUMBER = r"(?<![\d.])(?:np\.float\d+\()?(-?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))\)?"
 TENSOR = re.compile(r"tensor\(([^,()]+)[^()]*\)")
 COMPARISON = re.compile(rf"{NUMBER} (<=|>=|<|>) {NUMBER}")
 APPROXIMATE = re.compile(rf"{NUMBER} == {NUMBER} ± {NUMBER}")
@@ -56,20 +56,29 @@ def first_comparison(text: str) -> list[tuple[float, str, float]] | None:
 
 def tight(rows: list[dict], least: float = 3.0) -> list[tuple[float, str, int, str, list[float]]]:
     """Return the comparisons whose gap is less than ``least`` standard deviations over seeds, the tightest first."""
-    gaps: dict[tuple, dict[int, float]] = defaultdict(dict)
+    held: dict[tuple, dict[int, tuple[float, float]]] = defaultdict(dict)
     for row in rows:
         for i, (a, sign, b) in enumerate(row["held"]):
-            gap = b - a if sign[0] == "<" else a - b
-            gaps[row["test"], row["line"], row["nth"], i, row["assert"]][row["shift"]] = gap
+            held[row["test"], row["line"], row["nth"], i, row["assert"]][row["shift"]] = (a, b)[
+                :: 1 if sign[0] == "<" else -1
+            ]
     answer = []
-    for (test, line, _, _, text), by_seed in gaps.items():
-        values = list(by_seed.values())
+    for (test, line, _, _, text), sides in held.items():
+        values = [larger - smaller for smaller, larger in sides.values()]
         if len(values) < 2 or not all(map(math.isfinite, values)):
             continue
-        spread = statistics.stdev(values)
-        if spread > 1e-9 * max(map(abs, values), default=0.0) and statistics.mean(values) < least * spread:
-            answer.append((statistics.mean(values) / spread, test, line, text, values))
+        distance = in_deviations(values)
+        if all(a > 0 and b > 0 for a, b in sides.values()):  # what spans decades is judged by its factors
+            distance = max(distance, in_deviations([abs(math.log(a / b)) for a, b in sides.values()]))
+        if distance < least:
+            answer.append((distance, test, line, text, values))
     return sorted(answer)
+
+
+def in_deviations(gaps: list[float]) -> float:
+    """Return the mean of gaps over their deviation; infinity where all are equal."""
+    spread = statistics.stdev(gaps)
+    return statistics.mean(gaps) / spread if spread > 1e-9 * max(map(abs, gaps)) else math.inf
 
 
 if __name__ == "__main__":

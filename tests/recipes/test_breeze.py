@@ -215,7 +215,7 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
         return expert(world)[:, None]
 
     came = _zero.walk(base, shortest, reward, 3, 100).gained.sum(1).mean()
-    assert 100 * (float(came) - low) / (high - low) == pytest.approx(100, abs=8)
+    assert 100 * (float(came) - low) / (high - low) == pytest.approx(100, abs=12)
     task = _zero.task(BASE)
     rows = task.begin(0, Keep(), "goals")
     try:

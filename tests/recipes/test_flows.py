@@ -242,10 +242,10 @@ def test_a_path_counts_once_and_its_ratio_is_one_before_the_first_step(monkeypat
     made = flow(steps=3, chunk=2, obs=2)
     list(
         reinflow.improve(
-            made, Stream(Reach, 8, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000, target_kl=9.0), Rng(0)
+            made, Stream(Reach, 32, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000, target_kl=9.0), Rng(0)
         )
     )
-    assert told[0][0].shape == (64,), "8 copies, 8 decisions, 3 steps each"
+    assert told[0][0].shape == (256,), "32 copies, 8 decisions, 3 steps each"
     assert torch.allclose(told[0][0], told[0][1], atol=1e-5)
     assert not torch.allclose(told[1][0], told[1][1], atol=1e-5)
     std = math.sqrt(0.1 * 0.24)  # where the noise net starts; the density of ξ ~ N(0, 1) averages −½
@@ -282,7 +282,7 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
         torch.manual_seed(0)
         steps = process.steps(grid(1))
         made = Policy.of(process, Mean(), (1, 1), steps, flat.steps(grid(1), ddim(0.0)) if process is flat else steps)
-        more = {"iters": 1, "steps": 8, "execute": 1, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 1e-3, "warmup": 0}
+        more = {"iters": 1, "steps": 8, "execute": 1, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
         if process is flat:
             a = reinflow.Args(**more, least=0.3, most=0.3, entropy=0.0, target_kl=10.0)
             list(reinflow.improve(made, Stream(Plain, 8, 1), a, Rng(5)))
@@ -394,7 +394,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
     assert float(seen["credit"].min()) < 0 < float(seen["credit"].max())
     for ours, theirs in zip(seen["slope"], seen["wanted"], strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
-    assert sum(float(g.abs().sum()) for g in seen["wanted"]) > 0.1
+    assert all(bool((g.abs() > 1e-3).any()) for g in seen["wanted"])
 
 
 def head(obs: int = 2) -> Policy:
@@ -408,7 +408,7 @@ def head(obs: int = 2) -> Policy:
 def test_on_a_gaussian_policy_it_is_ppo(execute: int, monkeypatch) -> None:
     """The loss of one Gaussian step is −log π itself: log ratios and advantages of every minibatch are PPO's."""
     told = watched(monkeypatch, fpo, ppo)
-    more = {"iters": 1, "steps": 8, "execute": execute, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 1e-3, "warmup": 0}
+    more = {"iters": 1, "steps": 8, "execute": execute, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
     list(fpo.improve(head(), Stream(Plain, 8, 1), fpo.Args(**more, pairs=1, draw="train"), Rng(5)))
     a = ppo.Args(**more, max_grad=1.0, target_kl=10.0)
     list(ppo.improve(head(), Stream(Plain, 8, 1), a, Rng(5)))

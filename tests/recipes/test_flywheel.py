@@ -241,7 +241,7 @@ def test_the_prior_holds_latents_back() -> None:
         mean = head(torch.zeros(200, 2, 1), head.clock(torch.ones(1)), head.encode(obs)).mean
         return float(mean.detach().square().mean()), float(head.std.detach().mean())
 
-    free, held = far(0.0), far(1.0)
+    free, held = far(0.0), far(3.0)
     assert held[0] < free[0] and held[1] < free[1]
 
 

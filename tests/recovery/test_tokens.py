@@ -16,8 +16,8 @@ from denoiserl.labs.worlds import TableWorld
 from denoiserl.objective import centered, dpo, reinforce
 
 V, L = 3, 3
-WORLD = TableWorld.random(L, V, Rng(0), 1.0)
-REWARD = Rng(5).uniform(V**L) * 2
+WORLD = TableWorld((3.0 * torch.arange(27.0)).sin().view(3, 3, 3) * 1.4)  # every position depends on every other
+REWARD = 1 + (4.0 * torch.arange(27.0)).cos()
 LEFT = Masked(V, order="left", tokens=1)
 
 
@@ -70,7 +70,7 @@ def test_left_to_right_is_closed_under_tilting_and_the_path_gradient_finds_the_o
         reached[to_go] = distance(model, target)
     assert distance(Logit(), target) > 0.2
     assert reached[True] < 0.01
-    assert reached[False] > (0.02 if beta == 0.7 else 0.05)
+    assert reached[False] > 0.05
 
 
 def any_order(model: Logit) -> Tensor:
@@ -132,4 +132,4 @@ def test_masked_tokens_learn_from_noise_again_and_more_draws_are_closer(objectiv
         reached.append(gap(model, target))
     start = gap(Logit(), target)
     assert start > 0.2
-    assert reached[1] < 0.09 and 2 * reached[1] < reached[0] < start, (start, reached)
+    assert reached[1] < 0.12 and 2 * reached[1] < reached[0] < start, (start, reached)
