@@ -32,6 +32,9 @@ FOREIGN = {
     "load the model and wrap it (denoiserl.hub.transformers)",
     "pretrained_model": "a checkpoint of LeRobot: give the folder pretrained_model in it to "
     "denoiserl.hub.lerobot.diffusion_policy",
+    "meta/info.json": "a data set of LeRobot: give it as data (--data), and a policy's folder here",
+    ".zgroup": "a data set in Zarr: give a policy's folder here",
+    "zarr.json": "a data set in Zarr: give a policy's folder here",
 }
 """what lies in folders of other programs, and what opens them"""
 

@@ -18,7 +18,7 @@ from denoiserl.credit import screen
 from denoiserl.credit.shapes import resolution
 from denoiserl.errors import BadSignal, nearest
 from denoiserl.meter import spend
-from denoiserl.tree import Tree, first, leaves, rows, take, tree_map
+from denoiserl.tree import Tree, first, leaves, rows, take, tensors, tree_map
 
 Reward = Callable[[Any, Any], Tensor | Sequence[Any] | np.ndarray | Mapping[str, Any]]
 """``(sample, prompts) -> [B]``: a tensor, an array or a list of numbers, or named parts of them; None is no answer"""
@@ -164,7 +164,7 @@ def prompt_count(prompts: Tree | int | None) -> int:
     """
     if prompts is None or isinstance(prompts, int):
         return 1
-    found = list(leaves(prompts))
+    found = list(leaves(tensors(prompts)))
     for leaf in found:
         if not isinstance(leaf, Tensor):
             what = "texts" if isinstance(leaf, str) else f"of type {type(leaf).__name__}"
@@ -181,11 +181,17 @@ def prompt_count(prompts: Tree | int | None) -> int:
 def ask(prompts: Tree | int | None, index: Tensor, group: int) -> Tree:
     """Return the prompts ``index`` [P], each repeated ``group`` times in a row: [P · group, ...] on its device.
 
-    So groups are an axis. None or a number of rows asks for nothing: None.
+    So groups are an axis. Arrays of numpy and lists of numbers become tensors, float64 the default dtype. None or a
+    number of rows asks for nothing: None.
     """
     if prompts is None or isinstance(prompts, int):
         return None
-    return tree_map(lambda v: v[index.to(v.device)].repeat_interleave(group, 0).to(index.device), prompts)
+
+    def asked(leaf: Tensor) -> Tensor:
+        some = leaf[index.to(leaf.device)].repeat_interleave(group, 0).to(index.device)
+        return some.to(torch.get_default_dtype()) if some.dtype == torch.float64 else some
+
+    return tree_map(asked, tensors(prompts))
 
 
 def _asked(prompts: Tree, part: Tensor) -> Tree:

@@ -82,7 +82,7 @@ def test_flows_read_a_thousand_sigma_and_flux_reads_sigma() -> None:
     fixed = {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3)}
     x, context = Rng(3).normal(2, 16, 16), {k: v[..., :8] for k, v in context.items()}
     net = models.flux()
-    made = hub.denoiser(net, scheduler, fixed=fixed)
+    made = hub.denoiser(net, scheduler, fixed={k: v.numpy() for k, v in fixed.items()})  # arrays are taken, too
     v = net(x, timestep=torch.full((2,), sigma), **context, **fixed).sample
     got = made(x, made.clock(torch.tensor([0.5])), made.encode(context)).mean
     assert torch.allclose(got, x - sigma * v, atol=1e-6)

@@ -123,6 +123,12 @@ def test_damaged_and_other_folders_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BadRun, match="holds no policy"):
         load(store.write(tmp_path / "other", {"kind": "something else"}))
+    for mark, said in (("meta/info.json", "data set of LeRobot"), (".zgroup", "Zarr"), ("zarr.json", "Zarr")):
+        folder = tmp_path / mark.replace("/", "_")
+        (folder / mark).parent.mkdir(parents=True)
+        (folder / mark).touch()
+        with pytest.raises(BadRun, match=said):
+            load(folder)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,23 @@ class Calls(nn.Module):
         return self.net(x, clock, context)
 
 
+WAYS = {"numpy": lambda v: v.numpy(), "float64": lambda v: v.double(), "doubles": lambda v: v.double().numpy(),
+        "lists": lambda v: v.tolist()}  # fmt: skip
+
+
+@every
+@pytest.mark.parametrize("way", WAYS)
+def test_prompts_may_be_arrays_and_lists_of_numbers(recipe: ModuleType, way: str) -> None:
+    given: list[Any] = []
+
+    def reward(x: Tensor, prompts: Any) -> Tensor:
+        given.append(prompts)
+        return x[:, 0]
+
+    assert rows(recipe, generator(), reward, WAYS[way](PROMPTS)) == rows(recipe, generator(), first)
+    assert all(isinstance(v, Tensor) and v.dtype == torch.float32 for v in given)
+
+
 @every
 @pytest.mark.parametrize("micro", [1, 7, 1000])
 def test_micro_batches_change_no_number(recipe: ModuleType, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:

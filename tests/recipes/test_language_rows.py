@@ -280,6 +280,12 @@ def test_a_left_to_right_policy_is_refused_with_the_recipes_that_take_it(recipe:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("way", [lambda v: v.numpy(), lambda v: v.tolist()], ids=["numpy", "lists"])
+def test_canvases_may_be_arrays_and_lists(name: str, way: Any) -> None:
+    assert improve(name, made(), parity, way(CANVAS)) == improve(name, made(), parity, CANVAS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
     """A dict of a canvas and a condition: the condition reaches the network, row by row, in all three passes."""
     torch.manual_seed(0)

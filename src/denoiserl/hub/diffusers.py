@@ -25,7 +25,7 @@ from denoiserl.hub.schedulers import Convention, convert, steps_like
 from denoiserl.policy import Policy
 from denoiserl.process import Diffusion, Gauss, Linear, Schedule, ddim, flow_sde
 from denoiserl.process.transition import Transition
-from denoiserl.tree import tree_map
+from denoiserl.tree import tensors, tree_map
 
 INDEX = "index"
 """The part of a condition that only the reward reads: which prompt a row answers."""
@@ -53,8 +53,8 @@ class Net(nn.Module):
         self.model, self.schedule, self.levels, self.flow = model.eval(), schedule, levels, flow
         self.needs = needs(model)
         self.known = [name for name in known if name not in (self.state, "timestep", "return_dict")]
-        self._check(fixed or {})
-        self.fixed = dict(fixed or {})
+        self.fixed = tensors(dict(fixed or {}))
+        self._check(self.fixed)
         for name, value in self.fixed.items():
             self.register_buffer(f"fixed_{name}", value, persistent=False)
 

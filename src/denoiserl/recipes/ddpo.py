@@ -55,7 +55,7 @@ from denoiserl.rng import Rng
 from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
 from denoiserl.train import Keep, accumulate, adamw, covers
-from denoiserl.tree import Tree, leaves
+from denoiserl.tree import Tree, leaves, tensors
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def keys(prompts: Tree | int | None) -> list[str]:
     many = prompt_count(prompts)
     if prompts is None or isinstance(prompts, int):
         return [""]
-    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
+    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(tensors(prompts))]
     return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
 
 
