@@ -9,8 +9,7 @@ Only numpy here: worker processes import this module, ``answer`` and ``single`` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from denoiserl.env.answer import answer, said_success
 from denoiserl.env.faults import Fault
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a step did, for B copies. Observations are arrays [B, ...] or dicts of them.
 
     ``after``: the true next observation, also where the episode ended. ``start``: the observation to act on next
@@ -46,8 +44,7 @@ class Outcome:
         return None if self.held is None else self.first > 0
 
 
-@dataclass(frozen=True)
-class Played:
+class Played(NamedTuple):
     """A chunk on one environment: the last observation and what ``Outcome`` says of one copy."""
 
     observation: Any
@@ -83,7 +80,7 @@ def play(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> Playe
             raise Interrupted(length + 1) from error
         try:
             observation, gain, terminated, truncated, info = told
-            gain, over, said = float(gain), bool(terminated or truncated), said_success(info)
+            gain, over, said = float(gain), bool(terminated or truncated), said_success(info) if info else None
             if over and not (type(terminated) is bool and type(truncated) is bool):
                 answer(told, env)  # a word such as "False" is true
         except (TypeError, ValueError):  # another form of the five values, or none

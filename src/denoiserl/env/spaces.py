@@ -154,7 +154,7 @@ def executable(action: Any, spec: Spec, copies: int, name: str) -> tuple[np.ndar
         numbers = action.numpy(force=True)
         if action.is_floating_point():
             raise BadSignal(f"{name} takes one of {spec.choices} actions as integers; the policy gave {action.dtype}")
-        if np.count_nonzero(numbers < spec.low) or np.count_nonzero(numbers > spec.high):
+        if np.count_nonzero((numbers < spec.low) | (numbers > spec.high)):
             raise BadSignal(f"{name} takes actions {int(spec.low)}..{int(spec.high)}; the policy gave others")
     else:
         if action.is_complex():

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -247,7 +248,7 @@ class Stream:
         self.obs = tensors(self.owner.reset(seeds), self.spec.obs, self.name)
         self._returns = np.zeros(self.copies)
         self._ticks = np.zeros(self.copies, np.int64)
-        self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
+        self._streak, self._losing = np.zeros(self.copies, np.int64), False  # decisions lost in a row
         self._success, self._reports = np.zeros(self.copies, bool), False
         self._all = np.ones(self.copies, bool)
         self._played, self._episodes = np.zeros(self.copies, np.int64), np.zeros(self.copies, np.int64)
@@ -266,82 +267,86 @@ class Stream:
             self.border(0)
         if steps < 1:
             raise BadSignal(f"collect takes at least one step, not {steps}")
-        told: list[dict[str, Any]] = []
-        self._faults: list[Fault] = []
+        seen: list[Any] = []
+        after: list[Any] = []
+        actions: list[Tensor] = []
+        outs: list[Outcome] = []
         made: list[Chain] = []
-        for _ in range(steps):
-            answer = act(self.obs, rng)
-            action, record = answer if isinstance(answer, tuple) else (answer, None)
-            if record is not None:
-                made.append(record)
-            told.append(self._step(action))
+        planned, info = 0, {}
+        try:
+            for _ in range(steps):
+                answer = act(self.obs, rng)
+                action, record = answer if isinstance(answer, tuple) else (answer, None)
+                if record is not None:
+                    made.append(record)
+                numbers, planned = executable(action, self.spec, self.copies, self.name)
+                out = self.owner.play(numbers, self._all, self.gamma)
+                outs.append(out)
+                seen.append(self.obs)
+                actions.append(action if isinstance(action, Tensor) else torch.as_tensor(action))
+                after.append(tensors(out.after, self.spec.obs, self.name))
+                self.obs = after[-1] if out.start is out.after else tensors(out.start, self.spec.obs, self.name)
+                if out.faults or self._losing:
+                    self._note(out)
+        finally:  # whoever goes on after an interruption finds whole episodes
+            info = self._count(outs)
         if made and len(made) != steps:
             raise BadSignal("act returned a chain for some steps only: return one for all, or None")
-        column = {k: np.stack([row[k] for row in told]) for k in ("length", "terminated", "over", "return", "ticks")}
-        info = {
-            "return": torch.from_numpy(column["return"].astype(np.float32)),
-            "success": torch.from_numpy(np.stack([row["success"] for row in told])),
-            "ticks": torch.from_numpy(column["ticks"]),
-        }
-        if not self._reports:  # some report only at an end
-            del info["success"]
-        length = torch.from_numpy(column["length"])
-        spend("env steps", int(column["length"].sum()))
+        length = torch.from_numpy(np.array([out.length for out in outs]))
+        spend("env steps", int(length.sum()))
         join: Callable[..., Any] = lambda *v: torch.stack(v)  # noqa: E731
+        terminated = np.array([out.terminated for out in outs])
+        with torch.no_grad():
+            action = torch.stack(actions)
         return Episode(
-            tree_map(join, *(row["obs"] for row in told)),
-            tree_map(join, *(row["next_obs"] for row in told)),
-            torch.stack([row["action"] for row in told]),
-            torch.from_numpy(np.stack([row["reward"] for row in told]).astype(np.float32)),
-            torch.from_numpy(column["terminated"]),
-            torch.from_numpy(column["over"]),
+            tree_map(join, *seen),
+            tree_map(join, *after),
+            action,
+            torch.from_numpy(np.array([out.reward for out in outs]).astype(np.float32)),
+            torch.from_numpy(terminated),
+            torch.from_numpy(terminated | np.array([out.truncated for out in outs])),
             length,
-            torch.arange(told[0]["planned"]) < length[..., None],
+            torch.arange(planned) < length[..., None],
             chains.stack(made) if made else None,
             info,
-            tuple(self._faults),
+            tuple(fault for out in outs for fault in out.faults),
         )
 
-    def _step(self, action: Tensor) -> dict[str, Any]:
-        """One decision: arrays [B] that are this row's own, and trees of tensors."""
-        numbers, planned = executable(action, self.spec, self.copies, self.name)
-        out = self.owner.play(numbers, self._all, self.gamma)
-        if out.faults or np.count_nonzero(self._streak):
-            self._note(out)
-        over = out.terminated | out.truncated
-        self._played += out.length
+    def _count(self, outs: list[Outcome]) -> dict[str, Tensor]:
+        """Return the episodes' return, ticks and success (if reported) after every step [T, B], and keep the last."""
+        if not outs:
+            return {}
+        over = np.array([out.terminated | out.truncated for out in outs])
+        raw, length = np.array([out.raw for out in outs]), np.array([out.length for out in outs])
+        told, none = [out.success for out in outs], np.zeros(self.copies, bool)
+        self._reports = self._reports or any(v is not None for v in told)  # some report only at an end
+        success = np.array([none if v is None else v for v in told])
+        returns, ticks, ends = np.empty_like(raw), np.empty_like(length), np.flatnonzero(over.any(1))
+        for begin, end in pairwise([0, *(ends[ends < len(outs) - 1] + 1).tolist(), len(outs)]):
+            part, last = slice(begin, end), over[end - 1]  # no episode ends before the last step of a part
+            raw[begin] += self._returns
+            returns[part] = raw[part].cumsum(0)
+            ticks[part] = self._ticks + length[part].cumsum(0)
+            success[part] = self._success | np.logical_or.accumulate(success[part], 0)
+            self._returns, self._ticks = np.where(last, 0.0, returns[end - 1]), np.where(last, 0, ticks[end - 1])
+            self._success = success[end - 1] & ~last
+        self._played += length.sum(0)
+        self._episodes += over.sum(0)
         if not self._ended:
-            self._life += int(out.length.max())
-        self._returns += out.raw
-        self._ticks += out.length
-        if out.success is not None:
-            self._reports = True
-            self._success |= out.success
-        row = {
-            "obs": self.obs,
-            "next_obs": tensors(out.after, self.spec.obs, self.name),
-            "action": torch.as_tensor(action).detach(),
-            "planned": planned,
-            "reward": out.reward,
-            "terminated": out.terminated,
-            "over": over,
-            "length": out.length,
-            "return": self._returns.copy(),
-            "ticks": self._ticks.copy(),
-            "success": self._success.copy(),
+            self._life += int(length[: ends[0] + 1 if len(ends) else None].max(1).sum())
+            self._ended = len(ends) > 0
+        info = {
+            "return": torch.from_numpy(returns.astype(np.float32)),
+            "success": torch.from_numpy(success),
+            "ticks": torch.from_numpy(ticks),
         }
-        if np.count_nonzero(over):
-            self._ended = True
-            self._episodes += over
-            self._returns[over], self._ticks[over], self._success[over] = 0.0, 0, False
-        self.obs = row["next_obs"] if out.start is out.after else tensors(out.start, self.spec.obs, self.name)
-        return row
+        return info if self._reports else {k: v for k, v in info.items() if k != "success"}
 
     def _note(self, out: Outcome) -> None:
         """Count what went wrong; a copy that never gets through a decision is not mended by starting it again."""
-        self._faults += out.faults
         lost = out.truncated & (out.length == 0)
         self._streak = np.where(lost, self._streak + 1, np.where(out.length > 0, 0, self._streak))
+        self._losing = bool(self._streak.any())
         if (self._streak >= IN_A_ROW).any():
             copy = int(self._streak.argmax())
             last = next((f for f in reversed(out.faults) if f.copy == copy), Fault(copy, 0, "lost its decision"))
