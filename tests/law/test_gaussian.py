@@ -67,6 +67,7 @@ def test_joint_is_the_sum_of_factors_and_dead_factors_count_nothing() -> None:
     assert torch.allclose(whole.log_prob(x), factors.sum(-1))
     assert torch.allclose(masked.log_prob(x), (factors * live).sum(-1))
     assert masked.size.tolist() == [2, 1, 0] and whole.size.tolist() == [2, 2, 2]
+    assert torch.equal(masked.log_prob(x, factors=True), torch.where(live, factors, 0.0))
     moved = x + 5.0 * ~live
     assert torch.equal(masked.log_prob(moved), masked.log_prob(x))
     alone = Gaussian(masked.mean[1, :1], masked.std[1, :1], 1, True)
@@ -92,4 +93,16 @@ def test_a_deterministic_step_draws_and_refuses_to_be_scored(dense: bool | None)
     assert torch.equal(g.draw(torch.randn(2, 3)), torch.ones(2, 3))
     for ask in (lambda: g.log_prob(torch.ones(2, 3)), lambda: g.kl(g), g.entropy):
         with pytest.raises(NoDensity, match=r"leave it out of replay.*ddim\(eta > 0\)"):
+            ask()
+
+
+def test_whether_there_is_a_density_is_looked_up_where_nobody_says() -> None:
+    """One dimension without noise is enough to have none; a KL needs one on either side."""
+    mean, flat = torch.zeros(2, 3), torch.tensor([0.5, 0.0, 1.0])
+    wide, narrow = Gaussian(mean, torch.tensor(0.5), 1), Gaussian(mean, flat, 1)
+    known = Gaussian(mean, torch.tensor(0.5), 1, True)
+    assert torch.equal(wide.log_prob(mean), known.log_prob(mean)) and torch.equal(wide.kl(known), torch.zeros(2))
+    asks = (lambda: narrow.log_prob(mean), narrow.entropy, lambda: known.kl(narrow), lambda: narrow.kl(known))
+    for ask in asks:
+        with pytest.raises(NoDensity):
             ask()
