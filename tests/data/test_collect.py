@@ -189,7 +189,7 @@ def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any)
     torch.manual_seed(0)
     process = Diffusion(cosine, ddim(0.0), clip=1.0)
     policy = Policy.of(
-        process, Gauss(MLP((2, 1), cond=3, width=16, depth=2), cosine, "v"), (2, 1), process.steps(grid(3))
+        process, Gauss(MLP((2, 1), cond=3, width=16, depth=2, zero=True), cosine, "eps"), (2, 1), process.steps(grid(3))
     )
     policy.save(tmp_path / "policy")
     world = tmp_path / "place.py"

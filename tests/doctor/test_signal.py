@@ -28,7 +28,7 @@ def bernoulli(p: Tensor, group: int, rng: Rng) -> Tensor:
 def test_the_share_of_dead_groups_is_that_of_a_beta_binomial() -> None:
     """Rates uniform on [0, 1] are Beta(1, 1): a group of G is dead with probability 2 / (G + 1)."""
     rng = Rng(0)
-    solved = bernoulli(rng.uniform(20_000), 8, rng).sum(1)
+    solved = bernoulli(rng.uniform(200_000), 8, rng).sum(1)
     for size in (4, 8, 16, 64):
         assert dead_share(solved, 8, size) == pytest.approx(2 / (size + 1), rel=0.05)
 

@@ -143,7 +143,7 @@ def ending(order: str = "random") -> Policy:
     """Position 1 writes the end, 0, in nearly all answers."""
     policy = made(order=order, tokens=1, end=0)
     with torch.no_grad():
-        policy.denoiser.net.table[1, :, :, 0] += 1.75  # from each of four neighbours
+        policy.denoiser.net.table[1, :, :, 0] += 3.0  # from each of four neighbours
     return policy
 
 
@@ -257,7 +257,7 @@ class Encoder(nn.Module):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_network_with_another_kernel_under_no_grad_starts_at_a_ratio_of_one(name: str) -> None:
-    rows = improve(name, made(Encoder()), parity, CANVAS, iters=1, tolerance=None if name != "diffu_grpo" else 1e-9)
+    rows = improve(name, made(Encoder()), coin, CANVAS, iters=1, tolerance=None if name != "diffu_grpo" else 1e-9)
     assert "loss" in rows[0]
 
 
@@ -288,11 +288,17 @@ def test_canvases_may_be_arrays_and_lists(name: str, way: Any) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
     """A dict of a canvas and a condition: the condition reaches the network, row by row, in all three passes."""
-    torch.manual_seed(0)
-    net = Transformer(3, 4, width=16, depth=1, heads=2, cond=2)
-    prompts = {"canvas": CANVAS, "cond": torch.eye(2)}
-    rows = improve(name, made(net), lambda w, q: (w[:, 1] == q["cond"].argmax(-1)).float(), prompts, iters=60, lr=1e-2)
-    assert sum(r["reward"] for r in rows[-5:]) > sum(r["reward"] for r in rows[:5])
+    prompts, gained = {"canvas": CANVAS, "cond": torch.eye(2)}, 0.0
+    for seed in range(4):  # some seeds stay with the answer that one of the two prompts asks for
+        torch.manual_seed(seed)
+        net = Transformer(3, 4, width=16, depth=1, heads=2, cond=2)
+
+        def reward(w: Tensor, q: Any) -> Tensor:
+            return (w[:, 1] == q["cond"].argmax(-1)).float()
+
+        rows = [row["reward"] for row in improve(name, made(net), reward, prompts, seed, iters=60, lr=3e-3)]
+        gained += sum(rows[-5:]) - sum(rows[:5])
+    assert gained > 2
     with pytest.raises(BadSignal, match="tokens as 'canvas'"):
         improve(name, made(net), coin, {"tokens": CANVAS})
 

@@ -356,6 +356,7 @@ def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: An
 # Data
 
 
+@pytest.mark.filterwarnings("ignore:.*of the range")  # one short episode sees a part of the box
 def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: Path) -> None:
     path = recordings.write(tmp_path / "my.hdf5", regulator(50))
     played = record("Pendulum-v1", lambda obs, rng: rng.uniform(len(obs), 1, 1), 1, limit=50)
