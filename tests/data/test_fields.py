@@ -71,7 +71,7 @@ def test_quantiles_make_spikes_normal_and_stay_in_range() -> None:
     order = spiked.flatten().argsort()
     assert bool((z.flatten()[order].diff() >= 0).all())
     back = made.decode(rng.normal(20_000, 1))
-    assert float((back > 50).float().mean()) == pytest.approx(0.02, abs=0.006)
+    assert float((back > 50).float().mean()) == pytest.approx(0.02, abs=0.01)
     assert float(back.min()) >= float(spiked.min()) and float(back.max()) <= float(spiked.max())
     tied = torch.cat([torch.zeros(900, 1), torch.linspace(1, 2, 100)[:, None]])
     again = Fields.fit(tied, {0: "quantile"})

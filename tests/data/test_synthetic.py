@@ -65,7 +65,7 @@ def test_made_transitions_obey_the_system_they_were_learned_from() -> None:
     assert float((turned - 0.2 * after).abs().median()) < 0.1
     assert bool((made.action.abs() <= 1).all()) and set(made.terminated.unique().tolist()) <= {False, True}
     rate = float(data.terminated.float().mean())
-    assert float(made.terminated.float().mean()) == pytest.approx(rate, abs=0.03)
+    assert float(made.terminated.float().mean()) == pytest.approx(rate, abs=0.04)
     assert torch.equal(made.discount, 0.9 * ~made.terminated)
 
 

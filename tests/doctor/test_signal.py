@@ -164,7 +164,7 @@ def test_success_is_that_of_the_first_episode_of_every_copy() -> None:
     """Actions are N(0, 0.5²), so half of them are above zero; an episode that fails goes on to its limit."""
     told = played(Reach(0.0))
     assert told.success is not None
-    assert 0.25 < float(told.success.float().mean()) < 0.75
+    assert 0.15 < float(told.success.float().mean()) < 0.85
     assert torch.equal(told.ticks, torch.where(told.success, 1, 3))
     assert torch.equal(told.timed, ~told.success)
     assert torch.equal(told.returns, told.success.float())

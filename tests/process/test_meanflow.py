@@ -191,7 +191,7 @@ def test_rows_without_length_are_the_same_bit_for_bit_whatever_the_others_are() 
     plain = noised._replace(noise={**noised.noise, "r": noised.t})
     context = net.encode(torch.randn(64, 3))
     mixed, alone = (MeanFlow().loss(net, v, context) for v in (noised, plain))
-    assert 16 < int(still.sum()) < 48
+    assert 10 < int(still.sum()) < 54
     assert torch.equal(mixed[still], alone[still])
     assert not torch.isclose(mixed[~still], alone[~still]).all()
 

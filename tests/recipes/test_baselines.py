@@ -306,7 +306,7 @@ def test_an_iteration_of_drwr_tilts_by_the_standardised_return() -> None:
     made, net = linear(std=0.5)
     a = drwr.Args(iters=1, steps=64, execute=1, beta=0.6, lr=3e-2, epochs=100, batch=4096, draw="train")
     (row,) = drwr.improve(made, Stream(Line, 64, 1), a, Rng(0))
-    assert decided(net) == pytest.approx(0.6 * 0.5, abs=0.03)
+    assert decided(net) == pytest.approx(0.6 * 0.5, abs=0.04)
     assert isinstance(made.denoiser, GaussianHead) and float(made.denoiser.std.detach()) == pytest.approx(
         0.5, abs=0.035
     )

@@ -196,7 +196,7 @@ def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None
     row = gorl.switch(made, encoder, env, env, a, Rng(0), gorl.Switch())
     drawn = made.controlled(None).draw(env.obs.repeat(20, 1), Rng(1))
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.03)
-    assert float(drawn.std()) == pytest.approx(0.15, abs=0.03)
+    assert float(drawn.std()) == pytest.approx(0.15, abs=0.04)
     assert row["plan std"] == pytest.approx(0.15, abs=0.02)
 
 

@@ -110,7 +110,7 @@ def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> 
     obs = torch.randn(400, 2)
     assert float(served(made, obs).mean()) == pytest.approx(beta / precision, abs=0.04)
     spread = made.codec.decode(made.sample(obs, Rng(1)).sample).std()
-    assert float(spread) == pytest.approx(precision**-0.5, abs=0.06), "and not the behaviour's 0.3"
+    assert float(spread) == pytest.approx(precision**-0.5, abs=0.08), "and not the behaviour's 0.3"
 
 
 def chain(n: int = 3000) -> Recording:

@@ -190,9 +190,9 @@ def test_an_untrained_policy_explores_the_box_as_evenly_as_a_standard_normal_pre
         made = start(seed, Keep())
         with torch.no_grad():
             decided = decides(made, made.codec.condition(obs))
-        assert float(decided.base.std.log().abs().max()) < 1.5
+        assert float(decided.base.std.log().abs().max()) < 2
         stds.append(float(decided.draw(Rng(3).normal(4000, *made.event)).std()))
-    assert float(np.mean(stds)) == pytest.approx(float(torch.tanh(Rng(4).normal(100_000)).std()), abs=0.15)
+    assert float(np.mean(stds)) == pytest.approx(float(torch.tanh(Rng(4).normal(100_000)).std()), abs=0.2)
 
 
 @pytest.mark.parametrize("recipe", [sac, td3])
