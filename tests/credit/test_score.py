@@ -166,8 +166,8 @@ def test_prompts_are_asked_in_groups_or_not_at_all() -> None:
         (["a cat", "a dog"], "texts"),
         ("a cat", "texts"),
         ({"text": ["a cat"], "n": torch.zeros(1)}, "texts"),
-        (np.zeros((3, 2)), "ndarray"),
-        ([1, 2], "int"),
+        (np.array(["a cat"]), "ndarray"),
+        ([1, [2, 3]], "list|int"),
         (torch.tensor(1.0), "one length"),
         (torch.zeros(0, 3), "one length"),
         ({}, "one length"),
@@ -177,6 +177,15 @@ def test_prompts_are_asked_in_groups_or_not_at_all() -> None:
 def test_prompts_that_are_no_tensors_are_refused_with_the_remedy(prompts: Any, what: str) -> None:
     with pytest.raises(BadSignal, match=what):
         prompt_count(prompts)
+
+
+def test_prompts_may_be_numbers_in_arrays_and_lists() -> None:
+    index = torch.tensor([2, 0])
+    for numbers in (np.arange(6.0).reshape(3, 2), np.arange(6.0).reshape(3, 2).tolist()):
+        assert prompt_count(numbers) == 3
+        found = ask(numbers, index, 2)
+        assert found.dtype == torch.float32 and found.tolist() == [[4, 5], [4, 5], [0, 1], [0, 1]]
+    assert ask([7, 8, 9], index, 1).tolist() == [9, 7]
 
 
 def test_a_sparse_reward_is_its_numbers() -> None:
