@@ -52,7 +52,9 @@ FUNCTIONS = {
         "reward discount done", "reward discount", "done",
     ),
     "normalise": Function(credit.normalise, {"advantage": T, "mask": YES}, "advantage mask", "advantage", "mask"),
-    "clip_quantile": Function(lambda advantage: credit.clip_quantile(advantage, 0.1), {"advantage": T}, "", "advantage"),
+    "clip_quantile": Function(
+        lambda advantage: credit.clip_quantile(advantage, 0.1), {"advantage": T}, "", "advantage"
+    ),
     "kl_to_go": Function(lambda step_kl: credit.kl_to_go(step_kl, 0.5), {"step_kl": T}, "", "step_kl"),
     "log_ratio_to_go": Function(
         lambda log_ratio: credit.log_ratio_to_go(log_ratio, 0.5), {"log_ratio": T}, "", "log_ratio"
