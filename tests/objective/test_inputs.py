@@ -181,3 +181,17 @@ def test_a_small_number_beside_large_ones_makes_no_tie() -> None:
 def test_the_shape_check_tells_all_shapes() -> None:
     with pytest.raises(BadSignal, match=r"a \[2\], b \[2, 1\]"):
         same_shape(a=torch.zeros(2), b=torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (4, 1), (4, 3), (1, 1)])
+def test_a_table_of_clip_ranges_is_spread_over_the_elements(shape: tuple[int, ...]) -> None:
+    table = torch.full(shape, 0.2)
+    assert torch.equal(objective.ppo_clip(**PAIR, clip=table), objective.ppo_clip(**PAIR, clip=0.2))
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (1, 4), (3, 1), (2, 3), (3, 3), (4, 2), (4, 3, 1), (1, 4, 3), (2, 1)])
+def test_a_table_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(BadSignal, match=r"clip .*does not fit"):
+        objective.ppo_clip(**PAIR, clip=torch.full(shape, 0.2))
+    with pytest.raises(BadSignal, match=r"clip_high .*does not fit"):
+        objective.ppo_clip(**PAIR, clip=0.2, clip_high=torch.full(shape, 0.3))
