@@ -195,3 +195,9 @@ def test_a_table_that_does_not_fit_is_refused(shape: tuple[int, ...]) -> None:
         objective.ppo_clip(**PAIR, clip=torch.full(shape, 0.2))
     with pytest.raises(BadSignal, match=r"clip_high .*does not fit"):
         objective.ppo_clip(**PAIR, clip=0.2, clip_high=torch.full(shape, 0.3))
+
+
+@pytest.mark.parametrize(("temperature", "cap"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -2.0)])
+def test_a_temperature_and_a_cap_are_positive(temperature: float, cap: float) -> None:
+    with pytest.raises(BadSignal, match="must be positive"):
+        objective.exp_weights(T, temperature, cap)
