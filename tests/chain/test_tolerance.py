@@ -27,7 +27,7 @@ def test_weights_in_low_precision_are_held_to_be_low_precision() -> None:
 
 def test_coarser_numbers_have_wider_tolerances() -> None:
     kinds = [tolerance_of(nn.Linear(2, 2).to(kind)) for kind in (torch.float32, torch.float16, torch.bfloat16)]
-    assert kinds == sorted(set(kinds))
+    assert kinds == [1e-3, 0.03, 0.2], "as documented"
     mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(torch.bfloat16))
     assert tolerance_of(mixed) == kinds[-1]
     before = torch.get_float32_matmul_precision()

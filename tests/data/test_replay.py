@@ -95,6 +95,24 @@ def test_values_that_satisfy_the_targets_are_those_of_dynamic_programming(steps:
     assert torch.allclose(found[1:], walk.value()[1:], rtol=0.02), (found, walk.value())
 
 
+def test_returns_go_on_over_the_seam_of_a_full_buffer() -> None:
+    """Seven decisions of one endless episode in five places: the sixth lies in the first place, behind the fifth."""
+    state, buffer = torch.arange(8.0)[:, None, None], Replay(5)
+    for some in (slice(0, 4), slice(4, 7)):
+        after = state[1:][some]
+        yes = torch.ones(len(after), 1, dtype=torch.bool)
+        parts = (state[some], after, 0 * after, state[some, 0], ~yes, ~yes, yes.long(), yes[..., None])
+        buffer.add(Episode(*parts))
+    rows = everything(buffer, 3)
+    for first, reward, last, discount in zip(
+        rows["obs"].flatten().tolist(), rows["reward"], rows["next_obs"], rows["discount"], strict=True
+    ):
+        taken = range(int(first), min(int(first) + 3, 7))
+        assert float(reward) == pytest.approx(sum(GAMMA**i * k for i, k in enumerate(taken)))
+        assert float(last) == taken[-1] + 1 and float(discount) == pytest.approx(GAMMA ** len(taken))
+    assert sorted(rows["obs"].flatten().tolist()) == [2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("capacity", [10_000, 37])
 def test_returns_are_those_of_the_record(capacity: int) -> None:
     """Against sums over the whole record, with rows overwritten, and collects of several lengths."""
