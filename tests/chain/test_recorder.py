@@ -12,7 +12,7 @@ from denoiserl import recorder
 from denoiserl.chain import All, Sample, Window, sampler
 from denoiserl.law import Gaussian
 from denoiserl.net import MLP
-from denoiserl.process import Diffusion, Gauss, cosine, ddim, grid
+from denoiserl.process import Diffusion, Gauss, cosine, ddim, grid, window
 from denoiserl.rng import Rng
 
 ROWS, STEPS = 16, 12
@@ -80,3 +80,19 @@ def test_a_window_that_begins_late_has_the_steps_of_the_table() -> None:
         assert torch.equal(rows.x[i], whole.states[b, k]) and torch.equal(rows.y[i], whole.states[b, k + 1])
         assert torch.equal(rows.log_prob[i], whole.log_prob[b, k])
         assert torch.equal(rows.cond[i], whole.cond[b])
+
+
+@pytest.mark.parametrize("begin", [0, 3, 7])
+def test_rows_with_streams_of_their_own_draw_the_same_in_parts_from_any_step(
+    begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some steps have no noise, those that have keep theirs."""
+    monkeypatch.setattr(chains, "NOISE", 1)  # a step at a time
+    torch.manual_seed(0)
+    process = Diffusion(cosine, window(ddim(1.0), 2, 8))
+    net = Gauss(MLP((2, 3), 4, 16), cosine, "eps")
+    made = sampler(process, net, process.steps(grid(STEPS)), (2, 3), record=Sample())
+    cond, x = torch.linspace(-1, 1, 4 * 7).view(7, 4), Rng(9).normal(7, 2, 3)
+    whole, parts = (made(cond, Rng.rows(range(7)), start=(x, begin), micro=micro) for micro in (None, 3))
+    assert torch.allclose(whole.sample, parts.sample, atol=1e-5)
+    assert not torch.allclose(whole.sample, made(cond, Rng.rows(range(1, 8)), start=(x, begin)).sample, atol=1e-2)

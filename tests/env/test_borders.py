@@ -95,3 +95,17 @@ def test_a_run_in_which_no_episode_ends_says_so_once() -> None:
         warnings.simplefilter("error")
         played(Keep(), 1000, 10)
         played(Keep(), 50, 10)
+
+
+def test_episodes_of_one_long_rollout_are_all_counted() -> None:
+    stream = Stream(partial(Clock, 4), 2, 0)
+    stream.collect(lambda obs, rng: rng.uniform(len(obs), 1), 510, Rng(0))
+    assert stream.may_restart(), "127 episodes and 510 ticks of either copy"
+
+
+def test_a_copy_without_episodes_holds_the_others_back() -> None:
+    lengths = iter([4, 4, 0])  # of the probe, and of two copies of which one never ends
+
+    stream = Stream(lambda: Clock(next(lengths)), 2, 0)
+    stream.collect(lambda obs, rng: rng.uniform(len(obs), 1), 600, Rng(0))
+    assert not stream.may_restart()

@@ -316,3 +316,42 @@ def test_success_in_any_tick_of_a_chunk_counts_in_batched_worlds():
     out.reset([0, 1, 2, 3])
     played = out.play(np.zeros((4, 3, 2)), np.ones(4, bool), 1.0)
     assert played.first.tolist() == [0, 1, 2, 3] and played.held.tolist() == [0, 0, 0, 1]
+
+
+class Early(gymnasium.Env):
+    """Says success in its first tick alone, and ends in the fourth."""
+
+    observation_space = gymnasium.spaces.Box(0, 9, (1,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        self.tick = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.tick += 1
+        seen = np.full(1, self.tick, np.float32)
+        return seen, float(self.tick), self.tick == 4, False, {"success": True} if self.tick == 1 else {}
+
+
+def test_success_is_remembered_over_rollouts_until_the_episode_ends() -> None:
+    stream = Stream(Early, 2, seed=0)
+    parts = [stream.collect(constant(), steps, Rng(0)) for steps in (2, 1, 1, 5)]
+    for part in parts[:3]:
+        assert bool(part.info["success"].all())
+    assert parts[2].summary() == {"episodes": 2.0, "return": 10.0, "success": 1.0, "ticks": 4.0}
+    assert parts[3].info["return"][:, 0].tolist() == [1, 3, 6, 10, 1]
+    assert parts[3].info["ticks"][:, 0].tolist() == [1, 2, 3, 4, 1]
+
+
+def test_an_interrupted_rollout_counts_what_was_played() -> None:
+    stream, calls = Stream(Early, 1, seed=0), iter([True, True, False])
+
+    def act(obs, rng):
+        if not next(calls):
+            raise KeyboardInterrupt
+        return torch.zeros(1, 1), None
+
+    with pytest.raises(KeyboardInterrupt):
+        stream.collect(act, 4, Rng(0))
+    assert stream.collect(constant(), 2, Rng(0)).info["return"].flatten().tolist() == [6, 10]

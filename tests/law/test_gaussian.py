@@ -10,6 +10,7 @@ from torch import Tensor
 
 from denoiserl import Gaussian, Rng
 from denoiserl.errors import NoDensity
+from denoiserl.law.gaussian import stack
 
 
 def law(live: Tensor | None = None, dtype: torch.dtype = torch.float64, shift: float = 0.0) -> Gaussian:
@@ -106,3 +107,14 @@ def test_whether_there_is_a_density_is_looked_up_where_nobody_says() -> None:
     for ask in asks:
         with pytest.raises(NoDensity):
             ask()
+
+
+def test_stacked_laws_score_as_each_of_them() -> None:
+    """Of one std for all or of one each, with factors that do not count; [B] each, [B, S] together."""
+    mean, x = torch.randn(2, 3, 4), torch.randn(3, 2, 4)
+    live = torch.tensor([[True, False, True, True], [False, False, True, True], [True] * 4])
+    for stds in ([torch.tensor(0.5), torch.tensor(0.8)], [torch.full((3, 4), 0.5), torch.rand(3, 4) + 0.2]):
+        laws = [Gaussian(m, s, 1, True, live) for m, s in zip(mean, stds, strict=True)]
+        whole = stack(laws)
+        each = torch.stack([law.log_prob(x[:, i]) for i, law in enumerate(laws)], 1)
+        assert torch.allclose(whole.log_prob(x), each) and whole.size.tolist() == [[3, 3], [2, 2], [4, 4]]

@@ -34,6 +34,27 @@ def test_stacked_critics_are_separate_critics(layer_norm: bool) -> None:
     assert torch.equal(again(cond, action), both(cond, action))
 
 
+def test_critics_start_as_linear_layers_of_torch_do() -> None:
+    """Weights and biases are uniform within ±1/√fan-in, of every layer."""
+    critic = Critics(3, (1,), 2, 256, 2)
+    for weight, bias, fan in zip(critic.weights, critic.biases, (4, 256, 256), strict=True):
+        edge = fan**-0.5
+        for part in (weight, bias):
+            assert float(part.detach().abs().max()) <= edge
+            assert part.numel() < 100 or float(part.detach().std()) == pytest.approx(edge / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_row_is_valued_without_the_others(layer_norm: bool) -> None:
+    critic = Critics(3, (2,), 2, 16, 2, layer_norm=layer_norm)
+    for p in critic.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    cond, action = torch.randn(6, 3), torch.randn(6, 2)
+    whole = critic(cond, action)
+    alone = torch.cat([critic(c[None], a[None]) for c, a in zip(cond, action, strict=True)], 1)
+    assert torch.allclose(whole, alone, atol=1e-5)
+
+
 def test_a_critic_finds_the_value_of_linear_control() -> None:
     """Temporal differences with a slow target: Q(x, u) = r + γ E V(x') of the policy u = −K x + noise, by Lyapunov.
 

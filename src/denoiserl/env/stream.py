@@ -333,7 +333,7 @@ class Stream:
         self._played += length.sum(0)
         self._episodes += over.sum(0)
         if not self._ended:
-            self._life += int(length[: ends[0] + 1 if len(ends) else None].max(1).sum())
+            self._life += int(length.max(1).sum())
             self._ended = len(ends) > 0
         info = {
             "return": torch.from_numpy(returns.astype(np.float32)),
