@@ -15,6 +15,7 @@ import ast
 import importlib.machinery
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -42,6 +43,9 @@ STOPS = ("no_grad", "held", "inference_mode")
 SHARES = ("tau", "gamma", "lam", "ema", "alpha", "beta", "decay", "share", "mixed", "quantile", "expectile")
 """settings of which 1 minus them is a likely mistake"""
 
+
+SYMMETRIC = ("min", "max", "minimum", "maximum")
+"""functions whose arguments may be exchanged"""
 
 THINGS = {"policy", "rng", "opt", "env", "keep", "a", "data", "self", "replay", "made"}
 """what nobody takes for a tensor, so that an exchange would only crash"""
@@ -229,13 +233,13 @@ def _calls(
         if (
             {text(one), text(two)} & THINGS
             or isinstance(two, ast.Constant)
-            or name in ("isinstance", "getattr", "hasattr")
+            or name in ("isinstance", "getattr", "hasattr", *SYMMETRIC)
         ):
             continue
         between = source.encode()[span(one)[1] : span(two)[0]].decode()
         yield node, (span(one)[0], span(two)[1]), f"{text(two)}{between}{text(one)}"
     for keyword in node.keywords:
-        if keyword.arg not in (None, "dtype", "device") and (len(node.args) or len(node.keywords) > 1):
+        if keyword.arg not in (None, "dtype", "device", "strict") and (len(node.args) or len(node.keywords) > 1):
             begin, end = span(keyword.value)
             data = source.encode()
             begin = data.rfind(keyword.arg.encode(), 0, begin)
@@ -247,12 +251,19 @@ def _calls(
 
 def tests_of(path: Path) -> list[list[str]]:
     """The tests that should see a mistake in ``path``, the likeliest first; the next are run if the first see none."""
-    folder = path.parent.name
-    oracle = ROOT / "tests" / "oracles" / f"test_{path.stem}.py"
-    near = [oracle] if oracle.exists() else []
-    last = ROOT / "tests" / ("." if folder == "denoiserl" else folder)
-    later = [last] if folder == "recipes" else [last, ROOT / "tests" / "oracles"]
-    return [[str(p)] for p in near + [p for p in later if p.exists()]]
+    folder, tests = path.parent.name, ROOT / "tests"
+    oracles, oracle = tests / "oracles", tests / "oracles" / f"test_{path.stem}.py"
+    if folder in ("recipes", "denoiserl"):  # the files that name it
+        word = re.compile(rf"\b{path.stem}\b" if folder == "recipes" else rf"\bdenoiserl\.{path.stem}\b")
+        named = [
+            f for f in sorted(tests.glob("**/test_*.py")) if oracles not in f.parents and word.search(f.read_text())
+        ]
+        rounds = [[oracle]] if oracle.exists() else []
+        rounds += [[f for f in named if folder == "denoiserl" or f.parent.name == folder]]
+        rounds += [[oracles]] if folder == "denoiserl" else []
+    else:
+        rounds = [[tests / folder], [oracles]]
+    return [[str(p) for p in some if p.exists()] for some in rounds if some]
 
 
 def run(path: Path, source: str, rounds: list[list[str]], limit: float) -> tuple[bool, float]:
@@ -333,6 +344,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports the compiler, once for all children
     rounds = [[t] for t in a.tests] if a.tests else tests_of(path)
+    print("running the tests without a mistake, to know that they are green", flush=True)
     seen, took = run(path, source, rounds, 600)
     if seen:
         sys.exit(f"{' '.join(chain(*rounds))}: not green without a mistake, so they can see none")
