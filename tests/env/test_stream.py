@@ -355,3 +355,15 @@ def test_an_interrupted_rollout_counts_what_was_played() -> None:
     with pytest.raises(KeyboardInterrupt):
         stream.collect(act, 4, Rng(0))
     assert stream.collect(constant(), 2, Rng(0)).info["return"].flatten().tolist() == [6, 10]
+
+
+def test_actions_may_be_arrays_and_what_is_not_reported_is_left_out():
+    """The clock of the episode counts whole ticks; an environment that says nothing of success has none."""
+    parts = []
+    for way in (torch.as_tensor, lambda v: v, lambda v: v.tolist()):
+        stream = Stream(Blind, 2, seed=0)
+        parts.append(stream.collect(lambda obs, rng, way=way: way(np.zeros((2, 1), np.float32)), 7, Rng(0)))
+    for part in parts:
+        assert isinstance(part.action, torch.Tensor) and part.action.shape == (7, 2, 1)
+        assert torch.equal(part.reward, parts[0].reward) and torch.equal(part.next_obs, parts[0].next_obs)
+        assert part.info.keys() == {"return", "ticks"} and part.info["ticks"].dtype == torch.int64
