@@ -95,3 +95,8 @@ def test_more_samples_of_a_prompt_than_the_window_forget_the_oldest():
     assert tracker.forgotten == 2 and tracker.state_dict()["seen"] == [["a", [1.0, 2.0, 3.0, 4.0]]]
     tracker.update(["a"], torch.zeros(1))
     assert tracker.forgotten == 0
+
+
+def test_which_samples_count_is_said_of_every_one() -> None:
+    with pytest.raises(BadSignal, match="Shapes must be equal"):
+        PerPrompt(4, 2).update(["a", "b"], torch.ones(2), torch.ones(1, dtype=torch.bool))

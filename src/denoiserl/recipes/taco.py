@@ -50,7 +50,7 @@ from denoiserl.policy import Policy
 from denoiserl.recipes import _robot, _stages
 from denoiserl.rng import Rng
 from denoiserl.task import Task
-from denoiserl.train import Keep, adamw, step, warmup_cosine
+from denoiserl.train import Keep, adamw, covers, step, warmup_cosine
 from denoiserl.tree import tree_map
 
 
@@ -93,6 +93,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     signs = flips(len(phi), a.coins, a.seed).to(policy.device)
     policy.weights.control = Best(Familiar(coins, a.features), a.n)
     opt = adamw(coins.learned.parameters(), a.lr)
+    covers(opt, coins.learned)
     schedule = warmup_cosine(opt, min(100, a.updates), a.updates)
     every, losses = max(1, a.updates // 50), []
     for it in keep.loop(a.updates, given=data, coins=coins, opt=opt, schedule=schedule, rng=rng):
