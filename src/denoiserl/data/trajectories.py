@@ -43,11 +43,11 @@ def segments(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int
         window = windows(ends, length, 1, reach)
     except BadSignal as error:
         raise BadSignal(f"{error}: take shorter windows") from None
-    inside = torch.cat([window.real(index).all(1) for index in window.every.split(BLOCK)])
+    inside = torch.cat([window.inside(index).all(1) for index in window.every.split(BLOCK)])
     index = window.every[inside | ended[window.episode]][::stride]
     if len(index) == 0:
         raise BadSignal(f"no episode has the {length} steps of a window, and none that is shorter truly ended")
-    frame, real = window.frames(index), window.real(index)
+    frame, real = window.frames(index), window.inside(index)
     last = torch.zeros(len(parts["reward"]), dtype=torch.bool)
     last[ends - 1] = ended
     made = {k: v[frame] for k, v in parts.items() if k != "done"}

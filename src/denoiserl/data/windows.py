@@ -43,8 +43,13 @@ class Windows:
         """The flat frames of some windows, [n, H] int64: beyond an episode its first or last one."""
         return self._placed(index, self.horizon)[0]
 
-    def real(self, index: Tensor) -> Tensor:
-        """Return which entries lie in their episode, [n, H] bool: the others repeat a frame."""
+    @property
+    def real(self) -> Tensor:
+        """The entries of all windows that lie in their episode, [W, H] bool: the others repeat a frame."""
+        return self.inside(self.every)
+
+    def inside(self, index: Tensor) -> Tensor:
+        """Return which entries of some windows lie in their episode, [n, H] bool: the others repeat a frame."""
         frame, place = self._placed(index, self.horizon)
         return frame == place
 

@@ -78,13 +78,13 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     now = max(a.history - 1, past)
     window = windows(data.ends, horizon + now - past, now + 1, carry(policy, a.execute))
     chunks, mask = slice(now - past, None), getattr(a, "mask_padding", True)
-    padded = mask and any(not bool(window.real(i)[:, chunks].all()) for i in window.every.split(BLOCK))
+    padded = mask and any(not bool(window.inside(i)[:, chunks].all()) for i in window.every.split(BLOCK))
 
     def take(index: Tensor) -> dict[str, Any]:
         chunk = policy.codec.encode(window.actions(data.actions, index)[:, chunks])
         observed = tree_map(lambda v: v[:, now + 1 - a.history :], window.observations(data.observations, index))
         seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if a.history == 1 else observed)
-        real = window.real(index)[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
+        real = window.inside(index)[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
         cond = seen.flatten(1) if isinstance(seen, Tensor) else seen
         return {"x0": chunk, "cond": cond, "counts": real if padded else None}
 

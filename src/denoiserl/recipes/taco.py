@@ -130,7 +130,7 @@ def decisions(policy: Policy, data: Demos, a: Any, rng: Rng) -> Tensor:
         seen = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
         wanted = policy.codec.encode(window.actions(data.actions, index)).to(policy.device)
         plans = candidates(policy, seen, a.search, rng)
-        real = window.real(index).to(policy.device)[:, None, :, None]  # what a window repeats was not demonstrated
+        real = window.inside(index).to(policy.device)[:, None, :, None]  # what a window repeats was not demonstrated
         apart = ((plans - wanted[:, None]).square() * real).flatten(2).sum(-1)
         nearest = plans[torch.arange(len(plans), device=plans.device), apart.argmin(1)]
         spread = max(spread, float((plans - plans[:, :1]).abs().max()))
