@@ -43,7 +43,6 @@ STOPS = ("no_grad", "held", "inference_mode")
 SHARES = ("tau", "gamma", "lam", "ema", "alpha", "beta", "decay", "share", "mixed", "quantile", "expectile")
 """settings of which 1 minus them is a likely mistake"""
 
-
 SYMMETRIC = ("min", "max", "minimum", "maximum")
 """functions whose arguments may be exchanged"""
 
@@ -253,17 +252,20 @@ def tests_of(path: Path) -> list[list[str]]:
     """The tests that should see a mistake in ``path``, the likeliest first; the next are run if the first see none."""
     folder, tests = path.parent.name, ROOT / "tests"
     oracles, oracle = tests / "oracles", tests / "oracles" / f"test_{path.stem}.py"
-    if folder in ("recipes", "denoiserl"):  # the files that name it
-        word = re.compile(rf"\b{path.stem}\b" if folder == "recipes" else rf"\bdenoiserl\.{path.stem}\b")
-        named = [
-            f for f in sorted(tests.glob("**/test_*.py")) if oracles not in f.parents and word.search(f.read_text())
-        ]
-        rounds = [[oracle]] if oracle.exists() else []
-        rounds += [[f for f in named if folder == "denoiserl" or f.parent.name == folder]]
-        rounds += [[oracles]] if folder == "denoiserl" else []
+    if folder == "recipes":
+        rounds = [[oracle], _naming(path.stem, tests / "recipes")]
+    elif folder == "denoiserl":
+        rounds = [_naming(rf"denoiserl\.{path.stem}", tests), [oracles]]
     else:
         rounds = [[tests / folder], [oracles]]
-    return [[str(p) for p in some if p.exists()] for some in rounds if some]
+    found = [[str(p) for p in some if p.exists()] for some in rounds]
+    return [some for some in found if some]
+
+
+def _naming(word: str, folder: Path) -> list[Path]:
+    """The tests below a folder, oracles apart, whose text holds a word."""
+    files = [f for f in sorted(folder.glob("**/test_*.py")) if f.parent.name != "oracles"]
+    return [f for f in files if re.search(rf"\b{word}\b", f.read_text(encoding="utf-8"))]
 
 
 def run(path: Path, source: str, rounds: list[list[str]], limit: float) -> tuple[bool, float]:

@@ -60,9 +60,8 @@ def tight(rows: list[dict], least: float = 3.0) -> list[tuple[float, str, int, s
     held: dict[tuple, dict[int, tuple[float, float]]] = defaultdict(dict)
     for row in rows:
         for i, (a, sign, b) in enumerate(row["held"]):
-            held[row["test"], row["line"], row["nth"], i, row["assert"]][row["shift"]] = (a, b)[
-                :: 1 if sign[0] == "<" else -1
-            ]
+            place = (row["test"], row["line"], row["nth"], i, row["assert"])
+            held[place][row["shift"]] = (a, b) if sign[0] == "<" else (b, a)
     tightest: dict[tuple[str, int], Any] = {}
     for (test, line, _, _, text), sides in held.items():
         values = [larger - smaller for smaller, larger in sides.values()]

@@ -39,6 +39,11 @@ class Outcome(NamedTuple):
     faults: tuple[Fault, ...] = ()
 
     @property
+    def over(self) -> np.ndarray:
+        """Return whether each episode ended in the step [B], by a time limit too."""
+        return self.terminated | self.truncated
+
+    @property
     def success(self) -> np.ndarray | None:
         """Return whether each copy reported success in the step [B], or None where no copy reported."""
         return None if self.held is None else self.first > 0

@@ -194,7 +194,7 @@ def _round(
         returns += np.where(alive, out.raw, 0.0)
         ticks += np.where(alive, out.length, 0)
         obs = put(obs, alive, out.after)
-        alive = alive & ~(out.terminated | out.truncated)
+        alive = alive & ~out.over
     return _Round(first[:n], held[:n], returns[:n], ticks[:n], ~alive[:n], solved, reports, starts, faults, notes)
 
 

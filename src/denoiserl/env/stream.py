@@ -248,7 +248,7 @@ class Stream:
         self.obs = tensors(self.owner.reset(seeds), self.spec.obs, self.name)
         self._returns = np.zeros(self.copies)
         self._ticks = np.zeros(self.copies, np.int64)
-        self._streak, self._losing = np.zeros(self.copies, np.int64), False  # decisions lost in a row
+        self._streak = np.zeros(self.copies, np.int64)  # decisions lost in a row
         self._success, self._reports = np.zeros(self.copies, bool), False
         self._all = np.ones(self.copies, bool)
         self._played, self._episodes = np.zeros(self.copies, np.int64), np.zeros(self.copies, np.int64)
@@ -272,7 +272,7 @@ class Stream:
         actions: list[Tensor] = []
         outs: list[Outcome] = []
         made: list[Chain] = []
-        planned, info = 0, {}
+        planned = 0
         try:
             for _ in range(steps):
                 answer = act(self.obs, rng)
@@ -283,19 +283,19 @@ class Stream:
                 out = self.owner.play(numbers, self._all, self.gamma)
                 outs.append(out)
                 seen.append(self.obs)
-                actions.append(action if isinstance(action, Tensor) else torch.as_tensor(action))
+                actions.append(torch.as_tensor(action))
                 after.append(tensors(out.after, self.spec.obs, self.name))
                 self.obs = after[-1] if out.start is out.after else tensors(out.start, self.spec.obs, self.name)
-                if out.faults or self._losing:
+                if out.faults or np.count_nonzero(self._streak):
                     self._note(out)
-        finally:  # whoever goes on after an interruption finds whole episodes
-            info = self._count(outs)
+        finally:  # an interrupted rollout counts too: the next one goes on in the middle of its episodes
+            over, length = (np.array([getattr(out, k) for out in outs]) for k in ("over", "length"))
+            info = self._count(outs, over, length)
         if made and len(made) != steps:
             raise BadSignal("act returned a chain for some steps only: return one for all, or None")
-        length = torch.from_numpy(np.array([out.length for out in outs]))
         spend("env steps", int(length.sum()))
+        lengths = torch.from_numpy(length)
         join: Callable[..., Any] = lambda *v: torch.stack(v)  # noqa: E731
-        terminated = np.array([out.terminated for out in outs])
         with torch.no_grad():
             action = torch.stack(actions)
         return Episode(
@@ -303,21 +303,23 @@ class Stream:
             tree_map(join, *after),
             action,
             torch.from_numpy(np.array([out.reward for out in outs]).astype(np.float32)),
-            torch.from_numpy(terminated),
-            torch.from_numpy(terminated | np.array([out.truncated for out in outs])),
-            length,
-            torch.arange(planned) < length[..., None],
+            torch.from_numpy(np.array([out.terminated for out in outs])),
+            torch.from_numpy(over),
+            lengths,
+            torch.arange(planned) < lengths[..., None],
             chains.stack(made) if made else None,
             info,
             tuple(fault for out in outs for fault in out.faults),
         )
 
-    def _count(self, outs: list[Outcome]) -> dict[str, Tensor]:
-        """Return the episodes' return, ticks and success (if reported) after every step [T, B], and keep the last."""
+    def _count(self, outs: list[Outcome], over: np.ndarray, length: np.ndarray) -> dict[str, Tensor]:
+        """Return the episodes' return, ticks and success (if reported) after every step [T, B], and keep the last.
+
+        ``over``, ``length`` [T, B]: whether the step ended an episode, and its ticks.
+        """
         if not outs:
             return {}
-        over = np.array([out.terminated | out.truncated for out in outs])
-        raw, length = np.array([out.raw for out in outs]), np.array([out.length for out in outs])
+        raw = np.array([out.raw for out in outs])
         told, none = [out.success for out in outs], np.zeros(self.copies, bool)
         self._reports = self._reports or any(v is not None for v in told)  # some report only at an end
         success = np.array([none if v is None else v for v in told])
@@ -346,7 +348,6 @@ class Stream:
         """Count what went wrong; a copy that never gets through a decision is not mended by starting it again."""
         lost = out.truncated & (out.length == 0)
         self._streak = np.where(lost, self._streak + 1, np.where(out.length > 0, 0, self._streak))
-        self._losing = bool(self._streak.any())
         if (self._streak >= IN_A_ROW).any():
             copy = int(self._streak.argmax())
             last = next((f for f in reversed(out.faults) if f.copy == copy), Fault(copy, 0, "lost its decision"))

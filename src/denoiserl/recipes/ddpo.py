@@ -108,6 +108,7 @@ def improve(
     """
     if not any(policy.train.dense):
         raise NoDensity(f"the policy's training steps are all deterministic (eta = 0): {REMEDY}")
+    prompts = tensors(prompts)
     keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
@@ -154,7 +155,7 @@ def keys(prompts: Tree | int | None) -> list[str]:
     many = prompt_count(prompts)
     if prompts is None or isinstance(prompts, int):
         return [""]
-    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(tensors(prompts))]
+    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
     return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
 
 

@@ -59,7 +59,7 @@ from denoiserl.rng import Rng
 from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
 from denoiserl.train import Keep, accumulate_masked, adamw, covers
-from denoiserl.tree import Tree, take
+from denoiserl.tree import Tree, take, tensors
 
 PATIENCE = 40
 """iterations after which the training reward should have risen"""
@@ -110,7 +110,7 @@ def improve(
     policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
     """Improve a masked language model on a reward. ``prompts``: canvases [P, L] with masks where to write."""
-    process, keep = require_masked(policy, "diffu-GRPO"), keep or Keep()
+    process, keep, prompts = require_masked(policy, "diffu-GRPO"), keep or Keep(), tensors(prompts)
     if bool((canvases(policy, prompts) != process.mask).all(-1).any()):
         raise BadSignal("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.keep("reference")

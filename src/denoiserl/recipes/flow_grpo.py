@@ -53,7 +53,7 @@ from denoiserl.rng import Rng
 from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
 from denoiserl.train import Keep, accumulate, adamw, covers
-from denoiserl.tree import Tree
+from denoiserl.tree import Tree, tensors
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def improve(
     """
     if a.group < 2:
         raise BadSignal("A group of one has nothing to be compared with: draw at least two samples a prompt.")
-    keep, policy, many = keep or Keep(), early(policy, a.window), prompt_count(prompts)
+    keep, policy, prompts = keep or Keep(), early(policy, a.window), tensors(prompts)
+    many = prompt_count(prompts)
     if a.beta > 0:
         _refuse_truncation(policy)
         policy.weights.keep("reference")

@@ -53,7 +53,7 @@ from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
 from denoiserl.train import Keep, accumulate, adamw, covers
 from denoiserl.train.fit import stratified
-from denoiserl.tree import Tree, take
+from denoiserl.tree import Tree, take, tensors
 
 WITHIN = ("prompt", "batch")
 
@@ -102,7 +102,8 @@ def improve(
         raise BadSignal(nearest(a.within, WITHIN, "comparison"))
     if a.within == "prompt" and a.group < 2:
         raise BadSignal("A group of one has nothing to be compared with: draw more samples a prompt, or within='batch'")
-    keep, many = keep or Keep(), prompt_count(prompts)
+    keep, prompts = keep or Keep(), tensors(prompts)
+    many = prompt_count(prompts)
     opt = adamw(policy.parameters(), a.lr)
     covers(opt, policy.weights.module)
     for _ in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):

@@ -64,7 +64,7 @@ from denoiserl.rng import Rng
 from denoiserl.signal import Reward, prompt_count
 from denoiserl.task import Task
 from denoiserl.train import Keep, accumulate_masked, adamw, covers, warmup_cosine
-from denoiserl.tree import Tree
+from denoiserl.tree import Tree, tensors
 
 SHORT = 16
 """positions of the longest sequence whose steps are scored exactly by default"""
@@ -117,7 +117,7 @@ def improve(
     policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
 ) -> Iterator[dict]:
     """Improve a masked language model on a verifier. ``prompts``: canvases [P, L] with masks where to write."""
-    keep = keep or Keep()
+    keep, prompts = keep or Keep(), tensors(prompts)
     require_masked(policy, "TraceRL")
     exact = policy.event[-1] <= SHORT if a.likelihood is None else a.likelihood == "exact"
     opt = adamw(policy.parameters(), a.lr)
