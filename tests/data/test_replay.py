@@ -14,7 +14,7 @@ from denoiserl.data import Replay
 from denoiserl.env import Episode
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.rng import Rng
-from denoiserl.tree import tree_map
+from denoiserl.tree import all_finite, tree_map
 
 GAMMA = 0.9
 
@@ -269,3 +269,16 @@ def test_observations_may_be_trees() -> None:
     rows, known = everything(buffer, 2), everything(plain, 2)
     assert torch.equal(rows["obs"]["a"], known["obs"]) and torch.equal(rows["next_obs"]["b"]["c"], -known["next_obs"])
     assert torch.equal(rows["reward"], known["reward"])
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_numbers_that_are_not_finite_are_found_wherever_they_stand(bad):
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        good = torch.full((7, 3), torch.finfo(dtype).max, dtype=dtype)  # finite, though its sum is not
+        assert all_finite({"a": good, "b": torch.arange(3), "c": (None, -good)})
+        for place in range(good.numel()):
+            worse = torch.linspace(-1, 1, 21, dtype=dtype).reshape(7, 3)
+            worse.view(-1)[place] = bad
+            assert not all_finite({"a": good, "b": worse})
+    cancelled = torch.tensor([torch.inf, -torch.inf, 1.0])
+    assert not all_finite(cancelled)

@@ -23,6 +23,7 @@ from denoiserl.credit import gae, normalise  # noqa: E402
 from denoiserl.env import Stream, evaluate  # noqa: E402
 from denoiserl.env.faults import EnvFault  # noqa: E402
 from denoiserl.env.scale import RewardScale  # noqa: E402
+from denoiserl.env.spaces import executable, spec  # noqa: E402
 from denoiserl.env.workers import Workers, _serve  # noqa: E402
 from denoiserl.errors import BadSignal  # noqa: E402
 from denoiserl.labs.fork2d import Fork2D, demonstrations  # noqa: E402
@@ -183,6 +184,37 @@ def test_nan_is_refused_by_copy():
         Stream(Broken, 2, seed=0).collect(constant(), 5, Rng(0))
     with pytest.raises(BadSignal, match=r"action for copy 1 of Counting holds NaN"):
         Stream(Counting, 2, seed=0).collect(lambda o, r: (torch.tensor([[0.0], [torch.nan]]), None), 1, Rng(0))
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda v: v.bfloat16(),
+        lambda v: v.half(),
+        lambda v: v.double(),
+        lambda v: v.clone().requires_grad_(),
+        lambda v: v.bfloat16().requires_grad_(),
+        lambda v: v.numpy(),
+        lambda v: torch.complex(torch.zeros_like(v), -v).conj().imag,  # a view that turns the sign when it is read
+        lambda v: v.tolist(),
+    ],
+)
+def test_actions_of_any_kind_of_numbers_are_executed(give):
+    asked = torch.tensor([[0.5], [-0.25]])
+    numbers, ticks = executable(give(asked), spec(Counting().observation_space, Counting().action_space), 2, "it")
+    assert ticks == 1 and numbers.dtype == np.float32
+    np.testing.assert_array_equal(numbers, asked[:, None].numpy())
+
+
+def test_choices_are_refused_at_both_ends():
+    found = spec(Choices().observation_space, Choices().action_space)
+    for wrong in (torch.tensor([0, 3]), torch.tensor([-1, 2]), torch.tensor([[0, 1], [2, 3]])):
+        with pytest.raises(BadSignal, match=r"takes actions 0\.\.2"):
+            executable(wrong, found, 2, "it")
+    for right in (torch.tensor([0, 2]), torch.tensor([[0], [2]]), torch.tensor([0, 2], dtype=torch.uint8)):
+        np.testing.assert_array_equal(executable(right, found, 2, "it")[0], [[0], [2]])
+    with pytest.raises(BadSignal, match="as integers; the policy gave float32"):
+        executable(torch.zeros(2), found, 2, "it")
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 1), (2,), (2, 4, 2)])

@@ -114,7 +114,9 @@ def jumps(seen: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             step = np.minimum(step, 2 * np.pi - step)
         usual = np.quantile(step[inner], 0.75)
         if usual > 0:
-            moving, far, size = moving + 1, far + (step > FAR * usual), size + step / width
+            moving += 1
+            far += step > FAR * usual
+            size += np.divide(step, width, out=step)
     jump = (far >= 0.25 * moving) & (moving > 0)
     return jump, jump & (size >= WIDE * moving)
 

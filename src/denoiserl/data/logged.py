@@ -22,7 +22,7 @@ from denoiserl.data.collect import Recording
 from denoiserl.data.demos import Demos
 from denoiserl.data.replay import Replay
 from denoiserl.errors import BadSignal
-from denoiserl.tree import Tree, leaves, tree_map
+from denoiserl.tree import Tree, all_finite, leaves, tree_map
 
 Map = Callable[[Any], Any]
 
@@ -157,7 +157,7 @@ def _sound(data: Recording, rewards: Tensor, name: str) -> None:
     """Refuse what cannot be learned from, by row."""
     parts = {"observations": data.demos.observations, "actions": data.demos.actions, "rewards": rewards}
     for what, tree in {**parts, **({} if data.last is None else {"last observations": data.last})}.items():
-        for leaf in leaves(tree):
+        for leaf in () if all_finite(tree) else leaves(tree):
             bad = ~leaf.flatten(1).isfinite().all(1) if leaf.ndim > 1 else ~leaf.isfinite()
             if bool(bad.any()):
                 raise BadSignal(

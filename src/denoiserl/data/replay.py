@@ -15,7 +15,7 @@ from torch import Tensor
 from denoiserl.data.rowfile import RowFile
 from denoiserl.errors import BadRun, BadSignal
 from denoiserl.rng import Rng
-from denoiserl.tree import Tree, leaves, tree_map
+from denoiserl.tree import Tree, all_finite, leaves, tree_map
 
 if TYPE_CHECKING:  # env stands on this floor too, and some of it reads data
     from denoiserl.env.stream import Episode
@@ -163,9 +163,8 @@ class Replay:
 
     def _fits(self, rows: dict[str, Any]) -> None:
         for name, tree in rows.items():
-            for leaf in leaves(tree):
-                if leaf.is_floating_point() and not bool(leaf.isfinite().all()):
-                    raise BadSignal(f"{name} holds NaN or infinity: what is kept would be learned from again and again")
+            if not all_finite(tree):
+                raise BadSignal(f"{name} holds NaN or infinity: what is kept would be learned from again and again")
         if not self.columns:
             return
         if rows.keys() | {"before"} != self.columns.keys():

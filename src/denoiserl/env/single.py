@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from operator import is_not
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ FEW = 64
 """numbers of a small observation"""
 
 Row = tuple[float, float, bool, bool, int, int, int]
+ROW = np.dtype(
+    [
+        ("reward", float), ("raw", float), ("terminated", bool), ("truncated", bool), ("length", np.int64),
+        ("first", np.int64), ("held", np.int8),
+    ]
+)  # fmt: skip
+COLUMNS = ROW.names or ()
 STILL: Row = (0.0, 0.0, False, False, 0, 0, -1)
 LOST: Row = (0.0, 0.0, False, True, 0, 0, -1)
 """reward, raw, terminated, truncated, length, first, held of a copy that stands still, and of one that lost its
@@ -119,6 +127,7 @@ class Singles:
         ``restart`` starts the next episode where one ended. ``watch(copy, env)`` is called after every tick.
         """
         after, before, rows = list(self.start), list(self.start), [STILL] * self.count
+        over, reports = [], False
         for i in range(self.count):
             if not alive[i]:
                 continue
@@ -137,39 +146,32 @@ class Singles:
                 rows[i] = LOST
                 continue
             after[i] = self.start[i] = done.observation
-            rows[i] = (
-                done.reward, done.raw, done.terminated, done.truncated, done.length, done.first, done.held,
-            )  # fmt: skip
+            rows[i] = done[1:]
+            reports = reports or done.held >= 0
+            if done.terminated or done.truncated:
+                over.append(i)
         ended = batch(after)
         if bad := diverged(ended):  # asked once for all copies: a check a copy and tick would cost more
             for i, what in bad.items():
                 self._mend(i, what)
                 after[i], rows[i] = before[i], LOST
             ended = batch(after)
-        for i, row in enumerate(rows):
-            if restart and row is not LOST and (row[2] or row[3]):
+        for i in over if restart else ():
+            if rows[i] is not LOST:
                 self.ticks[i], self.beacon[0] = 0, self.numbers[i]
                 self._begin(i)
         begun = ended  # where no copy was reset, what was seen last is what is acted on next
-        if any(x is not y for x, y in zip(after, self.start, strict=True)):
+        if any(map(is_not, after, self.start)):
             begun = batch(self.start)
             if bad := diverged(begun):
                 for i, what in bad.items():
                     self._mend(i, what)
                 begun = batch(self.start)
         faults, self.faults, self.beacon[0] = tuple(self.faults), [], -1
-        reward, raw, terminated, truncated, length, first, held = zip(*rows, strict=True)
+        told = np.array(rows, ROW)  # one array, and a view a column
+        reward, raw, terminated, truncated, length, first, held = map(told.__getitem__, COLUMNS)
         return Outcome(
-            ended,
-            begun,
-            np.array(reward),
-            np.array(raw),
-            np.array(terminated, bool),
-            np.array(truncated, bool),
-            np.array(length, np.int64),
-            np.array(first, np.int64),
-            np.array(held, np.int8) if max(held) >= 0 else None,
-            faults,
+            ended, begun, reward, raw, terminated, truncated, length, first, held if reports else None, faults
         )
 
     def _begin(self, i: int, **seed: int) -> None:

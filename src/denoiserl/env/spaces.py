@@ -138,33 +138,39 @@ def executable(action: Any, spec: Spec, copies: int, name: str) -> tuple[np.ndar
 
     Arrays are taken as tensors. Raise BadSignal for whatever else does not fit.
     """
-    if not isinstance(action, Tensor):
-        action = _tensor(action, name)
-    shape: tuple[int, ...] = tuple(action.shape)
+    numbers = _numbers(action if isinstance(action, Tensor) else _tensor(action, name))
+    shape: tuple[int, ...] = numbers.shape
     ticks = shape[1] if len(shape) > 1 else 0
     single, chunk = (copies, *spec.action), (copies, ticks, *spec.action)
     if spec.choices is not None and shape == (copies, 1):
-        action, shape = action.squeeze(-1), (copies,)
+        numbers, shape = numbers[:, 0], (copies,)
     if shape != single and (shape != chunk or not ticks):
         raise BadSignal(
             f"{name} takes actions {list(single)} or chunks {[copies, 'T_a', *spec.action]}; "
             f"the policy gave {list(shape)}"
         )
     if spec.choices is not None:
-        numbers = action.numpy(force=True)
-        if action.is_floating_point():
-            raise BadSignal(f"{name} takes one of {spec.choices} actions as integers; the policy gave {action.dtype}")
-        if np.count_nonzero((numbers < spec.low) | (numbers > spec.high)):
+        if numbers.dtype.kind not in "iub":
+            raise BadSignal(f"{name} takes one of {spec.choices} actions as integers; the policy gave {numbers.dtype}")
+        known = numbers.ravel().tolist()  # for a few numbers Python is quicker than four calls of NumPy
+        if min(known) < spec.low.item() or max(known) > spec.high.item():
             raise BadSignal(f"{name} takes actions {int(spec.low)}..{int(spec.high)}; the policy gave others")
     else:
-        if action.is_complex():
-            raise BadSignal(f"{name} takes actions that are real numbers; the policy gave {action.dtype}")
-        numbers = action.float().numpy(force=True)
+        if numbers.dtype.kind == "c":
+            raise BadSignal(f"{name} takes actions that are real numbers; the policy gave {numbers.dtype}")
         if np.count_nonzero(np.isfinite(numbers)) < numbers.size:
             row = int(np.argmax(~np.isfinite(numbers.reshape(copies, -1)).all(1)))
             raise BadSignal(f"the policy's action for copy {row} of {name} holds NaN or infinity")
         numbers = np.minimum(np.maximum(numbers, spec.low), spec.high).astype(spec.low.dtype, copy=False)
     return (numbers[:, None], 1) if shape == single else (numbers, ticks)
+
+
+def _numbers(action: Tensor) -> np.ndarray:
+    """Return a tensor's numbers, wherever they are. Every other call into torch would cost a microsecond."""
+    try:
+        return action.numpy()
+    except (RuntimeError, TypeError):  # on another device, with a gradient, or of a type that NumPy lacks
+        return (action.double() if action.is_floating_point() else action).numpy(force=True)
 
 
 def _tensor(action: Any, name: str) -> Tensor:
@@ -187,7 +193,7 @@ def tensors(observation: Any, shapes: Any = None, name: str = "the environment")
         raise BadSignal(f"{name} promises observations {list(shapes)} and gave {list(observation.shape[1:])}")
     if observation.dtype.kind not in "fiub":
         raise BadSignal(f"{name} gave observations of type {observation.dtype}: return arrays of numbers")
-    picture = observation.dtype == np.uint8 and observation.ndim > 2  # as floats it is four times as large
+    picture = observation.ndim > 2 and observation.dtype == np.uint8  # as floats it is four times as large
     return torch.from_numpy(np.ascontiguousarray(observation, dtype=np.uint8 if picture else np.float32))
 
 

@@ -283,13 +283,14 @@ class Stream:
                 out = self.owner.play(numbers, self._all, self.gamma)
                 outs.append(out)
                 seen.append(self.obs)
-                actions.append(torch.as_tensor(action))
+                actions.append(action if isinstance(action, Tensor) else torch.as_tensor(action))
                 after.append(tensors(out.after, self.spec.obs, self.name))
                 self.obs = after[-1] if out.start is out.after else tensors(out.start, self.spec.obs, self.name)
                 if out.faults or np.count_nonzero(self._streak):
                     self._note(out)
         finally:  # an interrupted rollout counts too: the next one goes on in the middle of its episodes
-            over, length = (np.array([getattr(out, k) for out in outs]) for k in ("over", "length"))
+            terminated, truncated = (np.array([getattr(o, k) for o in outs], bool) for k in ("terminated", "truncated"))
+            over, length = terminated | truncated, np.array([out.length for out in outs])
             info = self._count(outs, over, length)
         if made and len(made) != steps:
             raise BadSignal("act returned a chain for some steps only: return one for all, or None")
@@ -303,7 +304,7 @@ class Stream:
             tree_map(join, *after),
             action,
             torch.from_numpy(np.array([out.reward for out in outs]).astype(np.float32)),
-            torch.from_numpy(np.array([out.terminated for out in outs])),
+            torch.from_numpy(terminated),
             torch.from_numpy(over),
             lengths,
             torch.arange(planned) < lengths[..., None],

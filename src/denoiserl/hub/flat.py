@@ -89,13 +89,15 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
             f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with without=({i},)"
         )
     ends = length[taken].cumsum()
-    row = np.arange(ends[-1]) + np.repeat(start[taken] - (ends - length[taken]), length[taken])
-    gains = None if rewards is None else numbers(rewards[row])
+    kept: Any = slice(None)
+    if ends[-1] < n:
+        kept = np.arange(ends[-1]) + np.repeat(start[taken] - (ends - length[taken]), length[taken])
+    gains = None if rewards is None else numbers(rewards[kept])
     returns = None if gains is None else torch.segment_reduce(gains, "sum", lengths=torch.from_numpy(length[taken]))
     won = None if success is None else np.logical_or.reduceat(np.nan_to_num(success) != 0, start)[taken]
     demos = Demos(
-        numbers(observations[row]),
-        numbers(actions[row]),
+        numbers(observations[kept]),
+        numbers(actions[kept]),
         torch.from_numpy(ends),
         None if won is None else torch.from_numpy(won),
         returns,
