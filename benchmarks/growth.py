@@ -1,8 +1,8 @@
 """What grows as work grows: processor time and peak memory over two decades of size, as exponents and as multiples.
 
-Each point runs in fresh processes with one thread, the quickest of three counts. An exponent is the slope of log cost over log size between the last
-two points, where fixed costs count least; 1 is work that grows as its input does. ``floor`` is what cannot be saved:
-the file, the chain, the bare calls.
+Each point runs in fresh processes with one thread, and the quickest of three counts. An exponent is the slope of log
+cost over log size between the last two points, where fixed costs count least; 1 is work that grows as its input does.
+``floor`` is what cannot be saved: the file, the chain, the bare calls.
 """
 
 from __future__ import annotations

@@ -257,9 +257,16 @@ def tests_of(path: Path) -> list[list[str]]:
     elif folder == "denoiserl":
         rounds = [_naming(rf"denoiserl\.{path.stem}", tests), [oracles]]
     else:
-        rounds = [[tests / folder], [oracles]]
+        rounds = [[tests / folder], [oracles], [p for p in _naming(_public(path), tests) if p.parent.name != folder]]
     found = [[str(p) for p in some if p.exists()] for some in rounds]
     return [some for some in found if some]
+
+
+def _public(path: Path) -> str:
+    """A pattern of the public classes and functions of a file."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    names = (n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name[0] != "_")
+    return f"(?:{'|'.join(names)})"
 
 
 def _naming(word: str, folder: Path) -> list[Path]:

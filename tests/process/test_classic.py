@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Autoregressive, Denoiser, Estimate, Logits, OneStep, Rng, elbo, grid, renoise, replay, sampler
+from denoiserl.errors import BadSignal
 from denoiserl.labs.worlds import TableWorld
 from denoiserl.likelihood import matching
 from denoiserl.net import Transformer
@@ -101,6 +102,28 @@ def test_left_to_right_is_the_chain_rule() -> None:
     part = elbo(process, model, renoise(process, every, 2, Rng(0), live))
     assert torch.allclose(part[:, 0], exact - first, atol=1e-5)
     assert torch.allclose(matching(process, model, renoise(process, every, 2, Rng(0), live)), -part / 2)
+
+    last = torch.tensor([False, False, True]).expand(27, 3)
+    one = renoise(process, every, 1, Rng(0), last)
+    assert torch.allclose(matching(process, model, one), -elbo(process, model, one), atol=1e-6)  # per live token: one
+
+
+@pytest.mark.parametrize(("law", "dtype"), [("gaussian", torch.float32), ("categorical", torch.int64)])
+def test_one_step_begins_with_zeros_of_the_kind_that_it_decides(law, dtype) -> None:
+    x = OneStep(law).prior((2, 3)).draw(torch.zeros(2, 3))
+    assert x.dtype == dtype and not x.any()
+
+
+def test_ids_without_a_row_are_refused_when_they_are_scored() -> None:
+    class Rowed(Causal):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Module()
+            self.net.rows = 2  # type: ignore[assignment]
+
+    process = Autoregressive(3)
+    with pytest.raises(BadSignal, match="2"):
+        elbo(process, Rowed(), renoise(process, torch.tensor([[0, 1, 2]]), 1, Rng(0)))
 
 
 def test_chains_of_tokens_have_the_worlds_frequencies_and_probabilities() -> None:
