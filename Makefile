@@ -16,7 +16,7 @@ demo:  ## install, then the main job: a robot, an image generator and a language
 test: install  ## install, then lint, types, documentation and all tests (ARGS="-k chain -x" goes to pytest)
 	@scripts/test.sh $(ARGS)
 
-mutate: install  ## plant mistakes in a file and list those that no test sees (ARGS=src/denoiserl/recipes/sac.py)
+mutate: install  ## plant mistakes in a file and list those that no test sees (ARGS=src/denoiserl/recipes/off_policy/sac.py)
 	@$(BIN)/python scripts/mutate.py $(ARGS)
 
 bench: install  ## speed against the floor: the bare network called K times
@@ -30,6 +30,7 @@ lint: install  ## format, fix what can be fixed, check types
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/pyright
+	@$(BIN)/lint-imports --no-logo
 
 clean:  ## remove the environment and everything built; runs/ stays
 	@rm -rf .venv site build dist .pytest_cache .ruff_cache .hypothesis

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import race
-from denoiserl import All, Chain, Diffusion, Gauss, Rng, Sample, grid, replay, sampler
+from denoiserl import Chain, Diffusion, GaussianDenoiser, RecordAll, RecordSample, Rng, make_sampler, rescore, time_grid
 from denoiserl.data.windows import Batches, windows
-from denoiserl.net import MLP, UNet1D
-from denoiserl.process import Steps, ddim, floored, linear
+from denoiserl.nn import MLP, UNet1D
+from denoiserl.processes import StepTable, ddim, linear, with_min_std
 
 CONDITION = 11
 
@@ -33,25 +33,25 @@ class Case:
     k: int
 
     @property
-    def denoiser(self) -> Gauss:
+    def denoiser(self) -> GaussianDenoiser:
         """The network as a denoiser (the same module, not a copy)."""
-        return Gauss(self.net, linear, "v")
+        return GaussianDenoiser(self.net, linear, "v")
 
     @property
     def process(self) -> Diffusion:
         """Rectified flow whose every step has a density."""
-        return Diffusion(linear, floored(ddim(1.0), 0.1))
+        return Diffusion(linear, with_min_std(ddim(1.0), 0.1))
 
     @property
-    def steps(self) -> Steps:
+    def steps(self) -> StepTable:
         """K uniform steps."""
-        return self.process.steps(grid(self.k))
+        return self.process.steps(time_grid(self.k))
 
     def chain(self, batch: int) -> Chain:
         """A recorded run."""
         rng = Rng(1)
         cond = rng.normal(batch, CONDITION)
-        return sampler(self.process, self.denoiser, self.steps, self.event)(cond, rng)
+        return make_sampler(self.process, self.denoiser, self.steps, self.event)(cond, rng)
 
 
 def cases() -> list[Case]:
@@ -66,15 +66,15 @@ def floors(case: Case, batch: int) -> dict[str, Callable[[], None]]:
     """The naive and the bare loop over the network, under inference mode."""
     net, rng = case.net, Rng(2)
     x, cond = rng.normal(batch, *case.event), rng.normal(batch, CONDITION)
-    times = grid(case.k)[:-1].float()
+    times = time_grid(case.k)[:-1].float()
     full = [t.expand(batch) for t in times]
     with torch.inference_mode():
-        clocks, context = [net.clock(t[None]) for t in times], net.encode(cond)
+        clocks, context = [net.embed_time(t[None]) for t in times], net.embed_condition(cond)
 
     def naive() -> None:
         with torch.inference_mode():
             for t in full:
-                net(x, net.clock(t), net.encode(cond))
+                net(x, net.embed_time(t), net.embed_condition(cond))
 
     def bare() -> None:
         with torch.inference_mode():
@@ -90,11 +90,11 @@ def sampling(case: Case, batch: int, compiled: bool, seconds: float, least: int)
     cond = rng.normal(batch, CONDITION)
     work: dict[str, Callable[[], Any]] = dict(floors(case, batch))
     first = 0.0
-    for name, record in (("sample", Sample()), ("record", All())):
-        draw = sampler(case.process, case.denoiser, case.steps, case.event, record=record)
+    for name, record in (("sample", RecordSample()), ("record", RecordAll())):
+        draw = make_sampler(case.process, case.denoiser, case.steps, case.event, record=record)
         work[name] = lambda draw=draw: draw(cond, rng)
         if compiled:
-            fast = sampler(case.process, case.denoiser, case.steps, case.event, record=record, compile=True)
+            fast = make_sampler(case.process, case.denoiser, case.steps, case.event, record=record, compile=True)
             start = time.perf_counter()
             fast(cond, rng)
             first = max(first, time.perf_counter() - start)
@@ -112,10 +112,10 @@ def sampling(case: Case, batch: int, compiled: bool, seconds: float, least: int)
 def scoring(case: Case, batch: int, micro: int | None, seconds: float, least: int) -> dict[str, Any]:
     """Replay of all K steps of ``batch`` chains, without and with gradients; floor: the bare network, same pieces."""
     chain, denoiser, net = case.chain(batch), case.denoiser, case.net
-    rows = chain.rows()
+    rows = chain.steps_at()
     assert isinstance(rows.x, Tensor) and isinstance(rows.cond, Tensor)
     with torch.no_grad():
-        clocks, context = net.clock(chain.steps.times[:-1].float())[rows.step], net.encode(rows.cond)
+        clocks, context = net.embed_time(chain.steps.times[:-1].float())[rows.step], net.embed_condition(rows.cond)
     assert context is not None
     n = len(rows)
     size = micro or 1024
@@ -126,7 +126,7 @@ def scoring(case: Case, batch: int, micro: int | None, seconds: float, least: in
         return [net(states[part], clocks[part], context[part]) for part in pieces]
 
     def score() -> Tensor:
-        law, y = replay(case.process, denoiser, chain, micro)
+        law, y = rescore(case.process, denoiser, chain, micro)
         return law.log_prob(y)
 
     def without(work: Callable[[], Any]) -> Callable[[], None]:
@@ -169,11 +169,11 @@ def micro(case: Case, batch: int, sizes: list[int], seconds: float, least: int) 
 
     def score(size: int) -> None:
         with torch.no_grad():
-            law, y = replay(case.process, denoiser, chain, size)
+            law, y = rescore(case.process, denoiser, chain, size)
             law.log_prob(y)
 
     def descend(size: int) -> None:
-        law, y = replay(case.process, denoiser, chain, size)
+        law, y = rescore(case.process, denoiser, chain, size)
         law.log_prob(y).mean().backward()
         net.zero_grad()
 

@@ -1,7 +1,7 @@
 """What grows as work grows: processor time and peak memory over two decades of size, as exponents and as multiples.
 
-Each point runs in fresh processes with one thread, and the quickest of three counts. An exponent is the slope of log
-cost over log size between the last two points, where fixed costs count least; 1 is work that grows as its input does.
+Each point runs in fresh processes with one thread, the quickest of three counts. An exponent is the slope of log cost
+over log size between the last two points, where fixed costs count least; 1 is work that grows as its input does.
 ``floor`` is what cannot be saved: the file, the chain, the bare calls.
 """
 
@@ -43,8 +43,8 @@ class Growth:
 def lerobot(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Read a LeRobot dataset of n episodes."""
     from denoiserl.data import Demos
-    from denoiserl.hub import lerobot_dataset
-    from denoiserl.hub.recordings import Recording
+    from denoiserl.data.formats import lerobot as lerobot_dataset
+    from denoiserl.data.recordings import Recording
 
     demos = Demos(torch.randn(50 * n, 4), torch.randn(50 * n, 2), 50 * torch.arange(1, n + 1))
     lerobot_dataset.write(folder / "set", Recording.of(demos), fps=10)
@@ -62,26 +62,26 @@ def take(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def record(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Draw and record a chain of n steps of 500 samples of 64 numbers."""
-    from denoiserl.chain import sampler
-    from denoiserl.net import MLP
-    from denoiserl.process import Diffusion, Gauss, cosine, ddim, grid
-    from denoiserl.rng import Rng
+    from denoiserl.core.rng import Rng
+    from denoiserl.nn import MLP
+    from denoiserl.policy.chain import make_sampler
+    from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, time_grid
 
     process = Diffusion(cosine, ddim(1.0))
-    draw = sampler(process, Gauss(MLP((64,), 0, 32), cosine, "eps"), process.steps(grid(n)), (64,))
+    draw = make_sampler(process, GaussianDenoiser(MLP((64,), 0, 32), cosine, "eps"), process.steps(time_grid(n)), (64,))
     return 4.0 * 500 * 64 * (n + 1), lambda: draw(None, Rng(0), rows=500)
 
 
 def serve(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Draw 500 samples of 64 numbers in n steps without noise, and keep the samples alone."""
-    from denoiserl.chain import Sample, sampler
-    from denoiserl.net import MLP
-    from denoiserl.process import Diffusion, Gauss, cosine, ddim, grid
-    from denoiserl.rng import Rng
+    from denoiserl.core.rng import Rng
+    from denoiserl.nn import MLP
+    from denoiserl.policy.chain import RecordSample, make_sampler
+    from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, time_grid
 
     process = Diffusion(cosine, ddim(0.0))
-    net = Gauss(MLP((64,), 0, 32), cosine, "eps")
-    draw = sampler(process, net, process.steps(grid(n)), (64,), record=Sample())
+    net = GaussianDenoiser(MLP((64,), 0, 32), cosine, "eps")
+    draw = make_sampler(process, net, process.steps(time_grid(n)), (64,), record=RecordSample())
     return 4.0 * 500 * 64, lambda: draw(None, Rng(0), rows=500)
 
 
@@ -89,9 +89,10 @@ def clone(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Clone n episodes of 100 ticks with chunks of 16, 20 updates."""
     from types import SimpleNamespace
 
+    from denoiserl.core.rng import Rng
     from denoiserl.data import Demos
-    from denoiserl.recipes import _robot, diffusion_policy
-    from denoiserl.rng import Rng
+    from denoiserl.recipes.imitation import diffusion_policy
+    from denoiserl.tasks import env as _robot
 
     demos = Demos(torch.randn(100 * n, 8), torch.randn(100 * n, 2).clamp(-1, 1), 100 * torch.arange(1, n + 1))
     policy = _robot.diffusion(_robot.Base(chunk=16, width=32), demos, 0, "cpu")
@@ -103,8 +104,8 @@ def logged(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Load n episodes of 100 ticks from HDF5 into a replay buffer."""
     import h5py
 
-    from denoiserl.data.logged import logged as rows_of
-    from denoiserl.hub import flat
+    from denoiserl.data.formats import hdf5 as flat
+    from denoiserl.data.transitions import logged as rows_of
 
     rng, ticks = np.random.default_rng(0), 100 * n
     ends = np.arange(ticks) % 100 == 99
@@ -120,7 +121,7 @@ def logged(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def report(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Draw the curves of three runs of n rows."""
-    from denoiserl.show.metrics import DRAWN, curve, overlay, read_metrics
+    from denoiserl.report.metrics import DRAWN, curve, overlay, read_metrics
 
     for seed in range(3):
         lines = ({"iteration": i, **{f"loss/{k}": math.sin(i + k + seed) for k in range(12)}} for i in range(n))
@@ -136,8 +137,8 @@ def report(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def journal(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Write n rows of metrics, with TensorBoard."""
-    from denoiserl.train.journal import Journal
-    from denoiserl.train.keep import Position
+    from denoiserl.train.metrics_log import Journal
+    from denoiserl.train.run_state import Position
 
     def write() -> None:
         told = Journal(folder / "run")
@@ -151,8 +152,8 @@ def journal(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def decide(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Take n decisions in one copy of CartPole."""
-    from denoiserl.env import Stream
-    from denoiserl.rng import Rng
+    from denoiserl.core.rng import Rng
+    from denoiserl.envs import Stream
 
     env, action = Stream("CartPole-v1", 1), torch.ones(1, dtype=torch.int64)
     return n * 50.0, lambda: env.collect(lambda obs, rng: action, n, Rng(0))
@@ -160,7 +161,7 @@ def decide(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def race(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Race n(n − 1) / 2 pairs of arms over 20 starts."""
-    from denoiserl.evidence.sequential import Race
+    from denoiserl.stats.sequential import Race
 
     arms = [str(i) for i in range(max(2, round((2 * n) ** 0.5)))]
     rng = np.random.default_rng(0)
@@ -183,7 +184,7 @@ def windows(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def save(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Add n decisions to a replay buffer and save it."""
-    from denoiserl import store
+    from denoiserl.core.serialization import store
     from denoiserl.data import Replay
 
     rows = {

@@ -18,17 +18,18 @@ import torch
 
 from benchmarks import plain
 from benchmarks.timing import race
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
+from denoiserl.core.counters import UsageCounter
 from denoiserl.data import Normalizer, Robot
-from denoiserl.env import Episode, Stream
-from denoiserl.env.single import derived
-from denoiserl.labs.fork2d import Box
-from denoiserl.meter import Meter
-from denoiserl.net import MLP
-from denoiserl.process import cosine, ddim, floored
-from denoiserl.recipes import dppo
+from denoiserl.data.rollout import Episode
+from denoiserl.envs import Stream
+from denoiserl.envs.backends.sync import derived
+from denoiserl.envs.toy.fork2d import Box
+from denoiserl.nn import MLP
+from denoiserl.processes import cosine, ddim, with_min_std
+from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.train import Keep
-from denoiserl.train.place import Place
+from denoiserl.train.device import Place
 
 OBS, ACTION, CHUNK = 11, 3, 4
 TARGET = 1.15
@@ -80,10 +81,12 @@ def policy(width: int, steps: int, activation: str, seed: int = 0, high: float =
     """An untrained diffusion policy of Hopper's size: chunks of 4 actions, every step with a std of at least 0.1."""
     torch.manual_seed(seed)
     net = MLP((CHUNK, ACTION), OBS, width, activation=activation)
-    process = Diffusion(cosine, floored(ddim(1.0), 0.1), clip=1.0)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1), clip=1.0)
     seen, act = torch.tensor([[-1.0], [1.0]]).expand(2, OBS), torch.tensor([[-high], [high]]).expand(2, ACTION)
     codec = Robot(Normalizer.fit(seen), Normalizer.fit(act))
-    return Policy.of(process, Gauss(net, cosine, "v"), (CHUNK, ACTION), process.steps(grid(steps)), codec=codec)
+    return Policy.of(
+        process, GaussianDenoiser(net, cosine, "v"), (CHUNK, ACTION), process.steps(time_grid(steps)), codec=codec
+    )
 
 
 def recipe(made: Policy, a: dppo.Args, seed: int = 0, ticks: int = 1000) -> Iterator[dict]:
@@ -155,7 +158,7 @@ def hopper(name: str, width: int, precision: str, rounds: int = 3) -> dict[str, 
     """
     threads = torch.get_num_threads()
     made, env = policy(width, 10, "gelu"), Timed(name, BARE.copies, processes=threads if ":" in name else 1)
-    with Place(precision=precision, threads=threads).here() as chosen, Meter().open() as meter:
+    with Place(precision=precision, threads=threads).here() as chosen, UsageCounter().open() as meter:
         work, rates, cpu = dppo.improve(made, env, BARE, Rng(0), Keep(every=10**9)), [], []
         next(work)
         env.acting = env.collecting = 0.0

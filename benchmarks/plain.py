@@ -1,9 +1,9 @@
 """DPPO in plain torch: the floor of the learning loop.
 
-The method of ``recipes.dppo``, for one kind of policy and without records, checks or counts: the network is the same
-object class and is called on the same rows, everything else is arithmetic on tensors. Random numbers come from the same
-generator in the same order, so floor and recipe learn the same thing (``tests/speed/test_loop.py``) and the ratio of
-their times compares equal work.
+The method of ``recipes.policy_gradient.dppo``, for one kind of policy and without records, checks or counts: the
+network is the same object class and is called on the same rows, everything else is arithmetic on tensors. Random
+numbers come from the same generator in the same order, so floor and recipe learn the same thing
+(``tests/speed/test_loop.py``) and the ratio of their times compares equal work.
 
 Two of them. ``cut=None`` calls the network once for a whole minibatch, as one writes it first. ``cut=1024`` takes a
 minibatch in pieces, each through its own backward pass: the fastest plain loop known here, because activations stay in
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from denoiserl import Policy, Rng
-from denoiserl.net import Value
-from denoiserl.precision import lowered
+from denoiserl.core.precision import is_low_precision
+from denoiserl.nn import Value
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -115,7 +115,7 @@ class Table:
 
 def table(policy: Policy) -> Table:
     """The numbers of a policy that predicts v under a variance-preserving schedule and clips its estimate."""
-    steps, denoiser, process = policy.train, policy.denoiser, policy.process
+    steps, denoiser, process = policy.train_steps, policy.denoiser, policy.process
     times = steps.times[:-1].float()
     a, s = denoiser.schedule(times)  # type: ignore[operator]
     c_0, c_x, std = (steps.table[name].float() for name in ("c_0", "c_x", "std"))
@@ -124,7 +124,7 @@ def table(policy: Policy) -> Table:
 
 def called(net: Any, x: Tensor, clock: Tensor, context: Tensor) -> Tensor:
     """The network, in the precision that the library would call it in."""
-    if not lowered():
+    if not is_low_precision():
         return net(x, clock, context)
     with torch.autocast("cpu", torch.bfloat16):
         return net(x, clock, context)
@@ -132,7 +132,7 @@ def called(net: Any, x: Tensor, clock: Tensor, context: Tensor) -> Tensor:
 
 def run(net: Any, steps: Table, clock: Tensor, x: Tensor, cond: Tensor, rng: Rng) -> list[Tensor]:
     """The states of a chain of all ``steps`` from x, x included."""
-    states, context, noise = [x], net.encode(cond), rng.normal(len(steps), *x.shape)
+    states, context, noise = [x], net.embed_condition(cond), rng.normal(len(steps), *x.shape)
     for j in range(len(steps)):
         row = steps.at(j)
         x = row.mean(called(net, x, clock[j : j + 1], context), x) + row.std * noise[j]
@@ -143,7 +143,7 @@ def run(net: Any, steps: Table, clock: Tensor, x: Tensor, cond: Tensor, rng: Rng
 def score(net: Any, steps: Table, x: Tensor, y: Tensor, j: Tensor, cond: Tensor, ticks: Tensor) -> Tensor:
     """log p(y | x) of steps j [N], a number of the chunk's first ``ticks`` [N] actions: [N]."""
     row = steps.at(j).across()
-    mean = row.mean(called(net, x, net.clock(steps.times)[j], net.encode(cond)), x)
+    mean = row.mean(called(net, x, net.embed_time(steps.times)[j], net.embed_condition(cond)), x)
     each = -0.5 * ((y - mean) / row.std) ** 2 - (row.std.log() + HALF_LOG_2PI)
     each = each.masked_fill((torch.arange(x.shape[1]) >= ticks[:, None])[..., None], 0.0)
     return each.flatten(1).sum(-1) / (ticks * x.shape[2])
@@ -184,9 +184,9 @@ def ranges(a: Any, steps: int) -> Tensor:
 
 
 def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int | None = 1024) -> Iterator[dict]:
-    """``recipes.dppo.improve``, plainly: one dict an iteration. ``obs`` [B, o]: where the copies stand."""
+    """``dppo.improve``, plainly: one dict an iteration. ``obs`` [B, o]: where the copies stand."""
     net: Any = policy.denoiser.net
-    codec, event, k, copies = policy.codec, policy.event, len(policy.train), len(obs)
+    codec, event, k, copies = policy.codec, policy.event_shape, len(policy.train_steps), len(obs)
     tuned = k if a.tuned is None else a.tuned
     first, last = table(policy).at(slice(0, k - tuned)), table(policy).at(slice(k - tuned, k))
     frozen: Any = copy.deepcopy(net).requires_grad_(False)
@@ -202,7 +202,7 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
         reward, length = torch.empty(a.steps, copies), torch.empty(a.steps, copies)
         over, done = torch.empty(2, a.steps, copies, dtype=torch.bool)
         with torch.inference_mode():
-            early, late = frozen.clock(first.times), net.clock(last.times)
+            early, late = frozen.embed_time(first.times), net.embed_time(last.times)
             for t in range(a.steps):
                 cond, x = codec.condition(obs), rng.normal(copies, *event)
                 if tuned < k:

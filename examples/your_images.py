@@ -1,7 +1,7 @@
 """Improve your own image generator on your own reward: train a flow on your pictures, then Flow-GRPO.
 
 Copy this file and replace what is marked YOURS. It runs in about half a minute on a laptop. A pretrained pipeline of
-diffusers needs no training here: policy = denoiserl.hub.diffusers.from_pipeline(pipeline).
+diffusers needs no training here: policy = denoiserl.integrations.diffusers.from_pipeline(pipeline).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
-from denoiserl.process import ddim, flow_sde, linear
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
+from denoiserl.processes import ddim, flow_sde, linear
 from denoiserl.recipes import flow_grpo
 from denoiserl.train import Keep, fit
 
@@ -54,15 +54,15 @@ def reward(picture: Tensor, prompt: Tensor) -> Tensor:
 def main(iters: int = 150, updates: int = 1200) -> tuple[float, float]:
     torch.manual_seed(0)
     process = Diffusion(linear, flow_sde(0.7))  # learn from an SDE, whose steps have a density
-    serve = process.steps(grid(10), ddim(0.0))  # and draw with the ODE
-    policy = Policy.of(process, Gauss(Net(), linear, "v"), (1, SIDE, SIDE), process.steps(grid(10)), serve)
+    train, serve = process.steps(time_grid(10)), process.steps(time_grid(10), ddim(0.0))  # and draw with the ODE
+    policy = Policy.of(process, GaussianDenoiser(Net(), linear, "v"), (1, SIDE, SIDE), train, serve)
     data, captions = pictures(8000, Rng(0))
     list(fit(process, policy.denoiser, data, captions, updates, Rng(1), batch=128, lr=2e-3))
     prompts = torch.eye(CORNERS)
 
     def score() -> float:
         asked = prompts.repeat_interleave(64, 0)
-        return float(reward(policy.draw(asked, Rng(1000)), asked).mean())
+        return float(reward(policy.generate(asked, Rng(1000)), asked).mean())
 
     before = score()
     settings = flow_grpo.Args(iters=iters, prompts=8, group=48, batch=192, window=4, beta=0.0, clip=0.01)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from denoiserl import Rng
-from denoiserl.hub.transformers import canvas, masked_policy
+from denoiserl.integrations.transformers import canvas, masked_policy
 from denoiserl.recipes import tracerl
 from denoiserl.train import Keep, fit
 
@@ -20,7 +20,7 @@ LENGTH = 6  # "7 + 8 = 1 5"
 
 def model() -> BertForMaskedLM:
     """YOURS: any masked language model, AutoModelForMaskedLM.from_pretrained(...). A big one learns with adapters:
-    policy = denoiserl.hub.adapters.lora(policy, r=16, targets=["query", "value"]).
+    policy = denoiserl.integrations.adapters.lora(policy, r=16, targets=["query", "value"]).
     """
     sizes = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     return BertForMaskedLM(
@@ -52,7 +52,7 @@ def main(iters: int = 50, updates: int = 900) -> tuple[float, float]:
 
     def solved() -> float:
         asked = prompts.repeat(4, 1)
-        return float(verify(policy.draw(asked, Rng(1000)), asked).mean())
+        return float(verify(policy.generate(asked, Rng(1000)), asked).mean())
 
     before = solved()
     settings = tracerl.Args(iters=iters, prompts=32, group=8, epochs=2, batch=256, lr=1e-3)

@@ -10,9 +10,9 @@ import torch
 from gymnasium import Env, spaces
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
-from denoiserl.env import Stream, evaluate
-from denoiserl.process import cosine, ddim, floored, quiet
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
+from denoiserl.envs import Stream, evaluate
+from denoiserl.processes import cosine, ddim, with_capped_std, with_min_std
 from denoiserl.recipes import dppo
 from denoiserl.train import Keep, fit
 
@@ -57,12 +57,12 @@ def demonstrations(n: int, rng: Rng) -> tuple[Tensor, Tensor]:
 
 def main(iters: int = 20, updates: int = 800, episodes: int = 100) -> tuple[float, float]:
     torch.manual_seed(0)
-    process = Diffusion(cosine, floored(ddim(1.0), 0.1), clip=1.0)  # noise at every step, so that each is a decision
-    train, serve = process.steps(grid(6)), process.steps(grid(6), quiet(ddim(1.0)))  # and none where it is used
-    policy = Policy.of(process, Gauss(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1), clip=1.0)  # noise at every step: each is a decision
+    train, serve = process.steps(time_grid(6)), process.steps(time_grid(6), with_capped_std(ddim(1.0)))
+    policy = Policy.of(process, GaussianDenoiser(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
 
     def success() -> float:
-        return float(evaluate(policy.draw, Reach, episodes, seed=1000, copies=50).success.float().mean())
+        return float(evaluate(policy.generate, Reach, episodes, seed=1000, copies=50).success.float().mean())
 
     observations, chunks = demonstrations(4000, Rng(0))
     list(fit(process, policy.denoiser, chunks, observations, updates, Rng(1)))

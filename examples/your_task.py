@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 from your_robot import CHUNK, DIM, Net, Reach, demonstrations  # YOURS: the environment and the network of that example
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
-from denoiserl.env import Stream, evaluate
-from denoiserl.env.planner import serving
-from denoiserl.process import cosine, ddim, floored, quiet
-from denoiserl.task import Task
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
+from denoiserl.control.acting import serving
+from denoiserl.envs import Stream, evaluate
+from denoiserl.processes import cosine, ddim, with_capped_std, with_min_std
+from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, fit
 
 
 def policy(seed: int) -> Policy:
     """YOURS: a policy before it has learned anything."""
     torch.manual_seed(seed)
-    process = Diffusion(cosine, floored(ddim(1.0), 0.1), clip=1.0)
-    train, serve = process.steps(grid(6)), process.steps(grid(6), quiet(ddim(1.0)))
-    return Policy.of(process, Gauss(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1), clip=1.0)
+    train, serve = process.steps(time_grid(6)), process.steps(time_grid(6), with_capped_std(ddim(1.0)))
+    return Policy.of(process, GaussianDenoiser(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
 
 
 def make_task(updates: int = 800) -> Task:

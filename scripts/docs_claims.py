@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from denoiserl.errors import BadRun
+from denoiserl.core.errors import RunError
 
 Record = Mapping[str, Any]
 VERDICTS = ("holds", "does not hold", "inconclusive")
@@ -55,9 +55,9 @@ def interval(x: Record) -> str:
 def checked(record: Record, where: str) -> Record:
     """A record of the ledger, or an error that says what it lacks."""
     if missing := [key for key in KEYS if key not in record]:
-        raise BadRun(f"{where}: the record has no {missing[0]!r}: try the claim again.")
+        raise RunError(f"{where}: the record has no {missing[0]!r}: try the claim again.")
     if record["verdict"] not in VERDICTS:
-        raise BadRun(f"{where}: {record['verdict']!r} is no verdict: one of {', '.join(VERDICTS)}.")
+        raise RunError(f"{where}: {record['verdict']!r} is no verdict: one of {', '.join(VERDICTS)}.")
     return record
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from docs_claims import table
 from docs_recipes import lacking, parts
 
-from denoiserl.errors import BadRun
+from denoiserl.core.errors import RunError
 from denoiserl.recipes import FACETS, SIGNALS, Card
 
 Matrix = dict[tuple[str, str, str], list[tuple[Card, bool]]]
@@ -16,13 +16,13 @@ Matrix = dict[tuple[str, str, str], list[tuple[Card, bool]]]
 def matrix(cards: Sequence[Card]) -> Matrix:
     """{(side, base, stage): [(recipe, is this its primary cell)]}, for every combination of a recipe's words.
 
-    Raises BadRun for a recipe without all facets: it would stand nowhere.
+    Raises RunError for a recipe without all facets: it would stand nowhere.
     """
     found: Matrix = {}
     for card in cards:
         if missing := lacking(card):
             words = ", ".join(FACETS[missing[0]])
-            raise BadRun(f"{card.module}: its docstring has no line '{missing[0]}: ...', one or more of: {words}.")
+            raise RunError(f"{card.module}: its docstring has no line '{missing[0]}: ...', one or more of: {words}.")
         sides, bases, stages = (card.facets[axis] for axis in ("side", "base", "stage"))
         for at in ((s, b, g) for s in sides for b in bases for g in stages):
             found.setdefault(at, []).append((card, at == (sides[0], bases[0], stages[0])))
@@ -53,7 +53,7 @@ def page(cards: Sequence[Card]) -> str:
         "## What they are made of",
         "",
     ]
-    axes, packages = ("task", "output", "process", "likelihood"), ("credit", "objective")
+    axes, packages = ("task", "output", "process", "likelihood"), ("advantages", "losses")
     rows = (
         (
             f"[`{c.module}`](recipes/{c.module}.md)",

@@ -17,8 +17,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from denoiserl import recipes
-from denoiserl.claims import ledger
-from denoiserl.errors import DenoiseError
+from denoiserl.core.errors import DenoiseRLError
+from denoiserl.experiments.claims import ledger
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "denoiserl"
 APART = {"__init__", "__main__", "recipes", "demo", "cli", "claims"}  # other pages describe these
@@ -77,7 +77,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages to the site."""
     try:
         made = pages()
-    except DenoiseError as error:
+    except DenoiseRLError as error:
         raise PluginError(str(error)) from None
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from docs_claims import Record, costs, linked, spent, table, verdict
 
-from denoiserl.recipes import FACETS, HERE, SIGNALS, Card
-from denoiserl.study.reach import uses
-from denoiserl.study.source import Source, parse
+from denoiserl import recipes
+from denoiserl.experiments.code_fingerprint import uses
+from denoiserl.experiments.source_index import Source, parse
+from denoiserl.recipes import FACETS, SIGNALS, Card
+
+PACKAGE = recipes.HERE.parent
 
 
 @dataclass(frozen=True)
@@ -24,29 +27,35 @@ class Option:
     meaning: str
 
 
-def source(name: str, folder: Path = HERE) -> Source:
+def source(path: Path, name: str = "") -> Source:
+    """A module, parsed. ``name``: its dotted one."""
+    return parse(path, path.stat().st_mtime_ns, path.stat().st_size, name)
+
+
+def recipe(name: str) -> Source:
     """A recipe's module, parsed."""
-    path = folder / f"{name}.py"
-    return parse(path, path.stat().st_mtime_ns, path.stat().st_size, f"denoiserl.recipes.{name}")
+    return source(recipes.path(name), recipes.module_name(name))
 
 
-def options(name: str, record: str = "Args", folder: Path = HERE) -> list[Option]:
-    """The fields of a dataclass of a recipe, its bases' first; what is a dataclass itself is opened: ``base.width``."""
-    module = source(name, folder)
+def options(module: Source, record: str = "Args", root: Path = PACKAGE.parent) -> list[Option]:
+    """The fields of a dataclass, its bases' first; what is a dataclass itself is opened: ``base.width``.
+
+    ``root``: the folder in which dotted names of modules are found.
+    """
     if record not in module.nodes:
         return []
     found: dict[str, Option] = {}
     for node in module.nodes[record]:
         assert isinstance(node, ast.ClassDef)
         for base in node.bases:
-            found |= {o.name: o for o in _opened(module, base, folder)}
+            found |= {o.name: o for o in _opened(module, base, root)}
         for i, field in enumerate(node.body):
             if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
                 continue
             key, after = field.target.id, node.body[i + 1] if i + 1 < len(node.body) else None
             said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             meaning = " ".join(str(after.value.value).split()) if said else ""  # type: ignore[union-attr]
-            if inner := _opened(module, field.annotation, folder):
+            if inner := _opened(module, field.annotation, root):
                 given = field.value.keywords if isinstance(field.value, ast.Call) else []
                 changed = {k.arg: ast.unparse(k.value) for k in given}
                 found |= {
@@ -68,22 +77,19 @@ def _default(value: ast.expr | None) -> str:
     return empty or (ast.unparse(value) if value else "required")
 
 
-def _opened(module: Source, node: ast.expr, folder: Path) -> list[Option]:
-    """The fields of the dataclass that an expression names, if it is one of the recipes' own or imported by name."""
+def _opened(module: Source, node: ast.expr, root: Path) -> list[Option]:
+    """The fields of the dataclass that an expression names, if it stands here or in a module that is imported here."""
     *place, last = ast.unparse(node).split(".")
-    if not place:
-        if _record(module, last):
-            return options(module.name.rpartition(".")[2], last, folder)
-        imported = module.imports.get(last)
-        file = (HERE.parents[1] / "/".join(imported.module.split("."))).with_suffix(".py") if imported else None
-        if file is None or not file.is_file() or not _record(source(file.stem, file.parent), last):
-            return []
-        return options(file.stem, last, file.parent)
-    imported = module.imports.get(place[0])
-    name = (imported.name or imported.module.rpartition(".")[2]) if imported else ""
-    if not imported or not (folder / f"{name}.py").is_file():
+    if not place and _record(module, last):
+        return options(module, last, root)
+    imported = module.imports.get(place[0] if place else last)
+    if imported is None:
         return []
-    return options(name, last, folder) if _record(source(name, folder), last) else []
+    name = f"{imported.module}.{imported.name}" if place and imported.name else imported.module
+    file = root.joinpath(*name.split(".")).with_suffix(".py")
+    if not file.is_file() or not _record(found := source(file, name), last):
+        return []
+    return options(found, last, root)
 
 
 def _record(module: Source, name: str) -> bool:
@@ -102,7 +108,7 @@ def kind(annotation: ast.expr) -> str:
 
 def call(name: str) -> list[str]:
     """``improve`` as one would write it, from its signature."""
-    function = next((n for n in source(name).nodes.get("improve", ()) if isinstance(n, ast.FunctionDef)), None)
+    function = next((n for n in recipe(name).nodes.get("improve", ()) if isinstance(n, ast.FunctionDef)), None)
     if function is None:
         return []
     said = {"a": f"{name}.Args()", "rng": "Rng(0)"}
@@ -141,7 +147,7 @@ def flag(name: str) -> str:
 
 def page(card: Card, records: Sequence[Record], stale: Mapping[str, bool]) -> str:
     """The page of one recipe."""
-    found = options(card.module)
+    found = options(recipe(card.module))
     out = [f"# {card.name}: {card.title.rstrip('.')}", "", f"`{card.module}` · {linked(card.paper)} · learns from "]
     out[-1] += f"{SIGNALS[card.signal]} · {card.family} · [on the map](../map.md)"
     out += ["", linked(card.body), "", "## Run it", "", *commands(card.module, found), *call(card.module)]
@@ -183,26 +189,25 @@ def index(cards: Sequence[Card]) -> str:
 
 
 def parts(name: str, package: str) -> list[str]:
-    """The functions of a package (``credit``, ``objective``) that a recipe composes, itself or by what it calls.
+    """The functions of a package (``advantages``, ``losses``) that a recipe composes, itself or by what it calls.
 
     Those that only other functions of the floor of pure mathematics use are their affair.
     """
     public = _public(package)
-    own = tuple(f"denoiserl.{room}." for room in ("credit", "objective", "law", "process"))
-    used = uses([f"denoiserl.recipes.{name}.improve"]).items()
+    own = tuple(f"denoiserl.{room}." for room in ("advantages", "losses", "distributions", "processes"))
+    used = uses([f"{recipes.module_name(name)}.improve"]).items()
     named = {n for by, names in used if not by.startswith(own) for n in names if n in public}
     return sorted(n.rpartition(".")[2] for n in named)
 
 
 def _public(package: str) -> set[str]:
-    module = HERE.parent / package / "__init__.py"
-    imports = parse(module, module.stat().st_mtime_ns, module.stat().st_size, f"denoiserl.{package}").imports
+    imports = source(PACKAGE / package / "__init__.py", f"denoiserl.{package}").imports
     return {f"{i.module}.{i.name}" for i in imports.values()}
 
 
 def runnable(name: str) -> bool:
     """Has the recipe a method and an experiment?"""
-    return {"improve", "train"} <= set(source(name).nodes)
+    return {"improve", "train"} <= set(recipe(name).nodes)
 
 
 def lacking(card: Card) -> list[str]:

@@ -1,6 +1,6 @@
 """Does LeRobot read what is written here, and is what it writes read here? Both ways, with LeRobot itself.
 
-    python scripts/lerobot_dataset.py [--venv FOLDER] [--write tests/hub/fixtures/lerobot_dataset]
+    python scripts/lerobot_dataset.py [--venv FOLDER] [--write tests/data/formats/fixtures/lerobot_dataset]
 
 Uses the environment of ``scripts/lerobot_parity.py`` and makes it where it is missing. ``--write`` keeps what
 LeRobot wrote as the tests' fixture.
@@ -73,8 +73,8 @@ def main() -> int:
     import torch
 
     from denoiserl.data import Demos
-    from denoiserl.data.collect import Recording
-    from denoiserl.hub import lerobot_dataset
+    from denoiserl.data.formats import lerobot as lerobot_dataset
+    from denoiserl.data.recordings import Recording
 
     python = environment(a.venv)
     with tempfile.TemporaryDirectory() as scratch:

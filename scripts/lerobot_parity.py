@@ -1,11 +1,12 @@
 """Does a LeRobot checkpoint act here as it does there? Runs LeRobot's own class on the same noise and compares.
 
-    python scripts/lerobot_parity.py [--venv FOLDER] [--write tests/hub/fixtures/lerobot]
+    python scripts/lerobot_parity.py [--venv FOLDER] [--write tests/integrations/fixtures/lerobot]
 
 LeRobot pins an older torch, so it is installed without its dependencies into an environment of its own (made at
 ``--venv``, kept there), beside the torch of ``constraints/cpu.txt``. That environment makes small random checkpoints
 with LeRobot's own ``save_pretrained``, draws actions from noise that is written down, and stores both; this one loads
-the checkpoints with ``hub.lerobot`` and draws from the same noise. ``--write`` keeps all of it as the tests' fixture.
+the checkpoints with ``integrations.lerobot`` and draws from the same noise. ``--write`` keeps all of it as the
+tests' fixture.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def ours(folder: Path) -> tuple[float, float]:
     """The largest difference from LeRobot's actions, with its noise levels in float64 and as it computes them."""
     from safetensors.torch import load_file
 
-    from denoiserl.hub.lerobot import diffusion_policy
+    from denoiserl.integrations.lerobot.policy import diffusion_policy
 
     told, policy = load_file(folder / "expected.safetensors"), diffusion_policy(folder)
     made = drawn(policy, told)
@@ -178,11 +179,11 @@ def drawn(policy: Any, told: dict[str, Any]) -> Any:
     seen |= looked(len(noise[0]), past + 1) if policy.codec.pictures else {}
     with torch.no_grad():
         denoise, x = policy.denoiser, noise[0]
-        context = denoise.encode(policy.codec.condition(seen))
-        clock = denoise.clock(policy.serve.times[:-1].float())
-        for k in range(len(policy.serve)):
+        context = denoise.embed_condition(policy.codec.condition(seen))
+        clock = denoise.embed_time(policy.eval_steps.times[:-1].float())
+        for k in range(len(policy.eval_steps)):
             row = {name: v[k : k + 1] for name, v in clock.items()}
-            x = policy.process.reverse(denoise(x, row, context), x, policy.serve[k]).draw(noise[k + 1])
+            x = policy.process.reverse(denoise(x, row, context), x, policy.eval_steps[k]).sample(noise[k + 1])
         return policy.codec.decode(x)
 
 

@@ -1,7 +1,7 @@
 """Plant mistakes in a file, one at a time, run the tests that should see them, and list those that none saw.
 
-    make mutate ARGS=src/denoiserl/recipes/sac.py
-    make mutate ARGS="src/denoiserl/objective/value.py --sample 40 --tests tests/objective"
+    make mutate ARGS=src/denoiserl/recipes/off_policy/sac.py
+    make mutate ARGS="src/denoiserl/losses/value.py --sample 40 --tests tests/losses"
 
 Nothing is written: a child process imports the file with the mistake in it. The mistakes are those of people who write
 methods: a turned sign, the other extreme, a mean for a sum, the other network, the other column, a gradient that is not
@@ -250,14 +250,15 @@ def _calls(
 
 def tests_of(path: Path) -> list[list[str]]:
     """The tests that should see a mistake in ``path``, the likeliest first; the next are run if the first see none."""
-    folder, tests = path.parent.name, ROOT / "tests"
-    oracles, oracle = tests / "oracles", tests / "oracles" / f"test_{path.stem}.py"
-    if folder == "recipes":
-        rounds = [[oracle], _naming(path.stem, tests / "recipes")]
-    elif folder == "denoiserl":
-        rounds = [_naming(rf"denoiserl\.{path.stem}", tests), [oracles]]
+    tests, package = ROOT / "tests", path.relative_to(ROOT / "src" / "denoiserl").parent
+    oracles = sorted((tests / "recipes").glob("*/test_*.py"))
+    if package.parts[:1] == ("recipes",):
+        rounds = [[tests / package / f"test_{path.stem}.py"], _naming(path.stem, tests / "recipes")]
+    elif not package.parts:
+        rounds = [_naming(rf"denoiserl\.{path.stem}", tests), oracles]
     else:
-        rounds = [[tests / folder], [oracles], [p for p in _naming(_public(path), tests) if p.parent.name != folder]]
+        own = tests / package.parts[0]
+        rounds = [[own], oracles, [p for p in _naming(_public(path), tests) if own not in p.parents]]
     found = [[str(p) for p in some if p.exists()] for some in rounds]
     return [some for some in found if some]
 
@@ -271,7 +272,7 @@ def _public(path: Path) -> str:
 
 def _naming(word: str, folder: Path) -> list[Path]:
     """The tests below a folder, oracles apart, whose text holds a word."""
-    files = [f for f in sorted(folder.glob("**/test_*.py")) if f.parent.name != "oracles"]
+    files = [f for f in sorted(folder.glob("**/test_*.py")) if f.parent.parent.name != "recipes"]
     return [f for f in files if re.search(rf"\b{word}\b", f.read_text(encoding="utf-8"))]
 
 

@@ -23,6 +23,7 @@ check() {
 check lint "$bin/ruff" check .
 check format "$bin/ruff" format --check .
 check types "$bin/pyright"
+check imports "$bin/lint-imports" --no-logo
 check docs scripts/docs.sh
 
 "$bin/python" -m pytest -n "$workers" --dist worksteal --timeout 300 "$@" </dev/null || failed+=(tests)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 
@@ -64,3 +66,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for name in reasons.keys() & item.keywords.keys():
             item.add_marker(pytest.mark.skip(reason=reasons[name]))
+
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        "numpy",
+        "denoiserl.core.serialization.store",
+        "denoiserl.experiments.runner",
+        "denoiserl.train.fit",
+    ]
+)
+
+
+@pytest.fixture
+def start():
+    """``start(script)`` runs a Python file in a new process; what still runs at the end of the test is killed."""
+    processes = []
+
+    def begin(script):
+        process = SERVER.Process(target=runpy.run_path, args=(str(script),))
+        process.start()
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.join()

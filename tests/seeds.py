@@ -43,7 +43,7 @@ def apply(number: int) -> None:
     )
     random.seed = lambda a=None, version=2: seed_python(a + more if isinstance(a, int) else a, version)  # type: ignore
 
-    from denoiserl.rng import Rng
+    from denoiserl.core.rng import Rng
 
     rows = Rng.rows.__func__  # type: ignore[attr-defined]
 

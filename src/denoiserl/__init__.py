@@ -11,47 +11,64 @@ import importlib.util
 import typing
 
 if typing.TYPE_CHECKING:
-    from denoiserl.chain import All, Chain, Rows, Sample, Window, sampler
-    from denoiserl.denoiser import Denoiser, Estimate
-    from denoiserl.law import Categorical, Delta, Gaussian, Product, Unmasking
-    from denoiserl.likelihood import elbo, renoise, replay
-    from denoiserl.policy import Policy
-    from denoiserl.process import Autoregressive, Diffusion, Gauss, Logits, Masked, OneStep, grid
-    from denoiserl.rng import Rng
-    from denoiserl.weights import Weights
+    from denoiserl.core.rng import Rng
+    from denoiserl.distributions import Categorical, Delta, Gaussian, Product, Unmasking
+    from denoiserl.policy.chain import Chain, ChainSteps, RecordAll, RecordSample, RecordWindow, make_sampler
+    from denoiserl.policy.likelihood import elbo, renoise, rescore
+    from denoiserl.policy.policy import Policy
+    from denoiserl.policy.weights import Weights
+    from denoiserl.processes import (
+        Autoregressive,
+        Diffusion,
+        GaussianDenoiser,
+        Masked,
+        OneStep,
+        TokenDenoiser,
+        time_grid,
+    )
+    from denoiserl.processes.denoiser import Denoiser, Estimate
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "All",
     "Autoregressive",
     "Categorical",
     "Chain",
+    "ChainSteps",
     "Delta",
     "Denoiser",
     "Diffusion",
     "Estimate",
-    "Gauss",
     "Gaussian",
-    "Logits",
+    "GaussianDenoiser",
     "Masked",
     "OneStep",
     "Policy",
     "Product",
+    "RecordAll",
+    "RecordSample",
+    "RecordWindow",
     "Rng",
-    "Rows",
-    "Sample",
+    "TokenDenoiser",
     "Unmasking",
     "Weights",
-    "Window",
     "elbo",
-    "grid",
+    "make_sampler",
     "renoise",
-    "replay",
-    "sampler",
+    "rescore",
+    "time_grid",
 ]
 
-_ROOMS = ("chain", "denoiser", "law", "likelihood", "policy", "process", "rng", "weights")
+_ROOMS = (
+    "distributions",
+    "policy.chain",
+    "policy.likelihood",
+    "policy.policy",
+    "policy.weights",
+    "processes",
+    "processes.denoiser",
+    "core.rng",
+)
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from denoiserl import recipes
-from denoiserl.errors import BadRun
+from denoiserl.core.errors import RunError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
@@ -91,13 +91,13 @@ def test_every_cell_that_is_not_empty_has_a_method_that_runs():
     for cell, found in docs_map.matrix(CARDS).items():
         runs = [card.module for card, _ in found if docs_recipes.runnable(card.module)]
         assert runs, f"nobody in {cell} has improve and train"
-        module = importlib.import_module(f"denoiserl.recipes.{runs[0]}")
+        module = importlib.import_module(recipes.module_name(runs[0]))
         assert callable(module.improve) and callable(module.train)
 
 
 def test_a_recipe_without_a_facet_stops_the_build_with_the_allowed_words():
     short = dataclasses.replace(CARDS[0], facets={k: v for k, v in CARDS[0].facets.items() if k != "stage"})
-    with pytest.raises(BadRun, match=r"no line 'stage: \.\.\.'.*imitation, from scratch, fine-tuning"):
+    with pytest.raises(RunError, match=r"no line 'stage: \.\.\.'.*imitation, from scratch, fine-tuning"):
         docs_map.page([short, *CARDS[1:]])
 
 
@@ -112,14 +112,14 @@ def test_a_recipe_without_a_facet_stops_the_build_with_the_allowed_words():
 )
 def test_words_that_are_not_in_the_vocabulary_are_refused(tmp_path, line, message):
     (tmp_path / "mine.py").write_text(f'"""A: b\n\npaper: x\nsignal: env\nfamily: y\n{line}\n"""\n')
-    with pytest.raises(BadRun, match=message):
+    with pytest.raises(RunError, match=message):
         recipes.read(tmp_path / "mine.py")
 
 
 def test_what_a_recipe_is_made_of_is_read_from_its_source():
-    assert {"gae", "over_denoising"} <= set(docs_recipes.parts("dppo", "credit"))
-    assert "group_relative" not in docs_recipes.parts("dppo", "credit")
-    assert "ppo_clip" in docs_recipes.parts("flow_grpo", "objective") and not docs_recipes.parts("mdlm", "objective")
+    assert {"gae", "over_denoising"} <= set(docs_recipes.parts("dppo", "advantages"))
+    assert "group_relative" not in docs_recipes.parts("dppo", "advantages")
+    assert "ppo_clip" in docs_recipes.parts("flow_grpo", "losses") and not docs_recipes.parts("mdlm", "losses")
 
 
 # Recipes
@@ -137,19 +137,23 @@ def test_the_options_are_those_of_args(name):
             found |= fields(value, f"{prefix}{f.name}.") if inner else {f"{prefix}{f.name}": value}
         return found
 
-    module = importlib.import_module(f"denoiserl.recipes.{name}")
-    told = {o.name: o.default for o in docs_recipes.options(name)}
+    module = recipes.load(name)
+    told = {o.name: o.default for o in docs_recipes.options(docs_recipes.recipe(name))}
     assert {k: eval(v, vars(module).copy()) for k, v in told.items()} == fields(module.Args())
 
 
 def test_an_option_is_described_by_its_kind_default_and_words(tmp_path):
-    (tmp_path / "_world.py").write_text("@dataclass\nclass Base:\n    size: int = 3\n    '''how\n    large'''\n")
-    (tmp_path / "old.py").write_text("@dataclass\nclass Args:\n    seed: int = 0\n    lr: float = 0.1\n")
-    (tmp_path / "new.py").write_text(
-        "from denoiserl.recipes import _world, old\n@dataclass\nclass Args(old.Args):\n    lr: float = 0.2\n"
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "_world.py").write_text(
+        "@dataclass\nclass Base:\n    size: int = 3\n    '''how\n    large'''\n"
+    )
+    (tmp_path / "package" / "old.py").write_text("@dataclass\nclass Args:\n    seed: int = 0\n    lr: float = 0.1\n")
+    (tmp_path / "package" / "new.py").write_text(
+        "from package import _world, old\n@dataclass\nclass Args(old.Args):\n    lr: float = 0.2\n"
         "    kind: Literal['a', 'b'] | None = None\n    base: _world.Base = _world.Base(size=5)\n"
     )
-    assert docs_recipes.options("new", folder=tmp_path) == [
+    new = docs_recipes.source(tmp_path / "package" / "new.py", "package.new")
+    assert docs_recipes.options(new, root=tmp_path) == [
         docs_recipes.Option("seed", "int", "0", "of everything that is drawn; the run's folder has it in its name"),
         docs_recipes.Option("lr", "float", "0.2", ""),
         docs_recipes.Option("kind", "a or b or None", "None", ""),
@@ -208,7 +212,7 @@ def test_a_claim_that_does_not_hold_is_told_like_any_other():
 )
 def test_a_record_that_the_page_could_not_tell_is_refused(change, message):
     record = {k: v for k, v in (RECORD | change).items() if v is not None}
-    with pytest.raises(BadRun, match=message):
+    with pytest.raises(RunError, match=message):
         docs_claims.checked(record, "x.json")
 
 

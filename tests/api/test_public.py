@@ -1,4 +1,4 @@
-"""The promises of the package as a whole: its public names, its floors, what importing it costs, what it never does."""
+"""The promises of the package as a whole: its public names, its layers, what importing it costs, what it never does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = sorted((SRC / PACKAGE).rglob("*.py"))
 KERNEL = {
     *("Rng", "Gaussian", "Categorical", "Unmasking", "Delta", "Product"),
     *("Diffusion", "Masked", "OneStep", "Autoregressive"),
-    *("grid", "sampler", "replay", "renoise", "elbo"),
+    *("time_grid", "make_sampler", "rescore", "renoise", "elbo"),
     *("Chain", "Estimate", "Weights", "Policy"),
 }
 HEAVY = ("gymnasium", "mujoco", "metaworld", "diffusers", "transformers", "peft", "matplotlib", "imageio", "sklearn")
@@ -34,7 +34,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def module_name(path: Path) -> str:
-    """``src/denoiserl/law/gaussian.py`` -> ``denoiserl.law.gaussian``; a package is its ``__init__``."""
+    """``src/denoiserl/nn/mlp.py`` -> ``denoiserl.nn.mlp``; a package is its ``__init__``."""
     parts = path.relative_to(SRC).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -75,86 +75,32 @@ def test_every_public_name_says_what_it_is():
     assert not silent, f"without a docstring: {silent}"
 
 
-# Floors
+# Layers
 
 
-def floors() -> dict[str, int]:
-    """The floor table of docs/architecture.md: ``{"errors": 0, ..., "law": 1, ...}``."""
-    found: dict[str, int] = {}
-    for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
-        if row := re.match(r"\|\s*(\d+)\s*\|([^|]*)\|", line):
-            for name in re.findall(r"`([\w/]+)`", row[2]):
-                found[name.rstrip("/")] = int(row[1])
-    return found
+def layers() -> list[set[str]]:
+    """The layers of packages of ``pyproject.toml``, which import-linter checks, the highest first."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    return [set(layer.split(" | ")) for layer in tool["contracts"][0]["layers"]]
 
 
 def known_modules() -> set[str]:
     return {module_name(path) for path in FILES}
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, full name) of everything of the package that a file imports, wherever in the file it does so.
-
-    ``from denoiserl import chain`` is ``denoiserl.chain`` where that is a module; a name of the public surface is
-    ``denoiserl`` itself.
-    """
-    modules = known_modules()
-    name = module_name(path)
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == PACKAGE)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            source = ".".join([*base, *([node.module] if node.module else [])])
-            if source.split(".")[0] == PACKAGE:
-                for alias in node.names:
-                    full = f"{source}.{alias.name}"
-                    yield node.lineno, full if full in modules else source
-
-
-def room(name: str) -> str | None:
-    """``denoiserl.law.gaussian`` -> ``law``, the entry of the table; the package itself -> None."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 else None
-
-
-def surface(table: dict[str, int]) -> int:
-    """The floor of the public surface: the highest that ``denoiserl/__init__.py`` imports."""
-    names = [room(name) for _, name in imported(SRC / PACKAGE / "__init__.py")]
-    return max(table[name] for name in names if name and name in table)
-
-
-def test_the_table_and_the_source_name_the_same_rooms():
-    table = floors()
-    assert table.get("errors") == 0 and len(set(table.values())) >= 10, "the table of docs/architecture.md is not found"
-    rooms = {name for path in FILES if (name := room(module_name(path)))} - {"__main__"}
-    assert not rooms - set(table), f"on no floor of docs/architecture.md: {sorted(rooms - set(table))}"
-    assert not set(table) - rooms, f"in docs/architecture.md but not in src: {sorted(set(table) - rooms)}"
-
-
-def test_every_module_imports_only_from_its_own_floor_or_below():
-    table = floors()
-    table["__main__"] = max(table.values())
-    top = surface(table)
-    wrong = []
-    for path in FILES:
-        here = table.get(room(module_name(path)) or "", table["__main__"])  # the package imports what it likes
-        for line, name in imported(path):
-            there = room(name)
-            floor = top if there is None else table.get(there, 0)  # a room without a floor fails the test above
-            if floor > here:
-                wrong.append(f"{path.relative_to(ROOT)}:{line}: floor {here} imports {name} of floor {floor}")
-    assert not wrong, "\n".join(wrong)
+def test_the_architecture_page_shows_the_layers_that_are_checked():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = [set(re.findall(r"`(\w+)/?`", row[1])) for row in re.finditer(r"^\|\s*\d+\s*\|([^|]*)\|", page, re.M)]
+    assert shown == layers()[::-1]
 
 
 # What importing costs
 
 
 def test_the_kernel_imports_where_nothing_optional_is_installed():
-    """Optional packages refuse to be imported: the package and its floors 0 to 5 do not try, or they manage without."""
-    rooms = [name for name, floor in floors().items() if floor <= 5]
-    modules = [PACKAGE, *sorted(name for name in known_modules() if room(name) in rooms)]
+    """Optional packages refuse to be imported: the package and what lies below its data do not try, or do without."""
+    low = set().union(*layers()[next(i for i, layer in enumerate(layers()) if "data" in layer) + 1 :])
+    modules = [PACKAGE, *sorted(name for name in known_modules() if name.split(".")[1:2] and name.split(".")[1] in low)]
     code = f"""
 import importlib, sys
 
@@ -230,8 +176,8 @@ def test_every_module_begins_with_a_docstring():
 
 
 def test_a_module_is_a_chapter():
-    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := path.read_text().count("\n")) > 400}
-    assert not long, f"more than 400 lines: {long}"
+    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := path.read_text().count("\n")) > 420}
+    assert not long, f"more than 420 lines: {long}"
 
 
 # One version

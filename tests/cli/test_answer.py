@@ -10,8 +10,8 @@ import torch
 
 from denoiserl import Policy, Rng
 from denoiserl.cli import main
-from denoiserl.env.zero_shot import answer, states, tasked
-from denoiserl.recipes import _zero
+from denoiserl.control.zero_shot import answer, states, tasked
+from denoiserl.tasks import zero_shot as _zero
 
 SMALL = "--updates 6 --batch 32 --width 16 --eval-every 6 --no-progress --held-out 0 --choose 2 --propose 2"
 BASE = "--base.rooms 2 --base.episodes 4 --base.length 60 --base.ticks 10 --base.size 4 --base.width 16 --base.chunk 2"
@@ -21,7 +21,7 @@ BASE = "--base.rooms 2 --base.episodes 4 --base.length 60 --base.ticks 10 --base
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:  # six updates make no representation
-        patch.setattr("denoiserl.recipes._successors.collapsed", lambda both, seen: 4.0)
+        patch.setattr("denoiserl.recipes.zero_shot.common.collapsed", lambda both, seen: 4.0)
         assert main(["run", "breeze", "--out", "runs/b", *SMALL.split(), *BASE.split()]) == 0
     (tmp_path / "mine.py").write_text("def right(at):\n    return at[:, 0]\ndef flat(at):\n    return 0 * at[:, 0]\n")
     capsys.readouterr()
@@ -38,7 +38,7 @@ def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -
     wanted = answer(Policy.load(blank), seen, lambda at: at[:, 0])
     z = tasked(found).z  # threads add in another order
     assert torch.allclose(z, tasked(wanted).z, atol=1e-5) and float(z.norm()) == pytest.approx(2, abs=1e-4)
-    assert torch.allclose(found.draw(seen[:5], Rng(0)), wanted.draw(seen[:5], Rng(0)), atol=1e-4)
+    assert torch.allclose(found.generate(seen[:5], Rng(0)), wanted.generate(seen[:5], Rng(0)), atol=1e-4)
 
 
 def test_what_tells_nothing_or_cannot_be_told_is_refused(run: Path, capsys: Any) -> None:

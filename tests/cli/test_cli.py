@@ -19,9 +19,9 @@ import torch
 from denoiserl import recipes
 from denoiserl.cli import VERBS, main
 from denoiserl.cli.running import budget
-from denoiserl.errors import BadRun
-from denoiserl.evidence import measured
-from denoiserl.evidence.trial import read
+from denoiserl.core.errors import RunError
+from denoiserl.stats import measured
+from denoiserl.stats.trial import read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,8 +36,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 import torch
 from beside import OFFSET
-from denoiserl import Diffusion, Gauss, Policy, grid
-from denoiserl.net import MLP
+from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
+from denoiserl.nn import MLP
 
 @dataclass(frozen=True)
 class Base:
@@ -56,8 +56,8 @@ class Args:
 
 def train(a, keep):
     process = Diffusion()
-    net = Gauss(MLP((2,), width=a.base.width))
-    policy = Policy.of(process, net, (2,), process.steps(grid(2)))
+    net = GaussianDenoiser(MLP((2,), width=a.base.width))
+    policy = Policy.of(process, net, (2,), process.steps(time_grid(2)))
     for it in keep.loop(a.iters, policy=policy):
         keep.count("env steps", 10)
         if it == a.stop and not (keep.folder / "pressed").exists():
@@ -70,8 +70,8 @@ def train(a, keep):
 '''
 
 PROTOCOL = """
-from denoiserl.policy import Policy
-from denoiserl.task import Task
+from denoiserl.policy.policy import Policy
+from denoiserl.tasks.base import Task
 
 def task(a):
     words = {"hit": ("trials that hit", "%"), "length": ("how long", "")}
@@ -158,7 +158,8 @@ def test_the_help_of_a_recipe_shows_types_defaults_and_what_fields_mean(capsys, 
 
 def test_the_list_is_the_recipes_files(capsys):
     code, out, _ = said(capsys, "list", "--json")
-    files = sorted(p for p in (ROOT / "src/denoiserl/recipes").glob("*.py") if not p.stem.startswith("_"))
+    files = [p for p in (ROOT / "src/denoiserl/recipes").glob("*/*.py") if p.stem not in ("__init__", "common")]
+    files.sort(key=lambda p: p.stem)
     listed = json.loads(out)
     assert code == 0 and [card["module"] for card in listed] == [p.stem for p in files]
     for card, file in zip(listed, files, strict=True):
@@ -178,7 +179,7 @@ def test_the_list_is_the_recipes_files(capsys):
 )
 def test_a_docstring_that_is_no_card_is_refused(tmp_path, doc, message):
     (tmp_path / "bad.py").write_text(f'"""{doc}\n"""\n')
-    with pytest.raises(BadRun, match=message):
+    with pytest.raises(RunError, match=message):
         recipes.read(tmp_path / "bad.py")
 
 
@@ -308,10 +309,10 @@ def test_a_traceback_is_shown_to_those_who_ask(capsys, recipe, monkeypatch):
     Path("runs/fake-0").mkdir(parents=True)
     Path("runs/fake-0/foreign").touch()
     assert "no run.json" in refusal(capsys, "run", "fake.py", "--no-progress")[1]
-    with pytest.raises(BadRun):
+    with pytest.raises(RunError):
         main(["run", "fake.py", "--no-progress", "--debug"])
     monkeypatch.setenv("DENOISERL_DEBUG", "1")
-    with pytest.raises(BadRun):
+    with pytest.raises(RunError):
         main(["run", "fake.py", "--no-progress"])
 
 
@@ -389,7 +390,7 @@ def test_a_policy_without_a_run_needs_to_be_told_what_judges_it(capsys, finished
     code, line = refusal(capsys, "eval", "runs/fake-0/best")
     assert code == 2 and "--env or --task" in line
     Path("judge.py").write_text(
-        "import torch\nfrom denoiserl.task import Task\n"
+        "import torch\nfrom denoiserl.tasks.base import Task\n"
         "def make_task(rate=0.5):\n"
         "    told = lambda policy, seed, n: {'won': (torch.arange(n) < rate * n).float()}\n"
         "    return Task('mine', 'data', None, told, {'won': ('games won', '%')}, data=lambda seed: None)\n"
@@ -472,7 +473,7 @@ def test_every_extra_that_an_error_names_exists():
     named = []
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "need":
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "require":
                 value = node.args[1] if len(node.args) > 1 else node.keywords[0].value
                 for name in (value.body, value.orelse) if isinstance(value, ast.IfExp) else (value,):
                     assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: name the extra in the call"

@@ -12,14 +12,15 @@ import torch
 pytest.importorskip("gymnasium")
 
 from denoiserl.cli import collecting, judging, main
+from denoiserl.core.errors import RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data.demos import Demos
-from denoiserl.env import Stream
-from denoiserl.env.history import Remembering, newest, shown
-from denoiserl.env.named import environment
-from denoiserl.errors import BadRun
-from denoiserl.evidence import Interval, bootstrap, nested, paired, student
-from denoiserl.recipes import _kinds, _robot
-from denoiserl.rng import Rng
+from denoiserl.envs import Stream
+from denoiserl.envs.by_name import environment
+from denoiserl.envs.frame_stack import Remembering, newest, shown
+from denoiserl.stats import Interval, bootstrap, nested, paired, student
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import policies as _kinds
 
 WORLDS = """
 import gymnasium, numpy as np
@@ -189,9 +190,9 @@ def test_an_evaluation_takes_no_other_files_away(here: Path):
     (here / "thesis").mkdir()
     (here / "thesis" / "chapter.tex").write_text("the only copy")
     for folder in ("thesis", "."):
-        with pytest.raises(BadRun, match="holds other files"):
+        with pytest.raises(RunError, match="holds other files"):
             judging.eval_([*words, "--out", folder])
-    with pytest.raises(BadRun, match="is a file"):
+    with pytest.raises(RunError, match="is a file"):
         judging.eval_([*words, "--out", "worlds_of_mine.py"])
     assert (here / "thesis" / "chapter.tex").read_text() == "the only copy" and (here / "worlds_of_mine.py").is_file()
     for _ in range(2):

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from denoiserl.cli import main
-from denoiserl.data.collect import Recording
-from denoiserl.data.logged import logged, transitions
-from denoiserl.hub import lerobot_dataset, minari, recordings
-from denoiserl.rng import Rng
+from denoiserl.core.rng import Rng
+from denoiserl.data.formats import any as recordings
+from denoiserl.data.formats import lerobot as lerobot_dataset
+from denoiserl.data.formats import minari
+from denoiserl.data.recordings import Recording
+from denoiserl.data.transitions import logged, transitions
 from denoiserl.train.progress import Progress
 
 pytest.importorskip("h5py")

@@ -11,20 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl import Diffusion, Gauss, Policy, grid
+from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
 from denoiserl.cli import Misuse
 from denoiserl.cli.collecting import collect as verb
+from denoiserl.control.acting import serving
+from denoiserl.core.counters import UsageCounter
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Demos
-from denoiserl.data.collect import Recording, collect, constant, each, record, whole
-from denoiserl.env import evaluate
-from denoiserl.env.planner import serving
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.meter import Meter
-from denoiserl.net import MLP
-from denoiserl.process import cosine, ddim
-from denoiserl.rng import Rng
+from denoiserl.data.recordings import Recording, whole
+from denoiserl.envs import evaluate
+from denoiserl.envs.record import collect, constant, each, record
+from denoiserl.nn import MLP
+from denoiserl.processes import cosine, ddim
 
-pytestmark = pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark")  # a walk may succeed in a tick
+pytestmark = pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a walk may succeed in a tick
 
 gym = pytest.importorskip("gymnasium")
 
@@ -95,7 +96,7 @@ def test_some_episodes_are_taken_whole() -> None:
 
 
 def test_frames_are_counted() -> None:
-    with Meter().open() as meter:
+    with UsageCounter().open() as meter:
         demos = collect(Walk, noisy, 3)
     assert meter.counts["env steps"] == len(demos.actions)
 
@@ -106,16 +107,16 @@ def test_a_limit_cuts_and_says_so() -> None:
 
 
 def test_what_cannot_be_recorded_is_refused() -> None:
-    with pytest.raises(BadSignal, match="at least one episode"):
+    with pytest.raises(InvalidInputError, match="at least one episode"):
         collect(Walk, noisy, 0)
-    with pytest.raises(BadSignal, match="holds NaN"):
+    with pytest.raises(InvalidInputError, match="holds NaN"):
         collect(Walk, lambda obs, rng: torch.full((len(obs), 1), torch.nan), 2)
-    with pytest.raises(BadSignal, match="demonstrations hold actions"):
+    with pytest.raises(InvalidInputError, match="demonstrations hold actions"):
         collect("CartPole-v1", noisy, 2)
-    with pytest.raises(BadSignal, match=r"actions of shape \[4\]"):
+    with pytest.raises(InvalidInputError, match=r"actions of shape \[4\]"):
         whole("x", 0, np.zeros((4, 2)), np.zeros(4))
     lost = record(Walk, each(lambda o: np.zeros(1)), 1, limit=1)
-    with pytest.raises(BadSignal, match="no episode is left"):
+    with pytest.raises(InvalidInputError, match="no episode is left"):
         lost.successful()
 
 
@@ -127,7 +128,7 @@ def run(capsys: Any, *words: str) -> Any:
 def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsys: Any) -> None:
     world = tmp_path / "walking.py"
     world.write_text(
-        "from denoiserl.rng import Rng\n"
+        "from denoiserl.core.rng import Rng\n"
         f"import importlib.util\nspec = importlib.util.spec_from_file_location('w', {str(Path(__file__))!r})\n"
         "w = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(w)\nWalk, noisy = w.Walk, w.noisy\n"
     )
@@ -139,7 +140,9 @@ def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsy
     told = run(capsys, *common, "--out", str(tmp_path / "won"), "--only-successes")
     assert told["kept"]["success"] == 1.0 and told["played"] == wanted.statistics()
     pytest.importorskip("h5py")
-    from denoiserl.hub import lerobot_dataset, minari, recordings
+    from denoiserl.data.formats import any as recordings
+    from denoiserl.data.formats import lerobot as lerobot_dataset
+    from denoiserl.data.formats import minari
 
     run(capsys, *common, "--out", str(tmp_path / "minari"), "--format", "minari")
     assert torch.equal(minari.read(tmp_path / "minari").actions, wanted.actions)
@@ -171,7 +174,7 @@ def test_noise_is_a_share_of_the_range_and_what_is_done_is_recorded(tmp_path: Pa
     assert torch.equal(one, other) and float(one.std()) == pytest.approx(0.6, rel=0.1)
     with pytest.raises(Misuse, match="none is 0"):
         verb([*common[:-1], "-1", "--out", str(tmp_path / "c")])
-    with pytest.raises(BadRun, match="as it is"):
+    with pytest.raises(RunError, match="as it is"):
         verb(["--env", "pusht", "--noise", "0.3", "--episodes", "1", "--out", str(tmp_path / "c")])
 
 
@@ -189,7 +192,10 @@ def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any)
     torch.manual_seed(0)
     process = Diffusion(cosine, ddim(0.0), clip=1.0)
     policy = Policy.of(
-        process, Gauss(MLP((2, 1), cond=3, width=16, depth=2, zero=True), cosine, "eps"), (2, 1), process.steps(grid(3))
+        process,
+        GaussianDenoiser(MLP((2, 1), cond=3, width=16, depth=2, zero=True), cosine, "eps"),
+        (2, 1),
+        process.steps(time_grid(3)),
     )
     policy.save(tmp_path / "policy")
     world = tmp_path / "place.py"
@@ -202,7 +208,7 @@ def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any)
     judged = evaluate(serving(policy), Walk, 30, seed=3)
     assert torch.equal(Demos.load(tmp_path / "demos").returns, judged.returns)  # type: ignore[arg-type]
     assert len(judged.returns.unique()) > 1
-    with pytest.raises(BadRun):
+    with pytest.raises(RunError):
         verb([*words[:3], str(tmp_path / "nothing"), "--out", str(tmp_path / "none")])
 
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Batches, Demos, Normalizer, Robot, stack_history, windows
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.rng import Rng
 
 
 def data() -> torch.Tensor:
@@ -50,17 +50,17 @@ def test_a_constant_dimension_is_zero_and_reported(kind):
 def test_bad_data_are_refused_by_dimension():
     x = data()
     x[3, 1], x[9, 2] = torch.nan, torch.inf
-    with pytest.raises(BadSignal, match=r"\[1, 2\] \(2 rows\)"):
+    with pytest.raises(InvalidInputError, match=r"\[1, 2\] \(2 rows\)"):
         Normalizer.fit(x)
     normal = Normalizer.fit(data())
     far = data()
     far[11, 1] = 5e4
-    with pytest.raises(BadSignal, match="dimension 1 holds 50000"):
+    with pytest.raises(InvalidInputError, match="dimension 1 holds 50000"):
         normal.check(far)
     normal.check(data())
-    with pytest.raises(BadSignal, match="4 dimensions"):
+    with pytest.raises(InvalidInputError, match="4 dimensions"):
         normal.norm(torch.zeros(2, 3))
-    with pytest.raises(BadSignal, match="Did you mean 'minmax'"):
+    with pytest.raises(InvalidInputError, match="Did you mean 'minmax'"):
         Normalizer.fit(data(), "minmx")  # type: ignore[arg-type]
 
 
@@ -98,7 +98,7 @@ def test_windows_equal_brute_force(lengths, horizon, more):
     ends = torch.tensor(lengths).cumsum(0)
     expected = brute(lengths, horizon, history, execute)
     if not expected:
-        with pytest.raises(BadSignal, match="as long as a window"):
+        with pytest.raises(InvalidInputError, match="as long as a window"):
             windows(ends, horizon, history, execute)
         return
     made = windows(ends, horizon, history, execute)
@@ -120,11 +120,11 @@ def test_windows_mark_what_is_repeated():
 
 
 def test_windows_refuse_the_impossible():
-    with pytest.raises(BadSignal, match="T_o"):
+    with pytest.raises(InvalidInputError, match="T_o"):
         windows(torch.tensor([5]), 4, history=5)
-    with pytest.raises(BadSignal, match="T_a"):
+    with pytest.raises(InvalidInputError, match="T_a"):
         windows(torch.tensor([5]), 4, history=2, execute=4)
-    with pytest.raises(BadSignal, match="increasing"):
+    with pytest.raises(InvalidInputError, match="increasing"):
         windows(torch.tensor([5, 5]), 4)
 
 
@@ -139,7 +139,7 @@ def test_batches_visit_everything_once_an_epoch_and_resume():
     other.load_state_dict(saved)
     other_rng.load_state_dict(stream)
     assert all(torch.equal(a, other.draw(other_rng, 4)) for a in ahead)
-    with pytest.raises(BadSignal, match="11 windows"):
+    with pytest.raises(InvalidInputError, match="11 windows"):
         Batches(11).load_state_dict(saved)
 
 
@@ -166,11 +166,11 @@ def test_demos_filter_and_count():
         "success": pytest.approx(2 / 3),
         "return": pytest.approx(4 / 3),
     }
-    with pytest.raises(BadSignal, match="no episode is left"):
+    with pytest.raises(InvalidInputError, match="no episode is left"):
         demos().take(torch.tensor([False, False, False]))
-    with pytest.raises(BadSignal, match="none of the 2 demonstrated episodes succeeded, and only they count"):
+    with pytest.raises(InvalidInputError, match="none of the 2 demonstrated episodes succeeded, and only they count"):
         replace(demos().take(torch.tensor([0, 2])), success=torch.tensor([False, False])).successful()
-    with pytest.raises(BadSignal, match="one each a frame"):
+    with pytest.raises(InvalidInputError, match="one each a frame"):
         Demos(torch.zeros(3, 1), torch.zeros(4, 1), torch.tensor([4]))
 
 
@@ -180,15 +180,15 @@ def test_demos_are_saved_whole(tmp_path):
     assert torch.equal(after.actions, before.actions) and torch.equal(after.ends, before.ends)
     assert torch.equal(after.observations["state"], before.observations["state"])
     assert after.success.tolist() == [True, False, True] and after.name == "toy"
-    from denoiserl import store
+    from denoiserl.core.serialization import store
 
     store.write(tmp_path / "other", {"kind": "something else"})
-    with pytest.raises(BadRun, match="no demonstrations"):
+    with pytest.raises(RunError, match="no demonstrations"):
         Demos.load(tmp_path / "other")
 
 
 def test_robot_codec_round_trip_and_its_description():
-    from denoiserl.describe import build, describe
+    from denoiserl.core.serialization.config import from_config, to_config
 
     rng = Rng(1)
     made = Demos.of([(5 + rng.normal(50, 3), 0.3 * rng.normal(50, 2))])
@@ -198,7 +198,7 @@ def test_robot_codec_round_trip_and_its_description():
     assert float(robot.encode(made.actions).abs().max()) == pytest.approx(1.0)
     assert float(robot.condition(torch.full((1, 3), 1e6)).max()) == robot.limit
     torch.testing.assert_close(robot.decode(torch.full((1, 1, 2), 9.0))[0, 0], made.actions.amax(0), atol=1e-6, rtol=0)
-    again = build(describe(robot))
+    again = from_config(to_config(robot))
     assert torch.equal(again.encode(chunk), robot.encode(chunk))
 
 
@@ -241,5 +241,5 @@ def test_a_full_buffer_takes_its_columns_over():
     at = (drawn["obs"][:, None] == rows["obs"]).all(-1).int().argmax(1)
     assert torch.equal(drawn["reward"], rows["reward"][at]), "no decision follows another: returns have one row"
     assert torch.allclose(drawn["discount"], 0.9 * (at != 5).float())
-    with pytest.raises(BadSignal, match="NaN or infinity"):
+    with pytest.raises(InvalidInputError, match="NaN or infinity"):
         Replay.of({**rows, "reward": torch.full((6,), torch.nan)})

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data.ends import inside, split
-from denoiserl.data.logged import logged
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.hub import recordings
+from denoiserl.data.formats import any as recordings
+from denoiserl.data.transitions import logged
 
 h5py = pytest.importorskip("h5py")
 EPISODES, TICKS = 10, 20
@@ -171,7 +171,7 @@ def test_columns_that_mean_something_else_are_refused_by_name(tmp_path: Path) ->
         "empty": ({"terminals": LAST[:0], "observations": SEEN[:0]}, "holds no row"),
     }
     for name, (columns, said) in bad.items():
-        with pytest.raises((BadRun, BadSignal), match=said):
+        with pytest.raises((RunError, InvalidInputError), match=said):
             recordings.read(stored(tmp_path / f"{name}.hdf5", **columns))
     both = quiet(stored(tmp_path / "both.hdf5", dones=LAST, timeouts=LAST & (np.arange(200) > 100)))
     assert both.terminated is not None and both.terminated.tolist() == [True] * 5 + [False] * 5
@@ -179,7 +179,9 @@ def test_columns_that_mean_something_else_are_refused_by_name(tmp_path: Path) ->
 
 def test_flags_inside_an_episode_are_refused_or_told() -> None:
     early = np.array([0, 0, 1, 0, 1], bool)
-    with pytest.raises(BadSignal, match=r"episode 3 of x truncated in row 2 and goes on to row 4.*without=\(3,\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"episode 3 of x truncated in row 2 and goes on to row 4.*without=\(3,\)"
+    ):
         inside("x", 3, early & False, early)
     with pytest.warns(UserWarning, match="episode 3 of x terminated in row 2"):
         inside("x", 3, early, refuse=False)
@@ -190,10 +192,10 @@ def test_a_file_of_one_row_is_read(tmp_path: Path) -> None:
     more = {"observations": SEEN[:1], "terminals": NEVER[:1], "timeouts": LAST[19:20]}
     data = quiet(stored(tmp_path / "one.hdf5", next_observations=AFTER[:1], **more))
     assert torch.equal(logged(data).next_obs, torch.from_numpy(AFTER[:1]))
-    with pytest.raises(BadSignal, match="holds no episode of two rows"):
+    with pytest.raises(InvalidInputError, match="holds no episode of two rows"):
         recordings.read(stored(tmp_path / "bare.hdf5", **more))
     np.savez(tmp_path / "flat.npz", observations=SEEN, actions=1.0, terminals=NEVER)
-    with pytest.raises(BadSignal, match=r"actions of .* is a single value"):
+    with pytest.raises(InvalidInputError, match=r"actions of .* is a single value"):
         recordings.read(tmp_path / "flat.npz")
 
 
@@ -234,23 +236,23 @@ def test_a_hole_in_the_observations_is_refused_in_its_own_row(tmp_path: Path) ->
     hole = SEEN.copy()
     hole[27, 1] = np.nan
     path = stored(tmp_path / "a.hdf5", observations=hole, next_observations=AFTER, terminals=NEVER, timeouts=LAST)
-    with pytest.raises(BadSignal, match="row 7 of observations of episode 1"):
+    with pytest.raises(InvalidInputError, match="row 7 of observations of episode 1"):
         quiet(path)
 
 
 def test_columns_that_are_no_arrays_of_numbers_are_named(tmp_path: Path) -> None:
     path = stored(tmp_path / "a.hdf5", terminals=LAST, action_low=np.array([b"x"]), action_high=np.ones(1))
-    with pytest.raises(BadSignal, match=r"action_low and action_high of .* store numbers"):
+    with pytest.raises(InvalidInputError, match=r"action_low and action_high of .* store numbers"):
         recordings.read(path)
     hole = stored(tmp_path / "b.hdf5", terminals=LAST, action_low=np.array([np.nan]), action_high=np.ones(1))
-    with pytest.raises(BadSignal, match=r"action_low or action_high of .* holds NaN: store infinity"):
+    with pytest.raises(InvalidInputError, match=r"action_low or action_high of .* holds NaN: store infinity"):
         recordings.read(hole)
     with h5py.File(path, "r+") as file:
         del file["rewards"]
         file["rewards/sparse"] = np.ones(len(SEEN))
-    with pytest.raises(BadSignal, match=r"rewards of .* has parts \(sparse\)"):
+    with pytest.raises(InvalidInputError, match=r"rewards of .* has parts \(sparse\)"):
         recordings.read(path)
-    with pytest.raises(BadRun, match="'3-1' runs backwards"):
+    with pytest.raises(RunError, match="'3-1' runs backwards"):
         recordings.read(path, without="3-1")
 
 
@@ -318,7 +320,7 @@ def test_ends_that_contradict_each_other_are_refused_by_name_and_row(tmp_path: P
         ({"is_last": LAST[:-1]}, "holds 200 actions and 199 of is_last"),
     ]
     for k, (columns, said) in enumerate(bad):
-        with pytest.raises(BadSignal, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             recordings.read(stored(tmp_path / f"{k}.hdf5", terminals=TRUE, **columns))
 
 

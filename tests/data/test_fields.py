@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from denoiserl.data.fields import Fields
-from denoiserl.errors import BadSignal
-from denoiserl.rng import Rng
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.data.column_transforms import Fields
 
 
 def table(n: int = 500) -> torch.Tensor:
@@ -87,11 +87,11 @@ def test_an_end_that_is_often_met_is_a_limit_and_another_is_not() -> None:
 def test_what_fits_nothing_is_refused_by_its_column() -> None:
     data = table()
     data[3, 6] = float("nan")
-    with pytest.raises(BadSignal, match=r"column\(s\) \[6\] hold NaN or infinity in 1 rows"):
+    with pytest.raises(InvalidInputError, match=r"column\(s\) \[6\] hold NaN or infinity in 1 rows"):
         Fields.fit(data)
-    with pytest.raises(BadSignal, match="wrapped angle"):
+    with pytest.raises(InvalidInputError, match="wrapped angle"):
         Fields.fit(table(), {0: "angle"})
-    with pytest.raises(BadSignal, match="column 0 is not binary"):
+    with pytest.raises(InvalidInputError, match="column 0 is not binary"):
         Fields.fit(table(), {0: "binary"})
-    with pytest.raises(BadSignal, match="Did you mean 'binary'"):
+    with pytest.raises(InvalidInputError, match="Did you mean 'binary'"):
         Fields.fit(table(), {0: "binry"})

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Demos
-from denoiserl.data.collect import Recording
-from denoiserl.data.logged import informative, logged, transitions
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.hub import lerobot_dataset, minari, recordings
-from denoiserl.rng import Rng
+from denoiserl.data.formats import any as recordings
+from denoiserl.data.formats import lerobot as lerobot_dataset
+from denoiserl.data.formats import minari
+from denoiserl.data.recordings import Recording
+from denoiserl.data.transitions import informative, logged, transitions
 
 h5py = pytest.importorskip("h5py")
 
@@ -62,7 +64,7 @@ def test_a_buffer_gives_the_rows_back_with_their_discount() -> None:
     assert torch.equal(drawn["obs"], 10 * rows.obs[match]) and torch.equal(drawn["next_obs"], 10 * rows.next_obs[match])
     assert torch.equal(drawn["action"], -rows.action[match])
     assert torch.allclose(drawn["discount"], rows.discount[match])
-    with pytest.raises(BadSignal, match="17 decisions, fewer than a batch of 18"):
+    with pytest.raises(InvalidInputError, match="17 decisions, fewer than a batch of 18"):
         rows.replay(18)
 
 
@@ -79,7 +81,7 @@ def test_what_nobody_knows_is_left_out_and_what_ended_is_kept() -> None:
         assert torch.equal(a, b[inner]) and bool((known | ~inner).all())
     counted = logged(Demos(data.demos.observations, data.demos.actions, data.demos.ends, data.demos.success))
     assert counted.reward.sum() == 2 and torch.equal(counted.reward > 0, counted.terminated), "success is the reward"
-    with pytest.raises(BadSignal, match="neither rewards nor which episodes succeeded"):
+    with pytest.raises(InvalidInputError, match="neither rewards nor which episodes succeeded"):
         logged(replace(data, rewards=None, demos=replace(data.demos, success=None)))
 
 
@@ -89,7 +91,7 @@ def test_single_transitions_are_a_recording_and_come_back() -> None:
     again = logged(made)
     for name in ("obs", "action", "reward", "next_obs", "terminated", "discount", "low", "high"):
         assert torch.equal(getattr(again, name), getattr(rows, name)), name
-    with pytest.raises(BadSignal, match="reward has the shape"):
+    with pytest.raises(InvalidInputError, match="reward has the shape"):
         transitions(rows.obs, rows.action[:, 0], rows.reward[:, None], rows.next_obs, rows.terminated)
 
 
@@ -98,21 +100,21 @@ def test_what_cannot_be_learned_from_is_refused_by_row() -> None:
     assert data.rewards is not None and data.terminated is not None
     wrong = data.demos.actions.clone()
     wrong[7, 1] = 1.5
-    with pytest.raises(BadSignal, match="row 7 of ragged acts"):
+    with pytest.raises(InvalidInputError, match="row 7 of ragged acts"):
         logged(replace(data, demos=replace(data.demos, actions=wrong)))
     edge = data.demos.actions.clone()
     edge[7] = torch.tensor([1.0, -1.0])
     assert len(logged(replace(data, demos=replace(data.demos, actions=edge)))) == 17, "the edge of the box is inside"
     nan = data.rewards.clone()
     nan[3] = torch.nan
-    with pytest.raises(BadSignal, match="row 3 of the rewards of ragged holds NaN"):
+    with pytest.raises(InvalidInputError, match="row 3 of the rewards of ragged holds NaN"):
         logged(replace(data, rewards=nan))
-    with pytest.raises(BadSignal, match="row 2 of the last observations"):
+    with pytest.raises(InvalidInputError, match="row 2 of the last observations"):
         logged(replace(data, last=data.last.index_fill(0, torch.tensor([2]), torch.inf)))
-    with pytest.raises(BadSignal, match="no return at a discount of 1"):
+    with pytest.raises(InvalidInputError, match="no return at a discount of 1"):
         logged(replace(data, terminated=torch.zeros(4, dtype=torch.bool)), gamma=1.0)
     assert bool((logged(data, gamma=1.0).discount[-1] == 0).all())
-    with pytest.raises(BadSignal, match="at least one"):
+    with pytest.raises(InvalidInputError, match="at least one"):
         logged(data, n=0)
 
 
@@ -141,7 +143,7 @@ def test_a_flat_file_loses_nothing_and_the_other_formats_are_recognised(tmp_path
     same(data, recordings.read(tmp_path / "m" / "data" / "main_data.hdf5"))
     data.demos.save(tmp_path / "own")
     assert logged(recordings.read(tmp_path / "own")).reward.sum() == 2
-    with pytest.raises(BadRun, match="exists already"):
+    with pytest.raises(RunError, match="exists already"):
         recordings.write(tmp_path / "a.hdf5", data)
 
 
@@ -201,25 +203,25 @@ def test_successors_tell_where_episodes_end_when_nothing_else_does(tmp_path: Pat
 
 
 def test_a_file_that_is_none_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(BadRun, match="there is no"):
+    with pytest.raises(RunError, match="there is no"):
         recordings.read(tmp_path / "nothing.hdf5")
-    with pytest.raises(BadSignal, match="rewards"):
+    with pytest.raises(InvalidInputError, match="rewards"):
         recordings.read(d4rl(tmp_path / "a.hdf5", rewards=None))  # type: ignore[arg-type]
-    with pytest.raises(BadSignal, match="9 actions and 8 of rewards"):
+    with pytest.raises(InvalidInputError, match="9 actions and 8 of rewards"):
         recordings.read(d4rl(tmp_path / "b.hdf5", rewards=np.zeros(8)))
     broken = np.zeros((9, 3), np.float32)
     broken[5] = np.nan
-    with pytest.raises(BadSignal, match=r"row 1 of observations of episode 1 of c\.hdf5 holds NaN"):
+    with pytest.raises(InvalidInputError, match=r"row 1 of observations of episode 1 of c\.hdf5 holds NaN"):
         recordings.read(d4rl(tmp_path / "c.hdf5", observations=broken))
     (tmp_path / "d.hdf5").write_text("no")
-    with pytest.raises(BadRun, match="cannot be read as HDF5"):
+    with pytest.raises(RunError, match="cannot be read as HDF5"):
         recordings.read(tmp_path / "d.hdf5")
     (tmp_path / "e.xyz").write_text("no")
-    with pytest.raises(BadRun, match="one file is HDF5"):
+    with pytest.raises(RunError, match="one file is HDF5"):
         recordings.read(tmp_path / "e.xyz")
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "notes.xyz").write_text("no")
-    with pytest.raises(BadRun, match="no dataset known here"):
+    with pytest.raises(RunError, match="no dataset known here"):
         recordings.read(tmp_path / "f")
 
 
@@ -229,5 +231,5 @@ def test_actions_outside_a_known_box_are_refused_or_clipped(tmp_path: Path, outs
     if outside == "clip":
         assert float(recordings.read(path, "clip").demos.actions.abs().max()) == pytest.approx(0.2)
     else:
-        with pytest.raises(BadSignal, match="outside='clip'"):
+        with pytest.raises(InvalidInputError, match="outside='clip'"):
             recordings.read(path)

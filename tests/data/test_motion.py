@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import Demos
-from denoiserl.data.motion import clean, covered, detour, jerk, motion, path_length, spread, starts
-from denoiserl.errors import BadSignal
+from denoiserl.data.trajectory_metrics import clean, covered, detour, jerk, motion, path_length, spread, starts
 
 
 def circle(n: int, radius: float = 2.0, turn: float = 2 * math.pi) -> torch.Tensor:
@@ -74,14 +74,14 @@ def test_clean_keeps_short_valid_successes() -> None:
 
 
 def test_clean_without_anything_left_tells_the_counts() -> None:
-    with pytest.raises(BadSignal, match="5 of 6 episodes succeeded and none of these is valid"):
+    with pytest.raises(InvalidInputError, match="5 of 6 episodes succeeded and none of these is valid"):
         clean(demos(), 0.8, lambda o, a: o[:, 0] > 99)
     lost = Demos.of([(torch.zeros(3, 2), torch.zeros(3, 1))], [False])
-    with pytest.raises(BadSignal, match="0 of 1 episodes succeeded"):
+    with pytest.raises(InvalidInputError, match="0 of 1 episodes succeeded"):
         clean(lost)
-    with pytest.raises(BadSignal, match="do not say"):
+    with pytest.raises(InvalidInputError, match="do not say"):
         clean(Demos.of([(torch.zeros(3, 2), torch.zeros(3, 1))]))
-    with pytest.raises(BadSignal, match="quantile"):
+    with pytest.raises(InvalidInputError, match="quantile"):
         clean(demos(), 0.0)
 
 
@@ -94,9 +94,9 @@ def test_motion_of_demonstrations_is_the_mean_of_their_episodes() -> None:
 
 
 def test_what_cannot_be_said_is_refused() -> None:
-    with pytest.raises(BadSignal, match="three or more"):
+    with pytest.raises(InvalidInputError, match="three or more"):
         jerk(torch.zeros(2, 1))
-    with pytest.raises(BadSignal, match="10 nearest of 5"):
+    with pytest.raises(InvalidInputError, match="10 nearest of 5"):
         spread(torch.zeros(5, 1), torch.zeros(5, 1))
-    with pytest.raises(BadSignal, match="two or more"):
+    with pytest.raises(InvalidInputError, match="two or more"):
         covered(torch.zeros(1, 2), torch.zeros(3, 2))

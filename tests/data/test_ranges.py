@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 import torch
 
+from denoiserl.control.acting import serving, suits
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Demos, Normalizer, Robot, Running, Squash
-from denoiserl.data.collect import Recording
-from denoiserl.data.logged import transitions
 from denoiserl.data.ranges import compare, share
+from denoiserl.data.recordings import Recording
+from denoiserl.data.transitions import transitions
 from denoiserl.doctor.data import delay, ranges
-from denoiserl.env import Stream, evaluate
-from denoiserl.env.planner import serving, suits
-from denoiserl.env.remarks import Remark, remarks
-from denoiserl.env.units import reach
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.hub.lerobot import Chunks
-from denoiserl.policy import Policy
-from denoiserl.recipes import _kinds, _robot
-from denoiserl.recipes._given import fits, opened, recorded
-from denoiserl.rng import Rng
+from denoiserl.envs import Stream, evaluate
+from denoiserl.envs.remarks import Remark, remarks
+from denoiserl.envs.units import reach
+from denoiserl.integrations.lerobot.policy import Chunks
+from denoiserl.policy.policy import Policy
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks.user_inputs import fits, opened, recorded
 
 gym = pytest.importorskip("gymnasium")
 
@@ -83,9 +84,9 @@ def test_a_constant_dimension_of_a_box_comes_back_and_others_are_named() -> None
     some = torch.tensor([[0.3, 0.5], [-0.9, 0.5]])
     assert torch.allclose(box.decode(box.encode(some)), some) and bool(box.encode(some).isfinite().all())
     assert torch.equal(box.decode(torch.randn(5, 2))[:, 1], torch.full((5,), 0.5))
-    with pytest.raises(BadSignal, match=r"dimension 1 is \[-inf, 1\]"):
+    with pytest.raises(InvalidInputError, match=r"dimension 1 is \[-inf, 1\]"):
         Squash.box([-1.0, -torch.inf], [1.0, 1.0])
-    with pytest.raises(BadSignal, match="empty in dimension 0"):
+    with pytest.raises(InvalidInputError, match="empty in dimension 0"):
         Squash.box([1.0, 0.0], [-1.0, 1.0])
 
 
@@ -108,7 +109,7 @@ def test_data_in_other_units_than_the_environment_are_refused_or_told(tmp_path: 
         given(tmp_path / "right", 0, 100)
         given(tmp_path / "edge", 0, 100 + 1e-4)
         given(tmp_path / "tenth", 40, 51)
-    with pytest.raises(BadSignal, match=r"outside the box of Wide of actions, worst in row 0: dimension 0 "):
+    with pytest.raises(InvalidInputError, match=r"outside the box of Wide of actions, worst in row 0: dimension 0 "):
         given(tmp_path / "beyond", -1, 1)
     with pytest.warns(UserWarning, match="use 2 % of the range"):
         clipped = given(tmp_path / "clipped", -1, 2, outside="clip")
@@ -126,12 +127,12 @@ def test_episodes_and_parts_of_a_users_data_are_chosen_by_words(tmp_path: Path) 
     data = demos(60)
     parts = {"state": data.observations[:, :2], "more": data.observations}
     replace(data, observations=parts, actions=data.actions.abs()).save(tmp_path / "parts")
-    with pytest.raises(BadRun, match="--parts NAME"):
+    with pytest.raises(RunError, match="--parts NAME"):
         recorded(str(tmp_path / "parts"), Wide)
     with pytest.warns(UserWarning, match="range of the box|outside the box"):
         kept = recorded(str(tmp_path / "parts"), Wide, parts="state")
     assert torch.equal(kept.demos.observations, data.observations[:, :2])
-    with pytest.raises(BadSignal, match=r"several parts of numbers are not learned from.*FlattenObservation"):
+    with pytest.raises(InvalidInputError, match=r"several parts of numbers are not learned from.*FlattenObservation"):
         _kinds.facts(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))
 
 
@@ -141,7 +142,7 @@ def test_infinite_and_constant_boxes_judge_nothing() -> None:
         warnings.simplefilter("error")
         compare(rows, -torch.inf, torch.inf, "rows", "the box", refuse=True)
         compare(0 * rows + 2, [2, 2, 2], [2, 2, 2], "rows", "the box", refuse=True)
-    with pytest.raises(BadSignal, match="dimension 1"):
+    with pytest.raises(InvalidInputError, match="dimension 1"):
         compare(0 * rows + 2, [2, 3, 2], [2, 3, 2], "rows", "the box", refuse=True)
 
 
@@ -307,7 +308,7 @@ def test_rewards_one_row_late_are_found(late: bool) -> None:
 
 def test_a_policy_of_others_is_refused_by_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"x")
-    with pytest.raises(BadRun, match="a checkpoint of torch"):
+    with pytest.raises(RunError, match="a checkpoint of torch"):
         opened(str(tmp_path / "last.ckpt"), torch.device("cpu"))
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl import store
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.core.serialization import store
+from denoiserl.core.tree import all_finite, tree_map
 from denoiserl.data import Replay
-from denoiserl.env import Episode
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.rng import Rng
-from denoiserl.tree import all_finite, tree_map
+from denoiserl.data.rollout import Episode
 
 GAMMA = 0.9
 
@@ -230,32 +230,32 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for damaged, said in ((whole[:-3], "rows that the saved state knows"), (b"\x01" + whole[1:], "checksum")):
         file.write_bytes(damaged)
-        with pytest.raises(BadRun, match=said):
+        with pytest.raises(RunError, match=said):
             Replay(100, folder=tmp_path).load_state_dict(state)
     file.unlink()
-    with pytest.raises(BadRun, match="is missing"):
+    with pytest.raises(RunError, match="is missing"):
         Replay(100, folder=tmp_path).load_state_dict(state)
-    with pytest.raises(BadRun, match="capacity of 100, this one of 99"):
+    with pytest.raises(RunError, match="capacity of 100, this one of 99"):
         Replay(99, folder=tmp_path).load_state_dict(state)
-    with pytest.raises(BadRun, match="in a folder"):
+    with pytest.raises(RunError, match="in a folder"):
         Replay(100).load_state_dict(state)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     walk, buffer = Walk(5, 4, dead=0.0), Replay(40)
-    with pytest.raises(BadRun, match="at least one"):
+    with pytest.raises(RunError, match="at least one"):
         Replay(0)
     ep = walk.collect(4)
-    with pytest.raises(BadSignal, match="reward holds NaN"):
+    with pytest.raises(InvalidInputError, match="reward holds NaN"):
         buffer.add(Episode(**{**vars(ep), "reward": ep.reward + torch.nan}))
-    with pytest.raises(BadSignal, match="at once"):
+    with pytest.raises(InvalidInputError, match="at once"):
         buffer.add(walk.collect(9))
     buffer.add(ep)
-    with pytest.raises(BadSignal, match="holds 20 decisions, fewer than a batch of 32"):
+    with pytest.raises(InvalidInputError, match="holds 20 decisions, fewer than a batch of 32"):
         buffer.sample(32, Rng(0), GAMMA)
-    with pytest.raises(BadSignal, match="one kind of row"):
+    with pytest.raises(InvalidInputError, match="one kind of row"):
         buffer.add(Episode(**{**vars(ep), "action": ep.action.repeat(1, 1, 2)}))
-    with pytest.raises(BadSignal, match="columns"):
+    with pytest.raises(InvalidInputError, match="columns"):
         buffer.add(ep, noise=ep.action)
     assert len(buffer) == 20
 

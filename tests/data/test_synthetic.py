@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Replay, synthetic, trajectories
-from denoiserl.data.logged import Logged
 from denoiserl.data.synthetic import Layout, Maker, Mixed, Model, held, learned, noised, part
-from denoiserl.denoiser import Estimate
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.process import edm, grid
-from denoiserl.process.elucidated import Churn, heun
-from denoiserl.recipes import pgd, synther
-from denoiserl.rng import Rng
+from denoiserl.data.transitions import Logged
+from denoiserl.processes import edm, time_grid
+from denoiserl.processes.denoiser import Estimate
+from denoiserl.processes.edm_training import Churn, heun
+from denoiserl.recipes.offline_rl import pgd, synther
 from denoiserl.train import Keep
 
 GAIN, PUSH, NOISE = 0.8, 0.5, 0.1
@@ -115,23 +115,23 @@ def test_batches_are_mixed_by_their_share_and_saved_whole() -> None:
     assert all(torch.equal(v, again[k]) for k, v in drawn.items()) and other.filled == 50
     rows = held(mixed.real, -torch.ones(1), torch.ones(1), 0.9)
     assert torch.equal(rows.obs, system(50).obs) and torch.equal(rows.discount, system(50).discount)
-    with pytest.raises(BadRun, match="needs no mixing"):
+    with pytest.raises(RunError, match="needs no mixing"):
         Mixed(Replay(5), 1.0)
 
 
 def test_what_cannot_be_learned_is_refused() -> None:
     data = system(300)
-    with pytest.raises(BadSignal, match="fewer than a batch of 512"):
+    with pytest.raises(InvalidInputError, match="fewer than a batch of 512"):
         train(data, replace(SMALL, batch=512))
-    with pytest.raises(BadSignal, match="unequal length"):
+    with pytest.raises(InvalidInputError, match="unequal length"):
         train(replace(data, length=torch.arange(300)))
-    with pytest.raises(BadSignal, match="flat observations"):
+    with pytest.raises(InvalidInputError, match="flat observations"):
         train(replace(data, obs={"state": data.obs}))
     bad = data.reward.clone()
     bad[7] = float("inf")
-    with pytest.raises(BadSignal, match="NaN or infinity in 1 rows"):
+    with pytest.raises(InvalidInputError, match="NaN or infinity in 1 rows"):
         train(replace(data, reward=bad))
-    with pytest.raises(BadSignal, match="at least one row"):
+    with pytest.raises(InvalidInputError, match="at least one row"):
         train(data, replace(SMALL, updates=1)).draw(0, Rng(0))
 
 
@@ -140,10 +140,10 @@ class Known(torch.nn.Module):
 
     centre, std = 1 / (1 + 0.3**2) ** 0.5, 0.3 / (1 + 0.3**2) ** 0.5
 
-    def encode(self, cond: Any) -> Any:
+    def embed_condition(self, cond: Any) -> Any:
         return cond
 
-    def clock(self, t: torch.Tensor) -> torch.Tensor:
+    def embed_time(self, t: torch.Tensor) -> torch.Tensor:
         return edm(t.double())[1].float()
 
     def forward(self, x: torch.Tensor, clock: torch.Tensor, context: Any) -> Estimate:
@@ -155,6 +155,44 @@ class Known(torch.nn.Module):
 @pytest.mark.parametrize("model", [synthetic.Model(), trajectories.Model(), synther.Args().model, pgd.Args().model])
 def test_what_is_made_is_as_wide_as_what_was_recorded(model: Any) -> None:
     """With the exact denoiser, in as many steps and with as much churn as defaults take: within 2 %."""
-    x = heun(Known(), grid(model.steps), (1,), 60_000, Rng(0), churn=Churn(model.churn))  # type: ignore[arg-type]
+    x = heun(Known(), time_grid(model.steps), (1,), 60_000, Rng(0), churn=Churn(model.churn))  # type: ignore[arg-type]
     assert float(x.std()) == pytest.approx(1.0, abs=0.02)
     assert float(x.abs().std()) == pytest.approx(Known.std, rel=0.06), "each of both modes too"
+
+
+def test_held_rows_are_discounted_by_their_ticks() -> None:
+    """γ = ½: rows of 1, 2 and 3 ticks have ½, ¼ and ⅛, and one that truly ended has 0."""
+    data = system(4)
+    length, over = torch.tensor([1, 2, 3, 2]), torch.tensor([False, False, False, True])
+    replay = replace(data, length=length, terminated=over).replay()
+    rows = held(replay, -torch.ones(1), torch.ones(1), 0.5)
+    assert rows.discount.tolist() == [0.5, 0.25, 0.125, 0.0]
+    assert rows.length.tolist() == length.tolist() and rows.terminated.tolist() == over.tolist()
+
+
+@pytest.mark.parametrize(("sure", "refused"), [(100, False), (99, True)])
+def test_a_model_is_refused_where_more_than_nine_rows_in_ten_are_unsure(
+    sure: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first 1000 rows that are drawn, ``sure`` say whether the episode ended; of the later ones, all."""
+    data, drawn = system(500), list[int]()
+    layout = Layout.fit(data)
+    z = layout.encode(part(data, slice(0, 1)))
+
+    def made(denoise: Any, times: Any, event: Any, n: int, rng: Rng, **more: Any) -> torch.Tensor:
+        x = z.repeat(n, 1)
+        x[:, -1] = 0.0
+        if not drawn:
+            x[sure:, -1] = 0.5
+        drawn.append(n)
+        return x
+
+    monkeypatch.setattr(synthetic, "heun", made)
+    maker = Maker(None, layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
+    if refused:
+        with pytest.raises(InvalidInputError, match=f"of 1000 rows that the model drew, {sure} say whether"):
+            maker.draw(1000, Rng(0))
+        return
+    rows, dropped = maker.draw(1000, Rng(0))
+    assert len(rows) == 1000 and drawn == [1000, 900]
+    assert dropped == pytest.approx(900 / 1900)

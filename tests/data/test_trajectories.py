@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
 from denoiserl.data.trajectories import Track, segments, unrolled
-from denoiserl.errors import BadSignal
-from denoiserl.rng import Rng
 
 LENGTHS = torch.tensor([6, 3, 7])
 ENDED = torch.tensor([False, True, True])
@@ -32,7 +32,7 @@ def test_windows_stay_in_their_episode_and_tell_true_ends() -> None:
     assert found[(6, 7, 8, 8)] == [0, 0, 1, 1] and found[(8, 8, 8, 8)] == [1, 1, 1, 1]
     assert found[(12, 13, 14, 15)] == [0, 0, 0, 1] and len(seen) == 3 + 3 + 7
     assert len(windowed(stride=4)["obs"]) == 4
-    with pytest.raises(BadSignal, match="shorter windows"):
+    with pytest.raises(InvalidInputError, match="shorter windows"):
         segments(steps(), LENGTHS.cumsum(0), torch.zeros(3, dtype=torch.bool), 8)
 
 
@@ -57,7 +57,7 @@ def test_nothing_is_taken_beyond_a_step_that_is_unsure_of_the_end() -> None:
     parts["sure"][0, 1] = False
     assert unrolled(parts, -torch.ones(1), torch.ones(1), 0.9).obs.flatten().tolist() == [0]
     parts["sure"][0, 0] = False
-    with pytest.raises(BadSignal, match="no step that says"):
+    with pytest.raises(InvalidInputError, match="no step that says"):
         unrolled(parts, -torch.ones(1), torch.ones(1), 0.9)
 
 

@@ -12,11 +12,16 @@ import pytest
 pytest.importorskip("metaworld")
 pytest.importorskip("matplotlib")
 
-from denoiserl import demo, store
-from denoiserl.errors import BadRun
-from denoiserl.evidence import Comparison
-from denoiserl.recipes import _robot, _shapes, dppo, flow_grpo, tracerl
-from denoiserl.train.run import run
+from denoiserl import demo
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
+from denoiserl.experiments.runner import run
+from denoiserl.recipes.generators import flow_grpo
+from denoiserl.recipes.language import tracerl
+from denoiserl.recipes.policy_gradient import dppo
+from denoiserl.stats import Comparison
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import shapes as _shapes
 
 
 def tiny(args, updates: int, base: dict, **options):
@@ -51,7 +56,7 @@ def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
         warnings.simplefilter("ignore")  # of the simulator
         with pytest.raises(SystemExit):
             run(demo, ARGS, folder, progress=False, tensorboard=False)
-        with pytest.raises(BadRun, match="has not finished"):
+        with pytest.raises(RunError, match="has not finished"):
             demo.finish(folder)
         before = store.read(folder / "image" / "told" / "before")
         run(demo, ARGS, folder, progress=False, tensorboard=False)
@@ -68,7 +73,7 @@ def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
 
 
 def test_unknown_acts_and_missing_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadRun, match="Did you mean 'robot'"):
+    with pytest.raises(RunError, match="Did you mean 'robot'"):
         run(demo, dataclasses.replace(ARGS, acts=("robt",)), tmp_path / "x", progress=False, tensorboard=False)
-    with pytest.raises(BadRun, match="in a folder"):
+    with pytest.raises(RunError, match="in a folder"):
         next(demo.train(ARGS))

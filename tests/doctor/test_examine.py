@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from denoiserl import Masked, OneStep, Policy, Rng, grid
+from denoiserl import Masked, OneStep, Policy, Rng, time_grid
+from denoiserl.core.errors import RunError
 from denoiserl.data import Normalizer, Robot
 from denoiserl.doctor import Finding, examine, print_findings, worst
-from denoiserl.errors import BadRun
-from denoiserl.labs import sudoku
-from denoiserl.net import MLP, Transformer
-from denoiserl.policy import Identity, Infill
-from denoiserl.process import GaussianHead, Logits, cosine
+from denoiserl.nn import MLP, Transformer
+from denoiserl.oracles import sudoku
+from denoiserl.policy.policy import IdentityCodec, InfillCodec
+from denoiserl.processes import GaussianHead, TokenDenoiser, cosine
 from tests.doctor.test_signal import Reach, robot
 from tests.doctor.worlds import PM, TWO, Oracle, generator, policy, reward
 
@@ -54,18 +54,18 @@ def test_a_language_model_is_examined() -> None:
     torch.manual_seed(0)
     net = Transformer(sudoku.VOCAB, sudoku.CELLS, 16, 1, position="grid")
     process = Masked(sudoku.VOCAB, "confidence", tokens=4)
-    made = Policy.of(process, Logits(net), (sudoku.CELLS,), process.steps(grid(3)), codec=Infill())
+    made = Policy.of(process, TokenDenoiser(net), (sudoku.CELLS,), process.steps(time_grid(3)), codec=InfillCodec())
     canvases = sudoku.puzzles(sudoku.grids(), 40, Rng(0))[0]
     found = named(examine(made, reward=sudoku.reward, prompts=canvases, batch=32, group=4))
     assert found["first ratio"].level == "ok"
     assert "stopped" not in " ".join(f.said for f in found.values())
-    few = replace(made, train=process.steps(grid(1)), serve=process.steps(grid(1)))
+    few = replace(made, train_steps=process.steps(time_grid(1)), eval_steps=process.steps(time_grid(1)))
     assert "steps of 4 tokens" in named(examine(few, prompts=canvases, batch=16))["drawing"].said
 
 
 def test_nothing_is_changed() -> None:
     made = generator()
-    made.weights.keep("reference")
+    made.weights.snapshot("reference")
     before = {k: v.clone() for k, v in made.weights.module.state_dict().items()}
     made.weights.module.train()
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
@@ -96,7 +96,7 @@ def test_what_cannot_be_drawn_from_says_what_is_missing() -> None:
 
 def test_a_robot_codec_says_what_is_observed() -> None:
     codec = Robot(Normalizer.fit(Rng(0).normal(50, 3)), Normalizer.fit(Rng(1).normal(50, 2)))
-    made = replace(policy(MLP((4, 2), cond=3, width=16), 2), event=(4, 2), codec=codec)
+    made = replace(policy(MLP((4, 2), cond=3, width=16), 2), event_shape=(4, 2), codec=codec)
     found = named(examine(made))
     assert found["condition"].level == "ok"
     assert "not measured" in found["success"].said
@@ -106,7 +106,7 @@ def test_a_gaussian_policy_is_examined() -> None:
     """One decision a chain: no noise levels, a density, and success as the others have it."""
     head = GaussianHead(MLP((1, 1), cond=1, width=8, time=0), 1, std=0.5)
     process = OneStep()
-    made = Policy.of(process, head, (1, 1), process.steps(grid(1)))
+    made = Policy.of(process, head, (1, 1), process.steps(time_grid(1)))
     found = named(examine(made, env=lambda: Reach(0.0)))
     assert found["prediction"].level == found["noise"].level == "note"
     assert found["first ratio"].level == found["densities"].level == "ok"
@@ -131,7 +131,7 @@ def test_a_generator_without_prompts_is_rewarded() -> None:
 
 
 def test_a_codec_that_fails_is_found_before_anything_else() -> None:
-    class Breaks(Identity):
+    class Breaks(IdentityCodec):
         def decode(self, sample: Tensor) -> Tensor:
             raise OSError("the autoencoder is gone")
 
@@ -142,13 +142,13 @@ def test_a_codec_that_fails_is_found_before_anything_else() -> None:
 def test_findings_come_as_they_are_made_and_nonsense_is_refused() -> None:
     seen: list[Finding] = []
     assert examine(generator(), prompts=PM.prompts, batch=16, watch=seen.append) == seen
-    with pytest.raises(BadRun, match="one of them"):
+    with pytest.raises(RunError, match="one of them"):
         examine(generator(), env="CartPole-v1", reward=reward)
-    with pytest.raises(BadRun, match="groups"):
+    with pytest.raises(RunError, match="groups"):
         examine(generator(), batch=8, group=8)
-    with pytest.raises(BadRun, match="remedy"):
+    with pytest.raises(RunError, match="remedy"):
         Finding("x", "error", "it broke")
-    with pytest.raises(BadRun, match="Did you mean 'warning'"):
+    with pytest.raises(RunError, match="Did you mean 'warning'"):
         Finding("x", "warnin", "it broke")  # type: ignore[arg-type]
 
 
@@ -175,9 +175,9 @@ def test_data_that_are_no_pair_are_refused_with_the_pair() -> None:
     """Clean data alone would be cut in two: their first row as the data, their second as the conditions."""
     made = generator()
     for wrong in (PM.sample(PM.prompts, Rng(0)), {"x": torch.zeros(2, 2)}, (torch.zeros(3, 2),)):
-        with pytest.raises(BadRun, match=r"pair.*\(x0, None\)"):
+        with pytest.raises(RunError, match=r"pair.*\(x0, None\)"):
             examine(made, data=wrong)  # type: ignore[arg-type]
-    with pytest.raises(BadRun, match="3 rows with 4 conditions"):
+    with pytest.raises(RunError, match="3 rows with 4 conditions"):
         examine(made, data=(torch.zeros(3, 2), torch.zeros(4, 6)))
 
 

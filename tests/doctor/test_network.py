@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Masked, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, Masked, Policy, Rng, time_grid
 from denoiserl.doctor.finding import guarded
 from denoiserl.doctor.network import alive, conditioned, gradients
 from denoiserl.doctor.values import ranges
-from denoiserl.net import MLP
-from denoiserl.policy import Identity, Infill
-from denoiserl.process import cosine, ddim
+from denoiserl.nn import MLP
+from denoiserl.policy.policy import IdentityCodec, InfillCodec
+from denoiserl.processes import cosine, ddim
 from tests.doctor.worlds import PM, TWO, Oracle, generator, policy
 
 
 def drawn(made: Policy, given: Tensor | None = None) -> Tensor:
-    return made.sample(given, Rng(1), rows=32, serve=True).sample
+    return made.sample_chain(given, Rng(1), rows=32, use_eval_steps=True).sample
 
 
 def mlp(zero: bool = False, null: bool = False, cond: int = 3) -> Policy:
@@ -97,7 +97,7 @@ class Half(nn.Module):
 )
 def test_gradients_reach_every_tensor_or_are_missed(how: str, level: str, words: str) -> None:
     made = policy(Half(how), 2)
-    chain = made.sample(None, Rng(0), rows=8)
+    chain = made.sample_chain(None, Rng(0), rows=8)
     before = [p.grad for p in made.parameters()]
     found = guarded("gradients", gradients, made, chain, Rng(1))
     assert found.level == level
@@ -108,11 +108,16 @@ def test_gradients_reach_every_tensor_or_are_missed(how: str, level: str, words:
 def test_frozen_networks_and_deterministic_chains() -> None:
     made = mlp(cond=0)
     assert (
-        gradients(replace(made, train=made.serve), made.sample(None, Rng(0), rows=4, serve=True), Rng(1)).level == "ok"
+        gradients(
+            replace(made, train_steps=made.eval_steps),
+            made.sample_chain(None, Rng(0), rows=4, use_eval_steps=True),
+            Rng(1),
+        ).level
+        == "ok"
     )
     for p in made.weights.module.parameters():
         p.requires_grad_(False)
-    assert "trainable" in gradients(made, made.sample(None, Rng(0), rows=4), Rng(1)).said
+    assert "trainable" in gradients(made, made.sample_chain(None, Rng(0), rows=4), Rng(1)).said
 
 
 # Values
@@ -149,13 +154,13 @@ def test_samples_have_about_unit_scale_and_are_finite() -> None:
 def test_pictures_outside_their_range_are_noticed_where_no_codec_clamps() -> None:
     net = nn.Identity()
     process = Diffusion(cosine)
-    made = Policy.of(process, Gauss(net, cosine, "x0"), (3, 4, 4), process.steps(grid(2)))
+    made = Policy.of(process, GaussianDenoiser(net, cosine, "x0"), (3, 4, 4), process.steps(time_grid(2)))
     picture = Rng(0).uniform(16, 3, 4, 4) * 2 - 1
     assert ranges(made, picture, picture).level == "ok"
     assert ranges(made, 2 * picture, 2 * picture).level == "warning"
 
     @dataclass(frozen=True)
-    class Clamps(Identity):
+    class Clamps(IdentityCodec):
         def decode(self, sample: Tensor) -> Tensor:
             return sample.clamp(-1, 1)
 
@@ -165,11 +170,11 @@ def test_pictures_outside_their_range_are_noticed_where_no_codec_clamps() -> Non
 
 def test_tokens_are_in_the_vocabulary_and_no_mask_is_left() -> None:
     process = Masked(4)
-    made = SimpleNamespace(process=process, event=(6,), codec=Infill())
+    made = SimpleNamespace(process=process, event=(6,), codec=InfillCodec())
     tokens = Rng(0).integers(0, 4, 8, 6)
     assert ranges(made, tokens, tokens).level == "ok"  # type: ignore[arg-type]
     left = tokens.clone()
-    left[0, 0] = process.mask  # the mask's id is no token
+    left[0, 0] = process.mask_token  # the mask's id is no token
     assert ranges(made, left, left).level == "error"  # type: ignore[arg-type]
     assert "vocabulary" in ranges(made, tokens + 5, tokens).said  # type: ignore[arg-type]
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl import Diffusion, Gauss, Logits, Masked, OneStep, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, Masked, OneStep, Policy, Rng, TokenDenoiser, time_grid
 from denoiserl.doctor.reading import TIMES, Fit, judged, prediction
-from denoiserl.labs.worlds import GaussianWorld
-from denoiserl.net import MLP
-from denoiserl.process import cosine, linear
-from denoiserl.weights import Weights
+from denoiserl.nn import MLP
+from denoiserl.oracles.worlds import GaussianWorld
+from denoiserl.policy.weights import Weights
+from denoiserl.processes import cosine, linear
 from tests.doctor.worlds import PM, TWO, Oracle, policy
 
 CLOCKS: dict[str, dict[str, Any]] = {"": {}, "reversed": {"reverse": True}, "1000": {"scale": 1000.0}}
 
 
 def told(made: Policy, given: Tensor | None = None) -> Any:
-    x0 = made.sample(given, Rng(1), rows=64, serve=True).sample
+    x0 = made.sample_chain(given, Rng(1), rows=64, use_eval_steps=True).sample
     return prediction(made, x0, given, Rng(2))
 
 
@@ -106,12 +106,12 @@ def test_an_exact_posterior_mean_has_ratios_of_one_on_gaussian_data_and_any_erro
     world = GaussianWorld(torch.tensor([0.5, -0.3]), 0.6)
     process = Diffusion(cosine)
     x0 = world.sample(4000, Rng(0))
-    exact = judged(process, Gauss(Oracle(world, cosine, "x0"), cosine, "x0"), x0, None, Rng(1))
+    exact = judged(process, GaussianDenoiser(Oracle(world, cosine, "x0"), cosine, "x0"), x0, None, Rng(1))
     assert exact.score == pytest.approx(1, abs=0.01)
     assert exact.excess == pytest.approx(1, abs=0.01)
     net = Oracle(world, cosine, "x0")
     net.gain.data.fill_(0.5)
-    half = judged(process, Gauss(net, cosine, "x0"), x0, None, Rng(1))
+    half = judged(process, GaussianDenoiser(net, cosine, "x0"), x0, None, Rng(1))
     assert half.excess > 1.2
     assert len(half.at) == len(TIMES)
 
@@ -137,7 +137,7 @@ class Table(torch.nn.Module):
 
 def writer(net: torch.nn.Module, shift: bool) -> Policy:
     process = Masked(4, "left", tokens=1)
-    return Policy.of(process, Logits(net, shift=shift), (8,), process.steps(grid(8)))
+    return Policy.of(process, TokenDenoiser(net, shift=shift), (8,), process.steps(time_grid(8)))
 
 
 def test_a_shifted_language_model_is_found_out() -> None:
@@ -160,7 +160,7 @@ def test_what_has_no_noise_levels_says_so() -> None:
             return x
 
     process = OneStep(std=0.1)
-    made = Policy.of(process, Gauss(One(), linear, "x0"), (2,), process.steps(grid(1)))
+    made = Policy.of(process, GaussianDenoiser(One(), linear, "x0"), (2,), process.steps(time_grid(1)))
     assert told(made).level == "note"
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.doctor.signal import ask_reward, dead_share, episodes, groups, play, rewarded
-from denoiserl.env import Stream
-from denoiserl.process import cosine, ddim, floored
+from denoiserl.envs import Stream
+from denoiserl.processes import cosine, ddim, with_min_std
 from tests.doctor.worlds import PM, generator
 
 
@@ -147,8 +147,8 @@ class Normal(nn.Module):
 
 
 def robot(floor: float = 0.05, event: tuple[int, ...] = (1, 1)) -> Policy:
-    process, times = Diffusion(cosine, floored(ddim(1.0), floor)), grid(10)
-    made = Gauss(Normal(), cosine, "x0")
+    process, times = Diffusion(cosine, with_min_std(ddim(1.0), floor)), time_grid(10)
+    made = GaussianDenoiser(Normal(), cosine, "x0")
     return Policy.of(process, made, event, process.steps(times), process.steps(times, ddim(1.0)))
 
 

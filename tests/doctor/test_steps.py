@@ -14,21 +14,23 @@ from torch import Tensor, nn
 from denoiserl import Diffusion, Gaussian, Rng
 from denoiserl.doctor.cost import available, footprint, memory, speed
 from denoiserl.doctor.steps import densities, energy, exploration, first_ratio, served
-from denoiserl.net import MLP
-from denoiserl.policy import Identity
-from denoiserl.process import cosine, ddim, floored
+from denoiserl.nn import MLP
+from denoiserl.policy.policy import IdentityCodec
+from denoiserl.processes import cosine, ddim, with_min_std
 from tests.doctor.worlds import PM, TWO, Oracle, generator, policy
 
 
 def test_chains_without_densities_are_refused_and_partial_ones_noted() -> None:
     made, cond = generator(), PM.draw_prompts(16, Rng(0))
-    assert densities(made.sample(cond, Rng(1))).level == "ok"
-    assert densities(made.sample(cond, Rng(1), serve=True)).level == "error"
-    some = replace(made, train=Diffusion(cosine).steps(made.train.times, ddim(1.0)))  # its last step has no noise
-    found = densities(some.sample(cond, Rng(1)))
+    assert densities(made.sample_chain(cond, Rng(1))).level == "ok"
+    assert densities(made.sample_chain(cond, Rng(1), use_eval_steps=True)).level == "error"
+    some = replace(
+        made, train_steps=Diffusion(cosine).steps(made.train_steps.times, ddim(1.0))
+    )  # its last step has no noise
+    found = densities(some.sample_chain(cond, Rng(1)))
     assert found.level == "note"
     assert "9 of 10" in found.said
-    chain = made.sample(cond, Rng(1))
+    chain = made.sample_chain(cond, Rng(1))
     assert densities(replace(chain, log_prob=chain.log_prob * torch.nan)).level == "error"
 
 
@@ -39,7 +41,7 @@ def test_the_quietest_step_is_compared_with_the_samples() -> None:
     quiet = generator(floor=1e-3)
     found = exploration(quiet, spread)
     assert found.level == "warning"
-    std = torch.tensor(min(v for v in quiet.train.table["std"].tolist() if v > 0))
+    std = torch.tensor(min(v for v in quiet.train_steps.table["std"].tolist() if v > 0))
     mean = torch.zeros(PM.dim)
     kl = float(Gaussian(mean, std, 1).kl(Gaussian(mean + 0.007, std, 1)))
     assert f"costs {kl:.2g} nats" in found.said
@@ -65,10 +67,10 @@ def test_energy_distance_tells_distributions_apart_and_equal_ones_not() -> None:
 
 def test_training_that_draws_something_else_than_is_served() -> None:
     made = policy(Oracle(TWO, cosine, "v"), 2)
-    serve = made.sample(None, Rng(0), rows=64, serve=True).sample
-    assert served(made, made.sample(None, Rng(1), rows=64).sample, serve, Rng(2)).level == "ok"
-    loud = replace(made, train=Diffusion(cosine).steps(made.train.times, floored(ddim(1.0), 1.0)))
-    found = served(loud, loud.sample(None, Rng(1), rows=64).sample, serve, Rng(2))
+    serve = made.sample_chain(None, Rng(0), rows=64, use_eval_steps=True).sample
+    assert served(made, made.sample_chain(None, Rng(1), rows=64).sample, serve, Rng(2)).level == "ok"
+    loud = replace(made, train_steps=Diffusion(cosine).steps(made.train_steps.times, with_min_std(ddim(1.0), 1.0)))
+    found = served(loud, loud.sample_chain(None, Rng(1), rows=64).sample, serve, Rng(2))
     assert found.level == "warning"
     assert "floor" in found.remedy
 
@@ -96,9 +98,9 @@ class Noisy(nn.Module):
 def test_a_first_ratio_that_is_not_one_has_its_cause_named(layer: nn.Module | None, own: bool, words: str) -> None:
     made = policy(Noisy(layer, own), 2)
     if not own:
-        assert first_ratio(made, made.sample(None, Rng(0), rows=8), Rng(1)).level == "ok"
+        assert first_ratio(made, made.sample_chain(None, Rng(0), rows=8), Rng(1)).level == "ok"
         made.weights.module.train()
-    found = first_ratio(made, made.sample(None, Rng(0), rows=8), Rng(1))
+    found = first_ratio(made, made.sample_chain(None, Rng(0), rows=8), Rng(1))
     assert found.level == "error"
     assert words in found.remedy
 
@@ -115,14 +117,14 @@ def test_rows_that_look_at_each_other_are_found_by_shuffling() -> None:
             return self.leave(x - x[:1])
 
     made = policy(Crowd(), 2, n=1, floor=0.5)
-    found = first_ratio(made, made.sample(None, Rng(0), rows=8), Rng(1))
+    found = first_ratio(made, made.sample_chain(None, Rng(0), rows=8), Rng(1))
     assert found.level == "error"
     assert "other rows" in found.remedy
 
 
 def test_a_record_under_other_weights_is_off_policy() -> None:
     made = generator()
-    chain = made.sample(PM.draw_prompts(8, Rng(0)), Rng(1))
+    chain = made.sample_chain(PM.draw_prompts(8, Rng(0)), Rng(1))
     assert first_ratio(made, chain, Rng(2)).level == "ok"
     with torch.no_grad():
         made.parameters()[0].mul_(0.9)
@@ -145,19 +147,19 @@ def test_memory_counts_what_autograd_keeps() -> None:
             return self.layers[-1](x)
 
     made = policy(Plain(), 2)
-    row, weights, _ = footprint(made, made.sample(None, Rng(0), rows=rows), rows)
+    row, weights, _ = footprint(made, made.sample_chain(None, Rng(0), rows=rows), rows)
     assert row == pytest.approx(
         4 * width * (depth + 1), rel=0.1
     )  # a ReLU keeps its answer, which the next layer shares
     total = sum(p.numel() for p in made.parameters())
     assert weights == 16 * total
     frozen = made.parameters()[0].requires_grad_(False)  # it needs neither gradient nor moments
-    assert footprint(made, made.sample(None, Rng(0), rows=rows), rows)[1] == 16 * total - 12 * frozen.numel()
+    assert footprint(made, made.sample_chain(None, Rng(0), rows=rows), rows)[1] == 16 * total - 12 * frozen.numel()
 
 
 def test_memory_that_will_not_do_has_the_batch_that_will() -> None:
     made = policy(MLP(2, width=256), 2)
-    chain = made.sample(None, Rng(0), rows=16)
+    chain = made.sample_chain(None, Rng(0), rows=16)
     assert memory(made, chain, 1024, free=10**9).level == "ok"
     row, weights, record = footprint(made, chain, 1024)
     found = memory(made, chain, 100_000, free=2 * (weights + record) + 1000 * row)
@@ -177,7 +179,7 @@ def test_memory_that_will_not_do_has_the_batch_that_will() -> None:
 def test_time_is_told_apart_by_where_it_goes() -> None:
     """With a clock that ticks once a reading, every piece of work takes one tick: the parts are then known."""
     made, cond = generator(), PM.draw_prompts(8, Rng(0))
-    chain = made.sample(cond, Rng(1))
+    chain = made.sample_chain(cond, Rng(1))
     ticks = itertools.count()
     found = speed(made, cond, chain, Rng(2), clock=lambda: float(next(ticks)))
     assert found.level == "ok"
@@ -185,7 +187,7 @@ def test_time_is_told_apart_by_where_it_goes() -> None:
 
     spent = {"now": 0.0}
 
-    class Clocked(Identity):
+    class Clocked(IdentityCodec):
         def decode(self, sample: Tensor) -> Tensor:
             spent["now"] += 10.0
             return sample

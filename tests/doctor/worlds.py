@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Policy, grid
-from denoiserl.labs.prompted import Prompted, prompted
-from denoiserl.labs.worlds import MixtureWorld
-from denoiserl.process import cosine, ddim, floored
-from denoiserl.tree import right
+from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
+from denoiserl.core.tree import expand_right
+from denoiserl.oracles.prompted import Prompted, prompted
+from denoiserl.oracles.worlds import MixtureWorld
+from denoiserl.processes import cosine, ddim, with_min_std
 
 PM = prompted(0)
 TWO = MixtureWorld(torch.tensor([[0.8, 0.8], [-0.8, 0.6]]), torch.tensor([0.5, 0.5]), 0.1)
@@ -34,7 +34,7 @@ class Oracle(nn.Module):
         t = (1 - t if self.reverse else t).clamp(1e-4, 1 - 1e-4)
         alpha, sigma = self.schedule(t)
         mean = self.world.posterior_mean(x, alpha, sigma, cond)
-        a, s = right(alpha, x), right(sigma, x)
+        a, s = expand_right(alpha, x), expand_right(sigma, x)
         eps = (x - a * mean) / s
         preserving = abs(float(alpha[0] ** 2 + sigma[0] ** 2) - 1) < 1e-5
         answers = {"x0": mean, "eps": eps, "v": a * eps - s * mean if preserving else eps - mean}
@@ -45,9 +45,9 @@ def policy(
     net: nn.Module, dim: int, schedule: Any = cosine, predicts: str = "v", n: int = 10, floor: float = 0.1, **more: Any
 ) -> Policy:
     """A policy around a raw network: explores with a floor, serves the ODE."""
-    process = Diffusion(schedule, floored(ddim(1.0), floor))
-    times = grid(n)
-    made = Gauss(net, schedule, predicts)
+    process = Diffusion(schedule, with_min_std(ddim(1.0), floor))
+    times = time_grid(n)
+    made = GaussianDenoiser(net, schedule, predicts)
     return Policy.of(process, made, (dim,), process.steps(times), process.steps(times, ddim(0.0)), **more)
 
 

@@ -11,48 +11,73 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Autoregressive, Diffusion, Gauss, Logits, Masked, OneStep, Policy, Rng, Sample, grid, renoise
-from denoiserl.describe import build, describe
-from denoiserl.errors import BadRun
-from denoiserl.net import MLP, Transformer
-from denoiserl.policy import Identity, Infill, load
-from denoiserl.process import Table, betas_cosine, cosine, ddim, edm, floored, flow_sde, linear, quiet, window
-from denoiserl.tree import leaves
+from denoiserl import (
+    Autoregressive,
+    Diffusion,
+    GaussianDenoiser,
+    Masked,
+    OneStep,
+    Policy,
+    RecordSample,
+    Rng,
+    TokenDenoiser,
+    renoise,
+    time_grid,
+)
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization.config import from_config, to_config
+from denoiserl.core.tree import leaves
+from denoiserl.nn import MLP, Transformer
+from denoiserl.policy.policy import IdentityCodec, InfillCodec, load
+from denoiserl.processes import (
+    Table,
+    betas_cosine,
+    cosine,
+    ddim,
+    edm,
+    flow_sde,
+    linear,
+    window,
+    with_capped_std,
+    with_min_std,
+)
 
 
 def robot() -> Policy:
-    process = Diffusion(betas_cosine(), floored(ddim(1.0), 0.1), clip=1.0)
-    model = Gauss(MLP((2, 3), 4, width=16), process.schedule, "eps")
-    serve = process.steps(grid(3), quiet(ddim(1.0)))
-    return Policy.of(process, model, (2, 3), process.steps(grid(5, end=0.02)), serve)
+    process = Diffusion(betas_cosine(), with_min_std(ddim(1.0), 0.1), clip=1.0)
+    model = GaussianDenoiser(MLP((2, 3), 4, width=16), process.schedule, "eps")
+    serve = process.steps(time_grid(3), with_capped_std(ddim(1.0)))
+    return Policy.of(process, model, (2, 3), process.steps(time_grid(5, end=0.02)), serve)
 
 
 def image() -> Policy:
     process = Diffusion(linear, window(flow_sde(0.7), 1, 4))
-    model = Gauss(MLP(6, 4, width=16), linear, "v")
-    return Policy.of(process, model, (6,), process.steps(grid(5)), process.steps(grid(4), ddim(0.0)))
+    model = GaussianDenoiser(MLP(6, 4, width=16), linear, "v")
+    return Policy.of(process, model, (6,), process.steps(time_grid(5)), process.steps(time_grid(4), ddim(0.0)))
 
 
 def karras() -> Policy:
     process = Diffusion(edm, ddim(1.0), weight="data")
-    return Policy.of(process, Gauss(MLP(6, 4, width=16), edm, "edm", 0.7), (6,), process.steps(grid(4)))
+    return Policy.of(process, GaussianDenoiser(MLP(6, 4, width=16), edm, "edm", 0.7), (6,), process.steps(time_grid(4)))
 
 
 def language() -> Policy:
     process = Masked(5, "confidence", tokens=2, temperature=0.7, top_k=3, threshold=0.9)
-    model = Logits(Transformer(5, 8, width=16, depth=1, heads=2, cond=4))
-    return Policy.of(process, model, (8,), process.steps(grid(4)))
+    model = TokenDenoiser(Transformer(5, 8, width=16, depth=1, heads=2, cond=4))
+    return Policy.of(process, model, (8,), process.steps(time_grid(4)))
 
 
 def writer() -> Policy:
     process = Autoregressive(5, top_p=0.9)
-    model = Logits(Transformer(5, 4, width=16, depth=1, heads=2, causal=True, cond=4), start=5)
-    return Policy.of(process, model, (4,), process.steps(grid(4)))
+    model = TokenDenoiser(Transformer(5, 4, width=16, depth=1, heads=2, causal=True, cond=4), start=5)
+    return Policy.of(process, model, (4,), process.steps(time_grid(4)))
 
 
 def actor() -> Policy:
     process = OneStep(std=0.3)
-    return Policy.of(process, Gauss(MLP(3, 4, width=16, time=0), linear, "x0"), (3,), process.steps(grid(1)))
+    return Policy.of(
+        process, GaussianDenoiser(MLP(3, 4, width=16, time=0), linear, "x0"), (3,), process.steps(time_grid(1))
+    )
 
 
 POLICIES = {f.__name__: f for f in (robot, image, karras, language, writer, actor)}
@@ -62,19 +87,19 @@ POLICIES = {f.__name__: f for f in (robot, image, karras, language, writer, acto
 def test_what_is_loaded_is_what_was_saved_bit_by_bit(name: str, tmp_path: Path) -> None:
     policy, cond = POLICIES[name](), torch.randn(5, 4)
     again = Policy.load(policy.save(tmp_path / "policy"))
-    assert again.process == policy.process and again.event == policy.event
+    assert again.process == policy.process and again.event_shape == policy.event_shape
     for serve in (False, True):
-        a, b = (p.sample(cond, Rng.rows(range(5)), serve=serve) for p in (policy, again))
+        a, b = (p.sample_chain(cond, Rng.rows(range(5)), use_eval_steps=serve) for p in (policy, again))
         assert torch.equal(a.sample, b.sample) and torch.equal(a.log_prob, b.log_prob)  # type: ignore[arg-type]
         assert a.steps.dense == b.steps.dense and a.log_prob.shape == b.log_prob.shape
-    assert torch.equal(policy.draw(cond, Rng(1)), again.draw(cond, Rng(1)))  # type: ignore[arg-type]
-    chain = policy.sample(cond, Rng(2))
-    law, y = again.replay(chain, micro=5)
+    assert torch.equal(policy.generate(cond, Rng(1)), again.generate(cond, Rng(1)))  # type: ignore[arg-type]
+    chain = policy.sample_chain(cond, Rng(2))
+    law, y = again.rescore(chain, micro_batch_size=5)
     assert torch.allclose(law.log_prob(y).detach(), chain.log_prob, atol=1e-5)
     files = sorted(p.suffix for p in (tmp_path / "policy").iterdir())
     assert files == [".json", ".safetensors"]  # nothing is pickled
     twice = load(again.save(tmp_path / "again"))
-    assert torch.equal(twice.draw(cond, Rng(1)), policy.draw(cond, Rng(1)))  # type: ignore[arg-type]
+    assert torch.equal(twice.generate(cond, Rng(1)), policy.generate(cond, Rng(1)))  # type: ignore[arg-type]
 
 
 class Foreign(nn.Module):
@@ -90,15 +115,15 @@ class Foreign(nn.Module):
 
 def test_a_foreign_network_has_to_be_handed_over(tmp_path: Path) -> None:
     process = Diffusion(linear)
-    policy = Policy.of(process, Gauss(Foreign(), linear, "v"), (3,), process.steps(grid(4)))
+    policy = Policy.of(process, GaussianDenoiser(Foreign(), linear, "v"), (3,), process.steps(time_grid(4)))
     path = policy.save(tmp_path / "policy")
-    with pytest.raises(BadRun, match=r"Foreign.*load\(path, net=...\)"):
+    with pytest.raises(RunError, match=r"Foreign.*load\(path, net=...\)"):
         load(path)
     again = load(path, net=Foreign())
-    assert torch.equal(again.draw(None, Rng(0), 4), policy.draw(None, Rng(0), 4))  # type: ignore[arg-type]
-    with pytest.raises(BadRun, match=r"another network.*net\.one\.bias: \(8,\) instead of \(9,\)"):
+    assert torch.equal(again.generate(None, Rng(0), 4), policy.generate(None, Rng(0), 4))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"another network.*net\.one\.bias: \(8,\) instead of \(9,\)"):
         load(path, net=Foreign(9))
-    with pytest.raises(BadRun, match=r"missing \['net.bias', 'net.weight'\], surplus \['net.one.bias'"):
+    with pytest.raises(RunError, match=r"missing \['net.bias', 'net.weight'\], surplus \['net.one.bias'"):
         load(path, net=nn.Linear(3, 3))
 
 
@@ -107,27 +132,27 @@ def test_damaged_and_other_folders_are_refused(tmp_path: Path) -> None:
     file = path / "tensors.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
-    with pytest.raises(BadRun, match="bytes instead of"):
+    with pytest.raises(RunError, match="bytes instead of"):
         load(path)
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(BadRun, match="checksum"):
+    with pytest.raises(RunError, match="checksum"):
         load(path)
     file.write_bytes(whole)
     tree = json.loads((path / "tree.json").read_text())
     (path / "tree.json").write_text(json.dumps(tree).replace("denoiserl policy", "denoiserl polity"))
-    with pytest.raises(BadRun, match="checksum"):
+    with pytest.raises(RunError, match="checksum"):
         load(path)
-    with pytest.raises(BadRun, match="does not exist"):
+    with pytest.raises(RunError, match="does not exist"):
         load(tmp_path / "nothing")
-    from denoiserl import store
+    from denoiserl.core.serialization import store
 
-    with pytest.raises(BadRun, match="holds no policy"):
+    with pytest.raises(RunError, match="holds no policy"):
         load(store.write(tmp_path / "other", {"kind": "something else"}))
     for mark, said in (("meta/info.json", "data set of LeRobot"), (".zgroup", "Zarr"), ("zarr.json", "Zarr")):
         folder = tmp_path / mark.replace("/", "_")
         (folder / mark).parent.mkdir(parents=True)
         (folder / mark).touch()
-        with pytest.raises(BadRun, match=said):
+        with pytest.raises(RunError, match=said):
             load(folder)
 
 
@@ -146,7 +171,7 @@ class Own:
     def condition(self, cond: Any) -> Any:
         return cond
 
-    def start(self, cond: Any) -> Any:
+    def initial_state(self, cond: Any) -> Any:
         return None
 
 
@@ -158,68 +183,74 @@ def test_only_the_packages_own_names_are_loaded() -> None:
         {"record": "os.path.join", "fields": {}},
         {"record": "denoiserlevil.Thing", "fields": {}},
         {"module": "torch.nn.modules.linear.Linear", "config": {"in_features": 2, "out_features": 2}},
-        describe(Own(torch.ones(2))),
+        to_config(Own(torch.ones(2))),
     ):
-        with pytest.raises(BadRun, match="not a class of denoiserl"):
-            build(tree)
-    with pytest.raises(BadRun, match="is not in this version"):
-        build({"record": "denoiserl.process.schedule.Lineal", "fields": {}})
-    with pytest.raises(BadRun, match="is not a record"):
-        build({"record": "denoiserl.rng.Rng", "fields": {"seed": 1}})
-    with pytest.raises(BadRun, match="is not a module"):
-        build({"module": "denoiserl.process.schedule.Linear", "config": {}})
-    with pytest.raises(BadRun, match="other fields in this version"):
-        build({"record": "denoiserl.process.schedule.Linear", "fields": {"shaft": 2.0}})
+        with pytest.raises(RunError, match="not a class of denoiserl"):
+            from_config(tree)
+    with pytest.raises(RunError, match="is not in this version"):
+        from_config({"record": "denoiserl.processes.schedule.Lineal", "fields": {}})
+    with pytest.raises(RunError, match="is not a record"):
+        from_config({"record": "denoiserl.core.rng.Rng", "fields": {"seed": 1}})
+    with pytest.raises(RunError, match="is not a module"):
+        from_config({"module": "denoiserl.processes.schedule.Linear", "config": {}})
+    with pytest.raises(RunError, match="other fields in this version"):
+        from_config({"record": "denoiserl.processes.schedule.Linear", "fields": {"shaft": 2.0}})
 
 
 def test_what_cannot_be_described_is_refused() -> None:
     for thing in (object(), lambda x: x, {1, 2}, open):
-        with pytest.raises(BadRun, match="cannot be saved: use numbers"):
-            describe(thing)
+        with pytest.raises(RunError, match="cannot be saved: use numbers"):
+            to_config(thing)
 
 
 @pytest.mark.parametrize(
     "thing",
     [
         None, 3, 0.5, True, "a", (1, (2.0, "b")), [1, [2]], {"a": (1, None)}, cosine, betas_cosine(10),
-        window(floored(ddim(0.3), 0.1), 1, 3, quiet(ddim(1.0), 0.2)), Identity(),
+        window(with_min_std(ddim(0.3), 0.1), 1, 3, with_capped_std(ddim(1.0), 0.2)), IdentityCodec(),
         Diffusion(cosine, flow_sde(0.4), clip=2.0),
     ],
 )  # fmt: skip
 def test_what_is_described_is_built_again(thing: Any) -> None:
-    assert build(json.loads(json.dumps(describe(thing)))) == thing
+    assert from_config(json.loads(json.dumps(to_config(thing)))) == thing
 
 
 def test_a_table_survives_the_file(tmp_path: Path) -> None:
     policy = Policy.load(robot().save(tmp_path / "policy"))
     assert isinstance(policy.process, Diffusion) and policy.process.schedule == betas_cosine()
     assert isinstance(policy.process.schedule, Table) and isinstance(policy.process.schedule.signal, tuple)
-    assert policy.train.times.dtype == torch.float64 and torch.equal(policy.train.times, grid(5, end=0.02))
+    assert policy.train_steps.times.dtype == torch.float64 and torch.equal(
+        policy.train_steps.times, time_grid(5, end=0.02)
+    )
 
 
 def test_infill_writes_into_the_prompt() -> None:
     process = Masked(5, "confidence", tokens=1)
-    model = Logits(Transformer(5, 6, width=16, depth=1, heads=2))
-    policy = Policy.of(process, model, (6,), process.steps(grid(6)), codec=Infill())
+    model = TokenDenoiser(Transformer(5, 6, width=16, depth=1, heads=2))
+    policy = Policy.of(process, model, (6,), process.steps(time_grid(6)), codec=InfillCodec())
     canvas = torch.tensor([[1, 5, 5, 2, 5, 0], [5] * 6])
-    drawn = policy.draw(canvas, Rng(0))
+    drawn = policy.generate(canvas, Rng(0))
     assert isinstance(drawn, Tensor) and int(drawn.max()) < 5
     assert torch.equal(torch.where(canvas < 5, canvas, drawn), drawn)
-    chain = policy.sample(canvas, Rng(0))
-    law, y = policy.replay(chain, micro=2)
+    chain = policy.sample_chain(canvas, Rng(0))
+    law, y = policy.rescore(chain, micro_batch_size=2)
     assert torch.equal(law.log_prob(y).detach(), chain.log_prob) and float(chain.log_prob[0, 3:].abs().sum()) == 0
 
 
 def test_a_users_codec_moves_with_the_policy() -> None:
     process = Diffusion(linear)
     policy = Policy.of(
-        process, Gauss(MLP(2, width=8), linear, "v"), (2,), process.steps(grid(3)), codec=Own(torch.tensor([2.0, 5.0]))
+        process,
+        GaussianDenoiser(MLP(2, width=8), linear, "v"),
+        (2,),
+        process.steps(time_grid(3)),
+        codec=Own(torch.tensor([2.0, 5.0])),
     )
     moved = policy.to("cpu")
     assert isinstance(moved.codec, Own)
-    raw = policy.sample(None, Rng(0), 3, Sample(), serve=True).sample
+    raw = policy.sample_chain(None, Rng(0), 3, RecordSample(), use_eval_steps=True).sample
     assert isinstance(raw, Tensor)
-    assert torch.equal(moved.draw(None, Rng(0), 3), raw * torch.tensor([2.0, 5.0]))  # type: ignore[arg-type]
+    assert torch.equal(moved.generate(None, Rng(0), 3), raw * torch.tensor([2.0, 5.0]))  # type: ignore[arg-type]
     far = policy.to("meta").codec
     assert isinstance(far, Own) and far.scale.is_meta
 
@@ -227,7 +258,11 @@ def test_a_users_codec_moves_with_the_policy() -> None:
 def test_the_elbo_of_a_policy_is_in_data_units() -> None:
     process = Diffusion(linear)
     policy = Policy.of(
-        process, Gauss(MLP(2, width=8), linear, "v"), (2,), process.steps(grid(3)), codec=Own(torch.tensor([2.0, 5.0]))
+        process,
+        GaussianDenoiser(MLP(2, width=8), linear, "v"),
+        (2,),
+        process.steps(time_grid(3)),
+        codec=Own(torch.tensor([2.0, 5.0])),
     )
     x = torch.randn(4, 2)
     found = policy.elbo(x, None, Rng(0), 6)
@@ -241,24 +276,24 @@ def test_the_elbo_of_a_policy_is_in_data_units() -> None:
 
 def test_a_policy_samples_with_the_set_that_is_active() -> None:
     policy = image()
-    policy.weights.keep("reference")
+    policy.weights.snapshot("reference")
     with torch.no_grad():
         for p in policy.parameters():
             p.add_(0.1)
     cond = torch.randn(3, 4)
-    now, then = policy.draw(cond, Rng(0)), policy.using("reference").draw(cond, Rng(0))
+    now, then = policy.generate(cond, Rng(0)), policy.with_weights("reference").generate(cond, Rng(0))
     assert not torch.equal(now, then)  # type: ignore[arg-type]
-    chain = policy.using("reference").sample(cond, Rng(0))
-    law, y = policy.replay(chain, micro=3, using="reference")
+    chain = policy.with_weights("reference").sample_chain(cond, Rng(0))
+    law, y = policy.rescore(chain, micro_batch_size=3, weights="reference")
     assert torch.equal(law.log_prob(y).detach(), chain.log_prob)
-    with pytest.raises(BadRun, match="Did you mean 'reference'"):
-        policy.using("referense")
+    with pytest.raises(RunError, match="Did you mean 'reference'"):
+        policy.with_weights("referense")
 
 
 def test_only_denoisers_are_held() -> None:
     process = Diffusion(linear)
     with pytest.raises(TypeError, match=r"wrap it \(Gauss, Logits\)"):
-        Policy.of(process, nn.Linear(2, 2), (2,), process.steps(grid(2)))  # type: ignore[arg-type]
+        Policy.of(process, nn.Linear(2, 2), (2,), process.steps(time_grid(2)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +311,7 @@ def test_a_checkpoint_of_another_program_is_named_with_what_opens_it(tmp_path: P
     (tmp_path / "x" / name).parent.mkdir(parents=True)
     (tmp_path / "x" / name).write_text("{}")
     (tmp_path / "x" / "model.safetensors").touch()
-    with pytest.raises(BadRun, match=opens) as said:
+    with pytest.raises(RunError, match=opens) as said:
         Policy.load(tmp_path / "x")
     assert "delete" not in str(said.value)
 
@@ -286,7 +321,7 @@ def test_a_checkpoint_of_another_program_is_named_with_what_opens_it(tmp_path: P
 )
 def test_a_single_file_is_named_with_what_opens_it(tmp_path: Path, name: str, opens: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(BadRun, match=opens) as said:
+    with pytest.raises(RunError, match=opens) as said:
         Policy.load(tmp_path / name)
     assert "delete" not in str(said.value)
 
@@ -295,5 +330,5 @@ def test_a_single_file_is_named_with_what_opens_it(tmp_path: Path, name: str, op
 def test_conditions_come_as_arrays_and_lists_too(kind: str) -> None:
     policy, cond = image(), Rng(1).normal(3, 4)
     given = cond.tolist() if kind == "list" else cond.numpy().astype(kind)
-    assert torch.equal(policy.draw(given, Rng(0)), policy.draw(cond, Rng(0)))
-    assert torch.equal(policy.sample(given, Rng(0)).sample, policy.sample(cond, Rng(0)).sample)
+    assert torch.equal(policy.generate(given, Rng(0)), policy.generate(cond, Rng(0)))
+    assert torch.equal(policy.sample_chain(given, Rng(0)).sample, policy.sample_chain(cond, Rng(0)).sample)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Policy, grid
-from denoiserl.errors import BadRun
-from denoiserl.process import linear
-from denoiserl.weights import fit, strip_prefix
+from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
+from denoiserl.core.errors import RunError
+from denoiserl.policy.weights import load_checked, strip_prefix
+from denoiserl.processes import linear
 
 
 class Net(nn.Module):
@@ -40,7 +40,7 @@ class Wrapper(nn.Module):
 )
 def test_a_prefix_of_all_names_is_dropped(prefix: str) -> None:
     net, other = Net(), Net()
-    fit(other, {prefix + name: value for name, value in net.state_dict().items()})
+    load_checked(other, {prefix + name: value for name, value in net.state_dict().items()})
     assert all(torch.equal(other.state_dict()[name], value) for name, value in net.state_dict().items())
 
 
@@ -60,15 +60,15 @@ def test_weights_under_two_prefixes_are_refused_by_both() -> None:
     """As ema-pytorch saves them: the average beside what learns."""
     own = Net().state_dict()
     both = {f"{prefix}.{name}": value for prefix in ("ema_model", "online_model") for name, value in own.items()}
-    with pytest.raises(BadRun, match=r"under the prefix 'ema_model\.' or 'online_model\.'"):
-        fit(Net(), both)
+    with pytest.raises(RunError, match=r"under the prefix 'ema_model\.' or 'online_model\.'"):
+        load_checked(Net(), both)
 
 
 @pytest.mark.parametrize("name", ["_orig_mod", "module"])
 def test_a_policy_saved_around_a_wrapper_loads_around_the_network_and_back(name: str, tmp_path: Path) -> None:
     process, net = Diffusion(linear), Net()
     for at, (saved, given) in enumerate([(Wrapper(name, net), Net()), (net, Wrapper(name, Net()))]):
-        plan = process.steps(grid(2))
-        Policy.of(process, Gauss(saved, linear, "v"), (2,), plan).save(tmp_path / str(at))
+        plan = process.steps(time_grid(2))
+        Policy.of(process, GaussianDenoiser(saved, linear, "v"), (2,), plan).save(tmp_path / str(at))
         found = Policy.load(tmp_path / str(at), net=given).weights.module.state_dict()
         assert [v.tolist() for v in found.values()] == [v.tolist() for v in net.state_dict().values()]

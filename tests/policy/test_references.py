@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Gauss, Rng, Weights
-from denoiserl.denoiser import Denoiser
-from denoiserl.errors import BadRun
-from denoiserl.process import linear
-from denoiserl.weights import AdapterOff
+from denoiserl import GaussianDenoiser, Rng, Weights
+from denoiserl.core.errors import RunError
+from denoiserl.policy.weights import AdapterOff
+from denoiserl.processes import linear
+from denoiserl.processes.denoiser import Denoiser
 
 peft = pytest.importorskip("peft")
 
@@ -33,13 +33,13 @@ class Net(nn.Module):
 
 def adapted(net: nn.Module | None = None, **config: Any) -> Weights:
     config = {"r": 2, "target_modules": ["enter", "head"], **config}
-    return Weights(Gauss(peft.get_peft_model(net or Net(), peft.LoraConfig(**config)), linear, "v").eval())
+    return Weights(GaussianDenoiser(peft.get_peft_model(net or Net(), peft.LoraConfig(**config)), linear, "v").eval())
 
 
 def answer(denoise: Denoiser) -> Tensor:
     x = torch.linspace(-1, 1, 12).reshape(4, 3)
     with torch.no_grad():
-        return denoise(x, denoise.clock(torch.full((4,), 0.4)), denoise.encode(None)).mean  # type: ignore[return-value]
+        return denoise(x, denoise.embed_time(torch.full((4,), 0.4)), denoise.embed_condition(None)).mean  # type: ignore[return-value]
 
 
 def learn(weights: Weights) -> None:
@@ -108,7 +108,7 @@ KINDS: dict[str, Callable[[], Weights]] = {
     "DoRA": lambda: trained(use_dora=True),
     "frozen adapters": late,
     "statistics": lambda: adapted(Net(drifts=True)),
-    "no adapters": lambda: Weights(Gauss(Net(), linear, "v").eval()),
+    "no adapters": lambda: Weights(GaussianDenoiser(Net(), linear, "v").eval()),
 }
 FREE = ("LoRA that is new", "LoRA of embeddings")
 
@@ -119,7 +119,7 @@ def test_a_reference_is_the_policy_that_learning_starts_from(kind: str) -> None:
     weights = KINDS[kind]()
     learns = [p.requires_grad for p in weights.module.parameters()]
     start = answer(weights.module)
-    kept = weights.keep("reference")
+    kept = weights.snapshot("reference")
     assert isinstance(kept, AdapterOff) == (kind in FREE)
     torch.testing.assert_close(answer(kept), start, atol=1e-5, rtol=0)
     assert [p.requires_grad for p in weights.module.parameters()] == learns
@@ -134,12 +134,12 @@ def test_a_reference_survives_a_resume(kind: str) -> None:
     torch.manual_seed(0)
     weights = KINDS[kind]()
     for again in (False, True):
-        weights.keep("reference")
+        weights.snapshot("reference")
         want = answer(weights.using("reference"))
         learn(weights)
         torch.manual_seed(0)
         other = KINDS[kind]()
-        other.keep("reference")
+        other.snapshot("reference")
         other.load_state_dict(weights.state_dict())
         assert torch.equal(answer(other.module), answer(weights.module))
         assert torch.equal(answer(other.using("reference")), want), again
@@ -148,11 +148,11 @@ def test_a_reference_survives_a_resume(kind: str) -> None:
 
 def test_a_reference_moves_with_sync() -> None:
     weights = adapted()
-    weights.keep("reference")
+    weights.snapshot("reference")
     for _ in range(2):
         learn(weights)
         want = answer(weights.module)
-        weights.keep("reference")
+        weights.snapshot("reference")
         learn(weights)
         assert torch.equal(answer(weights.using("reference")), want)
 
@@ -162,20 +162,20 @@ def test_merged_adapters_are_copied() -> None:
     weights = trained()
     weights.module.net.merge_adapter()  # type: ignore[union-attr,operator]
     start = answer(weights.module)
-    torch.testing.assert_close(answer(weights.keep("reference")), start, atol=1e-5, rtol=0)
+    torch.testing.assert_close(answer(weights.snapshot("reference")), start, atol=1e-5, rtol=0)
     for name, p in weights.module.named_parameters():
         if "lora_B" in name:
             p.data.zero_()
-    assert not isinstance(weights.keep("reference"), AdapterOff)
+    assert not isinstance(weights.snapshot("reference"), AdapterOff)
 
 
 def test_adapters_off_come_back_only_where_there_are_adapters() -> None:
     weights = adapted()
-    weights.keep("reference")
+    weights.snapshot("reference")
     state = weights.state_dict()
-    plain = Weights(Gauss(Net(), linear, "v"))
+    plain = Weights(GaussianDenoiser(Net(), linear, "v"))
     state["current"] = dict(plain.module.state_dict())
-    with pytest.raises(BadRun, match="same adapters"):
+    with pytest.raises(RunError, match="same adapters"):
         plain.load_state_dict(state)
 
 
@@ -185,15 +185,15 @@ def test_a_part_that_begins_to_learn_after_the_reference_was_kept_is_refused(kin
     weights = KINDS[kind]()
     if kind == "no adapters":
         weights.module.net.requires_grad_(False).enter.requires_grad_(True)  # type: ignore[union-attr,operator]
-    weights.keep("reference")
+    weights.snapshot("reference")
     answer(weights.using("reference"))
     weights.module.net.get_parameter(  # type: ignore[union-attr,operator]
         "head.bias" if kind == "no adapters" else "base_model.model.head.base_layer.bias"
     ).requires_grad_(True)
-    with pytest.raises(BadRun, match="a part of that learns now"):
+    with pytest.raises(RunError, match="a part of that learns now"):
         weights.using("reference")
     start = answer(weights.module)
-    weights.keep("reference")
+    weights.snapshot("reference")
     learn(weights)
     torch.testing.assert_close(answer(weights.using("reference")), start, atol=1e-5, rtol=0)
 
@@ -202,10 +202,10 @@ def test_what_begins_to_learn_is_copied_at_the_next_keep() -> None:
     """A set shares what is frozen; a part that was unfrozen since must not be shared any longer."""
     net = Net()
     net.enter.requires_grad_(False)
-    weights = Weights(Gauss(net, linear, "v").eval())
-    weights.keep("old")
+    weights = Weights(GaussianDenoiser(net, linear, "v").eval())
+    weights.snapshot("old")
     net.enter.requires_grad_(True)
-    weights.keep("old")
+    weights.snapshot("old")
     want = answer(weights.module)
     learn(weights)
     assert torch.equal(answer(weights.using("old")), want)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Policy, Weights, grid
-from denoiserl.denoiser import Denoiser
-from denoiserl.errors import BadRun
-from denoiserl.labs.worlds import GaussianWorld
-from denoiserl.net import MLP
-from denoiserl.process import linear
-from denoiserl.weights import AdapterOff
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Weights, time_grid
+from denoiserl.core.errors import RunError
+from denoiserl.nn import MLP
+from denoiserl.oracles.worlds import GaussianWorld
+from denoiserl.policy.weights import AdapterOff
+from denoiserl.processes import linear
+from denoiserl.processes.denoiser import Denoiser
 
 
 class Parts(nn.Module):
@@ -31,13 +31,13 @@ class Parts(nn.Module):
 
 
 def made() -> Weights:
-    return Weights(Gauss(Parts(), linear, "v"))
+    return Weights(GaussianDenoiser(Parts(), linear, "v"))
 
 
 def answer(denoise: Denoiser) -> Tensor:
     x = torch.linspace(-1, 1, 6).reshape(2, 3)
     with torch.no_grad():
-        mean = denoise(x, denoise.clock(torch.full((2,), 0.4)), denoise.encode(None)).mean
+        mean = denoise(x, denoise.embed_time(torch.full((2,), 0.4)), denoise.embed_condition(None)).mean
     assert isinstance(mean, Tensor)
     return mean
 
@@ -53,7 +53,7 @@ def move(weights: Weights, amount: float = 0.3) -> None:
 
 def test_only_what_learns_is_copied() -> None:
     weights = made()
-    kept = weights.keep("reference")
+    kept = weights.snapshot("reference")
     ours, theirs = dict(weights.module.named_parameters()), dict(kept.named_parameters())
     for name in ours:
         assert (ours[name] is theirs[name]) == name.startswith("net.trunk")
@@ -63,35 +63,35 @@ def test_only_what_learns_is_copied() -> None:
 
 def test_a_kept_set_stays_while_current_moves_and_is_overwritten_in_place() -> None:
     weights = made()
-    before, kept = answer(weights.module), weights.keep("old")
+    before, kept = answer(weights.module), weights.snapshot("old")
     move(weights)
     assert torch.equal(answer(weights.using("old")), before)
     assert not torch.equal(answer(weights.using()), before)
-    assert weights.keep("old") is kept and torch.equal(answer(kept), answer(weights.module))
+    assert weights.snapshot("old") is kept and torch.equal(answer(kept), answer(weights.module))
 
 
 def test_an_average_follows() -> None:
     weights = made()
-    weights.keep("ema")
+    weights.snapshot("ema")
     start = [p.clone() for p in weights.using("ema").parameters()]
     for _ in range(3):
         move(weights, 0.2)
-        weights.follow("ema", 0.9)
+        weights.ema_update("ema", 0.9)
     amount = 0.0
     for k in range(1, 4):
         amount = 0.9 * amount + 0.1 * 0.2 * k
     for p, q, own in zip(start, weights.using("ema").parameters(), weights.module.parameters(), strict=True):
         assert torch.allclose(q, p + (amount if own.requires_grad else 0.0), atol=1e-6)
-    weights.follow("ema", 0.0)
+    weights.ema_update("ema", 0.0)
     assert torch.equal(answer(weights.using("ema")), answer(weights.module))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        weights.follow("ema", 1.5)
+        weights.ema_update("ema", 1.5)
 
 
 def test_loading_goes_back_to_a_set_with_its_buffers() -> None:
     weights = made()
     before = answer(weights.module)
-    weights.keep("best")
+    weights.snapshot("best")
     move(weights)
     weights.load("best")
     assert torch.equal(answer(weights.module), before) and weights.version == 1
@@ -100,9 +100,9 @@ def test_loading_goes_back_to_a_set_with_its_buffers() -> None:
 
 def test_the_state_is_restored_and_frozen_tensors_are_stored_once() -> None:
     weights = made()
-    weights.keep("reference")
+    weights.snapshot("reference")
     move(weights)
-    weights.keep("old")
+    weights.snapshot("old")
     move(weights)
     weights.version = 7
     state = weights.state_dict()
@@ -118,33 +118,33 @@ def test_the_state_is_restored_and_frozen_tensors_are_stored_once() -> None:
 
 def test_a_state_of_another_network_is_refused_with_names() -> None:
     weights = made()
-    weights.keep("old")
+    weights.snapshot("old")
     state = weights.state_dict()
-    with pytest.raises(BadRun, match=r"missing \['net.enter.weight'"):
-        Weights(Gauss(MLP(3, width=8), linear, "v")).load_state_dict(state)
+    with pytest.raises(RunError, match=r"missing \['net.enter.weight'"):
+        Weights(GaussianDenoiser(MLP(3, width=8), linear, "v")).load_state_dict(state)
     thawed = made()
     thawed.module.requires_grad_(True)
-    with pytest.raises(BadRun, match=r"frozen \(the set 'old'\).*net.trunk"):
+    with pytest.raises(RunError, match=r"frozen \(the set 'old'\).*net.trunk"):
         thawed.load_state_dict(state)
     learnt = thawed.state_dict()
-    thawed.keep("old")
+    thawed.snapshot("old")
     learnt = thawed.state_dict()
-    with pytest.raises(BadRun, match=r"frozen \(the set 'old'\)"):  # or the shared trunk would be overwritten
+    with pytest.raises(RunError, match=r"frozen \(the set 'old'\)"):  # or the shared trunk would be overwritten
         made().load_state_dict(learnt)
 
 
 def test_a_denoiser_without_parameters_is_kept_and_followed() -> None:
     weights = Weights(GaussianWorld(torch.zeros(3), 1.0).denoiser(linear))
-    weights.keep("old"), weights.keep("old"), weights.follow("old", 0.5)
+    weights.snapshot("old"), weights.snapshot("old"), weights.ema_update("old", 0.5)
     assert torch.equal(answer(weights.using("old")), answer(weights.module))
 
 
 def test_names() -> None:
     weights = made()
     with pytest.raises(ValueError, match="choose another name"):
-        weights.keep("current")
-    weights.keep("reference")
-    with pytest.raises(BadRun, match="Did you mean 'reference'"):
+        weights.snapshot("current")
+    weights.snapshot("reference")
+    with pytest.raises(RunError, match="Did you mean 'reference'"):
         weights.using("referance")
 
 
@@ -152,35 +152,35 @@ def lora() -> Weights:
     peft = pytest.importorskip("peft")
     net = MLP(3, width=16)
     return Weights(
-        Gauss(peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["enter", "leave"])), linear, "v")
+        GaussianDenoiser(peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["enter", "leave"])), linear, "v")
     )
 
 
 def test_with_adapters_the_reference_is_free() -> None:
     weights = lora()
     plain = answer(weights.module)
-    kept = weights.keep("reference")
+    kept = weights.snapshot("reference")
     assert isinstance(kept, AdapterOff) and not list(kept.parameters())
     assert torch.equal(answer(kept), plain)
     move(weights)
     assert torch.equal(answer(kept), plain) and not torch.allclose(answer(weights.module), plain)
-    old = weights.keep("old")
+    old = weights.snapshot("old")
     shared = sum(p is q for p, q in zip(weights.module.parameters(), old.parameters(), strict=True))
     assert shared == sum(not p.requires_grad for p in weights.module.parameters()) > 0
     state, other = weights.state_dict(), lora()
     other.load_state_dict(state)
     for name in ("current", "reference", "old"):
         assert torch.equal(answer(other.using(name)), answer(weights.using(name)))
-    with pytest.raises(BadRun, match="adapters off and holds no weights"):
+    with pytest.raises(RunError, match="adapters off and holds no weights"):
         weights.load("reference")
-    with pytest.raises(BadRun, match="adapters off and holds no weights"):
-        weights.follow("reference", 0.5)
+    with pytest.raises(RunError, match="adapters off and holds no weights"):
+        weights.ema_update("reference", 0.5)
 
 
 def test_adapters_off_cannot_be_saved_as_a_policy(tmp_path: Path) -> None:
     weights = lora()
-    weights.keep("reference")
+    weights.snapshot("reference")
     process = Diffusion(linear)
-    policy = Policy(process, weights, (3,), process.steps(grid(2)), process.steps(grid(2)))
-    with pytest.raises(BadRun, match="save 'current'"):
-        policy.using("reference").save(tmp_path / "policy")
+    policy = Policy(process, weights, (3,), process.steps(time_grid(2)), process.steps(time_grid(2)))
+    with pytest.raises(RunError, match="save 'current'"):
+        policy.with_weights("reference").save(tmp_path / "policy")

@@ -11,15 +11,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Running
-from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.env import Episode, Stream
-from denoiserl.errors import BadSignal
-from denoiserl.net import MLP
-from denoiserl.policy import Infill, Policy
-from denoiserl.process import Diffusion, Gauss, GaussianHead, Masked, OneStep, cosine, ddim, floored, grid
-from denoiserl.recipes import dppo, drwr, ppo, rwr
-from denoiserl.rng import Rng
+from denoiserl.data.rollout import Episode
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP
+from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.processes import (
+    Diffusion,
+    GaussianDenoiser,
+    GaussianHead,
+    Masked,
+    OneStep,
+    cosine,
+    ddim,
+    time_grid,
+    with_min_std,
+)
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.recipes.generators import rwr
+from denoiserl.recipes.policy_gradient import dppo, drwr, ppo
 from denoiserl.train import Keep, fit
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -41,7 +53,7 @@ class Linear(nn.Module):
 
 def gaussian(net: nn.Module, event: tuple[int, int], std: float, codec: Any = None, least: float = 0.0) -> Policy:
     process = OneStep()
-    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
     return Policy.of(process, GaussianHead(net, event[-1], std, least), event, steps, serve, codec)
 
 
@@ -147,20 +159,20 @@ def test_a_gaussian_head_starts_at_its_std_keeps_its_floor_and_is_saved(tmp_path
         head.log_std.fill_(-50.0)
     assert torch.allclose(head.std, torch.full((3,), 0.2)), "the floor holds however far the parameter goes"
     process, obs = OneStep(), Rng(1).normal(5, 4)
-    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
     made = Policy.of(process, head, (2, 3), steps, serve)
     for p in head.parameters():
         nn.init.normal_(p, std=0.3)
     loaded = Policy.load(made.save(tmp_path / "p"))
     for serving in (True, False):
-        a, b = (m.sample(obs, Rng(7), serve=serving).sample for m in (made, loaded))
+        a, b = (m.sample_chain(obs, Rng(7), use_eval_steps=serving).sample for m in (made, loaded))
         assert torch.equal(a, b)
-    assert torch.equal(loaded.draw(obs, Rng(7)), loaded.draw(obs, Rng(8))), "what is served is the mean"
-    assert loaded.sample(obs, Rng(7), serve=True).log_prob.numel() == 0, "a mean has no density"
+    assert torch.equal(loaded.generate(obs, Rng(7)), loaded.generate(obs, Rng(8))), "what is served is the mean"
+    assert loaded.sample_chain(obs, Rng(7), use_eval_steps=True).log_prob.numel() == 0, "a mean has no density"
     with pytest.raises(ValueError, match="0 <= least < std"):
         GaussianHead(nn.Identity(), 1, 0.1, 0.1)
     with pytest.raises(ValueError, match="spread"):
-        OneStep("categorical").steps(grid(1), 0.5)
+        OneStep("categorical").steps(time_grid(1), 0.5)
 
 
 def test_running_statistics_are_those_of_everything_seen() -> None:
@@ -174,7 +186,7 @@ def test_running_statistics_are_those_of_everything_seen() -> None:
     assert torch.allclose(codec.variance, seen.var(0, correction=0), rtol=1e-4)
     z = codec.condition(seen)
     assert torch.allclose(z.std(0, correction=0), torch.ones(3), atol=1e-3)
-    with pytest.raises(BadSignal, match="observations of 3"):
+    with pytest.raises(InvalidInputError, match="observations of 3"):
         codec.see(torch.zeros(2, 4))
 
 
@@ -272,7 +284,7 @@ def test_ppo_ends_where_a_resumed_one_ends_with_what_it_has_seen(tmp_path) -> No
     assert isinstance(whole.codec, Running) and isinstance(resumed.codec, Running)
     assert float(whole.codec.count) == 3 * 8 * 8 and torch.equal(whole.codec.mean, resumed.codec.mean)
     obs = torch.tensor([[300.0, 0.5]])
-    assert torch.equal(whole.draw(obs, Rng(0)), resumed.draw(obs, Rng(0)))
+    assert torch.equal(whole.generate(obs, Rng(0)), resumed.generate(obs, Rng(0)))
 
 
 def test_entropy_is_rewarded_and_warmup_leaves_the_actor_alone() -> None:
@@ -290,11 +302,13 @@ def test_entropy_is_rewarded_and_warmup_leaves_the_actor_alone() -> None:
 
 
 def test_ppo_refuses_what_it_cannot_improve() -> None:
-    process = Diffusion(cosine, floored(ddim(1.0), 0.1))
-    made = Policy.of(process, Gauss(MLP((1, 1), cond=1, width=8), cosine, "v"), (1, 1), process.steps(grid(2)))
-    with pytest.raises(BadSignal, match="dppo"):
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1))
+    made = Policy.of(
+        process, GaussianDenoiser(MLP((1, 1), cond=1, width=8), cosine, "v"), (1, 1), process.steps(time_grid(2))
+    )
+    with pytest.raises(InvalidInputError, match="dppo"):
         list(ppo.improve(made, Stream(Bandit, 2, 1), PPO, Rng(0)))
-    with pytest.raises(BadSignal, match="execute is between 1 and the chunk's 1"):
+    with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 1"):
         list(ppo.improve(linear()[0], Stream(Bandit, 2, 1), replace(PPO, execute=2), Rng(0)))
 
 
@@ -342,19 +356,19 @@ def test_drwr_learns_from_executed_actions_alone_and_needs_whole_episodes() -> N
     list(drwr.improve(made, Stream(Line, 32, 1), drwr.Args(iters=1, steps=8, execute=1, lr=1e-2, draw="train"), Rng(0)))
     moved = (net.map.bias.abs() > 0).tolist()
     assert moved == [True, False, False], "the first action ends the episode, the others never happened"
-    with pytest.raises(BadSignal, match="Did you mean 'serve'"):
+    with pytest.raises(InvalidInputError, match="Did you mean 'serve'"):
         list(drwr.improve(linear()[0], Stream(Line, 2, 1), drwr.Args(execute=1, draw="served"), Rng(0)))  # type: ignore[arg-type]
-    with pytest.raises(BadSignal, match="raise steps"):
+    with pytest.raises(InvalidInputError, match="raise steps"):
         list(drwr.improve(linear()[0], Stream(Regulator, 4, 1), drwr.Args(iters=1, steps=4, execute=1), Rng(0)))
 
 
 def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
     torch.manual_seed(0)
-    process = Diffusion(cosine, floored(ddim(1.0), 0.2), clip=1.0)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.2), clip=1.0)
     net = MLP((2, 1), cond=2, width=64, depth=2)
     codec = Running.fresh(2)
     codec.see(torch.tensor([[0.0, -1.0], [0.0, 1.0], [500.0, 0.0], [-500.0, 0.0]]))
-    made = Policy.of(process, Gauss(net, cosine, "v"), (2, 1), process.steps(grid(3)), codec=codec)
+    made = Policy.of(process, GaussianDenoiser(net, cosine, "v"), (2, 1), process.steps(time_grid(3)), codec=codec)
     rng = Rng(3)
     for _ in fit(process, made.denoiser, rng.uniform(512, 2, 1) * 2 - 1, rng.normal(512, 2), 100, rng):
         pass
@@ -395,15 +409,15 @@ def test_prompts_are_tilted_apart() -> None:
 def test_a_round_of_rwr_tilts_a_flow_through_its_denoising_loss() -> None:
     """Two modes of equal mass, reward 1 in the right one: its share becomes e^β / (1 + e^β), and modes stay modes."""
     process = Diffusion()
-    net, prompt = Gauss(MLP((1,), cond=1, width=64, depth=2)), torch.ones(4096, 1)
-    made = Policy.of(process, net, (1,), process.steps(grid(20)), process.steps(grid(20), ddim(0.0)))
+    net, prompt = GaussianDenoiser(MLP((1,), cond=1, width=64, depth=2)), torch.ones(4096, 1)
+    made = Policy.of(process, net, (1,), process.steps(time_grid(20)), process.steps(time_grid(20), ddim(0.0)))
     rng, x0 = Rng(0), torch.tensor([-1.0, 1.0]).repeat(2048)[:, None]
     for _ in fit(process, made.denoiser, x0 + 0.1 * rng.normal(4096, 1), prompt, 500, rng, lr=5e-3):
         pass
-    before = made.draw(prompt, Rng(1))
+    before = made.generate(prompt, Rng(1))
     a = replace(RWR, beta=1.5, epochs=40, batch=256, lr=1e-3)
     list(rwr.improve(made, lambda x, p: (x[:, 0] > 0).float(), NOTHING, a, Rng(2)))
-    after = made.draw(prompt, Rng(1))
+    after = made.generate(prompt, Rng(1))
     assert float((before > 0).float().mean()) == pytest.approx(0.5, abs=0.06)
     assert float((after > 0).float().mean()) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.05)
     assert float((after.abs() - 1).abs().mean()) < 0.2
@@ -423,9 +437,9 @@ class Table(Denoiser):
 def test_a_round_of_rwr_tilts_tokens_and_leaves_the_prompt_alone() -> None:
     """Uniform tokens, reward the number written: p becomes softmax(β · number). The given token has no loss."""
     process, net = Masked(vocab=4), Table(2, 4)
-    steps = process.steps(grid(2))
-    made = Policy.of(process, net, (2,), steps, codec=Infill())
-    canvas = torch.tensor([[3, process.mask]])
+    steps = process.steps(time_grid(2))
+    made = Policy.of(process, net, (2,), steps, codec=InfillCodec())
+    canvas = torch.tensor([[3, process.mask_token]])
     a = replace(RWR, beta=0.8, epochs=80, lr=5e-2)
     list(rwr.improve(made, lambda x, p: x[:, 1].float(), canvas, a, Rng(0)))
     wanted = (0.8 * torch.arange(4.0)).softmax(-1)
@@ -443,9 +457,9 @@ def test_weights_have_mean_one_and_bad_rewards_none() -> None:
     assert torch.allclose(soft[0, 2] / soft[0, 0], torch.tensor(math.e**2))
     assert hard[0].tolist() == [0.0, 1.5, 1.5, 0.0]
     assert torch.allclose(rwr.tilt(1000 * reward, 1.0, valid)[0, :3], torch.tensor([0.0, 0.0, 3.0])), "no overflow"
-    with pytest.raises(BadSignal, match="share"):
+    with pytest.raises(InvalidInputError, match="share"):
         rwr.best(reward, 0.0, valid)
-    with pytest.raises(BadSignal, match="turn the reward round"):
+    with pytest.raises(InvalidInputError, match="turn the reward round"):
         rwr.tilt(reward, -1.0, valid)
 
 
@@ -456,9 +470,9 @@ def test_rwr_drops_bad_rewards_and_refuses_what_teaches_nothing() -> None:
     a = replace(RWR, group=64, epochs=1, batch=64)
     (row,) = rwr.improve(linear()[0], strange, NOTHING, a, Rng(0))
     assert row["dropped"] == 1 and math.isfinite(row["loss"])
-    with pytest.raises(BadSignal, match=r"\b5\b"):
+    with pytest.raises(InvalidInputError, match=r"\b5\b"):
         list(rwr.improve(linear()[0], strange, NOTHING, replace(a, on_bad="raise"), Rng(0)))
-    with pytest.raises(BadSignal, match="group of one"):
+    with pytest.raises(InvalidInputError, match="group of one"):
         list(rwr.improve(linear()[0], strange, NOTHING, replace(a, group=1), Rng(0)))
-    with pytest.raises(BadSignal, match="prompt"):
+    with pytest.raises(InvalidInputError, match="prompt"):
         list(rwr.improve(linear()[0], strange, NOTHING, replace(a, within="promt"), Rng(0)))  # type: ignore[arg-type]

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from denoiserl import Rng
+from denoiserl.control.best_of_n import Best
+from denoiserl.control.zero_shot import answer, tasked
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Demos
-from denoiserl.data.collect import Recording
-from denoiserl.env.control import Best
-from denoiserl.env.zero_shot import answer, tasked
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.policy import Policy
-from denoiserl.recipes import _successors, _zero, breeze, fb
+from denoiserl.data.recordings import Recording
+from denoiserl.policy.policy import Policy
+from denoiserl.recipes.zero_shot import breeze, fb
+from denoiserl.recipes.zero_shot import common as _successors
+from denoiserl.tasks import zero_shot as _zero
 from denoiserl.train import Keep, saved
 
 BASE = _zero.Base(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, updates=4, denoise=2, chunk=2)
@@ -25,7 +27,7 @@ METHODS = {"breeze": (breeze, _zero.untrained), "fb": (fb, _zero.squashed)}
 methods = pytest.mark.parametrize("name", METHODS)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:B has collapsed"),
-    pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark"),  # Segment has one start
+    pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark"),  # Segment has one start
 ]
 
 
@@ -68,7 +70,7 @@ def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(na
     asked = answer(made, _successors.demos(_zero.record(BASE, 0)), lambda at: at[:, 0])
     again = Policy.load(asked.save(tmp_path / "asked"))
     obs = torch.rand(3, 2) + 1
-    assert torch.equal(again.draw(obs, Rng(1)), asked.draw(obs, Rng(1)))
+    assert torch.equal(again.generate(obs, Rng(1)), asked.generate(obs, Rng(1)))
 
 
 def line(n: int = 40, length: int = 12) -> Demos:
@@ -99,7 +101,7 @@ def test_a_walker_who_never_had_a_reward_goes_to_whichever_end_is_asked_for(name
     improve(name, made, data, updates=150, batch=64, width=32, lr=2e-3, tau=0.05, gamma=0.8, **more)
     obs = torch.linspace(-0.5, 0.5, 21)[:, None]
     right, left = (answer(made, data, lambda o, s=s: (s * o[:, 0] > 0.5).float()) for s in (1, -1))
-    ways = [float(policy.draw(obs, Rng(0)).mean()) for policy in (right, left)]
+    ways = [float(policy.generate(obs, Rng(0)).mean()) for policy in (right, left)]
     assert ways[0] > 0.3 and ways[1] < -0.3, ways
 
 
@@ -146,7 +148,7 @@ def test_transitions_end_where_episodes_do() -> None:
     row = _successors.pairs(Recording(demos, None, last, ended, -box, box), 1)
     assert row["after"].flatten().tolist() == [1, 2, 3, 4, 50, 6, 7, 60, 70]
     assert row["over"].tolist() == [False] * 4 + [True] + [False] * 3 + [True]
-    with pytest.raises(BadSignal, match="no episode is longer"):
+    with pytest.raises(InvalidInputError, match="no episode is longer"):
         _successors.pairs(demos, 6)
 
 
@@ -154,7 +156,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     """A file of transitions with rewards: r belongs to the state it was given in, and the answer plays in ``env``."""
     pytest.importorskip("gymnasium")
     pytest.importorskip("h5py")
-    from denoiserl.hub.recordings import write
+    from denoiserl.data.formats.hdf5 import write
 
     demos = line(6, 10)
     last = (demos.observations[demos.ends - 1] + 0.4 * demos.actions[demos.ends - 1]).clamp(-1, 1)
@@ -183,7 +185,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     improve("fb", made, base=base)
     told = _zero.task(base).judge(made, 0, 4)
     assert bool((told["ticks"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
-    with pytest.raises(BadRun, match="holds no rewards to ask for"), pytest.MonkeyPatch.context() as patch:
+    with pytest.raises(RunError, match="holds no rewards to ask for"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_zero, "record", lambda base, seed: data)
         _zero.outcomes(base, made, 0, 2)
 
@@ -204,7 +206,7 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
     """The references themselves, judged as a policy would be; and an imitator of goals is judged like everybody."""
     pytest.importorskip("matplotlib")
     base = replace(BASE, ticks=60)
-    from denoiserl.labs.maze import expert
+    from denoiserl.envs.toy.maze import expert
 
     reward = _zero.rewards(base)["goal 2"]
     low, high = _zero.references(base)["goal 2"]
@@ -264,23 +266,23 @@ def test_a_collapsed_b_is_told() -> None:
 def test_a_policy_that_carries_to_execute_part_of_a_chunk_is_refused() -> None:
     made = start("breeze", replace(BASE, chunk=3))
     made.weights.execute = 2
-    with pytest.raises(BadSignal, match="carries that it executes 2 of them"):
+    with pytest.raises(InvalidInputError, match="carries that it executes 2 of them"):
         _successors.known(made, _zero.record(BASE, 0), 32, 0.9, "BREEZE")
 
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
-    with pytest.raises(BadSignal, match="fewer than a batch"):
+    with pytest.raises(InvalidInputError, match="fewer than a batch"):
         improve("breeze", start("breeze"), batch=10_000)
-    with pytest.raises(BadSignal, match="it has no bound"):
+    with pytest.raises(InvalidInputError, match="it has no bound"):
         improve("fb", start("fb"), gamma=1.0)
-    with pytest.raises(BadSignal, match="climbs Q inside a box"):
+    with pytest.raises(InvalidInputError, match="climbs Q inside a box"):
         improve("fb", start("breeze"))
     bad = _successors.demos(_zero.record(BASE, 0))
     seen = bad.observations.clone()
     seen[3, 0] = float("nan")
-    with pytest.raises(BadSignal, match="NaN or infinity"):
+    with pytest.raises(InvalidInputError, match="NaN or infinity"):
         improve("breeze", start("breeze"), replace(bad, observations=seen))
-    with pytest.raises(BadRun, match="Say --env"):
+    with pytest.raises(RunError, match="Say --env"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_zero, "record", lambda base, seed: bad)
             _zero.outcomes(replace(BASE, data="my.hdf5"), start("fb"), 0, 2)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
 from denoiserl.data import Demos, Normalizer, Robot
-from denoiserl.hub.lerobot import Chunks
-from denoiserl.process import GaussianHead, cosine, ddim, floored
-from denoiserl.recipes import diffusion_policy
+from denoiserl.integrations.lerobot.policy import Chunks
+from denoiserl.processes import GaussianHead, cosine, ddim, with_min_std
+from denoiserl.recipes.imitation import diffusion_policy
 
 
 class Linear(nn.Module):
@@ -50,7 +50,7 @@ def test_a_policy_that_sees_two_observations_executes_from_now_on(name: str, sta
     """The first executed action is the one of the newest observation. ``stacked``: the demonstrations hold two
     observations as one, as ``Remembering`` shows them."""
     demos = walks()
-    process, steps = OneStep(), OneStep().steps(grid(1), spread=0.0)
+    process, steps = OneStep(), OneStep().steps(time_grid(1), spread=0.0)
     made = Policy.of(process, GaussianHead(Linear(2, (4, 1)), 1, 0.3), (4, 1), steps, codec=CODECS[name](demos))
     data = demos
     if stacked:
@@ -61,7 +61,7 @@ def test_a_policy_that_sees_two_observations_executes_from_now_on(name: str, sta
     for _ in diffusion_policy.improve(made, data, a, Rng(0)):
         pass
     seen = torch.rand(256, 2, 1, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    acts = made.draw(seen.flatten(1), Rng(0))
+    acts = made.generate(seen.flatten(1), Rng(0))
     assert float((acts[:, 0] - seen[:, 1]).abs().mean()) < 0.05, "now"
     assert float((acts[:, 0] - seen[:, 0]).abs().mean()) > 0.4, "and not a tick ago"
     assert acts.shape[1] == (3 if name == "lerobot" else 4)
@@ -88,7 +88,9 @@ class Table(nn.Module):
 
 def answers(mask: bool) -> Tensor:
     """What the best constant chunk of 8 is for episodes of 7 ticks, 5 actions of which are executed."""
-    made = Policy.of(OneStep(std=0.5), Gauss(Table(), cosine, "x0"), (8, 1), OneStep(std=0.5).steps(grid(1)))
+    made = Policy.of(
+        OneStep(std=0.5), GaussianDenoiser(Table(), cosine, "x0"), (8, 1), OneStep(std=0.5).steps(time_grid(1))
+    )
     a = SimpleNamespace(updates=400, batch=512, lr=2e-2, history=1, execute=5, mask_padding=mask)
     for _ in diffusion_policy.improve(made, last_differs(), a, Rng(0)):
         pass
@@ -117,11 +119,11 @@ def test_padding_is_noised_like_the_rest_and_only_its_loss_is_left_out() -> None
             return torch.zeros_like(x)
 
     told: list[Tensor] = []
-    process = Diffusion(cosine, floored(ddim(1.0), 0.1))
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1))
     x0, counts = torch.ones(64, 8, 1), torch.zeros(64, 8, 1, dtype=torch.bool)
     counts[:, :3] = True
     t = torch.full((64,), 0.5)
-    loss = losses(process, Gauss(Spy(), cosine, "x0"), x0, None, Rng(0), t=t, counts=counts)
-    whole = losses(process, Gauss(Spy(), cosine, "x0"), x0, None, Rng(0), t=t)
+    loss = losses(process, GaussianDenoiser(Spy(), cosine, "x0"), x0, None, Rng(0), t=t, counts=counts)
+    whole = losses(process, GaussianDenoiser(Spy(), cosine, "x0"), x0, None, Rng(0), t=t)
     assert torch.equal(told[0], told[1]) and bool((told[0][:, 3:] != x0[:, 3:]).all())
     assert torch.allclose(loss, whole), "the error is 1 everywhere, and so is its mean over what counts"

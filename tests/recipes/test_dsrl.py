@@ -12,19 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid, replay
-from denoiserl.claims import dsrl as claim
+from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, rescore, time_grid
+from denoiserl.claims.off_policy import dsrl as claim
+from denoiserl.control.best_of_n import BestNoise
+from denoiserl.control.noise_steering import black_box, decoded, deterministic, noises, plan, reach, steer, steerable
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import Replay
-from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.env import Episode, Stream
-from denoiserl.env.control import BestNoise
-from denoiserl.env.steering import black_box, decoded, deterministic, noises, plan, reach, steer, steerable
-from denoiserl.errors import BadSignal
-from denoiserl.law import Squashed
-from denoiserl.net import MLP, Paired
-from denoiserl.process import Average, MeanFlow, ddim, floored, linear
-from denoiserl.process.steered import basis
-from denoiserl.recipes import _robot, dsrl
+from denoiserl.data.rollout import Episode
+from denoiserl.distributions import Squashed
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP, Paired
+from denoiserl.processes import MeanFlow, MeanVelocityDenoiser, ddim, linear, with_min_std
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.processes.steered import noise_basis
+from denoiserl.recipes.off_policy import dsrl
+from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -33,11 +35,11 @@ BOUND = 1.5
 
 def base(chunk: int = 4, churn: float = 0.0) -> Policy:
     torch.manual_seed(0)
-    process = Diffusion(linear, floored(ddim(0.0), 0.1), clip=3.0)
+    process = Diffusion(linear, with_min_std(ddim(0.0), 0.1), clip=3.0)
     net = MLP((chunk, 1), cond=1, width=32, depth=2)
-    times = grid(4)
+    times = time_grid(4)
     return Policy.of(
-        process, Gauss(net, linear, "v"), (chunk, 1), process.steps(times), process.steps(times, ddim(churn))
+        process, GaussianDenoiser(net, linear, "v"), (chunk, 1), process.steps(times), process.steps(times, ddim(churn))
     )
 
 
@@ -79,11 +81,13 @@ def test_a_decided_noise_gives_what_the_base_makes_of_it(kind: Any) -> None:
     made = steer(frozen, 1, 16, noise_map=kind, rank=2)
     obs, rows = torch.randn(8, 1), {"full": 4, "repeated": 1, "smooth": 2}[kind]
     z = torch.rand(8, rows, 1) * 2 - 1
-    noise = basis(kind, 4, 2) @ (BOUND * z)
-    chain = frozen.sample(obs, Rng(0), serve=True, start=(noise, 0))
+    noise = noise_basis(kind, 4, 2) @ (BOUND * z)
+    chain = frozen.sample_chain(obs, Rng(0), use_eval_steps=True, start=(noise, 0))
     assert torch.allclose(decoded(made, obs, z), chain.sample, atol=1e-6)
     if kind == "full":
-        assert torch.equal(decoded(made, obs, z), frozen.sample(obs, Rng(0), serve=True, start=(BOUND * z, 0)).sample)
+        assert torch.equal(
+            decoded(made, obs, z), frozen.sample_chain(obs, Rng(0), use_eval_steps=True, start=(BOUND * z, 0)).sample
+        )
 
 
 @pytest.mark.parametrize("kind", ["full", "smooth"])
@@ -91,11 +95,11 @@ def test_a_decided_noise_gives_what_the_base_makes_of_it(kind: Any) -> None:
 def test_the_decision_is_the_only_step_with_a_density_and_replays_exactly(kind: Any, bound: float | None) -> None:
     made = stirred(steer(base(), 1, 16, bound=bound, noise_map=kind, rank=2))
     obs = torch.randn(64, 1)
-    chain = made.sample(obs, Rng(1))
+    chain = made.sample_chain(obs, Rng(1))
     assert chain.step.tolist() == [0] and chain.log_prob.shape == (64, 1)
-    law, y = replay(made.process, made.denoiser, chain)
+    law, y = rescore(made.process, made.denoiser, chain)
     assert torch.equal(law.log_prob(y), chain.log_prob)
-    law, y = made.replay(chain.rows(torch.tensor([5, 3])))
+    law, y = made.rescore(chain.steps_at(torch.tensor([5, 3])))
     assert torch.allclose(law.log_prob(y), chain.log_prob[[5, 3], 0], atol=1e-5)
     z = y[:, : made.denoiser.rows] / (bound or 1.0)
     inner = noises(made, obs[[5, 3]])
@@ -111,10 +115,10 @@ def test_what_it_serves_is_the_base_at_the_mean_decision_and_narrow_noise_is_bou
     frozen, obs = base(), torch.randn(5000, 1)
     made = stirred(steer(frozen, 1, 16))
     mean = torch.tanh(noises(made, obs).base.mean)
-    assert torch.allclose(made.draw(obs, Rng(0)), decoded(made, obs, mean), atol=1e-6)
-    assert torch.equal(made.draw(obs, Rng(0)), made.draw(obs, Rng(5)))
+    assert torch.allclose(made.generate(obs, Rng(0)), decoded(made, obs, mean), atol=1e-6)
+    assert torch.equal(made.generate(obs, Rng(0)), made.generate(obs, Rng(5)))
     narrow = steer(frozen, 1, 16, spread=1.0)
-    start = narrow.sample(obs, Rng(0), serve=True).states[:, 1]
+    start = narrow.sample_chain(obs, Rng(0), use_eval_steps=True).states[:, 1]
     assert bool((start.abs() <= BOUND).all()) and float(start.std()) == pytest.approx(
         0.942, abs=0.03
     )  # 1.5 std(tanh ε)
@@ -122,7 +126,7 @@ def test_what_it_serves_is_the_base_at_the_mean_decision_and_narrow_noise_is_bou
 
 @pytest.mark.parametrize(("kind", "rank"), [("full", 1), ("repeated", 1), ("smooth", 3)])
 def test_noise_maps_keep_the_variance_of_every_number(kind: Any, rank: int) -> None:
-    made = basis(kind, 8, rank)
+    made = noise_basis(kind, 8, rank)
     noise = made @ Rng(0).normal(20_000, made.shape[1], 2)
     assert torch.allclose(noise.var(0), torch.ones(8, 2), atol=0.06)
     assert torch.linalg.matrix_rank(made) == {"full": 8, "repeated": 1, "smooth": 3}[kind]
@@ -132,12 +136,12 @@ def test_a_steered_policy_is_saved_and_loaded_with_its_base(tmp_path: Path) -> N
     made, obs = stirred(steer(base(), 1, 16, noise_map="smooth", rank=2)), torch.randn(8, 1)
     made.save(tmp_path / "p")
     again = Policy.load(tmp_path / "p")
-    assert torch.equal(again.draw(obs, Rng(0)), made.draw(obs, Rng(0)))
-    assert torch.equal(again.sample(obs, Rng(2)).log_prob, made.sample(obs, Rng(2)).log_prob)
+    assert torch.equal(again.generate(obs, Rng(0)), made.generate(obs, Rng(0)))
+    assert torch.equal(again.sample_chain(obs, Rng(2)).log_prob, made.sample_chain(obs, Rng(2)).log_prob)
     boxed = stirred(steer(black_box(wiggle, 1, 1), 1, 16))
     boxed.save(tmp_path / "box")
     again = Policy.load(tmp_path / "box", net=wiggle)  # type: ignore[arg-type]
-    assert torch.equal(again.draw(obs, Rng(0)), boxed.draw(obs, Rng(0)))
+    assert torch.equal(again.generate(obs, Rng(0)), boxed.generate(obs, Rng(0)))
 
 
 # Learning
@@ -153,7 +157,7 @@ def test_it_finds_the_noise_of_the_best_action_of_a_black_box(aliased: bool) -> 
     made = steer(black_box(wiggle, 1, 1), 1, 32)
     rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), replace(SMALL, aliased=aliased), Rng(3)))
     x = torch.tensor([[-0.4], [0.0], [0.4]])
-    assert made.draw(x, Rng(0)).flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
+    assert made.generate(x, Rng(0)).flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
     assert rows[0]["action spread"] == pytest.approx(float(torch.tanh(torch.randn(100_000)).std()), abs=0.08)
 
 
@@ -167,15 +171,17 @@ def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, m
     list(dsrl.improve(made, Stream(Bandit, 32, 1), a, Rng(3)))
     noise = BOUND * torch.cat([z.flatten() for z in given])
     x = torch.linspace(-0.4, 0.4, 41)[:, None]
-    error = (made.draw(x, Rng(0)).flatten() - x.flatten() - 0.4).abs()
+    error = (made.generate(x, Rng(0)).flatten() - x.flatten() - 0.4).abs()
     control = made.weights.control
     assert isinstance(control, BestNoise)
-    alone = (made.controlled(BestNoise(control.verifier, 1)).draw(x, Rng(0)).flatten() - x.flatten() - 0.4).abs()
+    alone = (
+        made.with_controller(BestNoise(control.verifier, 1)).generate(x, Rng(0)).flatten() - x.flatten() - 0.4
+    ).abs()
     assert float(noise.mean()) == pytest.approx(0, abs=0.2) and float(noise.std()) == pytest.approx(1, abs=0.15)
     assert float(error.mean()) < 0.2 < 0.35 < float(alone.mean()), (error.mean(), alone.mean())
     made.save(tmp_path / "p")
     again = Policy.load(tmp_path / "p", net=wiggle)  # type: ignore[arg-type]
-    assert torch.equal(again.draw(x, Rng(0)), made.draw(x, Rng(0)))
+    assert torch.equal(again.generate(x, Rng(0)), made.generate(x, Rng(0)))
 
 
 def test_learning_waits_for_a_batch() -> None:
@@ -190,7 +196,7 @@ def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -
     a = replace(SMALL, execute=1, alpha_least=0.045, entropy=-9.0)
     rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
     x = torch.tensor([[-0.4], [0.0], [0.4]])
-    plan = made.draw(x, Rng(0))
+    plan = made.generate(x, Rng(0))
     assert torch.equal(plan[:, 0], plan[:, 1])
     assert plan[:, 0].flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
     assert 0.045 <= rows[-1]["alpha"] < 0.0495
@@ -202,14 +208,14 @@ def test_a_hidden_network_is_steered_like_an_open_one_and_neither_changes() -> N
     before = {k: v.clone() for k, v in frozen.denoiser.state_dict().items()}
 
     def served(obs: Tensor, noise: Tensor) -> Tensor:
-        return torch.tensor(frozen.sample(obs, Rng(0), serve=True, start=(noise, 0)).sample.tolist())
+        return torch.tensor(frozen.sample_chain(obs, Rng(0), use_eval_steps=True, start=(noise, 0)).sample.tolist())
 
     found = []
     for policy in (frozen, black_box(served, 1, 1)):
         torch.manual_seed(1)
         made = steer(policy, 1, 16)
         list(dsrl.improve(made, Stream(Bandit, 4, 1), replace(SMALL, iters=2, copies=4, begin=32, batch=32), Rng(3)))
-        found.append(made.draw(torch.linspace(-1, 1, 5)[:, None], Rng(0)))
+        found.append(made.generate(torch.linspace(-1, 1, 5)[:, None], Rng(0)))
     assert torch.allclose(*found, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in frozen.denoiser.state_dict().items()), "bitwise"
     assert not any(p.requires_grad for p in frozen.denoiser.parameters())
@@ -226,8 +232,8 @@ class Mute(Bandit):
 @pytest.mark.parametrize("way", [lambda v: v.numpy().astype("float64"), lambda v: v.tolist(), lambda v: v])
 def test_a_server_may_answer_arrays_and_lists(way: Any) -> None:
     obs = torch.rand(5, 1)
-    want = black_box(wiggle, 1, 1).draw(obs, Rng(3))
-    assert torch.equal(black_box(lambda seen, noise: way(wiggle(seen, noise)), 1, 1).draw(obs, Rng(3)), want)
+    want = black_box(wiggle, 1, 1).generate(obs, Rng(3))
+    assert torch.equal(black_box(lambda seen, noise: way(wiggle(seen, noise)), 1, 1).generate(obs, Rng(3)), want)
 
 
 def test_actions_of_others_teach_the_critic_of_actions() -> None:
@@ -240,7 +246,7 @@ def test_actions_of_others_teach_the_critic_of_actions() -> None:
     at = torch.linspace(-0.4, 0.4, 9)[:, None]
 
     def gap(made: Policy) -> float:
-        return float((made.draw(at, Rng(0)).flatten() - at.flatten() - 0.4).abs().mean())
+        return float((made.generate(at, Rng(0)).flatten() - at.flatten() - 0.4).abs().mean())
 
     a, gaps = replace(SMALL, iters=4, begin=0, steps=1, utd=12.0), []
     for seed in range(3):
@@ -268,40 +274,40 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
     for p, q in zip(whole.weights.module.parameters(), resumed.weights.module.parameters(), strict=True):
         assert torch.equal(p, q)
     obs = torch.linspace(-1, 1, 9)[:, None]
-    assert torch.equal(whole.draw(obs, Rng(0)), resumed.draw(obs, Rng(0)))
+    assert torch.equal(whole.generate(obs, Rng(0)), resumed.generate(obs, Rng(0)))
 
 
 def test_a_mean_flow_is_steered_by_its_one_step() -> None:
     """a = w − u(w, 0, 1): the plan of a decided noise, and what a run makes of what it decided."""
     torch.manual_seed(0)
     process = MeanFlow()
-    net = Average(Paired(MLP((4, 1), 1, 32, 2, 0)))
-    flow = Policy.of(process, net, (4, 1), process.steps(grid(1), 0.1), process.steps(grid(1), 0.1))
-    assert deterministic(flow).serve.dense == (False,) and flow.serve.dense == (True,)
+    net = MeanVelocityDenoiser(Paired(MLP((4, 1), 1, 32, 2, 0)))
+    flow = Policy.of(process, net, (4, 1), process.steps(time_grid(1), 0.1), process.steps(time_grid(1), 0.1))
+    assert deterministic(flow).eval_steps.dense == (False,) and flow.eval_steps.dense == (True,)
     made, obs = stirred(steer(deterministic(flow), 1, 16)), torch.randn(8, 1)
     z = torch.rand(8, 4, 1) * 2 - 1
     w = BOUND * z
-    at = net.pair(torch.ones(8), torch.zeros(8))
-    assert torch.allclose(plan(made, obs, z), w - net.velocity(w, at, net.encode(obs)), atol=1e-6)
-    chain = made.sample(obs, Rng(0))
-    law, y = replay(made.process, made.denoiser, chain)
+    at = net.embed_time_pair(torch.ones(8), torch.zeros(8))
+    assert torch.allclose(plan(made, obs, z), w - net.velocity(w, at, net.embed_condition(obs)), atol=1e-6)
+    chain = made.sample_chain(obs, Rng(0))
+    law, y = rescore(made.process, made.denoiser, chain)
     assert torch.equal(law.log_prob(y), chain.log_prob)
 
 
 def test_what_cannot_be_steered_is_refused() -> None:
-    with pytest.raises(BadSignal, match="deterministic base"):
+    with pytest.raises(InvalidInputError, match="deterministic base"):
         steer(base(churn=1.0), 1)
-    assert steer(deterministic(base(churn=1.0)), 1).serve.dense == (False,) * 6
-    with pytest.raises(BadSignal, match="has no ODE"):
+    assert steer(deterministic(base(churn=1.0)), 1).eval_steps.dense == (False,) * 6
+    with pytest.raises(InvalidInputError, match="has no ODE"):
         deterministic(black_box(wiggle, 1, 1))
     obs, rng = torch.randn(8, 1), Rng(0)
     loud = steer(black_box(lambda o, w: w + 0.1 * torch.randn_like(w), 1, 1), 1, 16)
-    with pytest.raises(BadSignal, match="given twice"):
+    with pytest.raises(InvalidInputError, match="given twice"):
         steerable(loud, obs, rng)
     deaf = steer(black_box(lambda o, w: 0 * w + o[:, None], 1, 1), 1, 16)
-    with pytest.raises(BadSignal, match="hardly depend on its noise"):
+    with pytest.raises(InvalidInputError, match="hardly depend on its noise"):
         steerable(deaf, obs, rng)
-    with pytest.raises(BadSignal, match="hardly depend"):
+    with pytest.raises(InvalidInputError, match="hardly depend"):
         list(dsrl.improve(deaf, Stream(Bandit, 8, 1), SMALL, Rng(3)))
     process = OneStep(std=1.0)
 
@@ -309,28 +315,28 @@ def test_what_cannot_be_steered_is_refused() -> None:
         def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
             return Estimate(context[:, None])
 
-    regression = Policy.of(process, Mean(), (1, 1), process.steps(grid(1), spread=0.0))
+    regression = Policy.of(process, Mean(), (1, 1), process.steps(time_grid(1), spread=0.0))
     assert reach(steer(replace(regression, process=process), 1, 16), obs, rng)[0] < 1e-6
     short = steer(black_box(lambda o, w: w[:, :1], 2, 1), 1, 16)
-    with pytest.raises(BadSignal, match="of the noise's shape"):
-        short.draw(obs, rng)
+    with pytest.raises(InvalidInputError, match="of the noise's shape"):
+        short.generate(obs, rng)
     made = steer(base(), 1, 16)
-    with pytest.raises(BadSignal, match="steered, once"):
+    with pytest.raises(InvalidInputError, match="steered, once"):
         steer(made, 1)
-    with pytest.raises(BadSignal, match="frozen"):
+    with pytest.raises(InvalidInputError, match="frozen"):
         made.elbo(torch.zeros(2, 4, 1), torch.zeros(2, 1), rng, 2)
-    with pytest.raises(BadSignal, match="is not steered"):
+    with pytest.raises(InvalidInputError, match="is not steered"):
         next(dsrl.improve(base(), Stream(Bandit, 8), SMALL, Rng(0)))
-    with pytest.raises(BadSignal, match="Did you mean 'best'"):
+    with pytest.raises(InvalidInputError, match="Did you mean 'best'"):
         next(dsrl.improve(made, Stream(Bandit, 8), replace(SMALL, serve="bets"), Rng(0)))  # type: ignore[arg-type]
-    with pytest.raises(BadSignal, match="critics of actions"):
+    with pytest.raises(InvalidInputError, match="critics of actions"):
         next(dsrl.improve(made, Stream(Bandit, 8), replace(SMALL, serve="best", aliased=False), Rng(0)))
-    with pytest.raises(BadSignal, match="inside a box"):
+    with pytest.raises(InvalidInputError, match="inside a box"):
         next(dsrl.improve(steer(base(1), 1, 16, bound=None), Stream(Bandit, 8), SMALL, Rng(0)))
-    with pytest.raises(BadSignal, match="Did you mean 'smooth'"):
-        basis("smoth", 4, 1)  # type: ignore[arg-type]
-    with pytest.raises(BadSignal, match="rank of a noise map"):
-        basis("smooth", 4, 5)
+    with pytest.raises(InvalidInputError, match="Did you mean 'smooth'"):
+        noise_basis("smoth", 4, 1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="rank of a noise map"):
+        noise_basis("smooth", 4, 5)
 
 
 def test_the_wall_closes_one_way() -> None:

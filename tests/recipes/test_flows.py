@@ -12,16 +12,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from denoiserl.core.errors import InvalidInputError, OffPolicyError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Running
-from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.env import Stream
-from denoiserl.errors import BadSignal, OffPolicy
-from denoiserl.net import MLP, Value
-from denoiserl.objective import weighted
-from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Exploring, Gauss, GaussianHead, OneStep, ddim, floored, grid, linear
-from denoiserl.recipes import _robot, fpo, ppo, reinflow
-from denoiserl.rng import Rng
+from denoiserl.envs import Stream
+from denoiserl.losses import weighted
+from denoiserl.nn import MLP, Value
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import (
+    Diffusion,
+    GaussianDenoiser,
+    GaussianHead,
+    NoiseInjectedDenoiser,
+    OneStep,
+    ddim,
+    linear,
+    time_grid,
+    with_min_std,
+)
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.recipes.policy_gradient import fpo, ppo, reinflow
+from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -80,10 +91,10 @@ class Plain(Reach):
 def flow(steps: int = 4, chunk: int = 1, obs: int = 1, width: int = 32, codec: Any = None) -> Policy:
     """A flow that knows nothing: v = 0, so an action is a draw of N(0, 1)."""
     torch.manual_seed(0)
-    process, times = Diffusion(linear, floored(ddim(0.0), 0.1)), grid(steps)
+    process, times = Diffusion(linear, with_min_std(ddim(0.0), 0.1)), time_grid(steps)
     net = MLP((chunk, 1), cond=obs, width=width, depth=2, zero=True)
     serve = process.steps(times, ddim(0.0))
-    return Policy.of(process, Gauss(net, linear, "v"), (chunk, 1), process.steps(times), serve, codec)
+    return Policy.of(process, GaussianDenoiser(net, linear, "v"), (chunk, 1), process.steps(times), serve, codec)
 
 
 def reacher() -> Policy:
@@ -91,7 +102,7 @@ def reacher() -> Policy:
 
 
 def served(made: Policy, n: int = 2000) -> Tensor:
-    return made.draw(torch.ones(n, 1), Rng(7)).flatten()
+    return made.generate(torch.ones(n, 1), Rng(7)).flatten()
 
 
 REIN = reinflow.Args(iters=2, steps=8, execute=1, lr=3e-3, clip=0.1, batch=128)
@@ -187,13 +198,13 @@ def test_a_resumed_run_ends_where_a_whole_one_ends(name: str, tmp_path) -> None:
 
 
 def test_injected_noise_lies_in_its_range_and_leaves_the_denoiser_alone() -> None:
-    inner = Gauss(MLP(3, 2, width=16), linear, "v")
+    inner = GaussianDenoiser(MLP(3, 2, width=16), linear, "v")
     noise = MLP(3, 2, 64, 2, residual=False, activation="tanh", zero=True)
-    made = Exploring(inner, noise, 0.1, 0.4)
+    made = NoiseInjectedDenoiser(inner, noise, 0.1, 0.4)
     x, cond, t = torch.randn(50, 3), torch.randn(50, 2), torch.rand(50)
 
     def asked(one: Any) -> Any:
-        return one(x, one.clock(t), one.encode(cond))
+        return one(x, one.embed_time(t), one.embed_condition(cond))
 
     assert torch.equal(asked(made).mean, asked(inner).mean)
     assert torch.allclose(asked(made).extra["std"], torch.tensor(0.2)), "√(0.1 · 0.4) where the net says nothing"
@@ -203,9 +214,9 @@ def test_injected_noise_lies_in_its_range_and_leaves_the_denoiser_alone() -> Non
     made.most = 0.2
     assert float(asked(made).extra["std"].detach().max()) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="0 < least <= most"):
-        Exploring(inner, noise, 0.2, 0.1)
+        NoiseInjectedDenoiser(inner, noise, 0.2, 0.1)
     with pytest.raises(ValueError, match="noise net answers"):
-        asked(Exploring(inner, MLP(3, 2, width=8, out=1), 0.1, 0.2))
+        asked(NoiseInjectedDenoiser(inner, MLP(3, 2, width=8, out=1), 0.1, 0.2))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -216,14 +227,14 @@ def test_exploring_chains_replay_bit_by_bit_and_end_near_the_flow(steps: int) ->
     cond, z = torch.ones(16, 1), torch.randn(16, 2, 1)
     noisy, explorer = reinflow.exploring(made, 1, 0.1, 0.3)
     nn.init.normal_(explorer.noise.leave.weight)  # type: ignore[union-attr, arg-type]
-    chain = noisy.sample(cond, Rng(0))
-    law, y = noisy.replay(chain, micro=16)
+    chain = noisy.sample_chain(cond, Rng(0))
+    law, y = noisy.rescore(chain, micro_batch_size=16)
     assert torch.equal(law.log_prob(y).detach(), chain.log_prob) and chain.log_prob.shape == (16, steps)
-    flown = made.sample(cond, Rng(0), serve=True, start=(z, 0)).sample
+    flown = made.sample_chain(cond, Rng(0), use_eval_steps=True, start=(z, 0)).sample
     gaps = []
     for size in (1e-2, 1e-4):
         explorer.least = explorer.most = size
-        gaps.append(float((noisy.sample(cond, Rng(0), start=(z, 0)).sample - flown).abs().max()))
+        gaps.append(float((noisy.sample_chain(cond, Rng(0), start=(z, 0)).sample - flown).abs().max()))
     assert gaps[0] < 0.2 and gaps[1] < 0.02 * gaps[0]
 
 
@@ -280,8 +291,10 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
     flat, one, ends = Diffusion(linear), OneStep(std=0.3), []
     for process in (flat, one):
         torch.manual_seed(0)
-        steps = process.steps(grid(1))
-        made = Policy.of(process, Mean(), (1, 1), steps, flat.steps(grid(1), ddim(0.0)) if process is flat else steps)
+        steps = process.steps(time_grid(1))
+        made = Policy.of(
+            process, Mean(), (1, 1), steps, flat.steps(time_grid(1), ddim(0.0)) if process is flat else steps
+        )
         more = {"iters": 1, "steps": 8, "execute": 1, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
         if process is flat:
             a = reinflow.Args(**more, least=0.3, most=0.3, entropy=0.0, target_kl=10.0)
@@ -300,15 +313,15 @@ def test_the_policy_never_hears_of_the_noise_net(tmp_path) -> None:
     assert len(made.parameters()) == size
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
     loaded = Policy.load(made.save(tmp_path / "p"))
-    assert type(loaded.denoiser) is Gauss and not any("noise" in k for k in loaded.denoiser.state_dict())
-    assert torch.equal(served(loaded), served(made)) and not any(loaded.serve.dense)
+    assert type(loaded.denoiser) is GaussianDenoiser and not any("noise" in k for k in loaded.denoiser.state_dict())
+    assert torch.equal(served(loaded), served(made)) and not any(loaded.eval_steps.dense)
 
 
 def test_the_distance_from_the_start_is_that_of_two_flows_from_one_z() -> None:
     """v = 0 serves z; v = c serves z − c: their distance is c², whatever the z, and W₂ of the two laws too."""
     made = flow(chunk=2)
-    made.weights.keep("base")
-    assert isinstance(made.denoiser, Gauss) and isinstance(made.denoiser.net, MLP)
+    made.weights.snapshot("base")
+    assert isinstance(made.denoiser, GaussianDenoiser) and isinstance(made.denoiser.net, MLP)
     with torch.no_grad():
         made.denoiser.net.leave.bias.copy_(torch.tensor([0.3, 9.0]))
     gap = reinflow.apart(made, torch.ones(5, 1), Rng(0), 1)
@@ -355,10 +368,10 @@ def test_pairs_that_are_drawn_again_are_found_out(monkeypatch) -> None:
 
     def again(policy: Policy, process: Any, kept: Any, cond: Tensor) -> Tensor:
         fresh = process.renoise(kept.x0[:, 0], kept.t.shape[1], counter)
-        return original(policy, process, fresh._replace(live=kept.live), cond)
+        return original(policy, process, fresh._replace(mask=kept.mask), cond)
 
     monkeypatch.setattr(fpo, "losses", again)
-    with pytest.raises(OffPolicy, match="noise drawn again"):
+    with pytest.raises(OffPolicyError, match="noise drawn again"):
         list(fpo.improve(flow(), Stream(Bandit, 8, 1), FPO, Rng(0)))
 
 
@@ -400,7 +413,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
 def head(obs: int = 2) -> Policy:
     torch.manual_seed(0)
     process, net = OneStep(), MLP((2, 1), cond=obs, width=16, depth=2, time=0)
-    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
     return Policy.of(process, GaussianHead(net, 1, 0.5), (2, 1), steps, serve)
 
 
@@ -420,7 +433,7 @@ def test_it_learns_from_executed_actions_alone() -> None:
     made = flow(chunk=3, obs=2)
     _, kept, cond = pairs(made)
     process = fpo.weighed(made.process, "noise")
-    assert kept.live.sum((-1, -2)).unique().tolist() == [1]
+    assert kept.mask.sum((-1, -2)).unique().tolist() == [1]
     other = kept._replace(noise=kept.noise.clone(), x0=kept.x0 + torch.tensor([[0.0], [5.0], [5.0]]))
     assert torch.equal(fpo.losses(made, process, kept, cond), fpo.losses(made, process, other, cond))
 
@@ -442,14 +455,14 @@ def test_far_losses_are_clamped_before_the_exponential(ratio: Any, monkeypatch) 
 def test_what_does_not_fit_is_refused() -> None:
     env = Stream(Bandit, 2, 1)
     noisy = flow()
-    with pytest.raises(BadSignal, match="served with noise"):
-        list(reinflow.improve(replace(noisy, serve=noisy.train), env, REIN, Rng(0)))
-    with pytest.raises(BadSignal, match="a Gaussian one needs ppo"):
+    with pytest.raises(InvalidInputError, match="served with noise"):
+        list(reinflow.improve(replace(noisy, eval_steps=noisy.train_steps), env, REIN, Rng(0)))
+    with pytest.raises(InvalidInputError, match="a Gaussian one needs ppo"):
         list(reinflow.improve(head(1), env, REIN, Rng(0)))
-    with pytest.raises(BadSignal, match="draw='train'"):
+    with pytest.raises(InvalidInputError, match="draw='train'"):
         list(fpo.improve(head(1), env, FPO, Rng(0)))
     for wrong, says in (({"draw": "serv"}, "'serve'"), ({"ratio": "meen"}, "'mean'"), ({"execute": 2}, "execute")):
-        with pytest.raises(BadSignal, match=says):
+        with pytest.raises(InvalidInputError, match=says):
             list(fpo.improve(flow(), env, replace(FPO, **wrong), Rng(0)))
     with pytest.raises(ValueError, match="'noise'"):
         list(fpo.improve(flow(), env, replace(FPO, weight="nois"), Rng(0)))  # type: ignore[arg-type]
@@ -459,11 +472,11 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_a_policy_in_training_mode_is_found_out(name: str) -> None:
     recipe, a = BOTH[name]
     made = flow()
-    assert isinstance(made.denoiser, Gauss) and isinstance(made.denoiser.net, MLP)
+    assert isinstance(made.denoiser, GaussianDenoiser) and isinstance(made.denoiser.net, MLP)
     nn.init.normal_(made.denoiser.net.leave.weight)
     made.denoiser.net.leave = nn.Sequential(nn.Dropout(0.5), made.denoiser.net.leave)  # type: ignore[assignment]
     made.denoiser.train()
-    with pytest.raises(OffPolicy, match="dropout"):
+    with pytest.raises(OffPolicyError, match="dropout"):
         list(recipe.improve(made, Stream(Bandit, 8, 1), a, Rng(0)))
 
 

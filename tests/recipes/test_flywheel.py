@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
+from denoiserl.control.best_of_n import Best, Latents
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import Demos
-from denoiserl.data.motion import motion
-from denoiserl.env import Stream
-from denoiserl.env.control import Best, Latents
-from denoiserl.errors import BadSignal
-from denoiserl.net import MLP
-from denoiserl.process import GaussianHead, ddim, floored, linear
-from denoiserl.recipes import _robot, beyond_human, gorl, ppo, taco
+from denoiserl.data.trajectory_metrics import motion
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP
+from denoiserl.processes import GaussianHead, ddim, linear, with_min_std
+from denoiserl.recipes.policy_gradient import beyond_human, gorl, ppo
+from denoiserl.recipes.test_time import taco
+from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -46,9 +48,11 @@ class Reach(gymnasium.Env):
 
 def policy(serve: float = 0.0, steps: int = 3) -> Policy:
     torch.manual_seed(0)
-    process, times = Diffusion(linear, floored(ddim(0.0), 0.2), clip=1.0), grid(steps)
+    process, times = Diffusion(linear, with_min_std(ddim(0.0), 0.2), clip=1.0), time_grid(steps)
     net = MLP((2, 1), cond=2, width=32, depth=2)
-    return Policy.of(process, Gauss(net, linear, "v"), (2, 1), process.steps(times), process.steps(times, ddim(serve)))
+    return Policy.of(
+        process, GaussianDenoiser(net, linear, "v"), (2, 1), process.steps(times), process.steps(times, ddim(serve))
+    )
 
 
 def weights(made: Policy) -> list[torch.Tensor]:
@@ -75,7 +79,7 @@ def wide() -> Policy:
     torch.manual_seed(0)
     process = OneStep()
     head = GaussianHead(MLP((2, 1), cond=2, width=8, time=0, zero=True), 1, 0.6)
-    return Policy.of(process, head, (2, 1), process.steps(grid(1)))
+    return Policy.of(process, head, (2, 1), process.steps(time_grid(1)))
 
 
 TACO = taco.Args(updates=120, n=16, search=8, features="plan", width=64, lr=5e-3)
@@ -84,10 +88,10 @@ TACO = taco.Args(updates=120, n=16, search=8, features="plan", width=64, lr=5e-3
 def test_taco_chooses_what_the_demonstrations_did_most() -> None:
     made = wide()
     before = weights(made)
-    own = made.draw(torch.zeros(400, 2), Rng(3)).mean((1, 2))
+    own = made.generate(torch.zeros(400, 2), Rng(3)).mean((1, 2))
     assert list(taco.improve(made, bandit(), TACO, Rng(1)))
     assert same(before, weights(made))
-    chosen = made.draw(torch.zeros(400, 2), Rng(3)).mean((1, 2))
+    chosen = made.generate(torch.zeros(400, 2), Rng(3)).mean((1, 2))
     assert float((own > 0).float().mean()) < 0.6
     assert float((chosen > 0).float().mean()) > 0.9
     assert float((chosen - 0.5).abs().median()) < 0.5 * float((own - 0.5).abs().median())
@@ -95,9 +99,9 @@ def test_taco_chooses_what_the_demonstrations_did_most() -> None:
 
 def test_the_most_familiar_of_one_plan_is_the_policys_plan_bit_for_bit() -> None:
     made, cond = policy(), torch.randn(20, 2)
-    own = made.draw(cond, Rng(3))
+    own = made.generate(cond, Rng(3))
     controlled = taco.control(made, bandit(), dataclasses.replace(TACO, n=1, updates=3), Rng(1))
-    assert torch.equal(controlled.draw(cond, Rng(3)), own)
+    assert torch.equal(controlled.generate(cond, Rng(3)), own)
     assert made.weights.control is None and isinstance(controlled.weights.control, Best)
 
 
@@ -114,15 +118,15 @@ def test_taco_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
     resumed = wide()
     run(resumed, Keep(tmp_path / "half", every=5))
     cond = torch.randn(30, 2)
-    assert torch.equal(resumed.draw(cond, Rng(0)), whole.draw(cond, Rng(0)))
+    assert torch.equal(resumed.generate(cond, Rng(0)), whole.generate(cond, Rng(0)))
 
 
 def test_taco_refuses_what_it_cannot_choose_by() -> None:
-    with pytest.raises(BadSignal, match="two episodes or more"):
+    with pytest.raises(InvalidInputError, match="two episodes or more"):
         list(taco.improve(wide(), bandit().take(torch.tensor([0])), TACO, Rng(0)))
     made = wide()
-    still = dataclasses.replace(made, serve=made.process.steps(grid(1), spread=0.0))  # type: ignore[call-arg]
-    with pytest.raises(BadSignal, match="same plan whatever the noise"):
+    still = dataclasses.replace(made, eval_steps=made.process.steps(time_grid(1), spread=0.0))  # type: ignore[call-arg]
+    with pytest.raises(InvalidInputError, match="same plan whatever the noise"):
         list(taco.improve(still, bandit(), TACO, Rng(0)))
 
 
@@ -161,7 +165,7 @@ def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
     assert isinstance(control, Latents)
     assert same(list(control.head.parameters()), list(gaussian.denoiser.parameters()))
     cond = torch.randn(9, 2)
-    assert torch.equal(made.draw(cond, Rng(0)), gaussian.draw(cond, Rng(0)))
+    assert torch.equal(made.generate(cond, Rng(0)), gaussian.generate(cond, Rng(0)))
     assert same(before, weights(made))
 
 
@@ -194,7 +198,7 @@ def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None
         encoder.denoiser.net.leave.bias.fill_(0.3)  # type: ignore[union-attr, operator]
     made.weights.control = Latents(encoder.denoiser, False)
     row = gorl.switch(made, encoder, env, env, a, Rng(0), gorl.Switch())
-    drawn = made.controlled(None).draw(env.obs.repeat(20, 1), Rng(1))
+    drawn = made.with_controller(None).generate(env.obs.repeat(20, 1), Rng(1))
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.03)
     assert float(drawn.std()) == pytest.approx(0.15, abs=0.04)
     assert row["plan std"] == pytest.approx(0.15, abs=0.02)
@@ -227,7 +231,7 @@ def test_gorl_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
         latent_run(resumed, a, Keep(tmp_path / f"{stop}", every=1, restart=1))
         assert same(weights(whole), weights(resumed))
         cond = torch.randn(9, 2)
-        assert torch.equal(whole.draw(cond, Rng(0)), resumed.draw(cond, Rng(0)))
+        assert torch.equal(whole.generate(cond, Rng(0)), resumed.generate(cond, Rng(0)))
 
 
 def test_the_prior_holds_latents_back() -> None:
@@ -238,7 +242,7 @@ def test_the_prior_holds_latents_back() -> None:
         assert isinstance(control, Latents)
         head = control.head
         obs = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-        mean = head(torch.zeros(200, 2, 1), head.clock(torch.ones(1)), head.encode(obs)).mean
+        mean = head(torch.zeros(200, 2, 1), head.embed_time(torch.ones(1)), head.embed_condition(obs)).mean
         return float(mean.detach().square().mean()), float(head.std.detach().mean())
 
     free, held = far(0.0), far(3.0)
@@ -246,16 +250,16 @@ def test_the_prior_holds_latents_back() -> None:
 
 
 def test_gorl_refuses_what_it_cannot_steer() -> None:
-    with pytest.raises(BadSignal, match="served with noise"):
+    with pytest.raises(InvalidInputError, match="served with noise"):
         latent_run(policy(serve=1.0), GORL)
-    with pytest.raises(BadSignal, match="needs ppo"):
+    with pytest.raises(InvalidInputError, match="needs ppo"):
         latent_run(wide(), GORL)
-    with pytest.raises(BadSignal, match="decoder"):
+    with pytest.raises(InvalidInputError, match="decoder"):
         latent_run(policy(), dataclasses.replace(GORL, begin="decode"))
-    with pytest.raises(BadSignal, match="all plans are the same"):
+    with pytest.raises(InvalidInputError, match="all plans are the same"):
         a = dataclasses.replace(GORL, iters=2, stages=(1.0, 1.0), begin="actions", std=1e-5, lr=0.0)
         latent_run(policy(), a)
-    with pytest.raises(BadSignal, match="positive shares"):
+    with pytest.raises(InvalidInputError, match="positive shares"):
         gorl.portions(3, (0.0,))
 
 
@@ -289,7 +293,9 @@ def test_the_flywheel_ends_with_a_student_of_clean_generated_episodes(tmp_path) 
     # the student draws what the data did, where the data were
     cond = data.observations[data.ends - data.lengths]
     first = data.actions[data.ends - data.lengths]
-    apart = [(p.draw(cond.repeat(30, 1), Rng(2))[:, 0] - first.repeat(30, 1)).square().mean() for p in (made, policy())]
+    apart = [
+        (p.generate(cond.repeat(30, 1), Rng(2))[:, 0] - first.repeat(30, 1)).square().mean() for p in (made, policy())
+    ]
     assert float(apart[0]) < float(apart[1])
 
 
@@ -317,7 +323,7 @@ def test_a_gaussian_policy_flies_with_ppo() -> None:
 
 
 def test_nothing_is_learned_from_nothing() -> None:
-    with pytest.raises(BadSignal, match="succeeded and none of these is valid"):
+    with pytest.raises(InvalidInputError, match="succeeded and none of these is valid"):
         fly(policy(), FLY, valid=lambda obs, action: obs[:, 0] > 99)
 
 
@@ -340,7 +346,7 @@ def test_two_iterations_on_meta_world(recipe) -> None:
         task = _robot.task
         patch.setattr(_robot, "task", lambda base: dataclasses.replace(task(base), watch=2))
         if recipe is beyond_human:  # an untrained generator never succeeds, and says so
-            with pytest.raises(BadSignal, match="0 of 4 episodes succeeded"):
+            with pytest.raises(InvalidInputError, match="0 of 4 episodes succeeded"):
                 list(recipe.train(a))
             return
         rows = list(recipe.train(a))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
-from denoiserl.chain import Sample, sampler
-from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.env import Stream
-from denoiserl.env.planner import learner
-from denoiserl.errors import BadSignal
-from denoiserl.net import MLP
-from denoiserl.process import Relay, cosine, ddim, floored
-from denoiserl.recipes import beyond_human, dppo, gorl
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
+from denoiserl.control.acting import learner
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP
+from denoiserl.policy.chain import RecordSample, make_sampler
+from denoiserl.processes import Relay, cosine, ddim, with_min_std
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl
 from denoiserl.train import Keep
 from denoiserl.train.fit import losses
 
@@ -46,10 +46,10 @@ class Near(gymnasium.Env):
 
 def policy(net: nn.Module | None = None) -> Policy:
     torch.manual_seed(0)
-    process = Diffusion(cosine, floored(ddim(1.0), 0.2), clip=1.0)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.2), clip=1.0)
     made = net or MLP((2, 1), cond=2, width=32, depth=2)
-    steps, serve = process.steps(grid(STEPS)), process.steps(grid(STEPS), ddim(1.0))
-    return Policy.of(process, Gauss(made, cosine, "v"), (2, 1), steps, serve)
+    steps, serve = process.steps(time_grid(STEPS)), process.steps(time_grid(STEPS), ddim(1.0))
+    return Policy.of(process, GaussianDenoiser(made, cosine, "v"), (2, 1), steps, serve)
 
 
 ARGS = dppo.Args(iters=3, copies=8, steps=4, tuned=2, lr=5e-3, batch=64, epochs=3, clip=0.1, clip_base=0.1)
@@ -64,9 +64,11 @@ def improve(made: Policy, a: dppo.Args = ARGS, keep: Keep | None = None) -> Poli
 
 def turns(made: Policy, clone: Denoiser, serve: bool) -> torch.Tensor:
     """Draw by hand: the clone's weights run the first steps and the ones that learned run the last two."""
-    table = made.serve if serve else made.train
-    early = sampler(made.process, clone, table.part(0, STEPS - 2), made.event, record=Sample())
-    late = sampler(made.process, learner(made), table.part(STEPS - 2, STEPS), made.event, record=Sample())
+    table = made.eval_steps if serve else made.train_steps
+    early = make_sampler(made.process, clone, table.part(0, STEPS - 2), made.event_shape, record=RecordSample())
+    late = make_sampler(
+        made.process, learner(made), table.part(STEPS - 2, STEPS), made.event_shape, record=RecordSample()
+    )
     rng = Rng(3)
     return late(SEEN, rng, start=(early(SEEN, rng).sample, 0)).sample
 
@@ -75,26 +77,32 @@ def turns(made: Policy, clone: Denoiser, serve: bool) -> torch.Tensor:
 def test_the_policy_that_is_drawn_is_the_one_that_learned(serve: bool) -> None:
     clone = policy().denoiser
     made = improve(policy())
-    drawn = made.sample(SEEN, Rng(3), record=Sample(), serve=serve).sample
+    drawn = made.sample_chain(SEEN, Rng(3), record=RecordSample(), use_eval_steps=serve).sample
     assert torch.allclose(drawn, turns(made, clone, serve), atol=1e-5)
-    alone = sampler(made.process, learner(made), made.serve if serve else made.train, made.event, record=Sample())
+    alone = make_sampler(
+        made.process,
+        learner(made),
+        made.eval_steps if serve else made.train_steps,
+        made.event_shape,
+        record=RecordSample(),
+    )
     assert not torch.allclose(drawn, alone(SEEN, Rng(3)).sample, atol=1e-2), "one network for all steps is another"
 
 
 def test_what_is_saved_is_what_learned_and_learns_on(tmp_path: Path) -> None:
     made = improve(policy())
     again = Policy.load(made.save(tmp_path / "p"))
-    assert torch.equal(again.draw(SEEN, Rng(3)), made.draw(SEEN, Rng(3)))
+    assert torch.equal(again.generate(SEEN, Rng(3)), made.generate(SEEN, Rng(3)))
     assert len(again.parameters()) == len(policy().parameters()), "what is frozen stays frozen"
     assert isinstance(again.denoiser, Relay)
     frozen = [p.clone() for p in again.denoiser.first.parameters()]
     for on in (made, again):
         improve(on, replace(ARGS, tuned=None))
-    assert torch.equal(again.draw(SEEN, Rng(3)), made.draw(SEEN, Rng(3)))
+    assert torch.equal(again.generate(SEEN, Rng(3)), made.generate(SEEN, Rng(3)))
     assert all(torch.equal(p, q) for p, q in zip(frozen, again.denoiser.first.parameters(), strict=True))
     fewer = improve(made, replace(ARGS, tuned=1))
-    assert torch.equal(Policy.load(fewer.save(tmp_path / "q")).draw(SEEN, Rng(3)), fewer.draw(SEEN, Rng(3)))
-    with pytest.raises(BadSignal, match="at most 1, not 4"):
+    assert torch.equal(Policy.load(fewer.save(tmp_path / "q")).generate(SEEN, Rng(3)), fewer.generate(SEEN, Rng(3)))
+    with pytest.raises(InvalidInputError, match="at most 1, not 4"):
         improve(fewer, replace(ARGS, tuned=4))
 
 
@@ -107,17 +115,19 @@ def test_a_resumed_run_of_the_last_steps_ends_where_a_whole_one_ends(tmp_path: P
     next(rows)
     del rows
     resumed = improve(policy(), keep=Keep(tmp_path / "half", every=1))
-    assert torch.equal(whole.draw(SEEN, Rng(0)), resumed.draw(SEEN, Rng(0)))
-    assert torch.equal(whole.using("base").draw(SEEN, Rng(0)), policy().draw(SEEN, Rng(0))), "base is the clone"
+    assert torch.equal(whole.generate(SEEN, Rng(0)), resumed.generate(SEEN, Rng(0)))
+    assert torch.equal(whole.with_weights("base").generate(SEEN, Rng(0)), policy().generate(SEEN, Rng(0))), (
+        "base is the clone"
+    )
 
 
 def test_replay_and_loss_agree_with_the_chain_about_the_border() -> None:
     made = improve(policy())
-    chain = made.sample(SEEN, Rng(3))
-    law, y = made.replay(chain)
+    chain = made.sample_chain(SEEN, Rng(3))
+    law, y = made.rescore(chain)
     assert torch.allclose(law.log_prob(y), chain.log_prob, atol=1e-4)
-    rows = chain.rows(torch.randperm(chain.log_prob.numel(), generator=torch.Generator().manual_seed(1)))
-    law, y = made.replay(rows)
+    rows = chain.steps_at(torch.randperm(chain.log_prob.numel(), generator=torch.Generator().manual_seed(1)))
+    law, y = made.rescore(rows)
     assert torch.allclose(law.log_prob(y), rows.log_prob, atol=1e-4)
     t = torch.linspace(0.01, 0.99, 64)
     assert isinstance(made.denoiser, Relay)
@@ -133,13 +143,15 @@ def test_the_border_is_a_time_on_every_table() -> None:
     relay = made.denoiser
     assert isinstance(relay, Relay)
     for n in (1, 2, 3, 10):
-        table = made.process.steps(grid(n), ddim(0.0))  # type: ignore[call-arg]
-        served = replace(made, serve=table).draw(SEEN, Rng(3))
+        table = made.process.steps(time_grid(n), ddim(0.0))  # type: ignore[call-arg]
+        served = replace(made, eval_steps=table).generate(SEEN, Rng(3))
         early = int((table.times[:-1] > relay.until).sum())
         x, rng = None, Rng(3)
         for denoise, low, high in ((relay.first, 0, early), (relay.last, early, n)):
             if low < high:
-                part = sampler(made.process, denoise, table.part(low, high), made.event, record=Sample())
+                part = make_sampler(
+                    made.process, denoise, table.part(low, high), made.event_shape, record=RecordSample()
+                )
                 x = part(SEEN, rng, start=None if x is None else (x, 0)).sample
         assert x is not None and torch.allclose(x, served, atol=1e-6)
 
@@ -159,7 +171,7 @@ class Own(nn.Module):
 def test_a_network_that_is_handed_over_on_loading_is_two(tmp_path: Path) -> None:
     made = improve(policy(Own()))
     again = Policy.load(made.save(tmp_path / "p"), net=Own())
-    assert torch.equal(again.draw(SEEN, Rng(3)), made.draw(SEEN, Rng(3)))
+    assert torch.equal(again.generate(SEEN, Rng(3)), made.generate(SEEN, Rng(3)))
     improve(again, replace(ARGS, tuned=None))
     assert isinstance(again.denoiser, Relay) and isinstance(made.denoiser, Relay)
     pairs = zip(again.denoiser.first.parameters(), made.denoiser.first.parameters(), strict=True)
@@ -168,9 +180,9 @@ def test_a_network_that_is_handed_over_on_loading_is_two(tmp_path: Path) -> None
 
 def test_a_network_that_is_made_anew_for_all_steps_is_not_half_frozen() -> None:
     made = improve(policy())
-    made = replace(made, serve=made.process.steps(grid(STEPS), ddim(0.0)))  # type: ignore[call-arg]
+    made = replace(made, eval_steps=made.process.steps(time_grid(STEPS), ddim(0.0)))  # type: ignore[call-arg]
     for recipe, a in ((gorl, gorl.Args(iters=2)), (beyond_human, beyond_human.Args(iters=1))):
-        with pytest.raises(BadSignal, match="frozen weights"):
+        with pytest.raises(InvalidInputError, match="frozen weights"):
             list(recipe.improve(made, Stream(Near, 4, 1), a, Rng(0)))  # type: ignore[arg-type]
 
 

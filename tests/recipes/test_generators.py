@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl.chain import All, Record, Sample
-from denoiserl.errors import BadSignal, OffPolicy
-from denoiserl.net import MLP
-from denoiserl.policy import Identity, Policy
-from denoiserl.precision import net_precision
-from denoiserl.process import Diffusion, Gauss, ddim, flow_sde, grid, linear
-from denoiserl.recipes import ddpo, flow_grpo, rwr
-from denoiserl.rng import Rng
-from denoiserl.signal import score
-from denoiserl.tree import Tree
+from denoiserl.core.errors import InvalidInputError, OffPolicyError
+from denoiserl.core.precision import net_precision
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree
+from denoiserl.nn import MLP
+from denoiserl.policy.chain import Record, RecordAll, RecordSample
+from denoiserl.policy.policy import IdentityCodec, Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
+from denoiserl.recipes.generators import ddpo, flow_grpo, rwr
+from denoiserl.rewards import score
 
 DIM = 3
 ARGS: dict[ModuleType, Any] = {
@@ -35,8 +35,8 @@ PROMPTS = torch.eye(4)
 
 def generator(cond: int = 4, codec: Any = None) -> Policy:
     torch.manual_seed(0)
-    process, times = Diffusion(linear, flow_sde(0.7)), grid(5)
-    net = Gauss(MLP((DIM,), cond=cond, width=24), linear, "v")
+    process, times = Diffusion(linear, flow_sde(0.7)), time_grid(5)
+    net = GaussianDenoiser(MLP((DIM,), cond=cond, width=24), linear, "v")
     return Policy.of(process, net, (DIM,), process.steps(times), process.steps(times, ddim(0.0)), codec)
 
 
@@ -58,7 +58,7 @@ class Calls(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net, self.rows = net, []
-        self.encode, self.clock = net.encode, net.clock
+        self.embed_condition, self.embed_time = net.embed_condition, net.embed_time
 
     def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
         self.rows.append(len(x))
@@ -97,7 +97,7 @@ def test_micro_batches_change_no_number(recipe: ModuleType, micro: int, monkeypa
         asked.append(len(x))
         return x[:, 0]
 
-    monkeypatch.setattr(importlib.import_module("denoiserl.train.step"), "_descend", descend)
+    monkeypatch.setattr(importlib.import_module("denoiserl.train.optim"), "_descend", descend)
     told = []
     for size in (None, micro):
         asked: list[int] = []
@@ -115,26 +115,26 @@ def test_micro_batches_change_no_number(recipe: ModuleType, micro: int, monkeypa
 
 
 @pytest.mark.parametrize("rng", [lambda: Rng(3), lambda: Rng.rows(range(10))], ids=["batch", "rows"])
-@pytest.mark.parametrize("record", [All(), Sample()], ids=["all", "sample"])
+@pytest.mark.parametrize("record", [RecordAll(), RecordSample()], ids=["all", "sample"])
 def test_noise_belongs_to_rows_however_many_are_drawn_together(rng: Any, record: Record) -> None:
     policy, cond = generator(), torch.randn(10, 4)
     streams = [rng() for _ in range(3)]
-    whole = policy.sample(cond, streams[0], record=record)
+    whole = policy.sample_chain(cond, streams[0], record=record)
     for stream, micro in zip(streams[1:], (1, 4), strict=True):
-        split = policy.sample(cond, stream, record=record, micro=micro)
+        split = policy.sample_chain(cond, stream, record=record, micro_batch_size=micro)
         for name in ("states", "sample", "log_prob"):
             torch.testing.assert_close(getattr(split, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
         assert torch.equal(split.step, whole.step) and split.cond is whole.cond
         assert stream.state_dict().keys() == streams[0].state_dict().keys()
         assert torch.equal(stream.normal(10, 1), streams[0].normal(10, 1)) if stream is streams[1] else True
     with pytest.raises(ValueError, match="number of rows a network call"):
-        policy.sample(cond, Rng(0), micro=0)
+        policy.sample_chain(cond, Rng(0), micro_batch_size=0)
 
 
 def test_a_chain_that_starts_somewhere_is_split_too() -> None:
     """With gradients through its last steps, from states of the caller's."""
     policy, cond, x = generator(), torch.randn(6, 4), torch.randn(6, DIM)
-    draw = policy.sampler(grad_last=2)
+    draw = policy.make_sampler(differentiable_steps=2)
     whole, split = (draw(cond, Rng(0), start=(x, 1), micro=micro) for micro in (None, 4))
     torch.testing.assert_close(split.sample, whole.sample)
     for chain in (whole, split):
@@ -150,16 +150,16 @@ def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
     recipe: ModuleType, micro: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[Tensor]] = []
-    replay = Policy.replay
+    replay = Policy.rescore
 
-    def watched(self: Policy, record: Any, micro: int | None = None, using: str | None = None) -> Any:
-        if using is None:
+    def watched(self: Policy, record: Any, micro_batch_size: int | None = None, weights: str | None = None) -> Any:
+        if weights is None:
             assert all(ref() is None for ref in alive)
-        law, y = replay(self, record, micro, using)
+        law, y = replay(self, record, micro_batch_size, weights)
         alive.extend(weakref.ref(v) for v in (law.mean, record.cond))  # type: ignore[union-attr]
         return law, y
 
-    monkeypatch.setattr(Policy, "replay", watched)
+    monkeypatch.setattr(Policy, "rescore", watched)
     rows(recipe, generator(), first, micro_batch_size=micro, iters=2)
     assert len(alive) >= 8
 
@@ -185,11 +185,11 @@ def test_an_answer_that_is_missing_is_dropped(recipe: ModuleType) -> None:
 
     (row,) = rows(recipe, generator(), some, on_bad="drop")
     assert row["dropped"] == 1
-    with pytest.raises(BadSignal, match=r"reward\[0\]"):
+    with pytest.raises(InvalidInputError, match=r"reward\[0\]"):
         rows(recipe, generator(), some, on_bad="raise")
 
 
-class Numbered(Identity):
+class Numbered(IdentityCodec):
     """Prompts that say which sample it is; the network sees nothing of them."""
 
     def condition(self, cond: Tree) -> Tree:
@@ -214,7 +214,7 @@ def test_a_generator_without_prompts_improves(recipe: ModuleType, prompts: Any, 
 
 @every
 def test_prompts_that_are_texts_are_refused_with_the_remedy(recipe: ModuleType) -> None:
-    with pytest.raises(BadSignal, match="Encode texts once"):
+    with pytest.raises(InvalidInputError, match="Encode texts once"):
         rows(recipe, generator(), first, ["a cat", "a dog"])
 
 
@@ -223,7 +223,7 @@ def test_the_first_ratio_is_held_to_the_precision_that_networks_have(recipe: Mod
     """Low precision rounds by the shape of a batch; a tolerance that is given is what counts."""
     with net_precision("cpu"):
         assert rows(recipe, generator(), first)
-    with pytest.raises(OffPolicy, match="above -1"):
+    with pytest.raises(OffPolicyError, match="above -1"):
         rows(recipe, generator(), first, tolerance=-1.0)
 
 

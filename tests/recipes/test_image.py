@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.credit import PerPrompt
-from denoiserl.errors import BadRun, BadSignal, NoDensity, OffPolicy
-from denoiserl.labs import shapes
-from denoiserl.labs.prompted import Triple, prompted
-from denoiserl.net import MLP
-from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, ddim, flow_sde, grid, linear
-from denoiserl.recipes import _shapes, ddpo, flow_grpo
-from denoiserl.rng import Rng
+from denoiserl.advantages import PerPrompt
+from denoiserl.core.errors import InvalidInputError, NoDensityError, OffPolicyError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.nn import MLP
+from denoiserl.oracles.prompted import Triple, prompted
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
+from denoiserl.recipes.generators import ddpo, flow_grpo
+from denoiserl.tasks import shapes as _shapes
+from denoiserl.tasks.domains import shapes
 from denoiserl.train import Keep, fit
 
 WORLD = prompted(0)
@@ -37,8 +38,8 @@ def generator() -> tuple[Policy, dict[str, Tensor]]:
     """A user's own generator: a perceptron fitted to the prompted mixture, and its weights."""
     torch.manual_seed(0)
     process = Diffusion(linear, flow_sde(0.7))
-    net = Gauss(MLP((WORLD.dim,), cond=len(WORLD.weights), width=96, depth=3, layer_norm=True), linear, "v")
-    rng, times = Rng(0), grid(10)
+    net = GaussianDenoiser(MLP((WORLD.dim,), cond=len(WORLD.weights), width=96, depth=3, layer_norm=True), linear, "v")
+    rng, times = Rng(0), time_grid(10)
     asked = WORLD.draw_prompts(20_000, rng)
     made = Policy.of(process, net, (WORLD.dim,), process.steps(times), process.steps(times, ddim(0.0)))
     for _ in fit(process, net, WORLD.sample(asked, rng), asked, 600, rng, batch=256, lr=3e-3):
@@ -56,7 +57,7 @@ def fresh() -> Policy:
 def triple(made: Policy) -> Triple:
     """What users would see: the ODE."""
     asked = WORLD.prompts.repeat_interleave(300, 0)
-    sample = made.draw(asked, Rng(9))
+    sample = made.generate(asked, Rng(9))
     assert isinstance(sample, Tensor)
     return WORLD.triple(sample, asked)
 
@@ -131,15 +132,15 @@ def test_a_window_is_stochastic_early_and_the_ode_afterwards() -> None:
     made = fresh()
     fast = flow_grpo.early(made, 3)
     asked = WORLD.prompts[:1].expand(64, -1)
-    chain = fast.sample(asked, Rng(0))
+    chain = fast.sample_chain(asked, Rng(0))
     assert chain.step.tolist() == [0, 1, 2] and chain.log_prob.shape == (64, 3)
     states = chain.states
     assert isinstance(states, Tensor)
-    rest = fast.sampler()(asked, Rng(5), start=(states[:, 3], 3))  # other noise, the same end: there is none
+    rest = fast.make_sampler()(asked, Rng(5), start=(states[:, 3], 3))  # other noise, the same end: there is none
     torch.testing.assert_close(rest.sample, chain.sample)
     whole = flow_grpo.early(made, 0)
-    assert whole.train is made.train and len(whole.sample(asked, Rng(0))) == 10
-    with pytest.raises(BadSignal, match="does not fit"):
+    assert whole.train_steps is made.train_steps and len(whole.sample_chain(asked, Rng(0))) == 10
+    with pytest.raises(InvalidInputError, match="does not fit"):
         flow_grpo.early(made, 11)
 
 
@@ -152,14 +153,14 @@ def test_the_first_ratio_is_one_and_another_law_is_named(recipe: ModuleType) -> 
     class Noisy(torch.nn.Module):
         def __init__(self, net: torch.nn.Module) -> None:
             super().__init__()
-            self.net, self.encode, self.clock = net, net.encode, net.clock
+            self.net, self.embed_condition, self.embed_time = net, net.embed_condition, net.embed_time
 
         def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
             return self.net(torch.nn.functional.dropout(x, 0.2), clock, context)
 
-    noisy = Gauss(Noisy(made.weights.module.net), linear, "v")  # type: ignore[union-attr]
-    broken = Policy.of(made.process, noisy, made.event, made.train, made.serve)
-    with pytest.raises(OffPolicy, match="dropout"):
+    noisy = GaussianDenoiser(Noisy(made.weights.module.net), linear, "v")  # type: ignore[union-attr]
+    broken = Policy.of(made.process, noisy, made.event_shape, made.train_steps, made.eval_steps)
+    with pytest.raises(OffPolicyError, match="dropout"):
         improve(recipe, broken, WORLD.reward, 1, Rng(1))
 
 
@@ -171,13 +172,13 @@ def test_rewards_that_do_not_count_are_refused(recipe: ModuleType) -> None:
     def flat(x: Tensor, prompts: Tensor) -> Tensor:
         return WORLD.reward(x, prompts)[:, None]
 
-    with pytest.raises(BadSignal, match=r"\b5\b"):
+    with pytest.raises(InvalidInputError, match=r"\b5\b"):
         improve(recipe, fresh(), strange, 1, Rng(1), on_bad="raise")
     rows = improve(recipe, fresh(), strange, 2, Rng(1), on_bad="drop")
     assert [r["dropped"] for r in rows] == [1, 1] and all(0 < r["reward"] < 1 for r in rows)
-    with pytest.raises(BadSignal, match=r"return a tensor of shape \(96,\)"):
+    with pytest.raises(InvalidInputError, match=r"return a tensor of shape \(96,\)"):
         improve(recipe, fresh(), flat, 1, Rng(1))
-    with pytest.raises(BadSignal, match="96 of 96"):
+    with pytest.raises(InvalidInputError, match="96 of 96"):
         improve(recipe, fresh(), lambda x, p: WORLD.reward(x, p) / 0 * 0, 1, Rng(1), on_bad="drop")
 
 
@@ -193,17 +194,17 @@ def test_equal_rewards_teach_nothing_and_are_counted(recipe: ModuleType) -> None
 @both
 def test_a_chain_without_density_is_refused_with_the_remedy(recipe: ModuleType) -> None:
     made = fresh()
-    with pytest.raises(NoDensity, match="eta > 0"):
-        improve(recipe, replace(made, train=made.serve), WORLD.reward, 1, Rng(1))
+    with pytest.raises(NoDensityError, match="eta > 0"):
+        improve(recipe, replace(made, train_steps=made.eval_steps), WORLD.reward, 1, Rng(1))
 
 
 def test_eta_zero_is_refused() -> None:
-    with pytest.raises(NoDensity, match="eta > 0"):
+    with pytest.raises(NoDensityError, match="eta > 0"):
         list(ddpo.train(replace(ARGS[ddpo], eta=0.0)))
 
 
 def test_a_group_of_one_is_refused() -> None:
-    with pytest.raises(BadSignal, match="at least two"):
+    with pytest.raises(InvalidInputError, match="at least two"):
         improve(flow_grpo, fresh(), WORLD.reward, 1, Rng(1), group=1)
 
 
@@ -251,7 +252,7 @@ def test_held_out_prompts_were_never_trained_on() -> None:
     train, held_out = _shapes.prompts(TINY)
     both = torch.cat([train.unique(dim=0), held_out.unique(dim=0)])
     assert len(both.unique(dim=0)) == len(both) == len(train) + len(held_out)
-    with pytest.raises(BadRun, match="allow more objects"):
+    with pytest.raises(RunError, match="allow more objects"):
         _shapes.scenes((0, 1))
 
 
@@ -262,13 +263,13 @@ def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
     class Perfect:
         device = made.device
 
-        def draw(self, cond: Tensor, rng: Rng) -> Tensor:
+        def generate(self, cond: Tensor, rng: Rng) -> Tensor:
             return shapes.draw(shapes.decode(cond), rng)
 
     told = _shapes.outcomes(Perfect(), TINY, 3, 400)  # type: ignore[arg-type]
     assert all(bool((told[k] == 1).all()) for k in ("strict", "found", "count", "on manifold"))
     assert 0.15 < float(told["diversity"].mean()) < 0.25
-    with pytest.raises(BadRun, match="independent"):
+    with pytest.raises(RunError, match="independent"):
         _shapes.outcomes(made, TINY, 3, 5000)
 
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from denoiserl import Policy, Rng
+from denoiserl.control.acting import serving, suits
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Demos, Running, Squash
-from denoiserl.env import Stream, evaluate
-from denoiserl.env.planner import serving, suits
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.recipes import _gym, _kinds, _robot
+from denoiserl.envs import Stream, evaluate
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import gym as _gym
+from denoiserl.tasks import policies as _kinds
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -50,7 +52,9 @@ def test_a_fresh_policy_acts_inside_the_box_in_every_dimension(kind: str) -> Non
     made = getattr(_kinds, kind)(_robot.Base(chunk=2, width=16), stream(LOW, HIGH), 0)
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
     for serve in (False, True):
-        acts = made.codec.decode(made.sample(torch.zeros(512, 3), Rng(0), serve=serve).sample).flatten(0, 1)
+        acts = made.codec.decode(made.sample_chain(torch.zeros(512, 3), Rng(0), use_eval_steps=serve).sample).flatten(
+            0, 1
+        )
         inside = ((acts > low) & (acts < high)).float().mean(0)
         assert bool((inside[:5] >= 0.3).all()) and bool((acts[:, 5] == 0.25).all()), "the last one is constant"
     back = made.codec.encode(acts)
@@ -68,10 +72,10 @@ def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named()
         ([0.0, 2.0], [1.0, 1.0], "dimension 1"),
         ([0.5, 1.0], [0.5, 1.0], "constant"),
     ):
-        with pytest.raises(BadSignal, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             Squash.box(low, high)
     for low, high, said in (([0.0, -np.inf], [1.0, 1.0], "dimension 1"), ([0.5, 1.0], [0.5, 1.0], "constant")):
-        with pytest.raises(BadSignal, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             _kinds.facts(stream(low, high))
 
 
@@ -79,7 +83,7 @@ def test_a_codec_of_boxes_is_saved(tmp_path: Path) -> None:
     made = _kinds.gaussian(_robot.Base(chunk=1, width=8), stream(LOW, HIGH), 0)
     again = Policy.load(made.save(tmp_path / "p"))
     assert isinstance(again.codec, Running)
-    assert torch.equal(again.draw(torch.ones(4, 3), Rng(0)), made.draw(torch.ones(4, 3), Rng(0)))
+    assert torch.equal(again.generate(torch.ones(4, 3), Rng(0)), made.generate(torch.ones(4, 3), Rng(0)))
 
 
 def demos(**seen: Any) -> Demos:
@@ -105,7 +109,7 @@ IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
     ],
 )
 def test_what_no_network_here_can_see_is_refused_with_the_cure(seen: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadSignal, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         _kinds.facts(demos(**seen))
 
 
@@ -117,7 +121,7 @@ def test_environments_whose_actions_or_observations_are_of_another_kind_are_refu
         (stream(seen=pair), "FlattenObservation"),
         (stream(seen=Box(0, 255, (8, 8, 3), np.uint8)), "start from demonstrations"),
     ):
-        with pytest.raises(BadSignal, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             _kinds.facts(env)
 
 
@@ -125,11 +129,11 @@ def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: 
     made = _kinds.gaussian(_robot.Base(chunk=1, width=8), stream(), 0)
     word = str(made.save(tmp_path / "p"))
     suits(made, stream(), word)
-    with pytest.raises(BadRun, match=r"does not observe what .* shows, \(4,\)"):
+    with pytest.raises(RunError, match=r"does not observe what .* shows, \(4,\)"):
         suits(made, stream(seen=Box(-1, 1, (4,), np.float32)), word)
-    with pytest.raises(BadRun, match=r"decides actions \[1\], .* takes \[2\]"):
+    with pytest.raises(RunError, match=r"decides actions \[1\], .* takes \[2\]"):
         suits(made, stream([-1, -1], [1, 1]), word)
     monkeypatch.setattr(_gym, "make", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
     for start in (_gym.gaussian, _gym.squashed):
-        with pytest.raises(BadRun, match="does not observe"):
+        with pytest.raises(RunError, match="does not observe"):
             start(_gym.Base(start=word), 0, Keep())

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from denoiserl.chain import Chain
-from denoiserl.errors import BadSignal, OffPolicy
-from denoiserl.labs import sudoku
-from denoiserl.net import MLP, Transformer
-from denoiserl.policy import Infill, Policy
-from denoiserl.process import Diffusion, Gauss, Logits, Masked, flow_sde, grid, linear
-from denoiserl.recipes import _sudoku, diffu_grpo, mdlm, tracerl
-from denoiserl.rng import Rng
+from denoiserl.core.errors import InvalidInputError, OffPolicyError
+from denoiserl.core.rng import Rng
+from denoiserl.nn import MLP, Transformer
+from denoiserl.oracles import sudoku
+from denoiserl.policy.chain import Chain
+from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, Masked, TokenDenoiser, flow_sde, linear, time_grid
+from denoiserl.recipes.language import diffu_grpo, mdlm, tracerl
+from denoiserl.tasks import sudoku as _sudoku
 from denoiserl.train import Keep
 
 BASE = _sudoku.Base(updates=4, batch=16, width=16, depth=1)
@@ -39,8 +40,8 @@ def toy(tokens: int = 2, **decoder) -> Policy:
     """Two positions, two tokens."""
     torch.manual_seed(1)
     process = Masked(2, "confidence", tokens=tokens, **decoder)
-    net = Logits(Transformer(2, 2, width=16, depth=1, heads=2))
-    return Policy.of(process, net, (2,), process.steps(grid(2 // tokens)), codec=Infill())
+    net = TokenDenoiser(Transformer(2, 2, width=16, depth=1, heads=2))
+    return Policy.of(process, net, (2,), process.steps(time_grid(2 // tokens)), codec=InfillCodec())
 
 
 CANVAS = torch.full((4, 2), 2)
@@ -74,7 +75,7 @@ def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
     rest = list(TRAIN[name](TINY[name], Keep(tmp_path, every=1)))
     assert begun == whole[:cut]
     assert rest[-1] == whole[-1]
-    assert Policy.load(tmp_path / "last").event == (16,)
+    assert Policy.load(tmp_path / "last").event_shape == (16,)
 
 
 @pytest.mark.parametrize("likelihood", ["tokens", "exact"])
@@ -132,13 +133,13 @@ def test_random_masks_show_what_was_written_and_hide_a_share_of_each_answer():
 
 def test_tracerl_refuses_to_learn_off_policy(monkeypatch):
     """Scored under another temperature than drawn: the first iteration says so."""
-    policy, sample = toy(temperature=1.0), Policy.sample
+    policy, sample = toy(temperature=1.0), Policy.sample_chain
 
     def hot(self, *args, **kwargs) -> Chain:
         return sample(replace(self, process=replace(self.process, temperature=2.0)), *args, **kwargs)
 
-    monkeypatch.setattr(Policy, "sample", hot)
-    with pytest.raises(OffPolicy):
+    monkeypatch.setattr(Policy, "sample_chain", hot)
+    with pytest.raises(OffPolicyError):
         list(tracerl.improve(policy, agree, CANVAS, tracerl.Args(iters=1), Rng(0)))
 
 
@@ -164,21 +165,23 @@ def test_bad_signals_are_refused(recipe):
         (recipe.Args(iters=1), lambda w, q: torch.ones(len(w), 1), "shape"),
         (recipe.Args(iters=1), lambda w, q: torch.full((len(w),), torch.nan), "finite"),
     ):
-        with pytest.raises(BadSignal, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             list(recipe.improve(toy(), reward, CANVAS, a, Rng(0)))
 
 
 @pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
 def test_a_policy_that_denoises_numbers_gets_no_advice_about_left_to_right_ones(recipe):
     process = Diffusion(linear, flow_sde(0.7))
-    policy = Policy.of(process, Gauss(MLP(2, 4, width=16), linear, "v"), (2,), process.steps(grid(4)))
-    with pytest.raises(BadSignal, match=r"a policy that denoises numbers improves with ddpo, or with flow_grpo$"):
+    policy = Policy.of(process, GaussianDenoiser(MLP(2, 4, width=16), linear, "v"), (2,), process.steps(time_grid(4)))
+    with pytest.raises(
+        InvalidInputError, match=r"a policy that denoises numbers improves with ddpo, or with flow_grpo$"
+    ):
         list(recipe.improve(policy, agree, torch.zeros(4, 4), recipe.Args(iters=1, prompts=2, group=2), Rng(0)))
 
 
 def test_diffu_grpo_refuses_prompts_without_a_hole():
     full = torch.zeros(4, 2, dtype=torch.int64)
-    with pytest.raises(BadSignal, match="no mask"):
+    with pytest.raises(InvalidInputError, match="no mask"):
         list(diffu_grpo.improve(toy(), agree, full, diffu_grpo.Args(iters=1), Rng(0)))
 
 
@@ -191,9 +194,9 @@ def test_mdlm_refuses_data_that_it_would_misread():
         ({"tokens": clean, "alive": clean == 0}, "live"),
         ({"tokens": clean, "live": clean == 1}, "nothing to learn"),
     ):
-        with pytest.raises(BadSignal, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             list(mdlm.improve(policy, data, a, Rng(0)))
-    with pytest.raises(BadSignal, match="Masked"):
+    with pytest.raises(InvalidInputError, match="Masked"):
         list(mdlm.improve(replace(policy, process=Diffusion()), clean, a, Rng(0)))
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Autoregressive, Logits, Masked, Policy, Rng, grid
-from denoiserl.errors import BadSignal, OffPolicy
-from denoiserl.net import Transformer
-from denoiserl.policy import Identity, Infill
-from denoiserl.recipes import _sudoku, diffu_grpo, mdlm, tracerl
+from denoiserl import Autoregressive, Masked, Policy, Rng, TokenDenoiser, time_grid
+from denoiserl.core.errors import InvalidInputError, OffPolicyError
+from denoiserl.nn import Transformer
+from denoiserl.policy.policy import IdentityCodec, InfillCodec
+from denoiserl.recipes.language import diffu_grpo, mdlm, tracerl
+from denoiserl.tasks import sudoku as _sudoku
 
 RECIPES = {"tokens": tracerl, "exact": tracerl, "diffu_grpo": diffu_grpo}
 
@@ -36,7 +37,9 @@ class Table(nn.Module):
 def made(net: nn.Module | None = None, length: int = 4, **decoder: Any) -> Policy:
     given = {"order": "confidence", "tokens": 2, **decoder}
     process = Masked(3, **given)
-    return Policy.of(process, Logits(net or Table(length)), (length,), process.steps(grid(length)), codec=Infill())
+    return Policy.of(
+        process, TokenDenoiser(net or Table(length)), (length,), process.steps(time_grid(length)), codec=InfillCodec()
+    )
 
 
 def args(name: str, **more: Any) -> Any:
@@ -88,10 +91,10 @@ def test_imitation_is_the_same_however_many_rows_a_forward_has() -> None:
 @pytest.mark.parametrize("micro", [1, 5])
 def test_answers_drawn_in_parts_are_those_drawn_at_once(micro: int) -> None:
     policy, asked = made(end=0, block=2), CANVAS.repeat(8, 1)
-    once, parts = policy.sample(asked, Rng(3)), policy.sample(asked, Rng(3), micro=micro)
+    once, parts = policy.sample_chain(asked, Rng(3)), policy.sample_chain(asked, Rng(3), micro_batch_size=micro)
     assert torch.equal(once.states, parts.states) and torch.equal(once.sample, parts.sample)
     assert torch.allclose(once.log_prob, parts.log_prob, atol=1e-5)
-    law, y = policy.replay(parts)
+    law, y = policy.rescore(parts)
     assert torch.allclose(law.log_prob(y).detach(), parts.log_prob, atol=1e-5)
 
 
@@ -185,7 +188,7 @@ def test_rewards_of_any_scale_teach() -> None:
     for scale, shift in ((5.0, 0.0), (1.0, -3.0), (100.0, -50.0)):
         rows = improve("exact", made(), lambda w, q, s=scale, b=shift: s * parity(w, q) + b, CANVAS)
         assert all(row["rows"] > 0 for row in rows)
-    with pytest.raises(BadSignal, match=r"accuracy=\(0.2, 0.8\).*from -3 to -2"):
+    with pytest.raises(InvalidInputError, match=r"accuracy=\(0.2, 0.8\).*from -3 to -2"):
         improve("exact", made(), lambda w, q: parity(w, q) - 3, CANVAS, accuracy=(0.2, 0.8))
 
 
@@ -205,7 +208,7 @@ def test_bad_rewards_can_be_dropped_and_parts_weighed(name: str) -> None:
         assert all(0 < row["reward"] < 1 for row in rows)
         found.append(next(iter(policy.parameters())).detach())
     assert torch.equal(*found)
-    with pytest.raises(BadSignal, match="not finite"):
+    with pytest.raises(InvalidInputError, match="not finite"):
         improve(name, made(), lambda w, q: reward(w, q, torch.nan), CANVAS)
 
 
@@ -226,7 +229,7 @@ def test_weights_in_bf16_may_round_by_shape(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tokens", "exact"])
 def test_float32_that_rounds_by_shape_needs_a_tolerance(name: str) -> None:
-    with pytest.raises(OffPolicy, match=r"above 0\.001"):
+    with pytest.raises(OffPolicyError, match=r"above 0\.001"):
         improve(name, made(Rough(4)), parity, CANVAS, batch=5)
     first, *_ = improve(name, made(Rough(4)), parity, CANVAS, batch=5, tolerance=0.05)
     assert ("flipped" in first) == (name == "exact")
@@ -264,8 +267,8 @@ def test_a_network_with_another_kernel_under_no_grad_starts_at_a_ratio_of_one(na
 def test_long_sequences_are_scored_token_by_token_by_default() -> None:
     for length, exact in ((16, True), (17, False)):
         process = Masked(3, "confidence", tokens=4)
-        net = Logits(Table(length))
-        policy = Policy.of(process, net, (length,), process.steps(grid(5)), codec=Infill())
+        net = TokenDenoiser(Table(length))
+        policy = Policy.of(process, net, (length,), process.steps(time_grid(5)), codec=InfillCodec())
         a = tracerl.Args(iters=1, prompts=4, group=4)
         (row,) = tracerl.improve(policy, parity, torch.full((2, length), 3), a, Rng(0))
         assert ("flipped" in row) == exact
@@ -274,8 +277,10 @@ def test_long_sequences_are_scored_token_by_token_by_default() -> None:
 @pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
 def test_a_left_to_right_policy_is_refused_with_the_recipes_that_take_it(recipe: Any) -> None:
     process = Autoregressive(3)
-    policy = Policy.of(process, Logits(Table(4), shift=True), (4,), process.steps(grid(3)), codec=Infill())
-    with pytest.raises(BadSignal, match=r"not for Autoregressive.*ddpo.*flow_grpo"):
+    policy = Policy.of(
+        process, TokenDenoiser(Table(4), shift=True), (4,), process.steps(time_grid(3)), codec=InfillCodec()
+    )
+    with pytest.raises(InvalidInputError, match=r"not for Autoregressive.*ddpo.*flow_grpo"):
         next(recipe.improve(policy, parity, CANVAS, recipe.Args(iters=1), Rng(0)))
 
 
@@ -299,7 +304,7 @@ def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
         rows = [row["reward"] for row in improve(name, made(net), reward, prompts, seed, iters=60, lr=3e-3)]
         gained += sum(rows[-5:]) - sum(rows[:5])
     assert gained > 2
-    with pytest.raises(BadSignal, match="tokens as 'canvas'"):
+    with pytest.raises(InvalidInputError, match="tokens as 'canvas'"):
         improve(name, made(net), coin, {"tokens": CANVAS})
 
 
@@ -307,7 +312,7 @@ def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
 def test_prompts_may_be_conditions_of_an_empty_canvas(name: str) -> None:
     torch.manual_seed(0)
     net = Transformer(3, 4, width=16, depth=1, heads=2, cond=2)
-    policy = replace(made(net), codec=Identity())
+    policy = replace(made(net), codec=IdentityCodec())
     rows = improve(name, policy, lambda w, q: (w[:, 1] == q.argmax(-1)).float(), torch.eye(2))
     assert any("loss" in row for row in rows)
 
@@ -317,7 +322,7 @@ def test_imitation_neither_sees_nor_masks_padding(live: bool) -> None:
     """The network is told where padding is. An end of text that has the padding's id is one where ``live`` says so."""
 
     class Watched(Table):
-        def encode(self, cond: Any) -> Any:
+        def embed_condition(self, cond: Any) -> Any:
             told.append(cond["padding"])
             return cond
 
@@ -327,8 +332,8 @@ def test_imitation_neither_sees_nor_masks_padding(live: bool) -> None:
 
     told, seen = [], []
     process = Masked(3)
-    net = Logits(Watched(5))
-    policy = Policy.of(process, net, (5,), process.steps(grid(5)), codec=Infill(pad=0))
+    net = TokenDenoiser(Watched(5))
+    policy = Policy.of(process, net, (5,), process.steps(time_grid(5)), codec=InfillCodec(pad=0))
     data = torch.tensor([[0, 1, 2, 0, 0]]).expand(8, 5)
     mask = torch.tensor([[False, False, True, True, False]]).expand(8, 5)
     given = {"tokens": data, "live": mask} if live else data
@@ -342,9 +347,9 @@ def test_imitation_neither_sees_nor_masks_padding(live: bool) -> None:
 def test_nothing_of_a_forward_outlives_its_turn(name: str, monkeypatch: Any) -> None:
     """When the next forward of an update begins, the answers of the one before are gone."""
     alive: list[weakref.ref] = []
-    forward = Logits.forward
+    forward = TokenDenoiser.forward
 
-    def watched(self: Logits, *given: Any) -> Any:
+    def watched(self: TokenDenoiser, *given: Any) -> Any:
         if torch.is_grad_enabled():
             assert not [ref for ref in alive if ref() is not None]
         found = forward(self, *given)
@@ -352,7 +357,7 @@ def test_nothing_of_a_forward_outlives_its_turn(name: str, monkeypatch: Any) -> 
             alive.append(weakref.ref(found.mean))
         return found
 
-    monkeypatch.setattr(Logits, "forward", watched)
+    monkeypatch.setattr(TokenDenoiser, "forward", watched)
     improve(name, made(), parity, CANVAS, micro_batch_size=5)
     assert len(alive) > 8
 

@@ -12,16 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from denoiserl.data.collect import Recording, record
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data.demos import Demos
-from denoiserl.data.logged import logged, transitions
-from denoiserl.env import Stream
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.hub import recordings
-from denoiserl.policy import Policy
-from denoiserl.recipes import _gym, _locosmall, _logged, _robot, dppo, dql, fql, iql, ofql, sac, td3, td3_bc
-from denoiserl.recipes._given import opened
-from denoiserl.rng import Rng
+from denoiserl.data.formats import any as recordings
+from denoiserl.data.recordings import Recording
+from denoiserl.data.transitions import logged, transitions
+from denoiserl.envs import Stream
+from denoiserl.envs.record import record
+from denoiserl.policy.policy import Policy
+from denoiserl.recipes.off_policy import sac, td3
+from denoiserl.recipes.offline_rl import dql, fql, iql, ofql, td3_bc
+from denoiserl.recipes.policy_gradient import dppo
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import gym as _gym
+from denoiserl.tasks import locosmall as _locosmall
+from denoiserl.tasks import offline as _logged
+from denoiserl.tasks.user_inputs import opened
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -72,7 +79,7 @@ def policy(data: Recording, kind: str, seed: int = 0, **more: Any) -> Policy:
 
 
 def served(made: Policy, obs: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    return made.draw(obs, Rng(seed))
+    return made.generate(obs, Rng(seed))
 
 
 def learned(recipe: Any, made: Policy, data: Recording, keep: Keep | None = None, **given: Any) -> list[dict]:
@@ -109,7 +116,7 @@ def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> 
     precision = 1 / 0.3**2 + 2 * beta
     obs = torch.randn(400, 2)
     assert float(served(made, obs).mean()) == pytest.approx(beta / precision, abs=0.04)
-    spread = made.codec.decode(made.sample(obs, Rng(1)).sample).std()
+    spread = made.codec.decode(made.sample_chain(obs, Rng(1)).sample).std()
     assert float(spread) == pytest.approx(precision**-0.5, abs=0.08), "and not the behaviour's 0.3"
 
 
@@ -160,7 +167,7 @@ def test_without_a_pull_both_modes_stay_and_the_control_chooses_what_the_critics
         made = policy(data, "diffusion", seed, denoise=3)
         learned(dql, made, data, iters=4, updates=25, eta=0.0, candidates=16, batch=64, tau=0.05, lr=5e-3)
         obs = torch.randn(300, 1)
-        best, alone = served(made, obs).flatten(), served(made.controlled(None), obs).flatten()
+        best, alone = served(made, obs).flatten(), served(made.with_controller(None), obs).flatten()
         shares.append([float((x > 0).float().mean()) for x in (alone, best)])
     alone_share, best_share = np.mean(shares, 0).tolist()
     assert 0.15 < alone_share < 0.85 and best_share > 0.95
@@ -196,7 +203,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
 
 
 @pytest.mark.parametrize(("recipe", "kind"), RECIPES)
-@pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark")  # a bandit has one start
+@pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a bandit has one start
 @pytest.mark.parametrize("word", ["maze:small-navigate", "ring"])
 def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, word: str) -> None:
     base = _logged.Base(data=word, episodes=40, width=16, chunk=2 if word != "ring" else 1)
@@ -302,7 +309,7 @@ def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None
     learned(dql, made, data, iters=1, updates=5, candidates=2)
     before = [p.detach().clone() for p in made.parameters()]
     a = dppo.Args(iters=2, steps=6, execute=1, batch=64)
-    rows = list(dppo.improve(made.controlled(None), Stream(Line, 8, 1), a, Rng(5)))
+    rows = list(dppo.improve(made.with_controller(None), Stream(Line, 8, 1), a, Rng(5)))
     assert math.isfinite(rows[-1]["reward"])
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
 
@@ -318,7 +325,7 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
     with pytest.warns(UserWarning, match="the policy alone goes on"):
         found = opened(str(tmp_path / "chosen"), torch.device("cpu"))
     obs = torch.randn(20, 1)
-    assert torch.equal(served(found, obs), served(made.controlled(None), obs))
+    assert torch.equal(served(found, obs), served(made.with_controller(None), obs))
     assert not torch.equal(served(found, obs), served(made, obs))
 
     flat = policy(data, "squashed")
@@ -349,7 +356,7 @@ def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: An
         assert all(torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
         centre[first] = float(torch.tensor(done).mean())
     assert abs(centre["even"]) < 0.45 and centre["policy"] > 1.2, "in a box of [-2, 2]"
-    with pytest.raises(BadRun, match="policy"):
+    with pytest.raises(RunError, match="policy"):
         list(recipe.improve(made, Stream(Line, 4, 1), dataclasses.replace(a, first="polcy"), Rng(3)))
 
 
@@ -364,11 +371,13 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
     mine = _logged.task(_logged.Base(data=str(theirs), env="Pendulum-v1"))
     assert mine.data is not None and len(mine.data(0).demos.actions) == 50 and mine.metric == "return"
     other = _logged.task(_logged.Base(data=str(path), env="Pendulum-v1"))
-    with pytest.raises(BadRun, match="the environment that it was recorded in"):
+    with pytest.raises(RunError, match="the environment that it was recorded in"):
         other.data(0)
     numbers = Demos(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
     for where in (_logged, _robot):
-        with pytest.raises(BadSignal, match=r"CartPole-v1 takes one of 2 choices \(Discrete\).*TransformAction"):
+        with pytest.raises(
+            InvalidInputError, match=r"CartPole-v1 takes one of 2 choices \(Discrete\).*TransformAction"
+        ):
             where.record(where.Base(data=str(numbers), env="CartPole-v1"), 0)
     for base, said in [
         (_logged.Base(data="maze:medum-navigate"), "medium"),
@@ -378,7 +387,7 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
         (_logged.Base(data="nothing.hdf5"), "a path that exists"),
         (_logged.Base(data=str(path)), "--env"),
     ]:
-        with pytest.raises(BadRun, match=said):
+        with pytest.raises(RunError, match=said):
             _logged.task(base)
 
 
@@ -423,13 +432,13 @@ def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
     with pytest.warns(UserWarning, match="all rewards of bandit are equal"):
         rows = learned(dql, policy(data, "diffusion"), dataclasses.replace(data, rewards=0 * data.rewards), **few)
     assert math.isfinite(rows[-1]["imitation loss"])
-    with pytest.raises(BadSignal, match="200 decisions, fewer than a batch of 500"):
+    with pytest.raises(InvalidInputError, match="200 decisions, fewer than a batch of 500"):
         learned(iql, policy(data, "gaussian"), data, batch=500)
-    with pytest.raises(BadSignal, match="TD3\\+BC improves policies that decide"):
+    with pytest.raises(InvalidInputError, match="TD3\\+BC improves policies that decide"):
         learned(td3_bc, policy(data, "diffusion"), data, **few)
-    with pytest.raises(BadSignal, match="start 'gaussian'"):
+    with pytest.raises(InvalidInputError, match="start 'gaussian'"):
         learned(iql, policy(data, "squashed"), data, **few)
-    with pytest.raises(BadSignal, match="start 'diffusion'"):
+    with pytest.raises(InvalidInputError, match="start 'diffusion'"):
         learned(dql, policy(data, "gaussian"), data, **few)
-    with pytest.raises(BadSignal, match="decides \\[1\\] numbers a tick, the data \\[2\\]"):
+    with pytest.raises(InvalidInputError, match="decides \\[1\\] numbers a tick, the data \\[2\\]"):
         learned(iql, policy(data, "gaussian"), _logged.record(_logged.Base(data="ring", episodes=50), 0), **few)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from denoiserl.control.squashed_actions import decides
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Squash
-from denoiserl.env import Stream
-from denoiserl.errors import BadSignal
-from denoiserl.net import MLP, Actor
-from denoiserl.policy import Policy
-from denoiserl.process import GaussianHead, OneStep, grid
-from denoiserl.recipes import _gym, sac, td3
-from denoiserl.recipes._boxed import decides
-from denoiserl.rng import Rng
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP, Actor
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import GaussianHead, OneStep, time_grid
+from denoiserl.recipes.off_policy import sac, td3
+from denoiserl.tasks import gym as _gym
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -74,7 +75,7 @@ def policy(world: type[World], chunk: int = 1) -> Policy:
     torch.manual_seed(0)
     net = MLP((chunk, 1), 1, 32, 2, 0, False, activation="relu", out=(chunk, 2))
     process = OneStep()
-    steps, serve = process.steps(grid(1)), process.steps(grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
     return Policy.of(process, Actor(net), (chunk, 1), steps, serve, Squash.box([world.LOW], [world.HIGH]))
 
 
@@ -82,7 +83,7 @@ SMALL: dict[str, Any] = {"copies": 8, "steps": 8, "begin": 128, "batch": 64, "wi
 
 
 def served(made: Policy, *at: float) -> list[float]:
-    return made.draw(torch.tensor(at)[:, None], Rng(0)).flatten().tolist()
+    return made.generate(torch.tensor(at)[:, None], Rng(0)).flatten().tolist()
 
 
 def test_sac_finds_the_best_arm_of_every_state_and_the_entropy_it_aims_at() -> None:
@@ -145,7 +146,7 @@ def test_chunks_are_decisions() -> None:
     a = sac.Args(**{**SMALL, "begin": 64}, iters=2)
     rows = list(sac.improve(made, Stream(Regulator, 8, 1), a, Rng(3)))
     assert rows[-1]["episode ticks"] == 2 and np.isfinite(rows[-1]["critic loss"])
-    assert made.draw(torch.zeros(3, 1), Rng(0)).shape == (3, 2, 1)
+    assert made.generate(torch.zeros(3, 1), Rng(0)).shape == (3, 2, 1)
 
 
 def test_a_policy_is_saved_with_its_box(tmp_path: Path) -> None:
@@ -160,11 +161,11 @@ def test_a_policy_is_saved_with_its_box(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", [sac, td3])
 def test_what_does_not_fit_is_refused(recipe: Any) -> None:
     process = OneStep()
-    steps = process.steps(grid(1))
+    steps = process.steps(time_grid(1))
     plain = Policy.of(process, GaussianHead(MLP((1, 1), 1, 8, time=0), 1), (1, 1), steps)
-    with pytest.raises(BadSignal, match="inside a box"):
+    with pytest.raises(InvalidInputError, match="inside a box"):
         next(recipe.improve(plain, Stream(Bandit, 8), recipe.Args(), Rng(0)))
-    with pytest.raises(BadSignal, match="without infinities"):
+    with pytest.raises(InvalidInputError, match="without infinities"):
         Squash.box([-np.inf], [1.0])
 
 
@@ -191,7 +192,7 @@ def test_an_untrained_policy_explores_the_box_as_evenly_as_a_standard_normal_pre
         with torch.no_grad():
             decided = decides(made, made.codec.condition(obs))
         assert float(decided.base.std.log().abs().max()) < 2
-        stds.append(float(decided.draw(Rng(3).normal(4000, *made.event)).std()))
+        stds.append(float(decided.sample(Rng(3).normal(4000, *made.event_shape)).std()))
     assert float(np.mean(stds)) == pytest.approx(float(torch.tanh(Rng(4).normal(100_000)).std()), abs=0.2)
 
 

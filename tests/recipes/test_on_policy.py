@@ -12,17 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
+from denoiserl.control.acting import executed, serving, standard
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Running
-from denoiserl.env import Episode, Stream
-from denoiserl.env.planner import executed, serving, standard
-from denoiserl.env.scale import RewardScale
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.net import MLP
-from denoiserl.objective.divergence import k3
-from denoiserl.process import GaussianHead, ddim, floored, linear
-from denoiserl.recipes import _robot, dppo, drwr, fpo, gorl, ppo, reinflow
-from tests.oracles.kit import Spy
+from denoiserl.data.rollout import Episode
+from denoiserl.envs import Stream
+from denoiserl.envs.reward_scale import RewardScale
+from denoiserl.losses.divergence import k3
+from denoiserl.nn import MLP
+from denoiserl.processes import GaussianHead, ddim, linear, with_min_std
+from denoiserl.recipes.policy_gradient import dppo, drwr, fpo, gorl, ppo, reinflow
+from denoiserl.tasks import env as _robot
+from tests.recipes.kit import Spy
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -58,14 +60,14 @@ class Biases(nn.Module):
 
 def gaussian(chunk: int = 4, codec: Any = None) -> Policy:
     process = OneStep()
-    steps = process.steps(grid(1))
+    steps = process.steps(time_grid(1))
     return Policy.of(process, GaussianHead(Biases(chunk), 1, 0.5), (chunk, 1), steps, None, codec)
 
 
 def flow(chunk: int = 4, codec: Any = None, steps: int = 3) -> Policy:
-    process, times = Diffusion(linear, floored(ddim(0.0), 0.2)), grid(steps)
+    process, times = Diffusion(linear, with_min_std(ddim(0.0), 0.2)), time_grid(steps)
     train, serve = process.steps(times), process.steps(times, ddim(0.0))
-    return Policy.of(process, Gauss(Biases(chunk), linear, "v"), (chunk, 1), train, serve, codec)
+    return Policy.of(process, GaussianDenoiser(Biases(chunk), linear, "v"), (chunk, 1), train, serve, codec)
 
 
 WARM = {"warmup": 0, "lr": 1e-2}
@@ -97,16 +99,16 @@ def test_what_an_end_left_of_a_chunk_is_in_no_ratio(name: str) -> None:
 
 def test_a_mask_is_that_of_every_single_chunk_and_a_dead_row_has_no_nan() -> None:
     made = gaussian(3)
-    chain = made.sample(torch.zeros(3, 1), Rng(0))
+    chain = made.sample_chain(torch.zeros(3, 1), Rng(0))
     live = torch.tensor([[True, True], [True, False], [False, False]])
-    law, y = made.replay(executed(chain, live))
-    assert law.size.flatten().tolist() == [2, 1, 0]
-    each = made.replay(chain)[0].log_prob(y, factors=True)[:, 0, :, 0]
+    law, y = made.rescore(executed(chain, live))
+    assert law.num_factors.flatten().tolist() == [2, 1, 0]
+    each = made.rescore(chain)[0].log_prob(y, factors=True)[:, 0, :, 0]
     wanted = torch.stack([each[0, 0] + each[0, 1], each[1, 0], torch.zeros(())])
     assert torch.allclose(law.log_prob(y).flatten(), wanted, atol=1e-6)
     flat = flow(3)
     noised = flat.process.noise(torch.zeros(2, 3, 1), torch.full((2,), 0.5), Rng(0))
-    noised = noised._replace(live=torch.tensor([[True], [False]])[..., None].expand(2, 3, 1))
+    noised = noised._replace(mask=torch.tensor([[True], [False]])[..., None].expand(2, 3, 1))
     loss = flat.process.loss(flat.denoiser, noised, None)
     assert bool(loss.isfinite().all()) and float(loss[1].detach()) == 0
 
@@ -167,12 +169,12 @@ def test_steps_that_never_happened_do_not_widen_the_scale_of_rewards() -> None:
 def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Path) -> None:
     made, obs = METHODS[name][1](), torch.full((5, 1), 200.0)
     improve(name, made, execute=2)
-    assert serving(made)(obs, Rng(0)).shape == (5, 2, 1) and made.draw(obs, Rng(0)).shape == (5, 4, 1)
+    assert serving(made)(obs, Rng(0)).shape == (5, 2, 1) and made.generate(obs, Rng(0)).shape == (5, 4, 1)
     assert serving(made, 3)(obs, Rng(0)).shape == (5, 3, 1), "unless it is asked for others"
     again = Policy.load(made.save(tmp_path / "p"), Biases(4))
     assert torch.equal(serving(again)(obs, Rng(0)), serving(made)(obs, Rng(0)))
-    assert serving(made.controlled(None))(obs, Rng(0)).shape == (5, 2, 1)
-    with pytest.raises(BadSignal, match="execute is between 1 and the chunk's 4"):
+    assert serving(made.with_controller(None))(obs, Rng(0)).shape == (5, 2, 1)
+    with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 4"):
         serving(made, 5)
 
 
@@ -180,7 +182,7 @@ def test_execute_is_said_once() -> None:
     base = _robot.Base(execute=2)
     assert _robot.base_of(ppo.Args(base=base)).execute == 2
     assert _robot.base_of(ppo.Args(execute=3)).execute == 3
-    with pytest.raises(BadRun, match=r"said twice, 3 and base\.execute=2"):
+    with pytest.raises(RunError, match=r"said twice, 3 and base\.execute=2"):
         _robot.base_of(ppo.Args(execute=3, base=base))
 
 
@@ -190,7 +192,7 @@ def test_a_chunk_is_discounted_as_decisions_are(name: str) -> None:
     improve(name, METHODS[name][1](), env, gamma=0.5, iters=1)
     ep = env.collect(lambda obs, rng: (torch.ones(8, 4, 1), None), 2, Rng(0))
     assert torch.equal(ep.reward, torch.full((2, 8), 1.5)), "1 + 0.5"
-    with pytest.raises(BadSignal, match=r"0\.9 a tick inside a chunk and the method by 0\.5"):
+    with pytest.raises(InvalidInputError, match=r"0\.9 a tick inside a chunk and the method by 0\.5"):
         improve(name, METHODS[name][1](), Stream(Ends, 8, 1, gamma=0.9), gamma=0.5, iters=1)
 
 
@@ -229,9 +231,9 @@ class Long(Ends):
 def test_a_switch_waits_for_episodes_that_finish() -> None:
     """A rollout is shorter than an episode, and still both pairs are judged by whole ones."""
     torch.manual_seed(0)
-    process, times = Diffusion(linear, floored(ddim(0.0), 0.2), clip=1.0), grid(2)
+    process, times = Diffusion(linear, with_min_std(ddim(0.0), 0.2), clip=1.0), time_grid(2)
 
-    net = Gauss(MLP((1, 1), cond=1, width=16), linear, "v")
+    net = GaussianDenoiser(MLP((1, 1), cond=1, width=16), linear, "v")
     made = Policy.of(process, net, (1, 1), process.steps(times), process.steps(times, ddim(0.0)), Running.fresh(1))
     a = gorl.Args(iters=2, stages=(1.0, 1.0), copies=8, steps=4, batch=16, rollout=7, updates=3, fit_batch=8, width=8)
     rows = list(gorl.improve(made, Stream(Long, 8, 1), a, Rng(0)))

@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
+from denoiserl.control.acting import carry, serving
+from denoiserl.control.best_of_n import Latents
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Running, Squash
 from denoiserl.doctor import signal
-from denoiserl.env import Stream
-from denoiserl.env.control import Latents
-from denoiserl.env.planner import carry, serving
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.net import MLP, Paired
-from denoiserl.process import Average, GaussianHead, MeanFlow, ddim, floored, linear
-from denoiserl.recipes import _kinds, _robot, beyond_human, diffusion_policy, dppo, gorl, ppo, sac
-from denoiserl.recipes._given import opened
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP, Paired
+from denoiserl.processes import GaussianHead, MeanFlow, MeanVelocityDenoiser, ddim, linear, with_min_std
+from denoiserl.recipes.imitation import diffusion_policy
+from denoiserl.recipes.off_policy import sac
+from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl, ppo
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks.user_inputs import opened
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -67,15 +71,15 @@ class Counts(Stream):
 
 def flow(net: nn.Module | None = None) -> Policy:
     torch.manual_seed(0)
-    process, times = Diffusion(linear, floored(ddim(0.0), 0.2), clip=1.0), grid(3)
-    made = Gauss(net or MLP((2, 1), cond=2, width=16, depth=2), linear, "v")
+    process, times = Diffusion(linear, with_min_std(ddim(0.0), 0.2), clip=1.0), time_grid(3)
+    made = GaussianDenoiser(net or MLP((2, 1), cond=2, width=16, depth=2), linear, "v")
     return Policy.of(process, made, (2, 1), process.steps(times), process.steps(times, ddim(0.0)))
 
 
 def latents(made: Policy) -> Policy:
     """The policy, served through the mean of an encoder."""
-    net = MLP(made.event, 2, 8, 1, time=0, residual=False)
-    return made.controlled(Latents(GaussianHead(net, 1, 1.0)))
+    net = MLP(made.event_shape, 2, 8, 1, time=0, residual=False)
+    return made.with_controller(Latents(GaussianHead(net, 1, 1.0)))
 
 
 GORL = gorl.Args(iters=4, copies=4, steps=4, batch=16, epochs=1, rollout=4, updates=5, begin="actions")
@@ -96,11 +100,11 @@ def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match=r"served through a control \(Latents\).* the policy alone goes on"):
         for _ in dppo.improve(made, Stream(Near, 4, 1), DPPO, Rng(0)):
             pass
-    alone = made.controlled(None)
-    assert torch.equal(made.draw(SEEN, Rng(1)), alone.draw(SEEN, Rng(1)))
+    alone = made.with_controller(None)
+    assert torch.equal(made.generate(SEEN, Rng(1)), alone.generate(SEEN, Rng(1)))
     with pytest.warns(UserWarning, match=r"p is served through a control \(Latents\)"):
         again = opened(str(path), torch.device("cpu"))
-    assert again.weights.control is None and torch.equal(again.draw(SEEN, Rng(1)), flow().draw(SEEN, Rng(1)))
+    assert again.weights.control is None and torch.equal(again.generate(SEEN, Rng(1)), flow().generate(SEEN, Rng(1)))
 
 
 def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_too() -> None:
@@ -115,16 +119,18 @@ def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_t
 def test_a_mean_flow_learns_all_of_its_steps_and_is_left_whole() -> None:
     process = MeanFlow()
     net = Paired(MLP((2, 1), cond=2, width=16, depth=1, time=0))
-    made = Policy.of(process, Average(net), (2, 1), process.steps(grid(3), 0.2), process.steps(grid(3)))
-    with pytest.raises(BadSignal, match=r"a mean flow learns all of its steps.*leave tuned=1 out"):
+    made = Policy.of(
+        process, MeanVelocityDenoiser(net), (2, 1), process.steps(time_grid(3), 0.2), process.steps(time_grid(3))
+    )
+    with pytest.raises(InvalidInputError, match=r"a mean flow learns all of its steps.*leave tuned=1 out"):
         next(dppo.improve(made, Stream(Near, 4, 1), dppo.Args(tuned=1), Rng(0)))
-    assert isinstance(made.denoiser, Average)
+    assert isinstance(made.denoiser, MeanVelocityDenoiser)
 
 
 @pytest.mark.parametrize("recipe", [gorl, beyond_human])
 def test_a_network_that_cannot_be_made_anew_is_refused_before_anything_is_played(recipe: Any) -> None:
     env = Counts(Near, 4, 1)
-    with pytest.raises(BadSignal, match=r"network is a .*Foreign, which cannot be made anew"):
+    with pytest.raises(InvalidInputError, match=r"network is a .*Foreign, which cannot be made anew"):
         next(recipe.improve(flow(Foreign()), env, recipe.Args(), Rng(0)))
     assert not hasattr(env, "asked")
 
@@ -139,7 +145,7 @@ def test_a_doctor_plays_what_the_policy_carries() -> None:
 
 
 def test_cloning_does_not_leave_a_start_out_silently() -> None:
-    with pytest.raises(BadRun, match="clones into new weights, and start=runs/mine"):
+    with pytest.raises(RunError, match="clones into new weights, and start=runs/mine"):
         diffusion_policy.task(diffusion_policy.Args(base=_robot.Base(env="pusht", start="runs/mine")))
 
 
@@ -150,7 +156,7 @@ def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> Non
         torch.manual_seed(0)
         process, codec = OneStep(), Running.fresh(2, scale)
         head = GaussianHead(MLP((2, 1), 2, 8, 1, time=0, residual=False), 1, 0.5)
-        return Policy.of(process, head, (2, 1), process.steps(grid(1)), None, codec)
+        return Policy.of(process, head, (2, 1), process.steps(time_grid(1)), None, codec)
 
     def go(policy: Policy, iters: int, folder: Path) -> None:
         a = ppo.Args(iters=iters, copies=4, steps=4, batch=16, epochs=1, warmup=0)
@@ -164,5 +170,5 @@ def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> Non
     assert isinstance(one.codec, Running) and isinstance(whole.codec, Running)
     assert torch.equal(one.codec.mean, whole.codec.mean)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), whole.parameters(), strict=True))
-    with pytest.raises(BadRun, match="another codec of the policy"):
+    with pytest.raises(RunError, match="another codec of the policy"):
         go(made(2.0), 3, tmp_path / "a")

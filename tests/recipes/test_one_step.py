@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from denoiserl import Policy, Rng, grid
-from denoiserl.errors import BadSignal
-from denoiserl.labs import ring
-from denoiserl.meter import Meter
-from denoiserl.net import MLP, Paired
-from denoiserl.process import Average, MeanFlow
-from denoiserl.recipes import _logged, fql, ofql
+from denoiserl import Policy, Rng, time_grid
+from denoiserl.core.counters import UsageCounter
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.envs.toy import ring
+from denoiserl.nn import MLP, Paired
+from denoiserl.processes import MeanFlow, MeanVelocityDenoiser
+from denoiserl.recipes.offline_rl import fql, ofql
+from denoiserl.tasks import offline as _logged
 from denoiserl.train import Keep, fit
 
 BASE = _logged.Base(data="ring", episodes=1000, width=32)
@@ -35,7 +36,7 @@ def improve(recipe: Any, made: Policy, keep: Keep | None = None, **settings: Any
 
 def shares(made: Policy, n: int = 2000) -> torch.Tensor:
     """The shares of one-step decisions at the eight places, and at none of them: [9]."""
-    place = ring.place(made.controlled(None).draw(torch.zeros(n, 1), Rng(7))[:, 0])
+    place = ring.place(made.with_controller(None).generate(torch.zeros(n, 1), Rng(7))[:, 0])
     return torch.bincount(torch.where(place < 0, 8, place), minlength=9) / n
 
 
@@ -52,8 +53,8 @@ def test_a_decision_is_one_call_and_dql_pays_five(recipe: Any) -> None:
     made = start(recipe)
     improve(recipe, made)
     for policy, calls in ((made, 1), (start(recipe, "diffusion"), 5)):
-        with Meter().open() as meter:
-            policy.draw(torch.zeros(3, 1), Rng(0))
+        with UsageCounter().open() as meter:
+            policy.generate(torch.zeros(3, 1), Rng(0))
         assert meter.counts["denoiser calls"] == calls
 
 
@@ -63,7 +64,7 @@ def test_a_policy_is_saved_with_what_chooses_for_it(recipe: Any, tmp_path) -> No
     improve(recipe, made)
     again = Policy.load(made.save(tmp_path / "policy"))
     cond = torch.zeros(5, 1)
-    assert torch.equal(made.draw(cond, Rng(3)), again.draw(cond, Rng(3)))
+    assert torch.equal(made.generate(cond, Rng(3)), again.generate(cond, Rng(3)))
     assert (made.weights.control is None) == (recipe is fql)
 
 
@@ -101,22 +102,22 @@ def test_actions_on_the_edge_of_the_box_are_imitated_beyond_it_and_served_inside
     corner = torch.ones_like(data.demos.actions)
     edge = replace(data, demos=replace(data.demos, actions=corner))
     list(ofql.improve(made, edge, ofql.Args(**{**SMALL, "iters": 1, "updates": 60, "eta": 0.0, "lr": 1e-2}), Rng(1)))
-    plain = made.controlled(None)
-    raw = plain.sample(torch.zeros(200, 1), Rng(0), serve=True).sample
+    plain = made.with_controller(None)
+    raw = plain.sample_chain(torch.zeros(200, 1), Rng(0), use_eval_steps=True).sample
     assert float(raw.mean()) > 0.8 and 0.05 < float((raw > 1).float().mean()) < 0.95
-    assert float(plain.draw(torch.zeros(200, 1), Rng(0)).max()) <= 1
+    assert float(plain.generate(torch.zeros(200, 1), Rng(0)).max()) <= 1
 
 
 def test_policies_of_another_kind_are_refused_with_the_way_out() -> None:
     for recipe, kinds in ((ofql, ("diffusion", "student", "squashed")), (fql, ("flow", "meanflow", "gaussian"))):
         for kind in kinds:
-            with pytest.raises(BadSignal, match=f"start '{recipe.STARTS}'"):
+            with pytest.raises(InvalidInputError, match=f"start '{recipe.STARTS}'"):
                 improve(recipe, start(recipe, kind))
     made = start(ofql)
-    two = replace(made, serve=MeanFlow().steps(grid(2)))
-    with pytest.raises(BadSignal, match="one step"):
+    two = replace(made, eval_steps=MeanFlow().steps(time_grid(2)))
+    with pytest.raises(InvalidInputError, match="one step"):
         improve(ofql, two)
-    with pytest.raises(BadSignal, match="batch"):
+    with pytest.raises(InvalidInputError, match="batch"):
         improve(ofql, made, batch=5000)
 
 
@@ -139,8 +140,8 @@ def test_one_step_of_a_mean_flow_reaches_the_ring_where_flow_matching_does_not()
     reached = []
     for same, ends in ((0.5, 0.1), (1.0, 0.0)):
         torch.manual_seed(0)
-        process, denoise = MeanFlow(same, ends), Average(Paired(MLP((1, 2), 1, 64, 3, 0)))
+        process, denoise = MeanFlow(same, ends), MeanVelocityDenoiser(Paired(MLP((1, 2), 1, 64, 3, 0)))
         list(fit(process, denoise, x, cond, 1200, Rng(1), batch=128, lr=2e-3, warmup=100))
-        made = Policy.of(process, denoise, (1, 2), process.steps(grid(1)))
-        reached.append(float((ring.place(made.draw(cond[:4000], Rng(5))[:, 0]) >= 0).float().mean()))
+        made = Policy.of(process, denoise, (1, 2), process.steps(time_grid(1)))
+        reached.append(float((ring.place(made.generate(cond[:4000], Rng(5))[:, 0]) >= 0).float().mean()))
     assert reached[0] > 0.18 and reached[0] > 3 * reached[1], reached  # 0.36 ± 0.05 over seeds

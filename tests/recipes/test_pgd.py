@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Normalizer, Squash
-from denoiserl.data.collect import Recording
 from denoiserl.data.demos import Demos
+from denoiserl.data.recordings import Recording
 from denoiserl.data.trajectories import Model, Windows, learned
-from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.policy import Policy
-from denoiserl.process import edm, grid
-from denoiserl.process.elucidated import Churn, heun
-from denoiserl.recipes import _logged, pgd
-from denoiserl.rng import Rng
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import edm, time_grid
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.processes.edm_training import Churn, heun
+from denoiserl.recipes.offline_rl import pgd
+from denoiserl.tasks import offline as _logged
 from denoiserl.train import Keep
 
 CENTRE, VARIANCE, STEPS = 0.4, 0.09, 64
@@ -37,13 +38,13 @@ class Behaviour(Denoiser):
 
 def drawn(guide) -> Tensor:
     """[4000, 2, 2]: one state and one action a step; the same draws whatever the guide."""
-    return heun(Behaviour(), grid(STEPS), (2, 2), 4000, Rng(0), churn=STILL, guide=guide)
+    return heun(Behaviour(), time_grid(STEPS), (2, 2), 4000, Rng(0), churn=STILL, guide=guide)
 
 
 def predicted(mean: float, pull: Callable[[float, float, int], float]) -> float:
     """The mean of the action at the end: ``pull(mean, σ², k)`` before step k, and between pulls the exact flow of the
     behaviour, under which a − 0.4 shrinks by √((v + σ'²) / (v + σ²))."""
-    levels = edm(grid(STEPS))[1].tolist()
+    levels = edm(time_grid(STEPS))[1].tolist()
     for k in range(STEPS):
         mean += pull(mean, levels[k] ** 2, k)
         mean = CENTRE + (mean - CENTRE) * math.sqrt((VARIANCE + levels[k + 1] ** 2) / (VARIANCE + levels[k] ** 2))
@@ -131,7 +132,7 @@ def test_guided_windows_are_likelier_under_the_policy_and_keep_the_dynamics() ->
         except StopIteration as stop:
             made: Windows = stop.value
             break
-    aiming = Policy.of(own.process, Aim(), (1, 1), own.train, own.serve, own.codec)
+    aiming = Policy.of(own.process, Aim(), (1, 1), own.train_steps, own.eval_steps, own.codec)
     told = []
     for c in (0.0, 0.4, 1.2):
         guide = pgd.guidance(made.track, aiming, c, 12) if c else None
@@ -188,11 +189,11 @@ def test_pgd_is_the_same_run_after_a_kill(tmp_path, learner) -> None:
 
 def test_what_pgd_cannot_use_is_refused() -> None:
     data = recording(5)
-    with pytest.raises(BadRun, match="Did you mean 'iql'"):
+    with pytest.raises(RunError, match="Did you mean 'iql'"):
         next(pgd.improve(start(data), data, replace(ARGS, learner="iqk"), Rng(0)))  # type: ignore[arg-type]
-    with pytest.raises(BadSignal, match="a chunk and n of 1"):
+    with pytest.raises(InvalidInputError, match="a chunk and n of 1"):
         next(pgd.improve(start(data), data, replace(ARGS, n=3), Rng(0)))
-    with pytest.raises(BadSignal, match="shorter windows"):
+    with pytest.raises(InvalidInputError, match="shorter windows"):
         next(pgd.improve(start(data), data, replace(ARGS, model=replace(TINY, length=32)), Rng(0)))
-    with pytest.raises(BadSignal, match="do not tell all of them"):
+    with pytest.raises(InvalidInputError, match="do not tell all of them"):
         next(pgd.improve(start(data), replace(data, terminated=None), ARGS, Rng(0)))

@@ -9,16 +9,19 @@ import pytest
 import torch
 from torch import nn
 
+from denoiserl.control.acting import serving, sight
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
 from denoiserl.data import Demos
-from denoiserl.env import Stream
-from denoiserl.env.planner import serving, sight
-from denoiserl.errors import BadSignal
-from denoiserl.labs.fork2d import Box
-from denoiserl.net.eyes import Points
-from denoiserl.policy import Policy
-from denoiserl.recipes import _kinds, _robot, beyond_human, dppo, drwr, fpo, ppo, reinflow, taco
-from denoiserl.recipes._given import bounds
-from denoiserl.rng import Rng
+from denoiserl.envs import Stream
+from denoiserl.envs.toy.fork2d import Box
+from denoiserl.nn.vision import Points
+from denoiserl.policy.policy import Policy
+from denoiserl.recipes.policy_gradient import beyond_human, dppo, drwr, fpo, ppo, reinflow
+from denoiserl.recipes.test_time import taco
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks.user_inputs import bounds
 from denoiserl.train import Keep
 
 SIZE = 16
@@ -141,7 +144,7 @@ def test_a_critic_sees_through_eyes_that_are_held():
 def test_a_network_that_does_not_say_what_it_sees_is_refused():
     policy = cloned(_kinds.diffusion, 1)
     policy.denoiser.net = nn.Linear(1, 1)
-    with pytest.raises(BadSignal, match="features"):
+    with pytest.raises(InvalidInputError, match="features"):
         sight(policy, Stream(Spot(2)))
 
 
@@ -161,39 +164,39 @@ def test_pictures_of_another_size_are_refused_and_a_policy_that_looks_is_saved(t
     policy = cloned(_kinds.diffusion, 1)
     policy.save(tmp_path / "p")
     seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
-    assert torch.equal(Policy.load(tmp_path / "p").draw(seen, Rng(1)), policy.draw(seen, Rng(1)))
-    with pytest.raises(BadSignal, match="looks at pictures"):
-        policy.draw({**seen, "image": seen["image"][:, :8]}, Rng(1))
-    with pytest.raises(BadSignal, match=r"float32: .*uint8"):
-        policy.draw({**seen, "image": seen["image"] / 255}, Rng(1))
+    assert torch.equal(Policy.load(tmp_path / "p").generate(seen, Rng(1)), policy.generate(seen, Rng(1)))
+    with pytest.raises(InvalidInputError, match="looks at pictures"):
+        policy.generate({**seen, "image": seen["image"][:, :8]}, Rng(1))
+    with pytest.raises(InvalidInputError, match=r"float32: .*uint8"):
+        policy.generate({**seen, "image": seen["image"] / 255}, Rng(1))
 
 
 def test_pictures_in_bytes_are_not_learned_for_an_environment_that_shows_them_from_0_to_1():
     space = Dict(image=Box(np.zeros((8, 8, 3)), np.ones((8, 8, 3))))
-    with pytest.raises(BadSignal, match=r"shows pictures/image from 0 to 1.*uint8"):
+    with pytest.raises(InvalidInputError, match=r"shows pictures/image from 0 to 1.*uint8"):
         list(bounds({"image": torch.zeros(2, 8, 8, 3, dtype=torch.uint8)}, space))
 
 
 def test_cloning_pictures_takes_image_and_state():
     told = demos(4, 0.0)
     odd = Demos(told.observations | {"extra": torch.zeros(4, 1)}, told.actions, told.ends, None, None, "spot")
-    with pytest.raises(BadSignal, match="'image' and 'state'"):
+    with pytest.raises(InvalidInputError, match="'image' and 'state'"):
         _kinds.diffusion(BASE, odd, 0)
 
 
-@pytest.mark.filterwarnings("ignore::denoiserl.env.remarks.Remark")  # a spot is left or right
+@pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a spot is left or right
 def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
     policy = cloned(_kinds.diffusion, 20)
     a = dppo.Args(iters=1, copies=16, steps=2, batch=16, tuned=1)
     list(dppo.improve(policy, Stream(Spot(16), seed=1), a, Rng(1)))
     seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
-    assert torch.equal(Policy.load(policy.save(tmp_path / "p")).draw(seen, Rng(1)), policy.draw(seen, Rng(1)))
+    assert torch.equal(Policy.load(policy.save(tmp_path / "p")).generate(seen, Rng(1)), policy.generate(seen, Rng(1)))
     counts = taco.Args(updates=2, n=2, search=2, width=8, features="plan")
     list(taco.improve(policy, demos(16, 0.3), counts, Rng(0)))
-    assert policy.draw(seen, Rng(1)).shape == (3, 1, 1)
+    assert policy.generate(seen, Rng(1)).shape == (3, 1, 1)
     flies = beyond_human.Args(iters=1, copies=16, steps=2, warmup=0, episodes=4, most=32, updates=2, student_batch=8)
     (*_, row) = beyond_human.improve(cloned(_kinds.diffusion, 20), Stream(Spot(16), seed=1), flies, Rng(1))
     assert row["data episodes"] > 0 and "covered" not in row
     flat = torch.zeros(3, 1)
-    with pytest.raises(BadSignal, match="a dict of 'image'"):
-        policy.draw(flat, Rng(1))
+    with pytest.raises(InvalidInputError, match="a dict of 'image'"):
+        policy.generate(flat, Rng(1))

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl import Diffusion, Gauss, OneStep, Policy, Rng, grid
-from denoiserl.denoiser import Denoiser, Estimate
-from denoiserl.env import Stream
-from denoiserl.errors import BadSignal, OffPolicy
-from denoiserl.net import MLP
-from denoiserl.process import Relay, cosine, ddim, floored
-from denoiserl.recipes import _robot, diffusion_policy, dppo
+from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
+from denoiserl.core.errors import InvalidInputError, OffPolicyError
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP
+from denoiserl.processes import Relay, cosine, ddim, with_min_std
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.recipes.imitation import diffusion_policy
+from denoiserl.recipes.policy_gradient import dppo
+from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -44,9 +46,9 @@ class Reach(gymnasium.Env):
 
 def policy(denoise: int = 4, chunk: int = 2, floor: float = 0.2) -> Policy:
     torch.manual_seed(0)
-    process = Diffusion(cosine, floored(ddim(1.0), floor), clip=1.0)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), floor), clip=1.0)
     net = MLP((chunk, 1), cond=2, width=64, depth=2)
-    return Policy.of(process, Gauss(net, cosine, "v"), (chunk, 1), process.steps(grid(denoise)))
+    return Policy.of(process, GaussianDenoiser(net, cosine, "v"), (chunk, 1), process.steps(time_grid(denoise)))
 
 
 ARGS = dppo.Args(iters=2, steps=6, execute=2, batch=256, lr=1e-3, clip=0.05)
@@ -95,12 +97,12 @@ def test_only_executed_actions_count() -> None:
     chain = env.collect(act, 2, Rng(0)).chain
     assert chain is not None
     kept = dppo.executed(chain, 2)
-    law, y = made.replay(kept)
+    law, y = made.rescore(kept)
     assert isinstance(y, torch.Tensor)
     other = y.clone()
     other[..., 2:, :] += 3.0
     assert torch.equal(law.log_prob(y), law.log_prob(other))
-    assert torch.equal(law.size, torch.full_like(law.size, 2.0))
+    assert torch.equal(law.num_factors, torch.full_like(law.num_factors, 2.0))
 
 
 class Head(Denoiser):
@@ -118,7 +120,7 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
     """K = 1, T_a = 1, γ_d = 1: the update equals PPO's, written out with torch.distributions."""
     torch.manual_seed(0)
     process = OneStep(std=0.3)
-    made = Policy.of(process, Head(), (1, 1), process.steps(grid(1)))
+    made = Policy.of(process, Head(), (1, 1), process.steps(time_grid(1)))
     a = dataclasses.replace(
         ARGS, iters=1, steps=8, execute=1, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, decay=1.0
     )
@@ -156,21 +158,21 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(BadSignal, match="tuned is between 1 and the 4"):
+    with pytest.raises(InvalidInputError, match="tuned is between 1 and the 4"):
         dppo.actor(policy(), 5, 2)
-    with pytest.raises(BadSignal, match="execute is between 1 and the chunk's 2"):
+    with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 2"):
         dppo.actor(policy(), 4, 3)
-    with pytest.raises(BadSignal, match="no noise"):
+    with pytest.raises(InvalidInputError, match="no noise"):
         dppo.actor(policy(floor=0.0), 4, 2)
 
 
 def test_a_policy_in_training_mode_is_found_out() -> None:
     """Dropout makes the scored policy another one than the one that drew."""
     made = policy()
-    assert isinstance(made.denoiser, Gauss)
+    assert isinstance(made.denoiser, GaussianDenoiser)
     made.denoiser.net.leave = nn.Sequential(nn.Dropout(0.5), made.denoiser.net.leave)
     made.denoiser.train()
-    with pytest.raises(OffPolicy, match="dropout"):
+    with pytest.raises(OffPolicyError, match="dropout"):
         improve(made, ARGS)
 
 

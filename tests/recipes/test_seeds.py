@@ -9,35 +9,19 @@ import pytest
 import torch
 
 from denoiserl import Rng
+from denoiserl.control.noise_steering import black_box, steer
 from denoiserl.data.synthetic import Model
-from denoiserl.env import Stream
-from denoiserl.env.steering import black_box, steer
-from denoiserl.net import MLP
-from denoiserl.policy import Policy
-from denoiserl.recipes import (
-    _kinds,
-    _logged,
-    _zero,
-    breeze,
-    dppo,
-    dql,
-    dsrl,
-    fb,
-    fpo,
-    fql,
-    gorl,
-    iql,
-    ofql,
-    pgd,
-    ppo,
-    reinflow,
-    sac,
-    synther,
-    synther_sac,
-    taco,
-    td3,
-    td3_bc,
-)  # fmt: skip
+from denoiserl.envs import Stream
+from denoiserl.nn import MLP
+from denoiserl.policy.policy import Policy
+from denoiserl.recipes.off_policy import dsrl, sac, synther_sac, td3
+from denoiserl.recipes.offline_rl import dql, fql, iql, ofql, pgd, synther, td3_bc
+from denoiserl.recipes.policy_gradient import dppo, fpo, gorl, ppo, reinflow
+from denoiserl.recipes.test_time import taco  # fmt: skip
+from denoiserl.recipes.zero_shot import breeze, fb
+from denoiserl.tasks import offline as _logged
+from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import zero_shot as _zero
 from denoiserl.train import Keep
 from tests.recipes import test_dsrl, test_off_policy, test_pgd
 

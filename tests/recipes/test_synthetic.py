@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from denoiserl.data.collect import Recording
-from denoiserl.data.logged import transitions
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.data.recordings import Recording
 from denoiserl.data.synthetic import Model
-from denoiserl.env import Stream
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.policy import Policy
-from denoiserl.recipes import _logged, sac, synther, synther_sac, td3_bc
-from denoiserl.rng import Rng
+from denoiserl.data.transitions import transitions
+from denoiserl.envs import Stream
+from denoiserl.policy.policy import Policy
+from denoiserl.recipes.off_policy import sac, synther_sac
+from denoiserl.recipes.offline_rl import synther, td3_bc
+from denoiserl.tasks import offline as _logged
 from denoiserl.train import Keep
 from tests.recipes.test_off_policy import SMALL, Bandit
 from tests.recipes.test_off_policy import policy as boxed_policy
@@ -37,7 +39,7 @@ def start(data: Recording, kind: str = "squashed") -> Policy:
 
 
 def answers(made: Policy) -> list[float]:
-    return made.draw(torch.tensor([[-0.8], [0.0], [0.8]]), Rng(0)).flatten().tolist()
+    return made.generate(torch.tensor([[-0.8], [0.0], [0.8]]), Rng(0)).flatten().tolist()
 
 
 def same(first: Policy, second: Policy) -> bool:
@@ -126,9 +128,9 @@ def test_without_a_share_synther_online_is_sac() -> None:
 
 def test_what_synther_cannot_use_is_refused() -> None:
     data = bandit(50)
-    with pytest.raises(BadRun, match="Did you mean 'noise'"):
+    with pytest.raises(RunError, match="Did you mean 'noise'"):
         next(synther.improve(start(data), data, replace(OFFLINE, by="nose"), Rng(0)))  # type: ignore[arg-type]
-    with pytest.raises(BadSignal, match="single transitions"):
+    with pytest.raises(InvalidInputError, match="single transitions"):
         next(synther.improve(start(data), data, replace(OFFLINE, n=2), Rng(0)))
-    with pytest.raises(BadRun, match="fewer than its batch"):
+    with pytest.raises(RunError, match="fewer than its batch"):
         next(synther_sac.improve(boxed_policy(Bandit), Stream(Bandit, 8, 1), replace(ONLINE, every=8), Rng(0)))

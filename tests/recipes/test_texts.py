@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Autoregressive, Logits, Policy, Rng, grid
-from denoiserl.errors import BadSignal
-from denoiserl.policy import Infill
-from denoiserl.recipes import ddpo, flow_grpo, rwr
+from denoiserl import Autoregressive, Policy, Rng, TokenDenoiser, time_grid
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.policy.policy import InfillCodec
+from denoiserl.recipes.generators import ddpo, flow_grpo, rwr
 
 V, LENGTH, BEYOND = 4, 3, 6
 """tokens, positions, and an id of prompts that is no token"""
@@ -37,7 +37,13 @@ class Bigram(nn.Module):
 
 def writer(**decoder: Any) -> Policy:
     process = Autoregressive(V, **decoder)
-    return Policy.of(process, Logits(Bigram(), shift=True), (LENGTH,), process.steps(grid(LENGTH - 1)), codec=Infill())
+    return Policy.of(
+        process,
+        TokenDenoiser(Bigram(), shift=True),
+        (LENGTH,),
+        process.steps(time_grid(LENGTH - 1)),
+        codec=InfillCodec(),
+    )
 
 
 def last(text: Tensor, prompts: Any) -> Tensor:
@@ -86,6 +92,6 @@ def test_imitation_takes_tokens_that_top_k_rules_out_and_the_likelihood_does_not
 @pytest.mark.parametrize("decoder", [{"top_k": 2}, {"top_p": 0.5}])
 def test_a_decoder_that_rules_tokens_out_has_no_kl(decoder: dict[str, Any]) -> None:
     """Two that rule out different tokens are infinitely far apart."""
-    with pytest.raises(BadSignal, match="beta=0"):
+    with pytest.raises(InvalidInputError, match="beta=0"):
         improve(flow_grpo, writer(**decoder), UNEQUAL)
     assert improve(flow_grpo, writer(**decoder), UNEQUAL, beta=0.0, iters=2)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Denoiser, Diffusion, Estimate, Rng, grid, replay, sampler
-from denoiserl.credit import kl_to_go
-from denoiserl.labs.worlds import GaussianWorld
-from denoiserl.objective import ppo_clip
-from denoiserl.process import ddim, flow_sde, linear
+from denoiserl import Denoiser, Diffusion, Estimate, Rng, make_sampler, rescore, time_grid
+from denoiserl.advantages import kl_to_go
+from denoiserl.losses import ppo_clip
+from denoiserl.oracles.worlds import GaussianWorld
+from denoiserl.processes import ddim, flow_sde, linear
 
 WORLD, BETA, N = GaussianWorld(torch.tensor([2.0]), 0.5), 0.5, 16
 
@@ -37,7 +37,7 @@ class Tuned(Denoiser):
 
 def recursion(process: Diffusion, shift: Tensor) -> tuple[float, float]:
     """(mean of x_K, Var(x_K | x_0)) of the chain, from its coefficients."""
-    steps = process.steps(grid(N))
+    steps = process.steps(time_grid(N))
     a, s = linear(steps.times[:-1])
     gain = a * WORLD.std**2 / (a**2 * WORLD.std**2 + s**2)
     slope = steps.table["c_0"] * gain + steps.table["c_x"]
@@ -56,18 +56,18 @@ THEORY = {"ddim 1": (ddim(1.0), 2.3528), "ddim .5": (ddim(0.5), 2.3120), "flow":
 def learn(rule: Any) -> tuple[float, float]:
     """The mean that is learned, and the theory's."""
     process = Diffusion(linear, rule)
-    steps, model, base = process.steps(grid(N)), Tuned(), Tuned()
+    steps, model, base = process.steps(time_grid(N)), Tuned(), Tuned()
     before, var = recursion(process, torch.zeros(N))
-    draw, rng, rate, iters = sampler(process, model, steps, (1,)), Rng(0), 0.1, 60
+    draw, rng, rate, iters = make_sampler(process, model, steps, (1,)), Rng(0), 0.1, 60
     opt = torch.optim.Adam(model.parameters(), rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, iters)
     for _ in range(iters):
         chain = draw(None, rng, rows=1000)
         assert isinstance(chain.sample, Tensor)
         reward = chain.sample[:, :1] - chain.sample.mean()
-        law, y = replay(process, model, chain)
+        law, y = rescore(process, model, chain)
         with torch.no_grad():
-            ref, _ = replay(process, base, chain)
+            ref, _ = rescore(process, base, chain)
         kl = law.kl(ref)
         credit = reward + kl_to_go(kl.detach(), BETA)
         loss = ppo_clip(law.log_prob(y), chain.log_prob, credit, 0.2) + BETA * kl

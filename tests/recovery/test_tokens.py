@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Denoiser, Estimate, Masked, Rng, elbo, grid, renoise, replay
-from denoiserl.chain import Chain
-from denoiserl.credit import kl_to_go
-from denoiserl.labs.worlds import TableWorld
-from denoiserl.objective import centered, dpo, reinforce
+from denoiserl import Denoiser, Estimate, Masked, Rng, elbo, renoise, rescore, time_grid
+from denoiserl.advantages import kl_to_go
+from denoiserl.losses import centered, dpo, reinforce
+from denoiserl.oracles.worlds import TableWorld
+from denoiserl.policy.chain import Chain
 
 V, L = 3, 3
 WORLD = TableWorld((3.0 * torch.arange(27.0)).sin().view(3, 3, 3) * 1.4)  # every position depends on every other
@@ -38,13 +38,13 @@ def every_chain() -> Chain:
     done = WORLD.sequences
     states = torch.stack([torch.where(torch.arange(L) < k, done, V) for k in range(L + 1)], 1)
     step = torch.arange(L)
-    return Chain(LEFT.steps(grid(L)), states, step, step, torch.zeros(len(done), L), done, None)
+    return Chain(LEFT.steps(time_grid(L)), states, step, step, torch.zeros(len(done), L), done, None)
 
 
 def distance(model: Logit, target: TableWorld) -> float:
     """Total variation between what the model writes from left to right and the target."""
     with torch.no_grad():
-        law, y = replay(LEFT, model, every_chain())
+        law, y = rescore(LEFT, model, every_chain())
         return float((law.log_prob(y).sum(-1).exp() - target.table.flatten().exp()).abs().sum() / 2)
 
 
@@ -53,12 +53,12 @@ def test_left_to_right_is_closed_under_tilting_and_the_path_gradient_finds_the_o
     """Exact expectation over all 27 chains. The step KL as a plain loss forgets tomorrow's KL, and ends elsewhere."""
     chain, target, reached = every_chain(), WORLD.tilted(REWARD, beta), {}
     with torch.no_grad():
-        ref, _ = replay(LEFT, Logit(), chain)
+        ref, _ = rescore(LEFT, Logit(), chain)
     for to_go in (True, False):
         model = Logit()
         opt = torch.optim.Adam(model.parameters(), 0.05)
         for _ in range(250):
-            law, y = replay(LEFT, model, chain)
+            law, y = rescore(LEFT, model, chain)
             logp, kl = law.log_prob(y), law.kl(ref)
             weight = logp.detach().sum(-1).exp()
             credit = (REWARD - (weight * REWARD).sum())[:, None].expand(-1, L)
@@ -75,7 +75,7 @@ def test_left_to_right_is_closed_under_tilting_and_the_path_gradient_finds_the_o
 
 def any_order(model: Logit) -> Tensor:
     """Probabilities of all sequences when positions are revealed one at a time in a uniformly random order."""
-    process, steps = Masked(V, order="random", tokens=1), Masked(V).steps(grid(L))
+    process, steps = Masked(V, order="random", tokens=1), Masked(V).steps(time_grid(L))
     states = {(V,) * L: torch.ones(())}
     for k in range(L):
         after: dict[tuple[int, ...], Tensor] = {}

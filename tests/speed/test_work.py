@@ -9,10 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from denoiserl import All, Diffusion, Estimate, Gauss, Masked, Rng, Sample, Window, grid, replay, sampler
-from denoiserl.denoiser import Denoiser
-from denoiserl.process import Logits, ddim, floored, linear, window
-from denoiserl.tree import Tree
+from denoiserl import (
+    Diffusion,
+    Estimate,
+    GaussianDenoiser,
+    Masked,
+    RecordAll,
+    RecordSample,
+    RecordWindow,
+    Rng,
+    make_sampler,
+    rescore,
+    time_grid,
+)
+from denoiserl.core.tree import Tree
+from denoiserl.processes import TokenDenoiser, ddim, linear, window, with_min_std
+from denoiserl.processes.denoiser import Denoiser
 
 WAITS = ("_local_scalar_dense", "is_nonzero", "item", "equal")
 
@@ -25,11 +37,11 @@ class Counted(Denoiser):
         self.asked = {"encode": 0, "clock": 0, "forward": 0}
         self.rows: list[int] = []
 
-    def encode(self, cond: Tree | None) -> Tree | None:
+    def embed_condition(self, cond: Tree | None) -> Tree | None:
         self.asked["encode"] += 1
         return cond
 
-    def clock(self, t: Tensor) -> Tensor:
+    def embed_time(self, t: Tensor) -> Tensor:
         self.asked["clock"] += 1
         return t
 
@@ -63,7 +75,7 @@ class Ops(TorchDispatchMode):
 
 
 def ops_of(process: Diffusion | Masked, denoise: Denoiser, event: tuple[int, ...], k: int, record: object) -> Ops:
-    draw = sampler(process, denoise, process.steps(grid(k)), event, record=record)  # type: ignore[arg-type]
+    draw = make_sampler(process, denoise, process.steps(time_grid(k)), event, record=record)  # type: ignore[arg-type]
     cond, rng = torch.zeros(3, 2), Rng(0)
     draw(cond, rng)  # tables are moved to the device once
     with Ops() as ops:
@@ -71,11 +83,11 @@ def ops_of(process: Diffusion | Masked, denoise: Denoiser, event: tuple[int, ...
     return ops
 
 
-@pytest.mark.parametrize("record", [Sample(), All(), Window(2, 5)])
-@pytest.mark.parametrize("transition", [floored(ddim(1.0), 0.1), window(ddim(1.0), 2, 5)])
+@pytest.mark.parametrize("record", [RecordSample(), RecordAll(), RecordWindow(2, 5)])
+@pytest.mark.parametrize("transition", [with_min_std(ddim(1.0), 0.1), window(ddim(1.0), 2, 5)])
 def test_a_draw_calls_the_network_once_a_step(record, transition):
     process, denoise = Diffusion(linear, transition), Counted()
-    draw = sampler(process, denoise, process.steps(grid(7)), (4,), record=record)
+    draw = make_sampler(process, denoise, process.steps(time_grid(7)), (4,), record=record)
     draw(torch.zeros(3, 2), Rng(0))
     assert denoise.asked == {"encode": 1, "clock": 1, "forward": 7}
     draw(torch.zeros(3, 2), Rng(0), start=(torch.zeros(3, 4), 5))
@@ -84,18 +96,18 @@ def test_a_draw_calls_the_network_once_a_step(record, transition):
 
 def test_a_draw_with_gradients_calls_the_network_once_a_step():
     process, denoise = Diffusion(linear), Counted()
-    sampler(process, denoise, process.steps(grid(7)), (4,), grad_last=2)(torch.zeros(3, 2), Rng(0))
+    make_sampler(process, denoise, process.steps(time_grid(7)), (4,), differentiable_steps=2)(torch.zeros(3, 2), Rng(0))
     assert denoise.asked == {"encode": 1, "clock": 1, "forward": 7}
 
 
-@pytest.mark.parametrize("record", [Sample(), All()])
+@pytest.mark.parametrize("record", [RecordSample(), RecordAll()])
 def test_a_step_is_arithmetic(record):
     """Beside the network: two products and a sum each for the estimate and the mean, one of each for the draw.
 
     Views (the clock's and the noise's rows) and casts to the type at hand are free; recording and scoring add
     operators to the chain, not to a step.
     """
-    process, denoise = Diffusion(linear, floored(ddim(1.0), 0.1)), Gauss(Still(), linear, "v")
+    process, denoise = Diffusion(linear, with_min_std(ddim(1.0), 0.1)), GaussianDenoiser(Still(), linear, "v")
     few, many = (ops_of(process, denoise, (4,), k, record).names for k in (10, 30))
     free = {"split", "unbind", "select", "slice", "unsqueeze", "view", "detach", "alias", "to"}
     a_step = Counter(name for name in many if name not in free)
@@ -103,10 +115,10 @@ def test_a_step_is_arithmetic(record):
     assert {name: n / 20 for name, n in a_step.items() if n} == {"mul": 5, "add": 3}
 
 
-@pytest.mark.parametrize("record", [Sample(), All()])
+@pytest.mark.parametrize("record", [RecordSample(), RecordAll()])
 def test_no_step_waits_for_the_device(record):
-    gauss = Diffusion(linear, floored(ddim(1.0), 0.1)), Gauss(Still(), linear, "v"), (4,)
-    tokens = Masked(5, order="confidence"), Logits(Odd()), (6,)
+    gauss = Diffusion(linear, with_min_std(ddim(1.0), 0.1)), GaussianDenoiser(Still(), linear, "v"), (4,)
+    tokens = Masked(5, order="confidence"), TokenDenoiser(Odd()), (6,)
     for process, denoise, event in (gauss, tokens):
         few, many = (ops_of(process, denoise, event, k, record) for k in (2, 6))
         assert few.waits == many.waits
@@ -122,10 +134,10 @@ class Odd(nn.Module):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_chain_of_any_length_waits_equally_often_on_a_gpu():
-    process, denoise = Diffusion(linear, floored(ddim(1.0), 0.1)), Gauss(Still(), linear, "v")
+    process, denoise = Diffusion(linear, with_min_std(ddim(1.0), 0.1)), GaussianDenoiser(Still(), linear, "v")
 
     def waits(k: int) -> int:
-        draw = sampler(process, denoise, process.steps(grid(k)), (4,))
+        draw = make_sampler(process, denoise, process.steps(time_grid(k)), (4,))
         cond, rng = torch.zeros(3, 2, device="cuda"), Rng(0, "cuda")
         draw(cond, rng)
         torch.cuda.set_sync_debug_mode("warn")
@@ -142,20 +154,20 @@ def test_a_chain_of_any_length_waits_equally_often_on_a_gpu():
 
 @pytest.mark.parametrize(("micro", "calls"), [(None, [10]), (2, [2] * 5), (4, [4, 4, 2])])
 def test_replay_calls_the_network_in_micro_batches(micro, calls):
-    process, denoise = Diffusion(linear, floored(ddim(1.0), 0.1)), Counted()
-    chain = sampler(process, denoise, process.steps(grid(5)), (4,))(torch.zeros(2, 2), Rng(0))
+    process, denoise = Diffusion(linear, with_min_std(ddim(1.0), 0.1)), Counted()
+    chain = make_sampler(process, denoise, process.steps(time_grid(5)), (4,))(torch.zeros(2, 2), Rng(0))
     denoise.asked["clock"], denoise.rows = 0, []
-    replay(process, denoise, chain, micro)
+    rescore(process, denoise, chain, micro)
     assert denoise.rows == calls
     assert denoise.asked["clock"] == 1
 
 
 def test_by_default_replay_takes_whole_steps_of_a_chain():
-    process, denoise = Diffusion(linear, floored(ddim(1.0), 0.1)), Counted()
-    chain = sampler(process, denoise, process.steps(grid(6)), (4,))(torch.zeros(400, 2), Rng(0))
+    process, denoise = Diffusion(linear, with_min_std(ddim(1.0), 0.1)), Counted()
+    chain = make_sampler(process, denoise, process.steps(time_grid(6)), (4,))(torch.zeros(400, 2), Rng(0))
     denoise.rows = []
-    replay(process, denoise, chain)
+    rescore(process, denoise, chain)
     assert denoise.rows == [800, 800, 800]
     denoise.rows = []
-    replay(process, denoise, chain.rows())
+    rescore(process, denoise, chain.steps_at())
     assert denoise.rows == [1024, 1024, 352]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl.errors import BadSignal
-from denoiserl.meter import Meter
-from denoiserl.rng import Rng
+from denoiserl.core.counters import UsageCounter
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
 from denoiserl.train.fit import fit, losses, stratified
-from denoiserl.train.keep import Keep
+from denoiserl.train.run_state import Keep
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Affine(nn.Module):
         super().__init__()
         self.a, self.b = nn.Parameter(torch.zeros(labels, size)), nn.Parameter(torch.zeros(labels, 1))
 
-    def encode(self, cond):
+    def embed_condition(self, cond):
         return cond
 
     def forward(self, x, t, context):
@@ -93,7 +93,7 @@ def test_a_fit_in_pieces_is_the_fit_in_one(tmp_path):
 
 def test_fit_counts_its_updates_and_leaves_the_mode():
     x0, label, _ = data(100)
-    net, meter = Affine().eval(), Meter()
+    net, meter = Affine().eval(), UsageCounter()
     with meter.open():
         list(fit(Straight(), net, x0, label, 5, Rng(0), batch=8))
     assert meter.counts["updates"] == 5 and not net.training
@@ -106,7 +106,7 @@ def test_data_that_cannot_be_fitted_is_refused():
         ((x0 / 0, label), "not finite"),
         ((x0[:0], None), "empty"),
     ):
-        with pytest.raises(BadSignal, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             next(fit(Straight(), Affine(), *bad, 5, Rng(0)))
 
 

@@ -12,21 +12,22 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, grid
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
+from denoiserl.core.errors import RunError
+from denoiserl.core.imports import load_module
 from denoiserl.data import Demos
-from denoiserl.errors import BadRun
-from denoiserl.net import MLP
-from denoiserl.process import linear
-from denoiserl.recipes import diffusion_policy
+from denoiserl.experiments.runner import rerun, run
+from denoiserl.nn import MLP
+from denoiserl.processes import linear
+from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.train import Keep, fit
 from denoiserl.train.inputs import digest, fingerprints
-from denoiserl.train.run import module, rerun, run
 
 RECIPE = """
 from __future__ import annotations
 from dataclasses import dataclass, field
 import torch
-from denoiserl.rng import Rng
+from denoiserl.core.rng import Rng
 
 @dataclass(frozen=True)
 class Base:
@@ -56,7 +57,7 @@ def train(a, keep):
 
 def recipe(tmp_path: Path, grows: str = ""):
     (tmp_path / "toy.py").write_text(RECIPE + grows)
-    return module(str(tmp_path / "toy.py"))
+    return load_module(str(tmp_path / "toy.py"))
 
 
 def go(toy, folder: Path, iters: int = 4, lr_last: float = 1.0, **base):
@@ -80,7 +81,9 @@ def given(tmp_path: Path) -> dict[str, str]:
 def policy(seed: int, codec=None) -> Policy:
     torch.manual_seed(seed)
     process = Diffusion(linear)
-    return Policy.of(process, Gauss(MLP((1, 2), 2, 8), linear, "v"), (1, 2), process.steps(grid(2)), codec=codec)
+    return Policy.of(
+        process, GaussianDenoiser(MLP((1, 2), 2, 8), linear, "v"), (1, 2), process.steps(time_grid(2)), codec=codec
+    )
 
 
 CHANGES = {
@@ -101,7 +104,7 @@ def test_a_run_does_not_go_on_with_other_contents_under_the_same_name(tmp_path: 
     CHANGES[change](tmp_path)
     gone = change.endswith("gone")
     said = r"what base\.data of .* is not found from here" if gone else f"other contents of base.{change}"
-    with pytest.raises(BadRun, match=said):
+    with pytest.raises(RunError, match=said):
         go(toy, tmp_path / "run", **words)
 
 
@@ -112,7 +115,7 @@ def test_a_run_says_where_to_go_on_if_its_names_are_of_another_folder(tmp_path: 
     first = go(toy, tmp_path / "run", data="data")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(BadRun, match=r"looked up in the current folder\. Give the command where the run began"):
+    with pytest.raises(RunError, match=r"looked up in the current folder\. Give the command where the run began"):
         rerun(tmp_path / "run", progress=False, tensorboard=False)
     monkeypatch.chdir(tmp_path)
     assert rerun(tmp_path / "run", progress=False, tensorboard=False) == first
@@ -214,7 +217,7 @@ def test_a_loop_does_not_go_on_with_other_data(tmp_path: Path, more: Demos) -> N
         return rows
 
     learn(demos(20), 14)
-    with pytest.raises(BadRun, match="began with another data set"):
+    with pytest.raises(RunError, match="began with another data set"):
         learn(more)
     assert 0 < learn(demos(20)) < 40
 
@@ -233,20 +236,20 @@ def test_a_loop_does_not_go_on_with_a_policy_that_reads_data_otherwise(tmp_path:
         def condition(self, cond):
             return cond
 
-        def start(self, cond):
+        def initial_state(self, cond):
             return None
 
     def learn(by: float) -> list[int]:
         return list(Keep(tmp_path, every=1).loop(3, policy=policy(0, Scale(by))))
 
     assert learn(2.0) == [0, 1, 2] and learn(2.0) == []
-    with pytest.raises(BadRun, match="began with another codec of the policy"):
+    with pytest.raises(RunError, match="began with another codec of the policy"):
         learn(2.5)
 
 
 def test_data_in_memory_only_is_not_read_for_a_fingerprint(monkeypatch) -> None:
-    monkeypatch.setattr("denoiserl.train.keep.digest", lambda given: pytest.fail("a digest was made"))
-    list(fit(Diffusion(linear), Gauss(MLP((2,), width=8), linear, "v"), torch.randn(8, 2), None, 2, Rng(0)))
+    monkeypatch.setattr("denoiserl.train.run_state.digest", lambda given: pytest.fail("a digest was made"))
+    list(fit(Diffusion(linear), GaussianDenoiser(MLP((2,), width=8), linear, "v"), torch.randn(8, 2), None, 2, Rng(0)))
     list(Keep().loop(2, given=nn.Linear(2, 2)))
 
 
@@ -259,7 +262,7 @@ def test_more_iterations_go_on_as_the_longer_run_would_have(tmp_path: Path) -> N
     assert rows[0] == rows[1]
     told = json.loads((tmp_path / "grown" / "run.json").read_text())
     assert told["args"]["iters"] == 9 and [each["iters"] for each in told["resumed"]] == [[4, 5], [5, 9]]
-    with pytest.raises(BadRun, match=r"args.iters: 9 there, 8 here"):
+    with pytest.raises(RunError, match=r"args.iters: 9 there, 8 here"):
         go(toy, tmp_path / "grown", 8)
 
 
@@ -267,5 +270,5 @@ def test_more_iterations_go_on_as_the_longer_run_would_have(tmp_path: Path) -> N
 def test_more_iterations_are_refused_where_a_schedule_depends_on_them(tmp_path, grows, lr_last) -> None:
     toy = recipe(tmp_path, grows)
     go(toy, tmp_path / "run", 4, lr_last)
-    with pytest.raises(BadRun, match=r"args.iters: 4 there, 5 here.*--start"):
+    with pytest.raises(RunError, match=r"args.iters: 4 there, 5 here.*--start"):
         go(toy, tmp_path / "run", 5, lr_last)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from denoiserl.train.journal import SHOWN, Journal
-from denoiserl.train.keep import Position
+from denoiserl.train.metrics_log import SHOWN, Journal
+from denoiserl.train.run_state import Position
 
 pytest.importorskip("tensorboard")
 

@@ -12,11 +12,11 @@ import numpy
 import pytest
 import torch
 
-from denoiserl import store
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.meter import spend
-from denoiserl.rng import Rng
-from denoiserl.train.keep import Keep, Stopped, saved
+from denoiserl.core.counters import count_usage
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.core.serialization import store
+from denoiserl.train.run_state import Keep, Stopped, saved
 
 
 class Counter:
@@ -131,7 +131,7 @@ def test_a_thing_that_says_when_it_may_start_afresh_is_asked(tmp_path):
 
 def test_without_an_interval_a_minute_is_one(tmp_path, monkeypatch):
     """What a stop loses must not grow with the run."""
-    monkeypatch.setattr("denoiserl.train.keep.SOON", 0.0)
+    monkeypatch.setattr("denoiserl.train.run_state.SOON", 0.0)
     some(Keep(tmp_path / "soon", restart=2), 1000, leave=5)
     assert next(Keep(tmp_path / "soon", restart=2).loop(1000, counter=Counter(), world=Simulator())) == 4
     some(Keep(tmp_path / "given", every=100, restart=2), 1000, leave=5)
@@ -151,7 +151,7 @@ def test_a_budget_ends_the_loop_at_the_first_border_that_reaches_it(tmp_path):
     def loop(keep, n=100):
         done = []
         for it in keep.loop(n, counter=Counter()):
-            spend("env steps", 30)
+            count_usage("env steps", 30)
             done.append(it)
         return done
 
@@ -183,33 +183,33 @@ def test_a_budget_of_seconds_survives_a_resume(tmp_path):
 
 
 def test_budgets_and_loops_that_mean_nothing_are_refused(tmp_path):
-    with pytest.raises(BadRun, match="Did you mean 'env steps'"):
+    with pytest.raises(RunError, match="Did you mean 'env steps'"):
         Keep(budget={"env_steps": 3})
-    with pytest.raises(BadRun, match="allows nothing"):
+    with pytest.raises(RunError, match="allows nothing"):
         Keep(budget={"seconds": 0})
-    with pytest.raises(BadRun, match="needs a budget"):
+    with pytest.raises(RunError, match="needs a budget"):
         next(Keep().loop(None))
-    with pytest.raises(BadRun, match=r"'envs' .*border"):
+    with pytest.raises(RunError, match=r"'envs' .*border"):
         next(Keep().loop(3, envs=object()))
     for name in ("best", "../up", ""):
-        with pytest.raises(BadRun, match="cannot name a stage"):
+        with pytest.raises(RunError, match="cannot name a stage"):
             Keep().stage(name)
     keep = Keep(tmp_path)
     list(keep.loop(1))
-    with pytest.raises(BadRun, match="has run already"):
+    with pytest.raises(RunError, match="has run already"):
         next(keep.loop(1))
 
 
 def test_another_set_of_names_or_shapes_is_refused(tmp_path):
     list(Keep(tmp_path).loop(2, net=torch.nn.Linear(2, 2), rng=Rng(0)))
-    with pytest.raises(BadRun, match=r"holds \['net'\].*names \['policy'\]"):
+    with pytest.raises(RunError, match=r"holds \['net'\].*names \['policy'\]"):
         next(Keep(tmp_path).loop(2, policy=torch.nn.Linear(2, 2), rng=Rng(0)))
-    with pytest.raises(BadRun, match=r"'net' does not fit"):
+    with pytest.raises(RunError, match=r"'net' does not fit"):
         next(Keep(tmp_path).loop(2, net=torch.nn.Linear(2, 3), rng=Rng(0)))
-    with pytest.raises(BadRun, match="more than 1"):
+    with pytest.raises(RunError, match="more than 1"):
         next(Keep(tmp_path).loop(1, net=torch.nn.Linear(2, 2), rng=Rng(0)))
     store.write(tmp_path / "state", {"weights": 1})
-    with pytest.raises(BadRun, match="not the state of a loop"):
+    with pytest.raises(RunError, match="not the state of a loop"):
         next(Keep(tmp_path).loop(2))
 
 
@@ -271,9 +271,9 @@ def test_the_best_policy_and_its_score_survive(tmp_path):
     assert loop(leave=4) == [0, 1]
     assert loop() == [5]  # the 2.9 after the resume is no record
     assert store.read(saved(tmp_path))["value"] == 3.5 and store.read(saved(tmp_path, "last"))["value"] == 3.5
-    with pytest.raises(BadSignal, match="nan"):
+    with pytest.raises(InvalidInputError, match="nan"):
         Keep().best(Counter(), float("nan"))
-    with pytest.raises(BadRun, match="no policy 'first'"):
+    with pytest.raises(RunError, match="no policy 'first'"):
         saved(tmp_path, "first")
 
 

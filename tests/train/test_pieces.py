@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Diffusion, Gauss, Rng
-from denoiserl.errors import BadSignal
-from denoiserl.net import MLP
-from denoiserl.process import linear
+from denoiserl import Diffusion, GaussianDenoiser, Rng
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.nn import MLP
+from denoiserl.processes import linear
 from denoiserl.train import accumulate_masked, adamw, fit, step
 
 
@@ -48,10 +48,10 @@ def test_a_fit_is_the_same_however_many_rows_a_forward_has(micro: int) -> None:
     data, cond, found = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.eye(40, 2), []
     for rows in (None, micro):
         torch.manual_seed(1)
-        process, net = Diffusion(linear), Gauss(MLP(3, 2, width=16), linear, "v")
+        process, net = Diffusion(linear), GaussianDenoiser(MLP(3, 2, width=16), linear, "v")
         told = list(fit(process, net, data, cond, 5, Rng(2), batch=16, lr=1e-2, micro_batch_size=rows))
         found.append((told[-1]["loss"], torch.cat([p.detach().flatten() for p in net.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
-    with pytest.raises(BadSignal, match="micro_batch_size is a number of rows"):
+    with pytest.raises(InvalidInputError, match="micro_batch_size is a number of rows"):
         list(fit(process, net, data, cond, 1, Rng(2), micro_batch_size=0))

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl import Chain, Diffusion, Gauss, Logits, Masked, Policy, Rng, grid, replay
-from denoiserl.errors import BadRun, OffPolicy
-from denoiserl.likelihood import assert_on_policy
-from denoiserl.net import MLP, Transformer
-from denoiserl.precision import called, lowered, net_precision
-from denoiserl.process import cosine, ddim, floored
-from denoiserl.train.place import Place
+from denoiserl import Chain, Diffusion, GaussianDenoiser, Masked, Policy, Rng, TokenDenoiser, rescore, time_grid
+from denoiserl.core.errors import OffPolicyError, RunError
+from denoiserl.core.precision import is_low_precision, net_precision, run_in_precision
+from denoiserl.nn import MLP, Transformer
+from denoiserl.policy.likelihood import assert_on_policy
+from denoiserl.processes import cosine, ddim, with_min_std
+from denoiserl.train.device import Place
 
 
 def test_threads_and_precision_are_set_inside_and_put_back():
@@ -36,8 +36,8 @@ def test_a_place_is_what_was_asked_for_and_never_a_matter_of_time(monkeypatch, p
     before = torch.get_float32_matmul_precision()
     with Place(precision=precision).here() as told:
         assert told == {"device": "cpu", "threads": None, "matmul": matmul, "bf16": low}
-        assert torch.get_float32_matmul_precision() == matmul and lowered() == low
-    assert torch.get_float32_matmul_precision() == before and not lowered()
+        assert torch.get_float32_matmul_precision() == matmul and is_low_precision() == low
+    assert torch.get_float32_matmul_precision() == before and not is_low_precision()
 
 
 def test_a_run_goes_on_as_it_began():
@@ -62,21 +62,21 @@ LOW = {"matmul": "highest", "bf16": True}
 
 def drawn(policy: Policy, cond: Tensor | None) -> tuple[Chain, Chain]:
     """The same draw with float32 networks and with bf16 networks."""
-    exact = policy.sample(cond, Rng(3), rows=24)
+    exact = policy.sample_chain(cond, Rng(3), rows=24)
     with Place(precision="bf16", chosen=LOW).here():
-        return exact, policy.sample(cond, Rng(3), rows=24)
+        return exact, policy.sample_chain(cond, Rng(3), rows=24)
 
 
 def diffusion() -> tuple[Policy, Tensor]:
-    process = Diffusion(cosine, floored(ddim(1.0), 0.1), clip=1.0)
-    net = Gauss(MLP((4, 3), cond=5, width=64), cosine, "v")
-    return Policy.of(process, net, (4, 3), process.steps(grid(6))), torch.randn(24, 5)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1), clip=1.0)
+    net = GaussianDenoiser(MLP((4, 3), cond=5, width=64), cosine, "v")
+    return Policy.of(process, net, (4, 3), process.steps(time_grid(6))), torch.randn(24, 5)
 
 
 def masked() -> tuple[Policy, None]:
     process = Masked(4, "confidence", tokens=2)
-    net = Logits(Transformer(4, 8, 32, 2))
-    return Policy.of(process, net, (8,), process.steps(grid(4))), None
+    net = TokenDenoiser(Transformer(4, 8, 32, 2))
+    return Policy.of(process, net, (8,), process.steps(time_grid(4))), None
 
 
 @pytest.mark.parametrize("made", [diffusion, masked])
@@ -89,10 +89,10 @@ def test_only_networks_run_in_bf16_and_replay_repeats_what_they_drew(made):
     assert all(p.dtype is torch.float32 for p in net.parameters())
     assert not torch.equal(exact.log_prob, low.log_prob)
     with Place(precision="bf16", chosen=LOW).here():
-        law, y = replay(policy.process, policy.denoiser, low, micro=24)  # the calls of the run
+        law, y = rescore(policy.process, policy.denoiser, low, micro_batch_size=24)  # the calls of the run
         same = assert_on_policy(law.log_prob(y), low.log_prob, 1e-3)
-        rows = low.rows(torch.randperm(low.log_prob.numel()))
-        law, y = replay(policy.process, policy.denoiser, rows, micro=7)  # other shapes may round otherwise
+        rows = low.steps_at(torch.randperm(low.log_prob.numel()))
+        law, y = rescore(policy.process, policy.denoiser, rows, micro_batch_size=7)  # other shapes may round otherwise
         other = assert_on_policy(law.log_prob(y), rows.log_prob, 0.2)
         law.log_prob(y).mean().backward()
     assert same <= other <= 0.2
@@ -104,19 +104,19 @@ def test_only_networks_run_in_bf16_and_replay_repeats_what_they_drew(made):
     )
     assert all(p.grad is None or p.grad.dtype is torch.float32 for p in net.parameters())
     seen.clear()
-    law, y = replay(policy.process, policy.denoiser, low)
+    law, y = rescore(policy.process, policy.denoiser, low)
     assert seen == {torch.float32}  # put back
-    with pytest.raises(OffPolicy):  # the run-time check tells networks of another precision
+    with pytest.raises(OffPolicyError):  # the run-time check tells networks of another precision
         assert_on_policy(law.log_prob(y), low.log_prob, 1e-3)
 
 
 def test_bf16_changes_an_answer_by_its_rounding_and_returns_whole_trees_in_float32():
     net, x = nn.Linear(64, 64), torch.randn(8, 64)
     with net_precision("cpu"):
-        low = called(net, x)
-        told = called(lambda v: Answer(net(v), {"std": net(v), "n": [3, net(v)]}), x)
+        low = run_in_precision(net, x)
+        told = run_in_precision(lambda v: Answer(net(v), {"std": net(v), "n": [3, net(v)]}), x)
         with pytest.raises(ZeroDivisionError):
-            called(lambda v: v / (1 // 0), x)
+            run_in_precision(lambda v: v / (1 // 0), x)
         assert not torch.is_autocast_enabled("cpu") and (x @ x.T).dtype is torch.float32
     assert 1e-4 < (low - net(x)).abs().max().item() < 5e-2
     assert isinstance(told, Answer) and told.extra["n"][0] == 3
@@ -132,18 +132,18 @@ def test_float32_costs_nothing():
     """At most 0.3 us a call (0.1 on a quiet machine)."""
     bare, seen = (lambda: None), []
     for _ in range(5):
-        one, two = (timeit.timeit(f, number=20_000) for f in (bare, lambda: called(bare)))
+        one, two = (timeit.timeit(f, number=20_000) for f in (bare, lambda: run_in_precision(bare)))
         seen.append((two - one) / 20_000)
     assert min(seen) < 3e-7
 
 
 def test_places_that_do_not_exist_are_refused():
-    with pytest.raises(BadRun, match="Did you mean 'float32'"):
+    with pytest.raises(RunError, match="Did you mean 'float32'"):
         Place(precision="float16")
-    with pytest.raises(BadRun, match="no device"):
+    with pytest.raises(RunError, match="no device"):
         Place("gpu")
-    with pytest.raises(BadRun, match="threads=0"):
+    with pytest.raises(RunError, match="threads=0"):
         Place(threads=0)
     if not torch.cuda.is_available():
-        with pytest.raises(BadRun, match="no CUDA"):
+        with pytest.raises(RunError, match="no CUDA"):
             Place("cuda:0")

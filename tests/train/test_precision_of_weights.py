@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from denoiserl import Diffusion, Gauss, Policy, Rng, Weights, grid, store
-from denoiserl.errors import BadRun
-from denoiserl.hub.adapters import adapt
-from denoiserl.net import MLP
-from denoiserl.process import linear
+from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, Weights, time_grid
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
+from denoiserl.integrations.adapters import adapt
+from denoiserl.nn import MLP
+from denoiserl.processes import linear
 from denoiserl.train import EMA, accumulate, adamw, covers, step
 
 
@@ -145,23 +146,23 @@ class Lin(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_set_follows_in_low_precision(dtype: torch.dtype, tmp_path) -> None:
     def made() -> Weights:
-        return Weights(Gauss(Lin(dtype), linear, "v"))
+        return Weights(GaussianDenoiser(Lin(dtype), linear, "v"))
 
     whole = made()
-    whole.keep("slow")
+    whole.snapshot("slow")
     with torch.no_grad():
         whole.module.net.weight.add_(0.5)  # type: ignore[union-attr,operator]
     for _ in range(1000):
-        whole.follow("slow", 0.999)
+        whole.ema_update("slow", 0.999)
     store.write(tmp_path / "weights", whole.state_dict())
     rest = made()
     rest.load_state_dict(store.read(tmp_path / "weights"))
     for _ in range(1000):
-        whole.follow("slow", 0.999), rest.follow("slow", 0.999)
+        whole.ema_update("slow", 0.999), rest.ema_update("slow", 0.999)
     for each in (whole, rest):
         assert each.sets["slow"].net.weight.tolist() == pytest.approx([1.4324] * 4, abs=2**-7)  # type: ignore[union-attr,operator]
     assert torch.equal(whole.averages["slow"]["net.weight"], rest.averages["slow"]["net.weight"])
-    whole.keep("slow")
+    whole.snapshot("slow")
     assert whole.sets["slow"].net.weight.tolist() == [1.5] * 4 and not whole.averages  # type: ignore[union-attr,operator]
 
 
@@ -191,7 +192,9 @@ def test_the_loss_that_is_told_is_not_rounded_to_the_weights_precision() -> None
 def small(dtype: torch.dtype) -> Policy:
     torch.manual_seed(0)
     process = Diffusion(linear)
-    return Policy.of(process, Gauss(MLP((3,), width=8), linear, "v").to(dtype), (3,), process.steps(grid(3)))
+    return Policy.of(
+        process, GaussianDenoiser(MLP((3,), width=8), linear, "v").to(dtype), (3,), process.steps(time_grid(3))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -199,12 +202,12 @@ def test_a_policy_comes_back_in_the_precision_that_it_had(dtype: torch.dtype, tm
     made = small(dtype)
     back = Policy.load(made.save(tmp_path / "policy"))
     assert {p.dtype for p in back.parameters()} == {dtype}
-    assert torch.equal(back.draw(None, Rng(0), 5), made.draw(None, Rng(0), 5))
+    assert torch.equal(back.generate(None, Rng(0), 5), made.generate(None, Rng(0), 5))
 
 
 @pytest.mark.parametrize("kinds", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
 def test_weights_of_another_precision_are_no_state_of_these(kinds: tuple[torch.dtype, torch.dtype]) -> None:
     """A run would go on with other numbers: its float32 copies, or the digits of its weights, would be lost."""
     state = small(kinds[0]).state_dict()
-    with pytest.raises(BadRun, match="was saved in"):
+    with pytest.raises(RunError, match="was saved in"):
         small(kinds[1]).load_state_dict(state)

@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.meter import Meter
-from denoiserl.train.step import EMA, accumulate, adamw, covers, step, warmup_cosine
+from denoiserl.core.counters import UsageCounter
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.train.optim import EMA, accumulate, adamw, covers, step, warmup_cosine
 
 
 def test_covers_names_what_is_missing_doubled_and_foreign():
     net, value = nn.Linear(2, 3), nn.Linear(2, 1)
     covers(adamw([*net.parameters(), *value.parameters()]), net, value)
     covers([adamw(net.parameters()), adamw(value.parameters())], net, value)
-    with pytest.raises(BadRun, match=r"misses Linear\[1\]\.weight, Linear\[1\]\.bias"):
+    with pytest.raises(RunError, match=r"misses Linear\[1\]\.weight, Linear\[1\]\.bias"):
         covers(adamw(net.parameters()), net, value)
-    with pytest.raises(BadRun, match=r"misses Linear\.bias"):
+    with pytest.raises(RunError, match=r"misses Linear\.bias"):
         covers(adamw([net.weight]), net)
-    with pytest.raises(BadRun, match=r"holds Linear\.weight more than once"):
+    with pytest.raises(RunError, match=r"holds Linear\.weight more than once"):
         covers([adamw(net.parameters()), adamw([net.weight])], net)
-    with pytest.raises(BadRun, match="2 parameter"):
+    with pytest.raises(RunError, match="2 parameter"):
         covers(adamw([*net.parameters(), *value.parameters()]), net)
     net.bias.requires_grad_(False)
     covers(adamw([net.weight]), net)
@@ -44,20 +44,20 @@ def test_a_step_clips_to_the_norm_and_keeps_the_direction():
 def test_what_is_not_finite_is_refused_before_it_does_harm(bad):
     w = nn.Parameter(torch.ones(2))
     opt = adamw([w])
-    with pytest.raises(BadSignal, match=f"loss is {bad}"):
+    with pytest.raises(InvalidInputError, match=f"loss is {bad}"):
         step(opt, (w * bad).sum())
-    with pytest.raises(BadSignal, match="gradient's norm"):
+    with pytest.raises(InvalidInputError, match="gradient's norm"):
         step(opt, (w - 1).square().sum().sqrt())  # the value is 0, the slope is not a number
     assert torch.equal(w, torch.ones(2)) and not opt.state
 
 
 def test_losses_that_cannot_be_descended_are_refused():
     w, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    with pytest.raises(BadSignal, match="mean"):
+    with pytest.raises(InvalidInputError, match="mean"):
         step(adamw([w]), w * 2)
-    with pytest.raises(BadSignal, match="no trainable"):
+    with pytest.raises(InvalidInputError, match="no trainable"):
         step(adamw([w]), w.detach().sum())
-    with pytest.raises(BadSignal, match="none of the optimiser's"):
+    with pytest.raises(InvalidInputError, match="none of the optimiser's"):
         step(adamw([w]), other.sum())
 
 
@@ -72,13 +72,13 @@ def test_pieces_of_any_sizes_have_the_gradient_of_the_whole():
     parts, v = after(lambda opt, loss: accumulate(opt, (loss(p) for p in x.split([1, 6, 3])), 10, clip=0.1))
     assert parts == pytest.approx(whole, rel=1e-6)
     torch.testing.assert_close(v, w)
-    with pytest.raises(BadSignal, match="10 losses, not the 12"):
+    with pytest.raises(InvalidInputError, match="10 losses, not the 12"):
         after(lambda opt, loss: accumulate(opt, (loss(p) for p in x.split(5)), 12))
 
 
 def test_steps_are_counted_as_updates():
     w = nn.Parameter(torch.ones(1))
-    opt, meter = adamw([w]), Meter()
+    opt, meter = adamw([w]), UsageCounter()
     with meter.open():
         step(opt, w.sum())
         accumulate(opt, (w * 1 for _ in range(4)), 4)
@@ -131,7 +131,7 @@ def test_ema_of_a_module_takes_buffers_leaves_the_frozen_and_gives_back():
     twin.load_state_dict(ema.state_dict())
     ema.update(), twin.update()
     assert torch.equal(ema.values["0.weight"], twin.values["0.weight"])
-    with pytest.raises(BadRun, match=r"1\.weight"):
+    with pytest.raises(RunError, match=r"1\.weight"):
         ema.copy_to(net[0])
 
 

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from denoiserl.errors import BadRun, DenoiseError, nearest
+from denoiserl.core.errors import DenoiseRLError, RunError, unknown_name_message
 
 
-class Misuse(BadRun):
+class Misuse(RunError):
     """The command was mistyped: exit code 2."""
 
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warned
             return _main(given)
-    except DenoiseError as error:
+    except DenoiseRLError as error:
         if debug:
             raise
         print(f"denoiserl: {' '.join(str(error).split())}", file=sys.stderr)
@@ -130,7 +130,7 @@ def _main(given: list[str]) -> int:
         return 0
     if given[0] not in VERBS:
         what = "option" if given[0].startswith("-") else "command"
-        raise Misuse(nearest(given[0], (*VERBS, "--help", "--version"), what))
+        raise Misuse(unknown_name_message(given[0], (*VERBS, "--help", "--version"), what))
     module, _, function = VERBS[given[0]].where.partition(".")
     getattr(importlib.import_module(f"denoiserl.cli.{module}"), function)(given[1:])
     return 0

@@ -43,11 +43,11 @@ def answer(given: list[str]) -> None:
     task = found.task()
     if task.data is None:
         raise Misuse(f"{a.run} learned from no data: a reward is told on the data of a run of breeze or fb.")
-    from denoiserl.env.zero_shot import answer as told
-    from denoiserl.env.zero_shot import states, tasked
-    from denoiserl.train.run import named
+    from denoiserl.control.zero_shot import answer as told
+    from denoiserl.control.zero_shot import states, tasked
+    from denoiserl.core.imports import import_object
 
-    reward: Any = named(a.reward)
+    reward: Any = import_object(a.reward)
     with found.place.here():
         policy = found.load(task)
         tasked(policy, "a reward that comes afterwards")

@@ -73,11 +73,11 @@ def collect(given: list[str]) -> None:
         raise Misuse(f"A flat data set is one file: --out {a.out.name}.hdf5.")
     if a.policy == SCRIPTED and (a.execute or a.device):
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
-    from denoiserl.data.collect import constant, noisy, record
-    from denoiserl.env.history import newest
-    from denoiserl.env.named import environment, recorded, scripted
-    from denoiserl.env.remarks import remarks
-    from denoiserl.hub.recordings import write_as
+    from denoiserl.data.formats.any import write_as
+    from denoiserl.envs.by_name import environment, recorded, scripted
+    from denoiserl.envs.frame_stack import newest
+    from denoiserl.envs.record import constant, noisy, record
+    from denoiserl.envs.remarks import remarks
 
     env = environment(a.env, a.ticks)
     fps = _fps(env, a) if a.format == "lerobot" else 0
@@ -132,8 +132,8 @@ def collect(given: list[str]) -> None:
 
 def _notes(found: Any, said: Sequence[str], name: str) -> list[str]:
     """Return what belongs to the numbers: what was said of the blocks, and whether all episodes begin alike."""
-    from denoiserl.env import remarks
-    from denoiserl.tree import tree_map
+    from denoiserl.core.tree import tree_map
+    from denoiserl.envs import remarks
 
     lengths = found.demos.lengths.tolist()
     begins = (found.demos.ends - found.demos.lengths).tolist()
@@ -144,8 +144,8 @@ def _notes(found: Any, said: Sequence[str], name: str) -> list[str]:
 
 def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], None]) -> Any:
     """All episodes, in blocks; blocks that are through lie beside ``out`` until all are, and are not played again."""
-    from denoiserl import store
-    from denoiserl.data.collect import Recording
+    from denoiserl.core.serialization import store
+    from denoiserl.data.recordings import Recording
 
     beside, asked = a.out.with_name(f".{a.out.name}.parts"), {k: str(getattr(a, k)) for k in SAME}
     if (beside / "asked.json").is_file():
@@ -178,14 +178,14 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
 def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
     """Return the player, act(obs, rng) -> actions, the environment as it is shown, and the number of observations."""
     if ":" in a.policy and not Path(a.policy).exists():
-        from denoiserl.env.spaces import decides
-        from denoiserl.train.run import named
+        from denoiserl.core.imports import import_object
+        from denoiserl.envs.spaces import decides
 
-        return decides(named(a.policy)), env, 1
+        return decides(import_object(a.policy)), env, 1
     from denoiserl.cli.opening import opened
-    from denoiserl.env import Stream
-    from denoiserl.env.history import history, shown
-    from denoiserl.env.planner import serving, suits
+    from denoiserl.control.acting import serving, suits
+    from denoiserl.envs import Stream
+    from denoiserl.envs.frame_stack import history, shown
 
     found = opened(a.policy, a.which, a.device)
     task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
@@ -201,7 +201,7 @@ def _half(env: Any) -> Any:
     """Half the range of an environment's actions, [d]."""
     import torch
 
-    from denoiserl.env import Stream
+    from denoiserl.envs import Stream
 
     probe = Stream(env, 1)
     probe.close()
@@ -213,7 +213,7 @@ def _half(env: Any) -> Any:
 
 def _fps(env: Any, a: Collect) -> int:
     """Frames a second of what is recorded."""
-    from denoiserl.env.answer import shut
+    from denoiserl.envs.backends.answer import shut
 
     if a.fps is None:
         probe = env() if callable(env) else None  # envpool's ids have none

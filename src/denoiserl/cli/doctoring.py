@@ -51,9 +51,9 @@ def doctor(given: list[str]) -> None:
         raise Misuse("--env and --reward: a policy learns from one of them.")
     if a.prompts and not a.reward:
         raise Misuse("--prompts are for a --reward.")
+    from denoiserl.core.rng import Rng
     from denoiserl.doctor import examine, print_findings, worst
-    from denoiserl.env import Stream
-    from denoiserl.rng import Rng
+    from denoiserl.envs import Stream
 
     made = opened(a.policy, a.which, a.device)
     task = made.task() if made.recipe is not None and hasattr(made.recipe, "task") else None
@@ -77,7 +77,7 @@ def doctor(given: list[str]) -> None:
 def _recording(a: Doctor, task: Any) -> Any:
     """Return the recording that the run learns from; None where there is none."""
     from denoiserl.data import Demos
-    from denoiserl.data.collect import Recording
+    from denoiserl.data.recordings import Recording
 
     if task is None or task.signal != "data" or task.data is None:
         return None
@@ -88,14 +88,14 @@ def _recording(a: Doctor, task: Any) -> Any:
 def _signal(a: Doctor, task: Any, policy: Any) -> tuple[Any, Any, Any]:
     """(env, reward, prompts): what was asked for, else the run's own."""
     if a.env:
-        from denoiserl.env.history import shown
-        from denoiserl.env.named import environment
+        from denoiserl.envs.by_name import environment
+        from denoiserl.envs.frame_stack import shown
 
         return shown(environment(a.env), policy), None, None
     if a.reward:
-        from denoiserl.train.run import named
+        from denoiserl.core.imports import import_object
 
-        return None, named(a.reward), named(a.prompts)() if a.prompts else None
+        return None, import_object(a.reward), import_object(a.prompts)() if a.prompts else None
     if task is None or task.signal not in ("env", "reward"):
         return None, None, None
     if task.signal == "env":

@@ -16,7 +16,7 @@ from denoiserl.cli.listing import Flag, hint, table
 from denoiserl.cli.opening import Opened
 from denoiserl.cli.opening import opened as open_
 from denoiserl.cli.studies import literal
-from denoiserl.errors import nearest
+from denoiserl.core.errors import unknown_name_message
 
 Words = Annotated[
     tuple[str, ...],
@@ -75,8 +75,8 @@ def eval_(given: list[str]) -> None:
         raise Misuse("--env and --task both say what policies are judged on: give one of them.")
     if a.early and len(a.policies) < 2:
         raise Misuse("--early stops a comparison: name two policies or more.")
-    from denoiserl.study import judge
-    from denoiserl.study.page import note_lines
+    from denoiserl.experiments import evaluate_policies as judge
+    from denoiserl.experiments.compare_report import note_lines
 
     opened = _named([open_(word, a.which, a.device) for word in a.policies])
     where = a.out or _where(opened)
@@ -86,7 +86,7 @@ def eval_(given: list[str]) -> None:
     found = judge.judge(policies, task, a.seed, a.trials, a.level, a.early, progress=not a.json)
     for name in a.metrics:
         if name not in found.values:
-            raise Misuse(nearest(name, found.values, "metric"))
+            raise Misuse(unknown_name_message(name, found.values, "metric"))
     paths = {name: str(made.path) for name, made in opened.items()}
     judge.write(found, task, policies, paths, where, a.media)
     if a.json:
@@ -103,7 +103,7 @@ def eval_(given: list[str]) -> None:
 
 def told(folder: Path, trials: int, progress: bool) -> None:
     """What the best policy of a run does in held-out trials, with intervals: what ``eval`` says of it."""
-    from denoiserl.study import judge
+    from denoiserl.experiments import evaluate_policies as judge
 
     made = open_(str(folder), "best", None)
     task = made.task()
@@ -114,8 +114,8 @@ def told(folder: Path, trials: int, progress: bool) -> None:
 
 def _intervals(found: Any, metrics: Sequence[str] = ()) -> None:
     """The table of one policy, and what belongs to its numbers."""
-    from denoiserl.study import judge
-    from denoiserl.study.page import note_lines
+    from denoiserl.experiments import evaluate_policies as judge
+    from denoiserl.experiments.compare_report import note_lines
 
     each, rows = judge.intervals(found), []
     for name in (m for m in metrics or each if m in each):
@@ -142,11 +142,11 @@ def _named(made: Sequence[Opened]) -> dict[str, Opened]:
 def _task(opened: dict[str, Opened], a: Eval) -> Any:
     """What the policies are judged on: what was asked for, or the one task of the runs."""
     if a.env:
-        from denoiserl.study.acting import acting
+        from denoiserl.experiments.env_task import acting
 
         return acting(a.env, a.execute, a.ticks)
     if a.task:
-        from denoiserl.study import find
+        from denoiserl.experiments import resolve as find
 
         return find.task(a.task, dict(_setting(word) for word in a.base))
     tasks = {name: made.task() for name, made in opened.items()}

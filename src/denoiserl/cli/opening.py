@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoiserl.cli import Misuse
-from denoiserl.cli.running import findable, folder
-from denoiserl.errors import BadRun
+from denoiserl.cli.run_folders import findable, folder
+from denoiserl.core.errors import RunError
 
 if TYPE_CHECKING:
-    from denoiserl.policy import Policy
-    from denoiserl.task import Task
+    from denoiserl.policy.policy import Policy
+    from denoiserl.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Opened:
         if self.recipe is None:
             raise Misuse(f"{self.path} is a policy without a run: say what it is judged on, with --env or --task.")
         if not hasattr(self.recipe, "task"):
-            raise BadRun(
+            raise RunError(
                 f"{self.recipe.__name__} does not say what its policy is judged by: add task(args) -> Task to its file"
             )
         return self.recipe.task(self.args)
 
     def load(self, task: Task | None = None) -> Policy:
         """The policy itself."""
-        from denoiserl.policy import Policy
+        from denoiserl.policy.policy import Policy
 
         with self.place.here():
             if task is None:
@@ -48,17 +48,17 @@ class Opened:
 
 def opened(word: str, which: str, device: str | None) -> Opened:
     """What a word of the command line means: the folder of a run, its name in ``runs/``, or a saved policy."""
-    from denoiserl import store
-    from denoiserl.hub import foreign
-    from denoiserl.train.place import Place
-    from denoiserl.train.run import opened as run_of
+    from denoiserl.core.serialization import store
+    from denoiserl.data.formats import foreign
+    from denoiserl.experiments.runner import opened as run_of
+    from denoiserl.train.device import Place
 
     if store.exists(Path(word)) and not (Path(word) / "run.json").is_file():
         if (other := foreign.policy(Path(word))) is not None:
-            raise BadRun(f"{word} is {other}")
+            raise RunError(f"{word} is {other}")
         tree = store.peek(Path(word))
         if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
-            raise BadRun(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")
+            raise RunError(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")
         return Opened(Path(word), None, None, None, Place(device or "cpu", "float32", 1, None))
     path = folder(word)
     findable(path)
@@ -70,11 +70,11 @@ def opened(word: str, which: str, device: str | None) -> Opened:
 
 def _saved(path: Path, which: str) -> Path:
     """The policy of a run: ``which``, or the last one of a recipe that keeps no best one."""
-    from denoiserl.train.keep import saved
+    from denoiserl.train.run_state import saved
 
     try:
         return saved(path, which)
-    except BadRun:
+    except RunError:
         if which == "last":
             raise
         source = saved(path, "last")

@@ -12,8 +12,8 @@ import tyro
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import hint
 from denoiserl.cli.opening import opened
-from denoiserl.cli.running import findable, folder
-from denoiserl.errors import BadRun, DenoiseError
+from denoiserl.cli.run_folders import findable, folder
+from denoiserl.core.errors import DenoiseRLError, RunError
 
 Word = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
@@ -58,7 +58,7 @@ def sample(given: list[str]) -> None:
         raise Misuse(f"{a.run} is a policy without a run, which says what it is about: name the folder of its run.")
     task = made.task()
     if task.look is None:
-        raise BadRun(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")
+        raise RunError(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")
     policy = made.load(task)
     with made.place.here():
         files = task.look(policy, a.seed, a.n)
@@ -66,7 +66,7 @@ def sample(given: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         if Path(name).name != name:
-            raise BadRun(f"look of task {task.name!r} names a file {name!r}: names have no folders.")
+            raise RunError(f"look of task {task.name!r} names a file {name!r}: names have no folders.")
         path = out / name
         if isinstance(data, bytes):
             path.write_bytes(data)
@@ -82,13 +82,14 @@ def report(given: list[str]) -> None:
     a = tyro.cli(Report, prog="denoiserl report", description="Runs as one HTML page.", args=given)
     if not a.runs:
         raise Misuse("Name a run: denoiserl report RUN.")
-    from denoiserl.show.report import write_text
-    from denoiserl.show.run import run_report
+    from denoiserl.report.html import write_text
+    from denoiserl.report.run_report import run_report
 
     if len(a.runs) == 1:
         path = folder(a.runs[0], "study.json")
         if (path / "study.json").is_file():
-            from denoiserl.study import gathered, page
+            from denoiserl.experiments import compare_report as page
+            from denoiserl.experiments import gathered
 
             print(page.write(gathered(path), path, a.out))
             return
@@ -105,22 +106,22 @@ def report(given: list[str]) -> None:
 
 
 def _ours(path: Path) -> None:
-    """Raise BadRun if the run.json in a folder is another program's: nothing is written beside it."""
-    from denoiserl import store
+    """Raise RunError if the run.json in a folder is another program's: nothing is written beside it."""
+    from denoiserl.core.serialization import store
 
     record = store.read_json(path / "run.json")
     if not isinstance(record, dict) or "recipe" not in record:
-        raise BadRun(f"{path} is not the folder of a run: its run.json names no recipe")
+        raise RunError(f"{path} is not the folder of a run: its run.json names no recipe")
 
 
 def _finish(path: Path) -> Any:
     """What the recipe of a finished run makes of it itself (the demo), or None."""
-    from denoiserl import store
-    from denoiserl.train.run import module
+    from denoiserl.core.imports import load_module
+    from denoiserl.core.serialization import store
 
     record = store.read_json(path / "run.json")
-    with contextlib.suppress(DenoiseError):  # what a run wrote can be shown where its recipe cannot be imported
+    with contextlib.suppress(DenoiseRLError):  # what a run wrote can be shown where its recipe cannot be imported
         if isinstance(record, dict) and record.get("finished"):
             findable(path)
-            return getattr(module(record["recipe"]), "finish", None)
+            return getattr(load_module(record["recipe"]), "finish", None)
     return None

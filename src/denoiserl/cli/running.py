@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +10,15 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from denoiserl import recipes, store
+from denoiserl import recipes
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import hint
-from denoiserl.errors import BadRun, nearest
-from denoiserl.meter import UNITS
-from denoiserl.train.run import module, opened, rerun
-from denoiserl.train.run import run as start
+from denoiserl.cli.run_folders import _importable, findable, folder
+from denoiserl.core.counters import UNITS
+from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.imports import load_module
+from denoiserl.experiments.runner import opened, rerun
+from denoiserl.experiments.runner import run as start
 
 HELP = """usage: denoiserl run RECIPE [options]
 
@@ -92,37 +92,19 @@ def run(given: list[str]) -> None:
 
 def demo(given: list[str]) -> None:
     """``denoiserl demo [options]``."""
-    _start(module("denoiserl.demo"), "demo", None, given)
+    _start(load_module("denoiserl.demo"), "demo", None, given)
 
 
 def find(what: str) -> ModuleType:
     """The recipe that a word of the command line means: a name, a file, or a dotted module."""
     if what in recipes.names():
-        return module(f"denoiserl.recipes.{what}")
+        return recipes.load(what)
     if not what.endswith(".py") and ("." not in what or "/" in what):
-        raise Misuse(nearest(what, recipes.names(), "recipe") + " A file of yours is named with its .py.")
+        raise Misuse(unknown_name_message(what, recipes.names(), "recipe") + " A file of yours is named with its .py.")
     if what.endswith(".py") and not Path(what).is_file():
         raise Misuse(f"The recipe's file {what} does not exist: check the path.")
     _importable(Path(what).resolve().parent if what.endswith(".py") else Path.cwd())
-    return module(what)
-
-
-def folder(word: str, *also: str) -> Path:
-    """The folder of a run that a word means, a path or a name in ``runs/``; ``also``: files that mark other folders."""
-    for path in (Path(word), Path("runs") / word):
-        if any((path / name).is_file() for name in ("run.json", *also)):
-            return path
-    if Path(word).is_dir():
-        raise Misuse(f"{word} is not the folder of a run: it has no run.json.")
-    known = sorted(str(p.parent) for p in Path("runs").glob("*/run.json"))
-    raise Misuse(nearest(word, known, "run"))
-
-
-def findable(path: Path) -> None:
-    """Let the recipe of a run find the modules that lie beside it, as when it was run."""
-    record = store.read_json(path / "run.json")
-    recipe = record.get("recipe", "") if isinstance(record, dict) else ""
-    _importable(Path(recipe).parent if recipe.endswith(".py") else Path.cwd())
+    return load_module(what)
 
 
 def budget(words: tuple[str, ...]) -> dict[str, float] | None:
@@ -132,7 +114,7 @@ def budget(words: tuple[str, ...]) -> dict[str, float] | None:
     for word in words:
         unit, _, amount = word.partition("=")
         if unit.replace(" ", "-") not in known:
-            raise Misuse(nearest(unit, known, "unit of a budget"))
+            raise Misuse(unknown_name_message(unit, known, "unit of a budget"))
         try:
             found[unit.replace("-", " ")] = float(amount)
         except ValueError:
@@ -144,12 +126,12 @@ def options(recipe: ModuleType) -> type[Any]:
     """A dataclass of the recipe's own ``Args`` and of ``Running``, both without a prefix on the command line."""
     for name in ("Args", "train"):
         if not hasattr(recipe, name):
-            raise BadRun(f"{recipe.__file__} has no {name}: a recipe is a dataclass Args and train(args, keep).")
+            raise RunError(f"{recipe.__file__} has no {name}: a recipe is a dataclass Args and train(args, keep).")
     if not dataclasses.is_dataclass(recipe.Args):
-        raise BadRun(f"Args of {recipe.__file__} is no dataclass: decorate it with @dataclass(frozen=True).")
+        raise RunError(f"Args of {recipe.__file__} is no dataclass: decorate it with @dataclass(frozen=True).")
     taken = {f.name for f in dataclasses.fields(Running)} | {"debug"}
     if clash := sorted(taken & {f.name for f in dataclasses.fields(recipe.Args)}):
-        raise BadRun(f"Args of {recipe.__file__} names {', '.join(clash)}, which every run has: rename the field.")
+        raise RunError(f"Args of {recipe.__file__} names {', '.join(clash)}, which every run has: rename the field.")
     bare = tyro.conf.arg(name="")
     fields = [("args", Annotated[recipe.Args, bare]), ("running", Annotated[Running, bare])]
     return dataclasses.make_dataclass("Options", fields, frozen=True)
@@ -212,10 +194,3 @@ def _told(told: dict[str, Any], how: Again, recipe: ModuleType | None = None) ->
 
             judging.told(folder, how.held_out, how.progress)
         print(f"Next: denoiserl eval {folder}, denoiserl sample {folder}, denoiserl report {folder}")
-
-
-def _importable(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder = folder.resolve()
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))

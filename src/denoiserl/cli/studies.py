@@ -14,8 +14,8 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint, table
-from denoiserl.errors import nearest
-from denoiserl.meter import UNITS
+from denoiserl.core.counters import UNITS
+from denoiserl.core.errors import unknown_name_message
 
 PREFIX = {"k": 1e3, "K": 1e3, "M": 1e6}
 
@@ -93,7 +93,8 @@ class ClaimOptions:
 
 def compare(given: list[str]) -> None:
     """``denoiserl compare --task TASK --methods A,B --budget N --unit UNIT``."""
-    from denoiserl.study import page, play
+    from denoiserl.experiments import compare_report as page
+    from denoiserl.experiments import play
 
     said = "Methods of one kind on one task: equal budgets, paired seeds, verdicts with stated error rates."
     a = tyro.cli(Compare, prog="denoiserl compare", description=said, args=given)
@@ -110,26 +111,26 @@ def compare(given: list[str]) -> None:
 
 def claim(given: list[str]) -> None:
     """``denoiserl claim NAME ...``, ``--all``, ``--list``."""
-    from denoiserl.claims import ledger
+    from denoiserl.experiments.claims import ledger
 
     a = tyro.cli(ClaimOptions, prog="denoiserl claim", description="Papers' claims, tried again.", args=given)
     known = ledger.names()
     for name in a.names:
         if name not in known:
-            raise Misuse(nearest(name, known, "claim"))
+            raise Misuse(unknown_name_message(name, known, "claim"))
     if a.list or not (a.names or a.all):
         _listed(a.names or tuple(known), a.json)
         return
     if a.confirm:
         _confirmed([n for n in (known if a.all else a.names) if ledger.stale(n)], a)
         return
-    from denoiserl.claims import runner
+    from denoiserl.experiments.claims import runner
 
     told = []
     for name in known if a.all else a.names:
         jobs = cores() if a.jobs is None else a.jobs
         record = runner.check(name, a.budget, None, jobs, a.progress and not a.json)
-        path = runner.write(record, a.out or ledger.RESULTS)
+        path = runner.write(record, a.out)
         told.append(record)
         if not a.json:
             print(f"{name}: {record['verdict']}. {record['why']}\n  {path}, {record['seconds']:.0f} s")
@@ -138,7 +139,7 @@ def claim(given: list[str]) -> None:
 
 
 def _confirmed(names: Sequence[str], a: ClaimOptions) -> None:
-    from denoiserl.claims import confirming, ledger, runner
+    from denoiserl.experiments.claims import confirming, runner
 
     failed = []
     for name in names:
@@ -148,7 +149,7 @@ def _confirmed(names: Sequence[str], a: ClaimOptions) -> None:
             failed.append(name)
             print(f"{name}: not confirmed. {'; '.join(different)}.")
         else:
-            runner.write(record, a.out or ledger.RESULTS)
+            runner.write(record, a.out)
             said = f"all arms of seed {record['seeds'][0]} gave the same numbers"
             print(f"{name}: confirmed, {record['verdict']}; {said}.")
     if not names:
@@ -158,7 +159,7 @@ def _confirmed(names: Sequence[str], a: ClaimOptions) -> None:
 
 
 def _listed(names: tuple[str, ...], as_json: bool) -> None:
-    from denoiserl.claims import ledger
+    from denoiserl.experiments.claims import ledger
 
     rows, told = [], []
     for name in names:
@@ -177,7 +178,7 @@ def _listed(names: tuple[str, ...], as_json: bool) -> None:
 
 def studied(a: Compare) -> Any:
     """The study that the options say."""
-    from denoiserl.study import Arm, Study
+    from denoiserl.experiments import Arm, Study
 
     arms: dict[str, Arm] = {}
     for word in filter(None, a.methods.split(",")):
@@ -195,7 +196,7 @@ def studied(a: Compare) -> Any:
         if not equals or not setting:
             raise Misuse(f"--set {word}: write ARM.SETTING=VALUE, such as dppo.lr=1e-4.")
         if name not in arms:
-            raise Misuse(nearest(name, arms, "arm"))
+            raise Misuse(unknown_name_message(name, arms, "arm"))
         arms[name].settings[setting] = literal(value)
     base = {}
     for word in a.base:
@@ -205,7 +206,7 @@ def studied(a: Compare) -> Any:
         base[name] = literal(value)
     unit = a.unit.replace("-", " ")
     if unit not in (*UNITS, "seconds"):
-        raise Misuse(nearest(a.unit, [u.replace(" ", "-") for u in (*UNITS, "seconds")], "unit"))
+        raise Misuse(unknown_name_message(a.unit, [u.replace(" ", "-") for u in (*UNITS, "seconds")], "unit"))
     seeds = tuple(range(int(a.seeds))) if a.seeds.isdigit() else tuple(whole(s, "--seeds") for s in a.seeds.split(","))
     return Study(a.task, arms, amount(a.budget), unit, seeds, base, a.trials, a.tune, a.curve, a.level)
 

@@ -15,7 +15,7 @@ from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint, table
 
 if TYPE_CHECKING:
-    from denoiserl.hub.recordings import Kind
+    from denoiserl.data.formats.any import Kind
 
 KNOWN = {"minari": "Minari", "lerobot": "LeRobot", "hdf5": "HDF5", "denoiserl": "denoiserl"}
 DEFAULT = {"minari": 20_000, "hdf5": 100_000, "denoiserl": 100_000}
@@ -78,7 +78,7 @@ def upsample(given: list[str]) -> None:
         raise Misuse(f"{a.out} exists already: name another one.")
     if min(a.updates, a.batch, a.width, a.depth, a.steps) < 1 or (a.rows is not None and a.rows < 1):
         raise Misuse("--rows, --updates, --batch, --width, --depth and --steps start at 1.")
-    from denoiserl.train.place import Place
+    from denoiserl.train.device import Place
 
     with Place(a.device, "float32", None).here():
         _upsample(a, how)
@@ -87,11 +87,11 @@ def upsample(given: list[str]) -> None:
 def _upsample(a: Upsample, how: Kind) -> None:
     import torch
 
+    from denoiserl.core.rng import Rng
+    from denoiserl.data.fidelity import fidelity, nearest_distances
     from denoiserl.data.synthetic import FEW, Layout, Model, columns, learned
-    from denoiserl.evidence import fingerprint
-    from denoiserl.evidence.fidelity import fidelity, nearest_distances
-    from denoiserl.rng import Rng
-    from denoiserl.show.marginals import marginals_plot
+    from denoiserl.report.marginals import marginals_plot
+    from denoiserl.stats import fingerprint
     from denoiserl.train import Keep
     from denoiserl.train.progress import Progress
 
@@ -135,8 +135,8 @@ def _upsample(a: Upsample, how: Kind) -> None:
 
 def _format(a: Upsample) -> Kind:
     """The format of what is written."""
-    from denoiserl.hub.flat import WRITTEN
-    from denoiserl.hub.recordings import kind
+    from denoiserl.data.formats.any import kind
+    from denoiserl.data.formats.hdf5 import WRITTEN
 
     found = kind(a.data)
     how = found if a.format == "same" else a.format
@@ -151,10 +151,10 @@ def _format(a: Upsample) -> Kind:
 
 def _split(a: Upsample) -> tuple[Any, Any, Any]:
     """Rows to learn from, rows held out, and the recording."""
-    from denoiserl.data.logged import logged
+    from denoiserl.core.rng import Rng
+    from denoiserl.data.formats.any import read
     from denoiserl.data.synthetic import part
-    from denoiserl.hub.recordings import read
-    from denoiserl.rng import Rng
+    from denoiserl.data.transitions import logged
 
     parts = [p.strip() for p in a.parts.split(",") if p.strip()] or None
     recorded = read(a.data, outside=a.outside, parts=parts, without=a.without)
@@ -201,7 +201,7 @@ def _trained(running: Any, shown: Any) -> Any:
 
 
 def _drawn(maker: Any, a: Upsample, shown: Any) -> tuple[Any, float]:
-    from denoiserl.rng import Rng
+    from denoiserl.core.rng import Rng
     from denoiserl.train import Position
 
     assert a.rows is not None
@@ -211,8 +211,8 @@ def _drawn(maker: Any, a: Upsample, shown: Any) -> tuple[Any, float]:
 
 
 def _write(out: Path, how: Kind, made: Any, recorded: Any) -> None:
-    from denoiserl.data.logged import transitions
-    from denoiserl.hub.recordings import write_as
+    from denoiserl.data.formats.any import write_as
+    from denoiserl.data.transitions import transitions
 
     action = made.action[:, 0]
     data = transitions(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl import store
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.tree import Tree, cat, leaves, tree_map
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.serialization import store
+from denoiserl.core.tree import Tree, cat, leaves, tree_map
 
 KIND = "denoiserl demonstrations"
 FIELDS = ("observations", "actions", "ends", "success", "returns", "name")
@@ -35,13 +35,15 @@ class Demos:
     def __post_init__(self) -> None:
         frames = len(self.actions)
         if len(self.ends) == 0 or int(self.ends[-1]) != frames or bool((self.lengths <= 0).any()):
-            raise BadSignal(f"ends must increase and finish at the {frames} frames; they are {self.ends.tolist()[-5:]}")
+            raise InvalidInputError(
+                f"ends must increase and finish at the {frames} frames; they are {self.ends.tolist()[-5:]}"
+            )
         for leaf in leaves(self.observations):
             if len(leaf) != frames:
-                raise BadSignal(f"there are {frames} actions and {len(leaf)} observations: one each a frame")
+                raise InvalidInputError(f"there are {frames} actions and {len(leaf)} observations: one each a frame")
         for what, told in (("success", self.success), ("returns", self.returns)):
             if told is not None and len(told) != len(self.ends):
-                raise BadSignal(f"{what} has {len(told)} entries for {len(self.ends)} episodes")
+                raise InvalidInputError(f"{what} has {len(told)} entries for {len(self.ends)} episodes")
 
     @staticmethod
     def of(
@@ -52,7 +54,7 @@ class Demos:
     ) -> Demos:
         """From a list of (observations [L, ...], actions [L, d]), one an episode."""
         if not episodes:
-            raise BadSignal("no episode was recorded")
+            raise InvalidInputError("no episode was recorded")
         return Demos(
             cat([o for o, _ in episodes]),
             torch.cat([a for _, a in episodes]),
@@ -80,7 +82,7 @@ class Demos:
         """The episodes of an index or mask [E]."""
         keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         if len(keep) == 0:
-            raise BadSignal("no episode is left: record more, or filter less")
+            raise InvalidInputError("no episode is left: record more, or filter less")
         keep = keep.to(torch.int64)
         length = self.lengths[keep]
         owner = torch.repeat_interleave(torch.arange(len(keep)), length)
@@ -92,9 +94,9 @@ class Demos:
     def successful(self) -> Demos:
         """The episodes that succeeded."""
         if self.success is None:
-            raise BadSignal("these demonstrations do not say which episodes succeeded")
+            raise InvalidInputError("these demonstrations do not say which episodes succeeded")
         if not bool(self.success.any()):
-            raise BadSignal(
+            raise InvalidInputError(
                 f"none of the {len(self)} demonstrated episodes succeeded, and only they count: record some"
             )
         return self.take(self.success)
@@ -125,7 +127,7 @@ class Demos:
         """Read what ``save`` stored."""
         tree = store.read(path)
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
-            raise BadRun(f"{path} holds no demonstrations")
+            raise RunError(f"{path} holds no demonstrations")
         return Demos(**{f: tree[f] for f in FIELDS})
 
     @staticmethod

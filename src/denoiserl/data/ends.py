@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from denoiserl.errors import BadSignal
+from denoiserl.core.errors import InvalidInputError
 
 FAR = 8.0
 """a step is a jump from so many times the upper quartile of steps on, in a quarter of the numbers that move"""
@@ -34,13 +34,14 @@ class Split(NamedTuple):
 
 
 def flags(name: str, what: str, value: np.ndarray, n: int) -> np.ndarray:
-    """Return a column of ends as bool [n]. Raise BadSignal, with the row, if it is not made of zeros and ones."""
+    """Return a column of ends as bool [n]. Raise InvalidInputError, with the row, if it is not made of zeros and
+    ones."""
     flat = np.asarray(value).reshape(-1)
     if len(flat) != n:
-        raise BadSignal(f"{name} holds {n} actions and {len(flat)} of {what}: it is not whole, copy it again")
+        raise InvalidInputError(f"{name} holds {n} actions and {len(flat)} of {what}: it is not whole, copy it again")
     if flat.dtype.kind not in "biuf" or bool(((flat != 0) & (flat != 1)).any()):
         row = 0 if flat.dtype.kind not in "biuf" else int(np.argmax((flat != 0) & (flat != 1)))
-        raise BadSignal(f"row {row} of {what} of {name} is {flat[row]}: ends are zeros and ones, store them so")
+        raise InvalidInputError(f"row {row} of {what} of {name} is {flat[row]}: ends are zeros and ones, store them so")
     return flat.astype(bool)
 
 
@@ -122,13 +123,14 @@ def jumps(seen: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, refuse: bool = True) -> None:
-    """Raise BadSignal (or warn) if episode ``i`` says before its last row that it is over: it may be several in one."""
+    """Raise InvalidInputError (or warn) if episode ``i`` says before its last row that it is over: it may be several in
+    one."""
     for what, flag in (("terminated", ended), ("truncated", cut)):
         if flag is None or not flag[:-1].any():
             continue
         said = f"episode {i} of {name} {what} in row {int(flag.argmax())} and goes on to row {len(flag) - 1}"
         if refuse:
-            raise BadSignal(f"{said}: split it, or leave it out with without=({i},)")
+            raise InvalidInputError(f"{said}: split it, or leave it out with without=({i},)")
         _warn(f"{said}: it may be several episodes in one")
 
 

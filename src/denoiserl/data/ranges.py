@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.errors import BadSignal
+from denoiserl.core.errors import InvalidInputError
 
 FEW = 20
 """rows below which nothing is an outlier"""
@@ -115,10 +115,10 @@ def compare(
     constant: bool = True,
     slack: float = 0.0,
 ) -> None:
-    """Warn of what ``judge`` finds wrong. Raise BadSignal for rows beyond the box if ``refuse``."""
+    """Warn of what ``judge`` finds wrong. Raise InvalidInputError for rows beyond the box if ``refuse``."""
     beyond, said = judge(rows, low, high, name, box, constant, slack)
     if beyond and refuse:
-        raise BadSignal(f"{said}; outside='clip' (--outside clip) clips them")
+        raise InvalidInputError(f"{said}; outside='clip' (--outside clip) clips them")
     tell([said] if said else [])
 
 

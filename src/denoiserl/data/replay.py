@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from denoiserl.data.rowfile import RowFile
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.rng import Rng
-from denoiserl.tree import Tree, all_finite, leaves, tree_map
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, all_finite, leaves, tree_map
+from denoiserl.data.append_log import RowFile
 
 if TYPE_CHECKING:  # env stands on this floor too, and some of it reads data
-    from denoiserl.env.stream import Episode
+    from denoiserl.data.rollout import Episode
 
 OWN = ("obs", "next_obs", "action", "reward", "terminated", "length", "before")
 
@@ -33,7 +33,7 @@ class Replay:
 
     def __init__(self, capacity: int, device: str | torch.device = "cpu", folder: Path | str | None = None) -> None:
         if capacity < 1:
-            raise BadRun(f"a replay buffer holds at least one decision, not {capacity}")
+            raise RunError(f"a replay buffer holds at least one decision, not {capacity}")
         self.capacity, self.device, self.count = capacity, torch.device(device), 0
         self.columns: dict[str, Any] = {}
         self.follow = torch.full((capacity,), -1, dtype=torch.int64, device=self.device)
@@ -75,7 +75,7 @@ class Replay:
         flat = alive.flatten()
         total = int(flat.sum())
         if total > self.capacity:
-            raise BadSignal(
+            raise InvalidInputError(
                 f"{total} decisions were collected at once and the buffer holds {self.capacity}: raise capacity, or "
                 "collect fewer steps at a time"
             )
@@ -106,11 +106,13 @@ class Replay:
         row's. The discount inside a chunk is the stream's. Refused: fewer decisions than a batch.
         """
         if len(self) < n:
-            raise BadSignal(
+            raise InvalidInputError(
                 f"the buffer holds {len(self)} decisions, fewer than a batch of {n}: collect more before learning"
             )
         if steps < 1 or not 0 <= gamma <= 1:
-            raise BadSignal(f"a return has at least one step and a discount in [0, 1]; they are {steps} and {gamma}")
+            raise InvalidInputError(
+                f"a return has at least one step and a discount in [0, 1]; they are {steps} and {gamma}"
+            )
         shape = (n,) if batches is None else (batches, n)
         at = rng.integers(0, len(self), *shape).flatten().to(self.device)
         c, last = self.columns, at
@@ -139,9 +141,9 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where the saved buffer stood."""
         if state["capacity"] != self.capacity:
-            raise BadRun(f"the saved buffer has a capacity of {state['capacity']}, this one of {self.capacity}")
+            raise RunError(f"the saved buffer has a capacity of {state['capacity']}, this one of {self.capacity}")
         if (state["file"] is None) != (self.file is None):
-            raise BadRun("one buffer keeps its rows in a folder and the other in the state: give both the same")
+            raise RunError("one buffer keeps its rows in a folder and the other in the state: give both the same")
         rows = state["rows"] if self.file is None else self.file.restore(state["file"], state["count"])
         self.count = state["count"]
         self.tails = None if state["tails"] is None else state["tails"].to(self.device)
@@ -164,16 +166,22 @@ class Replay:
     def _fits(self, rows: dict[str, Any]) -> None:
         for name, tree in rows.items():
             if not all_finite(tree):
-                raise BadSignal(f"{name} holds NaN or infinity: what is kept would be learned from again and again")
+                raise InvalidInputError(
+                    f"{name} holds NaN or infinity: what is kept would be learned from again and again"
+                )
         if not self.columns:
             return
         if rows.keys() | {"before"} != self.columns.keys():
-            raise BadSignal(f"the buffer has the columns {sorted(self.columns)}, these rows {sorted(rows)}: give equal")
+            raise InvalidInputError(
+                f"the buffer has the columns {sorted(self.columns)}, these rows {sorted(rows)}: give equal"
+            )
         for name, tree in rows.items():
             shapes = [(tuple(v.shape[1:]), v.dtype) for v in leaves(tree)]
             known = [(tuple(v.shape[1:]), v.dtype) for v in leaves(self.columns[name])]
             if shapes != known:
-                raise BadSignal(f"{name} is {shapes} a row, the buffer holds {known}: one buffer holds one kind of row")
+                raise InvalidInputError(
+                    f"{name} is {shapes} a row, the buffer holds {known}: one buffer holds one kind of row"
+                )
 
     def _linked(self, ep: Episode, alive: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
         """For every decision [T·B] the number of the one before it in its episode, or −1; and the last ones [B]."""

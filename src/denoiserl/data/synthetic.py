@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.data.fields import Fields
-from denoiserl.data.logged import Logged
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.data.column_transforms import Fields
 from denoiserl.data.replay import Replay
-from denoiserl.errors import BadRun, BadSignal
-from denoiserl.net import MLP
-from denoiserl.process import Gauss, edm, grid
-from denoiserl.process.elucidated import Churn, Elucidated, heun
-from denoiserl.rng import Rng
+from denoiserl.data.transitions import Logged
+from denoiserl.nn import MLP
+from denoiserl.processes import GaussianDenoiser, edm, time_grid
+from denoiserl.processes.edm_training import Churn, EDMTraining, heun
 from denoiserl.train import EMA, Keep, fit
 
 FEW = 1000
@@ -106,11 +106,11 @@ class Layout:
 def columns(data: Logged) -> dict[str, Tensor]:
     """The columns of a row, each [N, ...]. Refused: observations that are not flat, rows of unequal length."""
     if not isinstance(data.obs, Tensor) or not isinstance(data.next_obs, Tensor) or data.obs.ndim != 2:
-        raise BadSignal(
+        raise InvalidInputError(
             "synthetic experience is made of flat observations [N, o]: concatenate the parts, or encode them"
         )
     if len(data) == 0 or bool((data.length != data.length[0]).any()):
-        raise BadSignal("rows of unequal length: make them of single transitions, logged(data, chunk=1, n=1)")
+        raise InvalidInputError("rows of unequal length: make them of single transitions, logged(data, chunk=1, n=1)")
     return {
         "obs": data.obs, "action": data.action.flatten(1), "reward": data.reward[:, None], "next_obs": data.next_obs,
         "terminated": data.terminated[:, None].float(),
@@ -121,7 +121,7 @@ def columns(data: Logged) -> dict[str, Tensor]:
 class Maker:
     """A trained model of transitions. ``like``: one of the rows that it has learned from, for what they share."""
 
-    denoiser: Gauss
+    denoiser: GaussianDenoiser
     layout: Layout
     like: Logged
     model: Model
@@ -129,21 +129,21 @@ class Maker:
     def draw(self, n: int, rng: Rng, told: Callable[[int], None] | None = None) -> tuple[Logged, float]:
         """``n`` new rows, in data units, on the CPU, and the share of rows that were dropped on the way.
 
-        Actions are clipped to their box. Rows whose end is unsure are drawn again; refused where most are.
+        Actions are clipped to their box. Rows whose end is unsure are drawn again; refused where more than 90 % are.
         ``told(done)`` hears how many are made.
         """
         if n < 1:
-            raise BadSignal(f"there is at least one row to make, not {n}")
-        times, made, done, drawn = grid(self.model.steps), [], 0, 0
+            raise InvalidInputError(f"there is at least one row to make, not {n}")
+        times, made, done, drawn = time_grid(self.model.steps), [], 0, 0
         while done < n:
             count = min(BLOCK, n if not made else max(256, n - done))
             sample = heun(self.denoiser, times, (self.layout.size,), count, rng, churn=Churn(self.model.churn)).cpu()
             if not bool(sample.isfinite().all()):
-                raise BadSignal("the model draws NaN or infinity: train it longer, or at a lower learning rate")
+                raise InvalidInputError("the model draws NaN or infinity: train it longer, or at a lower learning rate")
             parts, sure = self.layout.decode(sample)
             drawn, done = drawn + count, done + int(sure.sum())
             if drawn >= 512 and done < 0.1 * drawn:
-                raise BadSignal(
+                raise InvalidInputError(
                     f"of {drawn} rows that the model drew, {done} say whether the episode ended: train it longer"
                 )
             made.append({k: v[sure] for k, v in parts.items()})
@@ -177,14 +177,14 @@ def learned(
     """
     keep = keep or Keep()
     if len(data) < model.batch:
-        raise BadSignal(
+        raise InvalidInputError(
             f"{len(data)} rows are fewer than a batch of {model.batch}: record more, or take a smaller batch"
         )
     layout = Layout.fit(data, kinds)
     net = rng.init(MLP, (layout.size,), width=model.width, depth=model.depth, time=16)
-    denoise = Gauss(net, edm, "edm", 1.0).to(keep.device)
+    denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(keep.device)
     yield from fit(
-        Elucidated(), denoise, layout.encode(data).to(keep.device), None, model.updates, rng, batch=model.batch,
+        EDMTraining(), denoise, layout.encode(data).to(keep.device), None, model.updates, rng, batch=model.batch,
         lr=model.lr, warmup=model.updates // 20, ema=EMA(denoise, most=model.average), keep=keep,
     )  # fmt: skip
     return Maker(denoise, layout, part(data, slice(0, 1)), model)
@@ -235,7 +235,7 @@ class Mixed:
 
     def __init__(self, real: Replay, share: float = 0.5) -> None:
         if not 0 <= share < 1:
-            raise BadRun(f"the made share of a batch lies in [0, 1), not {share}: what is all made needs no mixing")
+            raise RunError(f"the made share of a batch lies in [0, 1), not {share}: what is all made needs no mixing")
         self.real, self.share = real, share
         self.made: Replay | None = None
         self.filled = 0

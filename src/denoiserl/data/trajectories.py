@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from denoiserl.data.fields import Fields
-from denoiserl.data.logged import Logged
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.data.column_transforms import Fields
 from denoiserl.data.synthetic import UNSURE
+from denoiserl.data.transitions import Logged
 from denoiserl.data.windows import windows
-from denoiserl.errors import BadSignal
-from denoiserl.net import UNet1D
-from denoiserl.process import Gauss, edm, grid
-from denoiserl.process.elucidated import Churn, Elucidated, Guide, heun
-from denoiserl.rng import Rng
+from denoiserl.nn import UNet1D
+from denoiserl.processes import GaussianDenoiser, edm, time_grid
+from denoiserl.processes.edm_training import Churn, EDMTraining, Guide, heun
 from denoiserl.train import EMA, Keep, fit
 
 BLOCK = 65536
@@ -41,12 +41,12 @@ def segments(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int
     reach = length if bool(ended.any()) else 1
     try:
         window = windows(ends, length, 1, reach)
-    except BadSignal as error:
-        raise BadSignal(f"{error}: take shorter windows") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error}: take shorter windows") from None
     inside = torch.cat([window.inside(index).all(1) for index in window.every.split(BLOCK)])
     index = window.every[inside | ended[window.episode]][::stride]
     if len(index) == 0:
-        raise BadSignal(f"no episode has the {length} steps of a window, and none that is shorter truly ended")
+        raise InvalidInputError(f"no episode has the {length} steps of a window, and none that is shorter truly ended")
     frame, real = window.frames(index), window.inside(index)
     last = torch.zeros(len(parts["reward"]), dtype=torch.bool)
     last[ends - 1] = ended
@@ -140,7 +140,7 @@ class Model:
 class Windows:
     """A trained model of windows. ``track``: a step's fields; ``model``: sizes and steps of a draw."""
 
-    denoiser: Gauss
+    denoiser: GaussianDenoiser
     track: Track
     model: Model
 
@@ -148,16 +148,18 @@ class Windows:
         """n windows, decoded: see ``Track.decode``."""
         event = (self.model.length, self.track.size)
         churn = Churn(self.model.churn)
-        return self.track.decode(heun(self.denoiser, grid(self.model.steps), event, n, rng, churn=churn, guide=guide))
+        return self.track.decode(
+            heun(self.denoiser, time_grid(self.model.steps), event, n, rng, churn=churn, guide=guide)
+        )
 
 
 def learned(window: Parts, model: Model, rng: Rng, keep: Keep) -> Generator[dict, None, Windows]:
     """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``."""
     track = Track.fit(window)
     net = rng.init(UNet1D, (model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
-    denoise = Gauss(net, edm, "edm", 1.0).to(keep.device)
+    denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(keep.device)
     yield from fit(
-        Elucidated(), denoise, track.encode(window).to(keep.device), None, model.updates, rng, batch=model.batch,
+        EDMTraining(), denoise, track.encode(window).to(keep.device), None, model.updates, rng, batch=model.batch,
         lr=model.lr, warmup=model.updates // 10, ema=EMA(denoise, most=0.9995), keep=keep,
     )  # fmt: skip
     return Windows(denoise, track, model)
@@ -173,7 +175,9 @@ def unrolled(parts: Parts, low: Tensor, high: Tensor, gamma: float, name: str = 
     live = sure & (stop.cumsum(1) - stop == 0)
     live[:, -1] &= over[:, -1]
     if not bool(live.any()):
-        raise BadSignal("the made windows hold no step that says whether its episode is over: train the model longer")
+        raise InvalidInputError(
+            "the made windows hold no step that says whether its episode is over: train the model longer"
+        )
     after = torch.cat([parts["obs"][:, 1:], parts["obs"][:, -1:]], 1)
     ended, one = over[live], torch.ones(int(live.sum()), dtype=torch.int64)
     return Logged(

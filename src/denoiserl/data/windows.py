@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.errors import BadSignal
-from denoiserl.tree import rows, tree_map
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.tree import batch_size, tree_map
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,19 @@ def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = 
     """
     execute = horizon - history + 1 if execute is None else execute
     if not 1 <= history <= horizon:
-        raise BadSignal(f"the history T_o must be in 1..H = {horizon}; it is {history}")
+        raise InvalidInputError(f"the history T_o must be in 1..H = {horizon}; it is {history}")
     if not 1 <= execute <= horizon - history + 1:
-        raise BadSignal(f"T_a must be in 1..H - T_o + 1 = {horizon - history + 1}; it is {execute}")
+        raise InvalidInputError(f"T_a must be in 1..H - T_o + 1 = {horizon - history + 1}; it is {execute}")
     ends = torch.as_tensor(ends, dtype=torch.int64)
     if len(ends) == 0 or bool((ends.diff(prepend=ends.new_zeros(1)) <= 0).any()):
-        raise BadSignal("ends must be increasing and no episode may be empty")
+        raise InvalidInputError("ends must be increasing and no episode may be empty")
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     length = ends - starts
     # first entry of a window runs from -(T_o - 1) to L - H + (T_a - 1), counted in the episode
     before, after = history - 1, execute - 1
     count = (length + before + after - horizon + 1).clamp_min(0)
     if int(count.sum()) == 0:
-        raise BadSignal(
+        raise InvalidInputError(
             f"no episode is as long as a window: the longest has {int(length.max())} steps, "
             f"and a horizon of {horizon} with T_a = {execute} needs {horizon - before - after}"
         )
@@ -121,17 +121,19 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if int(state["size"]) != self.size:
-            raise BadSignal(f"these batches are of {self.size} windows; the saved ones were of {int(state['size'])}")
+            raise InvalidInputError(
+                f"these batches are of {self.size} windows; the saved ones were of {int(state['size'])}"
+            )
         self.rest = state["rest"]
 
 
 def stack_history(past: list[Any], history: int) -> Any:
     """The observation history [B, T_o, ...] of the frames seen so far (oldest first), repeating the first one."""
     if not past:
-        raise BadSignal("an observation history needs at least one frame")
+        raise InvalidInputError("an observation history needs at least one frame")
     frames = past[-history:]
     frames = [frames[0]] * (history - len(frames)) + frames
-    n = rows(frames[0])
-    if any(rows(f) != n for f in frames):
-        raise BadSignal("the frames of a history must have the same batch")
+    n = batch_size(frames[0])
+    if any(batch_size(f) != n for f in frames):
+        raise InvalidInputError("the frames of a history must have the same batch")
     return tree_map(lambda *v: torch.stack(v, 1), frames[0], *frames[1:])

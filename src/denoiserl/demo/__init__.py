@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.demo import act, page
-from denoiserl.errors import BadRun, nearest
-from denoiserl.recipes import dppo, flow_grpo, tracerl
+from denoiserl.experiments.runner import opened
+from denoiserl.recipes.generators import flow_grpo
+from denoiserl.recipes.language import tracerl
+from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.train import Keep
-from denoiserl.train.run import opened
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Args:
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """The acts, one after another. Needs a folder: what is shown at the end is written there."""
     if keep is None or keep.folder is None:
-        raise BadRun("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
+        raise RunError("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
     for name in a.acts:
         if name not in act.RECIPES:
-            raise BadRun(nearest(name, act.RECIPES, "act"))
+            raise RunError(unknown_name_message(name, act.RECIPES, "act"))
         trials = a.episodes if name == "robot" else a.trials
         yield from act.play(name, getattr(a, name), a.seed, trials, keep.stage(name))
 

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from denoiserl import store
-from denoiserl.errors import BadRun
-from denoiserl.evidence import Comparison, measured
-from denoiserl.evidence.comparison import LABELS
-from denoiserl.policy import Policy
-from denoiserl.recipes import _stages, dppo, flow_grpo, tracerl
-from denoiserl.task import Task
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
+from denoiserl.experiments import experiment as _stages
+from denoiserl.policy.policy import Policy
+from denoiserl.recipes.generators import flow_grpo
+from denoiserl.recipes.language import tracerl
+from denoiserl.recipes.policy_gradient import dppo
+from denoiserl.stats import Comparison, measured
+from denoiserl.stats.comparison import LABELS
+from denoiserl.tasks.base import Task
 from denoiserl.train import Keep
 
 RECIPES: dict[str, Any] = {"robot": dppo, "image": flow_grpo, "language": tracerl}
@@ -70,7 +73,7 @@ def play(name: str, a: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict
 def results(name: str, task: Task, folder: Path) -> list[Comparison]:
     """The comparisons of a finished act, the main one first."""
     if not all(store.exists(folder / "told" / when) for when in LABELS):
-        raise BadRun(f"the act in {folder} has not finished: run the same command again, it goes on from there")
+        raise RunError(f"the act in {folder} has not finished: run the same command again, it goes on from there")
     told = {when: store.read(folder / "told" / when) for when in LABELS}
     spent = store.read(folder / "told" / "seconds")
     seconds = sum(spent.values()) + spent["improve"]

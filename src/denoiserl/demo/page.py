@@ -7,12 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
-from denoiserl import store
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
 from denoiserl.demo import act
-from denoiserl.errors import BadRun
-from denoiserl.evidence import Comparison
-from denoiserl.show.metrics import DRAWN, read_metrics, stages
-from denoiserl.show.report import (
+from denoiserl.report.html import (
     Figure,
     Fold,
     Gallery,
@@ -24,10 +22,12 @@ from denoiserl.show.report import (
     comparison_section,
     comparison_table,
 )
-from denoiserl.show.report import write as write_page
-from denoiserl.show.run import curve_sections
-from denoiserl.show.table import console_table, print_comparisons
-from denoiserl.task import Task
+from denoiserl.report.html import write as write_page
+from denoiserl.report.metrics import DRAWN, read_metrics, stages
+from denoiserl.report.run_report import curve_sections
+from denoiserl.report.table import console_table, print_comparisons
+from denoiserl.stats import Comparison
+from denoiserl.tasks.base import Task
 
 WORDS = {"before": "after imitation", "imitation": "after more imitation", "after": "after learning from reward"}
 LEAD = (
@@ -82,7 +82,7 @@ def _act(name: str, task: Task, comparisons: list[Comparison], folder: Path, row
             else:
                 figures.append(Figure(file.read_bytes(), WORDS[when], f"{name}, {WORDS[when]}"))
     if not figures and not said:
-        raise BadRun(f"{folder / 'media'} holds no pictures: run the same command again, it draws what is missing")
+        raise RunError(f"{folder / 'media'} holds no pictures: run the same command again, it draws what is missing")
     if figures:
         pieces.append(Gallery(figures))
         pieces += [Fold("What was asked for", [Prose(text)]) for text in said]

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.chain import Sample
+from denoiserl.core.counters import no_usage_counting
+from denoiserl.core.errors import RunError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, batch_size, first, index_rows, tree_map
 from denoiserl.data import Demos, Robot
-from denoiserl.data.collect import Recording
+from denoiserl.data.recordings import Recording
 from denoiserl.doctor import cost, network, reading, signal, steps, values
 from denoiserl.doctor import data as recorded
 from denoiserl.doctor.finding import Finding, Level, guarded, print_findings, worst
-from denoiserl.env import Stream
-from denoiserl.errors import BadRun
-from denoiserl.meter import uncounted
-from denoiserl.policy import Policy
-from denoiserl.rng import Rng
-from denoiserl.signal import Reward, ask, prompt_count
-from denoiserl.tree import Tree, first, rows, take, tree_map
+from denoiserl.envs import Stream
+from denoiserl.policy.chain import RecordSample
+from denoiserl.policy.policy import Policy
+from denoiserl.rewards import Reward, ask, prompt_count
 
 __all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
 
@@ -55,20 +55,22 @@ def examine(
     ``watch`` is told each finding as it is made. Without an environment, a reward or prompts the checks that need them
     say so.
 
-    Raises BadRun for a batch that has no two groups, for an environment together with a reward, and for data that are
+    Raises RunError for a batch that has no two groups, for an environment together with a reward, and for data that are
     no pair.
     """
     if env is not None and reward is not None:
-        raise BadRun("A policy learns from an environment or from a reward: give one of them.")
+        raise RunError("A policy learns from an environment or from a reward: give one of them.")
     if group < 2 or batch < 2 * group:
-        raise BadRun(f"A batch of {batch} has no two groups of {group}: draw more, or make the groups smaller (>= 2).")
+        raise RunError(
+            f"A batch of {batch} has no two groups of {group}: draw more, or make the groups smaller (>= 2)."
+        )
     if data is not None and not (isinstance(data, tuple | list) and len(data) == 2):
-        raise BadRun(
+        raise RunError(
             f"data= is a pair of clean data and their conditions, not a {type(data).__name__}: give (x0, conditions), "
             "or (x0, None) where the network takes no condition."
         )
-    if data is not None and data[1] is not None and (n := rows(data[0])) != (m := rows(data[1])):
-        raise BadRun(f"data= is a pair with a condition for each row of data, not {n} rows with {m} conditions.")
+    if data is not None and data[1] is not None and (n := batch_size(data[0])) != (m := batch_size(data[1])):
+        raise RunError(f"data= is a pair with a condition for each row of data, not {n} rows with {m} conditions.")
     rng, found = rng or Rng(0, policy.device), []
 
     def told(finding: Finding) -> None:
@@ -79,7 +81,7 @@ def examine(
     own = env is not None and not isinstance(env, Stream)
     stream: Stream | None = Stream(env, None if hasattr(env, "num_envs") else min(batch, 32)) if own else env
     try:
-        with uncounted():
+        with no_usage_counting():
             sizes = (batch, group, rows_a_step)
             _examine(policy, stream, reward, prompts, rng, sizes, execute, data, recording, told)
     finally:
@@ -104,8 +106,10 @@ def _examine(
     count = batch // group * group
     try:
         cond = conditions(policy, env, prompts, count // group, group, rng)
-        chain = policy.sample(cond, rng, None if cond is not None else count)
-        serve = policy.sample(cond, rng, None if cond is not None else count, Sample(), serve=True).sample
+        chain = policy.sample_chain(cond, rng, None if cond is not None else count)
+        serve = policy.sample_chain(
+            cond, rng, None if cond is not None else count, RecordSample(), use_eval_steps=True
+        ).sample
         given = policy.codec.condition(cond)
         with torch.no_grad():
             decoded = first(policy.codec.decode(serve))  # of several parts the first
@@ -160,7 +164,7 @@ def _examine(
 def _success(policy: Policy, env: Stream, rng: Rng, execute: int | None) -> Finding:
     seed = int(rng.integers(0, 2**31 - 1, 1)[0])
     train = signal.play(policy, env, seed, False, execute)
-    serve = None if policy.train is policy.serve else signal.play(policy, env, seed, True, execute)
+    serve = None if policy.train_steps is policy.eval_steps else signal.play(policy, env, seed, True, execute)
     return signal.episodes(train, serve)
 
 
@@ -177,7 +181,7 @@ def conditions(policy: Policy, env: Stream | None, prompts: Tree | None, n: int,
     if env is not None:
         env.border(0)
         index = torch.arange(n * group) % env.copies  # observations are not grouped: as many as there are
-        return tree_map(lambda v: v.to(policy.device), take(env.obs, index))
+        return tree_map(lambda v: v.to(policy.device), index_rows(env.obs, index))
     if isinstance(policy.codec, Robot):
         seen = policy.codec.observation
         u = rng.uniform(n * group, seen.dim).to(seen.low.device)

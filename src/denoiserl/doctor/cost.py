@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from denoiserl.chain import Chain
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, leaves, tree_map
 from denoiserl.doctor.finding import Finding
-from denoiserl.likelihood import replay
-from denoiserl.policy import Policy
-from denoiserl.rng import Rng
-from denoiserl.tree import Tree, leaves, tree_map
+from denoiserl.policy.chain import Chain
+from denoiserl.policy.likelihood import rescore
+from denoiserl.policy.policy import Policy
 
 STATES = 3
 """tensors beside each trainable one while Adam learns: the gradient and two moments"""
@@ -41,14 +41,14 @@ def footprint(policy: Policy, chain: Chain, rows: int, try_rows: int = 64) -> tu
         return v
 
     kept: list[Tensor] = []
-    part = chain.rows(torch.arange(n, device=chain.log_prob.device))
+    part = chain.steps_at(torch.arange(n, device=chain.log_prob.device))
     given = sum(v.untyped_storage().nbytes() for v in leaves((part.x, part.y)))
     peak: int | None = None
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)
         peak = torch.cuda.memory_allocated(policy.device)
     with saved_tensors_hooks(pack, lambda v: v):
-        law, y = replay(policy.process, policy.weights.module, part)
+        law, y = rescore(policy.process, policy.weights.module, part)
         logp = law.log_prob(y)
     if peak is not None:  # what the backward pass and the library's workspaces take as well
         torch.autograd.grad(logp[logp.isfinite()].sum(), policy.parameters(), allow_unused=True)
@@ -79,7 +79,8 @@ def memory(policy: Policy, chain: Chain, rows: int, free: int | None = None) -> 
             f"Take at most {fits} rows a gradient step (--batch; sums of smaller pieces: train.accumulate), and "
             "micro=... in passes without gradients."
             if fits >= 1
-            else "Not even one row fits beside weights and Adam: train adapters (hub.adapters.lora), or elsewhere."
+            else "Not even one row fits beside weights and Adam: train adapters (integrations.adapters.lora), "
+            "or elsewhere."
         )
         return Finding(name, "warning", said, remedy)
     return Finding(name, "ok", said)
@@ -112,19 +113,19 @@ def speed(
     policy: Policy, cond: Tree, chain: Chain, rng: Rng, clock: Callable[[], float] = time.perf_counter
 ) -> Finding:
     """Milliseconds a served sample, in the network, around it and in the codec; and a pass of learning over a chain."""
-    name, calls, n = "speed", len(policy.serve), len(chain.sample)
-    sample = policy.sample(cond, rng, n, serve=True).sample
-    times = policy.serve.times[:-1].float().to(policy.device)
+    name, calls, n = "speed", len(policy.eval_steps), len(chain.sample)
+    sample = policy.sample_chain(cond, rng, n, use_eval_steps=True).sample
+    times = policy.eval_steps.times[:-1].float().to(policy.device)
     denoise, given = policy.denoiser, policy.codec.condition(cond)
 
     def bare() -> None:
         with torch.inference_mode():
-            context, clocks = denoise.encode(given), denoise.clock(times)
+            context, clocks = denoise.embed_condition(given), denoise.embed_time(times)
             for k in range(calls):
                 denoise(sample, tree_map(lambda v, k=k: v[k : k + 1], clocks), context)
 
     net = _took(bare, policy.device, clock)
-    whole = _took(lambda: policy.sample(cond, rng, n, serve=True), policy.device, clock)
+    whole = _took(lambda: policy.sample_chain(cond, rng, n, use_eval_steps=True), policy.device, clock)
     decode = _took(lambda: policy.codec.decode(sample), policy.device, clock)
     ms = 1000 / n
     said = (
@@ -144,7 +145,7 @@ def speed(
 
 def _learn(policy: Policy, chain: Chain) -> None:
     """A forward and backward pass over every recorded step; gradients are thrown away."""
-    law, y = replay(policy.process, policy.weights.module, chain)
+    law, y = rescore(policy.process, policy.weights.module, chain)
     logp = law.log_prob(y)
     torch.autograd.grad(logp[logp.isfinite()].sum(), policy.parameters(), allow_unused=True)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from denoiserl.data import Demos, Normalizer
-from denoiserl.data.collect import Recording
 from denoiserl.data.ranges import judge, odd, share
+from denoiserl.data.recordings import Recording
 from denoiserl.doctor.finding import Finding
-from denoiserl.policy import Policy
+from denoiserl.policy.policy import Policy
 
 EPISODES = 8
 """episodes below which nothing is said about when rewards come"""

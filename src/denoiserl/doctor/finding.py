@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from denoiserl.errors import BadRun, nearest
+from denoiserl.core.errors import RunError, unknown_name_message
 
 Level = Literal["ok", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -32,9 +32,9 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise BadRun(nearest(self.level, LEVELS, "level of a finding"))
+            raise RunError(unknown_name_message(self.level, LEVELS, "level of a finding"))
         if self.level in ("warning", "error") and not self.remedy:
-            raise BadRun(f"{self.name}: a {self.level} says what to do about it: give a remedy")
+            raise RunError(f"{self.name}: a {self.level} says what to do about it: give a remedy")
 
 
 def worst(findings: Iterable[Finding]) -> Level:

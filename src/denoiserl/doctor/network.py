@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from denoiserl.chain import Chain
-from denoiserl.denoiser import Denoiser
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, leaves, tree_map
 from denoiserl.doctor.finding import Finding
-from denoiserl.likelihood import replay
-from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, Masked
-from denoiserl.rng import Rng
-from denoiserl.tree import Tree, leaves, tree_map
+from denoiserl.policy.chain import Chain
+from denoiserl.policy.likelihood import rescore
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, Masked
+from denoiserl.processes.denoiser import Denoiser
 
 
 @torch.no_grad()
@@ -27,14 +27,14 @@ def conditioned(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: Rng) -
     denoise = policy.denoiser
     t = torch.full((len(x0),), 0.7, device=x0.device)
     x = policy.process.noise(x0, t, rng).x
-    clock = denoise.clock(t)
-    one = denoise(x, clock, denoise.encode(given)).mean
-    other = denoise(x, clock, denoise.encode(tree_map(lambda v: v.roll(1, 0), given))).mean
+    clock = denoise.embed_time(t)
+    one = denoise(x, clock, denoise.embed_condition(given)).mean
+    other = denoise(x, clock, denoise.embed_condition(tree_map(lambda v: v.roll(1, 0), given))).mean
     finite = one.isfinite() & other.isfinite()
     one, other = one[finite], other[finite]  # banned tokens are −∞ under every condition
     effect = float((one - other).square().mean().sqrt() / one.std().clamp_min(1e-12))
     try:
-        free = denoise.encode(None)
+        free = denoise.embed_condition(None)
         denoise(x, clock, free)
         branch = "it answers without a condition too"
     except Exception as error:  # whatever a user's network raises for None
@@ -62,12 +62,12 @@ def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
     else:
         return Finding(name, "note", "one decision a chain: there is no noisy state that the answer could depend on")
     raw = _raw(denoise)
-    context = raw.encode(given)
-    first = raw(x, raw.clock(t), context).mean
+    context = raw.embed_condition(given)
+    first = raw(x, raw.embed_time(t), context).mean
     if bool((first.isnan() | first.isposinf()).any()):  # −∞ is the logit of a banned token
         return Finding(name, "error", "the network answers NaN or infinity", "Look for it in its weights and inputs.")
-    moved = raw(x.roll(1, 0), raw.clock(t), context).mean
-    later = raw(x, raw.clock(torch.full_like(t, 0.9)), context).mean
+    moved = raw(x.roll(1, 0), raw.embed_time(t), context).mean
+    later = raw(x, raw.embed_time(torch.full_like(t, 0.9)), context).mean
     if bool((first == moved).all()):
         what = "0" if bool((first == 0).all()) else "the same"
         return Finding(
@@ -84,7 +84,7 @@ def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
 
 def _raw(denoise: Denoiser) -> Denoiser:
     """The raw network of a Gaussian denoiser, read as x₀: its answer without the conversion."""
-    return Gauss(denoise.net, denoise.schedule, "x0") if isinstance(denoise, Gauss) else denoise
+    return GaussianDenoiser(denoise.net, denoise.schedule, "x0") if isinstance(denoise, GaussianDenoiser) else denoise
 
 
 def gradients(policy: Policy, chain: Chain, rng: Rng, rows: int = 16) -> Finding:
@@ -93,18 +93,18 @@ def gradients(policy: Policy, chain: Chain, rng: Rng, rows: int = 16) -> Finding
     named = [(k, p) for k, p in policy.weights.module.named_parameters() if p.requires_grad]
     if not named:
         return Finding(
-            name, "error", "no parameter is trainable", "Unfreeze some, or add adapters (hub.adapters.lora)."
+            name, "error", "no parameter is trainable", "Unfreeze some, or add adapters (integrations.adapters.lora)."
         )
     part = chain.take(slice(0, rows))
     if len(chain):
-        law, y = replay(policy.process, policy.weights.module, part)
-        logp = law.log_prob(y) / law.size.clamp_min(1)
+        law, y = rescore(policy.process, policy.weights.module, part)
+        logp = law.log_prob(y) / law.num_factors.clamp_min(1)
         loss, what = -logp[logp.isfinite()].mean(), "log-probability of recorded steps"
     else:
         t = torch.full((len(part.sample),), 0.5, device=part.sample.device)
         noised = policy.process.noise(part.sample.clone(), t, rng)
         given = None if part.cond is None else tree_map(Tensor.clone, part.cond)
-        loss = policy.process.loss(policy.weights.module, noised, policy.weights.module.encode(given)).mean()
+        loss = policy.process.loss(policy.weights.module, noised, policy.weights.module.embed_condition(given)).mean()
         what = "training loss"
     found = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
     none = [k for (k, _), g in zip(named, found, strict=True) if g is None]

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from denoiserl.chain import Sample, sampler
-from denoiserl.denoiser import Denoiser
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, expand_right, tree_map
 from denoiserl.doctor.finding import Finding
-from denoiserl.policy import Policy
-from denoiserl.process import Diffusion, Gauss, Logits, Masked, ddim, grid
-from denoiserl.process.diffusion import PREDICTIONS
-from denoiserl.rng import Rng
-from denoiserl.tree import Tree, right, tree_map
+from denoiserl.policy.chain import RecordSample, make_sampler
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, Masked, TokenDenoiser, ddim, time_grid
+from denoiserl.processes.denoiser import Denoiser
+from denoiserl.processes.diffusion import PREDICTIONS
 
 TIMES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 """times at which samples are noised again"""
@@ -53,12 +53,12 @@ class Clocked(nn.Module):
         super().__init__()
         self.net, self.reverse, self.scale = net, reverse, scale
 
-    def encode(self, cond: Any) -> Any:
-        return self.net.encode(cond) if hasattr(self.net, "encode") else cond  # type: ignore[operator]
+    def embed_condition(self, cond: Any) -> Any:
+        return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
 
-    def clock(self, t: Tensor) -> Any:
+    def embed_time(self, t: Tensor) -> Any:
         t = self.scale * (1 - t if self.reverse else t)
-        return self.net.clock(t) if hasattr(self.net, "clock") else t  # type: ignore[operator]
+        return self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
 
     def forward(self, x: Any, clock: Any, context: Any) -> Any:
         return self.net(x, clock, context)
@@ -76,12 +76,12 @@ class Fit(NamedTuple):
 def judged(process: Diffusion, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Fit:
     """How well ``denoise`` finds samples ``x0`` [n, *event] back, in model units, given their conditions."""
     mean, var = x0.mean(0), x0.var(0, correction=0)
-    context, score, excess = denoise.encode(given), [], []
+    context, score, excess = denoise.embed_condition(given), [], []
     for time in TIMES:
         t = torch.full((len(x0),), time, device=x0.device)
         x = process.noise(x0, t, rng).x
-        a, s = (right(c, x0) for c in process.schedule(t))
-        answer = denoise(x, denoise.clock(t), context).mean
+        a, s = (expand_right(c, x0) for c in process.schedule(t))
+        answer = denoise(x, denoise.embed_time(t), context).mean
         error = (answer - x0).square().sum()
         linear = mean + a * var / (a**2 * var + s**2) * (x - a * mean)
         score.append(error / (linear - x0).square().sum())
@@ -107,7 +107,7 @@ def _middle(ratio: list[Tensor]) -> float:
 
 def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
     """Other ways to read the network of a Gaussian denoiser: the kind of its answer, and its clock."""
-    if not isinstance(denoise, Gauss):
+    if not isinstance(denoise, GaussianDenoiser):
         return
     kinds = [k for k in PREDICTIONS if k != "edm"] if denoise.predicts != "edm" else ["edm", "x0", "eps"]
     clocks = {"": {}, ", time reversed": {"reverse": True}, f", times 0 to {LEVELS}": {"scale": float(LEVELS)}}
@@ -116,7 +116,7 @@ def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
         for kind in [denoise.predicts, *(k for k in kinds if k != denoise.predicts)]:
             if how or kind != denoise.predicts:
                 try:
-                    yield f"{kind!r}{clock}", Gauss(net, denoise.schedule, kind, denoise.spread).eval()
+                    yield f"{kind!r}{clock}", GaussianDenoiser(net, denoise.schedule, kind, denoise.spread).eval()
                 except ValueError:  # this kind is not defined under this schedule
                     continue
 
@@ -140,7 +140,7 @@ def prediction(
     own = judged(process, denoise, *pair, rng)
     told = ", ".join(f"{v:.2g} at t={t:g}" for t, v in zip(TIMES, own.at, strict=True))
     said = f"error on noised {'own samples' if data is None else 'data'} over that of a linear guess: {told}"
-    kind = f"{denoise.predicts!r}" if isinstance(denoise, Gauss) else type(denoise).__name__
+    kind = f"{denoise.predicts!r}" if isinstance(denoise, GaussianDenoiser) else type(denoise).__name__
     if own.score <= FINE and own.excess <= MOST:
         return Finding(name, "ok", f"read as {kind}; {said}")
     few = tree_map(lambda v: v[:rows], pair[1])
@@ -186,8 +186,8 @@ def prediction(
 
 def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: int, rng: Rng) -> Fit:
     """How a reading finds its own samples back; nothing fits where they are not finite or have no spread."""
-    steps = process.steps(grid(min(10, max(2, len(policy.serve)))), ddim(0.0))
-    x0 = sampler(process, denoise, steps, policy.event, record=Sample())(given, rng, rows=n).sample
+    steps = process.steps(time_grid(min(10, max(2, len(policy.eval_steps)))), ddim(0.0))
+    x0 = make_sampler(process, denoise, steps, policy.event_shape, record=RecordSample())(given, rng, rows=n).sample
     if not bool(x0.isfinite().all()) or not 1e-2 < float(x0.std(0, correction=0).mean()) < 1e2:
         return Fit(math.inf, math.inf, ())
     return judged(process, denoise, x0, given, rng)
@@ -196,14 +196,14 @@ def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: 
 def surprise(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Tensor:
     """Nats a masked token at each of ``TIMES``, [T], over the entropy of the samples' tokens alone."""
     open_ = torch.ones_like(x0, dtype=torch.bool)
-    if isinstance(denoise, Logits) and denoise.shift:
+    if isinstance(denoise, TokenDenoiser) and denoise.shift:
         open_[:, 0] = False  # nobody speaks about the first token
     share = torch.bincount(x0[open_], minlength=process.vocab).float()
     entropy = torch.special.entr(share / share.sum()).sum().clamp_min(1e-3)
-    context, found = denoise.encode(given), []
+    context, found = denoise.embed_condition(given), []
     for time in TIMES:
         noised = process.noise(x0, torch.full((len(x0),), time, device=x0.device), rng, open_)
-        hidden = noised.x == process.mask
+        hidden = noised.x == process.mask_token
         said = process.token_log_probs(denoise, noised, context)[hidden]
         found.append(-said.mean() / entropy if bool(hidden.any()) else torch.full((), torch.nan, device=x0.device))
     return torch.stack(found)
@@ -222,11 +222,11 @@ def _tokens(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
         if float(own[0]) > max(0.9 * float(own[-1]), 0.5):
             return Finding(name, "note", f"{told}: what is visible hardly helps", "Is it trained, and does it attend?")
         return Finding(name, "ok", told)
-    if isinstance(denoise, Logits) and denoise.start is None:
-        other = Logits(denoise.net, not denoise.shift, denoise.vocab, denoise.banned).eval()
-        tried = sampler(policy.process, other, policy.serve, policy.event, record=Sample())
+    if isinstance(denoise, TokenDenoiser) and denoise.start is None:
+        other = TokenDenoiser(denoise.net, not denoise.shift, denoise.vocab, denoise.banned).eval()
+        tried = make_sampler(policy.process, other, policy.eval_steps, policy.event_shape, record=RecordSample())
         drawn = tried(given, rng, rows=len(x0)).sample
-        if not bool((drawn == policy.process.mask).any()):
+        if not bool((drawn == policy.process.mask_token).any()):
             found = surprise(policy.process, other, drawn, given, rng)
             if float(found.nanmean()) < 0.7 * float(own.mean()):
                 return Finding(

@@ -10,15 +10,15 @@ import torch
 from scipy.special import betaln
 from torch import Tensor
 
-from denoiserl.credit import dead_groups
+from denoiserl.advantages import dead_groups
+from denoiserl.core.counters import no_usage_counting
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree
 from denoiserl.doctor.finding import Finding, Level
-from denoiserl.env import Stream
-from denoiserl.evidence import measured
-from denoiserl.meter import uncounted
-from denoiserl.policy import Policy
-from denoiserl.rng import Rng
-from denoiserl.signal import Reward, rate
-from denoiserl.tree import Tree
+from denoiserl.envs import Stream
+from denoiserl.policy.policy import Policy
+from denoiserl.rewards import Reward, rate
+from denoiserl.stats import measured
 
 LEARNABLE = (0.2, 0.7)
 """where learning from success sees it most"""
@@ -139,7 +139,7 @@ def _rate(name: str, p: float, said: str) -> Finding:
 
 def ask_reward(policy: Policy, reward: Reward, sample: Tree, asked: Tree) -> Tensor:
     """The total reward of samples in model units, [n], NaN where it was not finite."""
-    with uncounted():
+    with no_usage_counting():
         total, _ = rate(reward, sample, asked, decode=policy.codec.decode)
         return total.masked_fill(~total.isfinite(), torch.nan)
 
@@ -159,7 +159,7 @@ def play(policy: Policy, env: Stream, seed: int, serve: bool, execute: int | Non
     rng, execute = Rng(seed, policy.device), policy.weights.execute if execute is None else execute
 
     def act(obs: Any, rng: Rng) -> tuple[Tensor, None]:
-        sample = policy.codec.decode(policy.sample(obs, rng, serve=serve).sample)
+        sample = policy.codec.decode(policy.sample_chain(obs, rng, use_eval_steps=serve).sample)
         chunk = sample.ndim > 1 + len(env.spec.action)
         return (sample[:, :execute] if chunk else sample), None
 
@@ -167,7 +167,7 @@ def play(policy: Policy, env: Stream, seed: int, serve: bool, execute: int | Non
     returns, ticks = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
     over, timed = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     success: Tensor | None = None
-    with uncounted(), torch.no_grad():
+    with no_usage_counting(), torch.no_grad():
         env.border(0)
         while not bool(over.all()) and int(ticks.max()) < most:
             ep = env.collect(act, 1, rng)

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from denoiserl.chain import Chain
+from denoiserl.core.errors import OffPolicyError
+from denoiserl.core.precision import is_low_precision
+from denoiserl.core.rng import Rng
+from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.doctor.finding import Finding
-from denoiserl.errors import OffPolicy
-from denoiserl.law.base import REMEDY
-from denoiserl.likelihood import assert_on_policy
-from denoiserl.policy import Policy
-from denoiserl.precision import lowered
-from denoiserl.process import Diffusion
-from denoiserl.rng import Rng
+from denoiserl.policy.chain import Chain
+from denoiserl.policy.likelihood import assert_on_policy
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion
 
 SHIFT = 0.01
 """a small change of a step's mean, in units of the samples' std: what one careful update does"""
@@ -31,7 +31,8 @@ def densities(chain: Chain) -> Finding:
             name,
             "error",
             f"none of the {total} training steps has a density: no method that needs a likelihood can learn",
-            f"{REMEDY[0].upper()}{REMEDY[1:]}; or take a recipe without likelihoods (see docs/which.md).",
+            f"{NO_DENSITY_HELP[0].upper()}{NO_DENSITY_HELP[1:]}; or take a recipe without likelihoods (see "
+            "docs/which.md).",
         )
     logp = chain.log_prob
     if not bool(logp.isfinite().all()):
@@ -53,11 +54,11 @@ def exploration(policy: Policy, spread: Tensor) -> Finding:
     A change δ of a step's mean in each of d numbers changes its law by KL = d δ² / (2 std²) nats. With δ = ``SHIFT``
     times the samples' std ``spread``, a step with less noise than δ has a law that forgets where it was.
     """
-    name, d = "noise", math.prod(policy.event)
-    if not isinstance(policy.process, Diffusion) or "std" not in policy.train.table:
+    name, d = "noise", math.prod(policy.event_shape)
+    if not isinstance(policy.process, Diffusion) or "std" not in policy.train_steps.table:
         return Finding(name, "note", f"the noise of a {type(policy.process).__name__} process is the network's own")
-    std = policy.train.table["std"]
-    if not any(policy.train.dense):
+    std = policy.train_steps.table["std"]
+    if not any(policy.train_steps.dense):
         return Finding(name, "note", "no training step has noise")
     least, scale = min(float(v) for v in std if v > 0), float(spread)
     kl = d * (SHIFT * scale) ** 2 / (2 * least**2)
@@ -100,7 +101,7 @@ def energy(one: Tensor, other: Tensor, rng: Rng, draws: int = 200) -> tuple[floa
 def served(policy: Policy, train: Tensor, serve: Tensor, rng: Rng) -> Finding:
     """Do training steps draw what users are served? Samples [n, *event] in model units, whose conditions are alike."""
     name = "train against serve"
-    if policy.train is policy.serve:
+    if policy.train_steps is policy.eval_steps:
         return Finding(name, "ok", "one table of steps trains and serves")
     if not train.is_floating_point():
         return Finding(name, "note", "tokens: compare the rewards of the two instead")
@@ -125,19 +126,19 @@ def first_ratio(policy: Policy, chain: Chain, rng: Rng) -> Finding:
 
     def scored() -> Tensor:
         with torch.no_grad():
-            law, y = policy.replay(chain)
+            law, y = policy.rescore(chain)
             return law.log_prob(y)
 
     first, again = scored(), scored()
-    rows = chain.rows(rng.permutation(chain.log_prob.numel()))
+    rows = chain.steps_at(rng.permutation(chain.log_prob.numel()))
     with torch.no_grad():
-        law, y = policy.replay(rows)
+        law, y = policy.rescore(rows)
         shuffled = law.log_prob(y) - rows.log_prob
     try:
         gap = max(assert_on_policy(first, chain.log_prob), float(shuffled.abs().max()))
-        if not gap <= (0.2 if lowered() else 1e-2):
-            raise OffPolicy(f"|log ratio| of shuffled rows is {gap:.3g}")
-    except OffPolicy:
+        if not gap <= (0.2 if is_low_precision() else 1e-2):
+            raise OffPolicyError(f"|log ratio| of shuffled rows is {gap:.3g}")
+    except OffPolicyError:
         gap = max(float((first - chain.log_prob).abs().max()), float(shuffled.abs().max()))
         causes = _causes(policy, bool((first == again).all()))
         return Finding(
@@ -158,7 +159,7 @@ def _causes(policy: Policy, repeats: bool) -> list[str]:
     found = [f"{', '.join(noisy)} in train mode (policy.denoiser.eval())"] if noisy else []
     found += [f"{', '.join(norms)} in train mode looks at the batch (policy.denoiser.eval())"] if norms else []
     found += [f"weights in {', '.join(low)}: take old log-probs from a no-grad replay"] if low else []
-    found += ["networks run in bf16: take old log-probs from a no-grad replay"] if lowered() else []
+    found += ["networks run in bf16: take old log-probs from a no-grad replay"] if is_low_precision() else []
     if not repeats and not found:
         found = ["the network draws random numbers of its own: two replays differ"]
     return found or ["the network's answer depends on the other rows of its batch, or on state that it changes"]

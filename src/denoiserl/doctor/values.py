@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.doctor.finding import Finding
-from denoiserl.policy import Identity, Policy
-from denoiserl.process import Autoregressive, Diffusion, Masked
+from denoiserl.policy.policy import IdentityCodec, Policy
+from denoiserl.processes import Autoregressive, Diffusion, Masked
 
 
 def ranges(policy: Policy, sample: Tensor, decoded: Tensor, spec: Any = None) -> Finding:
@@ -97,13 +97,13 @@ def _box(decoded: Tensor, spec: Any) -> Finding | None:
 
 
 def _picture(policy: Policy) -> bool:
-    return len(policy.event) == 3 and policy.event[0] in (1, 3, 4)
+    return len(policy.event_shape) == 3 and policy.event_shape[0] in (1, 3, 4)
 
 
 def _pictures(policy: Policy, decoded: Tensor) -> Finding | None:
     """Pictures that a codec does not clamp, against [−1, 1]."""
     over = float((decoded.abs() > 1.05).float().mean())
-    if isinstance(policy.codec, Identity) and over > 0.1:
+    if isinstance(policy.codec, IdentityCodec) and over > 0.1:
         said = f"{over:.0%} of the pixels lie outside [-1, 1] by more than 5 %"
         return Finding("values", "warning", said, "Rewards see what nobody is shown: clip, or clamp in the codec.")
     return None

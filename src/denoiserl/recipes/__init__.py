@@ -1,4 +1,4 @@
-"""Recipes: one published system a file. ``improve`` is the method, ``train`` the experiment.
+"""Recipes: one published system per file, in a folder per family. ``improve`` is the method, ``train`` the experiment.
 
 A recipe's docstring begins with ``NAME: title``; lines ``key: value`` follow, then prose in Markdown. That is its
 ``Card``: ``denoiserl list`` and the documentation show the same. The source is parsed, not imported, so that asking
@@ -12,14 +12,18 @@ all of them, a recipe of yours those that it likes.
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
-from denoiserl.errors import BadRun, nearest
+from denoiserl.core.errors import RunError, unknown_name_message
 
 HERE = Path(__file__).parent
+SHARED = ("__init__", "common")
+"""modules of a family that are no recipes"""
 KEYS = ("paper", "signal", "family")
 SIGNALS = {
     "env": "an environment",
@@ -100,16 +104,48 @@ class Card:
     facets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+def paths() -> dict[str, Path]:
+    """Return the file of every recipe of this package by its name, sorted: every module of a family but ``SHARED``."""
+    found = [p for p in HERE.glob("*/*.py") if p.stem not in SHARED]
+    return {p.stem: p for p in sorted(found, key=lambda p: p.stem)}
+
+
 def names() -> list[str]:
-    """The recipes of this package, sorted: every module here whose name does not begin with an underscore."""
-    return sorted(p.stem for p in HERE.glob("*.py") if not p.stem.startswith("_"))
+    """Return the recipes of this package, sorted."""
+    return list(paths())
+
+
+def path(name: str) -> Path:
+    """Return the file of a recipe of this package. Raise RunError for an unknown name."""
+    if name not in (known := paths()):
+        raise RunError(unknown_name_message(name, known, "recipe"))
+    return known[name]
+
+
+def module_name(name: str) -> str:
+    """Return the dotted name of a recipe's module: ``denoiserl.recipes.FAMILY.NAME``."""
+    return f"{__name__}.{path(name).parent.name}.{name}"
+
+
+def load(name: str) -> ModuleType:
+    """Import a recipe of this package by its name. Raise RunError for an unknown one."""
+    return importlib.import_module(module_name(name))
 
 
 def describe(name: str) -> Card:
     """The card of a recipe of this package."""
-    if name not in names():
-        raise BadRun(nearest(name, names(), "recipe"))
-    return read(HERE / f"{name}.py")
+    return read(path(name))
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a recipe when it is first asked for, so that ``from denoiserl.recipes import dppo`` needs no family."""
+    if name.startswith("_") or name not in paths():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return load(name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *paths()])
 
 
 def read(path: Path | str) -> Card:
@@ -118,10 +154,10 @@ def read(path: Path | str) -> Card:
     try:
         lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
     except SyntaxError as error:
-        raise BadRun(f"{path}: line {error.lineno} is not Python ({error.msg}).") from None
+        raise RunError(f"{path}: line {error.lineno} is not Python ({error.msg}).") from None
     head = re.fullmatch(r"([^:]+): (.+)", lines[0]) if lines else None
     if not head:
-        raise BadRun(f"{path}: the docstring must begin with 'NAME: one-line title'.")
+        raise RunError(f"{path}: the docstring must begin with 'NAME: one-line title'.")
     fields: dict[str, str] = {}
     rest = lines[1:]
     while rest and (not rest[0].strip() or re.fullmatch(r"[a-z]+: .+", rest[0])):
@@ -129,19 +165,19 @@ def read(path: Path | str) -> Card:
         if not value:
             continue
         if key not in (*KEYS, *FACETS):
-            raise BadRun(f"{path}: {nearest(key, (*KEYS, *FACETS), 'line of a recipe')}")
+            raise RunError(f"{path}: {unknown_name_message(key, (*KEYS, *FACETS), 'line of a recipe')}")
         if key in fields:
-            raise BadRun(f"{path}: the docstring has two lines '{key}: ...': separate several words by commas.")
+            raise RunError(f"{path}: the docstring has two lines '{key}: ...': separate several words by commas.")
         fields[key] = value.strip()
     if missing := [key for key in KEYS if key not in fields]:
-        raise BadRun(f"{path}: the docstring has no line '{missing[0]}: ...'.")
+        raise RunError(f"{path}: the docstring has no line '{missing[0]}: ...'.")
     if fields["signal"] not in SIGNALS:
-        raise BadRun(f"{path}: {nearest(fields['signal'], SIGNALS, 'kind of signal')}")
+        raise RunError(f"{path}: {unknown_name_message(fields['signal'], SIGNALS, 'kind of signal')}")
     facets = {key: tuple(w.strip() for w in fields[key].split(",")) for key in FACETS if key in fields}
     for key, words in facets.items():
         for word in words:
             if word not in FACETS[key]:
-                raise BadRun(f"{path}: {nearest(word, FACETS[key], key)}")
+                raise RunError(f"{path}: {unknown_name_message(word, FACETS[key], key)}")
     paper, signal, family = (fields[key] for key in KEYS)
     body = "\n".join(rest).strip()
     return Card(path.stem, head[1].strip(), head[2].strip(), paper, signal, family, body, facets)

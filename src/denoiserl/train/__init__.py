@@ -9,13 +9,13 @@
 | a loop that can be killed and resumed | ``Keep``, ``Stopped``; what it left behind: ``saved`` |
 | device, precision, threads | ``Place`` |
 
-``denoiserl.train.run`` runs a recipe in a folder.
+``denoiserl.experiments.runner`` runs a recipe in a folder.
 """
 
+from denoiserl.train.device import Place
 from denoiserl.train.fit import Rows, fit, losses, stratified
-from denoiserl.train.keep import Keep, Position, Stopped, rows_kept, saved
-from denoiserl.train.place import Place
-from denoiserl.train.step import EMA, Schedule, accumulate, accumulate_masked, adamw, covers, step, warmup_cosine
+from denoiserl.train.optim import EMA, Schedule, accumulate, accumulate_masked, adamw, covers, step, warmup_cosine
+from denoiserl.train.run_state import Keep, Position, Stopped, rows_kept, saved
 
 __all__ = [
     "EMA",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from denoiserl.errors import BadSignal
-from denoiserl.rng import Rng
-from denoiserl.signal import micro_rows
-from denoiserl.train.keep import Keep
-from denoiserl.train.step import EMA, accumulate, adamw, covers, step, warmup_cosine
-from denoiserl.tree import Tree, first, leaves, rows, tree_map
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, batch_size, first, leaves, tree_map
+from denoiserl.rewards import micro_rows
+from denoiserl.train.optim import EMA, accumulate, adamw, covers, step, warmup_cosine
+from denoiserl.train.run_state import Keep
 
 
 class Fits(Protocol):
@@ -65,25 +65,27 @@ def losses(
 ) -> Tensor:
     """Return the denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or
     stratified). What is not ``live`` stays clean; what does not count is noised and has no loss."""
-    return process.loss(denoise, _noise(process, x0, rng, live, t, counts), denoise.encode(cond))
+    return process.loss(denoise, _noise(process, x0, rng, live, t, counts), denoise.embed_condition(cond))
 
 
 def _noise(process: Fits, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | None, counts: Tensor | None) -> Any:
     """Return every row noised at a time of its own, with what has a loss as ``live``."""
     if t is None:
-        t = stratified(rows(x0), rng).to(first(x0).device)
+        t = stratified(batch_size(x0), rng).to(first(x0).device)
     noised = process.noise(x0, t, rng, live)
     if counts is None:
         return noised
-    return noised._replace(live=counts if live is None else counts & live)
+    return noised._replace(mask=counts if live is None else counts & live)
 
 
 def _pieces(process: Fits, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
     """Return the losses of ``losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
     noised = _noise(process, part["x0"], rng, part["live"], None, part["counts"])
-    for i in torch.arange(rows(part["x0"]), device=noised.t.device).split(micro_rows(micro, rows(part["x0"]))):
+    for i in torch.arange(batch_size(part["x0"]), device=noised.t.device).split(
+        micro_rows(micro, batch_size(part["x0"]))
+    ):
         some, cond = (tree_map(lambda v, i=i: v[i], what) for what in (tuple(noised), part["cond"]))
-        yield process.loss(denoise, type(noised)(*some), denoise.encode(cond))
+        yield process.loss(denoise, type(noised)(*some), denoise.embed_condition(cond))
 
 
 def fit(
@@ -118,7 +120,9 @@ def fit(
     keep = Keep() if keep is None else keep
     source = x0 if isinstance(x0, Rows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
     if source is x0 and any(v is not None for v in (cond, live, counts)):
-        raise BadSignal("rows that are made when they are drawn tell their own cond, live and counts: give them there")
+        raise InvalidInputError(
+            "rows that are made when they are drawn tell their own cond, live and counts: give them there"
+        )
     device = next(denoiser.parameters()).device
     schedule = None
     if opt is None:
@@ -183,13 +187,13 @@ class _Mean:
 
 
 def _checked(data: dict[str, Any]) -> int:
-    n = rows(data["x0"])
+    n = batch_size(data["x0"])
     if n == 0:
-        raise BadSignal("There are no rows to fit: x0 is empty.")
+        raise InvalidInputError("There are no rows to fit: x0 is empty.")
     for name, tree in data.items():
         for leaf in leaves(tree):
             if len(leaf) != n:
-                raise BadSignal(f"x0 has {n} rows and {name} has {len(leaf)}: give one for every row.")
+                raise InvalidInputError(f"x0 has {n} rows and {name} has {len(leaf)}: give one for every row.")
             if leaf.is_floating_point() and not torch.isfinite(leaf).all():
-                raise BadSignal(f"{name} holds numbers that are not finite: drop or repair these rows.")
+                raise InvalidInputError(f"{name} holds numbers that are not finite: drop or repair these rows.")
     return n

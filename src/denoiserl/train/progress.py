@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from denoiserl.train.keep import Position
+from denoiserl.train.run_state import Position
 
 
 class Progress:

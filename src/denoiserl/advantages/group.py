@@ -1,0 +1,138 @@
+"""Credit within a group: the other samples of the same prompt are the baseline. Groups are an axis, ``[*, P, G]``."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from denoiserl.advantages.shapes import boolean, finite, real, resolution, same_shape
+from denoiserl.core.errors import InvalidInputError, unknown_name_message
+
+Scale = Literal["std", "sample_std", "batch", "none"]
+
+
+class Screened(NamedTuple):
+    """Rewards with every bad value set to NaN, so that forgetting ``valid`` fails loudly; how many were bad."""
+
+    reward: Tensor
+    valid: Tensor
+    count: int
+
+
+def screen(reward: Tensor, on_bad: Literal["raise", "drop"] = "raise", most: float = 0.5) -> Screened:
+    """Find rewards that are NaN or infinite, of any shape.
+
+    ``"raise"`` refuses them and names the samples; ``"drop"`` marks them in ``valid`` and counts them. More than a
+    share ``most`` of bad rewards is refused either way: then the reward is broken, not the sample.
+    """
+    if on_bad not in ("raise", "drop"):
+        raise InvalidInputError(unknown_name_message(on_bad, ("raise", "drop"), "on_bad"))
+    reward = real(reward)
+    if on_bad == "raise":
+        finite(reward=reward)
+    valid = torch.isfinite(reward)
+    count = reward.numel() - int(valid.sum())
+    if count > most * reward.numel():
+        raise InvalidInputError(
+            f"{count} of {reward.numel()} rewards are not finite, more than the allowed share {most}."
+        )
+    return Screened(reward.masked_fill(~valid, torch.nan), valid, count)
+
+
+def dead_groups(reward: Tensor, spread: float = 0.0, valid: Tensor | None = None) -> Tensor:
+    """Groups without a preference: ``max − min ≤ spread``, a tie, or fewer than two valid samples.
+
+    ``[*, P, G]`` -> bool ``[*, P]``. Rewards within 4 units in the last place of the largest one are a tie. Such groups
+    teach nothing (``group_relative`` gives them exactly 0); their share,
+    ``.float().mean()``, is worth watching.
+    """
+    reward, valid = _groups(reward, valid)
+    _, above, _ = _centred(reward, valid, -1)
+    return above.amax(-1) <= spread
+
+
+def group_relative(
+    reward: Tensor, scale: Scale = "std", clip: float | None = None, spread: float = 0.0, valid: Tensor | None = None
+) -> Tensor:
+    """How much better than its group a sample is. ``[*, P, G]`` -> ``[*, P, G]``, zero mean in every group.
+
+        Âᵢ = (rᵢ − mean_group r) / scale,   then clamped to ±clip
+
+    | scale | divides by | used by |
+    |---|---|---|
+    | ``"std"`` | the group's population std (1/G): a group of two gets ±1 | GRPO, DDPO |
+    | ``"sample_std"`` | the group's sample std (1/(G−1)) | implementations that call ``torch.std`` |
+    | ``"batch"`` | the population std of all rewards in ``[P, G]`` | Flow-GRPO's global std |
+    | ``"none"`` | 1 | Dr. GRPO, d1 |
+
+    No ε is added: a group whose rewards differ by at most ``spread``, or by less than 4 units in the last place of the
+    largest one, gets exactly 0 instead of amplified noise. Samples outside ``valid`` get 0 and do not count. Refused:
+    flat rewards, groups of one, rewards that are not finite.
+    GRPO arXiv 2402.03300; Flow-GRPO 2505.05470.
+    """
+    if scale not in get_args(Scale):
+        raise InvalidInputError(unknown_name_message(str(scale), get_args(Scale), "scale"))
+    if clip is not None and not clip > 0:
+        raise InvalidInputError(f"clip must be positive, got {clip}.")
+    reward, valid = _groups(reward, valid)
+    centred, above, count = _centred(reward, valid, -1)
+    advantage = centred
+    if scale in ("std", "sample_std"):
+        advantage = _standard(centred, centred, count - int(scale == "sample_std"), -1)
+    elif scale == "batch":
+        whole, _, total = _centred(reward, valid, (-2, -1))
+        advantage = _standard(centred, whole, total, (-2, -1))
+    advantage = advantage.masked_fill((above.amax(-1) <= spread).unsqueeze(-1), 0.0)
+    return advantage if clip is None else advantage.clamp(-clip, clip)
+
+
+def leave_one_out(reward: Tensor, valid: Tensor | None = None) -> Tensor:
+    """REINFORCE leave-one-out: the baseline is the mean of the *others*, so it is unbiased. ``[*, P, G]`` -> same.
+
+        Âᵢ = rᵢ − 1/(G−1) Σ_{j≠i} rⱼ = G/(G−1) (rᵢ − mean_group r)
+
+    Kool et al. 2019; Ahmadian et al., arXiv 2402.14740.
+    """
+    reward, valid = _groups(reward, valid)
+    centred, _, count = _centred(reward, valid, -1)
+    return centred * count / (count - 1).clamp_min(1)
+
+
+def _groups(reward: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rewards as ``[*, P, G]`` with G > 1, and which of them count."""
+    if reward.ndim < 2:
+        raise InvalidInputError(f"A group is an axis: reshape the reward {list(reward.shape)} to [prompts, group].")
+    if reward.shape[-1] < 2:
+        raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
+    reward = real(reward)
+    if valid is None:
+        finite(reward=reward)
+        return reward, torch.ones_like(reward, dtype=torch.bool)
+    same_shape(reward=reward, valid=valid)
+    boolean(valid=valid)
+    finite(valid, reward=reward)
+    return reward, valid
+
+
+def _centred(reward: Tensor, valid: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards minus their mean over ``dim``, rewards above the least one, and how many count.
+
+    Measured from the least reward, so ties give exact zeros and a large common offset costs no digits.
+    """
+    least = reward.masked_fill(~valid, torch.inf).amin(dim, keepdim=True)
+    above = torch.where(valid, reward - least, 0.0)
+    largest = torch.where(valid, reward.abs(), 0.0).amax(dim, keepdim=True)
+    above = torch.where(above.amax(dim, keepdim=True) < resolution(largest), 0.0, above)
+    count = valid.sum(dim, keepdim=True)
+    mean = above.sum(dim, keepdim=True) / count.clamp_min(1)
+    return torch.where(valid, above - mean, 0.0), above, count
+
+
+def _standard(x: Tensor, reference: Tensor, count: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """x over the root mean square of ``reference``; by its peak, so that tiny rewards do not underflow. 0/0 is 0."""
+    peak = reference.abs().amax(dim, keepdim=True)
+    peak = torch.where(peak > 0, peak, 1.0)
+    rms = ((reference / peak).square().sum(dim, keepdim=True) / count.clamp_min(1)).sqrt()
+    return x / peak / torch.where(rms > 0, rms, 1.0)

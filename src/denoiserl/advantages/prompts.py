@@ -1,0 +1,102 @@
+"""Credit against what a prompt has earned before: the running statistics of DDPO."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from denoiserl.advantages.shapes import boolean, finite, real, resolution, same_shape
+from denoiserl.core.errors import InvalidInputError, RunError
+
+
+@final
+class PerPrompt:
+    """Advantages from a window of recent rewards a prompt.
+
+        Âᵢ = (rᵢ − mean_w) / std_w,   w = the last ``window`` rewards of the prompt, the new ones included
+
+    A prompt that has fewer than ``least`` rewards so far uses mean and std of the whole batch. Both std are population
+    std (1/n). Rewards within 4 units in the last place of the largest one are a tie, and their advantage is 0. Where
+    a batch holds more than ``window`` rewards of a prompt, the oldest are forgotten, but get an advantage too;
+    ``forgotten`` is how many they were in the last batch. Use it when prompts come once or twice a batch; with groups
+    of equal size ``group_relative`` needs no memory. It remembers, so it is named in the recipe and saved with it.
+
+    Prompts are strings, integers or tuples of them (or an integer tensor ``[B]``). DDPO, arXiv 2305.13301.
+    """
+
+    def __init__(self, window: int = 32, least: int = 16) -> None:
+        if not 2 <= least <= window:
+            raise InvalidInputError(f"Need 2 <= least <= window, got least={least} and window={window}.")
+        self.window, self.least, self.forgotten = window, least, 0
+        self._seen: dict[Hashable, deque[float]] = {}
+
+    def update(self, prompts: Sequence[Hashable] | Tensor, reward: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Remember the rewards ``[B]`` of ``prompts`` and return their advantages ``[B]``.
+
+        Samples outside ``valid`` are not remembered and get 0. Nothing is remembered if the call is refused.
+        """
+        keys = [_key(p) for p in (prompts.tolist() if isinstance(prompts, Tensor) else prompts)]
+        reward = real(reward)
+        if reward.shape != (len(keys),):
+            raise InvalidInputError(f"One reward a prompt: {len(keys)} prompts, reward {list(reward.shape)}.")
+        live = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid
+        same_shape(reward=reward, valid=live)
+        boolean(valid=live)
+        finite(live, reward=reward)
+
+        fresh: dict[Hashable, list[float]] = {}
+        for key, r, ok in zip(keys, reward.tolist(), live.tolist(), strict=True):
+            if ok:
+                fresh.setdefault(key, []).append(r)
+        if not fresh:
+            raise InvalidInputError("No valid reward in the batch.")
+        for key, new in fresh.items():
+            self._seen.setdefault(key, deque(maxlen=self.window)).extend(new)
+
+        self.forgotten = sum(max(len(new) - self.window, 0) for new in fresh.values())
+        batch = _moments([r for new in fresh.values() for r in new], reward.dtype)
+        at = {k: _moments(self._seen[k], reward.dtype) if len(self._seen[k]) >= self.least else batch for k in fresh}
+        out = [
+            (r - at[k][0]) / at[k][1] if ok and at[k][1] > 0 else 0.0
+            for k, r, ok in zip(keys, reward.tolist(), live.tolist(), strict=True)
+        ]
+        return torch.tensor(out, dtype=reward.dtype, device=reward.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Window, least and the remembered rewards; survives JSON exactly."""
+        return {"window": self.window, "least": self.least, "seen": [[k, list(v)] for k, v in self._seen.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict()``; refused if window or least differ from this object's."""
+        if (state["window"], state["least"]) != (self.window, self.least):
+            raise RunError(
+                f"Saved with window={state['window']}, least={state['least']}; this run has window={self.window}, "
+                f"least={self.least}. Use the saved values or start fresh."
+            )
+        self._seen = {_key(k): deque(v, maxlen=self.window) for k, v in state["seen"]}
+
+
+def _key(prompt: Any) -> Hashable:
+    """A prompt that survives JSON; JSON turns tuples into lists, so lists come back as tuples."""
+    if isinstance(prompt, str | int):
+        return prompt
+    if isinstance(prompt, list | tuple):
+        return tuple(_key(p) for p in prompt)
+    raise InvalidInputError(
+        f"A prompt must be a string, an integer or a tuple of them, got {type(prompt).__name__}: give it a name."
+    )
+
+
+def _moments(x: Iterable[float], dtype: torch.dtype) -> tuple[float, float]:
+    """Mean and population std of numbers of precision ``dtype``; the std of a tie is exactly 0."""
+    x = list(x)
+    least, most = min(x), max(x)
+    if most - least < float(resolution(torch.tensor(max(-least, most), dtype=dtype))):
+        return least, 0.0
+    mean = math.fsum(v - least for v in x) / len(x)
+    return least + mean, math.sqrt(math.fsum((v - least - mean) ** 2 for v in x) / len(x))

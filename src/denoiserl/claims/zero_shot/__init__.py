@@ -1,0 +1,1 @@
+"""Claims about recipes of the family zero shot."""

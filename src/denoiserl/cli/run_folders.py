@@ -1,0 +1,36 @@
+"""Find the folder of a run, and let its recipe find the modules that lie beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from denoiserl.cli import Misuse
+from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.serialization import store
+
+
+def folder(word: str, *also: str) -> Path:
+    """The folder of a run that a word means, a path or a name in ``runs/``; ``also``: files that mark other folders."""
+    for path in (Path(word), Path("runs") / word):
+        if any((path / name).is_file() for name in ("run.json", *also)):
+            return path
+    if Path(word).is_dir():
+        raise Misuse(f"{word} is not the folder of a run: it has no run.json.")
+    known = sorted(str(p.parent) for p in Path("runs").glob("*/run.json"))
+    raise Misuse(unknown_name_message(word, known, "run"))
+
+
+def findable(path: Path) -> None:
+    """Let the recipe of a run find the modules that lie beside it, as when it was run."""
+    record = store.read_json(path / "run.json")
+    recipe = record.get("recipe", "") if isinstance(record, dict) else ""
+    _importable(Path(recipe).parent if recipe.endswith(".py") else Path.cwd())
+
+
+def _importable(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder = folder.resolve()
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

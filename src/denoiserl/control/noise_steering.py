@@ -1,0 +1,152 @@
+"""Frozen policies as functions of their noise: making them deterministic, steering them, asking what noise can do.
+
+a = G(s, z) is ``plan``, and all that DSRL and GoRL share. DSRL's base never changes, so its decision is a step of the
+policy's own chain (``steer``), which is run, scored and saved as one. GoRL trains its base anew between stages and may
+begin without one, so its policy stays the base's own, and z is the action of another: ``control.best_of_n.Latent``
+while that one learns by PPO, ``control.best_of_n.Latents`` when it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, tree_map
+from denoiserl.distributions import Gaussian, Squashed
+from denoiserl.nn import MLP, Actor
+from denoiserl.policy.chain import RecordSample
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, MeanFlow, OneStep, ddim, time_grid
+from denoiserl.processes.steered import BlackBox, Map, Steered, Steering, noise_basis, require_deterministic
+
+
+def deterministic(policy: Policy) -> Policy:
+    """The same diffusion or flow policy, served by its ODE (DDIM without noise) on the grid that it is served on; of a
+    mean flow, without exploration noise."""
+    if isinstance(policy.process, MeanFlow):
+        return replace(policy, eval_steps=policy.process.steps(policy.eval_steps.times))
+    if not isinstance(policy.process, Diffusion):
+        raise InvalidInputError(
+            f"a {type(policy.process).__name__} has no ODE: only diffusion and flow policies are steered"
+        )
+    return replace(policy, eval_steps=policy.process.steps(policy.eval_steps.times, ddim(0.0)))
+
+
+def black_box(answer: Callable[[Any, Tensor], Tensor], chunk: int, dim: int) -> Policy:
+    """A policy that is only a callable ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``, in the environment's
+    units."""
+    process = OneStep(std=1.0)
+    steps = process.steps(time_grid(1), spread=0.0)
+    return Policy.of(process, BlackBox(answer), (chunk, dim), steps)
+
+
+def steer(
+    policy: Policy,
+    obs: int,
+    width: int = 128,
+    depth: int = 3,
+    bound: float | None = 1.5,
+    noise_map: Map = "full",
+    rank: int = 1,
+    spread: float = 0.0,
+    least: float = 0.05,
+) -> Policy:
+    """A policy that decides the noise of a frozen one: a perceptron over ``obs`` numbers, which starts at w = b tanh ε.
+
+    ``spread``: how much of the decision's std it serves with; 0 serves the mean, and an untrained policy with 1 is the
+    *narrow noise* baseline. ``noise_map``, ``rank``: see ``basis``. Refused: a base that draws noise on the way.
+    """
+    if len(policy.event_shape) != 2 or isinstance(policy.process, Steered):
+        raise InvalidInputError(
+            f"a policy over chunks [H, d] is steered, once; this one decides {list(policy.event_shape)}"
+        )
+    horizon, dim = policy.event_shape
+    rows = noise_basis(noise_map, horizon, rank).shape[1]
+    net = MLP((rows, dim), obs, width, depth, 0, False, True, out=(rows, 2 * dim), zero=True)
+    process = Steered(policy.process, bound)
+    made = Steering(policy.denoiser, Actor(net, least, 1 / least), horizon, noise_map, rank).to(policy.device)
+    train, serve = process.steered(policy.eval_steps), process.steered(policy.eval_steps, spread)
+    steered = Policy.of(process, made, policy.event_shape, train, serve, policy.codec)
+    steered.weights.execute = policy.weights.execute
+    return steered
+
+
+def steering(policy: Policy, using: str | None = None) -> Steering:
+    """The denoiser of a steered policy; any other policy is refused with the way out."""
+    made = policy.weights.using(using or policy.active_weights)
+    if not isinstance(made, Steering):
+        raise InvalidInputError(
+            "this policy is not steered: make it so with control.noise_steering.steer(policy, obs=...)"
+        )
+    return made
+
+
+def noises(policy: Policy, cond: Tensor) -> Squashed | Gaussian:
+    """The law of the decision [B, r, d] for conditions in model units, in units of the bound; differentiable."""
+    made = steering(policy)
+    x = torch.zeros(len(cond), made.rows, policy.event_shape[1], device=cond.device)
+    clock = made.latent.embed_time(torch.ones(1, device=cond.device))
+    estimate = made.latent(x, clock, made.latent.embed_condition(cond))
+    law = Gaussian(estimate.mean, estimate.extra["std"], 2, True)
+    return law if bound(policy) is None else Squashed(law)
+
+
+def bound(policy: Policy) -> float | None:
+    """b of a steered policy."""
+    assert isinstance(policy.process, Steered)
+    return policy.process.bound
+
+
+def plan(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
+    """a = G(s, z), what a deterministic sampler makes of the noise z: [B, H, d] in model units; ``obs`` in data units.
+
+    z is the noise [B, H, d] itself, or of a steered policy a decision [B, r, d] in units of the bound, whose noise is M
+    b z. No gradient passes. Raises InvalidInputError where the policy is served with noise: its plans depend on more
+    than z.
+    """
+    z, first = z.detach(), 0
+    if isinstance(policy.process, Steered):
+        z = torch.nn.functional.pad(z * (bound(policy) or 1.0), [0, 0, 0, policy.event_shape[0] - z.shape[1]])
+        first = 1  # the decision has been made
+    else:
+        require_deterministic(policy.eval_steps)
+    seen = tree_map(lambda v: v.to(policy.device), obs)
+    unused = Rng(0, z.device)  # the sampler draws what a deterministic base multiplies by nothing
+    return policy.sample_chain(seen, unused, record=RecordSample(), use_eval_steps=True, start=(z, first)).sample
+
+
+def decoded(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
+    """G(s, z) in data units: see ``plan``."""
+    return policy.codec.decode(plan(policy, obs, z))
+
+
+def reach(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[float, float]:
+    """What noise can do to a steered policy's base: (std of actions over n noises, change of one noise's actions
+    between two calls), means over dimensions and rows of ``obs`` [B, o]. The second must be 0, the first must not."""
+    many = obs.repeat_interleave(n, 0)
+    z = rng.normal(len(many), steering(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
+    one, two = decoded(policy, many, z), decoded(policy, many, z)
+    spread = one.unflatten(0, (len(obs), n)).std(1).mean()
+    return float(spread), float((one - two).abs().mean())
+
+
+def steerable(policy: Policy, obs: Tensor, rng: Rng) -> float:
+    """``reach``, refused where steering is hopeless: a base that is not a function of its noise, or ignores it."""
+    spread, change = reach(policy, obs, rng)
+    if change > 1e-3 * max(spread, 1e-6):
+        raise InvalidInputError(
+            f"the same noise gives other actions when it is given twice (they differ by {change:.2g}): steering needs "
+            "a deterministic policy; fix its seed, or serve it by its ODE"
+        )
+    if spread < 1e-4:
+        raise InvalidInputError(
+            f"the policy's actions hardly depend on its noise (their std is {spread:.2g}): it has collapsed, or is a "
+            "regression; nothing can be steered"
+        )
+    return spread

@@ -1,0 +1,85 @@
+"""What off-policy recipes share: policies that decide inside a box, acting with them, and how often they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.data import Replay, Squash
+from denoiserl.distributions import Gaussian, Squashed
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import OneStep
+
+BLOCK = 64
+"""batches gathered at a time"""
+
+
+def boxed(policy: Policy, name: str) -> Squash:
+    """The codec of a policy that decides in one step inside a box; anything else is refused with the way out."""
+    one = isinstance(policy.process, OneStep) and policy.process.law == "gaussian" and len(policy.event_shape) == 2
+    if not one or not isinstance(policy.codec, Squash):
+        raise InvalidInputError(
+            f"{name} improves policies that decide a chunk [H, d] in one Gaussian step inside a box: OneStep() with "
+            "the codec Squash.box(low, high); a denoising one is steered (dsrl) or needs dppo"
+        )
+    return policy.codec
+
+
+def decides(policy: Policy, cond: Tensor, using: str | None = None) -> Squashed:
+    """The law of the decision [B, H, d] in [−1, 1], for conditions in model units; differentiable."""
+    denoise = policy.weights.using(using or policy.active_weights)
+    x = torch.zeros(len(cond), *policy.event_shape, device=cond.device)
+    clock = denoise.embed_time(policy.train_steps.times[:1].float().to(cond.device))
+    law = policy.process.reverse(
+        denoise(x, clock, denoise.embed_condition(cond)), x, policy.train_steps.on(cond.device)[0]
+    )
+    assert isinstance(law, Gaussian)
+    return Squashed(law)
+
+
+FIRST = ("even", "policy")
+"""who takes the decisions before learning begins"""
+
+
+def exploring(policy: Policy, codec: Squash, replay: Replay, a: Any, choose: Callable[[Tensor, Rng], Tensor]) -> Any:
+    """Acts for a ``Stream`` by ``choose(cond, rng)`` in the box; the first ``a.begin`` decisions are even in the box,
+    unless ``a.first`` is "policy"."""
+    if a.first not in FIRST:
+        raise RunError(unknown_name_message(a.first, FIRST, "way to begin"))
+    begin = a.begin if a.first == "even" else 0
+
+    @torch.no_grad()
+    def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:
+        if replay.count < begin:
+            unit = 2 * rng.uniform(len(obs), *policy.event_shape) - 1
+        else:
+            unit = choose(codec.condition(obs.to(policy.device)), rng)
+        return codec.boxed(unit), None
+
+    return act
+
+
+def unit(codec: Squash, action: Tensor) -> Tensor:
+    """Actions as decisions in [−1, 1]."""
+    return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
+
+
+def due(count: int, a: Any, begin: int | None = None) -> int:
+    """Return how many updates are due after ``count`` decisions: ``a.utd`` for each after the first ``begin`` (by
+    default ``a.begin``), and none as long as they make no batch."""
+    return int(a.utd * max(0, count - (a.begin if begin is None else begin))) if count >= a.batch else 0
+
+
+def batches(replay: Replay, before: int, a: Any, rng: Rng, begin: int | None = None) -> Iterator[dict[str, Any]]:
+    """The batches of the updates that are ``due`` and were not yet after ``before`` decisions, drawn ``BLOCK`` at a
+    time, in one gather."""
+    more = due(replay.count, a, begin) - due(before, a, begin)
+    for left in range(more, 0, -BLOCK):
+        block = replay.sample(a.batch, rng, a.gamma, a.n, batches=min(BLOCK, left))
+        for i in range(min(BLOCK, left)):
+            yield {k: v[i] for k, v in block.items()}

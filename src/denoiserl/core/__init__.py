@@ -1,0 +1,1 @@
+"""Errors, randomness, trees of tensors, usage counters and imports by name: what everything else stands on."""

@@ -1,0 +1,76 @@
+"""Import modules and objects by name: a dotted module, or a file that ends in .py."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import traceback
+import types
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from denoiserl.core.errors import DenoiseRLError, RunError, unknown_name_message
+
+
+def load_module(name: str, what: str = "recipe") -> ModuleType:
+    """The module with this name, or in this file (a name that ends in .py). ``what`` it is called in refusals."""
+    if not name.endswith(".py"):
+        try:
+            return importlib.import_module(name)
+        except DenoiseRLError:
+            raise
+        except Exception as error:
+            raise _broken(f"The {what} {name} cannot be imported", error, name) from error
+    file = Path(name).resolve()
+    if not file.exists():
+        raise RunError(f"The {what}'s file {file} does not exist: put it back, or check the path.")
+    loaded = types.ModuleType(f"recipe_{file.stem}")
+    loaded.__file__ = str(file)
+    vars(loaded)["__recipe__"] = str(file)  # what run.json calls it
+    sys.modules[loaded.__name__] = loaded  # dataclasses look their module up
+    try:
+        exec(compile(file.read_text(encoding="utf-8"), file, "exec"), vars(loaded))
+    except DenoiseRLError:
+        raise
+    except Exception as error:
+        raise _broken(f"The {what}'s file {file} cannot be run", error) from error
+    return loaded
+
+
+def _broken(said: str, error: Exception, name: str | None = None) -> RunError:
+    """Return why a file, or the module ``name``, cannot be imported: where it stops, and what to do."""
+    lacks = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    if name is not None and lacks and f"{name}.".startswith(f"{lacks}."):
+        file = Path(f"{name.replace('.', '/')}.py")
+        cure = f"is it the file {file}? Name it so" if file.exists() else "is its package installed?"
+        return RunError(f"{said} ({error}): {cure}")
+    went = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        went.append((error.filename, error.lineno))
+    place, line = next(((p, n) for p, n in reversed(went) if p not in _IMPORTS and p[0] != "<"), ("", 0))
+    told, where = str(error), f" in {place}, line {line}" if place else ""
+    told = error.msg if isinstance(error, SyntaxError) else told
+    cure = f"install {lacks.partition('.')[0]}, or repair it" if lacks else "repair it there"
+    if "pip install" in told:
+        cure = "install what it names"
+    return RunError(f"{said}: {type(error).__name__}{where}{': ' if told else ''}{told}: {cure}")
+
+
+_IMPORTS = (__file__, importlib.__file__)
+"""files that import, where nothing that is imported goes wrong"""
+
+
+def import_object(word: str) -> Any:
+    """What ``my_module:name`` or ``my_file.py:name`` means."""
+    place, _, name = word.rpartition(":")
+    if not (place and name):
+        raise RunError(f"{word}: write my_module:name or my_file.py:name.")
+    found = load_module(place, "module")
+    if not hasattr(found, name):
+        raise RunError(
+            f"{place}: {unknown_name_message(name, [n for n in vars(found) if not n.startswith('_')], 'function')}"
+        )
+    return getattr(found, name)

@@ -1,0 +1,327 @@
+"""Trees on disk: a folder with ``tensors.safetensors`` and ``tree.json``. Nothing is pickled, nothing is half written.
+
+A tree is nested dicts, lists and tuples of ``None``, bool, int, float, str and tensors: what every ``state_dict``
+is made of. Tensors go to safetensors (any other tool can open them), everything else to JSON with a size and a
+checksum of both, so that a copy cut short is refused and never loaded.
+
+A write is complete or absent: the new folder is made beside the old one, forced to disk, and renamed into place
+while the old one still exists under another name. Whatever kills the process, ``read`` finds the old or the new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from denoiserl.core.errors import RunError
+
+FORMAT, VERSION = "denoiserl-tree", 1
+TENSORS, TREE = "tensors.safetensors", "tree.json"
+MARK = b'{"format":"denoiserl-tree",'
+"""how a tree.json of ours begins"""
+
+
+def write(path: Path | str, tree: Any) -> Path:
+    """Store ``tree`` as the folder ``path``, whole or not at all, and return the path.
+
+    Integer keys, tuples, bf16, 0-dim and empty tensors come back as they went. A tensor that occurs twice is stored
+    once and comes back as one tensor; overlapping views come back as separate ones. Tensors lose their device
+    and their graph. Numpy scalars become Python numbers; whatever else has no place here is refused with its position.
+    A folder that holds other files is refused: it would be replaced as a whole.
+    """
+    path = Path(path)
+    new, old = _beside(path)
+    _replaceable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    content = _encode(tree, (), tensors, {})
+    if not path.exists() and old.exists():  # a writer was killed between the two renames below
+        old.rename(path)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    save_file(tensors, new / TENSORS)
+    size, digest = _digest(new / TENSORS)
+    text = _dumps(content)
+    head = {"format": FORMAT, "version": VERSION, "bytes": size, "sha256": digest, "check": _hash(text)}
+    (new / TREE).write_text(f'{_dumps(head)[:-1]},"tree":{text}}}', encoding="utf-8")
+    for made in (new / TENSORS, new / TREE, new):
+        _sync(made)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    new.rename(path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def read(path: Path | str, device: torch.device | str = "cpu") -> Any:
+    """The tree that ``write`` stored at ``path``. Raises RunError, naming the file, if it is not whole or not ours."""
+    path = Path(path)
+    return _settled(path, lambda folder: _read(folder, device))
+
+
+def peek(path: Path | str) -> Any:
+    """The tree at ``path`` without its tensors (each is its name in the file): counters and settings, at no cost."""
+    return _settled(Path(path), lambda folder: _decode(_header(folder)["tree"], None))
+
+
+def exists(path: Path | str) -> bool:
+    """Is there something to ``read`` at ``path``?"""
+    path = Path(path)
+    return path.exists() or _beside(path)[1].exists()
+
+
+def settle(folder: Path | str) -> None:
+    """Remove what killed writers left in ``folder``. For the one process that writes there, before it does."""
+    for left in (*Path(folder).glob(".*.old"), *Path(folder).glob(".*.new")):
+        whole, old = left.with_name(left.name[1:-4]), left.suffix == ".old"
+        if old and _marked(left) and not whole.exists():
+            left.rename(whole)
+        elif left.is_dir() and not _others(left) and (_marked(left) or not old):
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.is_file() and left.name.endswith(".json.new"):
+            left.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Any) -> Path:
+    """Store a JSON value as the file ``path``, whole or not at all."""
+    path = Path(path)
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"{path}: this cannot be written as JSON ({error}): give strings, numbers, lists, dicts."
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text + "\n", encoding="utf-8")
+    _sync(new)
+    os.replace(new, path)
+    _sync(path.parent)
+    return path
+
+
+def read_json(path: Path | str) -> Any:
+    """The JSON value in the file ``path``. Raises RunError, naming the file, if it is missing or damaged."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist: check the path.") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error}): restore it from a copy.") from error
+
+
+def _settled(path: Path, reader: Any) -> Any:
+    """Read ``path``; where a writer is between its two renames, or was killed there, read what it put aside."""
+    for _ in range(3):
+        if path.is_dir():
+            before = path.stat().st_ino
+            try:
+                return reader(path)
+            except FileNotFoundError:
+                pass
+            except RunError:  # two halves of different writes, if a writer was at work
+                if path.exists() and path.stat().st_ino == before:
+                    raise
+        old = _beside(path)[1]
+        if old.exists():
+            with contextlib.suppress(FileNotFoundError):
+                return reader(old)
+    for name in (TREE, TENSORS) if path.is_dir() else ():
+        if not (path / name).exists():
+            raise _damaged(path / name, "is missing")
+    if path.exists():
+        raise RunError(f"{path} is not a folder that denoiserl wrote: give that of a saved policy, run or recording.")
+    raise RunError(f"{path} does not exist: check the path, or run what was to make it.")
+
+
+def _read(path: Path, device: torch.device | str) -> Any:
+    header = _header(path)
+    file = path / TENSORS
+    size = file.stat().st_size
+    if size != header["bytes"]:
+        raise _damaged(file, f"has {size} bytes instead of {header['bytes']}")
+    if _digest(file)[1] != header["sha256"]:
+        raise _damaged(file, "does not match its checksum")
+    try:
+        mapped = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, f"cannot be read ({error})") from error
+    # Copies in memory of our own: the file may be replaced, and kernels may round by alignment, which must not differ.
+    tensors = {name: value.to(device, copy=True) for name, value in mapped.items()}
+    try:
+        return _decode(header["tree"], tensors)
+    except KeyError as error:
+        raise _damaged(file, f"lacks the tensor {error}") from error
+
+
+def _header(path: Path) -> dict[str, Any]:
+    file = path / TREE
+    try:
+        header = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _damaged(file, f"is cut short or no JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise RunError(f"{file} was not written by denoiserl: give the folder of a saved policy, run or recording.")
+    if header.get("version") != VERSION:
+        raise RunError(
+            f"{file} has format version {header.get('version')}, this denoiserl reads {VERSION}: upgrade it."
+        )
+    if _hash(_dumps(header.get("tree"))) != header.get("check"):
+        raise _damaged(file, "does not match its checksum")
+    return header
+
+
+def _encode(node: Any, at: tuple[str, ...], tensors: dict[str, Tensor], seen: dict[Any, tuple[str, Tensor]]) -> Any:
+    """JSON for a node. Every JSON object has one member whose name says what it stands for."""
+    if isinstance(node, numpy.generic):
+        node = node.item()
+    if isinstance(node, Tensor):
+        return _encode_tensor(node, at, tensors, seen)
+    if node is None or type(node) in (bool, int, str):
+        return node
+    if type(node) is float:
+        return node if math.isfinite(node) else {"float": repr(node)}
+    if isinstance(node, dict):
+        items = [(_key(k, at), _encode(v, (*at, str(k)), tensors, seen)) for k, v in node.items()]
+        return {"dict": dict(items)} if all(isinstance(k, str) for k in node) else {"items": [[k, v] for k, v in items]}
+    if type(node) in (list, tuple, torch.Size):
+        found = [_encode(v, (*at, str(i)), tensors, seen) for i, v in enumerate(node)]
+        return found if isinstance(node, list) else {"tuple": found}
+    kind = type(node).__name__
+    cure = "torch.from_numpy turns it into a tensor" if isinstance(node, numpy.ndarray) else "turn it into one of them"
+    raise RunError(
+        f"{_place(at)} is a {kind}; dict, list, tuple, None, bool, int, float, str and tensors are stored: {cure}."
+    )
+
+
+def _key(key: Any, at: tuple[str, ...]) -> Any:
+    if isinstance(key, numpy.generic):
+        key = key.item()
+    if type(key) in (str, int, bool) or key is None or (type(key) is float and math.isfinite(key)):
+        return key
+    raise RunError(f"{_place(at)} has the key {key!r}: keys are str, int, bool, None or finite floats.")
+
+
+def _encode_tensor(
+    value: Tensor, at: tuple[str, ...], tensors: dict[str, Tensor], seen: dict[Any, tuple[str, Tensor]]
+) -> Any:
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise RunError(f"{_place(at)} is a sparse, quantised or meta tensor: make it dense before it is stored.")
+    value = value.detach()
+    tag = "complex" if value.is_complex() else "tensor"
+    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value.resolve_neg()
+    same = (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device)
+    if same not in seen:
+        name = ".".join(at) or "tensor"
+        while name in tensors or name == "__metadata__":
+            name += "_"
+        # A clone wherever memory is shared, so that two views of one buffer never meet in the file.
+        tensors[name] = value.cpu().clone(memory_format=torch.contiguous_format)
+        seen[same] = name, value  # held, so that its address is not used again
+    return {tag: seen[same][0]}
+
+
+def _decode(node: Any, tensors: dict[str, Tensor] | None) -> Any:
+    if isinstance(node, list):
+        return [_decode(v, tensors) for v in node]
+    if not isinstance(node, dict):
+        return node
+    ((tag, value),) = node.items()
+    if tag == "dict":
+        return {k: _decode(v, tensors) for k, v in value.items()}
+    if tag == "items":
+        return {k: _decode(v, tensors) for k, v in value}
+    if tag == "tuple":
+        return tuple(_decode(v, tensors) for v in value)
+    if tag == "float":
+        return float(value)
+    if tensors is None:
+        return value
+    return tensors[value] if tag == "tensor" else torch.view_as_complex(tensors[value])
+
+
+def _replaceable(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RunError(f"{path} is a file: give the name of a folder.")
+    foreign = _others(path) or ([] if _marked(path) else sorted(p.name for p in path.iterdir()))
+    if foreign:
+        raise RunError(
+            f"{path} holds other files ({', '.join(foreign[:3])}), which a save would delete: give a new folder."
+        )
+
+
+def _others(folder: Path) -> list[str]:
+    """The names in a folder that ``write`` does not give."""
+    return sorted(p.name for p in folder.iterdir() if p.name not in (TENSORS, TREE))
+
+
+def _marked(folder: Path) -> bool:
+    """Is there a tree of ours in the folder, whole or not?"""
+    try:
+        with (folder / TREE).open("rb") as file:
+            return file.read(len(MARK)) == MARK
+    except OSError:
+        return False
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    path = path if path.name not in ("", "..") else path.resolve()
+    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+
+
+def _damaged(file: Path, what: str) -> RunError:
+    """Return what is wrong with a file, and the way out. Advise to delete only a folder that certainly is ours."""
+    folder = file.parent
+    if _marked(folder) and not _others(folder):
+        return RunError(f"{file} {what}: restore the folder from a copy, or delete {folder} and run again.")
+    return RunError(
+        f"{folder} is not a folder that denoiserl wrote, or not the whole of one ({file.name} {what}): give the folder "
+        "of a saved policy, run or recording."
+    )
+
+
+def _place(at: tuple[str, ...]) -> str:
+    return f"The entry {'.'.join(at)!r}" if at else "The tree"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(file: Path) -> tuple[int, str]:
+    with file.open("rb") as stream:
+        return file.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder's entries to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

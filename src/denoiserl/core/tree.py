@@ -1,0 +1,99 @@
+"""Trees of tensors: a tensor, or a dict of trees. Leaves lead with the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+
+Tree = Any
+"""A tensor, or a dict of trees. ``Any`` to the type checker: a union would have to be narrowed at every use."""
+
+
+def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """``f`` on every leaf (of parallel trees); ``None`` stays ``None``; tuples and lists are nodes."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {k: tree_map(f, v, *(r[k] for r in rest)) for k, v in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(tree_map(f, *leaves) for leaves in zip(tree, *rest, strict=True))
+    return f(tree, *rest)
+
+
+def tensors(tree: Any, device: torch.device | str = "cpu") -> Any:
+    """Return a tree with tensors in place of arrays of numpy and lists of numbers; float64 in them becomes float32."""
+    if isinstance(tree, list) and _numbers(tree):
+        try:
+            tree = np.array(tree)
+        except ValueError:  # lists of different lengths
+            return tree
+    if isinstance(tree, np.ndarray) and tree.dtype.kind in "biuf":
+        return torch.tensor(tree.astype(np.float32) if tree.dtype == np.float64 else tree.copy(), device=device)
+    if isinstance(tree, dict):
+        return {k: tensors(v, device) for k, v in tree.items()}
+    return [tensors(v, device) for v in tree] if isinstance(tree, list) else tree
+
+
+def _numbers(tree: list[Any]) -> bool:
+    """Return whether lists in lists hold numbers alone."""
+    return bool(tree) and all(_numbers(v) if isinstance(v, list) else isinstance(v, int | float) for v in tree)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of a tree, in order."""
+    if isinstance(tree, dict):
+        for v in tree.values():
+            yield from leaves(v)
+    elif isinstance(tree, tuple | list):
+        for v in tree:
+            yield from leaves(v)
+    elif tree is not None:
+        yield tree
+
+
+def all_finite(tree: Any) -> bool:
+    """Return whether no leaf holds NaN or infinity.
+
+    A finite sum says so in one pass that allocates nothing; only where the sum is not, every number is looked at.
+    """
+    floats = (leaf for leaf in leaves(tree) if leaf.is_floating_point())
+    return all(bool(leaf.sum().isfinite()) or bool(leaf.isfinite().all()) for leaf in floats)
+
+
+def first(tree: Any) -> Tensor:
+    """The first leaf. Raise InvalidInputError if it is no tensor."""
+    for leaf in leaves(tree):
+        if not hasattr(leaf, "shape"):
+            raise InvalidInputError(
+                f"tensors are needed here, not a {type(leaf).__name__}: texts are encoded first (prompts)"
+            )
+        return leaf
+    raise ValueError("an empty tree has no rows")
+
+
+def batch_size(tree: Any) -> int:
+    """The length of the leading axis."""
+    return first(tree).shape[0]
+
+
+def index_rows(tree: Any, index: Any) -> Any:
+    """Index every leaf along the leading axis (or axes)."""
+    return tree_map(lambda v: v[index], tree)
+
+
+def cat(trees: list[Any], dim: int = 0) -> Any:
+    """Concatenate parallel trees."""
+    if len(trees) == 1:
+        return trees[0]
+    return tree_map(lambda *v: torch.cat(v, dim), trees[0], *trees[1:])
+
+
+def expand_right(coefficient: Tensor, like: Tensor) -> Tensor:
+    """Append singleton axes so that a batch-shaped coefficient multiplies ``like``."""
+    return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))

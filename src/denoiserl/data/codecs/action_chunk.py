@@ -1,0 +1,86 @@
+"""The codec of a robot policy: observations and action chunks in the units that the network likes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.tree import leaves
+from denoiserl.data.codecs.normalize import Normalizer
+from denoiserl.data.demos import Demos
+
+
+def refusal(demos: Demos) -> str:
+    """Return why observations in parts are not learned from, and what to do."""
+    seen, name = demos.observations, demos.name or "the demonstrations"
+    pictures = any(v.dtype == torch.uint8 or v.ndim > 3 for v in leaves(seen))
+    parts = f"{name} observe {sorted(seen)}"
+    if pictures:
+        return (
+            f"{parts}: pictures are learned from as 'image' and 'state' alone. Rename them so, or keep one "
+            "part of numbers, read(path, parts=[NAME]) or --parts NAME"
+        )
+    if len(seen) == 1:
+        return (
+            f"{parts}, numbers in a dict of one part: give its array alone, read(path, parts={sorted(seen)}), "
+            "and let gymnasium.wrappers.FlattenObservation do so in the environment"
+        )
+    return (
+        f"{parts}: several parts of numbers are not learned from. Keep one, read(path, parts=[NAME]) or --parts NAME;"
+        " or concatenate them to [N, o], and let gymnasium.wrappers.FlattenObservation do so in the environment"
+    )
+
+
+@dataclass(frozen=True)
+class Robot:
+    """Actions [..., H, d] and observations [..., o] (or a dict with pictures and a "state"), each with its normaliser.
+
+    Observations are clipped to ±``limit`` in model units: what the demonstrations never saw stays within reach of the
+    network. Actions are clipped to ±1 before they are decoded, so a plan never leaves the demonstrated range.
+    """
+
+    observation: Normalizer
+    action: Normalizer
+    limit: float = 3.0
+
+    @staticmethod
+    def fit(demos: Demos, limit: float = 3.0) -> Robot:
+        """Min-max normalisers of demonstrations: of flat observations, or of the "state" beside pictures."""
+        seen, name = demos.observations, demos.name or "the demonstrations"
+        if isinstance(seen, dict):
+            if "state" not in seen:
+                raise InvalidInputError(refusal(demos))
+            seen = seen["state"]
+        observation = Normalizer.fit(seen, name=f"the observations of {name}", ends=demos.ends)
+        return Robot(observation, Normalizer.fit(demos.actions, name=f"the actions of {name}", ends=demos.ends), limit)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Actions to model units."""
+        return self.action.norm(data)
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Model units to actions."""
+        return self.action.unnorm(sample.clamp(-1, 1))
+
+    def condition(self, cond: Any) -> Any:
+        """Observations to model units, clipped; pictures beside a "state" stay as they are.
+
+        Several observations may stand one after another, [..., n·o], as ``envs.frame_stack.Remembering`` shows them.
+        """
+        if isinstance(cond, dict):
+            if "state" not in cond:
+                raise InvalidInputError(
+                    f"this policy sees a dict with a 'state' of numbers; this one has {sorted(cond)}"
+                )
+            return {**cond, "state": self.condition(cond["state"])}
+        if cond.shape[-1] > self.observation.dim and cond.shape[-1] % self.observation.dim == 0:
+            return self.condition(cond.unflatten(-1, (-1, self.observation.dim))).flatten(-2)
+        return self.observation.norm(cond).clamp(-self.limit, self.limit)
+
+    def initial_state(self, cond: Any) -> None:
+        """Plans start from noise."""
+        return None

@@ -1,0 +1,76 @@
+"""Observations standardised by what has been seen so far: the codec of policies that learn without demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Running:
+    """z = clip((o − mean) / √(variance + 10⁻⁸), ±limit) per dimension; actions are ``centre`` + ``scale`` · decision.
+
+    ``scale`` and ``centre`` are numbers, or one a dimension of the action [d]; a dimension of scale 0 is constant.
+
+    ``see`` takes in observations in place (mean and variance are those of everything seen, by Chan's update), so the
+    policy that is saved knows them. It remembers: name it in ``keep.loop``. Before anything was seen it changes
+    nothing. Chains record conditions as they were standardised when they were drawn, so replay is not disturbed.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+    scale: float | Tensor = 1.0
+    limit: float = 10.0
+    centre: float | Tensor = 0.0
+
+    @staticmethod
+    def fresh(size: int, scale: float | Tensor = 1.0, limit: float = 10.0, centre: float | Tensor = 0.0) -> Running:
+        """Of observations [..., size], none of them seen."""
+        return Running(torch.zeros(size), torch.ones(size), torch.zeros(()), scale, limit, centre)
+
+    @torch.no_grad()
+    def see(self, obs: Tensor) -> None:
+        """Take in observations [..., size]."""
+        if obs.shape[-1] != len(self.mean):
+            raise InvalidInputError(f"this codec knows observations of {len(self.mean)} numbers; got {list(obs.shape)}")
+        rows = obs.reshape(-1, obs.shape[-1]).to(self.mean)
+        n, total = len(rows), self.count + len(rows)
+        gap = rows.mean(0) - self.mean
+        squares = self.variance * self.count + rows.var(0, correction=0) * n + gap**2 * self.count * n / total
+        self.mean.add_(gap * n / total)
+        self.variance.copy_(squares / total)
+        self.count.copy_(total)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Actions to decisions; those of constant dimensions are 0."""
+        if not isinstance(self.scale, Tensor):
+            return (data - self.centre) / self.scale
+        still = self.scale == 0
+        return ((data - self.centre) / self.scale.masked_fill(still, 1.0)).masked_fill(still, 0.0)
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Decisions to actions; the environment clips them to its box."""
+        return self.centre + sample * self.scale
+
+    def condition(self, cond: Tensor) -> Tensor:
+        """Observations, standardised and clipped."""
+        return ((cond - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-self.limit, self.limit)
+
+    def initial_state(self, cond: Tensor) -> None:
+        """Nothing has been decided."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mean, variance and count."""
+        return {"mean": self.mean, "variance": self.variance, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with saved statistics."""
+        for name in ("mean", "variance", "count"):
+            getattr(self, name).copy_(state[name])

@@ -1,0 +1,89 @@
+"""The codec of policies that decide inside a box: actions are the hyperbolic tangent of what a Gaussian draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.data.codecs.normalize import Normalizer
+
+EDGE = 1e-3
+"""how far from the edge of the box, in units of its half width, an action is taken when it is turned into a decision"""
+
+
+def box(low: Any, high: Any) -> tuple[Tensor, Tensor]:
+    """Return centre and half width [d] of a box of actions; a constant dimension (low = high) has half width 0.
+
+    Raises InvalidInputError that names the dimension if a bound is infinite or NaN, low is above high, or all are
+    constant.
+    """
+    low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
+    if low.ndim != 1 or low.shape != high.shape:
+        raise InvalidInputError(
+            f"a box of actions has bounds [d]; low is {list(low.shape)} and high {list(high.shape)}"
+        )
+    for d, (least, most) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise InvalidInputError(
+                f"actions lie in a box without infinities, and dimension {d} is [{least:g}, {most:g}]: bound it"
+            )
+        if least > most:
+            raise InvalidInputError(
+                f"the box of actions is empty in dimension {d}, [{least:g}, {most:g}]: exchange its bounds"
+            )
+    if bool((low == high).all()):
+        raise InvalidInputError(
+            f"all dimensions of the actions are constant, {low.tolist()}: there is nothing to decide"
+        )
+    return low / 2 + high / 2, high / 2 - low / 2
+
+
+@dataclass(frozen=True)
+class Squash:
+    """a = centre + half · tanh(u) per dimension [d]; u is the decision, ``half`` the half width of the actions' box, 0
+    in a constant dimension.
+
+    ``observation``: the normaliser of what is seen, clipped to ±``limit``; None: as it comes. An action on the edge of
+    the box has no finite decision, so ``encode`` takes it ``EDGE`` from there.
+    """
+
+    centre: Tensor
+    half: Tensor
+    observation: Normalizer | None = None
+    limit: float = 10.0
+
+    @staticmethod
+    def box(low: Any, high: Any, observation: Normalizer | None = None) -> Squash:
+        """Return the codec of actions between ``low`` and ``high`` [d], as ``Stream.spec`` has them: see ``box``."""
+        centre, half = box(low, high)
+        return Squash(centre, half, observation)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Actions to decisions."""
+        return torch.atanh(self.unit(data).clamp(EDGE - 1, 1 - EDGE))
+
+    def unit(self, action: Tensor) -> Tensor:
+        """Actions to [−1, 1], those of constant dimensions to 0: the inverse of ``boxed``."""
+        still = self.half == 0
+        return ((action - self.centre) / self.half.masked_fill(still, 1.0)).masked_fill(still, 0.0)
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Decisions to actions."""
+        return self.boxed(torch.tanh(sample))
+
+    def boxed(self, unit: Tensor) -> Tensor:
+        """[−1, 1] to actions."""
+        return self.centre + self.half * unit
+
+    def condition(self, cond: Tensor) -> Tensor:
+        """Observations to model units."""
+        return cond if self.observation is None else self.observation.norm(cond).clamp(-self.limit, self.limit)
+
+    def initial_state(self, cond: Tensor) -> None:
+        """Nothing has been decided."""
+        return None

@@ -1,0 +1,209 @@
+"""How real made data look: marginals, correlations, distances to what is known, and what the dynamics say.
+
+All of it compares rows that were made with rows that were recorded, of which some were held out from whoever made the
+others. A copy of the training data would pass every test of marginals; ``memorised`` is what it fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import ks_2samp
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.data.synthetic import columns
+from denoiserl.data.transitions import Logged
+from denoiserl.nn import MLP
+from denoiserl.processes import GaussianHead, OneStep
+from denoiserl.train import fit
+
+MOST = 2000
+"""rows whose neighbours are looked for"""
+SMALL = 0.05
+"""standard deviations of a step's error that nobody minds: a simulator without noise makes every model look bad"""
+STEP_PARTS = ("obs", "action"), ("next_obs", "reward")
+"""what a model of the dynamics is given, and what it answers"""
+
+
+def marginals(real: Tensor, made: Tensor) -> Tensor:
+    """The Kolmogorov-Smirnov distance of every column, [C] in [0, 1]: max |F(x) − G(x)| of [N, C] and [M, C]."""
+    pairs = zip(_numpy(real).T, _numpy(made).T, strict=True)
+    return torch.tensor([float(ks_2samp(a, b).statistic) for a, b in pairs])  # type: ignore[attr-defined]
+
+
+def correlations(real: Tensor, made: Tensor) -> Tensor:
+    """|ρ − ρ'| of every pair of columns that change in both, [P]. The sign of a shift in one says nothing here."""
+    moving = (real.std(0) > 1e-9) & (made.std(0) > 1e-9)
+    if int(moving.sum()) < 2:
+        return torch.zeros(0)
+    gap = (torch.corrcoef(real[:, moving].double().T) - torch.corrcoef(made[:, moving].double().T)).abs()
+    return gap[torch.triu(torch.ones_like(gap), 1).bool()].float()
+
+
+def nearest_distances(rows: Tensor, known: Tensor, scale: Tensor | None = None) -> Tensor:
+    """The Euclidean distance of every row [N, C] to the nearest of the ``known`` [M, C], in standard deviations of
+    those (or ``scale`` [C]); columns that never change do not count."""
+    scale = known.std(0) if scale is None else scale
+    counts = scale > 1e-9
+    if not bool(counts.any()):
+        raise InvalidInputError("no column of the data changes, so there are no distances in them")
+    a, b = (v[:, counts] / scale[counts] for v in (rows, known))
+    exact = "donot_use_mm_for_euclid_dist"  # the quick way loses small distances, and copies are what is looked for
+    return torch.cat([torch.cdist(block, b, compute_mode=exact).amin(1) for block in a.split(256)])
+
+
+def memorised(made: Tensor, held_out: Tensor, train: Tensor) -> float:
+    """Median distance of held-out rows to the training rows over that of made ones, at most 1000.
+
+    About 1: what was made is as new as what was never seen. Far above 1: it is copied.
+    """
+    scale = train.std(0)
+    new, copied = (float(nearest_distances(v, train, scale).median()) for v in (held_out, made))
+    return min(new / max(copied, 1e-12), 1000.0)
+
+
+def dynamics(train: Logged, updates: int, rng: Rng, width: int = 64) -> Callable[[Logged], Tensor]:
+    """A model of s' and r given (s, a) that saw only recorded rows: ``errors(rows) -> [N]``, how far rows are from what
+    it expects, in standard deviations (root mean square over the columns that change)."""
+    given, answer = (_side(train, parts) for parts in STEP_PARTS)
+    before, after = _scaler(given), _scaler(answer)
+    size = answer.shape[1]
+    net = GaussianHead(MLP((size,), given.shape[1], width, 3, 0), size)
+    for _ in fit(OneStep(), net, after(answer), before(given), updates, rng, lr=2e-3, warmup=50):
+        pass
+    changes = (answer.std(0) > 1e-9).float()
+
+    @torch.no_grad()
+    def errors(rows: Logged) -> Tensor:
+        given, answer = (_side(rows, parts) for parts in STEP_PARTS)
+        told = net(
+            torch.zeros(len(given), size), net.embed_time(torch.ones(1)), net.embed_condition(before(given))
+        ).mean
+        return (((told - after(answer)) ** 2 * changes).sum(1) / changes.sum().clamp_min(1)).sqrt()
+
+    return errors
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How real made rows look. ``names`` [C] of columns, ``ks`` [C] their Kolmogorov-Smirnov distances.
+
+    ``correlation``, ``worst``: the mean and the largest change of a correlation. ``distance``: medians to the nearest
+    training row, of made and of held-out rows; ``memorised``: the second over the first; ``copies``: the share of made
+    rows that are nearer to a training row than a hundredth of that. ``surprise``: medians of the errors of a model of
+    the dynamics, on made and on held-out rows. ``dropped``: the share of draws whose end was unsure.
+    """
+
+    names: tuple[str, ...]
+    ks: tuple[float, ...]
+    chance: float
+    """what the distance of as many independent rows of one law stays below in 99 of 100 cases, a column"""
+    correlation: float
+    worst: float
+    distance: tuple[float, float]
+    memorised: float
+    copies: float
+    surprise: tuple[float, float]
+    dropped: float
+    rows: dict[str, int]
+
+    def warnings(self) -> list[str]:
+        """What should make a reader think twice, in sentences."""
+        said = []
+        if self.rows["training"] < 1000:
+            said.append(
+                f"The model learned from {self.rows['training']} rows: below 1000 it tends to remember them (ratio "
+                f"{self.memorised:.2f}; 1 is as new as held-out rows)."
+            )
+        elif self.memorised > 2:
+            said.append(
+                f"Made rows are {self.memorised:.1f} times nearer to the training rows than held-out ones: the model "
+                "remembers. Record more, or train it shorter."
+            )
+        if self.memorised < 0.5:
+            said.append(
+                f"Made rows are {1 / max(self.memorised, 1e-3):.1f} times as far from the training rows as held-out "
+                "ones: the model blurs what the data do. Train longer, or a wider model."
+            )
+        far = [f"{n} ({v:.2f})" for n, v in zip(self.names, self.ks, strict=True) if v > 0.1 + self.chance]
+        if far:
+            said.append(f"Marginals are off in {', '.join(far)}: train longer, or name the kind of these columns.")
+        if self.surprise[0] > 3 * self.surprise[1] + SMALL:
+            said.append(
+                f"The dynamics of made rows err by {self.surprise[0]:.3g}, those of held-out ones by "
+                f"{self.surprise[1]:.3g}: train longer, or a wider model."
+            )
+        if self.dropped > 0.2:
+            said.append(f"{self.dropped:.0%} of the draws did not say whether the episode ended, and were dropped.")
+        return said
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        made = asdict(self)
+        made["ks"] = dict(zip(self.names, self.ks, strict=True))
+        made.pop("names")
+        pairs = {"distance": ("made", "held out"), "surprise": ("made", "held out")}
+        return {k: dict(zip(pairs[k], v, strict=True)) if k in pairs else v for k, v in made.items()} | {
+            "warnings": self.warnings()
+        }
+
+
+def fidelity(
+    made: Logged, train: Logged, held_out: Logged, rng: Rng, updates: int = 2000, dropped: float = 0.0
+) -> Fidelity:
+    """Compare made rows with those that the model learned from and with those that it never saw."""
+    if min(len(made), len(train), len(held_out)) < 2:
+        raise InvalidInputError("fidelity needs two rows or more that were made, learned from, and held out")
+    a, b, c = (torch.cat(list(columns(v).values()), 1) for v in (made, train, held_out))
+    few = [v[rng.permutation(len(v))[:MOST]] for v in (a, b, c)]
+    seen = b[rng.permutation(len(b))[: 10 * MOST]]
+    scale = seen.std(0)
+    near, new = (nearest_distances(v, seen, scale) for v in (few[0], few[2]))
+    gaps = correlations(b, a)
+    errors = dynamics(train, updates, rng)
+    return Fidelity(
+        names(made),
+        tuple(marginals(b, a).tolist()),
+        1.63 * (1 / len(b) + 1 / len(a)) ** 0.5,  # Smirnov's asymptotic law
+        float(gaps.mean()) if len(gaps) else 0.0,
+        float(gaps.max()) if len(gaps) else 0.0,
+        (float(near.median()), float(new.median())),
+        min(float(new.median()) / max(float(near.median()), 1e-12), 1000.0),
+        float((near < 0.01 * new.median()).float().mean()),
+        (float(errors(made).median()), float(errors(held_out).median())),
+        dropped,
+        {"made": len(made), "training": len(train), "held out": len(held_out)},
+    )
+
+
+def names(data: Logged) -> tuple[str, ...]:
+    """The columns' names, in their order: obs 0, obs 1 ... action 0 ... reward, next obs 0 ..., terminated."""
+    words = {"next_obs": "next obs"}
+    found = []
+    for name, value in columns(data).items():
+        word = words.get(name, name)
+        found += [word] if value.shape[1] == 1 and name in ("reward", "terminated") else [
+            f"{word} {i}" for i in range(value.shape[1])
+        ]  # fmt: skip
+    return tuple(found)
+
+
+def _side(data: Logged, parts: tuple[str, ...]) -> Tensor:
+    found = columns(data)
+    return torch.cat([found[p] for p in parts], 1)
+
+
+def _scaler(data: Tensor) -> Callable[[Tensor], Tensor]:
+    centre, scale = data.mean(0), data.std(0)
+    scale = torch.where(scale > 1e-9, scale, torch.ones_like(scale))
+    return lambda v: (v - centre) / scale
+
+
+def _numpy(v: Tensor) -> np.ndarray:
+    return v.detach().cpu().double().numpy()

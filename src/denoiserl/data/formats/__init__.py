@@ -1,0 +1,1 @@
+"""Read and write recorded episodes in the formats of other libraries."""

@@ -1,0 +1,121 @@
+"""Recordings in files, whatever the format: ``read`` finds out which it is.
+
+    a folder with metadata.json             Minari                          (data.formats.minari)
+    a folder with meta/info.json            LeRobot                         (data.formats.lerobot)
+    a folder of ``Recording.save``          our own; of ``Demos.save``, demonstrations alone
+    one HDF5 or numpy file                  D4RL's or OGBench's layout      (data.formats.hdf5)
+
+Other formats are refused by their names (data.formats.foreign). ``write_as`` writes any of the four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.serialization import store
+from denoiserl.data.formats import foreign, minari
+from denoiserl.data.formats import hdf5 as flat
+from denoiserl.data.formats import lerobot as lerobot_dataset
+from denoiserl.data.formats.hdf5 import ENDINGS, write
+from denoiserl.data.formats.minari import Outside
+from denoiserl.data.formats.numbers import check, parse
+from denoiserl.data.recordings import Recording
+
+__all__ = ["ENDINGS", "Kind", "kind", "read", "write", "write_as"]
+
+Kind = Literal["minari", "lerobot", "hdf5", "denoiserl"]
+
+
+def kind(path: str | Path) -> Kind:
+    """Which format it is, by the files. Raise RunError, by the name of what it is, for any other."""
+    path = Path(path)
+    if not path.exists():
+        if store.exists(path):  # a save was stopped between its two renames
+            return "denoiserl"
+        raise RunError(f"there is no {path}: name a Minari or LeRobot folder, a recording of ours, or an HDF5 file")
+    if path.is_dir() or path.name == minari.FILE:
+        home = path.parent if path.is_file() else path
+        if any((f / minari.METADATA).is_file() for f in (home, home / "data")):
+            return "minari"
+        if (home / "meta" / "info.json").is_file():
+            return "lerobot"
+    if path.is_file() and path.suffix.lower() in ENDINGS:
+        return "hdf5"
+    if path.is_dir() and ((path / store.TREE).is_file() or (path / store.TENSORS).is_file()):
+        return "denoiserl"
+    known = foreign.file(path) if path.is_file() else foreign.folder(path)
+    if known is not None:
+        raise RunError(f"{path} is {known}")
+    lacks = (
+        f"one file is HDF5 or numpy and ends in {', '.join(ENDINGS)}"
+        if path.is_file()
+        else f"no {minari.METADATA} (Minari), no meta/info.json (LeRobot) and no {store.TREE} (ours) in it"
+    )
+    raise RunError(f"{path} is no dataset known here: {lacks}. For others, {foreign.WRITE}")
+
+
+def read(
+    path: str | Path,
+    outside: Outside = "refuse",
+    parts: Sequence[str] | str | None = None,
+    without: Collection[int] | str | int = (),
+) -> Recording:
+    """The recording in ``path``.
+
+    ``outside``: actions beyond a box that the data tell are refused, or clipped to it. ``parts``: the observations to
+    keep, where there are several; one alone is a tensor. ``without``: episodes to leave out, by number: 3, (0, 1, 5)
+    or "0-1,5". Refused: what is none of the formats, and bad episodes by number and row.
+    """
+    path, found, numbers = Path(path), kind(path), parse(without)
+    parts = [parts] if isinstance(parts, str) else parts
+    if outside not in ("refuse", "clip"):
+        raise InvalidInputError(
+            unknown_name_message(outside, ("refuse", "clip"), "way with actions outside the action space")
+        )
+    if found == "minari":
+        return _alone(minari.recording(path, numbers, outside, parts), parts)
+    if found == "lerobot":
+        return lerobot_dataset.recording(path, numbers, parts)
+    if found == "hdf5":
+        if parts is not None:
+            raise InvalidInputError(f"the observations of {path} have no parts: leave parts out")
+        return flat.read(path, numbers, outside)
+    data, name = Recording.load(path), path.name
+    check(name, numbers, range(len(data.demos)))
+    if numbers:
+        data = data.take(torch.tensor([i for i in range(len(data.demos)) if i not in numbers]))
+    if parts is not None:
+        seen, last = (
+            None if v is None else minari.choose(v, parts, name) for v in (data.demos.observations, data.last)
+        )
+        data = _alone(replace(data, demos=replace(data.demos, observations=seen), last=last), parts)
+    if outside == "clip":
+        data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(data.low, data.high)))
+    return data
+
+
+def _alone(data: Recording, parts: Sequence[str] | None) -> Recording:
+    """The recording, a part that was chosen alone as a tensor."""
+    if parts is None or len(parts) != 1:
+        return data
+    demos = replace(data.demos, observations=data.demos.observations[parts[0]])
+    return replace(data, demos=demos, last=None if data.last is None else data.last[parts[0]])
+
+
+def write_as(path: str | Path, data: Recording, how: Kind, name: str, fps: int = 0) -> None:
+    """Store a recording in a format, whole or not at all. ``name``: what Minari and LeRobot are told it is of."""
+    if how == "hdf5":
+        write(path, data)
+    elif how == "minari":
+        word = "".join(c if c.isalnum() else "-" for c in name).strip("-") or "recorded"
+        minari.write(path, data, f"denoiserl/{word}-v0")
+    elif how == "lerobot":
+        lerobot_dataset.write(path, data, fps, name)
+    else:
+        data.save(path)

@@ -1,0 +1,401 @@
+"""Datasets of LeRobot, versions 2.1 and 3.0, read and written as files: Parquet and JSON, without the package.
+
+    meta/info.json                  features, frames a second, counts       meta/stats.json     statistics (3.0)
+    meta/episodes/*/*.parquet       length and place of every episode       (2.1: meta/episodes.jsonl)
+    data/*/*.parquet                one row a frame: features, episode_index, frame_index, index, ...
+
+``read`` gives ``Demos``, ``recording`` what else is known, ``write`` makes version 3.0. Cameras have any name, as in
+LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless ``parts`` leaves
+them out, for a policy must not be blind without a word. What a robot is told to do is not read: several tasks are
+warned of, and so are all other features that are left over. Needs pyarrow (``pip install 'denoiserl[data]'``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
+from denoiserl.core.tree import tree_map
+from denoiserl.data.demos import Demos
+from denoiserl.data.ends import inside
+from denoiserl.data.formats.minari import column
+from denoiserl.data.formats.numbers import check, spell
+from denoiserl.data.recordings import Recording, numbers, whole
+
+PREFIX, STATE, ACTION = "observation.", "observation.state", "action"
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+PLACE = "chunk-000/file-000.parquet"
+BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+KINDS = {"next.reward": np.float32, **{f"next.{c}": bool for c in ("success", "done", "terminated", "truncated")}}
+USED = {ACTION, *BOOKKEEPING, *KINDS}
+TASK = ("task", "instruction", "language", "prompt")
+"""words in the names of columns that say what a robot is told to do"""
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+
+
+def read(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Demos:
+    """The demonstrations of a dataset: ``recording(...).demos``."""
+    return recording(folder, without, parts).demos
+
+
+def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Recording:
+    """A dataset's episodes, whole or as many of them as ``without`` leaves.
+
+    ``without``: episodes to leave out, by the number that the rows give them. ``parts``: the observations to keep
+    (default: all; refused where cameras lie in videos); one alone is a tensor [N, ...], several are a dict by name.
+    A part may also be a feature of another name, which is told and not read otherwise. ``next.reward``,
+    ``next.success`` and how episodes ended are read where they are; the format knows neither the last observation nor
+    the box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
+    ``data.recordings.whole``. Raises RunError, InvalidInputError.
+    """
+    folder, without = Path(folder), frozenset(without)
+    info = _info(folder)
+    features, name = info["features"], folder.name
+    parts = _parts(features, parts, name)
+    more, tasks = [c for c in KINDS if c in features], _tasks_named(features, parts)
+    table = _table(folder, [*parts, ACTION, *more], tasks)
+    owner = np.asarray(table["episode_index"])
+    if len(owner) == 0:
+        raise InvalidInputError(f"{name} holds no row")
+    begin = np.flatnonzero(np.diff(owner, prepend=owner[0] - 1))
+    found = owner[begin].tolist()
+    if len(set(found)) < len(found):
+        i = next(i for i in found if found.count(i) > 1)
+        raise InvalidInputError(
+            f"the rows of episode {i} of {name} are not one after another: sort the rows by their index"
+        )
+    counts = dict(zip(found, np.diff(begin, append=len(owner)).tolist(), strict=True))
+    missing = _promised(folder, info, counts, without)
+    episodes, success, rewards, over = [], [], [], []
+    for i, low, high in zip(found, begin.tolist(), [*begin[1:].tolist(), len(owner)], strict=True):
+        if i in without:
+            continue
+        rows = table.slice(low, high - low)
+        frames = np.asarray(rows["frame_index"])
+        if (frames != np.arange(len(frames))).any():
+            row = int(np.argmax(frames != np.arange(len(frames))))
+            raise InvalidInputError(
+                f"row {row} of episode {i} of {name} is frame {frames[row]}: frames are missing or doubled"
+            )
+        observations = {part: _column(rows[part], features[part], f"{part} of episode {i} of {name}") for part in parts}
+        actions = _column(rows[ACTION], features[ACTION], f"{ACTION} of episode {i} of {name}")
+        told = {c: column(rows[c].to_numpy(), k, c, f"episode {i} of {name}") for c, k in KINDS.items() if c in more}
+        whole(name, i, observations, actions, **told)
+        never = np.zeros(len(frames), bool)
+        done, ended, cut = (told.get(f"next.{c}", never) for c in ("done", "terminated", "truncated"))
+        inside(name, i, ended | done & ~cut, cut, refuse=False)
+        way = ended if "next.terminated" in told else done & ~cut  # done alone is in every last row, and tells no way
+        known = "next.terminated" in told or cut[-1] or ("next.truncated" in told and done[-1])
+        over.append(bool(way[-1]) if known else None)
+        seen = tree_map(numbers, observations)
+        episodes.append((seen[parts[0]] if len(parts) == 1 else seen, numbers(actions)))
+        rewards += [numbers(told["next.reward"])] if "next.reward" in told else []
+        success += [bool(told["next.success"].any())] if "next.success" in told else []
+    for i in missing:
+        raise InvalidInputError(f"episode {i} of {name} is empty: leave it out with without=({i},)")
+    if not episodes:
+        raise InvalidInputError(f"{name} holds no episode")
+    kept = ~np.isin(owner, list(without))
+    _left_over(name, features, parts, {c: table[c].to_numpy()[kept] for c in tasks if c in table.column_names})
+    returns = [float(r.sum()) for r in rewards] if rewards else None
+    demos = Demos.of(episodes, success or None, returns, name)
+    made = Recording.of(demos, torch.cat(rewards) if rewards else None)
+    return made if None in over else replace(made, terminated=torch.tensor(over))
+
+
+def _promised(folder: Path, info: dict[str, Any], found: dict[int, int], without: Collection[int]) -> list[int]:
+    """Return the promised episodes without a row, where all rows are there; ``found``: {number: rows}.
+
+    Raise RunError where rows are missing and are not of episodes to leave out: only a part was downloaded, or less.
+    """
+    rows, promised, total = sum(found.values()), int(info["total_frames"]), int(info["total_episodes"])
+    known = list(found) if len(found) == total else sorted({*range(total), *found})
+    check(folder.name, without, known)
+    missing = [i for i in known if i not in found and i not in without]
+    if rows == promised:
+        return missing
+    lengths = _lengths(folder)
+    short = [i for i, n in found.items() if i not in without and lengths.get(i, n) != n]
+    said = f"{folder} holds {rows} rows of the {promised} that meta/info.json promises"
+    if not missing and not short and len(known) > len(found):
+        return []
+    if not missing and not short:
+        raise RunError(f"{said}: copy it again")
+    what = [f"not there are episodes {spell(missing)}"] if missing else []
+    what += [f"not whole are episodes {spell(short)}"] if short else []
+    out = spell([*missing, *short])
+    raise RunError(
+        f"{said}; {' and '.join(what)}. If only a part was downloaded, leave them out (without='{out}', or --without "
+        f"{out}); else copy it again"
+    )
+
+
+def _lengths(folder: Path) -> dict[int, int]:
+    """Rows that ``meta`` promises of every episode, where it does."""
+    old = folder / "meta" / "episodes.jsonl"
+    if old.is_file():
+        try:
+            told = [json.loads(line) for line in old.read_text().splitlines() if line.strip()]
+        except ValueError as error:
+            raise RunError(f"{old} is no JSON ({error}): copy the dataset again") from None
+    else:
+        parquet = require("pyarrow.parquet", "data")
+        paths = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
+        told = [row for p in paths for row in parquet.read_table(p, columns=["episode_index", "length"]).to_pylist()]
+    return {int(row["episode_index"]): int(row["length"]) for row in told}
+
+
+def _tasks_named(features: dict[str, Any], parts: Sequence[str]) -> list[str]:
+    """Return the columns, beside ``parts``, that tell by words or numbers what the robot is to do."""
+    told = {k for k, f in features.items() if str(f["dtype"]).startswith(("string", "language", "int", "uint"))}
+    named = [k for k in features if k in told and k not in parts and any(word in k.lower() for word in TASK)]
+    return list(dict.fromkeys(["task_index", *named]))
+
+
+def _left_over(name: str, features: dict[str, Any], parts: Sequence[str], tasks: dict[str, np.ndarray]) -> None:
+    """Warn where what the robot is told differs, for nothing of it is learned from, and of features not read."""
+    counts = {k: len(set(map(str, v)) if v.dtype == object else np.unique(v)) for k, v in tasks.items()}
+    if several := {k: n for k, n in counts.items() if n > 1}:
+        where = ", ".join("meta/tasks" if k == "task_index" else k for k in several)
+        warnings.warn(
+            f"{name} holds {max(several.values())} tasks, and their words ({where}) are not read: a policy is not told "
+            "which one it is at. Leave the episodes of others out, or add the task to the observations",
+            stacklevel=3,
+        )
+    known = {*USED, *parts, *several}
+    if left := ", ".join(k for k, f in features.items() if k not in known and not _observed_there(k, f)):
+        said = "a policy learns nothing of that. Numbers that it should see, name among the parts= (--parts)"
+        warnings.warn(f"{name} also holds {left}, not read here: {said}", stacklevel=3)
+
+
+def _observed_there(name: str, feature: dict[str, Any]) -> bool:
+    """Return whether a feature is an observation: to LeRobot, a camera of any name is."""
+    return name.startswith(PREFIX) or (feature["dtype"] in ("image", "video") and not name.startswith("next."))
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    path = folder / "meta" / "info.json"
+    try:
+        info = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{folder} is no LeRobot dataset: there is no meta/info.json in it") from None
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON ({error}): copy the dataset again") from None
+    if not isinstance(info, dict) or not isinstance(info.get("features", {}), dict):
+        raise RunError(f"{path} does not describe a dataset and its features: copy the dataset again")
+    if info.get("codebase_version") not in VERSIONS:
+        raise RunError(
+            unknown_name_message(str(info.get("codebase_version")), VERSIONS, "version of LeRobot datasets read here")
+        )
+    for needed in ("features", "total_episodes", "total_frames"):
+        if info.get(needed) is None:
+            raise RunError(f"{path} does not say {needed}: copy the dataset again")
+    for feature, told in dict(info["features"]).items():
+        if not {"dtype", "shape"} <= set(told):
+            raise RunError(f"{path} does not say the dtype and shape of {feature}: copy the dataset again")
+    if ACTION not in info["features"]:
+        raise InvalidInputError(
+            f"{folder.name} has no {ACTION!r}; its features are {', '.join(sorted(info['features']))}"
+        )
+    return info
+
+
+def _parts(features: dict[str, Any], parts: Sequence[str] | None, name: str) -> list[str]:
+    known = [k for k, feature in features.items() if _observed_there(k, feature)]
+    for part in parts or ():
+        if part not in features or part in USED:
+            raise InvalidInputError(unknown_name_message(part, features.keys() - USED, f"observation in {name}"))
+    films = [k for k in parts or known if features[k]["dtype"] == "video"]
+    if films:
+        left = [k for k in parts or known if k not in films]
+        how = f"without sight, go on with parts={left} (--parts {','.join(left)})" if left else "no other part is there"
+        raise InvalidInputError(
+            f"{', '.join(films)} of {name} {'lie' if len(films) > 1 else 'lies'} in videos, which are not read here: "
+            f"convert them to pictures with LeRobot, or, {how}"
+        )
+    if not (parts or known):
+        raise InvalidInputError(f"{name} has no observation: its features are {', '.join(sorted(features))}")
+    return list(parts or known)
+
+
+def _table(folder: Path, columns: list[str], perhaps: list[str]) -> Any:
+    """All rows in order of their index; the columns ``perhaps`` where they are."""
+    parquet, pa = require("pyarrow.parquet", "data"), require("pyarrow", "data")
+    paths = sorted((folder / "data").glob("*/*.parquet"))
+    if not paths:
+        raise RunError(f"{folder} has no rows: there is no data/chunk-*/*.parquet in it")
+    wanted, tables = list(dict.fromkeys([*columns, "episode_index", "frame_index", "index"])), []
+    for path in paths:
+        try:
+            file = parquet.ParquetFile(path)
+            for column in wanted:
+                if column not in file.schema_arrow.names:
+                    raise InvalidInputError(f"{path} has no column {column!r}, which meta/info.json promises")
+            more = [c for c in perhaps if c in file.schema_arrow.names]
+            tables.append(file.read(columns=[*wanted, *more]))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise RunError(f"{path} cannot be read as Parquet ({error}): copy the dataset again") from None
+    table = pa.concat_tables(tables, promote_options="permissive")
+    return table.take(np.argsort(np.asarray(table["index"]), kind="stable"))
+
+
+def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
+    """A column as [L, ...]; pictures [L, H, W, C]."""
+    if feature["dtype"] == "image":
+        return _pictures(column.to_pylist(), what)
+    if feature["dtype"] in ("string", "language"):
+        raise InvalidInputError(f"{what} are words, not numbers: choose the parts to keep with parts= (--parts)")
+    values = column.to_numpy()
+    if values.dtype == object:
+        lengths = {np.shape(v) for v in values}
+        if len(lengths) > 1:
+            odd = next(i for i, v in enumerate(values) if np.shape(v) != np.shape(values[0]))
+            raise InvalidInputError(f"row {odd} of {what} has another shape than the first: {sorted(lengths)}")
+        values = np.array(column.to_pylist(), dtype=np.float64 if "float" in feature["dtype"] else feature["dtype"])
+    if values.size != len(values) * math.prod(feature["shape"]):
+        raise InvalidInputError(
+            f"rows of {what} are {list(values.shape[1:])}, and meta/info.json says {feature['shape']}"
+        )
+    return values.reshape(len(values), *feature["shape"])
+
+
+def _pictures(cells: list[Any], what: str) -> np.ndarray:
+    """Return stored pictures as [L, H, W, C]. Raise InvalidInputError, with the row, for a cell that holds none."""
+    image, found = require("PIL.Image", "demo"), []
+    for row, cell in enumerate(cells):
+        cell = cell if isinstance(cell, dict) else {"bytes": cell}
+        try:
+            found.append(np.asarray(image.open(io.BytesIO(cell["bytes"]))))
+        except (KeyError, OSError, SyntaxError, TypeError, ValueError):
+            said = "no readable picture" if cell.get("bytes") else f"no picture (its path: {cell.get('path')})"
+            how = "store pictures in the rows with LeRobot, or leave them out with parts= (--parts)"
+            raise InvalidInputError(f"row {row} of {what} holds {said}: {how}") from None
+        if found[row].shape != found[0].shape:
+            raise InvalidInputError(
+                f"pictures of {what} are {found[0].shape}, and {found[row].shape} in row {row}: use one size"
+            )
+    return np.stack(found)
+
+
+def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str = "", robot: str = "unknown") -> Path:
+    """Write a dataset of version 3.0 to the new ``folder``, whole or not at all.
+
+    Flat observations become ``observation.state``; parts of a dict keep their names, after ``observation.``.
+    ``next.reward``, ``next.done`` and ``next.success`` (in an episode's last frame) are written where they are known.
+    ``fps``: frames a second; ``task``: what the robot is told to do. Raises RunError if there is something,
+    InvalidInputError for pictures, which belong into videos.
+    """
+    folder = Path(folder)
+    demos, rewards = (recorded, None) if isinstance(recorded, Demos) else (recorded.demos, recorded.rewards)
+    if folder.exists():
+        raise RunError(f"{folder} exists already: name another folder")
+    if fps < 1:
+        raise InvalidInputError(f"frames a second start at 1, not {fps}")
+    pa, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
+    owner, frame = _counters(demos)
+    last = np.zeros(len(owner), bool)
+    last[demos.ends.numpy() - 1] = True
+    columns: dict[str, np.ndarray] = {**_observed(demos.observations), ACTION: demos.actions.numpy()}
+    if rewards is not None:
+        columns["next.reward"] = rewards.numpy().astype(np.float32)
+    columns["next.done"] = last
+    if demos.success is not None:
+        columns["next.success"] = last & demos.success.numpy()[owner]
+    columns |= {
+        "timestamp": (frame / fps).astype(np.float32), "frame_index": frame, "episode_index": owner,
+        "index": np.arange(len(owner)), "task_index": np.zeros(len(owner), np.int64),
+    }  # fmt: skip
+    features = {
+        k: {"dtype": str(v.dtype), "shape": list(v.shape[1:]) or [1], "names": None} for k, v in columns.items()
+    }
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    for place in ("meta/episodes/chunk-000", "data/chunk-000"):
+        (new / place).mkdir(parents=True)
+    parquet.write_table(pa.table({k: _arrow(pa, v) for k, v in columns.items()}), new / "data" / PLACE)
+    begin = (demos.ends - demos.lengths).tolist()
+    rows = []
+    for i, (low, high) in enumerate(zip(begin, demos.ends.tolist(), strict=True)):
+        own = {k: _statistics(v[low:high]) for k, v in columns.items()}
+        place = {f"{part}/{what}_index": 0 for part in ("data", "meta/episodes") for what in ("chunk", "file")}
+        stats = {f"stats/{k}/{s}": v for k, told in own.items() for s, v in told.items()}
+        reach = {"length": high - low, "dataset_from_index": low, "dataset_to_index": high}
+        rows.append({"episode_index": i, "tasks": [task], **reach, **place, **stats})
+    parquet.write_table(pa.Table.from_pylist(rows), new / "meta" / "episodes" / PLACE)
+    parquet.write_table(_tasks(pa, task), new / "meta" / "tasks.parquet")
+    stats = {k: _statistics(v) for k, v in columns.items()}
+    (new / "meta" / "stats.json").write_text(json.dumps(stats, indent=4))
+    info = {
+        "codebase_version": "v3.0", "robot_type": robot, "total_episodes": len(demos), "total_frames": len(owner),
+        "total_tasks": 1, "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": fps,
+        "splits": {"train": f"0:{len(demos)}"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "video_path": None,
+        "features": features,
+    }  # fmt: skip
+    (new / "meta" / "info.json").write_text(json.dumps(info, indent=4))
+    os.rename(new, folder)
+    return folder
+
+
+def _counters(demos: Demos) -> tuple[np.ndarray, np.ndarray]:
+    """The episode of every frame, and its number in it."""
+    lengths = demos.lengths.numpy()
+    return np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(n) for n in lengths])
+
+
+def _observed(observations: Any, path: str = "") -> dict[str, np.ndarray]:
+    if isinstance(observations, dict):
+        parts = [_observed(v, f"{path}.{k}" if path else k) for k, v in observations.items()]
+        return {k: v for part in parts for k, v in part.items()}
+    name = STATE if not path else path if path.startswith(PREFIX) else PREFIX + path
+    value: Tensor = observations
+    if value.dtype == torch.uint8:
+        raise InvalidInputError(f"{name} holds pictures, which are not written here: keep the other parts")
+    return {name: value.numpy().astype(np.float32)}
+
+
+def _arrow(pa: Any, value: np.ndarray) -> Any:
+    """[N] as numbers, [N, d] as lists of a fixed size, more axes as nested ones; single numbers are not in lists."""
+    if value.ndim == 2 and value.shape[1] == 1:
+        value = value[:, 0]
+    array = pa.array(np.ascontiguousarray(value).reshape(-1))
+    for size in reversed(value.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
+
+
+def _tasks(pa: Any, task: str) -> Any:
+    """pandas' way to say that a column is the index."""
+    table = pa.table({"task_index": pa.array([0]), "__index_level_0__": pa.array([task])})
+    kinds = {"task_index": "int64", "__index_level_0__": "unicode"}
+    told = [
+        {
+            "name": None if k.startswith("__") else k, "field_name": k, "pandas_type": kind,
+            "numpy_type": "int64" if kind == "int64" else "object", "metadata": None,
+        }
+        for k, kind in kinds.items()
+    ]  # fmt: skip
+    pandas = {"index_columns": ["__index_level_0__"], "columns": told, "column_indexes": [], "pandas_version": "2.0.0"}
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def _statistics(value: np.ndarray) -> dict[str, Any]:
+    """min, max, mean, std, count and quantiles of every number of a feature."""
+    rows = value.astype(np.float64).reshape(len(value), -1)
+    shape = list(value.shape[1:]) or [1]
+    told = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    told |= {name: np.quantile(rows, q, axis=0) for name, q in QUANTILES.items()}
+    return {**{k: v.reshape(shape).tolist() for k, v in told.items()}, "count": [len(rows)]}

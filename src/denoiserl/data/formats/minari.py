@@ -1,0 +1,387 @@
+"""Minari datasets, read and written as files; the package itself is not needed.
+
+A dataset is a folder with ``metadata.json`` (spaces, counts) and ``main_data.hdf5`` (a group an episode), usually
+called ``data`` inside the dataset's own folder; or, in the arrow layout, a folder of Arrow files an episode.
+
+    observations   arrays [L + 1, ...], or groups of them where the space is a Dict or Tuple
+    actions, rewards, terminations, truncations   [L, ...]
+    infos          whatever the environment said, among it ``success``
+
+``read`` gives ``Demos`` and ``recording`` what else is known; ``write`` makes a dataset that Minari loads. Needs h5py
+(``pip install 'denoiserl[data]'``), the arrow layout pyarrow, pictures pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
+from denoiserl.core.tree import first, leaves, tree_map
+from denoiserl.data.demos import Demos
+from denoiserl.data.ends import inside
+from denoiserl.data.formats.numbers import check, spell
+from denoiserl.data.recordings import Recording, numbers, whole
+
+FILE, METADATA = "main_data.hdf5", "metadata.json"
+VERSION = "0.5.0"
+"""the version of Minari whose layout is written"""
+SMALLEST = 32
+"""arrays of bytes that are smaller are no pictures to Minari"""
+COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
+WON = ("success", "is_success")
+SPELT = {"true": True, "1": True, "false": False, "0": False, "none": False}
+"""success in words, and what it says of a tick"""
+Outside = Literal["refuse", "clip"]
+
+
+def read(
+    path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
+) -> Demos:
+    """The demonstrations of a dataset: ``recording(...).demos``."""
+    return recording(path, without, outside, parts).demos
+
+
+def recording(
+    path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
+) -> Recording:
+    """A dataset's episodes: its folder, the ``data`` in it, or the HDF5 file.
+
+    ``without``: episodes to leave out. ``outside``: actions beyond the action space are refused, or clipped to it.
+    ``parts``: of dict observations, the parts to keep (default: all). Success is what ``infos`` says, in any tick;
+    where it does not say so of every episode, none is read, with a warning. Bad episodes are refused by number and row:
+    see ``data.recordings.whole``. Raises RunError, InvalidInputError.
+    """
+    if outside not in ("refuse", "clip"):
+        raise InvalidInputError(
+            unknown_name_message(outside, ("refuse", "clip"), "way with actions outside the action space")
+        )
+    folder, metadata = _opened(Path(path))
+    name = str(metadata.get("dataset_id") or folder.name)
+    seen, acts = (_space(metadata, f"{what}_space") for what in ("observation", "action"))
+    if acts is not None and acts["type"] != "Box":
+        raise InvalidInputError(f"{name} acts in a {acts['type']} space: demonstrations hold actions [L, d] of a Box")
+    if acts is not None and not {"low", "high"} <= set(acts):
+        raise InvalidInputError(
+            f"the action space of {name} tells no low and high in {METADATA}: copy the dataset again"
+        )
+    low, high = (None, None) if acts is None else (np.asarray(acts[k], np.float64).ravel() for k in ("low", "high"))
+    arrow = metadata.get("data_format") == "arrow"
+    episodes, success, rewards, last, over, known = [], {}, [], [], [], []
+    for i, raw in (_arrow if arrow else _hdf5)(folder, metadata, name):
+        known.append(i)
+        if i in without:
+            continue
+        columns = {c: raw[c] for c in COLUMNS}
+        jpeg = bool(metadata.get("jpeg_encoding", True))
+        observations = _decoded(choose(columns["observations"], parts, name), _kept_space(seen, parts), jpeg, i, name)
+        actions = np.asarray(columns["actions"])
+        actions = actions.reshape(len(actions), math.prod(actions.shape[1:])) if actions.ndim > 1 else actions
+        frames = len(actions)
+        for leaf in leaves(observations):
+            if len(leaf) != frames + 1:
+                raise InvalidInputError(
+                    f"episode {i} of {name} is ragged, {frames} actions and {len(leaf)} observations (one more is "
+                    f"right): repair it, or leave it out with without=({i},)"
+                )
+        if outside == "clip" and low is not None and actions.ndim == 2:
+            actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
+        gains, ended, cut = (
+            column(columns[c], kind, c, f"episode {i} of {name}")
+            for c, kind in (("rewards", np.float64), ("terminations", bool), ("truncations", bool))
+        )
+        now = tree_map(lambda v: v[:-1], observations)
+        whole(name, i, now, actions, low, high, rewards=gains, terminations=ended, truncations=cut)
+        inside(name, i, ended, cut)
+        episodes.append((tree_map(lambda v: numbers(v[:-1]), observations), numbers(actions)))
+        last.append(tree_map(lambda v: numbers(v[-1]), observations))
+        rewards.append(torch.from_numpy(gains.astype(np.float32)))
+        success[i] = _success(raw.get("infos"))
+        over.append(bool(ended[-1]))
+    check(name, without, known)
+    if not episodes:
+        raise InvalidInputError(f"{name} holds no episode")
+    widths = {tuple(tuple(v.shape[1:]) for v in leaves(e)) for e in episodes}
+    if len(widths) > 1:
+        raise InvalidInputError(
+            f"the episodes of {name} have observations or actions of different shapes: {sorted(widths)}"
+        )
+    mute = {i: said for i, said in success.items() if isinstance(said, str)}
+    told = None if mute else [bool(s) for s in success.values()]
+    if any(mute.values()) or 0 < len(mute) < len(success):
+        i = max(mute, key=lambda i: bool(mute[i]))  # the first of those that hold something
+        less = f", or leave out {spell(mute)}" if len(mute) < len(success) else ""
+        warnings.warn(
+            f"infos of episode {i} of {name} hold {mute[i] or 'no success'} ({len(mute)} of {len(success)} episodes do "
+            f"not tell it), so success is read of none: store infos/success as booleans in all{less}",
+            stacklevel=3,
+        )
+    demos = Demos.of(episodes, told, [float(r.sum()) for r in rewards], name)
+    d = demos.actions.shape[1]
+    box = [torch.as_tensor(v, dtype=torch.float32) for v in (low, high)] if low is not None else _free(d)
+    return Recording(
+        demos, torch.cat(rewards), tree_map(lambda *v: torch.stack(v), *last) if len(last) > 1 else _one(last[0]),
+        torch.tensor(over), box[0], box[1],
+    )  # fmt: skip
+
+
+def column(value: Any, kind: Any, what: str, where: str) -> np.ndarray:
+    """Return a column of single numbers [L], also where it is stored as [L, 1]. Raise InvalidInputError for other
+    shapes."""
+    try:
+        found = np.asarray(value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value, kind)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"{what} of {where} are not numbers: store one number a tick [L]") from None
+    if found.ndim > 1 and found.size == len(found):
+        found = found.reshape(len(found))
+    if found.ndim != 1:
+        raise InvalidInputError(f"{what} of {where} are {list(found.shape)}: store one number a tick [L]")
+    return found
+
+
+def _one(tree: Any) -> Any:
+    return tree_map(lambda v: v[None], tree)
+
+
+def _free(d: int) -> list[torch.Tensor]:
+    return [torch.full((d,), -torch.inf), torch.full((d,), torch.inf)]
+
+
+def _opened(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the data and its metadata."""
+    folder = path.parent if path.is_file() else path
+    if not (folder / METADATA).is_file() and (folder / "data" / METADATA).is_file():
+        folder = folder / "data"
+    if not (folder / METADATA).is_file():
+        raise RunError(f"{path} is no Minari dataset: there is no {METADATA} (nor data/{METADATA}) in it")
+    try:
+        metadata = json.loads((folder / METADATA).read_text())
+    except ValueError as error:
+        raise RunError(f"{folder / METADATA} is no JSON ({error}): copy the dataset again") from None
+    if not isinstance(metadata, dict) or not str(metadata.get("total_episodes", 0)).isdigit():
+        raise RunError(f"{folder / METADATA} does not say how many episodes there are: copy the dataset again")
+    if metadata.get("data_format", "hdf5") not in ("hdf5", "arrow"):
+        raise RunError(unknown_name_message(metadata["data_format"], ("hdf5", "arrow"), "layout of Minari"))
+    return folder, metadata
+
+
+def _space(metadata: dict[str, Any], what: str) -> Any:
+    given = metadata.get(what)
+    return json.loads(given) if isinstance(given, str) else given
+
+
+def _hdf5(folder: Path, metadata: dict[str, Any], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, columns) of every episode."""
+    h5py, path = require("h5py", "data"), folder / FILE
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read as HDF5 ({error}): copy the dataset again") from None
+
+    def load(node: Any) -> Any:
+        return {k: load(v) for k, v in node.items()} if isinstance(node, h5py.Group) else node[()]
+
+    with file:
+        known = sorted(
+            (k for k in file if k.startswith("episode_") and k[8:].isdigit()),
+            key=lambda k: int(k.removeprefix("episode_")),
+        )
+        promised = int(metadata.get("total_episodes", len(known)))
+        if len(known) != promised:
+            raise RunError(
+                f"{path} holds {len(known)} episodes of the {promised} that {METADATA} promises: copy it again"
+            )
+        for key in known:
+            i = int(key.removeprefix("episode_"))
+            _complete(i, file[key], name)
+            yield i, load(file[key])
+
+
+def _arrow(folder: Path, metadata: dict[str, Any], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, columns) of every episode; actions and what follows them have a row of padding at the end."""
+    require("pyarrow", "data")
+    dataset = require("pyarrow.dataset", "data")
+    for i in range(int(metadata.get("total_episodes", 0))):
+        if not (folder / str(i)).is_dir():
+            raise RunError(f"{folder} has no episode {i} of the {metadata['total_episodes']} promised: copy it again")
+        table = dataset.dataset(
+            str(folder / str(i)), format="arrow", ignore_prefixes=["_", ".", METADATA]
+        ).to_table().combine_chunks()  # fmt: skip
+        _complete(i, table.column_names, name)
+        raw = {c: _unpacked(table[c].combine_chunks(), _space(metadata, f"{c[:-1]}_space")) for c in COLUMNS[:2]}
+        raw |= {c: np.asarray(table[c]) for c in COLUMNS[2:]}
+        raw |= {c: raw[c][:-1] for c in COLUMNS[1:]}
+        if "infos" in table.column_names:
+            raw["infos"] = _unpacked(table["infos"].combine_chunks(), None)
+        yield i, raw
+
+
+def _fields(array: Any) -> list[tuple[str, Any]]:
+    return [(field.name, array.field(k)) for k, field in enumerate(array.type)]
+
+
+def _unpacked(array: Any, space: Any) -> Any:
+    """An Arrow column as arrays, shaped as the space says."""
+    array = array.chunk(0) if hasattr(array, "chunks") else array
+    if array.type.num_fields and not hasattr(array.type, "value_type"):
+        subs = (space or {}).get("subspaces", {})
+        subs = {str(k): v for k, v in enumerate(subs)} if isinstance(subs, list) else subs
+        return {k: _unpacked(v, subs.get(k)) for k, v in _fields(array)}
+    value = array.to_numpy(zero_copy_only=False)
+    if value.dtype != object or len(value) == 0 or isinstance(value[0], bytes | str):
+        return value
+    value = np.stack(value)
+    return value if space is None else value.reshape(len(value), *space["shape"])
+
+
+def _complete(i: int, columns: Any, name: str) -> None:
+    for column in COLUMNS:
+        if column not in columns:
+            raise InvalidInputError(
+                f"episode {i} of {name} has no {column}; it has {', '.join(sorted(columns)) or 'nothing'}: leaving it "
+                "out does not help, the dataset is not whole"
+            )
+
+
+def choose(observations: Any, parts: Sequence[str] | None, name: str) -> Any:
+    """Return the parts to keep of observations in a dict (None: all). Raise InvalidInputError for a part that is not
+    there."""
+    if parts is None:
+        return observations
+    if not isinstance(observations, dict):
+        raise InvalidInputError(f"the observations of {name} have no parts: leave parts out")
+    for part in parts:
+        if part not in observations:
+            raise InvalidInputError(unknown_name_message(part, observations, f"part of the observations of {name}"))
+    return {part: observations[part] for part in parts}
+
+
+def _kept_space(space: Any, parts: Sequence[str] | None) -> Any:
+    if parts is None or space is None:
+        return space
+    return {**space, "subspaces": {part: _subspaces(space).get(part) for part in parts}}
+
+
+def _subspaces(space: Any) -> dict[str, Any]:
+    """The spaces of a Dict's parts, and of a Tuple's by the names that Minari gives them."""
+    found = (space or {}).get("subspaces", {})
+    return {f"_index_{k}": v for k, v in enumerate(found)} if isinstance(found, list) else found
+
+
+def _decoded(value: Any, space: Any, jpeg: bool, i: int, name: str) -> Any:
+    """Arrays of a tree; pictures are unpacked to [L, H, W, C]."""
+    if isinstance(value, dict):
+        subs = _subspaces(space)
+        return {k: _decoded(v, subs.get(k), jpeg, i, name) for k, v in value.items()}
+    if space is not None and space["type"] in ("Discrete", "MultiDiscrete"):
+        raise InvalidInputError(
+            f"{name} observes a {space['type']}, names and no quantities: choose other parts with parts=, or store it "
+            "one-hot in a Box"
+        )
+    if jpeg and _picture(space):
+        image = require("PIL.Image", "demo")
+        return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in value])
+    if value.dtype.kind not in "fiub":
+        raise InvalidInputError(
+            f"episode {i} of {name} observes {value.dtype}, not numbers: choose the parts to keep with parts="
+        )
+    return value
+
+
+def _picture(space: Any) -> bool:
+    """Does Minari store this space as JPEG?"""
+    if space is None or space["type"] != "Box" or space["dtype"] != "uint8" or len(space["shape"]) not in (2, 3):
+        return False
+    return min(space["shape"][:2]) >= SMALLEST and np.max(space["high"]) == 255 and np.min(space["low"]) == 0
+
+
+def _success(infos: Any) -> bool | str:
+    """Return whether any tick succeeded; else what ``infos`` hold that does not tell it, "" for nothing."""
+    said = ""
+    for key in WON:
+        if not isinstance(infos, dict) or key not in infos:
+            continue
+        value = np.asarray(infos[key])
+        if value.dtype.kind in "biuf":
+            return bool(np.nan_to_num(value.astype(np.float64)).any())
+        words = {w.decode(errors="replace") if isinstance(w, bytes) else str(w) for w in value.ravel().tolist()}
+        if strange := sorted(w for w in words if w.lower() not in SPELT):
+            said = said or f"{key} {strange[0][:20]!r}, neither True nor False"
+        else:
+            return any(SPELT[w.lower()] for w in words)
+    return said
+
+
+def write(path: str | Path, recorded: Recording, dataset: str = "denoiserl/recorded-v0") -> Path:
+    """Write a dataset to the new folder ``path``, whole or not at all; ``dataset`` is its name, NAMESPACE/NAME-vN.
+
+    Minari finds it as ``dataset`` if ``path`` is that place below its root (MINARI_DATASETS_PATH), and by path with
+    ``MinariDataset(path / "data")``. Pictures are stored as they are (``jpeg_encoding`` false). Success goes to
+    ``infos`` in every tick. Raises RunError if there is something, InvalidInputError without rewards.
+    """
+    path, demos = Path(path), recorded.demos
+    if path.exists():
+        raise RunError(f"{path} exists already: name another folder")
+    if recorded.rewards is None or recorded.terminated is None or recorded.last is None:
+        raise InvalidInputError(
+            "Minari's format needs a reward a tick and how episodes ended: record them with envs.record"
+        )
+    h5py, new = require("h5py", "data"), path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    (new / "data").mkdir(parents=True)
+    box = [v.tolist() for v in (recorded.low, recorded.high)]
+    with h5py.File(new / "data" / FILE, "w", track_order=True) as file:
+        for i in range(len(demos)):
+            observations, actions = demos.episode(i)
+            end, length = int(demos.ends[i]), len(actions)
+            ended, cut = np.zeros(length, bool), np.zeros(length, bool)
+            ended[-1], cut[-1] = bool(recorded.terminated[i]), not bool(recorded.terminated[i])
+            group = file.create_group(f"episode_{i}")
+            group.attrs["id"], group.attrs["total_steps"] = i, length
+            both = tree_map(lambda v, x, i=i: torch.cat([v, x[i : i + 1]]), observations, recorded.last)
+            columns = {"observations": both, "actions": actions, "rewards": recorded.rewards[end - length : end]}
+            _store(group, {**columns, "terminations": ended, "truncations": cut})
+            if demos.success is not None:
+                group.create_group("infos")["success"] = np.full(length + 1, bool(demos.success[i]))
+    metadata = {
+        "total_episodes": len(demos), "total_steps": len(demos.actions), "data_format": "hdf5", "jpeg_encoding": False,
+        "observation_space": json.dumps(_described(demos.observations)),
+        "action_space": json.dumps(_box(demos.actions, *box)), "dataset_id": dataset, "minari_version": VERSION,
+        "dataset_size": round((new / "data" / FILE).stat().st_size / 1e6, 3),
+    }  # fmt: skip
+    (new / "data" / METADATA).write_text(json.dumps(metadata))
+    os.rename(new, path)
+    return path
+
+
+def _store(group: Any, tree: dict[str, Any]) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _store(group.create_group(name), value)
+        else:
+            group.create_dataset(name, data=np.asarray(value), chunks=True)
+
+
+def _described(tree: Any) -> Any:
+    """The space of recorded observations: unbounded, as recorded data do not tell."""
+    if isinstance(tree, dict):
+        return {"type": "Dict", "subspaces": {k: _described(v) for k, v in tree.items()}}
+    if first(tree).dtype == torch.uint8:
+        return _box(tree, np.zeros(tree.shape[1:], int).tolist(), np.full(tree.shape[1:], 255).tolist())
+    wide = np.full(tree.shape[1:], np.inf)
+    return _box(tree, (-wide).tolist(), wide.tolist())
+
+
+def _box(value: torch.Tensor, low: Any, high: Any) -> dict[str, Any]:
+    dtype = str(value.dtype).removeprefix("torch.")
+    return {"type": "Box", "dtype": dtype, "shape": list(value.shape[1:]), "low": low, "high": high}

@@ -1,0 +1,134 @@
+"""Recorded episodes: demonstrations with rewards, last observations and how episodes ended, and their validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.serialization import store
+from denoiserl.core.tree import Tree, cat, tree_map
+from denoiserl.data.demos import Demos
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Demonstrations with the rest of what happened; N frames in E episodes.
+
+    ``rewards`` [N]; ``last`` [E, ...]: the observation after the last action; ``terminated`` [E] bool: the episode
+    truly ended (otherwise a time limit cut it). None of what a source does not tell. ``low``, ``high`` [d]: the box of
+    actions, infinite where it is not known.
+    """
+
+    demos: Demos
+    rewards: Tensor | None
+    last: Tree
+    terminated: Tensor | None
+    low: Tensor
+    high: Tensor
+
+    def take(self, keep: Tensor) -> Recording:
+        """The episodes of an index or mask [E]."""
+        index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
+        demos = self.demos.take(index)
+        rewards = None
+        if self.rewards is not None:
+            ends, lengths = self.demos.ends, self.demos.lengths
+            rewards = torch.cat([self.rewards[int(ends[i] - lengths[i]) : int(ends[i])] for i in index])
+        terminated = None if self.terminated is None else self.terminated[index]
+        return replace(
+            self, demos=demos, rewards=rewards, last=tree_map(lambda v: v[index], self.last), terminated=terminated
+        )
+
+    def successful(self) -> Recording:
+        """The episodes that succeeded."""
+        if self.demos.success is None:
+            raise InvalidInputError("this environment does not say which episodes succeeded (info['success'])")
+        return self.take(self.demos.success)
+
+    @staticmethod
+    def of(demos: Demos, rewards: Tensor | None = None) -> Recording:
+        """Demonstrations of which nothing else is known, but rewards perhaps."""
+        wide = torch.full((demos.actions.shape[1],), torch.inf)
+        return Recording(demos, rewards, None, None, -wide, wide)
+
+    def save(self, path: str | Path) -> Path:
+        """Store in the folder ``path``, whole or not at all. ``Demos.load`` reads its demonstrations."""
+        return store.write(path, {**self.demos.tree(), **{f: getattr(self, f) for f in REST}})
+
+    @staticmethod
+    def load(path: str | Path) -> Recording:
+        """Read what ``save`` stored; of demonstrations alone, nothing else is known."""
+        demos, tree = Demos.load(path), store.read(path)
+        if not all(f in tree for f in REST):
+            return Recording.of(demos)
+        return Recording(demos, *(tree[f] for f in REST))
+
+    @staticmethod
+    def joined(parts: Sequence[Recording]) -> Recording:
+        """The episodes of recordings of one environment, one after another."""
+        one, *_ = parts
+
+        def all_of(f: str) -> Any:
+            told = [getattr(part, f) for part in parts]
+            return None if any(v is None for v in told) else cat(told)
+
+        demos = Demos.joined([part.demos for part in parts])
+        return Recording(demos, all_of("rewards"), all_of("last"), all_of("terminated"), one.low, one.high)
+
+
+REST = ("rewards", "last", "terminated", "low", "high")
+"""what a recording has beside its demonstrations"""
+
+
+def whole(
+    name: str, i: int, observations: Any, actions: np.ndarray, low: Any = None, high: Any = None, **columns: Any
+) -> None:
+    """Refuse a bad episode, by its number and row.
+
+    Empty, columns of unequal length, NaN or infinity, actions [L, d] outside the box [low, high].
+    """
+    where = f"episode {i} of {name}"
+    if actions.ndim != 2:
+        raise InvalidInputError(f"{where} has actions of shape {list(actions.shape)}: demonstrations hold [L, d]")
+    if len(actions) == 0:
+        raise InvalidInputError(f"{where} is empty: leave it out with without=({i},)")
+    parts = {**dict(_named("observations", observations)), "actions": actions, **columns}
+    for what, value in parts.items():
+        if len(value) != len(actions):
+            raise InvalidInputError(
+                f"{where} is ragged, {len(actions)} actions and {len(value)} of {what}: repair it, or leave it out "
+                f"with without=({i},)"
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            row = int(np.argmax(~np.isfinite(value.reshape(len(value), -1)).all(1)))
+            raise InvalidInputError(
+                f"row {row} of {what} of {where} holds NaN or infinity: repair it, or leave it out with without=({i},)"
+            )
+    if low is not None and high is not None:
+        over = np.maximum(np.asarray(low) - actions, actions - np.asarray(high))
+        if over.max() > 1e-5:
+            row, d = (int(n) for n in np.unravel_index(over.argmax(), over.shape))
+            raise InvalidInputError(
+                f"row {row} of {where} acts {actions[row, d]:g} in dimension {d}, outside the action space's "
+                f"[{np.broadcast_to(low, actions.shape)[row, d]:g}, {np.broadcast_to(high, actions.shape)[row, d]:g}]: "
+                "are these other units? outside='clip' clips them"
+            )
+
+
+def _named(name: str, tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree of dicts with their paths."""
+    if isinstance(tree, dict):
+        return [pair for k, v in tree.items() for pair in _named(f"{name}/{k}", v)]
+    return [(name, tree)]
+
+
+def numbers(value: np.ndarray) -> Tensor:
+    """What is stored: float32, and bytes (pictures) as they are."""
+    return torch.from_numpy(np.array(value, dtype=np.uint8 if value.dtype == np.uint8 else np.float32))

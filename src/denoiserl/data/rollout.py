@@ -1,0 +1,63 @@
+"""Collected experience [T, B, ...]: what a collector returns and replay buffers take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from denoiserl.core.tree import Tree
+from denoiserl.policy.chain import Chain
+
+
+class Fault(NamedTuple):
+    """What went wrong: with ``copy`` (None where nobody can say which), at ``tick`` of its episode, and ``what``."""
+
+    copy: int | None
+    tick: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Collected experience, all [T, B, ...]; a step is one decision (an action, or a chunk of T_a).
+
+    ``obs``, ``next_obs``: trees; ``next_obs`` is the true successor. ``reward``: Σ γ^i r_i over the executed ticks.
+    ``terminated``: truly over; ``done``: over, time limits too. ``length``: ticks executed. ``live`` [T, B, T_a]: the
+    executed actions; all False where an automatic reset swallowed the step. ``action``: what the policy asked for.
+    ``info``: ``return`` and ``ticks`` of the episode so far, and ``success`` (so far) where it is reported.
+    ``faults``: what went wrong on the way and was mended; a decision that was lost to it is not live, but ``done``.
+    """
+
+    obs: Tree
+    next_obs: Tree
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    done: Tensor
+    length: Tensor
+    live: Tensor
+    chain: Chain | None = None
+    info: dict[str, Tensor] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def alive(self) -> Tensor:
+        """[T, B] bool: the step happened. What is not alive must not be learned from."""
+        return self.live.any(-1)
+
+    def discount(self, gamma: float) -> Tensor:
+        """γ to the length of the step, 0 where the episode truly ended: [T, B]."""
+        return gamma ** self.length.float() * ~self.terminated
+
+    def summary(self) -> dict[str, float]:
+        """Means over the episodes that finished here: ``episodes``, ``return``, ``ticks``, ``success`` if reported.
+
+        Without a finished episode there is only ``episodes``: 0. ``faults`` counts what went wrong, where anything did.
+        """
+        over = self.done & self.alive
+        count = int(over.sum())
+        means = {k: float(v[over].float().mean()) for k, v in self.info.items()} if count else {}
+        wrong = {"faults": float(len(self.faults))} if self.faults else {}
+        return {"episodes": float(count), **means, **wrong}

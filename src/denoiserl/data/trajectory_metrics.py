@@ -1,0 +1,119 @@
+"""What recorded motion looks like: how smooth it is, how consistent, and what it covers. Pure functions.
+
+They say what is different between two sets of demonstrations of the same task; lengths are in the units of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.data.demos import Demos
+
+
+def jerk(actions: Tensor) -> Tensor:
+    """Mean over t of ‖a_{t+1} − 2 a_t + a_{t−1}‖ of sequences [*batch, L, d], [*batch]: 0 on straight lines.
+
+    Raises InvalidInputError for fewer than three actions, which have no second difference.
+    """
+    if actions.shape[-2] < 3:
+        raise InvalidInputError(f"{actions.shape[-2]} actions have no second difference: jerk needs three or more")
+    return actions.diff(n=2, dim=-2).norm(dim=-1).mean(-1)
+
+
+def path_length(positions: Tensor) -> Tensor:
+    """Σ_t ‖x_{t+1} − x_t‖ of sequences [*batch, L, d], [*batch]."""
+    return positions.diff(dim=-2).norm(dim=-1).sum(-1)
+
+
+def detour(positions: Tensor) -> Tensor:
+    """Path length over the distance of its ends, [*batch]: 1 on straight lines, infinite on closed curves."""
+    return path_length(positions) / (positions[..., -1, :] - positions[..., 0, :]).norm(dim=-1)
+
+
+def spread(states: Tensor, actions: Tensor, k: int = 10, most: int = 4000) -> float:
+    """How much actions differ where states agree: the std of the actions [N, d] of a state's k nearest, a mean.
+
+        mean over states of √(Σ_d var{a_j : j among the k nearest of the state, itself included} / d)
+
+    States [N, ...] are standardised a dimension, constant ones left out. More than ``most`` frames are thinned evenly.
+    """
+    if len(states) < k or k < 2:
+        raise InvalidInputError(
+            f"the {k} nearest of {len(states)} states cannot be compared: record more, or lower k (from 2)"
+        )
+    at = torch.linspace(0, len(states) - 1, min(most, len(states))).round().long()
+    place = _standard(states.flatten(1)[at].double())
+    _, near = KDTree(place.numpy()).query(place.numpy(), k)
+    group = actions.flatten(1)[at].double()[torch.from_numpy(near)]
+    return float(group.var(1, correction=1).mean(-1).sqrt().mean())
+
+
+def covered(wanted: Tensor, kept: Tensor) -> float:
+    """The share of states ``wanted`` [N, ...] that have one of ``kept`` [M, ...] as near as their own kind usually is.
+
+    Near is the median distance of a wanted state from its nearest neighbour, in standardised dimensions. 1 where
+    everything was kept; a region that nothing kept comes from is missing.
+    """
+    if len(wanted) < 2:
+        raise InvalidInputError("what one state covers cannot be said: give two or more")
+    own = wanted.flatten(1).double()
+    place = _standard(own)
+    others = _standard(kept.flatten(1).double(), own)
+    apart, _ = KDTree(place.numpy()).query(place.numpy(), 2)
+    away, _ = KDTree(others.numpy()).query(place.numpy(), 1)
+    return float(np.mean(away <= np.median(apart[:, 1]) * (1 + 1e-9)))
+
+
+def _standard(states: Tensor, like: Tensor | None = None) -> Tensor:
+    like = states if like is None else like
+    scale = like.std(0, correction=0)
+    return (states - like.mean(0)) / torch.where(scale > 1e-9, scale, torch.inf)
+
+
+def starts(demos: Demos) -> Tensor:
+    """The first observations of all episodes, [E, o]."""
+    if not isinstance(demos.observations, Tensor):
+        raise InvalidInputError("states are compared as flat observations: concatenate the parts first")
+    return demos.observations[demos.ends - demos.lengths]
+
+
+def motion(demos: Demos) -> dict[str, float]:
+    """``statistics`` of demonstrations with what their motion is like: mean ``jerk`` of the actions and ``spread``."""
+    if not isinstance(demos.observations, Tensor):
+        raise InvalidInputError("states are compared as flat observations: concatenate the parts first")
+    parts = [demos.episode(i)[1] for i, n in enumerate(demos.lengths.tolist()) if n >= 3]
+    rough = float(torch.stack([jerk(part) for part in parts]).mean()) if parts else 0.0
+    told = {**demos.statistics(), "jerk": rough}
+    return told | {"spread": spread(demos.observations, demos.actions)} if len(demos.actions) >= 10 else told
+
+
+Valid = Callable[[Tensor, Tensor], Tensor]
+
+
+def clean(demos: Demos, quantile: float = 0.8, valid: Valid | None = None) -> Demos:
+    """The successful episodes that are no longer than the ``quantile`` of their lengths, and valid at every step.
+
+    ``valid(observations [L, ...], actions [L, d])`` -> [L] bool rules out what a simulator allows and nobody wants.
+    Raises InvalidInputError, with the counts, where nothing is left.
+    """
+    if not 0 < quantile <= 1:
+        raise InvalidInputError(f"a quantile lies in (0, 1], not {quantile}")
+    if demos.success is None:
+        raise InvalidInputError("these episodes do not say whether they succeeded, so nothing can be chosen from them")
+    won = demos.success.bool()
+    if valid is not None:
+        fits = [bool(torch.as_tensor(valid(*demos.episode(i))).all()) for i in range(len(demos))]
+        won = won & torch.tensor(fits)
+    if not bool(won.any()):
+        raise InvalidInputError(
+            f"{int(demos.success.sum())} of {len(demos)} episodes succeeded and none of these is valid: nothing can be "
+            "learned from them; improve the generator first"
+        )
+    longest = torch.quantile(demos.lengths[won].double(), quantile, interpolation="lower")
+    return demos.take(won & (demos.lengths <= longest))

@@ -1,0 +1,214 @@
+"""Copies of a single environment, stepped one by one in this process.
+
+This is the reference among the owners of copies: a chunk stops exactly where its episode ends, a finished copy is
+reset at once, no step is lost to automatic resets, and it is as fast as Gymnasium's ``SyncVectorEnv``. It knows which
+copy raised or diverged, and can make that one anew; one that hangs, hangs this process (see ``workers``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from operator import is_not
+from typing import Any
+
+import numpy as np
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.data.rollout import Fault
+from denoiserl.envs.backends.answer import begin, shut
+from denoiserl.envs.backends.chunk import Interrupted, Outcome, play
+from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, chosen, diverged, raised
+
+Make = Callable[[], Any]
+
+FEW = 64
+"""numbers of a small observation"""
+
+Row = tuple[float, float, bool, bool, int, int, int]
+ROW = np.dtype(
+    [
+        ("reward", float), ("raw", float), ("terminated", bool), ("truncated", bool), ("length", np.int64),
+        ("first", np.int64), ("held", np.int8),
+    ]
+)  # fmt: skip
+COLUMNS = ROW.names or ()
+STILL: Row = (0.0, 0.0, False, False, 0, 0, -1)
+LOST: Row = (0.0, 0.0, False, True, 0, 0, -1)
+"""reward, raw, terminated, truncated, length, first, held of a copy that stands still, and of one that lost its
+decision"""
+
+
+def derived(*numbers: int) -> int:
+    """A 31-bit seed from integers: copies, borders and episodes get streams of their own."""
+    return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def batch(observations: list[Any]) -> Any:
+    """Stack observations (arrays, or dicts of arrays). Raise InvalidInputError if they are of unlike shapes or no
+    arrays."""
+    try:
+        if isinstance(observations[0], dict):
+            return {k: batch([o[k] for o in observations]) for k in observations[0]}
+        few = isinstance(observations[0], np.ndarray) and observations[0].size <= FEW
+        return np.array(observations) if few else np.stack(observations)  # the first is quicker for few numbers
+    except InvalidInputError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"observations cannot be stacked ({type(error).__name__}: {error}): an environment returns arrays of one "
+            "shape, or dicts of them with the same keys, at every tick"
+        ) from error
+
+
+def apart(envs: Sequence[Any], name: str) -> None:
+    """Raise InvalidInputError if copies are one object, bare or wrapped: what one plays would move the other."""
+    inner = [getattr(env, "unwrapped", None) for env in envs]
+    if len({id(env if core is None else core) for env, core in zip(envs, inner, strict=True)}) < len(envs):
+        raise InvalidInputError(f"{name}: the factory returned the same environment twice: make a new one in each call")
+
+
+class Singles:
+    """``count`` copies made by ``make``; ``first`` is the number of the first one (workers own a part each).
+
+    ``beacon``: two integers, shared with whoever watches: the copy that is being stepped and its tick.
+    """
+
+    def __init__(
+        self,
+        make: Make,
+        count: int,
+        name: str = "the environment",
+        first: int = 0,
+        on_fault: str = "stop",
+        beacon: Any = None,
+    ) -> None:
+        self.make, self.name, self.on_fault = make, name, chosen(on_fault)
+        self.beacon = [-1, 0] if beacon is None else beacon
+        self.envs = [make() for _ in range(count)]
+        apart(self.envs, name)
+        self.numbers = list(range(first, first + count))
+        self.ticks = [0] * count
+        self.renewed = [0] * count
+        self.seeds = self.numbers
+        self.start: list[Any] = [None] * count
+        self.faults: list[Fault] = []
+        self.solved = np.zeros(count, bool)
+
+    @property
+    def count(self) -> int:
+        return len(self.envs)
+
+    def reset(self, seeds: list[int]) -> Any:
+        """A new episode in every copy, seeded: observations [B, ...]. ``solved`` [B]: who reports success already."""
+        self.seeds, self.renewed, self.ticks = list(seeds), [0] * self.count, [0] * self.count
+        self.faults = []  # those of resets are told with the next step
+        for i, seed in enumerate(seeds):
+            self.beacon[0], self.beacon[1] = self.numbers[i], 0
+            self._begin(i, seed=seed)
+        for i, what in diverged(batch(self.start)).items():
+            self._mend(i, what)
+        self.beacon[0] = -1
+        return batch(self.start)
+
+    def once(self, seeds: list[int]) -> Any:
+        """The first observation of copy 0 for its seed, None where its reset fails. It has to be reset afterwards."""
+        try:
+            return begin(self.envs[0], seed=seeds[0])[0]
+        except InvalidInputError:
+            raise
+        except Exception:  # told when it is reset
+            return None
+
+    def play(
+        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+    ) -> Outcome:
+        """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]; the others stand still with length 0.
+
+        ``restart`` starts the next episode where one ended. ``watch(copy, env)`` is called after every tick.
+        """
+        after, before, rows = list(self.start), list(self.start), [STILL] * self.count
+        over, reports = [], False
+        for i in range(self.count):
+            if not alive[i]:
+                continue
+            self.beacon[0], self.beacon[1] = self.numbers[i], self.ticks[i]
+            look = None if watch is None else (lambda e, i=i: watch(i, e))
+            try:
+                done = play(self.envs[i], actions[i], gamma, look)
+            except Interrupted as stop:
+                self.ticks[i] += stop.tick
+                self._mend(i, raised(stop.__cause__ or stop), stop.__cause__)
+                rows[i] = LOST
+                continue
+            self.ticks[i] += done.length
+            if not math.isfinite(done.raw):
+                self._mend(i, "gave a reward of NaN or infinity")
+                rows[i] = LOST
+                continue
+            after[i] = self.start[i] = done.observation
+            rows[i] = done[1:]
+            reports = reports or done.held >= 0
+            if done.terminated or done.truncated:
+                over.append(i)
+        ended = batch(after)
+        if bad := diverged(ended):  # asked once for all copies: a check a copy and tick would cost more
+            for i, what in bad.items():
+                self._mend(i, what)
+                after[i], rows[i] = before[i], LOST
+            ended = batch(after)
+        for i in over if restart else ():
+            if rows[i] is not LOST:
+                self.ticks[i], self.beacon[0] = 0, self.numbers[i]
+                self._begin(i)
+        begun = ended  # where no copy was reset, what was seen last is what is acted on next
+        if any(map(is_not, after, self.start)):
+            begun = batch(self.start)
+            if bad := diverged(begun):
+                for i, what in bad.items():
+                    self._mend(i, what)
+                begun = batch(self.start)
+        faults, self.faults, self.beacon[0] = tuple(self.faults), [], -1
+        told = np.array(rows, ROW)  # one array, and a view a column
+        reward, raw, terminated, truncated, length, first, held = map(told.__getitem__, COLUMNS)
+        return Outcome(
+            ended, begun, reward, raw, terminated, truncated, length, first, held if reports else None, faults
+        )
+
+    def _begin(self, i: int, **seed: int) -> None:
+        """A new episode in copy i."""
+        try:
+            self.start[i], self.solved[i] = begin(self.envs[i], **seed)
+        except InvalidInputError:
+            raise
+        except Exception as error:
+            self._mend(i, f"{raised(error)} when it was reset", error)
+
+    def _mend(self, i: int, what: str, cause: BaseException | None = None) -> None:
+        """Stop, or make copy i anew and start an episode in it."""
+        fault = Fault(self.numbers[i], self.ticks[i], what)
+        if self.on_fault == "stop":
+            raise EnvFault(fault, self.name) from cause
+        self.faults.append(fault)
+        with contextlib.suppress(Exception):  # what is broken may not close either
+            shut(self.envs[i])
+        self.ticks[i] = 0
+        for left in reversed(range(IN_A_ROW)):  # another start may be a better one
+            self.renewed[i] += 1
+            try:
+                self.envs[i] = self.make()
+                self.start[i], self.solved[i] = begin(self.envs[i], seed=derived(self.seeds[i], self.renewed[i]))
+                if not diverged(batch([self.start[i]])):
+                    return
+                again, cause = "begins with NaN or infinity", None
+            except Exception as error:
+                again, cause = raised(error), error
+            if not left:
+                fault = fault._replace(what=f"{what}; made anew {IN_A_ROW} times, it {again}")
+                raise EnvFault(fault, self.name, "repair the environment") from cause
+
+    def close(self) -> None:
+        """Close every copy."""
+        for env in self.envs:
+            shut(env)

@@ -1,0 +1,66 @@
+"""Gymnasium ids: the environments that they name, or one sentence on what is missing.
+
+An id of another package is named with its module, ``gymnasium_robotics:FetchReach-v4``, which is imported first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from denoiserl.core.errors import MissingExtraError, RunError, require
+
+REGISTERED = {"gym_pusht/": "gym_pusht"}
+"""packages that tell Gymnasium of their ids when they are imported"""
+META = "Meta-World/"
+
+
+def known(word: str) -> Any:
+    """Return Gymnasium's entry of an id. Raise RunError if there is none, MissingExtraError if its package is
+    missing."""
+    gym = require("gymnasium", "demo")
+    if word.startswith(META):
+        raise RunError(
+            f"{word}: Meta-World's own ids draw their tasks when they are made and ignore the seed of reset, so trials "
+            "cannot be repeated: name the task, metaworld:reach-v3"
+        )
+    for prefix, module in REGISTERED.items():
+        if word.startswith(prefix):
+            require(module, "robotics")
+    module, colon, name = word.rpartition(":")
+    if colon:
+        _imported(word, module)
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        said = f"{word} is no environment that Gymnasium knows: {str(error).rstrip('.')}"
+        more = "" if colon else "; an id of another package is named with its module, gymnasium_robotics:FetchReach-v4"
+        raise RunError(f"{said}. Tasks of Meta-World are named metaworld:TASK, PushT is pusht{more}") from None
+
+
+def make(word: str, **more: Any) -> Any:
+    """Return the environment of an id. ``more`` is what ``gymnasium.make`` takes."""
+    known(word)
+    gym = require("gymnasium", "demo")
+    try:
+        return gym.make(word, **more)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise MissingExtraError(f"{word} needs a package that is not installed: {_command(str(error))}") from error
+    except gym.error.Error as error:
+        raise RunError(f"{word} cannot be made: {error}") from error
+
+
+def _imported(word: str, module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        package = (error.name or module).partition(".")[0].replace("_", "-")
+        raise MissingExtraError(f"{word} needs {module} ({error}): pip install {package}") from error
+
+
+def _command(said: str) -> str:
+    """An import error with the command that mends it, where it does not say one itself."""
+    if "pip install" in said:
+        return said
+    missing = said.partition("No module named ")[2].strip("'\" ").partition(".")[0]
+    return f"{said}: pip install {missing.replace('_', '-')}" if missing else said

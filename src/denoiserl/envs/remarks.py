@@ -1,0 +1,125 @@
+"""What has to be known about trials beside their numbers: starts that are alike, episodes that crashed.
+
+``evaluate`` and ``record`` warn of it with ``Remark``; what writes the numbers down keeps the sentences with them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from denoiserl.data.rollout import Fault
+from denoiserl.envs.backends.faults import EnvFault
+
+ALIKE = "begin with the same observation"
+
+
+class Remark(UserWarning):
+    """A sentence that belongs to the numbers of an evaluation or a recording."""
+
+
+@contextmanager
+def remarks() -> Iterator[list[str]]:
+    """Collect the sentences of ``Remark`` warnings inside, each once; other warnings go on their way."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", Remark)
+        try:
+            yield said
+        finally:
+            said += dict.fromkeys(str(w.message) for w in heard if issubclass(w.category, Remark))
+    for w in heard:
+        if not issubclass(w.category, Remark):
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+
+
+def remark(sentences: Sequence[str]) -> None:
+    """Warn of each sentence, as the caller's caller."""
+    for sentence in sentences:
+        warnings.warn(sentence, Remark, stacklevel=3)
+
+
+def row(tree: Any, i: int) -> bytes:
+    """Return row i of observations [B, ...] as bytes, to tell whether two are the same."""
+    if isinstance(tree, dict):
+        return b"".join(row(tree[k], i) for k in sorted(tree))
+    return np.ascontiguousarray(tree[i]).tobytes()
+
+
+def alike(starts: Sequence[bytes], ticks: Any, returns: Any, name: str) -> list[str]:
+    """Return the sentence on first observations that are equal, where some are.
+
+    ``ticks`` and ``returns`` [N] are those of the episodes. Nothing is said of a bandit, one start with episodes of a
+    single tick, while returns differ: its trials are draws of the policy.
+    """
+    n, distinct = len(starts), len(set(starts))
+    bandit = distinct == 1 and max(ticks, default=0) <= 1 and len(set(returns)) > 1
+    if distinct == n or bandit:
+        return []
+    many = f"{distinct} distinct start{'' if distinct == 1 else 's'} of {n}"
+    if distinct == 1:
+        return [
+            f"{many}: all episodes of {name} {ALIKE}. If nothing else differs, these are not {n} trials but one: make "
+            "reset(seed=...) draw the start from its seed"
+        ]
+    return [f"{many}: episodes of {name} that {ALIKE} may be the same trial"]
+
+
+def compare_resets(owner: Any, seeds: list[int], begin: Callable[[list[int]], Any]) -> tuple[Any, list[str]]:
+    """Return the observations ``begin(seeds)`` and the sentence on an environment that ignores its seeds.
+
+    One copy is reset once more, with the same seed. Workers and batched worlds are not asked.
+    """
+    before = owner.once(seeds) if hasattr(owner, "once") else None
+    obs = begin(seeds)
+    if before is None or _near(before, obs):
+        return obs, []
+    return obs, [
+        f"the same seed gives other starts: {owner.name} ignores reset(seed=...), so these trials cannot be repeated "
+        "and policies do not meet the same ones. Seed what draws its starts in reset"
+    ]
+
+
+def _near(one: Any, many: Any) -> bool:
+    """Return whether the first row of ``many`` is ``one``, up to rounding."""
+    if isinstance(many, dict):
+        return isinstance(one, dict) and all(_near(one.get(k), v) for k, v in many.items())
+    first = np.asarray(one)
+    return first.shape == many.shape[1:] and (
+        first.dtype.kind not in "fiub" or np.allclose(first, many[0], rtol=1e-4, atol=1e-6, equal_nan=True)
+    )
+
+
+def crash_notes(faults: dict[int, Fault], n: int, name: str) -> list[str]:
+    """Return the sentence on episodes {number: fault} that crashed, or raise EnvFault if all ``n`` did."""
+    if not faults:
+        return []
+    number, first = min(faults.items())
+    if len(faults) == n:
+        raise EnvFault(first, name, "it is so in every episode: repair the environment, or what the policy does to it")
+    numbers = ", ".join(map(str, sorted(faults)[:8])) + (", ..." if len(faults) > 8 else "")
+    return [
+        f"{len(faults)} of {n} episodes of {name} crashed and count as failures, with the return they had until then: "
+        f"{numbers}. Episode {number} {first.what}, at tick {first.tick}"
+    ]
+
+
+def early_success_notes(count: int, n: int, name: str) -> list[str]:
+    """Return the sentence on episodes that reported success before the first action."""
+    if not count:
+        return []
+    return [
+        f"{count} of {n} episodes of {name} were solved before acting: reset reports success, whatever a policy does"
+    ]
+
+
+def sudden(first: np.ndarray, ticks: np.ndarray, n: int, name: str) -> list[str]:
+    """Return the sentence on episodes whose first tick succeeds, where episodes are longer than that."""
+    count = int((first == 1).sum())
+    if not count or ticks.max() <= 1:
+        return []
+    return [f"{count} of {n} episodes of {name} succeeded in their first tick: look whether they begin solved"]

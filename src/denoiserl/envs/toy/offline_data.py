@@ -1,0 +1,60 @@
+"""Recordings of the small worlds whose dynamics are known: rewards and last observations of recorded players.
+
+A maze's players (``envs.toy.maze.demonstrations``) are recorded without rewards. Every recorded tick is played again in
+the world itself, all at once, so rewards and successors are exact; and since the goal is only seen, not felt, the same
+ticks can be told for another goal: who was on his way elsewhere shows a part of the way. An episode ends in the tick in
+which the goal is reached, and its rest is the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.rng import Rng
+from denoiserl.data.demos import Demos
+from denoiserl.data.recordings import Recording
+from denoiserl.envs.toy import ring
+from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations
+
+
+def told(maze: Maze, demos: Demos, goal: Tensor | None = None) -> Recording:
+    """Demonstrations in a maze (of velocities) with rewards: 1 where the goal is reached, which ends the episode.
+
+    ``goal`` [2]: the goal of all episodes, in place of what each player had.
+    """
+    observations = demos.observations.clone()
+    if goal is not None:
+        observations[:, -2:] = goal
+    world = PointMaze(len(observations), maze)
+    world.position, world.goal = observations[:, :2], observations[:, -2:]
+    after, reward, success, _, _ = world.step(demos.actions)
+    stop = success.clone()
+    stop[demos.ends - 1] = True
+    ends = stop.nonzero().flatten() + 1
+    won = success[ends - 1]
+    again = replace(demos, observations=observations, ends=ends, success=won, returns=reward[ends - 1])
+    one = torch.ones(demos.actions.shape[1])
+    return Recording(again, reward, after[ends - 1], won, -one, one)
+
+
+def farthest(maze: Maze) -> Tensor:
+    """The centre [2] of a cell from which some other cell is as far as cells can be."""
+    return maze.cells[int(maze.distance.max(1).values.argmax())]
+
+
+def mazes(
+    maze: Maze, episodes: int, rng: Rng, kind: str = "navigate", goal: Tensor | None = None, ticks: int | None = None
+) -> Recording:
+    """``episodes`` of a maze's players of a ``kind``, told for one ``goal`` [2] or each for his own."""
+    return told(maze, demonstrations(maze, episodes, rng, kind, ticks), goal)
+
+
+def bandit(n: int, rng: Rng) -> Recording:
+    """``n`` decisions of the ring bandit's behaviour, each a whole episode."""
+    demos = ring.demonstrations(n, rng)
+    assert demos.returns is not None
+    one = torch.ones(2)
+    return Recording(demos, demos.returns, torch.zeros(n, 1), torch.ones(n, dtype=torch.bool), -one, one)

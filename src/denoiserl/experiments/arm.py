@@ -1,0 +1,185 @@
+"""One arm and one seed of a study: a start, a method with a budget, held-out trials. A recipe like any other for the
+runner, so it is recorded, killed and resumed like any run.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from denoiserl.core.counters import UNITS, UsageCounter
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
+from denoiserl.envs.remarks import remarks
+from denoiserl.experiments import resolve as find
+from denoiserl.experiments import starting_policies as start
+from denoiserl.policy.policy import Policy
+from denoiserl.stats import fingerprint, selection_seed
+from denoiserl.tasks.base import Task, means
+from denoiserl.train import Keep
+
+MOST = 1_000_000
+"""iterations that no budget lets a method reach"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """What decides the result."""
+
+    seed: int = 0
+    """of the start and of learning"""
+    trial_seed: int = 0
+    """of the held-out trials"""
+    trials: int = 200
+    """held-out trials"""
+    task: str = "robot"
+    """the task, by name"""
+    base: dict[str, Any] = field(default_factory=dict)
+    """the task's settings"""
+    kind: str | None = None
+    """the kind of starting policy"""
+    method: str = find.NONE
+    """the method, by name"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """the method's settings"""
+    budget: float = 1.0
+    """the most it may spend"""
+    unit: str = "seconds"
+    """of what"""
+    curve: int = 5
+    """held-out evaluations on the way, evenly over the budget"""
+
+
+def begin(a: Args) -> start.Args:
+    """The start of this arm."""
+    return start.Args(a.seed, a.task, a.kind, a.base)
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Learn until the budget is spent, judge what came out, write it to ``result``."""
+    keep = keep or Keep()
+    task = find.task(a.task, a.base)
+    policy = start.opened(task, start.folder(begin(a), str(keep.device)), begin(a), keep)
+    torch.manual_seed(a.seed)  # for methods that draw from it: the same whether the start was cached or not
+    spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
+    cpu = Cpu()
+    if a.method != find.NONE:
+        stage = keep.stage("improve", {a.unit: a.budget})
+        yield from learned(task, policy, a, stage, cpu)
+        spent = stage.spent()
+    used = cpu.seconds() if a.method != find.NONE else 0.0
+    began = time.perf_counter()
+    with remarks() as notes:
+        told = task.judge(policy, a.trial_seed, a.trials)
+    keep.last(policy)
+    result = {
+        "outcomes": told,
+        "notes": list(notes),
+        "spent": spent,
+        "cpu": used,
+        "fingerprint": fingerprint(policy.denoiser.state_dict()),
+        "judging": time.perf_counter() - began,
+        "memory": _memory(),
+    }
+    if keep.folder is not None:
+        store.write(keep.folder / "result", result)
+    yield {f"final {k}": v for k, v in means(told).items()}
+
+
+class Cpu:
+    """Processor time of this process's learning: what it costs beside other programs is what it costs alone."""
+
+    def __init__(self) -> None:
+        self.began, self.free = time.process_time(), 0.0
+
+    def seconds(self) -> float:
+        """Seconds since it was made, without what was free."""
+        return time.process_time() - self.began - self.free
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        began = time.process_time()
+        try:
+            yield
+        finally:
+            self.free += time.process_time() - began
+
+
+def learned(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> Iterator[dict]:
+    """The method's rows, each with what was spent, and ``a.curve`` of them with held-out numbers."""
+    method = find.method(a.method)
+    with cpu.stopped():
+        settings = sized(task, method, policy, a)
+    if a.curve:
+        yield {a.unit: 0.0, **watched(task, policy, a, keep, cpu)}
+    before = keep.spent()[a.unit]
+    for row in task.improve(method.improve, policy, settings, a.seed, keep):
+        now = keep.spent()[a.unit]
+        marks = [int(min(1.0, spent / a.budget) * a.curve + 1e-9) for spent in (before, now)]
+        if marks[1] > marks[0]:
+            row |= watched(task, policy, a, keep, cpu)
+        before = now
+        yield row | {a.unit: now}
+
+
+def watched(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> dict[str, float]:
+    """Held-out numbers on the way, of trials that decide nothing."""
+    with keep.unspent(), cpu.stopped():
+        seen = task.judge(policy, selection_seed(a.seed), task.watch)
+    return {f"held-out {k}": v for k, v in means(seen).items()}
+
+
+def sized(task: Task, method: Any, policy: Policy, a: Args) -> Any:
+    """The method's settings with as many iterations as the budget pays for, so that schedules end where it ends.
+
+    One iteration of a copy is played to see what it costs; no arm spends more than the budget because its iterations
+    are large. Settings that name ``iters`` are taken at their word.
+    """
+    made = find.settings(a.method, a.settings)
+    names = {f.name for f in fields(made)}
+    if "eval_every" in names:
+        made = replace(made, eval_every=MOST)
+    length = next((n for n in ("iters", "updates") if n in names), None)
+    if length is None or length in a.settings:
+        return made
+    if length == "updates" and a.unit == "updates":
+        return replace(made, updates=int(a.budget))
+    if a.unit == "seconds":
+        return replace(made, **{length: MOST})
+    with UsageCounter().open() as meter:
+        rows = task.improve(method.improve, copy.deepcopy(policy), replace(made, **{length: 1}), a.seed, Keep())
+        for _ in rows:
+            pass
+    if not (cost := meter.counts[a.unit]):
+        raise RunError(f"an iteration of {a.method} costs no {a.unit}: give the budget in another unit")
+    if cost > a.budget:
+        raise RunError(
+            f"an iteration of {a.method} costs {cost} {a.unit}, more than the budget of {a.budget:g}: give more, or "
+            "make its iterations smaller with --set"
+        )
+    return replace(made, **{length: int(a.budget // cost)})
+
+
+def _memory() -> float:
+    """Most resident memory of this process in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    import sys
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def result(folder: Path) -> dict[str, Any] | None:
+    """What a finished arm wrote, or None."""
+    return store.read(folder / "result") if store.exists(folder / "result") else None

@@ -1,0 +1,65 @@
+"""Confirming a verdict after the code behind it has changed, by repeating one seed of it.
+
+Everything here follows from its seed, so a change that was not meant to change anything (a faster path, a new option)
+is tried by running all arms of the record's first seed again, with the settings that tuning chose. Where every mean of
+every metric is the recorded one (what a clock measured, nearly), the verdict stands: it gets today's fingerprint, and
+says when it was confirmed and by which code. Where one differs it stays stale, and the claim is to be tried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from denoiserl.core.errors import RunError
+from denoiserl.experiments import Arm, Study, play
+from denoiserl.experiments.claims import ledger, runner
+
+SAME = 1e-6
+"""means of float32 outcomes agree to this"""
+RATES, CLOSE = "log10 /s", 0.1
+"""the unit of what is measured with a clock, and how far it may be from what it was"""
+
+
+def confirm(
+    name: str, folder: Path | None = None, processes: int = 2, progress: bool = True
+) -> tuple[dict[str, Any], list[str]]:
+    """The record with today's fingerprint, or as it was, and what came out differently (empty: confirmed)."""
+    record, made = ledger.record(name), ledger.claim(name)
+    if record is None:
+        raise RunError(f"the claim {name} was never tried, so there is nothing to confirm: denoiserl claim {name}")
+    plan = made.planned(record["size"])
+    seed = record["seeds"][0]
+    if isinstance(plan, Study):
+        asked = (plan.budget, plan.unit, list(plan.seeds), plan.trials, set(plan.arms))
+        told = (*(record[k] for k in ("budget", "unit", "seeds", "trials")), set(record["arms"]))
+        if asked != told:
+            raise RunError(f"the claim {name} has another plan than its record: try it again, denoiserl claim {name}")
+        once = replace(plan, seeds=(seed,), arms=chosen(plan, record["tuning"]), tune=1)
+        values = play(once, folder or Path("runs") / "claims" / f"{name}-confirm", processes, progress=progress).values
+    else:
+        values = {m: {arm: x[None] for arm, x in arms.items()} for m, arms in plan.measure(seed).items()}
+    different, words = [], plan.metrics if not isinstance(plan, Study) else plan.checked().metrics
+    for metric, arms in {record["metric"]: record["arms"], **record["metrics"]}.items():
+        enough = CLOSE if words.get(metric, ("", ""))[1] == RATES else SAME
+        for arm, was in arms.items():
+            before, now = was["per_seed"][0], float(values[metric][arm][0].double().mean())
+            if abs(now - before) > enough:
+                different.append(f"{metric} of {arm}: {now:.6g}, recorded {before:.6g}")
+    if different:
+        return record, different
+    mark = {"seed": seed, "was": record["hash"], **runner.origin()}
+    fresh = ledger.reach(name, made, plan)
+    return {**record, "hash": fresh, "confirmed": [*record.get("confirmed", []), mark]}, []
+
+
+def chosen(plan: Study, tuning: dict[str, list[dict[str, Any]]]) -> dict[str, Arm]:
+    """The arms with the settings that tuning chose."""
+    sign = 1 if plan.checked().better == "higher" else -1
+    found = {}
+    for name, arm in plan.arms.items():
+        tried = tuning.get(name) or [{"settings": {}, "score": 0.0}]
+        best = max(tried, key=lambda t: sign * t["score"])["settings"]
+        found[name] = replace(arm, settings={**arm.settings, **best})
+    return found

@@ -1,0 +1,164 @@
+"""Trying a claim: its study is played, its conditions are judged, the ledger is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.serialization import store
+from denoiserl.experiments import Study, play
+from denoiserl.experiments.claims import ledger
+from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
+from denoiserl.experiments.runner import provenance
+from denoiserl.stats import exceeds, standings
+from denoiserl.stats.seeds import Verdict
+
+Values = Mapping[str, Mapping[str, Tensor]]
+"""{metric: {arm: [seeds, trials]}}"""
+
+
+def check(
+    name: str, size: str = "laptop", folder: Path | None = None, processes: int = 2, progress: bool = True
+) -> dict[str, Any]:
+    """Try a claim within a budget and return its record. Its runs lie in ``folder``: resumed, not repeated."""
+    made = ledger.claim(name)
+    plan = made.planned(size)
+    began, cost, tuning = time.perf_counter(), {}, {}
+    if isinstance(plan, Study):
+        found = play(plan, folder or Path("runs") / "claims" / f"{name}-{size}", processes, progress=progress)
+        values, metrics, seconds = (
+            found.values,
+            {k: (s.what, s.unit) for k, s in found.standings.items()},
+            found.seconds,
+        )
+        tuning = found.tuning
+        cost = {
+            arm: {
+                "seconds": round(found.cpu[arm], 1),
+                "wall": round(s["seconds"], 1),
+                "memory_mb": round(found.memory[arm]),
+                "spent": s,
+            }
+            for arm, s in found.spent.items()
+        }
+    else:
+        values, metrics = simulated(plan), plan.metrics
+        seconds = time.perf_counter() - began
+    verdicts = [judged(c, values, next(iter(metrics)), len(made.conditions)) for c in made.conditions]
+    main = next(iter(metrics))
+    tables = {metric: arms_of(values[metric], metric, *metrics[metric]) for metric in metrics}
+    return {
+        "name": name,
+        "claim": made.claim,
+        "paper": made.paper,
+        "pass_condition": made.pass_condition,
+        "size": size,
+        "metric": main,
+        "arms": tables[main],
+        "metrics": {k: v for k, v in tables.items() if k != main},
+        "budget": plan.budget,
+        "unit": plan.unit,
+        "seeds": list(plan.seeds),
+        "trials": plan.trials if isinstance(plan, Study) else None,
+        "conditions": [{"said": c.said(main), **v.as_dict()} for c, v in zip(made.conditions, verdicts, strict=True)],
+        "verdict": overall(verdicts),
+        "why": why(made, main, verdicts),
+        "calibrated": made.calibrated,
+        "tuning": tuning,
+        "cost": cost,
+        "seconds": round(seconds, 1),
+        "recipes": ledger.methods(plan),
+        "hash": ledger.reach(name, made, plan),
+        **origin(),
+    }
+
+
+def write(record: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write a record into the ledger, or into a folder, and return its path."""
+    path = ledger.result(record["name"]) if folder is None else folder / f"{record['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_json(path, record)
+    return path
+
+
+def simulated(plan: Simulation) -> dict[str, dict[str, Tensor]]:
+    """The measurements of every seed, stacked: {metric: {arm: [seeds, n]}}."""
+    told = [plan.measure(seed) for seed in plan.seeds]
+    return {m: {arm: torch.stack([t[m][arm].double() for t in told]) for arm in told[0][m]} for m in plan.metrics}
+
+
+def judged(c: Condition, values: Values, main: str, conditions: int) -> Verdict:
+    """One condition: it holds, does not hold, or the trials do not say.
+
+    All conditions must hold, so each is tested at the full level (an intersection of rejections needs no correction); a
+    claim falls when one of them falls, so refutations share the level.
+    """
+    sides = c.sides(main)
+    shape = next(_values(values, metric, arm) for arm, metric in sides if isinstance(arm, str))
+    first, second = (
+        _values(values, metric, arm) if isinstance(arm, str) else torch.full_like(shape, arm) for arm, metric in sides
+    )
+    left, right = (arm if isinstance(arm, str) else f"{arm:g}" for arm, _ in sides)
+    names = (left, right) if left != right else (f"{left} ({sides[0][1]})", f"{right} ({sides[1][1]})")
+    found = exceeds(first, second, c.margin, 0.05, names)
+    if found.verdict != "does not hold" or conditions == 1:
+        return found
+    strict = exceeds(first, second, c.margin, 0.05 / conditions, names)
+    return found if strict.verdict == "does not hold" else strict
+
+
+def overall(verdicts: list[Verdict]) -> str:
+    """Holds if every condition holds; does not hold if one does not; else the trials did not say."""
+    said = {v.verdict for v in verdicts}
+    return "holds" if said == {"holds"} else "does not hold" if "does not hold" in said else "inconclusive"
+
+
+def why(made: Claim, main: str, verdicts: list[Verdict]) -> str:
+    """The verdict's reasons, a sentence a condition, with what an undecided one could have seen."""
+    said = []
+    for c, v in zip(made.conditions, verdicts, strict=True):
+        d = v.difference
+        text = f"{c.said(main)}: {v.verdict} (difference {d.mean:.3g}, 95 % interval {d.low:.3g} to {d.high:.3g})"
+        if v.verdict == "inconclusive":
+            text += f"; an excess of {v.smallest:.3g} over the margin would have been seen with probability 0.8"
+        said.append(text)
+    return ". ".join(said) + "."
+
+
+def arms_of(values: Mapping[str, Tensor], metric: str, what: str, unit: str) -> dict[str, dict[str, Any]]:
+    """{arm: mean, low, high, per_seed}, over seeds."""
+    if len(values) < 2:
+        (name, x), *_ = values.items()
+        table = standings({name: x, " ": x}, metric, what, unit)
+        rows = [row for row in table.rows if row.name == name]
+    else:
+        rows = list(standings(values, metric, what, unit).rows)
+    return {
+        row.name: {
+            "mean": row.interval.mean,
+            "low": row.interval.low,
+            "high": row.interval.high,
+            "per_seed": list(row.per_seed),
+        }
+        for row in rows
+    }
+
+
+def _values(values: Values, metric: str, arm: str) -> Tensor:
+    if metric not in values:
+        raise RunError(f"a condition speaks of {unknown_name_message(metric, values, 'metric')}")
+    if arm not in values[metric]:
+        raise RunError(f"a condition speaks of {unknown_name_message(arm, values[metric], 'arm')}")
+    return values[metric][arm]
+
+
+def origin() -> dict[str, Any]:
+    """Which code it was, and when."""
+    told = provenance()
+    return {"versions": told["versions"], "commit": told["commit"], "date": told["created"][:10]}

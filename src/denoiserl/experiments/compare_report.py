@@ -1,0 +1,119 @@
+"""What a study found, in the terminal and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from denoiserl.experiments import resolve as find
+from denoiserl.experiments.compare import Found, Study
+from denoiserl.report.html import Code, Fold, Note, Piece, Section, Settings, Table, plotted
+from denoiserl.report.html import write as write_page
+from denoiserl.report.learning_curves import learning_curves
+from denoiserl.report.metrics import DRAWN, read_metrics
+from denoiserl.report.standings import print_standings, standings_section
+
+
+def tell(found: Found, console: Console | None = None) -> None:
+    """The table of the main metric with its verdicts, and the other metrics' tables."""
+    console = console or Console()
+    for table in found.standings.values():
+        print_standings(table, console)
+        console.print()
+    for line in note_lines(found.notes):
+        console.print(line, markup=False, highlight=False)
+
+
+def note_lines(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the sentences that belong to trials, those that all policies share once and without a name."""
+    shared = [
+        n for n in dict.fromkeys(n for said in notes.values() for n in said) if all(n in v for v in notes.values())
+    ]
+    return [*shared, *(f"{name}: {n}" for name, some in notes.items() for n in some if n not in shared)]
+
+
+def write(found: Found, folder: Path, out: Path | None = None) -> Path:
+    """The page, ``folder/report.html`` if nowhere else."""
+    study = found.study
+    (main, table), *others = found.standings.items()
+    sections = [standings_section(table)]
+    if curves := _curves(study, main, table.unit, folder):
+        sections.append(curves)
+    sections += [standings_section(other) for _, other in others]
+    sections.append(_cost(found))
+    if any(found.tuning.values()):
+        sections.append(_tuning(found.tuning))
+    told = {k: v for k, v in asdict(study).items() if k != "arms"}
+    arms = {name: " ".join([a.method, *(f"{k}={v}" for k, v in a.settings.items())]) for name, a in study.arms.items()}
+    pieces: list[Piece] = [Settings("Arms", arms), Settings("Study", told), Code(command(study))]
+    sections.append(Section("Settings, and how to do it again", pieces))
+    many = f"{len(study.seeds)} training seeds" if len(study.seeds) > 1 else "one training seed"
+    lead = (
+        f"{len(study.arms)} arms on {study.task}, {study.budget:g} {study.unit} each, {many}, {study.trials} held-out "
+        "trials a policy. Arms share seeds, starting policies of a kind, and trials; nothing is selected on the trials."
+    )
+    return write_page(out or folder / "report.html", f"{' and '.join(study.arms)} on {study.task}", sections, lead)
+
+
+def command(study: Study) -> str:
+    """The command line of a study."""
+    methods = ",".join(f"{name}={a.method}" + (f"@{a.kind}" if a.kind else "") for name, a in study.arms.items())
+    said = [
+        f"denoiserl compare --task {study.task} --methods {methods} --budget {study.budget:g}",
+        f"--unit {study.unit.replace(' ', '-')} --seeds {','.join(map(str, study.seeds))},",
+        f"--trials {study.trials} --tune {study.tune}",
+    ]
+    settings = [f"{name}.{k}={v}" for name, a in study.arms.items() for k, v in a.settings.items()]
+    said += [f"--set {' '.join(settings)}"] if settings else []
+    said += [f"--base {' '.join(f'{k}={v}' for k, v in study.base.items())}"] if study.base else []
+    return " ".join(said)
+
+
+def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | None:
+    key, arms, levels = f"held-out {metric}", {}, {}
+    for name, arm in study.arms.items():
+        runs = [read_metrics(folder / "arms" / name / str(seed) / "metrics.jsonl", DRAWN) for seed in study.seeds]
+        if arm.method == find.NONE:
+            levels[name] = sum(rows[-1][f"final {metric}"] for rows in runs) / len(runs)
+        elif all(sum(key in row for row in rows) > 1 for rows in runs):
+            arms[name] = [[row for row in rows if key in row] for rows in runs]
+    if not arms:
+        return None
+    figure = plotted(
+        lambda theme: learning_curves(arms, key, study.unit, unit=unit, marks=levels, theme=theme),
+        f"Held-out {metric} while learning: means over seeds with 95 % intervals, on trials other than the table's.",
+        f"Learning curves of {', '.join(arms)}",
+    )
+    return Section("Learning curves", [figure])
+
+
+def _cost(found: Found) -> Section:
+    head = (
+        "arm",
+        "seconds",
+        "CPU seconds",
+        "memory MB",
+        *(u for u in next(iter(found.spent.values())) if u != "seconds"),
+    )
+    rows = [
+        (name, spent["seconds"], found.cpu[name], found.memory[name], *(v for u, v in spent.items() if u != "seconds"))
+        for name, spent in found.spent.items()
+    ]
+    note = Note("Means over seeds; seconds are of training alone, memory is the most of the whole process.")
+    return Section("What it cost", [Table(head, rows), note])
+
+
+def _tuning(tuning: Mapping[str, list[dict[str, Any]]]) -> Section:
+    rows = []
+    for name, told in tuning.items():
+        best = max((t["score"] for t in told), default=0.0)
+        for t in told:
+            rows.append(
+                (name, ", ".join(f"{k}={v:g}" for k, v in t["settings"].items()), t["score"], t["score"] == best)
+            )
+    said = [(arm, settings, score, "taken" if taken else "") for arm, settings, score, taken in rows]
+    return Section("Tuning", [Fold("Every candidate", [Table(("arm", "settings", "score", ""), said)])])

@@ -1,0 +1,43 @@
+"""A task made of any environment: what ``eval --env`` judges policies on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from denoiserl.control.acting import serving, suits
+from denoiserl.core.errors import RunError
+from denoiserl.envs import Stream, evaluate
+from denoiserl.envs.by_name import environment
+from denoiserl.envs.evaluate import HELD, REACHED, SUCCESS, WORDS
+from denoiserl.envs.frame_stack import shown
+from denoiserl.policy.policy import Policy
+from denoiserl.report.episode_video import episodes
+from denoiserl.tasks.base import Task
+
+
+def acting(word: str, execute: int | None = None, ticks: int | None = None) -> Task:
+    """The task of acting in an environment: the return, and success where the environment reports ``info["success"]``.
+
+    A policy with a history is shown its last observations. ``execute``: actions of a chunk that are executed before the
+    policy plans again (None: as the policy carries, or all).
+    """
+    env = environment(word, ticks)
+
+    def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+        seen = shown(env, policy)
+        probe = Stream(seen, 1)
+        probe.close()
+        suits(policy, probe, "the policy")
+        return evaluate(serving(policy, execute), seen, n, seed).outcomes
+
+    def look(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
+        return episodes(serving(policy, execute), shown(env, policy), n, seed)
+
+    def start(seed: int, keep: Any) -> Policy:
+        raise RunError(f"{word} is an environment and no task: to train, write a task with a starting policy")
+
+    words = {name: WORDS[name] for name in ("return", SUCCESS, HELD, REACHED, "ticks")}
+    return Task(word, "env", start, outcomes, words, env=lambda copies, seed: Stream(env, copies, seed), look=look)

@@ -1,0 +1,281 @@
+"""Trials of finished policies: blind, interleaved, on the same starts; stopped early where that was asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.core.serialization import store
+from denoiserl.envs.evaluate import REACHED, WORDS
+from denoiserl.envs.remarks import remarks
+from denoiserl.experiments.compare_report import note_lines
+from denoiserl.policy.policy import Policy
+from denoiserl.report.standings import print_standings
+from denoiserl.report.style import LIGHT
+from denoiserl.report.violins import violins
+from denoiserl.stats import Interval, Race, Standing, Standings, Trials, fingerprint, measured, standings
+from denoiserl.stats.plan import Plan
+from denoiserl.stats.trial import write as write_trials
+from denoiserl.tasks.base import Task
+
+BLOCK = 25
+"""starts that a policy tries before the next one's turn"""
+
+RECORD, PLOT = "eval.json", "plot.png"
+OWN = (RECORD, PLOT, "trials.jsonl")
+"""files of every evaluation"""
+
+Judged = Mapping[str, tuple[Policy, Any]]
+"""{name: (policy, the place that it computes in)}"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """``values`` {metric: {name: [n]}} (the main metric first), ``tables`` {metric: Standings} of several policies,
+    ``stopped``: how an early end came about, or ""; ``notes`` {name: sentences that belong to its numbers}."""
+
+    task: str
+    seed: int
+    level: float
+    values: dict[str, dict[str, Tensor]]
+    prints: dict[str, str]
+    words: dict[str, tuple[str, str]]
+    tables: dict[str, Standings]
+    stopped: str = ""
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> int:
+        """Trials of each policy."""
+        return len(next(iter(next(iter(self.values.values())).values())))
+
+
+def judge(
+    policies: Judged,
+    task: Task,
+    seed: int,
+    trials: int,
+    level: float = 0.05,
+    early: bool = False,
+    progress: bool = True,
+) -> Trial:
+    """``trials`` of each policy on the same starts. Whose turn it is, is drawn by lot and hidden from the task.
+
+    ``early``: starts come in blocks, and after each the outcomes (0 or 1) enter a ``Race``: when it is done the trials
+    stop, and the verdicts are the race's, valid whenever it stops.
+    """
+    prints = {name: fingerprint(policy.denoiser.state_dict()) for name, (policy, _) in policies.items()}
+    told: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in policies}
+    heard: dict[str, list[str]] = {name: [] for name in policies}
+    race = Race(list(policies), level) if early else None
+    size = BLOCK if early else trials
+    shown = progress and sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        job = bar.add_task("trials", total=trials * len(policies))
+        for block in range(-(-trials // size)):
+            n = min(size, trials - block * size)
+            for name in _order(list(policies), Rng(seed + block)):
+                policy, place = policies[name]
+                with place.here(), remarks() as said:
+                    told[name].append(task.judge(policy, seed + 7919 * block, n))
+                heard[name] += said
+                bar.advance(job, n)
+            if race is not None and _decided(race, {name: t[-1] for name, t in told.items()}, task):
+                break
+    for name, (policy, _) in policies.items():
+        if fingerprint(policy.denoiser.state_dict()) != prints[name]:
+            raise InvalidInputError(
+                f"policy {name!r} changed during its trials: they are of two policies and mean nothing"
+            )
+    metrics = _metrics(task, told)
+    values = {m: {name: torch.cat([t[m] for t in ts]) for name, ts in told.items()} for m in metrics}
+    words = {m: task.metrics.get(m, WORDS.get(m, (m, ""))) for m in metrics}
+    tables = {}
+    if len(policies) > 1:
+        for m in metrics:
+            better = task.better if m == metrics[0] else "lower" if m == REACHED else "higher"
+            have = torch.stack([~v.isnan() for v in values[m].values()]).all(0)
+            if int(have.sum()) < 2:
+                continue  # trials that all policies have such a number in are too few to compare
+            what = words[m][0] + ("" if bool(have.all()) else f", in the {int(have.sum())} trials where all have it")
+            tables[m] = standings({k: v[have][None] for k, v in values[m].items()}, m, what, words[m][1], better, level)
+    stopped = ""
+    if race is not None:
+        tables = {metrics[0]: raced(tables[metrics[0]], race)}
+        verdicts = [f"{a} above {b}" for a, b in race.separated]
+        n = sum(len(t[metrics[0]]) for t in next(iter(told.values())))
+        stopped = (
+            f"The race of {n} starts {'is decided' if race.done else 'is not decided'}: "
+            f"{', '.join(verdicts) or 'nobody is ahead'} (all verdicts together err with probability {level:g})."
+        )
+    notes = {name: (*dict.fromkeys(said), *_constant(values, name)) for name, said in heard.items()}
+    return Trial(task.name, seed, level, values, prints, words, tables, stopped, notes)
+
+
+def _constant(values: Mapping[str, Mapping[str, Tensor]], name: str) -> list[str]:
+    """The sentence on metrics that do not vary over a policy's trials, so that an interval of scores has no width."""
+    have = {m: v[name][~v[name].isnan()] for m, v in values.items()}
+    flat = [
+        f"{m} is {v[0]:g}" for m, v in have.items() if len(v) > 1 and v[0] not in (0, 1) and bool((v == v[0]).all())
+    ]
+    said = "so these intervals have no width and tell nothing of other trials"
+    return [f"The same in every trial, {said}: {', '.join(flat)}."] if flat else []
+
+
+def raced(table: Standings, race: Race) -> Standings:
+    """The table with the race's own verdicts: tests that are meant for one look are void once trials stopped early."""
+    apart, pairs = {frozenset(pair) for pair in race.separated}, len(table.contrasts)
+    contrasts = tuple(
+        replace(
+            c,
+            p=min(
+                table.level if frozenset((c.first, c.second)) in apart else 1.0,  # the race's steps separate more
+                2 * pairs * min(race.p(c.first, c.second), race.p(c.second, c.first)),
+            ),
+            separated=frozenset((c.first, c.second)) in apart,
+        )
+        for c in table.contrasts
+    )
+    found = race.letters()
+    return replace(table, contrasts=contrasts, rows=tuple(replace(r, letters=found[r.name]) for r in table.rows))
+
+
+def _order(names: list[str], rng: Rng) -> list[str]:
+    """Whose turn it is in a block: by lot."""
+    if len(names) == 1:
+        return names
+    drawn = Plan.of(names, [0], rng)
+    return [drawn.reveal()[label] for label, _ in drawn]
+
+
+def _metrics(task: Task, told: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> list[str]:
+    """The metrics of all trials: success first where the environment reports it, then as the task names them."""
+    shared = set.intersection(*(set(t) for ts in told.values() for t in ts))
+    named = [m for m in (*task.metrics, *sorted(shared)) if m in shared]
+    first = ["success"] if "success" in shared and task.metric == "return" else []
+    return list(dict.fromkeys([*first, *named]))
+
+
+def _decided(race: Race, block: Mapping[str, Mapping[str, Tensor]], task: Task) -> bool:
+    metric = _metrics(task, {k: [v] for k, v in block.items()})[0]
+    columns = {name: told[metric] for name, told in block.items()}
+    if not all(bool(((v == 0) | (v == 1)).all()) for v in columns.values()):
+        raise InvalidInputError(f"{metric} is not 0 or 1: stopping early needs successes; judge all trials instead")
+    sign = task.better == "higher"
+    for i in range(len(next(iter(columns.values())))):
+        if not race.done:
+            race.update({name: float(v[i]) if sign else 1 - float(v[i]) for name, v in columns.items()})
+    return race.done
+
+
+def intervals(found: Trial) -> dict[str, tuple[Interval, bool]]:
+    """Return the intervals of a single policy over the trials that have such a number, and whether they are rates to
+    be read in percent. A metric that fewer than two trials have is left out."""
+    each = {m: _interval(next(iter(values.values()))) for m, values in found.values.items()}
+    return {m: (one, found.words[m][1] == "%") for m, one in each.items() if one is not None}
+
+
+def _interval(values: Tensor) -> Interval | None:
+    """The interval over the trials that have a number, None of fewer than two where one tells nothing."""
+    have = values[~values.isnan()]
+    rate = bool(((have == 0) | (have == 1)).all())
+    return measured(have)[0] if len(have) > 1 or (rate and len(have)) else None
+
+
+def tell(found: Trial, metrics: Sequence[str] = ()) -> None:
+    """The tables of several policies in the terminal."""
+    console = Console()
+    for name in (m for m in metrics or found.tables if m in found.tables):
+        print_standings(found.tables[name], console)
+        console.print()
+    if found.stopped:
+        console.print(found.stopped)
+    for line in note_lines(found.notes):
+        console.print(line, markup=False, highlight=False)
+
+
+def as_dict(found: Trial, metrics: Sequence[str] = ()) -> dict[str, Any]:
+    """{metric: interval} of one policy, {metric: standings} of several."""
+    if found.tables:
+        return {m: found.tables[m].as_dict() for m in metrics or found.tables if m in found.tables}
+    return {m: each.as_dict() for m, (each, _) in intervals(found).items() if not metrics or m in metrics}
+
+
+def vacant(folder: Path) -> list[str]:
+    """Return the files that an earlier evaluation left in ``folder``. Raise RunError if it holds anything else."""
+    if file := next((p for p in (folder, *folder.parents) if p.is_file()), None):
+        raise RunError(f"{file} is a file: give the name of a folder")
+    found = sorted(p.name for p in folder.glob("*") if not p.name.startswith(".")) if folder.exists() else []
+    record = store.read_json(folder / RECORD) if RECORD in found else {}
+    own = {*OWN, *(record.get("files", ()) if isinstance(record, dict) else ())}
+    if others := [name for name in found if name not in own]:
+        raise RunError(f"{folder} holds other files ({', '.join(others[:3])}): give a new folder")
+    return found
+
+
+def write(
+    found: Trial, task: Task, policies: Judged, paths: Mapping[str, str], folder: Path, media: bool = True
+) -> None:
+    """``eval.json``, ``trials.jsonl``, the plot of the main metric and pictures of every policy, in the place of those
+    of an earlier evaluation. Raise RunError if ``folder`` holds other files."""
+    for name in vacant(folder):
+        (folder / name).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    main = next(iter(found.values))
+    rows = []
+    for m, values in found.values.items():
+        rubric = found.words[m][0]
+        starts = tuple(range(found.seed * 1_000_000, found.seed * 1_000_000 + found.trials))
+        for name, v in values.items():
+            known = [(s, x) for s, x in zip(starts, v.tolist(), strict=True) if x == x]  # no number, no trial
+            if known:
+                tried, gave = zip(*known, strict=True)
+                rows.append(Trials(found.prints[name], found.task, m, tried, gave, None, rubric))
+    write_trials(folder / "trials.jsonl", rows)
+    table = found.tables.get(main) or single(found, main)
+    (folder / PLOT).write_bytes(violins(table, LIGHT))
+    pictures: dict[str, bytes] = {}
+    if media and task.look is not None:
+        for name, (policy, place) in policies.items():
+            with place.here():
+                drawn = task.look(policy, found.seed, 16)
+            for file, data in drawn.items():
+                kept = file if len(policies) == 1 else f"{name} {file}"
+                pictures[kept] = data if isinstance(data, bytes) else data.encode()
+    each = {m: {k: _interval(v) for k, v in values.items()} for m, values in found.values.items()}
+    told = {m: {k: None if i is None else i.as_dict() for k, i in of.items()} for m, of in each.items()}
+    record = {
+        "task": found.task,
+        "seed": found.seed,
+        "trials": found.trials,
+        "policies": {k: {"fingerprint": found.prints[k], "path": paths[k]} for k in policies},
+        "metrics": {
+            m: {"what": found.words[m][0], "unit": found.words[m][1], "policies": told[m]} for m in found.values
+        },
+        "standings": found.tables[main].as_dict() if found.tables else None,
+        "stopped": found.stopped,
+        "notes": {name: list(said) for name, said in found.notes.items()},
+        "files": [PLOT, *pictures],
+    }
+    store.write_json(folder / RECORD, record)  # before the pictures, so that those of a stopped writer are known
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+
+
+def single(found: Trial, metric: str) -> Standings:
+    """The table of one policy."""
+    ((name, values),) = found.values[metric].items()
+    each = measured(values)[0]
+    what, unit = found.words[metric]
+    row = Standing(name, each, (each.mean,), "")
+    return Standings(metric, what, unit, "higher", found.level, (row,), (), "trials")

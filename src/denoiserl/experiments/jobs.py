@@ -1,0 +1,144 @@
+"""Runs side by side, each in a process of its own: as many at once as asked for, with one bar for all.
+
+A job is a recipe-shaped module, its args and a folder. Processes and not threads: torch's small operations hold the
+interpreter, and a job that dies takes nobody along. Ctrl-C reaches all of them; each saves and stops, and the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
+from denoiserl.core.serialization.args_json import from_json, to_json
+from denoiserl.experiments.runner import run
+
+CODE = "import sys; from denoiserl.experiments.jobs import work; work(sys.argv[1])"
+
+
+@dataclass(frozen=True)
+class Job:
+    """``module``: a module of this package with Args and train. ``label``: what the bar and errors call it."""
+
+    module: str
+    args: Any
+    folder: Path
+    label: str
+
+    @property
+    def finished(self) -> bool:
+        """Has it come to its end?"""
+        path = self.folder / "run.json"
+        return path.exists() and bool(store.read_json(path).get("finished"))
+
+
+def work(spec: str) -> None:
+    """What a process of its own does: read the job's file and run it."""
+    job = store.read_json(Path(spec))
+    sys.path[:0] = [p for p in job["path"] if p not in sys.path]
+    recipe = importlib.import_module(job["module"])
+    args = from_json(recipe.Args, job["args"])
+    run(recipe, args, job["folder"], device=job["device"], threads=1, progress=False, tensorboard=False)
+
+
+def play(jobs: Sequence[Job], processes: int, device: str = "cpu", progress: bool = True, said: str = "") -> None:
+    """Run all jobs that have not finished, ``processes`` at a time; 0 runs them here, one after another.
+
+    A job that fails stops the others from being begun, lets the running ones finish, and raises with its last words.
+    """
+    todo = [job for job in jobs if not job.finished]
+    if processes == 0:
+        for job in todo:
+            recipe = importlib.import_module(job.module)
+            run(recipe, job.args, job.folder, device=device, threads=1, progress=False, tensorboard=False)
+        return
+    waiting, running, failed = list(todo), [], []
+    with _Bar(jobs, said, progress) as bar:
+        try:
+            while (waiting and not failed) or running:
+                while waiting and not failed and len(running) < processes:
+                    job = waiting.pop(0)
+                    running.append((job, _spawn(job, device)))
+                time.sleep(0.2)
+                for pair in [pair for pair in running if pair[1].poll() is not None]:
+                    running.remove(pair)
+                    if pair[1].returncode:
+                        failed.append(pair[0])
+                bar.show([job for job, _ in running])
+        except KeyboardInterrupt:
+            for _, process in running:
+                process.wait()
+            print("Stopped: what was done is kept. The same command goes on from there.", file=sys.stderr)
+            raise
+        finally:
+            for _, process in running:
+                if process.poll() is None:
+                    process.terminate()
+    if failed:
+        log = (failed[0].folder.parent / f"{failed[0].folder.name}.log").read_text(encoding="utf-8").strip()
+        raise RunError(f"{failed[0].label} failed: {log.splitlines()[-1] if log else 'it left no message'}")
+
+
+def _spawn(job: Job, device: str) -> subprocess.Popen[bytes]:
+    spec, log = (job.folder.parent / f"{job.folder.name}.{end}" for end in ("job.json", "log"))
+    spec.parent.mkdir(parents=True, exist_ok=True)
+    paths = [os.getcwd(), *(p for p in sys.path if p)]
+    told = {"module": job.module, "args": to_json(job.args), "folder": str(job.folder), "device": device, "path": paths}
+    store.write_json(spec, told)
+    one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with log.open("wb") as out:
+        return subprocess.Popen([sys.executable, "-c", CODE, str(spec)], stdout=out, stderr=out, env=one)
+
+
+class _Bar:
+    """One bar: the share of all jobs' budgets that is spent, an ETA, and what is running."""
+
+    def __init__(self, jobs: Sequence[Job], said: str, on: bool) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.jobs = jobs
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("[dim]{task.fields[now]}"), disable=not on)
+        self.id = self.bar.add_task(said, total=float(len(jobs)), done="", now="")
+        self.seen = 0.0
+
+    def __enter__(self) -> _Bar:
+        self.bar.__enter__()
+        self.show([])
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def show(self, running: Sequence[Job]) -> None:
+        if time.monotonic() - self.seen < 1.0 and running:
+            return
+        self.seen = time.monotonic()
+        done = sum(job.finished for job in self.jobs)
+        part = sum(_share(job) for job in running)
+        now = ", ".join(job.label for job in running)
+        self.bar.update(self.id, completed=done + part, done=f"{done}/{len(self.jobs)}", now=now)
+
+
+def _share(job: Job) -> float:
+    """How much of its budget a running job has spent: what its last row says."""
+    path, unit, budget = job.folder / "metrics.jsonl", getattr(job.args, "unit", None), getattr(job.args, "budget", 0)
+    if unit is None or not path.exists():
+        return 0.0
+    lines = path.read_bytes().splitlines()
+    for line in reversed(lines[-3:]):
+        try:
+            return min(0.95, 0.95 * float(json.loads(line).get(unit, 0.0)) / budget)
+        except ValueError:  # half a line
+            continue
+    return 0.0

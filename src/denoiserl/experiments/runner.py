@@ -1,0 +1,263 @@
+"""The runner: a recipe, its args and a folder become a run that is recorded, shown, interrupted and resumed.
+
+folder/run.json        what the run is: recipe, args, seed, device, versions, commit, fingerprints of what it was given
+folder/metrics.jsonl   what it told (``journal``), with wall times beside in clock.jsonl and events in tb/
+folder/<stage>/state   where it stands (``keep``)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import torch
+
+from denoiserl.core.errors import RunError
+from denoiserl.core.imports import load_module
+from denoiserl.core.serialization import store
+from denoiserl.core.serialization.args_json import diff_settings, from_json, to_json
+from denoiserl.train.device import Place
+from denoiserl.train.inputs import fingerprints
+from denoiserl.train.metrics_log import Journal
+from denoiserl.train.progress import Progress
+from denoiserl.train.run_state import Keep, Stopped, rows_kept
+
+FIXED = ("recipe", "args", "device", "precision", "threads", "every", "restart")
+"""what must not change within a run: a budget may grow, everything else would make it another run"""
+
+
+def run(
+    recipe: ModuleType | Any,
+    args: Any,
+    folder: Path | str,
+    *,
+    device: str = "cpu",
+    precision: str = "float32",
+    threads: int | None = None,
+    every: int | None = None,
+    restart: int | None = None,
+    budget: Mapping[str, float] | None = None,
+    progress: bool = True,
+    tensorboard: bool = True,
+) -> dict[str, Any]:
+    """Run ``recipe.train(args, keep)`` in ``folder``, or go on with what the folder holds.
+
+    Returns ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. A folder that holds a run of
+    other settings raises RunError that names them, and so does other content of a file or folder that they name (data,
+    a module with an environment, a starting policy). More ``iters`` may be asked for, where the recipe's ``GROWS`` says
+    so; environments start afresh where the run had ended. Ctrl-C lets the iteration finish, saves, says how to go on,
+    and raises SystemExit(130) (143 for SIGTERM); a second one stops at once, and the run goes on from its last save.
+    """
+    folder = Path(folder)
+    settings = {
+        "recipe": _name(recipe),
+        "args": to_json(args),
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+        "every": every,
+        "restart": restart,
+        "budget": dict(budget) if budget else None,
+    }
+    with _alone(folder):
+        store.settle(folder)
+        given = fingerprints(args, folder)
+        record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), recipe)
+        place = Place(device, precision, threads, record["place"])
+        keep = Keep(folder, device, every, budget, restart)
+        with place.here() as chosen:
+            if record["place"] is None:
+                record["place"] = chosen
+            store.write_json(folder / "run.json", record)
+            last, rows = _consume(recipe, args, keep, record["seed"], progress, tensorboard)
+        record["finished"] = _now()
+        store.write_json(folder / "run.json", record)
+    return {"folder": str(folder), "rows": rows, "last": last, "spent": keep.spent(), "place": chosen}
+
+
+def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:
+    """Go on with the run in ``folder`` from its ``run.json``. ``settings``: progress, tensorboard, budget."""
+    recipe, args, record = opened(folder)
+    known = {k: record.get(k) for k in ("device", "precision", "threads", "every", "restart", "budget")}
+    return run(recipe, args, folder, **{**known, **settings})
+
+
+def opened(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
+    """The recipe's module, its args, and the record of the run in ``folder``."""
+    record = store.read_json(Path(folder) / "run.json")
+    if not isinstance(record, dict) or "recipe" not in record:
+        raise RunError(f"{folder} is not the folder of a run: its run.json names no recipe.")
+    recipe = load_module(record["recipe"])
+    return recipe, from_json(recipe.Args, record["args"]), record
+
+
+def _consume(
+    recipe: Any, args: Any, keep: Keep, seed: int | None, progress: bool, tensorboard: bool
+) -> tuple[dict[str, Any] | None, int]:
+    assert keep.folder is not None
+    done = rows_kept(keep.folder)
+    journal, shown, last = Journal(keep.folder, done, tensorboard), Progress(progress), None
+    keep.mark, keep.watch = journal.mark, shown.tick
+    if done:
+        shown.say(f"Going on in {keep.folder}, after {done} rows.")
+    if seed is not None:  # networks are initialised from the global generators
+        torch.manual_seed(seed)
+        numpy.random.seed(seed % 2**32)
+        random.seed(seed)
+    began = time.perf_counter()
+    try:
+        with keep.meter.open(), contextlib.closing(recipe.train(args, keep)) as told:
+            for row in told:
+                last = journal.write(row, keep.where(), time.perf_counter() - began)
+                shown.row(last)
+    except KeyboardInterrupt as stop:
+        shown.close()
+        said = str(stop) if isinstance(stop, Stopped) else "Stopped at once: what was saved before is in the folder."
+        print(f"{said} The same command goes on from there ({keep.folder}).", file=sys.stderr, flush=True)
+        number = stop.number if isinstance(stop, Stopped) else 2
+        raise SystemExit(128 + number) from None
+    finally:
+        shown.close()
+        journal.close()
+    if last is None and done:  # it had finished before
+        last = json.loads((keep.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return last, journal.rows
+
+
+def _record(
+    folder: Path, settings: dict[str, Any], given: dict[str, str], seed: int | None, recipe: Any
+) -> dict[str, Any]:
+    """The content of run.json: a new one, or the folder's own if it is of the same run."""
+    path = folder / "run.json"
+    fresh = {
+        **settings,
+        "given": given,
+        "seed": seed,
+        **provenance(),
+        "place": None,
+        "resumed": [],
+        "finished": None,
+    }
+    if not path.exists():
+        foreign = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if foreign:
+            raise RunError(f"{folder} holds {', '.join(foreign[:3])} and no run.json: give a new folder.")
+    if not path.exists() or _unborn(folder):
+        return fresh
+    old = store.read_json(path)
+    known = {k: old.get(k) for k in FIXED}
+    found = diff_settings(known, {k: settings[k] for k in FIXED})
+    more = [old.get("args", {}).get("iters"), settings["args"].get("iters")]
+    longer = None not in more and more[0] < more[1]
+    longer = longer and found == diff_settings({"iters": more[0]}, {"iters": more[1]}, "args")
+    if found and not (longer and _grows(recipe, settings["args"])):
+        how = " Its schedules depend on their number: to improve its policy further, begin another run with it,"
+        raise RunError(
+            f"{folder} holds a run of other settings ({'; '.join(found)}): use them, or give a new folder."
+            + (f"{how} such as --start {folder} --out NEW." if longer else "")
+        )
+    before = old.get("given")  # runs of earlier versions have none
+    changed = [at for at in {**(before or {}), **given} if before is not None and before.get(at) != given.get(at)]
+    if lost := [at for at in changed if at not in given]:
+        raise RunError(
+            f"what {', '.join(lost)} of {folder} names is not found from here: paths without a leading / are looked up "
+            "in the current folder. Give the command where the run began, or put them back."
+        )
+    if changed:
+        raise RunError(
+            f"{folder} began with other contents of {', '.join(changed)} (the data, file or policy that it names was "
+            "changed or removed): put them back, or give a new folder."
+        )
+    again = {"time": _now(), "commit": fresh["commit"], "versions": fresh["versions"], "budget": settings["budget"]}
+    again |= {"iters": more} if found else {}
+    resumed = [*old.get("resumed", []), again]
+    now = {"args": settings["args"], "budget": settings["budget"], "given": given, "resumed": resumed}
+    return {**fresh, **old, **now}
+
+
+def _unborn(folder: Path) -> bool:
+    """Is there nothing of a run yet but its settings? It stopped before its first row and its first save."""
+    files = [p for p in folder.iterdir() if p.name not in (".lock", "run.json", "tb")]
+    return all(p.is_file() and p.stat().st_size == 0 for p in files)
+
+
+def _grows(recipe: Any, args: dict[str, Any]) -> bool:
+    """May a run go on to more iterations than it was begun with? A recipe says so by ``GROWS``: the settings under
+    which no schedule of its own depends on their number."""
+    needs = getattr(recipe, "GROWS", None)
+    return needs is not None and all(args.get(name) == value for name, value in needs.items())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else runs in this folder. The lock dies with the process."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: give the name of a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"Another process runs in {folder}: wait for it, or give another folder.") from None
+        yield
+
+
+def _name(recipe: Any) -> str:
+    """What finds the recipe again: its module's name, or its file."""
+    if hasattr(recipe, "__recipe__"):
+        return recipe.__recipe__
+    spec, file = getattr(recipe, "__spec__", None), getattr(recipe, "__file__", None)
+    name = spec.name if spec is not None else recipe.__name__
+    with contextlib.suppress(ImportError, ValueError):
+        if name != "__main__" and importlib.util.find_spec(name) is not None:
+            return name
+    if file is None:
+        raise RunError(f"The recipe {name!r} is neither an importable module nor a file: save it as one.")
+    return str(Path(file).resolve())
+
+
+def provenance() -> dict[str, Any]:
+    """When, from which commit, with which versions: what a record says about where it comes from."""
+    return {"created": _now(), "commit": _commit(), "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = importlib.metadata.version("denoiserl")
+    except importlib.metadata.PackageNotFoundError:
+        own = "source"
+    return {"denoiserl": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that this module lies in, if there is one; a "+" says that it was edited."""
+    here = Path(__file__).parent
+    try:
+        ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None if told.returncode == 0 else None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

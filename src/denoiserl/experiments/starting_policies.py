@@ -1,0 +1,76 @@
+"""Starting policies, each made once for a machine: the pretraining that all arms of all comparisons share.
+
+A start is a run like any other, in a folder named by what decides it: the source that its task reaches, its settings,
+the seed, and the version of torch. Change a line of the network and it is made anew; change a method and it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from denoiserl.core.errors import RunError
+from denoiserl.experiments import resolve as find
+from denoiserl.experiments.code_fingerprint import fingerprint
+from denoiserl.policy.policy import Policy
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    task: str = "robot"
+    """the task, by name"""
+    kind: str | None = None
+    """the kind of starting policy; None: the task's first"""
+    base: dict[str, Any] = field(default_factory=dict)
+    """the task's settings"""
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Make the starting policy and keep it as ``last``."""
+    keep = keep or Keep()
+    keep.last((yield from find.task(a.task, a.base).begin(a.seed, keep.stage("start"), a.kind)))
+
+
+def cache() -> Path:
+    """Where starting policies are kept: ``DENOISERL_CACHE``, or the user's cache."""
+    given = os.environ.get("DENOISERL_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "denoiserl"
+
+
+def folder(a: Args, device: str = "cpu") -> Path:
+    """The folder of a start, named by what decides it."""
+    place, function = find.where(a.task)
+    root = place if place.endswith(".py") else f"{place}.{function}"
+    settings = [fingerprint([root]), a.task, a.kind, a.base, a.seed, device, torch.__version__]
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return cache() / "starts" / f"{Path(place).stem.rpartition('.')[2].strip('_')}-{a.seed}-{name}"
+
+
+def opened(task: Task, path: Path, a: Args, keep: Keep) -> Policy:
+    """The start that ``path`` holds; where its networks are not ours to build, it is made anew, in memory."""
+    try:
+        return task.opened(path / "last", keep.device)
+    except RunError:
+        if task.restore is not None:
+            raise
+    made = task.begin(a.seed, Keep(device=keep.device), a.kind)
+    while True:
+        try:
+            next(made)
+        except StopIteration as stop:
+            return stop.value
+
+
+def settled(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from JSON, so that a folder's name does not depend on how they were given."""
+    return json.loads(json.dumps(dict(base)))

@@ -1,0 +1,325 @@
+"""Models and pipelines of diffusers, unmodified: as denoisers, codecs and whole policies.
+
+``denoiser(model, scheduler)`` wraps a UNet or a transformer; ``from_pipeline(pipeline)`` makes a policy of a loaded
+text-to-image pipeline (latents through its autoencoder) or of a pixel-space one. Text is encoded once, by
+``prompts(pipeline, texts)``; conditions are embeddings from there on. No classifier-free guidance is applied: what is
+sampled, scored and trained is the conditional model itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
+from denoiserl.core.tree import tensors, tree_map
+from denoiserl.integrations.families import check, fits, flow_levels, needs, network, plain, setting
+from denoiserl.integrations.schedulers import Convention, convert, steps_like
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, Linear, Schedule, ddim, flow_sde
+from denoiserl.processes.transition import Transition
+
+INDEX = "index"
+"""The part of a condition that only the reward reads: which prompt a row answers."""
+
+
+class Net(nn.Module):
+    """A diffusers model as a raw network: our times to its timesteps, a condition to its keyword arguments.
+
+    ``flow``: the model reads ``levels`` · σ(t) (Kσ or Kσ/1000, see ``families.LEVELS``). Otherwise it
+    reads the index t · levels − 1 of a discrete level, exact where t is one of them. A condition is one tensor (the
+    model's ``encoder_hidden_states``, or the ``class_labels`` of a model that has no text) or a dict of the model's own
+    arguments, batch first. ``fixed`` are arguments without a batch that every call gets (Flux's ``img_ids``).
+    """
+
+    def __init__(
+        self, model: nn.Module, schedule: Schedule, levels: float, flow: bool, fixed: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        base = plain(model)
+        known = list(inspect.signature(base.forward).parameters)
+        self.state = next((name for name in ("sample", "hidden_states") if name in known), "")
+        self.main = next((name for name in ("encoder_hidden_states", "class_labels") if name in known), "")
+        if not self.state or "timestep" not in known:
+            raise RunError(f"a {type(base).__name__} is not called as (sample | hidden_states, timestep, ...)")
+        self.model, self.schedule, self.levels, self.flow = model.eval(), schedule, levels, flow
+        self.needs = needs(model)
+        self.known = [name for name in known if name not in (self.state, "timestep", "return_dict")]
+        self.fixed = tensors(dict(fixed or {}))
+        self._check(self.fixed)
+        for name, value in self.fixed.items():
+            self.register_buffer(f"fixed_{name}", value, persistent=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        own = {"model": self.model, "schedule": self.schedule, "levels": self.levels, "flow": self.flow}
+        return own | {"fixed": self.fixed}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    def _check(self, given: Mapping[str, Any]) -> None:
+        for name in given:
+            if name not in self.known:
+                raise InvalidInputError(unknown_name_message(name, self.known, "condition of this model"))
+
+    def embed_condition(self, cond: Any) -> dict[str, Any]:
+        """The model's keyword arguments, in its precision."""
+        given = cond if isinstance(cond, dict) else {} if cond is None else {self.main: cond}
+        self._check(given)
+        if self.main == "encoder_hidden_states" and self.main not in given:
+            raise InvalidInputError(
+                "this model needs a condition: embeddings [B, tokens, features], or prompts(pipeline, texts)"
+            )
+        if missing := [name for name in self.needs if name not in given and name not in self.fixed]:
+            raise InvalidInputError(
+                f"a {type(plain(self.model)).__name__} also needs {', '.join(missing)}: give a dict of its arguments"
+            )
+        return tree_map(self._precise, given)
+
+    def _precise(self, value: Any) -> Tensor:
+        if not isinstance(value, Tensor):
+            raise InvalidInputError(f"conditions are tensors, batch first, and a {type(value).__name__} is none")
+        return value.to(self.dtype) if value.is_floating_point() else value
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """The model's timestep, [*t]."""
+        if self.flow:
+            return self.levels * self.schedule(t)[1]
+        index = t * self.levels - 1
+        near = index.round()
+        return torch.where((index - near).abs() < 1e-3, near, index).clamp_min(0)
+
+    def forward(self, x: Tensor, clock: Tensor, context: dict[str, Any] | None = None) -> Tensor:
+        fixed = {name: getattr(self, f"fixed_{name}") for name in self.fixed}
+        seen = {self.state: x.to(self.dtype), "timestep": clock.expand(len(x)), **fixed, **(context or {})}
+        return self.model(**seen, return_dict=False)[0]
+
+
+def denoiser(
+    model: nn.Module,
+    scheduler: Any,
+    tokens: int | None = None,
+    fixed: Mapping[str, Tensor] | None = None,
+    levels: float | None = None,
+) -> GaussianDenoiser:
+    """Return an unmodified model, with the scheduler it was trained with, as the denoiser of a Gaussian process.
+
+    ``levels``: what a flow model of a class that is not known is told as its timestep, in units of σ (1000 or 1
+    where the scheduler has 1000 levels). Other models are told the index of a level, and ``levels`` is the scheduler's.
+    Raise RunError where that is not known.
+    """
+    if not isinstance(model, nn.Module):
+        raise RunError(f"a {type(model).__name__} is no network: give pipeline.unet or pipeline.transformer")
+    said = convert(scheduler, tokens)
+    if said.flow:
+        levels = flow_levels(model, bool(scheduler.config.get("use_dynamic_shifting")), levels, said.levels)
+    elif levels not in (None, said.levels):
+        raise RunError(f"the scheduler has {said.levels} levels: levels={levels} would be wrong, leave it out")
+    net = Net(model, said.schedule, levels or said.levels, said.flow, fixed)
+    if hasattr(base := plain(model), "peft_config") and hasattr(base, "save_pretrained"):
+        guard(base)
+    return GaussianDenoiser(net, said.schedule, said.predicts).eval()
+
+
+def guard(model: Any) -> None:
+    """Let ``model.save_pretrained`` refuse as long as adapters sit in the model."""
+    own, layer = type(model).save_pretrained, require("peft.tuners.tuners_utils", "hub").BaseTunerLayer
+
+    @functools.wraps(own)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(module, layer) for module in self.modules()):
+            raise RunError(
+                f"adapters sit in this {type(self).__name__}, and its file would have names that nothing reads: write "
+                "the adapters alone, integrations.adapters.save_lora(policy, folder), or fold them into the weights "
+                "first, integrations.adapters.merge(policy)"
+            )
+        return own(self, *args, **kwargs)
+
+    model.save_pretrained = types.MethodType(save_pretrained, model)
+
+
+def _seen(cond: Any) -> Any:
+    """What the denoiser sees of a condition: all but which prompt it is."""
+    if isinstance(cond, str | list | tuple):
+        raise InvalidInputError("texts are encoded once, before anything is drawn: prompts(pipeline, texts)")
+    return {k: v for k, v in cond.items() if k != INDEX} or None if isinstance(cond, dict) else cond
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pictures in [0, 1], [B, C, H, W], to the [−1, 1] of pixel-space models."""
+
+    def encode(self, data: Tensor) -> Tensor:
+        """[0, 1] to [−1, 1]."""
+        return 2 * data - 1
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """[−1, 1] to [0, 1], clamped."""
+        return (sample / 2 + 0.5).clamp(0, 1)
+
+    def condition(self, cond: Any) -> Any:
+        """All but the prompts' numbers."""
+        return _seen(cond)
+
+    def initial_state(self, cond: Any) -> None:
+        """The prior."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """Pictures in [0, 1], [B, 3, H, W], to an autoencoder's latents: z = (encode(2x − 1) − shift) · scale.
+
+    Encoding takes the mean of the autoencoder's posterior. ``micro`` pictures go through it at a time, in float32 where
+    it is float16 and its ``force_upcast`` is set.
+    """
+
+    vae: Any
+    scale: float
+    shift: float = 0.0
+    micro: int = 16
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Pictures to latents."""
+        latent = self._through(2 * data - 1, lambda v: self.vae.encode(v).latent_dist.mode().float())
+        return (latent - self.shift) * self.scale
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Latents to pictures, clamped to [0, 1]."""
+        latent = sample / self.scale + self.shift
+        return self._through(latent, lambda v: (self.vae.decode(v, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1))
+
+    def _through(self, data: Tensor, call: Any) -> Tensor:
+        weight = next(self.vae.parameters())
+        if weight.device != data.device:  # a policy that moves does not know of this module
+            self.vae.to(data.device)
+        upcast = weight.dtype == torch.float16 and bool(setting(plain(self.vae), "force_upcast"))
+        try:  # such an autoencoder overflows in float16, so that its pipeline computes it in float32
+            dtype = next((self.vae.float() if upcast else self.vae).parameters()).dtype
+            return torch.cat([call(part) for part in data.to(dtype).split(self.micro)])
+        finally:
+            if upcast and not (torch.is_grad_enabled() and data.requires_grad):  # whose gradient needs it as it is
+                self.vae.half()
+
+    def condition(self, cond: Any) -> Any:
+        """All but the prompts' numbers."""
+        return _seen(cond)
+
+    def initial_state(self, cond: Any) -> None:
+        """The prior."""
+        return None
+
+
+def from_pipeline(
+    pipeline: Any, n: int = 20, size: tuple[int, int] | None = None, transition: Transition | None = None
+) -> Policy:
+    """Return a policy of a pipeline: its model, its scheduler's levels and n times, its autoencoder as the codec.
+
+    ``size``: (height, width) of the pictures in pixels, by default what the model was built for. Learning runs
+    ``transition`` (default: the exact posterior ``ddim(1.0)``, or ``flow_sde()`` for flows); users get the ODE. Text
+    encoders stay outside: see ``prompts``. Raise RunError for a pipeline whose class is not in ``families.PIPELINES``,
+    for inputs that a policy would ignore, and for a scheduler that clips latents.
+    """
+    check(pipeline)
+    model, vae = network(pipeline), getattr(pipeline, "vae", None)
+    channels, answers = setting(plain(model), "in_channels"), setting(plain(model), "out_channels")
+    if channels is None or answers not in (None, channels):
+        raise RunError(
+            f"the model reads {channels} channels and answers {answers}: models that also read a mask or a picture, or "
+            "that learn their variance, are not plain denoisers"
+        )
+    if size is not None and not (
+        isinstance(size, Sequence) and [type(v) for v in size] == [int, int] and min(size) > 0
+    ):
+        raise RunError(f"size={size!r} is no size: give (height, width) in pixels, two whole numbers")
+    codec = _codec(vae)
+    factor = 1 if vae is None else 2 ** (len(setting(plain(vae), "block_out_channels")) - 1)
+    side = setting(plain(model), "sample_size") if size is None else [_divided(v, factor) for v in size]
+    if side is None:
+        raise RunError("the model does not say what size its pictures have: give size=(height, width) in pixels")
+    height, width = (side, side) if isinstance(side, int) else side
+    patch = fits(model, height, width, factor)
+    tokens = (height // patch) * (width // patch)
+    scheduler = getattr(pipeline, "scheduler", None)
+    said = convert(scheduler, tokens)
+    if said.clip is not None and vae is not None:
+        raise RunError(
+            f"the scheduler clips x̂₀ to ±{said.clip:g}, which is for pixels and cuts latents: give the pipeline "
+            f"{type(scheduler).__name__}.from_config(pipeline.scheduler.config, clip_sample=False)"
+        )
+    process = Diffusion(said.schedule, transition or _exploring(said), said.clip, clip_noise=said.clip_noise)
+    train = steps_like(scheduler, process, n)
+    serve = steps_like(scheduler, process, n, ddim(0.0))
+    return Policy.of(process, denoiser(model, scheduler, tokens), (channels, height, width), train, serve, codec)
+
+
+def _divided(pixels: int, factor: int) -> int:
+    if pixels % factor:
+        raise RunError(f"the autoencoder divides sizes by {factor}: {pixels} pixels are not a multiple")
+    return pixels // factor
+
+
+def _exploring(said: Convention) -> Transition:
+    return flow_sde() if isinstance(said.schedule, Linear) else ddim(1.0)
+
+
+def _codec(vae: Any) -> Pixels | Latent:
+    if vae is None:
+        return Pixels()
+    name, scale = type(plain(vae)).__name__, setting(plain(vae), "scaling_factor")
+    if name != "AutoencoderKL" or scale is None or not setting(plain(vae), "block_out_channels"):
+        raise RunError(f"a {name} is no AutoencoderKL: build the policy by hand, with a codec of its encode and decode")
+    if setting(plain(vae), "latents_mean") is not None:
+        raise RunError("the autoencoder shifts every channel of its latents (latents_mean): write a codec that does")
+    vae.eval().requires_grad_(False)
+    return Latent(vae, float(scale), float(setting(plain(vae), "shift_factor") or 0.0))
+
+
+@torch.no_grad()
+def prompts(pipeline: Any, texts: Iterable[str]) -> dict[str, Tensor]:
+    """Return texts as conditions: the model's embeddings, and the number of the text in ``index``.
+
+    Recipes draw rows of this tree; a reward looks its text up by ``prompts["index"]``, and the denoiser does not see
+    it. For ``StableDiffusionPipeline`` and ``StableDiffusion3Pipeline``; raise RunError for others, whose models take
+    other arguments: a dict of those, batch first, is a condition too.
+    """
+    texts = [*texts] if isinstance(texts, Iterable) and not isinstance(texts, str) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InvalidInputError("prompts are a list of texts, one a row")
+    name, model = type(pipeline).__name__, network(pipeline)
+    if name not in ("StableDiffusionPipeline", "StableDiffusion3Pipeline"):
+        hint = ""
+        if name == "StableDiffusionXLPipeline":
+            hint = ": encoder_hidden_states, and added_cond_kwargs with text_embeds [B, D] and time_ids [B, 6]"
+        raise RunError(
+            f"what a {name} makes of texts is not known here: pass its {type(plain(model)).__name__}'s own arguments "
+            f"as a dict of tensors instead{hint}"
+        )
+    pooled = name == "StableDiffusion3Pipeline"
+    given: dict[str, Any] = {"prompt_2": None, "prompt_3": None} if pooled else {}
+    given |= {"device": next(model.parameters()).device, "num_images_per_prompt": 1}
+    parts = pipeline.encode_prompt([str(text) for text in texts], do_classifier_free_guidance=False, **given)
+    named = {"encoder_hidden_states": parts[0]} | ({"pooled_projections": parts[2]} if pooled else {})
+    return {**named, INDEX: torch.arange(len(texts), device=parts[0].device)}
+
+
+def load(path: str | Path, pipeline: Any, model: nn.Module | None = None) -> Policy:
+    """A policy saved by ``policy.save(path)``, around the model and the autoencoder of a pipeline.
+
+    ``model``: the pipeline's by default; give the one with adapters where the policy had them. Trained weights are
+    copied into it.
+    """
+    net = network(pipeline) if model is None else model
+    return Policy.load(path, net, next(net.parameters()).device, getattr(pipeline, "vae", None))

@@ -1,0 +1,5 @@
+"""LeRobot's diffusion policies: ``diffusion_policy(path)`` opens a checkpoint, unmodified."""
+
+from denoiserl.integrations.lerobot.policy import diffusion_policy
+
+__all__ = ["diffusion_policy"]

@@ -1,0 +1,219 @@
+"""Diffusion policies of LeRobot: a checkpoint's folder as a ``Policy``, without the package.
+
+``diffusion_policy(folder)`` reads ``config.json``, ``model.safetensors`` and the statistics of the normalisers, which
+lie in the weights (before LeRobot 0.4) or in the files of its processors (since). Its U-Net is ``nn.UNet1D`` with
+another clock: the weights go there by a map of names. What is conditioned on is the last T_o observations, robot state
+and environment state one after the other, and what ``integrations.lerobot.vision`` sees in pictures.
+
+Datasets of LeRobot are in ``data.formats.lerobot``. Both formats are read as files: the package would replace torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
+from denoiserl.data.codecs.normalize import Normalizer
+from denoiserl.integrations.lerobot.checkpoint import Config, Norms, read_config, read_norms, read_tensors
+from denoiserl.integrations.lerobot.unet import Net, fill
+from denoiserl.integrations.lerobot.vision import Eyes
+from denoiserl.integrations.schedulers import convert, steps_like
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, ddim
+from denoiserl.processes.transition import Transition
+
+STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The codec of a LeRobot policy with ``history`` T_o observations, of whose chunks ``execute`` T_a actions are run.
+
+    A condition is [B, ..., T_o, o], oldest first (or flat, [..., T_o·o]; [..., o] where T_o is 1), or a dict with
+    ``observation.state`` and ``observation.environment_state`` in these shapes, ``sizes`` of each. Environments stack
+    observations with Gymnasium's ``FlattenObservation(FrameStackObservation(env, T_o))``. Chunks [..., H, d] are
+    encoded in LeRobot's order, where entry T_o − 1 is now (as ``data.windows`` cuts them), and decoded to the T_a
+    actions from now on. Nothing is clipped, as upstream.
+
+    ``pictures``: normalisers of the policy's cameras. Then a condition is a dict with all parts, pictures [..., T_o, C,
+    H, W] in [0, 1] or in bytes, or, as environments draw them, [..., T_o, H, W, C] from 0 to 255.
+    """
+
+    observation: Normalizer
+    action: Normalizer
+    sizes: dict[str, int]
+    history: int
+    execute: int
+    pictures: dict[str, Normalizer] = field(default_factory=dict)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Chunks to model units, now first."""
+        return self.action.norm(data).roll(1 - self.history, -2)
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """The actions to execute, [..., T_a, d]."""
+        return self.action.unnorm(sample[..., : self.execute, :])
+
+    def condition(self, cond: Any) -> Any:
+        """Observations to model units, flat: [..., T_o·o]; with pictures, a dict of numbers and pictures."""
+        if self.pictures and not isinstance(cond, dict):
+            raise InvalidInputError(f"this policy looks at {', '.join(self.pictures)}: give observations as a dict")
+        given = cond
+        if isinstance(cond, dict):
+            for name in (*self.sizes, *self.pictures):
+                if name not in cond:
+                    raise InvalidInputError(
+                        f"the observation has no {name!r}; it has {', '.join(sorted(cond)) or 'nothing'}"
+                    )
+            cond = torch.cat([self._frames(cond[name], size) for name, size in self.sizes.items()], -1)
+        seen = self.observation.norm(self._frames(cond, self.observation.dim))
+        if not self.pictures:
+            return seen.flatten(-2) if self.history > 1 else seen
+        looks = [self._looked(given[name], normal) for name, normal in self.pictures.items()]
+        return {"numbers": seen.unsqueeze(-2) if self.history == 1 else seen, "pictures": torch.stack(looks, -4)}
+
+    def _looked(self, x: Tensor, normal: Normalizer) -> Tensor:
+        """[..., T_o, C, H, W], normalised a channel."""
+        x = x.unsqueeze(-4) if self.history == 1 else x
+        if x.shape[-4] != self.history:
+            raise InvalidInputError(f"this policy sees its last {self.history} pictures; got {_shape(x)}")
+        last = x.shape[-1] == normal.dim != x.shape[-3]
+        x = x if last else x.movedim(-3, -1)
+        if last or not x.is_floating_point():
+            x = x.float() / 255
+        elif x.numel() and float(x.max()) > 2:
+            raise InvalidInputError(
+                f"pictures [..., C, H, W] of floats lie in [0, 1], and these reach {float(x.max()):g}: divide them by "
+                "255, or give bytes"
+            )
+        return normal.norm(x).movedim(-1, -3)
+
+    def _frames(self, x: Tensor, size: int) -> Tensor:
+        """[..., T_o, size], or [..., size] where one observation is all there is."""
+        if x.shape[-1] == size and (self.history == 1 or (x.ndim > 2 and x.shape[-2] == self.history)):
+            return x  # [B, o] is B single observations, also where B is T_o
+        if self.history > 1 and x.shape[-1] == self.history * size:
+            return x.unflatten(-1, (self.history, size))
+        raise InvalidInputError(
+            f"this policy sees its last {self.history} observations of {size} numbers each; got {_shape(x)}: show "
+            "them with denoiserl.envs.frame_stack.shown(env, policy), --history on the command line, or Gymnasium's "
+            "FrameStackObservation and FlattenObservation"
+        )
+
+    def initial_state(self, cond: Any) -> None:
+        """Plans start from noise."""
+        return None
+
+
+def diffusion_policy(folder: str | Path, n: int | None = None, transition: Transition | None = None) -> Policy:
+    """The policy of a LeRobot ``DiffusionPolicy`` checkpoint (a folder with ``config.json`` and ``model.safetensors``).
+
+    ``n`` denoising steps (default: the checkpoint's). It serves as LeRobot does: DDPM's posterior or DDIM without
+    noise, from the same noise the same actions. Learning runs ``transition`` (default: the posterior, ``ddim(1.0)``,
+    whose last step has no density: ``with_min_std(ddim(1.0), std)`` has one in each).
+    A checkpoint without scale in its FiLM gets scales of one, which may be learned. Mixed precision (``use_amp``) is
+    not followed: the policy computes in float32. Raise RunError if the checkpoint says what is not read here.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    sizes, cameras, d = _features(config, folder)
+    history, horizon = int(config["n_obs_steps"]), int(config["horizon"])
+    scheduler = _scheduler(config)
+    said = convert(scheduler)
+    n = int(n or config.get("num_inference_steps") or said.levels)
+    eyes = _eyes(config, cameras) if cameras else None
+    width = sum(sizes.values()) + (0 if eyes is None else eyes.width)
+    net = Net(
+        (horizon, d), history * width, config["down_dims"], config["kernel_size"], config["n_groups"],
+        config["diffusion_step_embed_dim"], said.levels, history - 1, eyes, sizes[STATE],
+    )  # fmt: skip
+    left = fill(net, read_tensors(folder / "model.safetensors"), bool(config["use_film_scale_modulation"]))
+    seen, done = read_norms(folder, config, left)
+    parts = [_normalizer(seen, name, size) for name, size in sizes.items()]
+    observation = Normalizer(*(torch.cat([getattr(p, f) for p in parts]) for f in FIELDS))
+    weight = "noise" if said.predicts == "eps" else "data"
+    process = Diffusion(said.schedule, ddim(1.0), said.clip, weight, clip_noise=said.clip_noise)
+    train = steps_like(scheduler, process, n, transition or ddim(1.0))
+    serve = steps_like(scheduler, process, n, said.transition)
+    looks = {name: _normalizer(seen, name, shape[0]) for name, shape in cameras.items()}
+    codec = Chunks(observation, _normalizer(done, ACTION, d), sizes, history, int(config["n_action_steps"]), looks)
+    return Policy.of(process, GaussianDenoiser(net, said.schedule, said.predicts), (horizon, d), train, serve, codec)
+
+
+FIELDS = ("centre", "scale", "constant", "low", "high")
+
+
+def _shape(x: Any) -> Any:
+    return None if x is None else list(x.shape)
+
+
+def _features(config: Config, folder: Path) -> tuple[dict[str, int], dict[str, list[int]], int]:
+    """{observation: its size} in the order of the condition, {camera: its shape}, and the action's size."""
+    seen = config["input_features"]
+    cameras = {k: list(v["shape"]) for k, v in seen.items() if v["type"] == "VISUAL"}
+    if STATE not in seen:
+        raise RunError(f"{folder} does not see {STATE}, which LeRobot's diffusion policy is built on")
+    for name, what in seen.items():
+        if name not in (STATE, ENVIRONMENT, *cameras):
+            raise RunError(
+                unknown_name_message(
+                    name, (STATE, ENVIRONMENT), f"observation of type {what['type']} of a LeRobot policy"
+                )
+            )
+    if list(config["output_features"]) != [ACTION]:
+        raise RunError(f"{folder} answers {', '.join(config['output_features'])}: only {ACTION!r} alone is read here")
+    sizes = {name: math.prod(seen[name]["shape"]) for name in (STATE, ENVIRONMENT) if name in seen}
+    return sizes, cameras, math.prod(config["output_features"][ACTION]["shape"])
+
+
+def _eyes(config: Config, cameras: dict[str, list[int]]) -> Eyes:
+    if config.get("resize_shape") is not None:
+        raise RunError("this policy resizes its pictures, which is not read here: retrain it on pictures of that size")
+    if not config["use_group_norm"]:
+        raise RunError("this policy normalises pictures over batches (use_group_norm=False): not read here")
+    shapes = list(cameras.values())
+    if any(shape != shapes[0] for shape in shapes):
+        raise RunError(f"the cameras of a LeRobot policy have one shape; config.json names {shapes}")
+    points, depth = config["spatial_softmax_num_keypoints"], config["vision_backbone"]
+    separate = bool(config["use_separate_rgb_encoder_per_camera"]) and len(cameras) > 1
+    return Eyes(len(cameras), shapes[0], config.get("crop_shape"), points, depth, separate)
+
+
+def _scheduler(config: Config) -> Any:
+    """diffusers' scheduler of the name and numbers that the checkpoint gives."""
+    made = {"DDPM": "DDPMScheduler", "DDIM": "DDIMScheduler"}
+    if config["noise_scheduler_type"] not in made:
+        raise RunError(unknown_name_message(config["noise_scheduler_type"], made, "noise scheduler"))
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "clip_sample", "clip_sample_range",
+             "prediction_type")  # fmt: skip
+    diffusers = require("diffusers", "hub")
+    return getattr(diffusers, made[config["noise_scheduler_type"]])(**{name: config[name] for name in names})
+
+
+def _normalizer(norms: Norms, name: str, size: int) -> Normalizer:
+    """LeRobot's normalisation of a feature; a dimension without spread gets −1 (by a range) or 0 (MEAN_STD)."""
+    found = norms.pair(name, size)
+    if not found:
+        return Normalizer.identity(size)
+    one, two = found
+    if norms.modes[name] == "MEAN_STD":
+        constant, wide = two == 0, torch.full_like(one, math.inf)
+        scale = two if name == ACTION else two + norms.eps
+        return Normalizer(one, torch.where(constant, torch.ones_like(two), scale), constant, -wide, wide)
+    constant = one == two
+    if norms.modes[name] != "MIN_MAX" and name != ACTION and norms.moves(name, constant):
+        raise RunError(
+            f"{norms.source}: the quantiles of {name} are equal in dimension(s) "
+            f"{constant.nonzero().flatten().tolist()}, and yet it moves there: LeRobot divides by {norms.eps:g}. "
+            "Retrain with MIN_MAX or MEAN_STD, or leave these dimensions out"
+        )
+    # observations that never changed are −1 there; an action that never changed is its value
+    centre = torch.where(constant, one + (0 if name == ACTION else 1), (one + two) / 2)
+    scale = torch.where(constant, torch.ones_like(one), (two - one) / 2)
+    return Normalizer(centre, scale, constant & (name == ACTION), one, two)

@@ -1,0 +1,47 @@
+"""Objectives: pure functions of log-probs, credit and reference. One loss an element; the recipe reduces.
+
+They do not know which oracle the log-probs came from: ``replay`` (the path) or ``elbo`` (noise again).
+
+| to learn from | function |
+|---|---|
+| advantages | ``reinforce``, ``ppo_clip`` (with ``denoise_clip``) |
+| weights | ``weighted`` (with ``exp_weights``) |
+| pairs | ``dpo`` (``margin``) |
+| rewards within a prompt | ``centered`` |
+| a reference | ``k1``, ``k2``, ``k3`` |
+| returns | ``squared``, ``clipped_value``, ``huber``, ``expectile`` |
+| a critic of decisions | ``ascent`` |
+
+``clip_fraction``, ``clip_sides``, ``approx_kl`` watch an update; ``masked_mean`` and ``masked_sum`` reduce it.
+"""
+
+from denoiserl.losses.divergence import k1, k2, k3
+from denoiserl.losses.policy import approx_kl, clip_fraction, clip_sides, denoise_clip, ppo_clip, reinforce
+from denoiserl.losses.preference import dpo, margin
+from denoiserl.losses.reduction import masked_mean, masked_sum
+from denoiserl.losses.regression import centered, exp_weights, weighted
+from denoiserl.losses.value import ascent, clipped_value, expectile, huber, squared
+
+__all__ = [
+    "approx_kl",
+    "ascent",
+    "centered",
+    "clip_fraction",
+    "clip_sides",
+    "clipped_value",
+    "denoise_clip",
+    "dpo",
+    "exp_weights",
+    "expectile",
+    "huber",
+    "k1",
+    "k2",
+    "k3",
+    "margin",
+    "masked_mean",
+    "masked_sum",
+    "ppo_clip",
+    "reinforce",
+    "squared",
+    "weighted",
+]

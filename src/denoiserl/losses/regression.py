@@ -1,0 +1,62 @@
+"""Learning by regression: weighted likelihood, and the implicit reward onto the real one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from denoiserl.advantages.shapes import constant, same_shape
+from denoiserl.core.errors import InvalidInputError
+
+
+def weighted(loss: Tensor, weight: Tensor) -> Tensor:
+    """``weight · loss``, ``[*b]``. ``loss`` is a denoising loss or −log π; weight 1 is supervised learning."""
+    same_shape(loss=loss, weight=weight)
+    constant(weight=weight)
+    return weight * loss
+
+
+def exp_weights(advantage: Tensor, temperature: float, cap: float = 100.0) -> Tensor:
+    """``min(exp(Â / temperature), cap)``, any shape: the weights of RWR (Â a reward) and AWR (Â an advantage).
+
+    Weighted likelihood with them projects p_old exp(Â/temperature)/Z onto the policy class. The cap is applied to the
+    exponent, so nothing overflows. Peters & Schaal 2007; Peng et al., arXiv 1910.00177.
+    """
+    if not (temperature > 0 and cap > 0):
+        raise InvalidInputError(f"temperature and cap must be positive, got {temperature} and {cap}.")
+    return (advantage / temperature).clamp(max=math.log(cap)).exp().clamp(max=cap)
+
+
+def centered(log_prob: Tensor, old: Tensor, reward: Tensor, beta: float, weight: Tensor | None = None) -> Tensor:
+    """Centred reward regression. All ``[*, P, G]``; returns ``[*, P, G]``.
+
+        (β (ℓᵢ − ℓ̄) − (Rᵢ − R̄))²,   ℓ = log π − log π_old,  means over the group of one prompt
+
+    The regularised optimum p* = p_old exp(R/β)/Z(c) has β ℓ = R − β log Z(c); subtracting the mean within the prompt
+    removes Z. So the loss is zero exactly at p*, for samples from *any* distribution: the sampler is free. ℓ̄ is
+    detached; with uniform weights the gradient of the group's sum is the same, since the residuals sum to 0.
+
+    ``log_prob`` is a chain's joint (trajectory-balance kind) or an ELBO with noise shared with ``old`` (CRD, arXiv
+    2603.14128; GDSD). ``weight`` (not negative, ``[*, P, G]``) centres with a weighted mean: pools of good or bad
+    samples. A group of one is refused, for its centred reward is always 0.
+    """
+    same_shape(log_prob=log_prob, old=old, reward=reward)
+    constant(old=old, reward=reward)
+    if reward.ndim < 2 or reward.shape[-1] < 2:
+        raise InvalidInputError(
+            f"Centring needs a group axis of at least two samples a prompt, [prompts, group]; got {list(reward.shape)}."
+        )
+    if not beta > 0:
+        raise InvalidInputError(f"beta must be positive, got {beta}.")
+    if weight is None:
+        weight = torch.ones_like(reward)
+    same_shape(reward=reward, weight=weight)
+    total = weight.sum(-1, keepdim=True)
+    if not bool((weight >= 0).all() & (total > 0).all()):
+        raise InvalidInputError("Centring weights must not be negative, and every prompt needs one that is positive.")
+    share = weight / total
+    implicit = beta * (log_prob - old)
+    mean = (share * implicit.detach()).sum(-1, keepdim=True)
+    return (implicit - mean - (reward - (share * reward).sum(-1, keepdim=True))).square()

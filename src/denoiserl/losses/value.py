@@ -1,0 +1,69 @@
+"""Losses of a value net: one loss an element, ``[*b]`` -> ``[*b]``. Targets are constants."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from denoiserl.advantages.shapes import constant, same_shape
+from denoiserl.core.errors import InvalidInputError
+
+
+def squared(value: Tensor, target: Tensor) -> Tensor:
+    """``½ (v − target)²``: the gradient is the error."""
+    same_shape(value=value, target=target)
+    constant(target=target)
+    return 0.5 * (value - target).square()
+
+
+def clipped_value(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Tensor:
+    """``½ max((v − target)², (v_old + clamp(v − v_old, ±clip) − target)²)``: PPO's value clip.
+
+    No gradient where v has left ``old`` by more than ``clip`` in the direction of the target. PPO2; TraceRL, arXiv
+    2509.06949.
+    """
+    constant(old=old)
+    same_shape(value=value, target=target, old=old)
+    if not clip > 0:
+        raise InvalidInputError(f"clip must be positive, got {clip}.")
+    near = old + (value - old).clamp(-clip, clip)
+    return torch.maximum(squared(value, target), squared(near, target))
+
+
+def huber(value: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    """``½ e²`` for |e| ≤ delta, ``delta (|e| − ½ delta)`` beyond: the gradient is the error clamped at ±delta."""
+    same_shape(value=value, target=target)
+    constant(target=target)
+    if not delta > 0:
+        raise InvalidInputError(f"delta must be positive, got {delta}.")
+    return F.huber_loss(value, target, reduction="none", delta=delta)
+
+
+def expectile(value: Tensor, target: Tensor, tau: float = 0.7) -> Tensor:
+    """``|τ − 1{target < v}| (target − v)²``: the minimiser over v is the τ-expectile of the targets.
+
+    τ = ½ is half the squared error and gives the mean; τ → 1 the largest target that the data show, without asking
+    for any decision outside of them. IQL, arXiv 2110.06169, eq. 5.
+    """
+    same_shape(value=value, target=target)
+    constant(target=target)
+    if not 0 < tau < 1:
+        raise InvalidInputError(f"tau must lie between 0 and 1, got {tau}.")
+    error = target - value
+    return torch.where(error < 0, 1 - tau, tau) * error.square()
+
+
+def ascent(value: Tensor, by: Tensor | None = None, floor: float = 1e-3) -> Tensor:
+    """``−Q / max(E|Q'|, floor)``, ``[*b]``: climbs a critic at a pace that does not depend on the unit of reward.
+
+    ``by``: Q', another critic of the same decisions (Diffusion-QL), by default Q itself (TD3+BC); a constant either
+    way. The floor keeps critics that know nothing yet, or rewards that are all zero, from being magnified without end.
+    TD3+BC, arXiv 2106.06860, eq. 5; Diffusion-QL, arXiv 2208.06193.
+    """
+    scale = value.detach() if by is None else by
+    same_shape(value=value, by=scale)
+    constant(by=scale)
+    if not floor > 0:
+        raise InvalidInputError(f"floor must be positive, got {floor}.")
+    return -value / scale.abs().mean().clamp_min(floor)

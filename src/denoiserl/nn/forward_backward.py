@@ -1,0 +1,100 @@
+"""Forward-backward representations: F says where an action leads, B where one has arrived (2103.07945)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.nn.embed import Shape, event, shape
+
+TOKENS = 4
+"""tokens that an observation is cut into before B attends to them"""
+
+
+class ForwardBackward(nn.Module):
+    """F(s, a, z) [count, B, d] and B(s) [B, d], so that F(s, a, z)ᵀ B(s') is the density of the successor measure.
+
+    ``cond``: the size of a state; ``action``: the shape of a decision, in [−1, 1]; ``size``: d, of z and both answers.
+    F embeds (s, a) and (s, z) apart and has ``count`` heads on both; ‖B‖ = √d, as ‖z‖ is. ``attention``: how many
+    layers of self-attention mix the two embeddings, and ``TOKENS`` parts of what B sees (BREEZE, 2510.15382); 0:
+    perceptrons (2209.14935). Layer norm in both; no dropout, since targets are computed by the same network.
+    """
+
+    def __init__(
+        self,
+        cond: int,
+        action: Shape,
+        size: int = 50,
+        width: int = 256,
+        attention: int = 0,
+        count: int = 2,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        shape((cond, size, width, count, heads))
+        if attention < 0 or (attention and width % heads):
+            raise RunError(f"{attention} layers of attention with {heads} heads do not share a width of {width} evenly")
+        self.cond, self.action, self.size = cond, shape(action), size
+        self.config = {
+            "cond": cond, "action": self.action, "size": size, "width": width, "attention": attention, "count": count,
+            "heads": heads,
+        }  # fmt: skip
+        acts = math.prod(self.action)
+        self.acting, self.wanting = _embedding(cond + acts, width), _embedding(cond + size, width)
+        self.mix = _attention(width, heads, attention)
+        self.leave = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, size)) for _ in range(count)
+        )
+        tokens = TOKENS if attention else 1
+        self.arriving = _embedding(cond, tokens * width)
+        self.gather = _attention(width, heads, attention)
+        self.name = nn.Sequential(nn.Linear(tokens * width, width), nn.ReLU(), nn.Linear(width, size))
+
+    def ahead(self, cond: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """F(s, a, z), [count, B, d], of states [B, cond], decisions [B, *action] and tasks [B, d]."""
+        event(cond, (self.cond,))
+        event(action, self.action)
+        event(z, (self.size,))
+        parts = self.acting(torch.cat([cond, action.flatten(1)], 1)), self.wanting(torch.cat([cond, z], 1))
+        both = self.mix(torch.stack(parts, 1)).flatten(1)
+        return torch.stack([head(both) for head in self.leave])
+
+    def back(self, cond: Tensor) -> Tensor:
+        """B(s), [B, d], of norm √d."""
+        event(cond, (self.cond,))
+        parts = self.gather(self.arriving(cond).unflatten(1, (-1, self.config["width"])))
+        return math.sqrt(self.size) * F.normalize(self.name(parts.flatten(1)), dim=1)
+
+    def value(self, cond: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Q(s, a, z) = F(s, a, z)ᵀ z, [count, B]."""
+        return (self.ahead(cond, action, z) * z).sum(-1)
+
+
+def _embedding(enter: int, width: int) -> nn.Module:
+    """Layer norm and tanh keep what enters bounded; a layer of width follows."""
+    return nn.Sequential(nn.Linear(enter, width), nn.LayerNorm(width), nn.Tanh(), nn.Linear(width, width), nn.ReLU())
+
+
+def _attention(width: int, heads: int, layers: int) -> nn.Module:
+    """Self-attention over tokens [B, n, width]; nothing where there are no layers."""
+    if not layers:
+        return nn.Identity()
+    layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+
+
+def effective_rank(back: Tensor) -> float:
+    """In how many directions B [n, d] spreads: exp(H(p)), p the shares of the eigenvalues of E[B Bᵀ]; from 1 to d.
+
+    A reward is seen through B alone, so what B has collapsed no policy can be told. Roy & Vetterli 2007, on the
+    uncentred covariance.
+    """
+    if back.ndim != 2 or not bool(back.isfinite().all()):
+        raise InvalidInputError(f"the effective rank is that of finite rows [n, d]; got {list(back.shape)}")
+    share = torch.linalg.eigvalsh((back.mT @ back).double()).clamp_min(0)
+    share = share / share.sum()
+    return float(torch.special.entr(share).sum().exp())

@@ -1,0 +1,58 @@
+"""A Gaussian whose mean and std both come from the network: the actor of maximum-entropy learning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.precision import run_in_precision
+from denoiserl.processes.denoiser import Denoiser, Estimate
+
+
+class Actor(Denoiser):
+    """A Gaussian policy: ``net`` answers [B, ..., 2 d], the mean and the std of [B, ..., d].
+
+        a ~ N(μ(c), diag(σ(c)²)),   log σ = log least + (log most − log least) (1 + tanh(y + y₀)) / 2
+
+    The bounds keep the density finite. An answer of y = 0, near which untrained networks are, is a std of ``start``
+    (None: 1, whose tanh covers most of a box, or the geometric mean of bounds that do not hold 1). ``GaussianHead`` is
+    the policy whose σ does not depend on the condition.
+    Perceptrons need no time: ``MLP((1, d), out=(1, 2 * d), time=0)``.
+    """
+
+    def __init__(self, net: nn.Module, least: float = 7e-3, most: float = 7.0, start: float | None = None) -> None:
+        super().__init__()
+        if not 0 < least < most:
+            raise RunError(f"the bounds of a std are 0 < least < most, not {least} and {most}")
+        if start is None:
+            start = 1.0 if least < 1 < most else math.sqrt(least * most)
+        if not least < start < most:
+            raise RunError(f"a std starts between its bounds {least} and {most}, not at {start}")
+        self.config = {"net": net, "least": least, "most": most, "start": start}
+        self.net, self.least, self.most, self.start = net, least, most, start
+        low, high = math.log(least), math.log(most)
+        self.shift = math.atanh(2 * (math.log(start) - low) / (high - low) - 1)
+
+    def embed_condition(self, cond: Any) -> Any:
+        """The network's own encoding of the condition."""
+        return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
+
+    def embed_time(self, t: Tensor) -> Any:
+        """The network's clock."""
+        return self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
+        """The mean, and ``extra["std"]`` of the same shape."""
+        out = run_in_precision(self.net, x, clock, context).float()
+        if out.shape[:-1] != x.shape[:-1] or out.shape[-1] != 2 * x.shape[-1]:
+            raise InvalidInputError(
+                f"the net answers {list(out.shape)} for decisions {list(x.shape)}: mean and std need a last axis of "
+                f"{2 * x.shape[-1]}"
+            )
+        mean, spread = out.chunk(2, -1)
+        low, high = math.log(self.least), math.log(self.most)
+        return Estimate(mean, {"std": (low + 0.5 * (high - low) * (1 + torch.tanh(spread + self.shift))).exp()})

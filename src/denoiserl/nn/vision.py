@@ -1,0 +1,94 @@
+"""Networks that look: pictures become points of attention, and any network of flat conditions sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.nn.embed import shape
+
+BYTES = "give them in bytes, uint8 from 0 to 255: of numbers x in [0, 1] these are (255 * x).round()"
+
+
+def in_bytes(image: Tensor) -> None:
+    """Raise InvalidInputError if pictures are not in bytes: as numbers from 0 to 1 they would all look black."""
+    if image.dtype != torch.uint8:
+        raise InvalidInputError(f"the pictures in 'image' are {str(image.dtype).removeprefix('torch.')}: {BYTES}")
+
+
+class Points(nn.Module):
+    """A spatial softmax (1504.00702): where each of ``points`` maps looks, its mean position in [−1, 1]².
+
+    [B, 2·points] of maps [B, C, H, W]; a 1 x 1 convolution makes the maps of the points.
+    """
+
+    pos_grid: Tensor
+
+    def __init__(self, width: int, height: int, across: int, points: int) -> None:
+        super().__init__()
+        self.nets = nn.Conv2d(width, points, 1)
+        y, x = torch.linspace(-1, 1, height), torch.linspace(-1, 1, across)
+        grid = torch.stack((x.expand(height, -1), y[:, None].expand(-1, across)), -1)
+        self.register_buffer("pos_grid", grid.reshape(-1, 2).contiguous())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return (self.nets(maps).flatten(2).softmax(-1) @ self.pos_grid).flatten(1)
+
+
+class Sighted(nn.Module):
+    """``inner``, a network of flat conditions, that is shown {"image", "state"} instead: pictures [B, S, S, C] in
+    bytes, and numbers [B, o].
+
+    Three convolutions (of stride 4, 2 and 1), a spatial softmax, and the points beside the numbers: ``inner`` is made
+    for o + 2·points of them. Pictures are looked at once a condition, in ``encode``. ``features`` are those numbers.
+    """
+
+    def __init__(
+        self, inner: nn.Module, size: int, points: int = 32, channels: Sequence[int] = (32, 48, 48), colours: int = 3
+    ) -> None:
+        super().__init__()
+        one, two, three = shape(channels)
+        self.config = {
+            "inner": inner, "size": size, "points": points, "channels": (one, two, three), "colours": colours,
+        }  # fmt: skip
+        self.inner, self.size, self.colours = inner, size, colours
+        self.maps = nn.Sequential(
+            nn.Conv2d(colours, one, 8, 4, 2), nn.GELU(), nn.Conv2d(one, two, 4, 2, 1), nn.GELU(),
+            nn.Conv2d(two, three, 3, 1, 1), nn.GELU(),
+        )  # fmt: skip
+        side = size // 8
+        self.points = Points(three, side, side, points)
+
+    def features(self, cond: Any) -> Tensor:
+        """The numbers and the points, [B, o + 2·points]."""
+        wanted = [self.size, self.size, self.colours]
+        if not isinstance(cond, dict) or not {"image", "state"} <= set(cond):
+            told = sorted(cond) if isinstance(cond, dict) else list(cond.shape[1:])
+            raise InvalidInputError(f"this policy looks at a dict of 'image' {wanted} and 'state' [o], not at {told}")
+        image = cond["image"]
+        if list(image.shape[1:]) != wanted:
+            raise InvalidInputError(
+                f"this policy looks at pictures {wanted}, not {list(image.shape[1:])}: crop or resize them, with the "
+                "colours last"
+            )
+        in_bytes(image)
+        weight = self.points.nets.weight
+        pixels = image.movedim(-1, 1).to(weight.dtype).div(255.0) - 0.5
+        return torch.cat([cond["state"].to(weight.dtype), self.points(self.maps(pixels))], 1)
+
+    def embed_condition(self, cond: Any) -> Any:
+        """What ``inner`` needs of numbers and points."""
+        inner: Any = self.inner
+        return inner.embed_condition(self.features(cond))
+
+    def embed_time(self, t: Tensor) -> Any:
+        """That of ``inner``."""
+        inner: Any = self.inner
+        return inner.embed_time(t)
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
+        return self.inner(x, clock, context)

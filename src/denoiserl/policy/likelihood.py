@@ -1,0 +1,204 @@
+"""The two likelihood oracles of the field, both [*batch, steps]: replay a chain, or noise clean data again.
+
+``replay`` scores recorded steps under other weights. ``renoise`` and ``elbo`` score clean data; one draw of noise is
+shared by the policy and its reference, so their difference is not drowned in it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.counters import count_usage
+from denoiserl.core.errors import OffPolicyError
+from denoiserl.core.precision import is_low_precision
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, cat, tree_map
+from denoiserl.distributions import Distribution
+from denoiserl.policy.chain import Chain, ChainSteps, flatten
+from denoiserl.processes.base import Noised, Process, Step
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.processes.one_step_and_autoregressive import Autoregressive
+
+MICRO = 1024
+"""Rows a network call of ``replay`` on a CPU. Measured on one core (``python -m benchmarks.run --micro``): a 3 x 512
+perceptron scores 10,000 rows in 0.67 of the time of one call for all, with gradients in 0.90, because activations stay
+in the cache; 256 to 2048 are as good. A U-Net over chunks is indifferent from 200 rows on."""
+
+
+def rescore(
+    process: Process, denoise: Denoiser, record: Chain | ChainSteps, micro_batch_size: int | None = None
+) -> tuple[Distribution, Tree]:
+    """Oracle one: the law of every recorded step under this denoiser, and the state that was drawn from it.
+
+    ``law.log_prob(y)`` is [*b, S] for a ``Chain`` and [N] for ``Rows``. Differentiable. ``micro``: rows a network
+    call. A chain is scored step by step in the order in which it ran, so ``micro`` equal to the number of chains
+    repeats exactly the calls of the run: the ratio before an update is then bitwise 1 in float32. By default an
+    accelerator takes all rows in one call, and a CPU about ``MICRO`` of them: whole steps of a chain, at least one.
+    """
+    if isinstance(record, ChainSteps):
+        return _replay_rows(process, denoise, record, micro_batch_size), record.y
+    if isinstance(process, Autoregressive):
+        return _replay_causal(process, denoise, record, micro_batch_size), record.y
+    axes, s = len(record.batch), len(record)
+    x = record.x
+    b = math.prod(record.batch)
+    stacked = tree_map(lambda v: v.flatten(0, axes - 1).transpose(0, 1).flatten(0, 1), x)
+    cond = flatten(record.cond, axes)
+    chain_of = torch.arange(b, device=record.step.device).repeat(s)
+    micro_batch_size = (
+        b * max(1, MICRO // max(b, 1))
+        if micro_batch_size is None and chain_of.device.type == "cpu"
+        else micro_batch_size
+    )
+    estimate = _call(
+        denoise, stacked, record.steps.times, record.step.repeat_interleave(b), cond, chain_of, micro_batch_size
+    )
+
+    def back(v: Tensor) -> Tensor:
+        return v.unflatten(0, (s, b)).transpose(0, 1).unflatten(0, record.batch)
+
+    shaped = Estimate(tree_map(back, estimate.mean), {k: back(v) for k, v in estimate.extra.items()})
+    step = record.steps.gather(record.step)
+    step = step._replace(dense=True, t=step.t.expand(*record.batch, s), s=step.s.expand(*record.batch, s))
+    step = step._replace(table={k: v.expand(*record.batch, s) for k, v in step.table.items()})
+    return _alive(process.reverse(shaped, x, step), record.mask, 1), record.y
+
+
+def _replay_rows(process: Process, denoise: Denoiser, rows: ChainSteps, micro: int | None) -> Distribution:
+    estimate = _call(denoise, rows.x, rows.steps.times, rows.step, rows.cond, None, micro)
+    step: Step = rows.steps.gather(rows.step)._replace(dense=True)
+    return _alive(process.reverse(estimate, rows.x, step), rows.mask, 0)
+
+
+def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, micro: int | None) -> Distribution:
+    """One causal pass over the finished sequences serves every step; a row of ``micro`` is a whole sequence."""
+    axes, x = len(chain.batch), chain.x
+    process.first_token(denoise, x[..., 0] == process.mask_token)
+    final = flatten(chain.sample, axes)
+    first = torch.zeros(len(final), dtype=torch.int64, device=chain.step.device)
+    cond = flatten(chain.cond, axes)
+    estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro)
+    logits = estimate.mean.unflatten(0, chain.batch)
+    extra = {k: v.unflatten(0, chain.batch).unsqueeze(axes) for k, v in estimate.extra.items()}  # one for all steps
+    return _alive(process.reverse(Estimate(logits, extra), x, chain.steps.gather(chain.step)), chain.mask, 1)
+
+
+def _alive(law: Distribution, live: Tensor | None, axes: int) -> Distribution:
+    """Lay a record's live mask on a law that has a field for it."""
+    if live is None:
+        return law
+    if "mask" not in {f.name for f in fields(law)}:  # type: ignore[arg-type]
+        raise ValueError(f"{type(law).__name__} decides by itself which factors are live")
+    mask = live.unsqueeze(live.ndim - law.event_dims) if axes else live
+    return replace(law, mask=mask)  # type: ignore[type-var]
+
+
+def _call(
+    denoise: Denoiser, x: Any, times: Tensor, step: Tensor, cond: Any, owner: Tensor | None, micro: int | None
+) -> Estimate:
+    """The network over flattened rows, ``micro`` at a time; the clock is computed once a grid and gathered.
+
+    The condition is encoded once and gathered by ``owner`` (None: row by row). What a network answers to no condition
+    at all is one context for every row, as in the run.
+    """
+    context = denoise.embed_condition(cond)
+    clock = denoise.embed_time(times[:-1].float().to(step.device))
+    n = len(step)
+    count_usage("rows", n)
+    if micro is None:
+        micro = MICRO if step.device.type == "cpu" else n
+    if micro < 1:
+        raise ValueError(f"micro is a number of rows a network call, not {micro}")
+    own = cond is not None and owner is None and micro < n
+    # Split, not sliced: the gradient of a slice is as large as the whole, once for every slice.
+    cuts = tree_map(lambda v: v.split(micro), context) if own else None
+    means, extras = [], []
+    for k, low in enumerate(range(0, n, micro)):
+        part = slice(low, low + micro)
+        got = tree_map(lambda v, part=part: v.index_select(0, step[part]), clock)
+        seen = context
+        if cond is not None and owner is not None:
+            seen = tree_map(lambda v, part=part: v.index_select(0, owner[part]), context)
+        elif own:
+            seen = tree_map(lambda v, cut, k=k: cut[k].clone(), context, cuts)
+        # Cloned: matrix libraries round by the alignment of their input, and a run's states are aligned.
+        estimate = denoise(tree_map(lambda v, part=part: v[part].clone(), x), got, seen)
+        for name, value in estimate.extra.items():
+            if value.ndim == 0 or len(value) != len(step[part]):
+                raise ValueError(
+                    f"extra[{name!r}] is {list(value.shape)} for {len(step[part])} rows: extras lead with the rows "
+                    "(expand a number that all rows share)"
+                )
+        means.append(estimate.mean)
+        extras.append(estimate.extra)
+    return Estimate(cat(means), cat(extras) if extras[0] else {})
+
+
+def renoise(process: Process, x0: Tree, n: int, rng: Rng, live: Tensor | None = None, uniform: bool = False) -> Noised:
+    """n stratified noisings of every row of clean data, leading axes [batch, n]; shared by policy and reference.
+
+    They are those at which ``elbo`` has little variance; or, with ``uniform``, those of the training loss, which
+    ``matching`` reads.
+    """
+    if n < 1:
+        raise ValueError(f"n is the number of noisings a row, not {n}")
+    return (process.renoise_uniform if uniform else process.renoise)(x0, n, rng, live)
+
+
+def _over_draws(process: Process, denoise: Denoiser, noised: Noised, context: Any, what: str) -> Tensor:
+    batch, n = noised.t.shape
+    flat = Noised(*(tree_map(lambda v: v.flatten(0, 1), part) for part in noised))
+    spread = tree_map(lambda v: v if len(v) < batch else v.repeat_interleave(n, 0), context)  # one for all stays one
+    count_usage("rows", batch * n)
+    return getattr(process, what)(denoise, flat, spread).unflatten(0, (batch, n))
+
+
+def elbo(process: Process, denoise: Denoiser, noised: Noised, context: Any = None) -> Tensor:
+    """Oracle two: one ELBO term for each draw of ``renoise``, [batch, n]; the mean over n estimates the ELBO."""
+    return _over_draws(process, denoise, noised, context, "elbo")
+
+
+def denoising_losses(process: Process, denoise: Denoiser, noised: Noised, context: Any = None) -> Tensor:
+    """The training loss of each draw of ``renoise``, [batch, n]: what weighted regression and FPO-like ratios use."""
+    return _over_draws(process, denoise, noised, context, "loss")
+
+
+def tolerance_of(denoise: nn.Module | None = None) -> float:
+    """Return how far log-probs of one policy may lie apart when calls have other shapes.
+
+    Float32: 1e-3. Products of matrices in TF32, or weights in float16: 0.03. In bf16, whether the weights are or
+    networks run in it: 0.2.
+    """
+    kinds = set() if denoise is None else {p.dtype for p in denoise.parameters()}
+    if is_low_precision() or torch.bfloat16 in kinds:
+        return 0.2
+    coarse = torch.float16 in kinds or torch.get_float32_matmul_precision() != "highest"
+    return 0.03 if coarse else 1e-3
+
+
+def assert_on_policy(
+    log_prob: Tensor, recorded: Tensor, tolerance: float | None = None, denoise: nn.Module | None = None
+) -> float:
+    """Check that replay before the first update equals the record; returns max |log ratio|, 0 where there is none.
+
+    By default the tolerance is that of the precision of ``denoise`` (``tolerance_of``). A larger gap means that the
+    policy that is trained is not the one that drew; the error names the usual causes.
+    """
+    if not log_prob.numel():
+        return 0.0
+    tolerance = tolerance_of(denoise) if tolerance is None else tolerance
+    gap = float((log_prob - recorded).detach().abs().max())
+    if not gap <= tolerance:
+        raise OffPolicyError(
+            f"before the first update |log ratio| is {gap:.3g}, above {tolerance:g}: the steps are scored under "
+            "another law than they were drawn from. Usual causes: the net is in train mode (dropout, batch norm); "
+            "guidance or clipping in the run but not in replay; EMA weights drew and raw weights are trained; another "
+            "grid or transition; low precision (take the old log-probs from a no-grad replay instead); a condition "
+            "rebuilt differently; noise drawn again that had to be kept."
+        )
+    return gap

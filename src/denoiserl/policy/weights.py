@@ -1,0 +1,304 @@
+"""Named parameter sets over one module: current, reference, ema, old, teachers.
+
+Only trainable tensors are copied; frozen ones are shared, so a LoRA-tuned model keeps a reference for the price of its
+adapters. Before LoRA has learned, "adapters off" is that reference and costs nothing at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.processes.denoiser import Denoiser, Estimate
+
+
+class AdapterOff(Denoiser):
+    """The same denoiser with its adapters switched off: the model as it was before they learned, without a copy."""
+
+    def __init__(self, denoiser: Denoiser, adapted: nn.Module) -> None:
+        super().__init__()
+        self._inner = (denoiser, adapted)  # a tuple: not registered as children, so nothing is saved twice
+
+    def embed_condition(self, cond: Any) -> Any:
+        """As the inner denoiser, adapters off."""
+        with self._inner[1].disable_adapter():  # type: ignore[operator]
+            return self._inner[0].embed_condition(cond)
+
+    def embed_time(self, t: Tensor) -> Any:
+        """As the inner denoiser, adapters off."""
+        with self._inner[1].disable_adapter():  # type: ignore[operator]
+            return self._inner[0].embed_time(t)
+
+    def forward(self, x: Any, clock: Any, context: Any) -> Estimate:
+        """As the inner denoiser, adapters off."""
+        with self._inner[1].disable_adapter():  # type: ignore[operator]
+            return self._inner[0](x, clock, context)
+
+
+LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+"""where peft keeps the matrices of 2106.09685"""
+
+
+def _adapted(module: nn.Module) -> list[nn.Module]:
+    """The submodules whose adapters can be switched off (peft models)."""
+    return [m for m in module.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")]
+
+
+def _switch(module: nn.Module) -> nn.Module | None:
+    """Return the peft model that, its adapters off, computes as ``module`` does now, whatever learns later; or None.
+
+    So it is with LoRA at its start: every B is zero, A and B of the active adapters are all that learns, no layer is
+    merged or of another kind, and no buffer moves.
+    """
+    adapted = _adapted(module)
+    layers: list[Any] = [m for m in module.modules() if getattr(m, "adapter_layer_names", ())]
+    learns = {id(p) for p in module.parameters() if p.requires_grad}
+    own, kept = set(), module.state_dict(keep_vars=True)
+    for layer in layers:
+        parts = {name: _named(layer, name) for name in (*LORA, *layer.adapter_layer_names)}
+        other = any(parts[name] for name in parts if name not in LORA) or getattr(layer, "lora_variant", None)
+        off = {name for name in LORA if not any(bool(p.any()) for p in parts[name].values())}
+        if other or getattr(layer, "merged", True) or "lora_B" not in off or not off & {LORA[2], LORA[3]}:
+            return None
+        own |= {id(p) for name in LORA for key, p in parts[name].items() if key.split(".")[0] in layer.active_adapters}
+    moves = any(v.is_floating_point() and not isinstance(v, nn.Parameter) for v in kept.values())
+    return adapted[0] if len(adapted) == 1 and learns and learns == own and not moves else None
+
+
+def _named(layer: Any, part: str) -> dict[str, Any]:
+    """The tensors of a part of a layer with adapters, by the adapter's name."""
+    held = getattr(layer, part, None)
+    return dict(held.named_parameters()) if isinstance(held, nn.Module) else {} if held is None else {part: held}
+
+
+class Weights:
+    """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns.
+
+    ``control``: what chooses for the policy when it serves (``denoiserl.policy.policy.Control``), where anything does.
+    ``execute``: how many actions of a chunk are executed before the policy plans again (None: all that it decodes);
+    ``control.acting.serving`` obeys it.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.module = denoiser
+        self.control: nn.Module | None = None
+        self.execute: int | None = None
+        self.sets: dict[str, Denoiser] = {}
+        self.shared: dict[str, list[nn.Parameter]] = {}
+        """of every set, what it shares with the module, because it was frozen when the set was kept"""
+        self.averages: dict[str, dict[str, Tensor]] = {}
+        """of sets that follow in bf16 or fp16: their tensors in float32, where small steps are not lost"""
+        self.version = 0
+
+    def snapshot(self, name: str) -> Denoiser:
+        """Copy the current weights to the set ``name`` (made or overwritten) and return its denoiser, frozen.
+
+        ``reference`` is "adapters off", for free, as long as that is the model itself: LoRA that has not learned yet,
+        and nothing else that learns. Else it is a copy too.
+        """
+        if name == "current":
+            raise ValueError("current is the module itself: choose another name")
+        if name == "reference" and (adapted := _switch(self.module)) is not None:
+            self._switched(name, adapted)
+        else:
+            self._renew(name)
+        return self.sets[name]
+
+    def _switched(self, name: str, adapted: nn.Module) -> None:
+        self.sets[name] = AdapterOff(self.module, adapted)
+        self.shared[name] = [p for p in self.module.parameters() if not p.requires_grad]
+
+    def _renew(self, name: str) -> None:
+        """Copy the current weights to ``name``: in place where it has tensors of its own for all that learns."""
+        own = self.sets.get(name)
+        if own is not None and not isinstance(own, AdapterOff):
+            ours, theirs = dict(self.module.named_parameters()), dict(own.named_parameters())
+            if ours.keys() == theirs.keys() and not any(p is theirs[n] and p.requires_grad for n, p in ours.items()):
+                self._blend(name, 0.0)
+                self.shared[name] = [p for n, p in ours.items() if p is theirs[n]]
+                return
+        shared: dict[int, Any] = {id(p): p for p in self.module.parameters() if not p.requires_grad}
+        fresh = copy.deepcopy(self.module, shared)
+        for p, q in zip(self.module.parameters(), fresh.parameters(), strict=True):
+            if p is not q:
+                q.requires_grad_(False)
+        self.sets[name], self.shared[name] = fresh, [p for p in self.module.parameters() if not p.requires_grad]
+
+    def using(self, name: str = "current") -> Denoiser:
+        """Return the denoiser that computes with the set ``name``. Raise RunError if a part that it shares learns
+        now."""
+        if name == "current":
+            return self.module
+        if name not in self.sets:
+            raise RunError(unknown_name_message(name, ["current", *self.sets], "set of weights"))
+        if any(p.requires_grad for p in self.shared.get(name, ())):
+            raise RunError(
+                f"{name!r} shares what was frozen when it was kept, and a part of that learns now: let everything "
+                f"learn that shall, and then keep({name!r})"
+            )
+        return self.sets[name]
+
+    def ema_update(self, name: str, decay: float) -> None:
+        """θ_name ← decay · θ_name + (1 − decay) · θ, for every trainable tensor, in place; buffers are copied.
+
+        Averages of bf16 and fp16 are kept in float32; the set holds them rounded.
+        """
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay lies in [0, 1], not {decay}")
+        if name not in self.sets:
+            self.snapshot(name)
+        self._copy(name)
+        self._blend(name, decay)
+
+    @torch.no_grad()
+    def _blend(self, name: str, decay: float) -> None:
+        own, source = self.sets[name], dict(self.module.named_parameters())
+        pairs = {n: (q, source[n]) for n, q in own.named_parameters() if q is not source[n]}
+        low = {n for n, (q, _) in pairs.items() if q.is_floating_point() and q.element_size() < 4}
+        if decay == 0:
+            self.averages.pop(name, None)
+            low.clear()
+        mean = self.averages.setdefault(name, {}) if low else {}
+        for n in low:
+            q, p = pairs.pop(n)
+            held = mean[n].to(q.device) if n in mean else q.float()
+            # a set that was changed elsewhere is followed from where it is
+            mean[n] = torch.where(held.to(q.dtype) == q, held, q.float()).lerp_(p.float(), 1 - decay)
+            q.copy_(mean[n])
+        if pairs:
+            torch._foreach_lerp_([q for q, _ in pairs.values()], [p for _, p in pairs.values()], 1 - decay)
+        for q, p in zip(own.buffers(), self.module.buffers(), strict=True):
+            q.copy_(p)
+
+    def _copy(self, name: str) -> Denoiser:
+        """The set ``name``, which must hold tensors of its own."""
+        own = self.using(name)
+        if isinstance(own, AdapterOff):
+            raise RunError(
+                f"{name!r} is the model with its adapters off and holds no weights: keep() under another name"
+            )
+        return own
+
+    @torch.no_grad()
+    def load(self, name: str) -> None:
+        """Copy the set ``name`` into the current weights (go back to the best, or to the average)."""
+        own = self._copy(name)
+        for p, q in zip(self.module.parameters(), own.parameters(), strict=True):
+            if p is not q:
+                p.copy_(q)
+        for p, q in zip(self.module.buffers(), own.buffers(), strict=True):
+            p.copy_(q)
+        self.version += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sets, by name. Frozen tensors are stored once, under current."""
+        named = {name: self._own(module) for name, module in self.sets.items() if not isinstance(module, AdapterOff)}
+        free = [name for name, module in self.sets.items() if isinstance(module, AdapterOff)]
+        state = {"current": dict(self.module.state_dict()), "sets": named, "free": free, "version": self.version}
+        if self.averages:
+            state["averages"] = {name: dict(mean) for name, mean in self.averages.items()}
+        return state if self.control is None else {**state, "control": dict(self.control.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore every set; shapes, names and precisions must agree."""
+        own = self.module.state_dict()
+        if other := [k for k, v in state["current"].items() if k in own and own[k].dtype != v.dtype]:
+            was, now = state["current"][other[0]].dtype, own[other[0]].dtype
+            raise RunError(f"{other[0]} was saved in {was} and is {now} here: give the network the precision it had")
+        load_checked(self.module, state["current"])
+        for name in state["free"]:  # that it was the reference was known when it was kept; B is no longer zero
+            if not (adapted := _adapted(self.module)):
+                raise RunError(f"{name!r} was saved as 'adapters off': put the same adapters on the network first")
+            self._switched(name, adapted[0])
+        for name, tensors in state["sets"].items():
+            self._renew(name)
+            own = self._own(self._copy(name))
+            tensors = strip_prefix(tensors, own)
+            check_same_shapes(own, tensors, f"the set {name!r}")
+            self.sets[name].load_state_dict(tensors, strict=False)
+        self.averages = {
+            name: {n: v.to(self.sets[name].get_parameter(n).device, copy=True) for n, v in mean.items()}
+            for name, mean in state.get("averages", {}).items()
+        }
+        if "control" in state and self.control is None:
+            raise RunError("these weights belong to a policy that is controlled: give this one the same control first")
+        if self.control is not None and "control" in state:
+            load_checked(self.control, state["control"])
+        self.version = int(state["version"])
+
+    def _own(self, module: nn.Module) -> dict[str, Tensor]:
+        """A set's own tensors: those of frozen parameters are the current module's."""
+        frozen = {n for n, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {k: v for k, v in module.state_dict().items() if k not in frozen}
+
+
+WRAPPERS = ("_orig_mod", "module")
+"""what ``torch.compile``, ``DataParallel`` and ``AveragedModel`` put into the names of the network that they hold"""
+
+
+def strip_prefix(tensors: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return ``tensors`` under ``names``, where a prefix or a wrapper is all that differs; else as they are.
+
+    A prefix that all keys share (``module.``, ``ema_model.``, ``base_model.model.``) is dropped if more of ``names``
+    are found without it. The parts of a name in ``WRAPPERS`` are overlooked at any depth, on both sides.
+    """
+    names = set(names)
+    best, found = tensors, len(names & tensors.keys())
+    own = _bare(names)
+    for depth in range(len(_prefix(tensors)) + 1):
+        if found == len(names):
+            break
+        keys = {key: key.split(".", depth)[-1] for key in tensors}
+        bare = _bare(keys.values())
+        for known in ({}, {key: own[short] for short, key in bare.items() if short in own}):
+            made = {known.get(key, key): tensors[full] for full, key in keys.items()}
+            if len(made) == len(tensors) and len(names & made.keys()) > found:
+                best, found = made, len(names & made.keys())
+    return best
+
+
+def _bare(names: Iterable[str]) -> dict[str, str]:
+    """Names by what is left of them without wrappers; without those that would share one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(".".join(part for part in name.split(".") if part not in WRAPPERS), []).append(name)
+    return {short: full[0] for short, full in groups.items() if len(full) == 1}
+
+
+def _prefix(names: Iterable[str]) -> list[str]:
+    """The leading parts that all names share; the last part of a name is never one."""
+    parts = [name.split(".")[:-1] for name in names]
+    same = zip(*parts, strict=False) if parts else ()
+    return [each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, same)]
+
+
+def load_checked(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load a state dict. A wrapper's prefix is dropped; raise RunError with names and shapes if the rest differs."""
+    own = module.state_dict()
+    tensors = strip_prefix(tensors, own)
+    check_same_shapes(own, tensors, "the network")
+    module.load_state_dict(tensors)
+
+
+def check_same_shapes(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
+    """Raise RunError if the names or shapes of tensors differ from those of ``own``."""
+    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{k}: {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in sorted(own.keys() & tensors.keys())
+        if own[k].shape != tensors[k].shape
+    ]
+    if missing or surplus or shapes:
+        first = f".{missing[0]}" if missing else ""
+        under = [key.removesuffix(first[1:]) for key in surplus if first and key.endswith(first)]
+        told = f". They lie under the prefix {' or '.join(map(repr, under))}: give the tensors of one" if under else ""
+        raise RunError(
+            f"these weights belong to another network, or other parts of it are frozen ({what}): missing "
+            f"{missing[:5]}, surplus {surplus[:5]}, other shapes {shapes[:5]}{told}"
+        )

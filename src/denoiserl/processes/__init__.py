@@ -1,0 +1,80 @@
+"""Processes: how data is noised and, given the denoiser's estimate, which law the next state has."""
+
+from denoiserl.processes.base import Noised, Process, Step, StepTable, stratified
+from denoiserl.processes.diffusion import Diffusion, GaussianDenoiser
+from denoiserl.processes.learned_noise import NoiseInjectedDenoiser
+from denoiserl.processes.masked import Masked, TokenDenoiser, step_map, truncate
+from denoiserl.processes.meanflow import MeanFlow, MeanVelocityDenoiser
+from denoiserl.processes.one_step_and_autoregressive import Autoregressive, GaussianHead, OneStep
+from denoiserl.processes.relay import Relay
+from denoiserl.processes.schedule import (
+    VP,
+    Cosine,
+    Karras,
+    Linear,
+    Schedule,
+    Table,
+    betas_cosine,
+    betas_linear,
+    cosine,
+    edm,
+    linear,
+    time_grid,
+    vp,
+)
+from denoiserl.processes.transition import (
+    cps,
+    dance_sde,
+    ddim,
+    flow_sde,
+    precise,
+    window,
+    with_capped_std,
+    with_decaying_std,
+    with_learned_std,
+    with_min_std,
+)
+
+__all__ = [
+    "VP",
+    "Autoregressive",
+    "Cosine",
+    "Diffusion",
+    "GaussianDenoiser",
+    "GaussianHead",
+    "Karras",
+    "Linear",
+    "Masked",
+    "MeanFlow",
+    "MeanVelocityDenoiser",
+    "NoiseInjectedDenoiser",
+    "Noised",
+    "OneStep",
+    "Process",
+    "Relay",
+    "Schedule",
+    "Step",
+    "StepTable",
+    "Table",
+    "TokenDenoiser",
+    "betas_cosine",
+    "betas_linear",
+    "cosine",
+    "cps",
+    "dance_sde",
+    "ddim",
+    "edm",
+    "flow_sde",
+    "linear",
+    "precise",
+    "step_map",
+    "stratified",
+    "time_grid",
+    "truncate",
+    "vp",
+    "window",
+    "with_capped_std",
+    "with_decaying_std",
+    "with_learned_std",
+    "with_min_std",
+]

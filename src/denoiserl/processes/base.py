@@ -1,0 +1,163 @@
+"""What every process has in common: a table of steps, and the four questions a process answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree
+from denoiserl.distributions import Distribution
+from denoiserl.processes.denoiser import Denoiser, Estimate
+
+
+class Step(NamedTuple):
+    """One row of a table (numbers), or rows gathered for a batch of different steps (tensors [*batch])."""
+
+    index: Any
+    t: Any
+    s: Any
+    table: dict[str, Any]
+    dense: bool | None
+
+
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """The table of a chain: one row a step, in float64, made once a grid.
+
+    ``times`` [S + 1] decreasing; ``table`` named columns [S]; ``dense[k]``: does step k have a density? Known here
+    once, so nobody asks the device.
+    """
+
+    times: Tensor
+    table: dict[str, Tensor]
+    dense: tuple[bool, ...]
+    rows: tuple[Step, ...] = field(init=False, repr=False)
+    _device: dict[torch.device, dict[str, Tensor]] = field(init=False, repr=False, default_factory=dict)
+    _scalars: dict[torch.device, tuple[Step, ...]] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        t, columns = self.times.tolist(), {k: v.tolist() for k, v in self.table.items()}
+        rows = tuple(
+            Step(k, t[k], t[k + 1], {name: column[k] for name, column in columns.items()}, self.dense[k])
+            for k in range(len(t) - 1)
+        )
+        object.__setattr__(self, "rows", rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> Step:
+        return self.rows[k]
+
+    def on(self, device: torch.device) -> tuple[Step, ...]:
+        """The rows, their tables as float32 scalars on a device: products with them cost half of those with numbers."""
+        if device not in self._scalars:
+            with torch.inference_mode(False):  # kept for draws with gradients too
+                columns = {k: v.float().to(device).unbind() for k, v in self.table.items()}
+                self._scalars[device] = tuple(
+                    row._replace(table={name: c[k] for name, c in columns.items()}) for k, row in enumerate(self.rows)
+                )
+        return self._scalars[device]
+
+    def part(self, low: int, high: int) -> StepTable:
+        """The table of the steps low ≤ k < high alone: a chain that another one continues."""
+        if not 0 <= low < high <= len(self):
+            raise ValueError(f"the steps [{low}, {high}) are not a part of a chain of {len(self)}")
+        table = {name: column[low:high] for name, column in self.table.items()}
+        return StepTable(self.times[low : high + 1], table, self.dense[low:high])
+
+    def gather(self, index: Tensor) -> Step:
+        """The rows ``index`` [*batch], as float32 tensors on its device. All rows asked for must be of one kind."""
+        if index.device not in self._device:
+            columns = {"t": self.times[:-1], "s": self.times[1:], **self.table}
+            self._device[index.device] = {k: v.float().to(index.device) for k, v in columns.items()}
+        got = {k: v[index] for k, v in self._device[index.device].items()}
+        dense = self.dense[0] if len(set(self.dense)) == 1 else None
+        return Step(index, got.pop("t"), got.pop("s"), got, dense)
+
+
+class Noised(NamedTuple):
+    """Clean data after noising: x_t, with what made it.
+
+    ``x`` and ``noise`` [*batch, *event], ``t`` [*batch], ``x0`` the clean data, ``live`` the factors that may be
+    noised (None: all), ``weight`` [*batch] the weight of an ELBO term where the draw fixes one.
+    """
+
+    x: Tree
+    t: Tensor
+    x0: Tree
+    noise: Tree | None = None
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+
+
+class Process(ABC):
+    """How data is noised and denoised. Subclasses are final, frozen records."""
+
+    @abstractmethod
+    def steps(self, times: Tensor) -> StepTable:
+        """The table of a grid of times."""
+
+    @abstractmethod
+    def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Distribution:
+        """The law at t = 1 of states of ``shape`` (batch included)."""
+
+    @abstractmethod
+    def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """What one step's law draws from: ("normal" | "uniform", shape of one event's noise)."""
+
+    @abstractmethod
+    def noise(self, x0: Tree, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+        """Noise clean data to times ``t`` [*batch]."""
+
+    @abstractmethod
+    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """The training loss of one noised sample, [*batch]."""
+
+    @abstractmethod
+    def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """One ELBO term, [*batch]: its mean over the draws of ``renoise`` is a bound on (or a part of) log p(x₀)."""
+
+    @abstractmethod
+    def renoise(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n stratified noisings of every row, [*batch, n], at times that suit the ELBO."""
+
+    def renoise_uniform(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """The same at uniform times, as the training loss has them. A process without other times leaves it."""
+        return self.renoise(x0, n, rng, live)
+
+    def condition(self, cond: Tree, start: Tree) -> Tree:
+        """Return ``cond`` with what the laws must know of the state that chains start from. By default nothing."""
+        return cond
+
+    def check(self, start: Tree, n: int, event: tuple[int, ...]) -> None:  # noqa: B027 - most can start anywhere
+        """Raise InvalidInputError if n steps cannot lead from ``start`` (None: the prior) to clean data of shape
+        ``event``."""
+
+    def finish(self, x: Tree, start: Tree) -> Tree:
+        """Return what is served of a final state ``x``, given where its chain started. By default all of it."""
+        return x
+
+    @abstractmethod
+    def reverse(self, estimate: Estimate, x: Tree, step: Step) -> Distribution:
+        """The law of the next state."""
+
+    def estimates(self, denoise: Denoiser, x: Tree, clock: Any, context: Any, step: Step) -> Estimate:
+        """The estimate for flattened rows. One call; a process that needs less or more overrides it."""
+        return denoise(x, clock, context)
+
+
+def stratified(shape: tuple[int, ...], rng: Rng) -> Tensor:
+    """Uniform times in (0, 1) with one in each of n equal strata along the last axis, in random order."""
+    *batch, n = shape
+    rows = 1
+    for b in batch:
+        rows *= b
+    u = (torch.arange(n, device=rng.device) + rng.uniform(rows, n)) / n
+    order = rng.uniform(rows, n).argsort(-1)
+    return u.gather(-1, order).clamp(1e-6, 1 - 1e-6).reshape(shape)

@@ -1,0 +1,255 @@
+"""Gaussian diffusion and flow matching: one process for VP, VE and rectified flow.
+
+x_t = α_t x₀ + σ_t ε. The estimate is the posterior mean of x₀, whatever the network predicts: ``GaussianDenoiser``
+converts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.precision import run_in_precision
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import expand_right
+from denoiserl.distributions import Gaussian
+from denoiserl.distributions.base import mean, sum_event
+from denoiserl.processes.base import Noised, Process, Step, StepTable, stratified
+from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.processes.schedule import Schedule, linear
+from denoiserl.processes.transition import Ddim, GridLevels, Transition
+
+Weight = Literal["velocity", "noise", "data", "min_snr"]
+SNR = (1e-5, 1e8)
+"""the signal-to-noise ratios over which an ELBO is integrated: beyond them float32 sees rounding instead of errors"""
+
+
+@lru_cache(maxsize=16)
+def even_times(schedule: Schedule, cells: int = 512) -> Tensor:
+    """Return ``cells + 1`` increasing times, float64, between which the log of the SNR (α/σ)² falls evenly.
+
+    They span what the schedule has of ``SNR`` at t in [1e-6, 1].
+    """
+
+    def log_snr(t: Tensor) -> Tensor:
+        a, s = schedule(t)
+        return 2 * (a / s).log()
+
+    ends = log_snr(torch.tensor([1e-6, 1.0], dtype=torch.float64)).clamp(math.log(SNR[0]), math.log(SNR[1]))
+    wanted = torch.linspace(float(ends[0]), float(ends[1]), cells + 1, dtype=torch.float64)
+    low, high = torch.full_like(wanted, 1e-6), torch.ones_like(wanted)
+    for _ in range(60):  # bisection: the SNR falls with t
+        middle = (low + high) / 2
+        early = log_snr(middle) > wanted
+        low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+    return high
+
+
+@final
+@dataclass(frozen=True)
+class Diffusion(Process):
+    """x_t = α_t x₀ + σ_t ε, stepped back by a transition.
+
+    ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss. The noise
+    ε̂ = (x_t − α_t x̂₀)/σ_t of a step is that of the clamped estimate, or with ``clip_noise=False`` of the raw one, as in
+    DDIM of diffusers: its mean is α_s clamp(x̂₀) + c_x (x_t − α_t x̂₀).
+    ``weight`` of the training loss in units of x₀'s squared error: ``velocity`` 1/σ², ``noise`` (α/σ)², ``data`` 1,
+    that is the mean squared error of v-, eps- or x₀-prediction; ``min_snr`` min((α/σ)², ``gamma``), which is one weight
+    for all three (2303.09556).
+    """
+
+    schedule: Schedule = linear
+    transition: Transition = Ddim(1.0)
+    clip: float | None = None
+    weight: Weight = "velocity"
+    gamma: float = 5.0
+    clip_noise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weight not in get_args(Weight):
+            raise ValueError(unknown_name_message(self.weight, get_args(Weight), "loss weight"))
+        if not self.gamma > 0:
+            raise ValueError(f"gamma is the largest weight of min_snr and positive, not {self.gamma}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be positive, not {self.clip}")
+
+    def steps(self, times: Tensor, transition: Transition | None = None) -> StepTable:
+        """The table of a grid: c_0, c_x, std. ``transition`` overrides the process's own (train SDE, serve ODE).
+
+        With ``clip_noise=False`` c_0 = α_s is of the clamped estimate, and c_raw = −c_x α_t of the raw one.
+        """
+        times = times.double().cpu()
+        t, s = times[:-1], times[1:]
+        (a_t, s_t), (a_s, s_s) = self.schedule(t), self.schedule(s)
+        c = (transition or self.transition)(GridLevels(t, s, a_t, s_t, a_s, s_s), self.schedule)
+        table = {"c_0": c.c_0, "c_x": c.c_x, "std": c.std}
+        if self.clip is not None and not self.clip_noise:
+            table |= {"c_0": a_s, "c_raw": c.c_0 - a_s}
+        for name, column in table.items():
+            if not bool(column.isfinite().all()):
+                raise ValueError(f"the transition gives a {name} that is not finite on this grid: {column.tolist()}")
+        dense = tuple([True] * len(t)) if c.learned else tuple(bool(v) for v in c.std > 0)
+        if c.learned:
+            table.pop("std")
+        return StepTable(times, table, dense)
+
+    def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Gaussian:
+        """N(0, σ₁²): exact where α₁ = 0, the usual approximation elsewhere."""
+        std = self.schedule(torch.ones((), dtype=torch.float64))[1].float().to(device)
+        return Gaussian(torch.zeros(shape, device=device), std, len(shape) - 1, has_density=True)
+
+    def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """Standard normals shaped like the state."""
+        return "normal", event
+
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+        """α_t x₀ + σ_t ε; factors that are not live stay clean."""
+        eps = rng.normal(*x0.shape)
+        a, s = (expand_right(c, x0) for c in self.schedule(t))
+        x = a * x0 + s * eps
+        return Noised(x if live is None else torch.where(live, x, x0), t, x0, eps, live)
+
+    def _error(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """(x̂₀ − x₀)² per factor."""
+        estimate = denoise(noised.x, denoise.embed_time(noised.t), context)
+        return (estimate.mean - noised.x0) ** 2
+
+    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]; 0 where no factor is live."""
+        error = self._error(denoise, noised, context)
+        a, s = self.schedule(noised.t)
+        snr = (a / s) ** 2
+        weight = {"velocity": s**-2, "noise": snr, "data": torch.ones_like(s), "min_snr": snr.clamp_max(self.gamma)}
+        return weight[self.weight] * mean(error, error.ndim - noised.t.ndim, noised.mask)
+
+    def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch]: in the mean log p(x₀) up to the ends' constants (2107.00630, eq. 17).
+
+        p is the density of the times: that of ``renoise``, whose ``weight`` is 1/p, or uniform.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            t = noised.t.detach().double().clone().requires_grad_()
+            a, s = self.schedule(t)
+            (slope,) = torch.autograd.grad(((a / s) ** 2).sum(), t)
+        error = self._error(denoise, noised, context)
+        slope = slope if noised.weight is None else slope * noised.weight
+        return 0.5 * slope.float() * sum_event(error, error.ndim - noised.t.ndim, noised.mask)
+
+    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n noisings of every row, [batch, n], at stratified times whose log SNR is uniform.
+
+        The terms of the ELBO are of one size there, while at uniform times they grow like 1/t² towards the data.
+        """
+        u, knots = stratified((x0.shape[0], n), rng), even_times(self.schedule).to(x0.device)
+        place = u.double() * (len(knots) - 1)
+        k = place.long()
+        width = knots[k + 1] - knots[k]
+        t = (knots[k] + (place - k) * width).float()
+        noised = self._at(x0, t, rng, live)
+        return noised._replace(weight=(width * (len(knots) - 1)).float())
+
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """n noisings of every row, [batch, n], at stratified uniform times."""
+        return self._at(x0, stratified((x0.shape[0], n), rng), rng, live)
+
+    def _at(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None) -> Noised:
+        """Every row noised to its times [batch, n]."""
+        many, where = (None if v is None else v[:, None].expand(*t.shape, *x0.shape[1:]) for v in (x0, live))
+        assert many is not None
+        return self.noise(many, t, rng, where)
+
+    def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Gaussian:
+        """N(c_0 x̂₀ + c_x x, std²): products and a sum, in float32, the same numbers in a run and in replay."""
+        mean = raw = estimate.mean
+        if self.clip is not None:
+            mean = mean.clamp(-self.clip, self.clip)
+        c_0, c_x, std, c_raw = step.table["c_0"], step.table["c_x"], step.table.get("std"), step.table.get("c_raw")
+        event = x.ndim - 1
+        if isinstance(c_0, Tensor) and c_0.ndim:
+            event = x.ndim - c_0.ndim
+            c_0, c_x = expand_right(c_0, x), expand_right(c_x, x)
+            std, c_raw = (None if column is None else expand_right(column, x) for column in (std, c_raw))
+        if std is None:
+            if "std" not in estimate.extra:
+                raise ValueError("an injected transition needs a denoiser that reports its noise in extra['std']")
+            std = estimate.extra["std"]
+        elif not isinstance(std, Tensor):
+            std = torch.full((), std, dtype=x.dtype, device=x.device)  # a kernel, not a copy from the host
+        mean = mean * c_0 + x * c_x
+        return Gaussian(mean if c_raw is None else mean + raw * c_raw, std, event, step.dense)
+
+
+PREDICTIONS = ("v", "eps", "x0", "edm")
+
+
+class GaussianDenoiser(Denoiser):
+    """A raw network as a denoiser of a Gaussian process: its output, converted to the posterior mean of x₀.
+
+    ``predicts``: ``v`` (rectified flow: v = ε − x₀, x̂₀ = x − σ v; variance preserving: v = α ε − σ x₀,
+    x̂₀ = α x − σ v), ``eps`` (x̂₀ = (x − σ ε)/α), ``x0``, or ``edm``: x̂₀ = c_skip x + c_out F(c_in x) with the
+    preconditioning of 2206.00364 for data of std ``spread``. The conversion is x̂₀ = p x + q F(r x) with numbers that
+    depend on time alone, so ``clock`` computes them once a grid. The result is float32 whatever the network runs in.
+    """
+
+    def __init__(self, net: nn.Module, schedule: Schedule = linear, predicts: str = "v", spread: float = 0.5) -> None:
+        super().__init__()
+        if predicts not in PREDICTIONS:
+            raise ValueError(unknown_name_message(predicts, PREDICTIONS, "kind of prediction"))
+        if predicts == "eps" and float(schedule(torch.ones((), dtype=torch.float64))[0]) <= 0:
+            raise ValueError(
+                "eps-prediction says nothing about the data where the signal is zero (t = 1): predict v or x0, or use "
+                "a schedule that keeps some signal"
+            )
+        a, s = (float(c) for c in schedule(torch.tensor(0.5, dtype=torch.float64)))
+        self.preserving = abs(a * a + s * s - 1) < 1e-6
+        if predicts == "v" and not self.preserving and abs(a + s - 1) > 1e-6:
+            raise ValueError("v-prediction is defined for rectified flow and variance-preserving schedules: use 'edm'")
+        self.net, self.schedule, self.predicts, self.spread = net, schedule, predicts, spread
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"net": self.net, "schedule": self.schedule, "predicts": self.predicts, "spread": self.spread}
+
+    def embed_condition(self, cond: Any) -> Any:
+        """The network's own encoding of the condition."""
+        return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
+
+    def embed_time(self, t: Tensor) -> dict[str, Any]:
+        """The network's clock, and the conversion's numbers p, q (and r), each shaped like t."""
+        a, s = self.schedule(t)
+        inner = self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
+        if self.predicts == "x0":
+            return {"net": inner}
+        if self.predicts == "eps":
+            return {"net": inner, "p": 1 / a, "q": -s / a}
+        if self.predicts == "v":
+            return {"net": inner, "p": a if self.preserving else torch.ones_like(a), "q": -s}
+        d = self.spread
+        total = (a * d) ** 2 + s**2
+        return {"net": inner, "p": a * d**2 / total, "q": s * d / total.sqrt(), "r": total.rsqrt()}
+
+    def forward(self, x: Tensor, clock: dict[str, Any], context: Any) -> Estimate:
+        """x̂₀ = p x + q F(r x)."""
+        inside = x * _across(clock["r"], x) if "r" in clock else x
+        out = run_in_precision(self.net, inside, clock["net"], context)
+        extra = {}
+        if isinstance(out, tuple):
+            out, extra = out
+        if out.shape != x.shape:
+            raise ValueError(f"the network answers {tuple(out.shape)} for a state of {tuple(x.shape)}: they must agree")
+        out = out.float()
+        if "p" not in clock:
+            return Estimate(out, extra)
+        return Estimate(x * _across(clock["p"], x) + out * _across(clock["q"], x), extra)
+
+
+def _across(c: Tensor, x: Tensor) -> Tensor:
+    """A coefficient [*batch] as it multiplies x; one number for the whole batch needs no reshape (2 us on a CPU)."""
+    return c if c.numel() == 1 else expand_right(c, x)

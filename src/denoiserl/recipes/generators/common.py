@@ -1,0 +1,68 @@
+"""What the recipes for generators share: samples with their scores, micro-batches, and the check of the first ratio."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, tree_map
+from denoiserl.policy.chain import Chain, Record, RecordAll
+from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Noised
+from denoiserl.rewards import Reward, Scored, ask, micro_rows, score
+
+
+class Asked(NamedTuple):
+    """Samples of prompts: ``prompts`` [N, ...] as they were asked (None: nothing), the ``chain``, and its scores."""
+
+    prompts: Tree
+    chain: Chain
+    scored: Scored
+
+
+def draw(
+    policy: Policy,
+    reward: Reward,
+    prompts: Tree | int | None,
+    index: Tensor,
+    group: int,
+    a: Any,
+    rng: Rng,
+    record: Record = RecordAll(),
+) -> Asked:
+    """Draw and score ``group`` samples of each of the prompts ``index``, ``a.micro_batch_size`` rows a call."""
+    asked, micro = ask(prompts, index, group), a.micro_batch_size
+    chain = policy.sample_chain(asked, rng, len(index) * group, record, micro_batch_size=micro)
+    return Asked(asked, chain, score(reward, chain.sample, asked, a.weights, a.on_bad, micro, policy.codec.decode))
+
+
+def told(scored: Scored) -> dict[str, float]:
+    """Return the metrics of a reward: its mean, how many values were dropped, and the mean of each named part.
+
+    A part that is called ``reward`` or ``dropped`` gives way to these.
+    """
+    row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped}
+    return row | {k: float(v.nanmean()) for k, v in scored.parts.items() if k not in row}
+
+
+def first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:
+    """Raise OffPolicy if steps are scored otherwise than they were drawn, before anything was learned.
+
+    ``tolerance`` of a whole step's |log ratio|: by default that of the network's precision, and at least 0.02, because
+    log-probs of large pictures have four digits after the point in float32.
+    """
+    own = max(0.02, tolerance_of(policy.weights.module))
+    assert_on_policy(log_prob, recorded, own if tolerance is None else tolerance)
+
+
+def cut(index: Tensor, micro: int | None) -> tuple[Tensor, ...]:
+    """Return the rows ``index`` of one update in parts of at most ``micro`` rows, all in one by default."""
+    return index.split(micro_rows(micro, len(index)))
+
+
+def some(noised: Noised, part: Tensor) -> Noised:
+    """Return the rows ``part`` of noised data."""
+    return Noised(*(tree_map(lambda v: v[part], field) for field in noised))

@@ -1,0 +1,183 @@
+"""DDPO: policy gradients through the denoising steps of any sampler that is stochastic.
+
+paper: arXiv 2305.13301
+signal: reward
+family: path policy gradient
+side: B
+base: diffusion
+task: policy learning
+stage: fine-tuning
+output: images
+process: diffusion, flow
+likelihood: replay
+
+Denoising is a decision process: state (prompt, t, x_t), action x_s, and a reward at the end only. The reward of a
+sample, standardised by what *its prompt* has earned lately, is the advantage of all its steps:
+
+    A = (r − mean_prompt) / std_prompt,    L = mean over (sample, step) of −min(ρ A, clip(ρ, 1 ± ε) A)
+
+As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.num_factors``), advantages are
+clipped, and there is no KL. The memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's
+mean and std before); the oldest are forgotten, those of this iteration too, which are counted. With ``epochs=1`` and
+``batch`` of all samples × steps it is the plain score function (DDPO_SF). Steps without a density, such as the last one
+of the exact posterior, are left out; a chain of nothing else (eta = 0) is refused. Differences: a minibatch is of rows
+(sample, step) from anywhere, where the released code takes samples and adds up the gradients of all their steps;
+samples without an advantage are in none. Nothing is guided, in sampling or learning. Rewards that are not finite are
+dropped and counted. The whole network is trained rather than LoRA adapters, and ε is 1e-3, not 1e-4, because a picture
+of 432 numbers is not a latent of 16 thousand.
+
+Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.52 to 0.96 in half a minute
+of one core, learned from 64 prompts; pictures on the manifold from 0.89 to 0.98, the distance of two pictures of a
+prompt from 0.35, wrong colours included, to 0.15 (data: 0.20). With ``lr=1e-3`` it is there in ten seconds and
+collapses after forty iterations: nothing holds it, and what is left are rare failures with large advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.advantages import PerPrompt
+from denoiserl.core.errors import NoDensityError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, leaves, tensors
+from denoiserl.distributions.base import NO_DENSITY_HELP
+from denoiserl.experiments import experiment as _stages
+from denoiserl.losses import ppo_clip
+from denoiserl.policy.chain import ChainSteps
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, ddim
+from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
+from denoiserl.rewards import Reward, prompt_count
+from denoiserl.tasks import shapes as _shapes
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep, accumulate, adamw, covers
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 40
+    """updates of the sampling policy"""
+    samples: int = 256
+    """samples an iteration, each of a random prompt"""
+    epochs: int = 1
+    """passes over each iteration's rows"""
+    batch: int = 576
+    """rows (sample, step) a gradient step"""
+    micro_batch_size: int | None = None
+    """rows of one call of the network and of the reward, where a batch does not fit into memory (None: all)"""
+    clip: float = 1e-3
+    """range of the geometric-mean ratio"""
+    adv_clip: float = 5.0
+    """largest advantage, in standard deviations"""
+    window: int = 32
+    """rewards a prompt remembers"""
+    least: int = 16
+    """rewards a prompt needs before its own statistics are used"""
+    lr: float = 3e-4
+    """Adam's learning rate"""
+    on_bad: Literal["raise", "drop"] = "drop"
+    """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
+    tolerance: float | None = None
+    """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
+    precision is lower)"""
+    eta: float = 1.0
+    """of the experiment, noise of the training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be
+    learned from"""
+    pool: int = 64
+    """of the experiment, prompts that are learned from: few enough that each has a memory"""
+    eval_every: int = 10
+    """iterations between held-out evaluations"""
+    base: _shapes.Base = _shapes.Base()
+    """the generator that is improved"""
+
+
+def improve(
+    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
+    """Improve a generator on a reward.
+
+    ``prompts``: a tree of [P, ...], equal rows of which share a memory; None or a number where there are none.
+    """
+    if not any(policy.train_steps.dense):
+        raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")
+    prompts = tensors(prompts)
+    keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
+    opt = adamw(policy.parameters(), a.lr)
+    covers(opt, policy.weights.module)
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
+        index = rng.integers(0, len(names), a.samples)
+        _, chain, scored = draw(policy, reward, prompts, index, 1, a, rng)
+        advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
+        advantage = advantage.clamp(-a.adv_clip, a.adv_clip)
+        row = told(scored) | {"silent": float((advantage == 0).float().mean()), "forgotten": memory.forgotten}
+        teaches = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()
+        seen, outside = [], []
+        for _ in range(a.epochs if len(teaches) else 0):
+            for i in teaches[rng.permutation(len(teaches))].split(a.batch):
+                check = it == 0 and not seen
+                parts = (chain.steps_at(j) for j in cut(i, a.micro_batch_size))
+                pieces = (surrogate(policy, part, advantage[part.chain_index], a, check, outside) for part in parts)
+                seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
+        if seen:
+            row |= {"loss": sum(seen) / len(seen), "clipped": float(torch.cat(outside).float().mean())}
+        yield row
+
+
+def surrogate(
+    policy: Policy, part: ChainSteps, advantage: Tensor, a: Any, check: bool, outside: list[Tensor]
+) -> Tensor:
+    """Return −min(ρ A, clip(ρ, 1 ± ε) A) of rows [N], and add to ``outside`` which ρ left the range.
+
+    A function, so that nothing of a part is in memory when the next one runs. ``check``: nothing was learned yet, so
+    the ratio must be 1.
+    """
+    law, y = policy.rescore(part)
+    logp, old = law.log_prob(y), part.log_prob
+    if check:
+        first_ratio(policy, logp, old, a.tolerance)
+    size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
+    logp, old = logp / size, old / size
+    outside.append(((logp.detach() - old).exp() - 1).abs() > a.clip)
+    return ppo_clip(logp, old, advantage, a.clip)
+
+
+def keys(prompts: Tree | int | None) -> list[str]:
+    """Return a name for every row of a tree of prompts [P, ...], a hash of its numbers; one where there are none.
+
+    Equal rows have equal names, in this run and any other.
+    """
+    many = prompt_count(prompts)
+    if prompts is None or isinstance(prompts, int):
+        return [""]
+    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
+    return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
+
+
+def task(a: Args) -> Task:
+    """SHAPES, trained under the posterior with noise ``eta`` on ``pool`` prompts, and a parser that reads pictures."""
+    shapes = _shapes.task(a.base)
+
+    def start(seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+        made = yield from shapes.begin(seed, keep)
+        assert isinstance(made.process, Diffusion)
+        return replace(made, train_steps=made.process.steps(made.train_steps.times, ddim(a.eta)))
+
+    return replace(shapes, starts={"flow": start}, prompts=lambda seed: _shapes.prompts(a.base)[0][: a.pool])
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)

@@ -1,0 +1,221 @@
+"""Flow-GRPO: group-relative fine-tuning of a flow generator on any reward.
+
+paper: arXiv 2505.05470
+signal: reward
+family: path policy gradient
+side: B
+base: diffusion
+task: policy learning
+stage: fine-tuning
+output: images
+process: flow, diffusion
+likelihood: replay
+
+A deterministic flow is run as an SDE with the same marginals, so that every step has a density. Each prompt is drawn
+G times; a sample's advantage is its reward relative to its group; every step of its chain gets that advantage in a
+clipped surrogate, with a KL to the pretrained generator a step:
+
+    A_i = (r_i − mean_G r) / std r,    L = mean_k [ −min(ρ_k A, clip(ρ_k, 1 ± ε) A) + β KL(π_θ ‖ π_ref)_k ]
+
+As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.num_factors``) and the KL is a
+dimension's, the std is that of the whole batch, sampling trains under the SDE and serves under the ODE; ``window=0``
+trains the whole chain. ``window`` > 0 is like the fast variant: only the first ``window`` steps are stochastic and
+trained, the rest is the ODE. Differences: the released fast variant has one or two such steps anywhere among the early
+ones, with a = 0.8 and without a KL. The KL carries its dt factor (the released code divides by 2g² and not by 2g²|dt|),
+nothing is guided, the whole network is trained rather than LoRA adapters, there is no moving average of the weights,
+groups that are tied get no advantage, and ε is 1e-3, not 1e-4, because a picture of 432 numbers is not a latent of 16
+thousand.
+
+Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.50 to 0.98 in half a minute
+of one core, where as long of more imitation leaves 0.49; pictures on the manifold from 0.89 to 0.99; the distance of
+two pictures of a prompt from 0.36, wrong colours included, to 0.17 (data: 0.20; without the KL: below 0.11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.advantages import dead_groups, group_relative
+from denoiserl.core.errors import InvalidInputError, NoDensityError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, tensors
+from denoiserl.distributions.base import NO_DENSITY_HELP
+from denoiserl.experiments import experiment as _stages
+from denoiserl.losses import ppo_clip
+from denoiserl.policy.chain import Chain, ChainSteps
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, StepTable, ddim
+from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
+from denoiserl.rewards import Reward, prompt_count
+from denoiserl.tasks import shapes as _shapes
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep, accumulate, adamw, covers
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 50
+    """updates of the sampling policy"""
+    prompts: int = 24
+    """prompts an iteration"""
+    group: int = 12
+    """samples a prompt"""
+    window: int = 3
+    """the fast variant: first steps that are stochastic and trained; 0: the whole chain, as first published"""
+    epochs: int = 1
+    """passes over each iteration's samples"""
+    batch: int = 72
+    """chains a gradient step"""
+    micro_batch_size: int | None = None
+    """rows of one call of the network (in learning a row is a chain's step) and of the reward, where a batch does not
+    fit into memory (None: all)"""
+    clip: float = 1e-3
+    """range of the geometric-mean ratio"""
+    adv_clip: float = 5.0
+    """largest advantage, in standard deviations"""
+    beta: float = 0.2
+    """weight of the KL to the pretrained generator, a dimension and step; 0 needs no pass of the reference"""
+    lr: float = 3e-4
+    """Adam's learning rate"""
+    on_bad: Literal["raise", "drop"] = "raise"
+    """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
+    tolerance: float | None = None
+    """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
+    precision is lower)"""
+    eval_every: int = 10
+    """iterations between held-out evaluations"""
+    base: _shapes.Base = _shapes.Base()
+    """the generator that is improved"""
+
+
+def improve(
+    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
+    """Improve a flow generator on a reward.
+
+    ``prompts``: a tree of [P, ...], of which every iteration asks some; None or a number where there are none.
+    """
+    if a.group < 2:
+        raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
+    keep, policy, prompts = keep or Keep(), early(policy, a.window), tensors(prompts)
+    many = prompt_count(prompts)
+    if a.beta > 0:
+        _refuse_truncation(policy)
+        policy.weights.snapshot("reference")
+    opt = adamw(policy.parameters(), a.lr)
+    covers(opt, policy.weights.module)
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
+        _, chain, scored = draw(policy, reward, prompts, rng.integers(0, many, a.prompts), a.group, a, rng)
+        groups, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
+        advantage = group_relative(groups, "batch", clip=a.adv_clip, valid=valid).flatten()
+        dead = float(dead_groups(groups, valid=valid).float().mean())
+        row, seen, watch = told(scored) | {"dead groups": dead}, [], []
+        for _ in range(a.epochs if dead < 1 else 0):  # nothing to learn where every group is constant
+            for index in rng.permutation(len(advantage)).split(a.batch):
+                check, size = it == 0 and not seen, len(index) * len(chain)
+                parts = records(chain, index, advantage, a.micro_batch_size)
+                pieces = (surrogate(policy, *part, a, check, watch) for part in parts)
+                seen.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
+        if seen:
+            kl, outside = (torch.cat(v).mean() for v in zip(*watch, strict=True))
+            row |= {"loss": sum(seen) / len(seen), "kl": float(kl), "clipped": float(outside)}
+        yield row
+
+
+def records(
+    chain: Chain, index: Tensor, advantage: Tensor, micro: int | None
+) -> Iterator[tuple[Chain | ChainSteps, Tensor]]:
+    """Yield the chains ``index`` with their advantages [b, S], all at once, or in parts of ``micro`` steps, [micro].
+
+    All at once they are scored in the calls of the run, so that the first ratio is bitwise 1 in float32.
+    """
+    if micro is None:
+        yield chain.take(index), advantage[index, None].expand(-1, len(chain))
+        return
+    flat = index[:, None] * len(chain) + torch.arange(len(chain), device=index.device)
+    for part in cut(flat.flatten(), micro):
+        rows = chain.steps_at(part)
+        yield rows, advantage[rows.chain_index]
+
+
+def surrogate(
+    policy: Policy,
+    part: Chain | ChainSteps,
+    advantage: Tensor,
+    a: Any,
+    check: bool,
+    watch: list[tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Return −min(ρ A, clip(ρ, 1 ± ε) A) + β KL of every step, and add to ``watch`` the KL and which ρ left the range.
+
+    A function, so that nothing of a part is in memory when the next one runs. ``check``: nothing was learned yet, so
+    the ratio must be 1.
+    """
+    law, y = policy.rescore(part)
+    logp, old = law.log_prob(y), part.log_prob
+    if check:
+        first_ratio(policy, logp, old, a.tolerance)
+    size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
+    logp, old = logp / size, old / size
+    loss, kl = ppo_clip(logp, old, advantage, a.clip), torch.zeros_like(old)
+    if a.beta > 0:
+        with torch.no_grad():
+            reference, _ = policy.rescore(part, weights="reference")
+        kl = law.kl(reference) / size
+        loss = loss + a.beta * kl
+    watch.append((kl.detach().flatten(), (((logp.detach() - old).exp() - 1).abs() > a.clip).float().flatten()))
+    return loss
+
+
+def early(policy: Policy, window: int) -> Policy:
+    """The policy whose training chain has a density at the first ``window`` steps only and is the ODE after them."""
+    if not any(policy.train_steps.dense):
+        raise NoDensityError(
+            f"the policy's training steps are all deterministic (an ODE): {NO_DENSITY_HELP}; flow_sde() here"
+        )
+    if window == 0:
+        return policy
+    if not isinstance(policy.process, Diffusion) or not 0 < window <= len(policy.train_steps):
+        raise InvalidInputError(
+            f"a window of {window} steps does not fit a Gaussian chain of {len(policy.train_steps)} steps"
+        )
+    sde, ode = policy.train_steps, policy.process.steps(policy.train_steps.times, ddim(0.0))
+    table = {k: torch.cat([sde.table[k][:window], v[window:]]) for k, v in ode.table.items()}
+    return replace(policy, train_steps=StepTable(sde.times, table, sde.dense[:window] + ode.dense[window:]))
+
+
+def _refuse_truncation(policy: Policy) -> None:
+    """Raise InvalidInputError if a decoder rules tokens out: where the reference rules out others the KL is
+    infinite."""
+    top_k, top_p = (getattr(policy.process, name, None) for name in ("top_k", "top_p"))
+    if top_k is not None or top_p not in (None, 1):
+        raise InvalidInputError(
+            f"top_k={top_k} and top_p={top_p} rule out other tokens here and in the reference, so the KL between them "
+            "is infinite: set beta=0, or make the policy without them"
+        )
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
+
+
+def task(a: Args) -> Task:
+    """SHAPES: pictures of coloured shapes, and a parser that reads the prompted scene back."""
+    return _shapes.task(a.base)
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)
+
+
+DEMO = Args(eval_every=1000)
+"""the demo's act, sized for two cores"""

@@ -1,0 +1,173 @@
+"""RWR: reward-weighted regression of a generator on its own samples; no likelihoods, any process.
+
+paper: arXiv 2305.13301
+signal: reward
+family: weighted regression
+side: B
+base: diffusion, masked diffusion
+task: policy learning
+stage: fine-tuning
+output: images, language
+process: diffusion, flow, masked
+likelihood: none
+
+The baseline of that paper, after Peters & Schaal (2007) and Lee et al. (arXiv 2302.12192).
+
+Draw a data set, weigh it by its rewards, and fit it as data are fitted, again and again:
+
+    L = mean over samples of w(x, c) ℓ(x),   w = exp(β r) / mean exp(β r)     (``share=None``)
+                                             w = 1[r in the top share] / share     (``share=0.1``: RWR-sparse)
+
+with ℓ the denoising loss. The minimiser of one round is p(x | c) exp(β r) / Z(c): k rounds with enough capacity tilt by
+k β. ℓ is a bound, not the likelihood, and only for exact fits is the minimiser the same.
+As published: a softmax of the rewards over the data set or within each prompt, weights of mean 1, several passes over a
+data set of ten thousand samples (sparse: the best tenth), plain supervised learning otherwise. β is 5 for rewards of
+about unit range; it has the unit of 1 / reward. Differences: prompts come in groups, so that ``within="prompt"`` has
+something to compare; rewards that are not finite are dropped and counted; the whole network is trained.
+
+Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts from 0.49 to 0.97 in 10 rounds and to 0.98
+in 20 (10,240 samples; one seed), pictures on the manifold from 0.90 to 0.98, and the distance of two pictures of a
+prompt from 0.36, wrong colours included, to 0.09 (data: 0.20): what a round did not draw is lost to the next ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.advantages.shapes import resolution
+from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, index_rows, tensors
+from denoiserl.experiments import experiment as _stages
+from denoiserl.losses import weighted
+from denoiserl.policy.chain import RecordSample
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Noised
+from denoiserl.recipes.generators.common import cut, draw, some, told
+from denoiserl.recipes.language.common import written
+from denoiserl.rewards import Reward, prompt_count
+from denoiserl.tasks import shapes as _shapes
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.train.fit import stratified
+
+WITHIN = ("prompt", "batch")
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 20
+    """rounds of sampling and fitting"""
+    prompts: int = 64
+    """prompts a round"""
+    group: int = 8
+    """samples a prompt"""
+    beta: float = 5.0
+    """inverse temperature of the weights, a unit of reward"""
+    share: float | None = None
+    """learn from this top share alone, with equal weights (None: exponential weights)"""
+    within: Literal["prompt", "batch"] = "prompt"
+    """what a reward is compared with: the samples of its prompt, or the whole round"""
+    epochs: int = 4
+    """passes over a round's samples"""
+    batch: int = 64
+    """samples a gradient step, about"""
+    micro_batch_size: int | None = None
+    """rows of one call of the network and of the reward, where a batch does not fit into memory (None: all)"""
+    lr: float = 3e-4
+    """AdamW's learning rate"""
+    on_bad: Literal["raise", "drop"] = "drop"
+    """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
+    eval_every: int = 5
+    """iterations between held-out evaluations"""
+    base: _shapes.Base = _shapes.Base()
+    """the generator that is improved"""
+
+
+def improve(
+    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
+    """Improve a generator on a reward. Its steps need no density.
+
+    ``prompts``: a tree of [P, ...]; None or a number where there are none.
+    """
+    if a.within not in WITHIN:
+        raise InvalidInputError(unknown_name_message(a.within, WITHIN, "comparison"))
+    if a.within == "prompt" and a.group < 2:
+        raise InvalidInputError(
+            "A group of one has nothing to be compared with: draw more samples a prompt, or within='batch'"
+        )
+    keep, prompts = keep or Keep(), tensors(prompts)
+    many = prompt_count(prompts)
+    opt = adamw(policy.parameters(), a.lr)
+    covers(opt, policy.weights.module)
+    for _ in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
+        index = rng.integers(0, many, a.prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng, RecordSample())
+        total, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
+        if a.within == "batch":
+            total, valid = total.reshape(1, -1), valid.reshape(1, -1)
+        weight = tilt(total, a.beta, valid) if a.share is None else best(total, a.share, valid)
+        weight = weight.flatten()
+        cond, live, index = (
+            policy.codec.condition(asked),
+            written(policy, asked, chain.sample),
+            torch.nonzero(weight).flatten(),
+        )
+        parts, seen = max(1, len(index) // a.batch), []
+        for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
+            t = stratified(len(i), rng)
+            noised = policy.process.noise(index_rows(chain.sample, i), t, rng, index_rows(live, i))
+            every = cut(torch.arange(len(i), device=i.device), a.micro_batch_size)
+            pieces = (weighted(loss(policy, some(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every)
+            seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
+        row = told(scored) | {"loss": sum(seen) / len(seen)}
+        yield row | {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
+
+
+def loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:
+    """The denoising loss of noised samples, [N]."""
+    return policy.process.loss(policy.denoiser, noised, policy.denoiser.embed_condition(cond))
+
+
+def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
+    """exp(β r) over its mean, [G, n] -> [G, n]: n times the softmax of each row; 0 outside ``valid``."""
+    if beta < 0:
+        raise InvalidInputError(
+            f"beta = {beta} prefers what is worse: give a beta of 0 or more, or turn the reward round"
+        )
+    logits = (beta * reward).masked_fill(~valid, -torch.inf)
+    return (logits.softmax(-1) * valid.sum(-1, keepdim=True)).nan_to_num(0.0)
+
+
+def best(reward: Tensor, share: float, valid: Tensor) -> Tensor:
+    """1 over the share taken for the top ``share`` of each row, with ties, else 0: [G, n] -> [G, n], of mean 1.
+
+    Rewards within 4 units in the last place of the row's largest are a tie. A row of ties has the weights 1.
+    """
+    if not 0 < share <= 1:
+        raise InvalidInputError(f"share is in (0, 1], not {share}")
+    ranked = reward.masked_fill(~valid, -torch.inf)
+    count = (share * valid.sum(-1, keepdim=True)).ceil().long().clamp_min(1)
+    least = ranked.sort(-1, descending=True).values.gather(-1, count - 1)
+    largest = reward.masked_fill(~valid, 0.0).abs().amax(-1, keepdim=True)
+    top = ((ranked >= least) | (least - ranked < resolution(largest))) & valid
+    return top * valid.sum(-1, keepdim=True) / top.sum(-1, keepdim=True).clamp_min(1)
+
+
+def task(a: Args) -> Task:
+    """SHAPES: pictures of prompted scenes, and a parser that reads them."""
+    return _shapes.task(a.base)
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)

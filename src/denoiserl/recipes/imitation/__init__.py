@@ -1,0 +1,1 @@
+"""Imitation: learn a policy from demonstrations."""

@@ -1,0 +1,1 @@
+"""Language: train masked-diffusion language models, and improve them by a verifier."""

@@ -1,0 +1,238 @@
+"""diffu-GRPO: group-relative policy optimisation with a likelihood that costs one forward pass (d1).
+
+paper: arXiv 2504.12216
+signal: reward
+family: one-pass policy gradient
+side: B
+base: masked diffusion
+task: policy learning
+stage: fine-tuning
+output: language
+process: masked
+likelihood: elbo
+
+The decoder draws G completions a prompt; their likelihood is not that of the decoder but a mean-field guess: the whole
+completion is masked, so is each prompt token with probability p, and one pass gives log p_i of every completion token.
+Each of the μ inner iterations draws one such mask, and the policy, the policy that drew and the reference are all
+scored under it:
+
+    L_j = mean over completion tokens of [ −min(ρ_i A, clip(ρ_i, 1 ± ε) A) + β k3(π_θ ‖ π_ref) ],   j = 1 ... μ
+
+with A the reward minus its group's mean. A completion reaches up to and with its first end of text
+(``Masked(end=)``). The reference is set to the policy every ``sync`` iterations.
+
+As published: ε 0.5, β 0.04, p 0.15, p-masks regularise and let one batch be used μ times. The released code counts
+gradient steps between settings of the reference (64 there are 8 iterations of μ = 8 here). ``answer_mask`` (0.1, 0.9)
+with ``prompt_mask`` 0 scores randomly masked completions instead, the "random masking" that TraceRL is compared with
+(2509.06949): only masked tokens have a likelihood then. Differences: puzzles are
+canvases filled in place, so clues are the prompt and holes the completion; the whole network is trained, at 1e-4.
+
+Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.80 to 0.91 at two cells a step and
+from 0.62 to 0.73 at four in 80 iterations (one seed, a base of 1000 updates, 40 s of a CPU core): less than
+``tracerl``, which scores the states in which the decoder decides; a wholly masked completion is not one of them. From a
+base without typos in its text there was no gain. The row says ``not risen`` where the training reward has not risen
+after 40 iterations.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.advantages import dead_groups, group_relative
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree, index_rows, tensors
+from denoiserl.distributions.categorical import token_log_prob
+from denoiserl.experiments import experiment as _stages
+from denoiserl.losses import clip_fraction, k3, masked_mean, ppo_clip
+from denoiserl.policy.likelihood import assert_on_policy
+from denoiserl.policy.policy import Policy
+from denoiserl.processes.denoiser import Denoiser
+from denoiserl.processes.masked import known_tokens
+from denoiserl.recipes.generators.common import cut, draw, told
+from denoiserl.recipes.language.common import canvases, require_masked, written
+from denoiserl.rewards import Reward, prompt_count
+from denoiserl.tasks import sudoku as _sudoku
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep, accumulate_masked, adamw, covers
+
+PATIENCE = 40
+"""iterations after which the training reward should have risen"""
+WINDOW = 10
+"""iterations that are averaged to tell"""
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 80
+    """updates of the sampling policy"""
+    prompts: int = 24
+    """prompts an iteration"""
+    group: int = 8
+    """completions a prompt"""
+    mu: int = 8
+    """inner iterations on each batch of completions, each with a mask of its own"""
+    prompt_mask: float = 0.15
+    """probability that a prompt token is masked"""
+    answer_mask: tuple[float, float] = (1.0, 1.0)
+    """shares of the completion that are masked, drawn evenly between the two, and scored; (1, 1) is the method"""
+    clip: float = 0.5
+    """range of the ratio"""
+    beta: float = 0.04
+    """weight of the k3 estimate of the KL to the reference"""
+    sync: int = 64
+    """iterations between settings of the reference to the policy, not gradient steps; 0: never"""
+    micro_batch_size: int | None = None
+    """rows of one forward in sampling, scoring and learning; the update is that of the whole batch; none: all"""
+    tolerance: float | None = None
+    """largest |log ratio| of a token before the first update; none: that of the weights' precision"""
+    on_bad: Literal["raise", "drop"] = "raise"
+    """rewards that are not finite: stop and name the samples, or drop and count them"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of a reward's named parts in its total; none: 1 for each"""
+    lr: float = 1e-4
+    """Adam's learning rate"""
+    max_grad: float = 0.2
+    """largest norm of the gradient"""
+    eval_every: int = 20
+    """iterations between held-out evaluations"""
+    base: _sudoku.Base = _sudoku.Base()
+    """the model that is improved"""
+
+
+def improve(
+    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
+    """Improve a masked language model on a reward. ``prompts``: canvases [P, L] with masks where to write."""
+    process, keep, prompts = require_masked(policy, "diffu-GRPO"), keep or Keep(), tensors(prompts)
+    if bool((canvases(policy, prompts) != process.mask_token).all(-1).any()):
+        raise InvalidInputError("a prompt has no mask: there is nothing to write, leave it out")
+    policy.weights.snapshot("reference")
+    opt, trend = adamw(policy.parameters(), a.lr), Trend()
+    covers(opt, policy.weights.module)
+    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
+        if a.sync and it and it % a.sync == 0:
+            policy.weights.snapshot("reference")
+        index = rng.integers(0, prompt_count(prompts), a.prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng)
+        sample: Any = chain.sample
+        groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)
+        advantage = group_relative(groups, "none", valid=valid).flatten()
+        canvas, answer = canvases(policy, asked), written(policy, asked, sample)
+        assert answer is not None
+        answer = answer & scored.valid[:, None]
+        masks = [hide(canvas, sample, process.mask_token, a.prompt_mask, a.answer_mask, rng) for _ in range(a.mu)]
+        old = [_passes(policy, policy.denoiser, seen, sample, asked, a) for seen in masks]
+        with torch.no_grad():
+            kept = policy.weights.using("reference")
+            reference = [_passes(policy, kept, seen, sample, asked, a) for seen in masks]
+        done = []
+        for seen, before, anchor in zip(masks, old, reference, strict=True):
+            hole = (seen == process.mask_token) & answer
+            new: list[Tensor] = []
+            pieces = _pieces(policy, seen, sample, asked, (before, anchor, advantage, hole), new, a)
+            update = accumulate_masked(opt, pieces, clip=a.max_grad)
+            if update is None:
+                continue  # nothing was hidden: this mask teaches nothing
+            now = torch.cat(new)
+            if it == 0 and not done:
+                assert_on_policy(now[hole], before[hole], a.tolerance, policy.denoiser)
+            kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, a.clip, mask=hole)
+            done.append((update["loss"], float(kl), float(clipped)))
+        row = told(scored) | {"dead groups": float(dead_groups(groups, valid=valid).float().mean())}
+        if done:
+            row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(done).mean(0).tolist(), strict=True))
+        yield row | ({} if trend.rose(row["reward"]) else {"not risen": 1.0})
+
+
+def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, a: Any) -> Tensor:
+    """``one_pass`` in parts, detached: calls of the update's shapes and mode, by either of which some kernels round."""
+    rows = cut(torch.arange(len(seen), device=seen.device), a.micro_batch_size)
+    return torch.cat([one_pass(denoise, seen[i], sample[i], policy, index_rows(asked, i)).detach() for i in rows])
+
+
+def _pieces(
+    policy: Policy, seen: Tensor, sample: Tensor, asked: Tree, given: tuple[Tensor, ...], new: list[Tensor], a: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The losses of the rows in parts, and where they count; the log-probs are put into ``new``."""
+    before, anchor, advantage, hole = given
+    for i in cut(torch.arange(len(seen), device=seen.device), a.micro_batch_size):
+        logp = one_pass(policy.denoiser, seen[i], sample[i], policy, index_rows(asked, i))
+        new.append(logp.detach())
+        gain = advantage[i, None].expand_as(logp)
+        loss = ppo_clip(logp, before[i], gain, a.clip) + a.beta * k3(logp, anchor[i])
+        del logp  # nothing of a piece outlives its turn
+        yield loss, hole[i]
+        del loss
+
+
+def hide(canvas: Tensor, written: Tensor, mask: int, p: float, answer: tuple[float, float], rng: Rng) -> Tensor:
+    """The canvas with each prompt token masked with probability p, and completed but for a share of its holes.
+
+    The share is drawn for each row between the two numbers of ``answer``; at (1, 1) all holes stay masks. One draw
+    for the batch's rows, shared by all who are scored under it.
+    """
+    prompt = torch.where(rng.uniform(*canvas.shape) < p, mask, canvas)
+    low, high = answer
+    if low == high == 1:
+        return prompt
+    share = low + (high - low) * rng.uniform(len(canvas), 1)
+    shown = (rng.uniform(*canvas.shape) >= share) & (canvas == mask)
+    return torch.where(shown, written, prompt)
+
+
+def one_pass(denoise: Denoiser, seen: Tensor, sample: Tensor, policy: Policy, asked: Tree) -> Tensor:
+    """Mean-field log-probabilities [B, L] of every written token given ``seen``, from one pass.
+
+    A prompt may hold ids that are no token: what stands there means nothing and is never read.
+    """
+    process, full = require_masked(policy, "diffu-GRPO"), torch.ones(len(seen), device=seen.device)
+    estimate = denoise(seen, denoise.embed_time(full), denoise.embed_condition(policy.codec.condition(asked)))
+    logits = known_tokens(estimate.mean, process.vocab, process.mask_token)
+    return token_log_prob(logits, torch.where(sample < logits.shape[-1], sample, 0))
+
+
+class Trend:
+    """Has the training reward risen? The mean of the first ``WINDOW`` iterations against that of the last ones."""
+
+    def __init__(self) -> None:
+        self.first: list[float] = []
+        self.last: deque[float] = deque(maxlen=WINDOW)
+        self.n = 0
+
+    def rose(self, reward: float) -> bool:
+        """Take in one iteration; False when ``PATIENCE`` is over and the reward is not above where it began."""
+        self.n += 1
+        self.last.append(reward)
+        if len(self.first) < WINDOW:
+            self.first.append(reward)
+        return self.n < PATIENCE or sum(self.last) / len(self.last) > sum(self.first) / len(self.first)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen."""
+        return {"first": list(self.first), "last": list(self.last), "n": self.n}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.first, self.last, self.n = list(state["first"]), deque(state["last"], maxlen=WINDOW), int(state["n"])
+
+
+GROWS: dict[str, Any] = {}
+"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
+
+
+def task(a: Args) -> Task:
+    """4 x 4 sudoku, several cells a step, and a verifier."""
+    return _sudoku.task(a.base)
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep)

@@ -1,0 +1,118 @@
+"""MDLM: masked diffusion training of a language model.
+
+paper: arXiv 2406.07524
+signal: data
+family: imitation
+side: B
+base: masked diffusion
+task: policy learning
+stage: imitation
+output: language
+process: masked
+likelihood: elbo
+
+Every position is masked with probability t, t ~ U(0, 1), and a bidirectional transformer says what stood there:
+
+    L = E_t E_{x_t} [ (1/t) Σ_{masked i} −log p_θ(x₀_i | x_t) ] / length
+
+which bounds −log p(x₀) from above. The mask is never an answer, visible tokens are carried over, and the network is not
+told the time, which the share of masks says already. ``live`` marks the answer of a prompted sequence: the prompt is
+never masked and the loss is divided by the answer's length (LLaDA, 2502.09992). Padding (``InfillCodec(pad=)``: runs of
+that id at the ends of a row) is hidden from the network and never masked; where the id also ends texts, ``live`` says
+which one is an end.
+
+As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
+whole batch, and the learning rate decays by a cosine.
+
+Expect, with the defaults (grids with 5 % of their cells mistyped), 0.96 of unseen 4 x 4 sudokus solved at one cell a
+step, 0.80 at two and 0.65 at four, and a bound of −0.44 nats a token on clean unseen grids (a model of the 288 grids
+has −0.354): more imitation of such a text helps little, reward does (``tracerl``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.experiments import experiment as _stages
+from denoiserl.oracles import sudoku
+from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.processes import Masked
+from denoiserl.tasks import sudoku as _sudoku
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep, fit
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    updates: int = 2000
+    """gradient steps"""
+    batch: int = 128
+    """sequences a gradient step"""
+    micro_batch_size: int | None = None
+    """rows of one forward; the update is that of the whole batch; none: all"""
+    lr: float = 3e-3
+    """AdamW's learning rate, with cosine decay"""
+    draws: int = 32
+    """maskings a grid of the held-out likelihood bound"""
+    base: _sudoku.Base = _sudoku.Base()
+    """the network and its training"""
+
+
+def improve(
+    policy: Policy, data: Tensor | dict[str, Tensor], a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
+    """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is)."""
+    process = policy.process
+    if not isinstance(process, Masked):
+        raise InvalidInputError(
+            f"MDLM trains masked diffusion, not {type(process).__name__}: make the policy with Masked(...)"
+        )
+    parts = dict(data) if isinstance(data, dict) else {"tokens": data}
+    for name in parts:
+        if name not in ("tokens", "live"):
+            raise InvalidInputError(unknown_name_message(name, ("tokens", "live"), "part of the data"))
+    tokens, live = parts["tokens"], parts.get("live")
+    if tokens.shape[1:] != policy.event_shape:
+        raise InvalidInputError(
+            f"the policy writes sequences {policy.event_shape}, the data are {tuple(tokens.shape)}: cut or pad"
+        )
+    if bool((tokens == process.mask_token).any()):
+        raise InvalidInputError(
+            f"the data contain the mask token {process.mask_token}: a position would be taken for a hole"
+        )
+    cond = policy.codec.condition(tokens) if isinstance(policy.codec, InfillCodec) else None
+    if cond is not None:
+        cond["padding"] = cond["padding"] if live is None else cond["padding"] & ~live
+        live = ~cond["padding"] if live is None else live
+    if live is not None and bool((~live).all(-1).any()):
+        raise InvalidInputError("a row of live has no True: there is nothing to learn from it, leave it out")
+    sizes = {"batch": a.batch, "lr": a.lr, "micro_batch_size": a.micro_batch_size}
+    yield from fit(process, policy.denoiser, tokens, cond, a.updates, rng, live=live, keep=keep, **sizes)
+
+
+def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:
+    """The likelihood bound in nats a token: an unbiased estimate of ELBO / length, averaged over rows."""
+    with torch.no_grad():
+        return float(policy.elbo(tokens, None, rng, draws).mean()) / tokens.shape[-1]
+
+
+def task(a: Args) -> Task:
+    """4 x 4 sudoku: completed grids with typos, in any order of unmasking."""
+    return _sudoku.writing(a.base)
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Fit the corpus, then solve held-out puzzles and bound the likelihood of grids."""
+    policy, row = yield from _stages.learn(improve, task(a), a, keep)
+    for name, tokens in zip(("trained", "held-out"), sudoku.split(), strict=True):
+        row[f"{name} elbo"] = bound(policy, tokens.to(policy.device), Rng(a.seed + 3, policy.device), a.draws)
+    held_out = _sudoku.puzzles(a.seed, 1024, True)
+    yield row | _sudoku.evaluate(policy, held_out.to(policy.device), Rng(a.seed + 2, policy.device), (1,))

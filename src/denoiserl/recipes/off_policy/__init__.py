@@ -1,0 +1,1 @@
+"""Off-policy actor-critic: improve a policy from a replay buffer while it acts."""

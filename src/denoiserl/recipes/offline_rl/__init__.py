@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: improve a policy on logged data alone."""

@@ -1,0 +1,107 @@
+"""SynthER: learn from what a diffusion model makes of the logged data
+
+paper: arXiv 2303.06614
+signal: data
+family: synthetic experience
+side: A, B
+base: diffusion, gaussian
+task: exploration, policy learning
+stage: from scratch
+output: actions
+process: diffusion, one-step
+likelihood: none
+
+A diffusion model (EDM) learns the transitions x = [s, a, r, s', done] of logged data and draws ``rows`` new ones; a
+learner of logged data, TD3+BC, then learns from those as from any recording. With ``share`` below 1, the rest of every
+batch is real. What is made is as good as ``denoiserl upsample`` says.
+
+    L = (σ² + 1)/σ² · |D(x + σ ε; σ) − x|²,   ln σ ~ N(−1.2, 1.2²);   x made by Heun's method from σ = 80 to 0
+
+As published: the levels, Heun's sampler, learning from made rows alone, ends of episodes left raw and thresholded at a
+half. Differences: no churn (``model.churn``), which widens what is made in so few steps; fields of their kinds (angles
+stay on the circle, binary numbers binary); rows whose end is unsure are drawn again; a smaller model, fewer updates and
+rows (100 000 of width 1024, and 5 million, as published), so that it runs on a laptop; ``by="noise"`` makes copies with
+noise instead, the augmentation it is compared with.
+
+Expect of what is made, from 3600 transitions of Pendulum-v1 under random actions, after 3000 updates of width 128 and
+in 32 steps: Kolmogorov-Smirnov distances of 0.03 at most, correlations that change by 0.01, next states 2 % of a
+standard deviation from where they should be, distances to the recorded rows as held-out ones have (0.97 times). Of
+TD3+BC after 15 000 updates, from 3000 rows of locosmall:swingup-medium-replay, with the settings of the claim
+``synther``: a score of 47 (38 to 57 in five seeds), 40 from the rows themselves (22 to 53), 37 from copies with noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.data.recordings import Recording
+from denoiserl.data.synthetic import Mixed, Model, learned, noised
+from denoiserl.data.transitions import Logged, logged, transitions
+from denoiserl.experiments import experiment as _stages
+from denoiserl.policy.policy import Policy
+from denoiserl.recipes.offline_rl import td3_bc
+from denoiserl.tasks import offline as _logged
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep
+
+
+@dataclass(frozen=True)
+class Args(td3_bc.Args):
+    rows: int = 50_000
+    """transitions that are made"""
+    share: float = 1.0
+    """of every batch, what is made"""
+    by: Literal["diffusion", "noise"] = "diffusion"
+    """who makes them: a diffusion model, or noise on copies"""
+    blur: float = 0.05
+    """with noise: its std, in standard deviations of the data"""
+    model: Model = Model(width=128, depth=3)
+    """the diffusion model of transitions"""
+
+
+def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+    """Improve a policy that decides inside a box, by its mean, from logged data."""
+    keep = keep or Keep()
+    if a.by not in ("diffusion", "noise"):
+        raise RunError(unknown_name_message(a.by, ("diffusion", "noise"), "maker of rows"))
+    if policy.event_shape[0] != 1 or a.n != 1:
+        raise InvalidInputError(
+            f"what is made are single transitions, and this policy decides {policy.event_shape[0]} actions with "
+            "returns of "
+            f"{a.n}: take a chunk and n of 1 (or pgd, which makes windows)"
+        )
+    rows = logged(data, 1, 1, a.gamma)
+    if a.by == "diffusion":
+        maker = yield from learned(rows, a.model, rng, keep.stage("model"))
+        made, _ = maker.draw(a.rows, rng)
+    else:
+        made = noised(rows, a.rows, a.blur, rng)
+    source: Any = recorded(made)
+    if a.share < 1:
+        source = Mixed(_logged.remembered(policy, data, a), a.share)
+        source.refill(_logged.remembered(policy, recorded(made), a))
+    yield from td3_bc.improve(policy, source, a, rng, keep.stage("learn"))
+
+
+def recorded(made: Logged) -> Recording:
+    """Made rows of single actions as a recording."""
+    known = (made.obs, made.action[:, 0], made.reward, made.next_obs, made.terminated)
+    return transitions(*known, made.low, made.high, made.name)  # type: ignore[arg-type]
+
+
+STARTS = "squashed"
+"""the kind of policy that it starts from"""
+
+
+def task(a: Args) -> Task:
+    """Logged data, and the environment that they are of."""
+    return _logged.task(a.base)
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """A policy that knows nothing, improved."""
+    yield from _stages.run(improve, task(a), a, keep, STARTS)

@@ -1,0 +1,306 @@
+"""GoRL: reinforcement learning of a Gaussian over the noise of a generator, which is made anew now and then.
+
+paper: arXiv 2512.02581
+signal: env
+family: latent policy gradient
+side: B
+base: diffusion
+task: policy learning
+stage: from scratch, fine-tuning
+output: actions
+process: flow, diffusion
+likelihood: replay
+
+The policy is a = G(s, z), z ~ N(μ(s), σ²): an encoder, a Gaussian over latents, and a decoder G, the ODE of a flow. Two
+time scales, in stages: within a stage the decoder is frozen and PPO learns the encoder, as if z were the action; at its
+end the decoder is made anew, from the prior and not from the encoder,
+
+    min E ‖x̂₀(x_t, t, s) − a‖²,   x_1 ~ N(0, 1),   (s, a) drawn with encoder and decoder
+
+and a fresh encoder starts at N(0, 1), where it behaves as the policy did before. PPO's loss has ``prior`` E[μ² + σ²], a
+number each dimension, so that latents stay where the decoder was trained. With ``begin="actions"`` the first stage has
+no decoder (G(s, z) = z): it is PPO, bit for bit. As published: four stages of 2 : 2 : 1 : 1, PPO's clip 0.15 without a
+decoder and 0.3 with one, a decoder that is trained from new weights.
+Differences: by default it begins with the decoder that it is given, a clone of demonstrations (``begin="decoder"``);
+the released code squashes plans by tanh and imitates them as they were before it; here the codec clamps them, and the
+clamped plans are imitated. A switch that loses more than ``drop`` of the return is taken back, and PPO goes on with the
+old pair; both pairs are judged by the first episodes from the same start states. No samples are left out of the refit
+(the released code can leave out those of the worse episodes), no entropy is rewarded, and stages hand over their last
+pair and not their best. A latent decides the whole plan, so all of it counts in PPO's ratio whatever was executed.
+
+G is what ``dsrl`` steers by (``control.noise_steering.plan``), and no more is shared: a decoder that is made anew, or
+missing, is no part of the policy whose chain it would be.
+
+A decoder of few Euler steps draws narrower than what it imitated, and narrower again at every switch: give it ten. It
+serves the encoder's mean, so before anything is learned it serves the plan of no noise, which may be much better (or
+worse) than the clone's draws: compare with that too.
+
+Expect, for a flow cloned from clumsy demonstrations on fork2d, a success of 0.37 to become 1.0 in 18 iterations of
+64 x 12 decisions and to stay there over two switches (one seed); with ``lr=3e-4`` it is at 0.67 after 24.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.control.acting import actor, carry, chunked, renewable, statistics, whole
+from denoiserl.control.best_of_n import Latent, Latents
+from denoiserl.control.noise_steering import decoded, plan
+from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.core.serialization.config import from_config, to_config
+from denoiserl.data.rollout import Episode
+from denoiserl.distributions import Gaussian
+from denoiserl.envs import Stream
+from denoiserl.experiments import experiment as _stages
+from denoiserl.nn import MLP
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, GaussianHead, OneStep, time_grid
+from denoiserl.processes.steered import require_deterministic
+from denoiserl.recipes.policy_gradient import ppo
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep, fit
+
+BEGINS = ("decoder", "actions")
+
+
+@dataclass(frozen=True)
+class Args:
+    seed: int = 0
+    iters: int = 40
+    """collect-and-update rounds, of all stages together"""
+    stages: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0)
+    """the stages' shares of the rounds"""
+    begin: Literal["decoder", "actions"] = "decoder"
+    """the first stage acts through the given policy, or without a decoder"""
+    copies: int = 40
+    """environments side by side"""
+    steps: int = 22
+    """decisions each environment takes an iteration"""
+    execute: int | None = None
+    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
+    gamma: float = 0.99
+    """discount a tick"""
+    lam: float = 0.95
+    """GAE's λ, over decisions"""
+    clip: float = 0.15
+    """range of the ratio without a decoder"""
+    clip_latent: float = 0.3
+    """range of the ratio of latents"""
+    prior: float = 0.001
+    """weight of E[μ² + σ²], latents' pull to the decoder's prior"""
+    std: float = 1.0
+    """where the encoder's std starts"""
+    width: int = 64
+    """the encoder's width"""
+    lr: float = 1e-3
+    """the encoder's learning rate"""
+    value_lr: float = 1e-3
+    """the critic's learning rate"""
+    epochs: int = 10
+    """most passes over an iteration's decisions"""
+    batch: int = 220
+    """decisions a gradient step, about"""
+    max_grad: float = 0.5
+    """largest norm of a gradient"""
+    target_kl: float = 0.1
+    """the encoder stops for this iteration when the approximate KL of a minibatch passes this"""
+    warmup: int = 1
+    """iterations of a stage in which only its critic learns"""
+    rollout: int = 44
+    """decisions each environment takes at the end of a stage: what the next decoder imitates"""
+    updates: int = 2000
+    """gradient steps of a decoder"""
+    fit_batch: int = 512
+    """decisions a gradient step of a decoder"""
+    fit_lr: float = 1e-3
+    """the decoder's learning rate, with warm-up and cosine decay"""
+    drop: float = 0.2
+    """largest share of the return that a switch may lose"""
+    eval_every: int = 10
+    """iterations between held-out evaluations"""
+    base: _robot.Base = _robot.Base()
+    """the policy that is improved"""
+
+
+def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+    """Improve a policy that is served as an ODE, or learn one from nothing; it serves through its encoder's mean."""
+    if not isinstance(policy.process, Diffusion):
+        raise InvalidInputError(
+            "GoRL's decoder is a flow or diffusion policy, Diffusion(): a Gaussian policy needs ppo"
+        )
+    if a.begin not in BEGINS:
+        raise InvalidInputError(unknown_name_message(a.begin, BEGINS, "beginning"))
+    require_deterministic(policy.eval_steps)
+    whole(policy, "GoRL makes its decoder anew")
+    a = replace(a, execute=carry(policy, a.execute))
+    env.discount(a.gamma)
+    keep, through, encoder, taken = keep or Keep(), a.begin == "decoder", None, Switch()
+    parts = [n for n in portions(a.iters, a.stages) if n]
+    if len(parts) > 1:
+        renewable(policy, "GoRL makes its decoder anew")
+    for i, iters in enumerate(parts):
+        if encoder is None or taken.value:
+            encoder = rng.init(latent, policy, env.obs_dim, a)
+            head = encoder.denoiser
+            assert isinstance(head, GaussianHead)
+            policy.weights.control = Latents(head, through)
+        world, settings = (acted(policy, env, a), later(a)) if through else (env, a)
+        settings = replace(ppo_args(settings), iters=iters)
+        stage = keep.stage(f"latent-{i}")
+        yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
+        if i + 1 == len(parts) or keep.spent_out():
+            return
+        named = {"policy": policy, "rng": rng, "env": env, "seen": statistics(policy), "taken": taken}
+        for _ in keep.stage(f"decoder-{i}").loop(1, **named):
+            yield switch(policy, encoder, world, env, a, rng, taken)
+        through = through or taken.value
+
+
+def latent(policy: Policy, obs: int, a: Any) -> Policy:
+    """A fresh encoder as a policy of its own, N(0, std²) whatever it sees; its sample is a latent [H, d]."""
+    net = MLP(policy.event_shape, obs, a.width, 4, time=0, residual=False, zero=True)
+    process, head = OneStep(), GaussianHead(net, policy.event_shape[-1], a.std)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    return Policy.of(process, head.to(policy.device), policy.event_shape, steps, serve, policy.codec)
+
+
+def acted(policy: Policy, env: Stream, a: Any) -> Any:
+    """The environment whose actions are latents."""
+    execute = chunked(policy, a.execute)
+    return Latent(env, lambda obs, z: decoded(policy, obs, z)[:, :execute])
+
+
+def later(a: Any) -> Any:
+    """Return the settings of stages with a decoder: the world says what a latent executes."""
+    return replace(a, clip=a.clip_latent, execute=None)
+
+
+def ppo_args(a: Any) -> ppo.Args:
+    """PPO's part of the settings."""
+    names = ("copies", "steps", "execute", "gamma", "lam", "clip", "lr", "value_lr", "epochs", "batch", "max_grad")
+    return ppo.Args(**{name: getattr(a, name) for name in (*names, "target_kl", "warmup")})
+
+
+def pull(a: Any) -> Callable[[Gaussian], Tensor] | None:
+    """The penalty ``prior`` (μ² + σ²), a mean over dimensions, [N]."""
+    if not a.prior:
+        return None
+    return lambda law: a.prior * (law.mean.square() + law.std.square()).flatten(1).mean(1)
+
+
+class Switch:
+    """Whether the last switch was taken; it remembers."""
+
+    value = True
+
+    def state_dict(self) -> dict[str, bool]:
+        """The answer."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        """The saved answer."""
+        self.value = state["value"]
+
+
+def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng: Rng, taken: Switch) -> dict:
+    """A new decoder, in place, that imitates encoder and decoder; the old one again if the new one is worse."""
+    control, old = policy.weights.control, copy.deepcopy(policy.denoiser.state_dict())
+    assert isinstance(control, Latents)
+    act = actor(encoder, 1, None if control.through else a.execute)
+    env.border(0)
+    before, rest = play_episodes(world, act, a.rollout, rng)
+    assert before.chain is not None
+    alive = before.alive.flatten().to(policy.device)
+    obs, z = (v.flatten(0, 1).to(policy.device)[alive] for v in (before.obs, before.chain.sample))
+    made = plan(policy, obs, z) if control.through else z
+    inside = policy.codec.decode(made)
+    made = policy.codec.encode(inside) if inside.shape == made.shape else made
+    spread = made.std(0)
+    if float(spread.max()) < 1e-3:
+        raise InvalidInputError(
+            f"all plans are the same (std {float(spread.max()):.1e}), so a new decoder could draw nothing else: raise "
+            "std or prior, or end with this stage"
+        )
+    policy.denoiser.load_state_dict(rng.init(from_config, to_config(policy.denoiser)).state_dict())
+    seen = policy.codec.condition(obs)
+    told: dict[str, float] = {}
+    for row in fit(
+        policy.process, policy.denoiser, made, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
+    ):
+        told = row
+    env.border(0)  # the same start states as before
+    blank = rng.init(latent, policy, env.obs_dim, a)
+    after = play_episodes(acted(policy, env, a), actor(blank, 1), a.rollout, rng)
+    was, now = compare_returns([before, *rest], [after[0], *after[1]])
+    taken.value = now >= was - a.drop * abs(was)
+    if not taken.value:
+        policy.denoiser.load_state_dict(old)
+    row = {"decoder loss": told["loss"], "plan std": float(spread.mean()), "before": was, "after": now}
+    return {**row, "switched": float(taken.value)}
+
+
+LONGEST = 20
+"""rollouts that copies may take to finish their first episodes"""
+
+
+def play_episodes(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, list[Episode]]:
+    """Return a rollout of ``steps`` decisions, and more rollouts, until every copy has finished its first episode or
+    there are ``LONGEST``."""
+    parts = [world.collect(act, steps, rng)]
+    while len(parts) < LONGEST and not bool(torch.stack([p.done.any(0) for p in parts]).any(0).all()):
+        parts.append(world.collect(act, steps, rng))
+    return parts[0], parts[1:]
+
+
+def compare_returns(before: Sequence[Episode], after: Sequence[Episode]) -> tuple[float, float]:
+    """Return the mean return of both: over the first episodes of the copies that finished one in both. Where there is
+    none, the mean reward a tick of both, over as many decisions as both played."""
+    one, two = first_returns(before), first_returns(after)
+    both = one.isfinite() & two.isfinite()
+    if bool(both.any()):
+        return float(one[both].mean()), float(two[both].mean())
+    most = min(len(before), len(after))
+    was, now = (
+        sum(float(p.reward[p.alive].sum()) for p in parts[:most]) / sum(int(p.length.sum()) for p in parts[:most])
+        for parts in (before, after)
+    )
+    return was, now
+
+
+def first_returns(parts: Sequence[Episode]) -> Tensor:
+    """Return the return of each copy's first episode, [B]; NaN where it did not finish, or a fault ended it."""
+    done, alive, told = (
+        torch.cat(v) for v in ([p.done for p in parts], [p.alive for p in parts], [p.info["return"] for p in parts])
+    )
+    at = done.int().argmax(0), torch.arange(done.shape[1])
+    return told[at].masked_fill(~(done[at] & alive[at]), torch.nan)
+
+
+def portions(total: int, shares: Sequence[float]) -> list[int]:
+    """``total`` in whole parts of about these shares."""
+    if not shares or min(shares) < 0 or sum(shares) <= 0:
+        raise InvalidInputError(f"stages are positive shares, not {list(shares)}")
+    ends = (torch.tensor([0.0, *shares], dtype=torch.float64).cumsum(0) / sum(shares) * total).ceil().long()
+    return ends.diff().tolist()
+
+
+STARTS = "flow"
+"""the kind of policy that it starts from"""
+
+
+def task(a: Args) -> Task:
+    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
+    return _robot.task(_robot.base_of(a))
+
+
+def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Imitate, then improve."""
+    yield from _stages.run(improve, task(a), a, keep, STARTS)

@@ -1,0 +1,1 @@
+"""Test time: choose among a policy's proposals, without changing its weights."""

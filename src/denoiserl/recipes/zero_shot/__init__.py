@@ -1,0 +1,1 @@
+"""Zero-shot reinforcement learning: learn once, answer any reward afterwards."""

@@ -1,0 +1,134 @@
+"""What recipes of forward-backward representations share: decisions out of data, tasks to train on, the loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from denoiserl.control.acting import chunked
+from denoiserl.control.zero_shot import Tasked, states, tasked
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.data import Demos
+from denoiserl.data.recordings import Recording
+from denoiserl.losses.successor import forward_backward, measure, orthonormal
+from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
+from denoiserl.policy.policy import Policy
+
+
+def demos(data: Demos | Recording) -> Demos:
+    """The episodes of either."""
+    return data.demos if isinstance(data, Recording) else data
+
+
+def pairs(data: Demos | Recording, chunk: int = 1) -> dict[str, Tensor]:
+    """Decisions of H = ``chunk`` actions out of recorded episodes, one that begins at every tick, [N, ...].
+
+    "obs", "action" [N, H, d], "after" (H ticks later), "next" (the actions that followed) and "known" (whether H did),
+    "over" (``after`` truly ends the episode), "at" (its frame). Decisions that an episode does not see the end of are
+    left out.
+    """
+    told = demos(data)
+    if not isinstance(told.observations, Tensor) or told.observations.ndim != 2:
+        raise InvalidInputError("successor measures are of flat observations [N, o]: concatenate the parts first")
+    frame, n = torch.arange(len(told.actions)), len(told.actions)
+    episode = torch.searchsorted(told.ends, frame, right=True)
+    room = told.ends[episode] - frame
+    last = data.last if isinstance(data, Recording) else None
+    at = frame[room >= chunk + (last is None)]
+    if len(at) == 0:
+        raise InvalidInputError(
+            f"no episode is longer than a decision of {chunk} actions: give longer ones, or decide fewer"
+        )
+    after, over = told.observations[(at + chunk).clamp_max(n - 1)], torch.zeros(len(at), dtype=torch.bool)
+    if isinstance(data, Recording) and last is not None:
+        ends = room[at] == chunk
+        after[ends] = last[episode[at[ends]]].to(after)
+        over[ends] = False if data.terminated is None else data.terminated[episode[at[ends]]]
+    window = at[:, None] + torch.arange(chunk)
+    made = {"obs": told.observations[at], "action": told.actions[window], "after": after, "over": over, "at": at}
+    for name in ("obs", "action", "after"):
+        if not bool(made[name].isfinite().all()):
+            raise InvalidInputError(f"{name} holds NaN or infinity: repair or leave out these rows")
+    return {**made, "next": told.actions[(window + chunk).clamp_max(n - 1)], "known": room[at] >= 2 * chunk}
+
+
+def known(
+    policy: Policy, data: Demos | Recording, batch: int, gamma: float, who: str
+) -> tuple[Tasked, dict[str, Tensor]]:
+    """The codec, and all transitions in its units on the policy's device: "obs", "after" [N, o], "action", "next"
+    [N, H, d] in [−1, 1], "chunk" (the actions in model units), "discount"."""
+    if len(policy.event_shape) != 2:
+        raise InvalidInputError(
+            f"{who} decides chunks of actions, [H, d], not {list(policy.event_shape)}: one action is [1, d]"
+        )
+    if (execute := chunked(policy, None)) < policy.event_shape[0]:
+        raise InvalidInputError(
+            f"{who} learns what a whole chunk of {policy.event_shape[0]} actions leads to, and this policy "
+            "carries that it "
+            f"executes {execute} of them: take policy.weights.execute away, or give a policy of chunks of {execute}"
+        )
+    codec, row = tasked(policy, who), pairs(data, policy.event_shape[0])
+    if not 0 <= gamma < 1:
+        raise InvalidInputError(
+            f"the discount of a successor measure lies in [0, 1), not {gamma}: with 1 it has no bound"
+        )
+    if len(row["obs"]) < batch:
+        raise InvalidInputError(
+            f"there are {len(row['obs'])} transitions, fewer than a batch of {batch}: give more data"
+        )
+    row = {k: v.to(policy.device) for k, v in row.items()}
+    chunk, after = codec.encode(row["action"]), codec.encode(row["next"])
+    return codec, {
+        "obs": codec.inner.condition(row["obs"]),
+        "after": codec.inner.condition(row["after"]),
+        "chunk": chunk,
+        "action": codec.unit(chunk),
+        "next": codec.unit(after),
+        "known": row["known"],
+        "discount": gamma ** policy.event_shape[0] * (~row["over"]).float(),
+    }
+
+
+@torch.no_grad()
+def tasks(represent: ForwardBackward, obs: Tensor, rng: Rng, share: float) -> Tensor:
+    """Tasks to train on, [B, d], of norm √d: a ``share`` of them B of other states of the batch, the rest Gaussian."""
+    n, d = len(obs), represent.size
+    reached = represent.back(obs[rng.permutation(n)])
+    z = torch.where(rng.uniform(n, 1) < share, reached, rng.normal(n, d))
+    return d**0.5 * normalize(z, dim=1)
+
+
+def represented(
+    represent: ForwardBackward, slow: ForwardBackward, row: dict[str, Tensor], action: Tensor, z: Tensor, ortho: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_FB + ortho · L_ortho, and for further losses F(s, a, z)ᵀ z [count, B] and B(s') [B, d]. ``action``: what is
+    done in s', [B, H, d]."""
+    with torch.no_grad():
+        target = measure(slow.ahead(row["after"], action, z), slow.back(row["after"])).amin(0)
+    ahead, back = represent.ahead(row["obs"], row["action"], z), represent.back(row["after"])
+    loss = forward_backward(measure(ahead, back), target, row["discount"]).sum(0) + ortho * orthonormal(back)
+    return loss.mean(), (ahead * z).sum(-1), back
+
+
+def collapsed(represent: ForwardBackward, seen: Tensor) -> None:
+    """Warn where B has fewer than d/2 effective dimensions on states [N, o]: it cannot tell many rewards apart."""
+    with torch.no_grad():
+        rank = effective_rank(represent.back(states(seen)))
+    if rank < represent.size / 2:
+        said = f"B has collapsed to an effective rank of {rank:.1f} of {represent.size}: rewards look alike to it; "
+        warnings.warn(said + "train longer, weight ortho more, or take fewer dimensions", stacklevel=2)
+
+
+@contextmanager
+def averaged(policy: Policy, name: str = "slow") -> Iterator[None]:
+    """Inside, the policy acts with the weights of the set ``name``; afterwards it has its own again."""
+    policy.weights.snapshot("own")
+    policy.weights.load(name)
+    yield
+    policy.weights.load("own")

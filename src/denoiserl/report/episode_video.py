@@ -1,0 +1,26 @@
+"""Episodes as one film: what a policy does in an environment that can draw itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from denoiserl.core.errors import RunError
+from denoiserl.core.rng import Rng
+from denoiserl.envs.evaluate import filmed
+from denoiserl.report.media import gif
+from denoiserl.report.video_grid import chosen, film_grid
+
+FEW = 8
+
+
+def episodes(act: Callable[[Any, Rng], Any], env: Any, n: int, seed: int, size: int = 160) -> dict[str, bytes | str]:
+    """The first ``n`` episodes of ``evaluate`` in a grid, {"episodes.gif": film}; of more than eight, the first four
+    failures and the first four successes. Where nothing can be drawn, {"episodes.txt": why}."""
+    try:
+        films, won = filmed(act, env, n, seed, size)
+    except RunError as error:
+        return {"episodes.txt": f"No film of the episodes: {error}."}
+    shown = chosen(won) if n > FEW else list(range(n))
+    said = None if all(w is None for w in won) else [won[i] for i in shown]
+    return {"episodes.gif": gif(film_grid([films[i] for i in shown], said), 20.0)}

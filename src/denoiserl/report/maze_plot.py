@@ -1,0 +1,63 @@
+"""Ways through a maze: one small plan for each reward, with where a policy went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import RunError, require
+from denoiserl.envs.toy.maze import Maze
+from denoiserl.report.learning_curves import canvas
+from denoiserl.report.style import LIGHT, Theme
+
+COLUMNS = 5
+GRAIN = 8
+"""spots a cell at which a reward is drawn"""
+
+
+def ways(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]], theme: Theme = LIGHT) -> bytes:
+    """PNG: a panel for each name, of (a reward at ``spots(maze)`` [H, W], ways [T, 2] as positions).
+
+    Walls are grey and what pays is shaded; a ring is where a way begins, a dot where it ends.
+    """
+    if not panels:
+        raise RunError("there is nothing to draw: give at least one reward and its ways")
+    high, wide = maze.walls.shape
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (name, (worth, paths)) in zip(grid, panels.items(), strict=False):
+            edges = (0, wide, high, 0)
+            axes.imshow(worth.numpy(), extent=edges, cmap=_shades(theme), vmin=0, vmax=1, alpha=0.45)
+            axes.imshow(numpy.ma.masked_equal(maze.walls.numpy(), False), extent=edges, cmap="Greys", vmin=0, vmax=2)
+            for path in paths:
+                x, y = path.numpy().T
+                axes.plot(x, y, color=theme.after, linewidth=1.0, alpha=0.8)
+                axes.plot(x[0], y[0], "o", color=theme.after, markersize=4, fillstyle="none")
+                axes.plot(x[-1], y[-1], "o", color=theme.after, markersize=4)
+            axes.set_title(name)
+            axes.set_xlim(0, wide)
+            axes.set_ylim(high, 0)
+        for axes in grid:
+            axes.set_axis_off()
+
+    return canvas(draw, (2.1 * columns, 2.4 * rows), theme)
+
+
+def spots(maze: Maze) -> Tensor:
+    """The positions at which rewards are drawn, [H, W, 2], ``GRAIN`` a cell."""
+    high, wide = (int(n) * GRAIN for n in maze.walls.shape)
+    y, x = torch.meshgrid((torch.arange(high) + 0.5) / GRAIN, (torch.arange(wide) + 0.5) / GRAIN, indexing="ij")
+    return torch.stack([x, y], -1)
+
+
+def _shades(theme: Theme) -> Any:
+    colours = require("matplotlib.colors", "demo")
+    return colours.LinearSegmentedColormap.from_list("pays", [theme.ground, theme.imitation])

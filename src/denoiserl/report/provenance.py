@@ -1,0 +1,247 @@
+"""Where a run came from: its record, its recipe in words, what was not at its default, and the command to repeat it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from denoiserl.core.errors import RunError
+from denoiserl.core.imports import load_module
+from denoiserl.core.serialization import store
+from denoiserl.core.serialization.args_json import KIND, to_json
+from denoiserl.report.html import Code, Fold, Note, Piece, Prose, Section, Table
+from denoiserl.report.metrics import DRAWN, each_row, read_metrics
+
+RUNNING = {"device": "cpu", "precision": "float32", "threads": 1, "every": None}
+"""how and where a run runs, unless it is told otherwise"""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a recipe's docstring says: a name, a sentence, fields (``paper``, ``signal``) and paragraphs."""
+
+    name: str
+    title: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, ``run.json`` in it, and the rows of ``metrics.jsonl``."""
+
+    folder: Path
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def method(self) -> str:
+        """The recipe's name on the command line."""
+        return Path(str(self.record.get("recipe", "run"))).name.removesuffix(".py").rpartition(".")[2]
+
+    @property
+    def seed(self) -> Any:
+        return self.record.get("seed")
+
+    @cached_property
+    def recipe(self) -> ModuleType | None:
+        """The recipe's module; None where it cannot be imported: what a run wrote can be shown without it."""
+        try:
+            return load_module(str(self.record["recipe"]))
+        except (
+            Exception
+        ):  # a recipe of the user's own may fail in any way, and the run's numbers are there all the same
+            return None
+
+    @cached_property
+    def words(self) -> Words:
+        return words((self.recipe.__doc__ if self.recipe else "") or "", self.method)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Every option by its name on the command line, as ``base.updates``."""
+        return flat(self.record.get("args") or {})
+
+    @cached_property
+    def defaults(self) -> dict[str, Any] | None:
+        """The recipe's defaults, or None where they are not to be had."""
+        try:
+            return flat(to_json(self.recipe.Args())) if self.recipe else None
+        except (AttributeError, TypeError, RunError):
+            return None
+
+    @cached_property
+    def changed(self) -> dict[str, Any]:
+        """The options that are not at their default; all of them where the defaults are not known."""
+        known = self.defaults
+        if known is None:
+            return dict(self.options)
+        return {k: v for k, v in self.options.items() if k not in known or known[k] != v}
+
+    @property
+    def finished(self) -> str:
+        """When it ended, "" if it has not."""
+        return str(self.record.get("finished") or "").replace("T", " ").removesuffix("Z")
+
+    @cached_property
+    def count(self) -> int:
+        """Rows that it wrote; ``rows`` holds of each kind as many as a picture shows."""
+        file = self.folder / "metrics.jsonl"
+        if not file.exists():
+            return 0
+        with file.open("rb") as lines:
+            return sum(bool(line.strip()) for line in lines)
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """Wall time until the last row."""
+        clock = self.folder / "clock.jsonl"
+        rows = each_row(clock) if clock.exists() else []
+        # A resumed run starts its clock again: the parts add up where time jumps back.
+        times = (float(row["seconds"]) for row in rows if "seconds" in row)
+        parts = [a for a, b in pairwise(chain(times, [-1.0])) if b < a]
+        return sum(parts) if parts else None
+
+
+def opened(folder: Path | str) -> Run:
+    """The run in ``folder``; a folder without ``run.json`` is none."""
+    folder = Path(folder)
+    record = store.read_json(folder / "run.json")
+    if not isinstance(record, dict):
+        raise RunError(f"{folder / 'run.json'} is a {type(record).__name__}, not an object: give the folder of a run.")
+    file = folder / "metrics.jsonl"
+    return Run(folder, record, read_metrics(file, DRAWN) if file.exists() else [])
+
+
+def words(doc: str, name: str) -> Words:
+    """A docstring that begins with ``NAME: title`` and lines ``key: value``; another one is all body."""
+    lines = "\n".join([*doc.strip().splitlines()[:1], *_dedented(doc.strip().splitlines()[1:])]).splitlines()
+    head = re.fullmatch(r"([^:]+): (.+)", lines[0]) if lines else None
+    if not head:
+        return Words(name, body="\n".join(lines))
+    fields: dict[str, str] = {}
+    rest = lines[1:]
+    while rest and (not rest[0].strip() or re.fullmatch(r"[a-z]+: .+", rest[0])):
+        key, _, value = rest.pop(0).partition(": ")
+        if value:
+            fields[key] = value.strip()
+    return Words(head[1].strip(), head[2].strip(), fields, "\n".join(rest).strip())
+
+
+def paragraphs(text: str) -> list[Piece]:
+    """Prose as paragraphs; those that are indented keep their breaks, as equations want them."""
+    found: list[Piece] = []
+    for part in re.split(r"\n\s*\n", text.strip("\n")):
+        lines = part.splitlines()
+        if lines and all(line.startswith("    ") for line in lines):
+            found.append(Code("\n".join(_dedented(lines))))
+        elif lines:
+            found.append(Prose(" ".join(line.strip() for line in lines)))
+    return found
+
+
+def command(run: Run) -> str:
+    """The line that makes this run again: ``denoiserl run RECIPE --option value``, only what is not a default."""
+    recipe = str(run.record.get("recipe", "RECIPE"))
+    own = recipe.startswith("denoiserl.")
+    said = ["denoiserl", "demo"] if recipe == "denoiserl.demo" else ["denoiserl", "run"]
+    if said[-1] == "run":
+        said.append(run.method if own else Path(recipe).name if recipe.endswith(".py") else recipe)
+    for name, value in run.changed.items():
+        said += flag(name, value)
+    for name, usual in RUNNING.items():
+        if name in run.record and run.record[name] != usual:
+            said += flag(name, run.record[name])
+    if run.record.get("budget"):
+        said += ["--budget", *(f"{k.replace(' ', '-')}={v:g}" for k, v in run.record["budget"].items())]
+    usual = "demo" if said[1] == "demo" else run.method if run.seed is None else f"{run.method}-{run.seed}"
+    if run.name != usual:
+        said += ["--out", f"runs/{run.name}"]
+    return shlex.join(said)
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """An option and its value as words of the command line."""
+    head, _, tail = name.replace("_", "-").rpartition(".")
+    at = f"{head}." if head else ""
+    if isinstance(value, bool):
+        return [f"--{at}{tail}" if value else f"--{at}no-{tail}"]
+    if isinstance(value, list):
+        return [f"--{at}{tail}", *map(str, value)]
+    return [f"--{at}{tail}", str(value)]
+
+
+def flat(args: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested options as one level: ``{"base": {"lr": 1}}`` is ``{"base.lr": 1}``. Names of classes are left out."""
+    found: dict[str, Any] = {}
+    for key, value in args.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{at}{key}.")
+        elif not (at and key == KIND):
+            found[at + key] = value
+    return found
+
+
+def about(run: Run) -> list[Piece]:
+    """The method in a sentence, and folded away what its recipe says of it."""
+    said = run.words
+    paper = said.fields.get("paper", "")
+    learned = {
+        "env": "from an environment",
+        "reward": "from a reward function",
+        "pairs": "from preferences",
+        "data": "from data",
+    }.get(said.fields.get("signal", ""))
+    text = f"{said.name}: {said.title}" if said.title else f"Recipe `{run.method}`."
+    text += "" if text.endswith(".") else "."
+    text += f" It learns {learned}{f' ({paper})' if paper else ''}." if learned else ""
+    pieces: list[Piece] = [Prose(text)]
+    if said.title and said.body:
+        pieces.append(Fold("The method and what to expect of it", paragraphs(said.body)))
+    if run.recipe is None and "recipe" in run.record:
+        pieces.append(Note(f"The recipe {run.method} cannot be imported here: its words and defaults are missing."))
+    return pieces
+
+
+def reproduced(runs: Sequence[Run]) -> Section:
+    """The exact commands, and the versions, commits and places that go with them."""
+    keys = {"commit": "commit", "device": "device", "precision": "precision", "threads": "threads"}
+    rows: list[dict[str, str]] = []
+    for run in runs:
+        versions = {k: str(v) for k, v in (run.record.get("versions") or {}).items()}
+        rows.append(versions | {said: _plain(run.record[key]) for key, said in keys.items() if run.record.get(key)})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    same = [name for name in names if len({row.get(name, "–") for row in rows}) == 1]
+    pieces: list[Piece] = [Code("\n".join(command(run) for run in runs))]
+    if same:
+        pieces.append(Prose("With " + ", ".join(f"{name} {rows[0][name]}" for name in same) + "."))
+    if other := [name for name in names if name not in same]:
+        cells = [(run.name, *(row.get(name, "–") for name in other)) for run, row in zip(runs, rows, strict=True)]
+        pieces.append(Table(("run", *other), cells))
+    if any(str(run.record.get("commit") or "").endswith("+") for run in runs):
+        pieces.append(Note("A commit that ends in + had changes in its files that no commit holds."))
+    if any(str(run.record.get("recipe", "")).endswith(".py") for run in runs):
+        pieces.append(Note("A recipe that is a file of its own must lie where the command is given."))
+    return Section("How to reproduce", pieces)
+
+
+def _plain(value: Any) -> str:
+    text = str(value)
+    return text[:10] + "+" * text.endswith("+") if re.fullmatch(r"[0-9a-f]{40}\+?", text) else text
+
+
+def _dedented(lines: Sequence[str]) -> list[str]:
+    cut = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    return [line[cut:] for line in lines]

@@ -1,0 +1,242 @@
+"""The page of a run: what was run, what came out and how sure that is, curves, pictures, settings, how to run it again.
+
+A run's folder holds ``run.json`` and ``metrics.jsonl``; ``summary.json`` and ``media/`` where a recipe writes them;
+``eval/`` where it was evaluated. Every part of the page is a function of one of these, and can stand on another page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
+from denoiserl.report.formatting import count, duration, values
+from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, comparison_section, page, plotted
+from denoiserl.report.learning_curves import panels
+from denoiserl.report.metrics import Curve, Row, axis, groups, numeric, stages
+from denoiserl.report.provenance import Run, about, opened, reproduced
+from denoiserl.report.sections import evaluated, gallery, held_out, media_sections, trial_files
+from denoiserl.report.standings import standings_section
+from denoiserl.stats.comparison import Comparison
+from denoiserl.stats.standing import Standings
+
+
+def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) -> str:
+    """The page of a run, or of several beside each other (``denoiserl.report.runs_report``).
+
+    What is absent is said; pictures of a section beyond ``limit`` MB are named, not embedded. A folder without
+    ``run.json`` is refused.
+    """
+    several = [folders] if isinstance(folders, Path | str) else list(folders)
+    if not several:
+        raise RunError("There is nothing to report: give the folder of at least one run.")
+    runs = [opened(folder) for folder in several]
+    if len(runs) > 1:
+        from denoiserl.report.runs_report import runs_page
+
+        return runs_page(runs, limit)
+    run = runs[0]
+    sections = [
+        Section("What was run", [*about(run), *cost(run)]),
+        *result_sections(run, limit),
+        *curve_sections(run.rows),
+        *media_sections(run.folder, ("media", "samples"), limit),
+        settings_section(run),
+        reproduced(runs),
+    ]
+    return page(f"{run.words.name}: {run.name}", sections, lead(run))
+
+
+def lead(run: Run) -> str:
+    """One line: how it was started, how far it came, when."""
+    said = [f"Recipe `{run.method}`" if "recipe" in run.record else "A run"]
+    if run.seed is not None:
+        said.append(f"seed {run.seed}")
+    said.append(f"{run.count} rows of metrics" if run.rows else "no metrics yet")
+    if run.seconds:
+        said.append(duration(run.seconds))
+    when = f" Finished {run.finished} UTC." if run.finished else ""
+    return ", ".join(said) + "." + (when or (" It has not finished." if "finished" in run.record else ""))
+
+
+def cost(run: Run) -> list[Piece]:
+    """What each stage spent, in every unit that it spent any of."""
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted(run.folder.glob("**/state")):
+        if store.exists(path):
+            state = store.peek(path)
+            if isinstance(state, dict) and "spent" in state:
+                stage = path.parent.relative_to(run.folder).as_posix()
+                found["run" if stage == "." else stage] = {"seconds": state.get("seconds", 0.0), **state["spent"]}
+    order = dict.fromkeys(str(row.get("stage") or "run") for row in run.rows)
+    found = {name: found[name] for name in [*(n for n in order if n in found), *(n for n in found if n not in order)]}
+    units = [unit for unit in dict.fromkeys(u for spent in found.values() for u in spent if u != "seconds")]
+    units = [unit for unit in units if any(spent.get(unit) for spent in found.values())]
+    rows = [
+        (name, duration(spent["seconds"]), *(count(spent.get(unit, 0)) for unit in units))
+        for name, spent in found.items()
+    ]
+    numbers = tuple(range(1, len(units) + 2))
+    return [Table(("stage", "time in loops", *units), rows, numbers=numbers)] if rows else []
+
+
+def result_sections(run: Run, limit: float = 30.0) -> list[Section]:
+    """What came out, and how sure it is: held-out trials (``eval/``), a ``summary.json``, else the last numbers."""
+    found = [*eval_sections(run.folder, limit), *_summary(run.folder)]
+    return found or _last(run)
+
+
+def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
+    """``eval/eval.json``: the main metric drawn, the others as a table, and the pictures and films of the trials."""
+    file = folder / "eval" / "eval.json"
+    if not file.exists():
+        return []
+    told = store.read_json(file)
+    if not isinstance(told, dict) or not told.get("metrics"):
+        raise RunError(f"{file} holds no metrics: evaluate the run again.")
+    tables = evaluated(told)
+    main = tables[0]
+    section = standings_section(main, "Result")
+    stopped = [Prose(str(told["stopped"]))] if told.get("stopped") else []
+    names = ", ".join(f"`{name}`" for name in told.get("policies", {}))
+    pieces: list[Piece] = [
+        Prose(
+            f"Judged on {told['trials']} held-out trials of {told['task']} (seed {told['seed']})"
+            f"{f': {names}' if names else ''}."
+        ),
+        *stopped,
+        *section.pieces,
+    ]
+    if tables[1:]:
+        pieces.append(Fold("Other metrics", [interval_table(tables[1:])]))
+    pieces += gallery(trial_files(folder, told), folder / "eval", limit)
+    prints = [(name, str(each.get("fingerprint", "–"))) for name, each in told.get("policies", {}).items()]
+    if prints:
+        pieces.append(Fold("Which policies these are", [Table(("policy", "fingerprint of its weights"), prints)]))
+    return [Section(section.title, pieces)]
+
+
+def interval_table(tables: Iterable[Standings]) -> Table:
+    """Several metrics in one table."""
+    rows = []
+    for given in tables:
+        text = values(given)
+        unit = f" ({given.unit})" if given.unit not in ("", "%") else ""
+        for row in given.rows:
+            i = row.interval
+            rows.append(
+                (given.what or given.metric, row.name, text(i.mean) + unit, f"{text(i.low)} – {text(i.high)}", i.n)
+            )
+    return Table(("metric", "policy", "mean", "95 % interval", "n"), rows, numbers=(2, 3))
+
+
+def _last(run: Run) -> list[Section]:
+    """Without an evaluation: the first and last numbers that the run itself measured, which have no interval."""
+    keys = held_out(k for row in run.rows for k in dict.fromkeys(row) if numeric(row, k))
+    found = []
+    for key in dict.fromkeys(keys):
+        seen = [float(row[key]) for row in run.rows if numeric(row, key) and math.isfinite(row[key])]
+        if seen and not key.endswith(("_low", "_high")):
+            found.append((key, seen[0], seen[-1], max(seen), len(seen)))
+    if not found:
+        return []
+    note = Note(f"These are the run's own measurements, without intervals: `denoiserl eval {run.name}` adds trials.")
+    return [Section("Result", [Table(("metric", "first", "last", "greatest", "measured"), found), note])]
+
+
+def curve_sections(rows: Sequence[Row]) -> list[Section]:
+    """The numbers of a run, one section a stage; a run without any gets a section that says so."""
+    found = []
+    for stage, part in stages(rows).items():
+        drawn = {k: [c for c in v if any(map(math.isfinite, c.y))] for k, v in groups(part).items()}
+        once = {k if len(v) == 1 else f"{k}/{c.label}": c for k, v in drawn.items() for c in v if len(c.y) == 1}
+        drawn = {k: kept for k, v in drawn.items() if (kept := [c for c in v if len(c.y) > 1])}
+        pieces: list[Piece] = []
+        if drawn:
+            draw = partial(panels, drawn, axis(part) or "row", half_life=3.0)
+            figure = plotted(lambda theme, draw=draw: draw(theme=theme), alt=f"Curves of {', '.join(drawn)}")
+            pieces.append(figure)
+        if once:
+            pieces.append(_once(once, part))
+        if drawn:
+            pieces.append(Fold("Numbers", [_numbers(part)]))
+        if not drawn and not once:
+            pieces.append(Note(f"No numbers to draw in {len(part)} rows."))
+        pieces += [Note(text) for text in _absent(part)]
+        title = f"Stage {stage}" if stage else "Numbers outside of stages"
+        found.append(Section(title, pieces))
+    return found or [Section("Curves", [Note("No metrics: the run wrote no rows, or stopped before its first one.")])]
+
+
+def _once(given: Mapping[str, Curve], rows: Sequence[Row]) -> Table:
+    """Numbers that a stage wrote a single time, with their intervals where they have them."""
+    x = axis(rows) if len(rows) > 1 else None
+    columns: dict[str, list[object]] = {"metric": list(given), "value": [c.y[0] for c in given.values()]}
+    ends = [f"{c.low[0]:.4g} – {c.high[0]:.4g}" if c.low and c.high else "" for c in given.values()]
+    if any(ends):
+        columns["interval"] = list(ends)
+    if x:
+        columns[x] = [f"{c.x[0]:g}" for c in given.values()]
+    return Table(list(columns), list(zip(*columns.values(), strict=True)), "Written once." if x else "")
+
+
+def _numbers(rows: Sequence[Row]) -> Table:
+    x = axis(rows)
+    keys = dict.fromkeys(k for row in rows for k in row if numeric(row, k) and k != x)
+    table = []
+    for key in keys:
+        values = [float(row[key]) for row in rows if numeric(row, key) and math.isfinite(row[key])]
+        if values:
+            table.append((key, values[0], values[-1], min(values), max(values), len(values)))
+    return Table(("metric", "first", "last", "least", "greatest", "rows"), table)
+
+
+def _absent(rows: Sequence[Row]) -> list[str]:
+    """What the curves do not show: values that are not finite, and keys that hold no numbers."""
+    bad: dict[str, int] = {}
+    other: dict[str, None] = {}
+    for row in rows:
+        for key, value in row.items():
+            if numeric(row, key):
+                bad[key] = bad.get(key, 0) + (not math.isfinite(value))
+            elif key != "stage" and value is not None:
+                other[key] = None
+    said = [f"`{key}` is not finite in {n} of {len(rows)} rows." for key, n in bad.items() if n]
+    return said + ([f"Not drawn, because they are no numbers: {', '.join(other)}."] if other else [])
+
+
+def _summary(folder: Path) -> list[Section]:
+    file = folder / "summary.json"
+    if not file.exists():
+        return []
+    acts = store.read_json(file).get("acts", [])
+    return [comparison_section([Comparison.from_dict(act) for act in acts])] if acts else []
+
+
+def settings_section(run: Run) -> Section:
+    """The options that are not at their default; all of them, and the rest of ``run.json``, folded away."""
+    record, pieces = run.record, list[Piece]()
+    if run.defaults is None and run.options:
+        pieces.append(Note("The recipe's defaults are not known here: options are shown all together."))
+    elif run.defaults is not None:
+        changed = [(k, _said(v), _said(run.defaults.get(k, "–"))) for k, v in run.changed.items()]
+        usual = Prose("Every option has its default.")
+        pieces.append(Table(("option", "here", "default"), changed, numbers=(1, 2)) if changed else usual)
+    pieces += [
+        Settings(title, record[key])
+        for key, title in (("args", "All options"), ("versions", "Versions"))
+        if key in record
+    ]
+    if rest := {k: v for k, v in record.items() if k not in ("args", "versions", "recipe")}:
+        pieces.append(Settings("The run", rest))
+    if missing := [key for key in ("recipe", "args", "versions") if key not in record]:
+        pieces.append(Note(f"run.json has no {' and no '.join(missing)}."))
+    return Section("Settings", pieces or [Prose("None were recorded.")])
+
+
+def _said(value: Any) -> str:
+    return "–" if value is None else str(value)

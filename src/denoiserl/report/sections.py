@@ -1,0 +1,93 @@
+"""Sections of a report that stand on the page of one run and of several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from denoiserl.core.errors import RunError
+from denoiserl.report.html import Code, Figure, Fold, Gallery, Note, Piece, Section, media_type
+from denoiserl.stats.interval import Interval
+from denoiserl.stats.standing import Standing, Standings
+
+PLOT = "plot.png"
+"""the evaluation's picture of its main metric"""
+
+
+PICTURES = (".png", ".gif", ".jpg", ".svg", ".mp4")
+
+
+def trial_files(folder: Path, told: Mapping[str, Any]) -> list[Path]:
+    """What an evaluation wrote to be looked at, but for ``PLOT``, which a page draws for itself in both themes."""
+    return [folder / "eval" / name for name in told.get("files", []) if name != PLOT]
+
+
+def evaluated(told: Mapping[str, Any]) -> list[Standings]:
+    """The tables of an evaluation, the main metric first: as compared where it was, else without verdicts."""
+    compared = Standings.from_dict(told["standings"]) if told.get("standings") else None
+    found = [compared] if compared else []
+    for metric, each in told["metrics"].items():
+        if compared is None or metric != compared.metric:
+            intervals = {name: Interval(**saved) for name, saved in each["policies"].items()}
+            found.append(uncompared(metric, each.get("what", ""), each.get("unit", ""), intervals))
+    return found
+
+
+def uncompared(metric: str, what: str, unit: str, intervals: Mapping[str, Interval]) -> Standings:
+    """A table of policies that no test has compared: their intervals over trials, and neither letters nor verdicts."""
+    rows = tuple(Standing(name, found, (found.mean,), "") for name, found in intervals.items())
+    return Standings(metric, what, unit, "higher", 0.05, rows, (), "trials")
+
+
+def held_out(keys: Iterable[str]) -> list[str]:
+    """The keys that are results, first those measured on held-out trials."""
+    keys = list(keys)
+    return [k for k in keys if k.startswith("held-out")] or [
+        k for k in keys if k in ("success", "return", "reward", "score") or k.startswith("final/")
+    ]
+
+
+def media_sections(folder: Path, places: Sequence[str] = ("media",), limit: float = 30.0) -> list[Section]:
+    """All pictures and films in some of a folder's subfolders."""
+    files = [f for place in places for f in sorted((folder / place).rglob("*"), key=_natural)]
+    pieces = gallery([f for f in files if f.suffix.lower() in PICTURES], folder, limit)
+    return [Section("Pictures", pieces)] if pieces else []
+
+
+def gallery(files: Sequence[Path], base: Path, limit: float = 30.0) -> list[Piece]:
+    """Pictures and films side by side, texts under them; what is absent, damaged or too large is named."""
+    figures: list[Figure] = []
+    texts: list[Piece] = []
+    left: list[str] = []
+    room = limit * 1e6
+    for file in files:
+        name = file.relative_to(base).as_posix()
+        if not file.is_file():
+            left.append(f"{name} (not there)")
+            continue
+        data = file.read_bytes()
+        if len(data) > room:
+            left.append(f"{name} ({len(data) / 1e6:.1f} MB)")
+            continue
+        room -= len(data)
+        if file.suffix == ".txt":
+            texts.append(Fold(file.stem, [Code(data.decode("utf-8", "replace"))]))
+            continue
+        try:
+            media_type(data)
+        except RunError:
+            left.append(f"{name} (damaged)")
+            continue
+        figures.append(Figure(data, name, name))
+    pieces: list[Piece] = [Gallery(figures)] if figures else []
+    pieces += texts
+    if left:
+        pieces.append(Note(f"Not shown here, but in {base.resolve().name}/: {', '.join(left)}."))
+    return pieces
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """step_2 before step_10."""
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", path.as_posix()) if p]

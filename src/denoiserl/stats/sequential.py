@@ -1,0 +1,250 @@
+"""Sequential tests that may be looked at after every trial: e-processes for success rates, and the race of many arms.
+
+An e-process is evidence against a null hypothesis that is not negative, starts at 1 and is not expected to grow where
+the null holds: E[E_t | past] ≤ E_{t-1}. By Ville's inequality P(ever E_t ≥ 1/α) ≤ α, so it is reported, looked at and
+stopped at will, and 1 / max_{s ≤ t} E_s is a p-value at any time. Reference: Ramdas, Grünwald, Vovk, Shafer,
+Game-theoretic statistics and safe anytime-valid inference (2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy
+from scipy import special
+
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.stats.letters import compact_letters
+
+Array = numpy.ndarray
+
+
+def log_e(wins: Any, losses: Any) -> Array:
+    """The log e-value of w wins and l losses among pairs that disagree, against "a win is not the likelier one".
+
+        E(w, l) = ∫_{1/2}^1 2 (2θ)^w (2(1 - θ))^l dθ  =  2^{w+l+1} B(w+1, l+1) P(Beta(w+1, l+1) > 1/2)
+
+    the likelihood ratio to θ = 1/2, averaged over a uniform θ above it. It is a test martingale at θ = 1/2, for
+    ½E(w+1, l) + ½E(w, l+1) = E(w, l) under the integral, and since E(w+1, l) ≥ E(w, l+1) it falls where wins are rarer.
+    Any shapes that broadcast. Reference: Wald (1945), the method of weight functions.
+    """
+    w, l = numpy.broadcast_arrays(numpy.asarray(wins, numpy.float64), numpy.asarray(losses, numpy.float64))  # noqa: E741
+    above = special.betainc(l + 1, w + 1, 0.5)  # P(Beta(w+1, l+1) > 1/2)
+    small = above < 1e-280
+    front = (w + l + 1) * math.log(2) + special.betaln(w + 1, l + 1) + numpy.log(numpy.where(small, 1.0, above))
+    if not small.any():
+        return front
+    # Far behind, the probability underflows though E does not; its series, DLMF 8.17.8, gives E itself. scipy's hyp2f1
+    # overflows there; the ratio of terms, (1 + w / (l + 2 + k)) / 2, is below one and falls.
+    c, d = numpy.where(small, w, 0.0), numpy.where(small, l, 0.0)
+    term = total = numpy.ones_like(c)
+    k = 0
+    while (term > 1e-17 * total).any():
+        term = term * (1 + c / (d + 2 + k)) / 2
+        total, k = total + term, k + 1
+    return numpy.where(small, numpy.log(total / (2 * (d + 1))), front)
+
+
+def e_pairs(first: Any, second: Any) -> Array:
+    """The log e-process [..., n] of paired outcomes [..., n], 0 or 1, against H0: ``first`` succeeds no more often.
+
+        E_t = E(w_t, l_t),   w_t, l_t: the starts up to t at which only first, only second succeeded     (``log_e``)
+
+    Under H0 a win is no likelier than a loss, P(1, 0) = p₁ - P(1, 1) ≤ p₂ - P(1, 1) = P(0, 1), however the outcomes
+    of one start depend on each other; starts on which both agree leave E alone. Starts are drawn independently.
+    """
+    x, y = _pair(first, second)
+    wins, losses = ((x > y).cumsum(-1), (x < y).cumsum(-1))
+    table = (int(wins.max()) + 1) * (int(losses.max()) + 1)
+    if table > wins.size:
+        return log_e(wins, losses)
+    grid = log_e(numpy.arange(wins.max() + 1)[:, None], numpy.arange(losses.max() + 1)[None])
+    return grid[wins, losses]
+
+
+def e_rates(first: Any, second: Any) -> Array:
+    """The same evidence where the two outcomes of a pair are independent, from both rates instead of their order.
+
+        E_t = E_{t-1} · q₁(x₁) q₂(x₂) / (m(x₁) m(x₂)),   m = (q₁ + q₂)/2, and E_t = E_{t-1} while q₁ ≤ q₂
+
+    with q the predictive rates, posterior means of the past under Beta(2, 1) for first and Beta(1, 2) for second.
+    With d = (q₁ - q₂)/2 and k = d / (m(1 - m)) the expected factor is (1 + k(p₁ - m))(1 - k(p₂ - m)) plus
+    Cov(x₁, x₂) times -k²; for p₁ ≤ p₂ and no negative covariance it is at most 1 - k²(p₂ - m)² ≤ 1. Matched starts of
+    policies with different strengths DO have negative covariance and then this test errs: use ``e_pairs`` for them.
+    Reference: Turner, Ly, Grünwald, Generic E-variables for exact sequential k-sample tests (2024).
+    """
+    x, y = _pair(first, second)
+    t = numpy.arange(x.shape[-1])
+    q1, q2 = (2 + x.cumsum(-1) - x) / (3 + t), (1 + y.cumsum(-1) - y) / (3 + t)
+    m = (q1 + q2) / 2
+
+    def ratio(outcome: Array, q: Array) -> Array:
+        return numpy.log(numpy.where(outcome == 1, q / m, (1 - q) / (1 - m)))
+
+    return numpy.where(q1 > q2, ratio(x, q1) + ratio(y, q2), 0.0).cumsum(-1)
+
+
+def stops(path: Any, level: float = 0.05) -> Array:
+    """The number of trials after which a log e-process [..., n] first rejects at ``level``; 0 where it never does."""
+    reached = numpy.asarray(path) >= -math.log(_level(level))
+    return numpy.where(reached.any(-1), reached.argmax(-1) + 1, 0)
+
+
+class Race:
+    """Which of several arms are apart, decided as soon as the trials decide it; with two arms, the test of a pair.
+
+    After every start ``update({arm: outcome})``, until ``done``. All m pairs are tested in both directions with
+    ``e_pairs``, and Holm's step-down runs at every look: with r pairs separated the next needs
+
+        E ≥ (2m - r) / level
+
+    Outside an event of probability ``level`` no true hypothesis ever reaches E ≥ (number of true ones) / level, by
+    Ville's inequality and the union bound; and while all separations so far are right, at most 2m - r hypotheses are
+    true. So with probability 1 - level none is ever separated wrongly or in the wrong direction, whenever one stops.
+    An arm without undecided pairs has left and needs no more trials; that depends on the past alone and is harmless.
+    ``most`` is the number of starts after which the race ends undecided.
+    """
+
+    def __init__(self, arms: Sequence[str], level: float = 0.05, most: int | None = None) -> None:
+        twice = sorted({name for name in arms if list(arms).count(name) > 1})
+        if twice:
+            raise RunError(f"{', '.join(twice)} is named twice: give every arm a name of its own.")
+        if len(arms) < 2:
+            raise RunError(f"{len(arms)} arms do not race: give at least two.")
+        if most is not None and most < 1:
+            raise RunError(f"a race of at most {most} starts has no trials: give a positive number, or None.")
+        self.arms, self.level, self.most = tuple(arms), _level(level), most
+        self.starts = 0
+        self.trials = dict.fromkeys(self.arms, 0)
+        self.successes = dict.fromkeys(self.arms, 0)
+        both = [pair for i, j in combinations(self.arms, 2) for pair in ((i, j), (j, i))]
+        self.wins = dict.fromkeys(both, 0)
+        self.best = dict.fromkeys(both, 0.0)
+        self.separated: list[tuple[str, str]] = []
+
+    def update(self, outcome: Mapping[str, float | bool]) -> None:
+        """The outcomes, 0 or 1, of one start: of every racing arm, and of others if they were tried too."""
+        if self.done:
+            raise RunError("the race is over: start another one for other trials.")
+        for name, value in outcome.items():
+            if name not in self.trials:
+                raise RunError(unknown_name_message(name, self.arms, "arm"))
+            if value not in (0, 1):
+                raise InvalidInputError(f"the outcome of {name!r} is {value}, neither 0 nor 1: threshold it first.")
+        missing = [name for name in self.racing if name not in outcome]
+        if missing:
+            raise InvalidInputError(f"{', '.join(missing)} did not try this start: all racing arms try every start.")
+        self.starts += 1
+        for name, value in outcome.items():
+            self.trials[name] += 1
+            self.successes[name] += int(value)
+        won = [(i, j) for i, j in self.wins if outcome.get(i, 0) > outcome.get(j, 1)]
+        for pair in won:
+            self.wins[pair] += 1
+        self._weigh([pair for i, j in won for pair in ((i, j), (j, i))])
+        self._separate()
+
+    def _weigh(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """The evidence of pairs that were counted on, in one call."""
+        for pair, e in zip(pairs, log_e(*self._counts(pairs)).tolist(), strict=True):
+            self.best[pair] = max(self.best[pair], e)
+
+    def _counts(self, pairs: Sequence[tuple[str, str]]) -> tuple[Array, Array]:
+        told = [(self.wins[i, j], self.wins[j, i]) for i, j in pairs]
+        first, second = numpy.array(told, dtype=float).reshape(-1, 2).T
+        return first, second
+
+    def _separate(self) -> None:
+        hypotheses = len(self.best)
+        left = [pair for i, j in self.undecided for pair in ((i, j), (j, i))]
+        for winner in sorted(left, key=lambda pair: -self.best[pair]):
+            if self.best[winner] < math.log((hypotheses - len(self.separated)) / self.level):
+                return
+            if winner[::-1] not in self.separated:
+                self.separated.append(winner)
+
+    @property
+    def undecided(self) -> list[tuple[str, str]]:
+        """The pairs that are not separated."""
+        decided = {frozenset(pair) for pair in self.separated}
+        return [pair for pair in combinations(self.arms, 2) if frozenset(pair) not in decided]
+
+    @property
+    def racing(self) -> list[str]:
+        """The arms that need more trials: those in an undecided pair."""
+        left = {name for pair in self.undecided for name in pair}
+        return [name for name in self.arms if name in left]
+
+    @property
+    def done(self) -> bool:
+        """All pairs are separated, or ``most`` starts are used up."""
+        return not self.undecided or self.starts == self.most
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """{arm: observed success rate}; an early stop flatters the winner of a pair a little."""
+        if not self.starts:
+            raise InvalidInputError("no trials, so no rates: update the race first.")
+        return {name: self.successes[name] / self.trials[name] for name in self.arms}
+
+    def p(self, first: str, second: str) -> float:
+        """The anytime-valid p-value of "first is not better than second", of this pair alone (uncorrected)."""
+        for name in (first, second):
+            if name not in self.trials:
+                raise RunError(unknown_name_message(name, self.arms, "arm"))
+        if first == second:
+            raise RunError(f"{first!r} cannot be compared with itself: name two arms.")
+        return min(1.0, math.exp(-self.best[first, second]))
+
+    def letters(self) -> dict[str, str]:
+        """The compact letter display so far, by observed rates."""
+        return compact_letters(self.rates, self.separated)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is needed to go on exactly here; plain values."""
+        return {
+            "arms": list(self.arms),
+            "level": self.level,
+            "most": self.most,
+            "starts": self.starts,
+            "trials": dict(self.trials),
+            "successes": dict(self.successes),
+            "wins": [[i, j, n, self.best[i, j]] for (i, j), n in self.wins.items()],
+            "separated": [list(pair) for pair in self.separated],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where the saved race stood; a race of other arms, level or length is refused."""
+        for name, own in (("arms", list(self.arms)), ("level", self.level), ("most", self.most)):
+            if state[name] != own:
+                raise RunError(f"the saved race has {name}={state[name]} and this one {own}: make it with the same.")
+        self.starts = int(state["starts"])
+        self.trials, self.successes = dict(state["trials"]), dict(state["successes"])
+        self.wins = {(i, j): int(n) for i, j, n, _ in state["wins"]}
+        self.best = {(i, j): float(e) for i, j, _, e in state["wins"]}
+        self.separated = [(i, j) for i, j in state["separated"]]
+
+
+def _pair(first: Any, second: Any) -> tuple[Array, Array]:
+    x, y = numpy.asarray(first), numpy.asarray(second)
+    if x.shape != y.shape or x.ndim < 1 or x.shape[-1] == 0:
+        raise InvalidInputError(
+            f"outcomes of shapes {list(x.shape)} and {list(y.shape)} are no pairs: sequential tests need both policies "
+            "on the same starts, at least one, in the same order."
+        )
+    for name, z in (("first", x), ("second", y)):
+        strange = ~((z == 0) | (z == 1))
+        if strange.any():
+            raise InvalidInputError(
+                f"{name} has the outcome {z[strange][0]}, neither 0 nor 1: threshold it, or compare scores over seeds."
+            )
+    return x.astype(numpy.int64), y.astype(numpy.int64)
+
+
+def _level(level: float) -> float:
+    if not 0 < level < 1:
+        raise InvalidInputError(f"{level} is no error rate: give a number between 0 and 1, such as 0.05.")
+    return level

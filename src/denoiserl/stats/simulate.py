@@ -1,0 +1,134 @@
+"""How often a test errs, how often it sees a difference, and how soon it stops: simulated comparisons by the thousand.
+
+A test is a function (first [R, n], second [R, n], level) -> [R]: after how many pairs it rejects "first succeeds no
+more often than second", 0 where it never does. ``anytime_pairs``, ``anytime_rates`` and ``peeked(every)`` are tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy
+from scipy import special
+
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng
+from denoiserl.stats.sequential import e_pairs, e_rates, stops
+
+Test = Callable[[numpy.ndarray, numpy.ndarray, float], numpy.ndarray]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a test did in ``repeats`` comparisons of rates ``first`` and ``second``.
+
+    ``rate`` is how often it rejected and ``error`` the standard error of that; ``stop`` is the mean number of pairs
+    used, n_max where it did not reject.
+    """
+
+    first: float
+    second: float
+    rate: float
+    error: float
+    stop: float
+    repeats: int
+
+
+def anytime_pairs(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
+    """``e_pairs``, looked at after every pair."""
+    return stops(e_pairs(first, second), level)
+
+
+def anytime_rates(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
+    """``e_rates``, looked at after every pair."""
+    return stops(e_rates(first, second), level)
+
+
+def peeked(every: int) -> Test:
+    """The pooled z-test of two rates, meant for one look, looked at after each ``every`` pairs until it rejects.
+
+        z = (p̂₁ - p̂₂) / √(2 p̂(1 - p̂)/t)  >  Φ⁻¹(1 - level)
+
+    With ``every`` = n it is the honest fixed-n test.
+    """
+    if every < 1:
+        raise InvalidInputError(f"a look every {every} pairs is none: give a positive number.")
+
+    def test(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
+        looks = numpy.arange(every, first.shape[-1] + 1, every)
+        x, y = first.cumsum(-1)[..., looks - 1], second.cumsum(-1)[..., looks - 1]
+        pooled = (x + y) / (2 * looks)
+        spread = numpy.sqrt(2 * pooled * (1 - pooled) * looks)
+        reached = x - y > special.ndtri(1 - level) * spread
+        return numpy.where(reached.any(-1), looks[reached.argmax(-1)] if len(looks) else 0, 0)
+
+    return test
+
+
+def paired_outcomes(
+    first: float, second: float, repeats: int, n: int, rng: Rng, coupling: float = 0.0
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Paired outcomes, each [repeats, n], with rates ``first`` and ``second``.
+
+    ``coupling`` in [-1, 1] is the share of starts at which both outcomes come from one difficulty: positive if what is
+    hard for one is hard for the other, negative if it is easy for the other.
+    """
+    for rate in (first, second):
+        if not 0 <= rate <= 1:
+            raise InvalidInputError(f"{rate} is no success rate: it lies between 0 and 1.")
+    if not -1 <= coupling <= 1:
+        raise InvalidInputError(f"coupling={coupling} is no share of starts: give a number in [-1, 1].")
+    if repeats < 1 or n < 1:
+        raise InvalidInputError(f"{repeats} comparisons of {n} pairs simulate nothing: give positive numbers.")
+    u, v = rng.uniform(repeats, n).cpu().numpy(), rng.uniform(repeats, n).cpu().numpy()
+    if coupling:
+        shared = rng.uniform(repeats, n).cpu().numpy() < abs(coupling)
+        v = numpy.where(shared, u if coupling > 0 else 1 - u, v)
+    return (u < first).astype(numpy.int64), (v < second).astype(numpy.int64)
+
+
+def rejections(
+    test: Test,
+    first: float,
+    second: float,
+    repeats: int,
+    n_max: int,
+    rng: Rng,
+    level: float = 0.05,
+    coupling: float = 0.0,
+) -> Simulated:
+    """``test`` in ``repeats`` comparisons of at most ``n_max`` pairs."""
+    stop = test(*paired_outcomes(first, second, repeats, n_max, rng, coupling), level)
+    rate = float((stop > 0).mean())
+    used = float(numpy.where(stop > 0, stop, n_max).mean())
+    # Of a rate that may be 0, so smoothed: an error of exactly 0 would be a claim of certainty.
+    smooth = (rate * repeats + 1) / (repeats + 2)
+    return Simulated(first, second, rate, math.sqrt(smooth * (1 - smooth) / repeats), used, repeats)
+
+
+def type_one(
+    test: Test,
+    grid: Iterable[float],
+    repeats: int,
+    n_max: int,
+    rng: Rng,
+    level: float = 0.05,
+    coupling: float = 0.0,
+) -> list[Simulated]:
+    """How often ``test`` separates two policies with the same rate, for every rate of ``grid``."""
+    return [rejections(test, p, p, repeats, n_max, rng, level, coupling) for p in grid]
+
+
+def power(
+    test: Test,
+    rates: Iterable[tuple[float, float]],
+    repeats: int,
+    n_max: int,
+    rng: Rng,
+    level: float = 0.05,
+    coupling: float = 0.0,
+) -> list[Simulated]:
+    """How often and how soon ``test`` sees that the first of each pair of ``rates`` is the higher one."""
+    return [rejections(test, first, second, repeats, n_max, rng, level, coupling) for first, second in rates]

@@ -1,0 +1,1 @@
+"""Tasks: starting policies, a signal to learn from, and held-out trials. A recipe knows no task."""

@@ -1,0 +1,157 @@
+"""Tasks: something to get better at, for every method of a kind.
+
+A task says where a policy starts, what it learns from (its signal) and how it is judged on held-out trials. Methods of
+one kind have the same call, so ``compare`` and ``claim`` run any of them on any task of that kind, and a task of yours
+is a function in a file of yours:
+
+    def make_task() -> Task:
+        return Task("reach", "env", starts=start, outcomes=outcomes, metrics={"success": ("goals reached", "%")},
+                    env=lambda copies, seed: Stream(Reach, copies, seed))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.counters import no_usage_counting
+from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import Tree
+from denoiserl.envs import Stream
+from denoiserl.policy.policy import Policy
+from denoiserl.rewards import Reward
+from denoiserl.train import Keep
+
+Start = Callable[[int, Keep], Policy | Generator[dict, None, Policy]]
+"""``start(seed, keep)``: a policy, or a generator that trains one, yields rows of metrics and returns it"""
+
+NEEDS = {"env": ("env",), "reward": ("reward", "prompts"), "pairs": ("data",), "data": ("data",)}
+"""what a task of each kind must have"""
+
+
+def means(told: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean of each metric over the trials that have such a number; metrics without any are left out."""
+    return {name: float(v.float().nanmean()) for name, v in told.items() if not bool(v.isnan().all())}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A signal, a policy to start from, and held-out trials.
+
+    ``starts``: where a policy starts, or several kinds of it by name, the first being the default ("diffusion",
+    "gaussian", ...: methods that need one say so). ``outcomes(policy, seed, n)``: {metric: [n]} of n held-out trials;
+    the same seed gives the same trials whatever the policy. ``metrics``: {metric: (what it is, unit)}, the main one
+    first; unit "%" is a rate. ``better``: the direction of a gain.
+
+    Signals: ``env(copies, seed)`` for methods that act; ``reward`` and ``prompts(seed)`` for methods that are scored;
+    ``data(seed)`` for those that learn from demonstrations ("data") or preferences ("pairs").
+
+    Optional: ``look(policy, seed, n)`` for pictures and films; ``imitate(policy, seed, updates, keep, stream)``, the
+    control that only imitates longer; ``restore(path, device)`` where a policy holds networks of yours; ``caption``, a
+    sentence for the pictures; ``watch``, the trials of an evaluation while learning goes on.
+    """
+
+    name: str
+    signal: Literal["env", "reward", "pairs", "data"]
+    starts: Start | Mapping[str, Start]
+    outcomes: Callable[[Policy, int, int], Mapping[str, Tensor]]
+    metrics: Mapping[str, tuple[str, str]]
+    env: Callable[[int | None, int], Stream] | None = None
+    reward: Reward | None = None
+    prompts: Callable[[int], Tree] | None = None
+    data: Callable[[int], Any] | None = None
+    look: Callable[[Policy, int, int], Mapping[str, bytes | str]] | None = None
+    imitate: Callable[[Policy, int, int, Keep, int], Iterator[dict]] | None = None
+    restore: Callable[[Path, torch.device], Policy] | None = None
+    caption: str = ""
+    watch: int = 50
+    better: Literal["higher", "lower"] = "higher"
+
+    def __post_init__(self) -> None:
+        if self.signal not in NEEDS:
+            raise RunError(unknown_name_message(self.signal, NEEDS, "kind of signal"))
+        if missing := [part for part in NEEDS[self.signal] if getattr(self, part) is None]:
+            raise RunError(
+                f"task {self.name!r} learns from {self.signal} and has no {missing[0]}: give {missing[0]}=..."
+            )
+        if not self.metrics:
+            raise RunError(f"task {self.name!r} names no metric: say what its trials are judged by")
+
+    @property
+    def metric(self) -> str:
+        """The main metric."""
+        return next(iter(self.metrics))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of policy that it can start from."""
+        return tuple(self.starts) if isinstance(self.starts, Mapping) else ("policy",)
+
+    def begin(self, seed: int, keep: Keep, kind: str | None = None) -> Generator[dict, None, Policy]:
+        """The starting policy of a seed: yields rows of metrics while it is made."""
+        if kind is not None and kind not in self.kinds:
+            raise RunError(f"task {self.name!r}: {unknown_name_message(kind, self.kinds, 'kind of starting policy')}")
+        start = self.starts[kind or self.kinds[0]] if isinstance(self.starts, Mapping) else self.starts
+        policy = start(seed, keep)
+        if isinstance(policy, Generator):
+            policy = yield from policy
+        if not isinstance(policy, Policy):
+            raise RunError(f"the start of task {self.name!r} gave a {type(policy).__name__}, not a Policy: return one")
+        return policy
+
+    def improve(
+        self, method: Callable[..., Iterator[dict]], policy: Policy, a: Any, seed: int, keep: Keep
+    ) -> Iterator[dict]:
+        """``method`` (the ``improve`` of a recipe of this kind) on this task's signal."""
+        rng = Rng(seed + 1, keep.device)
+        with self._signal(a, seed + 1, seed) as signal:
+            yield from method(policy, *signal, a, rng, keep)
+
+    @contextmanager
+    def _signal(self, a: Any, env_seed: int, seed: int) -> Iterator[tuple[Any, ...]]:
+        if self.env is not None and self.signal == "env":
+            stream = self.env(getattr(a, "copies", None), env_seed)
+            try:
+                yield (stream,)
+            finally:
+                stream.close()
+        elif self.prompts is not None and self.signal == "reward":
+            yield self.reward, self.prompts(seed)  # asked ones are moved to where the noise is
+        elif self.data is not None:
+            yield (self.data(seed),)
+
+    def judge(self, policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
+        """Return ``outcomes``, checked and free of charge: {metric: float32 [n]}.
+
+        NaN marks a trial that has no such number, "ticks to success" of a failure; the main metric has one in every
+        trial.
+        """
+        with no_usage_counting(), torch.no_grad():
+            told = self.outcomes(policy, seed, n)
+        if self.metric not in told:
+            raise RunError(
+                f"task {self.name!r}: {unknown_name_message(self.metric, told, 'metric among its outcomes')}"
+            )
+        for name, value in told.items():
+            if tuple(value.shape) != (n,):
+                raise RunError(
+                    f"task {self.name!r}: outcomes give {name!r} of shape {tuple(value.shape)} for {n} trials: one "
+                    "number a trial is needed"
+                )
+        if lost := int((~torch.isfinite(told[self.metric].float())).sum()):
+            raise RunError(
+                f"task {self.name!r}: {lost} of {n} trials have no finite {self.metric!r}, the main metric: give every "
+                "trial a number, and count what went wrong as a failure"
+            )
+        return {name: value.float().cpu() for name, value in told.items()}
+
+    def opened(self, path: Path, device: str | torch.device = "cpu") -> Policy:
+        """A saved policy of this task."""
+        return self.restore(path, torch.device(device)) if self.restore else Policy.load(path, None, device)

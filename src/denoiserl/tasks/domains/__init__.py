@@ -1,0 +1,1 @@
+"""Renderers and checkers of the small picture domains, without any learning."""

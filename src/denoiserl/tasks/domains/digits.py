@@ -1,0 +1,116 @@
+"""DIGITS: scikit-learn's 1797 handwritten digits of 8 x 8 pixels, with rewards that can and cannot be hacked.
+
+The data are split in two halves. A ``Judge`` trained on one half is the reward; a judge trained on the other half has
+never seen it and says whether what the reward likes is still a digit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.errors import InvalidInputError, require
+from denoiserl.core.rng import Rng
+
+CLASSES = 10
+EVENT = (1, 8, 8)
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[Tensor, Tensor]:
+    data: Any = require("sklearn.datasets", "demo").load_digits()
+    image = torch.as_tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
+    return image, torch.as_tensor(data.target, dtype=torch.int64)
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """All images [1797, 1, 8, 8] in [-1, 1] and their labels [1797]."""
+    image, label = _load()
+    return image.clone(), label.clone()
+
+
+def halves(seed: int = 0) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The data in two random halves: (images, labels) twice."""
+    image, label = digits()
+    order = Rng(seed).permutation(len(image))
+    first, second = order.chunk(2)
+    return (image[first], label[first]), (image[second], label[second])
+
+
+def one_hot(label: Tensor) -> Tensor:
+    """Prompts [*batch, 10] of labels."""
+    return nn.functional.one_hot(label, CLASSES).float()
+
+
+class Judge(nn.Module):
+    """A small classifier, used as a reward: log p(label | image). Differentiable in the image."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.GELU(), nn.Linear(width, CLASSES))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [B, 10] of images [B, 1, 8, 8]."""
+        return self.net(image)
+
+    def reward(self, image: Tensor, prompts: Tensor) -> Tensor:
+        """log p(label | image) for one-hot prompts [B, 10]: [B]."""
+        return (self(image).log_softmax(-1) * prompts).sum(-1)
+
+    def accuracy(self, image: Tensor, label: Tensor) -> float:
+        """The fraction of images [B, 1, 8, 8] read as their labels [B]."""
+        return float((self(image).argmax(-1) == label).float().mean())
+
+
+def judge(image: Tensor, label: Tensor, rng: Rng, steps: int = 100, noise: float = 0.1) -> Judge:
+    """Train a judge on one split by full-batch Adam; ``noise`` on the pixels keeps it from being overconfident."""
+    model = Judge()
+    with torch.no_grad():
+        for weight in model.parameters():
+            fan = weight.shape[-1] if weight.ndim > 1 else 0
+            weight.copy_(rng.normal(*weight.shape) / fan**0.5 if fan else torch.zeros_like(weight))
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2, weight_decay=1e-4)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(image + noise * rng.normal(*image.shape)), label)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judge whose opinion is optimised, and the held-out one that was trained on the other half of the data."""
+
+    reward: Judge
+    held_out: Judge
+
+
+def judges(seed: int = 0) -> Judges:
+    """The two judges of ``seed``."""
+    one, two = halves(seed)
+    rng = Rng(seed)
+    return Judges(judge(*one, rng), judge(*two, rng.spawn()))
+
+
+def ink(image: Tensor) -> Tensor:
+    """The share of ink, [*batch, 1, 8, 8] -> [*batch] in [0, 1]."""
+    if image.shape[-3:] != EVENT:
+        raise InvalidInputError(f"digits end in {EVENT}; got {tuple(image.shape)}")
+    return ((image.clamp(-1, 1) + 1) / 2).mean((-3, -2, -1))
+
+
+def roughness(image: Tensor) -> Tensor:
+    """The share of energy in the upper half of the cosine spectrum, [*batch]: what makes an image hard to compress."""
+    if image.shape[-3:] != EVENT:
+        raise InvalidInputError(f"digits end in {EVENT}; got {tuple(image.shape)}")
+    k = torch.arange(8.0, device=image.device)
+    basis = torch.cos(torch.pi / 8 * (k + 0.5) * k[:, None])
+    basis = basis / basis.norm(dim=-1, keepdim=True)
+    energy = (basis @ image @ basis.T).square().squeeze(-3)
+    high = (k[:, None] + k) > 7
+    return (energy * high).sum((-2, -1)) / energy.sum((-2, -1)).clamp_min(1e-6)

@@ -1,0 +1,278 @@
+"""The robot experiment: a policy that has imitated, or one of yours, in any environment, gets better by its reward.
+
+As it stands: a Meta-World task, demonstrated by a script that is right about how and wrong about where: each episode he
+believes the object and the goal a few centimetres from where they are. A clone of his learns the average, succeeds
+about as often as he does, and no amount of imitation tells it more; the simulator's success can.
+
+``env`` names another world, ``data`` other demonstrations, ``start`` a policy that is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from denoiserl.control.acting import carry, serving, suits
+from denoiserl.control.noise_steering import deterministic, steer
+from denoiserl.core.counters import no_usage_counting
+from denoiserl.core.errors import RunError
+from denoiserl.core.rng import Rng
+from denoiserl.data import Demos
+from denoiserl.envs import Stream, evaluate
+from denoiserl.envs.by_name import demonstrations, environment, scripted
+from denoiserl.envs.frame_stack import Remembering
+from denoiserl.policy.policy import Policy
+from denoiserl.report.episode_video import FEW, episodes
+from denoiserl.tasks.base import Task
+from denoiserl.tasks.policies import diffusion, flow, gaussian, probe
+from denoiserl.tasks.user_inputs import opened, recorded
+from denoiserl.train import Keep
+
+
+@dataclass(frozen=True)
+class Base:
+    """The environment, and the policy before reward."""
+
+    env: str = "metaworld:drawer-open-v3"
+    """metaworld:TASK, pusht, a Gymnasium id, envpool:ID, my_file.py:make_env; pixels:... shows pictures"""
+    data: str | None = None
+    """demonstrations: a folder or file (ours, Minari, LeRobot, HDF5), or "none" to begin knowing nothing (None: the
+    environment's script, where it has one)"""
+    outside: Literal["refuse", "clip"] = "refuse"
+    """actions outside the box that data of yours or the environment tell"""
+    without: str = ""
+    """episodes that are left out of data of yours, by number: 0-2,5"""
+    parts: str = ""
+    """observations that are kept of data of yours, by name, where there are several: observation.state"""
+    start: str | None = None
+    """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
+    history: int = 1
+    """observations that the policy at ``start`` sees (T_o); clones made here see one"""
+    ticks: int | None = None
+    """ticks until an episode is over (None: the environment's own number)"""
+    demos: int = 100
+    """demonstrations of the script"""
+    aim: float | None = None
+    """metres by which a script misjudges object and goal (None: 0.04 in Meta-World)"""
+    slip: float | None = None
+    """noise on a script's commands, in halves of their range (None: 0.2 in Meta-World, 0 in PushT)"""
+    chunk: int = 5
+    """actions planned at once (H)"""
+    execute: int | None = None
+    """actions executed of each plan (T_a; None: all, or as the policy at ``start`` carries)"""
+    denoise: int = 5
+    """denoising steps"""
+    floor: float = 0.1
+    """least std of a denoising step while learning from reward"""
+    width: int = 256
+    """the network's width"""
+    updates: int = 9000
+    """gradient steps of imitation"""
+    batch: int = 256
+    """windows a gradient step"""
+    lr: float = 1e-3
+    """AdamW's learning rate, with warm-up and cosine decay"""
+    noise_map: Literal["full", "repeated", "smooth"] = "full"
+    """of a steered policy: how decisions become the noise of a chunk"""
+    processes: int = 1
+    """worker processes that step the environments: faster where a tick takes milliseconds, slower where microseconds"""
+    on_fault: Literal["stop", "restart"] = "stop"
+    """when an environment raises or answers NaN: stop, or make it anew and leave the decision out"""
+    patience: float | None = None
+    """with processes: seconds after which an environment that does not answer is a fault (None: 300)"""
+
+
+Make = Callable[[Base, Demos | Stream, int, str | torch.device], Policy]
+
+
+def make(base: Base) -> Any:
+    """What streams and evaluations take: the environment."""
+    made = environment(base.env, base.ticks)
+    if base.history == 1:
+        return made
+    if base.start is None:
+        raise RunError("policies that are cloned here see one observation: history is for a policy at --start")
+    return partial(Remembering, made, base.history)
+
+
+def stream(base: Base, copies: int | None, seed: int) -> Stream:
+    """Copies of the environment to learn in."""
+    return Stream(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
+
+
+def base_of(a: Any) -> Base:
+    """Return the experiment of a method's settings. What is executed of a plan is one number, said with the method or
+    with the experiment: the starting policy carries it. Raises RunError if both say one and they differ."""
+    if a.execute is None or a.execute == a.base.execute:
+        return a.base
+    if a.base.execute is not None:
+        raise RunError(
+            f"execute is said twice, {a.execute} and base.execute={a.base.execute}: a policy is judged as it learns, "
+            "so say one of them"
+        )
+    return replace(a.base, execute=a.execute)
+
+
+def demonstrated(base: Base) -> bool:
+    """Whether there is anything to imitate."""
+    return base.data != "none" if base.data is not None else scripted(base.env)
+
+
+@lru_cache(maxsize=2)
+def record(base: Base, seed: int) -> Demos:
+    """The demonstrations: the script's, failures included, for he does not know; or the user's, whatever the seed."""
+    if not demonstrated(base):
+        raise RunError(
+            f"{base.env} has no scripted demonstrator: name demonstrations with --data, or a policy with --start; ppo, "
+            "fpo, gorl, sac and td3 can begin knowing nothing"
+        )
+    if base.data is not None:
+        return recorded(base.data, make(base), base.outside, base.without, base.parts).demos
+    return demonstrations(base.env, base.demos, seed, base.ticks, base.aim, base.slip)
+
+
+def imitate(
+    made: Policy,
+    base: Base,
+    seed: int,
+    updates: int,
+    lr: float,
+    keep: Keep,
+    stream: int = 0,
+    demos: Demos | None = None,
+) -> Iterator[dict]:
+    """Clone the demonstrations of ``seed`` (or others); minibatches and noise are of their own for every ``stream``."""
+    from denoiserl.recipes.imitation import diffusion_policy  # the method; its experiment is this one
+
+    a = diffusion_policy.Args(updates=updates, batch=base.batch, lr=lr)
+    rng = Rng(seed + 1_000_003 * stream, keep.device)
+    yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, keep)
+
+
+def untrained(kind: Make, base: Base, source: Demos | Stream, seed: int, keep: Keep) -> Policy:
+    """Return a policy of a kind that carries how many actions of a plan are executed."""
+    made = kind(base, source, seed, keep.device)
+    carry(made, base.execute)
+    return made
+
+
+def given(base: Base, keep: Keep) -> Policy:
+    """Return the policy at ``start``; refused where it does not fit the environment."""
+    assert base.start is not None
+    made = opened(base.start, keep.device, base.denoise, base.floor)
+    suits(made, probe(make(base)), base.start)
+    carry(made, base.execute)
+    return made
+
+
+def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) -> Generator[dict, None, Policy]:
+    """A policy of a kind that has imitated; a generator that yields metrics and returns the policy.
+
+    Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
+    """
+    if base.start is not None:
+        return given(base, keep)
+    if nothing and not demonstrated(base):
+        return untrained(kind, base, probe(make(base)), seed, keep)
+    demos = record(base, seed)
+    made = untrained(kind, base, demos, seed, keep)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos)
+    return made
+
+
+def successes(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A diffusion policy that has imitated, for as many updates, only those demonstrations that succeeded."""
+    demos = record(base, seed)
+    made = untrained(diffusion, base, demos, seed, keep)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos.successful())
+    return made
+
+
+def steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
+    """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
+    training: narrow noise."""
+    made = yield from cloned(diffusion, base, seed, keep, False)
+    return steer(deterministic(made), probe(make(base)).obs_dim, noise_map=base.noise_map, spread=spread)
+
+
+METRICS = {
+    "success": ("success from held-out starts", "%"),
+    "return": ("return of an episode", ""),
+    "ticks": ("ticks of an episode", ""),
+}
+
+
+def acts(made: Policy, base: Base) -> Callable[[Any, Rng], Tensor]:
+    """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
+    nothing."""
+    return serving(made, base.execute if made.weights.execute is None else None)
+
+
+def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
+    """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
+    environment reports it, return and ticks."""
+    return evaluate(acts(made, base), make(base), n, 1_000_000 + seed).outcomes
+
+
+def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
+    """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
+    return episodes(acts(made, base), make(base), min(n, FEW), 1_000_000 + seed)
+
+
+ASKED = 1000
+"""ticks in which an environment may report success for the first time"""
+
+
+def succeeds(base: Base) -> bool:
+    """Return whether the environment reports success.
+
+    Those with scripts do. Others are asked until an episode ends, or for ``ASKED`` ticks: some report it only then.
+    """
+    if scripted(base.env):
+        return True
+    env = Stream(make(base), 1)
+    still = torch.as_tensor(env.spec.low) if env.spec.choices else torch.zeros(env.spec.action)
+    zeros = still.expand(1, 1, *env.spec.action)
+    try:
+        with no_usage_counting():
+            for _ in range(ASKED):
+                tick = env.collect(lambda obs, rng: (zeros, None), 1, Rng(0))
+                if "success" in tick.info or bool(tick.done.any()):
+                    return "success" in tick.info
+        return False
+    finally:
+        env.close()
+
+
+def task(base: Base) -> Task:
+    """The task: learn from the environment's reward."""
+    kinds = {"diffusion": diffusion, "gaussian": gaussian, "flow": flow}
+    return Task(
+        base.env.removeprefix("metaworld:"),
+        "env",
+        {
+            **{name: partial(cloned, kind, base) for name, kind in kinds.items()},
+            "successes": partial(successes, base),
+            "steered": partial(steered, base),
+            "narrow": partial(steered, base, spread=1.0),
+        },
+        lambda made, seed, n: outcomes(made, base, seed, n),
+        METRICS if succeeds(base) else {k: v for k, v in METRICS.items() if k != "success"},
+        env=lambda copies, seed: stream(base, copies, seed),
+        look=lambda made, seed, n: look(made, base, seed, n),
+        imitate=(lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.lr, keep, number))
+        if demonstrated(base) and base.start is None
+        else None,
+        caption="Episodes from held-out starts, at twice their speed: the first ones, not the best.",
+    )
+
+
+def cloning(base: Base) -> Task:
+    """The task of who learns from the demonstrations: an untrained policy, and the same trials."""
+    start = {"diffusion": lambda seed, keep: untrained(diffusion, base, record(base, seed), seed, keep)}
+    return replace(task(base), signal="data", starts=start, data=lambda seed: record(base, seed), imitate=None)

@@ -1,0 +1,87 @@
+"""The task of claims about flow policies: fork2d, cloned from clumsy demonstrations that pass the disc on both sides.
+
+The mean of the two ways is the disc: a Gaussian has to give one of them up before it can be good, and a flow has not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.control.acting import serving
+from denoiserl.core.rng import Rng
+from denoiserl.data import Demos
+from denoiserl.envs import Stream, evaluate
+from denoiserl.envs.toy.fork2d import Fork2D, demonstrations
+from denoiserl.policy.policy import Policy
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep
+
+BASE = _robot.Base(chunk=12, execute=12, denoise=4, width=128, updates=1500)
+"""the policies: four steps of denoising, twelve actions at once"""
+DEMOS, CLUMSY, NOISE = 60, 0.7, 0.3
+"""demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
+
+
+class Timed:
+    """``Fork2D`` whose time limit is an end: who loiters has failed.
+
+    A limit that only truncates is bootstrapped, and in a world where touching the disc is the one thing that ends badly
+    every critic then learns that it is best not to arrive.
+    """
+
+    steps_some = True
+
+    def __init__(self, copies: int) -> None:
+        self.world, self.num_envs = Fork2D(copies), copies
+        self.single_observation_space = self.world.single_observation_space
+        self.single_action_space = self.world.single_action_space
+
+    def reset(self, **how: Any) -> Any:
+        """As the world's."""
+        return self.world.reset(**how)
+
+    def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """As the world's, with nothing truncated."""
+        seen, reward, terminated, late, info = self.world.step(action, live)
+        return seen, reward, terminated | late, torch.zeros_like(late), info
+
+
+Make = Callable[[_robot.Base, Demos, int, str | torch.device], Policy]
+
+
+def record(seed: int) -> Demos:
+    """Demonstrations, failures included."""
+    return demonstrations(DEMOS, Rng(seed), NOISE, clumsy=CLUMSY)
+
+
+def cloned(make: Make, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A policy of a kind that has imitated."""
+    demos = record(seed)
+    made = make(BASE, demos, seed, keep.device)
+    yield from _robot.imitate(made, BASE, seed, BASE.updates, BASE.lr, keep, demos=demos)
+    return made
+
+
+def task() -> Task:
+    """fork2d: success is reaching the goal without touching the disc."""
+
+    def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
+        done = evaluate(serving(policy, BASE.execute), Fork2D(n), n, 1_000_000 + seed)
+        assert done.success is not None
+        return {"success": done.success.float(), "ticks": done.ticks.float()}
+
+    kinds = {"flow": _robot.flow, "diffusion": _robot.diffusion, "gaussian": _robot.gaussian}
+    return Task(
+        "fork2d",
+        "env",
+        {name: partial(cloned, make) for name, make in kinds.items()},
+        outcomes,
+        {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
+        env=lambda copies, seed: Stream(Timed(copies or 1), seed=seed),
+    )

@@ -1,0 +1,161 @@
+"""locosmall: logged data of three small continuous tasks in three grades, made here in a minute and kept.
+
+    pendulum (Gymnasium's Pendulum-v1)   reacher (Reacher-v5, MuJoCo)   swingup (``envs.toy.swingup``)
+
+A SAC run of fixed length and seed plays all of them. ``random``: actions even in the box. ``medium-replay``: all that
+SAC saw until its policy was about half way between random and expert, in the order in which it came. ``medium``: what
+the policy of that moment does, with its own noise. The grades are those of D4RL (2004.07219), the data are our own.
+
+What is made lies in DENOISERL_CACHE (else the user's cache), in a folder that is named by the content of all files that
+decide it, the settings and the version of torch: two machines that share it share the data, and a change makes new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.control import squashed_actions as _boxed
+from denoiserl.core.counters import no_usage_counting
+from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.core.serialization import store
+from denoiserl.core.tree import batch_size, tree_map
+from denoiserl.data import Demos, Squash
+from denoiserl.data.recordings import Recording
+from denoiserl.data.rollout import Episode
+from denoiserl.envs import Stream
+from denoiserl.envs.record import record
+from denoiserl.envs.toy import swingup
+from denoiserl.envs.toy.swingup import SwingUp
+from denoiserl.recipes.off_policy import sac
+from denoiserl.tasks import policies as _kinds
+from denoiserl.train import Keep
+
+GRADES = ("random", "medium", "medium-replay")
+COPIES = 8
+
+
+@dataclass(frozen=True)
+class World:
+    """A task: ``make`` what ``Stream`` and ``evaluate`` take; ``begin`` + ``iters`` · 8 · 25 ticks that SAC takes until
+    it is medium; ``episodes`` of the grades random and medium; ``known`` returns of random and expert players."""
+
+    make: Any
+    iters: int
+    episodes: int
+    known: tuple[float, float]
+
+
+WORLDS = {
+    "pendulum": World("Pendulum-v1", 16, 50, (-1206.0, -140.0)),
+    "reacher": World("Reacher-v5", 12, 200, (-43.0, -4.0)),
+    "swingup": World(partial(SwingUp, COPIES), 25, 40, (16.0, 145.0)),
+}
+
+
+def world(name: str) -> World:
+    """A task by name."""
+    if name not in WORLDS:
+        raise RunError(
+            unknown_name_message(name, WORLDS, "world of locosmall") + " Data are named locosmall:WORLD-GRADE."
+        )
+    return WORLDS[name]
+
+
+def recorded(name: str, grade: str) -> Recording:
+    """The recording of a world and a grade, made on the first call on a machine."""
+    if grade not in GRADES:
+        raise RunError(
+            unknown_name_message(grade, GRADES, "grade of locosmall") + " Data are named locosmall:WORLD-GRADE."
+        )
+    return _all(name)[grade]
+
+
+@lru_cache(maxsize=3)
+def _all(name: str) -> dict[str, Recording]:
+    found = folder(name)
+    if not all(store.exists(found / grade) for grade in GRADES):
+        for grade, data in make(name).items():
+            data.save(found / grade)
+    return {grade: Recording.load(found / grade) for grade in GRADES}
+
+
+def folder(name: str) -> Path:
+    """Where the data of a world lie: named by what decides them."""
+    given = os.environ.get("DENOISERL_CACHE")
+    root = Path(given) if given else Path.home() / ".cache" / "denoiserl"
+    here = inspect.getmodule(folder)
+    assert isinstance(here, ModuleType)
+    deciding = [inspect.getsource(m) for m in (here, sac, _boxed, _kinds, swingup)]
+    told = hashlib.sha256("\n".join([*deciding, name, torch.__version__]).encode()).hexdigest()[:16]
+    return root / "locosmall" / f"{name}-{told}"
+
+
+def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | None = None) -> dict[str, Recording]:
+    """All grades of a world, made now: a SAC run of ``iters`` iterations and ``episodes`` episodes of its policy."""
+    this = world(name)
+    iters, episodes = this.iters if iters is None else iters, this.episodes if episodes is None else episodes
+    heard = Heard(this.make, COPIES, seed)
+    a = sac.Args(iters=iters, copies=COPIES, steps=25, begin=1000, utd=1.0, width=64)
+    with no_usage_counting():
+        codec = Squash.box(heard.spec.low, heard.spec.high)
+        player = _kinds.squashed((1, heard.action_dim), heard.obs_dim, 64, 2, codec, seed)
+        for _ in sac.improve(player, heard, a, Rng(seed), Keep(restart=iters)):
+            pass
+        heard.close()
+        box = heard.spec
+
+        def even(obs: Tensor, rng: Rng) -> Tensor:
+            low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (box.low, box.high))
+            return low + (high - low) * rng.uniform(batch_size(obs), *low.shape)
+
+        def played(obs: Tensor, rng: Rng) -> Tensor:
+            return player.codec.decode(player.sample_chain(obs, rng).sample)
+
+        grades = {k: record(this.make, act, episodes, seed + i, COPIES) for i, (k, act) in enumerate(
+            (("random", even), ("medium", played)), 1
+        )}  # fmt: skip
+    grades["medium-replay"] = replayed(heard.episodes, name)
+    return {k: replace(v, demos=replace(v.demos, name=f"{name}-{k}")) for k, v in grades.items()}
+
+
+class Heard(Stream):
+    """A stream that remembers all that was collected from it."""
+
+    def __init__(self, env: Any, copies: int, seed: int) -> None:
+        super().__init__(env, None if callable(env) and hasattr(env(), "num_envs") else copies, seed)
+        self.episodes: list[Episode] = []
+
+    def collect(self, act: Any, steps: int, rng: Rng) -> Episode:
+        """As the stream's, and kept."""
+        self.episodes.append(super().collect(act, steps, rng))
+        return self.episodes[-1]
+
+
+def replayed(parts: list[Episode], name: str) -> Recording:
+    """Collected decisions of one action as a recording: the episodes of each copy, cut where one was left."""
+    join: Callable[..., Any] = lambda *v: torch.cat(v)  # noqa: E731
+    obs, after = (tree_map(join, *(getattr(ep, k) for ep in parts)) for k in ("obs", "next_obs"))
+    action, reward, over, done = (
+        torch.cat([getattr(ep, k) for ep in parts]) for k in ("action", "reward", "terminated", "done")
+    )
+    done[:-1] |= (after[:-1] != obs[1:]).any(-1)  # a stream begins anew where a run could be saved, and says nothing
+    done[-1] = True
+    flat = lambda v: v.transpose(0, 1).flatten(0, 1)  # noqa: E731
+    stop = flat(done).nonzero().flatten()
+    rewards, actions = flat(reward), flat(action).flatten(1)
+    total = rewards.double().cumsum(0)[stop].diff(prepend=torch.zeros(1, dtype=torch.float64)).float()
+    demos = Demos(flat(obs), actions, stop + 1, None, total, name)
+    low, high = actions.amin(0), actions.amax(0)
+    return Recording(demos, rewards, flat(after)[stop], flat(over)[stop], low, high)

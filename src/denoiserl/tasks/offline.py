@@ -1,0 +1,280 @@
+"""The experiment of learning from logged data: a recording, a policy that knows nothing, the recording's environment.
+
+What a method learns from, ``Task.data(seed)``, is a ``Recording``; ``remembered`` makes rows of it, with the method's
+chunk, n and discount, in the policy's units. Data are named by a word:
+
+    maze:SIZE-KIND          a point maze, small, medium or large, and its players (see ``envs.toy.maze``): expert,
+                            noisy, random, stitch, navigate; told for one goal or, with goal="any", for each
+                            player's own
+    locosmall:WORLD-GRADE   pendulum, reacher or swingup; random, medium or medium-replay (see ``_locosmall``)
+    ring                    the ring bandit
+    a path of yours         Minari, LeRobot, our own, or one flat HDF5 file (see ``data.formats.any``); ``env`` says
+                            where policies are judged
+
+Starting policies are untrained: "gaussian", "squashed" (TD3, SAC), "diffusion" and "flow". Each of them decides a chunk
+in units of the actions' box (of the recorded actions, where nobody knows the box) and sees standardised observations.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from denoiserl.control.acting import serving
+from denoiserl.control.squashed_actions import unit
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.rng import Rng
+from denoiserl.data import Demos, Normalizer, Replay, Robot, Squash
+from denoiserl.data.recordings import Recording
+from denoiserl.data.transitions import informative, logged
+from denoiserl.envs import evaluate
+from denoiserl.envs.by_name import environment as named
+from denoiserl.envs.record import record as played
+from denoiserl.envs.toy.maze import KINDS as PLAYERS
+from denoiserl.envs.toy.maze import REACH, SPEED, Maze, PointMaze
+from denoiserl.envs.toy.offline_data import bandit, farthest, mazes
+from denoiserl.envs.toy.ring import RingBandit
+from denoiserl.policy.policy import Policy
+from denoiserl.report.episode_video import FEW, episodes
+from denoiserl.report.maze_plot import spots, ways
+from denoiserl.tasks import locosmall as _locosmall
+from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks.base import Task
+from denoiserl.tasks.user_inputs import fits, recorded
+from denoiserl.train import Keep
+
+SIZES = {"small": 3, "medium": 4, "large": 6}
+"""rooms a side"""
+PLAN = 7
+"""the seed of all plans: mazes differ in size, not from seed to seed"""
+COPIES = 64
+LIMIT = 10.0
+"""standard deviations at which observations are clipped"""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The data, where policies are judged, and the policy before it has learned."""
+
+    data: str = "maze:small-navigate"
+    """maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path of yours (Minari, LeRobot, HDF5)"""
+    env: str | None = None
+    """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
+    outside: Literal["refuse", "clip"] = "refuse"
+    """actions outside the box that data of yours or the environment tell"""
+    without: str = ""
+    """episodes that are left out of data of yours, by number: 0-2,5"""
+    parts: str = ""
+    """observations that are kept of data of yours, by name, where there are several: observation.state"""
+    rows: int | None = None
+    """learn from so many ticks at most: whole episodes, drawn by the seed (None: all)"""
+    episodes: int = 500
+    """episodes of a maze's players, decisions of the bandit"""
+    goal: str = "one"
+    """in mazes: "one" for all, or "any", each player's own"""
+    chunk: int = 1
+    """actions decided at once (H)"""
+    denoise: int = 5
+    """denoising steps of a diffusion or flow policy"""
+    floor: float = 0.1
+    """least std of a denoising step, and of a Gaussian, while learning online"""
+    width: int = 128
+    """the policy network's width"""
+
+
+class Source(NamedTuple):
+    """Where data come from: ``record(seed)``; ``env``, what ``evaluate`` takes; the main metric; and the returns of a
+    random and of an expert player, where they are known."""
+
+    record: Callable[[int], Recording]
+    env: Any
+    metric: str
+    known: tuple[float, float] | None
+
+
+def maze(size: str) -> Maze:
+    """The maze of a size."""
+    if size not in SIZES:
+        raise RunError(unknown_name_message(size, SIZES, "size of maze"))
+    return Maze.random(SIZES[size], Rng(PLAN))
+
+
+def source(base: Base) -> Source:
+    """What the data's word means."""
+    family, _, rest = base.data.partition(":")
+    size, _, kind = rest.partition("-")
+    if family == "maze":
+        if kind not in PLAYERS:
+            raise RunError(unknown_name_message(kind, PLAYERS, "kind of maze data") + " Data are named maze:SIZE-KIND.")
+        if base.goal not in ("one", "any"):
+            raise RunError(unknown_name_message(base.goal, ("one", "any"), "goal of a maze"))
+        plan = maze(size)
+        goal = farthest(plan) if base.goal == "one" else None
+        ticks = 2 * round(int(plan.distance.max()) / SPEED)
+        at = None if goal is None else (float(goal[0]), float(goal[1]))
+        make = partial(PointMaze, COPIES, plan, at, ticks=ticks)
+        return Source(lambda seed: mazes(plan, base.episodes, Rng(seed), kind, goal, ticks), make, "success", None)
+    if family == "locosmall":
+        world = _locosmall.world(size)
+        return Source(lambda seed: _locosmall.recorded(size, kind), world.make, "score", world.known)
+    if base.data == "ring":
+        make = partial(RingBandit, COPIES)
+        return Source(lambda seed: bandit(base.episodes, Rng(seed)), make, "return", None)
+    if not Path(base.data).exists():
+        raise RunError(
+            f"there are no data {base.data!r}: name maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path that exists"
+        )
+    if base.env is None:
+        raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
+    env = named(base.env)
+    return Source(lambda seed: recorded(base.data, env, base.outside, base.without, base.parts), env, "return", None)
+
+
+@lru_cache(maxsize=2)
+def record(base: Base, seed: int) -> Recording:
+    """The recording that a seed learns from: our own players' or the user's, whole or ``rows`` of it."""
+    data = source(base).record(seed)
+    if base.rows is None or base.rows >= len(data.demos.actions):
+        return data
+    order = Rng(seed).permutation(len(data.demos))
+    count = int((data.demos.lengths[order].cumsum(0) <= base.rows).sum())
+    return data.take(order[: max(1, count)].sort().values)
+
+
+def box(data: Recording) -> tuple[Tensor, Tensor]:
+    """Low and high [d] of the actions: the box, or what was recorded where it is not known in all dimensions."""
+    if bool((data.high - data.low).isfinite().all()):
+        return data.low, data.high
+    return data.demos.actions.amin(0), data.demos.actions.amax(0)
+
+
+def codec(data: Recording, kind: str) -> Robot | Squash:
+    """Standardised observations, clipped at 10, and actions in units of their box."""
+    if not isinstance(data.demos.observations, Tensor) or data.demos.observations.ndim != 2:
+        raise InvalidInputError(
+            f"{data.demos.name or 'the data'} observe no flat numbers [o]: concatenate the parts first"
+        )
+    name = f"the observations of {data.demos.name or 'the data'}"
+    seen = Normalizer.fit(data.demos.observations, "std", name=name, ends=data.demos.ends)
+    low, high = box(data)
+    if kind == "squashed":
+        return replace(Squash.box(low, high, seen), limit=LIMIT)
+    return Robot(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
+
+
+def policy(base: Base, data: Recording, kind: str, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """An untrained policy of a kind for what the data observe and do."""
+    if kind == "squashed":
+        event, seen = (base.chunk, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
+        return _kinds.squashed(event, seen, base.width, 3, codec(data, kind), seed).to(device)
+    return replace(getattr(_kinds, kind)(base, data.demos, seed, "cpu"), codec=codec(data, kind)).to(device)
+
+
+def start(base: Base, kind: str, seed: int, keep: Keep) -> Policy:
+    """Where a policy of this kind starts."""
+    return policy(base, record(base, seed), kind, seed, keep.device)
+
+
+METRICS = {
+    "success": ("episodes that succeed", "%"),
+    "score": ("return, 0 for random and 100 for expert players", ""),
+    "return": ("return of an episode", ""),
+    "ticks": ("ticks of an episode", ""),
+}
+
+
+def outcomes(base: Base, made: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+    """Return and ticks of n episodes; success where it is reported, score where references are known: [n] each."""
+    where = source(base)
+    done = evaluate(serving(made), where.env, n, 1_000_000 + seed)
+    if where.known is None:
+        return done.outcomes
+    low, high = where.known
+    return {**done.outcomes, "score": 100 * (done.returns - low) / (high - low)}
+
+
+def look(base: Base, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+    """A film of the first episodes, eight at most; of a maze, its plan with the ways through it."""
+    where, few = source(base), min(n, FEW)
+    if not base.data.startswith("maze:"):
+        return episodes(serving(made), where.env, few, 1_000_000 + seed)
+    plan = maze(base.data.partition(":")[2].partition("-")[0])
+    went = played(where.env, serving(made), few, 1_000_000 + seed).demos
+    paths = [went.episode(i)[0][:, :2] for i in range(few)]
+    far = (spots(plan)[..., None, :] - went.observations[went.ends - 1, -2:]).norm(dim=-1).amin(-1)
+    won = 0 if went.success is None else int(went.success.sum())
+    return {"ways.png": ways(plan, {f"{won} of {few} reach the goal": ((far < REACH).float(), paths)})}
+
+
+KINDS = ("diffusion", "flow", "gaussian", "squashed", "meanflow", "student")
+
+
+def task(base: Base) -> Task:
+    """The task: learn from the recording, be judged where it was recorded."""
+    main = source(base).metric
+    return Task(
+        base.data,
+        "data",
+        {kind: partial(start, base, kind) for kind in KINDS},
+        lambda made, seed, n: outcomes(base, made, seed, n),
+        {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
+        data=lambda seed: record(base, seed),
+        look=lambda made, seed, n: look(base, made, seed, n),
+        caption="What the policy does from held-out starts. In a maze rings are starts and dots are ends.",
+    )
+
+
+def remembered(policy: Policy, data: Any, a: Any) -> Any:
+    """The rows of a recording in a replay buffer, in the policy's units: ``obs`` and ``next_obs`` are conditions,
+    ``action`` [H, d] lies in [−1, 1]. ``a``: batch, n, gamma. Draw with ``minibatches``.
+
+    A buffer that is in the policy's units already (``data.synthetic.Mixed``) is taken as it is. Warns of rewards that
+    cannot tell policies apart. Refused: see ``logged``, and policies of another size.
+    """
+    if not isinstance(data, Recording | Demos):
+        return data
+    known = data.demos if isinstance(data, Recording) else data
+    if policy.event_shape[1:] != known.actions.shape[1:]:
+        raise InvalidInputError(
+            f"the policy decides {list(policy.event_shape[1:])} numbers a tick, the data "
+            f"{list(known.actions.shape[1:])}"
+        )
+    fits(policy, known)
+    own, move = policy.codec, lambda v: v.to(policy.device)
+    rows = logged(data, policy.event_shape[0], a.n, a.gamma, seen=lambda v: own.condition(move(v)))
+    if not informative(data):
+        warnings.warn(
+            f"all rewards of {rows.name or 'the data'} are equal and nothing ends well or badly: critics learn "
+            "nothing from them, and what is left is imitation",
+            stacklevel=2,
+        )
+    done = (lambda v: unit(own, v)) if isinstance(own, Squash) else (lambda v: own.encode(v).clamp(-1, 1))
+    return rows.replay(a.batch, policy.device, lambda v: done(move(v)))
+
+
+BLOCK = 64
+"""minibatches gathered at a time"""
+
+
+def minibatches(replay: Replay, a: Any, rng: Rng) -> Iterator[dict[str, Any]]:
+    """``a.updates`` minibatches of ``a.batch`` rows that ``remembered`` made.
+
+    Actions of a chunk that never ran say nothing: they are even in the box, so that critics learn not to heed them,
+    and "counts" [B, H, d] (None: all do) keeps them out of losses.
+    """
+    for left in range(a.updates, 0, -BLOCK):
+        block = replay.sample(a.batch, rng, a.gamma, 1, batches=min(BLOCK, left))
+        block["counts"] = [None] * min(BLOCK, left)
+        if "real" in block:
+            block["counts"] = block.pop("real")[..., None].expand(block["action"].shape)
+            other = 2 * rng.uniform(*block["action"].shape).to(block["action"]) - 1
+            block["action"] = torch.where(block["counts"], block["action"], other)
+        for i in range(min(BLOCK, left)):
+            yield {k: v[i] for k, v in block.items()}

@@ -1,0 +1,175 @@
+"""The image experiment: a flow generator of coloured shapes that has learned from badly captioned pictures.
+
+The captions of training pictures name, with probability ``mislabel``, any colour for an object: the web's captions, in
+small. However long it imitates, a faithful generator draws what such captions go with, so a prompt of n objects is hit
+with probability (1 − ¾ mislabel)^n; a reward that reads the picture can teach it what the captions could not. Training
+and held-out prompts share no scene, whatever the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.errors import RunError
+from denoiserl.core.rng import Rng
+from denoiserl.nn import DiT
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
+from denoiserl.report.media import image_grid
+from denoiserl.tasks.base import Task
+from denoiserl.tasks.domains import shapes
+from denoiserl.train import Keep, fit
+
+EVENT = shapes.EVENT
+HELD_OUT = 1024
+PICTURES = 20_000
+
+
+@dataclass(frozen=True)
+class Base:
+    """The generator before reward."""
+
+    updates: int = 2000
+    """gradient steps of imitation"""
+    batch: int = 64
+    """pictures a gradient step"""
+    lr: float = 6e-3
+    """AdamW's learning rate, with cosine decay"""
+    mislabel: float = 0.3
+    """probability that a caption names any colour for an object"""
+    objects: tuple[int, int] = (2, 4)
+    """fewest and most objects in a scene"""
+    width: int = 96
+    """the transformer's features a patch"""
+    depth: int = 2
+    """the transformer's layers"""
+    denoise: int = 10
+    """denoising steps, for the training SDE and the serving ODE"""
+    churn: float = 0.7
+    """noise level a of the training SDE"""
+
+
+@lru_cache(maxsize=2)
+def scenes(objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Training scenes and 1024 held-out ones [n, 9] that share none, from a draw of 12,000 that is always the same."""
+    every = torch.unique(shapes.scenes(12_000, Rng(77), objects), dim=0)
+    if len(every) < 2 * HELD_OUT:
+        raise RunError(f"there are only {len(every)} scenes with {objects} objects: allow more objects")
+    order = Rng(78).permutation(len(every))
+    return every[order[HELD_OUT:]], every[order[:HELD_OUT]]
+
+
+def prompts(base: Base) -> tuple[Tensor, Tensor]:
+    """The training prompts [about 11,000, 81] and the held-out ones [1024, 81]."""
+    train, test = scenes(base.objects)
+    return shapes.encode(train), shapes.encode(test)
+
+
+def captions(scene: Tensor, mislabel: float, rng: Rng) -> Tensor:
+    """The scene that a caption claims: the colour of each object is a random one with probability ``mislabel``."""
+    colours = len(shapes.COLOURS)
+    wrong = (rng.uniform(*scene.shape) < mislabel) & (scene > shapes.EMPTY)
+    named = 1 + (scene - 1) // colours * colours + rng.integers(0, colours, *scene.shape)
+    return torch.where(wrong, named, scene)
+
+
+def reward(picture: Tensor, prompt: Tensor) -> Tensor:
+    """The fraction of prompted objects that the parser finds where they should stand, [B]."""
+    return shapes.reward(picture, prompt)["found"]
+
+
+def policy(base: Base, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A rectified-flow transformer, one patch a cell: trained under the Flow-SDE, served by the ODE."""
+    torch.manual_seed(seed)
+    process = Diffusion(linear, flow_sde(base.churn))
+    net = DiT(EVENT, patch=4, width=base.width, depth=base.depth, places=shapes.PROMPT // shapes.CELLS)
+    times = time_grid(base.denoise)
+    steps, serve = process.steps(times), process.steps(times, ddim(0.0))
+    return Policy.of(process, GaussianDenoiser(net, linear, "v").to(device), EVENT, steps, serve)
+
+
+def imitate(
+    made: Policy, base: Base, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
+) -> Iterator[dict]:
+    """Fit the generator to the captioned pictures of ``seed``, with minibatches and noise of their own for every
+    ``stream``."""
+    rng = Rng(seed)  # data are drawn where tests of the CPU draw them
+    train = scenes(base.objects)[0]
+    many = train[rng.integers(0, len(train), PICTURES)]
+    data = [shapes.draw(many, rng), shapes.encode(captions(many, base.mislabel, rng))]
+    picture, caption = (v.to(made.device) for v in data)
+    rng = Rng(seed + 1_000_003 * (stream + 1), made.device)
+    yield from fit(made.process, made.denoiser, picture, caption, updates, rng, batch=base.batch, lr=lr, keep=keep)
+
+
+def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A policy that has imitated; a generator that yields metrics and returns the policy."""
+    made = policy(base, seed, keep.device)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep)
+    return made
+
+
+METRICS = {
+    "strict": ("held-out prompts drawn without a mistake", "%"),
+    "found": ("prompted objects found (the reward)", "%"),
+    "on manifold": ("pictures with nothing but clean shapes", "%"),
+    "diversity": ("distance of two pictures of a prompt", ""),
+}
+
+
+def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng) -> dict[str, Tensor]:
+    """The serving ODE, two pictures a prompt [n, 81]: what the first one scores, [n] each, and ``diversity`` [n], the
+    distance (RMS a pixel) between the two. Learned from is ``found``; ``strict`` and ``count`` are held out."""
+    asked = held_out.to(made.device)
+    picture = made.generate(torch.cat([asked, asked]), rng)
+    one, other = picture.chunk(2)
+    said = shapes.reward(one, asked) | {"on manifold": shapes.on_manifold(one).float()}
+    return said | {"diversity": shapes.diversity(torch.stack([one, other], 1))}
+
+
+def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
+    """``evaluate_outcomes`` on n of the 1024 held-out prompts."""
+    held_out = prompts(base)[1]
+    if n > len(held_out):
+        raise RunError(f"there are {len(held_out)} held-out prompts, not {n}: independent trials need one each")
+    return evaluate_outcomes(made, held_out[Rng(seed).permutation(len(held_out))[:n]], Rng(seed, made.device))
+
+
+def pictures(made: Policy, prompt: Tensor, rng: Rng) -> Tensor:
+    """What users see for prompts [n, 81]: pictures [n, 3, 12, 12] in [-1, 1]."""
+    picture = made.generate(prompt.to(made.device), rng)
+    return picture.clamp(-1, 1)
+
+
+def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
+    """The prompts as they should look and, below, the pictures; and the prompts in words."""
+    asked = prompts(base)[1][Rng(seed).permutation(HELD_OUT)[:n]]
+    scene = shapes.decode(asked)
+    drawn = pictures(made, asked, Rng(seed, made.device)).cpu()
+    said = "\n".join(shapes.words(s) for s in scene)
+    return {
+        "pictures.png": image_grid(torch.cat([shapes.render(scene, 0.1, 0.9), drawn]), columns=n),
+        "prompts.txt": said,
+    }
+
+
+def task(base: Base) -> Task:
+    """The task: learn from what a parser reads in the picture."""
+    return Task(
+        "shapes",
+        "reward",
+        {"flow": partial(pretrain, base)},
+        lambda made, seed, n: outcomes(made, base, seed, n),
+        METRICS,
+        reward=reward,
+        prompts=lambda seed: prompts(base)[0],
+        look=lambda made, seed, n: look(made, base, seed, n),
+        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        caption="Above what was asked for, below what was drawn.",
+        watch=512,
+    )

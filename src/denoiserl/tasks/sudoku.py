@@ -1,0 +1,163 @@
+"""The language experiment: 4 x 4 sudoku by masked diffusion, several cells at a time, learned from mistyped grids.
+
+A puzzle is a canvas of 16 cells with 8 to 12 holes, filled in place. The 288 completed grids are split once; no test
+puzzle has a solution that was trained on. In the corpus every cell is mistyped with probability ``typos``: a faithful
+model makes the typos of its text however long it imitates, and cells that are drawn together, two or four at once,
+contradict each other as well. A verifier can teach it to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from denoiserl.core.rng import Rng
+from denoiserl.nn import Transformer
+from denoiserl.oracles import sudoku
+from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.processes import Masked, TokenDenoiser, time_grid
+from denoiserl.report import image_grid
+from denoiserl.tasks.base import Task
+from denoiserl.train import Keep
+
+HOLES = (8, 12)
+"""holes of a puzzle, fewest and most"""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model before reward."""
+
+    updates: int = 2000
+    """gradient steps of imitation"""
+    batch: int = 128
+    """grids a gradient step"""
+    micro_batch_size: int | None = None
+    """grids of one forward; none: all"""
+    lr: float = 3e-3
+    """AdamW's learning rate, with cosine decay"""
+    width: int = 48
+    """features a cell"""
+    depth: int = 2
+    """transformer layers"""
+    tokens: int = 4
+    """cells revealed a step while learning from reward"""
+    typos: float = 0.05
+    """probability that a cell of the corpus is mistyped"""
+    temperature: float = 1.0
+    """of the decoder; part of the policy"""
+
+
+def policy(base: Base, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """A bidirectional transformer with row, column and box positions, decoded by confidence."""
+    torch.manual_seed(seed)
+    net = Transformer(sudoku.VOCAB, sudoku.CELLS, base.width, base.depth, position="grid")
+    masked = Masked(sudoku.VOCAB, "confidence", tokens=base.tokens, temperature=base.temperature)
+    table = masked.steps(time_grid(-(-HOLES[1] // base.tokens)))
+    return Policy.of(masked, TokenDenoiser(net).to(device), (sudoku.CELLS,), table, codec=InfillCodec())
+
+
+def decoding(made: Policy, tokens: int) -> Policy:
+    """The same weights, decoded ``tokens`` cells a step."""
+    assert isinstance(made.process, Masked)
+    other = replace(made.process, tokens=tokens)
+    table = other.steps(time_grid(-(-HOLES[1] // tokens)))
+    return replace(made, process=other, train_steps=table, eval_steps=table)
+
+
+def puzzles(seed: int, n: int, held_out: bool = False) -> Tensor:
+    """Canvases [n, 16] with holes. The grids are split once and for all seeds; ``held_out`` takes the unseen ones."""
+    grids = sudoku.split()[int(held_out)]
+    return sudoku.puzzles(grids, n, Rng(2 * seed + int(held_out)), HOLES)[0]
+
+
+def corpus(base: Base, seed: int) -> Tensor:
+    """The text that is imitated, [4096, 16]: training grids in which every cell is mistyped with probability
+    ``typos``."""
+    rng, grids = Rng(seed + 77), sudoku.split()[0]
+    text = grids[rng.integers(0, len(grids), 4096)]
+    slip = rng.uniform(*text.shape) < base.typos
+    return torch.where(slip, rng.integers(0, sudoku.VOCAB, *text.shape), text)
+
+
+def imitate(
+    made: Policy, base: Base, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
+) -> Iterator[dict]:
+    """Fit the model to the corpus of ``seed``, with minibatches and masks of their own for every ``stream``."""
+    from denoiserl.recipes.language import mdlm  # the method; its experiment is this one
+
+    a = SimpleNamespace(updates=updates, batch=base.batch, micro_batch_size=base.micro_batch_size, lr=lr)
+    rng = Rng(seed + 1_000_003 * stream, keep.device)
+    yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, keep)
+
+
+def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A policy that has imitated; a generator that yields metrics and returns the policy."""
+    made = policy(base, seed, keep.device)
+    yield from imitate(made, base, seed, base.updates, base.lr, keep)
+    return made
+
+
+def paces(base: Base) -> tuple[int, ...]:
+    """The numbers of cells a step at which a model is judged: the one that it learns with, then four and two."""
+    return tuple(dict.fromkeys((base.tokens, 4, 2)))
+
+
+def evaluate_outcomes(
+    made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)
+) -> dict[str, Tensor]:
+    """What one draw of the training decoder solves of the held-out canvases [n, 16]: bool [n] for each cells a step."""
+    found = {}
+    for k in tokens:
+        answer = decoding(made, k).generate(held_out, rng)
+        found[f"solved at {k}"] = sudoku.verify(answer, held_out)
+    return found
+
+
+def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
+    """The sampled solve rate on held-out canvases at each number of cells a step."""
+    return {k: float(v.float().mean()) for k, v in evaluate_outcomes(made, held_out, rng, tokens).items()}
+
+
+def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
+    """0 or 1 for n held-out puzzles, at each of ``paces`` cells a step, [n] each."""
+    ks = paces(base)
+    found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), tuple(sorted(ks)))
+    return {f"solved at {k}": found[f"solved at {k}"].float().cpu() for k in ks}
+
+
+def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
+    """The answers to n held-out puzzles at four cells a step; what is wrong is red."""
+    asked = puzzles(seed, n, True)
+    answer = decoding(made, 4).generate(asked.to(made.device), Rng(seed, made.device))
+    shown = [sudoku.picture(a, q) for a, q in zip(answer.cpu(), asked, strict=True)]
+    return {"grids.png": image_grid(np.stack(shown), scale=1, pad=12)}
+
+
+def task(base: Base) -> Task:
+    """The task: learn from a verifier."""
+    return Task(
+        "sudoku",
+        "reward",
+        {"masked": partial(pretrain, base)},
+        lambda made, seed, n: outcomes(made, base, seed, n),
+        {f"solved at {k}": (f"puzzles solved, {k} cells a step", "%") for k in paces(base)},
+        reward=sudoku.reward,
+        prompts=lambda seed: puzzles(seed, 20_000),
+        look=lambda made, seed, n: look(made, base, seed, n),
+        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        caption="Clues are black, answers blue, and what breaks a row, a column or a box is red.",
+        watch=1024,
+    )
+
+
+def writing(base: Base) -> Task:
+    """The task of who learns from the corpus: an untrained model, and the same trials."""
+    start = {"masked": lambda seed, keep: policy(base, seed, keep.device)}
+    return replace(task(base), signal="data", starts=start, data=lambda seed: corpus(base, seed), imitate=None)

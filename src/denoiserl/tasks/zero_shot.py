@@ -1,0 +1,338 @@
+"""The zero-shot experiment: a maze is explored without any reward, and then nine rewards are asked for.
+
+Players who had goals of their own and players who wandered left their ways; what they were after is not in the data. A
+policy is trained on them for all tasks at once, and judged by rewards that nobody knew of: to be at each of six cells,
+in each of two corners, and as far left as can be. With ``data`` a file of yours is learned from, its rewards are asked
+for, and ``env`` is where the policy is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from denoiserl.control.acting import serving
+from denoiserl.control.best_of_n import Best
+from denoiserl.control.zero_shot import Arrivals, Successors, Tasked, answer, states, tasked
+from denoiserl.core.errors import RunError
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import cat
+from denoiserl.data import Demos, Normalizer, Robot, Squash
+from denoiserl.data.recordings import Recording
+from denoiserl.envs import evaluate
+from denoiserl.envs.backends.sync import derived
+from denoiserl.envs.by_name import environment as named
+from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations, expert
+from denoiserl.nn import MLP, Actor
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import VP, Diffusion, GaussianDenoiser, OneStep, ddim, time_grid
+from denoiserl.recipes.zero_shot.common import demos, pairs
+from denoiserl.report.episode_video import FEW, episodes
+from denoiserl.report.maze_plot import spots, ways
+from denoiserl.tasks.base import Task
+from denoiserl.tasks.user_inputs import recorded
+from denoiserl.train import Keep, fit
+
+NEAR = 1.0
+"""cells within which a goal pays; players turned round half a cell before theirs, so few have been closer"""
+GAMMA = 0.98
+"""the discount a tick of who has not said another"""
+Reward = Callable[[Tensor], Tensor]
+"""positions [N, 2] to rewards [N] in [0, 1]"""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The data without rewards, the rewards that are asked for, and the policy before it has learned."""
+
+    data: str = "maze"
+    """maze, or a path of yours (Minari, LeRobot, HDF5) whose rewards are asked for afterwards"""
+    env: str | None = None
+    """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
+    outside: Literal["refuse", "clip"] = "refuse"
+    """actions outside the box that data of yours or the environment tell"""
+    without: str = ""
+    """episodes that are left out of data of yours, by number: 0-2,5"""
+    parts: str = ""
+    """observations that are kept of data of yours, by name, where there are several: observation.state"""
+    rooms: int = 3
+    """rooms of the maze, a side"""
+    plan: int = 0
+    """which maze"""
+    episodes: int = 100
+    """players of each kind"""
+    length: int = 500
+    """ticks that a player plays"""
+    ticks: int = 150
+    """ticks over which a policy is judged"""
+    size: int = 32
+    """dimensions of a task (d; 50 as published)"""
+    chunk: int = 5
+    """actions decided at once (H): in five ticks a player crosses a cell"""
+    denoise: int = 5
+    """denoising steps"""
+    width: int = 128
+    """the policy network's width"""
+    updates: int = 4000
+    """gradient steps of the baseline that only imitates, goal by goal"""
+    batch: int = 256
+    """rows a gradient step of it"""
+    lr: float = 1e-3
+    """its learning rate"""
+
+
+@lru_cache(maxsize=4)
+def maze(base: Base) -> Maze:
+    """The maze."""
+    return Maze.random(base.rooms, Rng(base.plan))
+
+
+@lru_cache(maxsize=2)
+def record(base: Base, seed: int) -> Demos | Recording:
+    """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
+    if base.data != "maze":
+        return recorded(base.data, named(judged(base)), base.outside, base.without, base.parts)
+    rng, parts = Rng(seed), []
+    for kind in ("navigate", "random"):
+        demos = demonstrations(maze(base), base.episodes, rng, kind, base.length)
+        parts += [(seen[:, :2], done) for seen, done in map(demos.episode, range(len(demos)))]  # without the goal
+    return Demos.of(parts, name="maze without rewards")
+
+
+def rewards(base: Base) -> dict[str, Reward]:
+    """What is asked for, by name."""
+    if base.data != "maze":
+        return {}
+    found, cells = maze(base), maze(base).cells
+    chosen = [0]
+    for _ in range(5):  # each as far from the others as can be
+        chosen.append(int(found.distance[chosen].amin(0).argmax()))
+    high, wide = found.walls.shape
+    told = {f"goal {i + 1}": partial(_near, cells[c]) for i, c in enumerate(chosen)}
+    corners = {"top right": (wide / 2, 0.0), "bottom left": (0.0, high / 2)}
+    told |= {name: partial(_inside, torch.tensor(at), wide / 2, high / 2) for name, at in corners.items()}
+    return told | {"stay left": partial(_left, wide)}
+
+
+def _near(goal: Tensor, position: Tensor) -> Tensor:
+    return ((position - goal).norm(dim=-1) < NEAR).float()
+
+
+def _inside(corner: Tensor, wide: float, high: float, position: Tensor) -> Tensor:
+    return ((position >= corner) & (position < corner + torch.tensor([wide, high]))).all(-1).float()
+
+
+def _left(wide: float, position: Tensor) -> Tensor:
+    return 1 - position[..., 0] / wide
+
+
+Act = Callable[[PointMaze, Tensor, Rng], Tensor]
+"""``act(world, positions [n, 2], rng)``: the next actions, [n, H, 2]"""
+
+
+class Walk(NamedTuple):
+    """n episodes: ``gained`` [n, ticks], ``path`` [n, ticks + 1, 2] and the ``first`` actions [n, H, 2]."""
+
+    gained: Tensor
+    path: Tensor
+    first: Tensor
+
+
+@torch.no_grad()
+def walk(base: Base, act: Act, reward: Reward, seed: int, n: int) -> Walk:
+    """n episodes from held-out starts. Nothing ends them but the time."""
+    world = PointMaze(n, maze(base))
+    seeds = [derived(1_000_000 + seed, i) for i in range(n)]
+    world.reset(seed=seeds)
+    rng, path = Rng.rows(seeds), [world.position]
+    first = actions = act(world, world.position, rng)
+    while len(path) <= base.ticks:
+        for action in actions.clamp(-1, 1).unbind(1):
+            world.step(action)
+            path.append(world.position)
+        actions = act(world, world.position, rng)
+    whole = torch.stack(path[: base.ticks + 1], 1)
+    return Walk(reward(whole[:, 1:]), whole, first)
+
+
+def asked(base: Base, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int) -> tuple[Policy, Walk]:
+    """The policy that was told a reward on states [N, 2], and where it went."""
+    made = answer(policy, seen, reward)
+    return made, walked(base, made, reward, seed, n)
+
+
+def walked(base: Base, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
+    """Where a policy goes that has been told."""
+    act = serving(policy)
+    return walk(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
+
+
+@lru_cache(maxsize=4)
+def references(base: Base, n: int = 200) -> dict[str, tuple[float, float]]:
+    """Mean returns of who stays where he starts, and of who walks the shortest way to the nearest best cell."""
+    cells, told = maze(base).cells, {}
+    for name, reward in rewards(base).items():
+        worth = reward(cells)
+        best = (worth >= worth.max() - 1e-6).nonzero().flatten()
+
+        def shortest(world: PointMaze, position: Tensor, rng: Rng, best: Tensor = best) -> Tensor:
+            far = world.maze.distance[world.maze.cell(position)][:, best]
+            world.goal = cells[best[far.argmin(1)]]
+            return expert(world)[:, None]
+
+        idle = walk(base, lambda world, position, rng: torch.zeros_like(position)[:, None], reward, 0, n)
+        told[name] = float(idle.gained.sum(1).mean()), float(walk(base, shortest, reward, 0, n).gained.sum(1).mean())
+    return told
+
+
+def overestimated(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> Tensor:
+    """Q of the first actions less the discounted return, Σ γ^{H k} r_k over the ends of decisions: [n].
+
+    A policy that has no Q promised nothing, 0.
+    """
+    verifier = policy.weights.control.verifier if isinstance(policy.weights.control, Best) else None
+    gamma = (verifier.gamma if isinstance(verifier, Successors) else GAMMA) ** policy.event_shape[0]
+    ends = went.gained[:, policy.event_shape[0] - 1 :: policy.event_shape[0]]
+    came = (ends * gamma ** torch.arange(ends.shape[1])).sum(1)
+    if not isinstance(verifier, Successors):
+        return -came
+    codec, begin, first = tasked(policy), went.path[:, 0].to(policy.device), went.first.to(policy.device)
+    back = verifier.represent.back(codec.inner.condition(seen.to(policy.device)))
+    size = (reward(seen).to(back)[:, None] * back).mean(0).norm() / len(codec.z) ** 0.5  # z is a direction alone
+    return (size * verifier(policy, begin, codec.encode(first))).cpu() - came
+
+
+@torch.no_grad()
+def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+    """The score of n starts, 0 who stays and 100 who walks the shortest way; by reward too, and Q − what came."""
+    if base.data != "maze":
+        return logged_outcomes(base, policy, seed, n)
+    told, over = {}, []
+    seen = states(demos(record(base, 0)))
+    for name, reward in rewards(base).items():
+        made, went = asked(base, policy, seen, reward, seed, n)
+        low, high = references(base)[name]
+        told[name] = 100 * (went.gained.sum(1) - low) / (high - low)
+        over.append(overestimated(made, went, seen, reward))
+    return {"score": torch.stack(list(told.values())).mean(0), **told, "overestimation": torch.stack(over).mean(0)}
+
+
+def look(base: Base, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+    """A plan of the maze for every reward, with where the policy that was told it goes from at most eight starts; of a
+    user's data, a film of the policy that was told theirs. A policy that has been told goes for what it was told."""
+    told, few = bool(tasked(policy).z.any()), min(n, FEW)
+    if base.data != "maze":
+        return episodes(
+            serving(policy if told else told_data(base, policy)), named(judged(base)), few, 1_000_000 + seed
+        )
+    if told:
+        path = walked(base, policy, lambda at: at[..., 0], seed, few).path
+        return {"ways.png": ways(maze(base), {"what it was told": (torch.zeros(spots(maze(base)).shape[:2]), path)})}
+    seen, at, panels = states(demos(record(base, 0))), spots(maze(base)), {}
+    for name, reward in rewards(base).items():
+        went = asked(base, policy, seen, reward, seed, few)[1]
+        panels[name] = reward(at), went.path
+    return {"ways.png": ways(maze(base), panels)}
+
+
+def logged_outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+    """Returns of n episodes, of the policy that was told the rewards of the data."""
+    env = named(judged(base))
+    return evaluate(serving(told_data(base, policy)), env, n, 1_000_000 + seed).outcomes
+
+
+def judged(base: Base) -> str:
+    """Where policies that learn from data of a user's are judged."""
+    if base.env is None:
+        raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
+    return base.env
+
+
+def told_data(base: Base, policy: Policy) -> Policy:
+    """The policy that was told the rewards of a user's data."""
+    data = record(base, 0)
+    if not isinstance(data, Recording) or data.rewards is None:
+        raise RunError(f"{base.data} holds no rewards to ask for: tell one in Python, answer(policy, data, reward)")
+    row = pairs(data)  # a reward belongs to the state that it is given in
+    return answer(policy, row["after"], data.rewards[row["at"]])
+
+
+def diffusion(base: Base, data: Demos | Recording, size: int, seed: int, device: str | torch.device) -> Policy:
+    """An untrained variance-preserving diffusion policy that sees a task of ``size`` numbers."""
+    torch.manual_seed(seed)
+    told, schedule = demos(data), VP(0.1, 10.0)
+    event, seen = (base.chunk, told.actions.shape[-1]), told.observations.shape[-1]
+    net = MLP(event, seen + size, base.width, layer_norm=True)
+    process = Diffusion(schedule, ddim(1.0), clip=1.0, weight="noise")
+    steps = process.steps(time_grid(base.denoise))
+    codec = Tasked(Robot.fit(told), torch.zeros(size))
+    return Policy.of(process, GaussianDenoiser(net, schedule, "eps"), event, steps, None, codec).to(device)
+
+
+def untrained(base: Base, seed: int, keep: Keep) -> Policy:
+    """A diffusion policy for tasks."""
+    return diffusion(base, record(base, seed), base.size, seed, keep.device)
+
+
+def squashed(base: Base, seed: int, keep: Keep) -> Policy:
+    """A Gaussian policy for tasks, pressed into the box of the recorded actions; untrained."""
+    torch.manual_seed(seed)
+    told = demos(record(base, seed))
+    event, seen = (base.chunk, told.actions.shape[-1]), told.observations.shape[-1]
+    net = MLP(event, seen + base.size, base.width, 2, 0, False, activation="relu", out=(base.chunk, 2 * event[1]))
+    process = OneStep()
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    box = Squash.box(told.actions.amin(0), told.actions.amax(0), Normalizer.fit(told.observations))
+    return Policy.of(process, Actor(net), event, steps, serve, Tasked(box, torch.zeros(base.size))).to(keep.device)
+
+
+def goals(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+    """A diffusion policy that has imitated how players came to where they came: a task is a state of the same episode,
+    reached k ticks later with probability ∝ γ^k."""
+    data = record(base, seed)
+    told, row, rng = demos(data), pairs(data, base.chunk), Rng(seed, keep.device)
+    made = diffusion(base, data, told.observations.shape[-1], seed, keep.device)
+    made.weights.control = Best(Arrivals(), 1)
+    at, codec = row["at"], tasked(made)
+    end = told.ends[torch.searchsorted(told.ends, at, right=True)] - 1
+    ahead = (rng.uniform(len(at)).cpu().log() / torch.tensor(GAMMA).log()).long()
+    seen = codec.inner.condition(told.observations)
+    reached = seen[torch.minimum(at + 1 + ahead, end)]
+    chunk, cond = codec.encode(row["action"]), cat([seen[at], reached], 1)
+    more = {"batch": base.batch, "lr": base.lr, "keep": keep}
+    yield from fit(made.process, made.denoiser, chunk, cond, base.updates, rng, **more)
+    return made
+
+
+def metrics(base: Base) -> dict[str, tuple[str, str]]:
+    """What is judged."""
+    if base.data != "maze":
+        return {"return": ("return of an episode", ""), "ticks": ("ticks of an episode", "")}
+    score = "mean over the rewards, 0 to stay and 100 for the shortest way"
+    each = {name: (f"score of {name!r}", "points") for name in rewards(base)}
+    return {"score": (score, "points"), **each, "overestimation": ("Q less the discounted return that came", "")}
+
+
+def task(base: Base) -> Task:
+    """The task: learn from data without rewards, be judged by rewards that come later."""
+    if base.data != "maze" and not Path(base.data).exists():
+        raise RunError(f"there are no data {base.data!r}: name a path that exists, or maze")
+    return Task(
+        "zero-shot maze" if base.data == "maze" else base.data,
+        "data",
+        {"diffusion": partial(untrained, base), "squashed": partial(squashed, base), "goals": partial(goals, base)},
+        lambda policy, seed, n: outcomes(base, policy, seed, n),
+        metrics(base),
+        data=lambda seed: record(base, seed),
+        look=lambda policy, seed, n: look(base, policy, seed, n),
+        caption="Where a policy goes once it is told what pays (shaded): rings are starts, dots are ends."
+        if base.data == "maze"
+        else "What the policy does that was told the rewards of the data.",
+        watch=16,
+    )

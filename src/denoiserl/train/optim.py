@@ -1,0 +1,386 @@
+"""One optimiser step, and what rides on it: coverage, clipping, micro-batches, moving averages, schedules."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from denoiserl.core.counters import count_usage
+from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.losses import masked_sum
+
+
+def adamw(
+    params: Iterable[Tensor], lr: float = 1e-3, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
+    """AdamW (1711.05101) in its fused form where every parameter's device has one. ``decay=0``: Adam (1412.6980).
+
+    Parameters in bf16 or fp16 learn through float32 copies (1710.03740): a step of 1e-5 is lost in bf16, whose numbers
+    near 1 lie 8e-3 apart. The copies cost four bytes a parameter and are part of ``state_dict``.
+    """
+    params = list(params)
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+    if any(p.dtype is torch.float16 for p in params):
+        warnings.warn(
+            "these weights are in float16, where gradients below 6e-8 vanish: make them bf16 or float32 before they "
+            "learn, as in policy.weights.module.bfloat16()",
+            stacklevel=2,
+        )
+    kind = MasterAdamW if any(_low(p) for p in params) else torch.optim.AdamW
+    return kind(params, lr=lr, betas=betas, weight_decay=decay, fused=fused)
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW that steps on float32 copies of parameters in lower precision and writes them back, rounded.
+
+    Its groups hold the parameters themselves. A parameter that was changed elsewhere (loaded, averaged) is copied anew.
+    """
+
+    def __init__(self, params: Iterable[Tensor], **options: Any) -> None:
+        self._masters: dict[Tensor, Tensor] = {}
+        super().__init__(params, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Step, as AdamW does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._swap() as pairs:
+            for p, master in pairs:
+                master.copy_(torch.where(master.to(p.dtype) == p, master, p.float()))
+                master.grad = None if p.grad is None else p.grad.float()
+            super().step()
+            for p, master in pairs:
+                p.copy_(master)
+                master.grad = None
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of AdamW, and the copies."""
+        with self._swap() as pairs:
+            return {**super().state_dict(), "masters": [master for _, master in pairs]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        state = dict(state_dict)
+        with self._swap() as pairs, torch.no_grad():
+            for (_, master), saved in zip(pairs, state.pop("masters"), strict=True):
+                master.copy_(saved)
+            super().load_state_dict(state)
+
+    @contextmanager
+    def _swap(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Inside, the groups hold the copies in place of what is in lower precision; yields (parameter, copy)."""
+        held = [list(group["params"]) for group in self.param_groups]
+        low = [p for params in held for p in params if _low(p)]
+        for p in low:
+            if p not in self._masters:
+                self._masters[p] = p.detach().float()
+        for group, params in zip(self.param_groups, held, strict=True):
+            group["params"] = [self._masters[p] if _low(p) else p for p in params]
+        try:
+            yield [(p, self._masters[p]) for p in low]
+        finally:
+            for group, params in zip(self.param_groups, held, strict=True):
+                group["params"] = params
+
+
+def _low(value: Tensor) -> bool:
+    """Is this a number of fewer than 32 bits?"""
+    return value.is_floating_point() and value.element_size() < 4
+
+
+def covers(optimizer: Optimizer | Sequence[Optimizer], *modules: nn.Module) -> None:
+    """Assert that the optimiser (or several together) holds every trainable parameter of ``modules`` exactly once.
+
+    Raises RunError that names the parameters left out, held twice, or held though they belong to none of the modules
+    (the usual cause: the module was copied or replaced after the optimiser was made).
+    """
+    several = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    held = [id(p) for o in several for group in o.param_groups for p in group["params"]]
+    names: dict[int, str] = {}
+    for at, module in enumerate(modules):
+        prefix = f"{type(module).__name__}." if len(modules) == 1 else f"{type(module).__name__}[{at}]."
+        for name, p in module.named_parameters():
+            names.setdefault(id(p), prefix + name)
+    trainable = {id(p) for module in modules for p in module.parameters() if p.requires_grad}
+    missing = [names[i] for i in names if i in trainable and i not in set(held)]
+    twice = [names.get(i, "a foreign parameter") for i in dict.fromkeys(held) if held.count(i) > 1]
+    foreign = sum(i not in names for i in set(held))
+    said = [f"misses {', '.join(missing)}"] if missing else []
+    said += [f"holds {', '.join(twice)} more than once"] if twice else []
+    said += [f"holds {foreign} parameter(s) of no given module"] if foreign else []
+    if said:
+        raise RunError(f"The optimiser {' and '.join(said)}: make it after the modules, from all their parameters.")
+    rounds = [p for o in several if not isinstance(o, MasterAdamW) for g in o.param_groups for p in g["params"]]
+    if low := sorted({names[id(p)] for p in rounds if _low(p)}):
+        warnings.warn(
+            f"{', '.join(low[:3])}{' and others' * (len(low) > 3)} learn in lower precision, where small steps are "
+            "lost: use train.adamw, which has float32 copies, or make the module float()",
+            stacklevel=2,
+        )
+
+
+def step(opt: Optimizer, loss: Tensor, clip: float | None = None, params: Iterable[Tensor] | None = None):
+    """Descend once on the scalar ``loss`` and say what happened: ``{"loss": ..., "gradient": norm before clipping}``.
+
+    ``clip`` is the largest 2-norm of the gradient over ``params`` (default: all that ``opt`` holds). A loss or gradient
+    that is not finite raises InvalidInputError before the parameters are touched.
+    """
+    _scalar(loss)
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    return _descend(opt, loss.detach(), clip, params)
+
+
+def accumulate(
+    opt: Optimizer,
+    pieces: Iterable[Tensor],
+    total: int,
+    clip: float | None = None,
+    params: Iterable[Tensor] | None = None,
+) -> dict[str, float]:
+    """``step`` on (1/total) Σ losses, where the losses arrive in ``pieces`` that do not fit into memory together.
+
+    A piece holds the losses of its rows (any shape); ``total`` is how many there are in all pieces, so the gradient is
+    that of the mean over the whole, whatever the sizes of the pieces. Give a generator: each piece's graph is
+    freed before the next is made.
+    """
+    opt.zero_grad(set_to_none=True)
+    seen, loss = 0, None
+    low = [p for group in opt.param_groups for p in group["params"] if _low(p)]
+    sums: dict[Tensor, Tensor] = {}
+    for piece in pieces:
+        part = piece.sum() / total
+        _scalar(part)
+        part.backward()
+        _take_in(low, sums)
+        seen += piece.numel()
+        loss = part.detach() if loss is None else loss + part.detach()
+    if loss is None or seen != total:
+        raise InvalidInputError(
+            f"The pieces held {seen} losses, not the {total} that were announced: give their true number."
+        )
+    for p, whole in sums.items():
+        p.grad = whole.to(p.dtype)
+    return _descend(opt, loss, clip, params)
+
+
+def accumulate_masked(
+    opt: Optimizer,
+    pieces: Iterable[tuple[Tensor, Tensor]],
+    clip: float | None = None,
+    params: Iterable[Tensor] | None = None,
+) -> dict[str, float] | None:
+    """``step`` on the mean of the losses that count. They come in ``pieces``: losses, and a bool mask of their shape.
+
+    The gradient is that of the mean over all pieces, whatever their sizes; how many losses count may be known only
+    when they are made. Where none counts no step is taken, momentum rests, and None is returned.
+    """
+    opt.zero_grad(set_to_none=True)
+    held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
+    seen, total = 0, 0.0
+    low, sums = [p for p in held if _low(p)], {}
+    for losses, counts in pieces:
+        n = int(counts.sum())
+        if n:
+            loss = masked_sum(losses, counts)
+            _scalar(loss)
+            loss.backward()
+            _take_in(low, sums)
+            seen, total = seen + n, total + loss.detach()
+            del loss
+        del losses, counts  # the next piece is made before this turn's names are taken again
+    if not isinstance(total, Tensor):
+        return None
+    for p, whole in sums.items():
+        p.grad = whole.to(p.dtype)
+    for p in held:
+        if p.grad is not None:
+            p.grad.div_(seen)
+    return _descend(opt, total / seen, clip, held)
+
+
+def _take_in(low: Iterable[Tensor], sums: dict[Tensor, Tensor]) -> None:
+    """Move the gradients of ``low`` into sums in float32: many small terms are lost in a sum of bf16."""
+    for p in low:
+        if p.grad is not None:
+            sums[p] = sums[p].add_(p.grad) if p in sums else p.grad.float()
+            p.grad = None
+
+
+def _scalar(loss: Tensor) -> None:
+    if loss.ndim:
+        raise InvalidInputError(f"The loss has shape {tuple(loss.shape)}: reduce it to one number, as in loss.mean().")
+    if not loss.requires_grad:
+        raise InvalidInputError(
+            "The loss depends on no trainable parameter: was it made under no_grad, or from frozen weights?"
+        )
+
+
+def _descend(opt: Optimizer, loss: Tensor, clip: float | None, params: Iterable[Tensor] | None) -> dict[str, float]:
+    held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
+    held = [p for p in held if p.grad is not None]
+    if not held:
+        raise InvalidInputError("The loss depends on none of the optimiser's parameters: compare them with covers().")
+    norm = get_total_norm([p.grad for p in held if p.grad is not None])
+    kind = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
+    value, size = torch.stack((loss.to(norm.device, kind), norm.to(kind))).tolist()  # one wait for the device
+    for what, number in (("loss", value), ("gradient's norm", size)):
+        if not math.isfinite(number):
+            opt.zero_grad(set_to_none=True)
+            raise InvalidInputError(
+                f"The {what} is {number}: look for rewards or data that are not finite, or lower the learning rate."
+            )
+    if clip is not None:
+        clip_grads_with_norm_(held, clip, norm)
+    opt.step()
+    count_usage("updates")
+    return {"loss": value, "gradient": size}
+
+
+STATISTICS = ("running_mean", "running_var")
+"""buffers of normalisation layers that have a mean"""
+
+
+class EMA:
+    """A moving average of weights: θ̄ ← d θ̄ + (1 - d) θ, with d_n = min(1 - (1 + n)^(-power), most) at the n-th update.
+
+    The first update (n = 0) copies, so the average never remembers the initialisation; the window grows with training
+    up to 1 / (1 - most). ``source`` is a module or a sequence of tensors. Of a module, trainable parameters and the
+    running statistics of normalisation layers are averaged; other buffers (the unit vectors of spectral norm, counters)
+    have no mean and are copied. Averages of bf16 and fp16 are kept in float32, and rounded when they are copied out.
+    """
+
+    def __init__(self, source: nn.Module | Sequence[Tensor], power: float = 0.75, most: float = 0.9999) -> None:
+        self.source, self.power, self.most, self.n = source, power, most, 0
+        found = _tensors(source)
+        self.means = [k for k, v in found.items() if _mean(k, v)]
+        self.values = {
+            k: v.detach().to(torch.float32 if k in self.means and _low(v) else v.dtype, copy=True)
+            for k, v in found.items()
+        }
+
+    def decay(self) -> float:
+        """The decay of the next update."""
+        return min(1 - (1 + self.n) ** -self.power, self.most)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the source's present weights."""
+        now, values = _tensors(self.source), [self.values[k] for k in self.means]
+        news = [now[k].detach().to(v.dtype) for k, v in zip(self.means, values, strict=True)]
+        torch._foreach_lerp_(values, news, 1 - self.decay())
+        for name in self.values.keys() - set(self.means):
+            self.values[name].copy_(now[name])
+        self.n += 1
+
+    @torch.no_grad()
+    def copy_to(self, target: nn.Module | Sequence[Tensor]) -> None:
+        """Overwrite the weights of ``target`` (the source, or a copy of it) by the average."""
+        found = _tensors(target, frozen=True)
+        if missing := self.values.keys() - found.keys():
+            raise RunError(f"The target lacks {', '.join(sorted(missing))}: give the averaged module or a copy of it.")
+        for name, value in self.values.items():
+            found[name].copy_(value)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The source with the average's weights, for an evaluation; afterwards it has its own again."""
+        own = {name: value.detach().clone() for name, value in _tensors(self.source).items()}
+        self.copy_to(self.source)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in _tensors(self.source, frozen=True).items():
+                    if name in own:
+                        value.copy_(own[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many updates there were, and the average."""
+        return {"n": self.n, "values": dict(self.values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        if differ := self.values.keys() ^ state["values"].keys():
+            raise RunError(f"The saved average and this one differ in {', '.join(sorted(differ))}.")
+        self.n = state["n"]
+        for name, value in state["values"].items():
+            self.values[name].copy_(value)
+
+
+def _tensors(source: nn.Module | Sequence[Tensor], frozen: bool = False) -> dict[str, Tensor]:
+    if not isinstance(source, nn.Module):
+        return {str(i): value for i, value in enumerate(source)}
+    state = source.state_dict(keep_vars=True)
+    return {k: v for k, v in state.items() if frozen or v.requires_grad or not isinstance(v, nn.Parameter)}
+
+
+def _mean(name: str, value: Tensor) -> bool:
+    """Has it a mean? Weights have one, and statistics; of other buffers, a mean need not be a value."""
+    weighs = isinstance(value, nn.Parameter) or name.isdigit()
+    return (weighs or name.split(".")[-1] in STATISTICS) and (value.is_floating_point() or value.is_complex())
+
+
+def warmup_cosine(opt: Optimizer, warmup: int, total: int, last: float = 0.0) -> Schedule:
+    """lr_n = lr (n + 1) / warmup, then lr (last + (1 - last) ½ (1 + cos(π (n - warmup) / (total - warmup)))).
+
+    Rises to the peak in ``warmup`` updates and falls to ``last`` times the peak at ``total`` (1608.03983). The groups
+    of ``opt`` keep their own lr as the peak. Call ``step()`` after each ``opt.step()``.
+    """
+    return Schedule(opt, warmup, total, last)
+
+
+class Schedule:
+    """The learning rates of ``warmup_cosine``, and where they stand."""
+
+    def __init__(self, opt: Optimizer, warmup: int, total: int, last: float) -> None:
+        if not 0 <= warmup <= total:
+            raise RunError(f"warmup={warmup} and total={total}: 0 <= warmup <= total is needed.")
+        self.opt, self.warmup, self.total, self.last, self.n = opt, warmup, total, last, 0
+        self.peaks = [float(group["lr"]) for group in opt.param_groups]
+        self._set()
+
+    def factor(self, n: int) -> float:
+        """The share of the peak at update ``n``."""
+        if n < self.warmup:
+            return (n + 1) / self.warmup
+        done = min((n - self.warmup) / max(self.total - self.warmup, 1), 1.0)
+        return self.last + (1 - self.last) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def step(self) -> None:
+        """Go to the next update."""
+        self.n += 1
+        self._set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands, and its peaks."""
+        return {"n": self.n, "peaks": list(self.peaks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        if len(state["peaks"]) != len(self.peaks):
+            raise RunError(
+                f"The saved schedule has {len(state['peaks'])} parameter groups, the optimiser {len(self.peaks)}."
+            )
+        self.n, self.peaks = state["n"], list(state["peaks"])
+        self._set()
+
+    def _set(self) -> None:
+        for group, peak in zip(self.opt.param_groups, self.peaks, strict=True):
+            lr = peak * self.factor(self.n)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

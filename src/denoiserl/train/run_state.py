@@ -1,0 +1,351 @@
+"""A training loop that can be killed, resumed, counted and limited, written as a ``for``.
+
+    for it in keep.loop(a.iters, policy=policy, value=value, opt=opt, rng=rng, env=env):
+        ...
+        yield {"return": ...}
+
+``Keep()`` lives in memory and costs nothing; ``Keep(folder)`` restores what the folder holds and gives the iteration
+numbers still to do. A run that was killed anywhere and resumed is the same run, bit for bit, because
+
+- everything that changes is named in ``loop`` (whatever has ``state_dict`` and ``load_state_dict``), and the global
+  generators of torch, numpy and Python go with it;
+- what cannot be saved (a simulator) has ``border(iteration)`` instead, and starts afresh at the same iterations in
+  every run, resumed or not, kept or in memory. Such a loop is saved at borders only: a stop loses what came after;
+- saves change no numbers and are whole or absent (``denoiserl.core.serialization.store``).
+
+Borders do not depend on saves. ``restart`` puts one after every so many iterations. By default they come when all that
+has ``may_restart()`` says so: a ``Stream`` does after whole episodes. What has none starts afresh every 25 iterations.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from denoiserl.core.counters import UNITS, UsageCounter, no_usage_counting
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.serialization import store
+from denoiserl.train.inputs import digest
+from denoiserl.train.process_state import interrupts, random_state, set_random_state
+
+RESTART = 25
+"""iterations between borders of what cannot say when it may start afresh"""
+SOON = 60.0
+"""seconds after which the next iteration that can be saved is saved, unless ``every`` was given"""
+
+RESERVED = ("state", "best", "last", "tb")
+
+
+class Saves(Protocol):
+    """What can be written as a policy."""
+
+    def save(self, path: Path, /) -> Any: ...
+
+
+class Stopped(KeyboardInterrupt):
+    """A loop was interrupted and has stopped in order: what it had done is in the folder."""
+
+    def __init__(self, where: str, number: int) -> None:
+        super().__init__(where)
+        self.number = number
+        """the signal"""
+
+
+@dataclass
+class Position:
+    """Where the running loop is. ``total`` is None for a loop that only a budget ends."""
+
+    stage: str
+    iteration: int
+    total: int | None
+    first: int
+    """the iteration this process began with"""
+
+    def due(self, every: int) -> bool:
+        """Is this iteration one of every ``every``, or the last? The question of evaluations and pictures."""
+        return (self.iteration + 1) % every == 0 or self.iteration + 1 == self.total
+
+
+class Keep:
+    """Where a run's state lives, and what it may spend.
+
+    ``every``: iterations between saves (default: a tenth of the loop, or a minute). ``restart``: iterations after which
+    what cannot be saved starts afresh (default: it says so itself). ``budget``: the most of any unit of
+    ``denoiserl.core.counters.UNITS`` or of "seconds" spent in loops; a loop ends at the first iteration border at which
+    it is reached, and the stages of a run share its budget. Spending is counted over the whole life of a Keep.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str | None = None,
+        device: torch.device | str = "cpu",
+        every: int | None = None,
+        budget: Mapping[str, float] | None = None,
+        restart: int | None = None,
+    ) -> None:
+        for unit, most in (budget or {}).items():
+            if unit not in (*UNITS, "seconds"):
+                raise RunError(unknown_name_message(unit, (*UNITS, "seconds"), "unit of a budget"))
+            if not most > 0:
+                raise RunError(f"The budget of {most} {unit} allows nothing: give a positive number.")
+        if every is not None and every < 1:
+            raise RunError(f"every={every}: saves need at least one iteration between them.")
+        if restart is not None and restart < 1:
+            raise RunError(f"restart={restart}: environments need at least one iteration before they start afresh.")
+        self.folder = None if folder is None else Path(folder)
+        self.device, self.every, self.budget = torch.device(device), every, dict(budget or {})
+        self.restart = restart
+        self.name, self.parent = "", None
+        self.meter, self.seconds, self.top = UsageCounter(), 0.0, None
+        self.mark: Callable[[], int] | None = None
+        """how many metric rows are safe on disk: asked at every save (the runner sets it, on the root)"""
+        self.watch: Callable[[Position], None] | None = None
+        """called after every iteration (the runner sets it, on the root)"""
+        self.free = 0.0
+        """seconds of evaluations that no loop is charged for (counted on the root)"""
+        self._active: list[Position] = []
+        self._stages: dict[str, Keep] = {}
+        self._ran = False
+
+    name: str
+    parent: Keep | None
+    top: float | None
+
+    def stage(self, name: str, budget: Mapping[str, float] | None = None) -> Keep:
+        """The keep of a named part of the run, in a subfolder of its own; its spending counts here too."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:
+            raise RunError(
+                f"{name!r} cannot name a stage: letters, digits and _.- only, and none of {', '.join(RESERVED)}."
+            )
+        if name in self._stages:
+            return self._stages[name]
+        stage = Keep(self.folder and self.folder / name, self.device, self.every, budget, self.restart)
+        stage.name, stage.parent = f"{self.name}/{name}".strip("/"), self
+        stage.meter.parent = self.meter
+        if self.folder is not None:  # in memory a keep may serve many runs, one after another
+            self._stages[name] = stage
+        return stage
+
+    def loop(self, n: int | None, *, given: Any = None, **named: Any) -> Iterator[int]:
+        """The iteration numbers still to do of 0 ... n-1, with the named objects restored before the first.
+
+        ``given``: a tree of what the loop learns from and does not change (data, prompts). Raise RunError if a loop
+        that goes on is given another, or a policy whose codec is another. ``None`` among the named is left out. Ctrl-C
+        and SIGTERM let the iteration finish, save, and raise ``Stopped``; a second one stops at once. Where an object
+        has a border, an interrupted loop goes back to its last save.
+        """
+        if n is None and not any(k.budget for k in self._line()):
+            raise RunError("A loop without end needs a budget: Keep(budget={'seconds': 60}).")
+        if self.folder is not None and self._ran:
+            raise RunError(
+                f"The stage {self.name!r} has run already: give each loop a stage, keep.stage('improve').loop(...)."
+            )
+        self._ran, self.top = True, None
+        kept, borders = _sorted(named)
+        data = {} if self.folder is None else _given(given, kept)
+        every = self.every or (100 if n is None else max(1, math.ceil(n / 10)))
+        at = Position(self.name, 0, n, 0)
+        if self.folder is not None:
+            store.settle(self.folder)
+        if self.folder is not None and store.exists(self.folder / "state"):
+            at.iteration = at.first = self._restore(kept, data)
+            if n is not None and at.iteration > n:
+                raise RunError(f"{self.folder} holds {at.iteration} iterations, more than {n}: use a new folder.")
+        saved, told = at.iteration, time.perf_counter()
+        active = self._root()._active
+        active.append(at)
+        try:
+            with self.meter.open(), interrupts(self.folder is not None) as caught:
+                for thing in borders:
+                    thing.border(at.iteration)
+                while (n is None or at.iteration < n) and not self.spent_out():
+                    began, line, free = time.perf_counter(), self._line(), self._root().free
+                    before = [k.seconds for k in line]
+                    yield at.iteration
+                    took = time.perf_counter() - began - (self._root().free - free)
+                    for k, s in zip(line, before, strict=True):  # a loop inside this one has counted its part already
+                        k.seconds = max(k.seconds, s + took)
+                    at.iteration += 1
+                    done = at.iteration == n or self.spent_out() is not None
+                    if done or self._fresh(borders, at.iteration):
+                        soon = self.every is None and time.perf_counter() - told > SOON
+                        due = done or soon or at.iteration // every > saved // every
+                        if self.folder is not None and (due or caught):
+                            self._save(at.iteration, kept, data)
+                            saved, told = at.iteration, time.perf_counter()
+                        for thing in borders:
+                            thing.border(at.iteration)
+                    if (watch := self._root().watch) is not None:
+                        watch(at)
+                    if caught:
+                        of = "" if n is None else f" of {n}"
+                        raise Stopped(
+                            f"Stopped: {saved}{of} iterations of {self.name or 'the run'} are saved.", caught[0]
+                        )
+        finally:
+            active[:] = [a for a in active if a is not at]
+
+    def _fresh(self, borders: list[Any], iteration: int) -> bool:
+        """Is this a border: may all that cannot be saved start afresh?"""
+        asked = [thing.may_restart() for thing in borders if hasattr(thing, "may_restart")]
+        if self.restart is None and asked:
+            return all(asked)
+        return not borders or iteration % (self.restart or RESTART) == 0
+
+    def where(self) -> Position | None:
+        """The innermost loop that is running, of this run."""
+        active = self._root()._active
+        return active[-1] if active else None
+
+    @contextmanager
+    def unspent(self) -> Iterator[None]:
+        """What happens inside costs the run nothing: no units, no seconds. For evaluations on the way."""
+        began = time.perf_counter()
+        try:
+            with no_usage_counting():
+                yield
+        finally:
+            self._root().free += time.perf_counter() - began
+
+    def count(self, unit: str, n: int = 1) -> None:
+        """Count work that no seam counts."""
+        self.meter.add(unit, n)
+
+    def spent(self) -> dict[str, float]:
+        """What was spent here and in the stages inside, in every unit and in seconds."""
+        return {**self.meter.counts, "seconds": self.seconds}
+
+    def spent_out(self) -> str | None:
+        """The unit whose budget is used up, here or in the run around; else None."""
+        for keep in self._line():
+            spent = keep.spent()
+            for unit, most in keep.budget.items():
+                if spent[unit] >= most:
+                    return unit
+        return None
+
+    def best(self, policy: Saves, score: float) -> bool:
+        """Save ``policy`` as ``best`` if its held-out ``score`` (higher is better) is the first or above all before."""
+        score = float(score)
+        if not math.isfinite(score):
+            raise InvalidInputError(f"The held-out score is {score}: a policy cannot be ranked by it.")
+        if self.top is not None and score <= self.top:
+            return False
+        self.top = score
+        if self.folder is not None:
+            policy.save(self.folder / "best")
+        return True
+
+    def last(self, policy: Saves) -> None:
+        """Save ``policy`` as ``last``."""
+        if self.folder is not None:
+            policy.save(self.folder / "last")
+
+    def _line(self) -> list[Keep]:
+        return [self, *(self.parent._line() if self.parent else [])]
+
+    def _root(self) -> Keep:
+        return self._line()[-1]
+
+    def _save(self, iteration: int, kept: dict[str, Any], data: dict[str, str]) -> None:
+        assert self.folder is not None
+        mark = self._root().mark
+        state = {
+            "stage": self.name,
+            "iteration": iteration,
+            "spent": dict(self.meter.counts),
+            "seconds": self.seconds,
+            "top": self.top,
+            "rows": mark() if mark else 0,
+            "named": {name: thing.state_dict() for name, thing in kept.items()},
+            "random": random_state(),
+            "given": data,
+        }
+        store.write(self.folder / "state", state)
+
+    def _restore(self, kept: dict[str, Any], data: dict[str, str]) -> int:
+        assert self.folder is not None
+        path = self.folder / "state"
+        state = store.read(path)
+        if not isinstance(state, dict) or "named" not in state or "iteration" not in state:
+            raise RunError(f"{path} is not the state of a loop: give the folder of a run.")
+        unknown, missing = sorted(state["named"].keys() - kept.keys()), sorted(kept.keys() - state["named"].keys())
+        if unknown or missing:
+            raise RunError(
+                f"{path} does not fit this loop: it holds {unknown or 'nothing'} that the loop does not name, and the "
+                f"loop names {missing or 'nothing'} that it does not hold. Name the same objects, or use a new folder."
+            )
+        began = state.get("given", {})
+        if changed := [name for name in data if name in began and data[name] != began[name]]:
+            raise RunError(f"{path} began with another {' and '.join(changed)}: give it the same, or use a new folder.")
+        for name, thing in kept.items():
+            try:
+                thing.load_state_dict(state["named"][name])
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise RunError(
+                    f"{path}: {name!r} does not fit ({error}). Use the same settings, or a new folder."
+                ) from error
+        more = state["seconds"] - self.seconds
+        for keep in self._line():
+            keep.seconds += more
+        self.meter.restore(state["spent"])
+        self.top = state["top"]
+        set_random_state(state["random"])
+        return state["iteration"]
+
+
+def rows_kept(folder: Path | str) -> int:
+    """How many metric rows the newest state in a run's folder vouches for; those after it will be made again."""
+    folder = Path(folder)
+    places = (
+        [folder, *(p for p in folder.rglob("*") if p.is_dir() and p.name not in RESERVED)] if folder.exists() else []
+    )
+    states = [store.peek(p / "state") for p in places if store.exists(p / "state")]
+    return max((s["rows"] for s in states), default=0)
+
+
+def saved(folder: Path | str, name: str = "best") -> Path:
+    """The policy ``name`` ("best" or "last") of a run, of its newest stage if the run itself has none."""
+    folder = Path(folder)
+    found = [p for p in (folder / name, *folder.rglob(name)) if p.is_dir()]
+    if not found:
+        raise RunError(f"{folder} holds no policy {name!r}: was the run stopped before its first evaluation?")
+    return found[0] if found[0] == folder / name else max(found, key=lambda p: p.stat().st_mtime)
+
+
+def _given(given: Any, kept: dict[str, Any]) -> dict[str, str]:
+    """Fingerprints of what a loop does not change: its data, and how its policies read and write data.
+
+    Statistics that a codec keeps are not among them: the loop changes and restores them.
+    """
+    codecs = {f"codec of the {k}": v.codec for k, v in kept.items() if hasattr(v, "codec")}
+    for name, codec in codecs.items():
+        if is_dataclass(codec) and (state := getattr(codec, "state_dict", None)) is not None:
+            learns = state()
+            codecs[name] = {f.name: getattr(codec, f.name) for f in fields(codec) if f.name not in learns}
+    return {name: digest(v) for name, v in {"data set": given, **codecs}.items() if v is not None}
+
+
+def _sorted(named: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """What is saved, and what has borders (an object may do both)."""
+    kept, borders = {}, []
+    for name, thing in named.items():
+        saves = hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
+        if saves:
+            kept[name] = thing
+        if hasattr(thing, "border"):
+            borders.append(thing)
+        elif not saves and thing is not None:
+            raise RunError(
+                f"{name!r} ({type(thing).__name__}) cannot be kept: give it state_dict() and load_state_dict(state), "
+                "or border(iteration) if it must start afresh."
+            )
+    return kept, borders

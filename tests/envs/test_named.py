@@ -1,0 +1,188 @@
+"""Words become environments and demonstrations; options of a recipe's base need no prefix."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from denoiserl.cli.running import spelt_out
+from denoiserl.core.errors import MissingExtraError, RunError
+from denoiserl.core.rng import Rng
+from denoiserl.envs import Stream
+from denoiserl.envs.by_name import demonstrations, environment, recorded, scripted
+from denoiserl.recipes.policy_gradient import dppo
+from denoiserl.tasks import env as _robot
+from denoiserl.tasks import policies as _kinds
+from denoiserl.train import Keep
+
+
+def test_a_gymnasium_id_keeps_its_name_and_its_time_limit_may_be_another():
+    pytest.importorskip("gymnasium")
+    env = Stream(environment("Pendulum-v1", 7), 2, seed=1)
+    assert env.name == "Pendulum-v1"
+    ep = env.collect(lambda obs, rng: (torch.zeros(len(obs), 1), None), 8, Rng(0))
+    assert ep.done[6].all() and not ep.done[:6].any() and not ep.terminated.any()
+    env.close()
+
+
+@pytest.mark.parametrize("word", ["Hoper-v5", "pixels:envpool:Hopper-v5", "no_such_module:make"])
+def test_a_word_that_means_nothing_is_refused(word: str):
+    pytest.importorskip("gymnasium")
+    with pytest.raises(RunError, match=r"metaworld:TASK|MuJoCo|cannot be imported"):
+        environment(word)
+
+
+def test_an_environment_whose_package_fails_for_want_of_another_is_refused_by_a_sentence():
+    """Box2D's environments raise an error of Gymnasium's own when they are imported, and no ImportError."""
+    pytest.importorskip("gymnasium")
+    if importlib.util.find_spec("Box2D") is not None:
+        pytest.skip("Box2D is installed")
+    with pytest.raises(MissingExtraError, match=r"LunarLander-v3 needs .*pip install"):
+        Stream(environment("LunarLander-v3"), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import numpy\nimport no_such_thing\n", "line 2: No module named 'no_such_thing': install no_such_thing"),
+        ("def make(:\n", "SyntaxError .*mine.py, line 1"),
+        ("\n\nx = 1 / 0\n", "ZeroDivisionError .*mine.py, line 3"),
+    ],
+)
+def test_a_file_that_does_not_run_is_refused_with_its_line(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for word in ("mine.py:make", "mine:make"):
+        with pytest.raises(RunError, match=said):
+            environment(word)
+    with pytest.raises(RunError, match=r"write my_module:name or my_file.py:name"):
+        environment(":make")
+
+
+def test_a_function_of_yours_and_envpool_know_their_own_time_limit():
+    for word in ("envpool:Hopper-v5", "my_file.py:make"):
+        with pytest.raises(RunError, match="leave the number of ticks out"):
+            environment(word, 10)
+
+
+def test_pictures_and_numbers_are_of_the_same_episodes():
+    """The same seed shows the same scene: the hand in the state beside a picture is the hand of the numbers."""
+    pytest.importorskip("metaworld")
+    plain = demonstrations("metaworld:reach-v3", 1, 3, ticks=4)
+    seen = demonstrations("pixels:metaworld:reach-v3", 1, 3, ticks=4)
+    assert scripted("pixels:metaworld:reach-v3") and not scripted("Hopper-v5")
+    assert torch.equal(seen.observations["state"], plain.observations[:, :4])
+    assert torch.equal(seen.actions, plain.actions)
+    images = seen.observations["image"]
+    assert images.dtype == torch.uint8 and images.shape[1:] == (64, 64, 3)
+    assert (images[0] != images[-1]).any(), "the arm has moved"
+
+
+def test_pusht_is_recorded_with_its_ends():
+    pytest.importorskip("gym_pusht")
+    found = recorded("pusht", 1, 5, ticks=3)
+    assert found.terminated is not None and not found.terminated.any(), "three ticks are no solution"
+    assert found.rewards is not None and float(found.rewards.sum()) == 0.0
+    assert found.last.shape == (1, 18) and len(found.demos.actions) == 3
+
+
+def test_nobody_demonstrates_where_there_is_no_script():
+    with pytest.raises(RunError, match="record or name demonstrations"):
+        demonstrations("Hopper-v5", 1)
+    base = _robot.Base(env="Pendulum-v1")
+    with pytest.raises(RunError, match="--data"):
+        _robot.record(base, 0)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
+def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
+    pytest.importorskip("gymnasium")
+    base = _robot.Base(env="Pendulum-v1", width=16)
+    begun = _robot.task(base).begin(0, Keep(), kind)
+    with pytest.raises(StopIteration) as ended:
+        next(begun)
+    policy = ended.value.value
+    told = _robot.outcomes(policy, base, 0, 2)
+    assert "success" not in told and told["return"].shape == (2,) and bool((told["ticks"] == 200).all())
+    assert policy.generate(torch.zeros(1, 3), Rng(0)).shape == (1, 5, 1)
+
+
+def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
+    pytest.importorskip("gymnasium")
+    env = Stream(environment("Pendulum-v1"), 1)
+    env.close()
+    saved = _kinds.diffusion(_robot.Base(width=16), env, 7)
+    saved.save(tmp_path / "policy")
+    begun = _robot.task(_robot.Base(env="Pendulum-v1", start=str(tmp_path / "policy"))).begin(0, Keep(), "diffusion")
+    with pytest.raises(StopIteration) as ended:
+        next(begun)
+    found = ended.value.value.denoiser.state_dict()
+    assert all(torch.equal(v, found[k]) for k, v in saved.denoiser.state_dict().items())
+
+
+def test_what_only_the_base_has_needs_no_prefix():
+    given = ["--env", "pusht", "--lr", "0.1", "--base.lr=1", "--demos=3", "--on-fault", "restart", "--seed", "-1"]
+    assert spelt_out(dppo.Args, given) == [
+        *("--base.env", "pusht", "--lr", "0.1", "--base.lr=1", "--base.demos=3"),
+        *("--base.on-fault", "restart", "--seed", "-1"),
+    ]
+    shared = {f.name for f in dataclasses.fields(_robot.Base)} & {f.name for f in dataclasses.fields(dppo.Args)}
+    assert shared == {"lr", "batch", "execute"}, "these mean the method's own without a prefix"
+
+
+def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its chunks, its memory of two observations, its normalisers: two iterations of DPPO on an environment of ours."""
+    pytest.importorskip("diffusers")
+    from denoiserl.cli import main
+
+    (tmp_path / "drifting.py").write_text(
+        "import numpy as np, gymnasium as gym\n"
+        "class Drift(gym.Env):\n"
+        "    observation_space = gym.spaces.Box(-10, 10, (7,), np.float32)\n"
+        "    action_space = gym.spaces.Box(-2, 2, (2,), np.float32)\n"
+        "    def view(self):\n"
+        "        return np.concatenate([self.place, np.zeros(5)]).astype(np.float32)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        super().reset(seed=seed)\n"
+        "        self.place, self.ticks = self.np_random.normal(size=2), 0\n"
+        "        return self.view(), {}\n"
+        "    def step(self, action):\n"
+        "        self.place, self.ticks = self.place + 0.1 * action, self.ticks + 1\n"
+        "        return self.view(), float(-abs(self.place).sum()), False, self.ticks >= 16, {}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Path(__file__).parents[1] / "integrations" / "fixtures" / "lerobot" / "states"
+    words = [
+        "run",
+        "dppo",
+        "--env",
+        "drifting.py:Drift",
+        "--start",
+        str(checkpoint),
+        "--history",
+        "2",
+        "--denoise",
+        "3",
+    ]
+    assert main([*words, "--iters", "2", "--copies", "2", "--steps", "2", "--eval-every", "9", "--out", "r"]) in (
+        0,
+        None,
+    )
+    env = Stream(_robot.make(_robot.Base(env="drifting.py:Drift", start="x", history=2)), 1)
+    env.border(0)
+    assert env.obs_dim == 14 and torch.equal(env.obs[0, :7], env.obs[0, 7:]), "an episode begins with its first twice"
+    first = env.obs[0, 7:].clone()
+    ep = env.collect(lambda obs, rng: (torch.ones(1, 2), None), 1, Rng(0))
+    assert torch.equal(ep.next_obs[0, 0, :7], first) and not torch.equal(ep.next_obs[0, 0, 7:], first)
+
+
+def test_clones_of_the_experiment_see_one_observation():
+    with pytest.raises(RunError, match="--start"):
+        _robot.make(_robot.Base(history=2))

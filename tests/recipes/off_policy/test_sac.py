@@ -1,0 +1,130 @@
+"""SAC beside 1812.05905, equations 5 to 9 and 18: acting, targets, critics, actor, temperature, slow critics, rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from denoiserl.data import Normalizer, Squash
+from denoiserl.nn import MLP, Actor
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import OneStep, time_grid
+from denoiserl.recipes.off_policy import sac
+from tests.recipes.kit import Heard, Spy, Tape, adam, agree, answer, descend, drifted, moments
+from tests.recipes.worlds import Drift
+
+H, D = 2, 2
+MEAN, STD = torch.tensor([0.3, -0.2]), torch.tensor([0.7, 1.4])
+CENTRE, HALF = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0])
+A = sac.Args(
+    iters=3, copies=3, steps=4, begin=12, first="even", utd=0.1, batch=20, n=2, gamma=0.8, tau=0.3, lr=0.02, alpha=0.7,
+    alpha_least=0.1, entropy=-1.3, critics=3, width=8, layer_norm=True,
+)  # fmt: skip
+
+
+def start() -> Policy:
+    torch.manual_seed(4)
+    process, seen = OneStep(), replace(Normalizer.identity(D), centre=MEAN, scale=STD)
+    net = Actor(MLP((H, D), 2, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    return Policy.of(process, net, (H, D), steps, serve, Squash.box([-1.0, 0.0], [3.0, 2.0], seen))
+
+
+def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:
+    """Temperature's first loss is −α (log π + H̄) with H̄ = −H d: seen in its gradient, −α times the mean over rows."""
+    made, spy = start(), Spy()
+    rows = list(sac.improve(made, Heard(Drift, 3, 1), replace(A, entropy=None, iters=2), Tape(3), spy))
+    alpha, entropy = rows[-1]["alpha"], rows[-1]["entropy"]
+    gradient = -(alpha - A.alpha_least) * (-entropy - H * D)
+    agree(moments(spy.named["warm"])[0], 0.1 * gradient)
+
+
+def test_two_updates_are_those_of_the_paper() -> None:
+    """The first decisions are even in the box, the later ones tanh u with u ~ N(μ(s), σ(s)²) of the policy so far."""
+    made, env, rng = start(), Heard(Drift, A.copies, 1), Tape(3)
+    spy = Spy(rng)
+    logged = list(sac.improve(made, env, A, rng, spy))
+
+    critic, slow, actor = spy.start["critic"], spy.start["slow"], spy.start["policy"]
+    agree(slow.state_dict(), critic.state_dict(), 0.0)
+    normed = A.critics * 2 * 2 * A.width  # scales and shifts of layer norm, before each of two activations
+    assert sum(p.numel() for p in critic.parameters()) == normed + A.critics * (6 * 8 + 8 + 8 * 8 + 8 + 8 + 1)
+    theta = torch.nn.Parameter(torch.tensor(math.log(A.alpha - A.alpha_least)))
+    agree(spy.states[0]["heat"]["log"], theta)
+    assert made.weights.execute == H
+    theta_opt, critic_opt = adam([theta], A.lr), adam(critic.parameters(), A.lr)
+    actor_opt = adam(actor.weights.module.parameters(), A.lr)
+
+    def decide(seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """a = tanh u and log π(a | s) = log N(u) − Σ log (1 − tanh² u)."""
+        out = answer(actor.denoiser, torch.zeros(len(seen), H, D), 1.0, seen)
+        mu, sigma = out.mean, out.extra["std"]
+        u = mu + sigma * noise
+        density = -0.5 * ((u - mu) / sigma) ** 2 - sigma.log() - 0.5 * math.log(2 * math.pi)
+        volume = torch.log(1 - torch.tanh(u.double()) ** 2).float()  # in float32 the difference has two digits left
+        return torch.tanh(u), (density - volume).sum((1, 2))
+
+    memory: list[dict] = []
+    discounts = set[float]()
+    for it in range(A.iters):
+        ep = env.episodes[it]
+        for t in range(A.steps):
+            if len(memory) < A.begin:
+                unit = 2 * rng.take("uniform", A.copies, H, D) - 1
+            else:
+                with torch.no_grad():
+                    unit, _ = decide((ep.obs[t] - MEAN) / STD, rng.take("normal", A.copies, H, D))
+            agree(ep.action[t], CENTRE + HALF * unit, where=f"action {t} of iteration {it}")
+            for b in range(A.copies):
+                row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "reward", "terminated", "done", "length")}
+                agree(row["reward"], drifted(row["obs"], ep.action[t, b], int(row["length"]), A.gamma)[0])
+                memory.append({**row, "unit": unit[b], "copy": b})
+        assert int(0.1 * max(0, len(memory) - A.begin)) == it  # one update in the second iteration, one in the third
+        if it == 0:
+            agree([spy.states[1][k] for k in ("critic", "slow")], [critic.state_dict(), slow.state_dict()], 0.0)
+            assert logged[0].keys().isdisjoint({"critic loss", "value", "entropy", "alpha"})
+            continue
+
+        rows = []
+        for i in rng.take("integers", 1, A.batch)[0].tolist():
+            first, last = memory[i], memory[i]
+            reward, discount = float(first["reward"]), A.gamma ** int(first["length"])
+            later = [r for r in memory[i + 1 :] if r["copy"] == first["copy"]]
+            if not bool(first["done"]) and later:  # a return of two decisions
+                last = later[0]
+                reward, discount = reward + discount * float(last["reward"]), discount * A.gamma ** int(last["length"])
+            over = bool(last["terminated"])
+            rows.append((first["obs"], first["unit"], reward, 0.0 if over else discount, last["next_obs"]))
+            discounts.add(0.0 if over else round(discount, 6))
+        obs, unit, after = (torch.stack([r[k] for r in rows]) for k in (0, 1, 4))
+        reward, discount = (torch.tensor([r[k] for r in rows]) for k in (2, 3))
+        now, then = ((v - MEAN) / STD for v in (obs, after))
+
+        alpha = A.alpha_least + theta.detach().exp()
+        with torch.no_grad():
+            action, logp = decide(then, rng.take("normal", A.batch, H, D))
+            y = reward + discount * (slow(then, action).min(0).values - alpha * logp)
+        error = sum((0.5 * (q - y) ** 2).mean() for q in critic(now, unit))
+        descend(critic_opt, error)
+        action, logp = decide(now, rng.take("normal", A.batch, H, D))
+        value = critic(now, action).min(0).values
+        descend(actor_opt, (alpha * logp - value).mean())
+        descend(theta_opt, (-(A.alpha_least + theta.exp()) * (logp.detach() + A.entropy)).mean())
+        with torch.no_grad():
+            for p, q in zip(slow.parameters(), critic.parameters(), strict=True):
+                p.copy_((1 - A.tau) * p + A.tau * q)
+
+        state = spy.states[it + 1]
+        agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
+        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
+        agree(state["policy"], actor.state_dict(), where=f"policy after iteration {it}")
+        agree(state["heat"]["log"], theta, where=f"temperature after iteration {it}")
+        told = {"critic loss": error, "value": value.mean(), "entropy": -logp.mean(), "alpha": alpha}
+        agree({k: logged[it][k] for k in told}, told, where="row")
+
+    for name, opt in (("critic_opt", critic_opt), ("opt", actor_opt), ("warm", theta_opt)):
+        agree(moments(spy.named[name]), moments(opt), where=f"moments of {name}")
+    assert 0.0 in discounts and len(discounts) > 2, "true ends, and returns of several lengths, were in the batches"

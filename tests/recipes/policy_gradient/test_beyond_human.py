@@ -1,0 +1,169 @@
+"""Beyond Human beside 2509.19752: generate, keep successes, drop the longest, clone; and what the data are like."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from denoiserl.core.rng import Rng
+from denoiserl.data import Normalizer, Robot, Running
+from denoiserl.envs.backends.sync import derived
+from denoiserl.nn import MLP
+from denoiserl.policy.policy import Policy
+from denoiserl.processes import (
+    Diffusion,
+    GaussianDenoiser,
+    GaussianHead,
+    OneStep,
+    ddim,
+    linear,
+    time_grid,
+    with_min_std,
+)
+from denoiserl.recipes.policy_gradient import beyond_human, dppo, ppo
+from tests.recipes.kit import Heard, Made, Spy, Tape, adam, agree, answer, descend
+from tests.recipes.worlds import Booked
+
+pytestmark = pytest.mark.usefixtures("double")
+
+H, D, DONE = 3, 2, 2
+MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
+SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
+A = beyond_human.Args(
+    seed=2, iters=2, copies=4, steps=4, execute=DONE, gamma=0.8, lr=0.003, warmup=1, episodes=6, most=1000,
+    quantile=0.6, updates=6, student_batch=9, student_lr=0.02,
+)  # fmt: skip
+CASES = {
+    "diffusion": A,  # by DPPO; more than the wanted episodes are left
+    "gaussian": replace(A, lr=0.0, warmup=0, most=18, episodes=40),  # by PPO, with its own learning rate; fewer
+}
+
+
+def start(case: str) -> Policy:
+    torch.manual_seed(4)
+    if case == "gaussian":
+        one = OneStep()
+        net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
+        steps, serve = one.steps(time_grid(1)), one.steps(time_grid(1), spread=0.0)
+        return Policy.of(one, net, (H, D), steps, serve, Running.fresh(2, SCALE, LIMIT, CENTRE))
+    seen = replace(Normalizer.identity(2), centre=MEAN, scale=STD)
+    acts = replace(Normalizer.identity(2), centre=CENTRE, scale=SCALE, low=CENTRE - SCALE, high=CENTRE + SCALE)
+    process = Diffusion(linear, with_min_std(ddim(1.0), 0.3), 1.1)
+    net = GaussianDenoiser(MLP((H, D), 2, 8, 2, 4, activation="tanh"), linear, "v")
+    train, serve = process.steps(time_grid(2)), process.steps(time_grid(3), ddim(0.0))
+    return Policy.of(process, net, (H, D), train, serve, Robot(seen, acts, LIMIT))
+
+
+def valid(obs: Tensor, actions: Tensor) -> Tensor:
+    return torch.arange(len(obs)) < (2 if len(obs) == 3 else len(obs))  # the last tick of three is not
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_flywheel_is_that_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = CASES[case]
+    booked = {k: derived(1000 * (a.seed + 1) + k // a.copies, k % a.copies) for k in range(40)}
+    monkeypatch.setattr(Booked, "plan", {s: ((2, 5, 3, 7, 5)[k % 5], k % 3 != 1) for k, s in booked.items()})
+    policy, env, rng = start(case), Heard(Booked, a.copies, 1), Made(3)
+    spy = Spy(rng)
+    logged = list(beyond_human.improve(policy, env, a, rng, spy, valid if case == "gaussian" else None))
+    rng.drawn = rng.drawn[spy.stages["student"].draws[0] :]
+
+    method, own = (dppo, dppo.Args()) if case == "diffusion" else (ppo, ppo.Args())
+    own = replace(own, iters=2, copies=4, steps=4, execute=2, gamma=0.8, warmup=a.warmup, lr=a.lr or own.lr)
+    generator = start(case)
+    made = list(method.improve(generator, Heard(Booked, a.copies, 1), own, Tape(3)))
+    agree(logged[:-1], made, 0.0)
+    agree(spy.stages["student"].start["policy"].state_dict(), generator.state_dict(), 0.0)
+    codec = generator.codec
+
+    def standard(obs: Tensor) -> Tensor:
+        centre, scale = (MEAN, STD) if case == "diffusion" else (codec.mean, (codec.variance + 1e-8).sqrt())
+        return ((obs - centre) / scale).clamp(-LIMIT, LIMIT)
+
+    played: list[tuple[Tensor, Tensor, bool]] = []
+    while sum(won for *_, won in played) < a.episodes / a.quantile and len(played) < a.most:
+        for _ in range(a.copies):  # as it is served: episode i of part p from (1000 (seed + 1) + p, i)
+            seed, world = booked[len(played)], Booked()
+            noise, (s, _), obs, actions, over, told = Rng.rows([seed]), world.reset(seed=seed), [], [], False, {}
+            while not over:
+                for act in generator.generate(torch.from_numpy(s)[None], noise)[0, :DONE]:
+                    if not over:
+                        obs.append(torch.from_numpy(s))
+                        actions.append(np.clip(act.float().numpy(), world.action_space.low, world.action_space.high))
+                        s, _, true, cut, told = world.step(actions[-1])
+                        over = true or cut
+            played.append((torch.stack(obs), torch.from_numpy(np.stack(actions)), told["success"]))
+
+    good = [(o, x) for o, x, won in played if won and (case == "diffusion" or bool(valid(o, x).all()))]
+    lengths = sorted(len(x) for _, x in good)
+    longest = lengths[math.floor(a.quantile * (len(lengths) - 1))]
+    short = [(o, x) for o, x in good if len(x) <= longest]
+    kept = short[: a.episodes]
+
+    chunks, conds, real = [], [], []
+    for o, x in kept:  # windows of H actions from every tick on, over the end by one less than is executed
+        for t in range(len(x) - H + DONE):
+            ahead = torch.arange(t, t + H)
+            chunks.append((x[ahead.clamp(max=len(x) - 1)] - CENTRE) / SCALE)
+            conds.append(standard(o[t]))
+            real.append((ahead < len(x)).double()[:, None].expand(H, D))
+    chunk, cond, live = torch.stack(chunks), torch.stack(conds), torch.stack(real)
+
+    student = rng.made[-1]  # new weights
+    assert not torch.equal(student.net.enter.weight, generator.denoiser.net.enter.weight)
+    opt, mean, losses, norm, b = adam(student.parameters(), 0.0), None, [], 0.0, a.student_batch
+    for n in range(a.updates):
+        opt.param_groups[0]["lr"] = a.student_lr * (n + 1) / a.updates  # fewer updates than its warm-up has
+        i, half = rng.take("integers", b), b // 2
+        early = (torch.arange(half + b % 2) + rng.take("uniform", half + b % 2)) / b
+        t = torch.cat([early, 1 - early[:half]])[rng.take("permutation", b)].clamp(1e-5, 1 - 1e-5)
+        if case == "gaussian":  # −log π
+            mu = answer(student.net, torch.zeros(b, H, D), 1.0, cond[i])
+            sigma = (0.2**2 + (2 * student.log_std).exp()).sqrt()
+            each = 0.5 * ((chunk[i] - mu) / sigma) ** 2 + sigma.log() + 0.5 * math.log(2 * math.pi)
+            loss = (each * live[i]).sum((1, 2)).mean()
+        else:  # (v̂ − (ε − a))² of what was done
+            noise, at = rng.take("normal", b, H, D), t[:, None, None]
+            out = answer(student.net, (1 - at) * chunk[i] + at * noise, t, cond[i])
+            error = (out - (noise - chunk[i])) ** 2
+            loss = ((error * live[i]).sum((1, 2)) / live[i].sum((1, 2))).mean()
+        losses.append(loss.detach())
+        norm = descend(opt, loss, 1.0)
+        decay, now = 1 - (1 + n) ** -0.75, [p.detach().clone() for p in student.parameters()]
+        mean = now if mean is None else [decay * m + (1 - decay) * p for m, p in zip(mean, now, strict=True)]
+    agree(list(policy.denoiser.parameters()), mean, where="student, the average of its weights")
+    agree(spy.stages["student"].states[1]["policy"]["current"], policy.denoiser.state_dict(), 0.0)
+
+    def begun(episodes: Any) -> Tensor:
+        """First observations, standardised by those of all that were played."""
+        first = torch.stack([o[0] for o, *_ in played]).double()
+        return (torch.stack([o[0] for o, *_ in episodes]).double() - first.mean(0)) / first.std(0, correction=0)
+
+    states, done = torch.cat([o for o, _ in kept]).double(), torch.cat([x for _, x in kept]).double()
+    place = (states - states.mean(0)) / states.std(0, correction=0)
+    near = torch.cdist(place, place).topk(10, largest=False).indices  # of a state the ten nearest, itself included
+    spread = done[near].var(1, correction=1).mean(1).sqrt().mean()
+    rough = [(x[2:] - 2 * x[1:-1] + x[:-2]).norm(dim=1).mean() for _, x in kept if len(x) > 2]
+    own = torch.cdist(begun(played), begun(played)).topk(2, largest=False).values[:, 1]
+    away = torch.cdist(begun(played), begun(kept)).amin(1)
+    row = {
+        "generator success": sum(won for *_, won in played) / len(played),
+        "data episodes": len(kept),
+        "data frames": len(done),
+        "data length": len(done) / len(kept),
+        "data jerk": torch.stack(rough).mean(),
+        "data spread": spread,
+        "covered": (away <= own.quantile(0.5) * (1 + 1e-9)).double().mean(),
+        "loss": losses[-1],
+        "gradient": norm,
+    }
+    agree(logged[-1], row, where="last row")
+    won = sum(won for *_, won in played)
+    assert len(good) > len(short) and 0 < row["covered"] < 1, "some were too long, and some starts are missing"
+    assert won > len(good) if case == "gaussian" else len(short) > len(kept)

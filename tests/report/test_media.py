@@ -1,0 +1,141 @@
+"""Pictures and films read back from their bytes."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy
+import pytest
+import torch
+
+from denoiserl.core.errors import InvalidInputError, MissingExtraError
+from denoiserl.report import beside, film, gif, image_grid, mp4, png, sudoku_svg, wrong_cells
+from denoiserl.report.html import media_type
+from denoiserl.report.media import pixels
+
+image = pytest.importorskip("PIL.Image")
+
+
+def look(data: bytes) -> numpy.ndarray:
+    return numpy.asarray(image.open(io.BytesIO(data)))
+
+
+def moving(length: int, side: int = 24) -> numpy.ndarray:
+    """A white square on black that moves one pixel a frame: no two frames are equal."""
+    frames = numpy.zeros((length, side, side, 3), numpy.uint8)
+    for t in range(length):
+        frames[t, 4:8, t % (side - 4) : t % (side - 4) + 4] = 255
+    return frames
+
+
+def test_pixels_are_the_affine_map_of_minus_one_to_one() -> None:
+    x = torch.tensor([-1.0, 0.0, 1.0, 5.0]).reshape(1, 1, 2, 2)
+    assert pixels(x)[0, :, :, 0].tolist() == [[0, 128], [255, 255]]
+    colour = torch.tensor([1.0, -1.0, 0.0]).reshape(3, 1, 1)
+    assert look(png(colour))[0, 0].tolist() == [255, 0, 128]
+
+
+def test_grid_places_and_enlarges_without_blur() -> None:
+    x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    sheet = look(image_grid(x, columns=3, pad=4))
+    assert sheet.shape == (2 * 64 + 4, 3 * 64 + 8, 4)
+    tile = sheet[68:132, 68:132]  # the fifth: second row, second column
+    assert (tile[::8, ::8, :3] == pixels(x)[4]).all() and (tile[..., 3] == 255).all()
+    assert (sheet[68:, 136:, 3] == 0).all() and (sheet[64:68, :, 3] == 96).all()  # the sixth place and the gap
+
+
+def test_bad_images_are_refused_by_name() -> None:
+    x = torch.zeros(4, 1, 8, 8)
+    x[2, 0, 3, 3] = torch.nan
+    with pytest.raises(InvalidInputError, match="image 2"):
+        image_grid(x)
+    for wrong, said in (
+        (torch.zeros(4, 8, 8), "shape"),
+        (torch.zeros(0, 3, 8, 8), "at least one"),
+        (torch.zeros(1, 2, 8, 8), "2 channels"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            image_grid(wrong)
+
+
+def test_gif_keeps_every_frame_and_its_time() -> None:
+    frames = moving(17)
+    with image.open(io.BytesIO(gif(frames, fps=20))) as film_:
+        assert film_.n_frames == 17 and film_.info["loop"] == 0
+        for t in range(17):
+            film_.seek(t)
+            assert film_.info["duration"] == 50
+            back = numpy.asarray(film_.convert("RGB")).astype(int)
+            assert numpy.abs(back - frames[t].astype(int)).max() < 8
+    with pytest.raises(InvalidInputError, match="at most 50"):
+        gif(frames, fps=60)
+
+
+def test_a_frame_that_stands_still_is_stored_once_for_its_whole_time() -> None:
+    frames = moving(3)[[0, 1, 1, 1, 2]]
+    with image.open(io.BytesIO(gif(frames, fps=10))) as film_:
+        times = []
+        for t in range(film_.n_frames):
+            film_.seek(t)
+            times.append(film_.info["duration"])
+    assert times == [100, 300, 100]
+
+
+def test_films_side_by_side_hold_their_last_frame() -> None:
+    long, short = moving(9), moving(4)
+    both = beside({"before": long, "after": short}, pad=6)
+    assert both.shape[0] == 9 and both.shape[2] == 24 + 6 + 24
+    assert (both[:, -24:, :24] == long).all()
+    assert (both[3:, -24:, 30:] == short[3]).all()
+    assert (both[0, : both.shape[1] - 24, :24] < 128).any()  # the name is written
+    with pytest.raises(InvalidInputError, match="no film"):
+        beside({})
+
+
+def test_mp4_comes_back_with_every_frame() -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    data = mp4(moving(15, side=63), fps=15)
+    assert media_type(data) == "video/mp4" == media_type(film(moving(15)))
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(data)
+        file.flush()
+        assert ffmpeg.count_frames_and_secs(file.name)[0] == 15
+
+
+def test_without_ffmpeg_a_film_is_a_gif(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(MissingExtraError, match="pip install imageio-ffmpeg"):
+        mp4(moving(3))
+    assert media_type(film(moving(3))) == "image/gif"
+
+
+CLUES = [[1, 0, 0, 0], [0, 0, 3, 0], [0, 4, 0, 0], [0, 0, 0, 2]]
+SOLVED = [[1, 3, 2, 4], [4, 2, 3, 1], [2, 4, 1, 3], [3, 1, 4, 2]]
+
+
+def test_wrong_cells_by_rule_and_by_solution() -> None:
+    assert not wrong_cells(CLUES, SOLVED).any() and not wrong_cells(CLUES, SOLVED, SOLVED).any()
+    made = torch.tensor(SOLVED)
+    made[1, 3] = 3  # clashes with the clue in its row and with the 3 below in its column
+    assert wrong_cells(CLUES, made).nonzero().tolist() == [[1, 3], [2, 3]]
+    assert wrong_cells(CLUES, made, SOLVED).nonzero().tolist() == [[1, 3]]
+    made[0, 0] = 0  # a clue that was rubbed out
+    assert wrong_cells(CLUES, made, SOLVED)[0, 0]
+    box = [[1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert wrong_cells([0] * 16, box).nonzero().tolist() == [[0, 0], [1, 1]]
+
+
+def test_drawn_grid_says_what_it_shows() -> None:
+    svg = sudoku_svg(CLUES, SOLVED, title="a <b>")
+    assert svg.count("<text") == 16 and svg.count('font-weight="700"') == 4
+    assert "<title>a &lt;b&gt;: solved</title>" in svg
+    made = torch.tensor(SOLVED).flatten()
+    made[7], made[15] = 3, 0
+    assert "3 wrong, 1 empty" in sudoku_svg(CLUES, made.tolist())  # two threes in a column, one clue rubbed out
+    for wrong in (torch.zeros(3, 3, dtype=torch.long), [5] * 16, torch.zeros(4, 4), [[1, 2], [3, 4]]):
+        with pytest.raises(InvalidInputError):
+            sudoku_svg(CLUES, wrong)  # type: ignore[arg-type]

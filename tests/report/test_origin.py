@@ -1,0 +1,133 @@
+"""The command on a report makes the same run again, and the words are those of the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from denoiserl import recipes
+from denoiserl.cli.running import budget, options
+from denoiserl.core.errors import RunError
+from denoiserl.core.imports import load_module
+from denoiserl.core.serialization.args_json import to_json
+from denoiserl.report.html import Code, Prose
+from denoiserl.report.provenance import command, flat, opened, paragraphs, reproduced, words
+
+
+def run(place: Path, **record: object) -> Path:
+    place.mkdir(parents=True)
+    (place / "run.json").write_text(json.dumps(record))
+    return place
+
+
+def other(args: object) -> object:
+    """The same options, every one of them changed."""
+    changed = {}
+    for f in dataclasses.fields(args):  # type: ignore[arg-type]
+        value = getattr(args, f.name)
+        if dataclasses.is_dataclass(value):
+            changed[f.name] = other(value)
+        elif isinstance(value, bool):
+            changed[f.name] = not value
+        elif isinstance(value, int | float):
+            changed[f.name] = value * 2 + 1
+        elif isinstance(value, tuple) and value and isinstance(value[0], int | float):
+            changed[f.name] = tuple(v + 1 for v in value)
+    return dataclasses.replace(args, **changed)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("name", ["tracerl", "dppo", "ddpo", "diffu_grpo"])
+def test_the_command_gives_the_options_back(name: str, tmp_path: Path) -> None:
+    recipe = recipes.load(name)
+    for i, args in enumerate((recipe.Args(), other(recipe.Args()))):
+        record = {"recipe": recipe.__name__, "args": to_json(args), "device": "cuda:1", "precision": "bf16"}
+        record |= {"threads": 4, "every": None, "budget": {"env steps": 5000, "seconds": 60.5}, "seed": args.seed}
+        line = shlex.split(command(opened(run(tmp_path / str(i), **record))))
+        assert line[:3] == ["denoiserl", "run", name]
+        told = tyro.cli(options(recipe), args=line[3:])
+        assert told.args == args
+        how = told.running
+        assert (how.device, how.precision, how.threads, how.every) == ("cuda:1", "bf16", 4, None)
+        assert budget(how.budget) == {"env steps": 5000, "seconds": 60.5} and how.out == Path(f"runs/{i}")
+
+
+def test_defaults_are_not_said_and_the_usual_folder_is_not_named(tmp_path: Path) -> None:
+    recipe = load_module("denoiserl.recipes.language.mdlm")
+    record = {"args": to_json(recipe.Args(seed=3)), "seed": 3, "device": "cpu", "precision": "float32", "threads": 1}
+    place = run(tmp_path / "mdlm-3", recipe=recipe.__name__, **record)
+    assert command(opened(place)) == "denoiserl run mdlm --seed 3"
+
+
+def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        '"""MINE: a recipe of my own\n\npaper: none\n\nIt does this.\n"""\nfrom dataclasses import dataclass\n'
+        "@dataclass(frozen=True)\nclass Inner:\n    slow: bool = True\n    two_words: str = 'x'\n"
+        "@dataclass(frozen=True)\nclass Args:\n    loud: bool = False\n    inner: Inner = Inner()\n"
+        "def train(a, keep): yield {}\n"
+    )
+    recipe = load_module(str(tmp_path / "mine.py"))
+    args = to_json(recipe.Args(True, recipe.Inner(False, "a b")))
+    made = opened(run(tmp_path / "mine", recipe=str(tmp_path / "mine.py"), args=args))
+    line = shlex.split(command(made))
+    assert line[:3] == ["denoiserl", "run", "mine.py"]  # and not where it lay on this machine
+    assert made.recipe and to_json(tyro.cli(options(made.recipe), args=line[3:]).args) == args
+    assert (made.words.name, made.words.title, made.words.body) == ("MINE", "a recipe of my own", "It does this.")
+    assert any("must lie where" in getattr(p, "text", "") for p in reproduced([made]).pieces)
+
+
+def test_a_recipe_that_is_gone_leaves_its_numbers(tmp_path: Path) -> None:
+    made = opened(run(tmp_path / "old", recipe="denoiserl.recipes.gone", args={"lr": 1.0, "base": {"n": [1, 2]}}))
+    assert made.recipe is None and made.defaults is None
+    assert made.changed == {"lr": 1.0, "base.n": [1, 2]}  # all of them: the defaults are not known
+    assert command(made) == "denoiserl run gone --lr 1.0 --base.n 1 2 --out runs/old"
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "run.json").write_text("[]")
+    with pytest.raises(RunError, match="not an object"):
+        opened(tmp_path / "list")
+
+
+def test_the_words_are_those_of_the_card() -> None:
+    for name in recipes.names():
+        card, said = recipes.describe(name), words(recipes.load(name).__doc__ or "", name)
+        assert (said.name, said.title, said.fields["paper"], said.fields["signal"]) == (
+            card.name,
+            card.title,
+            card.paper,
+            card.signal,
+        )
+        assert said.body == card.body
+
+
+def test_equations_keep_their_lines() -> None:
+    one, two, three = paragraphs("Text that\ngoes on.\n\n    L = a\n      + b\n\nEnd.")
+    assert one == Prose("Text that goes on.") and two == Code("L = a\n  + b") and three == Prose("End.")
+
+
+def test_names_of_classes_are_no_options() -> None:
+    assert flat({"kind": "mine", "base": {"kind": "Base", "lr": 1, "deep": {"kind": "D", "x": None}}}) == {
+        "kind": "mine",
+        "base.lr": 1,
+        "base.deep.x": None,
+    }
+
+
+def test_wall_time_adds_the_parts_of_a_resumed_run(tmp_path: Path) -> None:
+    place = run(tmp_path / "r", recipe="x")
+    assert opened(place).seconds is None
+    seconds = [1.0, 2.0, 5.0, 0.5, 3.0]
+    (place / "clock.jsonl").write_text("".join(json.dumps({"seconds": s}) + "\n" for s in seconds))
+    assert opened(place).seconds == 8.0
+
+
+def test_versions_that_differ_are_told_run_by_run(tmp_path: Path) -> None:
+    one = run(tmp_path / "a", recipe="x", commit="a" * 40 + "+", versions={"torch": "2.6", "python": "3.11"})
+    two = run(tmp_path / "b", recipe="x", commit="b" * 40, versions={"torch": "2.7", "python": "3.11"})
+    pieces = reproduced([opened(one), opened(two)]).pieces
+    assert any(isinstance(p, Prose) and "python 3.11" in p.text and "torch" not in p.text for p in pieces)
+    table = next(p for p in pieces if hasattr(p, "rows"))
+    assert table.rows == [("a", "2.6", "aaaaaaaaaa+"), ("b", "2.7", "bbbbbbbbbb")]  # type: ignore[union-attr]
