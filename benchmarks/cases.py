@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.timing import race
 from denoiserl import Chain, Diffusion, GaussianDenoiser, RecordAll, RecordSample, Rng, make_sampler, rescore, time_grid
-from denoiserl.data.windows import Batches, windows
+from denoiserl.data.windows import EpochSampler, windows
 from denoiserl.nn import MLP, UNet1D
 from denoiserl.processes import StepTable, ddim, linear, with_min_std
 
@@ -201,12 +201,12 @@ def gather(seconds: float, least: int, batch: int = 256) -> dict[str, Any]:
     found = windows(torch.arange(200, 100_001, 200), horizon=16, history=2)
     frames = int(found.bounds[-1, 1]) + 1
     obs, act = rng.normal(frames, CONDITION), rng.normal(frames, 3)
-    batches = Batches(found)
-    index = batches.draw(rng, batch)
+    batches = EpochSampler(found)
+    index = batches.sample(rng, batch)
     chunk = found.frames(index)
 
     def draw() -> None:
-        where = batches.draw(rng, batch)
+        where = batches.sample(rng, batch)
         found.observations(obs, where)
         found.actions(act, where)
 

@@ -42,22 +42,22 @@ class Growth:
 
 def lerobot(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Read a LeRobot dataset of n episodes."""
-    from denoiserl.data import Demos
+    from denoiserl.data import Demonstrations
     from denoiserl.data.formats import lerobot as lerobot_dataset
-    from denoiserl.data.recordings import Recording
+    from denoiserl.data.recordings import EpisodeDataset
 
-    demos = Demos(torch.randn(50 * n, 4), torch.randn(50 * n, 2), 50 * torch.arange(1, n + 1))
-    lerobot_dataset.write(folder / "set", Recording.of(demos), fps=10)
+    demos = Demonstrations(torch.randn(50 * n, 4), torch.randn(50 * n, 2), 50 * torch.arange(1, n + 1))
+    lerobot_dataset.write(folder / "set", EpisodeDataset.of(demos), fps=10)
     return _bytes(folder), lambda: lerobot_dataset.read(folder / "set")
 
 
 def take(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Take every other episode of n."""
-    from denoiserl.data import Demos
+    from denoiserl.data import Demonstrations
 
-    demos = Demos(torch.randn(20 * n, 8), torch.randn(20 * n, 2), 20 * torch.arange(1, n + 1))
+    demos = Demonstrations(torch.randn(20 * n, 8), torch.randn(20 * n, 2), 20 * torch.arange(1, n + 1))
     half = torch.arange(n) % 2 == 0
-    return 20 * n * 10 * 4, lambda: Demos.joined([demos.take(half), demos.take(~half)])
+    return 20 * n * 10 * 4, lambda: Demonstrations.joined([demos.take(half), demos.take(~half)])
 
 
 def record(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
@@ -90,11 +90,11 @@ def clone(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     from types import SimpleNamespace
 
     from denoiserl.core.rng import Rng
-    from denoiserl.data import Demos
+    from denoiserl.data import Demonstrations
     from denoiserl.recipes.imitation import diffusion_policy
     from denoiserl.tasks import env as _robot
 
-    demos = Demos(torch.randn(100 * n, 8), torch.randn(100 * n, 2).clamp(-1, 1), 100 * torch.arange(1, n + 1))
+    demos = Demonstrations(torch.randn(100 * n, 8), torch.randn(100 * n, 2).clamp(-1, 1), 100 * torch.arange(1, n + 1))
     policy = _robot.diffusion(_robot.Base(chunk=16, width=32), demos, 0, "cpu")
     a = SimpleNamespace(history=1, execute=8, batch=64, lr=1e-3, updates=20)
     return 100 * n * 10 * 4, lambda: list(diffusion_policy.improve(policy, demos, a, Rng(0)))
@@ -105,7 +105,7 @@ def logged(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     import h5py
 
     from denoiserl.data.formats import hdf5 as flat
-    from denoiserl.data.transitions import logged as rows_of
+    from denoiserl.data.transitions import to_transitions as rows_of
 
     rng, ticks = np.random.default_rng(0), 100 * n
     ends = np.arange(ticks) % 100 == 99
@@ -137,11 +137,11 @@ def report(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def journal(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Write n rows of metrics, with TensorBoard."""
-    from denoiserl.train.metrics_log import Journal
+    from denoiserl.train.metrics_log import MetricsLog
     from denoiserl.train.run_state import Position
 
     def write() -> None:
-        told = Journal(folder / "run")
+        told = MetricsLog(folder / "run")
         for i in range(n):
             told.write({f"loss {k}": float(i + k) for k in range(8)}, Position("", i, n, 0))
         told.close()
@@ -153,21 +153,21 @@ def journal(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 def decide(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Take n decisions in one copy of CartPole."""
     from denoiserl.core.rng import Rng
-    from denoiserl.envs import Stream
+    from denoiserl.envs import Collector
 
-    env, action = Stream("CartPole-v1", 1), torch.ones(1, dtype=torch.int64)
+    env, action = Collector("CartPole-v1", 1), torch.ones(1, dtype=torch.int64)
     return n * 50.0, lambda: env.collect(lambda obs, rng: action, n, Rng(0))
 
 
 def race(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Race n(n − 1) / 2 pairs of arms over 20 starts."""
-    from denoiserl.stats.sequential import Race
+    from denoiserl.stats.sequential import SequentialComparison
 
     arms = [str(i) for i in range(max(2, round((2 * n) ** 0.5)))]
     rng = np.random.default_rng(0)
 
     def run() -> None:
-        made = Race(arms, 1e-12)
+        made = SequentialComparison(arms, 1e-12)
         for _ in range(20):
             made.update({arm: int(rng.random() < 0.5) for arm in arms})
 
@@ -185,14 +185,14 @@ def windows(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 def save(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Add n decisions to a replay buffer and save it."""
     from denoiserl.core.serialization import store
-    from denoiserl.data import Replay
+    from denoiserl.data import ReplayBuffer
 
     rows = {
         "obs": torch.randn(n, 8), "next_obs": torch.randn(n, 8), "action": torch.randn(n, 1, 2),
         "reward": torch.randn(n), "terminated": torch.zeros(n, dtype=torch.bool),
         "length": torch.ones(n, dtype=torch.int64),
     }  # fmt: skip
-    return n * 85.0, lambda: store.write(folder / "state", Replay.of(rows).state_dict())
+    return n * 85.0, lambda: store.write(folder / "state", ReplayBuffer.of(rows).state_dict())
 
 
 CASES: dict[str, Growth] = {

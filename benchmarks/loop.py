@@ -20,16 +20,16 @@ from benchmarks import plain
 from benchmarks.timing import race
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.core.counters import UsageCounter
-from denoiserl.data import Normalizer, Robot
-from denoiserl.data.rollout import Episode
-from denoiserl.envs import Stream
-from denoiserl.envs.backends.sync import derived
+from denoiserl.data import ActionChunkCodec, Normalizer
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs import Collector
+from denoiserl.envs.backends.sync import derive_seed
 from denoiserl.envs.toy.fork2d import Box
 from denoiserl.nn import MLP
 from denoiserl.processes import cosine, ddim, with_min_std
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.train import Keep
-from denoiserl.train.device import Place
+from denoiserl.train.device import DeviceConfig
 
 OBS, ACTION, CHUNK = 11, 3, 4
 TARGET = 1.15
@@ -83,7 +83,7 @@ def policy(width: int, steps: int, activation: str, seed: int = 0, high: float =
     net = MLP((CHUNK, ACTION), OBS, width, activation=activation)
     process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1), clip=1.0)
     seen, act = torch.tensor([[-1.0], [1.0]]).expand(2, OBS), torch.tensor([[-high], [high]]).expand(2, ACTION)
-    codec = Robot(Normalizer.fit(seen), Normalizer.fit(act))
+    codec = ActionChunkCodec(Normalizer.fit(seen), Normalizer.fit(act))
     return Policy.of(
         process, GaussianDenoiser(net, cosine, "v"), (CHUNK, ACTION), process.steps(time_grid(steps)), codec=codec
     )
@@ -92,13 +92,13 @@ def policy(width: int, steps: int, activation: str, seed: int = 0, high: float =
 def recipe(made: Policy, a: dppo.Args, seed: int = 0, ticks: int = 1000) -> Iterator[dict]:
     """The library's loop on the free simulator. Its copies are reset at the start and never again."""
     keep = Keep(every=10**9)
-    return dppo.improve(made, Stream(Free(a.copies, ticks), seed=seed), a, Rng(seed), keep)
+    return dppo.improve(made, Collector(Free(a.copies, ticks), seed=seed), a, Rng(seed), keep)
 
 
 def floor(made: Policy, a: dppo.Args, seed: int = 0, ticks: int = 1000, cut: int | None = 1024) -> Iterator[dict]:
     """The plain loop on the same simulator, with the same draws."""
     world = plain.Ticks(Free(a.copies, ticks))
-    obs = torch.from_numpy(world.reset([derived(seed, 0, i) for i in range(a.copies)]))
+    obs = torch.from_numpy(world.reset([derive_seed(seed, 0, i) for i in range(a.copies)]))
     return plain.learn(made, world, obs, a, Rng(seed), cut)
 
 
@@ -106,7 +106,7 @@ def iteration(share: int, batch: int, seconds: float, least: int = 3, precision:
     """Iterations of the published setting with 1/``share`` of its decisions, in turns with both floors."""
     a = replace(PUBLISHED, steps=PUBLISHED.steps // share, batch=batch)
     made = [policy(512, 20, "relu") for _ in range(3)]
-    with Place(precision=precision, threads=torch.get_num_threads()).here() as chosen:
+    with DeviceConfig(precision=precision, threads=torch.get_num_threads()).activate() as chosen:
         work = {"pieces": floor(made[0], a), "whole": floor(made[1], a, cut=None), "recipe": recipe(made[2], a)}
         result = race({k: (lambda v=v: next(v)) for k, v in work.items()}, seconds, least)
     return {
@@ -131,12 +131,12 @@ def curves(seeds: int = 5, iters: int = 12) -> dict[str, list[list[float]]]:
     return told
 
 
-class Timed(Stream):
+class Timed(Collector):
     """A stream that knows how long its copies took and how long the policy."""
 
     acting = collecting = 0.0
 
-    def collect(self, act: Any, steps: int, rng: Rng) -> Episode:
+    def collect(self, act: Any, steps: int, rng: Rng) -> Rollout:
         """As a stream, with a watch."""
 
         def timed(obs: Any, rng: Rng) -> Any:
@@ -158,7 +158,7 @@ def hopper(name: str, width: int, precision: str, rounds: int = 3) -> dict[str, 
     """
     threads = torch.get_num_threads()
     made, env = policy(width, 10, "gelu"), Timed(name, BARE.copies, processes=threads if ":" in name else 1)
-    with Place(precision=precision, threads=threads).here() as chosen, UsageCounter().open() as meter:
+    with DeviceConfig(precision=precision, threads=threads).activate() as chosen, UsageCounter().open() as meter:
         work, rates, cpu = dppo.improve(made, env, BARE, Rng(0), Keep(every=10**9)), [], []
         next(work)
         env.acting = env.collecting = 0.0

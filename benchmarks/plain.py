@@ -41,7 +41,7 @@ class Moved(NamedTuple):
 
 
 class World(Protocol):
-    """Copies that take chunks of actions: ``Ticks``, or an owner of a ``Stream``."""
+    """Copies that take chunks of actions: ``Ticks``, or an owner of a ``Collector``."""
 
     def play(self, actions: np.ndarray, alive: np.ndarray, gamma: float) -> Any:
         """A chunk [B, T_a, d] in every copy."""

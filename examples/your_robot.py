@@ -11,7 +11,7 @@ from gymnasium import Env, spaces
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
-from denoiserl.envs import Stream, evaluate
+from denoiserl.envs import Collector, evaluate
 from denoiserl.processes import cosine, ddim, with_capped_std, with_min_std
 from denoiserl.recipes import dppo
 from denoiserl.train import Keep, fit
@@ -68,7 +68,7 @@ def main(iters: int = 20, updates: int = 800, episodes: int = 100) -> tuple[floa
     list(fit(process, policy.denoiser, chunks, observations, updates, Rng(1)))
     before = success()
     settings = dppo.Args(iters=iters, steps=6, execute=CHUNK)
-    for row in dppo.improve(policy, Stream(Reach, copies=40), settings, Rng(2), Keep()):
+    for row in dppo.improve(policy, Collector(Reach, copies=40), settings, Rng(2), Keep()):
         print(f"reward a step {row['reward']:.3f}")
     print(f"success: {before:.2f} cloned, {(after := success()):.2f} improved")
     policy.save("runs/your_robot")  # Policy.load("runs/your_robot", net=Net()) brings it back

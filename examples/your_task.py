@@ -17,8 +17,8 @@ from torch import Tensor
 from your_robot import CHUNK, DIM, Net, Reach, demonstrations  # YOURS: the environment and the network of that example
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
-from denoiserl.control.acting import serving
-from denoiserl.envs import Stream, evaluate
+from denoiserl.control.acting import eval_actor
+from denoiserl.envs import Collector, evaluate
 from denoiserl.processes import cosine, ddim, with_capped_std, with_min_std
 from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, fit
@@ -44,7 +44,7 @@ def make_task(updates: int = 800) -> Task:
 
     def outcomes(made: Policy, seed: int, n: int) -> dict[str, Tensor]:
         """n held-out trials, one number each: the same seed must give the same trials."""
-        done = evaluate(serving(made, CHUNK), Reach, n, seed, copies=50)
+        done = evaluate(eval_actor(made, CHUNK), Reach, n, seed, copies=50)
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 
     return Task(
@@ -53,6 +53,6 @@ def make_task(updates: int = 800) -> Task:
         {"diffusion": start},
         outcomes,
         {"success": ("goals reached", "%"), "ticks": ("ticks until the end", "")},
-        env=lambda copies, seed: Stream(Reach, copies, seed),
+        env=lambda copies, seed: Collector(Reach, copies, seed),
         restore=lambda path, device: Policy.load(path, Net(), device),  # because Net is not of this package
     )

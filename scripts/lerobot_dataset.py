@@ -72,17 +72,17 @@ def main() -> int:
     import numpy as np
     import torch
 
-    from denoiserl.data import Demos
+    from denoiserl.data import Demonstrations
     from denoiserl.data.formats import lerobot as lerobot_dataset
-    from denoiserl.data.recordings import Recording
+    from denoiserl.data.recordings import EpisodeDataset
 
     python = environment(a.venv)
     with tempfile.TemporaryDirectory() as scratch:
         out, lengths = Path(scratch), (4, 6, 5)
         parts = [(torch.randn(n, 3), torch.rand(n, 2)) for n in lengths]
-        demos = Demos.of(parts, [True, False, True], [4.0, 6.0, 5.0], "ours")
+        demos = Demonstrations.of(parts, [True, False, True], [4.0, 6.0, 5.0], "ours")
         wide = torch.full((2,), torch.inf)
-        recorded = Recording(demos, torch.ones(15), None, None, -wide, wide)
+        recorded = EpisodeDataset(demos, torch.ones(15), None, None, -wide, wide)
         lerobot_dataset.write(out / "ours", recorded, 10, "push it home")
         subprocess.run([python, __file__, "--inside", out], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         told = np.load(out / "told.npz")

@@ -38,7 +38,7 @@ OTHERS = [("amin", "amax"), ("min", "max"), ("argmin", "argmax"), ("minimum", "m
           ("any", "all"), ("zeros", "ones"), ("zeros_like", "ones_like"), ("clamp_min", "clamp_max"),
           ("square", "abs"), ("cumsum", "cumprod"), ("log", "log1p"), ("exp", "expm1"), ("sin", "cos")]  # fmt: skip
 OTHER = {a: b for pair in OTHERS for a, b in (pair, pair[::-1])}
-STOPS = ("no_grad", "held", "inference_mode")
+STOPS = ("no_grad", "frozen", "inference_mode")
 """contexts that stop gradients"""
 SHARES = ("tau", "gamma", "lam", "ema", "alpha", "beta", "decay", "share", "mixed", "quantile", "expectile")
 """settings of which 1 minus them is a likely mistake"""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denoiserl.advantages import screen
+from denoiserl.advantages import mask_invalid_rewards
 from denoiserl.advantages.shapes import resolution
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
@@ -24,7 +24,7 @@ Reward = Callable[[Any, Any], Tensor | Sequence[Any] | np.ndarray | Mapping[str,
 """``(sample, prompts) -> [B]``: a tensor, an array or a list of numbers, or named parts of them; None is no answer"""
 
 
-class Scored(NamedTuple):
+class RewardResult(NamedTuple):
     """``total`` [B] (NaN where dropped), ``valid`` [B] bool, ``parts`` {name: [B]}, ``dropped`` how many were bad."""
 
     total: Tensor
@@ -33,7 +33,7 @@ class Scored(NamedTuple):
     dropped: int
 
 
-def score(
+def evaluate_reward(
     reward: Reward,
     sample: Tree,
     prompts: Tree,
@@ -41,14 +41,14 @@ def score(
     on_bad: Literal["raise", "drop"] = "raise",
     micro: int | None = None,
     decode: Callable[[Tree], Tree] | None = None,
-) -> Scored:
+) -> RewardResult:
     """Return what ``rate`` says, checked: one finite float32 number a sample.
 
     NaN or infinite totals name the samples and stop (``raise``), or are marked, counted and dropped (``drop``).
     """
     total, parts = rate(reward, sample, prompts, weights, micro, decode)
-    checked = screen(total, on_bad)
-    return Scored(checked.reward, checked.valid, parts, checked.count)
+    checked = mask_invalid_rewards(total, on_bad)
+    return RewardResult(checked.reward, checked.valid, parts, checked.count)
 
 
 @torch.no_grad()
@@ -183,7 +183,7 @@ def prompt_count(prompts: Tree | int | None) -> int:
     return lengths.pop()
 
 
-def ask(prompts: Tree | int | None, index: Tensor, group: int) -> Tree:
+def repeat_prompts(prompts: Tree | int | None, index: Tensor, group: int) -> Tree:
     """Return the prompts ``index`` [P], each repeated ``group`` times in a row: [P · group, ...] on its device.
 
     So groups are an axis. Arrays of numpy and lists of numbers become tensors, float64 the default dtype. None or a

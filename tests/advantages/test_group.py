@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from denoiserl.advantages import clip_quantile, dead_groups, group_relative, leave_one_out, normalise, screen
+from denoiserl.advantages import (
+    clip_quantile,
+    dead_groups,
+    group_relative,
+    leave_one_out,
+    mask_invalid_rewards,
+    normalise,
+)
 from denoiserl.core.errors import InvalidInputError
 
 SCALES = ("std", "sample_std", "batch", "none")
@@ -107,7 +114,7 @@ def test_leave_one_out_compares_with_the_others(reward):
 def test_dropped_samples_are_as_if_never_drawn(scale):
     full = torch.tensor([[1.0, 4.0, 2.0], [0.0, 1.0, 5.0]])
     reward = torch.cat([full, torch.tensor([[torch.nan], [torch.inf]])], 1)[:, [0, 3, 1, 2]]
-    screened, valid, count = screen(reward, "drop")
+    screened, valid, count = mask_invalid_rewards(reward, "drop")
     assert count == 2
     assert valid.tolist() == [[True, False, True, True]] * 2
     advantage = group_relative(screened, scale, valid=valid)
@@ -130,11 +137,11 @@ def test_a_group_with_one_survivor_is_dead():
 def test_screen_names_the_sample_and_refuses_a_broken_reward():
     reward = torch.tensor([[1.0, 2.0, torch.nan], [-torch.inf, 0.0, 0.0]])
     with pytest.raises(InvalidInputError, match=r"2 of 6.*reward\[0, 2\] = nan.*reward\[1, 0\] = -inf"):
-        screen(reward)
+        mask_invalid_rewards(reward)
     with pytest.raises(InvalidInputError, match="more than the allowed share"):
-        screen(reward, "drop", most=0.3)
+        mask_invalid_rewards(reward, "drop", most=0.3)
     with pytest.raises(InvalidInputError, match="Did you mean 'drop'"):
-        screen(reward, "drops")  # type: ignore[arg-type]
+        mask_invalid_rewards(reward, "drops")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("credit", [group_relative, leave_one_out, dead_groups])

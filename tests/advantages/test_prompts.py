@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from denoiserl.advantages import PerPrompt
+from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import InvalidInputError, RunError
 
 batches = st.lists(
@@ -34,7 +34,7 @@ def naive(history: list[tuple[int, float]], batch: list[tuple[int, float]], wind
 @given(batches, st.integers(2, 4), st.integers(0, 4))
 def test_windows_are_the_tail_of_the_whole_history(stream, least, more):
     window = least + more  # a batch may hold more of one prompt: the oldest are forgotten
-    tracker, history = PerPrompt(window, least), []
+    tracker, history = PerPromptStatTracker(window, least), []
     for batch in stream:
         advantage = tracker.update([p for p, _ in batch], torch.tensor([float(r) for _, r in batch]))
         expected = naive(history, [(p, float(r)) for p, r in batch], window, least)
@@ -45,7 +45,7 @@ def test_windows_are_the_tail_of_the_whole_history(stream, least, more):
 def test_a_saved_tracker_continues_exactly():
     prompts: list[tuple] = [("cat", 1), ("dog", 2), ("cat", 1), ("emu", 3)]
     g = torch.Generator().manual_seed(0)
-    one, two = PerPrompt(6, 3), PerPrompt(6, 3)
+    one, two = PerPromptStatTracker(6, 3), PerPromptStatTracker(6, 3)
     for _ in range(4):
         one.update(prompts, torch.randn(4, generator=g))
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
@@ -53,17 +53,17 @@ def test_a_saved_tracker_continues_exactly():
     assert torch.equal(one.update(prompts, reward), two.update(prompts, reward))
     assert json.dumps(one.state_dict()) == json.dumps(two.state_dict())
     with pytest.raises(RunError, match="window=6"):
-        PerPrompt(8, 3).load_state_dict(one.state_dict())
+        PerPromptStatTracker(8, 3).load_state_dict(one.state_dict())
 
 
 def test_tensors_of_ids_are_integers():
-    a, b, reward = PerPrompt(4, 2), PerPrompt(4, 2), torch.tensor([1.0, 3.0, 5.0])
+    a, b, reward = PerPromptStatTracker(4, 2), PerPromptStatTracker(4, 2), torch.tensor([1.0, 3.0, 5.0])
     assert torch.equal(a.update(torch.tensor([0, 1, 0]), reward), b.update([0, 1, 0], reward))
     assert a.state_dict() == b.state_dict()
 
 
 def test_dropped_samples_leave_no_trace():
-    with_bad, without = PerPrompt(4, 2), PerPrompt(4, 2)
+    with_bad, without = PerPromptStatTracker(4, 2), PerPromptStatTracker(4, 2)
     reward = torch.tensor([1.0, torch.nan, 2.0])
     advantage = with_bad.update(["a", "b", "a"], reward, reward.isfinite())
     assert torch.equal(advantage[[0, 2]], without.update(["a", "a"], reward[[0, 2]]))
@@ -72,7 +72,7 @@ def test_dropped_samples_leave_no_trace():
 
 
 def test_refusals_remember_nothing():
-    tracker = PerPrompt(3, 2)
+    tracker = PerPromptStatTracker(3, 2)
     with pytest.raises(InvalidInputError, match=r"reward\[1\] = nan"):
         tracker.update(["a", "b"], torch.tensor([0.0, torch.nan]))
     with pytest.raises(InvalidInputError, match="One reward a prompt"):
@@ -83,12 +83,12 @@ def test_refusals_remember_nothing():
         tracker.update(["a"], torch.zeros(1), torch.zeros(1, dtype=torch.bool))
     assert tracker.state_dict()["seen"] == []
     with pytest.raises(InvalidInputError, match="least <= window"):
-        PerPrompt(4, 5)
+        PerPromptStatTracker(4, 5)
 
 
 def test_more_samples_of_a_prompt_than_the_window_forget_the_oldest():
     """One prompt alone, as one unconditional generator has it: judged by the last rewards, and counted."""
-    tracker = PerPrompt(4, 2)
+    tracker = PerPromptStatTracker(4, 2)
     reward = torch.tensor([9.0, 5.0, 1.0, 2.0, 3.0, 4.0])
     advantage = tracker.update(["a"] * 6, reward)
     torch.testing.assert_close(advantage, (reward - 2.5) / math.sqrt(1.25))
@@ -99,4 +99,4 @@ def test_more_samples_of_a_prompt_than_the_window_forget_the_oldest():
 
 def test_which_samples_count_is_said_of_every_one() -> None:
     with pytest.raises(InvalidInputError, match="Shapes must be equal"):
-        PerPrompt(4, 2).update(["a", "b"], torch.ones(2), torch.ones(1, dtype=torch.bool))
+        PerPromptStatTracker(4, 2).update(["a", "b"], torch.ones(2), torch.ones(1, dtype=torch.bool))

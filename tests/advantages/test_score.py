@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.rewards import _numbers, ask, prompt_count, score
+from denoiserl.rewards import _numbers, evaluate_reward, prompt_count, repeat_prompts
 
 N = 5
 VALUES = [0.25, 0.0, -1.5, 1.0, 3.0]
@@ -19,7 +19,7 @@ X = torch.arange(2.0 * N).reshape(N, 2)
 
 
 def said(value: Any, **how: Any) -> Any:
-    return score(lambda *_: value, X, X, **how)
+    return evaluate_reward(lambda *_: value, X, X, **how)
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,19 @@ def test_scores_do_not_depend_on_how_many_are_asked_at_once(micro: int) -> None:
         seen.append(len(x))
         return {"sum": x.sum(-1) + c[:, 0], "bad": torch.where(c[:, 0] == 6, torch.nan, 0.0)}
 
-    got = score(reward, X, X, on_bad="drop", micro=micro, decode=lambda v: 10 * v)
+    got = evaluate_reward(reward, X, X, on_bad="drop", micro=micro, decode=lambda v: 10 * v)
     assert max(seen) == min(micro, N) and sum(seen) == N
     assert got.valid.tolist() == [True, True, True, False, True]
     assert torch.equal(got.parts["sum"], 10 * X.sum(-1) + X[:, 0])
     with pytest.raises(InvalidInputError, match=r"\[3\]"):
-        score(reward, X, X, micro=micro)
+        evaluate_reward(reward, X, X, micro=micro)
     with pytest.raises(InvalidInputError, match="at least 1"):
-        score(reward, X, X, micro=0)
+        evaluate_reward(reward, X, X, micro=0)
 
 
 def test_parts_that_come_and_go_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="other parts for other samples"):
-        score(lambda x, c: {f"part {int(x[0, 0])}": x[:, 0]}, X, X, micro=2)
+        evaluate_reward(lambda x, c: {f"part {int(x[0, 0])}": x[:, 0]}, X, X, micro=2)
 
 
 def test_a_rewards_numbers_go_where_the_samples_are() -> None:
@@ -149,15 +149,15 @@ def test_no_graph_is_made_by_a_network_that_decodes_and_scores() -> None:
         assert not x.requires_grad
         return x.sum(-1)
 
-    assert not score(reward, X, X, decode=decoder).total.requires_grad
+    assert not evaluate_reward(reward, X, X, decode=decoder).total.requires_grad
 
 
 def test_prompts_are_asked_in_groups_or_not_at_all() -> None:
     prompts = {"text": torch.tensor([[1.0], [2.0], [3.0]])}
     assert prompt_count(prompts) == 3
-    assert ask(prompts, torch.tensor([2, 0]), 2)["text"].flatten().tolist() == [3.0, 3.0, 1.0, 1.0]
+    assert repeat_prompts(prompts, torch.tensor([2, 0]), 2)["text"].flatten().tolist() == [3.0, 3.0, 1.0, 1.0]
     for none in (None, 64):
-        assert prompt_count(none) == 1 and ask(none, torch.tensor([0, 0]), 2) is None
+        assert prompt_count(none) == 1 and repeat_prompts(none, torch.tensor([0, 0]), 2) is None
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_prompts_may_be_numbers_in_arrays_and_lists() -> None:
     index = torch.tensor([2, 0])
     for numbers in (np.arange(6.0).reshape(3, 2), np.arange(6.0).reshape(3, 2).tolist()):
         assert prompt_count(numbers) == 3
-        found = ask(numbers, index, 2)
+        found = repeat_prompts(numbers, index, 2)
         assert found.dtype == torch.float32 and found.tolist() == [[4, 5], [4, 5], [0, 1], [0, 1]]
-    assert ask([7, 8, 9], index, 1).tolist() == [9, 7]
+    assert repeat_prompts([7, 8, 9], index, 1).tolist() == [9, 7]
 
 
 def test_a_sparse_reward_is_its_numbers() -> None:
@@ -207,5 +207,5 @@ def test_a_weight_is_a_finite_number(weight: Any) -> None:
 def test_a_reward_that_writes_into_its_sample_changes_nothing_that_is_learned() -> None:
     sample = X.clone()
     for micro in (None, 2):
-        assert torch.equal(score(lambda x, _: x.mul_(2)[:, 0], sample, None, micro=micro).total, 2 * X[:, 0])
+        assert torch.equal(evaluate_reward(lambda x, _: x.mul_(2)[:, 0], sample, None, micro=micro).total, 2 * X[:, 0])
         assert torch.equal(sample, X)

@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.advantages import PerPrompt, dead_groups, group_relative, leave_one_out, normalise
+from denoiserl.advantages import PerPromptStatTracker, dead_groups, group_relative, leave_one_out, normalise
 from denoiserl.advantages.shapes import resolution
 from denoiserl.doctor.signal import rewarded
 from denoiserl.recipes.generators.rwr import best
-from denoiserl.rewards import rate, score
+from denoiserl.rewards import evaluate_reward, rate
 
 LEVELS = (0.35, -0.35, 1.0, 1e8, -3e-7, 0.1)
 
 
 def remembered(reward: Tensor) -> Tensor:
-    return PerPrompt(64, 2).update(["a"] * len(reward), reward)
+    return PerPromptStatTracker(64, 2).update(["a"] * len(reward), reward)
 
 
 def unknown(reward: Tensor) -> Tensor:
     """A prompt without a memory: the batch's statistics."""
-    return PerPrompt(64, 64).update(["a"] * len(reward), reward)
+    return PerPromptStatTracker(64, 64).update(["a"] * len(reward), reward)
 
 
 WAYS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,9 +82,9 @@ def test_parts_that_cancel_are_zero() -> None:
     """0.1 + 0.2 - 0.3 is no reward of 3e-8, neither in one sample nor in the other."""
     x, parts = torch.zeros(4, 1), torch.tensor([1.0, 0.0, 3.0, 0.5])
     weights = {"a": 0.1, "b": 0.2, "c": -0.3}
-    total = score(lambda *_: dict.fromkeys(weights, parts), x, x, weights).total
+    total = evaluate_reward(lambda *_: dict.fromkeys(weights, parts), x, x, weights).total
     assert torch.equal(total, torch.zeros(4))
-    kept = score(lambda *_: {"a": [1.0, 0.0], "b": [-1.0 + 1e-5, 1e-9]}, x[:2], x[:2]).total
+    kept = evaluate_reward(lambda *_: {"a": [1.0, 0.0], "b": [-1.0 + 1e-5, 1e-9]}, x[:2], x[:2]).total
     torch.testing.assert_close(kept, torch.tensor([1e-5, 1e-9]), rtol=1e-2, atol=0.0)
 
 

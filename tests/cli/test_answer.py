@@ -10,7 +10,7 @@ import torch
 
 from denoiserl import Policy, Rng
 from denoiserl.cli import main
-from denoiserl.control.zero_shot import answer, states, tasked
+from denoiserl.control.zero_shot import policy_for_reward, require_task_conditioned, states
 from denoiserl.tasks import zero_shot as _zero
 
 SMALL = "--updates 6 --batch 32 --width 16 --eval-every 6 --no-progress --held-out 0 --choose 2 --propose 2"
@@ -35,9 +35,11 @@ def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -
     base = _zero.Base(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, chunk=2)
     blank = next(run.glob("runs/b/**/best"))
     seen = states(_zero.record(base, 0))
-    wanted = answer(Policy.load(blank), seen, lambda at: at[:, 0])
-    z = tasked(found).z  # threads add in another order
-    assert torch.allclose(z, tasked(wanted).z, atol=1e-5) and float(z.norm()) == pytest.approx(2, abs=1e-4)
+    wanted = policy_for_reward(Policy.load(blank), seen, lambda at: at[:, 0])
+    z = require_task_conditioned(found).z  # threads add in another order
+    assert torch.allclose(z, require_task_conditioned(wanted).z, atol=1e-5) and float(z.norm()) == pytest.approx(
+        2, abs=1e-4
+    )
     assert torch.allclose(found.generate(seen[:5], Rng(0)), wanted.generate(seen[:5], Rng(0)), atol=1e-4)
 
 

@@ -20,7 +20,7 @@ from denoiserl import recipes
 from denoiserl.cli import VERBS, main
 from denoiserl.cli.running import budget
 from denoiserl.core.errors import RunError
-from denoiserl.stats import measured
+from denoiserl.stats import auto_interval
 from denoiserl.stats.trial import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,7 +344,7 @@ def test_eval_prints_the_main_metric_first_with_the_interval_of_its_kind(capsys,
 
 
 def test_outcomes_of_zero_and_one_are_a_rate():
-    assert measured(torch.tensor([0.0, 1.0, 1.0]))[1] and not measured(torch.tensor([0.0, 1.0, 1.5]))[1]
+    assert auto_interval(torch.tensor([0.0, 1.0, 1.0]))[1] and not auto_interval(torch.tensor([0.0, 1.0, 1.5]))[1]
 
 
 def test_sample_saves_what_can_be_seen_and_prints_what_can_be_read(capsys, finished):

@@ -14,11 +14,11 @@ pytest.importorskip("gymnasium")
 from denoiserl.cli import collecting, judging, main
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data.demos import Demos
-from denoiserl.envs import Stream
+from denoiserl.data.demos import Demonstrations
+from denoiserl.envs import Collector
 from denoiserl.envs.by_name import environment
-from denoiserl.envs.frame_stack import Remembering, newest, shown
-from denoiserl.stats import Interval, bootstrap, nested, paired, student
+from denoiserl.envs.frame_stack import ObservationHistory, newest, shown
+from denoiserl.stats import Interval, bootstrap, hierarchical_bootstrap, paired, t_interval
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
 
@@ -59,7 +59,7 @@ class Late(World):
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "worlds_of_mine.py").write_text(WORLDS)
-    made = Stream(environment("worlds_of_mine.py:World"), 1)
+    made = Collector(environment("worlds_of_mine.py:World"), 1)
     _kinds.gaussian(_robot.Base(chunk=1, width=8), made, 0).save(tmp_path / "policy")
     return tmp_path
 
@@ -71,7 +71,7 @@ def judged(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_eval_keeps_what_is_said_of_a_policy_in_other_units(here: Path, capsys: pytest.CaptureFixture[str]):
     rows = torch.linspace(-1, 1, 40)[:, None]
-    data = Demos(rows.expand(-1, 2), 50 * (rows + 1), torch.tensor([20, 40]))
+    data = Demonstrations(rows.expand(-1, 2), 50 * (rows + 1), torch.tensor([20, 40]))
     _kinds.gaussian(_robot.Base(chunk=1, width=8), data, 0).save(here / "percent")
     said = judged(capsys, "percent", "--env", "worlds_of_mine.py:World", "--out", "out")
     told = "the actions that the policy can take lie outside the box of World of actions: dimension 0 runs from 0"
@@ -105,7 +105,7 @@ def test_eval_says_that_starts_are_alike_and_that_episodes_crashed(here: Path, c
 
 def test_several_policies_are_compared_where_all_have_a_number(here: Path, capsys: pytest.CaptureFixture[str]):
     (here / "other").mkdir()
-    made = Stream(environment("worlds_of_mine.py:World"), 1)
+    made = Collector(environment("worlds_of_mine.py:World"), 1)
     _kinds.gaussian(_robot.Base(chunk=1, width=8), made, 1).save(here / "other/second")
     said = " ".join(
         judged(capsys, "policy", "other/second", "--env", "worlds_of_mine.py:Falls", "--out", "two").split()
@@ -132,10 +132,10 @@ def test_a_policy_with_a_history_is_shown_its_last_observations(here: Path):
     sees = SimpleNamespace(codec=SimpleNamespace(history=3, sizes={"a": 1, "b": 1}))
     one = SimpleNamespace(codec=SimpleNamespace())
     assert shown(make, one) is make
-    assert Stream(shown(make, sees), 2).spec.obs == (6,)
+    assert Collector(shown(make, sees), 2).spec.obs == (6,)
     stacked = shown(make, sees)
     assert shown(stacked, sees) is stacked, "an environment that shows them already stays as it is"
-    env = Remembering(make, 3)
+    env = ObservationHistory(make, 3)
     seen = [torch.from_numpy(env.reset(seed=0)[0])] + [torch.from_numpy(env.step([0.0])[0]) for _ in range(3)]
     assert torch.equal(newest(torch.stack(seen), 3), torch.stack(seen)[:, -2:])
     parts = {"image": torch.arange(24).view(2, 3, 4), "state": torch.arange(6).view(2, 3)}
@@ -154,16 +154,21 @@ def test_collect_keeps_single_frames_of_a_policy_with_a_history(here: Path, monk
 
     monkeypatch.setattr(collecting, "_act", lambda a, env: (act, shown(env, policy), 2))
     collecting.collect(["--env", "worlds_of_mine.py:World", "--policy", "policy", "--out", "kept", "--episodes", "3"])
-    kept = Demos.load(here / "kept")
+    kept = Demonstrations.load(here / "kept")
     assert seen[0] == (3, 4) and kept.observations.shape == (15, 2)
 
 
 def test_intervals_without_width_say_that_the_scores_are_equal():
     """Twenty equal scores prove nothing of others: no interval is printed as if they did."""
     same = torch.full((20,), 0.37)
-    for found in (student(same), bootstrap(same, Rng(0)), paired(same, same), nested(same.view(4, 5), Rng(0))):
+    for found in (
+        t_interval(same),
+        bootstrap(same, Rng(0)),
+        paired(same, same),
+        hierarchical_bootstrap(same.view(4, 5), Rng(0)),
+    ):
         assert found.low == found.high and str(found).endswith(", all equal)") and "all equal" in f"{found:.1%}"
-    assert "all equal" not in str(student([1.0, 2.0])) and "all equal" not in str(Interval(0.5, 0.5, 0.5, 1))
+    assert "all equal" not in str(t_interval([1.0, 2.0])) and "all equal" not in str(Interval(0.5, 0.5, 0.5, 1))
 
 
 def test_a_task_has_the_metric_success_where_it_is_told_only_when_episodes_end(here: Path):

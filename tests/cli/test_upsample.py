@@ -13,8 +13,8 @@ from denoiserl.core.rng import Rng
 from denoiserl.data.formats import any as recordings
 from denoiserl.data.formats import lerobot as lerobot_dataset
 from denoiserl.data.formats import minari
-from denoiserl.data.recordings import Recording
-from denoiserl.data.transitions import logged, transitions
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.transitions import to_transitions, transitions
 from denoiserl.train.progress import Progress
 
 pytest.importorskip("h5py")
@@ -41,7 +41,7 @@ def test_a_flat_file_becomes_a_larger_one_with_a_report(data, tmp_path, capsys) 
     assert main(["upsample", str(data), "--out", str(out), "--rows", "300", *QUICK]) == 0
     said = capsys.readouterr()
     assert "300 transitions, HDF5" in said.out and "180 rows" in said.out and "below 1000" in said.err
-    made = logged(recordings.read(out))
+    made = to_transitions(recordings.read(out))
     assert len(made) == 300 and bool((made.action.abs() <= 2).all())
     torch.testing.assert_close(made.obs[:, :2].square().sum(1), torch.ones(300))
     told = json.loads((tmp_path / "big.fidelity.json").read_text())
@@ -72,7 +72,7 @@ def test_the_same_seed_makes_the_same_rows_also_when_it_was_stopped(data, tmp_pa
     capsys.readouterr()
     assert run("half.hdf5", "--seed", "1") == 2 and "other settings" in capsys.readouterr().err
     assert run("half.hdf5") == 0
-    whole, half = (logged(recordings.read(tmp_path / name)) for name in ("whole.hdf5", "half.hdf5"))
+    whole, half = (to_transitions(recordings.read(tmp_path / name)) for name in ("whole.hdf5", "half.hdf5"))
     assert torch.equal(whole.obs, half.obs) and torch.equal(whole.next_obs, half.next_obs)
 
 
@@ -90,7 +90,7 @@ def test_our_own_format_stays_ours(tmp_path, capsys) -> None:
     source, out = body(60).save(tmp_path / "small"), tmp_path / "big"
     assert main(["upsample", str(source), "--out", str(out), "--rows", "40", "--json", *QUICK]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "denoiserl"
-    made = Recording.load(out)
+    made = EpisodeDataset.load(out)
     assert len(made.demos) == 40 and made.rewards is not None and made.low.tolist() == [-2.0]
 
 

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from denoiserl.control.squashed_actions import BLOCK, batches
+from denoiserl.control.squashed_actions import BLOCK, due_minibatches
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay
+from denoiserl.data import ReplayBuffer
 
 
-def filled(n: int) -> Replay:
+def filled(n: int) -> ReplayBuffer:
     """A buffer of n decisions, numbered by their reward."""
     number, over = torch.arange(n).float(), torch.ones(n, dtype=torch.bool)
     seen = torch.zeros(n, 1)
-    return Replay.of({
+    return ReplayBuffer.of({
         "obs": seen, "next_obs": seen, "action": seen, "reward": number, "terminated": over,
         "length": torch.ones(n, dtype=torch.int64),
     })  # fmt: skip
@@ -27,6 +27,6 @@ def test_batches_are_as_many_as_are_due(more: int) -> None:
     """An update for every second decision: 2 n more decisions have n more, in however many blocks they are gathered."""
     known = 30
     a = SimpleNamespace(utd=0.5, begin=10, batch=4, gamma=0.9, n=1)
-    drawn = list(batches(filled(known + 2 * more), known, a, Rng(0)))
+    drawn = list(due_minibatches(filled(known + 2 * more), known, a, Rng(0)))
     assert len(drawn) == more
     assert all(rows["reward"].shape == (a.batch,) for rows in drawn)

@@ -14,12 +14,12 @@ from torch import Tensor
 from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
 from denoiserl.cli import Misuse
 from denoiserl.cli.collecting import collect as verb
-from denoiserl.control.acting import serving
+from denoiserl.control.acting import eval_actor
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos
-from denoiserl.data.recordings import Recording, whole
+from denoiserl.data import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset, validate_episode
 from denoiserl.envs import evaluate
 from denoiserl.envs.record import collect, constant, each, record
 from denoiserl.nn import MLP
@@ -114,7 +114,7 @@ def test_what_cannot_be_recorded_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="demonstrations hold actions"):
         collect("CartPole-v1", noisy, 2)
     with pytest.raises(InvalidInputError, match=r"actions of shape \[4\]"):
-        whole("x", 0, np.zeros((4, 2)), np.zeros(4))
+        validate_episode("x", 0, np.zeros((4, 2)), np.zeros(4))
     lost = record(Walk, each(lambda o: np.zeros(1)), 1, limit=1)
     with pytest.raises(InvalidInputError, match="no episode is left"):
         lost.successful()
@@ -134,7 +134,7 @@ def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsy
     )
     common = ("--env", f"{world}:Walk", "--policy", f"{world}:noisy", "--episodes", "6", "--seed", "2")
     told = run(capsys, *common, "--out", str(tmp_path / "own"))
-    ours, wanted = Demos.load(tmp_path / "own"), collect(Walk, noisy, 6, seed=2)
+    ours, wanted = Demonstrations.load(tmp_path / "own"), collect(Walk, noisy, 6, seed=2)
     assert torch.equal(ours.actions, wanted.actions) and told["constant"] == [2]
     assert told["played"] == told["kept"] == wanted.statistics()
     told = run(capsys, *common, "--out", str(tmp_path / "won"), "--only-successes")
@@ -170,7 +170,7 @@ def test_noise_is_a_share_of_the_range_and_what_is_done_is_recorded(tmp_path: Pa
     common = ("--env", "Pendulum-v1", "--policy", f"{world}:act", "--episodes", "3", "--noise", "0.3")
     verb([*common, "--out", str(tmp_path / "a")])
     verb([*common, "--out", str(tmp_path / "b"), "--copies", "1"])
-    one, other = (Demos.load(tmp_path / k).actions for k in "ab")
+    one, other = (Demonstrations.load(tmp_path / k).actions for k in "ab")
     assert torch.equal(one, other) and float(one.std()) == pytest.approx(0.6, rel=0.1)
     with pytest.raises(Misuse, match="none is 0"):
         verb([*common[:-1], "-1", "--out", str(tmp_path / "c")])
@@ -184,7 +184,7 @@ def test_an_expert_of_metaworld_is_recorded(tmp_path: Path, capsys: Any) -> None
         capsys, "--env", "metaworld:reach-v3", "--episodes", "3", "--out", str(tmp_path / "reach"), "--copies", "3"
     )
     assert told["kept"]["success"] == 1.0 and told["kept"]["return"] == 1.0
-    assert Demos.load(tmp_path / "reach").observations.shape[1] == 39
+    assert Demonstrations.load(tmp_path / "reach").observations.shape[1] == 39
 
 
 def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any) -> None:
@@ -205,8 +205,8 @@ def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any)
     )
     words = ("--env", f"{world}:Walk", "--policy", str(tmp_path / "policy"), "--episodes", "30", "--seed", "3")
     run(capsys, *words, "--out", str(tmp_path / "demos"))
-    judged = evaluate(serving(policy), Walk, 30, seed=3)
-    assert torch.equal(Demos.load(tmp_path / "demos").returns, judged.returns)  # type: ignore[arg-type]
+    judged = evaluate(eval_actor(policy), Walk, 30, seed=3)
+    assert torch.equal(Demonstrations.load(tmp_path / "demos").returns, judged.returns)  # type: ignore[arg-type]
     assert len(judged.returns.unique()) > 1
     with pytest.raises(RunError):
         verb([*words[:3], str(tmp_path / "nothing"), "--out", str(tmp_path / "none")])
@@ -216,14 +216,14 @@ def test_a_recording_comes_back_whole_and_joins(tmp_path: Path) -> None:
     """Episodes 0 to 5 at once are episodes 0 to 3 and 4 to 5, joined; what is stored is what happened."""
     was = record(Walk, noisy, 6, seed=2)
     parts = [record(Walk, noisy, 4, seed=2), record(Walk, noisy, 2, seed=2, first=4)]
-    for found in (Recording.joined(parts), Recording.load(was.save(tmp_path / "r"))):
+    for found in (EpisodeDataset.joined(parts), EpisodeDataset.load(was.save(tmp_path / "r"))):
         assert torch.equal(found.demos.actions, was.demos.actions) and torch.equal(found.demos.ends, was.demos.ends)
         assert found.rewards is not None and was.rewards is not None and torch.equal(found.rewards, was.rewards)
         assert torch.equal(found.last, was.last) and found.terminated is not None
         assert was.terminated is not None and torch.equal(found.terminated, was.terminated)
-    assert torch.equal(Demos.load(tmp_path / "r").actions, was.demos.actions), "demonstrations are part of it"
+    assert torch.equal(Demonstrations.load(tmp_path / "r").actions, was.demos.actions), "demonstrations are part of it"
     was.demos.save(tmp_path / "d")
-    assert Recording.load(tmp_path / "d").rewards is None, "nobody told"
+    assert EpisodeDataset.load(tmp_path / "d").rewards is None, "nobody told"
 
 
 def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: Any) -> None:

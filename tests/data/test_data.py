@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Batches, Demos, Normalizer, Robot, stack_history, windows
+from denoiserl.data import ActionChunkCodec, Demonstrations, EpochSampler, Normalizer, stack_history, windows
 
 
 def data() -> torch.Tensor:
@@ -21,17 +21,17 @@ def data() -> torch.Tensor:
 def test_minmax_maps_the_range_to_one_and_back():
     x = data()
     normal = Normalizer.fit(x)
-    z = normal.norm(x)
+    z = normal.normalize(x)
     for d in range(3):
         assert float(z[:, d].min()) == pytest.approx(-1, abs=1e-4) and float(z[:, d].max()) == pytest.approx(
             1, abs=1e-4
         )
-    torch.testing.assert_close(normal.unnorm(z), x, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(normal.denormalize(z), x, rtol=1e-5, atol=1e-4)
 
 
 def test_std_standardises():
     x = data()
-    z = Normalizer.fit(x, "std").norm(x)
+    z = Normalizer.fit(x, "std").normalize(x)
     torch.testing.assert_close(z.mean(0)[:3], torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(z.std(0)[:3], torch.ones(3), atol=1e-2, rtol=0)
 
@@ -43,8 +43,8 @@ def test_a_constant_dimension_is_zero_and_reported(kind):
     assert "[3]" in normal.report()
     moved = data()
     moved[:, 3] = 9.0
-    assert float(normal.norm(moved)[:, 3].abs().max()) == 0
-    assert normal.unnorm(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))[:, 3].tolist() == [7.0] * 5
+    assert float(normal.normalize(moved)[:, 3].abs().max()) == 0
+    assert normal.denormalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))[:, 3].tolist() == [7.0] * 5
 
 
 def test_bad_data_are_refused_by_dimension():
@@ -59,7 +59,7 @@ def test_bad_data_are_refused_by_dimension():
         normal.check(far)
     normal.check(data())
     with pytest.raises(InvalidInputError, match="4 dimensions"):
-        normal.norm(torch.zeros(2, 3))
+        normal.normalize(torch.zeros(2, 3))
     with pytest.raises(InvalidInputError, match="Did you mean 'minmax'"):
         Normalizer.fit(data(), "minmx")  # type: ignore[arg-type]
 
@@ -76,7 +76,7 @@ def test_run_time_clips_and_counts():
 def test_a_normaliser_is_its_fields():
     normal = Normalizer.fit(data())
     again = Normalizer.from_state({k: v.tolist() for k, v in normal.state_dict().items()})
-    assert torch.equal(again.norm(data()), normal.norm(data()))
+    assert torch.equal(again.normalize(data()), normal.normalize(data()))
 
 
 def brute(lengths, horizon, history, execute):
@@ -129,18 +129,18 @@ def test_windows_refuse_the_impossible():
 
 
 def test_batches_visit_everything_once_an_epoch_and_resume():
-    batches, rng = Batches(10), Rng(0)
-    seen = torch.cat([batches.draw(rng, 4) for _ in range(5)])
+    batches, rng = EpochSampler(10), Rng(0)
+    seen = torch.cat([batches.sample(rng, 4) for _ in range(5)])
     assert seen[:10].sort().values.tolist() == list(range(10)) == seen[10:].sort().values.tolist()
-    batches.draw(rng, 3)
+    batches.sample(rng, 3)
     saved, stream = batches.state_dict(), rng.state_dict()
-    ahead = [batches.draw(rng, 4) for _ in range(4)]
-    other, other_rng = Batches(10), Rng(9)
+    ahead = [batches.sample(rng, 4) for _ in range(4)]
+    other, other_rng = EpochSampler(10), Rng(9)
     other.load_state_dict(saved)
     other_rng.load_state_dict(stream)
-    assert all(torch.equal(a, other.draw(other_rng, 4)) for a in ahead)
+    assert all(torch.equal(a, other.sample(other_rng, 4)) for a in ahead)
     with pytest.raises(InvalidInputError, match="11 windows"):
-        Batches(11).load_state_dict(saved)
+        EpochSampler(11).load_state_dict(saved)
 
 
 def test_history_repeats_the_first_frame():
@@ -149,10 +149,10 @@ def test_history_repeats_the_first_frame():
     assert stack_history(frames, 2).squeeze(-1).tolist() == [[1, 2]] * 2
 
 
-def demos() -> Demos:
+def demos() -> Demonstrations:
     lengths = [3, 1, 4]
     parts = [({"state": torch.full((n, 2), float(i))}, torch.full((n, 1), float(i))) for i, n in enumerate(lengths)]
-    return Demos.of(parts, success=[True, False, True], returns=[1.0, 0.0, 3.0], name="toy")
+    return Demonstrations.of(parts, success=[True, False, True], returns=[1.0, 0.0, 3.0], name="toy")
 
 
 def test_demos_filter_and_count():
@@ -171,12 +171,12 @@ def test_demos_filter_and_count():
     with pytest.raises(InvalidInputError, match="none of the 2 demonstrated episodes succeeded, and only they count"):
         replace(demos().take(torch.tensor([0, 2])), success=torch.tensor([False, False])).successful()
     with pytest.raises(InvalidInputError, match="one each a frame"):
-        Demos(torch.zeros(3, 1), torch.zeros(4, 1), torch.tensor([4]))
+        Demonstrations(torch.zeros(3, 1), torch.zeros(4, 1), torch.tensor([4]))
 
 
 def test_demos_are_saved_whole(tmp_path):
     before = demos()
-    after = Demos.load(before.save(tmp_path / "demos"))
+    after = Demonstrations.load(before.save(tmp_path / "demos"))
     assert torch.equal(after.actions, before.actions) and torch.equal(after.ends, before.ends)
     assert torch.equal(after.observations["state"], before.observations["state"])
     assert after.success.tolist() == [True, False, True] and after.name == "toy"
@@ -184,15 +184,15 @@ def test_demos_are_saved_whole(tmp_path):
 
     store.write(tmp_path / "other", {"kind": "something else"})
     with pytest.raises(RunError, match="no demonstrations"):
-        Demos.load(tmp_path / "other")
+        Demonstrations.load(tmp_path / "other")
 
 
 def test_robot_codec_round_trip_and_its_description():
     from denoiserl.core.serialization.config import from_config, to_config
 
     rng = Rng(1)
-    made = Demos.of([(5 + rng.normal(50, 3), 0.3 * rng.normal(50, 2))])
-    robot = Robot.fit(made)
+    made = Demonstrations.of([(5 + rng.normal(50, 3), 0.3 * rng.normal(50, 2))])
+    robot = ActionChunkCodec.fit(made)
     chunk = made.actions[:8].reshape(2, 4, 2)
     torch.testing.assert_close(robot.decode(robot.encode(chunk)), chunk, atol=1e-5, rtol=0)
     assert float(robot.encode(made.actions).abs().max()) == pytest.approx(1.0)
@@ -215,7 +215,7 @@ def test_episodes_taken_and_joined_are_those_of_the_list():
     assert torch.equal(made.episode(-1)[1], made.episode(2)[1])
     with pytest.raises(IndexError):
         made.episode(3)
-    both = Demos.joined([made, replace(made, returns=None)])
+    both = Demonstrations.joined([made, replace(made, returns=None)])
     assert both.ends.tolist() == [3, 4, 8, 11, 12, 16] and both.returns is None and len(both.success) == 6
 
 
@@ -228,18 +228,18 @@ def test_windows_hold_two_numbers_a_window_and_tell_their_frames_when_asked():
 
 
 def test_a_full_buffer_takes_its_columns_over():
-    from denoiserl.data import Replay
+    from denoiserl.data import ReplayBuffer
 
     rows = {
         "obs": torch.randn(6, 2), "next_obs": torch.randn(6, 2), "action": torch.randn(6, 1, 1),
         "reward": torch.randn(6), "terminated": torch.tensor([False] * 5 + [True]),
         "length": torch.ones(6, dtype=torch.int64),
     }  # fmt: skip
-    made = Replay.of(rows)
+    made = ReplayBuffer.of(rows)
     assert len(made) == 6 and made.columns["obs"].data_ptr() == rows["obs"].data_ptr()
     drawn = {k: v.flatten(0, 1) for k, v in made.sample(6, Rng(0), 0.9, steps=3, batches=10).items()}
     at = (drawn["obs"][:, None] == rows["obs"]).all(-1).int().argmax(1)
     assert torch.equal(drawn["reward"], rows["reward"][at]), "no decision follows another: returns have one row"
     assert torch.allclose(drawn["discount"], 0.9 * (at != 5).float())
     with pytest.raises(InvalidInputError, match="NaN or infinity"):
-        Replay.of({**rows, "reward": torch.full((6,), torch.nan)})
+        ReplayBuffer.of({**rows, "reward": torch.full((6,), torch.nan)})

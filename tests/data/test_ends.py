@@ -13,7 +13,7 @@ import torch
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data.ends import inside, split
 from denoiserl.data.formats import any as recordings
-from denoiserl.data.transitions import logged
+from denoiserl.data.transitions import to_transitions
 
 h5py = pytest.importorskip("h5py")
 EPISODES, TICKS = 10, 20
@@ -65,7 +65,7 @@ def test_what_is_learned_from_are_the_stored_successors(tmp_path: Path, flag: st
             UserWarning, match=r"next_observations of 9 rows of a.hdf5 are not the next row .*first in row 19"
         ):
             data = recordings.read(path)
-    rows = logged(data)
+    rows = to_transitions(data)
     assert torch.equal(rows.obs, torch.from_numpy(SEEN)) and torch.equal(rows.next_obs, torch.from_numpy(AFTER))
     assert data.demos.lengths.tolist() == [TICKS] * EPISODES
 
@@ -88,7 +88,7 @@ def test_jumps_without_limits_and_successors_are_ends_and_told(tmp_path: Path) -
     some = LAST & (np.arange(200) // TICKS % 5 < 2)
     with pytest.warns(UserWarning, match=r"stores no timeouts, and 5 gaps .* first after row 59"):
         data = recordings.read(stored(tmp_path / "a.hdf5", terminals=some))
-    rows = logged(data)
+    rows = to_transitions(data)
     assert len(data.demos) == EPISODES and float((rows.next_obs - rows.obs).norm(dim=1).max()) < 0.2
     assert int(rows.terminated.sum()) == 4
 
@@ -99,12 +99,12 @@ def test_a_teleport_is_told_and_kept_where_limits_are_stored(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match=r"a.hdf5 jumps far .*\(1 gap, first after row 46\): teleports"):
         data = recordings.read(stored(tmp_path / "a.hdf5", observations=seen, terminals=NEVER, timeouts=LAST))
     assert data.demos.lengths.tolist() == [TICKS - 1] * EPISODES
-    assert torch.equal(logged(data).next_obs[44], torch.from_numpy(seen[47])), "the teleport is learned from"
+    assert torch.equal(to_transitions(data).next_obs[44], torch.from_numpy(seen[47])), "the teleport is learned from"
 
 
 def test_limits_one_row_off_are_found_by_the_jumps_beside_them(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="9 of them lie one row beside an end"):
-        rows = logged(
+        rows = to_transitions(
             recordings.read(
                 stored(tmp_path / "a.hdf5", terminals=NEVER, timeouts=np.roll(LAST, 1) & (LAST.cumsum() > 0))
             )
@@ -132,7 +132,7 @@ def test_an_episode_that_says_again_that_it_is_over_is_told(tmp_path: Path) -> N
     more = {"observations": line, "terminals": at_goal, "timeouts": np.tile(np.arange(60) == 59, 3)}
     with pytest.warns(UserWarning, match=r"57 rows of a.hdf5 say that the episode is over .* first in row 40"):
         data = recordings.read(stored(tmp_path / "a.hdf5", **more))
-    assert torch.equal(logged(data).discount == 0, torch.from_numpy(at_goal)), "each is a true end"
+    assert torch.equal(to_transitions(data).discount == 0, torch.from_numpy(at_goal)), "each is a true end"
     every = np.ones(200, bool)
     single = quiet(stored(tmp_path / "b.hdf5", terminals=every, timeouts=NEVER))
     assert len(single.demos) == 200
@@ -147,7 +147,7 @@ def test_masks_are_true_ends_and_terminals_end_trajectories(tmp_path: Path, endi
         tmp_path / f"cube{ending}", observations=seen, next_observations=seen + 1, masks=masks,
         terminals=np.array([0, 0, 0, 0, 1] * 2, np.float32), rewards=masks - 1,
     )  # fmt: skip
-    rows = logged(recordings.read(path), gamma=0.9)
+    rows = to_transitions(recordings.read(path), gamma=0.9)
     assert torch.allclose(rows.discount, 0.9 * torch.from_numpy(masks))
     assert torch.equal(rows.next_obs, torch.from_numpy(seen + 1))
 
@@ -191,7 +191,7 @@ def test_flags_inside_an_episode_are_refused_or_told() -> None:
 def test_a_file_of_one_row_is_read(tmp_path: Path) -> None:
     more = {"observations": SEEN[:1], "terminals": NEVER[:1], "timeouts": LAST[19:20]}
     data = quiet(stored(tmp_path / "one.hdf5", next_observations=AFTER[:1], **more))
-    assert torch.equal(logged(data).next_obs, torch.from_numpy(AFTER[:1]))
+    assert torch.equal(to_transitions(data).next_obs, torch.from_numpy(AFTER[:1]))
     with pytest.raises(InvalidInputError, match="holds no episode of two rows"):
         recordings.read(stored(tmp_path / "bare.hdf5", **more))
     np.savez(tmp_path / "flat.npz", observations=SEEN, actions=1.0, terminals=NEVER)
@@ -212,7 +212,7 @@ def test_the_start_of_the_next_episode_is_no_successor_of_one_that_a_time_limit_
     moved = np.concatenate([SEEN[1:], SEEN[-1:]])
     path = stored(tmp_path / "a.hdf5", next_observations=moved, terminals=NEVER, timeouts=LAST)
     with pytest.warns(UserWarning, match=r"of 9 time limits of a.hdf5 are the start of the next .*first in row 19"):
-        rows = logged(recordings.read(path))
+        rows = to_transitions(recordings.read(path))
     true = {tuple(row) for row in AFTER}
     assert len(rows) == EPISODES * (TICKS - 1) and all(tuple(row) in true for row in rows.next_obs.numpy())
     ended = recordings.read(stored(tmp_path / "b.hdf5", next_observations=moved, terminals=LAST, timeouts=NEVER))

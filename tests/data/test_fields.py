@@ -9,7 +9,7 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data.column_transforms import Fields
+from denoiserl.data.column_transforms import ColumnTransforms
 
 
 def table(n: int = 500) -> torch.Tensor:
@@ -24,7 +24,7 @@ def table(n: int = 500) -> torch.Tensor:
 
 def test_kinds_are_recognised_and_everything_comes_back() -> None:
     data = table()
-    made = Fields.fit(data, {8: "angle"})
+    made = ColumnTransforms.fit(data, {8: "angle"})
     assert [f.kind for f in made.fields] == ["continuous", "constant", "circle", "one-hot", "binary", "angle"]
     assert made.size == 1 + 0 + 2 + 3 + 1 + 2 and made.width == 9
     z = made.encode(data)
@@ -34,7 +34,7 @@ def test_kinds_are_recognised_and_everything_comes_back() -> None:
 
 
 def test_whatever_is_decoded_is_of_its_kind() -> None:
-    made = Fields.fit(table(), {8: "angle"})
+    made = ColumnTransforms.fit(table(), {8: "angle"})
     x = made.decode(3 * Rng(5).normal(1000, made.size))
     assert torch.equal(x[:, 1], torch.full((1000,), 7.0))
     torch.testing.assert_close(x[:, 2:4].square().sum(1), torch.ones(1000))
@@ -44,7 +44,7 @@ def test_whatever_is_decoded_is_of_its_kind() -> None:
 
 
 def test_a_projection_to_the_circle_keeps_the_direction() -> None:
-    made = Fields.fit(table(), {8: "angle"})
+    made = ColumnTransforms.fit(table(), {8: "angle"})
     z = made.encode(table())
     grown = z.clone()
     circle = made.fields[2]
@@ -56,7 +56,7 @@ def test_a_projection_to_the_circle_keeps_the_direction() -> None:
 def test_angles_on_both_sides_of_the_cut_are_neighbours() -> None:
     """Standardised radians would put π − ε and −π + ε six apart, and a mean of them in between at 0."""
     turn = torch.tensor([[math.pi - 0.01], [-math.pi + 0.01], [0.0], [1.5], [-1.5]])
-    made = Fields.fit(turn, {0: "angle"})
+    made = ColumnTransforms.fit(turn, {0: "angle"})
     z = made.encode(turn)
     assert float((z[0] - z[1]).norm()) < 0.1
     assert abs(float(made.decode(z[:2].mean(0, keepdim=True)))) == pytest.approx(math.pi, abs=1e-3)
@@ -65,7 +65,7 @@ def test_angles_on_both_sides_of_the_cut_are_neighbours() -> None:
 def test_quantiles_make_spikes_normal_and_stay_in_range() -> None:
     rng = Rng(1)
     spiked = torch.where(rng.uniform(5000) < 0.02, 100 + 10 * rng.normal(5000), rng.normal(5000))[:, None]
-    made = Fields.fit(spiked, {0: "quantile"})
+    made = ColumnTransforms.fit(spiked, {0: "quantile"})
     z = made.encode(spiked)
     assert float(z.std()) == pytest.approx(1.0, abs=0.03) and float(z.abs().max()) < 4
     order = spiked.flatten().argsort()
@@ -74,13 +74,13 @@ def test_quantiles_make_spikes_normal_and_stay_in_range() -> None:
     assert float((back > 50).float().mean()) == pytest.approx(0.02, abs=0.01)
     assert float(back.min()) >= float(spiked.min()) and float(back.max()) <= float(spiked.max())
     tied = torch.cat([torch.zeros(900, 1), torch.linspace(1, 2, 100)[:, None]])
-    again = Fields.fit(tied, {0: "quantile"})
+    again = ColumnTransforms.fit(tied, {0: "quantile"})
     torch.testing.assert_close(again.decode(again.encode(tied)), tied, rtol=0, atol=0.02)
 
 
 def test_an_end_that_is_often_met_is_a_limit_and_another_is_not() -> None:
     data = Rng(3).normal(2000, 1).clamp_max(0.8)
-    x = Fields.fit(data).decode(3 * Rng(4).normal(2000, 1))
+    x = ColumnTransforms.fit(data).decode(3 * Rng(4).normal(2000, 1))
     assert float(x.max()) == pytest.approx(0.8) and float(x.min()) < float(data.min())
 
 
@@ -88,10 +88,10 @@ def test_what_fits_nothing_is_refused_by_its_column() -> None:
     data = table()
     data[3, 6] = float("nan")
     with pytest.raises(InvalidInputError, match=r"column\(s\) \[6\] hold NaN or infinity in 1 rows"):
-        Fields.fit(data)
+        ColumnTransforms.fit(data)
     with pytest.raises(InvalidInputError, match="wrapped angle"):
-        Fields.fit(table(), {0: "angle"})
+        ColumnTransforms.fit(table(), {0: "angle"})
     with pytest.raises(InvalidInputError, match="column 0 is not binary"):
-        Fields.fit(table(), {0: "binary"})
+        ColumnTransforms.fit(table(), {0: "binary"})
     with pytest.raises(InvalidInputError, match="Did you mean 'binary'"):
-        Fields.fit(table(), {0: "binry"})
+        ColumnTransforms.fit(table(), {0: "binry"})

@@ -11,31 +11,31 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos
+from denoiserl.data import Demonstrations
 from denoiserl.data.formats import any as recordings
 from denoiserl.data.formats import lerobot as lerobot_dataset
 from denoiserl.data.formats import minari
-from denoiserl.data.recordings import Recording
-from denoiserl.data.transitions import informative, logged, transitions
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.transitions import has_reward_contrast, to_transitions, transitions
 
 h5py = pytest.importorskip("h5py")
 
 
-def ragged(seed: int = 0, lengths: tuple[int, ...] = (5, 1, 9, 2)) -> Recording:
+def ragged(seed: int = 0, lengths: tuple[int, ...] = (5, 1, 9, 2)) -> EpisodeDataset:
     """Episodes of several lengths; every number in them is its own, so a mix-up shows."""
     torch.manual_seed(seed)
     episodes = [(torch.randn(n, 3), torch.rand(n, 2) * 2 - 1) for n in lengths]
     ended = torch.tensor([True, False, False, True])[: len(lengths)]
-    demos = Demos.of(episodes, ended.tolist(), name="ragged")
+    demos = Demonstrations.of(episodes, ended.tolist(), name="ragged")
     one = torch.ones(2)
-    return Recording(demos, torch.randn(sum(lengths)), torch.randn(len(lengths), 3), ended, -one, one)
+    return EpisodeDataset(demos, torch.randn(sum(lengths)), torch.randn(len(lengths), 3), ended, -one, one)
 
 
 @pytest.mark.parametrize(("chunk", "n"), [(1, 1), (1, 3), (2, 1), (3, 2), (20, 1)])
 def test_rows_are_what_a_walk_through_the_episodes_sees(chunk: int, n: int) -> None:
     """Tick by tick: act, add up, stop at the end; also for chunks longer than every episode."""
     data, gamma = ragged(), 0.9
-    rows = logged(data, chunk, n, gamma)
+    rows = to_transitions(data, chunk, n, gamma)
     assert data.rewards is not None and data.terminated is not None
     at = 0
     for e, length in enumerate(data.demos.lengths.tolist()):
@@ -58,8 +58,10 @@ def test_rows_are_what_a_walk_through_the_episodes_sees(chunk: int, n: int) -> N
 
 
 def test_a_buffer_gives_the_rows_back_with_their_discount() -> None:
-    rows = logged(ragged(), 2, 2, 0.8)
-    drawn = logged(ragged(), 2, 2, 0.8, seen=lambda v: 10 * v).replay(4, done=lambda v: -v).sample(17, Rng(0), 0.8)
+    rows = to_transitions(ragged(), 2, 2, 0.8)
+    drawn = (
+        to_transitions(ragged(), 2, 2, 0.8, seen=lambda v: 10 * v).replay(4, done=lambda v: -v).sample(17, Rng(0), 0.8)
+    )
     match = (drawn["reward"][:, None] == rows.reward).int().argmax(1)
     assert torch.equal(drawn["obs"], 10 * rows.obs[match]) and torch.equal(drawn["next_obs"], 10 * rows.next_obs[match])
     assert torch.equal(drawn["action"], -rows.action[match])
@@ -71,7 +73,7 @@ def test_a_buffer_gives_the_rows_back_with_their_discount() -> None:
 def test_what_nobody_knows_is_left_out_and_what_ended_is_kept() -> None:
     """Without last observations, rows that would bootstrap from there go; those that truly end need none."""
     data = ragged()
-    whole, part = logged(data, 1, 2), logged(replace(data, last=None), 1, 2)
+    whole, part = to_transitions(data, 1, 2), to_transitions(replace(data, last=None), 1, 2)
     known = whole.terminated | (whole.length == 2)
     for a, b in ((part.obs, whole.obs), (part.reward, whole.reward), (part.terminated, whole.terminated)):
         inner = torch.ones(17, dtype=torch.bool)
@@ -79,16 +81,18 @@ def test_what_nobody_knows_is_left_out_and_what_ended_is_kept() -> None:
             end, length = int(data.demos.ends[e]), int(data.demos.lengths[e])
             inner[end - min(2, length) : end] = False
         assert torch.equal(a, b[inner]) and bool((known | ~inner).all())
-    counted = logged(Demos(data.demos.observations, data.demos.actions, data.demos.ends, data.demos.success))
+    counted = to_transitions(
+        Demonstrations(data.demos.observations, data.demos.actions, data.demos.ends, data.demos.success)
+    )
     assert counted.reward.sum() == 2 and torch.equal(counted.reward > 0, counted.terminated), "success is the reward"
     with pytest.raises(InvalidInputError, match="neither rewards nor which episodes succeeded"):
-        logged(replace(data, rewards=None, demos=replace(data.demos, success=None)))
+        to_transitions(replace(data, rewards=None, demos=replace(data.demos, success=None)))
 
 
 def test_single_transitions_are_a_recording_and_come_back() -> None:
-    rows = logged(ragged())
+    rows = to_transitions(ragged())
     made = transitions(rows.obs, rows.action[:, 0], rows.reward, rows.next_obs, rows.terminated, rows.low, rows.high)
-    again = logged(made)
+    again = to_transitions(made)
     for name in ("obs", "action", "reward", "next_obs", "terminated", "discount", "low", "high"):
         assert torch.equal(getattr(again, name), getattr(rows, name)), name
     with pytest.raises(InvalidInputError, match="reward has the shape"):
@@ -101,34 +105,36 @@ def test_what_cannot_be_learned_from_is_refused_by_row() -> None:
     wrong = data.demos.actions.clone()
     wrong[7, 1] = 1.5
     with pytest.raises(InvalidInputError, match="row 7 of ragged acts"):
-        logged(replace(data, demos=replace(data.demos, actions=wrong)))
+        to_transitions(replace(data, demos=replace(data.demos, actions=wrong)))
     edge = data.demos.actions.clone()
     edge[7] = torch.tensor([1.0, -1.0])
-    assert len(logged(replace(data, demos=replace(data.demos, actions=edge)))) == 17, "the edge of the box is inside"
+    assert len(to_transitions(replace(data, demos=replace(data.demos, actions=edge)))) == 17, (
+        "the edge of the box is inside"
+    )
     nan = data.rewards.clone()
     nan[3] = torch.nan
     with pytest.raises(InvalidInputError, match="row 3 of the rewards of ragged holds NaN"):
-        logged(replace(data, rewards=nan))
+        to_transitions(replace(data, rewards=nan))
     with pytest.raises(InvalidInputError, match="row 2 of the last observations"):
-        logged(replace(data, last=data.last.index_fill(0, torch.tensor([2]), torch.inf)))
+        to_transitions(replace(data, last=data.last.index_fill(0, torch.tensor([2]), torch.inf)))
     with pytest.raises(InvalidInputError, match="no return at a discount of 1"):
-        logged(replace(data, terminated=torch.zeros(4, dtype=torch.bool)), gamma=1.0)
-    assert bool((logged(data, gamma=1.0).discount[-1] == 0).all())
+        to_transitions(replace(data, terminated=torch.zeros(4, dtype=torch.bool)), gamma=1.0)
+    assert bool((to_transitions(data, gamma=1.0).discount[-1] == 0).all())
     with pytest.raises(InvalidInputError, match="at least one"):
-        logged(data, n=0)
+        to_transitions(data, n=0)
 
 
 def test_equal_rewards_say_nothing_unless_ends_do() -> None:
     data = ragged()
     ones, never = torch.ones(17), torch.zeros(4, dtype=torch.bool)
-    assert informative(data)
-    assert not informative(replace(data, rewards=0 * ones))
-    assert informative(replace(data, rewards=-ones)), "minus one a tick until a true end: the sooner the better"
-    assert not informative(replace(data, rewards=-ones, terminated=never))
+    assert has_reward_contrast(data)
+    assert not has_reward_contrast(replace(data, rewards=0 * ones))
+    assert has_reward_contrast(replace(data, rewards=-ones)), "minus one a tick until a true end: the sooner the better"
+    assert not has_reward_contrast(replace(data, rewards=-ones, terminated=never))
 
 
-def same(a: Recording, b: Recording) -> None:
-    x, y = logged(a), logged(b)
+def same(a: EpisodeDataset, b: EpisodeDataset) -> None:
+    x, y = to_transitions(a), to_transitions(b)
     for name in ("obs", "action", "reward", "next_obs", "terminated"):
         assert torch.equal(getattr(x, name), getattr(y, name)), name
 
@@ -142,7 +148,7 @@ def test_a_flat_file_loses_nothing_and_the_other_formats_are_recognised(tmp_path
     same(data, recordings.read(minari.write(tmp_path / "m", data)))
     same(data, recordings.read(tmp_path / "m" / "data" / "main_data.hdf5"))
     data.demos.save(tmp_path / "own")
-    assert logged(recordings.read(tmp_path / "own")).reward.sum() == 2
+    assert to_transitions(recordings.read(tmp_path / "own")).reward.sum() == 2
     with pytest.raises(RunError, match="exists already"):
         recordings.write(tmp_path / "a.hdf5", data)
 
@@ -151,8 +157,8 @@ def test_a_lerobot_folder_is_recognised(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     data = ragged()
     lerobot_dataset.write(tmp_path / "l", data, 10, "ragged")
-    rows = logged(recordings.read(tmp_path / "l"))
-    same_rows = logged(replace(data, last=None))
+    rows = to_transitions(recordings.read(tmp_path / "l"))
+    same_rows = to_transitions(replace(data, last=None))
     assert torch.equal(rows.obs, same_rows.obs) and torch.equal(rows.action, same_rows.action)
 
 
@@ -183,7 +189,7 @@ def test_a_file_that_tells_of_no_end_is_one_episode_and_says_so(tmp_path: Path) 
 def test_a_bare_d4rl_file_is_read_as_its_own_reader_does(tmp_path: Path) -> None:
     """Without successors, a cut episode gives its last row up for what was seen there."""
     data = recordings.read(d4rl(tmp_path / "x.hdf5"))
-    rows = logged(data)
+    rows = to_transitions(data)
     with h5py.File(tmp_path / "x.hdf5") as file:
         seen = torch.from_numpy(file["observations"][()])
     assert data.demos.lengths.tolist() == [4, 2, 1]
@@ -197,7 +203,7 @@ def test_successors_tell_where_episodes_end_when_nothing_else_does(tmp_path: Pat
     after = np.concatenate([seen[1:], seen[:1] + 1])
     after[6] += 1  # row 7 does not begin where row 6 led
     path = d4rl(tmp_path / "x.h5", observations=seen, next_observations=after, timeouts=None)  # type: ignore[arg-type]
-    rows = logged(recordings.read(path))
+    rows = to_transitions(recordings.read(path))
     assert recordings.read(path).demos.lengths.tolist() == [4, 3, 2]
     assert torch.equal(rows.next_obs, torch.from_numpy(after)) and len(rows) == 9
 

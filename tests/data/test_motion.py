@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.data import Demos
-from denoiserl.data.trajectory_metrics import clean, covered, detour, jerk, motion, path_length, spread, starts
+from denoiserl.data import Demonstrations
+from denoiserl.data.trajectory_metrics import (
+    coverage,
+    detour,
+    jerk,
+    keep_short_successes,
+    motion,
+    path_length,
+    spread,
+    starts,
+)
 
 
 def circle(n: int, radius: float = 2.0, turn: float = 2 * math.pi) -> torch.Tensor:
@@ -54,40 +63,42 @@ def test_spread_is_the_noise_on_the_actions_and_not_what_the_state_explains() ->
 
 def test_covered_is_the_share_of_states_that_were_kept_near() -> None:
     line = torch.arange(100.0)[:, None]
-    assert covered(line, line) == 1
-    assert covered(line, line[:50]) == pytest.approx(0.51)  # the neighbour of the last one that was kept is near too
-    assert covered(line, line[::2]) == 1
-    assert covered(line, line + 1000) == 0
+    assert coverage(line, line) == 1
+    assert coverage(line, line[:50]) == pytest.approx(0.51)  # the neighbour of the last one that was kept is near too
+    assert coverage(line, line[::2]) == 1
+    assert coverage(line, line + 1000) == 0
 
 
-def demos() -> Demos:
+def demos() -> Demonstrations:
     lengths, won = [4, 6, 8, 10, 20, 5], [True, True, True, True, True, False]
     parts = [(torch.full((n, 2), float(i)), torch.zeros(n, 1)) for i, n in enumerate(lengths)]
-    return Demos.of(parts, won)
+    return Demonstrations.of(parts, won)
 
 
 def test_clean_keeps_short_valid_successes() -> None:
-    assert clean(demos(), 0.8).lengths.tolist() == [4, 6, 8, 10]
-    assert clean(demos(), 1.0).lengths.tolist() == [4, 6, 8, 10, 20]
-    assert clean(demos(), 0.5).lengths.tolist() == [4, 6, 8]
-    assert starts(clean(demos(), 1.0, lambda o, a: o[:, 0] != 2))[:, 0].tolist() == [0, 1, 3, 4]
+    assert keep_short_successes(demos(), 0.8).lengths.tolist() == [4, 6, 8, 10]
+    assert keep_short_successes(demos(), 1.0).lengths.tolist() == [4, 6, 8, 10, 20]
+    assert keep_short_successes(demos(), 0.5).lengths.tolist() == [4, 6, 8]
+    assert starts(keep_short_successes(demos(), 1.0, lambda o, a: o[:, 0] != 2))[:, 0].tolist() == [0, 1, 3, 4]
 
 
 def test_clean_without_anything_left_tells_the_counts() -> None:
     with pytest.raises(InvalidInputError, match="5 of 6 episodes succeeded and none of these is valid"):
-        clean(demos(), 0.8, lambda o, a: o[:, 0] > 99)
-    lost = Demos.of([(torch.zeros(3, 2), torch.zeros(3, 1))], [False])
+        keep_short_successes(demos(), 0.8, lambda o, a: o[:, 0] > 99)
+    lost = Demonstrations.of([(torch.zeros(3, 2), torch.zeros(3, 1))], [False])
     with pytest.raises(InvalidInputError, match="0 of 1 episodes succeeded"):
-        clean(lost)
+        keep_short_successes(lost)
     with pytest.raises(InvalidInputError, match="do not say"):
-        clean(Demos.of([(torch.zeros(3, 2), torch.zeros(3, 1))]))
+        keep_short_successes(Demonstrations.of([(torch.zeros(3, 2), torch.zeros(3, 1))]))
     with pytest.raises(InvalidInputError, match="quantile"):
-        clean(demos(), 0.0)
+        keep_short_successes(demos(), 0.0)
 
 
 def test_motion_of_demonstrations_is_the_mean_of_their_episodes() -> None:
     t = torch.arange(6.0)[:, None]
-    two = Demos.of([(t, t**2), (t, 0 * t), (t[:2], t[:2])], [True, True, False])  # two frames have no second difference
+    two = Demonstrations.of(
+        [(t, t**2), (t, 0 * t), (t[:2], t[:2])], [True, True, False]
+    )  # two frames have no second difference
     told = motion(two)
     assert told["jerk"] == pytest.approx(1.0) and told["episodes"] == 3
     assert told["spread"] > 0
@@ -99,4 +110,4 @@ def test_what_cannot_be_said_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="10 nearest of 5"):
         spread(torch.zeros(5, 1), torch.zeros(5, 1))
     with pytest.raises(InvalidInputError, match="two or more"):
-        covered(torch.zeros(1, 2), torch.zeros(3, 2))
+        coverage(torch.zeros(1, 2), torch.zeros(3, 2))

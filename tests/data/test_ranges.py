@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from denoiserl.control.acting import serving, suits
+from denoiserl.control.acting import eval_actor, suits
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos, Normalizer, Robot, Running, Squash
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, RunningNormCodec, TanhCodec
 from denoiserl.data.ranges import compare, share
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.transitions import transitions
 from denoiserl.doctor.data import delay, ranges
-from denoiserl.envs import Stream, evaluate
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.remarks import Remark, remarks
 from denoiserl.envs.units import reach
-from denoiserl.integrations.lerobot.policy import Chunks
+from denoiserl.integrations.lerobot.policy import LeRobotCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
@@ -31,10 +31,10 @@ from denoiserl.tasks.user_inputs import fits, opened, recorded
 gym = pytest.importorskip("gymnasium")
 
 
-def demos(n: int = 2000, episode: int = 20) -> Demos:
+def demos(n: int = 2000, episode: int = 20) -> Demonstrations:
     g = torch.Generator().manual_seed(0)
     seen, done = torch.randn(n, 3, generator=g), torch.rand(n, 2, generator=g) * 2 - 1
-    return Demos(seen, done, torch.arange(episode, n + 1, episode), name="toy")
+    return Demonstrations(seen, done, torch.arange(episode, n + 1, episode), name="toy")
 
 
 @pytest.mark.parametrize("kind", ["minmax", "std"])
@@ -46,7 +46,7 @@ def test_an_outlier_is_told_by_dimension_row_episode_and_share(kind: Any) -> Non
     again = Normalizer.from_state(known.state_dict()).to("cpu")
     assert "outliers" in again.report() and "[1]" in again.report()
     with pytest.warns(UserWarning, match="dimension 1 of the actions of toy: row 1234"):
-        codec = Robot.fit(replace(demos(), actions=wrong))
+        codec = ActionChunkCodec.fit(replace(demos(), actions=wrong))
     policy = _kinds.gaussian(_robot.Base(chunk=1, width=8), demos(), 0)
     assert ranges(replace(policy, codec=codec)).level == "warning"
     assert ranges(policy).level == "ok"
@@ -80,14 +80,14 @@ def test_a_dimension_that_hardly_moves_is_told() -> None:
 
 
 def test_a_constant_dimension_of_a_box_comes_back_and_others_are_named() -> None:
-    box = Squash.box([-1.0, 0.5], [1.0, 0.5])
+    box = TanhCodec.box([-1.0, 0.5], [1.0, 0.5])
     some = torch.tensor([[0.3, 0.5], [-0.9, 0.5]])
     assert torch.allclose(box.decode(box.encode(some)), some) and bool(box.encode(some).isfinite().all())
     assert torch.equal(box.decode(torch.randn(5, 2))[:, 1], torch.full((5,), 0.5))
     with pytest.raises(InvalidInputError, match=r"dimension 1 is \[-inf, 1\]"):
-        Squash.box([-1.0, -torch.inf], [1.0, 1.0])
+        TanhCodec.box([-1.0, -torch.inf], [1.0, 1.0])
     with pytest.raises(InvalidInputError, match="empty in dimension 0"):
-        Squash.box([1.0, 0.0], [-1.0, 1.0])
+        TanhCodec.box([1.0, 0.0], [-1.0, 1.0])
 
 
 class Wide(gym.Env):
@@ -95,11 +95,11 @@ class Wide(gym.Env):
     action_space = gym.spaces.Box(np.array([0, -1], np.float32), np.array([100, 1], np.float32))
 
 
-def given(path: Path, low: float, high: float, seen: float = 1.0, **more: Any) -> Recording:
+def given(path: Path, low: float, high: float, seen: float = 1.0, **more: Any) -> EpisodeDataset:
     """Data whose first action lies in [low, high], recorded in ``Wide``."""
     u = torch.linspace(0, 1, 60)
     done = torch.stack([low + (high - low) * u, 2 * u - 1], 1)
-    Demos(seen * (2 * torch.stack([u, u.flip(0)], 1) - 1), done, torch.tensor([30, 60])).save(path)
+    Demonstrations(seen * (2 * torch.stack([u, u.flip(0)], 1) - 1), done, torch.tensor([30, 60])).save(path)
     return recorded(str(path), Wide, **more)
 
 
@@ -177,7 +177,7 @@ class Meets(gym.Env):
 def imitating(actions: Any = 1.0, seen: Any = 1.0) -> Policy:
     """A policy fitted to observations and actions in [-1, 1] times these sizes."""
     u = torch.linspace(-1, 1, 60)
-    data = Demos(
+    data = Demonstrations(
         torch.as_tensor(seen) * torch.stack([u, u.flip(0), u.roll(20)], 1),
         torch.as_tensor(actions) * torch.stack([u, u.roll(7)], 1),
         torch.tensor([30, 60]),
@@ -188,15 +188,15 @@ def imitating(actions: Any = 1.0, seen: Any = 1.0) -> Policy:
 def chunks(policy: Policy, action: Normalizer | None = None) -> Policy:
     """The policy with LeRobot's codec."""
     own = policy.codec
-    return replace(policy, codec=Chunks(own.observation, action or own.action, {"observation.state": 3}, 1, 1))
+    return replace(policy, codec=LeRobotCodec(own.observation, action or own.action, {"observation.state": 3}, 1, 1))
 
 
 def met(policy: Policy, **world: Any) -> list[str]:
     """What is said of a policy that is given for an environment, and of its evaluation there."""
     with remarks() as said:
-        suits(policy, Stream(lambda: Meets(**world), 1), "the policy")
+        suits(policy, Collector(lambda: Meets(**world), 1), "the policy")
     with remarks() as again:
-        notes = evaluate(serving(policy), lambda: Meets(**world), 6).notes
+        notes = evaluate(eval_actor(policy), lambda: Meets(**world), 6).notes
     assert list(notes) == again and set(said) <= set(again)
     return list(notes)
 
@@ -218,13 +218,13 @@ def test_a_policy_in_other_units_than_its_environment_is_told_by_dimension(codec
 
 
 def test_a_policy_that_was_made_for_another_box_is_told() -> None:
-    world = Stream(lambda: Meets(0.0, [1.0, 100.0]), 1)
+    world = Collector(lambda: Meets(0.0, [1.0, 100.0]), 1)
     made = _kinds.gaussian(_robot.Base(chunk=1, width=8), world, 0)
-    assert isinstance(made.codec, Running)
+    assert isinstance(made.codec, RunningNormCodec)
     assert not met(made, low=0.0, high=[1.0, 100.0])
     assert "dimension 1 runs from 0 to 100 in [-1, 1]" in met(made)[0]
-    assert reach(Running.fresh(3)) is None, "a number bounds nothing"
-    squash = _kinds.squashed((1, 2), 3, 8, 1, Squash.box([-1.0, 0.0], [1.0, 512.0]), 0)
+    assert reach(RunningNormCodec.fresh(3)) is None, "a number bounds nothing"
+    squash = _kinds.squashed((1, 2), 3, 8, 1, TanhCodec.box([-1.0, 0.0], [1.0, 512.0]), 0)
     assert "dimension 1 runs from 0 to 512 in [-1, 1]" in met(squash)[0]
 
 
@@ -266,7 +266,9 @@ def test_a_given_policy_is_told_of_its_units_before_it_learns(tmp_path: Path) ->
 
 def test_cloning_on_in_other_units_is_told_whatever_the_codec() -> None:
     u = torch.linspace(-1, 1, 60)
-    data = Demos(torch.stack([u, u.flip(0), u.roll(20)], 1), torch.stack([u, u.roll(7)], 1), torch.tensor([60]))
+    data = Demonstrations(
+        torch.stack([u, u.flip(0), u.roll(20)], 1), torch.stack([u, u.roll(7)], 1), torch.tensor([60])
+    )
     own = imitating()
     for made in (own, chunks(own)):
         with warnings.catch_warnings():
@@ -280,7 +282,7 @@ def test_cloning_on_in_other_units_is_told_whatever_the_codec() -> None:
             fits(made, replace(data, actions=data.actions * torch.tensor([1.0, 0.01])))
         with pytest.warns(UserWarning, match="the observations of the data lie outside what .*: dimension 2 "):
             fits(made, replace(data, observations=data.observations * torch.tensor([1.0, 1.0, 100.0])))
-    squash, large = Squash.box([-1.0, -1.0], [1.0, 1.0], own.codec.observation), 100 * data.observations
+    squash, large = TanhCodec.box([-1.0, -1.0], [1.0, 1.0], own.codec.observation), 100 * data.observations
     with pytest.warns(UserWarning, match="the observations of the data"):
         fits(replace(own, codec=squash), replace(data, observations=large))
     pictures = {"image": torch.zeros(60, 8, 8, 3, dtype=torch.uint8), "state": large}
@@ -299,10 +301,10 @@ def test_rewards_one_row_late_are_found(late: bool) -> None:
     g = torch.Generator().manual_seed(0)
     step = 0.1 * (2 * torch.rand(30, 20, 2, generator=g) - 1)
     path = 3 * torch.randn(30, 1, 2, generator=g) + torch.cat([torch.zeros(30, 1, 2), step.cumsum(1)], 1)
-    own = Demos(path[:, :-1].flatten(0, 1), step.flatten(0, 1), torch.arange(20, 601, 20))
+    own = Demonstrations(path[:, :-1].flatten(0, 1), step.flatten(0, 1), torch.arange(20, 601, 20))
     rewards = -path[:, 1:].flatten(0, 1).norm(dim=1)
     wide = torch.full((2,), torch.inf)
-    data = Recording(own, rewards.roll(int(late)), path[:, -1], torch.zeros(30, dtype=torch.bool), -wide, wide)
+    data = EpisodeDataset(own, rewards.roll(int(late)), path[:, -1], torch.zeros(30, dtype=torch.bool), -wide, wide)
     assert delay(data).level == ("warning" if late else "ok")
 
 

@@ -13,8 +13,8 @@ from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization import store
 from denoiserl.core.tree import all_finite, tree_map
-from denoiserl.data import Replay
-from denoiserl.data.rollout import Episode
+from denoiserl.data import ReplayBuffer
+from denoiserl.data.rollout import Rollout
 
 GAMMA = 0.9
 
@@ -36,7 +36,7 @@ class Walk:
     def length(self, state: Tensor) -> Tensor:
         return 1 + state % 3
 
-    def collect(self, steps: int) -> Episode:
+    def collect(self, steps: int) -> Rollout:
         rows: list[dict[str, Tensor]] = []
         for _ in range(steps):
             alive = self.rng.uniform(self.copies) >= self.dead
@@ -50,13 +50,13 @@ class Walk:
                 {
                     "obs": self.state[:, None].float(), "next_obs": after[:, None].float(),
                     "action": torch.zeros(self.copies, 1), "reward": alive * (self.state.float() + after),
-                    "terminated": terminated, "done": done, "length": length,
-                    "live": torch.arange(3) < length[:, None],
+                    "terminated": terminated, "done": done, "num_executed": length,
+                    "executed_mask": torch.arange(3) < length[:, None],
                 }
             )  # fmt: skip
             fresh = self.rng.integers(1, 5, self.copies)
             self.state, self.age = torch.where(done, fresh, after), torch.where(done, 0, self.age)
-        return Episode(**{k: torch.stack([r[k] for r in rows]) for k in rows[0]})
+        return Rollout(**{k: torch.stack([r[k] for r in rows]) for k in rows[0]})
 
     def value(self) -> Tensor:
         """V [5] of the endless process by dynamic programming: V(s) = Σ p(s'|s) (s + s' + γ^len(s) V(s')), V(0) = 0."""
@@ -69,7 +69,7 @@ class Walk:
         return torch.linalg.solve(torch.eye(5) - kept, reward)
 
 
-def everything(buffer: Replay, steps: int) -> dict[str, Any]:
+def everything(buffer: ReplayBuffer, steps: int) -> dict[str, Any]:
     """The targets of all rows, in place order: what ``sample`` would draw."""
 
     class All(Rng):
@@ -82,7 +82,7 @@ def everything(buffer: Replay, steps: int) -> dict[str, Any]:
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_values_that_satisfy_the_targets_are_those_of_dynamic_programming(steps: int) -> None:
     """Chunks, n-step returns, true ends, time limits that bootstrap, steps that did not happen, short collects."""
-    walk, buffer = Walk(400, 1), Replay(200_000)
+    walk, buffer = Walk(400, 1), ReplayBuffer(200_000)
     for _ in range(60):
         buffer.add(walk.collect(2))
     rows = everything(buffer, steps)
@@ -97,12 +97,12 @@ def test_values_that_satisfy_the_targets_are_those_of_dynamic_programming(steps:
 
 def test_returns_go_on_over_the_seam_of_a_full_buffer() -> None:
     """Seven decisions of one endless episode in five places: the sixth lies in the first place, behind the fifth."""
-    state, buffer = torch.arange(8.0)[:, None, None], Replay(5)
+    state, buffer = torch.arange(8.0)[:, None, None], ReplayBuffer(5)
     for some in (slice(0, 4), slice(4, 7)):
         after = state[1:][some]
         yes = torch.ones(len(after), 1, dtype=torch.bool)
         parts = (state[some], after, 0 * after, state[some, 0], ~yes, ~yes, yes.long(), yes[..., None])
-        buffer.add(Episode(*parts))
+        buffer.add(Rollout(*parts))
     rows = everything(buffer, 3)
     for first, reward, last, discount in zip(
         rows["obs"].flatten().tolist(), rows["reward"], rows["next_obs"], rows["discount"], strict=True
@@ -116,7 +116,7 @@ def test_returns_go_on_over_the_seam_of_a_full_buffer() -> None:
 @pytest.mark.parametrize("capacity", [10_000, 37])
 def test_returns_are_those_of_the_record(capacity: int) -> None:
     """Against sums over the whole record, with rows overwritten, and collects of several lengths."""
-    walk, buffer = Walk(3, 5), Replay(capacity)
+    walk, buffer = Walk(3, 5), ReplayBuffer(capacity)
     parts, serial = [], 0
     for steps in (1, 4, 2, 7, 1, 1, 3):
         ep = walk.collect(steps)
@@ -124,9 +124,11 @@ def test_returns_are_those_of_the_record(capacity: int) -> None:
         serial += ep.reward.numel()
         parts.append((ep, ids))
         buffer.add(ep, id=ids)
-    ep = {k: torch.cat([getattr(p, k) for p, _ in parts]) for k in ("reward", "length", "done", "terminated", "obs")}
+    ep = {
+        k: torch.cat([getattr(p, k) for p, _ in parts]) for k in ("reward", "num_executed", "done", "terminated", "obs")
+    }
     ep["next_obs"], ids = torch.cat([p.next_obs for p, _ in parts]), torch.cat([i for _, i in parts])
-    alive = torch.cat([p.alive for p, _ in parts])
+    alive = torch.cat([p.valid for p, _ in parts])
     rows = everything(buffer, 3)
     assert len(rows["id"]) == min(capacity, int(alive.sum()))
     for i, row in enumerate(rows["id"].tolist()):
@@ -135,7 +137,7 @@ def test_returns_are_those_of_the_record(capacity: int) -> None:
         while True:
             if alive[t, b]:
                 total += weight * float(ep["reward"][t, b])
-                weight *= GAMMA ** int(ep["length"][t, b])
+                weight *= GAMMA ** int(ep["num_executed"][t, b])
                 after, ended, left = ep["next_obs"][t, b], bool(ep["terminated"][t, b]), left - 1
             over = alive[t, b] and ep["done"][t, b]
             t += 1
@@ -147,7 +149,7 @@ def test_returns_are_those_of_the_record(capacity: int) -> None:
 
 
 def test_returns_do_not_run_across_a_reset_that_nobody_announced() -> None:
-    walk, buffer = Walk(50, 2, limit=1000, dead=0.0), Replay(1000)
+    walk, buffer = Walk(50, 2, limit=1000, dead=0.0), ReplayBuffer(1000)
     buffer.add(walk.collect(1))
     walk.state = 1 + (walk.state % 4)  # the copies were reset between two collects
     buffer.add(walk.collect(1))
@@ -161,8 +163,8 @@ def test_returns_do_not_run_across_a_decision_that_was_lost_to_a_fault() -> None
     """It is not live, but done: what comes after it is another episode."""
     ep = Walk(6, 2, limit=1000, dead=0.0).collect(3)
     ep.terminated[:], ep.done[:] = False, False
-    ep.live[1, :3], ep.done[1, :3] = False, True
-    buffer = Replay(100)
+    ep.executed_mask[1, :3], ep.done[1, :3] = False, True
+    buffer = ReplayBuffer(100)
     buffer.add(ep)
     rows, single = everything(buffer, 3), everything(buffer, 1)
     assert len(buffer) == 15
@@ -171,7 +173,7 @@ def test_returns_do_not_run_across_a_decision_that_was_lost_to_a_fault() -> None
 
 
 def test_rows_are_drawn_uniformly() -> None:
-    walk, buffer = Walk(4, 3), Replay(20)
+    walk, buffer = Walk(4, 3), ReplayBuffer(20)
     for i in range(8):
         buffer.add(walk.collect(1), id=4 * i + torch.arange(4)[None])
     drawn = buffer.sample(20, Rng(0), GAMMA, batches=2000)["id"]
@@ -181,7 +183,7 @@ def test_rows_are_drawn_uniformly() -> None:
     assert len(counts) == 20 and float((counts / 2000 - 1).abs().max()) < 5 / 2000**0.5
 
 
-def same(a: Replay, b: Replay) -> bool:
+def same(a: ReplayBuffer, b: ReplayBuffer) -> bool:
     one, two = (r.sample(16, Rng(7), GAMMA, 3, batches=4) for r in (a, b))
     return all(torch.equal(one[k], two[k]) for k in one)
 
@@ -189,8 +191,8 @@ def same(a: Replay, b: Replay) -> bool:
 @pytest.mark.parametrize("capacity", [1000, 50])
 def test_a_resumed_buffer_is_the_same_buffer(tmp_path: Path, capacity: int) -> None:
     """Rows that came after the save are gone, whether they had reached the file or not."""
-    walk, buffer = Walk(5, 4), Replay(capacity, folder=tmp_path / "rows")
-    whole = Replay(capacity)
+    walk, buffer = Walk(5, 4), ReplayBuffer(capacity, folder=tmp_path / "rows")
+    whole = ReplayBuffer(capacity)
     for round_ in range(6):
         for _ in range(5):
             ep = walk.collect(3)
@@ -200,10 +202,10 @@ def test_a_resumed_buffer_is_the_same_buffer(tmp_path: Path, capacity: int) -> N
         if round_ == 3:  # killed after an append whose state was never written, then resumed
             buffer.add(Walk(5, 99).collect(8))
             buffer.state_dict()
-        buffer = Replay(capacity, folder=tmp_path / "rows")
+        buffer = ReplayBuffer(capacity, folder=tmp_path / "rows")
         buffer.load_state_dict(store.read(tmp_path / "state")["replay"])
         assert same(buffer, whole)
-    again = Replay(capacity)
+    again = ReplayBuffer(capacity)
     again.load_state_dict(whole.state_dict())
     assert same(again, whole)
     kept = sum(p.stat().st_size for p in (tmp_path / "rows").iterdir())
@@ -212,7 +214,7 @@ def test_a_resumed_buffer_is_the_same_buffer(tmp_path: Path, capacity: int) -> N
 
 
 def test_a_save_writes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    walk, buffer = Walk(50, 4, dead=0.0), Replay(100_000, folder=tmp_path)
+    walk, buffer = Walk(50, 4, dead=0.0), ReplayBuffer(100_000, folder=tmp_path)
     asked: list[int] = []
     rows = buffer._rows
     monkeypatch.setattr(buffer, "_rows", lambda at: asked.append(len(at)) or rows(at))
@@ -223,7 +225,7 @@ def test_a_save_writes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
-    buffer = Replay(100, folder=tmp_path)
+    buffer = ReplayBuffer(100, folder=tmp_path)
     buffer.add(Walk(5, 4).collect(10))
     state = buffer.state_dict()
     file = tmp_path / "rows-0.bin"
@@ -231,30 +233,30 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     for damaged, said in ((whole[:-3], "rows that the saved state knows"), (b"\x01" + whole[1:], "checksum")):
         file.write_bytes(damaged)
         with pytest.raises(RunError, match=said):
-            Replay(100, folder=tmp_path).load_state_dict(state)
+            ReplayBuffer(100, folder=tmp_path).load_state_dict(state)
     file.unlink()
     with pytest.raises(RunError, match="is missing"):
-        Replay(100, folder=tmp_path).load_state_dict(state)
+        ReplayBuffer(100, folder=tmp_path).load_state_dict(state)
     with pytest.raises(RunError, match="capacity of 100, this one of 99"):
-        Replay(99, folder=tmp_path).load_state_dict(state)
+        ReplayBuffer(99, folder=tmp_path).load_state_dict(state)
     with pytest.raises(RunError, match="in a folder"):
-        Replay(100).load_state_dict(state)
+        ReplayBuffer(100).load_state_dict(state)
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    walk, buffer = Walk(5, 4, dead=0.0), Replay(40)
+    walk, buffer = Walk(5, 4, dead=0.0), ReplayBuffer(40)
     with pytest.raises(RunError, match="at least one"):
-        Replay(0)
+        ReplayBuffer(0)
     ep = walk.collect(4)
     with pytest.raises(InvalidInputError, match="reward holds NaN"):
-        buffer.add(Episode(**{**vars(ep), "reward": ep.reward + torch.nan}))
+        buffer.add(Rollout(**{**vars(ep), "reward": ep.reward + torch.nan}))
     with pytest.raises(InvalidInputError, match="at once"):
         buffer.add(walk.collect(9))
     buffer.add(ep)
     with pytest.raises(InvalidInputError, match="holds 20 decisions, fewer than a batch of 32"):
         buffer.sample(32, Rng(0), GAMMA)
     with pytest.raises(InvalidInputError, match="one kind of row"):
-        buffer.add(Episode(**{**vars(ep), "action": ep.action.repeat(1, 1, 2)}))
+        buffer.add(Rollout(**{**vars(ep), "action": ep.action.repeat(1, 1, 2)}))
     with pytest.raises(InvalidInputError, match="columns"):
         buffer.add(ep, noise=ep.action)
     assert len(buffer) == 20
@@ -263,9 +265,9 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_observations_may_be_trees() -> None:
     ep = Walk(5, 4).collect(10)
     split = tree_map(lambda v: {"a": v, "b": {"c": -v}}, {"obs": ep.obs, "next_obs": ep.next_obs})
-    plain, buffer = Replay(100), Replay(100)
+    plain, buffer = ReplayBuffer(100), ReplayBuffer(100)
     plain.add(ep)
-    buffer.add(Episode(**{**vars(ep), **split}))
+    buffer.add(Rollout(**{**vars(ep), **split}))
     rows, known = everything(buffer, 2), everything(plain, 2)
     assert torch.equal(rows["obs"]["a"], known["obs"]) and torch.equal(rows["next_obs"]["b"]["c"], -known["next_obs"])
     assert torch.equal(rows["reward"], known["reward"])

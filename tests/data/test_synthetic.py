@@ -11,9 +11,18 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay, synthetic, trajectories
-from denoiserl.data.synthetic import Layout, Maker, Mixed, Model, held, learned, noised, part
-from denoiserl.data.transitions import Logged
+from denoiserl.data import ReplayBuffer, synthetic, trajectories
+from denoiserl.data.synthetic import (
+    Layout,
+    MixedReplayBuffer,
+    Model,
+    TransitionGenerator,
+    add_gaussian_noise,
+    buffer_to_transitions,
+    part,
+    train_generator,
+)
+from denoiserl.data.transitions import Transitions
 from denoiserl.processes import edm, time_grid
 from denoiserl.processes.denoiser import Estimate
 from denoiserl.processes.edm_training import Churn, heun
@@ -23,7 +32,7 @@ from denoiserl.train import Keep
 GAIN, PUSH, NOISE = 0.8, 0.5, 0.1
 
 
-def system(n: int, seed: int = 0) -> Logged:
+def system(n: int, seed: int = 0) -> Transitions:
     """A turning body: s = (cos θ, sin θ, v), v' = 0.8 v + 0.5 a + ε, θ' = θ + 0.2 v'; a in [−1, 1]; ends at v' > 1."""
     rng = Rng(seed)
     turn, v, a = 2 * math.pi * rng.uniform(n), 0.5 * rng.normal(n), (0.7 * rng.normal(n)).clamp(-1, 1)
@@ -33,15 +42,15 @@ def system(n: int, seed: int = 0) -> Logged:
     next_obs = torch.stack([angle.cos(), angle.sin(), after], 1)
     over, one = after > 1, torch.ones(n, dtype=torch.int64)
     box = torch.ones(1)
-    return Logged(obs, a[:, None, None], -(v**2), 0.9 * ~over, next_obs, over, one, -box, box, 0.9, "body")
+    return Transitions(obs, a[:, None, None], -(v**2), 0.9 * ~over, next_obs, over, one, -box, box, 0.9, "body")
 
 
 SMALL = Model(updates=700, batch=128, lr=3e-3, width=64, depth=3, steps=24, churn=20.0)
 
 
-def train(data: Logged, model: Model = SMALL, seed: int = 0, keep: Keep | None = None) -> Maker:
+def train(data: Transitions, model: Model = SMALL, seed: int = 0, keep: Keep | None = None) -> TransitionGenerator:
     torch.manual_seed(seed)
-    running = learned(data, model, Rng(seed), keep)
+    running = train_generator(data, model, Rng(seed), keep)
     while True:
         try:
             next(running)
@@ -51,7 +60,7 @@ def train(data: Logged, model: Model = SMALL, seed: int = 0, keep: Keep | None =
 
 def test_made_transitions_obey_the_system_they_were_learned_from() -> None:
     data = system(3000)
-    made, dropped = train(data).draw(2000, Rng(9))
+    made, dropped = train(data).sample(2000, Rng(9))
     assert len(made) == 2000 and 0 <= dropped < 0.2
     v, a, after = made.obs[:, 2], made.action[:, 0, 0], made.next_obs[:, 2]
     design = torch.stack([v, a], 1)
@@ -71,13 +80,13 @@ def test_made_transitions_obey_the_system_they_were_learned_from() -> None:
 
 def test_a_killed_model_ends_where_a_whole_one_does(tmp_path) -> None:
     data, few = system(300), replace(SMALL, updates=10, batch=32)
-    whole, _ = train(data, few, keep=Keep(tmp_path / "whole", every=1)).draw(5, Rng(1))
+    whole, _ = train(data, few, keep=Keep(tmp_path / "whole", every=1)).sample(5, Rng(1))
     torch.manual_seed(0)
-    running = learned(data, few, Rng(0), Keep(tmp_path / "half", every=1))
+    running = train_generator(data, few, Rng(0), Keep(tmp_path / "half", every=1))
     for _ in range(4):
         next(running)
     del running
-    again, _ = train(data, few, seed=5, keep=Keep(tmp_path / "half", every=1)).draw(5, Rng(1))
+    again, _ = train(data, few, seed=5, keep=Keep(tmp_path / "half", every=1)).sample(5, Rng(1))
     assert torch.equal(whole.obs, again.obs) and torch.equal(whole.reward, again.reward)
 
 
@@ -92,31 +101,31 @@ def test_unsure_ends_are_not_rows() -> None:
 
 def test_noised_copies_move_what_is_continuous_and_nothing_else() -> None:
     data = system(400)
-    near = noised(data, 1000, 0.05, Rng(2))
+    near = add_gaussian_noise(data, 1000, 0.05, Rng(2))
     torch.testing.assert_close(near.obs[:, :2].square().sum(1), torch.ones(1000))
     far = (near.reward[:, None] - data.reward).abs().amin(1)
     assert 0 < float(far.median()) < 0.05 * float(data.reward.std())
     assert float(near.terminated.float().mean()) == pytest.approx(float(data.terminated.float().mean()), abs=0.04)
 
 
-def filled(n: int, value: float) -> Replay:
+def filled(n: int, value: float) -> ReplayBuffer:
     return replace(system(n), reward=torch.full((n,), value)).replay()
 
 
 def test_batches_are_mixed_by_their_share_and_saved_whole() -> None:
-    mixed = Mixed(filled(50, 1.0), 0.75)
+    mixed = MixedReplayBuffer(filled(50, 1.0), 0.75)
     assert mixed.sample(8, Rng(0), 0.9)["reward"].tolist() == [1.0] * 8
     mixed.refill(filled(20, 2.0))
     drawn = mixed.sample(8, Rng(0), 0.9, batches=3)
     assert drawn["reward"].tolist() == [[1.0] * 2 + [2.0] * 6] * 3 and drawn["obs"].shape == (3, 8, 3)
-    other = Mixed(Replay(50), 0.75)
+    other = MixedReplayBuffer(ReplayBuffer(50), 0.75)
     other.load_state_dict(mixed.state_dict())
     again = other.sample(8, Rng(0), 0.9, batches=3)
     assert all(torch.equal(v, again[k]) for k, v in drawn.items()) and other.filled == 50
-    rows = held(mixed.real, -torch.ones(1), torch.ones(1), 0.9)
+    rows = buffer_to_transitions(mixed.real, -torch.ones(1), torch.ones(1), 0.9)
     assert torch.equal(rows.obs, system(50).obs) and torch.equal(rows.discount, system(50).discount)
     with pytest.raises(RunError, match="needs no mixing"):
-        Mixed(Replay(5), 1.0)
+        MixedReplayBuffer(ReplayBuffer(5), 1.0)
 
 
 def test_what_cannot_be_learned_is_refused() -> None:
@@ -132,7 +141,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="NaN or infinity in 1 rows"):
         train(replace(data, reward=bad))
     with pytest.raises(InvalidInputError, match="at least one row"):
-        train(data, replace(SMALL, updates=1)).draw(0, Rng(0))
+        train(data, replace(SMALL, updates=1)).sample(0, Rng(0))
 
 
 class Known(torch.nn.Module):
@@ -165,7 +174,7 @@ def test_held_rows_are_discounted_by_their_ticks() -> None:
     data = system(4)
     length, over = torch.tensor([1, 2, 3, 2]), torch.tensor([False, False, False, True])
     replay = replace(data, length=length, terminated=over).replay()
-    rows = held(replay, -torch.ones(1), torch.ones(1), 0.5)
+    rows = buffer_to_transitions(replay, -torch.ones(1), torch.ones(1), 0.5)
     assert rows.discount.tolist() == [0.5, 0.25, 0.125, 0.0]
     assert rows.length.tolist() == length.tolist() and rows.terminated.tolist() == over.tolist()
 
@@ -188,11 +197,11 @@ def test_a_model_is_refused_where_more_than_nine_rows_in_ten_are_unsure(
         return x
 
     monkeypatch.setattr(synthetic, "heun", made)
-    maker = Maker(None, layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
+    maker = TransitionGenerator(None, layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
     if refused:
         with pytest.raises(InvalidInputError, match=f"of 1000 rows that the model drew, {sure} say whether"):
-            maker.draw(1000, Rng(0))
+            maker.sample(1000, Rng(0))
         return
-    rows, dropped = maker.draw(1000, Rng(0))
+    rows, dropped = maker.sample(1000, Rng(0))
     assert len(rows) == 1000 and drawn == [1000, 900]
     assert dropped == pytest.approx(900 / 1900)

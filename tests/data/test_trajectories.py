@@ -7,7 +7,7 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data.trajectories import Track, segments, unrolled
+from denoiserl.data.trajectories import StepLayout, slice_windows, windows_to_transitions
 
 LENGTHS = torch.tensor([6, 3, 7])
 ENDED = torch.tensor([False, True, True])
@@ -20,7 +20,7 @@ def steps() -> dict[str, torch.Tensor]:
 
 
 def windowed(length: int = 4, stride: int = 1) -> dict[str, torch.Tensor]:
-    return segments(steps(), LENGTHS.cumsum(0), ENDED, length, stride)
+    return slice_windows(steps(), LENGTHS.cumsum(0), ENDED, length, stride)
 
 
 def test_windows_stay_in_their_episode_and_tell_true_ends() -> None:
@@ -33,13 +33,13 @@ def test_windows_stay_in_their_episode_and_tell_true_ends() -> None:
     assert found[(12, 13, 14, 15)] == [0, 0, 0, 1] and len(seen) == 3 + 3 + 7
     assert len(windowed(stride=4)["obs"]) == 4
     with pytest.raises(InvalidInputError, match="shorter windows"):
-        segments(steps(), LENGTHS.cumsum(0), torch.zeros(3, dtype=torch.bool), 8)
+        slice_windows(steps(), LENGTHS.cumsum(0), torch.zeros(3, dtype=torch.bool), 8)
 
 
 def test_the_transitions_of_real_windows_are_those_of_their_episodes() -> None:
     made = windowed()
-    track = Track.fit(made)
-    rows = unrolled(track.decode(track.encode(made)), -torch.ones(1), torch.ones(1), 0.9)
+    track = StepLayout.fit(made)
+    rows = windows_to_transitions(track.decode(track.encode(made)), -torch.ones(1), torch.ones(1), 0.9)
     columns = (rows.obs, rows.next_obs, rows.terminated)
     pairs = {(round(float(o)), round(float(n)), bool(t)) for o, n, t in zip(*columns, strict=True)}
     inside = {(i, i + 1, False) for i in [0, 1, 2, 3, 4, 6, 7, 9, 10, 11, 12, 13, 14]}
@@ -52,18 +52,18 @@ def test_the_transitions_of_real_windows_are_those_of_their_episodes() -> None:
 
 def test_nothing_is_taken_beyond_a_step_that_is_unsure_of_the_end() -> None:
     parts = {k: v[:1].clone() for k, v in windowed().items()} | {"sure": torch.ones(1, 4, 1, dtype=torch.bool)}
-    whole = unrolled(parts, -torch.ones(1), torch.ones(1), 0.9)
+    whole = windows_to_transitions(parts, -torch.ones(1), torch.ones(1), 0.9)
     assert whole.obs.flatten().tolist() == [0, 1, 2]
     parts["sure"][0, 1] = False
-    assert unrolled(parts, -torch.ones(1), torch.ones(1), 0.9).obs.flatten().tolist() == [0]
+    assert windows_to_transitions(parts, -torch.ones(1), torch.ones(1), 0.9).obs.flatten().tolist() == [0]
     parts["sure"][0, 0] = False
     with pytest.raises(InvalidInputError, match="no step that says"):
-        unrolled(parts, -torch.ones(1), torch.ones(1), 0.9)
+        windows_to_transitions(parts, -torch.ones(1), torch.ones(1), 0.9)
 
 
 def test_decisions_lie_in_the_box_and_have_gradients() -> None:
     made = windowed()
-    track = Track.fit(made)
+    track = StepLayout.fit(made)
     z = (5 * Rng(0).normal(3, 4, track.size)).requires_grad_()
     seen, done = track.decision(z)
     assert bool((done.abs() <= 1).all())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from denoiserl import Autoregressive, Categorical, Masked, OneStep, Policy, Rng, TokenDenoiser, Unmasking, time_grid
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.policy.policy import InfillCodec
+from denoiserl.policy.codec import InfillCodec
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
 BROKEN = {"nan": math.nan, "plus infinity": math.inf, "all ruled out": -math.inf}

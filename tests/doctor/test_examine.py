@@ -14,11 +14,11 @@ from torch import Tensor
 
 from denoiserl import Masked, OneStep, Policy, Rng, time_grid
 from denoiserl.core.errors import RunError
-from denoiserl.data import Normalizer, Robot
+from denoiserl.data import ActionChunkCodec, Normalizer
 from denoiserl.doctor import Finding, examine, print_findings, worst
 from denoiserl.nn import MLP, Transformer
 from denoiserl.oracles import sudoku
-from denoiserl.policy.policy import IdentityCodec, InfillCodec
+from denoiserl.policy.codec import IdentityCodec, InfillCodec
 from denoiserl.processes import GaussianHead, TokenDenoiser, cosine
 from tests.doctor.test_signal import Reach, robot
 from tests.doctor.worlds import PM, TWO, Oracle, generator, policy, reward
@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_from_says_what_is_missing() -> None:
 
 
 def test_a_robot_codec_says_what_is_observed() -> None:
-    codec = Robot(Normalizer.fit(Rng(0).normal(50, 3)), Normalizer.fit(Rng(1).normal(50, 2)))
+    codec = ActionChunkCodec(Normalizer.fit(Rng(0).normal(50, 3)), Normalizer.fit(Rng(1).normal(50, 2)))
     made = replace(policy(MLP((4, 2), cond=3, width=16), 2), event_shape=(4, 2), codec=codec)
     found = named(examine(made))
     assert found["condition"].level == "ok"

@@ -16,7 +16,7 @@ from denoiserl.doctor.finding import guarded
 from denoiserl.doctor.network import alive, conditioned, gradients
 from denoiserl.doctor.values import ranges
 from denoiserl.nn import MLP
-from denoiserl.policy.policy import IdentityCodec, InfillCodec
+from denoiserl.policy.codec import IdentityCodec, InfillCodec
 from denoiserl.processes import cosine, ddim
 from tests.doctor.worlds import PM, TWO, Oracle, generator, policy
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.doctor.signal import ask_reward, dead_share, episodes, groups, play, rewarded
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.processes import cosine, ddim, with_min_std
 from tests.doctor.worlds import PM, generator
 
@@ -153,7 +153,7 @@ def robot(floor: float = 0.05, event: tuple[int, ...] = (1, 1)) -> Policy:
 
 
 def played(env: Reach, serve: bool = False, made: Policy | None = None, most: int = 100) -> Any:
-    stream = Stream(lambda: env.__class__(env.bar, env.life, env.says), 32)
+    stream = Collector(lambda: env.__class__(env.bar, env.life, env.says), 32)
     try:
         return play(made or robot(), stream, 0, serve, most=most)
     finally:
@@ -174,7 +174,7 @@ def test_success_is_that_of_the_first_episode_of_every_copy() -> None:
 
 
 def test_chunks_are_played_as_far_as_they_are_executed() -> None:
-    stream = Stream(lambda: Reach(2.0, life=4), 8)
+    stream = Collector(lambda: Reach(2.0, life=4), 8)
     told = play(robot(event=(4, 1)), stream, 0, False, execute=2)
     assert torch.equal(told.ticks, torch.full((8,), 4))
     stream.close()

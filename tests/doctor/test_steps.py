@@ -15,7 +15,7 @@ from denoiserl import Diffusion, Gaussian, Rng
 from denoiserl.doctor.cost import available, footprint, memory, speed
 from denoiserl.doctor.steps import densities, energy, exploration, first_ratio, served
 from denoiserl.nn import MLP
-from denoiserl.policy.policy import IdentityCodec
+from denoiserl.policy.codec import IdentityCodec
 from denoiserl.processes import cosine, ddim, with_min_std
 from tests.doctor.worlds import PM, TWO, Oracle, generator, policy
 

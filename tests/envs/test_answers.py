@@ -18,13 +18,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
 from denoiserl.core.errors import InvalidInputError, MissingExtraError, RunError  # noqa: E402
 from denoiserl.core.rng import Rng  # noqa: E402
-from denoiserl.envs import Stream, evaluate  # noqa: E402
+from denoiserl.envs import Collector, evaluate  # noqa: E402
 from denoiserl.envs.backends.answer import said_by_all  # noqa: E402
 from denoiserl.envs.by_name import environment  # noqa: E402
-from denoiserl.envs.frame_stack import Remembering  # noqa: E402
+from denoiserl.envs.frame_stack import ObservationHistory  # noqa: E402
 from denoiserl.envs.record import record  # noqa: E402
 from denoiserl.envs.remarks import Remark, remarks  # noqa: E402
-from denoiserl.envs.spaces import spec  # noqa: E402
+from denoiserl.envs.spaces import env_spec  # noqa: E402
 
 BOX = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
@@ -79,11 +79,11 @@ def owners(tell: Any, n: int = 6) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["factory", "NextStep", "SameStep", "Disabled"])
 def test_success_that_is_told_only_when_an_episode_ends_reaches_the_rows(kind: str, tell: Any):
     env = owners(tell)[kind]
-    ep = Stream(env, 6 if kind == "factory" else None, seed=3).collect(lambda o, r: (still(o, r), None), 23, Rng(0))
-    over = ep.done & ep.alive
+    ep = Collector(env, 6 if kind == "factory" else None, seed=3).collect(lambda o, r: (still(o, r), None), 23, Rng(0))
+    over = ep.done & ep.valid
     assert int(over.sum()) >= 24
     assert torch.equal(ep.info["success"][over], (ep.obs[..., 0] > 0)[over])
-    assert not bool(ep.info["success"][ep.alive & ~ep.done].any())
+    assert not bool(ep.info["success"][ep.valid & ~ep.done].any())
     wanted = float((ep.obs[..., 0] > 0)[over].float().mean())
     assert ep.summary()["success"] == pytest.approx(wanted) and 0 < wanted < 1
 
@@ -100,7 +100,7 @@ def test_evaluations_and_recordings_hear_it_too(kind: str):
 
 
 def test_a_stream_that_never_hears_of_success_has_none():
-    ep = Stream(Late, 2).collect(lambda o, r: (still(o, r), None), 9, Rng(0))
+    ep = Collector(Late, 2).collect(lambda o, r: (still(o, r), None), 9, Rng(0))
     assert "success" not in ep.info and "success" not in ep.summary()
 
 
@@ -188,7 +188,7 @@ HARMLESS = {
 @pytest.mark.parametrize("what", HARMLESS)
 def test_harmless_answers_are_read_as_what_they_mean(what: str):
     def run(**changes: Any) -> Any:
-        return Stream(partial(Late, **changes), 2, seed=1).collect(lambda o, r: (still(o, r), None), 9, Rng(0))
+        return Collector(partial(Late, **changes), 2, seed=1).collect(lambda o, r: (still(o, r), None), 9, Rng(0))
 
     ours, plain = run(**HARMLESS[what]), run()
     for name in ("obs", "next_obs", "reward", "terminated", "done"):
@@ -211,7 +211,7 @@ def test_answers_that_cannot_be_read_are_refused_by_a_sentence(what: str):
     changes, said = REFUSED[what]
     for processes in (1,):
         with pytest.raises(InvalidInputError, match=said):
-            Stream(partial(Late, **changes), 2, processes=processes).collect(
+            Collector(partial(Late, **changes), 2, processes=processes).collect(
                 lambda o, r: (still(o, r), None), 3, Rng(0)
             )
     with pytest.raises(InvalidInputError, match=said):
@@ -243,7 +243,7 @@ class Four(Old):
 @pytest.mark.parametrize(("make", "said"), [(Old, "takes no seed"), (Alone, "does not give"), (Four, "gives 4 values")])
 def test_the_old_interface_is_refused_with_the_wrapper_to_use(make: Any, said: str):
     with pytest.raises(InvalidInputError, match=f"{said}.*gymnasium.Env.*shimmy.*GymV21Environment"):
-        Stream(make, 1).collect(lambda o, r: (still(o, r), None), 1, Rng(0))
+        Collector(make, 1).collect(lambda o, r: (still(o, r), None), 1, Rng(0))
 
 
 class Simple:
@@ -265,11 +265,11 @@ def test_a_factory_that_returns_one_environment_again_and_again_is_refused(copie
     """Each copy would move the other, and what a method learns in would be reset by its evaluation."""
     one = Simple()
     with pytest.raises(InvalidInputError, match=r"the same environment twice: make a new one in each call"):
-        Stream(lambda: one, copies)
+        Collector(lambda: one, copies)
 
 
 def test_close_may_be_missing_and_spaces_may_not():
-    stream = Stream(Simple, 2)
+    stream = Collector(Simple, 2)
     stream.collect(lambda o, r: (still(o, r), None), 4, Rng(0))
     stream.close()
     assert evaluate(still, Simple, 3).ticks.tolist() == [3, 3, 3]
@@ -279,15 +279,15 @@ def test_close_may_be_missing_and_spaces_may_not():
             raise OSError("no renderer")
 
     with pytest.raises(InvalidInputError, match="close of Stuck raised OSError: no renderer: repair it"):
-        Stream(Stuck, 1)
+        Collector(Stuck, 1)
 
     class Bare(Simple):
         observation_space = None
 
     with pytest.raises(InvalidInputError, match="Bare has no observation_space: an environment has reset, step"):
-        Stream(Bare, 1)
+        Collector(Bare, 1)
     with pytest.raises(InvalidInputError, match="made a NoneType, which has no reset"):
-        Stream(lambda: None, 1)
+        Collector(lambda: None, 1)
 
 
 class VecEnv:
@@ -307,7 +307,7 @@ class Vectors(gymnasium.vector.VectorEnv[Any, Any, Any]):
 )
 def test_vector_environments_of_others_are_refused_with_the_way_out(made: Any, said: str):
     with pytest.raises(InvalidInputError, match=said):
-        Stream(made())
+        Collector(made())
 
 
 REFUSED_OBSERVATIONS = {
@@ -326,7 +326,7 @@ REFUSED_OBSERVATIONS = {
 def test_observations_are_told_by_type_and_refused_by_name(name: str, inside: bool):
     space, cure = REFUSED_OBSERVATIONS[name]
     with pytest.raises(InvalidInputError, match=f"{name}.*{'in .a.' if inside else ''}.*{cure}"):
-        spec(spaces.Dict({"b": BOX, "a": space}) if inside else space, BOX, "Odd")
+        env_spec(spaces.Dict({"b": BOX, "a": space}) if inside else space, BOX, "Odd")
 
 
 REFUSED_ACTIONS = {
@@ -342,18 +342,18 @@ REFUSED_ACTIONS = {
 @pytest.mark.parametrize("name", REFUSED_ACTIONS)
 def test_actions_are_told_by_type_and_refused_by_name(name: str):
     with pytest.raises(InvalidInputError, match=f"acts in a {name}.*TransformAction"):
-        spec(BOX, REFUSED_ACTIONS[name], "Odd")
+        env_spec(BOX, REFUSED_ACTIONS[name], "Odd")
 
 
 def test_spaces_of_other_packages_are_told_by_the_name_of_their_class():
     """The old gym's and envpool's have the same names; a class that inherits is what its parent is."""
     Discrete = type("Discrete", (), {"n": 3, "shape": ()})
     MultiBinary = type("MultiBinary", (), {"n": 3, "shape": (3,)})
-    assert spec(BOX, Discrete(), "x").choices == 3 and spec(MultiBinary(), BOX, "x").obs == (3,)
+    assert env_spec(BOX, Discrete(), "x").choices == 3 and env_spec(MultiBinary(), BOX, "x").obs == (3,)
     with pytest.raises(InvalidInputError, match="acts in a MultiBinary"):
-        spec(BOX, type("Mine", (MultiBinary,), {})(), "x")
+        env_spec(BOX, type("Mine", (MultiBinary,), {})(), "x")
     bounds = type("Bounds", (), {"low": -np.ones(2), "high": np.ones(2), "shape": (2,)})
-    assert spec(bounds(), bounds(), "x").action == (2,)
+    assert env_spec(bounds(), bounds(), "x").action == (2,)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_what_is_not_flat_says_how_it_becomes_flat(space: Any, said: str):
         observation_space = space
 
     with pytest.raises(InvalidInputError, match=f"{said}.*FlattenObservation"):
-        _ = Stream(Odd, 1).obs_dim
+        _ = Collector(Odd, 1).obs_dim
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -384,7 +384,7 @@ def test_actions_lie_in_the_box_in_the_boxes_own_numbers(dtype: Any):
             taken.append(action)
             return super().step(action)
 
-    Stream(Narrow, 2).collect(lambda o, r: (torch.tensor([[3.0], [-3.0]]), None), 3, Rng(0))
+    Collector(Narrow, 2).collect(lambda o, r: (torch.tensor([[3.0], [-3.0]]), None), 3, Rng(0))
     assert len(taken) == 6 and all(Narrow.action_space.contains(a) for a in taken)
 
 
@@ -434,7 +434,7 @@ def test_ids_in_gymnasiums_own_spelling_are_ids(tmp_path: Any, monkeypatch: pyte
     assert evaluate(still, environment("makers:Made-v3"), 2).ticks.tolist() == [5, 5]
     assert evaluate(still, environment("makers:Made-v3", 3), 2).ticks.tolist() == [3, 3]
     with pytest.raises(MissingExtraError, match="pip install no-such-simulator"):
-        Stream(environment("makers:Lacking-v0"), 1)
+        Collector(environment("makers:Lacking-v0"), 1)
     with pytest.raises(MissingExtraError, match=r"no_such_robotics.*pip install no-such-robotics"):
         environment("no_such_robotics:FetchReach-v4")
     with pytest.raises(RunError, match=r"named with its module, gymnasium_robotics:FetchReach-v4"):
@@ -453,7 +453,7 @@ def test_meta_worlds_own_ids_are_refused_with_the_name_of_the_task():
         with pytest.raises(RunError, match="metaworld:reach-v3"):
             environment(word)
         with pytest.raises(RunError, match="metaworld:reach-v3"):
-            Stream(word, 1)
+            Collector(word, 1)
 
 
 class Plain:
@@ -494,13 +494,13 @@ def test_words_are_no_truths(told: Any):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_memory_takes_the_environments_that_are_taken_without_it(processes: int):
     """Lists for arrays and a reset without options; what cannot be read is refused by the same sentences."""
-    seen = Stream(partial(Remembering, Plain, 3), 2, processes=processes)
+    seen = Collector(partial(ObservationHistory, Plain, 3), 2, processes=processes)
     assert seen.collect(lambda obs, rng: torch.zeros(2, 1), 2, Rng(0)).obs.shape == (2, 2, 6)
     seen.close()
     for first, said in (((1, 2, 3), "reset of Plain does not give"), (None, "reset of Plain does not give")):
         with pytest.raises(InvalidInputError, match=said):
-            Remembering(partial(Plain, first=first), 2).reset(seed=0)
-    short = Stream(partial(Remembering, partial(Plain, (1.0, True, {})), 2), 1)
+            ObservationHistory(partial(Plain, first=first), 2).reset(seed=0)
+    short = Collector(partial(ObservationHistory, partial(Plain, (1.0, True, {})), 2), 1)
     with pytest.raises(InvalidInputError, match="gives 4 values"):
         short.collect(lambda obs, rng: torch.zeros(1, 1), 1, Rng(0))
 

@@ -13,9 +13,9 @@ import torch
 gymnasium = pytest.importorskip("gymnasium")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from denoiserl.control.best_of_n import Latent  # noqa: E402
+from denoiserl.control.best_of_n import LatentActionEnv  # noqa: E402
 from denoiserl.core.rng import Rng  # noqa: E402
-from denoiserl.envs import Stream  # noqa: E402
+from denoiserl.envs import Collector  # noqa: E402
 from denoiserl.train import Keep  # noqa: E402
 
 
@@ -46,7 +46,7 @@ def act(obs, rng):
 
 def played(keep: Keep, length: int, iters: int, steps: int = 11, leave: int | None = None):
     """The ticks at which decisions were taken, [iteration][decision], and how many episodes ended."""
-    env, rng, told, ended = Stream(partial(Clock, length), 2, 3), Rng(0), [], 0
+    env, rng, told, ended = Collector(partial(Clock, length), 2, 3), Rng(0), [], 0
     for it in keep.loop(iters, rng=rng, env=env):
         ep = env.collect(act, steps, rng)
         told.append((it, ep.obs[:, 0, 0].tolist(), float(ep.action.sum())))
@@ -74,13 +74,15 @@ def test_a_run_in_an_environment_goes_on_bit_for_bit(tmp_path: Path, leave: int)
 
 @pytest.mark.parametrize(("length", "ticks"), [(10, 500), (300, 1200), (0, 20_000)])
 def test_environments_start_afresh_after_episodes_of_every_copy_or_many_ticks(length: int, ticks: int) -> None:
-    stream, spent = Stream(partial(Clock, length), 2, 0), 0
-    latent = Latent(stream, lambda obs, z: z)
-    stream.border(0)
+    stream, spent = Collector(partial(Clock, length), 2, 0), 0
+    latent = LatentActionEnv(stream, lambda obs, z: z)
+    stream.on_checkpoint(0)
     assert stream.may_restart() and latent.may_restart(), "nothing was played"
     while not spent or not stream.may_restart():
         chunk = min(length or 100, 100)
-        spent += int(stream.collect(lambda obs, rng, n=chunk: (torch.zeros(2, n, 1), None), 1, Rng(0)).length[0, 0])
+        spent += int(
+            stream.collect(lambda obs, rng, n=chunk: (torch.zeros(2, n, 1), None), 1, Rng(0)).num_executed[0, 0]
+        )
     assert spent == ticks and latent.may_restart()
 
 
@@ -98,7 +100,7 @@ def test_a_run_in_which_no_episode_ends_says_so_once() -> None:
 
 
 def test_episodes_of_one_long_rollout_are_all_counted() -> None:
-    stream = Stream(partial(Clock, 4), 2, 0)
+    stream = Collector(partial(Clock, 4), 2, 0)
     stream.collect(lambda obs, rng: rng.uniform(len(obs), 1), 510, Rng(0))
     assert stream.may_restart(), "127 episodes and 510 ticks of either copy"
 
@@ -106,6 +108,6 @@ def test_episodes_of_one_long_rollout_are_all_counted() -> None:
 def test_a_copy_without_episodes_holds_the_others_back() -> None:
     lengths = iter([4, 4, 0])  # of the probe, and of two copies of which one never ends
 
-    stream = Stream(lambda: Clock(next(lengths)), 2, 0)
+    stream = Collector(lambda: Clock(next(lengths)), 2, 0)
     stream.collect(lambda obs, rng: rng.uniform(len(obs), 1), 600, Rng(0))
     assert not stream.may_restart()

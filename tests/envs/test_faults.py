@@ -19,12 +19,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from worlds import Counting, Sick
 
 from denoiserl.advantages import gae
-from denoiserl.control.acting import told
+from denoiserl.control.acting import rollout_metrics
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos, Robot
-from denoiserl.envs import EnvFault, Stream, evaluate
+from denoiserl.data import ActionChunkCodec, Demonstrations
+from denoiserl.envs import Collector, EnvFault, evaluate
 from denoiserl.envs.remarks import Remark
 from denoiserl.envs.toy.fork2d import Fork2D
 from denoiserl.nn import MLP
@@ -51,8 +51,8 @@ def first_sick(stream):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_is_named(kind):
-    stream = Stream(partial(Sick, kind), 6, seed=1)
-    stream.border(0)
+    stream = Collector(partial(Sick, kind), 6, seed=1)
+    stream.on_checkpoint(0)
     sick = first_sick(stream)
     with pytest.raises(EnvFault) as stopped:
         stream.collect(idle, 5, Rng(0))
@@ -65,17 +65,17 @@ def test_a_fault_is_named(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_restarting_loses_the_sick_decisions_and_nothing_else(kind):
-    sick, well = (Stream(make, 6, seed=1, on_fault="restart") for make in (partial(Sick, kind), Counting))
-    sick.border(0)
+    sick, well = (Collector(make, 6, seed=1, on_fault="restart") for make in (partial(Sick, kind), Counting))
+    sick.on_checkpoint(0)
     begun = sick.obs[:, 0]
     with UsageCounter().open() as meter:
         a = sick.collect(idle, 20, Rng(0))
     b = well.collect(idle, 20, Rng(0))
-    lost = ~a.alive
+    lost = ~a.valid
     # exactly the third ticks of odd episodes are lost, and each is told
     assert torch.equal(lost, (a.obs[..., 0] % 2 == 1) & (a.obs[..., 1] == 2)) and int(lost.sum()) == len(a.faults) > 3
     assert {f.copy for f in a.faults} == set(lost.any(0).nonzero().flatten().tolist())
-    assert meter.counts["env steps"] == int(a.alive.sum()) == a.alive.numel() - len(a.faults)
+    assert meter.counts["env steps"] == int(a.valid.sum()) == a.valid.numel() - len(a.faults)
     # a lost decision ends the episode without an end, a reward or a successor
     assert bool(a.done[lost].all()) and not bool(a.terminated[lost].any()) and float(a.reward[lost].abs().sum()) == 0
     assert torch.equal(a.next_obs[lost], a.obs[lost])
@@ -86,13 +86,13 @@ def test_restarting_loses_the_sick_decisions_and_nothing_else(kind):
         assert torch.equal(a.obs[: until + 1, i], b.obs[: until + 1, i])
         assert torch.equal(a.reward[:until, i], b.reward[:until, i])
     assert bool((first == 20).any()) == bool((begun % 2 == 0).all() or not lost.any(0).all())
-    finished = a.done & a.alive
+    finished = a.done & a.valid
     assert a.summary()["episodes"] == float(finished.sum()) and a.summary()["return"] == 1 + 2 + 3 + 4 + 5
-    assert told(a)["faults"] == len(a.faults) and "faults" not in told(b)
+    assert rollout_metrics(a)["faults"] == len(a.faults) and "faults" not in rollout_metrics(b)
 
 
 def test_credit_before_a_lost_decision_is_that_of_an_episode_cut_there():
-    stream = Stream(partial(Sick, "raise", low=1, high=2), 1, seed=0, on_fault="restart")  # always sick
+    stream = Collector(partial(Sick, "raise", low=1, high=2), 1, seed=0, on_fault="restart")  # always sick
     ep = stream.collect(idle, 3, Rng(0))
     value = 0.3 * ep.obs[..., 1] + 1
     after = 0.3 * ep.next_obs[..., 1] + 1
@@ -105,29 +105,34 @@ def test_credit_before_a_lost_decision_is_that_of_an_episode_cut_there():
 def test_a_reset_that_fails_costs_no_decision():
     sick = partial(Sick, "reset", one_in=40)  # three in a row, which would stop it, are rare
     with pytest.raises(EnvFault, match="raised OSError: the simulator is busy when it was reset"):
-        Stream(sick, 6, seed=3).collect(idle, 400, Rng(0))
-    ep = Stream(sick, 6, seed=3, on_fault="restart").collect(idle, 400, Rng(0))
-    assert bool(ep.alive.all()) and bool((ep.obs[..., 0] % 40 != 1).all()) and len(ep.faults) > 1
+        Collector(sick, 6, seed=3).collect(idle, 400, Rng(0))
+    ep = Collector(sick, 6, seed=3, on_fault="restart").collect(idle, 400, Rng(0))
+    assert bool(ep.valid.all()) and bool((ep.obs[..., 0] % 40 != 1).all()) and len(ep.faults) > 1
     assert ep.done.sum() == 6 * 80  # the episodes are as many and as long as without it
     never = partial(Sick, "reset", low=1, high=2)
     with pytest.raises(EnvFault, match="made anew 3 times, it raised OSError"):
-        Stream(never, 1, on_fault="restart").border(0)
+        Collector(never, 1, on_fault="restart").on_checkpoint(0)
 
 
 def test_what_a_restart_does_not_cure_stops():
     always = partial(Sick, "nan", tick=1, low=1, high=2)
     with pytest.raises(EnvFault, match=r"copy 0 of Sick returned NaN.* lost 3 decisions in a row"):
-        Stream(always, 2, seed=0, on_fault="restart").collect(idle, 5, Rng(0))
+        Collector(always, 2, seed=0, on_fault="restart").collect(idle, 5, Rng(0))
 
 
 @pytest.mark.fixed_seed
 def test_workers_restart_the_same_copies():
     alone, spread = (
-        Stream(partial(Sick, "raise"), 5, seed=2, on_fault="restart", processes=processes) for processes in (1, 2)
+        Collector(partial(Sick, "raise"), 5, seed=2, on_fault="restart", processes=processes) for processes in (1, 2)
     )
     a, b = (s.collect(idle, 14, Rng(0)) for s in (alone, spread))
     spread.close()
-    assert torch.equal(a.obs, b.obs) and torch.equal(a.live, b.live) and a.faults == b.faults and len(a.faults) > 2
+    assert (
+        torch.equal(a.obs, b.obs)
+        and torch.equal(a.executed_mask, b.executed_mask)
+        and a.faults == b.faults
+        and len(a.faults) > 2
+    )
 
 
 @pytest.mark.fixed_seed
@@ -135,24 +140,24 @@ def test_workers_restart_the_same_copies():
 def test_a_worker_that_hangs_or_dies_is_named_and_started_again(kind, said):
     """Copies 0, 1 and 2, 3 share a worker each; one of them is made to begin with an odd start."""
     seed = next(s for s in range(200) if starts(s) == [0, 0, 0, 1])
-    stop = Stream(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, patience=1)
+    stop = Collector(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, patience=1)
     began = time.monotonic()
     with pytest.raises(EnvFault, match=said) as stopped:
         stop.collect(idle, 4, Rng(0))
     assert stopped.value.fault[:2] == (3, 2) and "(worker 1)" in str(stopped.value)
     stop.close()
-    on = Stream(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, patience=1, on_fault="restart")
+    on = Collector(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, patience=1, on_fault="restart")
     ep = on.collect(idle, 3, Rng(0))
     assert time.monotonic() - began < 50  # it sleeps for 60 s
     on.close()
-    assert ep.alive.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
+    assert ep.valid.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
     assert [f.copy for f in ep.faults] == [3, 2] and "lost its episode with worker 1, which copy 3" in ep.faults[1].what
     assert on.obs[:, 1].tolist() == [3, 3, 0, 0] and bool(ep.done[2, 2:].all())
 
 
 def starts(seed):
-    stream = Stream(partial(Counting, low=0, high=2), 4, seed)
-    stream.border(0)
+    stream = Collector(partial(Counting, low=0, high=2), 4, seed)
+    stream.on_checkpoint(0)
     return stream.obs[:, 0].int().tolist()
 
 
@@ -161,7 +166,7 @@ def test_a_run_that_stops_goes_on_from_its_last_save(tmp_path):
 
     def run(make, folder):
         rng, seen = Rng(0), []
-        env = Stream(make, 4, seed=5)
+        env = Collector(make, 4, seed=5)
         try:
             for _ in Keep(folder, every=1, restart=1).loop(6, rng=rng, env=env):
                 ep = env.collect(lambda o, r: (r.normal(len(o), 1).clamp(-1, 1), None), 4, rng)
@@ -193,37 +198,37 @@ def test_a_batched_world_restarts_the_copy_that_diverged():
         return torch.tensor([1.0, 0.0]).expand(len(obs), 2), None
 
     with pytest.raises(EnvFault, match=r"copy 1 of Leaking returned NaN .* at tick 2"):
-        Stream(Leaking(3), seed=0).collect(ahead, 4, Rng(0))
-    ep = Stream(Leaking(3), seed=0, on_fault="restart").collect(ahead, 4, Rng(0))
-    well = Stream(Fork2D(3), seed=0).collect(ahead, 4, Rng(0))
-    assert ep.alive[:, 1].tolist() == [True, False, True, True] and bool(ep.alive[:, [0, 2]].all())
+        Collector(Leaking(3), seed=0).collect(ahead, 4, Rng(0))
+    ep = Collector(Leaking(3), seed=0, on_fault="restart").collect(ahead, 4, Rng(0))
+    well = Collector(Fork2D(3), seed=0).collect(ahead, 4, Rng(0))
+    assert ep.valid[:, 1].tolist() == [True, False, True, True] and bool(ep.valid[:, [0, 2]].all())
     assert torch.equal(ep.obs[:, [0, 2]], well.obs[:, [0, 2]]) and torch.equal(ep.obs[1, 1], ep.next_obs[1, 1])
     assert ep.obs[:, 1, 0].tolist() == pytest.approx([-0.6, -0.54, -0.6, -0.54]) and len(ep.faults) == 1
 
 
 def test_vector_environments_name_what_they_can():
     envs = SyncVectorEnv([partial(Sick, "nan")] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
-    stream = Stream(envs, seed=1)
-    stream.border(0)
+    stream = Collector(envs, seed=1)
+    stream.on_checkpoint(0)
     sick = first_sick(stream)
     with pytest.raises(EnvFault, match=rf"copy {sick} of SyncVectorEnv returned NaN .* at tick 3"):
         stream.collect(idle, 5, Rng(0))
     raising = SyncVectorEnv([partial(Sick, "raise")] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
     with pytest.raises(EnvFault, match=r"a copy of SyncVectorEnv raised .* does not say which"):
-        Stream(raising, seed=1).collect(idle, 5, Rng(0))
+        Collector(raising, seed=1).collect(idle, 5, Rng(0))
 
 
 def test_a_method_learns_on_and_its_rows_count_the_faults():
     """Copies that fall ill now and then still teach PPO that larger actions pay."""
     first = torch.zeros(500, 1)
-    demos = Demos.of([(torch.rand(500, 2) * torch.tensor([100.0, 5.0]), first.uniform_(-1, 1))])
-    process, codec = OneStep(), Robot.fit(demos)
+    demos = Demonstrations.of([(torch.rand(500, 2) * torch.tensor([100.0, 5.0]), first.uniform_(-1, 1))])
+    process, codec = OneStep(), ActionChunkCodec.fit(demos)
     head = GaussianHead(MLP((1, 1), cond=2, width=32, time=0), 1, 0.5, 0.1)
     policy = Policy.of(
         process, head, (1, 1), process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0), codec
     )
     start = copy.deepcopy(policy)
-    env = Stream(partial(Sick, "raise", high=100, one_in=10), 16, seed=0, on_fault="restart")
+    env = Collector(partial(Sick, "raise", high=100, one_in=10), 16, seed=0, on_fault="restart")
     a = ppo.Args(iters=5, steps=20, lr=5e-3, warmup=0, batch=160, epochs=6, gamma=0.5, target_kl=1.0)
     rows = list(ppo.improve(policy, env, a, Rng(0)))
     assert sum(r.get("faults", 0) for r in rows) > 5 and all(np.isfinite(r["loss"]) for r in rows if "loss" in r)
@@ -260,9 +265,9 @@ def test_an_environment_that_crashes_in_every_episode_is_no_evaluation():
 
 def test_what_cannot_be_done_is_refused():
     with pytest.raises(InvalidInputError, match="Did you mean 'restart'"):
-        Stream(Counting, 2, on_fault="restrat")  # type: ignore[arg-type]
+        Collector(Counting, 2, on_fault="restrat")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="processes=2 or more"):
-        Stream(Counting, 2, patience=5)
+        Collector(Counting, 2, patience=5)
     with pytest.raises(InvalidInputError, match="one by one"):
-        Stream(SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP), on_fault="restart")
-    assert np.isfinite(Stream(Counting, 2).collect(idle, 2, Rng(0)).reward.numpy()).all()
+        Collector(SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP), on_fault="restart")
+    assert np.isfinite(Collector(Counting, 2).collect(idle, 2, Rng(0)).reward.numpy()).all()

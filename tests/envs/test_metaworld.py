@@ -7,7 +7,7 @@ pytest.importorskip("metaworld")
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.envs import metaworld
-from denoiserl.envs.metaworld import Flaws, MetaWorld, demonstrations
+from denoiserl.envs.metaworld import ExpertNoise, MetaWorld, demonstrations
 
 TASK = "button-press-topdown-v3"
 
@@ -47,7 +47,7 @@ def test_the_expert_succeeds_and_success_ends_the_episode():
 
 
 def test_bad_aim_fails():
-    assert demonstrations(TASK, 4, seed=0, flaws=Flaws(aim=0.3)).statistics()["success"] < 1.0
+    assert demonstrations(TASK, 4, seed=0, flaws=ExpertNoise(aim=0.3)).statistics()["success"] < 1.0
 
 
 def test_unknown_tasks_are_refused_by_name():

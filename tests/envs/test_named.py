@@ -12,8 +12,8 @@ import torch
 from denoiserl.cli.running import spelt_out
 from denoiserl.core.errors import MissingExtraError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream
-from denoiserl.envs.by_name import demonstrations, environment, recorded, scripted
+from denoiserl.envs import Collector
+from denoiserl.envs.by_name import demonstrations, environment, record_expert, scripted
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
@@ -22,7 +22,7 @@ from denoiserl.train import Keep
 
 def test_a_gymnasium_id_keeps_its_name_and_its_time_limit_may_be_another():
     pytest.importorskip("gymnasium")
-    env = Stream(environment("Pendulum-v1", 7), 2, seed=1)
+    env = Collector(environment("Pendulum-v1", 7), 2, seed=1)
     assert env.name == "Pendulum-v1"
     ep = env.collect(lambda obs, rng: (torch.zeros(len(obs), 1), None), 8, Rng(0))
     assert ep.done[6].all() and not ep.done[:6].any() and not ep.terminated.any()
@@ -42,7 +42,7 @@ def test_an_environment_whose_package_fails_for_want_of_another_is_refused_by_a_
     if importlib.util.find_spec("Box2D") is not None:
         pytest.skip("Box2D is installed")
     with pytest.raises(MissingExtraError, match=r"LunarLander-v3 needs .*pip install"):
-        Stream(environment("LunarLander-v3"), 1)
+        Collector(environment("LunarLander-v3"), 1)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_pictures_and_numbers_are_of_the_same_episodes():
 
 def test_pusht_is_recorded_with_its_ends():
     pytest.importorskip("gym_pusht")
-    found = recorded("pusht", 1, 5, ticks=3)
+    found = record_expert("pusht", 1, 5, ticks=3)
     assert found.terminated is not None and not found.terminated.any(), "three ticks are no solution"
     assert found.rewards is not None and float(found.rewards.sum()) == 0.0
     assert found.last.shape == (1, 18) and len(found.demos.actions) == 3
@@ -116,7 +116,7 @@ def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
 
 def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
     pytest.importorskip("gymnasium")
-    env = Stream(environment("Pendulum-v1"), 1)
+    env = Collector(environment("Pendulum-v1"), 1)
     env.close()
     saved = _kinds.diffusion(_robot.Base(width=16), env, 7)
     saved.save(tmp_path / "policy")
@@ -175,8 +175,8 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
         0,
         None,
     )
-    env = Stream(_robot.make(_robot.Base(env="drifting.py:Drift", start="x", history=2)), 1)
-    env.border(0)
+    env = Collector(_robot.make(_robot.Base(env="drifting.py:Drift", start="x", history=2)), 1)
+    env.on_checkpoint(0)
     assert env.obs_dim == 14 and torch.equal(env.obs[0, :7], env.obs[0, 7:]), "an episode begins with its first twice"
     first = env.obs[0, 7:].clone()
     ep = env.collect(lambda obs, rng: (torch.ones(1, 2), None), 1, Rng(0))

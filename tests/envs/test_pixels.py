@@ -12,8 +12,8 @@ import gymnasium
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream, evaluate
-from denoiserl.envs.pixels import Camera, Pixels, View
+from denoiserl.envs import Collector, evaluate
+from denoiserl.envs.pixels import Camera, PixelObservation, View
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:metaworld", "ignore::UserWarning:gymnasium")
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:metaworld", 
 @pytest.fixture(scope="module", autouse=True)
 def renderer():
     try:
-        Pixels("Hopper-v5", 16).reset(seed=0)
+        PixelObservation("Hopper-v5", 16).reset(seed=0)
     except RunError as error:
         pytest.skip(f"no offscreen renderer here: {error}")
 
 
 def test_the_numbers_are_those_of_the_environment_itself():
-    plain, seen = gymnasium.make("Hopper-v5"), Pixels("Hopper-v5", 32)
+    plain, seen = gymnasium.make("Hopper-v5"), PixelObservation("Hopper-v5", 32)
     a, b = plain.reset(seed=3)[0], seen.reset(seed=3)[0]
     for _ in range(5):
         np.testing.assert_array_equal(a, b["state"])
@@ -39,7 +39,7 @@ def test_the_numbers_are_those_of_the_environment_itself():
 
 def test_pictures_are_of_this_moment():
     """A pole that leans left is seen left of one that leans right: in the pictures as in the state."""
-    env = Pixels("InvertedPendulum-v5", 64)
+    env = PixelObservation("InvertedPendulum-v5", 64)
     env.reset(seed=0)
     middle = []
     for angle in (-0.3, 0.3):
@@ -53,7 +53,7 @@ def test_pictures_are_of_this_moment():
 
 
 def test_only_what_is_wanted_of_the_state_is_kept():
-    env = Pixels("Hopper-v5", 16, state=first)
+    env = PixelObservation("Hopper-v5", 16, state=first)
     observation, _ = env.reset(seed=0)
     assert observation["state"].shape == env.observation_space["state"].shape == (2,)
     env.close()
@@ -64,7 +64,7 @@ def first(observation):
 
 
 def test_pictures_stream_as_bytes():
-    stream = Stream(partial(Pixels, "Hopper-v5", 16), 2, seed=0)
+    stream = Collector(partial(PixelObservation, "Hopper-v5", 16), 2, seed=0)
     ep = stream.collect(lambda o, r: (r.normal(2, 3), None), 3, Rng(0))
     image = ep.obs["image"]
     assert image.shape == (3, 2, 16, 16, 3) and str(image.dtype) == "torch.uint8"
@@ -75,7 +75,7 @@ def test_pictures_stream_as_bytes():
 def test_meta_world_is_seen_too():
     metaworld = pytest.importorskip("denoiserl.envs.metaworld")
     pytest.importorskip("metaworld")
-    make = partial(Pixels, partial(metaworld.MetaWorld, "button-press-topdown-v3", 4), 48)
+    make = partial(PixelObservation, partial(metaworld.MetaWorld, "button-press-topdown-v3", 4), 48)
     told = evaluate(lambda o, r: r.normal(len(o["state"]), 4), make, 2, copies=2)
     assert told.ticks.tolist() == [4, 4]
     env = make()
@@ -95,4 +95,4 @@ def test_cameras_by_name():
     with pytest.raises(InvalidInputError, match="Did you mean 'track'"):
         Camera(env, 32, "trak")
     with pytest.raises(InvalidInputError, match="no MuJoCo model"):
-        Pixels("CartPole-v1")
+        PixelObservation("CartPole-v1")

@@ -12,7 +12,7 @@ import gymnasium
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream, evaluate
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.backends.envpool import EnvPool
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")
@@ -48,11 +48,11 @@ def test_chunks_stop_where_episodes_end_and_no_step_is_lost():
     def fall(obs, rng):
         return rng.normal(len(obs), 4, 3), None
 
-    stream = Stream("envpool:Hopper-v5", 8, seed=0)
+    stream = Collector("envpool:Hopper-v5", 8, seed=0)
     ep = stream.collect(fall, 40, Rng(0))
     stream.close()
-    assert bool(ep.alive.all()) and 10 < int(ep.done.sum()) and bool((ep.length[~ep.done] == 4).all())
-    assert bool((ep.length[ep.done] < 4).any())
+    assert bool(ep.valid.all()) and 10 < int(ep.done.sum()) and bool((ep.num_executed[~ep.done] == 4).all())
+    assert bool((ep.num_executed[ep.done] < 4).any())
     begins = ep.obs[1:][ep.done[:-1]]  # upright, and nearly at rest
     assert float(begins[:, 0].min()) > 1.2 and float(begins[:, 5:].abs().max()) < 0.01
     assert torch.equal(ep.next_obs[:-1][~ep.done[:-1]], ep.obs[1:][~ep.done[:-1]])
@@ -65,7 +65,7 @@ def test_time_limits_truncate_and_evaluation_plays_one_episode_a_seed():
     assert told.ticks.tolist() == [200] * 5 and bool(told.finished.all()) and told.success is None
     again = evaluate(lambda o, r: torch.zeros(len(o), 1), "envpool:Pendulum-v1", 5, copies=5)
     assert torch.equal(told.returns, again.returns)
-    ep = Stream("envpool:Pendulum-v1", 1).collect(lambda o, r: (torch.zeros(1, 50, 1), None), 5, Rng(0))
+    ep = Collector("envpool:Pendulum-v1", 1).collect(lambda o, r: (torch.zeros(1, 50, 1), None), 5, Rng(0))
     assert ep.done[:, 0].tolist() == [False, False, False, True, False] and not bool(ep.terminated.any())
 
 
@@ -73,4 +73,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidInputError, match="Did you mean 'Hopper"):
         EnvPool("Hoper-v5", 1)
     with pytest.raises(InvalidInputError, match="cannot be watched"):
-        Stream("envpool:Hopper-v5", 2, processes=2, patience=3)
+        Collector("envpool:Hopper-v5", 2, processes=2, patience=3)

@@ -10,7 +10,7 @@ pytest.importorskip("gym_pusht")
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream, pusht
+from denoiserl.envs import Collector, pusht
 from denoiserl.envs.pusht import CORNERS, Expert, PushT, demonstrations
 
 STAY = np.array([40.0, 40.0], np.float32)
@@ -66,8 +66,8 @@ def test_pictures_show_the_disc_where_the_state_says():
     row, column = blue.mean(0)
     np.testing.assert_allclose(np.array([column, row]) * 512 / 96, observation["state"], atol=12)
     assert env.render(128).shape == (128, 128, 3)
-    ep = Stream(partial(PushT, "pixels"), 2).collect(lambda o, r: (torch.full((2, 2, 2), 256.0), None), 2, Rng(0))
-    assert ep.obs["image"].shape == (2, 2, 96, 96, 3) and ep.length.tolist() == [[2, 2], [2, 2]]
+    ep = Collector(partial(PushT, "pixels"), 2).collect(lambda o, r: (torch.full((2, 2, 2), 256.0), None), 2, Rng(0))
+    assert ep.obs["image"].shape == (2, 2, 96, 96, 3) and ep.num_executed.tolist() == [[2, 2], [2, 2]]
 
 
 def test_the_demonstrator_succeeds_and_his_actions_repeat_it():
@@ -95,8 +95,8 @@ def test_the_demonstrator_has_more_than_one_way():
 
 
 def test_its_gymnasium_id_is_known():
-    ep = Stream("gym_pusht/PushT-v0", 2).collect(lambda o, r: (o[:, :2], None), 2, Rng(0))
-    assert ep.length.tolist() == [[1, 1], [1, 1]] and "success" in ep.info
+    ep = Collector("gym_pusht/PushT-v0", 2).collect(lambda o, r: (o[:, :2], None), 2, Rng(0))
+    assert ep.num_executed.tolist() == [[1, 1], [1, 1]] and "success" in ep.info
     assert float((ep.next_obs[..., :2] - ep.obs[..., :2]).abs().max()) < 2  # it was told to stay
 
 

@@ -23,11 +23,11 @@ from denoiserl.advantages import gae, normalise  # noqa: E402
 from denoiserl.core.counters import UsageCounter  # noqa: E402
 from denoiserl.core.errors import InvalidInputError  # noqa: E402
 from denoiserl.core.rng import Rng  # noqa: E402
-from denoiserl.envs import Stream, evaluate  # noqa: E402
+from denoiserl.envs import Collector, evaluate  # noqa: E402
 from denoiserl.envs.backends.faults import EnvFault  # noqa: E402
-from denoiserl.envs.backends.subproc import Workers, _serve  # noqa: E402
+from denoiserl.envs.backends.subproc import SubprocBackend, _serve  # noqa: E402
 from denoiserl.envs.reward_scale import RewardScale  # noqa: E402
-from denoiserl.envs.spaces import executable, spec  # noqa: E402
+from denoiserl.envs.spaces import env_spec, prepare_actions  # noqa: E402
 from denoiserl.envs.toy.fork2d import Fork2D, demonstrations  # noqa: E402
 
 
@@ -46,10 +46,10 @@ def vector(mode, n=3, **kwargs):
 def owners(n=3, **kwargs):
     make = partial(Counting, **kwargs)
     return {
-        "factory": lambda: Stream(make, n, seed=1),
-        "next": lambda: Stream(vector(AutoresetMode.NEXT_STEP, n, **kwargs), seed=1),
-        "same": lambda: Stream(vector(AutoresetMode.SAME_STEP, n, **kwargs), seed=1),
-        "disabled": lambda: Stream(vector(AutoresetMode.DISABLED, n, **kwargs), seed=1),
+        "factory": lambda: Collector(make, n, seed=1),
+        "next": lambda: Collector(vector(AutoresetMode.NEXT_STEP, n, **kwargs), seed=1),
+        "same": lambda: Collector(vector(AutoresetMode.SAME_STEP, n, **kwargs), seed=1),
+        "disabled": lambda: Collector(vector(AutoresetMode.DISABLED, n, **kwargs), seed=1),
     }
 
 
@@ -57,7 +57,7 @@ def owners(n=3, **kwargs):
 @pytest.mark.parametrize("vary", [False, True])
 def test_successors_are_true_in_every_autoreset_mode(kind, vary):
     episode = owners(vary=vary)[kind]().collect(constant(), 40, Rng(0))
-    alive = episode.alive
+    alive = episode.valid
     start, tick = episode.obs[..., 0], episode.obs[..., 1]
     after_start, after_tick = episode.next_obs[..., 0], episode.next_obs[..., 1]
     # within an episode the start stays and the tick advances, also where the episode ends
@@ -83,7 +83,7 @@ def test_every_owner_tells_the_same_story(vary):
     for kind, stream in made.items():
         episode = stream.collect(constant(0.5), 40, Rng(0))
         stories[kind] = [
-            torch.cat([episode.obs[:, b], episode.reward[:, b, None]], -1)[episode.alive[:, b]][:25] for b in range(3)
+            torch.cat([episode.obs[:, b], episode.reward[:, b, None]], -1)[episode.valid[:, b]][:25] for b in range(3)
         ]
     for kind in ("next", "same", "disabled"):
         if kind == "same" or vary:
@@ -92,11 +92,11 @@ def test_every_owner_tells_the_same_story(vary):
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_a_chunk_is_one_step(gamma):
-    stream = Stream(partial(Counting, life=5), 4, seed=3, gamma=gamma)
+    stream = Collector(partial(Counting, life=5), 4, seed=3, gamma=gamma)
     episode = stream.collect(constant(0.0, chunk=3), 4, Rng(0))
-    assert episode.length.tolist() == [[3] * 4, [2] * 4, [3] * 4, [2] * 4]
-    assert episode.live.shape == (4, 4, 3)
-    assert episode.live[1, 0].tolist() == [True, True, False]
+    assert episode.num_executed.tolist() == [[3] * 4, [2] * 4, [3] * 4, [2] * 4]
+    assert episode.executed_mask.shape == (4, 4, 3)
+    assert episode.executed_mask[1, 0].tolist() == [True, True, False]
     first, second = 1 + gamma * 2 + gamma**2 * 3, 4 + gamma * 5
     torch.testing.assert_close(episode.reward[:, 0], torch.tensor([first, second] * 2))
     assert episode.next_obs[0, :, 1].tolist() == [3] * 4 and episode.next_obs[1, :, 1].tolist() == [5] * 4
@@ -105,22 +105,22 @@ def test_a_chunk_is_one_step(gamma):
     even = episode.obs[..., 0] % 2 == 0
     done = torch.tensor([False, True, False, True])[:, None].expand(4, 4)
     assert torch.equal(episode.done, done) and torch.equal(episode.terminated, done & even)
-    expected = torch.where(episode.terminated, 0.0, 0.5 ** episode.length.float())
+    expected = torch.where(episode.terminated, 0.0, 0.5 ** episode.num_executed.float())
     torch.testing.assert_close(episode.discount(0.5), expected)
 
 
 def test_a_vector_environment_takes_chunks_that_end_with_its_episodes():
-    same = Stream(vector(AutoresetMode.SAME_STEP, life=6), seed=1).collect(constant(0.0, 3), 6, Rng(0))
-    assert bool(same.alive.all()) and same.done[1::2].all() and not same.done[::2].any()
-    following = Stream(vector(AutoresetMode.NEXT_STEP, life=6), seed=1).collect(constant(0.0, 3), 6, Rng(0))
-    assert bool(following.alive.all()) and following.obs[2, :, 1].tolist() == [0.0] * 3
+    same = Collector(vector(AutoresetMode.SAME_STEP, life=6), seed=1).collect(constant(0.0, 3), 6, Rng(0))
+    assert bool(same.valid.all()) and same.done[1::2].all() and not same.done[::2].any()
+    following = Collector(vector(AutoresetMode.NEXT_STEP, life=6), seed=1).collect(constant(0.0, 3), 6, Rng(0))
+    assert bool(following.valid.all()) and following.obs[2, :, 1].tolist() == [0.0] * 3
     for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
         with pytest.raises(InvalidInputError, match="inside a chunk"):
-            Stream(vector(mode, life=5, vary=True), seed=1).collect(constant(0.0, 4), 4, Rng(0))
+            Collector(vector(mode, life=5, vary=True), seed=1).collect(constant(0.0, 4), 4, Rng(0))
 
 
 def test_summary_counts_finished_episodes_only():
-    stream = Stream(partial(Counting, life=5), 2, seed=3)
+    stream = Collector(partial(Counting, life=5), 2, seed=3)
     assert stream.collect(constant(), 4, Rng(0)).summary() == {"episodes": 0.0}
     told = stream.collect(constant(1.0), 6, Rng(0)).summary()  # the episode in progress ends, with 4 + 1 rewards
     assert told["episodes"] == 4.0 and told["ticks"] == 5.0
@@ -128,7 +128,7 @@ def test_summary_counts_finished_episodes_only():
 
 
 def test_actions_are_clipped_here_and_recorded_as_asked():
-    stream = Stream(Counting, 2, seed=0)
+    stream = Collector(Counting, 2, seed=0)
     episode = stream.collect(constant(7.0), 1, Rng(0))
     assert episode.reward.tolist() == [[2.0, 2.0]] and float(episode.action.max()) == 7.0
 
@@ -137,29 +137,31 @@ def test_border_makes_a_resumed_run_the_same_run():
     def noise(obs, rng):
         return rng.normal(len(obs), 1), None
 
-    whole, resumed = Stream(Counting, 3, seed=5), Stream(Counting, 3, seed=5)
-    whole.border(0)
+    whole, resumed = Collector(Counting, 3, seed=5), Collector(Counting, 3, seed=5)
+    whole.on_checkpoint(0)
     whole.collect(noise, 7, Rng(0))
-    whole.border(4)
-    resumed.border(4)
+    whole.on_checkpoint(4)
+    resumed.on_checkpoint(4)
     a, b = whole.collect(noise, 12, Rng(1)), resumed.collect(noise, 12, Rng(1))
     assert torch.equal(a.obs, b.obs) and torch.equal(a.reward, b.reward)
     assert torch.equal(a.info["return"], b.info["return"])
-    other = Stream(Counting, 3, seed=6)
-    other.border(4)
-    assert not torch.equal(other.obs, Stream(Counting, 3, seed=5).collect(noise, 1, Rng(0)).obs[0])
+    other = Collector(Counting, 3, seed=6)
+    other.on_checkpoint(4)
+    assert not torch.equal(other.obs, Collector(Counting, 3, seed=5).collect(noise, 1, Rng(0)).obs[0])
     assert len(whole.obs[:, 0].unique()) > 1  # copies have streams of their own
 
 
 @pytest.mark.fixed_seed
 def test_workers_are_the_same_copies():
     alone, spread = (
-        Stream(partial(Counting, vary=True), 5, seed=2),
-        Stream(partial(Counting, vary=True), 5, 2, processes=2),
+        Collector(partial(Counting, vary=True), 5, seed=2),
+        Collector(partial(Counting, vary=True), 5, 2, processes=2),
     )
     a, b = (s.collect(constant(0.25, chunk=2), 12, Rng(0)) for s in (alone, spread))
     spread.close()
-    assert torch.equal(a.obs, b.obs) and torch.equal(a.reward, b.reward) and torch.equal(a.live, b.live)
+    assert (
+        torch.equal(a.obs, b.obs) and torch.equal(a.reward, b.reward) and torch.equal(a.executed_mask, b.executed_mask)
+    )
     assert torch.equal(a.info["success"], b.info["success"])
 
 
@@ -169,7 +171,7 @@ def test_a_broken_worker_says_so():
     given = (theirs, Broken, 2, "Broken", 4, "stop", [-1, 0])
     thread = threading.Thread(target=_serve, args=given, daemon=True)
     thread.start()
-    owner = object.__new__(Workers)
+    owner = object.__new__(SubprocBackend)
     owner.name, owner.blocks, owner.edges, owner.pipes = "Broken", [2], np.zeros(0, int), [ours]
     owner.waiting, owner.patience, owner.starts, owner.early = {0}, 10.0, [None], ()
     owner.begun = [np.zeros(2, bool)]
@@ -181,9 +183,9 @@ def test_a_broken_worker_says_so():
 
 def test_nan_is_refused_by_copy():
     with pytest.raises(EnvFault, match=r"copy 0 of Broken returned NaN .* entries \[0, 1\], at tick 3"):
-        Stream(Broken, 2, seed=0).collect(constant(), 5, Rng(0))
+        Collector(Broken, 2, seed=0).collect(constant(), 5, Rng(0))
     with pytest.raises(InvalidInputError, match=r"action for copy 1 of Counting holds NaN"):
-        Stream(Counting, 2, seed=0).collect(lambda o, r: (torch.tensor([[0.0], [torch.nan]]), None), 1, Rng(0))
+        Collector(Counting, 2, seed=0).collect(lambda o, r: (torch.tensor([[0.0], [torch.nan]]), None), 1, Rng(0))
 
 
 @pytest.mark.parametrize(
@@ -201,49 +203,51 @@ def test_nan_is_refused_by_copy():
 )
 def test_actions_of_any_kind_of_numbers_are_executed(give):
     asked = torch.tensor([[0.5], [-0.25]])
-    numbers, ticks = executable(give(asked), spec(Counting().observation_space, Counting().action_space), 2, "it")
+    numbers, ticks = prepare_actions(
+        give(asked), env_spec(Counting().observation_space, Counting().action_space), 2, "it"
+    )
     assert ticks == 1 and numbers.dtype == np.float32
     np.testing.assert_array_equal(numbers, asked[:, None].numpy())
 
 
 def test_choices_are_refused_at_both_ends():
-    found = spec(Choices().observation_space, Choices().action_space)
+    found = env_spec(Choices().observation_space, Choices().action_space)
     for wrong in (torch.tensor([0, 3]), torch.tensor([-1, 2]), torch.tensor([[0, 1], [2, 3]])):
         with pytest.raises(InvalidInputError, match=r"takes actions 0\.\.2"):
-            executable(wrong, found, 2, "it")
+            prepare_actions(wrong, found, 2, "it")
     for right in (torch.tensor([0, 2]), torch.tensor([[0], [2]]), torch.tensor([0, 2], dtype=torch.uint8)):
-        np.testing.assert_array_equal(executable(right, found, 2, "it")[0], [[0], [2]])
+        np.testing.assert_array_equal(prepare_actions(right, found, 2, "it")[0], [[0], [2]])
     with pytest.raises(InvalidInputError, match="as integers; the policy gave float32"):
-        executable(torch.zeros(2), found, 2, "it")
+        prepare_actions(torch.zeros(2), found, 2, "it")
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 1), (2,), (2, 4, 2)])
 def test_actions_that_do_not_fit_are_refused(shape):
     with pytest.raises(InvalidInputError, match=r"takes actions \[2, 1\] or chunks \[2, 'T_a', 1\]"):
-        Stream(Counting, 2, seed=0).collect(lambda o, r: (torch.zeros(shape), None), 1, Rng(0))
+        Collector(Counting, 2, seed=0).collect(lambda o, r: (torch.zeros(shape), None), 1, Rng(0))
 
 
 def test_things_that_are_no_environment_are_refused():
     with pytest.raises(InvalidInputError, match="no vector environment"):
-        Stream(3)
+        Collector(3)
     silent = vector(AutoresetMode.NEXT_STEP)
     silent.metadata = {}
     with pytest.raises(InvalidInputError, match="how it resets"):
-        Stream(silent)
+        Collector(silent)
     with pytest.raises(InvalidInputError, match="3 copies, not 5"):
-        Stream(vector(AutoresetMode.NEXT_STEP), 5)
+        Collector(vector(AutoresetMode.NEXT_STEP), 5)
 
 
 def test_a_chunk_longer_than_the_episode_ends_with_it():
-    episode = Stream(partial(Counting, life=2), 3, seed=0).collect(constant(0.0, chunk=7), 3, Rng(0))
-    assert bool((episode.length == 2).all()) and bool(episode.done.all())
-    assert episode.live[0, 0].tolist() == [True, True] + [False] * 5
+    episode = Collector(partial(Counting, life=2), 3, seed=0).collect(constant(0.0, chunk=7), 3, Rng(0))
+    assert bool((episode.num_executed == 2).all()) and bool(episode.done.all())
+    assert episode.executed_mask[0, 0].tolist() == [True, True] + [False] * 5
     assert bool((episode.reward == 1 + 2).all()) and bool((episode.obs[..., 1] == 0).all())
 
 
 def test_equal_rewards_teach_nothing_and_break_nothing():
     """With a perfect critic of a constant reward, every advantage is zero and stays so when normalised."""
-    stream = Stream(partial(Counting, life=4, low=0, high=1), 3, seed=0)  # every episode is 4 ticks and truly ends
+    stream = Collector(partial(Counting, life=4, low=0, high=1), 3, seed=0)  # every episode is 4 ticks and truly ends
     episode = stream.collect(constant(), 8, Rng(0))
     same = replace(episode, reward=torch.ones_like(episode.reward))
     left, after = (4 - o[..., 1] for o in (same.obs, same.next_obs))  # what is to come of a reward of 1 a tick
@@ -254,20 +258,20 @@ def test_equal_rewards_teach_nothing_and_break_nothing():
 
 
 def test_discrete_and_dict_spaces():
-    stream = Stream(Choices, 2, seed=0)
+    stream = Collector(Choices, 2, seed=0)
     episode = stream.collect(lambda o, r: (torch.tensor([2, 1]), None), 3, Rng(0))
     assert episode.reward.tolist() == [[2.0, 1.0]] * 3 and "success" not in episode.info
     with pytest.raises(InvalidInputError, match="integers"):
         stream.collect(lambda o, r: (torch.tensor([0.5, 1.0]), None), 1, Rng(0))
     with pytest.raises(InvalidInputError, match=r"0\.\.2"):
         stream.collect(lambda o, r: (torch.tensor([3, 1]), None), 1, Rng(0))
-    parts = Stream(Parts, 2, seed=0).collect(lambda o, r: (torch.zeros(2, 1), None), 7, Rng(0))
+    parts = Collector(Parts, 2, seed=0).collect(lambda o, r: (torch.zeros(2, 1), None), 7, Rng(0))
     assert parts.obs["image"].shape == (7, 2, 2, 2) and parts.obs["image"].dtype == torch.uint8
     assert parts.next_obs["image"][4].unique().tolist() == [5] and parts.obs["image"][5].unique().tolist() == [0]
 
 
 def test_env_steps_are_counted_and_evaluations_are_free():
-    stream = Stream(partial(Counting, life=5), 4, seed=3)
+    stream = Collector(partial(Counting, life=5), 4, seed=3)
     with UsageCounter().open() as meter:
         stream.collect(constant(0.0, chunk=3), 4, Rng(0))
         assert meter.counts["env steps"] == 4 * 10
@@ -321,9 +325,11 @@ def test_evaluation_can_be_watched():
 
 def test_batched_worlds_are_environments_too():
     demos = demonstrations(1, Rng(0))
-    stream = Stream(Fork2D(6), seed=0)
+    stream = Collector(Fork2D(6), seed=0)
     ahead = stream.collect(lambda o, r: (torch.tensor([1.0, 0.0]).expand(6, 4, 2), None), 3, Rng(0))
-    assert ahead.length.tolist()[0] == [4] * 6 and bool((ahead.length[1] < 4).all())  # into the disc, inside a chunk
+    assert ahead.num_executed.tolist()[0] == [4] * 6 and bool(
+        (ahead.num_executed[1] < 4).all()
+    )  # into the disc, inside a chunk
     assert bool(ahead.terminated[1].all()) and ahead.obs[2, :, 0].tolist() == pytest.approx([-0.6] * 6)
     assert float(ahead.reward.sum()) == 0 and demos.statistics()["success"] == 1.0
     told = evaluate(lambda o, r: torch.tensor([1.0, 0.0]).expand(6, 2), Fork2D(6), 12)
@@ -341,7 +347,7 @@ class Passing(Fork2D):
 
 def test_success_in_any_tick_of_a_chunk_counts_in_batched_worlds():
     """Copies 1, 2 and 3 report in the first, second and third tick of a chunk of three, copy 0 never."""
-    stream = Stream(Passing(4), seed=0)
+    stream = Collector(Passing(4), seed=0)
     told = stream.collect(lambda o, r: (torch.zeros(4, 3, 2), None), 2, Rng(0))
     assert told.info["success"].tolist() == [[False, True, True, True]] * 2
     out = stream.owner
@@ -367,7 +373,7 @@ class Early(gymnasium.Env):
 
 
 def test_success_is_remembered_over_rollouts_until_the_episode_ends() -> None:
-    stream = Stream(Early, 2, seed=0)
+    stream = Collector(Early, 2, seed=0)
     parts = [stream.collect(constant(), steps, Rng(0)) for steps in (2, 1, 1, 5)]
     for part in parts[:3]:
         assert bool(part.info["success"].all())
@@ -377,7 +383,7 @@ def test_success_is_remembered_over_rollouts_until_the_episode_ends() -> None:
 
 
 def test_an_interrupted_rollout_counts_what_was_played() -> None:
-    stream, calls = Stream(Early, 1, seed=0), iter([True, True, False])
+    stream, calls = Collector(Early, 1, seed=0), iter([True, True, False])
 
     def act(obs, rng):
         if not next(calls):
@@ -393,7 +399,7 @@ def test_actions_may_be_arrays_and_what_is_not_reported_is_left_out():
     """The clock of the episode counts whole ticks; an environment that says nothing of success has none."""
     parts = []
     for way in (torch.as_tensor, lambda v: v, lambda v: v.tolist()):
-        stream = Stream(Blind, 2, seed=0)
+        stream = Collector(Blind, 2, seed=0)
         parts.append(stream.collect(lambda obs, rng, way=way: way(np.zeros((2, 1), np.float32)), 7, Rng(0)))
     for part in parts:
         assert isinstance(part.action, torch.Tensor) and part.action.shape == (7, 2, 1)

@@ -20,7 +20,7 @@ from denoiserl.core.imports import load_module
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import diff_settings, from_json, to_json
 from denoiserl.experiments.runner import opened, rerun, run
-from denoiserl.train.metrics_log import Journal
+from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress, clock
 from denoiserl.train.run_state import Position
 
@@ -34,7 +34,7 @@ from torch import nn
 from denoiserl.core.serialization import store
 from denoiserl.core.counters import count_usage
 from denoiserl.core.rng import Rng
-from denoiserl.train import EMA, adamw, step, warmup_cosine
+from denoiserl.train import EMA, adamw, optimizer_step, warmup_cosine
 
 @dataclass(frozen=True)
 class Args:
@@ -45,7 +45,7 @@ class Args:
     nap: float = 0.0
 
 class Env:
-    def border(self, iteration):
+    def on_checkpoint(self, iteration):
         self.state = torch.full((4,), float(iteration))
     def step(self):
         count_usage("env steps", 4)
@@ -62,14 +62,14 @@ def train(a, keep):
     opt = adamw(net.parameters(), a.lr)
     for _ in first.loop(a.imitate, net=net, opt=opt, rng=rng):
         time.sleep(a.nap)
-        yield step(opt, (net(rng.normal(6, 4)) - 1).square().mean())
+        yield optimizer_step(opt, (net(rng.normal(6, 4)) - 1).square().mean())
     yield {"imitated": sum(p.sum().item() for p in net.parameters())}
     second = keep.stage("improve")
     opt = adamw(net.parameters(), a.lr)
     lr, ema = warmup_cosine(opt, 3, a.improve), EMA(net)
     for it in second.loop(a.improve, net=net, opt=opt, lr=lr, ema=ema, rng=rng, env=env):
         time.sleep(a.nap)
-        told = step(opt, (net(env.step()) - random.random()).square().mean() + numpy.random.rand(), clip=1.0)
+        told = optimizer_step(opt, (net(env.step()) - random.random()).square().mean() + numpy.random.rand(), clip=1.0)
         lr.step(), ema.update()
         second.best(net, -told["loss"])
         yield {**told, "spent": second.spent()["env steps"], "odd": float("nan")}
@@ -248,7 +248,7 @@ def test_tensorboard_hides_what_was_repeated(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     at = Position("improve", 0, 9, 0)
     for first, last in ((0, 5), (3, 7)):
-        journal = Journal(tmp_path, rows=first)
+        journal = MetricsLog(tmp_path, rows=first)
         at.first = first
         for at.iteration in range(first, last):
             journal.write({"return": 10.0 * first + at.iteration}, at)
@@ -259,11 +259,11 @@ def test_tensorboard_hides_what_was_repeated(tmp_path):
 
 def test_rows_of_a_repeated_iteration_are_not_written_twice(tmp_path):
     outer = Position("", 2, 9, 0)
-    journal = Journal(tmp_path, tensorboard=False)
+    journal = MetricsLog(tmp_path, tensorboard=False)
     journal.write({"a": 1}, outer)
     journal.write({"b": 1}, None)
     journal.close()
-    journal = Journal(tmp_path, rows=2, tensorboard=False)
+    journal = MetricsLog(tmp_path, rows=2, tensorboard=False)
     for row, at in (({"a": 1}, outer), ({"c": 1}, outer), ({"b": 1}, None), ({"d": torch.tensor(2.5)}, None)):
         journal.write(row, at)
     journal.close()

@@ -23,7 +23,7 @@ from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.weights import AdapterOff
 from denoiserl.processes import ddim, flow_sde
 from denoiserl.recipes.generators import flow_grpo
-from denoiserl.rewards import ask
+from denoiserl.rewards import repeat_prompts
 from denoiserl.train import Keep
 from tests.integrations import models
 
@@ -153,7 +153,7 @@ def test_an_autoencoder_that_overflows_in_float16_is_computed_in_float32() -> No
     vae.half()
     for upcast in (True, False):
         vae.register_to_config(force_upcast=upcast)
-        codec = hub.Latent(vae, 1.0)
+        codec = hub.VAECodec(vae, 1.0)
         made = codec.decode(z)
         assert bool(made.isfinite().all() and codec.encode(x).isfinite().all()) == upcast
         assert next(vae.parameters()).dtype == torch.float16
@@ -190,7 +190,7 @@ def test_an_update_makes_rewarded_pictures_likelier() -> None:
     policy = hub.from_pipeline(models.pixels(diffusers.DDIMScheduler()), n=3)
     a = replace(ARGS, iters=1, prompts=2, group=24, batch=48, clip=0.2, lr=1e-6)
     rng = Rng(1)
-    seen = ask(asked(), rng.integers(0, 5, a.prompts), a.group)
+    seen = repeat_prompts(asked(), rng.integers(0, 5, a.prompts), a.group)
     chain = policy.sample_chain(seen, rng)
 
     def redder(picture: Tensor, prompts: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from denoiserl import Policy, Rng, time_grid
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.integrations import transformers as hub
-from denoiserl.policy.policy import InfillCodec
+from denoiserl.policy.codec import InfillCodec
 from denoiserl.processes import Masked, TokenDenoiser
 from tests.integrations import models
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from denoiserl import Policy, Rng
-from denoiserl.control.acting import actor, executed, serving
+from denoiserl.control.acting import eval_actor, mask_unexecuted, training_actor
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Demos, windows
-from denoiserl.envs import Stream
+from denoiserl.data import Demonstrations, windows
+from denoiserl.envs import Collector
 from denoiserl.integrations.lerobot.policy import diffusion_policy
-from denoiserl.integrations.lerobot.vision import Eyes
-from denoiserl.nn.vision import Points
+from denoiserl.integrations.lerobot.vision import VisionEncoder
+from denoiserl.nn.vision import SpatialSoftmax
 from denoiserl.processes import Relay, ddim, with_min_std
 from denoiserl.recipes.policy_gradient import dppo
 
@@ -170,7 +170,7 @@ class Scene(gym.Env):
 def test_a_checkpoint_with_cameras_learns_and_its_critic_sees_what_its_eyes_make_of_them(seeing: Path) -> None:
     policy = diffusion_policy(seeing, 2, with_min_std(ddim(1.0), 0.1))
     args = dppo.Args(iters=1, steps=2, copies=1, tuned=1, batch=2, epochs=1)
-    rows = list(dppo.improve(policy, Stream(Scene, 1, 1), args, Rng(0)))
+    rows = list(dppo.improve(policy, Collector(Scene, 1, 1), args, Rng(0)))
     assert np.isfinite(rows[0]["loss"]) and np.isfinite(rows[0]["value error"])
     net: Any = policy.denoiser.net  # type: ignore[union-attr]
     cond = policy.codec.condition({k: torch.as_tensor(v)[None] for k, v in Scene().reset(seed=0)[0].items()})
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_cameras_learns_and_its_critic_sees_what_its_eyes_make
 
 def test_one_eye_for_all_cameras_is_equal_eyes() -> None:
     torch.manual_seed(0)
-    one, two = (Eyes(2, (3, 33, 40), (32, 32), 4, "resnet18", separate).eval() for separate in (False, True))
+    one, two = (VisionEncoder(2, (3, 33, 40), (32, 32), 4, "resnet18", separate).eval() for separate in (False, True))
     for eye in two.each:
         eye.load_state_dict(one.each[0].state_dict())
     pictures = torch.rand(3, 2, 2, 3, 33, 40)
@@ -190,7 +190,7 @@ def test_one_eye_for_all_cameras_is_equal_eyes() -> None:
 
 
 def test_a_spatial_softmax_finds_the_place_of_a_peak() -> None:
-    look = Points(1, 5, 7, 1)
+    look = SpatialSoftmax(1, 5, 7, 1)
     look.nets.weight.data.fill_(1.0)
     maps = torch.zeros(2, 1, 5, 7)
     maps[0, 0, 4, 0] = maps[1, 0, 2, 6] = 100.0
@@ -228,7 +228,7 @@ def test_a_recipe_improves_a_checkpoint_in_an_environment(execute: int | None) -
     policy = diffusion_policy(FIXTURES / "states", transition=with_min_std(ddim(1.0), 0.1))
     before = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
     args = dppo.Args(iters=2, steps=4, execute=execute, tuned=5, batch=256, epochs=1)
-    rows = list(dppo.improve(policy, Stream(remembered, 8, 1), args, Rng(0)))
+    rows = list(dppo.improve(policy, Collector(remembered, 8, 1), args, Rng(0)))
     assert [row["episodes"] for row in rows] == [8.0, 8.0] and all(np.isfinite(row["loss"]) for row in rows)
     relay = policy.denoiser
     assert isinstance(relay, Relay)
@@ -240,21 +240,21 @@ def test_what_is_executed_is_what_counts_and_replay_agrees_with_the_run() -> Non
     """A chunk's first entries belong to the past; here the executed ones lead the event, so masking takes those."""
     policy = diffusion_policy(FIXTURES / "states", transition=with_min_std(ddim(1.0), 0.1))
     obs = torch.from_numpy(remembered().reset(seed=1)[0])[None].expand(3, -1)
-    chunk, chain = actor(policy, 5, 4)(obs, Rng(1))
-    assert torch.allclose(chunk, policy.codec.action.unnorm(chain.sample[:, :4]))
-    masked = executed(chain, 4)
+    chunk, chain = training_actor(policy, 5, 4)(obs, Rng(1))
+    assert torch.allclose(chunk, policy.codec.action.denormalize(chain.sample[:, :4]))
+    masked = mask_unexecuted(chain, 4)
     law, y = policy.rescore(masked.steps_at())
     everything, _ = policy.rescore(chain.steps_at())
     assert torch.allclose(everything.log_prob(y), chain.log_prob.flatten(), atol=1e-4)
     parts = law.log_prob(y, factors=True)
     assert torch.allclose(parts[:, :4].sum((1, 2)), (masked.steps_at().mask * parts).sum((1, 2)))
-    assert tuple(serving(policy)(obs, Rng(1)).shape) == (3, 4, 2)
+    assert tuple(eval_actor(policy)(obs, Rng(1)).shape) == (3, 4, 2)
 
 
 def test_windows_of_demonstrations_are_encoded_with_now_first() -> None:
     policy = diffusion_policy(FIXTURES / "states")
     actions = torch.arange(20.0)[:, None].expand(-1, 2) / 20
-    demos = Demos.of([(torch.zeros(20, 7), actions)])
+    demos = Demonstrations.of([(torch.zeros(20, 7), actions)])
     cut = windows(demos.ends, horizon=8, history=2, execute=4)
     index = torch.tensor([5])
     now = int(cut.frames(index)[0, 1])

@@ -141,8 +141,8 @@ def test_observations_are_normalised_as_before_the_policy_and_actions_as_after_i
         new = {"observation.state.max": seen, "action.max": done}
         restate(folder, side, lambda told, new=new: told.update(new))
     codec = diffusion_policy(folder).codec
-    assert torch.allclose(codec.observation.norm(torch.cat([high, torch.zeros(4)]))[:3], torch.ones(3), atol=1e-6)
-    assert torch.allclose(codec.action.unnorm(torch.ones(2)), most, atol=1e-6)
+    assert torch.allclose(codec.observation.normalize(torch.cat([high, torch.zeros(4)]))[:3], torch.ones(3), atol=1e-6)
+    assert torch.allclose(codec.action.denormalize(torch.ones(2)), most, atol=1e-6)
 
 
 @pytest.mark.parametrize(("mode", "low", "high"), [("QUANTILES", "q01", "q99"), ("QUANTILE10", "q10", "q90")])
@@ -160,11 +160,11 @@ def test_quantiles_are_the_ends_of_the_range(mode: str, low: str, high: str, tmp
     codec = diffusion_policy(folder).codec
     one, two = ends["observation.state"]
     for at, value in ((one, -1.0), (two, 1.0), (2 * two - one, 3.0)):
-        assert torch.allclose(codec.observation.norm(torch.cat([at, torch.zeros(4)]))[:3], torch.tensor(value))
+        assert torch.allclose(codec.observation.normalize(torch.cat([at, torch.zeros(4)]))[:3], torch.tensor(value))
     for value, at in ((-1.0, ends["action"][0]), (1.0, ends["action"][1])):
-        assert torch.allclose(codec.action.unnorm(torch.full((2,), value)), at)
+        assert torch.allclose(codec.action.denormalize(torch.full((2,), value)), at)
     restate(folder, BEFORE, lambda told: told.update({f"observation.state.{high}": torch.tensor([1.0, 0.0, 2.5])}))
-    read = diffusion_policy(folder).codec.observation.norm(torch.zeros(7))  # dimension 1 never changes in the data
+    read = diffusion_policy(folder).codec.observation.normalize(torch.zeros(7))  # dimension 1 never changes in the data
     assert float(read[1]) == -1.0
     restate(folder, BEFORE, lambda told: told.update({"observation.state.max": torch.full((3,), 9.0)}))
     with pytest.raises(RunError, match=r"quantiles of observation.state are equal in dimension\(s\) \[1\].*it moves"):

@@ -85,19 +85,19 @@ FUNCTIONS = {
     ),
     "masked_mean": Function(objective.masked_mean, {"x": T, "mask": YES}, "x mask", "", "mask"),
     "masked_sum": Function(objective.masked_sum, {"x": T, "mask": YES}, "x mask", "", "mask"),
-    "weighted": Function(objective.weighted, {"loss": T, "weight": T}, "loss weight", constant="weight"),
+    "weighted": Function(objective.weighted_loss, {"loss": T, "weight": T}, "loss weight", constant="weight"),
     "centered": Function(
         lambda **v: objective.centered(**v, beta=0.3),
         {"log_prob": T, "old": T, "reward": T, "weight": T.sigmoid()}, "log_prob old reward weight",
         constant="old reward",
     ),
-    "squared": Function(objective.squared, JUDGED, "value target", constant="target"),
+    "squared": Function(objective.half_squared_error, JUDGED, "value target", constant="target"),
     "huber": Function(objective.huber, JUDGED, "value target", constant="target"),
     "expectile": Function(objective.expectile, JUDGED, "value target", constant="target"),
     "clipped_value": Function(
         lambda **v: objective.clipped_value(**v, clip=0.2), {**JUDGED, "old": T}, "value target old", constant="old"
     ),
-    "ascent": Function(objective.ascent, {"value": T, "by": T + 2}, "value by", constant="by"),
+    "ascent": Function(objective.normalized_q_loss, {"value": T, "by": T + 2}, "value by", constant="by"),
     "forward_backward": Function(
         lambda **v: successor.forward_backward(**v, discount=torch.full((4,), 0.9)),
         {"measured": numbers(4, 4), "target": numbers(4, 4)}, "measured target", constant="target",

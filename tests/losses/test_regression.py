@@ -15,12 +15,12 @@ from denoiserl.losses import (
     clipped_value,
     dpo,
     exp_weights,
+    half_squared_error,
     huber,
     margin,
     masked_mean,
     masked_sum,
-    squared,
-    weighted,
+    weighted_loss,
 )
 
 
@@ -159,7 +159,7 @@ def test_centered_refusals():
 def test_exponentially_weighted_likelihood_recovers_the_tilted_reference(world):
     old, reward, beta = world
     weight = exp_weights(reward, beta, cap=1e6)
-    best = minimise(lambda p: (old.exp() * weighted(-p, weight)).sum(), 8)
+    best = minimise(lambda p: (old.exp() * weighted_loss(-p, weight)).sum(), 8)
     assert distance(best, tilted(old, reward, beta)) < 1e-6
 
 
@@ -170,7 +170,7 @@ def test_exp_weights_are_capped_without_overflow():
     with pytest.raises(InvalidInputError, match="must be positive"):
         exp_weights(torch.zeros(2), 0.0)
     with pytest.raises(InvalidInputError, match="weight is a constant"):
-        weighted(torch.zeros(2), torch.zeros(2, requires_grad=True))
+        weighted_loss(torch.zeros(2), torch.zeros(2, requires_grad=True))
 
 
 def grad(loss, value):
@@ -181,9 +181,9 @@ def grad(loss, value):
 def test_value_losses_have_the_error_as_gradient():
     value, target = torch.tensor([0.0, 1.0, 5.0]), torch.tensor([0.5, 1.0, 0.0])
     error = value - target
-    assert torch.equal(grad(lambda v: squared(v, target), value), error)
+    assert torch.equal(grad(lambda v: half_squared_error(v, target), value), error)
     assert torch.equal(grad(lambda v: huber(v, target, 2.0), value), error.clamp(-2, 2))
-    assert torch.equal(huber(value, target, 100.0), squared(value, target))
+    assert torch.equal(huber(value, target, 100.0), half_squared_error(value, target))
 
 
 def test_the_clipped_value_stops_where_it_has_moved_enough_towards_the_target():
@@ -192,12 +192,12 @@ def test_the_clipped_value_stops_where_it_has_moved_enough_towards_the_target():
     target = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0])
     gradient = grad(lambda v: clipped_value(v, target, old, 0.2), value)
     torch.testing.assert_close(gradient, torch.tensor([-0.9, 0.0, -1.5, 1.5, 0.0]))
-    assert (clipped_value(value, target, old, 0.2) >= squared(value, target)).all()
-    assert torch.equal(clipped_value(value, target, old, 10.0), squared(value, target))
+    assert (clipped_value(value, target, old, 0.2) >= half_squared_error(value, target)).all()
+    assert torch.equal(clipped_value(value, target, old, 10.0), half_squared_error(value, target))
     with pytest.raises(InvalidInputError, match="target is a constant"):
-        squared(value, target.clone().requires_grad_())
+        half_squared_error(value, target.clone().requires_grad_())
     with pytest.raises(InvalidInputError, match="Shapes must be equal"):
-        squared(value[:, None], target)
+        half_squared_error(value[:, None], target)
     with pytest.raises(InvalidInputError, match="clip must be positive"):
         clipped_value(value, target, old, 0.0)
     with pytest.raises(InvalidInputError, match="delta must be positive"):

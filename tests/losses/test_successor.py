@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.losses.successor import forward_backward, implied, measure, orthonormal, task_vector
+from denoiserl.losses.successor import forward_backward, implied_reward, orthonormal, successor_density, task_vector
 
 S, A, GAMMA = 20, 3, 0.9
 """states of a ring, moves (back, stay, on), discount"""
@@ -41,7 +41,7 @@ def expected(f: torch.Tensor, target: torch.Tensor, p: torch.Tensor) -> torch.Te
     chance, total = p.reshape(S * A, S) / (S * A), torch.zeros(())
     for x, s in chance.nonzero().tolist():
         back = torch.cat([torch.eye(S)[s : s + 1], torch.eye(S)])
-        m, bar = (measure(v[x].expand(S + 1, -1), back) for v in (f, target))
+        m, bar = (successor_density(v[x].expand(S + 1, -1), back) for v in (f, target))
         total = total + chance[x, s] * forward_backward(m, bar, torch.full((S + 1,), GAMMA))[0]
     return total
 
@@ -82,8 +82,8 @@ def test_f_converges_to_the_successor_measure_and_answers_rewards_like_dynamic_p
     after, back = p[s, a].argmax(-1), torch.eye(S)
     f, slow = torch.zeros(S, A, S, requires_grad=True), torch.zeros(S, A, S)
     for _ in range(18):
-        target = measure((policy[after][..., None] * slow[after]).sum(1), back[after])
-        loss = forward_backward(measure(f[s, a], back[after]), target, torch.full((len(s),), gamma)).mean()
+        target = successor_density((policy[after][..., None] * slow[after]).sum(1), back[after])
+        loss = forward_backward(successor_density(f[s, a], back[after]), target, torch.full((len(s),), gamma)).mean()
         (gradient,) = torch.autograd.grad(loss, f)
         f.data -= S * A * S * gradient  # one over the curvature: ρ(s, a) ρ(s')
         slow.copy_(f.detach())
@@ -135,9 +135,9 @@ def test_a_reward_in_the_span_of_b_is_implied_by_its_own_moment() -> None:
     for reward in (inside, outside):
         z = (reward[:, None] * back).mean(0)
         fitted = back @ torch.linalg.lstsq(back, reward).solution
-        assert torch.allclose(implied(back, z.expand(400, -1), 0.0), fitted)
+        assert torch.allclose(implied_reward(back, z.expand(400, -1), 0.0), fitted)
     flat = back * torch.tensor([1.0, 1, 1, 0, 0, 0])  # B of half the rank: the ridge keeps the answer finite
-    assert bool(implied(flat, z.expand(400, -1)).isfinite().all())
+    assert bool(implied_reward(flat, z.expand(400, -1)).isfinite().all())
 
 
 def test_a_task_has_the_norm_of_training_and_the_direction_of_the_moment() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.losses import ascent, expectile, squared
+from denoiserl.losses import expectile, half_squared_error, normalized_q_loss
 
 
 @pytest.mark.parametrize("tau", [0.1, 0.5, 0.7, 0.95])
@@ -26,7 +26,7 @@ def test_the_minimiser_is_the_expectile(tau: float) -> None:
 def test_one_half_is_half_the_squared_error_that_is_the_mean() -> None:
     torch.manual_seed(0)
     v, y = torch.randn(9), torch.randn(9)
-    assert torch.allclose(expectile(v, y, 0.5), squared(v, y))
+    assert torch.allclose(expectile(v, y, 0.5), half_squared_error(v, y))
 
 
 def test_expectile_values_lie_between_the_behaviour_s_and_the_optimum_and_reach_both() -> None:
@@ -60,13 +60,13 @@ def test_expectile_values_lie_between_the_behaviour_s_and_the_optimum_and_reach_
 def test_ascent_does_not_depend_on_the_unit_of_reward_and_has_a_floor() -> None:
     torch.manual_seed(0)
     a = torch.randn(50, requires_grad=True)
-    slopes = [torch.autograd.grad(ascent(unit * (a.square() - 3)).mean(), a)[0] for unit in (1.0, 1e4)]
+    slopes = [torch.autograd.grad(normalized_q_loss(unit * (a.square() - 3)).mean(), a)[0] for unit in (1.0, 1e4)]
     assert torch.allclose(*slopes, rtol=1e-4)
-    small = torch.autograd.grad(ascent(1e-9 * a).mean(), a)[0]
+    small = torch.autograd.grad(normalized_q_loss(1e-9 * a).mean(), a)[0]
     assert float(small.abs().max()) < 1e-6, "a critic that knows nothing moves nothing"
-    pace = torch.autograd.grad(ascent(a, torch.full((50,), -4.0)).sum(), a)[0]
+    pace = torch.autograd.grad(normalized_q_loss(a, torch.full((50,), -4.0)).sum(), a)[0]
     assert torch.allclose(pace, torch.full((50,), -0.25))
     with pytest.raises(InvalidInputError, match="constant"):
-        ascent(a, a)
+        normalized_q_loss(a, a)
     with pytest.raises(InvalidInputError, match="tau"):
         expectile(a, a.detach(), 1.0)

@@ -10,10 +10,10 @@ import torch
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.distributions import Gaussian, Squashed
-from denoiserl.losses import squared
-from denoiserl.nn import MLP, Actor, Critics, Temperature, follow, held, target
+from denoiserl.losses import half_squared_error
+from denoiserl.nn import MLP, Actor, Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.oracles.worlds import double_integrator
-from denoiserl.train import adamw, step
+from denoiserl.train import adamw, optimizer_step
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -63,7 +63,7 @@ def test_a_critic_finds_the_value_of_linear_control() -> None:
     world, rng, explore = double_integrator(noise=0.05, gamma=0.8), Rng(0), 0.2
     K = 0.7 * world.riccati()[1]
     critic = Critics(2, 1, 2, 64, 2, "gelu")
-    slow, opt = target(critic), adamw(critic.parameters(), 3e-3)
+    slow, opt = target_copy(critic), adamw(critic.parameters(), 3e-3)
 
     def act(x: torch.Tensor) -> torch.Tensor:
         return -x @ K.T + explore * rng.normal(len(x), 1)
@@ -75,8 +75,8 @@ def test_a_critic_finds_the_value_of_linear_control() -> None:
         after, reward = world.step(x, u, rng)
         with torch.no_grad():
             y = reward + world.gamma * slow(after, act(after)).mean(0)
-        step(opt, squared(critic(x, u), y.expand(2, -1)).sum(0).mean())
-        follow(slow, critic, 0.03)
+        optimizer_step(opt, half_squared_error(critic(x, u), y.expand(2, -1)).sum(0).mean())
+        polyak_update(slow, critic, 0.03)
     x, u = 1.4 * rng.uniform(2000, 2) - 0.7, 1.4 * rng.uniform(2000, 1) - 0.7
     mean = x @ world.A.T + u @ world.B.T
     P = world.lyapunov(K)
@@ -95,8 +95,8 @@ def test_the_temperature_settles_the_entropy_at_its_target() -> None:
     for _ in range(1200):
         law = Squashed(Gaussian(net[:1].expand(256, 1), net[1:].exp(), 1, True))
         x, logp = law.sample_with_log_prob(rng.normal(256, 1))
-        step(opt, (heat.alpha * logp + x[:, 0].square()).mean())
-        step(warm, heat.loss(logp.detach(), goal).mean())
+        optimizer_step(opt, (heat.alpha * logp + x[:, 0].square()).mean())
+        optimizer_step(warm, heat.loss(logp.detach(), goal).mean())
         found.append(-float(logp.detach().mean()))
     assert sum(found[-200:]) / 200 == pytest.approx(goal, abs=0.03)
     low = Temperature(0.5, 0.2)
@@ -106,15 +106,15 @@ def test_the_temperature_settles_the_entropy_at_its_target() -> None:
 
 def test_targets_follow_and_gradients_pass_through_what_is_held() -> None:
     net = Critics(2, 1, 2, 8)
-    slow = target(net)
+    slow = target_copy(net)
     assert not any(p.requires_grad for p in slow.parameters())
     before = [p.clone() for p in slow.parameters()]
     for p in net.parameters():
         p.data.add_(1.0)
-    follow(slow, net, 0.25)
+    polyak_update(slow, net, 0.25)
     assert all(torch.allclose(p, q + 0.25) for p, q in zip(slow.parameters(), before, strict=True))
     action = torch.zeros(3, 1, requires_grad=True)
-    with held(net):
+    with frozen(net):
         net(torch.zeros(3, 2), action).sum().backward()
     assert bool(action.grad.any()) and all(p.grad is None and p.requires_grad for p in net.parameters())
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="detach"):
         Temperature().loss(torch.zeros(3, requires_grad=True), 0.0)
     with pytest.raises(RunError, match="tau lies"):
-        follow(Critics(2, 1), Critics(2, 1), 1.5)
+        polyak_update(Critics(2, 1), Critics(2, 1), 1.5)
     with pytest.raises(RunError, match="bounds of a std"):
         Actor(MLP(1, 1), 2.0, 1.0)
     with pytest.raises(RunError, match="between its bounds"):

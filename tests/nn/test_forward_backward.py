@@ -28,30 +28,30 @@ def inputs(n: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_rows_do_not_see_each_other_and_b_lies_on_its_sphere(attention: int) -> None:
     """Attention is over parts of a row: row 3 alone is row 3 of the batch."""
     made, (cond, action, z) = net(attention), inputs()
-    f, b = made.ahead(cond, action, z), made.back(cond)
+    f, b = made.forward_embedding(cond, action, z), made.backward_embedding(cond)
     assert f.shape == (2, 7, 10)
     one = slice(3, 4)
-    assert torch.allclose(made.ahead(cond[one], action[one], z[one]), f[:, one], atol=1e-5)
-    assert torch.allclose(made.back(cond[one]), b[one], atol=1e-5)
+    assert torch.allclose(made.forward_embedding(cond[one], action[one], z[one]), f[:, one], atol=1e-5)
+    assert torch.allclose(made.backward_embedding(cond[one]), b[one], atol=1e-5)
     assert torch.allclose(b.norm(dim=1), torch.full((7,), math.sqrt(10)))
 
 
 @kinds
 def test_f_depends_on_state_action_and_task_and_its_heads_differ(attention: int) -> None:
     made, given = net(attention), inputs()
-    f = made.ahead(*given)
+    f = made.forward_embedding(*given)
     assert not torch.allclose(f[0], f[1])
     for i in range(3):
         other = list(given)
         other[i] = other[i].flip(0)
-        assert float((made.ahead(*other) - f).detach().abs().amax((0, 2))[:2].min()) > 1e-4
+        assert float((made.forward_embedding(*other) - f).detach().abs().amax((0, 2))[:2].min()) > 1e-4
     assert torch.allclose(made.value(*given), torch.einsum("cbd,bd->cb", f, given[2]), atol=1e-6)
 
 
 @kinds
 def test_every_parameter_learns_from_one_or_the_other_answer(attention: int) -> None:
     made, given = net(attention), inputs()
-    (made.value(*given).sum() + made.back(given[0])[:, 0].sum()).backward()
+    (made.value(*given).sum() + made.backward_embedding(given[0])[:, 0].sum()).backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for name, p in made.named_parameters()
                if not name.endswith("self_attn.in_proj_bias"))  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_it_is_rebuilt_from_its_description(attention: int) -> None:
     made, given = net(attention), inputs()
     again = from_config(to_config(made))
     again.load_state_dict(made.state_dict())
-    assert torch.equal(again.ahead(*given), made.ahead(*given))
+    assert torch.equal(again.forward_embedding(*given), made.forward_embedding(*given))
 
 
 def test_the_effective_rank_counts_even_directions() -> None:
@@ -79,6 +79,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ForwardBackward(3, 2, width=10, attention=1)
     cond, action, z = inputs()
     with pytest.raises(InvalidInputError, match="events of shape"):
-        net(0).ahead(cond, action.flatten(1), z)
+        net(0).forward_embedding(cond, action.flatten(1), z)
     with pytest.raises(InvalidInputError, match="events of shape"):
-        net(0).ahead(cond, action, z[:, :4])
+        net(0).forward_embedding(cond, action, z[:, :4])

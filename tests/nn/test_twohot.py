@@ -10,9 +10,9 @@ import torch
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.config import from_config, to_config
-from denoiserl.nn.critic import follow, target
+from denoiserl.nn.critic import polyak_update, target_copy
 from denoiserl.nn.twohot import Binned, Bins, cross_entropy
-from denoiserl.train import adamw, step
+from denoiserl.train import adamw, optimizer_step
 
 EVEN, SPREAD = Bins(-2.0, 5.0, 15), Bins(-300.0, 300.0, 41, symlog=True)
 
@@ -65,15 +65,15 @@ def test_values_of_a_chain_are_those_of_dynamic_programming(bins: Bins) -> None:
         q = reward + gamma * (1 - over) * (move @ q.max(0).values)
     torch.manual_seed(0)
     critic = Binned(states, 2, bins, count=2, width=32)
-    slow, opt = target(critic), adamw(critic.parameters(), 1e-2)
+    slow, opt = target_copy(critic), adamw(critic.parameters(), 1e-2)
     s, a = (v.flatten() for v in torch.meshgrid(torch.arange(states), torch.arange(2), indexing="ij"))
     both = torch.eye(2)
     for _ in range(250):
         with torch.no_grad():
             best = torch.stack([slow(eye, both[i].expand(states, -1)).mean(0) for i in range(2)]).max(0).values
             y = reward[a, s] + gamma * (1 - over[s]) * (move[a, s] @ best)
-        step(opt, critic.loss(eye[s], both[a], y).sum(0).mean())
-        follow(slow, critic, 0.1)
+        optimizer_step(opt, critic.loss(eye[s], both[a], y).sum(0).mean())
+        polyak_update(slow, critic, 0.1)
     found = critic(eye[s], both[a]).detach()
     assert float((found - q[a, s]).abs().max()) < 0.05, (found, q[a, s])
 

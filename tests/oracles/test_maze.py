@@ -7,7 +7,7 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream, evaluate
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.toy.maze import KINDS, REACH, SEGMENT, SPEED, Maze, PointMaze, demonstrations, expert
 
 BEND = Maze.parse("""
@@ -138,8 +138,8 @@ def test_it_streams_and_is_evaluated():
     world = PointMaze(32, maze)
     told = evaluate(lambda o, r: expert(world), world, 64)
     assert bool(told.success.all()) and told.returns.tolist() == [1.0] * 64
-    ep = Stream(PointMaze(8, maze, ticks=6), seed=0).collect(lambda o, r: (torch.zeros(8, 4, 2), None), 3, Rng(0))
-    assert ep.length.tolist() == [[4] * 8, [2] * 8, [4] * 8]  # a chunk ends with its episode
+    ep = Collector(PointMaze(8, maze, ticks=6), seed=0).collect(lambda o, r: (torch.zeros(8, 4, 2), None), 3, Rng(0))
+    assert ep.num_executed.tolist() == [[4] * 8, [2] * 8, [4] * 8]  # a chunk ends with its episode
     assert bool(ep.done[1].all()) and not bool(ep.terminated.any())
 
 

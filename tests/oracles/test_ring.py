@@ -7,7 +7,7 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.envs.toy.ring import BEHAVIOUR, CENTRES, RingBandit, demonstrations, optimum, place, reward
 
 
@@ -64,7 +64,7 @@ def test_behaviour_is_uniform_over_places_and_streams_are_one_decision_long():
     demos = demonstrations(8000, Rng(0))
     shares = torch.bincount(place(demos.actions, 1.0), minlength=8) / 8000
     assert float((shares - 1 / 8).abs().max()) < 0.015 and int(demos.lengths.max()) == 1
-    ep = Stream(RingBandit(8)).collect(lambda o, r: (CENTRES, None), 2, Rng(0))
+    ep = Collector(RingBandit(8)).collect(lambda o, r: (CENTRES, None), 2, Rng(0))
     torch.testing.assert_close(ep.reward[0], torch.tensor([2.0] + [1.0] * 7), atol=1e-5, rtol=0)
     assert bool(ep.terminated.all()) and ep.info["success"][0].tolist() == [True] + [False] * 7
     assert int(place(torch.zeros(2))) == -1

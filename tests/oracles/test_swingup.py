@@ -9,7 +9,7 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import evaluate
 from denoiserl.envs.toy import swingup
 from denoiserl.envs.toy.maze import REACH, Maze, PointMaze, demonstrations, expert
@@ -85,7 +85,7 @@ def test_a_recording_is_what_the_world_says_when_it_is_played_again() -> None:
         assert torch.allclose(after[0], data.last[i])
 
 
-def _ends(data: Recording) -> torch.Tensor:
+def _ends(data: EpisodeDataset) -> torch.Tensor:
     made = torch.zeros(len(data.demos.actions), dtype=torch.bool)
     made[data.demos.ends - 1] = True
     return made

@@ -28,7 +28,8 @@ from denoiserl.core.errors import RunError
 from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.core.tree import leaves
 from denoiserl.nn import MLP, Transformer
-from denoiserl.policy.policy import IdentityCodec, InfillCodec, load
+from denoiserl.policy.codec import IdentityCodec, InfillCodec
+from denoiserl.policy.policy import load
 from denoiserl.processes import (
     Table,
     betas_cosine,

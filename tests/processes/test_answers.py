@@ -14,7 +14,7 @@ from denoiserl import Autoregressive, Masked, Policy, Rng, TokenDenoiser, time_g
 from denoiserl.control.best_of_n import candidates
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.nn import Transformer
-from denoiserl.policy.policy import InfillCodec
+from denoiserl.policy.codec import InfillCodec
 from denoiserl.processes import step_map
 
 END, MASK = 0, 3

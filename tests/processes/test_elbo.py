@@ -93,7 +93,7 @@ def test_times_are_even_in_the_log_of_the_signal_to_noise_ratio(name: str) -> No
 
 @pytest.mark.parametrize("process", [Diffusion(linear), Diffusion(Karras(0.02, 5.0))], ids=["linear", "karras"])
 def test_the_training_loss_keeps_its_uniform_times(process: Diffusion) -> None:
-    """What ``matching`` reads: one time in each of n equal strata, and no weight of an ELBO."""
+    """What ``denoising_losses`` reads: one time in each of n equal strata, and no weight of an ELBO."""
     noised = renoise(process, torch.randn(50, 2), 8, Rng(0), uniform=True)
     assert torch.equal((noised.t * 8).floor().sort(-1).values, torch.arange(8.0).expand(50, 8))
     assert noised.weight is None

@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, elbo, make_sampler, renoise, rescore, time_grid
 from denoiserl.core.errors import NoDensityError, RunError
-from denoiserl.nn import MLP, DiT, Paired, UNet1D
+from denoiserl.nn import MLP, DiT, TwoTimeNet, UNet1D
 from denoiserl.processes import MeanFlow, MeanVelocityDenoiser, ddim, linear
 from denoiserl.processes.meanflow import meanflow_target
-from denoiserl.train import fit, losses
+from denoiserl.train import fit, training_losses
 
 EVENT = (2,)
 
@@ -122,11 +122,11 @@ def test_the_loss_is_least_at_the_exact_average() -> None:
     process, net = MeanFlow(same=0.25, ends=0.1), Scaled(Exact())
     denoise = MeanVelocityDenoiser(net)
     x0 = 0.5 + 0.3 * torch.randn(60_000, 2, generator=torch.Generator().manual_seed(0))
-    loss = losses(process, denoise, x0, None, Rng(0))
+    loss = training_losses(process, denoise, x0, None, Rng(0))
     (slope,) = torch.autograd.grad(loss.mean(), net.off)
     with torch.no_grad():
         net.off.fill_(0.2)
-    (beside,) = torch.autograd.grad(losses(process, denoise, x0, None, Rng(0)).mean(), net.off)
+    (beside,) = torch.autograd.grad(training_losses(process, denoise, x0, None, Rng(0)).mean(), net.off)
     assert abs(float(slope)) < 0.02 * abs(float(beside)), f"{float(slope):.4f} at the optimum, {float(beside):.4f} off"
 
 
@@ -139,7 +139,7 @@ def test_learning_finds_the_closed_form_in_one_step_and_flow_matching_does_not()
         torch.manual_seed(0)
         process, denoise = (
             MeanFlow(same, mean=0.0, std=1.5),
-            MeanVelocityDenoiser(Paired(MLP(1, width=32, depth=3, time=0))),
+            MeanVelocityDenoiser(TwoTimeNet(MLP(1, width=32, depth=3, time=0))),
         )
         list(fit(process, denoise, x0, None, 300, Rng(0), batch=128, lr=1e-2, warmup=20))
         ends = make_sampler(process, denoise, process.steps(time_grid(1)), (1,))(None, Rng(0), start=(eps, 0)).sample
@@ -147,15 +147,15 @@ def test_learning_finds_the_closed_form_in_one_step_and_flow_matching_does_not()
     assert wrong[0] < 0.3 and wrong[0] < 0.5 * wrong[1], wrong
 
 
-def small() -> Paired:
+def small() -> TwoTimeNet:
     torch.manual_seed(0)
-    return Paired(MLP((4, 2), 3, width=16, depth=2, time=0))
+    return TwoTimeNet(MLP((4, 2), 3, width=16, depth=2, time=0))
 
 
 class Single(nn.Module):
     """A network of two times, told one: what flow matching sees."""
 
-    def __init__(self, net: Paired) -> None:
+    def __init__(self, net: TwoTimeNet) -> None:
         super().__init__()
         self.inner = net
 
@@ -299,7 +299,7 @@ def test_networks_with_convolutions_and_attention_can_be_mean_flows(name: str) -
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1 * torch.randn(p.shape))
-    flow = MeanVelocityDenoiser(Paired(net))
+    flow = MeanVelocityDenoiser(TwoTimeNet(net))
     context = flow.embed_condition(torch.randn(4, 5))
     shape = net.data
 
@@ -344,14 +344,14 @@ def test_what_cannot_be_a_mean_flow_is_refused() -> None:
     with pytest.raises(RunError, match="compiled"):
         MeanVelocityDenoiser(compiled)
     with pytest.raises(RunError, match="no clock"):
-        Paired(nn.Linear(2, 2))
+        TwoTimeNet(nn.Linear(2, 2))
     x0 = torch.randn(8, 2)
     with pytest.raises(RunError, match=r"torch\.func\.jvp knows"):
-        losses(MeanFlow(same=0.0), MeanVelocityDenoiser(Opaque()), x0, None, Rng(0))
+        training_losses(MeanFlow(same=0.0), MeanVelocityDenoiser(Opaque()), x0, None, Rng(0))
     with pytest.raises(RunError, match="MeanVelocityDenoiser"):
-        losses(process, GaussianDenoiser(MLP(2)), x0, None, Rng(0))
+        training_losses(process, GaussianDenoiser(MLP(2)), x0, None, Rng(0))
     with pytest.raises(RunError, match=r"embed_time_pair\(t, r\)"):
-        losses(Diffusion(linear), MeanVelocityDenoiser(Exact()), x0, None, Rng(0))  # the wrong process
+        training_losses(Diffusion(linear), MeanVelocityDenoiser(Exact()), x0, None, Rng(0))  # the wrong process
     with pytest.raises(ValueError, match="t = 0"):
         process.steps(time_grid(2, end=0.1))
     begun = process.steps(time_grid(4)).part(0, 2)  # stops in the middle, where nobody's velocity ends

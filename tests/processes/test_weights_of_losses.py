@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Autoregressive, Diffusion, GaussianDenoiser, OneStep, Rng, TokenDenoiser
-from denoiserl.nn import MLP, Paired
+from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import GaussianHead, MeanFlow, MeanVelocityDenoiser, Schedule, betas_linear, cosine, linear, vp
 from denoiserl.processes.edm_training import EDMTraining
 
@@ -66,7 +66,7 @@ def gaussian() -> list[tuple[str, Any, Any]]:
         for weight in ("velocity", "noise", "data", "min_snr")
     ]
     found.append(("elucidated", EDMTraining(), GaussianDenoiser(Net(), EDMTraining().schedule, "edm")))
-    found.append(("mean flow", MeanFlow(), MeanVelocityDenoiser(Paired(MLP((3,), width=8)))))
+    found.append(("mean flow", MeanFlow(), MeanVelocityDenoiser(TwoTimeNet(MLP((3,), width=8)))))
     return [*found, ("one step", OneStep(), head)]
 
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
-from denoiserl.data.rollout import Episode
-from denoiserl.envs import Stream
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.train import Keep
@@ -94,14 +94,14 @@ class Tape(Rng):
         return value
 
 
-class Heard(Stream):
+class Heard(Collector):
     """A stream that remembers what was collected from it: ``episodes``, one for each call of ``collect``."""
 
     def __init__(self, env: Any, copies: int, seed: int) -> None:
         super().__init__(env, copies, seed)
-        self.episodes: list[Episode] = []
+        self.episodes: list[Rollout] = []
 
-    def collect(self, act: Any, steps: int, rng: Rng) -> Episode:
+    def collect(self, act: Any, steps: int, rng: Rng) -> Rollout:
         ep = super().collect(act, steps, rng)
         # in the default dtype, so that a comparison in float64 has no rounding of float32 on one side alone
         self.episodes.append(replace(ep, reward=ep.reward.to(torch.get_default_dtype())))
@@ -211,26 +211,26 @@ def gae(reward: Tensor, discount: Tensor, value: Tensor, after: Tensor, done: Te
     return credit
 
 
-def scaled(ep: Episode, gamma: float, past: dict) -> Tensor:
+def scaled(ep: Rollout, gamma: float, past: dict) -> Tensor:
     """Return rewards over the std of all discounted returns so far, R_t = r_t + γ^ticks R_{t−1} along every copy.
 
     R starts at 0 after an episode's end, and decisions that did not happen count nothing. ``past`` is {} at first.
     """
     running = past.get("running", torch.zeros(ep.reward.shape[1], dtype=torch.float64))
     for t in range(len(ep.reward)):
-        running = ep.reward[t] + gamma ** ep.length[t].float() * running
-        past.setdefault("returns", []).extend(running[ep.live[t].any(-1)].tolist())
+        running = ep.reward[t] + gamma ** ep.num_executed[t].float() * running
+        past.setdefault("returns", []).extend(running[ep.executed_mask[t].any(-1)].tolist())
         running = torch.where(ep.done[t], 0.0, running)
     past["running"], past["std"] = running, torch.tensor(past["returns"], dtype=torch.float64).std(correction=0)
     return ep.reward / past["std"]
 
 
-def experience(ep: Episode, credit: Tensor | None = None) -> dict[str, Any]:
+def experience(ep: Rollout, credit: Tensor | None = None) -> dict[str, Any]:
     """Return what a row tells of its experience: episodes that finished here, their means, and the mean reward.
 
     With ``credit`` also the critic's squared error, which is Â², for its goal is Â + v.
     """
-    alive = ep.live.any(-1)
+    alive = ep.executed_mask.any(-1)
     over = ep.done & alive
     told = {f"episode {k}": v[over].double().mean() for k, v in ep.info.items()} if bool(over.any()) else {}
     wrong = {"faults": len(ep.faults)} if ep.faults else {}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.data import Demos, Normalizer, Robot
-from denoiserl.data.recordings import Recording
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.nn import Critics
 from tests.recipes.kit import Tape
 
@@ -27,21 +27,21 @@ MEAN, STD, LIMIT = torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.7, 1.4, 1.0])
 """of observations, in the units of a policy, and where those are clipped"""
 
 
-def recording(seed: int = 5, times: int = 1) -> Recording:
+def recording(seed: int = 5, times: int = 1) -> EpisodeDataset:
     """Return episodes of these lengths, ``times`` over: observations [3], actions [2], rewards around −1."""
     torch.manual_seed(seed)
     n, episodes = sum(LENGTHS) * times, len(LENGTHS) * times
     ends = torch.tensor(LENGTHS * times).cumsum(0)
     actions = CENTRE + HALF * (2.4 * torch.rand(n, 2) - 1.2).clamp(-1, 1)
-    demos = Demos(torch.randn(n, 3), actions, ends, name="the episodes")
+    demos = Demonstrations(torch.randn(n, 3), actions, ends, name="the episodes")
     ended = torch.tensor(ENDED * times)
-    return Recording(demos, 2 * torch.randn(n) - 1, torch.randn(episodes, 3), ended, LOW, HIGH)
+    return EpisodeDataset(demos, 2 * torch.randn(n) - 1, torch.randn(episodes, 3), ended, LOW, HIGH)
 
 
-def robot() -> Robot:
+def robot() -> ActionChunkCodec:
     """Return what turns data into these units, for policies whose decisions are actions in [−1, 1]."""
     seen = replace(Normalizer.identity(3), centre=MEAN, scale=STD)
-    return Robot(seen, replace(Normalizer.identity(2), centre=CENTRE, scale=HALF, low=LOW, high=HIGH), LIMIT)
+    return ActionChunkCodec(seen, replace(Normalizer.identity(2), centre=CENTRE, scale=HALF, low=LOW, high=HIGH), LIMIT)
 
 
 def units(obs: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def units(obs: Tensor) -> Tensor:
     return ((obs - MEAN) / STD).clamp(-LIMIT, LIMIT)
 
 
-def decisions(data: Recording, H: int, n: int, gamma: float) -> list[dict[str, Any]]:
+def decisions(data: EpisodeDataset, H: int, n: int, gamma: float) -> list[dict[str, Any]]:
     """Return the decision of every tick, with a return of n chunks of H ticks, R = Σ_{k<m} γ^k r_{t+k}.
 
     ``discount`` is γ^m, or 0 where the episode truly ended within the m ticks. ``chunk`` [H, 2] holds actions in

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Running
-from denoiserl.data.rollout import Episode
-from denoiserl.envs import Stream
+from denoiserl.data import RunningNormCodec
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs import Collector
 from denoiserl.nn import MLP
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import (
     Diffusion,
     GaussianDenoiser,
@@ -177,17 +178,17 @@ def test_a_gaussian_head_starts_at_its_std_keeps_its_floor_and_is_saved(tmp_path
 
 def test_running_statistics_are_those_of_everything_seen() -> None:
     parts = [Rng(k).normal(n, 3) * 5 + 100 * k for k, n in enumerate((1, 40, 7))]
-    codec = Running.fresh(3)
+    codec = RunningNormCodec.fresh(3)
     assert torch.equal(codec.condition(parts[0]), parts[0].clamp(-10, 10)), "nothing seen, nothing changed"
     for part in parts:
-        codec.see(part)
+        codec.update(part)
     seen = torch.cat(parts)
     assert torch.allclose(codec.mean, seen.mean(0), atol=1e-3)
     assert torch.allclose(codec.variance, seen.var(0, correction=0), rtol=1e-4)
     z = codec.condition(seen)
     assert torch.allclose(z.std(0, correction=0), torch.ones(3), atol=1e-3)
     with pytest.raises(InvalidInputError, match="observations of 3"):
-        codec.see(torch.zeros(2, 4))
+        codec.update(torch.zeros(2, 4))
 
 
 # PPO
@@ -196,7 +197,7 @@ def test_running_statistics_are_those_of_everything_seen() -> None:
 def test_ppo_finds_the_best_arm_of_a_gaussian_bandit() -> None:
     made, net = linear()
     a = replace(PPO, iters=25, lr=3e-2)
-    list(ppo.improve(made, Stream(Bandit, 32, 1), a, Rng(0)))
+    list(ppo.improve(made, Collector(Bandit, 32, 1), a, Rng(0)))
     assert decided(net) == pytest.approx(0.7, abs=0.05)
     head = made.denoiser
     assert isinstance(head, GaussianHead) and float(head.std.detach()) < 0.4, (
@@ -211,7 +212,7 @@ def test_ppo_solves_a_linear_quadratic_regulator_beyond_its_time_limit() -> None
     assert np.mean([Regulator.gain(n) for n in range(1, 6)]) < 0.75 * wanted
     made, net = linear(std=0.5, bias=False)
     a = replace(PPO, iters=40, steps=20, gamma=Regulator.GAMMA, lam=0.95, lr=3e-2, value_lr=3e-3, batch=256)
-    list(ppo.improve(made, Stream(Regulator, 32, 1), a, Rng(0)))
+    list(ppo.improve(made, Collector(Regulator, 32, 1), a, Rng(0)))
     assert -float(net.map.weight.detach()) == pytest.approx(wanted, rel=0.2)
 
 
@@ -226,7 +227,7 @@ def test_the_ratio_is_one_before_the_first_update(execute: int, monkeypatch) -> 
         return original(logp, old, advantage, clip)
 
     monkeypatch.setattr(ppo, "ppo_clip", spy)
-    list(ppo.improve(made, Stream(Regulator, 8, 1), replace(PPO, execute=execute), Rng(0)))
+    list(ppo.improve(made, Collector(Regulator, 8, 1), replace(PPO, execute=execute), Rng(0)))
     (logp, old), (later, before) = seen[0], seen[1]
     assert torch.allclose(logp, old, atol=1e-5) and not torch.allclose(later, before, atol=1e-5)
     std = torch.tensor(0.5)
@@ -252,7 +253,7 @@ def test_one_denoising_step_is_dppos_objective(monkeypatch) -> None:
             a = dppo.Args(
                 iters=1, steps=8, execute=1, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, value_lr=a.value_lr
             )
-        list(recipe.improve(made, Stream(Regulator, 8, 1), a, Rng(0)))
+        list(recipe.improve(made, Collector(Regulator, 8, 1), a, Rng(0)))
     for ours, theirs in zip(*told.values(), strict=True):
         assert ours.std() > 0.1 and torch.allclose(ours, theirs, atol=1e-5)
 
@@ -260,12 +261,12 @@ def test_one_denoising_step_is_dppos_objective(monkeypatch) -> None:
 def reacher() -> Policy:
     torch.manual_seed(0)
     net = MLP((2, 1), cond=2, width=32, depth=2, time=0, zero=True)
-    return gaussian(net, (2, 1), 0.6, Running.fresh(2), least=0.05)
+    return gaussian(net, (2, 1), 0.6, RunningNormCodec.fresh(2), least=0.05)
 
 
 def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
     made, a = reacher(), replace(PPO, iters=15, execute=2, copies=32, epochs=6)
-    rows = list(ppo.improve(made, Stream(Reach, 32, 1), a, Rng(0)))
+    rows = list(ppo.improve(made, Collector(Reach, 32, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.6, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 
@@ -273,15 +274,15 @@ def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
 def test_ppo_ends_where_a_resumed_one_ends_with_what_it_has_seen(tmp_path) -> None:
     a = replace(PPO, iters=3, execute=2, entropy=0.01)
     whole = reacher()
-    told = list(ppo.improve(whole, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1, restart=1)))
-    rows = ppo.improve(reacher(), Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
+    told = list(ppo.improve(whole, Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1, restart=1)))
+    rows = ppo.improve(reacher(), Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)
     del rows
     resumed = reacher()
-    again = list(ppo.improve(resumed, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1)))
+    again = list(ppo.improve(resumed, Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1)))
     assert again == told[-len(again) :]
-    assert isinstance(whole.codec, Running) and isinstance(resumed.codec, Running)
+    assert isinstance(whole.codec, RunningNormCodec) and isinstance(resumed.codec, RunningNormCodec)
     assert float(whole.codec.count) == 3 * 8 * 8 and torch.equal(whole.codec.mean, resumed.codec.mean)
     obs = torch.tensor([[300.0, 0.5]])
     assert torch.equal(whole.generate(obs, Rng(0)), resumed.generate(obs, Rng(0)))
@@ -291,12 +292,12 @@ def test_entropy_is_rewarded_and_warmup_leaves_the_actor_alone() -> None:
     stds = []
     for entropy in (0.0, 3.0):
         made, _ = linear()
-        list(ppo.improve(made, Stream(Bandit, 16, 1), replace(PPO, iters=4, entropy=entropy, lr=3e-2), Rng(0)))
+        list(ppo.improve(made, Collector(Bandit, 16, 1), replace(PPO, iters=4, entropy=entropy, lr=3e-2), Rng(0)))
         assert isinstance(made.denoiser, GaussianHead)
         stds.append(float(made.denoiser.std.detach()))
     assert stds[0] < 0.5 < stds[1]
     made, net = linear()
-    rows = list(ppo.improve(made, Stream(Bandit, 16, 1), replace(PPO, iters=12, warmup=12, value_lr=1e-2), Rng(1)))
+    rows = list(ppo.improve(made, Collector(Bandit, 16, 1), replace(PPO, iters=12, warmup=12, value_lr=1e-2), Rng(1)))
     errors = [row["value error"] for row in rows]
     assert decided(net) == 0.0 and "kl" not in rows[-1] and float(np.mean(errors[4:])) < errors[0]
 
@@ -307,9 +308,9 @@ def test_ppo_refuses_what_it_cannot_improve() -> None:
         process, GaussianDenoiser(MLP((1, 1), cond=1, width=8), cosine, "v"), (1, 1), process.steps(time_grid(2))
     )
     with pytest.raises(InvalidInputError, match="dppo"):
-        list(ppo.improve(made, Stream(Bandit, 2, 1), PPO, Rng(0)))
+        list(ppo.improve(made, Collector(Bandit, 2, 1), PPO, Rng(0)))
     with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 1"):
-        list(ppo.improve(linear()[0], Stream(Bandit, 2, 1), replace(PPO, execute=2), Rng(0)))
+        list(ppo.improve(linear()[0], Collector(Bandit, 2, 1), replace(PPO, execute=2), Rng(0)))
 
 
 # Reward-weighted regression in an environment
@@ -319,7 +320,7 @@ def test_an_iteration_of_drwr_tilts_by_the_standardised_return() -> None:
     """Reward a, policy N(0, s²): z = a / s, and N(0, s²) exp(β a / s) is N(β s, s²) up to its norm."""
     made, net = linear(std=0.5)
     a = drwr.Args(iters=1, steps=64, execute=1, beta=0.6, lr=3e-2, epochs=100, batch=4096, draw="train")
-    (row,) = drwr.improve(made, Stream(Line, 64, 1), a, Rng(0))
+    (row,) = drwr.improve(made, Collector(Line, 64, 1), a, Rng(0))
     assert decided(net) == pytest.approx(0.6 * 0.5, abs=0.04)
     assert isinstance(made.denoiser, GaussianHead) and float(made.denoiser.std.detach()) == pytest.approx(
         0.5, abs=0.035
@@ -327,10 +328,10 @@ def test_an_iteration_of_drwr_tilts_by_the_standardised_return() -> None:
     assert row["effective share"] == pytest.approx(math.exp(-(0.6**2)), abs=0.05), "1 / E[w²] of a lognormal"
 
 
-def record(reward: list[float], done: list[bool], length: list[int], ticks: list[int]) -> Episode:
+def record(reward: list[float], done: list[bool], length: list[int], ticks: list[int]) -> Rollout:
     """An episode of one copy."""
     empty, many = torch.zeros(len(reward), 1, 1), torch.tensor(length)[:, None]
-    return Episode(
+    return Rollout(
         empty,
         empty,
         empty,
@@ -353,27 +354,31 @@ def test_returns_are_discounted_from_the_decision_and_unfinished_episodes_do_not
 
 def test_drwr_learns_from_executed_actions_alone_and_needs_whole_episodes() -> None:
     made, net = linear(chunk=3)
-    list(drwr.improve(made, Stream(Line, 32, 1), drwr.Args(iters=1, steps=8, execute=1, lr=1e-2, draw="train"), Rng(0)))
+    list(
+        drwr.improve(
+            made, Collector(Line, 32, 1), drwr.Args(iters=1, steps=8, execute=1, lr=1e-2, draw="train"), Rng(0)
+        )
+    )
     moved = (net.map.bias.abs() > 0).tolist()
     assert moved == [True, False, False], "the first action ends the episode, the others never happened"
     with pytest.raises(InvalidInputError, match="Did you mean 'serve'"):
-        list(drwr.improve(linear()[0], Stream(Line, 2, 1), drwr.Args(execute=1, draw="served"), Rng(0)))  # type: ignore[arg-type]
+        list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(execute=1, draw="served"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="raise steps"):
-        list(drwr.improve(linear()[0], Stream(Regulator, 4, 1), drwr.Args(iters=1, steps=4, execute=1), Rng(0)))
+        list(drwr.improve(linear()[0], Collector(Regulator, 4, 1), drwr.Args(iters=1, steps=4, execute=1), Rng(0)))
 
 
 def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
     torch.manual_seed(0)
     process = Diffusion(cosine, with_min_std(ddim(1.0), 0.2), clip=1.0)
     net = MLP((2, 1), cond=2, width=64, depth=2)
-    codec = Running.fresh(2)
-    codec.see(torch.tensor([[0.0, -1.0], [0.0, 1.0], [500.0, 0.0], [-500.0, 0.0]]))
+    codec = RunningNormCodec.fresh(2)
+    codec.update(torch.tensor([[0.0, -1.0], [0.0, 1.0], [500.0, 0.0], [-500.0, 0.0]]))
     made = Policy.of(process, GaussianDenoiser(net, cosine, "v"), (2, 1), process.steps(time_grid(3)), codec=codec)
     rng = Rng(3)
     for _ in fit(process, made.denoiser, rng.uniform(512, 2, 1) * 2 - 1, rng.normal(512, 2), 100, rng):
         pass
     a = drwr.Args(iters=12, steps=4, execute=2, lr=2e-3, beta=5.0, epochs=8, batch=128, draw="train")
-    rows = list(drwr.improve(made, Stream(Reach, 64, 1), a, Rng(0)))
+    rows = list(drwr.improve(made, Collector(Reach, 64, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from denoiserl import Rng
-from denoiserl.control.best_of_n import Best
-from denoiserl.control.zero_shot import answer, tasked
+from denoiserl.control.best_of_n import BestOfN
+from denoiserl.control.zero_shot import policy_for_reward, require_task_conditioned
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Demos
-from denoiserl.data.recordings import Recording
+from denoiserl.data import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import breeze, fb
 from denoiserl.recipes.zero_shot import common as _successors
 from denoiserl.tasks import zero_shot as _zero
-from denoiserl.train import Keep, saved
+from denoiserl.train import Keep, find_saved_policy
 
 BASE = _zero.Base(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, updates=4, denoise=2, chunk=2)
 SMALL = {"updates": 2, "batch": 32, "width": 16, "base": BASE}
@@ -66,14 +66,14 @@ def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(na
     module = METHODS[name][0]
     rows = list(module.train(module.Args(**SMALL, eval_every=2), Keep(tmp_path)))
     assert {"held-out score", "held-out goal 6", "held-out stay left", "held-out overestimation"} <= rows[-1].keys()
-    made = Policy.load(saved(tmp_path, "last"))
-    asked = answer(made, _successors.demos(_zero.record(BASE, 0)), lambda at: at[:, 0])
+    made = Policy.load(find_saved_policy(tmp_path, "last"))
+    asked = policy_for_reward(made, _successors.demos(_zero.record(BASE, 0)), lambda at: at[:, 0])
     again = Policy.load(asked.save(tmp_path / "asked"))
     obs = torch.rand(3, 2) + 1
     assert torch.equal(again.generate(obs, Rng(1)), asked.generate(obs, Rng(1)))
 
 
-def line(n: int = 40, length: int = 12) -> Demos:
+def line(n: int = 40, length: int = 12) -> Demonstrations:
     """A walker on a segment who steps ±1 of a tenth, at random, and cannot leave it."""
     g, episodes = torch.Generator().manual_seed(0), []
     for _ in range(n):
@@ -84,7 +84,7 @@ def line(n: int = 40, length: int = 12) -> Demos:
             done.append(a)
             x = (x + 0.4 * a).clamp(-1, 1)
         episodes.append((torch.stack(seen), torch.stack(done)))
-    return Demos.of(episodes)
+    return Demonstrations.of(episodes)
 
 
 @methods
@@ -100,7 +100,7 @@ def test_a_walker_who_never_had_a_reward_goes_to_whichever_end_is_asked_for(name
     more = {"alpha": 0.5, "choose": 8, "ema": 0.05} if name == "breeze" else {}
     improve(name, made, data, updates=150, batch=64, width=32, lr=2e-3, tau=0.05, gamma=0.8, **more)
     obs = torch.linspace(-0.5, 0.5, 21)[:, None]
-    right, left = (answer(made, data, lambda o, s=s: (s * o[:, 0] > 0.5).float()) for s in (1, -1))
+    right, left = (policy_for_reward(made, data, lambda o, s=s: (s * o[:, 0] > 0.5).float()) for s in (1, -1))
     ways = [float(policy.generate(obs, Rng(0)).mean()) for policy in (right, left)]
     assert ways[0] > 0.3 and ways[1] < -0.3, ways
 
@@ -109,7 +109,7 @@ def test_next_actions_are_the_best_proposal_by_q() -> None:
     made = start("breeze")
     improve("breeze", made)
     control = made.weights.control
-    assert isinstance(control, Best)
+    assert isinstance(control, BestOfN)
     both, g = control.verifier.represent, torch.Generator().manual_seed(0)  # type: ignore[union-attr]
     cond, z, plan = (torch.randn(*s, generator=g) for s in ((6, 2), (6, 4), (6, 5, 2, 2)))
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_tasks_have_the_norm_of_b_and_half_of_them_are_b_of_states() -> None:
     improve("fb", made)
     both = made.weights.control.verifier.represent  # type: ignore[union-attr]
     obs = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
-    z, back = _successors.tasks(both, obs, Rng(0), 0.5), both.back(obs).detach()
+    z, back = _successors.tasks(both, obs, Rng(0), 0.5), both.backward_embedding(obs).detach()
     assert torch.allclose(z.norm(dim=1), torch.full((400,), 2.0), atol=1e-4)
     apart = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")  # products of matrices leave 1e-3
     found = apart(z, back).amin(1) < 1e-4
@@ -135,7 +135,7 @@ def test_transitions_end_where_episodes_do() -> None:
     """Frames are numbered, so every row can say by itself which decision it is."""
     lengths = (5, 3, 1)
     obs = torch.arange(9.0)[:, None]
-    demos = Demos(obs, obs + 100, torch.tensor(lengths).cumsum(0))
+    demos = Demonstrations(obs, obs + 100, torch.tensor(lengths).cumsum(0))
     row = _successors.pairs(demos, 2)
     assert row["obs"].flatten().tolist() == [0, 1, 2, 5]  # 3 + 2 is the next episode's, and nobody saw it
     assert row["after"].flatten().tolist() == [2, 3, 4, 7]
@@ -145,7 +145,7 @@ def test_transitions_end_where_episodes_do() -> None:
     ended = torch.tensor([True, False, True])
     box = torch.ones(1)
     last = torch.tensor([[50.0], [60.0], [70.0]])
-    row = _successors.pairs(Recording(demos, None, last, ended, -box, box), 1)
+    row = _successors.pairs(EpisodeDataset(demos, None, last, ended, -box, box), 1)
     assert row["after"].flatten().tolist() == [1, 2, 3, 4, 50, 6, 7, 60, 70]
     assert row["over"].tolist() == [False] * 4 + [True] + [False] * 3 + [True]
     with pytest.raises(InvalidInputError, match="no episode is longer"):
@@ -161,7 +161,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     demos = line(6, 10)
     last = (demos.observations[demos.ends - 1] + 0.4 * demos.actions[demos.ends - 1]).clamp(-1, 1)
     after = _successors.pairs(
-        data := Recording(demos, None, last, torch.zeros(6).bool(), -torch.ones(1), torch.ones(1))
+        data := EpisodeDataset(demos, None, last, torch.zeros(6).bool(), -torch.ones(1), torch.ones(1))
     )
     wanted = lambda at: (at[:, 0] > 0.2).float()  # noqa: E731
     path = write(tmp_path / "walks.hdf5", replace(data, rewards=wanted(after["after"])))
@@ -179,7 +179,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     )
     base = replace(BASE, data=str(path), env=f"{tmp_path / 'segment.py'}:Segment", chunk=2)
     row, read = _successors.pairs(_zero.record(base, 0)), _zero.record(base, 0)
-    assert isinstance(read, Recording) and read.rewards is not None
+    assert isinstance(read, EpisodeDataset) and read.rewards is not None
     assert torch.equal(read.rewards[row["at"]], wanted(row["after"]))
     made = start("fb", base)
     improve("fb", made, base=base)
@@ -193,10 +193,10 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
 def test_a_true_end_has_no_future_and_a_chunk_is_discounted_by_its_ticks() -> None:
     made = start("breeze", replace(BASE, chunk=3))
     demos = _zero.record(BASE, 0)
-    assert isinstance(demos, Demos)
+    assert isinstance(demos, Demonstrations)
     box = torch.ones(2)
     ends = torch.arange(len(demos)) % 2 == 0
-    record = Recording(demos, None, torch.zeros(len(demos), 2), ends, -box, box)
+    record = EpisodeDataset(demos, None, torch.zeros(len(demos), 2), ends, -box, box)
     _, known = _successors.known(made, record, 32, 0.9, "BREEZE")
     assert known["discount"].unique().tolist() == pytest.approx([0.0, 0.9**3])
     assert int((known["discount"] == 0).sum()) == int((ends & (demos.lengths >= 3)).sum())
@@ -228,7 +228,7 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
     drawn = task.look(policy, 1, 2) if task.look else {}
     assert isinstance(drawn["ways.png"], bytes) and drawn["ways.png"].startswith(b"\x89PNG")
     told = task.judge(policy, 1, 3)
-    assert told.keys() == task.metrics.keys() and tasked(policy).z.shape == (2,)
+    assert told.keys() == task.metrics.keys() and require_task_conditioned(policy).z.shape == (2,)
 
 
 def test_overestimation_is_what_q_promised_less_what_came() -> None:
@@ -237,7 +237,7 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     improve("fb", made)
     reward = _zero.rewards(BASE)["stay left"]
     seen = _successors.demos(_zero.record(BASE, 0)).observations
-    asked = answer(made, seen, reward)
+    asked = policy_for_reward(made, seen, reward)
     begin, first = seen[:5], torch.zeros(5, 2, 2)
     path = begin[:, None].expand(-1, 11, -1)
     nothing = _zero.overestimated(asked, _zero.Walk(torch.zeros(5, 10), path, first), seen, reward)
@@ -245,10 +245,10 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     gamma = 0.98**2  # two ticks a decision, five decisions
     assert torch.allclose(nothing - ones, torch.full((5,), sum(gamma**k for k in range(5))), atol=1e-4)
     both = asked.weights.control.verifier.represent  # type: ignore[union-attr]
-    codec = tasked(asked)
-    moment = (reward(seen)[:, None] * both.back(codec.inner.condition(seen))).mean(0)
+    codec = require_task_conditioned(asked)
+    moment = (reward(seen)[:, None] * both.backward_embedding(codec.inner.condition(seen))).mean(0)
     unit = codec.unit(codec.encode(first))
-    f = both.ahead(codec.inner.condition(begin), unit, codec.z.expand(5, -1))
+    f = both.forward_embedding(codec.inner.condition(begin), unit, codec.z.expand(5, -1))
     assert torch.allclose(nothing, (f @ moment).amin(0), atol=1e-4)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
-from denoiserl.data import Demos, Normalizer, Robot
-from denoiserl.integrations.lerobot.policy import Chunks
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer
+from denoiserl.integrations.lerobot.policy import LeRobotCodec
 from denoiserl.processes import GaussianHead, cosine, ddim, with_min_std
 from denoiserl.recipes.imitation import diffusion_policy
 
@@ -29,16 +29,16 @@ class Linear(nn.Module):
         return self.map(context.flatten(1)).unflatten(1, self.event)
 
 
-def walks(episodes: int = 40, ticks: int = 12) -> Demos:
+def walks(episodes: int = 40, ticks: int = 12) -> Demonstrations:
     """Who acts does what is seen now: an observation says nothing about the next one."""
     seen = torch.rand(episodes * ticks, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
     seen[:2, 0] = torch.tensor([-1.0, 1.0])
-    return Demos(seen, seen.clone(), torch.arange(1, episodes + 1) * ticks)
+    return Demonstrations(seen, seen.clone(), torch.arange(1, episodes + 1) * ticks)
 
 
 CODECS = {
-    "robot": lambda demos: Robot.fit(demos),
-    "lerobot": lambda demos: Chunks(
+    "robot": lambda demos: ActionChunkCodec.fit(demos),
+    "lerobot": lambda demos: LeRobotCodec(
         Normalizer.fit(demos.observations), Normalizer.fit(demos.actions), {"observation.state": 1}, 2, 3
     ),
 }
@@ -48,7 +48,7 @@ CODECS = {
 @pytest.mark.parametrize("stacked", [False, True])
 def test_a_policy_that_sees_two_observations_executes_from_now_on(name: str, stacked: bool) -> None:
     """The first executed action is the one of the newest observation. ``stacked``: the demonstrations hold two
-    observations as one, as ``Remembering`` shows them."""
+    observations as one, as ``ObservationHistory`` shows them."""
     demos = walks()
     process, steps = OneStep(), OneStep().steps(time_grid(1), spread=0.0)
     made = Policy.of(process, GaussianHead(Linear(2, (4, 1)), 1, 0.3), (4, 1), steps, codec=CODECS[name](demos))
@@ -56,7 +56,7 @@ def test_a_policy_that_sees_two_observations_executes_from_now_on(name: str, sta
     if stacked:
         first = torch.arange(len(demos.actions)) % 12 == 0
         before = torch.where(first[:, None], demos.observations, demos.observations.roll(1, 0))
-        data = Demos(torch.cat([before, demos.observations], 1), demos.actions, demos.ends)
+        data = Demonstrations(torch.cat([before, demos.observations], 1), demos.actions, demos.ends)
     a = SimpleNamespace(updates=300, batch=128, lr=2e-2, history=1 if stacked else 2, execute=None)
     for _ in diffusion_policy.improve(made, data, a, Rng(0)):
         pass
@@ -67,12 +67,12 @@ def test_a_policy_that_sees_two_observations_executes_from_now_on(name: str, sta
     assert acts.shape[1] == (3 if name == "lerobot" else 4)
 
 
-def last_differs(episodes: int = 30, ticks: int = 7) -> Demos:
+def last_differs(episodes: int = 30, ticks: int = 7) -> Demonstrations:
     """All actions are −1, the last of an episode is 1."""
     seen = (torch.arange(ticks) / ticks).repeat(episodes)[:, None]
     acts = torch.full((episodes * ticks, 1), -1.0)
     acts[ticks - 1 :: ticks] = 1.0
-    return Demos(seen, acts, torch.arange(1, episodes + 1) * ticks)
+    return Demonstrations(seen, acts, torch.arange(1, episodes + 1) * ticks)
 
 
 class Table(nn.Module):
@@ -111,7 +111,7 @@ def test_actions_beyond_the_end_of_an_episode_have_no_loss() -> None:
 
 def test_padding_is_noised_like_the_rest_and_only_its_loss_is_left_out() -> None:
     """Were it left clean, the network could read the last action from it."""
-    from denoiserl.train.fit import losses
+    from denoiserl.train.fit import training_losses
 
     class Spy(nn.Module):
         def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
@@ -123,7 +123,7 @@ def test_padding_is_noised_like_the_rest_and_only_its_loss_is_left_out() -> None
     x0, counts = torch.ones(64, 8, 1), torch.zeros(64, 8, 1, dtype=torch.bool)
     counts[:, :3] = True
     t = torch.full((64,), 0.5)
-    loss = losses(process, GaussianDenoiser(Spy(), cosine, "x0"), x0, None, Rng(0), t=t, counts=counts)
-    whole = losses(process, GaussianDenoiser(Spy(), cosine, "x0"), x0, None, Rng(0), t=t)
+    loss = training_losses(process, GaussianDenoiser(Spy(), cosine, "x0"), x0, None, Rng(0), t=t, counts=counts)
+    whole = training_losses(process, GaussianDenoiser(Spy(), cosine, "x0"), x0, None, Rng(0), t=t)
     assert torch.equal(told[0], told[1]) and bool((told[0][:, 3:] != x0[:, 3:]).all())
     assert torch.allclose(loss, whole), "the error is 1 everywhere, and so is its mean over what counts"

@@ -14,14 +14,23 @@ from torch import Tensor
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, rescore, time_grid
 from denoiserl.claims.off_policy import dsrl as claim
-from denoiserl.control.best_of_n import BestNoise
-from denoiserl.control.noise_steering import black_box, decoded, deterministic, noises, plan, reach, steer, steerable
+from denoiserl.control.best_of_n import BestOfNNoise
+from denoiserl.control.noise_steering import (
+    as_deterministic,
+    black_box,
+    check_noise_effect,
+    decode_noise,
+    decode_noise_to_action,
+    noise_distribution,
+    noise_effect,
+    steer,
+)
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.data import Replay
-from denoiserl.data.rollout import Episode
+from denoiserl.data import ReplayBuffer
+from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Squashed
-from denoiserl.envs import Stream
-from denoiserl.nn import MLP, Paired
+from denoiserl.envs import Collector
+from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import MeanFlow, MeanVelocityDenoiser, ddim, linear, with_min_std
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.steered import noise_basis
@@ -83,10 +92,11 @@ def test_a_decided_noise_gives_what_the_base_makes_of_it(kind: Any) -> None:
     z = torch.rand(8, rows, 1) * 2 - 1
     noise = noise_basis(kind, 4, 2) @ (BOUND * z)
     chain = frozen.sample_chain(obs, Rng(0), use_eval_steps=True, start=(noise, 0))
-    assert torch.allclose(decoded(made, obs, z), chain.sample, atol=1e-6)
+    assert torch.allclose(decode_noise_to_action(made, obs, z), chain.sample, atol=1e-6)
     if kind == "full":
         assert torch.equal(
-            decoded(made, obs, z), frozen.sample_chain(obs, Rng(0), use_eval_steps=True, start=(BOUND * z, 0)).sample
+            decode_noise_to_action(made, obs, z),
+            frozen.sample_chain(obs, Rng(0), use_eval_steps=True, start=(BOUND * z, 0)).sample,
         )
 
 
@@ -102,7 +112,7 @@ def test_the_decision_is_the_only_step_with_a_density_and_replays_exactly(kind: 
     law, y = made.rescore(chain.steps_at(torch.tensor([5, 3])))
     assert torch.allclose(law.log_prob(y), chain.log_prob[[5, 3], 0], atol=1e-5)
     z = y[:, : made.denoiser.rows] / (bound or 1.0)
-    inner = noises(made, obs[[5, 3]])
+    inner = noise_distribution(made, obs[[5, 3]])
     shift = 0.0 if bound is None else z[0].numel() * np.log(bound)
     assert torch.allclose(inner.log_prob(z) - shift, law.log_prob(y), atol=1e-4), "one density, in two units"
     assert isinstance(inner, Squashed) == (bound is not None)
@@ -114,8 +124,8 @@ def test_the_decision_is_the_only_step_with_a_density_and_replays_exactly(kind: 
 def test_what_it_serves_is_the_base_at_the_mean_decision_and_narrow_noise_is_bounded() -> None:
     frozen, obs = base(), torch.randn(5000, 1)
     made = stirred(steer(frozen, 1, 16))
-    mean = torch.tanh(noises(made, obs).base.mean)
-    assert torch.allclose(made.generate(obs, Rng(0)), decoded(made, obs, mean), atol=1e-6)
+    mean = torch.tanh(noise_distribution(made, obs).base.mean)
+    assert torch.allclose(made.generate(obs, Rng(0)), decode_noise_to_action(made, obs, mean), atol=1e-6)
     assert torch.equal(made.generate(obs, Rng(0)), made.generate(obs, Rng(5)))
     narrow = steer(frozen, 1, 16, spread=1.0)
     start = narrow.sample_chain(obs, Rng(0), use_eval_steps=True).states[:, 1]
@@ -146,7 +156,7 @@ def test_a_steered_policy_is_saved_and_loaded_with_its_base(tmp_path: Path) -> N
 
 # Learning
 
-ADD = Replay.add
+ADD = ReplayBuffer.add
 SMALL = dsrl.Args(
     iters=5, copies=8, steps=8, begin=64, utd=1.0, batch=64, width=32, lr=3e-3, tau=0.05, alpha=0.05, entropy=-2.0
 )
@@ -155,7 +165,7 @@ SMALL = dsrl.Args(
 @pytest.mark.parametrize("aliased", [True, False])
 def test_it_finds_the_noise_of_the_best_action_of_a_black_box(aliased: bool) -> None:
     made = steer(black_box(wiggle, 1, 1), 1, 32)
-    rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), replace(SMALL, aliased=aliased), Rng(3)))
+    rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), replace(SMALL, aliased=aliased), Rng(3)))
     x = torch.tensor([[-0.4], [0.0], [0.4]])
     assert made.generate(x, Rng(0)).flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
     assert rows[0]["action spread"] == pytest.approx(float(torch.tanh(torch.randn(100_000)).std()), abs=0.08)
@@ -165,17 +175,17 @@ def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, m
     """The baseline: data from the base alone, N(0, 1) all along, and the best of its plans by Q_A, saved with it."""
     made, given = steer(black_box(wiggle, 1, 1), 1, 32), []
     monkeypatch.setattr(
-        Replay, "add", lambda self, ep, **more: given.append(more["z"]) or ADD(self, ep, **more), raising=True
+        ReplayBuffer, "add", lambda self, ep, **more: given.append(more["z"]) or ADD(self, ep, **more), raising=True
     )
     a = replace(SMALL, copies=32, utd=0.25, serve="best", plans=32)
-    list(dsrl.improve(made, Stream(Bandit, 32, 1), a, Rng(3)))
+    list(dsrl.improve(made, Collector(Bandit, 32, 1), a, Rng(3)))
     noise = BOUND * torch.cat([z.flatten() for z in given])
     x = torch.linspace(-0.4, 0.4, 41)[:, None]
     error = (made.generate(x, Rng(0)).flatten() - x.flatten() - 0.4).abs()
     control = made.weights.control
-    assert isinstance(control, BestNoise)
+    assert isinstance(control, BestOfNNoise)
     alone = (
-        made.with_controller(BestNoise(control.verifier, 1)).generate(x, Rng(0)).flatten() - x.flatten() - 0.4
+        made.with_controller(BestOfNNoise(control.verifier, 1)).generate(x, Rng(0)).flatten() - x.flatten() - 0.4
     ).abs()
     assert float(noise.mean()) == pytest.approx(0, abs=0.2) and float(noise.std()) == pytest.approx(1, abs=0.15)
     assert float(error.mean()) < 0.2 < 0.35 < float(alone.mean()), (error.mean(), alone.mean())
@@ -187,14 +197,14 @@ def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, m
 def test_learning_waits_for_a_batch() -> None:
     made = steer(black_box(wiggle, 1, 1), 1, 16)
     a = replace(SMALL, iters=4, begin=0, steps=3, utd=0.1)
-    rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     assert ["critic loss" in row for row in rows] == [False, False, True, True]
 
 
 def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -> None:
     made = steer(black_box(wiggle, 2, 1), 1, 32, noise_map="repeated")
     a = replace(SMALL, execute=1, alpha_least=0.045, entropy=-9.0)
-    rows = list(dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     x = torch.tensor([[-0.4], [0.0], [0.4]])
     plan = made.generate(x, Rng(0))
     assert torch.equal(plan[:, 0], plan[:, 1])
@@ -214,7 +224,7 @@ def test_a_hidden_network_is_steered_like_an_open_one_and_neither_changes() -> N
     for policy in (frozen, black_box(served, 1, 1)):
         torch.manual_seed(1)
         made = steer(policy, 1, 16)
-        list(dsrl.improve(made, Stream(Bandit, 4, 1), replace(SMALL, iters=2, copies=4, begin=32, batch=32), Rng(3)))
+        list(dsrl.improve(made, Collector(Bandit, 4, 1), replace(SMALL, iters=2, copies=4, begin=32, batch=32), Rng(3)))
         found.append(made.generate(torch.linspace(-1, 1, 5)[:, None], Rng(0)))
     assert torch.allclose(*found, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in frozen.denoiser.state_dict().items()), "bitwise"
@@ -242,7 +252,7 @@ def test_actions_of_others_teach_the_critic_of_actions() -> None:
     x, action = rng.uniform(1, 800, 1) - 0.5, 4 * rng.uniform(1, 800, 1, 1) - 2
     over, length = torch.ones(1, 800, dtype=torch.bool), torch.ones(1, 800, dtype=torch.int64)
     reward = 2 - (action[..., 0, 0] - x[..., 0] - 0.4).square()
-    demos = Episode(x, x, action, reward, over, over, length, over[..., None])
+    demos = Rollout(x, x, action, reward, over, over, length, over[..., None])
     at = torch.linspace(-0.4, 0.4, 9)[:, None]
 
     def gap(made: Policy) -> float:
@@ -252,7 +262,7 @@ def test_actions_of_others_teach_the_critic_of_actions() -> None:
     for seed in range(3):
         made = steer(black_box(wiggle, 1, 1), 1, 32)
         before = gap(made)
-        list(dsrl.improve(made, Stream(Mute, 8, 1), a, Rng(3 + seed), None, demos))
+        list(dsrl.improve(made, Collector(Mute, 8, 1), a, Rng(3 + seed), None, demos))
         gaps.append((before, gap(made)))
     before, after = (sum(each) / 3 for each in zip(*gaps, strict=True))
     assert before > 0.3 and after < 0.3, gaps
@@ -264,7 +274,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
         torch.manual_seed(1)
         made = steer(base(chunk=2), 1, 16)
         a = replace(SMALL, iters=4, begin=64, utd=0.2, execute=1, capacity=150, serve=serve)
-        it = dsrl.improve(made, Stream(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1, restart=1))
+        it = dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1, restart=1))
         return made, list(it) if rows is None else [next(it) for _ in range(rows)]
 
     (whole, rows), (_, again) = improve("whole"), improve("twin")
@@ -281,14 +291,14 @@ def test_a_mean_flow_is_steered_by_its_one_step() -> None:
     """a = w − u(w, 0, 1): the plan of a decided noise, and what a run makes of what it decided."""
     torch.manual_seed(0)
     process = MeanFlow()
-    net = MeanVelocityDenoiser(Paired(MLP((4, 1), 1, 32, 2, 0)))
+    net = MeanVelocityDenoiser(TwoTimeNet(MLP((4, 1), 1, 32, 2, 0)))
     flow = Policy.of(process, net, (4, 1), process.steps(time_grid(1), 0.1), process.steps(time_grid(1), 0.1))
-    assert deterministic(flow).eval_steps.dense == (False,) and flow.eval_steps.dense == (True,)
-    made, obs = stirred(steer(deterministic(flow), 1, 16)), torch.randn(8, 1)
+    assert as_deterministic(flow).eval_steps.dense == (False,) and flow.eval_steps.dense == (True,)
+    made, obs = stirred(steer(as_deterministic(flow), 1, 16)), torch.randn(8, 1)
     z = torch.rand(8, 4, 1) * 2 - 1
     w = BOUND * z
     at = net.embed_time_pair(torch.ones(8), torch.zeros(8))
-    assert torch.allclose(plan(made, obs, z), w - net.velocity(w, at, net.embed_condition(obs)), atol=1e-6)
+    assert torch.allclose(decode_noise(made, obs, z), w - net.velocity(w, at, net.embed_condition(obs)), atol=1e-6)
     chain = made.sample_chain(obs, Rng(0))
     law, y = rescore(made.process, made.denoiser, chain)
     assert torch.equal(law.log_prob(y), chain.log_prob)
@@ -297,18 +307,18 @@ def test_a_mean_flow_is_steered_by_its_one_step() -> None:
 def test_what_cannot_be_steered_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="deterministic base"):
         steer(base(churn=1.0), 1)
-    assert steer(deterministic(base(churn=1.0)), 1).eval_steps.dense == (False,) * 6
+    assert steer(as_deterministic(base(churn=1.0)), 1).eval_steps.dense == (False,) * 6
     with pytest.raises(InvalidInputError, match="has no ODE"):
-        deterministic(black_box(wiggle, 1, 1))
+        as_deterministic(black_box(wiggle, 1, 1))
     obs, rng = torch.randn(8, 1), Rng(0)
     loud = steer(black_box(lambda o, w: w + 0.1 * torch.randn_like(w), 1, 1), 1, 16)
     with pytest.raises(InvalidInputError, match="given twice"):
-        steerable(loud, obs, rng)
+        check_noise_effect(loud, obs, rng)
     deaf = steer(black_box(lambda o, w: 0 * w + o[:, None], 1, 1), 1, 16)
     with pytest.raises(InvalidInputError, match="hardly depend on its noise"):
-        steerable(deaf, obs, rng)
+        check_noise_effect(deaf, obs, rng)
     with pytest.raises(InvalidInputError, match="hardly depend"):
-        list(dsrl.improve(deaf, Stream(Bandit, 8, 1), SMALL, Rng(3)))
+        list(dsrl.improve(deaf, Collector(Bandit, 8, 1), SMALL, Rng(3)))
     process = OneStep(std=1.0)
 
     class Mean(Denoiser):
@@ -316,7 +326,7 @@ def test_what_cannot_be_steered_is_refused() -> None:
             return Estimate(context[:, None])
 
     regression = Policy.of(process, Mean(), (1, 1), process.steps(time_grid(1), spread=0.0))
-    assert reach(steer(replace(regression, process=process), 1, 16), obs, rng)[0] < 1e-6
+    assert noise_effect(steer(replace(regression, process=process), 1, 16), obs, rng)[0] < 1e-6
     short = steer(black_box(lambda o, w: w[:, :1], 2, 1), 1, 16)
     with pytest.raises(InvalidInputError, match="of the noise's shape"):
         short.generate(obs, rng)
@@ -326,13 +336,13 @@ def test_what_cannot_be_steered_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="frozen"):
         made.elbo(torch.zeros(2, 4, 1), torch.zeros(2, 1), rng, 2)
     with pytest.raises(InvalidInputError, match="is not steered"):
-        next(dsrl.improve(base(), Stream(Bandit, 8), SMALL, Rng(0)))
+        next(dsrl.improve(base(), Collector(Bandit, 8), SMALL, Rng(0)))
     with pytest.raises(InvalidInputError, match="Did you mean 'best'"):
-        next(dsrl.improve(made, Stream(Bandit, 8), replace(SMALL, serve="bets"), Rng(0)))  # type: ignore[arg-type]
+        next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, serve="bets"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="critics of actions"):
-        next(dsrl.improve(made, Stream(Bandit, 8), replace(SMALL, serve="best", aliased=False), Rng(0)))
+        next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, serve="best", aliased=False), Rng(0)))
     with pytest.raises(InvalidInputError, match="inside a box"):
-        next(dsrl.improve(steer(base(1), 1, 16, bound=None), Stream(Bandit, 8), SMALL, Rng(0)))
+        next(dsrl.improve(steer(base(1), 1, 16, bound=None), Collector(Bandit, 8), SMALL, Rng(0)))
     with pytest.raises(InvalidInputError, match="Did you mean 'smooth'"):
         noise_basis("smoth", 4, 1)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="rank of a noise map"):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, OffPolicyError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Running
-from denoiserl.envs import Stream
-from denoiserl.losses import weighted
+from denoiserl.data import RunningNormCodec
+from denoiserl.envs import Collector
+from denoiserl.losses import weighted_loss
 from denoiserl.nn import MLP, Value
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import (
@@ -98,7 +98,7 @@ def flow(steps: int = 4, chunk: int = 1, obs: int = 1, width: int = 32, codec: A
 
 
 def reacher() -> Policy:
-    return flow(chunk=2, obs=2, codec=Running.fresh(2))
+    return flow(chunk=2, obs=2, codec=RunningNormCodec.fresh(2))
 
 
 def served(made: Policy, n: int = 2000) -> Tensor:
@@ -140,7 +140,7 @@ def test_the_best_action_of_a_bandit_is_found(name: str) -> None:
     """From N(0, 1), whose mean reward is −1.49, to what is served being 0.7 and little else."""
     recipe, a = BOTH[name]
     made = flow()
-    list(recipe.improve(made, Stream(Bandit, 32, 1), replace(a, iters=30), Rng(0)))
+    list(recipe.improve(made, Collector(Bandit, 32, 1), replace(a, iters=30), Rng(0)))
     x = served(made)
     # Over eight seeds fpo learns 0.71 ± 0.065 and 0.006 ± 0.006, reinflow 0.70 ± 0.015 and 0.0002 ± 0.0004.
     assert float(x.mean()) == pytest.approx(0.7, abs=0.22)
@@ -151,7 +151,7 @@ def test_one_step_of_a_flow_explores_by_the_injected_noise_alone() -> None:
     """K = 1: a = x̂₀(z) + σ ξ; the answer moves, and what is served has no noise."""
     made = flow(steps=1)
     before = served(made)
-    list(reinflow.improve(made, Stream(Bandit, 32, 1), replace(REIN, iters=20, lr=1e-2, clip=0.3), Rng(0)))
+    list(reinflow.improve(made, Collector(Bandit, 32, 1), replace(REIN, iters=20, lr=1e-2, clip=0.3), Rng(0)))
     assert float(((before - 0.7) ** 2).mean()) > 1.2 and float(((served(made) - 0.7) ** 2).mean()) < 0.3
     assert torch.equal(served(made), served(made))
 
@@ -161,7 +161,7 @@ def test_two_ways_to_be_right_stay_two(name: str) -> None:
     """N(0, 1) succeeds with probability 0.32, on both sides alike. No Gaussian can succeed often on both."""
     recipe, a = BOTH[name]
     made = flow(width=64)
-    list(recipe.improve(made, Stream(Sides, 64, 1), replace(a, iters=12), Rng(0)))
+    list(recipe.improve(made, Collector(Sides, 64, 1), replace(a, iters=12), Rng(0)))
     x = served(made)
     assert float((x.abs() > 1).float().mean()) > 0.7
     assert float((x > 1).float().mean()) > 0.2 and float((x < -1).float().mean()) > 0.2
@@ -171,7 +171,7 @@ def test_two_ways_to_be_right_stay_two(name: str) -> None:
 def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
     recipe, a = BOTH[name]
     a = replace(a, iters=10, execute=2)
-    rows = list(recipe.improve(reacher(), Stream(Reach, 32, 1), a, Rng(0)))
+    rows = list(recipe.improve(reacher(), Collector(Reach, 32, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 
@@ -180,7 +180,7 @@ def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
 def test_a_resumed_run_ends_where_a_whole_one_ends(name: str, tmp_path) -> None:
     recipe, a = BOTH[name]
     a = replace(a, iters=3, execute=2, **({"bc": 0.1} if name == "reinflow" else {}))
-    run = lambda made, keep: recipe.improve(made, Stream(Reach, 8, 1), a, Rng(5), keep)  # noqa: E731
+    run = lambda made, keep: recipe.improve(made, Collector(Reach, 8, 1), a, Rng(5), keep)  # noqa: E731
     whole = reacher()
     told = list(run(whole, Keep(tmp_path / "whole", every=1, restart=1)))
     assert told == list(run(reacher(), Keep(restart=1)))
@@ -253,7 +253,7 @@ def test_a_path_counts_once_and_its_ratio_is_one_before_the_first_step(monkeypat
     made = flow(steps=3, chunk=2, obs=2)
     list(
         reinflow.improve(
-            made, Stream(Reach, 32, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000, target_kl=9.0), Rng(0)
+            made, Collector(Reach, 32, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000, target_kl=9.0), Rng(0)
         )
     )
     assert told[0][0].shape == (256,), "32 copies, 8 decisions, 3 steps each"
@@ -298,9 +298,9 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
         more = {"iters": 1, "steps": 8, "execute": 1, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
         if process is flat:
             a = reinflow.Args(**more, least=0.3, most=0.3, entropy=0.0, target_kl=10.0)
-            list(reinflow.improve(made, Stream(Plain, 8, 1), a, Rng(5)))
+            list(reinflow.improve(made, Collector(Plain, 8, 1), a, Rng(5)))
         else:
-            list(ppo.improve(made, Stream(Plain, 8, 1), ppo.Args(**more, max_grad=1.0, target_kl=10.0), Skipping(5)))
+            list(ppo.improve(made, Collector(Plain, 8, 1), ppo.Args(**more, max_grad=1.0, target_kl=10.0), Skipping(5)))
         ends.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
     alike(told["reinflow"], told["ppo"])
     assert torch.allclose(ends[0], ends[1], atol=1e-4)
@@ -309,7 +309,7 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
 def test_the_policy_never_hears_of_the_noise_net(tmp_path) -> None:
     made = flow()
     before, size = [p.clone() for p in made.parameters()], len(made.parameters())
-    list(reinflow.improve(made, Stream(Bandit, 8, 1), replace(REIN, bc=0.1), Rng(0)))
+    list(reinflow.improve(made, Collector(Bandit, 8, 1), replace(REIN, bc=0.1), Rng(0)))
     assert len(made.parameters()) == size
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
     loaded = Policy.load(made.save(tmp_path / "p"))
@@ -335,7 +335,7 @@ def test_a_strong_pull_keeps_the_policy_where_it_was() -> None:
     far = []
     for bc in (0.0, 30.0):
         made = flow()
-        list(reinflow.improve(made, Stream(Bandit, 32, 1), replace(REIN, iters=5, bc=bc), Rng(0)))
+        list(reinflow.improve(made, Collector(Bandit, 32, 1), replace(REIN, iters=5, bc=bc), Rng(0)))
         far.append(float((served(made) - served(flow())).square().mean()))
     assert far[1] < 0.2 * far[0]
 
@@ -345,7 +345,7 @@ def test_a_strong_pull_keeps_the_policy_where_it_was() -> None:
 
 def pairs(made: Policy, env: Any = Reach, n: int = 4) -> tuple[Any, Any, Any]:
     """An episode, its pairs and their conditions, all decisions alive."""
-    ep = Stream(env, 8, 1).collect(fpo.acting(made, "serve", 1), 6, Rng(1))
+    ep = Collector(env, 8, 1).collect(fpo.acting(made, "serve", 1), 6, Rng(1))
     return ep, *fpo.drawn(ep, fpo.weighed(made.process, "noise"), n, Rng(2), torch.arange(48))
 
 
@@ -372,7 +372,7 @@ def test_pairs_that_are_drawn_again_are_found_out(monkeypatch) -> None:
 
     monkeypatch.setattr(fpo, "losses", again)
     with pytest.raises(OffPolicyError, match="noise drawn again"):
-        list(fpo.improve(flow(), Stream(Bandit, 8, 1), FPO, Rng(0)))
+        list(fpo.improve(flow(), Collector(Bandit, 8, 1), FPO, Rng(0)))
 
 
 class Ordered(Rng):
@@ -395,7 +395,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
         seen["credit"] = credit[:, 0]
         seen["slope"] = torch.autograd.grad(loss.mean(), made.parameters(), retain_graph=True)
         kept, cond = seen["pairs"]
-        pull = weighted(fpo.losses(made, process, kept, cond).mean(-1), seen["credit"]).mean()
+        pull = weighted_loss(fpo.losses(made, process, kept, cond).mean(-1), seen["credit"]).mean()
         seen["wanted"] = torch.autograd.grad(pull, made.parameters())
         return loss
 
@@ -403,7 +403,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
     monkeypatch.setattr(fpo, "drawn", lambda *x: seen.setdefault("pairs", drawn(*x)))
     monkeypatch.setattr(fpo, "ppo_clip", spy)
     a = replace(FPO, iters=1, epochs=1, batch=10_000, weight="velocity", execute=1)
-    list(fpo.improve(made, Stream(Reach, 8, 1), a, Ordered(0)))
+    list(fpo.improve(made, Collector(Reach, 8, 1), a, Ordered(0)))
     assert float(seen["credit"].min()) < 0 < float(seen["credit"].max())
     for ours, theirs in zip(seen["slope"], seen["wanted"], strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
@@ -422,9 +422,9 @@ def test_on_a_gaussian_policy_it_is_ppo(execute: int, monkeypatch) -> None:
     """The loss of one Gaussian step is −log π itself: log ratios and advantages of every minibatch are PPO's."""
     told = watched(monkeypatch, fpo, ppo)
     more = {"iters": 1, "steps": 8, "execute": execute, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
-    list(fpo.improve(head(), Stream(Plain, 8, 1), fpo.Args(**more, pairs=1, draw="train"), Rng(5)))
+    list(fpo.improve(head(), Collector(Plain, 8, 1), fpo.Args(**more, pairs=1, draw="train"), Rng(5)))
     a = ppo.Args(**more, max_grad=1.0, target_kl=10.0)
-    list(ppo.improve(head(), Stream(Plain, 8, 1), a, Rng(5)))
+    list(ppo.improve(head(), Collector(Plain, 8, 1), a, Rng(5)))
     alike(told["fpo"], told["ppo"])
 
 
@@ -444,7 +444,7 @@ def test_far_losses_are_clamped_before_the_exponential(ratio: Any, monkeypatch) 
     original = fpo.ppo_clip
     monkeypatch.setattr(fpo, "ppo_clip", lambda gap, *x: gaps.append(gap.detach()) or original(gap, *x))
     a = replace(FPO, iters=3, lr=0.3, ratio=ratio, clip=0.2)
-    list(fpo.improve(flow(), Stream(Bandit, 16, 1), a, Rng(0)))
+    list(fpo.improve(flow(), Collector(Bandit, 16, 1), a, Rng(0)))
     assert gaps[0].shape[1] == (1 if ratio == "mean" else 8)
     assert 1.5 < max(float(g.abs().max()) for g in gaps) <= 3.0
 
@@ -453,7 +453,7 @@ def test_far_losses_are_clamped_before_the_exponential(ratio: Any, monkeypatch) 
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    env = Stream(Bandit, 2, 1)
+    env = Collector(Bandit, 2, 1)
     noisy = flow()
     with pytest.raises(InvalidInputError, match="served with noise"):
         list(reinflow.improve(replace(noisy, eval_steps=noisy.train_steps), env, REIN, Rng(0)))
@@ -477,7 +477,7 @@ def test_a_policy_in_training_mode_is_found_out(name: str) -> None:
     made.denoiser.net.leave = nn.Sequential(nn.Dropout(0.5), made.denoiser.net.leave)  # type: ignore[assignment]
     made.denoiser.train()
     with pytest.raises(OffPolicyError, match="dropout"):
-        list(recipe.improve(made, Stream(Bandit, 8, 1), a, Rng(0)))
+        list(recipe.improve(made, Collector(Bandit, 8, 1), a, Rng(0)))
 
 
 @pytest.mark.parametrize("name", BOTH)

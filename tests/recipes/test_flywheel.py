@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
-from denoiserl.control.best_of_n import Best, Latents
+from denoiserl.control.best_of_n import BestOfN, LatentController
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.data import Demos
+from denoiserl.data import Demonstrations
 from denoiserl.data.trajectory_metrics import motion
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, ddim, linear, with_min_std
 from denoiserl.recipes.policy_gradient import beyond_human, gorl, ppo
@@ -66,12 +66,12 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 # TACO
 
 
-def bandit(share: float = 0.9) -> Demos:
+def bandit(share: float = 0.9) -> Demonstrations:
     """One decision an episode: near 0.5 in a ``share`` of 200, near −0.5 in the others; a state that says nothing."""
     g = torch.Generator().manual_seed(0)
     where = torch.where(torch.arange(200) < 200 * share, 0.5, -0.5)
     parts = [(torch.randn(2, 2, generator=g), w + 0.03 * torch.randn(2, 1, generator=g)) for w in where]
-    return Demos.of(parts)
+    return Demonstrations.of(parts)
 
 
 def wide() -> Policy:
@@ -102,7 +102,7 @@ def test_the_most_familiar_of_one_plan_is_the_policys_plan_bit_for_bit() -> None
     own = made.generate(cond, Rng(3))
     controlled = taco.control(made, bandit(), dataclasses.replace(TACO, n=1, updates=3), Rng(1))
     assert torch.equal(controlled.generate(cond, Rng(3)), own)
-    assert made.weights.control is None and isinstance(controlled.weights.control, Best)
+    assert made.weights.control is None and isinstance(controlled.weights.control, BestOfN)
 
 
 def test_taco_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:
@@ -149,7 +149,7 @@ GORL = gorl.Args(
 
 def latent_run(made: Policy, a: gorl.Args, keep: Keep | None = None, copies: int = 8) -> list[dict]:
     torch.manual_seed(1)
-    return list(gorl.improve(made, Stream(Reach, copies, 1), a, Rng(5), keep))
+    return list(gorl.improve(made, Collector(Reach, copies, 1), a, Rng(5), keep))
 
 
 def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
@@ -159,10 +159,10 @@ def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
     rows = latent_run(made, a)
     rng = Rng(5)
     gaussian = rng.init(gorl.latent, made, 2, a)
-    plain = list(ppo.improve(gaussian, Stream(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iters=3), rng))
+    plain = list(ppo.improve(gaussian, Collector(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iters=3), rng))
     assert [{k: v for k, v in row.items() if k != "round"} for row in rows] == plain
     control = made.weights.control
-    assert isinstance(control, Latents)
+    assert isinstance(control, LatentController)
     assert same(list(control.head.parameters()), list(gaussian.denoiser.parameters()))
     cond = torch.randn(9, 2)
     assert torch.equal(made.generate(cond, Rng(0)), gaussian.generate(cond, Rng(0)))
@@ -174,7 +174,7 @@ def test_a_stage_leaves_its_decoder_bitwise_alone_and_moves_the_latents() -> Non
     before = weights(made)
     latent_run(made, GORL)
     control = made.weights.control
-    assert isinstance(control, Latents) and same(before, weights(made))
+    assert isinstance(control, LatentController) and same(before, weights(made))
     assert float(control.head.net.leave.weight.detach().abs().max()) > 0  # type: ignore[union-attr]
 
 
@@ -189,14 +189,14 @@ def test_gorl_learns_to_reach() -> None:
 
 def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None:
     """A constant policy a ~ N(0.3, 0.15²) is imitated: the decoder's marginal has its mean and std."""
-    made, env = policy(steps=20), Stream(Reach, 32, 1)
+    made, env = policy(steps=20), Collector(Reach, 32, 1)
     a = dataclasses.replace(GORL, copies=32, rollout=12, updates=400, fit_batch=256, fit_lr=3e-3, begin="actions")
     torch.manual_seed(1)
     encoder = gorl.latent(made, 2, dataclasses.replace(a, std=0.15))
     assert isinstance(encoder.denoiser, GaussianHead)
     with torch.no_grad():
         encoder.denoiser.net.leave.bias.fill_(0.3)  # type: ignore[union-attr, operator]
-    made.weights.control = Latents(encoder.denoiser, False)
+    made.weights.control = LatentController(encoder.denoiser, False)
     row = gorl.switch(made, encoder, env, env, a, Rng(0), gorl.Switch())
     drawn = made.with_controller(None).generate(env.obs.repeat(20, 1), Rng(1))
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.03)
@@ -223,7 +223,7 @@ def test_gorl_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
     for stop in (1, 3, 4):  # in the first stage, after the switch, in the second stage
         half = policy()
         torch.manual_seed(1)
-        part = gorl.improve(half, Stream(Reach, 8, 1), a, Rng(5), Keep(tmp_path / f"{stop}", every=1, restart=1))
+        part = gorl.improve(half, Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / f"{stop}", every=1, restart=1))
         for _ in range(stop):
             next(part)
         del part
@@ -239,7 +239,7 @@ def test_the_prior_holds_latents_back() -> None:
         made = policy()
         latent_run(made, dataclasses.replace(GORL, iters=6, epochs=6, lr=1e-2, prior=prior, target_kl=10.0))
         control = made.weights.control
-        assert isinstance(control, Latents)
+        assert isinstance(control, LatentController)
         head = control.head
         obs = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
         mean = head(torch.zeros(200, 2, 1), head.embed_time(torch.ones(1)), head.embed_condition(obs)).mean
@@ -279,13 +279,13 @@ FLY = beyond_human.Args(
 
 def fly(made: Policy, a: beyond_human.Args, keep: Keep | None = None, **more) -> list[dict]:
     torch.manual_seed(1)
-    return list(beyond_human.improve(made, Stream(Reach, 16, 1), a, Rng(5), keep, **more))
+    return list(beyond_human.improve(made, Collector(Reach, 16, 1), a, Rng(5), keep, **more))
 
 
 def test_the_flywheel_ends_with_a_student_of_clean_generated_episodes(tmp_path) -> None:
     made, keep = policy(), Keep(tmp_path / "run")
     row = fly(made, FLY, keep)[-1]
-    data, generator = Demos.load(tmp_path / "run" / "generated"), Policy.load(tmp_path / "run" / "generator")
+    data, generator = Demonstrations.load(tmp_path / "run" / "generated"), Policy.load(tmp_path / "run" / "generator")
     assert data.success is not None and bool(data.success.all()) and 0 < len(data) <= 12
     assert row["data episodes"] == len(data) and row["data jerk"] == pytest.approx(motion(data)["jerk"])
     assert 0 < row["generator success"] < 1 and 0 < row["covered"] <= 1
@@ -306,7 +306,7 @@ def test_the_flywheel_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tm
     assert fly(policy(), a, Keep(restart=1)) == rows
     half = policy()
     torch.manual_seed(1)
-    part = beyond_human.improve(half, Stream(Reach, 16, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
+    part = beyond_human.improve(half, Collector(Reach, 16, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
     next(part)
     next(part)
     del part

@@ -14,14 +14,14 @@ from torch import nn
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.control.acting import learner
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.nn import MLP
 from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.processes import Relay, cosine, ddim, with_min_std
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl
 from denoiserl.train import Keep
-from denoiserl.train.fit import losses
+from denoiserl.train.fit import training_losses
 
 gymnasium = pytest.importorskip("gymnasium")
 STEPS = 5
@@ -57,7 +57,7 @@ ARGS = dppo.Args(iters=3, copies=8, steps=4, tuned=2, lr=5e-3, batch=64, epochs=
 
 def improve(made: Policy, a: dppo.Args = ARGS, keep: Keep | None = None) -> Policy:
     torch.manual_seed(1)  # of the critic
-    for _ in dppo.improve(made, Stream(Near, a.copies, 1), a, Rng(5), keep):
+    for _ in dppo.improve(made, Collector(Near, a.copies, 1), a, Rng(5), keep):
         pass
     return made
 
@@ -110,7 +110,7 @@ def test_a_resumed_run_of_the_last_steps_ends_where_a_whole_one_ends(tmp_path: P
     whole = improve(policy(), keep=Keep(tmp_path / "whole", every=1))
     half = policy()
     torch.manual_seed(1)
-    rows = dppo.improve(half, Stream(Near, 8, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1))
+    rows = dppo.improve(half, Collector(Near, 8, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1))
     next(rows)
     next(rows)
     del rows
@@ -132,7 +132,7 @@ def test_replay_and_loss_agree_with_the_chain_about_the_border() -> None:
     t = torch.linspace(0.01, 0.99, 64)
     assert isinstance(made.denoiser, Relay)
     early, late, both = (
-        losses(made.process, d, torch.zeros(64, 2, 1), SEEN, Rng(2), t=t)
+        training_losses(made.process, d, torch.zeros(64, 2, 1), SEEN, Rng(2), t=t)
         for d in (made.denoiser.first, made.denoiser.last, made.denoiser)
     )
     assert torch.allclose(both, torch.where(t > made.denoiser.until, early, late), atol=1e-6)
@@ -183,7 +183,7 @@ def test_a_network_that_is_made_anew_for_all_steps_is_not_half_frozen() -> None:
     made = replace(made, eval_steps=made.process.steps(time_grid(STEPS), ddim(0.0)))  # type: ignore[call-arg]
     for recipe, a in ((gorl, gorl.Args(iters=2)), (beyond_human, beyond_human.Args(iters=1))):
         with pytest.raises(InvalidInputError, match="frozen weights"):
-            list(recipe.improve(made, Stream(Near, 4, 1), a, Rng(0)))  # type: ignore[arg-type]
+            list(recipe.improve(made, Collector(Near, 4, 1), a, Rng(0)))  # type: ignore[arg-type]
 
 
 def test_a_relay_is_given_a_border_inside_the_chain() -> None:

@@ -18,10 +18,11 @@ from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree
 from denoiserl.nn import MLP
 from denoiserl.policy.chain import Record, RecordAll, RecordSample
-from denoiserl.policy.policy import IdentityCodec, Policy
+from denoiserl.policy.codec import IdentityCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
 from denoiserl.recipes.generators import ddpo, flow_grpo, rwr
-from denoiserl.rewards import score
+from denoiserl.rewards import evaluate_reward
 
 DIM = 3
 ARGS: dict[ModuleType, Any] = {
@@ -230,7 +231,7 @@ def test_the_first_ratio_is_held_to_the_precision_that_networks_have(recipe: Mod
 def test_a_reward_that_cannot_be_split_is_asked_once_by_default() -> None:
     """Ranks within a batch need the whole batch: without micro-batches it comes in one call."""
     x = torch.randn(9, 2)
-    assert score(lambda v, p: v[:, 0].argsort().argsort().float(), x, None).total.sum() == 36
+    assert evaluate_reward(lambda v, p: v[:, 0].argsort().argsort().float(), x, None).total.sum() == 36
 
 
 @every

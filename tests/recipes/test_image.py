@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.advantages import PerPrompt
+from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import InvalidInputError, NoDensityError, OffPolicyError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.nn import MLP
@@ -213,7 +213,7 @@ def test_prompts_that_are_equal_share_a_memory() -> None:
     prompts = {"text": torch.tensor([[1, 2], [1, 3], [1, 2]]), "size": torch.tensor([0.5, 0.5, 0.5])}
     names = ddpo.keys(prompts)
     assert names[0] == names[2] != names[1]
-    memory, again = PerPrompt(4, 2), PerPrompt(4, 2)
+    memory, again = PerPromptStatTracker(4, 2), PerPromptStatTracker(4, 2)
     memory.update(names, torch.tensor([0.0, 1.0, 1.0]))
     again.load_state_dict(memory.state_dict())
     reward = torch.tensor([1.0, 0.0, 0.0])
@@ -225,7 +225,7 @@ def test_a_prompts_name_is_short_whatever_it_holds() -> None:
     prompts = {"embeds": torch.randn(64, 77, 256).bfloat16(), "mask": torch.ones(64, 77, dtype=torch.bool)}
     names = ddpo.keys(prompts)
     assert len(set(names)) == 64 and names == ddpo.keys({k: v.clone() for k, v in prompts.items()})
-    memory = PerPrompt(16, 2)
+    memory = PerPromptStatTracker(16, 2)
     memory.update(names, torch.arange(64.0))
     assert len(json.dumps(memory.state_dict())) < 64 * 64
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from denoiserl import Policy, Rng
-from denoiserl.control.acting import serving, suits
+from denoiserl.control.acting import eval_actor, suits
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Demos, Running, Squash
-from denoiserl.envs import Stream, evaluate
+from denoiserl.data import Demonstrations, RunningNormCodec, TanhCodec
+from denoiserl.envs import Collector, evaluate
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import gym as _gym
 from denoiserl.tasks import policies as _kinds
@@ -40,8 +40,8 @@ class World(gymnasium.Env):
         return self.observation_space.sample(), 0.0, True, False, {}
 
 
-def stream(*given: Any, **named: Any) -> Stream:
-    return Stream(lambda: World(*given, **named), 2)
+def stream(*given: Any, **named: Any) -> Collector:
+    return Collector(lambda: World(*given, **named), 2)
 
 
 LOW, HIGH = [5.0, -5.0, -2.0, -1.0, -0.1, 0.25], [10.0, -1.0, 0.0, 100.0, 0.1, 0.25]
@@ -59,21 +59,21 @@ def test_a_fresh_policy_acts_inside_the_box_in_every_dimension(kind: str) -> Non
         assert bool((inside[:5] >= 0.3).all()) and bool((acts[:, 5] == 0.25).all()), "the last one is constant"
     back = made.codec.encode(acts)
     assert bool(back.isfinite().all()) and torch.allclose(made.codec.decode(back), acts, atol=1e-4)
-    assert evaluate(serving(made), lambda: World(LOW, HIGH), 2).returns.tolist() == [0.0, 0.0]
+    assert evaluate(eval_actor(made), lambda: World(LOW, HIGH), 2).returns.tolist() == [0.0, 0.0]
 
 
 def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named() -> None:
-    squash = Squash.box([-1.0, 0.5], [1.0, 0.5])
+    squash = TanhCodec.box([-1.0, 0.5], [1.0, 0.5])
     acts = squash.decode(torch.randn(5, 2))
     assert acts[:, 1].tolist() == [0.5] * 5
-    assert bool(squash.encode(acts).isfinite().all()) and torch.allclose(squash.boxed(squash.unit(acts)), acts)
+    assert bool(squash.encode(acts).isfinite().all()) and torch.allclose(squash.to_action_box(squash.unit(acts)), acts)
     for low, high, said in (
         ([0.0, -np.inf], [1.0, 1.0], "dimension 1"),
         ([0.0, 2.0], [1.0, 1.0], "dimension 1"),
         ([0.5, 1.0], [0.5, 1.0], "constant"),
     ):
         with pytest.raises(InvalidInputError, match=said):
-            Squash.box(low, high)
+            TanhCodec.box(low, high)
     for low, high, said in (([0.0, -np.inf], [1.0, 1.0], "dimension 1"), ([0.5, 1.0], [0.5, 1.0], "constant")):
         with pytest.raises(InvalidInputError, match=said):
             _kinds.facts(stream(low, high))
@@ -82,13 +82,13 @@ def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named()
 def test_a_codec_of_boxes_is_saved(tmp_path: Path) -> None:
     made = _kinds.gaussian(_robot.Base(chunk=1, width=8), stream(LOW, HIGH), 0)
     again = Policy.load(made.save(tmp_path / "p"))
-    assert isinstance(again.codec, Running)
+    assert isinstance(again.codec, RunningNormCodec)
     assert torch.equal(again.generate(torch.ones(4, 3), Rng(0)), made.generate(torch.ones(4, 3), Rng(0)))
 
 
-def demos(**seen: Any) -> Demos:
+def demos(**seen: Any) -> Demonstrations:
     told: Any = next(iter(seen.values())) if set(seen) == {"array"} else seen
-    return Demos(told, torch.rand(8, 2), torch.tensor([4, 8]))
+    return Demonstrations(told, torch.rand(8, 2), torch.tensor([4, 8]))
 
 
 IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)

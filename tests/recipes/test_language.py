@@ -12,7 +12,8 @@ from denoiserl.core.rng import Rng
 from denoiserl.nn import MLP, Transformer
 from denoiserl.oracles import sudoku
 from denoiserl.policy.chain import Chain
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, Masked, TokenDenoiser, flow_sde, linear, time_grid
 from denoiserl.recipes.language import diffu_grpo, mdlm, tracerl
 from denoiserl.tasks import sudoku as _sudoku

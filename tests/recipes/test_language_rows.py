@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from denoiserl import Autoregressive, Masked, Policy, Rng, TokenDenoiser, time_grid
 from denoiserl.core.errors import InvalidInputError, OffPolicyError
 from denoiserl.nn import Transformer
-from denoiserl.policy.policy import IdentityCodec, InfillCodec
+from denoiserl.policy.codec import IdentityCodec, InfillCodec
 from denoiserl.recipes.language import diffu_grpo, mdlm, tracerl
 from denoiserl.tasks import sudoku as _sudoku
 

@@ -14,11 +14,11 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.data.formats import any as recordings
-from denoiserl.data.recordings import Recording
-from denoiserl.data.transitions import logged, transitions
-from denoiserl.envs import Stream
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.transitions import to_transitions, transitions
+from denoiserl.envs import Collector
 from denoiserl.envs.record import record
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac, td3
@@ -37,7 +37,7 @@ GAMMA = 0.9
 SMALL: dict[str, Any] = {"batch": 128, "width": 32, "lr": 3e-3}
 
 
-def bandit(n: int = 2000, seed: int = 0) -> Recording:
+def bandit(n: int = 2000, seed: int = 0) -> EpisodeDataset:
     """One decision in [−1, 1]: behaviour N(0, 0.3²) (clipped), reward −(a − ½)²; the observation says nothing."""
     rng = Rng(seed)
     action = (0.3 * rng.normal(n, 1)).clamp(-1, 1)
@@ -46,7 +46,7 @@ def bandit(n: int = 2000, seed: int = 0) -> Recording:
     return transitions(seen, action, reward, seen, torch.ones(n, dtype=torch.bool), -one, one, "bandit")
 
 
-def modes(n: int = 2000, seed: int = 0) -> Recording:
+def modes(n: int = 2000, seed: int = 0) -> EpisodeDataset:
     """One decision of two: near −½ or near ½, and the latter pays twice as much; a few are made anywhere."""
     rng = Rng(seed)
     side = torch.where(rng.uniform(n, 1) < 0.5, -0.5, 0.5)
@@ -57,7 +57,7 @@ def modes(n: int = 2000, seed: int = 0) -> Recording:
     return transitions(seen, action, reward, seen, torch.ones(n, dtype=torch.bool), -one, one, "modes")
 
 
-def regulator(n: int = 4000, seed: int = 0) -> Recording:
+def regulator(n: int = 4000, seed: int = 0) -> EpisodeDataset:
     """x' = x + a/2, cost x² + a²/2, never over; actions even in [−2, 2], whatever the state."""
     rng = Rng(seed)
     x, a = 2 * rng.uniform(n, 1) - 1, 4 * rng.uniform(n, 1) - 2
@@ -74,7 +74,7 @@ def gain() -> float:
     return k
 
 
-def policy(data: Recording, kind: str, seed: int = 0, **more: Any) -> Policy:
+def policy(data: EpisodeDataset, kind: str, seed: int = 0, **more: Any) -> Policy:
     return _logged.policy(_logged.Base(**{"width": 32, **more}), data, kind, seed)
 
 
@@ -82,7 +82,7 @@ def served(made: Policy, obs: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return made.generate(obs, Rng(seed))
 
 
-def learned(recipe: Any, made: Policy, data: Recording, keep: Keep | None = None, **given: Any) -> list[dict]:
+def learned(recipe: Any, made: Policy, data: EpisodeDataset, keep: Keep | None = None, **given: Any) -> list[dict]:
     a = recipe.Args(**{**SMALL, "iters": 4, "updates": 50, "gamma": GAMMA, **given})
     torch.manual_seed(1)  # where critics start
     return list(recipe.improve(made, data, a, Rng(3), keep))
@@ -120,7 +120,7 @@ def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> 
     assert float(spread) == pytest.approx(precision**-0.5, abs=0.08), "and not the behaviour's 0.3"
 
 
-def chain(n: int = 3000) -> Recording:
+def chain(n: int = 3000) -> EpisodeDataset:
     """Five states in a row, action right if a > 0: each step right costs 0.1 and the end pays 2; left is free.
 
     Who goes either way seldom gets there, so on the left his right is worse than his left: one step of improvement of
@@ -154,8 +154,10 @@ def test_dql_takes_the_better_mode() -> None:
 def test_dql_imitates_where_its_chain_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the levels nothing is decided, and what is not imitated at a level may follow the critic anywhere."""
     seen: list[torch.Tensor] = []
-    real = dql.losses
-    monkeypatch.setattr(dql, "losses", lambda *given, t, **more: (seen.append(t), real(*given, t=t, **more))[1])
+    real = dql.training_losses
+    monkeypatch.setattr(
+        dql, "training_losses", lambda *given, t, **more: (seen.append(t), real(*given, t=t, **more))[1]
+    )
     made = policy(modes(300), "diffusion", denoise=4)
     learned(dql, made, modes(300), iters=1, updates=3)
     assert torch.cat(seen).unique().tolist() == pytest.approx([0.25, 0.5, 0.75, 1.0])
@@ -230,18 +232,18 @@ def test_actions_beyond_the_end_of_an_episode_are_neither_imitated_nor_judged(
     """Chunks of three of episodes of four ticks: what stands behind their ends changes no number."""
     rng, one = Rng(0), torch.ones(1)
     parts = [(rng.normal(4, 2), 0.5 * rng.normal(4, 1).clamp(-1, 1)) for _ in range(40)]
-    demos = Demos.of(parts, name="short")
+    demos = Demonstrations.of(parts, name="short")
     over = torch.arange(40) % 2 == 0
-    data = Recording(demos, rng.normal(160), rng.normal(40, 2), over, -one, one)
+    data = EpisodeDataset(demos, rng.normal(160), rng.normal(40, 2), over, -one, one)
     learnt = []
     for beyond in (0.0, 0.9):
 
         def changed(*given: Any, beyond: float = beyond, **more: Any) -> Any:
-            rows = logged(*given, **more)
+            rows = to_transitions(*given, **more)
             assert 0 < float(rows.real.float().mean()) < 1
             return dataclasses.replace(rows, action=torch.where(rows.real[..., None], rows.action, beyond))
 
-        monkeypatch.setattr(_logged, "logged", changed)
+        monkeypatch.setattr(_logged, "to_transitions", changed)
         made = policy(data, recipe.STARTS, chunk=3, denoise=2)
         told = learned(recipe, made, data, iters=1, updates=4, batch=32)
         learnt.append((told, [p.detach().clone() for p in made.parameters()]))
@@ -299,7 +301,7 @@ def test_a_policy_learned_from_data_goes_on_online_with_td3() -> None:
     a = td3.Args(
         iters=8, utd=0.5, copies=8, steps=8, begin=64, batch=64, width=32, lr=3e-3, gamma=GAMMA, tau=0.05, explore=0.3
     )
-    list(td3.improve(made, Stream(Line, 8, 1), a, Rng(3)))
+    list(td3.improve(made, Collector(Line, 8, 1), a, Rng(3)))
     assert cost(made) < 0.7 * before, (before, cost(made))
 
 
@@ -309,7 +311,7 @@ def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None
     learned(dql, made, data, iters=1, updates=5, candidates=2)
     before = [p.detach().clone() for p in made.parameters()]
     a = dppo.Args(iters=2, steps=6, execute=1, batch=64)
-    rows = list(dppo.improve(made.with_controller(None), Stream(Line, 8, 1), a, Rng(5)))
+    rows = list(dppo.improve(made.with_controller(None), Collector(Line, 8, 1), a, Rng(5)))
     assert math.isfinite(rows[-1]["reward"])
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
 
@@ -352,12 +354,12 @@ def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: An
             iters=1, copies=4, steps=30, begin=1000, first=first, **({"explore": 0.1} if recipe is td3 else {})
         )
         before = [p.detach().clone() for p in made.parameters()]
-        list(recipe.improve(made, Stream(Heard, 4, 1), a, Rng(3)))
+        list(recipe.improve(made, Collector(Heard, 4, 1), a, Rng(3)))
         assert all(torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
         centre[first] = float(torch.tensor(done).mean())
     assert abs(centre["even"]) < 0.45 and centre["policy"] > 1.2, "in a box of [-2, 2]"
     with pytest.raises(RunError, match="policy"):
-        list(recipe.improve(made, Stream(Line, 4, 1), dataclasses.replace(a, first="polcy"), Rng(3)))
+        list(recipe.improve(made, Collector(Line, 4, 1), dataclasses.replace(a, first="polcy"), Rng(3)))
 
 
 # Data
@@ -373,7 +375,7 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
     other = _logged.task(_logged.Base(data=str(path), env="Pendulum-v1"))
     with pytest.raises(RunError, match="the environment that it was recorded in"):
         other.data(0)
-    numbers = Demos(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
+    numbers = Demonstrations(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
     for where in (_logged, _robot):
         with pytest.raises(
             InvalidInputError, match=r"CartPole-v1 takes one of 2 choices \(Discrete\).*TransformAction"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from denoiserl.control.squashed_actions import decides
+from denoiserl.control.squashed_actions import action_distribution
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Squash
-from denoiserl.envs import Stream
+from denoiserl.data import TanhCodec
+from denoiserl.envs import Collector
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import GaussianHead, OneStep, time_grid
@@ -76,7 +76,7 @@ def policy(world: type[World], chunk: int = 1) -> Policy:
     net = MLP((chunk, 1), 1, 32, 2, 0, False, activation="relu", out=(chunk, 2))
     process = OneStep()
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    return Policy.of(process, Actor(net), (chunk, 1), steps, serve, Squash.box([world.LOW], [world.HIGH]))
+    return Policy.of(process, Actor(net), (chunk, 1), steps, serve, TanhCodec.box([world.LOW], [world.HIGH]))
 
 
 SMALL: dict[str, Any] = {"copies": 8, "steps": 8, "begin": 128, "batch": 64, "width": 32, "lr": 3e-3}
@@ -89,7 +89,7 @@ def served(made: Policy, *at: float) -> list[float]:
 def test_sac_finds_the_best_arm_of_every_state_and_the_entropy_it_aims_at() -> None:
     made, goal = policy(Bandit), -0.5
     a = sac.Args(**SMALL, iters=14, utd=0.5, entropy=goal, tau=0.05, alpha=0.2)
-    rows = list(sac.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    rows = list(sac.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     assert served(made, -0.8, 0.0, 0.8) == pytest.approx([2.2, 3.0, 3.8], abs=0.25)
     assert float(np.mean([r["entropy"] for r in rows[-4:]])) == pytest.approx(goal, abs=0.25)
 
@@ -102,7 +102,7 @@ def test_td3_looks_beyond_a_time_limit(n: int) -> None:
     for seed in range(3):
         made = policy(Regulator)
         a = td3.Args(**SMALL, iters=16, utd=1.0, gamma=Regulator.GAMMA, tau=0.05, n=n, explore=0.3)
-        list(td3.improve(made, Stream(Regulator, 8, 1), a, Rng(3 + seed)))
+        list(td3.improve(made, Collector(Regulator, 8, 1), a, Rng(3 + seed)))
         low, high = served(made, -0.7, 0.7)
         gains.append((low - high) / 1.4)
     found = float(np.mean(gains))
@@ -117,7 +117,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
 
     def improve(made: Policy, keep: Keep | None = None, rows: int | None = None) -> Any:
         torch.manual_seed(1)  # where critics start
-        it = recipe.improve(made, Stream(Bandit, 8, 1), a, Rng(5), keep)
+        it = recipe.improve(made, Collector(Bandit, 8, 1), a, Rng(5), keep)
         return list(it) if rows is None else [next(it) for _ in range(rows)]
 
     whole, twin, halves, resumed = (policy(Bandit) for _ in range(4))
@@ -135,16 +135,16 @@ def test_updates_are_as_many_as_asked(recipe: Any) -> None:
     """``utd`` updates a decision after ``begin``, whatever the size of an iteration, and none before."""
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "squared", lambda v, y: drawn.append(1) or (v - y.detach()).square())
+        patch.setattr(recipe, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
         a = recipe.Args(**{**SMALL, "begin": 100}, iters=5, utd=0.3)
-        rows = list(recipe.improve(policy(Bandit), Stream(Bandit, 8, 1), a, Rng(5)))
+        rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
     assert len(drawn) == int(0.3 * (5 * 64 - 100)) and "critic loss" not in rows[0] and "critic loss" in rows[-1]
 
 
 def test_chunks_are_decisions() -> None:
     made = policy(Regulator, chunk=2)
     a = sac.Args(**{**SMALL, "begin": 64}, iters=2)
-    rows = list(sac.improve(made, Stream(Regulator, 8, 1), a, Rng(3)))
+    rows = list(sac.improve(made, Collector(Regulator, 8, 1), a, Rng(3)))
     assert rows[-1]["episode ticks"] == 2 and np.isfinite(rows[-1]["critic loss"])
     assert made.generate(torch.zeros(3, 1), Rng(0)).shape == (3, 2, 1)
 
@@ -164,9 +164,9 @@ def test_what_does_not_fit_is_refused(recipe: Any) -> None:
     steps = process.steps(time_grid(1))
     plain = Policy.of(process, GaussianHead(MLP((1, 1), 1, 8, time=0), 1), (1, 1), steps)
     with pytest.raises(InvalidInputError, match="inside a box"):
-        next(recipe.improve(plain, Stream(Bandit, 8), recipe.Args(), Rng(0)))
+        next(recipe.improve(plain, Collector(Bandit, 8), recipe.Args(), Rng(0)))
     with pytest.raises(InvalidInputError, match="without infinities"):
-        Squash.box([-np.inf], [1.0])
+        TanhCodec.box([-np.inf], [1.0])
 
 
 @pytest.mark.parametrize("recipe", [sac, td3])
@@ -175,9 +175,9 @@ def test_learning_waits_for_a_batch(recipe: Any, begin: int) -> None:
     """With 16 decisions an iteration and batches of 64, updates come from the fourth iteration on, none is lost."""
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "squared", lambda v, y: drawn.append(1) or (v - y.detach()).square())
+        patch.setattr(recipe, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
         a = recipe.Args(**{**SMALL, "begin": begin, "steps": 2}, iters=8, utd=0.5)
-        rows = list(recipe.improve(policy(Bandit), Stream(Bandit, 8, 1), a, Rng(5)))
+        rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
     assert ["critic loss" in row for row in rows] == [False] * 3 + [True] * 5
     assert len(drawn) == 0.5 * (8 * 16 - begin)
 
@@ -190,7 +190,7 @@ def test_an_untrained_policy_explores_the_box_as_evenly_as_a_standard_normal_pre
     for seed in range(5):
         made = start(seed, Keep())
         with torch.no_grad():
-            decided = decides(made, made.codec.condition(obs))
+            decided = action_distribution(made, made.codec.condition(obs))
         assert float(decided.base.std.log().abs().max()) < 2
         stds.append(float(decided.sample(Rng(3).normal(4000, *made.event_shape)).std()))
     assert float(np.mean(stds)) == pytest.approx(float(torch.tanh(Rng(4).normal(100_000)).std()), abs=0.2)

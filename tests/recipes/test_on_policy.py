@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
-from denoiserl.control.acting import executed, serving, standard
+from denoiserl.control.acting import eval_actor, mask_unexecuted, standard
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Running
-from denoiserl.data.rollout import Episode
-from denoiserl.envs import Stream
+from denoiserl.data import RunningNormCodec
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.losses.divergence import k3
 from denoiserl.nn import MLP
@@ -81,10 +81,10 @@ METHODS: dict[str, tuple[Any, Any, Any]] = {
 SMALL = {"iters": 2, "copies": 8, "steps": 6, "batch": 16, "epochs": 2}
 
 
-def improve(name: str, made: Policy, env: Stream | None = None, **more: Any) -> list[dict]:
+def improve(name: str, made: Policy, env: Collector | None = None, **more: Any) -> list[dict]:
     recipe, _, a = METHODS[name]
     torch.manual_seed(0)
-    return list(recipe.improve(made, env or Stream(Ends, 8, 1), replace(a, **{**SMALL, **more}), Rng(0)))
+    return list(recipe.improve(made, env or Collector(Ends, 8, 1), replace(a, **{**SMALL, **more}), Rng(0)))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -101,7 +101,7 @@ def test_a_mask_is_that_of_every_single_chunk_and_a_dead_row_has_no_nan() -> Non
     made = gaussian(3)
     chain = made.sample_chain(torch.zeros(3, 1), Rng(0))
     live = torch.tensor([[True, True], [True, False], [False, False]])
-    law, y = made.rescore(executed(chain, live))
+    law, y = made.rescore(mask_unexecuted(chain, live))
     assert law.num_factors.flatten().tolist() == [2, 1, 0]
     each = made.rescore(chain)[0].log_prob(y, factors=True)[:, 0, :, 0]
     wanted = torch.stack([each[0, 0] + each[0, 1], each[1, 0], torch.zeros(())])
@@ -135,7 +135,7 @@ def test_the_kl_that_stops_an_actor_is_that_of_its_ratio_and_its_critic_learns_o
 
 @pytest.mark.parametrize("name", METHODS)
 def test_statistics_of_observations_that_begin_from_nothing_are_learned_as_it_acts(name: str) -> None:
-    codec = Running.fresh(1)
+    codec = RunningNormCodec.fresh(1)
     improve(name, METHODS[name][1](codec=codec))
     assert float(codec.count) == 2 * 6 * 8, "every decision's observation, once"
     assert 150 < float(codec.mean) < 250
@@ -169,13 +169,13 @@ def test_steps_that_never_happened_do_not_widen_the_scale_of_rewards() -> None:
 def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Path) -> None:
     made, obs = METHODS[name][1](), torch.full((5, 1), 200.0)
     improve(name, made, execute=2)
-    assert serving(made)(obs, Rng(0)).shape == (5, 2, 1) and made.generate(obs, Rng(0)).shape == (5, 4, 1)
-    assert serving(made, 3)(obs, Rng(0)).shape == (5, 3, 1), "unless it is asked for others"
+    assert eval_actor(made)(obs, Rng(0)).shape == (5, 2, 1) and made.generate(obs, Rng(0)).shape == (5, 4, 1)
+    assert eval_actor(made, 3)(obs, Rng(0)).shape == (5, 3, 1), "unless it is asked for others"
     again = Policy.load(made.save(tmp_path / "p"), Biases(4))
-    assert torch.equal(serving(again)(obs, Rng(0)), serving(made)(obs, Rng(0)))
-    assert serving(made.with_controller(None))(obs, Rng(0)).shape == (5, 2, 1)
+    assert torch.equal(eval_actor(again)(obs, Rng(0)), eval_actor(made)(obs, Rng(0)))
+    assert eval_actor(made.with_controller(None))(obs, Rng(0)).shape == (5, 2, 1)
     with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 4"):
-        serving(made, 5)
+        eval_actor(made, 5)
 
 
 def test_execute_is_said_once() -> None:
@@ -188,18 +188,18 @@ def test_execute_is_said_once() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_chunk_is_discounted_as_decisions_are(name: str) -> None:
-    env = Stream(Ends, 8, 1)
+    env = Collector(Ends, 8, 1)
     improve(name, METHODS[name][1](), env, gamma=0.5, iters=1)
     ep = env.collect(lambda obs, rng: (torch.ones(8, 4, 1), None), 2, Rng(0))
     assert torch.equal(ep.reward, torch.full((2, 8), 1.5)), "1 + 0.5"
     with pytest.raises(InvalidInputError, match=r"0\.9 a tick inside a chunk and the method by 0\.5"):
-        improve(name, METHODS[name][1](), Stream(Ends, 8, 1, gamma=0.9), gamma=0.5, iters=1)
+        improve(name, METHODS[name][1](), Collector(Ends, 8, 1, gamma=0.9), gamma=0.5, iters=1)
 
 
 # GoRL's switch
 
 
-def part(reward: list[list[float]], done: list[list[bool]]) -> Episode:
+def part(reward: list[list[float]], done: list[list[bool]]) -> Rollout:
     """Two copies' decisions of one tick; returns as a stream tells them."""
     r, d = torch.tensor(reward), torch.tensor(done)
     told, running = [], torch.zeros(2)
@@ -209,7 +209,7 @@ def part(reward: list[list[float]], done: list[list[bool]]) -> Episode:
         running = torch.where(over, 0.0, running)
     empty, one = torch.zeros(*r.shape, 1), torch.ones(*r.shape, 1, dtype=torch.bool)
     info = {"return": torch.stack(told)}
-    return Episode(empty, empty, empty, r, d, d, torch.ones_like(r), one, None, info)
+    return Rollout(empty, empty, empty, r, d, d, torch.ones_like(r), one, None, info)
 
 
 def test_a_switch_is_judged_by_the_same_measure_on_both_sides() -> None:
@@ -234,14 +234,16 @@ def test_a_switch_waits_for_episodes_that_finish() -> None:
     process, times = Diffusion(linear, with_min_std(ddim(0.0), 0.2), clip=1.0), time_grid(2)
 
     net = GaussianDenoiser(MLP((1, 1), cond=1, width=16), linear, "v")
-    made = Policy.of(process, net, (1, 1), process.steps(times), process.steps(times, ddim(0.0)), Running.fresh(1))
+    made = Policy.of(
+        process, net, (1, 1), process.steps(times), process.steps(times, ddim(0.0)), RunningNormCodec.fresh(1)
+    )
     a = gorl.Args(iters=2, stages=(1.0, 1.0), copies=8, steps=4, batch=16, rollout=7, updates=3, fit_batch=8, width=8)
-    rows = list(gorl.improve(made, Stream(Long, 8, 1), a, Rng(0)))
+    rows = list(gorl.improve(made, Collector(Long, 8, 1), a, Rng(0)))
     (row,) = [r for r in rows if "switched" in r]
     assert abs(row["before"]) < 20 and abs(row["after"]) < 20
-    env, ticks = Stream(Long, 8, 1), 0
+    env, ticks = Collector(Long, 8, 1), 0
     first, rest = gorl.play_episodes(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
-    ticks = sum(int(p.length[:, 0].sum()) for p in (first, *rest))
+    ticks = sum(int(p.num_executed[:, 0].sum()) for p in (first, *rest))
     assert ticks == 21 and torch.equal(gorl.first_returns([first, *rest]), torch.full((8,), 20.0))
 
 
@@ -261,7 +263,7 @@ def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
     if name == "fpo" and stop:
         pytest.skip("nothing stops its actor")
     recipe, alive, looks = METHODS[name][0], [], []
-    surrogate, squared = recipe.ppo_clip, recipe.squared
+    surrogate, squared = recipe.ppo_clip, recipe.half_squared_error
 
     def pack(value: Tensor) -> Saved:
         alive.append(weakref.ref(saved := Saved(value)))
@@ -281,7 +283,7 @@ def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
 
     monkeypatch.setattr(Biases, "forward", forward)
     monkeypatch.setattr(recipe, "ppo_clip", ratio)
-    monkeypatch.setattr(recipe, "squared", watch)
+    monkeypatch.setattr(recipe, "half_squared_error", watch)
     improve(name, METHODS[name][1](), **stop)
     assert len(alive) >= 2 and len(looks) > 8 and not any(looks)
 
@@ -315,7 +317,7 @@ def test_a_value_looks_beyond_a_time_limit_and_not_beyond_an_end(name: str, ends
     recipe, make, a = METHODS[name]
     spy, made = Spy(), make(1)
     a = replace(a, iters=20, copies=8, steps=20, batch=40, epochs=3, gamma=0.9, value_lr=5e-3, warmup=20)
-    list(recipe.improve(made, Stream(lambda: Even(ends), 8, 1), a, Rng(0), spy))
+    list(recipe.improve(made, Collector(lambda: Even(ends), 8, 1), a, Rng(0), spy))
     seen = torch.tensor([[0.0 if ends else 0.5]])
     with torch.no_grad():
         value = float(spy.named["value"](made.codec.condition(seen))) * spy.named["scale"].std

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
-from denoiserl.control.acting import carry, serving
-from denoiserl.control.best_of_n import Latents
+from denoiserl.control.acting import carry, eval_actor
+from denoiserl.control.best_of_n import LatentController
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Running, Squash
+from denoiserl.data import RunningNormCodec, TanhCodec
 from denoiserl.doctor import signal
-from denoiserl.envs import Stream
-from denoiserl.nn import MLP, Paired
+from denoiserl.envs import Collector
+from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import GaussianHead, MeanFlow, MeanVelocityDenoiser, ddim, linear, with_min_std
 from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.off_policy import sac
@@ -58,7 +58,7 @@ class Foreign(nn.Module):
         return self.net(context).view_as(x)
 
 
-class Counts(Stream):
+class Counts(Collector):
     """How many actions of each decision were asked for."""
 
     asked: list[int]
@@ -79,7 +79,7 @@ def flow(net: nn.Module | None = None) -> Policy:
 def latents(made: Policy) -> Policy:
     """The policy, served through the mean of an encoder."""
     net = MLP(made.event_shape, 2, 8, 1, time=0, residual=False)
-    return made.with_controller(Latents(GaussianHead(net, 1, 1.0)))
+    return made.with_controller(LatentController(GaussianHead(net, 1, 1.0)))
 
 
 GORL = gorl.Args(iters=4, copies=4, steps=4, batch=16, epochs=1, rollout=4, updates=5, begin="actions")
@@ -91,39 +91,39 @@ def test_all_stages_execute_what_the_policy_carries() -> None:
     carry(made, 1)
     for _ in gorl.improve(made, env, GORL, Rng(0)):
         pass
-    assert set(env.asked) == {1} and serving(made)(SEEN, Rng(0)).shape[1] == 1
+    assert set(env.asked) == {1} and eval_actor(made)(SEEN, Rng(0)).shape[1] == 1
 
 
 def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> None:
     made = latents(flow())
     path = made.save(tmp_path / "p")
-    with pytest.warns(UserWarning, match=r"served through a control \(Latents\).* the policy alone goes on"):
-        for _ in dppo.improve(made, Stream(Near, 4, 1), DPPO, Rng(0)):
+    with pytest.warns(UserWarning, match=r"served through a control \(LatentController\).* the policy alone goes on"):
+        for _ in dppo.improve(made, Collector(Near, 4, 1), DPPO, Rng(0)):
             pass
     alone = made.with_controller(None)
     assert torch.equal(made.generate(SEEN, Rng(1)), alone.generate(SEEN, Rng(1)))
-    with pytest.warns(UserWarning, match=r"p is served through a control \(Latents\)"):
+    with pytest.warns(UserWarning, match=r"p is served through a control \(LatentController\)"):
         again = opened(str(path), torch.device("cpu"))
     assert again.weights.control is None and torch.equal(again.generate(SEEN, Rng(1)), flow().generate(SEEN, Rng(1)))
 
 
 def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_too() -> None:
-    made = _kinds.squashed((3, 1), 2, 16, 1, Squash.box([-1.0], [1.0]), 0)
+    made = _kinds.squashed((3, 1), 2, 16, 1, TanhCodec.box([-1.0], [1.0]), 0)
     carry(made, 1)
     env = Counts(Near, 1, 1)
     for _ in sac.improve(made, env, sac.Args(iters=1, steps=4), Rng(0)):
         pass
-    assert env.asked == [3] and serving(made)(SEEN, Rng(0)).shape[1] == 3
+    assert env.asked == [3] and eval_actor(made)(SEEN, Rng(0)).shape[1] == 3
 
 
 def test_a_mean_flow_learns_all_of_its_steps_and_is_left_whole() -> None:
     process = MeanFlow()
-    net = Paired(MLP((2, 1), cond=2, width=16, depth=1, time=0))
+    net = TwoTimeNet(MLP((2, 1), cond=2, width=16, depth=1, time=0))
     made = Policy.of(
         process, MeanVelocityDenoiser(net), (2, 1), process.steps(time_grid(3), 0.2), process.steps(time_grid(3))
     )
     with pytest.raises(InvalidInputError, match=r"a mean flow learns all of its steps.*leave tuned=1 out"):
-        next(dppo.improve(made, Stream(Near, 4, 1), dppo.Args(tuned=1), Rng(0)))
+        next(dppo.improve(made, Collector(Near, 4, 1), dppo.Args(tuned=1), Rng(0)))
     assert isinstance(made.denoiser, MeanVelocityDenoiser)
 
 
@@ -154,20 +154,20 @@ def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> Non
 
     def made(scale: float = 1.0) -> Policy:
         torch.manual_seed(0)
-        process, codec = OneStep(), Running.fresh(2, scale)
+        process, codec = OneStep(), RunningNormCodec.fresh(2, scale)
         head = GaussianHead(MLP((2, 1), 2, 8, 1, time=0, residual=False), 1, 0.5)
         return Policy.of(process, head, (2, 1), process.steps(time_grid(1)), None, codec)
 
     def go(policy: Policy, iters: int, folder: Path) -> None:
         a = ppo.Args(iters=iters, copies=4, steps=4, batch=16, epochs=1, warmup=0)
-        for _ in ppo.improve(policy, Stream(Near, 4, 1), a, Rng(5), Keep(folder, restart=1)):
+        for _ in ppo.improve(policy, Collector(Near, 4, 1), a, Rng(5), Keep(folder, restart=1)):
             pass
 
     one, whole = made(), made()
     go(one, 1, tmp_path / "a")
     go(one, 2, tmp_path / "a")
     go(whole, 2, tmp_path / "b")
-    assert isinstance(one.codec, Running) and isinstance(whole.codec, Running)
+    assert isinstance(one.codec, RunningNormCodec) and isinstance(whole.codec, RunningNormCodec)
     assert torch.equal(one.codec.mean, whole.codec.mean)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), whole.parameters(), strict=True))
     with pytest.raises(RunError, match="another codec of the policy"):

@@ -13,7 +13,7 @@ from denoiserl import Policy, Rng, time_grid
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.envs.toy import ring
-from denoiserl.nn import MLP, Paired
+from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import MeanFlow, MeanVelocityDenoiser
 from denoiserl.recipes.offline_rl import fql, ofql
 from denoiserl.tasks import offline as _logged
@@ -140,7 +140,7 @@ def test_one_step_of_a_mean_flow_reaches_the_ring_where_flow_matching_does_not()
     reached = []
     for same, ends in ((0.5, 0.1), (1.0, 0.0)):
         torch.manual_seed(0)
-        process, denoise = MeanFlow(same, ends), MeanVelocityDenoiser(Paired(MLP((1, 2), 1, 64, 3, 0)))
+        process, denoise = MeanFlow(same, ends), MeanVelocityDenoiser(TwoTimeNet(MLP((1, 2), 1, 64, 3, 0)))
         list(fit(process, denoise, x, cond, 1200, Rng(1), batch=128, lr=2e-3, warmup=100))
         made = Policy.of(process, denoise, (1, 2), process.steps(time_grid(1)))
         reached.append(float((ring.place(made.generate(cond[:4000], Rng(5))[:, 0]) >= 0).float().mean()))

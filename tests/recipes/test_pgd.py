@@ -12,10 +12,10 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Normalizer, Squash
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording
-from denoiserl.data.trajectories import Model, Windows, learned
+from denoiserl.data import Normalizer, TanhCodec
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.trajectories import Model, WindowGenerator, train_window_generator
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import edm, time_grid
 from denoiserl.processes.denoiser import Denoiser, Estimate
@@ -94,7 +94,7 @@ def test_a_normalised_pull_has_its_length_whatever_the_score_and_none_comes_last
     assert falling == sorted(falling, reverse=True) and falling[0] == 1.0 and pgd.strength(9, 10, 0.3) == 0
 
 
-def recording(episodes: int = 40, ticks: int = 12) -> Recording:
+def recording(episodes: int = 40, ticks: int = 12) -> EpisodeDataset:
     """x' = 0.9 x + 0.3 a + noise, a ~ N(0, 0.3²): what is done depends on nothing; reward −x²; no episode ends."""
     rng, x, seen, done = Rng(0), Rng(1).normal(episodes, 1), [], []
     for _ in range(ticks):
@@ -103,12 +103,12 @@ def recording(episodes: int = 40, ticks: int = 12) -> Recording:
         done.append(a)
         x = 0.9 * x + 0.3 * a + 0.02 * rng.normal(episodes, 1)
     obs, action = torch.stack(seen, 1), torch.stack(done, 1)
-    demos = Demos.of([(obs[i], action[i]) for i in range(episodes)], None, None, "line")
+    demos = Demonstrations.of([(obs[i], action[i]) for i in range(episodes)], None, None, "line")
     never, box = torch.zeros(episodes, dtype=torch.bool), torch.ones(1)
-    return Recording(demos, -demos.observations.square()[:, 0], x, never, -box, box)  # type: ignore[union-attr]
+    return EpisodeDataset(demos, -demos.observations.square()[:, 0], x, never, -box, box)  # type: ignore[union-attr]
 
 
-def start(data: Recording, kind: str = "squashed") -> Policy:
+def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
     return _logged.policy(_logged.Base(width=16), data, kind, 0)
 
 
@@ -125,22 +125,22 @@ def test_guided_windows_are_likelier_under_the_policy_and_keep_the_dynamics() ->
     own = start(data)
     model = Model(4, 1, 200, 64, 5e-3, (16,), 12, 5.0)
     torch.manual_seed(0)
-    running = learned(pgd.windowed(own, data, model), model, Rng(0), Keep())
+    running = train_window_generator(pgd.windowed(own, data, model), model, Rng(0), Keep())
     while True:
         try:
             next(running)
         except StopIteration as stop:
-            made: Windows = stop.value
+            made: WindowGenerator = stop.value
             break
     aiming = Policy.of(own.process, Aim(), (1, 1), own.train_steps, own.eval_steps, own.codec)
     told = []
     for c in (0.0, 0.4, 1.2):
         guide = pgd.guidance(made.track, aiming, c, 12) if c else None
-        rows = pgd.conditioned(aiming, made.draw(300, Rng(5), guide), 0.99)
+        rows = pgd.conditioned(aiming, made.sample(300, Rng(5), guide), 0.99)
         likely = pgd.likelihood(aiming, rows.obs, rows.action[:, 0])
         codec = own.codec
-        assert isinstance(codec, Squash) and isinstance(codec.observation, Normalizer)
-        x, after = (codec.observation.unnorm(v) for v in (rows.obs, rows.next_obs))
+        assert isinstance(codec, TanhCodec) and isinstance(codec.observation, Normalizer)
+        x, after = (codec.observation.denormalize(v) for v in (rows.obs, rows.next_obs))
         error = (after - 0.9 * x - 0.3 * rows.action[:, 0]).abs().mean()
         told.append((float(likely.mean()), float(rows.action.mean()), float(error)))
     assert told[0][0] < told[1][0] < told[2][0], f"likelihoods {told}"
@@ -152,9 +152,9 @@ def test_the_score_of_an_action_does_not_explode_on_the_edge_of_the_box() -> Non
     data = recording()
     policy = start(data)
     window = pgd.windowed(policy, data, Model(4))
-    from denoiserl.data.trajectories import Track
+    from denoiserl.data.trajectories import StepLayout
 
-    track = Track.fit(window)
+    track = StepLayout.fit(window)
     guide = pgd.guidance(track, policy, 1.0, 10, denoised=False, normal=False)
     for far in (1.0, 5.0, 50.0):
         x = torch.full((2, 4, track.size), far)

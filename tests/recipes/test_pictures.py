@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl.control.acting import serving, sight
+from denoiserl.control.acting import critic_features, eval_actor
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos
-from denoiserl.envs import Stream
+from denoiserl.data import Demonstrations
+from denoiserl.envs import Collector
 from denoiserl.envs.toy.fork2d import Box
-from denoiserl.nn.vision import Points
+from denoiserl.nn.vision import SpatialSoftmax
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, drwr, fpo, ppo, reinflow
 from denoiserl.recipes.test_time import taco
@@ -71,14 +71,14 @@ class Spot:
         return self.look(), right.float(), over, torch.zeros_like(over), {"success": right}
 
 
-def demos(n: int, wrong: float) -> Demos:
+def demos(n: int, wrong: float) -> Demonstrations:
     """What a demonstrator does who errs in a share ``wrong`` of the cases."""
     world, rng = Spot(n), Rng(5)
     seen, _ = world.reset(seed=3)
     flip = torch.where(rng.uniform(n) < wrong, -1.0, 1.0)
     acts = (world.side * flip * (0.3 + 0.6 * rng.uniform(n)))[:, None]
     seen = {k: torch.from_numpy(v) for k, v in seen.items()}
-    return Demos.of(
+    return Demonstrations.of(
         [({k: v[i : i + 1] for k, v in seen.items()}, acts[i : i + 1]) for i in range(n)], None, None, "spot"
     )
 
@@ -97,7 +97,7 @@ def cloned(kind: Any, updates: int = 300) -> Policy:
 def success(policy: Policy) -> float:
     world = Spot(400)
     seen, _ = world.reset(seed=11)
-    act = serving(policy)({k: torch.from_numpy(v) for k, v in seen.items()}, Rng(2))
+    act = eval_actor(policy)({k: torch.from_numpy(v) for k, v in seen.items()}, Rng(2))
     return float((act[:, 0, 0] * world.side > 0).float().mean())
 
 
@@ -106,7 +106,7 @@ def test_a_clone_learns_what_only_the_picture_tells_and_reward_corrects_the_demo
     before = success(policy)
     assert 0.55 < before < 0.85, "the clone errs about as often as the demonstrator"
     a = dppo.Args(iters=8, copies=64, steps=4, batch=192, lr=1e-3, clip=0.05, clip_base=0.05)
-    list(dppo.improve(policy, Stream(Spot(64), seed=1), a, Rng(1)))
+    list(dppo.improve(policy, Collector(Spot(64), seed=1), a, Rng(1)))
     assert success(policy) > 0.93
 
 
@@ -121,7 +121,7 @@ def test_every_method_that_acts_improves_a_policy_that_looks(method: Any, kind: 
     old = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
     more = {k: v for k, v in {"warmup": 0, "bc": 0.1}.items() if hasattr(method.Args, k)}
     a = method.Args(iters=2, copies=16, steps=2, batch=16, **more)
-    rows = list(method.improve(policy, Stream(Spot(16), seed=1), a, Rng(1)))
+    rows = list(method.improve(policy, Collector(Spot(16), seed=1), a, Rng(1)))
     assert len(rows) == 2
     new = policy.denoiser.state_dict()
     assert any(not torch.equal(v, new[k]) for k, v in old.items() if "maps" in k), "the eyes learn too"
@@ -129,9 +129,9 @@ def test_every_method_that_acts_improves_a_policy_that_looks(method: Any, kind: 
 
 def test_a_critic_sees_through_eyes_that_are_held():
     policy = cloned(_kinds.diffusion, 5)
-    env = Stream(Spot(4))
-    see, size = sight(policy, env)
-    env.border(0)
+    env = Collector(Spot(4))
+    see, size = critic_features(policy, env)
+    env.on_checkpoint(0)
     before = see(env.obs)
     assert before.shape == (4, size) and size == 1 + 2 * _kinds.POINTS
     with torch.no_grad():
@@ -145,12 +145,12 @@ def test_a_network_that_does_not_say_what_it_sees_is_refused():
     policy = cloned(_kinds.diffusion, 1)
     policy.denoiser.net = nn.Linear(1, 1)
     with pytest.raises(InvalidInputError, match="features"):
-        sight(policy, Stream(Spot(2)))
+        critic_features(policy, Collector(Spot(2)))
 
 
 def test_a_point_is_where_its_map_is_bright():
     """A map with one very bright pixel has its point there: the corners are (±1, ±1), the first number is across."""
-    eye = Points(1, 5, 9, 1)
+    eye = SpatialSoftmax(1, 5, 9, 1)
     with torch.no_grad():
         eye.nets.weight.fill_(1.0)
         eye.nets.bias.zero_()
@@ -179,7 +179,7 @@ def test_pictures_in_bytes_are_not_learned_for_an_environment_that_shows_them_fr
 
 def test_cloning_pictures_takes_image_and_state():
     told = demos(4, 0.0)
-    odd = Demos(told.observations | {"extra": torch.zeros(4, 1)}, told.actions, told.ends, None, None, "spot")
+    odd = Demonstrations(told.observations | {"extra": torch.zeros(4, 1)}, told.actions, told.ends, None, None, "spot")
     with pytest.raises(InvalidInputError, match="'image' and 'state'"):
         _kinds.diffusion(BASE, odd, 0)
 
@@ -188,14 +188,14 @@ def test_cloning_pictures_takes_image_and_state():
 def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
     policy = cloned(_kinds.diffusion, 20)
     a = dppo.Args(iters=1, copies=16, steps=2, batch=16, tuned=1)
-    list(dppo.improve(policy, Stream(Spot(16), seed=1), a, Rng(1)))
+    list(dppo.improve(policy, Collector(Spot(16), seed=1), a, Rng(1)))
     seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
     assert torch.equal(Policy.load(policy.save(tmp_path / "p")).generate(seen, Rng(1)), policy.generate(seen, Rng(1)))
     counts = taco.Args(updates=2, n=2, search=2, width=8, features="plan")
     list(taco.improve(policy, demos(16, 0.3), counts, Rng(0)))
     assert policy.generate(seen, Rng(1)).shape == (3, 1, 1)
     flies = beyond_human.Args(iters=1, copies=16, steps=2, warmup=0, episodes=4, most=32, updates=2, student_batch=8)
-    (*_, row) = beyond_human.improve(cloned(_kinds.diffusion, 20), Stream(Spot(16), seed=1), flies, Rng(1))
+    (*_, row) = beyond_human.improve(cloned(_kinds.diffusion, 20), Collector(Spot(16), seed=1), flies, Rng(1))
     assert row["data episodes"] > 0 and "covered" not in row
     flat = torch.zeros(3, 1)
     with pytest.raises(InvalidInputError, match="a dict of 'image'"):

@@ -12,7 +12,7 @@ from torch import nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
 from denoiserl.core.errors import InvalidInputError, OffPolicyError
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.nn import MLP
 from denoiserl.processes import Relay, cosine, ddim, with_min_std
 from denoiserl.processes.denoiser import Denoiser, Estimate
@@ -55,7 +55,7 @@ ARGS = dppo.Args(iters=2, steps=6, execute=2, batch=256, lr=1e-3, clip=0.05)
 
 
 def improve(made: Policy, a: dppo.Args, copies: int = 16, keep: Keep | None = None) -> list[dict]:
-    return list(dppo.improve(made, Stream(Reach, copies, 1), a, Rng(5), keep))
+    return list(dppo.improve(made, Collector(Reach, copies, 1), a, Rng(5), keep))
 
 
 def test_dppo_learns_to_reach() -> None:
@@ -70,7 +70,7 @@ def test_dppo_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
     whole = policy()
     improve(whole, ARGS, keep=Keep(tmp_path / "whole", every=1, restart=1))
     halves = policy()
-    rows = dppo.improve(halves, Stream(Reach, 16, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
+    rows = dppo.improve(halves, Collector(Reach, 16, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)  # the first iteration is saved when the second one begins
     del rows
@@ -93,10 +93,10 @@ def test_a_frozen_prefix_stays_frozen_and_the_tuned_suffix_moves() -> None:
 def test_only_executed_actions_count() -> None:
     """With T_a < H the gradient must not depend on the planned actions that were never executed."""
     made = policy(chunk=4)
-    env, act = Stream(Reach, 8, 1), dppo.actor(made, 4, 2)
+    env, act = Collector(Reach, 8, 1), dppo.training_actor(made, 4, 2)
     chain = env.collect(act, 2, Rng(0)).chain
     assert chain is not None
-    kept = dppo.executed(chain, 2)
+    kept = dppo.mask_unexecuted(chain, 2)
     law, y = made.rescore(kept)
     assert isinstance(y, torch.Tensor)
     other = y.clone()
@@ -135,7 +135,7 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dppo, "ppo_clip", spy)
-        env = Stream(Reach, 8, 1)
+        env = Collector(Reach, 8, 1)
         episode = {}
         collect = env.collect
         patch.setattr(env, "collect", lambda *x: episode.setdefault("ep", collect(*x)))
@@ -159,11 +159,11 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="tuned is between 1 and the 4"):
-        dppo.actor(policy(), 5, 2)
+        dppo.training_actor(policy(), 5, 2)
     with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 2"):
-        dppo.actor(policy(), 4, 3)
+        dppo.training_actor(policy(), 4, 3)
     with pytest.raises(InvalidInputError, match="no noise"):
-        dppo.actor(policy(floor=0.0), 4, 2)
+        dppo.training_actor(policy(floor=0.0), 4, 2)
 
 
 def test_a_policy_in_training_mode_is_found_out() -> None:

@@ -11,7 +11,7 @@ import torch
 from denoiserl import Rng
 from denoiserl.control.noise_steering import black_box, steer
 from denoiserl.data.synthetic import Model
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import dsrl, sac, synther_sac, td3
@@ -35,9 +35,9 @@ BASE = _logged.Base(data="ring", episodes=60, width=8, denoise=2)
 SEEN = _zero.Base(episodes=3, length=20, size=4, width=8, denoise=2)
 
 
-def acting(kind: str) -> tuple[Policy, Stream]:
+def acting(kind: str) -> tuple[Policy, Collector]:
     """A policy of a kind that knows nothing, for the bandit, and the bandit."""
-    env = Stream(test_dsrl.Bandit, 2, 1)
+    env = Collector(test_dsrl.Bandit, 2, 1)
     return getattr(_kinds, kind)(CHUNKS, env, 0), env
 
 
@@ -51,11 +51,11 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
         model = Model(updates=2, batch=4, width=8, depth=1, steps=4, churn=0.0)
         more = {"every": 8, "rows": 8, "model": model} if recipe is synther_sac else {}
         made = test_off_policy.policy(test_off_policy.Bandit)
-        return made, Stream(test_off_policy.Bandit, 2, 1), recipe.Args(iters=2, **{**OFF, **more})
+        return made, Collector(test_off_policy.Bandit, 2, 1), recipe.Args(iters=2, **{**OFF, **more})
     if recipe is dsrl:
         torch.manual_seed(0)
         made = steer(black_box(test_dsrl.wiggle, 1, 1), 1, 8)
-        return made, Stream(test_dsrl.Bandit, 2, 1), dsrl.Args(iters=2, **OFF)
+        return made, Collector(test_dsrl.Bandit, 2, 1), dsrl.Args(iters=2, **OFF)
     if recipe in (fb, breeze):
         made = getattr(_zero, "squashed" if recipe is fb else "untrained")(SEEN, 0, Keep())
         return made, _zero.record(SEEN, 0), recipe.Args(**FORWARD)

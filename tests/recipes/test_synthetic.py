@@ -9,10 +9,10 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import Model
 from denoiserl.data.transitions import transitions
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac, synther_sac
 from denoiserl.recipes.offline_rl import synther, td3_bc
@@ -25,7 +25,7 @@ TINY = Model(updates=5, batch=16, width=16, depth=2, steps=4)
 BASE = _logged.Base(width=32)
 
 
-def bandit(n: int = 400) -> Recording:
+def bandit(n: int = 400) -> EpisodeDataset:
     """Decisions spread around 0.3 x, which pay −(a − 0.5 x)², once."""
     rng = Rng(0)
     x = 2 * rng.uniform(n, 1) - 1
@@ -34,7 +34,7 @@ def bandit(n: int = 400) -> Recording:
     return transitions(x, a, -((a - 0.5 * x)[:, 0] ** 2), x, over, -torch.ones(1), torch.ones(1), "bandit")
 
 
-def start(data: Recording, kind: str = "squashed") -> Policy:
+def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
     return _logged.policy(BASE, data, kind, 0)
 
 
@@ -103,7 +103,7 @@ def test_synther_online_refills_its_buffer_and_goes_on_after_a_kill(tmp_path) ->
         made, rows = boxed_policy(Bandit), []
         torch.manual_seed(1)
         for row in synther_sac.improve(
-            made, Stream(Bandit, 8, 1), ONLINE, Rng(3), Keep(tmp_path / folder, every=1, restart=1)
+            made, Collector(Bandit, 8, 1), ONLINE, Rng(3), Keep(tmp_path / folder, every=1, restart=1)
         ):
             rows.append(row)
             if len(rows) == stop:
@@ -121,9 +121,9 @@ def test_without_a_share_synther_online_is_sac() -> None:
     made, other = boxed_policy(Bandit), boxed_policy(Bandit)
     a = replace(ONLINE, share=0.0)
     torch.manual_seed(0)
-    first = list(synther_sac.improve(made, Stream(Bandit, 8, 1), a, Rng(3)))
+    first = list(synther_sac.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     torch.manual_seed(0)
-    assert first == list(sac.improve(other, Stream(Bandit, 8, 1), a, Rng(3))) and same(made, other)
+    assert first == list(sac.improve(other, Collector(Bandit, 8, 1), a, Rng(3))) and same(made, other)
 
 
 def test_what_synther_cannot_use_is_refused() -> None:
@@ -133,4 +133,4 @@ def test_what_synther_cannot_use_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="single transitions"):
         next(synther.improve(start(data), data, replace(OFFLINE, n=2), Rng(0)))
     with pytest.raises(RunError, match="fewer than its batch"):
-        next(synther_sac.improve(boxed_policy(Bandit), Stream(Bandit, 8, 1), replace(ONLINE, every=8), Rng(0)))
+        next(synther_sac.improve(boxed_policy(Bandit), Collector(Bandit, 8, 1), replace(ONLINE, every=8), Rng(0)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from denoiserl import Autoregressive, Policy, Rng, TokenDenoiser, time_grid
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.policy.policy import InfillCodec
+from denoiserl.policy.codec import InfillCodec
 from denoiserl.recipes.generators import ddpo, flow_grpo, rwr
 
 V, LENGTH, BEYOND = 4, 3, 6

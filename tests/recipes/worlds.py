@@ -85,7 +85,7 @@ def discounted(ep: Any, gamma: float) -> torch.Tensor:
     total = torch.zeros(ep.reward.shape, dtype=torch.float64)
     for t, b in itertools.product(*map(range, total.shape)):
         s = ep.obs[t, b].double()
-        for i in range(int(ep.length[t, b])):
+        for i in range(int(ep.num_executed[t, b])):
             a = torch.minimum(torch.maximum(ep.action[t, b, i].double(), torch.tensor([-1, 0])), torch.tensor([3, 2]))
             s = s + 0.5 * (a - 1)
             total[t, b] += gamma**i * (-(s @ s) - (a @ a) / 4 - 1)

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from denoiserl.core.errors import RunError
-from denoiserl.envs import evaluate, filmed
-from denoiserl.report.episode_video import episodes
+from denoiserl.envs import evaluate, record_video
+from denoiserl.report.episode_video import episode_video
 
 pytestmark = pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # these worlds have one start
 
@@ -53,16 +53,16 @@ def still(obs: Any, rng: Any) -> torch.Tensor:
 def test_whoever_cannot_draw_is_refused_with_its_own_words_and_is_judged_all_the_same() -> None:
     broken = lambda: Blinking(broken=True)  # noqa: E731
     with pytest.raises(RunError, match="Blinking cannot draw itself"):
-        filmed(still, broken, 2)
-    told = episodes(still, broken, 2, 0)
+        record_video(still, broken, 2)
+    told = episode_video(still, broken, 2, 0)
     assert list(told) == ["episodes.txt"] and "no screen" in str(told["episodes.txt"])
     assert evaluate(still, broken, 3).returns.tolist() == [5.0, 5.0, 5.0]
 
 
 def test_of_many_episodes_the_first_failures_and_successes_are_shown() -> None:
-    won = filmed(still, Blinking, 12, 3)[1]
+    won = record_video(still, Blinking, 12, 3)[1]
     assert any(won) and not all(won)
-    few, many = (episodes(still, Blinking, n, 3)["episodes.gif"] for n in (3, 12))
+    few, many = (episode_video(still, Blinking, n, 3)["episodes.gif"] for n in (3, 12))
     assert isinstance(few, bytes) and isinstance(many, bytes)
     sizes = [Image.open(io.BytesIO(film)).size for film in (few, many)]
     shown = min(4, won.count(False)) + min(4, won.count(True))  # four in a row
@@ -72,7 +72,7 @@ def test_of_many_episodes_the_first_failures_and_successes_are_shown() -> None:
 def test_mujoco_draws_on_a_machine_without_a_screen() -> None:
     code = (
         "from denoiserl.envs.by_name import environment\n"
-        "from denoiserl.report.episode_video import episodes\n"
+        "from denoiserl.report.episode_video import episode_video as episodes\n"
         "import torch\n"
         "act = lambda obs, rng: torch.zeros(len(obs), 1, 3)\n"
         "print(list(episodes(act, environment('Hopper-v5', 6), 1, 0, 64)))\n"

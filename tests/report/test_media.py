@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, MissingExtraError
-from denoiserl.report import beside, film, gif, image_grid, mp4, png, sudoku_svg, wrong_cells
+from denoiserl.report import film, gif, image_grid, mp4, png, side_by_side, sudoku_svg, wrong_cells
 from denoiserl.report.html import media_type
 from denoiserl.report.media import pixels
 
@@ -85,13 +85,13 @@ def test_a_frame_that_stands_still_is_stored_once_for_its_whole_time() -> None:
 
 def test_films_side_by_side_hold_their_last_frame() -> None:
     long, short = moving(9), moving(4)
-    both = beside({"before": long, "after": short}, pad=6)
+    both = side_by_side({"before": long, "after": short}, pad=6)
     assert both.shape[0] == 9 and both.shape[2] == 24 + 6 + 24
     assert (both[:, -24:, :24] == long).all()
     assert (both[3:, -24:, 30:] == short[3]).all()
     assert (both[0, : both.shape[1] - 24, :24] < 128).any()  # the name is written
     with pytest.raises(InvalidInputError, match="no film"):
-        beside({})
+        side_by_side({})
 
 
 def test_mp4_comes_back_with_every_frame() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.report import Curve, across, curve, groups, read_metrics, smooth, stages
-from denoiserl.stats import student
+from denoiserl.stats import t_interval
 
 ROWS = [
     {"stage": "imitate", "iteration": 0, "loss": 2.0},
@@ -83,7 +83,7 @@ def test_band_across_runs_is_student_at_shared_points() -> None:
     runs = [[{"iteration": i, "r": s + i} for i in range(3 + s)] for s in range(3)]
     found = across(runs, "r")
     assert found.x == (0.0, 1.0, 2.0) and found.low is not None
-    expect = student([1.0, 2.0, 3.0])
+    expect = t_interval([1.0, 2.0, 3.0])
     assert (found.y[1], found.low[1]) == (pytest.approx(expect.mean), pytest.approx(expect.low))
     with pytest.raises(InvalidInputError, match="at least two"):
         across(runs[:1], "r")

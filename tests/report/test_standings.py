@@ -14,19 +14,19 @@ from denoiserl.report import console_standings, page, print_standings, standings
 from denoiserl.report.formatting import count, decimals, duration, number, probability, scope
 from denoiserl.stats import standings
 from denoiserl.stats.interval import Interval
-from denoiserl.stats.standing import Contrast, Standing, Standings
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable, Contrast
 
 pytest.importorskip("matplotlib")
 
 
-def table(contrast: Contrast | None, unit: str = "%", better: str = "higher", basis: str = "seeds") -> Standings:
+def table(contrast: Contrast | None, unit: str = "%", better: str = "higher", basis: str = "seeds") -> ComparisonTable:
     rows = [
-        Standing("dppo", Interval(0.8, 0.7, 0.9, 3), (0.75, 0.8, 0.85), "a", 90.0, 12_345.0),
-        Standing("ppo", Interval(0.6, 0.5, 0.7, 3), (0.55, 0.6, 0.65), "b", 5_000.0, 2.5e6),
+        ComparisonRow("dppo", Interval(0.8, 0.7, 0.9, 3), (0.75, 0.8, 0.85), "a", 90.0, 12_345.0),
+        ComparisonRow("ppo", Interval(0.6, 0.5, 0.7, 3), (0.55, 0.6, 0.65), "b", 5_000.0, 2.5e6),
     ]
     rows = rows[:: 1 if better == "higher" else -1]
     found = (contrast,) if contrast else ()
-    return Standings("success", "goals reached", unit, better, 0.05, tuple(rows), found, basis)  # type: ignore[arg-type]
+    return ComparisonTable("success", "goals reached", unit, better, 0.05, tuple(rows), found, basis)  # type: ignore[arg-type]
 
 
 def test_a_verdict_names_the_better_arm_first_whichever_way_the_pair_was_held() -> None:
@@ -80,17 +80,19 @@ def test_terminal_and_page_say_the_same_of_real_standings() -> None:
 def test_columns_that_no_arm_fills_are_left_out() -> None:
     full = [str(c.header) for c in console_standings(table(None)).columns]
     assert full == ["arm", "mean", "95 % interval", "group", "each seed", "training", "denoiser calls"]
-    bare = Standings("x", "", "", "higher", 0.1, (Standing("a", Interval(1, 0, 2, 9), (1.0,), ""),), (), "trials")
+    bare = ComparisonTable(
+        "x", "", "", "higher", 0.1, (ComparisonRow("a", Interval(1, 0, 2, 9), (1.0,), ""),), (), "trials"
+    )
     assert [str(c.header) for c in console_standings(bare).columns] == ["arm", "mean", "90 % interval", "trials"]
     with pytest.raises(RunError, match="at least one arm"):
-        console_standings(Standings("x", "", "", "higher", 0.1, (), (), "trials"))
+        console_standings(ComparisonTable("x", "", "", "higher", 0.1, (), (), "trials"))
 
 
 def test_a_narrow_terminal_loses_no_name() -> None:
     name = "diffusion_policy_more_imitation_9000_updates"
-    row = Standing(name, Interval(0.5, 0.4, 0.6, 3), (0.5,) * 8, "abc", 10.0, 1e6)
+    row = ComparisonRow(name, Interval(0.5, 0.4, 0.6, 3), (0.5,) * 8, "abc", 10.0, 1e6)
     file = io.StringIO()
-    print_standings(Standings("x", "x", "%", "higher", 0.05, (row,), (), "seeds"), Console(file=file, width=70))
+    print_standings(ComparisonTable("x", "x", "%", "higher", 0.05, (row,), (), "seeds"), Console(file=file, width=70))
     first = "".join(
         line.split("  ")[0].strip() for line in file.getvalue().splitlines()[2:] if not line.startswith(" ")
     )
@@ -98,10 +100,10 @@ def test_a_narrow_terminal_loses_no_name() -> None:
 
 
 def test_many_pairs_are_folded_away() -> None:
-    rows = tuple(Standing(n, Interval(0.5, 0.4, 0.6, 9), (0.5,), "a") for n in "abcd")
+    rows = tuple(ComparisonRow(n, Interval(0.5, 0.4, 0.6, 9), (0.5,), "a") for n in "abcd")
     pairs = [(a, b) for i, a in enumerate("abcd") for b in "abcd"[i + 1 :]]
     contrasts = tuple(Contrast(a, b, Interval(0.0, -0.1, 0.1, 9), 1.0, False, 0.2) for a, b in pairs)
-    text = page("t", [standings_section(Standings("x", "x", "%", "higher", 0.05, rows, contrasts, "trials"))])
+    text = page("t", [standings_section(ComparisonTable("x", "x", "%", "higher", 0.05, rows, contrasts, "trials"))])
     assert "Every pair: 0 of 6 separated" in text
 
 

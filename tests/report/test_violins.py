@@ -10,20 +10,20 @@ import pytest
 from denoiserl.core.errors import RunError
 from denoiserl.report import DARK, LIGHT, violins
 from denoiserl.report.violins import posterior_of, stacked
-from denoiserl.stats import binomial, student
+from denoiserl.stats import binomial, t_interval
 from denoiserl.stats.interval import Interval
-from denoiserl.stats.standing import Standing, Standings
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
 
 
-def table(rows: list[Standing], unit: str = "%", basis: str = "trials", better: str = "higher") -> Standings:
-    return Standings("success", "goals reached", unit, better, 0.05, tuple(rows), (), basis)  # type: ignore[arg-type]
+def table(rows: list[ComparisonRow], unit: str = "%", basis: str = "trials", better: str = "higher") -> ComparisonTable:
+    return ComparisonTable("success", "goals reached", unit, better, 0.05, tuple(rows), (), basis)  # type: ignore[arg-type]
 
 
-def rate(name: str, k: int, n: int, letters: str = "") -> Standing:
-    return Standing(name, binomial(k, n), (k / n,), letters)
+def rate(name: str, k: int, n: int, letters: str = "") -> ComparisonRow:
+    return ComparisonRow(name, binomial(k, n), (k / n,), letters)
 
 
 def look(data: bytes) -> numpy.ndarray:
@@ -49,15 +49,15 @@ def test_the_density_of_a_rate_is_its_posterior(k: int, n: int) -> None:
 
 def test_the_density_of_a_mean_holds_95_percent_inside_its_interval() -> None:
     scores = numpy.random.default_rng(0).normal(-120, 30, 12)
-    found = student(scores)
-    x, p = posterior_of(Standing("a", found, (), ""), "", points=4000)
+    found = t_interval(scores)
+    x, p = posterior_of(ComparisonRow("a", found, (), ""), "", points=4000)
     inside = (x >= found.low) & (x <= found.high)
     assert area(x[inside], p[inside]) == pytest.approx(0.95, abs=3e-3)
     assert x[p.argmax()] == pytest.approx(scores.mean(), abs=0.1)
 
 
 def test_scores_in_the_unit_interval_are_not_taken_for_counts() -> None:
-    given = Standing("a", Interval(0.5234, 0.5, 0.55, 10), (0.5234,), "")  # 5.234 of 10 are no successes
+    given = ComparisonRow("a", Interval(0.5234, 0.5, 0.55, 10), (0.5234,), "")  # 5.234 of 10 are no successes
     x, _ = posterior_of(given, "%")
     assert x[0] > 0.4 and x[-1] < 0.65
 
@@ -101,7 +101,7 @@ def test_extremes_many_arms_and_long_names_stay_in_the_picture() -> None:
         ground = picture[2, 2]
         assert picture.shape[1] == 1280 and picture.shape[0] > 600
         assert all((edge == ground).all() for edge in (picture[-2:], picture[:, -2:]))  # nothing runs over
-    flat = Standing("a", Interval(3.0, 3.0, 3.0, 3), (3.0, 3.0, 3.0), "a")
+    flat = ComparisonRow("a", Interval(3.0, 3.0, 3.0, 3), (3.0, 3.0, 3.0), "a")
     assert look(violins(table([flat], "ticks", "seeds", "lower"))).std() > 0
     with pytest.raises(RunError, match="at least one arm"):
         violins(table([]))

@@ -10,20 +10,20 @@ import torch
 
 from denoiserl.core.rng import Rng
 from denoiserl.data.fidelity import correlations, fidelity, marginals, memorised, names, nearest_distances
-from denoiserl.data.synthetic import noised, part
-from denoiserl.data.transitions import Logged
+from denoiserl.data.synthetic import add_gaussian_noise, part
+from denoiserl.data.transitions import Transitions
 
 A, B = torch.tensor([[0.9, 0.2], [-0.2, 0.9]]), torch.tensor([[0.1], [0.5]])
 
 
-def system(n: int, seed: int, noise: float = 0.05) -> Logged:
+def system(n: int, seed: int, noise: float = 0.05) -> Transitions:
     """Rows of a linear system s' = A s + B a + ε with normal states and actions, and reward −‖s‖²."""
     rng = Rng(seed)
     s, a = rng.normal(n, 2), rng.normal(n, 1)
     after = s @ A.T + a @ B.T + noise * rng.normal(n, 2)
     over, one = s[:, 0] > 1.5, torch.ones(n, dtype=torch.int64)
     wide = torch.full((1,), torch.inf)
-    return Logged(s, a[:, None], -s.square().sum(1), 0.9 * ~over, after, over, one, -wide, wide, 0.9, "linear")
+    return Transitions(s, a[:, None], -s.square().sum(1), 0.9 * ~over, after, over, one, -wide, wide, 0.9, "linear")
 
 
 def test_the_distance_of_two_normals_is_the_known_one() -> None:
@@ -67,10 +67,10 @@ def test_a_true_sample_passes_and_each_fraud_is_named() -> None:
     assert good.surprise[0] == pytest.approx(good.surprise[1], rel=0.15) and not good.warnings()
     assert names(true) == ("obs 0", "obs 1", "action 0", "reward", "next obs 0", "next obs 1", "terminated")
 
-    copied = fidelity(noised(train, 1500, 0.0003, Rng(5)), train, held_out, Rng(0), 120)
+    copied = fidelity(add_gaussian_noise(train, 1500, 0.0003, Rng(5)), train, held_out, Rng(0), 120)
     assert copied.memorised > 20 and copied.copies > 0.5 and "remembers" in " ".join(copied.warnings())
 
-    blurred = fidelity(noised(train, 1500, 0.3, Rng(5)), train, held_out, Rng(0), 120)
+    blurred = fidelity(add_gaussian_noise(train, 1500, 0.3, Rng(5)), train, held_out, Rng(0), 120)
     assert blurred.memorised < 0.5 and "blurs" in " ".join(blurred.warnings())
 
     swapped = replace(true, next_obs=true.next_obs[Rng(6).permutation(1500)])

@@ -13,7 +13,17 @@ from scipy import stats
 
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.stats import Comparison, Interval, binomial, bootstrap, nested, paired, posterior, student, success
+from denoiserl.stats import (
+    Comparison,
+    Interval,
+    binomial,
+    bootstrap,
+    hierarchical_bootstrap,
+    paired,
+    posterior,
+    rate_interval,
+    t_interval,
+)
 
 
 @pytest.mark.parametrize("k, n", [(0, 5), (3, 5), (40, 100), (5, 5), (1, 10_000)])
@@ -64,13 +74,13 @@ def test_binomial_narrows_as_theory_says() -> None:
 
 def test_success_counts_bools_and_refuses_the_rest() -> None:
     for outcomes in ([1, 0, 1, 1], [True, False, True, True], torch.tensor([1.0, 0, 1, 1]), numpy.array([1, 0, 1, 1])):
-        assert success(outcomes) == binomial(3, 4)
+        assert rate_interval(outcomes) == binomial(3, 4)
     with pytest.raises(InvalidInputError, match=r"outcome 1 is 0\.5"):
-        success([1.0, 0.5])
+        rate_interval([1.0, 0.5])
     with pytest.raises(InvalidInputError, match="not finite"):
-        success([1.0, math.nan])
+        rate_interval([1.0, math.nan])
     with pytest.raises(InvalidInputError, match="too few"):
-        success([])
+        rate_interval([])
 
 
 @pytest.mark.parametrize("k, n", [(1, 0), (-1, 4), (5, 4), (1.5, 4)])
@@ -81,22 +91,22 @@ def test_binomial_refuses_impossible_counts(k: int, n: int) -> None:
 
 def test_student_is_scipys_interval() -> None:
     x = numpy.random.default_rng(0).normal(3, 2, 12)
-    i = student(x)
+    i = t_interval(x)
     low, high = stats.t.interval(0.95, 11, x.mean(), stats.sem(x))
     assert (i.mean, i.low, i.high, i.n) == (pytest.approx(x.mean()), pytest.approx(low), pytest.approx(high), 12)
 
 
 def test_student_stops_at_the_bounds() -> None:
-    i = student([1.0, 1.0, 1.0, 0.9], bounds=(0.0, 1.0))
-    assert i.high == 1.0 and i.low == student([1.0, 1.0, 1.0, 0.9]).low
+    i = t_interval([1.0, 1.0, 1.0, 0.9], bounds=(0.0, 1.0))
+    assert i.high == 1.0 and i.low == t_interval([1.0, 1.0, 1.0, 0.9]).low
     with pytest.raises(InvalidInputError, match="outside the bounds"):
-        student([0.5, 1.2], bounds=(0.0, 1.0))
+        t_interval([0.5, 1.2], bounds=(0.0, 1.0))
 
 
 def test_coverage_of_student_and_bootstrap_by_simulation() -> None:
     """Normal scores, 25 of them: t is exact; the percentile bootstrap is known to be a few per cent too narrow."""
     data = torch.randn(400, 25, generator=torch.Generator().manual_seed(1)).double() + 5
-    hit = sum(i.low <= 5 <= i.high for i in map(student, data)) / 400
+    hit = sum(i.low <= 5 <= i.high for i in map(t_interval, data)) / 400
     assert hit == pytest.approx(0.95, abs=0.033)  # three standard errors
     rng = Rng(2)
     hit = sum(i.low <= 5 <= i.high for i in (bootstrap(x, rng, draws=500) for x in data)) / 400
@@ -105,7 +115,7 @@ def test_coverage_of_student_and_bootstrap_by_simulation() -> None:
 
 def test_bootstrap_agrees_with_student_and_takes_other_statistics() -> None:
     x = torch.randn(400, generator=torch.Generator().manual_seed(3))
-    t, b = student(x), bootstrap(x, Rng(0))
+    t, b = t_interval(x), bootstrap(x, Rng(0))
     assert b.mean == pytest.approx(t.mean) and abs(b.low - t.low) < 0.012 and abs(b.high - t.high) < 0.012
     assert b == bootstrap(x, Rng(0)) and b != bootstrap(x, Rng(1))
     median = bootstrap(x, Rng(0), statistic=lambda v: v.median(-1).values)
@@ -120,27 +130,27 @@ def test_nested_covers_the_method_where_resampling_trials_does_not() -> None:
     inside = flat = 0
     for _ in range(200):
         x = torch.from_numpy(0.15 * g.normal(size=(12, 1)) + g.integers(0, 5, (12, 40)) / 4)
-        i, j = nested(x, rng, draws=300), student(x.flatten())
+        i, j = hierarchical_bootstrap(x, rng, draws=300), t_interval(x.flatten())
         inside, flat = inside + (i.low <= 0.5 <= i.high), flat + (j.low <= 0.5 <= j.high)
     assert 0.88 < inside / 200 <= 1 and flat / 200 < 0.75
 
 
 def test_nested_reduces_to_the_bootstrap_of_the_seeds_and_refuses() -> None:
     x = torch.randn(30, 1, generator=torch.Generator().manual_seed(7)).double()
-    i, j = nested(x, Rng(0)), bootstrap(x[:, 0], Rng(1))
+    i, j = hierarchical_bootstrap(x, Rng(0)), bootstrap(x[:, 0], Rng(1))
     assert i.mean == j.mean and i.n == 30 and abs(i.low - j.low) < 0.03 and abs(i.high - j.high) < 0.03
     with pytest.raises(InvalidInputError, match="two seeds"):
-        nested(torch.zeros(1, 50), Rng(0))
+        hierarchical_bootstrap(torch.zeros(1, 50), Rng(0))
     with pytest.raises(InvalidInputError, match="not finite"):
-        nested(torch.full((2, 2), math.nan), Rng(0))
+        hierarchical_bootstrap(torch.full((2, 2), math.nan), Rng(0))
     with pytest.raises(InvalidInputError, match="resamples"):
-        nested(torch.zeros(2, 2), Rng(0), draws=9)
+        hierarchical_bootstrap(torch.zeros(2, 2), Rng(0), draws=9)
 
 
 def test_pairs_cancel_what_they_share() -> None:
     hardness = 10 * torch.randn(50, generator=torch.Generator().manual_seed(4))
     gain = 0.5 + 0.1 * torch.randn(50, generator=torch.Generator().manual_seed(5))
-    assert student(hardness + gain).apart(student(hardness)) == 0
+    assert t_interval(hardness + gain).apart(t_interval(hardness)) == 0
     difference = paired(hardness + gain, hardness)
     assert 0.4 < difference.low < 0.5 < difference.high < 0.6
     with pytest.raises(InvalidInputError, match="no pairs"):
@@ -149,11 +159,11 @@ def test_pairs_cancel_what_they_share() -> None:
 
 def test_repeats_of_an_episode_are_not_observations() -> None:
     with pytest.raises(InvalidInputError, match="average repeats"):
-        student(torch.zeros(5, 4))
+        t_interval(torch.zeros(5, 4))
     with pytest.raises(InvalidInputError, match="too few"):
-        student([1.0])
+        t_interval([1.0])
     with pytest.raises(InvalidInputError, match="level"):
-        student([1.0, 2.0], level=95)
+        t_interval([1.0, 2.0], level=95)
 
 
 def test_apart_has_a_direction_and_touching_is_not_apart() -> None:

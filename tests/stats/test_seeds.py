@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.stats import detectable, exceeds, mcnemar, standings
+from denoiserl.stats import mcnemar, minimum_detectable_effect, standings, superiority_test
 
 
 def rolled(g: numpy.random.Generator, gains: list[float], seeds: int, trials: int, spread: float) -> dict[str, Tensor]:
@@ -86,15 +86,17 @@ def test_scores_without_any_spread_are_left_to_the_sign_test() -> None:
 
 
 def test_smallest_is_what_is_seen_with_probability_four_fifths() -> None:
-    """Normal seeds of known spread: simulate the very difference that ``detectable`` names."""
+    """Normal seeds of known spread: simulate the very difference that ``minimum_detectable_effect`` names."""
     g, error = numpy.random.default_rng(3), 1 / math.sqrt(4)
-    gap = detectable(error, 3)
+    gap = minimum_detectable_effect(error, 3)
     d = gap + g.normal(size=(20_000, 4))
     seen = stats.ttest_1samp(d, 0, axis=1).pvalue <= 0.05
     assert seen.mean() == pytest.approx(0.8, abs=0.01)
     for freedom, alpha in ((1, 0.05), (2, 0.05 / 6), (199, 0.05)):  # the other tail is never reached
         critical = stats.t.isf(alpha / 2, freedom)
-        assert stats.nct.sf(critical, freedom, detectable(1.0, freedom, alpha)) == pytest.approx(0.8, abs=1e-4)
+        assert stats.nct.sf(critical, freedom, minimum_detectable_effect(1.0, freedom, alpha)) == pytest.approx(
+            0.8, abs=1e-4
+        )
 
 
 def test_more_seeds_see_smaller_differences() -> None:
@@ -142,21 +144,21 @@ def test_claims_hold_do_not_hold_or_stay_open() -> None:
     shared, d = g.normal(size=(5, 60)), 1.0 + 0.1 * g.normal(size=(5, 60))
     x, y = torch.from_numpy(shared + d), torch.from_numpy(shared)
     for margin, verdict in ((0.0, "holds"), (0.9, "holds"), (1.0, "inconclusive"), (1.1, "does not hold")):
-        found = exceeds(x, y, margin, names=("dppo", "more imitation"))
+        found = superiority_test(x, y, margin, names=("dppo", "more imitation"))
         assert found.verdict == verdict
         assert (found.difference.low > margin, found.difference.high < margin) == (
             verdict == "holds",
             verdict == "does not hold",
         )
     assert found.basis == "seeds" and found.smallest < 0.1 and json.loads(json.dumps(found.as_dict()))["p"] == found.p
-    assert exceeds(y, x, -1.1).verdict == "holds"
+    assert superiority_test(y, x, -1.1).verdict == "holds"
 
 
 def test_a_claim_at_its_margin_holds_in_half_of_alpha() -> None:
     g, held, denied = numpy.random.default_rng(10), 0, 0
     for _ in range(400):
         x, y = (torch.from_numpy(m + 0.3 * g.normal(size=(4, 1)) + 0.3 * g.normal(size=(4, 20))) for m in (0.5, 0.2))
-        verdict = exceeds(x, y, 0.3).verdict
+        verdict = superiority_test(x, y, 0.3).verdict
         held, denied = held + (verdict == "holds"), denied + (verdict == "does not hold")
     for n in (held, denied):
         assert n / 400 <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / 400)
@@ -167,13 +169,15 @@ def test_a_rate_is_compared_with_a_number_as_outcomes_are() -> None:
     """A thousand successes of a thousand are above 0.9 beyond doubt, and ten of ten are not; scores get no help."""
     for n, verdict in ((200, "holds"), (2, "inconclusive")):
         won = torch.ones(5, n)
-        assert exceeds(won, torch.full_like(won, 0.9)).verdict == verdict
-        assert exceeds(torch.full_like(won, 0.9), won).verdict == ("does not hold" if n == 200 else verdict)
+        assert superiority_test(won, torch.full_like(won, 0.9)).verdict == verdict
+        assert superiority_test(torch.full_like(won, 0.9), won).verdict == ("does not hold" if n == 200 else verdict)
     lucky = torch.ones(5, 40)
     lucky[:, :6] = 0.0  # 0.85 in every seed
-    told = exceeds(lucky, torch.full_like(lucky, 0.9))
+    told = superiority_test(lucky, torch.full_like(lucky, 0.9))
     assert told.verdict == "inconclusive" and told.difference.low < -0.05 < told.difference.high
-    assert exceeds(torch.full((5, 200), 1.5), torch.full((5, 200), 0.9)).verdict == "inconclusive", "five signs"
+    assert superiority_test(torch.full((5, 200), 1.5), torch.full((5, 200), 0.9)).verdict == "inconclusive", (
+        "five signs"
+    )
 
 
 def test_refusals() -> None:
@@ -201,6 +205,6 @@ def test_refusals() -> None:
         with pytest.raises(InvalidInputError, match="error rate"):
             standings(both, "success", alpha=alpha)
     with pytest.raises(InvalidInputError, match="itself"):
-        exceeds(x, x, names=("a", "a"))
+        superiority_test(x, x, names=("a", "a"))
     with pytest.raises(InvalidInputError, match="margin"):
-        exceeds(x, x, math.inf)
+        superiority_test(x, x, math.inf)

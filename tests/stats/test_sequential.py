@@ -12,7 +12,7 @@ from scipy import integrate, stats
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.stats import Race, e_pairs, e_rates, log_e, paired_outcomes, stops
+from denoiserl.stats import SequentialComparison, e_pairs, e_rates, log_e, paired_outcomes, stopping_time
 
 
 @pytest.mark.parametrize("wins, losses", [(0, 0), (3, 1), (1, 3), (30, 12), (12, 30), (200, 200)])
@@ -89,25 +89,25 @@ def test_the_paths_are_vectorised_and_follow_the_past_alone() -> None:
 
 def test_stops_are_the_first_time_that_the_evidence_suffices() -> None:
     path = numpy.log([[1, 25, 3, 30], [1, 2, 3, 19.99], [20.01, 1, 1, 1]])
-    assert stops(path).tolist() == [2, 0, 1] and stops(path, 0.5).tolist() == [2, 2, 1]
+    assert stopping_time(path).tolist() == [2, 0, 1] and stopping_time(path, 0.5).tolist() == [2, 2, 1]
 
 
 def test_a_race_of_two_is_the_test_of_the_pair() -> None:
     x, y = paired_outcomes(0.8, 0.3, 20, 100, Rng(1))
     for first, second in zip(x, y, strict=True):
-        race = Race(["new", "old"], most=100)
+        race = SequentialComparison(["new", "old"], most=100)
         for a, b in zip(first, second, strict=True):
             if not race.done:
                 race.update({"new": a, "old": b})
-        stop = int(stops(e_pairs(first, second), 0.025))
+        stop = int(stopping_time(e_pairs(first, second), 0.025))
         assert race.starts == (stop or 100) and race.separated == ([("new", "old")] if stop else [])
         best = e_pairs(first, second)[: race.starts].max()
         assert race.p("new", "old") == pytest.approx(min(1, math.exp(-best)))
 
 
-def run(rates: dict[str, float], seed: int, most: int = 120) -> Race:
+def run(rates: dict[str, float], seed: int, most: int = 120) -> SequentialComparison:
     g = numpy.random.default_rng(seed)
-    race = Race(list(rates), most=most)
+    race = SequentialComparison(list(rates), most=most)
     while not race.done:
         race.update({name: g.random() < rates[name] for name in race.racing})
     return race
@@ -129,7 +129,7 @@ def test_a_race_ends_early_and_lets_arms_leave() -> None:
 
 def test_the_step_down_asks_less_of_the_last_pair_than_of_the_first() -> None:
     """Of 2m = 6 directed hypotheses the first separation needs E ≥ 6/α, the next 5/α, the last 4/α."""
-    race = Race(["a", "b", "c"])
+    race = SequentialComparison(["a", "b", "c"])
     evidence: dict[tuple[str, str], float] = {}
     while not race.done:
         race.update({"a": 1, "b": race.starts % 2, "c": 0})
@@ -142,7 +142,7 @@ def test_the_step_down_asks_less_of_the_last_pair_than_of_the_first() -> None:
 def test_a_race_goes_on_exactly_where_it_was_saved() -> None:
     g = numpy.random.default_rng(2)
     rows = [{"a": int(g.random() < 0.7), "b": int(g.random() < 0.5), "c": int(g.random() < 0.3)} for _ in range(60)]
-    whole, part, rest = (Race(["a", "b", "c"], most=200) for _ in range(3))
+    whole, part, rest = (SequentialComparison(["a", "b", "c"], most=200) for _ in range(3))
     for row in rows:
         whole.update(row)
     for row in rows[:30]:
@@ -152,7 +152,7 @@ def test_a_race_goes_on_exactly_where_it_was_saved() -> None:
         rest.update(row)
     assert rest.state_dict() == whole.state_dict() and rest.letters() == whole.letters()
     with pytest.raises(RunError, match="level"):
-        Race(["a", "b", "c"], level=0.1, most=200).load_state_dict(part.state_dict())
+        SequentialComparison(["a", "b", "c"], level=0.1, most=200).load_state_dict(part.state_dict())
 
 
 def test_refusals() -> None:
@@ -167,12 +167,12 @@ def test_refusals() -> None:
             process([math.nan], [1.0])
     for arms, why in ((["a"], "at least two"), (["a", "b", "a"], "a is named twice")):
         with pytest.raises(RunError, match=why):
-            Race(arms)
+            SequentialComparison(arms)
     with pytest.raises(InvalidInputError, match="error rate"):
-        Race(["a", "b"], level=5)
+        SequentialComparison(["a", "b"], level=5)
     with pytest.raises(RunError, match="positive"):
-        Race(["a", "b"], most=0)
-    race = Race(["a", "b"], most=1)
+        SequentialComparison(["a", "b"], most=0)
+    race = SequentialComparison(["a", "b"], most=1)
     with pytest.raises(InvalidInputError, match="no rates"):
         race.letters()
     for outcome, error, why in (

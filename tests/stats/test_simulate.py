@@ -13,10 +13,10 @@ from denoiserl.stats import (
     anytime_rates,
     e_rates,
     paired_outcomes,
-    peeked,
     power,
     rejections,
-    stops,
+    repeated_z_test,
+    stopping_time,
     type_one,
 )
 
@@ -30,9 +30,9 @@ def test_looking_after_every_pair_keeps_the_level(test) -> None:
 
 
 def test_looking_again_and_again_at_a_fixed_n_test_does_not() -> None:
-    for s in type_one(peeked(5), GRID, 4000, 200, Rng(1)):
+    for s in type_one(repeated_z_test(5), GRID, 4000, 200, Rng(1)):
         assert s.rate - 3 * s.error > 0.1
-    for s in type_one(peeked(200), GRID, 4000, 200, Rng(2)):  # one look is honest
+    for s in type_one(repeated_z_test(200), GRID, 4000, 200, Rng(2)):  # one look is honest
         assert s.rate <= 0.05 + 3 * s.error and s.stop > 190
 
 
@@ -61,7 +61,7 @@ def test_the_peeked_test_at_its_only_look_is_the_z_test() -> None:
         [stats.chi2_contingency([[a, b], [40 - a, 40 - b]], correction=False)[0] for a, b in zip(k, j, strict=True)]
     )
     expected = (k > j) & (numpy.sqrt(chi2) > stats.norm.isf(0.05))
-    assert ((peeked(40)(x, y, 0.05) == 40) == expected).all() and 0.2 < expected.mean() < 0.8
+    assert ((repeated_z_test(40)(x, y, 0.05) == 40) == expected).all() and 0.2 < expected.mean() < 0.8
 
 
 def test_simulated_outcomes_have_the_rates_and_the_dependence_asked_for() -> None:
@@ -77,7 +77,7 @@ def test_a_test_is_any_function_that_says_when_it_rejects() -> None:
     s = rejections(lambda x, y, level: numpy.where(x[:, 0] == 1, 3, 0), 0.25, 0.5, 8000, 10, Rng(9))
     assert s.rate == pytest.approx(0.25, abs=4 * s.error) and s.stop == pytest.approx(3 * s.rate + 10 * (1 - s.rate))
     x, y = paired_outcomes(0.9, 0.1, 50, 40, Rng(10))
-    assert (anytime_rates(x, y, 0.01) == stops(e_rates(x, y), 0.01)).all()
+    assert (anytime_rates(x, y, 0.01) == stopping_time(e_rates(x, y), 0.01)).all()
 
 
 def test_refusals() -> None:
@@ -85,7 +85,7 @@ def test_refusals() -> None:
         (lambda: paired_outcomes(1.5, 0, 1, 1, Rng(0)), "no success rate"),
         (lambda: paired_outcomes(0.5, 0.5, 1, 1, Rng(0), 2), "no share"),
         (lambda: paired_outcomes(0.5, 0.5, 0, 1, Rng(0)), "simulate nothing"),
-        (lambda: peeked(0), "every 0 pairs"),
+        (lambda: repeated_z_test(0), "every 0 pairs"),
     ):
         with pytest.raises(InvalidInputError, match=why):
             wrong()

@@ -9,18 +9,18 @@ from dataclasses import replace
 import pytest
 
 from denoiserl.core.errors import RunError
-from denoiserl.stats import Contrast, Interval, Standing, Standings
+from denoiserl.stats import ComparisonRow, ComparisonTable, Contrast, Interval
 
 ROWS = (
-    Standing("dppo", Interval(0.8, 0.7, 0.9, 3), (0.7, 0.8, 0.9), "a", 12.5, 1e6),
-    Standing("start", Interval(0.3, 0.2, 0.4, 3), (0.3, 0.3, 0.3), "b"),
+    ComparisonRow("dppo", Interval(0.8, 0.7, 0.9, 3), (0.7, 0.8, 0.9), "a", 12.5, 1e6),
+    ComparisonRow("start", Interval(0.3, 0.2, 0.4, 3), (0.3, 0.3, 0.3), "b"),
 )
 PAIR = Contrast("dppo", "start", Interval(0.5, 0.4, 0.7, 3), 0.01, True, math.inf)
-TABLE = Standings("success", "it arrived", "%", "higher", 0.05, ROWS, (PAIR,), "seeds")
+TABLE = ComparisonTable("success", "it arrived", "%", "higher", 0.05, ROWS, (PAIR,), "seeds")
 
 
 def test_a_table_survives_json() -> None:
-    assert Standings.from_dict(json.loads(json.dumps(TABLE.as_dict(), allow_nan=False))) == TABLE
+    assert ComparisonTable.from_dict(json.loads(json.dumps(TABLE.as_dict(), allow_nan=False))) == TABLE
     finite = replace(PAIR, smallest=0.25)
     assert Contrast.from_dict(json.loads(json.dumps(finite.as_dict()))) == finite
 
@@ -56,8 +56,8 @@ def test_what_is_no_table_is_refused() -> None:
         with pytest.raises(RunError, match=why):
             replace(PAIR, **change)
     with pytest.raises(RunError, match="unknown keys \\['mood'\\]"):
-        Standings.from_dict({**TABLE.as_dict(), "mood": 1})
+        ComparisonTable.from_dict({**TABLE.as_dict(), "mood": 1})
     with pytest.raises(RunError, match="missing keys \\['p'\\]"):
         Contrast.from_dict({k: v for k, v in PAIR.as_dict().items() if k != "p"})
     with pytest.raises(RunError, match="nothing else"):
-        Standing.from_dict({**ROWS[0].as_dict(), "interval": {"mean": 1}})
+        ComparisonRow.from_dict({**ROWS[0].as_dict(), "interval": {"mean": 1}})

@@ -12,7 +12,7 @@ from torch import nn
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.train.fit import fit, losses, stratified
+from denoiserl.train.fit import fit, stratified, training_losses
 from denoiserl.train.run_state import Keep
 
 
@@ -129,5 +129,5 @@ def test_antithetic_times_leave_a_linear_loss_without_variance():
 
 def test_losses_are_one_a_row_and_take_given_times():
     x0, label, _ = data(6)
-    loss = losses(Straight(), Affine(), x0, label, Rng(0), t=torch.full((6,), 0.5))
+    loss = training_losses(Straight(), Affine(), x0, label, Rng(0), t=torch.full((6,), 0.5))
     torch.testing.assert_close(loss, x0.square().mean(-1))  # the net begins with the estimate 0

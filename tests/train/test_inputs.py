@@ -15,7 +15,7 @@ from torch import nn
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
-from denoiserl.data import Demos
+from denoiserl.data import Demonstrations
 from denoiserl.experiments.runner import rerun, run
 from denoiserl.nn import MLP
 from denoiserl.processes import linear
@@ -65,9 +65,9 @@ def go(toy, folder: Path, iters: int = 4, lr_last: float = 1.0, **base):
     return run(toy, args, folder, progress=False, tensorboard=False)
 
 
-def demos(n: int, shift: float = 0.0) -> Demos:
+def demos(n: int, shift: float = 0.0) -> Demonstrations:
     seen = Rng(0).normal(5 * n, 2)
-    return Demos(seen + shift, seen.clone(), torch.arange(1, n + 1) * 5)
+    return Demonstrations(seen + shift, seen.clone(), torch.arange(1, n + 1) * 5)
 
 
 def given(tmp_path: Path) -> dict[str, str]:
@@ -204,11 +204,11 @@ def test_a_digest_is_of_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [demos(21), demos(20, 1e-3)])
-def test_a_loop_does_not_go_on_with_other_data(tmp_path: Path, more: Demos) -> None:
+def test_a_loop_does_not_go_on_with_other_data(tmp_path: Path, more: Demonstrations) -> None:
     class A:
         updates, batch, lr, history, execute = 40, 8, 1e-3, 1, None
 
-    def learn(data: Demos, stop: int | None = None) -> int:
+    def learn(data: Demonstrations, stop: int | None = None) -> int:
         rows = 0
         for _ in diffusion_policy.improve(policy(0), data, A, Rng(0), Keep(tmp_path / "state", every=5)):
             rows += 1

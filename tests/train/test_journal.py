@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from denoiserl.train.metrics_log import SHOWN, Journal
+from denoiserl.train.metrics_log import SHOWN, MetricsLog
 from denoiserl.train.run_state import Position
 
 pytest.importorskip("tensorboard")
@@ -25,7 +25,7 @@ def test_long_runs_are_thinned_and_keep_what_is_rare_and_last(tmp_path: Path, mo
         def close(self) -> None: ...
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", Writer)
-    journal, n = Journal(tmp_path), 6 * SHOWN + 7
+    journal, n = MetricsLog(tmp_path), 6 * SHOWN + 7
     for i in range(n):
         row = {"loss": 1.0, **({"held-out": 0.5} if i % 500 == 499 else {})}
         journal.write(row, Position("", i, n, 0))

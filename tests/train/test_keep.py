@@ -16,7 +16,7 @@ from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization import store
-from denoiserl.train.run_state import Keep, Stopped, saved
+from denoiserl.train.run_state import Keep, Stopped, find_saved_policy
 
 
 class Counter:
@@ -45,7 +45,7 @@ class Simulator:
     def __init__(self):
         self.at, self.borders = 0.0, []
 
-    def border(self, iteration):
+    def on_checkpoint(self, iteration):
         self.at = float(iteration)
         self.borders.append(iteration)
 
@@ -101,8 +101,8 @@ class Player(Simulator):
 
     moves = 0
 
-    def border(self, iteration):
-        super().border(iteration)
+    def on_checkpoint(self, iteration):
+        super().on_checkpoint(iteration)
         self.moves = 0
 
     def move(self):
@@ -189,7 +189,7 @@ def test_budgets_and_loops_that_mean_nothing_are_refused(tmp_path):
         Keep(budget={"seconds": 0})
     with pytest.raises(RunError, match="needs a budget"):
         next(Keep().loop(None))
-    with pytest.raises(RunError, match=r"'envs' .*border"):
+    with pytest.raises(RunError, match=r"'envs' .*on_checkpoint"):
         next(Keep().loop(3, envs=object()))
     for name in ("best", "../up", ""):
         with pytest.raises(RunError, match="cannot name a stage"):
@@ -270,11 +270,14 @@ def test_the_best_policy_and_its_score_survive(tmp_path):
 
     assert loop(leave=4) == [0, 1]
     assert loop() == [5]  # the 2.9 after the resume is no record
-    assert store.read(saved(tmp_path))["value"] == 3.5 and store.read(saved(tmp_path, "last"))["value"] == 3.5
+    assert (
+        store.read(find_saved_policy(tmp_path))["value"] == 3.5
+        and store.read(find_saved_policy(tmp_path, "last"))["value"] == 3.5
+    )
     with pytest.raises(InvalidInputError, match="nan"):
         Keep().best(Counter(), float("nan"))
     with pytest.raises(RunError, match="no policy 'first'"):
-        saved(tmp_path, "first")
+        find_saved_policy(tmp_path, "first")
 
 
 def test_the_best_in_memory_starts_anew_with_each_loop():

@@ -10,7 +10,7 @@ from denoiserl import Diffusion, GaussianDenoiser, Rng
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.nn import MLP
 from denoiserl.processes import linear
-from denoiserl.train import accumulate_masked, adamw, fit, step
+from denoiserl.train import accumulate_masked, adamw, fit, optimizer_step
 
 
 def problem() -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
@@ -25,7 +25,7 @@ def test_the_update_is_that_of_the_mean_over_what_counts(sizes: list[int]) -> No
     pieces, *_ = problem()
     opts = adamw(whole.parameters(), 0.1), adamw(pieces.parameters(), 0.1)
     for _ in range(3):
-        wanted = step(opts[0], (whole(x) - y).square()[counts].mean(), clip=0.5)
+        wanted = optimizer_step(opts[0], (whole(x) - y).square()[counts].mean(), clip=0.5)
         parts = ((pieces(x[i]) - y[i]).square() for i in torch.arange(20).split(sizes))
         got = accumulate_masked(opts[1], zip(parts, counts.split(sizes), strict=True), clip=0.5)
         assert got is not None and got == pytest.approx(wanted, rel=1e-5)

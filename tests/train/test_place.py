@@ -15,13 +15,13 @@ from denoiserl.core.precision import is_low_precision, net_precision, run_in_pre
 from denoiserl.nn import MLP, Transformer
 from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.processes import cosine, ddim, with_min_std
-from denoiserl.train.device import Place
+from denoiserl.train.device import DeviceConfig
 
 
 def test_threads_and_precision_are_set_inside_and_put_back():
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    place = Place(threads=threads + 1, chosen={"matmul": "medium", "bf16": False})
-    with pytest.raises(ZeroDivisionError), place.here() as chosen:
+    place = DeviceConfig(threads=threads + 1, resolved={"matmul": "medium", "bf16": False})
+    with pytest.raises(ZeroDivisionError), place.activate() as chosen:
         assert torch.get_num_threads() == threads + 1 and torch.get_float32_matmul_precision() == chosen["matmul"]
         raise ZeroDivisionError
     assert torch.get_num_threads() == threads and torch.get_float32_matmul_precision() == matmul
@@ -34,7 +34,7 @@ def test_threads_and_precision_are_set_inside_and_put_back():
 def test_a_place_is_what_was_asked_for_and_never_a_matter_of_time(monkeypatch, precision, matmul, low):
     monkeypatch.setattr("time.perf_counter", lambda: pytest.fail("the clock was asked"))
     before = torch.get_float32_matmul_precision()
-    with Place(precision=precision).here() as told:
+    with DeviceConfig(precision=precision).activate() as told:
         assert told == {"device": "cpu", "threads": None, "matmul": matmul, "bf16": low}
         assert torch.get_float32_matmul_precision() == matmul and is_low_precision() == low
     assert torch.get_float32_matmul_precision() == before and not is_low_precision()
@@ -42,7 +42,7 @@ def test_a_place_is_what_was_asked_for_and_never_a_matter_of_time(monkeypatch, p
 
 def test_a_run_goes_on_as_it_began():
     """Runs of earlier versions had measured what was faster here."""
-    with Place(chosen={"matmul": "medium", "bf16": False}).here() as told:
+    with DeviceConfig(resolved={"matmul": "medium", "bf16": False}).activate() as told:
         assert torch.get_float32_matmul_precision() == "medium" == told["matmul"]
 
 
@@ -63,7 +63,7 @@ LOW = {"matmul": "highest", "bf16": True}
 def drawn(policy: Policy, cond: Tensor | None) -> tuple[Chain, Chain]:
     """The same draw with float32 networks and with bf16 networks."""
     exact = policy.sample_chain(cond, Rng(3), rows=24)
-    with Place(precision="bf16", chosen=LOW).here():
+    with DeviceConfig(precision="bf16", resolved=LOW).activate():
         return exact, policy.sample_chain(cond, Rng(3), rows=24)
 
 
@@ -88,7 +88,7 @@ def test_only_networks_run_in_bf16_and_replay_repeats_what_they_drew(made):
     assert seen == {torch.float32, torch.bfloat16} and not torch.is_autocast_enabled("cpu")
     assert all(p.dtype is torch.float32 for p in net.parameters())
     assert not torch.equal(exact.log_prob, low.log_prob)
-    with Place(precision="bf16", chosen=LOW).here():
+    with DeviceConfig(precision="bf16", resolved=LOW).activate():
         law, y = rescore(policy.process, policy.denoiser, low, micro_batch_size=24)  # the calls of the run
         same = assert_on_policy(law.log_prob(y), low.log_prob, 1e-3)
         rows = low.steps_at(torch.randperm(low.log_prob.numel()))
@@ -139,11 +139,11 @@ def test_float32_costs_nothing():
 
 def test_places_that_do_not_exist_are_refused():
     with pytest.raises(RunError, match="Did you mean 'float32'"):
-        Place(precision="float16")
+        DeviceConfig(precision="float16")
     with pytest.raises(RunError, match="no device"):
-        Place("gpu")
+        DeviceConfig("gpu")
     with pytest.raises(RunError, match="threads=0"):
-        Place(threads=0)
+        DeviceConfig(threads=0)
     if not torch.cuda.is_available():
         with pytest.raises(RunError, match="no CUDA"):
-            Place("cuda:0")
+            DeviceConfig("cuda:0")

@@ -17,7 +17,7 @@ from denoiserl.core.serialization import store
 from denoiserl.integrations.adapters import adapt
 from denoiserl.nn import MLP
 from denoiserl.processes import linear
-from denoiserl.train import EMA, accumulate, adamw, covers, step
+from denoiserl.train import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step
 
 
 def weights(n: int = 400) -> Tensor:
@@ -29,7 +29,7 @@ def learnt(dtype: torch.dtype, updates: int = 30, lr: float = 1e-5) -> Tensor:
     w = nn.Parameter(weights().to(dtype))
     opt = adamw([w], lr)
     for _ in range(updates):
-        step(opt, w.sum(), clip=1.0)
+        optimizer_step(opt, w.sum(), clip=1.0)
     copies = opt.state_dict().get("masters", [w.detach()])
     assert torch.equal(copies[0].to(dtype), w.detach())
     return copies[0] - weights().to(dtype).float()
@@ -41,7 +41,7 @@ def test_weights_in_bf16_learn_as_in_float32() -> None:
     w = nn.Parameter(weights().bfloat16())
     opt = adamw([w], 1e-4)
     for _ in range(200):
-        step(opt, w.sum())
+        optimizer_step(opt, w.sum())
     assert float((weights().bfloat16() != w).float().mean()) > 0.9
     torch.testing.assert_close(w.float(), weights().bfloat16().float() - 0.02, rtol=2**-7, atol=1e-4)
 
@@ -53,7 +53,7 @@ def test_masters_come_back_bit_for_bit(tmp_path) -> None:
 
     def learn(params: list[nn.Parameter], opt: torch.optim.Optimizer, n: int, first: int = 0) -> None:
         for i in range(first, n):
-            step(opt, sum((p * Rng(i).normal(*p.shape).to(p.dtype)).float().sum() for p in params), clip=0.5)  # type: ignore[arg-type]
+            optimizer_step(opt, sum((p * Rng(i).normal(*p.shape).to(p.dtype)).float().sum() for p in params), clip=0.5)  # type: ignore[arg-type]
 
     params, opt = made()
     learn(params, opt, 12)
@@ -79,10 +79,10 @@ def test_weights_that_were_put_back_are_learned_from() -> None:
     w = nn.Parameter(weights().bfloat16())
     opt = adamw([w], 1e-3)
     for _ in range(50):
-        step(opt, w.sum())
+        optimizer_step(opt, w.sum())
     with torch.no_grad():
         w.copy_(torch.full_like(w, 3.0))
-    step(opt, w.sum())
+    optimizer_step(opt, w.sum())
     torch.testing.assert_close(w.float(), torch.full(w.shape, 3.0), rtol=2**-8, atol=0)
 
 
@@ -98,12 +98,12 @@ def test_pieces_are_summed_in_float32() -> None:
 def test_an_optimiser_that_loses_steps_is_told_of() -> None:
     net = nn.Linear(2, 2).bfloat16()
     with pytest.warns(UserWarning, match=r"Linear\.bias, Linear\.weight learn in lower precision.*adamw"):
-        covers(torch.optim.Adam(net.parameters()), net)
+        check_optimizer_covers(torch.optim.Adam(net.parameters()), net)
     with pytest.warns(UserWarning, match="float16.*bfloat16"):
         adamw(nn.Linear(2, 2).half().parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        covers(adamw(net.parameters()), net)
+        check_optimizer_covers(adamw(net.parameters()), net)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -172,7 +172,7 @@ def test_unit_vectors_of_spectral_norm_are_copied(norm) -> None:
     net = nn.Sequential(norm(nn.Linear(4, 16)), nn.BatchNorm1d(16), nn.Linear(16, 1))
     opt, ema = adamw(net.parameters(), 3e-2), EMA(net, most=0.9)
     for i in range(60):
-        step(opt, (net(Rng(i).normal(32, 4)) - 1).square().mean())
+        optimizer_step(opt, (net(Rng(i).normal(32, 4)) - 1).square().mean())
         ema.update()
     own = {k: v.clone() for k, v in net.state_dict().items()}
     ema.copy_to(net)
@@ -186,7 +186,7 @@ def test_unit_vectors_of_spectral_norm_are_copied(norm) -> None:
 def test_the_loss_that_is_told_is_not_rounded_to_the_weights_precision() -> None:
     net = nn.Linear(1, 1, bias=False).bfloat16()
     loss = net.weight.float().sum() * 0 + 1.2345678
-    assert step(adamw(net.parameters(), 1e-3), loss)["loss"] == pytest.approx(1.2345678, rel=1e-7)
+    assert optimizer_step(adamw(net.parameters(), 1e-3), loss)["loss"] == pytest.approx(1.2345678, rel=1e-7)
 
 
 def small(dtype: torch.dtype) -> Policy:

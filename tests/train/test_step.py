@@ -11,32 +11,32 @@ from torch import nn
 
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.train.optim import EMA, accumulate, adamw, covers, step, warmup_cosine
+from denoiserl.train.optim import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 
 
 def test_covers_names_what_is_missing_doubled_and_foreign():
     net, value = nn.Linear(2, 3), nn.Linear(2, 1)
-    covers(adamw([*net.parameters(), *value.parameters()]), net, value)
-    covers([adamw(net.parameters()), adamw(value.parameters())], net, value)
+    check_optimizer_covers(adamw([*net.parameters(), *value.parameters()]), net, value)
+    check_optimizer_covers([adamw(net.parameters()), adamw(value.parameters())], net, value)
     with pytest.raises(RunError, match=r"misses Linear\[1\]\.weight, Linear\[1\]\.bias"):
-        covers(adamw(net.parameters()), net, value)
+        check_optimizer_covers(adamw(net.parameters()), net, value)
     with pytest.raises(RunError, match=r"misses Linear\.bias"):
-        covers(adamw([net.weight]), net)
+        check_optimizer_covers(adamw([net.weight]), net)
     with pytest.raises(RunError, match=r"holds Linear\.weight more than once"):
-        covers([adamw(net.parameters()), adamw([net.weight])], net)
+        check_optimizer_covers([adamw(net.parameters()), adamw([net.weight])], net)
     with pytest.raises(RunError, match="2 parameter"):
-        covers(adamw([*net.parameters(), *value.parameters()]), net)
+        check_optimizer_covers(adamw([*net.parameters(), *value.parameters()]), net)
     net.bias.requires_grad_(False)
-    covers(adamw([net.weight]), net)
+    check_optimizer_covers(adamw([net.weight]), net)
 
 
 def test_a_step_clips_to_the_norm_and_keeps_the_direction():
     w = nn.Parameter(torch.zeros(2))
     opt = torch.optim.SGD([w], lr=1.0)
-    told = step(opt, (w * torch.tensor([3.0, 4.0])).sum(), clip=0.5)
+    told = optimizer_step(opt, (w * torch.tensor([3.0, 4.0])).sum(), clip=0.5)
     assert told == {"loss": 0.0, "gradient": 5.0}
     torch.testing.assert_close(w.detach(), torch.tensor([-0.3, -0.4]), atol=1e-6, rtol=0)
-    step(opt, (w * torch.tensor([0.3, 0.0])).sum(), clip=0.5)  # below the clip nothing is scaled
+    optimizer_step(opt, (w * torch.tensor([0.3, 0.0])).sum(), clip=0.5)  # below the clip nothing is scaled
     torch.testing.assert_close(w.detach(), torch.tensor([-0.6, -0.4]), atol=1e-6, rtol=0)
 
 
@@ -45,20 +45,20 @@ def test_what_is_not_finite_is_refused_before_it_does_harm(bad):
     w = nn.Parameter(torch.ones(2))
     opt = adamw([w])
     with pytest.raises(InvalidInputError, match=f"loss is {bad}"):
-        step(opt, (w * bad).sum())
+        optimizer_step(opt, (w * bad).sum())
     with pytest.raises(InvalidInputError, match="gradient's norm"):
-        step(opt, (w - 1).square().sum().sqrt())  # the value is 0, the slope is not a number
+        optimizer_step(opt, (w - 1).square().sum().sqrt())  # the value is 0, the slope is not a number
     assert torch.equal(w, torch.ones(2)) and not opt.state
 
 
 def test_losses_that_cannot_be_descended_are_refused():
     w, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     with pytest.raises(InvalidInputError, match="mean"):
-        step(adamw([w]), w * 2)
+        optimizer_step(adamw([w]), w * 2)
     with pytest.raises(InvalidInputError, match="no trainable"):
-        step(adamw([w]), w.detach().sum())
+        optimizer_step(adamw([w]), w.detach().sum())
     with pytest.raises(InvalidInputError, match="none of the optimiser's"):
-        step(adamw([w]), other.sum())
+        optimizer_step(adamw([w]), other.sum())
 
 
 def test_pieces_of_any_sizes_have_the_gradient_of_the_whole():
@@ -68,7 +68,7 @@ def test_pieces_of_any_sizes_have_the_gradient_of_the_whole():
         w = nn.Parameter(torch.ones(3))
         return how(torch.optim.SGD([w], 0.1), lambda rows: (rows @ w).tanh().square()), w.detach()
 
-    whole, w = after(lambda opt, loss: step(opt, loss(x).mean(), clip=0.1))
+    whole, w = after(lambda opt, loss: optimizer_step(opt, loss(x).mean(), clip=0.1))
     parts, v = after(lambda opt, loss: accumulate(opt, (loss(p) for p in x.split([1, 6, 3])), 10, clip=0.1))
     assert parts == pytest.approx(whole, rel=1e-6)
     torch.testing.assert_close(v, w)
@@ -80,9 +80,9 @@ def test_steps_are_counted_as_updates():
     w = nn.Parameter(torch.ones(1))
     opt, meter = adamw([w]), UsageCounter()
     with meter.open():
-        step(opt, w.sum())
+        optimizer_step(opt, w.sum())
         accumulate(opt, (w * 1 for _ in range(4)), 4)
-    step(opt, w.sum())
+    optimizer_step(opt, w.sum())
     assert meter.counts["updates"] == 2
 
 

@@ -1,23 +1,23 @@
-"""Credit: from rewards to advantages. Pure functions of tensors, and one visible memory (``PerPrompt``).
+"""Credit: from rewards to advantages. Pure functions of tensors, and one visible memory (``PerPromptStatTracker``).
 
 | who decides how good a sample was | function |
 |---|---|
 | the future of an environment | ``gae``, ``returns`` |
-| the other samples of the same prompt | ``group_relative``, ``leave_one_out``, ``PerPrompt`` |
+| the other samples of the same prompt | ``group_relative``, ``leave_one_out``, ``PerPromptStatTracker`` |
 | the rest of the denoising chain | ``over_denoising``, ``kl_to_go``, ``log_ratio_to_go`` |
 | the batch | ``normalise``, ``clip_quantile`` |
 
-``screen`` and ``dead_groups`` say which rewards cannot be learned from.
+``mask_invalid_rewards`` and ``dead_groups`` say which rewards cannot be learned from.
 """
 
 from denoiserl.advantages.batch import clip_quantile, normalise
 from denoiserl.advantages.denoising import kl_to_go, log_ratio_to_go, over_denoising
 from denoiserl.advantages.environment import gae, returns
-from denoiserl.advantages.group import Screened, dead_groups, group_relative, leave_one_out, screen
-from denoiserl.advantages.prompts import PerPrompt
+from denoiserl.advantages.group import Screened, dead_groups, group_relative, leave_one_out, mask_invalid_rewards
+from denoiserl.advantages.prompts import PerPromptStatTracker
 
 __all__ = [
-    "PerPrompt",
+    "PerPromptStatTracker",
     "Screened",
     "clip_quantile",
     "dead_groups",
@@ -26,8 +26,8 @@ __all__ = [
     "kl_to_go",
     "leave_one_out",
     "log_ratio_to_go",
+    "mask_invalid_rewards",
     "normalise",
     "over_denoising",
     "returns",
-    "screen",
 ]

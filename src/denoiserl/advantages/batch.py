@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import boolean, finite, real, resolution, same_shape
+from denoiserl.advantages.shapes import as_float, boolean, finite, resolution, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 
@@ -21,7 +21,7 @@ def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     same_shape(advantage=advantage, mask=live)
     boolean(mask=live)
     finite(live, advantage=advantage)
-    x = real(advantage)[live]
+    x = as_float(advantage)[live]
     if x.numel() < 2:
         raise InvalidInputError(
             f"{x.numel()} advantage(s) cannot be normalised: use a larger batch, or leave them as they are."
@@ -33,7 +33,7 @@ def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     if peak > 0:
         unit = centred / peak
         centred = unit / unit.square().mean().sqrt()
-    return torch.zeros_like(real(advantage)).masked_scatter(live, centred)
+    return torch.zeros_like(as_float(advantage)).masked_scatter(live, centred)
 
 
 def clip_quantile(advantage: Tensor, q: float) -> Tensor:

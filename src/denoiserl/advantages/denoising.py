@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import finite, real
+from denoiserl.advantages.shapes import as_float, finite
 from denoiserl.core.errors import InvalidInputError
 
 
@@ -23,7 +23,7 @@ def over_denoising(advantage: Tensor, steps: int, decay: float = 1.0) -> Tensor:
         raise InvalidInputError(
             f"decay must be in [0, 1], got {decay}: noisier steps never weigh more than the cleanest."
         )
-    advantage = real(advantage)
+    advantage = as_float(advantage)
     weight = [float(decay) ** k for k in reversed(range(steps))]
     return advantage.unsqueeze(-1) * torch.tensor(weight, dtype=advantage.dtype, device=advantage.device)
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import boolean, finite, real, resolution, same_shape
+from denoiserl.advantages.shapes import as_float, boolean, finite, resolution, same_shape
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 
 Scale = Literal["std", "sample_std", "batch", "none"]
@@ -21,7 +21,7 @@ class Screened(NamedTuple):
     count: int
 
 
-def screen(reward: Tensor, on_bad: Literal["raise", "drop"] = "raise", most: float = 0.5) -> Screened:
+def mask_invalid_rewards(reward: Tensor, on_bad: Literal["raise", "drop"] = "raise", most: float = 0.5) -> Screened:
     """Find rewards that are NaN or infinite, of any shape.
 
     ``"raise"`` refuses them and names the samples; ``"drop"`` marks them in ``valid`` and counts them. More than a
@@ -29,7 +29,7 @@ def screen(reward: Tensor, on_bad: Literal["raise", "drop"] = "raise", most: flo
     """
     if on_bad not in ("raise", "drop"):
         raise InvalidInputError(unknown_name_message(on_bad, ("raise", "drop"), "on_bad"))
-    reward = real(reward)
+    reward = as_float(reward)
     if on_bad == "raise":
         finite(reward=reward)
     valid = torch.isfinite(reward)
@@ -106,7 +106,7 @@ def _groups(reward: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         raise InvalidInputError(f"A group is an axis: reshape the reward {list(reward.shape)} to [prompts, group].")
     if reward.shape[-1] < 2:
         raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
-    reward = real(reward)
+    reward = as_float(reward)
     if valid is None:
         finite(reward=reward)
         return reward, torch.ones_like(reward, dtype=torch.bool)

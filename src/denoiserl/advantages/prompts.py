@@ -10,12 +10,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import boolean, finite, real, resolution, same_shape
+from denoiserl.advantages.shapes import as_float, boolean, finite, resolution, same_shape
 from denoiserl.core.errors import InvalidInputError, RunError
 
 
 @final
-class PerPrompt:
+class PerPromptStatTracker:
     """Advantages from a window of recent rewards a prompt.
 
         Âᵢ = (rᵢ − mean_w) / std_w,   w = the last ``window`` rewards of the prompt, the new ones included
@@ -41,7 +41,7 @@ class PerPrompt:
         Samples outside ``valid`` are not remembered and get 0. Nothing is remembered if the call is refused.
         """
         keys = [_key(p) for p in (prompts.tolist() if isinstance(prompts, Tensor) else prompts)]
-        reward = real(reward)
+        reward = as_float(reward)
         if reward.shape != (len(keys),):
             raise InvalidInputError(f"One reward a prompt: {len(keys)} prompts, reward {list(reward.shape)}.")
         live = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid

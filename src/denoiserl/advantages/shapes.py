@@ -19,7 +19,7 @@ def same_shape(**tensors: Tensor) -> None:
         )
 
 
-def spreadable(shape: torch.Size, **tensors: Tensor | float | None) -> None:
+def check_broadcastable(shape: torch.Size, **tensors: Tensor | float | None) -> None:
     """Refuse a table (a clip range a step) that does not broadcast *to* ``shape``."""
     for name, x in tensors.items():
         if isinstance(x, Tensor):
@@ -31,7 +31,7 @@ def spreadable(shape: torch.Size, **tensors: Tensor | float | None) -> None:
                 )
 
 
-def constant(**tensors: Tensor) -> None:
+def require_no_grad(**tensors: Tensor) -> None:
     """Refuse tensors that carry a gradient where the equation has a constant."""
     for name, x in tensors.items():
         if x.requires_grad:
@@ -62,7 +62,7 @@ def finite(valid: Tensor | None = None, **tensors: Tensor) -> None:
             )
 
 
-def real(x: Tensor) -> Tensor:
+def as_float(x: Tensor) -> Tensor:
     """At least float32: verifier rewards come as booleans, integers and half precision."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
@@ -72,5 +72,5 @@ def resolution(largest: Tensor) -> Tensor:
 
     Rewards that are closer together than this are a tie: their difference is rounding.
     """
-    largest = real(largest)
+    largest = as_float(largest)
     return torch.ldexp(torch.full_like(largest, 4 * torch.finfo(largest.dtype).eps), torch.frexp(largest).exponent - 1)

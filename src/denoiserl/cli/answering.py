@@ -43,14 +43,14 @@ def answer(given: list[str]) -> None:
     task = found.task()
     if task.data is None:
         raise Misuse(f"{a.run} learned from no data: a reward is told on the data of a run of breeze or fb.")
-    from denoiserl.control.zero_shot import answer as told
-    from denoiserl.control.zero_shot import states, tasked
+    from denoiserl.control.zero_shot import policy_for_reward as told
+    from denoiserl.control.zero_shot import require_task_conditioned, states
     from denoiserl.core.imports import import_object
 
     reward: Any = import_object(a.reward)
-    with found.place.here():
+    with found.place.activate():
         policy = found.load(task)
-        tasked(policy, "a reward that comes afterwards")
+        require_task_conditioned(policy, "a reward that comes afterwards")
         seen = states(task.data(found.args.seed))
         made = told(policy, seen, reward)
         made.save(a.out)

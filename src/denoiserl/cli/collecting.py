@@ -74,7 +74,7 @@ def collect(given: list[str]) -> None:
     if a.policy == SCRIPTED and (a.execute or a.device):
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
     from denoiserl.data.formats.any import write_as
-    from denoiserl.envs.by_name import environment, recorded, scripted
+    from denoiserl.envs.by_name import environment, record_expert, scripted
     from denoiserl.envs.frame_stack import newest
     from denoiserl.envs.record import constant, noisy, record
     from denoiserl.envs.remarks import remarks
@@ -89,7 +89,7 @@ def collect(given: list[str]) -> None:
 
     def play(first: int, n: int, told: Any) -> Any:
         if act is None:
-            return recorded(a.env, n, a.seed, a.ticks, a.copies, told, first, a.noise)
+            return record_expert(a.env, n, a.seed, a.ticks, a.copies, told, first, a.noise)
         made = record(env, act, n, a.seed, a.copies, told=told, first=first)
         if history == 1:
             return made
@@ -145,7 +145,7 @@ def _notes(found: Any, said: Sequence[str], name: str) -> list[str]:
 def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], None]) -> Any:
     """All episodes, in blocks; blocks that are through lie beside ``out`` until all are, and are not played again."""
     from denoiserl.core.serialization import store
-    from denoiserl.data.recordings import Recording
+    from denoiserl.data.recordings import EpisodeDataset
 
     beside, asked = a.out.with_name(f".{a.out.name}.parts"), {k: str(getattr(a, k)) for k in SAME}
     if (beside / "asked.json").is_file():
@@ -160,7 +160,7 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
     for first in range(0, a.episodes, BLOCK):
         path, n = beside / f"{first:07d}", min(BLOCK, a.episodes - first)
         if store.exists(path):
-            parts.append(Recording.load(path))
+            parts.append(EpisodeDataset.load(path))
         else:
             try:
                 parts.append(play(first, n, lambda done, more, f=first, w=won: told(f + done, w + more)))
@@ -172,7 +172,7 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
         won += 0 if success is None else int(success.sum())
         told(first + n, won)
     shutil.rmtree(beside)
-    return Recording.joined(parts)
+    return EpisodeDataset.joined(parts)
 
 
 def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
@@ -183,27 +183,27 @@ def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
 
         return decides(import_object(a.policy)), env, 1
     from denoiserl.cli.opening import opened
-    from denoiserl.control.acting import serving, suits
-    from denoiserl.envs import Stream
+    from denoiserl.control.acting import eval_actor, suits
+    from denoiserl.envs import Collector
     from denoiserl.envs.frame_stack import history, shown
 
     found = opened(a.policy, a.which, a.device)
     task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
     policy = found.load(task)
     seen = shown(env, policy)
-    probe = Stream(seen, 1)
+    probe = Collector(seen, 1)
     probe.close()
     suits(policy, probe, a.policy)
-    return serving(policy, a.execute), seen, 1 if seen is env else history(policy)
+    return eval_actor(policy, a.execute), seen, 1 if seen is env else history(policy)
 
 
 def _half(env: Any) -> Any:
     """Half the range of an environment's actions, [d]."""
     import torch
 
-    from denoiserl.envs import Stream
+    from denoiserl.envs import Collector
 
-    probe = Stream(env, 1)
+    probe = Collector(env, 1)
     probe.close()
     half = torch.as_tensor((probe.spec.high - probe.spec.low) / 2, dtype=torch.float32)
     if not bool(half.isfinite().all()):

@@ -53,18 +53,18 @@ def doctor(given: list[str]) -> None:
         raise Misuse("--prompts are for a --reward.")
     from denoiserl.core.rng import Rng
     from denoiserl.doctor import examine, print_findings, worst
-    from denoiserl.envs import Stream
+    from denoiserl.envs import Collector
 
     made = opened(a.policy, a.which, a.device)
     task = made.task() if made.recipe is not None and hasattr(made.recipe, "task") else None
     policy = made.load(task)
-    with made.place.here():
+    with made.place.activate():
         env, reward, prompts = _signal(a, task, policy)
         execute = a.execute or getattr(made.args, "execute", None)
         recording = _recording(a, task)
         sizes = {"batch": a.batch, "group": a.group, "rows_a_step": a.rows, "execute": execute, "recording": recording}
         findings = examine(policy, env, reward, prompts, Rng(a.seed, policy.device), **sizes)
-        if isinstance(env, Stream):
+        if isinstance(env, Collector):
             env.close()
     if a.json:
         print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))
@@ -76,13 +76,13 @@ def doctor(given: list[str]) -> None:
 
 def _recording(a: Doctor, task: Any) -> Any:
     """Return the recording that the run learns from; None where there is none."""
-    from denoiserl.data import Demos
-    from denoiserl.data.recordings import Recording
+    from denoiserl.data import Demonstrations
+    from denoiserl.data.recordings import EpisodeDataset
 
     if task is None or task.signal != "data" or task.data is None:
         return None
     found = task.data(a.seed)
-    return found if isinstance(found, Recording | Demos) else None
+    return found if isinstance(found, EpisodeDataset | Demonstrations) else None
 
 
 def _signal(a: Doctor, task: Any, policy: Any) -> tuple[Any, Any, Any]:

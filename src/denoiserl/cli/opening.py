@@ -40,7 +40,7 @@ class Opened:
         """The policy itself."""
         from denoiserl.policy.policy import Policy
 
-        with self.place.here():
+        with self.place.activate():
             if task is None:
                 return Policy.load(self.path, None, self.place.device)
             return task.opened(self.path, self.place.device)
@@ -51,7 +51,7 @@ def opened(word: str, which: str, device: str | None) -> Opened:
     from denoiserl.core.serialization import store
     from denoiserl.data.formats import foreign
     from denoiserl.experiments.runner import opened as run_of
-    from denoiserl.train.device import Place
+    from denoiserl.train.device import DeviceConfig
 
     if store.exists(Path(word)) and not (Path(word) / "run.json").is_file():
         if (other := foreign.policy(Path(word))) is not None:
@@ -59,24 +59,26 @@ def opened(word: str, which: str, device: str | None) -> Opened:
         tree = store.peek(Path(word))
         if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
             raise RunError(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")
-        return Opened(Path(word), None, None, None, Place(device or "cpu", "float32", 1, None))
+        return Opened(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1, None))
     path = folder(word)
     findable(path)
     recipe, args, record = run_of(path)
     same = device in (None, record["device"])
-    place = Place(device or record["device"], record["precision"], record["threads"], record["place"] if same else None)
+    place = DeviceConfig(
+        device or record["device"], record["precision"], record["threads"], record["place"] if same else None
+    )
     return Opened(_saved(path, which), path, recipe, args, place)
 
 
 def _saved(path: Path, which: str) -> Path:
     """The policy of a run: ``which``, or the last one of a recipe that keeps no best one."""
-    from denoiserl.train.run_state import saved
+    from denoiserl.train.run_state import find_saved_policy
 
     try:
-        return saved(path, which)
+        return find_saved_policy(path, which)
     except RunError:
         if which == "last":
             raise
-        source = saved(path, "last")
+        source = find_saved_policy(path, "last")
         print(f"{path} has no best policy: the last one is taken.", file=sys.stderr)
         return source

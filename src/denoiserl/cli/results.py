@@ -60,7 +60,7 @@ def sample(given: list[str]) -> None:
     if task.look is None:
         raise RunError(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")
     policy = made.load(task)
-    with made.place.here():
+    with made.place.activate():
         files = task.look(policy, a.seed, a.n)
     out = a.out or folder(a.run) / "samples"
     out.mkdir(parents=True, exist_ok=True)

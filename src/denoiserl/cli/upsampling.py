@@ -78,9 +78,9 @@ def upsample(given: list[str]) -> None:
         raise Misuse(f"{a.out} exists already: name another one.")
     if min(a.updates, a.batch, a.width, a.depth, a.steps) < 1 or (a.rows is not None and a.rows < 1):
         raise Misuse("--rows, --updates, --batch, --width, --depth and --steps start at 1.")
-    from denoiserl.train.device import Place
+    from denoiserl.train.device import DeviceConfig
 
-    with Place(a.device, "float32", None).here():
+    with DeviceConfig(a.device, "float32", None).activate():
         _upsample(a, how)
 
 
@@ -89,7 +89,7 @@ def _upsample(a: Upsample, how: Kind) -> None:
 
     from denoiserl.core.rng import Rng
     from denoiserl.data.fidelity import fidelity, nearest_distances
-    from denoiserl.data.synthetic import FEW, Layout, Model, columns, learned
+    from denoiserl.data.synthetic import FEW, Layout, Model, columns, train_generator
     from denoiserl.report.marginals import marginals_plot
     from denoiserl.stats import fingerprint
     from denoiserl.train import Keep
@@ -111,7 +111,7 @@ def _upsample(a: Upsample, how: Kind) -> None:
     keep = Keep(work, a.device)
     keep.watch = shown.tick
     torch.manual_seed(a.seed)
-    running = learned(train, model, Rng(a.seed, a.device), keep.stage("learn"), kinds)
+    running = train_generator(train, model, Rng(a.seed, a.device), keep.stage("learn"), kinds)
     try:
         made, dropped = _drawn(_trained(running, shown), a, shown)
     finally:
@@ -154,11 +154,11 @@ def _split(a: Upsample) -> tuple[Any, Any, Any]:
     from denoiserl.core.rng import Rng
     from denoiserl.data.formats.any import read
     from denoiserl.data.synthetic import part
-    from denoiserl.data.transitions import logged
+    from denoiserl.data.transitions import to_transitions
 
     parts = [p.strip() for p in a.parts.split(",") if p.strip()] or None
     recorded = read(a.data, outside=a.outside, parts=parts, without=a.without)
-    rows, count, order = logged(recorded), len(recorded.demos), Rng(a.seed)
+    rows, count, order = to_transitions(recorded), len(recorded.demos), Rng(a.seed)
     if len(rows) < 20:
         raise Misuse(f"{a.data} holds {len(rows)} transitions: a model of them would be a copy. Record more.")
     if count < 20:  # too few to give some away whole
@@ -166,7 +166,7 @@ def _split(a: Upsample) -> tuple[Any, Any, Any]:
         return part(rows, index[len(rows) // 10 :]), part(rows, index[: len(rows) // 10]), recorded
     away = recorded.demos.ends.new_zeros(count).bool()
     away[order.permutation(count)[: count // 10]] = True
-    return logged(recorded.take(~away)), logged(recorded.take(away)), recorded
+    return to_transitions(recorded.take(~away)), to_transitions(recorded.take(away)), recorded
 
 
 def _kinds(a: Upsample) -> dict[str, dict[int, str]]:
@@ -207,7 +207,7 @@ def _drawn(maker: Any, a: Upsample, shown: Any) -> tuple[Any, float]:
     assert a.rows is not None
     rows = a.rows
     shown.tick(Position("draw", 0, rows, 0))
-    return maker.draw(rows, Rng(a.seed + 1, a.device), lambda done: shown.tick(Position("draw", done, rows, 0)))
+    return maker.sample(rows, Rng(a.seed + 1, a.device), lambda done: shown.tick(Position("draw", done, rows, 0)))
 
 
 def _write(out: Path, how: Kind, made: Any, recorded: Any) -> None:

@@ -1,4 +1,5 @@
-"""A policy at work in a ``Stream``: it plans chunks of actions, executes the first ones, and is judged by a critic."""
+"""A policy at work in a ``Collector``: it plans chunks of actions, executes the first ones, and is judged by a
+critic."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from denoiserl.core.errors import DenoiseRLError, InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.config import foreign, to_config
 from denoiserl.core.tree import Tree, tree_map
-from denoiserl.data import Running
-from denoiserl.data.rollout import Episode
-from denoiserl.envs.collector import Stream
+from denoiserl.data import RunningNormCodec
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs.collector import Collector
 from denoiserl.envs.remarks import remark
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.envs.units import unfit
@@ -29,22 +30,22 @@ from denoiserl.processes import MeanFlow, Relay
 from denoiserl.processes.denoiser import Denoiser
 
 
-def actor(policy: Policy, tuned: int, execute: int | None = None) -> Any:
-    """Return what acts for a ``Stream`` and records the last ``tuned`` denoising steps, those that learn.
+def training_actor(policy: Policy, num_finetuned: int, execute: int | None = None) -> Any:
+    """Return what acts for a ``Collector`` and records the last ``num_finetuned`` denoising steps, those that learn.
 
     ``tuned`` below the number of steps makes the policy a ``Relay`` first (see ``relay``). Observations are taken in by
     a codec that keeps statistics of them.
     """
-    relay(policy, tuned)
-    total, execute = len(policy.train_steps), chunked(policy, execute)
-    last = policy.train_steps.part(total - tuned, total)
+    relay(policy, num_finetuned)
+    total, execute = len(policy.train_steps), resolve_execute_horizon(policy, execute)
+    last = policy.train_steps.part(total - num_finetuned, total)
     if not all(last.dense):
         raise InvalidInputError(
             "a learned step has no noise: train under floored(transition, std), so that each has a density"
         )
     draw, frozen = make_sampler(policy.process, learner(policy), last, policy.event_shape), None
-    if tuned < total:
-        first, made = policy.train_steps.part(0, total - tuned), policy.denoiser
+    if num_finetuned < total:
+        first, made = policy.train_steps.part(0, total - num_finetuned), policy.denoiser
         assert isinstance(made, Relay)
         frozen = make_sampler(policy.process, made.first, first, policy.event_shape, record=RecordSample())
 
@@ -119,42 +120,42 @@ def renewable(policy: Policy, why: str) -> None:
 
 def observe(policy: Policy, obs: Tree) -> Tree:
     """Return observations where the policy computes, taken in by a codec that keeps statistics of them."""
-    if isinstance(policy.codec, Running):
-        policy.codec.see(obs)
-    return placed(obs, policy)
+    if isinstance(policy.codec, RunningNormCodec):
+        policy.codec.update(obs)
+    return to_device(obs, policy)
 
 
-def statistics(policy: Policy) -> Running | None:
+def statistics(policy: Policy) -> RunningNormCodec | None:
     """Return the codec that keeps statistics of observations, to be named in ``keep.loop``; None: it keeps none."""
-    return policy.codec if isinstance(policy.codec, Running) else None
+    return policy.codec if isinstance(policy.codec, RunningNormCodec) else None
 
 
-def placed(obs: Tree, policy: Policy) -> Tree:
+def to_device(obs: Tree, policy: Policy) -> Tree:
     """Observations where the policy computes."""
     return tree_map(lambda v: v.to(policy.device), obs)
 
 
 @dataclass(frozen=True)
-class Serving:
+class EvalActor:
     """Act as users run a ``policy``, which ``evaluate`` looks at to tell of its units."""
 
     policy: Policy
     execute: int | None
 
     def __call__(self, obs: Any, rng: Rng) -> Tensor:
-        sample = self.policy.generate(placed(obs, self.policy), rng)
+        sample = self.policy.generate(to_device(obs, self.policy), rng)
         return sample if self.execute is None else sample[:, : self.execute]
 
 
-def serving(policy: Policy, execute: int | None = None) -> Serving:
+def eval_actor(policy: Policy, execute: int | None = None) -> EvalActor:
     """Return what acts as users run a policy: its serving steps, and the first ``execute`` actions of a chunk (None: as
     many as the policy carries, or all)."""
     if execute is None:
         execute = policy.weights.execute
-    return Serving(policy, None if execute is None else chunked(policy, execute))
+    return EvalActor(policy, None if execute is None else resolve_execute_horizon(policy, execute))
 
 
-def chunked(policy: Policy, execute: int | None) -> int:
+def resolve_execute_horizon(policy: Policy, execute: int | None) -> int:
     """Return how many actions of a chunk are executed (None: as many as the policy carries, or all that it decodes).
 
     Raises InvalidInputError if the policy's event is no chunk [H, d] of actions, or ``execute`` is more than it
@@ -173,10 +174,10 @@ def chunked(policy: Policy, execute: int | None) -> int:
 def carry(policy: Policy, execute: int | None) -> int:
     """Let the policy carry how many actions of a chunk are executed (see ``chunked``), in place, and return it.
 
-    What it learns with is what ``serving`` executes, here and wherever it is loaded: so it learns ``alone``.
+    What it learns with is what ``eval_actor`` executes, here and wherever it is loaded: so it learns ``alone``.
     """
     alone(policy)
-    policy.weights.execute = chunked(policy, execute)
+    policy.weights.execute = resolve_execute_horizon(policy, execute)
     return policy.weights.execute
 
 
@@ -192,11 +193,11 @@ def alone(policy: Policy, name: str = "the policy") -> None:
         policy.weights.control = None
 
 
-def executed(chain: Chain, live: int | Tensor | None) -> Chain:
+def mask_unexecuted(chain: Chain, live: int | Tensor | None) -> Chain:
     """Return the chain with a mask of what was executed: only those actions count in its probability.
 
-    ``live`` [*b, T_a] bool, as ``Episode.live`` tells it: an episode that ends inside a chunk leaves the rest of it
-    out. A number: the first so many of each chunk.
+    ``live`` [*b, T_a] bool, as ``Rollout.executed_mask`` tells it: an episode that ends inside a chunk leaves the rest
+    of it out. A number: the first so many of each chunk.
     """
     horizon, device = chain.sample.shape[-2], chain.log_prob.device
     if live is None:
@@ -227,7 +228,7 @@ def standard(credit: Tensor) -> Tensor:
     return normalise(credit) if credit.numel() > 1 else credit
 
 
-def sight(policy: Policy, env: Stream) -> tuple[Callable[[Tree], Tensor], int]:
+def critic_features(policy: Policy, env: Collector) -> tuple[Callable[[Tree], Tensor], int]:
     """What critics of this policy see of observations [B, ...], and how many numbers that is: see(obs) -> [B, o].
 
     Conditions that are flat, as they are. Of pictures, what the policy's network makes of them (its ``features``), held
@@ -237,7 +238,7 @@ def sight(policy: Policy, env: Stream) -> tuple[Callable[[Tree], Tensor], int]:
 
     @torch.no_grad()
     def see(obs: Tree) -> Tensor:
-        cond = policy.codec.condition(placed(obs, policy))
+        cond = policy.codec.condition(to_device(obs, policy))
         if isinstance(cond, Tensor):
             return cond
         if not frozen:
@@ -260,54 +261,54 @@ def blank(shapes: Any) -> Tree:
     return torch.zeros(1, *shapes, dtype=torch.uint8 if len(shapes) == 3 else torch.float32)
 
 
-class Judged(NamedTuple):
+class AdvantageEstimate(NamedTuple):
     """Experience as a critic sees it: ``seen`` [T·B, o] its input, ``value`` and ``credit`` [T, B] (Â, not normalised),
     ``goal`` [T·B] what its values should have been."""
 
-    seen: Tensor
-    value: Tensor
-    credit: Tensor
-    goal: Tensor
+    features: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
 
 
-def judged(
-    ep: Episode,
+def estimate_advantages(
+    ep: Rollout,
     value: nn.Module,
-    see: Callable[[Tree], Tensor],
+    features_fn: Callable[[Tree], Tensor],
     scale: RewardScale,
     gamma: float,
     lam: float,
-) -> Judged:
+) -> AdvantageEstimate:
     """GAE over the decisions of an episode, from scaled rewards; ``gamma`` is the discount a tick.
 
     ``see`` says what the critic sees (``sight``). A chunk of n ticks is discounted by γⁿ. The target of the critic is
     Â + v. A time limit stops the sum and bootstraps from the value of the true successor; a true end does not.
     """
     device = next(value.parameters()).device
-    seen, after = (see(tree_map(lambda v: v.flatten(0, 1), o)) for o in (ep.obs, ep.next_obs))
+    seen, after = (features_fn(tree_map(lambda v: v.flatten(0, 1), o)) for o in (ep.obs, ep.next_obs))
     with torch.no_grad():
         v, after_v = (value(o).unflatten(0, ep.reward.shape) for o in (seen, after))
-    reward = scale(ep.reward, gamma ** ep.length.float(), ep.done, ep.alive).to(device)
+    reward = scale(ep.reward, gamma ** ep.num_executed.float(), ep.done, ep.valid).to(device)
     credit = gae(reward, ep.discount(gamma).to(device), v, after_v, ep.done.to(device), lam)
-    return Judged(seen, v, credit, (credit + v).flatten())
+    return AdvantageEstimate(seen, v, credit, (credit + v).flatten())
 
 
-def told(ep: Episode, judgement: Judged | None = None) -> dict[str, float]:
+def rollout_metrics(ep: Rollout, judgement: AdvantageEstimate | None = None) -> dict[str, float]:
     """What an iteration tells of its experience: finished episodes, the mean reward, and the critic's squared error."""
     row = {k if k in ("episodes", "faults") else f"episode {k}": x for k, x in ep.summary().items()}
-    row["reward"] = float(ep.reward[ep.alive].mean())
+    row["reward"] = float(ep.reward[ep.valid].mean())
     if judgement is not None:
-        error = (judgement.goal - judgement.value.flatten()).square()
-        row["value error"] = float(error[ep.alive.flatten().to(error.device)].mean())
+        error = (judgement.returns - judgement.values.flatten()).square()
+        row["value error"] = float(error[ep.valid.flatten().to(error.device)].mean())
     return row
 
 
-def suits(policy: Policy, env: Stream, word: str) -> None:
+def suits(policy: Policy, env: Collector, word: str) -> None:
     """Raise RunError if the policy at ``word`` does not observe what ``env`` shows or decides actions of another size.
 
     Warns (``Remark``) of other units (``units.unfit``)."""
     try:
-        plan = policy.generate(placed(blank(env.spec.obs), policy), Rng(0, policy.device))
+        plan = policy.generate(to_device(blank(env.spec.obs), policy), Rng(0, policy.device))
     except (DenoiseRLError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
         raise RunError(
             f"{word} does not observe what {env.name} shows, {env.spec.obs} ({error}): give a policy that was made for "

@@ -1,4 +1,4 @@
-"""Policies that are controlled when they serve: the best of n plans (``Best``), or plans from chosen noise.
+"""Policies that are controlled when they serve: the best of n plans (``BestOfN``), or plans from chosen noise.
 
 The policy underneath stays as it is, bit for bit. A control is a module with ``config``, so it is saved with the
 policy, and every evaluation judges what it chooses; ``policy.with_controller(None)`` is the policy without it.
@@ -13,16 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from denoiserl.control.noise_steering import bound, plan, steering
+from denoiserl.control.noise_steering import bound, decode_noise, steering
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import GAMMA, Rng
 from denoiserl.core.tree import Tree, leaves, tree_map
 from denoiserl.core.tree import batch_size as count_rows
-from denoiserl.data.rollout import Episode
-from denoiserl.envs.collector import Act, Stream
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs.collector import Act, Collector
 from denoiserl.envs.spaces import Spec
-from denoiserl.nn.coin_flip_network import Coins
+from denoiserl.nn.coin_flip_network import CoinFlipNetwork
 from denoiserl.policy.chain import Chain, RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import GaussianHead
@@ -33,7 +33,7 @@ APART = 1 << 32
 """numbers between the streams of two candidates of a row: more than one draw uses"""
 
 
-def fan(rng: Rng, n: int) -> Rng:
+def split_rng(rng: Rng, n: int) -> Rng:
     """n streams for every row, a row's own first; a batch stream serves any number of rows and stays as it is."""
     if rng.keys is None:
         return rng
@@ -44,7 +44,7 @@ def fan(rng: Rng, n: int) -> Rng:
     return many
 
 
-class Shared(Denoiser):
+class SharedConditionDenoiser(Denoiser):
     """A denoiser for n candidates of every row, n next to n: the condition is encoded once for all of them."""
 
     def __init__(self, denoiser: Denoiser, n: int) -> None:
@@ -76,9 +76,13 @@ def candidates(policy: Policy, cond: Tree, n: int, rng: Rng, rows: int | None = 
     seen = None if cond is None else tree_map(repeat, policy.codec.condition(cond))
     begin = policy.codec.initial_state(cond)
     draw = make_sampler(
-        policy.process, Shared(policy.denoiser, n), policy.eval_steps, policy.event_shape, record=RecordSample()
+        policy.process,
+        SharedConditionDenoiser(policy.denoiser, n),
+        policy.eval_steps,
+        policy.event_shape,
+        record=RecordSample(),
     )
-    many = fan(rng, n)
+    many = split_rng(rng, n)
     start = None if begin is None else (tree_map(repeat, begin), 0)
     policy.process.check(begin, len(policy.eval_steps), policy.event_shape)
     check_rows(policy.denoiser, begin, getattr(policy.process, "mask_token", None))
@@ -119,10 +123,10 @@ def features(policy: Policy, cond: Tensor, plan: Tensor, kind: Kind = "activatio
     return caught[0].flatten(1).float()
 
 
-class Familiar(nn.Module):
+class PseudoCountVerifier(nn.Module):
     """A verifier: the pseudo-count of condition and plan, as ``coins`` learned it from demonstrations."""
 
-    def __init__(self, coins: Coins, kind: Kind = "activation") -> None:
+    def __init__(self, coins: CoinFlipNetwork, kind: Kind = "activation") -> None:
         super().__init__()
         self.config = {"coins": coins, "kind": kind}
         self.coins = coins
@@ -133,7 +137,7 @@ class Familiar(nn.Module):
         return self.coins.count(features(policy, cond, plan, self.kind))
 
 
-class Best(nn.Module):
+class BestOfN(nn.Module):
     """The best of n plans: ``verifier(policy, cond, plan)`` -> [N] says how good plans are, higher is better.
 
     n = 1 is the policy itself, bit for bit. Of equals the first is taken.
@@ -168,7 +172,7 @@ class Best(nn.Module):
         return candidates(policy, cond, self.n, rng, rows)
 
 
-class BestNoise(Best):
+class BestOfNNoise(BestOfN):
     """The best of n plans of a steered policy's base, G(s, z_i) with z_i ~ N(0, I), whatever the policy would decide.
 
     n = 1 is the base alone (its noise M z where the map is not full).
@@ -176,13 +180,15 @@ class BestNoise(Best):
 
     def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
         """Of the base."""
-        count, many = count_rows(cond), fan(rng, self.n)
+        count, many = count_rows(cond), split_rng(rng, self.n)
         z = many.normal(count * self.n, steering(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
         rng.counter = many.counter
-        return plan(policy, tree_map(lambda v: v.repeat_interleave(self.n, 0), cond), z).unflatten(0, (count, self.n))
+        return decode_noise(policy, tree_map(lambda v: v.repeat_interleave(self.n, 0), cond), z).unflatten(
+            0, (count, self.n)
+        )
 
 
-class Latents(nn.Module):
+class LatentController(nn.Module):
     """Plans from the noise that ``head`` thinks best, z = μ(s). ``through=False``: z is the plan itself."""
 
     def __init__(self, head: GaussianHead, through: bool = True) -> None:
@@ -196,18 +202,18 @@ class Latents(nn.Module):
         seen = policy.codec.condition(cond)
         x = torch.zeros(count_rows(seen), *policy.event_shape, device=policy.device)
         z = self.head(x, self.head.embed_time(x.new_ones(1)), self.head.embed_condition(seen)).mean
-        return plan(policy, cond, z) if self.through else z
+        return decode_noise(policy, cond, z) if self.through else z
 
 
-class Latent:
-    """A ``Stream`` that is acted in through a decoder.
+class LatentActionEnv:
+    """A ``Collector`` that is acted in through a decoder.
 
     What ``act`` draws are latents z; ``decode(obs, z)`` says what is done, [B, T_a, d] in the environment's units.
 
     Chains, and so all log-probabilities, are those of the latents; ``action`` of the episodes is what was done.
     """
 
-    def __init__(self, env: Stream, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, env: Collector, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.env, self.decode = env, decode
 
     @property
@@ -220,9 +226,9 @@ class Latent:
         """Numbers in one flat observation."""
         return self.env.obs_dim
 
-    def border(self, iteration: int) -> None:
+    def on_checkpoint(self, iteration: int) -> None:
         """The stream's own."""
-        self.env.border(iteration)
+        self.env.on_checkpoint(iteration)
 
     def may_restart(self) -> bool:
         """The stream's own."""
@@ -232,7 +238,7 @@ class Latent:
         """The stream's own."""
         self.env.discount(gamma)
 
-    def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
+    def collect(self, act: Act, steps: int, rng: Rng) -> Rollout:
         """``steps`` decisions of every copy.
 
         A latent decides the whole plan, whatever part of it is executed: all of it is live in a step that happened.
@@ -246,4 +252,4 @@ class Latent:
 
         ep = self.env.collect(through, steps, rng)
         assert ep.chain is not None
-        return replace(ep, live=ep.alive[..., None].expand(*ep.alive.shape, ep.chain.sample.shape[-2]))
+        return replace(ep, executed_mask=ep.valid[..., None].expand(*ep.valid.shape, ep.chain.sample.shape[-2]))

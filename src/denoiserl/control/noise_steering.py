@@ -2,8 +2,9 @@
 
 a = G(s, z) is ``plan``, and all that DSRL and GoRL share. DSRL's base never changes, so its decision is a step of the
 policy's own chain (``steer``), which is run, scored and saved as one. GoRL trains its base anew between stages and may
-begin without one, so its policy stays the base's own, and z is the action of another: ``control.best_of_n.Latent``
-while that one learns by PPO, ``control.best_of_n.Latents`` when it serves.
+begin without one, so its policy stays the base's own, and z is the action of another:
+``control.best_of_n.LatentActionEnv`` while that one learns by PPO, ``control.best_of_n.LatentController`` when it
+serves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from denoiserl.processes import Diffusion, MeanFlow, OneStep, ddim, time_grid
 from denoiserl.processes.steered import BlackBox, Map, Steered, Steering, noise_basis, require_deterministic
 
 
-def deterministic(policy: Policy) -> Policy:
+def as_deterministic(policy: Policy) -> Policy:
     """The same diffusion or flow policy, served by its ODE (DDIM without noise) on the grid that it is served on; of a
     mean flow, without exploration noise."""
     if isinstance(policy.process, MeanFlow):
@@ -87,7 +88,7 @@ def steering(policy: Policy, using: str | None = None) -> Steering:
     return made
 
 
-def noises(policy: Policy, cond: Tensor) -> Squashed | Gaussian:
+def noise_distribution(policy: Policy, cond: Tensor) -> Squashed | Gaussian:
     """The law of the decision [B, r, d] for conditions in model units, in units of the bound; differentiable."""
     made = steering(policy)
     x = torch.zeros(len(cond), made.rows, policy.event_shape[1], device=cond.device)
@@ -103,7 +104,7 @@ def bound(policy: Policy) -> float | None:
     return policy.process.bound
 
 
-def plan(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
+def decode_noise(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
     """a = G(s, z), what a deterministic sampler makes of the noise z: [B, H, d] in model units; ``obs`` in data units.
 
     z is the noise [B, H, d] itself, or of a steered policy a decision [B, r, d] in units of the bound, whose noise is M
@@ -121,24 +122,24 @@ def plan(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
     return policy.sample_chain(seen, unused, record=RecordSample(), use_eval_steps=True, start=(z, first)).sample
 
 
-def decoded(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
+def decode_noise_to_action(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
     """G(s, z) in data units: see ``plan``."""
-    return policy.codec.decode(plan(policy, obs, z))
+    return policy.codec.decode(decode_noise(policy, obs, z))
 
 
-def reach(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[float, float]:
+def noise_effect(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[float, float]:
     """What noise can do to a steered policy's base: (std of actions over n noises, change of one noise's actions
     between two calls), means over dimensions and rows of ``obs`` [B, o]. The second must be 0, the first must not."""
     many = obs.repeat_interleave(n, 0)
     z = rng.normal(len(many), steering(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
-    one, two = decoded(policy, many, z), decoded(policy, many, z)
+    one, two = decode_noise_to_action(policy, many, z), decode_noise_to_action(policy, many, z)
     spread = one.unflatten(0, (len(obs), n)).std(1).mean()
     return float(spread), float((one - two).abs().mean())
 
 
-def steerable(policy: Policy, obs: Tensor, rng: Rng) -> float:
+def check_noise_effect(policy: Policy, obs: Tensor, rng: Rng) -> float:
     """``reach``, refused where steering is hopeless: a base that is not a function of its noise, or ignores it."""
-    spread, change = reach(policy, obs, rng)
+    spread, change = noise_effect(policy, obs, rng)
     if change > 1e-3 * max(spread, 1e-6):
         raise InvalidInputError(
             f"the same noise gives other actions when it is given twice (they differ by {change:.2g}): steering needs "

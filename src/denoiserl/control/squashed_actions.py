@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay, Squash
+from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.distributions import Gaussian, Squashed
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
@@ -19,10 +19,10 @@ BLOCK = 64
 """batches gathered at a time"""
 
 
-def boxed(policy: Policy, name: str) -> Squash:
+def require_squashed_policy(policy: Policy, name: str) -> TanhCodec:
     """The codec of a policy that decides in one step inside a box; anything else is refused with the way out."""
     one = isinstance(policy.process, OneStep) and policy.process.law == "gaussian" and len(policy.event_shape) == 2
-    if not one or not isinstance(policy.codec, Squash):
+    if not one or not isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             f"{name} improves policies that decide a chunk [H, d] in one Gaussian step inside a box: OneStep() with "
             "the codec Squash.box(low, high); a denoising one is steered (dsrl) or needs dppo"
@@ -30,7 +30,7 @@ def boxed(policy: Policy, name: str) -> Squash:
     return policy.codec
 
 
-def decides(policy: Policy, cond: Tensor, using: str | None = None) -> Squashed:
+def action_distribution(policy: Policy, cond: Tensor, using: str | None = None) -> Squashed:
     """The law of the decision [B, H, d] in [−1, 1], for conditions in model units; differentiable."""
     denoise = policy.weights.using(using or policy.active_weights)
     x = torch.zeros(len(cond), *policy.event_shape, device=cond.device)
@@ -46,9 +46,11 @@ FIRST = ("even", "policy")
 """who takes the decisions before learning begins"""
 
 
-def exploring(policy: Policy, codec: Squash, replay: Replay, a: Any, choose: Callable[[Tensor, Rng], Tensor]) -> Any:
-    """Acts for a ``Stream`` by ``choose(cond, rng)`` in the box; the first ``a.begin`` decisions are even in the box,
-    unless ``a.first`` is "policy"."""
+def exploration_actor(
+    policy: Policy, codec: TanhCodec, replay: ReplayBuffer, a: Any, choose: Callable[[Tensor, Rng], Tensor]
+) -> Any:
+    """Acts for a ``Collector`` by ``choose(cond, rng)`` in the box; the first ``a.begin`` decisions are even in the
+    box, unless ``a.first`` is "policy"."""
     if a.first not in FIRST:
         raise RunError(unknown_name_message(a.first, FIRST, "way to begin"))
     begin = a.begin if a.first == "even" else 0
@@ -59,12 +61,12 @@ def exploring(policy: Policy, codec: Squash, replay: Replay, a: Any, choose: Cal
             unit = 2 * rng.uniform(len(obs), *policy.event_shape) - 1
         else:
             unit = choose(codec.condition(obs.to(policy.device)), rng)
-        return codec.boxed(unit), None
+        return codec.to_action_box(unit), None
 
     return act
 
 
-def unit(codec: Squash, action: Tensor) -> Tensor:
+def to_unit_box(codec: TanhCodec, action: Tensor) -> Tensor:
     """Actions as decisions in [−1, 1]."""
     return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
 
@@ -75,7 +77,9 @@ def due(count: int, a: Any, begin: int | None = None) -> int:
     return int(a.utd * max(0, count - (a.begin if begin is None else begin))) if count >= a.batch else 0
 
 
-def batches(replay: Replay, before: int, a: Any, rng: Rng, begin: int | None = None) -> Iterator[dict[str, Any]]:
+def due_minibatches(
+    replay: ReplayBuffer, before: int, a: Any, rng: Rng, begin: int | None = None
+) -> Iterator[dict[str, Any]]:
     """The batches of the updates that are ``due`` and were not yet after ``before`` decisions, drawn ``BLOCK`` at a
     time, in one gather."""
     more = due(replay.count, a, begin) - due(before, a, begin)

@@ -1,7 +1,7 @@
 """Policies that serve what their critics value: the best of n plans, or one of n by its value.
 
-``Valued`` is a verifier for ``control.best_of_n.Best``; ``Weighed`` draws instead of choosing the best. Both hold the
-critics, so they are saved with the policy, and every evaluation judges what they choose.
+``QVerifier`` is one for ``control.best_of_n.BestOfN``; ``SoftmaxOfN`` draws instead of choosing the best. Both hold
+the critics, so they are saved with the policy, and every evaluation judges what they choose.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from denoiserl.control.best_of_n import Best, candidates
+from denoiserl.control.best_of_n import BestOfN, candidates
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, tree_map
@@ -17,7 +17,7 @@ from denoiserl.nn.critic import Critics
 from denoiserl.policy.policy import Policy
 
 
-class Valued(nn.Module):
+class QVerifier(nn.Module):
     """A verifier: min Q(s, a) by critics of conditions and plans in model units."""
 
     def __init__(self, critics: Critics) -> None:
@@ -30,10 +30,10 @@ class Valued(nn.Module):
         return self.critics(policy.codec.condition(cond), plan.clamp(-1, 1)).amin(0)
 
 
-class Weighed(nn.Module):
+class SoftmaxOfN(nn.Module):
     """One of n plans, drawn with probability ∝ exp(value / temperature): the choice of Diffusion-QL (2208.06193).
 
-    ``verifier(policy, cond, plan)`` -> [N] says how good plans are. Temperature → 0 is ``Best``, temperature → ∞ the
+    ``verifier(policy, cond, plan)`` -> [N] says how good plans are. Temperature → 0 is ``BestOfN``, temperature → ∞ the
     policy itself.
     """
 
@@ -58,8 +58,8 @@ class Weighed(nn.Module):
         return plans[torch.arange(len(plans), device=plans.device), at]
 
 
-def choosing(critics: Critics, n: int, temperature: float = 0.0) -> nn.Module | None:
-    """The control of n plans and a temperature: none for one plan, ``Best`` at 0, ``Weighed`` above."""
+def make_q_controller(critics: Critics, n: int, temperature: float = 0.0) -> nn.Module | None:
+    """The control of n plans and a temperature: none for one plan, ``BestOfN`` at 0, ``SoftmaxOfN`` above."""
     if n == 1:
         return None
-    return Weighed(Valued(critics), n, temperature) if temperature else Best(Valued(critics), n)
+    return SoftmaxOfN(QVerifier(critics), n, temperature) if temperature else BestOfN(QVerifier(critics), n)

@@ -17,12 +17,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from denoiserl.control.best_of_n import Best
+from denoiserl.control.best_of_n import BestOfN
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.data.codecs.action_chunk import Robot
-from denoiserl.data.codecs.squash import Squash
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording
+from denoiserl.data.codecs.action_chunk import ActionChunkCodec
+from denoiserl.data.codecs.squash import TanhCodec
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses.successor import task_vector
 from denoiserl.nn.forward_backward import ForwardBackward
 from denoiserl.policy.policy import Policy
@@ -32,13 +32,13 @@ STATES = 10_000
 
 
 @dataclass(frozen=True)
-class Tasked:
+class TaskConditionedCodec:
     """The codec of a policy for any task: what it sees is (s, z), s in the units of ``inner`` and z [d].
 
     z = 0 is no task: such a policy is trained, and acts once it has been told what for.
     """
 
-    inner: Robot | Squash
+    inner: ActionChunkCodec | TanhCodec
     z: Tensor
 
     def encode(self, data: Tensor) -> Tensor:
@@ -64,10 +64,10 @@ class Tasked:
 
     def unit(self, plan: Tensor) -> Tensor:
         """Plans in model units as actions in [−1, 1], which is what F is shown."""
-        return torch.tanh(plan) if isinstance(self.inner, Squash) else plan.clamp(-1, 1)
+        return torch.tanh(plan) if isinstance(self.inner, TanhCodec) else plan.clamp(-1, 1)
 
 
-class Tells(Protocol):
+class InfersTask(Protocol):
     """A verifier of plans that knows what z a reward has."""
 
     def task(self, seen: Tensor, reward: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Tells(Protocol):
         ...
 
 
-class Successors(nn.Module):
+class SuccessorVerifier(nn.Module):
     """A verifier: Q(s, a, z) = min F(s, a, z)ᵀ z, for the task that the policy has been told.
 
     ``gamma``: the discount a tick that F was learned with.
@@ -88,16 +88,16 @@ class Successors(nn.Module):
 
     def task(self, seen: Tensor, reward: Tensor) -> Tensor:
         """z = √d E[r B] / ‖E[r B]‖."""
-        return task_vector(reward, self.represent.back(seen))
+        return task_vector(reward, self.represent.backward_embedding(seen))
 
     def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
         """Q of each plan, [N]; ``cond`` in data units, ``plan`` in model units."""
-        codec = tasked(policy)
+        codec = require_task_conditioned(policy)
         z = codec.z.to(plan).expand(len(plan), -1)
         return self.represent.value(codec.inner.condition(cond), codec.unit(plan), z).amin(0)
 
 
-class Arrivals(nn.Module):
+class GoalReachingVerifier(nn.Module):
     """A verifier for policies whose tasks are goals: z is the state with the highest reward; all plans are equal."""
 
     def __init__(self) -> None:
@@ -114,9 +114,9 @@ class Arrivals(nn.Module):
         return plan.new_zeros(len(plan))
 
 
-def tasked(policy: Policy, who: str = "this") -> Tasked:
+def require_task_conditioned(policy: Policy, who: str = "this") -> TaskConditionedCodec:
     """The codec of a policy for any task; anything else is refused."""
-    if not isinstance(policy.codec, Tasked):
+    if not isinstance(policy.codec, TaskConditionedCodec):
         raise InvalidInputError(
             f"{who} needs a policy that sees a task vector beside the observation: give it the codec "
             f"Tasked(inner, torch.zeros(d)), not {type(policy.codec).__name__}"
@@ -124,18 +124,21 @@ def tasked(policy: Policy, who: str = "this") -> Tasked:
     return policy.codec
 
 
-def states(data: Demos | Recording | Tensor, most: int = STATES) -> Tensor:
+def states(data: Demonstrations | EpisodeDataset | Tensor, most: int = STATES) -> Tensor:
     """Observations [N, o] out of data, at most so many, evenly spread."""
-    demos = data.demos if isinstance(data, Recording) else data
-    seen = demos.observations if isinstance(demos, Demos) else demos
+    demos = data.demos if isinstance(data, EpisodeDataset) else data
+    seen = demos.observations if isinstance(demos, Demonstrations) else demos
     if not isinstance(seen, Tensor) or seen.ndim != 2:
         raise InvalidInputError("rewards are told on flat observations [N, o]: concatenate the parts first")
     return seen[torch.linspace(0, len(seen) - 1, min(most, len(seen))).long()]
 
 
 @torch.no_grad()
-def answer(
-    policy: Policy, data: Demos | Recording | Tensor, reward: Callable[[Tensor], Tensor] | Tensor, most: int = STATES
+def policy_for_reward(
+    policy: Policy,
+    data: Demonstrations | EpisodeDataset | Tensor,
+    reward: Callable[[Tensor], Tensor] | Tensor,
+    most: int = STATES,
 ) -> Policy:
     """The policy for a reward: z = √d E_D[r(s) B(s)] / ‖·‖ (2103.07945), at once.
 
@@ -143,8 +146,8 @@ def answer(
     observations [N, o] in data units to [N]; or, beside observations, its values [N] there. At most ``most`` states are
     looked at. Refused: a reward that is constant or not finite on them, and one that B sees nothing of.
     """
-    codec, control = tasked(policy, "answer"), policy.weights.control
-    verifier = control.verifier if isinstance(control, Best) else None
+    codec, control = require_task_conditioned(policy, "answer"), policy.weights.control
+    verifier = control.verifier if isinstance(control, BestOfN) else None
     if not hasattr(verifier, "task"):
         raise InvalidInputError(
             "this policy has no representation to tell it a reward: train it with breeze or fb first"
@@ -160,5 +163,5 @@ def answer(
         told = reward(seen)
         if not isinstance(told, Tensor) or told.shape != seen.shape[:1]:
             raise InvalidInputError(f"a reward function gives one number a state, [{len(seen)}] for {list(seen.shape)}")
-    z = cast(Tells, verifier).task(codec.inner.condition(seen.to(policy.device)), told.float().to(policy.device))
+    z = cast(InfersTask, verifier).task(codec.inner.condition(seen.to(policy.device)), told.float().to(policy.device))
     return replace(policy, codec=replace(codec, z=z))

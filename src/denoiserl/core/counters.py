@@ -1,7 +1,7 @@
 """What a run has spent, counted where it is spent.
 
-Environments, denoisers, rewards and optimiser steps call ``spend``; recipes never do. Whoever wants to know holds a
-``UsageCounter`` open around the work. Meters nest: what is spent inside counts for all of them. A thread starts
+Environments, denoisers, rewards and optimiser steps call ``count_usage``; recipes never do. Whoever wants to know holds
+a ``UsageCounter`` open around the work. Meters nest: what is spent inside counts for all of them. A thread starts
 without a meter (it is a context variable): count in the thread that hands out the work.
 """
 

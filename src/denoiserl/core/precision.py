@@ -1,4 +1,5 @@
-"""The precision that networks run in. ``Place`` sets it, the denoisers ask; states, laws and losses stay float32.
+"""The precision that networks run in. ``DeviceConfig`` sets it, the denoisers ask; states, laws and losses stay
+float32.
 
 Only the network's own call is lowered: its weights stay float32 and are cast on the way, and its answer is float32
 again. A log-probability is then computed in float32 from a mean with bf16's error (3e-3 of the network's answer): calls

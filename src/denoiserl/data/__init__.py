@@ -1,21 +1,21 @@
 """Demonstrations, chunk windows and normalisers: everything between recorded episodes and a minibatch."""
 
-from denoiserl.data.codecs.action_chunk import Robot
+from denoiserl.data.codecs.action_chunk import ActionChunkCodec
 from denoiserl.data.codecs.normalize import Normalizer
-from denoiserl.data.codecs.running_norm import Running
-from denoiserl.data.codecs.squash import Squash
-from denoiserl.data.demos import Demos
-from denoiserl.data.replay import Replay
-from denoiserl.data.windows import Batches, Windows, stack_history, windows
+from denoiserl.data.codecs.running_norm import RunningNormCodec
+from denoiserl.data.codecs.squash import TanhCodec
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.replay import ReplayBuffer
+from denoiserl.data.windows import EpochSampler, Windows, stack_history, windows
 
 __all__ = [
-    "Batches",
-    "Demos",
+    "ActionChunkCodec",
+    "Demonstrations",
+    "EpochSampler",
     "Normalizer",
-    "Replay",
-    "Robot",
-    "Running",
-    "Squash",
+    "ReplayBuffer",
+    "RunningNormCodec",
+    "TanhCodec",
     "Windows",
     "stack_history",
     "windows",

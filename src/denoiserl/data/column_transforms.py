@@ -102,14 +102,14 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Fields:
+class ColumnTransforms:
     """All columns of a table, each in a field; ``width`` columns in the data, ``size`` numbers to the model."""
 
     fields: tuple[Field, ...]
     width: int
 
     @staticmethod
-    def fit(data: Tensor, kinds: Mapping[int, str] | None = None) -> Fields:
+    def fit(data: Tensor, kinds: Mapping[int, str] | None = None) -> ColumnTransforms:
         """Of rows ``data`` [N, C]. ``kinds``: {column: kind} where it is not to be recognised.
 
         Refused: NaN and infinity, by column; kinds that the column is not.
@@ -130,7 +130,7 @@ class Fields:
             made = _told(data, at, told) if at in told else _seen(data, at, told)
             found.append(made)
             at += len(made.columns)
-        return Fields(tuple(found), data.shape[1])
+        return ColumnTransforms(tuple(found), data.shape[1])
 
     @property
     def size(self) -> int:

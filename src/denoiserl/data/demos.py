@@ -19,7 +19,7 @@ FIELDS = ("observations", "actions", "ends", "success", "returns", "name")
 
 
 @dataclass(frozen=True)
-class Demos:
+class Demonstrations:
     """Episodes one after another: ``observations`` [N, ...] (any tree), ``actions`` [N, d], ``ends`` [E] (exclusive).
 
     ``success`` [E] bool and ``returns`` [E] where they are known, else None.
@@ -51,11 +51,11 @@ class Demos:
         success: Sequence[bool] | None = None,
         returns: Sequence[float] | None = None,
         name: str = "",
-    ) -> Demos:
+    ) -> Demonstrations:
         """From a list of (observations [L, ...], actions [L, d]), one an episode."""
         if not episodes:
             raise InvalidInputError("no episode was recorded")
-        return Demos(
+        return Demonstrations(
             cat([o for o, _ in episodes]),
             torch.cat([a for _, a in episodes]),
             torch.tensor([len(a) for _, a in episodes]).cumsum(0),
@@ -78,7 +78,7 @@ class Demos:
         part = slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
         return tree_map(lambda v: v[part], self.observations), self.actions[part]
 
-    def take(self, keep: Tensor) -> Demos:
+    def take(self, keep: Tensor) -> Demonstrations:
         """The episodes of an index or mask [E]."""
         keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         if len(keep) == 0:
@@ -89,9 +89,9 @@ class Demos:
         frame = (self.ends[keep] - length.cumsum(0))[owner] + torch.arange(len(owner))
         success, returns = (None if v is None else v[keep] for v in (self.success, self.returns))
         seen = tree_map(lambda v: v[frame], self.observations)
-        return Demos(seen, self.actions[frame], length.cumsum(0), success, returns, self.name)
+        return Demonstrations(seen, self.actions[frame], length.cumsum(0), success, returns, self.name)
 
-    def successful(self) -> Demos:
+    def successful(self) -> Demonstrations:
         """The episodes that succeeded."""
         if self.success is None:
             raise InvalidInputError("these demonstrations do not say which episodes succeeded")
@@ -123,22 +123,22 @@ class Demos:
         return {"kind": KIND, **{f: getattr(self, f) for f in FIELDS}}
 
     @staticmethod
-    def load(path: str | Path) -> Demos:
+    def load(path: str | Path) -> Demonstrations:
         """Read what ``save`` stored."""
         tree = store.read(path)
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
             raise RunError(f"{path} holds no demonstrations")
-        return Demos(**{f: tree[f] for f in FIELDS})
+        return Demonstrations(**{f: tree[f] for f in FIELDS})
 
     @staticmethod
-    def joined(parts: Sequence[Demos]) -> Demos:
+    def joined(parts: Sequence[Demonstrations]) -> Demonstrations:
         """Demonstrations one after another; success and returns where all of them tell."""
         before = torch.tensor([0, *(len(part.actions) for part in parts)]).cumsum(0)
         success, returns = (
             None if any(v is None for v in told) else torch.cat([v for v in told if v is not None])
             for told in ([p.success for p in parts], [p.returns for p in parts])
         )
-        return Demos(
+        return Demonstrations(
             cat([part.observations for part in parts]),
             torch.cat([part.actions for part in parts]),
             torch.cat([part.ends + n for part, n in zip(parts, before.tolist(), strict=False)]),

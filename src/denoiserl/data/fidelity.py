@@ -18,7 +18,7 @@ from torch import Tensor
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.data.synthetic import columns
-from denoiserl.data.transitions import Logged
+from denoiserl.data.transitions import Transitions
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, OneStep
 from denoiserl.train import fit
@@ -68,7 +68,7 @@ def memorised(made: Tensor, held_out: Tensor, train: Tensor) -> float:
     return min(new / max(copied, 1e-12), 1000.0)
 
 
-def dynamics(train: Logged, updates: int, rng: Rng, width: int = 64) -> Callable[[Logged], Tensor]:
+def dynamics(train: Transitions, updates: int, rng: Rng, width: int = 64) -> Callable[[Transitions], Tensor]:
     """A model of s' and r given (s, a) that saw only recorded rows: ``errors(rows) -> [N]``, how far rows are from what
     it expects, in standard deviations (root mean square over the columns that change)."""
     given, answer = (_side(train, parts) for parts in STEP_PARTS)
@@ -80,7 +80,7 @@ def dynamics(train: Logged, updates: int, rng: Rng, width: int = 64) -> Callable
     changes = (answer.std(0) > 1e-9).float()
 
     @torch.no_grad()
-    def errors(rows: Logged) -> Tensor:
+    def errors(rows: Transitions) -> Tensor:
         given, answer = (_side(rows, parts) for parts in STEP_PARTS)
         told = net(
             torch.zeros(len(given), size), net.embed_time(torch.ones(1)), net.embed_condition(before(given))
@@ -155,7 +155,7 @@ class Fidelity:
 
 
 def fidelity(
-    made: Logged, train: Logged, held_out: Logged, rng: Rng, updates: int = 2000, dropped: float = 0.0
+    made: Transitions, train: Transitions, held_out: Transitions, rng: Rng, updates: int = 2000, dropped: float = 0.0
 ) -> Fidelity:
     """Compare made rows with those that the model learned from and with those that it never saw."""
     if min(len(made), len(train), len(held_out)) < 2:
@@ -182,7 +182,7 @@ def fidelity(
     )
 
 
-def names(data: Logged) -> tuple[str, ...]:
+def names(data: Transitions) -> tuple[str, ...]:
     """The columns' names, in their order: obs 0, obs 1 ... action 0 ... reward, next obs 0 ..., terminated."""
     words = {"next_obs": "next obs"}
     found = []
@@ -194,7 +194,7 @@ def names(data: Logged) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _side(data: Logged, parts: tuple[str, ...]) -> Tensor:
+def _side(data: Transitions, parts: tuple[str, ...]) -> Tensor:
     found = columns(data)
     return torch.cat([found[p] for p in parts], 1)
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.serialization import store
 from denoiserl.core.tree import Tree, cat, tree_map
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 
 
 @dataclass(frozen=True)
-class Recording:
+class EpisodeDataset:
     """Demonstrations with the rest of what happened; N frames in E episodes.
 
     ``rewards`` [N]; ``last`` [E, ...]: the observation after the last action; ``terminated`` [E] bool: the episode
@@ -26,14 +26,14 @@ class Recording:
     actions, infinite where it is not known.
     """
 
-    demos: Demos
+    demos: Demonstrations
     rewards: Tensor | None
     last: Tree
     terminated: Tensor | None
     low: Tensor
     high: Tensor
 
-    def take(self, keep: Tensor) -> Recording:
+    def take(self, keep: Tensor) -> EpisodeDataset:
         """The episodes of an index or mask [E]."""
         index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         demos = self.demos.take(index)
@@ -46,32 +46,32 @@ class Recording:
             self, demos=demos, rewards=rewards, last=tree_map(lambda v: v[index], self.last), terminated=terminated
         )
 
-    def successful(self) -> Recording:
+    def successful(self) -> EpisodeDataset:
         """The episodes that succeeded."""
         if self.demos.success is None:
             raise InvalidInputError("this environment does not say which episodes succeeded (info['success'])")
         return self.take(self.demos.success)
 
     @staticmethod
-    def of(demos: Demos, rewards: Tensor | None = None) -> Recording:
+    def of(demos: Demonstrations, rewards: Tensor | None = None) -> EpisodeDataset:
         """Demonstrations of which nothing else is known, but rewards perhaps."""
         wide = torch.full((demos.actions.shape[1],), torch.inf)
-        return Recording(demos, rewards, None, None, -wide, wide)
+        return EpisodeDataset(demos, rewards, None, None, -wide, wide)
 
     def save(self, path: str | Path) -> Path:
-        """Store in the folder ``path``, whole or not at all. ``Demos.load`` reads its demonstrations."""
+        """Store in the folder ``path``, whole or not at all. ``Demonstrations.load`` reads its demonstrations."""
         return store.write(path, {**self.demos.tree(), **{f: getattr(self, f) for f in REST}})
 
     @staticmethod
-    def load(path: str | Path) -> Recording:
+    def load(path: str | Path) -> EpisodeDataset:
         """Read what ``save`` stored; of demonstrations alone, nothing else is known."""
-        demos, tree = Demos.load(path), store.read(path)
+        demos, tree = Demonstrations.load(path), store.read(path)
         if not all(f in tree for f in REST):
-            return Recording.of(demos)
-        return Recording(demos, *(tree[f] for f in REST))
+            return EpisodeDataset.of(demos)
+        return EpisodeDataset(demos, *(tree[f] for f in REST))
 
     @staticmethod
-    def joined(parts: Sequence[Recording]) -> Recording:
+    def joined(parts: Sequence[EpisodeDataset]) -> EpisodeDataset:
         """The episodes of recordings of one environment, one after another."""
         one, *_ = parts
 
@@ -79,15 +79,15 @@ class Recording:
             told = [getattr(part, f) for part in parts]
             return None if any(v is None for v in told) else cat(told)
 
-        demos = Demos.joined([part.demos for part in parts])
-        return Recording(demos, all_of("rewards"), all_of("last"), all_of("terminated"), one.low, one.high)
+        demos = Demonstrations.joined([part.demos for part in parts])
+        return EpisodeDataset(demos, all_of("rewards"), all_of("last"), all_of("terminated"), one.low, one.high)
 
 
 REST = ("rewards", "last", "terminated", "low", "high")
 """what a recording has beside its demonstrations"""
 
 
-def whole(
+def validate_episode(
     name: str, i: int, observations: Any, actions: np.ndarray, low: Any = None, high: Any = None, **columns: Any
 ) -> None:
     """Refuse a bad episode, by its number and row.
@@ -129,6 +129,6 @@ def _named(name: str, tree: Any) -> list[tuple[str, Any]]:
     return [(name, tree)]
 
 
-def numbers(value: np.ndarray) -> Tensor:
+def to_stored_tensor(value: np.ndarray) -> Tensor:
     """What is stored: float32, and bytes (pictures) as they are."""
     return torch.from_numpy(np.array(value, dtype=np.uint8 if value.dtype == np.uint8 else np.float32))

@@ -18,12 +18,12 @@ from denoiserl.core.tree import Tree, all_finite, leaves, tree_map
 from denoiserl.data.append_log import RowFile
 
 if TYPE_CHECKING:  # env stands on this floor too, and some of it reads data
-    from denoiserl.data.rollout import Episode
+    from denoiserl.data.rollout import Rollout
 
 OWN = ("obs", "next_obs", "action", "reward", "terminated", "length", "before")
 
 
-class Replay:
+class ReplayBuffer:
     """The newest ``capacity`` decisions. Adding costs one write a row, a batch one gather a column.
 
     ``folder``: where rows are kept beside a saved state, which then holds counters only; every save appends what is
@@ -36,13 +36,13 @@ class Replay:
             raise RunError(f"a replay buffer holds at least one decision, not {capacity}")
         self.capacity, self.device, self.count = capacity, torch.device(device), 0
         self.columns: dict[str, Any] = {}
-        self.follow = torch.full((capacity,), -1, dtype=torch.int64, device=self.device)
-        self.tails: Tensor | None = None
+        self.next_row = torch.full((capacity,), -1, dtype=torch.int64, device=self.device)
+        self.open_rows: Tensor | None = None
         self.file = None if folder is None else RowFile(Path(folder), capacity)
 
     @classmethod
     @torch.no_grad()
-    def of(cls, rows: dict[str, Any], device: str | torch.device = "cpu") -> Replay:
+    def of(cls, rows: dict[str, Any], device: str | torch.device = "cpu") -> ReplayBuffer:
         """A full buffer of decisions that do not follow each other; it takes the columns over and does not copy them.
 
         ``rows``: "obs", "next_obs", "action", "reward", "terminated", "length" and further columns, [N, ...].
@@ -59,7 +59,7 @@ class Replay:
         return min(self.count, self.capacity)
 
     @torch.no_grad()
-    def add(self, ep: Episode, **more: Tree) -> int:
+    def add(self, ep: Rollout, **more: Tree) -> int:
         """Take in an episode's decisions, those that did not happen left out, and say how many there were.
 
         ``more``: further columns [T, B, ...], drawn as they were given; ``action=`` takes the place of the episode's.
@@ -69,9 +69,9 @@ class Replay:
         """
         given: dict[str, Any] = {
             "obs": ep.obs, "next_obs": ep.next_obs, "action": ep.action, "reward": ep.reward,
-            "terminated": ep.terminated, "length": ep.length, **more,
+            "terminated": ep.terminated, "length": ep.num_executed, **more,
         }  # fmt: skip
-        alive = ep.alive.to(self.device)
+        alive = ep.valid.to(self.device)
         flat = alive.flatten()
         total = int(flat.sum())
         if total > self.capacity:
@@ -92,7 +92,7 @@ class Replay:
         tree_map(lambda column, v: column.index_copy_(0, at, v), self.columns, rows)
         self.count += total
         self._link(at, rows["before"])
-        self.tails = tails
+        self.open_rows = tails
         return total
 
     def sample(self, n: int, rng: Rng, gamma: float, steps: int = 1, batches: int | None = None) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Replay:
         c, last = self.columns, at
         reward, discount = c["reward"][at], gamma ** c["length"][at].float()
         for _ in range(steps - 1):
-            after = self.follow[last]
+            after = self.next_row[last]
             goes = after >= 0
             last = torch.where(goes, after, last)
             reward = torch.where(goes, reward + discount * c["reward"][last], reward)
@@ -132,7 +132,7 @@ class Replay:
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the rows themselves where there is no folder to append them to."""
         state: dict[str, Any] = {"count": self.count, "capacity": self.capacity}
-        state["tails"] = None if self.tails is None else self.tails.cpu()
+        state["tails"] = None if self.open_rows is None else self.open_rows.cpu()
         if self.file is None:
             held = len(self)
             return {**state, "rows": tree_map(lambda v: v[:held].clone(), self.columns), "file": None}
@@ -146,8 +146,8 @@ class Replay:
             raise RunError("one buffer keeps its rows in a folder and the other in the state: give both the same")
         rows = state["rows"] if self.file is None else self.file.restore(state["file"], state["count"])
         self.count = state["count"]
-        self.tails = None if state["tails"] is None else state["tails"].to(self.device)
-        self.follow.fill_(-1)
+        self.open_rows = None if state["tails"] is None else state["tails"].to(self.device)
+        self.next_row.fill_(-1)
         self.columns = {}
         if not self.count:
             return
@@ -183,7 +183,7 @@ class Replay:
                     f"{name} is {shapes} a row, the buffer holds {known}: one buffer holds one kind of row"
                 )
 
-    def _linked(self, ep: Episode, alive: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
+    def _linked(self, ep: Rollout, alive: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
         """For every decision [T·B] the number of the one before it in its episode, or −1; and the last ones [B]."""
         number = (self.count + flat.long().cumsum(0) - 1).view(alive.shape)
         done = ep.done.to(self.device)
@@ -193,20 +193,20 @@ class Replay:
             open_ = torch.where(done[t], -1, torch.where(alive[t], number[t], open_))  # a lost decision is done too
         return before.flatten(), open_
 
-    def _continued(self, ep: Episode) -> Tensor:
+    def _continued(self, ep: Rollout) -> Tensor:
         """The open ends [B] of what came before, where this episode begins in the states that they led to."""
         copies = ep.reward.shape[1]
         ends = torch.full((copies,), -1, dtype=torch.int64, device=self.device)
-        if self.tails is None or len(self.tails) != copies:
+        if self.open_rows is None or len(self.open_rows) != copies:
             return ends
-        known = self.tails >= max(0, self.count - self.capacity)
-        at = self.tails.clamp_min(0) % self.capacity
+        known = self.open_rows >= max(0, self.count - self.capacity)
+        at = self.open_rows.clamp_min(0) % self.capacity
         for old, new in zip(leaves(self.columns["next_obs"]), leaves(ep.obs), strict=True):
             known &= (old[at] == new[0].to(self.device)).flatten(1).all(1)
-        return torch.where(known, self.tails, ends)
+        return torch.where(known, self.open_rows, ends)
 
     def _link(self, at: Tensor, before: Tensor) -> None:
         """Tell the rows before the rows ``at`` what followed them, where they are still here."""
-        self.follow[at] = -1
+        self.next_row[at] = -1
         known = before >= max(0, self.count - self.capacity)
-        self.follow[before[known] % self.capacity] = at[known]
+        self.next_row[before[known] % self.capacity] = at[known]

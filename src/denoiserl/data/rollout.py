@@ -20,7 +20,7 @@ class Fault(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Episode:
+class Rollout:
     """Collected experience, all [T, B, ...]; a step is one decision (an action, or a chunk of T_a).
 
     ``obs``, ``next_obs``: trees; ``next_obs`` is the true successor. ``reward``: Σ γ^i r_i over the executed ticks.
@@ -36,27 +36,27 @@ class Episode:
     reward: Tensor
     terminated: Tensor
     done: Tensor
-    length: Tensor
-    live: Tensor
+    num_executed: Tensor
+    executed_mask: Tensor
     chain: Chain | None = None
     info: dict[str, Tensor] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
 
     @property
-    def alive(self) -> Tensor:
+    def valid(self) -> Tensor:
         """[T, B] bool: the step happened. What is not alive must not be learned from."""
-        return self.live.any(-1)
+        return self.executed_mask.any(-1)
 
     def discount(self, gamma: float) -> Tensor:
         """γ to the length of the step, 0 where the episode truly ended: [T, B]."""
-        return gamma ** self.length.float() * ~self.terminated
+        return gamma ** self.num_executed.float() * ~self.terminated
 
     def summary(self) -> dict[str, float]:
         """Means over the episodes that finished here: ``episodes``, ``return``, ``ticks``, ``success`` if reported.
 
         Without a finished episode there is only ``episodes``: 0. ``faults`` counts what went wrong, where anything did.
         """
-        over = self.done & self.alive
+        over = self.done & self.valid
         count = int(over.sum())
         means = {k: float(v[over].float().mean()) for k, v in self.info.items()} if count else {}
         wrong = {"faults": float(len(self.faults))} if self.faults else {}

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data.column_transforms import Fields
-from denoiserl.data.replay import Replay
-from denoiserl.data.transitions import Logged
+from denoiserl.data.column_transforms import ColumnTransforms
+from denoiserl.data.replay import ReplayBuffer
+from denoiserl.data.transitions import Transitions
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianDenoiser, edm, time_grid
 from denoiserl.processes.edm_training import Churn, EDMTraining, heun
@@ -59,25 +59,25 @@ class Model:
 class Layout:
     """Transitions as vectors: fields of observations (before and after alike), actions, rewards and ends."""
 
-    obs: Fields
-    action: Fields
-    reward: Fields
-    terminated: Fields
+    obs: ColumnTransforms
+    action: ColumnTransforms
+    reward: ColumnTransforms
+    terminated: ColumnTransforms
 
     @staticmethod
-    def fit(data: Logged, kinds: Mapping[str, Mapping[int, str]] | None = None) -> Layout:
+    def fit(data: Transitions, kinds: Mapping[str, Mapping[int, str]] | None = None) -> Layout:
         """Of logged rows. ``kinds``: {"obs" | "action" | "reward": {column: kind}} where it is not to be recognised."""
         told = dict(kinds or {})
         parts = columns(data)
         return Layout(
-            Fields.fit(torch.cat([parts["obs"], parts["next_obs"]]), told.get("obs")),
-            Fields.fit(parts["action"], told.get("action")),
-            Fields.fit(parts["reward"], told.get("reward")),
-            Fields.fit(parts["terminated"]),
+            ColumnTransforms.fit(torch.cat([parts["obs"], parts["next_obs"]]), told.get("obs")),
+            ColumnTransforms.fit(parts["action"], told.get("action")),
+            ColumnTransforms.fit(parts["reward"], told.get("reward")),
+            ColumnTransforms.fit(parts["terminated"]),
         )
 
     @property
-    def fields(self) -> tuple[tuple[str, Fields], ...]:
+    def fields(self) -> tuple[tuple[str, ColumnTransforms], ...]:
         """The parts in their order."""
         return (
             ("obs", self.obs), ("action", self.action), ("reward", self.reward), ("next_obs", self.obs),
@@ -89,7 +89,7 @@ class Layout:
         """Numbers of a transition in model units."""
         return sum(f.size for _, f in self.fields)
 
-    def encode(self, data: Logged) -> Tensor:
+    def encode(self, data: Transitions) -> Tensor:
         """Rows to model units [N, size]."""
         parts = columns(data)
         return torch.cat([f.encode(parts[name]) for name, f in self.fields], 1)
@@ -103,7 +103,7 @@ class Layout:
         return decoded, sure
 
 
-def columns(data: Logged) -> dict[str, Tensor]:
+def columns(data: Transitions) -> dict[str, Tensor]:
     """The columns of a row, each [N, ...]. Refused: observations that are not flat, rows of unequal length."""
     if not isinstance(data.obs, Tensor) or not isinstance(data.next_obs, Tensor) or data.obs.ndim != 2:
         raise InvalidInputError(
@@ -118,15 +118,15 @@ def columns(data: Logged) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Maker:
+class TransitionGenerator:
     """A trained model of transitions. ``like``: one of the rows that it has learned from, for what they share."""
 
     denoiser: GaussianDenoiser
     layout: Layout
-    like: Logged
+    like: Transitions
     model: Model
 
-    def draw(self, n: int, rng: Rng, told: Callable[[int], None] | None = None) -> tuple[Logged, float]:
+    def sample(self, n: int, rng: Rng, told: Callable[[int], None] | None = None) -> tuple[Transitions, float]:
         """``n`` new rows, in data units, on the CPU, and the share of rows that were dropped on the way.
 
         Actions are clipped to their box. Rows whose end is unsure are drawn again; refused where more than 90 % are.
@@ -152,7 +152,7 @@ class Maker:
         return rows(made, self.like, n), 1 - done / drawn
 
 
-def rows(made: list[dict[str, Tensor]], like: Logged, n: int | None = None) -> Logged:
+def rows(made: list[dict[str, Tensor]], like: Transitions, n: int | None = None) -> Transitions:
     """The first ``n`` (None: all) rows of decoded ``columns``, with what they share with ``like``."""
     parts = {k: torch.cat([m[k] for m in made])[:n] for k in made[0]}
     over = parts["terminated"][:, 0] > 0.5
@@ -161,16 +161,16 @@ def rows(made: list[dict[str, Tensor]], like: Logged, n: int | None = None) -> L
     name = f"made from {like.name}" if like.name else "made"
     discount = like.gamma ** length.float() * ~over
     last = (over, length, like.low, like.high, like.gamma, name)
-    return Logged(parts["obs"], action, parts["reward"][:, 0], discount, parts["next_obs"], *last)
+    return Transitions(parts["obs"], action, parts["reward"][:, 0], discount, parts["next_obs"], *last)
 
 
-def learned(
-    data: Logged,
+def train_generator(
+    data: Transitions,
     model: Model,
     rng: Rng,
     keep: Keep | None = None,
     kinds: Mapping[str, Mapping[int, str]] | None = None,
-) -> Generator[dict, None, Maker]:
+) -> Generator[dict, None, TransitionGenerator]:
     """Train a model of the rows: a generator that yields its loss and returns the ``Maker``.
 
     Refused: fewer rows than a batch, NaN and infinity.
@@ -187,12 +187,14 @@ def learned(
         EDMTraining(), denoise, layout.encode(data).to(keep.device), None, model.updates, rng, batch=model.batch,
         lr=model.lr, warmup=model.updates // 20, ema=EMA(denoise, most=model.average), keep=keep,
     )  # fmt: skip
-    return Maker(denoise, layout, part(data, slice(0, 1)), model)
+    return TransitionGenerator(denoise, layout, part(data, slice(0, 1)), model)
 
 
-def trained(data: Logged, model: Model, rng: Rng, device: torch.device | str = "cpu") -> Maker:
+def train_generator_now(
+    data: Transitions, model: Model, rng: Rng, device: torch.device | str = "cpu"
+) -> TransitionGenerator:
     """``learned`` in one go, in memory: for who makes models on the way."""
-    running = learned(data, model, rng, Keep(None, device))
+    running = train_generator(data, model, rng, Keep(None, device))
     while True:
         try:
             next(running)
@@ -200,7 +202,7 @@ def trained(data: Logged, model: Model, rng: Rng, device: torch.device | str = "
             return stop.value
 
 
-def noised(data: Logged, n: int, std: float, rng: Rng) -> Logged:
+def add_gaussian_noise(data: Transitions, n: int, std: float, rng: Rng) -> Transitions:
     """``n`` copies of rows with Gaussian noise of ``std`` standard deviations on all that is continuous: the plain
     augmentation that a model has to beat."""
     layout = Layout.fit(data)
@@ -212,32 +214,32 @@ def noised(data: Logged, n: int, std: float, rng: Rng) -> Logged:
     return rows([parts], data)
 
 
-def part(data: Logged, index: Any) -> Logged:
+def part(data: Transitions, index: Any) -> Transitions:
     """Some of the rows."""
     names = ("obs", "action", "reward", "discount", "next_obs", "terminated", "length")
     return replace(data, **{k: getattr(data, k)[index] for k in names})
 
 
-def held(replay: Replay, low: Tensor, high: Tensor, gamma: float) -> Logged:
+def buffer_to_transitions(replay: ReplayBuffer, low: Tensor, high: Tensor, gamma: float) -> Transitions:
     """The decisions that a replay buffer holds, as logged rows on the CPU."""
     c = {k: v[: len(replay)].cpu() for k, v in replay.columns.items() if isinstance(v, Tensor)}
     discount = gamma ** c["length"].float() * ~c["terminated"]
-    return Logged(
+    return Transitions(
         c["obs"], c["action"], c["reward"], discount, c["next_obs"], c["terminated"], c["length"], low, high, gamma
     )
 
 
-class Mixed:
+class MixedReplayBuffer:
     """A replay buffer of real decisions, beside which lie made ones: ``share`` of every batch is drawn from those.
 
     As long as ``made`` is None all of a batch is real. It remembers, made rows included: name it in ``keep.loop``.
     """
 
-    def __init__(self, real: Replay, share: float = 0.5) -> None:
+    def __init__(self, real: ReplayBuffer, share: float = 0.5) -> None:
         if not 0 <= share < 1:
             raise RunError(f"the made share of a batch lies in [0, 1), not {share}: what is all made needs no mixing")
         self.real, self.share = real, share
-        self.made: Replay | None = None
+        self.synthetic: ReplayBuffer | None = None
         self.filled = 0
         """how many real decisions there were when rows were made last"""
 
@@ -258,29 +260,29 @@ class Mixed:
         """Take in real decisions."""
         return self.real.add(ep, **more)
 
-    def refill(self, made: Replay) -> None:
+    def refill(self, made: ReplayBuffer) -> None:
         """Exchange all that is made."""
-        self.made, self.filled = made, self.count
+        self.synthetic, self.filled = made, self.count
 
     def sample(self, n: int, rng: Rng, gamma: float, steps: int = 1, batches: int | None = None) -> dict[str, Any]:
         """As ``Replay.sample``; the made rows come last, and are single transitions whatever ``steps``."""
-        made = 0 if self.made is None else round(self.share * n)
+        made = 0 if self.synthetic is None else round(self.share * n)
         drawn = self.real.sample(n - made, rng, gamma, steps, batches)
-        if not made or self.made is None:
+        if not made or self.synthetic is None:
             return drawn
-        other = self.made.sample(made, rng, gamma, 1, batches)
+        other = self.synthetic.sample(made, rng, gamma, 1, batches)
         axis = 0 if batches is None else 1
         return {k: torch.cat([v, other[k]], axis) for k, v in drawn.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Both buffers."""
-        made = None if self.made is None else self.made.state_dict()
+        made = None if self.synthetic is None else self.synthetic.state_dict()
         return {"real": self.real.state_dict(), "made": made, "filled": self.filled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where the saved buffers stood."""
         self.real.load_state_dict(state["real"])
-        self.made, self.filled = None, state["filled"]
+        self.synthetic, self.filled = None, state["filled"]
         if state["made"] is not None:
-            self.made = Replay(state["made"]["capacity"], self.real.device)
-            self.made.load_state_dict(state["made"])
+            self.synthetic = ReplayBuffer(state["made"]["capacity"], self.real.device)
+            self.synthetic.load_state_dict(state["made"])

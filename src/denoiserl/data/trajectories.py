@@ -14,9 +14,9 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data.column_transforms import Fields
+from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.synthetic import UNSURE
-from denoiserl.data.transitions import Logged
+from denoiserl.data.transitions import Transitions
 from denoiserl.data.windows import windows
 from denoiserl.nn import UNet1D
 from denoiserl.processes import GaussianDenoiser, edm, time_grid
@@ -32,7 +32,7 @@ Parts = Mapping[str, Tensor]
 """{"obs": [..., o], "action": [..., d] in [−1, 1], "reward": [..., 1], "done": [..., 1]}"""
 
 
-def segments(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int = 1) -> dict[str, Tensor]:
+def slice_windows(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int = 1) -> dict[str, Tensor]:
     """The windows of ``length`` steps of episodes that stop (exclusively) at ``ends`` [E], every ``stride``-th one.
 
     Episodes that truly ``ended`` [E] bool are told to the end: their last frame is repeated, and ``done`` from it on.
@@ -55,22 +55,22 @@ def segments(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int
 
 
 @dataclass(frozen=True)
-class Track:
+class StepLayout:
     """A step of a window as a vector: the fields of what is seen, done and paid, and of the end."""
 
-    obs: Fields
-    action: Fields
-    reward: Fields
-    done: Fields
+    obs: ColumnTransforms
+    action: ColumnTransforms
+    reward: ColumnTransforms
+    done: ColumnTransforms
 
     @staticmethod
-    def fit(parts: Parts, kinds: Mapping[int, str] | None = None) -> Track:
+    def fit(parts: Parts, kinds: Mapping[int, str] | None = None) -> StepLayout:
         """Of windows [W, L, ...]. ``kinds``: of columns of the observation, where they are not to be recognised."""
         flat = {k: v.flatten(0, -2) for k, v in parts.items()}
         pressed = _pressed(flat["action"])
         told = dict.fromkeys(range(pressed.shape[1]), "continuous")
-        paid, done = Fields.fit(flat["reward"]), Fields.fit(flat["done"])
-        return Track(Fields.fit(flat["obs"], kinds), Fields.fit(pressed, told), paid, done)
+        paid, done = ColumnTransforms.fit(flat["reward"]), ColumnTransforms.fit(flat["done"])
+        return StepLayout(ColumnTransforms.fit(flat["obs"], kinds), ColumnTransforms.fit(pressed, told), paid, done)
 
     @property
     def size(self) -> int:
@@ -137,14 +137,14 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowGenerator:
     """A trained model of windows. ``track``: a step's fields; ``model``: sizes and steps of a draw."""
 
     denoiser: GaussianDenoiser
-    track: Track
+    track: StepLayout
     model: Model
 
-    def draw(self, n: int, rng: Rng, guide: Guide | None = None) -> dict[str, Tensor]:
+    def sample(self, n: int, rng: Rng, guide: Guide | None = None) -> dict[str, Tensor]:
         """n windows, decoded: see ``Track.decode``."""
         event = (self.model.length, self.track.size)
         churn = Churn(self.model.churn)
@@ -153,19 +153,19 @@ class Windows:
         )
 
 
-def learned(window: Parts, model: Model, rng: Rng, keep: Keep) -> Generator[dict, None, Windows]:
+def train_window_generator(window: Parts, model: Model, rng: Rng, keep: Keep) -> Generator[dict, None, WindowGenerator]:
     """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``."""
-    track = Track.fit(window)
+    track = StepLayout.fit(window)
     net = rng.init(UNet1D, (model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
     denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(keep.device)
     yield from fit(
         EDMTraining(), denoise, track.encode(window).to(keep.device), None, model.updates, rng, batch=model.batch,
         lr=model.lr, warmup=model.updates // 10, ema=EMA(denoise, most=0.9995), keep=keep,
     )  # fmt: skip
-    return Windows(denoise, track, model)
+    return WindowGenerator(denoise, track, model)
 
 
-def unrolled(parts: Parts, low: Tensor, high: Tensor, gamma: float, name: str = "") -> Logged:
+def windows_to_transitions(parts: Parts, low: Tensor, high: Tensor, gamma: float, name: str = "") -> Transitions:
     """The transitions in made windows: up to the end of their episode, and not beyond a step that is unsure of it.
 
     The last step of a window has a successor only in ending. Refused: none.
@@ -180,7 +180,7 @@ def unrolled(parts: Parts, low: Tensor, high: Tensor, gamma: float, name: str = 
         )
     after = torch.cat([parts["obs"][:, 1:], parts["obs"][:, -1:]], 1)
     ended, one = over[live], torch.ones(int(live.sum()), dtype=torch.int64)
-    return Logged(
+    return Transitions(
         parts["obs"][live], parts["action"][live][:, None], parts["reward"][live][:, 0], gamma * ~ended,
         after[live], ended, one, low, high, gamma, name,
     )  # fmt: skip

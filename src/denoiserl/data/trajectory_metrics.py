@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 
 
 def jerk(actions: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def spread(states: Tensor, actions: Tensor, k: int = 10, most: int = 4000) -> fl
     return float(group.var(1, correction=1).mean(-1).sqrt().mean())
 
 
-def covered(wanted: Tensor, kept: Tensor) -> float:
+def coverage(wanted: Tensor, kept: Tensor) -> float:
     """The share of states ``wanted`` [N, ...] that have one of ``kept`` [M, ...] as near as their own kind usually is.
 
     Near is the median distance of a wanted state from its nearest neighbour, in standardised dimensions. 1 where
@@ -76,14 +76,14 @@ def _standard(states: Tensor, like: Tensor | None = None) -> Tensor:
     return (states - like.mean(0)) / torch.where(scale > 1e-9, scale, torch.inf)
 
 
-def starts(demos: Demos) -> Tensor:
+def starts(demos: Demonstrations) -> Tensor:
     """The first observations of all episodes, [E, o]."""
     if not isinstance(demos.observations, Tensor):
         raise InvalidInputError("states are compared as flat observations: concatenate the parts first")
     return demos.observations[demos.ends - demos.lengths]
 
 
-def motion(demos: Demos) -> dict[str, float]:
+def motion(demos: Demonstrations) -> dict[str, float]:
     """``statistics`` of demonstrations with what their motion is like: mean ``jerk`` of the actions and ``spread``."""
     if not isinstance(demos.observations, Tensor):
         raise InvalidInputError("states are compared as flat observations: concatenate the parts first")
@@ -96,7 +96,7 @@ def motion(demos: Demos) -> dict[str, float]:
 Valid = Callable[[Tensor, Tensor], Tensor]
 
 
-def clean(demos: Demos, quantile: float = 0.8, valid: Valid | None = None) -> Demos:
+def keep_short_successes(demos: Demonstrations, quantile: float = 0.8, valid: Valid | None = None) -> Demonstrations:
     """The successful episodes that are no longer than the ``quantile`` of their lengths, and valid at every step.
 
     ``valid(observations [L, ...], actions [L, d])`` -> [L] bool rules out what a simulator allows and nobody wants.

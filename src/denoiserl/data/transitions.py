@@ -4,9 +4,9 @@
 
     (s_t, a_{t:t+H}, R, D, s_{t+m}),   R = Σ_{k<m} γ^k r_{t+k},   D = γ^m, 0 where the episode truly ended,
 
-m = n H ticks, fewer where the episode is over sooner; ``Logged.replay`` puts them into a ``Replay``, the buffer that
-online methods fill themselves. ``transitions`` is the way back: rows that somebody made, as a recording. Files of all
-formats are opened by ``denoiserl.data.formats.any.read``.
+m = n H ticks, fewer where the episode is over sooner; ``Transitions.replay`` puts them into a ``ReplayBuffer``, the
+buffer that online methods fill themselves. ``transitions`` is the way back: rows that somebody made, as a recording.
+Files of all formats are opened by ``denoiserl.data.formats.any.read``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.tree import Tree, all_finite, leaves, tree_map
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording
-from denoiserl.data.replay import Replay
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.replay import ReplayBuffer
 
 Map = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Logged:
+class Transitions:
     """N decisions out of recorded episodes, in data units.
 
     ``obs``, ``next_obs`` [N, ...] (trees); ``action`` [N, H, d]; ``reward`` [N]: discounted over the row's ticks;
@@ -56,7 +56,7 @@ class Logged:
         """Return which actions of the chunks were executed, [N, H] bool: others lie beyond the end of an episode."""
         return torch.arange(self.action.shape[1]) < self.length[:, None]
 
-    def replay(self, batch: int = 1, device: str | torch.device = "cpu", done: Map | None = None) -> Replay:
+    def replay(self, batch: int = 1, device: str | torch.device = "cpu", done: Map | None = None) -> ReplayBuffer:
         """A replay buffer that holds all rows; draw from it with this ``gamma`` and ``steps=1``, for n is in the rows.
 
         ``done`` maps actions once (to model units, say). Where some actions are not ``real``, that is a column too.
@@ -72,11 +72,13 @@ class Logged:
             "obs": self.obs, "next_obs": self.next_obs, "action": self.action if done is None else done(self.action),
             "reward": self.reward, "terminated": self.terminated, "length": self.length,
         }  # fmt: skip
-        return Replay.of(columns if bool(self.real.all()) else {**columns, "real": self.real}, device)
+        return ReplayBuffer.of(columns if bool(self.real.all()) else {**columns, "real": self.real}, device)
 
 
 @torch.no_grad()
-def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0.99, seen: Map | None = None) -> Logged:
+def to_transitions(
+    data: EpisodeDataset | Demonstrations, chunk: int = 1, n: int = 1, gamma: float = 0.99, seen: Map | None = None
+) -> Transitions:
     """The rows of recorded episodes: every tick starts a chunk of H = ``chunk`` actions and a return of n chunks.
 
     A chunk that reaches beyond its episode repeats the last action; nothing of it was executed, and after a true end
@@ -90,7 +92,7 @@ def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0
     Refused, by row: NaN and infinity, actions outside a box that is known; and a discount of 1 on data of which no
     episode truly ended, where no return is finite.
     """
-    data = data if isinstance(data, Recording) else Recording.of(data)
+    data = data if isinstance(data, EpisodeDataset) else EpisodeDataset.of(data)
     demos, name = data.demos, data.demos.name or "the data"
     if chunk < 1 or n < 1 or not 0 <= gamma <= 1:
         raise InvalidInputError(
@@ -130,7 +132,9 @@ def logged(data: Recording | Demos, chunk: int = 1, n: int = 1, gamma: float = 0
     if last is not None:
         tree_map(lambda v, end: v.index_copy_(0, *_ends(over, owner, end.to(v.dtype))), next_obs, last)
     discount = gamma ** length.float() * ~terminated
-    return Logged(obs, action, reward, discount, next_obs, terminated, length, data.low, data.high, gamma, demos.name)
+    return Transitions(
+        obs, action, reward, discount, next_obs, terminated, length, data.low, data.high, gamma, demos.name
+    )
 
 
 def _ends(over: Tensor, owner: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +143,7 @@ def _ends(over: Tensor, owner: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     return rows.to(last.device), last[owner[rows].to(last.device)]
 
 
-def _told(data: Recording, name: str) -> tuple[Tensor, Tensor]:
+def _told(data: EpisodeDataset, name: str) -> tuple[Tensor, Tensor]:
     """Rewards [N], and which episodes truly ended [E] bool."""
     demos, rewards, ended = data.demos, data.rewards, data.terminated
     if ended is None:
@@ -155,7 +159,7 @@ def _told(data: Recording, name: str) -> tuple[Tensor, Tensor]:
     return rewards.float(), ended
 
 
-def _sound(data: Recording, rewards: Tensor, name: str) -> None:
+def _sound(data: EpisodeDataset, rewards: Tensor, name: str) -> None:
     """Refuse what cannot be learned from, by row."""
     parts = {"observations": data.demos.observations, "actions": data.demos.actions, "rewards": rewards}
     for what, tree in {**parts, **({} if data.last is None else {"last observations": data.last})}.items():
@@ -176,9 +180,9 @@ def _sound(data: Recording, rewards: Tensor, name: str) -> None:
         )
 
 
-def informative(data: Recording | Demos) -> bool:
+def has_reward_contrast(data: EpisodeDataset | Demonstrations) -> bool:
     """Can these rewards tell policies apart? Equal ones cannot, unless they are not zero and episodes truly end."""
-    data = data if isinstance(data, Recording) else Recording.of(data)
+    data = data if isinstance(data, EpisodeDataset) else EpisodeDataset.of(data)
     rewards, ended = _told(data, data.demos.name or "the data")
     equal = bool(rewards.min() == rewards.max())
     return not equal or (bool(rewards[0] != 0) and bool(ended.any()))
@@ -193,7 +197,7 @@ def transitions(
     low: Tensor | None = None,
     high: Tensor | None = None,
     name: str = "",
-) -> Recording:
+) -> EpisodeDataset:
     """Single transitions as a recording of N episodes of one tick each.
 
     ``obs``, ``next_obs`` [N, o], ``action`` [N, d], ``reward`` [N], ``terminated`` [N] bool; ``low``, ``high`` [d]: the
@@ -210,7 +214,7 @@ def transitions(
                 f"{what} has the shape {list(v.shape)}: transitions are [N, o], [N, d], [N], [N, o], [N]"
             )
     wide = torch.full((action.shape[1],), torch.inf)
-    demos = Demos(obs, action, torch.arange(1, count + 1), None, reward, name)
-    return Recording(
+    demos = Demonstrations(obs, action, torch.arange(1, count + 1), None, reward, name)
+    return EpisodeDataset(
         demos, reward, next_obs, terminated.bool(), -wide if low is None else low, wide if high is None else high
     )

@@ -99,7 +99,7 @@ def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = 
     return Windows(starts[episode] + offset - before, episode, bounds, horizon, history)
 
 
-class Batches:
+class EpochSampler:
     """Endless shuffled minibatches of windows: every window once an epoch.
 
     ``draw(rng, n)`` gives indices [n]; the state is the rest of the running epoch and is saved with it.
@@ -109,7 +109,7 @@ class Batches:
         self.size = windows if isinstance(windows, int) else len(windows)
         self.rest = torch.empty(0, dtype=torch.int64)
 
-    def draw(self, rng: Any, n: int) -> Tensor:
+    def sample(self, rng: Any, n: int) -> Tensor:
         """The next ``n`` indices."""
         while len(self.rest) < n:
             self.rest = torch.cat([self.rest, rng.permutation(self.size).cpu()])

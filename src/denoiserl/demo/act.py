@@ -15,7 +15,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators import flow_grpo
 from denoiserl.recipes.language import tracerl
 from denoiserl.recipes.policy_gradient import dppo
-from denoiserl.stats import Comparison, measured
+from denoiserl.stats import Comparison, auto_interval
 from denoiserl.stats.comparison import LABELS
 from denoiserl.tasks.base import Task
 from denoiserl.train import Keep
@@ -79,7 +79,7 @@ def results(name: str, task: Task, folder: Path) -> list[Comparison]:
     seconds = sum(spent.values()) + spent["improve"]
     found = []
     for key, (metric, unit) in task.metrics.items():
-        rows = {when: measured(values[key])[0] for when, values in told.items()}
+        rows = {when: auto_interval(values[key])[0] for when, values in told.items()}
         found.append(Comparison(name, metric, rows["before"], rows["after"], rows["imitation"], seconds, unit))
         seconds = None
     return found

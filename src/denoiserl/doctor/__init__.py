@@ -17,15 +17,15 @@ from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, batch_size, first, index_rows, tree_map
-from denoiserl.data import Demos, Robot
-from denoiserl.data.recordings import Recording
+from denoiserl.data import ActionChunkCodec, Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.doctor import cost, network, reading, signal, steps, values
 from denoiserl.doctor import data as recorded
 from denoiserl.doctor.finding import Finding, Level, guarded, print_findings, worst
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
-from denoiserl.rewards import Reward, ask, prompt_count
+from denoiserl.rewards import Reward, prompt_count, repeat_prompts
 
 __all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
 
@@ -42,12 +42,12 @@ def examine(
     rows_a_step: int = 1024,
     execute: int | None = None,
     data: tuple[Tree, Tree] | None = None,
-    recording: Recording | Demos | None = None,
+    recording: EpisodeDataset | Demonstrations | None = None,
     watch: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
     """Findings about a policy and what it shall learn from, in the order in which to read them.
 
-    ``env``: a ``Stream``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
+    ``env``: a ``Collector``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
     ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
     for the estimate of memory. ``execute``: actions of a chunk that are played (None: as the policy carries, or all).
     ``data``: a pair of clean data and their conditions (or None) in data units: the surest way to tell how a network
@@ -78,8 +78,8 @@ def examine(
         if watch is not None:
             watch(finding)
 
-    own = env is not None and not isinstance(env, Stream)
-    stream: Stream | None = Stream(env, None if hasattr(env, "num_envs") else min(batch, 32)) if own else env
+    own = env is not None and not isinstance(env, Collector)
+    stream: Collector | None = Collector(env, None if hasattr(env, "num_envs") else min(batch, 32)) if own else env
     try:
         with no_usage_counting():
             sizes = (batch, group, rows_a_step)
@@ -92,14 +92,14 @@ def examine(
 
 def _examine(
     policy: Policy,
-    env: Stream | None,
+    env: Collector | None,
     reward: Reward | None,
     prompts: Tree | None,
     rng: Rng,
     sizes: tuple[int, int, int],
     execute: int | None,
     data: tuple[Tree, Tree] | None,
-    recording: Recording | Demos | None,
+    recording: EpisodeDataset | Demonstrations | None,
     told: Callable[[Finding], None],
 ) -> None:
     batch, group, rows_a_step = sizes
@@ -127,7 +127,7 @@ def _examine(
         seen = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
     spec = None if env is None else env.spec
     told(guarded("ranges", recorded.ranges, policy, recording, spec))
-    if isinstance(recording, Recording):
+    if isinstance(recording, EpisodeDataset):
         told(guarded("rewards in time", recorded.delay, recording))
     told(guarded("network", network.alive, policy, serve, given, rng))
     told(guarded("prediction", reading.prediction, policy, serve, given, rng, seen))
@@ -161,28 +161,30 @@ def _examine(
         told(Finding("success", "note", f"{what}: success was not measured"))
 
 
-def _success(policy: Policy, env: Stream, rng: Rng, execute: int | None) -> Finding:
+def _success(policy: Policy, env: Collector, rng: Rng, execute: int | None) -> Finding:
     seed = int(rng.integers(0, 2**31 - 1, 1)[0])
     train = signal.play(policy, env, seed, False, execute)
     serve = None if policy.train_steps is policy.eval_steps else signal.play(policy, env, seed, True, execute)
     return signal.episodes(train, serve)
 
 
-def conditions(policy: Policy, env: Stream | None, prompts: Tree | None, n: int, group: int, rng: Rng) -> Tree | None:
+def conditions(
+    policy: Policy, env: Collector | None, prompts: Tree | None, n: int, group: int, rng: Rng
+) -> Tree | None:
     """Conditions in data units, n different ones where there are so many, each ``group`` times in a row; or None.
 
-    From the prompts, from the first observations of the environment, or, for a ``Robot`` codec, uniformly from the
-    range that it was fitted to.
+    From the prompts, from the first observations of the environment, or, for a ``ActionChunkCodec`` codec, uniformly
+    from the range that it was fitted to.
     """
     if prompts is not None:
         many = prompt_count(prompts)
         index = rng.permutation(many)[:n] if many >= n else torch.arange(n, device=rng.device) % many
-        return ask(prompts, index.to(policy.device), group)
+        return repeat_prompts(prompts, index.to(policy.device), group)
     if env is not None:
-        env.border(0)
+        env.on_checkpoint(0)
         index = torch.arange(n * group) % env.copies  # observations are not grouped: as many as there are
         return tree_map(lambda v: v.to(policy.device), index_rows(env.obs, index))
-    if isinstance(policy.codec, Robot):
+    if isinstance(policy.codec, ActionChunkCodec):
         seen = policy.codec.observation
         u = rng.uniform(n * group, seen.dim).to(seen.low.device)
         return seen.low + u * (seen.high - seen.low)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.data import Demos, Normalizer
+from denoiserl.data import Demonstrations, Normalizer
 from denoiserl.data.ranges import judge, odd, share
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy.policy import Policy
 
@@ -21,15 +21,15 @@ MOST = 20_000
 """rows that a fit takes"""
 
 
-def ranges(policy: Policy, data: Recording | Demos | None = None, spec: Any = None) -> Finding:
+def ranges(policy: Policy, data: EpisodeDataset | Demonstrations | None = None, spec: Any = None) -> Finding:
     """Outliers and dimensions that hardly move, in what the codec was fitted to and in ``data``; their actions against
-    the environment's box (``Stream.spec``)."""
+    the environment's box (``Collector.spec``)."""
     found = []
     for part in ("observation", "action"):
         known = getattr(policy.codec, part, None)
         if isinstance(known, Normalizer) and ("outliers" in known.report() or "hardly move" in known.report()):
             found.append(f"the codec was fitted to {part}s of {known.report()}")
-    demos = data.demos if isinstance(data, Recording) else data
+    demos = data.demos if isinstance(data, EpisodeDataset) else data
     if demos is not None:
         parts = {"actions": demos.actions}
         if isinstance(demos.observations, Tensor) and demos.observations.ndim == 2:
@@ -45,7 +45,7 @@ def ranges(policy: Policy, data: Recording | Demos | None = None, spec: Any = No
     return Finding("ranges", "warning", "; ".join(found), remedy)
 
 
-def delay(data: Recording) -> Finding:
+def delay(data: EpisodeDataset) -> Finding:
     """Do rewards come one row late? Then the first one of an episode belongs to the end of the episode before.
 
     Two quadratic fits of the rewards, by (s_t, a_t, s_{t+1}) of their own row and by those of the row before, are asked

@@ -15,10 +15,10 @@ from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree
 from denoiserl.doctor.finding import Finding, Level
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.rewards import Reward, rate
-from denoiserl.stats import measured
+from denoiserl.stats import auto_interval
 
 LEARNABLE = (0.2, 0.7)
 """where learning from success sees it most"""
@@ -83,7 +83,7 @@ def rewarded(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None 
     if bool(bad.any()):
         said = f"{int(bad.sum())} of {len(flat)} rewards are NaN or infinite"
         return Finding(name, "error", said, "Return a finite number for every sample, or drop them (--on-bad drop).")
-    interval, rate = measured(flat)
+    interval, rate = auto_interval(flat)
     said = f"{format(interval, '.1%' if rate else '.3g')} under training steps"
     if serve is not None and bool(serve.isfinite().all()):
         there = float(serve.float().mean())
@@ -154,7 +154,9 @@ class Played(NamedTuple):
     timed: Tensor
 
 
-def play(policy: Policy, env: Stream, seed: int, serve: bool, execute: int | None = None, most: int = 1000) -> Played:
+def play(
+    policy: Policy, env: Collector, seed: int, serve: bool, execute: int | None = None, most: int = 1000
+) -> Played:
     """One episode in every copy, from start states and with noise of ``seed``; given up after ``most`` ticks."""
     rng, execute = Rng(seed, policy.device), policy.weights.execute if execute is None else execute
 
@@ -168,10 +170,10 @@ def play(policy: Policy, env: Stream, seed: int, serve: bool, execute: int | Non
     over, timed = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     success: Tensor | None = None
     with no_usage_counting(), torch.no_grad():
-        env.border(0)
+        env.on_checkpoint(0)
         while not bool(over.all()) and int(ticks.max()) < most:
             ep = env.collect(act, 1, rng)
-            now, done = ~over & ep.alive[0], ep.done[0] & ~over & ep.alive[0]
+            now, done = ~over & ep.valid[0], ep.done[0] & ~over & ep.valid[0]
             returns = torch.where(now, ep.info["return"][0], returns)
             ticks = torch.where(now, ep.info["ticks"][0], ticks)
             if "success" in ep.info:
@@ -193,7 +195,7 @@ def episodes(train: Played, serve: Played | None, most: int = 1000) -> Finding:
         )
     ends = f"{float(train.ticks.float().mean()):.0f} ticks, {float(train.timed.float().mean()):.0%} ended by time"
     if train.success is None:
-        interval, _ = measured(train.returns)
+        interval, _ = auto_interval(train.returns)
         said = f"success is not reported; return {interval:.3g} ({ends})"
         if float(train.returns.std()) == 0:
             return Finding(
@@ -201,7 +203,7 @@ def episodes(train: Played, serve: Played | None, most: int = 1000) -> Finding:
             )
         return Finding(name, "note", said, "Report success in info['success'] to see it.")
     p = float(train.success.float().mean())
-    said = f"{measured(train.success.float())[0]:.1%} under training steps"
+    said = f"{auto_interval(train.success.float())[0]:.1%} under training steps"
     if serve is not None and serve.success is not None:
         other = float(serve.success.float().mean())
         said += f", {other:.1%} under serving steps"

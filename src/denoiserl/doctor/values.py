@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from denoiserl.doctor.finding import Finding
-from denoiserl.policy.policy import IdentityCodec, Policy
+from denoiserl.policy.codec import IdentityCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Autoregressive, Diffusion, Masked
 
 
 def ranges(policy: Policy, sample: Tensor, decoded: Tensor, spec: Any = None) -> Finding:
     """Samples in model units and in data units: finite, of sane scale, inside boxes and vocabularies.
 
-    ``spec``: what an environment takes (``Stream.spec``), where there is one.
+    ``spec``: what an environment takes (``Collector.spec``), where there is one.
     """
     name = "values"
     for what, v in (("model units", sample), ("data units", decoded)):

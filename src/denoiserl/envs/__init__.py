@@ -3,9 +3,9 @@
 Nothing here imports a simulator until it is asked for.
 """
 
-from denoiserl.data.rollout import Episode
+from denoiserl.data.rollout import Rollout
 from denoiserl.envs.backends.faults import EnvFault
-from denoiserl.envs.collector import Act, Stream
-from denoiserl.envs.evaluate import Evaluation, evaluate, filmed
+from denoiserl.envs.collector import Act, Collector
+from denoiserl.envs.evaluate import Evaluation, evaluate, record_video
 
-__all__ = ["Act", "EnvFault", "Episode", "Evaluation", "Stream", "evaluate", "filmed"]
+__all__ = ["Act", "Collector", "EnvFault", "Evaluation", "Rollout", "evaluate", "record_video"]

@@ -18,14 +18,14 @@ from typing import Any
 
 from denoiserl.core.errors import DenoiseRLError, RunError
 from denoiserl.core.imports import import_object, load_module
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import ids
 from denoiserl.envs.backends.envpool import PREFIX as POOL
-from denoiserl.envs.metaworld import HAND, Flaws, MetaWorld, hand
+from denoiserl.envs.metaworld import HAND, ExpertNoise, MetaWorld, hand
 from denoiserl.envs.metaworld import demonstrations as metaworld_demonstrations
 from denoiserl.envs.metaworld import expert as metaworld_expert
-from denoiserl.envs.pixels import Pixels, offscreen
+from denoiserl.envs.pixels import PixelObservation, offscreen
 from denoiserl.envs.pusht import SIZE, PushT
 from denoiserl.envs.pusht import demonstrations as pusht_demonstrations
 from denoiserl.envs.pusht import record as pusht_record
@@ -38,7 +38,7 @@ PICTURE = 64
 
 
 def environment(word: str, ticks: int | None = None) -> Any:
-    """What ``Stream`` and ``evaluate`` take, from a word (see above). ``ticks``: until an episode is over."""
+    """What ``Collector`` and ``evaluate`` take, from a word (see above). ``ticks``: until an episode is over."""
     made = _made(word, ticks)
     if isinstance(made, partial):
         made.__name__ = word  # type: ignore[attr-defined]  # what it is called in messages
@@ -81,7 +81,7 @@ def scripted(word: str) -> bool:
 
 def demonstrations(
     word: str, n: int, seed: int = 0, ticks: int | None = None, aim: float | None = None, slip: float | None = None
-) -> Demos:
+) -> Demonstrations:
     """``n`` episodes of the environment's script.
 
     ``aim``: metres by which he misjudges, each episode anew, where object and goal of a Meta-World task are (default
@@ -90,7 +90,7 @@ def demonstrations(
     """
     plain, pictures = word.removeprefix(SEEN), PICTURE if word.startswith(SEEN) else 0
     if plain.startswith(META):
-        flaws = Flaws(0.04 if aim is None else aim, 0.2 if slip is None else slip)
+        flaws = ExpertNoise(0.04 if aim is None else aim, 0.2 if slip is None else slip)
         return metaworld_demonstrations(plain.removeprefix(META), n, seed, ticks or META_TICKS, flaws, pictures)
     if plain == PUSHT:
         if aim:
@@ -100,7 +100,7 @@ def demonstrations(
     raise RunError(_unscripted(word))
 
 
-def recorded(
+def record_expert(
     word: str,
     n: int,
     seed: int,
@@ -109,7 +109,7 @@ def recorded(
     told: Callable[[int, int], None] | None = None,
     first: int = 0,
     noise: float = 0.0,
-) -> Recording:
+) -> EpisodeDataset:
     """``n`` episodes of the environment's script without flaws, with all that data formats ask for, from number
     ``first`` on: episode i depends on ``seed`` and i alone. ``noise``: its std on what Meta-World's script does, in
     halves of the range of actions; what is done is what is recorded."""
@@ -119,7 +119,9 @@ def recorded(
         decide = noisy(decide, 1.0, noise) if noise else decide
         if not pictures:
             return record(environment(plain, ticks), decide, n, seed, copies, told=told, first=first)
-        env = partial(Pixels, environment(plain, ticks), PICTURE)  # the script is shown all numbers, and his pupil few
+        env = partial(
+            PixelObservation, environment(plain, ticks), PICTURE
+        )  # the script is shown all numbers, and his pupil few
         found = record(env, lambda obs, rng: decide(obs["state"], rng), n, seed, copies, told=told, first=first)
         felt = {**found.demos.observations, "state": found.demos.observations["state"][:, :HAND]}
         last = {**found.last, "state": found.last["state"][:, :HAND]}
@@ -142,7 +144,7 @@ def _seen(word: str, ticks: int | None) -> Any:
         return partial(PushT, "pixels", ticks or PUSHT_TICKS, size=PICTURE)
     if word.startswith((POOL, SEEN)):
         raise RunError(f"{SEEN}{word}: only what MuJoCo simulates in one process is looked at")
-    return partial(Pixels, environment(word, ticks), PICTURE, state=hand if word.startswith(META) else None)
+    return partial(PixelObservation, environment(word, ticks), PICTURE, state=hand if word.startswith(META) else None)
 
 
 def _modes(spec: Any) -> list[str]:

@@ -1,8 +1,8 @@
-"""Environment experience: copies of an environment as a stream, and what was collected as an ``Episode``.
+"""Environment experience: copies of an environment as a stream, and what was collected as a ``Rollout``.
 
-``Stream`` takes a Gymnasium id, a factory, a Gymnasium vector environment or one of our batched worlds, and keeps four
-promises that training code usually breaks: ``terminated`` and ``done`` are apart; ``next_obs`` is the true successor
-where an episode ended; steps that an automatic reset swallowed are masked; a chunk of actions is one step.
+``Collector`` takes a Gymnasium id, a factory, a Gymnasium vector environment or one of our batched worlds, and keeps
+four promises that training code usually breaks: ``terminated`` and ``done`` are apart; ``next_obs`` is the true
+successor where an episode ended; steps that an automatic reset swallowed are masked; a chunk of actions is one step.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
-from denoiserl.data.rollout import Episode, Fault
+from denoiserl.data.rollout import Fault, Rollout
 from denoiserl.envs import ids
 from denoiserl.envs.backends.answer import check_env, shut, vector
-from denoiserl.envs.backends.chunk import Outcome
+from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.envpool import PREFIX, EnvPool
-from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, OnFault, raised
-from denoiserl.envs.backends.subproc import Workers
-from denoiserl.envs.backends.sync import Singles, apart, derived
-from denoiserl.envs.backends.vector import Batched, Vector
-from denoiserl.envs.spaces import Spec, executable, flat_size, spec, tensors
+from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, OnFault, describe_exception
+from denoiserl.envs.backends.subproc import SubprocBackend
+from denoiserl.envs.backends.sync import SyncBackend, apart, derive_seed
+from denoiserl.envs.backends.vector import BatchedBackend, VectorEnvBackend
+from denoiserl.envs.spaces import Spec, env_spec, flat_size, prepare_actions, tensors
 from denoiserl.policy import chain as chains
 from denoiserl.policy.chain import Chain
 
@@ -43,8 +43,8 @@ EPISODES, LEAST, MOST = 4, 500, 20_000
 """whole episodes and ticks of every copy before copies start afresh; and the most ticks"""
 
 
-class Owner(Protocol):
-    """Whoever steps the copies: ``Singles``, ``Workers``, ``Vector`` or ``Batched``."""
+class VectorBackend(Protocol):
+    """Whoever steps the copies: ``SyncBackend``, ``SubprocBackend``, ``VectorEnvBackend`` or ``BatchedBackend``."""
 
     name: str
 
@@ -55,7 +55,7 @@ class Owner(Protocol):
     def reset(self, seeds: list[int]) -> Any: ...
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
-    ) -> Outcome: ...
+    ) -> ChunkResult: ...
     def close(self) -> None: ...
 
 
@@ -64,19 +64,19 @@ def _called(make: Any) -> str:
     return getattr(make, "__name__", None) or getattr(getattr(make, "func", make), "__name__", "the environment")
 
 
-def own(
+def make_backend(
     env: Any,
     copies: int | None = None,
     processes: int = 1,
     on_fault: OnFault | None = "stop",
     patience: float | None = None,
-) -> tuple[Owner, Spec]:
+) -> tuple[VectorBackend, Spec]:
     """The owner of copies of ``env`` and their spec. ``env``: an id, a factory, a vector environment or a world.
 
     ``on_fault=None`` is "restart" wherever a copy can be made anew, and "stop" for a vector environment.
-    A ``Stream`` lends its own; its episodes are lost, so it begins anew at a ``border``.
+    A ``Collector`` lends its own; its episodes are lost, so it begins anew at a border.
     """
-    if isinstance(env, Stream):
+    if isinstance(env, Collector):
         return env.owner, env.spec
     if patience is not None and (processes == 1 or not patience > 0):
         raise InvalidInputError(
@@ -91,9 +91,9 @@ def own(
         seen = getattr(env, "single_observation_space", None) or env.observation_space
         acts = getattr(env, "single_action_space", None) or env.action_space
         if getattr(env, "steps_some", False):
-            return Batched(env, name, on_fault or "restart"), spec(seen, acts, name)
-        owner = Vector(env, name, on_fault or "stop")
-        return owner, spec(seen, acts, name)
+            return BatchedBackend(env, name, on_fault or "restart"), env_spec(seen, acts, name)
+        owner = VectorEnvBackend(env, name, on_fault or "stop")
+        return owner, env_spec(seen, acts, name)
     copies = 1 if copies is None else copies
     if copies < 1 or processes < 1:
         raise InvalidInputError(f"copies and processes start at 1; they are {copies} and {processes}")
@@ -103,7 +103,7 @@ def own(
                 "the threads of envpool cannot be watched: leave patience out, or give a Gymnasium id"
             )
         pool = EnvPool(env.removeprefix(PREFIX), copies, processes)
-        return Batched(pool, env, on_fault or "restart"), spec(
+        return BatchedBackend(pool, env, on_fault or "restart"), env_spec(
             pool.single_observation_space, pool.single_action_space, env
         )
     name = env if isinstance(env, str) else _called(env)
@@ -114,21 +114,21 @@ def own(
         raise
     except Exception as error:
         raise InvalidInputError(
-            f"{name} cannot be made ({raised(error)}): make one copy by itself to see where (or --debug)"
+            f"{name} cannot be made ({describe_exception(error)}): make one copy by itself to see where (or --debug)"
         ) from error
     if hasattr(probe, "num_envs"):
-        return own(probe, on_fault=on_fault)
+        return make_backend(probe, on_fault=on_fault)
     check_env(probe, name)
-    found = spec(probe.observation_space, probe.action_space, name)
+    found = env_spec(probe.observation_space, probe.action_space, name)
     shut(probe)
     if processes == 1:
-        made = Singles(make, copies, name, on_fault=on_fault or "restart")
+        made = SyncBackend(make, copies, name, on_fault=on_fault or "restart")
         apart([probe, made.envs[0]], name)
         return made, found
-    return Workers(make, copies, processes, name, on_fault or "restart", patience), found
+    return SubprocBackend(make, copies, processes, name, on_fault or "restart", patience), found
 
 
-class Stream:
+class Collector:
     """``copies`` of an environment, each in the middle of an episode.
 
     ``env``: a Gymnasium id, a factory, a Gymnasium vector environment (then ``copies`` is its own number), a batched
@@ -150,7 +150,7 @@ class Stream:
         on_fault: OnFault = "stop",
         patience: float | None = None,
     ) -> None:
-        self.owner, self.spec = own(env, copies, processes, on_fault, patience)
+        self.owner, self.spec = make_backend(env, copies, processes, on_fault, patience)
         self.seed, self.gamma, self._own_gamma = seed, 1.0 if gamma is None else gamma, gamma
         self.obs: Any = None
         self._ended, self._life = False, 0  # has any episode ended in all ticks so far?
@@ -190,7 +190,7 @@ class Stream:
             )
         self.gamma = gamma
 
-    def border(self, iteration: int) -> None:
+    def on_checkpoint(self, iteration: int) -> None:
         """Reset all copies with seeds made from (seed, iteration, copy).
 
         A simulator cannot be saved. Resetting every run, resumed or not, at the same iterations makes both the same.
@@ -202,7 +202,7 @@ class Stream:
                 stacklevel=2,
             )
             self._ended = True  # one word is enough
-        seeds = [derived(self.seed, iteration, copy) for copy in range(self.copies)]
+        seeds = [derive_seed(self.seed, iteration, copy) for copy in range(self.copies)]
         self.obs = tensors(self.owner.reset(seeds), self.spec.obs, self.name)
         self._returns = np.zeros(self.copies)
         self._ticks = np.zeros(self.copies, np.int64)
@@ -219,16 +219,16 @@ class Stream:
         whole = int(self._episodes.min()) >= EPISODES and int(self._played.min()) >= LEAST
         return whole or int(self._played.max()) >= MOST or not self._played.any()
 
-    def collect(self, act: Act, steps: int, rng: Rng) -> Episode:
+    def collect(self, act: Act, steps: int, rng: Rng) -> Rollout:
         """``steps`` decisions of every copy."""
         if self.obs is None:
-            self.border(0)
+            self.on_checkpoint(0)
         if steps < 1:
             raise InvalidInputError(f"collect takes at least one step, not {steps}")
         seen: list[Any] = []
         after: list[Any] = []
         actions: list[Tensor] = []
-        outs: list[Outcome] = []
+        outs: list[ChunkResult] = []
         made: list[Chain] = []
         planned = 0
         try:
@@ -237,7 +237,7 @@ class Stream:
                 action, record = answer if isinstance(answer, tuple) else (answer, None)
                 if record is not None:
                     made.append(record)
-                numbers, planned = executable(action, self.spec, self.copies, self.name)
+                numbers, planned = prepare_actions(action, self.spec, self.copies, self.name)
                 out = self.owner.play(numbers, self._all, self.gamma)
                 outs.append(out)
                 seen.append(self.obs)
@@ -245,7 +245,7 @@ class Stream:
                 after.append(tensors(out.after, self.spec.obs, self.name))
                 self.obs = after[-1] if out.start is out.after else tensors(out.start, self.spec.obs, self.name)
                 if out.faults or np.count_nonzero(self._streak):
-                    self._note(out)
+                    self._check_faults(out)
         finally:  # an interrupted rollout counts too: the next one goes on in the middle of its episodes
             terminated, truncated = (np.array([getattr(o, k) for o in outs], bool) for k in ("terminated", "truncated"))
             over, length = terminated | truncated, np.array([out.length for out in outs])
@@ -257,7 +257,7 @@ class Stream:
         join: Callable[..., Any] = lambda *v: torch.stack(v)  # noqa: E731
         with torch.no_grad():
             action = torch.stack(actions)
-        return Episode(
+        return Rollout(
             tree_map(join, *seen),
             tree_map(join, *after),
             action,
@@ -271,7 +271,7 @@ class Stream:
             tuple(fault for out in outs for fault in out.faults),
         )
 
-    def _count(self, outs: list[Outcome], over: np.ndarray, length: np.ndarray) -> dict[str, Tensor]:
+    def _count(self, outs: list[ChunkResult], over: np.ndarray, length: np.ndarray) -> dict[str, Tensor]:
         """Return the episodes' return, ticks and success (if reported) after every step [T, B], and keep the last.
 
         ``over``, ``length`` [T, B]: whether the step ended an episode, and its ticks.
@@ -303,7 +303,7 @@ class Stream:
         }
         return info if self._reports else {k: v for k, v in info.items() if k != "success"}
 
-    def _note(self, out: Outcome) -> None:
+    def _check_faults(self, out: ChunkResult) -> None:
         """Count what went wrong; a copy that never gets through a decision is not mended by starting it again."""
         lost = out.truncated & (out.length == 0)
         self._streak = np.where(lost, self._streak + 1, np.where(out.length > 0, 0, self._streak))

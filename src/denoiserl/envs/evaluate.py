@@ -22,10 +22,10 @@ from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data.rollout import Fault
 from denoiserl.envs import remarks, units
-from denoiserl.envs.backends.sync import derived
-from denoiserl.envs.backends.vector import put
-from denoiserl.envs.collector import own
-from denoiserl.envs.spaces import decides, executable, tensors
+from denoiserl.envs.backends.sync import derive_seed
+from denoiserl.envs.backends.vector import assign_rows
+from denoiserl.envs.collector import make_backend
+from denoiserl.envs.spaces import decides, prepare_actions, tensors
 
 SUCCESS, HELD, REACHED = "success", "success at the end", "ticks to success"
 
@@ -88,7 +88,7 @@ def evaluate(
     limit: int = 100_000,
     watch: Callable[[int, Any], None] | None = None,
 ) -> Evaluation:
-    """Play ``episodes`` episodes of ``env`` (what ``Stream`` takes) with ``act(obs, rng) -> action or (action, _)``.
+    """Play ``episodes`` episodes of ``env`` (what ``Collector`` takes) with ``act(obs, rng) -> action or (action, _)``.
 
     Start state i depends on (seed, i) alone, and so does the policy's noise (a row stream an episode), so two policies
     meet the same start states and the number of ``copies`` changes nothing. ``watch(episode, env)`` is called after
@@ -101,13 +101,13 @@ def evaluate(
     if episodes < 1:
         raise InvalidInputError(f"an evaluation has at least one episode, not {episodes}")
     act, codec = decides(act), getattr(getattr(act, "policy", None), "codec", None)
-    owner, spec = own(env, None if hasattr(env, "num_envs") else min(copies, episodes), processes, None)
-    seeds = [derived(seed, i) for i in range(episodes)]
+    owner, spec = make_backend(env, None if hasattr(env, "num_envs") else min(copies, episodes), processes, None)
+    seeds = [derive_seed(seed, i) for i in range(episodes)]
     parts: list[_Round] = []
     with no_usage_counting(), torch.no_grad():
         for begin in range(0, episodes, owner.count):
             part = seeds[begin : begin + owner.count]
-            spare = [derived(seed, -1 & 0xFFFF, i) for i in range(owner.count - len(part))]
+            spare = [derive_seed(seed, -1 & 0xFFFF, i) for i in range(owner.count - len(part))]
             look = None if watch is None else (lambda i, e, b=begin: watch(b + (i or 0), e))
             parts.append(_round(act, owner, spec, part + spare, len(part), limit, look, not parts, codec))
     if not hasattr(env, "num_envs"):
@@ -183,7 +183,7 @@ def _round(
     while alive.any() and ticks.max() < limit:
         answer = act(tensors(obs, spec.obs, owner.name), rng)
         action = answer[0] if isinstance(answer, tuple) else answer
-        out = owner.play(executable(action, spec, owner.count, owner.name)[0], alive, 1.0, False, watch)
+        out = owner.play(prepare_actions(action, spec, owner.count, owner.name)[0], alive, 1.0, False, watch)
         for fault in out.faults:  # of this decision, or of a start that could not be had
             if fault.copy is not None and alive[fault.copy]:
                 faults.setdefault(fault.copy, fault)
@@ -194,12 +194,12 @@ def _round(
             held = np.where(alive & (out.held >= 0), out.held, held)
         returns += np.where(alive, out.raw, 0.0)
         ticks += np.where(alive, out.length, 0)
-        obs = put(obs, alive, out.after)
+        obs = assign_rows(obs, alive, out.after)
         alive = alive & ~out.over
     return _Round(first[:n], held[:n], returns[:n], ticks[:n], ~alive[:n], solved, reports, starts, faults, notes)
 
 
-def filmed(
+def record_video(
     act: Callable[[Any, Rng], Any], env: Any, episodes: int, seed: int = 0, size: int = 160, every: int = 2
 ) -> tuple[list[np.ndarray], list[bool | None]]:
     """The first ``episodes`` of ``evaluate`` as films, uint8 [T, H, W, 3] each with a picture ``every`` so many ticks,
@@ -212,7 +212,7 @@ def filmed(
 
     def watch(episode: int, one: Any) -> None:
         if ticks[episode] % every == 0:
-            frames[episode].append(picture(one, size))
+            frames[episode].append(render_frame(one, size))
         ticks[episode] += 1
 
     with remarks.remarks():  # said where the numbers are
@@ -222,7 +222,7 @@ def filmed(
     return [np.stack(f or blank) for f in frames], won  # an episode that crashed at once has no picture
 
 
-def picture(env: Any, size: int) -> np.ndarray:
+def render_frame(env: Any, size: int) -> np.ndarray:
     """What an environment draws of itself, uint8 [H, W, 3], about ``size`` pixels high where it can choose."""
     render = getattr(env, "render", None)
     if render is None:

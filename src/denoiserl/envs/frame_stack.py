@@ -14,11 +14,11 @@ from denoiserl.core.tree import tree_map
 from denoiserl.envs import ids
 from denoiserl.envs.backends.answer import restart
 from denoiserl.envs.backends.sync import Make
-from denoiserl.envs.collector import own
+from denoiserl.envs.collector import make_backend
 from denoiserl.envs.spaces import kind
 
 
-class Remembering:
+class ObservationHistory:
     """``make()`` with its last ``n`` observations as one, oldest first; an episode begins with n times the first.
 
     Flat observations [o] become [n·o], and every other array, alone or in a dict, [n, ...].
@@ -94,12 +94,12 @@ def shown(env: Any, policy: Any) -> Any:
     n = history(policy)
     if n == 1:
         return env
-    owner, spec = own(env, 1)
+    owner, spec = make_backend(env, 1)
     owner.close()
     if _shows(spec.obs, policy.codec.sizes, n):
         return env
     make: Make = partial(ids.make, env) if isinstance(env, str) else env
-    made = partial(Remembering, make, n)
+    made = partial(ObservationHistory, make, n)
     made.__name__ = owner.name  # type: ignore[attr-defined]  # what it is called in messages
     return made
 
@@ -113,7 +113,7 @@ def _shows(seen: Any, sizes: dict[str, int], n: int) -> bool:
 
 
 def newest(observations: Any, n: int, inner: bool = False) -> Any:
-    """Return the last frame of observations [B, ...] that ``Remembering`` showed with its last ``n``."""
+    """Return the last frame of observations [B, ...] that ``ObservationHistory`` showed with its last ``n``."""
     if isinstance(observations, dict):
         return {k: newest(v, n, True) for k, v in observations.items()}
     flat = observations.ndim == 2 and not inner

@@ -20,9 +20,9 @@ import torch
 from denoiserl.core.errors import InvalidInputError, MissingExtraError, require, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import numbers
-from denoiserl.envs.pixels import Camera, Pixels, View, offscreen
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import to_stored_tensor
+from denoiserl.envs.pixels import Camera, PixelObservation, View, offscreen
 
 TABLE = View((0.0, 0.65, 0.12), 1.5, 150.0, -28.0)
 """the table, from the right of the arm"""
@@ -120,7 +120,7 @@ class MetaWorld:
 
 
 @dataclass(frozen=True)
-class Flaws:
+class ExpertNoise:
     """What is wrong with a demonstrator.
 
     ``aim``: each episode he believes object and goal to be displaced by N(0, aim²) metres (half of it vertically), as a
@@ -151,15 +151,15 @@ def demonstrations(
     n: int,
     seed: int = 0,
     horizon: int = 100,
-    flaws: Flaws = Flaws(),
+    flaws: ExpertNoise = ExpertNoise(),
     pictures: int = 0,
-) -> Demos:
+) -> Demonstrations:
     """``n`` episodes of the scripted expert with ``flaws``, failures included; they end at success or the horizon.
 
     ``pictures``: the size of those that are recorded, beside the hand's state, in place of all numbers (0: none).
     """
     env, policy = MetaWorld(task, horizon), expert(task)
-    eye = Pixels(env, pictures, state=hand) if pictures else None
+    eye = PixelObservation(env, pictures, state=hand) if pictures else None
     look = np.asarray if eye is None else eye.seen
     episodes, success = [], []
     for i in range(n):
@@ -183,8 +183,8 @@ def demonstrations(
             won = won or info["success"]
             if terminated or truncated:
                 break
-        told = tree_map(lambda *v: numbers(np.stack(v)), seen[0], *seen[1:])
-        episodes.append((told, numbers(np.stack(done))))
+        told = tree_map(lambda *v: to_stored_tensor(np.stack(v)), seen[0], *seen[1:])
+        episodes.append((told, to_stored_tensor(np.stack(done))))
         success.append(won)
     (eye or env).close()
-    return Demos.of(episodes, success, [float(s) for s in success], task)
+    return Demonstrations.of(episodes, success, [float(s) for s in success], task)

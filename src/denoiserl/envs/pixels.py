@@ -1,8 +1,8 @@
 """Pictures as observations, fast enough to learn from on a processor.
 
 MuJoCo's shadow map, multisampling and reflections cost a software renderer nearly all of its time. ``Camera`` turns
-them off: shadows vanish and the sky turns black. ``Pixels`` puts a picture beside the numbers that an environment
-observes, where MuJoCo simulates it.
+them off: shadows vanish and the sky turns black. ``PixelObservation`` puts a picture beside the numbers that an
+environment observes, where MuJoCo simulates it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _eye(mujoco: Any, model: Any, view: View | str | None) -> Any:
     return names.index(view)
 
 
-class Pixels:
+class PixelObservation:
     """An environment whose observations are dicts: ``image`` [size, size, 3] uint8 and ``state``, the numbers.
 
     ``env``: a Gymnasium id, a factory, or an environment that MuJoCo simulates (Gymnasium's, ``MetaWorld``). ``view``:

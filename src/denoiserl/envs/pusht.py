@@ -27,8 +27,8 @@ from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, require, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 
 SIZE = 512.0
 """pixels of the table's side"""
@@ -248,7 +248,9 @@ class Expert:
         return kept[:-1]
 
 
-def demonstrations(n: int, seed: int = 0, view: View = "keypoints", horizon: int = 300, noise: float = 0.0) -> Demos:
+def demonstrations(
+    n: int, seed: int = 0, view: View = "keypoints", horizon: int = 300, noise: float = 0.0
+) -> Demonstrations:
     """``n`` episodes in which the demonstrator succeeded; those in which he did not are left out.
 
     ``noise``: N(0, noise²) pixels on every action; what was executed is recorded, and he corrects himself.
@@ -266,7 +268,7 @@ def demonstrations(n: int, seed: int = 0, view: View = "keypoints", horizon: int
         if episode.won:
             played.append(episode)
     env.close()
-    return Demos.of([(e.seen, e.done) for e in played], [True] * n, [1.0] * n, "pusht")
+    return Demonstrations.of([(e.seen, e.done) for e in played], [True] * n, [1.0] * n, "pusht")
 
 
 def record(
@@ -276,7 +278,7 @@ def record(
     horizon: int = 300,
     told: Callable[[int, int], None] | None = None,
     first: int = 0,
-) -> Recording:
+) -> EpisodeDataset:
     """``n`` episodes of the demonstrator with all that data formats ask for, failures included. ``told(done, won)``
     hears how many are through; ``first`` is the number of the first one."""
     if n < 1:
@@ -288,12 +290,12 @@ def record(
             told(i + 1, sum(e.won for e in played))
     env.close()
     won = [e.won for e in played]
-    demos = Demos.of([(e.seen, e.done) for e in played], won, [float(w) for w in won], "pusht")
+    demos = Demonstrations.of([(e.seen, e.done) for e in played], won, [float(w) for w in won], "pusht")
     count_usage("env steps", len(demos.actions))
     rewards = torch.zeros(len(demos.actions))
     rewards[demos.ends - 1] = torch.tensor(won).float()
     last = tree_map(lambda *v: torch.stack(v), played[0].last, *[e.last for e in played[1:]])
-    return Recording(demos, rewards, last, torch.tensor(won), torch.zeros(2), torch.full((2,), SIZE))
+    return EpisodeDataset(demos, rewards, last, torch.tensor(won), torch.zeros(2), torch.full((2,), SIZE))
 
 
 class _Episode(NamedTuple):

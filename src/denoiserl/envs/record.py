@@ -1,7 +1,7 @@
 """Recording episodes: ``collect`` plays a policy, an expert or any function, and keeps what it did.
 
-``record`` keeps all that data formats ask for, as a ``Recording``: beside the demonstrations the rewards, what was seen
-last and how episodes ended. Episode i starts from a state, and draws noise, that depend on (seed, i) alone.
+``record`` keeps all that data formats ask for, as a ``EpisodeDataset``: beside the demonstrations the rewards, what was
+seen last and how episodes ended. Episode i starts from a state, and draws noise, that depend on (seed, i) alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import leaves, tree_map
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording, numbers
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor
 
 
 def noisy(act: Callable[[Any, Rng], Any], half: Tensor | float, std: float) -> Callable[[Any, Rng], Tensor]:
@@ -43,8 +43,8 @@ def record(
     limit: int = 100_000,
     told: Callable[[int, int], None] | None = None,
     first: int = 0,
-) -> Recording:
-    """Play ``episodes`` episodes of ``env`` (what ``Stream`` takes) with ``act(obs, rng) -> action or (action, _)``.
+) -> EpisodeDataset:
+    """Play ``episodes`` episodes of ``env`` (what ``Collector`` takes) with ``act(obs, rng) -> action or (action, _)``.
 
     ``obs`` is a float32 tensor [B, ...] or a dict of them (pictures uint8), actions are a tensor or array [B, d] in the
     environment's units; ``act(obs)`` does too. A chunk [B, T_a, d] is executed action by action. What is kept is what
@@ -55,14 +55,14 @@ def record(
     left out. Warns (``Remark``) of that, of starts that are alike, solved before acting, or not repeated by their seed.
     """
     from denoiserl.envs import remarks
-    from denoiserl.envs.backends.sync import derived
-    from denoiserl.envs.collector import own
+    from denoiserl.envs.backends.sync import derive_seed
+    from denoiserl.envs.collector import make_backend
     from denoiserl.envs.spaces import decides
 
     if episodes < 1:
         raise InvalidInputError(f"a recording has at least one episode, not {episodes}")
     act = decides(act)
-    owner, spec = own(env, None if hasattr(env, "num_envs") else min(copies, episodes), 1, None)
+    owner, spec = make_backend(env, None if hasattr(env, "num_envs") else min(copies, episodes), 1, None)
     if spec.choices is not None or len(spec.action) != 1:
         raise InvalidInputError(
             f"{owner.name} acts in {list(spec.action)} or by choice: demonstrations hold actions [L, d]"
@@ -72,8 +72,8 @@ def record(
     try:
         for begin in range(0, episodes, owner.count):
             n = min(owner.count, episodes - begin)
-            seeds = [derived(seed, first + begin + i) for i in range(n)]
-            seeds += [derived(seed, -1 & 0xFFFF, i) for i in range(owner.count - n)]
+            seeds = [derive_seed(seed, first + begin + i) for i in range(n)]
+            seeds += [derive_seed(seed, -1 & 0xFFFF, i) for i in range(owner.count - n)]
             with torch.no_grad():
                 more, said = _round(act, owner, spec, seeds, n, limit, not rows)
             rows, notes = rows + more, notes + said
@@ -89,25 +89,27 @@ def record(
     notes += remarks.early_success_notes(sum(row.solved for row in rows), episodes, owner.name)
     remarks.remark(notes)
     known, rows = any(row.success is not None for row in rows), [row for row in rows if len(row.done)]
-    demos = Demos.of(
-        [(tree_map(numbers, row.seen), torch.from_numpy(row.done)) for row in rows],
+    demos = Demonstrations.of(
+        [(tree_map(to_stored_tensor, row.seen), torch.from_numpy(row.done)) for row in rows],
         [bool(row.success) for row in rows] if known else None,
         [float(row.rewards.sum()) for row in rows],
         owner.name,
     )
     count_usage("env steps", len(demos.actions))
     low, high = (torch.from_numpy(np.broadcast_to(v, spec.action).astype(np.float32)) for v in (spec.low, spec.high))
-    return Recording(
+    return EpisodeDataset(
         demos,
         torch.from_numpy(np.concatenate([row.rewards for row in rows]).astype(np.float32)),
-        tree_map(lambda *v: torch.stack([numbers(x) for x in v]), rows[0].last, *[row.last for row in rows[1:]]),
+        tree_map(
+            lambda *v: torch.stack([to_stored_tensor(x) for x in v]), rows[0].last, *[row.last for row in rows[1:]]
+        ),
         torch.tensor([row.terminated for row in rows]),
         low,
         high,
     )
 
 
-def collect(env: Any, act: Callable[[Any, Rng], Any], episodes: int, seed: int = 0, copies: int = 32) -> Demos:
+def collect(env: Any, act: Callable[[Any, Rng], Any], episodes: int, seed: int = 0, copies: int = 32) -> Demonstrations:
     """``record``'s demonstrations: observations, executed actions, success where it is reported, and returns."""
     return record(env, act, episodes, seed, copies).demos
 
@@ -143,8 +145,8 @@ def _round(
 ) -> tuple[list[_Row], list[str]]:
     """One episode in every copy; the first ``n`` are kept. ``ask``: whether the environment follows its seeds."""
     from denoiserl.envs import remarks
-    from denoiserl.envs.backends.vector import copy, put
-    from denoiserl.envs.spaces import executable, tensors
+    from denoiserl.envs.backends.vector import assign_rows, copy
+    from denoiserl.envs.spaces import prepare_actions, tensors
 
     obs, notes = remarks.compare_resets(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
     rng, starts, solved = Rng.rows(seeds), [remarks.row(obs, i) for i in range(n)], owner.solved.copy()
@@ -154,7 +156,9 @@ def _round(
     success: np.ndarray | None = None
     while alive.any() and len(done) < limit:
         answer = act(tensors(obs, spec.obs, owner.name), rng)
-        chunk, ticks = executable(answer[0] if isinstance(answer, tuple) else answer, spec, owner.count, owner.name)
+        chunk, ticks = prepare_actions(
+            answer[0] if isinstance(answer, tuple) else answer, spec, owner.count, owner.name
+        )
         for tick in range(ticks):
             if not alive.any() or len(done) >= limit:
                 break
@@ -169,7 +173,7 @@ def _round(
             lived.append(alive)
             if out.success is not None:
                 success = (out.success & alive) | (False if success is None else success)
-            obs = put(obs, alive, out.after)
+            obs = assign_rows(obs, alive, out.after)
             terminated = terminated | (alive & out.terminated)
             alive = alive & ~(out.terminated | out.truncated)
     lengths, actions, rewards = np.sum(lived, 0), np.stack(done).astype(np.float32), np.stack(gains)
@@ -191,7 +195,7 @@ def _round(
     return rows, notes
 
 
-def constant(demos: Demos) -> list[int]:
+def constant(demos: Demonstrations) -> list[int]:
     """The dimensions of flat observations that never change: normalisers map them to 0."""
     parts = [v.flatten(1) for v in leaves(demos.observations)]
     flat = torch.cat([p.float() for p in parts], 1)

@@ -46,7 +46,7 @@ class RewardScale:
         self.mean, self.count = self.mean + gap * n / total, total
         return reward / self.std
 
-    def border(self, iteration: int) -> None:
+    def on_checkpoint(self, iteration: int) -> None:
         """The copies are reset here, and so are their running returns."""
         self.running = None
 

@@ -74,7 +74,7 @@ def _shapes(space: Any, name: str, where: str = "") -> Any:
     return tuple(int(n) for n in space.shape)
 
 
-def spec(observation: Any, action: Any, name: str = "the environment") -> Spec:
+def env_spec(observation: Any, action: Any, name: str = "the environment") -> Spec:
     """Return the ``Spec`` of one copy's spaces, or raise InvalidInputError that names a space that is not driven."""
     seen, found = _shapes(observation, name), kind(action)
     if found == "Discrete":
@@ -136,7 +136,7 @@ def _takes(signature: inspect.Signature, n: int) -> bool:
     return True
 
 
-def executable(action: Any, spec: Spec, copies: int, name: str) -> tuple[np.ndarray, int]:
+def prepare_actions(action: Any, spec: Spec, copies: int, name: str) -> tuple[np.ndarray, int]:
     """Return actions as [B, T_a, *shape] numpy inside the box, and T_a.
 
     Arrays are taken as tensors. Raise InvalidInputError for whatever else does not fit.

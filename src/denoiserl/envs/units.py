@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Running, Squash
+from denoiserl.data import Normalizer, RunningNormCodec, TanhCodec
 from denoiserl.data.ranges import NARROW, judge, tiny
 
 FITTED = "what the policy was fitted to"
@@ -25,10 +25,10 @@ def inner(codec: Any) -> Any:
 
 def reach(codec: Any) -> tuple[Tensor, Tensor] | None:
     """Return the least and the greatest action [d] of a codec, infinite where nothing bounds it; None of one that does
-    not say. Decisions of ``Running`` have no bounds, and ±1 are its ends if it was made for a box."""
-    if isinstance(codec, Squash):
+    not say. Decisions of ``RunningNormCodec`` have no bounds, and ±1 are its ends if it was made for a box."""
+    if isinstance(codec, TanhCodec):
         middle, half = codec.centre, codec.half
-    elif isinstance(codec, Running) and isinstance(codec.scale, Tensor):
+    elif isinstance(codec, RunningNormCodec) and isinstance(codec.scale, Tensor):
         middle, half = torch.as_tensor(codec.centre), codec.scale
     elif isinstance(known := getattr(codec, "action", None), Normalizer):
         free = known.low.isinf() | known.high.isinf()
@@ -109,7 +109,7 @@ def _judged(ends: tuple[Tensor, Tensor], low: Any, high: Any, name: str, box: st
 
 
 def shown(owner: Any) -> Any:
-    """Return the space of one copy's observations, where its owner (``Stream.owner``) knows it."""
+    """Return the space of one copy's observations, where its owner (``Collector.owner``) knows it."""
     envs = getattr(owner, "envs", None) or getattr(owner, "world", None)
     one = envs[0] if isinstance(envs, list) else envs
     return getattr(one, "single_observation_space", None) or getattr(one, "observation_space", None)

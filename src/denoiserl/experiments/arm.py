@@ -132,7 +132,7 @@ def learned(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> Iterat
 
 def watched(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> dict[str, float]:
     """Held-out numbers on the way, of trials that decide nothing."""
-    with keep.unspent(), cpu.stopped():
+    with keep.uncharged(), cpu.stopped():
         seen = task.judge(policy, selection_seed(a.seed), task.watch)
     return {f"held-out {k}": v for k, v in means(seen).items()}
 

@@ -28,7 +28,7 @@ from denoiserl.experiments import starting_policies as start
 from denoiserl.experiments.jobs import Job
 from denoiserl.experiments.jobs import play as play_jobs
 from denoiserl.experiments.runner import provenance
-from denoiserl.stats import Standings, selection_seed, standings, test_seed
+from denoiserl.stats import ComparisonTable, selection_seed, standings, test_seed
 from denoiserl.tasks.base import Task
 
 TUNING = 2000
@@ -136,7 +136,7 @@ class Found:
 
     study: Study
     values: dict[str, dict[str, Tensor]]
-    standings: dict[str, Standings]
+    standings: dict[str, ComparisonTable]
     spent: dict[str, dict[str, float]]
     cpu: dict[str, float]
     memory: dict[str, float]

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from denoiserl.control.acting import serving, suits
+from denoiserl.control.acting import eval_actor, suits
 from denoiserl.core.errors import RunError
-from denoiserl.envs import Stream, evaluate
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import environment
 from denoiserl.envs.evaluate import HELD, REACHED, SUCCESS, WORDS
 from denoiserl.envs.frame_stack import shown
 from denoiserl.policy.policy import Policy
-from denoiserl.report.episode_video import episodes
+from denoiserl.report.episode_video import episode_video
 from denoiserl.tasks.base import Task
 
 
@@ -28,16 +28,16 @@ def acting(word: str, execute: int | None = None, ticks: int | None = None) -> T
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
         seen = shown(env, policy)
-        probe = Stream(seen, 1)
+        probe = Collector(seen, 1)
         probe.close()
         suits(policy, probe, "the policy")
-        return evaluate(serving(policy, execute), seen, n, seed).outcomes
+        return evaluate(eval_actor(policy, execute), seen, n, seed).outcomes
 
     def look(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
-        return episodes(serving(policy, execute), shown(env, policy), n, seed)
+        return episode_video(eval_actor(policy, execute), shown(env, policy), n, seed)
 
     def start(seed: int, keep: Any) -> Policy:
         raise RunError(f"{word} is an environment and no task: to train, write a task with a starting policy")
 
     words = {name: WORDS[name] for name in ("return", SUCCESS, HELD, REACHED, "ticks")}
-    return Task(word, "env", start, outcomes, words, env=lambda copies, seed: Stream(env, copies, seed), look=look)
+    return Task(word, "env", start, outcomes, words, env=lambda copies, seed: Collector(env, copies, seed), look=look)

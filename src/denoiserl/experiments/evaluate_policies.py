@@ -23,7 +23,16 @@ from denoiserl.policy.policy import Policy
 from denoiserl.report.standings import print_standings
 from denoiserl.report.style import LIGHT
 from denoiserl.report.violins import violins
-from denoiserl.stats import Interval, Race, Standing, Standings, Trials, fingerprint, measured, standings
+from denoiserl.stats import (
+    ComparisonRow,
+    ComparisonTable,
+    Interval,
+    SequentialComparison,
+    Trials,
+    auto_interval,
+    fingerprint,
+    standings,
+)
 from denoiserl.stats.plan import Plan
 from denoiserl.stats.trial import write as write_trials
 from denoiserl.tasks.base import Task
@@ -50,7 +59,7 @@ class Trial:
     values: dict[str, dict[str, Tensor]]
     prints: dict[str, str]
     words: dict[str, tuple[str, str]]
-    tables: dict[str, Standings]
+    tables: dict[str, ComparisonTable]
     stopped: str = ""
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -71,13 +80,13 @@ def judge(
 ) -> Trial:
     """``trials`` of each policy on the same starts. Whose turn it is, is drawn by lot and hidden from the task.
 
-    ``early``: starts come in blocks, and after each the outcomes (0 or 1) enter a ``Race``: when it is done the trials
-    stop, and the verdicts are the race's, valid whenever it stops.
+    ``early``: starts come in blocks, and after each the outcomes (0 or 1) enter a ``SequentialComparison``: when it is
+    done the trials stop, and the verdicts are the race's, valid whenever it stops.
     """
     prints = {name: fingerprint(policy.denoiser.state_dict()) for name, (policy, _) in policies.items()}
     told: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in policies}
     heard: dict[str, list[str]] = {name: [] for name in policies}
-    race = Race(list(policies), level) if early else None
+    race = SequentialComparison(list(policies), level) if early else None
     size = BLOCK if early else trials
     shown = progress and sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
@@ -86,7 +95,7 @@ def judge(
             n = min(size, trials - block * size)
             for name in _order(list(policies), Rng(seed + block)):
                 policy, place = policies[name]
-                with place.here(), remarks() as said:
+                with place.activate(), remarks() as said:
                     told[name].append(task.judge(policy, seed + 7919 * block, n))
                 heard[name] += said
                 bar.advance(job, n)
@@ -132,7 +141,7 @@ def _constant(values: Mapping[str, Mapping[str, Tensor]], name: str) -> list[str
     return [f"The same in every trial, {said}: {', '.join(flat)}."] if flat else []
 
 
-def raced(table: Standings, race: Race) -> Standings:
+def raced(table: ComparisonTable, race: SequentialComparison) -> ComparisonTable:
     """The table with the race's own verdicts: tests that are meant for one look are void once trials stopped early."""
     apart, pairs = {frozenset(pair) for pair in race.separated}, len(table.contrasts)
     contrasts = tuple(
@@ -166,7 +175,7 @@ def _metrics(task: Task, told: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> 
     return list(dict.fromkeys([*first, *named]))
 
 
-def _decided(race: Race, block: Mapping[str, Mapping[str, Tensor]], task: Task) -> bool:
+def _decided(race: SequentialComparison, block: Mapping[str, Mapping[str, Tensor]], task: Task) -> bool:
     metric = _metrics(task, {k: [v] for k, v in block.items()})[0]
     columns = {name: told[metric] for name, told in block.items()}
     if not all(bool(((v == 0) | (v == 1)).all()) for v in columns.values()):
@@ -189,7 +198,7 @@ def _interval(values: Tensor) -> Interval | None:
     """The interval over the trials that have a number, None of fewer than two where one tells nothing."""
     have = values[~values.isnan()]
     rate = bool(((have == 0) | (have == 1)).all())
-    return measured(have)[0] if len(have) > 1 or (rate and len(have)) else None
+    return auto_interval(have)[0] if len(have) > 1 or (rate and len(have)) else None
 
 
 def tell(found: Trial, metrics: Sequence[str] = ()) -> None:
@@ -247,7 +256,7 @@ def write(
     pictures: dict[str, bytes] = {}
     if media and task.look is not None:
         for name, (policy, place) in policies.items():
-            with place.here():
+            with place.activate():
                 drawn = task.look(policy, found.seed, 16)
             for file, data in drawn.items():
                 kept = file if len(policies) == 1 else f"{name} {file}"
@@ -272,10 +281,10 @@ def write(
         (folder / name).write_bytes(data)
 
 
-def single(found: Trial, metric: str) -> Standings:
+def single(found: Trial, metric: str) -> ComparisonTable:
     """The table of one policy."""
     ((name, values),) = found.values[metric].items()
-    each = measured(values)[0]
+    each = auto_interval(values)[0]
     what, unit = found.words[metric]
-    row = Standing(name, each, (each.mean,), "")
-    return Standings(metric, what, unit, "higher", found.level, (row,), (), "trials")
+    row = ComparisonRow(name, each, (each.mean,), "")
+    return ComparisonTable(metric, what, unit, "higher", found.level, (row,), (), "trials")

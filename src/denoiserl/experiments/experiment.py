@@ -19,7 +19,7 @@ def improved(improve: Improve, task: Task, policy: Policy, a: Any, seed: int, ke
     members, and only ``last`` is unselected.
     """
     for row in task.improve(improve, policy, a, seed, keep):
-        at = keep.where()
+        at = keep.current_loop()
         if at is not None and at.due(a.eval_every):
             row |= held_out(task, policy, seed, keep)
         yield row

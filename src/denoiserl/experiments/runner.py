@@ -30,11 +30,11 @@ from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import diff_settings, from_json, to_json
-from denoiserl.train.device import Place
+from denoiserl.train.device import DeviceConfig
 from denoiserl.train.inputs import fingerprints
-from denoiserl.train.metrics_log import Journal
+from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress
-from denoiserl.train.run_state import Keep, Stopped, rows_kept
+from denoiserl.train.run_state import Keep, Stopped, count_durable_rows
 
 FIXED = ("recipe", "args", "device", "precision", "threads", "every", "restart")
 """what must not change within a run: a budget may grow, everything else would make it another run"""
@@ -77,9 +77,9 @@ def run(
         store.settle(folder)
         given = fingerprints(args, folder)
         record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), recipe)
-        place = Place(device, precision, threads, record["place"])
+        place = DeviceConfig(device, precision, threads, record["place"])
         keep = Keep(folder, device, every, budget, restart)
-        with place.here() as chosen:
+        with place.activate() as chosen:
             if record["place"] is None:
                 record["place"] = chosen
             store.write_json(folder / "run.json", record)
@@ -109,8 +109,8 @@ def _consume(
     recipe: Any, args: Any, keep: Keep, seed: int | None, progress: bool, tensorboard: bool
 ) -> tuple[dict[str, Any] | None, int]:
     assert keep.folder is not None
-    done = rows_kept(keep.folder)
-    journal, shown, last = Journal(keep.folder, done, tensorboard), Progress(progress), None
+    done = count_durable_rows(keep.folder)
+    journal, shown, last = MetricsLog(keep.folder, done, tensorboard), Progress(progress), None
     keep.mark, keep.watch = journal.mark, shown.tick
     if done:
         shown.say(f"Going on in {keep.folder}, after {done} rows.")
@@ -122,7 +122,7 @@ def _consume(
     try:
         with keep.meter.open(), contextlib.closing(recipe.train(args, keep)) as told:
             for row in told:
-                last = journal.write(row, keep.where(), time.perf_counter() - began)
+                last = journal.write(row, keep.current_loop(), time.perf_counter() - began)
                 shown.row(last)
     except KeyboardInterrupt as stop:
         shown.close()

@@ -158,7 +158,7 @@ def _seen(cond: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PixelCodec:
     """Pictures in [0, 1], [B, C, H, W], to the [−1, 1] of pixel-space models."""
 
     def encode(self, data: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Pixels:
 
 
 @dataclass(frozen=True, eq=False)
-class Latent:
+class VAECodec:
     """Pictures in [0, 1], [B, 3, H, W], to an autoencoder's latents: z = (encode(2x − 1) − shift) · scale.
 
     Encoding takes the mean of the autoencoder's posterior. ``micro`` pictures go through it at a time, in float32 where
@@ -275,16 +275,16 @@ def _exploring(said: Convention) -> Transition:
     return flow_sde() if isinstance(said.schedule, Linear) else ddim(1.0)
 
 
-def _codec(vae: Any) -> Pixels | Latent:
+def _codec(vae: Any) -> PixelCodec | VAECodec:
     if vae is None:
-        return Pixels()
+        return PixelCodec()
     name, scale = type(plain(vae)).__name__, setting(plain(vae), "scaling_factor")
     if name != "AutoencoderKL" or scale is None or not setting(plain(vae), "block_out_channels"):
         raise RunError(f"a {name} is no AutoencoderKL: build the policy by hand, with a codec of its encode and decode")
     if setting(plain(vae), "latents_mean") is not None:
         raise RunError("the autoencoder shifts every channel of its latents (latents_mean): write a codec that does")
     vae.eval().requires_grad_(False)
-    return Latent(vae, float(scale), float(setting(plain(vae), "shift_factor") or 0.0))
+    return VAECodec(vae, float(scale), float(setting(plain(vae), "shift_factor") or 0.0))
 
 
 @torch.no_grad()

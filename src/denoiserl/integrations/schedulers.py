@@ -28,7 +28,7 @@ from denoiserl.processes.transition import Coefficients, GridLevels, Transition
 FLOW = "FlowMatchEulerDiscreteScheduler"
 KNOWN = ("DDIMScheduler", "DDPMScheduler", FLOW)
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-FAINTEST = 1e-12
+MIN_ALPHA = 1e-12
 """The least ᾱ: a table rescaled to end in pure noise has a level of exactly 0, whose logarithm is not finite."""
 
 
@@ -90,11 +90,11 @@ def convert(scheduler: Any, tokens: int | None = None) -> Convention:
         raise RunError(
             f"the scheduler has {len(signal)} noise levels and num_train_timesteps={levels}: make them equal"
         )
-    if predicts == "eps" and float(signal.min()) < FAINTEST:
+    if predicts == "eps" and float(signal.min()) < MIN_ALPHA:
         raise RunError(
             "the scheduler ends in pure noise, where a predicted noise says nothing about the data: predict v"
         )
-    signal = signal.clamp_min(FAINTEST)
+    signal = signal.clamp_min(MIN_ALPHA)
     clip = float(config["clip_sample_range"]) if config["clip_sample"] else None
     transition: Transition = ddim(0.0)
     if name == "DDPMScheduler":

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.integrations.families import plain
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Autoregressive, Masked, TokenDenoiser, time_grid
 
 Attend = Literal["own", "all"]
@@ -353,7 +354,7 @@ def masked_policy(
 ) -> Policy:
     """A policy that fills canvases [B, length] in n steps; ``decoder``: ``Masked``'s order, tokens, temperature, end.
 
-    ``pad``: the id that fills short canvases up on either side and is hidden from the model (see ``Infill``); by
+    ``pad``: the id that fills short canvases up on either side and is hidden from the model (see ``InfillCodec``); by
     default the model's own ``pad_token_id``. Arguments of the model come with a canvas in a dict,
     ``{"canvas": tokens, "attention_mask": mask}``. ``vocab``: see ``masked_lm``.
     """

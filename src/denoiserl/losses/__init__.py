@@ -9,8 +9,8 @@ They do not know which oracle the log-probs came from: ``replay`` (the path) or 
 | pairs | ``dpo`` (``margin``) |
 | rewards within a prompt | ``centered`` |
 | a reference | ``k1``, ``k2``, ``k3`` |
-| returns | ``squared``, ``clipped_value``, ``huber``, ``expectile`` |
-| a critic of decisions | ``ascent`` |
+| returns | ``half_squared_error``, ``clipped_value``, ``huber``, ``expectile`` |
+| a critic of decisions | ``normalized_q_loss`` |
 
 ``clip_fraction``, ``clip_sides``, ``approx_kl`` watch an update; ``masked_mean`` and ``masked_sum`` reduce it.
 """
@@ -19,12 +19,11 @@ from denoiserl.losses.divergence import k1, k2, k3
 from denoiserl.losses.policy import approx_kl, clip_fraction, clip_sides, denoise_clip, ppo_clip, reinforce
 from denoiserl.losses.preference import dpo, margin
 from denoiserl.losses.reduction import masked_mean, masked_sum
-from denoiserl.losses.regression import centered, exp_weights, weighted
-from denoiserl.losses.value import ascent, clipped_value, expectile, huber, squared
+from denoiserl.losses.regression import centered, exp_weights, weighted_loss
+from denoiserl.losses.value import clipped_value, expectile, half_squared_error, huber, normalized_q_loss
 
 __all__ = [
     "approx_kl",
-    "ascent",
     "centered",
     "clip_fraction",
     "clip_sides",
@@ -33,6 +32,7 @@ __all__ = [
     "dpo",
     "exp_weights",
     "expectile",
+    "half_squared_error",
     "huber",
     "k1",
     "k2",
@@ -40,8 +40,8 @@ __all__ = [
     "margin",
     "masked_mean",
     "masked_sum",
+    "normalized_q_loss",
     "ppo_clip",
     "reinforce",
-    "squared",
-    "weighted",
+    "weighted_loss",
 ]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import constant, same_shape, spreadable
+from denoiserl.advantages.shapes import check_broadcastable, require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.losses.divergence import LIMIT, k3
 from denoiserl.losses.reduction import masked_mean
@@ -19,7 +19,7 @@ def reinforce(log_prob: Tensor, advantage: Tensor) -> Tensor:
     Williams 1992; DDPO_SF in arXiv 2305.13301.
     """
     same_shape(log_prob=log_prob, advantage=advantage)
-    constant(advantage=advantage)
+    require_no_grad(advantage=advantage)
     return -advantage * log_prob
 
 
@@ -41,7 +41,7 @@ def ppo_clip(
     2503.14476.
     """
     same_shape(log_prob=log_prob, old=old, advantage=advantage)
-    constant(old=old, advantage=advantage)
+    require_no_grad(old=old, advantage=advantage)
     low, high = _range(log_prob, clip, clip_high)
     ratio = _log_ratio(log_prob, old).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
@@ -107,7 +107,7 @@ def _log_ratio(log_prob: Tensor, old: Tensor) -> Tensor:
 def _range(log_prob: Tensor, clip: float | Tensor, clip_high: float | Tensor | None) -> tuple[Tensor, Tensor]:
     """1 − clip and 1 + clip_high as tensors that broadcast to the elements."""
     clip_high = clip if clip_high is None else clip_high
-    spreadable(log_prob.shape, clip=clip, clip_high=clip_high)
+    check_broadcastable(log_prob.shape, clip=clip, clip_high=clip_high)
     for name, x in (("clip", clip), ("clip_high", clip_high)):
         if not isinstance(x, Tensor) and not x > 0:
             raise InvalidInputError(f"{name} must be positive, got {x}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoiserl.advantages.shapes import constant, same_shape
+from denoiserl.advantages.shapes import require_no_grad, same_shape
 
 
 def margin(win: Tensor, lose: Tensor, ref_win: Tensor, ref_lose: Tensor) -> Tensor:
@@ -26,5 +26,5 @@ def dpo(win: Tensor, lose: Tensor, ref_win: Tensor, ref_lose: Tensor, beta: floa
     β absorbs the reduction: with mean errors it is as many times larger as the sample has dimensions (5000 on images).
     Rafailov et al., arXiv 2305.18290; Wallace et al., 2311.12908.
     """
-    constant(ref_win=ref_win, ref_lose=ref_lose)
+    require_no_grad(ref_win=ref_win, ref_lose=ref_lose)
     return F.softplus(-beta * margin(win, lose, ref_win, ref_lose))

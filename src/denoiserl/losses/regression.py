@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import constant, same_shape
+from denoiserl.advantages.shapes import require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 
-def weighted(loss: Tensor, weight: Tensor) -> Tensor:
+def weighted_loss(loss: Tensor, weight: Tensor) -> Tensor:
     """``weight · loss``, ``[*b]``. ``loss`` is a denoising loss or −log π; weight 1 is supervised learning."""
     same_shape(loss=loss, weight=weight)
-    constant(weight=weight)
+    require_no_grad(weight=weight)
     return weight * loss
 
 
@@ -43,7 +43,7 @@ def centered(log_prob: Tensor, old: Tensor, reward: Tensor, beta: float, weight:
     samples. A group of one is refused, for its centred reward is always 0.
     """
     same_shape(log_prob=log_prob, old=old, reward=reward)
-    constant(old=old, reward=reward)
+    require_no_grad(old=old, reward=reward)
     if reward.ndim < 2 or reward.shape[-1] < 2:
         raise InvalidInputError(
             f"Centring needs a group axis of at least two samples a prompt, [prompts, group]; got {list(reward.shape)}."

@@ -13,11 +13,11 @@ import math
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import constant, same_shape
+from denoiserl.advantages.shapes import require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 
-def measure(ahead: Tensor, back: Tensor) -> Tensor:
+def successor_density(ahead: Tensor, back: Tensor) -> Tensor:
     """``F(s_i, a_i)ᵀ B(s'_j)``: [*c, n, d] and [m, d] to [*c, n, m], the density of the successor measure."""
     if ahead.shape[-1] != back.shape[-1]:
         raise InvalidInputError(
@@ -37,7 +37,7 @@ def forward_backward(measured: Tensor, target: Tensor, discount: Tensor) -> Tens
     m = (the transition's density) + γ m̄. 2103.07945, 2209.14935.
     """
     same_shape(measured=measured[(0,) * (measured.ndim - 2)], target=target)
-    constant(target=target)
+    require_no_grad(target=target)
     _several(len(target))
     off = 0.5 * (measured - discount[:, None] * target).square()
     return _others(off) - measured.diagonal(dim1=-2, dim2=-1)
@@ -50,7 +50,7 @@ def orthonormal(back: Tensor) -> Tensor:
     return _others(gram.square()) - 2 * gram.diagonal()
 
 
-def implied(back: Tensor, z: Tensor, ridge: float = 1e-3) -> Tensor:
+def implied_reward(back: Tensor, z: Tensor, ridge: float = 1e-3) -> Tensor:
     """The reward that z speaks of, r_z(s') = B(s')ᵀ E[B Bᵀ]⁻¹ z, at every row: [n, d] and [n, d] to [n].
 
     z = E[r B] of a reward within the span of B implies that reward; of any other its least-squares projection. The

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoiserl.advantages.shapes import constant, same_shape
+from denoiserl.advantages.shapes import require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 
-def squared(value: Tensor, target: Tensor) -> Tensor:
+def half_squared_error(value: Tensor, target: Tensor) -> Tensor:
     """``½ (v − target)²``: the gradient is the error."""
     same_shape(value=value, target=target)
-    constant(target=target)
+    require_no_grad(target=target)
     return 0.5 * (value - target).square()
 
 
@@ -23,18 +23,18 @@ def clipped_value(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Te
     No gradient where v has left ``old`` by more than ``clip`` in the direction of the target. PPO2; TraceRL, arXiv
     2509.06949.
     """
-    constant(old=old)
+    require_no_grad(old=old)
     same_shape(value=value, target=target, old=old)
     if not clip > 0:
         raise InvalidInputError(f"clip must be positive, got {clip}.")
     near = old + (value - old).clamp(-clip, clip)
-    return torch.maximum(squared(value, target), squared(near, target))
+    return torch.maximum(half_squared_error(value, target), half_squared_error(near, target))
 
 
 def huber(value: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     """``½ e²`` for |e| ≤ delta, ``delta (|e| − ½ delta)`` beyond: the gradient is the error clamped at ±delta."""
     same_shape(value=value, target=target)
-    constant(target=target)
+    require_no_grad(target=target)
     if not delta > 0:
         raise InvalidInputError(f"delta must be positive, got {delta}.")
     return F.huber_loss(value, target, reduction="none", delta=delta)
@@ -47,14 +47,14 @@ def expectile(value: Tensor, target: Tensor, tau: float = 0.7) -> Tensor:
     for any decision outside of them. IQL, arXiv 2110.06169, eq. 5.
     """
     same_shape(value=value, target=target)
-    constant(target=target)
+    require_no_grad(target=target)
     if not 0 < tau < 1:
         raise InvalidInputError(f"tau must lie between 0 and 1, got {tau}.")
     error = target - value
     return torch.where(error < 0, 1 - tau, tau) * error.square()
 
 
-def ascent(value: Tensor, by: Tensor | None = None, floor: float = 1e-3) -> Tensor:
+def normalized_q_loss(value: Tensor, by: Tensor | None = None, floor: float = 1e-3) -> Tensor:
     """``−Q / max(E|Q'|, floor)``, ``[*b]``: climbs a critic at a pace that does not depend on the unit of reward.
 
     ``by``: Q', another critic of the same decisions (Diffusion-QL), by default Q itself (TD3+BC); a constant either
@@ -63,7 +63,7 @@ def ascent(value: Tensor, by: Tensor | None = None, floor: float = 1e-3) -> Tens
     """
     scale = value.detach() if by is None else by
     same_shape(value=value, by=scale)
-    constant(by=scale)
+    require_no_grad(by=scale)
     if not floor > 0:
         raise InvalidInputError(f"floor must be positive, got {floor}.")
     return -value / scale.abs().mean().clamp_min(floor)

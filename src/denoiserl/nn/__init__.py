@@ -1,20 +1,21 @@
-"""Raw networks. Each has ``config`` (``Net(**net.config)`` builds it again), ``encode``, ``clock`` and ``forward``.
+"""Raw networks. Each has ``config`` (``Net(**net.config)`` builds it again), ``embed_condition``, ``embed_time`` and
+``forward``.
 
 ``embed_condition(cond)`` is what the network needs of the condition, once a row; ``embed_time(t)`` what it needs of the
-time, once a grid; ``forward(x, clock, context)`` is the rest, once a step. One batch dimension leads; ``clock`` and
-``context`` have a row for each row of ``x``, or one for all. The wrappers of ``denoiserl.processes.denoiser`` say what
-a network predicts.
+time, once a grid; ``forward(x, clock, context)`` is the rest, once a step. One batch dimension leads; ``embed_time``
+and ``context`` have a row for each row of ``x``, or one for all. The wrappers of ``denoiserl.processes.denoiser`` say
+what a network predicts.
 """
 
 from __future__ import annotations
 
 from denoiserl.nn.conv import UNet2D
-from denoiserl.nn.critic import Critics, Temperature, follow, held, target
+from denoiserl.nn.critic import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.nn.dit import DiT
 from denoiserl.nn.gaussian_actor import Actor
 from denoiserl.nn.mlp import MLP, Value
 from denoiserl.nn.transformer import Transformer, Trunk
-from denoiserl.nn.two_time import Paired
+from denoiserl.nn.two_time import TwoTimeNet
 from denoiserl.nn.unet1d import UNet1D
 
 __all__ = [
@@ -22,14 +23,14 @@ __all__ = [
     "Actor",
     "Critics",
     "DiT",
-    "Paired",
     "Temperature",
     "Transformer",
     "Trunk",
+    "TwoTimeNet",
     "UNet1D",
     "UNet2D",
     "Value",
-    "follow",
-    "held",
-    "target",
+    "frozen",
+    "polyak_update",
+    "target_copy",
 ]

@@ -10,13 +10,13 @@ from denoiserl.core.rng import Rng
 from denoiserl.nn.mlp import MLP
 
 
-def flips(n: int, coins: int, seed: int = 0) -> Tensor:
+def coin_flip_targets(n: int, coins: int, seed: int = 0) -> Tensor:
     """The random signs of data 0 ... n − 1, [n, coins]: those of datum i depend on (seed, i) alone."""
     begin = seed * 2_147_483_647
     return 2.0 * Rng.rows(range(begin, begin + n)).integers(0, 2, n, coins) - 1.0
 
 
-class Coins(nn.Module):
+class CoinFlipNetwork(nn.Module):
     """The coin-flipping network (Lobel et al., 2306.03186): features [B, features] to [B, coins].
 
         f(φ) = g(γ z) + (h(γ z) − mean h) / std h,    z = (φ − centre) / scale

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import RunError
-from denoiserl.nn.embed import Clock, Condition, Shape, event, nonlinearity, shape, zeros
+from denoiserl.nn.embed import (
+    ConditionEmbedding,
+    Shape,
+    TimeEmbedding,
+    check_event_shape,
+    nonlinearity,
+    shape,
+    zero_init_,
+)
 
 
 class Block(nn.Module):
@@ -77,10 +85,10 @@ class UNet2D(nn.Module):
         self.up = nn.ModuleList(block(a + n, n) for a, n in zip(above, c[::-1], strict=True))
         self.norm = nn.GroupNorm(groups, c[0])
         self.leave = nn.Conv2d(c[0], self.data[0] if out is None else out, 3, padding=1)
-        self.time = Clock(sum(self.films), time, hidden, activation)
-        self.condition = Condition(cond, sum(self.films), hidden, null, activation)
+        self.time = TimeEmbedding(sum(self.films), time, hidden, activation)
+        self.condition = ConditionEmbedding(cond, sum(self.films), hidden, null, activation)
         if zero:
-            zeros(self.leave)
+            zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
         """The condition's part of every block's scale and shift: [B, all of them], or None without a condition."""
@@ -91,7 +99,7 @@ class UNet2D(nn.Module):
         return self.time(t)
 
     def forward(self, x: Tensor, clock: Tensor, context: Tensor | None = None) -> Tensor:
-        event(x, self.data)
+        check_event_shape(x, self.data)
         film = iter((clock if context is None else clock + context).split(self.films, -1))
         h = self.enter(x.to(self.leave.weight.dtype))
         skips: list[Tensor] = []

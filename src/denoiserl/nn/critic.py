@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.nn.embed import Shape, event, nonlinearity, shape
+from denoiserl.nn.embed import Shape, check_event_shape, nonlinearity, shape
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -54,8 +54,8 @@ class Critics(nn.Module):
         self.shifts = nn.ParameterList(torch.zeros(count, 1, n) for n in scaled)
 
     def forward(self, cond: Tensor, action: Tensor) -> Tensor:
-        event(cond, self.cond)
-        event(action, self.action)
+        check_event_shape(cond, self.cond)
+        check_event_shape(action, self.action)
         h = torch.cat([cond.flatten(1), action.flatten(1)], -1).expand(len(self.weights[0]), -1, -1)
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -98,14 +98,14 @@ class Temperature(nn.Module):
         return -(self.least + self.log.exp()) * (log_prob + target)
 
 
-def target(net: Net) -> Net:
+def target_copy(net: Net) -> Net:
     """A frozen copy of a network: where its target starts."""
     made = copy.deepcopy(net)
     return made.requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(slow: nn.Module, net: nn.Module, tau: float) -> None:
+def polyak_update(slow: nn.Module, net: nn.Module, tau: float) -> None:
     """θ̄ ← (1 − τ) θ̄ + τ θ, in place (Polyak averaging); τ = 1 copies."""
     if not 0 <= tau <= 1:
         raise RunError(f"tau lies in [0, 1], not {tau}")
@@ -113,7 +113,7 @@ def follow(slow: nn.Module, net: nn.Module, tau: float) -> None:
 
 
 @contextmanager
-def held(*nets: nn.Module) -> Iterator[None]:
+def frozen(*nets: nn.Module) -> Iterator[None]:
     """Inside, gradients pass through ``nets`` and not to their parameters: an actor's step through a critic."""
     parameters = [p for net in nets for p in net.parameters() if p.requires_grad]
     for p in parameters:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.nn.embed import Clock, Condition, Grid, Shape, event, shape, zeros
+from denoiserl.nn.embed import ConditionEmbedding, Grid, Shape, TimeEmbedding, check_event_shape, shape, zero_init_
 
 
 class Layer(nn.Module):
@@ -84,14 +84,14 @@ class DiT(nn.Module):
         self.position = Grid(*self.tiles, width)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.leave = nn.Linear(width, self.channels * patch * patch)
-        self.time = Clock(sum(self.films), time, width, zero=True)
+        self.time = TimeEmbedding(sum(self.films), time, width, zero=True)
         if places and (cond or null):
             raise RunError("A layout (places) is the whole condition: build the network with cond=0 and null=False.")
-        self.condition = Condition(cond, sum(self.films), width, null, zero=True)
+        self.condition = ConditionEmbedding(cond, sum(self.films), width, null, zero=True)
         self.layout = nn.Linear(places, width) if places else None
         if self.layout is not None:  # as loud as the patches: at t = 1 it is all that tells one picture from another
             nn.init.normal_(self.layout.weight)
-        zeros(self.leave)
+        zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
         """The condition's part of every shift, scale and gate [B, all of them], or of tokens [B, patches, width]."""
@@ -110,7 +110,7 @@ class DiT(nn.Module):
         return self.time(t)
 
     def forward(self, x: Tensor, clock: Tensor, context: Tensor | None = None) -> Tensor:
-        event(x, self.data)
+        check_event_shape(x, self.data)
         h = self.enter(x.to(self.leave.weight.dtype)).flatten(2).transpose(1, 2)
         h = h + self.position(h.shape[1])
         if self.layout is not None and context is not None:

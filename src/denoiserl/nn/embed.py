@@ -38,7 +38,7 @@ def shape(size: Shape) -> list[int]:
     return listed
 
 
-def event(x: Tensor, wanted: Sequence[int]) -> None:
+def check_event_shape(x: Tensor, wanted: Sequence[int]) -> None:
     """Refuse a state that is not [B, *wanted]: exactly one batch dimension leads."""
     if list(x.shape[1:]) != list(wanted):
         raise InvalidInputError(
@@ -62,7 +62,7 @@ def fourier(t: Tensor, features: int, low: float = 1.0, high: float = 200.0) -> 
     return torch.cat((angle.sin(), angle.cos()), -1)
 
 
-class Clock(nn.Module):
+class TimeEmbedding(nn.Module):
     """Time to width: ``W₂ act(W₁ fourier(t)) + b``, for ``t`` of any shape: [*t, out]. ``zero``: it starts at 0."""
 
     def __init__(self, out: int, features: int, hidden: int, activation: str = "gelu", zero: bool = False) -> None:
@@ -71,7 +71,7 @@ class Clock(nn.Module):
         fourier(torch.zeros(1), features)
         self.lift, self.project = nn.Linear(features, hidden), nn.Linear(hidden, out)
         if zero:
-            zeros(self.project)
+            zero_init_(self.project)
 
     def forward(self, t: Tensor) -> Tensor:
         weight = self.lift.weight
@@ -79,7 +79,7 @@ class Clock(nn.Module):
         return self.project(self.act(self.lift(fourier(t, self.features).to(weight.dtype))))
 
 
-class Condition(nn.Module):
+class ConditionEmbedding(nn.Module):
     """Condition to width, once a row: [B, *cond] flattened to [B, out], or ``None`` for a network built without one.
 
     One linear map, or a network of one hidden layer if ``hidden`` is given. With ``null`` there is a learned stand-in
@@ -99,7 +99,7 @@ class Condition(nn.Module):
         self.project = nn.Linear(hidden or self.size, out, bias=False) if self.size else None
         self.null = nn.Parameter(torch.randn(1, self.size)) if null else None
         if zero and self.project is not None:
-            zeros(self.project)
+            zero_init_(self.project)
 
     def forward(self, cond: Tensor | None) -> Tensor | None:
         if self.project is None:
@@ -124,13 +124,13 @@ class Condition(nn.Module):
         return self.project(cond if self.lift is None else self.act(self.lift(cond)))
 
 
-def zeros(layer: nn.Module) -> None:
+def zero_init_(layer: nn.Module) -> None:
     """Start ``layer`` at zero: the network answers 0 until it has learned something."""
     for p in layer.parameters():
         nn.init.zeros_(p)
 
 
-class Table(nn.Module):
+class PositionEmbedding(nn.Module):
     """A learned position embedding at unit scale: [length, width].
 
     On an almost fully masked input the position is the only thing that tells tokens apart, so it must be as loud as the

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.nn.embed import Shape, event, shape
+from denoiserl.nn.embed import Shape, check_event_shape, shape
 
 TOKENS = 4
 """tokens that an observation is cut into before B attends to them"""
@@ -54,24 +54,24 @@ class ForwardBackward(nn.Module):
         self.gather = _attention(width, heads, attention)
         self.name = nn.Sequential(nn.Linear(tokens * width, width), nn.ReLU(), nn.Linear(width, size))
 
-    def ahead(self, cond: Tensor, action: Tensor, z: Tensor) -> Tensor:
+    def forward_embedding(self, cond: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """F(s, a, z), [count, B, d], of states [B, cond], decisions [B, *action] and tasks [B, d]."""
-        event(cond, (self.cond,))
-        event(action, self.action)
-        event(z, (self.size,))
+        check_event_shape(cond, (self.cond,))
+        check_event_shape(action, self.action)
+        check_event_shape(z, (self.size,))
         parts = self.acting(torch.cat([cond, action.flatten(1)], 1)), self.wanting(torch.cat([cond, z], 1))
         both = self.mix(torch.stack(parts, 1)).flatten(1)
         return torch.stack([head(both) for head in self.leave])
 
-    def back(self, cond: Tensor) -> Tensor:
+    def backward_embedding(self, cond: Tensor) -> Tensor:
         """B(s), [B, d], of norm √d."""
-        event(cond, (self.cond,))
+        check_event_shape(cond, (self.cond,))
         parts = self.gather(self.arriving(cond).unflatten(1, (-1, self.config["width"])))
         return math.sqrt(self.size) * F.normalize(self.name(parts.flatten(1)), dim=1)
 
     def value(self, cond: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """Q(s, a, z) = F(s, a, z)ᵀ z, [count, B]."""
-        return (self.ahead(cond, action, z) * z).sum(-1)
+        return (self.forward_embedding(cond, action, z) * z).sum(-1)
 
 
 def _embedding(enter: int, width: int) -> nn.Module:

@@ -8,7 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from denoiserl.nn.embed import Clock, Condition, Shape, event, nonlinearity, shape, zeros
+from denoiserl.nn.embed import (
+    ConditionEmbedding,
+    Shape,
+    TimeEmbedding,
+    check_event_shape,
+    nonlinearity,
+    shape,
+    zero_init_,
+)
 
 
 class MLP(nn.Module):
@@ -17,8 +25,8 @@ class MLP(nn.Module):
     ``h₁ = W_x x + embed_time(t) + encode(c)``; ``h_{l+1} = h_l + W_l act(norm(h_l))``; ``W_out act(norm(h_depth))``.
 
     ``depth`` counts the hidden states, so the default is "3 x 512". ``residual=False`` drops ``h_l +``.
-    ``layer_norm=True`` normalises before each activation. ``time`` is the number of time features; 0 leaves time
-    out (``clock`` then answers the layer's bias alone: a one-step policy). ``cond`` is the size of the condition, or
+    ``layer_norm=True`` normalises before each activation. ``time`` is the number of time features; 0 leaves time out
+    (``embed_time`` then answers the layer's bias alone: a one-step policy). ``cond`` is the size of the condition, or
     its shape [To, obs]; 0 is none. ``null`` learns an embedding for "no condition". ``zero`` starts the answer at 0.
     ``out`` defaults to ``data``.
     """
@@ -47,14 +55,14 @@ class MLP(nn.Module):
         }  # fmt: skip
         self.residual, self.width, self.act = residual, width, nonlinearity(activation)
         self.enter = nn.Linear(math.prod(self.data), width, bias=False)
-        self.time = Clock(width, time, 2 * time, activation) if time else None
+        self.time = TimeEmbedding(width, time, 2 * time, activation) if time else None
         self.bias = None if time else nn.Parameter(torch.zeros(width))
-        self.condition = Condition(cond, width, null=null, activation=activation)
+        self.condition = ConditionEmbedding(cond, width, null=null, activation=activation)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width) if layer_norm else nn.Identity() for _ in range(depth))
         self.leave = nn.Linear(width, math.prod(self.out))
         if zero:
-            zeros(self.leave)
+            zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
         """The condition's part of the first layer: [B, width], or None without a condition."""
@@ -68,7 +76,7 @@ class MLP(nn.Module):
         return self.bias.expand(*t.shape, self.width)
 
     def forward(self, x: Tensor, clock: Tensor, context: Tensor | None = None) -> Tensor:
-        event(x, self.data)
+        check_event_shape(x, self.data)
         weight = self.enter.weight
         start = clock if context is None else clock + context
         h = torch.addmm(start, x.flatten(1).to(weight.dtype), weight.T)
@@ -113,7 +121,7 @@ class Value(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, obs: Tensor) -> Tensor:
-        event(obs, self.data)
+        check_event_shape(obs, self.data)
         h = obs.flatten(1).to(self.leave.weight.dtype)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             h = self.act(norm(layer(h)))

@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.nn.embed import Clock, Condition, Grid, Shape, Table, rotary, rotate, shape, zeros
+from denoiserl.nn.embed import (
+    ConditionEmbedding,
+    Grid,
+    PositionEmbedding,
+    Shape,
+    TimeEmbedding,
+    rotary,
+    rotate,
+    shape,
+    zero_init_,
+)
 
 POSITIONS = ("unit", "grid", "rotary")
 
@@ -76,8 +86,8 @@ class Trunk(nn.Module):
             raise RunError(f"Rotary positions turn pairs of features: a head of {self.pair} features has an odd one.")
         self.token = nn.Embedding(vocab + 1, width)
         self.position = _position(position, length, width, side)
-        self.time = Clock(width, 64, width) if time else None
-        self.condition = Condition(cond, width, width, null)
+        self.time = TimeEmbedding(width, 64, width) if time else None
+        self.condition = ConditionEmbedding(cond, width, width, null)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
@@ -151,7 +161,7 @@ class Transformer(nn.Module):
         self.config = {**self.trunk.config, "classes": classes, "zero": zero}
         self.head = nn.Linear(width, shape(vocab if classes is None else classes)[0])
         if zero:
-            zeros(self.head)
+            zero_init_(self.head)
 
     def embed_condition(self, cond: Any) -> dict[str, Tensor] | None:
         """The condition's features and the padding (see ``Trunk``)."""
@@ -182,7 +192,7 @@ def _position(name: str, length: int, width: int, side: int | None) -> nn.Module
     if side is not None and name != "grid":
         raise RunError(f"side belongs to position='grid', not to {name!r}: leave it out.")
     if name != "grid":
-        return Table(length, width)
+        return PositionEmbedding(length, width)
     side = math.isqrt(length) if side is None else side
     if side < 1 or side * side != length:
         raise RunError(f"A grid has side x side tokens: length {length} is not {side} x {side}.")

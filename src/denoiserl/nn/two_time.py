@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.core.errors import RunError
-from denoiserl.nn.embed import fourier, nonlinearity, zeros
+from denoiserl.nn.embed import fourier, nonlinearity, zero_init_
 
 
-class Paired(nn.Module):
+class TwoTimeNet(nn.Module):
     """``net`` (any network of this package), with a clock of two times t ≥ r.
 
         clock(t, r) = net.embed_time(t) + W₂ act(W₁ [fourier(t), fourier(t − r)] + b₁) + b₂
@@ -39,7 +39,7 @@ class Paired(nn.Module):
         fourier(torch.zeros(1), features)
         self.lift, self.project = nn.Linear(2 * features, 2 * features), nn.Linear(2 * features, told.shape[-1])
         if zero:
-            zeros(self.project)
+            zero_init_(self.project)
 
     def embed_condition(self, cond: Any) -> Any:
         """The network's own encoding of the condition."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from denoiserl.advantages.shapes import constant, same_shape
+from denoiserl.advantages.shapes import require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.nn.critic import Critics, _uniform
 from denoiserl.nn.embed import Shape
@@ -69,7 +69,7 @@ class Bins:
 def cross_entropy(logits: Tensor, value: Tensor, bins: Bins) -> Tensor:
     """−Σ_i two-hot(value)_i log softmax(logits)_i: logits [*, count], numbers [*] (constants) -> [*]."""
     same_shape(logits=logits[..., 0], value=value)
-    constant(value=value)
+    require_no_grad(value=value)
     return F.cross_entropy(logits.movedim(-1, 1), bins.encode(value).movedim(-1, 1), reduction="none")
 
 

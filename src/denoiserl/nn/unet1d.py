@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import RunError
-from denoiserl.nn.embed import Clock, Condition, Shape, event, nonlinearity, shape, zeros
+from denoiserl.nn.embed import (
+    ConditionEmbedding,
+    Shape,
+    TimeEmbedding,
+    check_event_shape,
+    nonlinearity,
+    shape,
+    zero_init_,
+)
 
 # Where windows x matrix beats torch's convolution on a CPU (one thread, kernel 5, ratio of processor times at 64 to
 # 1024 channels and lengths of 2 to 32): 2 to 4 rows 0.2 to 0.9 (1.0 at 256 x 32). One row 0.4 to 1.2 below a length of
@@ -135,10 +143,10 @@ class UNet1D(nn.Module):
         self.grow = nn.ModuleList(Double(i, i) for i, _ in up)
         self.last = Conv1d(c[0], c[0], kernel, padding=kernel // 2)
         self.norm, self.leave = nn.GroupNorm(groups, c[0]), Conv1d(c[0], d, 1)
-        self.time = Clock(sum(self.films), time, hidden, activation)
-        self.condition = Condition(cond, sum(self.films), hidden, null, activation)
+        self.time = TimeEmbedding(sum(self.films), time, hidden, activation)
+        self.condition = ConditionEmbedding(cond, sum(self.films), hidden, null, activation)
         if zero:
-            zeros(self.leave)
+            zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
         """The condition's part of every block's scale and shift: [B, all of them], or None without a condition."""
@@ -149,7 +157,7 @@ class UNet1D(nn.Module):
         return self.time(t)
 
     def forward(self, x: Tensor, clock: Tensor, context: Tensor | None = None) -> Tensor:
-        event(x, self.data)
+        check_event_shape(x, self.data)
         film = iter((clock if context is None else clock + context).split(self.films, -1))
         h = x.transpose(1, 2).to(self.leave.weight.dtype)
         skips: list[Tensor] = []

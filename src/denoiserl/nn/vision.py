@@ -20,7 +20,7 @@ def in_bytes(image: Tensor) -> None:
         raise InvalidInputError(f"the pictures in 'image' are {str(image.dtype).removeprefix('torch.')}: {BYTES}")
 
 
-class Points(nn.Module):
+class SpatialSoftmax(nn.Module):
     """A spatial softmax (1504.00702): where each of ``points`` maps looks, its mean position in [−1, 1]².
 
     [B, 2·points] of maps [B, C, H, W]; a 1 x 1 convolution makes the maps of the points.
@@ -39,7 +39,7 @@ class Points(nn.Module):
         return (self.nets(maps).flatten(2).softmax(-1) @ self.pos_grid).flatten(1)
 
 
-class Sighted(nn.Module):
+class ImageConditionedNet(nn.Module):
     """``inner``, a network of flat conditions, that is shown {"image", "state"} instead: pictures [B, S, S, C] in
     bytes, and numbers [B, o].
 
@@ -61,7 +61,7 @@ class Sighted(nn.Module):
             nn.Conv2d(two, three, 3, 1, 1), nn.GELU(),
         )  # fmt: skip
         side = size // 8
-        self.points = Points(three, side, side, points)
+        self.points = SpatialSoftmax(three, side, side, points)
 
     def features(self, cond: Any) -> Tensor:
         """The numbers and the points, [B, o + 2·points]."""

@@ -143,7 +143,7 @@ def renoise(process: Process, x0: Tree, n: int, rng: Rng, live: Tensor | None = 
     """n stratified noisings of every row of clean data, leading axes [batch, n]; shared by policy and reference.
 
     They are those at which ``elbo`` has little variance; or, with ``uniform``, those of the training loss, which
-    ``matching`` reads.
+    ``denoising_losses`` reads.
     """
     if n < 1:
         raise ValueError(f"n is the number of noisings a row, not {n}")

@@ -82,7 +82,7 @@ class Weights:
 
     ``control``: what chooses for the policy when it serves (``denoiserl.policy.policy.Control``), where anything does.
     ``execute``: how many actions of a chunk are executed before the policy plans again (None: all that it decodes);
-    ``control.acting.serving`` obeys it.
+    ``control.acting.eval_actor`` obeys it.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:

@@ -1,7 +1,7 @@
 """What a network must answer: the clean data, given a noisy state, the time and a condition.
 
 A ``Denoiser`` has three calls, so that a sampler does each piece of work once: ``encode`` once a condition,
-``clock`` once a time grid, ``forward`` once a step. Wrappers turn any raw network (a user's own, an upstream
+``embed_time`` once a time grid, ``forward`` once a step. Wrappers turn any raw network (a user's own, an upstream
 model) into one: ``GaussianDenoiser`` for eps-, v- and x0-prediction, ``TokenDenoiser`` for tokens.
 """
 
@@ -27,7 +27,8 @@ class Estimate(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """The abstract denoiser. ``encode`` and ``clock`` have defaults; ``forward`` is what a wrapper writes."""
+    """The abstract denoiser. ``embed_condition`` and ``embed_time`` have defaults; ``forward`` is what a wrapper
+    writes."""
 
     def embed_condition(self, cond: Tree | None) -> Any:
         """What the network needs of the condition, once a row and differentiable."""
@@ -38,5 +39,5 @@ class Denoiser(nn.Module):
         return t
 
     def forward(self, x: Tree, clock: Any, context: Any) -> Estimate:
-        """The estimate at state ``x`` [*batch, *event], given rows of ``clock`` and ``context``."""
+        """The estimate at state ``x`` [*batch, *event], given rows of ``embed_time`` and ``context``."""
         raise NotImplementedError

@@ -191,10 +191,10 @@ PREDICTIONS = ("v", "eps", "x0", "edm")
 class GaussianDenoiser(Denoiser):
     """A raw network as a denoiser of a Gaussian process: its output, converted to the posterior mean of x₀.
 
-    ``predicts``: ``v`` (rectified flow: v = ε − x₀, x̂₀ = x − σ v; variance preserving: v = α ε − σ x₀,
-    x̂₀ = α x − σ v), ``eps`` (x̂₀ = (x − σ ε)/α), ``x0``, or ``edm``: x̂₀ = c_skip x + c_out F(c_in x) with the
-    preconditioning of 2206.00364 for data of std ``spread``. The conversion is x̂₀ = p x + q F(r x) with numbers that
-    depend on time alone, so ``clock`` computes them once a grid. The result is float32 whatever the network runs in.
+    ``predicts``: ``v`` (rectified flow: v = ε − x₀, x̂₀ = x − σ v; variance preserving: v = α ε − σ x₀, x̂₀ = α x − σ
+    v), ``eps`` (x̂₀ = (x − σ ε)/α), ``x0``, or ``edm``: x̂₀ = c_skip x + c_out F(c_in x) with the preconditioning of
+    2206.00364 for data of std ``spread``. The conversion is x̂₀ = p x + q F(r x) with numbers that depend on time
+    alone, so ``embed_time`` computes them once a grid. The result is float32 whatever the network runs in.
     """
 
     def __init__(self, net: nn.Module, schedule: Schedule = linear, predicts: str = "v", spread: float = 0.5) -> None:

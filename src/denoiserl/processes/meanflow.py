@@ -70,8 +70,8 @@ class MeanVelocityDenoiser(Denoiser):
     as guidance needs it, and at r = t the posterior mean of x₀, as for every Gaussian process. A step to s is then x_s
     = (s/t) x_t + (1 − s/t) x̂ = x_t − (t − s) u(x_t, s, t), the ODE step of rectified flow with an exact velocity.
 
-    ``clock`` is that of a chain: decreasing times, each the start of a step to the next one, the last of a step to 0.
-    ``embed_time_pair(t, r)`` is that of any times. ``extra["r"]`` says where an estimate's stretch ends, and the
+    ``embed_time`` is that of a chain: decreasing times, each the start of a step to the next one, the last of a step to
+    0. ``embed_time_pair(t, r)`` is that of any times. ``extra["r"]`` says where an estimate's stretch ends, and the
     process refuses steps that end elsewhere. Refused, because differentiating them is wrong or impossible: dropout,
     compiled networks.
     """
@@ -141,7 +141,7 @@ class InstantaneousDenoiser:
 class MeanFlow(Process):
     """x_t = (1 − t) x₀ + t ε, stepped back by average velocities: one call a step, and one step is enough.
 
-    The denoiser is an ``Average``. It learns at pairs r ≤ t, the ordered pair of two draws whose logit is
+    The denoiser is an ``MeanVelocityDenoiser``. It learns at pairs r ≤ t, the ordered pair of two draws whose logit is
     N(``mean``, ``std``²). A share ``same`` (λ) of them has r = t, where the loss is flow matching's; a share ``ends``
     is exactly (0, 1), which one-step chains use and the law of pairs almost never draws. ``same=1`` is rectified flow.
     """

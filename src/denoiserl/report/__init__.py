@@ -27,7 +27,7 @@ from denoiserl.report.standings import console_standings, print_standings, stand
 from denoiserl.report.style import DARK, LIGHT, Theme
 from denoiserl.report.sudoku import sudoku_svg, wrong_cells
 from denoiserl.report.table import console_table, print_comparisons
-from denoiserl.report.video_grid import beside, chosen, film_grid
+from denoiserl.report.video_grid import chosen, film_grid, side_by_side
 from denoiserl.report.violins import violins
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "Table",
     "Theme",
     "across",
-    "beside",
     "chosen",
     "comparison_section",
     "comparison_table",
@@ -69,6 +68,7 @@ __all__ = [
     "print_standings",
     "read_metrics",
     "run_report",
+    "side_by_side",
     "smooth",
     "stages",
     "standings_section",

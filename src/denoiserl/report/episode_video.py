@@ -7,18 +7,20 @@ from typing import Any
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.envs.evaluate import filmed
+from denoiserl.envs.evaluate import record_video
 from denoiserl.report.media import gif
 from denoiserl.report.video_grid import chosen, film_grid
 
 FEW = 8
 
 
-def episodes(act: Callable[[Any, Rng], Any], env: Any, n: int, seed: int, size: int = 160) -> dict[str, bytes | str]:
+def episode_video(
+    act: Callable[[Any, Rng], Any], env: Any, n: int, seed: int, size: int = 160
+) -> dict[str, bytes | str]:
     """The first ``n`` episodes of ``evaluate`` in a grid, {"episodes.gif": film}; of more than eight, the first four
     failures and the first four successes. Where nothing can be drawn, {"episodes.txt": why}."""
     try:
-        films, won = filmed(act, env, n, seed, size)
+        films, won = record_video(act, env, n, seed, size)
     except RunError as error:
         return {"episodes.txt": f"No film of the episodes: {error}."}
     shown = chosen(won) if n > FEW else list(range(n))

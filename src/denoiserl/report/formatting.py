@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from denoiserl.stats.standing import Contrast, Standings
+from denoiserl.stats.standing import ComparisonTable, Contrast
 
 
 def decimals(widths: Iterable[float]) -> int:
@@ -44,7 +44,7 @@ def probability(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
-def values(standings: Standings) -> Callable[[float], str]:
+def values(standings: ComparisonTable) -> Callable[[float], str]:
     """The means and ends of a table as text, without the unit: rates as percentages with one decimal.
 
     Others have as many digits as the narrowest interval asks for.
@@ -55,7 +55,7 @@ def values(standings: Standings) -> Callable[[float], str]:
     return lambda value: number(value, places)
 
 
-def verdict(standings: Standings, contrast: Contrast) -> str:
+def verdict(standings: ComparisonTable, contrast: Contrast) -> str:
     """What a contrast shows, in a sentence that claims no more than it.
 
     The arm that stands better in the table is named first. A pair that is not separated is said to be that, with the
@@ -81,7 +81,7 @@ def verdict(standings: Standings, contrast: Contrast) -> str:
     )
 
 
-def scope(standings: Standings) -> str:
+def scope(standings: ComparisonTable) -> str:
     """What the table's intervals and letters mean, and what its verdicts are about."""
     share = f"{100 * (1 - standings.level):g} %"
     many = len(standings.rows) > 1

@@ -20,7 +20,7 @@ GRAIN = 8
 """spots a cell at which a reward is drawn"""
 
 
-def ways(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]], theme: Theme = LIGHT) -> bytes:
+def plot_paths(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]], theme: Theme = LIGHT) -> bytes:
     """PNG: a panel for each name, of (a reward at ``spots(maze)`` [H, W], ways [T, 2] as positions).
 
     Walls are grey and what pays is shaded; a ring is where a way begins, a dot where it ends.
@@ -51,7 +51,7 @@ def ways(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]], them
     return canvas(draw, (2.1 * columns, 2.4 * rows), theme)
 
 
-def spots(maze: Maze) -> Tensor:
+def reward_grid(maze: Maze) -> Tensor:
     """The positions at which rewards are drawn, [H, W, 2], ``GRAIN`` a cell."""
     high, wide = (int(n) * GRAIN for n in maze.walls.shape)
     y, x = torch.meshgrid((torch.arange(high) + 0.5) / GRAIN, (torch.arange(wide) + 0.5) / GRAIN, indexing="ij")

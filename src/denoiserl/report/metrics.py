@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.stats.interval import student
+from denoiserl.stats.interval import t_interval
 
 AXES = ("iteration", "iter", "update", "step", "epoch", "it")
 """Keys that count the progress of a run, in the order in which they are looked for."""
@@ -162,7 +162,7 @@ def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label:
     shared = sorted(set.intersection(*(set(p) for p in points)))
     if not shared:
         raise RunError(f"the runs have no value of {key!r} at a common x: log it at the same iterations in each.")
-    bands = [student([p[a] for p in points]) for a in shared]
+    bands = [t_interval([p[a] for p in points]) for a in shared]
     mean, low, high = (tuple(getattr(b, name) for b in bands) for name in ("mean", "low", "high"))
     return Curve(label or key, tuple(shared), mean, low, high)
 
@@ -195,7 +195,7 @@ def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range
         elif band == "range":
             points.append((float(y.mean()), float(y.min()), float(y.max())))
         else:
-            each = student(y)
+            each = t_interval(y)
             points.append((each.mean, each.low, each.high))
     mean, least, most = (tuple(column) for column in zip(*points, strict=True))
     return Curve(label, tuple(at), mean, least, most)

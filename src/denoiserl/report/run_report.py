@@ -22,7 +22,7 @@ from denoiserl.report.provenance import Run, about, opened, reproduced
 from denoiserl.report.sections import evaluated, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.comparison import Comparison
-from denoiserl.stats.standing import Standings
+from denoiserl.stats.standing import ComparisonTable
 
 
 def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) -> str:
@@ -120,7 +120,7 @@ def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
     return [Section(section.title, pieces)]
 
 
-def interval_table(tables: Iterable[Standings]) -> Table:
+def interval_table(tables: Iterable[ComparisonTable]) -> Table:
     """Several metrics in one table."""
     rows = []
     for given in tables:

@@ -16,8 +16,8 @@ from denoiserl.report.metrics import AXES, Curve, Row, axis, curve, joined, nume
 from denoiserl.report.provenance import Run, about, reproduced
 from denoiserl.report.sections import evaluated, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
-from denoiserl.stats.interval import student
-from denoiserl.stats.standing import Standing, Standings
+from denoiserl.stats.interval import t_interval
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 MOST = 12
 """panels a figure; further metrics are folded away"""
@@ -94,7 +94,7 @@ def overview(arms: Mapping[str, list[Run]]) -> Section:
 
 def results(arms: Mapping[str, list[Run]]) -> list[Section]:
     """The runs' evaluations: over seeds where every arm has several, else over trials; else the last numbers."""
-    found: dict[tuple[str, str], dict[str, list[Standings]]] = {}
+    found: dict[tuple[str, str], dict[str, list[ComparisonTable]]] = {}
     missing: list[str] = []
     for arm, each in arms.items():
         for run in each:
@@ -112,21 +112,23 @@ def results(arms: Mapping[str, list[Run]]) -> list[Section]:
     return sections or _last(arms)
 
 
-def _together(task: str, tables: Mapping[str, list[Standings]]) -> Section:
+def _together(task: str, tables: Mapping[str, list[ComparisonTable]]) -> Section:
     main = next(iter(tables.values()))[0]
     alone = all(len(table.rows) == 1 for each in tables.values() for table in each)
-    rows: list[Standing] = []
+    rows: list[ComparisonRow] = []
     if alone and all(len(each) > 1 for each in tables.values()):
         basis = "seeds"
         bounds = (0.0, 1.0) if main.unit == "%" else None
         for arm, each in tables.items():
             means = tuple(table.rows[0].interval.mean for table in each)
-            rows.append(Standing(arm, student(means, 1 - main.level, bounds), means, ""))
+            rows.append(ComparisonRow(arm, t_interval(means, 1 - main.level, bounds), means, ""))
     else:
         basis = "trials"
-        rows = [Standing(r.name, r.interval, r.per_seed, "") for each in tables.values() for t in each for r in t.rows]
+        rows = [
+            ComparisonRow(r.name, r.interval, r.per_seed, "") for each in tables.values() for t in each for r in t.rows
+        ]
     rows.sort(key=lambda row: -main.sign * row.interval.mean)
-    found = Standings(main.metric, main.what, main.unit, main.better, main.level, tuple(rows), (), basis)
+    found = ComparisonTable(main.metric, main.what, main.unit, main.better, main.level, tuple(rows), (), basis)
     section = standings_section(found, f"Result: {task}")
     if len(rows) < 2:
         return section
@@ -137,11 +139,12 @@ def _together(task: str, tables: Mapping[str, list[Standings]]) -> Section:
     return Section(section.title, [*section.pieces, note])
 
 
-def _renamed(given: Standings, run: str) -> Standings:
+def _renamed(given: ComparisonTable, run: str) -> ComparisonTable:
     rows = tuple(
-        Standing(run if len(given.rows) == 1 else f"{run}, {r.name}", r.interval, r.per_seed, "") for r in given.rows
+        ComparisonRow(run if len(given.rows) == 1 else f"{run}, {r.name}", r.interval, r.per_seed, "")
+        for r in given.rows
     )
-    return Standings(given.metric, given.what, given.unit, given.better, given.level, rows, (), "trials")
+    return ComparisonTable(given.metric, given.what, given.unit, given.better, given.level, rows, (), "trials")
 
 
 def _last(arms: Mapping[str, list[Run]]) -> list[Section]:

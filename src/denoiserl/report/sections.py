@@ -10,7 +10,7 @@ from typing import Any
 from denoiserl.core.errors import RunError
 from denoiserl.report.html import Code, Figure, Fold, Gallery, Note, Piece, Section, media_type
 from denoiserl.stats.interval import Interval
-from denoiserl.stats.standing import Standing, Standings
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 PLOT = "plot.png"
 """the evaluation's picture of its main metric"""
@@ -24,9 +24,9 @@ def trial_files(folder: Path, told: Mapping[str, Any]) -> list[Path]:
     return [folder / "eval" / name for name in told.get("files", []) if name != PLOT]
 
 
-def evaluated(told: Mapping[str, Any]) -> list[Standings]:
+def evaluated(told: Mapping[str, Any]) -> list[ComparisonTable]:
     """The tables of an evaluation, the main metric first: as compared where it was, else without verdicts."""
-    compared = Standings.from_dict(told["standings"]) if told.get("standings") else None
+    compared = ComparisonTable.from_dict(told["standings"]) if told.get("standings") else None
     found = [compared] if compared else []
     for metric, each in told["metrics"].items():
         if compared is None or metric != compared.metric:
@@ -35,10 +35,10 @@ def evaluated(told: Mapping[str, Any]) -> list[Standings]:
     return found
 
 
-def uncompared(metric: str, what: str, unit: str, intervals: Mapping[str, Interval]) -> Standings:
+def uncompared(metric: str, what: str, unit: str, intervals: Mapping[str, Interval]) -> ComparisonTable:
     """A table of policies that no test has compared: their intervals over trials, and neither letters nor verdicts."""
-    rows = tuple(Standing(name, found, (found.mean,), "") for name, found in intervals.items())
-    return Standings(metric, what, unit, "higher", 0.05, rows, (), "trials")
+    rows = tuple(ComparisonRow(name, found, (found.mean,), "") for name, found in intervals.items())
+    return ComparisonTable(metric, what, unit, "higher", 0.05, rows, (), "trials")
 
 
 def held_out(keys: Iterable[str]) -> list[str]:

@@ -10,10 +10,10 @@ from denoiserl.core.errors import RunError
 from denoiserl.report.formatting import count, duration, scope, values, verdict
 from denoiserl.report.html import Fold, Piece, Prose, Section, Table, plotted
 from denoiserl.report.violins import violins
-from denoiserl.stats.standing import Standing, Standings
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 
-def print_standings(standings: Standings, console: Console | None = None, title: str | None = None) -> None:
+def print_standings(standings: ComparisonTable, console: Console | None = None, title: str | None = None) -> None:
     """Print the table, under it a sentence for every contrast, and what all of it is about."""
     console = console or Console()
     console.print(console_standings(standings, title))
@@ -23,7 +23,7 @@ def print_standings(standings: Standings, console: Console | None = None, title:
     console.print(Text(scope(standings), "dim"))
 
 
-def console_standings(standings: Standings, title: str | None = None) -> Grid:
+def console_standings(standings: ComparisonTable, title: str | None = None) -> Grid:
     """A row an arm, best first. Columns that no arm fills (cost, letters) are left out."""
     head, rows = cells(standings)
     less = " (lower is better)" if standings.better == "lower" else ""
@@ -44,7 +44,7 @@ def console_standings(standings: Standings, title: str | None = None) -> Grid:
     return found
 
 
-def standings_section(standings: Standings, title: str = "") -> Section:
+def standings_section(standings: ComparisonTable, title: str = "") -> Section:
     """The picture, the table and every contrast as a sentence, folded away where there are many."""
     head, rows = cells(standings)
     less = " (lower is better)" if standings.better == "lower" else ""
@@ -66,7 +66,7 @@ def standings_section(standings: Standings, title: str = "") -> Section:
     return Section(title or f"{_capital(standings.what or standings.metric)}{less}", pieces)
 
 
-def cells(standings: Standings) -> tuple[list[str], list[list[str]]]:
+def cells(standings: ComparisonTable) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table as text."""
     if not standings.rows:
         raise RunError("There is nothing to compare: give at least one arm.")
@@ -92,7 +92,7 @@ def cells(standings: Standings) -> tuple[list[str], list[list[str]]]:
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def _compact(row: Standing, standings: Standings) -> str:
+def _compact(row: ComparisonRow, standings: ComparisonTable) -> str:
     """The seeds' means in a row, without a unit: rates as whole percentages."""
     if standings.unit == "%":
         return " ".join(f"{100 * v:.0f}" for v in row.per_seed)

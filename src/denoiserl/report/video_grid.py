@@ -100,7 +100,7 @@ def _mark(won: bool, side: int, colour: tuple[int, int, int]) -> numpy.ndarray:
     return numpy.asarray(sheet.resize((side, side), image.Resampling.BOX))
 
 
-def beside(films: Mapping[str, Frames], scale: int = 1, pad: int = 8, ground: int = 255) -> numpy.ndarray:
+def side_by_side(films: Mapping[str, Frames], scale: int = 1, pad: int = 8, ground: int = 255) -> numpy.ndarray:
     """Several films side by side under their names, uint8 [T, H, W, 3]; the shorter ones hold their last frame."""
     if not films:
         raise InvalidInputError("there is no film to show: give at least one.")

@@ -13,13 +13,13 @@ from denoiserl.report.formatting import values
 from denoiserl.report.learning_curves import canvas
 from denoiserl.report.style import LIGHT, Theme
 from denoiserl.stats.interval import posterior
-from denoiserl.stats.standing import Standing, Standings
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 ROW = 0.56
 """inches a row"""
 
 
-def violins(standings: Standings, theme: Theme = LIGHT, title: str | None = None) -> bytes:
+def violins(standings: ComparisonTable, theme: Theme = LIGHT, title: str | None = None) -> bytes:
     """One row an arm, best first: mean, interval, and what lies behind it; the letters at the right.
 
     Over trials, half a violin: the posterior of the mean, all at one height. A rate's is Beta(1 + s, 1 + n - s) of s
@@ -63,7 +63,9 @@ def violins(standings: Standings, theme: Theme = LIGHT, title: str | None = None
     )
 
 
-def _row(axes: Any, row: Standing, place: int, standings: Standings, scale: int, colour: str, theme: Theme) -> None:
+def _row(
+    axes: Any, row: ComparisonRow, place: int, standings: ComparisonTable, scale: int, colour: str, theme: Theme
+) -> None:
     given = row.interval
     if standings.basis == "seeds":
         low, high = axes.get_xlim()
@@ -89,7 +91,7 @@ def _row(axes: Any, row: Standing, place: int, standings: Standings, scale: int,
     )
 
 
-def posterior_of(row: Standing, unit: str, level: float = 0.05, points: int = 400) -> tuple[Any, Any]:
+def posterior_of(row: ComparisonRow, unit: str, level: float = 0.05, points: int = 400) -> tuple[Any, Any]:
     """The density of an arm's mean over its trials, on a grid: x [points] and p(x) [points]."""
     given = row.interval
     successes = given.mean * given.n
@@ -124,7 +126,7 @@ def stacked(given: Sequence[float], gap: float) -> tuple[list[float], list[int]]
     return order, levels
 
 
-def _columns(axes: Any, standings: Standings, colours: dict[str, str], theme: Theme) -> None:
+def _columns(axes: Any, standings: ComparisonTable, colours: dict[str, str], theme: Theme) -> None:
     """Mean, letters and number of observations, right of the axes under quiet heads."""
     text = values(standings)
     n = {"seeds": "seeds", "trials": "trials"}[standings.basis]
@@ -154,7 +156,7 @@ def _columns(axes: Any, standings: Standings, colours: dict[str, str], theme: Th
         at += wide + 14
 
 
-def _limits(standings: Standings, scale: int) -> tuple[float, float]:
+def _limits(standings: ComparisonTable, scale: int) -> tuple[float, float]:
     """The ends of the axis: all of a rate's range, unless the arms lie so close together that it would hide them."""
     found = [v for row in standings.rows for v in (row.interval.low, row.interval.high, row.interval.mean)]
     if standings.basis == "seeds":

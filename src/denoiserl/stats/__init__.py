@@ -1,17 +1,18 @@
 """What a number is worth: intervals, tests that keep their error rate, and verdicts about methods.
 
     question                                   answer
-    how good is it?                            ``success``, ``student``, ``bootstrap``, ``nested``, ``posterior``
+    how good is it?                            ``rate_interval``, ``t_interval``, ``bootstrap``, ``posterior``
     is one better on the same episodes?        ``paired``, ``mcnemar``
     on episodes of their own?                  ``barnard``, ``fisher``; many tests at once: ``holm``
-    may I look after every trial?              ``e_pairs``, ``e_rates``, ``stops``; many arms: ``Race``
+    may I look after every trial?              ``e_pairs``, ``e_rates``; many arms: ``SequentialComparison``
     which of several methods differ?           ``standings``: over training seeds, with ``compact_letters``
-    does a claim hold?                         ``exceeds``; what could have been seen: ``detectable``
+    does a claim hold?                         ``superiority_test``; before: ``minimum_detectable_effect``
     who tries what, blindly?                   ``Plan``, ``selection_seed``, ``test_seed``
     what was tried, with which weights?        ``Trials``, ``fingerprint``, ``join``, ``pairs``, ``read``, ``write``
-    how often does a test err or see?          ``type_one``, ``power`` of ``anytime_pairs``, ``peeked``, ...
+    how often does a test err or see?          ``type_one``, ``power`` of ``anytime_pairs``, ``repeated_z_test``, ...
 
-Records: ``Interval``, ``Beta``, ``Contrast``, ``Standing``, ``Standings``, ``Verdict``, ``Comparison``, ``Simulated``.
+Records: ``Interval``, ``Beta``, ``Contrast``, ``ComparisonRow``, ``ComparisonTable``, ``Verdict``, ``Comparison``,
+``Simulated``.
 """
 
 from denoiserl.stats.comparison import Comparison
@@ -19,75 +20,75 @@ from denoiserl.stats.exact import barnard, fisher, holm, mcnemar
 from denoiserl.stats.interval import (
     Beta,
     Interval,
+    auto_interval,
     binomial,
     bootstrap,
-    measured,
-    nested,
+    hierarchical_bootstrap,
     paired,
     posterior,
-    student,
-    success,
+    rate_interval,
+    t_interval,
 )
 from denoiserl.stats.letters import compact_letters
 from denoiserl.stats.plan import Plan, selection_seed, test_seed
-from denoiserl.stats.seeds import Verdict, detectable, exceeds, standings
-from denoiserl.stats.sequential import Race, e_pairs, e_rates, log_e, stops
+from denoiserl.stats.seeds import Verdict, minimum_detectable_effect, standings, superiority_test
+from denoiserl.stats.sequential import SequentialComparison, e_pairs, e_rates, log_e, stopping_time
 from denoiserl.stats.simulate import (
     Simulated,
     anytime_pairs,
     anytime_rates,
     paired_outcomes,
-    peeked,
     power,
     rejections,
+    repeated_z_test,
     type_one,
 )
-from denoiserl.stats.standing import Contrast, Standing, Standings
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable, Contrast
 from denoiserl.stats.trial import Trials, fingerprint, join, pairs, read, write
 
 __all__ = [
     "Beta",
     "Comparison",
+    "ComparisonRow",
+    "ComparisonTable",
     "Contrast",
     "Interval",
     "Plan",
-    "Race",
+    "SequentialComparison",
     "Simulated",
-    "Standing",
-    "Standings",
     "Trials",
     "Verdict",
     "anytime_pairs",
     "anytime_rates",
+    "auto_interval",
     "barnard",
     "binomial",
     "bootstrap",
     "compact_letters",
-    "detectable",
     "e_pairs",
     "e_rates",
-    "exceeds",
     "fingerprint",
     "fisher",
+    "hierarchical_bootstrap",
     "holm",
     "join",
     "log_e",
     "mcnemar",
-    "measured",
-    "nested",
+    "minimum_detectable_effect",
     "paired",
     "paired_outcomes",
     "pairs",
-    "peeked",
     "posterior",
     "power",
+    "rate_interval",
     "read",
     "rejections",
+    "repeated_z_test",
     "selection_seed",
     "standings",
-    "stops",
-    "student",
-    "success",
+    "stopping_time",
+    "superiority_test",
+    "t_interval",
     "test_seed",
     "type_one",
     "write",

@@ -13,7 +13,7 @@ import numpy
 from scipy import special
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.stats.interval import Values, success
+from denoiserl.stats.interval import Values, rate_interval
 
 
 def mcnemar(first: Values, second: Values) -> float:
@@ -77,7 +77,7 @@ def holm(p: Values) -> numpy.ndarray:
 def outcomes(values: Values, name: str) -> numpy.ndarray:
     """Outcomes [n] as int64, or the refusal that names what is neither 0 nor 1."""
     try:
-        success(values)
+        rate_interval(values)
     except InvalidInputError as error:
         raise InvalidInputError(f"{name}: {error}") from None
     return numpy.asarray(values).astype(numpy.int64)

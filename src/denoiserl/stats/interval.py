@@ -130,7 +130,7 @@ def binomial(successes: int, trials: int, level: float = 0.95) -> Interval:
     return Interval(k / n, low, high, n)
 
 
-def success(outcomes: Values, level: float = 0.95) -> Interval:
+def rate_interval(outcomes: Values, level: float = 0.95) -> Interval:
     """``binomial`` of outcomes [n] that are 0 or 1 (or False or True); anything else is refused."""
     x = _values(outcomes, "outcomes")
     strange = ((x != 0) & (x != 1)).nonzero().flatten()
@@ -142,7 +142,7 @@ def success(outcomes: Values, level: float = 0.95) -> Interval:
     return binomial(int(x.sum()), len(x), level)
 
 
-def student(scores: Values, level: float = 0.95, bounds: tuple[float, float] | None = None) -> Interval:
+def t_interval(scores: Values, level: float = 0.95, bounds: tuple[float, float] | None = None) -> Interval:
     """The mean of scores [n]: x̄ ± t s/√n, with Student's t at n - 1 degrees of freedom.
 
     ``bounds`` are the least and the greatest possible score: scores outside are refused, the interval ends there.
@@ -159,11 +159,11 @@ def student(scores: Values, level: float = 0.95, bounds: tuple[float, float] | N
     return Interval(mean, max(low, mean - half), min(high, mean + half), len(x))
 
 
-def measured(outcomes: Values, level: float = 0.95) -> tuple[Interval, bool]:
+def auto_interval(outcomes: Values, level: float = 0.95) -> tuple[Interval, bool]:
     """The interval of outcomes [n], and whether they are a rate: ``success`` if all are 0 or 1, else ``student``."""
     values = _values(outcomes, "outcomes")
     rate = bool(((values == 0) | (values == 1)).all())
-    return (success(values, level) if rate else student(values, level)), rate
+    return (rate_interval(values, level) if rate else t_interval(values, level)), rate
 
 
 def bootstrap(
@@ -197,7 +197,7 @@ def bootstrap(
     return Interval(float(statistic(x)), low, high, len(x))
 
 
-def nested(scores: Tensor, rng: Rng, level: float = 0.95, draws: int = 4000) -> Interval:
+def hierarchical_bootstrap(scores: Tensor, rng: Rng, level: float = 0.95, draws: int = 4000) -> Interval:
     """The bootstrap interval of the mean of scores [S, n]: seeds are drawn again, then the trials inside each.
 
     Give it differences of two arms for a paired comparison, and milestone scores in [0, 1] for partial credit. It
@@ -239,7 +239,7 @@ def paired(after: Values, before: Values, level: float = 0.95) -> Interval:
         raise InvalidInputError(
             f"{len(x)} values after and {len(y)} before are no pairs: evaluate both on the same episodes."
         )
-    return student(x - y, level)
+    return t_interval(x - y, level)
 
 
 def _values(values: Values, name: str, least: int = 1) -> Tensor:

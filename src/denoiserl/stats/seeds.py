@@ -28,7 +28,7 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.stats.exact import holm, mcnemar
 from denoiserl.stats.interval import Interval, binomial
 from denoiserl.stats.letters import compact_letters
-from denoiserl.stats.standing import Contrast, Standing, Standings
+from denoiserl.stats.standing import ComparisonRow, ComparisonTable, Contrast
 
 Basis = Literal["seeds", "trials"]
 
@@ -40,7 +40,7 @@ class Verdict:
     "holds" and "does not hold" mean that the whole interval of the difference lies above and below the margin; both
     directions err with probability at most level / 2. ``p`` is two-sided against a difference of exactly ``margin``,
     ``smallest`` the smallest excess over the margin that this design sees with probability 0.8, ``basis`` as in
-    ``Standings``.
+    ``ComparisonTable``.
     """
 
     first: str
@@ -66,7 +66,7 @@ def standings(
     alpha: float = 0.05,
     seconds: Mapping[str, float] | None = None,
     calls: Mapping[str, float] | None = None,
-) -> Standings:
+) -> ComparisonTable:
     """The table of several arms from their trials {arm: [S, n]}, with every pair tested and Holm's correction.
 
     Row s, column i is the same training seed and the same start in all arms. Two equal methods, and any number of
@@ -108,7 +108,7 @@ def standings(
     )
     shown = compact_letters(means, [(c.first, c.second) for c in contrasts if c.separated], better)
     rows = tuple(
-        Standing(
+        ComparisonRow(
             name,
             _own(arms[name], alpha, rate, bounds),
             tuple(arms[name].mean(1).tolist()),
@@ -118,10 +118,10 @@ def standings(
         )
         for name in order
     )
-    return Standings(metric, what, unit, better, alpha, rows, contrasts, _basis(arms[order[0]]))
+    return ComparisonTable(metric, what, unit, better, alpha, rows, contrasts, _basis(arms[order[0]]))
 
 
-def exceeds(
+def superiority_test(
     first: Tensor,
     second: Tensor,
     margin: float = 0.0,
@@ -148,7 +148,7 @@ def exceeds(
     return Verdict(*names, float(margin), found.interval, found.p, verdict, found.smallest, _basis(x))
 
 
-def detectable(error: float, freedom: int, alpha: float = 0.05, power: float = 0.8) -> float:
+def minimum_detectable_effect(error: float, freedom: int, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest true difference that a two-sided t-test at ``alpha`` sees with probability ``power``.
 
         δ = error · nc,   P(T'(freedom, nc) > t_{1 - α/2, freedom}) = power,   T' noncentral t
@@ -183,7 +183,7 @@ def _difference(
     p = min(1.0, 2 * float(special.stdtr(freedom, -abs(mean - margin) / error)))
     if rate and seeds == 1 and exact:
         p = mcnemar(x[0], y[0])
-    return _Test(Interval(mean, low, high, n), p, detectable(error, freedom, family))
+    return _Test(Interval(mean, low, high, n), p, minimum_detectable_effect(error, freedom, family))
 
 
 def _error(d: Tensor, pseudo: float) -> float:

@@ -87,13 +87,13 @@ def e_rates(first: Any, second: Any) -> Array:
     return numpy.where(q1 > q2, ratio(x, q1) + ratio(y, q2), 0.0).cumsum(-1)
 
 
-def stops(path: Any, level: float = 0.05) -> Array:
+def stopping_time(path: Any, level: float = 0.05) -> Array:
     """The number of trials after which a log e-process [..., n] first rejects at ``level``; 0 where it never does."""
     reached = numpy.asarray(path) >= -math.log(_level(level))
     return numpy.where(reached.any(-1), reached.argmax(-1) + 1, 0)
 
 
-class Race:
+class SequentialComparison:
     """Which of several arms are apart, decided as soon as the trials decide it; with two arms, the test of a pair.
 
     After every start ``update({arm: outcome})``, until ``done``. All m pairs are tested in both directions with

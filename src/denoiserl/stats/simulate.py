@@ -15,7 +15,7 @@ from scipy import special
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.stats.sequential import e_pairs, e_rates, stops
+from denoiserl.stats.sequential import e_pairs, e_rates, stopping_time
 
 Test = Callable[[numpy.ndarray, numpy.ndarray, float], numpy.ndarray]
 
@@ -38,15 +38,15 @@ class Simulated:
 
 def anytime_pairs(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
     """``e_pairs``, looked at after every pair."""
-    return stops(e_pairs(first, second), level)
+    return stopping_time(e_pairs(first, second), level)
 
 
 def anytime_rates(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
     """``e_rates``, looked at after every pair."""
-    return stops(e_rates(first, second), level)
+    return stopping_time(e_rates(first, second), level)
 
 
-def peeked(every: int) -> Test:
+def repeated_z_test(every: int) -> Test:
     """The pooled z-test of two rates, meant for one look, looked at after each ``every`` pairs until it rejects.
 
         z = (p̂₁ - p̂₂) / √(2 p̂(1 - p̂)/t)  >  Φ⁻¹(1 - level)
@@ -117,7 +117,7 @@ def type_one(
     level: float = 0.05,
     coupling: float = 0.0,
 ) -> list[Simulated]:
-    """How often ``test`` separates two policies with the same rate, for every rate of ``grid``."""
+    """How often ``test`` separates two policies with the same rate, for every rate of ``time_grid``."""
     return [rejections(test, p, p, repeats, n_max, rng, level, coupling) for p in grid]
 
 

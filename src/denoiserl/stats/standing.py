@@ -48,7 +48,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ComparisonRow:
     """One arm's row: its interval, its mean for every training seed, and the letters of the compact letter display.
 
     Arms that share a letter were not separated. ``seconds`` and ``calls`` are wall time and denoiser calls of
@@ -67,14 +67,14 @@ class Standing:
         return asdict(self) | {"per_seed": list(self.per_seed)}
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Standing:
+    def from_dict(cls, saved: Mapping[str, Any]) -> ComparisonRow:
         """What ``as_dict`` wrote; unknown and missing keys are refused."""
         _keys(cls, saved, {"seconds", "calls"})
         return cls(**{**saved, "interval": _interval(saved["interval"]), "per_seed": tuple(saved["per_seed"])})
 
 
 @dataclass(frozen=True)
-class Standings:
+class ComparisonTable:
     """The table of one metric: arms from best to worst, and every pair of them.
 
     ``unit`` "%" marks rates in [0, 1]; ``level`` is the error rate of the whole family (0.05); ``basis`` says over
@@ -86,7 +86,7 @@ class Standings:
     unit: str
     better: Literal["higher", "lower"]
     level: float
-    rows: tuple[Standing, ...]
+    rows: tuple[ComparisonRow, ...]
     contrasts: tuple[Contrast, ...]
     basis: Literal["seeds", "trials"]
 
@@ -112,7 +112,7 @@ class Standings:
         """1 if higher is better, -1 if lower is."""
         return 1 if self.better == "higher" else -1
 
-    def row(self, name: str) -> Standing:
+    def row(self, name: str) -> ComparisonRow:
         """The row of an arm."""
         found = {row.name: row for row in self.rows}
         if name not in found:
@@ -138,10 +138,10 @@ class Standings:
         return own | {"rows": [r.as_dict() for r in self.rows], "contrasts": [c.as_dict() for c in self.contrasts]}
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> Standings:
+    def from_dict(cls, saved: Mapping[str, Any]) -> ComparisonTable:
         """What ``as_dict`` wrote; unknown and missing keys are refused."""
         _keys(cls, saved)
-        rows = tuple(Standing.from_dict(r) for r in saved["rows"])
+        rows = tuple(ComparisonRow.from_dict(r) for r in saved["rows"])
         contrasts = tuple(Contrast.from_dict(c) for c in saved["contrasts"])
         return cls(**{**saved, "rows": rows, "contrasts": contrasts})
 

@@ -24,7 +24,7 @@ from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.rewards import Reward
 from denoiserl.train import Keep
@@ -63,7 +63,7 @@ class Task:
     starts: Start | Mapping[str, Start]
     outcomes: Callable[[Policy, int, int], Mapping[str, Tensor]]
     metrics: Mapping[str, tuple[str, str]]
-    env: Callable[[int | None, int], Stream] | None = None
+    env: Callable[[int | None, int], Collector] | None = None
     reward: Reward | None = None
     prompts: Callable[[int], Tree] | None = None
     data: Callable[[int], Any] | None = None

@@ -17,17 +17,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, serving, suits
-from denoiserl.control.noise_steering import deterministic, steer
+from denoiserl.control.acting import carry, eval_actor, suits
+from denoiserl.control.noise_steering import as_deterministic, steer
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos
-from denoiserl.envs import Stream, evaluate
+from denoiserl.data import Demonstrations
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import demonstrations, environment, scripted
-from denoiserl.envs.frame_stack import Remembering
+from denoiserl.envs.frame_stack import ObservationHistory
 from denoiserl.policy.policy import Policy
-from denoiserl.report.episode_video import FEW, episodes
+from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.policies import diffusion, flow, gaussian, probe
 from denoiserl.tasks.user_inputs import opened, recorded
@@ -87,7 +87,7 @@ class Base:
     """with processes: seconds after which an environment that does not answer is a fault (None: 300)"""
 
 
-Make = Callable[[Base, Demos | Stream, int, str | torch.device], Policy]
+Make = Callable[[Base, Demonstrations | Collector, int, str | torch.device], Policy]
 
 
 def make(base: Base) -> Any:
@@ -97,12 +97,12 @@ def make(base: Base) -> Any:
         return made
     if base.start is None:
         raise RunError("policies that are cloned here see one observation: history is for a policy at --start")
-    return partial(Remembering, made, base.history)
+    return partial(ObservationHistory, made, base.history)
 
 
-def stream(base: Base, copies: int | None, seed: int) -> Stream:
+def stream(base: Base, copies: int | None, seed: int) -> Collector:
     """Copies of the environment to learn in."""
-    return Stream(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
+    return Collector(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
 
 
 def base_of(a: Any) -> Base:
@@ -124,7 +124,7 @@ def demonstrated(base: Base) -> bool:
 
 
 @lru_cache(maxsize=2)
-def record(base: Base, seed: int) -> Demos:
+def record(base: Base, seed: int) -> Demonstrations:
     """The demonstrations: the script's, failures included, for he does not know; or the user's, whatever the seed."""
     if not demonstrated(base):
         raise RunError(
@@ -144,7 +144,7 @@ def imitate(
     lr: float,
     keep: Keep,
     stream: int = 0,
-    demos: Demos | None = None,
+    demos: Demonstrations | None = None,
 ) -> Iterator[dict]:
     """Clone the demonstrations of ``seed`` (or others); minibatches and noise are of their own for every ``stream``."""
     from denoiserl.recipes.imitation import diffusion_policy  # the method; its experiment is this one
@@ -154,7 +154,7 @@ def imitate(
     yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, keep)
 
 
-def untrained(kind: Make, base: Base, source: Demos | Stream, seed: int, keep: Keep) -> Policy:
+def untrained(kind: Make, base: Base, source: Demonstrations | Collector, seed: int, keep: Keep) -> Policy:
     """Return a policy of a kind that carries how many actions of a plan are executed."""
     made = kind(base, source, seed, keep.device)
     carry(made, base.execute)
@@ -197,7 +197,7 @@ def steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator
     """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
     training: narrow noise."""
     made = yield from cloned(diffusion, base, seed, keep, False)
-    return steer(deterministic(made), probe(make(base)).obs_dim, noise_map=base.noise_map, spread=spread)
+    return steer(as_deterministic(made), probe(make(base)).obs_dim, noise_map=base.noise_map, spread=spread)
 
 
 METRICS = {
@@ -210,7 +210,7 @@ METRICS = {
 def acts(made: Policy, base: Base) -> Callable[[Any, Rng], Tensor]:
     """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
     nothing."""
-    return serving(made, base.execute if made.weights.execute is None else None)
+    return eval_actor(made, base.execute if made.weights.execute is None else None)
 
 
 def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
@@ -221,7 +221,7 @@ def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor
 
 def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
-    return episodes(acts(made, base), make(base), min(n, FEW), 1_000_000 + seed)
+    return episode_video(acts(made, base), make(base), min(n, FEW), 1_000_000 + seed)
 
 
 ASKED = 1000
@@ -235,7 +235,7 @@ def succeeds(base: Base) -> bool:
     """
     if scripted(base.env):
         return True
-    env = Stream(make(base), 1)
+    env = Collector(make(base), 1)
     still = torch.as_tensor(env.spec.low) if env.spec.choices else torch.zeros(env.spec.action)
     zeros = still.expand(1, 1, *env.spec.action)
     try:

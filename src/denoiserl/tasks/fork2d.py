@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import serving
+from denoiserl.control.acting import eval_actor
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos
-from denoiserl.envs import Stream, evaluate
+from denoiserl.data import Demonstrations
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.toy.fork2d import Fork2D, demonstrations
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
@@ -52,10 +52,10 @@ class Timed:
         return seen, reward, terminated | late, torch.zeros_like(late), info
 
 
-Make = Callable[[_robot.Base, Demos, int, str | torch.device], Policy]
+Make = Callable[[_robot.Base, Demonstrations, int, str | torch.device], Policy]
 
 
-def record(seed: int) -> Demos:
+def record(seed: int) -> Demonstrations:
     """Demonstrations, failures included."""
     return demonstrations(DEMOS, Rng(seed), NOISE, clumsy=CLUMSY)
 
@@ -72,7 +72,7 @@ def task() -> Task:
     """fork2d: success is reaching the goal without touching the disc."""
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        done = evaluate(serving(policy, BASE.execute), Fork2D(n), n, 1_000_000 + seed)
+        done = evaluate(eval_actor(policy, BASE.execute), Fork2D(n), n, 1_000_000 + seed)
         assert done.success is not None
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 
@@ -83,5 +83,5 @@ def task() -> Task:
         {name: partial(cloned, make) for name, make in kinds.items()},
         outcomes,
         {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
-        env=lambda copies, seed: Stream(Timed(copies or 1), seed=seed),
+        env=lambda copies, seed: Collector(Timed(copies or 1), seed=seed),
     )

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import serving, suits
-from denoiserl.data import Squash
-from denoiserl.envs import Stream, evaluate
+from denoiserl.control.acting import eval_actor, suits
+from denoiserl.data import TanhCodec
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import environment
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
@@ -48,7 +48,7 @@ def make(base: Base) -> Any:
     return environment(base.env, base.ticks)
 
 
-def given(word: str, env: Stream, keep: Keep) -> Policy:
+def given(word: str, env: Collector, keep: Keep) -> Policy:
     """Return the policy at ``word``; refused where it does not fit the environment."""
     made = opened(word, keep.device)
     suits(made, env, word)
@@ -62,7 +62,7 @@ def squashed(base: Base, seed: int, keep: Keep) -> Policy:
     if base.start is not None:
         return given(base.start, env, keep)
     _kinds.facts(env)  # refuses what no network here can see or decide
-    event, codec = (base.chunk, env.action_dim), Squash.box(env.spec.low, env.spec.high)
+    event, codec = (base.chunk, env.action_dim), TanhCodec.box(env.spec.low, env.spec.high)
     return _kinds.squashed(event, env.obs_dim, base.width, base.depth, codec, seed).to(keep.device)
 
 
@@ -84,7 +84,7 @@ def gaussian(base: Base, seed: int, keep: Keep) -> Policy:
 
 def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Returns and ticks of n episodes, and success where the environment reports it."""
-    return evaluate(serving(policy), make(base), n, 1_000_000 + seed).outcomes
+    return evaluate(eval_actor(policy), make(base), n, 1_000_000 + seed).outcomes
 
 
 METRICS = {
@@ -102,6 +102,6 @@ def task(base: Base) -> Task:
         {"squashed": partial(squashed, base), "gaussian": partial(gaussian, base)},
         lambda policy, seed, n: outcomes(base, policy, seed, n),
         METRICS,
-        env=lambda copies, seed: Stream(make(base), copies, seed),
+        env=lambda copies, seed: Collector(make(base), copies, seed),
         watch=20,
     )

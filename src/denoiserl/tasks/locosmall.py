@@ -31,10 +31,10 @@ from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization import store
 from denoiserl.core.tree import batch_size, tree_map
-from denoiserl.data import Demos, Squash
-from denoiserl.data.recordings import Recording
-from denoiserl.data.rollout import Episode
-from denoiserl.envs import Stream
+from denoiserl.data import Demonstrations, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs import Collector
 from denoiserl.envs.record import record
 from denoiserl.envs.toy import swingup
 from denoiserl.envs.toy.swingup import SwingUp
@@ -48,8 +48,8 @@ COPIES = 8
 
 @dataclass(frozen=True)
 class World:
-    """A task: ``make`` what ``Stream`` and ``evaluate`` take; ``begin`` + ``iters`` · 8 · 25 ticks that SAC takes until
-    it is medium; ``episodes`` of the grades random and medium; ``known`` returns of random and expert players."""
+    """A task: ``make`` what ``Collector`` and ``evaluate`` take; ``begin`` + ``iters`` · 8 · 25 ticks that SAC takes
+    until it is medium; ``episodes`` of the grades random and medium; ``known`` returns of random and expert players."""
 
     make: Any
     iters: int
@@ -73,7 +73,7 @@ def world(name: str) -> World:
     return WORLDS[name]
 
 
-def recorded(name: str, grade: str) -> Recording:
+def recorded(name: str, grade: str) -> EpisodeDataset:
     """The recording of a world and a grade, made on the first call on a machine."""
     if grade not in GRADES:
         raise RunError(
@@ -83,12 +83,12 @@ def recorded(name: str, grade: str) -> Recording:
 
 
 @lru_cache(maxsize=3)
-def _all(name: str) -> dict[str, Recording]:
+def _all(name: str) -> dict[str, EpisodeDataset]:
     found = folder(name)
     if not all(store.exists(found / grade) for grade in GRADES):
         for grade, data in make(name).items():
             data.save(found / grade)
-    return {grade: Recording.load(found / grade) for grade in GRADES}
+    return {grade: EpisodeDataset.load(found / grade) for grade in GRADES}
 
 
 def folder(name: str) -> Path:
@@ -102,14 +102,14 @@ def folder(name: str) -> Path:
     return root / "locosmall" / f"{name}-{told}"
 
 
-def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | None = None) -> dict[str, Recording]:
+def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | None = None) -> dict[str, EpisodeDataset]:
     """All grades of a world, made now: a SAC run of ``iters`` iterations and ``episodes`` episodes of its policy."""
     this = world(name)
     iters, episodes = this.iters if iters is None else iters, this.episodes if episodes is None else episodes
     heard = Heard(this.make, COPIES, seed)
     a = sac.Args(iters=iters, copies=COPIES, steps=25, begin=1000, utd=1.0, width=64)
     with no_usage_counting():
-        codec = Squash.box(heard.spec.low, heard.spec.high)
+        codec = TanhCodec.box(heard.spec.low, heard.spec.high)
         player = _kinds.squashed((1, heard.action_dim), heard.obs_dim, 64, 2, codec, seed)
         for _ in sac.improve(player, heard, a, Rng(seed), Keep(restart=iters)):
             pass
@@ -130,20 +130,20 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
     return {k: replace(v, demos=replace(v.demos, name=f"{name}-{k}")) for k, v in grades.items()}
 
 
-class Heard(Stream):
+class Heard(Collector):
     """A stream that remembers all that was collected from it."""
 
     def __init__(self, env: Any, copies: int, seed: int) -> None:
         super().__init__(env, None if callable(env) and hasattr(env(), "num_envs") else copies, seed)
-        self.episodes: list[Episode] = []
+        self.episodes: list[Rollout] = []
 
-    def collect(self, act: Any, steps: int, rng: Rng) -> Episode:
+    def collect(self, act: Any, steps: int, rng: Rng) -> Rollout:
         """As the stream's, and kept."""
         self.episodes.append(super().collect(act, steps, rng))
         return self.episodes[-1]
 
 
-def replayed(parts: list[Episode], name: str) -> Recording:
+def replayed(parts: list[Rollout], name: str) -> EpisodeDataset:
     """Collected decisions of one action as a recording: the episodes of each copy, cut where one was left."""
     join: Callable[..., Any] = lambda *v: torch.cat(v)  # noqa: E731
     obs, after = (tree_map(join, *(getattr(ep, k) for ep in parts)) for k in ("obs", "next_obs"))
@@ -156,6 +156,6 @@ def replayed(parts: list[Episode], name: str) -> Recording:
     stop = flat(done).nonzero().flatten()
     rewards, actions = flat(reward), flat(action).flatten(1)
     total = rewards.double().cumsum(0)[stop].diff(prepend=torch.zeros(1, dtype=torch.float64)).float()
-    demos = Demos(flat(obs), actions, stop + 1, None, total, name)
+    demos = Demonstrations(flat(obs), actions, stop + 1, None, total, name)
     low, high = actions.amin(0), actions.amax(0)
-    return Recording(demos, rewards, flat(after)[stop], flat(over)[stop], low, high)
+    return EpisodeDataset(demos, rewards, flat(after)[stop], flat(over)[stop], low, high)

@@ -1,7 +1,7 @@
 """The experiment of learning from logged data: a recording, a policy that knows nothing, the recording's environment.
 
-What a method learns from, ``Task.data(seed)``, is a ``Recording``; ``remembered`` makes rows of it, with the method's
-chunk, n and discount, in the policy's units. Data are named by a word:
+What a method learns from, ``Task.data(seed)``, is a ``EpisodeDataset``; ``remembered`` makes rows of it, with the
+method's chunk, n and discount, in the policy's units. Data are named by a word:
 
     maze:SIZE-KIND          a point maze, small, medium or large, and its players (see ``envs.toy.maze``): expert,
                             noisy, random, stitch, navigate; told for one goal or, with goal="any", for each
@@ -27,13 +27,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import serving
-from denoiserl.control.squashed_actions import unit
+from denoiserl.control.acting import eval_actor
+from denoiserl.control.squashed_actions import to_unit_box
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos, Normalizer, Replay, Robot, Squash
-from denoiserl.data.recordings import Recording
-from denoiserl.data.transitions import informative, logged
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, ReplayBuffer, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.transitions import has_reward_contrast, to_transitions
 from denoiserl.envs import evaluate
 from denoiserl.envs.by_name import environment as named
 from denoiserl.envs.record import record as played
@@ -42,8 +42,8 @@ from denoiserl.envs.toy.maze import REACH, SPEED, Maze, PointMaze
 from denoiserl.envs.toy.offline_data import bandit, farthest, mazes
 from denoiserl.envs.toy.ring import RingBandit
 from denoiserl.policy.policy import Policy
-from denoiserl.report.episode_video import FEW, episodes
-from denoiserl.report.maze_plot import spots, ways
+from denoiserl.report.episode_video import FEW, episode_video
+from denoiserl.report.maze_plot import plot_paths, reward_grid
 from denoiserl.tasks import locosmall as _locosmall
 from denoiserl.tasks import policies as _kinds
 from denoiserl.tasks.base import Task
@@ -93,7 +93,7 @@ class Source(NamedTuple):
     """Where data come from: ``record(seed)``; ``env``, what ``evaluate`` takes; the main metric; and the returns of a
     random and of an expert player, where they are known."""
 
-    record: Callable[[int], Recording]
+    record: Callable[[int], EpisodeDataset]
     env: Any
     metric: str
     known: tuple[float, float] | None
@@ -138,7 +138,7 @@ def source(base: Base) -> Source:
 
 
 @lru_cache(maxsize=2)
-def record(base: Base, seed: int) -> Recording:
+def record(base: Base, seed: int) -> EpisodeDataset:
     """The recording that a seed learns from: our own players' or the user's, whole or ``rows`` of it."""
     data = source(base).record(seed)
     if base.rows is None or base.rows >= len(data.demos.actions):
@@ -148,14 +148,14 @@ def record(base: Base, seed: int) -> Recording:
     return data.take(order[: max(1, count)].sort().values)
 
 
-def box(data: Recording) -> tuple[Tensor, Tensor]:
+def box(data: EpisodeDataset) -> tuple[Tensor, Tensor]:
     """Low and high [d] of the actions: the box, or what was recorded where it is not known in all dimensions."""
     if bool((data.high - data.low).isfinite().all()):
         return data.low, data.high
     return data.demos.actions.amin(0), data.demos.actions.amax(0)
 
 
-def codec(data: Recording, kind: str) -> Robot | Squash:
+def codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
     """Standardised observations, clipped at 10, and actions in units of their box."""
     if not isinstance(data.demos.observations, Tensor) or data.demos.observations.ndim != 2:
         raise InvalidInputError(
@@ -165,11 +165,11 @@ def codec(data: Recording, kind: str) -> Robot | Squash:
     seen = Normalizer.fit(data.demos.observations, "std", name=name, ends=data.demos.ends)
     low, high = box(data)
     if kind == "squashed":
-        return replace(Squash.box(low, high, seen), limit=LIMIT)
-    return Robot(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
+        return replace(TanhCodec.box(low, high, seen), limit=LIMIT)
+    return ActionChunkCodec(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
 
 
-def policy(base: Base, data: Recording, kind: str, seed: int, device: str | torch.device = "cpu") -> Policy:
+def policy(base: Base, data: EpisodeDataset, kind: str, seed: int, device: str | torch.device = "cpu") -> Policy:
     """An untrained policy of a kind for what the data observe and do."""
     if kind == "squashed":
         event, seen = (base.chunk, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
@@ -193,7 +193,7 @@ METRICS = {
 def outcomes(base: Base, made: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Return and ticks of n episodes; success where it is reported, score where references are known: [n] each."""
     where = source(base)
-    done = evaluate(serving(made), where.env, n, 1_000_000 + seed)
+    done = evaluate(eval_actor(made), where.env, n, 1_000_000 + seed)
     if where.known is None:
         return done.outcomes
     low, high = where.known
@@ -204,13 +204,13 @@ def look(base: Base, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """A film of the first episodes, eight at most; of a maze, its plan with the ways through it."""
     where, few = source(base), min(n, FEW)
     if not base.data.startswith("maze:"):
-        return episodes(serving(made), where.env, few, 1_000_000 + seed)
+        return episode_video(eval_actor(made), where.env, few, 1_000_000 + seed)
     plan = maze(base.data.partition(":")[2].partition("-")[0])
-    went = played(where.env, serving(made), few, 1_000_000 + seed).demos
+    went = played(where.env, eval_actor(made), few, 1_000_000 + seed).demos
     paths = [went.episode(i)[0][:, :2] for i in range(few)]
-    far = (spots(plan)[..., None, :] - went.observations[went.ends - 1, -2:]).norm(dim=-1).amin(-1)
+    far = (reward_grid(plan)[..., None, :] - went.observations[went.ends - 1, -2:]).norm(dim=-1).amin(-1)
     won = 0 if went.success is None else int(went.success.sum())
-    return {"ways.png": ways(plan, {f"{won} of {few} reach the goal": ((far < REACH).float(), paths)})}
+    return {"ways.png": plot_paths(plan, {f"{won} of {few} reach the goal": ((far < REACH).float(), paths)})}
 
 
 KINDS = ("diffusion", "flow", "gaussian", "squashed", "meanflow", "student")
@@ -238,9 +238,9 @@ def remembered(policy: Policy, data: Any, a: Any) -> Any:
     A buffer that is in the policy's units already (``data.synthetic.Mixed``) is taken as it is. Warns of rewards that
     cannot tell policies apart. Refused: see ``logged``, and policies of another size.
     """
-    if not isinstance(data, Recording | Demos):
+    if not isinstance(data, EpisodeDataset | Demonstrations):
         return data
-    known = data.demos if isinstance(data, Recording) else data
+    known = data.demos if isinstance(data, EpisodeDataset) else data
     if policy.event_shape[1:] != known.actions.shape[1:]:
         raise InvalidInputError(
             f"the policy decides {list(policy.event_shape[1:])} numbers a tick, the data "
@@ -248,14 +248,14 @@ def remembered(policy: Policy, data: Any, a: Any) -> Any:
         )
     fits(policy, known)
     own, move = policy.codec, lambda v: v.to(policy.device)
-    rows = logged(data, policy.event_shape[0], a.n, a.gamma, seen=lambda v: own.condition(move(v)))
-    if not informative(data):
+    rows = to_transitions(data, policy.event_shape[0], a.n, a.gamma, seen=lambda v: own.condition(move(v)))
+    if not has_reward_contrast(data):
         warnings.warn(
             f"all rewards of {rows.name or 'the data'} are equal and nothing ends well or badly: critics learn "
             "nothing from them, and what is left is imitation",
             stacklevel=2,
         )
-    done = (lambda v: unit(own, v)) if isinstance(own, Squash) else (lambda v: own.encode(v).clamp(-1, 1))
+    done = (lambda v: to_unit_box(own, v)) if isinstance(own, TanhCodec) else (lambda v: own.encode(v).clamp(-1, 1))
     return rows.replay(a.batch, policy.device, lambda v: done(move(v)))
 
 
@@ -263,7 +263,7 @@ BLOCK = 64
 """minibatches gathered at a time"""
 
 
-def minibatches(replay: Replay, a: Any, rng: Rng) -> Iterator[dict[str, Any]]:
+def minibatches(replay: ReplayBuffer, a: Any, rng: Rng) -> Iterator[dict[str, Any]]:
     """``a.updates`` minibatches of ``a.batch`` rows that ``remembered`` made.
 
     Actions of a chunk that never ran say nothing: they are even in the box, so that critics learn not to heed them,

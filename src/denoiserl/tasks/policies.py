@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.data import Demos, Robot, Running
+from denoiserl.data import ActionChunkCodec, Demonstrations, RunningNormCodec
 from denoiserl.data.codecs.action_chunk import refusal
 from denoiserl.data.codecs.squash import box
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.envs.spaces import BOXED
-from denoiserl.nn import MLP, Actor, Paired
-from denoiserl.nn.vision import Sighted, in_bytes
+from denoiserl.nn import MLP, Actor, TwoTimeNet
+from denoiserl.nn.vision import ImageConditionedNet, in_bytes
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import (
     Diffusion,
@@ -60,19 +60,19 @@ class Facts(NamedTuple):
     actions: int
 
 
-def probe(env: Any) -> Stream:
+def probe(env: Any) -> Collector:
     """One copy of what streams take, closed again: for what it observes and how it acts."""
-    found = Stream(env, 1)
+    found = Collector(env, 1)
     found.close()
     return found
 
 
-def facts(source: Demos | Stream) -> Facts:
+def facts(source: Demonstrations | Collector) -> Facts:
     """Return those of demonstrations; or of an environment alone, whose actions must have bounds.
 
     Raises InvalidInputError if no network here can see the observations, or the bounds of an action are unknown.
     """
-    if isinstance(source, Demos):
+    if isinstance(source, Demonstrations):
         seen, actions = source.observations, source.actions.shape[-1]
         if not isinstance(seen, dict):
             if seen.ndim != 2:
@@ -80,7 +80,7 @@ def facts(source: Demos | Stream) -> Facts:
                     f"each observation is an array {list(seen.shape[1:])}: numbers are learned from as [o], and "
                     "pictures as the 'image' of a dict, [S, S, 3] in bytes, with a 'state' [o] of numbers beside it"
                 )
-            return Facts(Robot.fit(source), seen.shape[-1], 0, actions)
+            return Facts(ActionChunkCodec.fit(source), seen.shape[-1], 0, actions)
         for name, value in seen.items():
             if isinstance(value, dict):
                 raise InvalidInputError(
@@ -100,7 +100,7 @@ def facts(source: Demos | Stream) -> Facts:
                 "with S of 8 or more, so crop or resize them, here and in the environment"
             )
         in_bytes(seen["image"])
-        return Facts(Robot.fit(source), told["state"][0], high, actions)
+        return Facts(ActionChunkCodec.fit(source), told["state"][0], high, actions)
     require_flat_actions(source)
     found = source.spec
     if isinstance(found.obs, dict) or len(found.obs) != 1:
@@ -110,10 +110,10 @@ def facts(source: Demos | Stream) -> Facts:
             "demonstrations"
         )
     centre, half = box(found.low, found.high)
-    return Facts(Running.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
+    return Facts(RunningNormCodec.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
 
 
-def require_flat_actions(env: Stream) -> None:
+def require_flat_actions(env: Collector) -> None:
     """Raise InvalidInputError if the actions of an environment are no flat numbers."""
     found = env.spec
     if found.choices is not None or len(found.action) != 1:
@@ -126,10 +126,10 @@ def network(base: Sizes, known: Facts, **more: Any) -> nn.Module:
     """A perceptron over a chunk, with eyes where there are pictures."""
     event, points = (base.chunk, known.actions), 2 * POINTS if known.picture else 0
     net = MLP(event, cond=known.seen + points, width=base.width, layer_norm=True, **more)
-    return Sighted(net, known.picture, POINTS) if known.picture else net
+    return ImageConditionedNet(net, known.picture, POINTS) if known.picture else net
 
 
-def diffusion(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A diffusion policy: explored under a floored posterior, served under the posterior itself."""
     torch.manual_seed(seed)
     known = facts(source)
@@ -140,7 +140,7 @@ def diffusion(base: Sizes, source: Demos | Stream, seed: int, device: str | torc
     return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
 
 
-def flow(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A flow policy: explored with a fixed noise on its steps, served by its ODE."""
     torch.manual_seed(seed)
     known = facts(source)
@@ -150,11 +150,11 @@ def flow(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.dev
     return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
 
 
-def gaussian(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A Gaussian policy: explored with its learned std, served by its mean."""
     torch.manual_seed(seed)
     known = facts(source)
-    process, fresh = OneStep(), isinstance(source, Stream)
+    process, fresh = OneStep(), isinstance(source, Collector)
     head = GaussianHead(network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.floor)
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
     return Policy.of(process, head.to(device), (base.chunk, known.actions), steps, serve, known.codec)
@@ -169,16 +169,16 @@ def squashed(event: tuple[int, int], seen: int, width: int, depth: int, codec: A
     return Policy.of(process, Actor(net), event, steps, serve, codec)
 
 
-def meanflow(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A mean flow: one step decides; explored with a fixed noise on it. A tenth of what it learns is that step."""
     torch.manual_seed(seed)
     known, process = facts(source), MeanFlow(ends=0.1)
-    made = MeanVelocityDenoiser(Paired(network(base, known, time=0))).to(device)
+    made = MeanVelocityDenoiser(TwoTimeNet(network(base, known, time=0))).to(device)
     steps, serve = process.steps(time_grid(1), base.floor), process.steps(time_grid(1))
     return Policy.of(process, made, (base.chunk, known.actions), steps, serve, known.codec)
 
 
-def student(base: Sizes, source: Demos | Stream, seed: int, device: str | torch.device = "cpu") -> Policy:
+def student(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A flow policy of one step, into which another one may be distilled; explored with a fixed noise on it."""
     torch.manual_seed(seed)
     known, process = facts(source), Diffusion(linear, with_min_std(ddim(0.0), base.floor))

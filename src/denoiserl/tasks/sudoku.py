@@ -20,7 +20,8 @@ from torch import Tensor
 from denoiserl.core.rng import Rng
 from denoiserl.nn import Transformer
 from denoiserl.oracles import sudoku
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked, TokenDenoiser, time_grid
 from denoiserl.report import image_grid
 from denoiserl.tasks.base import Task

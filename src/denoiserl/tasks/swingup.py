@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs.toy.swingup import SwingUp
 
 
@@ -17,7 +17,7 @@ def pumping(obs: Tensor) -> Tensor:
     return torch.tanh(0.8 * spin * cos - 0.5 * x - 0.3 * speed)[:, None]
 
 
-def recorded(episodes: int, ticks: int, lean: float, rng: Rng) -> Recording:
+def recorded(episodes: int, ticks: int, lean: float, rng: Rng) -> EpisodeDataset:
     """Episodes of a player who does ``lean`` times what swings up, and lasting noise of std 0.5."""
     world = SwingUp(episodes, ticks)
     world.reset(seed=rng.integers(0, 2**31 - 1, episodes).tolist())
@@ -31,9 +31,9 @@ def recorded(episodes: int, ticks: int, lean: float, rng: Rng) -> Recording:
         done.append(action)
         paid.append(torch.as_tensor(reward, dtype=torch.float32))
     obs, action, reward = (torch.stack(v, 1) for v in (seen, done, paid))
-    demos = Demos.of([(obs[i], action[i]) for i in range(episodes)], None, reward.sum(1).tolist(), "swingup")
+    demos = Demonstrations.of([(obs[i], action[i]) for i in range(episodes)], None, reward.sum(1).tolist(), "swingup")
     never = torch.zeros(episodes, dtype=torch.bool)
-    return Recording(demos, reward.flatten(), world.observation.clone(), never, -torch.ones(1), torch.ones(1))
+    return EpisodeDataset(demos, reward.flatten(), world.observation.clone(), never, -torch.ones(1), torch.ones(1))
 
 
 def following(obs: Tensor, action: Tensor) -> Tensor:

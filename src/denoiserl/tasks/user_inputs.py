@@ -13,23 +13,23 @@ import torch
 from denoiserl.control.acting import alone
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.tree import tree_map
-from denoiserl.data import Demos, Robot, Running, Squash
+from denoiserl.data import ActionChunkCodec, Demonstrations, RunningNormCodec, TanhCodec
 from denoiserl.data.formats import foreign
 from denoiserl.data.formats.any import read
 from denoiserl.data.ranges import NARROW, compare, tell
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs.units import inner, reach, shown, unseen
 from denoiserl.nn.vision import BYTES
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import ddim, with_min_std
 from denoiserl.tasks.policies import probe, require_flat_actions
-from denoiserl.train.run_state import saved
+from denoiserl.train.run_state import find_saved_policy
 
 
 def recorded(
     path: str, env: Any, outside: Literal["refuse", "clip"] = "refuse", without: str = "", parts: str = ""
-) -> Recording:
-    """Return what a user recorded in ``env`` (what ``Stream`` takes).
+) -> EpisodeDataset:
+    """Return what a user recorded in ``env`` (what ``Collector`` takes).
 
     Left out are the episodes ``without`` ("0-2,5") and all observations but ``parts`` ("a,b").
 
@@ -83,13 +83,13 @@ def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, A
             yield where, tree.float().reshape(len(tree), -1), low, high
 
 
-def fits(policy: Policy, data: Demos) -> None:
+def fits(policy: Policy, data: Demonstrations) -> None:
     """Warn of actions beyond what the policy's codec can say, or within a tenth of it, and of observations outside
     what it was fitted to by more than that range is wide."""
     own, name = inner(policy.codec), data.name or "the data"
-    known = None if isinstance(own, Running) else reach(own)
+    known = None if isinstance(own, RunningNormCodec) else reach(own)
     if known is not None and data.actions.shape[-1] == len(known[0]):
-        slack = 0.0 if isinstance(own, Squash | Robot) else NARROW  # others do not clip
+        slack = 0.0 if isinstance(own, TanhCodec | ActionChunkCodec) else NARROW  # others do not clip
         what = f"the actions of {name}", "actions that the policy can take"
         compare(data.actions, *known, *what, slack=slack)
     tell(unseen(own, data.observations, f"the observations of {name}"))
@@ -108,9 +108,9 @@ def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1
         return diffusion_policy(path, denoise, with_min_std(ddim(1.0), floor)).to(device)
     if (path / "run.json").is_file():
         try:
-            path = saved(path, "best")
+            path = find_saved_policy(path, "best")
         except RunError:  # a recipe that selects nothing
-            path = saved(path, "last")
+            path = find_saved_policy(path, "last")
     if (other := foreign.policy(path)) is not None:
         raise RunError(f"{word} is {other}")
     policy = Policy.load(path, None, device)

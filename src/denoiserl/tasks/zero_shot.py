@@ -17,24 +17,31 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import serving
-from denoiserl.control.best_of_n import Best
-from denoiserl.control.zero_shot import Arrivals, Successors, Tasked, answer, states, tasked
+from denoiserl.control.acting import eval_actor
+from denoiserl.control.best_of_n import BestOfN
+from denoiserl.control.zero_shot import (
+    GoalReachingVerifier,
+    SuccessorVerifier,
+    TaskConditionedCodec,
+    policy_for_reward,
+    require_task_conditioned,
+    states,
+)
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import cat
-from denoiserl.data import Demos, Normalizer, Robot, Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import evaluate
-from denoiserl.envs.backends.sync import derived
+from denoiserl.envs.backends.sync import derive_seed
 from denoiserl.envs.by_name import environment as named
 from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations, expert
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import VP, Diffusion, GaussianDenoiser, OneStep, ddim, time_grid
 from denoiserl.recipes.zero_shot.common import demos, pairs
-from denoiserl.report.episode_video import FEW, episodes
-from denoiserl.report.maze_plot import spots, ways
+from denoiserl.report.episode_video import FEW, episode_video
+from denoiserl.report.maze_plot import plot_paths, reward_grid
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.user_inputs import recorded
 from denoiserl.train import Keep, fit
@@ -94,7 +101,7 @@ def maze(base: Base) -> Maze:
 
 
 @lru_cache(maxsize=2)
-def record(base: Base, seed: int) -> Demos | Recording:
+def record(base: Base, seed: int) -> Demonstrations | EpisodeDataset:
     """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
     if base.data != "maze":
         return recorded(base.data, named(judged(base)), base.outside, base.without, base.parts)
@@ -102,7 +109,7 @@ def record(base: Base, seed: int) -> Demos | Recording:
     for kind in ("navigate", "random"):
         demos = demonstrations(maze(base), base.episodes, rng, kind, base.length)
         parts += [(seen[:, :2], done) for seen, done in map(demos.episode, range(len(demos)))]  # without the goal
-    return Demos.of(parts, name="maze without rewards")
+    return Demonstrations.of(parts, name="maze without rewards")
 
 
 def rewards(base: Base) -> dict[str, Reward]:
@@ -148,7 +155,7 @@ class Walk(NamedTuple):
 def walk(base: Base, act: Act, reward: Reward, seed: int, n: int) -> Walk:
     """n episodes from held-out starts. Nothing ends them but the time."""
     world = PointMaze(n, maze(base))
-    seeds = [derived(1_000_000 + seed, i) for i in range(n)]
+    seeds = [derive_seed(1_000_000 + seed, i) for i in range(n)]
     world.reset(seed=seeds)
     rng, path = Rng.rows(seeds), [world.position]
     first = actions = act(world, world.position, rng)
@@ -163,13 +170,13 @@ def walk(base: Base, act: Act, reward: Reward, seed: int, n: int) -> Walk:
 
 def asked(base: Base, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int) -> tuple[Policy, Walk]:
     """The policy that was told a reward on states [N, 2], and where it went."""
-    made = answer(policy, seen, reward)
+    made = policy_for_reward(policy, seen, reward)
     return made, walked(base, made, reward, seed, n)
 
 
 def walked(base: Base, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
     """Where a policy goes that has been told."""
-    act = serving(policy)
+    act = eval_actor(policy)
     return walk(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
 
 
@@ -196,14 +203,18 @@ def overestimated(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> T
 
     A policy that has no Q promised nothing, 0.
     """
-    verifier = policy.weights.control.verifier if isinstance(policy.weights.control, Best) else None
-    gamma = (verifier.gamma if isinstance(verifier, Successors) else GAMMA) ** policy.event_shape[0]
+    verifier = policy.weights.control.verifier if isinstance(policy.weights.control, BestOfN) else None
+    gamma = (verifier.gamma if isinstance(verifier, SuccessorVerifier) else GAMMA) ** policy.event_shape[0]
     ends = went.gained[:, policy.event_shape[0] - 1 :: policy.event_shape[0]]
     came = (ends * gamma ** torch.arange(ends.shape[1])).sum(1)
-    if not isinstance(verifier, Successors):
+    if not isinstance(verifier, SuccessorVerifier):
         return -came
-    codec, begin, first = tasked(policy), went.path[:, 0].to(policy.device), went.first.to(policy.device)
-    back = verifier.represent.back(codec.inner.condition(seen.to(policy.device)))
+    codec, begin, first = (
+        require_task_conditioned(policy),
+        went.path[:, 0].to(policy.device),
+        went.first.to(policy.device),
+    )
+    back = verifier.represent.backward_embedding(codec.inner.condition(seen.to(policy.device)))
     size = (reward(seen).to(back)[:, None] * back).mean(0).norm() / len(codec.z) ** 0.5  # z is a direction alone
     return (size * verifier(policy, begin, codec.encode(first))).cpu() - came
 
@@ -226,25 +237,29 @@ def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tens
 def look(base: Base, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """A plan of the maze for every reward, with where the policy that was told it goes from at most eight starts; of a
     user's data, a film of the policy that was told theirs. A policy that has been told goes for what it was told."""
-    told, few = bool(tasked(policy).z.any()), min(n, FEW)
+    told, few = bool(require_task_conditioned(policy).z.any()), min(n, FEW)
     if base.data != "maze":
-        return episodes(
-            serving(policy if told else told_data(base, policy)), named(judged(base)), few, 1_000_000 + seed
+        return episode_video(
+            eval_actor(policy if told else told_data(base, policy)), named(judged(base)), few, 1_000_000 + seed
         )
     if told:
         path = walked(base, policy, lambda at: at[..., 0], seed, few).path
-        return {"ways.png": ways(maze(base), {"what it was told": (torch.zeros(spots(maze(base)).shape[:2]), path)})}
-    seen, at, panels = states(demos(record(base, 0))), spots(maze(base)), {}
+        return {
+            "ways.png": plot_paths(
+                maze(base), {"what it was told": (torch.zeros(reward_grid(maze(base)).shape[:2]), path)}
+            )
+        }
+    seen, at, panels = states(demos(record(base, 0))), reward_grid(maze(base)), {}
     for name, reward in rewards(base).items():
         went = asked(base, policy, seen, reward, seed, few)[1]
         panels[name] = reward(at), went.path
-    return {"ways.png": ways(maze(base), panels)}
+    return {"ways.png": plot_paths(maze(base), panels)}
 
 
 def logged_outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Returns of n episodes, of the policy that was told the rewards of the data."""
     env = named(judged(base))
-    return evaluate(serving(told_data(base, policy)), env, n, 1_000_000 + seed).outcomes
+    return evaluate(eval_actor(told_data(base, policy)), env, n, 1_000_000 + seed).outcomes
 
 
 def judged(base: Base) -> str:
@@ -257,13 +272,15 @@ def judged(base: Base) -> str:
 def told_data(base: Base, policy: Policy) -> Policy:
     """The policy that was told the rewards of a user's data."""
     data = record(base, 0)
-    if not isinstance(data, Recording) or data.rewards is None:
+    if not isinstance(data, EpisodeDataset) or data.rewards is None:
         raise RunError(f"{base.data} holds no rewards to ask for: tell one in Python, answer(policy, data, reward)")
     row = pairs(data)  # a reward belongs to the state that it is given in
-    return answer(policy, row["after"], data.rewards[row["at"]])
+    return policy_for_reward(policy, row["after"], data.rewards[row["at"]])
 
 
-def diffusion(base: Base, data: Demos | Recording, size: int, seed: int, device: str | torch.device) -> Policy:
+def diffusion(
+    base: Base, data: Demonstrations | EpisodeDataset, size: int, seed: int, device: str | torch.device
+) -> Policy:
     """An untrained variance-preserving diffusion policy that sees a task of ``size`` numbers."""
     torch.manual_seed(seed)
     told, schedule = demos(data), VP(0.1, 10.0)
@@ -271,7 +288,7 @@ def diffusion(base: Base, data: Demos | Recording, size: int, seed: int, device:
     net = MLP(event, seen + size, base.width, layer_norm=True)
     process = Diffusion(schedule, ddim(1.0), clip=1.0, weight="noise")
     steps = process.steps(time_grid(base.denoise))
-    codec = Tasked(Robot.fit(told), torch.zeros(size))
+    codec = TaskConditionedCodec(ActionChunkCodec.fit(told), torch.zeros(size))
     return Policy.of(process, GaussianDenoiser(net, schedule, "eps"), event, steps, None, codec).to(device)
 
 
@@ -288,8 +305,10 @@ def squashed(base: Base, seed: int, keep: Keep) -> Policy:
     net = MLP(event, seen + base.size, base.width, 2, 0, False, activation="relu", out=(base.chunk, 2 * event[1]))
     process = OneStep()
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    box = Squash.box(told.actions.amin(0), told.actions.amax(0), Normalizer.fit(told.observations))
-    return Policy.of(process, Actor(net), event, steps, serve, Tasked(box, torch.zeros(base.size))).to(keep.device)
+    box = TanhCodec.box(told.actions.amin(0), told.actions.amax(0), Normalizer.fit(told.observations))
+    return Policy.of(process, Actor(net), event, steps, serve, TaskConditionedCodec(box, torch.zeros(base.size))).to(
+        keep.device
+    )
 
 
 def goals(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
@@ -298,8 +317,8 @@ def goals(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     data = record(base, seed)
     told, row, rng = demos(data), pairs(data, base.chunk), Rng(seed, keep.device)
     made = diffusion(base, data, told.observations.shape[-1], seed, keep.device)
-    made.weights.control = Best(Arrivals(), 1)
-    at, codec = row["at"], tasked(made)
+    made.weights.control = BestOfN(GoalReachingVerifier(), 1)
+    at, codec = row["at"], require_task_conditioned(made)
     end = told.ends[torch.searchsorted(told.ends, at, right=True)] - 1
     ahead = (rng.uniform(len(at)).cpu().log() / torch.tensor(GAMMA).log()).long()
     seen = codec.inner.condition(told.observations)

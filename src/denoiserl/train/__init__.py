@@ -7,33 +7,42 @@
 | one in pieces that fit into memory | ``accumulate``, ``accumulate_masked`` (where some losses do not count) |
 | averages and learning rates | ``EMA``, ``warmup_cosine`` |
 | a loop that can be killed and resumed | ``Keep``, ``Stopped``; what it left behind: ``saved`` |
-| device, precision, threads | ``Place`` |
+| device, precision, threads | ``DeviceConfig`` |
 
 ``denoiserl.experiments.runner`` runs a recipe in a folder.
 """
 
-from denoiserl.train.device import Place
-from denoiserl.train.fit import Rows, fit, losses, stratified
-from denoiserl.train.optim import EMA, Schedule, accumulate, accumulate_masked, adamw, covers, step, warmup_cosine
-from denoiserl.train.run_state import Keep, Position, Stopped, rows_kept, saved
+from denoiserl.train.device import DeviceConfig
+from denoiserl.train.fit import TrainingRows, fit, stratified, training_losses
+from denoiserl.train.optim import (
+    EMA,
+    Schedule,
+    accumulate,
+    accumulate_masked,
+    adamw,
+    check_optimizer_covers,
+    optimizer_step,
+    warmup_cosine,
+)
+from denoiserl.train.run_state import Keep, Position, Stopped, count_durable_rows, find_saved_policy
 
 __all__ = [
     "EMA",
+    "DeviceConfig",
     "Keep",
-    "Place",
     "Position",
-    "Rows",
     "Schedule",
     "Stopped",
+    "TrainingRows",
     "accumulate",
     "accumulate_masked",
     "adamw",
-    "covers",
+    "check_optimizer_covers",
+    "count_durable_rows",
+    "find_saved_policy",
     "fit",
-    "losses",
-    "rows_kept",
-    "saved",
-    "step",
+    "optimizer_step",
     "stratified",
+    "training_losses",
     "warmup_cosine",
 ]

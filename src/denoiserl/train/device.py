@@ -19,20 +19,20 @@ PRECISIONS = ("float32", "medium", "bf16")
 
 
 @dataclass
-class Place:
+class DeviceConfig:
     """A device, the precision of the networks and the number of threads.
 
     ``precision``: "float32" is full products; "medium" leaves float32 products to the library that torch calls so
     (``torch.set_float32_matmul_precision``: TF32 on a GPU; on a CPU full float32 or bf16 products); "bf16" runs the
     networks of ``GaussianDenoiser`` and ``TokenDenoiser`` in it (``denoiserl.core.precision``). ``threads``: None
     leaves torch's own. ``chosen``: what an earlier ``choose()`` told, to compute as that run did. Use it as ``with
-    place.here(): ...``.
+    place.activate(): ...``.
     """
 
     device: str = "cpu"
     precision: str = "float32"
     threads: int | None = None
-    chosen: dict[str, Any] | None = field(default=None)
+    resolved: dict[str, Any] | None = field(default=None)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -49,7 +49,7 @@ class Place:
             raise RunError("This torch sees no MPS device: use device cpu.")
 
     @contextmanager
-    def here(self) -> Iterator[dict[str, Any]]:
+    def activate(self) -> Iterator[dict[str, Any]]:
         """Compute at this place inside; yields what ``choose`` tells. The caller's are put back after."""
         threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
         if self.threads is not None:
@@ -65,11 +65,11 @@ class Place:
 
     def choose(self) -> dict[str, Any]:
         """Return device, threads, the float32 product, and whether networks run in bf16: what a run records."""
-        if self.chosen is None:
-            self.chosen = {
+        if self.resolved is None:
+            self.resolved = {
                 "device": self.device,
                 "threads": self.threads,
                 "matmul": "medium" if self.precision == "medium" else "highest",
                 "bf16": self.precision == "bf16",
             }
-        return self.chosen
+        return self.resolved

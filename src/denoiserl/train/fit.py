@@ -14,11 +14,11 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, batch_size, first, leaves, tree_map
 from denoiserl.rewards import micro_rows
-from denoiserl.train.optim import EMA, accumulate, adamw, covers, step, warmup_cosine
+from denoiserl.train.optim import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 from denoiserl.train.run_state import Keep
 
 
-class Fits(Protocol):
+class FitProcess(Protocol):
     """The part of a process that fitting needs."""
 
     def noise(self, x0: Any, t: Tensor, rng: Rng, live: Any = None) -> Any: ...
@@ -26,7 +26,7 @@ class Fits(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """``size`` rows that are made when they are drawn, for data whose rows overlap or do not fit into memory.
 
     ``take(index [n])`` returns a dict of their "x0", and of "cond", "live" and "counts" where there are any. ``given``:
@@ -53,8 +53,8 @@ def stratified(n: int, rng: Rng, edge: float = 1e-5) -> Tensor:
     return torch.cat((half, 1 - half[: n // 2]))[rng.permutation(n)].clamp(edge, 1 - edge)
 
 
-def losses(
-    process: Fits,
+def training_losses(
+    process: FitProcess,
     denoise: Any,
     x0: Tree,
     cond: Tree | None,
@@ -68,7 +68,7 @@ def losses(
     return process.loss(denoise, _noise(process, x0, rng, live, t, counts), denoise.embed_condition(cond))
 
 
-def _noise(process: Fits, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | None, counts: Tensor | None) -> Any:
+def _noise(process: FitProcess, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | None, counts: Tensor | None) -> Any:
     """Return every row noised at a time of its own, with what has a loss as ``live``."""
     if t is None:
         t = stratified(batch_size(x0), rng).to(first(x0).device)
@@ -78,7 +78,7 @@ def _noise(process: Fits, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | Non
     return noised._replace(mask=counts if live is None else counts & live)
 
 
-def _pieces(process: Fits, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
+def _pieces(process: FitProcess, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
     """Return the losses of ``losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
     noised = _noise(process, part["x0"], rng, part["live"], None, part["counts"])
     for i in torch.arange(batch_size(part["x0"]), device=noised.t.device).split(
@@ -89,9 +89,9 @@ def _pieces(process: Fits, denoise: Any, part: dict[str, Any], rng: Rng, micro: 
 
 
 def fit(
-    process: Fits,
+    process: FitProcess,
     denoiser: torch.nn.Module,
-    x0: Tree | Rows,
+    x0: Tree | TrainingRows,
     cond: Tree | None,
     updates: int,
     rng: Rng,
@@ -118,7 +118,7 @@ def fit(
     can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
     keep = Keep() if keep is None else keep
-    source = x0 if isinstance(x0, Rows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
+    source = x0 if isinstance(x0, TrainingRows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
     if source is x0 and any(v is not None for v in (cond, live, counts)):
         raise InvalidInputError(
             "rows that are made when they are drawn tell their own cond, live and counts: give them there"
@@ -128,7 +128,7 @@ def fit(
     if opt is None:
         opt = adamw([p for p in denoiser.parameters() if p.requires_grad], lr, decay)
         schedule = warmup_cosine(opt, min(warmup, updates), updates)
-    covers(opt, denoiser)
+    check_optimizer_covers(opt, denoiser)
     average = EMA(denoiser) if ema is True else (ema or None)
     log = max(1, updates // 50) if log is None else log
     seen, mode = _Mean(), denoiser.training
@@ -138,8 +138,10 @@ def fit(
         index = rng.integers(0, source.size, batch)
         part = {**NONE, **tree_map(lambda v: v.to(device, non_blocking=True), source.take(index))}
         if micro_batch_size is None:
-            each = losses(process, denoiser, part["x0"], part["cond"], rng, part["live"], counts=part["counts"])
-            told = step(opt, each.mean(), clip)
+            each = training_losses(
+                process, denoiser, part["x0"], part["cond"], rng, part["live"], counts=part["counts"]
+            )
+            told = optimizer_step(opt, each.mean(), clip)
             del each
         else:
             told = accumulate(opt, _pieces(process, denoiser, part, rng, micro_batch_size), batch, clip)
@@ -158,11 +160,11 @@ def fit(
 NONE: dict[str, Any] = dict.fromkeys(("cond", "live", "counts"))
 
 
-def _stored(data: dict[str, Any]) -> Rows:
+def _stored(data: dict[str, Any]) -> TrainingRows:
     """The rows of tensors."""
     size = _checked(data)
     data = tree_map(lambda v: v.contiguous(), data)
-    return Rows(size, lambda index: tree_map(lambda v: v.index_select(0, index.to(v.device)), data), data)
+    return TrainingRows(size, lambda index: tree_map(lambda v: v.index_select(0, index.to(v.device)), data), data)
 
 
 class _Mean:

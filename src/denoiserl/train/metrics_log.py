@@ -27,7 +27,7 @@ SHOWN = 1000
 """values of a metric that TensorBoard gets one by one"""
 
 
-class Journal:
+class MetricsLog:
     """Appends rows to a run's folder. On a resume it keeps the first ``rows`` rows, which a saved state vouches for."""
 
     def __init__(self, folder: Path, rows: int = 0, tensorboard: bool = True) -> None:

@@ -100,7 +100,7 @@ def _low(value: Tensor) -> bool:
     return value.is_floating_point() and value.element_size() < 4
 
 
-def covers(optimizer: Optimizer | Sequence[Optimizer], *modules: nn.Module) -> None:
+def check_optimizer_covers(optimizer: Optimizer | Sequence[Optimizer], *modules: nn.Module) -> None:
     """Assert that the optimiser (or several together) holds every trainable parameter of ``modules`` exactly once.
 
     Raises RunError that names the parameters left out, held twice, or held though they belong to none of the modules
@@ -131,7 +131,7 @@ def covers(optimizer: Optimizer | Sequence[Optimizer], *modules: nn.Module) -> N
         )
 
 
-def step(opt: Optimizer, loss: Tensor, clip: float | None = None, params: Iterable[Tensor] | None = None):
+def optimizer_step(opt: Optimizer, loss: Tensor, clip: float | None = None, params: Iterable[Tensor] | None = None):
     """Descend once on the scalar ``loss`` and say what happened: ``{"loss": ..., "gradient": norm before clipping}``.
 
     ``clip`` is the largest 2-norm of the gradient over ``params`` (default: all that ``opt`` holds). A loss or gradient

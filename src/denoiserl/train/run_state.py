@@ -9,12 +9,14 @@ numbers still to do. A run that was killed anywhere and resumed is the same run,
 
 - everything that changes is named in ``loop`` (whatever has ``state_dict`` and ``load_state_dict``), and the global
   generators of torch, numpy and Python go with it;
-- what cannot be saved (a simulator) has ``border(iteration)`` instead, and starts afresh at the same iterations in
+- what cannot be saved (a simulator) has ``on_checkpoint(iteration)`` instead, and starts afresh at the same iterations
+in
   every run, resumed or not, kept or in memory. Such a loop is saved at borders only: a stop loses what came after;
 - saves change no numbers and are whole or absent (``denoiserl.core.serialization.store``).
 
 Borders do not depend on saves. ``restart`` puts one after every so many iterations. By default they come when all that
-has ``may_restart()`` says so: a ``Stream`` does after whole episodes. What has none starts afresh every 25 iterations.
+has ``may_restart()`` says so: a ``Collector`` does after whole episodes. What has none starts afresh every 25
+iterations.
 """
 
 from __future__ import annotations
@@ -165,8 +167,8 @@ class Keep:
         try:
             with self.meter.open(), interrupts(self.folder is not None) as caught:
                 for thing in borders:
-                    thing.border(at.iteration)
-                while (n is None or at.iteration < n) and not self.spent_out():
+                    thing.on_checkpoint(at.iteration)
+                while (n is None or at.iteration < n) and not self.exhausted_budget():
                     began, line, free = time.perf_counter(), self._line(), self._root().free
                     before = [k.seconds for k in line]
                     yield at.iteration
@@ -174,7 +176,7 @@ class Keep:
                     for k, s in zip(line, before, strict=True):  # a loop inside this one has counted its part already
                         k.seconds = max(k.seconds, s + took)
                     at.iteration += 1
-                    done = at.iteration == n or self.spent_out() is not None
+                    done = at.iteration == n or self.exhausted_budget() is not None
                     if done or self._fresh(borders, at.iteration):
                         soon = self.every is None and time.perf_counter() - told > SOON
                         due = done or soon or at.iteration // every > saved // every
@@ -182,7 +184,7 @@ class Keep:
                             self._save(at.iteration, kept, data)
                             saved, told = at.iteration, time.perf_counter()
                         for thing in borders:
-                            thing.border(at.iteration)
+                            thing.on_checkpoint(at.iteration)
                     if (watch := self._root().watch) is not None:
                         watch(at)
                     if caught:
@@ -200,13 +202,13 @@ class Keep:
             return all(asked)
         return not borders or iteration % (self.restart or RESTART) == 0
 
-    def where(self) -> Position | None:
+    def current_loop(self) -> Position | None:
         """The innermost loop that is running, of this run."""
         active = self._root()._active
         return active[-1] if active else None
 
     @contextmanager
-    def unspent(self) -> Iterator[None]:
+    def uncharged(self) -> Iterator[None]:
         """What happens inside costs the run nothing: no units, no seconds. For evaluations on the way."""
         began = time.perf_counter()
         try:
@@ -223,7 +225,7 @@ class Keep:
         """What was spent here and in the stages inside, in every unit and in seconds."""
         return {**self.meter.counts, "seconds": self.seconds}
 
-    def spent_out(self) -> str | None:
+    def exhausted_budget(self) -> str | None:
         """The unit whose budget is used up, here or in the run around; else None."""
         for keep in self._line():
             spent = keep.spent()
@@ -302,7 +304,7 @@ class Keep:
         return state["iteration"]
 
 
-def rows_kept(folder: Path | str) -> int:
+def count_durable_rows(folder: Path | str) -> int:
     """How many metric rows the newest state in a run's folder vouches for; those after it will be made again."""
     folder = Path(folder)
     places = (
@@ -312,7 +314,7 @@ def rows_kept(folder: Path | str) -> int:
     return max((s["rows"] for s in states), default=0)
 
 
-def saved(folder: Path | str, name: str = "best") -> Path:
+def find_saved_policy(folder: Path | str, name: str = "best") -> Path:
     """The policy ``name`` ("best" or "last") of a run, of its newest stage if the run itself has none."""
     folder = Path(folder)
     found = [p for p in (folder / name, *folder.rglob(name)) if p.is_dir()]
@@ -341,11 +343,11 @@ def _sorted(named: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         saves = hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
         if saves:
             kept[name] = thing
-        if hasattr(thing, "border"):
+        if hasattr(thing, "on_checkpoint"):
             borders.append(thing)
         elif not saves and thing is not None:
             raise RunError(
                 f"{name!r} ({type(thing).__name__}) cannot be kept: give it state_dict() and load_state_dict(state), "
-                "or border(iteration) if it must start afresh."
+                "or on_checkpoint(iteration) if it must start afresh."
             )
     return kept, borders

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Demos
+from denoiserl.data import Demonstrations
 from denoiserl.data.formats import any as recordings
 from denoiserl.data.formats import foreign
 from denoiserl.data.formats.numbers import check, parse, spell
@@ -99,7 +99,7 @@ def test_policies_of_others_and_data_are_no_policies(tmp_path: Path) -> None:
 
 
 def test_episodes_are_left_out_by_number_in_data_of_ours(tmp_path: Path) -> None:
-    demos = Demos(torch.arange(9.0)[:, None], torch.zeros(9, 1), torch.tensor([2, 3, 6, 9]))
+    demos = Demonstrations(torch.arange(9.0)[:, None], torch.zeros(9, 1), torch.tensor([2, 3, 6, 9]))
     demos.save(tmp_path / "own")
     left = recordings.read(tmp_path / "own", without="0,2-2")
     assert left.demos.observations.flatten().tolist() == [2.0, 6.0, 7.0, 8.0]

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Demos
+from denoiserl.data import Demonstrations
 from denoiserl.data.formats import lerobot
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("pyarrow.compute")
@@ -27,14 +27,16 @@ ROWS = Path("data/chunk-000/file-000.parquet")
 COUNTED = [0, 1, 2, 10, 11, 12, 13]
 
 
-def recorded() -> Recording:
+def recorded() -> EpisodeDataset:
     g = torch.Generator().manual_seed(0)
     episodes = [
         ({"state": torch.randn(n, 3, generator=g), "goal": {"at": torch.randn(n, 2, 2, generator=g)}}, torch.rand(n, 1))
         for n in (4, 6, 5)
     ]
     wide = torch.full((1,), torch.inf)
-    return Recording(Demos.of(episodes, [True, False, True], [4.0, 6.0, 5.0]), torch.ones(15), None, None, -wide, wide)
+    return EpisodeDataset(
+        Demonstrations.of(episodes, [True, False, True], [4.0, 6.0, 5.0]), torch.ones(15), None, None, -wide, wide
+    )
 
 
 def changed(to: Path, change: Any) -> Path:
@@ -143,11 +145,11 @@ def test_bad_datasets_are_refused(tmp_path: Path) -> None:
         lerobot.read(cut)
 
 
-def numbered(folder: Path) -> tuple[Demos, Path]:
+def numbered(folder: Path) -> tuple[Demonstrations, Path]:
     """Eight episodes whose rows say which they are."""
     lengths = [3, 4, 5, 6, 7, 4, 3, 2]
     seen = torch.tensor([[e, k] for e, n in enumerate(lengths) for k in range(n)], dtype=torch.float32)
-    demos = Demos(seen, seen[:, :1], torch.tensor(lengths).cumsum(0), torch.tensor([True, False] * 4))
+    demos = Demonstrations(seen, seen[:, :1], torch.tensor(lengths).cumsum(0), torch.tensor([True, False] * 4))
     return demos, lerobot.write(folder, demos, 10)
 
 

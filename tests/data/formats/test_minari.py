@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Robot
+from denoiserl.data import ActionChunkCodec
 from denoiserl.data.formats import minari
 from denoiserl.envs.record import record
 
@@ -214,7 +214,7 @@ def test_constant_dimensions_are_kept_and_normalised_to_zero(tmp_path: Path) -> 
     observations = np.random.default_rng(0).normal(size=(7, 3))
     observations[:, 1] = 5.0
     demos = minari.read(made(tmp_path / "set", [episode(6, observations=observations)]))
-    codec = Robot.fit(demos)
+    codec = ActionChunkCodec.fit(demos)
     assert codec.observation.constant.tolist() == [False, True, False]
     assert float(codec.condition(demos.observations)[:, 1].abs().max()) == 0.0
 

@@ -11,18 +11,20 @@ import pytest
 import torch
 
 from denoiserl.core.errors import DenoiseRLError
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.data.formats import any as recordings
 from denoiserl.data.formats import lerobot as lerobot_dataset
 from denoiserl.data.formats import minari
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("pyarrow")
 SEEN = {"hand": torch.randn(12, 3), "goal": torch.randn(12, 2)}
-DEMOS = Demos(SEEN, torch.zeros(12, 2), torch.tensor([4, 8, 12]))
+DEMOS = Demonstrations(SEEN, torch.zeros(12, 2), torch.tensor([4, 8, 12]))
 BOX = (torch.full((2,), -1.0), torch.ones(2))
-DATA = Recording(DEMOS, torch.ones(12), {k: v[:3] for k, v in SEEN.items()}, torch.zeros(3, dtype=torch.bool), *BOX)
+DATA = EpisodeDataset(
+    DEMOS, torch.ones(12), {k: v[:3] for k, v in SEEN.items()}, torch.zeros(3, dtype=torch.bool), *BOX
+)
 
 
 def told(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.nn import MLP
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Masked, TokenDenoiser, ddim, flow_sde, time_grid
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.schedule import Linear

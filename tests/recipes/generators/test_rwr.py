@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.nn import MLP
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, Masked, TokenDenoiser, ddim, time_grid
 from denoiserl.processes.schedule import Cosine, Linear
 from denoiserl.recipes.generators import rwr

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Demos, Normalizer, Robot
-from denoiserl.integrations.lerobot.policy import Chunks
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer
+from denoiserl.integrations.lerobot.policy import LeRobotCodec
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, linear, time_grid
@@ -47,7 +47,11 @@ def start(case: str) -> Policy:
         replace(Normalizer.identity(len(c)), centre=c, scale=s, low=c - far * s, high=c + far * s)
         for (c, s), far in ((SEEN, 6.0), (ACTED, 1.0))
     )
-    codec = Chunks(seen, acted, {"observation.state": S}, 2, T_A) if case in LATE else Robot(seen, acted, LIMIT)
+    codec = (
+        LeRobotCodec(seen, acted, {"observation.state": S}, 2, T_A)
+        if case in LATE
+        else ActionChunkCodec(seen, acted, LIMIT)
+    )
     net = MLP((H, D), S if case == "flow" else 2 * S, 8, 2, 8)
     net.leave.weight.data.mul_(0.1 if case == "noise" else 4.0)  # its gradients are short, the others' are clipped
     return Policy.of(
@@ -59,9 +63,9 @@ def start(case: str) -> Policy:
     )
 
 
-def demonstrated(case: str) -> Demos:
+def demonstrated(case: str) -> Demonstrations:
     torch.manual_seed(6)
-    return Demos(2 * torch.randn(14, 2 * S if case == "stacked" else S), 3 * torch.rand(14, D) - 1, ENDS)
+    return Demonstrations(2 * torch.randn(14, 2 * S if case == "stacked" else S), 3 * torch.rand(14, D) - 1, ENDS)
 
 
 @pytest.mark.parametrize("case", CASES)

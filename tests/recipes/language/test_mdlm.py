@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked, TokenDenoiser, time_grid
 from denoiserl.recipes.language import mdlm
 from tests.recipes.kit import Spy, Tape, Words, adam, agree, descend, moments

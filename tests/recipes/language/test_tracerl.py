@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked, TokenDenoiser, time_grid
 from denoiserl.recipes.language import tracerl
 from tests.recipes.kit import Spy, Tape, Words, adam, agree, commit, descend, moments

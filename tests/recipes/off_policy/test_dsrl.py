@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.control.noise_steering import steer
-from denoiserl.data import Normalizer, Robot
-from denoiserl.data.rollout import Episode
+from denoiserl.data import ActionChunkCodec, Normalizer
+from denoiserl.data.rollout import Rollout
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, linear, time_grid, with_min_std
@@ -47,7 +47,7 @@ def start(kind: str, rank: int) -> Policy:
     process = Diffusion(linear, with_min_std(ddim(0.0), 0.2), clip=CLIP)
     net = GaussianDenoiser(MLP((H, D), 2, 8, 2, 8), linear, "v")
     seen = replace(Normalizer.identity(D), centre=MEAN, scale=STD)
-    codec = Robot(seen, replace(Normalizer.identity(D), centre=CENTRE, scale=WIDTH), LIMIT)
+    codec = ActionChunkCodec(seen, replace(Normalizer.identity(D), centre=CENTRE, scale=WIDTH), LIMIT)
     base = Policy.of(
         process,
         net,
@@ -62,7 +62,7 @@ def start(kind: str, rank: int) -> Policy:
     return made
 
 
-def demonstrated() -> Episode:
+def demonstrated() -> Rollout:
     """Decisions of somebody: one true end, one time limit, a chunk that ends early, one that was lost."""
     torch.manual_seed(6)
     obs, after = torch.randn(3, 2, D), torch.randn(3, 2, D)
@@ -70,7 +70,7 @@ def demonstrated() -> Episode:
     over = torch.tensor([[False, True], [False, False], [False, False]])
     done = torch.tensor([[False, True], [True, False], [False, True]])
     length = torch.tensor([[2, 1], [2, 2], [1, 0]])
-    return Episode(obs, after, action, reward, over, done, length, torch.arange(T_A) < length[..., None])
+    return Rollout(obs, after, action, reward, over, done, length, torch.arange(T_A) < length[..., None])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -119,11 +119,11 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         volume = -2 * torch.cosh(u.double()).log().float()  # 1 − tanh² = 1 / cosh²
         return torch.tanh(u), (density - volume).sum((1, 2))
 
-    def remember(ep: Episode, z: Tensor, who: str) -> None:
+    def remember(ep: Rollout, z: Tensor, who: str) -> None:
         for t in range(ep.reward.shape[0]):
             for b in range(ep.reward.shape[1]):
-                if bool(ep.live[t, b].any()):
-                    row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "terminated", "done", "length")}
+                if bool(ep.executed_mask[t, b].any()):
+                    row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "terminated", "done", "num_executed")}
                     paid = a.scale * float(ep.reward[t, b]) + a.shift
                     memory.append({**row, "paid": paid, "a": unit(ep.action[t, b]), "z": z[t, b], "who": f"{who} {b}"})
 
@@ -146,7 +146,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             agree(ep.action[t], G(ep.obs[t], zs[-1])[:, :T_A], where="actions")
             for b in range(a.copies):  # the discount inside a chunk is the method's
                 s, reward = ep.obs[t, b].double(), 0.0
-                for i in range(int(ep.length[t, b])):
+                for i in range(int(ep.num_executed[t, b])):
                     act = ep.action[t, b, i].double().clamp(torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 2.0]))
                     act = 1 + (act - 1) / 3
                     s = s + 0.5 * (act - 1)
@@ -163,13 +163,13 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             rows = []
             for i in batch.tolist():
                 first = last = memory[i]
-                reward, discount, at = first["paid"], a.gamma ** int(first["length"]), i
+                reward, discount, at = first["paid"], a.gamma ** int(first["num_executed"]), i
                 for _ in range(a.n - 1):  # a return of n decisions
                     later = [j for j in range(at + 1, len(memory)) if memory[j]["who"] == first["who"]]
                     if bool(last["done"]) or not later:
                         break
                     at, last = later[0], memory[later[0]]
-                    reward, discount = reward + discount * last["paid"], discount * a.gamma ** int(last["length"])
+                    reward, discount = reward + discount * last["paid"], discount * a.gamma ** int(last["num_executed"])
                 over = bool(last["terminated"])
                 kinds.add((over, bool(last["done"])))
                 rows.append((first["obs"], first["a"], first["z"], last["next_obs"], reward, 0.0 if over else discount))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Squash
+from denoiserl.data import Normalizer, TanhCodec
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep, time_grid
@@ -30,7 +30,7 @@ def start() -> Policy:
     process, seen = OneStep(), replace(Normalizer.identity(D), centre=MEAN, scale=STD)
     net = Actor(MLP((H, D), 2, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    return Policy.of(process, net, (H, D), steps, serve, Squash.box([-1.0, 0.0], [3.0, 2.0], seen))
+    return Policy.of(process, net, (H, D), steps, serve, TanhCodec.box([-1.0, 0.0], [3.0, 2.0], seen))
 
 
 def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:
@@ -79,8 +79,10 @@ def test_two_updates_are_those_of_the_paper() -> None:
                     unit, _ = decide((ep.obs[t] - MEAN) / STD, rng.take("normal", A.copies, H, D))
             agree(ep.action[t], CENTRE + HALF * unit, where=f"action {t} of iteration {it}")
             for b in range(A.copies):
-                row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "reward", "terminated", "done", "length")}
-                agree(row["reward"], drifted(row["obs"], ep.action[t, b], int(row["length"]), A.gamma)[0])
+                row = {
+                    k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "reward", "terminated", "done", "num_executed")
+                }
+                agree(row["reward"], drifted(row["obs"], ep.action[t, b], int(row["num_executed"]), A.gamma)[0])
                 memory.append({**row, "unit": unit[b], "copy": b})
         assert int(0.1 * max(0, len(memory) - A.begin)) == it  # one update in the second iteration, one in the third
         if it == 0:
@@ -91,11 +93,14 @@ def test_two_updates_are_those_of_the_paper() -> None:
         rows = []
         for i in rng.take("integers", 1, A.batch)[0].tolist():
             first, last = memory[i], memory[i]
-            reward, discount = float(first["reward"]), A.gamma ** int(first["length"])
+            reward, discount = float(first["reward"]), A.gamma ** int(first["num_executed"])
             later = [r for r in memory[i + 1 :] if r["copy"] == first["copy"]]
             if not bool(first["done"]) and later:  # a return of two decisions
                 last = later[0]
-                reward, discount = reward + discount * float(last["reward"]), discount * A.gamma ** int(last["length"])
+                reward, discount = (
+                    reward + discount * float(last["reward"]),
+                    discount * A.gamma ** int(last["num_executed"]),
+                )
             over = bool(last["terminated"])
             rows.append((first["obs"], first["unit"], reward, 0.0 if over else discount, last["next_obs"]))
             discounts.add(0.0 if over else round(discount, 6))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import RunError
-from denoiserl.data import Normalizer, Squash
+from denoiserl.data import Normalizer, TanhCodec
 from denoiserl.data.synthetic import Model
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
@@ -59,7 +59,7 @@ def start() -> Policy:
     process, seen = OneStep(), replace(Normalizer.identity(S), centre=MEAN, scale=STD)
     net = Actor(MLP((H, D), S, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    codec = replace(Squash.box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
+    codec = replace(TanhCodec.box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
     return Policy.of(process, net, (H, D), steps, serve, codec)
 
 
@@ -186,7 +186,7 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
     fresh, filled, met = list[Tensor](), 0, set[str]()
     for it in range(A.iters):
         ep = env.episodes[it]
-        assert bool((ep.length == H).all())
+        assert bool((ep.num_executed == H).all())
         gain, s = torch.zeros(ep.reward.shape), ep.obs
         for k in range(H):
             s = s + 0.5 * (ep.action[:, :, k] - 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Squash
+from denoiserl.data import Normalizer, TanhCodec
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep, time_grid
@@ -37,7 +37,7 @@ def start() -> Policy:
         net.net.leave.weight.mul_(5)  # type: ignore[union-attr, operator]
         net.net.leave.bias.copy_(torch.tensor([1.2, -1.2, 0.0, 0.0, -1.2, 1.2, 0.0, 0.0]))  # type: ignore[union-attr, operator]
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    codec = replace(Squash.box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
+    codec = replace(TanhCodec.box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
     return Policy.of(process, net, (H, D), steps, serve, codec)
 
 
@@ -79,7 +79,7 @@ def test_updates_are_those_of_the_paper(A: td3.Args, due: list[int]) -> None:
             agree(ep.action[t], CENTRE + HALF * unit, where=f"action {t} of iteration {it}")
             for b in range(A.copies):
                 row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "terminated", "done")}
-                n = int(ep.length[t, b])
+                n = int(ep.num_executed[t, b])
                 gain, sum_, after = drifted(row["obs"], ep.action[t, b], n, A.gamma)
                 agree([ep.reward[t, b], row["next_obs"]], [gain, after])
                 whole, plain[b], ticks[b] = [*whole, gain], plain[b] + sum_, ticks[b] + n

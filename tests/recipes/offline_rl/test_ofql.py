@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.nn import MLP, Paired
+from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import MeanFlow, MeanVelocityDenoiser, time_grid
 from denoiserl.recipes.offline_rl import ofql
@@ -33,7 +33,7 @@ SAME = {"same": 1.0, "ends": 0.0, "mean": -0.4, "std": 1.0}
 def start(pairs: dict[str, float], H: int) -> Policy:
     torch.manual_seed(4)
     process = MeanFlow(**pairs)
-    net = MeanVelocityDenoiser(Paired(MLP((H, D), 3, 8, 2, 0, layer_norm=True), 4))
+    net = MeanVelocityDenoiser(TwoTimeNet(MLP((H, D), 3, 8, 2, 0, layer_norm=True), 4))
     return Policy.of(process, net, (H, D), process.steps(time_grid(1), 0.1), process.steps(time_grid(1)), robot())
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Demos, Normalizer, Robot, Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.trajectories import Model
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
@@ -42,26 +42,28 @@ def start(case: str) -> Policy:
     process, seen = OneStep(), replace(Normalizer.identity(S), centre=MEAN, scale=STD)
     net = Actor(MLP((1, D), S, 8, 2, 0, False, activation="relu", out=(1, 2 * D)))
     if case == "td3_bc":
-        codec = replace(Squash.box(LOW, HIGH, seen), limit=LIMIT)
+        codec = replace(TanhCodec.box(LOW, HIGH, seen), limit=LIMIT)
     else:
-        codec = Robot(seen, replace(Normalizer.identity(D), centre=CENTRE, scale=HALF, low=LOW, high=HIGH), LIMIT)
+        codec = ActionChunkCodec(
+            seen, replace(Normalizer.identity(D), centre=CENTRE, scale=HALF, low=LOW, high=HIGH), LIMIT
+        )
     return Policy.of(process, net, (1, D), process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0), codec)
 
 
-def recorded() -> Recording:
+def recorded() -> EpisodeDataset:
     torch.manual_seed(6)
     seen, last = torch.randn(20, S), torch.randn(4, S)
     seen[:, 2] = last[:, 2] = 0.7  # a number that never changes
     acted = LOW + (HIGH - LOW) * torch.rand(20, D)
     acted[::4, 0] = 3.0  # on the edge of the box, where atanh is infinite
-    return Recording(Demos(seen, acted, ENDS), torch.randn(20) - 1, last, ENDED, LOW, HIGH)
+    return EpisodeDataset(Demonstrations(seen, acted, ENDS), torch.randn(20) - 1, last, ENDED, LOW, HIGH)
 
 
 def normed(obs: Tensor) -> Tensor:
     return ((obs - MEAN) / STD).clamp(-LIMIT, LIMIT)
 
 
-def windowed(data: Recording) -> tuple[list[Tensor], Tensor]:
+def windowed(data: EpisodeDataset) -> tuple[list[Tensor], Tensor]:
     """What changes, [W, L] each, and the ends. Windows lie in their episode; true ends are told to the end."""
     unit, parts = (data.demos.actions - CENTRE) / HALF, []
     for first, end, ended in zip([0, *ENDS.tolist()], ENDS.tolist(), ENDED.tolist(), strict=False):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data import Normalizer, Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import Normalizer, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import Model
 from denoiserl.nn import MLP, Actor, Critics
 from denoiserl.policy.policy import Policy
@@ -58,14 +58,14 @@ def start(chunk: int = 1) -> Policy:
     process, seen = OneStep(), replace(Normalizer.identity(S), centre=MEAN, scale=STD)
     net = Actor(MLP((chunk, D), S, 8, 2, 0, False, activation="relu", out=(chunk, 2 * D)))
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    return Policy.of(process, net, (chunk, D), steps, serve, replace(Squash.box(LOW, HIGH, seen), limit=LIMIT))
+    return Policy.of(process, net, (chunk, D), steps, serve, replace(TanhCodec.box(LOW, HIGH, seen), limit=LIMIT))
 
 
 def units(obs: Tensor) -> Tensor:
     return ((obs - MEAN) / STD).clamp(-LIMIT, LIMIT)
 
 
-def recorded() -> Recording:
+def recorded() -> EpisodeDataset:
     """Observations of a number up to ¼, any number, an angle's cosine and sine, a constant, −2 or 3, and a one-hot.
 
     The first action is often on the edge of its box, and the second one never is.
@@ -83,7 +83,7 @@ def recorded() -> Recording:
     return replace(data, demos=demos, last=shown(data.last))
 
 
-def transitions(data: Recording) -> list[Tensor]:
+def transitions(data: EpisodeDataset) -> list[Tensor]:
     """s [N, 8], a [N, 2], r [N], s' [N, 8] and true ends [N]."""
     rows, at = [], 0
     for episode, length in enumerate(LENGTHS * 10):

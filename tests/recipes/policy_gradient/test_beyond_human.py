@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
-from denoiserl.data import Normalizer, Robot, Running
-from denoiserl.envs.backends.sync import derived
+from denoiserl.data import ActionChunkCodec, Normalizer, RunningNormCodec
+from denoiserl.envs.backends.sync import derive_seed
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import (
@@ -51,13 +51,13 @@ def start(case: str) -> Policy:
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
         steps, serve = one.steps(time_grid(1)), one.steps(time_grid(1), spread=0.0)
-        return Policy.of(one, net, (H, D), steps, serve, Running.fresh(2, SCALE, LIMIT, CENTRE))
+        return Policy.of(one, net, (H, D), steps, serve, RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE))
     seen = replace(Normalizer.identity(2), centre=MEAN, scale=STD)
     acts = replace(Normalizer.identity(2), centre=CENTRE, scale=SCALE, low=CENTRE - SCALE, high=CENTRE + SCALE)
     process = Diffusion(linear, with_min_std(ddim(1.0), 0.3), 1.1)
     net = GaussianDenoiser(MLP((H, D), 2, 8, 2, 4, activation="tanh"), linear, "v")
     train, serve = process.steps(time_grid(2)), process.steps(time_grid(3), ddim(0.0))
-    return Policy.of(process, net, (H, D), train, serve, Robot(seen, acts, LIMIT))
+    return Policy.of(process, net, (H, D), train, serve, ActionChunkCodec(seen, acts, LIMIT))
 
 
 def valid(obs: Tensor, actions: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def valid(obs: Tensor, actions: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_flywheel_is_that_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a = CASES[case]
-    booked = {k: derived(1000 * (a.seed + 1) + k // a.copies, k % a.copies) for k in range(40)}
+    booked = {k: derive_seed(1000 * (a.seed + 1) + k // a.copies, k % a.copies) for k in range(40)}
     monkeypatch.setattr(Booked, "plan", {s: ((2, 5, 3, 7, 5)[k % 5], k % 3 != 1) for k, s in booked.items()})
     policy, env, rng = start(case), Heard(Booked, a.copies, 1), Made(3)
     spy = Spy(rng)

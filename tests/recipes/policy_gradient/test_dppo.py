@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Robot, Running
+from denoiserl.data import ActionChunkCodec, Normalizer, RunningNormCodec
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, linear, time_grid, with_min_std
@@ -40,7 +40,7 @@ def start(case: dict) -> Policy:
     process = Diffusion(schedule, with_min_std(ddim(case["eta"]), case["floor"]), case["clip"])
     seen = replace(Normalizer.identity(2), centre=torch.tensor([0.2, -0.1]), scale=torch.tensor([0.6, 0.9]))
     acts = replace(Normalizer.identity(2), centre=CENTRE, scale=SCALE)
-    codec = Running.fresh(2, SCALE, LIMIT, CENTRE) if case is EPS else Robot(seen, acts, LIMIT)
+    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if case is EPS else ActionChunkCodec(seen, acts, LIMIT)
     net = GaussianDenoiser(MLP((H, D), 2, 8, 2, 4, activation="tanh"), schedule, predicts)
     return Policy.of(
         process, net, (H, D), process.steps(time_grid(case["steps"])), process.steps(time_grid(2), ddim(0)), codec
@@ -115,9 +115,9 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
             agree(ep.chain.sample[t], x, where="decisions")
             agree(ep.action[t], CENTRE + SCALE * (x if case is EPS else x.clamp(-1, 1))[:, :DONE], where="actions")
 
-        alive, cond, chain = ep.live.any(-1), torch.cat(conds), ep.chain.states.flatten(0, 1)
+        alive, cond, chain = ep.executed_mask.any(-1), torch.cat(conds), ep.chain.states.flatten(0, 1)
         live = torch.zeros(len(cond), H, D)
-        live[:, :DONE] = ep.live.flatten(0, 1)[..., None].double()
+        live[:, :DONE] = ep.executed_mask.flatten(0, 1)[..., None].double()
         owner = torch.arange(len(cond)).repeat_interleave(tuned)  # a row is a decision and one of its last steps
         step = torch.arange(tuned).repeat(len(cond))
         before, after = chain[owner, step], chain[owner, step + 1]
@@ -125,7 +125,7 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
             old = log_density(before, after, n - tuned + step, cond[owner], live[owner])
             sees, then = (standard(o.flatten(0, 1), seen) for o in (ep.obs, ep.next_obs))
             now, next_value = v(sees).view(alive.shape), v(then).view(alive.shape)
-            discount = a.gamma ** ep.length.float() * (~ep.terminated).float()
+            discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
             credit = gae(scaled(ep, a.gamma, past), discount, now, next_value, ep.done, a.lam)
             goal = (credit + now).flatten()
             unit = (credit - credit[alive].mean()) / credit[alive].std(correction=0)

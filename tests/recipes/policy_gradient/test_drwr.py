@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Robot, Running
+from denoiserl.data import ActionChunkCodec, Normalizer, RunningNormCodec
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import (
@@ -44,7 +44,7 @@ def start(kind: str) -> Policy:
     seen, acts = (
         replace(Normalizer.identity(2), centre=centre, scale=scale) for centre, scale in ((MEAN, STD), (CENTRE, SCALE))
     )
-    codec = Running.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else Robot(seen, acts, LIMIT)
+    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else ActionChunkCodec(seen, acts, LIMIT)
     if kind == "one step":
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
@@ -143,7 +143,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
             actions = CENTRE + SCALE * (x if kind == "eps" else x.clamp(-1, 1))
             agree(ep.action[t], actions[:, : a.execute], where="actions")
 
-        alive, length = ep.live.any(-1), ep.length.double()
+        alive, length = ep.executed_mask.any(-1), ep.num_executed.double()
         whole, togo = torch.zeros(alive.shape, dtype=torch.bool), torch.zeros(alive.shape)
         for b in range(a.copies):
             ended, g = False, 0.0
@@ -157,7 +157,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
 
         chunk, cond = ep.chain.sample.flatten(0, 1), torch.cat(conds)
         live = torch.zeros(len(chunk), H, D)
-        live[:, : a.execute] = ep.live.flatten(0, 1)[..., None].double()
+        live[:, : a.execute] = ep.executed_mask.flatten(0, 1)[..., None].double()
         index, told = whole.flatten().nonzero().flatten(), []
         for _ in range(a.epochs):
             for i in index[rng.take("permutation", len(index))].tensor_split(max(1, len(index) // a.batch)):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Robot, Running
+from denoiserl.data import ActionChunkCodec, Normalizer, RunningNormCodec
 from denoiserl.nn import MLP
 from denoiserl.policy.likelihood import renoise
 from denoiserl.policy.policy import Policy
@@ -49,7 +49,7 @@ def start(kind: str) -> Policy:
     seen, acts = (
         replace(Normalizer.identity(2), centre=centre, scale=scale) for centre, scale in ((MEAN, STD), (CENTRE, SCALE))
     )
-    codec = Running.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else Robot(seen, acts, LIMIT)
+    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else ActionChunkCodec(seen, acts, LIMIT)
     if kind == "one step":
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
@@ -131,17 +131,17 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
             agree(ep.chain.sample[t], x, where="decisions")
             actions = CENTRE + SCALE * (x if kind == "eps" else x.clamp(-1, 1))
             agree(ep.action[t], actions[:, :DONE], where="actions")
-        alive = ep.live.any(-1)
+        alive = ep.executed_mask.any(-1)
         with torch.no_grad():
             sees, then = (((o.flatten(0, 1) - centre) / scale).clamp(-LIMIT, LIMIT) for o in (ep.obs, ep.next_obs))
             now, after = v(sees).view(alive.shape), v(then).view(alive.shape)
-            discount = a.gamma ** ep.length.float() * (~ep.terminated).float()
+            discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
             credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.lam)
 
         index = alive.flatten().nonzero().flatten()
         action, z, n = ep.chain.sample.flatten(0, 1)[index], torch.cat(conds)[index], len(index)
         live = torch.zeros(n, H, D)
-        live[:, :DONE] = ep.live.flatten(0, 1)[index][..., None].double()
+        live[:, :DONE] = ep.executed_mask.flatten(0, 1)[index][..., None].double()
         sees, goal, adv_of = sees[index], (credit + now).flatten()[index], credit.flatten()[index]
         noise, t = torch.zeros(n, a.pairs, H, D), torch.ones(n, a.pairs)
         if kind != "one step":  # a time in each of n strata, in an order of each decision's own; drawn once

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Robot, Running
+from denoiserl.data import ActionChunkCodec, Normalizer, RunningNormCodec
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, linear, time_grid
@@ -50,7 +50,7 @@ def start(running: bool) -> Policy:
     )
     process = Diffusion(linear, ddim(0.0), CLIP)
     net = GaussianDenoiser(MLP((H, D), 2, 8, 2, 4, activation="tanh"), linear, "v")
-    codec = Running.fresh(2, SCALE, LIMIT, CENTRE) if running else Robot(seen, acts, LIMIT)
+    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if running else ActionChunkCodec(seen, acts, LIMIT)
     return Policy.of(process, net, (H, D), process.steps(time_grid(2)), process.steps(time_grid(3)), codec)
 
 
@@ -127,16 +127,16 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             group["eps"] = 1e-5
         for it in range(iters):
             ep, cond = played(encoder, net, through, a.steps)
-            z, alive = ep.chain.sample.flatten(0, 1), ep.live.any(-1)
+            z, alive = ep.chain.sample.flatten(0, 1), ep.executed_mask.any(-1)
             live = torch.ones(len(z), H, D)
             if not through:  # the latent is the plan, of which some is executed
-                live[:, : a.execute] = ep.live.flatten(0, 1)[..., None].double()
+                live[:, : a.execute] = ep.executed_mask.flatten(0, 1)[..., None].double()
                 live[:, a.execute :] = 0.0
             with torch.no_grad():
                 old = log_density(z, *law(encoder, cond), live)
                 sees, then = standard(ep.obs.flatten(0, 1)), standard(ep.next_obs.flatten(0, 1))
                 now, after = v(sees).view(alive.shape), v(then).view(alive.shape)
-                discount = a.gamma ** ep.length.float() * (~ep.terminated).float()
+                discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
                 credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.lam)
                 goal = (credit + now).flatten()
             index, told, moves = alive.flatten().nonzero().flatten(), [], it >= a.warmup
@@ -169,8 +169,8 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             if told:
                 row |= dict(zip(("loss", "kl", "clipped", "std"), torch.tensor(told).mean(0), strict=True))
             agree(next(rows), row, 1e-4, where=f"row {it} of {name}")  # terms of the loss cancel
-        agree(moments(stage.named["opt"]), moments(opt), where=f"moments of the encoder in {name}")
-        agree(moments(stage.named["critic"]), moments(value_opt), where=f"moments of the critic in {name}")
+        agree(moments(stage.named["opt"]), moments(opt), 5e-5, where=f"moments of the encoder in {name}")
+        agree(moments(stage.named["critic"]), moments(value_opt), 5e-5, where=f"moments of the critic in {name}")
 
     def rollouts(encoder: Any, net: GaussianDenoiser, through: bool) -> tuple[list[Any], Tensor, Tensor]:
         """Rollouts until every copy has ended an episode; return of the first one of each copy, NaN without one."""
@@ -191,7 +191,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
     improved("latent-0", encoder, decoder, through, a.iters // 2)
 
     before, was, _ = rollouts(encoder, decoder, through)
-    alive = before[0].live.any(-1).flatten()
+    alive = before[0].executed_mask.any(-1).flatten()
     z, obs = (x.flatten(0, 1)[alive] for x in (before[0].chain.sample, before[0].obs))
     with torch.no_grad():
         cond = standard(obs)
@@ -227,7 +227,8 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
         both = [len(before), len(after)]
     else:
         was, got = (
-            sum(ep.reward[ep.live.any(-1)].double().sum() for ep in parts) / sum(ep.length.sum() for ep in parts)
+            sum(ep.reward[ep.executed_mask.any(-1)].double().sum() for ep in parts)
+            / sum(ep.num_executed.sum() for ep in parts)
             for parts in (before, after)
         )
     taken = bool(got >= was - a.drop * abs(was))
@@ -277,7 +278,7 @@ def test_switch_is_not_judged_by_episodes_that_a_fault_ended() -> None:
     env.owner.on_fault = "restart"
     ep = env.collect(lambda obs, rng: torch.ones(A.copies, 2, D), 4, Tape(3))
     first = ep.done.int().argmax(0)
-    lost = ~ep.alive[first, torch.arange(A.copies)]
+    lost = ~ep.valid[first, torch.arange(A.copies)]
     assert bool(lost.any()) and not bool(lost.all())
     assert torch.equal(gorl.first_returns([ep]).isnan(), lost)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import Judged, told
-from denoiserl.data import Running
+from denoiserl.control.acting import AdvantageEstimate, rollout_metrics
+from denoiserl.data import RunningNormCodec
 from denoiserl.distributions import Gaussian
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
@@ -36,7 +36,7 @@ def start() -> Policy:
     process = OneStep()
     net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, LEAST)
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    return Policy.of(process, net, (H, D), steps, serve, Running.fresh(2, SCALE, LIMIT, CENTRE))
+    return Policy.of(process, net, (H, D), steps, serve, RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE))
 
 
 def penalty(law: Gaussian) -> Tensor:
@@ -84,13 +84,13 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
             agree(ep.action[t], CENTRE + SCALE * x[:, :DONE], where="actions")
         cond, x = torch.cat(conds), ep.chain.sample.flatten(0, 1)
         live = torch.zeros(len(x), H, D)
-        live[:, :DONE] = ep.live.flatten(0, 1)[..., None].float()
-        alive = ep.live.any(-1)
+        live[:, :DONE] = ep.executed_mask.flatten(0, 1)[..., None].float()
+        alive = ep.executed_mask.any(-1)
         with torch.no_grad():
             old = log_density(x, *law(cond), live)
             sees, then = (((o - mean) / std).clamp(-LIMIT, LIMIT) for o in (ep.obs, ep.next_obs))
             now, after = v(sees.flatten(0, 1)).view(alive.shape), v(then.flatten(0, 1)).view(alive.shape)
-            discount = a.gamma ** ep.length.float() * (~ep.terminated).float()
+            discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
             credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.lam)
             goal = (credit + now).flatten()
 
@@ -159,8 +159,10 @@ def test_the_std_of_a_row_is_the_mean_over_dimensions() -> None:
 
 def test_value_error_is_of_decisions_that_happened() -> None:
     ep = Heard(planned(), A.copies, 1).collect(lambda obs, rng: torch.ones(A.copies, DONE, D), 1, Tape(3))
-    ep = replace(ep, live=ep.live & (torch.arange(A.copies) > 0)[:, None])  # the first copy lost its decision
-    goal = (~ep.alive.flatten()).double()
-    assert told(ep, Judged(ep.obs.flatten(0, 1), torch.zeros(ep.alive.shape), torch.zeros(ep.alive.shape), goal))[
-        "value error"
-    ] == pytest.approx(0.0)
+    ep = replace(
+        ep, executed_mask=ep.executed_mask & (torch.arange(A.copies) > 0)[:, None]
+    )  # the first copy lost its decision
+    goal = (~ep.valid.flatten()).double()
+    assert rollout_metrics(
+        ep, AdvantageEstimate(ep.obs.flatten(0, 1), torch.zeros(ep.valid.shape), torch.zeros(ep.valid.shape), goal)
+    )["value error"] == pytest.approx(0.0)

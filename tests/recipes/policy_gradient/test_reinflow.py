@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.data import Normalizer, Robot, Running
+from denoiserl.data import ActionChunkCodec, Normalizer, RunningNormCodec
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, linear, time_grid, with_min_std
@@ -37,7 +37,7 @@ def start(kind: str) -> Policy:
     seen, acts = (
         replace(Normalizer.identity(2), centre=centre, scale=scale) for centre, scale in ((MEAN, STD), (CENTRE, SCALE))
     )
-    codec = Running.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else Robot(seen, acts, LIMIT)
+    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else ActionChunkCodec(seen, acts, LIMIT)
     n, clip, _ = CASES[kind]
     process = Diffusion(cosine if kind == "eps" else linear, ddim(0.0), clip)
     net = GaussianDenoiser(
@@ -117,14 +117,14 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
             agree(ep.chain.sample[t], x, where="decisions")
             agree(ep.action[t], CENTRE + SCALE * (x if kind == "eps" else x.clamp(-1, 1))[:, :DONE], where="actions")
 
-        alive, cond, chain = ep.live.any(-1), torch.cat(conds), ep.chain.states.flatten(0, 1)
+        alive, cond, chain = ep.executed_mask.any(-1), torch.cat(conds), ep.chain.states.flatten(0, 1)
         live = torch.zeros(len(cond), H, D)
-        live[:, :DONE] = ep.live.flatten(0, 1)[..., None].double()
+        live[:, :DONE] = ep.executed_mask.flatten(0, 1)[..., None].double()
         with torch.no_grad():
             old = path(chain, cond, live)[0]
             sees, then = (((o.flatten(0, 1) - centre) / scale).clamp(-LIMIT, LIMIT) for o in (ep.obs, ep.next_obs))
             now, after = v(sees).view(alive.shape), v(then).view(alive.shape)
-            discount = a.gamma ** ep.length.float() * (~ep.terminated).float()
+            discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
             credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.lam)
             goal = (credit + now).flatten()
 

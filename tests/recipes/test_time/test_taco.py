@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from denoiserl import Rng
-from denoiserl.data import Demos, Normalizer, Robot
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, linear, time_grid
@@ -37,14 +37,14 @@ def start() -> Policy:
     seen, acted = (replace(Normalizer.identity(len(c)), centre=c, scale=s) for c, s in (SEEN, ACTED))
     net = GaussianDenoiser(MLP((H, D), S, 8, 2, 8), linear, "v")
     serve = process.steps(time_grid(2, spacing="quadratic"), ddim(ETA))  # served otherwise than it was trained
-    return Policy.of(process, net, (H, D), process.steps(time_grid(3)), serve, Robot(seen, acted, LIMIT))
+    return Policy.of(process, net, (H, D), process.steps(time_grid(3)), serve, ActionChunkCodec(seen, acted, LIMIT))
 
 
-def demonstrated() -> Demos:
+def demonstrated() -> Demonstrations:
     torch.manual_seed(6)
     seen = 2 * torch.randn(14, S)
     seen[:, 2] = 0.7  # a number that never changes
-    return Demos(seen, 3 * torch.rand(14, D) - 1, ENDS)
+    return Demonstrations(seen, 3 * torch.rand(14, D) - 1, ENDS)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.control.zero_shot import Tasked
-from denoiserl.data import Demos, Normalizer, Robot
-from denoiserl.data.recordings import Recording
+from denoiserl.control.zero_shot import TaskConditionedCodec
+from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, time_grid, with_min_std
@@ -42,15 +42,15 @@ def start() -> Policy:
     seen, acted = (replace(Normalizer.identity(len(c)), centre=c, scale=s) for c, s in (SEEN, ACTED))
     net = GaussianDenoiser(MLP((H, D), S + Z, 8, 2, 8), cosine, "v")
     serve = process.steps(time_grid(2, spacing="quadratic"), ddim(ETA))
-    codec = Tasked(Robot(seen, acted, LIMIT), torch.zeros(Z))
+    codec = TaskConditionedCodec(ActionChunkCodec(seen, acted, LIMIT), torch.zeros(Z))
     return Policy.of(process, net, (H, D), process.steps(time_grid(3)), serve, codec)
 
 
-def recorded() -> Recording:
+def recorded() -> EpisodeDataset:
     torch.manual_seed(6)
     acted = LOW + (HIGH - LOW) * torch.rand(22, D)
-    demos = Demos(torch.randn(22, S), acted, ENDS)
-    return Recording(demos, torch.randn(22), torch.randn(6, S), ENDED, LOW, HIGH)
+    demos = Demonstrations(torch.randn(22, S), acted, ENDS)
+    return EpisodeDataset(demos, torch.randn(22), torch.randn(6, S), ENDED, LOW, HIGH)
 
 
 def levels(t: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         action, following, known = chunk.clamp(-1, 1), follow[i], knows[i]
         drawn |= set(discount.tolist())
         with torch.no_grad():
-            reached = both.back(obs[rng.take("permutation", a.batch)])
+            reached = both.backward_embedding(obs[rng.take("permutation", a.batch)])
             mixed = rng.take("uniform", a.batch, 1) < a.reached
             z = torch.where(mixed, reached, rng.take("normal", a.batch, Z))
             z = math.sqrt(Z) * z / z.square().sum(1, keepdim=True).sqrt()
@@ -119,14 +119,18 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             plans = G(average, torch.cat([many, tasks], 1), noise, fresh)
             assert bool((plans.abs() > 1).any())
             plans = plans.clamp(-1, 1)
-            q = (both.ahead(many, plans, tasks) * tasks).sum(-1).min(0).values.view(a.batch, K)
+            q = (both.forward_embedding(many, plans, tasks) * tasks).sum(-1).min(0).values.view(a.batch, K)
             a_ = plans.view(a.batch, K, H, D)[torch.arange(a.batch), q.argmax(1)]
             data_s = known & (rng.take("uniform", a.batch) < a.mixed)
             a_ = torch.where(data_s[:, None, None], following, a_)
             sources |= set(zip(known.tolist(), data_s.tolist(), strict=True))
-            target = torch.einsum("kid,jd->kij", slow.ahead(after, a_, z), slow.back(after)).min(0).values
+            target = (
+                torch.einsum("kid,jd->kij", slow.forward_embedding(after, a_, z), slow.backward_embedding(after))
+                .min(0)
+                .values
+            )
             ahead = V(torch.cat([after, z], 1))
-        F, B = both.ahead(obs, action, z), both.back(after)
+        F, B = both.forward_embedding(obs, action, z), both.backward_embedding(after)
         loss = torch.zeros(())
         for k in range(2):  # L_FB
             for i in range(a.batch):
@@ -192,16 +196,24 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
     policy.weights.control.load_state_dict(spy.states[-1]["policy"]["control"])
     reward, obs, tape = torch.randn(22), torch.randn(6, S), Tape(8)
-    told = breeze.answer(made, data.demos.observations, reward)
+    told = breeze.policy_for_reward(made, data.demos.observations, reward)
     with torch.no_grad():
-        z = (reward[:, None] * both.back(((data.demos.observations - SEEN[0]) / SEEN[1]).clamp(-LIMIT, LIMIT))).mean(0)
+        z = (
+            reward[:, None]
+            * both.backward_embedding(((data.demos.observations - SEEN[0]) / SEEN[1]).clamp(-LIMIT, LIMIT))
+        ).mean(0)
         z = math.sqrt(Z) * z / z.square().sum().sqrt()
         agree(told.codec.z, z, T, "the task of a reward")
         served, n = told.generate(obs, tape), 6 * a.choose
         many = ((obs - SEEN[0]) / SEEN[1]).clamp(-LIMIT, LIMIT).repeat_interleave(a.choose, 0)
         cond = torch.cat([many, z.expand(n, -1)], 1)
         plans = G(made.denoiser, cond, tape.take("normal", n, H, D), tape.take("normal", 2, n, H, D))
-        q = (both.ahead(many, plans.clamp(-1, 1), z.expand(n, -1)) * z).sum(-1).min(0).values.view(6, a.choose)
+        q = (
+            (both.forward_embedding(many, plans.clamp(-1, 1), z.expand(n, -1)) * z)
+            .sum(-1)
+            .min(0)
+            .values.view(6, a.choose)
+        )
         best = plans.view(6, a.choose, H, D)[torch.arange(6), q.argmax(1)]
     assert len(q.argmax(1).unique()) > 1
     agree(served, ACTED[0] + ACTED[1] * best.clamp(-1, 1), T, "served")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from denoiserl.control.zero_shot import Tasked
-from denoiserl.data import Demos, Normalizer, Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.control.zero_shot import TaskConditionedCodec
+from denoiserl.data import Demonstrations, Normalizer, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep, time_grid
@@ -36,16 +36,16 @@ def start() -> Policy:
     process, seen = OneStep(), replace(Normalizer.identity(S), centre=MEAN, scale=STD)
     net = Actor(MLP((H, D), S + Z, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
     net.net.leave.bias.data.view(H, 2 * D)[:, :D] = torch.tensor([1.5, -1.5])  # decisions near the edge of the box
-    codec = Tasked(replace(Squash.box(LOW, HIGH, seen), limit=LIMIT), torch.zeros(Z))
+    codec = TaskConditionedCodec(replace(TanhCodec.box(LOW, HIGH, seen), limit=LIMIT), torch.zeros(Z))
     return Policy.of(process, net, (H, D), process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0), codec)
 
 
-def recorded() -> Recording:
+def recorded() -> EpisodeDataset:
     torch.manual_seed(6)
     acted = LOW + (HIGH - LOW) * torch.rand(22, D)
     acted[::3, 0] = 3.0  # on the edge of the box, where no decision is
-    demos = Demos(torch.randn(22, S), acted, ENDS)
-    return Recording(demos, torch.randn(22), torch.randn(6, S), ENDED, LOW, HIGH)
+    demos = Demonstrations(torch.randn(22, S), acted, ENDS)
+    return EpisodeDataset(demos, torch.randn(22), torch.randn(6, S), ENDED, LOW, HIGH)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,7 +81,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         obs, action, after, discount = s[i], acted[i], s_[i], gamma[i]
         drawn |= set(discount.tolist())
         with torch.no_grad():
-            reached = both.back(obs[rng.take("permutation", a.batch)])
+            reached = both.backward_embedding(obs[rng.take("permutation", a.batch)])
             mixed = rng.take("uniform", a.batch, 1) < a.reached
             z = torch.where(mixed, reached, rng.take("normal", a.batch, Z))
             z = math.sqrt(Z) * z / z.square().sum(1, keepdim=True).sqrt()
@@ -89,8 +89,12 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             a_ = mu(after, z) + eps
             assert bool((a_.abs() > 1).any())
             a_ = a_.clamp(-1, 1)
-            target = torch.einsum("kid,jd->kij", slow.ahead(after, a_, z), slow.back(after)).min(0).values
-        F, B = both.ahead(obs, action, z), both.back(after)
+            target = (
+                torch.einsum("kid,jd->kij", slow.forward_embedding(after, a_, z), slow.backward_embedding(after))
+                .min(0)
+                .values
+            )
+        F, B = both.forward_embedding(obs, action, z), both.backward_embedding(after)
         loss = torch.zeros(())
         for k in range(2):  # equation 24: the diagonal is what came next, all else are independent states
             for i in range(a.batch):
@@ -102,7 +106,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             others = torch.arange(a.batch) != i
             loss = loss + a.ortho * (((B @ B[i])[others] ** 2).mean() - 2 * B[i] @ B[i]) / a.batch
         parameters = [p.requires_grad_(False) for p in both.parameters()]  # Q is climbed, not taught
-        value = (both.ahead(obs, mu(obs, z), z) * z).sum(-1).min(0).values.mean()
+        value = (both.forward_embedding(obs, mu(obs, z), z) * z).sum(-1).min(0).values.mean()
         for p in parameters:
             p.requires_grad_(True)
         norm = descend(opt, loss - value)
@@ -122,9 +126,11 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     assert drawn == {0.0, float(torch.tensor(a.gamma**H).float())}, "a true end was in a batch"
 
     reward = torch.randn(22)
-    told = fb.answer(made, data.demos.observations, reward)
+    told = fb.policy_for_reward(made, data.demos.observations, reward)
     with torch.no_grad():
-        z = (reward[:, None] * both.back(((data.demos.observations - MEAN) / STD).clamp(-LIMIT, LIMIT))).mean(0)
+        z = (
+            reward[:, None] * both.backward_embedding(((data.demos.observations - MEAN) / STD).clamp(-LIMIT, LIMIT))
+        ).mean(0)
         z = math.sqrt(Z) * z / z.square().sum().sqrt()
         best = mu(((torch.ones(5, S) - MEAN) / STD).clamp(-LIMIT, LIMIT), z.expand(5, -1))
     agree(told.codec.z, z, T, "the task of a reward")

@@ -12,12 +12,17 @@ from torch import Tensor
 
 from denoiserl.core.rng import Rng
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
-from denoiserl.stats.simulate import anytime_pairs, anytime_rates, peeked, power, type_one
+from denoiserl.stats.simulate import anytime_pairs, anytime_rates, power, repeated_z_test, type_one
 
 ALPHA, MOST = 0.05, 200
 RATES = (0.1, 0.3, 0.5, 0.7, 0.9)
 APART = ((0.6, 0.3),)
-TESTS = {"anytime-pairs": anytime_pairs, "anytime-rates": anytime_rates, "peeked": peeked(5), "one-look": peeked(MOST)}
+TESTS = {
+    "anytime-pairs": anytime_pairs,
+    "anytime-rates": anytime_rates,
+    "peeked": repeated_z_test(5),
+    "one-look": repeated_z_test(MOST),
+}
 METRICS = {
     "type-I error": ("how often equal policies are called different, the worst rate of the grid", "%"),
     "power": ("how often .6 against .3 is seen within 200 pairs", "%"),

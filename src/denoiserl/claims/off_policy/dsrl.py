@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import serving
+from denoiserl.control.acting import eval_actor
 from denoiserl.control.noise_steering import steer
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream, evaluate
+from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.toy.fork2d import Fork2D, demonstrations
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
@@ -62,7 +62,7 @@ def task() -> Task:
     """fork2d with a hidden wall: success is reaching the goal."""
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        done = evaluate(serving(policy, BASE.execute), partial(Walled, n), n, 1_000_000 + seed)
+        done = evaluate(eval_actor(policy, BASE.execute), partial(Walled, n), n, 1_000_000 + seed)
         assert done.success is not None
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 
@@ -72,7 +72,7 @@ def task() -> Task:
         {"flow": cloned, "steered": steered, "narrow": partial(steered, spread=1.0)},
         outcomes,
         {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
-        env=lambda copies, seed: Stream(Walled(copies or 1), seed=seed),
+        env=lambda copies, seed: Collector(Walled(copies or 1), seed=seed),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
-from denoiserl.data.trajectories import Model, Windows, learned, segments
+from denoiserl.data.trajectories import Model, WindowGenerator, slice_windows, train_window_generator
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, OneStep
@@ -31,15 +31,15 @@ METRICS = {
 }
 
 
-def windows(seed: int, model: Model) -> tuple[Windows, dict[str, Tensor]]:
+def windows(seed: int, model: Model) -> tuple[WindowGenerator, dict[str, Tensor]]:
     """A trained model of windows, and the recorded windows."""
     data = recorded(80, 100, 0.2, Rng(seed))
     demos = data.demos
     assert data.rewards is not None and data.terminated is not None and isinstance(demos.observations, Tensor)
     parts = {"obs": demos.observations, "action": demos.actions, "reward": data.rewards[:, None]}
-    known = segments(parts, demos.ends, data.terminated, LENGTH, model.stride)
+    known = slice_windows(parts, demos.ends, data.terminated, LENGTH, model.stride)
     torch.manual_seed(seed)
-    running = learned(known, model, Rng(seed + 1), Keep())
+    running = train_window_generator(known, model, Rng(seed + 1), Keep())
     while True:
         try:
             next(running)
@@ -95,7 +95,7 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
 
         for arm, c in STRENGTHS.items():
             guide = leaning(score, track.acts, c, model.steps) if c else None
-            parts = made.draw(count, Rng(seed + 3), guide)
+            parts = made.sample(count, Rng(seed + 3), guide)
             judge(arm, parts["obs"], parts["action"], lean)
         rng, obs = Rng(seed + 4), [known["obs"][Rng(seed + 5).integers(0, len(known["obs"]), count), 0]]
         action = []

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from denoiserl.core.rng import Rng
 from denoiserl.data.fidelity import correlations, marginals, memorised, nearest_distances
-from denoiserl.data.synthetic import Model, columns, part, trained
-from denoiserl.data.transitions import Logged, logged
+from denoiserl.data.synthetic import Model, columns, part, train_generator_now
+from denoiserl.data.transitions import Transitions, to_transitions
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
 from denoiserl.tasks.swingup import following, recorded
 
@@ -26,7 +26,7 @@ METRICS = {
 }
 
 
-def nearest(train: Logged, rows: Logged) -> Tensor:
+def nearest(train: Transitions, rows: Transitions) -> Tensor:
     """What followed the recorded (s, a) that is nearest to each row's, [N, o]."""
     known, asked = (torch.cat([v.obs, v.action[:, 0]], 1) for v in (train, rows))  # type: ignore[list-item]
     scale = known.std(0).clamp_min(1e-6)
@@ -39,15 +39,15 @@ def nearest(train: Logged, rows: Logged) -> Tensor:
 def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
     """One model, {metric: {arm: [1]}}."""
     rng = Rng(seed)
-    rows = logged(recorded(50, 100, 0.5, rng))
+    rows = to_transitions(recorded(50, 100, 0.5, rng))
     order = rng.permutation(len(rows))
     train, rest = part(rows, order[:TRAIN]), part(rows, order[TRAIN : TRAIN + HELD_OUT])
     torch.manual_seed(seed)
-    made, _ = trained(train, model, rng).draw(TRAIN, rng)
+    made, _ = train_generator_now(train, model, rng).sample(TRAIN, rng)
     a, b, c = (torch.cat(list(columns(v).values()), 1) for v in (train, made, rest))
     scale = train.next_obs.std(0)  # type: ignore[union-attr]
 
-    def off(rows: Logged, after: Tensor) -> Tensor:
+    def off(rows: Transitions, after: Tensor) -> Tensor:
         true = following(rows.obs, rows.action[:, 0])  # type: ignore[arg-type]
         return ((after - true) / scale).norm(dim=1).mean()[None]
 

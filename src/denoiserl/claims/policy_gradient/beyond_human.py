@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import serving
+from denoiserl.control.acting import eval_actor
 from denoiserl.data.trajectory_metrics import jerk
 from denoiserl.envs.record import collect
 from denoiserl.envs.toy.fork2d import Fork2D
@@ -33,7 +33,7 @@ METRICS = {
 
 def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
     """Success, jerk, and success with shifted goals, of n episodes each."""
-    act: Callable = serving(policy, _fork.BASE.execute)
+    act: Callable = eval_actor(policy, _fork.BASE.execute)
     seen, far = (collect(Fork2D(n, goal), act, n, 1_000_000 + seed) for goal in ((-0.4, 0.4), SHIFTED))
     assert seen.success is not None and far.success is not None
     rough = torch.stack([jerk(seen.episode(i)[1]) for i in range(n)])

@@ -11,10 +11,10 @@ from torch import Tensor
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.tree import leaves
 from denoiserl.data.codecs.normalize import Normalizer
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 
 
-def refusal(demos: Demos) -> str:
+def refusal(demos: Demonstrations) -> str:
     """Return why observations in parts are not learned from, and what to do."""
     seen, name = demos.observations, demos.name or "the demonstrations"
     pictures = any(v.dtype == torch.uint8 or v.ndim > 3 for v in leaves(seen))
@@ -36,7 +36,7 @@ def refusal(demos: Demos) -> str:
 
 
 @dataclass(frozen=True)
-class Robot:
+class ActionChunkCodec:
     """Actions [..., H, d] and observations [..., o] (or a dict with pictures and a "state"), each with its normaliser.
 
     Observations are clipped to ±``limit`` in model units: what the demonstrations never saw stays within reach of the
@@ -48,7 +48,7 @@ class Robot:
     limit: float = 3.0
 
     @staticmethod
-    def fit(demos: Demos, limit: float = 3.0) -> Robot:
+    def fit(demos: Demonstrations, limit: float = 3.0) -> ActionChunkCodec:
         """Min-max normalisers of demonstrations: of flat observations, or of the "state" beside pictures."""
         seen, name = demos.observations, demos.name or "the demonstrations"
         if isinstance(seen, dict):
@@ -56,15 +56,17 @@ class Robot:
                 raise InvalidInputError(refusal(demos))
             seen = seen["state"]
         observation = Normalizer.fit(seen, name=f"the observations of {name}", ends=demos.ends)
-        return Robot(observation, Normalizer.fit(demos.actions, name=f"the actions of {name}", ends=demos.ends), limit)
+        return ActionChunkCodec(
+            observation, Normalizer.fit(demos.actions, name=f"the actions of {name}", ends=demos.ends), limit
+        )
 
     def encode(self, data: Tensor) -> Tensor:
         """Actions to model units."""
-        return self.action.norm(data)
+        return self.action.normalize(data)
 
     def decode(self, sample: Tensor) -> Tensor:
         """Model units to actions."""
-        return self.action.unnorm(sample.clamp(-1, 1))
+        return self.action.denormalize(sample.clamp(-1, 1))
 
     def condition(self, cond: Any) -> Any:
         """Observations to model units, clipped; pictures beside a "state" stay as they are.
@@ -79,7 +81,7 @@ class Robot:
             return {**cond, "state": self.condition(cond["state"])}
         if cond.shape[-1] > self.observation.dim and cond.shape[-1] % self.observation.dim == 0:
             return self.condition(cond.unflatten(-1, (-1, self.observation.dim))).flatten(-2)
-        return self.observation.norm(cond).clamp(-self.limit, self.limit)
+        return self.observation.normalize(cond).clamp(-self.limit, self.limit)
 
     def initial_state(self, cond: Any) -> None:
         """Plans start from noise."""

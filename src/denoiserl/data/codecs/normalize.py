@@ -98,12 +98,12 @@ class Normalizer:
         if x.shape[-1] != self.dim:
             raise InvalidInputError(f"this normaliser was fitted to {self.dim} dimensions; got {tuple(x.shape)}")
 
-    def norm(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """Model units of data [..., d]."""
         self._shape(x)
         return ((x - self.centre) / self.scale).masked_fill(self.constant, 0.0)
 
-    def unnorm(self, z: Tensor) -> Tensor:
+    def denormalize(self, z: Tensor) -> Tensor:
         """Data units of model units [..., d]; constant dimensions return their value."""
         self._shape(z)
         return self.centre + self.scale * z.masked_fill(self.constant, 0.0)
@@ -126,7 +126,7 @@ class Normalizer:
 
     def clip(self, x: Tensor, limit: float = 1.0) -> Clipped:
         """Model units clipped to [-limit, limit], with the count of clipped numbers: for run time."""
-        z = self.norm(x)
+        z = self.normalize(x)
         return Clipped(z.clamp(-limit, limit), int((z.abs() > limit + 1e-4).sum()))
 
     def report(self) -> str:

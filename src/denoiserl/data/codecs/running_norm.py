@@ -12,7 +12,7 @@ from denoiserl.core.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningNormCodec:
     """z = clip((o − mean) / √(variance + 10⁻⁸), ±limit) per dimension; actions are ``centre`` + ``scale`` · decision.
 
     ``scale`` and ``centre`` are numbers, or one a dimension of the action [d]; a dimension of scale 0 is constant.
@@ -30,12 +30,14 @@ class Running:
     centre: float | Tensor = 0.0
 
     @staticmethod
-    def fresh(size: int, scale: float | Tensor = 1.0, limit: float = 10.0, centre: float | Tensor = 0.0) -> Running:
+    def fresh(
+        size: int, scale: float | Tensor = 1.0, limit: float = 10.0, centre: float | Tensor = 0.0
+    ) -> RunningNormCodec:
         """Of observations [..., size], none of them seen."""
-        return Running(torch.zeros(size), torch.ones(size), torch.zeros(()), scale, limit, centre)
+        return RunningNormCodec(torch.zeros(size), torch.ones(size), torch.zeros(()), scale, limit, centre)
 
     @torch.no_grad()
-    def see(self, obs: Tensor) -> None:
+    def update(self, obs: Tensor) -> None:
         """Take in observations [..., size]."""
         if obs.shape[-1] != len(self.mean):
             raise InvalidInputError(f"this codec knows observations of {len(self.mean)} numbers; got {list(obs.shape)}")

@@ -44,7 +44,7 @@ def box(low: Any, high: Any) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Squash:
+class TanhCodec:
     """a = centre + half · tanh(u) per dimension [d]; u is the decision, ``half`` the half width of the actions' box, 0
     in a constant dimension.
 
@@ -58,10 +58,10 @@ class Squash:
     limit: float = 10.0
 
     @staticmethod
-    def box(low: Any, high: Any, observation: Normalizer | None = None) -> Squash:
-        """Return the codec of actions between ``low`` and ``high`` [d], as ``Stream.spec`` has them: see ``box``."""
+    def box(low: Any, high: Any, observation: Normalizer | None = None) -> TanhCodec:
+        """Return the codec of actions between ``low`` and ``high`` [d], as ``Collector.spec`` has them: see ``box``."""
         centre, half = box(low, high)
-        return Squash(centre, half, observation)
+        return TanhCodec(centre, half, observation)
 
     def encode(self, data: Tensor) -> Tensor:
         """Actions to decisions."""
@@ -74,15 +74,15 @@ class Squash:
 
     def decode(self, sample: Tensor) -> Tensor:
         """Decisions to actions."""
-        return self.boxed(torch.tanh(sample))
+        return self.to_action_box(torch.tanh(sample))
 
-    def boxed(self, unit: Tensor) -> Tensor:
+    def to_action_box(self, unit: Tensor) -> Tensor:
         """[−1, 1] to actions."""
         return self.centre + self.half * unit
 
     def condition(self, cond: Tensor) -> Tensor:
         """Observations to model units."""
-        return cond if self.observation is None else self.observation.norm(cond).clamp(-self.limit, self.limit)
+        return cond if self.observation is None else self.observation.normalize(cond).clamp(-self.limit, self.limit)
 
     def initial_state(self, cond: Tensor) -> None:
         """Nothing has been decided."""

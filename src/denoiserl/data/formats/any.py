@@ -2,7 +2,7 @@
 
     a folder with metadata.json             Minari                          (data.formats.minari)
     a folder with meta/info.json            LeRobot                         (data.formats.lerobot)
-    a folder of ``Recording.save``          our own; of ``Demos.save``, demonstrations alone
+    a folder of ``EpisodeDataset.save``          our own; of ``Demonstrations.save``, demonstrations alone
     one HDF5 or numpy file                  D4RL's or OGBench's layout      (data.formats.hdf5)
 
 Other formats are refused by their names (data.formats.foreign). ``write_as`` writes any of the four.
@@ -25,7 +25,7 @@ from denoiserl.data.formats import lerobot as lerobot_dataset
 from denoiserl.data.formats.hdf5 import ENDINGS, write
 from denoiserl.data.formats.minari import Outside
 from denoiserl.data.formats.numbers import check, parse
-from denoiserl.data.recordings import Recording
+from denoiserl.data.recordings import EpisodeDataset
 
 __all__ = ["ENDINGS", "Kind", "kind", "read", "write", "write_as"]
 
@@ -65,7 +65,7 @@ def read(
     outside: Outside = "refuse",
     parts: Sequence[str] | str | None = None,
     without: Collection[int] | str | int = (),
-) -> Recording:
+) -> EpisodeDataset:
     """The recording in ``path``.
 
     ``outside``: actions beyond a box that the data tell are refused, or clipped to it. ``parts``: the observations to
@@ -86,7 +86,7 @@ def read(
         if parts is not None:
             raise InvalidInputError(f"the observations of {path} have no parts: leave parts out")
         return flat.read(path, numbers, outside)
-    data, name = Recording.load(path), path.name
+    data, name = EpisodeDataset.load(path), path.name
     check(name, numbers, range(len(data.demos)))
     if numbers:
         data = data.take(torch.tensor([i for i in range(len(data.demos)) if i not in numbers]))
@@ -100,7 +100,7 @@ def read(
     return data
 
 
-def _alone(data: Recording, parts: Sequence[str] | None) -> Recording:
+def _alone(data: EpisodeDataset, parts: Sequence[str] | None) -> EpisodeDataset:
     """The recording, a part that was chosen alone as a tensor."""
     if parts is None or len(parts) != 1:
         return data
@@ -108,7 +108,7 @@ def _alone(data: Recording, parts: Sequence[str] | None) -> Recording:
     return replace(data, demos=demos, last=None if data.last is None else data.last[parts[0]])
 
 
-def write_as(path: str | Path, data: Recording, how: Kind, name: str, fps: int = 0) -> None:
+def write_as(path: str | Path, data: EpisodeDataset, how: Kind, name: str, fps: int = 0) -> None:
     """Store a recording in a format, whole or not at all. ``name``: what Minari and LeRobot are told it is of."""
     if how == "hdf5":
         write(path, data)

@@ -23,12 +23,12 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tree_map
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.data.ends import flags, split
 from denoiserl.data.formats import foreign
 from denoiserl.data.formats.minari import Outside, column
 from denoiserl.data.formats.numbers import check
-from denoiserl.data.recordings import Recording, numbers, whole
+from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor, validate_episode
 
 NUMPY = ".npz"
 WRITTEN = (".hdf5", ".h5", ".hdf")
@@ -45,7 +45,7 @@ ASIDE = ("infos", "metadata", "qpos", "qvel", "button_states")
 """what D4RL and OGBench store of the simulator beside the data: nothing is lost without it"""
 
 
-def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse") -> Recording:
+def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse") -> EpisodeDataset:
     """The recording in a flat file, cut into episodes by ``data.ends.split``.
 
     Stored ``next_observations`` are what is learned from. Where they are missing, or are the start of the next episode,
@@ -81,7 +81,7 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
         for i in taken:
             rows = slice(start[i], start[i] + length[i])
             named = {k: v[rows] for k, v in told.items()}
-            whole(path.name, int(i), observations[rows], actions[rows], low, high, **named)
+            validate_episode(path.name, int(i), observations[rows], actions[rows], low, high, **named)
     last = observations[stop]
     if after is not None:
         last = last.astype(np.result_type(last, after))
@@ -94,19 +94,19 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
     kept: Any = slice(None)
     if ends[-1] < n:
         kept = np.arange(ends[-1]) + np.repeat(start[taken] - (ends - length[taken]), length[taken])
-    gains = None if rewards is None else numbers(rewards[kept])
+    gains = None if rewards is None else to_stored_tensor(rewards[kept])
     returns = None if gains is None else torch.segment_reduce(gains, "sum", lengths=torch.from_numpy(length[taken]))
     won = None if success is None else np.logical_or.reduceat(np.nan_to_num(success) != 0, start)[taken]
-    demos = Demos(
-        numbers(observations[kept]),
-        numbers(actions[kept]),
+    demos = Demonstrations(
+        to_stored_tensor(observations[kept]),
+        to_stored_tensor(actions[kept]),
         torch.from_numpy(ends),
         None if won is None else torch.from_numpy(won),
         returns,
         path.stem,
     )
     box = (torch.from_numpy(np.array(v, np.float32)) for v in (low, high))
-    return Recording(demos, gains, numbers(last[taken]), torch.from_numpy(over[taken]), *box)
+    return EpisodeDataset(demos, gains, to_stored_tensor(last[taken]), torch.from_numpy(over[taken]), *box)
 
 
 def _sound(observations: np.ndarray, actions: np.ndarray, low: np.ndarray, high: np.ndarray, **columns: Any) -> bool:
@@ -250,7 +250,7 @@ def _cut(path: Path, told: dict[str, np.ndarray], ended: np.ndarray) -> np.ndarr
     return cut
 
 
-def write(path: str | Path, data: Recording) -> Path:
+def write(path: str | Path, data: EpisodeDataset) -> Path:
     """Store a recording with flat observations as one new HDF5 file, whole or not at all, without losing anything:
     ``read`` gives it back."""
     path, demos = Path(path), data.demos

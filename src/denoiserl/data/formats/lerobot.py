@@ -4,10 +4,10 @@
     meta/episodes/*/*.parquet       length and place of every episode       (2.1: meta/episodes.jsonl)
     data/*/*.parquet                one row a frame: features, episode_index, frame_index, index, ...
 
-``read`` gives ``Demos``, ``recording`` what else is known, ``write`` makes version 3.0. Cameras have any name, as in
-LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless ``parts`` leaves
-them out, for a policy must not be blind without a word. What a robot is told to do is not read: several tasks are
-warned of, and so are all other features that are left over. Needs pyarrow (``pip install 'denoiserl[data]'``).
+``read`` gives ``Demonstrations``, ``recording`` what else is known, ``write`` makes version 3.0. Cameras have any name,
+as in LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless ``parts``
+leaves them out, for a policy must not be blind without a word. What a robot is told to do is not read: several tasks
+are warned of, and so are all other features that are left over. Needs pyarrow (``pip install 'denoiserl[data]'``).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tree_map
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.data.ends import inside
 from denoiserl.data.formats.minari import column
 from denoiserl.data.formats.numbers import check, spell
-from denoiserl.data.recordings import Recording, numbers, whole
+from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor, validate_episode
 
 PREFIX, STATE, ACTION = "observation.", "observation.state", "action"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -46,12 +46,12 @@ TASK = ("task", "instruction", "language", "prompt")
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
-def read(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Demos:
+def read(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Demonstrations:
     """The demonstrations of a dataset: ``recording(...).demos``."""
     return recording(folder, without, parts).demos
 
 
-def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Recording:
+def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> EpisodeDataset:
     """A dataset's episodes, whole or as many of them as ``without`` leaves.
 
     ``without``: episodes to leave out, by the number that the rows give them. ``parts``: the observations to keep
@@ -59,7 +59,7 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
     A part may also be a feature of another name, which is told and not read otherwise. ``next.reward``,
     ``next.success`` and how episodes ended are read where they are; the format knows neither the last observation nor
     the box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
-    ``data.recordings.whole``. Raises RunError, InvalidInputError.
+    ``datarecordings.validate_episode``. Raises RunError, InvalidInputError.
     """
     folder, without = Path(folder), frozenset(without)
     info = _info(folder)
@@ -93,16 +93,16 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
         observations = {part: _column(rows[part], features[part], f"{part} of episode {i} of {name}") for part in parts}
         actions = _column(rows[ACTION], features[ACTION], f"{ACTION} of episode {i} of {name}")
         told = {c: column(rows[c].to_numpy(), k, c, f"episode {i} of {name}") for c, k in KINDS.items() if c in more}
-        whole(name, i, observations, actions, **told)
+        validate_episode(name, i, observations, actions, **told)
         never = np.zeros(len(frames), bool)
         done, ended, cut = (told.get(f"next.{c}", never) for c in ("done", "terminated", "truncated"))
         inside(name, i, ended | done & ~cut, cut, refuse=False)
         way = ended if "next.terminated" in told else done & ~cut  # done alone is in every last row, and tells no way
         known = "next.terminated" in told or cut[-1] or ("next.truncated" in told and done[-1])
         over.append(bool(way[-1]) if known else None)
-        seen = tree_map(numbers, observations)
-        episodes.append((seen[parts[0]] if len(parts) == 1 else seen, numbers(actions)))
-        rewards += [numbers(told["next.reward"])] if "next.reward" in told else []
+        seen = tree_map(to_stored_tensor, observations)
+        episodes.append((seen[parts[0]] if len(parts) == 1 else seen, to_stored_tensor(actions)))
+        rewards += [to_stored_tensor(told["next.reward"])] if "next.reward" in told else []
         success += [bool(told["next.success"].any())] if "next.success" in told else []
     for i in missing:
         raise InvalidInputError(f"episode {i} of {name} is empty: leave it out with without=({i},)")
@@ -111,8 +111,8 @@ def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence
     kept = ~np.isin(owner, list(without))
     _left_over(name, features, parts, {c: table[c].to_numpy()[kept] for c in tasks if c in table.column_names})
     returns = [float(r.sum()) for r in rewards] if rewards else None
-    demos = Demos.of(episodes, success or None, returns, name)
-    made = Recording.of(demos, torch.cat(rewards) if rewards else None)
+    demos = Demonstrations.of(episodes, success or None, returns, name)
+    made = EpisodeDataset.of(demos, torch.cat(rewards) if rewards else None)
     return made if None in over else replace(made, terminated=torch.tensor(over))
 
 
@@ -290,7 +290,9 @@ def _pictures(cells: list[Any], what: str) -> np.ndarray:
     return np.stack(found)
 
 
-def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str = "", robot: str = "unknown") -> Path:
+def write(
+    folder: str | Path, recorded: EpisodeDataset | Demonstrations, fps: int, task: str = "", robot: str = "unknown"
+) -> Path:
     """Write a dataset of version 3.0 to the new ``folder``, whole or not at all.
 
     Flat observations become ``observation.state``; parts of a dict keep their names, after ``observation.``.
@@ -299,7 +301,7 @@ def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str =
     InvalidInputError for pictures, which belong into videos.
     """
     folder = Path(folder)
-    demos, rewards = (recorded, None) if isinstance(recorded, Demos) else (recorded.demos, recorded.rewards)
+    demos, rewards = (recorded, None) if isinstance(recorded, Demonstrations) else (recorded.demos, recorded.rewards)
     if folder.exists():
         raise RunError(f"{folder} exists already: name another folder")
     if fps < 1:
@@ -350,7 +352,7 @@ def write(folder: str | Path, recorded: Recording | Demos, fps: int, task: str =
     return folder
 
 
-def _counters(demos: Demos) -> tuple[np.ndarray, np.ndarray]:
+def _counters(demos: Demonstrations) -> tuple[np.ndarray, np.ndarray]:
     """The episode of every frame, and its number in it."""
     lengths = demos.lengths.numpy()
     return np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(n) for n in lengths])

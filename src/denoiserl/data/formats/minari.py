@@ -7,8 +7,8 @@ called ``data`` inside the dataset's own folder; or, in the arrow layout, a fold
     actions, rewards, terminations, truncations   [L, ...]
     infos          whatever the environment said, among it ``success``
 
-``read`` gives ``Demos`` and ``recording`` what else is known; ``write`` makes a dataset that Minari loads. Needs h5py
-(``pip install 'denoiserl[data]'``), the arrow layout pyarrow, pictures pillow.
+``read`` gives ``Demonstrations`` and ``recording`` what else is known; ``write`` makes a dataset that Minari loads.
+Needs h5py (``pip install 'denoiserl[data]'``), the arrow layout pyarrow, pictures pillow.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import first, leaves, tree_map
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.data.ends import inside
 from denoiserl.data.formats.numbers import check, spell
-from denoiserl.data.recordings import Recording, numbers, whole
+from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor, validate_episode
 
 FILE, METADATA = "main_data.hdf5", "metadata.json"
 VERSION = "0.5.0"
@@ -47,20 +47,20 @@ Outside = Literal["refuse", "clip"]
 
 def read(
     path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
-) -> Demos:
+) -> Demonstrations:
     """The demonstrations of a dataset: ``recording(...).demos``."""
     return recording(path, without, outside, parts).demos
 
 
 def recording(
     path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
-) -> Recording:
+) -> EpisodeDataset:
     """A dataset's episodes: its folder, the ``data`` in it, or the HDF5 file.
 
     ``without``: episodes to leave out. ``outside``: actions beyond the action space are refused, or clipped to it.
     ``parts``: of dict observations, the parts to keep (default: all). Success is what ``infos`` says, in any tick;
     where it does not say so of every episode, none is read, with a warning. Bad episodes are refused by number and row:
-    see ``data.recordings.whole``. Raises RunError, InvalidInputError.
+    see ``datarecordings.validate_episode``. Raises RunError, InvalidInputError.
     """
     if outside not in ("refuse", "clip"):
         raise InvalidInputError(
@@ -101,10 +101,10 @@ def recording(
             for c, kind in (("rewards", np.float64), ("terminations", bool), ("truncations", bool))
         )
         now = tree_map(lambda v: v[:-1], observations)
-        whole(name, i, now, actions, low, high, rewards=gains, terminations=ended, truncations=cut)
+        validate_episode(name, i, now, actions, low, high, rewards=gains, terminations=ended, truncations=cut)
         inside(name, i, ended, cut)
-        episodes.append((tree_map(lambda v: numbers(v[:-1]), observations), numbers(actions)))
-        last.append(tree_map(lambda v: numbers(v[-1]), observations))
+        episodes.append((tree_map(lambda v: to_stored_tensor(v[:-1]), observations), to_stored_tensor(actions)))
+        last.append(tree_map(lambda v: to_stored_tensor(v[-1]), observations))
         rewards.append(torch.from_numpy(gains.astype(np.float32)))
         success[i] = _success(raw.get("infos"))
         over.append(bool(ended[-1]))
@@ -126,10 +126,10 @@ def recording(
             f"not tell it), so success is read of none: store infos/success as booleans in all{less}",
             stacklevel=3,
         )
-    demos = Demos.of(episodes, told, [float(r.sum()) for r in rewards], name)
+    demos = Demonstrations.of(episodes, told, [float(r.sum()) for r in rewards], name)
     d = demos.actions.shape[1]
     box = [torch.as_tensor(v, dtype=torch.float32) for v in (low, high)] if low is not None else _free(d)
-    return Recording(
+    return EpisodeDataset(
         demos, torch.cat(rewards), tree_map(lambda *v: torch.stack(v), *last) if len(last) > 1 else _one(last[0]),
         torch.tensor(over), box[0], box[1],
     )  # fmt: skip
@@ -322,7 +322,7 @@ def _success(infos: Any) -> bool | str:
     return said
 
 
-def write(path: str | Path, recorded: Recording, dataset: str = "denoiserl/recorded-v0") -> Path:
+def write(path: str | Path, recorded: EpisodeDataset, dataset: str = "denoiserl/recorded-v0") -> Path:
     """Write a dataset to the new folder ``path``, whole or not at all; ``dataset`` is its name, NAMESPACE/NAME-vN.
 
     Minari finds it as ``dataset`` if ``path`` is that place below its root (MINARI_DATASETS_PATH), and by path with

@@ -17,7 +17,7 @@ from denoiserl.data.rollout import Fault
 from denoiserl.envs.backends.answer import answer, said_success
 
 
-class Outcome(NamedTuple):
+class ChunkResult(NamedTuple):
     """What a step did, for B copies. Observations are arrays [B, ...] or dicts of them.
 
     ``after``: the true next observation, also where the episode ended. ``start``: the observation to act on next
@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
         return None if self.held is None else self.first > 0
 
 
-class Played(NamedTuple):
-    """A chunk on one environment: the last observation and what ``Outcome`` says of one copy."""
+class SingleChunkResult(NamedTuple):
+    """A chunk on one environment: the last observation and what ``ChunkResult`` says of one copy."""
 
     observation: Any
     reward: float
@@ -70,7 +70,7 @@ class Interrupted(Exception):
         self.tick = tick
 
 
-def play(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> Played:
+def step_chunk(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> SingleChunkResult:
     """Execute ``actions`` (a sequence of T_a) on one Gymnasium environment until they or the episode end.
 
     What the environment raises is the cause of an ``Interrupted``; an answer that cannot be read is a
@@ -104,4 +104,4 @@ def play(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> Playe
             watch(env)
         if over:
             break
-    return Played(observation, reward, raw, bool(terminated), bool(truncated), length, first, held)
+    return SingleChunkResult(observation, reward, raw, bool(terminated), bool(truncated), length, first, held)

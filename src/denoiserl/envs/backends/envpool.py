@@ -1,8 +1,8 @@
-"""envpool's environments, which step in C++: ``Stream("envpool:Hopper-v5", copies)``.
+"""envpool's environments, which step in C++: ``Collector("envpool:Hopper-v5", copies)``.
 
 They are Gymnasium's tasks (MuJoCo, Meta-World, Atari and more) with other random numbers and a MuJoCo of their own:
 from equal states Hopper's ticks agree to rounding until it lands, and to some percent of its velocities from then on,
-so compare numbers within one of the two. Threads (``processes`` of a ``Stream``) share the work without a worker
+so compare numbers within one of the two. Threads (``processes`` of a ``Collector``) share the work without a worker
 process. For a hopper one thread is no faster than Gymnasium's copies; for simulators that are Python at home it is many
 times so.
 

@@ -37,20 +37,20 @@ class EnvFault(InvalidInputError):
         self.fault, self.name = fault, name
 
 
-def chosen(on_fault: str) -> str:
+def check_on_fault(on_fault: str) -> str:
     """``on_fault``, known."""
     if on_fault not in WAYS:
         raise InvalidInputError(f"on_fault: {unknown_name_message(on_fault, WAYS, 'way to meet a fault')}")
     return on_fault
 
 
-def raised(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """An exception as ``what`` of a fault."""
     told = str(error)
     return f"raised {type(error).__name__}{': ' if told else ''}{told}"
 
 
-def diverged(observation: Any, where: str = "") -> dict[int, str]:
+def find_nonfinite(observation: Any, where: str = "") -> dict[int, str]:
     """The rows of [B, ...] (an array, or a dict of arrays) that hold NaN or infinity, and a sentence on each.
 
     A NaN observation silently becomes a NaN action.
@@ -58,7 +58,7 @@ def diverged(observation: Any, where: str = "") -> dict[int, str]:
     if isinstance(observation, dict):
         found: dict[int, str] = {}
         for key, value in observation.items():
-            found = {**diverged(value, f" ({key!r})"), **found}
+            found = {**find_nonfinite(value, f" ({key!r})"), **found}
         return found
     if observation.dtype.kind != "f" or np.count_nonzero(np.isfinite(observation)) == observation.size:
         return {}
@@ -71,7 +71,7 @@ def diverged(observation: Any, where: str = "") -> dict[int, str]:
 
 def refuse(observation: Any, name: str, ticks: Any = None, numbers: Any = None) -> None:
     """Refuse NaN or infinity in [B, ...], naming the copy."""
-    for row, what in diverged(observation).items():
+    for row, what in find_nonfinite(observation).items():
         copy, tick = row if numbers is None else numbers[row], 0 if ticks is None else int(ticks[row])
         raise EnvFault(Fault(copy, tick, what), name, "the simulation has diverged: bound its actions")
 

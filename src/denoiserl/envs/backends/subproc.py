@@ -1,6 +1,6 @@
 """Copies of an environment in a few worker processes: one message a chunk, not one a tick.
 
-Each worker owns a block of copies as ``Singles`` does, so the numbers are the same as in one process, bit for bit.
+Each worker owns a block of copies as ``SyncBackend`` does, so the numbers are the same as in one process, bit for bit.
 Workers start when they are made and are first waited for when they are first used, so their imports overlap with
 other work. A message costs most of a millisecond, so workers pay where the copies of one take longer than that in a
 decision: 8 copies of Pendulum are five times slower in two of them than in one process. As ever with processes, a
@@ -22,9 +22,9 @@ import numpy as np
 
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError, RunError
 from denoiserl.data.rollout import Fault
-from denoiserl.envs.backends.chunk import Outcome
-from denoiserl.envs.backends.faults import EnvFault, chosen, raised
-from denoiserl.envs.backends.sync import Make, Singles, derived
+from denoiserl.envs.backends.chunk import ChunkResult
+from denoiserl.envs.backends.faults import EnvFault, check_on_fault, describe_exception
+from denoiserl.envs.backends.sync import Make, SyncBackend, derive_seed
 
 PATIENCE = 300.0
 """seconds in which a worker has to answer"""
@@ -35,7 +35,7 @@ IMPORTS = 120.0
 def _serve(pipe: Any, make: Make, count: int, name: str, first: int, on_fault: str, beacon: Any) -> None:
     """The worker: owns its copies and answers messages until told to stop."""
     try:
-        copies = Singles(make, count, name, first, on_fault, beacon)
+        copies = SyncBackend(make, count, name, first, on_fault, beacon)
         pipe.send(("ready", None))
         while True:
             what, given = pipe.recv()
@@ -51,7 +51,7 @@ def _serve(pipe: Any, make: Make, count: int, name: str, first: int, on_fault: s
     except DenoiseRLError as error:  # an environment whose answers cannot be read
         pipe.send(("refusal", str(error)))
     except Exception as error:
-        pipe.send(("error", (raised(error), traceback.format_exc())))
+        pipe.send(("error", (describe_exception(error), traceback.format_exc())))
 
 
 class _Silent(Exception):
@@ -64,7 +64,7 @@ def _join(parts: list[Any]) -> Any:
     return np.concatenate(parts)
 
 
-class Workers:
+class SubprocBackend:
     """``count`` copies made by ``make`` (importable by name) in ``processes`` processes."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Workers:
         if "forkserver" in multiprocessing.get_all_start_methods():
             self.context = multiprocessing.get_context("forkserver")
             self.context.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
-        self.make, self.name, self.on_fault = make, name, chosen(on_fault)
+        self.make, self.name, self.on_fault = make, name, check_on_fault(on_fault)
         self.patience = PATIENCE if patience is None else patience
         self.blocks = [len(part) for part in np.array_split(np.arange(count), min(processes, count))]
         self.edges = np.cumsum(self.blocks)[:-1]
@@ -156,7 +156,7 @@ class Workers:
         self.renewed[k] += 1
         first = sum(self.blocks[:k])
         mine = range(first, first + self.blocks[k])
-        self._send(k, "reset", ([derived(self.seeds[i], 1 << 20, self.renewed[k]) for i in mine],))
+        self._send(k, "reset", ([derive_seed(self.seeds[i], 1 << 20, self.renewed[k]) for i in mine],))
         try:
             self.starts[k], self.begun[k] = self._receive(k, self.patience)
         except _Silent as again:
@@ -178,7 +178,7 @@ class Workers:
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
-    ) -> Outcome:
+    ) -> ChunkResult:
         """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]. Copies elsewhere cannot be watched."""
         if watch is not None:
             raise RunError("copies in worker processes cannot be watched: use processes=1")
@@ -188,7 +188,7 @@ class Workers:
         faults, self.early = self.early + tuple(f for g in got for f in g.faults), ()
         known = any(g.held is not None for g in got)
         held = [np.full(len(g.length), -1, np.int8) if g.held is None else g.held for g in got]
-        return Outcome(
+        return ChunkResult(
             _join([g.after for g in got]),
             _join([g.start for g in got]),
             np.concatenate([g.reward for g in got]),
@@ -201,7 +201,7 @@ class Workers:
             faults,
         )
 
-    def _played(self, k: int, alive: np.ndarray) -> Outcome:
+    def _played(self, k: int, alive: np.ndarray) -> ChunkResult:
         """What worker k answers, or a lost decision of all its copies."""
         try:
             outcome = self._receive(k, self.patience)
@@ -209,7 +209,7 @@ class Workers:
             before, none, zero = self.starts[k], np.zeros(len(alive), bool), np.zeros(len(alive))
             faults = self._renew(k, silent)
             still = zero.astype(np.int64)
-            return Outcome(before, self.starts[k], zero, zero, none, alive.copy(), still, still, None, faults)
+            return ChunkResult(before, self.starts[k], zero, zero, none, alive.copy(), still, still, None, faults)
         self.starts[k] = outcome.start
         return outcome
 

@@ -18,8 +18,8 @@ import numpy as np
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.data.rollout import Fault
 from denoiserl.envs.backends.answer import begin, shut
-from denoiserl.envs.backends.chunk import Interrupted, Outcome, play
-from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, chosen, diverged, raised
+from denoiserl.envs.backends.chunk import ChunkResult, Interrupted, step_chunk
+from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, check_on_fault, describe_exception, find_nonfinite
 
 Make = Callable[[], Any]
 
@@ -40,7 +40,7 @@ LOST: Row = (0.0, 0.0, False, True, 0, 0, -1)
 decision"""
 
 
-def derived(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A 31-bit seed from integers: copies, borders and episodes get streams of their own."""
     return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1)[0] & 0x7FFFFFFF)
 
@@ -69,7 +69,7 @@ def apart(envs: Sequence[Any], name: str) -> None:
         raise InvalidInputError(f"{name}: the factory returned the same environment twice: make a new one in each call")
 
 
-class Singles:
+class SyncBackend:
     """``count`` copies made by ``make``; ``first`` is the number of the first one (workers own a part each).
 
     ``beacon``: two integers, shared with whoever watches: the copy that is being stepped and its tick.
@@ -82,10 +82,10 @@ class Singles:
         name: str = "the environment",
         first: int = 0,
         on_fault: str = "stop",
-        beacon: Any = None,
+        heartbeat: Any = None,
     ) -> None:
-        self.make, self.name, self.on_fault = make, name, chosen(on_fault)
-        self.beacon = [-1, 0] if beacon is None else beacon
+        self.make, self.name, self.on_fault = make, name, check_on_fault(on_fault)
+        self.heartbeat = [-1, 0] if heartbeat is None else heartbeat
         self.envs = [make() for _ in range(count)]
         apart(self.envs, name)
         self.numbers = list(range(first, first + count))
@@ -105,11 +105,11 @@ class Singles:
         self.seeds, self.renewed, self.ticks = list(seeds), [0] * self.count, [0] * self.count
         self.faults = []  # those of resets are told with the next step
         for i, seed in enumerate(seeds):
-            self.beacon[0], self.beacon[1] = self.numbers[i], 0
+            self.heartbeat[0], self.heartbeat[1] = self.numbers[i], 0
             self._begin(i, seed=seed)
-        for i, what in diverged(batch(self.start)).items():
+        for i, what in find_nonfinite(batch(self.start)).items():
             self._mend(i, what)
-        self.beacon[0] = -1
+        self.heartbeat[0] = -1
         return batch(self.start)
 
     def once(self, seeds: list[int]) -> Any:
@@ -123,7 +123,7 @@ class Singles:
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
-    ) -> Outcome:
+    ) -> ChunkResult:
         """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]; the others stand still with length 0.
 
         ``restart`` starts the next episode where one ended. ``watch(copy, env)`` is called after every tick.
@@ -133,13 +133,13 @@ class Singles:
         for i in range(self.count):
             if not alive[i]:
                 continue
-            self.beacon[0], self.beacon[1] = self.numbers[i], self.ticks[i]
+            self.heartbeat[0], self.heartbeat[1] = self.numbers[i], self.ticks[i]
             look = None if watch is None else (lambda e, i=i: watch(i, e))
             try:
-                done = play(self.envs[i], actions[i], gamma, look)
+                done = step_chunk(self.envs[i], actions[i], gamma, look)
             except Interrupted as stop:
                 self.ticks[i] += stop.tick
-                self._mend(i, raised(stop.__cause__ or stop), stop.__cause__)
+                self._mend(i, describe_exception(stop.__cause__ or stop), stop.__cause__)
                 rows[i] = LOST
                 continue
             self.ticks[i] += done.length
@@ -153,26 +153,26 @@ class Singles:
             if done.terminated or done.truncated:
                 over.append(i)
         ended = batch(after)
-        if bad := diverged(ended):  # asked once for all copies: a check a copy and tick would cost more
+        if bad := find_nonfinite(ended):  # asked once for all copies: a check a copy and tick would cost more
             for i, what in bad.items():
                 self._mend(i, what)
                 after[i], rows[i] = before[i], LOST
             ended = batch(after)
         for i in over if restart else ():
             if rows[i] is not LOST:
-                self.ticks[i], self.beacon[0] = 0, self.numbers[i]
+                self.ticks[i], self.heartbeat[0] = 0, self.numbers[i]
                 self._begin(i)
         begun = ended  # where no copy was reset, what was seen last is what is acted on next
         if any(map(is_not, after, self.start)):
             begun = batch(self.start)
-            if bad := diverged(begun):
+            if bad := find_nonfinite(begun):
                 for i, what in bad.items():
                     self._mend(i, what)
                 begun = batch(self.start)
-        faults, self.faults, self.beacon[0] = tuple(self.faults), [], -1
+        faults, self.faults, self.heartbeat[0] = tuple(self.faults), [], -1
         told = np.array(rows, ROW)  # one array, and a view a column
         reward, raw, terminated, truncated, length, first, held = map(told.__getitem__, COLUMNS)
-        return Outcome(
+        return ChunkResult(
             ended, begun, reward, raw, terminated, truncated, length, first, held if reports else None, faults
         )
 
@@ -183,7 +183,7 @@ class Singles:
         except InvalidInputError:
             raise
         except Exception as error:
-            self._mend(i, f"{raised(error)} when it was reset", error)
+            self._mend(i, f"{describe_exception(error)} when it was reset", error)
 
     def _mend(self, i: int, what: str, cause: BaseException | None = None) -> None:
         """Stop, or make copy i anew and start an episode in it."""
@@ -198,12 +198,12 @@ class Singles:
             self.renewed[i] += 1
             try:
                 self.envs[i] = self.make()
-                self.start[i], self.solved[i] = begin(self.envs[i], seed=derived(self.seeds[i], self.renewed[i]))
-                if not diverged(batch([self.start[i]])):
+                self.start[i], self.solved[i] = begin(self.envs[i], seed=derive_seed(self.seeds[i], self.renewed[i]))
+                if not find_nonfinite(batch([self.start[i]])):
                     return
                 again, cause = "begins with NaN or infinity", None
             except Exception as error:
-                again, cause = raised(error), error
+                again, cause = describe_exception(error), error
             if not left:
                 fault = fault._replace(what=f"{what}; made anew {IN_A_ROW} times, it {again}")
                 raise EnvFault(fault, self.name, "repair the environment") from cause

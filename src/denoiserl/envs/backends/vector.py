@@ -1,7 +1,7 @@
 """Copies owned by somebody else's vector environment, and by our own batched worlds.
 
-``Vector`` drives any Gymnasium vector environment (1.x) in each of its three autoreset modes and gives the true next
-observation in all of them:
+``VectorEnvBackend`` drives any Gymnasium vector environment (1.x) in each of its three autoreset modes and gives the
+true next observation in all of them:
 
     SAME_STEP   the step that ends an episode already returns the next one's start; the true one is in ``final_obs``
     NEXT_STEP   the step after it ignores its action and returns the start: that step is dead, and masked
@@ -20,20 +20,27 @@ import numpy as np
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data.rollout import Fault
 from denoiserl.envs.backends.answer import begun, said_by_all, shut
-from denoiserl.envs.backends.chunk import Outcome
-from denoiserl.envs.backends.faults import EnvFault, chosen, diverged, raised, refuse, refuse_reward
+from denoiserl.envs.backends.chunk import ChunkResult
+from denoiserl.envs.backends.faults import (
+    EnvFault,
+    check_on_fault,
+    describe_exception,
+    find_nonfinite,
+    refuse,
+    refuse_reward,
+)
 
 NEXT, SAME, DISABLED = "NextStep", "SameStep", "Disabled"
 
 
-def put(target: Any, mask: np.ndarray, source: Any) -> Any:
+def assign_rows(target: Any, mask: np.ndarray, source: Any) -> Any:
     """``target`` [B, ...] with the rows of ``mask`` taken from ``source`` [B, ...]."""
     if isinstance(target, dict):
         if not isinstance(source, dict) or target.keys() != source.keys():
             raise InvalidInputError(
                 f"observations change from {_like(target)} to {_like(source)}: return the same parts always"
             )
-        return {k: put(target[k], mask, source[k]) for k in target}
+        return {k: assign_rows(target[k], mask, source[k]) for k in target}
     if isinstance(source, dict) or target.shape != np.shape(source):
         raise InvalidInputError(
             f"observations change from {_like(target)} to {_like(source)}: an environment returns the same shape "
@@ -98,7 +105,7 @@ def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
         )
     final = info["final_obs"]
     if isinstance(final, dict) or not (isinstance(final, np.ndarray) and final.dtype.kind == "O"):
-        return put(after, ended, final)
+        return assign_rows(after, ended, final)
     merged = copy(after)
     for i in np.flatnonzero(ended):
         if isinstance(merged, dict):
@@ -109,11 +116,11 @@ def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
     return merged
 
 
-class Vector:
+class VectorEnvBackend:
     """A Gymnasium vector environment as an owner of copies."""
 
     def __init__(self, envs: Any, name: str = "the environment", on_fault: str = "stop") -> None:
-        if chosen(on_fault) == "restart":
+        if check_on_fault(on_fault) == "restart":
             raise InvalidInputError(
                 f"{name} is a vector environment, whose copies cannot be made anew one by one: give an environment id "
                 "or a factory for on_fault='restart'"
@@ -149,13 +156,13 @@ class Vector:
         try:
             return self.envs.step(actions)
         except Exception as error:
-            fault = Fault(None, int(self.ticks.max()) + 1, raised(error))
+            fault = Fault(None, int(self.ticks.max()) + 1, describe_exception(error))
             cure = "a vector environment does not say which copy it was: give an environment id or a factory to know"
             raise EnvFault(fault, self.name, cure) from error
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
-    ) -> Outcome:
+    ) -> ChunkResult:
         """One chunk [B, T_a, ...]. Copies that are reset by this very step (NEXT_STEP) have length 0."""
         if watch is not None:
             raise RunError("the copies of a vector environment cannot be watched: give an id or a factory")
@@ -178,8 +185,8 @@ class Vector:
             terminated |= term
             truncated |= trunc
             true = _final(info, seen, ended) if self.mode == SAME and ended.any() else seen
-            after = put(after, going | self.pending, true)
-            start = put(start, going | self.pending, seen)
+            after = assign_rows(after, going | self.pending, true)
+            start = assign_rows(start, going | self.pending, seen)
             said = _success(info, ended & (self.mode == SAME))
             if said is not None:
                 told, first = True, np.where(going & (said > 0) & (first == 0), i + 1, first)
@@ -193,7 +200,7 @@ class Vector:
                     "instead, or end episodes on multiples of the chunk"
                 )
             if self.mode == DISABLED and over.any():
-                start = put(start, ended, copy(self.envs.reset(options={"reset_mask": over})[0]))
+                start = assign_rows(start, ended, copy(self.envs.reset(options={"reset_mask": over})[0]))
             elif self.mode == NEXT and ended.all() and restart:
                 start = copy(self.envs.reset()[0])
             elif self.mode == NEXT:
@@ -213,18 +220,18 @@ class Vector:
             refuse(start, self.name)
             self.ticks[fresh] = 0
         held = held if told and held.max() >= 0 else None
-        return Outcome(after, start, reward, raw, terminated, truncated, length, first, held)
+        return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, held)
 
     def close(self) -> None:
         """Close the environment."""
         shut(self.envs)
 
 
-class Batched:
+class BatchedBackend:
     """One of our own batched worlds (``envs.toy.fork2d``): ``step(actions, live)`` moves the live copies only."""
 
     def __init__(self, world: Any, name: str = "the world", on_fault: str = "stop") -> None:
-        self.world, self.name, self.on_fault = world, name, chosen(on_fault)
+        self.world, self.name, self.on_fault = world, name, check_on_fault(on_fault)
 
     @property
     def count(self) -> int:
@@ -241,7 +248,7 @@ class Batched:
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
-    ) -> Outcome:
+    ) -> ChunkResult:
         """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]; ``watch(None, world)`` after every tick."""
         n, ticks = actions.shape[:2]
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
@@ -255,9 +262,9 @@ class Batched:
             try:
                 seen, gain, term, trunc, info = self.world.step(actions[:, i], going)
             except Exception as error:
-                fault = Fault(None, int(self.ticks.max()) + 1, raised(error))
+                fault = Fault(None, int(self.ticks.max()) + 1, describe_exception(error))
                 raise EnvFault(fault, self.name, "a world that steps all copies at once does not say which") from error
-            after = put(after, going, copy(seen))
+            after = assign_rows(after, going, copy(seen))
             gain = np.where(going, np.asarray(gain, np.float64), 0.0)
             reward, raw, weight = reward + weight * gain, raw + gain, weight * gamma
             length += going
@@ -272,22 +279,22 @@ class Batched:
                 watch(None, self.world)
         lost, faults = self._lost(after, raw)
         if lost.any():
-            after = put(after, lost, before)
+            after = assign_rows(after, lost, before)
             reward, raw = np.where(lost, 0.0, reward), np.where(lost, 0.0, raw)
             terminated, truncated, length = terminated & ~lost, truncated | lost, np.where(lost, 0, length)
             first, held = np.where(lost, 0, first), np.where(lost, -1, held)
         fresh, start = (terminated | truncated) if restart else lost, after
         if fresh.any():
-            start = put(after, fresh, copy(self.world.reset(options={"reset_mask": fresh})[0]))
+            start = assign_rows(after, fresh, copy(self.world.reset(options={"reset_mask": fresh})[0]))
             refuse(start, self.name)
         self.start, self.ticks = start, np.where(terminated | truncated, 0, self.ticks)
         held = held if held.max() >= 0 else None
-        return Outcome(after, start, reward, raw, terminated, truncated, length, first, held, faults)
+        return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, held, faults)
 
     def _lost(self, after: Any, raw: np.ndarray) -> tuple[np.ndarray, tuple[Fault, ...]]:
         """The copies [B] that gave NaN or infinity, and what is wrong with them."""
         wrong = dict.fromkeys(np.flatnonzero(~np.isfinite(raw)).tolist(), "gave a reward of NaN or infinity")
-        wrong = wrong | diverged(after)
+        wrong = wrong | find_nonfinite(after)
         faults = tuple(Fault(row, int(self.ticks[row]), what) for row, what in sorted(wrong.items()))
         if faults and self.on_fault == "stop":
             raise EnvFault(faults[0], self.name)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.envs.toy.episodes import begun
 
 RADIUS = 0.3
@@ -120,7 +120,7 @@ def expert(position: Tensor, goal: Tensor, side: Tensor, height: Tensor) -> Tens
 
 def demonstrations(
     n: int, rng: Rng, noise: float = 0.05, goal: tuple[float, float] = GOAL_Y, clumsy: float = 0.0
-) -> Demos:
+) -> Demonstrations:
     """``n`` scripted episodes, half to each side: ``noise`` on every action; a share ``clumsy`` of them steers with
     noise 1, and often fails."""
     world = Fork2D(n, goal)
@@ -140,7 +140,7 @@ def demonstrations(
         live = live & ~(terminated | truncated)
     observations, actions, length = torch.stack(seen, 1), torch.stack(done, 1), torch.stack(alive, 1).sum(1)
     episodes = [(observations[i, : length[i]], actions[i, : length[i]]) for i in range(n)]
-    return Demos.of(episodes, won.tolist(), won.float().tolist(), "fork2d")
+    return Demonstrations.of(episodes, won.tolist(), won.float().tolist(), "fork2d")
 
 
 def mode(path: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.envs.toy.episodes import begun
 from denoiserl.envs.toy.fork2d import Box
 
@@ -222,7 +222,7 @@ def expert(world: PointMaze) -> Tensor:
 
 def demonstrations(
     maze: Maze, n: int, rng: Rng, kind: str = "expert", ticks: int | None = None, accelerate: bool = False
-) -> Demos:
+) -> Demonstrations:
     """``n`` episodes of a player of this ``kind`` (see above), failures included. ``ticks``: the time limit, and the
     length of ``navigate`` episodes. ``returns`` counts the goals reached."""
     if kind not in KINDS:
@@ -254,4 +254,4 @@ def demonstrations(
             live = live & ~(success | late)
     observations, actions, length = torch.stack(seen, 1), torch.stack(done, 1), torch.stack(alive, 1).sum(1)
     episodes = [(observations[i, : length[i]], actions[i, : length[i]]) for i in range(n)]
-    return Demos.of(episodes, (reached > 0).tolist(), reached.tolist(), f"maze-{kind}")
+    return Demonstrations.of(episodes, (reached > 0).tolist(), reached.tolist(), f"maze-{kind}")

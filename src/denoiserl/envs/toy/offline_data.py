@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
-from denoiserl.data.demos import Demos
-from denoiserl.data.recordings import Recording
+from denoiserl.data.demos import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs.toy import ring
 from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations
 
 
-def told(maze: Maze, demos: Demos, goal: Tensor | None = None) -> Recording:
+def told(maze: Maze, demos: Demonstrations, goal: Tensor | None = None) -> EpisodeDataset:
     """Demonstrations in a maze (of velocities) with rewards: 1 where the goal is reached, which ends the episode.
 
     ``goal`` [2]: the goal of all episodes, in place of what each player had.
@@ -37,7 +37,7 @@ def told(maze: Maze, demos: Demos, goal: Tensor | None = None) -> Recording:
     won = success[ends - 1]
     again = replace(demos, observations=observations, ends=ends, success=won, returns=reward[ends - 1])
     one = torch.ones(demos.actions.shape[1])
-    return Recording(again, reward, after[ends - 1], won, -one, one)
+    return EpisodeDataset(again, reward, after[ends - 1], won, -one, one)
 
 
 def farthest(maze: Maze) -> Tensor:
@@ -47,14 +47,14 @@ def farthest(maze: Maze) -> Tensor:
 
 def mazes(
     maze: Maze, episodes: int, rng: Rng, kind: str = "navigate", goal: Tensor | None = None, ticks: int | None = None
-) -> Recording:
+) -> EpisodeDataset:
     """``episodes`` of a maze's players of a ``kind``, told for one ``goal`` [2] or each for his own."""
     return told(maze, demonstrations(maze, episodes, rng, kind, ticks), goal)
 
 
-def bandit(n: int, rng: Rng) -> Recording:
+def bandit(n: int, rng: Rng) -> EpisodeDataset:
     """``n`` decisions of the ring bandit's behaviour, each a whole episode."""
     demos = ring.demonstrations(n, rng)
     assert demos.returns is not None
     one = torch.ones(2)
-    return Recording(demos, demos.returns, torch.zeros(n, 1), torch.ones(n, dtype=torch.bool), -one, one)
+    return EpisodeDataset(demos, demos.returns, torch.zeros(n, 1), torch.ones(n, dtype=torch.bool), -one, one)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data.demos import Demos
+from denoiserl.data.demos import Demonstrations
 from denoiserl.envs.toy.fork2d import Box
 from denoiserl.oracles.worlds import MixtureWorld
 
@@ -133,10 +133,10 @@ class RingBandit:
         )
 
 
-def demonstrations(n: int, rng: Rng) -> Demos:
+def demonstrations(n: int, rng: Rng) -> Demonstrations:
     """``n`` decisions of the behaviour, one an episode; ``success`` says which were at the high place."""
     action = BEHAVIOUR.sample(n, rng)
     told = [(place(action) == 0).tolist(), reward(action).tolist()]
-    return Demos(
+    return Demonstrations(
         torch.zeros(n, 1), action, torch.arange(1, n + 1), torch.tensor(told[0]), torch.tensor(told[1]), "ring"
     )

@@ -1,7 +1,7 @@
 """What a claim is: arms, budget, metric and pass condition, written down before anything runs.
 
 A claim is a file ``claims/NAME.py`` with a docstring and a ``CLAIM``. Its conditions are all it is judged by: each is a
-difference that must exceed a margin, and ``stats.exceeds`` says whether it does.
+difference that must exceed a margin, and ``stats.superiority_test`` says whether it does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A claim about something that is not trained: ``measure(seed)`` -> {metric: {arm: [n]}}, for every seed.
+    """A claim about something that is not trained: ``successor_density(seed)`` -> {metric: {arm: [n]}}, for every seed.
 
     ``budget`` of ``unit`` is what one seed spends, for the record. ``metrics``: {metric: (what it is, unit)}, the main
     one first.

@@ -80,7 +80,7 @@ def reach(name: str, made: Claim, plan: Study | Simulation) -> str:
     roots = [
         module_name(name),
         "denoiserl.experiments.arm.train",
-        "denoiserl.stats.seeds.exceeds",
+        "denoiserl.stats.seeds.superiority_test",
         *made.roots,
     ]
     if isinstance(plan, Study):

@@ -16,7 +16,7 @@ from denoiserl.experiments import Study, play
 from denoiserl.experiments.claims import ledger
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
 from denoiserl.experiments.runner import provenance
-from denoiserl.stats import exceeds, standings
+from denoiserl.stats import standings, superiority_test
 from denoiserl.stats.seeds import Verdict
 
 Values = Mapping[str, Mapping[str, Tensor]]
@@ -106,10 +106,10 @@ def judged(c: Condition, values: Values, main: str, conditions: int) -> Verdict:
     )
     left, right = (arm if isinstance(arm, str) else f"{arm:g}" for arm, _ in sides)
     names = (left, right) if left != right else (f"{left} ({sides[0][1]})", f"{right} ({sides[1][1]})")
-    found = exceeds(first, second, c.margin, 0.05, names)
+    found = superiority_test(first, second, c.margin, 0.05, names)
     if found.verdict != "does not hold" or conditions == 1:
         return found
-    strict = exceeds(first, second, c.margin, 0.05 / conditions, names)
+    strict = superiority_test(first, second, c.margin, 0.05 / conditions, names)
     return found if strict.verdict == "does not hold" else strict
 
 

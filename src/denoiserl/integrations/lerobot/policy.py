@@ -22,7 +22,7 @@ from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_
 from denoiserl.data.codecs.normalize import Normalizer
 from denoiserl.integrations.lerobot.checkpoint import Config, Norms, read_config, read_norms, read_tensors
 from denoiserl.integrations.lerobot.unet import Net, fill
-from denoiserl.integrations.lerobot.vision import Eyes
+from denoiserl.integrations.lerobot.vision import VisionEncoder
 from denoiserl.integrations.schedulers import convert, steps_like
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim
@@ -32,7 +32,7 @@ STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state
 
 
 @dataclass(frozen=True)
-class Chunks:
+class LeRobotCodec:
     """The codec of a LeRobot policy with ``history`` T_o observations, of whose chunks ``execute`` T_a actions are run.
 
     A condition is [B, ..., T_o, o], oldest first (or flat, [..., T_o·o]; [..., o] where T_o is 1), or a dict with
@@ -54,11 +54,11 @@ class Chunks:
 
     def encode(self, data: Tensor) -> Tensor:
         """Chunks to model units, now first."""
-        return self.action.norm(data).roll(1 - self.history, -2)
+        return self.action.normalize(data).roll(1 - self.history, -2)
 
     def decode(self, sample: Tensor) -> Tensor:
         """The actions to execute, [..., T_a, d]."""
-        return self.action.unnorm(sample[..., : self.execute, :])
+        return self.action.denormalize(sample[..., : self.execute, :])
 
     def condition(self, cond: Any) -> Any:
         """Observations to model units, flat: [..., T_o·o]; with pictures, a dict of numbers and pictures."""
@@ -72,7 +72,7 @@ class Chunks:
                         f"the observation has no {name!r}; it has {', '.join(sorted(cond)) or 'nothing'}"
                     )
             cond = torch.cat([self._frames(cond[name], size) for name, size in self.sizes.items()], -1)
-        seen = self.observation.norm(self._frames(cond, self.observation.dim))
+        seen = self.observation.normalize(self._frames(cond, self.observation.dim))
         if not self.pictures:
             return seen.flatten(-2) if self.history > 1 else seen
         looks = [self._looked(given[name], normal) for name, normal in self.pictures.items()]
@@ -92,7 +92,7 @@ class Chunks:
                 f"pictures [..., C, H, W] of floats lie in [0, 1], and these reach {float(x.max()):g}: divide them by "
                 "255, or give bytes"
             )
-        return normal.norm(x).movedim(-1, -3)
+        return normal.normalize(x).movedim(-1, -3)
 
     def _frames(self, x: Tensor, size: int) -> Tensor:
         """[..., T_o, size], or [..., size] where one observation is all there is."""
@@ -142,7 +142,9 @@ def diffusion_policy(folder: str | Path, n: int | None = None, transition: Trans
     train = steps_like(scheduler, process, n, transition or ddim(1.0))
     serve = steps_like(scheduler, process, n, said.transition)
     looks = {name: _normalizer(seen, name, shape[0]) for name, shape in cameras.items()}
-    codec = Chunks(observation, _normalizer(done, ACTION, d), sizes, history, int(config["n_action_steps"]), looks)
+    codec = LeRobotCodec(
+        observation, _normalizer(done, ACTION, d), sizes, history, int(config["n_action_steps"]), looks
+    )
     return Policy.of(process, GaussianDenoiser(net, said.schedule, said.predicts), (horizon, d), train, serve, codec)
 
 
@@ -172,7 +174,7 @@ def _features(config: Config, folder: Path) -> tuple[dict[str, int], dict[str, l
     return sizes, cameras, math.prod(config["output_features"][ACTION]["shape"])
 
 
-def _eyes(config: Config, cameras: dict[str, list[int]]) -> Eyes:
+def _eyes(config: Config, cameras: dict[str, list[int]]) -> VisionEncoder:
     if config.get("resize_shape") is not None:
         raise RunError("this policy resizes its pictures, which is not read here: retrain it on pictures of that size")
     if not config["use_group_norm"]:
@@ -182,7 +184,7 @@ def _eyes(config: Config, cameras: dict[str, list[int]]) -> Eyes:
         raise RunError(f"the cameras of a LeRobot policy have one shape; config.json names {shapes}")
     points, depth = config["spatial_softmax_num_keypoints"], config["vision_backbone"]
     separate = bool(config["use_separate_rgb_encoder_per_camera"]) and len(cameras) > 1
-    return Eyes(len(cameras), shapes[0], config.get("crop_shape"), points, depth, separate)
+    return VisionEncoder(len(cameras), shapes[0], config.get("crop_shape"), points, depth, separate)
 
 
 def _scheduler(config: Config) -> Any:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.integrations.lerobot.vision import Eyes
+from denoiserl.integrations.lerobot.vision import VisionEncoder
 from denoiserl.nn.unet1d import UNet1D
 from denoiserl.policy.weights import strip_prefix
 
@@ -76,7 +76,7 @@ class Net(nn.Module):
         features: int,
         levels: int,
         past: int,
-        eyes: Eyes | None = None,
+        eyes: VisionEncoder | None = None,
         state: int = 0,
     ) -> None:
         super().__init__()

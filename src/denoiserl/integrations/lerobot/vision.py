@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.nn.vision import Points
+from denoiserl.nn.vision import SpatialSoftmax
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 WIDTHS, A_GROUP = (64, 128, 256, 512), 16
@@ -59,7 +59,7 @@ class Eye(nn.Module):
         first = nn.Conv2d(channels, WIDTHS[0], 7, 2, 3, bias=False)
         self.backbone = nn.Sequential(first, _norm(WIDTHS[0]), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *layers)
         height, across = (-(-side // 32) for side in self.crop)
-        self.pool = Points(WIDTHS[-1], height, across, points)
+        self.pool = SpatialSoftmax(WIDTHS[-1], height, across, points)
         self.out = nn.Linear(2 * points, 2 * points)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Eye(nn.Module):
         return F.relu(self.out(self.pool(self.backbone(x))))
 
 
-class Eyes(nn.Module):
+class VisionEncoder(nn.Module):
     """Eyes for ``cameras`` cameras, one for all or (``separate``) one each: [..., cameras, C, H, W] to [..., width]."""
 
     def __init__(

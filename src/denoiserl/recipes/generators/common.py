@@ -12,7 +12,7 @@ from denoiserl.policy.chain import Chain, Record, RecordAll
 from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Noised
-from denoiserl.rewards import Reward, Scored, ask, micro_rows, score
+from denoiserl.rewards import Reward, RewardResult, evaluate_reward, micro_rows, repeat_prompts
 
 
 class Asked(NamedTuple):
@@ -20,7 +20,7 @@ class Asked(NamedTuple):
 
     prompts: Tree
     chain: Chain
-    scored: Scored
+    scored: RewardResult
 
 
 def draw(
@@ -34,12 +34,14 @@ def draw(
     record: Record = RecordAll(),
 ) -> Asked:
     """Draw and score ``group`` samples of each of the prompts ``index``, ``a.micro_batch_size`` rows a call."""
-    asked, micro = ask(prompts, index, group), a.micro_batch_size
+    asked, micro = repeat_prompts(prompts, index, group), a.micro_batch_size
     chain = policy.sample_chain(asked, rng, len(index) * group, record, micro_batch_size=micro)
-    return Asked(asked, chain, score(reward, chain.sample, asked, a.weights, a.on_bad, micro, policy.codec.decode))
+    return Asked(
+        asked, chain, evaluate_reward(reward, chain.sample, asked, a.weights, a.on_bad, micro, policy.codec.decode)
+    )
 
 
-def told(scored: Scored) -> dict[str, float]:
+def told(scored: RewardResult) -> dict[str, float]:
     """Return the metrics of a reward: its mean, how many values were dropped, and the mean of each named part.
 
     A part that is called ``reward`` or ``dropped`` gives way to these.

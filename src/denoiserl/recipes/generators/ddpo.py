@@ -42,7 +42,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.advantages import PerPrompt
+from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import NoDensityError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, leaves, tensors
@@ -56,7 +56,7 @@ from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
 from denoiserl.rewards import Reward, prompt_count
 from denoiserl.tasks import shapes as _shapes
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def improve(
     if not any(policy.train_steps.dense):
         raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")
     prompts = tensors(prompts)
-    keep, names, memory = keep or Keep(), keys(prompts), PerPrompt(a.window, a.least)
+    keep, names, memory = keep or Keep(), keys(prompts), PerPromptStatTracker(a.window, a.least)
     opt = adamw(policy.parameters(), a.lr)
-    covers(opt, policy.weights.module)
+    check_optimizer_covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
         index = rng.integers(0, len(names), a.samples)
         _, chain, scored = draw(policy, reward, prompts, index, 1, a, rng)

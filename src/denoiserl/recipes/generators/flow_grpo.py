@@ -54,7 +54,7 @@ from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
 from denoiserl.rewards import Reward, prompt_count
 from denoiserl.tasks import shapes as _shapes
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def improve(
         _refuse_truncation(policy)
         policy.weights.snapshot("reference")
     opt = adamw(policy.parameters(), a.lr)
-    covers(opt, policy.weights.module)
+    check_optimizer_covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
         _, chain, scored = draw(policy, reward, prompts, rng.integers(0, many, a.prompts), a.group, a, rng)
         groups, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))

@@ -44,7 +44,7 @@ from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, index_rows, tensors
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import weighted
+from denoiserl.losses import weighted_loss
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Noised
@@ -53,7 +53,7 @@ from denoiserl.recipes.language.common import written
 from denoiserl.rewards import Reward, prompt_count
 from denoiserl.tasks import shapes as _shapes
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, accumulate, adamw, covers
+from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified
 
 WITHIN = ("prompt", "batch")
@@ -108,7 +108,7 @@ def improve(
     keep, prompts = keep or Keep(), tensors(prompts)
     many = prompt_count(prompts)
     opt = adamw(policy.parameters(), a.lr)
-    covers(opt, policy.weights.module)
+    check_optimizer_covers(opt, policy.weights.module)
     for _ in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
         index = rng.integers(0, many, a.prompts)
         asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng, RecordSample())
@@ -127,7 +127,7 @@ def improve(
             t = stratified(len(i), rng)
             noised = policy.process.noise(index_rows(chain.sample, i), t, rng, index_rows(live, i))
             every = cut(torch.arange(len(i), device=i.device), a.micro_batch_size)
-            pieces = (weighted(loss(policy, some(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every)
+            pieces = (weighted_loss(loss(policy, some(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every)
             seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
         row = told(scored) | {"loss": sum(seen) / len(seen)}
         yield row | {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}

@@ -38,13 +38,13 @@ from denoiserl.control.acting import carry
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
-from denoiserl.data import Demos, windows
+from denoiserl.data import Demonstrations, windows
 from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.user_inputs import fits
-from denoiserl.train import Keep, Rows, fit
+from denoiserl.train import Keep, TrainingRows, fit
 
 BLOCK = 65536
 """windows looked at side by side"""
@@ -69,7 +69,7 @@ class Args:
     """the task, its demonstrations and the network"""
 
 
-def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: Demonstrations, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Clone demonstrations; the policy carries from now on how many actions of a chunk are executed.
 
     Warn of actions beyond what the policy's codec can say.
@@ -93,7 +93,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
         return {"x0": chunk, "cond": cond, "counts": real if padded else None}
 
     how: dict[str, Any] = {"batch": a.batch, "lr": a.lr, "warmup": 100, "keep": keep}
-    made = Rows(len(window), lambda index: take(index.cpu()), data)
+    made = TrainingRows(len(window), lambda index: take(index.cpu()), data)
     yield from fit(policy.process, policy.denoiser, made, None, a.updates, rng, **how)
 
 

@@ -60,7 +60,7 @@ from denoiserl.recipes.language.common import canvases, require_masked, written
 from denoiserl.rewards import Reward, prompt_count
 from denoiserl.tasks import sudoku as _sudoku
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, accumulate_masked, adamw, covers
+from denoiserl.train import Keep, accumulate_masked, adamw, check_optimizer_covers
 
 PATIENCE = 40
 """iterations after which the training reward should have risen"""
@@ -116,7 +116,7 @@ def improve(
         raise InvalidInputError("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.snapshot("reference")
     opt, trend = adamw(policy.parameters(), a.lr), Trend()
-    covers(opt, policy.weights.module)
+    check_optimizer_covers(opt, policy.weights.module)
     for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
         if a.sync and it and it % a.sync == 0:
             policy.weights.snapshot("reference")

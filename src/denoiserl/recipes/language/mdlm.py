@@ -42,7 +42,8 @@ from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.experiments import experiment as _stages
 from denoiserl.oracles import sudoku
-from denoiserl.policy.policy import InfillCodec, Policy
+from denoiserl.policy.codec import InfillCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked
 from denoiserl.tasks import sudoku as _sudoku
 from denoiserl.tasks.base import Task

@@ -65,7 +65,7 @@ from denoiserl.recipes.language.common import require_masked, written
 from denoiserl.rewards import Reward, prompt_count
 from denoiserl.tasks import sudoku as _sudoku
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, accumulate_masked, adamw, covers, warmup_cosine
+from denoiserl.train import Keep, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
 
 SHORT = 16
 """positions of the longest sequence whose steps are scored exactly by default"""
@@ -122,7 +122,7 @@ def improve(
     require_masked(policy, "TraceRL")
     exact = policy.event_shape[-1] <= SHORT if a.likelihood is None else a.likelihood == "exact"
     opt = adamw(policy.parameters(), a.lr)
-    covers(opt, policy.weights.module)
+    check_optimizer_covers(opt, policy.weights.module)
     schedule = warmup_cosine(opt, min(a.warmup, a.iters), a.iters)
     for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, schedule=schedule, rng=rng):
         index = rng.integers(0, prompt_count(prompts), a.prompts)

@@ -51,23 +51,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from denoiserl.control.acting import carry, told
-from denoiserl.control.best_of_n import BestNoise
-from denoiserl.control.noise_steering import bound, decoded, noises, plan, steerable, steering
-from denoiserl.control.squashed_actions import batches, unit
+from denoiserl.control.acting import carry, rollout_metrics
+from denoiserl.control.best_of_n import BestOfNNoise
+from denoiserl.control.noise_steering import (
+    bound,
+    check_noise_effect,
+    decode_noise,
+    decode_noise_to_action,
+    noise_distribution,
+    steering,
+)
+from denoiserl.control.squashed_actions import due_minibatches, to_unit_box
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay, Squash
-from denoiserl.data.rollout import Episode
+from denoiserl.data import ReplayBuffer, TanhCodec
+from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Squashed
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import squared
-from denoiserl.nn import Critics, Temperature, follow, held, target
+from denoiserl.losses import half_squared_error
+from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 SERVES = ("steered", "best")
 
@@ -128,7 +135,7 @@ class Args:
 
 
 def improve(
-    policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None, demos: Episode | None = None
+    policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None, demos: Rollout | None = None
 ) -> Iterator[dict]:
     """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
     keep, net, execute = keep or Keep(), steering(policy), carry(policy, a.execute)
@@ -144,24 +151,24 @@ def improve(
     if a.serve == "best" and not a.aliased:
         raise InvalidInputError("only critics of actions can choose among the base's plans: aliased=True")
     shape, (low, high) = (net.rows, policy.event_shape[1]), (env.spec.low, env.spec.high)
-    box = Squash.box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
+    box = TanhCodec.box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
     size = {"count": a.critics, "width": a.width, "depth": 3, "activation": "gelu", "layer_norm": True}
     critic = rng.init(Critics, env.obs_dim, shape, **size).to(policy.device)
     decided = (execute, policy.event_shape[1])
     judge = rng.init(Critics, env.obs_dim, decided, **size).to(policy.device) if a.aliased else critic
     if a.serve == "best":
-        policy.weights.control = BestNoise(ActionValue(judge, box, execute), a.plans)
-    slow, heat = target(judge), Temperature(a.alpha, a.alpha_least).to(policy.device)
+        policy.weights.control = BestOfNNoise(ActionValue(judge, box, execute), a.plans)
+    slow, heat = target_copy(judge), Temperature(a.alpha, a.alpha_least).to(policy.device)
     learners = {"latent": net.latent, "critic": critic, "heat": heat, **({"judge": judge} if a.aliased else {})}
     opts = {f"{name} opt": adamw(module.parameters(), a.lr) for name, module in learners.items()}
-    covers(list(opts.values()), net, critic, heat, judge)
-    replay, chosen = Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay"), []
+    check_optimizer_covers(list(opts.values()), net, critic, heat, judge)
+    replay, chosen = ReplayBuffer(a.capacity, policy.device, keep.folder and keep.folder / "replay"), []
     begin = a.begin + (
         0 if demos is None else remember(replay, demos, box, a, torch.zeros(*demos.reward.shape, *shape))
     )
 
     def decide(cond: Tensor) -> tuple[Tensor, Tensor]:
-        law = noises(policy, cond)
+        law = noise_distribution(policy, cond)
         assert isinstance(law, Squashed)
         return law.sample_with_log_prob(rng.normal(len(cond), *shape))
 
@@ -170,20 +177,20 @@ def improve(
         obs = obs.to(policy.device)
         alone = a.serve == "best" or replay.count < begin
         chosen.append(rng.normal(len(obs), *shape) / b if alone else decide(policy.codec.condition(obs))[0])
-        return decoded(policy, obs, chosen[-1])[:, :execute], None
+        return decode_noise_to_action(policy, obs, chosen[-1])[:, :execute], None
 
     def q(obs: Tensor, z: Tensor, critics: Critics) -> Tensor:
         """min Q(s, G(s, z)) by critics of actions."""
-        return ActionValue(critics, box, execute)(policy, obs, plan(policy, obs, z))
+        return ActionValue(critics, box, execute)(policy, obs, decode_noise(policy, obs, z))
 
     named = {**learners, **opts, "slow": slow, "policy": policy, "replay": replay, "rng": rng, "env": env}
     for it in keep.loop(a.iters, **named):
-        row = {} if it else {"action spread": steerable(policy, env.obs[:16].to(policy.device), rng)}
+        row = {} if it else {"action spread": check_noise_effect(policy, env.obs[:16].to(policy.device), rng)}
         before, seen = replay.count, []
         ep = env.collect(act, a.steps, rng)
         remember(replay, ep, box, a, torch.stack(chosen))
         chosen.clear()
-        for rows in batches(replay, before, a, rng, begin):
+        for rows in due_minibatches(replay, before, a, rng, begin):
             cond, alpha = policy.codec.condition(rows["obs"]), heat.alpha
             with torch.no_grad():
                 after = policy.codec.condition(rows["next_obs"])
@@ -191,40 +198,46 @@ def improve(
                 future = q(rows["next_obs"], z, slow) if a.aliased else slow(after, z).amin(0) - alpha * logp
                 y = (rows["reward"] + rows["discount"] * future).expand(a.critics, -1)
             guess = judge(cond, rows["action" if a.aliased else "z"])
-            error = step(opts["judge opt" if a.aliased else "critic opt"], squared(guess, y).sum(0).mean())["loss"]
+            error = optimizer_step(
+                opts["judge opt" if a.aliased else "critic opt"], half_squared_error(guess, y).sum(0).mean()
+            )["loss"]
             for _ in range(a.noise_steps if a.aliased else 0):
                 z = rng.normal(len(cond), *shape) / b
                 with torch.no_grad():
                     y = q(rows["obs"], z, judge).expand(a.critics, -1)
-                step(opts["critic opt"], squared(critic(cond, z), y).sum(0).mean())
-            with held(critic):
+                optimizer_step(opts["critic opt"], half_squared_error(critic(cond, z), y).sum(0).mean())
+            with frozen(critic):
                 z, logp = decide(cond)
                 value = critic(cond, z).amin(0)
-                step(opts["latent opt"], (alpha * logp - value).mean())
-            step(opts["heat opt"], heat.loss(logp.detach(), a.entropy).mean())
-            follow(slow, judge, a.tau)
+                optimizer_step(opts["latent opt"], (alpha * logp - value).mean())
+            optimizer_step(opts["heat opt"], heat.loss(logp.detach(), a.entropy).mean())
+            polyak_update(slow, judge, a.tau)
             seen.append((error, float(value.detach().mean()), -float(logp.detach().mean()), float(alpha)))
         means = torch.tensor(seen).mean(0).tolist() if seen else ()
-        yield told(ep) | row | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
+        yield (
+            rollout_metrics(ep)
+            | row
+            | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
+        )
 
 
 class ActionValue(nn.Module):
     """A verifier: min Q_A(s, a) by ``critics`` of the first ``execute`` actions of a plan, as numbers in their box."""
 
-    def __init__(self, critics: Critics, box: Squash, execute: int) -> None:
+    def __init__(self, critics: Critics, box: TanhCodec, execute: int) -> None:
         super().__init__()
         self.config = {"critics": critics, "box": box, "execute": execute}
         self.critics, self.box, self.execute = critics, box, execute
 
     def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
         """The value of each plan (in model units) under its condition (in data units), [N]."""
-        action = unit(self.box, policy.codec.decode(plan)[:, : self.execute]).to(plan.device)
+        action = to_unit_box(self.box, policy.codec.decode(plan)[:, : self.execute]).to(plan.device)
         return self.critics(policy.codec.condition(cond), action).amin(0)
 
 
-def remember(replay: Replay, ep: Episode, box: Squash, a: Any, z: Tensor) -> int:
+def remember(replay: ReplayBuffer, ep: Rollout, box: TanhCodec, a: Any, z: Tensor) -> int:
     """Take in decisions with their noise ``z`` [T, B, r, d] in units of the bound; say how many there were."""
-    return replay.add(ep, reward=a.scale * ep.reward + a.shift, action=unit(box, ep.action), z=z)
+    return replay.add(ep, reward=a.scale * ep.reward + a.shift, action=to_unit_box(box, ep.action), z=z)
 
 
 STARTS = "steered"

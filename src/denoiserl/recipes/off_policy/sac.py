@@ -36,18 +36,24 @@ from typing import Any, Literal
 
 import torch
 
-from denoiserl.control.acting import carry, told
-from denoiserl.control.squashed_actions import batches, boxed, decides, exploring, unit
+from denoiserl.control.acting import carry, rollout_metrics
+from denoiserl.control.squashed_actions import (
+    action_distribution,
+    due_minibatches,
+    exploration_actor,
+    require_squashed_policy,
+    to_unit_box,
+)
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay
-from denoiserl.envs import Stream
+from denoiserl.data import ReplayBuffer
+from denoiserl.envs import Collector
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import squared
-from denoiserl.nn import Critics, Temperature, follow, held, target
+from denoiserl.losses import half_squared_error
+from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import gym as _gym
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -96,43 +102,45 @@ class Args:
 
 
 def improve(
-    policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None, replay: Any = None
+    policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None, replay: Any = None
 ) -> Iterator[dict]:
     """Improve a policy that decides inside a box, in an environment. ``replay``: a buffer of another kind."""
-    keep, codec = keep or Keep(), boxed(policy, "SAC")
+    keep, codec = keep or Keep(), require_squashed_policy(policy, "SAC")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     env.discount(a.gamma)
     critic = rng.init(Critics, env.obs_dim, policy.event_shape, a.critics, a.width, layer_norm=a.layer_norm).to(
         policy.device
     )
-    slow, heat = target(critic), Temperature(a.alpha, a.alpha_least).to(policy.device)
+    slow, heat = target_copy(critic), Temperature(a.alpha, a.alpha_least).to(policy.device)
     opt, critic_opt, heat_opt = (adamw(m.parameters(), a.lr) for m in (policy.weights.module, critic, heat))
-    covers([opt, critic_opt, heat_opt], policy.weights.module, critic, heat)
+    check_optimizer_covers([opt, critic_opt, heat_opt], policy.weights.module, critic, heat)
     if replay is None:
-        replay = Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay")
+        replay = ReplayBuffer(a.capacity, policy.device, keep.folder and keep.folder / "replay")
     goal = -math.prod(policy.event_shape) if a.entropy is None else a.entropy
-    act = exploring(policy, codec, replay, a, lambda c, rng: decides(policy, c).sample(normal(policy, c, rng)))
+    act = exploration_actor(
+        policy, codec, replay, a, lambda c, rng: action_distribution(policy, c).sample(normal(policy, c, rng))
+    )
     learners = {"opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "heat": heat, "warm": heat_opt}
     for _ in keep.loop(a.iters, policy=policy, replay=replay, rng=rng, env=env, **learners):
         before, ep, seen = replay.count, env.collect(act, a.steps, rng), []
-        replay.add(ep, action=unit(codec, ep.action))
-        for rows in batches(replay, before, a, rng):
+        replay.add(ep, action=to_unit_box(codec, ep.action))
+        for rows in due_minibatches(replay, before, a, rng):
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
             alpha = heat.alpha
             with torch.no_grad():
-                action, logp = decides(policy, after).sample_with_log_prob(normal(policy, after, rng))
+                action, logp = action_distribution(policy, after).sample_with_log_prob(normal(policy, after, rng))
                 y = rows["reward"] + rows["discount"] * (slow(after, action).amin(0) - alpha * logp)
-            error = squared(critic(cond, rows["action"]), y.expand(a.critics, -1)).sum(0).mean()
-            error = step(critic_opt, error)["loss"]
-            with held(critic):
-                action, logp = decides(policy, cond).sample_with_log_prob(normal(policy, cond, rng))
+            error = half_squared_error(critic(cond, rows["action"]), y.expand(a.critics, -1)).sum(0).mean()
+            error = optimizer_step(critic_opt, error)["loss"]
+            with frozen(critic):
+                action, logp = action_distribution(policy, cond).sample_with_log_prob(normal(policy, cond, rng))
                 value = critic(cond, action).amin(0)
-                step(opt, (alpha * logp - value).mean())
-            step(heat_opt, heat.loss(logp.detach(), goal).mean())
-            follow(slow, critic, a.tau)
+                optimizer_step(opt, (alpha * logp - value).mean())
+            optimizer_step(heat_opt, heat.loss(logp.detach(), goal).mean())
+            polyak_update(slow, critic, a.tau)
             seen.append((error, float(value.detach().mean()), -float(logp.detach().mean()), float(alpha)))
         means = torch.tensor(seen).mean(0).tolist() if seen else ()
-        yield told(ep) | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
+        yield rollout_metrics(ep) | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
 
 
 def normal(policy: Policy, cond: torch.Tensor, rng: Rng) -> torch.Tensor:

@@ -36,12 +36,12 @@ from typing import Any
 
 import torch
 
-from denoiserl.control.squashed_actions import boxed
+from denoiserl.control.squashed_actions import require_squashed_policy
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay
-from denoiserl.data.synthetic import Mixed, Model, held, trained
-from denoiserl.envs import Stream
+from denoiserl.data import ReplayBuffer
+from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transitions, train_generator_now
+from denoiserl.envs import Collector
 from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac
@@ -66,18 +66,18 @@ class Args(sac.Args):
     """the diffusion model of transitions"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, in an environment."""
     keep = keep or Keep()
-    boxed(policy, "SynthER")
+    require_squashed_policy(policy, "SynthER")
     if a.every < a.model.batch:
         raise RunError(f"the first model learns from {a.every} decisions, fewer than its batch of {a.model.batch}")
-    mixed = Mixed(Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay"), a.share)
+    mixed = MixedReplayBuffer(ReplayBuffer(a.capacity, policy.device, keep.folder and keep.folder / "replay"), a.share)
     edge = torch.ones(policy.event_shape[-1])  # the buffer holds decisions, in [−1, 1]
     for row in sac.improve(policy, env, a, rng, keep, replay=mixed):
         if a.share and mixed.count - mixed.filled >= a.every:
-            known = held(mixed.real, -edge, edge, a.gamma)
-            made, dropped = trained(known, a.model, rng, policy.device).draw(a.rows, rng)
+            known = buffer_to_transitions(mixed.real, -edge, edge, a.gamma)
+            made, dropped = train_generator_now(known, a.model, rng, policy.device).sample(a.rows, rng)
             mixed.refill(made.replay(device=policy.device))
             row |= {"made": float(len(made)), "dropped": dropped}
         yield row

@@ -34,18 +34,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, told
-from denoiserl.control.squashed_actions import batches, boxed, decides, due, exploring, unit
+from denoiserl.control.acting import carry, rollout_metrics
+from denoiserl.control.squashed_actions import (
+    action_distribution,
+    due,
+    due_minibatches,
+    exploration_actor,
+    require_squashed_policy,
+    to_unit_box,
+)
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay
-from denoiserl.envs import Stream
+from denoiserl.data import ReplayBuffer
+from denoiserl.envs import Collector
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import squared
-from denoiserl.nn import Critics, follow, held, target
+from denoiserl.losses import half_squared_error
+from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import gym as _gym
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -93,43 +100,43 @@ class Args:
     """the task and the policy that learns"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""
-    keep, codec = keep or Keep(), boxed(policy, "TD3")
+    keep, codec = keep or Keep(), require_squashed_policy(policy, "TD3")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     env.discount(a.gamma)
     critic = rng.init(Critics, env.obs_dim, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
-    slow, _ = target(critic), policy.weights.snapshot("slow")
+    slow, _ = target_copy(critic), policy.weights.snapshot("slow")
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
-    covers([opt, critic_opt], policy.weights.module, critic)
-    replay = Replay(a.capacity, policy.device, keep.folder and keep.folder / "replay")
+    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
+    replay = ReplayBuffer(a.capacity, policy.device, keep.folder and keep.folder / "replay")
 
     def mean(cond: Tensor, using: str | None = None) -> Tensor:
-        return torch.tanh(decides(policy, cond, using).base.mean)
+        return torch.tanh(action_distribution(policy, cond, using).base.mean)
 
     def noised(decision: Tensor, std: float, most: float, rng: Rng) -> Tensor:
         return (decision + (std * rng.normal(*decision.shape)).clamp(-most, most)).clamp(-1, 1)
 
-    act = exploring(policy, codec, replay, a, lambda cond, rng: noised(mean(cond), a.explore, 2.0, rng))
+    act = exploration_actor(policy, codec, replay, a, lambda cond, rng: noised(mean(cond), a.explore, 2.0, rng))
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
     for _ in keep.loop(a.iters, **named, replay=replay, env=env):
         before, ep, seen = replay.count, env.collect(act, a.steps, rng), []
-        replay.add(ep, action=unit(codec, ep.action))
-        for i, rows in enumerate(batches(replay, before, a, rng), due(before, a) + 1):
+        replay.add(ep, action=to_unit_box(codec, ep.action))
+        for i, rows in enumerate(due_minibatches(replay, before, a, rng), due(before, a) + 1):
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
             with torch.no_grad():
                 action = noised(mean(after, "slow"), a.smooth, a.smooth_clip, rng)
                 y = rows["reward"] + rows["discount"] * slow(after, action).amin(0)
             value = critic(cond, rows["action"])
-            error = step(critic_opt, squared(value, y.expand(2, -1)).sum(0).mean())["loss"]
+            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean())["loss"]
             seen.append((error, float(value.detach().mean())))
             if i % a.delay == 0:
-                with held(critic):
-                    step(opt, -critic(cond, mean(cond))[0].mean())
-                follow(slow, critic, a.tau)
+                with frozen(critic):
+                    optimizer_step(opt, -critic(cond, mean(cond))[0].mean())
+                polyak_update(slow, critic, a.tau)
                 policy.weights.ema_update("slow", 1 - a.tau)
         means = torch.tensor(seen).mean(0).tolist() if seen else ()
-        yield told(ep) | dict(zip(("critic loss", "value"), means, strict=bool(seen)))
+        yield rollout_metrics(ep) | dict(zip(("critic loss", "value"), means, strict=bool(seen)))
 
 
 STARTS = "squashed"

@@ -44,19 +44,19 @@ import torch
 from torch import Tensor
 
 from denoiserl.control.acting import carry
-from denoiserl.control.value_weighted import choosing
+from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay, Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import ReplayBuffer, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import ascent, squared
-from denoiserl.nn import Critics, follow, held, target
+from denoiserl.losses import half_squared_error, normalized_q_loss
+from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, losses, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,12 @@ class Args:
     """the data and the policy that learns"""
 
 
-def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Improve a denoising policy from logged data; it serves what its critics value."""
     keep = keep or Keep()
-    if isinstance(policy.codec, Squash) or len(policy.eval_steps) < 2:
+    if isinstance(policy.codec, TanhCodec) or len(policy.eval_steps) < 2:
         raise InvalidInputError(
             "DQL improves policies that denoise: start 'diffusion' or 'flow' (td3_bc and iql take others)"
         )
@@ -107,10 +109,10 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
-    slow, _ = target(critic), policy.weights.snapshot("slow")
-    policy.weights.control = choosing(slow, a.candidates, a.temperature)
+    slow, _ = target_copy(critic), policy.weights.snapshot("slow")
+    policy.weights.control = make_q_controller(slow, a.candidates, a.temperature)
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
-    covers([opt, critic_opt], policy.weights.module, critic)
+    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
     drawn = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=len(policy.eval_steps))
     times = policy.eval_steps.times[: len(policy.eval_steps)].float().to(policy.device)
     following = policy.with_weights("slow").make_sampler(use_eval_steps=True, record=RecordSample())
@@ -128,13 +130,15 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
             cond, done = rows["obs"], rows["action"]
             y = rows["reward"] + rows["discount"] * goal(rows["next_obs"])
             value = critic(cond, done)
-            error = step(critic_opt, squared(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
+            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
             t = times[rng.integers(0, len(times), len(done))]
-            imitation = losses(policy.process, policy.denoiser, done, cond, rng, t=t, counts=rows["counts"]).mean()
-            with held(critic):
+            imitation = training_losses(
+                policy.process, policy.denoiser, done, cond, rng, t=t, counts=rows["counts"]
+            ).mean()
+            with frozen(critic):
                 one, other = critic(cond, drawn(cond, rng).sample)[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
-                step(opt, imitation + a.eta * ascent(one, other.detach()).mean(), a.clip)
-            follow(slow, critic, a.tau)
+                optimizer_step(opt, imitation + a.eta * normalized_q_loss(one, other.detach()).mean(), a.clip)
+            polyak_update(slow, critic, a.tau)
             policy.weights.ema_update("slow", 1 - a.tau)
             seen.append((float(imitation.detach()), error, float(value.detach().mean()), float(one.detach().mean())))
         names = ("imitation loss", "critic loss", "value", "value of its own")

@@ -43,17 +43,17 @@ import torch
 from denoiserl.control.acting import carry
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import ascent, squared
-from denoiserl.nn import Critics, follow, held, target
+from denoiserl.losses import half_squared_error, normalized_q_loss
+from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, ddim, time_grid
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, losses, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Args:
     """the data and the policy that learns"""
 
 
-def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that decides in one step of a flow from logged data."""
     keep, process = keep or Keep(), policy.process
     free = isinstance(process, Diffusion) and process.clip is None and policy.eval_steps.dense == (False,)
-    if not isinstance(process, Diffusion) or not free or isinstance(policy.codec, Squash):
+    if not isinstance(process, Diffusion) or not free or isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "FQL improves policies that decide in one step of a flow: start 'student', Diffusion(linear) without clip, "
             "served by process.steps(grid(1), ddim(0.0)); dql takes policies of several steps, ofql mean flows"
@@ -102,10 +102,10 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm)
-    slow, teacher = target(critic.to(policy.device)), deepcopy(policy.weights.module)
+    slow, teacher = target_copy(critic.to(policy.device)), deepcopy(policy.weights.module)
     opts = {f"{k} opt": adamw(m.parameters(), a.lr) for k, m in {"critic": critic, "teacher": teacher}.items()}
     opts["opt"] = adamw(policy.parameters(), a.lr)
-    covers(list(opts.values()), policy.weights.module, critic, teacher)
+    check_optimizer_covers(list(opts.values()), policy.weights.module, critic, teacher)
     way = process.steps(time_grid(a.walk), ddim(0.0))
     ends = make_sampler(process, teacher, way, policy.event_shape, record=RecordSample())
     decides = policy.make_sampler(use_eval_steps=True, record=RecordSample())
@@ -117,16 +117,18 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
             with torch.no_grad():
                 y = rows["reward"] + rows["discount"] * slow(after, decides(after, rng).sample.clamp(-1, 1)).mean(0)
             value = critic(cond, done)
-            error = step(opts["critic opt"], squared(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
-            imitation = losses(process, teacher, done, cond, rng, counts=rows["counts"]).mean()
-            imitation = step(opts["teacher opt"], imitation, a.clip)["loss"]
+            error = optimizer_step(
+                opts["critic opt"], half_squared_error(value, y.expand(2, -1)).sum(0).mean(), a.clip
+            )["loss"]
+            imitation = training_losses(process, teacher, done, cond, rng, counts=rows["counts"]).mean()
+            imitation = optimizer_step(opts["teacher opt"], imitation, a.clip)["loss"]
             z = rng.normal(*done.shape)
             goal, made = (draw(cond, rng, start=(z, 0)).sample for draw in (ends, decided))
             far = (made - goal.clamp(-1, 1)).square().mean()
-            with held(critic):
+            with frozen(critic):
                 own = critic(cond, made.clamp(-1, 1)).mean(0)
-                step(opts["opt"], a.alpha * far + ascent(own).mean(), a.clip)
-            follow(slow, critic, a.tau)
+                optimizer_step(opts["opt"], a.alpha * far + normalized_q_loss(own).mean(), a.clip)
+            polyak_update(slow, critic, a.tau)
             seen.append(
                 (imitation, float(far.detach()), error, float(value.detach().mean()), float(own.detach().mean()))
             )

@@ -42,15 +42,15 @@ import torch
 from denoiserl.control.acting import carry
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay, Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import ReplayBuffer, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import exp_weights, expectile, squared, weighted
-from denoiserl.nn import Critics, Value, follow, target
+from denoiserl.losses import exp_weights, expectile, half_squared_error, weighted_loss
+from denoiserl.nn import Critics, Value, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, losses, step, warmup_cosine
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ class Args:
     """the data and the policy that learns"""
 
 
-def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Improve a policy of any kind that has a denoising loss or a likelihood, from logged data."""
     keep = keep or Keep()
-    if isinstance(policy.codec, Squash):
+    if isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "IQL fits the likelihood of actions, which a squashed policy lacks on the edge: start 'gaussian'"
         )
@@ -97,9 +99,9 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size, more = replay.columns["obs"].shape[1:], {"width": a.width, "layer_norm": a.layer_norm}
     critic = rng.init(Critics, size, policy.event_shape, 2, **more).to(policy.device)
-    value, slow = rng.init(Value, size, depth=2, **more).to(policy.device), target(critic)
+    value, slow = rng.init(Value, size, depth=2, **more).to(policy.device), target_copy(critic)
     opt, critic_opt, value_opt = (adamw(m.parameters(), a.lr) for m in (policy.weights.module, critic, value))
-    covers([opt, critic_opt, value_opt], policy.weights.module, critic, value)
+    check_optimizer_covers([opt, critic_opt, value_opt], policy.weights.module, critic, value)
     fall = warmup_cosine(opt, 0, a.iters * a.updates)
     learners = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow}
     learners["data"] = replay if replay is data else None  # a buffer that somebody refills
@@ -112,13 +114,15 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
                 y = rows["reward"] + rows["discount"] * value(rows["next_obs"])
             v = value(cond)
             advantage = best - v.detach()
-            off = step(value_opt, expectile(v, best, a.expectile).mean())["loss"]
-            error = step(critic_opt, squared(critic(cond, done), y.expand(2, -1)).sum(0).mean())["loss"]
+            off = optimizer_step(value_opt, expectile(v, best, a.expectile).mean())["loss"]
+            error = optimizer_step(critic_opt, half_squared_error(critic(cond, done), y.expand(2, -1)).sum(0).mean())[
+                "loss"
+            ]
             weight = exp_weights(a.beta * advantage, 1.0, a.cap)
-            each = losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"])
-            loss = step(opt, weighted(each, weight).mean())["loss"]
+            each = training_losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"])
+            loss = optimizer_step(opt, weighted_loss(each, weight).mean())["loss"]
             fall.step()
-            follow(slow, critic, a.tau)
+            polyak_update(slow, critic, a.tau)
             share = weight.sum().square() / (len(weight) * weight.square().sum())
             seen.append((loss, error, off, float(v.detach().mean()), float(share)))
         names = ("loss", "critic loss", "value loss", "value", "effective share")

@@ -47,20 +47,20 @@ from typing import Any
 import torch
 
 from denoiserl.control.acting import carry
-from denoiserl.control.value_weighted import choosing
+from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import ascent, squared
-from denoiserl.nn import Critics, follow, held, target
+from denoiserl.losses import half_squared_error, normalized_q_loss
+from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import MeanFlow
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, losses, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Args:
     """the data and the policy that learns"""
 
 
-def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a mean flow that decides in one step from logged data; it serves what its critics value."""
     keep = keep or Keep()
-    if not isinstance(policy.process, MeanFlow) or len(policy.eval_steps) != 1 or isinstance(policy.codec, Squash):
+    if not isinstance(policy.process, MeanFlow) or len(policy.eval_steps) != 1 or isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "OFQL improves mean flows that decide in one step: start 'meanflow', MeanFlow() with a "
             "MeanVelocityDenoiser of a "
@@ -111,10 +111,10 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm)
-    slow, _ = target(critic.to(policy.device)), policy.weights.snapshot("slow")
-    policy.weights.control = choosing(slow, a.candidates, a.temperature)
+    slow, _ = target_copy(critic.to(policy.device)), policy.weights.snapshot("slow")
+    policy.weights.control = make_q_controller(slow, a.candidates, a.temperature)
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
-    covers([opt, critic_opt], policy.weights.module, critic)
+    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
     decided = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
     following = policy.with_weights("slow").make_sampler(use_eval_steps=True, record=RecordSample())
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
@@ -125,13 +125,13 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
             with torch.no_grad():
                 y = rows["reward"] + rows["discount"] * slow(after, following(after, rng).sample.clamp(-1, 1)).amin(0)
             value = critic(cond, done)
-            error = step(critic_opt, squared(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
-            imitation = losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"]).mean()
-            with held(critic):
+            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
+            imitation = training_losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"]).mean()
+            with frozen(critic):
                 both = critic(cond, decided(cond, rng).sample.clamp(-1, 1))
                 one, other = both if float(rng.uniform(1)) < 0.5 else both.flip(0)
-                step(opt, imitation + a.eta * ascent(one, other.detach()).mean(), a.clip)
-            follow(slow, critic, a.tau)
+                optimizer_step(opt, imitation + a.eta * normalized_q_loss(one, other.detach()).mean(), a.clip)
+            polyak_update(slow, critic, a.tau)
             policy.weights.ema_update("slow", 1 - a.tau)
             seen.append((float(imitation.detach()), error, float(value.detach().mean()), float(one.detach().mean())))
         names = ("imitation loss", "critic loss", "value", "value of its own")

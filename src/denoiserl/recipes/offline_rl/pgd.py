@@ -42,14 +42,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.squashed_actions import decides, unit
+from denoiserl.control.squashed_actions import action_distribution, to_unit_box
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.data import Squash
-from denoiserl.data.recordings import Recording
-from denoiserl.data.synthetic import Mixed
-from denoiserl.data.trajectories import Model, Track, learned, segments, unrolled
-from denoiserl.data.transitions import Logged, logged
+from denoiserl.data import TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.synthetic import MixedReplayBuffer
+from denoiserl.data.trajectories import Model, StepLayout, slice_windows, train_window_generator, windows_to_transitions
+from denoiserl.data.transitions import Transitions, to_transitions
 from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.edm_training import Guide
@@ -87,7 +87,7 @@ class Args(td3_bc.Args):
     """the diffusion model of windows"""
 
 
-def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy of the learner's kind from logged data."""
     keep = keep or Keep()
     if a.learner not in LEARNERS:
@@ -96,13 +96,13 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
         raise InvalidInputError(
             f"PGD guides single actions: take a chunk and n of 1, not {policy.event_shape[0]} and {a.n}"
         )
-    made = yield from learned(windowed(policy, data, a.model), a.model, rng, keep.stage("model"))
-    mixed = Mixed(_logged.remembered(policy, data, a), a.share)
+    made = yield from train_window_generator(windowed(policy, data, a.model), a.model, rng, keep.stage("model"))
+    mixed = MixedReplayBuffer(_logged.remembered(policy, data, a), a.share)
     stage = keep.stage("learn")
 
     def refill() -> dict[str, float]:
         guide = None if a.c == 0 else guidance(made.track, policy, a.c, a.model.steps, a.wave, a.denoised)
-        parts = made.draw(a.windows, rng, guide)
+        parts = made.sample(a.windows, rng, guide)
         rows = conditioned(policy, parts, a.gamma)
         mixed.refill(rows.replay(device=policy.device))
         with torch.no_grad():
@@ -111,24 +111,24 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
 
     news = refill()
     for row in LEARNERS[a.learner].improve(policy, mixed, a, rng, stage):
-        at = stage.where()
+        at = stage.current_loop()
         if at is not None and (at.iteration + 1) % a.period == 0:
             news = refill()
         yield row | news
 
 
-def windowed(policy: Policy, data: Recording, model: Model) -> dict[str, Tensor]:
+def windowed(policy: Policy, data: EpisodeDataset, model: Model) -> dict[str, Tensor]:
     """The windows of a recording, with actions in units of the policy's box."""
-    logged(data)  # refuses what cannot be learned from, by row
+    to_transitions(data)  # refuses what cannot be learned from, by row
     if data.rewards is None or data.terminated is None or not isinstance(data.demos.observations, Tensor):
         raise InvalidInputError(
             "PGD learns windows of flat observations, rewards and ends: these data do not tell all of them"
         )
     own, demos = policy.codec, data.demos
-    action = unit(own, demos.actions) if isinstance(own, Squash) else own.encode(demos.actions).clamp(-1, 1)
+    action = to_unit_box(own, demos.actions) if isinstance(own, TanhCodec) else own.encode(demos.actions).clamp(-1, 1)
     assert isinstance(action, Tensor) and isinstance(demos.observations, Tensor)
     parts = {"obs": demos.observations, "action": action.cpu(), "reward": data.rewards[:, None]}
-    return segments(parts, demos.ends, data.terminated, model.length, model.stride)
+    return slice_windows(parts, demos.ends, data.terminated, model.length, model.stride)
 
 
 def strength(k: int, steps: int, wave: float) -> float:
@@ -137,7 +137,13 @@ def strength(k: int, steps: int, wave: float) -> float:
 
 
 def guidance(
-    track: Track, policy: Policy, c: float, steps: int, wave: float = 0.3, denoised: bool = True, normal: bool = True
+    track: StepLayout,
+    policy: Policy,
+    c: float,
+    steps: int,
+    wave: float = 0.3,
+    denoised: bool = True,
+    normal: bool = True,
 ) -> Guide:
     """Moves a window's actions along the policy's score; ``normal``: by its direction alone."""
 
@@ -182,16 +188,16 @@ def likelihood(policy: Policy, cond: Tensor, done: Tensor) -> Tensor:
     A squashed policy is served by its mean and taken for N(tanh μ(s), 1). Densities are with respect to the action:
     a tilt by them needs no change of variables, and none explodes on the edge.
     """
-    law, done = decides(policy, cond).base, done[:, None]
-    if isinstance(policy.codec, Squash):
+    law, done = action_distribution(policy, cond).base, done[:, None]
+    if isinstance(policy.codec, TanhCodec):
         return -0.5 * (done - torch.tanh(law.mean)).square().flatten(1).sum(1)
     return law.log_prob(done)
 
 
-def conditioned(policy: Policy, parts: dict[str, Tensor], gamma: float) -> Logged:
+def conditioned(policy: Policy, parts: dict[str, Tensor], gamma: float) -> Transitions:
     """The transitions in made windows, in the policy's units."""
     edge = torch.ones(policy.event_shape[-1])
-    rows = unrolled(parts, -edge, edge, gamma)
+    rows = windows_to_transitions(parts, -edge, edge, gamma)
     seen = policy.codec.condition
     return replace(rows, obs=seen(rows.obs), next_obs=seen(rows.next_obs))
 

@@ -38,9 +38,9 @@ from typing import Any, Literal
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.data.recordings import Recording
-from denoiserl.data.synthetic import Mixed, Model, learned, noised
-from denoiserl.data.transitions import Logged, logged, transitions
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.data.synthetic import MixedReplayBuffer, Model, add_gaussian_noise, train_generator
+from denoiserl.data.transitions import Transitions, to_transitions, transitions
 from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl import td3_bc
@@ -63,7 +63,7 @@ class Args(td3_bc.Args):
     """the diffusion model of transitions"""
 
 
-def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
     keep = keep or Keep()
     if a.by not in ("diffusion", "noise"):
@@ -74,20 +74,20 @@ def improve(policy: Policy, data: Recording, a: Any, rng: Rng, keep: Keep | None
             "returns of "
             f"{a.n}: take a chunk and n of 1 (or pgd, which makes windows)"
         )
-    rows = logged(data, 1, 1, a.gamma)
+    rows = to_transitions(data, 1, 1, a.gamma)
     if a.by == "diffusion":
-        maker = yield from learned(rows, a.model, rng, keep.stage("model"))
-        made, _ = maker.draw(a.rows, rng)
+        maker = yield from train_generator(rows, a.model, rng, keep.stage("model"))
+        made, _ = maker.sample(a.rows, rng)
     else:
-        made = noised(rows, a.rows, a.blur, rng)
+        made = add_gaussian_noise(rows, a.rows, a.blur, rng)
     source: Any = recorded(made)
     if a.share < 1:
-        source = Mixed(_logged.remembered(policy, data, a), a.share)
+        source = MixedReplayBuffer(_logged.remembered(policy, data, a), a.share)
         source.refill(_logged.remembered(policy, recorded(made), a))
     yield from td3_bc.improve(policy, source, a, rng, keep.stage("learn"))
 
 
-def recorded(made: Logged) -> Recording:
+def recorded(made: Transitions) -> EpisodeDataset:
     """Made rows of single actions as a recording."""
     known = (made.obs, made.action[:, 0], made.reward, made.next_obs, made.terminated)
     return transitions(*known, made.low, made.high, made.name)  # type: ignore[arg-type]

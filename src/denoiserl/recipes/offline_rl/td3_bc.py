@@ -38,17 +38,17 @@ import torch
 from torch import Tensor
 
 from denoiserl.control.acting import carry
-from denoiserl.control.squashed_actions import boxed, decides
+from denoiserl.control.squashed_actions import action_distribution, require_squashed_policy
 from denoiserl.core.rng import Rng
-from denoiserl.data import Replay
-from denoiserl.data.recordings import Recording
+from denoiserl.data import ReplayBuffer
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import ascent, masked_mean, squared
-from denoiserl.nn import Critics, follow, held, target
+from denoiserl.losses import half_squared_error, masked_mean, normalized_q_loss
+from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,21 @@ class Args:
     """the data and the policy that learns"""
 
 
-def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
-    keep, _ = keep or Keep(), boxed(policy, "TD3+BC")
+    keep, _ = keep or Keep(), require_squashed_policy(policy, "TD3+BC")
     replay = _logged.remembered(policy, data, a)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
-    slow, _ = target(critic), policy.weights.snapshot("slow")
+    slow, _ = target_copy(critic), policy.weights.snapshot("slow")
     opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
-    covers([opt, critic_opt], policy.weights.module, critic)
+    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
 
     def mean(cond: Tensor, using: str | None = None) -> Tensor:
-        return torch.tanh(decides(policy, cond, using).base.mean)
+        return torch.tanh(action_distribution(policy, cond, using).base.mean)
 
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
     named["data"] = replay if replay is data else None  # a buffer that somebody refills
@@ -110,14 +112,14 @@ def improve(policy: Policy, data: Recording | Replay, a: Any, rng: Rng, keep: Ke
                 noise = (a.smooth * rng.normal(*done.shape)).clamp(-a.smooth_clip, a.smooth_clip)
                 y = rows["reward"] + rows["discount"] * slow(after, (mean(after, "slow") + noise).clamp(-1, 1)).amin(0)
             value = critic(cond, done)
-            error = step(critic_opt, squared(value, y.expand(2, -1)).sum(0).mean())["loss"]
+            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean())["loss"]
             if i % a.delay == 0:
-                with held(critic):
+                with frozen(critic):
                     made = mean(cond)
                     far = (made - done).square()
                     far = far.mean() if rows["counts"] is None else masked_mean(far, rows["counts"])
-                    step(opt, a.alpha * ascent(critic(cond, made)[0]).mean() + far)
-                follow(slow, critic, a.tau)
+                    optimizer_step(opt, a.alpha * normalized_q_loss(critic(cond, made)[0]).mean() + far)
+                polyak_update(slow, critic, a.tau)
                 policy.weights.ema_update("slow", 1 - a.tau)
                 seen.append((error, float(value.detach().mean()), float(far.detach())))
         means = torch.tensor(seen).mean(0).tolist() if seen else ()

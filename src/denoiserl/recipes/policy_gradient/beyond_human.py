@@ -40,13 +40,13 @@ from typing import Any
 
 import torch
 
-from denoiserl.control.acting import carry, renewable, serving, whole
+from denoiserl.control.acting import carry, eval_actor, renewable, whole
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.config import from_config, to_config
-from denoiserl.data import Demos
-from denoiserl.data.trajectory_metrics import Valid, clean, covered, motion, starts
-from denoiserl.envs import Stream
+from denoiserl.data import Demonstrations
+from denoiserl.data.trajectory_metrics import Valid, coverage, keep_short_successes, motion, starts
+from denoiserl.envs import Collector
 from denoiserl.envs.record import collect
 from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
@@ -94,11 +94,11 @@ class Args:
 
 
 def improve(
-    policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None, valid: Valid | None = None
+    policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None, valid: Valid | None = None
 ) -> Iterator[dict]:
     """Improve the policy, then replace it by a student of what it does.
 
-    ``valid``: see ``data.trajectory_metrics.clean``.
+    ``valid``: see ``data.trajectory_metrics.keep_short_successes``.
     """
     keep = keep or Keep()
     whole(policy, "The student is a new network for all steps")
@@ -122,14 +122,16 @@ def improve(
         flat = isinstance(kept.observations, torch.Tensor)  # states with pictures are not compared
         like = motion(kept) if flat else kept.statistics()
         like = {f"data {k}": v for k, v in like.items() if k not in ("success", "return")}
-        like |= {"covered": covered(starts(played), starts(kept))} if flat else {}
+        like |= {"covered": coverage(starts(played), starts(kept))} if flat else {}
         assert played.success is not None
         yield {"generator success": float(played.success.float().mean()), **like, **told}
 
 
-def generated(policy: Policy, env: Stream, a: Any, valid: Valid | None = None) -> tuple[Demos, Demos]:
+def generated(
+    policy: Policy, env: Collector, a: Any, valid: Valid | None = None
+) -> tuple[Demonstrations, Demonstrations]:
     """Everything that was played, and ``a.episodes`` clean episodes of it (fewer where ``a.most`` were not enough)."""
-    act, parts, won = serving(policy), [], 0
+    act, parts, won = eval_actor(policy), [], 0
     wanted = a.episodes / a.quantile
     while won < wanted and sum(len(part) for part in parts) < a.most:
         part = collect(env, act, env.copies, 1_000 * (a.seed + 1) + len(parts))
@@ -137,8 +139,8 @@ def generated(policy: Policy, env: Stream, a: Any, valid: Valid | None = None) -
             raise InvalidInputError(f"{env.name} does not report success, and only successes become demonstrations")
         parts.append(part)
         won += int(part.success.sum())
-    played = Demos.joined(parts)
-    kept = clean(played, a.quantile, valid)
+    played = Demonstrations.joined(parts)
+    kept = keep_short_successes(played, a.quantile, valid)
     return played, kept.take(torch.arange(min(a.episodes, len(kept))))
 
 

@@ -47,30 +47,30 @@ from torch.optim import Optimizer
 
 from denoiserl.advantages import normalise, over_denoising
 from denoiserl.control.acting import (
-    actor,
     carry,
-    executed,
-    judged,
+    critic_features,
+    estimate_advantages,
     learner,
+    mask_unexecuted,
     mean_log_prob,
     on_policy,
     relay,
-    sight,
+    rollout_metrics,
     statistics,
-    told,
+    training_actor,
 )
 from denoiserl.core.rng import Rng
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, ppo_clip, squared
+from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, half_squared_error, ppo_clip
 from denoiserl.nn import Value
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -116,24 +116,24 @@ class Args:
     """the policy that is improved"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a diffusion or flow policy in an environment."""
     keep = keep or Keep()
     env.discount(a.gamma)
     execute, tuned = carry(policy, a.execute), relay(policy, a.tuned)
-    act, (see, size) = actor(policy, tuned, execute), sight(policy, env)
+    act, (see, size) = training_actor(policy, tuned, execute), critic_features(policy, env)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
-    covers([opt, critic], policy.weights.module, value)
+    check_optimizer_covers([opt, critic], policy.weights.module, value)
     clips = denoise_clip(tuned, a.clip_base, a.clip, a.clip_rate).to(policy.device)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
     for it in keep.loop(a.iters, **named, seen=statistics(policy)):
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, ep.live), ep.alive.to(policy.device)
-        critique = judged(ep, value, see, scale, a.gamma, a.lam)
-        seen, goal = critique.seen, critique.goal
-        shared = over_denoising(normalise(critique.credit, alive), tuned, a.decay).flatten()
+        chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device)
+        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+        seen, goal = critique.features, critique.returns
+        shared = over_denoising(normalise(critique.advantages, alive), tuned, a.decay).flatten()
         index = torch.nonzero(alive.flatten().repeat_interleave(tuned)).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, learner(policy), chain)
@@ -144,13 +144,15 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         updates, moves = [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].split(a.batch)):
             rows = chain.steps_at(i)
-            step(critic, squared(value(seen[rows.chain_index]), goal[rows.chain_index]).mean(), clip=1.0)
+            optimizer_step(
+                critic, half_squared_error(value(seen[rows.chain_index]), goal[rows.chain_index]).mean(), clip=1.0
+            )
             if moves:
                 done = learn(policy, opt, rows, old[i], shared[i], clips[i % tuned], a)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield told(ep, critique) | dict(zip(("loss", "kl", "clipped"), means, strict=bool(updates)))
+        yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped"), means, strict=bool(updates)))
 
 
 def learn(
@@ -165,7 +167,7 @@ def learn(
     if kl > a.target_kl:
         return None
     loss = ppo_clip(logp, old, advantage, clip).mean()
-    return step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, clip))
+    return optimizer_step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, clip))
 
 
 GROWS: dict[str, Any] = {}

@@ -42,19 +42,19 @@ import torch
 from torch import Tensor
 
 from denoiserl.advantages import normalise, returns
-from denoiserl.control.acting import carry, observe, statistics, told
+from denoiserl.control.acting import carry, observe, rollout_metrics, statistics
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, tree_map
-from denoiserl.data.rollout import Episode
-from denoiserl.envs import Stream
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs import Collector
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import exp_weights, weighted
+from denoiserl.losses import exp_weights, weighted_loss
 from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step, stratified
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, stratified
 
 DRAWS = ("serve", "train")
 
@@ -90,7 +90,7 @@ class Args:
     """the policy that is improved"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
     keep = keep or Keep()
     execute = carry(policy, a.execute)
@@ -98,14 +98,14 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
     if a.draw not in DRAWS:
         raise InvalidInputError(unknown_name_message(a.draw, DRAWS, "kind of steps"))
     opt = adamw(policy.parameters(), a.lr)
-    covers(opt, policy.weights.module)
+    check_optimizer_covers(opt, policy.weights.module)
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
         chain = policy.sample_chain(observe(policy, obs), rng, record=RecordSample(), use_eval_steps=a.draw == "serve")
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
     for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, seen=statistics(policy)):
-        env.border(it)  # in every iteration, so the loop needs no borders of its own
+        env.on_checkpoint(it)  # in every iteration, so the loop needs no borders of its own
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
         whole = finished(ep)
@@ -116,7 +116,7 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         weight = exp_weights(normalise(to_go(ep, a.gamma), whole), 1 / a.beta, a.cap).flatten().to(policy.device)
         chunk, seen = (tree_map(lambda v: v.flatten(0, 1), part) for part in (ep.chain.sample, ep.chain.cond))
         live = torch.zeros(chunk.shape, dtype=torch.bool, device=policy.device)
-        live[:, :execute] = ep.live.flatten(0, 1).to(policy.device)[..., None]
+        live[:, :execute] = ep.executed_mask.flatten(0, 1).to(policy.device)[..., None]
         index = torch.nonzero(whole.flatten().to(policy.device)).flatten()
         parts, seconds = max(1, len(index) // a.batch), []
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
@@ -124,24 +124,24 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             noised = noised._replace(mask=live[i])  # everything is noised, what was executed has a loss
             context = policy.denoiser.embed_condition(tree_map(lambda v, i=i: v[i], seen))
             loss = policy.process.loss(policy.denoiser, noised, context)
-            seconds.append(step(opt, weighted(loss, weight[i]).mean(), clip=1.0)["loss"])
+            seconds.append(optimizer_step(opt, weighted_loss(loss, weight[i]).mean(), clip=1.0)["loss"])
         share = effective(weight[index])
-        yield told(ep) | {"loss": sum(seconds) / len(seconds), "effective share": share}
+        yield rollout_metrics(ep) | {"loss": sum(seconds) / len(seconds), "effective share": share}
 
 
-def finished(ep: Episode) -> Tensor:
+def finished(ep: Rollout) -> Tensor:
     """[T, B] bool: decisions of episodes that ended within the record, and not by a fault, which loses a decision."""
     later, whole = torch.zeros_like(ep.done[0]), torch.zeros_like(ep.done)
     for t in reversed(range(len(whole))):
-        later = torch.where(ep.done[t], ep.alive[t], later)
-        whole[t] = later & ep.alive[t]
+        later = torch.where(ep.done[t], ep.valid[t], later)
+        whole[t] = later & ep.valid[t]
     return whole
 
 
-def to_go(ep: Episode, gamma: float) -> Tensor:
+def to_go(ep: Rollout, gamma: float) -> Tensor:
     """Return Σ_{k ≥ t} γ^{ticks from t to k} r_k, [T, B]: the rewards of an episode from a decision on, discounted from
     there."""
-    return returns(ep.reward, gamma ** ep.length.float(), ep.done)
+    return returns(ep.reward, gamma ** ep.num_executed.float(), ep.done)
 
 
 def effective(weight: Tensor) -> float:

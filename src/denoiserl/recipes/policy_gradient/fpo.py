@@ -45,15 +45,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from denoiserl.control.acting import carry, judged, observe, sight, standard, statistics, told
+from denoiserl.control.acting import (
+    carry,
+    critic_features,
+    estimate_advantages,
+    observe,
+    rollout_metrics,
+    standard,
+    statistics,
+)
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, index_rows, tree_map
-from denoiserl.data.rollout import Episode
-from denoiserl.envs import Stream
+from denoiserl.data.rollout import Rollout
+from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import clip_fraction, ppo_clip, squared
+from denoiserl.losses import clip_fraction, half_squared_error, ppo_clip
 from denoiserl.nn import Value
 from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, renoise
@@ -62,7 +70,7 @@ from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes.generators.common import some
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 DRAWS = ("serve", "train")
 RATIOS = ("mean", "each")
@@ -111,34 +119,34 @@ class Args:
     """the policy that is improved"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
     if a.ratio not in RATIOS:
         raise InvalidInputError(unknown_name_message(a.ratio, RATIOS, "ratio"))
     keep, act, process = keep or Keep(), acting(policy, a.draw, a.execute), weighed(policy.process, a.weight)
     env.discount(a.gamma)
-    see, size = sight(policy, env)
+    see, size = critic_features(policy, env)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
-    covers([opt, critic], policy.weights.module, value)
+    check_optimizer_covers([opt, critic], policy.weights.module, value)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
     for it in keep.loop(a.iters, **named, seen=statistics(policy)):
         ep = env.collect(act, a.steps, rng)
-        critique = judged(ep, value, see, scale, a.gamma, a.lam)
-        index = torch.nonzero(ep.alive.to(policy.device).flatten()).flatten()
+        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+        index = torch.nonzero(ep.valid.to(policy.device).flatten()).flatten()
         pairs, cond = drawn(ep, process, a.pairs, rng, index)
-        seen, goal, credit = (v[index] for v in (critique.seen, critique.goal, critique.credit.flatten()))
+        seen, goal, credit = (v[index] for v in (critique.features, critique.returns, critique.advantages.flatten()))
         with torch.no_grad():
             old = losses(policy, process, pairs, cond)
         parts, updates = max(1, len(index) // a.batch), []
         for i in (i for _ in range(a.epochs) for i in rng.permutation(len(index)).tensor_split(parts)):
-            step(critic, squared(value(seen[i]), goal[i]).mean(), clip=1.0)
+            optimizer_step(critic, half_squared_error(value(seen[i]), goal[i]).mean(), clip=1.0)
             if it < a.warmup:
                 continue
             part = some(pairs, i), index_rows(cond, i)
             updates.append(learn(policy, process, opt, *part, old[i], standard(credit[i]), a, check=not updates))
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield told(ep, critique) | dict(zip(("loss", "|log ratio|", "clipped"), means, strict=bool(updates)))
+        yield rollout_metrics(ep, critique) | dict(zip(("loss", "|log ratio|", "clipped"), means, strict=bool(updates)))
 
 
 def learn(
@@ -163,12 +171,12 @@ def learn(
     if check:
         assert_on_policy(gap, same)
     loss = ppo_clip(gap, same, advantage[:, None].expand_as(gap), a.clip).mean()
-    done, gap = step(opt, loss, clip=1.0)["loss"], gap.detach()
+    done, gap = optimizer_step(opt, loss, clip=1.0)["loss"], gap.detach()
     return done, float(gap.abs().mean()), float(clip_fraction(gap, same, a.clip))
 
 
 def acting(policy: Policy, draw: str, execute: int | None) -> Any:
-    """Acts for a ``Stream`` with the steps ``draw``, keeping the sample and its condition of every chain."""
+    """Acts for a ``Collector`` with the steps ``draw``, keeping the sample and its condition of every chain."""
     if draw not in DRAWS:
         raise InvalidInputError(unknown_name_message(draw, DRAWS, "kind of steps"))
     execute = carry(policy, execute)
@@ -190,7 +198,7 @@ def weighed(process: Process, weight: Any) -> Process:
     return replace(process, weight=weight) if isinstance(process, Diffusion) else process
 
 
-def drawn(ep: Episode, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
+def drawn(ep: Rollout, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
     """The pairs of the decisions ``index`` of [T·B], leading with [N, n], and their conditions.
 
     Everything is noised; what was executed has a loss.
@@ -198,7 +206,7 @@ def drawn(ep: Episode, process: Process, n: int, rng: Rng, index: Tensor) -> tup
     assert ep.chain is not None
     chunk, cond = (tree_map(lambda v: v.flatten(0, 1)[index], part) for part in (ep.chain.sample, ep.chain.cond))
     live = torch.zeros(chunk.shape, dtype=torch.bool, device=chunk.device)
-    live[:, : ep.live.shape[-1]] = ep.live.to(chunk.device).flatten(0, 1)[index][..., None]
+    live[:, : ep.executed_mask.shape[-1]] = ep.executed_mask.to(chunk.device).flatten(0, 1)[index][..., None]
     pairs = renoise(process, chunk, n, rng, uniform=True)
     return pairs._replace(mask=live[:, None].expand(pairs.x.shape)), cond
 

@@ -49,15 +49,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import actor, carry, chunked, renewable, statistics, whole
-from denoiserl.control.best_of_n import Latent, Latents
-from denoiserl.control.noise_steering import decoded, plan
+from denoiserl.control.acting import carry, renewable, resolve_execute_horizon, statistics, training_actor, whole
+from denoiserl.control.best_of_n import LatentActionEnv, LatentController
+from denoiserl.control.noise_steering import decode_noise, decode_noise_to_action
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.config import from_config, to_config
-from denoiserl.data.rollout import Episode
+from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Gaussian
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.experiments import experiment as _stages
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
@@ -130,7 +130,7 @@ class Args:
     """the policy that is improved"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE, or learn one from nothing; it serves through its encoder's mean."""
     if not isinstance(policy.process, Diffusion):
         raise InvalidInputError(
@@ -151,12 +151,12 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
             encoder = rng.init(latent, policy, env.obs_dim, a)
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
-            policy.weights.control = Latents(head, through)
+            policy.weights.control = LatentController(head, through)
         world, settings = (acted(policy, env, a), later(a)) if through else (env, a)
         settings = replace(ppo_args(settings), iters=iters)
         stage = keep.stage(f"latent-{i}")
         yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
-        if i + 1 == len(parts) or keep.spent_out():
+        if i + 1 == len(parts) or keep.exhausted_budget():
             return
         named = {"policy": policy, "rng": rng, "env": env, "seen": statistics(policy), "taken": taken}
         for _ in keep.stage(f"decoder-{i}").loop(1, **named):
@@ -172,10 +172,10 @@ def latent(policy: Policy, obs: int, a: Any) -> Policy:
     return Policy.of(process, head.to(policy.device), policy.event_shape, steps, serve, policy.codec)
 
 
-def acted(policy: Policy, env: Stream, a: Any) -> Any:
+def acted(policy: Policy, env: Collector, a: Any) -> Any:
     """The environment whose actions are latents."""
-    execute = chunked(policy, a.execute)
-    return Latent(env, lambda obs, z: decoded(policy, obs, z)[:, :execute])
+    execute = resolve_execute_horizon(policy, a.execute)
+    return LatentActionEnv(env, lambda obs, z: decode_noise_to_action(policy, obs, z)[:, :execute])
 
 
 def later(a: Any) -> Any:
@@ -210,17 +210,17 @@ class Switch:
         self.value = state["value"]
 
 
-def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng: Rng, taken: Switch) -> dict:
+def switch(policy: Policy, encoder: Policy, world: Any, env: Collector, a: Any, rng: Rng, taken: Switch) -> dict:
     """A new decoder, in place, that imitates encoder and decoder; the old one again if the new one is worse."""
     control, old = policy.weights.control, copy.deepcopy(policy.denoiser.state_dict())
-    assert isinstance(control, Latents)
-    act = actor(encoder, 1, None if control.through else a.execute)
-    env.border(0)
+    assert isinstance(control, LatentController)
+    act = training_actor(encoder, 1, None if control.through else a.execute)
+    env.on_checkpoint(0)
     before, rest = play_episodes(world, act, a.rollout, rng)
     assert before.chain is not None
-    alive = before.alive.flatten().to(policy.device)
+    alive = before.valid.flatten().to(policy.device)
     obs, z = (v.flatten(0, 1).to(policy.device)[alive] for v in (before.obs, before.chain.sample))
-    made = plan(policy, obs, z) if control.through else z
+    made = decode_noise(policy, obs, z) if control.through else z
     inside = policy.codec.decode(made)
     made = policy.codec.encode(inside) if inside.shape == made.shape else made
     spread = made.std(0)
@@ -236,9 +236,9 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Stream, a: Any, rng
         policy.process, policy.denoiser, made, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
     ):
         told = row
-    env.border(0)  # the same start states as before
+    env.on_checkpoint(0)  # the same start states as before
     blank = rng.init(latent, policy, env.obs_dim, a)
-    after = play_episodes(acted(policy, env, a), actor(blank, 1), a.rollout, rng)
+    after = play_episodes(acted(policy, env, a), training_actor(blank, 1), a.rollout, rng)
     was, now = compare_returns([before, *rest], [after[0], *after[1]])
     taken.value = now >= was - a.drop * abs(was)
     if not taken.value:
@@ -251,7 +251,7 @@ LONGEST = 20
 """rollouts that copies may take to finish their first episodes"""
 
 
-def play_episodes(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, list[Episode]]:
+def play_episodes(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Rollout, list[Rollout]]:
     """Return a rollout of ``steps`` decisions, and more rollouts, until every copy has finished its first episode or
     there are ``LONGEST``."""
     parts = [world.collect(act, steps, rng)]
@@ -260,7 +260,7 @@ def play_episodes(world: Any, act: Any, steps: int, rng: Rng) -> tuple[Episode, 
     return parts[0], parts[1:]
 
 
-def compare_returns(before: Sequence[Episode], after: Sequence[Episode]) -> tuple[float, float]:
+def compare_returns(before: Sequence[Rollout], after: Sequence[Rollout]) -> tuple[float, float]:
     """Return the mean return of both: over the first episodes of the copies that finished one in both. Where there is
     none, the mean reward a tick of both, over as many decisions as both played."""
     one, two = first_returns(before), first_returns(after)
@@ -269,16 +269,16 @@ def compare_returns(before: Sequence[Episode], after: Sequence[Episode]) -> tupl
         return float(one[both].mean()), float(two[both].mean())
     most = min(len(before), len(after))
     was, now = (
-        sum(float(p.reward[p.alive].sum()) for p in parts[:most]) / sum(int(p.length.sum()) for p in parts[:most])
+        sum(float(p.reward[p.valid].sum()) for p in parts[:most]) / sum(int(p.num_executed.sum()) for p in parts[:most])
         for parts in (before, after)
     )
     return was, now
 
 
-def first_returns(parts: Sequence[Episode]) -> Tensor:
+def first_returns(parts: Sequence[Rollout]) -> Tensor:
     """Return the return of each copy's first episode, [B]; NaN where it did not finish, or a fault ended it."""
     done, alive, told = (
-        torch.cat(v) for v in ([p.done for p in parts], [p.alive for p in parts], [p.info["return"] for p in parts])
+        torch.cat(v) for v in ([p.done for p in parts], [p.valid for p in parts], [p.info["return"] for p in parts])
     )
     at = done.int().argmax(0), torch.arange(done.shape[1])
     return told[at].masked_fill(~(done[at] & alive[at]), torch.nan)

@@ -18,7 +18,8 @@ A decision is drawn in one step, a ~ N(μ(s), σ²), where σ is learned and doe
 A decision is an action or a chunk of them; ρ is the joint ratio over the executed actions (DPPO takes the geometric
 mean, so their ε differ). With the details that released code agrees on: advantages are normalised a minibatch, learning
 rates may fall on a line, Adam's ε is 1e-5, gradients are clipped at 0.5, rewards are scaled by the running std of the
-return, observations are standardised by the codec (``Robot``'s normaliser, or ``Running`` statistics, which are updated
+return, observations are standardised by the codec (``ActionChunkCodec``'s normaliser, or the statistics of
+``RunningNormCodec``, which are updated
 as it acts), the value has a network of its own and is not clipped, a time limit bootstraps, actions are clipped by the
 environment and not in the density, the actor stops when the approximate KL passes ``target_kl``.
 Differences: actor and critic have an optimiser each, so there is no value coefficient, and the critic goes on where the
@@ -43,14 +44,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from denoiserl.control.acting import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
+from denoiserl.control.acting import (
+    carry,
+    critic_features,
+    estimate_advantages,
+    mask_unexecuted,
+    on_policy,
+    rollout_metrics,
+    standard,
+    statistics,
+    training_actor,
+)
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.distributions import Gaussian
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import approx_kl, clip_fraction, ppo_clip, squared
+from denoiserl.losses import approx_kl, clip_fraction, half_squared_error, ppo_clip
 from denoiserl.nn import Value
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
@@ -58,7 +69,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ class Args:
 
 def improve(
     policy: Policy,
-    env: Stream,
+    env: Collector,
     a: Any,
     rng: Rng,
     keep: Keep | None = None,
@@ -115,12 +126,12 @@ def improve(
         raise InvalidInputError(
             "PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo"
         )
-    keep, execute, (see, size) = keep or Keep(), carry(policy, a.execute), sight(policy, env)
+    keep, execute, (see, size) = keep or Keep(), carry(policy, a.execute), critic_features(policy, env)
     env.discount(a.gamma)
-    act = actor(policy, len(policy.train_steps), execute)
+    act = training_actor(policy, len(policy.train_steps), execute)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
-    covers([opt, critic], policy.weights.module, value)
+    check_optimizer_covers([opt, critic], policy.weights.module, value)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
     for it in keep.loop(a.iters, **named, seen=statistics(policy)):
         left = 1 - (1 - a.lr_last) * it / a.iters
@@ -129,9 +140,9 @@ def improve(
                 group["lr"], group["eps"] = lr * left, 1e-5
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, ep.live), ep.alive.to(policy.device).flatten()
-        critique = judged(ep, value, see, scale, a.gamma, a.lam)
-        credit, index = critique.credit.flatten(), torch.nonzero(alive).flatten()
+        chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
+        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+        credit, index = critique.advantages.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, policy.denoiser, chain)
             old = law.log_prob(y).flatten()
@@ -140,13 +151,15 @@ def improve(
         del law, y  # as large as the chain
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
-            step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=a.max_grad)
+            optimizer_step(
+                critic, half_squared_error(value(critique.features[i]), critique.returns[i]).mean(), clip=a.max_grad
+            )
             if moves:
                 done = learn(policy, opt, chain.steps_at(i), old[i], standard(credit[i]), a, penalty)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield told(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
+        yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
 
 
 def learn(
@@ -171,7 +184,7 @@ def learn(
     loss = ppo_clip(logp, old, advantage, a.clip).mean() - a.entropy * law.entropy().mean()
     if penalty is not None:
         loss = loss + penalty(law).mean()
-    done = step(opt, loss, clip=a.max_grad)["loss"]
+    done = optimizer_step(opt, loss, clip=a.max_grad)["loss"]
     return done, kl, float(clip_fraction(logp.detach(), old, a.clip)), float(law.std.detach().mean())
 
 

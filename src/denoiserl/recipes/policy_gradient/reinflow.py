@@ -50,16 +50,26 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from denoiserl.control.acting import actor, carry, executed, judged, on_policy, sight, standard, statistics, told
+from denoiserl.control.acting import (
+    carry,
+    critic_features,
+    estimate_advantages,
+    mask_unexecuted,
+    on_policy,
+    rollout_metrics,
+    standard,
+    statistics,
+    training_actor,
+)
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.core.tree import batch_size as count_rows
 from denoiserl.distributions import Distribution, Gaussian
-from denoiserl.envs import Stream
+from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import approx_kl, clip_fraction, ppo_clip, squared
+from denoiserl.losses import approx_kl, clip_fraction, half_squared_error, ppo_clip
 from denoiserl.nn import MLP, Value
 from denoiserl.policy.chain import ChainSteps, RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
@@ -67,7 +77,7 @@ from denoiserl.policy.weights import Weights
 from denoiserl.processes import Diffusion, NoiseInjectedDenoiser, ddim, with_learned_std
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -117,26 +127,26 @@ class Args:
     """the policy that is improved"""
 
 
-def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
-    keep, execute, (see, seen_size) = keep or Keep(), carry(policy, a.execute), sight(policy, env)
+    keep, execute, (see, seen_size) = keep or Keep(), carry(policy, a.execute), critic_features(policy, env)
     noisy, explorer = rng.init(exploring, policy, seen_size, a.least, a.most)
     env.discount(a.gamma)
     k = len(noisy.train_steps)
-    act = actor(noisy, k, execute)
+    act = training_actor(noisy, k, execute)
     if a.bc > 0:
         policy.weights.snapshot("base")
     value, scale = rng.init(Value, seen_size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(noisy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
-    covers([opt, critic], explorer, value)
+    check_optimizer_covers([opt, critic], explorer, value)
     named = {"policy": policy, "noise": explorer.noise, "value": value, "opt": opt, "critic": critic, "scale": scale}
     for it in keep.loop(a.iters, **named, rng=rng, env=env, seen=statistics(policy)):
         explorer.most = ceiling(it / a.iters, a.least, a.most, a.hold, a.last)
         ep = env.collect(act, a.steps, rng)
         assert ep.chain is not None
-        chain, alive = executed(ep.chain, ep.live), ep.alive.to(policy.device).flatten()
-        critique = judged(ep, value, see, scale, a.gamma, a.lam)
-        credit, index = critique.credit.flatten(), torch.nonzero(alive).flatten()
+        chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
+        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+        credit, index = critique.advantages.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = noisy.rescore(chain)
             old = path(law, y, k)
@@ -145,14 +155,16 @@ def improve(policy: Policy, env: Stream, a: Any, rng: Rng, keep: Keep | None = N
         del law, y  # as large as the chain
         parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
         for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
-            step(critic, squared(value(critique.seen[i]), critique.goal[i]).mean(), clip=1.0)
+            optimizer_step(
+                critic, half_squared_error(value(critique.features[i]), critique.returns[i]).mean(), clip=1.0
+            )
             if moves:
                 rows = chain.steps_at((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
                 done = learn(policy, noisy, opt, rows, old[i], standard(credit[i]), a, rng)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield told(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
+        yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
 
 
 def learn(
@@ -174,7 +186,7 @@ def learn(
     if a.bc > 0:
         cond, live = index_rows((rows.cond, rows.mask), slice(None, None, k))
         loss = loss + a.bc * apart(policy, cond, rng, live).mean()
-    done = step(opt, loss, clip=1.0)["loss"]
+    done = optimizer_step(opt, loss, clip=1.0)["loss"]
     return done, kl, float(clip_fraction(logp.detach(), old, a.clip)), float(law.std.detach().mean())
 
 

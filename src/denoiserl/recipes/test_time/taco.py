@@ -41,18 +41,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, chunked
-from denoiserl.control.best_of_n import Best, Familiar, Kind, candidates, features
+from denoiserl.control.acting import carry, resolve_execute_horizon
+from denoiserl.control.best_of_n import BestOfN, Kind, PseudoCountVerifier, candidates, features
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
-from denoiserl.data import Demos, windows
+from denoiserl.data import Demonstrations, windows
 from denoiserl.experiments import experiment as _stages
-from denoiserl.nn.coin_flip_network import Coins, flips
+from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step, warmup_cosine
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Args:
     """the policy that is controlled, and its demonstrations"""
 
 
-def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: Demonstrations, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Count what good demonstrations do, and let the policy choose by it from now on, in place."""
     if len(data) < 2:
         raise InvalidInputError(
@@ -91,17 +91,17 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
     keep = keep or Keep()
     carry(policy, a.execute)
     phi = decisions(policy, data, a, rng)
-    coins = rng.init(Coins, phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
+    coins = rng.init(CoinFlipNetwork, phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
     coins.standardise(phi)
-    signs = flips(len(phi), a.coins, a.seed).to(policy.device)
-    policy.weights.control = Best(Familiar(coins, a.features), a.n)
+    signs = coin_flip_targets(len(phi), a.coins, a.seed).to(policy.device)
+    policy.weights.control = BestOfN(PseudoCountVerifier(coins, a.features), a.n)
     opt = adamw(coins.learned.parameters(), a.lr)
-    covers(opt, coins.learned)
+    check_optimizer_covers(opt, coins.learned)
     schedule = warmup_cosine(opt, min(100, a.updates), a.updates)
     every, losses = max(1, a.updates // 50), []
     for it in keep.loop(a.updates, given=data, coins=coins, opt=opt, schedule=schedule, rng=rng):
         i = rng.integers(0, len(phi), min(a.batch, len(phi)))
-        losses.append(step(opt, (coins(phi[i]) - signs[i]).square().mean())["loss"])
+        losses.append(optimizer_step(opt, (coins(phi[i]) - signs[i]).square().mean())["loss"])
         schedule.step()
         if (it + 1) % every == 0 or it + 1 == a.updates:
             with torch.no_grad():
@@ -110,7 +110,7 @@ def improve(policy: Policy, data: Demos, a: Any, rng: Rng, keep: Keep | None = N
             losses = []
 
 
-def control(policy: Policy, data: Demos, a: Any, rng: Rng) -> Policy:
+def control(policy: Policy, data: Demonstrations, a: Any, rng: Rng) -> Policy:
     """Another policy on the same weights that chooses by familiarity; the given one serves as before."""
     made = policy.with_controller(None)
     for _ in improve(made, data, a, rng):
@@ -119,7 +119,7 @@ def control(policy: Policy, data: Demos, a: Any, rng: Rng) -> Policy:
 
 
 @torch.no_grad()
-def decisions(policy: Policy, data: Demos, a: Any, rng: Rng) -> Tensor:
+def decisions(policy: Policy, data: Demonstrations, a: Any, rng: Rng) -> Tensor:
     """The features [N, F] of every demonstrated decision, at that of the policy's plans which is nearest to it."""
     past = getattr(policy.codec, "history", 1) - 1
     if past:
@@ -127,7 +127,7 @@ def decisions(policy: Policy, data: Demos, a: Any, rng: Rng) -> Tensor:
             f"this policy sees its last {past + 1} observations, and counting looks at one: give a policy of one "
             "observation"
         )
-    window = windows(data.ends, policy.event_shape[0], 1, chunked(policy, a.execute))
+    window = windows(data.ends, policy.event_shape[0], 1, resolve_execute_horizon(policy, a.execute))
     found, spread = [], 0.0
     for index in window.every.split(1024):
         seen = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))

@@ -47,24 +47,25 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from denoiserl.control.best_of_n import Best, candidates
-from denoiserl.control.zero_shot import Successors, answer
+from denoiserl.control.best_of_n import BestOfN, candidates
+from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos
-from denoiserl.data.recordings import Recording
+from denoiserl.data import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment as _stages
-from denoiserl.losses import exp_weights, weighted
-from denoiserl.losses.successor import implied
+from denoiserl.losses import exp_weights, weighted_loss
+from denoiserl.losses.successor import implied_reward
 from denoiserl.losses.value import expectile
-from denoiserl.nn import Value, follow, target
+from denoiserl.nn import Value, polyak_update, target_copy
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
-from denoiserl.policy.policy import IdentityCodec, Policy
+from denoiserl.policy.codec import IdentityCodec
+from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import common as _successors
 from denoiserl.tasks import zero_shot as _zero
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, losses, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
 
-__all__ = ["Args", "answer", "improve", "task", "train"]
+__all__ = ["Args", "improve", "policy_for_reward", "task", "train"]
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,18 @@ class Args:
     """the data, and what will be asked for"""
 
 
-def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: Demonstrations | EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
     keep, (codec, known) = keep or Keep(), _successors.known(policy, data, a.batch, a.gamma, "BREEZE")
     seen, d = known["obs"].shape[1], len(codec.z)
     both = rng.init(ForwardBackward, seen, policy.event_shape, d, a.width, a.attention).to(policy.device)
     value = rng.init(Value, seen + d, a.width, layer_norm=True).to(policy.device)
-    slow, _ = target(both), policy.weights.snapshot("slow")
-    policy.weights.control = Best(Successors(both, a.gamma), a.choose)
+    slow, _ = target_copy(both), policy.weights.snapshot("slow")
+    policy.weights.control = BestOfN(SuccessorVerifier(both, a.gamma), a.choose)
     opt = adamw([*both.parameters(), *value.parameters(), *policy.parameters()], a.lr, a.decay, (0.9, 0.99))
-    covers(opt, both, value, policy.weights.module)
+    check_optimizer_covers(opt, both, value, policy.weights.module)
     schedule = CosineAnnealingWarmRestarts(opt, 5, 2, 0.1 * a.lr)
     asked, every = replace(policy, active_weights="slow", codec=IdentityCodec()), max(1, a.updates // 50)
     named = {"policy": policy, "value": value, "slow": slow, "opt": opt, "schedule": schedule, "rng": rng}
@@ -134,14 +137,14 @@ def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Kee
             action = torch.where(logged[:, None, None], row["next"], plan)
             ahead = value(after)
         loss, q, back = _successors.represented(both, slow, row, action, z, a.ortho)
-        y = implied(back.detach(), z) + row["discount"] * ahead
+        y = implied_reward(back.detach(), z) + row["discount"] * ahead
         bellman, least, v = (q - y).square().mean(), q.detach().amin(0), value(now)
         fit_v = expectile(v, least, a.expectile).mean()
         weight = exp_weights(least - v.detach(), 1 / a.alpha)
-        regress = weighted(losses(policy.process, policy.denoiser, row["chunk"], now, rng), weight).mean()
-        told = step(opt, loss + a.regular * bellman + fit_v + regress)
+        regress = weighted_loss(training_losses(policy.process, policy.denoiser, row["chunk"], now, rng), weight).mean()
+        told = optimizer_step(opt, loss + a.regular * bellman + fit_v + regress)
         schedule.step()
-        follow(slow, both, a.tau)
+        polyak_update(slow, both, a.tau)
         policy.weights.ema_update("slow", 1 - a.ema)
         if (it + 1) % every == 0 or it + 1 == a.updates:
             rank = effective_rank(back.detach())

@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from denoiserl.control.acting import chunked
-from denoiserl.control.zero_shot import Tasked, states, tasked
+from denoiserl.control.acting import resolve_execute_horizon
+from denoiserl.control.zero_shot import TaskConditionedCodec, require_task_conditioned, states
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos
-from denoiserl.data.recordings import Recording
-from denoiserl.losses.successor import forward_backward, measure, orthonormal
+from denoiserl.data import Demonstrations
+from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.losses.successor import forward_backward, orthonormal, successor_density
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.policy import Policy
 
 
-def demos(data: Demos | Recording) -> Demos:
+def demos(data: Demonstrations | EpisodeDataset) -> Demonstrations:
     """The episodes of either."""
-    return data.demos if isinstance(data, Recording) else data
+    return data.demos if isinstance(data, EpisodeDataset) else data
 
 
-def pairs(data: Demos | Recording, chunk: int = 1) -> dict[str, Tensor]:
+def pairs(data: Demonstrations | EpisodeDataset, chunk: int = 1) -> dict[str, Tensor]:
     """Decisions of H = ``chunk`` actions out of recorded episodes, one that begins at every tick, [N, ...].
 
     "obs", "action" [N, H, d], "after" (H ticks later), "next" (the actions that followed) and "known" (whether H did),
@@ -39,14 +39,14 @@ def pairs(data: Demos | Recording, chunk: int = 1) -> dict[str, Tensor]:
     frame, n = torch.arange(len(told.actions)), len(told.actions)
     episode = torch.searchsorted(told.ends, frame, right=True)
     room = told.ends[episode] - frame
-    last = data.last if isinstance(data, Recording) else None
+    last = data.last if isinstance(data, EpisodeDataset) else None
     at = frame[room >= chunk + (last is None)]
     if len(at) == 0:
         raise InvalidInputError(
             f"no episode is longer than a decision of {chunk} actions: give longer ones, or decide fewer"
         )
     after, over = told.observations[(at + chunk).clamp_max(n - 1)], torch.zeros(len(at), dtype=torch.bool)
-    if isinstance(data, Recording) and last is not None:
+    if isinstance(data, EpisodeDataset) and last is not None:
         ends = room[at] == chunk
         after[ends] = last[episode[at[ends]]].to(after)
         over[ends] = False if data.terminated is None else data.terminated[episode[at[ends]]]
@@ -59,21 +59,21 @@ def pairs(data: Demos | Recording, chunk: int = 1) -> dict[str, Tensor]:
 
 
 def known(
-    policy: Policy, data: Demos | Recording, batch: int, gamma: float, who: str
-) -> tuple[Tasked, dict[str, Tensor]]:
+    policy: Policy, data: Demonstrations | EpisodeDataset, batch: int, gamma: float, who: str
+) -> tuple[TaskConditionedCodec, dict[str, Tensor]]:
     """The codec, and all transitions in its units on the policy's device: "obs", "after" [N, o], "action", "next"
     [N, H, d] in [−1, 1], "chunk" (the actions in model units), "discount"."""
     if len(policy.event_shape) != 2:
         raise InvalidInputError(
             f"{who} decides chunks of actions, [H, d], not {list(policy.event_shape)}: one action is [1, d]"
         )
-    if (execute := chunked(policy, None)) < policy.event_shape[0]:
+    if (execute := resolve_execute_horizon(policy, None)) < policy.event_shape[0]:
         raise InvalidInputError(
             f"{who} learns what a whole chunk of {policy.event_shape[0]} actions leads to, and this policy "
             "carries that it "
             f"executes {execute} of them: take policy.weights.execute away, or give a policy of chunks of {execute}"
         )
-    codec, row = tasked(policy, who), pairs(data, policy.event_shape[0])
+    codec, row = require_task_conditioned(policy, who), pairs(data, policy.event_shape[0])
     if not 0 <= gamma < 1:
         raise InvalidInputError(
             f"the discount of a successor measure lies in [0, 1), not {gamma}: with 1 it has no bound"
@@ -99,7 +99,7 @@ def known(
 def tasks(represent: ForwardBackward, obs: Tensor, rng: Rng, share: float) -> Tensor:
     """Tasks to train on, [B, d], of norm √d: a ``share`` of them B of other states of the batch, the rest Gaussian."""
     n, d = len(obs), represent.size
-    reached = represent.back(obs[rng.permutation(n)])
+    reached = represent.backward_embedding(obs[rng.permutation(n)])
     z = torch.where(rng.uniform(n, 1) < share, reached, rng.normal(n, d))
     return d**0.5 * normalize(z, dim=1)
 
@@ -110,16 +110,18 @@ def represented(
     """L_FB + ortho · L_ortho, and for further losses F(s, a, z)ᵀ z [count, B] and B(s') [B, d]. ``action``: what is
     done in s', [B, H, d]."""
     with torch.no_grad():
-        target = measure(slow.ahead(row["after"], action, z), slow.back(row["after"])).amin(0)
-    ahead, back = represent.ahead(row["obs"], row["action"], z), represent.back(row["after"])
-    loss = forward_backward(measure(ahead, back), target, row["discount"]).sum(0) + ortho * orthonormal(back)
+        target = successor_density(
+            slow.forward_embedding(row["after"], action, z), slow.backward_embedding(row["after"])
+        ).amin(0)
+    ahead, back = represent.forward_embedding(row["obs"], row["action"], z), represent.backward_embedding(row["after"])
+    loss = forward_backward(successor_density(ahead, back), target, row["discount"]).sum(0) + ortho * orthonormal(back)
     return loss.mean(), (ahead * z).sum(-1), back
 
 
 def collapsed(represent: ForwardBackward, seen: Tensor) -> None:
     """Warn where B has fewer than d/2 effective dimensions on states [N, o]: it cannot tell many rewards apart."""
     with torch.no_grad():
-        rank = effective_rank(represent.back(states(seen)))
+        rank = effective_rank(represent.backward_embedding(states(seen)))
     if rank < represent.size / 2:
         said = f"B has collapsed to an effective rank of {rank:.1f} of {represent.size}: rewards look alike to it; "
         warnings.warn(said + "train longer, weight ortho more, or take fewer dimensions", stacklevel=2)

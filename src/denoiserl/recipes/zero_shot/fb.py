@@ -35,23 +35,23 @@ from typing import Any
 
 import torch
 
-from denoiserl.control.best_of_n import Best
-from denoiserl.control.squashed_actions import decides
-from denoiserl.control.zero_shot import Successors, answer
+from denoiserl.control.best_of_n import BestOfN
+from denoiserl.control.squashed_actions import action_distribution
+from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demos, Squash
-from denoiserl.data.recordings import Recording
+from denoiserl.data import Demonstrations, TanhCodec
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment as _stages
-from denoiserl.nn import follow, held, target
+from denoiserl.nn import frozen, polyak_update, target_copy
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import common as _successors
 from denoiserl.tasks import zero_shot as _zero
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, adamw, covers, step
+from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
-__all__ = ["Args", "answer", "improve", "task", "train"]
+__all__ = ["Args", "improve", "policy_for_reward", "task", "train"]
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,20 @@ class Args:
     """the data, and what will be asked for"""
 
 
-def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: Demonstrations | EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
     keep, (codec, known) = keep or Keep(), _successors.known(policy, data, a.batch, a.gamma, "FB")
-    if not isinstance(codec.inner, Squash):
+    if not isinstance(codec.inner, TanhCodec):
         raise InvalidInputError("FB climbs Q inside a box: give the policy the codec Tasked(Squash.box(low, high), z)")
     both = rng.init(ForwardBackward, known["obs"].shape[1], policy.event_shape, len(codec.z), a.width, a.attention).to(
         policy.device
     )
-    slow = target(both)
-    policy.weights.control = Best(Successors(both, a.gamma), 1)
+    slow = target_copy(both)
+    policy.weights.control = BestOfN(SuccessorVerifier(both, a.gamma), 1)
     opt = adamw([*both.parameters(), *policy.parameters()], a.lr, betas=(0.9, 0.99))
-    covers(opt, both, policy.weights.module)
+    check_optimizer_covers(opt, both, policy.weights.module)
     every = max(1, a.updates // 50)
     for it in keep.loop(a.updates, given=data, policy=policy, slow=slow, opt=opt, rng=rng):
         index = rng.integers(0, len(known["obs"]), a.batch)
@@ -104,14 +106,14 @@ def improve(policy: Policy, data: Demos | Recording, a: Any, rng: Rng, keep: Kee
         z = _successors.tasks(both, row["obs"], rng, a.reached)
         with torch.no_grad():
             noise = (a.noise * rng.normal(*row["action"].shape)).clamp(-a.noise_clip, a.noise_clip)
-            after = torch.tanh(decides(policy, torch.cat([row["after"], z], 1)).base.mean)
+            after = torch.tanh(action_distribution(policy, torch.cat([row["after"], z], 1)).base.mean)
             after = (after + noise).clamp(-1, 1)
         loss, _, back = _successors.represented(both, slow, row, after, z, a.ortho)
-        with held(both):
-            decision = torch.tanh(decides(policy, torch.cat([row["obs"], z], 1)).base.mean)
+        with frozen(both):
+            decision = torch.tanh(action_distribution(policy, torch.cat([row["obs"], z], 1)).base.mean)
             value = both.value(row["obs"], decision, z).amin(0).mean()
-        told = step(opt, loss - value)
-        follow(slow, both, a.tau)
+        told = optimizer_step(opt, loss - value)
+        polyak_update(slow, both, a.tau)
         if (it + 1) % every == 0 or it + 1 == a.updates:
             numbers = {"FB": float(loss.detach()), "value": float(value.detach())}
             yield {**numbers, "effective rank": effective_rank(back.detach()), **told}
