@@ -118,3 +118,10 @@ def test_a_product_adds_its_parts() -> None:
     assert both.has_density is True
     assert Product({"a": g, "b": Delta(torch.ones(2), 0)}).has_density is False
     assert Product({"a": Gaussian(g.mean, g.std, 1), "b": c}).has_density is None
+
+
+def test_entropy_is_of_the_factors_that_count() -> None:
+    logits, mask = Rng(0).normal(2, 3, 4), torch.tensor([[True, False, True], [False, True, False]])
+    each = Categorical(logits, 0).entropy()
+    found = Categorical(logits, 1, mask=mask).entropy()
+    assert torch.allclose(found, torch.stack([each[0, 0] + each[0, 2], each[1, 1]]))

@@ -344,3 +344,11 @@ def test_a_confidence_at_the_threshold_is_scored_as_it_is_drawn(count: int) -> N
         wanted[tuple(Unmasking(logits, x, opened, MASK, "confidence", **more).sample(noise).tolist())] += weight
     assert wanted == pytest.approx(brute(logits, x, opened, count, threshold=math.exp(at)))
     agree(law(logits, x, opened, "confidence", y, **more).log_prob(y), y, wanted)
+
+
+def test_the_margin_is_a_gap_of_probabilities() -> None:
+    """0.60 − 0.40 is a larger gap than 0.40 − 0.22, and its logarithms are nearer to each other."""
+    p = torch.tensor([[0.60, 0.40, 0.0, 0.0], [0.40, 0.22, 0.20, 0.18]]).clamp_min(1e-9)
+    x, noise = torch.full((1, 2), 4), torch.full((1, 2, 2), 0.3)
+    made = Unmasking(p.log()[None], x, x == 4, 4, "margin", torch.tensor([1])).sample(noise)
+    assert made[0, 0] != 4 and made[0, 1] == 4

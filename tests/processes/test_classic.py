@@ -231,3 +231,11 @@ def test_a_decoder_that_leaves_no_token_is_refused() -> None:
     assert math.isinf(float(Autoregressive(3, top_k=1).reverse(
         Estimate(torch.tensor([[[0.0, 1.0, 2.0]]])), torch.tensor([[3]]), Autoregressive(3).steps(time_grid(1))[0]
     ).log_prob(torch.tensor([[0]]))[0]))  # fmt: skip
+
+
+def test_the_loss_is_of_all_tokens_where_the_draw_leaves_some_out() -> None:
+    every, model = WORLD.sequences, Causal()
+    noised = renoise(Autoregressive(3), every, 1, Rng(0))
+    whole = denoising_losses(Autoregressive(3), model, noised)
+    assert torch.equal(denoising_losses(Autoregressive(3, top_k=1), model, noised), whole)
+    assert bool(elbo(Autoregressive(3, top_k=1), model, noised).isneginf().any())
