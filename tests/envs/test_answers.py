@@ -303,7 +303,7 @@ class Vectors(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 
 @pytest.mark.parametrize(
-    ("made", "said"), [(VecEnv, r"stable-baselines3.*Stream\(make_env"), (Vectors, "torch tensors")]
+    ("made", "said"), [(VecEnv, r"stable-baselines3.*Collector\(make_env"), (Vectors, "torch tensors")]
 )
 def test_vector_environments_of_others_are_refused_with_the_way_out(made: Any, said: str):
     with pytest.raises(InvalidInputError, match=said):
@@ -410,7 +410,7 @@ def test_policies_that_are_functions_may_be_simple(act: Any):
         (7, "act is a int, and a function act.* is needed$"),
         (
             SimpleNamespace(eval_steps=None),
-            r"is needed: of a policy it is denoiserl\.control\.acting\.serving\(policy\)",
+            r"is needed: of a policy it is denoiserl\.control\.acting\.eval_actor\(policy\)",
         ),
         (lambda obs: torch.zeros(len(obs), 3), r"takes actions \[2, 1\].*the policy gave \[2, 3\]"),
         (lambda obs: None, "the policy gave"),

@@ -293,7 +293,7 @@ def test_a_policy_samples_with_the_set_that_is_active() -> None:
 
 def test_only_denoisers_are_held() -> None:
     process = Diffusion(linear)
-    with pytest.raises(TypeError, match=r"wrap it \(Gauss, Logits\)"):
+    with pytest.raises(TypeError, match=r"wrap it \(GaussianDenoiser, TokenDenoiser\)"):
         Policy.of(process, nn.Linear(2, 2), (2,), process.steps(time_grid(2)))  # type: ignore[arg-type]
 
 

@@ -220,7 +220,7 @@ def test_shifted_networks_score_what_follows_a_given_first_token() -> None:
         lambda: rescore(process, model, empty),
         lambda: elbo(process, model, renoise(process, empty.sample, 1, Rng(0))),
     ):
-        with pytest.raises(ValueError, match=r"Logits\(net, start=...\)"):
+        with pytest.raises(ValueError, match=r"TokenDenoiser\(net, start=...\)"):
             ask()
 
 

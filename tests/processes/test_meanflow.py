@@ -343,7 +343,7 @@ def test_what_cannot_be_a_mean_flow_is_refused() -> None:
     compiled._orig_mod = nn.Linear(2, 2)  # as torch.compile wraps it, without seconds of importing the compiler
     with pytest.raises(RunError, match="compiled"):
         MeanVelocityDenoiser(compiled)
-    with pytest.raises(RunError, match="no clock"):
+    with pytest.raises(RunError, match="no embed_time"):
         TwoTimeNet(nn.Linear(2, 2))
     x0 = torch.randn(8, 2)
     with pytest.raises(RunError, match=r"torch\.func\.jvp knows"):

@@ -41,7 +41,7 @@ def training_actor(policy: Policy, num_finetuned: int, execute: int | None = Non
     last = policy.train_steps.part(total - num_finetuned, total)
     if not all(last.dense):
         raise InvalidInputError(
-            "a learned step has no noise: train under floored(transition, std), so that each has a density"
+            "a learned step has no noise: train under with_min_std(transition, std), so that each has a density"
         )
     draw, frozen = make_sampler(policy.process, learner(policy), last, policy.event_shape), None
     if num_finetuned < total:

@@ -4,7 +4,7 @@ A policy that is trained for all tasks z at once sees (observation, z). ``answer
 from data, without a gradient step, and gives the policy for it: it shares the weights, and is saved, judged and
 compared like any other.
 
-    policy = answer(pretrained, data, lambda obs: (obs[:, 0] < 2).float())
+    policy = policy_for_reward(pretrained, data, lambda obs: (obs[:, 0] < 2).float())
     policy.save("stay-left")
 """
 
@@ -53,7 +53,7 @@ class TaskConditionedCodec:
         """Observations to model units, and z."""
         if not bool(self.z.any()):
             raise InvalidInputError(
-                "this policy has not been told what for: answer(policy, data, reward) gives one that has"
+                "this policy has not been told what for: policy_for_reward(policy, data, reward) gives one that has"
             )
         seen = self.inner.condition(cond)
         return torch.cat([seen, self.z.to(seen).expand(len(seen), -1)], 1)
@@ -119,7 +119,7 @@ def require_task_conditioned(policy: Policy, who: str = "this") -> TaskCondition
     if not isinstance(policy.codec, TaskConditionedCodec):
         raise InvalidInputError(
             f"{who} needs a policy that sees a task vector beside the observation: give it the codec "
-            f"Tasked(inner, torch.zeros(d)), not {type(policy.codec).__name__}"
+            f"TaskConditionedCodec(inner, torch.zeros(d)), not {type(policy.codec).__name__}"
         )
     return policy.codec
 

@@ -24,10 +24,10 @@ class Rollout:
     """Collected experience, all [T, B, ...]; a step is one decision (an action, or a chunk of T_a).
 
     ``obs``, ``next_obs``: trees; ``next_obs`` is the true successor. ``reward``: Σ γ^i r_i over the executed ticks.
-    ``terminated``: truly over; ``done``: over, time limits too. ``length``: ticks executed. ``live`` [T, B, T_a]: the
-    executed actions; all False where an automatic reset swallowed the step. ``action``: what the policy asked for.
-    ``info``: ``return`` and ``ticks`` of the episode so far, and ``success`` (so far) where it is reported.
-    ``faults``: what went wrong on the way and was mended; a decision that was lost to it is not live, but ``done``.
+    ``terminated``: truly over; ``done``: over, time limits too. ``num_executed``: ticks. ``executed_mask`` [T, B, T_a]:
+    the executed actions; all False where an automatic reset swallowed the step. ``action``: what the policy asked for.
+    ``info``: ``return`` and ``ticks`` of the episode so far, and ``success`` (so far) where it is reported. ``faults``:
+    what went wrong on the way and was mended; a decision that was lost to it is not valid, but ``done``.
     """
 
     obs: Tree
@@ -44,7 +44,7 @@ class Rollout:
 
     @property
     def valid(self) -> Tensor:
-        """[T, B] bool: the step happened. What is not alive must not be learned from."""
+        """[T, B] bool: the step happened. What is not valid must not be learned from."""
         return self.executed_mask.any(-1)
 
     def discount(self, gamma: float) -> Tensor:

@@ -110,7 +110,9 @@ def columns(data: Transitions) -> dict[str, Tensor]:
             "synthetic experience is made of flat observations [N, o]: concatenate the parts, or encode them"
         )
     if len(data) == 0 or bool((data.length != data.length[0]).any()):
-        raise InvalidInputError("rows of unequal length: make them of single transitions, logged(data, chunk=1, n=1)")
+        raise InvalidInputError(
+            "rows of unequal length: make them of single transitions, to_transitions(data, chunk=1, n=1)"
+        )
     return {
         "obs": data.obs, "action": data.action.flatten(1), "reward": data.reward[:, None], "next_obs": data.next_obs,
         "terminated": data.terminated[:, None].float(),
@@ -265,7 +267,7 @@ class MixedReplayBuffer:
         self.synthetic, self.filled = made, self.count
 
     def sample(self, n: int, rng: Rng, gamma: float, steps: int = 1, batches: int | None = None) -> dict[str, Any]:
-        """As ``Replay.sample``; the made rows come last, and are single transitions whatever ``steps``."""
+        """As ``ReplayBuffer.sample``; the made rows come last, and are single transitions whatever ``steps``."""
         made = 0 if self.synthetic is None else round(self.share * n)
         drawn = self.real.sample(n - made, rng, gamma, steps, batches)
         if not made or self.synthetic is None:

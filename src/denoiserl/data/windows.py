@@ -102,7 +102,7 @@ def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = 
 class EpochSampler:
     """Endless shuffled minibatches of windows: every window once an epoch.
 
-    ``draw(rng, n)`` gives indices [n]; the state is the rest of the running epoch and is saved with it.
+    ``sample(rng, n)`` gives indices [n]; the state is the rest of the running epoch and is saved with it.
     """
 
     def __init__(self, windows: Windows | Tensor | int) -> None:

@@ -1,8 +1,9 @@
 """Laws: what a decision is drawn from.
 
-A law is a frozen record with five things: ``draw(noise)``, a pure function of given noise, so that it compiles,
-replays and differentiates; ``log_prob(x)``, the *joint* over the event's live factors (or one number a factor);
-``kl(other)`` in closed form; ``size``, the number of live factors; ``dense``, whether it has a density at all.
+A law is a frozen record with five things: ``sample(noise)``, a pure function of given noise, so that it compiles,
+replays and differentiates; ``log_prob(x)``, the *joint* over the event's factors that ``mask`` counts (or one number a
+factor); ``kl(other)`` in closed form; ``num_factors``, how many these are; ``has_density``, whether it has a density at
+all.
 """
 
 from denoiserl.distributions.base import Distribution, sum_event

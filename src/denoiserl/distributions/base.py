@@ -11,7 +11,7 @@ from denoiserl.core.errors import NoDensityError
 
 NO_DENSITY_HELP = (
     "a deterministic step has no density: leave it out of replay (chain.rows skips it, a window trains around it), "
-    "or give it noise (ddim(eta > 0), floored(transition, std))"
+    "or give it noise (ddim(eta > 0), with_min_std(transition, std))"
 )
 
 

@@ -138,7 +138,7 @@ def speed(
     if decode > whole:
         return Finding(name, "warning", said, "Decoding costs more than denoising: batch it, or reward in model units.")
     if whole > 3 * net:
-        remedy = "Small networks are bound by Python: draw more rows at once, or sampler(compile=True)."
+        remedy = "Small networks are bound by Python: draw more rows at once, or make_sampler(compile=True)."
         return Finding(name, "note", said, remedy)
     return Finding(name, "ok", said)
 

@@ -157,7 +157,8 @@ def prediction(
             name,
             "error",
             f"read as {kind} it is no better than a linear guess ({own.score:.2g}), read as {best} it is ({least:.2g})",
-            f"Wrap it as it was trained: everything speaks for {best} in Gauss(net, schedule, predicts), t = 0 being "
+            f"Wrap it as it was trained: everything speaks for {best} in GaussianDenoiser(net, "
+            "schedule, predicts), t = 0 being "
             "data.",
         )
     if best:
@@ -165,7 +166,7 @@ def prediction(
             name,
             "warning",
             f"read as {kind} its error is {own.score:.2g} of a linear guess's, read as {best} only {least:.2g}",
-            "Check how it was trained: Gauss(net, schedule, predicts), t = 0 being data.",
+            "Check how it was trained: GaussianDenoiser(net, schedule, predicts), t = 0 being data.",
         )
     if own.excess > POOR:
         return Finding(
@@ -235,7 +236,7 @@ def _tokens(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
                     f"with shift={denoise.shift} it does not find its own tokens back; with shift={other.shift} it "
                     f"does; {told}",
                     f"Row i of the network speaks about token i{'' if denoise.shift else ' + 1'}: "
-                    f"Logits(net, shift={other.shift}).",
+                    f"TokenDenoiser(net, shift={other.shift}).",
                 )
     return Finding(
         name,

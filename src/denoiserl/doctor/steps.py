@@ -70,7 +70,8 @@ def exploration(policy: Policy, spread: Tensor) -> Finding:
             name,
             "warning",
             said,
-            f"Train under floored(transition, {5 * SHIFT * scale:.2g}) or so, or leave quiet steps out of learning (a "
+            f"Train under with_min_std(transition, {5 * SHIFT * scale:.2g}) or so, or leave quiet "
+            "steps out of learning (a "
             "window): ratios there leave any clipping range at once.",
         )
     return Finding(name, "ok", said)

@@ -40,7 +40,9 @@ def _tokens(process: Masked | Autoregressive, tokens: Tensor) -> Finding:
     if bool(((tokens < 0) | (tokens >= process.vocab)).any()):
         least, most = int(tokens.min()), int(tokens.max())
         said = f"tokens {least} to {most} are drawn and the vocabulary is 0 to {process.vocab - 1}"
-        return Finding("values", "error", said, "Cut surplus rows: Logits(net, vocab=...), or fix Masked(vocab).")
+        return Finding(
+            "values", "error", said, "Cut surplus rows: TokenDenoiser(net, vocab=...), or fix Masked(vocab)."
+        )
     return Finding("values", "ok", f"{len(tokens.unique())} of {process.vocab} tokens occur in {len(tokens)} samples")
 
 

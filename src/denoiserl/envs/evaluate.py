@@ -96,7 +96,7 @@ def evaluate(
 
     An episode that crashes counts as a failure; EnvFault is raised if all do, or if a vector environment does. Warns
     (``Remark``) of crashes, of starts that are alike, solved before acting, or not repeated by the same seed, and of a
-    policy (``planner.serving``) in other units than the environment.
+    policy (``control.acting.eval_actor``) in other units than the environment.
     """
     if episodes < 1:
         raise InvalidInputError(f"an evaluation has at least one episode, not {episodes}")

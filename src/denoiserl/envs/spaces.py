@@ -104,7 +104,7 @@ def decides(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
     """Return ``act(obs, rng)``: what takes observations alone is given no rng, and none is given to an option of
     another name than ``RNGS``, such as ``deterministic=True``. Raise InvalidInputError for what is no such function."""
     if not callable(act):
-        cure = ": of a policy it is denoiserl.control.acting.serving(policy)" if hasattr(act, "eval_steps") else ""
+        cure = ": of a policy it is denoiserl.control.acting.eval_actor(policy)" if hasattr(act, "eval_steps") else ""
         raise InvalidInputError(
             f"act is a {type(act).__name__}, and a function act(obs, rng) -> actions is needed{cure}"
         )

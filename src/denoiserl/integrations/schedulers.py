@@ -116,7 +116,8 @@ def _unknown(scheduler: Any) -> str:
     if (advice := _same(scheduler)) is None:
         return (
             f"{name}: it is not known here, and no scheduler that is usable here has its noise levels, prediction and "
-            "clipping. Build the process by hand: Diffusion(schedule) and Gauss(net, schedule, predicts). Usable: "
+            "clipping. Build the process by hand: Diffusion(schedule) and GaussianDenoiser(net, "
+            "schedule, predicts). Usable: "
             f"{', '.join(KNOWN)}."
         )
     return f"{name}: its steps have no law here. A scheduler with its noise levels, prediction and clipping is {advice}"

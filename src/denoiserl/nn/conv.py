@@ -41,9 +41,9 @@ class UNet2D(nn.Module):
     """A U-Net over images of 8 to 32 pixels: [B, C, H, W] to [B, C, H, W].
 
     One block a level and one in the middle, stride-2 convolutions down, nearest-neighbour up, a skip at every size.
-    Each block is scaled and shifted (FiLM) by ``embed_time(t) + encode(c)``. No attention: at these sizes the lowest
-    level sees most of the image. On a CPU it trains several times more images a second than a transformer of its size.
-    H and W must divide by 2^(levels - 1).
+    Each block is scaled and shifted (FiLM) by ``embed_time(t) + embed_condition(c)``. No attention: at these sizes the
+    lowest level sees most of the image. On a CPU it trains several times more images a second than a transformer of its
+    size. H and W must divide by 2^(levels - 1).
 
     ``cond`` is the size of a class or prompt vector (multi-hot or features); ``null``, ``zero``, ``time`` and
     ``hidden`` as in ``UNet1D``; ``out`` is the number of output channels, C by default.

@@ -41,11 +41,11 @@ def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class DiT(nn.Module):
     """A transformer over patches: [B, C, H, W] to [B, C, H, W].
 
-    Shift, scale and gate of every layer are ``embed_time(t) + encode(c)``, a sum of two networks where the paper has
-    one network of a sum, so that time costs nothing inside a sampler. They start at zero, and so does the output
-    (adaLN-zero): every layer begins as the identity and the network answers 0. ``cond`` and ``null`` as in ``MLP``;
-    ``out`` is the number of output channels, C by default. ``places`` > 0 is a layout instead: the condition says
-    something about each patch, [B, patches, places] (or flat), and is added to its token.
+    Shift, scale and gate of every layer are ``embed_time(t) + embed_condition(c)``, a sum of two networks where the
+    paper has one network of a sum, so that time costs nothing inside a sampler. They start at zero, and so does the
+    output (adaLN-zero): every layer begins as the identity and the network answers 0. ``cond`` and ``null`` as in
+    ``MLP``; ``out`` is the number of output channels, C by default. ``places`` > 0 is a layout instead: the condition
+    says something about each patch, [B, patches, places] (or flat), and is added to its token.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ from denoiserl.nn.embed import (
 class MLP(nn.Module):
     """A perceptron over the flattened event: [B, *data] to [B, *out].
 
-    ``h₁ = W_x x + embed_time(t) + encode(c)``; ``h_{l+1} = h_l + W_l act(norm(h_l))``; ``W_out act(norm(h_depth))``.
+    ``h₁ = W_x x + embed_time(t) + embed_condition(c)``; ``h_{l+1} = h_l + W_l act(norm(h_l))``; ``W_out
+    act(norm(h_depth))``.
 
     ``depth`` counts the hidden states, so the default is "3 x 512". ``residual=False`` drops ``h_l +``.
     ``layer_norm=True`` normalises before each activation. ``time`` is the number of time features; 0 leaves time out

@@ -14,7 +14,7 @@ from denoiserl.nn.embed import fourier, nonlinearity, zero_init_
 class TwoTimeNet(nn.Module):
     """``net`` (any network of this package), with a clock of two times t ≥ r.
 
-        clock(t, r) = net.embed_time(t) + W₂ act(W₁ [fourier(t), fourier(t − r)] + b₁) + b₂
+        embed_time(t, r) = net.embed_time(t) + W₂ act(W₁ [fourier(t), fourier(t − r)] + b₁) + b₂
 
     Both times enter as a time alone does, so a sampler pays for them once a grid. The angular frequencies end at
     ``high``, where those of networks of one time end at 200: a mean flow learns from the network's derivative by t, and
@@ -31,8 +31,9 @@ class TwoTimeNet(nn.Module):
         told = net.embed_time(torch.zeros(1)) if hasattr(net, "embed_time") else None  # type: ignore[operator]
         if not isinstance(told, Tensor) or told.ndim != 2:
             raise RunError(
-                f"a {type(net).__name__} has no clock of one row of numbers a time that a second time could join: "
-                "give it clock(t, r) of its own instead of wrapping it"
+                f"a {type(net).__name__} has no embed_time of one row of numbers per time that a "
+                "second time could join: "
+                "give it embed_time(t, r) of its own instead of wrapping it"
             )
         self.config = {"net": net, "features": features, "high": high, "activation": activation, "zero": zero}
         self.net, self.features, self.high, self.act = net, features, high, nonlinearity(activation)

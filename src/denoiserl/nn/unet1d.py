@@ -99,9 +99,9 @@ class UNet1D(nn.Module):
     """Diffusion Policy's U-Net over chunks of H actions: [B, H, d] to [B, H, d].
 
     Two blocks a level, stride-2 convolutions down, transposed convolutions up, skips between equal lengths. Every block
-    is scaled and shifted (FiLM) by ``embed_time(t) + encode(c)``, where both are computed for all blocks at once.
-    Unlike the paper's, scale is ``1 + s`` so that the network starts near the identity, and the activation is GELU
-    (``"mish"`` is theirs). H must divide by 2^(levels - 1).
+    is scaled and shifted (FiLM) by ``embed_time(t) + embed_condition(c)``, where both are computed for all blocks at
+    once. Unlike the paper's, scale is ``1 + s`` so that the network starts near the identity, and the activation is
+    GELU (``"mish"`` is theirs). H must divide by 2^(levels - 1).
 
     ``cond``, ``null``, ``zero`` as in ``MLP``; ``time`` is the number of time features, ``hidden`` the width between
     them (or the condition) and the blocks.

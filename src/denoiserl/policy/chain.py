@@ -108,7 +108,7 @@ class Chain:
     def _recorded(self) -> None:
         if len(self.step) == 0:
             raise NoDensityError(
-                f"this chain recorded no step with a density: {NO_DENSITY_HELP}; record=All() keeps the states"
+                f"this chain recorded no step with a density: {NO_DENSITY_HELP}; record=RecordAll() keeps the states"
             )
 
     def steps_at(self, index: Tensor | None = None) -> ChainSteps:

@@ -25,7 +25,7 @@ from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.one_step_and_autoregressive import Autoregressive
 
 MICRO = 1024
-"""Rows a network call of ``replay`` on a CPU. Measured on one core (``python -m benchmarks.run --micro``): a 3 x 512
+"""Rows a network call of ``rescore`` on a CPU. Measured on one core (``python -m benchmarks.run --micro``): a 3 x 512
 perceptron scores 10,000 rows in 0.67 of the time of one call for all, with gradients in 0.90, because activations stay
 in the cache; 256 to 2048 are as good. A U-Net over chunks is indifferent from 200 rows on."""
 
@@ -35,10 +35,11 @@ def rescore(
 ) -> tuple[Distribution, Tree]:
     """Oracle one: the law of every recorded step under this denoiser, and the state that was drawn from it.
 
-    ``law.log_prob(y)`` is [*b, S] for a ``Chain`` and [N] for ``Rows``. Differentiable. ``micro``: rows a network
-    call. A chain is scored step by step in the order in which it ran, so ``micro`` equal to the number of chains
-    repeats exactly the calls of the run: the ratio before an update is then bitwise 1 in float32. By default an
-    accelerator takes all rows in one call, and a CPU about ``MICRO`` of them: whole steps of a chain, at least one.
+    ``law.log_prob(y)`` is [*b, S] for a ``Chain`` and [N] for ``ChainSteps``. Differentiable. ``micro_batch_size``:
+    rows a network call. A chain is scored step by step in the order in which it ran, so ``micro_batch_size`` equal to
+    the number of chains repeats exactly the calls of the run: the ratio before an update is then bitwise 1 in float32.
+    By default an accelerator takes all rows in one call, and a CPU about ``MICRO`` of them: whole steps of a chain, at
+    least one.
     """
     if isinstance(record, ChainSteps):
         return _replay_rows(process, denoise, record, micro_batch_size), record.y

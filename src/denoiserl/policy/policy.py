@@ -92,7 +92,9 @@ class Policy:
     ) -> Policy:
         """A policy around a denoiser, put in eval mode; it serves as it trains unless told otherwise."""
         if not isinstance(denoiser, Denoiser):
-            raise TypeError(f"a policy holds a Denoiser, not a {type(denoiser).__name__}: wrap it (Gauss, Logits)")
+            raise TypeError(
+                f"a policy holds a Denoiser, not a {type(denoiser).__name__}: wrap it (GaussianDenoiser, TokenDenoiser)"
+            )
         return cls(
             process,
             Weights(denoiser.eval()),

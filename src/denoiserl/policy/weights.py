@@ -140,7 +140,7 @@ class Weights:
         if any(p.requires_grad for p in self.shared.get(name, ())):
             raise RunError(
                 f"{name!r} shares what was frozen when it was kept, and a part of that learns now: let everything "
-                f"learn that shall, and then keep({name!r})"
+                f"learn that shall, and then snapshot({name!r})"
             )
         return self.sets[name]
 
@@ -181,7 +181,7 @@ class Weights:
         own = self.using(name)
         if isinstance(own, AdapterOff):
             raise RunError(
-                f"{name!r} is the model with its adapters off and holds no weights: keep() under another name"
+                f"{name!r} is the model with its adapters off and holds no weights: snapshot() under another name"
             )
         return own
 

@@ -115,7 +115,7 @@ def heun(
         raise InvalidInputError(f"there is at least one row to draw, not {rows}")
     levels = [float(s) for s in schedule(times.double())[1]]
     if levels[-1] != 0:
-        raise InvalidInputError("a sample is clean at the end of the grid only if it ends at t = 0: use grid(n)")
+        raise InvalidInputError("a sample is clean at the end of the grid only if it ends at t = 0: use time_grid(n)")
     steps, context = len(levels) - 1, denoise.embed_condition(cond)
 
     def mean(x: Tensor, sigma: float) -> Tensor:

@@ -54,7 +54,7 @@ class OneStep(Process):
     def steps(self, times: Tensor, spread: float = 1.0) -> StepTable:
         """A table of one step. ``spread`` scales a Gaussian's std: 0 is its mean, what a robot is served."""
         if len(times) != 2:
-            raise ValueError(f"a one-step process has the grid grid(1), not {len(times) - 1} steps")
+            raise ValueError(f"a one-step process has the grid time_grid(1), not {len(times) - 1} steps")
         if spread < 0 or (spread != 1 and self.law != "gaussian"):
             raise ValueError(f"a spread of {spread} is for Gaussians and not negative: leave it at 1")
         table = {} if spread == 1 else {"spread": torch.tensor([spread], dtype=torch.float64)}
@@ -227,7 +227,7 @@ class Autoregressive(Process):
         if isinstance(denoise, TokenDenoiser) and denoise.shift and bool(written.any()):
             raise ValueError(
                 "with shift=True the first row sees the first token itself, so that token cannot be scored: start from "
-                "a prompt or a start symbol (and leave it out of live), or use Logits(net, start=...)"
+                "a prompt or a start symbol (and leave it out of live), or use TokenDenoiser(net, start=...)"
             )
 
     def condition(self, cond: Tree, start: Tensor) -> Tree:

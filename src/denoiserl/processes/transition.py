@@ -64,7 +64,7 @@ def _fixed(transition: Transition, grid: GridLevels, schedule: Schedule, what: s
     """The coefficients of a transition whose std does not come from the network."""
     c = transition(grid, schedule)
     if c.learned:
-        raise ValueError(f"{what} sets the std, and injected() learns it: wrap another transition")
+        raise ValueError(f"{what} sets the std, and with_learned_std() learns it: wrap another transition")
     return c
 
 

@@ -21,7 +21,7 @@ GRAIN = 8
 
 
 def plot_paths(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]], theme: Theme = LIGHT) -> bytes:
-    """PNG: a panel for each name, of (a reward at ``spots(maze)`` [H, W], ways [T, 2] as positions).
+    """PNG: a panel for each name, of (a reward at ``reward_grid(maze)`` [H, W], ways [T, 2] as positions).
 
     Walls are grey and what pays is shaded; a ring is where a way begins, a dot where it ends.
     """

@@ -14,8 +14,6 @@ from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 PLOT = "plot.png"
 """the evaluation's picture of its main metric"""
-
-
 PICTURES = (".png", ".gif", ".jpg", ".svg", ".mp4")
 
 

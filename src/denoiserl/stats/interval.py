@@ -1,11 +1,11 @@
 """95 % intervals of success rates, mean scores and paired differences.
 
     what was measured                              interval
-    k successes in n trials                        ``binomial(k, n)``, ``success(outcomes)``
-    n independent scores                           ``student(scores)``
+    k successes in n trials                        ``binomial(k, n)``, ``rate_interval(outcomes)``
+    n independent scores                           ``t_interval(scores)``
     the same, skewed or with another statistic     ``bootstrap(scores, rng)``
     two policies on the same episodes or prompts   ``paired(after, before)``
-    n scores for each of S training seeds          ``nested(scores, rng)``
+    n scores for each of S training seeds          ``hierarchical_bootstrap(scores, rng)``
 
 Observations must be independent. Several draws for one prompt, or several starts of one seed, are averaged first:
 otherwise n is too large and the interval too narrow. ``nested`` does that for scores that come in seeds.

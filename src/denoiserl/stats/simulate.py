@@ -1,7 +1,8 @@
 """How often a test errs, how often it sees a difference, and how soon it stops: simulated comparisons by the thousand.
 
 A test is a function (first [R, n], second [R, n], level) -> [R]: after how many pairs it rejects "first succeeds no
-more often than second", 0 where it never does. ``anytime_pairs``, ``anytime_rates`` and ``peeked(every)`` are tests.
+more often than second", 0 where it never does. ``anytime_pairs``, ``anytime_rates`` and ``repeated_z_test(every)`` are
+tests.
 """
 
 from __future__ import annotations

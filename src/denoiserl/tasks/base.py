@@ -6,7 +6,7 @@ is a function in a file of yours:
 
     def make_task() -> Task:
         return Task("reach", "env", starts=start, outcomes=outcomes, metrics={"success": ("goals reached", "%")},
-                    env=lambda copies, seed: Stream(Reach, copies, seed))
+                    env=lambda copies, seed: Collector(Reach, copies, seed))
 """
 
 from __future__ import annotations

@@ -273,7 +273,9 @@ def told_data(base: Base, policy: Policy) -> Policy:
     """The policy that was told the rewards of a user's data."""
     data = record(base, 0)
     if not isinstance(data, EpisodeDataset) or data.rewards is None:
-        raise RunError(f"{base.data} holds no rewards to ask for: tell one in Python, answer(policy, data, reward)")
+        raise RunError(
+            f"{base.data} holds no rewards to ask for: tell one in Python, policy_for_reward(policy, data, reward)"
+        )
     row = pairs(data)  # a reward belongs to the state that it is given in
     return policy_for_reward(policy, row["after"], data.rewards[row["at"]])
 

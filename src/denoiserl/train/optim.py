@@ -232,7 +232,9 @@ def _descend(opt: Optimizer, loss: Tensor, clip: float | None, params: Iterable[
     held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
     held = [p for p in held if p.grad is not None]
     if not held:
-        raise InvalidInputError("The loss depends on none of the optimiser's parameters: compare them with covers().")
+        raise InvalidInputError(
+            "The loss depends on none of the optimiser's parameters: compare them with check_optimizer_covers()."
+        )
     norm = get_total_norm([p.grad for p in held if p.grad is not None])
     kind = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
     value, size = torch.stack((loss.to(norm.device, kind), norm.to(kind))).tolist()  # one wait for the device

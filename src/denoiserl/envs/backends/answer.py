@@ -180,7 +180,7 @@ def vector(env: Any) -> Any:
     if "stable_baselines3" in dict(parents) or "VecEnv" in dict(reversed(parents)).values():
         raise InvalidInputError(
             f"{name} is a VecEnv of stable-baselines3, which does not tell true successors: give the function that "
-            "makes one copy, Stream(make_env, copies=8)"
+            "makes one copy, Collector(make_env, copies=8)"
         )
     for needed in ("num_envs", "single_action_space", "single_observation_space"):
         if not hasattr(env, needed) and not (needed.startswith("single") and hasattr(env, needed[7:])):

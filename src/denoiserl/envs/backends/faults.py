@@ -31,7 +31,7 @@ class EnvFault(InvalidInputError):
     """An environment that cannot be learned from as it is; ``fault`` says which copy, when and what."""
 
     def __init__(self, fault: Fault, name: str, cure: str = "", trace: str = "") -> None:
-        cure = cure or "repair the environment, or lose that episode and go on: Stream(..., on_fault='restart')"
+        cure = cure or "repair the environment, or lose that episode and go on: Collector(..., on_fault='restart')"
         who = "a copy" if fault.copy is None else f"copy {fault.copy}"
         super().__init__(f"{who} of {name} {fault.what}, at tick {fault.tick} of its episode: {cure}{trace}")
         self.fault, self.name = fault, name

@@ -196,7 +196,7 @@ class VectorEnvBackend:
             if ended.any() and not last and not ended[going].all():
                 raise InvalidInputError(
                     f"an episode of copy {int(ended.argmax())} of {self.name} ended inside a chunk of {ticks} actions, "
-                    "and a vector environment cannot stop one copy: give Stream an environment id or a factory "
+                    "and a vector environment cannot stop one copy: give Collector an environment id or a factory "
                     "instead, or end episodes on multiples of the chunk"
                 )
             if self.mode == DISABLED and over.any():
@@ -208,7 +208,8 @@ class VectorEnvBackend:
                 if ticks > 1 and self.pending.any():
                     raise InvalidInputError(
                         f"copies of {self.name} do not end together: with NEXT_STEP resets a chunk of {ticks} actions "
-                        "would run into the next episode; give Stream an environment id or a factory, or use SAME_STEP"
+                        "would run into the next episode; give Collector an environment id or a "
+                        "factory, or use SAME_STEP"
                     )
             if ended[going].all() or last:
                 break

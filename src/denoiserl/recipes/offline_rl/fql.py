@@ -96,7 +96,7 @@ def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep |
     if not isinstance(process, Diffusion) or not free or isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "FQL improves policies that decide in one step of a flow: start 'student', Diffusion(linear) without clip, "
-            "served by process.steps(grid(1), ddim(0.0)); dql takes policies of several steps, ofql mean flows"
+            "served by process.steps(time_grid(1), ddim(0.0)); dql takes policies of several steps, ofql mean flows"
         )
     replay = _logged.remembered(policy, data, a)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk

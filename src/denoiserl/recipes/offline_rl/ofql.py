@@ -105,7 +105,7 @@ def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep |
         raise InvalidInputError(
             "OFQL improves mean flows that decide in one step: start 'meanflow', MeanFlow() with a "
             "MeanVelocityDenoiser of a "
-            "network, served by process.steps(grid(1)); dql takes policies of several steps"
+            "network, served by process.steps(time_grid(1)); dql takes policies of several steps"
         )
     replay = _logged.remembered(policy, data, a)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk

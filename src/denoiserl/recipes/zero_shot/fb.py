@@ -91,7 +91,9 @@ def improve(
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
     keep, (codec, known) = keep or Keep(), _successors.known(policy, data, a.batch, a.gamma, "FB")
     if not isinstance(codec.inner, TanhCodec):
-        raise InvalidInputError("FB climbs Q inside a box: give the policy the codec Tasked(Squash.box(low, high), z)")
+        raise InvalidInputError(
+            "FB climbs Q inside a box: give the policy the codec TaskConditionedCodec(TanhCodec.box(low, high), z)"
+        )
     both = rng.init(ForwardBackward, known["obs"].shape[1], policy.event_shape, len(codec.z), a.width, a.attention).to(
         policy.device
     )
