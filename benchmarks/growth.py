@@ -95,7 +95,7 @@ def clone(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     from denoiserl.tasks import env as _robot
 
     demos = Demonstrations(torch.randn(100 * n, 8), torch.randn(100 * n, 2).clamp(-1, 1), 100 * torch.arange(1, n + 1))
-    policy = _robot.diffusion(_robot.Base(chunk=16, width=32), demos, 0, "cpu")
+    policy = _robot.diffusion(_robot.Args(chunk=16, width=32), demos, 0, "cpu")
     a = SimpleNamespace(history=1, execute=8, batch=64, lr=1e-3, updates=20)
     return 100 * n * 10 * 4, lambda: list(diffusion_policy.improve(policy, demos, a, Rng(0)))
 

@@ -66,7 +66,7 @@ def main(iters: int = 150, updates: int = 1200) -> tuple[float, float]:
 
     before = score()
     settings = flow_grpo.Args(iters=iters, prompts=8, group=48, batch=192, window=4, beta=0.0, clip=0.01)
-    for row in flow_grpo.improve(policy, reward, prompts, settings, Rng(2), Keep()):
+    for row in flow_grpo.improve(policy, (reward, prompts), settings, Rng(2), Keep()):
         print(f"reward {row['reward']:.3f}")
     after = score()
     print(f"reward of the ODE: {before:.3f} trained on pictures, {after:.3f} improved")

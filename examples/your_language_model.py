@@ -56,7 +56,7 @@ def main(iters: int = 50, updates: int = 900) -> tuple[float, float]:
 
     before = solved()
     settings = tracerl.Args(iters=iters, prompts=32, group=8, epochs=2, batch=256, lr=1e-3)
-    for row in tracerl.improve(policy, verify, prompts, settings, Rng(2), Keep()):
+    for row in tracerl.improve(policy, (verify, prompts), settings, Rng(2), Keep()):
         print(f"solved while learning {row['reward']:.3f}")
     after = solved()
     print(f"solved: {before:.2f} trained on text, {after:.2f} improved")

@@ -67,7 +67,7 @@ def main(iters: int = 20, updates: int = 800, episodes: int = 100) -> tuple[floa
     observations, chunks = demonstrations(4000, Rng(0))
     list(fit(process, policy.denoiser, chunks, observations, updates, Rng(1)))
     before = success()
-    settings = dppo.Args(iters=iters, steps=6, execute=CHUNK)
+    settings = dppo.Args(iters=iters, steps=6)
     for row in dppo.improve(policy, Collector(Reach, copies=40), settings, Rng(2), Keep()):
         print(f"reward a step {row['reward']:.3f}")
     print(f"success: {before:.2f} cloned, {(after := success()):.2f} improved")

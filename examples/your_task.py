@@ -33,7 +33,7 @@ def policy(seed: int) -> Policy:
 
 
 def make_task(updates: int = 800) -> Task:
-    """A hand that should reach a goal. Arguments are settings: --base updates=400."""
+    """A hand that should reach a goal. Arguments are settings: --task.updates 400."""
 
     def start(seed: int, keep: Keep) -> Iterator[dict]:
         """Where every method starts: a clone of that seed. Yields metrics, returns the policy."""
@@ -49,7 +49,6 @@ def make_task(updates: int = 800) -> Task:
 
     return Task(
         "reach",
-        "env",
         {"diffusion": start},
         outcomes,
         {"success": ("goals reached", "%"), "ticks": ("ticks until the end", "")},

@@ -55,6 +55,7 @@ def pages() -> Mapping[str, str]:
     stale = {r["name"]: bool(ledger.stale(r["name"])) for r in records}
     return {
         "recipes.md": docs_recipes.index(cards),
+        "tasks.md": docs_recipes.task_page(cards),
         **{f"recipes/{card.module}.md": docs_recipes.page(card, records, stale) for card in cards},
         "map.md": docs_map.page(cards),
         "claims.md": docs_claims.claims(records, stale, [name for name, r in told.items() if r is None]),

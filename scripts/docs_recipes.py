@@ -6,10 +6,11 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from docs_claims import Record, costs, linked, spent, table, verdict
 
-from denoiserl import recipes
+from denoiserl import recipes, tasks
 from denoiserl.experiments.code_fingerprint import uses
 from denoiserl.experiments.source_index import Source, parse
 from denoiserl.recipes import FACETS, SIGNALS, Card
@@ -64,8 +65,6 @@ def options(module: Source, record: str = "Args", root: Path = PACKAGE.parent) -
                 }
             else:
                 default = _default(field.value)
-                if key == "seed":  # the same in every recipe, so none explains it
-                    meaning = meaning or "of everything that is drawn; the run's folder has it in its name"
                 found[key] = Option(key, kind(field.annotation), default, meaning)
     return list(found.values())
 
@@ -129,7 +128,7 @@ def call(name: str) -> list[str]:
 
 def commands(name: str, found: Sequence[Option]) -> list[str]:
     """The commands that one would copy."""
-    budgets = [o for o in found if o.name in ("iters", "updates", "base.updates")]
+    budgets = [o for o in found if o.name in ("iters", "updates")]
     more = f" --{flag(budgets[0].name)} {budgets[0].default.replace('_', '')}" if budgets else ""
     lines = [
         f"denoiserl run {name}",
@@ -151,11 +150,12 @@ def page(card: Card, records: Sequence[Record], stale: Mapping[str, bool]) -> st
     out = [f"# {card.name}: {card.title.rstrip('.')}", "", f"`{card.module}` · {linked(card.paper)} · learns from "]
     out[-1] += f"{SIGNALS[card.signal]} · {card.family} · [on the map](../map.md)"
     out += ["", linked(card.body), "", "## Run it", "", *commands(card.module, found), *call(card.module)]
-    out += ["## Options", ""]
-    out += table(
-        ("option", "kind", "default", "meaning"),
-        ((f"`--{flag(o.name)}`", o.kind, f"`{o.default}`", o.meaning) for o in found),
-    )
+    task, given = constants(recipes.path(card.module), "DEFAULT_TASK", "DEFAULT_TASK_ARGS")
+    preset = ", ".join(f"`--{flag(k)} {v}`" for k, v in (given or {}).items())
+    out += ["## Options", "", *option_table(found), ""]
+    out += [f"It runs on the task [`{task}`](../tasks.md#{task}){f' with {preset}' if preset else ''}; `--task` names "]
+    out[-1] += "another one, whose options follow in the same command."
+    out += [""]
     out += ["## Claims", ""]
     tried = [r for r in records if card.module in r.get("recipes", ())]
     rows = ((f"[{r['name']}](../claims.md#{r['name']})", r["claim"], verdict(r, stale), r["date"]) for r in tried)
@@ -169,14 +169,51 @@ def page(card: Card, records: Sequence[Record], stale: Mapping[str, bool]) -> st
     return "\n".join(out)
 
 
+def option_table(found: Sequence[Option]) -> list[str]:
+    """A table of options."""
+    return table(
+        ("option", "kind", "default", "meaning"),
+        ((f"`--{flag(o.name)}`", o.kind, f"`{o.default}`", o.meaning) for o in found),
+    )
+
+
+def constants(path: Path, *names: str) -> list[Any]:
+    """The values of a module's constants, None of those that it has not."""
+    found: dict[str, Any] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in names:
+            found[node.targets[0].id] = ast.literal_eval(node.value)
+    return [found.get(name) for name in names]
+
+
+def task_page(cards: Sequence[Card]) -> str:
+    """The page of all tasks: what each is, its options, and the recipes that run on it by default."""
+    out = [
+        "# Tasks",
+        "",
+        "A task is what a recipe runs on: a policy to start from, a signal to learn from, and held-out trials. "
+        "`denoiserl run RECIPE --task NAME` chooses one; its options need no prefix where the recipe has no option of "
+        "the same name, and are called `--task.NAME` otherwise. A task of yours is a function in a file, "
+        "`--task my_file.py:make_task`.",
+        "",
+    ]
+    default = {c.module: constants(recipes.path(c.module), "DEFAULT_TASK")[0] for c in cards}
+    for name, dotted in tasks.TASKS.items():
+        path = PACKAGE.parent.joinpath(*dotted.split(".")).with_suffix(".py")
+        users = ", ".join(f"[`{k}`](recipes/{k}.md)" for k, v in default.items() if v == name)
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        out += [f"## {name}", "", doc, "", f"Recipes: {users}.", "", *option_table(options(source(path, dotted))), ""]
+    return "\n".join(out)
+
+
 def index(cards: Sequence[Card]) -> str:
     """The page of all recipes."""
     out = [
         "# Recipes",
         "",
-        "One published system a file. Each has the method, `improve(policy, signal, ...)`, which runs on your policy "
-        "and your signal, and the experiment, `train(args)`, which builds both and calls it. `denoiserl list` prints "
-        "this table, `denoiserl run NAME` runs the experiment, `denoiserl run NAME --help` shows its options. "
+        "One published system per file: `improve(policy, signal, args, rng)` runs on your policy and your signal. "
+        "`denoiserl list` prints this table, `denoiserl run NAME` runs a recipe on its default [task](tasks.md), "
+        "`denoiserl run NAME --help` shows its options. "
         "The [map](map.md) sorts them by what they are made of, [claims](claims.md) says what came out when their "
         "papers' sentences were tried, [cost](cost.md) what that took.",
         "",
@@ -206,8 +243,8 @@ def _public(package: str) -> set[str]:
 
 
 def runnable(name: str) -> bool:
-    """Has the recipe a method and an experiment?"""
-    return {"improve", "train"} <= set(recipe(name).nodes)
+    """Has the recipe a method and a task?"""
+    return {"improve", "DEFAULT_TASK"} <= set(recipe(name).nodes)
 
 
 def lacking(card: Card) -> list[str]:

@@ -24,6 +24,28 @@ Reward = Callable[[Any, Any], Tensor | Sequence[Any] | np.ndarray | Mapping[str,
 """``(sample, prompts) -> [B]``: a tensor, an array or a list of numbers, or named parts of them; None is no answer"""
 
 
+class RewardSignal(NamedTuple):
+    """What methods that are scored learn from: a reward, and the prompts [N, ...] that are drawn from.
+
+    ``prompts`` is a tree with one row per prompt, or the number of samples where a generator has no prompts.
+    """
+
+    reward: Reward
+    prompts: Tree | int | None = None
+
+
+def as_reward_signal(signal: Any) -> RewardSignal:
+    """Return a reward and prompts as a ``RewardSignal``; a pair is accepted. Raise InvalidInputError for anything
+    else."""
+    if not isinstance(signal, tuple | list) or len(signal) != 2 or not callable(signal[0]):
+        raise InvalidInputError(
+            f"methods that are scored learn from a reward and prompts, not from a {type(signal).__name__}: give "
+            "RewardSignal(reward, prompts) (denoiserl.rewards), with prompts=None where there are none"
+        )
+    reward: Any = signal[0]
+    return RewardSignal(reward, tensors(signal[1]))
+
+
 class RewardResult(NamedTuple):
     """``total`` [B] (NaN where dropped), ``valid`` [B] bool, ``parts`` {name: [B]}, ``dropped`` how many were bad."""
 

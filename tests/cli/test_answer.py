@@ -14,7 +14,7 @@ from denoiserl.control.zero_shot import policy_for_reward, require_task_conditio
 from denoiserl.tasks import zero_shot as _zero
 
 SMALL = "--updates 6 --batch 32 --width 16 --eval-every 6 --no-progress --held-out 0 --choose 2 --propose 2"
-BASE = "--base.rooms 2 --base.episodes 4 --base.length 60 --base.ticks 10 --base.size 4 --base.width 16 --base.chunk 2"
+BASE = "--rooms 2 --episodes 4 --length 60 --ticks 10 --size 4 --task.width 16 --chunk 2"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -
     assert main(["answer", "runs/b", "--reward", "mine.py:right", "--out", "told"]) == 0
     assert "ways.png" in capsys.readouterr().out and (run / "told" / "ways.png").read_bytes().startswith(b"\x89PNG")
     found = Policy.load(run / "told")
-    base = _zero.Base(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, chunk=2)
+    base = _zero.Args(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, chunk=2)
     blank = next(run.glob("runs/b/**/best"))
     seen = states(_zero.record(base, 0))
     wanted = policy_for_reward(Policy.load(blank), seen, lambda at: at[:, 0])

@@ -18,7 +18,7 @@ import torch
 
 from denoiserl import recipes
 from denoiserl.cli import VERBS, main
-from denoiserl.cli.running import budget
+from denoiserl.cli.run import budget
 from denoiserl.core.errors import RunError
 from denoiserl.stats import auto_interval
 from denoiserl.stats.trial import read
@@ -73,9 +73,9 @@ PROTOCOL = """
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks.base import Task
 
-def task(a):
+def task_of(a):
     words = {"hit": ("trials that hit", "%"), "length": ("how long", "")}
-    return Task("fake", "data", start, lambda *x: outcomes(a, *x), words, data=lambda seed: None, look=look)
+    return Task("fake", start, lambda *x: outcomes(a, *x), words, data=lambda seed: None, look=look)
 
 def start(seed, keep):
     raise AssertionError("nothing is trained here")
@@ -256,7 +256,7 @@ def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys
     assert code == 0 and "runs/fake-0: 4 rows" in out and "40 env steps" in out and "denoiserl eval runs/fake-0" in out
     record = json.loads(Path("runs/fake-0/run.json").read_text())
     assert record["args"]["iters"] == 4 and record["args"]["base"]["width"] == 5 and record["finished"]
-    assert record["recipe"] == str(recipe.resolve())
+    assert record["program"] == str(recipe.resolve())
     assert [row["score"] for row in rows("runs/fake-0")] == [7.0, 8.0, 9.0, 10.0]
     before = Path("runs/fake-0/metrics.jsonl").read_bytes()
     for again in (argv, ("run", "runs/fake-0"), ("run", "fake-0", "--no-progress")):
@@ -361,7 +361,7 @@ def test_a_recipe_that_cannot_be_judged_says_what_to_add(capsys, finished):
     finished.write_text(RECIPE)
     for verb in ("eval", "sample"):
         code, line = refusal(capsys, verb, "fake-0")
-        assert code == 1 and "add task(args) -> Task" in line
+        assert code == 1 and "add task_of(args) -> Task" in line
 
 
 def test_a_task_may_load_the_policy_itself(capsys, finished):
@@ -393,10 +393,10 @@ def test_a_policy_without_a_run_needs_to_be_told_what_judges_it(capsys, finished
         "import torch\nfrom denoiserl.tasks.base import Task\n"
         "def make_task(rate=0.5):\n"
         "    told = lambda policy, seed, n: {'won': (torch.arange(n) < rate * n).float()}\n"
-        "    return Task('mine', 'data', None, told, {'won': ('games won', '%')}, data=lambda seed: None)\n"
+        "    return Task('mine', None, told, {'won': ('games won', '%')}, data=lambda seed: None)\n"
     )
     code, out, _ = said(
-        capsys, "eval", "runs/fake-0/best", "--task", "judge.py:make_task", "--base", "rate=0.25", "--trials", "40"
+        capsys, "eval", "runs/fake-0/best", "--task", "judge.py:make_task", "--task.rate", "0.25", "--trials", "40"
     )
     assert code == 0 and "25.0%" in out and "games won" in out
     code, line = refusal(capsys, "eval", "runs/fake-0/best", "--task", "judge.py:make_tusk")
@@ -406,7 +406,7 @@ def test_a_policy_without_a_run_needs_to_be_told_what_judges_it(capsys, finished
 def test_the_json_of_another_program_is_no_run_to_report_of(capsys, recipe):
     Path("theirs").mkdir()
     Path("theirs/run.json").write_text('{"id": 3}')
-    assert "names no recipe" in refusal(capsys, "report", "theirs")[1]
+    assert "names no program" in refusal(capsys, "report", "theirs")[1]
     assert not Path("theirs/report.html").exists()
 
 

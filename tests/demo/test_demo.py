@@ -22,18 +22,17 @@ from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.stats import Comparison
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import shapes as _shapes
-
-
-def tiny(args, updates: int, base: dict, **options):
-    return dataclasses.replace(args, base=dataclasses.replace(args.base, updates=updates, **base), **options)
-
+from denoiserl.tasks import sudoku as _sudoku
 
 ARGS = demo.Args(
     trials=20,
     episodes=2,
-    robot=tiny(dppo.DEMO, 4, {"demos": 2, "ticks": 10, "width": 16, "batch": 8}, iters=1, steps=2, copies=2),
-    image=tiny(flow_grpo.DEMO, 4, {"batch": 8}, iters=2, prompts=2, group=4),
-    language=tiny(tracerl.DEMO, 4, {"batch": 8}, iters=2, prompts=2, group=4),
+    robot=dataclasses.replace(dppo.DEMO, iters=1, steps=2, copies=2),
+    image=dataclasses.replace(flow_grpo.DEMO, iters=2, prompts=2, group=4),
+    language=dataclasses.replace(tracerl.DEMO, iters=2, prompts=2, group=4),
+    robot_task=_robot.Args(updates=4, demos=2, ticks=10, width=16, batch=8),
+    image_task=_shapes.Args(updates=4, batch=8),
+    language_task=_sudoku.Args(updates=4, batch=8),
 )
 
 

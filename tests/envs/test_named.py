@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
-from denoiserl.cli.running import spelt_out
+from denoiserl.cli.run import options
 from denoiserl.core.errors import MissingExtraError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.envs import Collector
@@ -96,7 +97,7 @@ def test_pusht_is_recorded_with_its_ends():
 def test_nobody_demonstrates_where_there_is_no_script():
     with pytest.raises(RunError, match="record or name demonstrations"):
         demonstrations("Hopper-v5", 1)
-    base = _robot.Base(env="Pendulum-v1")
+    base = _robot.Args(env="Pendulum-v1")
     with pytest.raises(RunError, match="--data"):
         _robot.record(base, 0)
 
@@ -104,7 +105,7 @@ def test_nobody_demonstrates_where_there_is_no_script():
 @pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
 def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
     pytest.importorskip("gymnasium")
-    base = _robot.Base(env="Pendulum-v1", width=16)
+    base = _robot.Args(env="Pendulum-v1", width=16)
     begun = _robot.task(base).begin(0, Keep(), kind)
     with pytest.raises(StopIteration) as ended:
         next(begun)
@@ -118,23 +119,28 @@ def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
     pytest.importorskip("gymnasium")
     env = Collector(environment("Pendulum-v1"), 1)
     env.close()
-    saved = _kinds.diffusion(_robot.Base(width=16), env, 7)
+    saved = _kinds.diffusion(_robot.Args(width=16), env, 7)
     saved.save(tmp_path / "policy")
-    begun = _robot.task(_robot.Base(env="Pendulum-v1", start=str(tmp_path / "policy"))).begin(0, Keep(), "diffusion")
+    begun = _robot.task(_robot.Args(env="Pendulum-v1", start=str(tmp_path / "policy"))).begin(0, Keep(), "diffusion")
     with pytest.raises(StopIteration) as ended:
         next(begun)
     found = ended.value.value.denoiser.state_dict()
     assert all(torch.equal(v, found[k]) for k, v in saved.denoiser.state_dict().items())
 
 
-def test_what_only_the_base_has_needs_no_prefix():
-    given = ["--env", "pusht", "--lr", "0.1", "--base.lr=1", "--demos=3", "--on-fault", "restart", "--seed", "-1"]
-    assert spelt_out(dppo.Args, given) == [
-        *("--base.env", "pusht", "--lr", "0.1", "--base.lr=1", "--base.demos=3"),
-        *("--base.on-fault", "restart", "--seed", "-1"),
-    ]
-    shared = {f.name for f in dataclasses.fields(_robot.Base)} & {f.name for f in dataclasses.fields(dppo.Args)}
-    assert shared == {"lr", "batch", "execute"}, "these mean the method's own without a prefix"
+def test_options_that_only_the_task_has_need_no_prefix():
+    known, bare = options(dppo, "env")
+    given = ["--env", "pusht", "--lr", "0.1", "--task.lr=1", "--demos=3", "--on-fault", "restart", "--seed", "-1"]
+    told = tyro.cli(known, args=given)
+    assert (told.args.lr, told.machine.seed) == (0.1, -1)
+    assert (told.task_args.env, told.task_args.lr, told.task_args.demos, told.task_args.on_fault) == (
+        "pusht",
+        1.0,
+        3,
+        "restart",
+    )
+    shared = {f.name for f in dataclasses.fields(_robot.Args)} & {f.name for f in dataclasses.fields(dppo.Args)}
+    assert shared == {"lr", "batch"} and not shared & bare, "these mean the method's own without a prefix"
 
 
 def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -175,7 +181,7 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
         0,
         None,
     )
-    env = Collector(_robot.make(_robot.Base(env="drifting.py:Drift", start="x", history=2)), 1)
+    env = Collector(_robot.make(_robot.Args(env="drifting.py:Drift", start="x", history=2)), 1)
     env.on_checkpoint(0)
     assert env.obs_dim == 14 and torch.equal(env.obs[0, :7], env.obs[0, 7:]), "an episode begins with its first twice"
     first = env.obs[0, 7:].clone()
@@ -185,4 +191,4 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
 
 def test_clones_of_the_experiment_see_one_observation():
     with pytest.raises(RunError, match="--start"):
-        _robot.make(_robot.Base(history=2))
+        _robot.make(_robot.Args(history=2))

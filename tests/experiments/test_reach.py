@@ -246,8 +246,8 @@ def test_dppo_rests_on_its_mathematics_and_not_on_another_family_s():
     found = set(reached(["denoiserl.recipes.policy_gradient.dppo.improve"]))
     assert {"denoiserl.losses.policy.ppo_clip", "denoiserl.advantages.environment.gae"} <= found
     assert not {name for name in found if name.startswith(("denoiserl.distributions.unmasking", "denoiserl.demo"))}
-    experiment = set(reached(["denoiserl.recipes.policy_gradient.dppo"]))
-    assert "denoiserl.envs.metaworld.MetaWorld" in experiment - found
+    task = set(reached(["denoiserl.tasks.env"]))
+    assert "denoiserl.envs.metaworld.MetaWorld" in task - found
 
 
 def test_reading_is_all_that_is_done():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from denoiserl import tasks
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
@@ -49,7 +50,7 @@ def make_task(width=8):
         return {"near": (far < 4).float(), "distance": far}
 
     words = {"near": ("points near their prompt", "%"), "distance": ("squared distance", "")}
-    return Task("points", "reward", start, outcomes, words, reward=reward, prompts=lambda seed: Rng(seed).normal(64, 2))
+    return Task("points", start, outcomes, words, reward=reward, prompts=lambda seed: Rng(seed).normal(64, 2))
 '''
 QUICK = {"samples": 24, "batch": 96}
 
@@ -185,7 +186,7 @@ def test_every_arm_gets_as_many_tuning_runs_on_a_seed_of_their_own(here):
 
 
 def test_iterations_are_what_the_budget_pays_for(here):
-    task = find.task("points.py:make_task")
+    task = tasks.make("points.py:make_task")
     policy = task.starts(0, __import__("denoiserl.train", fromlist=["Keep"]).Keep())
     try:
         while True:
@@ -241,7 +242,7 @@ def test_meaningless_studies_are_refused(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"arms": {"a": Arm("dppo")}}, "dppo learns from env.*compare methods of one kind"),
+        ({"arms": {"a": Arm("dppo")}}, "dppo learns from env, task 'points' offers reward"),
         ({"arms": {"a": Arm("ddpoo")}}, "Did you mean 'ddpo'"),
         ({"arms": {"a": Arm("ddpo", {"lrr": 1})}}, "Did you mean 'lr'"),
         ({"arms": {"a": Arm("ddpo", {"lr": "fast"})}}, "is a float such as"),

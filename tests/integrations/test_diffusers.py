@@ -173,7 +173,7 @@ def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:
     law, y = policy.rescore(chain)
     assert torch.equal(law.log_prob(y), chain.log_prob)
     before = models.tensors(net)
-    rows = list(flow_grpo.improve(policy, red, asked(), replace(ARGS, beta=0.1), Rng(1), Keep()))
+    rows = list(flow_grpo.improve(policy, (red, asked()), replace(ARGS, beta=0.1), Rng(1), Keep()))
     assert len(rows) == 2 and all(row["dead groups"] == 0 for row in rows) and rows[1]["kl"] > 0
     after = models.tensors(net)
     assert sum(not torch.equal(before[k], after[k]) for k in before) > 0.9 * len(before)
@@ -197,7 +197,7 @@ def test_an_update_makes_rewarded_pictures_likelier() -> None:
         return picture[:, 0].mean((1, 2)) - picture[:, 1:].mean((1, 2, 3))
 
     advantage = group_relative(redder(policy.codec.decode(chain.sample), seen).reshape(a.prompts, a.group), "batch")
-    list(flow_grpo.improve(policy, redder, asked(), a, Rng(1)))
+    list(flow_grpo.improve(policy, (redder, asked()), a, Rng(1)))
     law, y = policy.rescore(chain)
     assert float((advantage.flatten()[:, None] * (law.log_prob(y) - chain.log_prob)).mean()) > 0.05
 
@@ -209,7 +209,7 @@ def test_adapters_learn_alone_and_the_reference_is_free(tmp_path: Path) -> None:
     policy = lora(policy, 4, ["to_q", "to_v"])
     assert torch.equal(policy.generate(asked(), Rng(5)), plain)
     before = models.tensors(policy.weights.module)
-    list(flow_grpo.improve(policy, red, asked(), replace(ARGS, lr=0.05, clip=1.0, beta=0.1), Rng(1)))
+    list(flow_grpo.improve(policy, (red, asked()), replace(ARGS, lr=0.05, clip=1.0, beta=0.1), Rng(1)))
     after = models.tensors(policy.weights.module)
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed and all("lora_" in k for k in changed)

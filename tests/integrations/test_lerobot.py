@@ -226,8 +226,9 @@ def remembered() -> Any:
 def test_a_recipe_improves_a_checkpoint_in_an_environment(execute: int | None) -> None:
     """DPPO itself refuses a first update whose ratio is not one; its updates change what learns and nothing else."""
     policy = diffusion_policy(FIXTURES / "states", transition=with_min_std(ddim(1.0), 0.1))
+    policy = policy.with_execution_horizon(execute)
     before = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
-    args = dppo.Args(iters=2, steps=4, execute=execute, tuned=5, batch=256, epochs=1)
+    args = dppo.Args(iters=2, steps=4, tuned=5, batch=256, epochs=1)
     rows = list(dppo.improve(policy, Collector(remembered, 8, 1), args, Rng(0)))
     assert [row["episodes"] for row in rows] == [8.0, 8.0] and all(np.isfinite(row["loss"]) for row in rows)
     relay = policy.denoiser

@@ -52,7 +52,7 @@ def test_tracerl_improves_an_unmodified_masked_model(name: str, tmp_path: Path) 
     assert isinstance(written, Tensor) and not bool(((written == MASK) | (written == 0)).any())
     assert torch.equal(written[:, [0, 1, -1]], puzzles()[:, [0, 1, -1]])
     before = models.tensors(made.weights.module)
-    rows = list(tracerl.improve(made, reward, puzzles(), ARGS, Rng(1)))
+    rows = list(tracerl.improve(made, (reward, puzzles()), ARGS, Rng(1)))
     assert len(rows) == 2 and all(row["rows"] > 0 for row in rows)
     after = models.tensors(made.weights.module)
     assert sum(not torch.equal(before[k], after[k]) for k in before) > 0.9 * len(before)
@@ -66,7 +66,7 @@ def test_tracerl_improves_an_unmodified_masked_model(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learning_follows_the_reward(name: str) -> None:
-    rows = list(tracerl.improve(policy(name), reward, puzzles(), replace(ARGS, iters=20, lr=1e-2), Rng(1)))
+    rows = list(tracerl.improve(policy(name), (reward, puzzles()), replace(ARGS, iters=20, lr=1e-2), Rng(1)))
     assert rows[-1]["reward"] > rows[0]["reward"] + 0.3
 
 
@@ -79,7 +79,7 @@ def test_adapters_learn_alone_and_the_reference_is_free(name: str, tmp_path: Pat
     assert torch.equal(made.generate(puzzles(), Rng(5)), plain)
     made.weights.snapshot("reference")
     before = models.tensors(made.weights.module)
-    list(tracerl.improve(made, reward, puzzles(), replace(ARGS, lr=0.1), Rng(1)))
+    list(tracerl.improve(made, (reward, puzzles()), replace(ARGS, lr=0.1), Rng(1)))
     after = models.tensors(made.weights.module)
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed and all("lora_" in k for k in changed)

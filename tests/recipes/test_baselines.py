@@ -147,7 +147,7 @@ class Reach(World):
         return self.seen(), -abs(self.x - self.target), False, self.ticks >= 4, {}
 
 
-PPO = ppo.Args(iters=2, steps=8, execute=1, lr=3e-3, lr_last=0.0, epochs=4, batch=128, warmup=0, target_kl=1.0)
+PPO = ppo.Args(iters=2, steps=8, lr=3e-3, lr_last=0.0, epochs=4, batch=128, warmup=0, target_kl=1.0)
 
 
 # The Gaussian policy
@@ -218,7 +218,7 @@ def test_ppo_solves_a_linear_quadratic_regulator_beyond_its_time_limit() -> None
 
 @pytest.mark.parametrize("execute", [1, 3])
 def test_the_ratio_is_one_before_the_first_update(execute: int, monkeypatch) -> None:
-    made, _ = linear(chunk=3)
+    made = linear(chunk=3)[0].with_execution_horizon(execute)
     seen: list[tuple[Tensor, Tensor]] = []
     original = ppo.ppo_clip
 
@@ -227,7 +227,7 @@ def test_the_ratio_is_one_before_the_first_update(execute: int, monkeypatch) -> 
         return original(logp, old, advantage, clip)
 
     monkeypatch.setattr(ppo, "ppo_clip", spy)
-    list(ppo.improve(made, Collector(Regulator, 8, 1), replace(PPO, execute=execute), Rng(0)))
+    list(ppo.improve(made, Collector(Regulator, 8, 1), PPO, Rng(0)))
     (logp, old), (later, before) = seen[0], seen[1]
     assert torch.allclose(logp, old, atol=1e-5) and not torch.allclose(later, before, atol=1e-5)
     std = torch.tensor(0.5)
@@ -250,9 +250,7 @@ def test_one_denoising_step_is_dppos_objective(monkeypatch) -> None:
         made, _ = linear()
         a: Any = replace(PPO, iters=1, epochs=1, batch=10_000, clip=0.2)
         if recipe is dppo:
-            a = dppo.Args(
-                iters=1, steps=8, execute=1, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, value_lr=a.value_lr
-            )
+            a = dppo.Args(iters=1, steps=8, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, value_lr=a.value_lr)
         list(recipe.improve(made, Collector(Regulator, 8, 1), a, Rng(0)))
     for ours, theirs in zip(*told.values(), strict=True):
         assert ours.std() > 0.1 and torch.allclose(ours, theirs, atol=1e-5)
@@ -265,14 +263,14 @@ def reacher() -> Policy:
 
 
 def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
-    made, a = reacher(), replace(PPO, iters=15, execute=2, copies=32, epochs=6)
+    made, a = reacher(), replace(PPO, iters=15, copies=32, epochs=6)
     rows = list(ppo.improve(made, Collector(Reach, 32, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.6, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 
 
 def test_ppo_ends_where_a_resumed_one_ends_with_what_it_has_seen(tmp_path) -> None:
-    a = replace(PPO, iters=3, execute=2, entropy=0.01)
+    a = replace(PPO, iters=3, entropy=0.01)
     whole = reacher()
     told = list(ppo.improve(whole, Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1, restart=1)))
     rows = ppo.improve(reacher(), Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
@@ -310,7 +308,7 @@ def test_ppo_refuses_what_it_cannot_improve() -> None:
     with pytest.raises(InvalidInputError, match="dppo"):
         list(ppo.improve(made, Collector(Bandit, 2, 1), PPO, Rng(0)))
     with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 1"):
-        list(ppo.improve(linear()[0], Collector(Bandit, 2, 1), replace(PPO, execute=2), Rng(0)))
+        list(ppo.improve(linear()[0].with_execution_horizon(2), Collector(Bandit, 2, 1), PPO, Rng(0)))
 
 
 # Reward-weighted regression in an environment
@@ -319,7 +317,7 @@ def test_ppo_refuses_what_it_cannot_improve() -> None:
 def test_an_iteration_of_drwr_tilts_by_the_standardised_return() -> None:
     """Reward a, policy N(0, s²): z = a / s, and N(0, s²) exp(β a / s) is N(β s, s²) up to its norm."""
     made, net = linear(std=0.5)
-    a = drwr.Args(iters=1, steps=64, execute=1, beta=0.6, lr=3e-2, epochs=100, batch=4096, draw="train")
+    a = drwr.Args(iters=1, steps=64, beta=0.6, lr=3e-2, epochs=100, batch=4096, draw="train")
     (row,) = drwr.improve(made, Collector(Line, 64, 1), a, Rng(0))
     assert decided(net) == pytest.approx(0.6 * 0.5, abs=0.04)
     assert isinstance(made.denoiser, GaussianHead) and float(made.denoiser.std.detach()) == pytest.approx(
@@ -354,17 +352,13 @@ def test_returns_are_discounted_from_the_decision_and_unfinished_episodes_do_not
 
 def test_drwr_learns_from_executed_actions_alone_and_needs_whole_episodes() -> None:
     made, net = linear(chunk=3)
-    list(
-        drwr.improve(
-            made, Collector(Line, 32, 1), drwr.Args(iters=1, steps=8, execute=1, lr=1e-2, draw="train"), Rng(0)
-        )
-    )
+    list(drwr.improve(made, Collector(Line, 32, 1), drwr.Args(iters=1, steps=8, lr=1e-2, draw="train"), Rng(0)))
     moved = (net.map.bias.abs() > 0).tolist()
     assert moved == [True, False, False], "the first action ends the episode, the others never happened"
     with pytest.raises(InvalidInputError, match="Did you mean 'serve'"):
-        list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(execute=1, draw="served"), Rng(0)))  # type: ignore[arg-type]
+        list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(draw="served"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="raise steps"):
-        list(drwr.improve(linear()[0], Collector(Regulator, 4, 1), drwr.Args(iters=1, steps=4, execute=1), Rng(0)))
+        list(drwr.improve(linear()[0], Collector(Regulator, 4, 1), drwr.Args(iters=1, steps=4), Rng(0)))
 
 
 def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
@@ -377,7 +371,7 @@ def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
     rng = Rng(3)
     for _ in fit(process, made.denoiser, rng.uniform(512, 2, 1) * 2 - 1, rng.normal(512, 2), 100, rng):
         pass
-    a = drwr.Args(iters=12, steps=4, execute=2, lr=2e-3, beta=5.0, epochs=8, batch=128, draw="train")
+    a = drwr.Args(iters=12, steps=4, lr=2e-3, beta=5.0, epochs=8, batch=128, draw="train")
     rows = list(drwr.improve(made, Collector(Reach, 64, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
@@ -395,7 +389,7 @@ NOTHING = torch.ones(1, 1)
 def test_a_round_of_rwr_tilts_a_gaussian(share: float | None, mean: float, std: float) -> None:
     """N(0, 1) exp(βx) is N(β, 1) up to its norm; the upper half of N(0, 1) has mean √(2/π)."""
     made, net = linear(std=1.0)
-    list(rwr.improve(made, lambda x, p: x[:, 0, 0], NOTHING, replace(RWR, share=share), Rng(0)))
+    list(rwr.improve(made, (lambda x, p: x[:, 0, 0], NOTHING), replace(RWR, share=share), Rng(0)))
     assert decided(net) == pytest.approx(mean, abs=0.08)
     assert isinstance(made.denoiser, GaussianHead) and float(made.denoiser.std.detach()) == pytest.approx(std, abs=0.06)
 
@@ -406,7 +400,7 @@ def test_prompts_are_tilted_apart() -> None:
     made = gaussian(net, (1, 1), 1.0)
     a = replace(RWR, prompts=8, group=512)
     reward = lambda x, p: x[:, 0, 0] * (2 * p[:, 0] - 1) + 300 * p[:, 0]  # noqa: E731
-    list(rwr.improve(made, reward, torch.eye(2), a, Rng(0)))
+    list(rwr.improve(made, (reward, torch.eye(2)), a, Rng(0)))
     up, down = (decided(net, k) for k in (0, 1))
     assert up == pytest.approx(0.5, abs=0.12) and down == pytest.approx(-0.5, abs=0.12)  # 0.03 over seeds
 
@@ -421,7 +415,7 @@ def test_a_round_of_rwr_tilts_a_flow_through_its_denoising_loss() -> None:
         pass
     before = made.generate(prompt, Rng(1))
     a = replace(RWR, beta=1.5, epochs=40, batch=256, lr=1e-3)
-    list(rwr.improve(made, lambda x, p: (x[:, 0] > 0).float(), NOTHING, a, Rng(2)))
+    list(rwr.improve(made, (lambda x, p: (x[:, 0] > 0).float(), NOTHING), a, Rng(2)))
     after = made.generate(prompt, Rng(1))
     assert float((before > 0).float().mean()) == pytest.approx(0.5, abs=0.06)
     assert float((after > 0).float().mean()) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.05)
@@ -446,7 +440,7 @@ def test_a_round_of_rwr_tilts_tokens_and_leaves_the_prompt_alone() -> None:
     made = Policy.of(process, net, (2,), steps, codec=InfillCodec())
     canvas = torch.tensor([[3, process.mask_token]])
     a = replace(RWR, beta=0.8, epochs=80, lr=5e-2)
-    list(rwr.improve(made, lambda x, p: x[:, 1].float(), canvas, a, Rng(0)))
+    list(rwr.improve(made, (lambda x, p: x[:, 1].float(), canvas), a, Rng(0)))
     wanted = (0.8 * torch.arange(4.0)).softmax(-1)
     assert torch.allclose(net.logits[1].softmax(-1), wanted, atol=0.03)
     assert torch.equal(net.logits[0], torch.zeros(4))
@@ -473,11 +467,11 @@ def test_rwr_drops_bad_rewards_and_refuses_what_teaches_nothing() -> None:
         return x[:, 0, 0].index_fill(0, torch.tensor([5]), torch.nan)
 
     a = replace(RWR, group=64, epochs=1, batch=64)
-    (row,) = rwr.improve(linear()[0], strange, NOTHING, a, Rng(0))
+    (row,) = rwr.improve(linear()[0], (strange, NOTHING), a, Rng(0))
     assert row["dropped"] == 1 and math.isfinite(row["loss"])
     with pytest.raises(InvalidInputError, match=r"\b5\b"):
-        list(rwr.improve(linear()[0], strange, NOTHING, replace(a, on_bad="raise"), Rng(0)))
+        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, on_bad="raise"), Rng(0)))
     with pytest.raises(InvalidInputError, match="group of one"):
-        list(rwr.improve(linear()[0], strange, NOTHING, replace(a, group=1), Rng(0)))
+        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, group=1), Rng(0)))
     with pytest.raises(InvalidInputError, match="prompt"):
-        list(rwr.improve(linear()[0], strange, NOTHING, replace(a, within="promt"), Rng(0)))  # type: ignore[arg-type]
+        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, within="promt"), Rng(0)))  # type: ignore[arg-type]

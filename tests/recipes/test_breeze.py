@@ -9,20 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from denoiserl import Rng
+from denoiserl import Rng, tasks
 from denoiserl.control.best_of_n import BestOfN
 from denoiserl.control.zero_shot import policy_for_reward, require_task_conditioned
 from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.serialization.args_json import to_json
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
+from denoiserl.experiments import experiment
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import breeze, fb
 from denoiserl.recipes.zero_shot import common as _successors
 from denoiserl.tasks import zero_shot as _zero
 from denoiserl.train import Keep, find_saved_policy
 
-BASE = _zero.Base(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, updates=4, denoise=2, chunk=2)
-SMALL = {"updates": 2, "batch": 32, "width": 16, "base": BASE}
+BASE = _zero.Args(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, updates=4, denoise=2, chunk=2)
+SMALL = {"updates": 2, "batch": 32, "width": 16}
 METHODS = {"breeze": (breeze, _zero.untrained), "fb": (fb, _zero.squashed)}
 methods = pytest.mark.parametrize("name", METHODS)
 pytestmark = [
@@ -31,14 +33,14 @@ pytestmark = [
 ]
 
 
-def start(name: str, base: _zero.Base = BASE) -> Policy:
+def start(name: str, base: _zero.Args = BASE) -> Policy:
     return METHODS[name][1](base, 0, Keep())
 
 
 def improve(name: str, made: Policy, data=None, keep: Keep | None = None, **more) -> list[dict]:
     module = METHODS[name][0]
     a = module.Args(**{**SMALL, **more})
-    return list(module.improve(made, _zero.record(a.base, 0) if data is None else data, a, Rng(5), keep))
+    return list(module.improve(made, _zero.record(BASE, 0) if data is None else data, a, Rng(5), keep))
 
 
 @methods
@@ -64,7 +66,8 @@ def test_the_same_run_twice_and_a_resumed_one_end_in_the_same_weights(name: str,
 @methods
 def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(name: str, tmp_path: Path) -> None:
     module = METHODS[name][0]
-    rows = list(module.train(module.Args(**SMALL, eval_every=2), Keep(tmp_path)))
+    task, keep = tasks.make(module.DEFAULT_TASK, to_json(BASE)), Keep(tmp_path)
+    rows = list(experiment.run(module, task, module.Args(**SMALL), 0, keep))
     assert {"held-out score", "held-out goal 6", "held-out stay left", "held-out overestimation"} <= rows[-1].keys()
     made = Policy.load(find_saved_policy(tmp_path, "last"))
     asked = policy_for_reward(made, _successors.demos(_zero.record(BASE, 0)), lambda at: at[:, 0])
@@ -182,7 +185,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     assert isinstance(read, EpisodeDataset) and read.rewards is not None
     assert torch.equal(read.rewards[row["at"]], wanted(row["after"]))
     made = start("fb", base)
-    improve("fb", made, base=base)
+    improve("fb", made, read)
     told = _zero.task(base).judge(made, 0, 4)
     assert bool((told["ticks"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
     with pytest.raises(RunError, match="holds no rewards to ask for"), pytest.MonkeyPatch.context() as patch:

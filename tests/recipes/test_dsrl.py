@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from denoiserl.processes import MeanFlow, MeanVelocityDenoiser, ddim, linear, wi
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.steered import noise_basis
 from denoiserl.recipes.off_policy import dsrl
-from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -203,7 +201,7 @@ def test_learning_waits_for_a_batch() -> None:
 
 def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -> None:
     made = steer(black_box(wiggle, 2, 1), 1, 32, noise_map="repeated")
-    a = replace(SMALL, execute=1, alpha_least=0.045, entropy=-9.0)
+    a = replace(SMALL, alpha_least=0.045, entropy=-9.0)
     rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     x = torch.tensor([[-0.4], [0.0], [0.4]])
     plan = made.generate(x, Rng(0))
@@ -273,7 +271,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
     def improve(folder: str, rows: int | None = None) -> tuple[Policy, Any]:
         torch.manual_seed(1)
         made = steer(base(chunk=2), 1, 16)
-        a = replace(SMALL, iters=4, begin=64, utd=0.2, execute=1, capacity=150, serve=serve)
+        a = replace(SMALL, iters=4, begin=64, utd=0.2, capacity=150, serve=serve)
         it = dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1, restart=1))
         return made, list(it) if rows is None else [next(it) for _ in range(rows)]
 
@@ -356,16 +354,3 @@ def test_the_wall_closes_one_way() -> None:
     world.position = torch.tensor([[-0.03, 0.6], [-0.03, -0.6]])
     _, reward, terminated, truncated, info = world.step(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     assert terminated.tolist() == [False, True] and not bool(truncated.any() | info["success"].any() | reward.any())
-
-
-def test_two_iterations_on_meta_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("metaworld")
-    tiny = _robot.Base(ticks=15, demos=2, updates=4, batch=16, width=16, denoise=3)
-    task = _robot.task
-    monkeypatch.setattr(_robot, "task", lambda base: replace(task(base), watch=2))
-    a = dsrl.Args(iters=2, copies=2, steps=3, begin=4, batch=4, eval_every=2, base=tiny)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = list(dsrl.train(a))
-    assert "held-out success" in rows[-1] and "critic loss" in rows[-1]
-    assert set(task(tiny).kinds) >= {"steered", "narrow"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +31,6 @@ from denoiserl.processes import (
 )
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.recipes.policy_gradient import fpo, ppo, reinflow
-from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -105,8 +103,8 @@ def served(made: Policy, n: int = 2000) -> Tensor:
     return made.generate(torch.ones(n, 1), Rng(7)).flatten()
 
 
-REIN = reinflow.Args(iters=2, steps=8, execute=1, lr=3e-3, clip=0.1, batch=128)
-FPO = fpo.Args(iters=2, steps=8, execute=1, lr=3e-3, batch=128, warmup=0, epochs=5)
+REIN = reinflow.Args(iters=2, steps=8, lr=3e-3, clip=0.1, batch=128)
+FPO = fpo.Args(iters=2, steps=8, lr=3e-3, batch=128, warmup=0, epochs=5)
 BOTH: dict[str, tuple[Any, Any]] = {"reinflow": (reinflow, REIN), "fpo": (fpo, FPO)}
 
 
@@ -170,7 +168,7 @@ def test_two_ways_to_be_right_stay_two(name: str) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
     recipe, a = BOTH[name]
-    a = replace(a, iters=10, execute=2)
+    a = replace(a, iters=10)
     rows = list(recipe.improve(reacher(), Collector(Reach, 32, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
@@ -179,7 +177,7 @@ def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_a_resumed_run_ends_where_a_whole_one_ends(name: str, tmp_path) -> None:
     recipe, a = BOTH[name]
-    a = replace(a, iters=3, execute=2, **({"bc": 0.1} if name == "reinflow" else {}))
+    a = replace(a, iters=3, **({"bc": 0.1} if name == "reinflow" else {}))
     run = lambda made, keep: recipe.improve(made, Collector(Reach, 8, 1), a, Rng(5), keep)  # noqa: E731
     whole = reacher()
     told = list(run(whole, Keep(tmp_path / "whole", every=1, restart=1)))
@@ -250,7 +248,7 @@ def test_a_path_counts_once_and_its_ratio_is_one_before_the_first_step(monkeypat
     monkeypatch.setattr(
         reinflow, "ppo_clip", lambda logp, *rest: told.append((logp.detach(), rest[0])) or original(logp, *rest)
     )
-    made = flow(steps=3, chunk=2, obs=2)
+    made = flow(steps=3, chunk=2, obs=2).with_execution_horizon(1)
     list(
         reinflow.improve(
             made, Collector(Reach, 32, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000, target_kl=9.0), Rng(0)
@@ -295,7 +293,7 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
         made = Policy.of(
             process, Mean(), (1, 1), steps, flat.steps(time_grid(1), ddim(0.0)) if process is flat else steps
         )
-        more = {"iters": 1, "steps": 8, "execute": 1, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
+        more = {"iters": 1, "steps": 8, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
         if process is flat:
             a = reinflow.Args(**more, least=0.3, most=0.3, entropy=0.0, target_kl=10.0)
             list(reinflow.improve(made, Collector(Plain, 8, 1), a, Rng(5)))
@@ -345,7 +343,7 @@ def test_a_strong_pull_keeps_the_policy_where_it_was() -> None:
 
 def pairs(made: Policy, env: Any = Reach, n: int = 4) -> tuple[Any, Any, Any]:
     """An episode, its pairs and their conditions, all decisions alive."""
-    ep = Collector(env, 8, 1).collect(fpo.acting(made, "serve", 1), 6, Rng(1))
+    ep = Collector(env, 8, 1).collect(fpo.acting(made.with_execution_horizon(1), "serve"), 6, Rng(1))
     return ep, *fpo.drawn(ep, fpo.weighed(made.process, "noise"), n, Rng(2), torch.arange(48))
 
 
@@ -402,7 +400,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
     process = fpo.weighed(made.process, "velocity")
     monkeypatch.setattr(fpo, "drawn", lambda *x: seen.setdefault("pairs", drawn(*x)))
     monkeypatch.setattr(fpo, "ppo_clip", spy)
-    a = replace(FPO, iters=1, epochs=1, batch=10_000, weight="velocity", execute=1)
+    a = replace(FPO, iters=1, epochs=1, batch=10_000, weight="velocity")
     list(fpo.improve(made, Collector(Reach, 8, 1), a, Ordered(0)))
     assert float(seen["credit"].min()) < 0 < float(seen["credit"].max())
     for ours, theirs in zip(seen["slope"], seen["wanted"], strict=True):
@@ -421,10 +419,11 @@ def head(obs: int = 2) -> Policy:
 def test_on_a_gaussian_policy_it_is_ppo(execute: int, monkeypatch) -> None:
     """The loss of one Gaussian step is −log π itself: log ratios and advantages of every minibatch are PPO's."""
     told = watched(monkeypatch, fpo, ppo)
-    more = {"iters": 1, "steps": 8, "execute": execute, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
-    list(fpo.improve(head(), Collector(Plain, 8, 1), fpo.Args(**more, pairs=1, draw="train"), Rng(5)))
+    more = {"iters": 1, "steps": 8, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
+    one, other = (head().with_execution_horizon(execute) for _ in range(2))
+    list(fpo.improve(one, Collector(Plain, 8, 1), fpo.Args(**more, pairs=1, draw="train"), Rng(5)))
     a = ppo.Args(**more, max_grad=1.0, target_kl=10.0)
-    list(ppo.improve(head(), Collector(Plain, 8, 1), a, Rng(5)))
+    list(ppo.improve(other, Collector(Plain, 8, 1), a, Rng(5)))
     alike(told["fpo"], told["ppo"])
 
 
@@ -461,7 +460,7 @@ def test_what_does_not_fit_is_refused() -> None:
         list(reinflow.improve(head(1), env, REIN, Rng(0)))
     with pytest.raises(InvalidInputError, match="draw='train'"):
         list(fpo.improve(head(1), env, FPO, Rng(0)))
-    for wrong, says in (({"draw": "serv"}, "'serve'"), ({"ratio": "meen"}, "'mean'"), ({"execute": 2}, "execute")):
+    for wrong, says in (({"draw": "serv"}, "'serve'"), ({"ratio": "meen"}, "'mean'")):
         with pytest.raises(InvalidInputError, match=says):
             list(fpo.improve(flow(), env, replace(FPO, **wrong), Rng(0)))
     with pytest.raises(ValueError, match="'noise'"):
@@ -478,17 +477,3 @@ def test_a_policy_in_training_mode_is_found_out(name: str) -> None:
     made.denoiser.train()
     with pytest.raises(OffPolicyError, match="dropout"):
         list(recipe.improve(made, Collector(Bandit, 8, 1), a, Rng(0)))
-
-
-@pytest.mark.parametrize("name", BOTH)
-def test_two_iterations_on_meta_world(name: str) -> None:
-    pytest.importorskip("metaworld")
-    recipe, _ = BOTH[name]
-    base = _robot.Base(ticks=15, demos=2, updates=4, batch=16, width=16, denoise=2)
-    a = replace(recipe.Args(base=base), iters=2, copies=2, steps=3, batch=16, eval_every=2)
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")
-        task = _robot.task
-        patch.setattr(_robot, "task", lambda base: replace(task(base), watch=2))
-        rows = list(recipe.train(a))
-    assert "held-out success" in rows[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, ddim, linear, with_min_std
 from denoiserl.recipes.policy_gradient import beyond_human, gorl, ppo
 from denoiserl.recipes.test_time import taco
-from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -325,29 +323,3 @@ def test_a_gaussian_policy_flies_with_ppo() -> None:
 def test_nothing_is_learned_from_nothing() -> None:
     with pytest.raises(InvalidInputError, match="succeeded and none of these is valid"):
         fly(policy(), FLY, valid=lambda obs, action: obs[:, 0] > 99)
-
-
-# Meta-World
-
-
-@pytest.mark.parametrize("recipe", [taco, gorl, beyond_human])
-def test_two_iterations_on_meta_world(recipe) -> None:
-    pytest.importorskip("metaworld")
-    base = _robot.Base(ticks=15, demos=2, updates=4, batch=16, width=16, denoise=3)
-    if recipe is taco:
-        base = dataclasses.replace(base, ticks=105, aim=0.0, slip=0.0)
-        a = taco.Args(updates=2, n=2, search=2, width=8, base=base)
-    elif recipe is gorl:
-        a = gorl.Args(iters=2, stages=(1, 1), copies=2, steps=3, batch=8, rollout=3, updates=2, eval_every=2, base=base)
-    else:
-        a = beyond_human.Args(iters=2, copies=2, steps=3, most=4, updates=2, eval_every=1, base=base)
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")
-        task = _robot.task
-        patch.setattr(_robot, "task", lambda base: dataclasses.replace(task(base), watch=2))
-        if recipe is beyond_human:  # an untrained generator never succeeds, and says so
-            with pytest.raises(InvalidInputError, match="0 of 4 episodes succeeded"):
-                list(recipe.train(a))
-            return
-        rows = list(recipe.train(a))
-    assert "held-out success" in rows[-1]

@@ -50,7 +50,7 @@ def weights(policy: Policy) -> Tensor:
 
 
 def rows(recipe: ModuleType, policy: Policy, reward: Any, prompts: Any = PROMPTS, **changes: Any) -> list[dict]:
-    return list(recipe.improve(policy, reward, prompts, replace(ARGS[recipe], **changes), Rng(1)))
+    return list(recipe.improve(policy, (reward, prompts), replace(ARGS[recipe], **changes), Rng(1)))
 
 
 class Calls(nn.Module):

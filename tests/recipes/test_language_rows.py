@@ -52,7 +52,7 @@ def args(name: str, **more: Any) -> Any:
 def improve(
     name: str, policy: Policy, reward: Callable[..., Any], prompts: Any, seed: int = 0, **more: Any
 ) -> list[dict]:
-    return list(RECIPES[name].improve(policy, reward, prompts, args(name, **more), Rng(seed)))
+    return list(RECIPES[name].improve(policy, (reward, prompts), args(name, **more), Rng(seed)))
 
 
 def parity(written: Tensor, asked: Any) -> Tensor:
@@ -82,7 +82,7 @@ def test_imitation_is_the_same_however_many_rows_a_forward_has() -> None:
     found = []
     for micro in (None, 1, 5):
         policy = made()
-        a = _sudoku.Base(updates=5, batch=12, lr=1e-2, micro_batch_size=micro)
+        a = _sudoku.Args(updates=5, batch=12, lr=1e-2, micro_batch_size=micro)
         list(mdlm.improve(policy, {"tokens": data, "live": live}, a, Rng(2)))
         found.append(next(iter(policy.parameters())).detach())
     assert torch.allclose(found[0], found[1], atol=1e-6) and torch.allclose(found[0], found[2], atol=1e-6)
@@ -270,7 +270,7 @@ def test_long_sequences_are_scored_token_by_token_by_default() -> None:
         net = TokenDenoiser(Table(length))
         policy = Policy.of(process, net, (length,), process.steps(time_grid(5)), codec=InfillCodec())
         a = tracerl.Args(iters=1, prompts=4, group=4)
-        (row,) = tracerl.improve(policy, parity, torch.full((2, length), 3), a, Rng(0))
+        (row,) = tracerl.improve(policy, (parity, torch.full((2, length), 3)), a, Rng(0))
         assert ("flipped" in row) == exact
 
 
@@ -281,7 +281,7 @@ def test_a_left_to_right_policy_is_refused_with_the_recipes_that_take_it(recipe:
         process, TokenDenoiser(Table(4), shift=True), (4,), process.steps(time_grid(3)), codec=InfillCodec()
     )
     with pytest.raises(InvalidInputError, match=r"not for Autoregressive.*ddpo.*flow_grpo"):
-        next(recipe.improve(policy, parity, CANVAS, recipe.Args(iters=1), Rng(0)))
+        next(recipe.improve(policy, (parity, CANVAS), recipe.Args(iters=1), Rng(0)))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -337,7 +337,7 @@ def test_imitation_neither_sees_nor_masks_padding(live: bool) -> None:
     data = torch.tensor([[0, 1, 2, 0, 0]]).expand(8, 5)
     mask = torch.tensor([[False, False, True, True, False]]).expand(8, 5)
     given = {"tokens": data, "live": mask} if live else data
-    list(mdlm.improve(policy, given, _sudoku.Base(updates=8, batch=8), Rng(0)))
+    list(mdlm.improve(policy, given, _sudoku.Args(updates=8, batch=8), Rng(0)))
     assert bool((torch.cat(told) == torch.tensor([True, False, False, not live, True])).all())
     hidden = (torch.cat(seen) == 3).any(0).tolist()
     assert hidden == ([False, False, True, True, False] if live else [False, True, True, False, False])

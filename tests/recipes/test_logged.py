@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,13 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.transitions import to_transitions, transitions
 from denoiserl.envs import Collector
 from denoiserl.envs.record import record
+from denoiserl.experiments import experiment
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac, td3
+from denoiserl.recipes.offline_rl import common as offline_rows
 from denoiserl.recipes.offline_rl import dql, fql, iql, ofql, td3_bc
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.tasks import env as _robot
-from denoiserl.tasks import gym as _gym
 from denoiserl.tasks import locosmall as _locosmall
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.user_inputs import opened
@@ -75,7 +75,7 @@ def gain() -> float:
 
 
 def policy(data: EpisodeDataset, kind: str, seed: int = 0, **more: Any) -> Policy:
-    return _logged.policy(_logged.Base(**{"width": 32, **more}), data, kind, seed)
+    return _logged.policy(_logged.Args(**{"width": 32, **more}), data, kind, seed)
 
 
 def served(made: Policy, obs: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -208,13 +208,10 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
 @pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a bandit has one start
 @pytest.mark.parametrize("word", ["maze:small-navigate", "ring"])
 def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, word: str) -> None:
-    base = _logged.Base(data=word, episodes=40, width=16, chunk=2 if word != "ring" else 1)
-    a = recipe.Args(iters=2, updates=2, batch=16, width=16, n=2, eval_every=2, base=base)
-    with pytest.MonkeyPatch.context() as patch:
-        task = _logged.task
-        patch.setattr(_logged, "task", lambda base: dataclasses.replace(task(base), watch=2))
-        rows = list(recipe.train(a))
-    assert recipe.STARTS == kind and math.isfinite(rows[-1]["held-out return"]) and rows[0]["critic loss"] > 0
+    base = _logged.Args(data=word, episodes=40, width=16, chunk=2 if word != "ring" else 1)
+    a, task = recipe.Args(iters=2, updates=2, batch=16, width=16, n=2), dataclasses.replace(_logged.task(base), watch=2)
+    rows = list(experiment.run(recipe, task, a))
+    assert recipe.START == kind and math.isfinite(rows[-1]["held-out return"]) and rows[0]["critic loss"] > 0
 
 
 def test_iql_fits_a_denoising_policy_to_the_same_weights() -> None:
@@ -243,8 +240,8 @@ def test_actions_beyond_the_end_of_an_episode_are_neither_imitated_nor_judged(
             assert 0 < float(rows.real.float().mean()) < 1
             return dataclasses.replace(rows, action=torch.where(rows.real[..., None], rows.action, beyond))
 
-        monkeypatch.setattr(_logged, "to_transitions", changed)
-        made = policy(data, recipe.STARTS, chunk=3, denoise=2)
+        monkeypatch.setattr(offline_rows, "to_transitions", changed)
+        made = policy(data, recipe.START, chunk=3, denoise=2)
         told = learned(recipe, made, data, iters=1, updates=4, batch=32)
         learnt.append((told, [p.detach().clone() for p in made.parameters()]))
     (told, before), (again, after) = learnt
@@ -254,8 +251,9 @@ def test_actions_beyond_the_end_of_an_episode_are_neither_imitated_nor_judged(
 def test_rows_are_in_the_policy_s_units() -> None:
     """A box that is not [−1, 1], observations standardised, and the same rows for every kind of policy."""
     data = regulator(200)
-    a = SimpleNamespace(batch=16, n=1, gamma=GAMMA)
-    flat, pressed = (_logged.remembered(policy(data, kind), data, a) for kind in ("diffusion", "squashed"))
+    flat, pressed = (
+        offline_rows.to_replay_buffer(policy(data, kind), data, 16, 1, GAMMA) for kind in ("diffusion", "squashed")
+    )
     order = [r.columns["obs"][:200].flatten().argsort() for r in (flat, pressed)]
     for replay, at in zip((flat, pressed), order, strict=True):
         action, seen = replay.columns["action"][at][:, 0, 0], replay.columns["obs"][at][:, 0]
@@ -310,7 +308,7 @@ def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None
     made = policy(data, "diffusion")
     learned(dql, made, data, iters=1, updates=5, candidates=2)
     before = [p.detach().clone() for p in made.parameters()]
-    a = dppo.Args(iters=2, steps=6, execute=1, batch=64)
+    a = dppo.Args(iters=2, steps=6, batch=64)
     rows = list(dppo.improve(made.with_controller(None), Collector(Line, 8, 1), a, Rng(5)))
     assert math.isfinite(rows[-1]["reward"])
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
@@ -332,8 +330,8 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
 
     flat = policy(data, "squashed")
     flat.save(tmp_path / "flat")
-    monkeypatch.setattr(_gym, "make", lambda base: Line)
-    start = _gym.task(_gym.Base(start=str(tmp_path / "flat"))).starts["squashed"](5, Keep())  # type: ignore[index]
+    monkeypatch.setattr(_robot, "make", lambda base: Line)
+    start = _robot.squashed(_robot.Args(start=str(tmp_path / "flat")), 5, Keep())
     assert torch.equal(served(start, obs), served(flat, obs))
 
 
@@ -370,9 +368,9 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
     path = recordings.write(tmp_path / "my.hdf5", regulator(50))
     played = record("Pendulum-v1", lambda obs, rng: rng.uniform(len(obs), 1, 1), 1, limit=50)
     theirs = recordings.write(tmp_path / "pendulum.hdf5", played)
-    mine = _logged.task(_logged.Base(data=str(theirs), env="Pendulum-v1"))
+    mine = _logged.task(_logged.Args(data=str(theirs), env="Pendulum-v1"))
     assert mine.data is not None and len(mine.data(0).demos.actions) == 50 and mine.metric == "return"
-    other = _logged.task(_logged.Base(data=str(path), env="Pendulum-v1"))
+    other = _logged.task(_logged.Args(data=str(path), env="Pendulum-v1"))
     with pytest.raises(RunError, match="the environment that it was recorded in"):
         other.data(0)
     numbers = Demonstrations(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
@@ -380,21 +378,21 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
         with pytest.raises(
             InvalidInputError, match=r"CartPole-v1 takes one of 2 choices \(Discrete\).*TransformAction"
         ):
-            where.record(where.Base(data=str(numbers), env="CartPole-v1"), 0)
+            where.record(where.Args(data=str(numbers), env="CartPole-v1"), 0)
     for base, said in [
-        (_logged.Base(data="maze:medum-navigate"), "medium"),
-        (_logged.Base(data="maze:medium-navigat"), "navigate"),
-        (_logged.Base(data="maze:small-noisy", goal="all"), "goal of a maze"),
-        (_logged.Base(data="locosmall:pendulm-medium"), "pendulum"),
-        (_logged.Base(data="nothing.hdf5"), "a path that exists"),
-        (_logged.Base(data=str(path)), "--env"),
+        (_logged.Args(data="maze:medum-navigate"), "medium"),
+        (_logged.Args(data="maze:medium-navigat"), "navigate"),
+        (_logged.Args(data="maze:small-noisy", goal="all"), "goal of a maze"),
+        (_logged.Args(data="locosmall:pendulm-medium"), "pendulum"),
+        (_logged.Args(data="nothing.hdf5"), "a path that exists"),
+        (_logged.Args(data=str(path)), "--env"),
     ]:
         with pytest.raises(RunError, match=said):
             _logged.task(base)
 
 
 def test_fewer_rows_are_whole_episodes_drawn_by_the_seed() -> None:
-    base = _logged.Base(data="maze:small-navigate", episodes=30)
+    base = _logged.Args(data="maze:small-navigate", episodes=30)
     whole = _logged.record(base, 0)
     some, other = (_logged.record(dataclasses.replace(base, rows=500), seed) for seed in (0, 1))
     assert 250 < len(some.demos.actions) <= 500 and not torch.equal(some.demos.actions, other.demos.actions)
@@ -443,4 +441,4 @@ def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="start 'diffusion'"):
         learned(dql, policy(data, "gaussian"), data, **few)
     with pytest.raises(InvalidInputError, match="decides \\[1\\] numbers a tick, the data \\[2\\]"):
-        learned(iql, policy(data, "gaussian"), _logged.record(_logged.Base(data="ring", episodes=50), 0), **few)
+        learned(iql, policy(data, "gaussian"), _logged.record(_logged.Args(data="ring", episodes=50), 0), **few)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from denoiserl import tasks
 from denoiserl.control.squashed_actions import action_distribution
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
@@ -19,7 +19,6 @@ from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import GaussianHead, OneStep, time_grid
 from denoiserl.recipes.off_policy import sac, td3
-from denoiserl.tasks import gym as _gym
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -184,7 +183,7 @@ def test_learning_waits_for_a_batch(recipe: Any, begin: int) -> None:
 
 def test_an_untrained_policy_explores_the_box_as_evenly_as_a_standard_normal_pressed_by_tanh() -> None:
     """σ = 1 before anything is learned: a quarter of the decisions lie beyond 0.82 of the half width on either side."""
-    start = _gym.task(_gym.Base(env="Pendulum-v1")).starts["squashed"]  # type: ignore[index]
+    start = tasks.make("env", sac.DEFAULT_TASK_ARGS).starts["squashed"]  # type: ignore[index]
     obs = torch.cat([torch.nn.functional.normalize(Rng(1).normal(4000, 2)), Rng(2).uniform(4000, 1) * 2 - 1], 1)
     stds = []
     for seed in range(5):
@@ -194,11 +193,3 @@ def test_an_untrained_policy_explores_the_box_as_evenly_as_a_standard_normal_pre
         assert float(decided.base.std.log().abs().max()) < 2
         stds.append(float(decided.sample(Rng(3).normal(4000, *made.event_shape)).std()))
     assert float(np.mean(stds)) == pytest.approx(float(torch.tanh(Rng(4).normal(100_000)).std()), abs=0.2)
-
-
-@pytest.mark.parametrize("recipe", [sac, td3])
-def test_two_iterations_of_the_experiment(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = _gym.task
-    monkeypatch.setattr(_gym, "task", lambda base: replace(task(base), watch=1))
-    rows = list(recipe.train(recipe.Args(iters=2, begin=64, batch=32, utd=0.1, eval_every=2)))
-    assert len(rows) == 2 and rows[-1]["held-out return"] < 0 and rows[-1]["held-out ticks"] == 200

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
 from denoiserl.control.acting import eval_actor, mask_unexecuted, standard
-from denoiserl.core.errors import InvalidInputError, RunError
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import RunningNormCodec
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
@@ -23,7 +23,6 @@ from denoiserl.losses.divergence import k3
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, ddim, linear, with_min_std
 from denoiserl.recipes.policy_gradient import dppo, drwr, fpo, gorl, ppo, reinflow
-from denoiserl.tasks import env as _robot
 from tests.recipes.kit import Spy
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -167,8 +166,8 @@ def test_steps_that_never_happened_do_not_widen_the_scale_of_rewards() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Path) -> None:
-    made, obs = METHODS[name][1](), torch.full((5, 1), 200.0)
-    improve(name, made, execute=2)
+    made, obs = METHODS[name][1]().with_execution_horizon(2), torch.full((5, 1), 200.0)
+    improve(name, made)
     assert eval_actor(made)(obs, Rng(0)).shape == (5, 2, 1) and made.generate(obs, Rng(0)).shape == (5, 4, 1)
     assert eval_actor(made, 3)(obs, Rng(0)).shape == (5, 3, 1), "unless it is asked for others"
     again = Policy.load(made.save(tmp_path / "p"), Biases(4))
@@ -176,14 +175,6 @@ def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Pa
     assert eval_actor(made.with_controller(None))(obs, Rng(0)).shape == (5, 2, 1)
     with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 4"):
         eval_actor(made, 5)
-
-
-def test_execute_is_said_once() -> None:
-    base = _robot.Base(execute=2)
-    assert _robot.base_of(ppo.Args(base=base)).execute == 2
-    assert _robot.base_of(ppo.Args(execute=3)).execute == 3
-    with pytest.raises(RunError, match=r"said twice, 3 and base\.execute=2"):
-        _robot.base_of(ppo.Args(execute=3, base=base))
 
 
 @pytest.mark.parametrize("name", METHODS)

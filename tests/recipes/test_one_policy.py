@@ -19,7 +19,6 @@ from denoiserl.doctor import signal
 from denoiserl.envs import Collector
 from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import GaussianHead, MeanFlow, MeanVelocityDenoiser, ddim, linear, with_min_std
-from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.off_policy import sac
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl, ppo
 from denoiserl.tasks import env as _robot
@@ -146,7 +145,7 @@ def test_a_doctor_plays_what_the_policy_carries() -> None:
 
 def test_cloning_does_not_leave_a_start_out_silently() -> None:
     with pytest.raises(RunError, match="clones into new weights, and start=runs/mine"):
-        diffusion_policy.task(diffusion_policy.Args(base=_robot.Base(env="pusht", start="runs/mine")))
+        _robot.blank(_robot.Args(env="pusht", start="runs/mine"), 0, Keep())
 
 
 def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def recording(episodes: int = 40, ticks: int = 12) -> EpisodeDataset:
 
 
 def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
-    return _logged.policy(_logged.Base(width=16), data, kind, 0)
+    return _logged.policy(_logged.Args(width=16), data, kind, 0)
 
 
 class Aim(Denoiser):
@@ -171,7 +171,7 @@ def test_pgd_is_the_same_run_after_a_kill(tmp_path, learner) -> None:
     data, a = recording(10), replace(ARGS, learner=learner)
 
     def run(folder: str, stop: int = 99) -> tuple[Policy, list[dict]]:
-        made, rows = start(data, pgd.starts(a)), []
+        made, rows = start(data, pgd.start(a)), []
         torch.manual_seed(3)
         for row in pgd.improve(made, data, a, Rng(2), Keep(tmp_path / folder, every=1)):
             rows.append(row)

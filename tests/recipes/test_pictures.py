@@ -83,7 +83,7 @@ def demos(n: int, wrong: float) -> Demonstrations:
     )
 
 
-BASE = _robot.Base(chunk=1, denoise=3, width=32, updates=300, batch=64)
+BASE = _robot.Args(chunk=1, denoise=3, width=32, updates=300, batch=64)
 
 
 def cloned(kind: Any, updates: int = 300) -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import numpy as np
 import pytest
@@ -16,9 +15,7 @@ from denoiserl.envs import Collector
 from denoiserl.nn import MLP
 from denoiserl.processes import Relay, cosine, ddim, with_min_std
 from denoiserl.processes.denoiser import Denoiser, Estimate
-from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.policy_gradient import dppo
-from denoiserl.tasks import env as _robot
 from denoiserl.train import Keep
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -51,7 +48,7 @@ def policy(denoise: int = 4, chunk: int = 2, floor: float = 0.2) -> Policy:
     return Policy.of(process, GaussianDenoiser(net, cosine, "v"), (chunk, 1), process.steps(time_grid(denoise)))
 
 
-ARGS = dppo.Args(iters=2, steps=6, execute=2, batch=256, lr=1e-3, clip=0.05)
+ARGS = dppo.Args(iters=2, steps=6, batch=256, lr=1e-3, clip=0.05)
 
 
 def improve(made: Policy, a: dppo.Args, copies: int = 16, keep: Keep | None = None) -> list[dict]:
@@ -121,9 +118,7 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
     torch.manual_seed(0)
     process = OneStep(std=0.3)
     made = Policy.of(process, Head(), (1, 1), process.steps(time_grid(1)))
-    a = dataclasses.replace(
-        ARGS, iters=1, steps=8, execute=1, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, decay=1.0
-    )
+    a = dataclasses.replace(ARGS, iters=1, steps=8, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, decay=1.0)
     twin, opt = Head(), None
     twin.load_state_dict(made.denoiser.state_dict())
     seen = {}
@@ -174,20 +169,3 @@ def test_a_policy_in_training_mode_is_found_out() -> None:
     made.denoiser.train()
     with pytest.raises(OffPolicyError, match="dropout"):
         improve(made, ARGS)
-
-
-@pytest.mark.parametrize("recipe", [diffusion_policy, dppo])
-def test_two_iterations_on_meta_world(recipe) -> None:
-    pytest.importorskip("metaworld")
-    base = _robot.Base(ticks=15, demos=2, updates=4, batch=16, width=16, denoise=3)
-    a = recipe.Args(base=base)
-    if recipe is diffusion_policy:
-        a = dataclasses.replace(a, updates=4, batch=16)
-    if recipe is dppo:
-        a = dataclasses.replace(a, iters=2, copies=2, steps=3, batch=16, eval_every=2)
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")
-        task = _robot.task
-        patch.setattr(_robot, "task", lambda base: dataclasses.replace(task(base), watch=2))
-        rows = list(recipe.train(a))
-    assert "held-out success" in rows[-1]

@@ -30,9 +30,9 @@ ACTS = {"copies": 2, "steps": 4}
 OFF = {**ACTS, "batch": 4, "begin": 4, "utd": 0.5, "width": 8}
 LOGGED = {"updates": 2, "batch": 8, "width": 8}
 FORWARD: dict[str, Any] = {"updates": 2, "batch": 8, "width": 16}
-CHUNKS = _logged.Base(width=8, chunk=2, denoise=2)
-BASE = _logged.Base(data="ring", episodes=60, width=8, denoise=2)
-SEEN = _zero.Base(episodes=3, length=20, size=4, width=8, denoise=2)
+CHUNKS = _logged.Args(width=8, chunk=2, denoise=2)
+BASE = _logged.Args(data="ring", episodes=60, width=8, denoise=2)
+SEEN = _zero.Args(episodes=3, length=20, size=4, width=8, denoise=2)
 
 
 def acting(kind: str) -> tuple[Policy, Collector]:
@@ -68,7 +68,7 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
         return _kinds.diffusion(CHUNKS, data, 0), data, taco.Args(updates=2, coins=4, width=8, batch=8)
     data = _logged.record(BASE, 0)
     more = {"rows": 40, "model": Model(updates=2, batch=8, width=8, depth=1, steps=4)} if recipe is synther else {}
-    return _logged.start(BASE, recipe.STARTS, 0, Keep()), data, recipe.Args(iters=1, **LOGGED, **more)
+    return _logged.start(BASE, recipe.START, 0, Keep()), data, recipe.Args(iters=1, **LOGGED, **more)
 
 
 RECIPES = [dppo, ppo, fpo, reinflow, gorl, sac, td3, dsrl, dql, ofql, fql, iql, td3_bc, synther, synther_sac, pgd]

@@ -22,7 +22,7 @@ from tests.recipes.test_off_policy import SMALL, Bandit
 from tests.recipes.test_off_policy import policy as boxed_policy
 
 TINY = Model(updates=5, batch=16, width=16, depth=2, steps=4)
-BASE = _logged.Base(width=32)
+BASE = _logged.Args(width=32)
 
 
 def bandit(n: int = 400) -> EpisodeDataset:

@@ -52,7 +52,7 @@ def last(text: Tensor, prompts: Any) -> Tensor:
 
 def improve(recipe: Any, policy: Policy, prompts: Tensor, **changes: Any) -> list[dict]:
     given = {k: v for k, v in vars(SIZES[recipe]).items() if k != "base"} | changes
-    return list(recipe.improve(policy, last, prompts, recipe.Args(**given), Rng(0)))
+    return list(recipe.improve(policy, (last, prompts), recipe.Args(**given), Rng(0)))
 
 
 def learned(rows: list[dict]) -> float:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import tyro
 
-from denoiserl import recipes
-from denoiserl.cli.running import budget, options
+from denoiserl import recipes, tasks
+from denoiserl.cli.run import budget, options, unprefixed
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
-from denoiserl.core.serialization.args_json import to_json
+from denoiserl.core.serialization.args_json import flat, to_json
+from denoiserl.experiments import experiment, runner
 from denoiserl.report.html import Code, Prose
-from denoiserl.report.provenance import command, flat, opened, paragraphs, reproduced, words
+from denoiserl.report.provenance import command, opened, paragraphs, reproduced, words
 
 
 def run(place: Path, **record: object) -> Path:
@@ -41,50 +42,65 @@ def other(args: object) -> object:
     return dataclasses.replace(args, **changed)  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("name", ["tracerl", "dppo", "ddpo", "diffu_grpo"])
+@pytest.mark.parametrize("name", ["tracerl", "dppo", "ddpo", "diffu_grpo", "sac"])
 def test_the_command_gives_the_options_back(name: str, tmp_path: Path) -> None:
-    recipe = recipes.load(name)
-    for i, args in enumerate((recipe.Args(), other(recipe.Args()))):
-        record = {"recipe": recipe.__name__, "args": to_json(args), "device": "cuda:1", "precision": "bf16"}
-        record |= {"threads": 4, "every": None, "budget": {"env steps": 5000, "seconds": 60.5}, "seed": args.seed}
+    recipe, task = recipes.load(name), tasks.args_type(recipes.load(name).DEFAULT_TASK)
+    usual = task(**getattr(recipe, "DEFAULT_TASK_ARGS", {}))
+    for i, (args, base) in enumerate(((recipe.Args(), usual), (other(recipe.Args()), other(usual)))):
+        made = experiment.Args(name, to_json(args), recipe.DEFAULT_TASK, to_json(base), seed=3 * i)
+        record = {"program": experiment.__name__, "args": to_json(made), "device": "cuda:1", "precision": "bf16"}
+        record |= {"threads": 4, "every": None, "budget": {"env steps": 5000, "seconds": 60.5}, "seed": made.seed}
+        record["about"] = json.loads(json.dumps(experiment.about(made)))
         line = shlex.split(command(opened(run(tmp_path / str(i), **record))))
         assert line[:3] == ["denoiserl", "run", name]
-        told = tyro.cli(options(recipe), args=line[3:])
-        assert told.args == args
-        how = told.running
-        assert (how.device, how.precision, how.threads, how.every) == ("cuda:1", "bf16", 4, None)
+        known, bare = options(recipe, recipe.DEFAULT_TASK)
+        told = tyro.cli(known, args=unprefixed(line[3:], bare))
+        assert told.args == args and to_json(told.task_args) == to_json(base)
+        how = told.machine
+        assert (how.device, how.precision, how.threads, how.every, how.seed) == ("cuda:1", "bf16", 4, None, 3 * i)
         assert budget(how.budget) == {"env steps": 5000, "seconds": 60.5} and how.out == Path(f"runs/{i}")
 
 
 def test_defaults_are_not_said_and_the_usual_folder_is_not_named(tmp_path: Path) -> None:
-    recipe = load_module("denoiserl.recipes.language.mdlm")
-    record = {"args": to_json(recipe.Args(seed=3)), "seed": 3, "device": "cpu", "precision": "float32", "threads": 1}
-    place = run(tmp_path / "mdlm-3", recipe=recipe.__name__, **record)
+    made = experiment.Args("mdlm", {}, "sudoku", seed=3)
+    record = {"args": to_json(made), "seed": 3, "device": "cpu", "precision": "float32", "threads": 1}
+    place = run(tmp_path / "mdlm-3", program=experiment.__name__, about=experiment.about(made), **record)
     assert command(opened(place)) == "denoiserl run mdlm --seed 3"
+
+
+def test_another_task_is_named(tmp_path: Path) -> None:
+    made = experiment.Args("td3_bc", {}, "offline", {"data": "ring"}, seed=0)
+    place = run(tmp_path / "td3_bc-0", about=experiment.about(made), seed=0)
+    assert command(opened(place)) == "denoiserl run td3_bc --task.data ring"
+    made = experiment.Args("dppo", {}, "offline", {}, seed=0)
+    place = run(tmp_path / "dppo-0", about=experiment.about(made), seed=0)
+    assert command(opened(place)) == "denoiserl run dppo --task offline"
 
 
 def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        '"""MINE: a recipe of my own\n\npaper: none\n\nIt does this.\n"""\nfrom dataclasses import dataclass\n'
+        '"""MINE: a program of my own\n\npaper: none\n\nIt does this.\n"""\nfrom dataclasses import dataclass\n'
         "@dataclass(frozen=True)\nclass Inner:\n    slow: bool = True\n    two_words: str = 'x'\n"
         "@dataclass(frozen=True)\nclass Args:\n    loud: bool = False\n    inner: Inner = Inner()\n"
         "def train(a, keep): yield {}\n"
     )
-    recipe = load_module(str(tmp_path / "mine.py"))
-    args = to_json(recipe.Args(True, recipe.Inner(False, "a b")))
-    made = opened(run(tmp_path / "mine", recipe=str(tmp_path / "mine.py"), args=args))
+    program = load_module(str(tmp_path / "mine.py"))
+    args = program.Args(True, program.Inner(False, "a b"))
+    about = runner._about(program, args)
+    made = opened(run(tmp_path / "mine", program=str(tmp_path / "mine.py"), args=to_json(args), about=about))
     line = shlex.split(command(made))
     assert line[:3] == ["denoiserl", "run", "mine.py"]  # and not where it lay on this machine
-    assert made.recipe and to_json(tyro.cli(options(made.recipe), args=line[3:]).args) == args
-    assert (made.words.name, made.words.title, made.words.body) == ("MINE", "a recipe of my own", "It does this.")
+    assert tyro.cli(program.Args, args=line[3:]) == args
+    assert (made.words.name, made.words.title, made.words.body) == ("MINE", "a program of my own", "It does this.")
     assert any("must lie where" in getattr(p, "text", "") for p in reproduced([made]).pieces)
 
 
-def test_a_recipe_that_is_gone_leaves_its_numbers(tmp_path: Path) -> None:
-    made = opened(run(tmp_path / "old", recipe="denoiserl.recipes.gone", args={"lr": 1.0, "base": {"n": [1, 2]}}))
-    assert made.recipe is None and made.defaults is None
-    assert made.changed == {"lr": 1.0, "base.n": [1, 2]}  # all of them: the defaults are not known
-    assert command(made) == "denoiserl run gone --lr 1.0 --base.n 1 2 --out runs/old"
+def test_a_record_that_says_little_leaves_its_numbers(tmp_path: Path) -> None:
+    said = {"name": "gone", "run": "gone", "options": {"lr": 1.0, "task.n": [1, 2]}}
+    made = opened(run(tmp_path / "old", about=said))
+    assert made.defaults is None
+    assert made.changed == {"lr": 1.0, "task.n": [1, 2]}  # all of them: the defaults are not known
+    assert command(made) == "denoiserl run gone --lr 1.0 --task.n 1 2 --out runs/old"
     (tmp_path / "list").mkdir()
     (tmp_path / "list" / "run.json").write_text("[]")
     with pytest.raises(RunError, match="not an object"):
@@ -117,7 +133,7 @@ def test_names_of_classes_are_no_options() -> None:
 
 
 def test_wall_time_adds_the_parts_of_a_resumed_run(tmp_path: Path) -> None:
-    place = run(tmp_path / "r", recipe="x")
+    place = run(tmp_path / "r", program="x")
     assert opened(place).seconds is None
     seconds = [1.0, 2.0, 5.0, 0.5, 3.0]
     (place / "clock.jsonl").write_text("".join(json.dumps({"seconds": s}) + "\n" for s in seconds))
@@ -125,8 +141,8 @@ def test_wall_time_adds_the_parts_of_a_resumed_run(tmp_path: Path) -> None:
 
 
 def test_versions_that_differ_are_told_run_by_run(tmp_path: Path) -> None:
-    one = run(tmp_path / "a", recipe="x", commit="a" * 40 + "+", versions={"torch": "2.6", "python": "3.11"})
-    two = run(tmp_path / "b", recipe="x", commit="b" * 40, versions={"torch": "2.7", "python": "3.11"})
+    one = run(tmp_path / "a", program="x", commit="a" * 40 + "+", versions={"torch": "2.6", "python": "3.11"})
+    two = run(tmp_path / "b", program="x", commit="b" * 40, versions={"torch": "2.7", "python": "3.11"})
     pieces = reproduced([opened(one), opened(two)]).pieces
     assert any(isinstance(p, Prose) and "python 3.11" in p.text and "torch" not in p.text for p in pieces)
     table = next(p for p in pieces if hasattr(p, "rows"))

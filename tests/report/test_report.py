@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from denoiserl.core.errors import RunError
+from denoiserl.experiments import experiment
 from denoiserl.report import (
     Figure,
     Fold,
@@ -162,7 +163,8 @@ def test_report_of_a_run(tmp_path: Path) -> None:
     place = folder(
         tmp_path / "run",
         rows,
-        recipe="denoiserl.recipes.policy_gradient.dppo",
+        program="denoiserl.experiments.experiment",
+        about=experiment.about(experiment.Args("dppo", seed=7)),
         args={"seed": 7},
         finished=None,
         versions={"torch": "2.x"},
@@ -188,12 +190,12 @@ def test_report_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_without_metrics_says_so(tmp_path: Path) -> None:
-    empty = folder(tmp_path / "empty", [], recipe="dppo", args={}, versions={})
+    empty = folder(tmp_path / "empty", [], program="dppo", args={}, versions={})
     assert "No metrics" in read(run_report(empty)).said
     (empty / "metrics.jsonl").unlink()
     assert "No metrics" in read(run_report(empty)).said
     words = folder(tmp_path / "words", [{"stage": "a", "note": "x"}])
     said = read(run_report(words)).said
-    assert "No numbers to draw in 1 rows" in said and "run.json has no recipe and no args and no versions" in said
+    assert "No numbers to draw in 1 rows" in said and "run.json has no program and no args and no versions" in said
     with pytest.raises(RunError, match=r"run\.json does not exist"):
         run_report(tmp_path)

@@ -19,7 +19,14 @@ pytest.importorskip("matplotlib")
 
 def made(place: Path, recipe: str = "x.one", seed: int = 0, rows: int = 6, **args: object) -> Path:
     place.mkdir()
-    record = {"recipe": recipe, "args": {"seed": seed, **args}, "seed": seed, "finished": "2026-01-02T03:04:05Z"}
+    about = {"name": recipe.rpartition(".")[2], "run": recipe, "options": {"seed": seed, **args}}
+    record = {
+        "program": "x",
+        "about": about,
+        "args": about["options"],
+        "seed": seed,
+        "finished": "2026-01-02T03:04:05Z",
+    }
     (place / "run.json").write_text(json.dumps(record))
     told = [{"stage": "improve", "iteration": i, "reward": i + seed, "held-out success": 0.1 * i} for i in range(rows)]
     (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))

@@ -55,6 +55,9 @@ def train(a, keep):
 """
 
 
+GROWS = "\ndef grows(args): return args['lr_last'] == 1.0\n"
+
+
 def recipe(tmp_path: Path, grows: str = ""):
     (tmp_path / "toy.py").write_text(RECIPE + grows)
     return load_module(str(tmp_path / "toy.py"))
@@ -254,7 +257,7 @@ def test_data_in_memory_only_is_not_read_for_a_fingerprint(monkeypatch) -> None:
 
 
 def test_more_iterations_go_on_as_the_longer_run_would_have(tmp_path: Path) -> None:
-    toy = recipe(tmp_path, "\nGROWS = {'lr_last': 1.0}\n")
+    toy = recipe(tmp_path, GROWS)
     go(toy, tmp_path / "whole", 9)
     for iters in (4, 5, 9):
         go(toy, tmp_path / "grown", iters)
@@ -266,7 +269,7 @@ def test_more_iterations_go_on_as_the_longer_run_would_have(tmp_path: Path) -> N
         go(toy, tmp_path / "grown", 8)
 
 
-@pytest.mark.parametrize(("grows", "lr_last"), [("", 1.0), ("\nGROWS = {'lr_last': 1.0}\n", 0.0)])
+@pytest.mark.parametrize(("grows", "lr_last"), [("", 1.0), (GROWS, 0.0)])
 def test_more_iterations_are_refused_where_a_schedule_depends_on_them(tmp_path, grows, lr_last) -> None:
     toy = recipe(tmp_path, grows)
     go(toy, tmp_path / "run", 4, lr_last)

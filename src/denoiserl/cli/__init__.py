@@ -46,9 +46,7 @@ class Verb:
 
 VERBS = {
     "list": Verb("listing.list_", "the recipes: name, paper, what they learn from", "denoiserl list --json"),
-    "run": Verb(
-        "running.run", "run a recipe, your own file, or go on in a run's folder", "denoiserl run dppo --seed 1"
-    ),
+    "run": Verb("run.run", "run a recipe, your own file, or go on in a run's folder", "denoiserl run dppo --seed 1"),
     "eval": Verb(
         "judging.eval_",
         "held-out trials of one policy, or of several against each other",
@@ -73,12 +71,12 @@ VERBS = {
     "compare": Verb(
         "studies.compare",
         "methods on one task: equal budgets, paired seeds, verdicts",
-        "denoiserl compare --task robot --methods dppo,ppo --budget 100k --unit env-steps",
+        "denoiserl compare --task env --methods dppo,ppo --budget 100k --unit env-steps",
     ),
     "claim": Verb("studies.claim", "papers' claims, tried again and recorded", "denoiserl claim --list"),
     "doctor": Verb("doctoring.doctor", "what is wrong with a policy before it learns", "denoiserl doctor runs/dppo-1"),
     "report": Verb("results.report", "a run as one self-contained HTML page", "denoiserl report runs/dppo-1"),
-    "demo": Verb("running.demo", "three acts: robot, images, language; a few minutes", "denoiserl demo"),
+    "demo": Verb("run.demo", "three acts: robot, images, language; a few minutes", "denoiserl demo"),
 }
 
 

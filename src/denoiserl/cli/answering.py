@@ -38,7 +38,7 @@ def answer(given: list[str]) -> None:
     if a.out.exists():
         raise Misuse(f"{a.out} exists already: name another folder.")
     found = opened(a.run, a.which, a.device)
-    if found.recipe is None:
+    if found.program is None:
         raise Misuse(f"{a.run} is a policy without a run, which says what it is about: name the folder of its run.")
     task = found.task()
     if task.data is None:

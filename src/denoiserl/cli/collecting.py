@@ -188,7 +188,7 @@ def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
     from denoiserl.envs.frame_stack import history, shown
 
     found = opened(a.policy, a.which, a.device)
-    task = found.task() if found.recipe is not None and hasattr(found.recipe, "task") else None
+    task = found.task() if hasattr(found.program, "task_of") else None
     policy = found.load(task)
     seen = shown(env, policy)
     probe = Collector(seen, 1)

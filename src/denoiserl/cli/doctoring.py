@@ -56,13 +56,18 @@ def doctor(given: list[str]) -> None:
     from denoiserl.envs import Collector
 
     made = opened(a.policy, a.which, a.device)
-    task = made.task() if made.recipe is not None and hasattr(made.recipe, "task") else None
+    task = made.task() if hasattr(made.program, "task_of") else None
     policy = made.load(task)
     with made.place.activate():
-        env, reward, prompts = _signal(a, task, policy)
-        execute = a.execute or getattr(made.args, "execute", None)
-        recording = _recording(a, task)
-        sizes = {"batch": a.batch, "group": a.group, "rows_a_step": a.rows, "execute": execute, "recording": recording}
+        env, reward, prompts = _signal(a, made, task, policy)
+        recording = _recording(a, made, task)
+        sizes = {
+            "batch": a.batch,
+            "group": a.group,
+            "rows_a_step": a.rows,
+            "execute": a.execute,
+            "recording": recording,
+        }
         findings = examine(policy, env, reward, prompts, Rng(a.seed, policy.device), **sizes)
         if isinstance(env, Collector):
             env.close()
@@ -74,18 +79,25 @@ def doctor(given: list[str]) -> None:
         raise SystemExit(1)
 
 
-def _recording(a: Doctor, task: Any) -> Any:
+def _kind(made: Any) -> str | None:
+    """Return the kind of signal that a run's recipe learns from; None where it has no recipe."""
+    from denoiserl.experiments import experiment, resolve
+
+    return resolve.learns_from(made.args.recipe) if made.program is experiment else None
+
+
+def _recording(a: Doctor, made: Any, task: Any) -> Any:
     """Return the recording that the run learns from; None where there is none."""
     from denoiserl.data import Demonstrations
     from denoiserl.data.recordings import EpisodeDataset
 
-    if task is None or task.signal != "data" or task.data is None:
+    if task is None or _kind(made) != "data":
         return None
     found = task.data(a.seed)
     return found if isinstance(found, EpisodeDataset | Demonstrations) else None
 
 
-def _signal(a: Doctor, task: Any, policy: Any) -> tuple[Any, Any, Any]:
+def _signal(a: Doctor, made: Any, task: Any, policy: Any) -> tuple[Any, Any, Any]:
     """(env, reward, prompts): what was asked for, else the run's own."""
     if a.env:
         from denoiserl.envs.by_name import environment
@@ -96,8 +108,9 @@ def _signal(a: Doctor, task: Any, policy: Any) -> tuple[Any, Any, Any]:
         from denoiserl.core.imports import import_object
 
         return None, import_object(a.reward), import_object(a.prompts)() if a.prompts else None
-    if task is None or task.signal not in ("env", "reward"):
+    kind = _kind(made) or next((k for k in ("env", "reward") if task is not None and k in task.signals), None)
+    if task is None or kind not in ("env", "reward"):
         return None, None, None
-    if task.signal == "env":
+    if kind == "env":
         return task.env(min(a.batch, 32), a.seed), None, None
     return None, task.reward, task.prompts(a.seed)

@@ -15,7 +15,7 @@ from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint, table
 from denoiserl.cli.opening import Opened
 from denoiserl.cli.opening import opened as open_
-from denoiserl.cli.studies import literal
+from denoiserl.cli.studies import task_settings
 from denoiserl.core.errors import unknown_name_message
 
 Words = Annotated[
@@ -34,9 +34,8 @@ class Eval:
     env: Annotated[str | None, hint("(default: the run's task)")] = None
     """Hopper-v5, metaworld:drawer-open-v3, my_module:make_env or my_file.py:make_env"""
     task: Annotated[str | None, hint("(default: the run's task)")] = None
-    """robot, gym, logged, zero, shapes, sudoku, my_module:make_task or my_file.py:make_task"""
-    base: Annotated[tuple[str, ...], hint("(default: none)")] = ()
-    """settings of --task: env=metaworld:button-press-v3"""
+    """env, offline, zero-shot, shapes, sudoku, my_module:make_task or my_file.py:make_task; its options are
+    --task.NAME, such as --task.env pusht"""
     execute: Annotated[int | None, hint("(default: as the policy carries, or all)")] = None
     """with --env: actions of a chunk that are executed before the policy plans again"""
     ticks: Annotated[int | None, hint("(default: the environment's)")] = None
@@ -66,7 +65,10 @@ class Eval:
 def eval_(given: list[str]) -> None:
     """``denoiserl eval RUN|POLICY ...``."""
     said = "Held-out trials of a policy with 95 % intervals; of several on the same trials, with verdicts."
+    task_args, given = task_settings(given)
     a = tyro.cli(Eval, prog="denoiserl eval", description=said, args=given)
+    if task_args and not a.task:
+        raise Misuse("--task.NAME sets an option of --task: name the task.")
     if not a.policies:
         raise Misuse("Name a run or a saved policy: denoiserl eval RUN.")
     if a.trials < 1:
@@ -81,7 +83,7 @@ def eval_(given: list[str]) -> None:
     opened = _named([open_(word, a.which, a.device) for word in a.policies])
     where = a.out or _where(opened)
     judge.vacant(where)
-    task = _task(opened, a)
+    task = _task(opened, a, task_args)
     policies = {name: (made.load(task), made.place) for name, made in opened.items()}
     found = judge.judge(policies, task, a.seed, a.trials, a.level, a.early, progress=not a.json)
     for name in a.metrics:
@@ -139,29 +141,22 @@ def _named(made: Sequence[Opened]) -> dict[str, Opened]:
     return {"-".join(p.parts[-depth:]): m for p, m in zip(paths, made, strict=True)}
 
 
-def _task(opened: dict[str, Opened], a: Eval) -> Any:
+def _task(opened: dict[str, Opened], a: Eval, task_args: dict[str, Any]) -> Any:
     """What the policies are judged on: what was asked for, or the one task of the runs."""
     if a.env:
         from denoiserl.experiments.env_task import acting
 
         return acting(a.env, a.execute, a.ticks)
     if a.task:
-        from denoiserl.experiments import resolve as find
+        from denoiserl import tasks
 
-        return find.task(a.task, dict(_setting(word) for word in a.base))
+        return tasks.make(a.task, task_args)
     tasks = {name: made.task() for name, made in opened.items()}
     first, *others = tasks.values()
     if any(o.name != first.name for o in others):
         said = ", ".join(f"{name}: {t.name}" for name, t in tasks.items())
         raise Misuse(f"The runs are of different tasks ({said}): say which one judges, with --env or --task.")
     return first
-
-
-def _setting(word: str) -> tuple[str, Any]:
-    name, equals, value = word.partition("=")
-    if not equals:
-        raise Misuse(f"--base {word}: write SETTING=VALUE.")
-    return name, literal(value)
 
 
 def _where(opened: dict[str, Opened]) -> Path:

@@ -18,23 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """Where a policy lies, its run with recipe and args (None of a policy without one), and where it computes."""
+    """Where a policy lies, its run with program and args (None of a policy without one), and where it computes."""
 
     path: Path
     run: Path | None
-    recipe: Any
+    program: Any
     args: Any
     place: Any
 
     def task(self) -> Task:
         """What the run is about."""
-        if self.recipe is None:
+        if self.program is None:
             raise Misuse(f"{self.path} is a policy without a run: say what it is judged on, with --env or --task.")
-        if not hasattr(self.recipe, "task"):
+        if not hasattr(self.program, "task_of"):
             raise RunError(
-                f"{self.recipe.__name__} does not say what its policy is judged by: add task(args) -> Task to its file"
+                f"{self.program.__name__} does not say what its policy is judged by: add task_of(args) -> Task to its "
+                "file"
             )
-        return self.recipe.task(self.args)
+        return self.program.task_of(self.args)
 
     def load(self, task: Task | None = None) -> Policy:
         """The policy itself."""
@@ -62,12 +63,12 @@ def opened(word: str, which: str, device: str | None) -> Opened:
         return Opened(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1, None))
     path = folder(word)
     findable(path)
-    recipe, args, record = run_of(path)
+    program, args, record = run_of(path)
     same = device in (None, record["device"])
     place = DeviceConfig(
         device or record["device"], record["precision"], record["threads"], record["place"] if same else None
     )
-    return Opened(_saved(path, which), path, recipe, args, place)
+    return Opened(_saved(path, which), path, program, args, place)
 
 
 def _saved(path: Path, which: str) -> Path:

@@ -54,7 +54,7 @@ def sample(given: list[str]) -> None:
     if a.n < 1:
         raise Misuse(f"--n {a.n}: at least one is needed.")
     made = opened(a.run, a.which, a.device)
-    if made.recipe is None:
+    if made.program is None:
         raise Misuse(f"{a.run} is a policy without a run, which says what it is about: name the folder of its run.")
     task = made.task()
     if task.look is None:
@@ -110,8 +110,8 @@ def _ours(path: Path) -> None:
     from denoiserl.core.serialization import store
 
     record = store.read_json(path / "run.json")
-    if not isinstance(record, dict) or "recipe" not in record:
-        raise RunError(f"{path} is not the folder of a run: its run.json names no recipe")
+    if not isinstance(record, dict) or "program" not in record:
+        raise RunError(f"{path} is not the folder of a run: its run.json names no program")
 
 
 def _finish(path: Path) -> Any:
@@ -123,5 +123,5 @@ def _finish(path: Path) -> Any:
     with contextlib.suppress(DenoiseRLError):  # what a run wrote can be shown where its recipe cannot be imported
         if isinstance(record, dict) and record.get("finished"):
             findable(path)
-            return getattr(load_module(record["recipe"]), "finish", None)
+            return getattr(load_module(record["program"]), "finish", None)
     return None

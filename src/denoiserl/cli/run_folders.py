@@ -23,10 +23,11 @@ def folder(word: str, *also: str) -> Path:
 
 
 def findable(path: Path) -> None:
-    """Let the recipe of a run find the modules that lie beside it, as when it was run."""
+    """Let the recipe or program of a run find the modules that lie beside it, as when it was run."""
     record = store.read_json(path / "run.json")
-    recipe = record.get("recipe", "") if isinstance(record, dict) else ""
-    _importable(Path(recipe).parent if recipe.endswith(".py") else Path.cwd())
+    record = record if isinstance(record, dict) else {}
+    for file in (record.get("program"), (record.get("args") or {}).get("recipe")):
+        _importable(Path(str(file)).parent if str(file).endswith(".py") else Path.cwd())
 
 
 def _importable(folder: Path) -> None:

@@ -30,7 +30,8 @@ class Compare:
     """Options of ``compare``."""
 
     task: str
-    """robot, gym, logged, zero, shapes, sudoku, or yours: my_module:make_task, my_file.py:make_task: a Task"""
+    """env, offline, zero-shot, shapes, sudoku, or yours: my_module:make_task, my_file.py:make_task; its options are
+    --task.NAME, such as --task.env pusht"""
     methods: str
     """what is compared, with commas: dppo,ppo,none. NAME=METHOD names an arm, METHOD@KIND its starting policy"""
     budget: str
@@ -45,8 +46,6 @@ class Compare:
     """tuning runs an arm, on a seed of their own; 1 takes the settings as they are"""
     set: Annotated[tuple[str, ...], hint("(default: none)")] = ()
     """settings of arms: dppo.lr=1e-4 ppo.copies=20"""
-    base: Annotated[tuple[str, ...], hint("(default: none)")] = ()
-    """settings of the task: env=metaworld:button-press-v3 updates=4000"""
     curve: int = 5
     """held-out evaluations on the way"""
     level: float = 0.05
@@ -97,8 +96,9 @@ def compare(given: list[str]) -> None:
     from denoiserl.experiments import play
 
     said = "Methods of one kind on one task: equal budgets, paired seeds, verdicts with stated error rates."
+    task_args, given = task_settings(given)
     a = tyro.cli(Compare, prog="denoiserl compare", description=said, args=given)
-    study = studied(a)
+    study = studied(a, task_args)
     folder = a.out or Path("runs") / f"compare-{Path(a.task.partition(':')[0]).stem}"
     found = play(study, folder, cores() if a.jobs is None else a.jobs, a.device, a.progress and not a.json)
     report = page.write(found, folder)
@@ -176,7 +176,7 @@ def _listed(names: tuple[str, ...], as_json: bool) -> None:
     print("\ndenoiserl claim NAME tries one again; stale: the code that it rests on has changed since.")
 
 
-def studied(a: Compare) -> Any:
+def studied(a: Compare, task_args: dict[str, Any]) -> Any:
     """The study that the options say."""
     from denoiserl.experiments import Arm, Study
 
@@ -198,17 +198,28 @@ def studied(a: Compare) -> Any:
         if name not in arms:
             raise Misuse(unknown_name_message(name, arms, "arm"))
         arms[name].settings[setting] = literal(value)
-    base = {}
-    for word in a.base:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise Misuse(f"--base {word}: write SETTING=VALUE.")
-        base[name] = literal(value)
     unit = a.unit.replace("-", " ")
     if unit not in (*UNITS, "seconds"):
         raise Misuse(unknown_name_message(a.unit, [u.replace(" ", "-") for u in (*UNITS, "seconds")], "unit"))
     seeds = tuple(range(int(a.seeds))) if a.seeds.isdigit() else tuple(whole(s, "--seeds") for s in a.seeds.split(","))
-    return Study(a.task, arms, amount(a.budget), unit, seeds, base, a.trials, a.tune, a.curve, a.level)
+    return Study(a.task, arms, amount(a.budget), unit, seeds, task_args, a.trials, a.tune, a.curve, a.level)
+
+
+def task_settings(given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the options of a task that a command line sets, ``--task.NAME VALUE``, and the other words."""
+    found: dict[str, Any] = {}
+    rest: list[str] = []
+    words = iter(given)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--task."):
+            rest.append(word)
+            continue
+        value = value if equals else next(words, None)
+        if value is None:
+            raise Misuse(f"{name}: give a value, {name} VALUE.")
+        found[name.removeprefix("--task.").replace("-", "_")] = literal(value)
+    return found, rest
 
 
 def amount(word: str) -> float:

@@ -155,7 +155,7 @@ def eval_actor(policy: Policy, execute: int | None = None) -> EvalActor:
     return EvalActor(policy, None if execute is None else resolve_execute_horizon(policy, execute))
 
 
-def resolve_execute_horizon(policy: Policy, execute: int | None) -> int:
+def resolve_execute_horizon(policy: Policy, execute: int | None = None) -> int:
     """Return how many actions of a chunk are executed (None: as many as the policy carries, or all that it decodes).
 
     Raises InvalidInputError if the policy's event is no chunk [H, d] of actions, or ``execute`` is more than it
@@ -171,7 +171,7 @@ def resolve_execute_horizon(policy: Policy, execute: int | None) -> int:
     return execute
 
 
-def carry(policy: Policy, execute: int | None) -> int:
+def carry(policy: Policy, execute: int | None = None) -> int:
     """Let the policy carry how many actions of a chunk are executed (see ``chunked``), in place, and return it.
 
     What it learns with is what ``eval_actor`` executes, here and wherever it is loaded: so it learns ``alone``.

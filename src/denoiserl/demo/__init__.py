@@ -16,6 +16,7 @@ from denoiserl.experiments.runner import opened
 from denoiserl.recipes.generators import flow_grpo
 from denoiserl.recipes.language import tracerl
 from denoiserl.recipes.policy_gradient import dppo
+from denoiserl.tasks import env, shapes, sudoku
 from denoiserl.train import Keep
 
 
@@ -35,6 +36,12 @@ class Args:
     """Flow-GRPO"""
     language: tracerl.Args = tracerl.DEMO
     """TraceRL"""
+    robot_task: env.Args = env.Args()
+    """what the robot act learns"""
+    image_task: shapes.Args = shapes.Args()
+    """what the image act learns"""
+    language_task: sudoku.Args = sudoku.Args()
+    """what the language act learns"""
 
 
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
@@ -45,7 +52,8 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
         if name not in act.RECIPES:
             raise RunError(unknown_name_message(name, act.RECIPES, "act"))
         trials = a.episodes if name == "robot" else a.trials
-        yield from act.play(name, getattr(a, name), a.seed, trials, keep.stage(name))
+        task_args = getattr(a, f"{name}_task")
+        yield from act.play(name, getattr(a, name), task_args, a.seed, trials, keep.stage(name))
 
 
 def finish(folder: Path | str) -> Path:

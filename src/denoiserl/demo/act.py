@@ -10,18 +10,23 @@ from typing import Any
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
-from denoiserl.experiments import experiment as _stages
+from denoiserl.experiments.experiment import improve_with_eval
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators import flow_grpo
 from denoiserl.recipes.language import tracerl
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.stats import Comparison, auto_interval
 from denoiserl.stats.comparison import LABELS
+from denoiserl.tasks import env, shapes, sudoku
 from denoiserl.tasks.base import Task
 from denoiserl.train import Keep
 
 RECIPES: dict[str, Any] = {"robot": dppo, "image": flow_grpo, "language": tracerl}
 """what each act is improved by"""
+TASKS: dict[str, Callable[[Any], Task]] = {"robot": env.task, "image": shapes.task, "language": sudoku.task}
+"""what each act learns"""
+NEVER = 1_000_000
+"""iterations between held-out evaluations: after the last one alone"""
 SHOWN = 16
 """samples, episodes or puzzles that are shown"""
 
@@ -34,22 +39,23 @@ def once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
     return store.read(path)
 
 
-def play(name: str, a: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict]:
+def play(name: str, args: Any, task_args: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict]:
     """The act ``name``: rows of metrics as it goes; its results lie in ``keep.folder`` when it ends.
 
     Training, trials and pictures use different seeds.
     """
     assert keep.folder is not None
     folder, recipe = keep.folder, RECIPES[name]
-    task = recipe.task(a)
+    task = TASKS[name](task_args)
+    assert task.look is not None and task.imitate is not None
 
-    def judge(policy: Policy, when: str) -> None:
+    def judge(policy: Policy, when: str, look: Any = task.look) -> None:
         began = time.perf_counter()
         once(folder, when, lambda: task.judge(policy, seed + 2, trials))
         media = folder / "media"
         media.mkdir(exist_ok=True)
         if not any(media.glob(f"{when} *")):  # a resumed act does not draw again
-            for file, data in task.look(policy, seed + 3, SHOWN).items():
+            for file, data in look(policy, seed + 3, SHOWN).items():
                 (media / f"{when} {file}").write_bytes(data if isinstance(data, bytes) else data.encode())
         once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
 
@@ -59,13 +65,13 @@ def play(name: str, a: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict
     judge(start, "before")
 
     improvement = keep.stage("improve")
-    yield from _stages.improved(recipe.improve, task, policy, a, seed, improvement)
+    yield from improve_with_eval(recipe.improve, recipe.SIGNAL, task, policy, args, seed, improvement, NEVER)
     judge(policy, "after")
     keep.last(policy)
 
     spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
     spent = once(folder, "seconds", lambda: spent)
-    more = max(1, round(a.base.updates * spent["improve"] / spent["imitate"]))
+    more = max(1, round(task_args.updates * spent["improve"] / spent["imitate"]))
     yield from task.imitate(start, seed, more, keep.stage("control"), 1)
     judge(start, "imitation")
 

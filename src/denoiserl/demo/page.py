@@ -41,7 +41,7 @@ def write(folder: Path, a: Any) -> Path:
     """``summary.json`` and ``report.html``; returns the report's path and prints the three rows of every act."""
     record = store.read_json(folder / "run.json")
     names = a.acts
-    tasks = {name: act.RECIPES[name].task(getattr(a, name)) for name in names}
+    tasks = {name: act.TASKS[name](getattr(a, f"{name}_task")) for name in names}
     found = {name: act.results(name, tasks[name], folder / name) for name in names}
     main = [comparisons[0] for comparisons in found.values()]
     seconds = sum(c.seconds or 0.0 for c in main) + sum(act.judged(folder / name) for name in names)

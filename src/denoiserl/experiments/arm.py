@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
+from denoiserl import tasks
 from denoiserl.core.counters import UNITS, UsageCounter
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.envs.remarks import remarks
 from denoiserl.experiments import resolve as find
 from denoiserl.experiments import starting_policies as start
+from denoiserl.experiments.experiment import improve
 from denoiserl.policy.policy import Policy
 from denoiserl.stats import fingerprint, selection_seed
 from denoiserl.tasks.base import Task, means
@@ -39,7 +41,7 @@ class Args:
     """of the held-out trials"""
     trials: int = 200
     """held-out trials"""
-    task: str = "robot"
+    task: str = "env"
     """the task, by name"""
     base: dict[str, Any] = field(default_factory=dict)
     """the task's settings"""
@@ -65,7 +67,7 @@ def begin(a: Args) -> start.Args:
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """Learn until the budget is spent, judge what came out, write it to ``result``."""
     keep = keep or Keep()
-    task = find.task(a.task, a.base)
+    task = tasks.make(a.task, a.base)
     policy = start.opened(task, start.folder(begin(a), str(keep.device)), begin(a), keep)
     torch.manual_seed(a.seed)  # for methods that draw from it: the same whether the start was cached or not
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
@@ -121,7 +123,7 @@ def learned(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> Iterat
     if a.curve:
         yield {a.unit: 0.0, **watched(task, policy, a, keep, cpu)}
     before = keep.spent()[a.unit]
-    for row in task.improve(method.improve, policy, settings, a.seed, keep):
+    for row in improve(method.improve, find.signal_of(method), task, policy, settings, a.seed, keep):
         now = keep.spent()[a.unit]
         marks = [int(min(1.0, spent / a.budget) * a.curve + 1e-9) for spent in (before, now)]
         if marks[1] > marks[0]:
@@ -145,8 +147,6 @@ def sized(task: Task, method: Any, policy: Policy, a: Args) -> Any:
     """
     made = find.settings(a.method, a.settings)
     names = {f.name for f in fields(made)}
-    if "eval_every" in names:
-        made = replace(made, eval_every=MOST)
     length = next((n for n in ("iters", "updates") if n in names), None)
     if length is None or length in a.settings:
         return made
@@ -155,7 +155,8 @@ def sized(task: Task, method: Any, policy: Policy, a: Args) -> Any:
     if a.unit == "seconds":
         return replace(made, **{length: MOST})
     with UsageCounter().open() as meter:
-        rows = task.improve(method.improve, copy.deepcopy(policy), replace(made, **{length: 1}), a.seed, Keep())
+        once, signal = replace(made, **{length: 1}), find.signal_of(method)
+        rows = improve(method.improve, signal, task, copy.deepcopy(policy), once, a.seed, Keep())
         for _ in rows:
             pass
     if not (cost := meter.counts[a.unit]):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoiserl import tasks
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.serialization import store
@@ -83,19 +84,19 @@ class Study:
 
     def checked(self) -> Task:
         """The task, after every name and setting was found to be right: before anything runs."""
-        task = find.task(self.task, self.base)
+        task = tasks.make(self.task, self.base)
+        signals: dict[str, str] = {}
         for name, arm in self.arms.items():
             if arm.kind is not None and arm.kind not in task.kinds:
                 raise RunError(f"arm {name!r}: {unknown_name_message(arm.kind, task.kinds, 'kind of starting policy')}")
             if arm.method == find.NONE:
                 continue
-            if (signal := find.learns_from(arm.method)) != task.signal:
-                raise RunError(
-                    f"arm {name!r}: {arm.method} learns from {signal}, task {task.name!r} offers {task.signal}: "
-                    "compare methods of one kind"
-                )
-            find.settings(arm.method, arm.settings)
-            need = getattr(find.method(arm.method), "STARTS", None)
+            task.require_signal(signal := find.learns_from(arm.method), f"arm {name!r}: {arm.method}")
+            if other := next((f"{k} from {v}" for k, v in signals.items() if v != signal), None):
+                raise RunError(f"arm {name!r} learns from {signal}, {other}: compare methods of one kind")
+            signals[name] = signal
+            settings = find.settings(arm.method, arm.settings)
+            need = find.start_kind(find.method(arm.method), settings)
             if need is not None and arm.kind is None and need not in task.kinds:
                 raise RunError(
                     f"arm {name!r}: {arm.method} starts from a policy of kind {need!r}, task {task.name!r} has "
@@ -108,7 +109,7 @@ class Study:
         arm = self.arms[name]
         kind = arm.kind
         if kind is None and arm.method != find.NONE:
-            kind = getattr(find.method(arm.method), "STARTS", None)
+            kind = find.start_kind(find.method(arm.method), find.settings(arm.method, arm.settings))
         args = arms.Args(
             seed=seed,
             trial_seed=trial_seed,

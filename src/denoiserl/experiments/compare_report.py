@@ -69,7 +69,7 @@ def command(study: Study) -> str:
     ]
     settings = [f"{name}.{k}={v}" for name, a in study.arms.items() for k, v in a.settings.items()]
     said += [f"--set {' '.join(settings)}"] if settings else []
-    said += [f"--base {' '.join(f'{k}={v}' for k, v in study.base.items())}"] if study.base else []
+    said += [f"--task.{k.replace('_', '-')} {v}" for k, v in study.base.items()]
     return " ".join(said)
 
 

@@ -1,53 +1,166 @@
-"""What the experiments of the recipes share: a start, then the method, with held-out numbers and the best kept."""
+"""An experiment: a recipe on a task. A starting policy, then the method, with held-out numbers and the best one kept.
+
+It is a program of the runner (``Args`` and ``train``): ``denoiserl run dppo --task env --env pusht`` runs it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from denoiserl import tasks
+from denoiserl.core.errors import RunError
+from denoiserl.core.rng import Rng
+from denoiserl.core.serialization.args_json import flat, to_json
+from denoiserl.experiments import resolve
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks.base import Task, means
 from denoiserl.train import Keep
 
-Improve = Callable[..., Iterator[dict]]
+EVALUATIONS = 4
+"""held-out evaluations while a method learns, evenly over its iterations"""
 
 
-def improved(improve: Improve, task: Task, policy: Policy, a: Any, seed: int, keep: Keep) -> Iterator[dict]:
-    """The rows of an improvement, every ``a.eval_every``-th with held-out numbers; the best policy is kept.
+@dataclass(frozen=True)
+class Args:
+    """What decides the numbers of a run."""
+
+    recipe: str
+    """the method: a recipe of this package, a dotted module or a file of yours"""
+    args: dict[str, Any] = field(default_factory=dict)
+    """the method's settings"""
+    task: str = "env"
+    """the task: one of this package, my_module:make_task or my_file.py:make_task"""
+    task_args: dict[str, Any] = field(default_factory=dict)
+    """the task's settings"""
+    start: str | None = None
+    """the kind of starting policy (None: what the method asks for, or the task's first)"""
+    seed: int = 0
+    """of everything that is drawn"""
+    eval_every: int | None = None
+    """iterations between held-out evaluations (None: four evaluations, evenly)"""
+
+
+def method_of(args: Args) -> tuple[Any, Any]:
+    """Return the recipe's module and its own typed ``Args``."""
+    return resolve.method(args.recipe), resolve.settings(args.recipe, args.args)
+
+
+def task_of(args: Args) -> Task:
+    """Return the task."""
+    return tasks.make(args.task, args.task_args)
+
+
+def inputs(args: Args) -> dict[str, Any]:
+    """Return the settings that may name files: what they hold must not change while a run goes on."""
+    recipe = {"recipe": args.recipe} if args.recipe.endswith(".py") else {}
+    task = {} if args.task in tasks.TASKS else {"task": args.task}
+    return {**recipe, **task, "args": args.args, "task_args": args.task_args}
+
+
+def about(args: Args) -> dict[str, Any]:
+    """Return what a run's record says of itself: name, docstring, options, and defaults of the options.
+
+    Options of the method have their own name, those of the task are called ``task.NAME``.
+    """
+    recipe, own = resolve.method(args.recipe), tasks.args_type(args.task)
+    usual = getattr(recipe, "DEFAULT_TASK", None)
+    given = getattr(recipe, "DEFAULT_TASK_ARGS", {}) if args.task == usual else {}
+    known = {f.name: f.default for f in fields(own) if f.default is not MISSING}
+    known |= {f.name: f.default_factory() for f in fields(own) if f.default_factory is not MISSING}
+    rest = {"task": args.task, "kind": args.start, "seed": args.seed, "eval_every": args.eval_every}
+    return {
+        "name": Path(args.recipe).name.removesuffix(".py").rpartition(".")[2],
+        "run": args.recipe,
+        "doc": recipe.__doc__ or "",
+        "options": flat({**args.args, "task.": args.task_args}) | rest,
+        "defaults": flat({**to_json(recipe.Args()), "task.": to_json({**known, **given})})
+        | {"task": usual, "kind": None, "seed": 0, "eval_every": None},
+    }
+
+
+def grows(args: Mapping[str, Any]) -> bool:
+    """Return whether a run with these settings, as JSON, may go on to more iterations than it was begun with.
+
+    A recipe says so by ``GROWS``: the settings under which no schedule of its own depends on their number.
+    """
+    needs = getattr(resolve.method(args["recipe"]), "GROWS", None)
+    settings = {**vars(resolve.settings(args["recipe"], {})), **args["args"]}
+    return needs is not None and all(settings.get(name) == value for name, value in needs.items())
+
+
+def train(args: Args, keep: Keep | None = None) -> Iterator[dict]:
+    """Make the task's starting policy, let the recipe improve it, and keep the best and the last policy."""
+    recipe, settings = method_of(args)
+    kind = args.start or resolve.start_kind(recipe, settings)
+    yield from run(recipe, task_of(args), settings, args.seed, keep, kind, args.eval_every)
+
+
+def run(
+    recipe: Any,
+    task: Task,
+    args: Any,
+    seed: int = 0,
+    keep: Keep | None = None,
+    start: str | None = None,
+    eval_every: int | None = None,
+) -> Iterator[dict]:
+    """Yield the rows of a recipe on a task: those of its starting policy, then those of its improvement.
+
+    ``start``: the kind of starting policy (None: what the recipe asks for, or the task's first). The policy is kept as
+    ``last``, the one with the best held-out number as ``best``.
+    """
+    keep = keep or Keep()
+    task.require_signal(
+        signal := resolve.signal_of(recipe), getattr(recipe, "__name__", "the method").rpartition(".")[2]
+    )
+    policy = yield from task.begin(seed, keep.stage("imitate"), start or resolve.start_kind(recipe, args))
+    stage = keep.stage("improve")
+    yield from improve_with_eval(recipe.improve, signal, task, policy, args, seed, stage, eval_every)
+    keep.last(policy)
+
+
+def improve(
+    method: Callable[..., Iterator[dict]], signal: str, task: Task, policy: Policy, args: Any, seed: int, keep: Keep
+) -> Iterator[dict]:
+    """Yield the rows of ``method`` (the ``improve`` of a recipe) on a task's signal."""
+    with task.signal(signal, getattr(args, "copies", None), seed) as source:
+        yield from method(policy, source, args, Rng(seed + 1, keep.device), keep)
+
+
+def improve_with_eval(
+    method: Callable[..., Iterator[dict]],
+    signal: str,
+    task: Task,
+    policy: Policy,
+    args: Any,
+    seed: int,
+    keep: Keep,
+    eval_every: int | None = None,
+) -> Iterator[dict]:
+    """Yield the rows of an improvement, with held-out numbers every ``eval_every`` iterations and in the last one.
 
     The trials are other ones than ``eval``'s; where a task's held-out set is finite (prompts, grids), the two share
     members, and only ``last`` is unselected.
     """
-    for row in task.improve(improve, policy, a, seed, keep):
-        at = keep.current_loop()
-        if at is not None and at.due(a.eval_every):
-            row |= held_out(task, policy, seed, keep)
+    if eval_every is not None and eval_every < 1:
+        raise RunError(f"eval_every={eval_every}: evaluations need at least one iteration between them")
+    since: dict[str, int] = {}
+    for row in improve(method, signal, task, policy, args, seed, keep):
+        if (at := keep.current_loop()) is not None:
+            total = getattr(args, "iters", None) or at.total or 1_000
+            every = eval_every or -(-total // EVALUATIONS)
+            done, before = at.iteration + 1, since.get(at.stage, at.first)
+            if done // every > before // every or done == at.total:
+                row |= evaluate_and_keep_best(task, policy, seed, keep)
+            since[at.stage] = done
         yield row
 
 
-def held_out(task: Task, policy: Policy, seed: int, keep: Keep) -> dict[str, float]:
-    """Means over ``task.watch`` trials; the policy is kept if it is the best so far."""
-    told = means(task.judge(policy, seed + 900, task.watch))
-    keep.best(policy, told[task.metric] * (1 if task.better == "higher" else -1))
-    return {f"held-out {k}": v for k, v in told.items()}
-
-
-def run(improve: Improve, task: Task, a: Any, keep: Keep | None, kind: str | None = None) -> Iterator[dict]:
-    """A recipe's ``train``: the task's starting policy, then the recipe's improvement of it."""
-    keep = keep or Keep()
-    policy = yield from task.begin(a.seed, keep.stage("imitate"), kind)
-    yield from improved(improve, task, policy, a, a.seed, keep.stage("improve"))
-    keep.last(policy)
-
-
-def learn(
-    improve: Improve, task: Task, a: Any, keep: Keep | None
-) -> Generator[dict, None, tuple[Policy, dict[str, float]]]:
-    """A recipe's ``train`` where there is nothing to start from: yields its rows, returns the policy and a last row."""
-    keep = keep or Keep()
-    policy = yield from task.begin(a.seed, keep)
-    stage = keep.stage("imitate")
-    yield from task.improve(improve, policy, a, a.seed, stage)
-    row = held_out(task, policy, a.seed, keep)
-    keep.last(policy)
-    return policy, row
+def evaluate_and_keep_best(task: Task, policy: Policy, seed: int, keep: Keep) -> dict[str, float]:
+    """Return means over ``task.watch`` held-out trials; the policy is kept if it is the best so far."""
+    found = means(task.judge(policy, seed + 900, task.watch))
+    keep.best(policy, found[task.metric] * (1 if task.better == "higher" else -1))
+    return {f"held-out {k}": v for k, v in found.items()}

@@ -1,79 +1,24 @@
-"""Tasks and methods by name: what the words of a command line, and the records of a study, mean.
-
-robot, shapes, sudoku       the experiments of this package; ``base`` changes their settings
-my_module:make_task         a function of yours that returns a ``Task``; ``base`` is its keyword arguments
-my_file.py:make_task        the same, in a file
+"""Methods by name: what the words of a command line, and the records of a study, mean.
 
 dppo, ddpo ...              a recipe of this package
-my_method.py                a file of yours with Args and improve
+my_method.py                a file of yours with Args, SIGNAL and improve
 none                        no method: the starting policy itself
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from denoiserl import recipes
 from denoiserl.core.errors import RunError, unknown_name_message
-from denoiserl.core.imports import import_object, load_module
+from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import from_json
-from denoiserl.tasks.base import Task
 
 NONE = "none"
 """the method that changes nothing"""
-
-
-TASKS = {
-    "gym": "denoiserl.tasks.gym",
-    "logged": "denoiserl.tasks.offline",
-    "robot": "denoiserl.tasks.env",
-    "shapes": "denoiserl.tasks.shapes",
-    "sudoku": "denoiserl.tasks.sudoku",
-    "zero": "denoiserl.tasks.zero_shot",
-}
-"""this package's own tasks: a module each, with ``Base`` and ``task(base)``"""
-
-
-def experiments() -> list[str]:
-    """Return the names of this package's own tasks."""
-    return list(TASKS)
-
-
-def where(word: str) -> tuple[str, str]:
-    """The module (or file) and the function that make a task."""
-    if word in experiments():
-        return TASKS[word], "task"
-    place, _, function = word.rpartition(":")
-    if not place:
-        raise RunError(
-            unknown_name_message(word, experiments(), "task")
-            + " A task of yours is named my_module:make_task or my_file.py:make_task."
-        )
-    return place, function
-
-
-def task(word: str, base: Mapping[str, Any] | None = None) -> Task:
-    """The task that ``word`` names, with the settings ``base``."""
-    place, function = where(word)
-    beside = str((Path(place) if place.endswith(".py") else Path.cwd() / place).resolve().parent)
-    if word not in experiments() and beside not in sys.path:
-        sys.path.append(beside)  # what lies beside a file of a user's is found from it
-    make, settings = import_object(f"{place}:{function}"), dict(base or {})
-    if word in experiments():
-        found = make(from_json(load_module(place).Base, settings, "base"))
-    else:
-        try:
-            found = make(**settings)
-        except TypeError as error:
-            raise RunError(f"{word} cannot be made with {settings or 'no settings'}: {error}") from error
-    if not isinstance(found, Task):
-        raise RunError(f"{word} returned a {type(found).__name__}: a task function returns a denoiserl.tasks.base.Task")
-    return found
 
 
 def method(word: str) -> ModuleType:
@@ -92,13 +37,24 @@ def method(word: str) -> ModuleType:
 
 
 def learns_from(word: str) -> str:
-    """The kind of signal of a method: of its docstring, or of its constant SIGNAL."""
-    if word in recipes.names():
-        return recipes.describe(word).signal
-    found = method(word)
-    if hasattr(found, "SIGNAL"):
-        return found.SIGNAL
-    return recipes.read(found.__file__ or word).signal
+    """Return the kind of signal that a method learns from."""
+    return recipes.describe(word).signal if word in recipes.names() else signal_of(method(word))
+
+
+def signal_of(recipe: Any) -> str:
+    """Return the kind of signal of a recipe's module: its constant ``SIGNAL``, or what its docstring says."""
+    found = getattr(recipe, "SIGNAL", None) or recipes.read(recipe.__file__).signal
+    if found not in recipes.SIGNALS:
+        raise RunError(f"{recipe.__name__}: {unknown_name_message(found, recipes.SIGNALS, 'kind of signal')}")
+    return found
+
+
+def start_kind(recipe: Any, args: Any) -> str | None:
+    """Return the kind of policy that a recipe starts from with these settings (None: any)."""
+    start = getattr(recipe, "START", None)
+    if start is None or isinstance(start, str):
+        return start
+    return start(args)
 
 
 def settings(word: str, given: Mapping[str, Any]) -> Any:

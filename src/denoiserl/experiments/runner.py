@@ -1,6 +1,9 @@
-"""The runner: a recipe, its args and a folder become a run that is recorded, shown, interrupted and resumed.
+"""The runner: a program, its args and a folder become a run that is recorded, shown, interrupted and resumed.
 
-folder/run.json        what the run is: recipe, args, seed, device, versions, commit, fingerprints of what it was given
+A program is a module with a dataclass ``Args`` and ``train(args, keep)``, which yields rows of metrics: an experiment
+(a recipe on a task), an arm of a comparison, the demo, or a file of yours.
+
+folder/run.json        what the run is: program, args, seed, device, versions, commit, fingerprints of what it was given
 folder/metrics.jsonl   what it told (``journal``), with wall times beside in clock.jsonl and events in tb/
 folder/<stage>/state   where it stands (``keep``)
 """
@@ -29,19 +32,19 @@ import torch
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization import store
-from denoiserl.core.serialization.args_json import diff_settings, from_json, to_json
+from denoiserl.core.serialization.args_json import diff_settings, flat, from_json, to_json
 from denoiserl.train.device import DeviceConfig
 from denoiserl.train.inputs import fingerprints
 from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress
 from denoiserl.train.run_state import Keep, Stopped, count_durable_rows
 
-FIXED = ("recipe", "args", "device", "precision", "threads", "every", "restart")
+FIXED = ("program", "args", "device", "precision", "threads", "every", "restart")
 """what must not change within a run: a budget may grow, everything else would make it another run"""
 
 
 def run(
-    recipe: ModuleType | Any,
+    program: ModuleType | Any,
     args: Any,
     folder: Path | str,
     *,
@@ -54,7 +57,7 @@ def run(
     progress: bool = True,
     tensorboard: bool = True,
 ) -> dict[str, Any]:
-    """Run ``recipe.train(args, keep)`` in ``folder``, or go on with what the folder holds.
+    """Run ``program.train(args, keep)`` in ``folder``, or go on with what the folder holds.
 
     Returns ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. A folder that holds a run of
     other settings raises RunError that names them, and so does other content of a file or folder that they name (data,
@@ -64,7 +67,7 @@ def run(
     """
     folder = Path(folder)
     settings = {
-        "recipe": _name(recipe),
+        "program": _name(program),
         "args": to_json(args),
         "device": device,
         "precision": precision,
@@ -75,15 +78,15 @@ def run(
     }
     with _alone(folder):
         store.settle(folder)
-        given = fingerprints(args, folder)
-        record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), recipe)
+        given = fingerprints(getattr(program, "inputs", lambda of: of)(args), folder)
+        record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), program, args)
         place = DeviceConfig(device, precision, threads, record["place"])
         keep = Keep(folder, device, every, budget, restart)
         with place.activate() as chosen:
             if record["place"] is None:
                 record["place"] = chosen
             store.write_json(folder / "run.json", record)
-            last, rows = _consume(recipe, args, keep, record["seed"], progress, tensorboard)
+            last, rows = _consume(program, args, keep, record["seed"], progress, tensorboard)
         record["finished"] = _now()
         store.write_json(folder / "run.json", record)
     return {"folder": str(folder), "rows": rows, "last": last, "spent": keep.spent(), "place": chosen}
@@ -91,22 +94,27 @@ def run(
 
 def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:
     """Go on with the run in ``folder`` from its ``run.json``. ``settings``: progress, tensorboard, budget."""
-    recipe, args, record = opened(folder)
+    program, args, record = opened(folder)
     known = {k: record.get(k) for k in ("device", "precision", "threads", "every", "restart", "budget")}
-    return run(recipe, args, folder, **{**known, **settings})
+    return run(program, args, folder, **{**known, **settings})
 
 
 def opened(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
-    """The recipe's module, its args, and the record of the run in ``folder``."""
+    """The program's module, its args, and the record of the run in ``folder``."""
     record = store.read_json(Path(folder) / "run.json")
-    if not isinstance(record, dict) or "recipe" not in record:
-        raise RunError(f"{folder} is not the folder of a run: its run.json names no recipe.")
-    recipe = load_module(record["recipe"])
-    return recipe, from_json(recipe.Args, record["args"]), record
+    if isinstance(record, dict) and "recipe" in record and "program" not in record:
+        raise RunError(
+            f"{folder} was written by an older version of denoiserl, whose runs this one cannot read: load its policy "
+            "with Policy.load, or run it again."
+        )
+    if not isinstance(record, dict) or "program" not in record:
+        raise RunError(f"{folder} is not the folder of a run: its run.json names no program.")
+    program = load_module(record["program"], "program")
+    return program, from_json(program.Args, record["args"]), record
 
 
 def _consume(
-    recipe: Any, args: Any, keep: Keep, seed: int | None, progress: bool, tensorboard: bool
+    program: Any, args: Any, keep: Keep, seed: int | None, progress: bool, tensorboard: bool
 ) -> tuple[dict[str, Any] | None, int]:
     assert keep.folder is not None
     done = count_durable_rows(keep.folder)
@@ -120,7 +128,7 @@ def _consume(
         random.seed(seed)
     began = time.perf_counter()
     try:
-        with keep.meter.open(), contextlib.closing(recipe.train(args, keep)) as told:
+        with keep.meter.open(), contextlib.closing(program.train(args, keep)) as told:
             for row in told:
                 last = journal.write(row, keep.current_loop(), time.perf_counter() - began)
                 shown.row(last)
@@ -139,7 +147,7 @@ def _consume(
 
 
 def _record(
-    folder: Path, settings: dict[str, Any], given: dict[str, str], seed: int | None, recipe: Any
+    folder: Path, settings: dict[str, Any], given: dict[str, str], seed: int | None, program: Any, args: Any
 ) -> dict[str, Any]:
     """The content of run.json: a new one, or the folder's own if it is of the same run."""
     path = folder / "run.json"
@@ -147,6 +155,7 @@ def _record(
         **settings,
         "given": given,
         "seed": seed,
+        "about": _about(program, args),
         **provenance(),
         "place": None,
         "resumed": [],
@@ -161,10 +170,10 @@ def _record(
     old = store.read_json(path)
     known = {k: old.get(k) for k in FIXED}
     found = diff_settings(known, {k: settings[k] for k in FIXED})
-    more = [old.get("args", {}).get("iters"), settings["args"].get("iters")]
-    longer = None not in more and more[0] < more[1]
-    longer = longer and found == diff_settings({"iters": more[0]}, {"iters": more[1]}, "args")
-    if found and not (longer and _grows(recipe, settings["args"])):
+    was, more = (_iters(args) for args in (old.get("args", {}), settings["args"]))
+    longer = was is not None and more is not None and was < more
+    longer = longer and found in (diff_settings({"iters": was}, {"iters": more}, at) for at in ITERS)
+    if found and not (longer and getattr(program, "grows", lambda _: False)(settings["args"])):
         how = " Its schedules depend on their number: to improve its policy further, begin another run with it,"
         raise RunError(
             f"{folder} holds a run of other settings ({'; '.join(found)}): use them, or give a new folder."
@@ -183,9 +192,15 @@ def _record(
             "changed or removed): put them back, or give a new folder."
         )
     again = {"time": _now(), "commit": fresh["commit"], "versions": fresh["versions"], "budget": settings["budget"]}
-    again |= {"iters": more} if found else {}
+    again |= {"iters": [was, more]} if found else {}
     resumed = [*old.get("resumed", []), again]
-    now = {"args": settings["args"], "budget": settings["budget"], "given": given, "resumed": resumed}
+    now = {
+        "args": settings["args"],
+        "about": fresh["about"],
+        "budget": settings["budget"],
+        "given": given,
+        "resumed": resumed,
+    }
     return {**fresh, **old, **now}
 
 
@@ -195,11 +210,29 @@ def _unborn(folder: Path) -> bool:
     return all(p.is_file() and p.stat().st_size == 0 for p in files)
 
 
-def _grows(recipe: Any, args: dict[str, Any]) -> bool:
-    """May a run go on to more iterations than it was begun with? A recipe says so by ``GROWS``: the settings under
-    which no schedule of its own depends on their number."""
-    needs = getattr(recipe, "GROWS", None)
-    return needs is not None and all(args.get(name) == value for name, value in needs.items())
+ITERS = ("args", "args.args")
+"""where a program's args may hold ``iters``: in themselves, or in those of the recipe that they name"""
+
+
+def _iters(args: dict[str, Any]) -> int | None:
+    """Return the number of iterations in a program's args as JSON."""
+    inner = args.get("args")
+    return args.get("iters", inner.get("iters") if isinstance(inner, dict) else None)
+
+
+def _about(program: Any, args: Any) -> dict[str, Any]:
+    """Return what the record says of the run: by the program's ``about``, or from its module and its ``Args``."""
+    if hasattr(program, "about"):
+        return to_json(program.about(args))
+    name, said = _name(program), {}
+    with contextlib.suppress(TypeError, RunError):  # args without a default have none
+        said = {"defaults": flat(to_json(program.Args()))}
+    short = name.removeprefix("denoiserl.")
+    doc = program.__doc__ or ""
+    return {"name": Path(name).name.removesuffix(".py").rpartition(".")[2], "run": short, "doc": doc} | {
+        "options": flat(to_json(args)),
+        **said,
+    }
 
 
 @contextmanager
@@ -221,17 +254,17 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _name(recipe: Any) -> str:
-    """What finds the recipe again: its module's name, or its file."""
-    if hasattr(recipe, "__recipe__"):
-        return recipe.__recipe__
-    spec, file = getattr(recipe, "__spec__", None), getattr(recipe, "__file__", None)
-    name = spec.name if spec is not None else recipe.__name__
+def _name(program: Any) -> str:
+    """What finds the program again: its module's name, or its file."""
+    if hasattr(program, "__recipe__"):
+        return program.__recipe__
+    spec, file = getattr(program, "__spec__", None), getattr(program, "__file__", None)
+    name = spec.name if spec is not None else program.__name__
     with contextlib.suppress(ImportError, ValueError):
         if name != "__main__" and importlib.util.find_spec(name) is not None:
             return name
     if file is None:
-        raise RunError(f"The recipe {name!r} is neither an importable module nor a file: save it as one.")
+        raise RunError(f"The program {name!r} is neither an importable module nor a file: save it as one.")
     return str(Path(file).resolve())
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from denoiserl import tasks
 from denoiserl.core.errors import RunError
-from denoiserl.experiments import resolve as find
 from denoiserl.experiments.code_fingerprint import fingerprint
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks.base import Task
@@ -27,7 +27,7 @@ from denoiserl.train import Keep
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
-    task: str = "robot"
+    task: str = "env"
     """the task, by name"""
     kind: str | None = None
     """the kind of starting policy; None: the task's first"""
@@ -38,7 +38,7 @@ class Args:
 def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
     """Make the starting policy and keep it as ``last``."""
     keep = keep or Keep()
-    keep.last((yield from find.task(a.task, a.base).begin(a.seed, keep.stage("start"), a.kind)))
+    keep.last((yield from tasks.make(a.task, a.base).begin(a.seed, keep.stage("start"), a.kind)))
 
 
 def cache() -> Path:
@@ -49,7 +49,7 @@ def cache() -> Path:
 
 def folder(a: Args, device: str = "cpu") -> Path:
     """The folder of a start, named by what decides it."""
-    place, function = find.where(a.task)
+    place, function = tasks.locate(a.task)
     root = place if place.endswith(".py") else f"{place}.{function}"
     settings = [fingerprint([root]), a.task, a.kind, a.base, a.seed, device, torch.__version__]
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

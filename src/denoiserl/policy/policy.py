@@ -132,6 +132,13 @@ class Policy:
         shared.control = controller
         return replace(self, weights=shared)
 
+    def with_execution_horizon(self, execute: int | None) -> Policy:
+        """The same policy, its weights shared, that executes ``execute`` actions of a chunk (None: all) before it plans
+        again."""
+        shared = copy.copy(self.weights)
+        shared.execute = execute
+        return replace(self, weights=shared)
+
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters."""
         return [p for p in self.weights.module.parameters() if p.requires_grad]

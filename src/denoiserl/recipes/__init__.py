@@ -1,4 +1,4 @@
-"""Recipes: one published system per file, in a folder per family. ``improve`` is the method, ``train`` the experiment.
+"""Recipes: one published method per file, in a folder per family. A recipe knows no task: see ``Recipe``.
 
 A recipe's docstring begins with ``NAME: title``; lines ``key: value`` follow, then prose in Markdown. That is its
 ``Card``: ``denoiserl list`` and the documentation show the same. The source is parsed, not imported, so that asking
@@ -14,10 +14,11 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal, Protocol
 
 from denoiserl.core.errors import RunError, unknown_name_message
 
@@ -102,6 +103,32 @@ class Card:
     family: str
     body: str = ""
     facets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class Recipe(Protocol):
+    """The contract of a recipe, which is a module.
+
+    ``improve(policy, signal, args, rng, keep)`` improves the policy in place and yields a row of metrics per
+    iteration. The signal is a ``Collector`` (env), a ``RewardSignal`` (reward), demonstrations or a recording (data),
+    or preferences (pairs). ``args`` are the hyper-parameters of the method alone. ``rng`` draws everything; ``keep``
+    holds what a killed run goes on from.
+
+    Optional: ``DEFAULT_TASK_ARGS``, settings of the default task; ``GROWS``, the settings under which a run may go on
+    to more iterations; ``TUNE``, candidates of settings for ``compare``; ``DEMO``, the args of the demo.
+    """
+
+    Args: type[Any]
+    """a frozen dataclass; every field has a default"""
+    SIGNAL: Literal["env", "reward", "pairs", "data"]
+    """what it learns from"""
+    START: str | Callable[[Any], str] | None
+    """the kind of policy that it starts from, or a function of its args (None: any)"""
+    DEFAULT_TASK: str
+    """the task of ``denoiserl run NAME`` without ``--task``"""
+
+    def improve(
+        self, policy: Any, signal: Any, args: Any, rng: Any, keep: Any = None, /
+    ) -> Iterator[dict[str, float]]: ...
 
 
 def paths() -> dict[str, Path]:

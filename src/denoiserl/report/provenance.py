@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from denoiserl.core.errors import RunError
-from denoiserl.core.imports import load_module
 from denoiserl.core.serialization import store
-from denoiserl.core.serialization.args_json import KIND, to_json
 from denoiserl.report.html import Code, Fold, Note, Piece, Prose, Section, Table
 from denoiserl.report.metrics import DRAWN, each_row, read_metrics
 
@@ -47,40 +44,32 @@ class Run:
         return self.folder.resolve().name
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What the record says of itself: name, docstring, options and their defaults."""
+        return self.record.get("about") or {}
+
+    @property
     def method(self) -> str:
         """The recipe's name on the command line."""
-        return Path(str(self.record.get("recipe", "run"))).name.removesuffix(".py").rpartition(".")[2]
+        return str(self.about.get("name", "run"))
 
     @property
     def seed(self) -> Any:
         return self.record.get("seed")
 
     @cached_property
-    def recipe(self) -> ModuleType | None:
-        """The recipe's module; None where it cannot be imported: what a run wrote can be shown without it."""
-        try:
-            return load_module(str(self.record["recipe"]))
-        except (
-            Exception
-        ):  # a recipe of the user's own may fail in any way, and the run's numbers are there all the same
-            return None
-
-    @cached_property
     def words(self) -> Words:
-        return words((self.recipe.__doc__ if self.recipe else "") or "", self.method)
+        return words(str(self.about.get("doc", "")), self.method)
 
-    @cached_property
+    @property
     def options(self) -> dict[str, Any]:
-        """Every option by its name on the command line, as ``base.updates``."""
-        return flat(self.record.get("args") or {})
+        """Every option by its name on the command line, as ``task.env``."""
+        return self.about.get("options") or {}
 
-    @cached_property
+    @property
     def defaults(self) -> dict[str, Any] | None:
-        """The recipe's defaults, or None where they are not to be had."""
-        try:
-            return flat(to_json(self.recipe.Args())) if self.recipe else None
-        except (AttributeError, TypeError, RunError):
-            return None
+        """The defaults of the options, or None where they are not known."""
+        return self.about.get("defaults")
 
     @cached_property
     def changed(self) -> dict[str, Any]:
@@ -154,11 +143,10 @@ def paragraphs(text: str) -> list[Piece]:
 
 def command(run: Run) -> str:
     """The line that makes this run again: ``denoiserl run RECIPE --option value``, only what is not a default."""
-    recipe = str(run.record.get("recipe", "RECIPE"))
-    own = recipe.startswith("denoiserl.")
-    said = ["denoiserl", "demo"] if recipe == "denoiserl.demo" else ["denoiserl", "run"]
+    recipe = str(run.about.get("run", "RECIPE"))
+    said = ["denoiserl", "demo"] if recipe == "demo" else ["denoiserl", "run"]
     if said[-1] == "run":
-        said.append(run.method if own else Path(recipe).name if recipe.endswith(".py") else recipe)
+        said.append(Path(recipe).name if recipe.endswith(".py") else recipe)
     for name, value in run.changed.items():
         said += flag(name, value)
     for name, usual in RUNNING.items():
@@ -183,17 +171,6 @@ def flag(name: str, value: Any) -> list[str]:
     return [f"--{at}{tail}", str(value)]
 
 
-def flat(args: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested options as one level: ``{"base": {"lr": 1}}`` is ``{"base.lr": 1}``. Names of classes are left out."""
-    found: dict[str, Any] = {}
-    for key, value in args.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{at}{key}.")
-        elif not (at and key == KIND):
-            found[at + key] = value
-    return found
-
-
 def about(run: Run) -> list[Piece]:
     """The method in a sentence, and folded away what its recipe says of it."""
     said = run.words
@@ -210,8 +187,6 @@ def about(run: Run) -> list[Piece]:
     pieces: list[Piece] = [Prose(text)]
     if said.title and said.body:
         pieces.append(Fold("The method and what to expect of it", paragraphs(said.body)))
-    if run.recipe is None and "recipe" in run.record:
-        pieces.append(Note(f"The recipe {run.method} cannot be imported here: its words and defaults are missing."))
     return pieces
 
 
@@ -232,7 +207,7 @@ def reproduced(runs: Sequence[Run]) -> Section:
         pieces.append(Table(("run", *other), cells))
     if any(str(run.record.get("commit") or "").endswith("+") for run in runs):
         pieces.append(Note("A commit that ends in + had changes in its files that no commit holds."))
-    if any(str(run.record.get("recipe", "")).endswith(".py") for run in runs):
+    if any(str(run.about.get("run", "")).endswith(".py") for run in runs):
         pieces.append(Note("A recipe that is a file of its own must lie where the command is given."))
     return Section("How to reproduce", pieces)
 

@@ -53,7 +53,7 @@ def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) 
 
 def lead(run: Run) -> str:
     """One line: how it was started, how far it came, when."""
-    said = [f"Recipe `{run.method}`" if "recipe" in run.record else "A run"]
+    said = [f"Recipe `{run.method}`" if run.about else "A run"]
     if run.seed is not None:
         said.append(f"seed {run.seed}")
     said.append(f"{run.count} rows of metrics" if run.rows else "no metrics yet")
@@ -231,9 +231,9 @@ def settings_section(run: Run) -> Section:
         for key, title in (("args", "All options"), ("versions", "Versions"))
         if key in record
     ]
-    if rest := {k: v for k, v in record.items() if k not in ("args", "versions", "recipe")}:
+    if rest := {k: v for k, v in record.items() if k not in ("args", "about", "versions", "program")}:
         pieces.append(Settings("The run", rest))
-    if missing := [key for key in ("recipe", "args", "versions") if key not in record]:
+    if missing := [key for key in ("program", "args", "versions") if key not in record]:
         pieces.append(Note(f"run.json has no {' and no '.join(missing)}."))
     return Section("Settings", pieces or [Prose("None were recorded.")])
 

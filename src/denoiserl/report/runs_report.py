@@ -48,7 +48,7 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs by arm: the recipe and, where it was run with several settings, the options that set the arm apart."""
     families: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        family = families.setdefault(str(run.record.get("recipe", run.name)), {})
+        family = families.setdefault(str(run.about.get("name", run.name)), {})
         family.setdefault(json.dumps(_settings(run), sort_keys=True, default=str), []).append(run)
     found: dict[str, list[Run]] = {}
     for family in families.values():

@@ -1,11 +1,11 @@
 """Tasks: something to get better at, for every method of a kind.
 
-A task says where a policy starts, what it learns from (its signal) and how it is judged on held-out trials. Methods of
-one kind have the same call, so ``compare`` and ``claim`` run any of them on any task of that kind, and a task of yours
-is a function in a file of yours:
+A task says where a policy starts, which signals it offers and how a policy is evaluated on held-out trials. It knows
+no method. Methods that learn from one kind of signal have the same call, so ``run``, ``compare`` and ``claim`` use any
+of them on any task that offers the signal. A task of yours is a function in a file of yours:
 
     def make_task() -> Task:
-        return Task("reach", "env", starts=start, outcomes=outcomes, metrics={"success": ("goals reached", "%")},
+        return Task("reach", starts=start, outcomes=outcomes, metrics={"success": ("goals reached", "%")},
                     env=lambda copies, seed: Collector(Reach, copies, seed))
 """
 
@@ -22,18 +22,17 @@ from torch import Tensor
 
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError, unknown_name_message
-from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree
 from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
-from denoiserl.rewards import Reward
+from denoiserl.rewards import Reward, RewardSignal
 from denoiserl.train import Keep
 
 Start = Callable[[int, Keep], Policy | Generator[dict, None, Policy]]
 """``start(seed, keep)``: a policy, or a generator that trains one, yields rows of metrics and returns it"""
 
-NEEDS = {"env": ("env",), "reward": ("reward", "prompts"), "pairs": ("data",), "data": ("data",)}
-"""what a task of each kind must have"""
+OFFERS = {"env": ("env",), "reward": ("reward", "prompts"), "pairs": ("pairs",), "data": ("data",)}
+"""the parts of a task that make up each kind of signal"""
 
 
 def means(told: Mapping[str, Tensor]) -> dict[str, float]:
@@ -43,15 +42,19 @@ def means(told: Mapping[str, Tensor]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Task:
-    """A signal, a policy to start from, and held-out trials.
+    """Signals to learn from, a policy to start from, and held-out trials.
 
     ``starts``: where a policy starts, or several kinds of it by name, the first being the default ("diffusion",
     "gaussian", ...: methods that need one say so). ``outcomes(policy, seed, n)``: {metric: [n]} of n held-out trials;
     the same seed gives the same trials whatever the policy. ``metrics``: {metric: (what it is, unit)}, the main one
     first; unit "%" is a rate. ``better``: the direction of a gain.
 
-    Signals: ``env(copies, seed)`` for methods that act; ``reward`` and ``prompts(seed)`` for methods that are scored;
-    ``data(seed)`` for those that learn from demonstrations ("data") or preferences ("pairs").
+    | signal | parts | what a method gets |
+    |---|---|---|
+    | env | ``env(copies, seed)`` | a ``Collector`` |
+    | reward | ``reward`` and ``prompts(seed)`` | a ``RewardSignal`` |
+    | data | ``data(seed)`` | demonstrations, or a recording with rewards |
+    | pairs | ``pairs(seed)`` | preferences |
 
     Optional: ``look(policy, seed, n)`` for pictures and films; ``imitate(policy, seed, updates, keep, stream)``, the
     control that only imitates longer; ``restore(path, device)`` where a policy holds networks of yours; ``caption``, a
@@ -59,7 +62,6 @@ class Task:
     """
 
     name: str
-    signal: Literal["env", "reward", "pairs", "data"]
     starts: Start | Mapping[str, Start]
     outcomes: Callable[[Policy, int, int], Mapping[str, Tensor]]
     metrics: Mapping[str, tuple[str, str]]
@@ -67,6 +69,7 @@ class Task:
     reward: Reward | None = None
     prompts: Callable[[int], Tree] | None = None
     data: Callable[[int], Any] | None = None
+    pairs: Callable[[int], Any] | None = None
     look: Callable[[Policy, int, int], Mapping[str, bytes | str]] | None = None
     imitate: Callable[[Policy, int, int, Keep, int], Iterator[dict]] | None = None
     restore: Callable[[Path, torch.device], Policy] | None = None
@@ -75,14 +78,21 @@ class Task:
     better: Literal["higher", "lower"] = "higher"
 
     def __post_init__(self) -> None:
-        if self.signal not in NEEDS:
-            raise RunError(unknown_name_message(self.signal, NEEDS, "kind of signal"))
-        if missing := [part for part in NEEDS[self.signal] if getattr(self, part) is None]:
+        if not self.signals:
             raise RunError(
-                f"task {self.name!r} learns from {self.signal} and has no {missing[0]}: give {missing[0]}=..."
+                f"task {self.name!r} offers nothing to learn from: give env=..., reward=... with prompts=..., data=... "
+                "or pairs=..."
             )
+        if (self.reward is None) != (self.prompts is None):
+            lost = "reward" if self.reward is None else "prompts"
+            raise RunError(f"task {self.name!r} has no {lost}: reward and prompts are given together")
         if not self.metrics:
             raise RunError(f"task {self.name!r} names no metric: say what its trials are judged by")
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The kinds of signal that it offers."""
+        return tuple(k for k, parts in OFFERS.items() if all(getattr(self, part) is not None for part in parts))
 
     @property
     def metric(self) -> str:
@@ -106,26 +116,33 @@ class Task:
             raise RunError(f"the start of task {self.name!r} gave a {type(policy).__name__}, not a Policy: return one")
         return policy
 
-    def improve(
-        self, method: Callable[..., Iterator[dict]], policy: Policy, a: Any, seed: int, keep: Keep
-    ) -> Iterator[dict]:
-        """``method`` (the ``improve`` of a recipe of this kind) on this task's signal."""
-        rng = Rng(seed + 1, keep.device)
-        with self._signal(a, seed + 1, seed) as signal:
-            yield from method(policy, *signal, a, rng, keep)
+    def require_signal(self, kind: str, method: str = "the method") -> None:
+        """Raise RunError if the task does not offer this kind of signal."""
+        if kind not in self.signals:
+            raise RunError(
+                f"{method} learns from {kind}, task {self.name!r} offers {' and '.join(self.signals)}: choose a method "
+                "that learns from that, or another task"
+            )
 
     @contextmanager
-    def _signal(self, a: Any, env_seed: int, seed: int) -> Iterator[tuple[Any, ...]]:
-        if self.env is not None and self.signal == "env":
-            stream = self.env(getattr(a, "copies", None), env_seed)
+    def signal(self, kind: str, copies: int | None, seed: int) -> Iterator[Any]:
+        """What a method of this kind learns from; environments are closed afterwards. ``copies``: environments side by
+        side (None: the task's own number)."""
+        self.require_signal(kind)
+        if kind == "env":
+            assert self.env is not None
+            collector = self.env(copies, seed + 1)
             try:
-                yield (stream,)
+                yield collector
             finally:
-                stream.close()
-        elif self.prompts is not None and self.signal == "reward":
-            yield self.reward, self.prompts(seed)  # asked ones are moved to where the noise is
-        elif self.data is not None:
-            yield (self.data(seed),)
+                collector.close()
+        elif kind == "reward":
+            assert self.reward is not None and self.prompts is not None
+            yield RewardSignal(self.reward, self.prompts(seed))  # prompts are moved to where the noise is
+        else:
+            source = self.data if kind == "data" else self.pairs
+            assert source is not None
+            yield source(seed)
 
     def judge(self, policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         """Return ``outcomes``, checked and free of charge: {metric: float32 [n]}.

@@ -1,16 +1,17 @@
-"""The robot experiment: a policy that has imitated, or one of yours, in any environment, gets better by its reward.
+"""The task of acting in an environment: robots, Gymnasium, or an environment of yours.
 
-As it stands: a Meta-World task, demonstrated by a script that is right about how and wrong about where: each episode he
+By default: a Meta-World task, demonstrated by a script that is right about how and wrong about where: each episode he
 believes the object and the goal a few centimetres from where they are. A clone of his learns the average, succeeds
 about as often as he does, and no amount of imitation tells it more; the simulator's success can.
 
-``env`` names another world, ``data`` other demonstrations, ``start`` a policy that is there already.
+``env`` names another world, ``data`` other demonstrations, ``start`` a policy that is there already. The environment
+is the signal of methods that act, the demonstrations are that of methods that imitate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -22,20 +23,21 @@ from denoiserl.control.noise_steering import as_deterministic, steer
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import Demonstrations
+from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import demonstrations, environment, scripted
 from denoiserl.envs.frame_stack import ObservationHistory
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.tasks.base import Task
-from denoiserl.tasks.policies import diffusion, flow, gaussian, probe
+from denoiserl.tasks.policies import diffusion, facts, flow, gaussian, probe
+from denoiserl.tasks.policies import squashed as squashed_policy
 from denoiserl.tasks.user_inputs import opened, recorded
 from denoiserl.train import Keep
 
 
 @dataclass(frozen=True)
-class Base:
+class Args:
     """The environment, and the policy before reward."""
 
     env: str = "metaworld:drawer-open-v3"
@@ -71,6 +73,8 @@ class Base:
     """least std of a denoising step while learning from reward"""
     width: int = 256
     """the network's width"""
+    depth: int = 2
+    """hidden layers of a squashed policy"""
     updates: int = 9000
     """gradient steps of imitation"""
     batch: int = 256
@@ -87,10 +91,10 @@ class Base:
     """with processes: seconds after which an environment that does not answer is a fault (None: 300)"""
 
 
-Make = Callable[[Base, Demonstrations | Collector, int, str | torch.device], Policy]
+Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Policy]
 
 
-def make(base: Base) -> Any:
+def make(base: Args) -> Any:
     """What streams and evaluations take: the environment."""
     made = environment(base.env, base.ticks)
     if base.history == 1:
@@ -100,31 +104,18 @@ def make(base: Base) -> Any:
     return partial(ObservationHistory, made, base.history)
 
 
-def stream(base: Base, copies: int | None, seed: int) -> Collector:
+def stream(base: Args, copies: int | None, seed: int) -> Collector:
     """Copies of the environment to learn in."""
     return Collector(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
 
 
-def base_of(a: Any) -> Base:
-    """Return the experiment of a method's settings. What is executed of a plan is one number, said with the method or
-    with the experiment: the starting policy carries it. Raises RunError if both say one and they differ."""
-    if a.execute is None or a.execute == a.base.execute:
-        return a.base
-    if a.base.execute is not None:
-        raise RunError(
-            f"execute is said twice, {a.execute} and base.execute={a.base.execute}: a policy is judged as it learns, "
-            "so say one of them"
-        )
-    return replace(a.base, execute=a.execute)
-
-
-def demonstrated(base: Base) -> bool:
+def demonstrated(base: Args) -> bool:
     """Whether there is anything to imitate."""
     return base.data != "none" if base.data is not None else scripted(base.env)
 
 
 @lru_cache(maxsize=2)
-def record(base: Base, seed: int) -> Demonstrations:
+def record(base: Args, seed: int) -> Demonstrations:
     """The demonstrations: the script's, failures included, for he does not know; or the user's, whatever the seed."""
     if not demonstrated(base):
         raise RunError(
@@ -138,7 +129,7 @@ def record(base: Base, seed: int) -> Demonstrations:
 
 def imitate(
     made: Policy,
-    base: Base,
+    base: Args,
     seed: int,
     updates: int,
     lr: float,
@@ -154,14 +145,14 @@ def imitate(
     yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, keep)
 
 
-def untrained(kind: Make, base: Base, source: Demonstrations | Collector, seed: int, keep: Keep) -> Policy:
+def untrained(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, keep: Keep) -> Policy:
     """Return a policy of a kind that carries how many actions of a plan are executed."""
     made = kind(base, source, seed, keep.device)
     carry(made, base.execute)
     return made
 
 
-def given(base: Base, keep: Keep) -> Policy:
+def given(base: Args, keep: Keep) -> Policy:
     """Return the policy at ``start``; refused where it does not fit the environment."""
     assert base.start is not None
     made = opened(base.start, keep.device, base.denoise, base.floor)
@@ -170,7 +161,29 @@ def given(base: Base, keep: Keep) -> Policy:
     return made
 
 
-def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) -> Generator[dict, None, Policy]:
+def blank(base: Args, seed: int, keep: Keep) -> Policy:
+    """Return a diffusion policy that has learned nothing, for methods that imitate. Raise RunError if ``start`` names
+    one that is there already."""
+    if base.start is not None:
+        raise RunError(
+            f"this method clones into new weights, and start={base.start} names a policy that is there: clone on with "
+            "diffusion_policy.improve(policy, demos, args, rng), or improve it by its reward, run dppo --start ..."
+        )
+    return untrained(diffusion, base, record(base, seed), seed, keep)
+
+
+def squashed(base: Args, seed: int, keep: Keep) -> Policy:
+    """Return a Gaussian policy pressed into the box of the actions; mean and std are the network's. Untrained, unless
+    one is given at ``start``."""
+    if base.start is not None:
+        return given(base, keep)
+    env = probe(make(base))
+    facts(env)  # refuses what no network here can see or decide
+    event, codec = (base.chunk, env.action_dim), TanhCodec.box(env.spec.low, env.spec.high)
+    return squashed_policy(event, env.obs_dim, base.width, base.depth, codec, seed).to(keep.device)
+
+
+def cloned(kind: Make, base: Args, seed: int, keep: Keep, nothing: bool = True) -> Generator[dict, None, Policy]:
     """A policy of a kind that has imitated; a generator that yields metrics and returns the policy.
 
     Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
@@ -185,7 +198,7 @@ def cloned(kind: Make, base: Base, seed: int, keep: Keep, nothing: bool = True) 
     return made
 
 
-def successes(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def successes(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A diffusion policy that has imitated, for as many updates, only those demonstrations that succeeded."""
     demos = record(base, seed)
     made = untrained(diffusion, base, demos, seed, keep)
@@ -193,7 +206,7 @@ def successes(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy
     return made
 
 
-def steered(base: Base, seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
+def steered(base: Args, seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
     """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
     training: narrow noise."""
     made = yield from cloned(diffusion, base, seed, keep, False)
@@ -207,19 +220,19 @@ METRICS = {
 }
 
 
-def acts(made: Policy, base: Base) -> Callable[[Any, Rng], Tensor]:
+def acts(made: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
     """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
     nothing."""
     return eval_actor(made, base.execute if made.weights.execute is None else None)
 
 
-def outcomes(made: Policy, base: Base, seed: int, n: int) -> Mapping[str, Tensor]:
+def outcomes(made: Policy, base: Args, seed: int, n: int) -> Mapping[str, Tensor]:
     """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
     environment reports it, return and ticks."""
     return evaluate(acts(made, base), make(base), n, 1_000_000 + seed).outcomes
 
 
-def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
+def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
     return episode_video(acts(made, base), make(base), min(n, FEW), 1_000_000 + seed)
 
@@ -228,7 +241,7 @@ ASKED = 1000
 """ticks in which an environment may report success for the first time"""
 
 
-def succeeds(base: Base) -> bool:
+def succeeds(base: Args) -> bool:
     """Return whether the environment reports success.
 
     Those with scripts do. Others are asked until an episode ends, or for ``ASKED`` ticks: some report it only then.
@@ -249,30 +262,26 @@ def succeeds(base: Base) -> bool:
         env.close()
 
 
-def task(base: Base) -> Task:
-    """The task: learn from the environment's reward."""
+def task(base: Args) -> Task:
+    """The task: learn from the environment's reward, or from its demonstrations."""
     kinds = {"diffusion": diffusion, "gaussian": gaussian, "flow": flow}
     return Task(
         base.env.removeprefix("metaworld:"),
-        "env",
         {
             **{name: partial(cloned, kind, base) for name, kind in kinds.items()},
             "successes": partial(successes, base),
             "steered": partial(steered, base),
             "narrow": partial(steered, base, spread=1.0),
+            "squashed": partial(squashed, base),
+            "untrained": partial(blank, base),
         },
         lambda made, seed, n: outcomes(made, base, seed, n),
         METRICS if succeeds(base) else {k: v for k, v in METRICS.items() if k != "success"},
         env=lambda copies, seed: stream(base, copies, seed),
+        data=(lambda seed: record(base, seed)) if demonstrated(base) else None,
         look=lambda made, seed, n: look(made, base, seed, n),
         imitate=(lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.lr, keep, number))
         if demonstrated(base) and base.start is None
         else None,
         caption="Episodes from held-out starts, at twice their speed: the first ones, not the best.",
     )
-
-
-def cloning(base: Base) -> Task:
-    """The task of who learns from the demonstrations: an untrained policy, and the same trials."""
-    start = {"diffusion": lambda seed, keep: untrained(diffusion, base, record(base, seed), seed, keep)}
-    return replace(task(base), signal="data", starts=start, data=lambda seed: record(base, seed), imitate=None)

@@ -22,7 +22,7 @@ from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
 from denoiserl.train import Keep
 
-BASE = _robot.Base(chunk=12, execute=12, denoise=4, width=128, updates=1500)
+BASE = _robot.Args(chunk=12, execute=12, denoise=4, width=128, updates=1500)
 """the policies: four steps of denoising, twelve actions at once"""
 DEMOS, CLUMSY, NOISE = 60, 0.7, 0.3
 """demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
@@ -52,7 +52,7 @@ class Timed:
         return seen, reward, terminated | late, torch.zeros_like(late), info
 
 
-Make = Callable[[_robot.Base, Demonstrations, int, str | torch.device], Policy]
+Make = Callable[[_robot.Args, Demonstrations, int, str | torch.device], Policy]
 
 
 def record(seed: int) -> Demonstrations:
@@ -79,7 +79,6 @@ def task() -> Task:
     kinds = {"flow": _robot.flow, "diffusion": _robot.diffusion, "gaussian": _robot.gaussian}
     return Task(
         "fork2d",
-        "env",
         {name: partial(cloned, make) for name, make in kinds.items()},
         outcomes,
         {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},

@@ -17,8 +17,7 @@ in units of the actions' box (of the recorded actions, where nobody knows the bo
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,12 +27,10 @@ import torch
 from torch import Tensor
 
 from denoiserl.control.acting import eval_actor
-from denoiserl.control.squashed_actions import to_unit_box
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, ReplayBuffer, TanhCodec
+from denoiserl.data import ActionChunkCodec, Normalizer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.data.transitions import has_reward_contrast, to_transitions
 from denoiserl.envs import evaluate
 from denoiserl.envs.by_name import environment as named
 from denoiserl.envs.record import record as played
@@ -47,7 +44,7 @@ from denoiserl.report.maze_plot import plot_paths, reward_grid
 from denoiserl.tasks import locosmall as _locosmall
 from denoiserl.tasks import policies as _kinds
 from denoiserl.tasks.base import Task
-from denoiserl.tasks.user_inputs import fits, recorded
+from denoiserl.tasks.user_inputs import recorded
 from denoiserl.train import Keep
 
 SIZES = {"small": 3, "medium": 4, "large": 6}
@@ -60,7 +57,7 @@ LIMIT = 10.0
 
 
 @dataclass(frozen=True)
-class Base:
+class Args:
     """The data, where policies are judged, and the policy before it has learned."""
 
     data: str = "maze:small-navigate"
@@ -106,7 +103,7 @@ def maze(size: str) -> Maze:
     return Maze.random(SIZES[size], Rng(PLAN))
 
 
-def source(base: Base) -> Source:
+def source(base: Args) -> Source:
     """What the data's word means."""
     family, _, rest = base.data.partition(":")
     size, _, kind = rest.partition("-")
@@ -138,7 +135,7 @@ def source(base: Base) -> Source:
 
 
 @lru_cache(maxsize=2)
-def record(base: Base, seed: int) -> EpisodeDataset:
+def record(base: Args, seed: int) -> EpisodeDataset:
     """The recording that a seed learns from: our own players' or the user's, whole or ``rows`` of it."""
     data = source(base).record(seed)
     if base.rows is None or base.rows >= len(data.demos.actions):
@@ -169,7 +166,7 @@ def codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
     return ActionChunkCodec(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
 
 
-def policy(base: Base, data: EpisodeDataset, kind: str, seed: int, device: str | torch.device = "cpu") -> Policy:
+def policy(base: Args, data: EpisodeDataset, kind: str, seed: int, device: str | torch.device = "cpu") -> Policy:
     """An untrained policy of a kind for what the data observe and do."""
     if kind == "squashed":
         event, seen = (base.chunk, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
@@ -177,7 +174,7 @@ def policy(base: Base, data: EpisodeDataset, kind: str, seed: int, device: str |
     return replace(getattr(_kinds, kind)(base, data.demos, seed, "cpu"), codec=codec(data, kind)).to(device)
 
 
-def start(base: Base, kind: str, seed: int, keep: Keep) -> Policy:
+def start(base: Args, kind: str, seed: int, keep: Keep) -> Policy:
     """Where a policy of this kind starts."""
     return policy(base, record(base, seed), kind, seed, keep.device)
 
@@ -190,7 +187,7 @@ METRICS = {
 }
 
 
-def outcomes(base: Base, made: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+def outcomes(base: Args, made: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Return and ticks of n episodes; success where it is reported, score where references are known: [n] each."""
     where = source(base)
     done = evaluate(eval_actor(made), where.env, n, 1_000_000 + seed)
@@ -200,7 +197,7 @@ def outcomes(base: Base, made: Policy, seed: int, n: int) -> Mapping[str, Tensor
     return {**done.outcomes, "score": 100 * (done.returns - low) / (high - low)}
 
 
-def look(base: Base, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+def look(base: Args, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """A film of the first episodes, eight at most; of a maze, its plan with the ways through it."""
     where, few = source(base), min(n, FEW)
     if not base.data.startswith("maze:"):
@@ -216,65 +213,15 @@ def look(base: Base, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
 KINDS = ("diffusion", "flow", "gaussian", "squashed", "meanflow", "student")
 
 
-def task(base: Base) -> Task:
+def task(base: Args) -> Task:
     """The task: learn from the recording, be judged where it was recorded."""
     main = source(base).metric
     return Task(
         base.data,
-        "data",
-        {kind: partial(start, base, kind) for kind in KINDS},
+        {kind: partial(start, base, kind) for kind in KINDS} | {"untrained": partial(start, base, "diffusion")},
         lambda made, seed, n: outcomes(base, made, seed, n),
         {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
         data=lambda seed: record(base, seed),
         look=lambda made, seed, n: look(base, made, seed, n),
         caption="What the policy does from held-out starts. In a maze rings are starts and dots are ends.",
     )
-
-
-def remembered(policy: Policy, data: Any, a: Any) -> Any:
-    """The rows of a recording in a replay buffer, in the policy's units: ``obs`` and ``next_obs`` are conditions,
-    ``action`` [H, d] lies in [−1, 1]. ``a``: batch, n, gamma. Draw with ``minibatches``.
-
-    A buffer that is in the policy's units already (``data.synthetic.Mixed``) is taken as it is. Warns of rewards that
-    cannot tell policies apart. Refused: see ``logged``, and policies of another size.
-    """
-    if not isinstance(data, EpisodeDataset | Demonstrations):
-        return data
-    known = data.demos if isinstance(data, EpisodeDataset) else data
-    if policy.event_shape[1:] != known.actions.shape[1:]:
-        raise InvalidInputError(
-            f"the policy decides {list(policy.event_shape[1:])} numbers a tick, the data "
-            f"{list(known.actions.shape[1:])}"
-        )
-    fits(policy, known)
-    own, move = policy.codec, lambda v: v.to(policy.device)
-    rows = to_transitions(data, policy.event_shape[0], a.n, a.gamma, seen=lambda v: own.condition(move(v)))
-    if not has_reward_contrast(data):
-        warnings.warn(
-            f"all rewards of {rows.name or 'the data'} are equal and nothing ends well or badly: critics learn "
-            "nothing from them, and what is left is imitation",
-            stacklevel=2,
-        )
-    done = (lambda v: to_unit_box(own, v)) if isinstance(own, TanhCodec) else (lambda v: own.encode(v).clamp(-1, 1))
-    return rows.replay(a.batch, policy.device, lambda v: done(move(v)))
-
-
-BLOCK = 64
-"""minibatches gathered at a time"""
-
-
-def minibatches(replay: ReplayBuffer, a: Any, rng: Rng) -> Iterator[dict[str, Any]]:
-    """``a.updates`` minibatches of ``a.batch`` rows that ``remembered`` made.
-
-    Actions of a chunk that never ran say nothing: they are even in the box, so that critics learn not to heed them,
-    and "counts" [B, H, d] (None: all do) keeps them out of losses.
-    """
-    for left in range(a.updates, 0, -BLOCK):
-        block = replay.sample(a.batch, rng, a.gamma, 1, batches=min(BLOCK, left))
-        block["counts"] = [None] * min(BLOCK, left)
-        if "real" in block:
-            block["counts"] = block.pop("real")[..., None].expand(block["action"].shape)
-            other = 2 * rng.uniform(*block["action"].shape).to(block["action"]) - 1
-            block["action"] = torch.where(block["counts"], block["action"], other)
-        for i in range(min(BLOCK, left)):
-            yield {k: v[i] for k, v in block.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ PICTURES = 20_000
 
 
 @dataclass(frozen=True)
-class Base:
+class Args:
     """The generator before reward."""
 
     updates: int = 2000
@@ -52,6 +53,12 @@ class Base:
     """denoising steps, for the training SDE and the serving ODE"""
     churn: float = 0.7
     """noise level a of the training SDE"""
+    sampler: Literal["flow_sde", "ddim"] = "flow_sde"
+    """training steps: the flow's SDE, or DDIM's with noise ``eta``"""
+    eta: float = 1.0
+    """noise of DDIM's training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be learned from"""
+    num_prompts: int | None = None
+    """training prompts (None: all, about 11,000); few are asked often enough for statistics of each"""
 
 
 @lru_cache(maxsize=2)
@@ -64,7 +71,7 @@ def scenes(objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return every[order[HELD_OUT:]], every[order[:HELD_OUT]]
 
 
-def prompts(base: Base) -> tuple[Tensor, Tensor]:
+def prompts(base: Args) -> tuple[Tensor, Tensor]:
     """The training prompts [about 11,000, 81] and the held-out ones [1024, 81]."""
     train, test = scenes(base.objects)
     return shapes.encode(train), shapes.encode(test)
@@ -83,18 +90,19 @@ def reward(picture: Tensor, prompt: Tensor) -> Tensor:
     return shapes.reward(picture, prompt)["found"]
 
 
-def policy(base: Base, seed: int, device: str | torch.device = "cpu") -> Policy:
+def policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A rectified-flow transformer, one patch a cell: trained under the Flow-SDE, served by the ODE."""
     torch.manual_seed(seed)
     process = Diffusion(linear, flow_sde(base.churn))
     net = DiT(EVENT, patch=4, width=base.width, depth=base.depth, places=shapes.PROMPT // shapes.CELLS)
     times = time_grid(base.denoise)
-    steps, serve = process.steps(times), process.steps(times, ddim(0.0))
+    steps = process.steps(times, ddim(base.eta) if base.sampler == "ddim" else None)
+    serve = process.steps(times, ddim(0.0))
     return Policy.of(process, GaussianDenoiser(net, linear, "v").to(device), EVENT, steps, serve)
 
 
 def imitate(
-    made: Policy, base: Base, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
+    made: Policy, base: Args, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
 ) -> Iterator[dict]:
     """Fit the generator to the captioned pictures of ``seed``, with minibatches and noise of their own for every
     ``stream``."""
@@ -107,7 +115,7 @@ def imitate(
     yield from fit(made.process, made.denoiser, picture, caption, updates, rng, batch=base.batch, lr=lr, keep=keep)
 
 
-def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def pretrain(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
     made = policy(base, seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep)
@@ -132,7 +140,7 @@ def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng) -> dict[str, Ten
     return said | {"diversity": shapes.diversity(torch.stack([one, other], 1))}
 
 
-def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
+def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
     """``evaluate_outcomes`` on n of the 1024 held-out prompts."""
     held_out = prompts(base)[1]
     if n > len(held_out):
@@ -146,7 +154,7 @@ def pictures(made: Policy, prompt: Tensor, rng: Rng) -> Tensor:
     return picture.clamp(-1, 1)
 
 
-def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
+def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """The prompts as they should look and, below, the pictures; and the prompts in words."""
     asked = prompts(base)[1][Rng(seed).permutation(HELD_OUT)[:n]]
     scene = shapes.decode(asked)
@@ -158,16 +166,15 @@ def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     }
 
 
-def task(base: Base) -> Task:
+def task(base: Args) -> Task:
     """The task: learn from what a parser reads in the picture."""
     return Task(
         "shapes",
-        "reward",
         {"flow": partial(pretrain, base)},
         lambda made, seed, n: outcomes(made, base, seed, n),
         METRICS,
         reward=reward,
-        prompts=lambda seed: prompts(base)[0],
+        prompts=lambda seed: prompts(base)[0][: base.num_prompts],
         look=lambda made, seed, n: look(made, base, seed, n),
         imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
         caption="Above what was asked for, below what was drawn.",

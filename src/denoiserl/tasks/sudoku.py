@@ -32,7 +32,7 @@ HOLES = (8, 12)
 
 
 @dataclass(frozen=True)
-class Base:
+class Args:
     """The model before reward."""
 
     updates: int = 2000
@@ -53,9 +53,11 @@ class Base:
     """probability that a cell of the corpus is mistyped"""
     temperature: float = 1.0
     """of the decoder; part of the policy"""
+    elbo_draws: int = 0
+    """maskings per grid of the likelihood bound (0: it is no metric)"""
 
 
-def policy(base: Base, seed: int, device: str | torch.device = "cpu") -> Policy:
+def policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A bidirectional transformer with row, column and box positions, decoded by confidence."""
     torch.manual_seed(seed)
     net = Transformer(sudoku.VOCAB, sudoku.CELLS, base.width, base.depth, position="grid")
@@ -78,7 +80,7 @@ def puzzles(seed: int, n: int, held_out: bool = False) -> Tensor:
     return sudoku.puzzles(grids, n, Rng(2 * seed + int(held_out)), HOLES)[0]
 
 
-def corpus(base: Base, seed: int) -> Tensor:
+def corpus(base: Args, seed: int) -> Tensor:
     """The text that is imitated, [4096, 16]: training grids in which every cell is mistyped with probability
     ``typos``."""
     rng, grids = Rng(seed + 77), sudoku.split()[0]
@@ -88,7 +90,7 @@ def corpus(base: Base, seed: int) -> Tensor:
 
 
 def imitate(
-    made: Policy, base: Base, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
+    made: Policy, base: Args, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
 ) -> Iterator[dict]:
     """Fit the model to the corpus of ``seed``, with minibatches and masks of their own for every ``stream``."""
     from denoiserl.recipes.language import mdlm  # the method; its experiment is this one
@@ -98,16 +100,22 @@ def imitate(
     yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, keep)
 
 
-def pretrain(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def pretrain(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
     made = policy(base, seed, keep.device)
     yield from imitate(made, base, seed, base.updates, base.lr, keep)
     return made
 
 
-def paces(base: Base) -> tuple[int, ...]:
-    """The numbers of cells a step at which a model is judged: the one that it learns with, then four and two."""
-    return tuple(dict.fromkeys((base.tokens, 4, 2)))
+def blank(base: Args, seed: int, keep: Keep) -> Policy:
+    """Return a model that has learned nothing, for methods that imitate."""
+    return policy(base, seed, keep.device)
+
+
+def paces(base: Args) -> tuple[int, ...]:
+    """The numbers of cells a step at which a model is judged: the one that it learns with, then four and two, and one
+    where the text is judged too."""
+    return tuple(dict.fromkeys((base.tokens, 4, 2, *((1,) if base.elbo_draws else ()))))
 
 
 def evaluate_outcomes(
@@ -126,14 +134,26 @@ def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] =
     return {k: float(v.float().mean()) for k, v in evaluate_outcomes(made, held_out, rng, tokens).items()}
 
 
-def outcomes(made: Policy, base: Base, seed: int, n: int) -> dict[str, Tensor]:
+def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
     """0 or 1 for n held-out puzzles, at each of ``paces`` cells a step, [n] each."""
     ks = paces(base)
     found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), tuple(sorted(ks)))
-    return {f"solved at {k}": found[f"solved at {k}"].float().cpu() for k in ks}
+    told = {f"solved at {k}": found[f"solved at {k}"].float().cpu() for k in ks}
+    return told | (likelihoods(made, seed, n, base.elbo_draws) if base.elbo_draws else {})
 
 
-def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
+@torch.no_grad()
+def likelihoods(made: Policy, seed: int, n: int, draws: int) -> dict[str, Tensor]:
+    """Return the likelihood bound of completed grids in nats per cell, [n] each: of held-out grids and of those that
+    are trained on. Trial i takes grid i of its kind, from the first again where there are fewer."""
+    told = {}
+    for name, grids in (("elbo", sudoku.split()[1]), ("train elbo", sudoku.split()[0])):
+        some = grids[torch.arange(n) % len(grids)].to(made.device)
+        told[name] = made.elbo(some, None, Rng(seed + 1, made.device), draws).mean(-1).cpu() / sudoku.CELLS
+    return told
+
+
+def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """The answers to n held-out puzzles at four cells a step; what is wrong is red."""
     asked = puzzles(seed, n, True)
     answer = decoding(made, 4).generate(asked.to(made.device), Rng(seed, made.device))
@@ -141,24 +161,25 @@ def look(made: Policy, base: Base, seed: int, n: int) -> dict[str, bytes | str]:
     return {"grids.png": image_grid(np.stack(shown), scale=1, pad=12)}
 
 
-def task(base: Base) -> Task:
-    """The task: learn from a verifier."""
+def metrics(base: Args) -> dict[str, tuple[str, str]]:
+    """Return what is judged."""
+    solved = {f"solved at {k}": (f"puzzles solved, {k} cells a step", "%") for k in paces(base)}
+    words = {"elbo": "likelihood bound of held-out grids", "train elbo": "likelihood bound of training grids"}
+    return solved | ({k: (v, "nats per cell") for k, v in words.items()} if base.elbo_draws else {})
+
+
+def task(base: Args) -> Task:
+    """The task: learn from a verifier, or from the corpus."""
     return Task(
         "sudoku",
-        "reward",
-        {"masked": partial(pretrain, base)},
+        {"masked": partial(pretrain, base), "untrained": partial(blank, base)},
         lambda made, seed, n: outcomes(made, base, seed, n),
-        {f"solved at {k}": (f"puzzles solved, {k} cells a step", "%") for k in paces(base)},
+        metrics(base),
         reward=sudoku.reward,
         prompts=lambda seed: puzzles(seed, 20_000),
+        data=lambda seed: corpus(base, seed),
         look=lambda made, seed, n: look(made, base, seed, n),
         imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
         caption="Clues are black, answers blue, and what breaks a row, a column or a box is red.",
         watch=1024,
     )
-
-
-def writing(base: Base) -> Task:
-    """The task of who learns from the corpus: an untrained model, and the same trials."""
-    start = {"masked": lambda seed, keep: policy(base, seed, keep.device)}
-    return replace(task(base), signal="data", starts=start, data=lambda seed: corpus(base, seed), imitate=None)

@@ -13,12 +13,11 @@ import torch
 from denoiserl.control.acting import alone
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.tree import tree_map
-from denoiserl.data import ActionChunkCodec, Demonstrations, RunningNormCodec, TanhCodec
 from denoiserl.data.formats import foreign
 from denoiserl.data.formats.any import read
-from denoiserl.data.ranges import NARROW, compare, tell
+from denoiserl.data.ranges import compare
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.envs.units import inner, reach, shown, unseen
+from denoiserl.envs.units import shown
 from denoiserl.nn.vision import BYTES
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import ddim, with_min_std
@@ -81,18 +80,6 @@ def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, A
             yield where, tree.flatten(1).amax(1, keepdim=True).float(), low.min(), high.max()
         else:
             yield where, tree.float().reshape(len(tree), -1), low, high
-
-
-def fits(policy: Policy, data: Demonstrations) -> None:
-    """Warn of actions beyond what the policy's codec can say, or within a tenth of it, and of observations outside
-    what it was fitted to by more than that range is wide."""
-    own, name = inner(policy.codec), data.name or "the data"
-    known = None if isinstance(own, RunningNormCodec) else reach(own)
-    if known is not None and data.actions.shape[-1] == len(known[0]):
-        slack = 0.0 if isinstance(own, TanhCodec | ActionChunkCodec) else NARROW  # others do not clip
-        what = f"the actions of {name}", "actions that the policy can take"
-        compare(data.actions, *known, *what, slack=slack)
-    tell(unseen(own, data.observations, f"the observations of {name}"))
 
 
 def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1) -> Policy:

@@ -55,7 +55,7 @@ Reward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Base:
+class Args:
     """The data without rewards, the rewards that are asked for, and the policy before it has learned."""
 
     data: str = "maze"
@@ -95,13 +95,13 @@ class Base:
 
 
 @lru_cache(maxsize=4)
-def maze(base: Base) -> Maze:
+def maze(base: Args) -> Maze:
     """The maze."""
     return Maze.random(base.rooms, Rng(base.plan))
 
 
 @lru_cache(maxsize=2)
-def record(base: Base, seed: int) -> Demonstrations | EpisodeDataset:
+def record(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
     """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
     if base.data != "maze":
         return recorded(base.data, named(judged(base)), base.outside, base.without, base.parts)
@@ -112,7 +112,7 @@ def record(base: Base, seed: int) -> Demonstrations | EpisodeDataset:
     return Demonstrations.of(parts, name="maze without rewards")
 
 
-def rewards(base: Base) -> dict[str, Reward]:
+def rewards(base: Args) -> dict[str, Reward]:
     """What is asked for, by name."""
     if base.data != "maze":
         return {}
@@ -152,7 +152,7 @@ class Walk(NamedTuple):
 
 
 @torch.no_grad()
-def walk(base: Base, act: Act, reward: Reward, seed: int, n: int) -> Walk:
+def walk(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
     """n episodes from held-out starts. Nothing ends them but the time."""
     world = PointMaze(n, maze(base))
     seeds = [derive_seed(1_000_000 + seed, i) for i in range(n)]
@@ -168,20 +168,20 @@ def walk(base: Base, act: Act, reward: Reward, seed: int, n: int) -> Walk:
     return Walk(reward(whole[:, 1:]), whole, first)
 
 
-def asked(base: Base, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int) -> tuple[Policy, Walk]:
+def asked(base: Args, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int) -> tuple[Policy, Walk]:
     """The policy that was told a reward on states [N, 2], and where it went."""
     made = policy_for_reward(policy, seen, reward)
     return made, walked(base, made, reward, seed, n)
 
 
-def walked(base: Base, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
+def walked(base: Args, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
     """Where a policy goes that has been told."""
     act = eval_actor(policy)
     return walk(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
 
 
 @lru_cache(maxsize=4)
-def references(base: Base, n: int = 200) -> dict[str, tuple[float, float]]:
+def references(base: Args, n: int = 200) -> dict[str, tuple[float, float]]:
     """Mean returns of who stays where he starts, and of who walks the shortest way to the nearest best cell."""
     cells, told = maze(base).cells, {}
     for name, reward in rewards(base).items():
@@ -220,7 +220,7 @@ def overestimated(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> T
 
 
 @torch.no_grad()
-def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+def outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """The score of n starts, 0 who stays and 100 who walks the shortest way; by reward too, and Q − what came."""
     if base.data != "maze":
         return logged_outcomes(base, policy, seed, n)
@@ -234,7 +234,7 @@ def outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tens
     return {"score": torch.stack(list(told.values())).mean(0), **told, "overestimation": torch.stack(over).mean(0)}
 
 
-def look(base: Base, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+def look(base: Args, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """A plan of the maze for every reward, with where the policy that was told it goes from at most eight starts; of a
     user's data, a film of the policy that was told theirs. A policy that has been told goes for what it was told."""
     told, few = bool(require_task_conditioned(policy).z.any()), min(n, FEW)
@@ -256,20 +256,20 @@ def look(base: Base, policy: Policy, seed: int, n: int) -> dict[str, bytes | str
     return {"ways.png": plot_paths(maze(base), panels)}
 
 
-def logged_outcomes(base: Base, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+def logged_outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Returns of n episodes, of the policy that was told the rewards of the data."""
     env = named(judged(base))
     return evaluate(eval_actor(told_data(base, policy)), env, n, 1_000_000 + seed).outcomes
 
 
-def judged(base: Base) -> str:
+def judged(base: Args) -> str:
     """Where policies that learn from data of a user's are judged."""
     if base.env is None:
         raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
     return base.env
 
 
-def told_data(base: Base, policy: Policy) -> Policy:
+def told_data(base: Args, policy: Policy) -> Policy:
     """The policy that was told the rewards of a user's data."""
     data = record(base, 0)
     if not isinstance(data, EpisodeDataset) or data.rewards is None:
@@ -281,7 +281,7 @@ def told_data(base: Base, policy: Policy) -> Policy:
 
 
 def diffusion(
-    base: Base, data: Demonstrations | EpisodeDataset, size: int, seed: int, device: str | torch.device
+    base: Args, data: Demonstrations | EpisodeDataset, size: int, seed: int, device: str | torch.device
 ) -> Policy:
     """An untrained variance-preserving diffusion policy that sees a task of ``size`` numbers."""
     torch.manual_seed(seed)
@@ -294,12 +294,12 @@ def diffusion(
     return Policy.of(process, GaussianDenoiser(net, schedule, "eps"), event, steps, None, codec).to(device)
 
 
-def untrained(base: Base, seed: int, keep: Keep) -> Policy:
+def untrained(base: Args, seed: int, keep: Keep) -> Policy:
     """A diffusion policy for tasks."""
     return diffusion(base, record(base, seed), base.size, seed, keep.device)
 
 
-def squashed(base: Base, seed: int, keep: Keep) -> Policy:
+def squashed(base: Args, seed: int, keep: Keep) -> Policy:
     """A Gaussian policy for tasks, pressed into the box of the recorded actions; untrained."""
     torch.manual_seed(seed)
     told = demos(record(base, seed))
@@ -313,7 +313,7 @@ def squashed(base: Base, seed: int, keep: Keep) -> Policy:
     )
 
 
-def goals(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def goals(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     """A diffusion policy that has imitated how players came to where they came: a task is a state of the same episode,
     reached k ticks later with probability ∝ γ^k."""
     data = record(base, seed)
@@ -331,7 +331,7 @@ def goals(base: Base, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     return made
 
 
-def metrics(base: Base) -> dict[str, tuple[str, str]]:
+def metrics(base: Args) -> dict[str, tuple[str, str]]:
     """What is judged."""
     if base.data != "maze":
         return {"return": ("return of an episode", ""), "ticks": ("ticks of an episode", "")}
@@ -340,13 +340,12 @@ def metrics(base: Base) -> dict[str, tuple[str, str]]:
     return {"score": (score, "points"), **each, "overestimation": ("Q less the discounted return that came", "")}
 
 
-def task(base: Base) -> Task:
+def task(base: Args) -> Task:
     """The task: learn from data without rewards, be judged by rewards that come later."""
     if base.data != "maze" and not Path(base.data).exists():
         raise RunError(f"there are no data {base.data!r}: name a path that exists, or maze")
     return Task(
         "zero-shot maze" if base.data == "maze" else base.data,
-        "data",
         {"diffusion": partial(untrained, base), "squashed": partial(squashed, base), "goals": partial(goals, base)},
         lambda policy, seed, n: outcomes(base, policy, seed, n),
         metrics(base),

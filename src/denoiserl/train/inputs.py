@@ -57,7 +57,7 @@ def _words(value: Any, at: str) -> Iterator[tuple[str, str]]:
             yield from _words(v, f"{at}.{i}")
     elif isinstance(value, dict):
         for k, v in value.items():
-            yield from _words(v, f"{at}.{k}")
+            yield from _words(v, f"{at}.{k}".strip("."))
     elif isinstance(value, str | Path):
         yield at, str(value)
 

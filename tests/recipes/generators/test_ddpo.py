@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from denoiserl import tasks
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, time_grid
@@ -118,7 +119,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         a = ddpo.Args(**{**vars(A), "micro_batch_size": 3})
     judge, rng = Judge(), Tape(3) if flow else Asks(3)
     spy = Spy(rng)
-    logged = list(ddpo.improve(start(case), judge, None if flow else PROMPTS, a, rng, spy))
+    logged = list(ddpo.improve(start(case), (judge, None if flow else PROMPTS), a, rng, spy))
 
     actor = start(case)
     net = actor.weights.module.net
@@ -232,8 +233,9 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
 def test_the_task_asks_training_prompts_and_keeps_the_held_out_ones_back() -> None:
     """As many as the pool, all different, and none of those that are evaluated."""
-    a = ddpo.Args(pool=64)
-    asked = ddpo.task(a).prompts(0)
-    train, held_out = ({tuple(row) for row in part.tolist()} for part in shapes.prompts(a.base))
+    task = tasks.make(ddpo.DEFAULT_TASK, ddpo.DEFAULT_TASK_ARGS)
+    assert task.prompts is not None
+    asked = task.prompts(0)
+    train, held_out = ({tuple(row) for row in part.tolist()} for part in shapes.prompts(shapes.Args()))
     rows = {tuple(row) for row in asked.tolist()}
     assert len(asked) == len(rows) == 64 and rows <= train and rows.isdisjoint(held_out)

@@ -99,7 +99,7 @@ def start() -> Policy:
 def test_two_updates_are_those_of_the_paper(case: str) -> None:
     a, judge, rng, spy = SETTINGS[case], Judge(), Tape(3), Spy()
     made = start()
-    logged = list(flow_grpo.improve(made, judge, PROMPTS, a, rng, spy))
+    logged = list(flow_grpo.improve(made, (judge, PROMPTS), a, rng, spy))
 
     actor, first = start(), start().weights.module.net
     net = actor.weights.module.net
@@ -205,7 +205,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 def test_groups_that_all_tie_make_no_step() -> None:
     """Not even the KL to the reference does, where nothing was learned from."""
     made, spy, a = start(), Spy(), replace(A, weights={})
-    rows = list(flow_grpo.improve(made, lambda x, prompts: torch.ones(len(x)), PROMPTS, a, Tape(3), spy))
+    rows = list(flow_grpo.improve(made, (lambda x, prompts: torch.ones(len(x)), PROMPTS), a, Tape(3), spy))
     assert rows == [{"reward": 1.0, "dropped": 0.0, "dead groups": 1.0}] * a.iters
     assert not spy.named["opt"].state
     agree(made.weights.module.state_dict(), start().weights.module.state_dict(), 0.0)

@@ -90,7 +90,7 @@ def start(case: str) -> Policy:
 def test_two_updates_are_those_of_the_paper(case: str) -> None:
     a, judge, rng, spy = SETTINGS[case], Judge(), Tape(3), Spy()
     words, prompts = case == "tokens", {"noise": None, "tokens": CANVASES}.get(case, PROMPTS)
-    logged = list(rwr.improve(start(case), judge, prompts, a, rng, spy))
+    logged = list(rwr.improve(start(case), (judge, prompts), a, rng, spy))
 
     actor = start(case)
     net = actor.weights.module.net

@@ -27,7 +27,7 @@ T = 1e-6
 ENDS = torch.tensor([5, 7, 8, 14])
 SEEN = torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.6, 0.9, 2.0])
 ACTED = torch.tensor([0.1, 0.4]), torch.tensor([4.0, 5.0])
-A = diffusion_policy.Args(updates=2, batch=7, lr=0.02, execute=T_A)
+A = diffusion_policy.Args(updates=2, batch=7, lr=0.02)
 CASES = {
     "noise": replace(A, history=2, updates=104, lr=0.2),  # ε̂ of a cosine, repeated actions have no loss
     "flow": replace(A, mask_padding=False),  # v̂ of a straight line, what is repeated is imitated
@@ -70,7 +70,7 @@ def demonstrated(case: str) -> Demonstrations:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_updates_are_those_of_the_paper(case: str) -> None:
-    a, made, data, rng = CASES[case], start(case), demonstrated(case), Tape(3)
+    a, made, data, rng = CASES[case], start(case).with_execution_horizon(T_A), demonstrated(case), Tape(3)
     spy = Spy(rng)
     logged = list(diffusion_policy.improve(made, data, a, rng, spy))
     assert made.weights.execute == T_A

@@ -82,7 +82,7 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(diffu_grpo, "PATIENCE", 2)
     monkeypatch.setattr(diffu_grpo, "WINDOW", 2)
     a, judge, rng, spy = SETTINGS[case], Judge(), Asks(3), Spy()
-    logged = list(diffu_grpo.improve(start(), judge, CANVASES, a, rng, spy))
+    logged = list(diffu_grpo.improve(start(), (judge, CANVASES), a, rng, spy))
 
     net = start().denoiser.net
     reference, opt = copy.deepcopy(net), adam(net.parameters(), a.lr)
@@ -186,6 +186,6 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
 def test_a_mask_that_hides_nothing_teaches_nothing() -> None:
     spy = Spy()
     a = replace(A, iters=1, answer_mask=(0.0, 0.0), prompt_mask=0.0)
-    (row,) = diffu_grpo.improve(start(), Judge(), CANVASES, a, Asks(3), spy)
+    (row,) = diffu_grpo.improve(start(), (Judge(), CANVASES), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
     assert row.keys().isdisjoint({"loss", "kl", "clipped"}) and not spy.named["opt"].state

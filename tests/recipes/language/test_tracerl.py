@@ -149,7 +149,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
     a, judge, rng, spy = SETTINGS[case], Judge(), Asks(3), Spy()
     canvases = CANVASES.masked_fill(CANVASES == 7, HOLE[case])
     made = start(case)
-    logged = list(tracerl.improve(made, judge, canvases, a, rng, spy))
+    logged = list(tracerl.improve(made, (judge, canvases), a, rng, spy))
 
     net = start(case).denoiser.net
     opt, kinds, norms = adam(net.parameters(), a.lr), set(), []
@@ -264,7 +264,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 def test_what_an_update_has_made_impossible_carries_no_loss(case: str) -> None:
     a, spy = replace(SETTINGS[case], iters=1, batch=1, lr=3.0, warmup=0), Spy()
     canvases = CANVASES.masked_fill(CANVASES == 7, HOLE[case])
-    (row,) = tracerl.improve(start(case), Judge(), canvases, a, Asks(3), spy)
+    (row,) = tracerl.improve(start(case), (Judge(), canvases), a, Asks(3), spy)
     steps = {int(state["step"]) for state in spy.named["opt"].state.values()}
     assert steps == {a.epochs * row["rows"] - row["skipped"]} and row["skipped"] > 0
     assert 0 < row["impossible"] < 1
@@ -279,7 +279,7 @@ def test_prompts_are_kept_at_both_ends_of_the_range(mean: float) -> None:
     canvases = CANVASES.masked_fill(CANVASES == 7, HOLE["exact"])
     for accuracy, kept in (((0.25, 0.75), 0.25 <= mean <= 0.75), ((0.3, 0.7), mean == 0.5)):
         a = replace(EXACT, iters=1, accuracy=accuracy, sure=1e-3, weights={}, epochs=1, micro_batch_size=None)
-        (row,) = tracerl.improve(start("exact"), lambda sample, prompts: right, canvases, a, Asks(3))
+        (row,) = tracerl.improve(start("exact"), (lambda sample, prompts: right, canvases), a, Asks(3))
         assert (row["rows"] > 0) == kept, accuracy
 
 
@@ -287,7 +287,7 @@ def test_the_learning_rate_moves_on_where_nothing_teaches() -> None:
     """Up in the first of three iterations and down a cosine of the other two, although the rewards of all tie."""
     spy, canvases = Spy(), CANVASES.masked_fill(CANVASES == 7, HOLE["exact"])
     a = replace(EXACT, iters=3, warmup=1)
-    rows = list(tracerl.improve(start("exact"), Judge(tie=True), canvases, a, Asks(3), spy))
+    rows = list(tracerl.improve(start("exact"), (Judge(tie=True), canvases), a, Asks(3), spy))
     rates = [state["opt"]["param_groups"][0]["lr"] for state in spy.states]
     agree(rates, [a.lr, a.lr, a.lr / 2, 0.0])
     assert [row["rows"] for row in rows] == [0, 0, 0]
@@ -296,7 +296,7 @@ def test_the_learning_rate_moves_on_where_nothing_teaches() -> None:
 def test_ties_teach_nothing() -> None:
     spy = Spy()
     canvases, a = CANVASES.masked_fill(CANVASES == 7, HOLE["exact"]), replace(EXACT, iters=1)
-    (row,) = tracerl.improve(start("exact"), Judge(tie=True), canvases, a, Asks(3), spy)
+    (row,) = tracerl.improve(start("exact"), (Judge(tie=True), canvases), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
     agree(row, {"reward": 0.6, "right": 0.6, "flat": 0.3, "dropped": 0, "dead groups": 1, "rows": 0})
     assert not spy.named["opt"].state

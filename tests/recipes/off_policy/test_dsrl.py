@@ -25,7 +25,7 @@ CLIP, LIMIT = 0.8, 1.2
 MEAN, STD = torch.tensor([0.3, -0.2]), torch.tensor([0.6, 0.9])
 CENTRE, WIDTH = torch.tensor([1.4, 0.8]), torch.tensor([3.0, 1.7])  # actions beyond the box of the world
 A = dsrl.Args(
-    iters=3, copies=3, steps=4, execute=T_A, begin=14, utd=0.15, batch=16, n=2, gamma=0.8, scale=0.5, shift=-0.7,
+    iters=3, copies=3, steps=4, begin=14, utd=0.15, batch=16, n=2, gamma=0.8, scale=0.5, shift=-0.7,
     tau=0.3, noise_steps=2, lr=0.02, alpha=0.7, alpha_least=0.1, entropy=-1.3, critics=3, width=8, plans=5,
 )  # fmt: skip
 CASES = {
@@ -76,7 +76,7 @@ def demonstrated() -> Rollout:
 @pytest.mark.parametrize("case", CASES)
 def test_two_updates_are_those_of_the_paper(case: str) -> None:
     a, kind, rank = CASES[case]
-    made, env, rng = start(kind, rank), Heard(planned(False, Calm), a.copies, 1), Tape(3)
+    made, env, rng = start(kind, rank).with_execution_horizon(T_A), Heard(planned(False, Calm), a.copies, 1), Tape(3)
     spy, demos = Spy(rng), demonstrated() if case == "aliased" else None
     logged = list(dsrl.improve(made, env, a, rng, spy, demos))
 

@@ -21,9 +21,7 @@ pytestmark = pytest.mark.usefixtures("double")
 
 H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
-A = dppo.Args(
-    iters=3, copies=4, steps=5, execute=DONE, gamma=0.8, lam=0.7, decay=0.6, lr=0.01, value_lr=0.004, epochs=2, batch=9
-)
+A = dppo.Args(iters=3, copies=4, steps=5, gamma=0.8, lam=0.7, decay=0.6, lr=0.01, value_lr=0.004, epochs=2, batch=9)
 EPS = {  # DDPM on a squared cosine; only the last three of five steps learn, after an iteration for the critic alone
     "steps": 5, "eta": 1.0, "floor": 0.3, "clip": 1.2,
     "args": replace(A, tuned=3, clip=0.04, clip_base=0.01, clip_rate=2.0, warmup=1, target_kl=1e9),
@@ -50,7 +48,7 @@ def start(case: dict) -> Policy:
 @pytest.mark.parametrize("case", [EPS, FLOW], ids=["eps", "flow"])
 def test_two_updates_are_those_of_the_paper(case: dict) -> None:
     a, n = case["args"], case["steps"]
-    made, env, rng = start(case), Heard(planned(), case["args"].copies, 1), Tape(3)
+    made, env, rng = start(case).with_execution_horizon(DONE), Heard(planned(), case["args"].copies, 1), Tape(3)
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(dppo.improve(made, env, a, rng, spy))

@@ -34,9 +34,7 @@ pytestmark = pytest.mark.usefixtures("double")
 H, D = 3, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
-A = drwr.Args(
-    iters=2, copies=4, steps=6, execute=2, gamma=0.8, beta=1.5, cap=2.0, draw="serve", lr=0.01, epochs=2, batch=6
-)
+A = drwr.Args(iters=2, copies=4, steps=6, gamma=0.8, beta=1.5, cap=2.0, draw="serve", lr=0.01, epochs=2, batch=6)
 
 
 def start(kind: str) -> Policy:
@@ -71,14 +69,19 @@ def vector() -> Any:
 CASES = {
     "flow": ("flow", A, planned(breaks=False)),
     "eps": ("eps", replace(A, draw="train"), planned(breaks=False)),
-    "one step": ("one step", replace(A, draw="train", execute=1, steps=8), vector),
+    "one step": ("one step", replace(A, draw="train", steps=8), vector),
     "faults": ("flow", A, planned()),
 }
 
 
 @pytest.mark.parametrize("kind, a, world", CASES.values(), ids=CASES)
 def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any) -> None:
-    made, env, rng = start(kind), Heard(world() if world is vector else world, a.copies, 1), Tape(3)
+    execute = 1 if kind == "one step" else 2
+    made, env, rng = (
+        start(kind).with_execution_horizon(execute),
+        Heard(world() if world is vector else world, a.copies, 1),
+        Tape(3),
+    )
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(drwr.improve(made, env, a, rng, spy))
@@ -141,7 +144,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
                 x = drawn(conds[t])
             agree(ep.chain.sample[t], x, where="decisions")
             actions = CENTRE + SCALE * (x if kind == "eps" else x.clamp(-1, 1))
-            agree(ep.action[t], actions[:, : a.execute], where="actions")
+            agree(ep.action[t], actions[:, :execute], where="actions")
 
         alive, length = ep.executed_mask.any(-1), ep.num_executed.double()
         whole, togo = torch.zeros(alive.shape, dtype=torch.bool), torch.zeros(alive.shape)
@@ -157,7 +160,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
 
         chunk, cond = ep.chain.sample.flatten(0, 1), torch.cat(conds)
         live = torch.zeros(len(chunk), H, D)
-        live[:, : a.execute] = ep.executed_mask.flatten(0, 1)[..., None].double()
+        live[:, :execute] = ep.executed_mask.flatten(0, 1)[..., None].double()
         index, told = whole.flatten().nonzero().flatten(), []
         for _ in range(a.epochs):
             for i in index[rng.take("permutation", len(index))].tensor_split(max(1, len(index) // a.batch)):

@@ -34,7 +34,7 @@ H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 A = fpo.Args(
-    iters=3, copies=4, steps=5, execute=DONE, gamma=0.8, lam=0.7, pairs=3, clip=0.05, lr=0.01, value_lr=0.004, epochs=2,
+    iters=3, copies=4, steps=5, gamma=0.8, lam=0.7, pairs=3, clip=0.05, lr=0.01, value_lr=0.004, epochs=2,
     batch=5, warmup=1,
 )  # fmt: skip
 CASES = {
@@ -69,7 +69,7 @@ def start(kind: str) -> Policy:
 @pytest.mark.parametrize("kind", CASES)
 def test_two_updates_are_those_of_the_paper(kind: str) -> None:
     a = CASES[kind]
-    made, env, rng = start(kind), Heard(planned(), a.copies, 1), Tape(3)
+    made, env, rng = start(kind).with_execution_horizon(DONE), Heard(planned(), a.copies, 1), Tape(3)
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(fpo.improve(made, env, a, rng, spy))
@@ -189,7 +189,11 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
 
 def test_a_pair_that_is_far_off_counts_three_in_the_mean() -> None:
     """ℓ_old − ℓ of (5, −1, 0) and (−9, 1, 2) have the log ratios (3 − 1 + 0)/3 = ⅔ and (−3 + 1 + 2)/3 = 0."""
-    a, policy, gaps = replace(A, clip=0.05), start("flow"), torch.tensor([[5.0, -1.0, 0.0], [-9.0, 1.0, 2.0]])
+    a, policy, gaps = (
+        replace(A, clip=0.05),
+        start("flow").with_execution_horizon(DONE),
+        torch.tensor([[5.0, -1.0, 0.0], [-9.0, 1.0, 2.0]]),
+    )
     process = fpo.weighed(policy.process, "noise")
     pairs = renoise(process, torch.randn(2, H, D), 3, Tape(3), uniform=True)
     cond, opt = torch.randn(2, 2), adam(policy.parameters(), 0.0)

@@ -26,21 +26,23 @@ H, D, CLIP = 3, 2, 0.9
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 A = gorl.Args(
-    iters=4, stages=(1.0, 0.0, 1.0), copies=4, steps=5, execute=2, gamma=0.8, lam=0.7, clip=0.06, clip_latent=0.1,
+    iters=4, stages=(1.0, 0.0, 1.0), copies=4, steps=5, gamma=0.8, lam=0.7, clip=0.06, clip_latent=0.1,
     prior=0.3, std=0.8, width=8, lr=0.02, value_lr=0.004, epochs=2, batch=6, max_grad=0.7, target_kl=1e9, warmup=1,
     rollout=2, updates=103, fit_batch=7, fit_lr=0.01, drop=1e9,
 )  # fmt: skip
 SHORT = replace(A, iters=2, epochs=1, warmup=0, updates=3)
 CASES = {
     "decoder": A,
-    "actions": replace(A, begin="actions", execute=1, warmup=0, updates=3, rollout=4, target_kl=0.02),
+    "actions": replace(A, begin="actions", warmup=0, updates=3, rollout=4, target_kl=0.02),
     "taken back": replace(SHORT, drop=-1e9),
-    "actions stay": replace(
-        SHORT, begin="actions", execute=1, drop=-1e9, rollout=4
-    ),  # the second stage still decides actions
-    "swallowed": replace(SHORT, begin="actions", execute=1, rollout=7, steps=6),  # resets are no decisions to imitate
+    "actions stay": replace(SHORT, begin="actions", drop=-1e9, rollout=4),  # the second stage still decides actions
+    "swallowed": replace(SHORT, begin="actions", rollout=7, steps=6),  # resets are no decisions to imitate
     "unfinished": replace(SHORT, rollout=1),  # no first episode ends, so rewards a tick are compared
 }
+
+
+EXECUTE = dict.fromkeys(CASES, 2) | dict.fromkeys(("actions", "actions stay", "swallowed"), 1)
+"""actions of a chunk that are executed"""
 
 
 def start(running: bool) -> Policy:
@@ -68,7 +70,8 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
     a, running = CASES[case], case == "actions"
     if case == "unfinished":
         monkeypatch.setattr(gorl, "LONGEST", 2)
-    policy, env, rng = start(running), Heard(world(a), a.copies, 1), Made(3)
+    execute = EXECUTE[case]
+    policy, env, rng = start(running).with_execution_horizon(execute), Heard(world(a), a.copies, 1), Made(3)
     spy = Spy(rng)
     logged = list(gorl.improve(policy, env, a, rng, spy))
     episodes, rows = iter(env.episodes), iter(logged)
@@ -114,7 +117,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             z = mu + sigma * rng.take("normal", 1, a.copies, H, D)[0]
             agree(ep.chain.sample[t], z, where="latents")
             done = CENTRE + SCALE * clamped(plan(net, z, conds[t]) if through else z)
-            agree(ep.action[t], done[:, : a.execute], where="actions")
+            agree(ep.action[t], done[:, :execute], where="actions")
         return ep, torch.cat(conds)
 
     def improved(name: str, encoder: Any, net: GaussianDenoiser, through: bool, iters: int) -> None:
@@ -130,8 +133,8 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             z, alive = ep.chain.sample.flatten(0, 1), ep.executed_mask.any(-1)
             live = torch.ones(len(z), H, D)
             if not through:  # the latent is the plan, of which some is executed
-                live[:, : a.execute] = ep.executed_mask.flatten(0, 1)[..., None].double()
-                live[:, a.execute :] = 0.0
+                live[:, :execute] = ep.executed_mask.flatten(0, 1)[..., None].double()
+                live[:, execute:] = 0.0
             with torch.no_grad():
                 old = log_density(z, *law(encoder, cond), live)
                 sees, then = standard(ep.obs.flatten(0, 1)), standard(ep.next_obs.flatten(0, 1))

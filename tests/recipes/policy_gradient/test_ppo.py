@@ -26,7 +26,7 @@ H, D, DONE = 3, 2, 2
 LEAST, LIMIT, PULL = 0.2, 1.3, 0.4
 SCALE, CENTRE = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2])
 A = ppo.Args(
-    iters=3, copies=4, steps=5, execute=DONE, gamma=0.8, lam=0.7, clip=0.1, entropy=0.3, lr=0.02, value_lr=0.004,
+    iters=3, copies=4, steps=5, gamma=0.8, lam=0.7, clip=0.1, entropy=0.3, lr=0.02, value_lr=0.004,
     lr_last=0.4, epochs=2, batch=5, max_grad=2.0, target_kl=1e9, warmup=1,
 )  # fmt: skip
 
@@ -50,7 +50,7 @@ def penalty(law: Gaussian) -> Tensor:
 )
 def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
     a = replace(A, **more)
-    made, env, rng = start(), Heard(planned(), a.copies, 1), Tape(3)
+    made, env, rng = start().with_execution_horizon(DONE), Heard(planned(), a.copies, 1), Tape(3)
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(ppo.improve(made, env, a, rng, spy, penalty))
@@ -149,7 +149,7 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
 
 def test_the_std_of_a_row_is_the_mean_over_dimensions() -> None:
     """Of σ = (0.5, 2) it is 1.25, where the geometric mean is 1."""
-    made = start()
+    made = start().with_execution_horizon(DONE)
     with torch.no_grad():
         made.denoiser.log_std.copy_(torch.tensor([0.25 - LEAST**2, 4 - LEAST**2]).log() / 2)
     a = replace(A, iters=1, epochs=1, batch=1000, warmup=0)

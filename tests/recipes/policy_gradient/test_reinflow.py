@@ -23,7 +23,7 @@ H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 A = reinflow.Args(
-    iters=3, copies=3, steps=5, execute=DONE, gamma=0.8, lam=0.7, least=0.15, most=0.6, hold=0.3, last=0.4, clip=0.02,
+    iters=3, copies=3, steps=5, gamma=0.8, lam=0.7, least=0.15, most=0.6, hold=0.3, last=0.4, clip=0.02,
     entropy=0.3, bc=0.5, lr=0.01, value_lr=0.004, epochs=2, batch=5, target_kl=1e9,
 )  # fmt: skip
 CASES = {  # steps, clip of the estimate, settings
@@ -50,7 +50,7 @@ def start(kind: str) -> Policy:
 @pytest.mark.parametrize("kind", CASES)
 def test_two_updates_are_those_of_the_paper(kind: str) -> None:
     n, clip, a = CASES[kind]
-    made, env, rng = start(kind), Heard(planned(), a.copies, 1), Tape(3)
+    made, env, rng = start(kind).with_execution_horizon(DONE), Heard(planned(), a.copies, 1), Tape(3)
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(reinflow.improve(made, env, a, rng, spy))

@@ -7,12 +7,6 @@ need, and ask for as many rewards.
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.recipes.generators import ddpo
-from denoiserl.tasks.base import Task
-
-
-def asked() -> Task:
-    """DDPO's own experiment: the posterior's noise, 64 prompts."""
-    return ddpo.task(ddpo.Args())
 
 
 def plan(budget: str) -> Study:
@@ -20,7 +14,7 @@ def plan(budget: str) -> Study:
     arms = {"ddpo": Arm("ddpo"), "rwr": Arm("rwr"), "pretrained": Arm("none")}
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     return Study(
-        "denoiserl.claims.generators.ddpo:asked", arms, 10_240, "reward calls", seeds, trials=500, tune=3, curve=4
+        "shapes", arms, 10_240, "reward calls", seeds, dict(ddpo.DEFAULT_TASK_ARGS), trials=500, tune=3, curve=4
     )
 
 

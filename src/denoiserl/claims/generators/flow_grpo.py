@@ -23,7 +23,7 @@ STEPS = {"ode 20": (20, 0.0), "sde 10": (10, None)}
 
 def drawn() -> Task:
     """SHAPES, judged by three ways of drawing the same prompts."""
-    base = _shapes.Base()
+    base = _shapes.Args()
     shapes = _shapes.task(base)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:

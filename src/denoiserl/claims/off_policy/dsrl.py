@@ -26,7 +26,7 @@ from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
 from denoiserl.train import Keep
 
-BASE = _robot.Base(chunk=4, execute=4, denoise=5, width=128, updates=2000, floor=0.1)
+BASE = _robot.Args(chunk=4, execute=4, denoise=5, width=128, updates=2000, floor=0.1)
 """the base: five steps of denoising, four actions at once"""
 DEMOS = 100
 """demonstrations, half to each side"""
@@ -68,7 +68,6 @@ def task() -> Task:
 
     return Task(
         "walled fork2d",
-        "env",
         {"flow": cloned, "steered": steered, "narrow": partial(steered, spread=1.0)},
         outcomes,
         {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},

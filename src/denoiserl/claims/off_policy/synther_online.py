@@ -8,6 +8,7 @@ from typing import Any
 
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
+from denoiserl.recipes.off_policy import sac
 
 SAC: dict[str, Any] = {"batch": 128, "steps": 50, "begin": 500, "width": 64}
 MANY: dict[str, Any] = {**SAC, "utd": 8.0, "layer_norm": True}
@@ -23,7 +24,8 @@ def plan(budget: str) -> Study:
         "sac-many": Arm("sac", many),
         "sac-one": Arm("sac", SAC),
     }
-    return Study("gym", arms, 3000, "env steps", tuple(range(100, 110 if full else 105)), trials=50, curve=4)
+    seeds = tuple(range(100, 110 if full else 105))
+    return Study("env", arms, 3000, "env steps", seeds, dict(sac.DEFAULT_TASK_ARGS), trials=50, curve=4)
 
 
 CLAIM = Claim(

@@ -24,7 +24,7 @@ from denoiserl.processes import Diffusion, ddim, time_grid
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
 
-BASE = _logged.Base(data="maze:small-noisy", denoise=5, width=64)
+BASE = _logged.Args(data="maze:small-noisy", denoise=5, width=64)
 """the data, and policies of five steps where they have several"""
 ITERS, UPDATES = 40, 100
 """4000 updates of every network"""

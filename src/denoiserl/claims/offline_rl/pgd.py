@@ -30,7 +30,7 @@ def plan(budget: str) -> Study:
         "recorded": Arm("td3_bc", LEARNER),
     }
     base = {"data": f"locosmall:{'reacher' if full else 'swingup'}-medium", "width": 64}
-    return Study("logged", arms, 100_000, "updates", tuple(range(100, 110 if full else 105)), base, curve=0)
+    return Study("offline", arms, 100_000, "updates", tuple(range(100, 110 if full else 105)), base, curve=0)
 
 
 CLAIM = Claim(

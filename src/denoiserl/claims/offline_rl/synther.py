@@ -26,7 +26,7 @@ def plan(budget: str) -> Study:
         "mixed": Arm("synther", {**MADE, **more, "share": 0.5}),
     }
     base = {"data": f"locosmall:{'reacher' if full else 'swingup'}-medium-replay", "rows": ROWS, "width": 64}
-    return Study("logged", arms, 100_000, "updates", tuple(range(100, 110 if full else 105)), base, curve=0)
+    return Study("offline", arms, 100_000, "updates", tuple(range(100, 110 if full else 105)), base, curve=0)
 
 
 CLAIM = Claim(

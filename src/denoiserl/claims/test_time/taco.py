@@ -34,7 +34,7 @@ def task() -> Task:
     base = _fork.task()
     assert isinstance(base.starts, dict)
     starts = {"flow": base.starts["flow"], "successes": successes}
-    return replace(base, signal="data", starts=starts, env=None, data=lambda seed: _fork.record(seed).successful())
+    return replace(base, starts=starts, env=None, data=lambda seed: _fork.record(seed).successful())
 
 
 def plan(budget: str) -> Study:

@@ -27,7 +27,7 @@ def plan(budget: str) -> Study:
     if full:
         arms["attention"] = Arm("breeze", {**breeze, "attention": 2})
     seeds = tuple(range(100, 110 if full else 105))
-    return Study("zero", arms, base["updates"], "updates", seeds, base, trials=100 if full else 50, curve=0)
+    return Study("zero-shot", arms, base["updates"], "updates", seeds, base, trials=100 if full else 50, curve=0)
 
 
 CLAIM = Claim(

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def from_json(cls: Any, value: Any, at: str = "args") -> Any:
     if isinstance(cls, type) and issubclass(cls, Path):
         return cls(value)
     return float(value) if cls is float and isinstance(value, int) else value
+
+
+def flat(args: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Return nested options as one level: ``{"model": {"lr": 1}}`` is ``{"model.lr": 1}``. Names of classes are left
+    out; a key that ends in a dot is a prefix as it is."""
+    found: dict[str, Any] = {}
+    for key, value in args.items():
+        if isinstance(value, dict) and (value or key.endswith(".")):
+            found |= flat(value, f"{at}{key}".rstrip(".") + ".")
+        elif not (at and key == KIND):
+            found[at + key] = value
+    return found
 
 
 def diff_settings(old: Any, new: Any, at: str = "") -> list[str]:

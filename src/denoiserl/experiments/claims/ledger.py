@@ -14,7 +14,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from denoiserl import recipes
+from denoiserl import recipes, tasks
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.serialization import store
 from denoiserl.experiments import resolve as find
@@ -84,7 +84,7 @@ def reach(name: str, made: Claim, plan: Study | Simulation) -> str:
         *made.roots,
     ]
     if isinstance(plan, Study):
-        place, function = find.where(plan.task)
+        place, function = tasks.locate(plan.task)
         roots.append(place if place.endswith(".py") else f"{place}.{function}")
         roots += [f"{recipes.module_name(m)}.{part}" for m in methods(plan) for part in ("improve", "Args")]
     return fingerprint(roots)

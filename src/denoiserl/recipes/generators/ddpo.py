@@ -34,8 +34,8 @@ collapses after forty iterations: nothing holds it, and what is left are rare fa
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -45,23 +45,18 @@ from torch import Tensor
 from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import NoDensityError
 from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, leaves, tensors
+from denoiserl.core.tree import Tree, leaves
 from denoiserl.distributions.base import NO_DENSITY_HELP
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.policy import Policy
-from denoiserl.processes import Diffusion, ddim
 from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
-from denoiserl.rewards import Reward, prompt_count
-from denoiserl.tasks import shapes as _shapes
-from denoiserl.tasks.base import Task
+from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """updates of the sampling policy"""
     samples: int = 256
@@ -89,27 +84,16 @@ class Args:
     tolerance: float | None = None
     """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
     precision is lower)"""
-    eta: float = 1.0
-    """of the experiment, noise of the training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be
-    learned from"""
-    pool: int = 64
-    """of the experiment, prompts that are learned from: few enough that each has a memory"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _shapes.Base = _shapes.Base()
-    """the generator that is improved"""
 
 
-def improve(
-    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
-) -> Iterator[dict]:
+def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a generator on a reward.
 
-    ``prompts``: a tree of [P, ...], equal rows of which share a memory; None or a number where there are none.
+    The signal's prompts: a tree of [P, ...], equal rows of which share a memory; None or a number where there are none.
     """
     if not any(policy.train_steps.dense):
         raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")
-    prompts = tensors(prompts)
+    reward, prompts = as_reward_signal(signal)
     keep, names, memory = keep or Keep(), keys(prompts), PerPromptStatTracker(a.window, a.least)
     opt = adamw(policy.parameters(), a.lr)
     check_optimizer_covers(opt, policy.weights.module)
@@ -162,22 +146,8 @@ def keys(prompts: Tree | int | None) -> list[str]:
     return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
 
 
+SIGNAL = "reward"
+START = None
+DEFAULT_TASK = "shapes"
+DEFAULT_TASK_ARGS = {"sampler": "ddim", "num_prompts": 64}
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """SHAPES, trained under the posterior with noise ``eta`` on ``pool`` prompts, and a parser that reads pictures."""
-    shapes = _shapes.task(a.base)
-
-    def start(seed: int, keep: Keep) -> Generator[dict, None, Policy]:
-        made = yield from shapes.begin(seed, keep)
-        assert isinstance(made.process, Diffusion)
-        return replace(made, train_steps=made.process.steps(made.train_steps.times, ddim(a.eta)))
-
-    return replace(shapes, starts={"flow": start}, prompts=lambda seed: _shapes.prompts(a.base)[0][: a.pool])
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep)

@@ -43,23 +43,18 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError, NoDensityError
 from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, tensors
 from denoiserl.distributions.base import NO_DENSITY_HELP
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, StepTable, ddim
 from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
-from denoiserl.rewards import Reward, prompt_count
-from denoiserl.tasks import shapes as _shapes
-from denoiserl.tasks.base import Task
+from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 50
     """updates of the sampling policy"""
     prompts: int = 24
@@ -90,22 +85,16 @@ class Args:
     tolerance: float | None = None
     """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
     precision is lower)"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _shapes.Base = _shapes.Base()
-    """the generator that is improved"""
 
 
-def improve(
-    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
-) -> Iterator[dict]:
+def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a flow generator on a reward.
 
-    ``prompts``: a tree of [P, ...], of which every iteration asks some; None or a number where there are none.
+    The signal's prompts: a tree of [P, ...], of which every iteration asks some; None or a number where there are none.
     """
     if a.group < 2:
         raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
-    keep, policy, prompts = keep or Keep(), early(policy, a.window), tensors(prompts)
+    keep, policy, (reward, prompts) = keep or Keep(), early(policy, a.window), as_reward_signal(signal)
     many = prompt_count(prompts)
     if a.beta > 0:
         _refuse_truncation(policy)
@@ -203,19 +192,8 @@ def _refuse_truncation(policy: Policy) -> None:
         )
 
 
+SIGNAL = "reward"
+START = None
+DEFAULT_TASK = "shapes"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """SHAPES: pictures of coloured shapes, and a parser that reads the prompted scene back."""
-    return _shapes.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep)
-
-
-DEMO = Args(eval_every=1000)
-"""the demo's act, sized for two cores"""
+DEMO = Args()

@@ -42,17 +42,14 @@ from torch import Tensor
 from denoiserl.advantages.shapes import resolution
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, index_rows, tensors
-from denoiserl.experiments import experiment as _stages
+from denoiserl.core.tree import Tree, index_rows
 from denoiserl.losses import weighted_loss
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Noised
 from denoiserl.recipes.generators.common import cut, draw, some, told
 from denoiserl.recipes.language.common import written
-from denoiserl.rewards import Reward, prompt_count
-from denoiserl.tasks import shapes as _shapes
-from denoiserl.tasks.base import Task
+from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified
 
@@ -61,7 +58,6 @@ WITHIN = ("prompt", "batch")
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 20
     """rounds of sampling and fitting"""
     prompts: int = 64
@@ -86,18 +82,12 @@ class Args:
     """rewards that are not finite: stop and name the samples, or drop and count them"""
     weights: dict[str, float] = field(default_factory=dict)
     """weights of a reward's named parts in its total; none: 1 for each"""
-    eval_every: int = 5
-    """iterations between held-out evaluations"""
-    base: _shapes.Base = _shapes.Base()
-    """the generator that is improved"""
 
 
-def improve(
-    policy: Policy, reward: Reward, prompts: Tree | int | None, a: Any, rng: Rng, keep: Keep | None = None
-) -> Iterator[dict]:
+def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a generator on a reward. Its steps need no density.
 
-    ``prompts``: a tree of [P, ...]; None or a number where there are none.
+    The signal's prompts: a tree of [P, ...]; None or a number where there are none.
     """
     if a.within not in WITHIN:
         raise InvalidInputError(unknown_name_message(a.within, WITHIN, "comparison"))
@@ -105,7 +95,7 @@ def improve(
         raise InvalidInputError(
             "A group of one has nothing to be compared with: draw more samples a prompt, or within='batch'"
         )
-    keep, prompts = keep or Keep(), tensors(prompts)
+    keep, (reward, prompts) = keep or Keep(), as_reward_signal(signal)
     many = prompt_count(prompts)
     opt = adamw(policy.parameters(), a.lr)
     check_optimizer_covers(opt, policy.weights.module)
@@ -163,11 +153,6 @@ def best(reward: Tensor, share: float, valid: Tensor) -> Tensor:
     return top * valid.sum(-1, keepdim=True) / top.sum(-1, keepdim=True).clamp_min(1)
 
 
-def task(a: Args) -> Task:
-    """SHAPES: pictures of prompted scenes, and a parser that reads them."""
-    return _shapes.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep)
+SIGNAL = "reward"
+START = None
+DEFAULT_TASK = "shapes"

@@ -35,15 +35,12 @@ from typing import Any
 from torch import Tensor
 
 from denoiserl.control.acting import carry
-from denoiserl.core.errors import RunError
+from denoiserl.control.data_checks import check_data_fits
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
-from denoiserl.experiments import experiment as _stages
+from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
-from denoiserl.tasks.user_inputs import fits
 from denoiserl.train import Keep, TrainingRows, fit
 
 BLOCK = 65536
@@ -52,7 +49,6 @@ BLOCK = 65536
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     updates: int = 9000
     """gradient steps"""
     batch: int = 256
@@ -61,26 +57,25 @@ class Args:
     """AdamW's learning rate, with warm-up and cosine decay"""
     history: int = 1
     """observations that the policy sees (T_o)"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (T_a; None: as the policy carries)"""
     mask_padding: bool = True
     """actions that a window repeats beyond the ends of its episode have no loss (False: they are imitated)"""
-    base: _robot.Base = _robot.Base()
-    """the task, its demonstrations and the network"""
 
 
-def improve(policy: Policy, data: Demonstrations, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: Demonstrations | EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None
+) -> Iterator[dict]:
     """Clone demonstrations; the policy carries from now on how many actions of a chunk are executed.
 
     Warn of actions beyond what the policy's codec can say.
     """
-    fits(policy, data)
+    data = data.demos if isinstance(data, EpisodeDataset) else data
+    check_data_fits(policy, data)
     horizon, past = (
         policy.event_shape[0],
         getattr(policy.codec, "history", 1) - 1,
     )  # ticks before now that its chunks begin
     now = max(a.history - 1, past)
-    window = windows(data.ends, horizon + now - past, now + 1, carry(policy, a.execute))
+    window = windows(data.ends, horizon + now - past, now + 1, carry(policy))
     chunks, mask = slice(now - past, None), getattr(a, "mask_padding", True)
     padded = mask and any(not bool(window.inside(i)[:, chunks].all()) for i in window.every.split(BLOCK))
 
@@ -97,19 +92,6 @@ def improve(policy: Policy, data: Demonstrations, a: Any, rng: Rng, keep: Keep |
     yield from fit(policy.process, policy.denoiser, made, None, a.updates, rng, **how)
 
 
-def task(a: Args) -> Task:
-    """A Meta-World task, demonstrated by a script with flaws."""
-    if a.history != 1:
-        raise RunError("the policies of this experiment see one observation: history is for policies of your own")
-    if a.base.start is not None:
-        raise RunError(
-            f"this experiment clones into new weights, and start={a.base.start} names a policy that is there: clone on "
-            "with diffusion_policy.improve(policy, demos, args, rng), or improve it by its reward, run dppo --start ..."
-        )
-    return _robot.cloning(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Clone, then play held-out episodes."""
-    _, row = yield from _stages.learn(improve, task(a), a, keep)
-    yield row
+SIGNAL = "data"
+START = "untrained"
+DEFAULT_TASK = "env"

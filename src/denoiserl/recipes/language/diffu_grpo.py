@@ -47,9 +47,8 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, index_rows, tensors
+from denoiserl.core.tree import Tree, index_rows
 from denoiserl.distributions.categorical import token_log_prob
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import clip_fraction, k3, masked_mean, ppo_clip
 from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.policy import Policy
@@ -57,9 +56,7 @@ from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.masked import known_tokens
 from denoiserl.recipes.generators.common import cut, draw, told
 from denoiserl.recipes.language.common import canvases, require_masked, written
-from denoiserl.rewards import Reward, prompt_count
-from denoiserl.tasks import sudoku as _sudoku
-from denoiserl.tasks.base import Task
+from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Keep, accumulate_masked, adamw, check_optimizer_covers
 
 PATIENCE = 40
@@ -70,7 +67,6 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 80
     """updates of the sampling policy"""
     prompts: int = 24
@@ -101,17 +97,11 @@ class Args:
     """Adam's learning rate"""
     max_grad: float = 0.2
     """largest norm of the gradient"""
-    eval_every: int = 20
-    """iterations between held-out evaluations"""
-    base: _sudoku.Base = _sudoku.Base()
-    """the model that is improved"""
 
 
-def improve(
-    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
-) -> Iterator[dict]:
-    """Improve a masked language model on a reward. ``prompts``: canvases [P, L] with masks where to write."""
-    process, keep, prompts = require_masked(policy, "diffu-GRPO"), keep or Keep(), tensors(prompts)
+def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+    """Improve a masked language model on a reward. The signal's prompts: canvases [P, L] with masks where to write."""
+    process, keep, (reward, prompts) = require_masked(policy, "diffu-GRPO"), keep or Keep(), as_reward_signal(signal)
     if bool((canvases(policy, prompts) != process.mask_token).all(-1).any()):
         raise InvalidInputError("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.snapshot("reference")
@@ -224,15 +214,7 @@ class Trend:
         self.first, self.last, self.n = list(state["first"]), deque(state["last"], maxlen=WINDOW), int(state["n"])
 
 
+SIGNAL = "reward"
+START = None
+DEFAULT_TASK = "sudoku"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """4 x 4 sudoku, several cells a step, and a verifier."""
-    return _sudoku.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep)

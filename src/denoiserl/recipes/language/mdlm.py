@@ -40,19 +40,14 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.experiments import experiment as _stages
-from denoiserl.oracles import sudoku
 from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked
-from denoiserl.tasks import sudoku as _sudoku
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, fit
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     updates: int = 2000
     """gradient steps"""
     batch: int = 128
@@ -61,10 +56,6 @@ class Args:
     """rows of one forward; the update is that of the whole batch; none: all"""
     lr: float = 3e-3
     """AdamW's learning rate, with cosine decay"""
-    draws: int = 32
-    """maskings a grid of the held-out likelihood bound"""
-    base: _sudoku.Base = _sudoku.Base()
-    """the network and its training"""
 
 
 def improve(
@@ -105,15 +96,7 @@ def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:
         return float(policy.elbo(tokens, None, rng, draws).mean()) / tokens.shape[-1]
 
 
-def task(a: Args) -> Task:
-    """4 x 4 sudoku: completed grids with typos, in any order of unmasking."""
-    return _sudoku.writing(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Fit the corpus, then solve held-out puzzles and bound the likelihood of grids."""
-    policy, row = yield from _stages.learn(improve, task(a), a, keep)
-    for name, tokens in zip(("trained", "held-out"), sudoku.split(), strict=True):
-        row[f"{name} elbo"] = bound(policy, tokens.to(policy.device), Rng(a.seed + 3, policy.device), a.draws)
-    held_out = _sudoku.puzzles(a.seed, 1024, True)
-    yield row | _sudoku.evaluate(policy, held_out.to(policy.device), Rng(a.seed + 2, policy.device), (1,))
+SIGNAL = "data"
+START = "untrained"
+DEFAULT_TASK = "sudoku"
+DEFAULT_TASK_ARGS = {"elbo_draws": 32}

@@ -53,18 +53,14 @@ from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.advantages.group import Scale
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, tensors
 from denoiserl.distributions import Unmasking
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import approx_kl, k3, ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators.common import cut, draw, told
 from denoiserl.recipes.language.common import require_masked, written
-from denoiserl.rewards import Reward, prompt_count
-from denoiserl.tasks import sudoku as _sudoku
-from denoiserl.tasks.base import Task
+from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Keep, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
 
 SHORT = 16
@@ -73,7 +69,6 @@ SHORT = 16
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 80
     """updates of the sampling policy"""
     prompts: int = 64
@@ -108,17 +103,14 @@ class Args:
     """Adam's learning rate, falling to zero by a cosine"""
     warmup: int = 5
     """iterations until the learning rate is reached"""
-    eval_every: int = 20
-    """iterations between held-out evaluations"""
-    base: _sudoku.Base = _sudoku.Base()
-    """the model that is improved"""
 
 
-def improve(
-    policy: Policy, reward: Reward, prompts: Tree, a: Any, rng: Rng, keep: Keep | None = None
-) -> Iterator[dict]:
-    """Improve a masked language model on a verifier. ``prompts``: canvases [P, L] with masks where to write."""
-    keep, prompts = keep or Keep(), tensors(prompts)
+def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+    """Improve a masked language model on a verifier.
+
+    The signal's prompts: canvases [P, L] with masks where to write.
+    """
+    keep, (reward, prompts) = keep or Keep(), as_reward_signal(signal)
     require_masked(policy, "TraceRL")
     exact = policy.event_shape[-1] <= SHORT if a.likelihood is None else a.likelihood == "exact"
     opt = adamw(policy.parameters(), a.lr)
@@ -264,15 +256,7 @@ def _first(policy: Policy, chain: Chain, trace: ChainSteps, old: Tensor, could: 
     return {"flipped": float((~(moved <= limit)).float().mean())}
 
 
-def task(a: Args) -> Task:
-    """4 x 4 sudoku, several cells a step, and a verifier."""
-    return _sudoku.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep)
-
-
-DEMO = Args(eval_every=1000)
-"""the demo's act, sized for two cores"""
+SIGNAL = "reward"
+START = None
+DEFAULT_TASK = "sudoku"
+DEMO = Args()

@@ -68,12 +68,9 @@ from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Squashed
 from denoiserl.envs import Collector
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import half_squared_error
 from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 SERVES = ("steered", "best")
@@ -81,15 +78,12 @@ SERVES = ("steered", "best")
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 60
     """collect-and-update rounds"""
     copies: int = 8
     """environments side by side"""
     steps: int = 12
     """chunks each environment plays an iteration"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     begin: int = 400
     """first decisions, by the base alone; learning waits for a batch of them too"""
     aliased: bool = True
@@ -128,17 +122,13 @@ class Args:
     """critics of each kind, whose minimum counts"""
     width: int = 128
     """their width"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is steered"""
 
 
 def improve(
     policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None, demos: Rollout | None = None
 ) -> Iterator[dict]:
     """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
-    keep, net, execute = keep or Keep(), steering(policy), carry(policy, a.execute)
+    keep, net, execute = keep or Keep(), steering(policy), carry(policy)
     env.discount(a.gamma)
     if (b := bound(policy)) is None:
         raise InvalidInputError("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
@@ -240,19 +230,7 @@ def remember(replay: ReplayBuffer, ep: Rollout, box: TanhCodec, a: Any, z: Tenso
     return replay.add(ep, reward=a.scale * ep.reward + a.shift, action=to_unit_box(box, ep.action), z=z)
 
 
-STARTS = "steered"
-"""the kind of policy that it starts from"""
-
-
+SIGNAL = "env"
+START = "steered"
+DEFAULT_TASK = "env"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, freeze, then steer."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)

@@ -47,18 +47,14 @@ from denoiserl.control.squashed_actions import (
 from denoiserl.core.rng import Rng
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import half_squared_error
 from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import gym as _gym
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 300
     """collect-and-update rounds"""
     copies: int = 1
@@ -95,10 +91,6 @@ class Args:
     """the critics' width: 256 as published"""
     layer_norm: bool = False
     """layer norm in the critics"""
-    eval_every: int = 60
-    """iterations between held-out evaluations"""
-    base: _gym.Base = _gym.Base()
-    """the task and the policy that learns"""
 
 
 def improve(
@@ -148,19 +140,8 @@ def normal(policy: Policy, cond: torch.Tensor, rng: Rng) -> torch.Tensor:
     return rng.normal(len(cond), *policy.event_shape)
 
 
-STARTS = "squashed"
-"""the kind of policy that it starts from"""
-
-
+SIGNAL = "env"
+START = "squashed"
+DEFAULT_TASK = "env"
+DEFAULT_TASK_ARGS = {"env": "Pendulum-v1", "chunk": 1, "width": 64}
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """A Gymnasium task, from nothing."""
-    return _gym.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)

@@ -42,11 +42,8 @@ from denoiserl.core.rng import Rng
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transitions, train_generator_now
 from denoiserl.envs import Collector
-from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac
-from denoiserl.tasks import gym as _gym
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep
 
 
@@ -83,15 +80,7 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
         yield row
 
 
-STARTS = "squashed"
-"""the kind of policy that it starts from"""
-
-
-def task(a: Args) -> Task:
-    """A Gymnasium task, from nothing."""
-    return _gym.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)
+SIGNAL = "env"
+START = "squashed"
+DEFAULT_TASK = "env"
+DEFAULT_TASK_ARGS = {"env": "Pendulum-v1", "chunk": 1, "width": 64}

@@ -49,19 +49,16 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import half_squared_error, normalized_q_loss
 from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import offline as _logged
-from denoiserl.tasks.base import Task
+from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 20
     """iterations, after some of which the policy is judged"""
     updates: int = 100
@@ -90,10 +87,6 @@ class Args:
     """the critics' width"""
     layer_norm: bool = True
     """layer norm in the critics"""
-    eval_every: int = 5
-    """iterations between held-out evaluations"""
-    base: _logged.Base = _logged.Base()
-    """the data and the policy that learns"""
 
 
 def improve(
@@ -105,7 +98,7 @@ def improve(
         raise InvalidInputError(
             "DQL improves policies that denoise: start 'diffusion' or 'flow' (td3_bc and iql take others)"
         )
-    replay = _logged.remembered(policy, data, a)
+    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
@@ -126,7 +119,7 @@ def improve(
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
     for _ in keep.loop(a.iters, given=data, **named):
         seen = []
-        for rows in _logged.minibatches(replay, a, rng):
+        for rows in minibatches(replay, a.updates, a.batch, a.gamma, rng):
             cond, done = rows["obs"], rows["action"]
             y = rows["reward"] + rows["discount"] * goal(rows["next_obs"])
             value = critic(cond, done)
@@ -145,19 +138,7 @@ def improve(
         yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
 
 
-STARTS = "diffusion"
-"""the kind of policy that it starts from"""
-
-
+SIGNAL = "data"
+START = "diffusion"
+DEFAULT_TASK = "offline"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """Logged data, and the environment that they are of."""
-    return _logged.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)

@@ -44,18 +44,15 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import exp_weights, expectile, half_squared_error, weighted_loss
 from denoiserl.nn import Critics, Value, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import offline as _logged
-from denoiserl.tasks.base import Task
+from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """iterations, after some of which the policy is judged"""
     updates: int = 100
@@ -80,10 +77,6 @@ class Args:
     """the critics' width"""
     layer_norm: bool = True
     """layer norm in the critics"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _logged.Base = _logged.Base()
-    """the data and the policy that learns"""
 
 
 def improve(
@@ -95,7 +88,7 @@ def improve(
         raise InvalidInputError(
             "IQL fits the likelihood of actions, which a squashed policy lacks on the edge: start 'gaussian'"
         )
-    replay = _logged.remembered(policy, data, a)
+    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size, more = replay.columns["obs"].shape[1:], {"width": a.width, "layer_norm": a.layer_norm}
     critic = rng.init(Critics, size, policy.event_shape, 2, **more).to(policy.device)
@@ -107,7 +100,7 @@ def improve(
     learners["data"] = replay if replay is data else None  # a buffer that somebody refills
     for _ in keep.loop(a.iters, given=data, **learners, value=value, value_opt=value_opt, fall=fall, rng=rng):
         seen = []
-        for rows in _logged.minibatches(replay, a, rng):
+        for rows in minibatches(replay, a.updates, a.batch, a.gamma, rng):
             cond, done = rows["obs"], rows["action"]
             with torch.no_grad():
                 best = slow(cond, done).amin(0)
@@ -129,15 +122,6 @@ def improve(
         yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
 
 
-STARTS = "gaussian"
-"""the kind of policy that it starts from"""
-
-
-def task(a: Args) -> Task:
-    """Logged data, and the environment that they are of."""
-    return _logged.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)
+SIGNAL = "data"
+START = "gaussian"
+DEFAULT_TASK = "offline"

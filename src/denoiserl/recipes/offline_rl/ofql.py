@@ -52,20 +52,17 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import half_squared_error, normalized_q_loss
 from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import MeanFlow
-from denoiserl.tasks import offline as _logged
-from denoiserl.tasks.base import Task
+from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 100
     """iterations, after some of which the policy is judged"""
     updates: int = 100
@@ -92,10 +89,6 @@ class Args:
     """the critics' width (256 as published)"""
     layer_norm: bool = True
     """layer norm in the critics"""
-    eval_every: int = 25
-    """iterations between held-out evaluations"""
-    base: _logged.Base = _logged.Base()
-    """the data and the policy that learns"""
 
 
 def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
@@ -107,7 +100,7 @@ def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep |
             "MeanVelocityDenoiser of a "
             "network, served by process.steps(time_grid(1)); dql takes policies of several steps"
         )
-    replay = _logged.remembered(policy, data, a)
+    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm)
@@ -120,7 +113,7 @@ def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep |
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
     for _ in keep.loop(a.iters, given=data, **named):
         seen = []
-        for rows in _logged.minibatches(replay, a, rng):
+        for rows in minibatches(replay, a.updates, a.batch, a.gamma, rng):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
                 y = rows["reward"] + rows["discount"] * slow(after, following(after, rng).sample.clamp(-1, 1)).amin(0)
@@ -138,19 +131,7 @@ def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep |
         yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
 
 
-STARTS = "meanflow"
-"""the kind of policy that it starts from"""
-
-
+SIGNAL = "data"
+START = "meanflow"
+DEFAULT_TASK = "offline"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """Logged data, and the environment that they are of."""
-    return _logged.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)

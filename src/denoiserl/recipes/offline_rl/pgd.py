@@ -50,12 +50,10 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import MixedReplayBuffer
 from denoiserl.data.trajectories import Model, StepLayout, slice_windows, train_window_generator, windows_to_transitions
 from denoiserl.data.transitions import Transitions, to_transitions
-from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.edm_training import Guide
 from denoiserl.recipes.offline_rl import iql, td3_bc
-from denoiserl.tasks import offline as _logged
-from denoiserl.tasks.base import Task
+from denoiserl.recipes.offline_rl.common import to_replay_buffer
 from denoiserl.train import Keep
 
 LEARNERS = {"td3_bc": td3_bc, "iql": iql}
@@ -97,7 +95,7 @@ def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep |
             f"PGD guides single actions: take a chunk and n of 1, not {policy.event_shape[0]} and {a.n}"
         )
     made = yield from train_window_generator(windowed(policy, data, a.model), a.model, rng, keep.stage("model"))
-    mixed = MixedReplayBuffer(_logged.remembered(policy, data, a), a.share)
+    mixed = MixedReplayBuffer(to_replay_buffer(policy, data, a.batch, a.n, a.gamma), a.share)
     stage = keep.stage("learn")
 
     def refill() -> dict[str, float]:
@@ -202,20 +200,12 @@ def conditioned(policy: Policy, parts: dict[str, Tensor], gamma: float) -> Trans
     return replace(rows, obs=seen(rows.obs), next_obs=seen(rows.next_obs))
 
 
-def starts(a: Args) -> str:
-    """The kind of policy that the learner starts from."""
-    return LEARNERS[a.learner].STARTS
+def start(a: Args) -> str:
+    """Return the kind of policy that the learner starts from."""
+    return LEARNERS[a.learner].START
 
 
-STARTS = "squashed"
-"""the kind of policy that it starts from; IQL needs "gaussian" """
-
-
-def task(a: Args) -> Task:
-    """Logged data, and the environment that they are of."""
-    return _logged.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, starts(a))
+SIGNAL = "data"
+START = start
+DEFAULT_TASK = "offline"
+DEFAULT_TASK_ARGS = {"data": "locosmall:pendulum-medium"}

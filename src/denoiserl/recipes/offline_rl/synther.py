@@ -41,11 +41,9 @@ from denoiserl.core.rng import Rng
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, add_gaussian_noise, train_generator
 from denoiserl.data.transitions import Transitions, to_transitions, transitions
-from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl import td3_bc
-from denoiserl.tasks import offline as _logged
-from denoiserl.tasks.base import Task
+from denoiserl.recipes.offline_rl.common import to_replay_buffer
 from denoiserl.train import Keep
 
 
@@ -82,8 +80,8 @@ def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep |
         made = add_gaussian_noise(rows, a.rows, a.blur, rng)
     source: Any = recorded(made)
     if a.share < 1:
-        source = MixedReplayBuffer(_logged.remembered(policy, data, a), a.share)
-        source.refill(_logged.remembered(policy, recorded(made), a))
+        source = MixedReplayBuffer(to_replay_buffer(policy, data, a.batch, a.n, a.gamma), a.share)
+        source.refill(to_replay_buffer(policy, recorded(made), a.batch, a.n, a.gamma))
     yield from td3_bc.improve(policy, source, a, rng, keep.stage("learn"))
 
 
@@ -93,15 +91,7 @@ def recorded(made: Transitions) -> EpisodeDataset:
     return transitions(*known, made.low, made.high, made.name)  # type: ignore[arg-type]
 
 
-STARTS = "squashed"
-"""the kind of policy that it starts from"""
-
-
-def task(a: Args) -> Task:
-    """Logged data, and the environment that they are of."""
-    return _logged.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)
+SIGNAL = "data"
+START = "squashed"
+DEFAULT_TASK = "offline"
+DEFAULT_TASK_ARGS = {"data": "locosmall:pendulum-medium"}

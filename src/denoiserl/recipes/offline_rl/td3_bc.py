@@ -42,18 +42,15 @@ from denoiserl.control.squashed_actions import action_distribution, require_squa
 from denoiserl.core.rng import Rng
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import half_squared_error, masked_mean, normalized_q_loss
 from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import offline as _logged
-from denoiserl.tasks.base import Task
+from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 45
     """iterations, after some of which the policy is judged"""
     updates: int = 100
@@ -80,10 +77,6 @@ class Args:
     """the critics' width"""
     layer_norm: bool = True
     """layer norm in the critics"""
-    eval_every: int = 15
-    """iterations between held-out evaluations"""
-    base: _logged.Base = _logged.Base(data="locosmall:pendulum-medium")
-    """the data and the policy that learns"""
 
 
 def improve(
@@ -91,7 +84,7 @@ def improve(
 ) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
     keep, _ = keep or Keep(), require_squashed_policy(policy, "TD3+BC")
-    replay = _logged.remembered(policy, data, a)
+    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
@@ -106,7 +99,7 @@ def improve(
     named["data"] = replay if replay is data else None  # a buffer that somebody refills
     for it in keep.loop(a.iters, given=data, **named):
         seen = []
-        for i, rows in enumerate(_logged.minibatches(replay, a, rng), it * a.updates + 1):
+        for i, rows in enumerate(minibatches(replay, a.updates, a.batch, a.gamma, rng), it * a.updates + 1):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
                 noise = (a.smooth * rng.normal(*done.shape)).clamp(-a.smooth_clip, a.smooth_clip)
@@ -126,19 +119,8 @@ def improve(
         yield dict(zip(("critic loss", "value", "distance to the data"), means, strict=bool(seen)))
 
 
-STARTS = "squashed"
-"""the kind of policy that it starts from"""
-
-
+SIGNAL = "data"
+START = "squashed"
+DEFAULT_TASK = "offline"
+DEFAULT_TASK_ARGS = {"data": "locosmall:pendulum-medium"}
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """Logged data, and the environment that they are of."""
-    return _logged.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy that knows nothing, improved."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)

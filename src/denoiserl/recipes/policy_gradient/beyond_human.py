@@ -48,27 +48,21 @@ from denoiserl.data import Demonstrations
 from denoiserl.data.trajectory_metrics import Valid, coverage, keep_short_successes, motion, starts
 from denoiserl.envs import Collector
 from denoiserl.envs.record import collect
-from denoiserl.experiments import experiment as _stages
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
 from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.policy_gradient import dppo, ppo
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 26
     """collect-and-update rounds of the generator"""
     copies: int = 40
     """environments side by side"""
     steps: int = 22
     """decisions each environment takes an iteration"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lr: float = 0.0
@@ -87,10 +81,6 @@ class Args:
     """windows a gradient step of the student"""
     student_lr: float = 1e-3
     """the student's learning rate, with warm-up and cosine decay"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that begins as the generator"""
 
 
 def improve(
@@ -103,15 +93,15 @@ def improve(
     keep = keep or Keep()
     whole(policy, "The student is a new network for all steps")
     renewable(policy, "The student is a new network")
-    carry(policy, a.execute)
+    carry(policy)
     method = ppo if isinstance(policy.process, OneStep) else dppo
-    names = ("iters", "copies", "steps", "execute", "gamma", "warmup")
+    names = ("iters", "copies", "steps", "gamma", "warmup")
     settings = method.Args(**{name: getattr(a, name) for name in names}, **({"lr": a.lr} if a.lr else {}))
     yield from method.improve(policy, env, settings, rng, keep.stage("generate"))
     for _ in keep.stage("student").loop(1, policy=policy, rng=rng, env=env):
         if keep.folder is not None:
             policy.save(keep.folder / "generator")
-        played, kept = generated(policy, env, a, valid)
+        played, kept = generated(policy, env, a, rng, valid)
         if keep.folder is not None:
             kept.save(keep.folder / "generated")
         policy.denoiser.load_state_dict(rng.init(from_config, to_config(policy.denoiser)).state_dict())
@@ -128,13 +118,13 @@ def improve(
 
 
 def generated(
-    policy: Policy, env: Collector, a: Any, valid: Valid | None = None
+    policy: Policy, env: Collector, a: Any, rng: Rng, valid: Valid | None = None
 ) -> tuple[Demonstrations, Demonstrations]:
     """Everything that was played, and ``a.episodes`` clean episodes of it (fewer where ``a.most`` were not enough)."""
-    act, parts, won = eval_actor(policy), [], 0
+    act, parts, won, seed = eval_actor(policy), [], 0, int(rng.integers(0, 2**31, 1))
     wanted = a.episodes / a.quantile
     while won < wanted and sum(len(part) for part in parts) < a.most:
-        part = collect(env, act, env.copies, 1_000 * (a.seed + 1) + len(parts))
+        part = collect(env, act, env.copies, seed + len(parts))
         if part.success is None:
             raise InvalidInputError(f"{env.name} does not report success, and only successes become demonstrations")
         parts.append(part)
@@ -144,11 +134,6 @@ def generated(
     return played, kept.take(torch.arange(min(a.episodes, len(kept))))
 
 
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, improve, record, imitate that."""
-    yield from _stages.run(improve, task(a), a, keep)
+SIGNAL = "env"
+START = None
+DEFAULT_TASK = "env"

@@ -62,20 +62,16 @@ from denoiserl.control.acting import (
 from denoiserl.core.rng import Rng
 from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, half_squared_error, ppo_clip
 from denoiserl.nn import Value
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """collect-and-update rounds"""
     copies: int = 40
@@ -84,8 +80,6 @@ class Args:
     """chunks each environment plays an iteration"""
     tuned: int | None = None
     """how many last denoising steps learn (None: all that are not frozen already)"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -110,17 +104,13 @@ class Args:
     """the actor stops for this iteration when the approximate KL of a minibatch, a number of the chunk, passes this"""
     warmup: int = 0
     """iterations in which only the critic learns"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is improved"""
 
 
 def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a diffusion or flow policy in an environment."""
     keep = keep or Keep()
     env.discount(a.gamma)
-    execute, tuned = carry(policy, a.execute), relay(policy, a.tuned)
+    execute, tuned = carry(policy), relay(policy, a.tuned)
     act, (see, size) = training_actor(policy, tuned, execute), critic_features(policy, env)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
     opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
@@ -170,19 +160,8 @@ def learn(
     return optimizer_step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, clip))
 
 
+SIGNAL = "env"
+START = None
+DEFAULT_TASK = "env"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep)
-
-
-DEMO = Args(iters=26, eval_every=1000)
-"""the demo's act, sized for two cores"""
+DEMO = Args(iters=26)

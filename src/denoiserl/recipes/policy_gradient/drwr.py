@@ -48,12 +48,9 @@ from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import exp_weights, weighted_loss
 from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, stratified
 
 DRAWS = ("serve", "train")
@@ -61,15 +58,12 @@ DRAWS = ("serve", "train")
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """collect-and-update rounds"""
     copies: int = 40
     """environments side by side"""
     steps: int = 22
     """chunks each environment plays an iteration: at least an episode's"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     beta: float = 10.0
@@ -84,16 +78,12 @@ class Args:
     """passes over an iteration's decisions"""
     batch: int = 220
     """decisions a gradient step, about"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is improved"""
 
 
 def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
     keep = keep or Keep()
-    execute = carry(policy, a.execute)
+    execute = carry(policy)
     env.discount(a.gamma)
     if a.draw not in DRAWS:
         raise InvalidInputError(unknown_name_message(a.draw, DRAWS, "kind of steps"))
@@ -149,15 +139,7 @@ def effective(weight: Tensor) -> float:
     return float(weight.sum().square() / (len(weight) * weight.square().sum()))
 
 
+SIGNAL = "env"
+START = None
+DEFAULT_TASK = "env"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep)

@@ -60,7 +60,6 @@ from denoiserl.core.tree import Tree, index_rows, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import clip_fraction, half_squared_error, ppo_clip
 from denoiserl.nn import Value
 from denoiserl.policy.chain import Chain, RecordSample
@@ -68,8 +67,6 @@ from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, reno
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes.generators.common import some
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 DRAWS = ("serve", "train")
@@ -80,15 +77,12 @@ FAR = 3.0
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """collect-and-update rounds"""
     copies: int = 40
     """environments side by side"""
     steps: int = 22
     """chunks each environment plays an iteration"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -113,17 +107,13 @@ class Args:
     """decisions a gradient step, about"""
     warmup: int = 2
     """iterations in which only the critic learns: for policies that know something already"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is improved"""
 
 
 def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
     if a.ratio not in RATIOS:
         raise InvalidInputError(unknown_name_message(a.ratio, RATIOS, "ratio"))
-    keep, act, process = keep or Keep(), acting(policy, a.draw, a.execute), weighed(policy.process, a.weight)
+    keep, act, process = keep or Keep(), acting(policy, a.draw), weighed(policy.process, a.weight)
     env.discount(a.gamma)
     see, size = critic_features(policy, env)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
@@ -175,11 +165,11 @@ def learn(
     return done, float(gap.abs().mean()), float(clip_fraction(gap, same, a.clip))
 
 
-def acting(policy: Policy, draw: str, execute: int | None) -> Any:
+def acting(policy: Policy, draw: str) -> Any:
     """Acts for a ``Collector`` with the steps ``draw``, keeping the sample and its condition of every chain."""
     if draw not in DRAWS:
         raise InvalidInputError(unknown_name_message(draw, DRAWS, "kind of steps"))
-    execute = carry(policy, execute)
+    execute = carry(policy)
     steps = policy.eval_steps if draw == "serve" else policy.train_steps
     if not any(steps.dense) and not policy.process.prior((1, *policy.event_shape)).has_density:
         raise InvalidInputError(
@@ -216,19 +206,7 @@ def losses(policy: Policy, process: Process, pairs: Noised, cond: Tree) -> Tenso
     return denoising_losses(process, policy.denoiser, pairs, policy.denoiser.embed_condition(cond))
 
 
-STARTS = "flow"
-"""the kind of policy that it starts from"""
-
-
+SIGNAL = "env"
+START = "flow"
+DEFAULT_TASK = "env"
 GROWS: dict[str, Any] = {}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)

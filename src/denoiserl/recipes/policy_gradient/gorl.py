@@ -58,14 +58,11 @@ from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
-from denoiserl.experiments import experiment as _stages
 from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianHead, OneStep, time_grid
 from denoiserl.processes.steered import require_deterministic
 from denoiserl.recipes.policy_gradient import ppo
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, fit
 
 BEGINS = ("decoder", "actions")
@@ -73,7 +70,6 @@ BEGINS = ("decoder", "actions")
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """collect-and-update rounds, of all stages together"""
     stages: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0)
@@ -84,8 +80,6 @@ class Args:
     """environments side by side"""
     steps: int = 22
     """decisions each environment takes an iteration"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -124,10 +118,6 @@ class Args:
     """the decoder's learning rate, with warm-up and cosine decay"""
     drop: float = 0.2
     """largest share of the return that a switch may lose"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is improved"""
 
 
 def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
@@ -140,7 +130,7 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
         raise InvalidInputError(unknown_name_message(a.begin, BEGINS, "beginning"))
     require_deterministic(policy.eval_steps)
     whole(policy, "GoRL makes its decoder anew")
-    a = replace(a, execute=carry(policy, a.execute))
+    execute = carry(policy)
     env.discount(a.gamma)
     keep, through, encoder, taken = keep or Keep(), a.begin == "decoder", None, Switch()
     parts = [n for n in portions(a.iters, a.stages) if n]
@@ -149,6 +139,7 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
     for i, iters in enumerate(parts):
         if encoder is None or taken.value:
             encoder = rng.init(latent, policy, env.obs_dim, a)
+            encoder.weights.execute = None if through else execute  # the world decodes a whole latent
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
             policy.weights.control = LatentController(head, through)
@@ -174,18 +165,18 @@ def latent(policy: Policy, obs: int, a: Any) -> Policy:
 
 def acted(policy: Policy, env: Collector, a: Any) -> Any:
     """The environment whose actions are latents."""
-    execute = resolve_execute_horizon(policy, a.execute)
+    execute = resolve_execute_horizon(policy)
     return LatentActionEnv(env, lambda obs, z: decode_noise_to_action(policy, obs, z)[:, :execute])
 
 
 def later(a: Any) -> Any:
-    """Return the settings of stages with a decoder: the world says what a latent executes."""
-    return replace(a, clip=a.clip_latent, execute=None)
+    """Return the settings of stages with a decoder."""
+    return replace(a, clip=a.clip_latent)
 
 
 def ppo_args(a: Any) -> ppo.Args:
     """PPO's part of the settings."""
-    names = ("copies", "steps", "execute", "gamma", "lam", "clip", "lr", "value_lr", "epochs", "batch", "max_grad")
+    names = ("copies", "steps", "gamma", "lam", "clip", "lr", "value_lr", "epochs", "batch", "max_grad")
     return ppo.Args(**{name: getattr(a, name) for name in (*names, "target_kl", "warmup")})
 
 
@@ -214,7 +205,7 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Collector, a: Any, 
     """A new decoder, in place, that imitates encoder and decoder; the old one again if the new one is worse."""
     control, old = policy.weights.control, copy.deepcopy(policy.denoiser.state_dict())
     assert isinstance(control, LatentController)
-    act = training_actor(encoder, 1, None if control.through else a.execute)
+    act = training_actor(encoder, 1)
     env.on_checkpoint(0)
     before, rest = play_episodes(world, act, a.rollout, rng)
     assert before.chain is not None
@@ -292,15 +283,6 @@ def portions(total: int, shares: Sequence[float]) -> list[int]:
     return ends.diff().tolist()
 
 
-STARTS = "flow"
-"""the kind of policy that it starts from"""
-
-
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)
+SIGNAL = "env"
+START = "flow"
+DEFAULT_TASK = "env"

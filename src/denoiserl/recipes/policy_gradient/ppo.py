@@ -60,29 +60,23 @@ from denoiserl.core.rng import Rng
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import approx_kl, clip_fraction, half_squared_error, ppo_clip
 from denoiserl.nn import Value
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """collect-and-update rounds"""
     copies: int = 40
     """environments side by side"""
     steps: int = 22
     """decisions each environment takes an iteration"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -107,10 +101,6 @@ class Args:
     """the actor stops for this iteration when the approximate KL of a minibatch passes this"""
     warmup: int = 2
     """iterations in which only the critic learns: for policies that know something already"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is improved"""
 
 
 def improve(
@@ -126,7 +116,7 @@ def improve(
         raise InvalidInputError(
             "PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo"
         )
-    keep, execute, (see, size) = keep or Keep(), carry(policy, a.execute), critic_features(policy, env)
+    keep, execute, (see, size) = keep or Keep(), carry(policy), critic_features(policy, env)
     env.discount(a.gamma)
     act = training_actor(policy, len(policy.train_steps), execute)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
@@ -188,19 +178,7 @@ def learn(
     return done, kl, float(clip_fraction(logp.detach(), old, a.clip)), float(law.std.detach().mean())
 
 
-STARTS = "gaussian"
-"""the kind of policy that it starts from"""
-
-
+SIGNAL = "env"
+START = "gaussian"
+DEFAULT_TASK = "env"
 GROWS: dict[str, Any] = {"lr_last": 1.0}
-"""a run may go on to more iterations where its settings are these: no schedule depends on their number"""
-
-
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)

@@ -68,29 +68,23 @@ from denoiserl.core.tree import batch_size as count_rows
 from denoiserl.distributions import Distribution, Gaussian
 from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import approx_kl, clip_fraction, half_squared_error, ppo_clip
 from denoiserl.nn import MLP, Value
 from denoiserl.policy.chain import ChainSteps, RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.weights import Weights
 from denoiserl.processes import Diffusion, NoiseInjectedDenoiser, ddim, with_learned_std
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     iters: int = 40
     """collect-and-update rounds"""
     copies: int = 40
     """environments side by side"""
     steps: int = 22
     """chunks each environment plays an iteration"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     gamma: float = 0.99
     """discount a tick"""
     lam: float = 0.95
@@ -121,15 +115,11 @@ class Args:
     """the actor stops for this iteration when the approximate KL of a minibatch, a number of the path, passes this"""
     warmup: int = 0
     """iterations in which only the critic learns"""
-    eval_every: int = 10
-    """iterations between held-out evaluations"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is improved"""
 
 
 def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
-    keep, execute, (see, seen_size) = keep or Keep(), carry(policy, a.execute), critic_features(policy, env)
+    keep, execute, (see, seen_size) = keep or Keep(), carry(policy), critic_features(policy, env)
     noisy, explorer = rng.init(exploring, policy, seen_size, a.least, a.most)
     env.discount(a.gamma)
     k = len(noisy.train_steps)
@@ -236,15 +226,6 @@ def apart(policy: Policy, cond: Tree, rng: Rng, live: Tensor | int | None = None
     return ((ends[0] - ends[1]).square() * live).flatten(1).sum(-1) / size
 
 
-STARTS = "flow"
-"""the kind of policy that it starts from"""
-
-
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator, and the simulator's success."""
-    return _robot.task(_robot.base_of(a))
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then improve."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)
+SIGNAL = "env"
+START = "flow"
+DEFAULT_TASK = "env"

@@ -35,7 +35,7 @@ and 0.47 (three seeds, 400 held-out starts, 800 updates, n = 32).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,17 +47,13 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
-from denoiserl.experiments import experiment as _stages
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     updates: int = 2000
     """gradient steps of the counting network"""
     n: int = 32
@@ -72,28 +68,28 @@ class Args:
     """the counting network's width"""
     gain: float = 1.0
     """how near is near: features are multiplied by it"""
-    execute: int | None = None
-    """actions of a chunk that are executed before the policy plans again (None: as the policy carries)"""
     batch: int = 512
     """decisions a gradient step"""
     lr: float = 1e-3
     """AdamW's learning rate at its peak"""
-    base: _robot.Base = _robot.Base()
-    """the policy that is controlled, and its demonstrations"""
+    only_successes: bool = True
+    """count only the demonstrations that succeeded, where the data say so"""
 
 
 def improve(policy: Policy, data: Demonstrations, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
     """Count what good demonstrations do, and let the policy choose by it from now on, in place."""
+    if a.only_successes and data.success is not None:
+        data = data.successful()
     if len(data) < 2:
         raise InvalidInputError(
             "counting from one episode says only how near a state is to it: give two episodes or more"
         )
     keep = keep or Keep()
-    carry(policy, a.execute)
+    carry(policy)
     phi = decisions(policy, data, a, rng)
     coins = rng.init(CoinFlipNetwork, phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
     coins.standardise(phi)
-    signs = coin_flip_targets(len(phi), a.coins, a.seed).to(policy.device)
+    signs = coin_flip_targets(len(phi), a.coins, int(rng.integers(0, 2**31, 1))).to(policy.device)
     policy.weights.control = BestOfN(PseudoCountVerifier(coins, a.features), a.n)
     opt = adamw(coins.learned.parameters(), a.lr)
     check_optimizer_covers(opt, coins.learned)
@@ -127,7 +123,7 @@ def decisions(policy: Policy, data: Demonstrations, a: Any, rng: Rng) -> Tensor:
             f"this policy sees its last {past + 1} observations, and counting looks at one: give a policy of one "
             "observation"
         )
-    window = windows(data.ends, policy.event_shape[0], 1, resolve_execute_horizon(policy, a.execute))
+    window = windows(data.ends, policy.event_shape[0], 1, resolve_execute_horizon(policy))
     found, spread = [], 0.0
     for index in window.every.split(1024):
         seen = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
@@ -146,19 +142,6 @@ def decisions(policy: Policy, data: Demonstrations, a: Any, rng: Rng) -> Tensor:
     return torch.cat(found)
 
 
-def task(a: Args) -> Task:
-    """A Meta-World task, cloned from a flawed demonstrator; what succeeded is counted."""
-    base = _robot.base_of(a)
-    return replace(
-        _robot.task(base), signal="data", data=lambda seed: _robot.record(base, seed).successful(), imitate=None
-    )
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """Imitate, then count; the last row has held-out numbers of the policy with and without its control."""
-    keep, on = keep or Keep(), task(a)
-    policy = yield from on.begin(a.seed, keep.stage("imitate"))
-    before = on.judge(policy, a.seed + 900, on.watch)[on.metric]
-    yield from on.improve(improve, policy, a, a.seed, keep.stage("count"))
-    yield _stages.held_out(on, policy, a.seed, keep) | {f"uncontrolled {on.metric}": float(before.mean())}
-    keep.last(policy)
+SIGNAL = "data"
+START = None
+DEFAULT_TASK = "env"

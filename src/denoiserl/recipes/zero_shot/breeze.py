@@ -52,7 +52,6 @@ from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.rng import Rng
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.experiments import experiment as _stages
 from denoiserl.losses import exp_weights, weighted_loss
 from denoiserl.losses.successor import implied_reward
 from denoiserl.losses.value import expectile
@@ -61,16 +60,13 @@ from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.codec import IdentityCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import common as _successors
-from denoiserl.tasks import zero_shot as _zero
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
 
-__all__ = ["Args", "improve", "policy_for_reward", "task", "train"]
+__all__ = ["Args", "improve", "policy_for_reward"]
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     updates: int = 4000
     """gradient steps (1 M as published)"""
     batch: int = 256
@@ -105,10 +101,6 @@ class Args:
     """the share of next actions that are the data's"""
     choose: int = 16
     """actions that a policy draws when it serves, of which the best is executed (64 as published)"""
-    eval_every: int = 2000
-    """gradient steps between held-out evaluations, a multiple of a fiftieth of them all"""
-    base: _zero.Base = _zero.Base()
-    """the data, and what will be asked for"""
 
 
 def improve(
@@ -166,15 +158,6 @@ def best(represent: ForwardBackward, cond: Tensor, z: Tensor, plan: Tensor) -> T
     return plan[torch.arange(n, device=plan.device), q.view(n, many).argmax(1)]
 
 
-STARTS = "diffusion"
-"""the kind of policy that it starts from"""
-
-
-def task(a: Args) -> Task:
-    """A maze, explored without rewards."""
-    return _zero.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy for any reward, then the rewards."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)
+SIGNAL = "data"
+START = "diffusion"
+DEFAULT_TASK = "zero-shot"

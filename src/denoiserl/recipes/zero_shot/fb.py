@@ -42,21 +42,17 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.experiments import experiment as _stages
 from denoiserl.nn import frozen, polyak_update, target_copy
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import common as _successors
-from denoiserl.tasks import zero_shot as _zero
-from denoiserl.tasks.base import Task
 from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
 
-__all__ = ["Args", "improve", "policy_for_reward", "task", "train"]
+__all__ = ["Args", "improve", "policy_for_reward"]
 
 
 @dataclass(frozen=True)
 class Args:
-    seed: int = 0
     updates: int = 4000
     """gradient steps (1 M as published)"""
     batch: int = 256
@@ -79,10 +75,6 @@ class Args:
     """std of the noise on the next decision, in half widths of the box"""
     noise_clip: float = 0.3
     """its largest value"""
-    eval_every: int = 2000
-    """gradient steps between held-out evaluations, a multiple of a fiftieth of them all"""
-    base: _zero.Base = _zero.Base()
-    """the data, and what will be asked for"""
 
 
 def improve(
@@ -122,15 +114,6 @@ def improve(
     _successors.collapsed(both, known["after"])
 
 
-STARTS = "squashed"
-"""the kind of policy that it starts from"""
-
-
-def task(a: Args) -> Task:
-    """A maze, explored without rewards."""
-    return _zero.task(a.base)
-
-
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
-    """A policy for any reward, then the rewards."""
-    yield from _stages.run(improve, task(a), a, keep, STARTS)
+SIGNAL = "data"
+START = "squashed"
+DEFAULT_TASK = "zero-shot"

@@ -1,0 +1,20 @@
+"""A check before learning from data: do they lie in what the policy can say and has seen?"""
+
+from __future__ import annotations
+
+from denoiserl.data import ActionChunkCodec, Demonstrations, RunningNormCodec, TanhCodec
+from denoiserl.data.ranges import NARROW, compare, tell
+from denoiserl.envs.units import inner, reach, unseen
+from denoiserl.policy.policy import Policy
+
+
+def check_data_fits(policy: Policy, data: Demonstrations) -> None:
+    """Warn of actions beyond what the policy's codec can say, or within a tenth of it, and of observations outside
+    what it was fitted to by more than that range is wide."""
+    own, name = inner(policy.codec), data.name or "the data"
+    known = None if isinstance(own, RunningNormCodec) else reach(own)
+    if known is not None and data.actions.shape[-1] == len(known[0]):
+        slack = 0.0 if isinstance(own, TanhCodec | ActionChunkCodec) else NARROW  # others do not clip
+        what = f"the actions of {name}", "actions that the policy can take"
+        compare(data.actions, *known, *what, slack=slack)
+    tell(unseen(own, data.observations, f"the observations of {name}"))
