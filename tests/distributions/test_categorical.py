@@ -64,6 +64,28 @@ def test_low_precision_logits_are_scored_and_drawn_in_float32() -> None:
     y = c.sample(Rng(0).uniform(64))
     assert c.log_prob(y).dtype == torch.float32
     assert torch.equal(c.log_prob(y), Categorical(table.float(), 0).log_prob(y))
+    wide = torch.randn(2000, 300).bfloat16()
+    uniform = Rng(1).uniform(2000)
+    assert torch.equal(Categorical(wide).sample(uniform), Categorical(wide.float()).sample(uniform))
+
+
+def test_a_uniform_that_rounding_has_made_one_draws_the_last_possible_token() -> None:
+    table = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.0, 1.0, 0.0, 0.0], [0.2, 0.2, 0.3, 0.3]]).log()
+    assert Categorical(table).sample(torch.ones(3)).tolist() == [2, 1, 3]
+
+
+def test_a_cumulative_sum_that_rises_by_rounding_at_an_impossible_token_does_not_draw_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a parallel sum on an accelerator does: the hair at token 1 goes to the likeliest token, 2."""
+    exact = torch.Tensor.cumsum
+
+    def rough(self: torch.Tensor, dim: int) -> torch.Tensor:
+        return exact(self, dim) + torch.tensor([0.0, 1e-6, 1e-6, 1e-6])
+
+    table = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log()
+    monkeypatch.setattr(torch.Tensor, "cumsum", rough)
+    assert Categorical(table).sample(torch.tensor([0.2500003])).tolist() == [2]
 
 
 def test_kl_is_enumerated_and_minds_impossible_tokens() -> None:
@@ -125,3 +147,47 @@ def test_entropy_is_of_the_factors_that_count() -> None:
     each = Categorical(logits, 0).entropy()
     found = Categorical(logits, 1, mask=mask).entropy()
     assert torch.allclose(found, torch.stack([each[0, 0] + each[0, 2], each[1, 1]]))
+
+
+def test_divergence_and_entropy_are_means_over_the_outcomes_of_the_factors_that_count() -> None:
+    """Over all 64 outcomes of three tokens, Σ p (log p − log q) and −Σ p log p, where the middle one is dead."""
+    p, q, live = Rng(0).normal(3, 4), Rng(1).normal(3, 4), torch.tensor([True, False, True])
+    every = torch.tensor(list(itertools.product(range(4), repeat=3)))
+    weight = torch.stack([Categorical(p, 1).log_prob(y) for y in every]).double().exp()
+    a, b = (torch.stack([Categorical(v, 1, live).log_prob(y) for y in every]).double() for v in (p, q))
+    one, other = Categorical(p, 1, live), Categorical(q, 1, live)
+    assert float(one.kl(other)) == pytest.approx(float((weight * (a - b)).sum()), abs=1e-5)
+    assert float(one.entropy()) == pytest.approx(-float((weight * a).sum()), abs=1e-5)
+    assert abs(float(one.kl(other)) - float(Categorical(p, 1).kl(Categorical(q, 1)))) > 0.01
+
+
+def test_the_gradient_of_a_log_probability_is_the_token_minus_the_law() -> None:
+    table = Rng(0).normal(5, 3).requires_grad_()
+    token = torch.tensor([0, 2, 1, 1, 2])
+    (slope,) = torch.autograd.grad(Categorical(table, 1).log_prob(token), table)
+    assert torch.allclose(slope, torch.nn.functional.one_hot(token, 3) - table.detach().softmax(-1), atol=1e-6)
+
+
+def test_the_divergence_of_a_product_is_of_the_first_from_the_second() -> None:
+    p, q = Categorical(torch.tensor([[2.0, 0.0]])), Categorical(torch.tensor([[0.0, 1.0]]))
+    g, h = (
+        Gaussian(torch.zeros(1, 2), torch.tensor(0.5), 1, True),
+        Gaussian(torch.ones(1, 2), torch.tensor(2.0), 1, True),
+    )
+    one, other = Product({"a": p, "b": g}), Product({"b": h, "a": q})  # by name, whatever the order
+    a = torch.tensor([2.0, 0.0]).double().softmax(-1)
+    b = torch.tensor([0.0, 1.0]).double().softmax(-1)
+    wanted = float((a * (a / b).log()).sum()) + 2 * (math.log(2 / 0.5) + (0.25 + 1) / 8 - 0.5)
+    assert float(one.kl(other)) == pytest.approx(wanted, abs=1e-5)
+    assert float(other.kl(one)) > wanted + 1
+
+
+def test_a_part_without_density_takes_the_density_of_the_product_whatever_is_unknown() -> None:
+    unknown, never = Gaussian(torch.zeros(2, 3), torch.tensor(0.5), 1), Delta(torch.ones(2), 0)
+    for parts in ({"a": unknown, "b": never}, {"a": never, "b": unknown}):
+        assert Product(parts).has_density is False
+
+
+def test_a_deltas_live_factors_are_counted() -> None:
+    live = torch.tensor([[True, False, True], [False, False, False]])
+    assert Delta(torch.ones(2, 3), 1, live).num_factors.tolist() == [2, 0]

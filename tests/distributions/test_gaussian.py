@@ -118,3 +118,82 @@ def test_stacked_laws_score_as_each_of_them() -> None:
         whole = stack(laws)
         each = torch.stack([law.log_prob(x[:, i]) for i, law in enumerate(laws)], 1)
         assert torch.allclose(whole.log_prob(x), each) and whole.num_factors.tolist() == [[3, 3], [2, 2], [4, 4]]
+
+
+def test_a_law_without_noise_gives_its_mean() -> None:
+    mean = torch.randn(2, 3)
+    assert torch.equal(Gaussian(mean, torch.tensor(0.5), 1, True).sample(None), mean)
+
+
+def test_divergence_counts_the_factors_of_the_first_law() -> None:
+    """What the other law leaves out has no part in it: Σ over the live factors of a law of one each."""
+    live, others = torch.tensor([[True, False, True]]), torch.tensor([[False, True, True]])
+    mean, std, shift = torch.randn(1, 3), torch.rand(1, 3) + 0.5, torch.randn(1, 3)
+    each = [
+        float(Gaussian(mean[:, i], std[:, i], 0, True).kl(Gaussian(shift[:, i], torch.tensor(0.9), 0, True)))
+        for i in range(3)
+    ]
+    one, other = Gaussian(mean, std, 1, True, live), Gaussian(shift, torch.tensor(0.9), 1, True, others)
+    assert float(one.kl(other)) == pytest.approx(each[0] + each[2], rel=1e-5)
+    assert float(Gaussian(mean, std, 1, True).kl(other)) == pytest.approx(sum(each), rel=1e-5)
+
+
+def test_one_mean_and_std_for_all_factors_diverge_in_every_factor() -> None:
+    """Laws of [4, 3] with one std and one mean of the other law: twelve factors of equal divergence."""
+    p, q = (
+        Gaussian(torch.zeros(4, 3), torch.tensor(1.0), 2, True),
+        Gaussian(torch.zeros(()), torch.tensor(2.0), 0, True),
+    )
+    assert float(p.kl(q)) == pytest.approx(12 * (math.log(2) + 1 / 8 - 0.5), rel=1e-6)
+    assert float(p.entropy()) == pytest.approx(12 * 0.5 * math.log(2 * math.pi * math.e), rel=1e-6)
+
+
+def test_entropy_is_minus_the_mean_of_log_p_over_the_factors_that_count() -> None:
+    """By a quadrature of −p log p in every live dimension."""
+    live = torch.tensor([[True, True], [True, False], [False, False]])
+    made, x = law(live), torch.linspace(-25, 25, 100_001, dtype=torch.float64)
+    for row in range(3):
+        wanted = 0.0
+        for i in range(2):
+            if live[row, i]:
+                logp = Gaussian(made.mean[row, i], made.std[row, i], 0, True).log_prob(x)
+                wanted -= float(torch.trapezoid(logp.exp() * logp, x))
+        assert float(made.entropy()[row]) == pytest.approx(wanted, abs=1e-8)
+
+
+def test_the_gradient_of_a_log_density_is_that_of_differences_of_densities() -> None:
+    made, h = law(), 1e-6
+    x = torch.randn(3, 2, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(made.log_prob(x).sum(), x)
+    for i in range(2):
+        step = h * torch.eye(2, dtype=torch.float64)[i]
+        rise = (made.log_prob(x.detach() + step).exp() - made.log_prob(x.detach() - step).exp()) / (2 * h)
+        assert torch.allclose(slope[:, i], rise / made.log_prob(x.detach()).exp(), rtol=1e-5)
+
+
+def test_a_stack_has_a_density_where_its_laws_have() -> None:
+    laws = [Gaussian(torch.zeros(3, 4), torch.tensor(s), 1, None) for s in (0.5, 0.0)]
+    whole = stack(laws)
+    assert torch.equal(whole.sample(torch.ones(3, 2, 4)), torch.tensor([0.5, 0.0])[:, None].expand(3, 2, 4))
+    with pytest.raises(NoDensityError):
+        whole.log_prob(torch.zeros(3, 2, 4))
+    mixed = [Gaussian(torch.zeros(3, 4), s, 1, True) for s in (torch.tensor(0.5), torch.full((3, 4), 2.0))]
+    found = stack(mixed).log_prob(torch.zeros(3, 2, 4))
+    assert torch.allclose(found, -4 * (torch.tensor([0.5, 2.0]).log() + 0.5 * math.log(2 * math.pi)).expand(3, 2))
+
+
+def test_laws_in_a_stack_keep_their_own_masks_and_their_order() -> None:
+    live = [torch.tensor([[True, False, True]]).expand(2, 3), torch.tensor([[False, True, False]]).expand(2, 3)]
+    laws = [Gaussian(torch.randn(2, 3), torch.tensor(s), 1, True, m) for s, m in zip((0.5, 2.0), live, strict=True)]
+    whole, x = stack(laws), torch.randn(2, 2, 3)
+    assert whole.num_factors.tolist() == [[2, 1], [2, 1]]
+    for i, law in enumerate(laws):
+        assert torch.allclose(whole.log_prob(x)[:, i], law.log_prob(x[:, i]))
+
+
+def test_dead_factors_of_a_law_with_a_density_may_be_without_noise() -> None:
+    """Who says that there is a density is believed: the live factors have one."""
+    live, std = torch.tensor([True, False]), torch.tensor([0.5, 0.0])
+    made, x = Gaussian(torch.zeros(1, 2), std, 1, True, live), torch.tensor([[0.3, 0.0]])
+    alone = Gaussian(torch.zeros(1, 1), std[:1], 1, True)
+    assert torch.equal(made.log_prob(x), alone.log_prob(x[:, :1])) and torch.equal(made.entropy(), alone.entropy())

@@ -65,3 +65,35 @@ def test_dead_factors_count_nothing_and_certainty_has_no_density() -> None:
     assert float(whole.num_factors) == 1
     with pytest.raises(NoDensityError):
         Squashed(Gaussian(torch.zeros(1, 2), torch.zeros(1, 2), 1, False)).sample_with_log_prob(torch.zeros(1, 2))
+
+
+def test_a_box_has_two_edges_that_belong_to_it_whatever_its_size() -> None:
+    for bound in (0.4, 1.0, 3.0):
+        made = law(0.2, 1.0, bound)
+        inside = torch.tensor([[-0.999], [-0.5], [0.0], [0.9], [1.0], [-1.0]], dtype=torch.float64) * bound
+        beyond = torch.tensor([[1.001], [-1.001]], dtype=torch.float64) * bound
+        assert bool(made.log_prob(inside).isfinite().all()) and bool((made.log_prob(beyond) == -math.inf).all())
+
+
+@pytest.mark.parametrize("bound", [0.4, 1.5])
+def test_the_density_is_that_of_a_transformed_normal(bound: float) -> None:
+    """Close to the edge too, for several dimensions of which some are dead, in a score and in a draw."""
+    live = torch.tensor([[True, False, True], [True, True, True]])
+    mean, std = torch.randn(2, 3).double(), torch.rand(2, 3).double() + 0.5
+    made = Squashed(Gaussian(mean, std, 1, True, live), bound)
+    u = torch.tensor([[0.3, 5.0, -6.0], [5.5, -0.2, 0.1]]).double()
+    normal = torch.distributions.Normal(mean, std)
+    to_box = [torch.distributions.TanhTransform(cache_size=1), torch.distributions.AffineTransform(0.0, bound)]
+    x = bound * torch.tanh(u)
+    wanted = torch.distributions.TransformedDistribution(normal, to_box).log_prob(x)
+    assert torch.allclose(made.log_prob(x, factors=True), torch.where(live, wanted, 0.0), rtol=1e-6)
+    assert torch.allclose(made.log_prob(x), torch.where(live, wanted, 0.0).sum(-1), rtol=1e-6)
+    drawn, logp = made.sample_with_log_prob((u - mean) / std)
+    assert torch.allclose(drawn, x) and torch.allclose(logp, made.log_prob(x), rtol=1e-6)
+    assert torch.allclose(made.sample((u - mean) / std), x)
+
+
+def test_boxes_of_different_sizes_diverge_in_neither_direction() -> None:
+    for one, other in ((1.5, 1.0), (1.0, 1.5)):
+        with pytest.raises(ValueError, match="do not cover each other"):
+            law(0.0, 1.0, one).kl(law(0.0, 1.0, other))

@@ -189,7 +189,7 @@ def test_a_canvas_of_another_length_is_refused_with_both_numbers(process: Any) -
 
 
 @pytest.mark.parametrize("surplus", [0, 1, 5])
-@pytest.mark.parametrize("mask", [None, 1])
+@pytest.mark.parametrize("mask", [None, 0, 1])
 def test_neither_the_mask_nor_an_id_of_no_token_is_drawn(mask: int | None, surplus: int) -> None:
     """Networks have rows for the mask and surplus ones: they are never drawn, and take no probability."""
     net = Table(4, 3 if mask is None else 2, surplus=surplus + (0 if mask is None else 1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from denoiserl import time_grid
-from denoiserl.processes import Karras, Linear, Table, betas_cosine, betas_linear, cosine, edm, linear, vp
+from denoiserl.processes import Cosine, Karras, Linear, Table, betas_cosine, betas_linear, cosine, edm, linear, vp
 
 SCHEDULES: dict[str, Any] = {
     "linear": linear,
@@ -61,3 +61,13 @@ def test_published_sigmas_become_a_grid() -> None:
     assert torch.allclose(edm(times)[1], levels, rtol=1e-9) and bool((times.diff() < 0).all())
     four = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0], dtype=torch.float64)
     assert torch.allclose(Linear(3.0).inverse(four), torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64))
+
+
+def test_times_of_no_noise_and_of_all_noise_stay_inside_the_chain_whatever_rounds() -> None:
+    for offset in torch.linspace(0.001, 0.3, 300).tolist():
+        made = Cosine(offset)
+        _, sigma = made(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        for ends in (sigma, sigma.float()):
+            found = made.inverse(ends)
+            assert bool((found >= 0).all() and (found <= 1).all())
+            assert found.tolist() == pytest.approx([0.0, 1.0], abs=1e-4)  # the least time of the least signal

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianDenoiser, NoiseInjectedDenoiser, linear
+from denoiserl.processes.denoiser import Denoiser, Estimate
 
 LEAST, MOST = 0.1, 0.4
 
@@ -80,3 +82,25 @@ def test_noise_is_asked_with_its_own_clock_and_context() -> None:
         share = f.exp() / (f.exp() + (-f).exp())  # ½ (1 + tanh f)
         wanted = torch.exp((1 - share) * torch.tensor(LEAST).log() + share * torch.tensor(MOST).log())
         torch.testing.assert_close(std.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+class Answering(Denoiser):
+    """A denoiser that says something beside its answer."""
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
+        return Estimate(2 * x, {"value": x[:, 0], "std": torch.full_like(x, 9.0)})
+
+
+def test_the_answer_stays_and_the_std_beside_it_runs_from_the_least_to_the_most() -> None:
+    """f = 0 is the geometric middle, ±∞ the ends; what else the denoiser says goes on, its own std does not."""
+    noise = Sum()
+    x, t, cond = torch.tensor([[0.0], [60.0], [-60.0]]), torch.zeros(3), torch.zeros(3, 1)
+    for least, most in ((0.1, 0.4), (0.25, 0.25)):
+        made = NoiseInjectedDenoiser(Answering(), noise, least, most)
+        told = made(x, made.embed_time(t), made.embed_condition(cond))
+        middle = (least * most) ** 0.5
+        assert told.extra["std"].flatten().tolist() == pytest.approx([middle, most, least], rel=1e-5)
+        assert torch.equal(told.mean, 2 * x) and torch.equal(told.extra["value"], x[:, 0])
+    for least, most in ((0.0, 0.4), (0.4, 0.1)):
+        with pytest.raises(ValueError, match="least"):
+            NoiseInjectedDenoiser(Answering(), noise, least, most)

@@ -266,6 +266,7 @@ def test_logits_shift_cut_ban_and_start() -> None:
         ({"tokens": 2}, "choose another order"),
         ({"order": "left", "block": 2}, "needs tokens"),
         ({"order": "left", "tokens": 0}, "tokens must be at least 1"),
+        ({"order": "left", "tokens": 1, "block": 0}, "block must be at least 1"),
         ({"order": "left", "threshold": 0.9}, "belongs to order='confidence'"),
         ({"order": "confidence", "threshold": 1.5}, "threshold lies in"),
     ],
