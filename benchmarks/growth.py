@@ -87,16 +87,14 @@ def serve(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
 def clone(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Clone n episodes of 100 ticks with chunks of 16, 20 updates."""
-    from types import SimpleNamespace
-
     from denoiserl.core.rng import Rng
     from denoiserl.data import Demonstrations
     from denoiserl.recipes.imitation import diffusion_policy
     from denoiserl.tasks import env as _robot
 
     demos = Demonstrations(torch.randn(100 * n, 8), torch.randn(100 * n, 2).clamp(-1, 1), 100 * torch.arange(1, n + 1))
-    policy = _robot.diffusion(_robot.Args(chunk=16, width=32), demos, 0, "cpu")
-    a = SimpleNamespace(history=1, execute=8, batch=64, lr=1e-3, updates=20)
+    policy = _robot.diffusion(_robot.Args(action_horizon=16, policy_width=32), demos, 0, "cpu")
+    a = diffusion_policy.Args(num_updates=20, batch_size=64, lr=1e-3)
     return 100 * n * 10 * 4, lambda: list(diffusion_policy.improve(policy, demos, a, Rng(0)))
 
 

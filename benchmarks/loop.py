@@ -28,17 +28,23 @@ from denoiserl.envs.toy.fork2d import Box
 from denoiserl.nn import MLP
 from denoiserl.processes import cosine, ddim, with_min_std
 from denoiserl.recipes.policy_gradient import dppo
-from denoiserl.train import Keep
+from denoiserl.train import Run
 from denoiserl.train.device import DeviceConfig
 
 OBS, ACTION, CHUNK = 11, 3, 4
 TARGET = 1.15
 """largest ratio of an iteration to the floor"""
 PUBLISHED = dppo.Args(
-    iters=10**9, copies=40, steps=500, tuned=10, batch=50_000, lr=1e-4, target_kl=float("inf")
+    iterations=10**9,
+    num_envs=40,
+    rollout_steps=500,
+    finetune_denoising_steps=10,
+    batch_size=50_000,
+    lr=1e-4,
+    target_kl=float("inf"),
 )  # without a limit on the KL, so that every iteration has the same number of updates
 """cfg/gym/finetune/hopper-v2/ft_ppo_diffusion_mlp.yaml"""
-BARE = dppo.Args(iters=10**9, copies=64, steps=64, batch=8192, epochs=4, target_kl=float("inf"))
+BARE = dppo.Args(iterations=10**9, num_envs=64, rollout_steps=64, batch_size=8192, epochs=4, target_kl=float("inf"))
 """the loop whose speed is known here: 10 denoising steps, all of which learn"""
 
 
@@ -91,20 +97,20 @@ def policy(width: int, steps: int, activation: str, seed: int = 0, high: float =
 
 def recipe(made: Policy, a: dppo.Args, seed: int = 0, ticks: int = 1000) -> Iterator[dict]:
     """The library's loop on the free simulator. Its copies are reset at the start and never again."""
-    keep = Keep(every=10**9)
-    return dppo.improve(made, Collector(Free(a.copies, ticks), seed=seed), a, Rng(seed), keep)
+    keep = Run(every=10**9)
+    return dppo.improve(made, Collector(Free(a.num_envs, ticks), seed=seed), a, Rng(seed), keep)
 
 
 def floor(made: Policy, a: dppo.Args, seed: int = 0, ticks: int = 1000, cut: int | None = 1024) -> Iterator[dict]:
     """The plain loop on the same simulator, with the same draws."""
-    world = plain.Ticks(Free(a.copies, ticks))
-    obs = torch.from_numpy(world.reset([derive_seed(seed, 0, i) for i in range(a.copies)]))
+    world = plain.Ticks(Free(a.num_envs, ticks))
+    obs = torch.from_numpy(world.reset([derive_seed(seed, 0, i) for i in range(a.num_envs)]))
     return plain.learn(made, world, obs, a, Rng(seed), cut)
 
 
 def iteration(share: int, batch: int, seconds: float, least: int = 3, precision: str = "float32") -> dict[str, Any]:
     """Iterations of the published setting with 1/``share`` of its decisions, in turns with both floors."""
-    a = replace(PUBLISHED, steps=PUBLISHED.steps // share, batch=batch)
+    a = replace(PUBLISHED, rollout_steps=PUBLISHED.rollout_steps // share, batch_size=batch)
     made = [policy(512, 20, "relu") for _ in range(3)]
     with DeviceConfig(precision=precision, threads=torch.get_num_threads()).activate() as chosen:
         work = {"pieces": floor(made[0], a), "whole": floor(made[1], a, cut=None), "recipe": recipe(made[2], a)}
@@ -113,17 +119,19 @@ def iteration(share: int, batch: int, seconds: float, least: int = 3, precision:
         "precision": "bf16" if chosen["bf16"] else "float32",
         "matmul": chosen["matmul"],
         "rounds": result.rounds,
-        "decisions": a.copies * a.steps,
-        "minibatch": a.batch,
+        "decisions": a.num_envs * a.rollout_steps,
+        "minibatch": a.batch_size,
         "seconds": {k: result.median(k) for k in work},
         "ratio": {k: result.ratio("recipe", k) for k in ("pieces", "whole")},
     }
 
 
-def curves(seeds: int = 5, iters: int = 12) -> dict[str, list[list[float]]]:
-    """Mean reward of every iteration, [seeds][iters], of recipe and floor: the free simulator, learned in small."""
-    a = replace(PUBLISHED, iters=iters, copies=32, steps=8, tuned=5, batch=320, epochs=4, lr=5e-3, gamma=0.0)
-    a = replace(a, clip=0.1, clip_base=0.1, decay=1.0)
+def curves(seeds: int = 5, iterations: int = 12) -> dict[str, list[list[float]]]:
+    """Mean reward of every iteration, [seeds][iterations], of recipe and floor: the free simulator, in small."""
+    a = replace(
+        PUBLISHED, iterations=iterations, num_envs=32, rollout_steps=8, finetune_denoising_steps=5, batch_size=320
+    )
+    a = replace(a, epochs=4, lr=5e-3, gamma=0.0, clip_range=0.1, clip_range_noisiest=0.1, denoising_discount=1.0)
     told: dict[str, list[list[float]]] = {"recipe": [], "floor": []}
     for seed in range(seeds):
         for name, play in (("recipe", recipe), ("floor", floor)):
@@ -157,9 +165,9 @@ def hopper(name: str, width: int, precision: str, rounds: int = 3) -> dict[str, 
     The policy is untrained, so episodes are short and resets count; steps are those that were executed.
     """
     threads = torch.get_num_threads()
-    made, env = policy(width, 10, "gelu"), Timed(name, BARE.copies, processes=threads if ":" in name else 1)
+    made, env = policy(width, 10, "gelu"), Timed(name, BARE.num_envs, processes=threads if ":" in name else 1)
     with DeviceConfig(precision=precision, threads=threads).activate() as chosen, UsageCounter().open() as meter:
-        work, rates, cpu = dppo.improve(made, env, BARE, Rng(0), Keep(every=10**9)), [], []
+        work, rates, cpu = dppo.improve(made, env, BARE, Rng(0), Run(every=10**9)), [], []
         next(work)
         env.acting = env.collecting = 0.0
         began = time.perf_counter()

@@ -180,30 +180,31 @@ def advantages(reward: Tensor, discount: Tensor, v: Tensor, after: Tensor, done:
 def ranges(a: Any, steps: int) -> Tensor:
     """The clip range of every step that learns, [steps], from the noisiest."""
     t = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    return (a.clip_base + (a.clip - a.clip_base) * torch.expm1(a.clip_rate * t) / np.expm1(a.clip_rate)).float()
+    least, rate = a.clip_range_noisiest, a.clip_range_rate
+    return (least + (a.clip_range - least) * torch.expm1(rate * t) / np.expm1(rate)).float()
 
 
 def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int | None = 1024) -> Iterator[dict]:
     """``dppo.improve``, plainly: one dict an iteration. ``obs`` [B, o]: where the copies stand."""
     net: Any = policy.denoiser.net
     codec, event, k, copies = policy.codec, policy.event_shape, len(policy.train_steps), len(obs)
-    tuned = k if a.tuned is None else a.tuned
+    tuned = k if a.finetune_denoising_steps is None else a.finetune_denoising_steps
     first, last = table(policy).at(slice(0, k - tuned)), table(policy).at(slice(k - tuned, k))
     frozen: Any = copy.deepcopy(net).requires_grad_(False)
     value = rng.init(Value, obs.shape[-1], width=256)
     opt = torch.optim.AdamW(net.parameters(), lr=a.lr, weight_decay=0.0, fused=True)
     critic = torch.optim.AdamW(value.parameters(), lr=a.value_lr, weight_decay=0.0, fused=True)
     clips, scale = ranges(a, tuned), Scale(copies)
-    decay = torch.tensor([a.decay ** (tuned - 1 - j) for j in range(tuned)])
+    decay = torch.tensor([a.denoising_discount ** (tuned - 1 - j) for j in range(tuned)])
     alive = np.ones(copies, bool)
-    for _ in range(a.iters):
-        seen, after = torch.empty(a.steps, *obs.shape), torch.empty(a.steps, *obs.shape)
-        states = torch.empty(a.steps, copies, tuned + 1, *event)
-        reward, length = torch.empty(a.steps, copies), torch.empty(a.steps, copies)
-        over, done = torch.empty(2, a.steps, copies, dtype=torch.bool)
+    for _ in range(a.iterations):
+        seen, after = torch.empty(a.rollout_steps, *obs.shape), torch.empty(a.rollout_steps, *obs.shape)
+        states = torch.empty(a.rollout_steps, copies, tuned + 1, *event)
+        reward, length = torch.empty(a.rollout_steps, copies), torch.empty(a.rollout_steps, copies)
+        over, done = torch.empty(2, a.rollout_steps, copies, dtype=torch.bool)
         with torch.inference_mode():
             early, late = frozen.embed_time(first.times), net.embed_time(last.times)
-            for t in range(a.steps):
+            for t in range(a.rollout_steps):
                 cond, x = codec.condition(obs), rng.normal(copies, *event)
                 if tuned < k:
                     x = run(frozen, first, early, x, cond, rng)[-1]
@@ -219,7 +220,7 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
         with torch.no_grad():
             v, then = value(seen.flatten(0, 1)).view_as(reward), value(after.flatten(0, 1)).view_as(reward)
             gamma = a.gamma**length
-            credit = advantages(scale(reward, gamma, done), gamma * ~over, v, then, done, a.lam)
+            credit = advantages(scale(reward, gamma, done), gamma * ~over, v, then, done, a.gae_lambda)
             goal = (credit + v).flatten()
             credit = (credit - credit.mean()) / credit.std(correction=0)
             share = (credit[..., None] * decay).flatten()
@@ -233,7 +234,7 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
         with torch.no_grad():
             old = torch.cat([scored(i) for i in rows.split(cut or len(rows))])
         losses, moves = [], True
-        for i in (i for _ in range(a.epochs) for i in rows[rng.permutation(len(rows))].split(a.batch)):
+        for i in (i for _ in range(a.epochs) for i in rows[rng.permutation(len(rows))].split(a.batch_size)):
             owner = i // tuned
             critic.zero_grad()
             (0.5 * (value(cond[owner]) - goal[owner]).square()).mean().backward()

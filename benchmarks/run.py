@@ -185,7 +185,7 @@ def iteration(quick: bool, seconds: float) -> list[dict[str, Any]]:
     settings = [(50, 1000, "float32")] if quick else [(20, 2500, "float32"), (20, 2500, "bf16"), (4, 50_000, "float32")]
     rows = []
     for share, batch, precision in settings:
-        row = loop.iteration(share, batch, seconds, 2 if batch == loop.PUBLISHED.batch else 3, precision)
+        row = loop.iteration(share, batch, seconds, 2 if batch == loop.PUBLISHED.batch_size else 3, precision)
         rows.append(row)
         ratio, mark = row["ratio"], " " if row["ratio"]["pieces"] <= loop.TARGET else "!"
         cells = f"{row['seconds']['recipe']:8.2f} {ratio['pieces']:9.2f}{mark} {ratio['whole']:9.2f}"

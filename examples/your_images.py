@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.processes import ddim, flow_sde, linear
 from denoiserl.recipes import flow_grpo
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 SIDE, CORNERS = 8, 4
 
@@ -51,7 +51,7 @@ def reward(picture: Tensor, prompt: Tensor) -> Tensor:
     return 1 - (picture - corner(prompt.argmax(1))).abs().mean((1, 2, 3))
 
 
-def main(iters: int = 150, updates: int = 1200) -> tuple[float, float]:
+def main(iterations: int = 150, updates: int = 1200) -> tuple[float, float]:
     torch.manual_seed(0)
     process = Diffusion(linear, flow_sde(0.7))  # learn from an SDE, whose steps have a density
     train, serve = process.steps(time_grid(10)), process.steps(time_grid(10), ddim(0.0))  # and draw with the ODE
@@ -65,11 +65,12 @@ def main(iters: int = 150, updates: int = 1200) -> tuple[float, float]:
         return float(reward(policy.generate(asked, Rng(1000)), asked).mean())
 
     before = score()
-    settings = flow_grpo.Args(iters=iters, prompts=8, group=48, batch=192, window=4, beta=0.0, clip=0.01)
-    for row in flow_grpo.improve(policy, (reward, prompts), settings, Rng(2), Keep()):
+    settings = flow_grpo.Args(
+        iterations=iterations, num_prompts=8, group_size=48, batch_size=192, sde_window=4, kl_coef=0.0, clip_range=0.01
+    )
+    for row in flow_grpo.improve(policy, (reward, prompts), settings, Rng(2), Run()):
         print(f"reward {row['reward']:.3f}")
-    after = score()
-    print(f"reward of the ODE: {before:.3f} trained on pictures, {after:.3f} improved")
+    print(f"reward of the ODE: {before:.3f} trained on pictures, {(after := score()):.3f} improved")
     policy.save("runs/your_images")  # Policy.load("runs/your_images", net=Net()) brings it back
     return before, after
 

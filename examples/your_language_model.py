@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM
 from denoiserl import Rng
 from denoiserl.integrations.transformers import canvas, masked_policy
 from denoiserl.recipes import tracerl
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 PLUS, EQUALS, MASK, VOCAB = 10, 11, 12, 13  # tokens 0 to 9 are digits
 LENGTH = 6  # "7 + 8 = 1 5"
@@ -41,7 +41,7 @@ def verify(tokens: Tensor, prompt: Tensor) -> Tensor:
     return (10 * tokens[:, 4] + tokens[:, 5] == prompt[:, 0] + prompt[:, 2]).float()
 
 
-def main(iters: int = 50, updates: int = 900) -> tuple[float, float]:
+def main(iterations: int = 50, updates: int = 900) -> tuple[float, float]:
     torch.manual_seed(0)
     prompts = canvas([[a, PLUS, b, EQUALS] for a in range(10) for b in range(10)], LENGTH, MASK)
     # Both answer digits are written in one step: fast, and independent of each other, which reward can mend.
@@ -55,8 +55,8 @@ def main(iters: int = 50, updates: int = 900) -> tuple[float, float]:
         return float(verify(policy.generate(asked, Rng(1000)), asked).mean())
 
     before = solved()
-    settings = tracerl.Args(iters=iters, prompts=32, group=8, epochs=2, batch=256, lr=1e-3)
-    for row in tracerl.improve(policy, (verify, prompts), settings, Rng(2), Keep()):
+    settings = tracerl.Args(iterations=iterations, num_prompts=32, group_size=8, epochs=2, batch_size=256, lr=1e-3)
+    for row in tracerl.improve(policy, (verify, prompts), settings, Rng(2), Run()):
         print(f"solved while learning {row['reward']:.3f}")
     after = solved()
     print(f"solved: {before:.2f} trained on text, {after:.2f} improved")

@@ -14,7 +14,7 @@ from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.envs import Collector, evaluate
 from denoiserl.processes import cosine, ddim, with_capped_std, with_min_std
 from denoiserl.recipes import dppo
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 CHUNK, DIM = 4, 2  # the policy plans 4 actions of 2 numbers and executes them all
 
@@ -55,7 +55,7 @@ def demonstrations(n: int, rng: Rng) -> tuple[Tensor, Tensor]:
     return torch.cat([hand, goal], 1), action[:, None].expand(n, CHUNK, DIM)
 
 
-def main(iters: int = 20, updates: int = 800, episodes: int = 100) -> tuple[float, float]:
+def main(iterations: int = 20, updates: int = 800, episodes: int = 100) -> tuple[float, float]:
     torch.manual_seed(0)
     process = Diffusion(cosine, with_min_std(ddim(1.0), 0.1), clip=1.0)  # noise at every step: each is a decision
     train, serve = process.steps(time_grid(6)), process.steps(time_grid(6), with_capped_std(ddim(1.0)))
@@ -67,8 +67,8 @@ def main(iters: int = 20, updates: int = 800, episodes: int = 100) -> tuple[floa
     observations, chunks = demonstrations(4000, Rng(0))
     list(fit(process, policy.denoiser, chunks, observations, updates, Rng(1)))
     before = success()
-    settings = dppo.Args(iters=iters, steps=6)
-    for row in dppo.improve(policy, Collector(Reach, copies=40), settings, Rng(2), Keep()):
+    settings = dppo.Args(iterations=iterations, rollout_steps=6)
+    for row in dppo.improve(policy, Collector(Reach, copies=40), settings, Rng(2), Run()):
         print(f"reward a step {row['reward']:.3f}")
     print(f"success: {before:.2f} cloned, {(after := success()):.2f} improved")
     policy.save("runs/your_robot")  # Policy.load("runs/your_robot", net=Net()) brings it back

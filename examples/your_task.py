@@ -21,7 +21,7 @@ from denoiserl.control.acting import eval_actor
 from denoiserl.envs import Collector, evaluate
 from denoiserl.processes import cosine, ddim, with_capped_std, with_min_std
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 
 def policy(seed: int) -> Policy:
@@ -35,11 +35,11 @@ def policy(seed: int) -> Policy:
 def make_task(updates: int = 800) -> Task:
     """A hand that should reach a goal. Arguments are settings: --task.updates 400."""
 
-    def start(seed: int, keep: Keep) -> Iterator[dict]:
+    def start(seed: int, keep: Run) -> Iterator[dict]:
         """Where every method starts: a clone of that seed. Yields metrics, returns the policy."""
         made = policy(seed)
         observations, chunks = demonstrations(4000, Rng(seed))
-        yield from fit(made.process, made.denoiser, chunks, observations, updates, Rng(seed), keep=keep)
+        yield from fit(made.process, made.denoiser, chunks, observations, updates, Rng(seed), run=keep)
         return made
 
     def outcomes(made: Policy, seed: int, n: int) -> dict[str, Tensor]:

@@ -110,8 +110,8 @@ def call(name: str) -> list[str]:
     function = next((n for n in recipe(name).nodes.get("improve", ()) if isinstance(n, ast.FunctionDef)), None)
     if function is None:
         return []
-    said = {"a": f"{name}.Args()", "rng": "Rng(0)"}
-    given = ", ".join(said.get(a.arg, a.arg) for a in function.args.args if a.arg != "keep")
+    said = {"args": f"{name}.Args()", "rng": "Rng(0)"}
+    given = ", ".join(said.get(a.arg, a.arg) for a in function.args.args if a.arg != "run")
     return [
         "On your own policy and signal:",
         "",
@@ -128,7 +128,7 @@ def call(name: str) -> list[str]:
 
 def commands(name: str, found: Sequence[Option]) -> list[str]:
     """The commands that one would copy."""
-    budgets = [o for o in found if o.name in ("iters", "updates")]
+    budgets = [o for o in found if o.name in ("iterations", "num_updates")]
     more = f" --{flag(budgets[0].name)} {budgets[0].default.replace('_', '')}" if budgets else ""
     lines = [
         f"denoiserl run {name}",

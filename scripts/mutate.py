@@ -40,13 +40,16 @@ OTHERS = [("amin", "amax"), ("min", "max"), ("argmin", "argmax"), ("minimum", "m
 OTHER = {a: b for pair in OTHERS for a, b in (pair, pair[::-1])}
 STOPS = ("no_grad", "frozen", "inference_mode")
 """contexts that stop gradients"""
-SHARES = ("tau", "gamma", "lam", "ema", "alpha", "beta", "decay", "share", "mixed", "quantile", "expectile")
+SHARES = ("tau", "gamma", "gae_lambda", "denoising_discount", "policy_ema", "ema_decay", "weight_decay",
+          "alpha", "beta", "bc_weight", "q_weight", "kl_coef", "inverse_temperature", "temperature_init", "share",
+          "quantile", "expectile", "length_quantile", "synthetic_fraction", "top_fraction",
+          "data_action_fraction")  # fmt: skip
 """settings of which 1 minus them is a likely mistake"""
 
 SYMMETRIC = ("min", "max", "minimum", "maximum")
 """functions whose arguments may be exchanged"""
 
-THINGS = {"policy", "rng", "opt", "env", "keep", "a", "data", "self", "replay", "made"}
+THINGS = {"policy", "rng", "opt", "env", "run", "args", "data", "self", "replay", "made"}
 """what nobody takes for a tensor, so that an exchange would only crash"""
 
 

@@ -33,7 +33,7 @@ RECORD: dict[str, Any] = {
     "metric": "success",
     "arms": {
         "dppo": {"mean": 0.934, "low": 0.9, "high": 0.96, "per_seed": [0.92, 0.94]},
-        "dppo, tuned=3": {"mean": 0.8, "low": 0.7, "high": 0.9, "per_seed": [0.8, 0.8]},
+        "dppo, finetune_denoising_steps=3": {"mean": 0.8, "low": 0.7, "high": 0.9, "per_seed": [0.8, 0.8]},
         "imitation": {"mean": 0.65, "low": 0.6, "high": 0.7, "per_seed": [0.64, 0.66]},
     },
     "budget": 110000,
@@ -58,7 +58,7 @@ RECORD: dict[str, Any] = {
     ],
     "cost": {
         "dppo": {"seconds": 90.0, "memory_mb": 412.4, "spent": {"seconds": 90.0, "env steps": 110000}},
-        "dppo, tuned=3": {"seconds": 60.0, "memory_mb": None, "spent": {}},
+        "dppo, finetune_denoising_steps=3": {"seconds": 60.0, "memory_mb": None, "spent": {}},
         "dppo2": {"seconds": 1.0, "memory_mb": 1, "spent": {}},
     },
 }
@@ -171,7 +171,7 @@ def test_the_page_of_a_recipe_has_its_verdicts_and_its_cost():
     words = "DPPO improves a cloned policy \\| by its own success."
     assert [claim, words, "**holds** (stale)", "2026-01-31"] in tables
     assert [claim, "dppo", "1.5", "412 MB", "110,000 env steps"] in tables
-    assert [claim, "dppo, tuned=3", "1.0", "not measured", "nothing else"] in tables
+    assert [claim, "dppo, finetune_denoising_steps=3", "1.0", "not measured", "nothing else"] in tables
     assert "dppo2" not in page  # another method's arm
     other = docs_recipes.page(recipes.describe("mdlm"), [RECORD], {})
     assert "None has been tried yet." in other and "Not measured." in other

@@ -13,8 +13,14 @@ from denoiserl.cli import main
 from denoiserl.control.zero_shot import policy_for_reward, require_task_conditioned, states
 from denoiserl.tasks import zero_shot as _zero
 
-SMALL = "--updates 6 --batch 32 --width 16 --eval-every 6 --no-progress --held-out 0 --choose 2 --propose 2"
-BASE = "--rooms 2 --episodes 4 --length 60 --ticks 10 --size 4 --task.width 16 --chunk 2"
+SMALL = (
+    "--num-updates 6 --batch-size 32 --representation-width 16 --eval-every 6 --no-progress --held-out 0 "
+    "--num-candidates 2 --num-proposals 2"
+)
+BASE = (
+    "--rooms 2 --num-episodes 4 --episode-steps 60 --max-episode-steps 10 --task-dim 4 --policy-width 16 "
+    "--action-horizon 2"
+)
 
 
 @pytest.fixture
@@ -32,7 +38,9 @@ def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -
     assert main(["answer", "runs/b", "--reward", "mine.py:right", "--out", "told"]) == 0
     assert "ways.png" in capsys.readouterr().out and (run / "told" / "ways.png").read_bytes().startswith(b"\x89PNG")
     found = Policy.load(run / "told")
-    base = _zero.Args(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, chunk=2)
+    base = _zero.Args(
+        rooms=2, num_episodes=4, episode_steps=60, max_episode_steps=10, task_dim=4, policy_width=16, action_horizon=2
+    )
     blank = next(run.glob("runs/b/**/best"))
     seen = states(_zero.record(base, 0))
     wanted = policy_for_reward(Policy.load(blank), seen, lambda at: at[:, 0])

@@ -47,7 +47,7 @@ class Base:
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
-    iters: int = 3
+    iterations: int = 3
     """rows"""
     stop: int = -1
     """the iteration in which somebody presses Ctrl-C"""
@@ -58,7 +58,7 @@ def train(a, keep):
     process = Diffusion()
     net = GaussianDenoiser(MLP((2,), width=a.base.width))
     policy = Policy.of(process, net, (2,), process.steps(time_grid(2)))
-    for it in keep.loop(a.iters, policy=policy):
+    for it in keep.loop(a.iterations, policy=policy):
         keep.count("env steps", 10)
         if it == a.stop and not (keep.folder / "pressed").exists():
             (keep.folder / "pressed").touch()
@@ -138,7 +138,7 @@ def test_every_verb_has_help(capsys, verb):
 def test_the_help_of_a_recipe_shows_types_defaults_and_what_fields_mean(capsys, recipe):
     code, out, _ = said(capsys, "run", "fake.py", "--help")
     assert code == 0 and "three rows and a policy that nobody trained" in out
-    for shown in ("--iters INT", "rows (default: 3)", "--base.width INT", "features of the network (default: 8)"):
+    for shown in ("--iterations INT", "rows (default: 3)", "--base.width INT", "features of the network (default: 8)"):
         assert shown in out
     for shown in (
         "--out",
@@ -213,10 +213,10 @@ def test_mistyped_words_are_refused_with_the_nearest_known_one(capsys, recipe, a
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("option", ["--itrs", "--base.widht"])
+@pytest.mark.parametrize("option", ["--iteratons", "--base.widht"])
 def test_mistyped_options_are_refused_with_the_nearest_known_one(capsys, recipe, option):
     code, _, err = said(capsys, "run", "fake.py", option, "3")
-    right = {"--itrs": "--iters", "--base.widht": "--base.width"}[option]
+    right = {"--iteratons": "--iterations", "--base.widht": "--base.width"}[option]
     assert code == 2 and "Perhaps you meant" in err and right in err
     assert not Path("runs").exists()
 
@@ -251,11 +251,11 @@ def rows(folder: str) -> list[dict]:
 
 
 def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys, recipe):
-    argv = ("run", "fake.py", "--iters", "4", "--base.width", "5", "--no-progress")
+    argv = ("run", "fake.py", "--iterations", "4", "--base.width", "5", "--no-progress")
     code, out, _ = said(capsys, *argv)
     assert code == 0 and "runs/fake-0: 4 rows" in out and "40 env steps" in out and "denoiserl eval runs/fake-0" in out
     record = json.loads(Path("runs/fake-0/run.json").read_text())
-    assert record["args"]["iters"] == 4 and record["args"]["base"]["width"] == 5 and record["finished"]
+    assert record["args"]["iterations"] == 4 and record["args"]["base"]["width"] == 5 and record["finished"]
     assert record["program"] == str(recipe.resolve())
     assert [row["score"] for row in rows("runs/fake-0")] == [7.0, 8.0, 9.0, 10.0]
     before = Path("runs/fake-0/metrics.jsonl").read_bytes()
@@ -263,7 +263,7 @@ def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys
         code, out, _ = said(capsys, *again)
         assert code == 0 and "runs/fake-0: 4 rows" in out and Path("runs/fake-0/metrics.jsonl").read_bytes() == before
     code, line = refusal(capsys, *argv[:3], "6", *argv[4:])
-    assert code == 1 and "args.iters: 4 there, 6 here" in line
+    assert code == 1 and "args.iterations: 4 there, 6 here" in line
     code, line = refusal(capsys, *argv, "--threads", "2")
     assert code == 1 and "threads: 1 there, 2 here" in line
     assert said(capsys, *argv, "--out", "elsewhere")[0] == 0 and len(rows("elsewhere")) == 4
@@ -292,7 +292,7 @@ def test_a_stopped_run_goes_on_from_its_folder_alone(capsys, recipe, monkeypatch
 
 
 def test_a_budget_ends_a_run_and_a_larger_one_lets_it_go_on(capsys, recipe):
-    run = ("run", "fake.py", "--iters", "9", "--out", "here", "--every", "1", "--no-progress")
+    run = ("run", "fake.py", "--iterations", "9", "--out", "here", "--every", "1", "--no-progress")
     assert said(capsys, *run, "--budget", "env-steps=20")[0] == 0
     assert len(rows("here")) == 2
     assert said(capsys, "run", "here", "--budget", "env-steps=50", "--no-progress")[0] == 0

@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "worlds_of_mine.py").write_text(WORLDS)
     made = Collector(environment("worlds_of_mine.py:World"), 1)
-    _kinds.gaussian(_robot.Args(chunk=1, width=8), made, 0).save(tmp_path / "policy")
+    _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), made, 0).save(tmp_path / "policy")
     return tmp_path
 
 
@@ -72,7 +72,7 @@ def judged(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_eval_keeps_what_is_said_of_a_policy_in_other_units(here: Path, capsys: pytest.CaptureFixture[str]):
     rows = torch.linspace(-1, 1, 40)[:, None]
     data = Demonstrations(rows.expand(-1, 2), 50 * (rows + 1), torch.tensor([20, 40]))
-    _kinds.gaussian(_robot.Args(chunk=1, width=8), data, 0).save(here / "percent")
+    _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), data, 0).save(here / "percent")
     said = judged(capsys, "percent", "--env", "worlds_of_mine.py:World", "--out", "out")
     told = "the actions that the policy can take lie outside the box of World of actions: dimension 0 runs from 0"
     assert said.count(told) == 1 and (here / "out/eval.json").read_text().count(told) == 1
@@ -106,7 +106,7 @@ def test_eval_says_that_starts_are_alike_and_that_episodes_crashed(here: Path, c
 def test_several_policies_are_compared_where_all_have_a_number(here: Path, capsys: pytest.CaptureFixture[str]):
     (here / "other").mkdir()
     made = Collector(environment("worlds_of_mine.py:World"), 1)
-    _kinds.gaussian(_robot.Args(chunk=1, width=8), made, 1).save(here / "other/second")
+    _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), made, 1).save(here / "other/second")
     said = " ".join(
         judged(capsys, "policy", "other/second", "--env", "worlds_of_mine.py:Falls", "--out", "two").split()
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -26,7 +24,10 @@ def filled(n: int) -> ReplayBuffer:
 def test_batches_are_as_many_as_are_due(more: int) -> None:
     """An update for every second decision: 2 n more decisions have n more, in however many blocks they are gathered."""
     known = 30
-    a = SimpleNamespace(utd=0.5, begin=10, batch=4, gamma=0.9, n=1)
-    drawn = list(due_minibatches(filled(known + 2 * more), known, a, Rng(0)))
+    drawn = list(
+        due_minibatches(
+            filled(known + 2 * more), known, utd=0.5, batch_size=4, learning_starts=10, gamma=0.9, n_step=1, rng=Rng(0)
+        )
+    )
     assert len(drawn) == more
-    assert all(rows["reward"].shape == (a.batch,) for rows in drawn)
+    assert all(rows["reward"].shape == (4,) for rows in drawn)

@@ -48,7 +48,7 @@ def test_an_outlier_is_told_by_dimension_row_episode_and_share(kind: Any) -> Non
     assert "outliers" in again.report() and "[1]" in again.report()
     with pytest.warns(UserWarning, match="dimension 1 of the actions of toy: row 1234"):
         codec = ActionChunkCodec.fit(replace(demos(), actions=wrong))
-    policy = _kinds.gaussian(_robot.Args(chunk=1, width=8), demos(), 0)
+    policy = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), demos(), 0)
     assert ranges(replace(policy, codec=codec)).level == "warning"
     assert ranges(policy).level == "ok"
     told = ranges(policy, replace(demos(), actions=wrong))
@@ -148,7 +148,7 @@ def test_infinite_and_constant_boxes_judge_nothing() -> None:
 
 
 def test_a_policy_that_cannot_say_what_was_done_is_told_of_it() -> None:
-    policy = _kinds.gaussian(_robot.Args(chunk=1, width=8), demos(), 0)
+    policy = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), demos(), 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fits(policy, demos())
@@ -183,7 +183,7 @@ def imitating(actions: Any = 1.0, seen: Any = 1.0) -> Policy:
         torch.as_tensor(actions) * torch.stack([u, u.roll(7)], 1),
         torch.tensor([30, 60]),
     )
-    return _kinds.gaussian(_robot.Args(chunk=1, width=8), data, 0)
+    return _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), data, 0)
 
 
 def chunks(policy: Policy, action: Normalizer | None = None) -> Policy:
@@ -220,7 +220,7 @@ def test_a_policy_in_other_units_than_its_environment_is_told_by_dimension(codec
 
 def test_a_policy_that_was_made_for_another_box_is_told() -> None:
     world = Collector(lambda: Meets(0.0, [1.0, 100.0]), 1)
-    made = _kinds.gaussian(_robot.Args(chunk=1, width=8), world, 0)
+    made = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), world, 0)
     assert isinstance(made.codec, RunningNormCodec)
     assert not met(made, low=0.0, high=[1.0, 100.0])
     assert "dimension 1 runs from 0 to 100 in [-1, 1]" in met(made)[0]
@@ -247,7 +247,7 @@ def test_a_policy_that_fits_its_environment_is_met_in_silence(codec: Any) -> Non
 
 
 def test_a_given_policy_is_told_of_its_units_before_it_learns(tmp_path: Path) -> None:
-    from denoiserl.train import Keep
+    from denoiserl.train import Run
 
     (tmp_path / "world.py").write_text(
         "import gymnasium, numpy as np\n"
@@ -262,7 +262,7 @@ def test_a_given_policy_is_told_of_its_units_before_it_learns(tmp_path: Path) ->
     imitating(actions=[100.0, 1.0]).save(tmp_path / "made")
     base = _robot.Args(env=f"{tmp_path / 'world.py'}:World", start=str(tmp_path / "made"))
     with pytest.warns(Remark, match="made can take lie outside the box of World of actions: dimension 0 "):
-        _robot.given(base, Keep())
+        _robot.given(base, Run())
 
 
 def test_cloning_on_in_other_units_is_told_whatever_the_codec() -> None:

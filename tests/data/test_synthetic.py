@@ -27,7 +27,7 @@ from denoiserl.processes import edm, time_grid
 from denoiserl.processes.denoiser import Estimate
 from denoiserl.processes.edm_training import Churn, heun
 from denoiserl.recipes.offline_rl import pgd, synther
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 GAIN, PUSH, NOISE = 0.8, 0.5, 0.1
 
@@ -45,10 +45,10 @@ def system(n: int, seed: int = 0) -> Transitions:
     return Transitions(obs, a[:, None, None], -(v**2), 0.9 * ~over, next_obs, over, one, -box, box, 0.9, "body")
 
 
-SMALL = Model(updates=700, batch=128, lr=3e-3, width=64, depth=3, steps=24, churn=20.0)
+SMALL = Model(num_updates=700, batch_size=128, lr=3e-3, width=64, depth=3, sampling_steps=24, churn=20.0)
 
 
-def train(data: Transitions, model: Model = SMALL, seed: int = 0, keep: Keep | None = None) -> TransitionGenerator:
+def train(data: Transitions, model: Model = SMALL, seed: int = 0, keep: Run | None = None) -> TransitionGenerator:
     torch.manual_seed(seed)
     running = train_generator(data, model, Rng(seed), keep)
     while True:
@@ -79,14 +79,14 @@ def test_made_transitions_obey_the_system_they_were_learned_from() -> None:
 
 
 def test_a_killed_model_ends_where_a_whole_one_does(tmp_path) -> None:
-    data, few = system(300), replace(SMALL, updates=10, batch=32)
-    whole, _ = train(data, few, keep=Keep(tmp_path / "whole", every=1)).sample(5, Rng(1))
+    data, few = system(300), replace(SMALL, num_updates=10, batch_size=32)
+    whole, _ = train(data, few, keep=Run(tmp_path / "whole", every=1)).sample(5, Rng(1))
     torch.manual_seed(0)
-    running = train_generator(data, few, Rng(0), Keep(tmp_path / "half", every=1))
+    running = train_generator(data, few, Rng(0), Run(tmp_path / "half", every=1))
     for _ in range(4):
         next(running)
     del running
-    again, _ = train(data, few, seed=5, keep=Keep(tmp_path / "half", every=1)).sample(5, Rng(1))
+    again, _ = train(data, few, seed=5, keep=Run(tmp_path / "half", every=1)).sample(5, Rng(1))
     assert torch.equal(whole.obs, again.obs) and torch.equal(whole.reward, again.reward)
 
 
@@ -131,7 +131,7 @@ def test_batches_are_mixed_by_their_share_and_saved_whole() -> None:
 def test_what_cannot_be_learned_is_refused() -> None:
     data = system(300)
     with pytest.raises(InvalidInputError, match="fewer than a batch of 512"):
-        train(data, replace(SMALL, batch=512))
+        train(data, replace(SMALL, batch_size=512))
     with pytest.raises(InvalidInputError, match="unequal length"):
         train(replace(data, length=torch.arange(300)))
     with pytest.raises(InvalidInputError, match="flat observations"):
@@ -141,7 +141,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="NaN or infinity in 1 rows"):
         train(replace(data, reward=bad))
     with pytest.raises(InvalidInputError, match="at least one row"):
-        train(data, replace(SMALL, updates=1)).sample(0, Rng(0))
+        train(data, replace(SMALL, num_updates=1)).sample(0, Rng(0))
 
 
 class Known(torch.nn.Module):
@@ -164,7 +164,7 @@ class Known(torch.nn.Module):
 @pytest.mark.parametrize("model", [synthetic.Model(), trajectories.Model(), synther.Args().model, pgd.Args().model])
 def test_what_is_made_is_as_wide_as_what_was_recorded(model: Any) -> None:
     """With the exact denoiser, in as many steps and with as much churn as defaults take: within 2 %."""
-    x = heun(Known(), time_grid(model.steps), (1,), 60_000, Rng(0), churn=Churn(model.churn))  # type: ignore[arg-type]
+    x = heun(Known(), time_grid(model.sampling_steps), (1,), 60_000, Rng(0), churn=Churn(model.churn))  # type: ignore[arg-type]
     assert float(x.std()) == pytest.approx(1.0, abs=0.02)
     assert float(x.abs().std()) == pytest.approx(Known.std, rel=0.06), "each of both modes too"
 

@@ -27,12 +27,14 @@ from denoiserl.tasks import sudoku as _sudoku
 ARGS = demo.Args(
     trials=20,
     episodes=2,
-    robot=dataclasses.replace(dppo.DEMO, iters=1, steps=2, copies=2),
-    image=dataclasses.replace(flow_grpo.DEMO, iters=2, prompts=2, group=4),
-    language=dataclasses.replace(tracerl.DEMO, iters=2, prompts=2, group=4),
-    robot_task=_robot.Args(updates=4, demos=2, ticks=10, width=16, batch=8),
-    image_task=_shapes.Args(updates=4, batch=8),
-    language_task=_sudoku.Args(updates=4, batch=8),
+    robot=dataclasses.replace(dppo.DEMO, iterations=1, rollout_steps=2, num_envs=2),
+    image=dataclasses.replace(flow_grpo.DEMO, iterations=2, num_prompts=2, group_size=4),
+    language=dataclasses.replace(tracerl.DEMO, iterations=2, num_prompts=2, group_size=4),
+    robot_task=_robot.Args(
+        pretrain_updates=4, num_demos=2, max_episode_steps=10, policy_width=16, pretrain_batch_size=8
+    ),
+    image_task=_shapes.Args(pretrain_updates=4, pretrain_batch_size=8),
+    language_task=_sudoku.Args(pretrain_updates=4, pretrain_batch_size=8),
 )
 
 

@@ -45,7 +45,7 @@ def test_dead_groups_are_warned_of_and_the_size_that_is_advised_heals() -> None:
     rare = torch.full((400,), 0.08)
     found = groups(bernoulli(rare, 4, rng))
     assert found.level == "warning"
-    size = int(found.remedy.split("--group ")[1].split(")")[0])
+    size = int(found.remedy.split("--group-size ")[1].split(")")[0])
     healed = groups(bernoulli(rare, size, rng))
     assert healed.level == "ok"
     assert float(healed.said.split("%")[0]) <= 25

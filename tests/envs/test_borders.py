@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from denoiserl.control.best_of_n import LatentActionEnv  # noqa: E402
 from denoiserl.core.rng import Rng  # noqa: E402
 from denoiserl.envs import Collector  # noqa: E402
-from denoiserl.train import Keep  # noqa: E402
+from denoiserl.train import Run  # noqa: E402
 
 
 class Clock(gymnasium.Env):
@@ -44,7 +44,7 @@ def act(obs, rng):
     return rng.uniform(len(obs), 10, 1), None
 
 
-def played(keep: Keep, length: int, iters: int, steps: int = 11, leave: int | None = None):
+def played(keep: Run, length: int, iters: int, steps: int = 11, leave: int | None = None):
     """The ticks at which decisions were taken, [iteration][decision], and how many episodes ended."""
     env, rng, told, ended = Collector(partial(Clock, length), 2, 3), Rng(0), [], 0
     for it in keep.loop(iters, rng=rng, env=env):
@@ -58,7 +58,7 @@ def played(keep: Keep, length: int, iters: int, steps: int = 11, leave: int | No
 
 def test_whole_episodes_of_a_thousand_ticks_are_seen(tmp_path: Path) -> None:
     """The defaults of PPO, 22 decisions in 40 iterations: saves must not cut the episodes."""
-    told, ended = played(Keep(tmp_path), 1000, 40, 22)
+    told, ended = played(Run(tmp_path), 1000, 40, 22)
     ticks = [t for _, row, _ in told for t in row]
     assert ended == 16 and max(ticks) == 990
     assert ticks[:400] == [10.0 * (i % 100) for i in range(400)]
@@ -66,9 +66,9 @@ def test_whole_episodes_of_a_thousand_ticks_are_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("leave", [3, 22, 39])
 def test_a_run_in_an_environment_goes_on_bit_for_bit(tmp_path: Path, leave: int) -> None:
-    whole, _ = played(Keep(every=3), 30, 40)
-    played(Keep(tmp_path, every=3), 30, 40, leave=leave)
-    rest, _ = played(Keep(tmp_path, every=3), 30, 40)
+    whole, _ = played(Run(every=3), 30, 40)
+    played(Run(tmp_path, every=3), 30, 40, leave=leave)
+    rest, _ = played(Run(tmp_path, every=3), 30, 40)
     assert rest == whole[rest[0][0] :] and leave - rest[0][0] < 10
 
 
@@ -88,15 +88,15 @@ def test_environments_start_afresh_after_episodes_of_every_copy_or_many_ticks(le
 
 def test_a_run_in_which_no_episode_ends_says_so_once() -> None:
     with pytest.warns(UserWarning, match="no episode has ended in 880 ticks") as said:
-        played(Keep(), 1000, 8)
+        played(Run(), 1000, 8)
     assert len(said) == 1
     with pytest.warns(UserWarning, match="no episode has ended") as said:
-        played(Keep(restart=1), 1000, 40)
+        played(Run(restart=1), 1000, 40)
     assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        played(Keep(), 1000, 10)
-        played(Keep(), 50, 10)
+        played(Run(), 1000, 10)
+        played(Run(), 50, 10)
 
 
 def test_episodes_of_one_long_rollout_are_all_counted() -> None:

@@ -31,7 +31,7 @@ from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import GaussianHead, OneStep, time_grid
 from denoiserl.recipes.policy_gradient import ppo
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 KINDS = {
     "raise": "raised ZeroDivisionError: the wheel came off",
@@ -168,7 +168,7 @@ def test_a_run_that_stops_goes_on_from_its_last_save(tmp_path):
         rng, seen = Rng(0), []
         env = Collector(make, 4, seed=5)
         try:
-            for _ in Keep(folder, every=1, restart=1).loop(6, rng=rng, env=env):
+            for _ in Run(folder, every=1, restart=1).loop(6, rng=rng, env=env):
                 ep = env.collect(lambda o, r: (r.normal(len(o), 1).clamp(-1, 1), None), 4, rng)
                 seen.append(float(ep.reward.sum()))
         except EnvFault:
@@ -229,7 +229,9 @@ def test_a_method_learns_on_and_its_rows_count_the_faults():
     )
     start = copy.deepcopy(policy)
     env = Collector(partial(Sick, "raise", high=100, one_in=10), 16, seed=0, on_fault="restart")
-    a = ppo.Args(iters=5, steps=20, lr=5e-3, warmup=0, batch=160, epochs=6, gamma=0.5, target_kl=1.0)
+    a = ppo.Args(
+        iterations=5, rollout_steps=20, lr=5e-3, critic_warmup=0, batch_size=160, epochs=6, gamma=0.5, target_kl=1.0
+    )
     rows = list(ppo.improve(policy, env, a, Rng(0)))
     assert sum(r.get("faults", 0) for r in rows) > 5 and all(np.isfinite(r["loss"]) for r in rows if "loss" in r)
     obs = torch.tensor([[50.0, t] for t in range(5)])

@@ -10,15 +10,16 @@ import pytest
 import torch
 import tyro
 
-from denoiserl.cli.run import options
+from denoiserl.cli.run import options, unprefixed
 from denoiserl.core.errors import MissingExtraError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.envs import Collector
 from denoiserl.envs.by_name import demonstrations, environment, record_expert, scripted
+from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
 def test_a_gymnasium_id_keeps_its_name_and_its_time_limit_may_be_another():
@@ -105,8 +106,8 @@ def test_nobody_demonstrates_where_there_is_no_script():
 @pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
 def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
     pytest.importorskip("gymnasium")
-    base = _robot.Args(env="Pendulum-v1", width=16)
-    begun = _robot.task(base).begin(0, Keep(), kind)
+    base = _robot.Args(env="Pendulum-v1", policy_width=16)
+    begun = _robot.task(base).begin(0, Run(), kind)
     with pytest.raises(StopIteration) as ended:
         next(begun)
     policy = ended.value.value
@@ -119,9 +120,9 @@ def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
     pytest.importorskip("gymnasium")
     env = Collector(environment("Pendulum-v1"), 1)
     env.close()
-    saved = _kinds.diffusion(_robot.Args(width=16), env, 7)
+    saved = _kinds.diffusion(_robot.Args(policy_width=16), env, 7)
     saved.save(tmp_path / "policy")
-    begun = _robot.task(_robot.Args(env="Pendulum-v1", start=str(tmp_path / "policy"))).begin(0, Keep(), "diffusion")
+    begun = _robot.task(_robot.Args(env="Pendulum-v1", start=str(tmp_path / "policy"))).begin(0, Run(), "diffusion")
     with pytest.raises(StopIteration) as ended:
         next(begun)
     found = ended.value.value.denoiser.state_dict()
@@ -130,17 +131,26 @@ def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
 
 def test_options_that_only_the_task_has_need_no_prefix():
     known, bare = options(dppo, "env")
-    given = ["--env", "pusht", "--lr", "0.1", "--task.lr=1", "--demos=3", "--on-fault", "restart", "--seed", "-1"]
-    told = tyro.cli(known, args=given)
+    given = ["--env", "pusht", "--lr", "0.1", "--task.pretrain-lr=1", "--num-demos=3", "--on-fault", "restart"]
+    told = tyro.cli(known, args=unprefixed([*given, "--seed", "-1"], bare))
     assert (told.args.lr, told.machine.seed) == (0.1, -1)
-    assert (told.task_args.env, told.task_args.lr, told.task_args.demos, told.task_args.on_fault) == (
+    assert (told.task_args.env, told.task_args.pretrain_lr, told.task_args.num_demos, told.task_args.on_fault) == (
         "pusht",
         1.0,
         3,
         "restart",
     )
-    shared = {f.name for f in dataclasses.fields(_robot.Args)} & {f.name for f in dataclasses.fields(dppo.Args)}
-    assert shared == {"lr", "batch"} and not shared & bare, "these mean the method's own without a prefix"
+    names = {f.name for f in dataclasses.fields(_robot.Args)}
+    assert bare == names and not names & {f.name for f in dataclasses.fields(dppo.Args)}, "the method has no such name"
+
+
+def test_an_option_that_both_have_is_the_method_s_without_a_prefix():
+    known, bare = options(diffusion_policy, "env")
+    told = tyro.cli(known, args=unprefixed(["--obs-horizon", "2", "--task.obs-horizon=3"], bare))
+    assert (told.args.obs_horizon, told.task_args.obs_horizon) == (2, 3)
+    own = {f.name for f in dataclasses.fields(diffusion_policy.Args)}
+    shared = {f.name for f in dataclasses.fields(_robot.Args)} & own
+    assert shared == {"obs_horizon"} and not shared & bare, "these mean the method's own without a prefix"
 
 
 def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -172,16 +182,17 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
         "drifting.py:Drift",
         "--start",
         str(checkpoint),
-        "--history",
+        "--obs-horizon",
         "2",
-        "--denoise",
+        "--sampling-steps",
         "3",
     ]
-    assert main([*words, "--iters", "2", "--copies", "2", "--steps", "2", "--eval-every", "9", "--out", "r"]) in (
+    words += ["--iterations", "2", "--num-envs", "2", "--rollout-steps", "2"]
+    assert main([*words, "--eval-every", "9", "--out", "r"]) in (
         0,
         None,
     )
-    env = Collector(_robot.make(_robot.Args(env="drifting.py:Drift", start="x", history=2)), 1)
+    env = Collector(_robot.make(_robot.Args(env="drifting.py:Drift", start="x", obs_horizon=2)), 1)
     env.on_checkpoint(0)
     assert env.obs_dim == 14 and torch.equal(env.obs[0, :7], env.obs[0, 7:]), "an episode begins with its first twice"
     first = env.obs[0, 7:].clone()
@@ -191,4 +202,4 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
 
 def test_clones_of_the_experiment_see_one_observation():
     with pytest.raises(RunError, match="--start"):
-        _robot.make(_robot.Args(history=2))
+        _robot.make(_robot.Args(obs_horizon=2))

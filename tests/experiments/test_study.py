@@ -52,7 +52,7 @@ def make_task(width=8):
     words = {"near": ("points near their prompt", "%"), "distance": ("squared distance", "")}
     return Task("points", start, outcomes, words, reward=reward, prompts=lambda seed: Rng(seed).normal(64, 2))
 '''
-QUICK = {"samples": 24, "batch": 96}
+QUICK = {"num_samples": 24, "batch_size": 96}
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_every_arm_gets_as_many_tuning_runs_on_a_seed_of_their_own(here):
 
 def test_iterations_are_what_the_budget_pays_for(here):
     task = tasks.make("points.py:make_task")
-    policy = task.starts(0, __import__("denoiserl.train", fromlist=["Keep"]).Keep())
+    policy = task.starts(0, __import__("denoiserl.train", fromlist=["Run"]).Run())
     try:
         while True:
             next(policy)
@@ -197,11 +197,11 @@ def test_iterations_are_what_the_budget_pays_for(here):
     weights = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
     with UsageCounter().open() as outside:
         made = arms.sized(task, find.method("ddpo"), policy, a)
-    assert made.iters == 4  # 24 each: a fifth would be more than 100
+    assert made.iterations == 4  # 24 each: a fifth would be more than 100
     assert all(torch.equal(v, weights[k]) for k, v in policy.denoiser.state_dict().items())  # a copy was tried
     assert outside.counts["reward calls"] == 24
-    fixed = arms.Args(**{**vars(a), "settings": {**QUICK, "iters": 3}})
-    assert arms.sized(task, find.method("ddpo"), policy, fixed).iters == 3
+    fixed = arms.Args(**{**vars(a), "settings": {**QUICK, "iterations": 3}})
+    assert arms.sized(task, find.method("ddpo"), policy, fixed).iterations == 3
 
 
 @pytest.mark.fixed_seed

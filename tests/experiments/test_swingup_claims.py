@@ -28,7 +28,7 @@ def test_the_nearest_neighbour_of_a_recorded_row_is_itself() -> None:
 def test_the_measures_can_be_taken(monkeypatch) -> None:
     """Small models: every metric has every arm, and an untrained world model errs more far ahead than a trained one."""
     monkeypatch.setattr(synther_fidelity, "TRAIN", 300)
-    told = synther_fidelity.measure(0, Model(updates=5, batch=32, width=16, depth=2, steps=4))
+    told = synther_fidelity.measure(0, Model(num_updates=5, batch_size=32, width=16, depth=2, sampling_steps=4))
     assert set(told) == set(synther_fidelity.METRICS) and set(told["dynamics"]) == {"made", "three neighbours"}
     assert float(told["dynamics"]["made"]) > float(told["dynamics"]["three neighbours"]), "nothing is learned yet"
     told = pgd_guidance.measure(0, WindowModel(32, 40, 2, 8, 1e-3, (8,), 3), 8)

@@ -24,7 +24,7 @@ from denoiserl.policy.weights import AdapterOff
 from denoiserl.processes import ddim, flow_sde
 from denoiserl.recipes.generators import flow_grpo
 from denoiserl.rewards import repeat_prompts
-from denoiserl.train import Keep
+from denoiserl.train import Run
 from tests.integrations import models
 
 diffusers = pytest.importorskip("diffusers")
@@ -32,7 +32,7 @@ transformers = pytest.importorskip("transformers")
 LOADED = (diffusers.StableDiffusionPipeline, diffusers.StableDiffusion3Pipeline)  # seconds of import, not of a test
 pytestmark = [pytest.mark.filterwarnings(w) for w in models.QUIET]
 
-ARGS = flow_grpo.Args(iters=2, prompts=3, group=4, window=0, batch=6, lr=1e-3, beta=0.0)
+ARGS = flow_grpo.Args(iterations=2, num_prompts=3, group_size=4, sde_window=0, batch_size=6, lr=1e-3, kl_coef=0.0)
 SCENES = ["a cat", "dog", "fish"]
 
 
@@ -173,7 +173,7 @@ def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:
     law, y = policy.rescore(chain)
     assert torch.equal(law.log_prob(y), chain.log_prob)
     before = models.tensors(net)
-    rows = list(flow_grpo.improve(policy, (red, asked()), replace(ARGS, beta=0.1), Rng(1), Keep()))
+    rows = list(flow_grpo.improve(policy, (red, asked()), replace(ARGS, kl_coef=0.1), Rng(1), Run()))
     assert len(rows) == 2 and all(row["dead groups"] == 0 for row in rows) and rows[1]["kl"] > 0
     after = models.tensors(net)
     assert sum(not torch.equal(before[k], after[k]) for k in before) > 0.9 * len(before)
@@ -188,15 +188,17 @@ def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:
 def test_an_update_makes_rewarded_pictures_likelier() -> None:
     """One step with a small rate: Σ Â log p of the pictures that it learned from rises, whatever the random weights."""
     policy = hub.from_pipeline(models.pixels(diffusers.DDIMScheduler()), n=3)
-    a = replace(ARGS, iters=1, prompts=2, group=24, batch=48, clip=0.2, lr=1e-6)
+    a = replace(ARGS, iterations=1, num_prompts=2, group_size=24, batch_size=48, clip_range=0.2, lr=1e-6)
     rng = Rng(1)
-    seen = repeat_prompts(asked(), rng.integers(0, 5, a.prompts), a.group)
+    seen = repeat_prompts(asked(), rng.integers(0, 5, a.num_prompts), a.group_size)
     chain = policy.sample_chain(seen, rng)
 
     def redder(picture: Tensor, prompts: Any) -> Tensor:
         return picture[:, 0].mean((1, 2)) - picture[:, 1:].mean((1, 2, 3))
 
-    advantage = group_relative(redder(policy.codec.decode(chain.sample), seen).reshape(a.prompts, a.group), "batch")
+    advantage = group_relative(
+        redder(policy.codec.decode(chain.sample), seen).reshape(a.num_prompts, a.group_size), "batch"
+    )
     list(flow_grpo.improve(policy, (redder, asked()), a, Rng(1)))
     law, y = policy.rescore(chain)
     assert float((advantage.flatten()[:, None] * (law.log_prob(y) - chain.log_prob)).mean()) > 0.05
@@ -209,7 +211,7 @@ def test_adapters_learn_alone_and_the_reference_is_free(tmp_path: Path) -> None:
     policy = lora(policy, 4, ["to_q", "to_v"])
     assert torch.equal(policy.generate(asked(), Rng(5)), plain)
     before = models.tensors(policy.weights.module)
-    list(flow_grpo.improve(policy, (red, asked()), replace(ARGS, lr=0.05, clip=1.0, beta=0.1), Rng(1)))
+    list(flow_grpo.improve(policy, (red, asked()), replace(ARGS, lr=0.05, clip_range=1.0, kl_coef=0.1), Rng(1)))
     after = models.tensors(policy.weights.module)
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed and all("lora_" in k for k in changed)

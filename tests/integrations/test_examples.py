@@ -51,7 +51,7 @@ def test_your_robot(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gymnasium")
     from examples import your_robot
 
-    before, after = your_robot.main(iters=2, updates=60, episodes=10)
+    before, after = your_robot.main(iterations=2, updates=60, episodes=10)
     assert 0 <= min(before, after) and max(before, after) <= 1
     assert capsys.readouterr().out.count("reward a step") == 2
     policy = Policy.load("runs/your_robot", net=your_robot.Net())
@@ -62,7 +62,7 @@ def test_your_robot(capsys: pytest.CaptureFixture[str]) -> None:
 def test_your_images(capsys: pytest.CaptureFixture[str]) -> None:
     from examples import your_images
 
-    before, after = your_images.main(iters=30, updates=150)
+    before, after = your_images.main(iterations=30, updates=150)
     assert after > before
     assert capsys.readouterr().out.count("reward ") == 31
     policy = Policy.load("runs/your_images", net=your_images.Net())
@@ -74,7 +74,7 @@ def test_your_language_model(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     from examples import your_language_model as example
 
-    before, after = example.main(iters=3, updates=60)
+    before, after = example.main(iterations=3, updates=60)
     assert 0 <= min(before, after) and max(before, after) <= 1
     assert capsys.readouterr().out.count("solved while learning") == 3
     policy = Policy.load("runs/your_language_model", net=example.model())
@@ -90,7 +90,7 @@ def test_your_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from denoiserl.experiments import Arm, Study, play
 
     monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path / "cache"))
-    arms = {"dppo": Arm("dppo", {"copies": 4, "steps": 4, "batch": 64}), "clone": Arm("none")}
+    arms = {"dppo": Arm("dppo", {"num_envs": 4, "rollout_steps": 4, "batch_size": 64}), "clone": Arm("none")}
     word = f"{FOLDER / 'your_task.py'}:make_task"
     study = Study(word, arms, 130, "env steps", (0,), {"updates": 40}, trials=20, curve=1)
     found = play(study, tmp_path / "study", 0, progress=False)

@@ -292,7 +292,7 @@ def test_texts_are_not_prompts() -> None:
     with pytest.raises(InvalidInputError, match=r"prompts\(pipeline, texts\)"):
         policy.sample_chain(["a cat", "a dog"], Rng(0))
     with pytest.raises(InvalidInputError, match="The prompts are texts"):
-        next(iter(flow_grpo.improve(policy, (red, ["a cat", "a dog"]), flow_grpo.Args(window=0), Rng(0))))
+        next(iter(flow_grpo.improve(policy, (red, ["a cat", "a dog"]), flow_grpo.Args(sde_window=0), Rng(0))))
     with pytest.raises(InvalidInputError, match="a list of texts"):
         hub.prompts(models.pixels(None), [1, 2])  # type: ignore[list-item]
     with pytest.raises(RunError, match="what a SimpleNamespace makes of texts"):

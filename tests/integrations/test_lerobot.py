@@ -169,7 +169,7 @@ class Scene(gym.Env):
 
 def test_a_checkpoint_with_cameras_learns_and_its_critic_sees_what_its_eyes_make_of_them(seeing: Path) -> None:
     policy = diffusion_policy(seeing, 2, with_min_std(ddim(1.0), 0.1))
-    args = dppo.Args(iters=1, steps=2, copies=1, tuned=1, batch=2, epochs=1)
+    args = dppo.Args(iterations=1, rollout_steps=2, num_envs=1, finetune_denoising_steps=1, batch_size=2, epochs=1)
     rows = list(dppo.improve(policy, Collector(Scene, 1, 1), args, Rng(0)))
     assert np.isfinite(rows[0]["loss"]) and np.isfinite(rows[0]["value error"])
     net: Any = policy.denoiser.net  # type: ignore[union-attr]
@@ -228,7 +228,7 @@ def test_a_recipe_improves_a_checkpoint_in_an_environment(execute: int | None) -
     policy = diffusion_policy(FIXTURES / "states", transition=with_min_std(ddim(1.0), 0.1))
     policy = policy.with_execution_horizon(execute)
     before = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
-    args = dppo.Args(iters=2, steps=4, tuned=5, batch=256, epochs=1)
+    args = dppo.Args(iterations=2, rollout_steps=4, finetune_denoising_steps=5, batch_size=256, epochs=1)
     rows = list(dppo.improve(policy, Collector(remembered, 8, 1), args, Rng(0)))
     assert [row["episodes"] for row in rows] == [8.0, 8.0] and all(np.isfinite(row["loss"]) for row in rows)
     relay = policy.denoiser

@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.filterwarnings(w) for w in models.QUIET]
 
 MASK, WANTED, LENGTH = 3, 7, 12
 NAMES = {"bert": ["query", "value"], "modernbert": ["Wqkv"], "llama": ["q_proj", "v_proj"]}
-ARGS = tracerl.Args(iters=2, prompts=2, group=8, epochs=1, batch=64, accuracy=(0.0, 1.0), lr=1e-2)
+ARGS = tracerl.Args(
+    iterations=2, num_prompts=2, group_size=8, epochs=1, batch_size=64, prompt_accuracy_range=(0.0, 1.0), lr=1e-2
+)
 
 
 def policy(name: str) -> Policy:
@@ -66,7 +68,7 @@ def test_tracerl_improves_an_unmodified_masked_model(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learning_follows_the_reward(name: str) -> None:
-    rows = list(tracerl.improve(policy(name), (reward, puzzles()), replace(ARGS, iters=20, lr=1e-2), Rng(1)))
+    rows = list(tracerl.improve(policy(name), (reward, puzzles()), replace(ARGS, iterations=20, lr=1e-2), Rng(1)))
     assert rows[-1]["reward"] > rows[0]["reward"] + 0.3
 
 

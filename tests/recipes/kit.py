@@ -27,10 +27,10 @@ from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.denoiser import Denoiser, Estimate
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
-class Spy(Keep):
+class Spy(Run):
     """A keep that remembers what its loop names: ``start``, copies of networks; ``states``, one more than iterations;
     ``draws``, how many draws ``tape`` holds before each iteration."""
 

@@ -33,7 +33,7 @@ from denoiserl.processes import (
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.recipes.generators import rwr
 from denoiserl.recipes.policy_gradient import dppo, drwr, ppo
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -147,7 +147,16 @@ class Reach(World):
         return self.seen(), -abs(self.x - self.target), False, self.ticks >= 4, {}
 
 
-PPO = ppo.Args(iters=2, steps=8, lr=3e-3, lr_last=0.0, epochs=4, batch=128, warmup=0, target_kl=1.0)
+PPO = ppo.Args(
+    iterations=2,
+    rollout_steps=8,
+    lr=3e-3,
+    final_lr_fraction=0.0,
+    epochs=4,
+    batch_size=128,
+    critic_warmup=0,
+    target_kl=1.0,
+)
 
 
 # The Gaussian policy
@@ -196,7 +205,7 @@ def test_running_statistics_are_those_of_everything_seen() -> None:
 
 def test_ppo_finds_the_best_arm_of_a_gaussian_bandit() -> None:
     made, net = linear()
-    a = replace(PPO, iters=25, lr=3e-2)
+    a = replace(PPO, iterations=25, lr=3e-2)
     list(ppo.improve(made, Collector(Bandit, 32, 1), a, Rng(0)))
     assert decided(net) == pytest.approx(0.7, abs=0.05)
     head = made.denoiser
@@ -211,7 +220,16 @@ def test_ppo_solves_a_linear_quadratic_regulator_beyond_its_time_limit() -> None
     wanted = Regulator.gain(200)
     assert np.mean([Regulator.gain(n) for n in range(1, 6)]) < 0.75 * wanted
     made, net = linear(std=0.5, bias=False)
-    a = replace(PPO, iters=40, steps=20, gamma=Regulator.GAMMA, lam=0.95, lr=3e-2, value_lr=3e-3, batch=256)
+    a = replace(
+        PPO,
+        iterations=40,
+        rollout_steps=20,
+        gamma=Regulator.GAMMA,
+        gae_lambda=0.95,
+        lr=3e-2,
+        value_lr=3e-3,
+        batch_size=256,
+    )
     list(ppo.improve(made, Collector(Regulator, 32, 1), a, Rng(0)))
     assert -float(net.map.weight.detach()) == pytest.approx(wanted, rel=0.2)
 
@@ -248,9 +266,17 @@ def test_one_denoising_step_is_dppos_objective(monkeypatch) -> None:
         monkeypatch.setattr(recipe, "ppo_clip", spy)
         torch.manual_seed(0)
         made, _ = linear()
-        a: Any = replace(PPO, iters=1, epochs=1, batch=10_000, clip=0.2)
+        a: Any = replace(PPO, iterations=1, epochs=1, batch_size=10_000, clip_range=0.2)
         if recipe is dppo:
-            a = dppo.Args(iters=1, steps=8, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, value_lr=a.value_lr)
+            a = dppo.Args(
+                iterations=1,
+                rollout_steps=8,
+                epochs=1,
+                batch_size=10_000,
+                clip_range=0.2,
+                clip_range_noisiest=0.2,
+                value_lr=a.value_lr,
+            )
         list(recipe.improve(made, Collector(Regulator, 8, 1), a, Rng(0)))
     for ours, theirs in zip(*told.values(), strict=True):
         assert ours.std() > 0.1 and torch.allclose(ours, theirs, atol=1e-5)
@@ -263,22 +289,22 @@ def reacher() -> Policy:
 
 
 def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
-    made, a = reacher(), replace(PPO, iters=15, copies=32, epochs=6)
+    made, a = reacher(), replace(PPO, iterations=15, num_envs=32, epochs=6)
     rows = list(ppo.improve(made, Collector(Reach, 32, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.6, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 
 
 def test_ppo_ends_where_a_resumed_one_ends_with_what_it_has_seen(tmp_path) -> None:
-    a = replace(PPO, iters=3, entropy=0.01)
+    a = replace(PPO, iterations=3, entropy_coef=0.01)
     whole = reacher()
-    told = list(ppo.improve(whole, Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "whole", every=1, restart=1)))
-    rows = ppo.improve(reacher(), Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
+    told = list(ppo.improve(whole, Collector(Reach, 8, 1), a, Rng(5), Run(tmp_path / "whole", every=1, restart=1)))
+    rows = ppo.improve(reacher(), Collector(Reach, 8, 1), a, Rng(5), Run(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)
     del rows
     resumed = reacher()
-    again = list(ppo.improve(resumed, Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1)))
+    again = list(ppo.improve(resumed, Collector(Reach, 8, 1), a, Rng(5), Run(tmp_path / "half", every=1, restart=1)))
     assert again == told[-len(again) :]
     assert isinstance(whole.codec, RunningNormCodec) and isinstance(resumed.codec, RunningNormCodec)
     assert float(whole.codec.count) == 3 * 8 * 8 and torch.equal(whole.codec.mean, resumed.codec.mean)
@@ -290,12 +316,20 @@ def test_entropy_is_rewarded_and_warmup_leaves_the_actor_alone() -> None:
     stds = []
     for entropy in (0.0, 3.0):
         made, _ = linear()
-        list(ppo.improve(made, Collector(Bandit, 16, 1), replace(PPO, iters=4, entropy=entropy, lr=3e-2), Rng(0)))
+        list(
+            ppo.improve(
+                made, Collector(Bandit, 16, 1), replace(PPO, iterations=4, entropy_coef=entropy, lr=3e-2), Rng(0)
+            )
+        )
         assert isinstance(made.denoiser, GaussianHead)
         stds.append(float(made.denoiser.std.detach()))
     assert stds[0] < 0.5 < stds[1]
     made, net = linear()
-    rows = list(ppo.improve(made, Collector(Bandit, 16, 1), replace(PPO, iters=12, warmup=12, value_lr=1e-2), Rng(1)))
+    rows = list(
+        ppo.improve(
+            made, Collector(Bandit, 16, 1), replace(PPO, iterations=12, critic_warmup=12, value_lr=1e-2), Rng(1)
+        )
+    )
     errors = [row["value error"] for row in rows]
     assert decided(net) == 0.0 and "kl" not in rows[-1] and float(np.mean(errors[4:])) < errors[0]
 
@@ -317,7 +351,15 @@ def test_ppo_refuses_what_it_cannot_improve() -> None:
 def test_an_iteration_of_drwr_tilts_by_the_standardised_return() -> None:
     """Reward a, policy N(0, s²): z = a / s, and N(0, s²) exp(β a / s) is N(β s, s²) up to its norm."""
     made, net = linear(std=0.5)
-    a = drwr.Args(iters=1, steps=64, beta=0.6, lr=3e-2, epochs=100, batch=4096, draw="train")
+    a = drwr.Args(
+        iterations=1,
+        rollout_steps=64,
+        inverse_temperature=0.6,
+        lr=3e-2,
+        epochs=100,
+        batch_size=4096,
+        rollout_sampler="train",
+    )
     (row,) = drwr.improve(made, Collector(Line, 64, 1), a, Rng(0))
     assert decided(net) == pytest.approx(0.6 * 0.5, abs=0.04)
     assert isinstance(made.denoiser, GaussianHead) and float(made.denoiser.std.detach()) == pytest.approx(
@@ -352,13 +394,20 @@ def test_returns_are_discounted_from_the_decision_and_unfinished_episodes_do_not
 
 def test_drwr_learns_from_executed_actions_alone_and_needs_whole_episodes() -> None:
     made, net = linear(chunk=3)
-    list(drwr.improve(made, Collector(Line, 32, 1), drwr.Args(iters=1, steps=8, lr=1e-2, draw="train"), Rng(0)))
+    list(
+        drwr.improve(
+            made,
+            Collector(Line, 32, 1),
+            drwr.Args(iterations=1, rollout_steps=8, lr=1e-2, rollout_sampler="train"),
+            Rng(0),
+        )
+    )
     moved = (net.map.bias.abs() > 0).tolist()
     assert moved == [True, False, False], "the first action ends the episode, the others never happened"
     with pytest.raises(InvalidInputError, match="Did you mean 'serve'"):
-        list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(draw="served"), Rng(0)))  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="raise steps"):
-        list(drwr.improve(linear()[0], Collector(Regulator, 4, 1), drwr.Args(iters=1, steps=4), Rng(0)))
+        list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(rollout_sampler="served"), Rng(0)))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="raise rollout_steps"):
+        list(drwr.improve(linear()[0], Collector(Regulator, 4, 1), drwr.Args(iterations=1, rollout_steps=4), Rng(0)))
 
 
 def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
@@ -371,7 +420,15 @@ def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
     rng = Rng(3)
     for _ in fit(process, made.denoiser, rng.uniform(512, 2, 1) * 2 - 1, rng.normal(512, 2), 100, rng):
         pass
-    a = drwr.Args(iters=12, steps=4, lr=2e-3, beta=5.0, epochs=8, batch=128, draw="train")
+    a = drwr.Args(
+        iterations=12,
+        rollout_steps=4,
+        lr=2e-3,
+        inverse_temperature=5.0,
+        epochs=8,
+        batch_size=128,
+        rollout_sampler="train",
+    )
     rows = list(drwr.improve(made, Collector(Reach, 64, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
@@ -379,7 +436,9 @@ def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
 
 # Reward-weighted regression of a generator
 
-RWR = rwr.Args(iters=1, prompts=1, group=16384, beta=0.5, epochs=60, batch=16384, lr=3e-2)
+RWR = rwr.Args(
+    iterations=1, num_prompts=1, group_size=16384, inverse_temperature=0.5, epochs=60, batch_size=16384, lr=3e-2
+)
 NOTHING = torch.ones(1, 1)
 
 
@@ -389,7 +448,7 @@ NOTHING = torch.ones(1, 1)
 def test_a_round_of_rwr_tilts_a_gaussian(share: float | None, mean: float, std: float) -> None:
     """N(0, 1) exp(βx) is N(β, 1) up to its norm; the upper half of N(0, 1) has mean √(2/π)."""
     made, net = linear(std=1.0)
-    list(rwr.improve(made, (lambda x, p: x[:, 0, 0], NOTHING), replace(RWR, share=share), Rng(0)))
+    list(rwr.improve(made, (lambda x, p: x[:, 0, 0], NOTHING), replace(RWR, top_fraction=share), Rng(0)))
     assert decided(net) == pytest.approx(mean, abs=0.08)
     assert isinstance(made.denoiser, GaussianHead) and float(made.denoiser.std.detach()) == pytest.approx(std, abs=0.06)
 
@@ -398,7 +457,7 @@ def test_prompts_are_tilted_apart() -> None:
     """Rewards of opposite sign, one on a scale of hundreds above the other: each prompt has a tilt of its own."""
     net = Linear(2, (1, 1))
     made = gaussian(net, (1, 1), 1.0)
-    a = replace(RWR, prompts=8, group=512)
+    a = replace(RWR, num_prompts=8, group_size=512)
     reward = lambda x, p: x[:, 0, 0] * (2 * p[:, 0] - 1) + 300 * p[:, 0]  # noqa: E731
     list(rwr.improve(made, (reward, torch.eye(2)), a, Rng(0)))
     up, down = (decided(net, k) for k in (0, 1))
@@ -414,7 +473,7 @@ def test_a_round_of_rwr_tilts_a_flow_through_its_denoising_loss() -> None:
     for _ in fit(process, made.denoiser, x0 + 0.1 * rng.normal(4096, 1), prompt, 500, rng, lr=5e-3):
         pass
     before = made.generate(prompt, Rng(1))
-    a = replace(RWR, beta=1.5, epochs=40, batch=256, lr=1e-3)
+    a = replace(RWR, inverse_temperature=1.5, epochs=40, batch_size=256, lr=1e-3)
     list(rwr.improve(made, (lambda x, p: (x[:, 0] > 0).float(), NOTHING), a, Rng(2)))
     after = made.generate(prompt, Rng(1))
     assert float((before > 0).float().mean()) == pytest.approx(0.5, abs=0.06)
@@ -439,7 +498,7 @@ def test_a_round_of_rwr_tilts_tokens_and_leaves_the_prompt_alone() -> None:
     steps = process.steps(time_grid(2))
     made = Policy.of(process, net, (2,), steps, codec=InfillCodec())
     canvas = torch.tensor([[3, process.mask_token]])
-    a = replace(RWR, beta=0.8, epochs=80, lr=5e-2)
+    a = replace(RWR, inverse_temperature=0.8, epochs=80, lr=5e-2)
     list(rwr.improve(made, (lambda x, p: x[:, 1].float(), canvas), a, Rng(0)))
     wanted = (0.8 * torch.arange(4.0)).softmax(-1)
     assert torch.allclose(net.logits[1].softmax(-1), wanted, atol=0.03)
@@ -466,12 +525,12 @@ def test_rwr_drops_bad_rewards_and_refuses_what_teaches_nothing() -> None:
     def strange(x: Tensor, prompts: Tensor) -> Tensor:
         return x[:, 0, 0].index_fill(0, torch.tensor([5]), torch.nan)
 
-    a = replace(RWR, group=64, epochs=1, batch=64)
+    a = replace(RWR, group_size=64, epochs=1, batch_size=64)
     (row,) = rwr.improve(linear()[0], (strange, NOTHING), a, Rng(0))
     assert row["dropped"] == 1 and math.isfinite(row["loss"])
     with pytest.raises(InvalidInputError, match=r"\b5\b"):
-        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, on_bad="raise"), Rng(0)))
+        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, invalid_rewards="raise"), Rng(0)))
     with pytest.raises(InvalidInputError, match="group of one"):
-        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, group=1), Rng(0)))
+        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, group_size=1), Rng(0)))
     with pytest.raises(InvalidInputError, match="prompt"):
-        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, within="promt"), Rng(0)))  # type: ignore[arg-type]
+        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, compare_within="promt"), Rng(0)))  # type: ignore[arg-type]

@@ -21,10 +21,20 @@ from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import breeze, fb
 from denoiserl.recipes.zero_shot import common as _successors
 from denoiserl.tasks import zero_shot as _zero
-from denoiserl.train import Keep, find_saved_policy
+from denoiserl.train import Run, find_saved_policy
 
-BASE = _zero.Args(rooms=2, episodes=4, length=60, ticks=10, size=4, width=16, updates=4, denoise=2, chunk=2)
-SMALL = {"updates": 2, "batch": 32, "width": 16}
+BASE = _zero.Args(
+    rooms=2,
+    num_episodes=4,
+    episode_steps=60,
+    max_episode_steps=10,
+    task_dim=4,
+    policy_width=16,
+    pretrain_updates=4,
+    sampling_steps=2,
+    action_horizon=2,
+)
+SMALL = {"num_updates": 2, "batch_size": 32, "representation_width": 16}
 METHODS = {"breeze": (breeze, _zero.untrained), "fb": (fb, _zero.squashed)}
 methods = pytest.mark.parametrize("name", METHODS)
 pytestmark = [
@@ -34,10 +44,10 @@ pytestmark = [
 
 
 def start(name: str, base: _zero.Args = BASE) -> Policy:
-    return METHODS[name][1](base, 0, Keep())
+    return METHODS[name][1](base, 0, Run())
 
 
-def improve(name: str, made: Policy, data=None, keep: Keep | None = None, **more) -> list[dict]:
+def improve(name: str, made: Policy, data=None, keep: Run | None = None, **more) -> list[dict]:
     module = METHODS[name][0]
     a = module.Args(**{**SMALL, **more})
     return list(module.improve(made, _zero.record(BASE, 0) if data is None else data, a, Rng(5), keep))
@@ -46,16 +56,16 @@ def improve(name: str, made: Policy, data=None, keep: Keep | None = None, **more
 @methods
 def test_the_same_run_twice_and_a_resumed_one_end_in_the_same_weights(name: str, tmp_path: Path) -> None:
     whole = start(name)
-    rows = improve(name, whole, keep=Keep(tmp_path / "whole", every=1))
+    rows = improve(name, whole, keep=Run(tmp_path / "whole", every=1))
     assert rows == improve(name, start(name))
     halves, a = start(name), METHODS[name][0].Args(**SMALL)
     data = _zero.record(BASE, 0)
-    part = METHODS[name][0].improve(halves, data, a, Rng(5), Keep(tmp_path / "half", every=1))
+    part = METHODS[name][0].improve(halves, data, a, Rng(5), Run(tmp_path / "half", every=1))
     next(part)
     next(part)
     del part
     resumed = start(name)
-    improve(name, resumed, keep=Keep(tmp_path / "half", every=1))
+    improve(name, resumed, keep=Run(tmp_path / "half", every=1))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
     assert whole.weights.control is not None and resumed.weights.control is not None
@@ -66,8 +76,8 @@ def test_the_same_run_twice_and_a_resumed_one_end_in_the_same_weights(name: str,
 @methods
 def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(name: str, tmp_path: Path) -> None:
     module = METHODS[name][0]
-    task, keep = tasks.make(module.DEFAULT_TASK, to_json(BASE)), Keep(tmp_path)
-    rows = list(experiment.run(module, task, module.Args(**SMALL), 0, keep))
+    task, keep = tasks.make(module.DEFAULT_TASK, to_json(BASE)), Run(tmp_path)
+    rows = list(experiment.run_recipe(module, task, module.Args(**SMALL), 0, keep))
     assert {"held-out score", "held-out goal 6", "held-out stay left", "held-out overestimation"} <= rows[-1].keys()
     made = Policy.load(find_saved_policy(tmp_path, "last"))
     asked = policy_for_reward(made, _successors.demos(_zero.record(BASE, 0)), lambda at: at[:, 0])
@@ -93,15 +103,17 @@ def line(n: int = 40, length: int = 12) -> Demonstrations:
 @methods
 def test_a_walker_who_never_had_a_reward_goes_to_whichever_end_is_asked_for(name: str) -> None:
     """On a segment walked at random, the policies for 'be right' and 'be left' go right and left from the middle."""
-    base, data = replace(BASE, chunk=1, width=32, size=4, denoise=3), line()
-    keep, mine = Keep(), METHODS[name][1]
+    base, data = replace(BASE, action_horizon=1, policy_width=32, task_dim=4, sampling_steps=3), line()
+    keep, mine = Run(), METHODS[name][1]
     made = _zero.diffusion(base, data, 4, 0, "cpu") if name == "breeze" else None
     if made is None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_zero, "record", lambda base, seed: data)
             made = mine(base, 0, keep)
-    more = {"alpha": 0.5, "choose": 8, "ema": 0.05} if name == "breeze" else {}
-    improve(name, made, data, updates=150, batch=64, width=32, lr=2e-3, tau=0.05, gamma=0.8, **more)
+    more = {"inverse_temperature": 0.5, "num_candidates": 8, "policy_ema": 0.05} if name == "breeze" else {}
+    improve(
+        name, made, data, num_updates=150, batch_size=64, representation_width=32, lr=2e-3, tau=0.05, gamma=0.8, **more
+    )
     obs = torch.linspace(-0.5, 0.5, 21)[:, None]
     right, left = (policy_for_reward(made, data, lambda o, s=s: (s * o[:, 0] > 0.5).float()) for s in (1, -1))
     ways = [float(policy.generate(obs, Rng(0)).mean()) for policy in (right, left)]
@@ -180,7 +192,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
         "        self.x, self.t = float(np.clip(self.x + 0.4 * a[0], -1, 1)), self.t + 1\n"
         "        return np.array([self.x], np.float32), float(self.x > 0.2), False, self.t >= 6, {}\n"
     )
-    base = replace(BASE, data=str(path), env=f"{tmp_path / 'segment.py'}:Segment", chunk=2)
+    base = replace(BASE, data=str(path), env=f"{tmp_path / 'segment.py'}:Segment", action_horizon=2)
     row, read = _successors.pairs(_zero.record(base, 0)), _zero.record(base, 0)
     assert isinstance(read, EpisodeDataset) and read.rewards is not None
     assert torch.equal(read.rewards[row["at"]], wanted(row["after"]))
@@ -194,7 +206,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
 
 
 def test_a_true_end_has_no_future_and_a_chunk_is_discounted_by_its_ticks() -> None:
-    made = start("breeze", replace(BASE, chunk=3))
+    made = start("breeze", replace(BASE, action_horizon=3))
     demos = _zero.record(BASE, 0)
     assert isinstance(demos, Demonstrations)
     box = torch.ones(2)
@@ -208,7 +220,7 @@ def test_a_true_end_has_no_future_and_a_chunk_is_discounted_by_its_ticks() -> No
 def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> None:
     """The references themselves, judged as a policy would be; and an imitator of goals is judged like everybody."""
     pytest.importorskip("matplotlib")
-    base = replace(BASE, ticks=60)
+    base = replace(BASE, max_episode_steps=60)
     from denoiserl.envs.toy.maze import expert
 
     reward = _zero.rewards(base)["goal 2"]
@@ -222,7 +234,7 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
     came = _zero.walk(base, shortest, reward, 3, 100).gained.sum(1).mean()
     assert 100 * (float(came) - low) / (high - low) == pytest.approx(100, abs=12)
     task = _zero.task(BASE)
-    rows = task.begin(0, Keep(), "goals")
+    rows = task.begin(0, Run(), "goals")
     try:
         while True:
             next(rows)
@@ -267,7 +279,7 @@ def test_a_collapsed_b_is_told() -> None:
 
 
 def test_a_policy_that_carries_to_execute_part_of_a_chunk_is_refused() -> None:
-    made = start("breeze", replace(BASE, chunk=3))
+    made = start("breeze", replace(BASE, action_horizon=3))
     made.weights.execute = 2
     with pytest.raises(InvalidInputError, match="carries that it executes 2 of them"):
         _successors.known(made, _zero.record(BASE, 0), 32, 0.9, "BREEZE")
@@ -275,7 +287,7 @@ def test_a_policy_that_carries_to_execute_part_of_a_chunk_is_refused() -> None:
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="fewer than a batch"):
-        improve("breeze", start("breeze"), batch=10_000)
+        improve("breeze", start("breeze"), batch_size=10_000)
     with pytest.raises(InvalidInputError, match="it has no bound"):
         improve("fb", start("fb"), gamma=1.0)
     with pytest.raises(InvalidInputError, match="climbs Q inside a box"):

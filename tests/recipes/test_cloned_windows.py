@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,7 +56,7 @@ def test_a_policy_that_sees_two_observations_executes_from_now_on(name: str, sta
         first = torch.arange(len(demos.actions)) % 12 == 0
         before = torch.where(first[:, None], demos.observations, demos.observations.roll(1, 0))
         data = Demonstrations(torch.cat([before, demos.observations], 1), demos.actions, demos.ends)
-    a = SimpleNamespace(updates=300, batch=128, lr=2e-2, history=1 if stacked else 2)
+    a = diffusion_policy.Args(num_updates=300, batch_size=128, lr=2e-2, obs_horizon=1 if stacked else 2)
     for _ in diffusion_policy.improve(made, data, a, Rng(0)):
         pass
     seen = torch.rand(256, 2, 1, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -91,7 +90,7 @@ def answers(mask: bool) -> Tensor:
     made = Policy.of(
         OneStep(std=0.5), GaussianDenoiser(Table(), cosine, "x0"), (8, 1), OneStep(std=0.5).steps(time_grid(1))
     ).with_execution_horizon(5)
-    a = SimpleNamespace(updates=400, batch=512, lr=2e-2, history=1, mask_padding=mask)
+    a = diffusion_policy.Args(num_updates=400, batch_size=512, lr=2e-2, obs_horizon=1, mask_padding=mask)
     for _ in diffusion_policy.improve(made, last_differs(), a, Rng(0)):
         pass
     assert isinstance(made.denoiser.net, Table)

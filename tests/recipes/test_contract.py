@@ -20,40 +20,53 @@ from denoiserl.nn import Transformer
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked, TokenDenoiser, time_grid
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 HERE = Path(__file__).parent
 NAMES = recipes.names()
 
-ROBOT = {"ticks": 15, "demos": 2, "updates": 4, "batch": 16, "width": 16, "denoise": 3}
-LOGGED = {"data": "maze:small-noisy", "episodes": 40, "width": 16, "chunk": 2}
-GENERATOR = {"updates": 4, "batch": 16, "width": 24}
-ACTS = {"iters": 2, "copies": 2, "steps": 3, "batch": 16}
-LEARNS = {"iters": 2, "updates": 2, "batch": 16, "width": 16}
-SCORED = {"iters": 2, "prompts": 4, "group": 6, "batch": 12}
-MODEL = {"updates": 2, "batch": 16, "width": 16, "steps": 3}
-MAZE = {"episodes": 30, "length": 300, "ticks": 10, "width": 16}
-EASY = {"env": "tests.recipes.easy_env:Easy", "data": "none", "chunk": 2, "width": 16, "denoise": 3}
+ROBOT = {
+    "max_episode_steps": 15, "num_demos": 2, "pretrain_updates": 4, "pretrain_batch_size": 16, "policy_width": 16,
+    "sampling_steps": 3,
+}  # fmt: skip
+GOOD = {"max_episode_steps": 105, "demo_goal_error": 0.0, "demo_action_noise": 0.0}
+EASY = {
+    "env": "tests.recipes.easy_env:Easy",
+    "data": "none",
+    "action_horizon": 2,
+    "policy_width": 16,
+    "sampling_steps": 3,
+}
+LOGGED = {"data": "maze:small-noisy", "num_episodes": 40, "policy_width": 16, "action_horizon": 2}
+MAZE = {"num_episodes": 30, "episode_steps": 300, "max_episode_steps": 10, "policy_width": 16}
+GENERATOR = {"pretrain_updates": 4, "pretrain_batch_size": 16, "policy_width": 24}
+PLAYS = {"iterations": 2, "num_envs": 2, "rollout_steps": 3}
+ACTS = PLAYS | {"batch_size": 16}
+LEARNS = {"iterations": 2, "updates_per_iteration": 2, "batch_size": 16, "critic_width": 16}
+ONLINE = {"iterations": 2, "learning_starts": 64, "batch_size": 32, "utd": 0.1}
+SCORED = {"iterations": 2, "num_prompts": 4, "group_size": 6, "batch_size": 12}
+MODEL = {"num_updates": 2, "batch_size": 16, "width": 16, "sampling_steps": 3}
+MADE = {"num_synthetic": 64, "model": MODEL}
 SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(("ppo", "dppo", "reinflow", "fpo", "drwr"), (ACTS, ROBOT)),
-    "gorl": (ACTS | {"stages": (1.0, 1.0), "rollout": 3, "updates": 2}, ROBOT),
-    "beyond_human": ({"iters": 2, "copies": 2, "steps": 3, "most": 4, "updates": 2}, EASY),
-    "dsrl": ({"iters": 2, "copies": 2, "steps": 3, "begin": 4, "batch": 4}, ROBOT),
-    "taco": ({"updates": 2, "n": 2, "search": 2, "width": 8}, ROBOT | {"ticks": 105, "aim": 0.0, "slip": 0.0}),
-    "diffusion_policy": ({"updates": 4, "batch": 16}, ROBOT),
-    **dict.fromkeys(("sac", "td3"), ({"iters": 2, "begin": 64, "batch": 32, "utd": 0.1}, {})),
-    "synther_sac": ({"iters": 3, "begin": 64, "batch": 32, "utd": 0.1, "every": 80, "rows": 64, "model": MODEL}, {}),
+    "gorl": (ACTS | {"stage_fractions": (1.0, 1.0), "decoder_rollout_steps": 3, "decoder_updates": 2}, ROBOT),
+    "beyond_human": (PLAYS | {"max_recorded_episodes": 4, "student_updates": 2}, EASY),
+    "dsrl": (PLAYS | {"learning_starts": 4, "batch_size": 4}, ROBOT),
+    "taco": ({"num_updates": 2, "num_candidates": 2, "num_noise_candidates": 2, "counter_width": 8}, ROBOT | GOOD),
+    "diffusion_policy": ({"num_updates": 4, "batch_size": 16}, ROBOT),
+    **dict.fromkeys(("sac", "td3"), (ONLINE, {})),
+    "synther_sac": (ONLINE | MADE | {"iterations": 3, "refill_every": 80}, {}),
     **dict.fromkeys(("dql", "ofql", "fql", "iql", "td3_bc"), (LEARNS, LOGGED)),
-    "synther": (LEARNS | {"rows": 64, "model": MODEL}, LOGGED | {"chunk": 1}),
-    "pgd": (LEARNS | {"windows": 32, "model": MODEL | {"length": 4}}, LOGGED | {"chunk": 1}),
-    **dict.fromkeys(("breeze", "fb"), (LEARNS | {"batch": 32}, MAZE)),
-    "ddpo": ({"iters": 2, "samples": 24, "batch": 24}, GENERATOR),
+    "synther": (LEARNS | MADE, LOGGED | {"action_horizon": 1}),
+    "pgd": (LEARNS | {"num_windows": 32, "model": MODEL | {"length": 4}}, LOGGED | {"action_horizon": 1}),
+    **dict.fromkeys(("breeze", "fb"), ({"num_updates": 2, "batch_size": 32, "representation_width": 16}, MAZE)),
+    "ddpo": ({"iterations": 2, "num_samples": 24, "batch_size": 24}, GENERATOR),
     **dict.fromkeys(("flow_grpo", "rwr"), (SCORED, GENERATOR)),
     **dict.fromkeys(("tracerl", "diffu_grpo"), (SCORED, GENERATOR)),
-    "mdlm": ({"updates": 4, "batch": 16}, {"width": 24, "elbo_draws": 2}),
+    "mdlm": ({"num_updates": 4, "batch_size": 16}, {"policy_width": 24, "elbo_draws": 2}),
 }
 """small settings of each recipe, and of its task"""
-METAWORLD = {name for name, (_, task) in SMALL.items() if "demos" in task}
+METAWORLD = {name for name, (_, task) in SMALL.items() if "num_demos" in task}
 
 
 def small(name: str) -> tuple[Any, Task, Any]:
@@ -71,12 +84,12 @@ def small(name: str) -> tuple[Any, Task, Any]:
     return recipe, dataclasses.replace(task, watch=3), recipe.Args(**{k: v for k, v in made.items() if k in known})
 
 
-def rows(name: str, seed: int = 0, keep: Keep | None = None, **changes: Any) -> Iterator[dict]:
+def rows(name: str, seed: int = 0, keep: Run | None = None, **changes: Any) -> Iterator[dict]:
     recipe, task, args = small(name)
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield from experiment.run(recipe, task, dataclasses.replace(args, **changes), seed, keep)
+        yield from experiment.run_recipe(recipe, task, dataclasses.replace(args, **changes), seed, keep)
 
 
 def alike(one: list[dict], other: list[dict]) -> bool:
@@ -98,16 +111,16 @@ def test_two_iterations_run_and_the_same_seed_gives_the_same_rows(name: str) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_is_killed_and_resumed_is_the_same_run(name: str, tmp_path: Path) -> None:
-    whole = list(rows(name, keep=Keep(tmp_path / "whole", every=1, restart=1)))
+    whole = list(rows(name, keep=Run(tmp_path / "whole", every=1, restart=1)))
     for stop in {1, len(whole) // 2, len(whole) - 1}:
-        killed, begun = rows(name, keep=Keep(tmp_path / f"{stop}", every=1, restart=1)), []
+        killed, begun = rows(name, keep=Run(tmp_path / f"{stop}", every=1, restart=1)), []
         for row in killed:
             begun.append(row)
             if len(begun) == stop:
                 break
         killed.close()  # type: ignore[attr-defined]
         assert alike(begun, whole[:stop])
-        rest = list(rows(name, keep=Keep(tmp_path / f"{stop}", every=1, restart=1)))
+        rest = list(rows(name, keep=Run(tmp_path / f"{stop}", every=1, restart=1)))
         assert rest and alike(rest, whole[len(whole) - len(rest) :]), f"after {stop} of {len(whole)} rows"
 
 
@@ -119,7 +132,7 @@ def test_a_policy_of_another_kind_is_refused_with_a_remedy(name: str) -> None:
     wrong = Policy.of(process, TokenDenoiser(Transformer(5, 3, 8, 1)), (3,), process.steps(time_grid(2)))
     with pytest.raises(DenoiseRLError, match=r"[a-z]{3}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        list(experiment.improve(recipe.improve, recipe.SIGNAL, task, wrong, args, 0, Keep()))
+        list(experiment.improve(recipe.improve, recipe.SIGNAL, task, wrong, args, 0, Run()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,7 +143,7 @@ def test_a_recipe_is_what_the_contract_says(name: str) -> None:
     assert recipe.SIGNAL == card.signal and recipe.DEFAULT_TASK in tasks.TASKS
     assert not {"seed", "base", "eval_every", "task"} & {f.name for f in dataclasses.fields(args)}
     names = list(inspect.signature(recipe.improve).parameters)
-    assert names[0] == "policy" and names[4] == "keep" and len(names) >= 5
+    assert names[0] == "policy" and names[4] == "run" and len(names) >= 5
     assert not hasattr(recipe, "train") and not hasattr(recipe, "task"), "a recipe knows no task"
     task = tasks.make(recipe.DEFAULT_TASK, {**getattr(recipe, "DEFAULT_TASK_ARGS", {}), **SMALL[name][1]})
     task.require_signal(recipe.SIGNAL)

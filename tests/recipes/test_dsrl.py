@@ -34,7 +34,7 @@ from denoiserl.processes import MeanFlow, MeanVelocityDenoiser, ddim, linear, wi
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.steered import noise_basis
 from denoiserl.recipes.off_policy import dsrl
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 BOUND = 1.5
@@ -156,7 +156,17 @@ def test_a_steered_policy_is_saved_and_loaded_with_its_base(tmp_path: Path) -> N
 
 ADD = ReplayBuffer.add
 SMALL = dsrl.Args(
-    iters=5, copies=8, steps=8, begin=64, utd=1.0, batch=64, width=32, lr=3e-3, tau=0.05, alpha=0.05, entropy=-2.0
+    iterations=5,
+    num_envs=8,
+    rollout_steps=8,
+    learning_starts=64,
+    utd=1.0,
+    batch_size=64,
+    critic_width=32,
+    lr=3e-3,
+    tau=0.05,
+    temperature_init=0.05,
+    target_entropy=-2.0,
 )
 
 
@@ -175,7 +185,7 @@ def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, m
     monkeypatch.setattr(
         ReplayBuffer, "add", lambda self, ep, **more: given.append(more["z"]) or ADD(self, ep, **more), raising=True
     )
-    a = replace(SMALL, copies=32, utd=0.25, serve="best", plans=32)
+    a = replace(SMALL, num_envs=32, utd=0.25, eval_with="best", num_candidates=32)
     list(dsrl.improve(made, Collector(Bandit, 32, 1), a, Rng(3)))
     noise = BOUND * torch.cat([z.flatten() for z in given])
     x = torch.linspace(-0.4, 0.4, 41)[:, None]
@@ -194,14 +204,14 @@ def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, m
 
 def test_learning_waits_for_a_batch() -> None:
     made = steer(black_box(wiggle, 1, 1), 1, 16)
-    a = replace(SMALL, iters=4, begin=0, steps=3, utd=0.1)
+    a = replace(SMALL, iterations=4, learning_starts=0, rollout_steps=3, utd=0.1)
     rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     assert ["critic loss" in row for row in rows] == [False, False, True, True]
 
 
 def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -> None:
     made = steer(black_box(wiggle, 2, 1), 1, 32, noise_map="repeated")
-    a = replace(SMALL, alpha_least=0.045, entropy=-9.0)
+    a = replace(SMALL, min_temperature=0.045, target_entropy=-9.0)
     rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     x = torch.tensor([[-0.4], [0.0], [0.4]])
     plan = made.generate(x, Rng(0))
@@ -222,7 +232,14 @@ def test_a_hidden_network_is_steered_like_an_open_one_and_neither_changes() -> N
     for policy in (frozen, black_box(served, 1, 1)):
         torch.manual_seed(1)
         made = steer(policy, 1, 16)
-        list(dsrl.improve(made, Collector(Bandit, 4, 1), replace(SMALL, iters=2, copies=4, begin=32, batch=32), Rng(3)))
+        list(
+            dsrl.improve(
+                made,
+                Collector(Bandit, 4, 1),
+                replace(SMALL, iterations=2, num_envs=4, learning_starts=32, batch_size=32),
+                Rng(3),
+            )
+        )
         found.append(made.generate(torch.linspace(-1, 1, 5)[:, None], Rng(0)))
     assert torch.allclose(*found, atol=1e-4)
     assert all(torch.equal(v, before[k]) for k, v in frozen.denoiser.state_dict().items()), "bitwise"
@@ -256,7 +273,7 @@ def test_actions_of_others_teach_the_critic_of_actions() -> None:
     def gap(made: Policy) -> float:
         return float((made.generate(at, Rng(0)).flatten() - at.flatten() - 0.4).abs().mean())
 
-    a, gaps = replace(SMALL, iters=4, begin=0, steps=1, utd=12.0), []
+    a, gaps = replace(SMALL, iterations=4, learning_starts=0, rollout_steps=1, utd=12.0), []
     for seed in range(3):
         made = steer(black_box(wiggle, 1, 1), 1, 32)
         before = gap(made)
@@ -271,8 +288,8 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
     def improve(folder: str, rows: int | None = None) -> tuple[Policy, Any]:
         torch.manual_seed(1)
         made = steer(base(chunk=2), 1, 16)
-        a = replace(SMALL, iters=4, begin=64, utd=0.2, capacity=150, serve=serve)
-        it = dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(5), Keep(tmp_path / folder, every=1, restart=1))
+        a = replace(SMALL, iterations=4, learning_starts=64, utd=0.2, buffer_size=150, eval_with=serve)
+        it = dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(5), Run(tmp_path / folder, every=1, restart=1))
         return made, list(it) if rows is None else [next(it) for _ in range(rows)]
 
     (whole, rows), (_, again) = improve("whole"), improve("twin")
@@ -336,9 +353,9 @@ def test_what_cannot_be_steered_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="is not steered"):
         next(dsrl.improve(base(), Collector(Bandit, 8), SMALL, Rng(0)))
     with pytest.raises(InvalidInputError, match="Did you mean 'best'"):
-        next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, serve="bets"), Rng(0)))  # type: ignore[arg-type]
+        next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, eval_with="bets"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="critics of actions"):
-        next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, serve="best", aliased=False), Rng(0)))
+        next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, eval_with="best", aliased=False), Rng(0)))
     with pytest.raises(InvalidInputError, match="inside a box"):
         next(dsrl.improve(steer(base(1), 1, 16, bound=None), Collector(Bandit, 8), SMALL, Rng(0)))
     with pytest.raises(InvalidInputError, match="Did you mean 'smooth'"):

@@ -31,7 +31,7 @@ from denoiserl.processes import (
 )
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.recipes.policy_gradient import fpo, ppo, reinflow
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -103,8 +103,8 @@ def served(made: Policy, n: int = 2000) -> Tensor:
     return made.generate(torch.ones(n, 1), Rng(7)).flatten()
 
 
-REIN = reinflow.Args(iters=2, steps=8, lr=3e-3, clip=0.1, batch=128)
-FPO = fpo.Args(iters=2, steps=8, lr=3e-3, batch=128, warmup=0, epochs=5)
+REIN = reinflow.Args(iterations=2, rollout_steps=8, lr=3e-3, clip_range=0.1, batch_size=128)
+FPO = fpo.Args(iterations=2, rollout_steps=8, lr=3e-3, batch_size=128, critic_warmup=0, epochs=5)
 BOTH: dict[str, tuple[Any, Any]] = {"reinflow": (reinflow, REIN), "fpo": (fpo, FPO)}
 
 
@@ -138,7 +138,7 @@ def test_the_best_action_of_a_bandit_is_found(name: str) -> None:
     """From N(0, 1), whose mean reward is −1.49, to what is served being 0.7 and little else."""
     recipe, a = BOTH[name]
     made = flow()
-    list(recipe.improve(made, Collector(Bandit, 32, 1), replace(a, iters=30), Rng(0)))
+    list(recipe.improve(made, Collector(Bandit, 32, 1), replace(a, iterations=30), Rng(0)))
     x = served(made)
     # Over eight seeds fpo learns 0.71 ± 0.065 and 0.006 ± 0.006, reinflow 0.70 ± 0.015 and 0.0002 ± 0.0004.
     assert float(x.mean()) == pytest.approx(0.7, abs=0.22)
@@ -149,7 +149,9 @@ def test_one_step_of_a_flow_explores_by_the_injected_noise_alone() -> None:
     """K = 1: a = x̂₀(z) + σ ξ; the answer moves, and what is served has no noise."""
     made = flow(steps=1)
     before = served(made)
-    list(reinflow.improve(made, Collector(Bandit, 32, 1), replace(REIN, iters=20, lr=1e-2, clip=0.3), Rng(0)))
+    list(
+        reinflow.improve(made, Collector(Bandit, 32, 1), replace(REIN, iterations=20, lr=1e-2, clip_range=0.3), Rng(0))
+    )
     assert float(((before - 0.7) ** 2).mean()) > 1.2 and float(((served(made) - 0.7) ** 2).mean()) < 0.3
     assert torch.equal(served(made), served(made))
 
@@ -159,7 +161,7 @@ def test_two_ways_to_be_right_stay_two(name: str) -> None:
     """N(0, 1) succeeds with probability 0.32, on both sides alike. No Gaussian can succeed often on both."""
     recipe, a = BOTH[name]
     made = flow(width=64)
-    list(recipe.improve(made, Collector(Sides, 64, 1), replace(a, iters=12), Rng(0)))
+    list(recipe.improve(made, Collector(Sides, 64, 1), replace(a, iterations=12), Rng(0)))
     x = served(made)
     assert float((x.abs() > 1).float().mean()) > 0.7
     assert float((x > 1).float().mean()) > 0.2 and float((x < -1).float().mean()) > 0.2
@@ -168,7 +170,7 @@ def test_two_ways_to_be_right_stay_two(name: str) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
     recipe, a = BOTH[name]
-    a = replace(a, iters=10)
+    a = replace(a, iterations=10)
     rows = list(recipe.improve(reacher(), Collector(Reach, 32, 1), a, Rng(0)))
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
@@ -177,17 +179,17 @@ def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
 @pytest.mark.parametrize("name", BOTH)
 def test_a_resumed_run_ends_where_a_whole_one_ends(name: str, tmp_path) -> None:
     recipe, a = BOTH[name]
-    a = replace(a, iters=3, **({"bc": 0.1} if name == "reinflow" else {}))
+    a = replace(a, iterations=3, **({"bc_weight": 0.1} if name == "reinflow" else {}))
     run = lambda made, keep: recipe.improve(made, Collector(Reach, 8, 1), a, Rng(5), keep)  # noqa: E731
     whole = reacher()
-    told = list(run(whole, Keep(tmp_path / "whole", every=1, restart=1)))
-    assert told == list(run(reacher(), Keep(restart=1)))
-    rows = run(reacher(), Keep(tmp_path / "half", every=1, restart=1))
+    told = list(run(whole, Run(tmp_path / "whole", every=1, restart=1)))
+    assert told == list(run(reacher(), Run(restart=1)))
+    rows = run(reacher(), Run(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)
     del rows
     resumed = reacher()
-    again = list(run(resumed, Keep(tmp_path / "half", every=1, restart=1)))
+    again = list(run(resumed, Run(tmp_path / "half", every=1, restart=1)))
     assert again == told[-len(again) :]
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
 
@@ -251,7 +253,10 @@ def test_a_path_counts_once_and_its_ratio_is_one_before_the_first_step(monkeypat
     made = flow(steps=3, chunk=2, obs=2).with_execution_horizon(1)
     list(
         reinflow.improve(
-            made, Collector(Reach, 32, 1), replace(REIN, iters=1, lr=1e-4, batch=10_000, target_kl=9.0), Rng(0)
+            made,
+            Collector(Reach, 32, 1),
+            replace(REIN, iterations=1, lr=1e-4, batch_size=10_000, target_kl=9.0),
+            Rng(0),
         )
     )
     assert told[0][0].shape == (256,), "32 copies, 8 decisions, 3 steps each"
@@ -293,12 +298,24 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
         made = Policy.of(
             process, Mean(), (1, 1), steps, flat.steps(time_grid(1), ddim(0.0)) if process is flat else steps
         )
-        more = {"iters": 1, "steps": 8, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
+        more = {
+            "iterations": 1,
+            "rollout_steps": 8,
+            "clip_range": 0.2,
+            "epochs": 3,
+            "batch_size": 32,
+            "lr": 3e-3,
+            "critic_warmup": 0,
+        }
         if process is flat:
-            a = reinflow.Args(**more, least=0.3, most=0.3, entropy=0.0, target_kl=10.0)
+            a = reinflow.Args(**more, noise_std_min=0.3, noise_std_max=0.3, entropy_coef=0.0, target_kl=10.0)
             list(reinflow.improve(made, Collector(Plain, 8, 1), a, Rng(5)))
         else:
-            list(ppo.improve(made, Collector(Plain, 8, 1), ppo.Args(**more, max_grad=1.0, target_kl=10.0), Skipping(5)))
+            list(
+                ppo.improve(
+                    made, Collector(Plain, 8, 1), ppo.Args(**more, max_grad_norm=1.0, target_kl=10.0), Skipping(5)
+                )
+            )
         ends.append(torch.cat([p.detach().flatten() for p in made.parameters()]))
     alike(told["reinflow"], told["ppo"])
     assert torch.allclose(ends[0], ends[1], atol=1e-4)
@@ -307,7 +324,7 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
 def test_the_policy_never_hears_of_the_noise_net(tmp_path) -> None:
     made = flow()
     before, size = [p.clone() for p in made.parameters()], len(made.parameters())
-    list(reinflow.improve(made, Collector(Bandit, 8, 1), replace(REIN, bc=0.1), Rng(0)))
+    list(reinflow.improve(made, Collector(Bandit, 8, 1), replace(REIN, bc_weight=0.1), Rng(0)))
     assert len(made.parameters()) == size
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
     loaded = Policy.load(made.save(tmp_path / "p"))
@@ -333,7 +350,7 @@ def test_a_strong_pull_keeps_the_policy_where_it_was() -> None:
     far = []
     for bc in (0.0, 30.0):
         made = flow()
-        list(reinflow.improve(made, Collector(Bandit, 32, 1), replace(REIN, iters=5, bc=bc), Rng(0)))
+        list(reinflow.improve(made, Collector(Bandit, 32, 1), replace(REIN, iterations=5, bc_weight=bc), Rng(0)))
         far.append(float((served(made) - served(flow())).square().mean()))
     assert far[1] < 0.2 * far[0]
 
@@ -400,7 +417,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
     process = fpo.weighed(made.process, "velocity")
     monkeypatch.setattr(fpo, "drawn", lambda *x: seen.setdefault("pairs", drawn(*x)))
     monkeypatch.setattr(fpo, "ppo_clip", spy)
-    a = replace(FPO, iters=1, epochs=1, batch=10_000, weight="velocity")
+    a = replace(FPO, iterations=1, epochs=1, batch_size=10_000, loss_weight="velocity")
     list(fpo.improve(made, Collector(Reach, 8, 1), a, Ordered(0)))
     assert float(seen["credit"].min()) < 0 < float(seen["credit"].max())
     for ours, theirs in zip(seen["slope"], seen["wanted"], strict=True):
@@ -419,10 +436,20 @@ def head(obs: int = 2) -> Policy:
 def test_on_a_gaussian_policy_it_is_ppo(execute: int, monkeypatch) -> None:
     """The loss of one Gaussian step is −log π itself: log ratios and advantages of every minibatch are PPO's."""
     told = watched(monkeypatch, fpo, ppo)
-    more = {"iters": 1, "steps": 8, "clip": 0.2, "epochs": 3, "batch": 32, "lr": 3e-3, "warmup": 0}
+    more = {
+        "iterations": 1,
+        "rollout_steps": 8,
+        "clip_range": 0.2,
+        "epochs": 3,
+        "batch_size": 32,
+        "lr": 3e-3,
+        "critic_warmup": 0,
+    }
     one, other = (head().with_execution_horizon(execute) for _ in range(2))
-    list(fpo.improve(one, Collector(Plain, 8, 1), fpo.Args(**more, pairs=1, draw="train"), Rng(5)))
-    a = ppo.Args(**more, max_grad=1.0, target_kl=10.0)
+    list(
+        fpo.improve(one, Collector(Plain, 8, 1), fpo.Args(**more, num_noise_samples=1, rollout_sampler="train"), Rng(5))
+    )
+    a = ppo.Args(**more, max_grad_norm=1.0, target_kl=10.0)
     list(ppo.improve(other, Collector(Plain, 8, 1), a, Rng(5)))
     alike(told["fpo"], told["ppo"])
 
@@ -442,7 +469,7 @@ def test_far_losses_are_clamped_before_the_exponential(ratio: Any, monkeypatch) 
     gaps: list[Tensor] = []
     original = fpo.ppo_clip
     monkeypatch.setattr(fpo, "ppo_clip", lambda gap, *x: gaps.append(gap.detach()) or original(gap, *x))
-    a = replace(FPO, iters=3, lr=0.3, ratio=ratio, clip=0.2)
+    a = replace(FPO, iterations=3, lr=0.3, ratio_per=ratio, clip_range=0.2)
     list(fpo.improve(flow(), Collector(Bandit, 16, 1), a, Rng(0)))
     assert gaps[0].shape[1] == (1 if ratio == "mean" else 8)
     assert 1.5 < max(float(g.abs().max()) for g in gaps) <= 3.0
@@ -458,13 +485,13 @@ def test_what_does_not_fit_is_refused() -> None:
         list(reinflow.improve(replace(noisy, eval_steps=noisy.train_steps), env, REIN, Rng(0)))
     with pytest.raises(InvalidInputError, match="a Gaussian one needs ppo"):
         list(reinflow.improve(head(1), env, REIN, Rng(0)))
-    with pytest.raises(InvalidInputError, match="draw='train'"):
+    with pytest.raises(InvalidInputError, match="rollout_sampler='train'"):
         list(fpo.improve(head(1), env, FPO, Rng(0)))
-    for wrong, says in (({"draw": "serv"}, "'serve'"), ({"ratio": "meen"}, "'mean'")):
+    for wrong, says in (({"rollout_sampler": "serv"}, "'serve'"), ({"ratio_per": "meen"}, "'mean'")):
         with pytest.raises(InvalidInputError, match=says):
             list(fpo.improve(flow(), env, replace(FPO, **wrong), Rng(0)))
     with pytest.raises(ValueError, match="'noise'"):
-        list(fpo.improve(flow(), env, replace(FPO, weight="nois"), Rng(0)))  # type: ignore[arg-type]
+        list(fpo.improve(flow(), env, replace(FPO, loss_weight="nois"), Rng(0)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", BOTH)

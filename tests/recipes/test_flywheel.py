@@ -18,7 +18,7 @@ from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, ddim, linear, with_min_std
 from denoiserl.recipes.policy_gradient import beyond_human, gorl, ppo
 from denoiserl.recipes.test_time import taco
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -80,7 +80,7 @@ def wide() -> Policy:
     return Policy.of(process, head, (2, 1), process.steps(time_grid(1)))
 
 
-TACO = taco.Args(updates=120, n=16, search=8, features="plan", width=64, lr=5e-3)
+TACO = taco.Args(num_updates=120, num_candidates=16, num_noise_candidates=8, features="plan", counter_width=64, lr=5e-3)
 
 
 def test_taco_chooses_what_the_demonstrations_did_most() -> None:
@@ -98,23 +98,23 @@ def test_taco_chooses_what_the_demonstrations_did_most() -> None:
 def test_the_most_familiar_of_one_plan_is_the_policys_plan_bit_for_bit() -> None:
     made, cond = policy(), torch.randn(20, 2)
     own = made.generate(cond, Rng(3))
-    controlled = taco.control(made, bandit(), dataclasses.replace(TACO, n=1, updates=3), Rng(1))
+    controlled = taco.control(made, bandit(), dataclasses.replace(TACO, num_candidates=1, num_updates=3), Rng(1))
     assert torch.equal(controlled.generate(cond, Rng(3)), own)
     assert made.weights.control is None and isinstance(controlled.weights.control, BestOfN)
 
 
 def test_taco_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:
-    def run(made: Policy, keep: Keep, rows: int | None = None) -> list[dict]:
+    def run(made: Policy, keep: Run, rows: int | None = None) -> list[dict]:
         torch.manual_seed(1)
-        told = taco.improve(made, bandit(), dataclasses.replace(TACO, updates=20), Rng(1), keep)
+        told = taco.improve(made, bandit(), dataclasses.replace(TACO, num_updates=20), Rng(1), keep)
         return [row for _, row in zip(range(rows or 1000), told, strict=False)]
 
     whole, again = wide(), wide()
-    assert run(whole, Keep()) == run(again, Keep())
+    assert run(whole, Run()) == run(again, Run())
     half = wide()
-    run(half, Keep(tmp_path / "half", every=5), 12)
+    run(half, Run(tmp_path / "half", every=5), 12)
     resumed = wide()
-    run(resumed, Keep(tmp_path / "half", every=5))
+    run(resumed, Run(tmp_path / "half", every=5))
     cond = torch.randn(30, 2)
     assert torch.equal(resumed.generate(cond, Rng(0)), whole.generate(cond, Rng(0)))
 
@@ -131,33 +131,35 @@ def test_taco_refuses_what_it_cannot_choose_by() -> None:
 # GoRL
 
 GORL = gorl.Args(
-    iters=3,
-    stages=(1.0,),
-    copies=8,
-    steps=4,
-    batch=16,
+    iterations=3,
+    stage_fractions=(1.0,),
+    num_envs=8,
+    rollout_steps=4,
+    batch_size=16,
     epochs=2,
-    warmup=0,
-    rollout=6,
-    updates=6,
-    fit_batch=16,
-    width=16,
+    critic_warmup=0,
+    decoder_rollout_steps=6,
+    decoder_updates=6,
+    decoder_batch_size=16,
+    encoder_width=16,
 )
 
 
-def latent_run(made: Policy, a: gorl.Args, keep: Keep | None = None, copies: int = 8) -> list[dict]:
+def latent_run(made: Policy, a: gorl.Args, keep: Run | None = None, copies: int = 8) -> list[dict]:
     torch.manual_seed(1)
     return list(gorl.improve(made, Collector(Reach, copies, 1), a, Rng(5), keep))
 
 
 def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
-    a = dataclasses.replace(GORL, begin="actions", prior=0.0)
+    a = dataclasses.replace(GORL, first_stage="actions", prior_weight=0.0)
     made = policy()
     before = weights(made)
     rows = latent_run(made, a)
     rng = Rng(5)
     gaussian = rng.init(gorl.latent, made, 2, a)
-    plain = list(ppo.improve(gaussian, Collector(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iters=3), rng))
+    plain = list(
+        ppo.improve(gaussian, Collector(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iterations=3), rng)
+    )
     assert [{k: v for k, v in row.items() if k != "round"} for row in rows] == plain
     control = made.weights.control
     assert isinstance(control, LatentController)
@@ -178,7 +180,16 @@ def test_a_stage_leaves_its_decoder_bitwise_alone_and_moves_the_latents() -> Non
 
 def test_gorl_learns_to_reach() -> None:
     a = dataclasses.replace(
-        GORL, iters=12, copies=32, steps=6, batch=64, epochs=6, begin="actions", lr=5e-3, std=0.5, clip=0.2
+        GORL,
+        iterations=12,
+        num_envs=32,
+        rollout_steps=6,
+        batch_size=64,
+        epochs=6,
+        first_stage="actions",
+        lr=5e-3,
+        initial_std=0.5,
+        clip_range=0.2,
     )
     rows = latent_run(policy(), a, copies=32)
     first, last = (np.mean([row["episode success"] for row in part]) for part in (rows[:2], rows[-2:]))
@@ -188,9 +199,17 @@ def test_gorl_learns_to_reach() -> None:
 def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None:
     """A constant policy a ~ N(0.3, 0.15²) is imitated: the decoder's marginal has its mean and std."""
     made, env = policy(steps=20), Collector(Reach, 32, 1)
-    a = dataclasses.replace(GORL, copies=32, rollout=12, updates=400, fit_batch=256, fit_lr=3e-3, begin="actions")
+    a = dataclasses.replace(
+        GORL,
+        num_envs=32,
+        decoder_rollout_steps=12,
+        decoder_updates=400,
+        decoder_batch_size=256,
+        decoder_lr=3e-3,
+        first_stage="actions",
+    )
     torch.manual_seed(1)
-    encoder = gorl.latent(made, 2, dataclasses.replace(a, std=0.15))
+    encoder = gorl.latent(made, 2, dataclasses.replace(a, initial_std=0.15))
     assert isinstance(encoder.denoiser, GaussianHead)
     with torch.no_grad():
         encoder.denoiser.net.leave.bias.fill_(0.3)  # type: ignore[union-attr, operator]
@@ -204,29 +223,31 @@ def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None
 
 def test_a_switch_that_loses_too_much_is_taken_back() -> None:
     made = policy()
-    a = dataclasses.replace(GORL, iters=2, stages=(1.0, 1.0), drop=-10.0)  # nothing is ten times better
+    a = dataclasses.replace(
+        GORL, iterations=2, stage_fractions=(1.0, 1.0), max_return_drop=-10.0
+    )  # nothing is ten times better
     before = weights(made)
     rows = latent_run(made, a)
     (row,) = [row for row in rows if "switched" in row]
     assert row["switched"] == 0 and same(before, weights(made))
-    kept = latent_run(policy(), dataclasses.replace(a, drop=10.0))
+    kept = latent_run(policy(), dataclasses.replace(a, max_return_drop=10.0))
     assert [row["switched"] for row in kept if "switched" in row] == [1]
 
 
 def test_gorl_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:
-    a = dataclasses.replace(GORL, iters=4, stages=(1.0, 1.0), drop=10.0)
+    a = dataclasses.replace(GORL, iterations=4, stage_fractions=(1.0, 1.0), max_return_drop=10.0)
     whole = policy()
-    rows = latent_run(whole, a, Keep(tmp_path / "whole", every=1, restart=1))
-    assert latent_run(policy(), a, Keep(restart=1)) == rows and len(rows) == 5
+    rows = latent_run(whole, a, Run(tmp_path / "whole", every=1, restart=1))
+    assert latent_run(policy(), a, Run(restart=1)) == rows and len(rows) == 5
     for stop in (1, 3, 4):  # in the first stage, after the switch, in the second stage
         half = policy()
         torch.manual_seed(1)
-        part = gorl.improve(half, Collector(Reach, 8, 1), a, Rng(5), Keep(tmp_path / f"{stop}", every=1, restart=1))
+        part = gorl.improve(half, Collector(Reach, 8, 1), a, Rng(5), Run(tmp_path / f"{stop}", every=1, restart=1))
         for _ in range(stop):
             next(part)
         del part
         resumed = policy()
-        latent_run(resumed, a, Keep(tmp_path / f"{stop}", every=1, restart=1))
+        latent_run(resumed, a, Run(tmp_path / f"{stop}", every=1, restart=1))
         assert same(weights(whole), weights(resumed))
         cond = torch.randn(9, 2)
         assert torch.equal(whole.generate(cond, Rng(0)), resumed.generate(cond, Rng(0)))
@@ -235,7 +256,7 @@ def test_gorl_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
 def test_the_prior_holds_latents_back() -> None:
     def far(prior: float) -> tuple[float, float]:
         made = policy()
-        latent_run(made, dataclasses.replace(GORL, iters=6, epochs=6, lr=1e-2, prior=prior, target_kl=10.0))
+        latent_run(made, dataclasses.replace(GORL, iterations=6, epochs=6, lr=1e-2, prior_weight=prior, target_kl=10.0))
         control = made.weights.control
         assert isinstance(control, LatentController)
         head = control.head
@@ -253,9 +274,11 @@ def test_gorl_refuses_what_it_cannot_steer() -> None:
     with pytest.raises(InvalidInputError, match="needs ppo"):
         latent_run(wide(), GORL)
     with pytest.raises(InvalidInputError, match="decoder"):
-        latent_run(policy(), dataclasses.replace(GORL, begin="decode"))
+        latent_run(policy(), dataclasses.replace(GORL, first_stage="decode"))
     with pytest.raises(InvalidInputError, match="all plans are the same"):
-        a = dataclasses.replace(GORL, iters=2, stages=(1.0, 1.0), begin="actions", std=1e-5, lr=0.0)
+        a = dataclasses.replace(
+            GORL, iterations=2, stage_fractions=(1.0, 1.0), first_stage="actions", initial_std=1e-5, lr=0.0
+        )
         latent_run(policy(), a)
     with pytest.raises(InvalidInputError, match="positive shares"):
         gorl.portions(3, (0.0,))
@@ -271,17 +294,25 @@ def test_stages_share_all_iterations() -> None:
 # Beyond Human
 
 FLY = beyond_human.Args(
-    iters=2, copies=16, steps=6, warmup=0, episodes=12, most=64, updates=300, student_batch=64, student_lr=3e-3
+    iterations=2,
+    num_envs=16,
+    rollout_steps=6,
+    critic_warmup=0,
+    num_student_episodes=12,
+    max_recorded_episodes=64,
+    student_updates=300,
+    student_batch_size=64,
+    student_lr=3e-3,
 )
 
 
-def fly(made: Policy, a: beyond_human.Args, keep: Keep | None = None, **more) -> list[dict]:
+def fly(made: Policy, a: beyond_human.Args, keep: Run | None = None, **more) -> list[dict]:
     torch.manual_seed(1)
     return list(beyond_human.improve(made, Collector(Reach, 16, 1), a, Rng(5), keep, **more))
 
 
 def test_the_flywheel_ends_with_a_student_of_clean_generated_episodes(tmp_path) -> None:
-    made, keep = policy(), Keep(tmp_path / "run")
+    made, keep = policy(), Run(tmp_path / "run")
     row = fly(made, FLY, keep)[-1]
     data, generator = Demonstrations.load(tmp_path / "run" / "generated"), Policy.load(tmp_path / "run" / "generator")
     assert data.success is not None and bool(data.success.all()) and 0 < len(data) <= 12
@@ -298,24 +329,24 @@ def test_the_flywheel_ends_with_a_student_of_clean_generated_episodes(tmp_path) 
 
 
 def test_the_flywheel_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:
-    a = dataclasses.replace(FLY, updates=5)
+    a = dataclasses.replace(FLY, student_updates=5)
     whole = policy()
-    rows = fly(whole, a, Keep(tmp_path / "whole", every=1, restart=1))
-    assert fly(policy(), a, Keep(restart=1)) == rows
+    rows = fly(whole, a, Run(tmp_path / "whole", every=1, restart=1))
+    assert fly(policy(), a, Run(restart=1)) == rows
     half = policy()
     torch.manual_seed(1)
-    part = beyond_human.improve(half, Collector(Reach, 16, 1), a, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
+    part = beyond_human.improve(half, Collector(Reach, 16, 1), a, Rng(5), Run(tmp_path / "half", every=1, restart=1))
     next(part)
     next(part)
     del part
     resumed = policy()
-    fly(resumed, a, Keep(tmp_path / "half", every=1, restart=1))
+    fly(resumed, a, Run(tmp_path / "half", every=1, restart=1))
     assert same(weights(whole), weights(resumed))
 
 
 def test_a_gaussian_policy_flies_with_ppo() -> None:
     made = wide()
-    row = fly(made, dataclasses.replace(FLY, lr=1e-4, updates=20))[-1]
+    row = fly(made, dataclasses.replace(FLY, generator_lr=1e-4, student_updates=20))[-1]
     assert row["generator success"] > 0 and row["data episodes"] > 0
     assert made.weights.control is None and isinstance(made.denoiser, GaussianHead)
 

@@ -20,7 +20,7 @@ from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.processes import Relay, cosine, ddim, with_min_std
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl
-from denoiserl.train import Keep
+from denoiserl.train import Run
 from denoiserl.train.fit import training_losses
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -52,12 +52,22 @@ def policy(net: nn.Module | None = None) -> Policy:
     return Policy.of(process, GaussianDenoiser(made, cosine, "v"), (2, 1), steps, serve)
 
 
-ARGS = dppo.Args(iters=3, copies=8, steps=4, tuned=2, lr=5e-3, batch=64, epochs=3, clip=0.1, clip_base=0.1)
+ARGS = dppo.Args(
+    iterations=3,
+    num_envs=8,
+    rollout_steps=4,
+    finetune_denoising_steps=2,
+    lr=5e-3,
+    batch_size=64,
+    epochs=3,
+    clip_range=0.1,
+    clip_range_noisiest=0.1,
+)
 
 
-def improve(made: Policy, a: dppo.Args = ARGS, keep: Keep | None = None) -> Policy:
+def improve(made: Policy, a: dppo.Args = ARGS, keep: Run | None = None) -> Policy:
     torch.manual_seed(1)  # of the critic
-    for _ in dppo.improve(made, Collector(Near, a.copies, 1), a, Rng(5), keep):
+    for _ in dppo.improve(made, Collector(Near, a.num_envs, 1), a, Rng(5), keep):
         pass
     return made
 
@@ -97,24 +107,24 @@ def test_what_is_saved_is_what_learned_and_learns_on(tmp_path: Path) -> None:
     assert isinstance(again.denoiser, Relay)
     frozen = [p.clone() for p in again.denoiser.first.parameters()]
     for on in (made, again):
-        improve(on, replace(ARGS, tuned=None))
+        improve(on, replace(ARGS, finetune_denoising_steps=None))
     assert torch.equal(again.generate(SEEN, Rng(3)), made.generate(SEEN, Rng(3)))
     assert all(torch.equal(p, q) for p, q in zip(frozen, again.denoiser.first.parameters(), strict=True))
-    fewer = improve(made, replace(ARGS, tuned=1))
+    fewer = improve(made, replace(ARGS, finetune_denoising_steps=1))
     assert torch.equal(Policy.load(fewer.save(tmp_path / "q")).generate(SEEN, Rng(3)), fewer.generate(SEEN, Rng(3)))
     with pytest.raises(InvalidInputError, match="at most 1, not 4"):
-        improve(fewer, replace(ARGS, tuned=4))
+        improve(fewer, replace(ARGS, finetune_denoising_steps=4))
 
 
 def test_a_resumed_run_of_the_last_steps_ends_where_a_whole_one_ends(tmp_path: Path) -> None:
-    whole = improve(policy(), keep=Keep(tmp_path / "whole", every=1))
+    whole = improve(policy(), keep=Run(tmp_path / "whole", every=1))
     half = policy()
     torch.manual_seed(1)
-    rows = dppo.improve(half, Collector(Near, 8, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1))
+    rows = dppo.improve(half, Collector(Near, 8, 1), ARGS, Rng(5), Run(tmp_path / "half", every=1))
     next(rows)
     next(rows)
     del rows
-    resumed = improve(policy(), keep=Keep(tmp_path / "half", every=1))
+    resumed = improve(policy(), keep=Run(tmp_path / "half", every=1))
     assert torch.equal(whole.generate(SEEN, Rng(0)), resumed.generate(SEEN, Rng(0)))
     assert torch.equal(whole.with_weights("base").generate(SEEN, Rng(0)), policy().generate(SEEN, Rng(0))), (
         "base is the clone"
@@ -172,7 +182,7 @@ def test_a_network_that_is_handed_over_on_loading_is_two(tmp_path: Path) -> None
     made = improve(policy(Own()))
     again = Policy.load(made.save(tmp_path / "p"), net=Own())
     assert torch.equal(again.generate(SEEN, Rng(3)), made.generate(SEEN, Rng(3)))
-    improve(again, replace(ARGS, tuned=None))
+    improve(again, replace(ARGS, finetune_denoising_steps=None))
     assert isinstance(again.denoiser, Relay) and isinstance(made.denoiser, Relay)
     pairs = zip(again.denoiser.first.parameters(), made.denoiser.first.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
@@ -181,7 +191,7 @@ def test_a_network_that_is_handed_over_on_loading_is_two(tmp_path: Path) -> None
 def test_a_network_that_is_made_anew_for_all_steps_is_not_half_frozen() -> None:
     made = improve(policy())
     made = replace(made, eval_steps=made.process.steps(time_grid(STEPS), ddim(0.0)))  # type: ignore[call-arg]
-    for recipe, a in ((gorl, gorl.Args(iters=2)), (beyond_human, beyond_human.Args(iters=1))):
+    for recipe, a in ((gorl, gorl.Args(iterations=2)), (beyond_human, beyond_human.Args(iterations=1))):
         with pytest.raises(InvalidInputError, match="frozen weights"):
             list(recipe.improve(made, Collector(Near, 4, 1), a, Rng(0)))  # type: ignore[arg-type]
 

@@ -26,9 +26,9 @@ from denoiserl.rewards import evaluate_reward
 
 DIM = 3
 ARGS: dict[ModuleType, Any] = {
-    ddpo: ddpo.Args(iters=1, samples=24, batch=50, window=24, least=2, lr=1e-3),
-    flow_grpo: flow_grpo.Args(iters=1, prompts=4, group=6, batch=10, window=0, lr=1e-3),
-    rwr: rwr.Args(iters=1, prompts=4, group=6, batch=12, epochs=2, lr=1e-3),
+    ddpo: ddpo.Args(iterations=1, num_samples=24, batch_size=50, stat_window=24, min_count=2, lr=1e-3),
+    flow_grpo: flow_grpo.Args(iterations=1, num_prompts=4, group_size=6, batch_size=10, sde_window=0, lr=1e-3),
+    rwr: rwr.Args(iterations=1, num_prompts=4, group_size=6, batch_size=12, epochs=2, lr=1e-3),
 }
 every = pytest.mark.parametrize("recipe", ARGS, ids=["ddpo", "flow_grpo", "rwr"])
 PROMPTS = torch.eye(4)
@@ -161,7 +161,7 @@ def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
         return law, y
 
     monkeypatch.setattr(Policy, "rescore", watched)
-    rows(recipe, generator(), first, micro_batch_size=micro, iters=2)
+    rows(recipe, generator(), first, micro_batch_size=micro, iterations=2)
     assert len(alive) >= 8
 
 
@@ -174,7 +174,7 @@ def test_the_weights_of_parts_reach_the_method(recipe: ModuleType) -> None:
 
     alone, weighted = generator(), generator()
     rows(recipe, alone, lambda x, p: 2 * x[:, 0])
-    (row,) = rows(recipe, weighted, parts, weights={"good": 2.0})
+    (row,) = rows(recipe, weighted, parts, reward_weights={"good": 2.0})
     assert torch.equal(weights(alone), weights(weighted))
     assert row["good"] == pytest.approx(row["reward"] / 2) and "noise" in row
 
@@ -184,10 +184,10 @@ def test_an_answer_that_is_missing_is_dropped(recipe: ModuleType) -> None:
     def some(x: Tensor, prompts: Tensor) -> list[float | None]:
         return [None, *x[1:, 0].tolist()]
 
-    (row,) = rows(recipe, generator(), some, on_bad="drop")
+    (row,) = rows(recipe, generator(), some, invalid_rewards="drop")
     assert row["dropped"] == 1
     with pytest.raises(InvalidInputError, match=r"reward\[0\]"):
-        rows(recipe, generator(), some, on_bad="raise")
+        rows(recipe, generator(), some, invalid_rewards="raise")
 
 
 class Numbered(IdentityCodec):
@@ -205,9 +205,9 @@ WORLDS = [(None, None), (64, None), ({"index": torch.arange(8)}, Numbered())]
 def test_a_generator_without_prompts_improves(recipe: ModuleType, prompts: Any, codec: Any) -> None:
     """What is rewarded grows from a share of 0.23 to 0.48 to one of 0.95 to 1 (eight seeds of every recipe)."""
     changes: dict[str, Any] = {
-        ddpo: {"iters": 15, "samples": 64, "batch": 400, "window": 128, "clip": 0.1},
-        flow_grpo: {"iters": 15, "group": 16, "batch": 64, "clip": 0.1, "beta": 0.0},
-        rwr: {"iters": 5, "group": 16, "beta": 5.0},
+        ddpo: {"iterations": 15, "num_samples": 64, "batch_size": 400, "stat_window": 128, "clip_range": 0.1},
+        flow_grpo: {"iterations": 15, "group_size": 16, "batch_size": 64, "clip_range": 0.1, "kl_coef": 0.0},
+        rwr: {"iterations": 5, "group_size": 16, "inverse_temperature": 5.0},
     }[recipe]
     told = rows(recipe, generator(0, codec), lambda x, p: x[:, 0] > 0.5, prompts, lr=5e-3, **changes)
     assert told[0]["reward"] < 0.6 and told[-1]["reward"] > 0.8
@@ -225,7 +225,7 @@ def test_the_first_ratio_is_held_to_the_precision_that_networks_have(recipe: Mod
     with net_precision("cpu"):
         assert rows(recipe, generator(), first)
     with pytest.raises(OffPolicyError, match="above -1"):
-        rows(recipe, generator(), first, tolerance=-1.0)
+        rows(recipe, generator(), first, ratio_tolerance=-1.0)
 
 
 def test_a_reward_that_cannot_be_split_is_asked_once_by_default() -> None:
@@ -241,5 +241,5 @@ def test_the_reward_that_is_told_is_the_total(recipe: ModuleType) -> None:
     def parts(x: Tensor, prompts: Any) -> dict[str, Tensor]:
         return {"reward": x[:, 0], "dropped": 3 + 0 * x[:, 0]}
 
-    (row,) = rows(recipe, generator(), parts, weights={"reward": 0.0, "dropped": 2.0})
+    (row,) = rows(recipe, generator(), parts, reward_weights={"reward": 0.0, "dropped": 2.0})
     assert row["reward"] == 6.0 and row["dropped"] == 0

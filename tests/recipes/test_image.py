@@ -26,7 +26,7 @@ from denoiserl.tasks.domains import shapes
 from denoiserl.train import fit
 
 WORLD = prompted(0)
-TINY = _shapes.Args(updates=3, batch=8, width=16, depth=1, denoise=4)
+TINY = _shapes.Args(pretrain_updates=3, pretrain_batch_size=8, policy_width=16, policy_depth=1, sampling_steps=4)
 both = pytest.mark.parametrize("recipe", [flow_grpo, ddpo], ids=["flow_grpo", "ddpo"])
 
 
@@ -62,8 +62,8 @@ def triple(made: Policy) -> Triple:
 def improve(recipe: ModuleType, made: Policy, reward: Any, iters: int, rng: Rng, **changes: Any) -> list[dict]:
     """The method on the user's world."""
     a = {
-        flow_grpo: flow_grpo.Args(iters=iters, prompts=6, group=16, batch=48, lr=1e-3, beta=0.0),
-        ddpo: ddpo.Args(iters=iters, samples=96, batch=430, window=64, lr=1e-3),
+        flow_grpo: flow_grpo.Args(iterations=iters, num_prompts=6, group_size=16, batch_size=48, lr=1e-3, kl_coef=0.0),
+        ddpo: ddpo.Args(iterations=iters, num_samples=96, batch_size=430, stat_window=64, lr=1e-3),
     }[recipe]
     return list(recipe.improve(made, (reward, WORLD.prompts), replace(a, **changes), rng))
 
@@ -93,7 +93,7 @@ def test_the_kl_holds_the_generator_back() -> None:
         found = []
         for beta in (0.0, 30.0):
             made = fresh()
-            improve(flow_grpo, made, WORLD.reward, 30, Rng(seed), beta=beta)
+            improve(flow_grpo, made, WORLD.reward, 30, Rng(seed), kl_coef=beta)
             found.append(triple(made))
         entropy, reward = entropy + found[1].entropy - found[0].entropy, reward + found[1].reward - found[0].reward
     assert entropy / 3 > 0
@@ -119,7 +119,7 @@ def test_a_window_is_stochastic_early_and_the_ode_afterwards() -> None:
 @both
 def test_the_first_ratio_is_one_and_another_law_is_named(recipe: ModuleType) -> None:
     """The record is checked before the first update: with other dropout, a generator is not the one that drew."""
-    improve(recipe, fresh(), WORLD.reward, 1, Rng(1), tolerance=1e-3)
+    improve(recipe, fresh(), WORLD.reward, 1, Rng(1), ratio_tolerance=1e-3)
     made = fresh()
 
     class Noisy(torch.nn.Module):
@@ -145,13 +145,13 @@ def test_rewards_that_do_not_count_are_refused(recipe: ModuleType) -> None:
         return WORLD.reward(x, prompts)[:, None]
 
     with pytest.raises(InvalidInputError, match=r"\b5\b"):
-        improve(recipe, fresh(), strange, 1, Rng(1), on_bad="raise")
-    rows = improve(recipe, fresh(), strange, 2, Rng(1), on_bad="drop")
+        improve(recipe, fresh(), strange, 1, Rng(1), invalid_rewards="raise")
+    rows = improve(recipe, fresh(), strange, 2, Rng(1), invalid_rewards="drop")
     assert [r["dropped"] for r in rows] == [1, 1] and all(0 < r["reward"] < 1 for r in rows)
     with pytest.raises(InvalidInputError, match=r"return a tensor of shape \(96,\)"):
         improve(recipe, fresh(), flat, 1, Rng(1))
     with pytest.raises(InvalidInputError, match="96 of 96"):
-        improve(recipe, fresh(), lambda x, p: WORLD.reward(x, p) / 0 * 0, 1, Rng(1), on_bad="drop")
+        improve(recipe, fresh(), lambda x, p: WORLD.reward(x, p) / 0 * 0, 1, Rng(1), invalid_rewards="drop")
 
 
 @both
@@ -172,12 +172,16 @@ def test_a_chain_without_density_is_refused_with_the_remedy(recipe: ModuleType) 
 
 def test_eta_zero_is_refused() -> None:
     with pytest.raises(NoDensityError, match="eta > 0"):
-        list(experiment.run(ddpo, _shapes.task(replace(TINY, sampler="ddim", eta=0.0)), ddpo.Args(iters=1)))
+        list(
+            experiment.run_recipe(
+                ddpo, _shapes.task(replace(TINY, sampler="ddim", ddim_eta=0.0)), ddpo.Args(iterations=1)
+            )
+        )
 
 
 def test_a_group_of_one_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="at least two"):
-        improve(flow_grpo, fresh(), WORLD.reward, 1, Rng(1), group=1)
+        improve(flow_grpo, fresh(), WORLD.reward, 1, Rng(1), group_size=1)
 
 
 def test_prompts_that_are_equal_share_a_memory() -> None:
@@ -205,13 +209,13 @@ def test_a_prompts_name_is_short_whatever_it_holds() -> None:
 @pytest.mark.parametrize("many", [1, 3])
 def test_ddpo_learns_from_few_prompts_with_its_defaults(many: int) -> None:
     """More samples of a prompt in an iteration than it remembers: the oldest are forgotten and counted."""
-    a = replace(ddpo.Args(), iters=2, samples=64, batch=640, window=16)
+    a = replace(ddpo.Args(), iterations=2, num_samples=64, batch_size=640, stat_window=16)
     rows = list(ddpo.improve(fresh(), (WORLD.reward, WORLD.prompts[:many]), a, Rng(1)))
     assert all(r["forgotten"] >= 64 - 16 * many and r["silent"] < 1 for r in rows)
 
 
 def test_captions_are_wrong_as_often_as_they_say() -> None:
-    """Colours alone, of (3/4) mislabel of the objects: what bounds a faithful generator."""
+    """Colours alone, of (3/4) label_noise of the objects: what bounds a faithful generator."""
     scene = shapes.scenes(20_000, Rng(0), (2, 4))
     claimed = _shapes.captions(scene, 0.4, Rng(1))
     there = scene > 0

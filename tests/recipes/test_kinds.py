@@ -16,7 +16,7 @@ from denoiserl.data import Demonstrations, RunningNormCodec, TanhCodec
 from denoiserl.envs import Collector, evaluate
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 Box = gymnasium.spaces.Box
@@ -48,7 +48,7 @@ LOW, HIGH = [5.0, -5.0, -2.0, -1.0, -0.1, 0.25], [10.0, -1.0, 0.0, 100.0, 0.1, 0
 
 @pytest.mark.parametrize("kind", ["gaussian", "diffusion", "flow", "meanflow", "student"])
 def test_a_fresh_policy_acts_inside_the_box_in_every_dimension(kind: str) -> None:
-    made = getattr(_kinds, kind)(_robot.Args(chunk=2, width=16), stream(LOW, HIGH), 0)
+    made = getattr(_kinds, kind)(_robot.Args(action_horizon=2, policy_width=16), stream(LOW, HIGH), 0)
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
     for serve in (False, True):
         acts = made.codec.decode(made.sample_chain(torch.zeros(512, 3), Rng(0), use_eval_steps=serve).sample).flatten(
@@ -79,7 +79,7 @@ def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named()
 
 
 def test_a_codec_of_boxes_is_saved(tmp_path: Path) -> None:
-    made = _kinds.gaussian(_robot.Args(chunk=1, width=8), stream(LOW, HIGH), 0)
+    made = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), stream(LOW, HIGH), 0)
     again = Policy.load(made.save(tmp_path / "p"))
     assert isinstance(again.codec, RunningNormCodec)
     assert torch.equal(again.generate(torch.ones(4, 3), Rng(0)), made.generate(torch.ones(4, 3), Rng(0)))
@@ -125,7 +125,7 @@ def test_environments_whose_actions_or_observations_are_of_another_kind_are_refu
 
 
 def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
-    made = _kinds.gaussian(_robot.Args(chunk=1, width=8), stream(), 0)
+    made = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), stream(), 0)
     word = str(made.save(tmp_path / "p"))
     suits(made, stream(), word)
     with pytest.raises(RunError, match=r"does not observe what .* shows, \(4,\)"):
@@ -134,4 +134,4 @@ def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: 
         suits(made, stream([-1, -1], [1, 1]), word)
     monkeypatch.setattr(_robot, "make", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
     with pytest.raises(RunError, match="does not observe"):
-        _robot.squashed(_robot.Args(start=word), 0, Keep())
+        _robot.squashed(_robot.Args(start=word), 0, Run())

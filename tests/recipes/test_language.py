@@ -18,7 +18,7 @@ from denoiserl.processes import Diffusion, GaussianDenoiser, Masked, TokenDenois
 from denoiserl.recipes.language import diffu_grpo, mdlm, tracerl
 from denoiserl.tasks import sudoku as _sudoku
 
-BASE = _sudoku.Args(updates=4, batch=16, width=16, depth=1)
+BASE = _sudoku.Args(pretrain_updates=4, pretrain_batch_size=16, policy_width=16, policy_depth=1)
 
 
 def toy(tokens: int = 2, **decoder) -> Policy:
@@ -45,7 +45,7 @@ def partial_credit(written, asked):
 
 @pytest.mark.parametrize("likelihood", ["tokens", "exact"])
 def test_tracerl_learns_to_agree(likelihood):
-    a = tracerl.Args(iters=60, prompts=16, group=8, lr=1e-2, epochs=1, likelihood=likelihood)
+    a = tracerl.Args(iterations=60, num_prompts=16, group_size=8, lr=1e-2, epochs=1, likelihood=likelihood)
     rewards = [row["reward"] for row in tracerl.improve(toy(), (agree, CANVAS), a, Rng(0))]
     assert sum(rewards[:3]) / 3 < 0.7
     assert sum(rewards[-5:]) / 5 > 0.97
@@ -53,7 +53,9 @@ def test_tracerl_learns_to_agree(likelihood):
 
 def test_diffu_grpo_learns_where_one_pass_is_exact():
     """Everything at once from an empty canvas is what its mean-field guess describes."""
-    a = diffu_grpo.Args(iters=60, prompts=16, group=8, mu=2, lr=1e-2, beta=0.0, sync=0)
+    a = diffu_grpo.Args(
+        iterations=60, num_prompts=16, group_size=8, inner_updates=2, lr=1e-2, kl_coef=0.0, reference_sync_every=0
+    )
     rewards = [row["reward"] for row in diffu_grpo.improve(toy(), (agree, CANVAS), a, Rng(0))]
     assert sum(rewards[-5:]) / 5 > 0.97
 
@@ -64,7 +66,7 @@ def test_first_inner_iteration_is_on_policy_bitwise(monkeypatch):
     inner = diffu_grpo.one_pass
     monkeypatch.setattr(diffu_grpo, "one_pass", lambda *args: seen.append((args[1], inner(*args))) or seen[-1][1])
     policy = _sudoku.policy(BASE, 0)
-    a = diffu_grpo.Args(iters=1, prompts=8, group=4, mu=2)
+    a = diffu_grpo.Args(iterations=1, num_prompts=8, group_size=4, inner_updates=2)
     next(diffu_grpo.improve(policy, (partial_credit, _sudoku.puzzles(0, 32)), a, Rng(0)))
     (m0, old0), (m1, _), (r0, ref0), (r1, _), (n0, new0), (n1, _) = seen
     assert torch.equal(old0, new0) and torch.equal(old0, ref0)
@@ -105,20 +107,20 @@ def test_tracerl_refuses_to_learn_off_policy(monkeypatch):
 
     monkeypatch.setattr(Policy, "sample_chain", hot)
     with pytest.raises(OffPolicyError):
-        list(tracerl.improve(policy, (agree, CANVAS), tracerl.Args(iters=1), Rng(0)))
+        list(tracerl.improve(policy, (agree, CANVAS), tracerl.Args(iterations=1), Rng(0)))
 
 
 def test_dead_groups_are_counted_and_teach_nothing():
     policy = toy()
     before = [p.clone() for p in policy.parameters()]
-    a = tracerl.Args(iters=2, prompts=4, group=4)
+    a = tracerl.Args(iterations=2, num_prompts=4, group_size=4)
     rows = list(tracerl.improve(policy, (lambda w, q: torch.ones(len(w)), CANVAS), a, Rng(0)))
     assert [row["dead groups"] for row in rows] == [1.0, 1.0] and rows[0]["rows"] == 0
     assert all(torch.equal(p, q) for p, q in zip(before, policy.parameters(), strict=True))
 
 
 def test_accuracy_outside_the_range_is_dropped():
-    a = tracerl.Args(iters=1, prompts=32, group=4, accuracy=(0.99, 1.0))
+    a = tracerl.Args(iterations=1, num_prompts=32, group_size=4, prompt_accuracy_range=(0.99, 1.0))
     (row,) = tracerl.improve(toy(), (agree, CANVAS), a, Rng(0))
     assert row["rows"] == 0 and row["dead groups"] < 1
 
@@ -126,9 +128,9 @@ def test_accuracy_outside_the_range_is_dropped():
 @pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
 def test_bad_signals_are_refused(recipe):
     for a, reward, said in (
-        (recipe.Args(iters=1, group=1), agree, "group of one"),
-        (recipe.Args(iters=1), lambda w, q: torch.ones(len(w), 1), "shape"),
-        (recipe.Args(iters=1), lambda w, q: torch.full((len(w),), torch.nan), "finite"),
+        (recipe.Args(iterations=1, group_size=1), agree, "group of one"),
+        (recipe.Args(iterations=1), lambda w, q: torch.ones(len(w), 1), "shape"),
+        (recipe.Args(iterations=1), lambda w, q: torch.full((len(w),), torch.nan), "finite"),
     ):
         with pytest.raises(InvalidInputError, match=said):
             list(recipe.improve(toy(), (reward, CANVAS), a, Rng(0)))
@@ -141,17 +143,21 @@ def test_a_policy_that_denoises_numbers_gets_no_advice_about_left_to_right_ones(
     with pytest.raises(
         InvalidInputError, match=r"a policy that denoises numbers improves with ddpo, or with flow_grpo$"
     ):
-        list(recipe.improve(policy, (agree, torch.zeros(4, 4)), recipe.Args(iters=1, prompts=2, group=2), Rng(0)))
+        list(
+            recipe.improve(
+                policy, (agree, torch.zeros(4, 4)), recipe.Args(iterations=1, num_prompts=2, group_size=2), Rng(0)
+            )
+        )
 
 
 def test_diffu_grpo_refuses_prompts_without_a_hole():
     full = torch.zeros(4, 2, dtype=torch.int64)
     with pytest.raises(InvalidInputError, match="no mask"):
-        list(diffu_grpo.improve(toy(), (agree, full), diffu_grpo.Args(iters=1), Rng(0)))
+        list(diffu_grpo.improve(toy(), (agree, full), diffu_grpo.Args(iterations=1), Rng(0)))
 
 
 def test_mdlm_refuses_data_that_it_would_misread():
-    policy, a = toy(), _sudoku.Args(updates=1, batch=2)
+    policy, a = toy(), mdlm.Args(num_updates=1, batch_size=2)
     clean = torch.zeros(4, 2, dtype=torch.int64)
     for data, said in (
         (CANVAS, "mask token"),
@@ -168,7 +174,7 @@ def test_mdlm_refuses_data_that_it_would_misread():
 def test_mdlm_bound_reaches_the_entropy_of_its_data():
     """Tokens that are equal, and otherwise fair: the best bound is −log 2 a sequence, −log(2)/2 a token."""
     policy, data = toy(1), torch.tensor([[0, 0], [1, 1]])
-    list(mdlm.improve(policy, data, _sudoku.Args(updates=300, batch=64, lr=1e-2), Rng(0)))
+    list(mdlm.improve(policy, data, mdlm.Args(num_updates=300, batch_size=64, lr=1e-2), Rng(0)))
     assert mdlm.bound(policy, data, Rng(1), 256) == pytest.approx(-0.3466, abs=0.02)
 
 
@@ -176,7 +182,14 @@ def test_mdlm_leaves_the_prompt_alone():
     """Only the answer is learned: the prompt, always visible, is never predicted."""
     policy, data = toy(1), torch.tensor([[0, 0], [1, 1]])
     live = torch.tensor([[False, True]]).expand(2, 2)
-    list(mdlm.improve(policy, {"tokens": data, "live": live}, _sudoku.Args(updates=200, batch=64, lr=1e-2), Rng(0)))
+    list(
+        mdlm.improve(
+            policy,
+            {"tokens": data, "live": live},
+            mdlm.Args(num_updates=200, batch_size=64, lr=1e-2),
+            Rng(0),
+        )
+    )
     told = policy.elbo(data, None, Rng(1), 32, live).detach()
     assert float(told.mean()) > -0.05  # the answer repeats the prompt, so it is certain
 

@@ -16,7 +16,6 @@ from denoiserl.core.errors import InvalidInputError, OffPolicyError
 from denoiserl.nn import Transformer
 from denoiserl.policy.codec import IdentityCodec, InfillCodec
 from denoiserl.recipes.language import diffu_grpo, mdlm, tracerl
-from denoiserl.tasks import sudoku as _sudoku
 
 RECIPES = {"tokens": tracerl, "exact": tracerl, "diffu_grpo": diffu_grpo}
 
@@ -43,10 +42,10 @@ def made(net: nn.Module | None = None, length: int = 4, **decoder: Any) -> Polic
 
 
 def args(name: str, **more: Any) -> Any:
-    sizes = {"iters": 2, "prompts": 6, "group": 4, "lr": 1e-2}
+    sizes = {"iterations": 2, "num_prompts": 6, "group_size": 4, "lr": 1e-2}
     if name == "diffu_grpo":
-        return diffu_grpo.Args(**{**sizes, "mu": 2, **more})
-    return tracerl.Args(**{**sizes, "likelihood": name, "batch": 20, "warmup": 0, **more})
+        return diffu_grpo.Args(**{**sizes, "inner_updates": 2, **more})
+    return tracerl.Args(**{**sizes, "likelihood": name, "batch_size": 20, "lr_warmup": 0, **more})
 
 
 def improve(
@@ -82,7 +81,7 @@ def test_imitation_is_the_same_however_many_rows_a_forward_has() -> None:
     found = []
     for micro in (None, 1, 5):
         policy = made()
-        a = _sudoku.Args(updates=5, batch=12, lr=1e-2, micro_batch_size=micro)
+        a = mdlm.Args(num_updates=5, batch_size=12, lr=1e-2, micro_batch_size=micro)
         list(mdlm.improve(policy, {"tokens": data, "live": live}, a, Rng(2)))
         found.append(next(iter(policy.parameters())).detach())
     assert torch.allclose(found[0], found[1], atol=1e-6) and torch.allclose(found[0], found[2], atol=1e-6)
@@ -109,7 +108,7 @@ def test_what_an_update_made_impossible_carries_no_loss_and_is_counted() -> None
     for name in ("exact", "tokens"):
         rows = []
         for seed in range(5):
-            rows += improve(name, made(top_k=2), parity, CANVAS, seed, iters=4, epochs=4, batch=3, lr=0.5)
+            rows += improve(name, made(top_k=2), parity, CANVAS, seed, iterations=4, epochs=4, batch_size=3, lr=0.5)
         assert max(row.get("impossible", 0.0) for row in rows) > 0.05
         assert all(0 <= row["impossible"] <= 1 for row in rows if "impossible" in row)
         if name == "exact":
@@ -158,7 +157,7 @@ def coin(written: Tensor, asked: Any) -> Tensor:
 @pytest.mark.parametrize("name", RECIPES)
 def test_text_behind_the_end_is_not_learned_from(name: str) -> None:
     """Tokens that were drawn behind the end, before it was, move no parameter of their positions."""
-    more = {"beta": 0.0, "iters": 1} if name == "diffu_grpo" else {"iters": 1, "sure": 0.0}
+    more = {"kl_coef": 0.0, "iterations": 1} if name == "diffu_grpo" else {"iterations": 1, "min_step_nll": 0.0}
     for end, moves in ((0, [False, True, False, False]), (None, [False, True, True, True])):
         policy = ending()
         assert isinstance(policy.process, Masked)
@@ -188,8 +187,8 @@ def test_rewards_of_any_scale_teach() -> None:
     for scale, shift in ((5.0, 0.0), (1.0, -3.0), (100.0, -50.0)):
         rows = improve("exact", made(), lambda w, q, s=scale, b=shift: s * parity(w, q) + b, CANVAS)
         assert all(row["rows"] > 0 for row in rows)
-    with pytest.raises(InvalidInputError, match=r"accuracy=\(0.2, 0.8\).*from -3 to -2"):
-        improve("exact", made(), lambda w, q: parity(w, q) - 3, CANVAS, accuracy=(0.2, 0.8))
+    with pytest.raises(InvalidInputError, match=r"prompt_accuracy_range=\(0.2, 0.8\).*from -3 to -2"):
+        improve("exact", made(), lambda w, q: parity(w, q) - 3, CANVAS, prompt_accuracy_range=(0.2, 0.8))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -203,7 +202,14 @@ def test_bad_rewards_can_be_dropped_and_parts_weighed(name: str) -> None:
     found = []
     for bad in (torch.nan, torch.inf):
         policy = made()
-        rows = improve(name, policy, lambda w, q, b=bad: reward(w, q, b), CANVAS, on_bad="drop", weights={"right": 1.0})
+        rows = improve(
+            name,
+            policy,
+            lambda w, q, b=bad: reward(w, q, b),
+            CANVAS,
+            invalid_rewards="drop",
+            reward_weights={"right": 1.0},
+        )
         assert [row["dropped"] for row in rows] == [5, 5] and all("length" in row for row in rows)
         assert all(0 < row["reward"] < 1 for row in rows)
         found.append(next(iter(policy.parameters())).detach())
@@ -224,14 +230,16 @@ class Rough(Table):
 @pytest.mark.parametrize("name", RECIPES)
 def test_weights_in_bf16_may_round_by_shape(name: str) -> None:
     policy = made(Rough(4).to(torch.bfloat16))
-    improve(name, policy, parity, CANVAS, batch=5) if name != "diffu_grpo" else improve(name, policy, parity, CANVAS)
+    improve(name, policy, parity, CANVAS, batch_size=5) if name != "diffu_grpo" else improve(
+        name, policy, parity, CANVAS
+    )
 
 
 @pytest.mark.parametrize("name", ["tokens", "exact"])
 def test_float32_that_rounds_by_shape_needs_a_tolerance(name: str) -> None:
     with pytest.raises(OffPolicyError, match=r"above 0\.001"):
-        improve(name, made(Rough(4)), parity, CANVAS, batch=5)
-    first, *_ = improve(name, made(Rough(4)), parity, CANVAS, batch=5, tolerance=0.05)
+        improve(name, made(Rough(4)), parity, CANVAS, batch_size=5)
+    first, *_ = improve(name, made(Rough(4)), parity, CANVAS, batch_size=5, ratio_tolerance=0.05)
     assert ("flipped" in first) == (name == "exact")
 
 
@@ -240,7 +248,7 @@ def test_a_flipped_rank_is_told_and_does_not_stop_learning() -> None:
     net = Rough(4)
     with torch.no_grad():
         net.table.zero_()
-    first, *_ = improve("exact", made(net), coin, CANVAS, batch=5, tolerance=0.05)
+    first, *_ = improve("exact", made(net), coin, CANVAS, batch_size=5, ratio_tolerance=0.05)
     assert 0.2 < first["flipped"] <= 1
 
 
@@ -260,7 +268,9 @@ class Encoder(nn.Module):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_network_with_another_kernel_under_no_grad_starts_at_a_ratio_of_one(name: str) -> None:
-    rows = improve(name, made(Encoder()), coin, CANVAS, iters=1, tolerance=None if name != "diffu_grpo" else 1e-9)
+    rows = improve(
+        name, made(Encoder()), coin, CANVAS, iterations=1, ratio_tolerance=None if name != "diffu_grpo" else 1e-9
+    )
     assert "loss" in rows[0]
 
 
@@ -269,7 +279,7 @@ def test_long_sequences_are_scored_token_by_token_by_default() -> None:
         process = Masked(3, "confidence", tokens=4)
         net = TokenDenoiser(Table(length))
         policy = Policy.of(process, net, (length,), process.steps(time_grid(5)), codec=InfillCodec())
-        a = tracerl.Args(iters=1, prompts=4, group=4)
+        a = tracerl.Args(iterations=1, num_prompts=4, group_size=4)
         (row,) = tracerl.improve(policy, (parity, torch.full((2, length), 3)), a, Rng(0))
         assert ("flipped" in row) == exact
 
@@ -281,7 +291,7 @@ def test_a_left_to_right_policy_is_refused_with_the_recipes_that_take_it(recipe:
         process, TokenDenoiser(Table(4), shift=True), (4,), process.steps(time_grid(3)), codec=InfillCodec()
     )
     with pytest.raises(InvalidInputError, match=r"not for Autoregressive.*ddpo.*flow_grpo"):
-        next(recipe.improve(policy, (parity, CANVAS), recipe.Args(iters=1), Rng(0)))
+        next(recipe.improve(policy, (parity, CANVAS), recipe.Args(iterations=1), Rng(0)))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -301,7 +311,7 @@ def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
         def reward(w: Tensor, q: Any) -> Tensor:
             return (w[:, 1] == q["cond"].argmax(-1)).float()
 
-        rows = [row["reward"] for row in improve(name, made(net), reward, prompts, seed, iters=60, lr=3e-3)]
+        rows = [row["reward"] for row in improve(name, made(net), reward, prompts, seed, iterations=60, lr=3e-3)]
         gained += sum(rows[-5:]) - sum(rows[:5])
     assert gained > 2
     with pytest.raises(InvalidInputError, match="tokens as 'canvas'"):
@@ -337,7 +347,7 @@ def test_imitation_neither_sees_nor_masks_padding(live: bool) -> None:
     data = torch.tensor([[0, 1, 2, 0, 0]]).expand(8, 5)
     mask = torch.tensor([[False, False, True, True, False]]).expand(8, 5)
     given = {"tokens": data, "live": mask} if live else data
-    list(mdlm.improve(policy, given, _sudoku.Args(updates=8, batch=8), Rng(0)))
+    list(mdlm.improve(policy, given, mdlm.Args(num_updates=8, batch_size=8), Rng(0)))
     assert bool((torch.cat(told) == torch.tensor([True, False, False, not live, True])).all())
     hidden = (torch.cat(seen) == 3).any(0).tolist()
     assert hidden == ([False, False, True, True, False] if live else [False, True, True, False, False])

@@ -29,12 +29,12 @@ from denoiserl.tasks import env as _robot
 from denoiserl.tasks import locosmall as _locosmall
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.user_inputs import opened
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 
 GAMMA = 0.9
-SMALL: dict[str, Any] = {"batch": 128, "width": 32, "lr": 3e-3}
+SMALL: dict[str, Any] = {"batch_size": 128, "critic_width": 32, "lr": 3e-3}
 
 
 def bandit(n: int = 2000, seed: int = 0) -> EpisodeDataset:
@@ -75,15 +75,15 @@ def gain() -> float:
 
 
 def policy(data: EpisodeDataset, kind: str, seed: int = 0, **more: Any) -> Policy:
-    return _logged.policy(_logged.Args(**{"width": 32, **more}), data, kind, seed)
+    return _logged.policy(_logged.Args(**{"policy_width": 32, **more}), data, kind, seed)
 
 
 def served(made: Policy, obs: torch.Tensor, seed: int = 0) -> torch.Tensor:
     return made.generate(obs, Rng(seed))
 
 
-def learned(recipe: Any, made: Policy, data: EpisodeDataset, keep: Keep | None = None, **given: Any) -> list[dict]:
-    a = recipe.Args(**{**SMALL, "iters": 4, "updates": 50, "gamma": GAMMA, **given})
+def learned(recipe: Any, made: Policy, data: EpisodeDataset, keep: Run | None = None, **given: Any) -> list[dict]:
+    a = recipe.Args(**{**SMALL, "iterations": 4, "updates_per_iteration": 50, "gamma": GAMMA, **given})
     torch.manual_seed(1)  # where critics start
     return list(recipe.improve(made, data, a, Rng(3), keep))
 
@@ -94,8 +94,10 @@ def learned(recipe: Any, made: Policy, data: EpisodeDataset, keep: Keep | None =
 def test_td3_bc_finds_the_gain_of_the_regulator_in_random_actions_and_imitates_at_alpha_0() -> None:
     data = regulator()
     made, clone = policy(data, "squashed"), policy(data, "squashed")
-    learned(td3_bc, made, data, iters=4, updates=45, alpha=30.0, tau=0.05, smooth=0.05, lr=5e-3)
-    learned(td3_bc, clone, data, iters=1, alpha=0.0)
+    learned(
+        td3_bc, made, data, iterations=4, updates_per_iteration=45, q_weight=30.0, tau=0.05, target_noise=0.05, lr=5e-3
+    )
+    learned(td3_bc, clone, data, iterations=1, q_weight=0.0)
     at = torch.tensor([[-0.7], [0.7]])
     (low, high), (left, right) = (served(p, at).flatten().tolist() for p in (made, clone))
     assert (low - high) / 1.4 == pytest.approx(gain(), abs=0.35), "the LQR's own gain"
@@ -104,15 +106,25 @@ def test_td3_bc_finds_the_gain_of_the_regulator_in_random_actions_and_imitates_a
 
 def test_an_iteration_without_an_update_of_the_actor_tells_nothing() -> None:
     data = bandit(200)
-    rows = learned(td3_bc, policy(data, "squashed"), data, iters=2, updates=1, delay=2)
+    rows = learned(td3_bc, policy(data, "squashed"), data, iterations=2, updates_per_iteration=1, policy_delay=2)
     assert rows[0] == {} and rows[1]["critic loss"] > 0
 
 
 def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> None:
     """p* ∝ N(0, s²) exp(−β (a − ½)²) is a Gaussian of precision 1/s² + 2β and mean β / (1/s² + 2β)."""
     data, beta = bandit(), 8.0
-    made = policy(data, "gaussian", floor=0.01)
-    learned(iql, made, data, iters=4, updates=60, beta=beta, expectile=0.5, tau=0.05, lr=1e-2)
+    made = policy(data, "gaussian", min_denoising_std=0.01)
+    learned(
+        iql,
+        made,
+        data,
+        iterations=4,
+        updates_per_iteration=60,
+        inverse_temperature=beta,
+        expectile=0.5,
+        tau=0.05,
+        lr=1e-2,
+    )
     precision = 1 / 0.3**2 + 2 * beta
     obs = torch.randn(400, 2)
     assert float(served(made, obs).mean()) == pytest.approx(beta / precision, abs=0.04)
@@ -137,8 +149,18 @@ def chain(n: int = 3000) -> EpisodeDataset:
 
 def test_iql_plans_through_states_by_dynamic_programming_inside_the_data() -> None:
     data = chain()
-    made = policy(data, "gaussian", floor=0.05)
-    learned(iql, made, data, iters=4, updates=60, beta=30.0, expectile=0.95, tau=0.2, lr=1e-2)
+    made = policy(data, "gaussian", min_denoising_std=0.05)
+    learned(
+        iql,
+        made,
+        data,
+        iterations=4,
+        updates_per_iteration=60,
+        inverse_temperature=30.0,
+        expectile=0.95,
+        tau=0.2,
+        lr=1e-2,
+    )
     way = served(made, torch.eye(5)).flatten()
     assert bool((way > 0.2).all()), f"right is best everywhere at γ = 0.9: {way}"
 
@@ -146,7 +168,9 @@ def test_iql_plans_through_states_by_dynamic_programming_inside_the_data() -> No
 def test_dql_takes_the_better_mode() -> None:
     data = modes()
     made = policy(data, "diffusion")
-    learned(dql, made, data, iters=4, updates=35, eta=2.0, candidates=1, batch=64, lr=5e-3)
+    learned(
+        dql, made, data, iterations=4, updates_per_iteration=35, q_weight=2.0, num_candidates=1, batch_size=64, lr=5e-3
+    )
     drawn = served(made, torch.randn(400, 1)).flatten()
     assert float(((drawn - 0.5).abs() < 0.25).float().mean()) > 0.7, "the critic knows which is better"
 
@@ -158,16 +182,27 @@ def test_dql_imitates_where_its_chain_decides(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         dql, "training_losses", lambda *given, t, **more: (seen.append(t), real(*given, t=t, **more))[1]
     )
-    made = policy(modes(300), "diffusion", denoise=4)
-    learned(dql, made, modes(300), iters=1, updates=3)
+    made = policy(modes(300), "diffusion", sampling_steps=4)
+    learned(dql, made, modes(300), iterations=1, updates_per_iteration=3)
     assert torch.cat(seen).unique().tolist() == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
 def test_without_a_pull_both_modes_stay_and_the_control_chooses_what_the_critics_value(tmp_path: Path) -> None:
     data, shares = modes(), []
     for seed in range(4):
-        made = policy(data, "diffusion", seed, denoise=3)
-        learned(dql, made, data, iters=4, updates=25, eta=0.0, candidates=16, batch=64, tau=0.05, lr=5e-3)
+        made = policy(data, "diffusion", seed, sampling_steps=3)
+        learned(
+            dql,
+            made,
+            data,
+            iterations=4,
+            updates_per_iteration=25,
+            q_weight=0.0,
+            num_candidates=16,
+            batch_size=64,
+            tau=0.05,
+            lr=5e-3,
+        )
         obs = torch.randn(300, 1)
         best, alone = served(made, obs).flatten(), served(made.with_controller(None), obs).flatten()
         shares.append([float((x > 0).float().mean()) for x in (alone, best)])
@@ -187,17 +222,17 @@ RECIPES = [(td3_bc, "squashed"), (iql, "gaussian"), (dql, "diffusion")]
 def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_have(
     recipe: Any, kind: str, tmp_path: Path
 ) -> None:
-    data, few = bandit(300), {"iters": 3, "updates": 3, "batch": 32}
+    data, few = bandit(300), {"iterations": 3, "updates_per_iteration": 3, "batch_size": 32}
     whole, twin, halves, resumed = (policy(data, kind) for _ in range(4))
-    once = learned(recipe, whole, data, Keep(tmp_path / "whole", every=1), **few)
-    assert once == learned(recipe, twin, data, Keep(tmp_path / "twin", every=1), **few)
+    once = learned(recipe, whole, data, Run(tmp_path / "whole", every=1), **few)
+    assert once == learned(recipe, twin, data, Run(tmp_path / "twin", every=1), **few)
     torch.manual_seed(1)
     a = recipe.Args(**{**SMALL, **few, "gamma": GAMMA})
-    rows = recipe.improve(halves, data, a, Rng(3), Keep(tmp_path / "half", every=1))
+    rows = recipe.improve(halves, data, a, Rng(3), Run(tmp_path / "half", every=1))
     for _ in range(2):
         next(rows)
     del rows
-    assert learned(recipe, resumed, data, Keep(tmp_path / "half", every=1), **few) == once[1:]
+    assert learned(recipe, resumed, data, Run(tmp_path / "half", every=1), **few) == once[1:]
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
     obs = torch.randn(5, 2)
@@ -208,16 +243,19 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
 @pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a bandit has one start
 @pytest.mark.parametrize("word", ["maze:small-navigate", "ring"])
 def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, word: str) -> None:
-    base = _logged.Args(data=word, episodes=40, width=16, chunk=2 if word != "ring" else 1)
-    a, task = recipe.Args(iters=2, updates=2, batch=16, width=16, n=2), dataclasses.replace(_logged.task(base), watch=2)
-    rows = list(experiment.run(recipe, task, a))
+    base = _logged.Args(data=word, num_episodes=40, policy_width=16, action_horizon=2 if word != "ring" else 1)
+    a, task = (
+        recipe.Args(iterations=2, updates_per_iteration=2, batch_size=16, critic_width=16, n_step=2),
+        dataclasses.replace(_logged.task(base), watch=2),
+    )
+    rows = list(experiment.run_recipe(recipe, task, a))
     assert recipe.START == kind and math.isfinite(rows[-1]["held-out return"]) and rows[0]["critic loss"] > 0
 
 
 def test_iql_fits_a_denoising_policy_to_the_same_weights() -> None:
     data = modes()
     made = policy(data, "flow")
-    learned(iql, made, data, iters=2, updates=60, beta=4.0, tau=0.1, lr=5e-3)
+    learned(iql, made, data, iterations=2, updates_per_iteration=60, inverse_temperature=4.0, tau=0.1, lr=5e-3)
     drawn = served(made, torch.randn(300, 1)).flatten()
     assert float((drawn > 0).float().mean()) > 0.8
 
@@ -241,8 +279,8 @@ def test_actions_beyond_the_end_of_an_episode_are_neither_imitated_nor_judged(
             return dataclasses.replace(rows, action=torch.where(rows.real[..., None], rows.action, beyond))
 
         monkeypatch.setattr(offline_rows, "to_transitions", changed)
-        made = policy(data, recipe.START, chunk=3, denoise=2)
-        told = learned(recipe, made, data, iters=1, updates=4, batch=32)
+        made = policy(data, recipe.START, action_horizon=3, sampling_steps=2)
+        told = learned(recipe, made, data, iterations=1, updates_per_iteration=4, batch_size=32)
         learnt.append((told, [p.detach().clone() for p in made.parameters()]))
     (told, before), (again, after) = learnt
     assert told == again and all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
@@ -294,10 +332,20 @@ def test_a_policy_learned_from_data_goes_on_online_with_td3() -> None:
     """A clone of even actions does nothing; TD3 takes the same policy up and regulates."""
     data = regulator(1000)
     made = policy(data, "squashed")
-    learned(td3_bc, made, data, iters=1, alpha=0.0)
+    learned(td3_bc, made, data, iterations=1, q_weight=0.0)
     before = cost(made)
     a = td3.Args(
-        iters=8, utd=0.5, copies=8, steps=8, begin=64, batch=64, width=32, lr=3e-3, gamma=GAMMA, tau=0.05, explore=0.3
+        iterations=8,
+        utd=0.5,
+        num_envs=8,
+        rollout_steps=8,
+        learning_starts=64,
+        batch_size=64,
+        critic_width=32,
+        lr=3e-3,
+        gamma=GAMMA,
+        tau=0.05,
+        exploration_noise=0.3,
     )
     list(td3.improve(made, Collector(Line, 8, 1), a, Rng(3)))
     assert cost(made) < 0.7 * before, (before, cost(made))
@@ -306,9 +354,9 @@ def test_a_policy_learned_from_data_goes_on_online_with_td3() -> None:
 def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None:
     data = regulator(1000)
     made = policy(data, "diffusion")
-    learned(dql, made, data, iters=1, updates=5, candidates=2)
+    learned(dql, made, data, iterations=1, updates_per_iteration=5, num_candidates=2)
     before = [p.detach().clone() for p in made.parameters()]
-    a = dppo.Args(iters=2, steps=6, batch=64)
+    a = dppo.Args(iterations=2, rollout_steps=6, batch_size=64)
     rows = list(dppo.improve(made.with_controller(None), Collector(Line, 8, 1), a, Rng(5)))
     assert math.isfinite(rows[-1]["reward"])
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
@@ -319,8 +367,8 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
 ) -> None:
     """Critics that do not learn any more would choose worse and worse among what the policy becomes."""
     data = regulator(300)
-    made = policy(data, "diffusion", denoise=3)
-    learned(dql, made, data, iters=1, updates=1, candidates=4)
+    made = policy(data, "diffusion", sampling_steps=3)
+    learned(dql, made, data, iterations=1, updates_per_iteration=1, num_candidates=4)
     made.save(tmp_path / "chosen")
     with pytest.warns(UserWarning, match="the policy alone goes on"):
         found = opened(str(tmp_path / "chosen"), torch.device("cpu"))
@@ -331,15 +379,15 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
     flat = policy(data, "squashed")
     flat.save(tmp_path / "flat")
     monkeypatch.setattr(_robot, "make", lambda base: Line)
-    start = _robot.squashed(_robot.Args(start=str(tmp_path / "flat")), 5, Keep())
+    start = _robot.squashed(_robot.Args(start=str(tmp_path / "flat")), 5, Run())
     assert torch.equal(served(start, obs), served(flat, obs))
 
 
 @pytest.mark.parametrize("recipe", [td3, sac])
 def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: Any) -> None:
-    """Nothing is learned before ``begin``, and what was done stays near the edge, where this policy decides."""
+    """Nothing is learned before ``learning_starts``, and what was done stays near the edge, where this one decides."""
     centre = {}
-    for first in ("even", "policy"):
+    for first in ("random", "policy"):
         made, done = policy(regulator(300), "squashed"), []
         made.denoiser.net.leave.bias.data[0] += 3.0  # type: ignore[union-attr]
 
@@ -349,15 +397,20 @@ def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: An
                 return super().step(action)
 
         a = recipe.Args(
-            iters=1, copies=4, steps=30, begin=1000, first=first, **({"explore": 0.1} if recipe is td3 else {})
+            iterations=1,
+            num_envs=4,
+            rollout_steps=30,
+            learning_starts=1000,
+            warmup_policy=first,
+            **({"exploration_noise": 0.1} if recipe is td3 else {}),
         )
         before = [p.detach().clone() for p in made.parameters()]
         list(recipe.improve(made, Collector(Heard, 4, 1), a, Rng(3)))
         assert all(torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
         centre[first] = float(torch.tensor(done).mean())
-    assert abs(centre["even"]) < 0.45 and centre["policy"] > 1.2, "in a box of [-2, 2]"
+    assert abs(centre["random"]) < 0.45 and centre["policy"] > 1.2, "in a box of [-2, 2]"
     with pytest.raises(RunError, match="policy"):
-        list(recipe.improve(made, Collector(Line, 4, 1), dataclasses.replace(a, first="polcy"), Rng(3)))
+        list(recipe.improve(made, Collector(Line, 4, 1), dataclasses.replace(a, warmup_policy="polcy"), Rng(3)))
 
 
 # Data
@@ -392,9 +445,9 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
 
 
 def test_fewer_rows_are_whole_episodes_drawn_by_the_seed() -> None:
-    base = _logged.Args(data="maze:small-navigate", episodes=30)
+    base = _logged.Args(data="maze:small-navigate", num_episodes=30)
     whole = _logged.record(base, 0)
-    some, other = (_logged.record(dataclasses.replace(base, rows=500), seed) for seed in (0, 1))
+    some, other = (_logged.record(dataclasses.replace(base, max_transitions=500), seed) for seed in (0, 1))
     assert 250 < len(some.demos.actions) <= 500 and not torch.equal(some.demos.actions, other.demos.actions)
     for i in range(len(some.demos)):
         seen, _ = some.demos.episode(i)
@@ -427,13 +480,13 @@ def test_locosmall_has_three_grades_and_is_made_once(tmp_path: Path, monkeypatch
 
 def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
     data = bandit(200)
-    few: dict[str, Any] = {"iters": 1, "updates": 1, "batch": 16}
+    few: dict[str, Any] = {"iterations": 1, "updates_per_iteration": 1, "batch_size": 16}
     assert data.rewards is not None
     with pytest.warns(UserWarning, match="all rewards of bandit are equal"):
         rows = learned(dql, policy(data, "diffusion"), dataclasses.replace(data, rewards=0 * data.rewards), **few)
     assert math.isfinite(rows[-1]["imitation loss"])
     with pytest.raises(InvalidInputError, match="200 decisions, fewer than a batch of 500"):
-        learned(iql, policy(data, "gaussian"), data, batch=500)
+        learned(iql, policy(data, "gaussian"), data, batch_size=500)
     with pytest.raises(InvalidInputError, match="TD3\\+BC improves policies that decide"):
         learned(td3_bc, policy(data, "diffusion"), data, **few)
     with pytest.raises(InvalidInputError, match="start 'gaussian'"):
@@ -441,4 +494,4 @@ def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="start 'diffusion'"):
         learned(dql, policy(data, "gaussian"), data, **few)
     with pytest.raises(InvalidInputError, match="decides \\[1\\] numbers a tick, the data \\[2\\]"):
-        learned(iql, policy(data, "gaussian"), _logged.record(_logged.Args(data="ring", episodes=50), 0), **few)
+        learned(iql, policy(data, "gaussian"), _logged.record(_logged.Args(data="ring", num_episodes=50), 0), **few)

@@ -19,7 +19,7 @@ from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import GaussianHead, OneStep, time_grid
 from denoiserl.recipes.off_policy import sac, td3
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -78,7 +78,14 @@ def policy(world: type[World], chunk: int = 1) -> Policy:
     return Policy.of(process, Actor(net), (chunk, 1), steps, serve, TanhCodec.box([world.LOW], [world.HIGH]))
 
 
-SMALL: dict[str, Any] = {"copies": 8, "steps": 8, "begin": 128, "batch": 64, "width": 32, "lr": 3e-3}
+SMALL: dict[str, Any] = {
+    "num_envs": 8,
+    "rollout_steps": 8,
+    "learning_starts": 128,
+    "batch_size": 64,
+    "critic_width": 32,
+    "lr": 3e-3,
+}
 
 
 def served(made: Policy, *at: float) -> list[float]:
@@ -87,7 +94,7 @@ def served(made: Policy, *at: float) -> list[float]:
 
 def test_sac_finds_the_best_arm_of_every_state_and_the_entropy_it_aims_at() -> None:
     made, goal = policy(Bandit), -0.5
-    a = sac.Args(**SMALL, iters=14, utd=0.5, entropy=goal, tau=0.05, alpha=0.2)
+    a = sac.Args(**SMALL, iterations=14, utd=0.5, target_entropy=goal, tau=0.05, temperature_init=0.2)
     rows = list(sac.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     assert served(made, -0.8, 0.0, 0.8) == pytest.approx([2.2, 3.0, 3.8], abs=0.25)
     assert float(np.mean([r["entropy"] for r in rows[-4:]])) == pytest.approx(goal, abs=0.25)
@@ -100,7 +107,7 @@ def test_td3_looks_beyond_a_time_limit(n: int) -> None:
     gains = []
     for seed in range(3):
         made = policy(Regulator)
-        a = td3.Args(**SMALL, iters=16, utd=1.0, gamma=Regulator.GAMMA, tau=0.05, n=n, explore=0.3)
+        a = td3.Args(**SMALL, iterations=16, utd=1.0, gamma=Regulator.GAMMA, tau=0.05, n_step=n, exploration_noise=0.3)
         list(td3.improve(made, Collector(Regulator, 8, 1), a, Rng(3 + seed)))
         low, high = served(made, -0.7, 0.7)
         gains.append((low - high) / 1.4)
@@ -112,19 +119,19 @@ def test_td3_looks_beyond_a_time_limit(n: int) -> None:
 
 @pytest.mark.parametrize("recipe", [sac, td3])
 def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_have(recipe: Any, tmp_path: Path) -> None:
-    a = recipe.Args(**{**SMALL, "begin": 64}, iters=4, utd=0.2, capacity=150)
+    a = recipe.Args(**{**SMALL, "learning_starts": 64}, iterations=4, utd=0.2, buffer_size=150)
 
-    def improve(made: Policy, keep: Keep | None = None, rows: int | None = None) -> Any:
+    def improve(made: Policy, keep: Run | None = None, rows: int | None = None) -> Any:
         torch.manual_seed(1)  # where critics start
         it = recipe.improve(made, Collector(Bandit, 8, 1), a, Rng(5), keep)
         return list(it) if rows is None else [next(it) for _ in range(rows)]
 
     whole, twin, halves, resumed = (policy(Bandit) for _ in range(4))
-    assert improve(whole, Keep(tmp_path / "whole", every=1, restart=1)) == improve(
-        twin, Keep(tmp_path / "twin", every=1, restart=1)
+    assert improve(whole, Run(tmp_path / "whole", every=1, restart=1)) == improve(
+        twin, Run(tmp_path / "twin", every=1, restart=1)
     )
-    improve(halves, Keep(tmp_path / "half", every=1, restart=1), rows=3)
-    improve(resumed, Keep(tmp_path / "half", every=1, restart=1))
+    improve(halves, Run(tmp_path / "half", every=1, restart=1), rows=3)
+    improve(resumed, Run(tmp_path / "half", every=1, restart=1))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -135,14 +142,14 @@ def test_updates_are_as_many_as_asked(recipe: Any) -> None:
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
-        a = recipe.Args(**{**SMALL, "begin": 100}, iters=5, utd=0.3)
+        a = recipe.Args(**{**SMALL, "learning_starts": 100}, iterations=5, utd=0.3)
         rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
     assert len(drawn) == int(0.3 * (5 * 64 - 100)) and "critic loss" not in rows[0] and "critic loss" in rows[-1]
 
 
 def test_chunks_are_decisions() -> None:
     made = policy(Regulator, chunk=2)
-    a = sac.Args(**{**SMALL, "begin": 64}, iters=2)
+    a = sac.Args(**{**SMALL, "learning_starts": 64}, iterations=2)
     rows = list(sac.improve(made, Collector(Regulator, 8, 1), a, Rng(3)))
     assert rows[-1]["episode ticks"] == 2 and np.isfinite(rows[-1]["critic loss"])
     assert made.generate(torch.zeros(3, 1), Rng(0)).shape == (3, 2, 1)
@@ -175,7 +182,7 @@ def test_learning_waits_for_a_batch(recipe: Any, begin: int) -> None:
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
-        a = recipe.Args(**{**SMALL, "begin": begin, "steps": 2}, iters=8, utd=0.5)
+        a = recipe.Args(**{**SMALL, "learning_starts": begin, "rollout_steps": 2}, iterations=8, utd=0.5)
         rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
     assert ["critic loss" in row for row in rows] == [False] * 3 + [True] * 5
     assert len(drawn) == 0.5 * (8 * 16 - begin)
@@ -187,7 +194,7 @@ def test_an_untrained_policy_explores_the_box_as_evenly_as_a_standard_normal_pre
     obs = torch.cat([torch.nn.functional.normalize(Rng(1).normal(4000, 2)), Rng(2).uniform(4000, 1) * 2 - 1], 1)
     stds = []
     for seed in range(5):
-        made = start(seed, Keep())
+        made = start(seed, Run())
         with torch.no_grad():
             decided = action_distribution(made, made.codec.condition(obs))
         assert float(decided.base.std.log().abs().max()) < 2

@@ -69,15 +69,15 @@ def flow(chunk: int = 4, codec: Any = None, steps: int = 3) -> Policy:
     return Policy.of(process, GaussianDenoiser(Biases(chunk), linear, "v"), (chunk, 1), train, serve, codec)
 
 
-WARM = {"warmup": 0, "lr": 1e-2}
+WARM = {"critic_warmup": 0, "lr": 1e-2}
 METHODS: dict[str, tuple[Any, Any, Any]] = {
     "ppo": (ppo, gaussian, ppo.Args(**WARM)),
-    "dppo": (dppo, flow, dppo.Args(**WARM, clip=0.1, clip_base=0.1)),
-    "reinflow": (reinflow, flow, reinflow.Args(**WARM, bc=0.1, clip=0.1)),
+    "dppo": (dppo, flow, dppo.Args(**WARM, clip_range=0.1, clip_range_noisiest=0.1)),
+    "reinflow": (reinflow, flow, reinflow.Args(**WARM, bc_weight=0.1, clip_range=0.1)),
     "fpo": (fpo, flow, fpo.Args(**WARM)),
-    "drwr": (drwr, flow, drwr.Args(lr=1e-2, draw="train")),
+    "drwr": (drwr, flow, drwr.Args(lr=1e-2, rollout_sampler="train")),
 }
-SMALL = {"iters": 2, "copies": 8, "steps": 6, "batch": 16, "epochs": 2}
+SMALL = {"iterations": 2, "num_envs": 8, "rollout_steps": 6, "batch_size": 16, "epochs": 2}
 
 
 def improve(name: str, made: Policy, env: Collector | None = None, **more: Any) -> list[dict]:
@@ -123,11 +123,11 @@ def test_the_kl_that_stops_an_actor_is_that_of_its_ratio_and_its_critic_learns_o
         return original(logp, old, *rest)
 
     monkeypatch.setattr(recipe, "ppo_clip", spy)
-    more: dict[str, Any] = {"bc": 0.0} if name == "reinflow" else {}
-    (row,) = improve(name, make(), iters=1, batch=10_000, epochs=3, **more)
+    more: dict[str, Any] = {"bc_weight": 0.0} if name == "reinflow" else {}
+    (row,) = improve(name, make(), iterations=1, batch_size=10_000, epochs=3, **more)
     assert row["kl"] == pytest.approx(np.mean(told), rel=1e-4, abs=1e-7) and told[-1] > 1e-6
     stopped = improve(name, make(), target_kl=-1.0, **more)
-    warm = improve(name, make(), warmup=99, **more)
+    warm = improve(name, make(), critic_warmup=99, **more)
     assert [r["value error"] for r in stopped] == [r["value error"] for r in warm], "the critic learns all the same"
     assert "kl" not in stopped[-1]
 
@@ -142,7 +142,7 @@ def test_statistics_of_observations_that_begin_from_nothing_are_learned_as_it_ac
 
 @pytest.mark.parametrize("name", ["ppo", "reinflow", "fpo"])
 def test_a_minibatch_of_one_decision_is_learned_from(name: str) -> None:
-    rows = improve(name, METHODS[name][1](), batch=1, epochs=1, iters=1)
+    rows = improve(name, METHODS[name][1](), batch_size=1, epochs=1, iterations=1)
     assert np.isfinite(rows[0]["loss"])
     assert torch.equal(standard(torch.tensor([3.0])), torch.tensor([3.0]))
 
@@ -180,11 +180,11 @@ def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", METHODS)
 def test_a_chunk_is_discounted_as_decisions_are(name: str) -> None:
     env = Collector(Ends, 8, 1)
-    improve(name, METHODS[name][1](), env, gamma=0.5, iters=1)
+    improve(name, METHODS[name][1](), env, gamma=0.5, iterations=1)
     ep = env.collect(lambda obs, rng: (torch.ones(8, 4, 1), None), 2, Rng(0))
     assert torch.equal(ep.reward, torch.full((2, 8), 1.5)), "1 + 0.5"
     with pytest.raises(InvalidInputError, match=r"0\.9 a tick inside a chunk and the method by 0\.5"):
-        improve(name, METHODS[name][1](), Collector(Ends, 8, 1, gamma=0.9), gamma=0.5, iters=1)
+        improve(name, METHODS[name][1](), Collector(Ends, 8, 1, gamma=0.9), gamma=0.5, iterations=1)
 
 
 # GoRL's switch
@@ -228,7 +228,17 @@ def test_a_switch_waits_for_episodes_that_finish() -> None:
     made = Policy.of(
         process, net, (1, 1), process.steps(times), process.steps(times, ddim(0.0)), RunningNormCodec.fresh(1)
     )
-    a = gorl.Args(iters=2, stages=(1.0, 1.0), copies=8, steps=4, batch=16, rollout=7, updates=3, fit_batch=8, width=8)
+    a = gorl.Args(
+        iterations=2,
+        stage_fractions=(1.0, 1.0),
+        num_envs=8,
+        rollout_steps=4,
+        batch_size=16,
+        decoder_rollout_steps=7,
+        decoder_updates=3,
+        decoder_batch_size=8,
+        encoder_width=8,
+    )
     rows = list(gorl.improve(made, Collector(Long, 8, 1), a, Rng(0)))
     (row,) = [r for r in rows if "switched" in r]
     assert abs(row["before"]) < 20 and abs(row["after"]) < 20
@@ -307,7 +317,17 @@ def test_a_value_looks_beyond_a_time_limit_and_not_beyond_an_end(name: str, ends
     """1 / (1 - γ) without an end, Σ γ^k over ten ticks with one."""
     recipe, make, a = METHODS[name]
     spy, made = Spy(), make(1)
-    a = replace(a, iters=20, copies=8, steps=20, batch=40, epochs=3, gamma=0.9, value_lr=5e-3, warmup=20)
+    a = replace(
+        a,
+        iterations=20,
+        num_envs=8,
+        rollout_steps=20,
+        batch_size=40,
+        epochs=3,
+        gamma=0.9,
+        value_lr=5e-3,
+        critic_warmup=20,
+    )
     list(recipe.improve(made, Collector(lambda: Even(ends), 8, 1), a, Rng(0), spy))
     seen = torch.tensor([[0.0 if ends else 0.5]])
     with torch.no_grad():

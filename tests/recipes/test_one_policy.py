@@ -24,7 +24,7 @@ from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl, ppo
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
 from denoiserl.tasks.user_inputs import opened
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 SEEN = torch.rand(16, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -81,8 +81,17 @@ def latents(made: Policy) -> Policy:
     return made.with_controller(LatentController(GaussianHead(net, 1, 1.0)))
 
 
-GORL = gorl.Args(iters=4, copies=4, steps=4, batch=16, epochs=1, rollout=4, updates=5, begin="actions")
-DPPO = dppo.Args(iters=1, copies=4, steps=4, batch=16, epochs=1)
+GORL = gorl.Args(
+    iterations=4,
+    num_envs=4,
+    rollout_steps=4,
+    batch_size=16,
+    epochs=1,
+    decoder_rollout_steps=4,
+    decoder_updates=5,
+    first_stage="actions",
+)
+DPPO = dppo.Args(iterations=1, num_envs=4, rollout_steps=4, batch_size=16, epochs=1)
 
 
 def test_all_stages_execute_what_the_policy_carries() -> None:
@@ -110,7 +119,7 @@ def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_t
     made = _kinds.squashed((3, 1), 2, 16, 1, TanhCodec.box([-1.0], [1.0]), 0)
     carry(made, 1)
     env = Counts(Near, 1, 1)
-    for _ in sac.improve(made, env, sac.Args(iters=1, steps=4), Rng(0)):
+    for _ in sac.improve(made, env, sac.Args(iterations=1, rollout_steps=4), Rng(0)):
         pass
     assert env.asked == [3] and eval_actor(made)(SEEN, Rng(0)).shape[1] == 3
 
@@ -121,8 +130,10 @@ def test_a_mean_flow_learns_all_of_its_steps_and_is_left_whole() -> None:
     made = Policy.of(
         process, MeanVelocityDenoiser(net), (2, 1), process.steps(time_grid(3), 0.2), process.steps(time_grid(3))
     )
-    with pytest.raises(InvalidInputError, match=r"a mean flow learns all of its steps.*leave tuned=1 out"):
-        next(dppo.improve(made, Collector(Near, 4, 1), dppo.Args(tuned=1), Rng(0)))
+    with pytest.raises(
+        InvalidInputError, match=r"a mean flow learns all of its steps.*leave finetune_denoising_steps=1 out"
+    ):
+        next(dppo.improve(made, Collector(Near, 4, 1), dppo.Args(finetune_denoising_steps=1), Rng(0)))
     assert isinstance(made.denoiser, MeanVelocityDenoiser)
 
 
@@ -145,7 +156,7 @@ def test_a_doctor_plays_what_the_policy_carries() -> None:
 
 def test_cloning_does_not_leave_a_start_out_silently() -> None:
     with pytest.raises(RunError, match="clones into new weights, and start=runs/mine"):
-        _robot.blank(_robot.Args(env="pusht", start="runs/mine"), 0, Keep())
+        _robot.blank(_robot.Args(env="pusht", start="runs/mine"), 0, Run())
 
 
 def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> None:
@@ -158,8 +169,8 @@ def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> Non
         return Policy.of(process, head, (2, 1), process.steps(time_grid(1)), None, codec)
 
     def go(policy: Policy, iters: int, folder: Path) -> None:
-        a = ppo.Args(iters=iters, copies=4, steps=4, batch=16, epochs=1, warmup=0)
-        for _ in ppo.improve(policy, Collector(Near, 4, 1), a, Rng(5), Keep(folder, restart=1)):
+        a = ppo.Args(iterations=iters, num_envs=4, rollout_steps=4, batch_size=16, epochs=1, critic_warmup=0)
+        for _ in ppo.improve(policy, Collector(Near, 4, 1), a, Rng(5), Run(folder, restart=1)):
             pass
 
     one, whole = made(), made()

@@ -16,18 +16,18 @@ from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import MeanFlow, MeanVelocityDenoiser
 from denoiserl.recipes.offline_rl import fql, ofql
 from denoiserl.tasks import offline as _logged
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
-BASE = _logged.Args(data="ring", episodes=1000, width=32)
-SMALL: dict[str, Any] = {"iters": 2, "updates": 4, "batch": 32, "width": 16}
+BASE = _logged.Args(data="ring", num_episodes=1000, policy_width=32)
+SMALL: dict[str, Any] = {"iterations": 2, "updates_per_iteration": 4, "batch_size": 32, "critic_width": 16}
 BOTH = pytest.mark.parametrize("recipe", [ofql, fql])
 
 
 def start(recipe: Any, kind: str | None = None) -> Policy:
-    return _logged.start(BASE, kind or recipe.START, 0, Keep())
+    return _logged.start(BASE, kind or recipe.START, 0, Run())
 
 
-def improve(recipe: Any, made: Policy, keep: Keep | None = None, **settings: Any) -> list[dict]:
+def improve(recipe: Any, made: Policy, keep: Run | None = None, **settings: Any) -> list[dict]:
     a = recipe.Args(**{**SMALL, **settings})
     torch.manual_seed(0)  # the critics' start
     return list(recipe.improve(made, _logged.record(BASE, 0), a, Rng(1), keep))
@@ -39,11 +39,23 @@ def shares(made: Policy, n: int = 2000) -> torch.Tensor:
     return torch.bincount(torch.where(place < 0, 8, place), minlength=9) / n
 
 
-@pytest.mark.parametrize(("recipe", "settings"), [(ofql, {"eta": 3.0, "candidates": 1}), (fql, {"alpha": 0.1})])
+@pytest.mark.parametrize(
+    ("recipe", "settings"), [(ofql, {"q_weight": 3.0, "num_candidates": 1}), (fql, {"bc_weight": 0.1})]
+)
 def test_where_the_critic_decides_the_highest_place_is_chosen(recipe: Any, settings: dict) -> None:
     """Eight places, one of them twice as good: of the behaviour an eighth is there, of what was learned nearly all."""
     made = start(recipe)
-    improve(recipe, made, iters=6, updates=40, batch=64, width=32, lr=5e-3, tau=0.05, **settings)
+    improve(
+        recipe,
+        made,
+        iterations=6,
+        updates_per_iteration=40,
+        batch_size=64,
+        critic_width=32,
+        lr=5e-3,
+        tau=0.05,
+        **settings,
+    )
     assert float(shares(made)[0]) > 0.9
 
 
@@ -70,15 +82,15 @@ def test_a_policy_is_saved_with_what_chooses_for_it(recipe: Any, tmp_path) -> No
 @BOTH
 def test_runs_are_the_same_twice_and_resumed_ones_end_where_whole_ones_do(recipe: Any, tmp_path) -> None:
     whole, again, halves, resumed = (start(recipe) for _ in range(4))
-    assert improve(recipe, whole, Keep(tmp_path / "whole", every=1)) == improve(recipe, again)
+    assert improve(recipe, whole, Run(tmp_path / "whole", every=1)) == improve(recipe, again)
     torch.manual_seed(0)
     a = recipe.Args(**SMALL)
-    rows = recipe.improve(halves, _logged.record(BASE, 0), a, Rng(1), Keep(tmp_path / "half", every=1))
+    rows = recipe.improve(halves, _logged.record(BASE, 0), a, Rng(1), Run(tmp_path / "half", every=1))
     next(rows)
     next(rows)  # the first iteration is saved when the second one begins
     del rows
     torch.manual_seed(1)  # a resumed run starts from other critics, and takes those of the folder
-    list(recipe.improve(resumed, _logged.record(BASE, 0), a, Rng(1), Keep(tmp_path / "half", every=1)))
+    list(recipe.improve(resumed, _logged.record(BASE, 0), a, Rng(1), Run(tmp_path / "half", every=1)))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -100,7 +112,14 @@ def test_actions_on_the_edge_of_the_box_are_imitated_beyond_it_and_served_inside
     made, data = start(ofql), _logged.record(BASE, 0)
     corner = torch.ones_like(data.demos.actions)
     edge = replace(data, demos=replace(data.demos, actions=corner))
-    list(ofql.improve(made, edge, ofql.Args(**{**SMALL, "iters": 1, "updates": 60, "eta": 0.0, "lr": 1e-2}), Rng(1)))
+    list(
+        ofql.improve(
+            made,
+            edge,
+            ofql.Args(**{**SMALL, "iterations": 1, "updates_per_iteration": 60, "q_weight": 0.0, "lr": 1e-2}),
+            Rng(1),
+        )
+    )
     plain = made.with_controller(None)
     raw = plain.sample_chain(torch.zeros(200, 1), Rng(0), use_eval_steps=True).sample
     assert float(raw.mean()) > 0.8 and 0.05 < float((raw > 1).float().mean()) < 0.95
@@ -117,7 +136,7 @@ def test_policies_of_another_kind_are_refused_with_the_way_out() -> None:
     with pytest.raises(InvalidInputError, match="one step"):
         improve(ofql, two)
     with pytest.raises(InvalidInputError, match="batch"):
-        improve(ofql, made, batch=5000)
+        improve(ofql, made, batch_size=5000)
 
 
 def test_one_step_of_a_mean_flow_reaches_the_ring_where_flow_matching_does_not() -> None:

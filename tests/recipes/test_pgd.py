@@ -22,7 +22,7 @@ from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.edm_training import Churn, heun
 from denoiserl.recipes.offline_rl import pgd
 from denoiserl.tasks import offline as _logged
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 CENTRE, VARIANCE, STEPS = 0.4, 0.09, 64
 STILL = Churn(0.0)
@@ -109,7 +109,7 @@ def recording(episodes: int = 40, ticks: int = 12) -> EpisodeDataset:
 
 
 def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
-    return _logged.policy(_logged.Args(width=16), data, kind, 0)
+    return _logged.policy(_logged.Args(policy_width=16), data, kind, 0)
 
 
 class Aim(Denoiser):
@@ -125,7 +125,7 @@ def test_guided_windows_are_likelier_under_the_policy_and_keep_the_dynamics() ->
     own = start(data)
     model = Model(4, 1, 200, 64, 5e-3, (16,), 12, 5.0)
     torch.manual_seed(0)
-    running = train_window_generator(pgd.windowed(own, data, model), model, Rng(0), Keep())
+    running = train_window_generator(pgd.windowed(own, data, model), model, Rng(0), Run())
     while True:
         try:
             next(running)
@@ -162,8 +162,17 @@ def test_the_score_of_an_action_does_not_explode_on_the_edge_of_the_box() -> Non
         assert bool(moved.isfinite().all()) and float(moved.abs().max()) < 3.0
 
 
-TINY = Model(length=4, stride=1, updates=3, batch=8, channels=(8, 8), steps=3)
-ARGS = pgd.Args(iters=4, updates=2, batch=16, width=16, windows=12, period=2, share=0.75, model=TINY)
+TINY = Model(length=4, stride=1, num_updates=3, batch_size=8, channels=(8, 8), sampling_steps=3)
+ARGS = pgd.Args(
+    iterations=4,
+    updates_per_iteration=2,
+    batch_size=16,
+    critic_width=16,
+    num_windows=12,
+    refill_every=2,
+    synthetic_fraction=0.75,
+    model=TINY,
+)
 
 
 @pytest.mark.parametrize("learner", ["td3_bc", "iql"])
@@ -173,7 +182,7 @@ def test_pgd_is_the_same_run_after_a_kill(tmp_path, learner) -> None:
     def run(folder: str, stop: int = 99) -> tuple[Policy, list[dict]]:
         made, rows = start(data, pgd.start(a)), []
         torch.manual_seed(3)
-        for row in pgd.improve(made, data, a, Rng(2), Keep(tmp_path / folder, every=1)):
+        for row in pgd.improve(made, data, a, Rng(2), Run(tmp_path / folder, every=1)):
             rows.append(row)
             if sum("made" in r for r in rows) == stop:
                 break
@@ -191,8 +200,8 @@ def test_what_pgd_cannot_use_is_refused() -> None:
     data = recording(5)
     with pytest.raises(RunError, match="Did you mean 'iql'"):
         next(pgd.improve(start(data), data, replace(ARGS, learner="iqk"), Rng(0)))  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="a chunk and n of 1"):
-        next(pgd.improve(start(data), data, replace(ARGS, n=3), Rng(0)))
+    with pytest.raises(InvalidInputError, match="an action_horizon and an n_step of 1"):
+        next(pgd.improve(start(data), data, replace(ARGS, n_step=3), Rng(0)))
     with pytest.raises(InvalidInputError, match="shorter windows"):
         next(pgd.improve(start(data), data, replace(ARGS, model=replace(TINY, length=32)), Rng(0)))
     with pytest.raises(InvalidInputError, match="do not tell all of them"):

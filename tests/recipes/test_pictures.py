@@ -22,7 +22,7 @@ from denoiserl.recipes.test_time import taco
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
 from denoiserl.tasks.user_inputs import bounds
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 SIZE = 16
 
@@ -83,13 +83,13 @@ def demos(n: int, wrong: float) -> Demonstrations:
     )
 
 
-BASE = _robot.Args(chunk=1, denoise=3, width=32, updates=300, batch=64)
+BASE = _robot.Args(action_horizon=1, sampling_steps=3, policy_width=32, pretrain_updates=300, pretrain_batch_size=64)
 
 
 def cloned(kind: Any, updates: int = 300) -> Policy:
     told = demos(256, 0.3)
     made = kind(BASE, told, 0)
-    for _ in _robot.imitate(made, BASE, 0, updates, 1e-3, Keep(), demos=told):
+    for _ in _robot.imitate(made, BASE, 0, updates, 1e-3, Run(), demos=told):
         pass
     return made
 
@@ -105,7 +105,9 @@ def test_a_clone_learns_what_only_the_picture_tells_and_reward_corrects_the_demo
     policy = cloned(_kinds.diffusion)
     before = success(policy)
     assert 0.55 < before < 0.85, "the clone errs about as often as the demonstrator"
-    a = dppo.Args(iters=8, copies=64, steps=4, batch=192, lr=1e-3, clip=0.05, clip_base=0.05)
+    a = dppo.Args(
+        iterations=8, num_envs=64, rollout_steps=4, batch_size=192, lr=1e-3, clip_range=0.05, clip_range_noisiest=0.05
+    )
     list(dppo.improve(policy, Collector(Spot(64), seed=1), a, Rng(1)))
     assert success(policy) > 0.93
 
@@ -119,8 +121,8 @@ def test_every_method_that_acts_improves_a_policy_that_looks(method: Any, kind: 
     """Two iterations; the ratio is checked to be 1 before the first step inside."""
     policy = cloned(kind, 20)
     old = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
-    more = {k: v for k, v in {"warmup": 0, "bc": 0.1}.items() if hasattr(method.Args, k)}
-    a = method.Args(iters=2, copies=16, steps=2, batch=16, **more)
+    more = {k: v for k, v in {"critic_warmup": 0, "bc_weight": 0.1}.items() if hasattr(method.Args, k)}
+    a = method.Args(iterations=2, num_envs=16, rollout_steps=2, batch_size=16, **more)
     rows = list(method.improve(policy, Collector(Spot(16), seed=1), a, Rng(1)))
     assert len(rows) == 2
     new = policy.denoiser.state_dict()
@@ -187,14 +189,23 @@ def test_cloning_pictures_takes_image_and_state():
 @pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a spot is left or right
 def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
     policy = cloned(_kinds.diffusion, 20)
-    a = dppo.Args(iters=1, copies=16, steps=2, batch=16, tuned=1)
+    a = dppo.Args(iterations=1, num_envs=16, rollout_steps=2, batch_size=16, finetune_denoising_steps=1)
     list(dppo.improve(policy, Collector(Spot(16), seed=1), a, Rng(1)))
     seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
     assert torch.equal(Policy.load(policy.save(tmp_path / "p")).generate(seen, Rng(1)), policy.generate(seen, Rng(1)))
-    counts = taco.Args(updates=2, n=2, search=2, width=8, features="plan")
+    counts = taco.Args(num_updates=2, num_candidates=2, num_noise_candidates=2, counter_width=8, features="plan")
     list(taco.improve(policy, demos(16, 0.3), counts, Rng(0)))
     assert policy.generate(seen, Rng(1)).shape == (3, 1, 1)
-    flies = beyond_human.Args(iters=1, copies=16, steps=2, warmup=0, episodes=4, most=32, updates=2, student_batch=8)
+    flies = beyond_human.Args(
+        iterations=1,
+        num_envs=16,
+        rollout_steps=2,
+        critic_warmup=0,
+        num_student_episodes=4,
+        max_recorded_episodes=32,
+        student_updates=2,
+        student_batch_size=8,
+    )
     (*_, row) = beyond_human.improve(cloned(_kinds.diffusion, 20), Collector(Spot(16), seed=1), flies, Rng(1))
     assert row["data episodes"] > 0 and "covered" not in row
     flat = torch.zeros(3, 1)

@@ -16,7 +16,7 @@ from denoiserl.nn import MLP
 from denoiserl.processes import Relay, cosine, ddim, with_min_std
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.recipes.policy_gradient import dppo
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -48,15 +48,15 @@ def policy(denoise: int = 4, chunk: int = 2, floor: float = 0.2) -> Policy:
     return Policy.of(process, GaussianDenoiser(net, cosine, "v"), (chunk, 1), process.steps(time_grid(denoise)))
 
 
-ARGS = dppo.Args(iters=2, steps=6, batch=256, lr=1e-3, clip=0.05)
+ARGS = dppo.Args(iterations=2, rollout_steps=6, batch_size=256, lr=1e-3, clip_range=0.05)
 
 
-def improve(made: Policy, a: dppo.Args, copies: int = 16, keep: Keep | None = None) -> list[dict]:
+def improve(made: Policy, a: dppo.Args, copies: int = 16, keep: Run | None = None) -> list[dict]:
     return list(dppo.improve(made, Collector(Reach, copies, 1), a, Rng(5), keep))
 
 
 def test_dppo_learns_to_reach() -> None:
-    rows = improve(policy(), dataclasses.replace(ARGS, iters=15, steps=12, epochs=5, lr=2e-3), copies=24)
+    rows = improve(policy(), dataclasses.replace(ARGS, iterations=15, rollout_steps=12, epochs=5, lr=2e-3), copies=24)
     first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:3], rows[-3:]))
     assert last > first + 0.8, f"the return went from {first:.2f} to {last:.2f}; a perfect policy has about -0.6"
 
@@ -65,14 +65,14 @@ def test_dppo_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
     once, again = improve(policy(), ARGS), improve(policy(), ARGS)
     assert once == again
     whole = policy()
-    improve(whole, ARGS, keep=Keep(tmp_path / "whole", every=1, restart=1))
+    improve(whole, ARGS, keep=Run(tmp_path / "whole", every=1, restart=1))
     halves = policy()
-    rows = dppo.improve(halves, Collector(Reach, 16, 1), ARGS, Rng(5), Keep(tmp_path / "half", every=1, restart=1))
+    rows = dppo.improve(halves, Collector(Reach, 16, 1), ARGS, Rng(5), Run(tmp_path / "half", every=1, restart=1))
     next(rows)
     next(rows)  # the first iteration is saved when the second one begins
     del rows
     resumed = policy()
-    improve(resumed, ARGS, keep=Keep(tmp_path / "half", every=1, restart=1))
+    improve(resumed, ARGS, keep=Run(tmp_path / "half", every=1, restart=1))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -80,7 +80,7 @@ def test_dppo_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) 
 def test_a_frozen_prefix_stays_frozen_and_the_tuned_suffix_moves() -> None:
     made = policy(denoise=4)
     before = [p.clone() for p in made.parameters()]
-    improve(made, dataclasses.replace(ARGS, tuned=2))
+    improve(made, dataclasses.replace(ARGS, finetune_denoising_steps=2))
     assert isinstance(made.denoiser, Relay)
     frozen = list(made.denoiser.first.parameters())
     assert all(torch.equal(p, q) for p, q in zip(before, frozen, strict=True))
@@ -118,7 +118,16 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
     torch.manual_seed(0)
     process = OneStep(std=0.3)
     made = Policy.of(process, Head(), (1, 1), process.steps(time_grid(1)))
-    a = dataclasses.replace(ARGS, iters=1, steps=8, epochs=1, batch=10_000, clip=0.2, clip_base=0.2, decay=1.0)
+    a = dataclasses.replace(
+        ARGS,
+        iterations=1,
+        rollout_steps=8,
+        epochs=1,
+        batch_size=10_000,
+        clip_range=0.2,
+        clip_range_noisiest=0.2,
+        denoising_discount=1.0,
+    )
     twin, opt = Head(), None
     twin.load_state_dict(made.denoiser.state_dict())
     seen = {}
@@ -153,7 +162,7 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="tuned is between 1 and the 4"):
+    with pytest.raises(InvalidInputError, match="finetune_denoising_steps is between 1 and the 4"):
         dppo.training_actor(policy(), 5, 2)
     with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 2"):
         dppo.training_actor(policy(), 4, 3)

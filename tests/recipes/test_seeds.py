@@ -22,17 +22,17 @@ from denoiserl.recipes.zero_shot import breeze, fb
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks import policies as _kinds
 from denoiserl.tasks import zero_shot as _zero
-from denoiserl.train import Keep
+from denoiserl.train import Run
 from tests.recipes import test_dsrl, test_off_policy, test_pgd
 
 pytest.importorskip("gymnasium")
-ACTS = {"copies": 2, "steps": 4}
-OFF = {**ACTS, "batch": 4, "begin": 4, "utd": 0.5, "width": 8}
-LOGGED = {"updates": 2, "batch": 8, "width": 8}
-FORWARD: dict[str, Any] = {"updates": 2, "batch": 8, "width": 16}
-CHUNKS = _logged.Args(width=8, chunk=2, denoise=2)
-BASE = _logged.Args(data="ring", episodes=60, width=8, denoise=2)
-SEEN = _zero.Args(episodes=3, length=20, size=4, width=8, denoise=2)
+ACTS = {"num_envs": 2, "rollout_steps": 4}
+OFF = {**ACTS, "batch_size": 4, "learning_starts": 4, "utd": 0.5, "critic_width": 8}
+LOGGED = {"updates_per_iteration": 2, "batch_size": 8, "critic_width": 8}
+FORWARD: dict[str, Any] = {"num_updates": 2, "batch_size": 8, "representation_width": 16}
+CHUNKS = _logged.Args(policy_width=8, action_horizon=2, sampling_steps=2)
+BASE = _logged.Args(data="ring", num_episodes=60, policy_width=8, sampling_steps=2)
+SEEN = _zero.Args(num_episodes=3, episode_steps=20, task_dim=4, policy_width=8, sampling_steps=2)
 
 
 def acting(kind: str) -> tuple[Policy, Collector]:
@@ -45,30 +45,42 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
     """A policy, its signal and settings of two iterations at most."""
     if recipe in (dppo, ppo, fpo, reinflow, gorl):
         kind = {dppo: "diffusion", ppo: "gaussian"}.get(recipe, "flow")
-        more = {"stages": (1, 1), "rollout": 4, "updates": 2} if recipe is gorl else {"epochs": 1}
-        return *acting(kind), recipe.Args(iters=2, batch=8, **ACTS, **more)
+        more = (
+            {"stage_fractions": (1, 1), "decoder_rollout_steps": 4, "decoder_updates": 2}
+            if recipe is gorl
+            else {"epochs": 1}
+        )
+        return *acting(kind), recipe.Args(iterations=2, batch_size=8, **ACTS, **more)
     if recipe in (sac, td3, synther_sac):
-        model = Model(updates=2, batch=4, width=8, depth=1, steps=4, churn=0.0)
-        more = {"every": 8, "rows": 8, "model": model} if recipe is synther_sac else {}
+        model = Model(num_updates=2, batch_size=4, width=8, depth=1, sampling_steps=4, churn=0.0)
+        more = {"refill_every": 8, "num_synthetic": 8, "model": model} if recipe is synther_sac else {}
         made = test_off_policy.policy(test_off_policy.Bandit)
-        return made, Collector(test_off_policy.Bandit, 2, 1), recipe.Args(iters=2, **{**OFF, **more})
+        return made, Collector(test_off_policy.Bandit, 2, 1), recipe.Args(iterations=2, **{**OFF, **more})
     if recipe is dsrl:
         torch.manual_seed(0)
         made = steer(black_box(test_dsrl.wiggle, 1, 1), 1, 8)
-        return made, Collector(test_dsrl.Bandit, 2, 1), dsrl.Args(iters=2, **OFF)
+        return made, Collector(test_dsrl.Bandit, 2, 1), dsrl.Args(iterations=2, **OFF)
     if recipe in (fb, breeze):
-        made = getattr(_zero, "squashed" if recipe is fb else "untrained")(SEEN, 0, Keep())
+        made = getattr(_zero, "squashed" if recipe is fb else "untrained")(SEEN, 0, Run())
         return made, _zero.record(SEEN, 0), recipe.Args(**FORWARD)
     if recipe is pgd:
         data = test_pgd.recording(6)
-        return test_pgd.start(data), data, pgd.Args(iters=1, windows=4, model=test_pgd.TINY, **LOGGED)
+        return test_pgd.start(data), data, pgd.Args(iterations=1, num_windows=4, model=test_pgd.TINY, **LOGGED)
     if recipe is taco:
         made, _ = acting("diffusion")
         data = test_pgd.recording(6).demos
-        return _kinds.diffusion(CHUNKS, data, 0), data, taco.Args(updates=2, coins=4, width=8, batch=8)
+        return (
+            _kinds.diffusion(CHUNKS, data, 0),
+            data,
+            taco.Args(num_updates=2, num_coin_flips=4, counter_width=8, batch_size=8),
+        )
     data = _logged.record(BASE, 0)
-    more = {"rows": 40, "model": Model(updates=2, batch=8, width=8, depth=1, steps=4)} if recipe is synther else {}
-    return _logged.start(BASE, recipe.START, 0, Keep()), data, recipe.Args(iters=1, **LOGGED, **more)
+    more = (
+        {"num_synthetic": 40, "model": Model(num_updates=2, batch_size=8, width=8, depth=1, sampling_steps=4)}
+        if recipe is synther
+        else {}
+    )
+    return _logged.start(BASE, recipe.START, 0, Run()), data, recipe.Args(iterations=1, **LOGGED, **more)
 
 
 RECIPES = [dppo, ppo, fpo, reinflow, gorl, sac, td3, dsrl, dql, ofql, fql, iql, td3_bc, synther, synther_sac, pgd]

@@ -17,12 +17,12 @@ from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac, synther_sac
 from denoiserl.recipes.offline_rl import synther, td3_bc
 from denoiserl.tasks import offline as _logged
-from denoiserl.train import Keep
+from denoiserl.train import Run
 from tests.recipes.test_off_policy import SMALL, Bandit
 from tests.recipes.test_off_policy import policy as boxed_policy
 
-TINY = Model(updates=5, batch=16, width=16, depth=2, steps=4)
-BASE = _logged.Args(width=32)
+TINY = Model(num_updates=5, batch_size=16, width=16, depth=2, sampling_steps=4)
+BASE = _logged.Args(policy_width=32)
 
 
 def bandit(n: int = 400) -> EpisodeDataset:
@@ -46,14 +46,31 @@ def same(first: Policy, second: Policy) -> bool:
     return all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
 
 
-OFFLINE = synther.Args(iters=2, updates=3, batch=32, width=16, lr=3e-3, rows=300, model=replace(TINY, updates=6))
+OFFLINE = synther.Args(
+    iterations=2,
+    updates_per_iteration=3,
+    batch_size=32,
+    critic_width=16,
+    lr=3e-3,
+    num_synthetic=300,
+    model=replace(TINY, num_updates=6),
+)
 
 
 def test_synther_learns_from_made_rows_what_is_best() -> None:
     data = bandit()
     made = start(data)
-    model = Model(updates=500, batch=64, lr=3e-3, width=48, depth=3, steps=16, churn=10.0)
-    a = replace(OFFLINE, iters=6, updates=50, batch=128, width=32, rows=1500, model=model, alpha=20.0)
+    model = Model(num_updates=500, batch_size=64, lr=3e-3, width=48, depth=3, sampling_steps=16, churn=10.0)
+    a = replace(
+        OFFLINE,
+        iterations=6,
+        updates_per_iteration=50,
+        batch_size=128,
+        critic_width=32,
+        num_synthetic=1500,
+        model=model,
+        q_weight=20.0,
+    )
     torch.manual_seed(1)
     list(synther.improve(made, data, a, Rng(2)))
     assert answers(made) == pytest.approx([-0.4, 0.0, 0.4], abs=0.15)
@@ -61,16 +78,16 @@ def test_synther_learns_from_made_rows_what_is_best() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_synther_is_the_same_run_twice_and_after_a_kill(tmp_path, share) -> None:
-    data, a = bandit(100), replace(OFFLINE, share=share)
+    data, a = bandit(100), replace(OFFLINE, synthetic_fraction=share)
 
     def run(folder: str) -> Policy:
         made = start(data)
-        list(synther.improve(made, data, a, Rng(2), Keep(tmp_path / folder, every=1)))
+        list(synther.improve(made, data, a, Rng(2), Run(tmp_path / folder, every=1)))
         return made
 
     whole = run("whole")
     made = start(data)
-    rows = synther.improve(made, data, a, Rng(2), Keep(tmp_path / "half", every=1))
+    rows = synther.improve(made, data, a, Rng(2), Run(tmp_path / "half", every=1))
     for row in rows:
         if "critic loss" in row:
             break  # stopped in the learner's first iteration
@@ -81,7 +98,7 @@ def test_synther_is_the_same_run_twice_and_after_a_kill(tmp_path, share) -> None
 def test_the_learner_is_td3_bc_itself() -> None:
     """Learning from copies without noise is TD3+BC on the recording with the same draws."""
     data = bandit(64)
-    a = replace(OFFLINE, by="noise", blur=0.0, rows=64)
+    a = replace(OFFLINE, generator="noise", noise_std=0.0, num_synthetic=64)
     torch.manual_seed(0)
     made = start(data)
     list(synther.improve(made, data, a, Rng(7)))
@@ -94,7 +111,15 @@ def test_the_learner_is_td3_bc_itself() -> None:
     assert answers(made) == pytest.approx(answers(other), abs=1e-4)
 
 
-ONLINE = synther_sac.Args(**{**SMALL, "begin": 32}, iters=3, utd=0.1, every=64, rows=100, entropy=-0.5, model=TINY)
+ONLINE = synther_sac.Args(
+    **{**SMALL, "learning_starts": 32},
+    iterations=3,
+    utd=0.1,
+    refill_every=64,
+    num_synthetic=100,
+    target_entropy=-0.5,
+    model=TINY,
+)
 
 
 def test_synther_online_refills_its_buffer_and_goes_on_after_a_kill(tmp_path) -> None:
@@ -103,7 +128,7 @@ def test_synther_online_refills_its_buffer_and_goes_on_after_a_kill(tmp_path) ->
         made, rows = boxed_policy(Bandit), []
         torch.manual_seed(1)
         for row in synther_sac.improve(
-            made, Collector(Bandit, 8, 1), ONLINE, Rng(3), Keep(tmp_path / folder, every=1, restart=1)
+            made, Collector(Bandit, 8, 1), ONLINE, Rng(3), Run(tmp_path / folder, every=1, restart=1)
         ):
             rows.append(row)
             if len(rows) == stop:
@@ -119,7 +144,7 @@ def test_synther_online_refills_its_buffer_and_goes_on_after_a_kill(tmp_path) ->
 
 def test_without_a_share_synther_online_is_sac() -> None:
     made, other = boxed_policy(Bandit), boxed_policy(Bandit)
-    a = replace(ONLINE, share=0.0)
+    a = replace(ONLINE, synthetic_fraction=0.0)
     torch.manual_seed(0)
     first = list(synther_sac.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     torch.manual_seed(0)
@@ -129,8 +154,10 @@ def test_without_a_share_synther_online_is_sac() -> None:
 def test_what_synther_cannot_use_is_refused() -> None:
     data = bandit(50)
     with pytest.raises(RunError, match="Did you mean 'noise'"):
-        next(synther.improve(start(data), data, replace(OFFLINE, by="nose"), Rng(0)))  # type: ignore[arg-type]
+        next(synther.improve(start(data), data, replace(OFFLINE, generator="nose"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="single transitions"):
-        next(synther.improve(start(data), data, replace(OFFLINE, n=2), Rng(0)))
+        next(synther.improve(start(data), data, replace(OFFLINE, n_step=2), Rng(0)))
     with pytest.raises(RunError, match="fewer than its batch"):
-        next(synther_sac.improve(boxed_policy(Bandit), Collector(Bandit, 8, 1), replace(ONLINE, every=8), Rng(0)))
+        next(
+            synther_sac.improve(boxed_policy(Bandit), Collector(Bandit, 8, 1), replace(ONLINE, refill_every=8), Rng(0))
+        )

@@ -17,9 +17,11 @@ V, LENGTH, BEYOND = 4, 3, 6
 """tokens, positions, and an id of prompts that is no token"""
 UNEQUAL = torch.tensor([[1, V, V], [2, 3, V]])
 SIZES: dict[Any, Any] = {
-    ddpo: ddpo.Args(iters=12, samples=32, batch=64, window=32, least=2, lr=0.3, clip=0.2),
-    flow_grpo: flow_grpo.Args(iters=12, prompts=4, group=8, batch=32, window=0, beta=0.01, lr=0.3, clip=0.2),
-    rwr: rwr.Args(iters=24, prompts=4, group=8, batch=32, lr=0.1, beta=2.0),
+    ddpo: ddpo.Args(iterations=12, num_samples=32, batch_size=64, stat_window=32, min_count=2, lr=0.3, clip_range=0.2),
+    flow_grpo: flow_grpo.Args(
+        iterations=12, num_prompts=4, group_size=8, batch_size=32, sde_window=0, kl_coef=0.01, lr=0.3, clip_range=0.2
+    ),
+    rwr: rwr.Args(iterations=24, num_prompts=4, group_size=8, batch_size=32, lr=0.1, inverse_temperature=2.0),
 }
 every = pytest.mark.parametrize("recipe", SIZES, ids=["ddpo", "flow_grpo", "rwr"])
 
@@ -92,6 +94,6 @@ def test_imitation_takes_tokens_that_top_k_rules_out_and_the_likelihood_does_not
 @pytest.mark.parametrize("decoder", [{"top_k": 2}, {"top_p": 0.5}])
 def test_a_decoder_that_rules_tokens_out_has_no_kl(decoder: dict[str, Any]) -> None:
     """Two that rule out different tokens are infinitely far apart."""
-    with pytest.raises(InvalidInputError, match="beta=0"):
+    with pytest.raises(InvalidInputError, match="kl_coef=0"):
         improve(flow_grpo, writer(**decoder), UNEQUAL)
-    assert improve(flow_grpo, writer(**decoder), UNEQUAL, beta=0.0, iters=2)
+    assert improve(flow_grpo, writer(**decoder), UNEQUAL, kl_coef=0.0, iterations=2)

@@ -9,13 +9,15 @@ import torch
 
 from benchmarks import loop
 
-ARGS = replace(loop.PUBLISHED, iters=2, copies=8, steps=12, batch=100, epochs=2, lr=1e-3, clip=0.05)
+ARGS = replace(
+    loop.PUBLISHED, iterations=2, num_envs=8, rollout_steps=12, batch_size=100, epochs=2, lr=1e-3, clip_range=0.05
+)
 
 
 @pytest.mark.parametrize(("tuned", "cut"), [(3, 1024), (3, 40), (5, None)])
 def test_floor_and_recipe_learn_the_same_weights(tuned: int, cut: int | None) -> None:
     """Episodes of ten ticks end inside a chunk, so cut chunks and bootstrapping at time limits are compared too."""
-    a, made, rows = replace(ARGS, tuned=tuned), [], []
+    a, made, rows = replace(ARGS, finetune_denoising_steps=tuned), [], []
     for play in (loop.recipe, lambda p, a, seed, ticks: loop.floor(p, a, seed, ticks, cut)):
         policy = loop.policy(32, 5, "gelu", seed=1)
         rows.append(list(play(policy, a, 1, 10)))

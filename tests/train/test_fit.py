@@ -13,7 +13,7 @@ from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.train.fit import fit, stratified, training_losses
-from denoiserl.train.run_state import Keep
+from denoiserl.train.run_state import Run
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def test_a_fit_in_pieces_is_the_fit_in_one(tmp_path):
     def whole(keep, stop=None):
         torch.manual_seed(0)
         net = Affine()
-        rows = list(islice(fit(Straight(), net, x0, label, 40, Rng(1), log=1, keep=keep), stop))
+        rows = list(islice(fit(Straight(), net, x0, label, 40, Rng(1), log=1, run=keep), stop))
         return net, rows
 
-    once, rows = whole(Keep())
-    _, first = whole(Keep(tmp_path, every=7), 20)
-    resumed, last = whole(Keep(tmp_path, every=7))
-    again, none = whole(Keep(tmp_path, every=7))
+    once, rows = whole(Run())
+    _, first = whole(Run(tmp_path, every=7), 20)
+    resumed, last = whole(Run(tmp_path, every=7))
+    again, none = whole(Run(tmp_path, every=7))
     assert first[:14] + last == rows and none == []
     for net in (resumed, again):
         assert torch.equal(net.a, once.a) and torch.equal(net.b, once.b)

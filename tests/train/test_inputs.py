@@ -20,7 +20,7 @@ from denoiserl.experiments.runner import rerun, run
 from denoiserl.nn import MLP
 from denoiserl.processes import linear
 from denoiserl.recipes.imitation import diffusion_policy
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 from denoiserl.train.inputs import digest, fingerprints
 
 RECIPE = """
@@ -38,8 +38,8 @@ class Base:
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
-    iters: int = 4
-    lr_last: float = 1.0
+    iterations: int = 4
+    final_lr_fraction: float = 1.0
     base: Base = Base()
 
 class Total:
@@ -49,13 +49,13 @@ class Total:
 
 def train(a, keep):
     rng, total = Rng(a.seed), Total()
-    for it in keep.stage("improve").loop(a.iters, rng=rng, total=total):
+    for it in keep.stage("improve").loop(a.iterations, rng=rng, total=total):
         total.value += float(rng.normal(1))
         yield {"total": total.value}
 """
 
 
-GROWS = "\ndef grows(args): return args['lr_last'] == 1.0\n"
+GROWS = "\ndef grows(args): return args['final_lr_fraction'] == 1.0\n"
 
 
 def recipe(tmp_path: Path, grows: str = ""):
@@ -63,8 +63,8 @@ def recipe(tmp_path: Path, grows: str = ""):
     return load_module(str(tmp_path / "toy.py"))
 
 
-def go(toy, folder: Path, iters: int = 4, lr_last: float = 1.0, **base):
-    args = toy.Args(iters=iters, lr_last=lr_last, base=toy.Base(**base))
+def go(toy, folder: Path, iterations: int = 4, final_lr_fraction: float = 1.0, **base):
+    args = toy.Args(iterations=iterations, final_lr_fraction=final_lr_fraction, base=toy.Base(**base))
     return run(toy, args, folder, progress=False, tensorboard=False)
 
 
@@ -208,12 +208,11 @@ def test_a_digest_is_of_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [demos(21), demos(20, 1e-3)])
 def test_a_loop_does_not_go_on_with_other_data(tmp_path: Path, more: Demonstrations) -> None:
-    class A:
-        updates, batch, lr, history, execute = 40, 8, 1e-3, 1, None
+    a = diffusion_policy.Args(num_updates=40, batch_size=8, lr=1e-3)
 
     def learn(data: Demonstrations, stop: int | None = None) -> int:
         rows = 0
-        for _ in diffusion_policy.improve(policy(0), data, A, Rng(0), Keep(tmp_path / "state", every=5)):
+        for _ in diffusion_policy.improve(policy(0), data, a, Rng(0), Run(tmp_path / "state", every=5)):
             rows += 1
             if rows == stop:
                 break
@@ -243,7 +242,7 @@ def test_a_loop_does_not_go_on_with_a_policy_that_reads_data_otherwise(tmp_path:
             return None
 
     def learn(by: float) -> list[int]:
-        return list(Keep(tmp_path, every=1).loop(3, policy=policy(0, Scale(by))))
+        return list(Run(tmp_path, every=1).loop(3, policy=policy(0, Scale(by))))
 
     assert learn(2.0) == [0, 1, 2] and learn(2.0) == []
     with pytest.raises(RunError, match="began with another codec of the policy"):
@@ -253,25 +252,25 @@ def test_a_loop_does_not_go_on_with_a_policy_that_reads_data_otherwise(tmp_path:
 def test_data_in_memory_only_is_not_read_for_a_fingerprint(monkeypatch) -> None:
     monkeypatch.setattr("denoiserl.train.run_state.digest", lambda given: pytest.fail("a digest was made"))
     list(fit(Diffusion(linear), GaussianDenoiser(MLP((2,), width=8), linear, "v"), torch.randn(8, 2), None, 2, Rng(0)))
-    list(Keep().loop(2, given=nn.Linear(2, 2)))
+    list(Run().loop(2, given=nn.Linear(2, 2)))
 
 
 def test_more_iterations_go_on_as_the_longer_run_would_have(tmp_path: Path) -> None:
     toy = recipe(tmp_path, GROWS)
     go(toy, tmp_path / "whole", 9)
-    for iters in (4, 5, 9):
-        go(toy, tmp_path / "grown", iters)
+    for iterations in (4, 5, 9):
+        go(toy, tmp_path / "grown", iterations)
     rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "grown")]
     assert rows[0] == rows[1]
     told = json.loads((tmp_path / "grown" / "run.json").read_text())
-    assert told["args"]["iters"] == 9 and [each["iters"] for each in told["resumed"]] == [[4, 5], [5, 9]]
-    with pytest.raises(RunError, match=r"args.iters: 9 there, 8 here"):
+    assert told["args"]["iterations"] == 9 and [each["iterations"] for each in told["resumed"]] == [[4, 5], [5, 9]]
+    with pytest.raises(RunError, match=r"args.iterations: 9 there, 8 here"):
         go(toy, tmp_path / "grown", 8)
 
 
-@pytest.mark.parametrize(("grows", "lr_last"), [("", 1.0), (GROWS, 0.0)])
-def test_more_iterations_are_refused_where_a_schedule_depends_on_them(tmp_path, grows, lr_last) -> None:
+@pytest.mark.parametrize(("grows", "final_lr_fraction"), [("", 1.0), (GROWS, 0.0)])
+def test_more_iterations_are_refused_where_a_schedule_depends_on_them(tmp_path, grows, final_lr_fraction) -> None:
     toy = recipe(tmp_path, grows)
-    go(toy, tmp_path / "run", 4, lr_last)
-    with pytest.raises(RunError, match=r"args.iters: 4 there, 5 here.*--start"):
-        go(toy, tmp_path / "run", 5, lr_last)
+    go(toy, tmp_path / "run", 4, final_lr_fraction)
+    with pytest.raises(RunError, match=r"args.iterations: 4 there, 5 here.*--start"):
+        go(toy, tmp_path / "run", 5, final_lr_fraction)

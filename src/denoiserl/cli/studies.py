@@ -45,7 +45,7 @@ class Compare:
     tune: int = 1
     """tuning runs an arm, on a seed of their own; 1 takes the settings as they are"""
     set: Annotated[tuple[str, ...], hint("(default: none)")] = ()
-    """settings of arms: dppo.lr=1e-4 ppo.copies=20"""
+    """settings of arms: dppo.lr=1e-4 ppo.num_envs=20"""
     curve: int = 5
     """held-out evaluations on the way"""
     level: float = 0.05

@@ -92,7 +92,7 @@ def _upsample(a: Upsample, how: Kind) -> None:
     from denoiserl.data.synthetic import FEW, Layout, Model, columns, train_generator
     from denoiserl.report.marginals import marginals_plot
     from denoiserl.stats import fingerprint
-    from denoiserl.train import Keep
+    from denoiserl.train import Run
     from denoiserl.train.progress import Progress
 
     train, held_out, recorded = _split(a)
@@ -108,7 +108,7 @@ def _upsample(a: Upsample, how: Kind) -> None:
     _same(work, asked | {"rows known": fingerprint(columns(train))})
     if len(train) < FEW:
         print(f"{len(train)} rows to learn from: below {FEW}, a model tends to remember them.", file=sys.stderr)
-    keep = Keep(work, a.device)
+    keep = Run(work, a.device)
     keep.watch = shown.tick
     torch.manual_seed(a.seed)
     running = train_generator(train, model, Rng(a.seed, a.device), keep.stage("learn"), kinds)

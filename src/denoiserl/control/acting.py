@@ -33,8 +33,8 @@ from denoiserl.processes.denoiser import Denoiser
 def training_actor(policy: Policy, num_finetuned: int, execute: int | None = None) -> Any:
     """Return what acts for a ``Collector`` and records the last ``num_finetuned`` denoising steps, those that learn.
 
-    ``tuned`` below the number of steps makes the policy a ``Relay`` first (see ``relay``). Observations are taken in by
-    a codec that keeps statistics of them.
+    ``num_finetuned`` below the number of steps makes the policy a ``Relay`` first (see ``relay``). Observations are
+    taken in by a codec that keeps statistics of them.
     """
     relay(policy, num_finetuned)
     total, execute = len(policy.train_steps), resolve_execute_horizon(policy, execute)
@@ -58,8 +58,9 @@ def training_actor(policy: Policy, num_finetuned: int, execute: int | None = Non
     return act
 
 
-def relay(policy: Policy, tuned: int | None) -> int:
-    """Freeze all but the last ``tuned`` steps of training, in place, and return how many learn (None: all that may).
+def relay(policy: Policy, num_finetuned: int | None) -> int:
+    """Freeze all but the last ``num_finetuned`` steps of training, in place, and return how many learn (None: all that
+    may).
 
     The frozen weights become part of the policy's denoiser, a ``Relay``: whatever draws, scores, serves, saves or loads
     the policy runs them at the times of the first steps. Raises InvalidInputError if steps are to learn that are
@@ -67,21 +68,24 @@ def relay(policy: Policy, tuned: int | None) -> int:
     """
     total, module = len(policy.train_steps), policy.weights.module
     own = int((policy.train_steps.times[:-1] <= module.until).sum()) if isinstance(module, Relay) else total
-    tuned = own if tuned is None else tuned
-    if not 1 <= tuned <= total:
-        raise InvalidInputError(f"tuned is between 1 and the {total} denoising steps of the policy, not {tuned}")
-    if tuned > own:
+    num_finetuned = own if num_finetuned is None else num_finetuned
+    if not 1 <= num_finetuned <= total:
         raise InvalidInputError(
-            f"the first {total - own} of the policy's {total} denoising steps are run by frozen weights: tuned is at "
-            f"most {own}, not {tuned}"
+            f"finetune_denoising_steps is between 1 and the {total} denoising steps of the policy, not {num_finetuned}"
         )
-    if tuned < own:
+    if num_finetuned > own:
+        raise InvalidInputError(
+            f"the first {total - own} of the policy's {total} denoising steps are run by frozen weights: "
+            f"finetune_denoising_steps is at most {own}, not {num_finetuned}"
+        )
+    if num_finetuned < own:
         if isinstance(policy.process, MeanFlow):
             raise InvalidInputError(
-                f"a mean flow learns all of its steps, each an average up to its own end: leave tuned={tuned} out"
+                "a mean flow learns all of its steps, each an average up to its own end: leave "
+                f"finetune_denoising_steps={num_finetuned} out"
             )
         first, times = policy.weights.snapshot("base"), policy.train_steps.times
-        until, last = float(times[total - tuned - 1] + times[total - tuned]) / 2, learner(policy)
+        until, last = float(times[total - num_finetuned - 1] + times[total - num_finetuned]) / 2, learner(policy)
         policy.weights.module = Relay(first, last, until)
         kept = policy.weights.sets
         for name in [k for k, v in kept.items() if k != "base" and not isinstance(v, AdapterOff)]:
@@ -89,7 +93,7 @@ def relay(policy: Policy, tuned: int | None) -> int:
             kept[name] = Relay(first, made.last if isinstance(made, Relay) else made, until)
         del kept["base"]
         policy.weights.snapshot("base")
-    return tuned
+    return num_finetuned
 
 
 def learner(policy: Policy) -> Denoiser:
@@ -104,7 +108,7 @@ def whole(policy: Policy, why: str) -> None:
     if isinstance(policy.denoiser, Relay):
         raise InvalidInputError(
             f"{why}, and the first denoising steps of this policy are run by frozen weights (it learned with "
-            "tuned=...): give a policy whose steps are all of one network"
+            "finetune_denoising_steps=...): give a policy whose steps are all of one network"
         )
 
 
@@ -126,7 +130,7 @@ def observe(policy: Policy, obs: Tree) -> Tree:
 
 
 def statistics(policy: Policy) -> RunningNormCodec | None:
-    """Return the codec that keeps statistics of observations, to be named in ``keep.loop``; None: it keeps none."""
+    """Return the codec that keeps statistics of observations, to be named in ``run.loop``; None: it keeps none."""
     return policy.codec if isinstance(policy.codec, RunningNormCodec) else None
 
 
@@ -312,7 +316,7 @@ def suits(policy: Policy, env: Collector, word: str) -> None:
     except (DenoiseRLError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
         raise RunError(
             f"{word} does not observe what {env.name} shows, {env.spec.obs} ({error}): give a policy that was made for "
-            "it, or say --history where the policy sees several observations"
+            "it, or say --obs-horizon where the policy sees several observations"
         ) from error
     if tuple(env.spec.action) not in (tuple(plan.shape[2:]), tuple(plan.shape[1:])):
         raise RunError(

@@ -42,18 +42,23 @@ def action_distribution(policy: Policy, cond: Tensor, using: str | None = None) 
     return Squashed(law)
 
 
-FIRST = ("even", "policy")
-"""who takes the decisions before learning begins"""
+WARMUP_POLICIES = ("random", "policy")
+"""how decisions are chosen before learning begins"""
 
 
 def exploration_actor(
-    policy: Policy, codec: TanhCodec, replay: ReplayBuffer, a: Any, choose: Callable[[Tensor, Rng], Tensor]
+    policy: Policy,
+    codec: TanhCodec,
+    replay: ReplayBuffer,
+    choose: Callable[[Tensor, Rng], Tensor],
+    learning_starts: int,
+    warmup_policy: str = "random",
 ) -> Any:
-    """Acts for a ``Collector`` by ``choose(cond, rng)`` in the box; the first ``a.begin`` decisions are even in the
-    box, unless ``a.first`` is "policy"."""
-    if a.first not in FIRST:
-        raise RunError(unknown_name_message(a.first, FIRST, "way to begin"))
-    begin = a.begin if a.first == "even" else 0
+    """Act for a ``Collector`` by ``choose(cond, rng)`` in the box; the first ``learning_starts`` decisions are uniform
+    in the box, unless ``warmup_policy`` is "policy"."""
+    if warmup_policy not in WARMUP_POLICIES:
+        raise RunError(unknown_name_message(warmup_policy, WARMUP_POLICIES, "warm-up policy"))
+    begin = learning_starts if warmup_policy == "random" else 0
 
     @torch.no_grad()
     def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:
@@ -71,19 +76,26 @@ def to_unit_box(codec: TanhCodec, action: Tensor) -> Tensor:
     return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
 
 
-def due(count: int, a: Any, begin: int | None = None) -> int:
-    """Return how many updates are due after ``count`` decisions: ``a.utd`` for each after the first ``begin`` (by
-    default ``a.begin``), and none as long as they make no batch."""
-    return int(a.utd * max(0, count - (a.begin if begin is None else begin))) if count >= a.batch else 0
+def due(count: int, utd: float, batch_size: int, learning_starts: int) -> int:
+    """Return how many updates are due after ``count`` decisions: ``utd`` for each after the first ``learning_starts``,
+    and none as long as they make no batch."""
+    return int(utd * max(0, count - learning_starts)) if count >= batch_size else 0
 
 
 def due_minibatches(
-    replay: ReplayBuffer, before: int, a: Any, rng: Rng, begin: int | None = None
+    replay: ReplayBuffer,
+    before: int,
+    utd: float,
+    batch_size: int,
+    learning_starts: int,
+    gamma: float,
+    n_step: int,
+    rng: Rng,
 ) -> Iterator[dict[str, Any]]:
-    """The batches of the updates that are ``due`` and were not yet after ``before`` decisions, drawn ``BLOCK`` at a
-    time, in one gather."""
-    more = due(replay.count, a, begin) - due(before, a, begin)
+    """Yield the minibatches of the updates that are ``due`` and were not yet after ``before`` decisions, ``BLOCK`` of
+    them drawn in one gather."""
+    more = due(replay.count, utd, batch_size, learning_starts) - due(before, utd, batch_size, learning_starts)
     for left in range(more, 0, -BLOCK):
-        block = replay.sample(a.batch, rng, a.gamma, a.n, batches=min(BLOCK, left))
+        block = replay.sample(batch_size, rng, gamma, n_step, batches=min(BLOCK, left))
         for i in range(min(BLOCK, left)):
             yield {k: v[i] for k, v in block.items()}

@@ -28,7 +28,7 @@ class ReplayBuffer:
 
     ``folder``: where rows are kept beside a saved state, which then holds counters only; every save appends what is
     new, and a resume goes back to what the state knew. Without a folder the rows are part of the state. Rows live on
-    ``device``. It remembers: name it in ``keep.loop``.
+    ``device``. It remembers: name it in ``run.loop``.
     """
 
     def __init__(self, capacity: int, device: str | torch.device = "cpu", folder: Path | str | None = None) -> None:

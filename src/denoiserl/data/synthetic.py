@@ -22,7 +22,7 @@ from denoiserl.data.transitions import Transitions
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianDenoiser, edm, time_grid
 from denoiserl.processes.edm_training import Churn, EDMTraining, heun
-from denoiserl.train import EMA, Keep, fit
+from denoiserl.train import EMA, Run, fit
 
 FEW = 1000
 """rows below which a model of them remembers rather than learns"""
@@ -37,9 +37,9 @@ class Model:
     """The diffusion model, and how long it learns. Published are a width of 1024, a depth of 6, 100 000 updates, a
     learning rate of 3e-4 and 128 steps; the defaults are for a laptop."""
 
-    updates: int = 10_000
+    num_updates: int = 10_000
     """gradient steps of the model"""
-    batch: int = 256
+    batch_size: int = 256
     """rows a gradient step"""
     lr: float = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
@@ -47,11 +47,11 @@ class Model:
     """the residual perceptron's width"""
     depth: int = 4
     """its hidden layers"""
-    steps: int = 48
+    sampling_steps: int = 48
     """Heun steps of a draw"""
     churn: float = 0.0
     """noise added and removed on the way (80 as published): with it so few steps widen what is made by 3 to 5 %"""
-    average: float = 0.9995
+    ema_decay: float = 0.9995
     """the decay of the weights' moving average, at most"""
 
 
@@ -136,7 +136,7 @@ class TransitionGenerator:
         """
         if n < 1:
             raise InvalidInputError(f"there is at least one row to make, not {n}")
-        times, made, done, drawn = time_grid(self.model.steps), [], 0, 0
+        times, made, done, drawn = time_grid(self.model.sampling_steps), [], 0, 0
         while done < n:
             count = min(BLOCK, n if not made else max(256, n - done))
             sample = heun(self.denoiser, times, (self.layout.size,), count, rng, churn=Churn(self.model.churn)).cpu()
@@ -170,24 +170,25 @@ def train_generator(
     data: Transitions,
     model: Model,
     rng: Rng,
-    keep: Keep | None = None,
+    run: Run | None = None,
     kinds: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Generator[dict, None, TransitionGenerator]:
     """Train a model of the rows: a generator that yields its loss and returns the ``Maker``.
 
     Refused: fewer rows than a batch, NaN and infinity.
     """
-    keep = keep or Keep()
-    if len(data) < model.batch:
+    run = run or Run()
+    if len(data) < model.batch_size:
         raise InvalidInputError(
-            f"{len(data)} rows are fewer than a batch of {model.batch}: record more, or take a smaller batch"
+            f"{len(data)} rows are fewer than a batch of {model.batch_size}: record more, or take a smaller batch"
         )
     layout = Layout.fit(data, kinds)
     net = rng.init(MLP, (layout.size,), width=model.width, depth=model.depth, time=16)
-    denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(keep.device)
+    denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(run.device)
     yield from fit(
-        EDMTraining(), denoise, layout.encode(data).to(keep.device), None, model.updates, rng, batch=model.batch,
-        lr=model.lr, warmup=model.updates // 20, ema=EMA(denoise, most=model.average), keep=keep,
+        EDMTraining(), denoise, layout.encode(data).to(run.device), None, model.num_updates, rng,
+        batch=model.batch_size, lr=model.lr, warmup=model.num_updates // 20, ema=EMA(denoise, most=model.ema_decay),
+        run=run,
     )  # fmt: skip
     return TransitionGenerator(denoise, layout, part(data, slice(0, 1)), model)
 
@@ -196,7 +197,7 @@ def train_generator_now(
     data: Transitions, model: Model, rng: Rng, device: torch.device | str = "cpu"
 ) -> TransitionGenerator:
     """``learned`` in one go, in memory: for who makes models on the way."""
-    running = train_generator(data, model, rng, Keep(None, device))
+    running = train_generator(data, model, rng, Run(None, device))
     while True:
         try:
             next(running)
@@ -234,7 +235,7 @@ def buffer_to_transitions(replay: ReplayBuffer, low: Tensor, high: Tensor, gamma
 class MixedReplayBuffer:
     """A replay buffer of real decisions, beside which lie made ones: ``share`` of every batch is drawn from those.
 
-    As long as ``made`` is None all of a batch is real. It remembers, made rows included: name it in ``keep.loop``.
+    As long as ``made`` is None all of a batch is real. It remembers, made rows included: name it in ``run.loop``.
     """
 
     def __init__(self, real: ReplayBuffer, share: float = 0.5) -> None:

@@ -21,7 +21,7 @@ from denoiserl.data.windows import windows
 from denoiserl.nn import UNet1D
 from denoiserl.processes import GaussianDenoiser, edm, time_grid
 from denoiserl.processes.edm_training import Churn, EDMTraining, Guide, heun
-from denoiserl.train import EMA, Keep, fit
+from denoiserl.train import EMA, Run, fit
 
 BLOCK = 65536
 """windows looked at side by side"""
@@ -122,15 +122,15 @@ class Model:
     """steps of a window"""
     stride: int = 8
     """every so many-th window is learned from"""
-    updates: int = 4000
+    num_updates: int = 4000
     """gradient steps"""
-    batch: int = 64
+    batch_size: int = 64
     """windows a gradient step"""
     lr: float = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
     channels: tuple[int, ...] = (32, 64)
     """of the U-Net, a level each"""
-    steps: int = 32
+    sampling_steps: int = 32
     """Heun steps of a draw"""
     churn: float = 0.0
     """noise added and removed on the way (80 as published): with it so few steps widen what is made by 3 to 5 %"""
@@ -149,18 +149,18 @@ class WindowGenerator:
         event = (self.model.length, self.track.size)
         churn = Churn(self.model.churn)
         return self.track.decode(
-            heun(self.denoiser, time_grid(self.model.steps), event, n, rng, churn=churn, guide=guide)
+            heun(self.denoiser, time_grid(self.model.sampling_steps), event, n, rng, churn=churn, guide=guide)
         )
 
 
-def train_window_generator(window: Parts, model: Model, rng: Rng, keep: Keep) -> Generator[dict, None, WindowGenerator]:
+def train_window_generator(window: Parts, model: Model, rng: Rng, run: Run) -> Generator[dict, None, WindowGenerator]:
     """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``."""
     track = StepLayout.fit(window)
     net = rng.init(UNet1D, (model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
-    denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(keep.device)
+    denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(run.device)
     yield from fit(
-        EDMTraining(), denoise, track.encode(window).to(keep.device), None, model.updates, rng, batch=model.batch,
-        lr=model.lr, warmup=model.updates // 10, ema=EMA(denoise, most=0.9995), keep=keep,
+        EDMTraining(), denoise, track.encode(window).to(run.device), None, model.num_updates, rng,
+        batch=model.batch_size, lr=model.lr, warmup=model.num_updates // 10, ema=EMA(denoise, most=0.9995), run=run,
     )  # fmt: skip
     return WindowGenerator(denoise, track, model)
 

@@ -17,7 +17,7 @@ from denoiserl.recipes.generators import flow_grpo
 from denoiserl.recipes.language import tracerl
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.tasks import env, shapes, sudoku
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Args:
     """what the language act learns"""
 
 
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """The acts, one after another. Needs a folder: what is shown at the end is written there."""
-    if keep is None or keep.folder is None:
+    if run is None or run.folder is None:
         raise RunError("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
-    for name in a.acts:
+    for name in args.acts:
         if name not in act.RECIPES:
             raise RunError(unknown_name_message(name, act.RECIPES, "act"))
-        trials = a.episodes if name == "robot" else a.trials
-        task_args = getattr(a, f"{name}_task")
-        yield from act.play(name, getattr(a, name), task_args, a.seed, trials, keep.stage(name))
+        trials = args.episodes if name == "robot" else args.trials
+        task_args = getattr(args, f"{name}_task")
+        yield from act.play(name, getattr(args, name), task_args, args.seed, trials, run.stage(name))
 
 
 def finish(folder: Path | str) -> Path:

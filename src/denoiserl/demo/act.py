@@ -19,7 +19,7 @@ from denoiserl.stats import Comparison, auto_interval
 from denoiserl.stats.comparison import LABELS
 from denoiserl.tasks import env, shapes, sudoku
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 RECIPES: dict[str, Any] = {"robot": dppo, "image": flow_grpo, "language": tracerl}
 """what each act is improved by"""
@@ -39,13 +39,13 @@ def once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
     return store.read(path)
 
 
-def play(name: str, args: Any, task_args: Any, seed: int, trials: int, keep: Keep) -> Iterator[dict]:
-    """The act ``name``: rows of metrics as it goes; its results lie in ``keep.folder`` when it ends.
+def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run) -> Iterator[dict]:
+    """The act ``name``: rows of metrics as it goes; its results lie in ``run.folder`` when it ends.
 
     Training, trials and pictures use different seeds.
     """
-    assert keep.folder is not None
-    folder, recipe = keep.folder, RECIPES[name]
+    assert run.folder is not None
+    folder, recipe = run.folder, RECIPES[name]
     task = TASKS[name](task_args)
     assert task.look is not None and task.imitate is not None
 
@@ -59,20 +59,20 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, keep: Kee
                 (media / f"{when} {file}").write_bytes(data if isinstance(data, bytes) else data.encode())
         once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
 
-    imitation = keep.stage("imitate")
+    imitation = run.stage("imitate")
     policy = yield from task.begin(seed, imitation)
     start = copy.deepcopy(policy)
     judge(start, "before")
 
-    improvement = keep.stage("improve")
+    improvement = run.stage("improve")
     yield from improve_with_eval(recipe.improve, recipe.SIGNAL, task, policy, args, seed, improvement, NEVER)
     judge(policy, "after")
-    keep.last(policy)
+    run.last(policy)
 
     spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
     spent = once(folder, "seconds", lambda: spent)
-    more = max(1, round(task_args.updates * spent["improve"] / spent["imitate"]))
-    yield from task.imitate(start, seed, more, keep.stage("control"), 1)
+    more = max(1, round(task_args.pretrain_updates * spent["improve"] / spent["imitate"]))
+    yield from task.imitate(start, seed, more, run.stage("control"), 1)
     judge(start, "imitation")
 
 

@@ -76,7 +76,7 @@ def memory(policy: Policy, chain: Chain, rows: int, free: int | None = None) -> 
     if need > 0.8 * free:
         fits = int((0.8 * free - weights - record) / max(row, 1))
         remedy = (
-            f"Take at most {fits} rows a gradient step (--batch; sums of smaller pieces: train.accumulate), and "
+            f"Take at most {fits} rows a gradient step (--batch-size; sums of smaller pieces: train.accumulate), and "
             "micro=... in passes without gradients."
             if fits >= 1
             else "Not even one row fits beside weights and Adam: train adapters (integrations.adapters.lora), "

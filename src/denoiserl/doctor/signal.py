@@ -57,7 +57,7 @@ def groups(rewards: Tensor) -> Finding:
     said = f"{share:.0%} of the groups of {size} are dead (all rewards equal)"
     if not bool(((rewards == 0) | (rewards == 1)).all()):
         if share > 0.5:
-            return Finding(name, "warning", said, "Make the reward finer, or the groups larger (--group).")
+            return Finding(name, "warning", said, "Make the reward finer, or the groups larger (--group-size).")
         return Finding(name, "ok", said)
     solved = rewards.sum(1)
     enough = next((g for g in GROUPS if dead_share(solved, size, g) <= DEAD), None)
@@ -67,7 +67,8 @@ def groups(rewards: Tensor) -> Finding:
                 "No group of up to 64 would do: choose prompts that are sometimes solved, or make the reward finer."
             )
         else:
-            remedy = f"Groups of {enough} (--group {enough}) would leave {dead_share(solved, size, enough):.0%} dead."
+            left = dead_share(solved, size, enough)
+            remedy = f"Groups of {enough} (--group-size {enough}) would leave {left:.0%} dead."
         return Finding(name, "warning", said, remedy)
     told = "" if enough is None else f"; {enough} samples a prompt leave at most {DEAD:.0%} dead"
     return Finding(name, "ok", said + told)
@@ -82,7 +83,8 @@ def rewarded(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None 
     bad = ~flat.isfinite()
     if bool(bad.any()):
         said = f"{int(bad.sum())} of {len(flat)} rewards are NaN or infinite"
-        return Finding(name, "error", said, "Return a finite number for every sample, or drop them (--on-bad drop).")
+        remedy = "Return a finite number for every sample, or drop them (--invalid-rewards drop)."
+        return Finding(name, "error", said, remedy)
     interval, rate = auto_interval(flat)
     said = f"{format(interval, '.1%' if rate else '.3g')} under training steps"
     if serve is not None and bool(serve.isfinite().all()):

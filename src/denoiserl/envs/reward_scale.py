@@ -12,7 +12,7 @@ class RewardScale:
     """r / std(R), where R_t = r_t + γ_t (1 − done_{t−1}) R_{t−1} runs along every copy (PPO's usual reward scaling).
 
     Mean and variance are Welford's over all steps seen so far; the divisor never falls below ``least``. It remembers,
-    so name it in ``keep.loop``.
+    so name it in ``run.loop``.
     """
 
     def __init__(self, least: float = 1e-3) -> None:

@@ -25,7 +25,7 @@ from denoiserl.experiments.experiment import improve
 from denoiserl.policy.policy import Policy
 from denoiserl.stats import fingerprint, selection_seed
 from denoiserl.tasks.base import Task, means
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 MOST = 1_000_000
 """iterations that no budget lets a method reach"""
@@ -59,28 +59,28 @@ class Args:
     """held-out evaluations on the way, evenly over the budget"""
 
 
-def begin(a: Args) -> start.Args:
+def begin(args: Args) -> start.Args:
     """The start of this arm."""
-    return start.Args(a.seed, a.task, a.kind, a.base)
+    return start.Args(args.seed, args.task, args.kind, args.base)
 
 
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Learn until the budget is spent, judge what came out, write it to ``result``."""
-    keep = keep or Keep()
-    task = tasks.make(a.task, a.base)
-    policy = start.opened(task, start.folder(begin(a), str(keep.device)), begin(a), keep)
-    torch.manual_seed(a.seed)  # for methods that draw from it: the same whether the start was cached or not
+    run = run or Run()
+    task = tasks.make(args.task, args.base)
+    policy = start.opened(task, start.folder(begin(args), str(run.device)), begin(args), run)
+    torch.manual_seed(args.seed)  # for methods that draw from it: the same whether the start was cached or not
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
     cpu = Cpu()
-    if a.method != find.NONE:
-        stage = keep.stage("improve", {a.unit: a.budget})
-        yield from learned(task, policy, a, stage, cpu)
+    if args.method != find.NONE:
+        stage = run.stage("improve", {args.unit: args.budget})
+        yield from learned(task, policy, args, stage, cpu)
         spent = stage.spent()
-    used = cpu.seconds() if a.method != find.NONE else 0.0
+    used = cpu.seconds() if args.method != find.NONE else 0.0
     began = time.perf_counter()
     with remarks() as notes:
-        told = task.judge(policy, a.trial_seed, a.trials)
-    keep.last(policy)
+        told = task.judge(policy, args.trial_seed, args.trials)
+    run.last(policy)
     result = {
         "outcomes": told,
         "notes": list(notes),
@@ -90,8 +90,8 @@ def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
         "judging": time.perf_counter() - began,
         "memory": _memory(),
     }
-    if keep.folder is not None:
-        store.write(keep.folder / "result", result)
+    if run.folder is not None:
+        store.write(run.folder / "result", result)
     yield {f"final {k}": v for k, v in means(told).items()}
 
 
@@ -115,58 +115,58 @@ class Cpu:
             self.free += time.process_time() - began
 
 
-def learned(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> Iterator[dict]:
+def learned(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Iterator[dict]:
     """The method's rows, each with what was spent, and ``a.curve`` of them with held-out numbers."""
-    method = find.method(a.method)
+    method = find.method(args.method)
     with cpu.stopped():
-        settings = sized(task, method, policy, a)
-    if a.curve:
-        yield {a.unit: 0.0, **watched(task, policy, a, keep, cpu)}
-    before = keep.spent()[a.unit]
-    for row in improve(method.improve, find.signal_of(method), task, policy, settings, a.seed, keep):
-        now = keep.spent()[a.unit]
-        marks = [int(min(1.0, spent / a.budget) * a.curve + 1e-9) for spent in (before, now)]
+        settings = sized(task, method, policy, args)
+    if args.curve:
+        yield {args.unit: 0.0, **watched(task, policy, args, run, cpu)}
+    before = run.spent()[args.unit]
+    for row in improve(method.improve, find.signal_of(method), task, policy, settings, args.seed, run):
+        now = run.spent()[args.unit]
+        marks = [int(min(1.0, spent / args.budget) * args.curve + 1e-9) for spent in (before, now)]
         if marks[1] > marks[0]:
-            row |= watched(task, policy, a, keep, cpu)
+            row |= watched(task, policy, args, run, cpu)
         before = now
-        yield row | {a.unit: now}
+        yield row | {args.unit: now}
 
 
-def watched(task: Task, policy: Policy, a: Args, keep: Keep, cpu: Cpu) -> dict[str, float]:
+def watched(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> dict[str, float]:
     """Held-out numbers on the way, of trials that decide nothing."""
-    with keep.uncharged(), cpu.stopped():
-        seen = task.judge(policy, selection_seed(a.seed), task.watch)
+    with run.uncharged(), cpu.stopped():
+        seen = task.judge(policy, selection_seed(args.seed), task.watch)
     return {f"held-out {k}": v for k, v in means(seen).items()}
 
 
-def sized(task: Task, method: Any, policy: Policy, a: Args) -> Any:
+def sized(task: Task, method: Any, policy: Policy, args: Args) -> Any:
     """The method's settings with as many iterations as the budget pays for, so that schedules end where it ends.
 
     One iteration of a copy is played to see what it costs; no arm spends more than the budget because its iterations
-    are large. Settings that name ``iters`` are taken at their word.
+    are large. Settings that name ``iterations`` are taken at their word.
     """
-    made = find.settings(a.method, a.settings)
+    made = find.settings(args.method, args.settings)
     names = {f.name for f in fields(made)}
-    length = next((n for n in ("iters", "updates") if n in names), None)
-    if length is None or length in a.settings:
+    length = next((n for n in ("iterations", "num_updates") if n in names), None)
+    if length is None or length in args.settings:
         return made
-    if length == "updates" and a.unit == "updates":
-        return replace(made, updates=int(a.budget))
-    if a.unit == "seconds":
+    if length == "num_updates" and args.unit == "updates":
+        return replace(made, num_updates=int(args.budget))
+    if args.unit == "seconds":
         return replace(made, **{length: MOST})
     with UsageCounter().open() as meter:
         once, signal = replace(made, **{length: 1}), find.signal_of(method)
-        rows = improve(method.improve, signal, task, copy.deepcopy(policy), once, a.seed, Keep())
+        rows = improve(method.improve, signal, task, copy.deepcopy(policy), once, args.seed, Run())
         for _ in rows:
             pass
-    if not (cost := meter.counts[a.unit]):
-        raise RunError(f"an iteration of {a.method} costs no {a.unit}: give the budget in another unit")
-    if cost > a.budget:
+    if not (cost := meter.counts[args.unit]):
+        raise RunError(f"an iteration of {args.method} costs no {args.unit}: give the budget in another unit")
+    if cost > args.budget:
         raise RunError(
-            f"an iteration of {a.method} costs {cost} {a.unit}, more than the budget of {a.budget:g}: give more, or "
-            "make its iterations smaller with --set"
+            f"an iteration of {args.method} costs {cost} {args.unit}, more than the budget of {args.budget:g}: give "
+            "more, or make its iterations smaller with --set"
         )
-    return replace(made, **{length: int(a.budget // cost)})
+    return replace(made, **{length: int(args.budget // cost)})
 
 
 def _memory() -> float:

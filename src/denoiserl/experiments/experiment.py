@@ -17,7 +17,7 @@ from denoiserl.core.serialization.args_json import flat, to_json
 from denoiserl.experiments import resolve
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks.base import Task, means
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 EVALUATIONS = 4
 """held-out evaluations while a method learns, evenly over its iterations"""
@@ -91,19 +91,19 @@ def grows(args: Mapping[str, Any]) -> bool:
     return needs is not None and all(settings.get(name) == value for name, value in needs.items())
 
 
-def train(args: Args, keep: Keep | None = None) -> Iterator[dict]:
+def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the task's starting policy, let the recipe improve it, and keep the best and the last policy."""
     recipe, settings = method_of(args)
     kind = args.start or resolve.start_kind(recipe, settings)
-    yield from run(recipe, task_of(args), settings, args.seed, keep, kind, args.eval_every)
+    yield from run_recipe(recipe, task_of(args), settings, args.seed, run, kind, args.eval_every)
 
 
-def run(
+def run_recipe(
     recipe: Any,
     task: Task,
     args: Any,
     seed: int = 0,
-    keep: Keep | None = None,
+    run: Run | None = None,
     start: str | None = None,
     eval_every: int | None = None,
 ) -> Iterator[dict]:
@@ -112,22 +112,22 @@ def run(
     ``start``: the kind of starting policy (None: what the recipe asks for, or the task's first). The policy is kept as
     ``last``, the one with the best held-out number as ``best``.
     """
-    keep = keep or Keep()
+    run = run or Run()
     task.require_signal(
         signal := resolve.signal_of(recipe), getattr(recipe, "__name__", "the method").rpartition(".")[2]
     )
-    policy = yield from task.begin(seed, keep.stage("imitate"), start or resolve.start_kind(recipe, args))
-    stage = keep.stage("improve")
+    policy = yield from task.begin(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
+    stage = run.stage("improve")
     yield from improve_with_eval(recipe.improve, signal, task, policy, args, seed, stage, eval_every)
-    keep.last(policy)
+    run.last(policy)
 
 
 def improve(
-    method: Callable[..., Iterator[dict]], signal: str, task: Task, policy: Policy, args: Any, seed: int, keep: Keep
+    method: Callable[..., Iterator[dict]], signal: str, task: Task, policy: Policy, args: Any, seed: int, run: Run
 ) -> Iterator[dict]:
     """Yield the rows of ``method`` (the ``improve`` of a recipe) on a task's signal."""
-    with task.signal(signal, getattr(args, "copies", None), seed) as source:
-        yield from method(policy, source, args, Rng(seed + 1, keep.device), keep)
+    with task.signal(signal, getattr(args, "num_envs", None), seed) as source:
+        yield from method(policy, source, args, Rng(seed + 1, run.device), run)
 
 
 def improve_with_eval(
@@ -137,7 +137,7 @@ def improve_with_eval(
     policy: Policy,
     args: Any,
     seed: int,
-    keep: Keep,
+    run: Run,
     eval_every: int | None = None,
 ) -> Iterator[dict]:
     """Yield the rows of an improvement, with held-out numbers every ``eval_every`` iterations and in the last one.
@@ -148,19 +148,19 @@ def improve_with_eval(
     if eval_every is not None and eval_every < 1:
         raise RunError(f"eval_every={eval_every}: evaluations need at least one iteration between them")
     since: dict[str, int] = {}
-    for row in improve(method, signal, task, policy, args, seed, keep):
-        if (at := keep.current_loop()) is not None:
-            total = getattr(args, "iters", None) or at.total or 1_000
+    for row in improve(method, signal, task, policy, args, seed, run):
+        if (at := run.current_loop()) is not None:
+            total = getattr(args, "iterations", None) or at.total or 1_000
             every = eval_every or -(-total // EVALUATIONS)
             done, before = at.iteration + 1, since.get(at.stage, at.first)
             if done // every > before // every or done == at.total:
-                row |= evaluate_and_keep_best(task, policy, seed, keep)
+                row |= evaluate_and_keep_best(task, policy, seed, run)
             since[at.stage] = done
         yield row
 
 
-def evaluate_and_keep_best(task: Task, policy: Policy, seed: int, keep: Keep) -> dict[str, float]:
+def evaluate_and_keep_best(task: Task, policy: Policy, seed: int, run: Run) -> dict[str, float]:
     """Return means over ``task.watch`` held-out trials; the policy is kept if it is the best so far."""
     found = means(task.judge(policy, seed + 900, task.watch))
-    keep.best(policy, found[task.metric] * (1 if task.better == "higher" else -1))
+    run.best(policy, found[task.metric] * (1 if task.better == "higher" else -1))
     return {f"held-out {k}": v for k, v in found.items()}

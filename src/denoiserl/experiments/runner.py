@@ -5,7 +5,7 @@ A program is a module with a dataclass ``Args`` and ``train(args, keep)``, which
 
 folder/run.json        what the run is: program, args, seed, device, versions, commit, fingerprints of what it was given
 folder/metrics.jsonl   what it told (``journal``), with wall times beside in clock.jsonl and events in tb/
-folder/<stage>/state   where it stands (``keep``)
+folder/<stage>/state   where it stands (``train.Run``)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from denoiserl.train.device import DeviceConfig
 from denoiserl.train.inputs import fingerprints
 from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress
-from denoiserl.train.run_state import Keep, Stopped, count_durable_rows
+from denoiserl.train.run_state import Run, Stopped, count_durable_rows
 
 FIXED = ("program", "args", "device", "precision", "threads", "every", "restart")
 """what must not change within a run: a budget may grow, everything else would make it another run"""
@@ -61,9 +61,10 @@ def run(
 
     Returns ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. A folder that holds a run of
     other settings raises RunError that names them, and so does other content of a file or folder that they name (data,
-    a module with an environment, a starting policy). More ``iters`` may be asked for, where the recipe's ``GROWS`` says
-    so; environments start afresh where the run had ended. Ctrl-C lets the iteration finish, saves, says how to go on,
-    and raises SystemExit(130) (143 for SIGTERM); a second one stops at once, and the run goes on from its last save.
+    a module with an environment, a starting policy). More ``iterations`` may be asked for, where the recipe's ``GROWS``
+    says so; environments start afresh where the run had ended. Ctrl-C lets the iteration finish, saves, says how to go
+    on, and raises SystemExit(130) (143 for SIGTERM); a second one stops at once, and the run goes on from its last
+    save.
     """
     folder = Path(folder)
     settings = {
@@ -81,7 +82,7 @@ def run(
         given = fingerprints(getattr(program, "inputs", lambda of: of)(args), folder)
         record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), program, args)
         place = DeviceConfig(device, precision, threads, record["place"])
-        keep = Keep(folder, device, every, budget, restart)
+        keep = Run(folder, device, every, budget, restart)
         with place.activate() as chosen:
             if record["place"] is None:
                 record["place"] = chosen
@@ -114,35 +115,35 @@ def opened(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
 
 
 def _consume(
-    program: Any, args: Any, keep: Keep, seed: int | None, progress: bool, tensorboard: bool
+    program: Any, args: Any, run: Run, seed: int | None, progress: bool, tensorboard: bool
 ) -> tuple[dict[str, Any] | None, int]:
-    assert keep.folder is not None
-    done = count_durable_rows(keep.folder)
-    journal, shown, last = MetricsLog(keep.folder, done, tensorboard), Progress(progress), None
-    keep.mark, keep.watch = journal.mark, shown.tick
+    assert run.folder is not None
+    done = count_durable_rows(run.folder)
+    journal, shown, last = MetricsLog(run.folder, done, tensorboard), Progress(progress), None
+    run.mark, run.watch = journal.mark, shown.tick
     if done:
-        shown.say(f"Going on in {keep.folder}, after {done} rows.")
+        shown.say(f"Going on in {run.folder}, after {done} rows.")
     if seed is not None:  # networks are initialised from the global generators
         torch.manual_seed(seed)
         numpy.random.seed(seed % 2**32)
         random.seed(seed)
     began = time.perf_counter()
     try:
-        with keep.meter.open(), contextlib.closing(program.train(args, keep)) as told:
+        with run.meter.open(), contextlib.closing(program.train(args, run)) as told:
             for row in told:
-                last = journal.write(row, keep.current_loop(), time.perf_counter() - began)
+                last = journal.write(row, run.current_loop(), time.perf_counter() - began)
                 shown.row(last)
     except KeyboardInterrupt as stop:
         shown.close()
         said = str(stop) if isinstance(stop, Stopped) else "Stopped at once: what was saved before is in the folder."
-        print(f"{said} The same command goes on from there ({keep.folder}).", file=sys.stderr, flush=True)
+        print(f"{said} The same command goes on from there ({run.folder}).", file=sys.stderr, flush=True)
         number = stop.number if isinstance(stop, Stopped) else 2
         raise SystemExit(128 + number) from None
     finally:
         shown.close()
         journal.close()
     if last is None and done:  # it had finished before
-        last = json.loads((keep.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        last = json.loads((run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return last, journal.rows
 
 
@@ -172,7 +173,7 @@ def _record(
     found = diff_settings(known, {k: settings[k] for k in FIXED})
     was, more = (_iters(args) for args in (old.get("args", {}), settings["args"]))
     longer = was is not None and more is not None and was < more
-    longer = longer and found in (diff_settings({"iters": was}, {"iters": more}, at) for at in ITERS)
+    longer = longer and found in (diff_settings({"iterations": was}, {"iterations": more}, at) for at in ITERS)
     if found and not (longer and getattr(program, "grows", lambda _: False)(settings["args"])):
         how = " Its schedules depend on their number: to improve its policy further, begin another run with it,"
         raise RunError(
@@ -192,7 +193,7 @@ def _record(
             "changed or removed): put them back, or give a new folder."
         )
     again = {"time": _now(), "commit": fresh["commit"], "versions": fresh["versions"], "budget": settings["budget"]}
-    again |= {"iters": [was, more]} if found else {}
+    again |= {"iterations": [was, more]} if found else {}
     resumed = [*old.get("resumed", []), again]
     now = {
         "args": settings["args"],
@@ -211,13 +212,13 @@ def _unborn(folder: Path) -> bool:
 
 
 ITERS = ("args", "args.args")
-"""where a program's args may hold ``iters``: in themselves, or in those of the recipe that they name"""
+"""where a program's args may hold ``iterations``: in themselves, or in those of the recipe that they name"""
 
 
 def _iters(args: dict[str, Any]) -> int | None:
     """Return the number of iterations in a program's args as JSON."""
     inner = args.get("args")
-    return args.get("iters", inner.get("iters") if isinstance(inner, dict) else None)
+    return args.get("iterations", inner.get("iterations") if isinstance(inner, dict) else None)
 
 
 def _about(program: Any, args: Any) -> dict[str, Any]:

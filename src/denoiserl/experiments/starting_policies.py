@@ -21,7 +21,7 @@ from denoiserl.core.errors import RunError
 from denoiserl.experiments.code_fingerprint import fingerprint
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Args:
     """the task's settings"""
 
 
-def train(a: Args, keep: Keep | None = None) -> Iterator[dict]:
+def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the starting policy and keep it as ``last``."""
-    keep = keep or Keep()
-    keep.last((yield from tasks.make(a.task, a.base).begin(a.seed, keep.stage("start"), a.kind)))
+    run = run or Run()
+    run.last((yield from tasks.make(args.task, args.base).begin(args.seed, run.stage("start"), args.kind)))
 
 
 def cache() -> Path:
@@ -47,23 +47,23 @@ def cache() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "denoiserl"
 
 
-def folder(a: Args, device: str = "cpu") -> Path:
+def folder(args: Args, device: str = "cpu") -> Path:
     """The folder of a start, named by what decides it."""
-    place, function = tasks.locate(a.task)
+    place, function = tasks.locate(args.task)
     root = place if place.endswith(".py") else f"{place}.{function}"
-    settings = [fingerprint([root]), a.task, a.kind, a.base, a.seed, device, torch.__version__]
+    settings = [fingerprint([root]), args.task, args.kind, args.base, args.seed, device, torch.__version__]
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return cache() / "starts" / f"{Path(place).stem.rpartition('.')[2].strip('_')}-{a.seed}-{name}"
+    return cache() / "starts" / f"{Path(place).stem.rpartition('.')[2].strip('_')}-{args.seed}-{name}"
 
 
-def opened(task: Task, path: Path, a: Args, keep: Keep) -> Policy:
+def opened(task: Task, path: Path, args: Args, run: Run) -> Policy:
     """The start that ``path`` holds; where its networks are not ours to build, it is made anew, in memory."""
     try:
-        return task.opened(path / "last", keep.device)
+        return task.opened(path / "last", run.device)
     except RunError:
         if task.restore is not None:
             raise
-    made = task.begin(a.seed, Keep(device=keep.device), a.kind)
+    made = task.begin(args.seed, Run(device=run.device), args.kind)
     while True:
         try:
             next(made)

@@ -108,9 +108,9 @@ class Card:
 class Recipe(Protocol):
     """The contract of a recipe, which is a module.
 
-    ``improve(policy, signal, args, rng, keep)`` improves the policy in place and yields a row of metrics per
+    ``improve(policy, signal, args, rng, run)`` improves the policy in place and yields a row of metrics per
     iteration. The signal is a ``Collector`` (env), a ``RewardSignal`` (reward), demonstrations or a recording (data),
-    or preferences (pairs). ``args`` are the hyper-parameters of the method alone. ``rng`` draws everything; ``keep``
+    or preferences (pairs). ``args`` are the hyper-parameters of the method alone. ``rng`` draws everything; ``run``
     holds what a killed run goes on from.
 
     Optional: ``DEFAULT_TASK_ARGS``, settings of the default task; ``GROWS``, the settings under which a run may go on
@@ -127,7 +127,7 @@ class Recipe(Protocol):
     """the task of ``denoiserl run NAME`` without ``--task``"""
 
     def improve(
-        self, policy: Any, signal: Any, args: Any, rng: Any, keep: Any = None, /
+        self, policy: Any, signal: Any, args: Any, rng: Any, run: Any = None, /
     ) -> Iterator[dict[str, float]]: ...
 
 

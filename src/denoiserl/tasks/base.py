@@ -26,9 +26,9 @@ from denoiserl.core.tree import Tree
 from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.rewards import Reward, RewardSignal
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
-Start = Callable[[int, Keep], Policy | Generator[dict, None, Policy]]
+Start = Callable[[int, Run], Policy | Generator[dict, None, Policy]]
 """``start(seed, keep)``: a policy, or a generator that trains one, yields rows of metrics and returns it"""
 
 OFFERS = {"env": ("env",), "reward": ("reward", "prompts"), "pairs": ("pairs",), "data": ("data",)}
@@ -71,7 +71,7 @@ class Task:
     data: Callable[[int], Any] | None = None
     pairs: Callable[[int], Any] | None = None
     look: Callable[[Policy, int, int], Mapping[str, bytes | str]] | None = None
-    imitate: Callable[[Policy, int, int, Keep, int], Iterator[dict]] | None = None
+    imitate: Callable[[Policy, int, int, Run, int], Iterator[dict]] | None = None
     restore: Callable[[Path, torch.device], Policy] | None = None
     caption: str = ""
     watch: int = 50
@@ -104,12 +104,12 @@ class Task:
         """The kinds of policy that it can start from."""
         return tuple(self.starts) if isinstance(self.starts, Mapping) else ("policy",)
 
-    def begin(self, seed: int, keep: Keep, kind: str | None = None) -> Generator[dict, None, Policy]:
+    def begin(self, seed: int, run: Run, kind: str | None = None) -> Generator[dict, None, Policy]:
         """The starting policy of a seed: yields rows of metrics while it is made."""
         if kind is not None and kind not in self.kinds:
             raise RunError(f"task {self.name!r}: {unknown_name_message(kind, self.kinds, 'kind of starting policy')}")
         start = self.starts[kind or self.kinds[0]] if isinstance(self.starts, Mapping) else self.starts
-        policy = start(seed, keep)
+        policy = start(seed, run)
         if isinstance(policy, Generator):
             policy = yield from policy
         if not isinstance(policy, Policy):

@@ -33,7 +33,7 @@ from denoiserl.tasks.base import Task
 from denoiserl.tasks.policies import diffusion, facts, flow, gaussian, probe
 from denoiserl.tasks.policies import squashed as squashed_policy
 from denoiserl.tasks.user_inputs import opened, recorded
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
@@ -45,50 +45,50 @@ class Args:
     data: str | None = None
     """demonstrations: a folder or file (ours, Minari, LeRobot, HDF5), or "none" to begin knowing nothing (None: the
     environment's script, where it has one)"""
-    outside: Literal["refuse", "clip"] = "refuse"
+    out_of_bounds_actions: Literal["refuse", "clip"] = "refuse"
     """actions outside the box that data of yours or the environment tell"""
-    without: str = ""
+    exclude_episodes: str = ""
     """episodes that are left out of data of yours, by number: 0-2,5"""
-    parts: str = ""
+    obs_keys: str = ""
     """observations that are kept of data of yours, by name, where there are several: observation.state"""
     start: str | None = None
     """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
-    history: int = 1
+    obs_horizon: int = 1
     """observations that the policy at ``start`` sees (T_o); clones made here see one"""
-    ticks: int | None = None
+    max_episode_steps: int | None = None
     """ticks until an episode is over (None: the environment's own number)"""
-    demos: int = 100
+    num_demos: int = 100
     """demonstrations of the script"""
-    aim: float | None = None
+    demo_goal_error: float | None = None
     """metres by which a script misjudges object and goal (None: 0.04 in Meta-World)"""
-    slip: float | None = None
+    demo_action_noise: float | None = None
     """noise on a script's commands, in halves of their range (None: 0.2 in Meta-World, 0 in PushT)"""
-    chunk: int = 5
+    action_horizon: int = 5
     """actions planned at once (H)"""
-    execute: int | None = None
+    execution_horizon: int | None = None
     """actions executed of each plan (T_a; None: all, or as the policy at ``start`` carries)"""
-    denoise: int = 5
+    sampling_steps: int = 5
     """denoising steps"""
-    floor: float = 0.1
+    min_denoising_std: float = 0.1
     """least std of a denoising step while learning from reward"""
-    width: int = 256
+    policy_width: int = 256
     """the network's width"""
-    depth: int = 2
+    policy_depth: int = 2
     """hidden layers of a squashed policy"""
-    updates: int = 9000
+    pretrain_updates: int = 9000
     """gradient steps of imitation"""
-    batch: int = 256
+    pretrain_batch_size: int = 256
     """windows a gradient step"""
-    lr: float = 1e-3
+    pretrain_lr: float = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
     noise_map: Literal["full", "repeated", "smooth"] = "full"
     """of a steered policy: how decisions become the noise of a chunk"""
-    processes: int = 1
+    num_workers: int = 1
     """worker processes that step the environments: faster where a tick takes milliseconds, slower where microseconds"""
     on_fault: Literal["stop", "restart"] = "stop"
     """when an environment raises or answers NaN: stop, or make it anew and leave the decision out"""
-    patience: float | None = None
-    """with processes: seconds after which an environment that does not answer is a fault (None: 300)"""
+    env_timeout: float | None = None
+    """with worker processes: seconds after which an environment that does not answer is a fault (None: 300)"""
 
 
 Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Policy]
@@ -96,17 +96,17 @@ Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Pol
 
 def make(base: Args) -> Any:
     """What streams and evaluations take: the environment."""
-    made = environment(base.env, base.ticks)
-    if base.history == 1:
+    made = environment(base.env, base.max_episode_steps)
+    if base.obs_horizon == 1:
         return made
     if base.start is None:
-        raise RunError("policies that are cloned here see one observation: history is for a policy at --start")
-    return partial(ObservationHistory, made, base.history)
+        raise RunError("policies that are cloned here see one observation: --obs-horizon is for a policy at --start")
+    return partial(ObservationHistory, made, base.obs_horizon)
 
 
 def stream(base: Args, copies: int | None, seed: int) -> Collector:
     """Copies of the environment to learn in."""
-    return Collector(make(base), copies, seed, base.processes, on_fault=base.on_fault, patience=base.patience)
+    return Collector(make(base), copies, seed, base.num_workers, on_fault=base.on_fault, patience=base.env_timeout)
 
 
 def demonstrated(base: Args) -> bool:
@@ -123,8 +123,10 @@ def record(base: Args, seed: int) -> Demonstrations:
             "fpo, gorl, sac and td3 can begin knowing nothing"
         )
     if base.data is not None:
-        return recorded(base.data, make(base), base.outside, base.without, base.parts).demos
-    return demonstrations(base.env, base.demos, seed, base.ticks, base.aim, base.slip)
+        return recorded(base.data, make(base), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys).demos
+    return demonstrations(
+        base.env, base.num_demos, seed, base.max_episode_steps, base.demo_goal_error, base.demo_action_noise
+    )
 
 
 def imitate(
@@ -133,35 +135,35 @@ def imitate(
     seed: int,
     updates: int,
     lr: float,
-    keep: Keep,
+    run: Run,
     stream: int = 0,
     demos: Demonstrations | None = None,
 ) -> Iterator[dict]:
     """Clone the demonstrations of ``seed`` (or others); minibatches and noise are of their own for every ``stream``."""
     from denoiserl.recipes.imitation import diffusion_policy  # the method; its experiment is this one
 
-    a = diffusion_policy.Args(updates=updates, batch=base.batch, lr=lr)
-    rng = Rng(seed + 1_000_003 * stream, keep.device)
-    yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, keep)
+    a = diffusion_policy.Args(num_updates=updates, batch_size=base.pretrain_batch_size, lr=lr)
+    rng = Rng(seed + 1_000_003 * stream, run.device)
+    yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, run)
 
 
-def untrained(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, keep: Keep) -> Policy:
+def untrained(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, run: Run) -> Policy:
     """Return a policy of a kind that carries how many actions of a plan are executed."""
-    made = kind(base, source, seed, keep.device)
-    carry(made, base.execute)
+    made = kind(base, source, seed, run.device)
+    carry(made, base.execution_horizon)
     return made
 
 
-def given(base: Args, keep: Keep) -> Policy:
+def given(base: Args, run: Run) -> Policy:
     """Return the policy at ``start``; refused where it does not fit the environment."""
     assert base.start is not None
-    made = opened(base.start, keep.device, base.denoise, base.floor)
+    made = opened(base.start, run.device, base.sampling_steps, base.min_denoising_std)
     suits(made, probe(make(base)), base.start)
-    carry(made, base.execute)
+    carry(made, base.execution_horizon)
     return made
 
 
-def blank(base: Args, seed: int, keep: Keep) -> Policy:
+def blank(base: Args, seed: int, run: Run) -> Policy:
     """Return a diffusion policy that has learned nothing, for methods that imitate. Raise RunError if ``start`` names
     one that is there already."""
     if base.start is not None:
@@ -169,47 +171,47 @@ def blank(base: Args, seed: int, keep: Keep) -> Policy:
             f"this method clones into new weights, and start={base.start} names a policy that is there: clone on with "
             "diffusion_policy.improve(policy, demos, args, rng), or improve it by its reward, run dppo --start ..."
         )
-    return untrained(diffusion, base, record(base, seed), seed, keep)
+    return untrained(diffusion, base, record(base, seed), seed, run)
 
 
-def squashed(base: Args, seed: int, keep: Keep) -> Policy:
+def squashed(base: Args, seed: int, run: Run) -> Policy:
     """Return a Gaussian policy pressed into the box of the actions; mean and std are the network's. Untrained, unless
     one is given at ``start``."""
     if base.start is not None:
-        return given(base, keep)
+        return given(base, run)
     env = probe(make(base))
     facts(env)  # refuses what no network here can see or decide
-    event, codec = (base.chunk, env.action_dim), TanhCodec.box(env.spec.low, env.spec.high)
-    return squashed_policy(event, env.obs_dim, base.width, base.depth, codec, seed).to(keep.device)
+    event, codec = (base.action_horizon, env.action_dim), TanhCodec.box(env.spec.low, env.spec.high)
+    return squashed_policy(event, env.obs_dim, base.policy_width, base.policy_depth, codec, seed).to(run.device)
 
 
-def cloned(kind: Make, base: Args, seed: int, keep: Keep, nothing: bool = True) -> Generator[dict, None, Policy]:
+def cloned(kind: Make, base: Args, seed: int, run: Run, nothing: bool = True) -> Generator[dict, None, Policy]:
     """A policy of a kind that has imitated; a generator that yields metrics and returns the policy.
 
     Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
     """
     if base.start is not None:
-        return given(base, keep)
+        return given(base, run)
     if nothing and not demonstrated(base):
-        return untrained(kind, base, probe(make(base)), seed, keep)
+        return untrained(kind, base, probe(make(base)), seed, run)
     demos = record(base, seed)
-    made = untrained(kind, base, demos, seed, keep)
-    yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos)
+    made = untrained(kind, base, demos, seed, run)
+    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos)
     return made
 
 
-def successes(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def successes(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A diffusion policy that has imitated, for as many updates, only those demonstrations that succeeded."""
     demos = record(base, seed)
-    made = untrained(diffusion, base, demos, seed, keep)
-    yield from imitate(made, base, seed, base.updates, base.lr, keep, demos=demos.successful())
+    made = untrained(diffusion, base, demos, seed, run)
+    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos.successful())
     return made
 
 
-def steered(base: Args, seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
+def steered(base: Args, seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
     """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
     training: narrow noise."""
-    made = yield from cloned(diffusion, base, seed, keep, False)
+    made = yield from cloned(diffusion, base, seed, run, False)
     return steer(as_deterministic(made), probe(make(base)).obs_dim, noise_map=base.noise_map, spread=spread)
 
 
@@ -223,7 +225,7 @@ METRICS = {
 def acts(made: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
     """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
     nothing."""
-    return eval_actor(made, base.execute if made.weights.execute is None else None)
+    return eval_actor(made, base.execution_horizon if made.weights.execute is None else None)
 
 
 def outcomes(made: Policy, base: Args, seed: int, n: int) -> Mapping[str, Tensor]:
@@ -280,7 +282,9 @@ def task(base: Args) -> Task:
         env=lambda copies, seed: stream(base, copies, seed),
         data=(lambda seed: record(base, seed)) if demonstrated(base) else None,
         look=lambda made, seed, n: look(made, base, seed, n),
-        imitate=(lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.lr, keep, number))
+        imitate=(
+            lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.pretrain_lr, keep, number)
+        )
         if demonstrated(base) and base.start is None
         else None,
         caption="Episodes from held-out starts, at twice their speed: the first ones, not the best.",

@@ -20,9 +20,9 @@ from denoiserl.envs.toy.fork2d import Fork2D, demonstrations
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
-BASE = _robot.Args(chunk=12, execute=12, denoise=4, width=128, updates=1500)
+BASE = _robot.Args(action_horizon=12, execution_horizon=12, sampling_steps=4, policy_width=128, pretrain_updates=1500)
 """the policies: four steps of denoising, twelve actions at once"""
 DEMOS, CLUMSY, NOISE = 60, 0.7, 0.3
 """demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
@@ -60,11 +60,11 @@ def record(seed: int) -> Demonstrations:
     return demonstrations(DEMOS, Rng(seed), NOISE, clumsy=CLUMSY)
 
 
-def cloned(make: Make, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def cloned(make: Make, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A policy of a kind that has imitated."""
     demos = record(seed)
-    made = make(BASE, demos, seed, keep.device)
-    yield from _robot.imitate(made, BASE, seed, BASE.updates, BASE.lr, keep, demos=demos)
+    made = make(BASE, demos, seed, run.device)
+    yield from _robot.imitate(made, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
     return made
 
 
@@ -72,7 +72,7 @@ def task() -> Task:
     """fork2d: success is reaching the goal without touching the disc."""
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        done = evaluate(eval_actor(policy, BASE.execute), Fork2D(n), n, 1_000_000 + seed)
+        done = evaluate(eval_actor(policy, BASE.execution_horizon), Fork2D(n), n, 1_000_000 + seed)
         assert done.success is not None
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 

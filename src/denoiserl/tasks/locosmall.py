@@ -40,7 +40,7 @@ from denoiserl.envs.toy import swingup
 from denoiserl.envs.toy.swingup import SwingUp
 from denoiserl.recipes.off_policy import sac
 from denoiserl.tasks import policies as _kinds
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 GRADES = ("random", "medium", "medium-replay")
 COPIES = 8
@@ -107,11 +107,11 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
     this = world(name)
     iters, episodes = this.iters if iters is None else iters, this.episodes if episodes is None else episodes
     heard = Heard(this.make, COPIES, seed)
-    a = sac.Args(iters=iters, copies=COPIES, steps=25, begin=1000, utd=1.0, width=64)
+    a = sac.Args(iterations=iters, num_envs=COPIES, rollout_steps=25, learning_starts=1000, utd=1.0, critic_width=64)
     with no_usage_counting():
         codec = TanhCodec.box(heard.spec.low, heard.spec.high)
         player = _kinds.squashed((1, heard.action_dim), heard.obs_dim, 64, 2, codec, seed)
-        for _ in sac.improve(player, heard, a, Rng(seed), Keep(restart=iters)):
+        for _ in sac.improve(player, heard, a, Rng(seed), Run(restart=iters)):
             pass
         heard.close()
         box = heard.spec

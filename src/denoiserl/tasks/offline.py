@@ -45,7 +45,7 @@ from denoiserl.tasks import locosmall as _locosmall
 from denoiserl.tasks import policies as _kinds
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.user_inputs import recorded
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 SIZES = {"small": 3, "medium": 4, "large": 6}
 """rooms a side"""
@@ -64,25 +64,25 @@ class Args:
     """maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path of yours (Minari, LeRobot, HDF5)"""
     env: str | None = None
     """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
-    outside: Literal["refuse", "clip"] = "refuse"
+    out_of_bounds_actions: Literal["refuse", "clip"] = "refuse"
     """actions outside the box that data of yours or the environment tell"""
-    without: str = ""
+    exclude_episodes: str = ""
     """episodes that are left out of data of yours, by number: 0-2,5"""
-    parts: str = ""
+    obs_keys: str = ""
     """observations that are kept of data of yours, by name, where there are several: observation.state"""
-    rows: int | None = None
+    max_transitions: int | None = None
     """learn from so many ticks at most: whole episodes, drawn by the seed (None: all)"""
-    episodes: int = 500
+    num_episodes: int = 500
     """episodes of a maze's players, decisions of the bandit"""
     goal: str = "one"
     """in mazes: "one" for all, or "any", each player's own"""
-    chunk: int = 1
+    action_horizon: int = 1
     """actions decided at once (H)"""
-    denoise: int = 5
+    sampling_steps: int = 5
     """denoising steps of a diffusion or flow policy"""
-    floor: float = 0.1
+    min_denoising_std: float = 0.1
     """least std of a denoising step, and of a Gaussian, while learning online"""
-    width: int = 128
+    policy_width: int = 128
     """the policy network's width"""
 
 
@@ -117,13 +117,13 @@ def source(base: Args) -> Source:
         ticks = 2 * round(int(plan.distance.max()) / SPEED)
         at = None if goal is None else (float(goal[0]), float(goal[1]))
         make = partial(PointMaze, COPIES, plan, at, ticks=ticks)
-        return Source(lambda seed: mazes(plan, base.episodes, Rng(seed), kind, goal, ticks), make, "success", None)
+        return Source(lambda seed: mazes(plan, base.num_episodes, Rng(seed), kind, goal, ticks), make, "success", None)
     if family == "locosmall":
         world = _locosmall.world(size)
         return Source(lambda seed: _locosmall.recorded(size, kind), world.make, "score", world.known)
     if base.data == "ring":
         make = partial(RingBandit, COPIES)
-        return Source(lambda seed: bandit(base.episodes, Rng(seed)), make, "return", None)
+        return Source(lambda seed: bandit(base.num_episodes, Rng(seed)), make, "return", None)
     if not Path(base.data).exists():
         raise RunError(
             f"there are no data {base.data!r}: name maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path that exists"
@@ -131,17 +131,22 @@ def source(base: Args) -> Source:
     if base.env is None:
         raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
     env = named(base.env)
-    return Source(lambda seed: recorded(base.data, env, base.outside, base.without, base.parts), env, "return", None)
+    return Source(
+        lambda seed: recorded(base.data, env, base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys),
+        env,
+        "return",
+        None,
+    )
 
 
 @lru_cache(maxsize=2)
 def record(base: Args, seed: int) -> EpisodeDataset:
-    """The recording that a seed learns from: our own players' or the user's, whole or ``rows`` of it."""
+    """The recording that a seed learns from: our own players' or the user's, whole or ``max_transitions`` of it."""
     data = source(base).record(seed)
-    if base.rows is None or base.rows >= len(data.demos.actions):
+    if base.max_transitions is None or base.max_transitions >= len(data.demos.actions):
         return data
     order = Rng(seed).permutation(len(data.demos))
-    count = int((data.demos.lengths[order].cumsum(0) <= base.rows).sum())
+    count = int((data.demos.lengths[order].cumsum(0) <= base.max_transitions).sum())
     return data.take(order[: max(1, count)].sort().values)
 
 
@@ -169,14 +174,14 @@ def codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
 def policy(base: Args, data: EpisodeDataset, kind: str, seed: int, device: str | torch.device = "cpu") -> Policy:
     """An untrained policy of a kind for what the data observe and do."""
     if kind == "squashed":
-        event, seen = (base.chunk, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
-        return _kinds.squashed(event, seen, base.width, 3, codec(data, kind), seed).to(device)
+        event, seen = (base.action_horizon, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
+        return _kinds.squashed(event, seen, base.policy_width, 3, codec(data, kind), seed).to(device)
     return replace(getattr(_kinds, kind)(base, data.demos, seed, "cpu"), codec=codec(data, kind)).to(device)
 
 
-def start(base: Args, kind: str, seed: int, keep: Keep) -> Policy:
+def start(base: Args, kind: str, seed: int, run: Run) -> Policy:
     """Where a policy of this kind starts."""
-    return policy(base, record(base, seed), kind, seed, keep.device)
+    return policy(base, record(base, seed), kind, seed, run.device)
 
 
 METRICS = {

@@ -42,13 +42,13 @@ class Sizes(Protocol):
     """What a base says of its policies."""
 
     @property
-    def chunk(self) -> int: ...
+    def action_horizon(self) -> int: ...
     @property
-    def denoise(self) -> int: ...
+    def sampling_steps(self) -> int: ...
     @property
-    def floor(self) -> float: ...
+    def min_denoising_std(self) -> float: ...
     @property
-    def width(self) -> int: ...
+    def policy_width(self) -> int: ...
 
 
 class Facts(NamedTuple):
@@ -124,8 +124,8 @@ def require_flat_actions(env: Collector) -> None:
 
 def network(base: Sizes, known: Facts, **more: Any) -> nn.Module:
     """A perceptron over a chunk, with eyes where there are pictures."""
-    event, points = (base.chunk, known.actions), 2 * POINTS if known.picture else 0
-    net = MLP(event, cond=known.seen + points, width=base.width, layer_norm=True, **more)
+    event, points = (base.action_horizon, known.actions), 2 * POINTS if known.picture else 0
+    net = MLP(event, cond=known.seen + points, width=base.policy_width, layer_norm=True, **more)
     return ImageConditionedNet(net, known.picture, POINTS) if known.picture else net
 
 
@@ -133,21 +133,24 @@ def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device
     """A diffusion policy: explored under a floored posterior, served under the posterior itself."""
     torch.manual_seed(seed)
     known = facts(source)
-    process = Diffusion(cosine, with_min_std(ddim(1.0), base.floor), clip=1.0)
-    times = time_grid(base.denoise)
+    process = Diffusion(cosine, with_min_std(ddim(1.0), base.min_denoising_std), clip=1.0)
+    times = time_grid(base.sampling_steps)
     serve = process.steps(times, ddim(1.0))
     made = GaussianDenoiser(network(base, known), cosine, "v").to(device)
-    return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
+    return Policy.of(process, made, (base.action_horizon, known.actions), process.steps(times), serve, known.codec)
 
 
 def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A flow policy: explored with a fixed noise on its steps, served by its ODE."""
     torch.manual_seed(seed)
     known = facts(source)
-    process, times = Diffusion(linear, with_min_std(ddim(0.0), base.floor), clip=1.0), time_grid(base.denoise)
+    process, times = (
+        Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std), clip=1.0),
+        time_grid(base.sampling_steps),
+    )
     serve = process.steps(times, ddim(0.0))
     made = GaussianDenoiser(network(base, known), linear, "v").to(device)
-    return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
+    return Policy.of(process, made, (base.action_horizon, known.actions), process.steps(times), serve, known.codec)
 
 
 def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
@@ -155,9 +158,11 @@ def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     torch.manual_seed(seed)
     known = facts(source)
     process, fresh = OneStep(), isinstance(source, Collector)
-    head = GaussianHead(network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.floor)
+    head = GaussianHead(
+        network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.min_denoising_std
+    )
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    return Policy.of(process, head.to(device), (base.chunk, known.actions), steps, serve, known.codec)
+    return Policy.of(process, head.to(device), (base.action_horizon, known.actions), steps, serve, known.codec)
 
 
 def squashed(event: tuple[int, int], seen: int, width: int, depth: int, codec: Any, seed: int) -> Policy:
@@ -174,14 +179,14 @@ def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     torch.manual_seed(seed)
     known, process = facts(source), MeanFlow(ends=0.1)
     made = MeanVelocityDenoiser(TwoTimeNet(network(base, known, time=0))).to(device)
-    steps, serve = process.steps(time_grid(1), base.floor), process.steps(time_grid(1))
-    return Policy.of(process, made, (base.chunk, known.actions), steps, serve, known.codec)
+    steps, serve = process.steps(time_grid(1), base.min_denoising_std), process.steps(time_grid(1))
+    return Policy.of(process, made, (base.action_horizon, known.actions), steps, serve, known.codec)
 
 
 def student(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A flow policy of one step, into which another one may be distilled; explored with a fixed noise on it."""
     torch.manual_seed(seed)
-    known, process = facts(source), Diffusion(linear, with_min_std(ddim(0.0), base.floor))
+    known, process = facts(source), Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std))
     made, times = GaussianDenoiser(network(base, known), linear, "v").to(device), time_grid(1)
     serve = process.steps(times, ddim(0.0))
-    return Policy.of(process, made, (base.chunk, known.actions), process.steps(times), serve, known.codec)
+    return Policy.of(process, made, (base.action_horizon, known.actions), process.steps(times), serve, known.codec)

@@ -1,9 +1,9 @@
 """The image experiment: a flow generator of coloured shapes that has learned from badly captioned pictures.
 
-The captions of training pictures name, with probability ``mislabel``, any colour for an object: the web's captions, in
-small. However long it imitates, a faithful generator draws what such captions go with, so a prompt of n objects is hit
-with probability (1 − ¾ mislabel)^n; a reward that reads the picture can teach it what the captions could not. Training
-and held-out prompts share no scene, whatever the seed.
+The captions of training pictures name, with probability ``label_noise``, any colour for an object: the web's captions,
+in small. However long it imitates, a faithful generator draws what such captions go with, so a prompt of n objects is
+hit with probability (1 − ¾ mislabel)^n; a reward that reads the picture can teach it what the captions could not.
+Training and held-out prompts share no scene, whatever the seed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, lin
 from denoiserl.report.media import image_grid
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.domains import shapes
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 EVENT = shapes.EVENT
 HELD_OUT = 1024
@@ -35,29 +35,29 @@ PICTURES = 20_000
 class Args:
     """The generator before reward."""
 
-    updates: int = 2000
+    pretrain_updates: int = 2000
     """gradient steps of imitation"""
-    batch: int = 64
+    pretrain_batch_size: int = 64
     """pictures a gradient step"""
-    lr: float = 6e-3
+    pretrain_lr: float = 6e-3
     """AdamW's learning rate, with cosine decay"""
-    mislabel: float = 0.3
+    label_noise: float = 0.3
     """probability that a caption names any colour for an object"""
     objects: tuple[int, int] = (2, 4)
     """fewest and most objects in a scene"""
-    width: int = 96
+    policy_width: int = 96
     """the transformer's features a patch"""
-    depth: int = 2
+    policy_depth: int = 2
     """the transformer's layers"""
-    denoise: int = 10
+    sampling_steps: int = 10
     """denoising steps, for the training SDE and the serving ODE"""
-    churn: float = 0.7
+    sde_noise: float = 0.7
     """noise level a of the training SDE"""
     sampler: Literal["flow_sde", "ddim"] = "flow_sde"
-    """training steps: the flow's SDE, or DDIM's with noise ``eta``"""
-    eta: float = 1.0
+    """training steps: the flow's SDE, or DDIM's with noise ``ddim_eta``"""
+    ddim_eta: float = 1.0
     """noise of DDIM's training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be learned from"""
-    num_prompts: int | None = None
+    prompt_pool: int | None = None
     """training prompts (None: all, about 11,000); few are asked often enough for statistics of each"""
 
 
@@ -93,32 +93,32 @@ def reward(picture: Tensor, prompt: Tensor) -> Tensor:
 def policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A rectified-flow transformer, one patch a cell: trained under the Flow-SDE, served by the ODE."""
     torch.manual_seed(seed)
-    process = Diffusion(linear, flow_sde(base.churn))
-    net = DiT(EVENT, patch=4, width=base.width, depth=base.depth, places=shapes.PROMPT // shapes.CELLS)
-    times = time_grid(base.denoise)
-    steps = process.steps(times, ddim(base.eta) if base.sampler == "ddim" else None)
+    process = Diffusion(linear, flow_sde(base.sde_noise))
+    net = DiT(EVENT, patch=4, width=base.policy_width, depth=base.policy_depth, places=shapes.PROMPT // shapes.CELLS)
+    times = time_grid(base.sampling_steps)
+    steps = process.steps(times, ddim(base.ddim_eta) if base.sampler == "ddim" else None)
     serve = process.steps(times, ddim(0.0))
     return Policy.of(process, GaussianDenoiser(net, linear, "v").to(device), EVENT, steps, serve)
 
 
-def imitate(
-    made: Policy, base: Args, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
-) -> Iterator[dict]:
+def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0) -> Iterator[dict]:
     """Fit the generator to the captioned pictures of ``seed``, with minibatches and noise of their own for every
     ``stream``."""
     rng = Rng(seed)  # data are drawn where tests of the CPU draw them
     train = scenes(base.objects)[0]
     many = train[rng.integers(0, len(train), PICTURES)]
-    data = [shapes.draw(many, rng), shapes.encode(captions(many, base.mislabel, rng))]
+    data = [shapes.draw(many, rng), shapes.encode(captions(many, base.label_noise, rng))]
     picture, caption = (v.to(made.device) for v in data)
     rng = Rng(seed + 1_000_003 * (stream + 1), made.device)
-    yield from fit(made.process, made.denoiser, picture, caption, updates, rng, batch=base.batch, lr=lr, keep=keep)
+    yield from fit(
+        made.process, made.denoiser, picture, caption, updates, rng, batch=base.pretrain_batch_size, lr=lr, run=run
+    )
 
 
-def pretrain(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def pretrain(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
-    made = policy(base, seed, keep.device)
-    yield from imitate(made, base, seed, base.updates, base.lr, keep)
+    made = policy(base, seed, run.device)
+    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
     return made
 
 
@@ -174,9 +174,11 @@ def task(base: Args) -> Task:
         lambda made, seed, n: outcomes(made, base, seed, n),
         METRICS,
         reward=reward,
-        prompts=lambda seed: prompts(base)[0][: base.num_prompts],
+        prompts=lambda seed: prompts(base)[0][: base.prompt_pool],
         look=lambda made, seed, n: look(made, base, seed, n),
-        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        imitate=lambda made, seed, updates, keep, stream: imitate(
+            made, base, seed, updates, base.pretrain_lr, keep, stream
+        ),
         caption="Above what was asked for, below what was drawn.",
         watch=512,
     )

@@ -1,9 +1,9 @@
 """The language experiment: 4 x 4 sudoku by masked diffusion, several cells at a time, learned from mistyped grids.
 
 A puzzle is a canvas of 16 cells with 8 to 12 holes, filled in place. The 288 completed grids are split once; no test
-puzzle has a solution that was trained on. In the corpus every cell is mistyped with probability ``typos``: a faithful
-model makes the typos of its text however long it imitates, and cells that are drawn together, two or four at once,
-contradict each other as well. A verifier can teach it to decide.
+puzzle has a solution that was trained on. In the corpus every cell is mistyped with probability ``label_noise``: a
+faithful model makes the typos of its text however long it imitates, and cells that are drawn together, two or four at
+once, contradict each other as well. A verifier can teach it to decide.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked, TokenDenoiser, time_grid
 from denoiserl.report import image_grid
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 HOLES = (8, 12)
 """holes of a puzzle, fewest and most"""
@@ -35,23 +34,23 @@ HOLES = (8, 12)
 class Args:
     """The model before reward."""
 
-    updates: int = 2000
+    pretrain_updates: int = 2000
     """gradient steps of imitation"""
-    batch: int = 128
+    pretrain_batch_size: int = 128
     """grids a gradient step"""
-    micro_batch_size: int | None = None
+    pretrain_micro_batch_size: int | None = None
     """grids of one forward; none: all"""
-    lr: float = 3e-3
+    pretrain_lr: float = 3e-3
     """AdamW's learning rate, with cosine decay"""
-    width: int = 48
+    policy_width: int = 48
     """features a cell"""
-    depth: int = 2
+    policy_depth: int = 2
     """transformer layers"""
-    tokens: int = 4
+    tokens_per_step: int = 4
     """cells revealed a step while learning from reward"""
-    typos: float = 0.05
+    label_noise: float = 0.05
     """probability that a cell of the corpus is mistyped"""
-    temperature: float = 1.0
+    decoder_temperature: float = 1.0
     """of the decoder; part of the policy"""
     elbo_draws: int = 0
     """maskings per grid of the likelihood bound (0: it is no metric)"""
@@ -60,9 +59,9 @@ class Args:
 def policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A bidirectional transformer with row, column and box positions, decoded by confidence."""
     torch.manual_seed(seed)
-    net = Transformer(sudoku.VOCAB, sudoku.CELLS, base.width, base.depth, position="grid")
-    masked = Masked(sudoku.VOCAB, "confidence", tokens=base.tokens, temperature=base.temperature)
-    table = masked.steps(time_grid(-(-HOLES[1] // base.tokens)))
+    net = Transformer(sudoku.VOCAB, sudoku.CELLS, base.policy_width, base.policy_depth, position="grid")
+    masked = Masked(sudoku.VOCAB, "confidence", tokens=base.tokens_per_step, temperature=base.decoder_temperature)
+    table = masked.steps(time_grid(-(-HOLES[1] // base.tokens_per_step)))
     return Policy.of(masked, TokenDenoiser(net).to(device), (sudoku.CELLS,), table, codec=InfillCodec())
 
 
@@ -82,40 +81,38 @@ def puzzles(seed: int, n: int, held_out: bool = False) -> Tensor:
 
 def corpus(base: Args, seed: int) -> Tensor:
     """The text that is imitated, [4096, 16]: training grids in which every cell is mistyped with probability
-    ``typos``."""
+    ``label_noise``."""
     rng, grids = Rng(seed + 77), sudoku.split()[0]
     text = grids[rng.integers(0, len(grids), 4096)]
-    slip = rng.uniform(*text.shape) < base.typos
+    slip = rng.uniform(*text.shape) < base.label_noise
     return torch.where(slip, rng.integers(0, sudoku.VOCAB, *text.shape), text)
 
 
-def imitate(
-    made: Policy, base: Args, seed: int, updates: int, lr: float, keep: Keep, stream: int = 0
-) -> Iterator[dict]:
+def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0) -> Iterator[dict]:
     """Fit the model to the corpus of ``seed``, with minibatches and masks of their own for every ``stream``."""
     from denoiserl.recipes.language import mdlm  # the method; its experiment is this one
 
-    a = SimpleNamespace(updates=updates, batch=base.batch, micro_batch_size=base.micro_batch_size, lr=lr)
-    rng = Rng(seed + 1_000_003 * stream, keep.device)
-    yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, keep)
+    a = mdlm.Args(updates, base.pretrain_batch_size, base.pretrain_micro_batch_size, lr)
+    rng = Rng(seed + 1_000_003 * stream, run.device)
+    yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, run)
 
 
-def pretrain(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def pretrain(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
-    made = policy(base, seed, keep.device)
-    yield from imitate(made, base, seed, base.updates, base.lr, keep)
+    made = policy(base, seed, run.device)
+    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
     return made
 
 
-def blank(base: Args, seed: int, keep: Keep) -> Policy:
+def blank(base: Args, seed: int, run: Run) -> Policy:
     """Return a model that has learned nothing, for methods that imitate."""
-    return policy(base, seed, keep.device)
+    return policy(base, seed, run.device)
 
 
 def paces(base: Args) -> tuple[int, ...]:
     """The numbers of cells a step at which a model is judged: the one that it learns with, then four and two, and one
     where the text is judged too."""
-    return tuple(dict.fromkeys((base.tokens, 4, 2, *((1,) if base.elbo_draws else ()))))
+    return tuple(dict.fromkeys((base.tokens_per_step, 4, 2, *((1,) if base.elbo_draws else ()))))
 
 
 def evaluate_outcomes(
@@ -179,7 +176,9 @@ def task(base: Args) -> Task:
         prompts=lambda seed: puzzles(seed, 20_000),
         data=lambda seed: corpus(base, seed),
         look=lambda made, seed, n: look(made, base, seed, n),
-        imitate=lambda made, seed, updates, keep, stream: imitate(made, base, seed, updates, base.lr, keep, stream),
+        imitate=lambda made, seed, updates, keep, stream: imitate(
+            made, base, seed, updates, base.pretrain_lr, keep, stream
+        ),
         caption="Clues are black, answers blue, and what breaks a row, a column or a box is red.",
         watch=1024,
     )

@@ -44,7 +44,7 @@ from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.report.maze_plot import plot_paths, reward_grid
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.user_inputs import recorded
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 NEAR = 1.0
 """cells within which a goal pays; players turned round half a cell before theirs, so few have been closer"""
@@ -62,52 +62,54 @@ class Args:
     """maze, or a path of yours (Minari, LeRobot, HDF5) whose rewards are asked for afterwards"""
     env: str | None = None
     """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
-    outside: Literal["refuse", "clip"] = "refuse"
+    out_of_bounds_actions: Literal["refuse", "clip"] = "refuse"
     """actions outside the box that data of yours or the environment tell"""
-    without: str = ""
+    exclude_episodes: str = ""
     """episodes that are left out of data of yours, by number: 0-2,5"""
-    parts: str = ""
+    obs_keys: str = ""
     """observations that are kept of data of yours, by name, where there are several: observation.state"""
     rooms: int = 3
     """rooms of the maze, a side"""
-    plan: int = 0
+    maze_seed: int = 0
     """which maze"""
-    episodes: int = 100
+    num_episodes: int = 100
     """players of each kind"""
-    length: int = 500
+    episode_steps: int = 500
     """ticks that a player plays"""
-    ticks: int = 150
+    max_episode_steps: int = 150
     """ticks over which a policy is judged"""
-    size: int = 32
+    task_dim: int = 32
     """dimensions of a task (d; 50 as published)"""
-    chunk: int = 5
+    action_horizon: int = 5
     """actions decided at once (H): in five ticks a player crosses a cell"""
-    denoise: int = 5
+    sampling_steps: int = 5
     """denoising steps"""
-    width: int = 128
+    policy_width: int = 128
     """the policy network's width"""
-    updates: int = 4000
+    pretrain_updates: int = 4000
     """gradient steps of the baseline that only imitates, goal by goal"""
-    batch: int = 256
+    pretrain_batch_size: int = 256
     """rows a gradient step of it"""
-    lr: float = 1e-3
+    pretrain_lr: float = 1e-3
     """its learning rate"""
 
 
 @lru_cache(maxsize=4)
 def maze(base: Args) -> Maze:
     """The maze."""
-    return Maze.random(base.rooms, Rng(base.plan))
+    return Maze.random(base.rooms, Rng(base.maze_seed))
 
 
 @lru_cache(maxsize=2)
 def record(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
     """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
     if base.data != "maze":
-        return recorded(base.data, named(judged(base)), base.outside, base.without, base.parts)
+        return recorded(
+            base.data, named(judged(base)), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
+        )
     rng, parts = Rng(seed), []
     for kind in ("navigate", "random"):
-        demos = demonstrations(maze(base), base.episodes, rng, kind, base.length)
+        demos = demonstrations(maze(base), base.num_episodes, rng, kind, base.episode_steps)
         parts += [(seen[:, :2], done) for seen, done in map(demos.episode, range(len(demos)))]  # without the goal
     return Demonstrations.of(parts, name="maze without rewards")
 
@@ -159,12 +161,12 @@ def walk(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
     world.reset(seed=seeds)
     rng, path = Rng.rows(seeds), [world.position]
     first = actions = act(world, world.position, rng)
-    while len(path) <= base.ticks:
+    while len(path) <= base.max_episode_steps:
         for action in actions.clamp(-1, 1).unbind(1):
             world.step(action)
             path.append(world.position)
         actions = act(world, world.position, rng)
-    whole = torch.stack(path[: base.ticks + 1], 1)
+    whole = torch.stack(path[: base.max_episode_steps + 1], 1)
     return Walk(reward(whole[:, 1:]), whole, first)
 
 
@@ -286,39 +288,48 @@ def diffusion(
     """An untrained variance-preserving diffusion policy that sees a task of ``size`` numbers."""
     torch.manual_seed(seed)
     told, schedule = demos(data), VP(0.1, 10.0)
-    event, seen = (base.chunk, told.actions.shape[-1]), told.observations.shape[-1]
-    net = MLP(event, seen + size, base.width, layer_norm=True)
+    event, seen = (base.action_horizon, told.actions.shape[-1]), told.observations.shape[-1]
+    net = MLP(event, seen + size, base.policy_width, layer_norm=True)
     process = Diffusion(schedule, ddim(1.0), clip=1.0, weight="noise")
-    steps = process.steps(time_grid(base.denoise))
+    steps = process.steps(time_grid(base.sampling_steps))
     codec = TaskConditionedCodec(ActionChunkCodec.fit(told), torch.zeros(size))
     return Policy.of(process, GaussianDenoiser(net, schedule, "eps"), event, steps, None, codec).to(device)
 
 
-def untrained(base: Args, seed: int, keep: Keep) -> Policy:
+def untrained(base: Args, seed: int, run: Run) -> Policy:
     """A diffusion policy for tasks."""
-    return diffusion(base, record(base, seed), base.size, seed, keep.device)
+    return diffusion(base, record(base, seed), base.task_dim, seed, run.device)
 
 
-def squashed(base: Args, seed: int, keep: Keep) -> Policy:
+def squashed(base: Args, seed: int, run: Run) -> Policy:
     """A Gaussian policy for tasks, pressed into the box of the recorded actions; untrained."""
     torch.manual_seed(seed)
     told = demos(record(base, seed))
-    event, seen = (base.chunk, told.actions.shape[-1]), told.observations.shape[-1]
-    net = MLP(event, seen + base.size, base.width, 2, 0, False, activation="relu", out=(base.chunk, 2 * event[1]))
+    event, seen = (base.action_horizon, told.actions.shape[-1]), told.observations.shape[-1]
+    net = MLP(
+        event,
+        seen + base.task_dim,
+        base.policy_width,
+        2,
+        0,
+        False,
+        activation="relu",
+        out=(base.action_horizon, 2 * event[1]),
+    )
     process = OneStep()
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
     box = TanhCodec.box(told.actions.amin(0), told.actions.amax(0), Normalizer.fit(told.observations))
-    return Policy.of(process, Actor(net), event, steps, serve, TaskConditionedCodec(box, torch.zeros(base.size))).to(
-        keep.device
-    )
+    return Policy.of(
+        process, Actor(net), event, steps, serve, TaskConditionedCodec(box, torch.zeros(base.task_dim))
+    ).to(run.device)
 
 
-def goals(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def goals(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A diffusion policy that has imitated how players came to where they came: a task is a state of the same episode,
     reached k ticks later with probability ∝ γ^k."""
     data = record(base, seed)
-    told, row, rng = demos(data), pairs(data, base.chunk), Rng(seed, keep.device)
-    made = diffusion(base, data, told.observations.shape[-1], seed, keep.device)
+    told, row, rng = demos(data), pairs(data, base.action_horizon), Rng(seed, run.device)
+    made = diffusion(base, data, told.observations.shape[-1], seed, run.device)
     made.weights.control = BestOfN(GoalReachingVerifier(), 1)
     at, codec = row["at"], require_task_conditioned(made)
     end = told.ends[torch.searchsorted(told.ends, at, right=True)] - 1
@@ -326,8 +337,8 @@ def goals(base: Args, seed: int, keep: Keep) -> Generator[dict, None, Policy]:
     seen = codec.inner.condition(told.observations)
     reached = seen[torch.minimum(at + 1 + ahead, end)]
     chunk, cond = codec.encode(row["action"]), cat([seen[at], reached], 1)
-    more = {"batch": base.batch, "lr": base.lr, "keep": keep}
-    yield from fit(made.process, made.denoiser, chunk, cond, base.updates, rng, **more)
+    more = {"batch": base.pretrain_batch_size, "lr": base.pretrain_lr, "run": run}
+    yield from fit(made.process, made.denoiser, chunk, cond, base.pretrain_updates, rng, **more)
     return made
 
 

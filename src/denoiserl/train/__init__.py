@@ -1,4 +1,4 @@
-"""Training: ``fit`` and ``step``, averages and schedules, loops that survive (``Keep``), and the place they run in.
+"""Training: ``fit`` and ``step``, averages and schedules, loops that survive (``Run``), and the place they run in.
 
 | question | answer |
 |---|---|
@@ -6,7 +6,7 @@
 | one optimiser step, safely | ``step``, ``covers`` (all parameters?), ``adamw`` |
 | one in pieces that fit into memory | ``accumulate``, ``accumulate_masked`` (where some losses do not count) |
 | averages and learning rates | ``EMA``, ``warmup_cosine`` |
-| a loop that can be killed and resumed | ``Keep``, ``Stopped``; what it left behind: ``saved`` |
+| a loop that can be killed and resumed | ``Run``, ``Stopped``; what it left behind: ``saved`` |
 | device, precision, threads | ``DeviceConfig`` |
 
 ``denoiserl.experiments.runner`` runs a recipe in a folder.
@@ -24,13 +24,13 @@ from denoiserl.train.optim import (
     optimizer_step,
     warmup_cosine,
 )
-from denoiserl.train.run_state import Keep, Position, Stopped, count_durable_rows, find_saved_policy
+from denoiserl.train.run_state import Position, Run, Stopped, count_durable_rows, find_saved_policy
 
 __all__ = [
     "EMA",
     "DeviceConfig",
-    "Keep",
     "Position",
+    "Run",
     "Schedule",
     "Stopped",
     "TrainingRows",

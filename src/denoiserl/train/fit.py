@@ -15,7 +15,7 @@ from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, batch_size, first, leaves, tree_map
 from denoiserl.rewards import micro_rows
 from denoiserl.train.optim import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
-from denoiserl.train.run_state import Keep
+from denoiserl.train.run_state import Run
 
 
 class FitProcess(Protocol):
@@ -105,7 +105,7 @@ def fit(
     opt: Optimizer | None = None,
     live: Tree | None = None,
     counts: Tensor | None = None,
-    keep: Keep | None = None,
+    run: Run | None = None,
     log: int | None = None,
     micro_batch_size: int | None = None,
 ) -> Iterator[dict[str, float]]:
@@ -114,10 +114,10 @@ def fit(
     Rows are drawn with replacement; ``Rows`` in place of ``x0`` tell all about theirs. AdamW with warm-up and cosine
     decay of the learning rate (``opt``: an optimiser of your own, used at its own constant rate). ``live`` and
     ``counts``: see ``losses``. With ``ema`` the denoiser ends with the moving average of its weights.
-    ``micro_batch_size``: rows of one forward; the update is that of the whole batch. With a folder in ``keep`` the fit
+    ``micro_batch_size``: rows of one forward; the update is that of the whole batch. With a folder in ``run`` the fit
     can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
-    keep = Keep() if keep is None else keep
+    run = Run() if run is None else run
     source = x0 if isinstance(x0, TrainingRows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
     if source is x0 and any(v is not None for v in (cond, live, counts)):
         raise InvalidInputError(
@@ -134,7 +134,7 @@ def fit(
     seen, mode = _Mean(), denoiser.training
     denoiser.train()
     named = {"denoiser": denoiser, "opt": opt, "schedule": schedule, "average": average, "rng": rng, "seen": seen}
-    for it in keep.loop(updates, given=source.given, **named):
+    for it in run.loop(updates, given=source.given, **named):
         index = rng.integers(0, source.size, batch)
         part = {**NONE, **tree_map(lambda v: v.to(device, non_blocking=True), source.take(index))}
         if micro_batch_size is None:

@@ -1,10 +1,10 @@
 """A training loop that can be killed, resumed, counted and limited, written as a ``for``.
 
-    for it in keep.loop(a.iters, policy=policy, value=value, opt=opt, rng=rng, env=env):
+    for it in run.loop(args.iterations, policy=policy, value=value, opt=opt, rng=rng, env=env):
         ...
         yield {"return": ...}
 
-``Keep()`` lives in memory and costs nothing; ``Keep(folder)`` restores what the folder holds and gives the iteration
+``Run()`` lives in memory and costs nothing; ``Run(folder)`` restores what the folder holds and gives the iteration
 numbers still to do. A run that was killed anywhere and resumed is the same run, bit for bit, because
 
 - everything that changes is named in ``loop`` (whatever has ``state_dict`` and ``load_state_dict``), and the global
@@ -76,13 +76,13 @@ class Position:
         return (self.iteration + 1) % every == 0 or self.iteration + 1 == self.total
 
 
-class Keep:
+class Run:
     """Where a run's state lives, and what it may spend.
 
     ``every``: iterations between saves (default: a tenth of the loop, or a minute). ``restart``: iterations after which
     what cannot be saved starts afresh (default: it says so itself). ``budget``: the most of any unit of
     ``denoiserl.core.counters.UNITS`` or of "seconds" spent in loops; a loop ends at the first iteration border at which
-    it is reached, and the stages of a run share its budget. Spending is counted over the whole life of a Keep.
+    it is reached, and the stages of a run share its budget. Spending is counted over the whole life of a Run.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class Keep:
         self.free = 0.0
         """seconds of evaluations that no loop is charged for (counted on the root)"""
         self._active: list[Position] = []
-        self._stages: dict[str, Keep] = {}
+        self._stages: dict[str, Run] = {}
         self._ran = False
 
     name: str
-    parent: Keep | None
+    parent: Run | None
     top: float | None
 
-    def stage(self, name: str, budget: Mapping[str, float] | None = None) -> Keep:
+    def stage(self, name: str, budget: Mapping[str, float] | None = None) -> Run:
         """The keep of a named part of the run, in a subfolder of its own; its spending counts here too."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:
             raise RunError(
@@ -129,7 +129,7 @@ class Keep:
             )
         if name in self._stages:
             return self._stages[name]
-        stage = Keep(self.folder and self.folder / name, self.device, self.every, budget, self.restart)
+        stage = Run(self.folder and self.folder / name, self.device, self.every, budget, self.restart)
         stage.name, stage.parent = f"{self.name}/{name}".strip("/"), self
         stage.meter.parent = self.meter
         if self.folder is not None:  # in memory a keep may serve many runs, one after another
@@ -145,10 +145,10 @@ class Keep:
         has a border, an interrupted loop goes back to its last save.
         """
         if n is None and not any(k.budget for k in self._line()):
-            raise RunError("A loop without end needs a budget: Keep(budget={'seconds': 60}).")
+            raise RunError("A loop without end needs a budget: Run(budget={'seconds': 60}).")
         if self.folder is not None and self._ran:
             raise RunError(
-                f"The stage {self.name!r} has run already: give each loop a stage, keep.stage('improve').loop(...)."
+                f"The stage {self.name!r} has run already: give each loop a stage, run.stage('improve').loop(...)."
             )
         self._ran, self.top = True, None
         kept, borders = _sorted(named)
@@ -251,10 +251,10 @@ class Keep:
         if self.folder is not None:
             policy.save(self.folder / "last")
 
-    def _line(self) -> list[Keep]:
+    def _line(self) -> list[Run]:
         return [self, *(self.parent._line() if self.parent else [])]
 
-    def _root(self) -> Keep:
+    def _root(self) -> Run:
         return self._line()[-1]
 
     def _save(self, iteration: int, kept: dict[str, Any], data: dict[str, str]) -> None:

@@ -22,8 +22,8 @@ from tests.recipes.kit import Spy, Tape, adam, agree, descend, moments
 
 N, D = 13, 4
 A = ddpo.Args(
-    iters=2, samples=N, epochs=2, batch=7, clip=0.006, adv_clip=0.9, window=5, least=3, lr=0.01,
-    weights={"near": 1.5, "flat": -0.5},
+    iterations=2, num_samples=N, epochs=2, batch_size=7, clip_range=0.006, adv_clip=0.9, stat_window=5, min_count=3,
+    lr=0.01, reward_weights={"near": 1.5, "flat": -0.5},
 )  # fmt: skip
 PROMPTS = torch.tensor([[0.3, -1.0], [1.7, 0.4], [0.6, 9.0], [0.3, -1.0], [-0.8, 1.2], [2.0, -0.5]])
 NAMES = ["a", "b", "tied", "a", "c", "d"]  # rows 0 and 3 are equal: they share a memory
@@ -156,7 +156,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
     memory: dict[str, list[float]] = {}
     sides, cut, statistics, norms = set(), set(), set(), []
-    for it in range(A.iters):
+    for it in range(A.iterations):
         index = rng.take("integers", N)
         names = ["" if flow else NAMES[i] for i in index.tolist()]
         c = None if flow else (PROMPTS[index] - 1) / 2
@@ -177,11 +177,11 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         for i in valid:
             memory.setdefault(names[i], []).append(reward[i])
         mine = {name: [reward[i] for i in valid if names[i] == name] for name in names}
-        forgotten = sum(max(0, len(r) - A.window) for r in mine.values())
+        forgotten = sum(max(0, len(r) - A.stat_window) for r in mine.values())
         advantage = torch.zeros(N, dtype=torch.float64)
         for i in valid:
-            memory[names[i]] = memory[names[i]][-A.window :]
-            known = len(memory[names[i]]) >= A.least
+            memory[names[i]] = memory[names[i]][-A.stat_window :]
+            known = len(memory[names[i]]) >= A.min_count
             r = torch.tensor(memory[names[i]] if known else [reward[j] for j in valid], dtype=torch.float64)
             std = (r - r.mean()).square().mean().sqrt()
             if float(std) > 1e-6:
@@ -193,13 +193,13 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         losses, outside = [], []
         for _ in range(A.epochs):
             order = rng.take("permutation", len(rows)).tolist()
-            for low in range(0, len(rows), A.batch):
-                picked = [rows[j] for j in order[low : low + A.batch]]
+            for low in range(0, len(rows), A.batch_size):
+                picked = [rows[j] for j in order[low : low + A.batch_size]]
                 i, k = (torch.tensor(v) for v in zip(*picked, strict=True))
                 now = torch.stack([log_prob(states[k + 1], states[k], k, c) for k in steps], 1)[i, k]
                 rho, advantages = (now - old[i, k]).exp(), advantage[i]
-                best = torch.minimum(rho * advantages, rho.clamp(1 - A.clip, 1 + A.clip) * advantages)
-                out = (rho - 1).abs() > A.clip
+                best = torch.minimum(rho * advantages, rho.clamp(1 - A.clip_range, 1 + A.clip_range) * advantages)
+                out = (rho - 1).abs() > A.clip_range
                 outside += out.tolist()
                 sides |= set(zip((rho > 1)[out].tolist(), (advantages > 0)[out].tolist(), strict=True))
                 loss = -best.mean()

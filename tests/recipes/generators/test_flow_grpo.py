@@ -22,14 +22,14 @@ from tests.recipes.kit import Spy, Tape, adam, agree, descend, moments
 
 P, G, N, D, S = 4, 3, 12, 4, 4
 A = flow_grpo.Args(
-    iters=2, prompts=P, group=G, epochs=2, batch=5, clip=0.03, adv_clip=0.5, beta=2.0, lr=0.02, on_bad="drop",
-    weights={"near": 1.5, "flat": -0.5}, window=0,
+    iterations=2, num_prompts=P, group_size=G, epochs=2, batch_size=5, clip_range=0.03, adv_clip=0.5, kl_coef=2.0,
+    lr=0.02, invalid_rewards="drop", reward_weights={"near": 1.5, "flat": -0.5}, sde_window=0,
 )  # fmt: skip
 SETTINGS = {
     "whole": A,
-    "fast": replace(A, window=2),
-    "fast in parts": replace(A, window=2, micro_batch_size=4),
-    "free": replace(A, beta=0.0),
+    "fast": replace(A, sde_window=2),
+    "fast in parts": replace(A, sde_window=2, micro_batch_size=4),
+    "free": replace(A, kl_coef=0.0),
 }
 PROMPTS = torch.tensor([[0.3, -1.0], [1.7, 0.4], [0.6, 2.0], [-0.8, 1.2], [2.0, -0.5]])
 
@@ -104,7 +104,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     actor, first = start(), start().weights.module.net
     net = actor.weights.module.net
     opt = adam(actor.weights.module.parameters(), a.lr)
-    stochastic = a.window or S
+    stochastic = a.sde_window or S
     times = torch.linspace(1.0, 0.0, S + 1, dtype=torch.float64).tolist()
     clamped = set()
 
@@ -128,7 +128,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         return each.sum((1, 2)) / D
 
     sides, cut, norms = set(), set(), []
-    for it in range(a.iters):
+    for it in range(a.iterations):
         c = (PROMPTS[rng.take("integers", P)].repeat_interleave(G, 0) - 1) / 2
         states, noise = [rng.take("normal", N, 2, 2).clone()], rng.take("normal", S, N, 2, 2).clone()
         old = torch.zeros(N, stochastic, dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
         losses, kls, outside = [], [], []
         for _ in range(a.epochs):
-            for picked in rng.take("permutation", N).split(a.batch):
+            for picked in rng.take("permutation", N).split(a.batch_size):
                 loss, many = torch.zeros((), dtype=torch.float64), len(picked) * stochastic
                 for k in range(stochastic):
                     x, y = states[k][picked], states[k + 1][picked]
@@ -164,12 +164,14 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
                     with torch.no_grad():
                         mu_ref, _ = mean_and_std(first, x, k, c[picked])
                     rho = (log_prob(y, mu, std) - old[picked, k]).exp()
-                    gain = torch.minimum(rho * advantage[picked], rho.clamp(1 - a.clip, 1 + a.clip) * advantage[picked])
+                    gain = torch.minimum(
+                        rho * advantage[picked], rho.clamp(1 - a.clip_range, 1 + a.clip_range) * advantage[picked]
+                    )
                     kl = ((mu - mu_ref) ** 2 / (2 * std**2)).sum((1, 2)) / D
-                    loss = loss + (-gain + a.beta * kl).sum() / many
-                    out = (rho - 1).abs() > a.clip
+                    loss = loss + (-gain + a.kl_coef * kl).sum() / many
+                    out = (rho - 1).abs() > a.clip_range
                     outside += out.tolist()
-                    kls += (kl if a.beta else torch.zeros(len(picked))).tolist()
+                    kls += (kl if a.kl_coef else torch.zeros(len(picked))).tolist()
                     sides |= set(
                         zip((rho > 1)[out].tolist(), advantage[picked][out].sign().int().tolist(), strict=True)
                     )
@@ -179,7 +181,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         state = spy.states[it + 1]["policy"]
         agree(state["current"], actor.weights.module.state_dict(), where=f"policy after iteration {it}")
         kept = {"reference": {f"net.{k}": v for k, v in first.state_dict().items()}}
-        agree(state["sets"], kept if a.beta else {}, 0.0, "the reference stays")
+        agree(state["sets"], kept if a.kl_coef else {}, 0.0, "the reference stays")
         told = {
             "reward": float(reward[valid].mean()),
             "near": sum(near[i] for i in valid) / len(valid),
@@ -204,9 +206,9 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
 def test_groups_that_all_tie_make_no_step() -> None:
     """Not even the KL to the reference does, where nothing was learned from."""
-    made, spy, a = start(), Spy(), replace(A, weights={})
+    made, spy, a = start(), Spy(), replace(A, reward_weights={})
     rows = list(flow_grpo.improve(made, (lambda x, prompts: torch.ones(len(x)), PROMPTS), a, Tape(3), spy))
-    assert rows == [{"reward": 1.0, "dropped": 0.0, "dead groups": 1.0}] * a.iters
+    assert rows == [{"reward": 1.0, "dropped": 0.0, "dead groups": 1.0}] * a.iterations
     assert not spy.named["opt"].state
     agree(made.weights.module.state_dict(), start().weights.module.state_dict(), 0.0)
 
@@ -229,7 +231,7 @@ def test_the_kl_of_tokens_is_from_the_policy_to_the_reference() -> None:
     made = Policy.of(process, TokenDenoiser(Table(before)), (2,), process.steps(time_grid(1)), codec=InfillCodec(4))
     made.weights.snapshot("reference")
     made.weights.module.load_state_dict(TokenDenoiser(Table(now)).state_dict())
-    canvas, a, watch = torch.full((N, 2), 3), replace(A, beta=0.5), list[tuple[Tensor, Tensor]]()
+    canvas, a, watch = torch.full((N, 2), 3), replace(A, kl_coef=0.5), list[tuple[Tensor, Tensor]]()
     chain = made.sample_chain(canvas, Tape(3))
     loss = flow_grpo.surrogate(made, chain, torch.zeros(N, 1), a, True, watch)
 
@@ -238,4 +240,4 @@ def test_the_kl_of_tokens_is_from_the_policy_to_the_reference() -> None:
         p, q = now[0][one] * now[1][other], before[0][one] * before[1][other]
         wanted += p * math.log(p / q) / 2
     agree(watch[0][0], torch.full((N,), wanted))
-    agree(loss, torch.full((N, 1), a.beta * wanted))
+    agree(loss, torch.full((N, 1), a.kl_coef * wanted))

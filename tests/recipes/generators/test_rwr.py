@@ -20,13 +20,14 @@ from tests.recipes.kit import Spy, Tape, Words, adam, agree, descend, moments, t
 
 P, G, N = 3, 4, 12
 A = rwr.Args(
-    iters=2, prompts=P, group=G, beta=0.8, epochs=2, batch=4, lr=0.02, weights={"near": 1.5, "flat": -0.5}
+    iterations=2, num_prompts=P, group_size=G, inverse_temperature=0.8, epochs=2, batch_size=4, lr=0.02,
+    reward_weights={"near": 1.5, "flat": -0.5}
 )  # fmt: skip
 SETTINGS = {
     "flow": A,
-    "noise": replace(A, share=0.45, within="batch", micro_batch_size=3),
-    "sparse": replace(A, share=0.3, micro_batch_size=2),
-    "tokens": replace(A, within="batch", beta=0.3, batch=5),
+    "noise": replace(A, top_fraction=0.45, compare_within="batch", micro_batch_size=3),
+    "sparse": replace(A, top_fraction=0.3, micro_batch_size=2),
+    "tokens": replace(A, compare_within="batch", inverse_temperature=0.3, batch_size=5),
 }
 PROMPTS = torch.tensor([[0.3, -1.0], [1.7, 0.4], [0.6, 2.0], [-0.8, 1.2]])
 HOLE, END, PAD = 5, 4, 0
@@ -136,7 +137,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         return torch.where(hole & ~answer(x), END, x), answer(x)
 
     norms, cut_short, tied = [], False, False
-    for it in range(a.iters):
+    for it in range(a.iterations):
         index = rng.take("integers", P)
         c = None if prompts is None else prompts[index].repeat_interleave(G, 0)
         with torch.no_grad():
@@ -155,22 +156,22 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         near, flat = ([float(p[name]) for p in parts] for name in ("near", "flat"))
         reward = [1.5 * p - 0.5 * q for p, q in zip(near, flat, strict=True)]
         valid = [i for i in range(N) if i != 4]
-        groups = [valid] if a.within == "batch" else [[i for i in valid if i // G == p] for p in range(P)]
+        groups = [valid] if a.compare_within == "batch" else [[i for i in valid if i // G == p] for p in range(P)]
         weight = torch.zeros(N, dtype=torch.float64)
         for group in groups:
             r = torch.tensor([reward[i] for i in group], dtype=torch.float64)
-            if a.share is None:
-                w = (a.beta * r).exp()
+            if a.top_fraction is None:
+                w = (a.inverse_temperature * r).exp()
             else:  # the best share, and what equals the least of it
-                least = r.sort(descending=True).values[math.ceil(a.share * len(r)) - 1]
+                least = r.sort(descending=True).values[math.ceil(a.top_fraction * len(r)) - 1]
                 w = (r >= least - 1e-6).double()
-                tied |= int(w.sum()) > math.ceil(a.share * len(r))
+                tied |= int(w.sum()) > math.ceil(a.top_fraction * len(r))
             weight[group] = w / w.mean()
 
         index, losses = torch.nonzero(weight)[:, 0], []
         for _ in range(a.epochs):
             order = index[rng.take("permutation", len(index))]
-            for i in order.tensor_split(max(1, len(index) // a.batch)):
+            for i in order.tensor_split(max(1, len(index) // a.batch_size)):
                 n = len(i)
                 u = (torch.arange((n + 1) // 2) + rng.take("uniform", (n + 1) // 2)) / n
                 t = torch.cat([u, 1 - u[: n // 2]])[rng.take("permutation", n)]  # antithetic: in pairs t, 1 − t

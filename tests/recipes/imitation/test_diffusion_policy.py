@@ -27,11 +27,11 @@ T = 1e-6
 ENDS = torch.tensor([5, 7, 8, 14])
 SEEN = torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.6, 0.9, 2.0])
 ACTED = torch.tensor([0.1, 0.4]), torch.tensor([4.0, 5.0])
-A = diffusion_policy.Args(updates=2, batch=7, lr=0.02)
+A = diffusion_policy.Args(num_updates=2, batch_size=7, lr=0.02)
 CASES = {
-    "noise": replace(A, history=2, updates=104, lr=0.2),  # ε̂ of a cosine, repeated actions have no loss
+    "noise": replace(A, obs_horizon=2, num_updates=104, lr=0.2),  # ε̂ of a cosine, repeated actions have no loss
     "flow": replace(A, mask_padding=False),  # v̂ of a straight line, what is repeated is imitated
-    "velocity": replace(A, history=2),  # v̂ of a cosine, for a policy whose chunks begin one tick ago
+    "velocity": replace(A, obs_horizon=2),  # v̂ of a cosine, for a policy whose chunks begin one tick ago
     "stacked": A,  # the same, of data that hold two observations as one
 }
 
@@ -75,7 +75,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     logged = list(diffusion_policy.improve(made, data, a, rng, spy))
     assert made.weights.execute == T_A
 
-    T_o, past = a.history, 1 if case in LATE else 0
+    T_o, past = a.obs_horizon, 1 if case in LATE else 0
     chunks, counts, conditions = [], [], []
     for first, end in zip([0, *ENDS.tolist()], ENDS.tolist(), strict=False):
         L = end - first
@@ -97,13 +97,13 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     assert sizes == ([4] if case == "flow" else [1, 2, 3, 4] if case in LATE else [2, 3, 4])
 
     net = spy.start["denoiser"]
-    opt, seen, norms, warmup = adam(net.parameters(), a.lr), [], [], min(100, a.updates)
+    opt, seen, norms, warmup = adam(net.parameters(), a.lr), [], [], min(100, a.num_updates)
     for it in range(2):
-        i = rng.take("integers", a.batch)
-        u, order = rng.take("uniform", (a.batch + 1) // 2), rng.take("permutation", a.batch)
-        half = (torch.arange(len(u)) + u) / a.batch  # one in each stratum, and its mirror image
-        t = torch.cat([half, 1 - half[: a.batch // 2]])[order]
-        x0, eps, live, d = x0s[i], rng.take("normal", a.batch, H, D), real[i], t
+        i = rng.take("integers", a.batch_size)
+        u, order = rng.take("uniform", (a.batch_size + 1) // 2), rng.take("permutation", a.batch_size)
+        half = (torch.arange(len(u)) + u) / a.batch_size  # one in each stratum, and its mirror image
+        t = torch.cat([half, 1 - half[: a.batch_size // 2]])[order]
+        x0, eps, live, d = x0s[i], rng.take("normal", a.batch_size, H, D), real[i], t
         if case == "flow":
             alpha, sigma = 1 - d, d
         else:
@@ -120,7 +120,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(spy.states[it + 1]["denoiser"], net.state_dict(), T, f"weights after update {it}")
     held = spy.states[2]["opt"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), T, "moments")
-    if a.updates == 2:  # a row an update
+    if a.num_updates == 2:  # a row an update
         agree(logged, [{"loss": seen[k], "gradient": norms[k]} for k in range(2)], T, "rows")
     else:  # a row of two
         agree(logged[0], {"loss": (seen[0] + seen[1]) / 2, "gradient": norms[1]}, T, "row")
@@ -128,7 +128,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     assert all((norm < 1) == (case == "noise") for norm in norms)
 
     average: dict[str, Tensor] = {}
-    for n in range(a.updates):  # the average of the weights is what acts
+    for n in range(a.num_updates):  # the average of the weights is what acts
         rate = (n + 1) / warmup if n < 100 else 0.5 * (1 + math.cos(math.pi * (n - 100) / 4))
         agree(spy.states[n]["opt"]["param_groups"][0]["lr"], a.lr * rate, 1e-9, f"rate of update {n}")
         decay = min(1 - (1 + n) ** -0.75, 0.9999)

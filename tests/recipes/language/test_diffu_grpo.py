@@ -21,13 +21,14 @@ BAD = 14
 """the sample of an iteration that has no reward"""
 HOLE, END, PAD = 7, 4, 0  # tokens are 0 ... 4; a prompt may hold the id 6, which is none
 A = diffu_grpo.Args(
-    iters=3, prompts=P, group=G, mu=3, prompt_mask=0.5, clip=0.03, beta=0.3, sync=2, on_bad="drop", lr=0.03,
-    max_grad=0.02, weights={"near": 4.0, "flat": -1.5},
+    iterations=3, num_prompts=P, group_size=G, inner_updates=3, prompt_mask=0.5, clip_range=0.03, kl_coef=0.3,
+    reference_sync_every=2, invalid_rewards="drop", lr=0.03, max_grad_norm=0.02,
+    reward_weights={"near": 4.0, "flat": -1.5},
 )  # fmt: skip
 SETTINGS = {
     "published": A,
-    "in parts": replace(A, micro_batch_size=5, sync=1, max_grad=100.0),
-    "random masks": replace(A, prompt_mask=0.3, answer_mask=(0.5, 0.9), sync=0, max_grad=100.0),
+    "in parts": replace(A, micro_batch_size=5, reference_sync_every=1, max_grad_norm=100.0),
+    "random masks": replace(A, prompt_mask=0.3, answer_mask=(0.5, 0.9), reference_sync_every=0, max_grad_norm=100.0),
 }
 CANVASES = torch.tensor(
     [[7, 7, 0, 7, 3, 6, 7, 1], [0, 2, 7, 7, 4, 7, 1, 0], [7, 3, 7, 0, 7, 2, 6, 0], [0, 3, 7, 6, 7, 7, 1, 7]]
@@ -87,8 +88,8 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
     net = start().denoiser.net
     reference, opt = copy.deepcopy(net), adam(net.parameters(), a.lr)
     sides, norms, rewards, cut_short = set(), [], [], False
-    for it in range(a.iters):
-        if a.sync and it > 0 and it % a.sync == 0:
+    for it in range(a.iterations):
+        if a.reference_sync_every and it > 0 and it % a.reference_sync_every == 0:
             reference = copy.deepcopy(net)
         canvas = CANVASES[rng.take("integers", P)].repeat_interleave(G, 0)
         left, right = (canvas == PAD).long().cumprod(-1), (canvas == PAD).long().flip(-1).cumprod(-1).flip(-1)
@@ -127,7 +128,7 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
         counts[BAD] = False
 
         seen = []
-        for _ in range(a.mu):  # masks of this iteration, of which each policy is asked under each
+        for _ in range(a.inner_updates):  # masks of this iteration, of which each policy is asked under each
             x = torch.where(rng.take("uniform", N, L) < a.prompt_mask, HOLE, canvas)
             if case == "random masks":
                 share = 0.5 + 0.4 * rng.take("uniform", N, 1)
@@ -147,13 +148,13 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
             i, j = torch.nonzero(counts & (x == HOLE), as_tuple=True)
             logp = log_probs(net, x)[i, j]
             rho = (logp - before[i, j]).exp()
-            gain = torch.minimum(rho * advantage[i], rho.clamp(1 - a.clip, 1 + a.clip) * advantage[i])
+            gain = torch.minimum(rho * advantage[i], rho.clamp(1 - a.clip_range, 1 + a.clip_range) * advantage[i])
             gap = ref[i, j] - logp
             kl = gap.exp() - 1 - gap  # k3(π_θ ‖ π_ref)
-            loss = (-gain + a.beta * kl).mean()
-            out = (rho - 1).abs() > a.clip
+            loss = (-gain + a.kl_coef * kl).mean()
+            out = (rho - 1).abs() > a.clip_range
             sides |= set(zip((rho > 1)[out].tolist(), advantage[i][out].sign().int().tolist(), strict=True))
-            norms.append(descend(opt, loss, a.max_grad))
+            norms.append(descend(opt, loss, a.max_grad_norm))
             done.append([loss.item(), kl.mean().item(), out.double().mean().item()])
 
         state = spy.states[it + 1]["policy"]
@@ -180,12 +181,12 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
     assert ["not risen" in row for row in logged] == [False, True, False]
     assert {(high, good) for high in (False, True) for good in (-1, 1)} <= sides, "ratios left on both sides"
     assert cut_short, "ends"
-    assert min(norms) > a.max_grad if case == "published" else max(norms) < a.max_grad
+    assert min(norms) > a.max_grad_norm if case == "published" else max(norms) < a.max_grad_norm
 
 
 def test_a_mask_that_hides_nothing_teaches_nothing() -> None:
     spy = Spy()
-    a = replace(A, iters=1, answer_mask=(0.0, 0.0), prompt_mask=0.0)
+    a = replace(A, iterations=1, answer_mask=(0.0, 0.0), prompt_mask=0.0)
     (row,) = diffu_grpo.improve(start(), (Judge(), CANVASES), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
     assert row.keys().isdisjoint({"loss", "kl", "clipped"}) and not spy.named["opt"].state

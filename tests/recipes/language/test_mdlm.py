@@ -16,7 +16,7 @@ from denoiserl.recipes.language import mdlm
 from tests.recipes.kit import Spy, Tape, Words, adam, agree, descend, moments
 
 N, L, PAD = 5, 6, 0
-A = mdlm.Args(updates=4, batch=7, lr=0.03)
+A = mdlm.Args(num_updates=4, batch_size=7, lr=0.03)
 TOKENS = torch.tensor(
     [[0, 1, 3, 4, 2, 0], [3, 2, 1, 4, 0, 0], [2, 0, 4, 1, 3, 1], [1, 1, 4, 3, 0, 0], [0, 0, 2, 3, 0, 1]]
 )
@@ -53,21 +53,21 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
     live = ANSWER if prompted else torch.ones(N, L, dtype=torch.bool) if bare else ~PADDING
     padding = PADDING & ~ANSWER if prompted else PADDING
     mean = {k: v.clone() for k, v in net.state_dict().items()}
-    for n in range(a.updates):
-        i = rng.take("integers", a.batch)
-        u = (torch.arange(4) + rng.take("uniform", 4)) / a.batch
-        t = torch.cat([u, 1 - u[:3]])[rng.take("permutation", a.batch)]  # antithetic: t and 1 − t
-        hidden = (rng.take("uniform", a.batch, L) < t[:, None]) & live[i]
+    for n in range(a.num_updates):
+        i = rng.take("integers", a.batch_size)
+        u = (torch.arange(4) + rng.take("uniform", 4)) / a.batch_size
+        t = torch.cat([u, 1 - u[:3]])[rng.take("permutation", a.batch_size)]  # antithetic: t and 1 − t
+        hidden = (rng.take("uniform", a.batch_size, L) < t[:, None]) & live[i]
         x = tokens[i].masked_fill(hidden, mask)
         logits = net.net(x, t, None if bare else {"padding": padding[i]}).double()[..., :5]
         if bare:
             logits[..., mask] = -math.inf  # the mask is never an answer
         logp = logits.log_softmax(-1)
         loss = torch.zeros((), dtype=torch.float64)
-        for b in range(a.batch):  # (1/t) Σ −log p(x₀_i | x_t) over masked i, a token of the answer
+        for b in range(a.batch_size):  # (1/t) Σ −log p(x₀_i | x_t) over masked i, a token of the answer
             terms = [logp[b, j, tokens[i[b], j]] for j in range(L) if hidden[b, j]]
-            loss = loss - sum(terms) / t[b] / live[i[b]].sum() / a.batch
-        opt.param_groups[0]["lr"] = a.lr * 0.5 * (1 + math.cos(math.pi * n / a.updates))
+            loss = loss - sum(terms) / t[b] / live[i[b]].sum() / a.batch_size
+        opt.param_groups[0]["lr"] = a.lr * 0.5 * (1 + math.cos(math.pi * n / a.num_updates))
         norms.append(descend(opt, loss, 1.0))
         decay = min(1 - (1 + n) ** -0.75, 0.9999)
         mean = {k: decay * mean[k] + (1 - decay) * v for k, v in net.state_dict().items()}
@@ -78,7 +78,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 
     agree(moments(spy.named["opt"]), moments(opt), where="moments")
     agree(made.denoiser.state_dict(), mean, where="what is kept is the average")
-    assert max(norms) > 1 and len(logged) == a.updates
+    assert max(norms) > 1 and len(logged) == a.num_updates
     assert modes and all(modes) and not made.denoiser.training
 
 

@@ -22,12 +22,13 @@ BAD = 14
 """the sample of an iteration that has no reward"""
 END, PAD = 4, 0  # tokens are 0 ... 4; a prompt may hold the id 6, which is none
 TOKENS = tracerl.Args(
-    iters=3, prompts=P, group=G, epochs=2, batch=7, clip=0.05, beta=1.0, sure=0.9, likelihood="tokens",
-    on_bad="drop", weights={"right": 1.5, "flat": -0.5}, lr=0.05, warmup=2,
+    iterations=3, num_prompts=P, group_size=G, epochs=2, batch_size=7, clip_range=0.05, kl_coef=1.0, min_step_nll=0.9,
+    likelihood="tokens", invalid_rewards="drop", reward_weights={"right": 1.5, "flat": -0.5}, lr=0.05, lr_warmup=2,
 )  # fmt: skip
 EXACT = replace(
-    TOKENS, likelihood=None, clip=0.05, accuracy=(0.2, 0.8), scale="batch", weights={"right": 1.0}, warmup=0, batch=4,
-    lr=0.04, sure=1.5, beta=0.5, micro_batch_size=3,
+    TOKENS, likelihood=None, clip_range=0.05, prompt_accuracy_range=(0.2, 0.8), advantage_scale="batch",
+    reward_weights={"right": 1.0}, lr_warmup=0, batch_size=4, lr=0.04, min_step_nll=1.5, kl_coef=0.5,
+    micro_batch_size=3,
 )  # fmt: skip
 SETTINGS = {"tokens": TOKENS, "exact": EXACT}
 HOLE, BLOCK = {"tokens": 7, "exact": 5}, {"tokens": None, "exact": 5}
@@ -153,7 +154,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 
     net = start(case).denoiser.net
     opt, kinds, norms = adam(net.parameters(), a.lr), set(), []
-    for it in range(a.iters):
+    for it in range(a.iterations):
         canvas = canvases[rng.take("integers", P)].repeat_interleave(G, 0)
         left, right = (canvas == PAD).long().cumprod(-1), (canvas == PAD).long().flip(-1).cumprod(-1).flip(-1)
         padding, hole = (left + right).bool(), canvas == HOLE[case]
@@ -173,16 +174,16 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 
         parts = judge.parts[it * N : (it + 1) * N]
         named = {name: [float(p[name]) for p in parts] for name in ("right", "flat")}
-        reward = torch.tensor([sum(w * named[k][i] for k, w in a.weights.items()) for i in range(N)]).double()
+        reward = torch.tensor([sum(w * named[k][i] for k, w in a.reward_weights.items()) for i in range(N)]).double()
         valid = [i for i in range(N) if i != BAD]
         advantage = torch.zeros(N, dtype=torch.float64)
         whole = reward[valid].std(correction=0)
         for p in range(P):
             group = [i for i in valid if i // G == p]
             mean, std = reward[group].mean(), reward[group].std(correction=0)
-            kept = a.accuracy is None or a.accuracy[0] <= mean <= a.accuracy[1]
+            kept = a.prompt_accuracy_range is None or a.prompt_accuracy_range[0] <= mean <= a.prompt_accuracy_range[1]
             if kept and p != 2:
-                advantage[group] = (reward[group] - mean) / (std if a.scale == "std" else whole)
+                advantage[group] = (reward[group] - mean) / (std if a.advantage_scale == "std" else whole)
 
         rows = []  # (owner, step) of the steps that teach, chain by chain
         for b in range(N):
@@ -191,11 +192,11 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
                 if not wrote or advantage[b] == 0:
                     continue
                 _, drawn = scored(raw[b], logits[b], x[b], y[b], free[b], free[b])
-                if drawn < -a.sure and bool(live[b, wrote].any()):
+                if drawn < -a.min_step_nll and bool(live[b, wrote].any()):
                     rows.append((b, k))
                     kinds |= {"dead"} if not bool(live[b][free[b]].all()) else set()
                 else:
-                    kinds |= {"sure"} if drawn >= -a.sure else {"behind the end"}
+                    kinds |= {"sure"} if drawn >= -a.min_step_nll else {"behind the end"}
         owner, step = (torch.tensor(v) for v in zip(*rows, strict=True))
 
         x, y, free = (torch.stack([steps[k][n][b] for b, k in rows]) for n in range(3))
@@ -203,11 +204,11 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
         with torch.no_grad():
             old = ratios_of(case, net, x, *given)
         for group in opt.param_groups:  # up in ``warmup`` iterations, then down a cosine
-            rise, fall = a.warmup, a.iters - a.warmup
+            rise, fall = a.lr_warmup, a.iterations - a.lr_warmup
             group["lr"] = a.lr * ((it + 1) / rise if it < rise else 0.5 * (1 + math.cos(math.pi * (it - rise) / fall)))
         losses, lost, all_of_them, skipped = [], 0, 0, 0
         for _ in range(a.epochs):
-            for index in rng.take("permutation", len(rows)).split(a.batch):
+            for index in rng.take("permutation", len(rows)).split(a.batch_size):
                 terms, gaps = [], []
                 asked = ratios_of(case, net, x[index], *(v[index] for v in given))
                 for i, new in zip(index.tolist(), asked, strict=True):
@@ -218,11 +219,11 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
                             lost += 1
                             continue
                         rho, gap = (now - before).exp(), float(now.detach() - before)
-                        gain = torch.minimum(rho * A, rho.clamp(1 - a.clip, 1 + a.clip) * A)
+                        gain = torch.minimum(rho * A, rho.clamp(1 - a.clip_range, 1 + a.clip_range) * A)
                         k3 = (before - now).exp() - 1 - (before - now)
-                        terms.append(-gain + a.beta * k3)
+                        terms.append(-gain + a.kl_coef * k3)
                         gaps.append(gap)
-                        if abs(math.exp(gap) - 1) > a.clip:
+                        if abs(math.exp(gap) - 1) > a.clip_range:
                             kinds.add((gap > 0, bool(A > 0)))
                 if not terms:
                     skipped += 1
@@ -262,7 +263,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 
 @pytest.mark.parametrize("case", list(SETTINGS))
 def test_what_an_update_has_made_impossible_carries_no_loss(case: str) -> None:
-    a, spy = replace(SETTINGS[case], iters=1, batch=1, lr=3.0, warmup=0), Spy()
+    a, spy = replace(SETTINGS[case], iterations=1, batch_size=1, lr=3.0, lr_warmup=0), Spy()
     canvases = CANVASES.masked_fill(CANVASES == 7, HOLE[case])
     (row,) = tracerl.improve(start(case), (Judge(), canvases), a, Asks(3), spy)
     steps = {int(state["step"]) for state in spy.named["opt"].state.values()}
@@ -278,7 +279,15 @@ def test_prompts_are_kept_at_both_ends_of_the_range(mean: float) -> None:
     right = torch.tensor([1.0 if i < 4 * mean else 0.0 for i in range(G)]).repeat(P)
     canvases = CANVASES.masked_fill(CANVASES == 7, HOLE["exact"])
     for accuracy, kept in (((0.25, 0.75), 0.25 <= mean <= 0.75), ((0.3, 0.7), mean == 0.5)):
-        a = replace(EXACT, iters=1, accuracy=accuracy, sure=1e-3, weights={}, epochs=1, micro_batch_size=None)
+        a = replace(
+            EXACT,
+            iterations=1,
+            prompt_accuracy_range=accuracy,
+            min_step_nll=1e-3,
+            reward_weights={},
+            epochs=1,
+            micro_batch_size=None,
+        )
         (row,) = tracerl.improve(start("exact"), (lambda sample, prompts: right, canvases), a, Asks(3))
         assert (row["rows"] > 0) == kept, accuracy
 
@@ -286,7 +295,7 @@ def test_prompts_are_kept_at_both_ends_of_the_range(mean: float) -> None:
 def test_the_learning_rate_moves_on_where_nothing_teaches() -> None:
     """Up in the first of three iterations and down a cosine of the other two, although the rewards of all tie."""
     spy, canvases = Spy(), CANVASES.masked_fill(CANVASES == 7, HOLE["exact"])
-    a = replace(EXACT, iters=3, warmup=1)
+    a = replace(EXACT, iterations=3, lr_warmup=1)
     rows = list(tracerl.improve(start("exact"), (Judge(tie=True), canvases), a, Asks(3), spy))
     rates = [state["opt"]["param_groups"][0]["lr"] for state in spy.states]
     agree(rates, [a.lr, a.lr, a.lr / 2, 0.0])
@@ -295,7 +304,7 @@ def test_the_learning_rate_moves_on_where_nothing_teaches() -> None:
 
 def test_ties_teach_nothing() -> None:
     spy = Spy()
-    canvases, a = CANVASES.masked_fill(CANVASES == 7, HOLE["exact"]), replace(EXACT, iters=1)
+    canvases, a = CANVASES.masked_fill(CANVASES == 7, HOLE["exact"]), replace(EXACT, iterations=1)
     (row,) = tracerl.improve(start("exact"), (Judge(tie=True), canvases), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
     agree(row, {"reward": 0.6, "right": 0.6, "flat": 0.3, "dropped": 0, "dead groups": 1, "rows": 0})

@@ -25,13 +25,14 @@ CLIP, LIMIT = 0.8, 1.2
 MEAN, STD = torch.tensor([0.3, -0.2]), torch.tensor([0.6, 0.9])
 CENTRE, WIDTH = torch.tensor([1.4, 0.8]), torch.tensor([3.0, 1.7])  # actions beyond the box of the world
 A = dsrl.Args(
-    iters=3, copies=3, steps=4, begin=14, utd=0.15, batch=16, n=2, gamma=0.8, scale=0.5, shift=-0.7,
-    tau=0.3, noise_steps=2, lr=0.02, alpha=0.7, alpha_least=0.1, entropy=-1.3, critics=3, width=8, plans=5,
+    iterations=3, num_envs=3, rollout_steps=4, learning_starts=14, utd=0.15, batch_size=16, n_step=2, gamma=0.8,
+    reward_scale=0.5, reward_shift=-0.7, tau=0.3, noise_critic_updates=2, lr=0.02, temperature_init=0.7,
+    min_temperature=0.1, target_entropy=-1.3, num_critics=3, critic_width=8, num_candidates=5,
 )  # fmt: skip
 CASES = {
     "aliased": (A, "smooth", 2),
-    "best": (replace(A, serve="best", noise_steps=1, n=1), "repeated", 1),
-    "plain": (replace(A, aliased=False, n=3), "full", 4),
+    "best": (replace(A, eval_with="best", noise_critic_updates=1, n_step=1), "repeated", 1),
+    "plain": (replace(A, aliased=False, n_step=3), "full", 4),
 }
 
 
@@ -76,7 +77,7 @@ def demonstrated() -> Rollout:
 @pytest.mark.parametrize("case", CASES)
 def test_two_updates_are_those_of_the_paper(case: str) -> None:
     a, kind, rank = CASES[case]
-    made, env, rng = start(kind, rank).with_execution_horizon(T_A), Heard(planned(False, Calm), a.copies, 1), Tape(3)
+    made, env, rng = start(kind, rank).with_execution_horizon(T_A), Heard(planned(False, Calm), a.num_envs, 1), Tape(3)
     spy, demos = Spy(rng), demonstrated() if case == "aliased" else None
     logged = list(dsrl.improve(made, env, a, rng, spy, demos))
 
@@ -85,7 +86,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     judge, slow = spy.start["judge"] if a.aliased else critic, spy.start["slow"]  # Q_A; without it Q_W judges itself
     theta = torch.nn.Parameter(spy.start["heat"].log.detach().clone())
     agree(slow.state_dict(), judge.state_dict(), 0.0)
-    agree(a.alpha_least + theta.exp(), a.alpha)
+    agree(a.min_temperature + theta.exp(), a.temperature_init)
     latent_opt, theta_opt = adam(latent.parameters(), a.lr), adam([theta], a.lr)
     critic_opt, judge_opt = adam(critic.parameters(), a.lr), adam(judge.parameters(), a.lr)
 
@@ -124,27 +125,27 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             for b in range(ep.reward.shape[1]):
                 if bool(ep.executed_mask[t, b].any()):
                     row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "terminated", "done", "num_executed")}
-                    paid = a.scale * float(ep.reward[t, b]) + a.shift
+                    paid = a.reward_scale * float(ep.reward[t, b]) + a.reward_shift
                     memory.append({**row, "paid": paid, "a": unit(ep.action[t, b]), "z": z[t, b], "who": f"{who} {b}"})
 
     memory: list[dict] = []
     if demos is not None:
         remember(demos, torch.zeros(3, 2, rank, D), "demonstrator")
         assert len(memory) == 5
-    begin, updates, kinds = a.begin + len(memory), 0, set()
-    for it in range(a.iters):
+    begin, updates, kinds = a.learning_starts + len(memory), 0, set()
+    for it in range(a.iterations):
         ep = env.episodes[it]
         if it == 0:  # what noise can do: 32 noises in every state, the spread of the actions
             many = ep.obs[0].repeat_interleave(32, 0)
-            spread = G(many, rng.take("normal", len(many), rank, D) / B).view(a.copies, 32, H, D).std(1).mean()
+            spread = G(many, rng.take("normal", len(many), rank, D) / B).view(a.num_envs, 32, H, D).std(1).mean()
         zs = []
-        for t in range(a.steps):
-            noise = rng.take("normal", a.copies, rank, D)
+        for t in range(a.rollout_steps):
+            noise = rng.take("normal", a.num_envs, rank, D)
             alone = len(memory) < begin or case == "best"
             with torch.no_grad():
                 zs.append(noise / B if alone else decide(ep.obs[t], noise)[0])
             agree(ep.action[t], G(ep.obs[t], zs[-1])[:, :T_A], where="actions")
-            for b in range(a.copies):  # the discount inside a chunk is the method's
+            for b in range(a.num_envs):  # the discount inside a chunk is the method's
                 s, reward = ep.obs[t, b].double(), 0.0
                 for i in range(int(ep.num_executed[t, b])):
                     act = ep.action[t, b, i].double().clamp(torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 2.0]))
@@ -157,14 +158,14 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         due = int(a.utd * (len(memory) - begin)) - updates
         updates += due
         assert due == it, "none, one, two"
-        index = rng.take("integers", due, a.batch) if due else []
+        index = rng.take("integers", due, a.batch_size) if due else []
         seen = []
         for batch in index:
             rows = []
             for i in batch.tolist():
                 first = last = memory[i]
                 reward, discount, at = first["paid"], a.gamma ** int(first["num_executed"]), i
-                for _ in range(a.n - 1):  # a return of n decisions
+                for _ in range(a.n_step - 1):  # a return of n decisions
                     later = [j for j in range(at + 1, len(memory)) if memory[j]["who"] == first["who"]]
                     if bool(last["done"]) or not later:
                         break
@@ -176,9 +177,9 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             obs, action, z_done, after = (torch.stack([r[k] for r in rows]) for k in range(4))
             reward, discount = (torch.tensor([r[k] for r in rows]) for k in (4, 5))
 
-            alpha = a.alpha_least + theta.detach().exp()
+            alpha = a.min_temperature + theta.detach().exp()
             with torch.no_grad():
-                z, logp = decide(after, rng.take("normal", a.batch, rank, D))
+                z, logp = decide(after, rng.take("normal", a.batch_size, rank, D))
                 if a.aliased:  # Q_A(s, a) ← r + γ min Q̄_A(s', G(s', w')): no entropy
                     y = reward + discount * slow(normed(after), unit(G(after, z))).min(0).values
                 else:
@@ -186,15 +187,15 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             guess = judge(normed(obs), action) if a.aliased else judge(normed(obs), z_done)
             error = sum((0.5 * (q - y) ** 2).mean() for q in guess)
             descend(judge_opt, error)
-            for _ in range(a.noise_steps if a.aliased else 0):  # Q_W(s, w) ← Q_A(s, G(s, w)), w ~ N(0, I)
-                z = rng.take("normal", a.batch, rank, D) / B
+            for _ in range(a.noise_critic_updates if a.aliased else 0):  # Q_W(s, w) ← Q_A(s, G(s, w)), w ~ N(0, I)
+                z = rng.take("normal", a.batch_size, rank, D) / B
                 with torch.no_grad():
                     y = judge(normed(obs), unit(G(obs, z))).min(0).values
                 descend(critic_opt, sum((0.5 * (q - y) ** 2).mean() for q in critic(normed(obs), z)))
-            z, logp = decide(obs, rng.take("normal", a.batch, rank, D))
+            z, logp = decide(obs, rng.take("normal", a.batch_size, rank, D))
             value = critic(normed(obs), z).min(0).values
             descend(latent_opt, (alpha * logp - value).mean())
-            descend(theta_opt, (-(a.alpha_least + theta.exp()) * (logp.detach() + a.entropy)).mean())
+            descend(theta_opt, (-(a.min_temperature + theta.exp()) * (logp.detach() + a.target_entropy)).mean())
             with torch.no_grad():
                 for p, q in zip(slow.parameters(), judge.parameters(), strict=True):
                     p.copy_((1 - a.tau) * p + a.tau * q)
@@ -222,10 +223,10 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     if case == "best":  # served is the best by Q_A of the base's own plans
         tape, obs = Tape(8), torch.randn(6, D)
         served = made.generate(obs, tape)
-        z, many = tape.take("normal", 6 * a.plans, rank, D) / B, obs.repeat_interleave(a.plans, 0)
+        z, many = tape.take("normal", 6 * a.num_candidates, rank, D) / B, obs.repeat_interleave(a.num_candidates, 0)
         plans = G(many, z)
-        best = judge(normed(many), unit(plans)).min(0).values.view(6, a.plans).argmax(1)
+        best = judge(normed(many), unit(plans)).min(0).values.view(6, a.num_candidates).argmax(1)
         assert len(best.unique()) > 1
-        agree(served, plans.view(6, a.plans, H, D)[torch.arange(6), best], where="served")
+        agree(served, plans.view(6, a.num_candidates, H, D)[torch.arange(6), best], where="served")
     else:
         assert made.weights.control is None

@@ -20,8 +20,9 @@ H, D = 2, 2
 MEAN, STD = torch.tensor([0.3, -0.2]), torch.tensor([0.7, 1.4])
 CENTRE, HALF = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0])
 A = sac.Args(
-    iters=3, copies=3, steps=4, begin=12, first="even", utd=0.1, batch=20, n=2, gamma=0.8, tau=0.3, lr=0.02, alpha=0.7,
-    alpha_least=0.1, entropy=-1.3, critics=3, width=8, layer_norm=True,
+    iterations=3, num_envs=3, rollout_steps=4, learning_starts=12, warmup_policy="random", utd=0.1, batch_size=20,
+    n_step=2, gamma=0.8, tau=0.3, lr=0.02, temperature_init=0.7, min_temperature=0.1, target_entropy=-1.3,
+    num_critics=3, critic_width=8, layer_norm=True,
 )  # fmt: skip
 
 
@@ -36,23 +37,23 @@ def start() -> Policy:
 def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:
     """Temperature's first loss is −α (log π + H̄) with H̄ = −H d: seen in its gradient, −α times the mean over rows."""
     made, spy = start(), Spy()
-    rows = list(sac.improve(made, Heard(Drift, 3, 1), replace(A, entropy=None, iters=2), Tape(3), spy))
+    rows = list(sac.improve(made, Heard(Drift, 3, 1), replace(A, target_entropy=None, iterations=2), Tape(3), spy))
     alpha, entropy = rows[-1]["alpha"], rows[-1]["entropy"]
-    gradient = -(alpha - A.alpha_least) * (-entropy - H * D)
+    gradient = -(alpha - A.min_temperature) * (-entropy - H * D)
     agree(moments(spy.named["warm"])[0], 0.1 * gradient)
 
 
 def test_two_updates_are_those_of_the_paper() -> None:
     """The first decisions are even in the box, the later ones tanh u with u ~ N(μ(s), σ(s)²) of the policy so far."""
-    made, env, rng = start(), Heard(Drift, A.copies, 1), Tape(3)
+    made, env, rng = start(), Heard(Drift, A.num_envs, 1), Tape(3)
     spy = Spy(rng)
     logged = list(sac.improve(made, env, A, rng, spy))
 
     critic, slow, actor = spy.start["critic"], spy.start["slow"], spy.start["policy"]
     agree(slow.state_dict(), critic.state_dict(), 0.0)
-    normed = A.critics * 2 * 2 * A.width  # scales and shifts of layer norm, before each of two activations
-    assert sum(p.numel() for p in critic.parameters()) == normed + A.critics * (6 * 8 + 8 + 8 * 8 + 8 + 8 + 1)
-    theta = torch.nn.Parameter(torch.tensor(math.log(A.alpha - A.alpha_least)))
+    normed = A.num_critics * 2 * 2 * A.critic_width  # scales and shifts of layer norm, before each of two activations
+    assert sum(p.numel() for p in critic.parameters()) == normed + A.num_critics * (6 * 8 + 8 + 8 * 8 + 8 + 8 + 1)
+    theta = torch.nn.Parameter(torch.tensor(math.log(A.temperature_init - A.min_temperature)))
     agree(spy.states[0]["heat"]["log"], theta)
     assert made.weights.execute == H
     theta_opt, critic_opt = adam([theta], A.lr), adam(critic.parameters(), A.lr)
@@ -69,29 +70,31 @@ def test_two_updates_are_those_of_the_paper() -> None:
 
     memory: list[dict] = []
     discounts = set[float]()
-    for it in range(A.iters):
+    for it in range(A.iterations):
         ep = env.episodes[it]
-        for t in range(A.steps):
-            if len(memory) < A.begin:
-                unit = 2 * rng.take("uniform", A.copies, H, D) - 1
+        for t in range(A.rollout_steps):
+            if len(memory) < A.learning_starts:
+                unit = 2 * rng.take("uniform", A.num_envs, H, D) - 1
             else:
                 with torch.no_grad():
-                    unit, _ = decide((ep.obs[t] - MEAN) / STD, rng.take("normal", A.copies, H, D))
+                    unit, _ = decide((ep.obs[t] - MEAN) / STD, rng.take("normal", A.num_envs, H, D))
             agree(ep.action[t], CENTRE + HALF * unit, where=f"action {t} of iteration {it}")
-            for b in range(A.copies):
+            for b in range(A.num_envs):
                 row = {
                     k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "reward", "terminated", "done", "num_executed")
                 }
                 agree(row["reward"], drifted(row["obs"], ep.action[t, b], int(row["num_executed"]), A.gamma)[0])
                 memory.append({**row, "unit": unit[b], "copy": b})
-        assert int(0.1 * max(0, len(memory) - A.begin)) == it  # one update in the second iteration, one in the third
+        assert (
+            int(0.1 * max(0, len(memory) - A.learning_starts)) == it
+        )  # one update in the second iteration, one in the third
         if it == 0:
             agree([spy.states[1][k] for k in ("critic", "slow")], [critic.state_dict(), slow.state_dict()], 0.0)
             assert logged[0].keys().isdisjoint({"critic loss", "value", "entropy", "alpha"})
             continue
 
         rows = []
-        for i in rng.take("integers", 1, A.batch)[0].tolist():
+        for i in rng.take("integers", 1, A.batch_size)[0].tolist():
             first, last = memory[i], memory[i]
             reward, discount = float(first["reward"]), A.gamma ** int(first["num_executed"])
             later = [r for r in memory[i + 1 :] if r["copy"] == first["copy"]]
@@ -108,16 +111,16 @@ def test_two_updates_are_those_of_the_paper() -> None:
         reward, discount = (torch.tensor([r[k] for r in rows]) for k in (2, 3))
         now, then = ((v - MEAN) / STD for v in (obs, after))
 
-        alpha = A.alpha_least + theta.detach().exp()
+        alpha = A.min_temperature + theta.detach().exp()
         with torch.no_grad():
-            action, logp = decide(then, rng.take("normal", A.batch, H, D))
+            action, logp = decide(then, rng.take("normal", A.batch_size, H, D))
             y = reward + discount * (slow(then, action).min(0).values - alpha * logp)
         error = sum((0.5 * (q - y) ** 2).mean() for q in critic(now, unit))
         descend(critic_opt, error)
-        action, logp = decide(now, rng.take("normal", A.batch, H, D))
+        action, logp = decide(now, rng.take("normal", A.batch_size, H, D))
         value = critic(now, action).min(0).values
         descend(actor_opt, (alpha * logp - value).mean())
-        descend(theta_opt, (-(A.alpha_least + theta.exp()) * (logp.detach() + A.entropy)).mean())
+        descend(theta_opt, (-(A.min_temperature + theta.exp()) * (logp.detach() + A.target_entropy)).mean())
         with torch.no_grad():
             for p, q in zip(slow.parameters(), critic.parameters(), strict=True):
                 p.copy_((1 - A.tau) * p + A.tau * q)

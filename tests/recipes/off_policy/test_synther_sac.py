@@ -28,11 +28,12 @@ from tests.recipes.worlds import Drift
 H, D, S, X = 3, 2, 2, 12  # a transition has 2 + 6 + 1 + 2 + 1 numbers
 MEAN, STD, LIMIT, WALL = torch.tensor([0.3, -0.2]), torch.tensor([0.7, 1.4]), 1.5, 1.0
 CENTRE, HALF = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0])
-MODEL = Model(updates=4, batch=210, lr=0.004, width=16, depth=2, steps=3, churn=0.9, average=0.5)
+MODEL = Model(num_updates=4, batch_size=210, lr=0.004, width=16, depth=2, sampling_steps=3, churn=0.9, ema_decay=0.5)
 A = synther_sac.Args(
-    iters=5, copies=3, steps=35, begin=105, first="even", utd=0.01, batch=11, capacity=300, n=2, gamma=0.8, tau=0.3,
-    lr=0.004, alpha=0.7, alpha_least=0.1, entropy=-1.3, critics=3, width=8, layer_norm=True, share=0.4, every=210,
-    rows=40, model=MODEL,
+    iterations=5, num_envs=3, rollout_steps=35, learning_starts=105, warmup_policy="random", utd=0.01, batch_size=11,
+    buffer_size=300, n_step=2, gamma=0.8, tau=0.3, lr=0.004, temperature_init=0.7, min_temperature=0.1,
+    target_entropy=-1.3, num_critics=3, critic_width=8, layer_norm=True, synthetic_fraction=0.4, refill_every=210,
+    num_synthetic=40, model=MODEL,
 )  # fmt: skip
 
 
@@ -95,8 +96,8 @@ def upsampled(real: list[Tensor], net: torch.nn.Module, rng: Made) -> tuple[list
     rows = torch.cat([*rows, over[:, None].float()], 1)
     assert rows.shape == (len(r), X)
 
-    opt, n, average = adam(net.parameters(), MODEL.lr), MODEL.batch, dict[str, Tensor]()
-    for it in range(MODEL.updates):
+    opt, n, average = adam(net.parameters(), MODEL.lr), MODEL.batch_size, dict[str, Tensor]()
+    for it in range(MODEL.num_updates):
         i = rng.take("integers", n)
         u, order = rng.take("uniform", n // 2), rng.take("permutation", n)
         half = (torch.arange(n // 2) + u) / n
@@ -106,9 +107,9 @@ def upsampled(real: list[Tensor], net: torch.nn.Module, rng: Made) -> tuple[list
         x, total = x0 + sigma * rng.take("normal", n, X), (sigma**2 + 1).sqrt()
         F = answer(net, (x / total).float(), t, None)  # type: ignore[arg-type, var-annotated]
         loss = ((F - (x0 - x / total**2) / (sigma / total)) ** 2).mean()  # equation 8, where λ(σ) c_out² = 1
-        opt.param_groups[0]["lr"] = MODEL.lr * 0.5 * (1 + math.cos(math.pi * it / MODEL.updates))
+        opt.param_groups[0]["lr"] = MODEL.lr * 0.5 * (1 + math.cos(math.pi * it / MODEL.num_updates))
         descend(opt, loss, 1.0)
-        decay = min(1 - (1 + it) ** -0.75, MODEL.average)
+        decay = min(1 - (1 + it) ** -0.75, MODEL.ema_decay)
         for k, v in net.state_dict().items():
             average[k] = v.clone() if it == 0 else decay * average[k] + (1 - decay) * v
     net.load_state_dict(average)
@@ -120,14 +121,16 @@ def upsampled(real: list[Tensor], net: torch.nn.Module, rng: Made) -> tuple[list
         F = answer(net, (x / total).float(), time_of(torch.tensor([sigma]).double()), None)  # type: ignore[arg-type]
         return x / total**2 + sigma / total * F
 
-    columns, drawn, count = [list[Tensor]() for _ in real], 0, A.rows
-    while sum(map(len, columns[0])) < A.rows:  # Heun's method with churn
-        sigmas = [float(sigma_of(torch.tensor(1 - k / MODEL.steps).double())) for k in range(MODEL.steps)] + [0.0]
+    columns, drawn, count = [list[Tensor]() for _ in real], 0, A.num_synthetic
+    while sum(map(len, columns[0])) < A.num_synthetic:  # Heun's method with churn
+        sigmas = [
+            float(sigma_of(torch.tensor(1 - k / MODEL.sampling_steps).double())) for k in range(MODEL.sampling_steps)
+        ] + [0.0]
         x = sigmas[0] * rng.take("normal", count, X).double()
         for now, then in itertools.pairwise(sigmas):
             hat = now
             if 0.05 <= now <= 50:
-                hat = now * (1 + min(MODEL.churn / MODEL.steps, math.sqrt(2) - 1))
+                hat = now * (1 + min(MODEL.churn / MODEL.sampling_steps, math.sqrt(2) - 1))
                 x = x + 1.003 * math.sqrt(hat**2 - now**2) * rng.take("normal", count, X)
             d = (x - denoised(x, hat)) / hat
             after = x + (then - hat) * d
@@ -144,16 +147,16 @@ def upsampled(real: list[Tensor], net: torch.nn.Module, rng: Made) -> tuple[list
         made = (s, a.clamp(-1, 1).reshape(-1, H, D), r[:, 0], s_, x[:, -1] > 0.5)
         columns = [[*held, v] for held, v in zip(columns, made, strict=True)]
     kept = [torch.cat(v) for v in columns]
-    return [v[: A.rows] for v in kept], 1 - len(kept[0]) / drawn
+    return [v[: A.num_synthetic] for v in kept], 1 - len(kept[0]) / drawn
 
 
 def test_a_model_waits_for_a_batch() -> None:
     with pytest.raises(RunError, match="209 decisions, fewer than its batch of 210"):
-        next(synther_sac.improve(start(), Heard(Walled, 3, 1), replace(A, every=209), Made(3)))
+        next(synther_sac.improve(start(), Heard(Walled, 3, 1), replace(A, refill_every=209), Made(3)))
 
 
 def test_no_share_is_sac() -> None:
-    given = replace(A, iters=2, share=0.0, capacity=1_000_000)
+    given = replace(A, iterations=2, synthetic_fraction=0.0, buffer_size=1_000_000)
     rng, other = Made(3), Made(3)
     rows = list(synther_sac.improve(start(), Heard(Walled, 3, 1), given, rng))
     agree(rows, list(synther_sac.sac.improve(start(), Heard(Walled, 3, 1), given, other)), 0.0)
@@ -161,13 +164,13 @@ def test_no_share_is_sac() -> None:
 
 
 def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
-    made, env, rng = start(), Heard(Walled, A.copies, 1), Made(3)
+    made, env, rng = start(), Heard(Walled, A.num_envs, 1), Made(3)
     spy = Spy(rng)
     logged = list(synther_sac.improve(made, env, A, rng, spy))
 
     critic, slow, actor = spy.start["critic"], spy.start["slow"], spy.start["policy"]
     agree(slow.state_dict(), critic.state_dict(), 0.0)
-    theta = torch.nn.Parameter(torch.tensor(math.log(A.alpha - A.alpha_least)))
+    theta = torch.nn.Parameter(torch.tensor(math.log(A.temperature_init - A.min_temperature)))
     theta_opt, critic_opt = adam([theta], A.lr), adam(critic.parameters(), A.lr)
     actor_opt = adam(actor.weights.module.parameters(), A.lr)
     _, *nets = rng.made  # after the critics, a model from scratch each time
@@ -184,7 +187,7 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
 
     memory: list[dict] = []
     fresh, filled, met = list[Tensor](), 0, set[str]()
-    for it in range(A.iters):
+    for it in range(A.iterations):
         ep = env.episodes[it]
         assert bool((ep.num_executed == H).all())
         gain, s = torch.zeros(ep.reward.shape), ep.obs
@@ -193,17 +196,17 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
             s = torch.stack([s[..., 0].clamp(max=WALL), s[..., 1]], -1)
             gain += A.gamma**k * (-(s**2).sum(-1) - (ep.action[:, :, k] ** 2).sum(-1) / 4 - 1)
         agree([ep.reward, ep.next_obs], [gain, s])
-        for t in range(A.steps):
-            for b in range(A.copies):
+        for t in range(A.rollout_steps):
+            for b in range(A.num_envs):
                 row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "reward", "terminated", "done")}
                 memory.append({**row, "unit": ((ep.action[t, b] - CENTRE) / HALF).clamp(-1, 1), "copy": b})
-        ring = {n % A.capacity: n for n in range(len(memory))}  # the newest decision at every place
+        ring = {n % A.buffer_size: n for n in range(len(memory))}  # the newest decision at every place
         told = experience(ep)
 
         if it > 0:
-            count = round(A.share * A.batch) if fresh else 0
+            count = round(A.synthetic_fraction * A.batch_size) if fresh else 0
             rows = []
-            for place in rng.take("integers", 1, A.batch - count)[0].tolist():
+            for place in rng.take("integers", 1, A.batch_size - count)[0].tolist():
                 i = ring[place]
                 first, last = memory[i], memory[i]
                 reward, discount = float(first["reward"]), A.gamma**H
@@ -222,16 +225,16 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
             reward, discount = (torch.tensor([r[k] for r in rows]) for k in (2, 3))
             now, then = units(obs), units(after)
 
-            alpha = A.alpha_least + theta.detach().exp()
+            alpha = A.min_temperature + theta.detach().exp()
             with torch.no_grad():
-                action, logp = decide(then, rng.take("normal", A.batch, H, D))
+                action, logp = decide(then, rng.take("normal", A.batch_size, H, D))
                 y = reward + discount * (slow(then, action).min(0).values - alpha * logp)
             error = sum((0.5 * (q - y) ** 2).mean() for q in critic(now, unit))
             descend(critic_opt, error)
-            action, logp = decide(now, rng.take("normal", A.batch, H, D))
+            action, logp = decide(now, rng.take("normal", A.batch_size, H, D))
             value = critic(now, action).min(0).values
             descend(actor_opt, (alpha * logp - value).mean())
-            descend(theta_opt, (-(A.alpha_least + theta.exp()) * (logp.detach() + A.entropy)).mean())
+            descend(theta_opt, (-(A.min_temperature + theta.exp()) * (logp.detach() + A.target_entropy)).mean())
             with torch.no_grad():
                 for p, q in zip(slow.parameters(), critic.parameters(), strict=True):
                     p.copy_((1 - A.tau) * p + A.tau * q)
@@ -242,13 +245,13 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
             held = [memory[ring[place]] for place in range(len(ring))]
             real = [torch.stack([r[k] for r in held]) for k in ("obs", "unit", "reward", "next_obs", "terminated")]
             fresh, dropped = upsampled(real, nets.pop(0), rng)
-            told |= {"made": A.rows, "dropped": dropped}
+            told |= {"made": A.num_synthetic, "dropped": dropped}
         state = spy.states[it + 1]
         assert state["replay"]["filled"] == filled
         if fresh:
             found = state["replay"]["made"]["rows"]
             columns = [found[k] for k in ("obs", "action", "reward", "next_obs", "terminated", "length")]
-            agree(columns, [*fresh, torch.full((A.rows,), H)], 1e-4, f"rows made in iteration {it}")
+            agree(columns, [*fresh, torch.full((A.num_synthetic,), H)], 1e-4, f"rows made in iteration {it}")
             fresh = columns[:5]  # Heun's method in float32 comes from 80 down to 1: two digits are lost
         else:
             assert state["replay"]["made"] is None

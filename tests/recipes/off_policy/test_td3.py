@@ -21,10 +21,13 @@ H, D = 2, 2
 MEAN, STD, LIMIT = torch.tensor([0.3, -0.2]), torch.tensor([0.7, 1.4]), 1.1
 CENTRE, HALF = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0])
 EVEN = td3.Args(
-    iters=3, copies=3, steps=4, begin=6, first="even", explore=0.5, smooth=0.4, smooth_clip=0.3, delay=2, utd=0.17,
-    batch=17, n=2, gamma=0.8, tau=0.3, lr=0.02, width=8, layer_norm=True,
+    iterations=3, num_envs=3, rollout_steps=4, learning_starts=6, warmup_policy="random", exploration_noise=0.5,
+    target_noise=0.4, target_noise_clip=0.3, policy_delay=2, utd=0.17, batch_size=17, n_step=2, gamma=0.8, tau=0.3,
+    lr=0.02, critic_width=8, layer_norm=True,
 )  # fmt: skip
-OWN = replace(EVEN, begin=20, first="policy", delay=1, utd=0.13, n=3, tau=0.1, layer_norm=False)
+OWN = replace(
+    EVEN, learning_starts=20, warmup_policy="policy", policy_delay=1, utd=0.13, n_step=3, tau=0.1, layer_norm=False
+)
 CASES = [(EVEN, [0, 3, 2]), (OWN, [0, 0, 2])]
 """with the updates after every iteration: utd · (decisions − begin) in all, and none before 17 make a batch"""
 
@@ -50,34 +53,34 @@ def units(obs: Tensor) -> Tensor:
     return ((obs - MEAN) / STD).clamp(-LIMIT, LIMIT)
 
 
-@pytest.mark.parametrize(("A", "due"), CASES, ids=["even", "own"])
+@pytest.mark.parametrize(("A", "due"), CASES, ids=["random", "own"])
 def test_updates_are_those_of_the_paper(A: td3.Args, due: list[int]) -> None:
-    made, env, rng = start(), Heard(Drift, A.copies, 1), Tape(3)
+    made, env, rng = start(), Heard(Drift, A.num_envs, 1), Tape(3)
     spy = Spy(rng)
     logged = list(td3.improve(made, env, A, rng, spy))
 
     critic, slow, policy = spy.start["critic"], spy.start["slow"], spy.start["policy"]
     actor, slow_actor = policy.weights.module, policy.weights.sets["slow"]
     agree([slow.state_dict(), slow_actor.state_dict()], [critic.state_dict(), actor.state_dict()], 0.0)
-    assert (critic.config["width"], critic.config["layer_norm"]) == (A.width, A.layer_norm)
+    assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
     critic_opt, actor_opt = adam(critic.parameters(), A.lr), adam(actor.parameters(), A.lr)
 
     memory: list[dict] = []
-    updates, plain, ticks = 0, [0.0] * A.copies, [0] * A.copies
+    updates, plain, ticks = 0, [0.0] * A.num_envs, [0] * A.num_envs
     kinds = list[object]()
-    for it in range(A.iters):
+    for it in range(A.iterations):
         ep, known = env.episodes[it], len(memory)
         whole, returns, lengths = [], [], []
-        for t in range(A.steps):
-            if A.first == "even" and known < A.begin:
-                unit = 2 * rng.take("uniform", A.copies, H, D) - 1
+        for t in range(A.rollout_steps):
+            if A.warmup_policy == "random" and known < A.learning_starts:
+                unit = 2 * rng.take("uniform", A.num_envs, H, D) - 1
             else:
                 with torch.no_grad():
-                    unit = mu(actor, units(ep.obs[t])) + A.explore * rng.take("normal", A.copies, H, D)
+                    unit = mu(actor, units(ep.obs[t])) + A.exploration_noise * rng.take("normal", A.num_envs, H, D)
                 kinds += ["box"] * bool((unit > 1).any() and (unit < -1).any())
                 unit = unit.clamp(-1, 1)
             agree(ep.action[t], CENTRE + HALF * unit, where=f"action {t} of iteration {it}")
-            for b in range(A.copies):
+            for b in range(A.num_envs):
                 row = {k: getattr(ep, k)[t, b] for k in ("obs", "next_obs", "terminated", "done")}
                 n = int(ep.num_executed[t, b])
                 gain, sum_, after = drifted(row["obs"], ep.action[t, b], n, A.gamma)
@@ -91,12 +94,12 @@ def test_updates_are_those_of_the_paper(A: td3.Args, due: list[int]) -> None:
         told |= {"episode ticks": sum(lengths) / len(lengths), "reward": sum(whole) / len(whole)}
 
         seen = []
-        for index in rng.take("integers", due[it], A.batch) if due[it] else ():
+        for index in rng.take("integers", due[it], A.batch_size) if due[it] else ():
             rows = []
             for i in index.tolist():
                 first, last = memory[i], memory[i]
                 reward, discount = first["reward"], A.gamma ** first["length"]
-                for _ in range(A.n - 1):
+                for _ in range(A.n_step - 1):
                     at = next(j for j, r in enumerate(memory) if r is last)
                     later = [r for r in memory[at + 1 :] if r["copy"] == first["copy"]]
                     if bool(last["done"]) or not later:
@@ -110,18 +113,18 @@ def test_updates_are_those_of_the_paper(A: td3.Args, due: list[int]) -> None:
             reward, discount = (torch.tensor([r[k] for r in rows]) for k in (2, 3))
             now, then = units(obs), units(after)
             updates += 1
-            eps = A.smooth * rng.take("normal", A.batch, H, D)
+            eps = A.target_noise * rng.take("normal", A.batch_size, H, D)
             with torch.no_grad():
-                moved = mu(slow_actor, then) + eps.clamp(-A.smooth_clip, A.smooth_clip)
+                moved = mu(slow_actor, then) + eps.clamp(-A.target_noise_clip, A.target_noise_clip)
                 kinds += ["edge"] * bool((moved > 1).any() and (moved < -1).any())
-                kinds += ["smooth"] * bool((eps > A.smooth_clip).any() and (eps < -A.smooth_clip).any())
+                kinds += ["smooth"] * bool((eps > A.target_noise_clip).any() and (eps < -A.target_noise_clip).any())
                 q1, q2 = slow(then, moved.clamp(-1, 1))
                 y = reward + discount * torch.minimum(q1, q2)
             q1, q2 = critic(now, unit)
             error = (0.5 * (q1 - y) ** 2).mean() + (0.5 * (q2 - y) ** 2).mean()
             seen.append((error.item(), (q1.mean() + q2.mean()).item() / 2))
             descend(critic_opt, error)
-            if updates % A.delay == 0:
+            if updates % A.policy_delay == 0:
                 descend(actor_opt, -critic(now, mu(actor, now))[0].mean())
                 with torch.no_grad():
                     for late, net in ((slow, critic), (slow_actor, actor)):

@@ -18,11 +18,29 @@ from tests.recipes.logs import CENTRE, HALF, Faint, Level, batch, decisions, rec
 
 H, D, K = 2, 2, 3
 VP = dql.Args(
-    iters=2, updates=3, batch=22, eta=0.8, backup=3, candidates=4, temperature=0.7, n=2, gamma=0.8, tau=0.3, lr=0.01,
-    clip=0.4, width=8, layer_norm=True,
+    iterations=2, updates_per_iteration=3, batch_size=22, q_weight=0.8, num_backup_samples=3, num_candidates=4,
+    choice_temperature=0.7, n_step=2, gamma=0.8, tau=0.3, lr=0.01, max_grad_norm=0.4, critic_width=8, layer_norm=True,
 )  # fmt: skip
-FLOW = replace(VP, eta=1.7, backup=2, candidates=5, temperature=0.0, n=1, tau=0.1, clip=0.6)
-FAINT = replace(VP, iters=1, updates=2, backup=1, candidates=1, lr=1e-5, clip=50.0, layer_norm=False)
+FLOW = replace(
+    VP,
+    q_weight=1.7,
+    num_backup_samples=2,
+    num_candidates=5,
+    choice_temperature=0.0,
+    n_step=1,
+    tau=0.1,
+    max_grad_norm=0.6,
+)
+FAINT = replace(
+    VP,
+    iterations=1,
+    updates_per_iteration=2,
+    num_backup_samples=1,
+    num_candidates=1,
+    lr=1e-5,
+    max_grad_norm=50.0,
+    layer_norm=False,
+)
 """critics whose values are below the floor of 1e-3"""
 
 
@@ -80,28 +98,33 @@ def test_updates_are_those_of_the_paper(A: dql.Args, kind: str, tape: type[Tape]
     critic, slow, policy = spy.start["critic"], spy.start["slow"], spy.start["policy"]
     actor, slow_actor = policy.weights.module, policy.weights.sets["slow"]
     agree([slow.state_dict(), slow_actor.state_dict()], [critic.state_dict(), actor.state_dict()], 0.0)
-    assert (critic.config["width"], critic.config["layer_norm"]) == (A.width, A.layer_norm)
+    assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
     critic_opt, actor_opt = adam(critic.parameters(), A.lr), adam(actor.parameters(), A.lr)
-    rows = decisions(data, H, A.n, A.gamma)
+    rows = decisions(data, H, A.n_step, A.gamma)
 
     kinds = list[str]()
-    for it in range(A.iters):
+    for it in range(A.iterations):
         seen = []
-        index, filler = rng.take("integers", A.updates, A.batch), rng.take("uniform", A.updates, A.batch, H, D)
-        for k in range(A.updates):
+        index, filler = (
+            rng.take("integers", A.updates_per_iteration, A.batch_size),
+            rng.take("uniform", A.updates_per_iteration, A.batch_size, H, D),
+        )
+        for k in range(A.updates_per_iteration):
             s, a, r, discount, after, real = batch(rows, index[k], filler[k])
-            B, many = A.batch, A.batch * A.backup
+            B, many = A.batch_size, A.batch_size * A.num_backup_samples
             # y = r + γ^n min_i max over proposals of Q̄_i(s', a'),  a' ~ π̄
             with torch.no_grad():
-                proposals = torch.cat([after[i : i + 1] for i in range(B) for _ in range(A.backup)])
+                proposals = torch.cat([after[i : i + 1] for i in range(B) for _ in range(A.num_backup_samples)])
                 first, noise = rng.take("normal", many, H, D), rng.take("normal", K, many, H, D)
-                q = slow(proposals, decide(kind, slow_actor, proposals, first, noise)).reshape(2, B, A.backup)
+                q = slow(proposals, decide(kind, slow_actor, proposals, first, noise)).reshape(
+                    2, B, A.num_backup_samples
+                )
                 kinds += ["ranked"] * bool((q[0].argmax(-1) != q[1].argmax(-1)).any())
                 y = r + discount * torch.minimum(q[0].max(-1).values, q[1].max(-1).values)
             q1, q2 = critic(s, a)
             value = (q1.mean() + q2.mean()).item() / 2
             error = (0.5 * (q1 - y) ** 2).mean() + (0.5 * (q2 - y) ** 2).mean()
-            kinds += ["critic clipped"] * (descend(critic_opt, error, A.clip) > A.clip)
+            kinds += ["critic clipped"] * (descend(critic_opt, error, A.max_grad_norm) > A.max_grad_norm)
 
             # L_d: the velocity v = α ε − σ a (of the flow ε − a) at one of the K levels of the chain
             t = torch.tensor([1 - i / K for i in rng.take("integers", B).tolist()])
@@ -119,8 +142,8 @@ def test_updates_are_those_of_the_paper(A: dql.Args, kind: str, tape: type[Tape]
             pace = float(other.detach().abs().mean())
             kinds += ["heads" if heads else "tails", "slow" if pace < 1e-3 else "fast"]
             kinds += ["signs"] * bool((other > 0).any() and (other < 0).any())
-            loss = imitation - A.eta * up.mean() / max(pace, 1e-3)
-            kinds += ["actor clipped"] * (descend(actor_opt, loss, A.clip) > A.clip)
+            loss = imitation - A.q_weight * up.mean() / max(pace, 1e-3)
+            kinds += ["actor clipped"] * (descend(actor_opt, loss, A.max_grad_norm) > A.max_grad_norm)
             with torch.no_grad():
                 for late, net in ((slow, critic), (slow_actor, actor)):
                     for p, q in zip(late.parameters(), net.parameters(), strict=True):
@@ -139,18 +162,18 @@ def test_updates_are_those_of_the_paper(A: dql.Args, kind: str, tape: type[Tape]
     agree(moments(spy.named["opt"]), moments(actor_opt), where="moments of opt")
 
     # what it serves: one of n decisions, the best or drawn ∝ exp(min Q̄ / temperature)
-    obs, rng, n = data.demos.observations, Tape(7), A.candidates
+    obs, rng, n = data.demos.observations, Tape(7), A.num_candidates
     with torch.no_grad():
         served = made.generate(obs, rng)
         s = torch.cat([units(obs[i : i + 1]) for i in range(23) for _ in range(n)])
         plans = decide(kind, actor, s, rng.take("normal", 23 * n, H, D), rng.take("normal", K, 23 * n, H, D))
         q = slow(s, plans.clamp(-1, 1)).min(0).values.reshape(23, n)
         plans = plans.reshape(23, n, H, D)
-        u = rng.take("uniform", 23, 1) if n > 1 and A.temperature > 0 else None
+        u = rng.take("uniform", 23, 1) if n > 1 and A.choice_temperature > 0 else None
         for i in range(23):
             at = int(q[i].argmax())
             if u is not None:
-                weight = (q[i] / A.temperature).softmax(0)
+                weight = (q[i] / A.choice_temperature).softmax(0)
                 at = next(j for j in range(n) if float(weight[: j + 1].sum()) > float(u[i]) or j == n - 1)
             agree(served[i], CENTRE + HALF * plans[i, at].clamp(-1, 1), where=f"served {i}")
     assert made.weights.execute == H, "it serves whole chunks"

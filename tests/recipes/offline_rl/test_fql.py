@@ -17,20 +17,22 @@ from tests.recipes.logs import CENTRE, HALF, Faint, Level, batch, decisions, rec
 
 H, D = 2, 2
 LOUD = fql.Args(
-    iters=2,
-    updates=2,
-    batch=22,
-    alpha=0.6,
-    walk=3,
-    n=2,
+    iterations=2,
+    updates_per_iteration=2,
+    batch_size=22,
+    bc_weight=0.6,
+    flow_steps=3,
+    n_step=2,
     gamma=0.8,
     tau=0.3,
     lr=0.01,
-    clip=0.4,
-    width=8,
+    max_grad_norm=0.4,
+    critic_width=8,
     layer_norm=True,
 )
-FAINT = replace(LOUD, iters=1, alpha=1.7, walk=2, n=3, lr=1e-5, clip=50.0, layer_norm=False)
+FAINT = replace(
+    LOUD, iterations=1, bc_weight=1.7, flow_steps=2, n_step=3, lr=1e-5, max_grad_norm=50.0, layer_norm=False
+)
 """critics whose values are below the floor of 1e-3"""
 
 
@@ -66,16 +68,19 @@ def test_updates_are_those_of_the_paper(A: fql.Args, tape: type[Tape]) -> None:
     critic, slow, teacher = (spy.start[k] for k in ("critic", "slow", "teacher"))
     student = spy.start["policy"].weights.module
     agree([slow.state_dict(), teacher.state_dict()], [critic.state_dict(), student.state_dict()], 0.0)
-    assert (critic.config["width"], critic.config["layer_norm"]) == (A.width, A.layer_norm)
+    assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
     nets = (critic, teacher, student)
     critic_opt, teacher_opt, student_opt = (adam(net.parameters(), A.lr) for net in nets)
-    rows, B = decisions(data, H, A.n, A.gamma), A.batch
+    rows, B = decisions(data, H, A.n_step, A.gamma), A.batch_size
 
     kinds = list[str]()
-    for it in range(A.iters):
+    for it in range(A.iterations):
         seen = []
-        index, filler = rng.take("integers", A.updates, B), rng.take("uniform", A.updates, B, H, D)
-        for k in range(A.updates):
+        index, filler = (
+            rng.take("integers", A.updates_per_iteration, B),
+            rng.take("uniform", A.updates_per_iteration, B, H, D),
+        )
+        for k in range(A.updates_per_iteration):
             s, a, r, discount, after, real = batch(rows, index[k], filler[k])
             # y = r + γ^n mean Q̄(s', π(s', z'))
             with torch.no_grad():
@@ -85,7 +90,7 @@ def test_updates_are_those_of_the_paper(A: fql.Args, tape: type[Tape]) -> None:
             q1, q2 = critic(s, a)
             value = (q1.mean() + q2.mean()).item() / 2
             error = (0.5 * (q1 - y) ** 2).mean() + (0.5 * (q2 - y) ** 2).mean()
-            kinds += ["critic clipped"] * (descend(critic_opt, error, A.clip) > A.clip)
+            kinds += ["critic clipped"] * (descend(critic_opt, error, A.max_grad_norm) > A.max_grad_norm)
 
             # L_flow = |v(x_t, t) − (ε − a)|², times one in each of B / 2 strata, and their mirror images
             u, order = rng.take("uniform", B // 2), rng.take("permutation", B)
@@ -95,12 +100,12 @@ def test_updates_are_those_of_the_paper(A: fql.Args, tape: type[Tape]) -> None:
             x = (1 - t)[:, None, None] * a + t[:, None, None] * eps
             apart = (velocity(teacher, x, t, s) - (eps - a)) ** 2
             imitation = torch.stack([apart[b][real[b]].mean() for b in range(B)]).mean()
-            kinds += ["teacher clipped"] * (descend(teacher_opt, imitation, A.clip) > A.clip)
+            kinds += ["teacher clipped"] * (descend(teacher_opt, imitation, A.max_grad_norm) > A.max_grad_norm)
 
             # L_π = α |π(s, z) − sg G(s, z)|² − E[Q(s, π(s, z))] / E|Q|
             z = rng.take("normal", B, H, D)
             with torch.no_grad():
-                goal = walk(teacher, z, s, A.walk)
+                goal = walk(teacher, z, s, A.flow_steps)
                 kinds += ["goal clipped"] * bool((goal.abs() > 1).any())
             own = walk(student, z, s, 1)
             kinds += ["clipped"] * bool((own.abs() > 1).any())
@@ -108,8 +113,8 @@ def test_updates_are_those_of_the_paper(A: fql.Args, tape: type[Tape]) -> None:
             q = critic(s, own.clamp(-1, 1)).sum(0) / 2
             pace = float(q.detach().abs().mean())
             kinds += ["slow" if pace < 1e-3 else "fast"] + ["signs"] * bool((q > 0).any() and (q < 0).any())
-            norm = descend(student_opt, A.alpha * far - q.mean() / max(pace, 1e-3), A.clip)
-            kinds += ["student clipped"] * (norm > A.clip)
+            norm = descend(student_opt, A.bc_weight * far - q.mean() / max(pace, 1e-3), A.max_grad_norm)
+            kinds += ["student clipped"] * (norm > A.max_grad_norm)
             with torch.no_grad():
                 for p, w in zip(slow.parameters(), critic.parameters(), strict=True):
                     p.copy_((1 - A.tau) * p + A.tau * w)

@@ -27,10 +27,21 @@ from tests.recipes.logs import Level, batch, decisions, recording, robot
 
 H, D = 3, 2
 GAUSSIAN = iql.Args(
-    iters=2, updates=2, batch=22, expectile=0.8, beta=0.2, cap=1.5, n=2, gamma=0.8, tau=0.3, lr=0.01, width=8,
-    layer_norm=True,
+    iterations=2, updates_per_iteration=2, batch_size=22, expectile=0.8, inverse_temperature=0.2, max_weight=1.5,
+    n_step=2, gamma=0.8, tau=0.3, lr=0.01, critic_width=8, layer_norm=True,
 )  # fmt: skip
-FLOW = replace(GAUSSIAN, iters=1, updates=2, expectile=0.3, beta=0.1, cap=1.2, n=3, tau=0.1, width=6, layer_norm=False)
+FLOW = replace(
+    GAUSSIAN,
+    iterations=1,
+    updates_per_iteration=2,
+    expectile=0.3,
+    inverse_temperature=0.1,
+    max_weight=1.2,
+    n_step=3,
+    tau=0.1,
+    critic_width=6,
+    layer_norm=False,
+)
 
 
 def start(kind: str) -> Policy:
@@ -56,16 +67,19 @@ def test_updates_are_those_of_the_paper(A: iql.Args, kind: str) -> None:
     actor = spy.start["policy"].weights.module
     agree(slow.state_dict(), critic.state_dict(), 0.0)
     for net in (critic, value):
-        assert (net.config["width"], net.config["layer_norm"], net.config["depth"]) == (A.width, A.layer_norm, 2)
+        assert (net.config["width"], net.config["layer_norm"], net.config["depth"]) == (A.critic_width, A.layer_norm, 2)
     assert spy.named.keys() >= {"fall", "rng"} and spy.named["data"] is None
     critic_opt, value_opt, actor_opt = (adam(net.parameters(), A.lr) for net in (critic, value, actor))
-    rows, B, total = decisions(data, H, A.n, A.gamma), A.batch, A.iters * A.updates
+    rows, B, total = decisions(data, H, A.n_step, A.gamma), A.batch_size, A.iterations * A.updates_per_iteration
 
     kinds, n = list[str](), 0
-    for it in range(A.iters):
+    for it in range(A.iterations):
         seen = []
-        index, filler = rng.take("integers", A.updates, B), rng.take("uniform", A.updates, B, H, D)
-        for k in range(A.updates):
+        index, filler = (
+            rng.take("integers", A.updates_per_iteration, B),
+            rng.take("uniform", A.updates_per_iteration, B, H, D),
+        )
+        for k in range(A.updates_per_iteration):
             s, a, r, discount, after, real = batch(rows, index[k], filler[k])
             with torch.no_grad():
                 q1, q2 = slow(s, a)
@@ -83,8 +97,8 @@ def test_updates_are_those_of_the_paper(A: iql.Args, kind: str) -> None:
             error = (0.5 * (q1 - y) ** 2).mean() + (0.5 * (q2 - y) ** 2).mean()
             descend(critic_opt, error)
             # L_π = min(exp(β A), cap) ℓ(a | s)
-            w = torch.tensor([min(math.exp(A.beta * float(x)), A.cap) for x in A_])
-            kinds += ["capped"] * bool((w == A.cap).any()) + ["free"] * bool((w < A.cap).any())
+            w = torch.tensor([min(math.exp(A.inverse_temperature * float(x)), A.max_weight) for x in A_])
+            kinds += ["capped"] * bool((w == A.max_weight).any()) + ["free"] * bool((w < A.max_weight).any())
             if kind == "gaussian":
                 out = answer(actor, torch.zeros(B, H, D), 1.0, s)
                 mu, sigma = out.mean, (0.1**2 + (2 * actor.log_std).exp()).sqrt()

@@ -18,11 +18,13 @@ from tests.recipes.logs import CENTRE, HALF, Faint, Level, batch, decisions, rec
 
 D = 2
 LOUD = ofql.Args(
-    iters=2, updates=3, batch=22, eta=0.8, candidates=4, temperature=0.3, n=2, gamma=0.8, tau=0.3, lr=0.01, clip=0.4,
-    width=8, layer_norm=True,
+    iterations=2, updates_per_iteration=3, batch_size=22, q_weight=0.8, num_candidates=4, choice_temperature=0.3,
+    n_step=2, gamma=0.8, tau=0.3, lr=0.01, max_grad_norm=0.4, critic_width=8, layer_norm=True,
 )  # fmt: skip
-GREEDY = replace(LOUD, eta=1.7, candidates=5, temperature=0.0, n=3, tau=0.1)
-FAINT = replace(LOUD, iters=1, updates=2, candidates=1, lr=1e-5, clip=50.0, layer_norm=False)
+GREEDY = replace(LOUD, q_weight=1.7, num_candidates=5, choice_temperature=0.0, n_step=3, tau=0.1)
+FAINT = replace(
+    LOUD, iterations=1, updates_per_iteration=2, num_candidates=1, lr=1e-5, max_grad_norm=50.0, layer_norm=False
+)
 """critics whose values are below the floor of 1e-3"""
 PAIRS = {"same": 0.4, "ends": 0.2, "mean": -0.4, "std": 1.0}
 """shares of pairs r = t and (0, 1), and the law of the logit of a time"""
@@ -66,16 +68,20 @@ def test_updates_are_those_of_the_paper(A: ofql.Args, pairs: dict[str, float], H
     critic, slow, policy = spy.start["critic"], spy.start["slow"], spy.start["policy"]
     actor, slow_actor = policy.weights.module, policy.weights.sets["slow"]
     agree([slow.state_dict(), slow_actor.state_dict()], [critic.state_dict(), actor.state_dict()], 0.0)
-    assert (critic.config["width"], critic.config["layer_norm"]) == (A.width, A.layer_norm)
+    assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
     critic_opt, actor_opt = adam(critic.parameters(), A.lr), adam(actor.parameters(), A.lr)
-    rows, B = decisions(data, H, A.n, A.gamma), A.batch
+    rows, B = decisions(data, H, A.n_step, A.gamma), A.batch_size
 
     kinds = list[str]()
-    for it in range(A.iters):
+    for it in range(A.iterations):
         seen = []
-        index = rng.take("integers", A.updates, B)
-        filler = rng.take("uniform", A.updates, B, H, D) if H > 1 else torch.zeros(A.updates, B, H, D)
-        for k in range(A.updates):
+        index = rng.take("integers", A.updates_per_iteration, B)
+        filler = (
+            rng.take("uniform", A.updates_per_iteration, B, H, D)
+            if H > 1
+            else torch.zeros(A.updates_per_iteration, B, H, D)
+        )
+        for k in range(A.updates_per_iteration):
             s, a, reward, discount, after, real = batch(rows, index[k], filler[k])
             # y = r + γ^n min Q̄(s', a'),  a' by the slow policy, clipped to the box
             with torch.no_grad():
@@ -86,7 +92,7 @@ def test_updates_are_those_of_the_paper(A: ofql.Args, pairs: dict[str, float], H
             q1, q2 = critic(s, a)
             value = (q1.mean() + q2.mean()).item() / 2
             error = (0.5 * (q1 - y) ** 2).mean() + (0.5 * (q2 - y) ** 2).mean()
-            kinds += ["critic clipped"] * (descend(critic_opt, error, A.clip) > A.clip)
+            kinds += ["critic clipped"] * (descend(critic_opt, error, A.max_grad_norm) > A.max_grad_norm)
 
             # pairs r ≤ t: the smaller and the larger of two draws with logit ~ N(mean, std²), r = t, or (0, 1).
             # P(larger < t) = F(t)², so t = F⁻¹(√p) for p even in (0, 1); given t, F(r) is even in (0, F(t)).
@@ -119,8 +125,8 @@ def test_updates_are_those_of_the_paper(A: ofql.Args, pairs: dict[str, float], H
             pace = float(other.detach().abs().mean())
             kinds += ["heads" if heads else "tails", "slow" if pace < 1e-3 else "fast"]
             kinds += ["signs"] * bool((other > 0).any() and (other < 0).any())
-            loss = imitation - A.eta * up.mean() / max(pace, 1e-3)
-            kinds += ["actor clipped"] * (descend(actor_opt, loss, A.clip) > A.clip)
+            loss = imitation - A.q_weight * up.mean() / max(pace, 1e-3)
+            kinds += ["actor clipped"] * (descend(actor_opt, loss, A.max_grad_norm) > A.max_grad_norm)
             with torch.no_grad():
                 for late, net in ((slow, critic), (slow_actor, actor)):
                     for w, q in zip(late.parameters(), net.parameters(), strict=True):
@@ -141,18 +147,18 @@ def test_updates_are_those_of_the_paper(A: ofql.Args, pairs: dict[str, float], H
     agree(moments(spy.named["opt"]), moments(actor_opt), where="moments of opt")
 
     # what it serves: one of n decisions, the best or drawn ∝ exp(min Q̄ / temperature)
-    obs, rng, n = data.demos.observations, Tape(7), A.candidates
+    obs, rng, n = data.demos.observations, Tape(7), A.num_candidates
     with torch.no_grad():
         served = made.generate(obs, rng)
         s = torch.cat([units(obs[i : i + 1]) for i in range(23) for _ in range(n)])
         plans = decide(actor, s, rng.take("normal", 23 * n, H, D))
         q = slow(s, plans.clamp(-1, 1)).min(0).values.reshape(23, n)
         plans = plans.reshape(23, n, H, D)
-        chance = rng.take("uniform", 23, 1) if n > 1 and A.temperature > 0 else None
+        chance = rng.take("uniform", 23, 1) if n > 1 and A.choice_temperature > 0 else None
         for i in range(23):
             at = int(q[i].argmax())
             if chance is not None:
-                weight = (q[i] / A.temperature).softmax(0)
+                weight = (q[i] / A.choice_temperature).softmax(0)
                 at = next(j for j in range(n) if float(weight[: j + 1].sum()) > float(chance[i]) or j == n - 1)
             agree(served[i], CENTRE + HALF * plans[i, at].clamp(-1, 1), where=f"served {i}")
     assert made.weights.execute == H, "it serves whole chunks"

@@ -28,11 +28,19 @@ ENDS = torch.tensor([6, 8, 13, 20])
 ENDED = torch.tensor([True, True, False, True])
 MODEL = Model(L, STRIDE, 10, 5, 0.02, (16,), STEPS, 0.9)
 A = pgd.Args(
-    iters=2, updates=2, batch=9, share=0.6, windows=8, period=1, c=0.8, wave=0.4, gamma=0.8, tau=0.3, lr=0.02, width=8,
-    alpha=1.7, smooth=0.5, smooth_clip=0.4, delay=2, model=MODEL,
+    iterations=2, updates_per_iteration=2, batch_size=9, synthetic_fraction=0.6, num_windows=8, refill_every=1,
+    guidance_scale=0.8, guidance_wave=0.4, gamma=0.8, tau=0.3, lr=0.02, critic_width=8, q_weight=1.7, target_noise=0.5,
+    target_noise_clip=0.4, policy_delay=2, model=MODEL,
 )  # fmt: skip
 OTHER = replace(
-    A, learner="iql", denoised=False, period=2, beta=2.0, cap=0.6, expectile=0.8, model=replace(MODEL, churn=0.0)
+    A,
+    learner="iql",
+    guide_at_estimate=False,
+    refill_every=2,
+    inverse_temperature=2.0,
+    max_weight=0.6,
+    expectile=0.8,
+    model=replace(MODEL, churn=0.0),
 )
 CASES = {"td3_bc": A, "iql": OTHER}
 
@@ -100,7 +108,7 @@ def test_the_model_learns_windows_as_published(case: str) -> None:
     assert windows.shape == (9, L, 6)
 
     model = spy.stages["model"]
-    gauss, n = model.start["denoiser"], a.model.batch
+    gauss, n = model.start["denoiser"], a.model.batch_size
     opt = adam(gauss.parameters(), a.model.lr)
     for it in range(2):
         i = rng.take("integers", n)
@@ -174,22 +182,24 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
     def draw() -> tuple[list[Tensor], dict[str, Tensor]]:
         """Heun's sampler, whose actions are moved before each step but the last, and the transitions in the windows."""
         sigmas = [float(sigma_of(1 - k / STEPS)) for k in range(STEPS)] + [0.0]
-        x = sigmas[0] * rng.take("normal", a.windows, L, 6)
+        x = sigmas[0] * rng.take("normal", a.num_windows, L, 6)
         for k in range(STEPS):
             now, then = sigmas[k], sigmas[k + 1]
             if k < STEPS - 1:
-                lam = (1 - k / STEPS) + a.wave * math.sin(math.pi * (k + 1) / STEPS)
-                at, moved = denoised(x, now) if a.denoised else x, x.clone()
-                for w in range(a.windows):  # g = ∇_a Σ_t log π(a_t | s_t), of length one; the states are left alone
+                lam = (1 - k / STEPS) + a.guidance_wave * math.sin(math.pi * (k + 1) / STEPS)
+                at, moved = denoised(x, now) if a.guide_at_estimate else x, x.clone()
+                for w in range(a.num_windows):  # g = ∇_a Σ_t log π(a_t | s_t), of length one; the states are left alone
                     free = at[w].clone().requires_grad_()
                     cond, action = decision(free)
                     (g,) = torch.autograd.grad(log_pi(cond.detach(), action).sum(), free)
-                    moved[w, :, 2:4] += a.c * lam * g[:, 2:4] / g[:, 2:4].square().sum().sqrt().clamp(min=1e-8)
+                    moved[w, :, 2:4] += (
+                        a.guidance_scale * lam * g[:, 2:4] / g[:, 2:4].square().sum().sqrt().clamp(min=1e-8)
+                    )
                 x = moved
             high = now
             if 0.05 <= now <= 50 and a.model.churn:
                 high = now * (1 + min(a.model.churn / STEPS, math.sqrt(2) - 1))
-                x = x + 1.003 * math.sqrt(high**2 - now**2) * rng.take("normal", a.windows, L, 6)
+                x = x + 1.003 * math.sqrt(high**2 - now**2) * rng.take("normal", a.num_windows, L, 6)
             d = (x - denoised(x, high)) / high
             after = x + (then - high) * d
             if then > 0:
@@ -197,7 +207,7 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
             x = after
         (obs, action), paid, over = decision(x), number(4, x[..., 4]), x[..., 5]
         rows = []
-        for w in range(a.windows):
+        for w in range(a.num_windows):
             for t in range(L):
                 sure, ends = bool((over[w, t] <= 0.2) | (over[w, t] >= 0.8)), bool(over[w, t] > 0.5)
                 if not sure or (t == L - 1 and not ends):
@@ -223,33 +233,38 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
     (fresh, news), drawn, value = draw(), set(), learn.start.get("value")
     value_opt = adam(value.parameters(), a.lr) if value is not None else None
     clipped = set()
-    for it in range(a.iters):
+    for it in range(a.iterations):
         for name, held in (("real", real), ("made", fresh)):
             found = learn.states[it]["data"][name]["rows"]
             columns = [found[k] for k in ("obs", "action", "reward", "next_obs", "terminated")]
             agree(columns, held, where=f"{name} rows of iteration {it}")
             drawn |= {(name, bool(over)) for over in held[4]}
-        count = round(a.share * a.batch)
-        own, other = rng.take("integers", a.updates, a.batch - count), rng.take("integers", a.updates, count)
+        count = round(a.synthetic_fraction * a.batch_size)
+        own, other = (
+            rng.take("integers", a.updates_per_iteration, a.batch_size - count),
+            rng.take("integers", a.updates_per_iteration, count),
+        )
         seen = []
-        for k in range(a.updates):
+        for k in range(a.updates_per_iteration):
             obs, done, paid, after, over = (
                 torch.cat([x[own[k]], y[other[k]]]) for x, y in zip(real, fresh, strict=True)
             )
             discount = a.gamma * (~over).float()
             if case == "td3_bc":  # 2106.06860
                 with torch.no_grad():
-                    eps = (a.smooth * rng.take("normal", a.batch, 1, D)).clamp(-a.smooth_clip, a.smooth_clip)
+                    eps = (a.target_noise * rng.take("normal", a.batch_size, 1, D)).clamp(
+                        -a.target_noise_clip, a.target_noise_clip
+                    )
                     next_action = (torch.tanh(law(after, policy.sets["slow"])[0]) + eps).clamp(-1, 1)
                     y = paid + discount * slow(after, next_action).min(0).values
                 q = critic(obs, done)
                 error = sum((0.5 * (one - y) ** 2).mean() for one in q)
                 descend(critic_opt, error)
-                if (it * a.updates + k + 1) % a.delay:
+                if (it * a.updates_per_iteration + k + 1) % a.policy_delay:
                     continue
                 pi = torch.tanh(law(obs)[0])
                 climbed, far = critic(obs, pi)[0], ((pi - done) ** 2).mean()
-                descend(opt, -a.alpha * climbed.mean() / climbed.detach().abs().mean().clamp(min=1e-3) + far)
+                descend(opt, -a.q_weight * climbed.mean() / climbed.detach().abs().mean().clamp(min=1e-3) + far)
                 with torch.no_grad():
                     pairs = [(slow, critic), (policy.sets["slow"], actor)]
                     for p, q_ in [pq for s, n in pairs for pq in zip(s.parameters(), n.parameters(), strict=True)]:
@@ -260,7 +275,7 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
                     best, y = slow(obs, done).min(0).values, paid + discount * value(after)
                 v = value(obs)
                 off = (torch.where(best < v, 1 - a.expectile, a.expectile) * (best - v) ** 2).mean()
-                weight = (a.beta * (best - v.detach())).exp().clamp(max=a.cap)
+                weight = (a.inverse_temperature * (best - v.detach())).exp().clamp(max=a.max_weight)
                 error = sum((0.5 * (one - y) ** 2).mean() for one in critic(obs, done))
                 mu, std = law(obs)
                 density = -0.5 * ((done - mu) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
@@ -268,21 +283,30 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
                 descend(value_opt, off)
                 descend(critic_opt, error)
                 for group in opt.param_groups:
-                    group["lr"] = a.lr * 0.5 * (1 + math.cos(math.pi * (it * a.updates + k) / (a.iters * a.updates)))
+                    group["lr"] = (
+                        a.lr
+                        * 0.5
+                        * (
+                            1
+                            + math.cos(
+                                math.pi * (it * a.updates_per_iteration + k) / (a.iterations * a.updates_per_iteration)
+                            )
+                        )
+                    )
                 descend(opt, loss)
                 with torch.no_grad():
                     for p, q_ in zip(slow.parameters(), critic.parameters(), strict=True):
                         p.copy_((1 - a.tau) * p + a.tau * q_)
-                clipped |= set((weight == a.cap).tolist())
+                clipped |= set((weight == a.max_weight).tolist())
                 seen.append(
-                    torch.stack([loss, error, off, v.mean(), weight.sum() ** 2 / (a.batch * (weight**2).sum())])
+                    torch.stack([loss, error, off, v.mean(), weight.sum() ** 2 / (a.batch_size * (weight**2).sum())])
                 )
 
         state = learn.states[it + 1]
         agree(state["policy"], learn.start["policy"].state_dict(), where=f"policy after iteration {it}")
         agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
         agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
-        if (it + 1) % a.period == 0:
+        if (it + 1) % a.refill_every == 0:
             fresh, news = draw()  # for the policy of this moment
         names = ("critic loss", "value", "distance to the data")
         if case == "iql":

@@ -26,12 +26,17 @@ pytestmark = pytest.mark.usefixtures("double")
 
 D, S, X = 2, 8, 18
 MEAN, STD, LIMIT = torch.linspace(-0.3, 0.4, S), torch.linspace(0.7, 1.4, S), 1.2
-MODEL = Model(updates=40, batch=15, lr=0.004, width=16, depth=2, steps=3, churn=0.9, average=0.92)
+MODEL = Model(num_updates=40, batch_size=15, lr=0.004, width=16, depth=2, sampling_steps=3, churn=0.9, ema_decay=0.92)
 A = synther.Args(
-    iters=2, updates=3, batch=23, alpha=1.7, smooth=0.4, smooth_clip=0.3, delay=2, gamma=0.8, tau=0.3, lr=0.02, width=8,
-    layer_norm=True, rows=60, share=1.0, model=MODEL,
+    iterations=2, updates_per_iteration=3, batch_size=23, q_weight=1.7, target_noise=0.4, target_noise_clip=0.3,
+    policy_delay=2, gamma=0.8, tau=0.3, lr=0.02, critic_width=8, layer_norm=True, num_synthetic=60,
+    synthetic_fraction=1.0, model=MODEL,
 )  # fmt: skip
-CASES = {"made": A, "mixed": replace(A, share=0.6), "noise": replace(A, share=0.6, by="noise", blur=0.3)}
+CASES = {
+    "made": A,
+    "mixed": replace(A, synthetic_fraction=0.6),
+    "noise": replace(A, synthetic_fraction=0.6, generator="noise", noise_std=0.3),
+}
 
 
 class Set(Tape):
@@ -148,16 +153,16 @@ def time_of(sigma: Tensor) -> Tensor:
 
 def rate(it: int) -> float:
     """The share of the learning rate: it rises in a twentieth of the updates, and falls like a cosine."""
-    rise = MODEL.updates // 20
-    return (it + 1) / rise if it < rise else 0.5 * (1 + math.cos(math.pi * (it - rise) / (MODEL.updates - rise)))
+    rise = MODEL.num_updates // 20
+    return (it + 1) / rise if it < rise else 0.5 * (1 + math.cos(math.pi * (it - rise) / (MODEL.num_updates - rise)))
 
 
 def test_what_has_no_single_transitions_is_refused() -> None:
-    for policy, a in ((start(2), A), (start(), replace(A, n=2))):
+    for policy, a in ((start(2), A), (start(), replace(A, n_step=2))):
         with pytest.raises(InvalidInputError, match="single transitions"):
             next(synther.improve(policy, recorded(), a, Tape(3)))
     with pytest.raises(RunError, match="maker of rows"):
-        next(synther.improve(start(), recorded(), replace(A, by="nois"), Tape(3)))
+        next(synther.improve(start(), recorded(), replace(A, generator="nois"), Tape(3)))
 
 
 def test_the_model_learns_transitions_as_published() -> None:
@@ -169,7 +174,7 @@ def test_the_model_learns_transitions_as_published() -> None:
     rows = Numbers(real).encode(real)
     assert rows.shape == (230, X)
 
-    model, n = spy.stages["model"], MODEL.batch
+    model, n = spy.stages["model"], MODEL.batch_size
     net = model.start["denoiser"].net
     assert [net.config[k] for k in ("width", "depth", "time")] == [MODEL.width, MODEL.depth, 16]
     opt, norms = adam(net.parameters(), MODEL.lr), []
@@ -192,9 +197,9 @@ def test_the_model_learns_transitions_as_published() -> None:
     assert norms[0] > 1, "a gradient was clipped"
 
     average: dict[str, Tensor] = {}
-    for it in range(MODEL.updates):
+    for it in range(MODEL.num_updates):
         agree(model.states[it]["opt"]["param_groups"][0]["lr"], MODEL.lr * rate(it), 1e-9, f"rate of update {it}")
-        decay = min(1 - (1 + it) ** -0.75, MODEL.average)
+        decay = min(1 - (1 + it) ** -0.75, MODEL.ema_decay)
         for k, v in model.states[it + 1]["denoiser"].items():
             average[k] = v if it == 0 else decay * average[k] + (1 - decay) * v
     agree(model.named["denoiser"].state_dict(), average, where="the average")
@@ -210,14 +215,14 @@ def upsampled(net: torch.nn.Module, numbers: Numbers, rng: Tape) -> list[Tensor]
         F = answer(net, x / total, time_of(torch.tensor([sigma])), None).float()  # type: ignore[arg-type]
         return x / total**2 + sigma / total * F
 
-    kept, count = list[Tensor](), A.rows
-    while sum(map(len, kept)) < A.rows:
-        sigmas = [float(sigma_of(1 - k / MODEL.steps)) for k in range(MODEL.steps)] + [0.0]
+    kept, count = list[Tensor](), A.num_synthetic
+    while sum(map(len, kept)) < A.num_synthetic:
+        sigmas = [float(sigma_of(1 - k / MODEL.sampling_steps)) for k in range(MODEL.sampling_steps)] + [0.0]
         x = sigmas[0] * rng.take("normal", count, X)
         for now, then in itertools.pairwise(sigmas):
             hat = now
             if 0.05 <= now <= 50:
-                hat = now * (1 + min(MODEL.churn / MODEL.steps, math.sqrt(2) - 1))
+                hat = now * (1 + min(MODEL.churn / MODEL.sampling_steps, math.sqrt(2) - 1))
                 x = x + 1.003 * math.sqrt(hat**2 - now**2) * rng.take("normal", count, X)
             d = (x - denoised(x, hat)) / hat
             after = x + (then - hat) * d
@@ -226,7 +231,7 @@ def upsampled(net: torch.nn.Module, numbers: Numbers, rng: Tape) -> list[Tensor]
             x = after
         kept, count = [*kept, x[(x[:, -1] <= 0.2) | (x[:, -1] >= 0.8)]], 256
     assert len(kept) == 2, "some rows were drawn again"
-    return numbers.decode(torch.cat(kept)[: A.rows])
+    return numbers.decode(torch.cat(kept)[: A.num_synthetic])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -234,14 +239,14 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
     """TD3+BC (2106.06860, equations 3 to 5) from a batch of which a share is made."""
     a, data, rng, policy = CASES[case], recorded(), Set(3), start()
     spy = Spy(rng)
-    logged = list(synther.improve(policy, data, a, rng, spy))[-a.iters :]
+    logged = list(synther.improve(policy, data, a, rng, spy))[-a.iterations :]
     real = transitions(data)
     numbers, learn = Numbers(real), spy.stages["learn"]
     if case == "noise":  # on all but binaries, one-hots and ends
         assert spy.stages.keys() == {"learn"}
-        which = rng.take("integers", a.rows)
-        blur = torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]) * a.blur
-        made = numbers.decode(numbers.encode([v[which] for v in real]) + blur * rng.take("normal", a.rows, X))
+        which = rng.take("integers", a.num_synthetic)
+        blur = torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0]) * a.noise_std
+        made = numbers.decode(numbers.encode([v[which] for v in real]) + blur * rng.take("normal", a.num_synthetic, X))
     else:
         rng.drawn = rng.drawn[spy.stages["model"].draws[-1] :]  # the model is trained
         made = upsampled(spy.stages["model"].named["denoiser"].net, numbers, rng)
@@ -264,19 +269,25 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
         return torch.tanh(answer(net, torch.zeros(len(s), 1, D), 1.0, s).mean)  # type: ignore[arg-type]
 
     drawn = set[tuple[str, bool]]()
-    for it in range(a.iters):
-        if a.share < 1:
+    for it in range(a.iterations):
+        if a.synthetic_fraction < 1:
             for name, rows in (("real", real), ("made", made)):
                 found = learn.states[it]["data"][name]["rows"]
                 columns = [found[k] for k in ("obs", "action", "reward", "next_obs", "terminated")]
                 agree(columns, rows, where=f"{name} rows")
-        count = round(a.share * a.batch)
-        own = rng.take("integers", a.updates, a.batch - count) if a.share < 1 else torch.zeros(a.updates, 0).long()
-        other, seen = rng.take("integers", a.updates, count), []
-        for k in range(a.updates):
+        count = round(a.synthetic_fraction * a.batch_size)
+        own = (
+            rng.take("integers", a.updates_per_iteration, a.batch_size - count)
+            if a.synthetic_fraction < 1
+            else torch.zeros(a.updates_per_iteration, 0).long()
+        )
+        other, seen = rng.take("integers", a.updates_per_iteration, count), []
+        for k in range(a.updates_per_iteration):
             s, act, r, s_, over = (torch.cat([x[own[k]], y[other[k]]]) for x, y in zip(real, made, strict=True))
             drawn |= {("real", bool(v)) for v in real[4][own[k]]} | {("made", bool(v)) for v in made[4][other[k]]}
-            eps = (a.smooth * rng.take("normal", a.batch, 1, D)).clamp(-a.smooth_clip, a.smooth_clip)
+            eps = (a.target_noise * rng.take("normal", a.batch_size, 1, D)).clamp(
+                -a.target_noise_clip, a.target_noise_clip
+            )
             with torch.no_grad():
                 q1, q2 = slow(s_, (mu(slow_actor, s_) + eps).clamp(-1, 1))
                 y = r + a.gamma * (~over).double() * torch.minimum(q1, q2)
@@ -284,11 +295,11 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
             error = (0.5 * (q1 - y) ** 2).mean() + (0.5 * (q2 - y) ** 2).mean()
             value = (q1.mean() + q2.mean()) / 2
             descend(critic_opt, error)
-            if (it * a.updates + k + 1) % a.delay:
+            if (it * a.updates_per_iteration + k + 1) % a.policy_delay:
                 continue
             pi = mu(actor, s)
             q, far = critic(s, pi)[0], ((pi - act) ** 2).mean()
-            descend(actor_opt, -a.alpha * q.mean() / q.detach().abs().mean() + far)
+            descend(actor_opt, -a.q_weight * q.mean() / q.detach().abs().mean() + far)
             with torch.no_grad():
                 for late, net in ((slow, critic), (slow_actor, actor)):
                     for p, q in zip(late.parameters(), net.parameters(), strict=True):
@@ -304,4 +315,4 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
     agree(moments(learn.named["critic_opt"]), moments(critic_opt), where="moments of the critics")
     agree(moments(learn.named["opt"]), moments(actor_opt), where="moments of the policy")
     assert {("made", True), ("made", False)} <= drawn
-    assert a.share == 1 or {("real", True), ("real", False)} <= drawn
+    assert a.synthetic_fraction == 1 or {("real", True), ("real", False)} <= drawn

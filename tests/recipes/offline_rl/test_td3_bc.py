@@ -19,10 +19,10 @@ from tests.recipes.logs import HIGH, LIMIT, LOW, MEAN, STD, Faint, Level, batch,
 
 H, D = 2, 2
 LOUD = td3_bc.Args(
-    iters=2, updates=3, batch=16, alpha=1.7, smooth=0.4, smooth_clip=0.3, delay=2, n=2, gamma=0.8, tau=0.3, lr=0.02,
-    width=8, layer_norm=True,
+    iterations=2, updates_per_iteration=3, batch_size=16, q_weight=1.7, target_noise=0.4, target_noise_clip=0.3,
+    policy_delay=2, n_step=2, gamma=0.8, tau=0.3, lr=0.02, critic_width=8, layer_norm=True,
 )  # fmt: skip
-FAINT = replace(LOUD, iters=1, updates=2, delay=1, n=1, lr=1e-5, layer_norm=False)
+FAINT = replace(LOUD, iterations=1, updates_per_iteration=2, policy_delay=1, n_step=1, lr=1e-5, layer_norm=False)
 """a critic whose values are below the floor of 1e-3 in both updates"""
 
 
@@ -52,29 +52,32 @@ def test_updates_are_those_of_the_paper(A: td3_bc.Args, tape: type[Tape]) -> Non
     critic, slow, policy = spy.start["critic"], spy.start["slow"], spy.start["policy"]
     actor, slow_actor = policy.weights.module, policy.weights.sets["slow"]
     agree([slow.state_dict(), slow_actor.state_dict()], [critic.state_dict(), actor.state_dict()], 0.0)
-    assert (critic.config["width"], critic.config["layer_norm"]) == (A.width, A.layer_norm)
+    assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
     critic_opt, actor_opt = adam(critic.parameters(), A.lr), adam(actor.parameters(), A.lr)
-    rows = decisions(data, H, A.n, A.gamma)
+    rows = decisions(data, H, A.n_step, A.gamma)
 
     updates, kinds = 0, list[str]()
-    for it in range(A.iters):
+    for it in range(A.iterations):
         seen = []
-        index, filler = rng.take("integers", A.updates, A.batch), rng.take("uniform", A.updates, A.batch, H, D)
-        for k in range(A.updates):
+        index, filler = (
+            rng.take("integers", A.updates_per_iteration, A.batch_size),
+            rng.take("uniform", A.updates_per_iteration, A.batch_size, H, D),
+        )
+        for k in range(A.updates_per_iteration):
             s, a, r, discount, after, real = batch(rows, index[k], filler[k])
             updates += 1
-            eps = A.smooth * rng.take("normal", A.batch, H, D)
+            eps = A.target_noise * rng.take("normal", A.batch_size, H, D)
             with torch.no_grad():
-                moved = mu(slow_actor, after) + eps.clamp(-A.smooth_clip, A.smooth_clip)
+                moved = mu(slow_actor, after) + eps.clamp(-A.target_noise_clip, A.target_noise_clip)
                 kinds += ["edge"] * bool((moved > 1).any() and (moved < -1).any())
-                kinds += ["smooth"] * bool((eps > A.smooth_clip).any() and (eps < -A.smooth_clip).any())
+                kinds += ["smooth"] * bool((eps > A.target_noise_clip).any() and (eps < -A.target_noise_clip).any())
                 q1, q2 = slow(after, moved.clamp(-1, 1))
                 y = r + discount * torch.minimum(q1, q2)
             q1, q2 = critic(s, a)
             value = (q1.mean() + q2.mean()).item() / 2
             error = (0.5 * (q1 - y) ** 2).mean() + (0.5 * (q2 - y) ** 2).mean()
             descend(critic_opt, error)
-            if updates % A.delay == 0:
+            if updates % A.policy_delay == 0:
                 # π = argmax λ Q₁(s, π(s)) − (π(s) − a)²,  λ = α / E|Q₁|: equations 3 and 5
                 decision = mu(actor, s)
                 q = critic(s, decision)[0]
@@ -82,7 +85,7 @@ def test_updates_are_those_of_the_paper(A: td3_bc.Args, tape: type[Tape]) -> Non
                 kinds += ["slow" if float(pace) < 1e-3 else "fast"]
                 kinds += ["signs"] * bool((q > 0).any() and (q < 0).any())
                 far = ((decision - a) ** 2)[real].mean()
-                descend(actor_opt, -A.alpha / max(float(pace), 1e-3) * q.mean() + far)
+                descend(actor_opt, -A.q_weight / max(float(pace), 1e-3) * q.mean() + far)
                 with torch.no_grad():
                     for late, net in ((slow, critic), (slow_actor, actor)):
                         for p, q in zip(late.parameters(), net.parameters(), strict=True):

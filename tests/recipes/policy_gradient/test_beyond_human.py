@@ -36,12 +36,14 @@ H, D, DONE, SEED = 3, 2, 2, 3000
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 A = beyond_human.Args(
-    iters=2, copies=4, steps=4, gamma=0.8, lr=0.003, warmup=1, episodes=6, most=1000,
-    quantile=0.6, updates=6, student_batch=9, student_lr=0.02,
+    iterations=2, num_envs=4, rollout_steps=4, gamma=0.8, generator_lr=0.003, critic_warmup=1, num_student_episodes=6,
+    max_recorded_episodes=1000, length_quantile=0.6, student_updates=6, student_batch_size=9, student_lr=0.02,
 )  # fmt: skip
 CASES = {
     "diffusion": A,  # by DPPO; more than the wanted episodes are left
-    "gaussian": replace(A, lr=0.0, warmup=0, most=18, episodes=40),  # by PPO, with its own learning rate; fewer
+    "gaussian": replace(
+        A, generator_lr=0.0, critic_warmup=0, max_recorded_episodes=18, num_student_episodes=40
+    ),  # by PPO, with its own learning rate; fewer
 }
 
 
@@ -75,17 +77,25 @@ def valid(obs: Tensor, actions: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_flywheel_is_that_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a = CASES[case]
-    booked = {k: derive_seed(SEED + k // a.copies, k % a.copies) for k in range(40)}
+    booked = {k: derive_seed(SEED + k // a.num_envs, k % a.num_envs) for k in range(40)}
     monkeypatch.setattr(Booked, "plan", {s: ((2, 5, 3, 7, 5)[k % 5], k % 3 != 1) for k, s in booked.items()})
-    policy, env, rng = start(case).with_execution_horizon(DONE), Heard(Booked, a.copies, 1), Fixed(3)
+    policy, env, rng = start(case).with_execution_horizon(DONE), Heard(Booked, a.num_envs, 1), Fixed(3)
     spy = Spy(rng)
     logged = list(beyond_human.improve(policy, env, a, rng, spy, valid if case == "gaussian" else None))
     rng.drawn = rng.drawn[spy.stages["student"].draws[0] :]
 
     method, own = (dppo, dppo.Args()) if case == "diffusion" else (ppo, ppo.Args())
-    own = replace(own, iters=2, copies=4, steps=4, gamma=0.8, warmup=a.warmup, lr=a.lr or own.lr)
+    own = replace(
+        own,
+        iterations=2,
+        num_envs=4,
+        rollout_steps=4,
+        gamma=0.8,
+        critic_warmup=a.critic_warmup,
+        lr=a.generator_lr or own.lr,
+    )
     generator = start(case).with_execution_horizon(DONE)
-    made = list(method.improve(generator, Heard(Booked, a.copies, 1), own, Tape(3)))
+    made = list(method.improve(generator, Heard(Booked, a.num_envs, 1), own, Tape(3)))
     agree(logged[:-1], made, 0.0)
     agree(spy.stages["student"].start["policy"].state_dict(), generator.state_dict(), 0.0)
     codec = generator.codec
@@ -95,8 +105,11 @@ def test_flywheel_is_that_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
         return ((obs - centre) / scale).clamp(-LIMIT, LIMIT)
 
     played: list[tuple[Tensor, Tensor, bool]] = []
-    while sum(won for *_, won in played) < a.episodes / a.quantile and len(played) < a.most:
-        for _ in range(a.copies):  # as it is served: episode i of part p from (seed + p, i)
+    while (
+        sum(won for *_, won in played) < a.num_student_episodes / a.length_quantile
+        and len(played) < a.max_recorded_episodes
+    ):
+        for _ in range(a.num_envs):  # as it is served: episode i of part p from (seed + p, i)
             seed, world = booked[len(played)], Booked()
             noise, (s, _), obs, actions, over, told = Rng.rows([seed]), world.reset(seed=seed), [], [], False, {}
             while not over:
@@ -110,9 +123,9 @@ def test_flywheel_is_that_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
 
     good = [(o, x) for o, x, won in played if won and (case == "diffusion" or bool(valid(o, x).all()))]
     lengths = sorted(len(x) for _, x in good)
-    longest = lengths[math.floor(a.quantile * (len(lengths) - 1))]
+    longest = lengths[math.floor(a.length_quantile * (len(lengths) - 1))]
     short = [(o, x) for o, x in good if len(x) <= longest]
-    kept = short[: a.episodes]
+    kept = short[: a.num_student_episodes]
 
     chunks, conds, real = [], [], []
     for o, x in kept:  # windows of H actions from every tick on, over the end by one less than is executed
@@ -125,9 +138,9 @@ def test_flywheel_is_that_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
 
     student = rng.made[-1]  # new weights
     assert not torch.equal(student.net.enter.weight, generator.denoiser.net.enter.weight)
-    opt, mean, losses, norm, b = adam(student.parameters(), 0.0), None, [], 0.0, a.student_batch
-    for n in range(a.updates):
-        opt.param_groups[0]["lr"] = a.student_lr * (n + 1) / a.updates  # fewer updates than its warm-up has
+    opt, mean, losses, norm, b = adam(student.parameters(), 0.0), None, [], 0.0, a.student_batch_size
+    for n in range(a.student_updates):
+        opt.param_groups[0]["lr"] = a.student_lr * (n + 1) / a.student_updates  # fewer updates than its warm-up has
         i, half = rng.take("integers", b), b // 2
         early = (torch.arange(half + b % 2) + rng.take("uniform", half + b % 2)) / b
         t = torch.cat([early, 1 - early[:half]])[rng.take("permutation", b)].clamp(1e-5, 1 - 1e-5)

@@ -21,14 +21,28 @@ pytestmark = pytest.mark.usefixtures("double")
 
 H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
-A = dppo.Args(iters=3, copies=4, steps=5, gamma=0.8, lam=0.7, decay=0.6, lr=0.01, value_lr=0.004, epochs=2, batch=9)
+A = dppo.Args(
+    iterations=3,
+    num_envs=4,
+    rollout_steps=5,
+    gamma=0.8,
+    gae_lambda=0.7,
+    denoising_discount=0.6,
+    lr=0.01,
+    value_lr=0.004,
+    epochs=2,
+    batch_size=9,
+)
 EPS = {  # DDPM on a squared cosine; only the last three of five steps learn, after an iteration for the critic alone
     "steps": 5, "eta": 1.0, "floor": 0.3, "clip": 1.2,
-    "args": replace(A, tuned=3, clip=0.04, clip_base=0.01, clip_rate=2.0, warmup=1, target_kl=1e9),
+    "args": replace(
+        A, finetune_denoising_steps=3, clip_range=0.04, clip_range_noisiest=0.01, clip_range_rate=2.0, critic_warmup=1,
+        target_kl=1e9,
+    ),
 }  # fmt: skip
 FLOW = {  # a flow whose three steps learn, until the KL of an iteration is too large; one clip for all
     "steps": 3, "eta": 0.6, "floor": 0.25, "clip": 0.9,
-    "args": replace(A, clip=0.01, clip_base=0.01, target_kl=1e-3),
+    "args": replace(A, clip_range=0.01, clip_range_noisiest=0.01, target_kl=1e-3),
 }  # fmt: skip
 
 
@@ -48,12 +62,12 @@ def start(case: dict) -> Policy:
 @pytest.mark.parametrize("case", [EPS, FLOW], ids=["eps", "flow"])
 def test_two_updates_are_those_of_the_paper(case: dict) -> None:
     a, n = case["args"], case["steps"]
-    made, env, rng = start(case).with_execution_horizon(DONE), Heard(planned(), case["args"].copies, 1), Tape(3)
+    made, env, rng = start(case).with_execution_horizon(DONE), Heard(planned(), case["args"].num_envs, 1), Tape(3)
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(dppo.improve(made, env, a, rng, spy))
 
-    policy, v, tuned = spy.start["policy"], spy.start["value"], a.tuned or n
+    policy, v, tuned = spy.start["policy"], spy.start["value"], a.finetune_denoising_steps or n
     first, last = (policy.denoiser.first, policy.denoiser.last) if tuned < n else (None, policy.denoiser)
     if first is not None:
         agree(first.state_dict(), last.state_dict(), 0.0)  # both begin as the policy that was given
@@ -93,21 +107,21 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
         return ((obs - centre) / scale).clamp(-LIMIT, LIMIT)
 
     seen, past, low, high, ends, moved, cut = torch.empty(0, 2), {}, 0, 0, [0, 0, 0], [], []
-    for it in range(a.iters):
+    for it in range(a.iterations):
         ep = env.episodes[it]
         agree(ep.reward, discounted(ep, a.gamma), where="rewards inside a chunk")
         conds = []
-        for t in range(a.steps):
+        for t in range(a.rollout_steps):
             seen = torch.cat([seen, ep.obs[t]])
             conds.append(standard(ep.obs[t], seen))
             with torch.no_grad():
-                x = levels(torch.ones(()))[1] * rng.take("normal", a.copies, H, D)
-                noise = [*rng.take("normal", n - tuned, a.copies, H, D)] if tuned < n else []
-                for k, xi in enumerate([*noise, *rng.take("normal", tuned, a.copies, H, D)]):
+                x = levels(torch.ones(()))[1] * rng.take("normal", a.num_envs, H, D)
+                noise = [*rng.take("normal", n - tuned, a.num_envs, H, D)] if tuned < n else []
+                for k, xi in enumerate([*noise, *rng.take("normal", tuned, a.num_envs, H, D)]):
                     if k >= n - tuned:
                         agree(ep.chain.states[t, :, k - (n - tuned)], x, where=f"states before step {k}")
                     net = first if k < n - tuned else last
-                    mean, std, raw = law(net, x, torch.full((a.copies,), k), conds[t])
+                    mean, std, raw = law(net, x, torch.full((a.num_envs,), k), conds[t])
                     x = mean + std * xi
                     cut += [float((raw.abs() > case["clip"]).double().mean())] * (k >= n - tuned)
             agree(ep.chain.sample[t], x, where="decisions")
@@ -124,17 +138,17 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
             sees, then = (standard(o.flatten(0, 1), seen) for o in (ep.obs, ep.next_obs))
             now, next_value = v(sees).view(alive.shape), v(then).view(alive.shape)
             discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
-            credit = gae(scaled(ep, a.gamma, past), discount, now, next_value, ep.done, a.lam)
+            credit = gae(scaled(ep, a.gamma, past), discount, now, next_value, ep.done, a.gae_lambda)
             goal = (credit + now).flatten()
             unit = (credit - credit[alive].mean()) / credit[alive].std(correction=0)
-            share = unit.flatten()[owner] * a.decay ** (tuned - 1 - step).double()
+            share = unit.flatten()[owner] * a.denoising_discount ** (tuned - 1 - step).double()
             place = step / (tuned - 1)  # 0 at the noisiest step that learns, 1 at the cleanest
-            grown = (torch.exp(a.clip_rate * place) - 1) / (math.exp(a.clip_rate) - 1)
-            eps = a.clip_base + (a.clip - a.clip_base) * grown
+            grown = (torch.exp(a.clip_range_rate * place) - 1) / (math.exp(a.clip_range_rate) - 1)
+            eps = a.clip_range_noisiest + (a.clip_range - a.clip_range_noisiest) * grown
 
-        index, rows, moves, done, total = alive.flatten()[owner].nonzero().flatten(), [], it >= a.warmup, 0, 0
+        index, rows, moves, done, total = alive.flatten()[owner].nonzero().flatten(), [], it >= a.critic_warmup, 0, 0
         for _ in range(a.epochs):
-            for i in index[rng.take("permutation", len(index))].split(a.batch):
+            for i in index[rng.take("permutation", len(index))].split(a.batch_size):
                 descend(value_opt, (0.5 * (v(sees[owner[i]]) - goal[owner[i]]) ** 2).mean(), 1.0)
                 log_rho = log_density(before[i], after[i], n - tuned + step[i], cond[owner[i]], live[owner[i]]) - old[i]
                 rho, e = log_rho.exp(), eps[i]
@@ -167,4 +181,4 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
     assert min(ends) > 0, "true ends, time limits and lost decisions were in the batches"
     assert low > 0 and high > 0, "the clip was met on both sides"
     assert 0 < sum(cut) / len(cut) < 1, "some estimates were cut"
-    assert moved == [0.0, 1.0, 1.0] if a.warmup else any(0 < share < 1 for share in moved)
+    assert moved == [0.0, 1.0, 1.0] if a.critic_warmup else any(0 < share < 1 for share in moved)

@@ -34,7 +34,18 @@ pytestmark = pytest.mark.usefixtures("double")
 H, D = 3, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
-A = drwr.Args(iters=2, copies=4, steps=6, gamma=0.8, beta=1.5, cap=2.0, draw="serve", lr=0.01, epochs=2, batch=6)
+A = drwr.Args(
+    iterations=2,
+    num_envs=4,
+    rollout_steps=6,
+    gamma=0.8,
+    inverse_temperature=1.5,
+    max_weight=2.0,
+    rollout_sampler="serve",
+    lr=0.01,
+    epochs=2,
+    batch_size=6,
+)
 
 
 def start(kind: str) -> Policy:
@@ -63,13 +74,13 @@ def vector() -> Any:
     """Copies that begin anew by themselves, in a step that is swallowed."""
     make = planned(breaks=False)
     later = gymnasium.vector.AutoresetMode.NEXT_STEP
-    return gymnasium.vector.SyncVectorEnv([make for _ in range(A.copies)], autoreset_mode=later)
+    return gymnasium.vector.SyncVectorEnv([make for _ in range(A.num_envs)], autoreset_mode=later)
 
 
 CASES = {
     "flow": ("flow", A, planned(breaks=False)),
-    "eps": ("eps", replace(A, draw="train"), planned(breaks=False)),
-    "one step": ("one step", replace(A, draw="train", steps=8), vector),
+    "eps": ("eps", replace(A, rollout_sampler="train"), planned(breaks=False)),
+    "one step": ("one step", replace(A, rollout_sampler="train", rollout_steps=8), vector),
     "faults": ("flow", A, planned()),
 }
 
@@ -79,7 +90,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
     execute = 1 if kind == "one step" else 2
     made, env, rng = (
         start(kind).with_execution_horizon(execute),
-        Heard(world() if world is vector else world, a.copies, 1),
+        Heard(world() if world is vector else world, a.num_envs, 1),
         Tape(3),
     )
     env.owner.on_fault = "restart"
@@ -131,11 +142,11 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
         return (((out - aim) ** 2) * live).sum((1, 2)) / live.sum((1, 2))
 
     seen, capped, kinds = torch.empty(0, 2), [], {"true": 0, "cut": 0, "open": 0, "dead": 0, "early": 0}
-    for it in range(a.iters):
+    for it in range(a.iterations):
         ep = env.episodes[it]
         agree(ep.reward, discounted(ep, a.gamma), where="rewards inside a chunk")
         conds = []
-        for t in range(a.steps):
+        for t in range(a.rollout_steps):
             seen = torch.cat([seen, ep.obs[t]])
             centre, scale = seen.mean(0), (seen.var(0, correction=0) + 1e-8).sqrt()
             centre, scale = (centre, scale) if kind == "eps" else (MEAN, STD)
@@ -148,22 +159,22 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
 
         alive, length = ep.executed_mask.any(-1), ep.num_executed.double()
         whole, togo = torch.zeros(alive.shape, dtype=torch.bool), torch.zeros(alive.shape)
-        for b in range(a.copies):
+        for b in range(a.num_envs):
             ended, g = False, 0.0
-            for t in reversed(range(a.steps)):
+            for t in reversed(range(a.rollout_steps)):
                 if bool(ep.done[t, b]):
                     ended, g = bool(alive[t, b]), 0.0
                 g = float(ep.reward[t, b]) + a.gamma ** float(length[t, b]) * g
                 whole[t, b], togo[t, b] = ended and bool(alive[t, b]), g
         z = (togo - togo[whole].mean()) / togo[whole].std(correction=0)
-        w = (a.beta * z).exp().clamp(max=a.cap).flatten()
+        w = (a.inverse_temperature * z).exp().clamp(max=a.max_weight).flatten()
 
         chunk, cond = ep.chain.sample.flatten(0, 1), torch.cat(conds)
         live = torch.zeros(len(chunk), H, D)
         live[:, :execute] = ep.executed_mask.flatten(0, 1)[..., None].double()
         index, told = whole.flatten().nonzero().flatten(), []
         for _ in range(a.epochs):
-            for i in index[rng.take("permutation", len(index))].tensor_split(max(1, len(index) // a.batch)):
+            for i in index[rng.take("permutation", len(index))].tensor_split(max(1, len(index) // a.batch_size)):
                 loss = (w[i] * loss_of(chunk[i], cond[i], live[i])).mean()
                 told.append(loss.detach())
                 descend(opt, loss, 1.0)
@@ -172,7 +183,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
         share = w[index].sum() ** 2 / (len(index) * (w[index] ** 2).sum())
         row = experience(ep) | {"loss": sum(told) / len(told), "effective share": share}
         agree(logged[it], row, where=f"row {it}")
-        capped += (w[index] == a.cap).tolist()
+        capped += (w[index] == a.max_weight).tolist()
         found = (ep.terminated, ep.done & alive & ~ep.terminated, alive & ~whole, ~alive, (length > 0) & (length < 2))
         kinds = {k: n + int(v.sum()) for (k, n), v in zip(kinds.items(), found, strict=True)}
 

@@ -34,13 +34,15 @@ H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 A = fpo.Args(
-    iters=3, copies=4, steps=5, gamma=0.8, lam=0.7, pairs=3, clip=0.05, lr=0.01, value_lr=0.004, epochs=2,
-    batch=5, warmup=1,
+    iterations=3, num_envs=4, rollout_steps=5, gamma=0.8, gae_lambda=0.7, num_noise_samples=3, clip_range=0.05, lr=0.01,
+    value_lr=0.004, epochs=2, batch_size=5, critic_warmup=1,
 )  # fmt: skip
 CASES = {
     "flow": A,  # mean (ε̂ − ε)², one ratio a decision, acted by the ODE
-    "eps": replace(A, weight="velocity", ratio="each", draw="train", warmup=0),  # 1/σ² (x̂₀ − a)², one a pair, DDPM
-    "one step": replace(A, draw="train", warmup=0, clip=0.2),
+    "eps": replace(
+        A, loss_weight="velocity", ratio_per="each", rollout_sampler="train", critic_warmup=0
+    ),  # 1/σ² (x̂₀ − a)², one a pair, DDPM
+    "one step": replace(A, rollout_sampler="train", critic_warmup=0, clip_range=0.2),
 }
 
 
@@ -69,7 +71,7 @@ def start(kind: str) -> Policy:
 @pytest.mark.parametrize("kind", CASES)
 def test_two_updates_are_those_of_the_paper(kind: str) -> None:
     a = CASES[kind]
-    made, env, rng = start(kind).with_execution_horizon(DONE), Heard(planned(), a.copies, 1), Tape(3)
+    made, env, rng = start(kind).with_execution_horizon(DONE), Heard(planned(), a.num_envs, 1), Tape(3)
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(fpo.improve(made, env, a, rng, spy))
@@ -107,10 +109,10 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         if kind == "one step":
             mu = answer(net.net, torch.zeros(len(z), H, D), 1.0, z)
             each = 0.5 * ((action - mu) / sigma()) ** 2 + sigma().log() + 0.5 * math.log(2 * math.pi)
-            return (each * live).sum((1, 2))[:, None].expand(-1, a.pairs)
+            return (each * live).sum((1, 2))[:, None].expand(-1, a.num_noise_samples)
         alpha, std = (c[..., None, None] for c in levels(t))
         x = alpha * action[:, None] + std * noise
-        out = answer(net.net, x.flatten(0, 1), t.flatten(), z.repeat_interleave(a.pairs, 0)).view(x.shape)
+        out = answer(net.net, x.flatten(0, 1), t.flatten(), z.repeat_interleave(a.num_noise_samples, 0)).view(x.shape)
         if kind == "flow":  # x̂₀ = x − t v̂ and ε̂ = x + (1 − t) v̂
             error = (x + alpha * out - noise) ** 2
         else:
@@ -118,11 +120,11 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         return (error * live[:, None]).sum((2, 3)) / live.sum((1, 2))[:, None]
 
     seen, past, low, high, ends, far = torch.empty(0, 2), {}, 0, 0, [0, 0, 0], []
-    for it in range(a.iters):
+    for it in range(a.iterations):
         ep = env.episodes[it]
         agree(ep.reward, discounted(ep, a.gamma), where="rewards inside a chunk")
         conds = []
-        for t in range(a.steps):
+        for t in range(a.rollout_steps):
             seen = torch.cat([seen, ep.obs[t]])
             centre, scale = (seen.mean(0), (seen.var(0, correction=0) + 1e-8).sqrt()) if kind == "eps" else (MEAN, STD)
             conds.append(((ep.obs[t] - centre) / scale).clamp(-LIMIT, LIMIT))
@@ -136,36 +138,36 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
             sees, then = (((o.flatten(0, 1) - centre) / scale).clamp(-LIMIT, LIMIT) for o in (ep.obs, ep.next_obs))
             now, after = v(sees).view(alive.shape), v(then).view(alive.shape)
             discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
-            credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.lam)
+            credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.gae_lambda)
 
         index = alive.flatten().nonzero().flatten()
         action, z, n = ep.chain.sample.flatten(0, 1)[index], torch.cat(conds)[index], len(index)
         live = torch.zeros(n, H, D)
         live[:, :DONE] = ep.executed_mask.flatten(0, 1)[index][..., None].double()
         sees, goal, adv_of = sees[index], (credit + now).flatten()[index], credit.flatten()[index]
-        noise, t = torch.zeros(n, a.pairs, H, D), torch.ones(n, a.pairs)
+        noise, t = torch.zeros(n, a.num_noise_samples, H, D), torch.ones(n, a.num_noise_samples)
         if kind != "one step":  # a time in each of n strata, in an order of each decision's own; drawn once
-            u = (torch.arange(a.pairs) + rng.take("uniform", n, a.pairs)) / a.pairs
-            t = u.gather(1, rng.take("uniform", n, a.pairs).argsort(1)).clamp(1e-6, 1 - 1e-6)
-            noise = rng.take("normal", n, a.pairs, H, D)
+            u = (torch.arange(a.num_noise_samples) + rng.take("uniform", n, a.num_noise_samples)) / a.num_noise_samples
+            t = u.gather(1, rng.take("uniform", n, a.num_noise_samples).argsort(1)).clamp(1e-6, 1 - 1e-6)
+            noise = rng.take("normal", n, a.num_noise_samples, H, D)
         with torch.no_grad():
             old = losses(action, noise, t, z, live)
 
         rows = []
         for _ in range(a.epochs):
-            for i in rng.take("permutation", n).tensor_split(max(1, n // a.batch)):
+            for i in rng.take("permutation", n).tensor_split(max(1, n // a.batch_size)):
                 descend(value_opt, (0.5 * (v(sees[i]) - goal[i]) ** 2).mean(), 1.0)
-                if it < a.warmup:
+                if it < a.critic_warmup:
                     continue
                 gap = old[i] - losses(action[i], noise[i], t[i], z[i], live[i])
                 far += [(gap < -3).any(), (gap > 3).any()]
                 log_rho = gap.clamp(-3, 3)
-                if a.ratio == "mean":
+                if a.ratio_per == "mean":
                     log_rho = log_rho.mean(1, keepdim=True)
                 rho = log_rho.exp()
                 adv = ((adv_of[i] - adv_of[i].mean()) / adv_of[i].std(correction=0))[:, None]
-                loss = -torch.minimum(rho * adv, rho.clamp(1 - a.clip, 1 + a.clip) * adv).mean()
-                below, above = (rho < 1 - a.clip).double().mean(), (rho > 1 + a.clip).double().mean()
+                loss = -torch.minimum(rho * adv, rho.clamp(1 - a.clip_range, 1 + a.clip_range) * adv).mean()
+                below, above = (rho < 1 - a.clip_range).double().mean(), (rho > 1 + a.clip_range).double().mean()
                 low, high = low + float(below), high + float(above)
                 rows.append([loss.detach(), log_rho.detach().abs().mean(), below + above])
                 descend(opt, loss, 1.0)
@@ -190,7 +192,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
 def test_a_pair_that_is_far_off_counts_three_in_the_mean() -> None:
     """ℓ_old − ℓ of (5, −1, 0) and (−9, 1, 2) have the log ratios (3 − 1 + 0)/3 = ⅔ and (−3 + 1 + 2)/3 = 0."""
     a, policy, gaps = (
-        replace(A, clip=0.05),
+        replace(A, clip_range=0.05),
         start("flow").with_execution_horizon(DONE),
         torch.tensor([[5.0, -1.0, 0.0], [-9.0, 1.0, 2.0]]),
     )

@@ -26,18 +26,25 @@ H, D, CLIP = 3, 2, 0.9
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 A = gorl.Args(
-    iters=4, stages=(1.0, 0.0, 1.0), copies=4, steps=5, gamma=0.8, lam=0.7, clip=0.06, clip_latent=0.1,
-    prior=0.3, std=0.8, width=8, lr=0.02, value_lr=0.004, epochs=2, batch=6, max_grad=0.7, target_kl=1e9, warmup=1,
-    rollout=2, updates=103, fit_batch=7, fit_lr=0.01, drop=1e9,
+    iterations=4, stage_fractions=(1.0, 0.0, 1.0), num_envs=4, rollout_steps=5, gamma=0.8, gae_lambda=0.7,
+    clip_range=0.06, latent_clip_range=0.1, prior_weight=0.3, initial_std=0.8, encoder_width=8, lr=0.02, value_lr=0.004,
+    epochs=2, batch_size=6, max_grad_norm=0.7, target_kl=1e9, critic_warmup=1, decoder_rollout_steps=2,
+    decoder_updates=103, decoder_batch_size=7, decoder_lr=0.01, max_return_drop=1e9,
 )  # fmt: skip
-SHORT = replace(A, iters=2, epochs=1, warmup=0, updates=3)
+SHORT = replace(A, iterations=2, epochs=1, critic_warmup=0, decoder_updates=3)
 CASES = {
     "decoder": A,
-    "actions": replace(A, begin="actions", warmup=0, updates=3, rollout=4, target_kl=0.02),
-    "taken back": replace(SHORT, drop=-1e9),
-    "actions stay": replace(SHORT, begin="actions", drop=-1e9, rollout=4),  # the second stage still decides actions
-    "swallowed": replace(SHORT, begin="actions", rollout=7, steps=6),  # resets are no decisions to imitate
-    "unfinished": replace(SHORT, rollout=1),  # no first episode ends, so rewards a tick are compared
+    "actions": replace(
+        A, first_stage="actions", critic_warmup=0, decoder_updates=3, decoder_rollout_steps=4, target_kl=0.02
+    ),
+    "taken back": replace(SHORT, max_return_drop=-1e9),
+    "actions stay": replace(
+        SHORT, first_stage="actions", max_return_drop=-1e9, decoder_rollout_steps=4
+    ),  # the second stage still decides actions
+    "swallowed": replace(
+        SHORT, first_stage="actions", decoder_rollout_steps=7, rollout_steps=6
+    ),  # resets are no decisions to imitate
+    "unfinished": replace(SHORT, decoder_rollout_steps=1),  # no first episode ends, so rewards a tick are compared
 }
 
 
@@ -59,10 +66,10 @@ def start(running: bool) -> Policy:
 def world(a: gorl.Args) -> Any:
     """Copies that end early inside chunks; or those that begin anew by themselves, in a step that is swallowed."""
     make = planned(breaks=False)
-    if a.begin == "decoder":
+    if a.first_stage == "decoder":
         return make
     later = gymnasium.vector.AutoresetMode.NEXT_STEP
-    return gymnasium.vector.SyncVectorEnv([make for _ in range(a.copies)], autoreset_mode=later)
+    return gymnasium.vector.SyncVectorEnv([make for _ in range(a.num_envs)], autoreset_mode=later)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -71,7 +78,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
     if case == "unfinished":
         monkeypatch.setattr(gorl, "LONGEST", 2)
     execute = EXECUTE[case]
-    policy, env, rng = start(running).with_execution_horizon(execute), Heard(world(a), a.copies, 1), Made(3)
+    policy, env, rng = start(running).with_execution_horizon(execute), Heard(world(a), a.num_envs, 1), Made(3)
     spy = Spy(rng)
     logged = list(gorl.improve(policy, env, a, rng, spy))
     episodes, rows = iter(env.episodes), iter(logged)
@@ -114,7 +121,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             seen = torch.cat([seen, ep.obs[t]])
             conds.append(standard(ep.obs[t]))
             mu, sigma = law(encoder, conds[t])
-            z = mu + sigma * rng.take("normal", 1, a.copies, H, D)[0]
+            z = mu + sigma * rng.take("normal", 1, a.num_envs, H, D)[0]
             agree(ep.chain.sample[t], z, where="latents")
             done = CENTRE + SCALE * clamped(plan(net, z, conds[t]) if through else z)
             agree(ep.action[t], done[:, :execute], where="actions")
@@ -123,13 +130,13 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
     def improved(name: str, encoder: Any, net: GaussianDenoiser, through: bool, iters: int) -> None:
         """PPO's updates of the encoder, as if z were the action: see test_ppo."""
         nonlocal stopped
-        stage, clip, past = spy.stages[name], a.clip_latent if through else a.clip, {}
+        stage, clip, past = spy.stages[name], a.latent_clip_range if through else a.clip_range, {}
         v = stage.start["value"]
         opt, value_opt = adam(encoder.parameters(), a.lr), adam(v.parameters(), a.value_lr)
         for group in (*opt.param_groups, *value_opt.param_groups):
             group["eps"] = 1e-5
         for it in range(iters):
-            ep, cond = played(encoder, net, through, a.steps)
+            ep, cond = played(encoder, net, through, a.rollout_steps)
             z, alive = ep.chain.sample.flatten(0, 1), ep.executed_mask.any(-1)
             live = torch.ones(len(z), H, D)
             if not through:  # the latent is the plan, of which some is executed
@@ -140,12 +147,12 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
                 sees, then = standard(ep.obs.flatten(0, 1)), standard(ep.next_obs.flatten(0, 1))
                 now, after = v(sees).view(alive.shape), v(then).view(alive.shape)
                 discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
-                credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.lam)
+                credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.gae_lambda)
                 goal = (credit + now).flatten()
-            index, told, moves = alive.flatten().nonzero().flatten(), [], it >= a.warmup
+            index, told, moves = alive.flatten().nonzero().flatten(), [], it >= a.critic_warmup
             for _ in range(a.epochs):
-                for i in index[rng.take("permutation", len(index))].tensor_split(max(1, len(index) // a.batch)):
-                    descend(value_opt, (0.5 * (v(sees[i]) - goal[i]) ** 2).mean(), a.max_grad)
+                for i in index[rng.take("permutation", len(index))].tensor_split(max(1, len(index) // a.batch_size)):
+                    descend(value_opt, (0.5 * (v(sees[i]) - goal[i]) ** 2).mean(), a.max_grad_norm)
                     mu, sigma = law(encoder, cond[i])
                     log_rho = log_density(z[i], mu, sigma, live[i]) - old[i]
                     rho = log_rho.exp()
@@ -159,11 +166,11 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
                     adv = credit.flatten()[i]
                     adv = (adv - adv.mean()) / adv.std(correction=0)
                     surrogate = torch.minimum(rho * adv, rho.clamp(1 - clip, 1 + clip) * adv)
-                    pull = a.prior * (mu**2 + sigma**2).mean((1, 2))
+                    pull = a.prior_weight * (mu**2 + sigma**2).mean((1, 2))
                     loss = (-surrogate + pull).mean()
                     share = ((rho - 1).abs() > clip).double().mean()
                     told.append([loss.detach(), kl, share, sigma.detach().mean()])
-                    descend(opt, loss, a.max_grad)
+                    descend(opt, loss, a.max_grad_norm)
             state = stage.states[it + 1]
             # Observations and rewards are float32, and Adam divides small gradients by their own size.
             agree(state["policy"]["current"], encoder.state_dict(), 5e-5, f"encoder after iteration {it} of {name}")
@@ -178,20 +185,20 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
     def rollouts(encoder: Any, net: GaussianDenoiser, through: bool) -> tuple[list[Any], Tensor, Tensor]:
         """Rollouts until every copy has ended an episode; return of the first one of each copy, NaN without one."""
         parts, cond, most = [], torch.empty(0), 2 if case == "unfinished" else 20
-        first, ended = torch.full((a.copies,), torch.nan), torch.zeros(a.copies, dtype=torch.bool)
+        first, ended = torch.full((a.num_envs,), torch.nan), torch.zeros(a.num_envs, dtype=torch.bool)
         while len(parts) < most and not bool(ended.all()):
-            ep, saw = played(encoder, net, through, a.rollout)
+            ep, saw = played(encoder, net, through, a.decoder_rollout_steps)
             cond = saw if not parts else cond
             parts.append(ep)
-            for t in range(a.rollout):
+            for t in range(a.decoder_rollout_steps):
                 fresh = ep.done[t] & ~ended
                 first, ended = torch.where(fresh, ep.info["return"][t].double(), first), ended | fresh
         return parts, first, cond
 
     encoder = spy.stages["latent-0"].start["policy"].denoiser
-    agree(law(encoder, torch.randn(5, 2)), (torch.zeros(5, H, D), torch.full((5, H, D), a.std)))
-    through = a.begin == "decoder"
-    improved("latent-0", encoder, decoder, through, a.iters // 2)
+    agree(law(encoder, torch.randn(5, 2)), (torch.zeros(5, H, D), torch.full((5, H, D), a.initial_std)))
+    through = a.first_stage == "decoder"
+    improved("latent-0", encoder, decoder, through, a.iterations // 2)
 
     before, was, _ = rollouts(encoder, decoder, through)
     alive = before[0].executed_mask.any(-1).flatten()
@@ -201,14 +208,16 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
         plans = clamped(plan(decoder, z, cond) if through else z)
     fresh = next(net for net in rng.made if isinstance(net, GaussianDenoiser))
     opt, mean, losses = adam(fresh.parameters(), 0.0), None, []
-    for n in range(a.updates):
-        warm, total = min(100, a.updates), a.updates
+    for n in range(a.decoder_updates):
+        warm, total = min(100, a.decoder_updates), a.decoder_updates
         rate = (n + 1) / warm if n < warm else 0.5 * (1 + math.cos(math.pi * (n - warm) / (total - warm)))
-        opt.param_groups[0]["lr"] = a.fit_lr * rate
-        i, half = rng.take("integers", a.fit_batch), a.fit_batch // 2
-        early = (torch.arange(half + a.fit_batch % 2) + rng.take("uniform", half + a.fit_batch % 2)) / a.fit_batch
-        t = torch.cat([early, 1 - early[:half]])[rng.take("permutation", a.fit_batch)].clamp(1e-5, 1 - 1e-5)
-        noise, at = rng.take("normal", a.fit_batch, H, D), t[:, None, None]
+        opt.param_groups[0]["lr"] = a.decoder_lr * rate
+        i, half = rng.take("integers", a.decoder_batch_size), a.decoder_batch_size // 2
+        early = (
+            torch.arange(half + a.decoder_batch_size % 2) + rng.take("uniform", half + a.decoder_batch_size % 2)
+        ) / a.decoder_batch_size
+        t = torch.cat([early, 1 - early[:half]])[rng.take("permutation", a.decoder_batch_size)].clamp(1e-5, 1 - 1e-5)
+        noise, at = rng.take("normal", a.decoder_batch_size, H, D), t[:, None, None]
         x = (1 - at) * plans[i] + at * noise  # flow matching from N(0, 1), not from the encoder's z
         loss = ((answer(fresh.net, x, t, cond[i]) - (noise - plans[i])) ** 2).mean()
         losses.append(loss.detach())
@@ -220,7 +229,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             p.copy_(m)
     blank = copy.deepcopy(encoder)
     with torch.no_grad():
-        blank.net.leave.weight.zero_(), blank.net.leave.bias.zero_(), blank.log_std.fill_(math.log(a.std))
+        blank.net.leave.weight.zero_(), blank.net.leave.bias.zero_(), blank.log_std.fill_(math.log(a.initial_std))
     after, got, _ = rollouts(blank, fresh, True)
     agree(after[0].obs[0], before[0].obs[0], 0.0)  # both pairs begin at the same states
 
@@ -234,7 +243,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             / sum(ep.num_executed.sum() for ep in parts)
             for parts in (before, after)
         )
-    taken = bool(got >= was - a.drop * abs(was))
+    taken = bool(got >= was - a.max_return_drop * abs(was))
     told = {"decoder loss": losses[-1], "plan std": plans.std(0).mean(), "before": was, "after": got}
     agree(next(rows), told | {"switched": float(taken)}, where="row of the switch")
     decoder, through = (fresh, True) if taken else (decoder, through)
@@ -243,11 +252,11 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
 
     begun = spy.stages["latent-1"].start["policy"].denoiser
     if taken:
-        agree(law(begun, torch.randn(5, 2)), (torch.zeros(5, H, D), torch.full((5, H, D), a.std)))
+        agree(law(begun, torch.randn(5, 2)), (torch.zeros(5, H, D), torch.full((5, H, D), a.initial_std)))
         encoder = begun
     else:
         agree(begun.state_dict(), encoder.state_dict(), where="the encoder goes on")
-    improved("latent-1", encoder, decoder, through, a.iters // 2)
+    improved("latent-1", encoder, decoder, through, a.iterations // 2)
     assert next(rows, None) is None and next(episodes, None) is None
 
     with torch.no_grad():  # it serves the encoder's mean
@@ -259,7 +268,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             CENTRE + SCALE * clamped(plan(decoder, mu, cond) if through else mu),
             where="served",
         )
-    assert taken == (a.drop > 0) and (case == "unfinished") == (not both)
+    assert taken == (a.max_return_drop > 0) and (case == "unfinished") == (not both)
     assert case == "unfinished" or (max(both) > 1) == (case != "swallowed"), "some rollouts had to go on"
     assert bool(alive.all()) == (case != "swallowed"), "some decisions of the rollout did not happen"
     assert stopped == (case == "actions") and (a.epochs == 1 or all(outside)), "the clip was met on both sides"
@@ -267,8 +276,8 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
 
 def test_switch_may_lose_the_drop_and_no_more() -> None:
     def told(drop: float) -> dict:
-        a = replace(CASES["taken back"], updates=1, drop=drop)
-        rows = gorl.improve(start(False), Heard(world(a), a.copies, 1), a, Tape(3))
+        a = replace(CASES["taken back"], decoder_updates=1, max_return_drop=drop)
+        rows = gorl.improve(start(False), Heard(world(a), a.num_envs, 1), a, Tape(3))
         return next(row for row in rows if "switched" in row)
 
     row = told(0.0)
@@ -277,11 +286,11 @@ def test_switch_may_lose_the_drop_and_no_more() -> None:
 
 
 def test_switch_is_not_judged_by_episodes_that_a_fault_ended() -> None:
-    env = Heard(planned(), A.copies, 1)
+    env = Heard(planned(), A.num_envs, 1)
     env.owner.on_fault = "restart"
-    ep = env.collect(lambda obs, rng: torch.ones(A.copies, 2, D), 4, Tape(3))
+    ep = env.collect(lambda obs, rng: torch.ones(A.num_envs, 2, D), 4, Tape(3))
     first = ep.done.int().argmax(0)
-    lost = ~ep.valid[first, torch.arange(A.copies)]
+    lost = ~ep.valid[first, torch.arange(A.num_envs)]
     assert bool(lost.any()) and not bool(lost.all())
     assert torch.equal(gorl.first_returns([ep]).isnan(), lost)
 

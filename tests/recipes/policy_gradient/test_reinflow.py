@@ -23,12 +23,17 @@ H, D, DONE = 3, 2, 2
 SCALE, CENTRE, LIMIT = torch.tensor([1.5, 0.8]), torch.tensor([0.9, 1.2]), 1.3
 MEAN, STD = torch.tensor([0.2, -0.1]), torch.tensor([0.6, 0.9])
 A = reinflow.Args(
-    iters=3, copies=3, steps=5, gamma=0.8, lam=0.7, least=0.15, most=0.6, hold=0.3, last=0.4, clip=0.02,
-    entropy=0.3, bc=0.5, lr=0.01, value_lr=0.004, epochs=2, batch=5, target_kl=1e9,
+    iterations=3, num_envs=3, rollout_steps=5, gamma=0.8, gae_lambda=0.7, noise_std_min=0.15, noise_std_max=0.6,
+    noise_hold_fraction=0.3, noise_final_fraction=0.4, clip_range=0.02, entropy_coef=0.3, bc_weight=0.5, lr=0.01,
+    value_lr=0.004, epochs=2, batch_size=5, target_kl=1e9,
 )  # fmt: skip
 CASES = {  # steps, clip of the estimate, settings
     "flow": (3, 1.1, A),
-    "eps": (2, 1.2, replace(A, iters=2, bc=0.0, lr=0.004, clip=0.003, target_kl=3e-4, batch=3)),  # stops; DDIM
+    "eps": (
+        2,
+        1.2,
+        replace(A, iterations=2, bc_weight=0.0, lr=0.004, clip_range=0.003, target_kl=3e-4, batch_size=3),
+    ),  # stops; DDIM
 }
 
 
@@ -50,7 +55,7 @@ def start(kind: str) -> Policy:
 @pytest.mark.parametrize("kind", CASES)
 def test_two_updates_are_those_of_the_paper(kind: str) -> None:
     n, clip, a = CASES[kind]
-    made, env, rng = start(kind).with_execution_horizon(DONE), Heard(planned(), a.copies, 1), Tape(3)
+    made, env, rng = start(kind).with_execution_horizon(DONE), Heard(planned(), a.num_envs, 1), Tape(3)
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(reinflow.improve(made, env, a, rng, spy))
@@ -83,7 +88,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
     def std_of(x: Tensor, k: int, z: Tensor) -> Tensor:
         """σ_φ in [least, most]: log σ = log least + ½ (1 + tanh f) (log most − log least)."""
         f = answer(phi, x, 1 - k / n, z)
-        return (math.log(a.least) + 0.5 * (1 + f.tanh()) * (math.log(most) - math.log(a.least))).exp()
+        return (math.log(a.noise_std_min) + 0.5 * (1 + f.tanh()) * (math.log(most) - math.log(a.noise_std_min))).exp()
 
     def path(chain: Tensor, z: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log π of a path over how many numbers it decided, the entropy of each, and all σ."""
@@ -99,19 +104,25 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
 
     cut: list[float] = []
     seen, past, low, high, ends, moved = torch.empty(0, 2), {}, 0, 0, [0, 0, 0], []
-    for it in range(a.iters):
-        ep, share = env.episodes[it], it / a.iters
-        fall = 0.0 if share <= a.hold else (1 - math.cos(math.pi * (share - a.hold) / (1 - a.hold))) / 2
-        most = a.most + fall * (a.least + a.last * (a.most - a.least) - a.most)  # held, then on a cosine to its last
+    for it in range(a.iterations):
+        ep, share = env.episodes[it], it / a.iterations
+        fall = (
+            0.0
+            if share <= a.noise_hold_fraction
+            else (1 - math.cos(math.pi * (share - a.noise_hold_fraction) / (1 - a.noise_hold_fraction))) / 2
+        )
+        most = a.noise_std_max + fall * (
+            a.noise_std_min + a.noise_final_fraction * (a.noise_std_max - a.noise_std_min) - a.noise_std_max
+        )  # held, then on a cosine to its last
         agree(ep.reward, discounted(ep, a.gamma), where="rewards inside a chunk")
         conds = []
-        for t in range(a.steps):
+        for t in range(a.rollout_steps):
             seen = torch.cat([seen, ep.obs[t]])
             centre, scale = (seen.mean(0), (seen.var(0, correction=0) + 1e-8).sqrt()) if kind == "eps" else (MEAN, STD)
             conds.append(((ep.obs[t] - centre) / scale).clamp(-LIMIT, LIMIT))
             with torch.no_grad():
-                x = levels(torch.ones(()))[1] * rng.take("normal", a.copies, H, D)
-                for k, xi in enumerate(rng.take("normal", n, a.copies, H, D)):
+                x = levels(torch.ones(()))[1] * rng.take("normal", a.num_envs, H, D)
+                for k, xi in enumerate(rng.take("normal", n, a.num_envs, H, D)):
                     agree(ep.chain.states[t, :, k], x, where=f"states before step {k}")
                     x = ode(net, x, k, conds[t]) + std_of(x, k, conds[t]) * xi
             agree(ep.chain.sample[t], x, where="decisions")
@@ -125,13 +136,13 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
             sees, then = (((o.flatten(0, 1) - centre) / scale).clamp(-LIMIT, LIMIT) for o in (ep.obs, ep.next_obs))
             now, after = v(sees).view(alive.shape), v(then).view(alive.shape)
             discount = a.gamma ** ep.num_executed.float() * (~ep.terminated).float()
-            credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.lam)
+            credit = gae(scaled(ep, a.gamma, past), discount, now, after, ep.done, a.gae_lambda)
             goal = (credit + now).flatten()
 
-        index, rows, moves, total = alive.flatten().nonzero().flatten(), [], it >= a.warmup, 0
+        index, rows, moves, total = alive.flatten().nonzero().flatten(), [], it >= a.critic_warmup, 0
         for _ in range(a.epochs):
             order = index[rng.take("permutation", len(index))]
-            for i in order.tensor_split(max(1, len(index) // a.batch)):
+            for i in order.tensor_split(max(1, len(index) // a.batch_size)):
                 total += 1
                 descend(value_opt, (0.5 * (v(sees[i]) - goal[i]) ** 2).mean(), 1.0)
                 logp, entropy, std = path(chain[i], cond[i], live[i])
@@ -143,16 +154,16 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
                     continue
                 adv = credit.flatten()[i]
                 adv = (adv - adv.mean()) / adv.std(correction=0)
-                loss = -torch.minimum(rho * adv, rho.clamp(1 - a.clip, 1 + a.clip) * adv).mean()
-                loss = loss - a.entropy * entropy.mean()
-                if a.bc:
+                loss = -torch.minimum(rho * adv, rho.clamp(1 - a.clip_range, 1 + a.clip_range) * adv).mean()
+                loss = loss - a.entropy_coef * entropy.mean()
+                if a.bc_weight:
                     z = levels(torch.ones(()))[1] * rng.take("normal", len(i), H, D)
                     ours, theirs = z, z
                     for k in range(n):
                         ours, theirs = ode(net, ours, k, cond[i]), ode(base, theirs, k, cond[i]).detach()
                     apart = ((ours - theirs) ** 2 * live[i]).sum((1, 2)) / live[i].sum((1, 2))
-                    loss = loss + a.bc * apart.mean()
-                below, above = (rho < 1 - a.clip).double().mean(), (rho > 1 + a.clip).double().mean()
+                    loss = loss + a.bc_weight * apart.mean()
+                below, above = (rho < 1 - a.clip_range).double().mean(), (rho > 1 + a.clip_range).double().mean()
                 low, high = low + float(below), high + float(above)
                 rows.append([loss.detach(), kl, below + above, std.mean()])
                 descend(opt, loss, 1.0)

@@ -27,8 +27,20 @@ T = 1e-5
 ENDS = torch.tensor([5, 7, 8, 14])
 SEEN = torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.6, 0.9, 2.0])
 ACTED = torch.tensor([0.1, 0.4]), torch.tensor([4.0, 5.0])
-A = taco.Args(updates=104, n=5, search=6, coins=3, width=8, gain=1.7, batch=7, lr=0.05)
-CASES = {"activation": A, "plan": replace(A, features="plan", batch=50, updates=2)}  # fewer decisions than a batch
+A = taco.Args(
+    num_updates=104,
+    num_candidates=5,
+    num_noise_candidates=6,
+    num_coin_flips=3,
+    counter_width=8,
+    feature_scale=1.7,
+    batch_size=7,
+    lr=0.05,
+)
+CASES = {
+    "activation": A,
+    "plan": replace(A, features="plan", batch_size=50, num_updates=2),
+}  # fewer decisions than a batch
 
 
 def start() -> Policy:
@@ -92,10 +104,14 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     assert N == 10 and not bool(torch.stack(real).all())
     assert isinstance(data.observations, Tensor)
     seen = normed(data.observations[decisions])
-    many = seen.repeat_interleave(a.search, 0)
+    many = seen.repeat_interleave(a.num_noise_candidates, 0)
     with torch.no_grad():
-        plans = G(many, rng.take("normal", N * a.search, H, D), list(rng.take("normal", 2, N * a.search, H, D)))
-        plans = plans.view(N, a.search, H, D)
+        plans = G(
+            many,
+            rng.take("normal", N * a.num_noise_candidates, H, D),
+            list(rng.take("normal", 2, N * a.num_noise_candidates, H, D)),
+        )
+        plans = plans.view(N, a.num_noise_candidates, H, D)
         nearest = []
         for i in range(N):  # what a window repeats was not demonstrated
             apart = [((plan - wanted[i])[real[i]] ** 2).sum() for plan in plans[i]]
@@ -108,7 +124,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         assert int((~moves).sum()) == (1 if case == "plan" else 0)
 
         def z(x: Tensor) -> Tensor:
-            return torch.where(moves, a.gain * (x - features.mean(0)) / spread.clamp_min(1e-5), 0.0)
+            return torch.where(moves, a.feature_scale * (x - features.mean(0)) / spread.clamp_min(1e-5), 0.0)
 
         prior = answer(net.prior, z(features), 0.0, None)
         mean, std = prior.mean(0), prior.var(0, correction=0).sqrt()  # type: ignore[union-attr]
@@ -118,44 +134,52 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         return answer(net.learned, z(x), 0.0, None) + (answer(net.prior, z(x), 0.0, None) - mean) / std  # type: ignore
 
     begin = int(rng.take("integers", 1)) * 2_147_483_647
-    c = 2.0 * Rng.rows(range(begin, begin + N)).integers(0, 2, N, a.coins) - 1  # each datum's own, whatever the order
+    c = (
+        2.0 * Rng.rows(range(begin, begin + N)).integers(0, 2, N, a.num_coin_flips) - 1
+    )  # each datum's own, whatever the order
     assert set(c.flatten().tolist()) == {-1.0, 1.0} and len(c.unique(dim=0)) > 2
-    agree(answer(net.learned, z(features), 0.0, None), torch.zeros(N, a.coins), 0.0)
+    agree(answer(net.learned, z(features), 0.0, None), torch.zeros(N, a.num_coin_flips), 0.0)
 
-    opt, losses, counts, warmup = adam(net.learned.parameters(), a.lr), [], [], min(100, a.updates)
+    opt, losses, counts, warmup = adam(net.learned.parameters(), a.lr), [], [], min(100, a.num_updates)
     for it in range(2):
-        i = rng.take("integers", min(a.batch, N))
+        i = rng.take("integers", min(a.batch_size, N))
         loss = ((f(features[i]) - c[i]) ** 2).mean()
         for group in opt.param_groups:
             group["lr"] = a.lr * (it + 1) / warmup
         descend(opt, loss)
         losses.append(loss)
         with torch.no_grad():  # how often something like every decision was seen; of ten the fifth
-            counts.append((a.coins / (f(features) ** 2).sum(1)).sort().values[4])
+            counts.append((a.num_coin_flips / (f(features) ** 2).sum(1)).sort().values[4])
         found = spy.states[it + 1]["coins"]
         for name in ("learned", "prior"):
             part = {k.removeprefix(f"{name}."): v for k, v in found.items() if k.startswith(f"{name}.")}
             agree(part, getattr(net, name).state_dict(), T, f"{name} after update {it}")
     held = spy.states[2]["opt"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), T, "moments")
-    if a.updates == 2:  # a row an update
+    if a.num_updates == 2:  # a row an update
         agree(logged, [{"loss": losses[k], "count": counts[k]} for k in range(2)], T, "rows")
     else:  # a row of two
         agree(logged[0], {"loss": (losses[0] + losses[1]) / 2, "count": counts[1]}, T, "row")
         assert len(logged) == 52
-    for n in range(a.updates):
+    for n in range(a.num_updates):
         rate = (n + 1) / warmup if n < 100 else 0.5 * (1 + math.cos(math.pi * (n - 100) / 4))
         agree(spy.states[n]["opt"]["param_groups"][0]["lr"], a.lr * rate, 1e-9, f"rate of update {n}")
 
     net.load_state_dict(spy.states[-1]["coins"])  # what it learned chooses: the largest count of n plans
     tape, obs = Tape(8), torch.randn(9, S)
     served = made.generate(obs, tape)
-    many = normed(obs).repeat_interleave(a.n, 0)
+    many = normed(obs).repeat_interleave(a.num_candidates, 0)
     with torch.no_grad():
-        plans = G(many, tape.take("normal", 9 * a.n, H, D), list(tape.take("normal", 2, 9 * a.n, H, D)))
-        count = a.coins / (f(phi(many, plans)) ** 2).sum(1)
-        agree(made.weights.control.verifier(made, obs.repeat_interleave(a.n, 0), plans), count, T, "counts")
-        best = count.view(9, a.n).argmax(1)
+        plans = G(
+            many,
+            tape.take("normal", 9 * a.num_candidates, H, D),
+            list(tape.take("normal", 2, 9 * a.num_candidates, H, D)),
+        )
+        count = a.num_coin_flips / (f(phi(many, plans)) ** 2).sum(1)
+        agree(
+            made.weights.control.verifier(made, obs.repeat_interleave(a.num_candidates, 0), plans), count, T, "counts"
+        )
+        best = count.view(9, a.num_candidates).argmax(1)
     assert len(best.unique()) > 1
-    chosen = plans.view(9, a.n, H, D)[torch.arange(9), best]
+    chosen = plans.view(9, a.num_candidates, H, D)[torch.arange(9), best]
     agree(served, ACTED[0] + ACTED[1] * chosen.clamp(-1, 1), T, "served")

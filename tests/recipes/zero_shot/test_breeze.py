@@ -29,10 +29,11 @@ T = 1e-6
 ENDS = torch.tensor([4, 8, 9, 12, 16, 22])
 ENDED = torch.tensor([True, True, True, False, True, True])
 A = breeze.Args(
-    updates=17, batch=15, lr=0.02, decay=0.3, width=8, ortho=0.7, gamma=0.8, tau=0.3, ema=0.2, reached=0.4,
-    expectile=0.8, regular=0.4, alpha=40.0, propose=4, mixed=0.5, choose=5,
+    num_updates=17, batch_size=15, lr=0.02, weight_decay=0.3, representation_width=8, ortho_weight=0.7, gamma=0.8,
+    tau=0.3, policy_ema=0.2, goal_task_fraction=0.4, expectile=0.8, bellman_weight=0.4, inverse_temperature=40.0,
+    num_proposals=4, data_action_fraction=0.5, num_candidates=5,
 )  # fmt: skip
-CASES = {"best of four": A, "attention": replace(A, propose=1, attention=1)}
+CASES = {"best of four": A, "attention": replace(A, num_proposals=1, attention_layers=1)}
 pytestmark = [pytest.mark.usefixtures("double"), pytest.mark.filterwarnings("ignore:B has collapsed")]
 
 
@@ -85,7 +86,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     net, average, both = policy.weights.module, policy.weights.sets["slow"], policy.weights.control.verifier.represent
     agree(slow.state_dict(), both.state_dict(), 0.0)
     agree(average.state_dict(), net.state_dict(), 0.0)
-    opt = adam([*both.parameters(), *V.parameters(), *net.parameters()], a.lr, a.decay, (0.9, 0.99))
+    opt = adam([*both.parameters(), *V.parameters(), *net.parameters()], a.lr, a.weight_decay, (0.9, 0.99))
 
     rows = []
     for first, end, last, ended in zip([0, *ENDS.tolist()], ENDS.tolist(), data.last, ENDED.tolist(), strict=False):
@@ -103,25 +104,25 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
     drawn, sources, capped = set(), set(), set()
     for it in range(2):
-        i = rng.take("integers", a.batch)
+        i = rng.take("integers", a.batch_size)
         obs, chunk, after, discount = s[i], chunks[i], s_[i], gamma[i]
         action, following, known = chunk.clamp(-1, 1), follow[i], knows[i]
         drawn |= set(discount.tolist())
         with torch.no_grad():
-            reached = both.backward_embedding(obs[rng.take("permutation", a.batch)])
-            mixed = rng.take("uniform", a.batch, 1) < a.reached
-            z = torch.where(mixed, reached, rng.take("normal", a.batch, Z))
+            reached = both.backward_embedding(obs[rng.take("permutation", a.batch_size)])
+            mixed = rng.take("uniform", a.batch_size, 1) < a.goal_task_fraction
+            z = torch.where(mixed, reached, rng.take("normal", a.batch_size, Z))
             z = math.sqrt(Z) * z / z.square().sum(1, keepdim=True).sqrt()
 
-            K = a.propose  # of the average's proposals the best by Q, or what followed in the data
+            K = a.num_proposals  # of the average's proposals the best by Q, or what followed in the data
             many, tasks = after.repeat_interleave(K, 0), z.repeat_interleave(K, 0)
-            noise, fresh = rng.take("normal", a.batch * K, H, D), rng.take("normal", 2, a.batch * K, H, D)
+            noise, fresh = rng.take("normal", a.batch_size * K, H, D), rng.take("normal", 2, a.batch_size * K, H, D)
             plans = G(average, torch.cat([many, tasks], 1), noise, fresh)
             assert bool((plans.abs() > 1).any())
             plans = plans.clamp(-1, 1)
-            q = (both.forward_embedding(many, plans, tasks) * tasks).sum(-1).min(0).values.view(a.batch, K)
-            a_ = plans.view(a.batch, K, H, D)[torch.arange(a.batch), q.argmax(1)]
-            data_s = known & (rng.take("uniform", a.batch) < a.mixed)
+            q = (both.forward_embedding(many, plans, tasks) * tasks).sum(-1).min(0).values.view(a.batch_size, K)
+            a_ = plans.view(a.batch_size, K, H, D)[torch.arange(a.batch_size), q.argmax(1)]
+            data_s = known & (rng.take("uniform", a.batch_size) < a.data_action_fraction)
             a_ = torch.where(data_s[:, None, None], following, a_)
             sources |= set(zip(known.tolist(), data_s.tolist(), strict=True))
             target = (
@@ -133,13 +134,13 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         F, B = both.forward_embedding(obs, action, z), both.backward_embedding(after)
         loss = torch.zeros(())
         for k in range(2):  # L_FB
-            for i in range(a.batch):
+            for i in range(a.batch_size):
                 m = B @ F[k, i]
-                others = torch.arange(a.batch) != i
-                loss = loss + (0.5 * ((m - discount[i] * target[i])[others] ** 2).mean() - m[i]) / a.batch
-        for i in range(a.batch):  # L_ortho
-            others = torch.arange(a.batch) != i
-            loss = loss + a.ortho * (((B @ B[i])[others] ** 2).mean() - 2 * B[i] @ B[i]) / a.batch
+                others = torch.arange(a.batch_size) != i
+                loss = loss + (0.5 * ((m - discount[i] * target[i])[others] ** 2).mean() - m[i]) / a.batch_size
+        for i in range(a.batch_size):  # L_ortho
+            others = torch.arange(a.batch_size) != i
+            loss = loss + a.ortho_weight * (((B @ B[i])[others] ** 2).mean() - 2 * B[i] @ B[i]) / a.batch_size
         with torch.no_grad():  # r_z(s') = B(s')ᵀ E[B Bᵀ]⁻¹ z, with a thousandth of the mean eigenvalue on the diagonal
             cov = torch.stack([torch.outer(b, b) for b in B]).mean(0)
             cov = cov + 1e-3 * cov.diagonal().mean() * torch.eye(Z)
@@ -149,18 +150,18 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         bellman = ((Q - y) ** 2).mean()
         v, least = V(torch.cat([obs, z], 1)), Q.detach().min(0).values
         v_loss = (torch.where(least < v, 1 - a.expectile, a.expectile) * (least - v) ** 2).mean()
-        weight = (a.alpha * (least - v.detach())).exp().clamp(max=100)
+        weight = (a.inverse_temperature * (least - v.detach())).exp().clamp(max=100)
         capped |= set((weight == 100).tolist())
 
-        u, order = rng.take("uniform", (a.batch + 1) // 2), rng.take("permutation", a.batch)
-        half = (torch.arange(len(u)) + u) / a.batch
-        t = torch.cat([half, 1 - half[: a.batch // 2]])[order]
-        (alpha, sigma), eps = levels(t), rng.take("normal", a.batch, H, D)
+        u, order = rng.take("uniform", (a.batch_size + 1) // 2), rng.take("permutation", a.batch_size)
+        half = (torch.arange(len(u)) + u) / a.batch_size
+        t = torch.cat([half, 1 - half[: a.batch_size // 2]])[order]
+        (alpha, sigma), eps = levels(t), rng.take("normal", a.batch_size, H, D)
         alpha, sigma = alpha[:, None, None], sigma[:, None, None]
         found = answer(net.net, alpha * chunk + sigma * eps, t, torch.cat([obs, z], 1)).float()
         each = ((found - (alpha * eps - sigma * chunk)) ** 2).mean((1, 2))
         regress = (weight * each).mean()
-        total = loss + a.regular * bellman + v_loss + regress
+        total = loss + a.bellman_weight * bellman + v_loss + regress
         for group in opt.param_groups:
             group["lr"] = a.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * it / 5)))
         norm = descend(opt, total)
@@ -168,7 +169,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             for p, q in zip(slow.parameters(), both.parameters(), strict=True):
                 p.copy_((1 - a.tau) * p + a.tau * q)
             for p, q in zip(average.parameters(), net.parameters(), strict=True):
-                p.copy_((1 - a.ema) * p + a.ema * q)
+                p.copy_((1 - a.policy_ema) * p + a.policy_ema * q)
 
         state = spy.states[it + 1]
         agree(state["policy"]["current"], net.state_dict(), T, f"policy after update {it}")
@@ -204,16 +205,16 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         ).mean(0)
         z = math.sqrt(Z) * z / z.square().sum().sqrt()
         agree(told.codec.z, z, T, "the task of a reward")
-        served, n = told.generate(obs, tape), 6 * a.choose
-        many = ((obs - SEEN[0]) / SEEN[1]).clamp(-LIMIT, LIMIT).repeat_interleave(a.choose, 0)
+        served, n = told.generate(obs, tape), 6 * a.num_candidates
+        many = ((obs - SEEN[0]) / SEEN[1]).clamp(-LIMIT, LIMIT).repeat_interleave(a.num_candidates, 0)
         cond = torch.cat([many, z.expand(n, -1)], 1)
         plans = G(made.denoiser, cond, tape.take("normal", n, H, D), tape.take("normal", 2, n, H, D))
         q = (
             (both.forward_embedding(many, plans.clamp(-1, 1), z.expand(n, -1)) * z)
             .sum(-1)
             .min(0)
-            .values.view(6, a.choose)
+            .values.view(6, a.num_candidates)
         )
-        best = plans.view(6, a.choose, H, D)[torch.arange(6), q.argmax(1)]
+        best = plans.view(6, a.num_candidates, H, D)[torch.arange(6), q.argmax(1)]
     assert len(q.argmax(1).unique()) > 1
     agree(served, ACTED[0] + ACTED[1] * best.clamp(-1, 1), T, "served")

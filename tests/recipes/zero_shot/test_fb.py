@@ -25,9 +25,18 @@ T = 1e-6
 ENDS = torch.tensor([4, 8, 9, 12, 16, 22])
 ENDED = torch.tensor([True, True, True, False, True, True])
 A = fb.Args(
-    updates=2, batch=13, lr=0.02, width=8, ortho=0.7, gamma=0.8, tau=0.3, reached=0.6, noise=0.5, noise_clip=0.4
+    num_updates=2,
+    batch_size=13,
+    lr=0.02,
+    representation_width=8,
+    ortho_weight=0.7,
+    gamma=0.8,
+    tau=0.3,
+    goal_task_fraction=0.6,
+    target_noise=0.5,
+    target_noise_clip=0.4,
 )
-CASES = {"perceptrons": A, "attention": replace(A, attention=1)}
+CASES = {"perceptrons": A, "attention": replace(A, attention_layers=1)}
 pytestmark = [pytest.mark.usefixtures("double"), pytest.mark.filterwarnings("ignore:B has collapsed")]
 
 
@@ -76,16 +85,18 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         return torch.tanh(answer(net, torch.zeros(len(seen), H, D), 1.0, torch.cat([seen, z], 1)).mean)
 
     drawn = set()
-    for it in range(a.updates):
-        i = rng.take("integers", a.batch)
+    for it in range(a.num_updates):
+        i = rng.take("integers", a.batch_size)
         obs, action, after, discount = s[i], acted[i], s_[i], gamma[i]
         drawn |= set(discount.tolist())
         with torch.no_grad():
-            reached = both.backward_embedding(obs[rng.take("permutation", a.batch)])
-            mixed = rng.take("uniform", a.batch, 1) < a.reached
-            z = torch.where(mixed, reached, rng.take("normal", a.batch, Z))
+            reached = both.backward_embedding(obs[rng.take("permutation", a.batch_size)])
+            mixed = rng.take("uniform", a.batch_size, 1) < a.goal_task_fraction
+            z = torch.where(mixed, reached, rng.take("normal", a.batch_size, Z))
             z = math.sqrt(Z) * z / z.square().sum(1, keepdim=True).sqrt()
-            eps = (a.noise * rng.take("normal", a.batch, H, D)).clamp(-a.noise_clip, a.noise_clip)
+            eps = (a.target_noise * rng.take("normal", a.batch_size, H, D)).clamp(
+                -a.target_noise_clip, a.target_noise_clip
+            )
             a_ = mu(after, z) + eps
             assert bool((a_.abs() > 1).any())
             a_ = a_.clamp(-1, 1)
@@ -97,14 +108,14 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         F, B = both.forward_embedding(obs, action, z), both.backward_embedding(after)
         loss = torch.zeros(())
         for k in range(2):  # equation 24: the diagonal is what came next, all else are independent states
-            for i in range(a.batch):
+            for i in range(a.batch_size):
                 m = B @ F[k, i]
-                others = torch.arange(a.batch) != i
+                others = torch.arange(a.batch_size) != i
                 bellman = (m - discount[i] * target[i])[others]
-                loss = loss + (0.5 * (bellman**2).mean() - m[i]) / a.batch
-        for i in range(a.batch):  # equation 26: ‖E[B Bᵀ] − I‖²
-            others = torch.arange(a.batch) != i
-            loss = loss + a.ortho * (((B @ B[i])[others] ** 2).mean() - 2 * B[i] @ B[i]) / a.batch
+                loss = loss + (0.5 * (bellman**2).mean() - m[i]) / a.batch_size
+        for i in range(a.batch_size):  # equation 26: ‖E[B Bᵀ] − I‖²
+            others = torch.arange(a.batch_size) != i
+            loss = loss + a.ortho_weight * (((B @ B[i])[others] ** 2).mean() - 2 * B[i] @ B[i]) / a.batch_size
         parameters = [p.requires_grad_(False) for p in both.parameters()]  # Q is climbed, not taught
         value = (both.forward_embedding(obs, mu(obs, z), z) * z).sum(-1).min(0).values.mean()
         for p in parameters:

@@ -30,7 +30,7 @@ def drawn() -> Task:
         assert isinstance(policy.process, Diffusion)
         told = dict(shapes.outcomes(policy, seed, n))
         for name, (steps, eta) in STEPS.items():
-            how = flow_sde(base.churn) if eta is None else ddim(eta)
+            how = flow_sde(base.sde_noise) if eta is None else ddim(eta)
             other = replace(policy, eval_steps=policy.process.steps(time_grid(steps), how))
             told[f"strict by {name}"] = shapes.outcomes(other, seed, n)["strict"]
         return told

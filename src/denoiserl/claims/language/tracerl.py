@@ -8,8 +8,8 @@ verifier for as many completions, of puzzles in groups of the same size.
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 
-PACE = {"tokens": 2}
-GROUPS = {"prompts": 64, "group": 8}
+PACE = {"tokens_per_step": 2}
+GROUPS = {"num_prompts": 64, "group_size": 8}
 """what an iteration asks for, the same in every arm"""
 
 

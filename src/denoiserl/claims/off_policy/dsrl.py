@@ -24,9 +24,16 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
-BASE = _robot.Args(chunk=4, execute=4, denoise=5, width=128, updates=2000, floor=0.1)
+BASE = _robot.Args(
+    action_horizon=4,
+    execution_horizon=4,
+    sampling_steps=5,
+    policy_width=128,
+    pretrain_updates=2000,
+    min_denoising_std=0.1,
+)
 """the base: five steps of denoising, four actions at once"""
 DEMOS = 100
 """demonstrations, half to each side"""
@@ -44,17 +51,17 @@ class Walled(Fork2D):
         return seen, reward * ~stopped, terminated | late | stopped, torch.zeros_like(late), {"success": won}
 
 
-def cloned(seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def cloned(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A flow policy that has imitated both ways."""
     demos = demonstrations(DEMOS, Rng(seed))
-    made = _robot.flow(BASE, demos, seed, keep.device)
-    yield from _robot.imitate(made, BASE, seed, BASE.updates, BASE.lr, keep, demos=demos)
+    made = _robot.flow(BASE, demos, seed, run.device)
+    yield from _robot.imitate(made, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
     return made
 
 
-def steered(seed: int, keep: Keep, spread: float = 0.0) -> Generator[dict, None, Policy]:
+def steered(seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
     """The same policy, frozen, with its noise to be decided."""
-    made = yield from cloned(seed, keep)
+    made = yield from cloned(seed, run)
     return steer(made, obs=4, width=64, spread=spread)
 
 
@@ -62,7 +69,7 @@ def task() -> Task:
     """fork2d with a hidden wall: success is reaching the goal."""
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        done = evaluate(eval_actor(policy, BASE.execute), partial(Walled, n), n, 1_000_000 + seed)
+        done = evaluate(eval_actor(policy, BASE.execution_horizon), partial(Walled, n), n, 1_000_000 + seed)
         assert done.success is not None
         return {"success": done.success.float(), "ticks": done.ticks.float()}
 
@@ -75,18 +82,27 @@ def task() -> Task:
     )
 
 
-SETTINGS = {"copies": 16, "steps": 12, "utd": 2.0, "batch": 128, "width": 64, "lr": 1e-3, "alpha": 0.1, "scale": 5.0}
+SETTINGS = {
+    "num_envs": 16,
+    "rollout_steps": 12,
+    "utd": 2.0,
+    "batch_size": 128,
+    "critic_width": 64,
+    "lr": 1e-3,
+    "temperature_init": 0.1,
+    "reward_scale": 5.0,
+}
 
 
 def plan(budget: str) -> Study:
     """Five seeds in the laptop's budget, ten in the full one with more updates a decision."""
     full = budget == "full"
-    settings = {**SETTINGS, **({"utd": 10.0, "noise_steps": 4} if full else {})}
+    settings = {**SETTINGS, **({"utd": 10.0, "noise_critic_updates": 4} if full else {})}
     arms = {
         "dsrl": Arm("dsrl", settings),
         "dsrl-sac": Arm("dsrl", {**settings, "aliased": False}),
-        "best-of-n": Arm("dsrl", {**settings, "serve": "best"}),
-        "dppo": Arm("dppo", {"steps": 10}),
+        "best-of-n": Arm("dsrl", {**settings, "eval_with": "best"}),
+        "dppo": Arm("dppo", {"rollout_steps": 10}),
         "base": Arm("none"),
         "narrow": Arm("none", kind="narrow"),
     }

@@ -10,9 +10,9 @@ from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.recipes.off_policy import sac
 
-SAC: dict[str, Any] = {"batch": 128, "steps": 50, "begin": 500, "width": 64}
+SAC: dict[str, Any] = {"batch_size": 128, "rollout_steps": 50, "learning_starts": 500, "critic_width": 64}
 MANY: dict[str, Any] = {**SAC, "utd": 8.0, "layer_norm": True}
-MODEL: dict[str, Any] = {"updates": 2000, "width": 128, "depth": 3, "steps": 32}
+MODEL: dict[str, Any] = {"num_updates": 2000, "width": 128, "depth": 3, "sampling_steps": 32}
 
 
 def plan(budget: str) -> Study:
@@ -20,7 +20,7 @@ def plan(budget: str) -> Study:
     full = budget == "full"
     many = {**MANY, "utd": 20.0} if full else MANY
     arms = {
-        "synther": Arm("synther_sac", {**many, "every": 500, "rows": 10_000, "model": MODEL}),
+        "synther": Arm("synther_sac", {**many, "refill_every": 500, "num_synthetic": 10_000, "model": MODEL}),
         "sac-many": Arm("sac", many),
         "sac-one": Arm("sac", SAC),
     }

@@ -24,7 +24,7 @@ from denoiserl.processes import Diffusion, ddim, time_grid
 from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
 
-BASE = _logged.Args(data="maze:small-noisy", denoise=5, width=64)
+BASE = _logged.Args(data="maze:small-noisy", sampling_steps=5, policy_width=64)
 """the data, and policies of five steps where they have several"""
 ITERS, UPDATES = 40, 100
 """4000 updates of every network"""
@@ -83,14 +83,19 @@ def task() -> Task:
 def plan(budget: str) -> Study:
     """Five seeds in the laptop's budget; in the full one ten, five times the updates and networks twice as wide."""
     full = budget == "full"
-    settings = {"iters": ITERS * (5 if full else 1), "updates": UPDATES, "batch": 128, "width": 128 if full else 64}
-    settings |= {"n": 5, "gamma": 0.98, "tau": 0.02}
+    settings = {
+        "iterations": ITERS * (5 if full else 1),
+        "updates_per_iteration": UPDATES,
+        "batch_size": 128,
+        "critic_width": 128 if full else 64,
+    }
+    settings |= {"n_step": 5, "gamma": 0.98, "tau": 0.02}
     arms = {"ofql": Arm("ofql", settings), "dql": Arm("dql", settings), "fql": Arm("fql", settings)}
     seeds = tuple(range(100, 110 if full else 105))
     return Study(
         "denoiserl.claims.offline_rl.ofql:task",
         arms,
-        3 * settings["iters"] * UPDATES,
+        3 * settings["iterations"] * UPDATES,
         "updates",
         seeds,
         trials=300,

@@ -9,9 +9,9 @@ from typing import Any
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 
-LEARNER: dict[str, Any] = {"iters": 100, "updates": 100, "batch": 128, "width": 64}
-MODEL: dict[str, Any] = {"length": 32, "stride": 4, "updates": 3000, "channels": [32, 64], "steps": 24}
-DRAWN: dict[str, Any] = {**LEARNER, "windows": 192, "period": 20, "model": MODEL}
+LEARNER: dict[str, Any] = {"iterations": 100, "updates_per_iteration": 100, "batch_size": 128, "critic_width": 64}
+MODEL: dict[str, Any] = {"length": 32, "stride": 4, "num_updates": 3000, "channels": [32, 64], "sampling_steps": 24}
+DRAWN: dict[str, Any] = {**LEARNER, "num_windows": 192, "refill_every": 20, "model": MODEL}
 
 
 def plan(budget: str) -> Study:
@@ -21,15 +21,15 @@ def plan(budget: str) -> Study:
     if full:
         drawn = {
             **DRAWN,
-            "windows": 1024,
-            "model": {**MODEL, "updates": 20_000, "channels": [64, 128, 256], "steps": 128},
+            "num_windows": 1024,
+            "model": {**MODEL, "num_updates": 20_000, "channels": [64, 128, 256], "sampling_steps": 128},
         }
     arms = {
-        "pgd": Arm("pgd", {**drawn, "c": 1.0}),
-        "unguided": Arm("pgd", {**drawn, "c": 0.0}),
+        "pgd": Arm("pgd", {**drawn, "guidance_scale": 1.0}),
+        "unguided": Arm("pgd", {**drawn, "guidance_scale": 0.0}),
         "recorded": Arm("td3_bc", LEARNER),
     }
-    base = {"data": f"locosmall:{'reacher' if full else 'swingup'}-medium", "width": 64}
+    base = {"data": f"locosmall:{'reacher' if full else 'swingup'}-medium", "policy_width": 64}
     return Study("offline", arms, 100_000, "updates", tuple(range(100, 110 if full else 105)), base, curve=0)
 
 

@@ -18,7 +18,7 @@ from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, OneStep
 from denoiserl.recipes.offline_rl.pgd import leaning
 from denoiserl.tasks.swingup import following, pumping, recorded
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 LENGTH = 32
 LEANS = (0.6, 1.0)
@@ -39,7 +39,7 @@ def windows(seed: int, model: Model) -> tuple[WindowGenerator, dict[str, Tensor]
     parts = {"obs": demos.observations, "action": demos.actions, "reward": data.rewards[:, None]}
     known = slice_windows(parts, demos.ends, data.terminated, LENGTH, model.stride)
     torch.manual_seed(seed)
-    running = train_window_generator(known, model, Rng(seed + 1), Keep())
+    running = train_window_generator(known, model, Rng(seed + 1), Run())
     while True:
         try:
             next(running)
@@ -72,7 +72,7 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
     """All strengths and the world model, means over the policies, {metric: {arm: [1]}}."""
     made, known = windows(seed, model)
     track, scale = made.track, known["obs"].flatten(0, 1).std(0)
-    step = world(known, model.updates, Rng(seed + 2))
+    step = world(known, model.num_updates, Rng(seed + 2))
     told: dict[str, dict[str, list[float]]] = {m: {} for m in METRICS}
 
     def judge(arm: str, obs: Tensor, action: Tensor, lean: float) -> None:
@@ -94,7 +94,7 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
             return slope[..., track.acts]
 
         for arm, c in STRENGTHS.items():
-            guide = leaning(score, track.acts, c, model.steps) if c else None
+            guide = leaning(score, track.acts, c, model.sampling_steps) if c else None
             parts = made.sample(count, Rng(seed + 3), guide)
             judge(arm, parts["obs"], parts["action"], lean)
         rng, obs = Rng(seed + 4), [known["obs"][Rng(seed + 5).integers(0, len(known["obs"]), count), 0]]
@@ -112,7 +112,7 @@ def plan(budget: str) -> Simulation:
         model, seeds = Model(LENGTH, 4, 3000, 64, 1e-3, (32, 64), 32), tuple(range(5))
     else:
         model, seeds = Model(LENGTH, 2, 30_000, 64, 1e-3, (64, 128, 256), 128), tuple(range(10))
-    return Simulation(lambda seed: measure(seed, model), seeds, model.updates, "updates", METRICS)
+    return Simulation(lambda seed: measure(seed, model), seeds, model.num_updates, "updates", METRICS)
 
 
 CLAIM = Claim(

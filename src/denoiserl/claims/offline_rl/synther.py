@@ -11,21 +11,29 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 
 ROWS = 3000
 """recorded transitions, drawn by the seed"""
-LEARNER: dict[str, Any] = {"iters": 100, "updates": 150, "batch": 128, "width": 64}
-MADE: dict[str, Any] = {**LEARNER, "rows": 50_000, "model": {"updates": 6000, "width": 128, "depth": 3, "steps": 32}}
+LEARNER: dict[str, Any] = {"iterations": 100, "updates_per_iteration": 150, "batch_size": 128, "critic_width": 64}
+MADE: dict[str, Any] = {
+    **LEARNER,
+    "num_synthetic": 50_000,
+    "model": {"num_updates": 6000, "width": 128, "depth": 3, "sampling_steps": 32},
+}
 
 
 def plan(budget: str) -> Study:
     """Swing-up and five seeds in the laptop's budget; the reacher, ten seeds and a larger model in the full one."""
     full = budget == "full"
-    more = {"model": {"updates": 30_000, "width": 512, "depth": 6, "steps": 128}} if full else {}
+    more = {"model": {"num_updates": 30_000, "width": 512, "depth": 6, "sampling_steps": 128}} if full else {}
     arms = {
         "synther": Arm("synther", {**MADE, **more}),
-        "augmented": Arm("synther", {**MADE, "by": "noise"}),
+        "augmented": Arm("synther", {**MADE, "generator": "noise"}),
         "recorded": Arm("td3_bc", LEARNER),
-        "mixed": Arm("synther", {**MADE, **more, "share": 0.5}),
+        "mixed": Arm("synther", {**MADE, **more, "synthetic_fraction": 0.5}),
     }
-    base = {"data": f"locosmall:{'reacher' if full else 'swingup'}-medium-replay", "rows": ROWS, "width": 64}
+    base = {
+        "data": f"locosmall:{'reacher' if full else 'swingup'}-medium-replay",
+        "max_transitions": ROWS,
+        "policy_width": 64,
+    }
     return Study("offline", arms, 100_000, "updates", tuple(range(100, 110 if full else 105)), base, curve=0)
 
 

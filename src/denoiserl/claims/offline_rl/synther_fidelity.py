@@ -66,10 +66,10 @@ def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
 def plan(budget: str) -> Simulation:
     """Five models in the laptop's budget, ten larger ones in the full one."""
     if budget == "laptop":
-        model, seeds = Model(updates=6000, width=192, depth=4, steps=48), tuple(range(5))
+        model, seeds = Model(num_updates=6000, width=192, depth=4, sampling_steps=48), tuple(range(5))
     else:
-        model, seeds = Model(updates=50_000, width=512, depth=6, lr=3e-4, steps=128), tuple(range(10))
-    return Simulation(lambda seed: measure(seed, model), seeds, model.updates, "updates", METRICS)
+        model, seeds = Model(num_updates=50_000, width=512, depth=6, lr=3e-4, sampling_steps=128), tuple(range(10))
+    return Simulation(lambda seed: measure(seed, model), seeds, model.num_updates, "updates", METRICS)
 
 
 CLAIM = Claim(

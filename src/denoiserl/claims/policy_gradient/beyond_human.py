@@ -33,7 +33,7 @@ METRICS = {
 
 def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
     """Success, jerk, and success with shifted goals, of n episodes each."""
-    act: Callable = eval_actor(policy, _fork.BASE.execute)
+    act: Callable = eval_actor(policy, _fork.BASE.execution_horizon)
     seen, far = (collect(Fork2D(n, goal), act, n, 1_000_000 + seed) for goal in ((-0.4, 0.4), SHIFTED))
     assert seen.success is not None and far.success is not None
     rough = torch.stack([jerk(seen.episode(i)[1]) for i in range(n)])
@@ -47,12 +47,20 @@ def task() -> Task:
 
 def plan(budget: str) -> Study:
     """Five seeds in the laptop's budget, ten in the full one."""
-    settings = {"episodes": _fork.DEMOS, "updates": _fork.BASE.updates, "iters": 20, "copies": 64, "steps": 12}
+    settings = {
+        "num_student_episodes": _fork.DEMOS,
+        "student_updates": _fork.BASE.pretrain_updates,
+        "iterations": 20,
+        "num_envs": 64,
+        "rollout_steps": 12,
+    }
     arms = {
         "diffusion-data": Arm("beyond_human", settings, "diffusion"),
         "human-data": Arm("none", kind="diffusion"),
-        "gaussian-data": Arm("beyond_human", {**settings, "lr": 1e-4}, "gaussian"),
-        "generator": Arm("dppo", {"iters": 20, "copies": 64, "steps": 12, "warmup": 2}, "diffusion"),
+        "gaussian-data": Arm("beyond_human", {**settings, "generator_lr": 1e-4}, "gaussian"),
+        "generator": Arm(
+            "dppo", {"iterations": 20, "num_envs": 64, "rollout_steps": 12, "critic_warmup": 2}, "diffusion"
+        ),
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     word = "denoiserl.claims.policy_gradient.beyond_human:task"

@@ -13,7 +13,7 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 
 def plan(budget: str) -> Study:
     """Five seeds in the laptop's budget, ten in the full one."""
-    few = {"steps": 12}
+    few = {"rollout_steps": 12}
     arms = {
         "fpo": Arm("fpo", few),
         "gaussian-ppo": Arm("ppo", few),

@@ -16,16 +16,16 @@ from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import fork2d as _fork
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
-TEN = replace(_fork.BASE, denoise=10)
+TEN = replace(_fork.BASE, sampling_steps=10)
 
 
-def flow(seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def flow(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A flow policy of ten steps that has imitated."""
     demos = _fork.record(seed)
-    made = _robot.flow(TEN, demos, seed, keep.device)
-    yield from _robot.imitate(made, TEN, seed, TEN.updates, TEN.lr, keep, demos=demos)
+    made = _robot.flow(TEN, demos, seed, run.device)
+    yield from _robot.imitate(made, TEN, seed, TEN.pretrain_updates, TEN.pretrain_lr, run, demos=demos)
     return made
 
 
@@ -38,14 +38,14 @@ def task() -> Task:
 
 def plan(budget: str) -> Study:
     """Five seeds in the laptop's budget, ten in the full one."""
-    size = {"copies": 64, "steps": 12}
-    latent = {**size, "updates": 1500, "rollout": 20}
+    size = {"num_envs": 64, "rollout_steps": 12}
+    latent = {**size, "decoder_updates": 1500, "decoder_rollout_steps": 20}
     arms = {
-        "gorl": Arm("gorl", {**latent, "stages": [2.0, 1.0, 1.0]}),
+        "gorl": Arm("gorl", {**latent, "stage_fractions": [2.0, 1.0, 1.0]}),
         "ppo": Arm("ppo", size),
         "fpo": Arm("fpo", size),
-        "one-stage": Arm("gorl", {**latent, "stages": [1.0]}),
-        "no-noise": Arm("gorl", {**latent, "stages": [1.0], "iters": 1, "warmup": 1}),
+        "one-stage": Arm("gorl", {**latent, "stage_fractions": [1.0]}),
+        "no-noise": Arm("gorl", {**latent, "stage_fractions": [1.0], "iterations": 1, "critic_warmup": 1}),
         "cloned": Arm("none", kind="flow"),
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))

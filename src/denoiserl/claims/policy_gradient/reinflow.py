@@ -14,7 +14,7 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 
 def plan(budget: str) -> Study:
     """Five seeds in the laptop's budget, ten in the full one."""
-    few = {"steps": 12}
+    few = {"rollout_steps": 12}
     arms = {
         "reinflow": Arm("reinflow", few),
         "dppo": Arm("dppo", few, "diffusion"),

@@ -15,17 +15,19 @@ from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import fork2d as _fork
 from denoiserl.tasks.base import Task
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
-SETTINGS = {"width": 128}
+SETTINGS = {"counter_width": 128}
 
 
-def successes(seed: int, keep: Keep) -> Generator[dict, None, Policy]:
+def successes(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A flow policy that has imitated, for as many updates, only those demonstrations that succeeded."""
     demos = _fork.record(seed)
-    made = _robot.flow(_fork.BASE, demos, seed, keep.device)
+    made = _robot.flow(_fork.BASE, demos, seed, run.device)
     good = demos.successful()
-    yield from _robot.imitate(made, _fork.BASE, seed, _fork.BASE.updates, _fork.BASE.lr, keep, demos=good)
+    yield from _robot.imitate(
+        made, _fork.BASE, seed, _fork.BASE.pretrain_updates, _fork.BASE.pretrain_lr, run, demos=good
+    )
     return made
 
 
@@ -42,7 +44,7 @@ def plan(budget: str) -> Study:
     arms = {
         "taco": Arm("taco", SETTINGS),
         "cloned": Arm("none"),
-        "best-of-8": Arm("taco", {**SETTINGS, "n": 8}),
+        "best-of-8": Arm("taco", {**SETTINGS, "num_candidates": 8}),
         "plain-features": Arm("taco", {**SETTINGS, "features": "plan"}),
         "cloned-successes": Arm("none", kind="successes"),
     }

@@ -9,25 +9,27 @@ that no condition speaks of; the full budget adds BREEZE with attention.
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 
-PUBLISHED = {"width": 256, "lr": 1e-4, "tau": 0.01}
+PUBLISHED = {"representation_width": 256, "lr": 1e-4, "tau": 0.01}
 
 
 def plan(budget: str) -> Study:
     """Five seeds of 4 000 updates in the laptop's budget; ten of 100 000, at the published sizes, in the full one."""
     full = budget == "full"
-    base = {"size": 50, "width": 256, "updates": 100_000} if full else {"updates": 4000}
+    base = {"task_dim": 50, "policy_width": 256, "pretrain_updates": 100_000} if full else {"pretrain_updates": 4000}
     shared = PUBLISHED if full else {}
-    breeze = {**shared, **({"choose": 64, "propose": 9, "ema": 0.001} if full else {})}
+    breeze = {**shared, **({"num_candidates": 64, "num_proposals": 9, "policy_ema": 0.001} if full else {})}
     arms = {
         "breeze": Arm("breeze", breeze),
         "fb": Arm("fb", shared),
         "goals": Arm("none", kind="goals"),
-        "first-action": Arm("breeze", {**breeze, "choose": 1}),
+        "first-action": Arm("breeze", {**breeze, "num_candidates": 1}),
     }
     if full:
-        arms["attention"] = Arm("breeze", {**breeze, "attention": 2})
+        arms["attention"] = Arm("breeze", {**breeze, "attention_layers": 2})
     seeds = tuple(range(100, 110 if full else 105))
-    return Study("zero-shot", arms, base["updates"], "updates", seeds, base, trials=100 if full else 50, curve=0)
+    return Study(
+        "zero-shot", arms, base["pretrain_updates"], "updates", seeds, base, trials=100 if full else 50, curve=0
+    )
 
 
 CLAIM = Claim(

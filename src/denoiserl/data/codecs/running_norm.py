@@ -18,7 +18,7 @@ class RunningNormCodec:
     ``scale`` and ``centre`` are numbers, or one a dimension of the action [d]; a dimension of scale 0 is constant.
 
     ``see`` takes in observations in place (mean and variance are those of everything seen, by Chan's update), so the
-    policy that is saved knows them. It remembers: name it in ``keep.loop``. Before anything was seen it changes
+    policy that is saved knows them. It remembers: name it in ``run.loop``. Before anything was seen it changes
     nothing. Chains record conditions as they were standardised when they were drawn, so replay is not disturbed.
     """
 

@@ -102,8 +102,8 @@ class LeRobotCodec:
             return x.unflatten(-1, (self.history, size))
         raise InvalidInputError(
             f"this policy sees its last {self.history} observations of {size} numbers each; got {_shape(x)}: show "
-            "them with denoiserl.envs.frame_stack.shown(env, policy), --history on the command line, or Gymnasium's "
-            "FrameStackObservation and FlattenObservation"
+            "them with denoiserl.envs.frame_stack.shown(env, policy), --obs-horizon on the command line, or "
+            "Gymnasium's FrameStackObservation and FlattenObservation"
         )
 
     def initial_state(self, cond: Any) -> None:

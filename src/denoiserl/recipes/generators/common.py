@@ -28,16 +28,26 @@ def draw(
     reward: Reward,
     prompts: Tree | int | None,
     index: Tensor,
-    group: int,
-    a: Any,
+    group_size: int,
+    args: Any,
     rng: Rng,
     record: Record = RecordAll(),
 ) -> Asked:
-    """Draw and score ``group`` samples of each of the prompts ``index``, ``a.micro_batch_size`` rows a call."""
-    asked, micro = repeat_prompts(prompts, index, group), a.micro_batch_size
-    chain = policy.sample_chain(asked, rng, len(index) * group, record, micro_batch_size=micro)
+    """Draw and score ``group_size`` samples of each of the prompts ``index``, ``args.micro_batch_size`` rows a call."""
+    asked, micro = repeat_prompts(prompts, index, group_size), args.micro_batch_size
+    chain = policy.sample_chain(asked, rng, len(index) * group_size, record, micro_batch_size=micro)
     return Asked(
-        asked, chain, evaluate_reward(reward, chain.sample, asked, a.weights, a.on_bad, micro, policy.codec.decode)
+        asked,
+        chain,
+        evaluate_reward(
+            reward,
+            chain.sample,
+            asked,
+            args.reward_weights,
+            args.invalid_rewards,
+            micro,
+            policy.codec.decode,
+        ),
     )
 
 

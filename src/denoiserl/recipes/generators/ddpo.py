@@ -17,14 +17,14 @@ sample, standardised by what *its prompt* has earned lately, is the advantage of
     A = (r − mean_prompt) / std_prompt,    L = mean over (sample, step) of −min(ρ A, clip(ρ, 1 ± ε) A)
 
 As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.num_factors``), advantages are
-clipped, and there is no KL. The memory of a prompt holds ``window`` rewards and is used from ``least`` on (the batch's
-mean and std before); the oldest are forgotten, those of this iteration too, which are counted. With ``epochs=1`` and
-``batch`` of all samples × steps it is the plain score function (DDPO_SF). Steps without a density, such as the last one
-of the exact posterior, are left out; a chain of nothing else (eta = 0) is refused. Differences: a minibatch is of rows
-(sample, step) from anywhere, where the released code takes samples and adds up the gradients of all their steps;
-samples without an advantage are in none. Nothing is guided, in sampling or learning. Rewards that are not finite are
-dropped and counted. The whole network is trained rather than LoRA adapters, and ε is 1e-3, not 1e-4, because a picture
-of 432 numbers is not a latent of 16 thousand.
+clipped, and there is no KL. The memory of a prompt holds ``stat_window`` rewards and is used from ``min_count`` on (the
+batch's mean and std before); the oldest are forgotten, those of this iteration too, which are counted. With
+``epochs=1`` and ``batch_size`` of all samples × steps it is the plain score function (DDPO_SF). Steps without a
+density, such as the last one of the exact posterior, are left out; a chain of nothing else (eta = 0) is refused.
+Differences: a minibatch is of rows (sample, step) from anywhere, where the released code takes samples and adds up the
+gradients of all their steps; samples without an advantage are in none. Nothing is guided, in sampling or learning.
+Rewards that are not finite are dropped and counted. The whole network is trained rather than LoRA adapters, and ε is
+1e-3, not 1e-4, because a picture of 432 numbers is not a latent of 16 thousand.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.52 to 0.96 in half a minute
 of one core, learned from 64 prompts; pictures on the manifold from 0.89 to 0.98, the distance of two pictures of a
@@ -52,41 +52,42 @@ from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
+from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """updates of the sampling policy"""
-    samples: int = 256
-    """samples an iteration, each of a random prompt"""
+    iterations: int = 40
+    """iterations of the run; sample and update"""
+    num_samples: int = 256
+    """samples per iteration, each of a random prompt"""
     epochs: int = 1
-    """passes over each iteration's rows"""
-    batch: int = 576
-    """rows (sample, step) a gradient step"""
+    """passes over the data of an iteration"""
+    batch_size: int = 576
+    """items per gradient step; rows (sample, step)"""
     micro_batch_size: int | None = None
-    """rows of one call of the network and of the reward, where a batch does not fit into memory (None: all)"""
-    clip: float = 1e-3
-    """range of the geometric-mean ratio"""
+    """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
+    that of the whole batch"""
+    clip_range: float = 1e-3
+    """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions"""
     adv_clip: float = 5.0
-    """largest advantage, in standard deviations"""
-    window: int = 32
-    """rewards a prompt remembers"""
-    least: int = 16
-    """rewards a prompt needs before its own statistics are used"""
+    """largest absolute advantage, in standard deviations"""
+    stat_window: int = 32
+    """rewards that are remembered per prompt"""
+    min_count: int = 16
+    """rewards of a prompt before its own statistics are used"""
     lr: float = 3e-4
-    """Adam's learning rate"""
-    on_bad: Literal["raise", "drop"] = "drop"
-    """rewards that are not finite: stop and name the samples, or drop and count them"""
-    weights: dict[str, float] = field(default_factory=dict)
-    """weights of a reward's named parts in its total; none: 1 for each"""
-    tolerance: float | None = None
-    """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
+    """learning rate; of Adam"""
+    invalid_rewards: Literal["raise", "drop"] = "drop"
+    """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """weights of the named parts of a reward in its total; none: 1 for each"""
+    ratio_tolerance: float | None = None
+    """largest absolute log ratio before the first update; of a whole step (None: 0.02, or more where the network's
     precision is lower)"""
 
 
-def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a generator on a reward.
 
     The signal's prompts: a tree of [P, ...], equal rows of which share a memory; None or a number where there are none.
@@ -94,22 +95,22 @@ def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep |
     if not any(policy.train_steps.dense):
         raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")
     reward, prompts = as_reward_signal(signal)
-    keep, names, memory = keep or Keep(), keys(prompts), PerPromptStatTracker(a.window, a.least)
-    opt = adamw(policy.parameters(), a.lr)
+    run, names, memory = run or Run(), keys(prompts), PerPromptStatTracker(args.stat_window, args.min_count)
+    opt = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
-        index = rng.integers(0, len(names), a.samples)
-        _, chain, scored = draw(policy, reward, prompts, index, 1, a, rng)
+    for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
+        index = rng.integers(0, len(names), args.num_samples)
+        _, chain, scored = draw(policy, reward, prompts, index, 1, args, rng)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
-        advantage = advantage.clamp(-a.adv_clip, a.adv_clip)
+        advantage = advantage.clamp(-args.adv_clip, args.adv_clip)
         row = told(scored) | {"silent": float((advantage == 0).float().mean()), "forgotten": memory.forgotten}
         teaches = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()
         seen, outside = [], []
-        for _ in range(a.epochs if len(teaches) else 0):
-            for i in teaches[rng.permutation(len(teaches))].split(a.batch):
+        for _ in range(args.epochs if len(teaches) else 0):
+            for i in teaches[rng.permutation(len(teaches))].split(args.batch_size):
                 check = it == 0 and not seen
-                parts = (chain.steps_at(j) for j in cut(i, a.micro_batch_size))
-                pieces = (surrogate(policy, part, advantage[part.chain_index], a, check, outside) for part in parts)
+                parts = (chain.steps_at(j) for j in cut(i, args.micro_batch_size))
+                pieces = (surrogate(policy, part, advantage[part.chain_index], args, check, outside) for part in parts)
                 seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
         if seen:
             row |= {"loss": sum(seen) / len(seen), "clipped": float(torch.cat(outside).float().mean())}
@@ -117,7 +118,7 @@ def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep |
 
 
 def surrogate(
-    policy: Policy, part: ChainSteps, advantage: Tensor, a: Any, check: bool, outside: list[Tensor]
+    policy: Policy, part: ChainSteps, advantage: Tensor, args: Args, check: bool, outside: list[Tensor]
 ) -> Tensor:
     """Return −min(ρ A, clip(ρ, 1 ± ε) A) of rows [N], and add to ``outside`` which ρ left the range.
 
@@ -127,11 +128,11 @@ def surrogate(
     law, y = policy.rescore(part)
     logp, old = law.log_prob(y), part.log_prob
     if check:
-        first_ratio(policy, logp, old, a.tolerance)
+        first_ratio(policy, logp, old, args.ratio_tolerance)
     size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
     logp, old = logp / size, old / size
-    outside.append(((logp.detach() - old).exp() - 1).abs() > a.clip)
-    return ppo_clip(logp, old, advantage, a.clip)
+    outside.append(((logp.detach() - old).exp() - 1).abs() > args.clip_range)
+    return ppo_clip(logp, old, advantage, args.clip_range)
 
 
 def keys(prompts: Tree | int | None) -> list[str]:
@@ -149,5 +150,5 @@ def keys(prompts: Tree | int | None) -> list[str]:
 SIGNAL = "reward"
 START = None
 DEFAULT_TASK = "shapes"
-DEFAULT_TASK_ARGS = {"sampler": "ddim", "num_prompts": 64}
+DEFAULT_TASK_ARGS = {"sampler": "ddim", "prompt_pool": 64}
 GROWS: dict[str, Any] = {}

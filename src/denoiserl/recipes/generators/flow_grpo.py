@@ -18,13 +18,13 @@ clipped surrogate, with a KL to the pretrained generator a step:
     A_i = (r_i − mean_G r) / std r,    L = mean_k [ −min(ρ_k A, clip(ρ_k, 1 ± ε) A) + β KL(π_θ ‖ π_ref)_k ]
 
 As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.num_factors``) and the KL is a
-dimension's, the std is that of the whole batch, sampling trains under the SDE and serves under the ODE; ``window=0``
-trains the whole chain. ``window`` > 0 is like the fast variant: only the first ``window`` steps are stochastic and
-trained, the rest is the ODE. Differences: the released fast variant has one or two such steps anywhere among the early
-ones, with a = 0.8 and without a KL. The KL carries its dt factor (the released code divides by 2g² and not by 2g²|dt|),
-nothing is guided, the whole network is trained rather than LoRA adapters, there is no moving average of the weights,
-groups that are tied get no advantage, and ε is 1e-3, not 1e-4, because a picture of 432 numbers is not a latent of 16
-thousand.
+dimension's, the std is that of the whole batch, sampling trains under the SDE and serves under the ODE;
+``sde_window=0`` trains the whole chain. ``sde_window`` > 0 is like the fast variant: only the first ``sde_window``
+steps are stochastic and trained, the rest is the ODE. Differences: the released fast variant has one or two such steps
+anywhere among the early ones, with a = 0.8 and without a KL. The KL carries its dt factor (the released code divides by
+2g² and not by 2g²|dt|), nothing is guided, the whole network is trained rather than LoRA adapters, there is no moving
+average of the weights, groups that are tied get no advantage, and ε is 1e-3, not 1e-4, because a picture of 432 numbers
+is not a latent of 16 thousand.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.50 to 0.98 in half a minute
 of one core, where as long of more imitation leaves 0.49; pictures on the manifold from 0.89 to 0.99; the distance of
@@ -50,68 +50,70 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, StepTable, ddim
 from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
+from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 50
-    """updates of the sampling policy"""
-    prompts: int = 24
-    """prompts an iteration"""
-    group: int = 12
-    """samples a prompt"""
-    window: int = 3
-    """the fast variant: first steps that are stochastic and trained; 0: the whole chain, as first published"""
+    iterations: int = 50
+    """iterations of the run; sample and update"""
+    num_prompts: int = 24
+    """prompts per iteration"""
+    group_size: int = 12
+    """samples per prompt"""
+    sde_window: int = 3
+    """number of first steps that are stochastic and trained; 0: the whole chain, as first published"""
     epochs: int = 1
-    """passes over each iteration's samples"""
-    batch: int = 72
-    """chains a gradient step"""
+    """passes over the data of an iteration"""
+    batch_size: int = 72
+    """items per gradient step; chains"""
     micro_batch_size: int | None = None
-    """rows of one call of the network (in learning a row is a chain's step) and of the reward, where a batch does not
-    fit into memory (None: all)"""
-    clip: float = 1e-3
-    """range of the geometric-mean ratio"""
+    """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
+    that of the whole batch"""
+    clip_range: float = 1e-3
+    """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions"""
     adv_clip: float = 5.0
-    """largest advantage, in standard deviations"""
-    beta: float = 0.2
-    """weight of the KL to the pretrained generator, a dimension and step; 0 needs no pass of the reference"""
+    """largest absolute advantage, in standard deviations"""
+    kl_coef: float = 0.2
+    """weight of the KL term; to the pretrained generator, per dimension and step; 0 needs no pass of the reference"""
     lr: float = 3e-4
-    """Adam's learning rate"""
-    on_bad: Literal["raise", "drop"] = "raise"
-    """rewards that are not finite: stop and name the samples, or drop and count them"""
-    weights: dict[str, float] = field(default_factory=dict)
-    """weights of a reward's named parts in its total; none: 1 for each"""
-    tolerance: float | None = None
-    """largest |log ratio| of a whole step before the first update (None: 0.02, or more where the network's
+    """learning rate; of Adam"""
+    invalid_rewards: Literal["raise", "drop"] = "raise"
+    """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """weights of the named parts of a reward in its total; none: 1 for each"""
+    ratio_tolerance: float | None = None
+    """largest absolute log ratio before the first update; of a whole step (None: 0.02, or more where the network's
     precision is lower)"""
 
 
-def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a flow generator on a reward.
 
     The signal's prompts: a tree of [P, ...], of which every iteration asks some; None or a number where there are none.
     """
-    if a.group < 2:
+    if args.group_size < 2:
         raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
-    keep, policy, (reward, prompts) = keep or Keep(), early(policy, a.window), as_reward_signal(signal)
+    run, policy, (reward, prompts) = run or Run(), early(policy, args.sde_window), as_reward_signal(signal)
     many = prompt_count(prompts)
-    if a.beta > 0:
+    if args.kl_coef > 0:
         _refuse_truncation(policy)
         policy.weights.snapshot("reference")
-    opt = adamw(policy.parameters(), a.lr)
+    opt = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
-        _, chain, scored = draw(policy, reward, prompts, rng.integers(0, many, a.prompts), a.group, a, rng)
-        groups, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
-        advantage = group_relative(groups, "batch", clip=a.adv_clip, valid=valid).flatten()
+    for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng):
+        _, chain, scored = draw(
+            policy, reward, prompts, rng.integers(0, many, args.num_prompts), args.group_size, args, rng
+        )
+        groups, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
+        advantage = group_relative(groups, "batch", clip=args.adv_clip, valid=valid).flatten()
         dead = float(dead_groups(groups, valid=valid).float().mean())
         row, seen, watch = told(scored) | {"dead groups": dead}, [], []
-        for _ in range(a.epochs if dead < 1 else 0):  # nothing to learn where every group is constant
-            for index in rng.permutation(len(advantage)).split(a.batch):
+        for _ in range(args.epochs if dead < 1 else 0):  # nothing to learn where every group is constant
+            for index in rng.permutation(len(advantage)).split(args.batch_size):
                 check, size = it == 0 and not seen, len(index) * len(chain)
-                parts = records(chain, index, advantage, a.micro_batch_size)
-                pieces = (surrogate(policy, *part, a, check, watch) for part in parts)
+                parts = records(chain, index, advantage, args.micro_batch_size)
+                pieces = (surrogate(policy, *part, args, check, watch) for part in parts)
                 seen.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
         if seen:
             kl, outside = (torch.cat(v).mean() for v in zip(*watch, strict=True))
@@ -139,7 +141,7 @@ def surrogate(
     policy: Policy,
     part: Chain | ChainSteps,
     advantage: Tensor,
-    a: Any,
+    args: Args,
     check: bool,
     watch: list[tuple[Tensor, Tensor]],
 ) -> Tensor:
@@ -151,16 +153,16 @@ def surrogate(
     law, y = policy.rescore(part)
     logp, old = law.log_prob(y), part.log_prob
     if check:
-        first_ratio(policy, logp, old, a.tolerance)
+        first_ratio(policy, logp, old, args.ratio_tolerance)
     size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
     logp, old = logp / size, old / size
-    loss, kl = ppo_clip(logp, old, advantage, a.clip), torch.zeros_like(old)
-    if a.beta > 0:
+    loss, kl = ppo_clip(logp, old, advantage, args.clip_range), torch.zeros_like(old)
+    if args.kl_coef > 0:
         with torch.no_grad():
             reference, _ = policy.rescore(part, weights="reference")
         kl = law.kl(reference) / size
-        loss = loss + a.beta * kl
-    watch.append((kl.detach().flatten(), (((logp.detach() - old).exp() - 1).abs() > a.clip).float().flatten()))
+        loss = loss + args.kl_coef * kl
+    watch.append((kl.detach().flatten(), (((logp.detach() - old).exp() - 1).abs() > args.clip_range).float().flatten()))
     return loss
 
 
@@ -188,7 +190,7 @@ def _refuse_truncation(policy: Policy) -> None:
     if top_k is not None or top_p not in (None, 1):
         raise InvalidInputError(
             f"top_k={top_k} and top_p={top_p} rule out other tokens here and in the reference, so the KL between them "
-            "is infinite: set beta=0, or make the policy without them"
+            "is infinite: set kl_coef=0, or make the policy without them"
         )
 
 

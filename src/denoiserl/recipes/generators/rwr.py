@@ -15,15 +15,15 @@ The baseline of that paper, after Peters & Schaal (2007) and Lee et al. (arXiv 2
 
 Draw a data set, weigh it by its rewards, and fit it as data are fitted, again and again:
 
-    L = mean over samples of w(x, c) ℓ(x),   w = exp(β r) / mean exp(β r)     (``share=None``)
-                                             w = 1[r in the top share] / share     (``share=0.1``: RWR-sparse)
+    L = mean over samples of w(x, c) ℓ(x),   w = exp(β r) / mean exp(β r)     (``top_fraction=None``)
+                                             w = 1[r in the top share] / share     (``top_fraction=0.1``: RWR-sparse)
 
 with ℓ the denoising loss. The minimiser of one round is p(x | c) exp(β r) / Z(c): k rounds with enough capacity tilt by
-k β. ℓ is a bound, not the likelihood, and only for exact fits is the minimiser the same.
-As published: a softmax of the rewards over the data set or within each prompt, weights of mean 1, several passes over a
-data set of ten thousand samples (sparse: the best tenth), plain supervised learning otherwise. β is 5 for rewards of
-about unit range; it has the unit of 1 / reward. Differences: prompts come in groups, so that ``within="prompt"`` has
-something to compare; rewards that are not finite are dropped and counted; the whole network is trained.
+k β. ℓ is a bound, not the likelihood, and only for exact fits is the minimiser the same. As published: a softmax of the
+rewards over the data set or within each prompt, weights of mean 1, several passes over a data set of ten thousand
+samples (sparse: the best tenth), plain supervised learning otherwise. β is 5 for rewards of about unit range; it has
+the unit of 1 / reward. Differences: prompts come in groups, so that ``compare_within="prompt"`` has something to
+compare; rewards that are not finite are dropped and counted; the whole network is trained.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts from 0.49 to 0.97 in 10 rounds and to 0.98
 in 20 (10,240 samples; one seed), pictures on the manifold from 0.90 to 0.98, and the distance of two pictures of a
@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ from denoiserl.processes import Noised
 from denoiserl.recipes.generators.common import cut, draw, some, told
 from denoiserl.recipes.language.common import written
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Keep, accumulate, adamw, check_optimizer_covers
+from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified
 
 WITHIN = ("prompt", "batch")
@@ -58,65 +58,70 @@ WITHIN = ("prompt", "batch")
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 20
-    """rounds of sampling and fitting"""
-    prompts: int = 64
-    """prompts a round"""
-    group: int = 8
-    """samples a prompt"""
-    beta: float = 5.0
-    """inverse temperature of the weights, a unit of reward"""
-    share: float | None = None
-    """learn from this top share alone, with equal weights (None: exponential weights)"""
-    within: Literal["prompt", "batch"] = "prompt"
-    """what a reward is compared with: the samples of its prompt, or the whole round"""
+    iterations: int = 20
+    """iterations of the run; sample and fit"""
+    num_prompts: int = 64
+    """prompts per iteration"""
+    group_size: int = 8
+    """samples per prompt"""
+    inverse_temperature: float = 5.0
+    """inverse temperature β of the exponential weights; per unit of reward"""
+    top_fraction: float | None = None
+    """learn only from this top fraction of the samples, with equal weights; None: exponential weights"""
+    compare_within: Literal["prompt", "batch"] = "prompt"
+    """the samples that a reward is compared with; those of its prompt, or all of the iteration"""
     epochs: int = 4
-    """passes over a round's samples"""
-    batch: int = 64
-    """samples a gradient step, about"""
+    """passes over the data of an iteration"""
+    batch_size: int = 64
+    """items per gradient step; samples"""
     micro_batch_size: int | None = None
-    """rows of one call of the network and of the reward, where a batch does not fit into memory (None: all)"""
+    """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
+    that of the whole batch"""
     lr: float = 3e-4
-    """AdamW's learning rate"""
-    on_bad: Literal["raise", "drop"] = "drop"
-    """rewards that are not finite: stop and name the samples, or drop and count them"""
-    weights: dict[str, float] = field(default_factory=dict)
-    """weights of a reward's named parts in its total; none: 1 for each"""
+    """learning rate; of AdamW"""
+    invalid_rewards: Literal["raise", "drop"] = "drop"
+    """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """weights of the named parts of a reward in its total; none: 1 for each"""
 
 
-def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a generator on a reward. Its steps need no density.
 
     The signal's prompts: a tree of [P, ...]; None or a number where there are none.
     """
-    if a.within not in WITHIN:
-        raise InvalidInputError(unknown_name_message(a.within, WITHIN, "comparison"))
-    if a.within == "prompt" and a.group < 2:
+    if args.compare_within not in WITHIN:
+        raise InvalidInputError(unknown_name_message(args.compare_within, WITHIN, "comparison"))
+    if args.compare_within == "prompt" and args.group_size < 2:
         raise InvalidInputError(
-            "A group of one has nothing to be compared with: draw more samples a prompt, or within='batch'"
+            "A group of one has nothing to be compared with: draw more samples a prompt, or compare_within='batch'"
         )
-    keep, (reward, prompts) = keep or Keep(), as_reward_signal(signal)
+    run, (reward, prompts) = run or Run(), as_reward_signal(signal)
     many = prompt_count(prompts)
-    opt = adamw(policy.parameters(), a.lr)
+    opt = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(opt, policy.weights.module)
-    for _ in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng):
-        index = rng.integers(0, many, a.prompts)
-        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng, RecordSample())
-        total, valid = (v.reshape(a.prompts, a.group) for v in (scored.total, scored.valid))
-        if a.within == "batch":
+    for _ in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng):
+        index = rng.integers(0, many, args.num_prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, args.group_size, args, rng, RecordSample())
+        total, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
+        if args.compare_within == "batch":
             total, valid = total.reshape(1, -1), valid.reshape(1, -1)
-        weight = tilt(total, a.beta, valid) if a.share is None else best(total, a.share, valid)
+        weight = (
+            tilt(total, args.inverse_temperature, valid)
+            if args.top_fraction is None
+            else best(total, args.top_fraction, valid)
+        )
         weight = weight.flatten()
         cond, live, index = (
             policy.codec.condition(asked),
             written(policy, asked, chain.sample),
             torch.nonzero(weight).flatten(),
         )
-        parts, seen = max(1, len(index) // a.batch), []
-        for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
+        parts, seen = max(1, len(index) // args.batch_size), []
+        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             t = stratified(len(i), rng)
             noised = policy.process.noise(index_rows(chain.sample, i), t, rng, index_rows(live, i))
-            every = cut(torch.arange(len(i), device=i.device), a.micro_batch_size)
+            every = cut(torch.arange(len(i), device=i.device), args.micro_batch_size)
             pieces = (weighted_loss(loss(policy, some(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every)
             seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
         row = told(scored) | {"loss": sum(seen) / len(seen)}
@@ -132,7 +137,7 @@ def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
     """exp(β r) over its mean, [G, n] -> [G, n]: n times the softmax of each row; 0 outside ``valid``."""
     if beta < 0:
         raise InvalidInputError(
-            f"beta = {beta} prefers what is worse: give a beta of 0 or more, or turn the reward round"
+            f"inverse_temperature = {beta} prefers what is worse: give one of 0 or more, or turn the reward round"
         )
     logits = (beta * reward).masked_fill(~valid, -torch.inf)
     return (logits.softmax(-1) * valid.sum(-1, keepdim=True)).nan_to_num(0.0)

@@ -41,7 +41,7 @@ from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Keep, TrainingRows, fit
+from denoiserl.train import Run, TrainingRows, fit
 
 BLOCK = 65536
 """windows looked at side by side"""
@@ -49,20 +49,20 @@ BLOCK = 65536
 
 @dataclass(frozen=True)
 class Args:
-    updates: int = 9000
+    num_updates: int = 9000
     """gradient steps"""
-    batch: int = 256
-    """windows a gradient step"""
+    batch_size: int = 256
+    """items per gradient step; windows"""
     lr: float = 1e-3
-    """AdamW's learning rate, with warm-up and cosine decay"""
-    history: int = 1
+    """learning rate; of AdamW, with warm-up and cosine decay"""
+    obs_horizon: int = 1
     """observations that the policy sees (T_o)"""
     mask_padding: bool = True
-    """actions that a window repeats beyond the ends of its episode have no loss (False: they are imitated)"""
+    """leave out the loss of actions that a window repeats beyond the ends of its episode"""
 
 
 def improve(
-    policy: Policy, data: Demonstrations | EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Clone demonstrations; the policy carries from now on how many actions of a chunk are executed.
 
@@ -74,22 +74,22 @@ def improve(
         policy.event_shape[0],
         getattr(policy.codec, "history", 1) - 1,
     )  # ticks before now that its chunks begin
-    now = max(a.history - 1, past)
+    now = max(args.obs_horizon - 1, past)
     window = windows(data.ends, horizon + now - past, now + 1, carry(policy))
-    chunks, mask = slice(now - past, None), getattr(a, "mask_padding", True)
+    chunks, mask = slice(now - past, None), getattr(args, "mask_padding", True)
     padded = mask and any(not bool(window.inside(i)[:, chunks].all()) for i in window.every.split(BLOCK))
 
     def take(index: Tensor) -> dict[str, Any]:
         chunk = policy.codec.encode(window.actions(data.actions, index)[:, chunks])
-        observed = tree_map(lambda v: v[:, now + 1 - a.history :], window.observations(data.observations, index))
-        seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if a.history == 1 else observed)
+        observed = tree_map(lambda v: v[:, now + 1 - args.obs_horizon :], window.observations(data.observations, index))
+        seen = policy.codec.condition(tree_map(lambda v: v[:, 0], observed) if args.obs_horizon == 1 else observed)
         real = window.inside(index)[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
         cond = seen.flatten(1) if isinstance(seen, Tensor) else seen
         return {"x0": chunk, "cond": cond, "counts": real if padded else None}
 
-    how: dict[str, Any] = {"batch": a.batch, "lr": a.lr, "warmup": 100, "keep": keep}
+    how: dict[str, Any] = {"batch": args.batch_size, "lr": args.lr, "warmup": 100, "run": run}
     made = TrainingRows(len(window), lambda index: take(index.cpu()), data)
-    yield from fit(policy.process, policy.denoiser, made, None, a.updates, rng, **how)
+    yield from fit(policy.process, policy.denoiser, made, None, args.num_updates, rng, **how)
 
 
 SIGNAL = "data"

@@ -22,7 +22,7 @@ def require_masked(policy: Policy, method: str) -> Masked:
             f"{method} is for masked diffusion, not for {type(policy.process).__name__}: "
             + ("a left-to-right policy" if left else "a policy that denoises numbers")
             + " improves with ddpo, or with flow_grpo"
-            + (" at window=0 and beta=0" if left else "")
+            + (" at sde_window=0 and kl_coef=0" if left else "")
         )
     return policy.process
 

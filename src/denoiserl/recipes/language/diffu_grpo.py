@@ -19,7 +19,7 @@ scored under it:
     L_j = mean over completion tokens of [ −min(ρ_i A, clip(ρ_i, 1 ± ε) A) + β k3(π_θ ‖ π_ref) ],   j = 1 ... μ
 
 with A the reward minus its group's mean. A completion reaches up to and with its first end of text
-(``Masked(end=)``). The reference is set to the policy every ``sync`` iterations.
+(``Masked(end=)``). The reference is set to the policy every ``reference_sync_every`` iterations.
 
 As published: ε 0.5, β 0.04, p 0.15, p-masks regularise and let one batch be used μ times. The released code counts
 gradient steps between settings of the reference (64 there are 8 iterations of μ = 8 here). ``answer_mask`` (0.1, 0.9)
@@ -57,7 +57,7 @@ from denoiserl.processes.masked import known_tokens
 from denoiserl.recipes.generators.common import cut, draw, told
 from denoiserl.recipes.language.common import canvases, require_masked, written
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Keep, accumulate_masked, adamw, check_optimizer_covers
+from denoiserl.train import Run, accumulate_masked, adamw, check_optimizer_covers
 
 PATIENCE = 40
 """iterations after which the training reward should have risen"""
@@ -67,74 +67,82 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 80
-    """updates of the sampling policy"""
-    prompts: int = 24
-    """prompts an iteration"""
-    group: int = 8
-    """completions a prompt"""
-    mu: int = 8
-    """inner iterations on each batch of completions, each with a mask of its own"""
+    iterations: int = 80
+    """iterations of the run; sample and update"""
+    num_prompts: int = 24
+    """prompts per iteration"""
+    group_size: int = 8
+    """samples per prompt"""
+    inner_updates: int = 8
+    """updates μ per batch of completions, each with its own mask"""
     prompt_mask: float = 0.15
     """probability that a prompt token is masked"""
     answer_mask: tuple[float, float] = (1.0, 1.0)
-    """shares of the completion that are masked, drawn evenly between the two, and scored; (1, 1) is the method"""
-    clip: float = 0.5
-    """range of the ratio"""
-    beta: float = 0.04
-    """weight of the k3 estimate of the KL to the reference"""
-    sync: int = 64
-    """iterations between settings of the reference to the policy, not gradient steps; 0: never"""
+    """lowest and highest fraction of the completion that is masked and scored, drawn uniformly between the two; (1, 1)
+    is the published method"""
+    clip_range: float = 0.5
+    """range ε of the ratio, clipped to 1 ± ε"""
+    kl_coef: float = 0.04
+    """weight of the KL term; k3, to the reference"""
+    reference_sync_every: int = 64
+    """iterations between copies of the policy to the reference; 0: never"""
     micro_batch_size: int | None = None
-    """rows of one forward in sampling, scoring and learning; the update is that of the whole batch; none: all"""
-    tolerance: float | None = None
-    """largest |log ratio| of a token before the first update; none: that of the weights' precision"""
-    on_bad: Literal["raise", "drop"] = "raise"
-    """rewards that are not finite: stop and name the samples, or drop and count them"""
-    weights: dict[str, float] = field(default_factory=dict)
-    """weights of a reward's named parts in its total; none: 1 for each"""
+    """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
+    that of the whole batch"""
+    ratio_tolerance: float | None = None
+    """largest absolute log ratio before the first update; of a token (None: that of the weights' precision)"""
+    invalid_rewards: Literal["raise", "drop"] = "raise"
+    """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
+    reward_weights: dict[str, float] = field(default_factory=dict)
+    """weights of the named parts of a reward in its total; none: 1 for each"""
     lr: float = 1e-4
-    """Adam's learning rate"""
-    max_grad: float = 0.2
+    """learning rate; of Adam"""
+    max_grad_norm: float = 0.2
     """largest norm of the gradient"""
 
 
-def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a masked language model on a reward. The signal's prompts: canvases [P, L] with masks where to write."""
-    process, keep, (reward, prompts) = require_masked(policy, "diffu-GRPO"), keep or Keep(), as_reward_signal(signal)
+    process, run, (reward, prompts) = require_masked(policy, "diffu-GRPO"), run or Run(), as_reward_signal(signal)
     if bool((canvases(policy, prompts) != process.mask_token).all(-1).any()):
         raise InvalidInputError("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.snapshot("reference")
-    opt, trend = adamw(policy.parameters(), a.lr), Trend()
+    opt, trend = adamw(policy.parameters(), args.lr), Trend()
     check_optimizer_covers(opt, policy.weights.module)
-    for it in keep.loop(a.iters, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
-        if a.sync and it and it % a.sync == 0:
+    for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
+        if args.reference_sync_every and it and it % args.reference_sync_every == 0:
             policy.weights.snapshot("reference")
-        index = rng.integers(0, prompt_count(prompts), a.prompts)
-        asked, chain, scored = draw(policy, reward, prompts, index, a.group, a, rng)
+        index = rng.integers(0, prompt_count(prompts), args.num_prompts)
+        asked, chain, scored = draw(policy, reward, prompts, index, args.group_size, args, rng)
         sample: Any = chain.sample
-        groups, valid = scored.total.reshape(a.prompts, a.group), scored.valid.reshape(a.prompts, a.group)
+        groups, valid = (
+            scored.total.reshape(args.num_prompts, args.group_size),
+            scored.valid.reshape(args.num_prompts, args.group_size),
+        )
         advantage = group_relative(groups, "none", valid=valid).flatten()
         canvas, answer = canvases(policy, asked), written(policy, asked, sample)
         assert answer is not None
         answer = answer & scored.valid[:, None]
-        masks = [hide(canvas, sample, process.mask_token, a.prompt_mask, a.answer_mask, rng) for _ in range(a.mu)]
-        old = [_passes(policy, policy.denoiser, seen, sample, asked, a) for seen in masks]
+        masks = [
+            hide(canvas, sample, process.mask_token, args.prompt_mask, args.answer_mask, rng)
+            for _ in range(args.inner_updates)
+        ]
+        old = [_passes(policy, policy.denoiser, seen, sample, asked, args) for seen in masks]
         with torch.no_grad():
             kept = policy.weights.using("reference")
-            reference = [_passes(policy, kept, seen, sample, asked, a) for seen in masks]
+            reference = [_passes(policy, kept, seen, sample, asked, args) for seen in masks]
         done = []
         for seen, before, anchor in zip(masks, old, reference, strict=True):
             hole = (seen == process.mask_token) & answer
             new: list[Tensor] = []
-            pieces = _pieces(policy, seen, sample, asked, (before, anchor, advantage, hole), new, a)
-            update = accumulate_masked(opt, pieces, clip=a.max_grad)
+            pieces = _pieces(policy, seen, sample, asked, (before, anchor, advantage, hole), new, args)
+            update = accumulate_masked(opt, pieces, clip=args.max_grad_norm)
             if update is None:
                 continue  # nothing was hidden: this mask teaches nothing
             now = torch.cat(new)
             if it == 0 and not done:
-                assert_on_policy(now[hole], before[hole], a.tolerance, policy.denoiser)
-            kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, a.clip, mask=hole)
+                assert_on_policy(now[hole], before[hole], args.ratio_tolerance, policy.denoiser)
+            kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, args.clip_range, mask=hole)
             done.append((update["loss"], float(kl), float(clipped)))
         row = told(scored) | {"dead groups": float(dead_groups(groups, valid=valid).float().mean())}
         if done:
@@ -142,22 +150,22 @@ def improve(policy: Policy, signal: RewardSignal, a: Any, rng: Rng, keep: Keep |
         yield row | ({} if trend.rose(row["reward"]) else {"not risen": 1.0})
 
 
-def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, a: Any) -> Tensor:
+def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, args: Args) -> Tensor:
     """``one_pass`` in parts, detached: calls of the update's shapes and mode, by either of which some kernels round."""
-    rows = cut(torch.arange(len(seen), device=seen.device), a.micro_batch_size)
+    rows = cut(torch.arange(len(seen), device=seen.device), args.micro_batch_size)
     return torch.cat([one_pass(denoise, seen[i], sample[i], policy, index_rows(asked, i)).detach() for i in rows])
 
 
 def _pieces(
-    policy: Policy, seen: Tensor, sample: Tensor, asked: Tree, given: tuple[Tensor, ...], new: list[Tensor], a: Any
+    policy: Policy, seen: Tensor, sample: Tensor, asked: Tree, given: tuple[Tensor, ...], new: list[Tensor], args: Args
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The losses of the rows in parts, and where they count; the log-probs are put into ``new``."""
     before, anchor, advantage, hole = given
-    for i in cut(torch.arange(len(seen), device=seen.device), a.micro_batch_size):
+    for i in cut(torch.arange(len(seen), device=seen.device), args.micro_batch_size):
         logp = one_pass(policy.denoiser, seen[i], sample[i], policy, index_rows(asked, i))
         new.append(logp.detach())
         gain = advantage[i, None].expand_as(logp)
-        loss = ppo_clip(logp, before[i], gain, a.clip) + a.beta * k3(logp, anchor[i])
+        loss = ppo_clip(logp, before[i], gain, args.clip_range) + args.kl_coef * k3(logp, anchor[i])
         del logp  # nothing of a piece outlives its turn
         yield loss, hole[i]
         del loss

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,23 +42,24 @@ from denoiserl.core.rng import Rng
 from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 
 @dataclass(frozen=True)
 class Args:
-    updates: int = 2000
+    num_updates: int = 2000
     """gradient steps"""
-    batch: int = 128
-    """sequences a gradient step"""
+    batch_size: int = 128
+    """items per gradient step; sequences"""
     micro_batch_size: int | None = None
-    """rows of one forward; the update is that of the whole batch; none: all"""
+    """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
+    that of the whole batch"""
     lr: float = 3e-3
-    """AdamW's learning rate, with cosine decay"""
+    """learning rate; of AdamW, with cosine decay"""
 
 
 def improve(
-    policy: Policy, data: Tensor | dict[str, Tensor], a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, data: Tensor | dict[str, Tensor], args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is)."""
     process = policy.process
@@ -86,8 +86,8 @@ def improve(
         live = ~cond["padding"] if live is None else live
     if live is not None and bool((~live).all(-1).any()):
         raise InvalidInputError("a row of live has no True: there is nothing to learn from it, leave it out")
-    sizes = {"batch": a.batch, "lr": a.lr, "micro_batch_size": a.micro_batch_size}
-    yield from fit(process, policy.denoiser, tokens, cond, a.updates, rng, live=live, keep=keep, **sizes)
+    sizes = {"batch": args.batch_size, "lr": args.lr, "micro_batch_size": args.micro_batch_size}
+    yield from fit(process, policy.denoiser, tokens, cond, args.num_updates, rng, live=live, run=run, **sizes)
 
 
 def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:

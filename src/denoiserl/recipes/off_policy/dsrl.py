@@ -20,22 +20,21 @@ keep what was learned about actions apart from which noise produced them:
     L_π = α log π_W(w | s) − min Q_W(s, w)
 
 so that ``demos``, actions whose noise nobody knows, teach Q_A too. Without, Q_W learns from rewards itself, with the
-entropy in its target: plain SAC on noise, which never calls the base while it learns. No gradient passes through G.
-As published: b = 1.5, targets that follow with τ = 0.005, a target entropy of 0, first decisions from the base alone
-(w ~ N(0, I)), layer norm in the critics.
-The paper's tables say 20 updates a decision and 10 of Q_W for each; what is released makes 2.5 to 5 updates a decision,
-by task, and half an update of Q_W for each. Here there are 2, and one of Q_W for each, at a higher learning rate, so
-that it runs on a laptop. Further differences: perceptrons of GELUs; the bound holds for the aliased variant too; ticks
-of the environment are counted, not chunks; a decision of noise makes the whole plan, so nothing is masked where an
-episode ends inside a chunk (there is no ratio, and Q_A sees the plan); ``alpha_least`` keeps π_W exploring: released
-runs dip below the base where the temperature falls under 0.1 before the critics know enough, and ``demos`` or a longer
-``begin`` help as well. Rewards are scaled and shifted by ``scale`` and ``shift`` (a decision); −1 with success as the
-end makes a sparse reward dense.
+entropy in its target: plain SAC on noise, which never calls the base while it learns. No gradient passes through G. As
+published: b = 1.5, targets that follow with τ = 0.005, a target entropy of 0, first decisions from the base alone (w ~
+N(0, I)), layer norm in the critics. The paper's tables say 20 updates a decision and 10 of Q_W for each; what is
+released makes 2.5 to 5 updates a decision, by task, and half an update of Q_W for each. Here there are 2, and one of
+Q_W for each, at a higher learning rate, so that it runs on a laptop. Further differences: perceptrons of GELUs; the
+bound holds for the aliased variant too; ticks of the environment are counted, not chunks; a decision of noise makes the
+whole plan, so nothing is masked where an episode ends inside a chunk (there is no ratio, and Q_A sees the plan);
+``min_temperature`` keeps π_W exploring: released runs dip below the base where the temperature falls under 0.1 before
+the critics know enough, and ``demos`` or a longer ``learning_starts`` help as well. Rewards are scaled and shifted by
+``reward_scale`` and ``reward_shift`` (a decision); −1 with success as the end makes a sparse reward dense.
 
 Start from ``control.noise_steering.steer(policy, obs=...)``; ``spread=1`` there and no training is the baseline *narrow
-noise*. ``serve="best"`` is the baseline that never steers: all data come from the base alone, everything learns from
-them as above (π_W only says which noise follows in the target of Q_A), and the base's best of ``plans`` plans by Q_A is
-served.
+noise*. ``eval_with="best"`` is the baseline that never steers: all data come from the base alone, everything learns
+from them as above (π_W only says which noise follows in the target of Q_A), and the base's best of ``num_candidates``
+plans by Q_A is served.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of 0.54 (the base by its ODE; 0.55 with narrow noise,
 0.24 with no noise at all, where learning begins) to 0.98 in 10 iterations of 480 ticks and 1.00 from 20 on (50 held-out
@@ -71,90 +70,91 @@ from denoiserl.envs import Collector
 from denoiserl.losses import half_squared_error
 from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 SERVES = ("steered", "best")
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 60
-    """collect-and-update rounds"""
-    copies: int = 8
-    """environments side by side"""
-    steps: int = 12
-    """chunks each environment plays an iteration"""
-    begin: int = 400
-    """first decisions, by the base alone; learning waits for a batch of them too"""
+    iterations: int = 60
+    """iterations of the run; collect and update"""
+    num_envs: int = 8
+    """parallel environments"""
+    rollout_steps: int = 12
+    """decisions per environment and iteration"""
+    learning_starts: int = 400
+    """decisions before learning starts; taken by the base alone; a full batch is needed too"""
     aliased: bool = True
-    """two kinds of critics, of actions and of noise"""
-    serve: Literal["steered", "best"] = "steered"
-    """the noise that it learned, or a baseline: the best of the base's own plans by the critics of actions"""
-    plans: int = 16
-    """plans that ``best`` chooses from"""
-    noise_steps: int = 1
-    """updates of the critic of noise for one of the critic of actions (10 in the paper, a half as released)"""
+    """learn two kinds of critics, of actions and of noise"""
+    eval_with: Literal["steered", "best"] = "steered"
+    """what the policy is served with; the learned noise, or as a baseline the best of the base's own plans by the
+    critics of actions"""
+    num_candidates: int = 16
+    """candidates that the served action is chosen from; only where "best" is what it is served with"""
+    noise_critic_updates: int = 1
+    """updates of the critic of noise per update of the critic of actions; 10 in the paper, a half as released"""
     utd: float = 2.0
-    """updates a decision (20 in the paper, 2.5 to 5 as released)"""
-    batch: int = 128
-    """decisions an update (256 as published)"""
-    capacity: int = 1_000_000
-    """decisions that are remembered"""
-    n: int = 1
-    """decisions of a return"""
+    """updates per decision; 20 in the paper, 2.5 to 5 as released"""
+    batch_size: int = 128
+    """items per gradient step; decisions (256 as published)"""
+    buffer_size: int = 1_000_000
+    """size of the replay buffer, in decisions"""
+    n_step: int = 1
+    """decisions per return"""
     gamma: float = 0.99
-    """discount a tick"""
-    scale: float = 5.0
-    """what rewards are multiplied by"""
-    shift: float = 0.0
-    """what is added to the reward of a decision"""
+    """discount factor per environment step"""
+    reward_scale: float = 5.0
+    """factor of the rewards"""
+    reward_shift: float = 0.0
+    """constant that is added to the reward of a decision"""
     tau: float = 0.005
-    """how fast the targets follow, an update"""
+    """Polyak rate of the target networks"""
     lr: float = 1e-3
-    """the learning rate of everything (3e-4 as published)"""
-    alpha: float = 0.1
-    """the temperature at the start"""
-    alpha_least: float = 0.0
-    """its floor"""
-    entropy: float = 0.0
-    """the entropy of the noise's policy, in units of its box, that the temperature aims at"""
-    critics: int = 2
-    """critics of each kind, whose minimum counts"""
-    width: int = 128
-    """their width"""
+    """learning rate; of all networks (3e-4 as published)"""
+    temperature_init: float = 0.1
+    """entropy temperature at the start"""
+    min_temperature: float = 0.0
+    """lower bound of the entropy temperature"""
+    target_entropy: float = 0.0
+    """entropy that the temperature is tuned to; of the noise, in units of its box"""
+    num_critics: int = 2
+    """number of critics, whose minimum is the target; of each kind"""
+    critic_width: int = 128
+    """width of the critics"""
 
 
 def improve(
-    policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None, demos: Rollout | None = None
+    policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None, demos: Rollout | None = None
 ) -> Iterator[dict]:
     """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
-    keep, net, execute = keep or Keep(), steering(policy), carry(policy)
-    env.discount(a.gamma)
+    run, net, execute = run or Run(), steering(policy), carry(policy)
+    env.discount(args.gamma)
     if (b := bound(policy)) is None:
         raise InvalidInputError("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
-    if demos is not None and not a.aliased:
+    if demos is not None and not args.aliased:
         raise InvalidInputError(
             "nobody knows the noise behind demonstrations: only the aliased variant learns from them"
         )
-    if a.serve not in SERVES:
-        raise InvalidInputError(unknown_name_message(a.serve, SERVES, "way to serve"))
-    if a.serve == "best" and not a.aliased:
+    if args.eval_with not in SERVES:
+        raise InvalidInputError(unknown_name_message(args.eval_with, SERVES, "way to serve"))
+    if args.eval_with == "best" and not args.aliased:
         raise InvalidInputError("only critics of actions can choose among the base's plans: aliased=True")
     shape, (low, high) = (net.rows, policy.event_shape[1]), (env.spec.low, env.spec.high)
     box = TanhCodec.box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
-    size = {"count": a.critics, "width": a.width, "depth": 3, "activation": "gelu", "layer_norm": True}
+    size = {"count": args.num_critics, "width": args.critic_width, "depth": 3, "activation": "gelu", "layer_norm": True}
     critic = rng.init(Critics, env.obs_dim, shape, **size).to(policy.device)
     decided = (execute, policy.event_shape[1])
-    judge = rng.init(Critics, env.obs_dim, decided, **size).to(policy.device) if a.aliased else critic
-    if a.serve == "best":
-        policy.weights.control = BestOfNNoise(ActionValue(judge, box, execute), a.plans)
-    slow, heat = target_copy(judge), Temperature(a.alpha, a.alpha_least).to(policy.device)
-    learners = {"latent": net.latent, "critic": critic, "heat": heat, **({"judge": judge} if a.aliased else {})}
-    opts = {f"{name} opt": adamw(module.parameters(), a.lr) for name, module in learners.items()}
+    judge = rng.init(Critics, env.obs_dim, decided, **size).to(policy.device) if args.aliased else critic
+    if args.eval_with == "best":
+        policy.weights.control = BestOfNNoise(ActionValue(judge, box, execute), args.num_candidates)
+    slow, heat = target_copy(judge), Temperature(args.temperature_init, args.min_temperature).to(policy.device)
+    learners = {"latent": net.latent, "critic": critic, "heat": heat, **({"judge": judge} if args.aliased else {})}
+    opts = {f"{name} opt": adamw(module.parameters(), args.lr) for name, module in learners.items()}
     check_optimizer_covers(list(opts.values()), net, critic, heat, judge)
-    replay, chosen = ReplayBuffer(a.capacity, policy.device, keep.folder and keep.folder / "replay"), []
-    begin = a.begin + (
-        0 if demos is None else remember(replay, demos, box, a, torch.zeros(*demos.reward.shape, *shape))
+    replay, chosen = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay"), []
+    begin = args.learning_starts + (
+        0 if demos is None else remember(replay, demos, box, args, torch.zeros(*demos.reward.shape, *shape))
     )
 
     def decide(cond: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ def improve(
     @torch.no_grad()
     def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:
         obs = obs.to(policy.device)
-        alone = a.serve == "best" or replay.count < begin
+        alone = args.eval_with == "best" or replay.count < begin
         chosen.append(rng.normal(len(obs), *shape) / b if alone else decide(policy.codec.condition(obs))[0])
         return decode_noise_to_action(policy, obs, chosen[-1])[:, :execute], None
 
@@ -174,34 +174,34 @@ def improve(
         return ActionValue(critics, box, execute)(policy, obs, decode_noise(policy, obs, z))
 
     named = {**learners, **opts, "slow": slow, "policy": policy, "replay": replay, "rng": rng, "env": env}
-    for it in keep.loop(a.iters, **named):
+    for it in run.loop(args.iterations, **named):
         row = {} if it else {"action spread": check_noise_effect(policy, env.obs[:16].to(policy.device), rng)}
         before, seen = replay.count, []
-        ep = env.collect(act, a.steps, rng)
-        remember(replay, ep, box, a, torch.stack(chosen))
+        ep = env.collect(act, args.rollout_steps, rng)
+        remember(replay, ep, box, args, torch.stack(chosen))
         chosen.clear()
-        for rows in due_minibatches(replay, before, a, rng, begin):
+        for rows in due_minibatches(replay, before, args.utd, args.batch_size, begin, args.gamma, args.n_step, rng):
             cond, alpha = policy.codec.condition(rows["obs"]), heat.alpha
             with torch.no_grad():
                 after = policy.codec.condition(rows["next_obs"])
                 z, logp = decide(after)
-                future = q(rows["next_obs"], z, slow) if a.aliased else slow(after, z).amin(0) - alpha * logp
-                y = (rows["reward"] + rows["discount"] * future).expand(a.critics, -1)
-            guess = judge(cond, rows["action" if a.aliased else "z"])
+                future = q(rows["next_obs"], z, slow) if args.aliased else slow(after, z).amin(0) - alpha * logp
+                y = (rows["reward"] + rows["discount"] * future).expand(args.num_critics, -1)
+            guess = judge(cond, rows["action" if args.aliased else "z"])
             error = optimizer_step(
-                opts["judge opt" if a.aliased else "critic opt"], half_squared_error(guess, y).sum(0).mean()
+                opts["judge opt" if args.aliased else "critic opt"], half_squared_error(guess, y).sum(0).mean()
             )["loss"]
-            for _ in range(a.noise_steps if a.aliased else 0):
+            for _ in range(args.noise_critic_updates if args.aliased else 0):
                 z = rng.normal(len(cond), *shape) / b
                 with torch.no_grad():
-                    y = q(rows["obs"], z, judge).expand(a.critics, -1)
+                    y = q(rows["obs"], z, judge).expand(args.num_critics, -1)
                 optimizer_step(opts["critic opt"], half_squared_error(critic(cond, z), y).sum(0).mean())
             with frozen(critic):
                 z, logp = decide(cond)
                 value = critic(cond, z).amin(0)
                 optimizer_step(opts["latent opt"], (alpha * logp - value).mean())
-            optimizer_step(opts["heat opt"], heat.loss(logp.detach(), a.entropy).mean())
-            polyak_update(slow, judge, a.tau)
+            optimizer_step(opts["heat opt"], heat.loss(logp.detach(), args.target_entropy).mean())
+            polyak_update(slow, judge, args.tau)
             seen.append((error, float(value.detach().mean()), -float(logp.detach().mean()), float(alpha)))
         means = torch.tensor(seen).mean(0).tolist() if seen else ()
         yield (
@@ -225,9 +225,11 @@ class ActionValue(nn.Module):
         return self.critics(policy.codec.condition(cond), action).amin(0)
 
 
-def remember(replay: ReplayBuffer, ep: Rollout, box: TanhCodec, a: Any, z: Tensor) -> int:
+def remember(replay: ReplayBuffer, ep: Rollout, box: TanhCodec, args: Args, z: Tensor) -> int:
     """Take in decisions with their noise ``z`` [T, B, r, d] in units of the bound; say how many there were."""
-    return replay.add(ep, reward=a.scale * ep.reward + a.shift, action=to_unit_box(box, ep.action), z=z)
+    return replay.add(
+        ep, reward=args.reward_scale * ep.reward + args.reward_shift, action=to_unit_box(box, ep.action), z=z
+    )
 
 
 SIGNAL = "env"

@@ -11,13 +11,13 @@ output: actions
 process: diffusion, one-step
 likelihood: none
 
-SAC, with many updates a decision. Every ``every`` decisions a diffusion model (EDM) is trained from scratch on the
-transitions that the replay buffer holds, x = [s, a, r, s', done], and draws ``rows`` new ones; from then on the share
-``share`` of every batch is drawn from those,
+SAC, with many updates a decision. Every ``refill_every`` decisions a diffusion model (EDM) is trained from scratch on
+the transitions that the replay buffer holds, x = [s, a, r, s', done], and draws ``num_synthetic`` new ones; from then
+on the share ``synthetic_fraction`` of every batch is drawn from those,
 
     batch = (1 − share) · real  ∪  share · made
 
-and SAC itself, ``recipes.off_policy.sac``, is as it was. ``share=0`` is SAC at the same number of updates.
+and SAC itself, ``recipes.off_policy.sac``, is as it was. ``synthetic_fraction=0`` is SAC at the same number of updates.
 
 As published: a share of a half, retraining from scratch every 10 000 decisions, log-normal levels, Heun's sampler, ends
 of episodes left raw and thresholded. Differences: no churn, which widens what is made in so few steps; a smaller model
@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -44,37 +43,42 @@ from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transit
 from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
 class Args(sac.Args):
     utd: float = 8.0
-    """updates a decision"""
+    """updates per decision"""
     layer_norm: bool = True
-    """layer norm in the critics"""
-    share: float = 0.5
-    """of every batch, what is made (0: SAC)"""
-    every: int = 2500
-    """decisions between two models"""
-    rows: int = 20_000
-    """transitions that a model makes"""
-    model: Model = Model(updates=3000, width=128, depth=3)
+    """use layer norm in the critics"""
+    synthetic_fraction: float = 0.5
+    """fraction of each batch that is synthetic; 0: SAC"""
+    refill_every: int = 2500
+    """how often synthetic data are generated anew; in decisions"""
+    num_synthetic: int = 20_000
+    """synthetic transitions per generator"""
+    model: Model = Model(num_updates=3000, width=128, depth=3)
     """the diffusion model of transitions"""
 
 
-def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, in an environment."""
-    keep = keep or Keep()
+    run = run or Run()
     require_squashed_policy(policy, "SynthER")
-    if a.every < a.model.batch:
-        raise RunError(f"the first model learns from {a.every} decisions, fewer than its batch of {a.model.batch}")
-    mixed = MixedReplayBuffer(ReplayBuffer(a.capacity, policy.device, keep.folder and keep.folder / "replay"), a.share)
+    if args.refill_every < args.model.batch_size:
+        raise RunError(
+            f"the first model learns from {args.refill_every} decisions, fewer than its batch of "
+            f"{args.model.batch_size}"
+        )
+    mixed = MixedReplayBuffer(
+        ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay"), args.synthetic_fraction
+    )
     edge = torch.ones(policy.event_shape[-1])  # the buffer holds decisions, in [−1, 1]
-    for row in sac.improve(policy, env, a, rng, keep, replay=mixed):
-        if a.share and mixed.count - mixed.filled >= a.every:
-            known = buffer_to_transitions(mixed.real, -edge, edge, a.gamma)
-            made, dropped = train_generator_now(known, a.model, rng, policy.device).sample(a.rows, rng)
+    for row in sac.improve(policy, env, args, rng, run, replay=mixed):
+        if args.synthetic_fraction and mixed.count - mixed.filled >= args.refill_every:
+            known = buffer_to_transitions(mixed.real, -edge, edge, args.gamma)
+            made, dropped = train_generator_now(known, args.model, rng, policy.device).sample(args.num_synthetic, rng)
             mixed.refill(made.replay(device=policy.device))
             row |= {"made": float(len(made)), "dropped": dropped}
         yield row
@@ -83,4 +87,4 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
 SIGNAL = "env"
 START = "squashed"
 DEFAULT_TASK = "env"
-DEFAULT_TASK_ARGS = {"env": "Pendulum-v1", "chunk": 1, "width": 64}
+DEFAULT_TASK_ARGS = {"env": "Pendulum-v1", "action_horizon": 1, "policy_width": 64}

@@ -15,11 +15,11 @@ A decision is a = tanh μ(s), in units of the actions' box; it explores with noi
 of critics and actor that follow slowly, and rows from a replay buffer,
 
     y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1)),   ε ~ N(0, σ²)
-    L_Q = ½ (Q(s, a) − y)²,   every ``delay`` updates L_π = −Q₁(s, μ(s))
+    L_Q = ½ (Q(s, a) − y)²,   every ``policy_delay`` updates L_π = −Q₁(s, μ(s))
 
 As published: exploration noise 0.1, smoothing 0.2 clipped at 0.5, a delay of 2, an even start without learning, one
-update a decision; a time limit bootstraps. Differences: updates come after every ``steps`` decisions instead of after
-each; the std that the policy's network also answers is not used, and neither learns nor draws.
+update a decision; a time limit bootstraps. Differences: updates come after every ``rollout_steps`` decisions instead of
+after each; the std that the policy's network also answers is not used, and neither learns nor draws.
 
 Expect, with the defaults, Pendulum-v1 from a return of -1300 to about -184 of 20 held-out starts (-350, -184, -186 and
 -182 after 6 000, 9 000, 12 000 and 15 000 ticks; one seed).
@@ -49,59 +49,62 @@ from denoiserl.envs import Collector
 from denoiserl.losses import half_squared_error
 from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 300
-    """collect-and-update rounds"""
-    copies: int = 1
-    """environments side by side"""
-    steps: int = 50
-    """decisions each environment takes an iteration"""
-    begin: int = 500
-    """first decisions, without learning; it waits for a batch of them too"""
-    first: Literal["even", "policy"] = "even"
-    """who takes them: chance, evenly in the box, or the policy, for one that knows something already"""
-    explore: float = 0.1
-    """std of the noise on decisions, in half widths of the box"""
-    smooth: float = 0.2
-    """std of the noise on the target's decisions"""
-    smooth_clip: float = 0.5
-    """its largest value"""
-    delay: int = 2
-    """updates of the critics for one of the actor and the targets"""
+    iterations: int = 300
+    """iterations of the run; collect and update"""
+    num_envs: int = 1
+    """parallel environments"""
+    rollout_steps: int = 50
+    """decisions per environment and iteration"""
+    learning_starts: int = 500
+    """decisions before learning starts; a full batch is needed too"""
+    warmup_policy: Literal["random", "policy"] = "random"
+    """how actions are chosen before learning starts; uniformly at random, or by the policy, for one that is
+    pretrained"""
+    exploration_noise: float = 0.1
+    """std of the noise on actions, in half widths of the action box"""
+    target_noise: float = 0.2
+    """std of the noise on the target action, in half widths of the action box"""
+    target_noise_clip: float = 0.5
+    """largest noise on the target action"""
+    policy_delay: int = 2
+    """updates of the critics per update of the policy and the targets"""
     utd: float = 1.0
-    """updates of the critics a decision"""
-    batch: int = 256
-    """decisions an update"""
-    capacity: int = 1_000_000
-    """decisions that are remembered"""
-    n: int = 1
-    """decisions of a return"""
+    """updates per decision; of the critics"""
+    batch_size: int = 256
+    """items per gradient step; decisions"""
+    buffer_size: int = 1_000_000
+    """size of the replay buffer, in decisions"""
+    n_step: int = 1
+    """decisions per return"""
     gamma: float = 0.99
-    """discount a tick"""
+    """discount factor per environment step"""
     tau: float = 0.005
-    """how fast the targets follow"""
+    """Polyak rate of the target networks"""
     lr: float = 1e-3
-    """the learning rate of actor and critics"""
-    width: int = 64
-    """the critics' width: 256 as published"""
+    """learning rate; of policy and critics"""
+    critic_width: int = 64
+    """width of the critics; 256 as published"""
     layer_norm: bool = False
-    """layer norm in the critics"""
+    """use layer norm in the critics"""
 
 
-def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""
-    keep, codec = keep or Keep(), require_squashed_policy(policy, "TD3")
+    run, codec = run or Run(), require_squashed_policy(policy, "TD3")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
-    env.discount(a.gamma)
-    critic = rng.init(Critics, env.obs_dim, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
+    env.discount(args.gamma)
+    critic = rng.init(Critics, env.obs_dim, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm).to(
+        policy.device
+    )
     slow, _ = target_copy(critic), policy.weights.snapshot("slow")
-    opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
+    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
     check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
-    replay = ReplayBuffer(a.capacity, policy.device, keep.folder and keep.folder / "replay")
+    replay = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
 
     def mean(cond: Tensor, using: str | None = None) -> Tensor:
         return torch.tanh(action_distribution(policy, cond, using).base.mean)
@@ -109,24 +112,28 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
     def noised(decision: Tensor, std: float, most: float, rng: Rng) -> Tensor:
         return (decision + (std * rng.normal(*decision.shape)).clamp(-most, most)).clamp(-1, 1)
 
-    act = exploration_actor(policy, codec, replay, a, lambda cond, rng: noised(mean(cond), a.explore, 2.0, rng))
+    ready = args.utd, args.batch_size, args.learning_starts
+    explore = lambda cond, rng: noised(mean(cond), args.exploration_noise, 2.0, rng)  # noqa: E731
+    act = exploration_actor(policy, codec, replay, explore, args.learning_starts, args.warmup_policy)
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in keep.loop(a.iters, **named, replay=replay, env=env):
-        before, ep, seen = replay.count, env.collect(act, a.steps, rng), []
+    for _ in run.loop(args.iterations, **named, replay=replay, env=env):
+        before, ep, seen = replay.count, env.collect(act, args.rollout_steps, rng), []
         replay.add(ep, action=to_unit_box(codec, ep.action))
-        for i, rows in enumerate(due_minibatches(replay, before, a, rng), due(before, a) + 1):
+        for i, rows in enumerate(
+            due_minibatches(replay, before, *ready, args.gamma, args.n_step, rng), due(before, *ready) + 1
+        ):
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
             with torch.no_grad():
-                action = noised(mean(after, "slow"), a.smooth, a.smooth_clip, rng)
+                action = noised(mean(after, "slow"), args.target_noise, args.target_noise_clip, rng)
                 y = rows["reward"] + rows["discount"] * slow(after, action).amin(0)
             value = critic(cond, rows["action"])
             error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean())["loss"]
             seen.append((error, float(value.detach().mean())))
-            if i % a.delay == 0:
+            if i % args.policy_delay == 0:
                 with frozen(critic):
                     optimizer_step(opt, -critic(cond, mean(cond))[0].mean())
-                polyak_update(slow, critic, a.tau)
-                policy.weights.ema_update("slow", 1 - a.tau)
+                polyak_update(slow, critic, args.tau)
+                policy.weights.ema_update("slow", 1 - args.tau)
         means = torch.tensor(seen).mean(0).tolist() if seen else ()
         yield rollout_metrics(ep) | dict(zip(("critic loss", "value"), means, strict=bool(seen)))
 
@@ -134,5 +141,5 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
 SIGNAL = "env"
 START = "squashed"
 DEFAULT_TASK = "env"
-DEFAULT_TASK_ARGS = {"env": "Pendulum-v1", "chunk": 1, "width": 64}
+DEFAULT_TASK_ARGS = {"env": "Pendulum-v1", "action_horizon": 1, "policy_width": 64}
 GROWS: dict[str, Any] = {}

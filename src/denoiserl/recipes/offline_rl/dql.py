@@ -17,14 +17,14 @@ A decision a₀ is the end of K denoising steps, and the gradient of its value f
     L_π = L_denoise(a | s) − η E[Q(s, a₀)] / E|Q(s, a₀)|,   a₀ ~ π(s)
 
 One of the twin critics, chosen by a coin, is climbed, and the other one sets the pace. When it serves, the best of
-``candidates`` decisions is taken, or one drawn by a softmax of their values; that control is saved with the policy.
+``num_candidates`` decisions is taken, or one drawn by a softmax of their values; that control is saved with the policy.
 
-As published: K = 5, targets of critics and policy that follow with 0.005, a softmax of temperature 1 over 50
-candidates (``temperature``; values are about 100 there, so that it nearly takes the best), η from 0.05 to 2 by data
-set, clipped gradients, the largest of several target values for mazes (``backup``), and imitation at the K levels of
-the chain alone: at continuous times it leaves those levels free to follow the critic out of the data. Differences: the
-denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule; E|Q| has a floor of 1e-3;
-targets follow from the first update; smaller networks and fewer updates.
+As published: K = 5, targets of critics and policy that follow with 0.005, a softmax of temperature 1 over 50 candidates
+(``choice_temperature``; values are about 100 there, so that it nearly takes the best), η from 0.05 to 2 by data set,
+clipped gradients, the largest of several target values for mazes (``num_backup_samples``), and imitation at the K
+levels of the chain alone: at continuous times it leaves those levels free to follow the critic out of the data.
+Differences: the denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule; E|Q| has a
+floor of 1e-3; targets follow from the first update; smaller networks and fewer updates.
 
 The policy, without its control (``policy.with_controller(None)``), is the kind that DPPO improves further online.
 
@@ -54,57 +54,59 @@ from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 20
-    """iterations, after some of which the policy is judged"""
-    updates: int = 100
-    """updates an iteration"""
-    batch: int = 128
-    """decisions an update (256 as published)"""
-    eta: float = 1.0
-    """weight of the critic against imitation"""
-    backup: int = 1
-    """decisions in the next state whose largest value counts (10 as published for mazes)"""
-    candidates: int = 16
-    """decisions that one is chosen from when the policy serves"""
-    temperature: float = 0.0
-    """of the softmax over their values that draws it (1 as published); 0 takes the best"""
-    n: int = 10
-    """decisions of a return: 10 suits sparse rewards (1 as published)"""
+    iterations: int = 20
+    """iterations of the run"""
+    updates_per_iteration: int = 100
+    """updates per iteration"""
+    batch_size: int = 128
+    """items per gradient step; decisions (256 as published)"""
+    q_weight: float = 1.0
+    """weight of the critic's value in the policy loss; η"""
+    num_backup_samples: int = 1
+    """actions per next state, of which the largest value is the target; 10 as published for mazes"""
+    num_candidates: int = 16
+    """candidates that the served action is chosen from; by their values"""
+    choice_temperature: float = 0.0
+    """temperature of the softmax over values that chooses among the candidates; 0 takes the best (1 as published)"""
+    n_step: int = 10
+    """decisions per return; 10 suits sparse rewards (1 as published)"""
     gamma: float = 0.99
-    """discount a tick"""
+    """discount factor per environment step"""
     tau: float = 0.005
-    """how fast the targets follow"""
+    """Polyak rate of the target networks"""
     lr: float = 1e-3
-    """the learning rate of actor and critics (3e-4 as published)"""
-    clip: float = 1.0
-    """the largest norm of a gradient"""
-    width: int = 128
-    """the critics' width"""
+    """learning rate; of policy and critics (3e-4 as published)"""
+    max_grad_norm: float = 1.0
+    """largest norm of the gradient"""
+    critic_width: int = 128
+    """width of the critics"""
     layer_norm: bool = True
-    """layer norm in the critics"""
+    """use layer norm in the critics"""
 
 
 def improve(
-    policy: Policy, data: EpisodeDataset | ReplayBuffer, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Improve a denoising policy from logged data; it serves what its critics value."""
-    keep = keep or Keep()
+    run = run or Run()
     if isinstance(policy.codec, TanhCodec) or len(policy.eval_steps) < 2:
         raise InvalidInputError(
             "DQL improves policies that denoise: start 'diffusion' or 'flow' (td3_bc and iql take others)"
         )
-    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
+    replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
+    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm).to(
+        policy.device
+    )
     slow, _ = target_copy(critic), policy.weights.snapshot("slow")
-    policy.weights.control = make_q_controller(slow, a.candidates, a.temperature)
-    opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
+    policy.weights.control = make_q_controller(slow, args.num_candidates, args.choice_temperature)
+    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
     check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
     drawn = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=len(policy.eval_steps))
     times = policy.eval_steps.times[: len(policy.eval_steps)].float().to(policy.device)
@@ -113,26 +115,30 @@ def improve(
     @torch.no_grad()
     def goal(after: Tensor) -> Tensor:
         """The value of what follows [B]."""
-        many = after.repeat_interleave(a.backup, 0)
-        return slow(many, following(many, rng).sample).unflatten(1, (-1, a.backup)).amax(-1).amin(0)
+        many = after.repeat_interleave(args.num_backup_samples, 0)
+        return slow(many, following(many, rng).sample).unflatten(1, (-1, args.num_backup_samples)).amax(-1).amin(0)
 
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in keep.loop(a.iters, given=data, **named):
+    for _ in run.loop(args.iterations, given=data, **named):
         seen = []
-        for rows in minibatches(replay, a.updates, a.batch, a.gamma, rng):
+        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, done = rows["obs"], rows["action"]
             y = rows["reward"] + rows["discount"] * goal(rows["next_obs"])
             value = critic(cond, done)
-            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
+            error = optimizer_step(
+                critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), args.max_grad_norm
+            )["loss"]
             t = times[rng.integers(0, len(times), len(done))]
             imitation = training_losses(
                 policy.process, policy.denoiser, done, cond, rng, t=t, counts=rows["counts"]
             ).mean()
             with frozen(critic):
                 one, other = critic(cond, drawn(cond, rng).sample)[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
-                optimizer_step(opt, imitation + a.eta * normalized_q_loss(one, other.detach()).mean(), a.clip)
-            polyak_update(slow, critic, a.tau)
-            policy.weights.ema_update("slow", 1 - a.tau)
+                optimizer_step(
+                    opt, imitation + args.q_weight * normalized_q_loss(one, other.detach()).mean(), args.max_grad_norm
+                )
+            polyak_update(slow, critic, args.tau)
+            policy.weights.ema_update("slow", 1 - args.tau)
             seen.append((float(imitation.detach()), error, float(value.detach().mean()), float(one.detach().mean())))
         names = ("imitation loss", "critic loss", "value", "value of its own")
         yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))

@@ -51,77 +51,79 @@ from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, ddim, time_grid
 from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 100
-    """iterations, after some of which the policy is judged"""
-    updates: int = 100
-    """updates an iteration"""
-    batch: int = 256
-    """decisions an update"""
-    alpha: float = 3.0
-    """weight of the teacher against the critic"""
-    walk: int = 10
-    """Euler steps of the teacher (K)"""
-    n: int = 1
-    """decisions of a return"""
+    iterations: int = 100
+    """iterations of the run"""
+    updates_per_iteration: int = 100
+    """updates per iteration"""
+    batch_size: int = 256
+    """items per gradient step; decisions"""
+    bc_weight: float = 3.0
+    """weight of the imitation loss; the distance to the teacher"""
+    flow_steps: int = 10
+    """Euler steps K of the teacher"""
+    n_step: int = 1
+    """decisions per return"""
     gamma: float = 0.99
-    """discount a tick"""
+    """discount factor per environment step"""
     tau: float = 0.005
-    """how fast the critics' target follows"""
+    """Polyak rate of the target networks"""
     lr: float = 1e-3
-    """the learning rate of actors and critics (3e-4 as published)"""
-    clip: float = 1.0
-    """the largest norm of a gradient"""
-    width: int = 128
-    """the critics' width (512 as published)"""
+    """learning rate; of policy and critics (3e-4 as published)"""
+    max_grad_norm: float = 1.0
+    """largest norm of the gradient"""
+    critic_width: int = 128
+    """width of the critics; 512 as published"""
     layer_norm: bool = True
-    """layer norm in the critics"""
+    """use layer norm in the critics"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that decides in one step of a flow from logged data."""
-    keep, process = keep or Keep(), policy.process
+    run, process = run or Run(), policy.process
     free = isinstance(process, Diffusion) and process.clip is None and policy.eval_steps.dense == (False,)
     if not isinstance(process, Diffusion) or not free or isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "FQL improves policies that decide in one step of a flow: start 'student', Diffusion(linear) without clip, "
             "served by process.steps(time_grid(1), ddim(0.0)); dql takes policies of several steps, ofql mean flows"
         )
-    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
+    replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm)
+    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm)
     slow, teacher = target_copy(critic.to(policy.device)), deepcopy(policy.weights.module)
-    opts = {f"{k} opt": adamw(m.parameters(), a.lr) for k, m in {"critic": critic, "teacher": teacher}.items()}
-    opts["opt"] = adamw(policy.parameters(), a.lr)
+    opts = {f"{k} opt": adamw(m.parameters(), args.lr) for k, m in {"critic": critic, "teacher": teacher}.items()}
+    opts["opt"] = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(list(opts.values()), policy.weights.module, critic, teacher)
-    way = process.steps(time_grid(a.walk), ddim(0.0))
+    way = process.steps(time_grid(args.flow_steps), ddim(0.0))
     ends = make_sampler(process, teacher, way, policy.event_shape, record=RecordSample())
     decides = policy.make_sampler(use_eval_steps=True, record=RecordSample())
     decided = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
-    for _ in keep.loop(a.iters, given=data, policy=policy, critic=critic, teacher=teacher, slow=slow, rng=rng, **opts):
+    for _ in run.loop(
+        args.iterations, given=data, policy=policy, critic=critic, teacher=teacher, slow=slow, rng=rng, **opts
+    ):
         seen = []
-        for rows in minibatches(replay, a.updates, a.batch, a.gamma, rng):
+        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
                 y = rows["reward"] + rows["discount"] * slow(after, decides(after, rng).sample.clamp(-1, 1)).mean(0)
             value = critic(cond, done)
             error = optimizer_step(
-                opts["critic opt"], half_squared_error(value, y.expand(2, -1)).sum(0).mean(), a.clip
+                opts["critic opt"], half_squared_error(value, y.expand(2, -1)).sum(0).mean(), args.max_grad_norm
             )["loss"]
             imitation = training_losses(process, teacher, done, cond, rng, counts=rows["counts"]).mean()
-            imitation = optimizer_step(opts["teacher opt"], imitation, a.clip)["loss"]
+            imitation = optimizer_step(opts["teacher opt"], imitation, args.max_grad_norm)["loss"]
             z = rng.normal(*done.shape)
             goal, made = (draw(cond, rng, start=(z, 0)).sample for draw in (ends, decided))
             far = (made - goal.clamp(-1, 1)).square().mean()
             with frozen(critic):
                 own = critic(cond, made.clamp(-1, 1)).mean(0)
-                optimizer_step(opts["opt"], a.alpha * far + normalized_q_loss(own).mean(), a.clip)
-            polyak_update(slow, critic, a.tau)
+                optimizer_step(opts["opt"], args.bc_weight * far + normalized_q_loss(own).mean(), args.max_grad_norm)
+            polyak_update(slow, critic, args.tau)
             seen.append(
                 (imitation, float(far.detach()), error, float(value.detach().mean()), float(own.detach().mean()))
             )

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -48,74 +47,74 @@ from denoiserl.losses import exp_weights, expectile, half_squared_error, weighte
 from denoiserl.nn import Critics, Value, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """iterations, after some of which the policy is judged"""
-    updates: int = 100
-    """updates an iteration"""
-    batch: int = 128
-    """decisions an update (256 as published)"""
+    iterations: int = 40
+    """iterations of the run"""
+    updates_per_iteration: int = 100
+    """updates per iteration"""
+    batch_size: int = 128
+    """items per gradient step; decisions (256 as published)"""
     expectile: float = 0.9
-    """τ: ½ is the mean of what was done, 1 the best of it"""
-    beta: float = 10.0
-    """inverse temperature of the weights, a unit of return; 0 imitates"""
-    cap: float = 100.0
-    """the largest weight"""
-    n: int = 10
-    """decisions of a return: 10 suits sparse rewards (1 as published)"""
+    """expectile τ of Q that V is fitted to; ½ is the mean, 1 the maximum"""
+    inverse_temperature: float = 10.0
+    """inverse temperature β of the exponential weights; per unit of return; 0 imitates"""
+    max_weight: float = 100.0
+    """largest exponential weight"""
+    n_step: int = 10
+    """decisions per return; 10 suits sparse rewards (1 as published)"""
     gamma: float = 0.99
-    """discount a tick"""
+    """discount factor per environment step"""
     tau: float = 0.005
-    """how fast the target follows"""
+    """Polyak rate of the target networks"""
     lr: float = 1e-3
-    """the learning rate of actor and critics (3e-4 as published)"""
-    width: int = 128
-    """the critics' width"""
+    """learning rate; of policy and critics (3e-4 as published)"""
+    critic_width: int = 128
+    """width of the critics"""
     layer_norm: bool = True
-    """layer norm in the critics"""
+    """use layer norm in the critics"""
 
 
 def improve(
-    policy: Policy, data: EpisodeDataset | ReplayBuffer, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Improve a policy of any kind that has a denoising loss or a likelihood, from logged data."""
-    keep = keep or Keep()
+    run = run or Run()
     if isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "IQL fits the likelihood of actions, which a squashed policy lacks on the edge: start 'gaussian'"
         )
-    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
+    replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
-    size, more = replay.columns["obs"].shape[1:], {"width": a.width, "layer_norm": a.layer_norm}
+    size, more = replay.columns["obs"].shape[1:], {"width": args.critic_width, "layer_norm": args.layer_norm}
     critic = rng.init(Critics, size, policy.event_shape, 2, **more).to(policy.device)
     value, slow = rng.init(Value, size, depth=2, **more).to(policy.device), target_copy(critic)
-    opt, critic_opt, value_opt = (adamw(m.parameters(), a.lr) for m in (policy.weights.module, critic, value))
+    opt, critic_opt, value_opt = (adamw(m.parameters(), args.lr) for m in (policy.weights.module, critic, value))
     check_optimizer_covers([opt, critic_opt, value_opt], policy.weights.module, critic, value)
-    fall = warmup_cosine(opt, 0, a.iters * a.updates)
+    fall = warmup_cosine(opt, 0, args.iterations * args.updates_per_iteration)
     learners = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow}
     learners["data"] = replay if replay is data else None  # a buffer that somebody refills
-    for _ in keep.loop(a.iters, given=data, **learners, value=value, value_opt=value_opt, fall=fall, rng=rng):
+    for _ in run.loop(args.iterations, given=data, **learners, value=value, value_opt=value_opt, fall=fall, rng=rng):
         seen = []
-        for rows in minibatches(replay, a.updates, a.batch, a.gamma, rng):
+        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, done = rows["obs"], rows["action"]
             with torch.no_grad():
                 best = slow(cond, done).amin(0)
                 y = rows["reward"] + rows["discount"] * value(rows["next_obs"])
             v = value(cond)
             advantage = best - v.detach()
-            off = optimizer_step(value_opt, expectile(v, best, a.expectile).mean())["loss"]
+            off = optimizer_step(value_opt, expectile(v, best, args.expectile).mean())["loss"]
             error = optimizer_step(critic_opt, half_squared_error(critic(cond, done), y.expand(2, -1)).sum(0).mean())[
                 "loss"
             ]
-            weight = exp_weights(a.beta * advantage, 1.0, a.cap)
+            weight = exp_weights(args.inverse_temperature * advantage, 1.0, args.max_weight)
             each = training_losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"])
             loss = optimizer_step(opt, weighted_loss(each, weight).mean())["loss"]
             fall.step()
-            polyak_update(slow, critic, a.tau)
+            polyak_update(slow, critic, args.tau)
             share = weight.sum().square() / (len(weight) * weight.square().sum())
             seen.append((loss, error, off, float(v.detach().mean()), float(share)))
         names = ("loss", "critic loss", "value loss", "value", "effective share")

@@ -23,11 +23,11 @@ environment does; imitation sees them as they are. Half of the pairs (r, t) have
 matching (``processes.MeanFlow``).
 
 As published: pairs of times from a logit-normal law, twin critics and their minimum, targets that follow with 0.005,
-Q-weighted choice among ``candidates`` when it serves (one is the policy alone), η between 0.001 and 0.5 by data set.
-Differences: a tenth of the pairs is exactly (0, 1), which that law hardly ever draws and one step uses; the network
-reads times at low frequencies (``nn.Paired``), without which one step falls far behind five; one of the critics,
-chosen by a coin, is climbed at a pace that the other one sets, as in DQL; E|Q| has a floor of 1e-3; clipped gradients;
-smaller networks and fewer updates.
+Q-weighted choice among ``num_candidates`` when it serves (one is the policy alone), η between 0.001 and 0.5 by data
+set. Differences: a tenth of the pairs is exactly (0, 1), which that law hardly ever draws and one step uses; the
+network reads times at low frequencies (``nn.Paired``), without which one step falls far behind five; one of the
+critics, chosen by a coin, is climbed at a pace that the other one sets, as in DQL; E|Q| has a floor of 1e-3; clipped
+gradients; smaller networks and fewer updates.
 
 Expect, on the ring bandit (``--data ring``; eight places, one of them twice as good, an eighth of the data there), 0.97
 of the policy's own decisions at the best place with η = 3 after 300 updates of batch 128 and 0.99 with η = 10 after 600
@@ -58,74 +58,78 @@ from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import MeanFlow
 from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 100
-    """iterations, after some of which the policy is judged"""
-    updates: int = 100
-    """updates an iteration"""
-    batch: int = 256
-    """decisions an update"""
-    eta: float = 1.0
-    """weight of the critic against imitation (0.001 to 0.5 as published, by data set)"""
-    candidates: int = 16
-    """decisions that one is chosen from when the policy serves; 1: the policy alone"""
-    temperature: float = 0.0
-    """of the softmax over their values that draws it; 0 takes the best"""
-    n: int = 1
-    """decisions of a return"""
+    iterations: int = 100
+    """iterations of the run"""
+    updates_per_iteration: int = 100
+    """updates per iteration"""
+    batch_size: int = 256
+    """items per gradient step; decisions"""
+    q_weight: float = 1.0
+    """weight of the critic's value in the policy loss; η (0.001 to 0.5 as published, by data set)"""
+    num_candidates: int = 16
+    """candidates that the served action is chosen from; by their values; 1: the policy alone"""
+    choice_temperature: float = 0.0
+    """temperature of the softmax over values that chooses among the candidates; 0 takes the best"""
+    n_step: int = 1
+    """decisions per return"""
     gamma: float = 0.99
-    """discount a tick"""
+    """discount factor per environment step"""
     tau: float = 0.005
-    """how fast the targets follow"""
+    """Polyak rate of the target networks"""
     lr: float = 1e-3
-    """the learning rate of actor and critics (3e-4 as published)"""
-    clip: float = 1.0
-    """the largest norm of a gradient"""
-    width: int = 128
-    """the critics' width (256 as published)"""
+    """learning rate; of policy and critics (3e-4 as published)"""
+    max_grad_norm: float = 1.0
+    """largest norm of the gradient"""
+    critic_width: int = 128
+    """width of the critics; 256 as published"""
     layer_norm: bool = True
-    """layer norm in the critics"""
+    """use layer norm in the critics"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a mean flow that decides in one step from logged data; it serves what its critics value."""
-    keep = keep or Keep()
+    run = run or Run()
     if not isinstance(policy.process, MeanFlow) or len(policy.eval_steps) != 1 or isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "OFQL improves mean flows that decide in one step: start 'meanflow', MeanFlow() with a "
             "MeanVelocityDenoiser of a "
             "network, served by process.steps(time_grid(1)); dql takes policies of several steps"
         )
-    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
+    replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm)
+    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm)
     slow, _ = target_copy(critic.to(policy.device)), policy.weights.snapshot("slow")
-    policy.weights.control = make_q_controller(slow, a.candidates, a.temperature)
-    opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
+    policy.weights.control = make_q_controller(slow, args.num_candidates, args.choice_temperature)
+    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
     check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
     decided = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
     following = policy.with_weights("slow").make_sampler(use_eval_steps=True, record=RecordSample())
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in keep.loop(a.iters, given=data, **named):
+    for _ in run.loop(args.iterations, given=data, **named):
         seen = []
-        for rows in minibatches(replay, a.updates, a.batch, a.gamma, rng):
+        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
                 y = rows["reward"] + rows["discount"] * slow(after, following(after, rng).sample.clamp(-1, 1)).amin(0)
             value = critic(cond, done)
-            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), a.clip)["loss"]
+            error = optimizer_step(
+                critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), args.max_grad_norm
+            )["loss"]
             imitation = training_losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"]).mean()
             with frozen(critic):
                 both = critic(cond, decided(cond, rng).sample.clamp(-1, 1))
                 one, other = both if float(rng.uniform(1)) < 0.5 else both.flip(0)
-                optimizer_step(opt, imitation + a.eta * normalized_q_loss(one, other.detach()).mean(), a.clip)
-            polyak_update(slow, critic, a.tau)
-            policy.weights.ema_update("slow", 1 - a.tau)
+                optimizer_step(
+                    opt, imitation + args.q_weight * normalized_q_loss(one, other.detach()).mean(), args.max_grad_norm
+                )
+            polyak_update(slow, critic, args.tau)
+            policy.weights.ema_update("slow", 1 - args.tau)
             seen.append((float(imitation.detach()), error, float(value.detach().mean()), float(one.detach().mean())))
         names = ("imitation loss", "critic loss", "value", "value of its own")
         yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))

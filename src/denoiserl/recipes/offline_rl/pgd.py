@@ -17,13 +17,14 @@ before the last, the actions are moved along the score of the policy that is lea
     a ← a + c λ_i ĝ,   g = ∇_a Σ_t log π(a_t | s_t),   ĝ = g/‖g‖ (of a window),   λ_i = (1 − i/n) + w sin(π (i + 1)/n)
 
 and the states are left to the model: what is drawn has actions likely under the policy and dynamics of the data, about
-p(τ) Π_t π(a_t | s_t)^λ. Every ``period`` iterations the windows are drawn anew for the policy of that moment; a learner
-of logged data, TD3+BC or IQL, takes the share ``share`` of its batches from them. ``c=0`` draws without guidance.
+p(τ) Π_t π(a_t | s_t)^λ. Every ``refill_every`` iterations the windows are drawn anew for the policy of that moment; a
+learner of logged data, TD3+BC or IQL, takes the share ``synthetic_fraction`` of its batches from them.
+``guidance_scale=0`` draws without guidance.
 
 As published: windows of 32 steps, every eighth of them, the strength's course with w = 0.3, the gradient normalised
 over a window, a deterministic policy taken for N(π(s), 1), actions as atanh in the model, 240 of 256 rows made.
-Differences: g is taken at the posterior mean of the clean window (``denoised``, an option there; the noisy one has no
-states to speak of); no churn, which widens what is made in so few steps; a small U-Net, fewer steps and windows;
+Differences: g is taken at the posterior mean of the clean window (``guide_at_estimate``, an option there; the noisy one
+has no states to speak of); no churn, which widens what is made in so few steps; a small U-Net, fewer steps and windows;
 episodes that ended are told to the end; made transitions stop at a step that is unsure of it.
 
 Expect of the guidance, on windows of four steps of a line whose player has the mean 0, towards a policy with the mean
@@ -37,7 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes.edm_training import Guide
 from denoiserl.recipes.offline_rl import iql, td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 LEARNERS = {"td3_bc": td3_bc, "iql": iql}
 
@@ -62,55 +63,69 @@ LEARNERS = {"td3_bc": td3_bc, "iql": iql}
 @dataclass(frozen=True)
 class Args(td3_bc.Args):
     learner: Literal["td3_bc", "iql"] = "td3_bc"
-    """who learns: TD3+BC ("squashed" policies) or IQL ("gaussian" ones)"""
+    """the method that learns from the windows; TD3+BC ("squashed" policies) or IQL ("gaussian" ones)"""
     expectile: float = 0.9
-    """with IQL: τ"""
-    beta: float = 10.0
-    """with IQL: inverse temperature of the weights"""
-    cap: float = 100.0
-    """with IQL: the largest weight"""
-    c: float = 1.0
-    """strength of the guidance (0: none)"""
-    wave: float = 0.3
-    """by how much it swells in the middle (w)"""
-    denoised: bool = True
-    """take the score at the posterior mean, not at the noisy window"""
-    share: float = 0.9375
-    """of every batch, what is made"""
-    windows: int = 512
-    """windows that are drawn at a time"""
-    period: int = 25
-    """iterations between two draws"""
+    """expectile τ of Q that V is fitted to; with IQL"""
+    inverse_temperature: float = 10.0
+    """inverse temperature β of the exponential weights; with IQL"""
+    max_weight: float = 100.0
+    """largest exponential weight; with IQL"""
+    guidance_scale: float = 1.0
+    """strength of the guidance; 0: none"""
+    guidance_wave: float = 0.3
+    """amplitude w of the guidance's rise in the middle of the chain"""
+    guide_at_estimate: bool = True
+    """take the score at the posterior mean instead of the noisy window"""
+    synthetic_fraction: float = 0.9375
+    """fraction of each batch that is synthetic"""
+    num_windows: int = 512
+    """windows that are generated at a time"""
+    refill_every: int = 25
+    """how often synthetic data are generated anew; in iterations"""
     model: Model = Model()
     """the diffusion model of windows"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy of the learner's kind from logged data."""
-    keep = keep or Keep()
-    if a.learner not in LEARNERS:
-        raise RunError(unknown_name_message(a.learner, LEARNERS, "learner"))
-    if policy.event_shape[0] != 1 or a.n != 1:
+    run = run or Run()
+    if args.learner not in LEARNERS:
+        raise RunError(unknown_name_message(args.learner, LEARNERS, "learner"))
+    if policy.event_shape[0] != 1 or args.n_step != 1:
         raise InvalidInputError(
-            f"PGD guides single actions: take a chunk and n of 1, not {policy.event_shape[0]} and {a.n}"
+            f"PGD guides single actions: take an action_horizon and an n_step of 1, not {policy.event_shape[0]} and "
+            f"{args.n_step}"
         )
-    made = yield from train_window_generator(windowed(policy, data, a.model), a.model, rng, keep.stage("model"))
-    mixed = MixedReplayBuffer(to_replay_buffer(policy, data, a.batch, a.n, a.gamma), a.share)
-    stage = keep.stage("learn")
+    made = yield from train_window_generator(windowed(policy, data, args.model), args.model, rng, run.stage("model"))
+    mixed = MixedReplayBuffer(
+        to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma), args.synthetic_fraction
+    )
+    stage = run.stage("learn")
 
     def refill() -> dict[str, float]:
-        guide = None if a.c == 0 else guidance(made.track, policy, a.c, a.model.steps, a.wave, a.denoised)
-        parts = made.sample(a.windows, rng, guide)
-        rows = conditioned(policy, parts, a.gamma)
+        guide = (
+            None
+            if args.guidance_scale == 0
+            else guidance(
+                made.track,
+                policy,
+                args.guidance_scale,
+                args.model.sampling_steps,
+                args.guidance_wave,
+                args.guide_at_estimate,
+            )
+        )
+        parts = made.sample(args.num_windows, rng, guide)
+        rows = conditioned(policy, parts, args.gamma)
         mixed.refill(rows.replay(device=policy.device))
         with torch.no_grad():
             likely = float(likelihood(policy, rows.obs, rows.action[:, 0]).mean())
         return {"made": float(len(rows)), "log-likelihood of what is made": likely}
 
     news = refill()
-    for row in LEARNERS[a.learner].improve(policy, mixed, a, rng, stage):
+    for row in LEARNERS[args.learner].improve(policy, mixed, args, rng, stage):
         at = stage.current_loop()
-        if at is not None and (at.iteration + 1) % a.period == 0:
+        if at is not None and (at.iteration + 1) % args.refill_every == 0:
             news = refill()
         yield row | news
 
@@ -200,9 +215,9 @@ def conditioned(policy: Policy, parts: dict[str, Tensor], gamma: float) -> Trans
     return replace(rows, obs=seen(rows.obs), next_obs=seen(rows.next_obs))
 
 
-def start(a: Args) -> str:
+def start(args: Args) -> str:
     """Return the kind of policy that the learner starts from."""
-    return LEARNERS[a.learner].START
+    return LEARNERS[args.learner].START
 
 
 SIGNAL = "data"

@@ -11,17 +11,17 @@ output: actions
 process: diffusion, one-step
 likelihood: none
 
-A diffusion model (EDM) learns the transitions x = [s, a, r, s', done] of logged data and draws ``rows`` new ones; a
-learner of logged data, TD3+BC, then learns from those as from any recording. With ``share`` below 1, the rest of every
-batch is real. What is made is as good as ``denoiserl upsample`` says.
+A diffusion model (EDM) learns the transitions x = [s, a, r, s', done] of logged data and draws ``num_synthetic`` new
+ones; a learner of logged data, TD3+BC, then learns from those as from any recording. With ``synthetic_fraction`` below
+1, the rest of every batch is real. What is made is as good as ``denoiserl upsample`` says.
 
     L = (σ² + 1)/σ² · |D(x + σ ε; σ) − x|²,   ln σ ~ N(−1.2, 1.2²);   x made by Heun's method from σ = 80 to 0
 
 As published: the levels, Heun's sampler, learning from made rows alone, ends of episodes left raw and thresholded at a
 half. Differences: no churn (``model.churn``), which widens what is made in so few steps; fields of their kinds (angles
 stay on the circle, binary numbers binary); rows whose end is unsure are drawn again; a smaller model, fewer updates and
-rows (100 000 of width 1024, and 5 million, as published), so that it runs on a laptop; ``by="noise"`` makes copies with
-noise instead, the augmentation it is compared with.
+rows (100 000 of width 1024, and 5 million, as published), so that it runs on a laptop; ``generator="noise"`` makes
+copies with noise instead, the augmentation it is compared with.
 
 Expect of what is made, from 3600 transitions of Pendulum-v1 under random actions, after 3000 updates of width 128 and
 in 32 steps: Kolmogorov-Smirnov distances of 0.03 at most, correlations that change by 0.01, next states 2 % of a
@@ -44,45 +44,47 @@ from denoiserl.data.transitions import Transitions, to_transitions, transitions
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl import td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
 class Args(td3_bc.Args):
-    rows: int = 50_000
-    """transitions that are made"""
-    share: float = 1.0
-    """of every batch, what is made"""
-    by: Literal["diffusion", "noise"] = "diffusion"
-    """who makes them: a diffusion model, or noise on copies"""
-    blur: float = 0.05
-    """with noise: its std, in standard deviations of the data"""
+    num_synthetic: int = 50_000
+    """synthetic transitions per generator"""
+    synthetic_fraction: float = 1.0
+    """fraction of each batch that is synthetic"""
+    generator: Literal["diffusion", "noise"] = "diffusion"
+    """what makes the transitions; a diffusion model, or noise on copies"""
+    noise_std: float = 0.05
+    """std of the noise on copies, in standard deviations of the data"""
     model: Model = Model(width=128, depth=3)
     """the diffusion model of transitions"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
-    keep = keep or Keep()
-    if a.by not in ("diffusion", "noise"):
-        raise RunError(unknown_name_message(a.by, ("diffusion", "noise"), "maker of rows"))
-    if policy.event_shape[0] != 1 or a.n != 1:
+    run = run or Run()
+    if args.generator not in ("diffusion", "noise"):
+        raise RunError(unknown_name_message(args.generator, ("diffusion", "noise"), "maker of rows"))
+    if policy.event_shape[0] != 1 or args.n_step != 1:
         raise InvalidInputError(
             f"what is made are single transitions, and this policy decides {policy.event_shape[0]} actions with "
             "returns of "
-            f"{a.n}: take a chunk and n of 1 (or pgd, which makes windows)"
+            f"{args.n_step}: take an action_horizon and an n_step of 1 (or pgd, which makes windows)"
         )
-    rows = to_transitions(data, 1, 1, a.gamma)
-    if a.by == "diffusion":
-        maker = yield from train_generator(rows, a.model, rng, keep.stage("model"))
-        made, _ = maker.sample(a.rows, rng)
+    rows = to_transitions(data, 1, 1, args.gamma)
+    if args.generator == "diffusion":
+        maker = yield from train_generator(rows, args.model, rng, run.stage("model"))
+        made, _ = maker.sample(args.num_synthetic, rng)
     else:
-        made = add_gaussian_noise(rows, a.rows, a.blur, rng)
+        made = add_gaussian_noise(rows, args.num_synthetic, args.noise_std, rng)
     source: Any = recorded(made)
-    if a.share < 1:
-        source = MixedReplayBuffer(to_replay_buffer(policy, data, a.batch, a.n, a.gamma), a.share)
-        source.refill(to_replay_buffer(policy, recorded(made), a.batch, a.n, a.gamma))
-    yield from td3_bc.improve(policy, source, a, rng, keep.stage("learn"))
+    if args.synthetic_fraction < 1:
+        source = MixedReplayBuffer(
+            to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma), args.synthetic_fraction
+        )
+        source.refill(to_replay_buffer(policy, recorded(made), args.batch_size, args.n_step, args.gamma))
+    yield from td3_bc.improve(policy, source, args, rng, run.stage("learn"))
 
 
 def recorded(made: Transitions) -> EpisodeDataset:

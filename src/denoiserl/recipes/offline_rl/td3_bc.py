@@ -15,7 +15,7 @@ A decision is a = tanh μ(s), in units of the actions' box. Critics learn as TD3
 policy climbs them at a pace that does not depend on the unit of reward, and stays near the data,
 
     y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1)),   ε ~ N(0, σ²)
-    L_Q = ½ (Q(s, a) − y)²,   every ``delay`` updates L_π = −α Q₁(s, μ(s)) / E|Q₁| + |μ(s) − a|²
+    L_Q = ½ (Q(s, a) − y)²,   every ``policy_delay`` updates L_π = −α Q₁(s, μ(s)) / E|Q₁| + |μ(s) − a|²
 
 As published: α = 2.5, smoothing 0.2 clipped at 0.5, a delay of 2, standardised observations, learning rates of 3e-4.
 Differences: E|Q| has a floor of 1e-3; rows may be chunks and n-step returns; smaller networks and fewer updates (1M of
@@ -46,50 +46,52 @@ from denoiserl.losses import half_squared_error, masked_mean, normalized_q_loss
 from denoiserl.nn import Critics, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 45
-    """iterations, after some of which the policy is judged"""
-    updates: int = 100
-    """updates of the critics an iteration"""
-    batch: int = 128
-    """decisions an update (256 as published)"""
-    alpha: float = 2.5
-    """weight of the critic against staying near the data"""
-    smooth: float = 0.2
-    """std of the noise on the target's decisions"""
-    smooth_clip: float = 0.5
-    """its largest value"""
-    delay: int = 2
-    """updates of the critics for one of the actor and the targets"""
-    n: int = 1
-    """decisions of a return"""
+    iterations: int = 45
+    """iterations of the run"""
+    updates_per_iteration: int = 100
+    """updates per iteration; of the critics"""
+    batch_size: int = 128
+    """items per gradient step; decisions (256 as published)"""
+    q_weight: float = 2.5
+    """weight of the critic's value in the policy loss; α, against staying near the data"""
+    target_noise: float = 0.2
+    """std of the noise on the target action, in half widths of the action box"""
+    target_noise_clip: float = 0.5
+    """largest noise on the target action"""
+    policy_delay: int = 2
+    """updates of the critics per update of the policy and the targets"""
+    n_step: int = 1
+    """decisions per return"""
     gamma: float = 0.99
-    """discount a tick"""
+    """discount factor per environment step"""
     tau: float = 0.02
-    """how fast the targets follow (0.005 as published)"""
+    """Polyak rate of the target networks; 0.005 as published"""
     lr: float = 1e-3
-    """the learning rate of actor and critics (3e-4 as published)"""
-    width: int = 128
-    """the critics' width"""
+    """learning rate; of policy and critics (3e-4 as published)"""
+    critic_width: int = 128
+    """width of the critics"""
     layer_norm: bool = True
-    """layer norm in the critics"""
+    """use layer norm in the critics"""
 
 
 def improve(
-    policy: Policy, data: EpisodeDataset | ReplayBuffer, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
-    keep, _ = keep or Keep(), require_squashed_policy(policy, "TD3+BC")
-    replay = to_replay_buffer(policy, data, a.batch, a.n, a.gamma)
+    run, _ = run or Run(), require_squashed_policy(policy, "TD3+BC")
+    replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, a.width, layer_norm=a.layer_norm).to(policy.device)
+    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm).to(
+        policy.device
+    )
     slow, _ = target_copy(critic), policy.weights.snapshot("slow")
-    opt, critic_opt = adamw(policy.parameters(), a.lr), adamw(critic.parameters(), a.lr)
+    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
     check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
 
     def mean(cond: Tensor, using: str | None = None) -> Tensor:
@@ -97,23 +99,28 @@ def improve(
 
     named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
     named["data"] = replay if replay is data else None  # a buffer that somebody refills
-    for it in keep.loop(a.iters, given=data, **named):
+    for it in run.loop(args.iterations, given=data, **named):
         seen = []
-        for i, rows in enumerate(minibatches(replay, a.updates, a.batch, a.gamma, rng), it * a.updates + 1):
+        for i, rows in enumerate(
+            minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng),
+            it * args.updates_per_iteration + 1,
+        ):
             cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
-                noise = (a.smooth * rng.normal(*done.shape)).clamp(-a.smooth_clip, a.smooth_clip)
+                noise = (args.target_noise * rng.normal(*done.shape)).clamp(
+                    -args.target_noise_clip, args.target_noise_clip
+                )
                 y = rows["reward"] + rows["discount"] * slow(after, (mean(after, "slow") + noise).clamp(-1, 1)).amin(0)
             value = critic(cond, done)
             error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean())["loss"]
-            if i % a.delay == 0:
+            if i % args.policy_delay == 0:
                 with frozen(critic):
                     made = mean(cond)
                     far = (made - done).square()
                     far = far.mean() if rows["counts"] is None else masked_mean(far, rows["counts"])
-                    optimizer_step(opt, a.alpha * normalized_q_loss(critic(cond, made)[0]).mean() + far)
-                polyak_update(slow, critic, a.tau)
-                policy.weights.ema_update("slow", 1 - a.tau)
+                    optimizer_step(opt, args.q_weight * normalized_q_loss(critic(cond, made)[0]).mean() + far)
+                polyak_update(slow, critic, args.tau)
+                policy.weights.ema_update("slow", 1 - args.tau)
                 seen.append((error, float(value.detach().mean()), float(far.detach())))
         means = torch.tensor(seen).mean(0).tolist() if seen else ()
         yield dict(zip(("critic loss", "value", "distance to the data"), means, strict=bool(seen)))

@@ -14,7 +14,7 @@ likelihood: replay, none
 The data flywheel. A small policy that has imitated a few demonstrations is improved online (the generator), plays as it
 is served, and its clean episodes are the demonstrations of a new policy (the student):
 
-    generate -> keep successes -> drop the longest (beyond the ``quantile`` of their lengths) -> clone
+    generate -> keep successes -> drop the longest (beyond the ``length_quantile`` of their lengths) -> clone
 
 The generator is DPPO's diffusion policy, or PPO's where the given policy decides in one Gaussian step. The student is
 the same network with new weights; it keeps the codec, so what generator and student call smooth is the same. In place:
@@ -25,7 +25,7 @@ states that are still covered after filtering. In a folder, ``generated`` holds 
 policy.
 
 The paper has no public code. As told: a sparse reward, few denoising steps, a discount, so that early success is worth
-more, a critic that learns first (``warmup``), exploration noise off while recording, successes only. Left out: a
+more, a critic that learns first (``critic_warmup``), exploration noise off while recording, successes only. Left out: a
 regulariser towards the demonstrations' chains, the vision encoder, the vision-language-action model as student.
 
 Expect, on fork2d with 20 iterations of 64 x 12 decisions, a student with a success of 0.97 and a jerk of 0.53, where
@@ -52,62 +52,66 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
 from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.policy_gradient import dppo, ppo
-from denoiserl.train import Keep
+from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 26
-    """collect-and-update rounds of the generator"""
-    copies: int = 40
-    """environments side by side"""
-    steps: int = 22
-    """decisions each environment takes an iteration"""
+    iterations: int = 26
+    """iterations of the run; collect and update, of the generator"""
+    num_envs: int = 40
+    """parallel environments"""
+    rollout_steps: int = 22
+    """decisions per environment and iteration"""
     gamma: float = 0.99
-    """discount a tick"""
-    lr: float = 0.0
-    """the generator's learning rate; 0 is its method's own"""
-    warmup: int = 2
-    """iterations in which only the critic learns"""
-    episodes: int = 100
-    """clean episodes that the student learns from"""
-    most: int = 1000
-    """most episodes that are played for them"""
-    quantile: float = 0.8
-    """longer successes than this share of them are dropped"""
-    updates: int = 9000
+    """discount factor per environment step"""
+    generator_lr: float = 0.0
+    """learning rate of the generator; 0: the default of its method"""
+    critic_warmup: int = 2
+    """iterations in which only the critic learns; of the generator"""
+    num_student_episodes: int = 100
+    """episodes that the student learns from"""
+    max_recorded_episodes: int = 1000
+    """largest number of episodes that are recorded"""
+    length_quantile: float = 0.8
+    """successes longer than this quantile of their lengths are dropped"""
+    student_updates: int = 9000
     """gradient steps of the student"""
-    student_batch: int = 256
-    """windows a gradient step of the student"""
+    student_batch_size: int = 256
+    """windows per gradient step of the student"""
     student_lr: float = 1e-3
-    """the student's learning rate, with warm-up and cosine decay"""
+    """learning rate of the student, with warm-up and cosine decay"""
 
 
 def improve(
-    policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None, valid: Valid | None = None
+    policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None, valid: Valid | None = None
 ) -> Iterator[dict]:
     """Improve the policy, then replace it by a student of what it does.
 
     ``valid``: see ``data.trajectory_metrics.keep_short_successes``.
     """
-    keep = keep or Keep()
+    run = run or Run()
     whole(policy, "The student is a new network for all steps")
     renewable(policy, "The student is a new network")
     carry(policy)
     method = ppo if isinstance(policy.process, OneStep) else dppo
-    names = ("iters", "copies", "steps", "gamma", "warmup")
-    settings = method.Args(**{name: getattr(a, name) for name in names}, **({"lr": a.lr} if a.lr else {}))
-    yield from method.improve(policy, env, settings, rng, keep.stage("generate"))
-    for _ in keep.stage("student").loop(1, policy=policy, rng=rng, env=env):
-        if keep.folder is not None:
-            policy.save(keep.folder / "generator")
-        played, kept = generated(policy, env, a, rng, valid)
-        if keep.folder is not None:
-            kept.save(keep.folder / "generated")
+    names = ("iterations", "num_envs", "rollout_steps", "gamma", "critic_warmup")
+    shared: dict[str, Any] = {name: getattr(args, name) for name in names}
+    shared |= {"lr": args.generator_lr} if args.generator_lr else {}
+    settings: Any = method.Args(**shared)
+    yield from method.improve(policy, env, settings, rng, run.stage("generate"))
+    for _ in run.stage("student").loop(1, policy=policy, rng=rng, env=env):
+        if run.folder is not None:
+            policy.save(run.folder / "generator")
+        played, kept = generated(policy, env, args, rng, valid)
+        if run.folder is not None:
+            kept.save(run.folder / "generated")
         policy.denoiser.load_state_dict(rng.init(from_config, to_config(policy.denoiser)).state_dict())
-        learning = diffusion_policy.Args(updates=a.updates, batch=a.student_batch, lr=a.student_lr)
+        learning = diffusion_policy.Args(
+            num_updates=args.student_updates, batch_size=args.student_batch_size, lr=args.student_lr
+        )
         told: dict[str, float] = {}
-        for told in diffusion_policy.improve(policy, kept, learning, rng, Keep(device=keep.device)):  # noqa: B007
+        for told in diffusion_policy.improve(policy, kept, learning, rng, Run(device=run.device)):  # noqa: B007
             pass
         flat = isinstance(kept.observations, torch.Tensor)  # states with pictures are not compared
         like = motion(kept) if flat else kept.statistics()
@@ -118,20 +122,20 @@ def improve(
 
 
 def generated(
-    policy: Policy, env: Collector, a: Any, rng: Rng, valid: Valid | None = None
+    policy: Policy, env: Collector, args: Args, rng: Rng, valid: Valid | None = None
 ) -> tuple[Demonstrations, Demonstrations]:
     """Everything that was played, and ``a.episodes`` clean episodes of it (fewer where ``a.most`` were not enough)."""
     act, parts, won, seed = eval_actor(policy), [], 0, int(rng.integers(0, 2**31, 1))
-    wanted = a.episodes / a.quantile
-    while won < wanted and sum(len(part) for part in parts) < a.most:
+    wanted = args.num_student_episodes / args.length_quantile
+    while won < wanted and sum(len(part) for part in parts) < args.max_recorded_episodes:
         part = collect(env, act, env.copies, seed + len(parts))
         if part.success is None:
             raise InvalidInputError(f"{env.name} does not report success, and only successes become demonstrations")
         parts.append(part)
         won += int(part.success.sum())
     played = Demonstrations.joined(parts)
-    kept = keep_short_successes(played, a.quantile, valid)
-    return played, kept.take(torch.arange(min(a.episodes, len(kept))))
+    kept = keep_short_successes(played, args.length_quantile, valid)
+    return played, kept.take(torch.arange(min(args.num_student_episodes, len(kept))))
 
 
 SIGNAL = "env"

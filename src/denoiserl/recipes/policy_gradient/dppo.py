@@ -17,19 +17,19 @@ executed. With Â from GAE over chunks,
     L = mean over (chunk, k) of −min(ρ Â_k, clip(ρ, 1 ± ε_k) Â_k),   Â_k = γ_d^{distance of k from the last step} Â
 
 As published: the step's std is floored (exploration, and a density at every step), the estimate is clipped, only the
-last ``tuned`` steps learn while a frozen copy runs the others, ρ is the geometric mean over the dimensions of the
-executed actions (log-probs over ``law.num_factors``), ε_k grows from ``clip_base`` at the noisiest step to ``clip``,
-minibatches are drawn over (environment step × denoising step), rewards are scaled by the running std of the return, the
-actor stops for an iteration when the approximate KL of ρ passes ``target_kl``, and truncation bootstraps.
-Differences: one floor for drawing and scoring (the released code has two); draws are not cut at three std, and
-per-dimension log-probs are not clamped to [−5, 2] (a clamp passes no gradient, and one draw in 3000 meets it); scaled
-rewards are not clipped at ±10; ``gamma`` is the discount a tick, also inside a chunk, where the released code sums a
-chunk's rewards and discounts once a chunk; what an episode's end left of a chunk has no part in ρ; the critic learns
-on where the actor has stopped; advantages are normalised over an iteration and not a minibatch, and are not clipped at
-a quantile.
+last ``finetune_denoising_steps`` steps learn while a frozen copy runs the others, ρ is the geometric mean over the
+dimensions of the executed actions (log-probs over ``law.num_factors``), ε_k grows from ``clip_range_noisiest`` at the
+noisiest step to ``clip_range``, minibatches are drawn over (environment step × denoising step), rewards are scaled by
+the running std of the return, the actor stops for an iteration when the approximate KL of ρ passes ``target_kl``, and
+truncation bootstraps. Differences: one floor for drawing and scoring (the released code has two); draws are not cut at
+three std, and per-dimension log-probs are not clamped to [−5, 2] (a clamp passes no gradient, and one draw in 3000
+meets it); scaled rewards are not clipped at ±10; ``gamma`` is the discount a tick, also inside a chunk, where the
+released code sums a chunk's rewards and discounts once a chunk; what an episode's end left of a chunk has no part in ρ;
+the critic learns on where the actor has stopped; advantages are normalised over an iteration and not a minibatch, and
+are not clipped at a quantile.
 
-With ``tuned`` the policy becomes one of two networks, ``processes.Relay``: the frozen weights stay part of it, and it
-is drawn, served, saved and improved again as it acted while it learned.
+With ``finetune_denoising_steps`` the policy becomes one of two networks, ``processes.Relay``: the frozen weights stay
+part of it, and it is drawn, served, saved and improved again as it acted while it learned.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of about 0.65 to above 0.95 in 26 iterations (110 000
 ticks, 55 s on a CPU core).
@@ -67,63 +67,63 @@ from denoiserl.nn import Value
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """collect-and-update rounds"""
-    copies: int = 40
-    """environments side by side"""
-    steps: int = 22
-    """chunks each environment plays an iteration"""
-    tuned: int | None = None
-    """how many last denoising steps learn (None: all that are not frozen already)"""
+    iterations: int = 40
+    """iterations of the run; collect and update"""
+    num_envs: int = 40
+    """parallel environments"""
+    rollout_steps: int = 22
+    """decisions per environment and iteration"""
+    finetune_denoising_steps: int | None = None
+    """number of last denoising steps that learn; None: all that are not frozen"""
     gamma: float = 0.99
-    """discount a tick"""
-    lam: float = 0.95
-    """GAE's λ, over chunks"""
-    decay: float = 0.99
-    """discount of credit over denoising steps"""
-    clip: float = 0.01
-    """range of the geometric-mean ratio at the cleanest step"""
-    clip_base: float = 0.01
-    """range at the noisiest step that learns"""
-    clip_rate: float = 3.0
-    """how late the range opens"""
+    """discount factor per environment step"""
+    gae_lambda: float = 0.95
+    """λ of GAE, over decisions"""
+    denoising_discount: float = 0.99
+    """discount of the advantage per denoising step"""
+    clip_range: float = 0.01
+    """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions, at the cleanest step"""
+    clip_range_noisiest: float = 0.01
+    """range of the ratio at the noisiest step that learns"""
+    clip_range_rate: float = 3.0
+    """growth rate of the clip range from the noisiest to the cleanest step"""
     lr: float = 3e-4
-    """the actor's learning rate"""
+    """learning rate; of the policy"""
     value_lr: float = 1e-3
-    """the critic's learning rate"""
+    """learning rate of the value function"""
     epochs: int = 5
-    """most passes over an iteration's steps"""
-    batch: int = 1000
-    """rows (environment step × denoising step) a gradient step"""
+    """passes over the data of an iteration; at most, see target_kl"""
+    batch_size: int = 1000
+    """items per gradient step; rows (decision, denoising step)"""
     target_kl: float = 1.0
-    """the actor stops for this iteration when the approximate KL of a minibatch, a number of the chunk, passes this"""
-    warmup: int = 0
+    """approximate KL of a minibatch at which the policy stops learning for this iteration; per dimension"""
+    critic_warmup: int = 0
     """iterations in which only the critic learns"""
 
 
-def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a diffusion or flow policy in an environment."""
-    keep = keep or Keep()
-    env.discount(a.gamma)
-    execute, tuned = carry(policy), relay(policy, a.tuned)
+    run = run or Run()
+    env.discount(args.gamma)
+    execute, tuned = carry(policy), relay(policy, args.finetune_denoising_steps)
     act, (see, size) = training_actor(policy, tuned, execute), critic_features(policy, env)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
+    opt, critic = adamw(policy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
     check_optimizer_covers([opt, critic], policy.weights.module, value)
-    clips = denoise_clip(tuned, a.clip_base, a.clip, a.clip_rate).to(policy.device)
+    clips = denoise_clip(tuned, args.clip_range_noisiest, args.clip_range, args.clip_range_rate).to(policy.device)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in keep.loop(a.iters, **named, seen=statistics(policy)):
-        ep = env.collect(act, a.steps, rng)
+    for it in run.loop(args.iterations, **named, seen=statistics(policy)):
+        ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
         chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device)
-        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
         seen, goal = critique.features, critique.returns
-        shared = over_denoising(normalise(critique.advantages, alive), tuned, a.decay).flatten()
+        shared = over_denoising(normalise(critique.advantages, alive), tuned, args.denoising_discount).flatten()
         index = torch.nonzero(alive.flatten().repeat_interleave(tuned)).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, learner(policy), chain)
@@ -131,14 +131,14 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
         if it == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        updates, moves = [], it >= a.warmup
-        for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].split(a.batch)):
+        updates, moves = [], it >= args.critic_warmup
+        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].split(args.batch_size)):
             rows = chain.steps_at(i)
             optimizer_step(
                 critic, half_squared_error(value(seen[rows.chain_index]), goal[rows.chain_index]).mean(), clip=1.0
             )
             if moves:
-                done = learn(policy, opt, rows, old[i], shared[i], clips[i % tuned], a)
+                done = learn(policy, opt, rows, old[i], shared[i], clips[i % tuned], args)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
@@ -146,7 +146,7 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
 
 
 def learn(
-    policy: Policy, opt: Optimizer, rows: ChainSteps, old: Tensor, advantage: Tensor, clip: Tensor, a: Any
+    policy: Policy, opt: Optimizer, rows: ChainSteps, old: Tensor, advantage: Tensor, clip: Tensor, args: Args
 ) -> tuple[float, float, float] | None:
     """Step on a minibatch; return its loss, KL and clipped share, or None where the KL passes ``target_kl``.
 
@@ -154,7 +154,7 @@ def learn(
     """
     logp = mean_log_prob(*rescore(policy.process, learner(policy), rows))
     kl = float(approx_kl(logp.detach(), old))
-    if kl > a.target_kl:
+    if kl > args.target_kl:
         return None
     loss = ppo_clip(logp, old, advantage, clip).mean()
     return optimizer_step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, clip))
@@ -164,4 +164,4 @@ SIGNAL = "env"
 START = None
 DEFAULT_TASK = "env"
 GROWS: dict[str, Any] = {}
-DEMO = Args(iters=26)
+DEMO = Args(iterations=26)

@@ -17,19 +17,19 @@ Play whole episodes, then imitate the own chunks, those of good episodes more:
 
     L = mean over decisions of w ℓ(a),   w = min(exp(β z), cap),   z = (G − mean G) / std G
 
-with ℓ the denoising loss of the executed chunk and G the rewards from there on, discounted from the decision.
-As published: β is 10 and the cap 100, only finished episodes count, all copies start afresh every iteration, sixteen
+with ℓ the denoising loss of the executed chunk and G the rewards from there on, discounted from the decision. As
+published: β is 10 and the cap 100, only finished episodes count, all copies start afresh every iteration, sixteen
 passes over each. With β = 10 half a std more or less is the difference between the cap and nothing, so this is
-imitation of the better part of the decisions.
-Differences: chunks are drawn as they are served, while the released code floors the std of exploration
-(``draw="train"``): what is imitated is what was drawn, so every round adds the floor's noise to the policy. The
-discount counts ticks, not chunks; what a chunk planned and did not execute has no loss; gradients are clipped at 1.
+imitation of the better part of the decisions. Differences: chunks are drawn as they are served, while the released code
+floors the std of exploration (``rollout_sampler="train"``): what is imitated is what was drawn, so every round adds the
+floor's noise to the policy. The discount counts ticks, not chunks; what a chunk planned and did not execute has no
+loss; gradients are clipped at 1.
 
-Expect, with the defaults, Meta-World's drawer-open from a success of about 0.6 to 0.7 (the best policies of three
-seeds 0.79, 0.68 and 0.70 of 100 held-out starts), up and down on the way: 0.62, 0.20, 0.62 and 0.76 of 50 after 10, 20,
-30 and 40 iterations. With ``draw="train"`` 0.98 (0.46, 0.90, 0.98 and 0.58; one seed). A reward at the end, discounted
-from the decision, favours the last decisions of an episode, and a policy that imitates its own samples forgets: with
-``lr=3e-5`` it is at 0.32, 0.08, 0.32 and 0.56.
+Expect, with the defaults, Meta-World's drawer-open from a success of about 0.6 to 0.7 (the best policies of three seeds
+0.79, 0.68 and 0.70 of 100 held-out starts), up and down on the way: 0.62, 0.20, 0.62 and 0.76 of 50 after 10, 20, 30
+and 40 iterations. With ``rollout_sampler="train"`` 0.98 (0.46, 0.90, 0.98 and 0.58; one seed). A reward at the end,
+discounted from the decision, favours the last decisions of an episode, and a policy that imitates its own samples
+forgets: with ``lr=3e-5`` it is at 0.32, 0.08, 0.32 and 0.56.
 """
 
 from __future__ import annotations
@@ -51,65 +51,71 @@ from denoiserl.envs import Collector
 from denoiserl.losses import exp_weights, weighted_loss
 from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, stratified
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, stratified
 
 DRAWS = ("serve", "train")
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """collect-and-update rounds"""
-    copies: int = 40
-    """environments side by side"""
-    steps: int = 22
-    """chunks each environment plays an iteration: at least an episode's"""
+    iterations: int = 40
+    """iterations of the run; collect and update"""
+    num_envs: int = 40
+    """parallel environments"""
+    rollout_steps: int = 22
+    """decisions per environment and iteration; at least an episode's"""
     gamma: float = 0.99
-    """discount a tick"""
-    beta: float = 10.0
-    """how sharply returns, in standard deviations, are told apart"""
-    cap: float = 100.0
-    """the largest weight"""
-    draw: Literal["serve", "train"] = "serve"
-    """the steps that draw: those that users run, or those with the noise that policy gradients need"""
+    """discount factor per environment step"""
+    inverse_temperature: float = 10.0
+    """inverse temperature β of the exponential weights; of returns, in standard deviations"""
+    max_weight: float = 100.0
+    """largest exponential weight"""
+    rollout_sampler: Literal["serve", "train"] = "serve"
+    """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
     lr: float = 1e-4
-    """AdamW's learning rate"""
+    """learning rate; of AdamW"""
     epochs: int = 16
-    """passes over an iteration's decisions"""
-    batch: int = 220
-    """decisions a gradient step, about"""
+    """passes over the data of an iteration"""
+    batch_size: int = 220
+    """items per gradient step; decisions"""
 
 
-def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
-    keep = keep or Keep()
+    run = run or Run()
     execute = carry(policy)
-    env.discount(a.gamma)
-    if a.draw not in DRAWS:
-        raise InvalidInputError(unknown_name_message(a.draw, DRAWS, "kind of steps"))
-    opt = adamw(policy.parameters(), a.lr)
+    env.discount(args.gamma)
+    if args.rollout_sampler not in DRAWS:
+        raise InvalidInputError(unknown_name_message(args.rollout_sampler, DRAWS, "kind of steps"))
+    opt = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(opt, policy.weights.module)
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample_chain(observe(policy, obs), rng, record=RecordSample(), use_eval_steps=a.draw == "serve")
+        chain = policy.sample_chain(
+            observe(policy, obs), rng, record=RecordSample(), use_eval_steps=args.rollout_sampler == "serve"
+        )
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
-    for it in keep.loop(a.iters, policy=policy, opt=opt, rng=rng, seen=statistics(policy)):
+    for it in run.loop(args.iterations, policy=policy, opt=opt, rng=rng, seen=statistics(policy)):
         env.on_checkpoint(it)  # in every iteration, so the loop needs no borders of its own
-        ep = env.collect(act, a.steps, rng)
+        ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
         whole = finished(ep)
         if int(whole.sum()) < 2:
             raise InvalidInputError(
-                f"no episode ended within {a.steps} decisions, so nothing has a return: raise steps"
+                f"no episode ended within {args.rollout_steps} decisions, so nothing has a return: raise rollout_steps"
             )
-        weight = exp_weights(normalise(to_go(ep, a.gamma), whole), 1 / a.beta, a.cap).flatten().to(policy.device)
+        weight = (
+            exp_weights(normalise(to_go(ep, args.gamma), whole), 1 / args.inverse_temperature, args.max_weight)
+            .flatten()
+            .to(policy.device)
+        )
         chunk, seen = (tree_map(lambda v: v.flatten(0, 1), part) for part in (ep.chain.sample, ep.chain.cond))
         live = torch.zeros(chunk.shape, dtype=torch.bool, device=policy.device)
         live[:, :execute] = ep.executed_mask.flatten(0, 1).to(policy.device)[..., None]
         index = torch.nonzero(whole.flatten().to(policy.device)).flatten()
-        parts, seconds = max(1, len(index) // a.batch), []
-        for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
+        parts, seconds = max(1, len(index) // args.batch_size), []
+        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             noised = policy.process.noise(chunk[i], stratified(len(i), rng).to(policy.device), rng)
             noised = noised._replace(mask=live[i])  # everything is noised, what was executed has a loss
             context = policy.denoiser.embed_condition(tree_map(lambda v, i=i: v[i], seen))

@@ -19,20 +19,20 @@ acted, and
 
 with Â from GAE over chunks. The pairs are the decision's as its action is: drawn again, ρ would be noise and not 1
 before the first step (that it is 1 is checked in every iteration). At ρ = 1 the gradient is that of REINFORCE on the
-ELBO. An ELBO's ratio is not a likelihood's: where Â < 0 the loss of an action can be raised without making it rarer.
-As published: ℓ is the error of ε a dimension, mean (ε̂ − ε)² (``weight="noise"``), whatever the network predicts; the
-mean is taken inside the exponential (``ratio="each"`` gives every pair a ratio and a clip of its own, which the
-released code can too); advantages are normalised a minibatch; acting runs the steps of users (``draw="serve"``).
-Differences: times are stratified over (0, 1), where the released code draws them from its sampler's grid; the clamp
-holds in both kinds of ratio (released: in "each" only); only executed actions count in ℓ; the critic has a loss and an
-optimiser of its own; gradients are clipped.
+ELBO. An ELBO's ratio is not a likelihood's: where Â < 0 the loss of an action can be raised without making it rarer. As
+published: ℓ is the error of ε a dimension, mean (ε̂ − ε)² (``loss_weight="noise"``), whatever the network predicts; the
+mean is taken inside the exponential (``ratio_per="each"`` gives every pair a ratio and a clip of its own, which the
+released code can too); advantages are normalised a minibatch; acting runs the steps of users
+(``rollout_sampler="serve"``). Differences: times are stratified over (0, 1), where the released code draws them from
+its sampler's grid; the clamp holds in both kinds of ratio (released: in "each" only); only executed actions count in ℓ;
+the critic has a loss and an optimiser of its own; gradients are clipped.
 
 A policy of one step, ``OneStep``, has an exact −log π for a loss: ρ is the likelihood ratio, and FPO is PPO. Its
-serving step is its mean, so it acts with ``draw="train"``. A flow of a single step does not learn (on a bandit it
-diverges): what is drawn is not what its loss speaks of.
+serving step is its mean, so it acts with ``rollout_sampler="train"``. A flow of a single step does not learn (on a
+bandit it diverges): what is drawn is not what its loss speaks of.
 
-Expect, on the fork2d of the claim ``fpo`` (``steps=12``, one seed), a flow cloned to a success of 0.36 to be at 0.85,
-0.88 and 0.80 after 8, 16 and 24 iterations; with ``clip=0.02, lr=5e-5`` at 0.69, 0.92 and 0.95.
+Expect, on the fork2d of the claim ``fpo`` (``rollout_steps=12``, one seed), a flow cloned to a success of 0.36 to be at
+0.85, 0.88 and 0.80 after 8, 16 and 24 iterations; with ``clip_range=0.02, lr=5e-5`` at 0.69, 0.92 and 0.95.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, reno
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes.generators.common import some
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 DRAWS = ("serve", "train")
 RATIOS = ("mean", "each")
@@ -77,64 +77,64 @@ FAR = 3.0
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """collect-and-update rounds"""
-    copies: int = 40
-    """environments side by side"""
-    steps: int = 22
-    """chunks each environment plays an iteration"""
+    iterations: int = 40
+    """iterations of the run; collect and update"""
+    num_envs: int = 40
+    """parallel environments"""
+    rollout_steps: int = 22
+    """decisions per environment and iteration"""
     gamma: float = 0.99
-    """discount a tick"""
-    lam: float = 0.95
-    """GAE's λ, over chunks"""
-    pairs: int = 8
-    """noises and times a decision (n)"""
-    weight: Literal["noise", "velocity", "data"] = "noise"
-    """the loss: squared error of the noise, of the velocity, or of the data"""
-    ratio: Literal["mean", "each"] = "mean"
-    """one ratio a decision, or one a pair"""
-    draw: Literal["serve", "train"] = "serve"
-    """the steps that act: those that users run, or those with the noise that other policy gradients need"""
-    clip: float = 0.05
-    """range of the ratio"""
+    """discount factor per environment step"""
+    gae_lambda: float = 0.95
+    """λ of GAE, over decisions"""
+    num_noise_samples: int = 8
+    """samples of noise and time per decision"""
+    loss_weight: Literal["noise", "velocity", "data"] = "noise"
+    """the matching loss; squared error of the noise, of the velocity, or of the data"""
+    ratio_per: Literal["mean", "each"] = "mean"
+    """what a ratio is of; the mean loss of a decision, or each of its pairs"""
+    rollout_sampler: Literal["serve", "train"] = "serve"
+    """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
+    clip_range: float = 0.05
+    """range ε of the ratio, clipped to 1 ± ε"""
     lr: float = 1e-4
-    """the actor's learning rate: low for a clone, 3e-4 is published for policies that know nothing"""
+    """learning rate; of the policy: small for a pretrained one, 3e-4 is published for policies from scratch"""
     value_lr: float = 1e-3
-    """the critic's learning rate"""
+    """learning rate of the value function"""
     epochs: int = 10
-    """passes over an iteration's decisions"""
-    batch: int = 220
-    """decisions a gradient step, about"""
-    warmup: int = 2
-    """iterations in which only the critic learns: for policies that know something already"""
+    """passes over the data of an iteration"""
+    batch_size: int = 220
+    """items per gradient step; decisions"""
+    critic_warmup: int = 2
+    """iterations in which only the critic learns; for pretrained policies"""
 
 
-def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
-    if a.ratio not in RATIOS:
-        raise InvalidInputError(unknown_name_message(a.ratio, RATIOS, "ratio"))
-    keep, act, process = keep or Keep(), acting(policy, a.draw), weighed(policy.process, a.weight)
-    env.discount(a.gamma)
+    if args.ratio_per not in RATIOS:
+        raise InvalidInputError(unknown_name_message(args.ratio_per, RATIOS, "ratio"))
+    run, act, process = run or Run(), acting(policy, args.rollout_sampler), weighed(policy.process, args.loss_weight)
+    env.discount(args.gamma)
     see, size = critic_features(policy, env)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
+    opt, critic = adamw(policy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
     check_optimizer_covers([opt, critic], policy.weights.module, value)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in keep.loop(a.iters, **named, seen=statistics(policy)):
-        ep = env.collect(act, a.steps, rng)
-        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+    for it in run.loop(args.iterations, **named, seen=statistics(policy)):
+        ep = env.collect(act, args.rollout_steps, rng)
+        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
         index = torch.nonzero(ep.valid.to(policy.device).flatten()).flatten()
-        pairs, cond = drawn(ep, process, a.pairs, rng, index)
+        pairs, cond = drawn(ep, process, args.num_noise_samples, rng, index)
         seen, goal, credit = (v[index] for v in (critique.features, critique.returns, critique.advantages.flatten()))
         with torch.no_grad():
             old = losses(policy, process, pairs, cond)
-        parts, updates = max(1, len(index) // a.batch), []
-        for i in (i for _ in range(a.epochs) for i in rng.permutation(len(index)).tensor_split(parts)):
+        parts, updates = max(1, len(index) // args.batch_size), []
+        for i in (i for _ in range(args.epochs) for i in rng.permutation(len(index)).tensor_split(parts)):
             optimizer_step(critic, half_squared_error(value(seen[i]), goal[i]).mean(), clip=1.0)
-            if it < a.warmup:
+            if it < args.critic_warmup:
                 continue
             part = some(pairs, i), index_rows(cond, i)
-            updates.append(learn(policy, process, opt, *part, old[i], standard(credit[i]), a, check=not updates))
+            updates.append(learn(policy, process, opt, *part, old[i], standard(credit[i]), args, check=not updates))
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield rollout_metrics(ep, critique) | dict(zip(("loss", "|log ratio|", "clipped"), means, strict=bool(updates)))
 
@@ -147,7 +147,7 @@ def learn(
     cond: Tree,
     old: Tensor,
     advantage: Tensor,
-    a: Any,
+    args: Args,
     check: bool,
 ) -> tuple[float, float, float]:
     """Step on a minibatch; return its loss, mean |log ratio| and clipped share.
@@ -156,13 +156,13 @@ def learn(
     ``old``, so the ratio must be 1.
     """
     gap = (old - losses(policy, process, pairs, cond)).clamp(-FAR, FAR)
-    gap = gap.mean(-1, keepdim=True) if a.ratio == "mean" else gap
+    gap = gap.mean(-1, keepdim=True) if args.ratio_per == "mean" else gap
     same = torch.zeros_like(gap)
     if check:
         assert_on_policy(gap, same)
-    loss = ppo_clip(gap, same, advantage[:, None].expand_as(gap), a.clip).mean()
+    loss = ppo_clip(gap, same, advantage[:, None].expand_as(gap), args.clip_range).mean()
     done, gap = optimizer_step(opt, loss, clip=1.0)["loss"], gap.detach()
-    return done, float(gap.abs().mean()), float(clip_fraction(gap, same, a.clip))
+    return done, float(gap.abs().mean()), float(clip_fraction(gap, same, args.clip_range))
 
 
 def acting(policy: Policy, draw: str) -> Any:
@@ -173,7 +173,7 @@ def acting(policy: Policy, draw: str) -> Any:
     steps = policy.eval_steps if draw == "serve" else policy.train_steps
     if not any(steps.dense) and not policy.process.prior((1, *policy.event_shape)).has_density:
         raise InvalidInputError(
-            "these steps draw the same action always, so there is nothing to learn from: draw='train'"
+            "these steps draw the same action always, so there is nothing to learn from: rollout_sampler='train'"
         )
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:

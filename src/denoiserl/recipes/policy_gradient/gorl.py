@@ -17,16 +17,16 @@ end the decoder is made anew, from the prior and not from the encoder,
 
     min E ‖x̂₀(x_t, t, s) − a‖²,   x_1 ~ N(0, 1),   (s, a) drawn with encoder and decoder
 
-and a fresh encoder starts at N(0, 1), where it behaves as the policy did before. PPO's loss has ``prior`` E[μ² + σ²], a
-number each dimension, so that latents stay where the decoder was trained. With ``begin="actions"`` the first stage has
-no decoder (G(s, z) = z): it is PPO, bit for bit. As published: four stages of 2 : 2 : 1 : 1, PPO's clip 0.15 without a
-decoder and 0.3 with one, a decoder that is trained from new weights.
-Differences: by default it begins with the decoder that it is given, a clone of demonstrations (``begin="decoder"``);
-the released code squashes plans by tanh and imitates them as they were before it; here the codec clamps them, and the
-clamped plans are imitated. A switch that loses more than ``drop`` of the return is taken back, and PPO goes on with the
-old pair; both pairs are judged by the first episodes from the same start states. No samples are left out of the refit
-(the released code can leave out those of the worse episodes), no entropy is rewarded, and stages hand over their last
-pair and not their best. A latent decides the whole plan, so all of it counts in PPO's ratio whatever was executed.
+and a fresh encoder starts at N(0, 1), where it behaves as the policy did before. PPO's loss has ``prior_weight`` E[μ² +
+σ²], a number each dimension, so that latents stay where the decoder was trained. With ``first_stage="actions"`` the
+first stage has no decoder (G(s, z) = z): it is PPO, bit for bit. As published: four stages of 2 : 2 : 1 : 1, PPO's clip
+0.15 without a decoder and 0.3 with one, a decoder that is trained from new weights. Differences: by default it begins
+with the decoder that it is given, a clone of demonstrations (``first_stage="decoder"``); the released code squashes
+plans by tanh and imitates them as they were before it; here the codec clamps them, and the clamped plans are imitated.
+A switch that loses more than ``max_return_drop`` of the return is taken back, and PPO goes on with the old pair; both
+pairs are judged by the first episodes from the same start states. No samples are left out of the refit (the released
+code can leave out those of the worse episodes), no entropy is rewarded, and stages hand over their last pair and not
+their best. A latent decides the whole plan, so all of it counts in PPO's ratio whatever was executed.
 
 G is what ``dsrl`` steers by (``control.noise_steering.plan``), and no more is shared: a decoder that is made anew, or
 missing, is no part of the policy whose chain it would be.
@@ -63,128 +63,128 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianHead, OneStep, time_grid
 from denoiserl.processes.steered import require_deterministic
 from denoiserl.recipes.policy_gradient import ppo
-from denoiserl.train import Keep, fit
+from denoiserl.train import Run, fit
 
 BEGINS = ("decoder", "actions")
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """collect-and-update rounds, of all stages together"""
-    stages: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0)
-    """the stages' shares of the rounds"""
-    begin: Literal["decoder", "actions"] = "decoder"
-    """the first stage acts through the given policy, or without a decoder"""
-    copies: int = 40
-    """environments side by side"""
-    steps: int = 22
-    """decisions each environment takes an iteration"""
+    iterations: int = 40
+    """iterations of the run; collect and update, of all stages together"""
+    stage_fractions: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0)
+    """fractions of the iterations, one per stage; they are scaled to sum to one"""
+    first_stage: Literal["decoder", "actions"] = "decoder"
+    """how the first stage acts; through the given policy, or without a decoder"""
+    num_envs: int = 40
+    """parallel environments"""
+    rollout_steps: int = 22
+    """decisions per environment and iteration"""
     gamma: float = 0.99
-    """discount a tick"""
-    lam: float = 0.95
-    """GAE's λ, over decisions"""
-    clip: float = 0.15
-    """range of the ratio without a decoder"""
-    clip_latent: float = 0.3
+    """discount factor per environment step"""
+    gae_lambda: float = 0.95
+    """λ of GAE, over decisions"""
+    clip_range: float = 0.15
+    """range ε of the ratio, clipped to 1 ± ε; of actions, without a decoder"""
+    latent_clip_range: float = 0.3
     """range of the ratio of latents"""
-    prior: float = 0.001
-    """weight of E[μ² + σ²], latents' pull to the decoder's prior"""
-    std: float = 1.0
-    """where the encoder's std starts"""
-    width: int = 64
-    """the encoder's width"""
+    prior_weight: float = 0.001
+    """weight of E[μ² + σ²], which keeps latents near the prior of the decoder"""
+    initial_std: float = 1.0
+    """std of the encoder at the start"""
+    encoder_width: int = 64
+    """width of the encoder"""
     lr: float = 1e-3
-    """the encoder's learning rate"""
+    """learning rate; of the encoder"""
     value_lr: float = 1e-3
-    """the critic's learning rate"""
+    """learning rate of the value function"""
     epochs: int = 10
-    """most passes over an iteration's decisions"""
-    batch: int = 220
-    """decisions a gradient step, about"""
-    max_grad: float = 0.5
-    """largest norm of a gradient"""
+    """passes over the data of an iteration; at most, see target_kl"""
+    batch_size: int = 220
+    """items per gradient step; decisions"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient"""
     target_kl: float = 0.1
-    """the encoder stops for this iteration when the approximate KL of a minibatch passes this"""
-    warmup: int = 1
-    """iterations of a stage in which only its critic learns"""
-    rollout: int = 44
-    """decisions each environment takes at the end of a stage: what the next decoder imitates"""
-    updates: int = 2000
+    """approximate KL of a minibatch at which the policy stops learning for this iteration"""
+    critic_warmup: int = 1
+    """iterations in which only the critic learns; of each stage"""
+    decoder_rollout_steps: int = 44
+    """decisions per environment at the end of a stage, which the next decoder imitates"""
+    decoder_updates: int = 2000
     """gradient steps of a decoder"""
-    fit_batch: int = 512
-    """decisions a gradient step of a decoder"""
-    fit_lr: float = 1e-3
-    """the decoder's learning rate, with warm-up and cosine decay"""
-    drop: float = 0.2
-    """largest share of the return that a switch may lose"""
+    decoder_batch_size: int = 512
+    """decisions per gradient step of a decoder"""
+    decoder_lr: float = 1e-3
+    """learning rate of the decoder, with warm-up and cosine decay"""
+    max_return_drop: float = 0.2
+    """largest fraction of the return that a new decoder may lose"""
 
 
-def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE, or learn one from nothing; it serves through its encoder's mean."""
     if not isinstance(policy.process, Diffusion):
         raise InvalidInputError(
             "GoRL's decoder is a flow or diffusion policy, Diffusion(): a Gaussian policy needs ppo"
         )
-    if a.begin not in BEGINS:
-        raise InvalidInputError(unknown_name_message(a.begin, BEGINS, "beginning"))
+    if args.first_stage not in BEGINS:
+        raise InvalidInputError(unknown_name_message(args.first_stage, BEGINS, "beginning"))
     require_deterministic(policy.eval_steps)
     whole(policy, "GoRL makes its decoder anew")
     execute = carry(policy)
-    env.discount(a.gamma)
-    keep, through, encoder, taken = keep or Keep(), a.begin == "decoder", None, Switch()
-    parts = [n for n in portions(a.iters, a.stages) if n]
+    env.discount(args.gamma)
+    run, through, encoder, taken = run or Run(), args.first_stage == "decoder", None, Switch()
+    parts = [n for n in portions(args.iterations, args.stage_fractions) if n]
     if len(parts) > 1:
         renewable(policy, "GoRL makes its decoder anew")
     for i, iters in enumerate(parts):
         if encoder is None or taken.value:
-            encoder = rng.init(latent, policy, env.obs_dim, a)
+            encoder = rng.init(latent, policy, env.obs_dim, args)
             encoder.weights.execute = None if through else execute  # the world decodes a whole latent
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
             policy.weights.control = LatentController(head, through)
-        world, settings = (acted(policy, env, a), later(a)) if through else (env, a)
-        settings = replace(ppo_args(settings), iters=iters)
-        stage = keep.stage(f"latent-{i}")
-        yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(a)))
-        if i + 1 == len(parts) or keep.exhausted_budget():
+        world, settings = (acted(policy, env, args), later(args)) if through else (env, args)
+        settings = replace(ppo_args(settings), iterations=iters)
+        stage = run.stage(f"latent-{i}")
+        yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(args)))
+        if i + 1 == len(parts) or run.exhausted_budget():
             return
         named = {"policy": policy, "rng": rng, "env": env, "seen": statistics(policy), "taken": taken}
-        for _ in keep.stage(f"decoder-{i}").loop(1, **named):
-            yield switch(policy, encoder, world, env, a, rng, taken)
+        for _ in run.stage(f"decoder-{i}").loop(1, **named):
+            yield switch(policy, encoder, world, env, args, rng, taken)
         through = through or taken.value
 
 
-def latent(policy: Policy, obs: int, a: Any) -> Policy:
+def latent(policy: Policy, obs: int, args: Args) -> Policy:
     """A fresh encoder as a policy of its own, N(0, std²) whatever it sees; its sample is a latent [H, d]."""
-    net = MLP(policy.event_shape, obs, a.width, 4, time=0, residual=False, zero=True)
-    process, head = OneStep(), GaussianHead(net, policy.event_shape[-1], a.std)
+    net = MLP(policy.event_shape, obs, args.encoder_width, 4, time=0, residual=False, zero=True)
+    process, head = OneStep(), GaussianHead(net, policy.event_shape[-1], args.initial_std)
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
     return Policy.of(process, head.to(policy.device), policy.event_shape, steps, serve, policy.codec)
 
 
-def acted(policy: Policy, env: Collector, a: Any) -> Any:
+def acted(policy: Policy, env: Collector, args: Args) -> Any:
     """The environment whose actions are latents."""
     execute = resolve_execute_horizon(policy)
     return LatentActionEnv(env, lambda obs, z: decode_noise_to_action(policy, obs, z)[:, :execute])
 
 
-def later(a: Any) -> Any:
+def later(args: Args) -> Any:
     """Return the settings of stages with a decoder."""
-    return replace(a, clip=a.clip_latent)
+    return replace(args, clip_range=args.latent_clip_range)
 
 
-def ppo_args(a: Any) -> ppo.Args:
+def ppo_args(args: Args) -> ppo.Args:
     """PPO's part of the settings."""
-    names = ("copies", "steps", "gamma", "lam", "clip", "lr", "value_lr", "epochs", "batch", "max_grad")
-    return ppo.Args(**{name: getattr(a, name) for name in (*names, "target_kl", "warmup")})
+    names = ("num_envs", "rollout_steps", "gamma", "gae_lambda", "clip_range", "lr", "value_lr", "epochs", "batch_size")
+    return ppo.Args(**{name: getattr(args, name) for name in (*names, "max_grad_norm", "target_kl", "critic_warmup")})
 
 
-def pull(a: Any) -> Callable[[Gaussian], Tensor] | None:
+def pull(args: Args) -> Callable[[Gaussian], Tensor] | None:
     """The penalty ``prior`` (μ² + σ²), a mean over dimensions, [N]."""
-    if not a.prior:
+    if not args.prior_weight:
         return None
-    return lambda law: a.prior * (law.mean.square() + law.std.square()).flatten(1).mean(1)
+    return lambda law: args.prior_weight * (law.mean.square() + law.std.square()).flatten(1).mean(1)
 
 
 class Switch:
@@ -201,13 +201,13 @@ class Switch:
         self.value = state["value"]
 
 
-def switch(policy: Policy, encoder: Policy, world: Any, env: Collector, a: Any, rng: Rng, taken: Switch) -> dict:
+def switch(policy: Policy, encoder: Policy, world: Any, env: Collector, args: Args, rng: Rng, taken: Switch) -> dict:
     """A new decoder, in place, that imitates encoder and decoder; the old one again if the new one is worse."""
     control, old = policy.weights.control, copy.deepcopy(policy.denoiser.state_dict())
     assert isinstance(control, LatentController)
     act = training_actor(encoder, 1)
     env.on_checkpoint(0)
-    before, rest = play_episodes(world, act, a.rollout, rng)
+    before, rest = play_episodes(world, act, args.decoder_rollout_steps, rng)
     assert before.chain is not None
     alive = before.valid.flatten().to(policy.device)
     obs, z = (v.flatten(0, 1).to(policy.device)[alive] for v in (before.obs, before.chain.sample))
@@ -218,20 +218,28 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Collector, a: Any, 
     if float(spread.max()) < 1e-3:
         raise InvalidInputError(
             f"all plans are the same (std {float(spread.max()):.1e}), so a new decoder could draw nothing else: raise "
-            "std or prior, or end with this stage"
+            "initial_std or prior_weight, or end with this stage"
         )
     policy.denoiser.load_state_dict(rng.init(from_config, to_config(policy.denoiser)).state_dict())
     seen = policy.codec.condition(obs)
     told: dict[str, float] = {}
     for row in fit(
-        policy.process, policy.denoiser, made, seen, a.updates, rng, batch=a.fit_batch, lr=a.fit_lr, warmup=100
+        policy.process,
+        policy.denoiser,
+        made,
+        seen,
+        args.decoder_updates,
+        rng,
+        batch=args.decoder_batch_size,
+        lr=args.decoder_lr,
+        warmup=100,
     ):
         told = row
     env.on_checkpoint(0)  # the same start states as before
-    blank = rng.init(latent, policy, env.obs_dim, a)
-    after = play_episodes(acted(policy, env, a), training_actor(blank, 1), a.rollout, rng)
+    blank = rng.init(latent, policy, env.obs_dim, args)
+    after = play_episodes(acted(policy, env, args), training_actor(blank, 1), args.decoder_rollout_steps, rng)
     was, now = compare_returns([before, *rest], [after[0], *after[1]])
-    taken.value = now >= was - a.drop * abs(was)
+    taken.value = now >= was - args.max_return_drop * abs(was)
     if not taken.value:
         policy.denoiser.load_state_dict(old)
     row = {"decoder loss": told["loss"], "plan std": float(spread.mean()), "before": was, "after": now}

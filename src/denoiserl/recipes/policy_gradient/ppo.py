@@ -26,7 +26,7 @@ Differences: actor and critic have an optimiser each, so there is no value coeff
 actor has stopped; the KL is looked at before every gradient step, not once an epoch.
 
 Start from a policy with ``GaussianHead``: its mean at 0, or cloned from demonstrations. The defaults are for a clone: a
-low ``lr``, and ``warmup`` iterations for the critic alone.
+low ``lr``, and ``critic_warmup`` iterations for the critic alone.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of 0.50 (cloned, served by its mean) to about 0.9 in
 40 iterations (0.57, 0.78, 0.83 and 0.91 of 100 held-out starts after 10, 20, 30 and 40; one seed). With ``lr=1e-4`` it
@@ -66,49 +66,51 @@ from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """collect-and-update rounds"""
-    copies: int = 40
-    """environments side by side"""
-    steps: int = 22
-    """decisions each environment takes an iteration"""
+    iterations: int = 40
+    """iterations of the run; collect and update"""
+    num_envs: int = 40
+    """parallel environments"""
+    rollout_steps: int = 22
+    """decisions per environment and iteration"""
     gamma: float = 0.99
-    """discount a tick"""
-    lam: float = 0.95
-    """GAE's λ, over decisions"""
-    clip: float = 0.2
-    """range of the joint ratio"""
-    entropy: float = 0.0
-    """weight of the policy's entropy"""
+    """discount factor per environment step"""
+    gae_lambda: float = 0.95
+    """λ of GAE, over decisions"""
+    clip_range: float = 0.2
+    """range ε of the ratio, clipped to 1 ± ε; of the joint ratio of a decision"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
     lr: float = 1e-5
-    """the actor's learning rate at the start: low for a clone, 3e-4 and more for a small one that knows nothing"""
+    """learning rate; of the policy at the start: small for a pretrained one, 3e-4 and more for a small one from
+    scratch"""
     value_lr: float = 1e-3
-    """the critic's learning rate at the start"""
-    lr_last: float = 1.0
-    """share of the learning rates that is left at the end, on a line: 1 is constant, 0 is usual from scratch"""
+    """learning rate of the value function; at the start"""
+    final_lr_fraction: float = 1.0
+    """fraction of the learning rates that is left at the end of a linear decay; 1 is constant, 0 is usual from
+    scratch"""
     epochs: int = 10
-    """most passes over an iteration's decisions"""
-    batch: int = 220
-    """decisions a gradient step, about"""
-    max_grad: float = 0.5
-    """largest norm of a gradient"""
+    """passes over the data of an iteration; at most, see target_kl"""
+    batch_size: int = 220
+    """items per gradient step; decisions"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient"""
     target_kl: float = 0.1
-    """the actor stops for this iteration when the approximate KL of a minibatch passes this"""
-    warmup: int = 2
-    """iterations in which only the critic learns: for policies that know something already"""
+    """approximate KL of a minibatch at which the policy stops learning for this iteration"""
+    critic_warmup: int = 2
+    """iterations in which only the critic learns; for pretrained policies"""
 
 
 def improve(
     policy: Policy,
     env: Collector,
-    a: Any,
+    args: Args,
     rng: Rng,
-    keep: Keep | None = None,
+    run: Run | None = None,
     penalty: Callable[[Gaussian], Tensor] | None = None,
 ) -> Iterator[dict]:
     """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of what it decides, is added to the loss."""
@@ -116,22 +118,22 @@ def improve(
         raise InvalidInputError(
             "PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo"
         )
-    keep, execute, (see, size) = keep or Keep(), carry(policy), critic_features(policy, env)
-    env.discount(a.gamma)
+    run, execute, (see, size) = run or Run(), carry(policy), critic_features(policy, env)
+    env.discount(args.gamma)
     act = training_actor(policy, len(policy.train_steps), execute)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(policy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
+    opt, critic = adamw(policy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
     check_optimizer_covers([opt, critic], policy.weights.module, value)
     named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in keep.loop(a.iters, **named, seen=statistics(policy)):
-        left = 1 - (1 - a.lr_last) * it / a.iters
-        for optimiser, lr in ((opt, a.lr), (critic, a.value_lr)):
+    for it in run.loop(args.iterations, **named, seen=statistics(policy)):
+        left = 1 - (1 - args.final_lr_fraction) * it / args.iterations
+        for optimiser, lr in ((opt, args.lr), (critic, args.value_lr)):
             for group in optimiser.param_groups:
                 group["lr"], group["eps"] = lr * left, 1e-5
-        ep = env.collect(act, a.steps, rng)
+        ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
         chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
-        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
         credit, index = critique.advantages.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, policy.denoiser, chain)
@@ -139,13 +141,15 @@ def improve(
         if it == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
-        for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
+        parts, updates, moves = max(1, len(index) // args.batch_size), [], it >= args.critic_warmup
+        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             optimizer_step(
-                critic, half_squared_error(value(critique.features[i]), critique.returns[i]).mean(), clip=a.max_grad
+                critic,
+                half_squared_error(value(critique.features[i]), critique.returns[i]).mean(),
+                clip=args.max_grad_norm,
             )
             if moves:
-                done = learn(policy, opt, chain.steps_at(i), old[i], standard(credit[i]), a, penalty)
+                done = learn(policy, opt, chain.steps_at(i), old[i], standard(credit[i]), args, penalty)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
@@ -158,7 +162,7 @@ def learn(
     rows: ChainSteps,
     old: Tensor,
     advantage: Tensor,
-    a: Any,
+    args: Args,
     penalty: Callable[[Gaussian], Tensor] | None,
 ) -> tuple[float, float, float, float] | None:
     """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
@@ -169,16 +173,16 @@ def learn(
     assert isinstance(law, Gaussian)
     logp = law.log_prob(y)
     kl = float(approx_kl(logp.detach(), old))
-    if kl > a.target_kl:
+    if kl > args.target_kl:
         return None
-    loss = ppo_clip(logp, old, advantage, a.clip).mean() - a.entropy * law.entropy().mean()
+    loss = ppo_clip(logp, old, advantage, args.clip_range).mean() - args.entropy_coef * law.entropy().mean()
     if penalty is not None:
         loss = loss + penalty(law).mean()
-    done = optimizer_step(opt, loss, clip=a.max_grad)["loss"]
-    return done, kl, float(clip_fraction(logp.detach(), old, a.clip)), float(law.std.detach().mean())
+    done = optimizer_step(opt, loss, clip=args.max_grad_norm)["loss"]
+    return done, kl, float(clip_fraction(logp.detach(), old, args.clip_range)), float(law.std.detach().mean())
 
 
 SIGNAL = "env"
 START = "gaussian"
 DEFAULT_TASK = "env"
-GROWS: dict[str, Any] = {"lr_last": 1.0}
+GROWS: dict[str, Any] = {"final_lr_fraction": 1.0}

@@ -17,26 +17,26 @@ step, and the step becomes a Gaussian:
     x_{k+1} ~ N(x_k + v_θ(x_k, t_k, s) Δt, σ_φ(x_k, t_k, s)²),   σ_φ in [least, most]
 
 θ and φ learn together from *one* clipped ratio a decision, that of the whole path: log π is the sum over steps and
-dimensions of the executed actions, divided by how many there are (so ρ is a geometric mean, and ``clip`` is small). The
-first state is drawn from N(0, 1) whatever θ is, and cancels in ρ. With Â from GAE over chunks,
+dimensions of the executed actions, divided by how many there are (so ρ is a geometric mean, and ``clip_range`` is
+small). The first state is drawn from N(0, 1) whatever θ is, and cancels in ρ. With Â from GAE over chunks,
 
     L = mean over decisions of −min(ρ Â, clip(ρ, 1 ± ε) Â) − c H + b E_z‖a_θ(z) − a_base(z)‖²
 
-H is the entropy a dimension of a step; the last term (``bc``, off by default) is a bound on the squared W₂ distance
-from the policy that it started from, both run as ODEs from the same noise z. As published: ``most`` is held for the
-first 35 % of the iterations and then falls by a cosine to least + 0.7 (most − least); one optimiser for θ and φ; the
-noise net is not saved and the policy is served as an ODE.
-Differences: one grid for drawing and scoring, from t = 1 in equal steps (released versions have drawn at times that
-include the data's end, and scored at others); the estimate is clamped where the process says so, and not the state
-after a step; draws are not cut at three std, nor log-probs clamped to a range (a clamp passes no gradient); σ may
-depend on x_k, as in the paper; z is drawn anew (the released code takes z = 0); what an episode's end left of a chunk
-has no part in ρ, H and the distance; the critic learns on where the actor has stopped.
+H is the entropy a dimension of a step; the last term (``bc_weight``, off by default) is a bound on the squared W₂
+distance from the policy that it started from, both run as ODEs from the same noise z. As published: ``noise_std_max``
+is held for the first 35 % of the iterations and then falls by a cosine to least + 0.7 (most − least); one optimiser for
+θ and φ; the noise net is not saved and the policy is served as an ODE. Differences: one grid for drawing and scoring,
+from t = 1 in equal steps (released versions have drawn at times that include the data's end, and scored at others); the
+estimate is clamped where the process says so, and not the state after a step; draws are not cut at three std, nor
+log-probs clamped to a range (a clamp passes no gradient); σ may depend on x_k, as in the paper; z is drawn anew (the
+released code takes z = 0); what an episode's end left of a chunk has no part in ρ, H and the distance; the critic
+learns on where the actor has stopped.
 
 With one step, only the injected noise explores around a draw of z, and that is enough. One ratio a path averages more
-numbers than DPPO's, one a step: the same ``clip`` lets the law move further.
+numbers than DPPO's, one a step: the same ``clip_range`` lets the law move further.
 
-Expect, on the fork2d of the claim ``reinflow`` (``steps=12``, one seed), a flow cloned to a success of 0.36 to be at
-0.60, 0.75 and 0.87 after 8, 16 and 24 iterations, served as an ODE; DPPO on the same flow is at 0.50 after 24.
+Expect, on the fork2d of the claim ``reinflow`` (``rollout_steps=12``, one seed), a flow cloned to a success of 0.36 to
+be at 0.60, 0.75 and 0.87 after 8, 16 and 24 iterations, served as an ODE; DPPO on the same flow is at 0.50 after 24.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,68 +73,74 @@ from denoiserl.policy.chain import ChainSteps, RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.weights import Weights
 from denoiserl.processes import Diffusion, NoiseInjectedDenoiser, ddim, with_learned_std
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
 class Args:
-    iters: int = 40
-    """collect-and-update rounds"""
-    copies: int = 40
-    """environments side by side"""
-    steps: int = 22
-    """chunks each environment plays an iteration"""
+    iterations: int = 40
+    """iterations of the run; collect and update"""
+    num_envs: int = 40
+    """parallel environments"""
+    rollout_steps: int = 22
+    """decisions per environment and iteration"""
     gamma: float = 0.99
-    """discount a tick"""
-    lam: float = 0.95
-    """GAE's λ, over chunks"""
-    least: float = 0.1
-    """least std of the injected noise"""
-    most: float = 0.24
+    """discount factor per environment step"""
+    gae_lambda: float = 0.95
+    """λ of GAE, over decisions"""
+    noise_std_min: float = 0.1
+    """smallest std of the injected noise"""
+    noise_std_max: float = 0.24
     """largest std of the injected noise"""
-    hold: float = 0.35
-    """share of the iterations in which ``most`` stands"""
-    last: float = 0.7
-    """where ``most`` ends: this share of the way from ``least`` up to it"""
-    clip: float = 0.01
-    """range of the geometric-mean ratio of a decision"""
-    entropy: float = 0.03
-    """weight of the entropy a dimension"""
-    bc: float = 0.0
-    """weight of the distance from the starting policy; 0 needs no pass of it"""
+    noise_hold_fraction: float = 0.35
+    """fraction of the iterations in which the noise ceiling stays at noise_std_max"""
+    noise_final_fraction: float = 0.7
+    """final noise ceiling, as a fraction of the range from noise_std_min to noise_std_max"""
+    clip_range: float = 0.01
+    """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over a decision's path"""
+    entropy_coef: float = 0.03
+    """weight of the entropy bonus; per dimension"""
+    bc_weight: float = 0.0
+    """weight of the imitation loss; the distance to the starting policy; 0 needs no pass of it"""
     lr: float = 3e-4
-    """the learning rate of flow and noise"""
+    """learning rate; of flow and noise"""
     value_lr: float = 1e-3
-    """the critic's learning rate"""
+    """learning rate of the value function"""
     epochs: int = 5
-    """most passes over an iteration's decisions"""
-    batch: int = 220
-    """decisions a gradient step, about"""
+    """passes over the data of an iteration; at most, see target_kl"""
+    batch_size: int = 220
+    """items per gradient step; decisions"""
     target_kl: float = 1.0
-    """the actor stops for this iteration when the approximate KL of a minibatch, a number of the path, passes this"""
-    warmup: int = 0
+    """approximate KL of a minibatch at which the policy stops learning for this iteration; per dimension of the path"""
+    critic_warmup: int = 0
     """iterations in which only the critic learns"""
 
 
-def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
-    keep, execute, (see, seen_size) = keep or Keep(), carry(policy), critic_features(policy, env)
-    noisy, explorer = rng.init(exploring, policy, seen_size, a.least, a.most)
-    env.discount(a.gamma)
+    run, execute, (see, seen_size) = run or Run(), carry(policy), critic_features(policy, env)
+    noisy, explorer = rng.init(exploring, policy, seen_size, args.noise_std_min, args.noise_std_max)
+    env.discount(args.gamma)
     k = len(noisy.train_steps)
     act = training_actor(noisy, k, execute)
-    if a.bc > 0:
+    if args.bc_weight > 0:
         policy.weights.snapshot("base")
     value, scale = rng.init(Value, seen_size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(noisy.parameters(), a.lr), adamw(value.parameters(), a.value_lr)
+    opt, critic = adamw(noisy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
     check_optimizer_covers([opt, critic], explorer, value)
     named = {"policy": policy, "noise": explorer.noise, "value": value, "opt": opt, "critic": critic, "scale": scale}
-    for it in keep.loop(a.iters, **named, rng=rng, env=env, seen=statistics(policy)):
-        explorer.most = ceiling(it / a.iters, a.least, a.most, a.hold, a.last)
-        ep = env.collect(act, a.steps, rng)
+    for it in run.loop(args.iterations, **named, rng=rng, env=env, seen=statistics(policy)):
+        explorer.most = ceiling(
+            it / args.iterations,
+            args.noise_std_min,
+            args.noise_std_max,
+            args.noise_hold_fraction,
+            args.noise_final_fraction,
+        )
+        ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
         chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
-        critique = estimate_advantages(ep, value, see, scale, a.gamma, a.lam)
+        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
         credit, index = critique.advantages.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = noisy.rescore(chain)
@@ -143,14 +148,14 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
         if it == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        parts, updates, moves = max(1, len(index) // a.batch), [], it >= a.warmup
-        for i in (i for _ in range(a.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
+        parts, updates, moves = max(1, len(index) // args.batch_size), [], it >= args.critic_warmup
+        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             optimizer_step(
                 critic, half_squared_error(value(critique.features[i]), critique.returns[i]).mean(), clip=1.0
             )
             if moves:
                 rows = chain.steps_at((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
-                done = learn(policy, noisy, opt, rows, old[i], standard(credit[i]), a, rng)
+                done = learn(policy, noisy, opt, rows, old[i], standard(credit[i]), args, rng)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
@@ -158,7 +163,14 @@ def improve(policy: Policy, env: Collector, a: Any, rng: Rng, keep: Keep | None 
 
 
 def learn(
-    policy: Policy, noisy: Policy, opt: Optimizer, rows: ChainSteps, old: Tensor, advantage: Tensor, a: Any, rng: Rng
+    policy: Policy,
+    noisy: Policy,
+    opt: Optimizer,
+    rows: ChainSteps,
+    old: Tensor,
+    advantage: Tensor,
+    args: Args,
+    rng: Rng,
 ) -> tuple[float, float, float, float] | None:
     """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
 
@@ -169,15 +181,15 @@ def learn(
     assert isinstance(law, Gaussian)
     logp = path(law, y, k)
     kl = float(approx_kl(logp.detach(), old))
-    if kl > a.target_kl:
+    if kl > args.target_kl:
         return None
-    loss = ppo_clip(logp, old, advantage, a.clip).mean()
-    loss = loss - a.entropy * (law.entropy() / law.num_factors.clamp_min(1)).mean()
-    if a.bc > 0:
+    loss = ppo_clip(logp, old, advantage, args.clip_range).mean()
+    loss = loss - args.entropy_coef * (law.entropy() / law.num_factors.clamp_min(1)).mean()
+    if args.bc_weight > 0:
         cond, live = index_rows((rows.cond, rows.mask), slice(None, None, k))
-        loss = loss + a.bc * apart(policy, cond, rng, live).mean()
+        loss = loss + args.bc_weight * apart(policy, cond, rng, live).mean()
     done = optimizer_step(opt, loss, clip=1.0)["loss"]
-    return done, kl, float(clip_fraction(logp.detach(), old, a.clip)), float(law.std.detach().mean())
+    return done, kl, float(clip_fraction(logp.detach(), old, args.clip_range)), float(law.std.detach().mean())
 
 
 def exploring(policy: Policy, obs: int, least: float, most: float) -> tuple[Policy, NoiseInjectedDenoiser]:

@@ -18,11 +18,11 @@ the one with the largest pseudo-count is executed:
 
 f learns the random signs of every demonstrated decision by squared error, so that ‖f‖² / coins is about one over how
 often something like φ was seen (``net.Coins``). As published: φ is what enters the last layer of the policy's own
-network; a decision is counted not at the demonstrated plan but at that of ``search`` plans of the policy which comes
-nearest to it, so that features are those of generated plans; 20 coins, a frozen random prior beside f; the condition is
-encoded once for all n plans. Differences: φ is read at the finished plan and the last time, not one step before, and
-is standardised instead of multiplied by ten; f is small, for small policies; the learning rate warms up and falls on a
-cosine.
+network; a decision is counted not at the demonstrated plan but at that of ``num_noise_candidates`` plans of the policy
+which comes nearest to it, so that features are those of generated plans; 20 coins, a frozen random prior beside f; the
+condition is encoded once for all n plans. Differences: φ is read at the finished plan and the last time, not one step
+before, and is standardised instead of multiplied by ten; f is small, for small policies; the learning rate warms up and
+falls on a cosine.
 
 The counts are a smoothed density: they rank plans, and say little as numbers. What the demonstrations rarely do, such
 as recovering from a mistake, is chosen less often than before. The policy itself is not touched: ``draw`` chooses,
@@ -36,7 +36,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,73 +48,75 @@ from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 
 
 @dataclass(frozen=True)
 class Args:
-    updates: int = 2000
-    """gradient steps of the counting network"""
-    n: int = 32
-    """plans that are drawn for one that is executed"""
-    search: int = 16
-    """plans a demonstrated decision, of which the nearest is counted"""
+    num_updates: int = 2000
+    """gradient steps; of the counting network"""
+    num_candidates: int = 32
+    """candidates that the served action is chosen from; the most familiar one"""
+    num_noise_candidates: int = 16
+    """plans per demonstrated decision, of which the nearest is counted"""
     features: Kind = "activation"
-    """what is counted: what enters the last layer of the policy's network, or condition and plan themselves"""
-    coins: int = 20
-    """coins a datum"""
-    width: int = 256
-    """the counting network's width"""
-    gain: float = 1.0
-    """how near is near: features are multiplied by it"""
-    batch: int = 512
-    """decisions a gradient step"""
+    """what is counted; the input of the last layer of the policy's network, or the condition and the plan themselves"""
+    num_coin_flips: int = 20
+    """coin flips per data point"""
+    counter_width: int = 256
+    """width of the counting network"""
+    feature_scale: float = 1.0
+    """scale of the features; larger values make the count more local"""
+    batch_size: int = 512
+    """items per gradient step; decisions"""
     lr: float = 1e-3
-    """AdamW's learning rate at its peak"""
+    """learning rate; of AdamW, at its peak"""
     only_successes: bool = True
-    """count only the demonstrations that succeeded, where the data say so"""
+    """count only successful demonstrations, where the data say which ones succeeded"""
 
 
-def improve(policy: Policy, data: Demonstrations, a: Any, rng: Rng, keep: Keep | None = None) -> Iterator[dict]:
+def improve(policy: Policy, data: Demonstrations, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Count what good demonstrations do, and let the policy choose by it from now on, in place."""
-    if a.only_successes and data.success is not None:
+    if args.only_successes and data.success is not None:
         data = data.successful()
     if len(data) < 2:
         raise InvalidInputError(
             "counting from one episode says only how near a state is to it: give two episodes or more"
         )
-    keep = keep or Keep()
+    run = run or Run()
     carry(policy)
-    phi = decisions(policy, data, a, rng)
-    coins = rng.init(CoinFlipNetwork, phi.shape[1], a.coins, a.width, gain=a.gain).to(policy.device)
+    phi = decisions(policy, data, args, rng)
+    coins = rng.init(
+        CoinFlipNetwork, phi.shape[1], args.num_coin_flips, args.counter_width, gain=args.feature_scale
+    ).to(policy.device)
     coins.standardise(phi)
-    signs = coin_flip_targets(len(phi), a.coins, int(rng.integers(0, 2**31, 1))).to(policy.device)
-    policy.weights.control = BestOfN(PseudoCountVerifier(coins, a.features), a.n)
-    opt = adamw(coins.learned.parameters(), a.lr)
+    signs = coin_flip_targets(len(phi), args.num_coin_flips, int(rng.integers(0, 2**31, 1))).to(policy.device)
+    policy.weights.control = BestOfN(PseudoCountVerifier(coins, args.features), args.num_candidates)
+    opt = adamw(coins.learned.parameters(), args.lr)
     check_optimizer_covers(opt, coins.learned)
-    schedule = warmup_cosine(opt, min(100, a.updates), a.updates)
-    every, losses = max(1, a.updates // 50), []
-    for it in keep.loop(a.updates, given=data, coins=coins, opt=opt, schedule=schedule, rng=rng):
-        i = rng.integers(0, len(phi), min(a.batch, len(phi)))
+    schedule = warmup_cosine(opt, min(100, args.num_updates), args.num_updates)
+    every, losses = max(1, args.num_updates // 50), []
+    for it in run.loop(args.num_updates, given=data, coins=coins, opt=opt, schedule=schedule, rng=rng):
+        i = rng.integers(0, len(phi), min(args.batch_size, len(phi)))
         losses.append(optimizer_step(opt, (coins(phi[i]) - signs[i]).square().mean())["loss"])
         schedule.step()
-        if (it + 1) % every == 0 or it + 1 == a.updates:
+        if (it + 1) % every == 0 or it + 1 == args.num_updates:
             with torch.no_grad():
                 count = coins.count(phi)
             yield {"loss": sum(losses) / len(losses), "count": float(count.median())}
             losses = []
 
 
-def control(policy: Policy, data: Demonstrations, a: Any, rng: Rng) -> Policy:
+def control(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Policy:
     """Another policy on the same weights that chooses by familiarity; the given one serves as before."""
     made = policy.with_controller(None)
-    for _ in improve(made, data, a, rng):
+    for _ in improve(made, data, args, rng):
         pass
     return made
 
 
 @torch.no_grad()
-def decisions(policy: Policy, data: Demonstrations, a: Any, rng: Rng) -> Tensor:
+def decisions(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Tensor:
     """The features [N, F] of every demonstrated decision, at that of the policy's plans which is nearest to it."""
     past = getattr(policy.codec, "history", 1) - 1
     if past:
@@ -128,16 +129,16 @@ def decisions(policy: Policy, data: Demonstrations, a: Any, rng: Rng) -> Tensor:
     for index in window.every.split(1024):
         seen = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
         wanted = policy.codec.encode(window.actions(data.actions, index)).to(policy.device)
-        plans = candidates(policy, seen, a.search, rng)
+        plans = candidates(policy, seen, args.num_noise_candidates, rng)
         real = window.inside(index).to(policy.device)[:, None, :, None]  # what a window repeats was not demonstrated
         apart = ((plans - wanted[:, None]).square() * real).flatten(2).sum(-1)
         nearest = plans[torch.arange(len(plans), device=plans.device), apart.argmin(1)]
         spread = max(spread, float((plans - plans[:, :1]).abs().max()))
-        found.append(features(policy, seen, nearest, a.features))
-    if a.n > 1 and a.search > 1 and spread == 0:
+        found.append(features(policy, seen, nearest, args.features))
+    if args.num_candidates > 1 and args.num_noise_candidates > 1 and spread == 0:
         raise InvalidInputError(
             "the policy draws the same plan whatever the noise, so there is nothing to choose among: serve it with "
-            "more steps or noise, or take n=1"
+            "more steps or noise, or take num_candidates=1"
         )
     return torch.cat(found)
 

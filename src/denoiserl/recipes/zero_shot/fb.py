@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -46,69 +45,76 @@ from denoiserl.nn import frozen, polyak_update, target_copy
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import common as _successors
-from denoiserl.train import Keep, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 __all__ = ["Args", "improve", "policy_for_reward"]
 
 
 @dataclass(frozen=True)
 class Args:
-    updates: int = 4000
-    """gradient steps (1 M as published)"""
-    batch: int = 256
-    """transitions a step (1024 as published)"""
+    num_updates: int = 4000
+    """gradient steps; 1 M as published"""
+    batch_size: int = 256
+    """items per gradient step; transitions (1024 as published)"""
     lr: float = 1e-3
-    """the learning rate (1e-4 as published)"""
-    width: int = 128
-    """the width of F and B"""
-    attention: int = 0
-    """layers of self-attention in F and B (0: perceptrons)"""
-    ortho: float = 1.0
-    """the weight of orthonormality"""
+    """learning rate; of all networks (1e-4 as published)"""
+    representation_width: int = 128
+    """width of F and B"""
+    attention_layers: int = 0
+    """layers of self-attention in F and B; 0: perceptrons"""
+    ortho_weight: float = 1.0
+    """weight of the orthonormality loss"""
     gamma: float = 0.98
-    """discount a tick"""
+    """discount factor per environment step"""
     tau: float = 0.02
-    """how fast the targets of F and B follow (0.01 as published)"""
-    reached: float = 0.5
-    """the share of tasks that are B of states"""
-    noise: float = 0.2
-    """std of the noise on the next decision, in half widths of the box"""
-    noise_clip: float = 0.3
-    """its largest value"""
+    """Polyak rate of the target networks; of F and B (0.01 as published)"""
+    goal_task_fraction: float = 0.5
+    """fraction of task vectors that are B of states"""
+    target_noise: float = 0.2
+    """std of the noise on the target action, in half widths of the action box"""
+    target_noise_clip: float = 0.3
+    """largest noise on the target action"""
 
 
 def improve(
-    policy: Policy, data: Demonstrations | EpisodeDataset, a: Any, rng: Rng, keep: Keep | None = None
+    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
-    keep, (codec, known) = keep or Keep(), _successors.known(policy, data, a.batch, a.gamma, "FB")
+    run, (codec, known) = run or Run(), _successors.known(policy, data, args.batch_size, args.gamma, "FB")
     if not isinstance(codec.inner, TanhCodec):
         raise InvalidInputError(
             "FB climbs Q inside a box: give the policy the codec TaskConditionedCodec(TanhCodec.box(low, high), z)"
         )
-    both = rng.init(ForwardBackward, known["obs"].shape[1], policy.event_shape, len(codec.z), a.width, a.attention).to(
-        policy.device
-    )
+    both = rng.init(
+        ForwardBackward,
+        known["obs"].shape[1],
+        policy.event_shape,
+        len(codec.z),
+        args.representation_width,
+        args.attention_layers,
+    ).to(policy.device)
     slow = target_copy(both)
-    policy.weights.control = BestOfN(SuccessorVerifier(both, a.gamma), 1)
-    opt = adamw([*both.parameters(), *policy.parameters()], a.lr, betas=(0.9, 0.99))
+    policy.weights.control = BestOfN(SuccessorVerifier(both, args.gamma), 1)
+    opt = adamw([*both.parameters(), *policy.parameters()], args.lr, betas=(0.9, 0.99))
     check_optimizer_covers(opt, both, policy.weights.module)
-    every = max(1, a.updates // 50)
-    for it in keep.loop(a.updates, given=data, policy=policy, slow=slow, opt=opt, rng=rng):
-        index = rng.integers(0, len(known["obs"]), a.batch)
+    every = max(1, args.num_updates // 50)
+    for it in run.loop(args.num_updates, given=data, policy=policy, slow=slow, opt=opt, rng=rng):
+        index = rng.integers(0, len(known["obs"]), args.batch_size)
         row = {k: v[index] for k, v in known.items()}
-        z = _successors.tasks(both, row["obs"], rng, a.reached)
+        z = _successors.tasks(both, row["obs"], rng, args.goal_task_fraction)
         with torch.no_grad():
-            noise = (a.noise * rng.normal(*row["action"].shape)).clamp(-a.noise_clip, a.noise_clip)
+            noise = (args.target_noise * rng.normal(*row["action"].shape)).clamp(
+                -args.target_noise_clip, args.target_noise_clip
+            )
             after = torch.tanh(action_distribution(policy, torch.cat([row["after"], z], 1)).base.mean)
             after = (after + noise).clamp(-1, 1)
-        loss, _, back = _successors.represented(both, slow, row, after, z, a.ortho)
+        loss, _, back = _successors.represented(both, slow, row, after, z, args.ortho_weight)
         with frozen(both):
             decision = torch.tanh(action_distribution(policy, torch.cat([row["obs"], z], 1)).base.mean)
             value = both.value(row["obs"], decision, z).amin(0).mean()
         told = optimizer_step(opt, loss - value)
-        polyak_update(slow, both, a.tau)
-        if (it + 1) % every == 0 or it + 1 == a.updates:
+        polyak_update(slow, both, args.tau)
+        if (it + 1) % every == 0 or it + 1 == args.num_updates:
             numbers = {"FB": float(loss.detach()), "value": float(value.detach())}
             yield {**numbers, "effective rank": effective_rank(back.detach()), **told}
     _successors.collapsed(both, known["after"])

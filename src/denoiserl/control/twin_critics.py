@@ -1,0 +1,72 @@
+"""State-action critics with Polyak targets and their optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.rng import Rng
+from denoiserl.losses import half_squared_error
+from denoiserl.nn import Critics, polyak_update, target_copy
+from denoiserl.train import adamw, check_optimizer_covers, optimizer_step
+
+
+class TwinCritics:
+    """Q₁ ... Q_n(s, a), target networks that follow them, and the regression to a TD target.
+
+        L = Σ_i mean ½ (Q_i(s, a) − y)²,   θ̄ ← (1 − τ) θ̄ + τ θ
+
+    Conditions are what critics see of a state [B, o]; actions are [B, H, d]. The TD target y [B] is the caller's: it is
+    what differs between methods. Save it with the run: it has ``state_dict``.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_shape: Sequence[int],
+        lr: float,
+        tau: float,
+        rng: Rng,
+        device: torch.device | str = "cpu",
+        num_critics: int = 2,
+        width: int = 256,
+        max_grad_norm: float | None = None,
+        **more: Any,
+    ) -> None:
+        self.tau, self.max_grad_norm = tau, max_grad_norm
+        self.net = rng.init(Critics, obs_dim, tuple(action_shape), num_critics, width, **more).to(device)
+        self.target_net = target_copy(self.net)
+        self.optimizer = adamw(self.net.parameters(), lr)
+        check_optimizer_covers(self.optimizer, self.net)
+
+    def __call__(self, cond: Tensor, action: Tensor) -> Tensor:
+        """Return the values of all critics, [n, B]; differentiable."""
+        return self.net(cond, action)
+
+    @torch.no_grad()
+    def target(self, cond: Tensor, action: Tensor) -> Tensor:
+        """Return the values of the target networks, [n, B]."""
+        return self.target_net(cond, action)
+
+    def td_update(self, cond: Tensor, action: Tensor, td_target: Tensor) -> float:
+        """Take a gradient step towards the TD target [B]; return the loss."""
+        value = self.net(cond, action)
+        loss = half_squared_error(value, td_target.expand(len(value), -1)).sum(0).mean()
+        return optimizer_step(self.optimizer, loss, self.max_grad_norm)["loss"]
+
+    def update_target(self) -> None:
+        """Let the target networks follow by ``tau``."""
+        polyak_update(self.target_net, self.net, self.tau)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run goes on from."""
+        parts = {"net": self.net, "target_net": self.target_net, "optimizer": self.optimizer}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        for name in ("net", "target_net", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])

@@ -1,0 +1,23 @@
+"""Minibatches of the rows of an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from denoiserl.core.rng import Rng
+
+
+def minibatches(rows: Tensor | int, batch_size: int, epochs: int, rng: Rng, even: bool = False) -> Iterator[Tensor]:
+    """Yield minibatches of ``rows`` (an index, or a number of rows), each of which comes once per epoch, in an order
+    drawn anew.
+
+    Batches have ``batch_size`` rows and the last one what is left; with ``even`` all have about as many, ``batch_size``
+    or some more.
+    """
+    index = torch.arange(rows) if isinstance(rows, int) else rows
+    for _ in range(epochs):
+        drawn = index[rng.permutation(len(index)).to(index.device)]
+        yield from drawn.tensor_split(max(1, len(index) // batch_size)) if even else drawn.split(batch_size)
