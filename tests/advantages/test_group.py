@@ -183,3 +183,14 @@ def test_clip_quantile_agrees_with_the_library_quantile(values, q):
     low, high = torch.quantile(x, torch.tensor([q, 1 - q], dtype=torch.float64))
     torch.testing.assert_close(clip_quantile(x, q), x.clamp(low, high), rtol=1e-9, atol=1e-6)
     assert torch.equal(clip_quantile(x, 0.0), x)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rewards_that_differ_by_exactly_the_spread_are_equal(scale):
+    """The group that is dead is the one without advantages; the next number above the spread is a preference."""
+    reward = torch.tensor(
+        [[1.0, 1.25, 1.0], [1.0, math.nextafter(1.25, 2.0), 1.0], [1.0, 1.5, 1.0]], dtype=torch.float64
+    )
+    advantage = group_relative(reward, scale, spread=0.25)
+    assert dead_groups(reward, spread=0.25).tolist() == [True, False, False]
+    assert (advantage.abs().amax(-1) == 0).tolist() == [True, False, False]

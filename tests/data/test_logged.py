@@ -239,3 +239,16 @@ def test_actions_outside_a_known_box_are_refused_or_clipped(tmp_path: Path, outs
     else:
         with pytest.raises(InvalidInputError, match="outside='clip'"):
             recordings.read(path)
+
+
+def test_actions_beyond_the_end_of_an_episode_are_not_real() -> None:
+    """A chunk of 3 that starts at tick t of an episode of T executes min(3, T − t) actions; the rest repeat the last.
+    A buffer keeps that as a column only where it says something."""
+    rows = to_transitions(ragged(), 3, 2)
+    wanted = [[t + k < length for k in range(3)] for length in (5, 1, 9, 2) for t in range(length)]
+    assert rows.real.tolist() == wanted
+    drawn = rows.replay().sample(17, Rng(0), rows.gamma)
+    match = (drawn["reward"][:, None] == rows.reward).int().argmax(1)
+    assert torch.equal(drawn["real"], torch.tensor(wanted)[match])
+    single = to_transitions(ragged(), 1, 2)
+    assert bool(single.real.all()) and "real" not in single.replay().columns

@@ -205,3 +205,28 @@ def test_a_model_is_refused_where_more_than_nine_rows_in_ten_are_unsure(
     rows, dropped = maker.sample(1000, Rng(0))
     assert len(rows) == 1000 and drawn == [1000, 900]
     assert dropped == pytest.approx(900 / 1900)
+
+
+def test_noise_as_large_as_the_data_flips_no_flag() -> None:
+    """An action that is the end of its episode stays that, whatever is added to numbers: their variance grows by
+    std²."""
+    data = system(4000)
+    data = replace(data, action=data.terminated[:, None, None].float())
+    near = add_gaussian_noise(data, 4000, 1.5, Rng(3))
+    assert torch.equal(near.action.flatten() > 0.5, near.terminated) and 0 < int(near.terminated.sum()) < 4000
+    assert set(near.action.unique().tolist()) == {0.0, 1.0}
+    wide = float(near.obs[:, 2].var() / data.obs[:, 2].var())
+    assert wide == pytest.approx(1 + 1.5**2, rel=0.15)
+
+
+def test_the_dropped_share_is_that_of_all_rows_that_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fourth row is unsure: a quarter is dropped, also where more were drawn than were wanted."""
+    data = system(500)
+    layout = Layout.fit(data)
+    z = layout.encode(part(data, slice(0, 4)))
+    z[:, -1] = torch.tensor([0.0, 1.0, 0.5, 0.0])
+    monkeypatch.setattr(synthetic, "heun", lambda denoise, times, event, n, rng, **more: z.repeat(n // 4, 1))
+    maker = TransitionGenerator(None, layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
+    for n in (4, 100, 1000):
+        rows, dropped = maker.sample(n, Rng(0))
+        assert len(rows) == n and dropped == 0.25

@@ -177,3 +177,17 @@ def test_a_batch_of_one_and_targets_with_gradients_are_refused() -> None:
     m = torch.ones(2, 2, requires_grad=True)
     with pytest.raises(InvalidInputError, match="constant"):
         forward_backward(m, m, torch.ones(2))
+
+
+@pytest.mark.parametrize(("given", "ridge"), [({}, 1e-3), ({"ridge": 0.5}, 0.5)], ids=["default", "half"])
+def test_a_ridge_shrinks_what_b_sees_little_of_by_its_share_of_the_mean_eigenvalue(given: dict, ridge: float) -> None:
+    """Of uncorrelated features whose second moments λ are 1, 4 and 16, so 7 in the mean, a reward that is feature i is
+    implied λᵢ/(λᵢ + 7 ρ) times; in any unit of B."""
+    moments = torch.tensor([1.0, 4.0, 16.0], dtype=torch.float64)
+    noise = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    back = torch.linalg.qr(noise).Q * (50 * moments).sqrt()
+    for unit in (1.0, 100.0):
+        for i, moment in enumerate(moments):
+            z = (back[:, i : i + 1] * unit * back).mean(0)
+            found = implied_reward(unit * back, z.expand(50, -1), **given)
+            torch.testing.assert_close(found, back[:, i] * moment / (moment + 7 * ridge))

@@ -70,3 +70,12 @@ def test_ascent_does_not_depend_on_the_unit_of_reward_and_has_a_floor() -> None:
         normalized_q_loss(a, a)
     with pytest.raises(InvalidInputError, match="tau"):
         expectile(a, a.detach(), 1.0)
+
+
+def test_the_pace_of_ascent_is_the_mean_size_of_values_of_both_signs() -> None:
+    """Values whose mean is 0 are as large as those of one sign: E|Q'| of −1, 1, −3 and 3 is 2."""
+    value = torch.tensor([1.0, -2.0, 4.0, 0.0])
+    for by in ([-1.0, 1.0, -3.0, 3.0], [1.0, 1.0, 3.0, 3.0], [-1.0, -1.0, -3.0, -3.0]):
+        assert normalized_q_loss(value, torch.tensor(by)).tolist() == [-0.5, 1.0, -2.0, 0.0]
+    own = torch.tensor([2.0, -2.0])
+    assert normalized_q_loss(own).tolist() == [-1.0, 1.0]

@@ -184,3 +184,45 @@ def test_adapters_off_cannot_be_saved_as_a_policy(tmp_path: Path) -> None:
     policy = Policy(process, weights, (3,), process.steps(time_grid(2)), process.steps(time_grid(2)))
     with pytest.raises(RunError, match="save 'current'"):
         policy.with_weights("reference").save(tmp_path / "policy")
+
+
+def low() -> Weights:
+    """A network in bf16 whose head is 1 everywhere, and its average."""
+    weights = made()
+    weights.module.to(torch.bfloat16)
+    for p in weights.module.net.head.parameters():  # type: ignore[union-attr]
+        p.data.fill_(1.0)
+    weights.snapshot("ema")
+    return weights
+
+
+def heads(weights: Weights, name: str) -> list[nn.Parameter]:
+    return list(weights.using(name).net.head.parameters())  # type: ignore[union-attr]
+
+
+def test_an_average_in_bf16_follows_by_steps_that_bf16_cannot_hold() -> None:
+    """From 1 towards 2 by a thousandth of the way: 2 − 0.999^k after k steps; the first would be lost in bf16."""
+    weights = low()
+    move(weights, 1.0)
+    for _ in range(200):
+        weights.ema_update("ema", 0.999)
+    for q, p in zip(heads(weights, "ema"), heads(weights, "current"), strict=True):
+        assert q.dtype == torch.bfloat16 and bool((p == 2).all())
+        torch.testing.assert_close(q.float(), torch.full(q.shape, 2 - 0.999**200), rtol=0.0, atol=2**-8)
+    assert float(torch.tensor(1.001).bfloat16()) == 1.0
+
+
+def test_an_average_in_bf16_that_was_changed_elsewhere_is_followed_from_where_it_is() -> None:
+    """What was changed goes on from there; what was not goes on from its average in float32."""
+    weights = low()
+    move(weights, 1.0)
+    for _ in range(3):
+        weights.ema_update("ema", 0.999)  # in bf16 still 1
+    for q in heads(weights, "ema"):
+        assert bool((q == 1).all())
+        q.data.view(-1)[0] = 6.0
+    weights.ema_update("ema", 0.5)
+    kept = 0.5 * (2 - 0.999**3) + 0.5 * 2
+    for q, mean in zip(heads(weights, "ema"), list(weights.averages["ema"].values()), strict=True):
+        assert float(q.view(-1)[0]) == 4.0 == float(mean.view(-1)[0])
+        torch.testing.assert_close(mean.view(-1)[1:], torch.full((mean.numel() - 1,), kept), rtol=0.0, atol=1e-6)

@@ -102,3 +102,14 @@ def test_the_training_loss_keeps_its_uniform_times(process: Diffusion) -> None:
         **{k: getattr(noised, k).flatten(0, 1) for k in ("x", "t", "x0", "noise")}  # type: ignore[union-attr]
     )
     torch.testing.assert_close(denoising_losses(process, denoise, noised).flatten(), process.loss(denoise, flat, None))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_one_noising_in_each_cell_weighs_as_much_as_the_interval_of_times_is_long(name: str) -> None:
+    """1/p of a time is 512 widths of its cell, so the mean over one time in each of the 512 cells is ∫ dt. A time that
+    rounding moved to the next cell changes it by 1.3e-4 at most."""
+    times = even_times(SCHEDULES[name])
+    noised = renoise(Diffusion(SCHEDULES[name]), torch.zeros(3, 1), len(times) - 1, Rng(0))
+    assert noised.weight is not None
+    length = times[-1] - times[0]
+    torch.testing.assert_close(noised.weight.double().mean(-1), length.expand(3), rtol=2e-4, atol=0.0)
