@@ -18,6 +18,17 @@ from denoiserl.recipes import FACETS, SIGNALS, Card
 PACKAGE = recipes.HERE.parent
 
 
+RANGES = {
+    "Count": "int ≥ 1",
+    "CountOrZero": "int ≥ 0",
+    "Positive": "float > 0",
+    "NonNegative": "float ≥ 0",
+    "Fraction": "float in [0, 1]",
+    "PositiveFraction": "float in (0, 1]",
+}
+"""the ranges of ``denoiserl.core.settings`` in words"""
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of the command line. ``default`` is source."""
@@ -100,6 +111,8 @@ def kind(annotation: ast.expr) -> str:
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Literal"):
         words = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
         return " or ".join(str(getattr(w, "value", ast.unparse(w))) for w in words)
+    if isinstance(annotation, ast.Name) and annotation.id in RANGES:
+        return RANGES[annotation.id]
     if isinstance(annotation, ast.BinOp):
         return f"{kind(annotation.left)} or {kind(annotation.right)}"
     return ast.unparse(annotation)

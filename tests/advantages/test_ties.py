@@ -11,7 +11,7 @@ from torch import Tensor
 from denoiserl.advantages import PerPromptStatTracker, dead_groups, group_relative, leave_one_out, normalise
 from denoiserl.advantages.shapes import resolution
 from denoiserl.doctor.signal import rewarded
-from denoiserl.recipes.generators.rwr import best
+from denoiserl.recipes.generators.rwr import top_share_weights
 from denoiserl.rewards import evaluate_reward, rate
 
 LEVELS = (0.35, -0.35, 1.0, 1e8, -3e-7, 0.1)
@@ -110,9 +110,9 @@ def test_the_best_share_takes_ties() -> None:
     """Rewards that are equal up to rounding are learned from alike, in the whole row and at the threshold."""
     near = torch.cat([ulps(0.35, 2, torch.float32), ulps(0.35, 1, torch.float32)])[None]
     whole = torch.ones(1, 4, dtype=torch.bool)
-    assert torch.equal(best(near, 0.25, whole), torch.ones(1, 4))
+    assert torch.equal(top_share_weights(near, 0.25, whole), torch.ones(1, 4))
     row = torch.cat([near[0, :2], torch.tensor([0.1, 0.2])])[None]
-    assert best(row, 0.25, whole).tolist() == [[2.0, 2.0, 0.0, 0.0]]
+    assert top_share_weights(row, 0.25, whole).tolist() == [[2.0, 2.0, 0.0, 0.0]]
 
 
 def test_the_doctor_calls_a_tie_constant() -> None:

@@ -27,7 +27,7 @@ BASE = (
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
     monkeypatch.chdir(tmp_path)
     with pytest.MonkeyPatch.context() as patch:  # six updates make no representation
-        patch.setattr("denoiserl.recipes.zero_shot.common.collapsed", lambda both, seen: 4.0)
+        patch.setattr("denoiserl.recipes.zero_shot.common.warn_if_collapsed", lambda both, seen: 4.0)
         assert main(["run", "breeze", "--out", "runs/b", *SMALL.split(), *BASE.split()]) == 0
     (tmp_path / "mine.py").write_text("def right(at):\n    return at[:, 0]\ndef flat(at):\n    return 0 * at[:, 0]\n")
     capsys.readouterr()
@@ -42,7 +42,7 @@ def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -
         rooms=2, num_episodes=4, episode_steps=60, max_episode_steps=10, task_dim=4, policy_width=16, action_horizon=2
     )
     blank = next(run.glob("runs/b/**/best"))
-    seen = states(_zero.record(base, 0))
+    seen = states(_zero.load_dataset(base, 0))
     wanted = policy_for_reward(Policy.load(blank), seen, lambda at: at[:, 0])
     z = require_task_conditioned(found).z  # threads add in another order
     assert torch.allclose(z, require_task_conditioned(wanted).z, atol=1e-5) and float(z.norm()) == pytest.approx(

@@ -485,3 +485,13 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     command = f"{sys.executable} -m denoiserl list --json | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[" and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["list", "--help", "run --help", "run", "run dpoo", "run dppo --task", "eval", "compare", "claim --nope", "doctor"],
+)
+def test_help_and_usage_errors_come_without_torch(argv: str) -> None:
+    code = f"import sys; from denoiserl.cli import main\nmain({argv.split()!r})\nprint('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert told.stdout.strip().endswith("False"), told.stdout + told.stderr

@@ -27,7 +27,7 @@ from denoiserl.integrations.lerobot.policy import LeRobotCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
-from denoiserl.tasks.user_inputs import opened, recorded
+from denoiserl.tasks.user_inputs import load_policy, load_recording
 
 gym = pytest.importorskip("gymnasium")
 
@@ -101,7 +101,7 @@ def given(path: Path, low: float, high: float, seen: float = 1.0, **more: Any) -
     u = torch.linspace(0, 1, 60)
     done = torch.stack([low + (high - low) * u, 2 * u - 1], 1)
     Demonstrations(seen * (2 * torch.stack([u, u.flip(0)], 1) - 1), done, torch.tensor([30, 60])).save(path)
-    return recorded(str(path), Wide, **more)
+    return load_recording(str(path), Wide, **more)
 
 
 def test_data_in_other_units_than_the_environment_are_refused_or_told(tmp_path: Path) -> None:
@@ -129,12 +129,12 @@ def test_episodes_and_parts_of_a_users_data_are_chosen_by_words(tmp_path: Path) 
     parts = {"state": data.observations[:, :2], "more": data.observations}
     replace(data, observations=parts, actions=data.actions.abs()).save(tmp_path / "parts")
     with pytest.raises(RunError, match="--parts NAME"):
-        recorded(str(tmp_path / "parts"), Wide)
+        load_recording(str(tmp_path / "parts"), Wide)
     with pytest.warns(UserWarning, match="range of the box|outside the box"):
-        kept = recorded(str(tmp_path / "parts"), Wide, parts="state")
+        kept = load_recording(str(tmp_path / "parts"), Wide, parts="state")
     assert torch.equal(kept.demos.observations, data.observations[:, :2])
     with pytest.raises(InvalidInputError, match=r"several parts of numbers are not learned from.*FlattenObservation"):
-        _kinds.facts(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))
+        _kinds.policy_spec(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))
 
 
 def test_infinite_and_constant_boxes_judge_nothing() -> None:
@@ -262,7 +262,7 @@ def test_a_given_policy_is_told_of_its_units_before_it_learns(tmp_path: Path) ->
     imitating(actions=[100.0, 1.0]).save(tmp_path / "made")
     base = _robot.Args(env=f"{tmp_path / 'world.py'}:World", start=str(tmp_path / "made"))
     with pytest.warns(Remark, match="made can take lie outside the box of World of actions: dimension 0 "):
-        _robot.given(base, Run())
+        _robot.load_start(base, Run())
 
 
 def test_cloning_on_in_other_units_is_told_whatever_the_codec() -> None:
@@ -312,7 +312,7 @@ def test_rewards_one_row_late_are_found(late: bool) -> None:
 def test_a_policy_of_others_is_refused_by_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"x")
     with pytest.raises(RunError, match="a checkpoint of torch"):
-        opened(str(tmp_path / "last.ckpt"), torch.device("cpu"))
+        load_policy(str(tmp_path / "last.ckpt"), torch.device("cpu"))
 
 
 def test_rewards_of_episodes_of_one_row_are_not_compared_with_the_row_before() -> None:

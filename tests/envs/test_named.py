@@ -100,14 +100,14 @@ def test_nobody_demonstrates_where_there_is_no_script():
         demonstrations("Hopper-v5", 1)
     base = _robot.Args(env="Pendulum-v1")
     with pytest.raises(RunError, match="--data"):
-        _robot.record(base, 0)
+        _robot.load_demonstrations(base, 0)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
 def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
     pytest.importorskip("gymnasium")
     base = _robot.Args(env="Pendulum-v1", policy_width=16)
-    begun = _robot.task(base).begin(0, Run(), kind)
+    begun = _robot.task(base).start_policy(0, Run(), kind)
     with pytest.raises(StopIteration) as ended:
         next(begun)
     policy = ended.value.value
@@ -122,7 +122,9 @@ def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
     env.close()
     saved = _kinds.diffusion(_robot.Args(policy_width=16), env, 7)
     saved.save(tmp_path / "policy")
-    begun = _robot.task(_robot.Args(env="Pendulum-v1", start=str(tmp_path / "policy"))).begin(0, Run(), "diffusion")
+    begun = _robot.task(_robot.Args(env="Pendulum-v1", start=str(tmp_path / "policy"))).start_policy(
+        0, Run(), "diffusion"
+    )
     with pytest.raises(StopIteration) as ended:
         next(begun)
     found = ended.value.value.denoiser.state_dict()
@@ -192,7 +194,7 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
         0,
         None,
     )
-    env = Collector(_robot.make(_robot.Args(env="drifting.py:Drift", start="x", obs_horizon=2)), 1)
+    env = Collector(_robot.make_env(_robot.Args(env="drifting.py:Drift", start="x", obs_horizon=2)), 1)
     env.on_checkpoint(0)
     assert env.obs_dim == 14 and torch.equal(env.obs[0, :7], env.obs[0, 7:]), "an episode begins with its first twice"
     first = env.obs[0, 7:].clone()
@@ -202,4 +204,4 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
 
 def test_clones_of_the_experiment_see_one_observation():
     with pytest.raises(RunError, match="--start"):
-        _robot.make(_robot.Args(obs_horizon=2))
+        _robot.make_env(_robot.Args(obs_horizon=2))

@@ -27,9 +27,9 @@ KEYS = {
 def test_every_claim_can_be_tried(name, budget):
     """Arms, settings, tasks and metrics exist: nothing is misspelt, without running anything."""
     made = ledger.claim(name)
-    plan = made.planned(budget)
+    plan = made.make_plan(budget)
     assert re.fullmatch(r"arXiv \d{4}\.\d{5}", made.paper) and made.pass_condition and len(plan.seeds) >= 5
-    metrics = plan.checked().metrics if isinstance(plan, Study) else plan.metrics
+    metrics = plan.validate().metrics if isinstance(plan, Study) else plan.metrics
     for c in made.conditions:
         for _, metric in c.sides(next(iter(metrics))):
             assert metric in metrics
@@ -96,12 +96,12 @@ def test_one_failing_condition_fails_a_claim_and_one_undecided_leaves_it_open(mo
 
 def test_an_arm_can_be_compared_with_a_number_and_across_metrics():
     values = {"x": {"a": torch.tensor([[0.5], [0.6], [0.55]])}, "y": {"a": torch.tensor([[0.1], [0.2], [0.15]])}}
-    assert runner.judged(Condition("a", 0.2, 0.0, "x"), values, "x", 1).verdict == "holds"
-    assert runner.judged(Condition(0.2, "a", 0.0, "x"), values, "x", 1).verdict == "does not hold"
-    assert runner.judged(Condition("a", "a", 0.3, "x", "y"), values, "x", 1).verdict == "holds"
+    assert runner.evaluate_condition(Condition("a", 0.2, 0.0, "x"), values, "x", 1).verdict == "holds"
+    assert runner.evaluate_condition(Condition(0.2, "a", 0.0, "x"), values, "x", 1).verdict == "does not hold"
+    assert runner.evaluate_condition(Condition("a", "a", 0.3, "x", "y"), values, "x", 1).verdict == "holds"
     with pytest.raises(RunError, match="Did you mean 'x'"):
-        runner.judged(Condition("a", 0.2, 0.0, "xx"), values, "x", 1)
-    assert Condition("a", "b", -0.02, "m", "n").said("m") == "m of a exceeds n of b less 0.02"
+        runner.evaluate_condition(Condition("a", 0.2, 0.0, "xx"), values, "x", 1)
+    assert Condition("a", "b", -0.02, "m", "n").as_sentence("m") == "m of a exceeds n of b less 0.02"
 
 
 def test_the_simulated_claim_measures_what_it_says():
@@ -151,7 +151,7 @@ def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_th
 
 
 def test_confirming_takes_the_settings_that_tuning_chose():
-    plan = ledger.claim("dppo").planned("laptop")
+    plan = ledger.claim("dppo").make_plan("laptop")
     assert isinstance(plan, Study)
     tuning = {"dppo": [{"settings": {"lr": 1.0}, "score": 0.1}, {"settings": {"lr": 2.0}, "score": 0.9}], "rwr": []}
     arms = confirming.chosen(plan, tuning)

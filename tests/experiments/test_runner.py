@@ -19,7 +19,7 @@ from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import diff_settings, from_json, to_json
-from denoiserl.experiments.runner import opened, rerun, run
+from denoiserl.experiments.runner import load_run, rerun, run
 from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress, clock
 from denoiserl.train.run_state import Position
@@ -158,7 +158,7 @@ def test_a_run_tells_what_it_is_and_returns_what_it_did(tmp_path, recipe):
     ]
     assert rows[-2]["spent"] == told["spent"]["env steps"] == 24 * 4 and told["spent"]["updates"] == 36
     assert rows[-2]["odd"] == "nan"
-    found, args, record = opened(tmp_path / "r")
+    found, args, record = load_run(tmp_path / "r")
     assert args == found.Args() and record["seed"] == 3 and record["versions"]["torch"] == torch.__version__
     assert record["finished"] and record["place"] == told["place"]
     before = left(tmp_path / "r")

@@ -14,7 +14,7 @@ from denoiserl import tasks
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
-from denoiserl.experiments import Arm, Study, gathered, opened, play
+from denoiserl.experiments import Arm, Study, load_results, load_study, run_comparison
 from denoiserl.experiments import arm as arms
 from denoiserl.experiments import jobs as jobs_module
 from denoiserl.experiments import resolve as find
@@ -78,7 +78,7 @@ def study(**changes) -> Study:
 
 
 def test_arms_share_starts_and_trials_and_spend_the_same(here):
-    found = play(study(), here / "s", 0, progress=False)
+    found = run_comparison(study(), here / "s", 0, progress=False)
     # 24 rewards an iteration: 60 pay for two
     assert found.spent["a"]["reward calls"] == found.spent["b"]["reward calls"] == 48
     assert found.spent["start"]["reward calls"] == 0
@@ -95,12 +95,14 @@ def test_a_metric_that_nobody_reports_is_left_out(here):
     """Tasks name success, and environments need not report it."""
     words = '"distance": ("squared distance", ""), "success": ("points that say so", "%")'
     (here / "points.py").write_text(TASK.replace('"distance": ("squared distance", "")', words))
-    found = play(study(arms={"start": Arm("none"), "again": Arm("none")}), here / "s", 0, progress=False)
+    found = run_comparison(study(arms={"start": Arm("none"), "again": Arm("none")}), here / "s", 0, progress=False)
     assert list(found.standings) == ["near", "distance"]
 
 
 def test_the_same_method_twice_is_the_same_to_the_bit_and_not_told_apart(here):
-    found = play(study(arms={"one": Arm("ddpo", QUICK), "two": Arm("ddpo", QUICK)}), here / "s", 0, progress=False)
+    found = run_comparison(
+        study(arms={"one": Arm("ddpo", QUICK), "two": Arm("ddpo", QUICK)}), here / "s", 0, progress=False
+    )
     assert torch.equal(found.values["distance"]["one"], found.values["distance"]["two"])
     (contrast,) = found.standings["distance"].contrasts
     assert not contrast.separated and contrast.difference.mean == 0
@@ -108,17 +110,17 @@ def test_the_same_method_twice_is_the_same_to_the_bit_and_not_told_apart(here):
 
 def test_a_study_that_goes_on_under_other_code_says_so_and_keeps_both_in_its_record(here, monkeypatch):
     small = study(arms={"one": Arm("ddpo", QUICK), "two": Arm("none")})
-    found, real = play(small, here / "s", 0, progress=False), study_module.provenance
+    found, real = run_comparison(small, here / "s", 0, progress=False), study_module.provenance
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        play(small, here / "s", 0, progress=False)
+        run_comparison(small, here / "s", 0, progress=False)
     monkeypatch.setattr(study_module, "provenance", lambda: {**real(), "commit": "0123456789abcdef"})
     with pytest.warns(UserWarning, match="begun by other code.*this is commit 0123456789, denoiserl"):
-        again = play(small, here / "s", 0, progress=False)
+        again = run_comparison(small, here / "s", 0, progress=False)
     assert torch.equal(found.values["distance"]["one"], again.values["distance"]["one"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        play(small, here / "s", 0, progress=False)
+        run_comparison(small, here / "s", 0, progress=False)
     told = json.loads((here / "s" / "study.json").read_text())
     assert [x["commit"] for x in told["continued"]] == ["0123456789abcdef"]
     assert told["commit"] == real()["commit"]
@@ -126,7 +128,7 @@ def test_a_study_that_goes_on_under_other_code_says_so_and_keeps_both_in_its_rec
 
 @pytest.mark.fixed_seed
 def test_killed_half_way_it_goes_on_and_repeats_nothing(here, monkeypatch):
-    whole = play(study(), here / "whole", 0, progress=False)
+    whole = run_comparison(study(), here / "whole", 0, progress=False)
     ran, stops, real = [], [3], jobs_module.run
 
     def counted(recipe, args, folder, **how):
@@ -138,46 +140,46 @@ def test_killed_half_way_it_goes_on_and_repeats_nothing(here, monkeypatch):
 
     monkeypatch.setattr(jobs_module, "run", counted)
     with pytest.raises(KeyboardInterrupt):
-        play(study(), here / "part", 0, progress=False)
+        run_comparison(study(), here / "part", 0, progress=False)
     with pytest.raises(RunError, match="has not finished"):
-        gathered(here / "part")
+        load_results(here / "part")
     stopped = ran.pop()
-    again = play(study(), here / "part", 0, progress=False)
+    again = run_comparison(study(), here / "part", 0, progress=False)
     assert ran.count(stopped) == 1 and len(ran) == len(set(ran)) == 6
     for metric, values in whole.values.items():
         assert all(torch.equal(again.values[metric][arm], v) for arm, v in values.items())
 
 
 def test_a_start_is_made_once_and_made_again_when_its_source_changes(here):
-    play(study(seeds=(0,)), here / "one", 0, progress=False)
+    run_comparison(study(seeds=(0,)), here / "one", 0, progress=False)
     folders = {p.parent.name for p in (here / "cache/starts").glob("*/run.json")}
-    play(study(seeds=(0,), budget=30), here / "two", 0, progress=False)
+    run_comparison(study(seeds=(0,), budget=30), here / "two", 0, progress=False)
     assert {p.parent.name for p in (here / "cache/starts").glob("*/run.json")} == folders and len(folders) == 1
     (here / "points.py").write_text(TASK.replace("keep.loop(2)", "keep.loop(3)"))
-    play(study(seeds=(0,)), here / "three", 0, progress=False)
+    run_comparison(study(seeds=(0,)), here / "three", 0, progress=False)
     assert len({p.parent.name for p in (here / "cache/starts").glob("*/run.json")}) == 2
 
 
 def test_a_folder_holds_one_study_which_may_grow(here):
-    play(study(seeds=(0,)), here / "s", 0, progress=False)
+    run_comparison(study(seeds=(0,)), here / "s", 0, progress=False)
     with pytest.raises(RunError, match=r"another study.*trials"):
-        play(study(seeds=(0,), trials=30), here / "s", 0, progress=False)
+        run_comparison(study(seeds=(0,), trials=30), here / "s", 0, progress=False)
     before = (here / "s/arms/a/0/metrics.jsonl").stat().st_mtime_ns
-    found = play(study(seeds=(0, 1)), here / "s", 0, progress=False)
+    found = run_comparison(study(seeds=(0, 1)), here / "s", 0, progress=False)
     assert found.values["near"]["a"].shape == (2, 20)
     assert (here / "s/arms/a/0/metrics.jsonl").stat().st_mtime_ns == before
     with pytest.raises(RunError, match="not chosen by their results"):
-        play(study(seeds=(1,)), here / "s", 0, progress=False)
+        run_comparison(study(seeds=(1,)), here / "s", 0, progress=False)
     (here / "other").mkdir()
     (here / "other/thing").touch()
     with pytest.raises(RunError, match="something else"):
-        play(study(), here / "other", 0, progress=False)
-    assert opened(here / "s") == study(seeds=(0, 1))
+        run_comparison(study(), here / "other", 0, progress=False)
+    assert load_study(here / "s") == study(seeds=(0, 1))
 
 
 def test_every_arm_gets_as_many_tuning_runs_on_a_seed_of_their_own(here):
     arms_ = {"a": Arm("ddpo", QUICK), "start": Arm("none")}
-    found = play(study(arms=arms_, tune=2, seeds=(0,)), here / "s", 0, progress=False)
+    found = run_comparison(study(arms=arms_, tune=2, seeds=(0,)), here / "s", 0, progress=False)
     told = found.tuning["a"]
     assert [round(t["settings"]["lr"], 7) for t in told] == [3e-4, 1e-4]
     best = max(told, key=lambda t: t["score"])["settings"]["lr"]
@@ -196,18 +198,18 @@ def test_iterations_are_what_the_budget_pays_for(here):
     a = arms.Args(task="points.py:make_task", method="ddpo", settings=QUICK, budget=100, unit="reward calls")
     weights = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
     with UsageCounter().open() as outside:
-        made = arms.sized(task, find.method("ddpo"), policy, a)
+        made = arms.fit_iterations_to_budget(task, find.method("ddpo"), policy, a)
     assert made.iterations == 4  # 24 each: a fifth would be more than 100
     assert all(torch.equal(v, weights[k]) for k, v in policy.denoiser.state_dict().items())  # a copy was tried
     assert outside.counts["reward calls"] == 24
     fixed = arms.Args(**{**vars(a), "settings": {**QUICK, "iterations": 3}})
-    assert arms.sized(task, find.method("ddpo"), policy, fixed).iterations == 3
+    assert arms.fit_iterations_to_budget(task, find.method("ddpo"), policy, fixed).iterations == 3
 
 
 @pytest.mark.fixed_seed
 def test_processes_find_what_one_process_finds(here):
-    one = play(study(seeds=(0,)), here / "one", 0, progress=False)
-    two = play(study(seeds=(0,)), here / "two", 2, progress=False)
+    one = run_comparison(study(seeds=(0,)), here / "one", 0, progress=False)
+    two = run_comparison(study(seeds=(0,)), here / "two", 2, progress=False)
     assert all(torch.equal(two.values["distance"][k], v) for k, v in one.values["distance"].items())
 
 
@@ -216,7 +218,7 @@ def test_a_job_that_fails_says_why_and_the_others_are_kept(here):
         TASK.replace("def reward(sample, prompts):", "def reward(sample, prompts):\n        1 / 0")
     )
     with pytest.raises(RunError, match="a 0 failed: ZeroDivisionError"):
-        play(study(seeds=(0,)), here / "s", 1, progress=False)
+        run_comparison(study(seeds=(0,)), here / "s", 1, progress=False)
     assert (here / "s/arms").exists()
 
 
@@ -257,4 +259,4 @@ def test_meaningless_studies_are_refused(changes, said):
 )
 def test_what_cannot_be_compared_is_refused_before_it_costs_anything(here, changes, said):
     with pytest.raises(RunError, match=said):
-        play(study(**changes), here / "s", 0, progress=False)
+        run_comparison(study(**changes), here / "s", 0, progress=False)

@@ -87,12 +87,12 @@ def test_your_language_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_your_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two arms of the example's task, from the same clone of one seed, in one process."""
     pytest.importorskip("gymnasium")
-    from denoiserl.experiments import Arm, Study, play
+    from denoiserl.experiments import Arm, Study, run_comparison
 
     monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path / "cache"))
     arms = {"dppo": Arm("dppo", {"num_envs": 4, "rollout_steps": 4, "batch_size": 64}), "clone": Arm("none")}
     word = f"{FOLDER / 'your_task.py'}:make_task"
     study = Study(word, arms, 130, "env steps", (0,), {"updates": 40}, trials=20, curve=1)
-    found = play(study, tmp_path / "study", 0, progress=False)
+    found = run_comparison(study, tmp_path / "study", 0, progress=False)
     assert 64 <= found.spent["dppo"]["env steps"] <= 192 and found.spent["clone"]["env steps"] == 0
     assert found.values["success"]["dppo"].shape == (1, 20) and found.standings["success"].basis == "trials"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.data import RunningNormCodec
 from denoiserl.data.rollout import Rollout
@@ -404,7 +404,7 @@ def test_drwr_learns_from_executed_actions_alone_and_needs_whole_episodes() -> N
     )
     moved = (net.map.bias.abs() > 0).tolist()
     assert moved == [True, False, False], "the first action ends the episode, the others never happened"
-    with pytest.raises(InvalidInputError, match="Did you mean 'serve'"):
+    with pytest.raises(RunError, match="Did you mean 'serve'"):
         list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(rollout_sampler="served"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="raise rollout_steps"):
         list(drwr.improve(linear()[0], Collector(Regulator, 4, 1), drwr.Args(iterations=1, rollout_steps=4), Rng(0)))
@@ -508,17 +508,19 @@ def test_a_round_of_rwr_tilts_tokens_and_leaves_the_prompt_alone() -> None:
 def test_weights_have_mean_one_and_bad_rewards_none() -> None:
     reward = torch.tensor([[0.0, 1.0, 2.0, torch.nan], [3.0, 3.0, 3.0, 3.0], [torch.nan] * 4])
     valid = reward.isfinite()
-    soft, hard = rwr.tilt(reward, 1.0, valid), rwr.best(reward, 0.5, valid)
+    soft, hard = rwr.exponential_weights(reward, 1.0, valid), rwr.top_share_weights(reward, 0.5, valid)
     for weight in (soft, hard):
         assert torch.allclose(weight.sum(-1), torch.tensor([3.0, 4.0, 0.0])), "as many as are valid"
         assert (weight[~valid] == 0).all() and torch.equal(weight[1], torch.ones(4))
     assert torch.allclose(soft[0, 2] / soft[0, 0], torch.tensor(math.e**2))
     assert hard[0].tolist() == [0.0, 1.5, 1.5, 0.0]
-    assert torch.allclose(rwr.tilt(1000 * reward, 1.0, valid)[0, :3], torch.tensor([0.0, 0.0, 3.0])), "no overflow"
+    assert torch.allclose(rwr.exponential_weights(1000 * reward, 1.0, valid)[0, :3], torch.tensor([0.0, 0.0, 3.0])), (
+        "no overflow"
+    )
     with pytest.raises(InvalidInputError, match="share"):
-        rwr.best(reward, 0.0, valid)
+        rwr.top_share_weights(reward, 0.0, valid)
     with pytest.raises(InvalidInputError, match="turn the reward round"):
-        rwr.tilt(reward, -1.0, valid)
+        rwr.exponential_weights(reward, -1.0, valid)
 
 
 def test_rwr_drops_bad_rewards_and_refuses_what_teaches_nothing() -> None:
@@ -532,5 +534,5 @@ def test_rwr_drops_bad_rewards_and_refuses_what_teaches_nothing() -> None:
         list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, invalid_rewards="raise"), Rng(0)))
     with pytest.raises(InvalidInputError, match="group of one"):
         list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, group_size=1), Rng(0)))
-    with pytest.raises(InvalidInputError, match="prompt"):
+    with pytest.raises(RunError, match="prompt"):
         list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, compare_within="promt"), Rng(0)))  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ BASE = _zero.Args(
     action_horizon=2,
 )
 SMALL = {"num_updates": 2, "batch_size": 32, "representation_width": 16}
-METHODS = {"breeze": (breeze, _zero.untrained), "fb": (fb, _zero.squashed)}
+METHODS = {"breeze": (breeze, _zero.untrained_policy), "fb": (fb, _zero.squashed_policy)}
 methods = pytest.mark.parametrize("name", METHODS)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:B has collapsed"),
@@ -50,7 +50,7 @@ def start(name: str, base: _zero.Args = BASE) -> Policy:
 def improve(name: str, made: Policy, data=None, keep: Run | None = None, **more) -> list[dict]:
     module = METHODS[name][0]
     a = module.Args(**{**SMALL, **more})
-    return list(module.improve(made, _zero.record(BASE, 0) if data is None else data, a, Rng(5), keep))
+    return list(module.improve(made, _zero.load_dataset(BASE, 0) if data is None else data, a, Rng(5), keep))
 
 
 @methods
@@ -59,7 +59,7 @@ def test_the_same_run_twice_and_a_resumed_one_end_in_the_same_weights(name: str,
     rows = improve(name, whole, keep=Run(tmp_path / "whole", every=1))
     assert rows == improve(name, start(name))
     halves, a = start(name), METHODS[name][0].Args(**SMALL)
-    data = _zero.record(BASE, 0)
+    data = _zero.load_dataset(BASE, 0)
     part = METHODS[name][0].improve(halves, data, a, Rng(5), Run(tmp_path / "half", every=1))
     next(part)
     next(part)
@@ -80,7 +80,7 @@ def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(na
     rows = list(experiment.run_recipe(module, task, module.Args(**SMALL), 0, keep))
     assert {"held-out score", "held-out goal 6", "held-out stay left", "held-out overestimation"} <= rows[-1].keys()
     made = Policy.load(find_saved_policy(tmp_path, "last"))
-    asked = policy_for_reward(made, _successors.demos(_zero.record(BASE, 0)), lambda at: at[:, 0])
+    asked = policy_for_reward(made, _successors.demos(_zero.load_dataset(BASE, 0)), lambda at: at[:, 0])
     again = Policy.load(asked.save(tmp_path / "asked"))
     obs = torch.rand(3, 2) + 1
     assert torch.equal(again.generate(obs, Rng(1)), asked.generate(obs, Rng(1)))
@@ -108,7 +108,7 @@ def test_a_walker_who_never_had_a_reward_goes_to_whichever_end_is_asked_for(name
     made = _zero.diffusion(base, data, 4, 0, "cpu") if name == "breeze" else None
     if made is None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_zero, "record", lambda base, seed: data)
+            patch.setattr(_zero, "load_dataset", lambda base, seed: data)
             made = mine(base, 0, keep)
     more = {"inverse_temperature": 0.5, "num_candidates": 8, "policy_ema": 0.05} if name == "breeze" else {}
     improve(
@@ -138,12 +138,12 @@ def test_tasks_have_the_norm_of_b_and_half_of_them_are_b_of_states() -> None:
     improve("fb", made)
     both = made.weights.control.verifier.represent  # type: ignore[union-attr]
     obs = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
-    z, back = _successors.tasks(both, obs, Rng(0), 0.5), both.backward_embedding(obs).detach()
+    z, back = _successors.sample_task_vectors(both, obs, Rng(0), 0.5), both.backward_embedding(obs).detach()
     assert torch.allclose(z.norm(dim=1), torch.full((400,), 2.0), atol=1e-4)
     apart = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")  # products of matrices leave 1e-3
     found = apart(z, back).amin(1) < 1e-4
     assert 0.4 < float(found.float().mean()) < 0.6
-    assert bool((apart(_successors.tasks(both, obs, Rng(0), 1.0), back).amin(1) < 1e-4).all())
+    assert bool((apart(_successors.sample_task_vectors(both, obs, Rng(0), 1.0), back).amin(1) < 1e-4).all())
 
 
 def test_transitions_end_where_episodes_do() -> None:
@@ -151,7 +151,7 @@ def test_transitions_end_where_episodes_do() -> None:
     lengths = (5, 3, 1)
     obs = torch.arange(9.0)[:, None]
     demos = Demonstrations(obs, obs + 100, torch.tensor(lengths).cumsum(0))
-    row = _successors.pairs(demos, 2)
+    row = _successors.make_transitions(demos, 2)
     assert row["obs"].flatten().tolist() == [0, 1, 2, 5]  # 3 + 2 is the next episode's, and nobody saw it
     assert row["after"].flatten().tolist() == [2, 3, 4, 7]
     assert row["action"][..., 0].tolist() == [[100, 101], [101, 102], [102, 103], [105, 106]]
@@ -160,11 +160,11 @@ def test_transitions_end_where_episodes_do() -> None:
     ended = torch.tensor([True, False, True])
     box = torch.ones(1)
     last = torch.tensor([[50.0], [60.0], [70.0]])
-    row = _successors.pairs(EpisodeDataset(demos, None, last, ended, -box, box), 1)
+    row = _successors.make_transitions(EpisodeDataset(demos, None, last, ended, -box, box), 1)
     assert row["after"].flatten().tolist() == [1, 2, 3, 4, 50, 6, 7, 60, 70]
     assert row["over"].tolist() == [False] * 4 + [True] + [False] * 3 + [True]
     with pytest.raises(InvalidInputError, match="no episode is longer"):
-        _successors.pairs(demos, 6)
+        _successors.make_transitions(demos, 6)
 
 
 def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_environment(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
 
     demos = line(6, 10)
     last = (demos.observations[demos.ends - 1] + 0.4 * demos.actions[demos.ends - 1]).clamp(-1, 1)
-    after = _successors.pairs(
+    after = _successors.make_transitions(
         data := EpisodeDataset(demos, None, last, torch.zeros(6).bool(), -torch.ones(1), torch.ones(1))
     )
     wanted = lambda at: (at[:, 0] > 0.2).float()  # noqa: E731
@@ -193,7 +193,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
         "        return np.array([self.x], np.float32), float(self.x > 0.2), False, self.t >= 6, {}\n"
     )
     base = replace(BASE, data=str(path), env=f"{tmp_path / 'segment.py'}:Segment", action_horizon=2)
-    row, read = _successors.pairs(_zero.record(base, 0)), _zero.record(base, 0)
+    row, read = _successors.make_transitions(_zero.load_dataset(base, 0)), _zero.load_dataset(base, 0)
     assert isinstance(read, EpisodeDataset) and read.rewards is not None
     assert torch.equal(read.rewards[row["at"]], wanted(row["after"]))
     made = start("fb", base)
@@ -201,18 +201,18 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     told = _zero.task(base).judge(made, 0, 4)
     assert bool((told["ticks"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
     with pytest.raises(RunError, match="holds no rewards to ask for"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_zero, "record", lambda base, seed: data)
+        patch.setattr(_zero, "load_dataset", lambda base, seed: data)
         _zero.outcomes(base, made, 0, 2)
 
 
 def test_a_true_end_has_no_future_and_a_chunk_is_discounted_by_its_ticks() -> None:
     made = start("breeze", replace(BASE, action_horizon=3))
-    demos = _zero.record(BASE, 0)
+    demos = _zero.load_dataset(BASE, 0)
     assert isinstance(demos, Demonstrations)
     box = torch.ones(2)
     ends = torch.arange(len(demos)) % 2 == 0
     record = EpisodeDataset(demos, None, torch.zeros(len(demos), 2), ends, -box, box)
-    _, known = _successors.known(made, record, 32, 0.9, "BREEZE")
+    _, known = _successors.prepare_transitions(made, record, 32, 0.9, "BREEZE")
     assert known["discount"].unique().tolist() == pytest.approx([0.0, 0.9**3])
     assert int((known["discount"] == 0).sum()) == int((ends & (demos.lengths >= 3)).sum())
 
@@ -231,10 +231,10 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
         world.goal = goal.expand(len(position), 2)
         return expert(world)[:, None]
 
-    came = _zero.walk(base, shortest, reward, 3, 100).gained.sum(1).mean()
+    came = _zero.roll_out(base, shortest, reward, 3, 100).gained.sum(1).mean()
     assert 100 * (float(came) - low) / (high - low) == pytest.approx(100, abs=12)
     task = _zero.task(BASE)
-    rows = task.begin(0, Run(), "goals")
+    rows = task.start_policy(0, Run(), "goals")
     try:
         while True:
             next(rows)
@@ -251,12 +251,12 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     made = start("fb")
     improve("fb", made)
     reward = _zero.rewards(BASE)["stay left"]
-    seen = _successors.demos(_zero.record(BASE, 0)).observations
+    seen = _successors.demos(_zero.load_dataset(BASE, 0)).observations
     asked = policy_for_reward(made, seen, reward)
     begin, first = seen[:5], torch.zeros(5, 2, 2)
     path = begin[:, None].expand(-1, 11, -1)
-    nothing = _zero.overestimated(asked, _zero.Walk(torch.zeros(5, 10), path, first), seen, reward)
-    ones = _zero.overestimated(asked, _zero.Walk(torch.ones(5, 10), path, first), seen, reward)
+    nothing = _zero.overestimation(asked, _zero.Walk(torch.zeros(5, 10), path, first), seen, reward)
+    ones = _zero.overestimation(asked, _zero.Walk(torch.ones(5, 10), path, first), seen, reward)
     gamma = 0.98**2  # two ticks a decision, five decisions
     assert torch.allclose(nothing - ones, torch.full((5,), sum(gamma**k for k in range(5))), atol=1e-4)
     both = asked.weights.control.verifier.represent  # type: ignore[union-attr]
@@ -275,14 +275,14 @@ def test_a_collapsed_b_is_told() -> None:
         both.name[-1].weight.zero_()
         both.name[-1].bias.fill_(1.0)
     with pytest.warns(UserWarning, match="effective rank of 1.0 of 4"):
-        _successors.collapsed(both, torch.randn(50, 2))
+        _successors.warn_if_collapsed(both, torch.randn(50, 2))
 
 
 def test_a_policy_that_carries_to_execute_part_of_a_chunk_is_refused() -> None:
     made = start("breeze", replace(BASE, action_horizon=3))
     made.weights.execute = 2
     with pytest.raises(InvalidInputError, match="carries that it executes 2 of them"):
-        _successors.known(made, _zero.record(BASE, 0), 32, 0.9, "BREEZE")
+        _successors.prepare_transitions(made, _zero.load_dataset(BASE, 0), 32, 0.9, "BREEZE")
 
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
@@ -292,12 +292,12 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         improve("fb", start("fb"), gamma=1.0)
     with pytest.raises(InvalidInputError, match="climbs Q inside a box"):
         improve("fb", start("breeze"))
-    bad = _successors.demos(_zero.record(BASE, 0))
+    bad = _successors.demos(_zero.load_dataset(BASE, 0))
     seen = bad.observations.clone()
     seen[3, 0] = float("nan")
     with pytest.raises(InvalidInputError, match="NaN or infinity"):
         improve("breeze", start("breeze"), replace(bad, observations=seen))
     with pytest.raises(RunError, match="Say --env"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_zero, "record", lambda base, seed: bad)
+            patch.setattr(_zero, "load_dataset", lambda base, seed: bad)
             _zero.outcomes(replace(BASE, data="my.hdf5"), start("fb"), 0, 2)

@@ -81,7 +81,11 @@ def small(name: str) -> tuple[Any, Task, Any]:
         made["model"] = dataclasses.replace(model, **{k: v for k, v in made["model"].items() if k in known})
     known = {f.name for f in dataclasses.fields(recipe.Args)}
     task = tasks.make(recipe.DEFAULT_TASK, {**getattr(recipe, "DEFAULT_TASK_ARGS", {}), **task_args})
-    return recipe, dataclasses.replace(task, watch=3), recipe.Args(**{k: v for k, v in made.items() if k in known})
+    return (
+        recipe,
+        dataclasses.replace(task, num_eval_trials=3),
+        recipe.Args(**{k: v for k, v in made.items() if k in known}),
+    )
 
 
 def rows(name: str, seed: int = 0, keep: Run | None = None, **changes: Any) -> Iterator[dict]:
@@ -148,7 +152,7 @@ def test_a_recipe_is_what_the_contract_says(name: str) -> None:
     task = tasks.make(recipe.DEFAULT_TASK, {**getattr(recipe, "DEFAULT_TASK_ARGS", {}), **SMALL[name][1]})
     task.require_signal(recipe.SIGNAL)
     start = recipe.START(args) if callable(recipe.START) else recipe.START
-    assert start is None or start in task.kinds
+    assert start is None or start in task.start_kinds
     assert set(getattr(recipe, "GROWS", {})) <= {f.name for f in dataclasses.fields(args)}
     assert all(card.facets.get(key) for key in recipes.FACETS)
 

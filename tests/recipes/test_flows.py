@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from denoiserl.core.errors import InvalidInputError, OffPolicyError
+from denoiserl.core.errors import InvalidInputError, OffPolicyError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.data import RunningNormCodec
 from denoiserl.envs import Collector
@@ -225,7 +225,7 @@ def test_exploring_chains_replay_bit_by_bit_and_end_near_the_flow(steps: int) ->
     made = flow(steps=steps, chunk=2)
     nn.init.normal_(made.parameters()[-1], std=0.5)
     cond, z = torch.ones(16, 1), torch.randn(16, 2, 1)
-    noisy, explorer = reinflow.exploring(made, 1, 0.1, 0.3)
+    noisy, explorer = reinflow.with_noise_net(made, 1, 0.1, 0.3)
     nn.init.normal_(explorer.noise.leave.weight)  # type: ignore[union-attr, arg-type]
     chain = noisy.sample_chain(cond, Rng(0))
     law, y = noisy.rescore(chain, micro_batch_size=16)
@@ -239,7 +239,7 @@ def test_exploring_chains_replay_bit_by_bit_and_end_near_the_flow(steps: int) ->
 
 
 def test_the_ceiling_is_held_and_falls_to_its_last_share() -> None:
-    levels = [reinflow.ceiling(done, 0.1, 0.24, 0.35, 0.7) for done in (0.0, 0.35, 0.675, 1.0)]
+    levels = [reinflow.max_noise_schedule(done, 0.1, 0.24, 0.35, 0.7) for done in (0.0, 0.35, 0.675, 1.0)]
     assert levels == pytest.approx([0.24, 0.24, 0.24 - 0.15 * 0.14, 0.1 + 0.7 * 0.14])
 
 
@@ -339,7 +339,7 @@ def test_the_distance_from_the_start_is_that_of_two_flows_from_one_z() -> None:
     assert isinstance(made.denoiser, GaussianDenoiser) and isinstance(made.denoiser.net, MLP)
     with torch.no_grad():
         made.denoiser.net.leave.bias.copy_(torch.tensor([0.3, 9.0]))
-    gap = reinflow.apart(made, torch.ones(5, 1), Rng(0), 1)
+    gap = reinflow.w2_bound(made, torch.ones(5, 1), Rng(0), 1)
     assert torch.allclose(gap, torch.full((5,), 0.09), atol=1e-5)
     gap.mean().backward()
     slope = made.denoiser.net.leave.bias.grad
@@ -360,14 +360,14 @@ def test_a_strong_pull_keeps_the_policy_where_it_was() -> None:
 
 def pairs(made: Policy, env: Any = Reach, n: int = 4) -> tuple[Any, Any, Any]:
     """An episode, its pairs and their conditions, all decisions alive."""
-    ep = Collector(env, 8, 1).collect(fpo.acting(made.with_execution_horizon(1), "serve"), 6, Rng(1))
-    return ep, *fpo.drawn(ep, fpo.weighed(made.process, "noise"), n, Rng(2), torch.arange(48))
+    ep = Collector(env, 8, 1).collect(fpo.make_actor(made.with_execution_horizon(1), "serve"), 6, Rng(1))
+    return ep, *fpo.draw_noise_pairs(ep, fpo.with_loss_weight(made.process, "noise"), n, Rng(2), torch.arange(48))
 
 
 def test_the_ratio_is_one_while_the_policy_is_the_one_that_acted() -> None:
     made = flow(obs=2)
     _, kept, cond = pairs(made)
-    process = fpo.weighed(made.process, "noise")
+    process = fpo.with_loss_weight(made.process, "noise")
     old = fpo.losses(made, process, kept, cond)
     assert old.shape == (48, 4)
     assert torch.equal((old - fpo.losses(made, process, kept, cond)).mean(-1).exp(), torch.ones(48))
@@ -403,7 +403,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
     for p in made.parameters():
         nn.init.normal_(p, std=0.3)
     seen: dict[str, Any] = {}
-    original, drawn = fpo.ppo_clip, fpo.drawn
+    original, drawn = fpo.ppo_clip, fpo.draw_noise_pairs
 
     def spy(gap: Tensor, same: Tensor, credit: Tensor, clip: float) -> Tensor:
         loss = original(gap, same, credit, clip)
@@ -414,8 +414,8 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
         seen["wanted"] = torch.autograd.grad(pull, made.parameters())
         return loss
 
-    process = fpo.weighed(made.process, "velocity")
-    monkeypatch.setattr(fpo, "drawn", lambda *x: seen.setdefault("pairs", drawn(*x)))
+    process = fpo.with_loss_weight(made.process, "velocity")
+    monkeypatch.setattr(fpo, "draw_noise_pairs", lambda *x: seen.setdefault("pairs", drawn(*x)))
     monkeypatch.setattr(fpo, "ppo_clip", spy)
     a = replace(FPO, iterations=1, epochs=1, batch_size=10_000, loss_weight="velocity")
     list(fpo.improve(made, Collector(Reach, 8, 1), a, Ordered(0)))
@@ -458,7 +458,7 @@ def test_it_learns_from_executed_actions_alone() -> None:
     """What was planned and not executed has no loss: the pairs' losses do not hear of it."""
     made = flow(chunk=3, obs=2)
     _, kept, cond = pairs(made)
-    process = fpo.weighed(made.process, "noise")
+    process = fpo.with_loss_weight(made.process, "noise")
     assert kept.mask.sum((-1, -2)).unique().tolist() == [1]
     other = kept._replace(noise=kept.noise.clone(), x0=kept.x0 + torch.tensor([[0.0], [5.0], [5.0]]))
     assert torch.equal(fpo.losses(made, process, kept, cond), fpo.losses(made, process, other, cond))
@@ -488,7 +488,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="rollout_sampler='train'"):
         list(fpo.improve(head(1), env, FPO, Rng(0)))
     for wrong, says in (({"rollout_sampler": "serv"}, "'serve'"), ({"ratio_per": "meen"}, "'mean'")):
-        with pytest.raises(InvalidInputError, match=says):
+        with pytest.raises(RunError, match=says):
             list(fpo.improve(flow(), env, replace(FPO, **wrong), Rng(0)))
     with pytest.raises(ValueError, match="'noise'"):
         list(fpo.improve(flow(), env, replace(FPO, loss_weight="nois"), Rng(0)))  # type: ignore[arg-type]

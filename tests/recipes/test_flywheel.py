@@ -10,7 +10,7 @@ import torch
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
 from denoiserl.control.best_of_n import BestOfN, LatentController
-from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Demonstrations
 from denoiserl.data.trajectory_metrics import motion
 from denoiserl.envs import Collector
@@ -98,7 +98,9 @@ def test_taco_chooses_what_the_demonstrations_did_most() -> None:
 def test_the_most_familiar_of_one_plan_is_the_policys_plan_bit_for_bit() -> None:
     made, cond = policy(), torch.randn(20, 2)
     own = made.generate(cond, Rng(3))
-    controlled = taco.control(made, bandit(), dataclasses.replace(TACO, num_candidates=1, num_updates=3), Rng(1))
+    controlled = taco.with_familiarity(
+        made, bandit(), dataclasses.replace(TACO, num_candidates=1, num_updates=3), Rng(1)
+    )
     assert torch.equal(controlled.generate(cond, Rng(3)), own)
     assert made.weights.control is None and isinstance(controlled.weights.control, BestOfN)
 
@@ -156,7 +158,7 @@ def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
     before = weights(made)
     rows = latent_run(made, a)
     rng = Rng(5)
-    gaussian = rng.init(gorl.latent, made, 2, a)
+    gaussian = rng.init(gorl.make_encoder, made, 2, a)
     plain = list(
         ppo.improve(gaussian, Collector(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iterations=3), rng)
     )
@@ -209,12 +211,12 @@ def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None
         first_stage="actions",
     )
     torch.manual_seed(1)
-    encoder = gorl.latent(made, 2, dataclasses.replace(a, initial_std=0.15))
+    encoder = gorl.make_encoder(made, 2, dataclasses.replace(a, initial_std=0.15))
     assert isinstance(encoder.denoiser, GaussianHead)
     with torch.no_grad():
         encoder.denoiser.net.leave.bias.fill_(0.3)  # type: ignore[union-attr, operator]
     made.weights.control = LatentController(encoder.denoiser, False)
-    row = gorl.switch(made, encoder, env, env, a, Rng(0), gorl.Switch())
+    row = gorl.refit_decoder(made, encoder, env, env, a, Rng(0), gorl.SwitchState())
     drawn = made.with_controller(None).generate(env.obs.repeat(20, 1), Rng(1))
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.03)
     assert float(drawn.std()) == pytest.approx(0.15, abs=0.04)
@@ -273,7 +275,7 @@ def test_gorl_refuses_what_it_cannot_steer() -> None:
         latent_run(policy(serve=1.0), GORL)
     with pytest.raises(InvalidInputError, match="needs ppo"):
         latent_run(wide(), GORL)
-    with pytest.raises(InvalidInputError, match="decoder"):
+    with pytest.raises(RunError, match="'decoder'"):
         latent_run(policy(), dataclasses.replace(GORL, first_stage="decode"))
     with pytest.raises(InvalidInputError, match="all plans are the same"):
         a = dataclasses.replace(
@@ -281,13 +283,13 @@ def test_gorl_refuses_what_it_cannot_steer() -> None:
         )
         latent_run(policy(), a)
     with pytest.raises(InvalidInputError, match="positive shares"):
-        gorl.portions(3, (0.0,))
+        gorl.split_iterations(3, (0.0,))
 
 
 def test_stages_share_all_iterations() -> None:
-    assert gorl.portions(6, (2, 2, 1, 1)) == [2, 2, 1, 1]
+    assert gorl.split_iterations(6, (2, 2, 1, 1)) == [2, 2, 1, 1]
     for total in range(1, 30):
-        parts = gorl.portions(total, (2.0, 2.0, 1.0, 1.0))
+        parts = gorl.split_iterations(total, (2.0, 2.0, 1.0, 1.0))
         assert sum(parts) == total and parts[0] > 0 and min(parts) >= 0
 
 

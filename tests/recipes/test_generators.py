@@ -220,12 +220,19 @@ def test_prompts_that_are_texts_are_refused_with_the_remedy(recipe: ModuleType) 
 
 
 @pytest.mark.parametrize("recipe", [ddpo, flow_grpo], ids=["ddpo", "flow_grpo"])
-def test_the_first_ratio_is_held_to_the_precision_that_networks_have(recipe: ModuleType) -> None:
+def test_the_first_ratio_is_held_to_the_precision_that_networks_have(recipe: ModuleType, monkeypatch: Any) -> None:
     """Low precision rounds by the shape of a batch; a tolerance that is given is what counts."""
+    told, real = [], recipe.check_first_ratio
+    with pytest.raises(OffPolicyError, match=r"above 0\.25"):
+        real(generator(), torch.zeros(3), torch.tensor([0.0, 0.0, 0.3]), 0.25)
+    real(generator(), torch.zeros(3), torch.tensor([0.0, 0.0, 0.2]), 0.25)
     with net_precision("cpu"):
         assert rows(recipe, generator(), first)
-    with pytest.raises(OffPolicyError, match="above -1"):
-        rows(recipe, generator(), first, ratio_tolerance=-1.0)
+    off = generator()
+    monkeypatch.setattr(recipe, "check_first_ratio", lambda *given: told.append(given[-1]) or real(*given))
+    rows(recipe, off, first, ratio_tolerance=0.25)
+    rows(recipe, off, first)
+    assert 0.25 in told and None in told
 
 
 def test_a_reward_that_cannot_be_split_is_asked_once_by_default() -> None:

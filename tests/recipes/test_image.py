@@ -102,7 +102,7 @@ def test_the_kl_holds_the_generator_back() -> None:
 
 def test_a_window_is_stochastic_early_and_the_ode_afterwards() -> None:
     made = fresh()
-    fast = flow_grpo.early(made, 3)
+    fast = flow_grpo.sde_window_policy(made, 3)
     asked = WORLD.prompts[:1].expand(64, -1)
     chain = fast.sample_chain(asked, Rng(0))
     assert chain.step.tolist() == [0, 1, 2] and chain.log_prob.shape == (64, 3)
@@ -110,10 +110,10 @@ def test_a_window_is_stochastic_early_and_the_ode_afterwards() -> None:
     assert isinstance(states, Tensor)
     rest = fast.make_sampler()(asked, Rng(5), start=(states[:, 3], 3))  # other noise, the same end: there is none
     torch.testing.assert_close(rest.sample, chain.sample)
-    whole = flow_grpo.early(made, 0)
+    whole = flow_grpo.sde_window_policy(made, 0)
     assert whole.train_steps is made.train_steps and len(whole.sample_chain(asked, Rng(0))) == 10
     with pytest.raises(InvalidInputError, match="does not fit"):
-        flow_grpo.early(made, 11)
+        flow_grpo.sde_window_policy(made, 11)
 
 
 @both
@@ -187,7 +187,7 @@ def test_a_group_of_one_is_refused() -> None:
 def test_prompts_that_are_equal_share_a_memory() -> None:
     """Two rows of the same prompt have one name, and the names survive a saved memory."""
     prompts = {"text": torch.tensor([[1, 2], [1, 3], [1, 2]]), "size": torch.tensor([0.5, 0.5, 0.5])}
-    names = ddpo.keys(prompts)
+    names = ddpo.prompt_keys(prompts)
     assert names[0] == names[2] != names[1]
     memory, again = PerPromptStatTracker(4, 2), PerPromptStatTracker(4, 2)
     memory.update(names, torch.tensor([0.0, 1.0, 1.0]))
@@ -199,8 +199,8 @@ def test_prompts_that_are_equal_share_a_memory() -> None:
 def test_a_prompts_name_is_short_whatever_it_holds() -> None:
     """A memory of 64 text embeddings of a large model is some kilobytes, in any precision of them."""
     prompts = {"embeds": torch.randn(64, 77, 256).bfloat16(), "mask": torch.ones(64, 77, dtype=torch.bool)}
-    names = ddpo.keys(prompts)
-    assert len(set(names)) == 64 and names == ddpo.keys({k: v.clone() for k, v in prompts.items()})
+    names = ddpo.prompt_keys(prompts)
+    assert len(set(names)) == 64 and names == ddpo.prompt_keys({k: v.clone() for k, v in prompts.items()})
     memory = PerPromptStatTracker(16, 2)
     memory.update(names, torch.arange(64.0))
     assert len(json.dumps(memory.state_dict())) < 64 * 64
@@ -234,7 +234,7 @@ def test_held_out_prompts_were_never_trained_on() -> None:
 
 def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
     """Drawing the scene itself scores 1 everywhere, and two pictures of a prompt differ as data do."""
-    made = _shapes.policy(TINY, 0)
+    made = _shapes.untrained_policy(TINY, 0)
 
     class Perfect:
         device = made.device
@@ -250,7 +250,7 @@ def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
 
 
 def test_pictures_are_shown_below_what_was_asked() -> None:
-    told = _shapes.look(_shapes.policy(TINY, 0), TINY, 0, 4)
+    told = _shapes.look(_shapes.untrained_policy(TINY, 0), TINY, 0, 4)
     text, png = told["prompts.txt"], told["pictures.png"]
     assert isinstance(text, str) and len(text.splitlines()) == 4
     assert isinstance(png, bytes) and png.startswith(b"\x89PNG")

@@ -75,7 +75,7 @@ def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named()
             TanhCodec.box(low, high)
     for low, high, said in (([0.0, -np.inf], [1.0, 1.0], "dimension 1"), ([0.5, 1.0], [0.5, 1.0], "constant")):
         with pytest.raises(InvalidInputError, match=said):
-            _kinds.facts(stream(low, high))
+            _kinds.policy_spec(stream(low, high))
 
 
 def test_a_codec_of_boxes_is_saved(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
 )
 def test_what_no_network_here_can_see_is_refused_with_the_cure(seen: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInputError, match=said):
-        _kinds.facts(demos(**seen))
+        _kinds.policy_spec(demos(**seen))
 
 
 def test_environments_whose_actions_or_observations_are_of_another_kind_are_refused_by_name() -> None:
@@ -121,7 +121,7 @@ def test_environments_whose_actions_or_observations_are_of_another_kind_are_refu
         (stream(seen=Box(0, 255, (8, 8, 3), np.uint8)), "start from demonstrations"),
     ):
         with pytest.raises(InvalidInputError, match=said):
-            _kinds.facts(env)
+            _kinds.policy_spec(env)
 
 
 def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
@@ -132,6 +132,6 @@ def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: 
         suits(made, stream(seen=Box(-1, 1, (4,), np.float32)), word)
     with pytest.raises(RunError, match=r"decides actions \[1\], .* takes \[2\]"):
         suits(made, stream([-1, -1], [1, 1]), word)
-    monkeypatch.setattr(_robot, "make", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
+    monkeypatch.setattr(_robot, "make_env", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
     with pytest.raises(RunError, match="does not observe"):
-        _robot.squashed(_robot.Args(start=word), 0, Run())
+        _robot.squashed_start(_robot.Args(start=word), 0, Run())

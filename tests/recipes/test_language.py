@@ -65,7 +65,7 @@ def test_first_inner_iteration_is_on_policy_bitwise(monkeypatch):
     seen = []
     inner = diffu_grpo.one_pass
     monkeypatch.setattr(diffu_grpo, "one_pass", lambda *args: seen.append((args[1], inner(*args))) or seen[-1][1])
-    policy = _sudoku.policy(BASE, 0)
+    policy = _sudoku.untrained_policy(BASE, 0)
     a = diffu_grpo.Args(iterations=1, num_prompts=8, group_size=4, inner_updates=2)
     next(diffu_grpo.improve(policy, (partial_credit, _sudoku.puzzles(0, 32)), a, Rng(0)))
     (m0, old0), (m1, _), (r0, ref0), (r1, _), (n0, new0), (n1, _) = seen
@@ -76,7 +76,7 @@ def test_first_inner_iteration_is_on_policy_bitwise(monkeypatch):
 
 def test_prompt_masks_hide_clues_at_their_rate_and_every_hole():
     canvas = _sudoku.puzzles(0, 64).repeat(200, 1)
-    seen = diffu_grpo.hide(canvas, canvas, sudoku.MASK, 0.15, (1.0, 1.0), Rng(3))
+    seen = diffu_grpo.mask_tokens(canvas, canvas, sudoku.MASK, 0.15, (1.0, 1.0), Rng(3))
     clue = canvas != sudoku.MASK
     assert bool((seen[~clue] == sudoku.MASK).all())
     kept = seen[clue] == canvas[clue]
@@ -89,7 +89,7 @@ def test_random_masks_show_what_was_written_and_hide_a_share_of_each_answer():
     canvas = _sudoku.puzzles(0, 64).repeat(200, 1)
     hole = canvas == sudoku.MASK
     written = torch.where(hole, 1, canvas)
-    seen = diffu_grpo.hide(canvas, written, sudoku.MASK, 0.0, (0.1, 0.9), Rng(3))
+    seen = diffu_grpo.mask_tokens(canvas, written, sudoku.MASK, 0.0, (0.1, 0.9), Rng(3))
     assert torch.equal(seen[~hole], canvas[~hole])
     assert bool(((seen == written) | (seen == sudoku.MASK)).all())
     share = ((seen == sudoku.MASK) & hole).sum(1) / hole.sum(1)
@@ -175,7 +175,7 @@ def test_mdlm_bound_reaches_the_entropy_of_its_data():
     """Tokens that are equal, and otherwise fair: the best bound is −log 2 a sequence, −log(2)/2 a token."""
     policy, data = toy(1), torch.tensor([[0, 0], [1, 1]])
     list(mdlm.improve(policy, data, mdlm.Args(num_updates=300, batch_size=64, lr=1e-2), Rng(0)))
-    assert mdlm.bound(policy, data, Rng(1), 256) == pytest.approx(-0.3466, abs=0.02)
+    assert mdlm.nats_per_token(policy, data, Rng(1), 256) == pytest.approx(-0.3466, abs=0.02)
 
 
 def test_mdlm_leaves_the_prompt_alone():
@@ -195,10 +195,10 @@ def test_mdlm_leaves_the_prompt_alone():
 
 
 def test_not_risen_is_told_after_forty_iterations():
-    trend = diffu_grpo.Trend()
+    trend = diffu_grpo.RewardTrend()
     said = [trend.rose(0.5) for _ in range(45)]
     assert all(said[:39]) and not any(said[39:])
-    trend = diffu_grpo.Trend()
+    trend = diffu_grpo.RewardTrend()
     assert all(trend.rose(i / 100) for i in range(60))
 
 
@@ -209,7 +209,7 @@ def test_outcomes_are_of_unseen_grids():
     fits = ((asked[:, None] == test[None]) | ~clue[:, None]).all(-1)
     assert bool(fits.any(-1).all())  # every held-out canvas comes from a grid that is not trained on
     assert not bool((train[:, None] == test[None]).all(-1).any())
-    found = _sudoku.outcomes(_sudoku.policy(BASE, 0), BASE, 5, 64)
+    found = _sudoku.outcomes(_sudoku.untrained_policy(BASE, 0), BASE, 5, 64)
     assert set(found) == set(_sudoku.task(BASE).metrics) == {"solved at 4", "solved at 2"} and all(
         set(v.tolist()) <= {0.0, 1.0} for v in found.values()
     )

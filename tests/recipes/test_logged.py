@@ -28,7 +28,7 @@ from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import locosmall as _locosmall
 from denoiserl.tasks import offline as _logged
-from denoiserl.tasks.user_inputs import opened
+from denoiserl.tasks.user_inputs import load_policy
 from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -75,7 +75,7 @@ def gain() -> float:
 
 
 def policy(data: EpisodeDataset, kind: str, seed: int = 0, **more: Any) -> Policy:
-    return _logged.policy(_logged.Args(**{"policy_width": 32, **more}), data, kind, seed)
+    return _logged.untrained_policy(_logged.Args(**{"policy_width": 32, **more}), data, kind, seed)
 
 
 def served(made: Policy, obs: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, w
     base = _logged.Args(data=word, num_episodes=40, policy_width=16, action_horizon=2 if word != "ring" else 1)
     a, task = (
         recipe.Args(iterations=2, updates_per_iteration=2, batch_size=16, critic_width=16, n_step=2),
-        dataclasses.replace(_logged.task(base), watch=2),
+        dataclasses.replace(_logged.task(base), num_eval_trials=2),
     )
     rows = list(experiment.run_recipe(recipe, task, a))
     assert recipe.START == kind and math.isfinite(rows[-1]["held-out return"]) and rows[0]["critic loss"] > 0
@@ -371,15 +371,15 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
     learned(dql, made, data, iterations=1, updates_per_iteration=1, num_candidates=4)
     made.save(tmp_path / "chosen")
     with pytest.warns(UserWarning, match="the policy alone goes on"):
-        found = opened(str(tmp_path / "chosen"), torch.device("cpu"))
+        found = load_policy(str(tmp_path / "chosen"), torch.device("cpu"))
     obs = torch.randn(20, 1)
     assert torch.equal(served(found, obs), served(made.with_controller(None), obs))
     assert not torch.equal(served(found, obs), served(made, obs))
 
     flat = policy(data, "squashed")
     flat.save(tmp_path / "flat")
-    monkeypatch.setattr(_robot, "make", lambda base: Line)
-    start = _robot.squashed(_robot.Args(start=str(tmp_path / "flat")), 5, Run())
+    monkeypatch.setattr(_robot, "make_env", lambda base: Line)
+    start = _robot.squashed_start(_robot.Args(start=str(tmp_path / "flat")), 5, Run())
     assert torch.equal(served(start, obs), served(flat, obs))
 
 
@@ -427,11 +427,11 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
     with pytest.raises(RunError, match="the environment that it was recorded in"):
         other.data(0)
     numbers = Demonstrations(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
-    for where in (_logged, _robot):
+    for load, where in ((_logged.load_dataset, _logged), (_robot.load_demonstrations, _robot)):
         with pytest.raises(
             InvalidInputError, match=r"CartPole-v1 takes one of 2 choices \(Discrete\).*TransformAction"
         ):
-            where.record(where.Args(data=str(numbers), env="CartPole-v1"), 0)
+            load(where.Args(data=str(numbers), env="CartPole-v1"), 0)
     for base, said in [
         (_logged.Args(data="maze:medum-navigate"), "medium"),
         (_logged.Args(data="maze:medium-navigat"), "navigate"),
@@ -446,8 +446,8 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
 
 def test_fewer_rows_are_whole_episodes_drawn_by_the_seed() -> None:
     base = _logged.Args(data="maze:small-navigate", num_episodes=30)
-    whole = _logged.record(base, 0)
-    some, other = (_logged.record(dataclasses.replace(base, max_transitions=500), seed) for seed in (0, 1))
+    whole = _logged.load_dataset(base, 0)
+    some, other = (_logged.load_dataset(dataclasses.replace(base, max_transitions=500), seed) for seed in (0, 1))
     assert 250 < len(some.demos.actions) <= 500 and not torch.equal(some.demos.actions, other.demos.actions)
     for i in range(len(some.demos)):
         seen, _ = some.demos.episode(i)
@@ -461,9 +461,9 @@ def test_locosmall_has_three_grades_and_is_made_once(tmp_path: Path, monkeypatch
     monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path))
     make, calls = _locosmall.make, []
     monkeypatch.setattr(_locosmall, "make", lambda name: calls.append(name) or make(name, iters=5, episodes=3))
-    first = {grade: _locosmall.recorded("swingup", grade) for grade in _locosmall.GRADES}
+    first = {grade: _locosmall.load_dataset("swingup", grade) for grade in _locosmall.GRADES}
     _locosmall._all.cache_clear()
-    again = _locosmall.recorded("swingup", "medium-replay")
+    again = _locosmall.load_dataset("swingup", "medium-replay")
     assert calls == ["swingup"] and len(list((tmp_path / "locosmall").iterdir())) == 1
     replay = first["medium-replay"]
     assert torch.equal(again.demos.actions, replay.demos.actions) and len(replay.demos.actions) == 5 * 8 * 25
@@ -494,4 +494,6 @@ def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="start 'diffusion'"):
         learned(dql, policy(data, "gaussian"), data, **few)
     with pytest.raises(InvalidInputError, match="decides \\[1\\] numbers a tick, the data \\[2\\]"):
-        learned(iql, policy(data, "gaussian"), _logged.record(_logged.Args(data="ring", num_episodes=50), 0), **few)
+        learned(
+            iql, policy(data, "gaussian"), _logged.load_dataset(_logged.Args(data="ring", num_episodes=50), 0), **few
+        )

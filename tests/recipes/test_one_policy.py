@@ -23,7 +23,7 @@ from denoiserl.recipes.off_policy import sac
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl, ppo
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
-from denoiserl.tasks.user_inputs import opened
+from denoiserl.tasks.user_inputs import load_policy
 from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -111,7 +111,7 @@ def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> 
     alone = made.with_controller(None)
     assert torch.equal(made.generate(SEEN, Rng(1)), alone.generate(SEEN, Rng(1)))
     with pytest.warns(UserWarning, match=r"p is served through a control \(LatentController\)"):
-        again = opened(str(path), torch.device("cpu"))
+        again = load_policy(str(path), torch.device("cpu"))
     assert again.weights.control is None and torch.equal(again.generate(SEEN, Rng(1)), flow().generate(SEEN, Rng(1)))
 
 
@@ -156,7 +156,7 @@ def test_a_doctor_plays_what_the_policy_carries() -> None:
 
 def test_cloning_does_not_leave_a_start_out_silently() -> None:
     with pytest.raises(RunError, match="clones into new weights, and start=runs/mine"):
-        _robot.blank(_robot.Args(env="pusht", start="runs/mine"), 0, Run())
+        _robot.untrained_start(_robot.Args(env="pusht", start="runs/mine"), 0, Run())
 
 
 def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> None:

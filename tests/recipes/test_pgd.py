@@ -59,7 +59,9 @@ def test_a_constant_score_tilts_the_actions_exponentially_and_nothing_else(denoi
     plain, tilted = drawn(None), drawn(guide)
     assert torch.equal(plain[..., 0], tilted[..., 0]), "states are not guided, and here nothing else moves them"
     moved = float((tilted - plain)[..., 1].mean())
-    expected = predicted(0.0, lambda mean, s, k: c * g * pgd.strength(k, STEPS, 0.3)) - predicted(0.0, lambda *_: 0.0)
+    expected = predicted(0.0, lambda mean, s, k: c * g * pgd.guidance_weight(k, STEPS, 0.3)) - predicted(
+        0.0, lambda *_: 0.0
+    )
     assert moved == pytest.approx(expected, rel=0.02) and moved > 0.1
     assert float(tilted[..., 1].std() / plain[..., 1].std()) == pytest.approx(1.0, abs=1e-3)
 
@@ -74,7 +76,7 @@ def test_a_gaussian_policy_pulls_the_mean_as_predicted(denoised: bool) -> None:
 
     def pull(mean: float, noise: float, k: int) -> float:
         at = (VARIANCE * mean + noise * CENTRE) / (VARIANCE + noise) if denoised else mean
-        return c * pgd.strength(k, STEPS, 0.3) * (aim - at) / width**2
+        return c * pgd.guidance_weight(k, STEPS, 0.3) * (aim - at) / width**2
 
     guided = drawn(pgd.leaning(score, slice(1, 2), c, STEPS, 0.3, denoised, normal=False))
     found = float(guided[..., 1].mean())
@@ -88,10 +90,12 @@ def test_a_normalised_pull_has_its_length_whatever_the_score_and_none_comes_last
     for size in (0.01, 100.0):
         guide = pgd.leaning(lambda z, size=size: size * (z[..., 1:] + 1), slice(1, 2), 0.7, 10)
         first, last = (guide(x, k, lambda: x) - x for k in (0, 9))
-        torch.testing.assert_close(first.flatten(1).norm(dim=1), torch.full((5,), 0.7 * pgd.strength(0, 10, 0.3)))
+        torch.testing.assert_close(
+            first.flatten(1).norm(dim=1), torch.full((5,), 0.7 * pgd.guidance_weight(0, 10, 0.3))
+        )
         assert not bool(last.any()) and not bool(first[..., 0].any())
-    falling = [pgd.strength(k, 10, 0.0) for k in range(10)]
-    assert falling == sorted(falling, reverse=True) and falling[0] == 1.0 and pgd.strength(9, 10, 0.3) == 0
+    falling = [pgd.guidance_weight(k, 10, 0.0) for k in range(10)]
+    assert falling == sorted(falling, reverse=True) and falling[0] == 1.0 and pgd.guidance_weight(9, 10, 0.3) == 0
 
 
 def recording(episodes: int = 40, ticks: int = 12) -> EpisodeDataset:
@@ -109,7 +113,7 @@ def recording(episodes: int = 40, ticks: int = 12) -> EpisodeDataset:
 
 
 def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
-    return _logged.policy(_logged.Args(policy_width=16), data, kind, 0)
+    return _logged.untrained_policy(_logged.Args(policy_width=16), data, kind, 0)
 
 
 class Aim(Denoiser):
@@ -125,7 +129,7 @@ def test_guided_windows_are_likelier_under_the_policy_and_keep_the_dynamics() ->
     own = start(data)
     model = Model(4, 1, 200, 64, 5e-3, (16,), 12, 5.0)
     torch.manual_seed(0)
-    running = train_window_generator(pgd.windowed(own, data, model), model, Rng(0), Run())
+    running = train_window_generator(pgd.make_windows(own, data, model), model, Rng(0), Run())
     while True:
         try:
             next(running)
@@ -135,7 +139,7 @@ def test_guided_windows_are_likelier_under_the_policy_and_keep_the_dynamics() ->
     aiming = Policy.of(own.process, Aim(), (1, 1), own.train_steps, own.eval_steps, own.codec)
     told = []
     for c in (0.0, 0.4, 1.2):
-        guide = pgd.guidance(made.track, aiming, c, 12) if c else None
+        guide = pgd.make_action_guide(made.track, aiming, c, 12) if c else None
         rows = pgd.conditioned(aiming, made.sample(300, Rng(5), guide), 0.99)
         likely = pgd.likelihood(aiming, rows.obs, rows.action[:, 0])
         codec = own.codec
@@ -151,11 +155,11 @@ def test_guided_windows_are_likelier_under_the_policy_and_keep_the_dynamics() ->
 def test_the_score_of_an_action_does_not_explode_on_the_edge_of_the_box() -> None:
     data = recording()
     policy = start(data)
-    window = pgd.windowed(policy, data, Model(4))
+    window = pgd.make_windows(policy, data, Model(4))
     from denoiserl.data.trajectories import StepLayout
 
     track = StepLayout.fit(window)
-    guide = pgd.guidance(track, policy, 1.0, 10, denoised=False, normal=False)
+    guide = pgd.make_action_guide(track, policy, 1.0, 10, denoised=False, normal=False)
     for far in (1.0, 5.0, 50.0):
         x = torch.full((2, 4, track.size), far)
         moved = (guide(x, 0, lambda x=x: x) - x)[..., track.acts]

@@ -61,8 +61,8 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
         made = steer(black_box(test_dsrl.wiggle, 1, 1), 1, 8)
         return made, Collector(test_dsrl.Bandit, 2, 1), dsrl.Args(iterations=2, **OFF)
     if recipe in (fb, breeze):
-        made = getattr(_zero, "squashed" if recipe is fb else "untrained")(SEEN, 0, Run())
-        return made, _zero.record(SEEN, 0), recipe.Args(**FORWARD)
+        made = getattr(_zero, "squashed_policy" if recipe is fb else "untrained_policy")(SEEN, 0, Run())
+        return made, _zero.load_dataset(SEEN, 0), recipe.Args(**FORWARD)
     if recipe is pgd:
         data = test_pgd.recording(6)
         return test_pgd.start(data), data, pgd.Args(iterations=1, num_windows=4, model=test_pgd.TINY, **LOGGED)
@@ -74,13 +74,13 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
             data,
             taco.Args(num_updates=2, num_coin_flips=4, counter_width=8, batch_size=8),
         )
-    data = _logged.record(BASE, 0)
+    data = _logged.load_dataset(BASE, 0)
     more = (
         {"num_synthetic": 40, "model": Model(num_updates=2, batch_size=8, width=8, depth=1, sampling_steps=4)}
         if recipe is synther
         else {}
     )
-    return _logged.start(BASE, recipe.START, 0, Run()), data, recipe.Args(iterations=1, **LOGGED, **more)
+    return _logged.start_policy(BASE, recipe.START, 0, Run()), data, recipe.Args(iterations=1, **LOGGED, **more)
 
 
 RECIPES = [dppo, ppo, fpo, reinflow, gorl, sac, td3, dsrl, dql, ofql, fql, iql, td3_bc, synther, synther_sac, pgd]

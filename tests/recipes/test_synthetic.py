@@ -35,7 +35,7 @@ def bandit(n: int = 400) -> EpisodeDataset:
 
 
 def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
-    return _logged.policy(BASE, data, kind, 0)
+    return _logged.untrained_policy(BASE, data, kind, 0)
 
 
 def answers(made: Policy) -> list[float]:

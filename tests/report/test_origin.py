@@ -17,7 +17,7 @@ from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import flat, to_json
 from denoiserl.experiments import experiment, runner
 from denoiserl.report.html import Code, Prose
-from denoiserl.report.provenance import command, opened, paragraphs, reproduced, words
+from denoiserl.report.provenance import command, load_run, paragraphs, reproduced, words
 
 
 def run(place: Path, **record: object) -> Path:
@@ -36,9 +36,9 @@ def other(args: object) -> object:
         elif isinstance(value, bool):
             changed[f.name] = not value
         elif isinstance(value, int | float):
-            changed[f.name] = value * 2 + 1
+            changed[f.name] = value * 2 + 1 if isinstance(value, int) else value / 2 + 0.1
         elif isinstance(value, tuple) and value and isinstance(value[0], int | float):
-            changed[f.name] = tuple(v + 1 for v in value)
+            changed[f.name] = tuple(v + 1 if isinstance(v, int) else v / 2 for v in value)
     return dataclasses.replace(args, **changed)  # type: ignore[type-var]
 
 
@@ -51,11 +51,11 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path) -> None:
         record = {"program": experiment.__name__, "args": to_json(made), "device": "cuda:1", "precision": "bf16"}
         record |= {"threads": 4, "every": None, "budget": {"env steps": 5000, "seconds": 60.5}, "seed": made.seed}
         record["about"] = json.loads(json.dumps(experiment.about(made)))
-        line = shlex.split(command(opened(run(tmp_path / str(i), **record))))
+        line = shlex.split(command(load_run(run(tmp_path / str(i), **record))))
         assert line[:3] == ["denoiserl", "run", name]
         known, bare = options(recipe, recipe.DEFAULT_TASK)
         told = tyro.cli(known, args=unprefixed(line[3:], bare))
-        assert told.args == args and to_json(told.task_args) == to_json(base)
+        assert to_json(told.args) == to_json(args) and to_json(told.task_args) == to_json(base)
         how = told.machine
         assert (how.device, how.precision, how.threads, how.every, how.seed) == ("cuda:1", "bf16", 4, None, 3 * i)
         assert budget(how.budget) == {"env steps": 5000, "seconds": 60.5} and how.out == Path(f"runs/{i}")
@@ -65,16 +65,16 @@ def test_defaults_are_not_said_and_the_usual_folder_is_not_named(tmp_path: Path)
     made = experiment.Args("mdlm", {}, "sudoku", seed=3)
     record = {"args": to_json(made), "seed": 3, "device": "cpu", "precision": "float32", "threads": 1}
     place = run(tmp_path / "mdlm-3", program=experiment.__name__, about=experiment.about(made), **record)
-    assert command(opened(place)) == "denoiserl run mdlm --seed 3"
+    assert command(load_run(place)) == "denoiserl run mdlm --seed 3"
 
 
 def test_another_task_is_named(tmp_path: Path) -> None:
     made = experiment.Args("td3_bc", {}, "offline", {"data": "ring"}, seed=0)
     place = run(tmp_path / "td3_bc-0", about=experiment.about(made), seed=0)
-    assert command(opened(place)) == "denoiserl run td3_bc --task.data ring"
+    assert command(load_run(place)) == "denoiserl run td3_bc --task.data ring"
     made = experiment.Args("dppo", {}, "offline", {}, seed=0)
     place = run(tmp_path / "dppo-0", about=experiment.about(made), seed=0)
-    assert command(opened(place)) == "denoiserl run dppo --task offline"
+    assert command(load_run(place)) == "denoiserl run dppo --task offline"
 
 
 def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> No
     program = load_module(str(tmp_path / "mine.py"))
     args = program.Args(True, program.Inner(False, "a b"))
     about = runner._about(program, args)
-    made = opened(run(tmp_path / "mine", program=str(tmp_path / "mine.py"), args=to_json(args), about=about))
+    made = load_run(run(tmp_path / "mine", program=str(tmp_path / "mine.py"), args=to_json(args), about=about))
     line = shlex.split(command(made))
     assert line[:3] == ["denoiserl", "run", "mine.py"]  # and not where it lay on this machine
     assert tyro.cli(program.Args, args=line[3:]) == args
@@ -97,14 +97,14 @@ def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> No
 
 def test_a_record_that_says_little_leaves_its_numbers(tmp_path: Path) -> None:
     said = {"name": "gone", "run": "gone", "options": {"lr": 1.0, "task.n": [1, 2]}}
-    made = opened(run(tmp_path / "old", about=said))
+    made = load_run(run(tmp_path / "old", about=said))
     assert made.defaults is None
     assert made.changed == {"lr": 1.0, "task.n": [1, 2]}  # all of them: the defaults are not known
     assert command(made) == "denoiserl run gone --lr 1.0 --task.n 1 2 --out runs/old"
     (tmp_path / "list").mkdir()
     (tmp_path / "list" / "run.json").write_text("[]")
     with pytest.raises(RunError, match="not an object"):
-        opened(tmp_path / "list")
+        load_run(tmp_path / "list")
 
 
 def test_the_words_are_those_of_the_card() -> None:
@@ -134,16 +134,16 @@ def test_names_of_classes_are_no_options() -> None:
 
 def test_wall_time_adds_the_parts_of_a_resumed_run(tmp_path: Path) -> None:
     place = run(tmp_path / "r", program="x")
-    assert opened(place).seconds is None
+    assert load_run(place).seconds is None
     seconds = [1.0, 2.0, 5.0, 0.5, 3.0]
     (place / "clock.jsonl").write_text("".join(json.dumps({"seconds": s}) + "\n" for s in seconds))
-    assert opened(place).seconds == 8.0
+    assert load_run(place).seconds == 8.0
 
 
 def test_versions_that_differ_are_told_run_by_run(tmp_path: Path) -> None:
     one = run(tmp_path / "a", program="x", commit="a" * 40 + "+", versions={"torch": "2.6", "python": "3.11"})
     two = run(tmp_path / "b", program="x", commit="b" * 40, versions={"torch": "2.7", "python": "3.11"})
-    pieces = reproduced([opened(one), opened(two)]).pieces
+    pieces = reproduced([load_run(one), load_run(two)]).pieces
     assert any(isinstance(p, Prose) and "python 3.11" in p.text and "torch" not in p.text for p in pieces)
     table = next(p for p in pieces if hasattr(p, "rows"))
     assert table.rows == [("a", "2.6", "aaaaaaaaaa+"), ("b", "2.7", "bbbbbbbbbb")]  # type: ignore[union-attr]

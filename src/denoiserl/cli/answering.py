@@ -10,7 +10,7 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import hint
-from denoiserl.cli.opening import opened
+from denoiserl.cli.opening import load_policy
 
 Word = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
@@ -37,7 +37,7 @@ def answer(given: list[str]) -> None:
     a = tyro.cli(Answer, prog="denoiserl answer", description=said, args=given)
     if a.out.exists():
         raise Misuse(f"{a.out} exists already: name another folder.")
-    found = opened(a.run, a.which, a.device)
+    found = load_policy(a.run, a.which, a.device)
     if found.program is None:
         raise Misuse(f"{a.run} is a policy without a run, which says what it is about: name the folder of its run.")
     task = found.task()

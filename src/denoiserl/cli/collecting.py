@@ -182,12 +182,12 @@ def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:
         from denoiserl.envs.spaces import decides
 
         return decides(import_object(a.policy)), env, 1
-    from denoiserl.cli.opening import opened
+    from denoiserl.cli.opening import load_policy
     from denoiserl.control.acting import eval_actor, suits
     from denoiserl.envs import Collector
     from denoiserl.envs.frame_stack import history, shown
 
-    found = opened(a.policy, a.which, a.device)
+    found = load_policy(a.policy, a.which, a.device)
     task = found.task() if hasattr(found.program, "task_of") else None
     policy = found.load(task)
     seen = shown(env, policy)

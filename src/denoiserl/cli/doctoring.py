@@ -10,7 +10,7 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint
-from denoiserl.cli.opening import opened
+from denoiserl.cli.opening import load_policy
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def doctor(given: list[str]) -> None:
     from denoiserl.doctor import examine, print_findings, worst
     from denoiserl.envs import Collector
 
-    made = opened(a.policy, a.which, a.device)
+    made = load_policy(a.policy, a.which, a.device)
     task = made.task() if hasattr(made.program, "task_of") else None
     policy = made.load(task)
     with made.place.activate():

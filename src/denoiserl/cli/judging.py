@@ -13,8 +13,8 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import Flag, hint, table
-from denoiserl.cli.opening import Opened
-from denoiserl.cli.opening import opened as open_
+from denoiserl.cli.opening import LoadedPolicy
+from denoiserl.cli.opening import load_policy as open_
 from denoiserl.cli.studies import task_settings
 from denoiserl.core.errors import unknown_name_message
 
@@ -82,10 +82,10 @@ def eval_(given: list[str]) -> None:
 
     opened = _named([open_(word, a.which, a.device) for word in a.policies])
     where = a.out or _where(opened)
-    judge.vacant(where)
+    judge.require_free_folder(where)
     task = _task(opened, a, task_args)
     policies = {name: (made.load(task), made.place) for name, made in opened.items()}
-    found = judge.judge(policies, task, a.seed, a.trials, a.level, a.early, progress=not a.json)
+    found = judge.evaluate_policies(policies, task, a.seed, a.trials, a.level, a.early, progress=not a.json)
     for name in a.metrics:
         if name not in found.values:
             raise Misuse(unknown_name_message(name, found.values, "metric"))
@@ -97,19 +97,19 @@ def eval_(given: list[str]) -> None:
             print(line, file=sys.stderr)
         return
     if len(policies) > 1:
-        judge.tell(found, a.metrics)
+        judge.print_tables(found, a.metrics)
     else:
         _intervals(found, a.metrics)
     print(f"\n{where}: eval.json, trials.jsonl and what can be looked at.")
 
 
-def told(folder: Path, trials: int, progress: bool) -> None:
+def print_held_out(folder: Path, trials: int, progress: bool) -> None:
     """What the best policy of a run does in held-out trials, with intervals: what ``eval`` says of it."""
     from denoiserl.experiments import evaluate_policies as judge
 
     made = open_(str(folder), "best", None)
     task = made.task()
-    found = judge.judge({folder.name: (made.load(task), made.place)}, task, 0, trials, progress=progress)
+    found = judge.evaluate_policies({folder.name: (made.load(task), made.place)}, task, 0, trials, progress=progress)
     print(f"\nIn {trials} held-out trials:")
     _intervals(found)
 
@@ -130,7 +130,7 @@ def _intervals(found: Any, metrics: Sequence[str] = ()) -> None:
         print(f"\n{line}")
 
 
-def _named(made: Sequence[Opened]) -> dict[str, Opened]:
+def _named(made: Sequence[LoadedPolicy]) -> dict[str, LoadedPolicy]:
     """{name: policy}: the last parts of the paths, as many as tell them apart."""
     paths = [(m.run or m.path).resolve() for m in made]
     if len(set(paths)) < len(paths):
@@ -141,12 +141,12 @@ def _named(made: Sequence[Opened]) -> dict[str, Opened]:
     return {"-".join(p.parts[-depth:]): m for p, m in zip(paths, made, strict=True)}
 
 
-def _task(opened: dict[str, Opened], a: Eval, task_args: dict[str, Any]) -> Any:
+def _task(opened: dict[str, LoadedPolicy], a: Eval, task_args: dict[str, Any]) -> Any:
     """What the policies are judged on: what was asked for, or the one task of the runs."""
     if a.env:
-        from denoiserl.experiments.env_task import acting
+        from denoiserl.experiments.env_task import env_task
 
-        return acting(a.env, a.execute, a.ticks)
+        return env_task(a.env, a.execute, a.ticks)
     if a.task:
         from denoiserl import tasks
 
@@ -159,7 +159,7 @@ def _task(opened: dict[str, Opened], a: Eval, task_args: dict[str, Any]) -> Any:
     return first
 
 
-def _where(opened: dict[str, Opened]) -> Path:
+def _where(opened: dict[str, LoadedPolicy]) -> Path:
     (name, made), *others = opened.items()
     if not others:
         return (made.run or made.path.parent) / "eval" if made.run else Path("runs") / f"eval-{name}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from denoiserl.cli import Misuse
-from denoiserl.cli.run_folders import findable, folder
+from denoiserl.cli.run_folders import add_recipe_dir_to_path, find_run_folder
 from denoiserl.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedPolicy:
     """Where a policy lies, its run with program and args (None of a policy without one), and where it computes."""
 
     path: Path
@@ -44,14 +44,14 @@ class Opened:
         with self.place.activate():
             if task is None:
                 return Policy.load(self.path, None, self.place.device)
-            return task.opened(self.path, self.place.device)
+            return task.load_policy(self.path, self.place.device)
 
 
-def opened(word: str, which: str, device: str | None) -> Opened:
+def load_policy(word: str, which: str, device: str | None) -> LoadedPolicy:
     """What a word of the command line means: the folder of a run, its name in ``runs/``, or a saved policy."""
     from denoiserl.core.serialization import store
     from denoiserl.data.formats import foreign
-    from denoiserl.experiments.runner import opened as run_of
+    from denoiserl.experiments.runner import load_run as run_of
     from denoiserl.train.device import DeviceConfig
 
     if store.exists(Path(word)) and not (Path(word) / "run.json").is_file():
@@ -60,15 +60,15 @@ def opened(word: str, which: str, device: str | None) -> Opened:
         tree = store.peek(Path(word))
         if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
             raise RunError(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")
-        return Opened(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1, None))
-    path = folder(word)
-    findable(path)
+        return LoadedPolicy(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1, None))
+    path = find_run_folder(word)
+    add_recipe_dir_to_path(path)
     program, args, record = run_of(path)
     same = device in (None, record["device"])
     place = DeviceConfig(
         device or record["device"], record["precision"], record["threads"], record["place"] if same else None
     )
-    return Opened(_saved(path, which), path, program, args, place)
+    return LoadedPolicy(_saved(path, which), path, program, args, place)
 
 
 def _saved(path: Path, which: str) -> Path:

@@ -11,15 +11,15 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import hint
-from denoiserl.cli.opening import opened
-from denoiserl.cli.run_folders import findable, folder
+from denoiserl.cli.opening import load_policy
+from denoiserl.cli.run_folders import add_recipe_dir_to_path, find_run_folder
 from denoiserl.core.errors import DenoiseRLError, RunError
 
 Word = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 @dataclass(frozen=True)
-class Look:
+class SampleOptions:
     """Options of ``sample``."""
 
     run: Word
@@ -50,10 +50,12 @@ class Report:
 
 def sample(given: list[str]) -> None:
     """``denoiserl sample RUN``."""
-    a = tyro.cli(Look, prog="denoiserl sample", description="Draw with a run's policy, save, look.", args=given)
+    a = tyro.cli(
+        SampleOptions, prog="denoiserl sample", description="Draw with a run's policy, save, look.", args=given
+    )
     if a.n < 1:
         raise Misuse(f"--n {a.n}: at least one is needed.")
-    made = opened(a.run, a.which, a.device)
+    made = load_policy(a.run, a.which, a.device)
     if made.program is None:
         raise Misuse(f"{a.run} is a policy without a run, which says what it is about: name the folder of its run.")
     task = made.task()
@@ -62,7 +64,7 @@ def sample(given: list[str]) -> None:
     policy = made.load(task)
     with made.place.activate():
         files = task.look(policy, a.seed, a.n)
-    out = a.out or folder(a.run) / "samples"
+    out = a.out or find_run_folder(a.run) / "samples"
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         if Path(name).name != name:
@@ -86,12 +88,12 @@ def report(given: list[str]) -> None:
     from denoiserl.report.run_report import run_report
 
     if len(a.runs) == 1:
-        path = folder(a.runs[0], "study.json")
+        path = find_run_folder(a.runs[0], "study.json")
         if (path / "study.json").is_file():
             from denoiserl.experiments import compare_report as page
-            from denoiserl.experiments import gathered
+            from denoiserl.experiments import load_results
 
-            print(page.write(gathered(path), path, a.out))
+            print(page.write(load_results(path), path, a.out))
             return
         _ours(path)
         if (finish := _finish(path)) is not None and a.out is None:
@@ -99,7 +101,7 @@ def report(given: list[str]) -> None:
             return
         print(write_text(a.out or path / "report.html", run_report(path)))
         return
-    paths = [folder(word) for word in a.runs]
+    paths = [find_run_folder(word) for word in a.runs]
     for path in paths:
         _ours(path)
     print(write_text(a.out or Path("runs") / "report.html", run_report(paths)))
@@ -122,6 +124,6 @@ def _finish(path: Path) -> Any:
     record = store.read_json(path / "run.json")
     with contextlib.suppress(DenoiseRLError):  # what a run wrote can be shown where its recipe cannot be imported
         if isinstance(record, dict) and record.get("finished"):
-            findable(path)
+            add_recipe_dir_to_path(path)
             return getattr(load_module(record["program"]), "finish", None)
     return None

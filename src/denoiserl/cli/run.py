@@ -1,4 +1,7 @@
-"""``run`` and ``demo``: a recipe on a task, or the demo, as a run in a folder."""
+"""``run`` and ``demo``: a recipe on a task, or the demo, as a run in a folder.
+
+What needs torch is imported where it is used: help and usage errors come at once.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,12 @@ import tyro
 from denoiserl import recipes, tasks
 from denoiserl.cli import Misuse
 from denoiserl.cli.listing import hint
-from denoiserl.cli.run_folders import _importable, findable, folder
+from denoiserl.cli.run_folders import _importable, add_recipe_dir_to_path, find_run_folder
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import from_json, to_json
-from denoiserl.experiments import experiment
-from denoiserl.experiments.runner import opened, rerun
-from denoiserl.experiments.runner import run as start
+from denoiserl.core.settings import describe_range
 
 HELP = """usage: denoiserl run RECIPE [options]
 
@@ -99,14 +100,18 @@ def run(given: list[str]) -> None:
     if what.startswith("-"):
         raise Misuse(f"The recipe comes first: denoiserl run RECIPE {what} ...")
     if what not in recipes.names() and any((p / what).is_dir() for p in (Path(), Path("runs"))):
-        path = folder(what)
+        path = find_run_folder(what)
         prog, said = f"denoiserl run {what}", f"Go on with the run in {path}."
         again = tyro.cli(ResumeOptions, prog=prog, description=said, args=rest)
         again.check()
-        findable(path)
+        from denoiserl.experiments.runner import rerun
+
+        add_recipe_dir_to_path(path)
         limit = {"budget": budget(again.budget)} if again.budget else {}
         _told(rerun(path, progress=again.progress, **limit), again)
         return
+    if rest and rest[-1] == "--task":
+        raise Misuse(f"--task: name a task: {', '.join(tasks.TASKS)}, or my_file.py:make_task.")
     recipe = find(what)
     if hasattr(recipe, "improve"):
         _experiment(recipe, what, rest)
@@ -159,10 +164,11 @@ def require_parts(module: Any, *parts: str) -> None:
 
 
 def flat(kind: type[Any], taken: set[str]) -> type[Any]:
-    """Return a dataclass like ``kind`` whose options need no prefix on the command line, but for those ``taken``."""
+    """Return a dataclass like ``kind`` whose options need no prefix on the command line, but for those ``taken``, and
+    whose help shows their ranges."""
     hints = get_type_hints(kind, include_extras=True)
-    own = {f.name: f for f in dataclasses.fields(kind) if f.name not in taken}
-    bare = {name: Annotated[hints[name], tyro.conf.arg(prefix_name=False)] for name in own}
+    own = {f.name: f for f in dataclasses.fields(kind)}
+    bare = {name: Annotated[hints[name], option(f, hints[name], name in taken)] for name, f in own.items()}
     defaults = {name: f.default for name, f in own.items() if f.default is not dataclasses.MISSING}
     defaults |= {
         name: dataclasses.field(default_factory=f.default_factory)
@@ -171,6 +177,14 @@ def flat(kind: type[Any], taken: set[str]) -> type[Any]:
     }
     made = type(kind.__name__, (kind,), {"__annotations__": bare, **defaults})
     return dataclass(frozen=True, kw_only=True)(made)
+
+
+def option(field: dataclasses.Field[Any], kind: Any, prefix: bool) -> Any:
+    """Return how an option is shown: with a prefix or without, and with its range beside its default."""
+    shown = tyro.conf.arg(prefix_name=prefix)
+    if not (words := describe_range(kind)) or field.default is dataclasses.MISSING:
+        return shown
+    return tyro.conf.arg(prefix_name=prefix, help_behavior_hint=f"(default: {field.default}; {words})")
 
 
 def options(recipe: ModuleType, word: str) -> tuple[type[Any], set[str]]:
@@ -186,7 +200,7 @@ def options(recipe: ModuleType, word: str) -> tuple[type[Any], set[str]]:
     given = dict(getattr(recipe, "DEFAULT_TASK_ARGS", {})) if word == getattr(recipe, "DEFAULT_TASK", None) else {}
     preset = {"default": from_json(kind, given)} if given else {}
     fields = [
-        ("args", Annotated[recipe.Args, tyro.conf.arg(name="")]),
+        ("args", Annotated[flat(recipe.Args, set()), tyro.conf.arg(name="")]),
         ("task_args", Annotated[kind, tyro.conf.arg(name="task")], dataclasses.field(**preset)),
         ("machine", flat(RunOptions, set())),
     ]
@@ -215,11 +229,16 @@ def task_word(recipe: Any, given: list[str]) -> str:
 
 def _experiment(recipe: ModuleType, what: str, given: list[str]) -> None:
     """Run a recipe on a task."""
+    from denoiserl.experiments import experiment
+
     word = task_word(recipe, given)
     known, bare = options(recipe, word)
     title = (recipe.__doc__ or "").strip().partition("\n\n")[0].replace("\n", "\n\n")
     title += f"\n\nOn the task {word}; --task NAME is another one."
-    chosen = tyro.cli(known, prog=f"denoiserl run {what}", description=title, args=unprefixed(given, bare))
+    try:
+        chosen = tyro.cli(known, prog=f"denoiserl run {what}", description=title, args=unprefixed(given, bare))
+    except RunError as error:  # a value out of its range
+        raise Misuse(str(error)) from None
     how: RunOptions = chosen.machine
     name = recipe.__name__.rpartition(".")[2].removeprefix("recipe_")
     args = experiment.Args(
@@ -251,6 +270,8 @@ def _program(program: ModuleType, said: str, name: str | None, given: list[str])
 
 
 def _start(program: ModuleType, args: Any, how: MachineOptions, default: str) -> None:
+    from denoiserl.experiments.runner import run as start
+
     how.check()
     told = start(
         program,
@@ -270,7 +291,10 @@ def _start(program: ModuleType, args: Any, how: MachineOptions, default: str) ->
 def _told(told: dict[str, Any], how: ResumeOptions, program: ModuleType | None = None) -> None:
     """The last words of a run: what it ended with and what can be done with it."""
     folder = Path(told["folder"])
-    program = program or opened(folder)[0]
+    if program is None:
+        from denoiserl.experiments.runner import load_run
+
+        program = load_run(folder)[0]
     if hasattr(program, "finish"):
         program.finish(folder)
         return
@@ -283,5 +307,5 @@ def _told(told: dict[str, Any], how: ResumeOptions, program: ModuleType | None =
         if how.held_out and hasattr(program, "task_of"):
             from denoiserl.cli import judging
 
-            judging.told(folder, how.held_out, how.progress)
+            judging.print_held_out(folder, how.held_out, how.progress)
         print(f"Next: denoiserl eval {folder}, denoiserl sample {folder}, denoiserl report {folder}")

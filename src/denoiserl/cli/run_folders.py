@@ -8,10 +8,9 @@ from pathlib import Path
 
 from denoiserl.cli import Misuse
 from denoiserl.core.errors import unknown_name_message
-from denoiserl.core.serialization import store
 
 
-def folder(word: str, *also: str) -> Path:
+def find_run_folder(word: str, *also: str) -> Path:
     """The folder of a run that a word means, a path or a name in ``runs/``; ``also``: files that mark other folders."""
     for path in (Path(word), Path("runs") / word):
         if any((path / name).is_file() for name in ("run.json", *also)):
@@ -22,8 +21,10 @@ def folder(word: str, *also: str) -> Path:
     raise Misuse(unknown_name_message(word, known, "run"))
 
 
-def findable(path: Path) -> None:
+def add_recipe_dir_to_path(path: Path) -> None:
     """Let the recipe or program of a run find the modules that lie beside it, as when it was run."""
+    from denoiserl.core.serialization import store
+
     record = store.read_json(path / "run.json")
     record = record if isinstance(record, dict) else {}
     for file in (record.get("program"), (record.get("args") or {}).get("recipe")):

@@ -92,28 +92,28 @@ class ClaimOptions:
 
 def compare(given: list[str]) -> None:
     """``denoiserl compare --task TASK --methods A,B --budget N --unit UNIT``."""
-    from denoiserl.experiments import compare_report as page
-    from denoiserl.experiments import play
-
     said = "Methods of one kind on one task: equal budgets, paired seeds, verdicts with stated error rates."
     task_args, given = task_settings(given)
     a = tyro.cli(Compare, prog="denoiserl compare", description=said, args=given)
-    study = studied(a, task_args)
+    from denoiserl.experiments import compare_report as page
+    from denoiserl.experiments import run_comparison
+
+    study = build_comparison(a, task_args)
     folder = a.out or Path("runs") / f"compare-{Path(a.task.partition(':')[0]).stem}"
-    found = play(study, folder, cores() if a.jobs is None else a.jobs, a.device, a.progress and not a.json)
+    found = run_comparison(study, folder, cores() if a.jobs is None else a.jobs, a.device, a.progress and not a.json)
     report = page.write(found, folder)
     if a.json:
         print(json.dumps({k: v.as_dict() for k, v in found.standings.items()}, indent=2, ensure_ascii=False))
         return
-    page.tell(found)
+    page.print_tables(found)
     print(f"The report: {report}")
 
 
 def claim(given: list[str]) -> None:
     """``denoiserl claim NAME ...``, ``--all``, ``--list``."""
+    a = tyro.cli(ClaimOptions, prog="denoiserl claim", description="Papers' claims, tried again.", args=given)
     from denoiserl.experiments.claims import ledger
 
-    a = tyro.cli(ClaimOptions, prog="denoiserl claim", description="Papers' claims, tried again.", args=given)
     known = ledger.names()
     for name in a.names:
         if name not in known:
@@ -176,7 +176,7 @@ def _listed(names: tuple[str, ...], as_json: bool) -> None:
     print("\ndenoiserl claim NAME tries one again; stale: the code that it rests on has changed since.")
 
 
-def studied(a: Compare, task_args: dict[str, Any]) -> Any:
+def build_comparison(a: Compare, task_args: dict[str, Any]) -> Any:
     """The study that the options say."""
     from denoiserl.experiments import Arm, Study
 
@@ -197,12 +197,14 @@ def studied(a: Compare, task_args: dict[str, Any]) -> Any:
             raise Misuse(f"--set {word}: write ARM.SETTING=VALUE, such as dppo.lr=1e-4.")
         if name not in arms:
             raise Misuse(unknown_name_message(name, arms, "arm"))
-        arms[name].settings[setting] = literal(value)
+        arms[name].settings[setting] = parse_literal(value)
     unit = a.unit.replace("-", " ")
     if unit not in (*UNITS, "seconds"):
         raise Misuse(unknown_name_message(a.unit, [u.replace(" ", "-") for u in (*UNITS, "seconds")], "unit"))
-    seeds = tuple(range(int(a.seeds))) if a.seeds.isdigit() else tuple(whole(s, "--seeds") for s in a.seeds.split(","))
-    return Study(a.task, arms, amount(a.budget), unit, seeds, task_args, a.trials, a.tune, a.curve, a.level)
+    seeds = (
+        tuple(range(int(a.seeds))) if a.seeds.isdigit() else tuple(parse_int(s, "--seeds") for s in a.seeds.split(","))
+    )
+    return Study(a.task, arms, parse_amount(a.budget), unit, seeds, task_args, a.trials, a.tune, a.curve, a.level)
 
 
 def task_settings(given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -218,18 +220,18 @@ def task_settings(given: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         value = value if equals else next(words, None)
         if value is None:
             raise Misuse(f"{name}: give a value, {name} VALUE.")
-        found[name.removeprefix("--task.").replace("-", "_")] = literal(value)
+        found[name.removeprefix("--task.").replace("-", "_")] = parse_literal(value)
     return found, rest
 
 
-def amount(word: str) -> float:
+def parse_amount(word: str) -> float:
     """``200k`` as 200000."""
     if not (found := re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)([kKM]?)", word)):
         raise Misuse(f"--budget {word}: write a number, such as 50000, 200k or 1.5M.")
     return float(found[1]) * PREFIX.get(found[2], 1.0)
 
 
-def whole(word: str, option: str) -> int:
+def parse_int(word: str, option: str) -> int:
     """An integer of the command line."""
     try:
         return int(word)
@@ -237,7 +239,7 @@ def whole(word: str, option: str) -> int:
         raise Misuse(f"{option} {word}: write whole numbers with commas.") from None
 
 
-def literal(word: str) -> Any:
+def parse_literal(word: str) -> Any:
     """A value: JSON where it is JSON, else the word itself."""
     if word in ("None", "True", "False"):
         return {"None": None, "True": True, "False": False}[word]

@@ -1,7 +1,7 @@
 """Policies that know no reward until they are told one (zero-shot reinforcement learning).
 
-A policy that is trained for all tasks z at once sees (observation, z). ``answer`` finds the z of a reward on states
-from data, without a gradient step, and gives the policy for it: it shares the weights, and is saved, judged and
+A policy that is trained for all tasks z at once sees (observation, z). ``policy_for_reward`` finds the z of a reward on
+states from data, without a gradient step, and gives the policy for it: it shares the weights, and is saved, judged and
 compared like any other.
 
     policy = policy_for_reward(pretrained, data, lambda obs: (obs[:, 0] < 2).float())

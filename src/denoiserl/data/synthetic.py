@@ -1,8 +1,9 @@
 """Synthetic experience: a diffusion model of what happened, and rows that it makes (SynthER, 2303.06614).
 
-``learned`` trains EDM on transitions x = [s, a, r, s', done] in the units of ``Fields``; ``Maker.draw`` makes as many
-as wanted, all of them of the fields' kinds: actions inside their box, angles on the circle, ends of episodes certain.
-``Mixed`` is a replay buffer of which part of each batch is made.
+``train_generator`` trains EDM on transitions x = [s, a, r, s', done] in the units of ``ColumnTransforms``;
+``TransitionGenerator.sample`` makes as many as wanted, all of them of the columns' kinds: actions inside their box,
+angles on the circle, ends of episodes certain. ``MixedReplayBuffer`` is a replay buffer of which part of each batch is
+made.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
 from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.replay import ReplayBuffer
 from denoiserl.data.transitions import Transitions
@@ -33,25 +35,25 @@ BLOCK = 4096
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Settings):
     """The diffusion model, and how long it learns. Published are a width of 1024, a depth of 6, 100 000 updates, a
     learning rate of 3e-4 and 128 steps; the defaults are for a laptop."""
 
-    num_updates: int = 10_000
+    num_updates: Count = 10_000
     """gradient steps of the model"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """rows a gradient step"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
-    width: int = 256
+    width: Count = 256
     """the residual perceptron's width"""
-    depth: int = 4
+    depth: Count = 4
     """its hidden layers"""
-    sampling_steps: int = 48
+    sampling_steps: Count = 48
     """Heun steps of a draw"""
-    churn: float = 0.0
+    churn: NonNegative = 0.0
     """noise added and removed on the way (80 as published): with it so few steps widen what is made by 3 to 5 %"""
-    ema_decay: float = 0.9995
+    ema_decay: Fraction = 0.9995
     """the decay of the weights' moving average, at most"""
 
 
@@ -173,7 +175,7 @@ def train_generator(
     run: Run | None = None,
     kinds: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Generator[dict, None, TransitionGenerator]:
-    """Train a model of the rows: a generator that yields its loss and returns the ``Maker``.
+    """Train a model of the rows: a generator that yields its loss and returns the ``TransitionGenerator``.
 
     Refused: fewer rows than a batch, NaN and infinity.
     """
@@ -196,7 +198,7 @@ def train_generator(
 def train_generator_now(
     data: Transitions, model: Model, rng: Rng, device: torch.device | str = "cpu"
 ) -> TransitionGenerator:
-    """``learned`` in one go, in memory: for who makes models on the way."""
+    """``train_generator`` in one go, in memory: for who makes models on the way."""
     running = train_generator(data, model, rng, Run(None, device))
     while True:
         try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.synthetic import UNSURE
 from denoiserl.data.transitions import Transitions
@@ -115,24 +116,24 @@ class StepLayout:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Settings):
     """The diffusion model of windows; published are a width of 1024, three blocks and 256 steps."""
 
-    length: int = 32
+    length: Count = 32
     """steps of a window"""
-    stride: int = 8
+    stride: Count = 8
     """every so many-th window is learned from"""
-    num_updates: int = 4000
+    num_updates: Count = 4000
     """gradient steps"""
-    batch_size: int = 64
+    batch_size: Count = 64
     """windows a gradient step"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
     channels: tuple[int, ...] = (32, 64)
     """of the U-Net, a level each"""
-    sampling_steps: int = 32
+    sampling_steps: Count = 32
     """Heun steps of a draw"""
-    churn: float = 0.0
+    churn: NonNegative = 0.0
     """noise added and removed on the way (80 as published): with it so few steps widen what is made by 3 to 5 %"""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.demo import act, page
-from denoiserl.experiments.runner import opened
+from denoiserl.experiments.runner import load_run
 from denoiserl.recipes.generators import flow_grpo
 from denoiserl.recipes.language import tracerl
 from denoiserl.recipes.policy_gradient import dppo
@@ -58,4 +58,4 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
 
 def finish(folder: Path | str) -> Path:
     """Write ``summary.json`` and ``report.html`` into the folder of a finished demo, and print the three rows."""
-    return page.write(Path(folder), opened(folder)[1])
+    return page.write(Path(folder), load_run(folder)[1])

@@ -44,7 +44,7 @@ def write(folder: Path, a: Any) -> Path:
     tasks = {name: act.TASKS[name](getattr(a, f"{name}_task")) for name in names}
     found = {name: act.results(name, tasks[name], folder / name) for name in names}
     main = [comparisons[0] for comparisons in found.values()]
-    seconds = sum(c.seconds or 0.0 for c in main) + sum(act.judged(folder / name) for name in names)
+    seconds = sum(c.seconds or 0.0 for c in main) + sum(act.evaluation_seconds(folder / name) for name in names)
     summary = {
         "acts": [c.as_dict() for c in main],
         "also": {name: [c.as_dict() for c in comparisons[1:]] for name, comparisons in found.items()},

@@ -1,9 +1,10 @@
 """Studies: methods of one kind on one task, with equal budgets and paired seeds, judged by statistics.
 
-``Study`` says what is compared, ``play`` runs what is missing in its folder and returns ``Found``, ``page.write`` draws
-it. ``denoiserl compare`` is a study; a claim is a study with a pass condition.
+``Study`` says what is compared, ``run_comparison`` runs what is missing in its folder and returns a
+``ComparisonResult``, ``compare_report.write`` draws it. ``denoiserl compare`` is a study; a claim is a study with a
+pass condition.
 """
 
-from denoiserl.experiments.compare import Arm, Found, Study, gathered, opened, play
+from denoiserl.experiments.compare import Arm, ComparisonResult, Study, load_results, load_study, run_comparison
 
-__all__ = ["Arm", "Found", "Study", "gathered", "opened", "play"]
+__all__ = ["Arm", "ComparisonResult", "Study", "load_results", "load_study", "run_comparison"]

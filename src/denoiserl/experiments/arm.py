@@ -68,13 +68,13 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Learn until the budget is spent, judge what came out, write it to ``result``."""
     run = run or Run()
     task = tasks.make(args.task, args.base)
-    policy = start.opened(task, start.folder(begin(args), str(run.device)), begin(args), run)
+    policy = start.load_start(task, start.folder(begin(args), str(run.device)), begin(args), run)
     torch.manual_seed(args.seed)  # for methods that draw from it: the same whether the start was cached or not
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
     cpu = Cpu()
     if args.method != find.NONE:
         stage = run.stage("improve", {args.unit: args.budget})
-        yield from learned(task, policy, args, stage, cpu)
+        yield from train_arm(task, policy, args, stage, cpu)
         spent = stage.spent()
     used = cpu.seconds() if args.method != find.NONE else 0.0
     began = time.perf_counter()
@@ -115,31 +115,31 @@ class Cpu:
             self.free += time.process_time() - began
 
 
-def learned(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Iterator[dict]:
+def train_arm(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Iterator[dict]:
     """The method's rows, each with what was spent, and ``a.curve`` of them with held-out numbers."""
     method = find.method(args.method)
     with cpu.stopped():
-        settings = sized(task, method, policy, args)
+        settings = fit_iterations_to_budget(task, method, policy, args)
     if args.curve:
-        yield {args.unit: 0.0, **watched(task, policy, args, run, cpu)}
+        yield {args.unit: 0.0, **eval_metrics(task, policy, args, run, cpu)}
     before = run.spent()[args.unit]
     for row in improve(method.improve, find.signal_of(method), task, policy, settings, args.seed, run):
         now = run.spent()[args.unit]
         marks = [int(min(1.0, spent / args.budget) * args.curve + 1e-9) for spent in (before, now)]
         if marks[1] > marks[0]:
-            row |= watched(task, policy, args, run, cpu)
+            row |= eval_metrics(task, policy, args, run, cpu)
         before = now
         yield row | {args.unit: now}
 
 
-def watched(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> dict[str, float]:
+def eval_metrics(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> dict[str, float]:
     """Held-out numbers on the way, of trials that decide nothing."""
     with run.uncharged(), cpu.stopped():
-        seen = task.judge(policy, selection_seed(args.seed), task.watch)
+        seen = task.judge(policy, selection_seed(args.seed), task.num_eval_trials)
     return {f"held-out {k}": v for k, v in means(seen).items()}
 
 
-def sized(task: Task, method: Any, policy: Policy, args: Args) -> Any:
+def fit_iterations_to_budget(task: Task, method: Any, policy: Policy, args: Args) -> Any:
     """The method's settings with as many iterations as the budget pays for, so that schedules end where it ends.
 
     One iteration of a copy is played to see what it costs; no arm spends more than the budget because its iterations

@@ -82,13 +82,15 @@ class Study:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
                 raise RunError(f"{name!r} cannot name an arm: letters, digits and _.+- only")
 
-    def checked(self) -> Task:
+    def validate(self) -> Task:
         """The task, after every name and setting was found to be right: before anything runs."""
         task = tasks.make(self.task, self.base)
         signals: dict[str, str] = {}
         for name, arm in self.arms.items():
-            if arm.kind is not None and arm.kind not in task.kinds:
-                raise RunError(f"arm {name!r}: {unknown_name_message(arm.kind, task.kinds, 'kind of starting policy')}")
+            if arm.kind is not None and arm.kind not in task.start_kinds:
+                raise RunError(
+                    f"arm {name!r}: {unknown_name_message(arm.kind, task.start_kinds, 'kind of starting policy')}"
+                )
             if arm.method == find.NONE:
                 continue
             task.require_signal(signal := find.learns_from(arm.method), f"arm {name!r}: {arm.method}")
@@ -97,10 +99,10 @@ class Study:
             signals[name] = signal
             settings = find.settings(arm.method, arm.settings)
             need = find.start_kind(find.method(arm.method), settings)
-            if need is not None and arm.kind is None and need not in task.kinds:
+            if need is not None and arm.kind is None and need not in task.start_kinds:
                 raise RunError(
                     f"arm {name!r}: {arm.method} starts from a policy of kind {need!r}, task {task.name!r} has "
-                    f"{', '.join(task.kinds)}: give the task starts={{{need!r}: ...}}"
+                    f"{', '.join(task.start_kinds)}: give the task starts={{{need!r}: ...}}"
                 )
         return task
 
@@ -115,10 +117,10 @@ class Study:
             trial_seed=trial_seed,
             trials=self.trials,
             task=self.task,
-            base=start.settled(self.base),
+            base=start.json_roundtrip(self.base),
             kind=kind,
             method=arm.method,
-            settings=start.settled({**arm.settings, **settings}),
+            settings=start.json_roundtrip({**arm.settings, **settings}),
             budget=float(self.budget),
             unit=self.unit,
             curve=self.curve,
@@ -127,7 +129,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Found:
+class ComparisonResult:
     """What came out.
 
     ``values`` {metric: {arm: [seeds, trials]}}, the ``standings`` of each metric (the main one first), ``spent`` {arm:
@@ -146,10 +148,12 @@ class Found:
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def play(study: Study, folder: Path | str, processes: int = 2, device: str = "cpu", progress: bool = True) -> Found:
+def run_comparison(
+    study: Study, folder: Path | str, processes: int = 2, device: str = "cpu", progress: bool = True
+) -> ComparisonResult:
     """Run what is missing in ``folder`` and say what was found. Finished arms are not repeated."""
     folder, began = Path(folder), time.perf_counter()
-    task = study.checked()
+    task = study.validate()
     record = _record(study, folder)
     tuned = _tuned(study, task, folder, processes, device, progress)
     jobs = [
@@ -161,13 +165,13 @@ def play(study: Study, folder: Path | str, processes: int = 2, device: str = "cp
     tuning = {name: told for name, (_, told) in tuned.items()}
     record |= {"tuning": tuning, "seconds": record["seconds"] + time.perf_counter() - began}
     store.write_json(folder / "study.json", record)
-    found = gathered(folder)
+    found = load_results(folder)
     told = {"standings": {k: v.as_dict() for k, v in found.standings.items()}, "spent": found.spent}
     store.write_json(folder / "study.json", {**record, "found": told, "memory": found.memory})
     return found
 
 
-def opened(folder: Path | str) -> Study:
+def load_study(folder: Path | str) -> Study:
     """The study that a folder holds."""
     record = store.read_json(Path(folder) / "study.json")
     told = record["study"]
@@ -176,7 +180,7 @@ def opened(folder: Path | str) -> Study:
 
 def _record(study: Study, folder: Path) -> dict[str, Any]:
     path = folder / "study.json"
-    told = start.settled(asdict(study))
+    told = start.json_roundtrip(asdict(study))
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
             raise RunError(f"{folder} holds something else and no study.json: give a new folder with --out")
@@ -257,10 +261,10 @@ def _play(jobs: list[Job], processes: int, device: str, progress: bool, said: st
     play_jobs(jobs, processes, device, progress, f"{said:<8}")
 
 
-def gathered(folder: Path | str) -> Found:
+def load_results(folder: Path | str) -> ComparisonResult:
     """What the arms of a study in ``folder`` have written; all of them must have finished."""
-    folder, study = Path(folder), opened(folder)
-    record, task = store.read_json(folder / "study.json"), study.checked()
+    folder, study = Path(folder), load_study(folder)
+    record, task = store.read_json(folder / "study.json"), study.validate()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in study.arms}
     for name in study.arms:
         for seed in study.seeds:
@@ -293,4 +297,6 @@ def gathered(folder: Path | str) -> Found:
     memory = {name: max(t["memory"] for t in told) for name, told in results.items()}
     cpu = {name: sum(t["cpu"] for t in told) / len(told) for name, told in results.items()}
     notes = {name: tuple(dict.fromkeys(n for t in told for n in t.get("notes", ()))) for name, told in results.items()}
-    return Found(study, values, tables, spent, cpu, memory, record.get("tuning", {}), record["seconds"], notes)
+    return ComparisonResult(
+        study, values, tables, spent, cpu, memory, record.get("tuning", {}), record["seconds"], notes
+    )

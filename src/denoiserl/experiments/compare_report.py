@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from denoiserl.experiments import resolve as find
-from denoiserl.experiments.compare import Found, Study
+from denoiserl.experiments.compare import ComparisonResult, Study
 from denoiserl.report.html import Code, Fold, Note, Piece, Section, Settings, Table, plotted
 from denoiserl.report.html import write as write_page
 from denoiserl.report.learning_curves import learning_curves
@@ -18,7 +18,7 @@ from denoiserl.report.metrics import DRAWN, read_metrics
 from denoiserl.report.standings import print_standings, standings_section
 
 
-def tell(found: Found, console: Console | None = None) -> None:
+def print_tables(found: ComparisonResult, console: Console | None = None) -> None:
     """The table of the main metric with its verdicts, and the other metrics' tables."""
     console = console or Console()
     for table in found.standings.values():
@@ -36,7 +36,7 @@ def note_lines(notes: Mapping[str, Sequence[str]]) -> list[str]:
     return [*shared, *(f"{name}: {n}" for name, some in notes.items() for n in some if n not in shared)]
 
 
-def write(found: Found, folder: Path, out: Path | None = None) -> Path:
+def write(found: ComparisonResult, folder: Path, out: Path | None = None) -> Path:
     """The page, ``folder/report.html`` if nowhere else."""
     study = found.study
     (main, table), *others = found.standings.items()
@@ -91,7 +91,7 @@ def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | Non
     return Section("Learning curves", [figure])
 
 
-def _cost(found: Found) -> Section:
+def _cost(found: ComparisonResult) -> Section:
     head = (
         "arm",
         "seconds",

@@ -18,7 +18,7 @@ from denoiserl.report.episode_video import episode_video
 from denoiserl.tasks.base import Task
 
 
-def acting(word: str, execute: int | None = None, ticks: int | None = None) -> Task:
+def env_task(word: str, execute: int | None = None, ticks: int | None = None) -> Task:
     """The task of acting in an environment: the return, and success where the environment reports ``info["success"]``.
 
     A policy with a history is shown its last observations. ``execute``: actions of a chunk that are executed before the

@@ -44,12 +44,12 @@ RECORD, PLOT = "eval.json", "plot.png"
 OWN = (RECORD, PLOT, "trials.jsonl")
 """files of every evaluation"""
 
-Judged = Mapping[str, tuple[Policy, Any]]
+PoliciesToEvaluate = Mapping[str, tuple[Policy, Any]]
 """{name: (policy, the place that it computes in)}"""
 
 
 @dataclass(frozen=True)
-class Trial:
+class EvaluationResult:
     """``values`` {metric: {name: [n]}} (the main metric first), ``tables`` {metric: Standings} of several policies,
     ``stopped``: how an early end came about, or ""; ``notes`` {name: sentences that belong to its numbers}."""
 
@@ -69,15 +69,15 @@ class Trial:
         return len(next(iter(next(iter(self.values.values())).values())))
 
 
-def judge(
-    policies: Judged,
+def evaluate_policies(
+    policies: PoliciesToEvaluate,
     task: Task,
     seed: int,
     trials: int,
     level: float = 0.05,
     early: bool = False,
     progress: bool = True,
-) -> Trial:
+) -> EvaluationResult:
     """``trials`` of each policy on the same starts. Whose turn it is, is drawn by lot and hidden from the task.
 
     ``early``: starts come in blocks, and after each the outcomes (0 or 1) enter a ``SequentialComparison``: when it is
@@ -120,7 +120,7 @@ def judge(
             tables[m] = standings({k: v[have][None] for k, v in values[m].items()}, m, what, words[m][1], better, level)
     stopped = ""
     if race is not None:
-        tables = {metrics[0]: raced(tables[metrics[0]], race)}
+        tables = {metrics[0]: with_race_verdicts(tables[metrics[0]], race)}
         verdicts = [f"{a} above {b}" for a, b in race.separated]
         n = sum(len(t[metrics[0]]) for t in next(iter(told.values())))
         stopped = (
@@ -128,7 +128,7 @@ def judge(
             f"{', '.join(verdicts) or 'nobody is ahead'} (all verdicts together err with probability {level:g})."
         )
     notes = {name: (*dict.fromkeys(said), *_constant(values, name)) for name, said in heard.items()}
-    return Trial(task.name, seed, level, values, prints, words, tables, stopped, notes)
+    return EvaluationResult(task.name, seed, level, values, prints, words, tables, stopped, notes)
 
 
 def _constant(values: Mapping[str, Mapping[str, Tensor]], name: str) -> list[str]:
@@ -141,7 +141,7 @@ def _constant(values: Mapping[str, Mapping[str, Tensor]], name: str) -> list[str
     return [f"The same in every trial, {said}: {', '.join(flat)}."] if flat else []
 
 
-def raced(table: ComparisonTable, race: SequentialComparison) -> ComparisonTable:
+def with_race_verdicts(table: ComparisonTable, race: SequentialComparison) -> ComparisonTable:
     """The table with the race's own verdicts: tests that are meant for one look are void once trials stopped early."""
     apart, pairs = {frozenset(pair) for pair in race.separated}, len(table.contrasts)
     contrasts = tuple(
@@ -187,7 +187,7 @@ def _decided(race: SequentialComparison, block: Mapping[str, Mapping[str, Tensor
     return race.done
 
 
-def intervals(found: Trial) -> dict[str, tuple[Interval, bool]]:
+def intervals(found: EvaluationResult) -> dict[str, tuple[Interval, bool]]:
     """Return the intervals of a single policy over the trials that have such a number, and whether they are rates to
     be read in percent. A metric that fewer than two trials have is left out."""
     each = {m: _interval(next(iter(values.values()))) for m, values in found.values.items()}
@@ -201,7 +201,7 @@ def _interval(values: Tensor) -> Interval | None:
     return auto_interval(have)[0] if len(have) > 1 or (rate and len(have)) else None
 
 
-def tell(found: Trial, metrics: Sequence[str] = ()) -> None:
+def print_tables(found: EvaluationResult, metrics: Sequence[str] = ()) -> None:
     """The tables of several policies in the terminal."""
     console = Console()
     for name in (m for m in metrics or found.tables if m in found.tables):
@@ -213,14 +213,14 @@ def tell(found: Trial, metrics: Sequence[str] = ()) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def as_dict(found: Trial, metrics: Sequence[str] = ()) -> dict[str, Any]:
+def as_dict(found: EvaluationResult, metrics: Sequence[str] = ()) -> dict[str, Any]:
     """{metric: interval} of one policy, {metric: standings} of several."""
     if found.tables:
         return {m: found.tables[m].as_dict() for m in metrics or found.tables if m in found.tables}
     return {m: each.as_dict() for m, (each, _) in intervals(found).items() if not metrics or m in metrics}
 
 
-def vacant(folder: Path) -> list[str]:
+def require_free_folder(folder: Path) -> list[str]:
     """Return the files that an earlier evaluation left in ``folder``. Raise RunError if it holds anything else."""
     if file := next((p for p in (folder, *folder.parents) if p.is_file()), None):
         raise RunError(f"{file} is a file: give the name of a folder")
@@ -233,11 +233,16 @@ def vacant(folder: Path) -> list[str]:
 
 
 def write(
-    found: Trial, task: Task, policies: Judged, paths: Mapping[str, str], folder: Path, media: bool = True
+    found: EvaluationResult,
+    task: Task,
+    policies: PoliciesToEvaluate,
+    paths: Mapping[str, str],
+    folder: Path,
+    media: bool = True,
 ) -> None:
     """``eval.json``, ``trials.jsonl``, the plot of the main metric and pictures of every policy, in the place of those
     of an earlier evaluation. Raise RunError if ``folder`` holds other files."""
-    for name in vacant(folder):
+    for name in require_free_folder(folder):
         (folder / name).unlink()
     folder.mkdir(parents=True, exist_ok=True)
     main = next(iter(found.values))
@@ -251,7 +256,7 @@ def write(
                 tried, gave = zip(*known, strict=True)
                 rows.append(Trials(found.prints[name], found.task, m, tried, gave, None, rubric))
     write_trials(folder / "trials.jsonl", rows)
-    table = found.tables.get(main) or single(found, main)
+    table = found.tables.get(main) or single_table(found, main)
     (folder / PLOT).write_bytes(violins(table, LIGHT))
     pictures: dict[str, bytes] = {}
     if media and task.look is not None:
@@ -281,7 +286,7 @@ def write(
         (folder / name).write_bytes(data)
 
 
-def single(found: Trial, metric: str) -> ComparisonTable:
+def single_table(found: EvaluationResult, metric: str) -> ComparisonTable:
     """The table of one policy."""
     ((name, values),) = found.values[metric].items()
     each = auto_interval(values)[0]

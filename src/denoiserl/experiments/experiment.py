@@ -116,7 +116,7 @@ def run_recipe(
     task.require_signal(
         signal := resolve.signal_of(recipe), getattr(recipe, "__name__", "the method").rpartition(".")[2]
     )
-    policy = yield from task.begin(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
+    policy = yield from task.start_policy(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
     stage = run.stage("improve")
     yield from improve_with_eval(recipe.improve, signal, task, policy, args, seed, stage, eval_every)
     run.last(policy)
@@ -160,7 +160,7 @@ def improve_with_eval(
 
 
 def evaluate_and_keep_best(task: Task, policy: Policy, seed: int, run: Run) -> dict[str, float]:
-    """Return means over ``task.watch`` held-out trials; the policy is kept if it is the best so far."""
-    found = means(task.judge(policy, seed + 900, task.watch))
+    """Return means over ``task.num_eval_trials`` held-out trials; the policy is kept if it is the best so far."""
+    found = means(task.judge(policy, seed + 900, task.num_eval_trials))
     run.best(policy, found[task.metric] * (1 if task.better == "higher" else -1))
     return {f"held-out {k}": v for k, v in found.items()}

@@ -95,12 +95,12 @@ def run(
 
 def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:
     """Go on with the run in ``folder`` from its ``run.json``. ``settings``: progress, tensorboard, budget."""
-    program, args, record = opened(folder)
+    program, args, record = load_run(folder)
     known = {k: record.get(k) for k in ("device", "precision", "threads", "every", "restart", "budget")}
     return run(program, args, folder, **{**known, **settings})
 
 
-def opened(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
+def load_run(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
     """The program's module, its args, and the record of the run in ``folder``."""
     record = store.read_json(Path(folder) / "run.json")
     if isinstance(record, dict) and "recipe" in record and "program" not in record:

@@ -38,7 +38,7 @@ class Args:
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the starting policy and keep it as ``last``."""
     run = run or Run()
-    run.last((yield from tasks.make(args.task, args.base).begin(args.seed, run.stage("start"), args.kind)))
+    run.last((yield from tasks.make(args.task, args.base).start_policy(args.seed, run.stage("start"), args.kind)))
 
 
 def cache() -> Path:
@@ -56,14 +56,14 @@ def folder(args: Args, device: str = "cpu") -> Path:
     return cache() / "starts" / f"{Path(place).stem.rpartition('.')[2].strip('_')}-{args.seed}-{name}"
 
 
-def opened(task: Task, path: Path, args: Args, run: Run) -> Policy:
+def load_start(task: Task, path: Path, args: Args, run: Run) -> Policy:
     """The start that ``path`` holds; where its networks are not ours to build, it is made anew, in memory."""
     try:
-        return task.opened(path / "last", run.device)
+        return task.load_policy(path / "last", run.device)
     except RunError:
         if task.restore is not None:
             raise
-    made = task.begin(args.seed, Run(device=run.device), args.kind)
+    made = task.start_policy(args.seed, Run(device=run.device), args.kind)
     while True:
         try:
             next(made)
@@ -71,6 +71,6 @@ def opened(task: Task, path: Path, args: Args, run: Run) -> Policy:
             return stop.value
 
 
-def settled(base: Mapping[str, Any]) -> dict[str, Any]:
+def json_roundtrip(base: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they come back from JSON, so that a folder's name does not depend on how they were given."""
     return json.loads(json.dumps(dict(base)))

@@ -104,7 +104,7 @@ class Run:
         return sum(parts) if parts else None
 
 
-def opened(folder: Path | str) -> Run:
+def load_run(folder: Path | str) -> Run:
     """The run in ``folder``; a folder without ``run.json`` is none."""
     folder = Path(folder)
     record = store.read_json(folder / "run.json")

@@ -18,7 +18,7 @@ from denoiserl.report.formatting import count, duration, values
 from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, comparison_section, page, plotted
 from denoiserl.report.learning_curves import panels
 from denoiserl.report.metrics import Curve, Row, axis, groups, numeric, stages
-from denoiserl.report.provenance import Run, about, opened, reproduced
+from denoiserl.report.provenance import Run, about, load_run, reproduced
 from denoiserl.report.sections import evaluated, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.comparison import Comparison
@@ -34,7 +34,7 @@ def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) 
     several = [folders] if isinstance(folders, Path | str) else list(folders)
     if not several:
         raise RunError("There is nothing to report: give the folder of at least one run.")
-    runs = [opened(folder) for folder in several]
+    runs = [load_run(folder) for folder in several]
     if len(runs) > 1:
         from denoiserl.report.runs_report import runs_page
 

@@ -58,7 +58,7 @@ class Task:
 
     Optional: ``look(policy, seed, n)`` for pictures and films; ``imitate(policy, seed, updates, keep, stream)``, the
     control that only imitates longer; ``restore(path, device)`` where a policy holds networks of yours; ``caption``, a
-    sentence for the pictures; ``watch``, the trials of an evaluation while learning goes on.
+    sentence for the pictures; ``num_eval_trials``, those of an evaluation while learning goes on.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Task:
     imitate: Callable[[Policy, int, int, Run, int], Iterator[dict]] | None = None
     restore: Callable[[Path, torch.device], Policy] | None = None
     caption: str = ""
-    watch: int = 50
+    num_eval_trials: int = 50
     better: Literal["higher", "lower"] = "higher"
 
     def __post_init__(self) -> None:
@@ -100,15 +100,17 @@ class Task:
         return next(iter(self.metrics))
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def start_kinds(self) -> tuple[str, ...]:
         """The kinds of policy that it can start from."""
         return tuple(self.starts) if isinstance(self.starts, Mapping) else ("policy",)
 
-    def begin(self, seed: int, run: Run, kind: str | None = None) -> Generator[dict, None, Policy]:
+    def start_policy(self, seed: int, run: Run, kind: str | None = None) -> Generator[dict, None, Policy]:
         """The starting policy of a seed: yields rows of metrics while it is made."""
-        if kind is not None and kind not in self.kinds:
-            raise RunError(f"task {self.name!r}: {unknown_name_message(kind, self.kinds, 'kind of starting policy')}")
-        start = self.starts[kind or self.kinds[0]] if isinstance(self.starts, Mapping) else self.starts
+        if kind is not None and kind not in self.start_kinds:
+            raise RunError(
+                f"task {self.name!r}: {unknown_name_message(kind, self.start_kinds, 'kind of starting policy')}"
+            )
+        start = self.starts[kind or self.start_kinds[0]] if isinstance(self.starts, Mapping) else self.starts
         policy = start(seed, run)
         if isinstance(policy, Generator):
             policy = yield from policy
@@ -169,6 +171,6 @@ class Task:
             )
         return {name: value.float().cpu() for name, value in told.items()}
 
-    def opened(self, path: Path, device: str | torch.device = "cpu") -> Policy:
+    def load_policy(self, path: Path, device: str | torch.device = "cpu") -> Policy:
         """A saved policy of this task."""
         return self.restore(path, torch.device(device)) if self.restore else Policy.load(path, None, device)

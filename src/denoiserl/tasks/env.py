@@ -23,6 +23,7 @@ from denoiserl.control.noise_steering import as_deterministic, steer
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import demonstrations, environment, scripted
@@ -30,14 +31,14 @@ from denoiserl.envs.frame_stack import ObservationHistory
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.tasks.base import Task
-from denoiserl.tasks.policies import diffusion, facts, flow, gaussian, probe
+from denoiserl.tasks.policies import diffusion, flow, gaussian, policy_spec, probe_env
 from denoiserl.tasks.policies import squashed as squashed_policy
-from denoiserl.tasks.user_inputs import opened, recorded
+from denoiserl.tasks.user_inputs import load_policy, load_recording
 from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Settings):
     """The environment, and the policy before reward."""
 
     env: str = "metaworld:drawer-open-v3"
@@ -53,48 +54,48 @@ class Args:
     """observations that are kept of data of yours, by name, where there are several: observation.state"""
     start: str | None = None
     """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
-    obs_horizon: int = 1
+    obs_horizon: Count = 1
     """observations that the policy at ``start`` sees (T_o); clones made here see one"""
-    max_episode_steps: int | None = None
+    max_episode_steps: Count | None = None
     """ticks until an episode is over (None: the environment's own number)"""
-    num_demos: int = 100
+    num_demos: Count = 100
     """demonstrations of the script"""
-    demo_goal_error: float | None = None
+    demo_goal_error: NonNegative | None = None
     """metres by which a script misjudges object and goal (None: 0.04 in Meta-World)"""
-    demo_action_noise: float | None = None
+    demo_action_noise: NonNegative | None = None
     """noise on a script's commands, in halves of their range (None: 0.2 in Meta-World, 0 in PushT)"""
-    action_horizon: int = 5
+    action_horizon: Count = 5
     """actions planned at once (H)"""
-    execution_horizon: int | None = None
+    execution_horizon: Count | None = None
     """actions executed of each plan (T_a; None: all, or as the policy at ``start`` carries)"""
-    sampling_steps: int = 5
+    sampling_steps: Count = 5
     """denoising steps"""
-    min_denoising_std: float = 0.1
+    min_denoising_std: NonNegative = 0.1
     """least std of a denoising step while learning from reward"""
-    policy_width: int = 256
+    policy_width: Count = 256
     """the network's width"""
-    policy_depth: int = 2
+    policy_depth: Count = 2
     """hidden layers of a squashed policy"""
-    pretrain_updates: int = 9000
+    pretrain_updates: CountOrZero = 9000
     """gradient steps of imitation"""
-    pretrain_batch_size: int = 256
+    pretrain_batch_size: Count = 256
     """windows a gradient step"""
-    pretrain_lr: float = 1e-3
+    pretrain_lr: NonNegative = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
     noise_map: Literal["full", "repeated", "smooth"] = "full"
     """of a steered policy: how decisions become the noise of a chunk"""
-    num_workers: int = 1
+    num_workers: Count = 1
     """worker processes that step the environments: faster where a tick takes milliseconds, slower where microseconds"""
     on_fault: Literal["stop", "restart"] = "stop"
     """when an environment raises or answers NaN: stop, or make it anew and leave the decision out"""
-    env_timeout: float | None = None
+    env_timeout: Positive | None = None
     """with worker processes: seconds after which an environment that does not answer is a fault (None: 300)"""
 
 
 Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Policy]
 
 
-def make(base: Args) -> Any:
+def make_env(base: Args) -> Any:
     """What streams and evaluations take: the environment."""
     made = environment(base.env, base.max_episode_steps)
     if base.obs_horizon == 1:
@@ -104,26 +105,28 @@ def make(base: Args) -> Any:
     return partial(ObservationHistory, made, base.obs_horizon)
 
 
-def stream(base: Args, copies: int | None, seed: int) -> Collector:
+def make_collector(base: Args, copies: int | None, seed: int) -> Collector:
     """Copies of the environment to learn in."""
-    return Collector(make(base), copies, seed, base.num_workers, on_fault=base.on_fault, patience=base.env_timeout)
+    return Collector(make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, patience=base.env_timeout)
 
 
-def demonstrated(base: Args) -> bool:
+def has_demonstrations(base: Args) -> bool:
     """Whether there is anything to imitate."""
     return base.data != "none" if base.data is not None else scripted(base.env)
 
 
 @lru_cache(maxsize=2)
-def record(base: Args, seed: int) -> Demonstrations:
+def load_demonstrations(base: Args, seed: int) -> Demonstrations:
     """The demonstrations: the script's, failures included, for he does not know; or the user's, whatever the seed."""
-    if not demonstrated(base):
+    if not has_demonstrations(base):
         raise RunError(
             f"{base.env} has no scripted demonstrator: name demonstrations with --data, or a policy with --start; ppo, "
             "fpo, gorl, sac and td3 can begin knowing nothing"
         )
     if base.data is not None:
-        return recorded(base.data, make(base), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys).demos
+        return load_recording(
+            base.data, make_env(base), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
+        ).demos
     return demonstrations(
         base.env, base.num_demos, seed, base.max_episode_steps, base.demo_goal_error, base.demo_action_noise
     )
@@ -144,26 +147,26 @@ def imitate(
 
     a = diffusion_policy.Args(num_updates=updates, batch_size=base.pretrain_batch_size, lr=lr)
     rng = Rng(seed + 1_000_003 * stream, run.device)
-    yield from diffusion_policy.improve(made, demos or record(base, seed), a, rng, run)
+    yield from diffusion_policy.improve(made, demos or load_demonstrations(base, seed), a, rng, run)
 
 
-def untrained(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, run: Run) -> Policy:
+def untrained_policy(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, run: Run) -> Policy:
     """Return a policy of a kind that carries how many actions of a plan are executed."""
     made = kind(base, source, seed, run.device)
     carry(made, base.execution_horizon)
     return made
 
 
-def given(base: Args, run: Run) -> Policy:
+def load_start(base: Args, run: Run) -> Policy:
     """Return the policy at ``start``; refused where it does not fit the environment."""
     assert base.start is not None
-    made = opened(base.start, run.device, base.sampling_steps, base.min_denoising_std)
-    suits(made, probe(make(base)), base.start)
+    made = load_policy(base.start, run.device, base.sampling_steps, base.min_denoising_std)
+    suits(made, probe_env(make_env(base)), base.start)
     carry(made, base.execution_horizon)
     return made
 
 
-def blank(base: Args, seed: int, run: Run) -> Policy:
+def untrained_start(base: Args, seed: int, run: Run) -> Policy:
     """Return a diffusion policy that has learned nothing, for methods that imitate. Raise RunError if ``start`` names
     one that is there already."""
     if base.start is not None:
@@ -171,48 +174,48 @@ def blank(base: Args, seed: int, run: Run) -> Policy:
             f"this method clones into new weights, and start={base.start} names a policy that is there: clone on with "
             "diffusion_policy.improve(policy, demos, args, rng), or improve it by its reward, run dppo --start ..."
         )
-    return untrained(diffusion, base, record(base, seed), seed, run)
+    return untrained_policy(diffusion, base, load_demonstrations(base, seed), seed, run)
 
 
-def squashed(base: Args, seed: int, run: Run) -> Policy:
+def squashed_start(base: Args, seed: int, run: Run) -> Policy:
     """Return a Gaussian policy pressed into the box of the actions; mean and std are the network's. Untrained, unless
     one is given at ``start``."""
     if base.start is not None:
-        return given(base, run)
-    env = probe(make(base))
-    facts(env)  # refuses what no network here can see or decide
+        return load_start(base, run)
+    env = probe_env(make_env(base))
+    policy_spec(env)  # refuses what no network here can see or decide
     event, codec = (base.action_horizon, env.action_dim), TanhCodec.box(env.spec.low, env.spec.high)
     return squashed_policy(event, env.obs_dim, base.policy_width, base.policy_depth, codec, seed).to(run.device)
 
 
-def cloned(kind: Make, base: Args, seed: int, run: Run, nothing: bool = True) -> Generator[dict, None, Policy]:
+def cloned_policy(kind: Make, base: Args, seed: int, run: Run, nothing: bool = True) -> Generator[dict, None, Policy]:
     """A policy of a kind that has imitated; a generator that yields metrics and returns the policy.
 
     Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
     """
     if base.start is not None:
-        return given(base, run)
-    if nothing and not demonstrated(base):
-        return untrained(kind, base, probe(make(base)), seed, run)
-    demos = record(base, seed)
-    made = untrained(kind, base, demos, seed, run)
+        return load_start(base, run)
+    if nothing and not has_demonstrations(base):
+        return untrained_policy(kind, base, probe_env(make_env(base)), seed, run)
+    demos = load_demonstrations(base, seed)
+    made = untrained_policy(kind, base, demos, seed, run)
     yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos)
     return made
 
 
-def successes(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
+def cloned_from_successes(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A diffusion policy that has imitated, for as many updates, only those demonstrations that succeeded."""
-    demos = record(base, seed)
-    made = untrained(diffusion, base, demos, seed, run)
+    demos = load_demonstrations(base, seed)
+    made = untrained_policy(diffusion, base, demos, seed, run)
     yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos.successful())
     return made
 
 
-def steered(base: Args, seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
+def steered_start(base: Args, seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
     """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
     training: narrow noise."""
-    made = yield from cloned(diffusion, base, seed, run, False)
-    return steer(as_deterministic(made), probe(make(base)).obs_dim, noise_map=base.noise_map, spread=spread)
+    made = yield from cloned_policy(diffusion, base, seed, run, False)
+    return steer(as_deterministic(made), probe_env(make_env(base)).obs_dim, noise_map=base.noise_map, spread=spread)
 
 
 METRICS = {
@@ -222,7 +225,7 @@ METRICS = {
 }
 
 
-def acts(made: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
+def make_eval_actor(made: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
     """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
     nothing."""
     return eval_actor(made, base.execution_horizon if made.weights.execute is None else None)
@@ -231,31 +234,32 @@ def acts(made: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
 def outcomes(made: Policy, base: Args, seed: int, n: int) -> Mapping[str, Tensor]:
     """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
     environment reports it, return and ticks."""
-    return evaluate(acts(made, base), make(base), n, 1_000_000 + seed).outcomes
+    return evaluate(make_eval_actor(made, base), make_env(base), n, 1_000_000 + seed).outcomes
 
 
 def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
-    return episode_video(acts(made, base), make(base), min(n, FEW), 1_000_000 + seed)
+    return episode_video(make_eval_actor(made, base), make_env(base), min(n, FEW), 1_000_000 + seed)
 
 
-ASKED = 1000
+PROBE_STEPS = 1000
 """ticks in which an environment may report success for the first time"""
 
 
-def succeeds(base: Args) -> bool:
+def reports_success(base: Args) -> bool:
     """Return whether the environment reports success.
 
-    Those with scripts do. Others are asked until an episode ends, or for ``ASKED`` ticks: some report it only then.
+    Those with scripts do. Others are asked until an episode ends, or for ``PROBE_STEPS`` ticks: some report
+    it only then.
     """
     if scripted(base.env):
         return True
-    env = Collector(make(base), 1)
+    env = Collector(make_env(base), 1)
     still = torch.as_tensor(env.spec.low) if env.spec.choices else torch.zeros(env.spec.action)
     zeros = still.expand(1, 1, *env.spec.action)
     try:
         with no_usage_counting():
-            for _ in range(ASKED):
+            for _ in range(PROBE_STEPS):
                 tick = env.collect(lambda obs, rng: (zeros, None), 1, Rng(0))
                 if "success" in tick.info or bool(tick.done.any()):
                     return "success" in tick.info
@@ -270,22 +274,22 @@ def task(base: Args) -> Task:
     return Task(
         base.env.removeprefix("metaworld:"),
         {
-            **{name: partial(cloned, kind, base) for name, kind in kinds.items()},
-            "successes": partial(successes, base),
-            "steered": partial(steered, base),
-            "narrow": partial(steered, base, spread=1.0),
-            "squashed": partial(squashed, base),
-            "untrained": partial(blank, base),
+            **{name: partial(cloned_policy, kind, base) for name, kind in kinds.items()},
+            "successes": partial(cloned_from_successes, base),
+            "steered": partial(steered_start, base),
+            "narrow": partial(steered_start, base, spread=1.0),
+            "squashed": partial(squashed_start, base),
+            "untrained": partial(untrained_start, base),
         },
         lambda made, seed, n: outcomes(made, base, seed, n),
-        METRICS if succeeds(base) else {k: v for k, v in METRICS.items() if k != "success"},
-        env=lambda copies, seed: stream(base, copies, seed),
-        data=(lambda seed: record(base, seed)) if demonstrated(base) else None,
+        METRICS if reports_success(base) else {k: v for k, v in METRICS.items() if k != "success"},
+        env=lambda copies, seed: make_collector(base, copies, seed),
+        data=(lambda seed: load_demonstrations(base, seed)) if has_demonstrations(base) else None,
         look=lambda made, seed, n: look(made, base, seed, n),
         imitate=(
             lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.pretrain_lr, keep, number)
         )
-        if demonstrated(base) and base.start is None
+        if has_demonstrations(base) and base.start is None
         else None,
         caption="Episodes from held-out starts, at twice their speed: the first ones, not the best.",
     )

@@ -28,7 +28,7 @@ DEMOS, CLUMSY, NOISE = 60, 0.7, 0.3
 """demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
 
 
-class Timed:
+class TimeLimitTerminates:
     """``Fork2D`` whose time limit is an end: who loiters has failed.
 
     A limit that only truncates is bootstrapped, and in a world where touching the disc is the one thing that ends badly
@@ -55,14 +55,14 @@ class Timed:
 Make = Callable[[_robot.Args, Demonstrations, int, str | torch.device], Policy]
 
 
-def record(seed: int) -> Demonstrations:
+def load_demonstrations(seed: int) -> Demonstrations:
     """Demonstrations, failures included."""
     return demonstrations(DEMOS, Rng(seed), NOISE, clumsy=CLUMSY)
 
 
-def cloned(make: Make, seed: int, run: Run) -> Generator[dict, None, Policy]:
+def cloned_policy(make: Make, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A policy of a kind that has imitated."""
-    demos = record(seed)
+    demos = load_demonstrations(seed)
     made = make(BASE, demos, seed, run.device)
     yield from _robot.imitate(made, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
     return made
@@ -79,8 +79,8 @@ def task() -> Task:
     kinds = {"flow": _robot.flow, "diffusion": _robot.diffusion, "gaussian": _robot.gaussian}
     return Task(
         "fork2d",
-        {name: partial(cloned, make) for name, make in kinds.items()},
+        {name: partial(cloned_policy, make) for name, make in kinds.items()},
         outcomes,
         {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
-        env=lambda copies, seed: Collector(Timed(copies or 1), seed=seed),
+        env=lambda copies, seed: Collector(TimeLimitTerminates(copies or 1), seed=seed),
     )

@@ -73,7 +73,7 @@ def world(name: str) -> World:
     return WORLDS[name]
 
 
-def recorded(name: str, grade: str) -> EpisodeDataset:
+def load_dataset(name: str, grade: str) -> EpisodeDataset:
     """The recording of a world and a grade, made on the first call on a machine."""
     if grade not in GRADES:
         raise RunError(
@@ -106,7 +106,7 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
     """All grades of a world, made now: a SAC run of ``iters`` iterations and ``episodes`` episodes of its policy."""
     this = world(name)
     iters, episodes = this.iters if iters is None else iters, this.episodes if episodes is None else episodes
-    heard = Heard(this.make, COPIES, seed)
+    heard = RecordingCollector(this.make, COPIES, seed)
     a = sac.Args(iterations=iters, num_envs=COPIES, rollout_steps=25, learning_starts=1000, utd=1.0, critic_width=64)
     with no_usage_counting():
         codec = TanhCodec.box(heard.spec.low, heard.spec.high)
@@ -126,11 +126,11 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
         grades = {k: record(this.make, act, episodes, seed + i, COPIES) for i, (k, act) in enumerate(
             (("random", even), ("medium", played)), 1
         )}  # fmt: skip
-    grades["medium-replay"] = replayed(heard.episodes, name)
+    grades["medium-replay"] = rollouts_to_dataset(heard.episodes, name)
     return {k: replace(v, demos=replace(v.demos, name=f"{name}-{k}")) for k, v in grades.items()}
 
 
-class Heard(Collector):
+class RecordingCollector(Collector):
     """A stream that remembers all that was collected from it."""
 
     def __init__(self, env: Any, copies: int, seed: int) -> None:
@@ -143,7 +143,7 @@ class Heard(Collector):
         return self.episodes[-1]
 
 
-def replayed(parts: list[Rollout], name: str) -> EpisodeDataset:
+def rollouts_to_dataset(parts: list[Rollout], name: str) -> EpisodeDataset:
     """Collected decisions of one action as a recording: the episodes of each copy, cut where one was left."""
     join: Callable[..., Any] = lambda *v: torch.cat(v)  # noqa: E731
     obs, after = (tree_map(join, *(getattr(ep, k) for ep in parts)) for k in ("obs", "next_obs"))

@@ -29,6 +29,7 @@ from torch import Tensor
 from denoiserl.control.acting import eval_actor
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.data import ActionChunkCodec, Normalizer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import evaluate
@@ -44,7 +45,7 @@ from denoiserl.report.maze_plot import plot_paths, reward_grid
 from denoiserl.tasks import locosmall as _locosmall
 from denoiserl.tasks import policies as _kinds
 from denoiserl.tasks.base import Task
-from denoiserl.tasks.user_inputs import recorded
+from denoiserl.tasks.user_inputs import load_recording
 from denoiserl.train import Run
 
 SIZES = {"small": 3, "medium": 4, "large": 6}
@@ -57,7 +58,7 @@ LIMIT = 10.0
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Settings):
     """The data, where policies are judged, and the policy before it has learned."""
 
     data: str = "maze:small-navigate"
@@ -70,23 +71,23 @@ class Args:
     """episodes that are left out of data of yours, by number: 0-2,5"""
     obs_keys: str = ""
     """observations that are kept of data of yours, by name, where there are several: observation.state"""
-    max_transitions: int | None = None
+    max_transitions: Count | None = None
     """learn from so many ticks at most: whole episodes, drawn by the seed (None: all)"""
-    num_episodes: int = 500
+    num_episodes: Count = 500
     """episodes of a maze's players, decisions of the bandit"""
     goal: str = "one"
     """in mazes: "one" for all, or "any", each player's own"""
-    action_horizon: int = 1
+    action_horizon: Count = 1
     """actions decided at once (H)"""
-    sampling_steps: int = 5
+    sampling_steps: Count = 5
     """denoising steps of a diffusion or flow policy"""
-    min_denoising_std: float = 0.1
+    min_denoising_std: NonNegative = 0.1
     """least std of a denoising step, and of a Gaussian, while learning online"""
-    policy_width: int = 128
+    policy_width: Count = 128
     """the policy network's width"""
 
 
-class Source(NamedTuple):
+class DataSource(NamedTuple):
     """Where data come from: ``record(seed)``; ``env``, what ``evaluate`` takes; the main metric; and the returns of a
     random and of an expert player, where they are known."""
 
@@ -103,7 +104,7 @@ def maze(size: str) -> Maze:
     return Maze.random(SIZES[size], Rng(PLAN))
 
 
-def source(base: Args) -> Source:
+def data_source(base: Args) -> DataSource:
     """What the data's word means."""
     family, _, rest = base.data.partition(":")
     size, _, kind = rest.partition("-")
@@ -117,13 +118,15 @@ def source(base: Args) -> Source:
         ticks = 2 * round(int(plan.distance.max()) / SPEED)
         at = None if goal is None else (float(goal[0]), float(goal[1]))
         make = partial(PointMaze, COPIES, plan, at, ticks=ticks)
-        return Source(lambda seed: mazes(plan, base.num_episodes, Rng(seed), kind, goal, ticks), make, "success", None)
+        return DataSource(
+            lambda seed: mazes(plan, base.num_episodes, Rng(seed), kind, goal, ticks), make, "success", None
+        )
     if family == "locosmall":
         world = _locosmall.world(size)
-        return Source(lambda seed: _locosmall.recorded(size, kind), world.make, "score", world.known)
+        return DataSource(lambda seed: _locosmall.load_dataset(size, kind), world.make, "score", world.known)
     if base.data == "ring":
         make = partial(RingBandit, COPIES)
-        return Source(lambda seed: bandit(base.num_episodes, Rng(seed)), make, "return", None)
+        return DataSource(lambda seed: bandit(base.num_episodes, Rng(seed)), make, "return", None)
     if not Path(base.data).exists():
         raise RunError(
             f"there are no data {base.data!r}: name maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path that exists"
@@ -131,8 +134,8 @@ def source(base: Args) -> Source:
     if base.env is None:
         raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
     env = named(base.env)
-    return Source(
-        lambda seed: recorded(base.data, env, base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys),
+    return DataSource(
+        lambda seed: load_recording(base.data, env, base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys),
         env,
         "return",
         None,
@@ -140,9 +143,9 @@ def source(base: Args) -> Source:
 
 
 @lru_cache(maxsize=2)
-def record(base: Args, seed: int) -> EpisodeDataset:
+def load_dataset(base: Args, seed: int) -> EpisodeDataset:
     """The recording that a seed learns from: our own players' or the user's, whole or ``max_transitions`` of it."""
-    data = source(base).record(seed)
+    data = data_source(base).record(seed)
     if base.max_transitions is None or base.max_transitions >= len(data.demos.actions):
         return data
     order = Rng(seed).permutation(len(data.demos))
@@ -150,14 +153,14 @@ def record(base: Args, seed: int) -> EpisodeDataset:
     return data.take(order[: max(1, count)].sort().values)
 
 
-def box(data: EpisodeDataset) -> tuple[Tensor, Tensor]:
+def action_box(data: EpisodeDataset) -> tuple[Tensor, Tensor]:
     """Low and high [d] of the actions: the box, or what was recorded where it is not known in all dimensions."""
     if bool((data.high - data.low).isfinite().all()):
         return data.low, data.high
     return data.demos.actions.amin(0), data.demos.actions.amax(0)
 
 
-def codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
+def make_codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
     """Standardised observations, clipped at 10, and actions in units of their box."""
     if not isinstance(data.demos.observations, Tensor) or data.demos.observations.ndim != 2:
         raise InvalidInputError(
@@ -165,23 +168,25 @@ def codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
         )
     name = f"the observations of {data.demos.name or 'the data'}"
     seen = Normalizer.fit(data.demos.observations, "std", name=name, ends=data.demos.ends)
-    low, high = box(data)
+    low, high = action_box(data)
     if kind == "squashed":
         return replace(TanhCodec.box(low, high, seen), limit=LIMIT)
     return ActionChunkCodec(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
 
 
-def policy(base: Args, data: EpisodeDataset, kind: str, seed: int, device: str | torch.device = "cpu") -> Policy:
+def untrained_policy(
+    base: Args, data: EpisodeDataset, kind: str, seed: int, device: str | torch.device = "cpu"
+) -> Policy:
     """An untrained policy of a kind for what the data observe and do."""
     if kind == "squashed":
         event, seen = (base.action_horizon, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
-        return _kinds.squashed(event, seen, base.policy_width, 3, codec(data, kind), seed).to(device)
-    return replace(getattr(_kinds, kind)(base, data.demos, seed, "cpu"), codec=codec(data, kind)).to(device)
+        return _kinds.squashed(event, seen, base.policy_width, 3, make_codec(data, kind), seed).to(device)
+    return replace(getattr(_kinds, kind)(base, data.demos, seed, "cpu"), codec=make_codec(data, kind)).to(device)
 
 
-def start(base: Args, kind: str, seed: int, run: Run) -> Policy:
+def start_policy(base: Args, kind: str, seed: int, run: Run) -> Policy:
     """Where a policy of this kind starts."""
-    return policy(base, record(base, seed), kind, seed, run.device)
+    return untrained_policy(base, load_dataset(base, seed), kind, seed, run.device)
 
 
 METRICS = {
@@ -194,7 +199,7 @@ METRICS = {
 
 def outcomes(base: Args, made: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Return and ticks of n episodes; success where it is reported, score where references are known: [n] each."""
-    where = source(base)
+    where = data_source(base)
     done = evaluate(eval_actor(made), where.env, n, 1_000_000 + seed)
     if where.known is None:
         return done.outcomes
@@ -204,7 +209,7 @@ def outcomes(base: Args, made: Policy, seed: int, n: int) -> Mapping[str, Tensor
 
 def look(base: Args, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """A film of the first episodes, eight at most; of a maze, its plan with the ways through it."""
-    where, few = source(base), min(n, FEW)
+    where, few = data_source(base), min(n, FEW)
     if not base.data.startswith("maze:"):
         return episode_video(eval_actor(made), where.env, few, 1_000_000 + seed)
     plan = maze(base.data.partition(":")[2].partition("-")[0])
@@ -220,13 +225,14 @@ KINDS = ("diffusion", "flow", "gaussian", "squashed", "meanflow", "student")
 
 def task(base: Args) -> Task:
     """The task: learn from the recording, be judged where it was recorded."""
-    main = source(base).metric
+    main = data_source(base).metric
     return Task(
         base.data,
-        {kind: partial(start, base, kind) for kind in KINDS} | {"untrained": partial(start, base, "diffusion")},
+        {kind: partial(start_policy, base, kind) for kind in KINDS}
+        | {"untrained": partial(start_policy, base, "diffusion")},
         lambda made, seed, n: outcomes(base, made, seed, n),
         {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
-        data=lambda seed: record(base, seed),
+        data=lambda seed: load_dataset(base, seed),
         look=lambda made, seed, n: look(base, made, seed, n),
         caption="What the policy does from held-out starts. In a maze rings are starts and dots are ends.",
     )

@@ -51,7 +51,7 @@ class Sizes(Protocol):
     def policy_width(self) -> int: ...
 
 
-class Facts(NamedTuple):
+class PolicySpec(NamedTuple):
     """What a policy is made for: its codec, numbers observed, pixels of a picture's side (0: none), numbers decided."""
 
     codec: Any
@@ -60,14 +60,14 @@ class Facts(NamedTuple):
     actions: int
 
 
-def probe(env: Any) -> Collector:
+def probe_env(env: Any) -> Collector:
     """One copy of what streams take, closed again: for what it observes and how it acts."""
     found = Collector(env, 1)
     found.close()
     return found
 
 
-def facts(source: Demonstrations | Collector) -> Facts:
+def policy_spec(source: Demonstrations | Collector) -> PolicySpec:
     """Return those of demonstrations; or of an environment alone, whose actions must have bounds.
 
     Raises InvalidInputError if no network here can see the observations, or the bounds of an action are unknown.
@@ -80,7 +80,7 @@ def facts(source: Demonstrations | Collector) -> Facts:
                     f"each observation is an array {list(seen.shape[1:])}: numbers are learned from as [o], and "
                     "pictures as the 'image' of a dict, [S, S, 3] in bytes, with a 'state' [o] of numbers beside it"
                 )
-            return Facts(ActionChunkCodec.fit(source), seen.shape[-1], 0, actions)
+            return PolicySpec(ActionChunkCodec.fit(source), seen.shape[-1], 0, actions)
         for name, value in seen.items():
             if isinstance(value, dict):
                 raise InvalidInputError(
@@ -100,7 +100,7 @@ def facts(source: Demonstrations | Collector) -> Facts:
                 "with S of 8 or more, so crop or resize them, here and in the environment"
             )
         in_bytes(seen["image"])
-        return Facts(ActionChunkCodec.fit(source), told["state"][0], high, actions)
+        return PolicySpec(ActionChunkCodec.fit(source), told["state"][0], high, actions)
     require_flat_actions(source)
     found = source.spec
     if isinstance(found.obs, dict) or len(found.obs) != 1:
@@ -110,7 +110,7 @@ def facts(source: Demonstrations | Collector) -> Facts:
             "demonstrations"
         )
     centre, half = box(found.low, found.high)
-    return Facts(RunningNormCodec.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
+    return PolicySpec(RunningNormCodec.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
 
 
 def require_flat_actions(env: Collector) -> None:
@@ -122,7 +122,7 @@ def require_flat_actions(env: Collector) -> None:
         raise InvalidInputError(f"{env.name} takes {what} as an action: these policies decide numbers [d], so {BOXED}")
 
 
-def network(base: Sizes, known: Facts, **more: Any) -> nn.Module:
+def network(base: Sizes, known: PolicySpec, **more: Any) -> nn.Module:
     """A perceptron over a chunk, with eyes where there are pictures."""
     event, points = (base.action_horizon, known.actions), 2 * POINTS if known.picture else 0
     net = MLP(event, cond=known.seen + points, width=base.policy_width, layer_norm=True, **more)
@@ -132,7 +132,7 @@ def network(base: Sizes, known: Facts, **more: Any) -> nn.Module:
 def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A diffusion policy: explored under a floored posterior, served under the posterior itself."""
     torch.manual_seed(seed)
-    known = facts(source)
+    known = policy_spec(source)
     process = Diffusion(cosine, with_min_std(ddim(1.0), base.min_denoising_std), clip=1.0)
     times = time_grid(base.sampling_steps)
     serve = process.steps(times, ddim(1.0))
@@ -143,7 +143,7 @@ def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device
 def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A flow policy: explored with a fixed noise on its steps, served by its ODE."""
     torch.manual_seed(seed)
-    known = facts(source)
+    known = policy_spec(source)
     process, times = (
         Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std), clip=1.0),
         time_grid(base.sampling_steps),
@@ -156,7 +156,7 @@ def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str
 def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A Gaussian policy: explored with its learned std, served by its mean."""
     torch.manual_seed(seed)
-    known = facts(source)
+    known = policy_spec(source)
     process, fresh = OneStep(), isinstance(source, Collector)
     head = GaussianHead(
         network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.min_denoising_std
@@ -177,7 +177,7 @@ def squashed(event: tuple[int, int], seen: int, width: int, depth: int, codec: A
 def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A mean flow: one step decides; explored with a fixed noise on it. A tenth of what it learns is that step."""
     torch.manual_seed(seed)
-    known, process = facts(source), MeanFlow(ends=0.1)
+    known, process = policy_spec(source), MeanFlow(ends=0.1)
     made = MeanVelocityDenoiser(TwoTimeNet(network(base, known, time=0))).to(device)
     steps, serve = process.steps(time_grid(1), base.min_denoising_std), process.steps(time_grid(1))
     return Policy.of(process, made, (base.action_horizon, known.actions), steps, serve, known.codec)
@@ -186,7 +186,7 @@ def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device:
 def student(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A flow policy of one step, into which another one may be distilled; explored with a fixed noise on it."""
     torch.manual_seed(seed)
-    known, process = facts(source), Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std))
+    known, process = policy_spec(source), Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std))
     made, times = GaussianDenoiser(network(base, known), linear, "v").to(device), time_grid(1)
     serve = process.steps(times, ddim(0.0))
     return Policy.of(process, made, (base.action_horizon, known.actions), process.steps(times), serve, known.codec)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.nn import DiT
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
@@ -32,32 +33,32 @@ PICTURES = 20_000
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Settings):
     """The generator before reward."""
 
-    pretrain_updates: int = 2000
+    pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
-    pretrain_batch_size: int = 64
+    pretrain_batch_size: Count = 64
     """pictures a gradient step"""
-    pretrain_lr: float = 6e-3
+    pretrain_lr: NonNegative = 6e-3
     """AdamW's learning rate, with cosine decay"""
-    label_noise: float = 0.3
+    label_noise: Fraction = 0.3
     """probability that a caption names any colour for an object"""
     objects: tuple[int, int] = (2, 4)
     """fewest and most objects in a scene"""
-    policy_width: int = 96
+    policy_width: Count = 96
     """the transformer's features a patch"""
-    policy_depth: int = 2
+    policy_depth: Count = 2
     """the transformer's layers"""
-    sampling_steps: int = 10
+    sampling_steps: Count = 10
     """denoising steps, for the training SDE and the serving ODE"""
-    sde_noise: float = 0.7
+    sde_noise: NonNegative = 0.7
     """noise level a of the training SDE"""
     sampler: Literal["flow_sde", "ddim"] = "flow_sde"
     """training steps: the flow's SDE, or DDIM's with noise ``ddim_eta``"""
-    ddim_eta: float = 1.0
+    ddim_eta: Fraction = 1.0
     """noise of DDIM's training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be learned from"""
-    prompt_pool: int | None = None
+    prompt_pool: Count | None = None
     """training prompts (None: all, about 11,000); few are asked often enough for statistics of each"""
 
 
@@ -90,7 +91,7 @@ def reward(picture: Tensor, prompt: Tensor) -> Tensor:
     return shapes.reward(picture, prompt)["found"]
 
 
-def policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
+def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A rectified-flow transformer, one patch a cell: trained under the Flow-SDE, served by the ODE."""
     torch.manual_seed(seed)
     process = Diffusion(linear, flow_sde(base.sde_noise))
@@ -115,9 +116,9 @@ def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: R
     )
 
 
-def pretrain(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
+def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
-    made = policy(base, seed, run.device)
+    made = untrained_policy(base, seed, run.device)
     yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
     return made
 
@@ -170,7 +171,7 @@ def task(base: Args) -> Task:
     """The task: learn from what a parser reads in the picture."""
     return Task(
         "shapes",
-        {"flow": partial(pretrain, base)},
+        {"flow": partial(pretrained_policy, base)},
         lambda made, seed, n: outcomes(made, base, seed, n),
         METRICS,
         reward=reward,
@@ -180,5 +181,5 @@ def task(base: Args) -> Task:
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),
         caption="Above what was asked for, below what was drawn.",
-        watch=512,
+        num_eval_trials=512,
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.nn import Transformer
 from denoiserl.oracles import sudoku
 from denoiserl.policy.codec import InfillCodec
@@ -31,32 +32,32 @@ HOLES = (8, 12)
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Settings):
     """The model before reward."""
 
-    pretrain_updates: int = 2000
+    pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
-    pretrain_batch_size: int = 128
+    pretrain_batch_size: Count = 128
     """grids a gradient step"""
-    pretrain_micro_batch_size: int | None = None
+    pretrain_micro_batch_size: Count | None = None
     """grids of one forward; none: all"""
-    pretrain_lr: float = 3e-3
+    pretrain_lr: NonNegative = 3e-3
     """AdamW's learning rate, with cosine decay"""
-    policy_width: int = 48
+    policy_width: Count = 48
     """features a cell"""
-    policy_depth: int = 2
+    policy_depth: Count = 2
     """transformer layers"""
-    tokens_per_step: int = 4
+    tokens_per_step: Count = 4
     """cells revealed a step while learning from reward"""
-    label_noise: float = 0.05
+    label_noise: Fraction = 0.05
     """probability that a cell of the corpus is mistyped"""
-    decoder_temperature: float = 1.0
+    decoder_temperature: Positive = 1.0
     """of the decoder; part of the policy"""
-    elbo_draws: int = 0
+    elbo_draws: CountOrZero = 0
     """maskings per grid of the likelihood bound (0: it is no metric)"""
 
 
-def policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
+def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
     """A bidirectional transformer with row, column and box positions, decoded by confidence."""
     torch.manual_seed(seed)
     net = Transformer(sudoku.VOCAB, sudoku.CELLS, base.policy_width, base.policy_depth, position="grid")
@@ -65,7 +66,7 @@ def policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
     return Policy.of(masked, TokenDenoiser(net).to(device), (sudoku.CELLS,), table, codec=InfillCodec())
 
 
-def decoding(made: Policy, tokens: int) -> Policy:
+def with_tokens_per_step(made: Policy, tokens: int) -> Policy:
     """The same weights, decoded ``tokens`` cells a step."""
     assert isinstance(made.process, Masked)
     other = replace(made.process, tokens=tokens)
@@ -97,19 +98,19 @@ def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: R
     yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, run)
 
 
-def pretrain(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
+def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A policy that has imitated; a generator that yields metrics and returns the policy."""
-    made = policy(base, seed, run.device)
+    made = untrained_policy(base, seed, run.device)
     yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
     return made
 
 
-def blank(base: Args, seed: int, run: Run) -> Policy:
+def untrained_start(base: Args, seed: int, run: Run) -> Policy:
     """Return a model that has learned nothing, for methods that imitate."""
-    return policy(base, seed, run.device)
+    return untrained_policy(base, seed, run.device)
 
 
-def paces(base: Args) -> tuple[int, ...]:
+def tokens_per_step_options(base: Args) -> tuple[int, ...]:
     """The numbers of cells a step at which a model is judged: the one that it learns with, then four and two, and one
     where the text is judged too."""
     return tuple(dict.fromkeys((base.tokens_per_step, 4, 2, *((1,) if base.elbo_draws else ()))))
@@ -121,7 +122,7 @@ def evaluate_outcomes(
     """What one draw of the training decoder solves of the held-out canvases [n, 16]: bool [n] for each cells a step."""
     found = {}
     for k in tokens:
-        answer = decoding(made, k).generate(held_out, rng)
+        answer = with_tokens_per_step(made, k).generate(held_out, rng)
         found[f"solved at {k}"] = sudoku.verify(answer, held_out)
     return found
 
@@ -132,8 +133,8 @@ def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] =
 
 
 def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
-    """0 or 1 for n held-out puzzles, at each of ``paces`` cells a step, [n] each."""
-    ks = paces(base)
+    """0 or 1 for n held-out puzzles, at each of the numbers of cells a step, [n] each."""
+    ks = tokens_per_step_options(base)
     found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), tuple(sorted(ks)))
     told = {f"solved at {k}": found[f"solved at {k}"].float().cpu() for k in ks}
     return told | (likelihoods(made, seed, n, base.elbo_draws) if base.elbo_draws else {})
@@ -153,14 +154,14 @@ def likelihoods(made: Policy, seed: int, n: int, draws: int) -> dict[str, Tensor
 def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """The answers to n held-out puzzles at four cells a step; what is wrong is red."""
     asked = puzzles(seed, n, True)
-    answer = decoding(made, 4).generate(asked.to(made.device), Rng(seed, made.device))
+    answer = with_tokens_per_step(made, 4).generate(asked.to(made.device), Rng(seed, made.device))
     shown = [sudoku.picture(a, q) for a, q in zip(answer.cpu(), asked, strict=True)]
     return {"grids.png": image_grid(np.stack(shown), scale=1, pad=12)}
 
 
 def metrics(base: Args) -> dict[str, tuple[str, str]]:
     """Return what is judged."""
-    solved = {f"solved at {k}": (f"puzzles solved, {k} cells a step", "%") for k in paces(base)}
+    solved = {f"solved at {k}": (f"puzzles solved, {k} cells a step", "%") for k in tokens_per_step_options(base)}
     words = {"elbo": "likelihood bound of held-out grids", "train elbo": "likelihood bound of training grids"}
     return solved | ({k: (v, "nats per cell") for k, v in words.items()} if base.elbo_draws else {})
 
@@ -169,7 +170,7 @@ def task(base: Args) -> Task:
     """The task: learn from a verifier, or from the corpus."""
     return Task(
         "sudoku",
-        {"masked": partial(pretrain, base), "untrained": partial(blank, base)},
+        {"masked": partial(pretrained_policy, base), "untrained": partial(untrained_start, base)},
         lambda made, seed, n: outcomes(made, base, seed, n),
         metrics(base),
         reward=sudoku.reward,
@@ -180,5 +181,5 @@ def task(base: Args) -> Task:
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),
         caption="Clues are black, answers blue, and what breaks a row, a column or a box is red.",
-        watch=1024,
+        num_eval_trials=1024,
     )

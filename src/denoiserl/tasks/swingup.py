@@ -11,13 +11,13 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs.toy.swingup import SwingUp
 
 
-def pumping(obs: Tensor) -> Tensor:
+def swingup_policy(obs: Tensor) -> Tensor:
     """What a player who swings up would do, [N, 1] in (−1, 1): push with the pole, and back to the middle."""
     x, cos, _, speed, spin = obs.unbind(-1)
     return torch.tanh(0.8 * spin * cos - 0.5 * x - 0.3 * speed)[:, None]
 
 
-def recorded(episodes: int, ticks: int, lean: float, rng: Rng) -> EpisodeDataset:
+def record_episodes(episodes: int, ticks: int, lean: float, rng: Rng) -> EpisodeDataset:
     """Episodes of a player who does ``lean`` times what swings up, and lasting noise of std 0.5."""
     world = SwingUp(episodes, ticks)
     world.reset(seed=rng.integers(0, 2**31 - 1, episodes).tolist())
@@ -25,7 +25,7 @@ def recorded(episodes: int, ticks: int, lean: float, rng: Rng) -> EpisodeDataset
     for _ in range(ticks):
         obs = world.observation.clone()
         noise = 0.8 * noise + 0.3 * rng.normal(episodes, 1)
-        action = (lean * pumping(obs) + noise).clamp(-1, 1)
+        action = (lean * swingup_policy(obs) + noise).clamp(-1, 1)
         _, reward, *_ = world.step(action)
         seen.append(obs)
         done.append(action)
@@ -36,7 +36,7 @@ def recorded(episodes: int, ticks: int, lean: float, rng: Rng) -> EpisodeDataset
     return EpisodeDataset(demos, reward.flatten(), world.observation.clone(), never, -torch.ones(1), torch.ones(1))
 
 
-def following(obs: Tensor, action: Tensor) -> Tensor:
+def true_next_obs(obs: Tensor, action: Tensor) -> Tensor:
     """What truly follows, [N, 5], on observations [N, 5] and actions [N, 1]."""
     world = SwingUp(len(obs))
     world.reset(seed=0)

@@ -21,11 +21,11 @@ from denoiserl.envs.units import shown
 from denoiserl.nn.vision import BYTES
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import ddim, with_min_std
-from denoiserl.tasks.policies import probe, require_flat_actions
+from denoiserl.tasks.policies import probe_env, require_flat_actions
 from denoiserl.train.run_state import find_saved_policy
 
 
-def recorded(
+def load_recording(
     path: str, env: Any, outside: Literal["refuse", "clip"] = "refuse", without: str = "", parts: str = ""
 ) -> EpisodeDataset:
     """Return what a user recorded in ``env`` (what ``Collector`` takes).
@@ -35,7 +35,7 @@ def recorded(
     Refused: data of another environment, and actions beyond its box, which ``outside="clip"`` clips. Warned of: actions
     that use less than a tenth of the box, and observations beyond bounds that are finite or within a tenth of them.
     """
-    keep, found = [p.strip() for p in parts.split(",") if p.strip()] or None, probe(env)
+    keep, found = [p.strip() for p in parts.split(",") if p.strip()] or None, probe_env(env)
     require_flat_actions(found)
     data = read(path, outside=outside, parts=keep, without=without)
     shape = tree_map(lambda v: tuple(v.shape[1:]), data.demos.observations)
@@ -82,7 +82,7 @@ def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, A
             yield where, tree.float().reshape(len(tree), -1), low, high
 
 
-def opened(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1) -> Policy:
+def load_policy(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1) -> Policy:
     """The policy at ``word``: the best of a run, a saved one, or LeRobot's, which learns under a floored posterior of
     ``denoise`` steps.
 

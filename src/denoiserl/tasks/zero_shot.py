@@ -29,6 +29,7 @@ from denoiserl.control.zero_shot import (
 )
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, NonNegative, Settings
 from denoiserl.core.tree import cat
 from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
@@ -39,11 +40,11 @@ from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations, expert
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import VP, Diffusion, GaussianDenoiser, OneStep, ddim, time_grid
-from denoiserl.recipes.zero_shot.common import demos, pairs
+from denoiserl.recipes.zero_shot.common import demos, make_transitions
 from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.report.maze_plot import plot_paths, reward_grid
 from denoiserl.tasks.base import Task
-from denoiserl.tasks.user_inputs import recorded
+from denoiserl.tasks.user_inputs import load_recording
 from denoiserl.train import Run, fit
 
 NEAR = 1.0
@@ -55,7 +56,7 @@ Reward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Settings):
     """The data without rewards, the rewards that are asked for, and the policy before it has learned."""
 
     data: str = "maze"
@@ -68,29 +69,29 @@ class Args:
     """episodes that are left out of data of yours, by number: 0-2,5"""
     obs_keys: str = ""
     """observations that are kept of data of yours, by name, where there are several: observation.state"""
-    rooms: int = 3
+    rooms: Count = 3
     """rooms of the maze, a side"""
-    maze_seed: int = 0
+    maze_seed: CountOrZero = 0
     """which maze"""
-    num_episodes: int = 100
+    num_episodes: Count = 100
     """players of each kind"""
-    episode_steps: int = 500
+    episode_steps: Count = 500
     """ticks that a player plays"""
-    max_episode_steps: int = 150
+    max_episode_steps: Count = 150
     """ticks over which a policy is judged"""
-    task_dim: int = 32
+    task_dim: Count = 32
     """dimensions of a task (d; 50 as published)"""
-    action_horizon: int = 5
+    action_horizon: Count = 5
     """actions decided at once (H): in five ticks a player crosses a cell"""
-    sampling_steps: int = 5
+    sampling_steps: Count = 5
     """denoising steps"""
-    policy_width: int = 128
+    policy_width: Count = 128
     """the policy network's width"""
-    pretrain_updates: int = 4000
+    pretrain_updates: CountOrZero = 4000
     """gradient steps of the baseline that only imitates, goal by goal"""
-    pretrain_batch_size: int = 256
+    pretrain_batch_size: Count = 256
     """rows a gradient step of it"""
-    pretrain_lr: float = 1e-3
+    pretrain_lr: NonNegative = 1e-3
     """its learning rate"""
 
 
@@ -101,11 +102,11 @@ def maze(base: Args) -> Maze:
 
 
 @lru_cache(maxsize=2)
-def record(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
+def load_dataset(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
     """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
     if base.data != "maze":
-        return recorded(
-            base.data, named(judged(base)), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
+        return load_recording(
+            base.data, named(required_env(base)), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
         )
     rng, parts = Rng(seed), []
     for kind in ("navigate", "random"):
@@ -154,7 +155,7 @@ class Walk(NamedTuple):
 
 
 @torch.no_grad()
-def walk(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
+def roll_out(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
     """n episodes from held-out starts. Nothing ends them but the time."""
     world = PointMaze(n, maze(base))
     seeds = [derive_seed(1_000_000 + seed, i) for i in range(n)]
@@ -170,16 +171,18 @@ def walk(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
     return Walk(reward(whole[:, 1:]), whole, first)
 
 
-def asked(base: Args, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int) -> tuple[Policy, Walk]:
+def adapt_and_roll_out(
+    base: Args, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int
+) -> tuple[Policy, Walk]:
     """The policy that was told a reward on states [N, 2], and where it went."""
     made = policy_for_reward(policy, seen, reward)
-    return made, walked(base, made, reward, seed, n)
+    return made, roll_out_policy(base, made, reward, seed, n)
 
 
-def walked(base: Args, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
+def roll_out_policy(base: Args, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
     """Where a policy goes that has been told."""
     act = eval_actor(policy)
-    return walk(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
+    return roll_out(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
 
 
 @lru_cache(maxsize=4)
@@ -195,12 +198,15 @@ def references(base: Args, n: int = 200) -> dict[str, tuple[float, float]]:
             world.goal = cells[best[far.argmin(1)]]
             return expert(world)[:, None]
 
-        idle = walk(base, lambda world, position, rng: torch.zeros_like(position)[:, None], reward, 0, n)
-        told[name] = float(idle.gained.sum(1).mean()), float(walk(base, shortest, reward, 0, n).gained.sum(1).mean())
+        idle = roll_out(base, lambda world, position, rng: torch.zeros_like(position)[:, None], reward, 0, n)
+        told[name] = (
+            float(idle.gained.sum(1).mean()),
+            float(roll_out(base, shortest, reward, 0, n).gained.sum(1).mean()),
+        )
     return told
 
 
-def overestimated(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> Tensor:
+def overestimation(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> Tensor:
     """Q of the first actions less the discounted return, Σ γ^{H k} r_k over the ends of decisions: [n].
 
     A policy that has no Q promised nothing, 0.
@@ -227,12 +233,12 @@ def outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tens
     if base.data != "maze":
         return logged_outcomes(base, policy, seed, n)
     told, over = {}, []
-    seen = states(demos(record(base, 0)))
+    seen = states(demos(load_dataset(base, 0)))
     for name, reward in rewards(base).items():
-        made, went = asked(base, policy, seen, reward, seed, n)
+        made, went = adapt_and_roll_out(base, policy, seen, reward, seed, n)
         low, high = references(base)[name]
         told[name] = 100 * (went.gained.sum(1) - low) / (high - low)
-        over.append(overestimated(made, went, seen, reward))
+        over.append(overestimation(made, went, seen, reward))
     return {"score": torch.stack(list(told.values())).mean(0), **told, "overestimation": torch.stack(over).mean(0)}
 
 
@@ -242,43 +248,46 @@ def look(base: Args, policy: Policy, seed: int, n: int) -> dict[str, bytes | str
     told, few = bool(require_task_conditioned(policy).z.any()), min(n, FEW)
     if base.data != "maze":
         return episode_video(
-            eval_actor(policy if told else told_data(base, policy)), named(judged(base)), few, 1_000_000 + seed
+            eval_actor(policy if told else policy_for_data_rewards(base, policy)),
+            named(required_env(base)),
+            few,
+            1_000_000 + seed,
         )
     if told:
-        path = walked(base, policy, lambda at: at[..., 0], seed, few).path
+        path = roll_out_policy(base, policy, lambda at: at[..., 0], seed, few).path
         return {
             "ways.png": plot_paths(
                 maze(base), {"what it was told": (torch.zeros(reward_grid(maze(base)).shape[:2]), path)}
             )
         }
-    seen, at, panels = states(demos(record(base, 0))), reward_grid(maze(base)), {}
+    seen, at, panels = states(demos(load_dataset(base, 0))), reward_grid(maze(base)), {}
     for name, reward in rewards(base).items():
-        went = asked(base, policy, seen, reward, seed, few)[1]
+        went = adapt_and_roll_out(base, policy, seen, reward, seed, few)[1]
         panels[name] = reward(at), went.path
     return {"ways.png": plot_paths(maze(base), panels)}
 
 
 def logged_outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Returns of n episodes, of the policy that was told the rewards of the data."""
-    env = named(judged(base))
-    return evaluate(eval_actor(told_data(base, policy)), env, n, 1_000_000 + seed).outcomes
+    env = named(required_env(base))
+    return evaluate(eval_actor(policy_for_data_rewards(base, policy)), env, n, 1_000_000 + seed).outcomes
 
 
-def judged(base: Args) -> str:
+def required_env(base: Args) -> str:
     """Where policies that learn from data of a user's are judged."""
     if base.env is None:
         raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
     return base.env
 
 
-def told_data(base: Args, policy: Policy) -> Policy:
+def policy_for_data_rewards(base: Args, policy: Policy) -> Policy:
     """The policy that was told the rewards of a user's data."""
-    data = record(base, 0)
+    data = load_dataset(base, 0)
     if not isinstance(data, EpisodeDataset) or data.rewards is None:
         raise RunError(
             f"{base.data} holds no rewards to ask for: tell one in Python, policy_for_reward(policy, data, reward)"
         )
-    row = pairs(data)  # a reward belongs to the state that it is given in
+    row = make_transitions(data)  # a reward belongs to the state that it is given in
     return policy_for_reward(policy, row["after"], data.rewards[row["at"]])
 
 
@@ -296,15 +305,15 @@ def diffusion(
     return Policy.of(process, GaussianDenoiser(net, schedule, "eps"), event, steps, None, codec).to(device)
 
 
-def untrained(base: Args, seed: int, run: Run) -> Policy:
+def untrained_policy(base: Args, seed: int, run: Run) -> Policy:
     """A diffusion policy for tasks."""
-    return diffusion(base, record(base, seed), base.task_dim, seed, run.device)
+    return diffusion(base, load_dataset(base, seed), base.task_dim, seed, run.device)
 
 
-def squashed(base: Args, seed: int, run: Run) -> Policy:
+def squashed_policy(base: Args, seed: int, run: Run) -> Policy:
     """A Gaussian policy for tasks, pressed into the box of the recorded actions; untrained."""
     torch.manual_seed(seed)
-    told = demos(record(base, seed))
+    told = demos(load_dataset(base, seed))
     event, seen = (base.action_horizon, told.actions.shape[-1]), told.observations.shape[-1]
     net = MLP(
         event,
@@ -324,11 +333,11 @@ def squashed(base: Args, seed: int, run: Run) -> Policy:
     ).to(run.device)
 
 
-def goals(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
+def goal_reaching_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A diffusion policy that has imitated how players came to where they came: a task is a state of the same episode,
     reached k ticks later with probability ∝ γ^k."""
-    data = record(base, seed)
-    told, row, rng = demos(data), pairs(data, base.action_horizon), Rng(seed, run.device)
+    data = load_dataset(base, seed)
+    told, row, rng = demos(data), make_transitions(data, base.action_horizon), Rng(seed, run.device)
     made = diffusion(base, data, told.observations.shape[-1], seed, run.device)
     made.weights.control = BestOfN(GoalReachingVerifier(), 1)
     at, codec = row["at"], require_task_conditioned(made)
@@ -357,13 +366,17 @@ def task(base: Args) -> Task:
         raise RunError(f"there are no data {base.data!r}: name a path that exists, or maze")
     return Task(
         "zero-shot maze" if base.data == "maze" else base.data,
-        {"diffusion": partial(untrained, base), "squashed": partial(squashed, base), "goals": partial(goals, base)},
+        {
+            "diffusion": partial(untrained_policy, base),
+            "squashed": partial(squashed_policy, base),
+            "goals": partial(goal_reaching_policy, base),
+        },
         lambda policy, seed, n: outcomes(base, policy, seed, n),
         metrics(base),
-        data=lambda seed: record(base, seed),
+        data=lambda seed: load_dataset(base, seed),
         look=lambda policy, seed, n: look(base, policy, seed, n),
         caption="Where a policy goes once it is told what pays (shaded): rings are starts, dots are ends."
         if base.data == "maze"
         else "What the policy does that was told the rewards of the data.",
-        watch=16,
+        num_eval_trials=16,
     )

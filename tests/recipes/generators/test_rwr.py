@@ -214,4 +214,4 @@ def test_best_rewards_tie_within_four_units_in_the_last_place() -> None:
     """Beside 1.5, 1.5 − 3 · 2⁻²³ is learned from alike, and 1.5 − 8 · 2⁻²³ is not."""
     ulp = 2.0**-23
     reward = torch.tensor([[1.5 - 3 * ulp, 0.0, 1.5, 1.5 - 8 * ulp]], dtype=torch.float32)
-    assert rwr.best(reward, 0.25, torch.ones(1, 4, dtype=torch.bool)).tolist() == [[2.0, 0.0, 2.0, 0.0]]
+    assert rwr.top_share_weights(reward, 0.25, torch.ones(1, 4, dtype=torch.bool)).tolist() == [[2.0, 0.0, 2.0, 0.0]]

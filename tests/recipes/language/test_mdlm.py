@@ -85,7 +85,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 def test_the_bound_is_that_of_the_paper() -> None:
     """2502.09992, equation 6: k of L positions are hidden, k even in 1 ... L; (L/k) Σ log p(x₀_i | x_k), a token."""
     made, rng, draws = start("bare"), Tape(3), 3
-    found: Any = mdlm.bound(made, BARE, rng, draws)
+    found: Any = mdlm.nats_per_token(made, BARE, rng, draws)
 
     place = rng.take("uniform", N, draws).argsort(-1)
     u = (place + rng.take("uniform", N, draws)) / draws

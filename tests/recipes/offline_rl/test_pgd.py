@@ -328,7 +328,7 @@ def test_windows_hold_actions_of_the_policys_box_where_the_datas_is_wider() -> N
     demos = replace(data.demos, actions=CENTRE + HALF * unit, observations=seen)
     wide = replace(data, demos=demos, low=CENTRE - 2 * HALF, high=CENTRE + 2 * HALF)
     for case in CASES:
-        made = pgd.windowed(start(case), wide, MODEL)
+        made = pgd.make_windows(start(case), wide, MODEL)
         frames = made["obs"][..., 0].long()
         edged = unit.masked_fill(unit < -1, -1.0).masked_fill(unit > 1, 1.0)
         agree(made["action"], edged[frames], where=case)

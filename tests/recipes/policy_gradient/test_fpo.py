@@ -196,14 +196,16 @@ def test_a_pair_that_is_far_off_counts_three_in_the_mean() -> None:
         start("flow").with_execution_horizon(DONE),
         torch.tensor([[5.0, -1.0, 0.0], [-9.0, 1.0, 2.0]]),
     )
-    process = fpo.weighed(policy.process, "noise")
+    process = fpo.with_loss_weight(policy.process, "noise")
     pairs = renoise(process, torch.randn(2, H, D), 3, Tape(3), uniform=True)
     cond, opt = torch.randn(2, 2), adam(policy.parameters(), 0.0)
     now = fpo.losses(policy, process, pairs, cond)
     slopes = [torch.autograd.grad(now[1, i], list(policy.parameters()), retain_graph=True) for i in (1, 2)]
 
     advantage = torch.tensor([2.0, -1.0])
-    loss, moved, clipped = fpo.learn(policy, process, opt, pairs, cond, now.detach() + gaps, advantage, a, check=False)
+    loss, moved, clipped = fpo.update_policy(
+        policy, process, opt, pairs, cond, now.detach() + gaps, advantage, a, check=False
+    )
     agree([loss, moved, clipped], [(-1.05 * 2.0 + 1.0) / 2, 1 / 3, 0.5])
     # the first ratio is clipped, the second is 1 and its first loss is too far to count
     slope = [-(g1 + g2) / 6 for g1, g2 in zip(*slopes, strict=True)]

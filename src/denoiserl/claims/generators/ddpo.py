@@ -36,7 +36,7 @@ CLAIM = Claim(
         Condition("ddpo", "pretrained", 0.2, "strict"),
     ),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Margins were set before the baseline was run: a base that is right three times in four has 0.1 to gain "
         "before half of what is left is gone. DDPO's settings were chosen on seeds 0 to 2; both methods have "
         "three tuning runs on a seed of their own."

@@ -66,7 +66,7 @@ CLAIM = Claim(
         Condition("flow_grpo", "flow_grpo", -0.02, "strict by ode 20", "strict by sde 10"),
     ),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Margins were set before any run; two points of tolerance make 'does not drop' a condition that trials "
         "can confirm. The settings were chosen on seeds 0 to 2."
     ),

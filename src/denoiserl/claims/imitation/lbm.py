@@ -68,7 +68,7 @@ CLAIM = Claim(
         Condition(0.6, "anytime-pairs", 0.0, "stop"),
     ),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Margins were set before any run. The e-process on both rates is valid only where the two outcomes of a "
         "pair are not negatively correlated; with matched starts that cannot be known, so the test on discordant "
         "pairs is the one that is kept."

@@ -40,7 +40,7 @@ CLAIM = Claim(
         Condition("tracerl", "pretrained", 0.0),
     ),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "The margin of 3 points was set before any run. Trials are sampled, as users sample. TraceRL's settings "
         "were chosen on seeds 0 to 2 at four cells a step; every method has three tuning runs on a seed that no "
         "arm is judged on."

@@ -123,5 +123,5 @@ CLAIM = Claim(
     ),
     conditions=(Condition("dsrl", 0.9), Condition("dsrl", "dppo", 0.1), Condition("dsrl", "base", 0.2)),
     plan=plan,
-    calibrated="Margins and the budget are those proposed before any run.",
+    calibration_note="Margins and the budget are those proposed before any run.",
 )

@@ -37,7 +37,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("synther", "sac-one", 50.0), Condition("synther", "sac-many", -25.0)),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Set before any run; the specification compares areas under the curve. 50 and 25 are 4 and 2 % of the range "
         "between random and expert players."
     ),

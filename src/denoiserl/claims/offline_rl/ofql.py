@@ -118,7 +118,7 @@ CLAIM = Claim(
         Condition("ofql", "dql", math.log10(1.5), "rate"),
     ),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Margins of success are those of the specification, set before any run. It proposed a rate of three times "
         "DQL's (3.5 in the paper, whose DQL computes conditions and times anew in every step); untrained networks of "
         "this library differ by 2.2, and the margin was set to 1.5 with them. Settings are the same for all arms and "

@@ -42,7 +42,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("pgd", "recorded"), Condition("pgd", "unguided", -2.0)),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Set before any run: the specification asks for no less than both by 2 %, and for more than one of them. The "
         "budget counts the model's updates too and ends no arm: the learner's are equal."
     ),

@@ -17,7 +17,7 @@ from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, OneStep
 from denoiserl.recipes.offline_rl.pgd import leaning
-from denoiserl.tasks.swingup import following, pumping, recorded
+from denoiserl.tasks.swingup import record_episodes, swingup_policy, true_next_obs
 from denoiserl.train import Run, fit
 
 LENGTH = 32
@@ -33,7 +33,7 @@ METRICS = {
 
 def windows(seed: int, model: Model) -> tuple[WindowGenerator, dict[str, Tensor]]:
     """A trained model of windows, and the recorded windows."""
-    data = recorded(80, 100, 0.2, Rng(seed))
+    data = record_episodes(80, 100, 0.2, Rng(seed))
     demos = data.demos
     assert data.rewards is not None and data.terminated is not None and isinstance(demos.observations, Tensor)
     parts = {"obs": demos.observations, "action": demos.actions, "reward": data.rewards[:, None]}
@@ -76,9 +76,10 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
     told: dict[str, dict[str, list[float]]] = {m: {} for m in METRICS}
 
     def judge(arm: str, obs: Tensor, action: Tensor, lean: float) -> None:
-        likely = -0.5 * (action - lean * pumping(obs.flatten(0, 1)).view_as(action)).square().mean()
+        likely = -0.5 * (action - lean * swingup_policy(obs.flatten(0, 1)).view_as(action)).square().mean()
         off = [
-            ((obs[:, t + 1] - following(obs[:, t], action[:, t])) / scale).norm(dim=1).mean() for t in (0, LENGTH - 2)
+            ((obs[:, t + 1] - true_next_obs(obs[:, t], action[:, t])) / scale).norm(dim=1).mean()
+            for t in (0, LENGTH - 2)
         ]
         for metric, value in zip(METRICS, (likely, off[1], off[0]), strict=True):
             told[metric].setdefault(arm, []).append(float(value))
@@ -89,7 +90,7 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
             with torch.enable_grad():
                 x = sample.detach().requires_grad_()
                 seen, done = track.decision(x)
-                aim = lean * pumping(seen.detach().flatten(0, 1)).view_as(done)
+                aim = lean * swingup_policy(seen.detach().flatten(0, 1)).view_as(done)
                 (slope,) = torch.autograd.grad(-0.5 * (done - aim).square().sum(), x)
             return slope[..., track.acts]
 
@@ -100,7 +101,7 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
         rng, obs = Rng(seed + 4), [known["obs"][Rng(seed + 5).integers(0, len(known["obs"]), count), 0]]
         action = []
         for _ in range(LENGTH):
-            action.append((lean * pumping(obs[-1]) + 0.3 * rng.normal(count, 1)).clamp(-1, 1))
+            action.append((lean * swingup_policy(obs[-1]) + 0.3 * rng.normal(count, 1)).clamp(-1, 1))
             obs.append(step(obs[-1], action[-1]))
         judge("world model", torch.stack(obs[:-1], 1), torch.stack(action, 1), lean)
     return {m: {arm: torch.tensor([sum(v) / len(v)]) for arm, v in arms.items()} for m, arms in told.items()}
@@ -130,5 +131,5 @@ CLAIM = Claim(
         Condition("world model", "middle", 0.0, "late error"),
     ),
     plan=plan,
-    calibrated="Set before any run; the strengths bracket 1, the order of magnitude of the paper.",
+    calibration_note="Set before any run; the strengths bracket 1, the order of magnitude of the paper.",
 )

@@ -47,7 +47,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("synther", "recorded", 5.0), Condition("synther", "augmented", -1.0)),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Margins are those proposed before any run: 5 % of the range between random and expert. The budget counts the "
         "model's updates too and ends no arm: the learner's are equal."
     ),

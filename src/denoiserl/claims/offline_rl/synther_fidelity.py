@@ -14,7 +14,7 @@ from denoiserl.data.fidelity import correlations, marginals, memorised, nearest_
 from denoiserl.data.synthetic import Model, columns, part, train_generator_now
 from denoiserl.data.transitions import Transitions, to_transitions
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
-from denoiserl.tasks.swingup import following, recorded
+from denoiserl.tasks.swingup import record_episodes, true_next_obs
 
 TRAIN, HELD_OUT = 4000, 1000
 METRICS = {
@@ -39,7 +39,7 @@ def nearest(train: Transitions, rows: Transitions) -> Tensor:
 def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
     """One model, {metric: {arm: [1]}}."""
     rng = Rng(seed)
-    rows = to_transitions(recorded(50, 100, 0.5, rng))
+    rows = to_transitions(record_episodes(50, 100, 0.5, rng))
     order = rng.permutation(len(rows))
     train, rest = part(rows, order[:TRAIN]), part(rows, order[TRAIN : TRAIN + HELD_OUT])
     torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
     scale = train.next_obs.std(0)  # type: ignore[union-attr]
 
     def off(rows: Transitions, after: Tensor) -> Tensor:
-        true = following(rows.obs, rows.action[:, 0])  # type: ignore[arg-type]
+        true = true_next_obs(rows.obs, rows.action[:, 0])  # type: ignore[arg-type]
         return ((after - true) / scale).norm(dim=1).mean()[None]
 
     return {
@@ -87,5 +87,5 @@ CLAIM = Claim(
         Condition("made", 0.0, 0.0, "novelty"),
     ),
     plan=plan,
-    calibrated="Set before any run, as the specification has them; memory is told and no condition speaks of it.",
+    calibration_note="Set before any run, as the specification has them; memory is told and no condition speaks of it.",
 )

@@ -81,7 +81,7 @@ CLAIM = Claim(
         Condition("diffusion-data", "gaussian-data", -0.03),
     ),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "The margins were set before any run. The budget of 1 000 000 steps is no limit: all generators take 20 "
         "iterations of 64 x 12 decisions, and record what their students need. No setting is tuned; generator "
         "and student had been run on seed 0 before."

@@ -37,7 +37,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("dppo", "rwr", 0.05), Condition("dppo", "gaussian-ppo", 0.05)),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "The margin was set before any run of the baselines. DPPO's settings were chosen on seeds 0 to 2; here "
         "every method has three tuning runs (its learning rate, a third and three times of it) on a seed of their "
         "own."

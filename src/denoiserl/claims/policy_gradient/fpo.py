@@ -34,7 +34,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("fpo", "gaussian-ppo"), Condition("fpo", "cloned", 0.2)),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Demonstrations and chunks were chosen on seed 0, so that clones succeed in 35 to 65 % of the episodes, and "
         "FPO's default learning rate with them. That FPO must exceed the Gaussian is the paper's; the margin above the "
         "clone was set after runs on seed 0 that gained 30 to 50 points. Every method has three tuning runs (its "

@@ -23,7 +23,7 @@ TEN = replace(_fork.BASE, sampling_steps=10)
 
 def flow(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A flow policy of ten steps that has imitated."""
-    demos = _fork.record(seed)
+    demos = _fork.load_demonstrations(seed)
     made = _robot.flow(TEN, demos, seed, run.device)
     yield from _robot.imitate(made, TEN, seed, TEN.pretrain_updates, TEN.pretrain_lr, run, demos=demos)
     return made
@@ -64,7 +64,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("gorl", "ppo", 0.1), Condition("gorl", "no-noise", 0.05)),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "The margin over PPO is that of the specification, set before any run; every method has three tuning runs (its "
         "learning rate, a third and three times of it) on a seed of their own. Sizes were looked at on seed 0."
     ),

@@ -35,7 +35,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("reinflow", "dppo", -0.03), Condition("reinflow", "cloned", 0.2)),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "Demonstrations and chunks were chosen on seed 0, so that clones succeed in 35 to 65 % of the episodes; the "
         "margin against DPPO was set before any run, the one above the clone after runs on seed 0 that gained 30 to 50 "
         "points. On that seed it showed that a time limit that is bootstrapped teaches ReinFlow and FPO to loiter, so "

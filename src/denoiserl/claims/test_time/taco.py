@@ -22,7 +22,7 @@ SETTINGS = {"counter_width": 128}
 
 def successes(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A flow policy that has imitated, for as many updates, only those demonstrations that succeeded."""
-    demos = _fork.record(seed)
+    demos = _fork.load_demonstrations(seed)
     made = _robot.flow(_fork.BASE, demos, seed, run.device)
     good = demos.successful()
     yield from _robot.imitate(
@@ -36,7 +36,7 @@ def task() -> Task:
     base = _fork.task()
     assert isinstance(base.starts, dict)
     starts = {"flow": base.starts["flow"], "successes": successes}
-    return replace(base, starts=starts, env=None, data=lambda seed: _fork.record(seed).successful())
+    return replace(base, starts=starts, env=None, data=lambda seed: _fork.load_demonstrations(seed).successful())
 
 
 def plan(budget: str) -> Study:
@@ -61,7 +61,7 @@ CLAIM = Claim(
     ),
     conditions=(Condition("taco", "cloned", 0.05),),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "The margin was set before any run. The kind of features and n were looked at on seeds 0 and 1 and are the "
         "paper's; no setting is tuned. There is no oracle among the arms: a learned Q-function would need the "
         "environment."

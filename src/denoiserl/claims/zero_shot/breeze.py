@@ -48,7 +48,7 @@ CLAIM = Claim(
         Condition("fb", "breeze", metric="overestimation"),
     ),
     plan=plan,
-    calibrated=(
+    calibration_note=(
         "The margin of 5 points and the comparison of overestimation were proposed before any run. That scores spread "
         "less over seeds is reported with the arms and is no condition: five seeds cannot decide it. The laptop's "
         "budget has a seventh of the updates that were proposed, and therefore d = 32, width 128, a tenfold learning "

@@ -37,7 +37,7 @@ class Condition:
         metric = self.metric or main
         return (self.first, metric), (self.second, self.second_metric or metric)
 
-    def said(self, main: str) -> str:
+    def as_sentence(self, main: str) -> str:
         """The condition as a sentence."""
         left, right = (f"{m} of {arm}" if isinstance(arm, str) else f"{arm:g}" for arm, m in self.sides(main))
         if self.margin < 0:
@@ -65,8 +65,8 @@ class Claim:
     """A sentence of a paper and how it is tried.
 
     ``plan(budget)`` is the study (or simulation) of the "laptop" or the "full" budget; a laptop's takes at most half an
-    hour on two cores. ``pass_condition`` says in words what ``conditions`` say in numbers. ``calibrated``: how margins
-    and settings were fixed, and on which seeds.
+    hour on two cores. ``pass_condition`` says in words what ``conditions`` say in numbers. ``calibration_note``: how
+    margins and settings were fixed, and on which seeds.
     """
 
     claim: str
@@ -74,21 +74,21 @@ class Claim:
     pass_condition: str
     conditions: tuple[Condition, ...]
     plan: Callable[[str], Study | Simulation]
-    calibrated: str = ""
-    roots: tuple[str, ...] = field(default=())
+    calibration_note: str = ""
+    depends_on: tuple[str, ...] = field(default=())
     """what the claim rests on besides its own file, its methods and its task"""
 
     def __post_init__(self) -> None:
         if not self.conditions:
             raise RunError("a claim without a condition cannot fail: say when it holds")
 
-    def planned(self, budget: str) -> Study | Simulation:
+    def make_plan(self, budget: str) -> Study | Simulation:
         """The plan of a budget, with every arm that a condition speaks of."""
         if budget not in BUDGETS:
             raise RunError(unknown_name_message(budget, BUDGETS, "budget"))
         plan = self.plan(budget)
         if isinstance(plan, Study):
-            plan.checked()
+            plan.validate()
             for c in self.conditions:
                 for arm in (c.first, c.second):
                     if isinstance(arm, str) and arm not in plan.arms:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from denoiserl.core.errors import RunError
-from denoiserl.experiments import Arm, Study, play
+from denoiserl.experiments import Arm, Study, run_comparison
 from denoiserl.experiments.claims import ledger, runner
 
 SAME = 1e-6
@@ -29,7 +29,7 @@ def confirm(
     record, made = ledger.record(name), ledger.claim(name)
     if record is None:
         raise RunError(f"the claim {name} was never tried, so there is nothing to confirm: denoiserl claim {name}")
-    plan = made.planned(record["size"])
+    plan = made.make_plan(record["size"])
     seed = record["seeds"][0]
     if isinstance(plan, Study):
         asked = (plan.budget, plan.unit, list(plan.seeds), plan.trials, set(plan.arms))
@@ -37,10 +37,12 @@ def confirm(
         if asked != told:
             raise RunError(f"the claim {name} has another plan than its record: try it again, denoiserl claim {name}")
         once = replace(plan, seeds=(seed,), arms=chosen(plan, record["tuning"]), tune=1)
-        values = play(once, folder or Path("runs") / "claims" / f"{name}-confirm", processes, progress=progress).values
+        values = run_comparison(
+            once, folder or Path("runs") / "claims" / f"{name}-confirm", processes, progress=progress
+        ).values
     else:
         values = {m: {arm: x[None] for arm, x in arms.items()} for m, arms in plan.measure(seed).items()}
-    different, words = [], plan.metrics if not isinstance(plan, Study) else plan.checked().metrics
+    different, words = [], plan.metrics if not isinstance(plan, Study) else plan.validate().metrics
     for metric, arms in {record["metric"]: record["arms"], **record["metrics"]}.items():
         enough = CLOSE if words.get(metric, ("", ""))[1] == RATES else SAME
         for arm, was in arms.items():
@@ -56,7 +58,7 @@ def confirm(
 
 def chosen(plan: Study, tuning: dict[str, list[dict[str, Any]]]) -> dict[str, Arm]:
     """The arms with the settings that tuning chose."""
-    sign = 1 if plan.checked().better == "higher" else -1
+    sign = 1 if plan.validate().better == "higher" else -1
     found = {}
     for name, arm in plan.arms.items():
         tried = tuning.get(name) or [{"settings": {}, "score": 0.0}]

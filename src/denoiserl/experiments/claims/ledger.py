@@ -81,7 +81,7 @@ def reach(name: str, made: Claim, plan: Study | Simulation) -> str:
         module_name(name),
         "denoiserl.experiments.arm.train",
         "denoiserl.stats.seeds.superiority_test",
-        *made.roots,
+        *made.depends_on,
     ]
     if isinstance(plan, Study):
         place, function = tasks.locate(plan.task)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.serialization import store
-from denoiserl.experiments import Study, play
+from denoiserl.experiments import Study, run_comparison
 from denoiserl.experiments.claims import ledger
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
 from denoiserl.experiments.runner import provenance
@@ -28,10 +28,10 @@ def check(
 ) -> dict[str, Any]:
     """Try a claim within a budget and return its record. Its runs lie in ``folder``: resumed, not repeated."""
     made = ledger.claim(name)
-    plan = made.planned(size)
+    plan = made.make_plan(size)
     began, cost, tuning = time.perf_counter(), {}, {}
     if isinstance(plan, Study):
-        found = play(plan, folder or Path("runs") / "claims" / f"{name}-{size}", processes, progress=progress)
+        found = run_comparison(plan, folder or Path("runs") / "claims" / f"{name}-{size}", processes, progress=progress)
         values, metrics, seconds = (
             found.values,
             {k: (s.what, s.unit) for k, s in found.standings.items()},
@@ -50,7 +50,7 @@ def check(
     else:
         values, metrics = simulated(plan), plan.metrics
         seconds = time.perf_counter() - began
-    verdicts = [judged(c, values, next(iter(metrics)), len(made.conditions)) for c in made.conditions]
+    verdicts = [evaluate_condition(c, values, next(iter(metrics)), len(made.conditions)) for c in made.conditions]
     main = next(iter(metrics))
     tables = {metric: arms_of(values[metric], metric, *metrics[metric]) for metric in metrics}
     return {
@@ -66,10 +66,12 @@ def check(
         "unit": plan.unit,
         "seeds": list(plan.seeds),
         "trials": plan.trials if isinstance(plan, Study) else None,
-        "conditions": [{"said": c.said(main), **v.as_dict()} for c, v in zip(made.conditions, verdicts, strict=True)],
-        "verdict": overall(verdicts),
+        "conditions": [
+            {"said": c.as_sentence(main), **v.as_dict()} for c, v in zip(made.conditions, verdicts, strict=True)
+        ],
+        "verdict": combine_verdicts(verdicts),
         "why": why(made, main, verdicts),
-        "calibrated": made.calibrated,
+        "calibrated": made.calibration_note,
         "tuning": tuning,
         "cost": cost,
         "seconds": round(seconds, 1),
@@ -93,7 +95,7 @@ def simulated(plan: Simulation) -> dict[str, dict[str, Tensor]]:
     return {m: {arm: torch.stack([t[m][arm].double() for t in told]) for arm in told[0][m]} for m in plan.metrics}
 
 
-def judged(c: Condition, values: Values, main: str, conditions: int) -> Verdict:
+def evaluate_condition(c: Condition, values: Values, main: str, conditions: int) -> Verdict:
     """One condition: it holds, does not hold, or the trials do not say.
 
     All conditions must hold, so each is tested at the full level (an intersection of rejections needs no correction); a
@@ -113,7 +115,7 @@ def judged(c: Condition, values: Values, main: str, conditions: int) -> Verdict:
     return found if strict.verdict == "does not hold" else strict
 
 
-def overall(verdicts: list[Verdict]) -> str:
+def combine_verdicts(verdicts: list[Verdict]) -> str:
     """Holds if every condition holds; does not hold if one does not; else the trials did not say."""
     said = {v.verdict for v in verdicts}
     return "holds" if said == {"holds"} else "does not hold" if "does not hold" in said else "inconclusive"
@@ -124,7 +126,9 @@ def why(made: Claim, main: str, verdicts: list[Verdict]) -> str:
     said = []
     for c, v in zip(made.conditions, verdicts, strict=True):
         d = v.difference
-        text = f"{c.said(main)}: {v.verdict} (difference {d.mean:.3g}, 95 % interval {d.low:.3g} to {d.high:.3g})"
+        text = (
+            f"{c.as_sentence(main)}: {v.verdict} (difference {d.mean:.3g}, 95 % interval {d.low:.3g} to {d.high:.3g})"
+        )
         if v.verdict == "inconclusive":
             text += f"; an excess of {v.smallest:.3g} over the margin would have been seen with probability 0.8"
         said.append(text)

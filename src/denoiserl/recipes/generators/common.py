@@ -15,7 +15,7 @@ from denoiserl.processes import Noised
 from denoiserl.rewards import Reward, RewardResult, evaluate_reward, micro_rows, repeat_prompts
 
 
-class Asked(NamedTuple):
+class ScoredSamples(NamedTuple):
     """Samples of prompts: ``prompts`` [N, ...] as they were asked (None: nothing), the ``chain``, and its scores."""
 
     prompts: Tree
@@ -23,7 +23,7 @@ class Asked(NamedTuple):
     scored: RewardResult
 
 
-def draw(
+def sample_and_score(
     policy: Policy,
     reward: Reward,
     prompts: Tree | int | None,
@@ -32,11 +32,11 @@ def draw(
     args: Any,
     rng: Rng,
     record: Record = RecordAll(),
-) -> Asked:
+) -> ScoredSamples:
     """Draw and score ``group_size`` samples of each of the prompts ``index``, ``args.micro_batch_size`` rows a call."""
     asked, micro = repeat_prompts(prompts, index, group_size), args.micro_batch_size
     chain = policy.sample_chain(asked, rng, len(index) * group_size, record, micro_batch_size=micro)
-    return Asked(
+    return ScoredSamples(
         asked,
         chain,
         evaluate_reward(
@@ -51,7 +51,7 @@ def draw(
     )
 
 
-def told(scored: RewardResult) -> dict[str, float]:
+def reward_metrics(scored: RewardResult) -> dict[str, float]:
     """Return the metrics of a reward: its mean, how many values were dropped, and the mean of each named part.
 
     A part that is called ``reward`` or ``dropped`` gives way to these.
@@ -60,7 +60,7 @@ def told(scored: RewardResult) -> dict[str, float]:
     return row | {k: float(v.nanmean()) for k, v in scored.parts.items() if k not in row}
 
 
-def first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:
+def check_first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:
     """Raise OffPolicy if steps are scored otherwise than they were drawn, before anything was learned.
 
     ``tolerance`` of a whole step's |log ratio|: by default that of the network's precision, and at least 0.02, because
@@ -70,11 +70,11 @@ def first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: f
     assert_on_policy(log_prob, recorded, own if tolerance is None else tolerance)
 
 
-def cut(index: Tensor, micro: int | None) -> tuple[Tensor, ...]:
+def micro_batches(index: Tensor, micro: int | None) -> tuple[Tensor, ...]:
     """Return the rows ``index`` of one update in parts of at most ``micro`` rows, all in one by default."""
     return index.split(micro_rows(micro, len(index)))
 
 
-def some(noised: Noised, part: Tensor) -> Noised:
+def select_rows(noised: Noised, part: Tensor) -> Noised:
     """Return the rows ``part`` of noised data."""
     return Noised(*(tree_map(lambda v: v[part], field) for field in noised))

@@ -45,44 +45,45 @@ from torch import Tensor
 from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import NoDensityError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, leaves
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
+from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run; sample and update"""
-    num_samples: int = 256
+    num_samples: Count = 256
     """samples per iteration, each of a random prompt"""
-    epochs: int = 1
+    epochs: Count = 1
     """passes over the data of an iteration"""
-    batch_size: int = 576
+    batch_size: Count = 576
     """items per gradient step; rows (sample, step)"""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    clip_range: float = 1e-3
+    clip_range: Positive = 1e-3
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions"""
-    adv_clip: float = 5.0
+    adv_clip: Positive = 5.0
     """largest absolute advantage, in standard deviations"""
-    stat_window: int = 32
+    stat_window: Count = 32
     """rewards that are remembered per prompt"""
-    min_count: int = 16
+    min_count: Count = 16
     """rewards of a prompt before its own statistics are used"""
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     """learning rate; of Adam"""
     invalid_rewards: Literal["raise", "drop"] = "drop"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
-    ratio_tolerance: float | None = None
+    ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a whole step (None: 0.02, or more where the network's
     precision is lower)"""
 
@@ -95,21 +96,21 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
     if not any(policy.train_steps.dense):
         raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")
     reward, prompts = as_reward_signal(signal)
-    run, names, memory = run or Run(), keys(prompts), PerPromptStatTracker(args.stat_window, args.min_count)
+    run, names, memory = run or Run(), prompt_keys(prompts), PerPromptStatTracker(args.stat_window, args.min_count)
     opt = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(opt, policy.weights.module)
     for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
         index = rng.integers(0, len(names), args.num_samples)
-        _, chain, scored = draw(policy, reward, prompts, index, 1, args, rng)
+        _, chain, scored = sample_and_score(policy, reward, prompts, index, 1, args, rng)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
         advantage = advantage.clamp(-args.adv_clip, args.adv_clip)
-        row = told(scored) | {"silent": float((advantage == 0).float().mean()), "forgotten": memory.forgotten}
+        row = reward_metrics(scored) | {"silent": float((advantage == 0).float().mean()), "forgotten": memory.forgotten}
         teaches = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()
         seen, outside = [], []
         for _ in range(args.epochs if len(teaches) else 0):
             for i in teaches[rng.permutation(len(teaches))].split(args.batch_size):
                 check = it == 0 and not seen
-                parts = (chain.steps_at(j) for j in cut(i, args.micro_batch_size))
+                parts = (chain.steps_at(j) for j in micro_batches(i, args.micro_batch_size))
                 pieces = (surrogate(policy, part, advantage[part.chain_index], args, check, outside) for part in parts)
                 seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
         if seen:
@@ -128,14 +129,14 @@ def surrogate(
     law, y = policy.rescore(part)
     logp, old = law.log_prob(y), part.log_prob
     if check:
-        first_ratio(policy, logp, old, args.ratio_tolerance)
+        check_first_ratio(policy, logp, old, args.ratio_tolerance)
     size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
     logp, old = logp / size, old / size
     outside.append(((logp.detach() - old).exp() - 1).abs() > args.clip_range)
     return ppo_clip(logp, old, advantage, args.clip_range)
 
 
-def keys(prompts: Tree | int | None) -> list[str]:
+def prompt_keys(prompts: Tree | int | None) -> list[str]:
     """Return a name for every row of a tree of prompts [P, ...], a hash of its numbers; one where there are none.
 
     Equal rows have equal names, in this run and any other.

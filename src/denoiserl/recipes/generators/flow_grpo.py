@@ -43,46 +43,47 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError, NoDensityError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, StepTable, ddim
-from denoiserl.recipes.generators.common import cut, draw, first_ratio, told
+from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 50
+class Args(Settings):
+    iterations: Count = 50
     """iterations of the run; sample and update"""
-    num_prompts: int = 24
+    num_prompts: Count = 24
     """prompts per iteration"""
-    group_size: int = 12
+    group_size: Count = 12
     """samples per prompt"""
-    sde_window: int = 3
+    sde_window: CountOrZero = 3
     """number of first steps that are stochastic and trained; 0: the whole chain, as first published"""
-    epochs: int = 1
+    epochs: Count = 1
     """passes over the data of an iteration"""
-    batch_size: int = 72
+    batch_size: Count = 72
     """items per gradient step; chains"""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    clip_range: float = 1e-3
+    clip_range: Positive = 1e-3
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions"""
-    adv_clip: float = 5.0
+    adv_clip: Positive = 5.0
     """largest absolute advantage, in standard deviations"""
-    kl_coef: float = 0.2
+    kl_coef: NonNegative = 0.2
     """weight of the KL term; to the pretrained generator, per dimension and step; 0 needs no pass of the reference"""
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     """learning rate; of Adam"""
     invalid_rewards: Literal["raise", "drop"] = "raise"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
-    ratio_tolerance: float | None = None
+    ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a whole step (None: 0.02, or more where the network's
     precision is lower)"""
 
@@ -94,7 +95,7 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
     """
     if args.group_size < 2:
         raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
-    run, policy, (reward, prompts) = run or Run(), early(policy, args.sde_window), as_reward_signal(signal)
+    run, policy, (reward, prompts) = run or Run(), sde_window_policy(policy, args.sde_window), as_reward_signal(signal)
     many = prompt_count(prompts)
     if args.kl_coef > 0:
         _refuse_truncation(policy)
@@ -102,17 +103,17 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
     opt = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(opt, policy.weights.module)
     for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng):
-        _, chain, scored = draw(
+        _, chain, scored = sample_and_score(
             policy, reward, prompts, rng.integers(0, many, args.num_prompts), args.group_size, args, rng
         )
         groups, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
         advantage = group_relative(groups, "batch", clip=args.adv_clip, valid=valid).flatten()
         dead = float(dead_groups(groups, valid=valid).float().mean())
-        row, seen, watch = told(scored) | {"dead groups": dead}, [], []
+        row, seen, watch = reward_metrics(scored) | {"dead groups": dead}, [], []
         for _ in range(args.epochs if dead < 1 else 0):  # nothing to learn where every group is constant
             for index in rng.permutation(len(advantage)).split(args.batch_size):
                 check, size = it == 0 and not seen, len(index) * len(chain)
-                parts = records(chain, index, advantage, args.micro_batch_size)
+                parts = chain_parts(chain, index, advantage, args.micro_batch_size)
                 pieces = (surrogate(policy, *part, args, check, watch) for part in parts)
                 seen.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
         if seen:
@@ -121,7 +122,7 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
         yield row
 
 
-def records(
+def chain_parts(
     chain: Chain, index: Tensor, advantage: Tensor, micro: int | None
 ) -> Iterator[tuple[Chain | ChainSteps, Tensor]]:
     """Yield the chains ``index`` with their advantages [b, S], all at once, or in parts of ``micro`` steps, [micro].
@@ -132,7 +133,7 @@ def records(
         yield chain.take(index), advantage[index, None].expand(-1, len(chain))
         return
     flat = index[:, None] * len(chain) + torch.arange(len(chain), device=index.device)
-    for part in cut(flat.flatten(), micro):
+    for part in micro_batches(flat.flatten(), micro):
         rows = chain.steps_at(part)
         yield rows, advantage[rows.chain_index]
 
@@ -153,7 +154,7 @@ def surrogate(
     law, y = policy.rescore(part)
     logp, old = law.log_prob(y), part.log_prob
     if check:
-        first_ratio(policy, logp, old, args.ratio_tolerance)
+        check_first_ratio(policy, logp, old, args.ratio_tolerance)
     size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
     logp, old = logp / size, old / size
     loss, kl = ppo_clip(logp, old, advantage, args.clip_range), torch.zeros_like(old)
@@ -166,7 +167,7 @@ def surrogate(
     return loss
 
 
-def early(policy: Policy, window: int) -> Policy:
+def sde_window_policy(policy: Policy, window: int) -> Policy:
     """The policy whose training chain has a density at the first ``window`` steps only and is the ODE after them."""
     if not any(policy.train_steps.dense):
         raise NoDensityError(

@@ -42,13 +42,14 @@ from torch import Tensor
 from denoiserl.advantages.shapes import resolution
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, NonNegative, PositiveFraction, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.losses import weighted_loss
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Noised
-from denoiserl.recipes.generators.common import cut, draw, some, told
-from denoiserl.recipes.language.common import written
+from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score, select_rows
+from denoiserl.recipes.language.common import generated_mask
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified
@@ -57,27 +58,27 @@ WITHIN = ("prompt", "batch")
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 20
+class Args(Settings):
+    iterations: Count = 20
     """iterations of the run; sample and fit"""
-    num_prompts: int = 64
+    num_prompts: Count = 64
     """prompts per iteration"""
-    group_size: int = 8
+    group_size: Count = 8
     """samples per prompt"""
-    inverse_temperature: float = 5.0
+    inverse_temperature: NonNegative = 5.0
     """inverse temperature β of the exponential weights; per unit of reward"""
-    top_fraction: float | None = None
+    top_fraction: PositiveFraction | None = None
     """learn only from this top fraction of the samples, with equal weights; None: exponential weights"""
     compare_within: Literal["prompt", "batch"] = "prompt"
     """the samples that a reward is compared with; those of its prompt, or all of the iteration"""
-    epochs: int = 4
+    epochs: Count = 4
     """passes over the data of an iteration"""
-    batch_size: int = 64
+    batch_size: Count = 64
     """items per gradient step; samples"""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     """learning rate; of AdamW"""
     invalid_rewards: Literal["raise", "drop"] = "drop"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
@@ -102,29 +103,33 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
     check_optimizer_covers(opt, policy.weights.module)
     for _ in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng):
         index = rng.integers(0, many, args.num_prompts)
-        asked, chain, scored = draw(policy, reward, prompts, index, args.group_size, args, rng, RecordSample())
+        asked, chain, scored = sample_and_score(
+            policy, reward, prompts, index, args.group_size, args, rng, RecordSample()
+        )
         total, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
         if args.compare_within == "batch":
             total, valid = total.reshape(1, -1), valid.reshape(1, -1)
         weight = (
-            tilt(total, args.inverse_temperature, valid)
+            exponential_weights(total, args.inverse_temperature, valid)
             if args.top_fraction is None
-            else best(total, args.top_fraction, valid)
+            else top_share_weights(total, args.top_fraction, valid)
         )
         weight = weight.flatten()
         cond, live, index = (
             policy.codec.condition(asked),
-            written(policy, asked, chain.sample),
+            generated_mask(policy, asked, chain.sample),
             torch.nonzero(weight).flatten(),
         )
         parts, seen = max(1, len(index) // args.batch_size), []
         for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
             t = stratified(len(i), rng)
             noised = policy.process.noise(index_rows(chain.sample, i), t, rng, index_rows(live, i))
-            every = cut(torch.arange(len(i), device=i.device), args.micro_batch_size)
-            pieces = (weighted_loss(loss(policy, some(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every)
+            every = micro_batches(torch.arange(len(i), device=i.device), args.micro_batch_size)
+            pieces = (
+                weighted_loss(loss(policy, select_rows(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every
+            )
             seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
-        row = told(scored) | {"loss": sum(seen) / len(seen)}
+        row = reward_metrics(scored) | {"loss": sum(seen) / len(seen)}
         yield row | {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
 
 
@@ -133,7 +138,7 @@ def loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:
     return policy.process.loss(policy.denoiser, noised, policy.denoiser.embed_condition(cond))
 
 
-def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
+def exponential_weights(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
     """exp(β r) over its mean, [G, n] -> [G, n]: n times the softmax of each row; 0 outside ``valid``."""
     if beta < 0:
         raise InvalidInputError(
@@ -143,7 +148,7 @@ def tilt(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
     return (logits.softmax(-1) * valid.sum(-1, keepdim=True)).nan_to_num(0.0)
 
 
-def best(reward: Tensor, share: float, valid: Tensor) -> Tensor:
+def top_share_weights(reward: Tensor, share: float, valid: Tensor) -> Tensor:
     """1 over the share taken for the top ``share`` of each row, with ties, else 0: [G, n] -> [G, n], of mean 1.
 
     Rewards within 4 units in the last place of the row's largest are a tie. A row of ties has the weights 1.

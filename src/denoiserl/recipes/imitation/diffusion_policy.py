@@ -37,6 +37,7 @@ from torch import Tensor
 from denoiserl.control.acting import carry
 from denoiserl.control.data_checks import check_data_fits
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.data.recordings import EpisodeDataset
@@ -48,14 +49,14 @@ BLOCK = 65536
 
 
 @dataclass(frozen=True)
-class Args:
-    num_updates: int = 9000
+class Args(Settings):
+    num_updates: Count = 9000
     """gradient steps"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """items per gradient step; windows"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of AdamW, with warm-up and cosine decay"""
-    obs_horizon: int = 1
+    obs_horizon: Count = 1
     """observations that the policy sees (T_o)"""
     mask_padding: bool = True
     """leave out the loss of actions that a window repeats beyond the ends of its episode"""

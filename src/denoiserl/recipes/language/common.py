@@ -38,7 +38,7 @@ def canvases(policy: Policy, asked: Tree) -> Tensor:
     )
 
 
-def written(policy: Policy, asked: Tree, sample: Any) -> Tensor | None:
+def generated_mask(policy: Policy, asked: Tree, sample: Any) -> Tensor | None:
     """Return where answers stand, [B, L] bool: the canvas's holes, up to and with the first end of text.
 
     None for policies that write no tokens.

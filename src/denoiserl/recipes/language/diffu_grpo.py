@@ -47,6 +47,7 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.distributions.categorical import token_log_prob
 from denoiserl.losses import clip_fraction, k3, masked_mean, ppo_clip
@@ -54,8 +55,8 @@ from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.masked import known_tokens
-from denoiserl.recipes.generators.common import cut, draw, told
-from denoiserl.recipes.language.common import canvases, require_masked, written
+from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
+from denoiserl.recipes.language.common import canvases, generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate_masked, adamw, check_optimizer_covers
 
@@ -66,38 +67,38 @@ WINDOW = 10
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 80
+class Args(Settings):
+    iterations: Count = 80
     """iterations of the run; sample and update"""
-    num_prompts: int = 24
+    num_prompts: Count = 24
     """prompts per iteration"""
-    group_size: int = 8
+    group_size: Count = 8
     """samples per prompt"""
-    inner_updates: int = 8
+    inner_updates: Count = 8
     """updates μ per batch of completions, each with its own mask"""
-    prompt_mask: float = 0.15
+    prompt_mask: Fraction = 0.15
     """probability that a prompt token is masked"""
-    answer_mask: tuple[float, float] = (1.0, 1.0)
+    answer_mask: tuple[Fraction, Fraction] = (1.0, 1.0)
     """lowest and highest fraction of the completion that is masked and scored, drawn uniformly between the two; (1, 1)
     is the published method"""
-    clip_range: float = 0.5
+    clip_range: Positive = 0.5
     """range ε of the ratio, clipped to 1 ± ε"""
-    kl_coef: float = 0.04
+    kl_coef: NonNegative = 0.04
     """weight of the KL term; k3, to the reference"""
-    reference_sync_every: int = 64
+    reference_sync_every: CountOrZero = 64
     """iterations between copies of the policy to the reference; 0: never"""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    ratio_tolerance: float | None = None
+    ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a token (None: that of the weights' precision)"""
     invalid_rewards: Literal["raise", "drop"] = "raise"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
-    lr: float = 1e-4
+    lr: NonNegative = 1e-4
     """learning rate; of Adam"""
-    max_grad_norm: float = 0.2
+    max_grad_norm: Positive = 0.2
     """largest norm of the gradient"""
 
 
@@ -107,24 +108,24 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
     if bool((canvases(policy, prompts) != process.mask_token).all(-1).any()):
         raise InvalidInputError("a prompt has no mask: there is nothing to write, leave it out")
     policy.weights.snapshot("reference")
-    opt, trend = adamw(policy.parameters(), args.lr), Trend()
+    opt, trend = adamw(policy.parameters(), args.lr), RewardTrend()
     check_optimizer_covers(opt, policy.weights.module)
     for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
         if args.reference_sync_every and it and it % args.reference_sync_every == 0:
             policy.weights.snapshot("reference")
         index = rng.integers(0, prompt_count(prompts), args.num_prompts)
-        asked, chain, scored = draw(policy, reward, prompts, index, args.group_size, args, rng)
+        asked, chain, scored = sample_and_score(policy, reward, prompts, index, args.group_size, args, rng)
         sample: Any = chain.sample
         groups, valid = (
             scored.total.reshape(args.num_prompts, args.group_size),
             scored.valid.reshape(args.num_prompts, args.group_size),
         )
         advantage = group_relative(groups, "none", valid=valid).flatten()
-        canvas, answer = canvases(policy, asked), written(policy, asked, sample)
+        canvas, answer = canvases(policy, asked), generated_mask(policy, asked, sample)
         assert answer is not None
         answer = answer & scored.valid[:, None]
         masks = [
-            hide(canvas, sample, process.mask_token, args.prompt_mask, args.answer_mask, rng)
+            mask_tokens(canvas, sample, process.mask_token, args.prompt_mask, args.answer_mask, rng)
             for _ in range(args.inner_updates)
         ]
         old = [_passes(policy, policy.denoiser, seen, sample, asked, args) for seen in masks]
@@ -144,7 +145,7 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
                 assert_on_policy(now[hole], before[hole], args.ratio_tolerance, policy.denoiser)
             kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, args.clip_range, mask=hole)
             done.append((update["loss"], float(kl), float(clipped)))
-        row = told(scored) | {"dead groups": float(dead_groups(groups, valid=valid).float().mean())}
+        row = reward_metrics(scored) | {"dead groups": float(dead_groups(groups, valid=valid).float().mean())}
         if done:
             row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(done).mean(0).tolist(), strict=True))
         yield row | ({} if trend.rose(row["reward"]) else {"not risen": 1.0})
@@ -152,7 +153,7 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
 
 def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, args: Args) -> Tensor:
     """``one_pass`` in parts, detached: calls of the update's shapes and mode, by either of which some kernels round."""
-    rows = cut(torch.arange(len(seen), device=seen.device), args.micro_batch_size)
+    rows = micro_batches(torch.arange(len(seen), device=seen.device), args.micro_batch_size)
     return torch.cat([one_pass(denoise, seen[i], sample[i], policy, index_rows(asked, i)).detach() for i in rows])
 
 
@@ -161,7 +162,7 @@ def _pieces(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The losses of the rows in parts, and where they count; the log-probs are put into ``new``."""
     before, anchor, advantage, hole = given
-    for i in cut(torch.arange(len(seen), device=seen.device), args.micro_batch_size):
+    for i in micro_batches(torch.arange(len(seen), device=seen.device), args.micro_batch_size):
         logp = one_pass(policy.denoiser, seen[i], sample[i], policy, index_rows(asked, i))
         new.append(logp.detach())
         gain = advantage[i, None].expand_as(logp)
@@ -171,7 +172,7 @@ def _pieces(
         del loss
 
 
-def hide(canvas: Tensor, written: Tensor, mask: int, p: float, answer: tuple[float, float], rng: Rng) -> Tensor:
+def mask_tokens(canvas: Tensor, written: Tensor, mask: int, p: float, answer: tuple[float, float], rng: Rng) -> Tensor:
     """The canvas with each prompt token masked with probability p, and completed but for a share of its holes.
 
     The share is drawn for each row between the two numbers of ``answer``; at (1, 1) all holes stay masks. One draw
@@ -197,7 +198,7 @@ def one_pass(denoise: Denoiser, seen: Tensor, sample: Tensor, policy: Policy, as
     return token_log_prob(logits, torch.where(sample < logits.shape[-1], sample, 0))
 
 
-class Trend:
+class RewardTrend:
     """Has the training reward risen? The mean of the first ``WINDOW`` iterations against that of the last ones."""
 
     def __init__(self) -> None:

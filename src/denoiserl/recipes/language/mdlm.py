@@ -39,6 +39,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked
@@ -46,15 +47,15 @@ from denoiserl.train import Run, fit
 
 
 @dataclass(frozen=True)
-class Args:
-    num_updates: int = 2000
+class Args(Settings):
+    num_updates: Count = 2000
     """gradient steps"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """items per gradient step; sequences"""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    lr: float = 3e-3
+    lr: NonNegative = 3e-3
     """learning rate; of AdamW, with cosine decay"""
 
 
@@ -90,7 +91,7 @@ def improve(
     yield from fit(process, policy.denoiser, tokens, cond, args.num_updates, rng, live=live, run=run, **sizes)
 
 
-def bound(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:
+def nats_per_token(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:
     """The likelihood bound in nats a token: an unbiased estimate of ELBO / length, averaged over rows."""
     with torch.no_grad():
         return float(policy.elbo(tokens, None, rng, draws).mean()) / tokens.shape[-1]

@@ -54,13 +54,14 @@ from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.advantages.group import Scale
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
 from denoiserl.distributions import Unmasking
 from denoiserl.losses import approx_kl, k3, ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.generators.common import cut, draw, told
-from denoiserl.recipes.language.common import require_masked, written
+from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
+from denoiserl.recipes.language.common import generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
 
@@ -69,32 +70,32 @@ SHORT = 16
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 80
+class Args(Settings):
+    iterations: Count = 80
     """iterations of the run; sample and update"""
-    num_prompts: int = 64
+    num_prompts: Count = 64
     """prompts per iteration"""
-    group_size: int = 8
+    group_size: Count = 8
     """samples per prompt"""
-    epochs: int = 3
+    epochs: Count = 3
     """passes over the data of an iteration"""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """items per gradient step; rows (decoding steps)"""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    clip_range: float = 0.2
+    clip_range: Positive = 0.2
     """range ε of the ratio, clipped to 1 ± ε"""
-    kl_coef: float = 0.0
+    kl_coef: NonNegative = 0.0
     """weight of the KL term; k3, to the policy that sampled"""
     prompt_accuracy_range: tuple[float, float] | None = None
     """lowest and highest mean reward of the prompts that are kept; for rewards in 0 to 1; the paper keeps 0.2 to 0.8
     with groups of 16"""
-    min_step_nll: float = 1e-3
+    min_step_nll: NonNegative = 1e-3
     """steps with a smaller −log p are skipped; they could hardly go otherwise"""
     likelihood: Literal["tokens", "exact"] | None = None
     """what the ratio is of; each revealed token, or the whole step; None: the whole step up to 16 positions"""
-    ratio_tolerance: float | None = None
+    ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a token (None: that of the weights' precision)"""
     invalid_rewards: Literal["raise", "drop"] = "raise"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
@@ -102,9 +103,9 @@ class Args:
     """weights of the named parts of a reward in its total; none: 1 for each"""
     advantage_scale: Scale = "std"
     """what advantages of a group are divided by; "std" is the published z-score"""
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     """learning rate; of Adam, with warm-up and cosine decay"""
-    lr_warmup: int = 5
+    lr_warmup: CountOrZero = 5
     """iterations of the linear warm-up of the learning rate"""
 
 
@@ -121,17 +122,17 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
     schedule = warmup_cosine(opt, min(args.lr_warmup, args.iterations), args.iterations)
     for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, schedule=schedule, rng=rng):
         index = rng.integers(0, prompt_count(prompts), args.num_prompts)
-        asked, chain, scored = draw(policy, reward, prompts, index, args.group_size, args, rng)
+        asked, chain, scored = sample_and_score(policy, reward, prompts, index, args.group_size, args, rng)
         groups, valid = (
             scored.total.reshape(args.num_prompts, args.group_size),
             scored.valid.reshape(args.num_prompts, args.group_size),
         )
         kept = _kept(groups, valid, args.prompt_accuracy_range)
         advantage = torch.where(kept, group_relative(groups, args.advantage_scale, valid=valid), 0.0).flatten()
-        chain = chain.with_condition(mask=written(policy, asked, chain.sample))
+        chain = chain.with_condition(mask=generated_mask(policy, asked, chain.sample))
         trace = chain.steps_at(torch.nonzero(_teaches(chain, advantage, args.min_step_nll).flatten())[:, 0])
         dead = float(dead_groups(groups, valid=valid).float().mean())
-        row = told(scored) | {"dead groups": dead, "rows": len(trace)}
+        row = reward_metrics(scored) | {"dead groups": dead, "rows": len(trace)}
         if len(trace):
             everything = torch.arange(len(trace), device=trace.step.device)
             seen = [_old(policy, trace.select(i), exact, args) for i in everything.split(args.batch_size)]
@@ -179,7 +180,7 @@ def _log_probs(policy: Policy, trace: ChainSteps, exact: bool) -> tuple[Tensor, 
 def _old(policy: Policy, trace: ChainSteps, exact: bool, args: Args) -> tuple[Tensor, Tensor]:
     """Log-probs before the update, from calls of the update's shapes and mode: some kernels round by either."""
     index, found = torch.arange(len(trace), device=trace.step.device), []
-    for i in cut(index, args.micro_batch_size):
+    for i in micro_batches(index, args.micro_batch_size):
         value, counts = _log_probs(policy, trace.select(i), exact)
         found.append((value.detach(), counts))
     return torch.cat([value for value, _ in found]), torch.cat([counts for _, counts in found])
@@ -200,7 +201,7 @@ def _learn(
     losses, seen, left, asked = [], [], 0, 0
 
     def pieces(batch: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for i in cut(batch, args.micro_batch_size):
+        for i in micro_batches(batch, args.micro_batch_size):
             new, counts = _log_probs(policy, trace.select(i), exact)
             counts = counts & could[i]
             seen.append((new.detach(), old[i], counts))
@@ -254,7 +255,10 @@ def _first(
     place = trace.chain_index[mine] - low, torch.searchsorted(chain.step, trace.step[mine])
     run = torch.stack(tokens, 1)[place]
     now = torch.cat(
-        [_log_probs(policy, trace.select(i), False)[0] for i in cut(mine, args.micro_batch_size or args.batch_size)]
+        [
+            _log_probs(policy, trace.select(i), False)[0]
+            for i in micro_batches(mine, args.micro_batch_size or args.batch_size)
+        ]
     )
     apart = (now - run).abs()[run != 0].sort().values
     most = apart[: max(1, math.ceil(0.99 * len(apart)))]

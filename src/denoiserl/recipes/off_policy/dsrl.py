@@ -63,6 +63,7 @@ from denoiserl.control.noise_steering import (
 from denoiserl.control.squashed_actions import due_minibatches, to_unit_box
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Squashed
@@ -76,51 +77,51 @@ SERVES = ("steered", "best")
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 60
+class Args(Settings):
+    iterations: Count = 60
     """iterations of the run; collect and update"""
-    num_envs: int = 8
+    num_envs: Count = 8
     """parallel environments"""
-    rollout_steps: int = 12
+    rollout_steps: Count = 12
     """decisions per environment and iteration"""
-    learning_starts: int = 400
+    learning_starts: CountOrZero = 400
     """decisions before learning starts; taken by the base alone; a full batch is needed too"""
     aliased: bool = True
     """learn two kinds of critics, of actions and of noise"""
     eval_with: Literal["steered", "best"] = "steered"
     """what the policy is served with; the learned noise, or as a baseline the best of the base's own plans by the
     critics of actions"""
-    num_candidates: int = 16
+    num_candidates: Count = 16
     """candidates that the served action is chosen from; only where "best" is what it is served with"""
-    noise_critic_updates: int = 1
+    noise_critic_updates: Count = 1
     """updates of the critic of noise per update of the critic of actions; 10 in the paper, a half as released"""
-    utd: float = 2.0
+    utd: NonNegative = 2.0
     """updates per decision; 20 in the paper, 2.5 to 5 as released"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """items per gradient step; decisions (256 as published)"""
-    buffer_size: int = 1_000_000
+    buffer_size: Count = 1_000_000
     """size of the replay buffer, in decisions"""
-    n_step: int = 1
+    n_step: Count = 1
     """decisions per return"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
     reward_scale: float = 5.0
     """factor of the rewards"""
     reward_shift: float = 0.0
     """constant that is added to the reward of a decision"""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target networks"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of all networks (3e-4 as published)"""
-    temperature_init: float = 0.1
+    temperature_init: Positive = 0.1
     """entropy temperature at the start"""
-    min_temperature: float = 0.0
+    min_temperature: NonNegative = 0.0
     """lower bound of the entropy temperature"""
     target_entropy: float = 0.0
     """entropy that the temperature is tuned to; of the noise, in units of its box"""
-    num_critics: int = 2
+    num_critics: Count = 2
     """number of critics, whose minimum is the target; of each kind"""
-    critic_width: int = 128
+    critic_width: Count = 128
     """width of the critics"""
 
 
@@ -154,7 +155,7 @@ def improve(
     check_optimizer_covers(list(opts.values()), net, critic, heat, judge)
     replay, chosen = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay"), []
     begin = args.learning_starts + (
-        0 if demos is None else remember(replay, demos, box, args, torch.zeros(*demos.reward.shape, *shape))
+        0 if demos is None else store_rollout(replay, demos, box, args, torch.zeros(*demos.reward.shape, *shape))
     )
 
     def decide(cond: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ def improve(
         row = {} if it else {"action spread": check_noise_effect(policy, env.obs[:16].to(policy.device), rng)}
         before, seen = replay.count, []
         ep = env.collect(act, args.rollout_steps, rng)
-        remember(replay, ep, box, args, torch.stack(chosen))
+        store_rollout(replay, ep, box, args, torch.stack(chosen))
         chosen.clear()
         for rows in due_minibatches(replay, before, args.utd, args.batch_size, begin, args.gamma, args.n_step, rng):
             cond, alpha = policy.codec.condition(rows["obs"]), heat.alpha
@@ -225,7 +226,7 @@ class ActionValue(nn.Module):
         return self.critics(policy.codec.condition(cond), action).amin(0)
 
 
-def remember(replay: ReplayBuffer, ep: Rollout, box: TanhCodec, args: Args, z: Tensor) -> int:
+def store_rollout(replay: ReplayBuffer, ep: Rollout, box: TanhCodec, args: Args, z: Tensor) -> int:
     """Take in decisions with their noise ``z`` [T, B, r, d] in units of the bound; say how many there were."""
     return replay.add(
         ep, reward=args.reward_scale * ep.reward + args.reward_shift, action=to_unit_box(box, ep.action), z=z

@@ -45,6 +45,7 @@ from denoiserl.control.squashed_actions import (
     to_unit_box,
 )
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
 from denoiserl.losses import half_squared_error
@@ -54,41 +55,41 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 300
+class Args(Settings):
+    iterations: Count = 300
     """iterations of the run; collect and update"""
-    num_envs: int = 1
+    num_envs: Count = 1
     """parallel environments"""
-    rollout_steps: int = 50
+    rollout_steps: Count = 50
     """decisions per environment and iteration"""
-    learning_starts: int = 500
+    learning_starts: CountOrZero = 500
     """decisions before learning starts; a full batch is needed too"""
     warmup_policy: Literal["random", "policy"] = "random"
     """how actions are chosen before learning starts; uniformly at random, or by the policy, for one that is
     pretrained"""
-    utd: float = 1.0
+    utd: NonNegative = 1.0
     """updates per decision"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """items per gradient step; decisions"""
-    buffer_size: int = 1_000_000
+    buffer_size: Count = 1_000_000
     """size of the replay buffer, in decisions"""
-    n_step: int = 1
+    n_step: Count = 1
     """decisions per return"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target networks"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of policy, critics and temperature (3e-4 as published; 1e-3 for a small task)"""
-    temperature_init: float = 1.0
+    temperature_init: Positive = 1.0
     """entropy temperature at the start"""
-    min_temperature: float = 0.0
+    min_temperature: NonNegative = 0.0
     """lower bound of the entropy temperature"""
     target_entropy: float | None = None
     """entropy that the temperature is tuned to; None: minus the dimensions of a decision"""
-    num_critics: int = 2
+    num_critics: Count = 2
     """number of critics, whose minimum is the target"""
-    critic_width: int = 64
+    critic_width: Count = 64
     """width of the critics; 256 as published"""
     layer_norm: bool = False
     """use layer norm in the critics"""
@@ -114,7 +115,7 @@ def improve(
         policy,
         codec,
         replay,
-        lambda c, rng: action_distribution(policy, c).sample(normal(policy, c, rng)),
+        lambda c, rng: action_distribution(policy, c).sample(action_noise(policy, c, rng)),
         args.learning_starts,
         args.warmup_policy,
     )
@@ -127,12 +128,12 @@ def improve(
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
             alpha = heat.alpha
             with torch.no_grad():
-                action, logp = action_distribution(policy, after).sample_with_log_prob(normal(policy, after, rng))
+                action, logp = action_distribution(policy, after).sample_with_log_prob(action_noise(policy, after, rng))
                 y = rows["reward"] + rows["discount"] * (slow(after, action).amin(0) - alpha * logp)
             error = half_squared_error(critic(cond, rows["action"]), y.expand(args.num_critics, -1)).sum(0).mean()
             error = optimizer_step(critic_opt, error)["loss"]
             with frozen(critic):
-                action, logp = action_distribution(policy, cond).sample_with_log_prob(normal(policy, cond, rng))
+                action, logp = action_distribution(policy, cond).sample_with_log_prob(action_noise(policy, cond, rng))
                 value = critic(cond, action).amin(0)
                 optimizer_step(opt, (alpha * logp - value).mean())
             optimizer_step(heat_opt, heat.loss(logp.detach(), goal).mean())
@@ -142,7 +143,7 @@ def improve(
         yield rollout_metrics(ep) | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
 
 
-def normal(policy: Policy, cond: torch.Tensor, rng: Rng) -> torch.Tensor:
+def action_noise(policy: Policy, cond: torch.Tensor, rng: Rng) -> torch.Tensor:
     """The noise of a decision for every row."""
     return rng.normal(len(cond), *policy.event_shape)
 

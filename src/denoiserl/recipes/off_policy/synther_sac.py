@@ -38,6 +38,7 @@ import torch
 from denoiserl.control.squashed_actions import require_squashed_policy
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transitions, train_generator_now
 from denoiserl.envs import Collector
@@ -48,15 +49,15 @@ from denoiserl.train import Run
 
 @dataclass(frozen=True)
 class Args(sac.Args):
-    utd: float = 8.0
+    utd: NonNegative = 8.0
     """updates per decision"""
     layer_norm: bool = True
     """use layer norm in the critics"""
-    synthetic_fraction: float = 0.5
+    synthetic_fraction: Fraction = 0.5
     """fraction of each batch that is synthetic; 0: SAC"""
-    refill_every: int = 2500
+    refill_every: Count = 2500
     """how often synthetic data are generated anew; in decisions"""
-    num_synthetic: int = 20_000
+    num_synthetic: Count = 20_000
     """synthetic transitions per generator"""
     model: Model = Model(num_updates=3000, width=128, depth=3)
     """the diffusion model of transitions"""

@@ -44,6 +44,7 @@ from denoiserl.control.squashed_actions import (
     to_unit_box,
 )
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
 from denoiserl.losses import half_squared_error
@@ -53,41 +54,41 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 300
+class Args(Settings):
+    iterations: Count = 300
     """iterations of the run; collect and update"""
-    num_envs: int = 1
+    num_envs: Count = 1
     """parallel environments"""
-    rollout_steps: int = 50
+    rollout_steps: Count = 50
     """decisions per environment and iteration"""
-    learning_starts: int = 500
+    learning_starts: CountOrZero = 500
     """decisions before learning starts; a full batch is needed too"""
     warmup_policy: Literal["random", "policy"] = "random"
     """how actions are chosen before learning starts; uniformly at random, or by the policy, for one that is
     pretrained"""
-    exploration_noise: float = 0.1
+    exploration_noise: NonNegative = 0.1
     """std of the noise on actions, in half widths of the action box"""
-    target_noise: float = 0.2
+    target_noise: NonNegative = 0.2
     """std of the noise on the target action, in half widths of the action box"""
-    target_noise_clip: float = 0.5
+    target_noise_clip: NonNegative = 0.5
     """largest noise on the target action"""
-    policy_delay: int = 2
+    policy_delay: Count = 2
     """updates of the critics per update of the policy and the targets"""
-    utd: float = 1.0
+    utd: NonNegative = 1.0
     """updates per decision; of the critics"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """items per gradient step; decisions"""
-    buffer_size: int = 1_000_000
+    buffer_size: Count = 1_000_000
     """size of the replay buffer, in decisions"""
-    n_step: int = 1
+    n_step: Count = 1
     """decisions per return"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target networks"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of policy and critics"""
-    critic_width: int = 64
+    critic_width: Count = 64
     """width of the critics; 256 as published"""
     layer_norm: bool = False
     """use layer norm in the critics"""

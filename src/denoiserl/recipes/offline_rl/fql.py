@@ -43,6 +43,7 @@ import torch
 from denoiserl.control.acting import carry
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import half_squared_error, normalized_q_loss
@@ -55,28 +56,28 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, 
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 100
+class Args(Settings):
+    iterations: Count = 100
     """iterations of the run"""
-    updates_per_iteration: int = 100
+    updates_per_iteration: Count = 100
     """updates per iteration"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """items per gradient step; decisions"""
-    bc_weight: float = 3.0
+    bc_weight: NonNegative = 3.0
     """weight of the imitation loss; the distance to the teacher"""
-    flow_steps: int = 10
+    flow_steps: Count = 10
     """Euler steps K of the teacher"""
-    n_step: int = 1
+    n_step: Count = 1
     """decisions per return"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target networks"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """largest norm of the gradient"""
-    critic_width: int = 128
+    critic_width: Count = 128
     """width of the critics; 512 as published"""
     layer_norm: bool = True
     """use layer norm in the critics"""

@@ -41,6 +41,7 @@ import torch
 from denoiserl.control.acting import carry
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import exp_weights, expectile, half_squared_error, weighted_loss
@@ -51,28 +52,28 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, 
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run"""
-    updates_per_iteration: int = 100
+    updates_per_iteration: Count = 100
     """updates per iteration"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """items per gradient step; decisions (256 as published)"""
-    expectile: float = 0.9
+    expectile: Fraction = 0.9
     """expectile τ of Q that V is fitted to; ½ is the mean, 1 the maximum"""
-    inverse_temperature: float = 10.0
+    inverse_temperature: NonNegative = 10.0
     """inverse temperature β of the exponential weights; per unit of return; 0 imitates"""
-    max_weight: float = 100.0
+    max_weight: Positive = 100.0
     """largest exponential weight"""
-    n_step: int = 10
+    n_step: Count = 10
     """decisions per return; 10 suits sparse rewards (1 as published)"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: float = 0.005
+    tau: Fraction = 0.005
     """Polyak rate of the target networks"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
-    critic_width: int = 128
+    critic_width: Count = 128
     """width of the critics"""
     layer_norm: bool = True
     """use layer norm in the critics"""

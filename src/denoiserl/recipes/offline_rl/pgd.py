@@ -46,6 +46,7 @@ from torch import Tensor
 from denoiserl.control.squashed_actions import action_distribution, to_unit_box
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import MixedReplayBuffer
@@ -64,23 +65,23 @@ LEARNERS = {"td3_bc": td3_bc, "iql": iql}
 class Args(td3_bc.Args):
     learner: Literal["td3_bc", "iql"] = "td3_bc"
     """the method that learns from the windows; TD3+BC ("squashed" policies) or IQL ("gaussian" ones)"""
-    expectile: float = 0.9
+    expectile: Fraction = 0.9
     """expectile τ of Q that V is fitted to; with IQL"""
-    inverse_temperature: float = 10.0
+    inverse_temperature: NonNegative = 10.0
     """inverse temperature β of the exponential weights; with IQL"""
-    max_weight: float = 100.0
+    max_weight: Positive = 100.0
     """largest exponential weight; with IQL"""
     guidance_scale: float = 1.0
     """strength of the guidance; 0: none"""
-    guidance_wave: float = 0.3
+    guidance_wave: NonNegative = 0.3
     """amplitude w of the guidance's rise in the middle of the chain"""
     guide_at_estimate: bool = True
     """take the score at the posterior mean instead of the noisy window"""
-    synthetic_fraction: float = 0.9375
+    synthetic_fraction: Fraction = 0.9375
     """fraction of each batch that is synthetic"""
-    num_windows: int = 512
+    num_windows: Count = 512
     """windows that are generated at a time"""
-    refill_every: int = 25
+    refill_every: Count = 25
     """how often synthetic data are generated anew; in iterations"""
     model: Model = Model()
     """the diffusion model of windows"""
@@ -96,7 +97,9 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
             f"PGD guides single actions: take an action_horizon and an n_step of 1, not {policy.event_shape[0]} and "
             f"{args.n_step}"
         )
-    made = yield from train_window_generator(windowed(policy, data, args.model), args.model, rng, run.stage("model"))
+    made = yield from train_window_generator(
+        make_windows(policy, data, args.model), args.model, rng, run.stage("model")
+    )
     mixed = MixedReplayBuffer(
         to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma), args.synthetic_fraction
     )
@@ -106,7 +109,7 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
         guide = (
             None
             if args.guidance_scale == 0
-            else guidance(
+            else make_action_guide(
                 made.track,
                 policy,
                 args.guidance_scale,
@@ -130,7 +133,7 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
         yield row | news
 
 
-def windowed(policy: Policy, data: EpisodeDataset, model: Model) -> dict[str, Tensor]:
+def make_windows(policy: Policy, data: EpisodeDataset, model: Model) -> dict[str, Tensor]:
     """The windows of a recording, with actions in units of the policy's box."""
     to_transitions(data)  # refuses what cannot be learned from, by row
     if data.rewards is None or data.terminated is None or not isinstance(data.demos.observations, Tensor):
@@ -144,12 +147,12 @@ def windowed(policy: Policy, data: EpisodeDataset, model: Model) -> dict[str, Te
     return slice_windows(parts, demos.ends, data.terminated, model.length, model.stride)
 
 
-def strength(k: int, steps: int, wave: float) -> float:
+def guidance_weight(k: int, steps: int, wave: float) -> float:
     """λ before step k of a draw; 0 before the last."""
     return 0.0 if k >= steps - 1 else (1 - k / steps) + wave * math.sin(math.pi * (k + 1) / steps)
 
 
-def guidance(
+def make_action_guide(
     track: StepLayout,
     policy: Policy,
     c: float,
@@ -183,7 +186,7 @@ def leaning(
     """A guide of ``heun`` that adds c λ ĝ to the numbers ``acts`` of a step, g = ``score(window)`` [W, L, acts]."""
 
     def guide(x: Tensor, k: int, mean: Callable[[], Tensor]) -> Tensor:
-        if not (size := c * strength(k, steps, wave)):
+        if not (size := c * guidance_weight(k, steps, wave)):
             return x
         g = score(mean() if denoised else x)
         if normal:

@@ -38,6 +38,7 @@ from typing import Any, Literal
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, add_gaussian_noise, train_generator
 from denoiserl.data.transitions import Transitions, to_transitions, transitions
@@ -49,13 +50,13 @@ from denoiserl.train import Run
 
 @dataclass(frozen=True)
 class Args(td3_bc.Args):
-    num_synthetic: int = 50_000
+    num_synthetic: Count = 50_000
     """synthetic transitions per generator"""
-    synthetic_fraction: float = 1.0
+    synthetic_fraction: Fraction = 1.0
     """fraction of each batch that is synthetic"""
     generator: Literal["diffusion", "noise"] = "diffusion"
     """what makes the transitions; a diffusion model, or noise on copies"""
-    noise_std: float = 0.05
+    noise_std: NonNegative = 0.05
     """std of the noise on copies, in standard deviations of the data"""
     model: Model = Model(width=128, depth=3)
     """the diffusion model of transitions"""

@@ -40,6 +40,7 @@ from torch import Tensor
 from denoiserl.control.acting import carry
 from denoiserl.control.squashed_actions import action_distribution, require_squashed_policy
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import half_squared_error, masked_mean, normalized_q_loss
@@ -50,30 +51,30 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 45
+class Args(Settings):
+    iterations: Count = 45
     """iterations of the run"""
-    updates_per_iteration: int = 100
+    updates_per_iteration: Count = 100
     """updates per iteration; of the critics"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """items per gradient step; decisions (256 as published)"""
-    q_weight: float = 2.5
+    q_weight: NonNegative = 2.5
     """weight of the critic's value in the policy loss; α, against staying near the data"""
-    target_noise: float = 0.2
+    target_noise: NonNegative = 0.2
     """std of the noise on the target action, in half widths of the action box"""
-    target_noise_clip: float = 0.5
+    target_noise_clip: NonNegative = 0.5
     """largest noise on the target action"""
-    policy_delay: int = 2
+    policy_delay: Count = 2
     """updates of the critics per update of the policy and the targets"""
-    n_step: int = 1
+    n_step: Count = 1
     """decisions per return"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: float = 0.02
+    tau: Fraction = 0.02
     """Polyak rate of the target networks; 0.005 as published"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
-    critic_width: int = 128
+    critic_width: Count = 128
     """width of the critics"""
     layer_norm: bool = True
     """use layer norm in the critics"""

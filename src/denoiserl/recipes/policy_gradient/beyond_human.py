@@ -44,6 +44,7 @@ from denoiserl.control.acting import carry, eval_actor, renewable, whole
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.config import from_config, to_config
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import Demonstrations
 from denoiserl.data.trajectory_metrics import Valid, coverage, keep_short_successes, motion, starts
 from denoiserl.envs import Collector
@@ -56,30 +57,30 @@ from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 26
+class Args(Settings):
+    iterations: Count = 26
     """iterations of the run; collect and update, of the generator"""
-    num_envs: int = 40
+    num_envs: Count = 40
     """parallel environments"""
-    rollout_steps: int = 22
+    rollout_steps: Count = 22
     """decisions per environment and iteration"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    generator_lr: float = 0.0
+    generator_lr: NonNegative = 0.0
     """learning rate of the generator; 0: the default of its method"""
-    critic_warmup: int = 2
+    critic_warmup: CountOrZero = 2
     """iterations in which only the critic learns; of the generator"""
-    num_student_episodes: int = 100
+    num_student_episodes: Count = 100
     """episodes that the student learns from"""
-    max_recorded_episodes: int = 1000
+    max_recorded_episodes: Count = 1000
     """largest number of episodes that are recorded"""
-    length_quantile: float = 0.8
+    length_quantile: Fraction = 0.8
     """successes longer than this quantile of their lengths are dropped"""
-    student_updates: int = 9000
+    student_updates: Count = 9000
     """gradient steps of the student"""
-    student_batch_size: int = 256
+    student_batch_size: Count = 256
     """windows per gradient step of the student"""
-    student_lr: float = 1e-3
+    student_lr: NonNegative = 1e-3
     """learning rate of the student, with warm-up and cosine decay"""
 
 
@@ -103,7 +104,7 @@ def improve(
     for _ in run.stage("student").loop(1, policy=policy, rng=rng, env=env):
         if run.folder is not None:
             policy.save(run.folder / "generator")
-        played, kept = generated(policy, env, args, rng, valid)
+        played, kept = generate_demonstrations(policy, env, args, rng, valid)
         if run.folder is not None:
             kept.save(run.folder / "generated")
         policy.denoiser.load_state_dict(rng.init(from_config, to_config(policy.denoiser)).state_dict())
@@ -121,7 +122,7 @@ def improve(
         yield {"generator success": float(played.success.float().mean()), **like, **told}
 
 
-def generated(
+def generate_demonstrations(
     policy: Policy, env: Collector, args: Args, rng: Rng, valid: Valid | None = None
 ) -> tuple[Demonstrations, Demonstrations]:
     """Everything that was played, and ``a.episodes`` clean episodes of it (fewer where ``a.most`` were not enough)."""

@@ -60,6 +60,7 @@ from denoiserl.control.acting import (
     training_actor,
 )
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, half_squared_error, ppo_clip
@@ -71,38 +72,38 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run; collect and update"""
-    num_envs: int = 40
+    num_envs: Count = 40
     """parallel environments"""
-    rollout_steps: int = 22
+    rollout_steps: Count = 22
     """decisions per environment and iteration"""
-    finetune_denoising_steps: int | None = None
+    finetune_denoising_steps: Count | None = None
     """number of last denoising steps that learn; None: all that are not frozen"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    denoising_discount: float = 0.99
+    denoising_discount: Fraction = 0.99
     """discount of the advantage per denoising step"""
-    clip_range: float = 0.01
+    clip_range: Positive = 0.01
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions, at the cleanest step"""
-    clip_range_noisiest: float = 0.01
+    clip_range_noisiest: Positive = 0.01
     """range of the ratio at the noisiest step that learns"""
-    clip_range_rate: float = 3.0
+    clip_range_rate: NonNegative = 3.0
     """growth rate of the clip range from the noisiest to the cleanest step"""
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     """learning rate; of the policy"""
-    value_lr: float = 1e-3
+    value_lr: NonNegative = 1e-3
     """learning rate of the value function"""
-    epochs: int = 5
+    epochs: Count = 5
     """passes over the data of an iteration; at most, see target_kl"""
-    batch_size: int = 1000
+    batch_size: Count = 1000
     """items per gradient step; rows (decision, denoising step)"""
-    target_kl: float = 1.0
+    target_kl: Positive = 1.0
     """approximate KL of a minibatch at which the policy stops learning for this iteration; per dimension"""
-    critic_warmup: int = 0
+    critic_warmup: CountOrZero = 0
     """iterations in which only the critic learns"""
 
 
@@ -138,14 +139,14 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
                 critic, half_squared_error(value(seen[rows.chain_index]), goal[rows.chain_index]).mean(), clip=1.0
             )
             if moves:
-                done = learn(policy, opt, rows, old[i], shared[i], clips[i % tuned], args)
+                done = update_policy(policy, opt, rows, old[i], shared[i], clips[i % tuned], args)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped"), means, strict=bool(updates)))
 
 
-def learn(
+def update_policy(
     policy: Policy, opt: Optimizer, rows: ChainSteps, old: Tensor, advantage: Tensor, clip: Tensor, args: Args
 ) -> tuple[float, float, float] | None:
     """Step on a minibatch; return its loss, KL and clipped share, or None where the KL passes ``target_kl``.

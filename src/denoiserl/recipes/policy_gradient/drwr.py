@@ -45,6 +45,7 @@ from denoiserl.advantages import normalise, returns
 from denoiserl.control.acting import carry, observe, rollout_metrics, statistics
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
@@ -57,26 +58,26 @@ DRAWS = ("serve", "train")
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run; collect and update"""
-    num_envs: int = 40
+    num_envs: Count = 40
     """parallel environments"""
-    rollout_steps: int = 22
+    rollout_steps: Count = 22
     """decisions per environment and iteration; at least an episode's"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    inverse_temperature: float = 10.0
+    inverse_temperature: NonNegative = 10.0
     """inverse temperature β of the exponential weights; of returns, in standard deviations"""
-    max_weight: float = 100.0
+    max_weight: Positive = 100.0
     """largest exponential weight"""
     rollout_sampler: Literal["serve", "train"] = "serve"
     """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
-    lr: float = 1e-4
+    lr: NonNegative = 1e-4
     """learning rate; of AdamW"""
-    epochs: int = 16
+    epochs: Count = 16
     """passes over the data of an iteration"""
-    batch_size: int = 220
+    batch_size: Count = 220
     """items per gradient step; decisions"""
 
 

@@ -56,6 +56,7 @@ from denoiserl.control.acting import (
 )
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
@@ -66,7 +67,7 @@ from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, renoise
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Noised, Process
-from denoiserl.recipes.generators.common import some
+from denoiserl.recipes.generators.common import select_rows
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 DRAWS = ("serve", "train")
@@ -76,18 +77,18 @@ FAR = 3.0
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run; collect and update"""
-    num_envs: int = 40
+    num_envs: Count = 40
     """parallel environments"""
-    rollout_steps: int = 22
+    rollout_steps: Count = 22
     """decisions per environment and iteration"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    num_noise_samples: int = 8
+    num_noise_samples: Count = 8
     """samples of noise and time per decision"""
     loss_weight: Literal["noise", "velocity", "data"] = "noise"
     """the matching loss; squared error of the noise, of the velocity, or of the data"""
@@ -95,17 +96,17 @@ class Args:
     """what a ratio is of; the mean loss of a decision, or each of its pairs"""
     rollout_sampler: Literal["serve", "train"] = "serve"
     """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
-    clip_range: float = 0.05
+    clip_range: Positive = 0.05
     """range ε of the ratio, clipped to 1 ± ε"""
-    lr: float = 1e-4
+    lr: NonNegative = 1e-4
     """learning rate; of the policy: small for a pretrained one, 3e-4 is published for policies from scratch"""
-    value_lr: float = 1e-3
+    value_lr: NonNegative = 1e-3
     """learning rate of the value function"""
-    epochs: int = 10
+    epochs: Count = 10
     """passes over the data of an iteration"""
-    batch_size: int = 220
+    batch_size: Count = 220
     """items per gradient step; decisions"""
-    critic_warmup: int = 2
+    critic_warmup: CountOrZero = 2
     """iterations in which only the critic learns; for pretrained policies"""
 
 
@@ -113,7 +114,11 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
     if args.ratio_per not in RATIOS:
         raise InvalidInputError(unknown_name_message(args.ratio_per, RATIOS, "ratio"))
-    run, act, process = run or Run(), acting(policy, args.rollout_sampler), weighed(policy.process, args.loss_weight)
+    run, act, process = (
+        run or Run(),
+        make_actor(policy, args.rollout_sampler),
+        with_loss_weight(policy.process, args.loss_weight),
+    )
     env.discount(args.gamma)
     see, size = critic_features(policy, env)
     value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
@@ -124,7 +129,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         ep = env.collect(act, args.rollout_steps, rng)
         critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
         index = torch.nonzero(ep.valid.to(policy.device).flatten()).flatten()
-        pairs, cond = drawn(ep, process, args.num_noise_samples, rng, index)
+        pairs, cond = draw_noise_pairs(ep, process, args.num_noise_samples, rng, index)
         seen, goal, credit = (v[index] for v in (critique.features, critique.returns, critique.advantages.flatten()))
         with torch.no_grad():
             old = losses(policy, process, pairs, cond)
@@ -133,13 +138,15 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
             optimizer_step(critic, half_squared_error(value(seen[i]), goal[i]).mean(), clip=1.0)
             if it < args.critic_warmup:
                 continue
-            part = some(pairs, i), index_rows(cond, i)
-            updates.append(learn(policy, process, opt, *part, old[i], standard(credit[i]), args, check=not updates))
+            part = select_rows(pairs, i), index_rows(cond, i)
+            updates.append(
+                update_policy(policy, process, opt, *part, old[i], standard(credit[i]), args, check=not updates)
+            )
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield rollout_metrics(ep, critique) | dict(zip(("loss", "|log ratio|", "clipped"), means, strict=bool(updates)))
 
 
-def learn(
+def update_policy(
     policy: Policy,
     process: Process,
     opt: Optimizer,
@@ -165,7 +172,7 @@ def learn(
     return done, float(gap.abs().mean()), float(clip_fraction(gap, same, args.clip_range))
 
 
-def acting(policy: Policy, draw: str) -> Any:
+def make_actor(policy: Policy, draw: str) -> Any:
     """Acts for a ``Collector`` with the steps ``draw``, keeping the sample and its condition of every chain."""
     if draw not in DRAWS:
         raise InvalidInputError(unknown_name_message(draw, DRAWS, "kind of steps"))
@@ -183,12 +190,12 @@ def acting(policy: Policy, draw: str) -> Any:
     return act
 
 
-def weighed(process: Process, weight: Any) -> Process:
+def with_loss_weight(process: Process, weight: Any) -> Process:
     """The process with a loss in other units, where it has units."""
     return replace(process, weight=weight) if isinstance(process, Diffusion) else process
 
 
-def drawn(ep: Rollout, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
+def draw_noise_pairs(ep: Rollout, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
     """The pairs of the decisions ``index`` of [T·B], leading with [N, n], and their conditions.
 
     Everything is noised; what was executed has a loss.

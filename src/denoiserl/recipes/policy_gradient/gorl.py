@@ -55,6 +55,7 @@ from denoiserl.control.noise_steering import decode_noise, decode_noise_to_actio
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.config import from_config, to_config
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
@@ -65,56 +66,56 @@ from denoiserl.processes.steered import require_deterministic
 from denoiserl.recipes.policy_gradient import ppo
 from denoiserl.train import Run, fit
 
-BEGINS = ("decoder", "actions")
+FIRST_STAGES = ("decoder", "actions")
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run; collect and update, of all stages together"""
     stage_fractions: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0)
     """fractions of the iterations, one per stage; they are scaled to sum to one"""
     first_stage: Literal["decoder", "actions"] = "decoder"
     """how the first stage acts; through the given policy, or without a decoder"""
-    num_envs: int = 40
+    num_envs: Count = 40
     """parallel environments"""
-    rollout_steps: int = 22
+    rollout_steps: Count = 22
     """decisions per environment and iteration"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    clip_range: float = 0.15
+    clip_range: Positive = 0.15
     """range ε of the ratio, clipped to 1 ± ε; of actions, without a decoder"""
-    latent_clip_range: float = 0.3
+    latent_clip_range: Positive = 0.3
     """range of the ratio of latents"""
-    prior_weight: float = 0.001
+    prior_weight: NonNegative = 0.001
     """weight of E[μ² + σ²], which keeps latents near the prior of the decoder"""
-    initial_std: float = 1.0
+    initial_std: Positive = 1.0
     """std of the encoder at the start"""
-    encoder_width: int = 64
+    encoder_width: Count = 64
     """width of the encoder"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of the encoder"""
-    value_lr: float = 1e-3
+    value_lr: NonNegative = 1e-3
     """learning rate of the value function"""
-    epochs: int = 10
+    epochs: Count = 10
     """passes over the data of an iteration; at most, see target_kl"""
-    batch_size: int = 220
+    batch_size: Count = 220
     """items per gradient step; decisions"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """largest norm of the gradient"""
-    target_kl: float = 0.1
+    target_kl: Positive = 0.1
     """approximate KL of a minibatch at which the policy stops learning for this iteration"""
-    critic_warmup: int = 1
+    critic_warmup: CountOrZero = 1
     """iterations in which only the critic learns; of each stage"""
-    decoder_rollout_steps: int = 44
+    decoder_rollout_steps: Count = 44
     """decisions per environment at the end of a stage, which the next decoder imitates"""
-    decoder_updates: int = 2000
+    decoder_updates: Count = 2000
     """gradient steps of a decoder"""
-    decoder_batch_size: int = 512
+    decoder_batch_size: Count = 512
     """decisions per gradient step of a decoder"""
-    decoder_lr: float = 1e-3
+    decoder_lr: NonNegative = 1e-3
     """learning rate of the decoder, with warm-up and cosine decay"""
     max_return_drop: float = 0.2
     """largest fraction of the return that a new decoder may lose"""
@@ -126,36 +127,38 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         raise InvalidInputError(
             "GoRL's decoder is a flow or diffusion policy, Diffusion(): a Gaussian policy needs ppo"
         )
-    if args.first_stage not in BEGINS:
-        raise InvalidInputError(unknown_name_message(args.first_stage, BEGINS, "beginning"))
+    if args.first_stage not in FIRST_STAGES:
+        raise InvalidInputError(unknown_name_message(args.first_stage, FIRST_STAGES, "beginning"))
     require_deterministic(policy.eval_steps)
     whole(policy, "GoRL makes its decoder anew")
     execute = carry(policy)
     env.discount(args.gamma)
-    run, through, encoder, taken = run or Run(), args.first_stage == "decoder", None, Switch()
-    parts = [n for n in portions(args.iterations, args.stage_fractions) if n]
+    run, through, encoder, taken = run or Run(), args.first_stage == "decoder", None, SwitchState()
+    parts = [n for n in split_iterations(args.iterations, args.stage_fractions) if n]
     if len(parts) > 1:
         renewable(policy, "GoRL makes its decoder anew")
     for i, iters in enumerate(parts):
         if encoder is None or taken.value:
-            encoder = rng.init(latent, policy, env.obs_dim, args)
+            encoder = rng.init(make_encoder, policy, env.obs_dim, args)
             encoder.weights.execute = None if through else execute  # the world decodes a whole latent
             head = encoder.denoiser
             assert isinstance(head, GaussianHead)
             policy.weights.control = LatentController(head, through)
-        world, settings = (acted(policy, env, args), later(args)) if through else (env, args)
+        world, settings = (latent_env(policy, env, args), args_with_decoder(args)) if through else (env, args)
         settings = replace(ppo_args(settings), iterations=iters)
         stage = run.stage(f"latent-{i}")
-        yield from ({**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, pull(args)))
+        yield from (
+            {**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, prior_penalty(args))
+        )
         if i + 1 == len(parts) or run.exhausted_budget():
             return
         named = {"policy": policy, "rng": rng, "env": env, "seen": statistics(policy), "taken": taken}
         for _ in run.stage(f"decoder-{i}").loop(1, **named):
-            yield switch(policy, encoder, world, env, args, rng, taken)
+            yield refit_decoder(policy, encoder, world, env, args, rng, taken)
         through = through or taken.value
 
 
-def latent(policy: Policy, obs: int, args: Args) -> Policy:
+def make_encoder(policy: Policy, obs: int, args: Args) -> Policy:
     """A fresh encoder as a policy of its own, N(0, std²) whatever it sees; its sample is a latent [H, d]."""
     net = MLP(policy.event_shape, obs, args.encoder_width, 4, time=0, residual=False, zero=True)
     process, head = OneStep(), GaussianHead(net, policy.event_shape[-1], args.initial_std)
@@ -163,13 +166,13 @@ def latent(policy: Policy, obs: int, args: Args) -> Policy:
     return Policy.of(process, head.to(policy.device), policy.event_shape, steps, serve, policy.codec)
 
 
-def acted(policy: Policy, env: Collector, args: Args) -> Any:
+def latent_env(policy: Policy, env: Collector, args: Args) -> Any:
     """The environment whose actions are latents."""
     execute = resolve_execute_horizon(policy)
     return LatentActionEnv(env, lambda obs, z: decode_noise_to_action(policy, obs, z)[:, :execute])
 
 
-def later(args: Args) -> Any:
+def args_with_decoder(args: Args) -> Any:
     """Return the settings of stages with a decoder."""
     return replace(args, clip_range=args.latent_clip_range)
 
@@ -180,14 +183,14 @@ def ppo_args(args: Args) -> ppo.Args:
     return ppo.Args(**{name: getattr(args, name) for name in (*names, "max_grad_norm", "target_kl", "critic_warmup")})
 
 
-def pull(args: Args) -> Callable[[Gaussian], Tensor] | None:
+def prior_penalty(args: Args) -> Callable[[Gaussian], Tensor] | None:
     """The penalty ``prior`` (μ² + σ²), a mean over dimensions, [N]."""
     if not args.prior_weight:
         return None
     return lambda law: args.prior_weight * (law.mean.square() + law.std.square()).flatten(1).mean(1)
 
 
-class Switch:
+class SwitchState:
     """Whether the last switch was taken; it remembers."""
 
     value = True
@@ -201,7 +204,9 @@ class Switch:
         self.value = state["value"]
 
 
-def switch(policy: Policy, encoder: Policy, world: Any, env: Collector, args: Args, rng: Rng, taken: Switch) -> dict:
+def refit_decoder(
+    policy: Policy, encoder: Policy, world: Any, env: Collector, args: Args, rng: Rng, taken: SwitchState
+) -> dict:
     """A new decoder, in place, that imitates encoder and decoder; the old one again if the new one is worse."""
     control, old = policy.weights.control, copy.deepcopy(policy.denoiser.state_dict())
     assert isinstance(control, LatentController)
@@ -236,8 +241,8 @@ def switch(policy: Policy, encoder: Policy, world: Any, env: Collector, args: Ar
     ):
         told = row
     env.on_checkpoint(0)  # the same start states as before
-    blank = rng.init(latent, policy, env.obs_dim, args)
-    after = play_episodes(acted(policy, env, args), training_actor(blank, 1), args.decoder_rollout_steps, rng)
+    blank = rng.init(make_encoder, policy, env.obs_dim, args)
+    after = play_episodes(latent_env(policy, env, args), training_actor(blank, 1), args.decoder_rollout_steps, rng)
     was, now = compare_returns([before, *rest], [after[0], *after[1]])
     taken.value = now >= was - args.max_return_drop * abs(was)
     if not taken.value:
@@ -283,7 +288,7 @@ def first_returns(parts: Sequence[Rollout]) -> Tensor:
     return told[at].masked_fill(~(done[at] & alive[at]), torch.nan)
 
 
-def portions(total: int, shares: Sequence[float]) -> list[int]:
+def split_iterations(total: int, shares: Sequence[float]) -> list[int]:
     """``total`` in whole parts of about these shares."""
     if not shares or min(shares) < 0 or sum(shares) <= 0:
         raise InvalidInputError(f"stages are positive shares, not {list(shares)}")

@@ -57,6 +57,7 @@ from denoiserl.control.acting import (
 )
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
 from denoiserl.envs.reward_scale import RewardScale
@@ -70,38 +71,38 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run; collect and update"""
-    num_envs: int = 40
+    num_envs: Count = 40
     """parallel environments"""
-    rollout_steps: int = 22
+    rollout_steps: Count = 22
     """decisions per environment and iteration"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    clip_range: float = 0.2
+    clip_range: Positive = 0.2
     """range ε of the ratio, clipped to 1 ± ε; of the joint ratio of a decision"""
-    entropy_coef: float = 0.0
+    entropy_coef: NonNegative = 0.0
     """weight of the entropy bonus"""
-    lr: float = 1e-5
+    lr: NonNegative = 1e-5
     """learning rate; of the policy at the start: small for a pretrained one, 3e-4 and more for a small one from
     scratch"""
-    value_lr: float = 1e-3
+    value_lr: NonNegative = 1e-3
     """learning rate of the value function; at the start"""
-    final_lr_fraction: float = 1.0
+    final_lr_fraction: Fraction = 1.0
     """fraction of the learning rates that is left at the end of a linear decay; 1 is constant, 0 is usual from
     scratch"""
-    epochs: int = 10
+    epochs: Count = 10
     """passes over the data of an iteration; at most, see target_kl"""
-    batch_size: int = 220
+    batch_size: Count = 220
     """items per gradient step; decisions"""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """largest norm of the gradient"""
-    target_kl: float = 0.1
+    target_kl: Positive = 0.1
     """approximate KL of a minibatch at which the policy stops learning for this iteration"""
-    critic_warmup: int = 2
+    critic_warmup: CountOrZero = 2
     """iterations in which only the critic learns; for pretrained policies"""
 
 
@@ -149,14 +150,14 @@ def improve(
                 clip=args.max_grad_norm,
             )
             if moves:
-                done = learn(policy, opt, chain.steps_at(i), old[i], standard(credit[i]), args, penalty)
+                done = update_policy(policy, opt, chain.steps_at(i), old[i], standard(credit[i]), args, penalty)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
 
 
-def learn(
+def update_policy(
     policy: Policy,
     opt: Optimizer,
     rows: ChainSteps,

@@ -62,6 +62,7 @@ from denoiserl.control.acting import (
 )
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.core.tree import batch_size as count_rows
 from denoiserl.distributions import Distribution, Gaussian
@@ -77,49 +78,49 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 
 
 @dataclass(frozen=True)
-class Args:
-    iterations: int = 40
+class Args(Settings):
+    iterations: Count = 40
     """iterations of the run; collect and update"""
-    num_envs: int = 40
+    num_envs: Count = 40
     """parallel environments"""
-    rollout_steps: int = 22
+    rollout_steps: Count = 22
     """decisions per environment and iteration"""
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     """discount factor per environment step"""
-    gae_lambda: float = 0.95
+    gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    noise_std_min: float = 0.1
+    noise_std_min: NonNegative = 0.1
     """smallest std of the injected noise"""
-    noise_std_max: float = 0.24
+    noise_std_max: Positive = 0.24
     """largest std of the injected noise"""
-    noise_hold_fraction: float = 0.35
+    noise_hold_fraction: Fraction = 0.35
     """fraction of the iterations in which the noise ceiling stays at noise_std_max"""
-    noise_final_fraction: float = 0.7
+    noise_final_fraction: Fraction = 0.7
     """final noise ceiling, as a fraction of the range from noise_std_min to noise_std_max"""
-    clip_range: float = 0.01
+    clip_range: Positive = 0.01
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over a decision's path"""
-    entropy_coef: float = 0.03
+    entropy_coef: NonNegative = 0.03
     """weight of the entropy bonus; per dimension"""
-    bc_weight: float = 0.0
+    bc_weight: NonNegative = 0.0
     """weight of the imitation loss; the distance to the starting policy; 0 needs no pass of it"""
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     """learning rate; of flow and noise"""
-    value_lr: float = 1e-3
+    value_lr: NonNegative = 1e-3
     """learning rate of the value function"""
-    epochs: int = 5
+    epochs: Count = 5
     """passes over the data of an iteration; at most, see target_kl"""
-    batch_size: int = 220
+    batch_size: Count = 220
     """items per gradient step; decisions"""
-    target_kl: float = 1.0
+    target_kl: Positive = 1.0
     """approximate KL of a minibatch at which the policy stops learning for this iteration; per dimension of the path"""
-    critic_warmup: int = 0
+    critic_warmup: CountOrZero = 0
     """iterations in which only the critic learns"""
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
     run, execute, (see, seen_size) = run or Run(), carry(policy), critic_features(policy, env)
-    noisy, explorer = rng.init(exploring, policy, seen_size, args.noise_std_min, args.noise_std_max)
+    noisy, explorer = rng.init(with_noise_net, policy, seen_size, args.noise_std_min, args.noise_std_max)
     env.discount(args.gamma)
     k = len(noisy.train_steps)
     act = training_actor(noisy, k, execute)
@@ -130,7 +131,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
     check_optimizer_covers([opt, critic], explorer, value)
     named = {"policy": policy, "noise": explorer.noise, "value": value, "opt": opt, "critic": critic, "scale": scale}
     for it in run.loop(args.iterations, **named, rng=rng, env=env, seen=statistics(policy)):
-        explorer.most = ceiling(
+        explorer.most = max_noise_schedule(
             it / args.iterations,
             args.noise_std_min,
             args.noise_std_max,
@@ -144,7 +145,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         credit, index = critique.advantages.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = noisy.rescore(chain)
-            old = path(law, y, k)
+            old = path_log_prob(law, y, k)
         if it == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
@@ -155,14 +156,14 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
             )
             if moves:
                 rows = chain.steps_at((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
-                done = learn(policy, noisy, opt, rows, old[i], standard(credit[i]), args, rng)
+                done = update_policy(policy, noisy, opt, rows, old[i], standard(credit[i]), args, rng)
                 moves = done is not None
                 updates += [] if done is None else [done]
         means = torch.tensor(updates).mean(0).tolist() if updates else ()
         yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
 
 
-def learn(
+def update_policy(
     policy: Policy,
     noisy: Policy,
     opt: Optimizer,
@@ -179,7 +180,7 @@ def learn(
     k = len(noisy.train_steps)
     law, y = noisy.rescore(rows)
     assert isinstance(law, Gaussian)
-    logp = path(law, y, k)
+    logp = path_log_prob(law, y, k)
     kl = float(approx_kl(logp.detach(), old))
     if kl > args.target_kl:
         return None
@@ -187,12 +188,12 @@ def learn(
     loss = loss - args.entropy_coef * (law.entropy() / law.num_factors.clamp_min(1)).mean()
     if args.bc_weight > 0:
         cond, live = index_rows((rows.cond, rows.mask), slice(None, None, k))
-        loss = loss + args.bc_weight * apart(policy, cond, rng, live).mean()
+        loss = loss + args.bc_weight * w2_bound(policy, cond, rng, live).mean()
     done = optimizer_step(opt, loss, clip=1.0)["loss"]
     return done, kl, float(clip_fraction(logp.detach(), old, args.clip_range)), float(law.std.detach().mean())
 
 
-def exploring(policy: Policy, obs: int, least: float, most: float) -> tuple[Policy, NoiseInjectedDenoiser]:
+def with_noise_net(policy: Policy, obs: int, least: float, most: float) -> tuple[Policy, NoiseInjectedDenoiser]:
     """The policy with a noise net beside it, on its own training grid; the denoiser is shared and not copied."""
     if not isinstance(policy.process, Diffusion):
         raise InvalidInputError("ReinFlow improves flow and diffusion policies, Diffusion(): a Gaussian one needs ppo")
@@ -207,19 +208,19 @@ def exploring(policy: Policy, obs: int, least: float, most: float) -> tuple[Poli
     return replace(policy, weights=Weights(explorer), train_steps=steps), explorer
 
 
-def ceiling(done: float, least: float, most: float, hold: float, last: float) -> float:
+def max_noise_schedule(done: float, least: float, most: float, hold: float, last: float) -> float:
     """The largest std after a share ``done`` of learning: held, then on a cosine to least + last (most − least)."""
     fallen = 0.0 if done <= hold else 0.5 - 0.5 * math.cos(math.pi * (done - hold) / (1 - hold))
     return most - fallen * (1 - last) * (most - least)
 
 
-def path(law: Distribution, y: Tensor, k: int) -> Tensor:
+def path_log_prob(law: Distribution, y: Tensor, k: int) -> Tensor:
     """Return the log-probability of each path of ``k`` steps over the numbers that it decided, [N]."""
     logp, size = (v.reshape(-1, k).sum(-1) for v in (law.log_prob(y), law.num_factors))
     return logp / size.clamp_min(1)
 
 
-def apart(policy: Policy, cond: Tree, rng: Rng, live: Tensor | int | None = None) -> Tensor:
+def w2_bound(policy: Policy, cond: Tree, rng: Rng, live: Tensor | int | None = None) -> Tensor:
     """Return ‖a_θ(z) − a_base(z)‖² a dimension of the executed actions, [B]: both ODEs run from the same z.
 
     ``live``: the numbers [B, H, d] that were executed, or how many actions of each chunk (None: all).

@@ -44,6 +44,7 @@ from denoiserl.control.acting import carry, resolve_execute_horizon
 from denoiserl.control.best_of_n import BestOfN, Kind, PseudoCountVerifier, candidates, features
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, NonNegative, Positive, Settings
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
@@ -52,24 +53,24 @@ from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, 
 
 
 @dataclass(frozen=True)
-class Args:
-    num_updates: int = 2000
+class Args(Settings):
+    num_updates: Count = 2000
     """gradient steps; of the counting network"""
-    num_candidates: int = 32
+    num_candidates: Count = 32
     """candidates that the served action is chosen from; the most familiar one"""
-    num_noise_candidates: int = 16
+    num_noise_candidates: Count = 16
     """plans per demonstrated decision, of which the nearest is counted"""
     features: Kind = "activation"
     """what is counted; the input of the last layer of the policy's network, or the condition and the plan themselves"""
-    num_coin_flips: int = 20
+    num_coin_flips: Count = 20
     """coin flips per data point"""
-    counter_width: int = 256
+    counter_width: Count = 256
     """width of the counting network"""
-    feature_scale: float = 1.0
+    feature_scale: Positive = 1.0
     """scale of the features; larger values make the count more local"""
-    batch_size: int = 512
+    batch_size: Count = 512
     """items per gradient step; decisions"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of AdamW, at its peak"""
     only_successes: bool = True
     """count only successful demonstrations, where the data say which ones succeeded"""
@@ -85,7 +86,7 @@ def improve(policy: Policy, data: Demonstrations, args: Args, rng: Rng, run: Run
         )
     run = run or Run()
     carry(policy)
-    phi = decisions(policy, data, args, rng)
+    phi = demonstrated_features(policy, data, args, rng)
     coins = rng.init(
         CoinFlipNetwork, phi.shape[1], args.num_coin_flips, args.counter_width, gain=args.feature_scale
     ).to(policy.device)
@@ -107,7 +108,7 @@ def improve(policy: Policy, data: Demonstrations, args: Args, rng: Rng, run: Run
             losses = []
 
 
-def control(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Policy:
+def with_familiarity(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Policy:
     """Another policy on the same weights that chooses by familiarity; the given one serves as before."""
     made = policy.with_controller(None)
     for _ in improve(made, data, args, rng):
@@ -116,7 +117,7 @@ def control(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Polic
 
 
 @torch.no_grad()
-def decisions(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Tensor:
+def demonstrated_features(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Tensor:
     """The features [N, F] of every demonstrated decision, at that of the policy's plans which is nearest to it."""
     past = getattr(policy.codec, "history", 1) - 1
     if past:

@@ -20,7 +20,7 @@ is answered later by z = E[r B] alone; the policy is a diffusion model that regr
 
 The next action in L_FB is the best of ``num_proposals`` that the policy draws, or, in a ``data_action_fraction`` share
 of rows, the one that follows in the data. Half of the tasks are Gaussian and half are B of states, all of norm √d.
-``answer`` makes the policy for a reward, which executes the best of ``num_candidates`` actions by Q.
+``policy_for_reward`` makes the policy for a reward, which executes the best of ``num_candidates`` actions by Q.
 
 As published: γ = 0.98, τ = 0.99, α = 0.05, ω = 1e-3, AdamW with weight decay 0.03 and cosine restarts, twin F whose
 minimum counts, an attention variant of F and B. For few updates targets and averages follow faster, and d = 32.
@@ -50,6 +50,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from denoiserl.control.best_of_n import BestOfN, candidates
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import exp_weights, weighted_loss
@@ -66,40 +67,40 @@ __all__ = ["Args", "improve", "policy_for_reward"]
 
 
 @dataclass(frozen=True)
-class Args:
-    num_updates: int = 4000
+class Args(Settings):
+    num_updates: Count = 4000
     """gradient steps; 1 M as published"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """items per gradient step; transitions (512 as published)"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of AdamW (1e-4 as published)"""
-    weight_decay: float = 0.03
+    weight_decay: NonNegative = 0.03
     """weight decay of AdamW"""
-    representation_width: int = 128
+    representation_width: Count = 128
     """width of F and B; and of V"""
-    attention_layers: int = 0
+    attention_layers: CountOrZero = 0
     """layers of self-attention in F and B; 0: perceptrons"""
-    ortho_weight: float = 10.0
+    ortho_weight: NonNegative = 10.0
     """weight of the orthonormality loss"""
-    gamma: float = 0.98
+    gamma: Fraction = 0.98
     """discount factor per environment step"""
-    tau: float = 0.02
+    tau: Fraction = 0.02
     """Polyak rate of the target networks; of F and B (0.01 as published)"""
-    policy_ema: float = 0.01
+    policy_ema: Fraction = 0.01
     """rate at which the average of the policy follows; 0.001 as published"""
-    goal_task_fraction: float = 0.5
+    goal_task_fraction: Fraction = 0.5
     """fraction of task vectors that are B of states"""
-    expectile: float = 0.99
+    expectile: Fraction = 0.99
     """expectile τ of Q that V is fitted to"""
-    bellman_weight: float = 1e-3
+    bellman_weight: NonNegative = 1e-3
     """weight ω of the Bellman error of Q"""
-    inverse_temperature: float = 0.05
+    inverse_temperature: NonNegative = 0.05
     """inverse temperature β of the exponential weights; of Q"""
-    num_proposals: int = 1
+    num_proposals: Count = 1
     """actions per next state that the policy proposes, of which the best counts; 1 to 9 as published"""
-    data_action_fraction: float = 0.1
+    data_action_fraction: Fraction = 0.1
     """fraction of next actions that are taken from the data"""
-    num_candidates: int = 16
+    num_candidates: Count = 16
     """candidates that the served action is chosen from; the best by Q (64 as published)"""
 
 
@@ -107,7 +108,10 @@ def improve(
     policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
-    run, (codec, known) = run or Run(), _successors.known(policy, data, args.batch_size, args.gamma, "BREEZE")
+    run, (codec, known) = (
+        run or Run(),
+        _successors.prepare_transitions(policy, data, args.batch_size, args.gamma, "BREEZE"),
+    )
     seen, d = known["obs"].shape[1], len(codec.z)
     both = rng.init(ForwardBackward, seen, policy.event_shape, d, args.representation_width, args.attention_layers).to(
         policy.device
@@ -125,14 +129,14 @@ def improve(
     for it in run.loop(args.num_updates, given=data, **named):
         index = rng.integers(0, len(known["obs"]), args.batch_size)
         row = {k: v[index] for k, v in known.items()}
-        z = _successors.tasks(both, row["obs"], rng, args.goal_task_fraction)
+        z = _successors.sample_task_vectors(both, row["obs"], rng, args.goal_task_fraction)
         now, after = torch.cat([row["obs"], z], 1), torch.cat([row["after"], z], 1)
         with torch.no_grad():
             plan = best(both, row["after"], z, codec.unit(candidates(asked, after, args.num_proposals, rng)))
             logged = row["known"] & (rng.uniform(args.batch_size) < args.data_action_fraction)
             action = torch.where(logged[:, None, None], row["next"], plan)
             ahead = value(after)
-        loss, q, back = _successors.represented(both, slow, row, action, z, args.ortho_weight)
+        loss, q, back = _successors.fb_loss(both, slow, row, action, z, args.ortho_weight)
         y = implied_reward(back.detach(), z) + row["discount"] * ahead
         bellman, least, v = (q - y).square().mean(), q.detach().amin(0), value(now)
         fit_v = expectile(v, least, args.expectile).mean()
@@ -145,11 +149,11 @@ def improve(
         if (it + 1) % every == 0 or it + 1 == args.num_updates:
             rank = effective_rank(back.detach())
             named_losses = {"FB": loss, "Bellman": bellman, "V loss": fit_v, "policy": regress, "weight": weight.mean()}
-            with _successors.averaged(policy):
+            with _successors.with_ema_weights(policy):
                 numbers = {k: float(x.detach()) for k, x in named_losses.items()}
                 yield {**numbers, "value": float(v.detach().mean()), "effective rank": rank, **told}
     policy.weights.load("slow")
-    _successors.collapsed(both, known["after"])
+    _successors.warn_if_collapsed(both, known["after"])
 
 
 def best(represent: ForwardBackward, cond: Tensor, z: Tensor, plan: Tensor) -> Tensor:

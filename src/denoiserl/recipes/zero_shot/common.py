@@ -26,7 +26,7 @@ def demos(data: Demonstrations | EpisodeDataset) -> Demonstrations:
     return data.demos if isinstance(data, EpisodeDataset) else data
 
 
-def pairs(data: Demonstrations | EpisodeDataset, chunk: int = 1) -> dict[str, Tensor]:
+def make_transitions(data: Demonstrations | EpisodeDataset, chunk: int = 1) -> dict[str, Tensor]:
     """Decisions of H = ``chunk`` actions out of recorded episodes, one that begins at every tick, [N, ...].
 
     "obs", "action" [N, H, d], "after" (H ticks later), "next" (the actions that followed) and "known" (whether H did),
@@ -58,7 +58,7 @@ def pairs(data: Demonstrations | EpisodeDataset, chunk: int = 1) -> dict[str, Te
     return {**made, "next": told.actions[(window + chunk).clamp_max(n - 1)], "known": room[at] >= 2 * chunk}
 
 
-def known(
+def prepare_transitions(
     policy: Policy, data: Demonstrations | EpisodeDataset, batch: int, gamma: float, who: str
 ) -> tuple[TaskConditionedCodec, dict[str, Tensor]]:
     """The codec, and all transitions in its units on the policy's device: "obs", "after" [N, o], "action", "next"
@@ -73,7 +73,7 @@ def known(
             "carries that it "
             f"executes {execute} of them: take policy.weights.execute away, or give a policy of chunks of {execute}"
         )
-    codec, row = require_task_conditioned(policy, who), pairs(data, policy.event_shape[0])
+    codec, row = require_task_conditioned(policy, who), make_transitions(data, policy.event_shape[0])
     if not 0 <= gamma < 1:
         raise InvalidInputError(
             f"the discount of a successor measure lies in [0, 1), not {gamma}: with 1 it has no bound"
@@ -96,7 +96,7 @@ def known(
 
 
 @torch.no_grad()
-def tasks(represent: ForwardBackward, obs: Tensor, rng: Rng, share: float) -> Tensor:
+def sample_task_vectors(represent: ForwardBackward, obs: Tensor, rng: Rng, share: float) -> Tensor:
     """Tasks to train on, [B, d], of norm √d: a ``share`` of them B of other states of the batch, the rest Gaussian."""
     n, d = len(obs), represent.size
     reached = represent.backward_embedding(obs[rng.permutation(n)])
@@ -104,7 +104,7 @@ def tasks(represent: ForwardBackward, obs: Tensor, rng: Rng, share: float) -> Te
     return d**0.5 * normalize(z, dim=1)
 
 
-def represented(
+def fb_loss(
     represent: ForwardBackward, slow: ForwardBackward, row: dict[str, Tensor], action: Tensor, z: Tensor, ortho: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """L_FB + ortho · L_ortho, and for further losses F(s, a, z)ᵀ z [count, B] and B(s') [B, d]. ``action``: what is
@@ -118,7 +118,7 @@ def represented(
     return loss.mean(), (ahead * z).sum(-1), back
 
 
-def collapsed(represent: ForwardBackward, seen: Tensor) -> None:
+def warn_if_collapsed(represent: ForwardBackward, seen: Tensor) -> None:
     """Warn where B has fewer than d/2 effective dimensions on states [N, o]: it cannot tell many rewards apart."""
     with torch.no_grad():
         rank = effective_rank(represent.backward_embedding(states(seen)))
@@ -128,7 +128,7 @@ def collapsed(represent: ForwardBackward, seen: Tensor) -> None:
 
 
 @contextmanager
-def averaged(policy: Policy, name: str = "slow") -> Iterator[None]:
+def with_ema_weights(policy: Policy, name: str = "slow") -> Iterator[None]:
     """Inside, the policy acts with the weights of the set ``name``; afterwards it has its own again."""
     policy.weights.snapshot("own")
     policy.weights.load(name)

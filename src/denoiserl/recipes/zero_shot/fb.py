@@ -39,6 +39,7 @@ from denoiserl.control.squashed_actions import action_distribution
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.nn import frozen, polyak_update, target_copy
@@ -51,28 +52,28 @@ __all__ = ["Args", "improve", "policy_for_reward"]
 
 
 @dataclass(frozen=True)
-class Args:
-    num_updates: int = 4000
+class Args(Settings):
+    num_updates: Count = 4000
     """gradient steps; 1 M as published"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """items per gradient step; transitions (1024 as published)"""
-    lr: float = 1e-3
+    lr: NonNegative = 1e-3
     """learning rate; of all networks (1e-4 as published)"""
-    representation_width: int = 128
+    representation_width: Count = 128
     """width of F and B"""
-    attention_layers: int = 0
+    attention_layers: CountOrZero = 0
     """layers of self-attention in F and B; 0: perceptrons"""
-    ortho_weight: float = 1.0
+    ortho_weight: NonNegative = 1.0
     """weight of the orthonormality loss"""
-    gamma: float = 0.98
+    gamma: Fraction = 0.98
     """discount factor per environment step"""
-    tau: float = 0.02
+    tau: Fraction = 0.02
     """Polyak rate of the target networks; of F and B (0.01 as published)"""
-    goal_task_fraction: float = 0.5
+    goal_task_fraction: Fraction = 0.5
     """fraction of task vectors that are B of states"""
-    target_noise: float = 0.2
+    target_noise: NonNegative = 0.2
     """std of the noise on the target action, in half widths of the action box"""
-    target_noise_clip: float = 0.3
+    target_noise_clip: NonNegative = 0.3
     """largest noise on the target action"""
 
 
@@ -80,7 +81,7 @@ def improve(
     policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng, run: Run | None = None
 ) -> Iterator[dict]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
-    run, (codec, known) = run or Run(), _successors.known(policy, data, args.batch_size, args.gamma, "FB")
+    run, (codec, known) = run or Run(), _successors.prepare_transitions(policy, data, args.batch_size, args.gamma, "FB")
     if not isinstance(codec.inner, TanhCodec):
         raise InvalidInputError(
             "FB climbs Q inside a box: give the policy the codec TaskConditionedCodec(TanhCodec.box(low, high), z)"
@@ -101,14 +102,14 @@ def improve(
     for it in run.loop(args.num_updates, given=data, policy=policy, slow=slow, opt=opt, rng=rng):
         index = rng.integers(0, len(known["obs"]), args.batch_size)
         row = {k: v[index] for k, v in known.items()}
-        z = _successors.tasks(both, row["obs"], rng, args.goal_task_fraction)
+        z = _successors.sample_task_vectors(both, row["obs"], rng, args.goal_task_fraction)
         with torch.no_grad():
             noise = (args.target_noise * rng.normal(*row["action"].shape)).clamp(
                 -args.target_noise_clip, args.target_noise_clip
             )
             after = torch.tanh(action_distribution(policy, torch.cat([row["after"], z], 1)).base.mean)
             after = (after + noise).clamp(-1, 1)
-        loss, _, back = _successors.represented(both, slow, row, after, z, args.ortho_weight)
+        loss, _, back = _successors.fb_loss(both, slow, row, after, z, args.ortho_weight)
         with frozen(both):
             decision = torch.tanh(action_distribution(policy, torch.cat([row["obs"], z], 1)).base.mean)
             value = both.value(row["obs"], decision, z).amin(0).mean()
@@ -117,7 +118,7 @@ def improve(
         if (it + 1) % every == 0 or it + 1 == args.num_updates:
             numbers = {"FB": float(loss.detach()), "value": float(value.detach())}
             yield {**numbers, "effective rank": effective_rank(back.detach()), **told}
-    _successors.collapsed(both, known["after"])
+    _successors.warn_if_collapsed(both, known["after"])
 
 
 SIGNAL = "data"
