@@ -57,7 +57,7 @@ def take(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
 
     demos = Demonstrations(torch.randn(20 * n, 8), torch.randn(20 * n, 2), 20 * torch.arange(1, n + 1))
     half = torch.arange(n) % 2 == 0
-    return 20 * n * 10 * 4, lambda: Demonstrations.joined([demos.take(half), demos.take(~half)])
+    return 20 * n * 10 * 4, lambda: Demonstrations.concat([demos.take(half), demos.take(~half)])
 
 
 def record(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:

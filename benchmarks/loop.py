@@ -41,10 +41,10 @@ PUBLISHED = dppo.Args(
     finetune_denoising_steps=10,
     batch_size=50_000,
     lr=1e-4,
-    target_kl=float("inf"),
+    target_kl=1e9,
 )  # without a limit on the KL, so that every iteration has the same number of updates
 """cfg/gym/finetune/hopper-v2/ft_ppo_diffusion_mlp.yaml"""
-BARE = dppo.Args(iterations=10**9, num_envs=64, rollout_steps=64, batch_size=8192, epochs=4, target_kl=float("inf"))
+BARE = dppo.Args(iterations=10**9, num_envs=64, rollout_steps=64, batch_size=8192, epochs=4, target_kl=1e9)
 """the loop whose speed is known here: 10 denoising steps, all of which learn"""
 
 

@@ -91,7 +91,7 @@ def main() -> int:
         assert told["ends"].tolist() == demos.ends.tolist()
         assert told["next.success"].ravel().nonzero()[0].tolist() == [3, 14]
         assert np.allclose(told["stats action"], demos.actions.amax(0).numpy())
-        back = lerobot_dataset.recording(out / "theirs")
+        back = lerobot_dataset.read_recording(out / "theirs")
         assert back.demos.ends.tolist() == [3, 7] and back.demos.success.tolist() == [False, True]
         counted = [0, 1, 2, 10, 11, 12, 13]
         assert back.demos.observations["observation.state"][:, 1].tolist() == counted

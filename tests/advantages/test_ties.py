@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoiserl.advantages import PerPromptStatTracker, dead_groups, group_relative, leave_one_out, normalise
 from denoiserl.advantages.shapes import resolution
-from denoiserl.doctor.signal import rewarded
+from denoiserl.doctor.signal import check_rewards
 from denoiserl.recipes.generators.rwr import top_share_weights
 from denoiserl.rewards import evaluate_reward, rate
 
@@ -116,4 +116,4 @@ def test_the_best_share_takes_ties() -> None:
 
 
 def test_the_doctor_calls_a_tie_constant() -> None:
-    assert rewarded(ulps(0.35, 1, torch.float32).repeat(4, 2)).level == "error"
+    assert check_rewards(ulps(0.35, 1, torch.float32).repeat(4, 2)).level == "error"

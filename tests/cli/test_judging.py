@@ -18,7 +18,7 @@ from denoiserl.data.demos import Demonstrations
 from denoiserl.envs import Collector
 from denoiserl.envs.by_name import environment
 from denoiserl.envs.frame_stack import ObservationHistory, newest, shown
-from denoiserl.stats import Interval, bootstrap, hierarchical_bootstrap, paired, t_interval
+from denoiserl.stats import Interval, bootstrap, hierarchical_bootstrap, paired_interval, t_interval
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
 
@@ -164,7 +164,7 @@ def test_intervals_without_width_say_that_the_scores_are_equal():
     for found in (
         t_interval(same),
         bootstrap(same, Rng(0)),
-        paired(same, same),
+        paired_interval(same, same),
         hierarchical_bootstrap(same.view(4, 5), Rng(0)),
     ):
         assert found.low == found.high and str(found).endswith(", all equal)") and "all equal" in f"{found:.1%}"

@@ -82,7 +82,7 @@ def test_minari_stays_minari(tmp_path, capsys) -> None:
     assert main(["upsample", str(source), "--out", str(out), "--rows", "40", "--json", *QUICK]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["format"] == "minari" and told["rows"]["made"] == 40
-    made = minari.recording(out)
+    made = minari.read_recording(out)
     assert len(made.demos) == 40 and made.low.tolist() == [-2.0] and (out / "fidelity.png").is_file()
 
 

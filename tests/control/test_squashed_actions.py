@@ -40,7 +40,7 @@ def test_batches_are_as_many_as_are_due(more: int) -> None:
     assert all(rows["reward"].shape == (4,) for rows in drawn)
 
 
-BOX = TanhCodec.box([-2.0, 0.0], [2.0, 10.0], Normalizer.fit(torch.tensor([[0.0], [4.0]])))
+BOX = TanhCodec.from_box([-2.0, 0.0], [2.0, 10.0], Normalizer.fit(torch.tensor([[0.0], [4.0]])))
 
 
 def actor(count: int, warmup: str) -> Any:

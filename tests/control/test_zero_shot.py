@@ -100,7 +100,7 @@ def test_goals_are_the_state_with_the_highest_reward() -> None:
 
 
 def test_squashed_decisions_are_shown_to_f_inside_their_box() -> None:
-    box = TanhCodec.box([-2.0, 0.0], [2.0, 4.0], Normalizer.fit(torch.randn(50, OBS)))
+    box = TanhCodec.from_box([-2.0, 0.0], [2.0, 4.0], Normalizer.fit(torch.randn(50, OBS)))
     codec = TaskConditionedCodec(box, torch.zeros(D))
     action = torch.tensor([[[1.0, 3.0]]])
     assert torch.allclose(codec.unit(codec.encode(action)), torch.tensor([[[0.5, 0.5]]]), atol=1e-5)

@@ -216,7 +216,7 @@ def test_a_recording_comes_back_whole_and_joins(tmp_path: Path) -> None:
     """Episodes 0 to 5 at once are episodes 0 to 3 and 4 to 5, joined; what is stored is what happened."""
     was = record(Walk, noisy, 6, seed=2)
     parts = [record(Walk, noisy, 4, seed=2), record(Walk, noisy, 2, seed=2, first=4)]
-    for found in (EpisodeDataset.joined(parts), EpisodeDataset.load(was.save(tmp_path / "r"))):
+    for found in (EpisodeDataset.concat(parts), EpisodeDataset.load(was.save(tmp_path / "r"))):
         assert torch.equal(found.demos.actions, was.demos.actions) and torch.equal(found.demos.ends, was.demos.ends)
         assert found.rewards is not None and was.rewards is not None and torch.equal(found.rewards, was.rewards)
         assert torch.equal(found.last, was.last) and found.terminated is not None

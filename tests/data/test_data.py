@@ -203,7 +203,7 @@ def test_robot_codec_round_trip_and_its_description():
 
 
 def test_episodes_taken_and_joined_are_those_of_the_list():
-    """``take`` by mask, by index in any order and twice the same; ``joined`` with what only some of the parts tell."""
+    """``take`` by mask, by index in any order and twice the same; ``concat`` with what only some of the parts tell."""
     made = demos()
     for keep in (torch.tensor([True, False, True]), torch.tensor([2, 0, 2]), torch.tensor([1])):
         index = keep.nonzero().flatten().tolist() if keep.dtype == torch.bool else keep.tolist()
@@ -215,7 +215,7 @@ def test_episodes_taken_and_joined_are_those_of_the_list():
     assert torch.equal(made.episode(-1)[1], made.episode(2)[1])
     with pytest.raises(IndexError):
         made.episode(3)
-    both = Demonstrations.joined([made, replace(made, returns=None)])
+    both = Demonstrations.concat([made, replace(made, returns=None)])
     assert both.ends.tolist() == [3, 4, 8, 11, 12, 16] and both.returns is None and len(both.success) == 6
 
 

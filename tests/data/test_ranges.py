@@ -81,14 +81,14 @@ def test_a_dimension_that_hardly_moves_is_told() -> None:
 
 
 def test_a_constant_dimension_of_a_box_comes_back_and_others_are_named() -> None:
-    box = TanhCodec.box([-1.0, 0.5], [1.0, 0.5])
+    box = TanhCodec.from_box([-1.0, 0.5], [1.0, 0.5])
     some = torch.tensor([[0.3, 0.5], [-0.9, 0.5]])
     assert torch.allclose(box.decode(box.encode(some)), some) and bool(box.encode(some).isfinite().all())
     assert torch.equal(box.decode(torch.randn(5, 2))[:, 1], torch.full((5,), 0.5))
     with pytest.raises(InvalidInputError, match=r"dimension 1 is \[-inf, 1\]"):
-        TanhCodec.box([-1.0, -torch.inf], [1.0, 1.0])
+        TanhCodec.from_box([-1.0, -torch.inf], [1.0, 1.0])
     with pytest.raises(InvalidInputError, match="empty in dimension 0"):
-        TanhCodec.box([1.0, 0.0], [-1.0, 1.0])
+        TanhCodec.from_box([1.0, 0.0], [-1.0, 1.0])
 
 
 class Wide(gym.Env):
@@ -225,7 +225,7 @@ def test_a_policy_that_was_made_for_another_box_is_told() -> None:
     assert not met(made, low=0.0, high=[1.0, 100.0])
     assert "dimension 1 runs from 0 to 100 in [-1, 1]" in met(made)[0]
     assert reach(RunningNormCodec.fresh(3)) is None, "a number bounds nothing"
-    squash = _kinds.squashed((1, 2), 3, 8, 1, TanhCodec.box([-1.0, 0.0], [1.0, 512.0]), 0)
+    squash = _kinds.squashed_gaussian((1, 2), 3, 8, 1, TanhCodec.from_box([-1.0, 0.0], [1.0, 512.0]), 0)
     assert "dimension 1 runs from 0 to 512 in [-1, 1]" in met(squash)[0]
 
 
@@ -283,7 +283,7 @@ def test_cloning_on_in_other_units_is_told_whatever_the_codec() -> None:
             fits(made, replace(data, actions=data.actions * torch.tensor([1.0, 0.01])))
         with pytest.warns(UserWarning, match="the observations of the data lie outside what .*: dimension 2 "):
             fits(made, replace(data, observations=data.observations * torch.tensor([1.0, 1.0, 100.0])))
-    squash, large = TanhCodec.box([-1.0, -1.0], [1.0, 1.0], own.codec.observation), 100 * data.observations
+    squash, large = TanhCodec.from_box([-1.0, -1.0], [1.0, 1.0], own.codec.observation), 100 * data.observations
     with pytest.warns(UserWarning, match="the observations of the data"):
         fits(replace(own, codec=squash), replace(data, observations=large))
     pictures = {"image": torch.zeros(60, 8, 8, 3, dtype=torch.uint8), "state": large}

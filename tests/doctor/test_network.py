@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Masked, Policy, Rng, time_grid
-from denoiserl.doctor.finding import guarded
-from denoiserl.doctor.network import alive, conditioned, gradients
+from denoiserl.doctor.finding import run_check
+from denoiserl.doctor.network import alive, check_conditions, gradients
 from denoiserl.doctor.values import ranges
 from denoiserl.nn import MLP
 from denoiserl.policy.codec import IdentityCodec, InfillCodec
@@ -47,24 +47,24 @@ def test_nan_weights_are_named() -> None:
 def test_a_condition_that_is_ignored_is_an_error() -> None:
     cond = Rng(0).normal(32, 3)
     x0 = Rng(1).normal(32, 2)
-    assert conditioned(mlp(), x0, cond, cond, Rng(2)).level == "ok"
+    assert check_conditions(mlp(), x0, cond, cond, Rng(2)).level == "ok"
     deaf = mlp()
     deaf.weights.module.net.condition.project.weight.data.zero_()  # type: ignore[union-attr]
-    assert conditioned(deaf, x0, cond, cond, Rng(2)).level == "error"
+    assert check_conditions(deaf, x0, cond, cond, Rng(2)).level == "error"
     deaf.weights.module.net.condition.project.weight.data += 1e-5  # type: ignore[union-attr]
-    assert conditioned(deaf, x0, cond, cond, Rng(2)).level == "warning"
+    assert check_conditions(deaf, x0, cond, cond, Rng(2)).level == "warning"
 
 
 def test_the_unconditional_branch_is_found() -> None:
     cond, x0 = Rng(0).normal(32, 3), Rng(1).normal(32, 2)
-    assert "without a condition too" in conditioned(mlp(null=True), x0, cond, cond, Rng(2)).said
-    assert "no unconditional branch" in conditioned(mlp(), x0, cond, cond, Rng(2)).said
+    assert "without a condition too" in check_conditions(mlp(null=True), x0, cond, cond, Rng(2)).said
+    assert "no unconditional branch" in check_conditions(mlp(), x0, cond, cond, Rng(2)).said
 
 
 def test_equal_conditions_tell_nothing() -> None:
     cond = torch.ones(32, 3)
-    assert conditioned(mlp(), Rng(1).normal(32, 2), cond, cond, Rng(2)).level == "note"
-    assert conditioned(mlp(), Rng(1).normal(32, 2), None, None, Rng(2)).level == "note"
+    assert check_conditions(mlp(), Rng(1).normal(32, 2), cond, cond, Rng(2)).level == "note"
+    assert check_conditions(mlp(), Rng(1).normal(32, 2), None, None, Rng(2)).level == "note"
 
 
 class Half(nn.Module):
@@ -99,7 +99,7 @@ def test_gradients_reach_every_tensor_or_are_missed(how: str, level: str, words:
     made = policy(Half(how), 2)
     chain = made.sample_chain(None, Rng(0), rows=8)
     before = [p.grad for p in made.parameters()]
-    found = guarded("gradients", gradients, made, chain, Rng(1))
+    found = run_check("gradients", gradients, made, chain, Rng(1))
     assert found.level == level
     assert words in found.said
     assert [p.grad for p in made.parameters()] == before, "an examination leaves no gradients behind"
@@ -182,5 +182,5 @@ def test_tokens_are_in_the_vocabulary_and_no_mask_is_left() -> None:
 def test_the_healthy_generator_is_healthy() -> None:
     made, cond = generator(), PM.draw_prompts(32, Rng(0))
     x0 = drawn(made, cond)
-    for found in (alive(made, x0, cond, Rng(1)), conditioned(made, x0, cond, cond, Rng(1)), ranges(made, x0, x0)):
+    for found in (alive(made, x0, cond, Rng(1)), check_conditions(made, x0, cond, cond, Rng(1)), ranges(made, x0, x0)):
         assert found.level == "ok", found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from denoiserl import Diffusion, GaussianDenoiser, Masked, OneStep, Policy, Rng, TokenDenoiser, time_grid
-from denoiserl.doctor.reading import TIMES, Fit, judged, prediction
+from denoiserl.doctor.reading import TIMES, Fit, denoising_error, prediction
 from denoiserl.nn import MLP
 from denoiserl.oracles.worlds import GaussianWorld
 from denoiserl.policy.weights import Weights
@@ -106,12 +106,12 @@ def test_an_exact_posterior_mean_has_ratios_of_one_on_gaussian_data_and_any_erro
     world = GaussianWorld(torch.tensor([0.5, -0.3]), 0.6)
     process = Diffusion(cosine)
     x0 = world.sample(4000, Rng(0))
-    exact = judged(process, GaussianDenoiser(Oracle(world, cosine, "x0"), cosine, "x0"), x0, None, Rng(1))
+    exact = denoising_error(process, GaussianDenoiser(Oracle(world, cosine, "x0"), cosine, "x0"), x0, None, Rng(1))
     assert exact.score == pytest.approx(1, abs=0.01)
     assert exact.excess == pytest.approx(1, abs=0.01)
     net = Oracle(world, cosine, "x0")
     net.gain.data.fill_(0.5)
-    half = judged(process, GaussianDenoiser(net, cosine, "x0"), x0, None, Rng(1))
+    half = denoising_error(process, GaussianDenoiser(net, cosine, "x0"), x0, None, Rng(1))
     assert half.excess > 1.2
     assert len(half.at) == len(TIMES)
 
@@ -168,4 +168,4 @@ def test_other_denoisers_are_judged_though_they_cannot_be_read_otherwise() -> No
     made = policy(Oracle(TWO, cosine, "v"), 2)
     exact = replace(made, weights=Weights(TWO.denoiser(cosine)))
     assert "read as Exact" in told(exact).said
-    assert isinstance(judged(Diffusion(cosine), made.denoiser, TWO.sample(64, Rng(0)), None, Rng(1)), Fit)
+    assert isinstance(denoising_error(Diffusion(cosine), made.denoiser, TWO.sample(64, Rng(0)), None, Rng(1)), Fit)

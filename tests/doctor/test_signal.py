@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
-from denoiserl.doctor.signal import ask_reward, dead_share, episodes, groups, play, rewarded
+from denoiserl.doctor.signal import ask_reward, check_rewards, dead_share, episodes, groups, play
 from denoiserl.envs import Collector
 from denoiserl.processes import cosine, ddim, with_min_std
 from tests.doctor.worlds import PM, generator
@@ -67,13 +67,13 @@ def test_rewards_that_are_not_binary_have_dead_groups_too() -> None:
 
 def test_rewards_that_cannot_be_learned_from() -> None:
     good = Rng(0).normal(8, 8)
-    assert rewarded(good).level == "ok"
-    assert rewarded(good.masked_fill(good == good.max(), torch.nan)).level == "error"
-    assert "nothing to compare" in rewarded(torch.ones(8, 8)).said
-    assert "offset" in rewarded(good + 1e6).said
+    assert check_rewards(good).level == "ok"
+    assert check_rewards(good.masked_fill(good == good.max(), torch.nan)).level == "error"
+    assert "nothing to compare" in check_rewards(torch.ones(8, 8)).said
+    assert "offset" in check_rewards(good + 1e6).said
     one = 1e-3 * good
     one[0, 0] = 50.0
-    assert "most of the variance" in rewarded(one).remedy
+    assert "most of the variance" in check_rewards(one).remedy
 
 
 @pytest.mark.parametrize(
@@ -82,21 +82,21 @@ def test_rewards_that_cannot_be_learned_from() -> None:
 def test_success_is_best_where_learning_sees_it(p: float, level: str) -> None:
     n = 1000
     rewards = (torch.arange(n) < p * n).float()[Rng(0).permutation(n)].reshape(-1, 10)
-    assert rewarded(rewards).level == level
+    assert check_rewards(rewards).level == level
 
 
 def test_a_reward_that_is_noise_is_warned_of() -> None:
     value, rng = Rng(0).normal(64), Rng(1)
     quiet = (value + 0.01 * rng.normal(64)).reshape(8, 8)
-    assert rewarded(quiet, value[:16] + 0.01 * rng.normal(16)).level == "ok"
+    assert check_rewards(quiet, value[:16] + 0.01 * rng.normal(16)).level == "ok"
     loud = (0.1 * value + rng.normal(64)).reshape(8, 8)
-    assert "noise" in rewarded(loud, 0.1 * value[:16] + rng.normal(16)).remedy
+    assert "noise" in check_rewards(loud, 0.1 * value[:16] + rng.normal(16)).remedy
 
 
 def test_training_samples_that_are_much_worse_than_served_ones() -> None:
     rewards = Rng(0).normal(8, 8)
-    assert rewarded(rewards, serve=Rng(1).normal(64)).level == "ok"
-    assert "worse" in rewarded(rewards, serve=5 + Rng(1).normal(64)).said
+    assert check_rewards(rewards, serve=Rng(1).normal(64)).level == "ok"
+    assert "worse" in check_rewards(rewards, serve=5 + Rng(1).normal(64)).said
 
 
 def test_a_reward_is_asked_in_data_units_and_may_be_broken() -> None:

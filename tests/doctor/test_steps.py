@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, Gaussian, Rng
 from denoiserl.doctor.cost import available, footprint, memory, speed
-from denoiserl.doctor.steps import densities, energy, exploration, first_ratio, served
+from denoiserl.doctor.steps import densities, energy, exploration, first_ratio, train_vs_eval_samples
 from denoiserl.nn import MLP
 from denoiserl.policy.codec import IdentityCodec
 from denoiserl.processes import cosine, ddim, with_min_std
@@ -68,9 +68,9 @@ def test_energy_distance_tells_distributions_apart_and_equal_ones_not() -> None:
 def test_training_that_draws_something_else_than_is_served() -> None:
     made = policy(Oracle(TWO, cosine, "v"), 2)
     serve = made.sample_chain(None, Rng(0), rows=64, use_eval_steps=True).sample
-    assert served(made, made.sample_chain(None, Rng(1), rows=64).sample, serve, Rng(2)).level == "ok"
+    assert train_vs_eval_samples(made, made.sample_chain(None, Rng(1), rows=64).sample, serve, Rng(2)).level == "ok"
     loud = replace(made, train_steps=Diffusion(cosine).steps(made.train_steps.times, with_min_std(ddim(1.0), 1.0)))
-    found = served(loud, loud.sample_chain(None, Rng(1), rows=64).sample, serve, Rng(2))
+    found = train_vs_eval_samples(loud, loud.sample_chain(None, Rng(1), rows=64).sample, serve, Rng(2))
     assert found.level == "warning"
     assert "floor" in found.remedy
 

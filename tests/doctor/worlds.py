@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
 from denoiserl.core.tree import expand_right
-from denoiserl.oracles.prompted import Prompted, prompted
+from denoiserl.oracles.prompted import Prompted, make_prompted_world
 from denoiserl.oracles.worlds import MixtureWorld
 from denoiserl.processes import cosine, ddim, with_min_std
 
-PM = prompted(0)
+PM = make_prompted_world(0)
 TWO = MixtureWorld(torch.tensor([[0.8, 0.8], [-0.8, 0.6]]), torch.tensor([0.5, 0.5]), 0.1)
 
 

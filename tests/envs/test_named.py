@@ -10,11 +10,11 @@ import pytest
 import torch
 import tyro
 
-from denoiserl.cli.run import options, unprefixed
+from denoiserl.cli.run import options, strip_prefix
 from denoiserl.core.errors import MissingExtraError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.envs import Collector
-from denoiserl.envs.by_name import demonstrations, environment, record_expert, scripted
+from denoiserl.envs.by_name import demonstrations, environment, has_script, record_expert
 from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.tasks import env as _robot
@@ -79,7 +79,7 @@ def test_pictures_and_numbers_are_of_the_same_episodes():
     pytest.importorskip("metaworld")
     plain = demonstrations("metaworld:reach-v3", 1, 3, ticks=4)
     seen = demonstrations("pixels:metaworld:reach-v3", 1, 3, ticks=4)
-    assert scripted("pixels:metaworld:reach-v3") and not scripted("Hopper-v5")
+    assert has_script("pixels:metaworld:reach-v3") and not has_script("Hopper-v5")
     assert torch.equal(seen.observations["state"], plain.observations[:, :4])
     assert torch.equal(seen.actions, plain.actions)
     images = seen.observations["image"]
@@ -134,7 +134,7 @@ def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
 def test_options_that_only_the_task_has_need_no_prefix():
     known, bare = options(dppo, "env")
     given = ["--env", "pusht", "--lr", "0.1", "--task.pretrain-lr=1", "--num-demos=3", "--on-fault", "restart"]
-    told = tyro.cli(known, args=unprefixed([*given, "--seed", "-1"], bare))
+    told = tyro.cli(known, args=strip_prefix([*given, "--seed", "-1"], bare))
     assert (told.args.lr, told.machine.seed) == (0.1, -1)
     assert (told.task_args.env, told.task_args.pretrain_lr, told.task_args.num_demos, told.task_args.on_fault) == (
         "pusht",
@@ -148,7 +148,7 @@ def test_options_that_only_the_task_has_need_no_prefix():
 
 def test_an_option_that_both_have_is_the_method_s_without_a_prefix():
     known, bare = options(diffusion_policy, "env")
-    told = tyro.cli(known, args=unprefixed(["--obs-horizon", "2", "--task.obs-horizon=3"], bare))
+    told = tyro.cli(known, args=strip_prefix(["--obs-horizon", "2", "--task.obs-horizon=3"], bare))
     assert (told.args.obs_horizon, told.task_args.obs_horizon) == (2, 3)
     own = {f.name for f in dataclasses.fields(diffusion_policy.Args)}
     shared = {f.name for f in dataclasses.fields(_robot.Args)} & own

@@ -44,7 +44,7 @@ def test_pictures_are_of_this_moment():
     middle = []
     for angle in (-0.3, 0.3):
         env.sim.set_state(np.array([0.0, angle]), np.zeros(2))
-        image = env.seen(np.zeros(4))["image"].astype(float)
+        image = env.render_observation(np.zeros(4))["image"].astype(float)
         tip = image[:24] - np.median(image[:24], axis=(0, 1))  # the pole's upper part, against what is around it
         weight = np.abs(tip).sum(-1)
         middle.append(float((weight * np.arange(64)).sum() / weight.sum()))

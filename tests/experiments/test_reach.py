@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from denoiserl.core.errors import RunError
-from denoiserl.experiments.code_fingerprint import fingerprint, reached
+from denoiserl.experiments.code_fingerprint import fingerprint, reachable_definitions
 
 HOUSE = {
     "house/__init__.py": "import typing\nif typing.TYPE_CHECKING:\n    from house.law import Law\n",
@@ -120,7 +120,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def names(*roots: str) -> set[str]:
-    return {name.removeprefix("house.") for name in reached(roots, "house")}
+    return {name.removeprefix("house.") for name in reachable_definitions(roots, "house")}
 
 
 def test_names_are_followed_through_re_exports_classes_and_annotations(write):
@@ -210,10 +210,10 @@ def test_files_and_modules_of_the_user_s_are_followed_to_their_neighbours(write,
         "import json\nfrom house.law.base import half\n\ndef score(x):\n    return json.dumps(half(x))\n"
     )
     path = str(mine / "task.py")
-    found = reached([path], "house")
+    found = reachable_definitions([path], "house")
     assert set(found) == {"task.make", "reward.score", "house.law.base.half", "house.law.base.HALF"}
     monkeypatch.syspath_prepend(str(mine))
-    assert reached(["task.make"], "house") == found
+    assert reachable_definitions(["task.make"], "house") == found
     before = fingerprint([path], "house")
     (mine / "reward.py").write_text((mine / "reward.py").read_text().replace("half(x)", "half(2 * x)"))
     assert fingerprint([path], "house") != before
@@ -230,23 +230,23 @@ def test_files_and_modules_of_the_user_s_are_followed_to_their_neighbours(write,
 )
 def test_a_root_that_does_not_exist_is_refused(write, root, message):
     with pytest.raises(RunError, match=message):
-        reached([root], "house")
+        reachable_definitions([root], "house")
 
 
 def test_what_is_not_python_is_refused_with_its_line(write, tmp_path):
     (tmp_path / "bad.py").write_text("x = 1\ndef f(:\n")
     with pytest.raises(RunError, match="line 2 is not Python"):
-        reached([str(tmp_path / "bad.py")], "house")
+        reachable_definitions([str(tmp_path / "bad.py")], "house")
 
 
 # On the library itself
 
 
 def test_dppo_rests_on_its_mathematics_and_not_on_another_family_s():
-    found = set(reached(["denoiserl.recipes.policy_gradient.dppo.improve"]))
+    found = set(reachable_definitions(["denoiserl.recipes.policy_gradient.dppo.improve"]))
     assert {"denoiserl.losses.policy.ppo_clip", "denoiserl.advantages.environment.gae"} <= found
     assert not {name for name in found if name.startswith(("denoiserl.distributions.unmasking", "denoiserl.demo"))}
-    task = set(reached(["denoiserl.tasks.env"]))
+    task = set(reachable_definitions(["denoiserl.tasks.env"]))
     assert "denoiserl.envs.metaworld.MetaWorld" in task - found
 
 

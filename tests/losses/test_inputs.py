@@ -86,8 +86,8 @@ FUNCTIONS = {
     "masked_mean": Function(objective.masked_mean, {"x": T, "mask": YES}, "x mask", "", "mask"),
     "masked_sum": Function(objective.masked_sum, {"x": T, "mask": YES}, "x mask", "", "mask"),
     "weighted": Function(objective.weighted_loss, {"loss": T, "weight": T}, "loss weight", constant="weight"),
-    "centered": Function(
-        lambda **v: objective.centered(**v, beta=0.3),
+    "center_rewards": Function(
+        lambda **v: objective.center_rewards(**v, beta=0.3),
         {"log_prob": T, "old": T, "reward": T, "weight": T.sigmoid()}, "log_prob old reward weight",
         constant="old reward",
     ),
@@ -147,7 +147,7 @@ def test_constants_carry_no_gradient(name: str, part: str) -> None:
 
 
 ELEMENTS = ("k1", "k2", "k3", "reinforce", "ppo_clip", "dpo", "squared", "huber", "expectile", "clipped_value")
-LAST = ("kl_to_go", "log_ratio_to_go", "leave_one_out", "centered")
+LAST = ("kl_to_go", "log_ratio_to_go", "leave_one_out", "center_rewards")
 
 
 @pytest.mark.parametrize("name", [*ELEMENTS, *LAST])

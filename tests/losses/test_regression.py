@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.losses import (
-    centered,
+    center_rewards,
     clipped_value,
     dpo,
     exp_weights,
@@ -96,7 +96,7 @@ def test_centered_is_zero_at_the_optimum_for_samples_of_any_sampler(seed):
     best = tilted(old, reward, 0.3).requires_grad_()
     weight = torch.rand(3, 4, generator=g, dtype=torch.float64)
     for w in (None, weight):
-        loss = centered(best[drawn], old[drawn], reward[drawn], 0.3, w)
+        loss = center_rewards(best[drawn], old[drawn], reward[drawn], 0.3, w)
         assert loss.max() < 1e-20
         assert torch.autograd.grad(loss.sum(), best)[0].abs().max() < 1e-10
 
@@ -107,7 +107,7 @@ def test_centered_recovers_the_tilted_reference_for_every_full_support_sampler(w
     q = {"uniform": torch.full((8,), 0.125).double(), "old": old.exp(), "reverse": old.exp().flip(0)}[sampler]
     pairs = torch.combinations(torch.arange(8))  # all groups of two, each as often as the sampler draws it
     often = q[pairs].prod(-1, keepdim=True)
-    best = minimise(lambda p: (often * centered(p[pairs], old[pairs], reward[pairs], beta)).sum(), 8)
+    best = minimise(lambda p: (often * center_rewards(p[pairs], old[pairs], reward[pairs], beta)).sum(), 8)
     assert distance(best, tilted(old, reward, beta)) < 1e-6
 
 
@@ -115,10 +115,10 @@ def test_centered_ignores_the_normaliser_and_its_detached_mean_costs_nothing(wor
     old, reward, beta = world
     p = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     old, reward = old.reshape(2, 4), reward.reshape(2, 4)
-    loss = centered(p, old, reward, beta)
+    loss = center_rewards(p, old, reward, beta)
     shift = torch.tensor([[3.0], [-5.0]], dtype=torch.float64)  # a constant a prompt: log Z(c)
-    torch.testing.assert_close(centered(p + shift, old, reward, beta), loss)
-    torch.testing.assert_close(centered(p, old, reward + shift, beta), loss)
+    torch.testing.assert_close(center_rewards(p + shift, old, reward, beta), loss)
+    torch.testing.assert_close(center_rewards(p, old, reward + shift, beta), loss)
 
     pull, target = beta * (p - old), reward
     whole = pull - pull.mean(-1, keepdim=True) - target + target.mean(-1, keepdim=True)  # the mean left attached
@@ -132,7 +132,7 @@ def test_the_mean_of_a_group_is_a_constant_for_each_of_its_elements():
     lp, old, reward = (torch.randn(2, 3, generator=g, dtype=torch.float64) for _ in range(3))
     lp.requires_grad_()
     weight = torch.tensor([[1.0, 2.0, 0.5], [0.0, 1.0, 3.0]], dtype=torch.float64)
-    loss = centered(lp, old, reward, 0.7, weight)
+    loss = center_rewards(lp, old, reward, 0.7, weight)
     (slope,) = torch.autograd.grad(loss[1, 2], lp)
     share = weight / weight.sum(-1, keepdim=True)
     implicit = 0.7 * (lp.detach() - old)
@@ -145,15 +145,15 @@ def test_the_mean_of_a_group_is_a_constant_for_each_of_its_elements():
 def test_centered_refusals():
     x = torch.zeros(3, 1)
     with pytest.raises(InvalidInputError, match="at least two samples"):
-        centered(x, x, x, 1.0)
+        center_rewards(x, x, x, 1.0)
     x = torch.zeros(6)
     with pytest.raises(InvalidInputError, match="group axis"):
-        centered(x, x, x, 1.0)
+        center_rewards(x, x, x, 1.0)
     x = torch.zeros(2, 3)
     with pytest.raises(InvalidInputError, match="beta must be positive"):
-        centered(x, x, x, 0.0)
+        center_rewards(x, x, x, 0.0)
     with pytest.raises(InvalidInputError, match="one that is positive"):
-        centered(x, x, x, 1.0, torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
+        center_rewards(x, x, x, 1.0, torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
 
 
 def test_exponentially_weighted_likelihood_recovers_the_tilted_reference(world):

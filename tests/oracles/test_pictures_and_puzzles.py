@@ -150,7 +150,7 @@ def test_digits_held_out_judge_is_independent():
     assert judges.held_out.accuracy(a, la) > 0.93
     wrong = digits.one_hot((lb + 1) % 10)
     assert float(judges.reward.reward(b, digits.one_hot(lb)).mean()) > float(judges.reward.reward(b, wrong).mean()) + 3
-    short = [digits.judge(a[:100], la[:100], Rng(1), steps=3)(b) for _ in range(2)]
+    short = [digits.train_judge(a[:100], la[:100], Rng(1), steps=3)(b) for _ in range(2)]
     assert torch.equal(*short)
 
 

@@ -13,7 +13,7 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import evaluate
 from denoiserl.envs.toy import swingup
 from denoiserl.envs.toy.maze import REACH, Maze, PointMaze, demonstrations, expert
-from denoiserl.envs.toy.offline_data import bandit, farthest, mazes, told
+from denoiserl.envs.toy.offline_data import bandit, farthest_cell, mazes, relabel_rewards
 from denoiserl.envs.toy.ring import reward
 from denoiserl.envs.toy.swingup import SwingUp, energy
 
@@ -93,8 +93,8 @@ def _ends(data: EpisodeDataset) -> torch.Tensor:
 
 def test_the_same_ticks_told_for_another_goal_end_where_that_one_is_reached() -> None:
     demos = demonstrations(MAZE, 30, Rng(1), "navigate", 80)
-    goal = farthest(MAZE)
-    data = told(MAZE, demos, goal)
+    goal = farthest_cell(MAZE)
+    data = relabel_rewards(MAZE, demos, goal)
     assert data.rewards is not None and data.terminated is not None and torch.equal(data.demos.actions, demos.actions)
     near = (data.last[:, :2] - goal).norm(dim=1) < REACH
     assert torch.equal(near, data.terminated) and 0 < int(near.sum()) < len(near)
@@ -112,7 +112,7 @@ def test_decisions_of_the_bandit_carry_their_reward() -> None:
 
 
 def test_the_expert_of_a_maze_reaches_the_one_goal() -> None:
-    goal = farthest(MAZE)
+    goal = farthest_cell(MAZE)
     world = PointMaze(16, MAZE, (float(goal[0]), float(goal[1])))
     done = evaluate(lambda obs, rng: expert(world), world, 16, 0)
     assert done.success is not None and bool(done.success.all())

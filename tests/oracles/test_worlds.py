@@ -7,7 +7,7 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.oracles.prompted import prompted
+from denoiserl.oracles.prompted import make_prompted_world
 from denoiserl.oracles.worlds import LQR, GaussianWorld, MixtureWorld, TableWorld, double_integrator
 from denoiserl.processes.schedule import cosine, linear
 
@@ -48,7 +48,7 @@ def test_gaussian_posterior_variance_is_that_of_the_regression():
 def test_tilted_optimum_beats_every_shift():
     """E[r] - β KL of Gaussians N(μ + shift, s²) is largest at the tilted optimum."""
     world, slope, beta = GaussianWorld(torch.tensor([1.0]), 0.5), torch.tensor([2.0]), 0.8
-    best = world.tilted(slope, beta)
+    best = world.tilt(slope, beta)
 
     def gain(shift):
         q = GaussianWorld(world.mean + shift, world.std)
@@ -60,7 +60,7 @@ def test_tilted_optimum_beats_every_shift():
 
 def test_mixture_tilt_is_p_exp_r():
     slope, beta = torch.tensor([0.7, -0.4]), 0.5
-    tilted = MIXTURE.tilted(slope, beta)
+    tilted = MIXTURE.tilt(slope, beta)
     x = Rng(2).normal(50, 2)
     constant = tilted.log_prob(x) - MIXTURE.log_prob(x) - x @ slope / beta
     torch.testing.assert_close(constant, constant[:1].expand(50), atol=1e-4, rtol=0)
@@ -102,7 +102,7 @@ def test_table_sampling_and_tilting():
     count = torch.bincount(world.index(world.sample(100_000, Rng(5))), minlength=9) / 100_000
     torch.testing.assert_close(count, world.table.flatten().exp(), atol=0.006, rtol=0)
     reward = Rng(6).normal(9)
-    tilted = world.tilted(reward, 0.5)
+    tilted = world.tilt(reward, 0.5)
     gain = (tilted.table - world.table).flatten() - reward / 0.5
     torch.testing.assert_close(gain, gain[:1].expand(9), atol=1e-5, rtol=0)
     assert world.total_variation(world) == 0
@@ -112,7 +112,7 @@ def test_table_sampling_and_tilting():
 def test_guidance_between_table_posteriors_is_finite():
     world = TableWorld.random(3, 2, Rng(0))
     a = world.posterior_logits(torch.tensor([[0, 2, 2]]))
-    b = world.tilted(Rng(1).normal(8), 1.0).posterior_logits(torch.tensor([[0, 2, 2]]))
+    b = world.tilt(Rng(1).normal(8), 1.0).posterior_logits(torch.tensor([[0, 2, 2]]))
     assert bool((a + 3.0 * (b - a)).isfinite().all())
 
 
@@ -148,7 +148,7 @@ def test_riccati_is_the_best_gain():
 
 
 def test_prompted_true_modes_have_known_reward():
-    world = prompted(0)
+    world = make_prompted_world(0)
     n = 20_000
     rng = Rng(1)
     prompts = world.draw_prompts(n, rng)
@@ -164,7 +164,7 @@ def test_prompted_true_modes_have_known_reward():
 
 
 def test_prompted_reward_knows_good_bad_and_off():
-    world = prompted(3)
+    world = make_prompted_world(3)
     for i, prompt in enumerate(world.prompts):
         every = prompt.expand(6, 6)
         torch.testing.assert_close(world.reward(world.means, every), world.good[i].float())
@@ -175,7 +175,7 @@ def test_prompted_reward_knows_good_bad_and_off():
 
 
 def test_prompted_denoiser_knows_the_prompt():
-    world = prompted(0)
+    world = make_prompted_world(0)
     prompt = world.prompts[2:3]
     x, t = 0.5 * world.means[:1] + 0.1, torch.tensor([0.5])
     answer = world.denoiser(linear)(x, t, prompt).mean[0]

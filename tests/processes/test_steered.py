@@ -120,7 +120,7 @@ def test_a_steered_chain_decides_and_then_runs_the_base_from_it(kind: Any, rank:
 @pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 2.0])
 def test_the_spread_scales_the_std_of_the_decision(spread: float, bound: float | None) -> None:
     process, net = Steered(FLOW, bound), steering("smooth", 2)
-    steps = process.steered(FLOW.steps(time_grid(2)), spread)
+    steps = process.make_steps(FLOW.steps(time_grid(2)), spread)
     assert steps.dense == (spread > 0, False, False, False) and len(steps) == 4
     net.eval()
     clock, context = net.embed_time(steps.times[:-1].float()), net.embed_condition(COND)
@@ -145,7 +145,7 @@ def test_a_base_with_noise_on_any_step_is_refused() -> None:
     for rule in (ddim(1.0), window(ddim(1.0), 1, 2)):
         with pytest.raises(InvalidInputError, match="deterministic base"):
             Steered(Diffusion(linear, rule)).steps(time_grid(4))
-    for bad in (lambda: Steered(FLOW, 0.0), lambda: Steered(FLOW).steered(FLOW.steps(time_grid(2)), -0.1)):
+    for bad in (lambda: Steered(FLOW, 0.0), lambda: Steered(FLOW).make_steps(FLOW.steps(time_grid(2)), -0.1)):
         with pytest.raises(InvalidInputError, match=r"positive|not negative"):
             bad()
 
@@ -176,7 +176,7 @@ def test_a_black_box_is_a_base_of_one_step() -> None:
 
 def test_a_table_of_steps_begins_with_the_decision_and_the_map() -> None:
     base = FLOW.steps(time_grid(3))
-    made: StepTable = Steered(FLOW).steered(base)
+    made: StepTable = Steered(FLOW).make_steps(base)
     assert made.times.tolist() == [3.0, 2.0, *base.times.tolist()]
     for name, column in base.table.items():
         assert made.table[name][2:].tolist() == column.tolist()

@@ -386,10 +386,10 @@ def record(reward: list[float], done: list[bool], length: list[int], ticks: list
 
 def test_returns_are_discounted_from_the_decision_and_unfinished_episodes_do_not_count() -> None:
     ep = record([0, 0, 8, 0, 16, 1], [False, False, True, False, True, False], [2, 2, 1, 2, 2, 2], [2, 4, 5, 2, 4, 2])
-    assert drwr.finished(ep).flatten().tolist() == [True] * 5 + [False]
+    assert drwr.finished_mask(ep).flatten().tolist() == [True] * 5 + [False]
     assert drwr.to_go(ep, 0.5).flatten().tolist()[:5] == [8 / 16, 8 / 4, 8, 16 / 4, 16]
     swallowed = record([1, 0, 1], [True, False, True], [1, 0, 1], [1, 0, 1])
-    assert drwr.finished(swallowed).flatten().tolist() == [True, False, True]
+    assert drwr.finished_mask(swallowed).flatten().tolist() == [True, False, True]
 
 
 def test_drwr_learns_from_executed_actions_alone_and_needs_whole_episodes() -> None:

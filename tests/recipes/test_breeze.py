@@ -198,7 +198,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     assert torch.equal(read.rewards[row["at"]], wanted(row["after"]))
     made = start("fb", base)
     improve("fb", made, read)
-    told = _zero.task(base).judge(made, 0, 4)
+    told = _zero.task(base).evaluate(made, 0, 4)
     assert bool((told["ticks"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
     with pytest.raises(RunError, match="holds no rewards to ask for"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_zero, "load_dataset", lambda base, seed: data)
@@ -242,7 +242,7 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
         policy = done.value
     drawn = task.look(policy, 1, 2) if task.look else {}
     assert isinstance(drawn["ways.png"], bytes) and drawn["ways.png"].startswith(b"\x89PNG")
-    told = task.judge(policy, 1, 3)
+    told = task.evaluate(policy, 1, 3)
     assert told.keys() == task.metrics.keys() and require_task_conditioned(policy).z.shape == (2,)
 
 

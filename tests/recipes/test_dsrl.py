@@ -24,7 +24,7 @@ from denoiserl.control.noise_steering import (
     noise_effect,
     steer,
 )
-from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Squashed
@@ -352,7 +352,7 @@ def test_what_cannot_be_steered_is_refused() -> None:
         made.elbo(torch.zeros(2, 4, 1), torch.zeros(2, 1), rng, 2)
     with pytest.raises(InvalidInputError, match="is not steered"):
         next(dsrl.improve(base(), Collector(Bandit, 8), SMALL, Rng(0)))
-    with pytest.raises(InvalidInputError, match="Did you mean 'best'"):
+    with pytest.raises(RunError, match="Did you mean 'best'"):
         next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, eval_with="bets"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="critics of actions"):
         next(dsrl.improve(made, Collector(Bandit, 8), replace(SMALL, eval_with="best", aliased=False), Rng(0)))

@@ -17,7 +17,7 @@ from denoiserl.core.errors import InvalidInputError, NoDensityError, OffPolicyEr
 from denoiserl.core.rng import Rng
 from denoiserl.experiments import experiment
 from denoiserl.nn import MLP
-from denoiserl.oracles.prompted import Triple, prompted
+from denoiserl.oracles.prompted import Triple, make_prompted_world
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
 from denoiserl.recipes.generators import ddpo, flow_grpo
@@ -25,7 +25,7 @@ from denoiserl.tasks import shapes as _shapes
 from denoiserl.tasks.domains import shapes
 from denoiserl.train import fit
 
-WORLD = prompted(0)
+WORLD = make_prompted_world(0)
 TINY = _shapes.Args(pretrain_updates=3, pretrain_batch_size=8, policy_width=16, policy_depth=1, sampling_steps=4)
 both = pytest.mark.parametrize("recipe", [flow_grpo, ddpo], ids=["flow_grpo", "ddpo"])
 

@@ -46,7 +46,7 @@ def stream(*given: Any, **named: Any) -> Collector:
 LOW, HIGH = [5.0, -5.0, -2.0, -1.0, -0.1, 0.25], [10.0, -1.0, 0.0, 100.0, 0.1, 0.25]
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "diffusion", "flow", "meanflow", "student"])
+@pytest.mark.parametrize("kind", ["gaussian", "diffusion", "flow", "meanflow", "one_step_flow"])
 def test_a_fresh_policy_acts_inside_the_box_in_every_dimension(kind: str) -> None:
     made = getattr(_kinds, kind)(_robot.Args(action_horizon=2, policy_width=16), stream(LOW, HIGH), 0)
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
@@ -62,7 +62,7 @@ def test_a_fresh_policy_acts_inside_the_box_in_every_dimension(kind: str) -> Non
 
 
 def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named() -> None:
-    squash = TanhCodec.box([-1.0, 0.5], [1.0, 0.5])
+    squash = TanhCodec.from_box([-1.0, 0.5], [1.0, 0.5])
     acts = squash.decode(torch.randn(5, 2))
     assert acts[:, 1].tolist() == [0.5] * 5
     assert bool(squash.encode(acts).isfinite().all()) and torch.allclose(squash.to_action_box(squash.unit(acts)), acts)
@@ -72,7 +72,7 @@ def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named()
         ([0.5, 1.0], [0.5, 1.0], "constant"),
     ):
         with pytest.raises(InvalidInputError, match=said):
-            TanhCodec.box(low, high)
+            TanhCodec.from_box(low, high)
     for low, high, said in (([0.0, -np.inf], [1.0, 1.0], "dimension 1"), ([0.5, 1.0], [0.5, 1.0], "constant")):
         with pytest.raises(InvalidInputError, match=said):
             _kinds.policy_spec(stream(low, high))

@@ -75,7 +75,7 @@ def policy(world: type[World], chunk: int = 1) -> Policy:
     net = MLP((chunk, 1), 1, 32, 2, 0, False, activation="relu", out=(chunk, 2))
     process = OneStep()
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    return Policy.of(process, Actor(net), (chunk, 1), steps, serve, TanhCodec.box([world.LOW], [world.HIGH]))
+    return Policy.of(process, Actor(net), (chunk, 1), steps, serve, TanhCodec.from_box([world.LOW], [world.HIGH]))
 
 
 SMALL: dict[str, Any] = {
@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused(recipe: Any) -> None:
     with pytest.raises(InvalidInputError, match="inside a box"):
         next(recipe.improve(plain, Collector(Bandit, 8), recipe.Args(), Rng(0)))
     with pytest.raises(InvalidInputError, match="without infinities"):
-        TanhCodec.box([-np.inf], [1.0])
+        TanhCodec.from_box([-np.inf], [1.0])
 
 
 @pytest.mark.parametrize("recipe", [sac, td3])

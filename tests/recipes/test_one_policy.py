@@ -116,7 +116,7 @@ def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> 
 
 
 def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_too() -> None:
-    made = _kinds.squashed((3, 1), 2, 16, 1, TanhCodec.box([-1.0], [1.0]), 0)
+    made = _kinds.squashed_gaussian((3, 1), 2, 16, 1, TanhCodec.from_box([-1.0], [1.0]), 0)
     carry(made, 1)
     env = Counts(Near, 1, 1)
     for _ in sac.improve(made, env, sac.Args(iterations=1, rollout_steps=4), Rng(0)):

@@ -55,7 +55,9 @@ def predicted(mean: float, pull: Callable[[float, float, int], float]) -> float:
 def test_a_constant_score_tilts_the_actions_exponentially_and_nothing_else(denoised: bool) -> None:
     """π ∝ exp(g a): the tilted behaviour is N(m + κ v g, v), and each pull reaches the end as the flow carries it."""
     g, c = 1.5, 0.02
-    guide = pgd.leaning(lambda x: torch.full_like(x[..., 1:], g), slice(1, 2), c, STEPS, 0.3, denoised, normal=False)
+    guide = pgd.direction_guide(
+        lambda x: torch.full_like(x[..., 1:], g), slice(1, 2), c, STEPS, 0.3, denoised, normal=False
+    )
     plain, tilted = drawn(None), drawn(guide)
     assert torch.equal(plain[..., 0], tilted[..., 0]), "states are not guided, and here nothing else moves them"
     moved = float((tilted - plain)[..., 1].mean())
@@ -78,7 +80,7 @@ def test_a_gaussian_policy_pulls_the_mean_as_predicted(denoised: bool) -> None:
         at = (VARIANCE * mean + noise * CENTRE) / (VARIANCE + noise) if denoised else mean
         return c * pgd.guidance_weight(k, STEPS, 0.3) * (aim - at) / width**2
 
-    guided = drawn(pgd.leaning(score, slice(1, 2), c, STEPS, 0.3, denoised, normal=False))
+    guided = drawn(pgd.direction_guide(score, slice(1, 2), c, STEPS, 0.3, denoised, normal=False))
     found = float(guided[..., 1].mean())
     assert found == pytest.approx(predicted(0.0, pull), abs=0.02)
     assert CENTRE + 0.2 < found < aim, "between the behaviour and the policy"
@@ -88,7 +90,7 @@ def test_a_gaussian_policy_pulls_the_mean_as_predicted(denoised: bool) -> None:
 def test_a_normalised_pull_has_its_length_whatever_the_score_and_none_comes_last() -> None:
     x = Rng(1).normal(5, 3, 2)
     for size in (0.01, 100.0):
-        guide = pgd.leaning(lambda z, size=size: size * (z[..., 1:] + 1), slice(1, 2), 0.7, 10)
+        guide = pgd.direction_guide(lambda z, size=size: size * (z[..., 1:] + 1), slice(1, 2), 0.7, 10)
         first, last = (guide(x, k, lambda: x) - x for k in (0, 9))
         torch.testing.assert_close(
             first.flatten(1).norm(dim=1), torch.full((5,), 0.7 * pgd.guidance_weight(0, 10, 0.3))
@@ -140,7 +142,7 @@ def test_guided_windows_are_likelier_under_the_policy_and_keep_the_dynamics() ->
     told = []
     for c in (0.0, 0.4, 1.2):
         guide = pgd.make_action_guide(made.track, aiming, c, 12) if c else None
-        rows = pgd.conditioned(aiming, made.sample(300, Rng(5), guide), 0.99)
+        rows = pgd.to_policy_transitions(aiming, made.sample(300, Rng(5), guide), 0.99)
         likely = pgd.likelihood(aiming, rows.obs, rows.action[:, 0])
         codec = own.codec
         assert isinstance(codec, TanhCodec) and isinstance(codec.observation, Normalizer)

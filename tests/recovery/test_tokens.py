@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from denoiserl import Denoiser, Estimate, Masked, Rng, elbo, renoise, rescore, time_grid
 from denoiserl.advantages import kl_to_go
-from denoiserl.losses import centered, dpo, reinforce
+from denoiserl.losses import center_rewards, dpo, reinforce
 from denoiserl.oracles.worlds import TableWorld
 from denoiserl.policy.chain import Chain
 
@@ -51,7 +51,7 @@ def distance(model: Logit, target: TableWorld) -> float:
 @pytest.mark.parametrize("beta", [0.7, 0.3])
 def test_left_to_right_is_closed_under_tilting_and_the_path_gradient_finds_the_optimum(beta: float) -> None:
     """Exact expectation over all 27 chains. The step KL as a plain loss forgets tomorrow's KL, and ends elsewhere."""
-    chain, target, reached = every_chain(), WORLD.tilted(REWARD, beta), {}
+    chain, target, reached = every_chain(), WORLD.tilt(REWARD, beta), {}
     with torch.no_grad():
         ref, _ = rescore(LEFT, Logit(), chain)
     for to_go in (True, False):
@@ -96,7 +96,7 @@ def gap(model: Logit, target: TableWorld) -> float:
 
 
 def centred(policy: Tensor, base: Tensor, beta: float) -> Tensor:
-    return centered(policy[None], base[None], REWARD[None], beta).mean()
+    return center_rewards(policy[None], base[None], REWARD[None], beta).mean()
 
 
 def preferred(policy: Tensor, base: Tensor, beta: float) -> Tensor:
@@ -116,7 +116,7 @@ def test_masked_tokens_learn_from_noise_again_and_more_draws_are_closer(objectiv
     They fix the differences of ELBOs and not the level: where the bound is slack, a few hundredths stay.
     """
     beta, data, process = 0.5, WORLD.sequences, Masked(V)
-    target, base, reached = WORLD.tilted(REWARD, beta), Logit().requires_grad_(False), []
+    target, base, reached = WORLD.tilt(REWARD, beta), Logit().requires_grad_(False), []
     iters = 150
     for n in (2, 32):
         model, rng = Logit(), Rng(0)

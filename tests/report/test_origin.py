@@ -11,13 +11,13 @@ import pytest
 import tyro
 
 from denoiserl import recipes, tasks
-from denoiserl.cli.run import budget, options, unprefixed
+from denoiserl.cli.run import budget, options, strip_prefix
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import flat, to_json
 from denoiserl.experiments import experiment, runner
 from denoiserl.report.html import Code, Prose
-from denoiserl.report.provenance import command, load_run, paragraphs, reproduced, words
+from denoiserl.report.provenance import command, load_run, paragraphs, reproduction_section, words
 
 
 def run(place: Path, **record: object) -> Path:
@@ -54,7 +54,7 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path) -> None:
         line = shlex.split(command(load_run(run(tmp_path / str(i), **record))))
         assert line[:3] == ["denoiserl", "run", name]
         known, bare = options(recipe, recipe.DEFAULT_TASK)
-        told = tyro.cli(known, args=unprefixed(line[3:], bare))
+        told = tyro.cli(known, args=strip_prefix(line[3:], bare))
         assert to_json(told.args) == to_json(args) and to_json(told.task_args) == to_json(base)
         how = told.machine
         assert (how.device, how.precision, how.threads, how.every, how.seed) == ("cuda:1", "bf16", 4, None, 3 * i)
@@ -92,14 +92,14 @@ def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> No
     assert line[:3] == ["denoiserl", "run", "mine.py"]  # and not where it lay on this machine
     assert tyro.cli(program.Args, args=line[3:]) == args
     assert (made.words.name, made.words.title, made.words.body) == ("MINE", "a program of my own", "It does this.")
-    assert any("must lie where" in getattr(p, "text", "") for p in reproduced([made]).pieces)
+    assert any("must lie where" in getattr(p, "text", "") for p in reproduction_section([made]).pieces)
 
 
 def test_a_record_that_says_little_leaves_its_numbers(tmp_path: Path) -> None:
     said = {"name": "gone", "run": "gone", "options": {"lr": 1.0, "task.n": [1, 2]}}
     made = load_run(run(tmp_path / "old", about=said))
     assert made.defaults is None
-    assert made.changed == {"lr": 1.0, "task.n": [1, 2]}  # all of them: the defaults are not known
+    assert made.changed_options == {"lr": 1.0, "task.n": [1, 2]}  # all of them: the defaults are not known
     assert command(made) == "denoiserl run gone --lr 1.0 --task.n 1 2 --out runs/old"
     (tmp_path / "list").mkdir()
     (tmp_path / "list" / "run.json").write_text("[]")
@@ -143,7 +143,7 @@ def test_wall_time_adds_the_parts_of_a_resumed_run(tmp_path: Path) -> None:
 def test_versions_that_differ_are_told_run_by_run(tmp_path: Path) -> None:
     one = run(tmp_path / "a", program="x", commit="a" * 40 + "+", versions={"torch": "2.6", "python": "3.11"})
     two = run(tmp_path / "b", program="x", commit="b" * 40, versions={"torch": "2.7", "python": "3.11"})
-    pieces = reproduced([load_run(one), load_run(two)]).pieces
+    pieces = reproduction_section([load_run(one), load_run(two)]).pieces
     assert any(isinstance(p, Prose) and "python 3.11" in p.text and "torch" not in p.text for p in pieces)
     table = next(p for p in pieces if hasattr(p, "rows"))
     assert table.rows == [("a", "2.6", "aaaaaaaaaa+"), ("b", "2.7", "bbbbbbbbbb")]  # type: ignore[union-attr]

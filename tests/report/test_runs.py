@@ -11,7 +11,7 @@ import pytest
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.report import Curve, across, learning_curves, overlay, run_report
 from denoiserl.report.provenance import load_run
-from denoiserl.report.runs_report import grouped
+from denoiserl.report.runs_report import group_by_arm
 from denoiserl.stats import binomial
 
 pytest.importorskip("matplotlib")
@@ -47,7 +47,7 @@ def judged(place: Path, *successes: int, n: int = 100) -> Path:
 def test_seeds_are_one_arm_and_settings_are_two(tmp_path: Path) -> None:
     runs = [made(tmp_path / f"a{s}", seed=s, lr=0.1, n=3) for s in range(3)]
     runs += [made(tmp_path / "b", seed=0, lr=0.01, n=3), made(tmp_path / "c", "x.two", lr=0.1)]
-    arms = grouped([load_run(r) for r in runs])
+    arms = group_by_arm([load_run(r) for r in runs])
     assert {name: [run.name for run in each] for name, each in arms.items()} == {
         "one (lr 0.1)": ["a0", "a1", "a2"],
         "one (lr 0.01)": ["b"],

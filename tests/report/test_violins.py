@@ -9,7 +9,7 @@ import pytest
 
 from denoiserl.core.errors import RunError
 from denoiserl.report import DARK, LIGHT, violins
-from denoiserl.report.violins import posterior_of, stacked
+from denoiserl.report.violins import posterior_of, stack_points
 from denoiserl.stats import binomial, t_interval
 from denoiserl.stats.interval import Interval
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
@@ -84,7 +84,7 @@ def test_an_arm_keeps_its_colour_and_eight_arms_differ() -> None:
 
 def test_rings_of_seeds_never_touch() -> None:
     given = numpy.random.default_rng(1).normal(0, 1, 40).round(1).tolist()
-    at, level = stacked(given, 0.3)
+    at, level = stack_points(given, 0.3)
     assert at == sorted(given)
     for i, (a, up) in enumerate(zip(at, level, strict=True)):
         near = [b for b, other in zip(at[:i], level[:i], strict=True) if other == up]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from denoiserl.core.rng import Rng
-from denoiserl.data.fidelity import correlations, fidelity, marginals, memorised, names, nearest_distances
+from denoiserl.data.fidelity import correlations, fidelity, marginals, memorization, names, nearest_distances
 from denoiserl.data.synthetic import add_gaussian_noise, part
 from denoiserl.data.transitions import Transitions
 
@@ -55,9 +55,9 @@ def test_nearest_distances_are_those_of_brute_force() -> None:
 def test_copies_are_told_from_new_rows() -> None:
     rng = Rng(4)
     train, new, other = (rng.normal(2000, 4) for _ in range(3))
-    assert memorised(other, new, train) == pytest.approx(1.0, abs=0.1)
-    assert memorised(train[:500] + 0.001 * rng.normal(500, 4), new, train) > 50
-    assert memorised(train[:500], new, train) == 1000
+    assert memorization(other, new, train) == pytest.approx(1.0, abs=0.1)
+    assert memorization(train[:500] + 0.001 * rng.normal(500, 4), new, train) > 50
+    assert memorization(train[:500], new, train) == 1000
 
 
 def test_a_true_sample_passes_and_each_fraud_is_named() -> None:

@@ -19,7 +19,7 @@ from denoiserl.stats import (
     binomial,
     bootstrap,
     hierarchical_bootstrap,
-    paired,
+    paired_interval,
     posterior,
     rate_interval,
     t_interval,
@@ -150,11 +150,11 @@ def test_nested_reduces_to_the_bootstrap_of_the_seeds_and_refuses() -> None:
 def test_pairs_cancel_what_they_share() -> None:
     hardness = 10 * torch.randn(50, generator=torch.Generator().manual_seed(4))
     gain = 0.5 + 0.1 * torch.randn(50, generator=torch.Generator().manual_seed(5))
-    assert t_interval(hardness + gain).apart(t_interval(hardness)) == 0
-    difference = paired(hardness + gain, hardness)
+    assert t_interval(hardness + gain).compare(t_interval(hardness)) == 0
+    difference = paired_interval(hardness + gain, hardness)
     assert 0.4 < difference.low < 0.5 < difference.high < 0.6
     with pytest.raises(InvalidInputError, match="no pairs"):
-        paired([1.0, 2.0], [1.0])
+        paired_interval([1.0, 2.0], [1.0])
 
 
 def test_repeats_of_an_episode_are_not_observations() -> None:
@@ -168,8 +168,8 @@ def test_repeats_of_an_episode_are_not_observations() -> None:
 
 def test_apart_has_a_direction_and_touching_is_not_apart() -> None:
     low, high = Interval(0.1, 0.0, 0.2, 9), Interval(0.5, 0.3, 0.7, 9)
-    assert (high.apart(low), low.apart(high), low.apart(low)) == (1, -1, 0)
-    assert high.apart(Interval(0.2, 0.1, 0.3, 9)) == 0
+    assert (high.compare(low), low.compare(high), low.compare(low)) == (1, -1, 0)
+    assert high.compare(Interval(0.2, 0.1, 0.3, 9)) == 0
 
 
 def test_interval_is_a_frozen_record_that_survives_json() -> None:
@@ -197,7 +197,7 @@ def test_verdict_claims_only_what_the_intervals_show() -> None:
     def said(before: float, after: float, imitation: float | None = None, **more: str) -> str:
         other = None if imitation is None else row(imitation)
         found = Comparison("robot", "success", row(before), row(after), other, **more)  # type: ignore[arg-type]
-        assert found.gained() == (found.verdict().startswith("better") and "but not" not in found.verdict())
+        assert found.is_better() == (found.verdict().startswith("better") and "but not" not in found.verdict())
         return found.verdict()
 
     assert said(0.3, 0.8, 0.4) == "better than before and than more imitation: the intervals are apart"
@@ -208,7 +208,7 @@ def test_verdict_claims_only_what_the_intervals_show() -> None:
 
 def test_gain_over_before_alone_is_not_a_gain() -> None:
     found = Comparison("robot", "success", row(0.3), row(0.8), row(0.78))
-    assert not found.gained() and "not shown" in found.verdict()
+    assert not found.is_better() and "not shown" in found.verdict()
 
 
 def test_comparison_survives_json_and_refuses_strangers() -> None:

@@ -109,7 +109,7 @@ def run(rates: dict[str, float], seed: int, most: int = 120) -> SequentialCompar
     g = numpy.random.default_rng(seed)
     race = SequentialComparison(list(rates), most=most)
     while not race.done:
-        race.update({name: g.random() < rates[name] for name in race.racing})
+        race.update({name: g.random() < rates[name] for name in race.active_arms})
     return race
 
 
@@ -121,7 +121,7 @@ def test_a_race_separates_equal_arms_in_at_most_its_level() -> None:
 
 def test_a_race_ends_early_and_lets_arms_leave() -> None:
     race = run({"low": 0.05, "middle": 0.5, "high": 0.95}, 0, most=1000)
-    assert race.done and race.starts < 200 and not race.undecided
+    assert race.done and race.starts < 200 and not race.open_pairs
     assert race.letters() == {"high": "a", "middle": "b", "low": "c"}
     assert set(race.separated) == {("high", "middle"), ("middle", "low"), ("high", "low")}
     assert min(race.trials.values()) < race.starts  # whoever was apart from all others stopped

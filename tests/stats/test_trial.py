@@ -17,10 +17,10 @@ B = replace(A, policy="bbbb", starts=(3, 1, 2), value=(0.0, 1.0, 0.0))
 
 
 def test_a_timeout_is_a_failure_and_not_a_gap() -> None:
-    t = Trials.reached("aaaa", "push", [4, 5, 6], {4: 30, 6: 99}, limit=60)
+    t = Trials.from_success_steps("aaaa", "push", [4, 5, 6], {4: 30, 6: 99}, limit=60)
     assert t.value == (1.0, 0.0, 0.0) and t.steps == (30, 60, 60) and len(t) == 3
     with pytest.raises(InvalidInputError, match="start 7 was not planned"):
-        Trials.reached("aaaa", "push", [4, 5], {7: 3}, limit=60)
+        Trials.from_success_steps("aaaa", "push", [4, 5], {7: 3}, limit=60)
 
 
 def test_pairs_are_aligned_by_start() -> None:

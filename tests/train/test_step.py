@@ -124,7 +124,7 @@ def test_ema_of_a_module_takes_buffers_leaves_the_frozen_and_gives_back():
     with torch.no_grad():
         net[0].weight.add_(1.0)
     own = net[0].weight.detach().clone()
-    with ema.applied():
+    with ema.apply():
         assert torch.equal(net[0].weight, first)
     assert torch.equal(net[0].weight, own)
     twin = EMA(net)

@@ -74,14 +74,14 @@ def collect(given: list[str]) -> None:
     if a.policy == SCRIPTED and (a.execute or a.device):
         raise Misuse("--execute and --device belong to a policy, not to a scripted expert.")
     from denoiserl.data.formats.any import write_as
-    from denoiserl.envs.by_name import environment, record_expert, scripted
+    from denoiserl.envs.by_name import environment, has_script, record_expert
     from denoiserl.envs.frame_stack import newest
     from denoiserl.envs.record import constant, noisy, record
     from denoiserl.envs.remarks import remarks
 
     env = environment(a.env, a.ticks)
     fps = _fps(env, a) if a.format == "lerobot" else 0
-    if a.policy == SCRIPTED and not scripted(a.env):
+    if a.policy == SCRIPTED and not has_script(a.env):
         raise Misuse(f"{a.env} has no scripted expert, only tasks of Meta-World and PushT do: name a --policy.")
     act, env, history = (None, env, 1) if a.policy == SCRIPTED else _act(a, env)
     if act is not None and a.noise:
@@ -172,7 +172,7 @@ def _gathered(a: Collect, play: Callable[..., Any], told: Callable[[int, int], N
         won += 0 if success is None else int(success.sum())
         told(first + n, won)
     shutil.rmtree(beside)
-    return EpisodeDataset.joined(parts)
+    return EpisodeDataset.concat(parts)
 
 
 def _act(a: Collect, env: Any) -> tuple[Callable[..., Any], Any, int]:

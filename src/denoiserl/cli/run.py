@@ -207,7 +207,7 @@ def options(recipe: ModuleType, word: str) -> tuple[type[Any], set[str]]:
     return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True), names - method - machine
 
 
-def unprefixed(words: list[str], bare: set[str]) -> list[str]:
+def strip_prefix(words: list[str], bare: set[str]) -> list[str]:
     """Return the words of a command line with ``--task.NAME`` as ``--NAME`` where that is how the option is called."""
     named = (w.partition("=")[0][len("--task.") :].replace("-", "_") if w.startswith("--task.") else "" for w in words)
     return [w.replace("--task.", "--", 1) if name in bare else w for w, name in zip(words, named, strict=True)]
@@ -236,7 +236,7 @@ def _experiment(recipe: ModuleType, what: str, given: list[str]) -> None:
     title = (recipe.__doc__ or "").strip().partition("\n\n")[0].replace("\n", "\n\n")
     title += f"\n\nOn the task {word}; --task NAME is another one."
     try:
-        chosen = tyro.cli(known, prog=f"denoiserl run {what}", description=title, args=unprefixed(given, bare))
+        chosen = tyro.cli(known, prog=f"denoiserl run {what}", description=title, args=strip_prefix(given, bare))
     except RunError as error:  # a value out of its range
         raise Misuse(str(error)) from None
     how: RunOptions = chosen.machine

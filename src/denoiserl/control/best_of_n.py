@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from denoiserl.control.noise_steering import bound, decode_noise, steering
+from denoiserl.control.noise_steering import bound, decode_noise, require_steered
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import GAMMA, Rng
@@ -181,7 +181,7 @@ class BestOfNNoise(BestOfN):
     def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
         """Of the base."""
         count, many = count_rows(cond), split_rng(rng, self.n)
-        z = many.normal(count * self.n, steering(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
+        z = many.normal(count * self.n, require_steered(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
         rng.counter = many.counter
         return decode_noise(policy, tree_map(lambda v: v.repeat_interleave(self.n, 0), cond), z).unflatten(
             0, (count, self.n)

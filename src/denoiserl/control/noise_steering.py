@@ -72,13 +72,13 @@ def steer(
     net = MLP((rows, dim), obs, width, depth, 0, False, True, out=(rows, 2 * dim), zero=True)
     process = Steered(policy.process, bound)
     made = Steering(policy.denoiser, Actor(net, least, 1 / least), horizon, noise_map, rank).to(policy.device)
-    train, serve = process.steered(policy.eval_steps), process.steered(policy.eval_steps, spread)
+    train, serve = process.make_steps(policy.eval_steps), process.make_steps(policy.eval_steps, spread)
     steered = Policy.of(process, made, policy.event_shape, train, serve, policy.codec)
     steered.weights.execute = policy.weights.execute
     return steered
 
 
-def steering(policy: Policy, using: str | None = None) -> Steering:
+def require_steered(policy: Policy, using: str | None = None) -> Steering:
     """The denoiser of a steered policy; any other policy is refused with the way out."""
     made = policy.weights.using(using or policy.active_weights)
     if not isinstance(made, Steering):
@@ -90,7 +90,7 @@ def steering(policy: Policy, using: str | None = None) -> Steering:
 
 def noise_distribution(policy: Policy, cond: Tensor) -> Squashed | Gaussian:
     """The law of the decision [B, r, d] for conditions in model units, in units of the bound; differentiable."""
-    made = steering(policy)
+    made = require_steered(policy)
     x = torch.zeros(len(cond), made.rows, policy.event_shape[1], device=cond.device)
     clock = made.latent.embed_time(torch.ones(1, device=cond.device))
     estimate = made.latent(x, clock, made.latent.embed_condition(cond))
@@ -131,7 +131,7 @@ def noise_effect(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[fl
     """What noise can do to a steered policy's base: (std of actions over n noises, change of one noise's actions
     between two calls), means over dimensions and rows of ``obs`` [B, o]. The second must be 0, the first must not."""
     many = obs.repeat_interleave(n, 0)
-    z = rng.normal(len(many), steering(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
+    z = rng.normal(len(many), require_steered(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
     one, two = decode_noise_to_action(policy, many, z), decode_noise_to_action(policy, many, z)
     spread = one.unflatten(0, (len(obs), n)).std(1).mean()
     return float(spread), float((one - two).abs().mean())

@@ -25,7 +25,7 @@ def require_squashed_policy(policy: Policy, name: str) -> TanhCodec:
     if not one or not isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             f"{name} improves policies that decide a chunk [H, d] in one Gaussian step inside a box: OneStep() with "
-            "the codec TanhCodec.box(low, high); a denoising one is steered (dsrl) or needs dppo"
+            "the codec TanhCodec.from_box(low, high); a denoising one is steered (dsrl) or needs dppo"
         )
     return policy.codec
 

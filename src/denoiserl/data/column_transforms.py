@@ -155,7 +155,7 @@ class ColumnTransforms:
             at += f.size
         raise InvalidInputError(f"there are {self.width} columns, and none of them is {column}")
 
-    def named(self) -> dict[str, int]:
+    def count_kinds(self) -> dict[str, int]:
         """How many columns are of each kind."""
         return {k: n for k in KINDS if (n := sum(len(f.columns) for f in self.fields if f.kind == k))}
 

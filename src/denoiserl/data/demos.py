@@ -131,7 +131,7 @@ class Demonstrations:
         return Demonstrations(**{f: tree[f] for f in FIELDS})
 
     @staticmethod
-    def joined(parts: Sequence[Demonstrations]) -> Demonstrations:
+    def concat(parts: Sequence[Demonstrations]) -> Demonstrations:
         """Demonstrations one after another; success and returns where all of them tell."""
         before = torch.tensor([0, *(len(part.actions) for part in parts)]).cumsum(0)
         success, returns = (

@@ -1,7 +1,7 @@
 """How real made data look: marginals, correlations, distances to what is known, and what the dynamics say.
 
 All of it compares rows that were made with rows that were recorded, of which some were held out from whoever made the
-others. A copy of the training data would pass every test of marginals; ``memorised`` is what it fails.
+others. A copy of the training data would pass every test of marginals; ``memorization`` is what it fails.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def nearest_distances(rows: Tensor, known: Tensor, scale: Tensor | None = None) 
     return torch.cat([torch.cdist(block, b, compute_mode=exact).amin(1) for block in a.split(256)])
 
 
-def memorised(made: Tensor, held_out: Tensor, train: Tensor) -> float:
+def memorization(made: Tensor, held_out: Tensor, train: Tensor) -> float:
     """Median distance of held-out rows to the training rows over that of made ones, at most 1000.
 
     About 1: what was made is as new as what was never seen. Far above 1: it is copied.

@@ -67,7 +67,7 @@ def odd(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor 
     return found
 
 
-def judge(
+def check_range(
     rows: Tensor,
     low: Any,
     high: Any,
@@ -115,8 +115,8 @@ def compare(
     constant: bool = True,
     slack: float = 0.0,
 ) -> None:
-    """Warn of what ``judge`` finds wrong. Raise InvalidInputError for rows beyond the box if ``refuse``."""
-    beyond, said = judge(rows, low, high, name, box, constant, slack)
+    """Warn of what ``check_range`` finds wrong. Raise InvalidInputError for rows beyond the box if ``refuse``."""
+    beyond, said = check_range(rows, low, high, name, box, constant, slack)
     if beyond and refuse:
         raise InvalidInputError(f"{said}; outside='clip' (--outside clip) clips them")
     tell([said] if said else [])

@@ -71,7 +71,7 @@ class EpisodeDataset:
         return EpisodeDataset(demos, *(tree[f] for f in REST))
 
     @staticmethod
-    def joined(parts: Sequence[EpisodeDataset]) -> EpisodeDataset:
+    def concat(parts: Sequence[EpisodeDataset]) -> EpisodeDataset:
         """The episodes of recordings of one environment, one after another."""
         one, *_ = parts
 
@@ -79,7 +79,7 @@ class EpisodeDataset:
             told = [getattr(part, f) for part in parts]
             return None if any(v is None for v in told) else cat(told)
 
-        demos = Demonstrations.joined([part.demos for part in parts])
+        demos = Demonstrations.concat([part.demos for part in parts])
         return EpisodeDataset(demos, all_of("rewards"), all_of("last"), all_of("terminated"), one.low, one.high)
 
 

@@ -31,7 +31,7 @@ SHOWN = 16
 """samples, episodes or puzzles that are shown"""
 
 
-def cached(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
+def compute_once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
     """What ``compute`` says, computed once for this folder: a resumed act does not evaluate again."""
     path = folder / "told" / name
     if not store.exists(path):
@@ -51,13 +51,13 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run)
 
     def judge(policy: Policy, when: str, look: Any = task.look) -> None:
         began = time.perf_counter()
-        cached(folder, when, lambda: task.judge(policy, seed + 2, trials))
+        compute_once(folder, when, lambda: task.evaluate(policy, seed + 2, trials))
         media = folder / "media"
         media.mkdir(exist_ok=True)
         if not any(media.glob(f"{when} *")):  # a resumed act does not draw again
             for file, data in look(policy, seed + 3, SHOWN).items():
                 (media / f"{when} {file}").write_bytes(data if isinstance(data, bytes) else data.encode())
-        cached(folder, f"{when} seconds", lambda: time.perf_counter() - began)
+        compute_once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
 
     imitation = run.stage("imitate")
     policy = yield from task.start_policy(seed, imitation)
@@ -70,7 +70,7 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run)
     run.last(policy)
 
     spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
-    spent = cached(folder, "seconds", lambda: spent)
+    spent = compute_once(folder, "seconds", lambda: spent)
     more = max(1, round(task_args.pretrain_updates * spent["improve"] / spent["imitate"]))
     yield from task.imitate(start, seed, more, run.stage("control"), 1)
     judge(start, "imitation")

@@ -20,7 +20,7 @@ class Squashed:
     log p(x) = log N(u) − Σ_i [log b + log(1 − tanh² u_i)],   log(1 − tanh² u) = 2 (log 2 − u − softplus(−2u))
 
     (1812.05905, appendix C). What float32 rounds onto the edge is scored at the last number inside it; nothing lies
-    outside, log p = −∞ there. Where u is at hand, ``drawn`` scores it without the detour over x.
+    outside, log p = −∞ there. Where u is at hand, ``sample_with_log_prob`` scores it without the detour over x.
     """
 
     base: Gaussian

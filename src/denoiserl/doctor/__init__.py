@@ -21,7 +21,7 @@ from denoiserl.data import ActionChunkCodec, Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.doctor import cost, network, reading, signal, steps, values
 from denoiserl.doctor import data as recorded
-from denoiserl.doctor.finding import Finding, Level, guarded, print_findings, worst
+from denoiserl.doctor.finding import Finding, Level, print_findings, run_check, worst
 from denoiserl.envs import Collector
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
@@ -126,23 +126,23 @@ def _examine(
     if data is not None:
         seen = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
     spec = None if env is None else env.spec
-    told(guarded("ranges", recorded.ranges, policy, recording, spec))
+    told(run_check("ranges", recorded.ranges, policy, recording, spec))
     if isinstance(recording, EpisodeDataset):
-        told(guarded("rewards in time", recorded.delay, recording))
-    told(guarded("network", network.alive, policy, serve, given, rng))
-    told(guarded("prediction", reading.prediction, policy, serve, given, rng, seen))
-    told(guarded("condition", network.conditioned, policy, serve, cond, given, rng))
-    told(guarded("values", values.ranges, policy, serve, decoded, spec))
-    told(guarded("densities", steps.densities, chain))
+        told(run_check("rewards in time", recorded.delay, recording))
+    told(run_check("network", network.alive, policy, serve, given, rng))
+    told(run_check("prediction", reading.prediction, policy, serve, given, rng, seen))
+    told(run_check("condition", network.check_conditions, policy, serve, cond, given, rng))
+    told(run_check("values", values.ranges, policy, serve, decoded, spec))
+    told(run_check("densities", steps.densities, chain))
     spread = serve.float().std(0).mean()
-    told(guarded("noise", steps.exploration, policy, spread))
-    told(guarded("train against serve", steps.served, policy, chain.sample[::2], serve[1::2], rng))
-    told(guarded("first ratio", steps.first_ratio, policy, chain, rng))
-    told(guarded("gradients", network.gradients, policy, chain, rng))
-    told(guarded("memory", cost.memory, policy, chain, rows_a_step))
-    told(guarded("speed", cost.speed, policy, cond, chain, rng))
+    told(run_check("noise", steps.exploration, policy, spread))
+    told(run_check("train against serve", steps.train_vs_eval_samples, policy, chain.sample[::2], serve[1::2], rng))
+    told(run_check("first ratio", steps.first_ratio, policy, chain, rng))
+    told(run_check("gradients", network.gradients, policy, chain, rng))
+    told(run_check("memory", cost.memory, policy, chain, rows_a_step))
+    told(run_check("speed", cost.speed, policy, cond, chain, rng))
     if env is not None:
-        told(guarded("success", _success, policy, env, rng, execute))
+        told(run_check("success", _success, policy, env, rng, execute))
     elif reward is not None and (prompts is not None or cond is None):
         try:
             rewards = signal.ask_reward(policy, reward, chain.sample, cond)
@@ -153,9 +153,9 @@ def _examine(
             told(Finding("reward", "error", f"stopped by: {said}", "reward(sample [B, ...], prompts [B, ...]) -> [B]."))
             return
         grouped = rewards.reshape(-1, group)
-        told(guarded("reward", signal.rewarded, grouped, again, there))
+        told(run_check("reward", signal.check_rewards, grouped, again, there))
         if prompts is not None and bool(grouped.isfinite().all()):
-            told(guarded("groups", signal.groups, grouped))
+            told(run_check("groups", signal.groups, grouped))
     else:
         what = "no prompts given" if reward is not None else "neither an environment nor a reward given"
         told(Finding("success", "note", f"{what}: success was not measured"))

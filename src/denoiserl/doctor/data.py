@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.data import Demonstrations, Normalizer
-from denoiserl.data.ranges import judge, odd, share
+from denoiserl.data.ranges import check_range, odd, share
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy.policy import Policy
@@ -37,7 +37,7 @@ def ranges(policy: Policy, data: EpisodeDataset | Demonstrations | None = None, 
         for what, rows in parts.items():
             found += odd(rows.double(), share(rows.double()), rows.amin(0) == rows.amax(0), what, demos.ends)
         if spec is not None and spec.choices is None:
-            found.append(judge(demos.actions, spec.low, spec.high, "actions", "the environment's box")[1])
+            found.append(check_range(demos.actions, spec.low, spec.high, "actions", "the environment's box")[1])
     found = [said for said in found if said]
     if not found:
         return Finding("ranges", "ok", "no outlier and no dimension that hardly moves")

@@ -42,7 +42,7 @@ def worst(findings: Iterable[Finding]) -> Level:
     return LEVELS[max((LEVELS.index(f.level) for f in findings), default=0)]
 
 
-def guarded(name: str, check: Callable[..., Finding], *args: object, **kwargs: object) -> Finding:
+def run_check(name: str, check: Callable[..., Finding], *args: object, **kwargs: object) -> Finding:
     """The finding of a check; a check that something of the user's stops is a finding too."""
     try:
         return check(*args, **kwargs)

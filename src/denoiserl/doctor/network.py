@@ -16,7 +16,7 @@ from denoiserl.processes.denoiser import Denoiser
 
 
 @torch.no_grad()
-def conditioned(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: Rng) -> Finding:
+def check_conditions(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: Rng) -> Finding:
     """Does the answer between data and noise depend on the condition, and is there an unconditional branch?"""
     name = "condition"
     if given is None:

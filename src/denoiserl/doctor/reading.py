@@ -73,7 +73,7 @@ class Fit(NamedTuple):
 
 
 @torch.no_grad()
-def judged(process: Diffusion, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Fit:
+def denoising_error(process: Diffusion, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Fit:
     """How well ``denoise`` finds samples ``x0`` [n, *event] back, in model units, given their conditions."""
     mean, var = x0.mean(0), x0.var(0, correction=0)
     context, score, excess = denoise.embed_condition(given), [], []
@@ -137,7 +137,7 @@ def prediction(
         return Finding(name, "note", f"a {type(policy.process).__name__} process has no noise levels to read")
     process, denoise = policy.process, policy.denoiser
     pair = (x0, given) if data is None else data
-    own = judged(process, denoise, *pair, rng)
+    own = denoising_error(process, denoise, *pair, rng)
     told = ", ".join(f"{v:.2g} at t={t:g}" for t, v in zip(TIMES, own.at, strict=True))
     said = f"error on noised {'own samples' if data is None else 'data'} over that of a linear guess: {told}"
     kind = f"{denoise.predicts!r}" if isinstance(denoise, GaussianDenoiser) else type(denoise).__name__
@@ -149,7 +149,7 @@ def prediction(
         if data is None:
             found = _own(process, other, few, policy, min(rows, len(x0)), rng)
         else:
-            found = judged(process, other, data[0][:rows], few, rng)
+            found = denoising_error(process, other, data[0][:rows], few, rng)
         if found.excess <= MOST and found.score < least:
             best, least = reading, found.score
     if best and own.score > 1:
@@ -191,7 +191,7 @@ def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: 
     x0 = make_sampler(process, denoise, steps, policy.event_shape, record=RecordSample())(given, rng, rows=n).sample
     if not bool(x0.isfinite().all()) or not 1e-2 < float(x0.std(0, correction=0).mean()) < 1e2:
         return Fit(math.inf, math.inf, ())
-    return judged(process, denoise, x0, given, rng)
+    return denoising_error(process, denoise, x0, given, rng)
 
 
 def surprise(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Tensor:

@@ -74,7 +74,7 @@ def groups(rewards: Tensor) -> Finding:
     return Finding(name, "ok", said + told)
 
 
-def rewarded(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None = None) -> Finding:
+def check_rewards(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None = None) -> Finding:
     """Rewards of training samples in groups [P, G]: finite, not constant, of sane scale, and where learning sees them.
 
     ``again``: the first of them asked a second time, [m]; ``serve``: rewards of served samples, [n].

@@ -99,7 +99,7 @@ def energy(one: Tensor, other: Tensor, rng: Rng, draws: int = 200) -> tuple[floa
     return found, (1 + above) / (1 + draws)
 
 
-def served(policy: Policy, train: Tensor, serve: Tensor, rng: Rng) -> Finding:
+def train_vs_eval_samples(policy: Policy, train: Tensor, serve: Tensor, rng: Rng) -> Finding:
     """Do training steps draw what users are served? Samples [n, *event] in model units, whose conditions are alike."""
     name = "train against serve"
     if policy.train_steps is policy.eval_steps:

@@ -61,7 +61,7 @@ def _made(word: str, ticks: int | None) -> Any:
             raise RunError(f"{word}: your function knows when an episode is over; leave the number of ticks out")
         return import_object(word)
     offscreen()  # before MuJoCo is imported, which looking at the task's class does
-    spec = ids.known(word)
+    spec = ids.find_spec(word)
     more = {"max_episode_steps": ticks} if ticks else {}
     drawn = {"render_mode": "rgb_array"} if "rgb_array" in _modes(spec) else {}
     return partial(ids.make, word, **more, **drawn)
@@ -73,7 +73,7 @@ def _registered(word: str) -> bool:
     return not place.endswith(".py") and not name.isidentifier()
 
 
-def scripted(word: str) -> bool:
+def has_script(word: str) -> bool:
     """Whether a script demonstrates in this environment."""
     plain = word.removeprefix(SEEN)
     return plain.startswith(META) or plain == PUSHT

@@ -29,7 +29,7 @@ from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.envpool import PREFIX, EnvPool
 from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, OnFault, describe_exception
 from denoiserl.envs.backends.subproc import SubprocBackend
-from denoiserl.envs.backends.sync import SyncBackend, apart, derive_seed
+from denoiserl.envs.backends.sync import SyncBackend, derive_seed, require_separate_envs
 from denoiserl.envs.backends.vector import BatchedBackend, VectorEnvBackend
 from denoiserl.envs.spaces import Spec, env_spec, flat_size, prepare_actions, tensors
 from denoiserl.policy import chain as chains
@@ -123,7 +123,7 @@ def make_backend(
     shut(probe)
     if processes == 1:
         made = SyncBackend(make, copies, name, on_fault=on_fault or "restart")
-        apart([probe, made.envs[0]], name)
+        require_separate_envs([probe, made.envs[0]], name)
         return made, found
     return SubprocBackend(make, copies, processes, name, on_fault or "restart", patience), found
 

@@ -195,7 +195,7 @@ def _round(
         returns += np.where(alive, out.raw, 0.0)
         ticks += np.where(alive, out.length, 0)
         obs = assign_rows(obs, alive, out.after)
-        alive = alive & ~out.over
+        alive = alive & ~out.done
     return _Round(first[:n], held[:n], returns[:n], ticks[:n], ~alive[:n], solved, reports, starts, faults, notes)
 
 

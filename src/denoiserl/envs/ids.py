@@ -15,7 +15,7 @@ REGISTERED = {"gym_pusht/": "gym_pusht"}
 META = "Meta-World/"
 
 
-def known(word: str) -> Any:
+def find_spec(word: str) -> Any:
     """Return Gymnasium's entry of an id. Raise RunError if there is none, MissingExtraError if its package is
     missing."""
     gym = require("gymnasium", "demo")
@@ -40,7 +40,7 @@ def known(word: str) -> Any:
 
 def make(word: str, **more: Any) -> Any:
     """Return the environment of an id. ``more`` is what ``gymnasium.make`` takes."""
-    known(word)
+    find_spec(word)
     gym = require("gymnasium", "demo")
     try:
         return gym.make(word, **more)

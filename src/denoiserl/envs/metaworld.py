@@ -160,7 +160,7 @@ def demonstrations(
     """
     env, policy = MetaWorld(task, horizon), expert(task)
     eye = PixelObservation(env, pictures, state=hand) if pictures else None
-    look = np.asarray if eye is None else eye.seen
+    look = np.asarray if eye is None else eye.render_observation
     episodes, success = [], []
     for i in range(n):
         rng = Rng.rows([seed * 1_000_003 + i])

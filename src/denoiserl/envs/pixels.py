@@ -132,7 +132,7 @@ class PixelObservation:
         self.action_space = self.env.action_space
         self.camera: Camera | None = None
 
-    def seen(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+    def render_observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
         """The scene as it is now, for what the environment observes."""
         if self.camera is None:
             self.camera = Camera(self.sim, self.size, self.view)
@@ -141,12 +141,12 @@ class PixelObservation:
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """A new episode."""
         observation, info = restart(self.env, seed=seed, **({} if options is None else {"options": options}))
-        return self.seen(observation), info
+        return self.render_observation(observation), info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """One tick."""
         observation, *rest = self.env.step(action)
-        return self.seen(observation), *rest
+        return self.render_observation(observation), *rest
 
     def render(self) -> np.ndarray:
         """The last picture."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.data import Normalizer, RunningNormCodec, TanhCodec
-from denoiserl.data.ranges import NARROW, judge, tiny
+from denoiserl.data.ranges import NARROW, check_range, tiny
 
 FITTED = "what the policy was fitted to"
 
@@ -74,7 +74,7 @@ def unseen(codec: Any, observations: Any, name: str, every: bool = False) -> lis
     width = known.high - known.low
     over = torch.maximum(known.low - rows, rows - known.high) > width
     far = (over.all(0) if every else over.any(0)) & (width > 0) & ~known.constant & ~tiny(known.low, known.high)
-    said = judge(rows.masked_fill(~far, torch.nan), known.low, known.high, name, FITTED)[1]
+    said = check_range(rows.masked_fill(~far, torch.nan), known.low, known.high, name, FITTED)[1]
     return [said] if said else []
 
 
@@ -105,7 +105,7 @@ def unfit(codec: Any, owner: Any, spec: Any, word: str = "the policy") -> list[s
 def _judged(ends: tuple[Tensor, Tensor], low: Any, high: Any, name: str, box: str) -> tuple[bool, str]:
     rows = torch.stack(ends)
     rows = rows.masked_fill(rows.isinf(), torch.nan)  # what has no bounds is not compared
-    return judge(rows, low, high, name, box, constant=False, slack=NARROW, ends=True)
+    return check_range(rows, low, high, name, box, constant=False, slack=NARROW, ends=True)
 
 
 def shown(owner: Any) -> Any:

@@ -79,7 +79,7 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     used = cpu.seconds() if args.method != find.NONE else 0.0
     began = time.perf_counter()
     with remarks() as notes:
-        told = task.judge(policy, args.trial_seed, args.trials)
+        told = task.evaluate(policy, args.trial_seed, args.trials)
     run.last(policy)
     result = {
         "outcomes": told,
@@ -106,7 +106,7 @@ class Cpu:
         return time.process_time() - self.began - self.free
 
     @contextmanager
-    def stopped(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """What happens inside is not counted."""
         began = time.process_time()
         try:
@@ -118,7 +118,7 @@ class Cpu:
 def train_arm(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Iterator[dict]:
     """The method's rows, each with what was spent, and ``a.curve`` of them with held-out numbers."""
     method = find.method(args.method)
-    with cpu.stopped():
+    with cpu.paused():
         settings = fit_iterations_to_budget(task, method, policy, args)
     if args.curve:
         yield {args.unit: 0.0, **eval_metrics(task, policy, args, run, cpu)}
@@ -134,8 +134,8 @@ def train_arm(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Ite
 
 def eval_metrics(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> dict[str, float]:
     """Held-out numbers on the way, of trials that decide nothing."""
-    with run.uncharged(), cpu.stopped():
-        seen = task.judge(policy, selection_seed(args.seed), task.num_eval_trials)
+    with run.uncharged(), cpu.paused():
+        seen = task.evaluate(policy, selection_seed(args.seed), task.num_eval_trials)
     return {f"held-out {k}": v for k, v in means(seen).items()}
 
 

@@ -29,7 +29,7 @@ from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.experiments.source_index import LOOSE, Import, Source, parse, short
 
 
-def reached(roots: Iterable[str], package: str = "denoiserl") -> dict[str, str]:
+def reachable_definitions(roots: Iterable[str], package: str = "denoiserl") -> dict[str, str]:
     """{full name: hash} of every definition that ``roots`` rest on, sorted.
 
     A root is a module, an object of one ("denoiserl.recipes.policy_gradient.dppo.improve"), or the path of a file; of a
@@ -40,12 +40,12 @@ def reached(roots: Iterable[str], package: str = "denoiserl") -> dict[str, str]:
 
 
 def uses(roots: Iterable[str], package: str = "denoiserl") -> dict[str, tuple[str, ...]]:
-    """{full name: full names of the definitions that it names itself} of everything that is ``reached``."""
+    """Return {full name: full names of the definitions that it names itself}, of all ``reachable_definitions``."""
     return {name: used for name, (_, used) in _followed(roots, package).items()}
 
 
 def fingerprint(roots: Iterable[str], package: str = "denoiserl") -> str:
-    """One hash of ``reached``, 16 hexadecimal digits: the same as long as nothing that ``roots`` rest on changes."""
+    """Return one hash of ``reachable_definitions``, 16 hexadecimal digits: the same as long as none of them changes."""
     # With what each name means there: an import that exchanges two functions changes neither of them.
     lines = (f"{name} {digest} {' '.join(used)}" for name, (digest, used) in _followed(roots, package).items())
     return short("\n".join(lines))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from denoiserl.experiments import resolve as find
 from denoiserl.experiments.compare import ComparisonResult, Study
-from denoiserl.report.html import Code, Fold, Note, Piece, Section, Settings, Table, plotted
+from denoiserl.report.html import Code, Fold, Note, Piece, Section, Settings, Table, make_figure
 from denoiserl.report.html import write as write_page
 from denoiserl.report.learning_curves import learning_curves
 from denoiserl.report.metrics import DRAWN, read_metrics
@@ -83,7 +83,7 @@ def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | Non
             arms[name] = [[row for row in rows if key in row] for rows in runs]
     if not arms:
         return None
-    figure = plotted(
+    figure = make_figure(
         lambda theme: learning_curves(arms, key, study.unit, unit=unit, marks=levels, theme=theme),
         f"Held-out {metric} while learning: means over seeds with 95 % intervals, on trials other than the table's.",
         f"Learning curves of {', '.join(arms)}",

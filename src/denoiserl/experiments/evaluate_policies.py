@@ -96,7 +96,7 @@ def evaluate_policies(
             for name in _order(list(policies), Rng(seed + block)):
                 policy, place = policies[name]
                 with place.activate(), remarks() as said:
-                    told[name].append(task.judge(policy, seed + 7919 * block, n))
+                    told[name].append(task.evaluate(policy, seed + 7919 * block, n))
                 heard[name] += said
                 bar.advance(job, n)
             if race is not None and _decided(race, {name: t[-1] for name, t in told.items()}, task):

@@ -36,7 +36,7 @@ class Job:
     label: str
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Has it come to its end?"""
         path = self.folder / "run.json"
         return path.exists() and bool(store.read_json(path).get("finished"))
@@ -56,7 +56,7 @@ def play(jobs: Sequence[Job], processes: int, device: str = "cpu", progress: boo
 
     A job that fails stops the others from being begun, lets the running ones finish, and raises with its last words.
     """
-    todo = [job for job in jobs if not job.finished]
+    todo = [job for job in jobs if not job.is_finished]
     if processes == 0:
         for job in todo:
             recipe = importlib.import_module(job.module)
@@ -124,7 +124,7 @@ class _Bar:
         if time.monotonic() - self.seen < 1.0 and running:
             return
         self.seen = time.monotonic()
-        done = sum(job.finished for job in self.jobs)
+        done = sum(job.is_finished for job in self.jobs)
         part = sum(_share(job) for job in running)
         now = ", ".join(job.label for job in running)
         self.bar.update(self.id, completed=done + part, done=f"{done}/{len(self.jobs)}", now=now)

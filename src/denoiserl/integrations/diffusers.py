@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tensors, tree_map
-from denoiserl.integrations.families import check, fits, flow_levels, needs, network, plain, setting
+from denoiserl.integrations.families import check, fits, flow_levels, needs, network, plain, read_setting
 from denoiserl.integrations.schedulers import Convention, convert, steps_like
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, Linear, Schedule, ddim, flow_sde
@@ -205,7 +205,7 @@ class VAECodec:
         weight = next(self.vae.parameters())
         if weight.device != data.device:  # a policy that moves does not know of this module
             self.vae.to(data.device)
-        upcast = weight.dtype == torch.float16 and bool(setting(plain(self.vae), "force_upcast"))
+        upcast = weight.dtype == torch.float16 and bool(read_setting(plain(self.vae), "force_upcast"))
         try:  # such an autoencoder overflows in float16, so that its pipeline computes it in float32
             dtype = next((self.vae.float() if upcast else self.vae).parameters()).dtype
             return torch.cat([call(part) for part in data.to(dtype).split(self.micro)])
@@ -234,7 +234,7 @@ def from_pipeline(
     """
     check(pipeline)
     model, vae = network(pipeline), getattr(pipeline, "vae", None)
-    channels, answers = setting(plain(model), "in_channels"), setting(plain(model), "out_channels")
+    channels, answers = read_setting(plain(model), "in_channels"), read_setting(plain(model), "out_channels")
     if channels is None or answers not in (None, channels):
         raise RunError(
             f"the model reads {channels} channels and answers {answers}: models that also read a mask or a picture, or "
@@ -245,8 +245,8 @@ def from_pipeline(
     ):
         raise RunError(f"size={size!r} is no size: give (height, width) in pixels, two whole numbers")
     codec = _codec(vae)
-    factor = 1 if vae is None else 2 ** (len(setting(plain(vae), "block_out_channels")) - 1)
-    side = setting(plain(model), "sample_size") if size is None else [_divided(v, factor) for v in size]
+    factor = 1 if vae is None else 2 ** (len(read_setting(plain(vae), "block_out_channels")) - 1)
+    side = read_setting(plain(model), "sample_size") if size is None else [_divided(v, factor) for v in size]
     if side is None:
         raise RunError("the model does not say what size its pictures have: give size=(height, width) in pixels")
     height, width = (side, side) if isinstance(side, int) else side
@@ -278,13 +278,13 @@ def _exploring(said: Convention) -> Transition:
 def _codec(vae: Any) -> PixelCodec | VAECodec:
     if vae is None:
         return PixelCodec()
-    name, scale = type(plain(vae)).__name__, setting(plain(vae), "scaling_factor")
-    if name != "AutoencoderKL" or scale is None or not setting(plain(vae), "block_out_channels"):
+    name, scale = type(plain(vae)).__name__, read_setting(plain(vae), "scaling_factor")
+    if name != "AutoencoderKL" or scale is None or not read_setting(plain(vae), "block_out_channels"):
         raise RunError(f"a {name} is no AutoencoderKL: build the policy by hand, with a codec of its encode and decode")
-    if setting(plain(vae), "latents_mean") is not None:
+    if read_setting(plain(vae), "latents_mean") is not None:
         raise RunError("the autoencoder shifts every channel of its latents (latents_mean): write a codec that does")
     vae.eval().requires_grad_(False)
-    return VAECodec(vae, float(scale), float(setting(plain(vae), "shift_factor") or 0.0))
+    return VAECodec(vae, float(scale), float(read_setting(plain(vae), "shift_factor") or 0.0))
 
 
 @torch.no_grad()

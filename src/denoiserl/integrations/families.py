@@ -68,7 +68,7 @@ def plain(model: Any) -> nn.Module:
         model = inner
 
 
-def setting(thing: Any, name: str) -> Any:
+def read_setting(thing: Any, name: str) -> Any:
     """An entry of ``thing.config``, None where there is none."""
     config: Any = getattr(thing, "config", None)
     return config.get(name) if hasattr(config, "get") else getattr(config, name, None)
@@ -113,13 +113,13 @@ def needs(model: Any) -> tuple[str, ...]:
     signature = inspect.signature(base.forward).parameters.items()
     found = [k for k, p in signature if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     found += NEEDS.get(type(base).__name__, ())
-    if setting(base, "guidance_embeds"):
+    if read_setting(base, "guidance_embeds"):
         found.append("guidance")
     sized = getattr(base, "use_additional_conditions", False)
-    more = setting(base, "addition_embed_type") not in (None, "text")  # "text" reads the embeddings alone
-    if sized or more or "image" in str(setting(base, "encoder_hid_dim_type")):
+    more = read_setting(base, "addition_embed_type") not in (None, "text")  # "text" reads the embeddings alone
+    if sized or more or "image" in str(read_setting(base, "encoder_hid_dim_type")):
         found.append("added_cond_kwargs")
-    if setting(base, "time_cond_proj_dim") is not None:
+    if read_setting(base, "time_cond_proj_dim") is not None:
         found.append("timestep_cond")
     if getattr(base, "class_embedding", None) is not None:
         found.append("class_labels")
@@ -133,7 +133,7 @@ def fits(model: Any, height: int, width: int, factor: int) -> int:
     ``factor``: pixels a number of the state.
     """
     base = plain(model)
-    patch, most = setting(base, "patch_size") or 1, setting(base, "pos_embed_max_size")
+    patch, most = read_setting(base, "patch_size") or 1, read_setting(base, "pos_embed_max_size")
     if height % patch or width % patch:
         raise RunError(
             f"pictures of {height * factor} by {width * factor} pixels are cut by patches of {patch * factor}: give a "
@@ -166,9 +166,9 @@ def check(pipeline: Any) -> None:
         signature = inspect.signature(pipeline).parameters
         taken = [k for k in signature if "ip_adapter" not in k and not k.endswith("_per_prompt")]
         extra += [k for k in taken if any(word in k for word in INPUTS) and k not in extra]
-    if setting(plain(model), "time_cond_proj_dim") is not None:
+    if read_setting(plain(model), "time_cond_proj_dim") is not None:
         extra.append("timestep_cond (guidance that its network was distilled with)")
-    adapted = "image" in str(setting(plain(model), "encoder_hid_dim_type"))
+    adapted = "image" in str(read_setting(plain(model), "encoder_hid_dim_type"))
     if adapted or getattr(plain(model), "image_proj", None) is not None:
         extra.append("ip_adapter_image (an IP-Adapter is loaded)")
     if extra:

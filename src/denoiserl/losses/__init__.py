@@ -7,7 +7,7 @@ They do not know which oracle the log-probs came from: ``replay`` (the path) or 
 | advantages | ``reinforce``, ``ppo_clip`` (with ``denoise_clip``) |
 | weights | ``weighted`` (with ``exp_weights``) |
 | pairs | ``dpo`` (``margin``) |
-| rewards within a prompt | ``centered`` |
+| rewards within a prompt | ``center_rewards`` |
 | a reference | ``k1``, ``k2``, ``k3`` |
 | returns | ``half_squared_error``, ``clipped_value``, ``huber``, ``expectile`` |
 | a critic of decisions | ``normalized_q_loss`` |
@@ -19,12 +19,12 @@ from denoiserl.losses.divergence import k1, k2, k3
 from denoiserl.losses.policy import approx_kl, clip_fraction, clip_sides, denoise_clip, ppo_clip, reinforce
 from denoiserl.losses.preference import dpo, margin
 from denoiserl.losses.reduction import masked_mean, masked_sum
-from denoiserl.losses.regression import centered, exp_weights, weighted_loss
+from denoiserl.losses.regression import center_rewards, exp_weights, weighted_loss
 from denoiserl.losses.value import clipped_value, expectile, half_squared_error, huber, normalized_q_loss
 
 __all__ = [
     "approx_kl",
-    "centered",
+    "center_rewards",
     "clip_fraction",
     "clip_sides",
     "clipped_value",

@@ -29,7 +29,7 @@ def exp_weights(advantage: Tensor, temperature: float, cap: float = 100.0) -> Te
     return (advantage / temperature).clamp(max=math.log(cap)).exp().clamp(max=cap)
 
 
-def centered(log_prob: Tensor, old: Tensor, reward: Tensor, beta: float, weight: Tensor | None = None) -> Tensor:
+def center_rewards(log_prob: Tensor, old: Tensor, reward: Tensor, beta: float, weight: Tensor | None = None) -> Tensor:
     """Centred reward regression. All ``[*, P, G]``; returns ``[*, P, G]``.
 
         (β (ℓᵢ − ℓ̄) − (Rᵢ − R̄))²,   ℓ = log π − log π_old,  means over the group of one prompt

@@ -105,7 +105,7 @@ class Prompted:
         )
 
 
-def prompted(seed: int = 0, dim: int = 8, prompts: int = 6, modes: int = 6, good: int = 2) -> Prompted:
+def make_prompted_world(seed: int = 0, dim: int = 8, prompts: int = 6, modes: int = 6, good: int = 2) -> Prompted:
     """The world of ``seed``: modes of length 2 in random directions, weights softmax(0.7 N(0, 1)), random good sets."""
     rng = Rng(seed)
     direction = rng.normal(modes, dim)

@@ -67,7 +67,7 @@ class GaussianWorld:
         """Var(x₀ | x_t) = s² σ² / (α² s² + σ²), the same in every dimension."""
         return self.std**2 * sigma**2 / (alpha**2 * self.std**2 + sigma**2)
 
-    def tilted(self, slope: Tensor, beta: float) -> GaussianWorld:
+    def tilt(self, slope: Tensor, beta: float) -> GaussianWorld:
         """The optimum for r(x) = slope · x: N(μ + s² slope / β, s²)."""
         return GaussianWorld(self.mean + self.std**2 * slope / beta, self.std)
 
@@ -117,7 +117,7 @@ class MixtureWorld:
         """E[x₀ | x_t] for states [*batch, d]."""
         return mixture_mean(x, alpha, sigma, self.means, self.std, self.weights.log())
 
-    def tilted(self, slope: Tensor, beta: float) -> MixtureWorld:
+    def tilt(self, slope: Tensor, beta: float) -> MixtureWorld:
         """The optimum for r(x) = slope · x: modes move by s² slope / β and are reweighed by exp(slope · μ_k / β)."""
         weights = (self.weights.log() + self.means @ slope / beta).softmax(-1)
         return MixtureWorld(self.means + self.std**2 * slope / beta, weights, self.std)
@@ -192,7 +192,7 @@ class TableWorld:
         is_v = torch.nn.functional.one_hot(every, self.vocab).to(log_p.dtype)  # [N, length, vocab]
         return torch.einsum("...n,nlv->...lv", log_p.exp(), is_v).log().clamp_min(FLOOR)
 
-    def tilted(self, reward: Tensor, beta: float) -> TableWorld:
+    def tilt(self, reward: Tensor, beta: float) -> TableWorld:
         """The optimum p exp(r/β) / Z for rewards [vocab ** length] in the order of ``sequences``."""
         return TableWorld(self.table + reward.reshape(self.table.shape) / beta)
 

@@ -94,7 +94,7 @@ class InfillCodec:
         canvas = self.initial_state(cond)
         given = {k: v for k, v in cond.items() if k != "canvas"} if isinstance(cond, dict) else {}
         if self.pad is not None and canvas is not None and not {"padding", "attention_mask"} & given.keys():
-            given["padding"] = self.padding(canvas)
+            given["padding"] = self.padding_mask(canvas)
         return given or None
 
     def initial_state(self, cond: Tree) -> Tree:
@@ -106,7 +106,7 @@ class InfillCodec:
             )
         return _ids(cond["canvas"] if isinstance(cond, dict) else cond)
 
-    def padding(self, canvas: Tensor) -> Tensor:
+    def padding_mask(self, canvas: Tensor) -> Tensor:
         """[B, L] bool: the runs of ``pad`` at both ends of each row."""
         blank = (canvas == self.pad).long()
         return (blank.cumprod(-1) + blank.flip(-1).cumprod(-1).flip(-1)).bool()

@@ -79,9 +79,9 @@ class Steered(Process):
 
     def steps(self, times: Tensor) -> StepTable:
         """The table for the base's grid ``times``."""
-        return self.steered(self.base.steps(times))
+        return self.make_steps(self.base.steps(times))
 
-    def steered(self, steps: StepTable, spread: float = 1.0) -> StepTable:
+    def make_steps(self, steps: StepTable, spread: float = 1.0) -> StepTable:
         """The table of the decision, of the map, and of a base's steps. ``spread`` scales the decision's std: 0 serves
         its mean. Refused: a base whose steps draw noise."""
         if spread < 0:

@@ -15,8 +15,8 @@ from denoiserl.report.html import (
     Table,
     comparison_section,
     comparison_table,
+    make_figure,
     page,
-    plotted,
     write,
 )
 from denoiserl.report.learning_curves import dots, learning_curves, panels, plot
@@ -57,12 +57,12 @@ __all__ = [
     "groups",
     "image_grid",
     "learning_curves",
+    "make_figure",
     "mp4",
     "overlay",
     "page",
     "panels",
     "plot",
-    "plotted",
     "png",
     "print_comparisons",
     "print_standings",

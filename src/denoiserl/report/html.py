@@ -172,7 +172,7 @@ def piece(given: Piece) -> str:
     raise RunError(f"a report cannot show a {type(given).__name__}: use the pieces of denoiserl.report.html.")
 
 
-def plotted(draw: Callable[[Theme], bytes], caption: str = "", alt: str = "", width: int | None = None) -> Figure:
+def make_figure(draw: Callable[[Theme], bytes], caption: str = "", alt: str = "", width: int | None = None) -> Figure:
     """A Figure for light and dark pages from ``draw(theme) -> PNG bytes``; letters have one size in all of them."""
     light = draw(LIGHT)
     return Figure(light, caption, alt, draw(DARK), width or round(int.from_bytes(light[16:20], "big") * ON_PAGE))
@@ -183,7 +183,7 @@ def comparison_section(comparisons: Sequence[Comparison], title: str = "Before a
     from denoiserl.report.learning_curves import dots
 
     said = [f"{c.name}, {c.metric}: {c.verdict()}." for c in comparisons]
-    figure = plotted(
+    figure = make_figure(
         lambda theme: dots(comparisons, theme),
         "Dots are means, lines are 95 % intervals.",
         " ".join(said),

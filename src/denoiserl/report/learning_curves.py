@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from denoiserl.core.errors import InvalidInputError, RunError, require
 from denoiserl.report.formatting import count
-from denoiserl.report.metrics import Curve, Row, axis, curve, joined, smooth
+from denoiserl.report.metrics import Curve, Row, axis, curve, join_curves, smooth
 from denoiserl.report.style import LIGHT, Theme, plot_style
 from denoiserl.stats.comparison import Comparison
 
@@ -69,7 +69,7 @@ def learning_curves(
     ``arms``: the rows of each seed's run, by arm. Seeds are averaged where all of them have been (``overlay``); one
     seed is its own curve, without a band. An arm has the colour that it has in ``violins`` of the same arms.
     """
-    curves = [joined([curve(rows, key, x) for rows in runs], name, band) for name, runs in arms.items()]
+    curves = [join_curves([curve(rows, key, x) for rows in runs], name, band) for name, runs in arms.items()]
     if unit == "%":  # an interval of a rate ends where rates do
         curves = [_within(c, 0.0, 1.0) for c in curves]
     at = x or next((found for runs in arms.values() for rows in runs if (found := axis(rows))), "row")

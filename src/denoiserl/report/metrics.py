@@ -201,7 +201,7 @@ def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range
     return Curve(label, tuple(at), mean, least, most)
 
 
-def joined(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
+def join_curves(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
     """The curves of an arm's seeds as one: their ``overlay``, or a single one as it is."""
     return replace(given[0], label=label) if len(given) == 1 else overlay(given, label, band)
 

@@ -72,7 +72,7 @@ class Run:
         return self.about.get("defaults")
 
     @cached_property
-    def changed(self) -> dict[str, Any]:
+    def changed_options(self) -> dict[str, Any]:
         """The options that are not at their default; all of them where the defaults are not known."""
         known = self.defaults
         if known is None:
@@ -80,7 +80,7 @@ class Run:
         return {k: v for k, v in self.options.items() if k not in known or known[k] != v}
 
     @property
-    def finished(self) -> str:
+    def finish_time(self) -> str:
         """When it ended, "" if it has not."""
         return str(self.record.get("finished") or "").replace("T", " ").removesuffix("Z")
 
@@ -147,7 +147,7 @@ def command(run: Run) -> str:
     said = ["denoiserl", "demo"] if recipe == "demo" else ["denoiserl", "run"]
     if said[-1] == "run":
         said.append(Path(recipe).name if recipe.endswith(".py") else recipe)
-    for name, value in run.changed.items():
+    for name, value in run.changed_options.items():
         said += flag(name, value)
     for name, usual in RUNNING.items():
         if name in run.record and run.record[name] != usual:
@@ -190,7 +190,7 @@ def about(run: Run) -> list[Piece]:
     return pieces
 
 
-def reproduced(runs: Sequence[Run]) -> Section:
+def reproduction_section(runs: Sequence[Run]) -> Section:
     """The exact commands, and the versions, commits and places that go with them."""
     keys = {"commit": "commit", "device": "device", "precision": "precision", "threads": "threads"}
     rows: list[dict[str, str]] = []

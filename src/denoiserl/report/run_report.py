@@ -15,11 +15,22 @@ from typing import Any
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.report.formatting import count, duration, values
-from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, comparison_section, page, plotted
+from denoiserl.report.html import (
+    Fold,
+    Note,
+    Piece,
+    Prose,
+    Section,
+    Settings,
+    Table,
+    comparison_section,
+    make_figure,
+    page,
+)
 from denoiserl.report.learning_curves import panels
 from denoiserl.report.metrics import Curve, Row, axis, groups, numeric, stages
-from denoiserl.report.provenance import Run, about, load_run, reproduced
-from denoiserl.report.sections import evaluated, gallery, held_out, media_sections, trial_files
+from denoiserl.report.provenance import Run, about, load_run, reproduction_section
+from denoiserl.report.sections import evaluation_tables, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.comparison import Comparison
 from denoiserl.stats.standing import ComparisonTable
@@ -46,7 +57,7 @@ def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) 
         *curve_sections(run.rows),
         *media_sections(run.folder, ("media", "samples"), limit),
         settings_section(run),
-        reproduced(runs),
+        reproduction_section(runs),
     ]
     return page(f"{run.words.name}: {run.name}", sections, lead(run))
 
@@ -59,7 +70,7 @@ def lead(run: Run) -> str:
     said.append(f"{run.count} rows of metrics" if run.rows else "no metrics yet")
     if run.seconds:
         said.append(duration(run.seconds))
-    when = f" Finished {run.finished} UTC." if run.finished else ""
+    when = f" Finished {run.finish_time} UTC." if run.finish_time else ""
     return ", ".join(said) + "." + (when or (" It has not finished." if "finished" in run.record else ""))
 
 
@@ -98,7 +109,7 @@ def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
     told = store.read_json(file)
     if not isinstance(told, dict) or not told.get("metrics"):
         raise RunError(f"{file} holds no metrics: evaluate the run again.")
-    tables = evaluated(told)
+    tables = evaluation_tables(told)
     main = tables[0]
     section = standings_section(main, "Result")
     stopped = [Prose(str(told["stopped"]))] if told.get("stopped") else []
@@ -158,7 +169,7 @@ def curve_sections(rows: Sequence[Row]) -> list[Section]:
         pieces: list[Piece] = []
         if drawn:
             draw = partial(panels, drawn, axis(part) or "row", half_life=3.0)
-            figure = plotted(lambda theme, draw=draw: draw(theme=theme), alt=f"Curves of {', '.join(drawn)}")
+            figure = make_figure(lambda theme, draw=draw: draw(theme=theme), alt=f"Curves of {', '.join(drawn)}")
             pieces.append(figure)
         if once:
             pieces.append(_once(once, part))
@@ -223,7 +234,7 @@ def settings_section(run: Run) -> Section:
     if run.defaults is None and run.options:
         pieces.append(Note("The recipe's defaults are not known here: options are shown all together."))
     elif run.defaults is not None:
-        changed = [(k, _said(v), _said(run.defaults.get(k, "–"))) for k, v in run.changed.items()]
+        changed = [(k, _said(v), _said(run.defaults.get(k, "–"))) for k, v in run.changed_options.items()]
         usual = Prose("Every option has its default.")
         pieces.append(Table(("option", "here", "default"), changed, numbers=(1, 2)) if changed else usual)
     pieces += [

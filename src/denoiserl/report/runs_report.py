@@ -10,11 +10,11 @@ from typing import Any
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.report.formatting import count, duration
-from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, page, plotted
+from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, make_figure, page
 from denoiserl.report.learning_curves import panels
-from denoiserl.report.metrics import AXES, Curve, Row, axis, curve, joined, numeric, stages
-from denoiserl.report.provenance import Run, about, reproduced
-from denoiserl.report.sections import evaluated, gallery, held_out, media_sections, trial_files
+from denoiserl.report.metrics import AXES, Curve, Row, axis, curve, join_curves, numeric, stages
+from denoiserl.report.provenance import Run, about, reproduction_section
+from denoiserl.report.sections import evaluation_tables, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.interval import t_interval
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
@@ -28,15 +28,15 @@ def runs_page(runs: Sequence[Run], limit: float = 30.0) -> str:
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         raise RunError("A run is named twice: give every folder once.")
-    arms = grouped(runs)
+    arms = group_by_arm(runs)
     methods = list(dict.fromkeys(run.words.name for run in runs))
     sections = [
         overview(arms),
         *results(arms),
         *[section for name, part in by_method(arms).items() for section in curves(part, name, len(methods) > 1)],
         *pictures(runs, limit),
-        differing(runs),
-        reproduced(runs),
+        differences_section(runs),
+        reproduction_section(runs),
     ]
     seeds = len({run.seed for run in runs})
     title = f"{_listed(methods)}: {len(runs)} runs"
@@ -44,7 +44,7 @@ def runs_page(runs: Sequence[Run], limit: float = 30.0) -> str:
     return page(title, sections, said)
 
 
-def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs by arm: the recipe and, where it was run with several settings, the options that set the arm apart."""
     families: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
@@ -83,7 +83,7 @@ def overview(arms: Mapping[str, list[Run]]) -> Section:
             "–" if run.seed is None else str(run.seed),
             str(run.count),
             duration(run.seconds),
-            run.finished or "not finished",
+            run.finish_time or "not finished",
         )
         for arm, each in arms.items()
         for run in each
@@ -103,7 +103,7 @@ def results(arms: Mapping[str, list[Run]]) -> list[Section]:
                 missing.append(run.name)
                 continue
             told = store.read_json(file)
-            main = evaluated(told)[0]
+            main = evaluation_tables(told)[0]
             found.setdefault((str(told["task"]), main.metric), {}).setdefault(arm, []).append(_renamed(main, run.name))
     sections = [_together(task, tables) for (task, _), tables in found.items()]
     if found and missing:
@@ -219,13 +219,13 @@ def _figure(drawn: Mapping[str, list[Curve]], arms: list[str], x: str, said: str
         smooth = 3.0 if seeds == 1 else None
         return panels(drawn, x, half_life=smooth, theme=theme, colours=theme.palette(arms))
 
-    return plotted(draw, said, f"Curves of {', '.join(drawn)}")
+    return make_figure(draw, said, f"Curves of {', '.join(drawn)}")
 
 
 def _shared(told: Sequence[Curve], arm: str) -> Curve | None:
     """The seeds of an arm as one curve; None where they have nothing in common."""
     try:
-        return joined(told, arm, "range")
+        return join_curves(told, arm, "range")
     except RunError:
         return None
 
@@ -258,7 +258,7 @@ def pictures(runs: Sequence[Run], limit: float) -> list[Section]:
     return [Section("Pictures", pieces)] if pieces else []
 
 
-def differing(runs: Sequence[Run]) -> Section:
+def differences_section(runs: Sequence[Run]) -> Section:
     """The options in which runs of one method differ, apart from the seed; what each was given, folded away."""
     pieces: list[Piece] = []
     for method in dict.fromkeys(run.words.name for run in runs):

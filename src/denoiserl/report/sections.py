@@ -22,18 +22,18 @@ def trial_files(folder: Path, told: Mapping[str, Any]) -> list[Path]:
     return [folder / "eval" / name for name in told.get("files", []) if name != PLOT]
 
 
-def evaluated(told: Mapping[str, Any]) -> list[ComparisonTable]:
+def evaluation_tables(told: Mapping[str, Any]) -> list[ComparisonTable]:
     """The tables of an evaluation, the main metric first: as compared where it was, else without verdicts."""
     compared = ComparisonTable.from_dict(told["standings"]) if told.get("standings") else None
     found = [compared] if compared else []
     for metric, each in told["metrics"].items():
         if compared is None or metric != compared.metric:
             intervals = {name: Interval(**saved) for name, saved in each["policies"].items()}
-            found.append(uncompared(metric, each.get("what", ""), each.get("unit", ""), intervals))
+            found.append(intervals_table(metric, each.get("what", ""), each.get("unit", ""), intervals))
     return found
 
 
-def uncompared(metric: str, what: str, unit: str, intervals: Mapping[str, Interval]) -> ComparisonTable:
+def intervals_table(metric: str, what: str, unit: str, intervals: Mapping[str, Interval]) -> ComparisonTable:
     """A table of policies that no test has compared: their intervals over trials, and neither letters nor verdicts."""
     rows = tuple(ComparisonRow(name, found, (found.mean,), "") for name, found in intervals.items())
     return ComparisonTable(metric, what, unit, "higher", 0.05, rows, (), "trials")

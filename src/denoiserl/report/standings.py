@@ -8,7 +8,7 @@ from rich.text import Text
 
 from denoiserl.core.errors import RunError
 from denoiserl.report.formatting import count, duration, scope, values, verdict
-from denoiserl.report.html import Fold, Piece, Prose, Section, Table, plotted
+from denoiserl.report.html import Fold, Piece, Prose, Section, Table, make_figure
 from denoiserl.report.violins import violins
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
@@ -51,7 +51,7 @@ def standings_section(standings: ComparisonTable, title: str = "") -> Section:
     said = [verdict(standings, c) for c in standings.contrasts]
     seeds = standings.basis == "seeds"
     behind = "Rings are training seeds" if seeds else "Shapes are posterior densities, all of one height"
-    figure = plotted(
+    figure = make_figure(
         lambda theme: violins(standings, theme, None if title else ""),  # the section says it
         f"{behind}; dots are means, lines intervals.",
         " ".join(said) or f"{standings.metric} of {', '.join(row.name for row in standings.rows)}",

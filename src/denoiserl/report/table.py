@@ -25,7 +25,7 @@ def console_table(comparisons: Sequence[Comparison], title: str | None = None) -
         found.add_column(head, justify="right", no_wrap=True)
     for c in comparisons:
         for i, (label, row) in enumerate(c.rows):
-            style = ("bold green" if c.gained() else "bold") if label == LABELS["after"] else STYLE.get(label, "")
+            style = ("bold green" if c.is_better() else "bold") if label == LABELS["after"] else STYLE.get(label, "")
             low, high = c.show(row.low), c.show(row.high)
             cells = (label, c.show(row.mean), f"{low} – {high}", str(row.n))
             head = (Text(c.name, "bold"), Text(c.metric)) if i == 0 else (Text(), Text())
@@ -40,6 +40,6 @@ def print_comparisons(
     console = console or Console()
     console.print(console_table(comparisons, title))
     for c in comparisons:
-        mark = Text("✓ ", "green") if c.gained() else Text("– ", "yellow")
+        mark = Text("✓ ", "green") if c.is_better() else Text("– ", "yellow")
         took = f" ({c.seconds:.0f} s)" if c.seconds is not None else ""
         console.print(mark + Text(f"{c.name}, {c.metric}: {c.verdict()}{took}"))

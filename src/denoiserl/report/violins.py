@@ -69,7 +69,7 @@ def _row(
     given = row.interval
     if standings.basis == "seeds":
         low, high = axes.get_xlim()
-        at, level = stacked([scale * v for v in row.per_seed], 0.014 * (high - low))
+        at, level = stack_points([scale * v for v in row.per_seed], 0.014 * (high - low))
         axes.plot(
             at,
             [place - 0.2 - 0.13 * up for up in level],
@@ -113,7 +113,7 @@ def posterior_of(row: ComparisonRow, unit: str, level: float = 0.05, points: int
     return x, student.pdf((x - given.mean) / spread) / spread
 
 
-def stacked(given: Sequence[float], gap: float) -> tuple[list[float], list[int]]:
+def stack_points(given: Sequence[float], gap: float) -> tuple[list[float], list[int]]:
     """Values in ascending order, and for each the lowest level at which it is ``gap`` away from its neighbours."""
     last: list[float] = []
     levels: list[int] = []

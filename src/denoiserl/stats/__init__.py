@@ -2,7 +2,7 @@
 
     question                                   answer
     how good is it?                            ``rate_interval``, ``t_interval``, ``bootstrap``, ``posterior``
-    is one better on the same episodes?        ``paired``, ``mcnemar``
+    is one better on the same episodes?        ``paired_interval``, ``mcnemar``
     on episodes of their own?                  ``barnard``, ``fisher``; many tests at once: ``holm``
     may I look after every trial?              ``e_pairs``, ``e_rates``; many arms: ``SequentialComparison``
     which of several methods differ?           ``standings``: over training seeds, with ``compact_letters``
@@ -24,7 +24,7 @@ from denoiserl.stats.interval import (
     binomial,
     bootstrap,
     hierarchical_bootstrap,
-    paired,
+    paired_interval,
     posterior,
     rate_interval,
     t_interval,
@@ -75,7 +75,7 @@ __all__ = [
     "log_e",
     "mcnemar",
     "minimum_detectable_effect",
-    "paired",
+    "paired_interval",
     "paired_outcomes",
     "pairs",
     "posterior",

@@ -41,20 +41,20 @@ class Comparison:
     def sign(self) -> int:
         return 1 if self.better == "higher" else -1
 
-    def gained(self) -> bool:
+    def is_better(self) -> bool:
         """Is ``after`` better than every other row, with intervals that do not touch?"""
         others = [self.before] if self.imitation is None else [self.before, self.imitation]
-        return all(self.after.apart(other) == self.sign for other in others)
+        return all(self.after.compare(other) == self.sign for other in others)
 
     def verdict(self) -> str:
         """The result in a sentence that claims no more than the intervals do."""
-        if self.after.apart(self.before) == -self.sign:
+        if self.after.compare(self.before) == -self.sign:
             return "worse than before: the intervals are apart"
-        if self.after.apart(self.before) == 0:
+        if self.after.compare(self.before) == 0:
             return "no gain shown: the intervals of before and after overlap"
         if self.imitation is None:
             return "better than before: the intervals are apart"
-        if self.after.apart(self.imitation) == self.sign:
+        if self.after.compare(self.imitation) == self.sign:
             return "better than before and than more imitation: the intervals are apart"
         return "better than before, but not shown to be better than more imitation"
 

@@ -4,7 +4,7 @@
     k successes in n trials                        ``binomial(k, n)``, ``rate_interval(outcomes)``
     n independent scores                           ``t_interval(scores)``
     the same, skewed or with another statistic     ``bootstrap(scores, rng)``
-    two policies on the same episodes or prompts   ``paired(after, before)``
+    two policies on the same episodes or prompts   ``paired_interval(after, before)``
     n scores for each of S training seeds          ``hierarchical_bootstrap(scores, rng)``
 
 Observations must be independent. Several draws for one prompt, or several starts of one seed, are averaged first:
@@ -52,7 +52,7 @@ class Interval:
         """What goes into ``summary.json``; ``Interval(**d)`` is the way back."""
         return asdict(self)
 
-    def apart(self, other: Interval) -> int:
+    def compare(self, other: Interval) -> int:
         """1 if this whole interval lies above the other, -1 if it lies below, 0 if they touch.
 
         Stricter than a test of the difference: two 95 % intervals that do not touch differ at about p < 0.006.
@@ -228,7 +228,7 @@ def hierarchical_bootstrap(scores: Tensor, rng: Rng, level: float = 0.95, draws:
     return Interval(x.mean().item(), low, high, seeds)
 
 
-def paired(after: Values, before: Values, level: float = 0.95) -> Interval:
+def paired_interval(after: Values, before: Values, level: float = 0.95) -> Interval:
     """The mean of after_i - before_i, where i is the same episode, seed or prompt in both: ``student`` on differences.
 
     What the two have in common (hard and easy episodes) cancels, so the interval is narrower than two separate ones.

@@ -134,7 +134,7 @@ class SequentialComparison:
                 raise RunError(unknown_name_message(name, self.arms, "arm"))
             if value not in (0, 1):
                 raise InvalidInputError(f"the outcome of {name!r} is {value}, neither 0 nor 1: threshold it first.")
-        missing = [name for name in self.racing if name not in outcome]
+        missing = [name for name in self.active_arms if name not in outcome]
         if missing:
             raise InvalidInputError(f"{', '.join(missing)} did not try this start: all racing arms try every start.")
         self.starts += 1
@@ -159,7 +159,7 @@ class SequentialComparison:
 
     def _separate(self) -> None:
         hypotheses = len(self.best)
-        left = [pair for i, j in self.undecided for pair in ((i, j), (j, i))]
+        left = [pair for i, j in self.open_pairs for pair in ((i, j), (j, i))]
         for winner in sorted(left, key=lambda pair: -self.best[pair]):
             if self.best[winner] < math.log((hypotheses - len(self.separated)) / self.level):
                 return
@@ -167,21 +167,21 @@ class SequentialComparison:
                 self.separated.append(winner)
 
     @property
-    def undecided(self) -> list[tuple[str, str]]:
+    def open_pairs(self) -> list[tuple[str, str]]:
         """The pairs that are not separated."""
         decided = {frozenset(pair) for pair in self.separated}
         return [pair for pair in combinations(self.arms, 2) if frozenset(pair) not in decided]
 
     @property
-    def racing(self) -> list[str]:
+    def active_arms(self) -> list[str]:
         """The arms that need more trials: those in an undecided pair."""
-        left = {name for pair in self.undecided for name in pair}
+        left = {name for pair in self.open_pairs for name in pair}
         return [name for name in self.arms if name in left]
 
     @property
     def done(self) -> bool:
         """All pairs are separated, or ``most`` starts are used up."""
-        return not self.undecided or self.starts == self.most
+        return not self.open_pairs or self.starts == self.most
 
     @property
     def rates(self) -> dict[str, float]:

@@ -52,7 +52,7 @@ class Trials:
             )
 
     @classmethod
-    def reached(
+    def from_success_steps(
         cls,
         policy: str,
         task: str,

@@ -146,7 +146,7 @@ class Task:
             assert source is not None
             yield source(seed)
 
-    def judge(self, policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
+    def evaluate(self, policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         """Return ``outcomes``, checked and free of charge: {metric: float32 [n]}.
 
         NaN marks a trial that has no such number, "ticks to success" of a failure; the main metric has one in every

@@ -26,13 +26,13 @@ from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.envs import Collector, evaluate
-from denoiserl.envs.by_name import demonstrations, environment, scripted
+from denoiserl.envs.by_name import demonstrations, environment, has_script
 from denoiserl.envs.frame_stack import ObservationHistory
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.policies import diffusion, flow, gaussian, policy_spec, probe_env
-from denoiserl.tasks.policies import squashed as squashed_policy
+from denoiserl.tasks.policies import squashed_gaussian as squashed_policy
 from denoiserl.tasks.user_inputs import load_policy, load_recording
 from denoiserl.train import Run
 
@@ -112,7 +112,7 @@ def make_collector(base: Args, copies: int | None, seed: int) -> Collector:
 
 def has_demonstrations(base: Args) -> bool:
     """Whether there is anything to imitate."""
-    return base.data != "none" if base.data is not None else scripted(base.env)
+    return base.data != "none" if base.data is not None else has_script(base.env)
 
 
 @lru_cache(maxsize=2)
@@ -184,7 +184,7 @@ def squashed_start(base: Args, seed: int, run: Run) -> Policy:
         return load_start(base, run)
     env = probe_env(make_env(base))
     policy_spec(env)  # refuses what no network here can see or decide
-    event, codec = (base.action_horizon, env.action_dim), TanhCodec.box(env.spec.low, env.spec.high)
+    event, codec = (base.action_horizon, env.action_dim), TanhCodec.from_box(env.spec.low, env.spec.high)
     return squashed_policy(event, env.obs_dim, base.policy_width, base.policy_depth, codec, seed).to(run.device)
 
 
@@ -252,7 +252,7 @@ def reports_success(base: Args) -> bool:
     Those with scripts do. Others are asked until an episode ends, or for ``PROBE_STEPS`` ticks: some report
     it only then.
     """
-    if scripted(base.env):
+    if has_script(base.env):
         return True
     env = Collector(make_env(base), 1)
     still = torch.as_tensor(env.spec.low) if env.spec.choices else torch.zeros(env.spec.action)

@@ -109,8 +109,8 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
     heard = RecordingCollector(this.make, COPIES, seed)
     a = sac.Args(iterations=iters, num_envs=COPIES, rollout_steps=25, learning_starts=1000, utd=1.0, critic_width=64)
     with no_usage_counting():
-        codec = TanhCodec.box(heard.spec.low, heard.spec.high)
-        player = _kinds.squashed((1, heard.action_dim), heard.obs_dim, 64, 2, codec, seed)
+        codec = TanhCodec.from_box(heard.spec.low, heard.spec.high)
+        player = _kinds.squashed_gaussian((1, heard.action_dim), heard.obs_dim, 64, 2, codec, seed)
         for _ in sac.improve(player, heard, a, Rng(seed), Run(restart=iters)):
             pass
         heard.close()

@@ -37,7 +37,7 @@ from denoiserl.envs.by_name import environment as named
 from denoiserl.envs.record import record as played
 from denoiserl.envs.toy.maze import KINDS as PLAYERS
 from denoiserl.envs.toy.maze import REACH, SPEED, Maze, PointMaze
-from denoiserl.envs.toy.offline_data import bandit, farthest, mazes
+from denoiserl.envs.toy.offline_data import bandit, farthest_cell, mazes
 from denoiserl.envs.toy.ring import RingBandit
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import FEW, episode_video
@@ -114,7 +114,7 @@ def data_source(base: Args) -> DataSource:
         if base.goal not in ("one", "any"):
             raise RunError(unknown_name_message(base.goal, ("one", "any"), "goal of a maze"))
         plan = maze(size)
-        goal = farthest(plan) if base.goal == "one" else None
+        goal = farthest_cell(plan) if base.goal == "one" else None
         ticks = 2 * round(int(plan.distance.max()) / SPEED)
         at = None if goal is None else (float(goal[0]), float(goal[1]))
         make = partial(PointMaze, COPIES, plan, at, ticks=ticks)
@@ -170,8 +170,18 @@ def make_codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
     seen = Normalizer.fit(data.demos.observations, "std", name=name, ends=data.demos.ends)
     low, high = action_box(data)
     if kind == "squashed":
-        return replace(TanhCodec.box(low, high, seen), limit=LIMIT)
+        return replace(TanhCodec.from_box(low, high, seen), limit=LIMIT)
     return ActionChunkCodec(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
+
+
+MAKERS: dict[str, Callable[..., Policy]] = {
+    "diffusion": _kinds.diffusion,
+    "flow": _kinds.flow,
+    "gaussian": _kinds.gaussian,
+    "meanflow": _kinds.meanflow,
+    "student": _kinds.one_step_flow,
+}
+"""what makes an untrained policy of a kind"""
 
 
 def untrained_policy(
@@ -180,8 +190,8 @@ def untrained_policy(
     """An untrained policy of a kind for what the data observe and do."""
     if kind == "squashed":
         event, seen = (base.action_horizon, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
-        return _kinds.squashed(event, seen, base.policy_width, 3, make_codec(data, kind), seed).to(device)
-    return replace(getattr(_kinds, kind)(base, data.demos, seed, "cpu"), codec=make_codec(data, kind)).to(device)
+        return _kinds.squashed_gaussian(event, seen, base.policy_width, 3, make_codec(data, kind), seed).to(device)
+    return replace(MAKERS[kind](base, data.demos, seed, "cpu"), codec=make_codec(data, kind)).to(device)
 
 
 def start_policy(base: Args, kind: str, seed: int, run: Run) -> Policy:
@@ -220,7 +230,7 @@ def look(base: Args, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     return {"ways.png": plot_paths(plan, {f"{won} of {few} reach the goal": ((far < REACH).float(), paths)})}
 
 
-KINDS = ("diffusion", "flow", "gaussian", "squashed", "meanflow", "student")
+KINDS = (*MAKERS, "squashed")
 
 
 def task(base: Args) -> Task:

@@ -14,7 +14,7 @@ from torch import nn
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import ActionChunkCodec, Demonstrations, RunningNormCodec
 from denoiserl.data.codecs.action_chunk import refusal
-from denoiserl.data.codecs.squash import box
+from denoiserl.data.codecs.squash import box_centre_and_half
 from denoiserl.envs import Collector
 from denoiserl.envs.spaces import BOXED
 from denoiserl.nn import MLP, Actor, TwoTimeNet
@@ -109,7 +109,7 @@ def policy_spec(source: Demonstrations | Collector) -> PolicySpec:
             "gymnasium.wrappers.FlattenObservation makes of others; policies that see pictures start from "
             "demonstrations"
         )
-    centre, half = box(found.low, found.high)
+    centre, half = box_centre_and_half(found.low, found.high)
     return PolicySpec(RunningNormCodec.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
 
 
@@ -165,7 +165,7 @@ def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     return Policy.of(process, head.to(device), (base.action_horizon, known.actions), steps, serve, known.codec)
 
 
-def squashed(event: tuple[int, int], seen: int, width: int, depth: int, codec: Any, seed: int) -> Policy:
+def squashed_gaussian(event: tuple[int, int], seen: int, width: int, depth: int, codec: Any, seed: int) -> Policy:
     """A Gaussian policy pressed into the box of the actions: mean and std are the network's; served by its mean."""
     torch.manual_seed(seed)
     net = MLP(event, seen, width, depth, 0, False, activation="relu", out=(event[0], 2 * event[1]))
@@ -183,7 +183,9 @@ def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     return Policy.of(process, made, (base.action_horizon, known.actions), steps, serve, known.codec)
 
 
-def student(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
+def one_step_flow(
+    base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu"
+) -> Policy:
     """A flow policy of one step, into which another one may be distilled; explored with a fixed noise on it."""
     torch.manual_seed(seed)
     known, process = policy_spec(source), Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std))

@@ -327,7 +327,7 @@ def squashed_policy(base: Args, seed: int, run: Run) -> Policy:
     )
     process = OneStep()
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    box = TanhCodec.box(told.actions.amin(0), told.actions.amax(0), Normalizer.fit(told.observations))
+    box = TanhCodec.from_box(told.actions.amin(0), told.actions.amax(0), Normalizer.fit(told.observations))
     return Policy.of(
         process, Actor(net), event, steps, serve, TaskConditionedCodec(box, torch.zeros(base.task_dim))
     ).to(run.device)

@@ -297,7 +297,7 @@ class EMA:
             found[name].copy_(value)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def apply(self) -> Iterator[None]:
         """The source with the average's weights, for an evaluation; afterwards it has its own again."""
         own = {name: value.detach().clone() for name, value in _tensors(self.source).items()}
         self.copy_to(self.source)

@@ -53,7 +53,7 @@ def put(table: Any, name: str, values: list[Any]) -> Any:
 
 def test_a_dataset_that_lerobot_wrote_is_read_number_by_number() -> None:
     pytest.importorskip("PIL")
-    back = lerobot.recording(FIXTURE)
+    back = lerobot.read_recording(FIXTURE)
     demos = back.demos
     assert demos.lengths.tolist() == [3, 4] and demos.success.tolist() == [False, True]  # type: ignore[union-attr]
     assert demos.returns.tolist() == [1.5, 2.0]  # type: ignore[union-attr]
@@ -68,7 +68,7 @@ def test_a_dataset_that_lerobot_wrote_is_read_number_by_number() -> None:
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     ours = recorded()
-    back = lerobot.recording(lerobot.write(tmp_path / "set", ours, 10, "push")).demos
+    back = lerobot.read_recording(lerobot.write(tmp_path / "set", ours, 10, "push")).demos
     assert torch.equal(back.observations["observation.state"], ours.demos.observations["state"])
     assert torch.equal(back.observations["observation.goal.at"], ours.demos.observations["goal"]["at"])
     assert torch.equal(back.actions, ours.demos.actions) and torch.equal(back.ends, ours.demos.ends)
@@ -281,20 +281,20 @@ def test_ends_of_other_names_inside_an_episode_are_told(tmp_path: Path, word: st
 
 def test_true_ends_and_time_limits_are_followed(tmp_path: Path) -> None:
     ours, plain = numbered(tmp_path / "plain")
-    assert lerobot.recording(plain).terminated is None, "every episode is done in its last row"
+    assert lerobot.read_recording(plain).terminated is None, "every episode is done in its last row"
     last = torch.zeros(34, dtype=torch.bool)
     last[ours.ends - 1] = True
     some = last & (torch.arange(34) < 18)
     ended = [True] * 4 + [False] * 4
     folder = with_feature(tmp_path / "ended", "next.terminated", "bool", some.tolist())
-    assert lerobot.recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
-    assert lerobot.recording(folder, without=(0, 7)).terminated.tolist() == ended[1:-1]  # type: ignore[union-attr]
+    assert lerobot.read_recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
+    assert lerobot.read_recording(folder, without=(0, 7)).terminated.tolist() == ended[1:-1]  # type: ignore[union-attr]
     folder = with_feature(tmp_path / "limits", "next.truncated", "bool", (last & ~some).tolist())
-    assert lerobot.recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
+    assert lerobot.read_recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
     rewrite(folder, lambda t: put(t, "next.done", [False] * 34))
-    assert lerobot.recording(folder).terminated is None, "nothing tells how the first ended"
+    assert lerobot.read_recording(folder).terminated is None, "nothing tells how the first ended"
     rewrite(folder, lambda t: put(t, "next.truncated", last.tolist()))
-    assert lerobot.recording(folder).terminated.tolist() == [False] * 8  # type: ignore[union-attr]
+    assert lerobot.read_recording(folder).terminated.tolist() == [False] * 8  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_what_is_written_is_read_by_minari_itself(tmp_path: Path) -> None:
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
     recorded = record(Point, homewards, 5, seed=1)
-    back = minari.recording(minari.write(tmp_path / "set", recorded))
+    back = minari.read_recording(minari.write(tmp_path / "set", recorded))
     for ours, theirs in ((recorded.demos, back.demos), (recorded.successful().demos, back.successful().demos)):
         assert torch.equal(ours.actions, theirs.actions) and torch.equal(ours.ends, theirs.ends)
         assert torch.equal(ours.observations["goal"]["way"], theirs.observations["goal"]["way"])
@@ -142,7 +142,7 @@ def test_datasets_of_minaris_own_writer_are_read(tmp_path: Path, layout: str) ->
         actions, rewards = rng.uniform(-1, 1, (length, 2)).astype(np.float32), list(rng.normal(size=length))
         buffer = buffers.EpisodeBuffer(k, None, None, observations, actions, rewards, over, [False] * length, won)
         store.update_episodes([buffer])
-    back = minari.recording(tmp_path)
+    back = minari.read_recording(tmp_path)
     assert back.demos.success.tolist() == [False, True] and back.demos.lengths.tolist() == [3, 5]  # type: ignore[union-attr]
     for i, them in enumerate(store.get_episodes([0, 1])):
         observations, actions = back.demos.episode(i)
@@ -221,7 +221,7 @@ def test_constant_dimensions_are_kept_and_normalised_to_zero(tmp_path: Path) -> 
 
 def test_columns_of_one_number_a_tick_are_read_in_either_shape(tmp_path: Path) -> None:
     tall = episode(5, rewards=np.arange(5.0)[:, None], terminations=np.eye(5, dtype=bool)[4][:, None])
-    back = minari.recording(made(tmp_path / "tall", [episode(4), tall]))
+    back = minari.read_recording(made(tmp_path / "tall", [episode(4), tall]))
     assert back.rewards is not None and back.rewards[4:].tolist() == [0, 1, 2, 3, 4] and back.terminated is not None
     with pytest.raises(InvalidInputError, match=r"rewards of episode 0 of a/b-v0 are \[5, 2\]"):
         minari.read(made(tmp_path / "wide", [episode(5, rewards=np.ones((5, 2)))]))

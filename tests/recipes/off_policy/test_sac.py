@@ -31,7 +31,7 @@ def start() -> Policy:
     process, seen = OneStep(), replace(Normalizer.identity(D), centre=MEAN, scale=STD)
     net = Actor(MLP((H, D), 2, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    return Policy.of(process, net, (H, D), steps, serve, TanhCodec.box([-1.0, 0.0], [3.0, 2.0], seen))
+    return Policy.of(process, net, (H, D), steps, serve, TanhCodec.from_box([-1.0, 0.0], [3.0, 2.0], seen))
 
 
 def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:

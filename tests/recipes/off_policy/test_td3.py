@@ -40,7 +40,7 @@ def start() -> Policy:
         net.net.leave.weight.mul_(5)  # type: ignore[union-attr, operator]
         net.net.leave.bias.copy_(torch.tensor([1.2, -1.2, 0.0, 0.0, -1.2, 1.2, 0.0, 0.0]))  # type: ignore[union-attr, operator]
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    codec = replace(TanhCodec.box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
+    codec = replace(TanhCodec.from_box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
     return Policy.of(process, net, (H, D), steps, serve, codec)
 
 

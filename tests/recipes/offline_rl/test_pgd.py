@@ -50,7 +50,7 @@ def start(case: str) -> Policy:
     process, seen = OneStep(), replace(Normalizer.identity(S), centre=MEAN, scale=STD)
     net = Actor(MLP((1, D), S, 8, 2, 0, False, activation="relu", out=(1, 2 * D)))
     if case == "td3_bc":
-        codec = replace(TanhCodec.box(LOW, HIGH, seen), limit=LIMIT)
+        codec = replace(TanhCodec.from_box(LOW, HIGH, seen), limit=LIMIT)
     else:
         codec = ActionChunkCodec(
             seen, replace(Normalizer.identity(D), centre=CENTRE, scale=HALF, low=LOW, high=HIGH), LIMIT

@@ -21,7 +21,7 @@ STEPS = {"ode 20": (20, 0.0), "sde 10": (10, None)}
 """how a generator is drawn besides its ODE of ten steps: steps, and eta (None: the training SDE)"""
 
 
-def drawn() -> Task:
+def make_task() -> Task:
     """SHAPES, judged by three ways of drawing the same prompts."""
     base = _shapes.Args()
     shapes = _shapes.task(base)
@@ -46,7 +46,7 @@ def plan(budget: str) -> Study:
     arms = {"flow_grpo": Arm("flow_grpo"), "pretrained": Arm("none")}
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     return Study(
-        "denoiserl.claims.generators.flow_grpo:drawn", arms, 14_400, "reward calls", seeds, trials=500, curve=4
+        "denoiserl.claims.generators.flow_grpo:make_task", arms, 14_400, "reward calls", seeds, trials=500, curve=4
     )
 
 

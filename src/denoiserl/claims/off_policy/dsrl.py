@@ -51,7 +51,7 @@ class Walled(Fork2D):
         return seen, reward * ~stopped, terminated | late | stopped, torch.zeros_like(late), {"success": won}
 
 
-def cloned(seed: int, run: Run) -> Generator[dict, None, Policy]:
+def cloned_policy(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """A flow policy that has imitated both ways."""
     demos = demonstrations(DEMOS, Rng(seed))
     made = _robot.flow(BASE, demos, seed, run.device)
@@ -59,9 +59,9 @@ def cloned(seed: int, run: Run) -> Generator[dict, None, Policy]:
     return made
 
 
-def steered(seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
+def steered_start(seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
     """The same policy, frozen, with its noise to be decided."""
-    made = yield from cloned(seed, run)
+    made = yield from cloned_policy(seed, run)
     return steer(made, obs=4, width=64, spread=spread)
 
 
@@ -75,7 +75,7 @@ def task() -> Task:
 
     return Task(
         "walled fork2d",
-        {"flow": cloned, "steered": steered, "narrow": partial(steered, spread=1.0)},
+        {"flow": cloned_policy, "steered": steered_start, "narrow": partial(steered_start, spread=1.0)},
         outcomes,
         {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
         env=lambda copies, seed: Collector(Walled(copies or 1), seed=seed),

@@ -32,7 +32,7 @@ DRAWS, TIMES = 50, 5
 """decisions timed at once; of so many times the least counts"""
 
 
-def shortened(policy: Policy) -> Policy:
+def with_one_step(policy: Policy) -> Policy:
     """The same policy served in one step; one that is served so already, itself."""
     if len(policy.eval_steps) == 1:
         return policy
@@ -61,7 +61,7 @@ def task() -> Task:
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         success = _logged.outcomes(BASE, policy, seed, n)["success"]
-        short = shortened(policy)
+        short = with_one_step(policy)
         one = success if short is policy else _logged.outcomes(BASE, short, seed, n)["success"]
         often, calls = rate(policy)
         return {

@@ -16,7 +16,7 @@ from denoiserl.data.trajectories import Model, WindowGenerator, slice_windows, t
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianHead, OneStep
-from denoiserl.recipes.offline_rl.pgd import leaning
+from denoiserl.recipes.offline_rl.pgd import direction_guide
 from denoiserl.tasks.swingup import record_episodes, swingup_policy, true_next_obs
 from denoiserl.train import Run, fit
 
@@ -95,7 +95,7 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
             return slope[..., track.acts]
 
         for arm, c in STRENGTHS.items():
-            guide = leaning(score, track.acts, c, model.sampling_steps) if c else None
+            guide = direction_guide(score, track.acts, c, model.sampling_steps) if c else None
             parts = made.sample(count, Rng(seed + 3), guide)
             judge(arm, parts["obs"], parts["action"], lean)
         rng, obs = Rng(seed + 4), [known["obs"][Rng(seed + 5).integers(0, len(known["obs"]), count), 0]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
-from denoiserl.data.fidelity import correlations, marginals, memorised, nearest_distances
+from denoiserl.data.fidelity import correlations, marginals, memorization, nearest_distances
 from denoiserl.data.synthetic import Model, columns, part, train_generator_now
 from denoiserl.data.transitions import Transitions, to_transitions
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
@@ -59,7 +59,7 @@ def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
             "three neighbours": 3 * off(rest, nearest(train, rest)),
         },
         "novelty": {"made": nearest_distances(b[:1000], a).min()[None]},
-        "memory": {"made": torch.tensor([memorised(b[:1000], c, a)])},
+        "memory": {"made": torch.tensor([memorization(b[:1000], c, a)])},
     }
 
 

@@ -16,7 +16,7 @@ EDGE = 1e-3
 """how far from the edge of the box, in units of its half width, an action is taken when it is turned into a decision"""
 
 
-def box(low: Any, high: Any) -> tuple[Tensor, Tensor]:
+def box_centre_and_half(low: Any, high: Any) -> tuple[Tensor, Tensor]:
     """Return centre and half width [d] of a box of actions; a constant dimension (low = high) has half width 0.
 
     Raises InvalidInputError that names the dimension if a bound is infinite or NaN, low is above high, or all are
@@ -58,9 +58,9 @@ class TanhCodec:
     limit: float = 10.0
 
     @staticmethod
-    def box(low: Any, high: Any, observation: Normalizer | None = None) -> TanhCodec:
+    def from_box(low: Any, high: Any, observation: Normalizer | None = None) -> TanhCodec:
         """Return the codec of actions between ``low`` and ``high`` [d], as ``Collector.spec`` has them: see ``box``."""
-        centre, half = box(low, high)
+        centre, half = box_centre_and_half(low, high)
         return TanhCodec(centre, half, observation)
 
     def encode(self, data: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ def read(
             unknown_name_message(outside, ("refuse", "clip"), "way with actions outside the action space")
         )
     if found == "minari":
-        return _alone(minari.recording(path, numbers, outside, parts), parts)
+        return _alone(minari.read_recording(path, numbers, outside, parts), parts)
     if found == "lerobot":
-        return lerobot_dataset.recording(path, numbers, parts)
+        return lerobot_dataset.read_recording(path, numbers, parts)
     if found == "hdf5":
         if parts is not None:
             raise InvalidInputError(f"the observations of {path} have no parts: leave parts out")

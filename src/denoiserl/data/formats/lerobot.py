@@ -4,10 +4,11 @@
     meta/episodes/*/*.parquet       length and place of every episode       (2.1: meta/episodes.jsonl)
     data/*/*.parquet                one row a frame: features, episode_index, frame_index, index, ...
 
-``read`` gives ``Demonstrations``, ``recording`` what else is known, ``write`` makes version 3.0. Cameras have any name,
-as in LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless ``parts``
-leaves them out, for a policy must not be blind without a word. What a robot is told to do is not read: several tasks
-are warned of, and so are all other features that are left over. Needs pyarrow (``pip install 'denoiserl[data]'``).
+``read`` gives ``Demonstrations``, ``read_recording`` what else is known, ``write`` makes version 3.0. Cameras have any
+name, as in LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless
+``parts`` leaves them out, for a policy must not be blind without a word. What a robot is told to do is not read:
+several tasks are warned of, and so are all other features that are left over. Needs pyarrow (``pip install
+'denoiserl[data]'``).
 """
 
 from __future__ import annotations
@@ -48,10 +49,12 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 def read(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Demonstrations:
     """The demonstrations of a dataset: ``recording(...).demos``."""
-    return recording(folder, without, parts).demos
+    return read_recording(folder, without, parts).demos
 
 
-def recording(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> EpisodeDataset:
+def read_recording(
+    folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None
+) -> EpisodeDataset:
     """A dataset's episodes, whole or as many of them as ``without`` leaves.
 
     ``without``: episodes to leave out, by the number that the rows give them. ``parts``: the observations to keep

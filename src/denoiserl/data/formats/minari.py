@@ -7,7 +7,7 @@ called ``data`` inside the dataset's own folder; or, in the arrow layout, a fold
     actions, rewards, terminations, truncations   [L, ...]
     infos          whatever the environment said, among it ``success``
 
-``read`` gives ``Demonstrations`` and ``recording`` what else is known; ``write`` makes a dataset that Minari loads.
+``read`` gives ``Demonstrations``, ``read_recording`` what else is known; ``write`` makes a dataset that Minari loads.
 Needs h5py (``pip install 'denoiserl[data]'``), the arrow layout pyarrow, pictures pillow.
 """
 
@@ -49,10 +49,10 @@ def read(
     path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
 ) -> Demonstrations:
     """The demonstrations of a dataset: ``recording(...).demos``."""
-    return recording(path, without, outside, parts).demos
+    return read_recording(path, without, outside, parts).demos
 
 
-def recording(
+def read_recording(
     path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
 ) -> EpisodeDataset:
     """A dataset's episodes: its folder, the ``data`` in it, or the HDF5 file.

@@ -39,7 +39,7 @@ class ChunkResult(NamedTuple):
     faults: tuple[Fault, ...] = ()
 
     @property
-    def over(self) -> np.ndarray:
+    def done(self) -> np.ndarray:
         """Return whether each episode ended in the step [B], by a time limit too."""
         return self.terminated | self.truncated
 

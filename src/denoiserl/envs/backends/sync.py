@@ -62,7 +62,7 @@ def batch(observations: list[Any]) -> Any:
         ) from error
 
 
-def apart(envs: Sequence[Any], name: str) -> None:
+def require_separate_envs(envs: Sequence[Any], name: str) -> None:
     """Raise InvalidInputError if copies are one object, bare or wrapped: what one plays would move the other."""
     inner = [getattr(env, "unwrapped", None) for env in envs]
     if len({id(env if core is None else core) for env, core in zip(envs, inner, strict=True)}) < len(envs):
@@ -87,7 +87,7 @@ class SyncBackend:
         self.make, self.name, self.on_fault = make, name, check_on_fault(on_fault)
         self.heartbeat = [-1, 0] if heartbeat is None else heartbeat
         self.envs = [make() for _ in range(count)]
-        apart(self.envs, name)
+        require_separate_envs(self.envs, name)
         self.numbers = list(range(first, first + count))
         self.ticks = [0] * count
         self.renewed = [0] * count

@@ -20,7 +20,7 @@ from denoiserl.envs.toy import ring
 from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations
 
 
-def told(maze: Maze, demos: Demonstrations, goal: Tensor | None = None) -> EpisodeDataset:
+def relabel_rewards(maze: Maze, demos: Demonstrations, goal: Tensor | None = None) -> EpisodeDataset:
     """Demonstrations in a maze (of velocities) with rewards: 1 where the goal is reached, which ends the episode.
 
     ``goal`` [2]: the goal of all episodes, in place of what each player had.
@@ -40,7 +40,7 @@ def told(maze: Maze, demos: Demonstrations, goal: Tensor | None = None) -> Episo
     return EpisodeDataset(again, reward, after[ends - 1], won, -one, one)
 
 
-def farthest(maze: Maze) -> Tensor:
+def farthest_cell(maze: Maze) -> Tensor:
     """The centre [2] of a cell from which some other cell is as far as cells can be."""
     return maze.cells[int(maze.distance.max(1).values.argmax())]
 
@@ -49,7 +49,7 @@ def mazes(
     maze: Maze, episodes: int, rng: Rng, kind: str = "navigate", goal: Tensor | None = None, ticks: int | None = None
 ) -> EpisodeDataset:
     """``episodes`` of a maze's players of a ``kind``, told for one ``goal`` [2] or each for his own."""
-    return told(maze, demonstrations(maze, episodes, rng, kind, ticks), goal)
+    return relabel_rewards(maze, demonstrations(maze, episodes, rng, kind, ticks), goal)
 
 
 def bandit(n: int, rng: Rng) -> EpisodeDataset:

@@ -48,7 +48,7 @@ def check(
             for arm, s in found.spent.items()
         }
     else:
-        values, metrics = simulated(plan), plan.metrics
+        values, metrics = run_simulation(plan), plan.metrics
         seconds = time.perf_counter() - began
     verdicts = [evaluate_condition(c, values, next(iter(metrics)), len(made.conditions)) for c in made.conditions]
     main = next(iter(metrics))
@@ -89,7 +89,7 @@ def write(record: dict[str, Any], folder: Path | None = None) -> Path:
     return path
 
 
-def simulated(plan: Simulation) -> dict[str, dict[str, Tensor]]:
+def run_simulation(plan: Simulation) -> dict[str, dict[str, Tensor]]:
     """The measurements of every seed, stacked: {metric: {arm: [seeds, n]}}."""
     told = [plan.measure(seed) for seed in plan.seeds]
     return {m: {arm: torch.stack([t[m][arm].double() for t in told]) for arm in told[0][m]} for m in plan.metrics}

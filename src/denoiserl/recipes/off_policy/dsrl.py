@@ -58,7 +58,7 @@ from denoiserl.control.noise_steering import (
     decode_noise,
     decode_noise_to_action,
     noise_distribution,
-    steering,
+    require_steered,
 )
 from denoiserl.control.squashed_actions import due_minibatches, to_unit_box
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
@@ -129,7 +129,7 @@ def improve(
     policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None, demos: Rollout | None = None
 ) -> Iterator[dict]:
     """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
-    run, net, execute = run or Run(), steering(policy), carry(policy)
+    run, net, execute = run or Run(), require_steered(policy), carry(policy)
     env.discount(args.gamma)
     if (b := bound(policy)) is None:
         raise InvalidInputError("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
@@ -142,7 +142,7 @@ def improve(
     if args.eval_with == "best" and not args.aliased:
         raise InvalidInputError("only critics of actions can choose among the base's plans: aliased=True")
     shape, (low, high) = (net.rows, policy.event_shape[1]), (env.spec.low, env.spec.high)
-    box = TanhCodec.box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
+    box = TanhCodec.from_box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
     size = {"count": args.num_critics, "width": args.critic_width, "depth": 3, "activation": "gelu", "layer_norm": True}
     critic = rng.init(Critics, env.obs_dim, shape, **size).to(policy.device)
     decided = (execute, policy.event_shape[1])

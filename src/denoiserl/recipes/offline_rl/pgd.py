@@ -119,7 +119,7 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
             )
         )
         parts = made.sample(args.num_windows, rng, guide)
-        rows = conditioned(policy, parts, args.gamma)
+        rows = to_policy_transitions(policy, parts, args.gamma)
         mixed.refill(rows.replay(device=policy.device))
         with torch.no_grad():
             likely = float(likelihood(policy, rows.obs, rows.action[:, 0]).mean())
@@ -171,10 +171,10 @@ def make_action_guide(
             (slope,) = torch.autograd.grad(likelihood(policy, cond, done.flatten(0, 1)).sum(), x)
         return slope[..., track.acts]
 
-    return leaning(score, track.acts, c, steps, wave, denoised, normal)
+    return direction_guide(score, track.acts, c, steps, wave, denoised, normal)
 
 
-def leaning(
+def direction_guide(
     score: Callable[[Tensor], Tensor],
     acts: slice,
     c: float,
@@ -210,7 +210,7 @@ def likelihood(policy: Policy, cond: Tensor, done: Tensor) -> Tensor:
     return law.log_prob(done)
 
 
-def conditioned(policy: Policy, parts: dict[str, Tensor], gamma: float) -> Transitions:
+def to_policy_transitions(policy: Policy, parts: dict[str, Tensor], gamma: float) -> Transitions:
     """The transitions in made windows, in the policy's units."""
     edge = torch.ones(policy.event_shape[-1])
     rows = windows_to_transitions(parts, -edge, edge, gamma)

@@ -79,16 +79,16 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
         made, _ = maker.sample(args.num_synthetic, rng)
     else:
         made = add_gaussian_noise(rows, args.num_synthetic, args.noise_std, rng)
-    source: Any = recorded(made)
+    source: Any = to_dataset(made)
     if args.synthetic_fraction < 1:
         source = MixedReplayBuffer(
             to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma), args.synthetic_fraction
         )
-        source.refill(to_replay_buffer(policy, recorded(made), args.batch_size, args.n_step, args.gamma))
+        source.refill(to_replay_buffer(policy, to_dataset(made), args.batch_size, args.n_step, args.gamma))
     yield from td3_bc.improve(policy, source, args, rng, run.stage("learn"))
 
 
-def recorded(made: Transitions) -> EpisodeDataset:
+def to_dataset(made: Transitions) -> EpisodeDataset:
     """Made rows of single actions as a recording."""
     known = (made.obs, made.action[:, 0], made.reward, made.next_obs, made.terminated)
     return transitions(*known, made.low, made.high, made.name)  # type: ignore[arg-type]

@@ -134,7 +134,7 @@ def generate_demonstrations(
             raise InvalidInputError(f"{env.name} does not report success, and only successes become demonstrations")
         parts.append(part)
         won += int(part.success.sum())
-    played = Demonstrations.joined(parts)
+    played = Demonstrations.concat(parts)
     kept = keep_short_successes(played, args.length_quantile, valid)
     return played, kept.take(torch.arange(min(args.num_student_episodes, len(kept))))
 

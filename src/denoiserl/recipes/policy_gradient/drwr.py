@@ -101,7 +101,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         env.on_checkpoint(it)  # in every iteration, so the loop needs no borders of its own
         ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
-        whole = finished(ep)
+        whole = finished_mask(ep)
         if int(whole.sum()) < 2:
             raise InvalidInputError(
                 f"no episode ended within {args.rollout_steps} decisions, so nothing has a return: raise rollout_steps"
@@ -126,7 +126,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         yield rollout_metrics(ep) | {"loss": sum(seconds) / len(seconds), "effective share": share}
 
 
-def finished(ep: Rollout) -> Tensor:
+def finished_mask(ep: Rollout) -> Tensor:
     """[T, B] bool: decisions of episodes that ended within the record, and not by a fault, which loses a decision."""
     later, whole = torch.zeros_like(ep.done[0]), torch.zeros_like(ep.done)
     for t in reversed(range(len(whole))):

@@ -84,7 +84,7 @@ def improve(
     run, (codec, known) = run or Run(), _successors.prepare_transitions(policy, data, args.batch_size, args.gamma, "FB")
     if not isinstance(codec.inner, TanhCodec):
         raise InvalidInputError(
-            "FB climbs Q inside a box: give the policy the codec TaskConditionedCodec(TanhCodec.box(low, high), z)"
+            "FB climbs Q inside a box: give the policy the codec TaskConditionedCodec(TanhCodec.from_box(low, high), z)"
         )
     both = rng.init(
         ForwardBackward,

@@ -66,7 +66,7 @@ class Judge(nn.Module):
         return float((self(image).argmax(-1) == label).float().mean())
 
 
-def judge(image: Tensor, label: Tensor, rng: Rng, steps: int = 100, noise: float = 0.1) -> Judge:
+def train_judge(image: Tensor, label: Tensor, rng: Rng, steps: int = 100, noise: float = 0.1) -> Judge:
     """Train a judge on one split by full-batch Adam; ``noise`` on the pixels keeps it from being overconfident."""
     model = Judge()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def judges(seed: int = 0) -> Judges:
     """The two judges of ``seed``."""
     one, two = halves(seed)
     rng = Rng(seed)
-    return Judges(judge(*one, rng), judge(*two, rng.spawn()))
+    return Judges(train_judge(*one, rng), train_judge(*two, rng.spawn()))
 
 
 def ink(image: Tensor) -> Tensor:
