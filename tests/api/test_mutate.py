@@ -64,6 +64,6 @@ def test_settings_messages_and_what_has_no_effect_are_left_alone() -> None:
 def test_every_mistake_can_be_read_and_is_another_file() -> None:
     source = SCRIPT.parents[1].joinpath("src/denoiserl/recipes/policy_gradient/dppo.py").read_text(encoding="utf-8")
     found = [mutate.planted(source, m) for m in mutate.mistakes(source)]
-    assert len(found) > 100 and len(set(found)) == len(found) and source not in found
+    assert len(found) > 60 and len(set(found)) == len(found) and source not in found
     for made in found:
         ast.parse(made)

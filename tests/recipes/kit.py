@@ -6,8 +6,8 @@ loss, target, sampler or helper of the library.
 
     spy, rng, env = Spy(), Tape(3), Heard(World, 4, 1)
     rows = list(sac.improve(policy, env, args, rng, spy))
-    spy.start["critic"]      the network as it was before the first update, a copy
-    spy.states[i]["critic"]  its state_dict before iteration i; spy.states[-1]: after the last
+    spy.start["critics.net"]      the network as it was before the first update, a copy
+    spy.states[i]["critics.net"]  its state_dict before iteration i; spy.states[-1]: after the last
     rng.take("normal", 8, 2) the next draw of this kind and shape that the recipe made
     env.episodes[i]          what iteration i collected
 """
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from denoiserl.control.twin_critics import TwinCritics
+from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.rng import Rng
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
@@ -50,8 +52,9 @@ class Spy(Run):
         """As the keep's."""
         for it in super().loop(n, given=given, **named):
             if not self.states:
-                self.named = named
-                self.start = {k: copy.deepcopy(v) for k, v in named.items() if isinstance(v, torch.nn.Module | Policy)}
+                self.named = with_parts(named)
+                networks = {k: v for k, v in self.named.items() if isinstance(v, torch.nn.Module | Policy)}
+                self.start = {k: copy.deepcopy(v) for k, v in networks.items()}
             self._look()
             yield it
         self._look()
@@ -60,6 +63,13 @@ class Spy(Run):
         saved = {k: v for k, v in self.named.items() if hasattr(v, "state_dict")}
         self.states.append({k: copy.deepcopy(v.state_dict()) for k, v in saved.items()})
         self.draws.append(0 if self.tape is None else len(self.tape.drawn))
+
+
+def with_parts(named: dict[str, Any]) -> dict[str, Any]:
+    """Return what a loop names, and what its critics and baseline hold: ``critics.net``, ``baseline.scale``."""
+    parts = {k: v for k, v in named.items() if isinstance(v, TwinCritics | ValueBaseline)}
+    held = {f"{k}.{name}": part for k, v in parts.items() for name, part in vars(v).items()}
+    return named | {name: part for name, part in held.items() if hasattr(part, "state_dict")}
 
 
 class Tape(Rng):

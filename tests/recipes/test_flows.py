@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from denoiserl.control import value_baseline
 from denoiserl.core.errors import InvalidInputError, OffPolicyError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.data import RunningNormCodec
@@ -289,8 +290,7 @@ def test_one_step_with_fixed_noise_is_ppo_on_a_gaussian_policy(monkeypatch) -> N
     """K = 1 and least = most: a ~ N(x̂₀, σ²). Log ratios and advantages of every minibatch are PPO's."""
     told = watched(monkeypatch, reinflow, ppo)
     monkeypatch.setattr(Rng, "init", lambda self, make, *given, **more: make(*given, **more))  # one network and two
-    for recipe in (reinflow, ppo):
-        monkeypatch.setattr(recipe, "Value", lambda *x, **more: torch.manual_seed(1) and Value(*x, **more))
+    monkeypatch.setattr(value_baseline, "Value", lambda *x, **more: torch.manual_seed(1) and Value(*x, **more))
     flat, one, ends = Diffusion(linear), OneStep(std=0.3), []
     for process in (flat, one):
         torch.manual_seed(0)

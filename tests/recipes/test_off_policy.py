@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from denoiserl import tasks
+from denoiserl.control import twin_critics
 from denoiserl.control.squashed_actions import action_distribution
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
@@ -141,7 +142,7 @@ def test_updates_are_as_many_as_asked(recipe: Any) -> None:
     """``utd`` updates a decision after ``begin``, whatever the size of an iteration, and none before."""
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
+        patch.setattr(twin_critics, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
         a = recipe.Args(**{**SMALL, "learning_starts": 100}, iterations=5, utd=0.3)
         rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
     assert len(drawn) == int(0.3 * (5 * 64 - 100)) and "critic loss" not in rows[0] and "critic loss" in rows[-1]
@@ -181,7 +182,7 @@ def test_learning_waits_for_a_batch(recipe: Any, begin: int) -> None:
     """With 16 decisions an iteration and batches of 64, updates come from the fourth iteration on, none is lost."""
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
+        patch.setattr(twin_critics, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
         a = recipe.Args(**{**SMALL, "learning_starts": begin, "rollout_steps": 2}, iterations=8, utd=0.5)
         rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
     assert ["critic loss" in row for row in rows] == [False] * 3 + [True] * 5

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
+from denoiserl.control import value_baseline
 from denoiserl.control.acting import eval_actor, mask_unexecuted, standard
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import RunningNormCodec
@@ -265,7 +266,7 @@ def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
     if name == "fpo" and stop:
         pytest.skip("nothing stops its actor")
     recipe, alive, looks = METHODS[name][0], [], []
-    surrogate, squared = recipe.ppo_clip, recipe.half_squared_error
+    surrogate, squared = recipe.ppo_clip, value_baseline.half_squared_error
 
     def pack(value: Tensor) -> Saved:
         alive.append(weakref.ref(saved := Saved(value)))
@@ -285,7 +286,7 @@ def test_nothing_of_a_minibatch_is_alive_when_the_next_one_runs(
 
     monkeypatch.setattr(Biases, "forward", forward)
     monkeypatch.setattr(recipe, "ppo_clip", ratio)
-    monkeypatch.setattr(recipe, "half_squared_error", watch)
+    monkeypatch.setattr(value_baseline, "half_squared_error", watch)
     if stop:
         monkeypatch.setattr(
             recipe, "approx_kl", lambda log_prob, old: alive.append(weakref.ref(log_prob)) or torch.tensor(2.0)
@@ -336,5 +337,5 @@ def test_a_value_looks_beyond_a_time_limit_and_not_beyond_an_end(name: str, ends
     list(recipe.improve(made, Collector(lambda: Even(ends), 8, 1), a, Rng(0), spy))
     seen = torch.tensor([[0.0 if ends else 0.5]])
     with torch.no_grad():
-        value = float(spy.named["value"](made.codec.condition(seen))) * spy.named["scale"].std
+        value = float(spy.named["baseline.net"](made.codec.condition(seen))) * spy.named["baseline.scale"].std
     assert value == pytest.approx((1 - 0.9**10) / 0.1 if ends else 10.0, abs=1.0)

@@ -51,11 +51,12 @@ class TwinCritics:
         """Return the values of the target networks, [n, B]."""
         return self.target_net(cond, action)
 
-    def td_update(self, cond: Tensor, action: Tensor, td_target: Tensor) -> float:
-        """Take a gradient step towards the TD target [B]; return the loss."""
+    def td_update(self, cond: Tensor, action: Tensor, td_target: Tensor) -> dict[str, float]:
+        """Take a gradient step towards the TD target [B]; return the critic loss and the mean value before it."""
         value = self.net(cond, action)
         loss = half_squared_error(value, td_target.expand(len(value), -1)).sum(0).mean()
-        return optimizer_step(self.optimizer, loss, self.max_grad_norm)["loss"]
+        loss = optimizer_step(self.optimizer, loss, self.max_grad_norm)["loss"]
+        return {"critic loss": loss, "value": float(value.detach().mean())}
 
     def update_target(self) -> None:
         """Let the target networks follow by ``tau``."""

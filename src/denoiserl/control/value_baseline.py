@@ -52,6 +52,10 @@ class ValueBaseline:
         error = half_squared_error(self.net(estimate.features[index]), estimate.returns[index]).mean()
         return optimizer_step(self.optimizer, error, clip=self.max_grad_norm)["loss"]
 
+    def on_checkpoint(self, iteration: int) -> None:
+        """Reset the running returns: the environments start afresh here."""
+        self.scale.on_checkpoint(iteration)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a run goes on from."""
         parts = {"net": self.net, "optimizer": self.optimizer, "scale": self.scale}

@@ -40,7 +40,7 @@ def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:
     rows = list(sac.improve(made, Heard(Drift, 3, 1), replace(A, target_entropy=None, iterations=2), Tape(3), spy))
     alpha, entropy = rows[-1]["alpha"], rows[-1]["entropy"]
     gradient = -(alpha - A.min_temperature) * (-entropy - H * D)
-    agree(moments(spy.named["warm"])[0], 0.1 * gradient)
+    agree(moments(spy.named["temperature_optimizer"])[0], 0.1 * gradient)
 
 
 def test_two_updates_are_those_of_the_paper() -> None:
@@ -49,12 +49,12 @@ def test_two_updates_are_those_of_the_paper() -> None:
     spy = Spy(rng)
     logged = list(sac.improve(made, env, A, rng, spy))
 
-    critic, slow, actor = spy.start["critic"], spy.start["slow"], spy.start["policy"]
+    critic, slow, actor = spy.start["critics.net"], spy.start["critics.target_net"], spy.start["policy"]
     agree(slow.state_dict(), critic.state_dict(), 0.0)
     normed = A.num_critics * 2 * 2 * A.critic_width  # scales and shifts of layer norm, before each of two activations
     assert sum(p.numel() for p in critic.parameters()) == normed + A.num_critics * (6 * 8 + 8 + 8 * 8 + 8 + 8 + 1)
     theta = torch.nn.Parameter(torch.tensor(math.log(A.temperature_init - A.min_temperature)))
-    agree(spy.states[0]["heat"]["log"], theta)
+    agree(spy.states[0]["temperature"]["log"], theta)
     assert made.weights.execute == H
     theta_opt, critic_opt = adam([theta], A.lr), adam(critic.parameters(), A.lr)
     actor_opt = adam(actor.weights.module.parameters(), A.lr)
@@ -89,7 +89,8 @@ def test_two_updates_are_those_of_the_paper() -> None:
             int(0.1 * max(0, len(memory) - A.learning_starts)) == it
         )  # one update in the second iteration, one in the third
         if it == 0:
-            agree([spy.states[1][k] for k in ("critic", "slow")], [critic.state_dict(), slow.state_dict()], 0.0)
+            agree(spy.states[1]["critics.net"], critic.state_dict(), 0.0)
+            agree(spy.states[1]["critics.target_net"], slow.state_dict(), 0.0)
             assert logged[0].keys().isdisjoint({"critic loss", "value", "entropy", "alpha"})
             continue
 
@@ -126,13 +127,14 @@ def test_two_updates_are_those_of_the_paper() -> None:
                 p.copy_((1 - A.tau) * p + A.tau * q)
 
         state = spy.states[it + 1]
-        agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
+        agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
+        agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["policy"], actor.state_dict(), where=f"policy after iteration {it}")
-        agree(state["heat"]["log"], theta, where=f"temperature after iteration {it}")
+        agree(state["temperature"]["log"], theta, where=f"temperature after iteration {it}")
         told = {"critic loss": error, "value": value.mean(), "entropy": -logp.mean(), "alpha": alpha}
         agree({k: logged[it][k] for k in told}, told, where="row")
 
-    for name, opt in (("critic_opt", critic_opt), ("opt", actor_opt), ("warm", theta_opt)):
+    opts = {"critics.optimizer": critic_opt, "optimizer": actor_opt, "temperature_optimizer": theta_opt}
+    for name, opt in opts.items():
         agree(moments(spy.named[name]), moments(opt), where=f"moments of {name}")
     assert 0.0 in discounts and len(discounts) > 2, "true ends, and returns of several lengths, were in the batches"

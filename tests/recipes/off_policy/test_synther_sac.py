@@ -168,7 +168,7 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
     spy = Spy(rng)
     logged = list(synther_sac.improve(made, env, A, rng, spy))
 
-    critic, slow, actor = spy.start["critic"], spy.start["slow"], spy.start["policy"]
+    critic, slow, actor = spy.start["critics.net"], spy.start["critics.target_net"], spy.start["policy"]
     agree(slow.state_dict(), critic.state_dict(), 0.0)
     theta = torch.nn.Parameter(torch.tensor(math.log(A.temperature_init - A.min_temperature)))
     theta_opt, critic_opt = adam([theta], A.lr), adam(critic.parameters(), A.lr)
@@ -256,13 +256,14 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
         else:
             assert state["replay"]["made"] is None
         # a gradient near 0 has no sign in float32, and Adam divides by its size: parameters to 1e-4, moments to 1e-5
-        agree(state["critic"], critic.state_dict(), 1e-4, f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), 1e-4, f"slow critics after iteration {it}")
+        agree(state["critics.net"], critic.state_dict(), 1e-4, f"critics after iteration {it}")
+        agree(state["critics.target_net"], slow.state_dict(), 1e-4, f"slow critics after iteration {it}")
         agree(state["policy"], actor.state_dict(), 1e-4, f"policy after iteration {it}")
-        agree(state["heat"]["log"], theta, where=f"temperature after iteration {it}")
+        agree(state["temperature"]["log"], theta, where=f"temperature after iteration {it}")
         agree(logged[it], told, 1e-4, f"row {it}")
 
-    for name, opt in (("critic_opt", critic_opt), ("opt", actor_opt), ("warm", theta_opt)):
+    opts = {"critics.optimizer": critic_opt, "optimizer": actor_opt, "temperature_optimizer": theta_opt}
+    for name, opt in opts.items():
         agree(moments(spy.named[name]), moments(opt), where=f"moments of {name}")
     assert {"real end", "cut", "made end", "made", f"real {A.gamma**H:.3f}", f"real {A.gamma ** (2 * H):.3f}"} <= met, (
         met

@@ -65,7 +65,7 @@ def test_updates_are_those_of_the_paper(A: fql.Args, tape: type[Tape]) -> None:
     spy = Spy(rng)
     logged = list(fql.improve(made, data, A, rng, spy))
 
-    critic, slow, teacher = (spy.start[k] for k in ("critic", "slow", "teacher"))
+    critic, slow, teacher = (spy.start[k] for k in ("critics.net", "critics.target_net", "teacher"))
     student = spy.start["policy"].weights.module
     agree([slow.state_dict(), teacher.state_dict()], [critic.state_dict(), student.state_dict()], 0.0)
     assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
@@ -124,11 +124,12 @@ def test_updates_are_those_of_the_paper(A: fql.Args, tape: type[Tape]) -> None:
         agree(logged[it], dict(zip(names, told, strict=True)), where=f"row {it}")
 
         state = spy.states[it + 1]
-        agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
+        agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
+        agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["teacher"], teacher.state_dict(), where=f"teacher after iteration {it}")
         agree(state["policy"]["current"], student.state_dict(), where=f"student after iteration {it}")
-    for name, opt in (("critic opt", critic_opt), ("teacher opt", teacher_opt), ("opt", student_opt)):
+    opts = {"critics.optimizer": critic_opt, "teacher_optimizer": teacher_opt, "optimizer": student_opt}
+    for name, opt in opts.items():
         agree(moments(spy.named[name]), moments(opt), where=f"moments of {name}")
 
     # what it serves: one decision of the student

@@ -63,12 +63,12 @@ def test_updates_are_those_of_the_paper(A: iql.Args, kind: str) -> None:
     spy = Spy(rng)
     logged = list(iql.improve(made, data, A, rng, spy))
 
-    critic, slow, value = (spy.start[k] for k in ("critic", "slow", "value"))
+    critic, slow, value = (spy.start[k] for k in ("critics.net", "critics.target_net", "value"))
     actor = spy.start["policy"].weights.module
     agree(slow.state_dict(), critic.state_dict(), 0.0)
     for net in (critic, value):
         assert (net.config["width"], net.config["layer_norm"], net.config["depth"]) == (A.critic_width, A.layer_norm, 2)
-    assert spy.named.keys() >= {"fall", "rng"} and spy.named["data"] is None
+    assert spy.named.keys() >= {"lr_schedule", "rng"} and spy.named["data"] is None
     critic_opt, value_opt, actor_opt = (adam(net.parameters(), A.lr) for net in (critic, value, actor))
     rows, B, total = decisions(data, H, A.n_step, A.gamma), A.batch_size, A.iterations * A.updates_per_iteration
 
@@ -127,11 +127,12 @@ def test_updates_are_those_of_the_paper(A: iql.Args, kind: str) -> None:
         agree(logged[it], dict(zip(names, told, strict=True)), where=f"row {it}")
 
         state = spy.states[it + 1]
-        agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
+        agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
+        agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["value"], value.state_dict(), where=f"value after iteration {it}")
         agree(state["policy"]["current"], actor.state_dict(), where=f"policy after iteration {it}")
-    for name, opt in (("critic_opt", critic_opt), ("value_opt", value_opt), ("opt", actor_opt)):
+    opts = {"critics.optimizer": critic_opt, "value_optimizer": value_opt, "optimizer": actor_opt}
+    for name, opt in opts.items():
         agree(moments(spy.named[name]), moments(opt), where=f"moments of {name}")
     assert made.weights.execute == H, "it serves whole chunks"
     assert set(kinds) == {"over", "under", "capped", "free"}, kinds

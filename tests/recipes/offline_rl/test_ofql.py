@@ -65,7 +65,7 @@ def test_updates_are_those_of_the_paper(A: ofql.Args, pairs: dict[str, float], H
     spy = Spy(rng)
     logged = list(ofql.improve(made, data, A, rng, spy))
 
-    critic, slow, policy = spy.start["critic"], spy.start["slow"], spy.start["policy"]
+    critic, slow, policy = spy.start["critics.net"], spy.start["critics.target_net"], spy.start["policy"]
     actor, slow_actor = policy.weights.module, policy.weights.sets["slow"]
     agree([slow.state_dict(), slow_actor.state_dict()], [critic.state_dict(), actor.state_dict()], 0.0)
     assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
@@ -139,12 +139,12 @@ def test_updates_are_those_of_the_paper(A: ofql.Args, pairs: dict[str, float], H
         agree(logged[it], dict(zip(names[:-1], told[:-1], strict=True)), where=f"row {it}")
 
         state = spy.states[it + 1]
-        agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
+        agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
+        agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["policy"]["current"], actor.state_dict(), where=f"policy after iteration {it}")
         agree(state["policy"]["sets"]["slow"], slow_actor.state_dict(), where=f"slow policy after iteration {it}")
-    agree(moments(spy.named["critic_opt"]), moments(critic_opt), where="moments of critic_opt")
-    agree(moments(spy.named["opt"]), moments(actor_opt), where="moments of opt")
+    agree(moments(spy.named["critics.optimizer"]), moments(critic_opt), where="moments of critic_opt")
+    agree(moments(spy.named["optimizer"]), moments(actor_opt), where="moments of opt")
 
     # what it serves: one of n decisions, the best or drawn ∝ exp(min Q̄ / temperature)
     obs, rng, n = data.demos.observations, Tape(7), A.num_candidates

@@ -131,7 +131,12 @@ def test_the_model_learns_windows_as_published(case: str) -> None:
     average: dict[str, Tensor] = {}
     for it in range(10):
         rate = 1 if it == 0 else 0.5 * (1 + math.cos(math.pi * (it - 1) / 9))
-        agree(model.states[it]["opt"]["param_groups"][0]["lr"], a.model.lr * rate, 1e-9, where=f"rate of update {it}")
+        agree(
+            model.states[it]["opt"]["param_groups"][0]["lr"],
+            a.model.lr * rate,
+            1e-9,
+            where=f"rate of update {it}",
+        )
         decay = 1 - (1 + it) ** -0.75
         for k, v in model.states[it + 1]["denoiser"].items():
             average[k] = v if it == 0 else decay * average[k] + (1 - decay) * v
@@ -149,7 +154,7 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
     centre, scale = [v.mean().float() for v in numbers], [v.var(correction=0).sqrt().float() for v in numbers]
 
     policy = learn.start["policy"].weights
-    actor, critic, slow = policy.module, learn.start["critic"], learn.start["slow"]
+    actor, critic, slow = policy.module, learn.start["critics.net"], learn.start["critics.target_net"]
     agree(slow.state_dict(), critic.state_dict(), 0.0)
     opt, critic_opt = adam(actor.parameters(), a.lr), adam(critic.parameters(), a.lr)
 
@@ -304,8 +309,8 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
 
         state = learn.states[it + 1]
         agree(state["policy"], learn.start["policy"].state_dict(), where=f"policy after iteration {it}")
-        agree(state["critic"], critic.state_dict(), where=f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
+        agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
+        agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         if (it + 1) % a.refill_every == 0:
             fresh, news = draw()  # for the policy of this moment
         names = ("critic loss", "value", "distance to the data")
@@ -313,10 +318,10 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
             names = ("loss", "critic loss", "value loss", "value", "effective share")
             agree(state["value"], value.state_dict(), where=f"values after iteration {it}")
         agree(logged[it], dict(zip(names, torch.stack(seen).mean(0), strict=True)) | news, where=f"row {it}")
-    agree(moments(learn.named["opt"]), moments(opt), where="moments of the policy")
-    agree(moments(learn.named["critic_opt"]), moments(critic_opt), where="moments of the critics")
+    agree(moments(learn.named["optimizer"]), moments(opt), where="moments of the policy")
+    agree(moments(learn.named["critics.optimizer"]), moments(critic_opt), where="moments of the critics")
     if case == "iql":
-        agree(moments(learn.named["value_opt"]), moments(value_opt), where="moments of the values")
+        agree(moments(learn.named["value_optimizer"]), moments(value_opt), where="moments of the values")
         assert clipped == {True, False}
     assert {("real", True), ("real", False), ("made", False)} <= drawn
 

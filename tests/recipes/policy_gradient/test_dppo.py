@@ -67,7 +67,7 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
     spy = Spy(rng)
     logged = list(dppo.improve(made, env, a, rng, spy))
 
-    policy, v, tuned = spy.start["policy"], spy.start["value"], a.finetune_denoising_steps or n
+    policy, v, tuned = spy.start["policy"], spy.start["baseline.net"], a.finetune_denoising_steps or n
     first, last = (policy.denoiser.first, policy.denoiser.last) if tuned < n else (None, policy.denoiser)
     if first is not None:
         agree(first.state_dict(), last.state_dict(), 0.0)  # both begin as the policy that was given
@@ -164,7 +164,7 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
 
         state = spy.states[it + 1]
         agree(state["policy"], policy.state_dict(), where=f"policy after iteration {it}")
-        agree(state["value"], v.state_dict(), where=f"critic after iteration {it}")
+        agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it}")
         row = experience(ep, credit)
         if rows:
             loss, kl, clipped = torch.tensor(rows).mean(0)
@@ -174,8 +174,8 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
         ends = [m + int(kind.sum()) for m, kind in zip(ends, kinds, strict=True)]
         moved.append(done / total)
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments of the actor")
-    agree(moments(spy.named["critic"]), moments(value_opt), where="moments of the critic")
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments of the actor")
+    agree(moments(spy.named["baseline.optimizer"]), moments(value_opt), where="moments of the critic")
     if first is not None:
         agree(made.denoiser.first.state_dict(), frozen, 0.0)
     assert min(ends) > 0, "true ends, time limits and lost decisions were in the batches"

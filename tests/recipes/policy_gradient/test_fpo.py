@@ -75,7 +75,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
     env.owner.on_fault = "restart"
     spy = Spy(rng)
     logged = list(fpo.improve(made, env, a, rng, spy))
-    net, v = spy.start["policy"].denoiser, spy.start["value"]
+    net, v = spy.start["policy"].denoiser, spy.start["baseline.net"]
     opt, value_opt = adam(net.parameters(), a.lr), adam(v.parameters(), a.value_lr)
 
     def levels(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
 
         state = spy.states[it + 1]
         agree(state["policy"]["current"], net.state_dict(), where=f"policy after iteration {it}")
-        agree(state["value"], v.state_dict(), where=f"critic after iteration {it}")
+        agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it}")
         row = experience(ep, credit)
         if rows:
             row |= dict(zip(("loss", "|log ratio|", "clipped"), torch.tensor(rows).mean(0), strict=True))
@@ -182,8 +182,8 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         kinds = (ep.terminated, ep.done & alive & ~ep.terminated, ~alive)
         ends = [m + int(found.sum()) for m, found in zip(ends, kinds, strict=True)]
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments of the actor")
-    agree(moments(spy.named["critic"]), moments(value_opt), where="moments of the critic")
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments of the actor")
+    agree(moments(spy.named["baseline.optimizer"]), moments(value_opt), where="moments of the critic")
     assert min(ends) > 0, "true ends, time limits and lost decisions were in the batches"
     assert low > 0 and high > 0, "the clip was met on both sides"
     assert kind != "eps" or (any(far[::2]) and any(far[1::2])), "so was the largest difference of two losses"
@@ -203,10 +203,8 @@ def test_a_pair_that_is_far_off_counts_three_in_the_mean() -> None:
     slopes = [torch.autograd.grad(now[1, i], list(policy.parameters()), retain_graph=True) for i in (1, 2)]
 
     advantage = torch.tensor([2.0, -1.0])
-    loss, moved, clipped = fpo.update_policy(
-        policy, process, opt, pairs, cond, now.detach() + gaps, advantage, a, check=False
-    )
-    agree([loss, moved, clipped], [(-1.05 * 2.0 + 1.0) / 2, 1 / 3, 0.5])
+    row = fpo.update_policy(policy, process, opt, pairs, cond, now.detach() + gaps, advantage, a, check=False)
+    agree(row, {"loss": (-1.05 * 2.0 + 1.0) / 2, "|log ratio|": 1 / 3, "clipped": 0.5})
     # the first ratio is clipped, the second is 1 and its first loss is too far to count
     slope = [-(g1 + g2) / 6 for g1, g2 in zip(*slopes, strict=True)]
     norm = sum(float(g.square().sum()) for g in slope) ** 0.5

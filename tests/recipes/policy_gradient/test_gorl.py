@@ -131,7 +131,7 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
         """PPO's updates of the encoder, as if z were the action: see test_ppo."""
         nonlocal stopped
         stage, clip, past = spy.stages[name], a.latent_clip_range if through else a.clip_range, {}
-        v = stage.start["value"]
+        v = stage.start["baseline.net"]
         opt, value_opt = adam(encoder.parameters(), a.lr), adam(v.parameters(), a.value_lr)
         for group in (*opt.param_groups, *value_opt.param_groups):
             group["eps"] = 1e-5
@@ -174,13 +174,18 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             state = stage.states[it + 1]
             # Observations and rewards are float32, and Adam divides small gradients by their own size.
             agree(state["policy"]["current"], encoder.state_dict(), 5e-5, f"encoder after iteration {it} of {name}")
-            agree(state["value"], v.state_dict(), where=f"critic after iteration {it} of {name}")
+            agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it} of {name}")
             row = experience(ep, credit) | {"round": int(name[-1])}
             if told:
                 row |= dict(zip(("loss", "kl", "clipped", "std"), torch.tensor(told).mean(0), strict=True))
             agree(next(rows), row, 1e-4, where=f"row {it} of {name}")  # terms of the loss cancel
-        agree(moments(stage.named["opt"]), moments(opt), 5e-5, where=f"moments of the encoder in {name}")
-        agree(moments(stage.named["critic"]), moments(value_opt), 5e-5, where=f"moments of the critic in {name}")
+        agree(moments(stage.named["optimizer"]), moments(opt), 5e-5, where=f"moments of the encoder in {name}")
+        agree(
+            moments(stage.named["baseline.optimizer"]),
+            moments(value_opt),
+            5e-5,
+            where=f"moments of the critic in {name}",
+        )
 
     def rollouts(encoder: Any, net: GaussianDenoiser, through: bool) -> tuple[list[Any], Tensor, Tensor]:
         """Rollouts until every copy has ended an episode; return of the first one of each copy, NaN without one."""

@@ -55,7 +55,7 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
     spy = Spy(rng)
     logged = list(ppo.improve(made, env, a, rng, spy, penalty))
 
-    actor, v = spy.start["policy"].denoiser, spy.start["value"]
+    actor, v = spy.start["policy"].denoiser, spy.start["baseline.net"]
     actor_opt, value_opt = adam(actor.parameters(), a.lr), adam(v.parameters(), a.value_lr)
 
     def law(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,12 +124,14 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
 
         state = spy.states[it + 1]
         agree(state["policy"], spy.start["policy"].state_dict(), where=f"policy after iteration {it}")
-        agree(state["value"], v.state_dict(), where=f"critic after iteration {it}")
+        agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it}")
         kept = {"mean": seen.mean(0), "variance": seen.var(0, correction=0), "count": len(seen)}
         agree(state["seen"], kept, where=f"statistics after iteration {it}")
         returns = torch.tensor(past["returns"]).double()
         squares = ((returns - returns.mean()) ** 2).sum()
-        agree(state["scale"], {"count": len(returns), "mean": returns.mean(), "squares": squares}, where="scale")
+        agree(
+            state["baseline.scale"], {"count": len(returns), "mean": returns.mean(), "squares": squares}, where="scale"
+        )
         row = experience(ep, credit)
         if rows:
             row |= dict(zip(("loss", "kl", "clipped", "std"), torch.tensor(rows).mean(0), strict=True))
@@ -138,8 +140,8 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
         ends = [n + int(kind.sum()) for n, kind in zip(ends, kinds, strict=True)]
         moved.append(done / (a.epochs * max(1, len(index) // a.batch_size)))
 
-    agree(moments(spy.named["opt"]), moments(actor_opt), where="moments of the actor")
-    agree(moments(spy.named["critic"]), moments(value_opt), where="moments of the critic")
+    agree(moments(spy.named["optimizer"]), moments(actor_opt), where="moments of the actor")
+    agree(moments(spy.named["baseline.optimizer"]), moments(value_opt), where="moments of the critic")
     assert min(ends) > 0, "true ends, time limits and lost decisions were in the batches"
     assert low > 0 and high > 0, "the clip was met on both sides"
     for what, found in norms.items():

@@ -60,7 +60,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
     spy = Spy(rng)
     logged = list(reinflow.improve(made, env, a, rng, spy))
 
-    net, phi, v = spy.start["policy"].denoiser, spy.start["noise"], spy.start["value"]
+    net, phi, v = spy.start["policy"].denoiser, spy.start["noise"], spy.start["baseline.net"]
     base = start(kind).denoiser
     agree(net.state_dict(), base.state_dict(), 0.0)
     opt, value_opt = adam([*net.parameters(), *phi.parameters()], a.lr), adam(v.parameters(), a.value_lr)
@@ -172,7 +172,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         agree(state["policy"]["current"], net.state_dict(), where=f"flow after iteration {it}")
         # f begins at 0: Adam divides gradients of its inner layers by themselves, and with them their last digits
         agree(state["noise"], phi.state_dict(), 1e-3, where=f"noise net after iteration {it}")
-        agree(state["value"], v.state_dict(), where=f"critic after iteration {it}")
+        agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it}")
         row = experience(ep, credit)
         if rows:
             row |= dict(zip(("loss", "kl", "clipped", "std"), torch.tensor(rows).mean(0), strict=True))
@@ -181,8 +181,8 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         ends = [m + int(found.sum()) for m, found in zip(ends, kinds, strict=True)]
         moved.append(len(rows) / total)
 
-    agree(moments(spy.named["opt"]), moments(opt), 1e-4, where="moments of flow and noise")
-    agree(moments(spy.named["critic"]), moments(value_opt), where="moments of the critic")
+    agree(moments(spy.named["optimizer"]), moments(opt), 1e-4, where="moments of flow and noise")
+    agree(moments(spy.named["baseline.optimizer"]), moments(value_opt), where="moments of the critic")
     assert min(ends) > 0, "true ends, time limits and lost decisions were in the batches"
     assert low > 0 and high > 0, "the clip was met on both sides"
     assert any(0 < share < 1 for share in cut), "some estimates were cut"

@@ -54,6 +54,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
+from denoiserl.train.minibatches import minibatches
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,14 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
         advantage = advantage.clamp(-args.adv_clip, args.adv_clip)
         row = reward_metrics(scored) | {"silent": float((advantage == 0).float().mean()), "forgotten": memory.forgotten}
         teaches = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()
-        seen, outside = [], []
-        for _ in range(args.epochs if len(teaches) else 0):
-            for i in teaches[rng.permutation(len(teaches))].split(args.batch_size):
-                check = it == 0 and not seen
-                parts = (chain.steps_at(j) for j in micro_batches(i, args.micro_batch_size))
-                pieces = (surrogate(policy, part, advantage[part.chain_index], args, check, outside) for part in parts)
-                seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
-        if seen:
-            row |= {"loss": sum(seen) / len(seen), "clipped": float(torch.cat(outside).float().mean())}
+        losses, outside = [], []
+        for i in minibatches(teaches, args.batch_size, args.epochs if len(teaches) else 0, rng):
+            check = it == 0 and not losses
+            parts = (chain.steps_at(j) for j in micro_batches(i, args.micro_batch_size))
+            pieces = (surrogate(policy, part, advantage[part.chain_index], args, check, outside) for part in parts)
+            losses.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
+        if losses:
+            row |= {"loss": sum(losses) / len(losses), "clipped": float(torch.cat(outside).float().mean())}
         yield row
 
 

@@ -52,6 +52,7 @@ from denoiserl.processes import Diffusion, StepTable, ddim
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
+from denoiserl.train.minibatches import minibatches
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,16 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
         groups, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
         advantage = group_relative(groups, "batch", clip=args.adv_clip, valid=valid).flatten()
         dead = float(dead_groups(groups, valid=valid).float().mean())
-        row, seen, watch = reward_metrics(scored) | {"dead groups": dead}, [], []
-        for _ in range(args.epochs if dead < 1 else 0):  # nothing to learn where every group is constant
-            for index in rng.permutation(len(advantage)).split(args.batch_size):
-                check, size = it == 0 and not seen, len(index) * len(chain)
-                parts = chain_parts(chain, index, advantage, args.micro_batch_size)
-                pieces = (surrogate(policy, *part, args, check, watch) for part in parts)
-                seen.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
-        if seen:
+        row, losses, watch = reward_metrics(scored) | {"dead groups": dead}, [], []
+        epochs = args.epochs if dead < 1 else 0  # nothing to learn where every group is constant
+        for index in minibatches(len(advantage), args.batch_size, epochs, rng):
+            check, size = it == 0 and not losses, len(index) * len(chain)
+            parts = chain_parts(chain, index, advantage, args.micro_batch_size)
+            pieces = (surrogate(policy, *part, args, check, watch) for part in parts)
+            losses.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
+        if losses:
             kl, outside = (torch.cat(v).mean() for v in zip(*watch, strict=True))
-            row |= {"loss": sum(seen) / len(seen), "kl": float(kl), "clipped": float(outside)}
+            row |= {"loss": sum(losses) / len(losses), "kl": float(kl), "clipped": float(outside)}
         yield row
 
 

@@ -53,6 +53,7 @@ from denoiserl.recipes.language.common import generated_mask
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified
+from denoiserl.train.minibatches import minibatches
 
 WITHIN = ("prompt", "batch")
 
@@ -120,16 +121,16 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
             generated_mask(policy, asked, chain.sample),
             torch.nonzero(weight).flatten(),
         )
-        parts, seen = max(1, len(index) // args.batch_size), []
-        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
+        losses = []
+        for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
             t = stratified(len(i), rng)
             noised = policy.process.noise(index_rows(chain.sample, i), t, rng, index_rows(live, i))
             every = micro_batches(torch.arange(len(i), device=i.device), args.micro_batch_size)
             pieces = (
                 weighted_loss(loss(policy, select_rows(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every
             )
-            seen.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
-        row = reward_metrics(scored) | {"loss": sum(seen) / len(seen)}
+            losses.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
+        row = reward_metrics(scored) | {"loss": sum(losses) / len(losses)}
         yield row | {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
 
 

@@ -64,6 +64,7 @@ from denoiserl.recipes.generators.common import micro_batches, reward_metrics, s
 from denoiserl.recipes.language.common import generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
+from denoiserl.train.minibatches import minibatches
 
 SHORT = 16
 """positions of the longest sequence whose steps are scored exactly by default"""
@@ -212,12 +213,11 @@ def _learn(
             del loss
 
     wrote = torch.ones_like(could) if exact else (trace.x != trace.y) & trace.mask  # type: ignore[operator]
-    for _ in range(args.epochs):
-        for batch in rng.permutation(len(trace)).split(args.batch_size):
-            seen.clear()
-            done = accumulate_masked(opt, pieces(batch), clip=1.0)
-            losses += [] if done is None else [done["loss"]]
-            left, asked = left + sum(int(counts.sum()) for *_, counts in seen), asked + int(wrote[batch].sum())
+    for batch in minibatches(len(trace), args.batch_size, args.epochs, rng):
+        seen.clear()
+        done = accumulate_masked(opt, pieces(batch), clip=1.0)
+        losses += [] if done is None else [done["loss"]]
+        left, asked = left + sum(int(counts.sum()) for *_, counts in seen), asked + int(wrote[batch].sum())
     row = {"impossible": 1 - left / asked, "skipped": args.epochs * -(-len(trace) // args.batch_size) - len(losses)}
     if losses:
         new, before, counts = (torch.cat(v) for v in zip(*seen, strict=True))

@@ -44,14 +44,15 @@ from denoiserl.control.squashed_actions import (
     require_squashed_policy,
     to_unit_box,
 )
+from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
-from denoiserl.losses import half_squared_error
-from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
+from denoiserl.nn import Temperature, frozen
 from denoiserl.policy.policy import Policy
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,14 @@ def improve(
     run, codec = run or Run(), require_squashed_policy(policy, "SAC")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     env.discount(args.gamma)
-    critic = rng.init(
-        Critics, env.obs_dim, policy.event_shape, args.num_critics, args.critic_width, layer_norm=args.layer_norm
-    ).to(policy.device)
-    slow, heat = target_copy(critic), Temperature(args.temperature_init, args.min_temperature).to(policy.device)
-    opt, critic_opt, heat_opt = (adamw(m.parameters(), args.lr) for m in (policy.weights.module, critic, heat))
-    check_optimizer_covers([opt, critic_opt, heat_opt], policy.weights.module, critic, heat)
+    more: Any = {"num_critics": args.num_critics, "width": args.critic_width, "layer_norm": args.layer_norm}
+    critics = TwinCritics(env.obs_dim, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
+    temperature = Temperature(args.temperature_init, args.min_temperature).to(policy.device)
+    optimizer, temperature_optimizer = (adamw(m.parameters(), args.lr) for m in (policy.weights.module, temperature))
+    check_optimizer_covers([optimizer, temperature_optimizer], policy.weights.module, temperature)
     if replay is None:
         replay = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
-    goal = -math.prod(policy.event_shape) if args.target_entropy is None else args.target_entropy
+    target_entropy = -math.prod(policy.event_shape) if args.target_entropy is None else args.target_entropy
     act = exploration_actor(
         policy,
         codec,
@@ -120,27 +120,27 @@ def improve(
         args.warmup_policy,
     )
     ready = args.utd, args.batch_size, args.learning_starts
-    learners = {"opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "heat": heat, "warm": heat_opt}
-    for _ in run.loop(args.iterations, policy=policy, replay=replay, rng=rng, env=env, **learners):
-        before, ep, seen = replay.count, env.collect(act, args.rollout_steps, rng), []
+    state = {"policy": policy, "optimizer": optimizer, "critics": critics, "temperature": temperature, "rng": rng}
+    state["temperature_optimizer"] = temperature_optimizer
+    for _ in run.loop(args.iterations, **state, replay=replay, env=env):
+        before, ep, metrics = replay.count, env.collect(act, args.rollout_steps, rng), MetricMeans()
         replay.add(ep, action=to_unit_box(codec, ep.action))
         for rows in due_minibatches(replay, before, *ready, args.gamma, args.n_step, rng):
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
-            alpha = heat.alpha
+            alpha = temperature.alpha
             with torch.no_grad():
                 action, logp = action_distribution(policy, after).sample_with_log_prob(action_noise(policy, after, rng))
-                y = rows["reward"] + rows["discount"] * (slow(after, action).amin(0) - alpha * logp)
-            error = half_squared_error(critic(cond, rows["action"]), y.expand(args.num_critics, -1)).sum(0).mean()
-            error = optimizer_step(critic_opt, error)["loss"]
-            with frozen(critic):
+                y = rows["reward"] + rows["discount"] * (critics.target(after, action).amin(0) - alpha * logp)
+            row = critics.td_update(cond, rows["action"], y)
+            with frozen(critics.net):
                 action, logp = action_distribution(policy, cond).sample_with_log_prob(action_noise(policy, cond, rng))
-                value = critic(cond, action).amin(0)
-                optimizer_step(opt, (alpha * logp - value).mean())
-            optimizer_step(heat_opt, heat.loss(logp.detach(), goal).mean())
-            polyak_update(slow, critic, args.tau)
-            seen.append((error, float(value.detach().mean()), -float(logp.detach().mean()), float(alpha)))
-        means = torch.tensor(seen).mean(0).tolist() if seen else ()
-        yield rollout_metrics(ep) | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
+                value = critics(cond, action).amin(0)
+                optimizer_step(optimizer, (alpha * logp - value).mean())
+            optimizer_step(temperature_optimizer, temperature.loss(logp.detach(), target_entropy).mean())
+            critics.update_target()
+            row |= {"value": value.detach().mean(), "entropy": -logp.detach().mean(), "alpha": alpha}
+            metrics.add(row)
+        yield rollout_metrics(ep) | metrics.mean()
 
 
 def action_noise(policy: Policy, cond: torch.Tensor, rng: Rng) -> torch.Tensor:

@@ -43,14 +43,15 @@ from denoiserl.control.squashed_actions import (
     require_squashed_policy,
     to_unit_box,
 )
+from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
-from denoiserl.losses import half_squared_error
-from denoiserl.nn import Critics, frozen, polyak_update, target_copy
+from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,11 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
     run, codec = run or Run(), require_squashed_policy(policy, "TD3")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     env.discount(args.gamma)
-    critic = rng.init(Critics, env.obs_dim, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm).to(
-        policy.device
-    )
-    slow, _ = target_copy(critic), policy.weights.snapshot("slow")
-    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
-    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
+    more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm}
+    critics = TwinCritics(env.obs_dim, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
+    policy.weights.snapshot("slow")
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
     replay = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
 
     def mean(cond: Tensor, using: str | None = None) -> Tensor:
@@ -116,9 +116,9 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
     ready = args.utd, args.batch_size, args.learning_starts
     explore = lambda cond, rng: noised(mean(cond), args.exploration_noise, 2.0, rng)  # noqa: E731
     act = exploration_actor(policy, codec, replay, explore, args.learning_starts, args.warmup_policy)
-    named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in run.loop(args.iterations, **named, replay=replay, env=env):
-        before, ep, seen = replay.count, env.collect(act, args.rollout_steps, rng), []
+    state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
+    for _ in run.loop(args.iterations, **state, replay=replay, env=env):
+        before, ep, metrics = replay.count, env.collect(act, args.rollout_steps, rng), MetricMeans()
         replay.add(ep, action=to_unit_box(codec, ep.action))
         for i, rows in enumerate(
             due_minibatches(replay, before, *ready, args.gamma, args.n_step, rng), due(before, *ready) + 1
@@ -126,17 +126,14 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
             with torch.no_grad():
                 action = noised(mean(after, "slow"), args.target_noise, args.target_noise_clip, rng)
-                y = rows["reward"] + rows["discount"] * slow(after, action).amin(0)
-            value = critic(cond, rows["action"])
-            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean())["loss"]
-            seen.append((error, float(value.detach().mean())))
+                y = rows["reward"] + rows["discount"] * critics.target(after, action).amin(0)
+            metrics.add(critics.td_update(cond, rows["action"], y))
             if i % args.policy_delay == 0:
-                with frozen(critic):
-                    optimizer_step(opt, -critic(cond, mean(cond))[0].mean())
-                polyak_update(slow, critic, args.tau)
+                with frozen(critics.net):
+                    optimizer_step(optimizer, -critics(cond, mean(cond))[0].mean())
+                critics.update_target()
                 policy.weights.ema_update("slow", 1 - args.tau)
-        means = torch.tensor(seen).mean(0).tolist() if seen else ()
-        yield rollout_metrics(ep) | dict(zip(("critic loss", "value"), means, strict=bool(seen)))
+        yield rollout_metrics(ep) | metrics.mean()
 
 
 SIGNAL = "env"

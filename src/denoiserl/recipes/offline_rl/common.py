@@ -18,12 +18,12 @@ from denoiserl.data.transitions import has_reward_contrast, to_transitions
 from denoiserl.policy.policy import Policy
 
 BLOCK = 64
-"""minibatches gathered at a time"""
+"""replay_minibatches gathered at a time"""
 
 
 def to_replay_buffer(policy: Policy, data: Any, batch: int, n: int, gamma: float) -> Any:
     """Return the rows of a recording in a replay buffer, in the policy's units: ``obs`` and ``next_obs`` are
-    conditions, ``action`` [H, d] lies in [−1, 1]. ``n``: decisions of a return. Draw with ``minibatches``.
+    conditions, ``action`` [H, d] lies in [−1, 1]. ``n``: decisions of a return. Draw with ``replay_minibatches``.
 
     A buffer that is in the policy's units already (``data.synthetic.MixedReplayBuffer``) is returned as it is. Warn of
     rewards that cannot tell policies apart. Raise InvalidInputError for policies of another size, and for what
@@ -50,7 +50,9 @@ def to_replay_buffer(policy: Policy, data: Any, batch: int, n: int, gamma: float
     return rows.replay(batch, policy.device, lambda v: encode(move(v)))
 
 
-def minibatches(replay: ReplayBuffer, updates: int, batch: int, gamma: float, rng: Rng) -> Iterator[dict[str, Any]]:
+def replay_minibatches(
+    replay: ReplayBuffer, updates: int, batch: int, gamma: float, rng: Rng
+) -> Iterator[dict[str, Any]]:
     """Yield ``updates`` minibatches of ``batch`` rows that ``to_replay_buffer`` made.
 
     Actions of a chunk that never ran say nothing: they are replaced by uniform draws from the box, so that critics

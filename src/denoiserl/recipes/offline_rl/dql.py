@@ -44,18 +44,20 @@ import torch
 from torch import Tensor
 
 from denoiserl.control.acting import carry
+from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.losses import half_squared_error, normalized_q_loss
-from denoiserl.nn import Critics, frozen, polyak_update, target_copy
+from denoiserl.losses import normalized_q_loss
+from denoiserl.nn import frozen
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -102,47 +104,42 @@ def improve(
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm).to(
-        policy.device
-    )
-    slow, _ = target_copy(critic), policy.weights.snapshot("slow")
-    policy.weights.control = make_q_controller(slow, args.num_candidates, args.choice_temperature)
-    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
-    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
+    more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm, "max_grad_norm": args.max_grad_norm}
+    critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
+    policy.weights.snapshot("slow")
+    policy.weights.control = make_q_controller(critics.target_net, args.num_candidates, args.choice_temperature)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
     drawn = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=len(policy.eval_steps))
     times = policy.eval_steps.times[: len(policy.eval_steps)].float().to(policy.device)
     following = policy.with_weights("slow").make_sampler(use_eval_steps=True, record=RecordSample())
 
     @torch.no_grad()
-    def goal(after: Tensor) -> Tensor:
+    def next_value(after: Tensor) -> Tensor:
         """The value of what follows [B]."""
         many = after.repeat_interleave(args.num_backup_samples, 0)
-        return slow(many, following(many, rng).sample).unflatten(1, (-1, args.num_backup_samples)).amax(-1).amin(0)
+        value = critics.target(many, following(many, rng).sample)
+        return value.unflatten(1, (-1, args.num_backup_samples)).amax(-1).amin(0)
 
-    named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in run.loop(args.iterations, given=data, **named):
-        seen = []
-        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, done = rows["obs"], rows["action"]
-            y = rows["reward"] + rows["discount"] * goal(rows["next_obs"])
-            value = critic(cond, done)
-            error = optimizer_step(
-                critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), args.max_grad_norm
-            )["loss"]
-            t = times[rng.integers(0, len(times), len(done))]
+    state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
+    for _ in run.loop(args.iterations, given=data, **state):
+        metrics = MetricMeans()
+        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            cond, action = rows["obs"], rows["action"]
+            y = rows["reward"] + rows["discount"] * next_value(rows["next_obs"])
+            row = critics.td_update(cond, action, y)
+            t = times[rng.integers(0, len(times), len(action))]
             imitation = training_losses(
-                policy.process, policy.denoiser, done, cond, rng, t=t, counts=rows["counts"]
+                policy.process, policy.denoiser, action, cond, rng, t=t, counts=rows["counts"]
             ).mean()
-            with frozen(critic):
-                one, other = critic(cond, drawn(cond, rng).sample)[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
-                optimizer_step(
-                    opt, imitation + args.q_weight * normalized_q_loss(one, other.detach()).mean(), args.max_grad_norm
-                )
-            polyak_update(slow, critic, args.tau)
+            with frozen(critics.net):
+                one, other = critics(cond, drawn(cond, rng).sample)[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
+                q_loss = normalized_q_loss(one, other.detach()).mean()
+                optimizer_step(optimizer, imitation + args.q_weight * q_loss, args.max_grad_norm)
+            critics.update_target()
             policy.weights.ema_update("slow", 1 - args.tau)
-            seen.append((float(imitation.detach()), error, float(value.detach().mean()), float(one.detach().mean())))
-        names = ("imitation loss", "critic loss", "value", "value of its own")
-        yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
+            metrics.add({"imitation loss": imitation.detach()} | row | {"value of its own": one.detach().mean()})
+        yield metrics.mean()
 
 
 SIGNAL = "data"

@@ -41,18 +41,20 @@ from typing import Any
 import torch
 
 from denoiserl.control.acting import carry
+from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.losses import half_squared_error, normalized_q_loss
-from denoiserl.nn import Critics, frozen, polyak_update, target_copy
+from denoiserl.losses import normalized_q_loss
+from denoiserl.nn import frozen
 from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, ddim, time_grid
-from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -95,41 +97,37 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm)
-    slow, teacher = target_copy(critic.to(policy.device)), deepcopy(policy.weights.module)
-    opts = {f"{k} opt": adamw(m.parameters(), args.lr) for k, m in {"critic": critic, "teacher": teacher}.items()}
-    opts["opt"] = adamw(policy.parameters(), args.lr)
-    check_optimizer_covers(list(opts.values()), policy.weights.module, critic, teacher)
-    way = process.steps(time_grid(args.flow_steps), ddim(0.0))
-    ends = make_sampler(process, teacher, way, policy.event_shape, record=RecordSample())
+    more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm, "max_grad_norm": args.max_grad_norm}
+    critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
+    teacher = deepcopy(policy.weights.module)
+    optimizer, teacher_optimizer = adamw(policy.parameters(), args.lr), adamw(teacher.parameters(), args.lr)
+    check_optimizer_covers([optimizer, teacher_optimizer], policy.weights.module, teacher)
+    steps = process.steps(time_grid(args.flow_steps), ddim(0.0))
+    ends = make_sampler(process, teacher, steps, policy.event_shape, record=RecordSample())
     decides = policy.make_sampler(use_eval_steps=True, record=RecordSample())
     decided = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
-    for _ in run.loop(
-        args.iterations, given=data, policy=policy, critic=critic, teacher=teacher, slow=slow, rng=rng, **opts
-    ):
-        seen = []
-        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
+    state = {"policy": policy, "optimizer": optimizer, "critics": critics, "teacher": teacher, "rng": rng}
+    for _ in run.loop(args.iterations, given=data, **state, teacher_optimizer=teacher_optimizer):
+        metrics = MetricMeans()
+        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
-                y = rows["reward"] + rows["discount"] * slow(after, decides(after, rng).sample.clamp(-1, 1)).mean(0)
-            value = critic(cond, done)
-            error = optimizer_step(
-                opts["critic opt"], half_squared_error(value, y.expand(2, -1)).sum(0).mean(), args.max_grad_norm
-            )["loss"]
-            imitation = training_losses(process, teacher, done, cond, rng, counts=rows["counts"]).mean()
-            imitation = optimizer_step(opts["teacher opt"], imitation, args.max_grad_norm)["loss"]
-            z = rng.normal(*done.shape)
-            goal, made = (draw(cond, rng, start=(z, 0)).sample for draw in (ends, decided))
-            far = (made - goal.clamp(-1, 1)).square().mean()
-            with frozen(critic):
-                own = critic(cond, made.clamp(-1, 1)).mean(0)
-                optimizer_step(opts["opt"], args.bc_weight * far + normalized_q_loss(own).mean(), args.max_grad_norm)
-            polyak_update(slow, critic, args.tau)
-            seen.append(
-                (imitation, float(far.detach()), error, float(value.detach().mean()), float(own.detach().mean()))
-            )
-        names = ("imitation loss", "distance to the teacher", "critic loss", "value", "value of its own")
-        yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
+                next_action = decides(after, rng).sample.clamp(-1, 1)
+                y = rows["reward"] + rows["discount"] * critics.target(after, next_action).mean(0)
+            row = critics.td_update(cond, action, y)
+            imitation = training_losses(process, teacher, action, cond, rng, counts=rows["counts"]).mean()
+            imitation = optimizer_step(teacher_optimizer, imitation, args.max_grad_norm)["loss"]
+            z = rng.normal(*action.shape)
+            target, decision = (draw(cond, rng, start=(z, 0)).sample for draw in (ends, decided))
+            distance = (decision - target.clamp(-1, 1)).square().mean()
+            with frozen(critics.net):
+                own = critics(cond, decision.clamp(-1, 1)).mean(0)
+                loss = args.bc_weight * distance + normalized_q_loss(own).mean()
+                optimizer_step(optimizer, loss, args.max_grad_norm)
+            critics.update_target()
+            row = {"imitation loss": imitation, "distance to the teacher": distance.detach()} | row
+            metrics.add(row | {"value of its own": own.detach().mean()})
+        yield metrics.mean()
 
 
 SIGNAL = "data"

@@ -39,16 +39,18 @@ from dataclasses import dataclass
 import torch
 
 from denoiserl.control.acting import carry
+from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.losses import exp_weights, expectile, half_squared_error, weighted_loss
-from denoiserl.nn import Critics, Value, polyak_update, target_copy
+from denoiserl.losses import exp_weights, expectile, weighted_loss
+from denoiserl.nn import Value
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -91,35 +93,34 @@ def improve(
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size, more = replay.columns["obs"].shape[1:], {"width": args.critic_width, "layer_norm": args.layer_norm}
-    critic = rng.init(Critics, size, policy.event_shape, 2, **more).to(policy.device)
-    value, slow = rng.init(Value, size, depth=2, **more).to(policy.device), target_copy(critic)
-    opt, critic_opt, value_opt = (adamw(m.parameters(), args.lr) for m in (policy.weights.module, critic, value))
-    check_optimizer_covers([opt, critic_opt, value_opt], policy.weights.module, critic, value)
-    fall = warmup_cosine(opt, 0, args.iterations * args.updates_per_iteration)
-    learners = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow}
-    learners["data"] = replay if replay is data else None  # a buffer that somebody refills
-    for _ in run.loop(args.iterations, given=data, **learners, value=value, value_opt=value_opt, fall=fall, rng=rng):
-        seen = []
-        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, done = rows["obs"], rows["action"]
+    critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
+    value = rng.init(Value, size, depth=2, **more).to(policy.device)
+    optimizer, value_optimizer = (adamw(m.parameters(), args.lr) for m in (policy.weights.module, value))
+    check_optimizer_covers([optimizer, value_optimizer], policy.weights.module, value)
+    lr_schedule = warmup_cosine(optimizer, 0, args.iterations * args.updates_per_iteration)
+    state = {"policy": policy, "optimizer": optimizer, "critics": critics, "value": value, "rng": rng}
+    state |= {"value_optimizer": value_optimizer, "lr_schedule": lr_schedule}
+    state["data"] = replay if replay is data else None  # a buffer that somebody refills
+    for _ in run.loop(args.iterations, given=data, **state):
+        metrics = MetricMeans()
+        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            cond, action = rows["obs"], rows["action"]
             with torch.no_grad():
-                best = slow(cond, done).amin(0)
+                q = critics.target(cond, action).amin(0)
                 y = rows["reward"] + rows["discount"] * value(rows["next_obs"])
             v = value(cond)
-            advantage = best - v.detach()
-            off = optimizer_step(value_opt, expectile(v, best, args.expectile).mean())["loss"]
-            error = optimizer_step(critic_opt, half_squared_error(critic(cond, done), y.expand(2, -1)).sum(0).mean())[
-                "loss"
-            ]
+            advantage = q - v.detach()
+            value_loss = optimizer_step(value_optimizer, expectile(v, q, args.expectile).mean())["loss"]
+            critic_loss = critics.td_update(cond, action, y)["critic loss"]
             weight = exp_weights(args.inverse_temperature * advantage, 1.0, args.max_weight)
-            each = training_losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"])
-            loss = optimizer_step(opt, weighted_loss(each, weight).mean())["loss"]
-            fall.step()
-            polyak_update(slow, critic, args.tau)
+            each = training_losses(policy.process, policy.denoiser, action, cond, rng, counts=rows["counts"])
+            loss = optimizer_step(optimizer, weighted_loss(each, weight).mean())["loss"]
+            lr_schedule.step()
+            critics.update_target()
             share = weight.sum().square() / (len(weight) * weight.square().sum())
-            seen.append((loss, error, off, float(v.detach().mean()), float(share)))
-        names = ("loss", "critic loss", "value loss", "value", "effective share")
-        yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
+            row = {"loss": loss, "critic loss": critic_loss, "value loss": value_loss, "value": v.detach().mean()}
+            metrics.add(row | {"effective share": share})
+        yield metrics.mean()
 
 
 SIGNAL = "data"

@@ -47,19 +47,21 @@ from typing import Any
 import torch
 
 from denoiserl.control.acting import carry
+from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.losses import half_squared_error, normalized_q_loss
-from denoiserl.nn import Critics, frozen, polyak_update, target_copy
+from denoiserl.losses import normalized_q_loss
+from denoiserl.nn import frozen
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import MeanFlow
-from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -104,36 +106,35 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm)
-    slow, _ = target_copy(critic.to(policy.device)), policy.weights.snapshot("slow")
-    policy.weights.control = make_q_controller(slow, args.num_candidates, args.choice_temperature)
-    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
-    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
+    more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm, "max_grad_norm": args.max_grad_norm}
+    critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
+    policy.weights.snapshot("slow")
+    policy.weights.control = make_q_controller(critics.target_net, args.num_candidates, args.choice_temperature)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
     decided = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
     following = policy.with_weights("slow").make_sampler(use_eval_steps=True, record=RecordSample())
-    named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    for _ in run.loop(args.iterations, given=data, **named):
-        seen = []
-        for rows in minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
+    state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
+    for _ in run.loop(args.iterations, given=data, **state):
+        metrics = MetricMeans()
+        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
-                y = rows["reward"] + rows["discount"] * slow(after, following(after, rng).sample.clamp(-1, 1)).amin(0)
-            value = critic(cond, done)
-            error = optimizer_step(
-                critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean(), args.max_grad_norm
-            )["loss"]
-            imitation = training_losses(policy.process, policy.denoiser, done, cond, rng, counts=rows["counts"]).mean()
-            with frozen(critic):
-                both = critic(cond, decided(cond, rng).sample.clamp(-1, 1))
+                next_action = following(after, rng).sample.clamp(-1, 1)
+                y = rows["reward"] + rows["discount"] * critics.target(after, next_action).amin(0)
+            row = critics.td_update(cond, action, y)
+            imitation = training_losses(
+                policy.process, policy.denoiser, action, cond, rng, counts=rows["counts"]
+            ).mean()
+            with frozen(critics.net):
+                both = critics(cond, decided(cond, rng).sample.clamp(-1, 1))
                 one, other = both if float(rng.uniform(1)) < 0.5 else both.flip(0)
-                optimizer_step(
-                    opt, imitation + args.q_weight * normalized_q_loss(one, other.detach()).mean(), args.max_grad_norm
-                )
-            polyak_update(slow, critic, args.tau)
+                q_loss = normalized_q_loss(one, other.detach()).mean()
+                optimizer_step(optimizer, imitation + args.q_weight * q_loss, args.max_grad_norm)
+            critics.update_target()
             policy.weights.ema_update("slow", 1 - args.tau)
-            seen.append((float(imitation.detach()), error, float(value.detach().mean()), float(one.detach().mean())))
-        names = ("imitation loss", "critic loss", "value", "value of its own")
-        yield dict(zip(names, torch.tensor(seen).mean(0).tolist(), strict=True))
+            metrics.add({"imitation loss": imitation.detach()} | row | {"value of its own": one.detach().mean()})
+        yield metrics.mean()
 
 
 SIGNAL = "data"

@@ -39,15 +39,17 @@ from torch import Tensor
 
 from denoiserl.control.acting import carry
 from denoiserl.control.squashed_actions import action_distribution, require_squashed_policy
+from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.losses import half_squared_error, masked_mean, normalized_q_loss
-from denoiserl.nn import Critics, frozen, polyak_update, target_copy
+from denoiserl.losses import masked_mean, normalized_q_loss
+from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.offline_rl.common import minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -88,43 +90,41 @@ def improve(
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
-    critic = rng.init(Critics, size, policy.event_shape, 2, args.critic_width, layer_norm=args.layer_norm).to(
-        policy.device
-    )
-    slow, _ = target_copy(critic), policy.weights.snapshot("slow")
-    opt, critic_opt = adamw(policy.parameters(), args.lr), adamw(critic.parameters(), args.lr)
-    check_optimizer_covers([opt, critic_opt], policy.weights.module, critic)
+    more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm}
+    critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
+    policy.weights.snapshot("slow")
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
 
     def mean(cond: Tensor, using: str | None = None) -> Tensor:
         return torch.tanh(action_distribution(policy, cond, using).base.mean)
 
-    named = {"policy": policy, "opt": opt, "critic": critic, "critic_opt": critic_opt, "slow": slow, "rng": rng}
-    named["data"] = replay if replay is data else None  # a buffer that somebody refills
-    for it in run.loop(args.iterations, given=data, **named):
-        seen = []
+    state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
+    state["data"] = replay if replay is data else None  # a buffer that somebody refills
+    for it in run.loop(args.iterations, given=data, **state):
+        metrics = MetricMeans()
         for i, rows in enumerate(
-            minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng),
+            replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng),
             it * args.updates_per_iteration + 1,
         ):
-            cond, after, done = rows["obs"], rows["next_obs"], rows["action"]
+            cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
-                noise = (args.target_noise * rng.normal(*done.shape)).clamp(
-                    -args.target_noise_clip, args.target_noise_clip
-                )
-                y = rows["reward"] + rows["discount"] * slow(after, (mean(after, "slow") + noise).clamp(-1, 1)).amin(0)
-            value = critic(cond, done)
-            error = optimizer_step(critic_opt, half_squared_error(value, y.expand(2, -1)).sum(0).mean())["loss"]
+                noise = args.target_noise * rng.normal(*action.shape)
+                noise = noise.clamp(-args.target_noise_clip, args.target_noise_clip)
+                following = (mean(after, "slow") + noise).clamp(-1, 1)
+                y = rows["reward"] + rows["discount"] * critics.target(after, following).amin(0)
+            row = critics.td_update(cond, action, y)
             if i % args.policy_delay == 0:
-                with frozen(critic):
-                    made = mean(cond)
-                    far = (made - done).square()
-                    far = far.mean() if rows["counts"] is None else masked_mean(far, rows["counts"])
-                    optimizer_step(opt, args.q_weight * normalized_q_loss(critic(cond, made)[0]).mean() + far)
-                polyak_update(slow, critic, args.tau)
+                with frozen(critics.net):
+                    decision = mean(cond)
+                    distance = (decision - action).square()
+                    distance = distance.mean() if rows["counts"] is None else masked_mean(distance, rows["counts"])
+                    q_loss = normalized_q_loss(critics(cond, decision)[0]).mean()
+                    optimizer_step(optimizer, args.q_weight * q_loss + distance)
+                critics.update_target()
                 policy.weights.ema_update("slow", 1 - args.tau)
-                seen.append((error, float(value.detach().mean()), float(far.detach())))
-        means = torch.tensor(seen).mean(0).tolist() if seen else ()
-        yield dict(zip(("critic loss", "value", "distance to the data"), means, strict=bool(seen)))
+                metrics.add(row | {"distance to the data": distance.detach()})
+        yield metrics.mean()
 
 
 SIGNAL = "data"

@@ -48,8 +48,6 @@ from torch.optim import Optimizer
 from denoiserl.advantages import normalise, over_denoising
 from denoiserl.control.acting import (
     carry,
-    critic_features,
-    estimate_advantages,
     learner,
     mask_unexecuted,
     mean_log_prob,
@@ -59,16 +57,17 @@ from denoiserl.control.acting import (
     statistics,
     training_actor,
 )
+from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.envs import Collector
-from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, half_squared_error, ppo_clip
-from denoiserl.nn import Value
+from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, ppo_clip
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
+from denoiserl.train.minibatches import minibatches
 
 
 @dataclass(frozen=True)
@@ -112,19 +111,18 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
     run = run or Run()
     env.discount(args.gamma)
     execute, tuned = carry(policy), relay(policy, args.finetune_denoising_steps)
-    act, (see, size) = training_actor(policy, tuned, execute), critic_features(policy, env)
-    value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(policy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
-    check_optimizer_covers([opt, critic], policy.weights.module, value)
+    act = training_actor(policy, tuned, execute)
+    baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
     clips = denoise_clip(tuned, args.clip_range_noisiest, args.clip_range, args.clip_range_rate).to(policy.device)
-    named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in run.loop(args.iterations, **named, seen=statistics(policy)):
+    state = {"policy": policy, "optimizer": optimizer, "baseline": baseline, "rng": rng, "env": env}
+    for it in run.loop(args.iterations, **state, seen=statistics(policy)):
         ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
         chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device)
-        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
-        seen, goal = critique.features, critique.returns
-        shared = over_denoising(normalise(critique.advantages, alive), tuned, args.denoising_discount).flatten()
+        estimate = baseline.estimate(ep)
+        shared = over_denoising(normalise(estimate.advantages, alive), tuned, args.denoising_discount).flatten()
         index = torch.nonzero(alive.flatten().repeat_interleave(tuned)).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, learner(policy), chain)
@@ -132,23 +130,20 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         if it == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        updates, moves = [], it >= args.critic_warmup
-        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].split(args.batch_size)):
+        metrics, learns = MetricMeans(), it >= args.critic_warmup
+        for i in minibatches(index, args.batch_size, args.epochs, rng):
             rows = chain.steps_at(i)
-            optimizer_step(
-                critic, half_squared_error(value(seen[rows.chain_index]), goal[rows.chain_index]).mean(), clip=1.0
-            )
-            if moves:
-                done = update_policy(policy, opt, rows, old[i], shared[i], clips[i % tuned], args)
-                moves = done is not None
-                updates += [] if done is None else [done]
-        means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped"), means, strict=bool(updates)))
+            baseline.update(estimate, rows.chain_index)
+            if learns:
+                row = update_policy(policy, optimizer, rows, old[i], shared[i], clips[i % tuned], args)
+                metrics.add(row or {})
+                learns = row is not None
+        yield rollout_metrics(ep, estimate) | metrics.mean()
 
 
 def update_policy(
-    policy: Policy, opt: Optimizer, rows: ChainSteps, old: Tensor, advantage: Tensor, clip: Tensor, args: Args
-) -> tuple[float, float, float] | None:
+    policy: Policy, optimizer: Optimizer, rows: ChainSteps, old: Tensor, advantage: Tensor, clip: Tensor, args: Args
+) -> dict[str, float] | None:
     """Step on a minibatch; return its loss, KL and clipped share, or None where the KL passes ``target_kl``.
 
     A function, so that nothing of a minibatch is in memory when the next one runs.
@@ -158,7 +153,8 @@ def update_policy(
     if kl > args.target_kl:
         return None
     loss = ppo_clip(logp, old, advantage, clip).mean()
-    return optimizer_step(opt, loss, clip=1.0)["loss"], kl, float(clip_fraction(logp.detach(), old, clip))
+    row = {"loss": optimizer_step(optimizer, loss, clip=1.0)["loss"], "kl": kl}
+    return row | {"clipped": float(clip_fraction(logp.detach(), old, clip))}
 
 
 SIGNAL = "env"

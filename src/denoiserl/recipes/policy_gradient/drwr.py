@@ -53,6 +53,7 @@ from denoiserl.losses import exp_weights, weighted_loss
 from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, stratified
+from denoiserl.train.minibatches import minibatches
 
 DRAWS = ("serve", "train")
 
@@ -111,19 +112,19 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
             .flatten()
             .to(policy.device)
         )
-        chunk, seen = (tree_map(lambda v: v.flatten(0, 1), part) for part in (ep.chain.sample, ep.chain.cond))
+        chunk, cond = (tree_map(lambda v: v.flatten(0, 1), part) for part in (ep.chain.sample, ep.chain.cond))
         live = torch.zeros(chunk.shape, dtype=torch.bool, device=policy.device)
         live[:, :execute] = ep.executed_mask.flatten(0, 1).to(policy.device)[..., None]
         index = torch.nonzero(whole.flatten().to(policy.device)).flatten()
-        parts, seconds = max(1, len(index) // args.batch_size), []
-        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
+        losses = []
+        for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
             noised = policy.process.noise(chunk[i], stratified(len(i), rng).to(policy.device), rng)
             noised = noised._replace(mask=live[i])  # everything is noised, what was executed has a loss
-            context = policy.denoiser.embed_condition(tree_map(lambda v, i=i: v[i], seen))
+            context = policy.denoiser.embed_condition(tree_map(lambda v, i=i: v[i], cond))
             loss = policy.process.loss(policy.denoiser, noised, context)
-            seconds.append(optimizer_step(opt, weighted_loss(loss, weight[i]).mean(), clip=1.0)["loss"])
+            losses.append(optimizer_step(opt, weighted_loss(loss, weight[i]).mean(), clip=1.0)["loss"])
         share = effective(weight[index])
-        yield rollout_metrics(ep) | {"loss": sum(seconds) / len(seconds), "effective share": share}
+        yield rollout_metrics(ep) | {"loss": sum(losses) / len(losses), "effective share": share}
 
 
 def finished_mask(ep: Rollout) -> Tensor:

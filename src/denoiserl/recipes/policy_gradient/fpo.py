@@ -47,28 +47,27 @@ from torch.optim import Optimizer
 
 from denoiserl.control.acting import (
     carry,
-    critic_features,
-    estimate_advantages,
     observe,
     rollout_metrics,
     standard,
     statistics,
 )
+from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
-from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.losses import clip_fraction, half_squared_error, ppo_clip
-from denoiserl.nn import Value
+from denoiserl.losses import clip_fraction, ppo_clip
 from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, renoise
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes.generators.common import select_rows
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
+from denoiserl.train.minibatches import minibatches
 
 DRAWS = ("serve", "train")
 RATIOS = ("mean", "each")
@@ -120,43 +119,40 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         with_loss_weight(policy.process, args.loss_weight),
     )
     env.discount(args.gamma)
-    see, size = critic_features(policy, env)
-    value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(policy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
-    check_optimizer_covers([opt, critic], policy.weights.module, value)
-    named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in run.loop(args.iterations, **named, seen=statistics(policy)):
+    baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
+    state = {"policy": policy, "optimizer": optimizer, "baseline": baseline, "rng": rng, "env": env}
+    for it in run.loop(args.iterations, **state, seen=statistics(policy)):
         ep = env.collect(act, args.rollout_steps, rng)
-        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
+        estimate = baseline.estimate(ep)
         index = torch.nonzero(ep.valid.to(policy.device).flatten()).flatten()
         pairs, cond = draw_noise_pairs(ep, process, args.num_noise_samples, rng, index)
-        seen, goal, credit = (v[index] for v in (critique.features, critique.returns, critique.advantages.flatten()))
+        advantage = estimate.advantages.flatten()[index]
         with torch.no_grad():
             old = losses(policy, process, pairs, cond)
-        parts, updates = max(1, len(index) // args.batch_size), []
-        for i in (i for _ in range(args.epochs) for i in rng.permutation(len(index)).tensor_split(parts)):
-            optimizer_step(critic, half_squared_error(value(seen[i]), goal[i]).mean(), clip=1.0)
+        metrics = MetricMeans()
+        for i in minibatches(len(index), args.batch_size, args.epochs, rng, even=True):
+            baseline.update(estimate, index[i])
             if it < args.critic_warmup:
                 continue
             part = select_rows(pairs, i), index_rows(cond, i)
-            updates.append(
-                update_policy(policy, process, opt, *part, old[i], standard(credit[i]), args, check=not updates)
-            )
-        means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield rollout_metrics(ep, critique) | dict(zip(("loss", "|log ratio|", "clipped"), means, strict=bool(updates)))
+            rows = *part, old[i], standard(advantage[i])
+            metrics.add(update_policy(policy, process, optimizer, *rows, args, check=not len(metrics)))
+        yield rollout_metrics(ep, estimate) | metrics.mean()
 
 
 def update_policy(
     policy: Policy,
     process: Process,
-    opt: Optimizer,
+    optimizer: Optimizer,
     pairs: Noised,
     cond: Tree,
     old: Tensor,
     advantage: Tensor,
     args: Args,
     check: bool,
-) -> tuple[float, float, float]:
+) -> dict[str, float]:
     """Step on a minibatch; return its loss, mean |log ratio| and clipped share.
 
     A function, so that nothing of a minibatch is in memory when the next one runs. ``check``: nothing was learned since
@@ -168,8 +164,9 @@ def update_policy(
     if check:
         assert_on_policy(gap, same)
     loss = ppo_clip(gap, same, advantage[:, None].expand_as(gap), args.clip_range).mean()
-    done, gap = optimizer_step(opt, loss, clip=1.0)["loss"], gap.detach()
-    return done, float(gap.abs().mean()), float(clip_fraction(gap, same, args.clip_range))
+    row, gap = {"loss": optimizer_step(optimizer, loss, clip=1.0)["loss"]}, gap.detach()
+    row["|log ratio|"] = float(gap.abs().mean())
+    return row | {"clipped": float(clip_fraction(gap, same, args.clip_range))}
 
 
 def make_actor(policy: Policy, draw: str) -> Any:

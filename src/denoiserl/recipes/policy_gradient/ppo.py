@@ -46,8 +46,6 @@ from torch.optim import Optimizer
 
 from denoiserl.control.acting import (
     carry,
-    critic_features,
-    estimate_advantages,
     mask_unexecuted,
     on_policy,
     rollout_metrics,
@@ -55,19 +53,20 @@ from denoiserl.control.acting import (
     statistics,
     training_actor,
 )
+from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
-from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.losses import approx_kl, clip_fraction, half_squared_error, ppo_clip
-from denoiserl.nn import Value
+from denoiserl.losses import approx_kl, clip_fraction, ppo_clip
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
+from denoiserl.train.minibatches import minibatches
 
 
 @dataclass(frozen=True)
@@ -119,53 +118,49 @@ def improve(
         raise InvalidInputError(
             "PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo"
         )
-    run, execute, (see, size) = run or Run(), carry(policy), critic_features(policy, env)
+    run, execute = run or Run(), carry(policy)
     env.discount(args.gamma)
     act = training_actor(policy, len(policy.train_steps), execute)
-    value, scale = rng.init(Value, size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(policy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
-    check_optimizer_covers([opt, critic], policy.weights.module, value)
-    named = {"policy": policy, "value": value, "opt": opt, "critic": critic, "scale": scale, "rng": rng, "env": env}
-    for it in run.loop(args.iterations, **named, seen=statistics(policy)):
+    baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng, args.max_grad_norm)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
+    state = {"policy": policy, "optimizer": optimizer, "baseline": baseline, "rng": rng, "env": env}
+    for it in run.loop(args.iterations, **state, seen=statistics(policy)):
         left = 1 - (1 - args.final_lr_fraction) * it / args.iterations
-        for optimiser, lr in ((opt, args.lr), (critic, args.value_lr)):
-            for group in optimiser.param_groups:
+        for each, lr in ((optimizer, args.lr), (baseline.optimizer, args.value_lr)):
+            for group in each.param_groups:
                 group["lr"], group["eps"] = lr * left, 1e-5
         ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
         chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
-        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
-        credit, index = critique.advantages.flatten(), torch.nonzero(alive).flatten()
+        estimate = baseline.estimate(ep)
+        advantage, index = estimate.advantages.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, policy.denoiser, chain)
             old = law.log_prob(y).flatten()
         if it == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        parts, updates, moves = max(1, len(index) // args.batch_size), [], it >= args.critic_warmup
-        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
-            optimizer_step(
-                critic,
-                half_squared_error(value(critique.features[i]), critique.returns[i]).mean(),
-                clip=args.max_grad_norm,
-            )
-            if moves:
-                done = update_policy(policy, opt, chain.steps_at(i), old[i], standard(credit[i]), args, penalty)
-                moves = done is not None
-                updates += [] if done is None else [done]
-        means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
+        metrics, learns = MetricMeans(), it >= args.critic_warmup
+        for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
+            baseline.update(estimate, i)
+            if learns:
+                rows = chain.steps_at(i)
+                row = update_policy(policy, optimizer, rows, old[i], standard(advantage[i]), args, penalty)
+                metrics.add(row or {})
+                learns = row is not None
+        yield rollout_metrics(ep, estimate) | metrics.mean()
 
 
 def update_policy(
     policy: Policy,
-    opt: Optimizer,
+    optimizer: Optimizer,
     rows: ChainSteps,
     old: Tensor,
     advantage: Tensor,
     args: Args,
     penalty: Callable[[Gaussian], Tensor] | None,
-) -> tuple[float, float, float, float] | None:
+) -> dict[str, float] | None:
     """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
 
     A function, so that nothing of a minibatch is in memory when the next one runs.
@@ -179,8 +174,9 @@ def update_policy(
     loss = ppo_clip(logp, old, advantage, args.clip_range).mean() - args.entropy_coef * law.entropy().mean()
     if penalty is not None:
         loss = loss + penalty(law).mean()
-    done = optimizer_step(opt, loss, clip=args.max_grad_norm)["loss"]
-    return done, kl, float(clip_fraction(logp.detach(), old, args.clip_range)), float(law.std.detach().mean())
+    row = {"loss": optimizer_step(optimizer, loss, clip=args.max_grad_norm)["loss"], "kl": kl}
+    row["clipped"] = float(clip_fraction(logp.detach(), old, args.clip_range))
+    return row | {"std": float(law.std.detach().mean())}
 
 
 SIGNAL = "env"

@@ -52,7 +52,6 @@ from torch.optim import Optimizer
 from denoiserl.control.acting import (
     carry,
     critic_features,
-    estimate_advantages,
     mask_unexecuted,
     on_policy,
     rollout_metrics,
@@ -60,6 +59,7 @@ from denoiserl.control.acting import (
     statistics,
     training_actor,
 )
+from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
@@ -67,14 +67,15 @@ from denoiserl.core.tree import Tree, index_rows
 from denoiserl.core.tree import batch_size as count_rows
 from denoiserl.distributions import Distribution, Gaussian
 from denoiserl.envs import Collector
-from denoiserl.envs.reward_scale import RewardScale
-from denoiserl.losses import approx_kl, clip_fraction, half_squared_error, ppo_clip
-from denoiserl.nn import MLP, Value
+from denoiserl.losses import approx_kl, clip_fraction, ppo_clip
+from denoiserl.nn import MLP
 from denoiserl.policy.chain import ChainSteps, RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.weights import Weights
 from denoiserl.processes import Diffusion, NoiseInjectedDenoiser, ddim, with_learned_std
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
+from denoiserl.train.minibatches import minibatches
 
 
 @dataclass(frozen=True)
@@ -119,18 +120,18 @@ class Args(Settings):
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
-    run, execute, (see, seen_size) = run or Run(), carry(policy), critic_features(policy, env)
-    noisy, explorer = rng.init(with_noise_net, policy, seen_size, args.noise_std_min, args.noise_std_max)
+    run, execute, obs_size = run or Run(), carry(policy), critic_features(policy, env)[1]
+    noisy, explorer = rng.init(with_noise_net, policy, obs_size, args.noise_std_min, args.noise_std_max)
     env.discount(args.gamma)
     k = len(noisy.train_steps)
     act = training_actor(noisy, k, execute)
     if args.bc_weight > 0:
         policy.weights.snapshot("base")
-    value, scale = rng.init(Value, seen_size, width=256).to(policy.device), RewardScale()
-    opt, critic = adamw(noisy.parameters(), args.lr), adamw(value.parameters(), args.value_lr)
-    check_optimizer_covers([opt, critic], explorer, value)
-    named = {"policy": policy, "noise": explorer.noise, "value": value, "opt": opt, "critic": critic, "scale": scale}
-    for it in run.loop(args.iterations, **named, rng=rng, env=env, seen=statistics(policy)):
+    baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
+    optimizer = adamw(noisy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, explorer)
+    state = {"policy": policy, "noise": explorer.noise, "optimizer": optimizer, "baseline": baseline}
+    for it in run.loop(args.iterations, **state, rng=rng, env=env, seen=statistics(policy)):
         explorer.most = max_noise_schedule(
             it / args.iterations,
             args.noise_std_min,
@@ -141,38 +142,35 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         ep = env.collect(act, args.rollout_steps, rng)
         assert ep.chain is not None
         chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
-        critique = estimate_advantages(ep, value, see, scale, args.gamma, args.gae_lambda)
-        credit, index = critique.advantages.flatten(), torch.nonzero(alive).flatten()
+        estimate = baseline.estimate(ep)
+        advantage, index = estimate.advantages.flatten(), torch.nonzero(alive).flatten()
         with torch.no_grad():
             law, y = noisy.rescore(chain)
             old = path_log_prob(law, y, k)
         if it == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        parts, updates, moves = max(1, len(index) // args.batch_size), [], it >= args.critic_warmup
-        for i in (i for _ in range(args.epochs) for i in index[rng.permutation(len(index))].tensor_split(parts)):
-            optimizer_step(
-                critic, half_squared_error(value(critique.features[i]), critique.returns[i]).mean(), clip=1.0
-            )
-            if moves:
+        metrics, learns = MetricMeans(), it >= args.critic_warmup
+        for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
+            baseline.update(estimate, i)
+            if learns:
                 rows = chain.steps_at((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
-                done = update_policy(policy, noisy, opt, rows, old[i], standard(credit[i]), args, rng)
-                moves = done is not None
-                updates += [] if done is None else [done]
-        means = torch.tensor(updates).mean(0).tolist() if updates else ()
-        yield rollout_metrics(ep, critique) | dict(zip(("loss", "kl", "clipped", "std"), means, strict=bool(updates)))
+                row = update_policy(policy, noisy, optimizer, rows, old[i], standard(advantage[i]), args, rng)
+                metrics.add(row or {})
+                learns = row is not None
+        yield rollout_metrics(ep, estimate) | metrics.mean()
 
 
 def update_policy(
     policy: Policy,
     noisy: Policy,
-    opt: Optimizer,
+    optimizer: Optimizer,
     rows: ChainSteps,
     old: Tensor,
     advantage: Tensor,
     args: Args,
     rng: Rng,
-) -> tuple[float, float, float, float] | None:
+) -> dict[str, float] | None:
     """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
 
     A function, so that nothing of a minibatch is in memory when the next one runs.
@@ -189,8 +187,9 @@ def update_policy(
     if args.bc_weight > 0:
         cond, live = index_rows((rows.cond, rows.mask), slice(None, None, k))
         loss = loss + args.bc_weight * w2_bound(policy, cond, rng, live).mean()
-    done = optimizer_step(opt, loss, clip=1.0)["loss"]
-    return done, kl, float(clip_fraction(logp.detach(), old, args.clip_range)), float(law.std.detach().mean())
+    row = {"loss": optimizer_step(optimizer, loss, clip=1.0)["loss"], "kl": kl}
+    row["clipped"] = float(clip_fraction(logp.detach(), old, args.clip_range))
+    return row | {"std": float(law.std.detach().mean())}
 
 
 def with_noise_net(policy: Policy, obs: int, least: float, most: float) -> tuple[Policy, NoiseInjectedDenoiser]:
