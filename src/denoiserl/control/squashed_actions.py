@@ -42,6 +42,16 @@ def action_distribution(policy: Policy, cond: Tensor, using: str | None = None) 
     return Squashed(law)
 
 
+def mean_action(policy: Policy, cond: Tensor, using: str | None = None) -> Tensor:
+    """Return tanh μ, the decision [B, H, d] of a policy without its noise; differentiable."""
+    return torch.tanh(action_distribution(policy, cond, using).base.mean)
+
+
+def add_clipped_noise(action: Tensor, std: float, limit: float, rng: Rng) -> Tensor:
+    """Return clip(a + clip(std · ε, ± limit), ± 1), decisions in [−1, 1] with Gaussian noise."""
+    return (action + (std * rng.normal(*action.shape)).clamp(-limit, limit)).clamp(-1, 1)
+
+
 WARMUP_POLICIES = ("random", "policy")
 """how decisions are chosen before learning begins"""
 
@@ -92,10 +102,27 @@ def due_minibatches(
     n_step: int,
     rng: Rng,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the minibatches of the updates that are ``due`` and were not yet after ``before`` decisions, ``BLOCK`` of
-    them drawn in one gather."""
+    """Yield the minibatches of the updates that are ``due`` and were not yet after ``before`` decisions."""
     more = due(replay.count, utd, batch_size, learning_starts) - due(before, utd, batch_size, learning_starts)
-    for left in range(more, 0, -BLOCK):
+    yield from replay_minibatches(replay, more, batch_size, rng, gamma, n_step)
+
+
+def replay_minibatches(
+    replay: ReplayBuffer,
+    updates: int,
+    batch_size: int,
+    rng: Rng,
+    gamma: float,
+    n_step: int,
+    prepare: Callable[[dict[str, Any]], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield ``updates`` minibatches of a buffer, ``BLOCK`` of them drawn in one gather.
+
+    ``prepare(block)`` changes the columns [n, batch_size, ...] of such a gather in place.
+    """
+    for left in range(updates, 0, -BLOCK):
         block = replay.sample(batch_size, rng, gamma, n_step, batches=min(BLOCK, left))
+        if prepare is not None:
+            prepare(block)
         for i in range(min(BLOCK, left)):
             yield {k: v[i] for k, v in block.items()}

@@ -5,7 +5,7 @@
     (s_t, a_{t:t+H}, R, D, s_{t+m}),   R = Σ_{k<m} γ^k r_{t+k},   D = γ^m, 0 where the episode truly ended,
 
 m = n H ticks, fewer where the episode is over sooner; ``Transitions.replay`` puts them into a ``ReplayBuffer``, the
-buffer that online methods fill themselves. ``transitions`` is the way back: rows that somebody made, as a recording.
+buffer that online methods fill themselves. ``transitions`` is the way back: generated rows, as a recording.
 Files of all formats are opened by ``denoiserl.data.formats.any.read``.
 """
 

@@ -59,6 +59,7 @@ from denoiserl.recipes.generators.common import micro_batches, reward_metrics, s
 from denoiserl.recipes.language.common import canvases, generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Run, accumulate_masked, adamw, check_optimizer_covers
+from denoiserl.train.metric_means import MetricMeans
 
 PATIENCE = 40
 """iterations after which the training reward should have risen"""
@@ -132,7 +133,7 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
         with torch.no_grad():
             kept = policy.weights.using("reference")
             reference = [_passes(policy, kept, seen, sample, asked, args) for seen in masks]
-        done = []
+        metrics = MetricMeans()
         for seen, before, anchor in zip(masks, old, reference, strict=True):
             hole = (seen == process.mask_token) & answer
             new: list[Tensor] = []
@@ -141,13 +142,12 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
             if update is None:
                 continue  # nothing was hidden: this mask teaches nothing
             now = torch.cat(new)
-            if it == 0 and not done:
+            if it == 0 and not len(metrics):
                 assert_on_policy(now[hole], before[hole], args.ratio_tolerance, policy.denoiser)
             kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, args.clip_range, mask=hole)
-            done.append((update["loss"], float(kl), float(clipped)))
+            metrics.add({"loss": update["loss"], "kl": kl, "clipped": clipped})
         row = reward_metrics(scored) | {"dead groups": float(dead_groups(groups, valid=valid).float().mean())}
-        if done:
-            row |= dict(zip(("loss", "kl", "clipped"), torch.tensor(done).mean(0).tolist(), strict=True))
+        row |= metrics.mean()
         yield row | ({} if trend.rose(row["reward"]) else {"not risen": 1.0})
 
 

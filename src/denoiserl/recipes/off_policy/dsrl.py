@@ -72,6 +72,7 @@ from denoiserl.losses import half_squared_error
 from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train.metric_means import MetricMeans
 
 SERVES = ("steered", "best")
 
@@ -177,7 +178,7 @@ def improve(
     named = {**learners, **opts, "slow": slow, "policy": policy, "replay": replay, "rng": rng, "env": env}
     for it in run.loop(args.iterations, **named):
         row = {} if it else {"action spread": check_noise_effect(policy, env.obs[:16].to(policy.device), rng)}
-        before, seen = replay.count, []
+        before, metrics = replay.count, MetricMeans()
         ep = env.collect(act, args.rollout_steps, rng)
         store_rollout(replay, ep, box, args, torch.stack(chosen))
         chosen.clear()
@@ -203,13 +204,9 @@ def improve(
                 optimizer_step(opts["latent opt"], (alpha * logp - value).mean())
             optimizer_step(opts["heat opt"], heat.loss(logp.detach(), args.target_entropy).mean())
             polyak_update(slow, judge, args.tau)
-            seen.append((error, float(value.detach().mean()), -float(logp.detach().mean()), float(alpha)))
-        means = torch.tensor(seen).mean(0).tolist() if seen else ()
-        yield (
-            rollout_metrics(ep)
-            | row
-            | dict(zip(("critic loss", "value", "entropy", "alpha"), means, strict=bool(seen)))
-        )
+            update = {"critic loss": error, "value": value.detach().mean(), "entropy": -logp.detach().mean()}
+            metrics.add(update | {"alpha": alpha})
+        yield rollout_metrics(ep) | row | metrics.mean()
 
 
 class ActionValue(nn.Module):

@@ -36,10 +36,11 @@ from torch import Tensor
 
 from denoiserl.control.acting import carry, rollout_metrics
 from denoiserl.control.squashed_actions import (
-    action_distribution,
+    add_clipped_noise,
     due,
     due_minibatches,
     exploration_actor,
+    mean_action,
     require_squashed_policy,
     to_unit_box,
 )
@@ -107,14 +108,10 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
     check_optimizer_covers(optimizer, policy.weights.module)
     replay = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
 
-    def mean(cond: Tensor, using: str | None = None) -> Tensor:
-        return torch.tanh(action_distribution(policy, cond, using).base.mean)
-
-    def noised(decision: Tensor, std: float, most: float, rng: Rng) -> Tensor:
-        return (decision + (std * rng.normal(*decision.shape)).clamp(-most, most)).clamp(-1, 1)
+    def explore(cond: Tensor, rng: Rng) -> Tensor:
+        return add_clipped_noise(mean_action(policy, cond), args.exploration_noise, 2.0, rng)
 
     ready = args.utd, args.batch_size, args.learning_starts
-    explore = lambda cond, rng: noised(mean(cond), args.exploration_noise, 2.0, rng)  # noqa: E731
     act = exploration_actor(policy, codec, replay, explore, args.learning_starts, args.warmup_policy)
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
     for _ in run.loop(args.iterations, **state, replay=replay, env=env):
@@ -125,12 +122,13 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         ):
             cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
             with torch.no_grad():
-                action = noised(mean(after, "slow"), args.target_noise, args.target_noise_clip, rng)
+                action = mean_action(policy, after, "slow")
+                action = add_clipped_noise(action, args.target_noise, args.target_noise_clip, rng)
                 y = rows["reward"] + rows["discount"] * critics.target(after, action).amin(0)
             metrics.add(critics.td_update(cond, rows["action"], y))
             if i % args.policy_delay == 0:
                 with frozen(critics.net):
-                    optimizer_step(optimizer, -critics(cond, mean(cond))[0].mean())
+                    optimizer_step(optimizer, -critics(cond, mean_action(policy, cond))[0].mean())
                 critics.update_target()
                 policy.weights.ema_update("slow", 1 - args.tau)
         yield rollout_metrics(ep) | metrics.mean()

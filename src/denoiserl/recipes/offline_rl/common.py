@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from denoiserl.control.data_checks import check_data_fits
-from denoiserl.control.squashed_actions import to_unit_box
+from denoiserl.control.squashed_actions import replay_minibatches, to_unit_box
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.data import Demonstrations, ReplayBuffer, TanhCodec
@@ -17,13 +17,10 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.transitions import has_reward_contrast, to_transitions
 from denoiserl.policy.policy import Policy
 
-BLOCK = 64
-"""replay_minibatches gathered at a time"""
-
 
 def to_replay_buffer(policy: Policy, data: Any, batch: int, n: int, gamma: float) -> Any:
     """Return the rows of a recording in a replay buffer, in the policy's units: ``obs`` and ``next_obs`` are
-    conditions, ``action`` [H, d] lies in [−1, 1]. ``n``: decisions of a return. Draw with ``replay_minibatches``.
+    conditions, ``action`` [H, d] lies in [−1, 1]. ``n``: decisions of a return. Draw with ``offline_minibatches``.
 
     A buffer that is in the policy's units already (``data.synthetic.MixedReplayBuffer``) is returned as it is. Warn of
     rewards that cannot tell policies apart. Raise InvalidInputError for policies of another size, and for what
@@ -50,20 +47,20 @@ def to_replay_buffer(policy: Policy, data: Any, batch: int, n: int, gamma: float
     return rows.replay(batch, policy.device, lambda v: encode(move(v)))
 
 
-def replay_minibatches(
+def offline_minibatches(
     replay: ReplayBuffer, updates: int, batch: int, gamma: float, rng: Rng
 ) -> Iterator[dict[str, Any]]:
-    """Yield ``updates`` minibatches of ``batch`` rows that ``to_replay_buffer`` made.
+    """Return an iterator over ``updates`` minibatches of ``batch`` rows that ``to_replay_buffer`` made.
 
     Actions of a chunk that never ran say nothing: they are replaced by uniform draws from the box, so that critics
     learn not to heed them, and "counts" [B, H, d] (None: all do) keeps them out of losses.
     """
-    for left in range(updates, 0, -BLOCK):
-        block = replay.sample(batch, rng, gamma, 1, batches=min(BLOCK, left))
-        block["counts"] = [None] * min(BLOCK, left)
+
+    def replace_unexecuted(block: dict[str, Any]) -> None:
+        block["counts"] = [None] * len(block["reward"])
         if "real" in block:
             block["counts"] = block.pop("real")[..., None].expand(block["action"].shape)
             other = 2 * rng.uniform(*block["action"].shape).to(block["action"]) - 1
             block["action"] = torch.where(block["counts"], block["action"], other)
-        for i in range(min(BLOCK, left)):
-            yield {k: v[i] for k, v in block.items()}
+
+    return replay_minibatches(replay, updates, batch, rng, gamma, 1, replace_unexecuted)

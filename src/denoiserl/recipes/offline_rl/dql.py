@@ -55,7 +55,7 @@ from denoiserl.losses import normalized_q_loss
 from denoiserl.nn import frozen
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
 
@@ -124,7 +124,7 @@ def improve(
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
     for _ in run.loop(args.iterations, given=data, **state):
         metrics = MetricMeans()
-        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, action = rows["obs"], rows["action"]
             y = rows["reward"] + rows["discount"] * next_value(rows["next_obs"])
             row = critics.td_update(cond, action, y)

@@ -52,7 +52,7 @@ from denoiserl.nn import frozen
 from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, ddim, time_grid
-from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
 
@@ -109,7 +109,7 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "teacher": teacher, "rng": rng}
     for _ in run.loop(args.iterations, given=data, **state, teacher_optimizer=teacher_optimizer):
         metrics = MetricMeans()
-        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
                 next_action = decides(after, rng).sample.clamp(-1, 1)

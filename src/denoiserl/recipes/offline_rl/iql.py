@@ -48,7 +48,7 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import exp_weights, expectile, weighted_loss
 from denoiserl.nn import Value
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
 from denoiserl.train.metric_means import MetricMeans
 
@@ -100,10 +100,10 @@ def improve(
     lr_schedule = warmup_cosine(optimizer, 0, args.iterations * args.updates_per_iteration)
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "value": value, "rng": rng}
     state |= {"value_optimizer": value_optimizer, "lr_schedule": lr_schedule}
-    state["data"] = replay if replay is data else None  # a buffer that somebody refills
+    state["data"] = replay if replay is data else None  # a buffer may be refilled on the way
     for _ in run.loop(args.iterations, given=data, **state):
         metrics = MetricMeans()
-        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, action = rows["obs"], rows["action"]
             with torch.no_grad():
                 q = critics.target(cond, action).amin(0)

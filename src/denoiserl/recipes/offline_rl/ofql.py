@@ -59,7 +59,7 @@ from denoiserl.nn import frozen
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import MeanFlow
-from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
 
@@ -117,7 +117,7 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
     for _ in run.loop(args.iterations, given=data, **state):
         metrics = MetricMeans()
-        for rows in replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
             cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
                 next_action = following(after, rng).sample.clamp(-1, 1)

@@ -35,10 +35,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from denoiserl.control.acting import carry
-from denoiserl.control.squashed_actions import action_distribution, require_squashed_policy
+from denoiserl.control.squashed_actions import add_clipped_noise, mean_action, require_squashed_policy
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
@@ -47,7 +46,7 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import masked_mean, normalized_q_loss
 from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.offline_rl.common import replay_minibatches, to_replay_buffer
+from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 
@@ -96,27 +95,23 @@ def improve(
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
 
-    def mean(cond: Tensor, using: str | None = None) -> Tensor:
-        return torch.tanh(action_distribution(policy, cond, using).base.mean)
-
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
-    state["data"] = replay if replay is data else None  # a buffer that somebody refills
+    state["data"] = replay if replay is data else None  # a buffer may be refilled on the way
     for it in run.loop(args.iterations, given=data, **state):
         metrics = MetricMeans()
         for i, rows in enumerate(
-            replay_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng),
+            offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng),
             it * args.updates_per_iteration + 1,
         ):
             cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
             with torch.no_grad():
-                noise = args.target_noise * rng.normal(*action.shape)
-                noise = noise.clamp(-args.target_noise_clip, args.target_noise_clip)
-                following = (mean(after, "slow") + noise).clamp(-1, 1)
+                following = mean_action(policy, after, "slow")
+                following = add_clipped_noise(following, args.target_noise, args.target_noise_clip, rng)
                 y = rows["reward"] + rows["discount"] * critics.target(after, following).amin(0)
             row = critics.td_update(cond, action, y)
             if i % args.policy_delay == 0:
                 with frozen(critics.net):
-                    decision = mean(cond)
+                    decision = mean_action(policy, cond)
                     distance = (decision - action).square()
                     distance = distance.mean() if rows["counts"] is None else masked_mean(distance, rows["counts"])
                     q_loss = normalized_q_loss(critics(cond, decision)[0]).mean()

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import torch
 
 from denoiserl.control.best_of_n import BestOfN
-from denoiserl.control.squashed_actions import action_distribution
+from denoiserl.control.squashed_actions import add_clipped_noise, mean_action
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
@@ -104,14 +104,11 @@ def improve(
         row = {k: v[index] for k, v in known.items()}
         z = _successors.sample_task_vectors(both, row["obs"], rng, args.goal_task_fraction)
         with torch.no_grad():
-            noise = (args.target_noise * rng.normal(*row["action"].shape)).clamp(
-                -args.target_noise_clip, args.target_noise_clip
-            )
-            after = torch.tanh(action_distribution(policy, torch.cat([row["after"], z], 1)).base.mean)
-            after = (after + noise).clamp(-1, 1)
+            after = mean_action(policy, torch.cat([row["after"], z], 1))
+            after = add_clipped_noise(after, args.target_noise, args.target_noise_clip, rng)
         loss, _, back = _successors.fb_loss(both, slow, row, after, z, args.ortho_weight)
         with frozen(both):
-            decision = torch.tanh(action_distribution(policy, torch.cat([row["obs"], z], 1)).base.mean)
+            decision = mean_action(policy, torch.cat([row["obs"], z], 1))
             value = both.value(row["obs"], decision, z).amin(0).mean()
         told = optimizer_step(opt, loss - value)
         polyak_update(slow, both, args.tau)
