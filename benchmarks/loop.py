@@ -135,7 +135,7 @@ def curves(seeds: int = 5, iterations: int = 12) -> dict[str, list[list[float]]]
     told: dict[str, list[list[float]]] = {"recipe": [], "floor": []}
     for seed in range(seeds):
         for name, play in (("recipe", recipe), ("floor", floor)):
-            told[name].append([row["reward"] for row in play(policy(32, 5, "gelu", seed), a, seed)])
+            told[name].append([row["rollout/reward"] for row in play(policy(32, 5, "gelu", seed), a, seed)])
     return told
 
 
@@ -172,9 +172,9 @@ def hopper(name: str, width: int, precision: str, rounds: int = 3) -> dict[str, 
         env.acting = env.collecting = 0.0
         began = time.perf_counter()
         for _ in range(rounds):
-            steps, wall, busy = meter.counts["env steps"], time.perf_counter(), time.process_time()
+            steps, wall, busy = meter.counts["env_steps"], time.perf_counter(), time.process_time()
             next(work)
-            steps = meter.counts["env steps"] - steps
+            steps = meter.counts["env_steps"] - steps
             rates.append(steps / (time.perf_counter() - wall))
             cpu.append(steps / (time.process_time() - busy))
         took = time.perf_counter() - began

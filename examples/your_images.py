@@ -69,7 +69,7 @@ def main(iterations: int = 150, updates: int = 1200) -> tuple[float, float]:
         iterations=iterations, num_prompts=8, group_size=48, batch_size=192, sde_window=4, kl_coef=0.0, clip_range=0.01
     )
     for row in flow_grpo.improve(policy, (reward, prompts), settings, Rng(2), Run()):
-        print(f"reward {row['reward']:.3f}")
+        print(f"reward {row['rollout/reward']:.3f}")
     print(f"reward of the ODE: {before:.3f} trained on pictures, {(after := score()):.3f} improved")
     policy.save("runs/your_images")  # Policy.load("runs/your_images", net=Net()) brings it back
     return before, after

@@ -57,7 +57,7 @@ def main(iterations: int = 50, updates: int = 900) -> tuple[float, float]:
     before = solved()
     settings = tracerl.Args(iterations=iterations, num_prompts=32, group_size=8, epochs=2, batch_size=256, lr=1e-3)
     for row in tracerl.improve(policy, (verify, prompts), settings, Rng(2), Run()):
-        print(f"solved while learning {row['reward']:.3f}")
+        print(f"solved while learning {row['rollout/reward']:.3f}")
     after = solved()
     print(f"solved: {before:.2f} trained on text, {after:.2f} improved")
     policy.save("runs/your_language_model")  # Policy.load("runs/your_language_model", net=model()) brings it back

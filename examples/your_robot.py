@@ -69,7 +69,7 @@ def main(iterations: int = 20, updates: int = 800, episodes: int = 100) -> tuple
     before = success()
     settings = dppo.Args(iterations=iterations, rollout_steps=6)
     for row in dppo.improve(policy, Collector(Reach, copies=40), settings, Rng(2), Run()):
-        print(f"reward a step {row['reward']:.3f}")
+        print(f"reward a step {row['rollout/reward']:.3f}")
     print(f"success: {before:.2f} cloned, {(after := success()):.2f} improved")
     policy.save("runs/your_robot")  # Policy.load("runs/your_robot", net=Net()) brings it back
     return before, after

@@ -99,7 +99,7 @@ def rate(
         said = reward(tree_map(Tensor.clone, seen) if seen is sample else seen, asked)  # it may write into what it sees
         named = said if isinstance(said, Mapping) else {"reward": said}
         found.append({name: _numbers(value, name, len(part), device) for name, value in named.items()})
-    count_usage("reward calls", n)
+    count_usage("reward_calls", n)
     if not found[0] or any(part.keys() != found[0].keys() for part in found):
         told = "no parts" if not found[0] else "other parts for other samples"
         raise InvalidInputError(

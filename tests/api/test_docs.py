@@ -37,7 +37,7 @@ RECORD: dict[str, Any] = {
         "imitation": {"mean": 0.65, "low": 0.6, "high": 0.7, "per_seed": [0.64, 0.66]},
     },
     "budget": 110000,
-    "unit": "env steps",
+    "unit": "env_steps",
     "seeds": [3, 4, 5],
     "verdict": "holds",
     "why": "All conditions hold.",
@@ -57,7 +57,7 @@ RECORD: dict[str, Any] = {
         }
     ],
     "cost": {
-        "dppo": {"seconds": 90.0, "memory_mb": 412.4, "spent": {"seconds": 90.0, "env steps": 110000}},
+        "dppo": {"seconds": 90.0, "memory_mb": 412.4, "spent": {"seconds": 90.0, "env_steps": 110000}},
         "dppo, finetune_denoising_steps=3": {"seconds": 60.0, "memory_mb": None, "spent": {}},
         "dppo2": {"seconds": 1.0, "memory_mb": 1, "spent": {}},
     },
@@ -170,7 +170,7 @@ def test_the_page_of_a_recipe_has_its_verdicts_and_its_cost():
     tables = rows(page)
     words = "DPPO improves a cloned policy \\| by its own success."
     assert [claim, words, "**holds** (stale)", "2026-01-31"] in tables
-    assert [claim, "dppo", "1.5", "412 MB", "110,000 env steps"] in tables
+    assert [claim, "dppo", "1.5", "412 MB", "110,000 env_steps"] in tables
     assert [claim, "dppo, finetune_denoising_steps=3", "1.0", "not measured", "nothing else"] in tables
     assert "dppo2" not in page  # another method's arm
     other = docs_recipes.page(recipes.describe("mdlm"), [RECORD], {})
@@ -186,7 +186,7 @@ def test_the_claims_page_says_what_the_ledger_says():
     name = "dppo_beats_imitation"
     assert [
         *(f"[`{name}`](#{name})", "[arXiv 2409.00588](https://arxiv.org/abs/2409.00588)", "**holds**", "no"),
-        *("110,000 env steps, 3 seeds", "2026-01-31"),
+        *("110,000 env_steps, 3 seeds", "2026-01-31"),
     ] in tables
     assert ["dppo", "0.934 [0.9, 0.96]", "0.92, 0.94"] in tables
     assert [RECORD["conditions"][0]["said"], "0.28 [0.2, 0.36]", "0.1", "holds", "0.05"] in tables

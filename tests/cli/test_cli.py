@@ -59,7 +59,7 @@ def train(a, keep):
     net = GaussianDenoiser(MLP((2,), width=a.base.width))
     policy = Policy.of(process, net, (2,), process.steps(time_grid(2)))
     for it in keep.loop(a.iterations, policy=policy):
-        keep.count("env steps", 10)
+        keep.count("env_steps", 10)
         if it == a.stop and not (keep.folder / "pressed").exists():
             (keep.folder / "pressed").touch()
             import os, signal
@@ -201,7 +201,7 @@ def test_a_card_keeps_the_prose_apart(tmp_path):
         (["run", "dpo"], "Did you mean 'dppo'"),
         (["run", "nothere.py"], "does not exist"),
         (["run", "--seed", "3"], "The recipe comes first"),
-        (["run", "fake.py", "--budget", "env-step=5"], "Did you mean 'env-steps'"),
+        (["run", "fake.py", "--budget", "env-step=5"], "Did you mean 'env_steps'"),
         (["run", "fake.py", "--budget", "seconds=many"], "such as seconds=1000"),
         (["eval", "nowhere"], "There is no run"),
         (["report", "."], "no run.json"),
@@ -222,7 +222,7 @@ def test_mistyped_options_are_refused_with_the_nearest_known_one(capsys, recipe,
 
 
 def test_a_budget_is_written_with_dashes_and_means_the_meters_units():
-    assert budget(("env-steps=2e5", "seconds=60")) == {"env steps": 2e5, "seconds": 60.0}
+    assert budget(("env-steps=2e5", "seconds=60")) == {"env_steps": 2e5, "seconds": 60.0}
     assert budget(()) is None
 
 
@@ -253,7 +253,7 @@ def rows(folder: str) -> list[dict]:
 def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys, recipe):
     argv = ("run", "fake.py", "--iterations", "4", "--base.width", "5", "--no-progress")
     code, out, _ = said(capsys, *argv)
-    assert code == 0 and "runs/fake-0: 4 rows" in out and "40 env steps" in out and "denoiserl eval runs/fake-0" in out
+    assert code == 0 and "runs/fake-0: 4 rows" in out and "40 env_steps" in out and "denoiserl eval runs/fake-0" in out
     record = json.loads(Path("runs/fake-0/run.json").read_text())
     assert record["args"]["iterations"] == 4 and record["args"]["base"]["width"] == 5 and record["finished"]
     assert record["program"] == str(recipe.resolve())

@@ -86,9 +86,9 @@ def test_eval_says_what_success_means_and_when_it_came(here: Path, capsys: pytes
         json.loads((here / "out/eval.json").read_text())["metrics"]["success"]["policies"]["policy"]["mean"] * 30 + 0.5
     )
     assert 0 < won < 30 and "at any tick" in rows["success"]
-    assert "end in success" in rows["success at the end"] and " 0.0%" in rows["success at the end"]
-    assert "3.000" in rows["ticks to success"] and rows["ticks to success"].split()[-1] == str(won)
-    assert "The same in every trial" in said and "ticks is 5" in said
+    assert "end in success" in rows["success_at_end"] and " 0.0%" in rows["success_at_end"]
+    assert "3.000" in rows["steps_to_success"] and rows["steps_to_success"].split()[-1] == str(won)
+    assert "The same in every trial" in said and "length is 5" in said
 
 
 def test_eval_says_that_starts_are_alike_and_that_episodes_crashed(here: Path, capsys: pytest.CaptureFixture[str]):
@@ -100,7 +100,7 @@ def test_eval_says_that_starts_are_alike_and_that_episodes_crashed(here: Path, c
     assert "of 30 episodes of" in said and "crashed and count as failures" in said and "the wheel came off" in said
     assert record["metrics"]["success"]["policies"]["policy"]["n"] == 30, "crashed episodes stay in the denominator"
     lines = [json.loads(line) for line in (here / "crashes/trials.jsonl").read_text().splitlines()]
-    assert all(line["value"] == 3.0 for line in lines if line["metric"] == "ticks to success")
+    assert all(line["value"] == 3.0 for line in lines if line["metric"] == "steps_to_success")
 
 
 def test_several_policies_are_compared_where_all_have_a_number(here: Path, capsys: pytest.CaptureFixture[str]):

@@ -16,7 +16,7 @@ def experience() -> Rollout:
     column = lambda *v: torch.tensor(v)[:, None]  # noqa: E731
     ticks, fault = column(1, 2, 2, 0, 1), (Fault(0, 2, "lost"),)
     over, done = column(False, False, False, False, True), column(False, True, False, True, True)
-    info = {"return": column(1.0, 3.0, 4.0, 4.0, 7.0), "ticks": column(1, 3, 2, 2, 5)}
+    info = {"return": column(1.0, 3.0, 4.0, 4.0, 7.0), "length": column(1, 3, 2, 2, 5)}
     seen, after = column(0.0, 1.0, 2.0, 5.0, 1.0), column(1.0, 7.0, 3.0, 9.0, 100.0)
     reward, mask = column(1.0, 2.0, 4.0, 0.0, 3.0), torch.arange(2) < ticks[..., None]
     return Rollout(
@@ -47,11 +47,17 @@ def test_advantages_are_discounted_by_the_ticks_of_their_chunks() -> None:
 def test_metrics_are_means_over_what_happened() -> None:
     """Two episodes ended, of 3 and 7; of the values the lost decision's alone was far off."""
     ep = experience()
-    told = {"episodes": 2.0, "episode return": 5.0, "episode ticks": 4.0, "faults": 1.0, "reward": 2.5}
+    told = {
+        "rollout/num_episodes": 2.0,
+        "rollout/return": 5.0,
+        "rollout/length": 4.0,
+        "rollout/num_faults": 1.0,
+        "rollout/reward": 2.5,
+    }
     assert rollout_metrics(ep) == told
     values, zero = torch.tensor([[1.0], [-3.0], [1.0], [100.0], [3.0]]), torch.zeros(5)
     judged = AdvantageEstimate(zero[:, None], values, values, zero)
-    assert rollout_metrics(ep, judged) == told | {"value error": (1 + 9 + 1 + 9) / 4}
+    assert rollout_metrics(ep, judged) == told | {"loss/value": (1 + 9 + 1 + 9) / 4}
 
 
 def test_a_minibatch_of_one_is_left_as_it_is_and_others_are_standardised() -> None:

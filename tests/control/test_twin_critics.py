@@ -35,8 +35,8 @@ def test_what_an_update_tells_is_of_the_critics_before_it() -> None:
     critics, (cond, action, y) = make(), batch(16)
     value = critics(cond, action).detach()
     row = critics.td_update(cond, action, y)
-    assert row["value"] == pytest.approx(float(value.mean()), rel=1e-6)
-    assert row["critic loss"] == pytest.approx(float(sum(0.5 * (v - y).square().mean() for v in value)), rel=1e-5)
+    assert row["q/data"] == pytest.approx(float(value.mean()), rel=1e-6)
+    assert row["loss/critic"] == pytest.approx(float(sum(0.5 * (v - y).square().mean() for v in value)), rel=1e-5)
 
 
 def test_targets_start_equal_stand_still_and_follow_by_tau() -> None:

@@ -98,7 +98,7 @@ def test_some_episodes_are_taken_whole() -> None:
 def test_frames_are_counted() -> None:
     with UsageCounter().open() as meter:
         demos = collect(Walk, noisy, 3)
-    assert meter.counts["env steps"] == len(demos.actions)
+    assert meter.counts["env_steps"] == len(demos.actions)
 
 
 def test_a_limit_cuts_and_says_so() -> None:

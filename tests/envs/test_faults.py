@@ -75,7 +75,7 @@ def test_restarting_loses_the_sick_decisions_and_nothing_else(kind):
     # exactly the third ticks of odd episodes are lost, and each is told
     assert torch.equal(lost, (a.obs[..., 0] % 2 == 1) & (a.obs[..., 1] == 2)) and int(lost.sum()) == len(a.faults) > 3
     assert {f.copy for f in a.faults} == set(lost.any(0).nonzero().flatten().tolist())
-    assert meter.counts["env steps"] == int(a.valid.sum()) == a.valid.numel() - len(a.faults)
+    assert meter.counts["env_steps"] == int(a.valid.sum()) == a.valid.numel() - len(a.faults)
     # a lost decision ends the episode without an end, a reward or a successor
     assert bool(a.done[lost].all()) and not bool(a.terminated[lost].any()) and float(a.reward[lost].abs().sum()) == 0
     assert torch.equal(a.next_obs[lost], a.obs[lost])
@@ -87,8 +87,8 @@ def test_restarting_loses_the_sick_decisions_and_nothing_else(kind):
         assert torch.equal(a.reward[:until, i], b.reward[:until, i])
     assert bool((first == 20).any()) == bool((begun % 2 == 0).all() or not lost.any(0).all())
     finished = a.done & a.valid
-    assert a.summary()["episodes"] == float(finished.sum()) and a.summary()["return"] == 1 + 2 + 3 + 4 + 5
-    assert rollout_metrics(a)["faults"] == len(a.faults) and "faults" not in rollout_metrics(b)
+    assert a.summary()["num_episodes"] == float(finished.sum()) and a.summary()["return"] == 1 + 2 + 3 + 4 + 5
+    assert rollout_metrics(a)["rollout/num_faults"] == len(a.faults) and "rollout/num_faults" not in rollout_metrics(b)
 
 
 def test_credit_before_a_lost_decision_is_that_of_an_episode_cut_there():
@@ -233,7 +233,9 @@ def test_a_method_learns_on_and_its_rows_count_the_faults():
         iterations=5, rollout_steps=20, lr=5e-3, critic_warmup=0, batch_size=160, epochs=6, gamma=0.5, target_kl=1.0
     )
     rows = list(ppo.improve(policy, env, a, Rng(0)))
-    assert sum(r.get("faults", 0) for r in rows) > 5 and all(np.isfinite(r["loss"]) for r in rows if "loss" in r)
+    assert sum(r.get("rollout/num_faults", 0) for r in rows) > 5 and all(
+        np.isfinite(r["loss/policy"]) for r in rows if "loss/policy" in r
+    )
     obs = torch.tensor([[50.0, t] for t in range(5)])
     before, after = (float(made.generate(obs, Rng(1)).mean()) for made in (start, policy))
     assert after > before + 0.4

@@ -112,7 +112,7 @@ def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
         next(begun)
     policy = ended.value.value
     told = _robot.outcomes(policy, base, 0, 2)
-    assert "success" not in told and told["return"].shape == (2,) and bool((told["ticks"] == 200).all())
+    assert "success" not in told and told["return"].shape == (2,) and bool((told["length"] == 200).all())
     assert policy.generate(torch.zeros(1, 3), Rng(0)).shape == (1, 5, 1)
 
 

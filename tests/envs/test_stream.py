@@ -101,7 +101,7 @@ def test_a_chunk_is_one_step(gamma):
     torch.testing.assert_close(episode.reward[:, 0], torch.tensor([first, second] * 2))
     assert episode.next_obs[0, :, 1].tolist() == [3] * 4 and episode.next_obs[1, :, 1].tolist() == [5] * 4
     assert episode.obs[2, :, 1].tolist() == [0] * 4
-    assert episode.info["return"][1].tolist() == [15.0] * 4 and episode.info["ticks"][1].tolist() == [5] * 4
+    assert episode.info["return"][1].tolist() == [15.0] * 4 and episode.info["length"][1].tolist() == [5] * 4
     even = episode.obs[..., 0] % 2 == 0
     done = torch.tensor([False, True, False, True])[:, None].expand(4, 4)
     assert torch.equal(episode.done, done) and torch.equal(episode.terminated, done & even)
@@ -121,9 +121,9 @@ def test_a_vector_environment_takes_chunks_that_end_with_its_episodes():
 
 def test_summary_counts_finished_episodes_only():
     stream = Collector(partial(Counting, life=5), 2, seed=3)
-    assert stream.collect(constant(), 4, Rng(0)).summary() == {"episodes": 0.0}
+    assert stream.collect(constant(), 4, Rng(0)).summary() == {"num_episodes": 0.0}
     told = stream.collect(constant(1.0), 6, Rng(0)).summary()  # the episode in progress ends, with 4 + 1 rewards
-    assert told["episodes"] == 4.0 and told["ticks"] == 5.0
+    assert told["num_episodes"] == 4.0 and told["length"] == 5.0
     assert told["return"] == pytest.approx((15 + 1 + 15 + 5) / 2)
 
 
@@ -274,9 +274,9 @@ def test_env_steps_are_counted_and_evaluations_are_free():
     stream = Collector(partial(Counting, life=5), 4, seed=3)
     with UsageCounter().open() as meter:
         stream.collect(constant(0.0, chunk=3), 4, Rng(0))
-        assert meter.counts["env steps"] == 4 * 10
+        assert meter.counts["env_steps"] == 4 * 10
         evaluate(constant(), Counting, 3)
-        assert meter.counts["env steps"] == 40
+        assert meter.counts["env_steps"] == 40
 
 
 def test_evaluation_plays_one_episode_a_seed():
@@ -312,7 +312,7 @@ def test_evaluation_of_a_vector_environment(mode):
 
 def test_evaluation_without_a_success_signal_has_none():
     told = evaluate(constant(), Blind, 3)
-    assert told.success is None and set(told.summary()) == {"return", "ticks"}
+    assert told.success is None and set(told.summary()) == {"return", "length"}
     cut = evaluate(constant(), partial(Counting, life=9), 3, limit=4)
     assert not bool(cut.finished.any()) and not bool(cut.success.any())
 
@@ -377,9 +377,9 @@ def test_success_is_remembered_over_rollouts_until_the_episode_ends() -> None:
     parts = [stream.collect(constant(), steps, Rng(0)) for steps in (2, 1, 1, 5)]
     for part in parts[:3]:
         assert bool(part.info["success"].all())
-    assert parts[2].summary() == {"episodes": 2.0, "return": 10.0, "success": 1.0, "ticks": 4.0}
+    assert parts[2].summary() == {"num_episodes": 2.0, "return": 10.0, "success": 1.0, "length": 4.0}
     assert parts[3].info["return"][:, 0].tolist() == [1, 3, 6, 10, 1]
-    assert parts[3].info["ticks"][:, 0].tolist() == [1, 2, 3, 4, 1]
+    assert parts[3].info["length"][:, 0].tolist() == [1, 2, 3, 4, 1]
 
 
 def test_an_interrupted_rollout_counts_what_was_played() -> None:
@@ -404,4 +404,4 @@ def test_actions_may_be_arrays_and_what_is_not_reported_is_left_out():
     for part in parts:
         assert isinstance(part.action, torch.Tensor) and part.action.shape == (7, 2, 1)
         assert torch.equal(part.reward, parts[0].reward) and torch.equal(part.next_obs, parts[0].next_obs)
-        assert part.info.keys() == {"return", "ticks"} and part.info["ticks"].dtype == torch.int64
+        assert part.info.keys() == {"return", "length"} and part.info["length"].dtype == torch.int64

@@ -106,7 +106,7 @@ def test_an_arm_can_be_compared_with_a_number_and_across_metrics():
 
 def test_the_simulated_claim_measures_what_it_says():
     told = measure(0, 400)
-    assert told["type-I error"]["anytime-pairs"] < ALPHA + 0.05 and told["type-I error"]["peeked"] > 2 * ALPHA
+    assert told["type_1_error"]["anytime-pairs"] < ALPHA + 0.05 and told["type_1_error"]["peeked"] > 2 * ALPHA
     assert told["power"]["anytime-pairs"] > 0.95 and told["stop"]["anytime-pairs"] < 0.4
 
 

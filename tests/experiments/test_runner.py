@@ -48,7 +48,7 @@ class Env:
     def on_checkpoint(self, iteration):
         self.state = torch.full((4,), float(iteration))
     def step(self):
-        count_usage("env steps", 4)
+        count_usage("env_steps", 4)
         self.state = 0.9 * self.state + torch.randn(4)
         return self.state
 
@@ -72,7 +72,7 @@ def train(a, keep):
         told = optimizer_step(opt, (net(env.step()) - random.random()).square().mean() + numpy.random.rand(), clip=1.0)
         lr.step(), ema.update()
         second.best(net, -told["loss"])
-        yield {**told, "spent": second.spent()["env steps"], "odd": float("nan")}
+        yield {**told, "spent": second.spent()["env_steps"], "odd": float("nan")}
     ema.copy_to(net)
     keep.last(net)
     yield {"done": True}
@@ -156,7 +156,7 @@ def test_a_run_tells_what_it_is_and_returns_what_it_did(tmp_path, recipe):
         (None, None),
         ("improve", 0),
     ]
-    assert rows[-2]["spent"] == told["spent"]["env steps"] == 24 * 4 and told["spent"]["updates"] == 36
+    assert rows[-2]["spent"] == told["spent"]["env_steps"] == 24 * 4 and told["spent"]["updates"] == 36
     assert rows[-2]["odd"] == "nan"
     found, args, record = load_run(tmp_path / "r")
     assert args == found.Args() and record["seed"] == 3 and record["versions"]["torch"] == torch.__version__

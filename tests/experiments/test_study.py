@@ -69,7 +69,7 @@ def study(**changes) -> Study:
         "task": "points.py:make_task",
         "arms": {"a": Arm("ddpo", QUICK), "b": Arm("ddpo", {**QUICK, "lr": 1e-3}), "start": Arm("none")},
         "budget": 60,
-        "unit": "reward calls",
+        "unit": "reward_calls",
         "seeds": (0, 1),
         "trials": 20,
         "curve": 2,
@@ -80,13 +80,13 @@ def study(**changes) -> Study:
 def test_arms_share_starts_and_trials_and_spend_the_same(here):
     found = run_comparison(study(), here / "s", 0, progress=False)
     # 24 rewards an iteration: 60 pay for two
-    assert found.spent["a"]["reward calls"] == found.spent["b"]["reward calls"] == 48
-    assert found.spent["start"]["reward calls"] == 0
+    assert found.spent["a"]["reward_calls"] == found.spent["b"]["reward_calls"] == 48
+    assert found.spent["start"]["reward_calls"] == 0
     near = found.values["near"]
     assert {v.shape for v in near.values()} == {(2, 20)} and list(found.standings) == ["near", "distance"]
     rows = [json.loads(r) for r in (here / "s/arms/a/0/metrics.jsonl").read_text().splitlines()]
-    curve = [(r["reward calls"], r["held-out distance"]) for r in rows if "held-out distance" in r]
-    assert [x for x, _ in curve] == [0, 48] and rows[-1]["final distance"] != curve[-1][1]
+    curve = [(r["reward_calls"], r["eval/distance"]) for r in rows if "eval/distance" in r]
+    assert [x for x, _ in curve] == [0, 48] and rows[-1]["final/distance"] != curve[-1][1]
     assert len(list((here / "cache/starts").glob("points-*"))) == 2  # a start a seed
     assert found.standings["near"].basis == "seeds"
 
@@ -195,13 +195,13 @@ def test_iterations_are_what_the_budget_pays_for(here):
             next(policy)
     except StopIteration as stop:
         policy = stop.value
-    a = arms.Args(task="points.py:make_task", method="ddpo", settings=QUICK, budget=100, unit="reward calls")
+    a = arms.Args(task="points.py:make_task", method="ddpo", settings=QUICK, budget=100, unit="reward_calls")
     weights = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
     with UsageCounter().open() as outside:
         made = arms.fit_iterations_to_budget(task, find.method("ddpo"), policy, a)
     assert made.iterations == 4  # 24 each: a fifth would be more than 100
     assert all(torch.equal(v, weights[k]) for k, v in policy.denoiser.state_dict().items())  # a copy was tried
-    assert outside.counts["reward calls"] == 24
+    assert outside.counts["reward_calls"] == 24
     fixed = arms.Args(**{**vars(a), "settings": {**QUICK, "iterations": 3}})
     assert arms.fit_iterations_to_budget(task, find.method("ddpo"), policy, fixed).iterations == 3
 
@@ -225,8 +225,8 @@ def test_a_job_that_fails_says_why_and_the_others_are_kept(here):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"unit": "reward-call"}, "Did you mean 'reward calls'"),
-        ({"unit": "env step"}, "Did you mean 'env steps'"),
+        ({"unit": "reward-call"}, "Did you mean 'reward_calls'"),
+        ({"unit": "env step"}, "Did you mean 'env_steps'"),
         ({"seeds": (0, 0)}, "none twice"),
         ({"seeds": ()}, "at least one"),
         ({"seeds": (2000,)}, "0 to 1999"),
@@ -252,9 +252,9 @@ def test_meaningless_studies_are_refused(changes, said):
         ({"task": "pointz"}, "my_module:make_task"),
         ({"task": "points.py:make_tusk"}, "Did you mean 'make_task'"),
         ({"base": {"widht": 3}}, "cannot be made with"),
-        ({"unit": "env steps"}, "costs no env steps"),
+        ({"unit": "env_steps"}, "costs no env_steps"),
         ({"tune": 9}, "tuning candidates, not 9"),
-        ({"budget": 20}, "costs 24 reward calls, more than the budget of 20"),
+        ({"budget": 20}, "costs 24 reward_calls, more than the budget of 20"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_it_costs_anything(here, changes, said):

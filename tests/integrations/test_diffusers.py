@@ -174,7 +174,11 @@ def test_flow_grpo_improves_an_unmodified_unet(tmp_path: Path) -> None:
     assert torch.equal(law.log_prob(y), chain.log_prob)
     before = models.tensors(net)
     rows = list(flow_grpo.improve(policy, (red, asked()), replace(ARGS, kl_coef=0.1), Rng(1), Run()))
-    assert len(rows) == 2 and all(row["dead groups"] == 0 for row in rows) and rows[1]["kl"] > 0
+    assert (
+        len(rows) == 2
+        and all(row["rollout/dead_group_fraction"] == 0 for row in rows)
+        and rows[1]["loss/reference_kl"] > 0
+    )
     after = models.tensors(net)
     assert sum(not torch.equal(before[k], after[k]) for k in before) > 0.9 * len(before)
     policy.save(tmp_path / "policy")

@@ -92,7 +92,7 @@ def test_your_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path / "cache"))
     arms = {"dppo": Arm("dppo", {"num_envs": 4, "rollout_steps": 4, "batch_size": 64}), "clone": Arm("none")}
     word = f"{FOLDER / 'your_task.py'}:make_task"
-    study = Study(word, arms, 130, "env steps", (0,), {"updates": 40}, trials=20, curve=1)
+    study = Study(word, arms, 130, "env_steps", (0,), {"updates": 40}, trials=20, curve=1)
     found = run_comparison(study, tmp_path / "study", 0, progress=False)
-    assert 64 <= found.spent["dppo"]["env steps"] <= 192 and found.spent["clone"]["env steps"] == 0
+    assert 64 <= found.spent["dppo"]["env_steps"] <= 192 and found.spent["clone"]["env_steps"] == 0
     assert found.values["success"]["dppo"].shape == (1, 20) and found.standings["success"].basis == "trials"

@@ -171,7 +171,7 @@ def test_a_checkpoint_with_cameras_learns_and_its_critic_sees_what_its_eyes_make
     policy = diffusion_policy(seeing, 2, with_min_std(ddim(1.0), 0.1))
     args = dppo.Args(iterations=1, rollout_steps=2, num_envs=1, finetune_denoising_steps=1, batch_size=2, epochs=1)
     rows = list(dppo.improve(policy, Collector(Scene, 1, 1), args, Rng(0)))
-    assert np.isfinite(rows[0]["loss"]) and np.isfinite(rows[0]["value error"])
+    assert np.isfinite(rows[0]["loss/policy"]) and np.isfinite(rows[0]["loss/value"])
     net: Any = policy.denoiser.net  # type: ignore[union-attr]
     cond = policy.codec.condition({k: torch.as_tensor(v)[None] for k, v in Scene().reset(seed=0)[0].items()})
     assert net.features(cond).shape == (1, 2 * (7 + net.eyes.width))
@@ -230,7 +230,9 @@ def test_a_recipe_improves_a_checkpoint_in_an_environment(execute: int | None) -
     before = {k: v.clone() for k, v in policy.denoiser.state_dict().items()}
     args = dppo.Args(iterations=2, rollout_steps=4, finetune_denoising_steps=5, batch_size=256, epochs=1)
     rows = list(dppo.improve(policy, Collector(remembered, 8, 1), args, Rng(0)))
-    assert [row["episodes"] for row in rows] == [8.0, 8.0] and all(np.isfinite(row["loss"]) for row in rows)
+    assert [row["rollout/num_episodes"] for row in rows] == [8.0, 8.0] and all(
+        np.isfinite(row["loss/policy"]) for row in rows
+    )
     relay = policy.denoiser
     assert isinstance(relay, Relay)
     assert any(not torch.equal(v, before[k]) for k, v in relay.last.state_dict().items())

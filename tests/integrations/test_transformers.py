@@ -55,7 +55,7 @@ def test_tracerl_improves_an_unmodified_masked_model(name: str, tmp_path: Path) 
     assert torch.equal(written[:, [0, 1, -1]], puzzles()[:, [0, 1, -1]])
     before = models.tensors(made.weights.module)
     rows = list(tracerl.improve(made, (reward, puzzles()), ARGS, Rng(1)))
-    assert len(rows) == 2 and all(row["rows"] > 0 for row in rows)
+    assert len(rows) == 2 and all(row["rollout/num_learned_steps"] > 0 for row in rows)
     after = models.tensors(made.weights.module)
     assert sum(not torch.equal(before[k], after[k]) for k in before) > 0.9 * len(before)
     made.save(tmp_path / "policy")
@@ -69,7 +69,7 @@ def test_tracerl_improves_an_unmodified_masked_model(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", NAMES)
 def test_learning_follows_the_reward(name: str) -> None:
     rows = list(tracerl.improve(policy(name), (reward, puzzles()), replace(ARGS, iterations=20, lr=1e-2), Rng(1)))
-    assert rows[-1]["reward"] > rows[0]["reward"] + 0.3
+    assert rows[-1]["rollout/reward"] > rows[0]["rollout/reward"] + 0.3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -113,9 +113,9 @@ def test_shapes_reward_is_graded_and_strict():
     drawn[2, 8] = red_disc  # one too many
     drawn[3, 0], drawn[3, 1] = 0, red_disc  # wrong place
     reward = shapes.reward(shapes.render(drawn), prompt)
-    assert reward["found"].tolist() == [1.0, 0.5, 1.0, 0.5]
-    assert reward["strict"].tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert reward["count"].tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert reward["objects_found"].tolist() == [1.0, 0.5, 1.0, 0.5]
+    assert reward["exact_match"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert reward["count_correct"].tolist() == [1.0, 1.0, 0.0, 1.0]
 
 
 def test_shapes_off_the_manifold_is_not_rewarded():
@@ -125,7 +125,7 @@ def test_shapes_off_the_manifold_is_not_rewarded():
     between = (shapes.render(scene) + shapes.render(scene.roll(1, 0))) / 2  # half of one, half of another
     for image in (grey, noise, between):
         assert not bool(shapes.on_manifold(image).any())
-        assert float(shapes.reward(image, shapes.encode(scene))["strict"].sum()) == 0
+        assert float(shapes.reward(image, shapes.encode(scene))["exact_match"].sum()) == 0
     assert bool(shapes.on_manifold(shapes.render(scene)).all())
 
 

@@ -37,8 +37,8 @@ def test_a_chain_from_any_step_counts_the_rows_that_its_network_saw(begin: int |
     with UsageCounter().open() as usage:
         draw(None, Rng(0), start=start, rows=ROWS, micro=micro)
     steps = {None: 6, 0: 6, 1: 5, 4: 2, 5: 1}[begin]
-    assert usage.counts["rows"] == sum(net.seen) == steps * ROWS
-    assert usage.counts["denoiser calls"] == len(net.seen) == steps * (3 if micro == 2 else 1)
+    assert usage.counts["denoiser_rows"] == sum(net.seen) == steps * ROWS
+    assert usage.counts["denoiser_calls"] == len(net.seen) == steps * (3 if micro == 2 else 1)
 
 
 @pytest.mark.parametrize("record", [RecordSample(), RecordWindow(1, 3), RecordAll()])
@@ -47,7 +47,10 @@ def test_steps_that_are_not_recorded_count_as_well(record: Any) -> None:
     draw = make_sampler(process, net, process.steps(time_grid(STEPS)), (3,), record=record)
     with UsageCounter().open() as usage:
         draw(None, Rng(0), start=(torch.zeros(ROWS, 3), 1))
-    assert usage.counts["rows"] == sum(net.seen) == 5 * ROWS and usage.counts["denoiser calls"] == len(net.seen) == 5
+    assert (
+        usage.counts["denoiser_rows"] == sum(net.seen) == 5 * ROWS
+        and usage.counts["denoiser_calls"] == len(net.seen) == 5
+    )
 
 
 def test_every_draw_of_one_sampler_counts_its_own_rows() -> None:
@@ -56,5 +59,5 @@ def test_every_draw_of_one_sampler_counts_its_own_rows() -> None:
     with UsageCounter().open() as usage:
         for rows, begin in ((2, 3), (7, 0), (1, 5)):
             draw(None, Rng(0), start=(torch.zeros(rows, 3), begin))
-    assert usage.counts["rows"] == sum(net.seen) == 2 * 3 + 7 * 6 + 1 * 1
-    assert usage.counts["denoiser calls"] == len(net.seen) == 3 + 6 + 1
+    assert usage.counts["denoiser_rows"] == sum(net.seen) == 2 * 3 + 7 * 6 + 1 * 1
+    assert usage.counts["denoiser_calls"] == len(net.seen) == 3 + 6 + 1

@@ -56,7 +56,7 @@ def test_the_network_is_asked_at_the_raised_level_and_then_at_the_next() -> None
     with UsageCounter().open() as usage:
         heun(net, times, (2,), 7, Rng(0), churn=churn, schedule=NARROW)
     assert net.levels == pytest.approx(wanted, rel=1e-4) and len(wanted) == 11
-    assert usage.counts["denoiser calls"] == 11 and usage.counts["rows"] == 77
+    assert usage.counts["denoiser_calls"] == 11 and usage.counts["denoiser_rows"] == 77
     assert any(a > 1.01 * b for a, b in zip(wanted, levels, strict=False))
 
 
@@ -124,7 +124,7 @@ def test_one_step_is_the_mean_at_the_first_level() -> None:
         with UsageCounter().open() as usage:
             made = heun(Watched(schedule, 0.25), time_grid(1), (3,), 4, Rng(0), churn=Churn(0.0), schedule=schedule)
         torch.testing.assert_close(made, 0.25 * schedule.most * Rng(0).normal(4, 3), rtol=1e-5, atol=0)
-        assert usage.counts["denoiser calls"] == 1 and usage.counts["rows"] == 4
+        assert usage.counts["denoiser_calls"] == 1 and usage.counts["denoiser_rows"] == 4
 
 
 @pytest.mark.parametrize("schedule", [edm, NARROW, Karras(0.01, 1.0, 5.0)])

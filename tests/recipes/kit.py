@@ -242,10 +242,16 @@ def experience(ep: Rollout, credit: Tensor | None = None) -> dict[str, Any]:
     """
     alive = ep.executed_mask.any(-1)
     over = ep.done & alive
-    told = {f"episode {k}": v[over].double().mean() for k, v in ep.info.items()} if bool(over.any()) else {}
-    wrong = {"faults": len(ep.faults)} if ep.faults else {}
-    error = {} if credit is None else {"value error": credit[alive].double().square().mean()}
-    return {"episodes": over.sum(), **told, **wrong, "reward": ep.reward[alive].double().mean(), **error}
+    told = {f"rollout/{k}": v[over].double().mean() for k, v in ep.info.items()} if bool(over.any()) else {}
+    wrong = {"rollout/num_faults": len(ep.faults)} if ep.faults else {}
+    error = {} if credit is None else {"loss/value": credit[alive].double().square().mean()}
+    return {
+        "rollout/num_episodes": over.sum(),
+        **told,
+        **wrong,
+        "rollout/reward": ep.reward[alive].double().mean(),
+        **error,
+    }
 
 
 class Made(Tape):

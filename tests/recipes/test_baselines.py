@@ -291,7 +291,7 @@ def reacher() -> Policy:
 def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
     made, a = reacher(), replace(PPO, iterations=15, num_envs=32, epochs=6)
     rows = list(ppo.improve(made, Collector(Reach, 32, 1), a, Rng(0)))
-    first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
+    first, last = (np.mean([r["rollout/return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.6, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 
 
@@ -330,7 +330,7 @@ def test_entropy_is_rewarded_and_warmup_leaves_the_actor_alone() -> None:
             made, Collector(Bandit, 16, 1), replace(PPO, iterations=12, critic_warmup=12, value_lr=1e-2), Rng(1)
         )
     )
-    errors = [row["value error"] for row in rows]
+    errors = [row["loss/value"] for row in rows]
     assert decided(net) == 0.0 and "kl" not in rows[-1] and float(np.mean(errors[4:])) < errors[0]
 
 
@@ -365,7 +365,7 @@ def test_an_iteration_of_drwr_tilts_by_the_standardised_return() -> None:
     assert isinstance(made.denoiser, GaussianHead) and float(made.denoiser.std.detach()) == pytest.approx(
         0.5, abs=0.035
     )
-    assert row["effective share"] == pytest.approx(math.exp(-(0.6**2)), abs=0.05), "1 / E[w²] of a lognormal"
+    assert row["awr/ess_fraction"] == pytest.approx(math.exp(-(0.6**2)), abs=0.05), "1 / E[w²] of a lognormal"
 
 
 def record(reward: list[float], done: list[bool], length: list[int], ticks: list[int]) -> Rollout:
@@ -380,7 +380,7 @@ def record(reward: list[float], done: list[bool], length: list[int], ticks: list
         torch.tensor(done)[:, None],
         many,
         torch.arange(2) < many[..., None],
-        info={"ticks": torch.tensor(ticks)[:, None]},
+        info={"length": torch.tensor(ticks)[:, None]},
     )
 
 
@@ -430,7 +430,7 @@ def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
         rollout_sampler="train",
     )
     rows = list(drwr.improve(made, Collector(Reach, 64, 1), a, Rng(0)))
-    first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
+    first, last = (np.mean([r["rollout/return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 
 
@@ -529,7 +529,7 @@ def test_rwr_drops_bad_rewards_and_refuses_what_teaches_nothing() -> None:
 
     a = replace(RWR, group_size=64, epochs=1, batch_size=64)
     (row,) = rwr.improve(linear()[0], (strange, NOTHING), a, Rng(0))
-    assert row["dropped"] == 1 and math.isfinite(row["loss"])
+    assert row["rollout/num_invalid_rewards"] == 1 and math.isfinite(row["loss/policy"])
     with pytest.raises(InvalidInputError, match=r"\b5\b"):
         list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, invalid_rewards="raise"), Rng(0)))
     with pytest.raises(InvalidInputError, match="group of one"):

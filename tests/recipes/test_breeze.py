@@ -78,7 +78,7 @@ def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(na
     module = METHODS[name][0]
     task, keep = tasks.make(module.DEFAULT_TASK, to_json(BASE)), Run(tmp_path)
     rows = list(experiment.run_recipe(module, task, module.Args(**SMALL), 0, keep))
-    assert {"held-out score", "held-out goal 6", "held-out stay left", "held-out overestimation"} <= rows[-1].keys()
+    assert {"eval/score", "eval/goal_6", "eval/stay_left", "eval/overestimation"} <= rows[-1].keys()
     made = Policy.load(find_saved_policy(tmp_path, "last"))
     asked = policy_for_reward(made, _successors.demos(_zero.load_dataset(BASE, 0)), lambda at: at[:, 0])
     again = Policy.load(asked.save(tmp_path / "asked"))
@@ -199,7 +199,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     made = start("fb", base)
     improve("fb", made, read)
     told = _zero.task(base).evaluate(made, 0, 4)
-    assert bool((told["ticks"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
+    assert bool((told["length"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
     with pytest.raises(RunError, match="holds no rewards to ask for"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_zero, "load_dataset", lambda base, seed: data)
         _zero.outcomes(base, made, 0, 2)
@@ -223,8 +223,8 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
     base = replace(BASE, max_episode_steps=60)
     from denoiserl.envs.toy.maze import expert
 
-    reward = _zero.rewards(base)["goal 2"]
-    low, high = _zero.references(base)["goal 2"]
+    reward = _zero.rewards(base)["goal_2"]
+    low, high = _zero.references(base)["goal_2"]
     goal = _zero.maze(base).cells[reward(_zero.maze(base).cells).argmax()]
 
     def shortest(world, position, rng):
@@ -250,7 +250,7 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     """With r in the span of an orthonormal B, Q of the discounted return itself: a promise kept is an error of 0."""
     made = start("fb")
     improve("fb", made)
-    reward = _zero.rewards(BASE)["stay left"]
+    reward = _zero.rewards(BASE)["stay_left"]
     seen = _successors.demos(_zero.load_dataset(BASE, 0)).observations
     asked = policy_for_reward(made, seen, reward)
     begin, first = seen[:5], torch.zeros(5, 2, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mdlm": ({"num_updates": 4, "batch_size": 16}, {"policy_width": 24, "elbo_draws": 2}),
 }
 """small settings of each recipe, and of its task"""
+METRIC = re.compile(r"[a-z]+/[a-z][a-z0-9_]*")
 METAWORLD = {name for name, (_, task) in SMALL.items() if "num_demos" in task}
 
 
@@ -108,7 +110,8 @@ def test_small_settings_are_those_of_all_recipes() -> None:
 def test_two_iterations_run_and_the_same_seed_gives_the_same_rows(name: str) -> None:
     found = list(rows(name))
     metric = small(name)[1].metric
-    assert any(f"held-out {metric}" in row for row in found)
+    assert not [key for row in found for key in row if not METRIC.fullmatch(key)], "metrics are group/name"
+    assert any(f"eval/{metric}" in row for row in found)
     assert alike(found, list(rows(name)))
     assert not alike(found, list(rows(name, seed=1)))
 

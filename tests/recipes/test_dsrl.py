@@ -176,7 +176,7 @@ def test_it_finds_the_noise_of_the_best_action_of_a_black_box(aliased: bool) -> 
     rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), replace(SMALL, aliased=aliased), Rng(3)))
     x = torch.tensor([[-0.4], [0.0], [0.4]])
     assert made.generate(x, Rng(0)).flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
-    assert rows[0]["action spread"] == pytest.approx(float(torch.tanh(torch.randn(100_000)).std()), abs=0.08)
+    assert rows[0]["policy/noise_sensitivity"] == pytest.approx(float(torch.tanh(torch.randn(100_000)).std()), abs=0.08)
 
 
 def test_the_best_of_the_bases_plans_is_found_without_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_learning_waits_for_a_batch() -> None:
     made = steer(black_box(wiggle, 1, 1), 1, 16)
     a = replace(SMALL, iterations=4, learning_starts=0, rollout_steps=3, utd=0.1)
     rows = list(dsrl.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
-    assert ["critic loss" in row for row in rows] == [False, False, True, True]
+    assert ["loss/critic" in row for row in rows] == [False, False, True, True]
 
 
 def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -> None:
@@ -217,7 +217,7 @@ def test_repeated_noise_is_steered_and_the_temperature_stays_above_its_floor() -
     plan = made.generate(x, Rng(0))
     assert torch.equal(plan[:, 0], plan[:, 1])
     assert plan[:, 0].flatten().tolist() == pytest.approx((x + 0.4).flatten().tolist(), abs=0.15)
-    assert 0.045 <= rows[-1]["alpha"] < 0.0495
+    assert 0.045 <= rows[-1]["policy/temperature"] < 0.0495
 
 
 def test_a_hidden_network_is_steered_like_an_open_one_and_neither_changes() -> None:

@@ -173,7 +173,7 @@ def test_they_learn_to_reach_what_they_see_in_strange_units(name: str) -> None:
     recipe, a = BOTH[name]
     a = replace(a, iterations=10)
     rows = list(recipe.improve(reacher(), Collector(Reach, 32, 1), a, Rng(0)))
-    first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:2], rows[-2:]))
+    first, last = (np.mean([r["rollout/return"] for r in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.5, f"the return went from {first:.2f} to {last:.2f}; the best is about -0.6"
 
 

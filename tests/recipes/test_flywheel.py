@@ -162,7 +162,7 @@ def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
     plain = list(
         ppo.improve(gaussian, Collector(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iterations=3), rng)
     )
-    assert [{k: v for k, v in row.items() if k != "round"} for row in rows] == plain
+    assert [{k: v for k, v in row.items() if k != "gorl/stage"} for row in rows] == plain
     control = made.weights.control
     assert isinstance(control, LatentController)
     assert same(list(control.head.parameters()), list(gaussian.denoiser.parameters()))
@@ -194,7 +194,7 @@ def test_gorl_learns_to_reach() -> None:
         clip_range=0.2,
     )
     rows = latent_run(policy(), a, copies=32)
-    first, last = (np.mean([row["episode success"] for row in part]) for part in (rows[:2], rows[-2:]))
+    first, last = (np.mean([row["rollout/success"] for row in part]) for part in (rows[:2], rows[-2:]))
     assert last > first + 0.2, f"success went from {first:.2f} to {last:.2f}"
 
 
@@ -220,7 +220,7 @@ def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None
     drawn = made.with_controller(None).generate(env.obs.repeat(20, 1), Rng(1))
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.03)
     assert float(drawn.std()) == pytest.approx(0.15, abs=0.04)
-    assert row["plan std"] == pytest.approx(0.15, abs=0.02)
+    assert row["decoder/action_std"] == pytest.approx(0.15, abs=0.02)
 
 
 def test_a_switch_that_loses_too_much_is_taken_back() -> None:
@@ -230,10 +230,10 @@ def test_a_switch_that_loses_too_much_is_taken_back() -> None:
     )  # nothing is ten times better
     before = weights(made)
     rows = latent_run(made, a)
-    (row,) = [row for row in rows if "switched" in row]
-    assert row["switched"] == 0 and same(before, weights(made))
+    (row,) = [row for row in rows if "decoder/accepted" in row]
+    assert row["decoder/accepted"] == 0 and same(before, weights(made))
     kept = latent_run(policy(), dataclasses.replace(a, max_return_drop=10.0))
-    assert [row["switched"] for row in kept if "switched" in row] == [1]
+    assert [row["decoder/accepted"] for row in kept if "decoder/accepted" in row] == [1]
 
 
 def test_gorl_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:
@@ -318,8 +318,8 @@ def test_the_flywheel_ends_with_a_student_of_clean_generated_episodes(tmp_path) 
     row = fly(made, FLY, keep)[-1]
     data, generator = Demonstrations.load(tmp_path / "run" / "generated"), Policy.load(tmp_path / "run" / "generator")
     assert data.success is not None and bool(data.success.all()) and 0 < len(data) <= 12
-    assert row["data episodes"] == len(data) and row["data jerk"] == pytest.approx(motion(data)["jerk"])
-    assert 0 < row["generator success"] < 1 and 0 < row["covered"] <= 1
+    assert row["demos/episodes"] == len(data) and row["demos/jerk"] == pytest.approx(motion(data)["jerk"])
+    assert 0 < row["generator/success"] < 1 and 0 < row["demos/start_coverage"] <= 1
     assert not same(weights(made), weights(generator))
     # the student draws what the data did, where the data were
     cond = data.observations[data.ends - data.lengths]
@@ -349,7 +349,7 @@ def test_the_flywheel_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tm
 def test_a_gaussian_policy_flies_with_ppo() -> None:
     made = wide()
     row = fly(made, dataclasses.replace(FLY, generator_lr=1e-4, student_updates=20))[-1]
-    assert row["generator success"] > 0 and row["data episodes"] > 0
+    assert row["generator/success"] > 0 and row["demos/episodes"] > 0
     assert made.weights.control is None and isinstance(made.denoiser, GaussianHead)
 
 

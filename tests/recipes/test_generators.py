@@ -92,7 +92,7 @@ def test_micro_batches_change_no_number(recipe: ModuleType, micro: int, monkeypa
     def descend(opt: Any, loss: Tensor, clip: Any, params: Any) -> dict[str, float]:
         seen.append(torch.cat([p.grad.flatten() for g in opt.param_groups for p in g["params"]]))
         opt.zero_grad()
-        return {"loss": float(loss), "gradient": 0.0}
+        return {"loss": float(loss), "grad_norm": 0.0}
 
     def reward(x: Tensor, prompts: Tensor) -> Tensor:
         asked.append(len(x))
@@ -176,7 +176,7 @@ def test_the_weights_of_parts_reach_the_method(recipe: ModuleType) -> None:
     rows(recipe, alone, lambda x, p: 2 * x[:, 0])
     (row,) = rows(recipe, weighted, parts, reward_weights={"good": 2.0})
     assert torch.equal(weights(alone), weights(weighted))
-    assert row["good"] == pytest.approx(row["reward"] / 2) and "noise" in row
+    assert row["reward/good"] == pytest.approx(row["rollout/reward"] / 2) and "reward/noise" in row
 
 
 @every
@@ -185,7 +185,7 @@ def test_an_answer_that_is_missing_is_dropped(recipe: ModuleType) -> None:
         return [None, *x[1:, 0].tolist()]
 
     (row,) = rows(recipe, generator(), some, invalid_rewards="drop")
-    assert row["dropped"] == 1
+    assert row["rollout/num_invalid_rewards"] == 1
     with pytest.raises(InvalidInputError, match=r"reward\[0\]"):
         rows(recipe, generator(), some, invalid_rewards="raise")
 
@@ -210,7 +210,7 @@ def test_a_generator_without_prompts_improves(recipe: ModuleType, prompts: Any, 
         rwr: {"iterations": 5, "group_size": 16, "inverse_temperature": 5.0},
     }[recipe]
     told = rows(recipe, generator(0, codec), lambda x, p: x[:, 0] > 0.5, prompts, lr=5e-3, **changes)
-    assert told[0]["reward"] < 0.6 and told[-1]["reward"] > 0.8
+    assert told[0]["rollout/reward"] < 0.6 and told[-1]["rollout/reward"] > 0.8
 
 
 @every
@@ -249,4 +249,4 @@ def test_the_reward_that_is_told_is_the_total(recipe: ModuleType) -> None:
         return {"reward": x[:, 0], "dropped": 3 + 0 * x[:, 0]}
 
     (row,) = rows(recipe, generator(), parts, reward_weights={"reward": 0.0, "dropped": 2.0})
-    assert row["reward"] == 6.0 and row["dropped"] == 0
+    assert row["rollout/reward"] == 6.0 and row["rollout/num_invalid_rewards"] == 0

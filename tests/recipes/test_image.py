@@ -147,7 +147,7 @@ def test_rewards_that_do_not_count_are_refused(recipe: ModuleType) -> None:
     with pytest.raises(InvalidInputError, match=r"\b5\b"):
         improve(recipe, fresh(), strange, 1, Rng(1), invalid_rewards="raise")
     rows = improve(recipe, fresh(), strange, 2, Rng(1), invalid_rewards="drop")
-    assert [r["dropped"] for r in rows] == [1, 1] and all(0 < r["reward"] < 1 for r in rows)
+    assert [r["rollout/num_invalid_rewards"] for r in rows] == [1, 1] and all(0 < r["rollout/reward"] < 1 for r in rows)
     with pytest.raises(InvalidInputError, match=r"return a tensor of shape \(96,\)"):
         improve(recipe, fresh(), flat, 1, Rng(1))
     with pytest.raises(InvalidInputError, match="96 of 96"):
@@ -160,7 +160,10 @@ def test_equal_rewards_teach_nothing_and_are_counted(recipe: ModuleType) -> None
     rows = improve(recipe, made, lambda x, p: torch.full((len(x),), 0.3), 2, Rng(1))
     for name, value in made.weights.module.state_dict().items():
         assert torch.equal(value, generator()[1][name])
-    assert all(r[{flow_grpo: "dead groups", ddpo: "silent"}[recipe]] == 1 for r in rows)
+    assert all(
+        r[{flow_grpo: "rollout/dead_group_fraction", ddpo: "rollout/zero_advantage_fraction"}[recipe]] == 1
+        for r in rows
+    )
 
 
 @both
@@ -211,7 +214,9 @@ def test_ddpo_learns_from_few_prompts_with_its_defaults(many: int) -> None:
     """More samples of a prompt in an iteration than it remembers: the oldest are forgotten and counted."""
     a = replace(ddpo.Args(), iterations=2, num_samples=64, batch_size=640, stat_window=16)
     rows = list(ddpo.improve(fresh(), (WORLD.reward, WORLD.prompts[:many]), a, Rng(1)))
-    assert all(r["forgotten"] >= 64 - 16 * many and r["silent"] < 1 for r in rows)
+    assert all(
+        r["rollout/num_forgotten_prompts"] >= 64 - 16 * many and r["rollout/zero_advantage_fraction"] < 1 for r in rows
+    )
 
 
 def test_captions_are_wrong_as_often_as_they_say() -> None:
@@ -243,7 +248,7 @@ def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
             return shapes.draw(shapes.decode(cond), rng)
 
     told = _shapes.outcomes(Perfect(), TINY, 3, 400)  # type: ignore[arg-type]
-    assert all(bool((told[k] == 1).all()) for k in ("strict", "found", "count", "on manifold"))
+    assert all(bool((told[k] == 1).all()) for k in ("exact_match", "objects_found", "count_correct", "clean_image"))
     assert 0.15 < float(told["diversity"].mean()) < 0.25
     with pytest.raises(RunError, match="independent"):
         _shapes.outcomes(made, TINY, 3, 5000)

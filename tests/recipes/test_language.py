@@ -46,7 +46,7 @@ def partial_credit(written, asked):
 @pytest.mark.parametrize("likelihood", ["tokens", "exact"])
 def test_tracerl_learns_to_agree(likelihood):
     a = tracerl.Args(iterations=60, num_prompts=16, group_size=8, lr=1e-2, epochs=1, likelihood=likelihood)
-    rewards = [row["reward"] for row in tracerl.improve(toy(), (agree, CANVAS), a, Rng(0))]
+    rewards = [row["rollout/reward"] for row in tracerl.improve(toy(), (agree, CANVAS), a, Rng(0))]
     assert sum(rewards[:3]) / 3 < 0.7
     assert sum(rewards[-5:]) / 5 > 0.97
 
@@ -56,7 +56,7 @@ def test_diffu_grpo_learns_where_one_pass_is_exact():
     a = diffu_grpo.Args(
         iterations=60, num_prompts=16, group_size=8, inner_updates=2, lr=1e-2, kl_coef=0.0, reference_sync_every=0
     )
-    rewards = [row["reward"] for row in diffu_grpo.improve(toy(), (agree, CANVAS), a, Rng(0))]
+    rewards = [row["rollout/reward"] for row in diffu_grpo.improve(toy(), (agree, CANVAS), a, Rng(0))]
     assert sum(rewards[-5:]) / 5 > 0.97
 
 
@@ -115,14 +115,16 @@ def test_dead_groups_are_counted_and_teach_nothing():
     before = [p.clone() for p in policy.parameters()]
     a = tracerl.Args(iterations=2, num_prompts=4, group_size=4)
     rows = list(tracerl.improve(policy, (lambda w, q: torch.ones(len(w)), CANVAS), a, Rng(0)))
-    assert [row["dead groups"] for row in rows] == [1.0, 1.0] and rows[0]["rows"] == 0
+    assert [row["rollout/dead_group_fraction"] for row in rows] == [1.0, 1.0] and rows[0][
+        "rollout/num_learned_steps"
+    ] == 0
     assert all(torch.equal(p, q) for p, q in zip(before, policy.parameters(), strict=True))
 
 
 def test_accuracy_outside_the_range_is_dropped():
     a = tracerl.Args(iterations=1, num_prompts=32, group_size=4, prompt_accuracy_range=(0.99, 1.0))
     (row,) = tracerl.improve(toy(), (agree, CANVAS), a, Rng(0))
-    assert row["rows"] == 0 and row["dead groups"] < 1
+    assert row["rollout/num_learned_steps"] == 0 and row["rollout/dead_group_fraction"] < 1
 
 
 @pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
@@ -210,6 +212,6 @@ def test_outcomes_are_of_unseen_grids():
     assert bool(fits.any(-1).all())  # every held-out canvas comes from a grid that is not trained on
     assert not bool((train[:, None] == test[None]).all(-1).any())
     found = _sudoku.outcomes(_sudoku.untrained_policy(BASE, 0), BASE, 5, 64)
-    assert set(found) == set(_sudoku.task(BASE).metrics) == {"solved at 4", "solved at 2"} and all(
+    assert set(found) == set(_sudoku.task(BASE).metrics) == {"solved_at_4", "solved_at_2"} and all(
         set(v.tolist()) <= {0.0, 1.0} for v in found.values()
     )

@@ -68,7 +68,7 @@ def test_an_update_is_the_same_however_many_rows_a_forward_has(name: str, micro:
     monkeypatch.setattr(RECIPES[name], "adamw", lambda params, lr: torch.optim.SGD(list(params), 10 * lr))
     whole, split = made(), made()
     rows = improve(name, whole, parity, CANVAS)
-    assert any("loss" in row for row in rows)
+    assert any("loss/policy" in row for row in rows)
     for a, b in zip(rows, improve(name, split, parity, CANVAS, micro_batch_size=micro), strict=True):
         assert a.keys() == b.keys() and all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a)
     for p, q in zip(whole.parameters(), split.parameters(), strict=True):
@@ -109,10 +109,10 @@ def test_what_an_update_made_impossible_carries_no_loss_and_is_counted() -> None
         rows = []
         for seed in range(5):
             rows += improve(name, made(top_k=2), parity, CANVAS, seed, iterations=4, epochs=4, batch_size=3, lr=0.5)
-        assert max(row.get("impossible", 0.0) for row in rows) > 0.05
-        assert all(0 <= row["impossible"] <= 1 for row in rows if "impossible" in row)
+        assert max(row.get("loss/impossible_fraction", 0.0) for row in rows) > 0.05
+        assert all(0 <= row["loss/impossible_fraction"] <= 1 for row in rows if "loss/impossible_fraction" in row)
         if name == "exact":
-            assert sum(row.get("skipped", 0) for row in rows) > 0
+            assert sum(row.get("train/skipped_updates", 0) for row in rows) > 0
 
 
 def test_a_minibatch_of_nothing_possible_leaves_weights_and_momentum_alone(monkeypatch: Any) -> None:
@@ -137,7 +137,10 @@ def test_a_minibatch_of_nothing_possible_leaves_weights_and_momentum_alone(monke
 
     monkeypatch.setattr(tracerl, "_old", then)
     rows = improve("exact", policy, parity, CANVAS)
-    assert all(row["impossible"] == 1 and row["skipped"] > 0 and "loss" not in row for row in rows)
+    assert all(
+        row["loss/impossible_fraction"] == 1 and row["train/skipped_updates"] > 0 and "loss/policy" not in row
+        for row in rows
+    )
     assert all(torch.equal(p, q) for p, q in zip(before, policy.parameters(), strict=True))
 
 
@@ -186,7 +189,7 @@ def test_rewards_of_any_scale_teach() -> None:
     """Groups are compared within themselves: a reward may be negative or count points."""
     for scale, shift in ((5.0, 0.0), (1.0, -3.0), (100.0, -50.0)):
         rows = improve("exact", made(), lambda w, q, s=scale, b=shift: s * parity(w, q) + b, CANVAS)
-        assert all(row["rows"] > 0 for row in rows)
+        assert all(row["rollout/num_learned_steps"] > 0 for row in rows)
     with pytest.raises(InvalidInputError, match=r"prompt_accuracy_range=\(0.2, 0.8\).*from -3 to -2"):
         improve("exact", made(), lambda w, q: parity(w, q) - 3, CANVAS, prompt_accuracy_range=(0.2, 0.8))
 
@@ -210,8 +213,10 @@ def test_bad_rewards_can_be_dropped_and_parts_weighed(name: str) -> None:
             invalid_rewards="drop",
             reward_weights={"right": 1.0},
         )
-        assert [row["dropped"] for row in rows] == [5, 5] and all("length" in row for row in rows)
-        assert all(0 < row["reward"] < 1 for row in rows)
+        assert [row["rollout/num_invalid_rewards"] for row in rows] == [5, 5] and all(
+            "reward/length" in row for row in rows
+        )
+        assert all(0 < row["rollout/reward"] < 1 for row in rows)
         found.append(next(iter(policy.parameters())).detach())
     assert torch.equal(*found)
     with pytest.raises(InvalidInputError, match="not finite"):
@@ -240,7 +245,7 @@ def test_float32_that_rounds_by_shape_needs_a_tolerance(name: str) -> None:
     with pytest.raises(OffPolicyError, match=r"above 0\.001"):
         improve(name, made(Rough(4)), parity, CANVAS, batch_size=5)
     first, *_ = improve(name, made(Rough(4)), parity, CANVAS, batch_size=5, ratio_tolerance=0.05)
-    assert ("flipped" in first) == (name == "exact")
+    assert ("ppo/flipped_fraction" in first) == (name == "exact")
 
 
 def test_a_flipped_rank_is_told_and_does_not_stop_learning() -> None:
@@ -249,7 +254,7 @@ def test_a_flipped_rank_is_told_and_does_not_stop_learning() -> None:
     with torch.no_grad():
         net.table.zero_()
     first, *_ = improve("exact", made(net), coin, CANVAS, batch_size=5, ratio_tolerance=0.05)
-    assert 0.2 < first["flipped"] <= 1
+    assert 0.2 < first["ppo/flipped_fraction"] <= 1
 
 
 class Encoder(nn.Module):
@@ -271,7 +276,7 @@ def test_a_network_with_another_kernel_under_no_grad_starts_at_a_ratio_of_one(na
     rows = improve(
         name, made(Encoder()), coin, CANVAS, iterations=1, ratio_tolerance=None if name != "diffu_grpo" else 1e-9
     )
-    assert "loss" in rows[0]
+    assert "loss/policy" in rows[0]
 
 
 def test_long_sequences_are_scored_token_by_token_by_default() -> None:
@@ -281,7 +286,7 @@ def test_long_sequences_are_scored_token_by_token_by_default() -> None:
         policy = Policy.of(process, net, (length,), process.steps(time_grid(5)), codec=InfillCodec())
         a = tracerl.Args(iterations=1, num_prompts=4, group_size=4)
         (row,) = tracerl.improve(policy, (parity, torch.full((2, length), 3)), a, Rng(0))
-        assert ("flipped" in row) == exact
+        assert ("ppo/flipped_fraction" in row) == exact
 
 
 @pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
@@ -311,7 +316,9 @@ def test_prompts_may_bring_arguments_of_the_network(name: str) -> None:
         def reward(w: Tensor, q: Any) -> Tensor:
             return (w[:, 1] == q["cond"].argmax(-1)).float()
 
-        rows = [row["reward"] for row in improve(name, made(net), reward, prompts, seed, iterations=60, lr=3e-3)]
+        rows = [
+            row["rollout/reward"] for row in improve(name, made(net), reward, prompts, seed, iterations=60, lr=3e-3)
+        ]
         gained += sum(rows[-5:]) - sum(rows[:5])
     assert gained > 2
     with pytest.raises(InvalidInputError, match="tokens as 'canvas'"):
@@ -324,7 +331,7 @@ def test_prompts_may_be_conditions_of_an_empty_canvas(name: str) -> None:
     net = Transformer(3, 4, width=16, depth=1, heads=2, cond=2)
     policy = replace(made(net), codec=IdentityCodec())
     rows = improve(name, policy, lambda w, q: (w[:, 1] == q.argmax(-1)).float(), torch.eye(2))
-    assert any("loss" in row for row in rows)
+    assert any("loss/policy" in row for row in rows)
 
 
 @pytest.mark.parametrize("live", [False, True])
@@ -377,4 +384,4 @@ def test_prompts_may_hold_ids_that_are_no_token(name: str) -> None:
     """Special tokens beyond the tokenizer's own, or padding: they are read, and never scored."""
     net, canvas = Table(4, 5), torch.where(CANVAS < 3, 4, CANVAS)
     rows = improve(name, made(net), parity, canvas, **({"prompt_mask": 0.5} if name == "diffu_grpo" else {}))
-    assert any("loss" in row for row in rows)
+    assert any("loss/policy" in row for row in rows)

@@ -107,7 +107,7 @@ def test_td3_bc_finds_the_gain_of_the_regulator_in_random_actions_and_imitates_a
 def test_an_iteration_without_an_update_of_the_actor_tells_nothing() -> None:
     data = bandit(200)
     rows = learned(td3_bc, policy(data, "squashed"), data, iterations=2, updates_per_iteration=1, policy_delay=2)
-    assert rows[0] == {} and rows[1]["critic loss"] > 0
+    assert rows[0] == {} and rows[1]["loss/critic"] > 0
 
 
 def test_iql_ends_at_the_behaviour_reweighted_by_the_exponential_advantage() -> None:
@@ -249,7 +249,7 @@ def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, w
         dataclasses.replace(_logged.task(base), num_eval_trials=2),
     )
     rows = list(experiment.run_recipe(recipe, task, a))
-    assert recipe.START == kind and math.isfinite(rows[-1]["held-out return"]) and rows[0]["critic loss"] > 0
+    assert recipe.START == kind and math.isfinite(rows[-1]["eval/return"]) and rows[0]["loss/critic"] > 0
 
 
 def test_iql_fits_a_denoising_policy_to_the_same_weights() -> None:
@@ -358,7 +358,7 @@ def test_a_diffusion_policy_learned_from_data_goes_on_online_with_dppo() -> None
     before = [p.detach().clone() for p in made.parameters()]
     a = dppo.Args(iterations=2, rollout_steps=6, batch_size=64)
     rows = list(dppo.improve(made.with_controller(None), Collector(Line, 8, 1), a, Rng(5)))
-    assert math.isfinite(rows[-1]["reward"])
+    assert math.isfinite(rows[-1]["rollout/reward"])
     assert any(not torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True)), "the weights are shared"
 
 
@@ -484,7 +484,7 @@ def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
     assert data.rewards is not None
     with pytest.warns(UserWarning, match="all rewards of bandit are equal"):
         rows = learned(dql, policy(data, "diffusion"), dataclasses.replace(data, rewards=0 * data.rewards), **few)
-    assert math.isfinite(rows[-1]["imitation loss"])
+    assert math.isfinite(rows[-1]["loss/bc"])
     with pytest.raises(InvalidInputError, match="200 decisions, fewer than a batch of 500"):
         learned(iql, policy(data, "gaussian"), data, batch_size=500)
     with pytest.raises(InvalidInputError, match="TD3\\+BC improves policies that decide"):

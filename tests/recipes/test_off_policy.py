@@ -98,7 +98,7 @@ def test_sac_finds_the_best_arm_of_every_state_and_the_entropy_it_aims_at() -> N
     a = sac.Args(**SMALL, iterations=14, utd=0.5, target_entropy=goal, tau=0.05, temperature_init=0.2)
     rows = list(sac.improve(made, Collector(Bandit, 8, 1), a, Rng(3)))
     assert served(made, -0.8, 0.0, 0.8) == pytest.approx([2.2, 3.0, 3.8], abs=0.25)
-    assert float(np.mean([r["entropy"] for r in rows[-4:]])) == pytest.approx(goal, abs=0.25)
+    assert float(np.mean([r["policy/entropy"] for r in rows[-4:]])) == pytest.approx(goal, abs=0.25)
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -145,14 +145,14 @@ def test_updates_are_as_many_as_asked(recipe: Any) -> None:
         patch.setattr(twin_critics, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
         a = recipe.Args(**{**SMALL, "learning_starts": 100}, iterations=5, utd=0.3)
         rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
-    assert len(drawn) == int(0.3 * (5 * 64 - 100)) and "critic loss" not in rows[0] and "critic loss" in rows[-1]
+    assert len(drawn) == int(0.3 * (5 * 64 - 100)) and "loss/critic" not in rows[0] and "loss/critic" in rows[-1]
 
 
 def test_chunks_are_decisions() -> None:
     made = policy(Regulator, chunk=2)
     a = sac.Args(**{**SMALL, "learning_starts": 64}, iterations=2)
     rows = list(sac.improve(made, Collector(Regulator, 8, 1), a, Rng(3)))
-    assert rows[-1]["episode ticks"] == 2 and np.isfinite(rows[-1]["critic loss"])
+    assert rows[-1]["rollout/length"] == 2 and np.isfinite(rows[-1]["loss/critic"])
     assert made.generate(torch.zeros(3, 1), Rng(0)).shape == (3, 2, 1)
 
 
@@ -185,7 +185,7 @@ def test_learning_waits_for_a_batch(recipe: Any, begin: int) -> None:
         patch.setattr(twin_critics, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
         a = recipe.Args(**{**SMALL, "learning_starts": begin, "rollout_steps": 2}, iterations=8, utd=0.5)
         rows = list(recipe.improve(policy(Bandit), Collector(Bandit, 8, 1), a, Rng(5)))
-    assert ["critic loss" in row for row in rows] == [False] * 3 + [True] * 5
+    assert ["loss/critic" in row for row in rows] == [False] * 3 + [True] * 5
     assert len(drawn) == 0.5 * (8 * 16 - begin)
 
 

@@ -126,11 +126,11 @@ def test_the_kl_that_stops_an_actor_is_that_of_its_ratio_and_its_critic_learns_o
     monkeypatch.setattr(recipe, "ppo_clip", spy)
     more: dict[str, Any] = {"bc_weight": 0.0} if name == "reinflow" else {}
     (row,) = improve(name, make(), iterations=1, batch_size=10_000, epochs=3, **more)
-    assert row["kl"] == pytest.approx(np.mean(told), rel=1e-4, abs=1e-7) and told[-1] > 1e-6
+    assert row["ppo/approx_kl"] == pytest.approx(np.mean(told), rel=1e-4, abs=1e-7) and told[-1] > 1e-6
     monkeypatch.setattr(recipe, "approx_kl", lambda *pair: torch.tensor(2.0))
     stopped = improve(name, make(), target_kl=1.0, **more)
     warm = improve(name, make(), critic_warmup=99, **more)
-    assert [r["value error"] for r in stopped] == [r["value error"] for r in warm], "the critic learns all the same"
+    assert [r["loss/value"] for r in stopped] == [r["loss/value"] for r in warm], "the critic learns all the same"
     assert "kl" not in stopped[-1]
 
 
@@ -145,7 +145,7 @@ def test_statistics_of_observations_that_begin_from_nothing_are_learned_as_it_ac
 @pytest.mark.parametrize("name", ["ppo", "reinflow", "fpo"])
 def test_a_minibatch_of_one_decision_is_learned_from(name: str) -> None:
     rows = improve(name, METHODS[name][1](), batch_size=1, epochs=1, iterations=1)
-    assert np.isfinite(rows[0]["loss"])
+    assert np.isfinite(rows[0]["loss/policy"])
     assert torch.equal(standard(torch.tensor([3.0])), torch.tensor([3.0]))
 
 
@@ -242,8 +242,8 @@ def test_a_switch_waits_for_episodes_that_finish() -> None:
         encoder_width=8,
     )
     rows = list(gorl.improve(made, Collector(Long, 8, 1), a, Rng(0)))
-    (row,) = [r for r in rows if "switched" in r]
-    assert abs(row["before"]) < 20 and abs(row["after"]) < 20
+    (row,) = [r for r in rows if "decoder/accepted" in r]
+    assert abs(row["decoder/return_before"]) < 20 and abs(row["decoder/return_after"]) < 20
     env, ticks = Collector(Long, 8, 1), 0
     first, rest = gorl.play_episodes(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
     ticks = sum(int(p.num_executed[:, 0].sum()) for p in (first, *rest))

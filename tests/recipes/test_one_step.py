@@ -66,7 +66,7 @@ def test_a_decision_is_one_call_and_dql_pays_five(recipe: Any) -> None:
     for policy, calls in ((made, 1), (start(recipe, "diffusion"), 5)):
         with UsageCounter().open() as meter:
             policy.generate(torch.zeros(3, 1), Rng(0))
-        assert meter.counts["denoiser calls"] == calls
+        assert meter.counts["denoiser_calls"] == calls
 
 
 @BOTH

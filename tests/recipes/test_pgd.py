@@ -190,12 +190,12 @@ def test_pgd_is_the_same_run_after_a_kill(tmp_path, learner) -> None:
         torch.manual_seed(3)
         for row in pgd.improve(made, data, a, Rng(2), Run(tmp_path / folder, every=1)):
             rows.append(row)
-            if sum("made" in r for r in rows) == stop:
+            if sum("synthetic/count" in r for r in rows) == stop:
                 break
         return made, rows
 
     whole, rows = run("whole")
-    likely = [r["log-likelihood of what is made"] for r in rows if "made" in r]
+    likely = [r["synthetic/log_likelihood"] for r in rows if "synthetic/count" in r]
     assert len(likely) == 4 and likely[1] == likely[2] and len(set(likely)) == 3, "drawn anew after every second row"
     run("half", 3)
     again, _ = run("half")

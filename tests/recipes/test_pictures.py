@@ -207,7 +207,7 @@ def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
         student_batch_size=8,
     )
     (*_, row) = beyond_human.improve(cloned(_kinds.diffusion, 20), Collector(Spot(16), seed=1), flies, Rng(1))
-    assert row["data episodes"] > 0 and "covered" not in row
+    assert row["demos/episodes"] > 0 and "demos/start_coverage" not in row
     flat = torch.zeros(3, 1)
     with pytest.raises(InvalidInputError, match="a dict of 'image'"):
         policy.generate(flat, Rng(1))

@@ -57,7 +57,7 @@ def improve(made: Policy, a: dppo.Args, copies: int = 16, keep: Run | None = Non
 
 def test_dppo_learns_to_reach() -> None:
     rows = improve(policy(), dataclasses.replace(ARGS, iterations=15, rollout_steps=12, epochs=5, lr=2e-3), copies=24)
-    first, last = (np.mean([r["episode return"] for r in part]) for part in (rows[:3], rows[-3:]))
+    first, last = (np.mean([r["rollout/return"] for r in part]) for part in (rows[:3], rows[-3:]))
     assert last > first + 0.8, f"the return went from {first:.2f} to {last:.2f}; a perfect policy has about -0.6"
 
 

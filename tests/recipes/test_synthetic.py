@@ -89,7 +89,7 @@ def test_synther_is_the_same_run_twice_and_after_a_kill(tmp_path, share) -> None
     made = start(data)
     rows = synther.improve(made, data, a, Rng(2), Run(tmp_path / "half", every=1))
     for row in rows:
-        if "critic loss" in row:
+        if "loss/critic" in row:
             break  # stopped in the learner's first iteration
     del rows, row
     assert same(whole, run("half"))
@@ -136,7 +136,9 @@ def test_synther_online_refills_its_buffer_and_goes_on_after_a_kill(tmp_path) ->
         return made, rows
 
     whole, rows = run("whole")
-    assert [row.get("made") for row in rows] == [100.0, 100.0, 100.0] and all("critic loss" in row for row in rows)
+    assert [row.get("synthetic/count") for row in rows] == [100.0, 100.0, 100.0] and all(
+        "loss/critic" in row for row in rows
+    )
     run("half", 2)
     again, _ = run("half")
     assert same(whole, again)

@@ -58,7 +58,7 @@ def improve(recipe: Any, policy: Policy, prompts: Tensor, **changes: Any) -> lis
 
 
 def learned(rows: list[dict]) -> float:
-    return sum(row["reward"] for row in rows[-3:]) / 3
+    return sum(row["rollout/reward"] for row in rows[-3:]) / 3
 
 
 @every
@@ -67,7 +67,7 @@ def test_texts_of_unequal_lengths_are_learned_from(recipe: Any, end: int | None)
     """The shorter ones are finished before the last steps of the chain, which then decide nothing."""
     rows = improve(recipe, writer(end=end), UNEQUAL)
     assert all(torch.tensor(list(row.values())).isfinite().all() for row in rows)
-    assert rows[0]["reward"] < 0.6 and learned(rows) > 0.7
+    assert rows[0]["rollout/reward"] < 0.6 and learned(rows) > 0.7
 
 
 @every

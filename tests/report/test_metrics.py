@@ -126,11 +126,11 @@ def test_thinned_rows_are_evenly_spaced_and_keep_what_is_rare(tmp_path: Path) ->
     file = tmp_path / "metrics.jsonl"
     lines: list[dict[str, float]] = [{"iteration": i, "loss": float(i)} for i in range(9000)]
     for row in lines[899::900]:
-        row["held-out success"] = 0.5
+        row["eval/success"] = 0.5
     file.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     whole, some = read_metrics(file), read_metrics(file, 100)
     assert len(whole) == 9000 and 100 <= len(some) <= 220
-    assert [row["iteration"] for row in some if "held-out success" in row] == list(range(899, 9000, 900))
-    rest = [row["iteration"] for row in some if "held-out success" not in row]
+    assert [row["iteration"] for row in some if "eval/success" in row] == list(range(899, 9000, 900))
+    rest = [row["iteration"] for row in some if "eval/success" not in row]
     assert rest[0] == 0 and rest[-1] == 8998 and max(b - a for a, b in pairwise(rest)) <= 2 * 9000 / 100
     assert all(row in whole for row in some)

@@ -49,7 +49,7 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path) -> None:
     for i, (args, base) in enumerate(((recipe.Args(), usual), (other(recipe.Args()), other(usual)))):
         made = experiment.Args(name, to_json(args), recipe.DEFAULT_TASK, to_json(base), seed=3 * i)
         record = {"program": experiment.__name__, "args": to_json(made), "device": "cuda:1", "precision": "bf16"}
-        record |= {"threads": 4, "every": None, "budget": {"env steps": 5000, "seconds": 60.5}, "seed": made.seed}
+        record |= {"threads": 4, "every": None, "budget": {"env_steps": 5000, "seconds": 60.5}, "seed": made.seed}
         record["about"] = json.loads(json.dumps(experiment.about(made)))
         line = shlex.split(command(load_run(run(tmp_path / str(i), **record))))
         assert line[:3] == ["denoiserl", "run", name]
@@ -58,7 +58,7 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path) -> None:
         assert to_json(told.args) == to_json(args) and to_json(told.task_args) == to_json(base)
         how = told.machine
         assert (how.device, how.precision, how.threads, how.every, how.seed) == ("cuda:1", "bf16", 4, None, 3 * i)
-        assert budget(how.budget) == {"env steps": 5000, "seconds": 60.5} and how.out == Path(f"runs/{i}")
+        assert budget(how.budget) == {"env_steps": 5000, "seconds": 60.5} and how.out == Path(f"runs/{i}")
 
 
 def test_defaults_are_not_said_and_the_usual_folder_is_not_named(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def made(place: Path, recipe: str = "x.one", seed: int = 0, rows: int = 6, **arg
         "finished": "2026-01-02T03:04:05Z",
     }
     (place / "run.json").write_text(json.dumps(record))
-    told = [{"stage": "improve", "iteration": i, "reward": i + seed, "held-out success": 0.1 * i} for i in range(rows)]
+    told = [{"stage": "improve", "iteration": i, "reward": i + seed, "eval/success": 0.1 * i} for i in range(rows)]
     (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
     return place
 
@@ -89,8 +89,8 @@ def test_gaps_stay_gaps_and_what_cannot_be_averaged_is_refused() -> None:
 
 
 def test_learning_curves_draw_one_seed_and_several() -> None:
-    rows = [{"env steps": 100 * i + s, "success": i / 9} for s in range(2) for i in range(10)]
-    picture = learning_curves({"a": [rows[:10], rows[10:]], "b": [rows[:10]]}, "success", "env steps", unit="%")
+    rows = [{"env_steps": 100 * i + s, "success": i / 9} for s in range(2) for i in range(10)]
+    picture = learning_curves({"a": [rows[:10], rows[10:]], "b": [rows[:10]]}, "success", "env_steps", unit="%")
     assert picture[:4] == b"\x89PNG"
     with pytest.raises(RunError, match="There is no metric 'succes'"):
         learning_curves({"a": [rows]}, "succes")

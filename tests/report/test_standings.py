@@ -79,7 +79,7 @@ def test_terminal_and_page_say_the_same_of_real_standings() -> None:
 
 def test_columns_that_no_arm_fills_are_left_out() -> None:
     full = [str(c.header) for c in console_standings(table(None)).columns]
-    assert full == ["arm", "mean", "95 % interval", "group", "each seed", "training", "denoiser calls"]
+    assert full == ["arm", "mean", "95 % interval", "group", "each seed", "training", "denoiser_calls"]
     bare = ComparisonTable(
         "x", "", "", "higher", 0.1, (ComparisonRow("a", Interval(1, 0, 2, 9), (1.0,), ""),), (), "trials"
     )

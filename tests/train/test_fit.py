@@ -69,7 +69,7 @@ def test_fit_learns_the_best_affine_denoiser():
         slope, shift = optimum(mean[c].tolist())
         assert net.b[c].item() == pytest.approx(slope, abs=0.03)
         assert net.a[c].tolist() == pytest.approx(shift, abs=0.06)
-    assert len(rows) == 50 and rows[-1]["loss"] < 0.1 * rows[0]["loss"]
+    assert len(rows) == 50 and rows[-1]["loss/denoising"] < 0.1 * rows[0]["loss/denoising"]
 
 
 def test_a_fit_in_pieces_is_the_fit_in_one(tmp_path):

@@ -151,20 +151,20 @@ def test_a_budget_ends_the_loop_at_the_first_border_that_reaches_it(tmp_path):
     def loop(keep, n=100):
         done = []
         for it in keep.loop(n, counter=Counter()):
-            count_usage("env steps", 30)
+            count_usage("env_steps", 30)
             done.append(it)
         return done
 
-    assert loop(Run(budget={"env steps": 90})) == [0, 1, 2]
-    assert loop(Run(budget={"env steps": 91})) == [0, 1, 2, 3]
-    keep = Run(tmp_path, budget={"env steps": 150})
+    assert loop(Run(budget={"env_steps": 90})) == [0, 1, 2]
+    assert loop(Run(budget={"env_steps": 91})) == [0, 1, 2, 3]
+    keep = Run(tmp_path, budget={"env_steps": 150})
     assert loop(keep.stage("a"), 2) == [0, 1]
     assert loop(keep.stage("b"), None) == [0, 1, 2]  # what is left of the run's budget
-    assert loop(keep.stage("c")) == [] and keep.spent()["env steps"] == 150
-    more = Run(tmp_path, budget={"env steps": 200})  # another process with more to spend
+    assert loop(keep.stage("c")) == [] and keep.spent()["env_steps"] == 150
+    more = Run(tmp_path, budget={"env_steps": 200})  # another process with more to spend
     assert loop(more.stage("a"), 2) == [] and loop(more.stage("b"), None) == [3, 4]
-    assert more.spent()["env steps"] == 210
-    assert loop(Run().stage("d", budget={"env steps": 30})) == [0]
+    assert more.spent()["env_steps"] == 210
+    assert loop(Run().stage("d", budget={"env_steps": 30})) == [0]
 
 
 def test_a_budget_of_seconds_survives_a_resume(tmp_path):
@@ -183,8 +183,8 @@ def test_a_budget_of_seconds_survives_a_resume(tmp_path):
 
 
 def test_budgets_and_loops_that_mean_nothing_are_refused(tmp_path):
-    with pytest.raises(RunError, match="Did you mean 'env steps'"):
-        Run(budget={"env_steps": 3})
+    with pytest.raises(RunError, match="Did you mean 'env_steps'"):
+        Run(budget={"env steps": 3})
     with pytest.raises(RunError, match="allows nothing"):
         Run(budget={"seconds": 0})
     with pytest.raises(RunError, match="needs a budget"):

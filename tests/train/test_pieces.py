@@ -50,7 +50,7 @@ def test_a_fit_is_the_same_however_many_rows_a_forward_has(micro: int) -> None:
         torch.manual_seed(1)
         process, net = Diffusion(linear), GaussianDenoiser(MLP(3, 2, width=16), linear, "v")
         told = list(fit(process, net, data, cond, 5, Rng(2), batch=16, lr=1e-2, micro_batch_size=rows))
-        found.append((told[-1]["loss"], torch.cat([p.detach().flatten() for p in net.parameters()])))
+        found.append((told[-1]["loss/denoising"], torch.cat([p.detach().flatten() for p in net.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
     with pytest.raises(InvalidInputError, match="micro_batch_size is a number of rows"):

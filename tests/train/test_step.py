@@ -34,7 +34,7 @@ def test_a_step_clips_to_the_norm_and_keeps_the_direction():
     w = nn.Parameter(torch.zeros(2))
     opt = torch.optim.SGD([w], lr=1.0)
     told = optimizer_step(opt, (w * torch.tensor([3.0, 4.0])).sum(), clip=0.5)
-    assert told == {"loss": 0.0, "gradient": 5.0}
+    assert told == {"loss": 0.0, "grad_norm": 5.0}
     torch.testing.assert_close(w.detach(), torch.tensor([-0.3, -0.4]), atol=1e-6, rtol=0)
     optimizer_step(opt, (w * torch.tensor([0.3, 0.0])).sum(), clip=0.5)  # below the clip nothing is scaled
     torch.testing.assert_close(w.detach(), torch.tensor([-0.6, -0.4]), atol=1e-6, rtol=0)

@@ -71,7 +71,7 @@ VERBS = {
     "compare": Verb(
         "studies.compare",
         "methods on one task: equal budgets, paired seeds, verdicts",
-        "denoiserl compare --task env --methods dppo,ppo --budget 100k --unit env-steps",
+        "denoiserl compare --task env --methods dppo,ppo --budget 100k --unit env_steps",
     ),
     "claim": Verb("studies.claim", "papers' claims, tried again and recorded", "denoiserl claim --list"),
     "doctor": Verb("doctoring.doctor", "what is wrong with a policy before it learns", "denoiserl doctor runs/dppo-1"),

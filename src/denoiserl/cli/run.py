@@ -44,7 +44,7 @@ class ResumeOptions:
     """What may change when a run goes on."""
 
     budget: Annotated[tuple[str, ...], hint("(default: no limit)")] = ()
-    """the most that the run may spend, such as: env-steps=200000 seconds=600"""
+    """the most that the run may spend, such as: env_steps=200000 seconds=600"""
     held_out: int = 100
     """held-out trials of the best policy when the run is over, with intervals (0: none)"""
     progress: bool = True
@@ -137,15 +137,14 @@ def find(what: str) -> ModuleType:
 
 
 def budget(words: tuple[str, ...]) -> dict[str, float] | None:
-    """``("env-steps=200000",)`` as ``{"env steps": 200000.0}``."""
+    """Return the budget that words such as ``env_steps=200000`` give, by unit (``env-steps`` is the same unit)."""
     found: dict[str, float] = {}
-    known = [unit.replace(" ", "-") for unit in (*UNITS, "seconds")]
     for word in words:
-        unit, _, amount = word.partition("=")
-        if unit.replace(" ", "-") not in known:
-            raise Misuse(unknown_name_message(unit, known, "unit of a budget"))
+        unit, _, amount = word.replace("-", "_").partition("=")
+        if unit not in (*UNITS, "seconds"):
+            raise Misuse(unknown_name_message(unit, (*UNITS, "seconds"), "unit of a budget"))
         try:
-            found[unit.replace("-", " ")] = float(amount)
+            found[unit] = float(amount)
         except ValueError:
             raise Misuse(f"--budget {word}: write a unit and a number, such as {unit}=1000.") from None
     return found or None

@@ -37,7 +37,7 @@ class Compare:
     budget: str
     """what each arm and seed may spend in training, such as 200k"""
     unit: str
-    """of the budget: env-steps, denoiser-calls, rows, reward-calls, updates or seconds"""
+    """of the budget: env_steps, denoiser_calls, denoiser_rows, reward_calls, updates or seconds"""
     seeds: str = "5"
     """how many training seeds (0, 1, ...), or which: 3,4,5"""
     trials: int = 200
@@ -198,9 +198,9 @@ def build_comparison(a: Compare, task_args: dict[str, Any]) -> Any:
         if name not in arms:
             raise Misuse(unknown_name_message(name, arms, "arm"))
         arms[name].settings[setting] = parse_literal(value)
-    unit = a.unit.replace("-", " ")
+    unit = a.unit.replace("-", "_")
     if unit not in (*UNITS, "seconds"):
-        raise Misuse(unknown_name_message(a.unit, [u.replace(" ", "-") for u in (*UNITS, "seconds")], "unit"))
+        raise Misuse(unknown_name_message(a.unit, (*UNITS, "seconds"), "unit"))
     seeds = (
         tuple(range(int(a.seeds))) if a.seeds.isdigit() else tuple(parse_int(s, "--seeds") for s in a.seeds.split(","))
     )

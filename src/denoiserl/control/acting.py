@@ -299,11 +299,11 @@ def estimate_advantages(
 
 def rollout_metrics(ep: Rollout, judgement: AdvantageEstimate | None = None) -> dict[str, float]:
     """What an iteration tells of its experience: finished episodes, the mean reward, and the critic's squared error."""
-    row = {k if k in ("episodes", "faults") else f"episode {k}": x for k, x in ep.summary().items()}
-    row["reward"] = float(ep.reward[ep.valid].mean())
+    row = {f"rollout/{k}": x for k, x in ep.summary().items()}
+    row["rollout/reward"] = float(ep.reward[ep.valid].mean())
     if judgement is not None:
         error = (judgement.returns - judgement.values.flatten()).square()
-        row["value error"] = float(error[ep.valid.flatten().to(error.device)].mean())
+        row["loss/value"] = float(error[ep.valid.flatten().to(error.device)].mean())
     return row
 
 

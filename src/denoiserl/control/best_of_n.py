@@ -118,8 +118,8 @@ def features(policy: Policy, cond: Tensor, plan: Tensor, kind: Kind = "activatio
         denoise(plan, denoise.embed_time(time), denoise.embed_condition(seen))
     finally:
         hook.remove()
-    count_usage("denoiser calls")
-    count_usage("rows", len(plan))
+    count_usage("denoiser_calls")
+    count_usage("denoiser_rows", len(plan))
     return caught[0].flatten(1).float()
 
 

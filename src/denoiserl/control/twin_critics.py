@@ -56,7 +56,7 @@ class TwinCritics:
         value = self.net(cond, action)
         loss = half_squared_error(value, td_target.expand(len(value), -1)).sum(0).mean()
         loss = optimizer_step(self.optimizer, loss, self.max_grad_norm)["loss"]
-        return {"critic loss": loss, "value": float(value.detach().mean())}
+        return {"loss/critic": loss, "q/data": float(value.detach().mean())}
 
     def update_target(self) -> None:
         """Let the target networks follow by ``tau``."""

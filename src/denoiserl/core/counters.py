@@ -13,7 +13,7 @@ from contextvars import ContextVar
 
 from denoiserl.core.errors import RunError, unknown_name_message
 
-UNITS = ("env steps", "denoiser calls", "rows", "reward calls", "updates")
+UNITS = ("env_steps", "denoiser_calls", "denoiser_rows", "reward_calls", "updates")
 
 
 class UsageCounter:

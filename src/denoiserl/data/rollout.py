@@ -52,12 +52,14 @@ class Rollout:
         return gamma ** self.num_executed.float() * ~self.terminated
 
     def summary(self) -> dict[str, float]:
-        """Means over the episodes that finished here: ``episodes``, ``return``, ``ticks``, ``success`` if reported.
+        """Means over the episodes that finished here: ``num_episodes``, ``return``, ``length`` and
+        ``success`` if reported.
 
-        Without a finished episode there is only ``episodes``: 0. ``faults`` counts what went wrong, where anything did.
+        Without a finished episode there is only ``num_episodes``: 0. ``num_faults`` counts what went wrong, where
+        anything did.
         """
         over = self.done & self.valid
         count = int(over.sum())
         means = {k: float(v[over].float().mean()) for k, v in self.info.items()} if count else {}
-        wrong = {"faults": float(len(self.faults))} if self.faults else {}
-        return {"episodes": float(count), **means, **wrong}
+        wrong = {"num_faults": float(len(self.faults))} if self.faults else {}
+        return {"num_episodes": float(count), **means, **wrong}

@@ -177,7 +177,7 @@ def play(
             ep = env.collect(act, 1, rng)
             now, done = ~over & ep.valid[0], ep.done[0] & ~over & ep.valid[0]
             returns = torch.where(now, ep.info["return"][0], returns)
-            ticks = torch.where(now, ep.info["ticks"][0], ticks)
+            ticks = torch.where(now, ep.info["length"][0], ticks)
             if "success" in ep.info:
                 success = torch.zeros(n, dtype=torch.bool) if success is None else success
                 success = success | (ep.info["success"][0] & now)

@@ -252,7 +252,7 @@ class Collector:
             info = self._count(outs, over, length)
         if made and len(made) != steps:
             raise InvalidInputError("act returned a chain for some steps only: return one for all, or None")
-        count_usage("env steps", int(length.sum()))
+        count_usage("env_steps", int(length.sum()))
         lengths = torch.from_numpy(length)
         join: Callable[..., Any] = lambda *v: torch.stack(v)  # noqa: E731
         with torch.no_grad():
@@ -299,7 +299,7 @@ class Collector:
         info = {
             "return": torch.from_numpy(returns.astype(np.float32)),
             "success": torch.from_numpy(success),
-            "ticks": torch.from_numpy(ticks),
+            "length": torch.from_numpy(ticks),
         }
         return info if self._reports else {k: v for k, v in info.items() if k != "success"}
 

@@ -27,14 +27,14 @@ from denoiserl.envs.backends.vector import assign_rows
 from denoiserl.envs.collector import make_backend
 from denoiserl.envs.spaces import decides, prepare_actions, tensors
 
-SUCCESS, HELD, REACHED = "success", "success at the end", "ticks to success"
+SUCCESS, HELD, REACHED = "success", "success_at_end", "steps_to_success"
 
 WORDS = {
     SUCCESS: ("episodes that succeed at any tick", "%"),
     HELD: ("episodes that end in success", "%"),
     REACHED: ("until the first success, of episodes that succeed", ""),
     "return": ("return of an episode", ""),
-    "ticks": ("ticks of an episode", ""),
+    "length": ("steps of an episode", ""),
 }
 """what ``Evaluation.outcomes`` are, and their units"""
 
@@ -63,9 +63,9 @@ class Evaluation:
     def outcomes(self) -> dict[str, Tensor]:
         """Return the outcomes of each episode, float32 [N]: see ``WORDS``; those of success only where it is known.
 
-        "ticks to success" is NaN for episodes without success, and left out where no episode has any.
+        "steps_to_success" is NaN for episodes without success, and left out where no episode has any.
         """
-        told = {"return": self.returns, "ticks": self.ticks.float()}
+        told = {"return": self.returns, "length": self.ticks.float()}
         if self.success is None:
             return told
         told = {SUCCESS: self.success.float(), HELD: self.held.float(), **told}

@@ -291,7 +291,7 @@ def record(
     env.close()
     won = [e.won for e in played]
     demos = Demonstrations.of([(e.seen, e.done) for e in played], won, [float(w) for w in won], "pusht")
-    count_usage("env steps", len(demos.actions))
+    count_usage("env_steps", len(demos.actions))
     rewards = torch.zeros(len(demos.actions))
     rewards[demos.ends - 1] = torch.tensor(won).float()
     last = tree_map(lambda *v: torch.stack(v), played[0].last, *[e.last for e in played[1:]])

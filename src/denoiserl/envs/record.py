@@ -49,7 +49,7 @@ def record(
     ``obs`` is a float32 tensor [B, ...] or a dict of them (pictures uint8), actions are a tensor or array [B, d] in the
     environment's units; ``act(obs)`` does too. A chunk [B, T_a, d] is executed action by action. What is kept is what
     was executed: clipped to the action space. ``limit`` ticks cut an episode. ``told(done, won)`` hears how many
-    episodes are through; ``first`` is the number of the first one. Spends "env steps".
+    episodes are through; ``first`` is the number of the first one. Spends "env_steps".
 
     An episode that crashes is kept up to the tick before, as one that failed and was cut; one that crashes at once is
     left out. Warns (``Remark``) of that, of starts that are alike, solved before acting, or not repeated by their seed.
@@ -95,7 +95,7 @@ def record(
         [float(row.rewards.sum()) for row in rows],
         owner.name,
     )
-    count_usage("env steps", len(demos.actions))
+    count_usage("env_steps", len(demos.actions))
     low, high = (torch.from_numpy(np.broadcast_to(v, spec.action).astype(np.float32)) for v in (spec.low, spec.high))
     return EpisodeDataset(
         demos,

@@ -92,7 +92,7 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     }
     if run.folder is not None:
         store.write(run.folder / "result", result)
-    yield {f"final {k}": v for k, v in means(told).items()}
+    yield {f"final/{k}": v for k, v in means(told).items()}
 
 
 class Cpu:
@@ -136,7 +136,7 @@ def eval_metrics(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> 
     """Held-out numbers on the way, of trials that decide nothing."""
     with run.uncharged(), cpu.paused():
         seen = task.evaluate(policy, selection_seed(args.seed), task.num_eval_trials)
-    return {f"held-out {k}": v for k, v in means(seen).items()}
+    return {f"eval/{k}": v for k, v in means(seen).items()}
 
 
 def fit_iterations_to_budget(task: Task, method: Any, policy: Policy, args: Args) -> Any:

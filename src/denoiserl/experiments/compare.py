@@ -292,7 +292,7 @@ def load_results(folder: Path | str) -> ComparisonResult:
             task.better,
             study.level,
             {name: s["seconds"] for name, s in spent.items()},
-            {name: s["denoiser calls"] for name, s in spent.items()},
+            {name: s["denoiser_calls"] for name, s in spent.items()},
         )
     memory = {name: max(t["memory"] for t in told) for name, told in results.items()}
     cpu = {name: sum(t["cpu"] for t in told) / len(told) for name, told in results.items()}

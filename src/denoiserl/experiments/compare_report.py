@@ -74,11 +74,11 @@ def command(study: Study) -> str:
 
 
 def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | None:
-    key, arms, levels = f"held-out {metric}", {}, {}
+    key, arms, levels = f"eval/{metric}", {}, {}
     for name, arm in study.arms.items():
         runs = [read_metrics(folder / "arms" / name / str(seed) / "metrics.jsonl", DRAWN) for seed in study.seeds]
         if arm.method == find.NONE:
-            levels[name] = sum(rows[-1][f"final {metric}"] for rows in runs) / len(runs)
+            levels[name] = sum(rows[-1][f"final/{metric}"] for rows in runs) / len(runs)
         elif all(sum(key in row for row in rows) > 1 for rows in runs):
             arms[name] = [[row for row in rows if key in row] for rows in runs]
     if not arms:

@@ -39,5 +39,5 @@ def env_task(word: str, execute: int | None = None, ticks: int | None = None) ->
     def start(seed: int, keep: Any) -> Policy:
         raise RunError(f"{word} is an environment and no task: to train, write a task with a starting policy")
 
-    words = {name: WORDS[name] for name in ("return", SUCCESS, HELD, REACHED, "ticks")}
+    words = {name: WORDS[name] for name in ("return", SUCCESS, HELD, REACHED, "length")}
     return Task(word, start, outcomes, words, env=lambda copies, seed: Collector(env, copies, seed), look=look)

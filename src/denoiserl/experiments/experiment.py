@@ -163,4 +163,4 @@ def evaluate_and_keep_best(task: Task, policy: Policy, seed: int, run: Run) -> d
     """Return means over ``task.num_eval_trials`` held-out trials; the policy is kept if it is the best so far."""
     found = means(task.evaluate(policy, seed + 900, task.num_eval_trials))
     run.best(policy, found[task.metric] * (1 if task.better == "higher" else -1))
-    return {f"held-out {k}": v for k, v in found.items()}
+    return {f"eval/{k}": v for k, v in found.items()}

@@ -243,8 +243,8 @@ def make_sampler(
             table = steps.rows if compile else steps.on(device)  # a compiler wants numbers
             torch.set_grad_enabled(False)
             x = fast(x, noise, context, clock, table, begin, keep, n - differentiable_steps)
-        count_usage("denoiser calls", n - begin)
-        count_usage("rows", (n - begin) * count)
+        count_usage("denoiser_calls", n - begin)
+        count_usage("denoiser_rows", (n - begin) * count)
         sample = (
             x if differentiable_steps else tree_map(Tensor.clone, x)
         )  # an ordinary tensor, whatever mode the loop ran in

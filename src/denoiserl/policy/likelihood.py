@@ -110,7 +110,7 @@ def _call(
     context = denoise.embed_condition(cond)
     clock = denoise.embed_time(times[:-1].float().to(step.device))
     n = len(step)
-    count_usage("rows", n)
+    count_usage("denoiser_rows", n)
     if micro is None:
         micro = MICRO if step.device.type == "cpu" else n
     if micro < 1:
@@ -155,7 +155,7 @@ def _over_draws(process: Process, denoise: Denoiser, noised: Noised, context: An
     batch, n = noised.t.shape
     flat = Noised(*(tree_map(lambda v: v.flatten(0, 1), part) for part in noised))
     spread = tree_map(lambda v: v if len(v) < batch else v.repeat_interleave(n, 0), context)  # one for all stays one
-    count_usage("rows", batch * n)
+    count_usage("denoiser_rows", batch * n)
     return getattr(process, what)(denoise, flat, spread).unflatten(0, (batch, n))
 
 

@@ -135,6 +135,6 @@ def heun(
         if low > 0:
             after = x + 0.5 * (low - high) * (slope + (after - mean(after, low)) / low)
         x = after
-    count_usage("denoiser calls", 2 * steps - 1)
-    count_usage("rows", (2 * steps - 1) * rows)
+    count_usage("denoiser_calls", 2 * steps - 1)
+    count_usage("denoiser_rows", (2 * steps - 1) * rows)
     return x

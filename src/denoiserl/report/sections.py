@@ -42,8 +42,8 @@ def intervals_table(metric: str, what: str, unit: str, intervals: Mapping[str, I
 def held_out(keys: Iterable[str]) -> list[str]:
     """The keys that are results, first those measured on held-out trials."""
     keys = list(keys)
-    return [k for k in keys if k.startswith("held-out")] or [
-        k for k in keys if k in ("success", "return", "reward", "score") or k.startswith("final/")
+    return [k for k in keys if k.startswith("eval/")] or [
+        k for k in keys if k in ("rollout/success", "rollout/return", "rollout/reward") or k.startswith("final/")
     ]
 
 

@@ -88,7 +88,7 @@ def cells(standings: ComparisonTable) -> tuple[list[str], list[list[str]]]:
     if any(row.seconds is not None for row in rows):
         columns["training"] = [duration(row.seconds) for row in rows]
     if any(row.calls is not None for row in rows):
-        columns["denoiser calls"] = [count(row.calls) for row in rows]
+        columns["denoiser_calls"] = [count(row.calls) for row in rows]
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 

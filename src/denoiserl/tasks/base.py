@@ -149,7 +149,7 @@ class Task:
     def evaluate(self, policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         """Return ``outcomes``, checked and free of charge: {metric: float32 [n]}.
 
-        NaN marks a trial that has no such number, "ticks to success" of a failure; the main metric has one in every
+        NaN marks a trial that has no such number, "steps_to_success" of a failure; the main metric has one in every
         trial.
         """
         with no_usage_counting(), torch.no_grad():

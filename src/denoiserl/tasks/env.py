@@ -221,7 +221,7 @@ def steered_start(base: Args, seed: int, run: Run, spread: float = 0.0) -> Gener
 METRICS = {
     "success": ("success from held-out starts", "%"),
     "return": ("return of an episode", ""),
-    "ticks": ("ticks of an episode", ""),
+    "length": ("steps of an episode", ""),
 }
 
 

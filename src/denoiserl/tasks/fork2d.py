@@ -74,13 +74,13 @@ def task() -> Task:
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         done = evaluate(eval_actor(policy, BASE.execution_horizon), Fork2D(n), n, 1_000_000 + seed)
         assert done.success is not None
-        return {"success": done.success.float(), "ticks": done.ticks.float()}
+        return {"success": done.success.float(), "length": done.ticks.float()}
 
     kinds = {"flow": _robot.flow, "diffusion": _robot.diffusion, "gaussian": _robot.gaussian}
     return Task(
         "fork2d",
         {name: partial(cloned_policy, make) for name, make in kinds.items()},
         outcomes,
-        {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
+        {"success": ("success from held-out starts", "%"), "length": ("steps of an episode", "")},
         env=lambda copies, seed: Collector(TimeLimitTerminates(copies or 1), seed=seed),
     )

@@ -203,7 +203,7 @@ METRICS = {
     "success": ("episodes that succeed", "%"),
     "score": ("return, 0 for random and 100 for expert players", ""),
     "return": ("return of an episode", ""),
-    "ticks": ("ticks of an episode", ""),
+    "length": ("steps of an episode", ""),
 }
 
 

@@ -88,7 +88,7 @@ def captions(scene: Tensor, mislabel: float, rng: Rng) -> Tensor:
 
 def reward(picture: Tensor, prompt: Tensor) -> Tensor:
     """The fraction of prompted objects that the parser finds where they should stand, [B]."""
-    return shapes.reward(picture, prompt)["found"]
+    return shapes.reward(picture, prompt)["objects_found"]
 
 
 def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
@@ -124,9 +124,9 @@ def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, 
 
 
 METRICS = {
-    "strict": ("held-out prompts drawn without a mistake", "%"),
-    "found": ("prompted objects found (the reward)", "%"),
-    "on manifold": ("pictures with nothing but clean shapes", "%"),
+    "exact_match": ("held-out prompts drawn without a mistake", "%"),
+    "objects_found": ("prompted objects found (the reward)", "%"),
+    "clean_image": ("pictures with nothing but clean shapes", "%"),
     "diversity": ("distance of two pictures of a prompt", ""),
 }
 
@@ -137,7 +137,7 @@ def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng) -> dict[str, Ten
     asked = held_out.to(made.device)
     picture = made.generate(torch.cat([asked, asked]), rng)
     one, other = picture.chunk(2)
-    said = shapes.reward(one, asked) | {"on manifold": shapes.on_manifold(one).float()}
+    said = shapes.reward(one, asked) | {"clean_image": shapes.on_manifold(one).float()}
     return said | {"diversity": shapes.diversity(torch.stack([one, other], 1))}
 
 

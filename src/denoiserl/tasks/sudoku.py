@@ -123,7 +123,7 @@ def evaluate_outcomes(
     found = {}
     for k in tokens:
         answer = with_tokens_per_step(made, k).generate(held_out, rng)
-        found[f"solved at {k}"] = sudoku.verify(answer, held_out)
+        found[f"solved_at_{k}"] = sudoku.verify(answer, held_out)
     return found
 
 
@@ -136,7 +136,7 @@ def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
     """0 or 1 for n held-out puzzles, at each of the numbers of cells a step, [n] each."""
     ks = tokens_per_step_options(base)
     found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), tuple(sorted(ks)))
-    told = {f"solved at {k}": found[f"solved at {k}"].float().cpu() for k in ks}
+    told = {f"solved_at_{k}": found[f"solved_at_{k}"].float().cpu() for k in ks}
     return told | (likelihoods(made, seed, n, base.elbo_draws) if base.elbo_draws else {})
 
 
@@ -145,7 +145,7 @@ def likelihoods(made: Policy, seed: int, n: int, draws: int) -> dict[str, Tensor
     """Return the likelihood bound of completed grids in nats per cell, [n] each: of held-out grids and of those that
     are trained on. Trial i takes grid i of its kind, from the first again where there are fewer."""
     told = {}
-    for name, grids in (("elbo", sudoku.split()[1]), ("train elbo", sudoku.split()[0])):
+    for name, grids in (("elbo", sudoku.split()[1]), ("train_elbo", sudoku.split()[0])):
         some = grids[torch.arange(n) % len(grids)].to(made.device)
         told[name] = made.elbo(some, None, Rng(seed + 1, made.device), draws).mean(-1).cpu() / sudoku.CELLS
     return told
@@ -161,8 +161,8 @@ def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
 
 def metrics(base: Args) -> dict[str, tuple[str, str]]:
     """Return what is judged."""
-    solved = {f"solved at {k}": (f"puzzles solved, {k} cells a step", "%") for k in tokens_per_step_options(base)}
-    words = {"elbo": "likelihood bound of held-out grids", "train elbo": "likelihood bound of training grids"}
+    solved = {f"solved_at_{k}": (f"puzzles solved, {k} cells a step", "%") for k in tokens_per_step_options(base)}
+    words = {"elbo": "likelihood bound of held-out grids", "train_elbo": "likelihood bound of training grids"}
     return solved | ({k: (v, "nats per cell") for k, v in words.items()} if base.elbo_draws else {})
 
 

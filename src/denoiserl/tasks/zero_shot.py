@@ -124,10 +124,10 @@ def rewards(base: Args) -> dict[str, Reward]:
     for _ in range(5):  # each as far from the others as can be
         chosen.append(int(found.distance[chosen].amin(0).argmax()))
     high, wide = found.walls.shape
-    told = {f"goal {i + 1}": partial(_near, cells[c]) for i, c in enumerate(chosen)}
-    corners = {"top right": (wide / 2, 0.0), "bottom left": (0.0, high / 2)}
+    told = {f"goal_{i + 1}": partial(_near, cells[c]) for i, c in enumerate(chosen)}
+    corners = {"top_right": (wide / 2, 0.0), "bottom_left": (0.0, high / 2)}
     told |= {name: partial(_inside, torch.tensor(at), wide / 2, high / 2) for name, at in corners.items()}
-    return told | {"stay left": partial(_left, wide)}
+    return told | {"stay_left": partial(_left, wide)}
 
 
 def _near(goal: Tensor, position: Tensor) -> Tensor:
@@ -354,7 +354,7 @@ def goal_reaching_policy(base: Args, seed: int, run: Run) -> Generator[dict, Non
 def metrics(base: Args) -> dict[str, tuple[str, str]]:
     """What is judged."""
     if base.data != "maze":
-        return {"return": ("return of an episode", ""), "ticks": ("ticks of an episode", "")}
+        return {"return": ("return of an episode", ""), "length": ("steps of an episode", "")}
     score = "mean over the rewards, 0 to stay and 100 for the shortest way"
     each = {name: (f"score of {name!r}", "points") for name in rewards(base)}
     return {"score": (score, "points"), **each, "overestimation": ("Q less the discounted return that came", "")}

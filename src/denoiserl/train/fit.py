@@ -151,7 +151,7 @@ def fit(
             average.update()
         seen.add(told["loss"])
         if (it + 1) % log == 0 or it + 1 == updates:
-            yield {"loss": seen.take(), "gradient": told["gradient"]}
+            yield {"loss/denoising": seen.take(), "train/grad_norm": told["grad_norm"]}
     if average is not None:
         average.copy_to(denoiser)
     denoiser.train(mode)

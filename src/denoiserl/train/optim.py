@@ -132,7 +132,7 @@ def check_optimizer_covers(optimizer: Optimizer | Sequence[Optimizer], *modules:
 
 
 def optimizer_step(opt: Optimizer, loss: Tensor, clip: float | None = None, params: Iterable[Tensor] | None = None):
-    """Descend once on the scalar ``loss`` and say what happened: ``{"loss": ..., "gradient": norm before clipping}``.
+    """Descend once on the scalar ``loss`` and say what happened: ``{"loss": ..., "grad_norm": before clipping}``.
 
     ``clip`` is the largest 2-norm of the gradient over ``params`` (default: all that ``opt`` holds). A loss or gradient
     that is not finite raises InvalidInputError before the parameters are touched.
@@ -248,7 +248,7 @@ def _descend(opt: Optimizer, loss: Tensor, clip: float | None, params: Iterable[
         clip_grads_with_norm_(held, clip, norm)
     opt.step()
     count_usage("updates")
-    return {"loss": value, "gradient": size}
+    return {"loss": value, "grad_norm": size}
 
 
 STATISTICS = ("running_mean", "running_var")

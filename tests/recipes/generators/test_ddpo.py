@@ -208,15 +208,15 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
         agree(spy.states[it + 1]["policy"], actor.state_dict(), where=f"policy after iteration {it}")
         told = {
-            "reward": sum(reward[i] for i in valid) / len(valid),
-            "near": sum(near[i] for i in valid) / len(valid),
-            "flat": sum(flat) / N,
-            "dropped": 1,
-            "silent": float((advantage == 0).double().mean()),
-            "forgotten": forgotten,
-            "clipped": sum(outside) / len(outside),
+            "rollout/reward": sum(reward[i] for i in valid) / len(valid),
+            "reward/near": sum(near[i] for i in valid) / len(valid),
+            "reward/flat": sum(flat) / N,
+            "rollout/num_invalid_rewards": 1,
+            "rollout/zero_advantage_fraction": float((advantage == 0).double().mean()),
+            "rollout/num_forgotten_prompts": forgotten,
+            "ppo/clip_fraction": sum(outside) / len(outside),
         }
-        agree(logged[it].pop("loss"), sum(losses) / len(losses), 1e-4, f"loss {it}, whose terms cancel")
+        agree(logged[it].pop("loss/policy"), sum(losses) / len(losses), 1e-4, f"loss {it}, whose terms cancel")
         agree(logged[it], told, where=f"row {it}")
 
     agree(moments(spy.named["opt"]), moments(opt), where="moments")
@@ -224,11 +224,11 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     both = {(high, good) for high in (False, True) for good in (False, True)}
     assert sides == both or (not flow and {high for high, _ in sides} == {False, True}), "ratios left on both sides"
     assert cut == {-1, 1}, "advantages of both signs were clipped"
-    assert logged[0]["forgotten"] > 0 and min(norms) < 1
+    assert logged[0]["rollout/num_forgotten_prompts"] > 0 and min(norms) < 1
     if not flow:
         assert max(norms) > 1, "a gradient was shortened"
         assert all(clamped), "some of every estimate was clamped, some was not"
-        assert statistics == {"own", "the batch's"} and logged[0]["silent"] > 1 / N
+        assert statistics == {"own", "the batch's"} and logged[0]["rollout/zero_advantage_fraction"] > 1 / N
 
 
 def test_the_task_asks_training_prompts_and_keeps_the_held_out_ones_back() -> None:

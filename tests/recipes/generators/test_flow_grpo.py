@@ -183,15 +183,15 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         kept = {"reference": {f"net.{k}": v for k, v in first.state_dict().items()}}
         agree(state["sets"], kept if a.kl_coef else {}, 0.0, "the reference stays")
         told = {
-            "reward": float(reward[valid].mean()),
-            "near": sum(near[i] for i in valid) / len(valid),
-            "flat": sum(flat) / N,
-            "dropped": 1,
-            "dead groups": dead / P,
-            "kl": sum(kls) / len(kls),
-            "clipped": sum(outside) / len(outside),
+            "rollout/reward": float(reward[valid].mean()),
+            "reward/near": sum(near[i] for i in valid) / len(valid),
+            "reward/flat": sum(flat) / N,
+            "rollout/num_invalid_rewards": 1,
+            "rollout/dead_group_fraction": dead / P,
+            "loss/reference_kl": sum(kls) / len(kls),
+            "ppo/clip_fraction": sum(outside) / len(outside),
         }
-        agree(logged[it].pop("loss"), sum(losses) / len(losses), 1e-4, f"loss {it}, whose terms cancel")
+        agree(logged[it].pop("loss/policy"), sum(losses) / len(losses), 1e-4, f"loss {it}, whose terms cancel")
         agree(logged[it], told, where=f"row {it}")
         assert dead == 1
 
@@ -208,7 +208,11 @@ def test_groups_that_all_tie_make_no_step() -> None:
     """Not even the KL to the reference does, where nothing was learned from."""
     made, spy, a = start(), Spy(), replace(A, reward_weights={})
     rows = list(flow_grpo.improve(made, (lambda x, prompts: torch.ones(len(x)), PROMPTS), a, Tape(3), spy))
-    assert rows == [{"reward": 1.0, "dropped": 0.0, "dead groups": 1.0}] * a.iterations
+    assert (
+        rows
+        == [{"rollout/reward": 1.0, "rollout/num_invalid_rewards": 0.0, "rollout/dead_group_fraction": 1.0}]
+        * a.iterations
+    )
     assert not spy.named["opt"].state
     agree(made.weights.module.state_dict(), start().weights.module.state_dict(), 0.0)
 

@@ -195,12 +195,12 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
         agree(spy.states[it + 1]["policy"], actor.state_dict(), where=f"policy after iteration {it}")
         told = {
-            "reward": sum(reward[i] for i in valid) / len(valid),
-            "near": sum(near[i] for i in valid) / len(valid),
-            "flat": sum(flat) / N,
-            "dropped": 1,
-            "loss": sum(losses) / len(losses),
-            "effective share": float(weight.sum() ** 2 / (N * (weight**2).sum())),
+            "rollout/reward": sum(reward[i] for i in valid) / len(valid),
+            "reward/near": sum(near[i] for i in valid) / len(valid),
+            "reward/flat": sum(flat) / N,
+            "rollout/num_invalid_rewards": 1,
+            "loss/policy": sum(losses) / len(losses),
+            "awr/ess_fraction": float(weight.sum() ** 2 / (N * (weight**2).sum())),
         }
         agree(logged[it], told, where=f"row {it}")
 

@@ -121,9 +121,9 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     held = spy.states[2]["opt"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), T, "moments")
     if a.num_updates == 2:  # a row an update
-        agree(logged, [{"loss": seen[k], "gradient": norms[k]} for k in range(2)], T, "rows")
+        agree(logged, [{"loss/denoising": seen[k], "train/grad_norm": norms[k]} for k in range(2)], T, "rows")
     else:  # a row of two
-        agree(logged[0], {"loss": (seen[0] + seen[1]) / 2, "gradient": norms[1]}, T, "row")
+        agree(logged[0], {"loss/denoising": (seen[0] + seen[1]) / 2, "train/grad_norm": norms[1]}, T, "row")
         assert len(logged) == 52
     assert all((norm < 1) == (case == "noise") for norm in norms)
 

@@ -163,22 +163,29 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
         agree(state["sets"], {"reference": kept}, where=f"reference of {it}")
         rewards.append(float(reward[valid].mean()))
         told = {
-            "reward": rewards[-1],
-            "near": sum(near[i] for i in valid) / len(valid),
-            "flat": sum(flat) / N,
-            "dropped": 1,
-            "dead groups": dead / P,
-            **dict(zip(("loss", "kl", "clipped"), torch.tensor(done).mean(0).tolist(), strict=True)),
+            "rollout/reward": rewards[-1],
+            "reward/near": sum(near[i] for i in valid) / len(valid),
+            "reward/flat": sum(flat) / N,
+            "rollout/num_invalid_rewards": 1,
+            "rollout/dead_group_fraction": dead / P,
+            **dict(
+                zip(
+                    ("loss/policy", "loss/reference_kl", "ppo/clip_fraction"),
+                    torch.tensor(done).mean(0).tolist(),
+                    strict=True,
+                )
+            ),
         }
-        if it + 1 >= 2 and sum(rewards[-2:]) <= sum(rewards[:2]):
-            told["not risen"] = 1.0
-        agree(logged[it].pop("loss"), told.pop("loss"), 1e-4, f"loss of row {it}")  # gains of both signs nearly cancel
+        told["train/no_improvement"] = float(it + 1 >= 2 and sum(rewards[-2:]) <= sum(rewards[:2]))
+        agree(
+            logged[it].pop("loss/policy"), told.pop("loss/policy"), 1e-4, f"loss of row {it}"
+        )  # gains of both signs nearly cancel
         agree(logged[it], told, where=f"row {it}")
         assert dead >= 1
 
     agree(moments(spy.named["opt"]), moments(opt), where="moments")
     agree(spy.states[-1]["trend"], {"first": rewards[:2], "last": rewards[1:], "n": 3})
-    assert ["not risen" in row for row in logged] == [False, True, False]
+    assert [row["train/no_improvement"] for row in logged] == [0.0, 1.0, 0.0]
     assert {(high, good) for high in (False, True) for good in (-1, 1)} <= sides, "ratios left on both sides"
     assert cut_short, "ends"
     assert min(norms) > a.max_grad_norm if case == "published" else max(norms) < a.max_grad_norm
@@ -189,4 +196,6 @@ def test_a_mask_that_hides_nothing_teaches_nothing() -> None:
     a = replace(A, iterations=1, answer_mask=(0.0, 0.0), prompt_mask=0.0)
     (row,) = diffu_grpo.improve(start(), (Judge(), CANVASES), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
-    assert row.keys().isdisjoint({"loss", "kl", "clipped"}) and not spy.named["opt"].state
+    assert (
+        row.keys().isdisjoint({"loss/policy", "loss/reference_kl", "ppo/clip_fraction"}) and not spy.named["opt"].state
+    )

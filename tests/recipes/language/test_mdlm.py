@@ -74,7 +74,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 
         agree(spy.states[n + 1]["denoiser"], net.state_dict(), where=f"network after update {n}")
         agree(spy.states[n + 1]["average"], {"n": n + 1, "values": mean}, where=f"average after update {n}")
-        agree(logged[n], {"loss": loss, "gradient": norms[-1]}, where=f"row {n}")
+        agree(logged[n], {"loss/denoising": loss, "train/grad_norm": norms[-1]}, where=f"row {n}")
 
     agree(moments(spy.named["opt"]), moments(opt), where="moments")
     agree(made.denoiser.state_dict(), mean, where="what is kept is the average")

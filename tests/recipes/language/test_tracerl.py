@@ -236,21 +236,23 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
         state = spy.states[it + 1]["policy"]
         agree(state["current"], {f"net.{k}": v for k, v in net.state_dict().items()}, where=f"policy after {it}")
         told = {
-            "reward": reward[valid].mean(),
-            "right": sum(named["right"][i] for i in valid) / len(valid),
-            "flat": sum(named["flat"]) / N,
-            "dropped": 1,
-            "dead groups": 1 / P,
-            "rows": len(rows),
-            "impossible": lost / all_of_them,
-            "skipped": skipped,
+            "rollout/reward": reward[valid].mean(),
+            "reward/right": sum(named["right"][i] for i in valid) / len(valid),
+            "reward/flat": sum(named["flat"]) / N,
+            "rollout/num_invalid_rewards": 1,
+            "rollout/dead_group_fraction": 1 / P,
+            "rollout/num_learned_steps": len(rows),
+            "loss/impossible_fraction": lost / all_of_them,
+            "train/skipped_updates": skipped,
         }
         if it == 0 and case == "exact":
-            told["flipped"] = 0.0
-        agree(logged[it].pop("loss"), sum(losses) / len(losses), 1e-4, f"loss of row {it}")  # gains nearly cancel
+            told["ppo/flipped_fraction"] = 0.0
+        agree(
+            logged[it].pop("loss/policy"), sum(losses) / len(losses), 1e-4, f"loss of row {it}"
+        )  # gains nearly cancel
         if gaps:  # of the last minibatch, KL(π_old ‖ π)
             kl = sum(math.exp(gap) - 1 - gap for gap in gaps) / len(gaps)
-            agree(logged[it].pop("kl"), kl, 1e-4, f"KL of row {it}")
+            agree(logged[it].pop("ppo/approx_kl"), kl, 1e-4, f"KL of row {it}")
         agree(logged[it], told, where=f"row {it}")
 
     agree(moments(spy.named["opt"]), moments(opt), where="moments")
@@ -267,10 +269,16 @@ def test_what_an_update_has_made_impossible_carries_no_loss(case: str) -> None:
     canvases = CANVASES.masked_fill(CANVASES == 7, HOLE[case])
     (row,) = tracerl.improve(start(case), (Judge(), canvases), a, Asks(3), spy)
     steps = {int(state["step"]) for state in spy.named["opt"].state.values()}
-    assert steps == {a.epochs * row["rows"] - row["skipped"]} and row["skipped"] > 0
-    assert 0 < row["impossible"] < 1
+    assert (
+        steps == {a.epochs * row["rollout/num_learned_steps"] - row["train/skipped_updates"]}
+        and row["train/skipped_updates"] > 0
+    )
+    assert 0 < row["loss/impossible_fraction"] < 1
     if case == "exact":
-        agree(row["impossible"], row["skipped"] / (a.epochs * row["rows"]))
+        agree(
+            row["loss/impossible_fraction"],
+            row["train/skipped_updates"] / (a.epochs * row["rollout/num_learned_steps"]),
+        )
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.25, 0.5, 0.75, 1.0])
@@ -289,7 +297,7 @@ def test_prompts_are_kept_at_both_ends_of_the_range(mean: float) -> None:
             micro_batch_size=None,
         )
         (row,) = tracerl.improve(start("exact"), (lambda sample, prompts: right, canvases), a, Asks(3))
-        assert (row["rows"] > 0) == kept, accuracy
+        assert (row["rollout/num_learned_steps"] > 0) == kept, accuracy
 
 
 def test_the_learning_rate_moves_on_where_nothing_teaches() -> None:
@@ -299,7 +307,7 @@ def test_the_learning_rate_moves_on_where_nothing_teaches() -> None:
     rows = list(tracerl.improve(start("exact"), (Judge(tie=True), canvases), a, Asks(3), spy))
     rates = [state["opt"]["param_groups"][0]["lr"] for state in spy.states]
     agree(rates, [a.lr, a.lr, a.lr / 2, 0.0])
-    assert [row["rows"] for row in rows] == [0, 0, 0]
+    assert [row["rollout/num_learned_steps"] for row in rows] == [0, 0, 0]
 
 
 def test_ties_teach_nothing() -> None:
@@ -307,5 +315,15 @@ def test_ties_teach_nothing() -> None:
     canvases, a = CANVASES.masked_fill(CANVASES == 7, HOLE["exact"]), replace(EXACT, iterations=1)
     (row,) = tracerl.improve(start("exact"), (Judge(tie=True), canvases), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
-    agree(row, {"reward": 0.6, "right": 0.6, "flat": 0.3, "dropped": 0, "dead groups": 1, "rows": 0})
+    agree(
+        row,
+        {
+            "rollout/reward": 0.6,
+            "reward/right": 0.6,
+            "reward/flat": 0.3,
+            "rollout/num_invalid_rewards": 0,
+            "rollout/dead_group_fraction": 1,
+            "rollout/num_learned_steps": 0,
+        },
+    )
     assert not spy.named["opt"].state

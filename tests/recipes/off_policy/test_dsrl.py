@@ -210,9 +210,15 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(state["heat"]["log"], theta, where=f"temperature after iteration {it}")
         told = experience(ep)
         if it == 0:
-            told["action spread"] = spread
+            told["policy/noise_sensitivity"] = spread
         if seen:
-            told |= dict(zip(("critic loss", "value", "entropy", "alpha"), torch.stack(seen).mean(0), strict=True))
+            told |= dict(
+                zip(
+                    ("loss/critic", "q/policy", "policy/entropy", "policy/temperature"),
+                    torch.stack(seen).mean(0),
+                    strict=True,
+                )
+            )
         agree(logged[it], told, where=f"row {it}")
 
     opts = {"latent": latent_opt, "heat": theta_opt, "critic": critic_opt if a.aliased else judge_opt}

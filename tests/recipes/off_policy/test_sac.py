@@ -38,7 +38,7 @@ def test_the_policy_aims_at_minus_its_dimensions_by_default() -> None:
     """Temperature's first loss is −α (log π + H̄) with H̄ = −H d: seen in its gradient, −α times the mean over rows."""
     made, spy = start(), Spy()
     rows = list(sac.improve(made, Heard(Drift, 3, 1), replace(A, target_entropy=None, iterations=2), Tape(3), spy))
-    alpha, entropy = rows[-1]["alpha"], rows[-1]["entropy"]
+    alpha, entropy = rows[-1]["policy/temperature"], rows[-1]["policy/entropy"]
     gradient = -(alpha - A.min_temperature) * (-entropy - H * D)
     agree(moments(spy.named["temperature_optimizer"])[0], 0.1 * gradient)
 
@@ -91,7 +91,7 @@ def test_two_updates_are_those_of_the_paper() -> None:
         if it == 0:
             agree(spy.states[1]["critics.net"], critic.state_dict(), 0.0)
             agree(spy.states[1]["critics.target_net"], slow.state_dict(), 0.0)
-            assert logged[0].keys().isdisjoint({"critic loss", "value", "entropy", "alpha"})
+            assert logged[0].keys().isdisjoint({"loss/critic", "q/policy", "policy/entropy", "policy/temperature"})
             continue
 
         rows = []
@@ -116,7 +116,8 @@ def test_two_updates_are_those_of_the_paper() -> None:
         with torch.no_grad():
             action, logp = decide(then, rng.take("normal", A.batch_size, H, D))
             y = reward + discount * (slow(then, action).min(0).values - alpha * logp)
-        error = sum((0.5 * (q - y) ** 2).mean() for q in critic(now, unit))
+        q = critic(now, unit)
+        error, known = sum((0.5 * (one - y) ** 2).mean() for one in q), q.detach().mean()
         descend(critic_opt, error)
         action, logp = decide(now, rng.take("normal", A.batch_size, H, D))
         value = critic(now, action).min(0).values
@@ -131,7 +132,13 @@ def test_two_updates_are_those_of_the_paper() -> None:
         agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["policy"], actor.state_dict(), where=f"policy after iteration {it}")
         agree(state["temperature"]["log"], theta, where=f"temperature after iteration {it}")
-        told = {"critic loss": error, "value": value.mean(), "entropy": -logp.mean(), "alpha": alpha}
+        told = {
+            "loss/critic": error,
+            "q/data": known,
+            "q/policy": value.mean(),
+            "policy/entropy": -logp.mean(),
+            "policy/temperature": alpha,
+        }
         agree({k: logged[it][k] for k in told}, told, where="row")
 
     opts = {"critics.optimizer": critic_opt, "optimizer": actor_opt, "temperature_optimizer": theta_opt}

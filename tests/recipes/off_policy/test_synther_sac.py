@@ -160,7 +160,7 @@ def test_no_share_is_sac() -> None:
     rng, other = Made(3), Made(3)
     rows = list(synther_sac.improve(start(), Heard(Walled, 3, 1), given, rng))
     agree(rows, list(synther_sac.sac.improve(start(), Heard(Walled, 3, 1), given, other)), 0.0)
-    assert len(rng.made) == 1 and "alpha" in rows[-1]
+    assert len(rng.made) == 1 and "policy/temperature" in rows[-1]
 
 
 def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
@@ -229,7 +229,8 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
             with torch.no_grad():
                 action, logp = decide(then, rng.take("normal", A.batch_size, H, D))
                 y = reward + discount * (slow(then, action).min(0).values - alpha * logp)
-            error = sum((0.5 * (q - y) ** 2).mean() for q in critic(now, unit))
+            q = critic(now, unit)
+            error, known = sum((0.5 * (one - y) ** 2).mean() for one in q), q.detach().mean()
             descend(critic_opt, error)
             action, logp = decide(now, rng.take("normal", A.batch_size, H, D))
             value = critic(now, action).min(0).values
@@ -238,14 +239,20 @@ def test_four_updates_and_two_models_are_those_of_the_paper() -> None:
             with torch.no_grad():
                 for p, q in zip(slow.parameters(), critic.parameters(), strict=True):
                     p.copy_((1 - A.tau) * p + A.tau * q)
-            told |= {"critic loss": error, "value": value.mean(), "entropy": -logp.mean(), "alpha": alpha}
+            told |= {
+                "loss/critic": error,
+                "q/data": known,
+                "q/policy": value.mean(),
+                "policy/entropy": -logp.mean(),
+                "policy/temperature": alpha,
+            }
 
         if it in (1, 3):  # 210 and 420 decisions: a model of what is held, and rows in place of those before
             filled = len(memory)
             held = [memory[ring[place]] for place in range(len(ring))]
             real = [torch.stack([r[k] for r in held]) for k in ("obs", "unit", "reward", "next_obs", "terminated")]
             fresh, dropped = upsampled(real, nets.pop(0), rng)
-            told |= {"made": A.num_synthetic, "dropped": dropped}
+            told |= {"synthetic/count": A.num_synthetic, "synthetic/dropped_fraction": dropped}
         state = spy.states[it + 1]
         assert state["replay"]["filled"] == filled
         if fresh:

@@ -90,8 +90,8 @@ def test_updates_are_those_of_the_paper(A: td3.Args, due: list[int]) -> None:
                     returns, lengths = [*returns, plain[b]], [*lengths, float(ticks[b])]
                     plain[b], ticks[b] = 0.0, 0
                 memory.append({**row, "reward": gain, "length": n, "unit": unit[b], "copy": b})
-        told = {"episodes": len(returns), "episode return": sum(returns) / len(returns)}
-        told |= {"episode ticks": sum(lengths) / len(lengths), "reward": sum(whole) / len(whole)}
+        told = {"rollout/num_episodes": len(returns), "rollout/return": sum(returns) / len(returns)}
+        told |= {"rollout/length": sum(lengths) / len(lengths), "rollout/reward": sum(whole) / len(whole)}
 
         seen = []
         for index in rng.take("integers", due[it], A.batch_size) if due[it] else ():
@@ -131,7 +131,7 @@ def test_updates_are_those_of_the_paper(A: td3.Args, due: list[int]) -> None:
                         for p, q in zip(late.parameters(), net.parameters(), strict=True):
                             p.copy_((1 - A.tau) * p + A.tau * q)
         if seen:
-            told |= {"critic loss": sum(e for e, _ in seen) / len(seen), "value": sum(v for _, v in seen) / len(seen)}
+            told |= {"loss/critic": sum(e for e, _ in seen) / len(seen), "q/data": sum(v for _, v in seen) / len(seen)}
         agree(logged[it], told, where=f"row {it}")
 
         state = spy.states[it + 1]

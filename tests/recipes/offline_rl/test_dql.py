@@ -150,7 +150,7 @@ def test_updates_are_those_of_the_paper(A: dql.Args, kind: str, tape: type[Tape]
                         p.copy_((1 - A.tau) * p + A.tau * q)
             seen.append((imitation.item(), error.item(), value, up.mean().item()))
         told = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-        names = ("imitation loss", "critic loss", "value", "value of its own")
+        names = ("loss/bc", "loss/critic", "q/data", "q/policy")
         agree(logged[it], dict(zip(names, told, strict=True)), where=f"row {it}")
 
         state = spy.states[it + 1]

@@ -120,7 +120,7 @@ def test_updates_are_those_of_the_paper(A: fql.Args, tape: type[Tape]) -> None:
                     p.copy_((1 - A.tau) * p + A.tau * w)
             seen.append((imitation.item(), far.item(), error.item(), value, q.mean().item()))
         told = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-        names = ("imitation loss", "distance to the teacher", "critic loss", "value", "value of its own")
+        names = ("loss/bc", "loss/distill", "loss/critic", "q/data", "q/policy")
         agree(logged[it], dict(zip(names, told, strict=True)), where=f"row {it}")
 
         state = spy.states[it + 1]

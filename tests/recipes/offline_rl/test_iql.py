@@ -123,7 +123,7 @@ def test_updates_are_those_of_the_paper(A: iql.Args, kind: str) -> None:
             share = float(w.sum()) ** 2 / (B * float((w * w).sum()))
             seen.append((loss.item(), error.item(), off.item(), V.mean().item(), share))
         told = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-        names = ("loss", "critic loss", "value loss", "value", "effective share")
+        names = ("loss/policy", "loss/critic", "loss/value", "v/data", "awr/ess_fraction")
         agree(logged[it], dict(zip(names, told, strict=True)), where=f"row {it}")
 
         state = spy.states[it + 1]

@@ -133,7 +133,7 @@ def test_updates_are_those_of_the_paper(A: ofql.Args, pairs: dict[str, float], H
                         w.copy_((1 - A.tau) * w + A.tau * q)
             seen.append((imitation.item(), error.item(), value, up.mean().item()))
         told = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-        names = ("imitation loss", "critic loss", "value", "value of its own")
+        names = ("loss/bc", "loss/critic", "q/data", "q/policy")
         own_value = logged[it].pop(names[-1])
         agree(own_value, told[-1], 1e-4, f"value of its own in row {it}")  # its terms cancel
         agree(logged[it], dict(zip(names[:-1], told[:-1], strict=True)), where=f"row {it}")

@@ -124,7 +124,7 @@ def test_the_model_learns_windows_as_published(case: str) -> None:
             group["lr"] = a.model.lr * (1 if it == 0 else 0.5 * (1 + math.cos(math.pi * (it - 1) / 9)))
         norm = descend(opt, loss, 1.0)
         agree(model.states[it + 1]["denoiser"], gauss.state_dict(), where=f"model after update {it}")
-        agree(logged[it], {"loss": loss, "gradient": norm}, where=f"row {it}")
+        agree(logged[it], {"loss/denoising": loss, "train/grad_norm": norm}, where=f"row {it}")
     held = model.states[2]["opt"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), where="moments")
 
@@ -224,7 +224,7 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
         columns = [torch.stack([row[k] for row in rows]) for k in range(5)]
         with torch.no_grad():
             likely = log_pi(columns[0], columns[1][:, 0]).mean()
-        return columns, {"made": torch.tensor(float(len(rows))), "log-likelihood of what is made": likely}
+        return columns, {"synthetic/count": torch.tensor(float(len(rows))), "synthetic/log_likelihood": likely}
 
     rows = []
     for first, end, last, ended in zip([0, *ENDS.tolist()], ENDS.tolist(), data.last, ENDED.tolist(), strict=False):
@@ -313,9 +313,9 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
         agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         if (it + 1) % a.refill_every == 0:
             fresh, news = draw()  # for the policy of this moment
-        names = ("critic loss", "value", "distance to the data")
+        names = ("loss/critic", "q/data", "loss/bc_mse")
         if case == "iql":
-            names = ("loss", "critic loss", "value loss", "value", "effective share")
+            names = ("loss/policy", "loss/critic", "loss/value", "v/data", "awr/ess_fraction")
             agree(state["value"], value.state_dict(), where=f"values after iteration {it}")
         agree(logged[it], dict(zip(names, torch.stack(seen).mean(0), strict=True)) | news, where=f"row {it}")
     agree(moments(learn.named["optimizer"]), moments(opt), where="moments of the policy")

@@ -191,7 +191,7 @@ def test_the_model_learns_transitions_as_published() -> None:
         opt.param_groups[0]["lr"] = MODEL.lr * rate(it)
         norms.append(descend(opt, loss, 1.0))
         agree(model.states[it + 1]["denoiser"], model.start["denoiser"].state_dict(), where=f"model after update {it}")
-        agree(logged[it], {"loss": loss, "gradient": norms[-1]}, where=f"row {it}")
+        agree(logged[it], {"loss/denoising": loss, "train/grad_norm": norms[-1]}, where=f"row {it}")
     held = model.states[2]["opt"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), where="moments")
     assert norms[0] > 1, "a gradient was clipped"
@@ -306,7 +306,7 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
                         p.copy_((1 - a.tau) * p + a.tau * q)
             seen.append(torch.stack([error, value, far]).detach())
 
-        state, names = learn.states[it + 1], ("critic loss", "value", "distance to the data")
+        state, names = learn.states[it + 1], ("loss/critic", "q/data", "loss/bc_mse")
         agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
         agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["policy"]["current"], actor.state_dict(), where=f"policy after iteration {it}")

@@ -92,7 +92,7 @@ def test_updates_are_those_of_the_paper(A: td3_bc.Args, tape: type[Tape]) -> Non
                             p.copy_((1 - A.tau) * p + A.tau * q)
                 seen.append((error.item(), value, far.item()))
         told = [sum(column) / len(seen) for column in zip(*seen, strict=True)]
-        agree(logged[it], dict(zip(("critic loss", "value", "distance to the data"), told, strict=True)), where="row")
+        agree(logged[it], dict(zip(("loss/critic", "q/data", "loss/bc_mse"), told, strict=True)), where="row")
 
         state = spy.states[it + 1]
         agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")

@@ -174,17 +174,19 @@ def test_flywheel_is_that_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
     own = torch.cdist(begun(played), begun(played)).topk(2, largest=False).values[:, 1]
     away = torch.cdist(begun(played), begun(kept)).amin(1)
     row = {
-        "generator success": sum(won for *_, won in played) / len(played),
-        "data episodes": len(kept),
-        "data frames": len(done),
-        "data length": len(done) / len(kept),
-        "data jerk": torch.stack(rough).mean(),
-        "data spread": spread,
-        "covered": (away <= own.quantile(0.5) * (1 + 1e-9)).double().mean(),
-        "loss": losses[-1],
-        "gradient": norm,
+        "generator/success": sum(won for *_, won in played) / len(played),
+        "demos/episodes": len(kept),
+        "demos/frames": len(done),
+        "demos/length": len(done) / len(kept),
+        "demos/jerk": torch.stack(rough).mean(),
+        "demos/spread": spread,
+        "demos/start_coverage": (away <= own.quantile(0.5) * (1 + 1e-9)).double().mean(),
+        "loss/denoising": losses[-1],
+        "train/grad_norm": norm,
     }
     agree(logged[-1], row, where="last row")
     won = sum(won for *_, won in played)
-    assert len(good) > len(short) and 0 < row["covered"] < 1, "some were too long, and some starts are missing"
+    assert len(good) > len(short) and 0 < row["demos/start_coverage"] < 1, (
+        "some were too long, and some starts are missing"
+    )
     assert won > len(good) if case == "gaussian" else len(short) > len(kept)

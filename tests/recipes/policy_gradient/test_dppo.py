@@ -168,7 +168,7 @@ def test_two_updates_are_those_of_the_paper(case: dict) -> None:
         row = experience(ep, credit)
         if rows:
             loss, kl, clipped = torch.tensor(rows).mean(0)
-            row |= {"loss": loss, "kl": kl, "clipped": clipped}
+            row |= {"loss/policy": loss, "ppo/approx_kl": kl, "ppo/clip_fraction": clipped}
         agree(logged[it], row, 1e-4, where=f"row {it}")  # terms of the loss cancel
         kinds = (ep.terminated, ep.done & alive & ~ep.terminated, ~alive)
         ends = [m + int(kind.sum()) for m, kind in zip(ends, kinds, strict=True)]

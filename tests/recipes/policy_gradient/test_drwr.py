@@ -54,7 +54,7 @@ def start(kind: str) -> Policy:
         replace(Normalizer.identity(2), centre=centre, scale=scale) for centre, scale in ((MEAN, STD), (CENTRE, SCALE))
     )
     codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else ActionChunkCodec(seen, acts, LIMIT)
-    if kind == "one step":
+    if kind == "one_step":
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
         return Policy.of(one, net, (H, D), one.steps(time_grid(1)), one.steps(time_grid(1), spread=0.0), codec)
@@ -80,14 +80,14 @@ def vector() -> Any:
 CASES = {
     "flow": ("flow", A, planned(breaks=False)),
     "eps": ("eps", replace(A, rollout_sampler="train"), planned(breaks=False)),
-    "one step": ("one step", replace(A, rollout_sampler="train", rollout_steps=8), vector),
+    "one_step": ("one_step", replace(A, rollout_sampler="train", rollout_steps=8), vector),
     "faults": ("flow", A, planned()),
 }
 
 
 @pytest.mark.parametrize("kind, a, world", CASES.values(), ids=CASES)
 def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any) -> None:
-    execute = 1 if kind == "one step" else 2
+    execute = 1 if kind == "one_step" else 2
     made, env, rng = (
         start(kind).with_execution_horizon(execute),
         Heard(world() if world is vector else world, a.num_envs, 1),
@@ -109,7 +109,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
 
     def drawn(z: Tensor) -> Tensor:
         """A chunk: μ + σ ξ; or three steps of the ODE; or three of DDPM, whose std is at least 0.3."""
-        if kind == "one step":
+        if kind == "one_step":
             return answer(net.net, torch.zeros(len(z), H, D), 1.0, z) + sigma() * rng.take("normal", 1, len(z), H, D)[0]
         x, noise = rng.take("normal", len(z), H, D), rng.take("normal", 3, len(z), H, D)
         for k in range(3):
@@ -131,7 +131,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
         u = rng.take("uniform", (n + 1) // 2)
         early = (torch.arange(len(u)) + u) / n  # one time in each of n strata, in antithetic pairs
         t = torch.cat([early, 1 - early[: n // 2]])[rng.take("permutation", n)].clamp(1e-5, 1 - 1e-5)
-        if kind == "one step":
+        if kind == "one_step":
             mu = answer(net.net, torch.zeros(n, H, D), 1.0, z)
             each = 0.5 * ((x0 - mu) / sigma()) ** 2 + sigma().log() + 0.5 * math.log(2 * math.pi)
             return (each * live).sum((1, 2))
@@ -181,7 +181,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
 
         agree(spy.states[it + 1]["policy"]["current"], net.state_dict(), where=f"policy after iteration {it}")
         share = w[index].sum() ** 2 / (len(index) * (w[index] ** 2).sum())
-        row = experience(ep) | {"loss": sum(told) / len(told), "effective share": share}
+        row = experience(ep) | {"loss/policy": sum(told) / len(told), "awr/ess_fraction": share}
         agree(logged[it], row, where=f"row {it}")
         capped += (w[index] == a.max_weight).tolist()
         found = (ep.terminated, ep.done & alive & ~ep.terminated, alive & ~whole, ~alive, (length > 0) & (length < 2))
@@ -190,5 +190,5 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
     agree(moments(spy.named["opt"]), moments(opt), where="moments")
     assert not torch.equal(env.episodes[0].obs[0], env.episodes[1].obs[0]), "every iteration has starts of its own"
     assert 0 < sum(capped) < len(capped), "some weights were capped"
-    assert (kinds.pop("dead") > 0) == (kind == "one step" or world is CASES["faults"][2])
+    assert (kinds.pop("dead") > 0) == (kind == "one_step" or world is CASES["faults"][2])
     assert min(kinds.values()) > 0, "true ends, time limits, open episodes and chunks that ended early were there"

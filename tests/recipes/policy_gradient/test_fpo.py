@@ -42,7 +42,7 @@ CASES = {
     "eps": replace(
         A, loss_weight="velocity", ratio_per="each", rollout_sampler="train", critic_warmup=0
     ),  # 1/σ² (x̂₀ − a)², one a pair, DDPM
-    "one step": replace(A, rollout_sampler="train", critic_warmup=0, clip_range=0.2),
+    "one_step": replace(A, rollout_sampler="train", critic_warmup=0, clip_range=0.2),
 }
 
 
@@ -52,7 +52,7 @@ def start(kind: str) -> Policy:
         replace(Normalizer.identity(2), centre=centre, scale=scale) for centre, scale in ((MEAN, STD), (CENTRE, SCALE))
     )
     codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else ActionChunkCodec(seen, acts, LIMIT)
-    if kind == "one step":
+    if kind == "one_step":
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
         return Policy.of(one, net, (H, D), one.steps(time_grid(1)), one.steps(time_grid(1), spread=0.0), codec)
@@ -91,7 +91,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
 
     def drawn(z: Tensor) -> Tensor:
         """A chunk: μ + σ ξ; or three steps of the ODE; or three of DDPM, whose std is at least 0.3."""
-        if kind == "one step":
+        if kind == "one_step":
             return answer(net.net, torch.zeros(len(z), H, D), 1.0, z) + sigma() * rng.take("normal", 1, len(z), H, D)[0]
         x, noise = rng.take("normal", len(z), H, D), rng.take("normal", 3, len(z), H, D)
         for k in range(3):
@@ -106,7 +106,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
 
     def losses(action: Tensor, noise: Tensor, t: Tensor, z: Tensor, live: Tensor) -> Tensor:
         """ℓ of every pair, [N, n]: −log π(a | s), or a mean over the executed numbers of (ε̂ − ε)² or (x̂₀ − a)²/σ²."""
-        if kind == "one step":
+        if kind == "one_step":
             mu = answer(net.net, torch.zeros(len(z), H, D), 1.0, z)
             each = 0.5 * ((action - mu) / sigma()) ** 2 + sigma().log() + 0.5 * math.log(2 * math.pi)
             return (each * live).sum((1, 2))[:, None].expand(-1, a.num_noise_samples)
@@ -146,7 +146,7 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         live[:, :DONE] = ep.executed_mask.flatten(0, 1)[index][..., None].double()
         sees, goal, adv_of = sees[index], (credit + now).flatten()[index], credit.flatten()[index]
         noise, t = torch.zeros(n, a.num_noise_samples, H, D), torch.ones(n, a.num_noise_samples)
-        if kind != "one step":  # a time in each of n strata, in an order of each decision's own; drawn once
+        if kind != "one_step":  # a time in each of n strata, in an order of each decision's own; drawn once
             u = (torch.arange(a.num_noise_samples) + rng.take("uniform", n, a.num_noise_samples)) / a.num_noise_samples
             t = u.gather(1, rng.take("uniform", n, a.num_noise_samples).argsort(1)).clamp(1e-6, 1 - 1e-6)
             noise = rng.take("normal", n, a.num_noise_samples, H, D)
@@ -177,7 +177,9 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it}")
         row = experience(ep, credit)
         if rows:
-            row |= dict(zip(("loss", "|log ratio|", "clipped"), torch.tensor(rows).mean(0), strict=True))
+            row |= dict(
+                zip(("loss/policy", "ppo/abs_log_ratio", "ppo/clip_fraction"), torch.tensor(rows).mean(0), strict=True)
+            )
         agree(logged[it], row, 1e-4, where=f"row {it}")  # terms of the loss cancel
         kinds = (ep.terminated, ep.done & alive & ~ep.terminated, ~alive)
         ends = [m + int(found.sum()) for m, found in zip(ends, kinds, strict=True)]
@@ -204,7 +206,7 @@ def test_a_pair_that_is_far_off_counts_three_in_the_mean() -> None:
 
     advantage = torch.tensor([2.0, -1.0])
     row = fpo.update_policy(policy, process, opt, pairs, cond, now.detach() + gaps, advantage, a, check=False)
-    agree(row, {"loss": (-1.05 * 2.0 + 1.0) / 2, "|log ratio|": 1 / 3, "clipped": 0.5})
+    agree(row, {"loss/policy": (-1.05 * 2.0 + 1.0) / 2, "ppo/abs_log_ratio": 1 / 3, "ppo/clip_fraction": 0.5})
     # the first ratio is clipped, the second is 1 and its first loss is too far to count
     slope = [-(g1 + g2) / 6 for g1, g2 in zip(*slopes, strict=True)]
     norm = sum(float(g.square().sum()) for g in slope) ** 0.5

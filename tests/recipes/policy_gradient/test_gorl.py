@@ -175,9 +175,10 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             # Observations and rewards are float32, and Adam divides small gradients by their own size.
             agree(state["policy"]["current"], encoder.state_dict(), 5e-5, f"encoder after iteration {it} of {name}")
             agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it} of {name}")
-            row = experience(ep, credit) | {"round": int(name[-1])}
+            row = experience(ep, credit) | {"gorl/stage": int(name[-1])}
             if told:
-                row |= dict(zip(("loss", "kl", "clipped", "std"), torch.tensor(told).mean(0), strict=True))
+                names = ("loss/policy", "ppo/approx_kl", "ppo/clip_fraction", "policy/std")
+                row |= dict(zip(names, torch.tensor(told).mean(0), strict=True))
             agree(next(rows), row, 1e-4, where=f"row {it} of {name}")  # terms of the loss cancel
         agree(moments(stage.named["optimizer"]), moments(opt), 5e-5, where=f"moments of the encoder in {name}")
         agree(
@@ -249,8 +250,13 @@ def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatc
             for parts in (before, after)
         )
     taken = bool(got >= was - a.max_return_drop * abs(was))
-    told = {"decoder loss": losses[-1], "plan std": plans.std(0).mean(), "before": was, "after": got}
-    agree(next(rows), told | {"switched": float(taken)}, where="row of the switch")
+    told = {
+        "loss/decoder": losses[-1],
+        "decoder/action_std": plans.std(0).mean(),
+        "decoder/return_before": was,
+        "decoder/return_after": got,
+    }
+    agree(next(rows), told | {"decoder/accepted": float(taken)}, where="row of the switch")
     decoder, through = (fresh, True) if taken else (decoder, through)
     state = spy.stages["decoder-0"].states[1]["policy"]["current"]
     agree(state, decoder.state_dict(), where="decoder after the switch")
@@ -283,11 +289,11 @@ def test_switch_may_lose_the_drop_and_no_more() -> None:
     def told(drop: float) -> dict:
         a = replace(CASES["taken back"], decoder_updates=1, max_return_drop=drop)
         rows = gorl.improve(start(False), Heard(world(a), a.num_envs, 1), a, Tape(3))
-        return next(row for row in rows if "switched" in row)
+        return next(row for row in rows if "decoder/accepted" in row)
 
     row = told(0.0)
-    lost = (row["before"] - row["after"]) / abs(row["before"])
-    assert [told(lost + more)["switched"] for more in (1e-3, -1e-3)] == [1.0, 0.0]
+    lost = (row["decoder/return_before"] - row["decoder/return_after"]) / abs(row["decoder/return_before"])
+    assert [told(lost + more)["decoder/accepted"] for more in (1e-3, -1e-3)] == [1.0, 0.0]
 
 
 def test_switch_is_not_judged_by_episodes_that_a_fault_ended() -> None:

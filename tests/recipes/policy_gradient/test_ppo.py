@@ -134,7 +134,13 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
         )
         row = experience(ep, credit)
         if rows:
-            row |= dict(zip(("loss", "kl", "clipped", "std"), torch.tensor(rows).mean(0), strict=True))
+            row |= dict(
+                zip(
+                    ("loss/policy", "ppo/approx_kl", "ppo/clip_fraction", "policy/std"),
+                    torch.tensor(rows).mean(0),
+                    strict=True,
+                )
+            )
         agree(logged[it], row, 1e-4, where=f"row {it}")  # terms of the loss cancel
         kinds = (ep.terminated, ep.done & alive & ~ep.terminated, ~alive)
         ends = [n + int(kind.sum()) for n, kind in zip(ends, kinds, strict=True)]
@@ -156,7 +162,7 @@ def test_the_std_of_a_row_is_the_mean_over_dimensions() -> None:
         made.denoiser.log_std.copy_(torch.tensor([0.25 - LEAST**2, 4 - LEAST**2]).log() / 2)
     a = replace(A, iterations=1, epochs=1, batch_size=1000, critic_warmup=0)
     (row,) = ppo.improve(made, Heard(planned(breaks=False), a.num_envs, 1), a, Tape(3))
-    agree(row["std"], 1.25)
+    agree(row["policy/std"], 1.25)
 
 
 def test_value_error_is_of_decisions_that_happened() -> None:
@@ -167,4 +173,4 @@ def test_value_error_is_of_decisions_that_happened() -> None:
     goal = (~ep.valid.flatten()).double()
     assert rollout_metrics(
         ep, AdvantageEstimate(ep.obs.flatten(0, 1), torch.zeros(ep.valid.shape), torch.zeros(ep.valid.shape), goal)
-    )["value error"] == pytest.approx(0.0)
+    )["loss/value"] == pytest.approx(0.0)

@@ -175,7 +175,13 @@ def test_two_updates_are_those_of_the_paper(kind: str) -> None:
         agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it}")
         row = experience(ep, credit)
         if rows:
-            row |= dict(zip(("loss", "kl", "clipped", "std"), torch.tensor(rows).mean(0), strict=True))
+            row |= dict(
+                zip(
+                    ("loss/policy", "ppo/approx_kl", "ppo/clip_fraction", "policy/noise_std"),
+                    torch.tensor(rows).mean(0),
+                    strict=True,
+                )
+            )
         agree(logged[it], row, 1e-4, where=f"row {it}")  # terms of the loss cancel
         kinds = (ep.terminated, ep.done & alive & ~ep.terminated, ~alive)
         ends = [m + int(found.sum()) for m, found in zip(ends, kinds, strict=True)]

@@ -157,9 +157,9 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     held = spy.states[2]["opt"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), T, "moments")
     if a.num_updates == 2:  # a row an update
-        agree(logged, [{"loss": losses[k], "count": counts[k]} for k in range(2)], T, "rows")
+        agree(logged, [{"loss/coin_flip": losses[k], "verifier/count": counts[k]} for k in range(2)], T, "rows")
     else:  # a row of two
-        agree(logged[0], {"loss": (losses[0] + losses[1]) / 2, "count": counts[1]}, T, "row")
+        agree(logged[0], {"loss/coin_flip": (losses[0] + losses[1]) / 2, "verifier/count": counts[1]}, T, "row")
         assert len(logged) == 52
     for n in range(a.num_updates):
         rate = (n + 1) / warmup if n < 100 else 0.5 * (1 + math.cos(math.pi * (n - 100) / 4))

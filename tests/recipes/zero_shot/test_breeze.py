@@ -180,9 +180,15 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(shown[it], average.state_dict(), T, f"who is judged after update {it}")
         share = torch.linalg.svdvals(B.detach()) ** 2
         share = share / share.sum()
-        told = {"FB": loss, "Bellman": bellman, "V loss": v_loss, "policy": regress, "weight": weight.mean()}
-        told |= {"value": v.mean(), "effective rank": (-(share * share.log()).sum()).exp()}
-        agree(logged[it], told | {"loss": total, "gradient": norm}, T, f"row {it}")
+        told = {
+            "loss/fb": loss,
+            "loss/bellman": bellman,
+            "loss/value": v_loss,
+            "loss/policy": regress,
+            "awr/weight": weight.mean(),
+        }
+        told |= {"v/data": v.mean(), "fb/effective_rank": (-(share * share.log()).sum()).exp()}
+        agree(logged[it], told | {"loss/total": total, "train/grad_norm": norm}, T, f"row {it}")
     held = spy.states[2]["opt"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), T, "moments")
     assert drawn == {0.0, float(torch.tensor(a.gamma**H).float())}, "a true end was in a batch"

@@ -130,8 +130,8 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(state["slow"], slow.state_dict(), T, f"slow F and B after update {it}")
         share = torch.linalg.svdvals(B.detach()) ** 2
         share = share / share.sum()
-        told = {"FB": loss, "value": value, "loss": loss - value, "gradient": norm}
-        told["effective rank"] = (-(share * share.log()).sum()).exp()
+        told = {"loss/fb": loss, "q/policy": value, "loss/total": loss - value, "train/grad_norm": norm}
+        told["fb/effective_rank"] = (-(share * share.log()).sum()).exp()
         agree(logged[it], told, T, f"row {it}")
     agree(moments(spy.named["opt"]), moments(opt), T, "moments")
     assert drawn == {0.0, float(torch.tensor(a.gamma**H).float())}, "a true end was in a batch"

@@ -14,7 +14,7 @@ def plan(budget: str) -> Study:
     arms = {"ddpo": Arm("ddpo"), "rwr": Arm("rwr"), "pretrained": Arm("none")}
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     return Study(
-        "shapes", arms, 10_240, "reward calls", seeds, dict(ddpo.DEFAULT_TASK_ARGS), trials=500, tune=3, curve=4
+        "shapes", arms, 10_240, "reward_calls", seeds, dict(ddpo.DEFAULT_TASK_ARGS), trials=500, tune=3, curve=4
     )
 
 
@@ -31,9 +31,9 @@ CLAIM = Claim(
         "generator"
     ),
     conditions=(
-        Condition("ddpo", "rwr", 0.0, "found"),
-        Condition("ddpo", "pretrained", 0.1, "found"),
-        Condition("ddpo", "pretrained", 0.2, "strict"),
+        Condition("ddpo", "rwr", 0.0, "objects_found"),
+        Condition("ddpo", "pretrained", 0.1, "objects_found"),
+        Condition("ddpo", "pretrained", 0.2, "exact_match"),
     ),
     plan=plan,
     calibration_note=(

@@ -17,8 +17,8 @@ from denoiserl.processes import Diffusion, ddim, flow_sde, time_grid
 from denoiserl.tasks import shapes as _shapes
 from denoiserl.tasks.base import Task
 
-STEPS = {"ode 20": (20, 0.0), "sde 10": (10, None)}
-"""how a generator is drawn besides its ODE of ten steps: steps, and eta (None: the training SDE)"""
+STEPS = {"ode_20": ("20 ODE steps", 20, 0.0), "sde_10": ("10 SDE steps", 10, None)}
+"""how a generator is sampled beside its ODE of ten steps: words, steps, and eta (None: the training SDE)"""
 
 
 def make_task() -> Task:
@@ -29,15 +29,15 @@ def make_task() -> Task:
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
         assert isinstance(policy.process, Diffusion)
         told = dict(shapes.outcomes(policy, seed, n))
-        for name, (steps, eta) in STEPS.items():
+        for name, (_, steps, eta) in STEPS.items():
             how = flow_sde(base.sde_noise) if eta is None else ddim(eta)
             other = replace(policy, eval_steps=policy.process.steps(time_grid(steps), how))
-            told[f"strict by {name}"] = shapes.outcomes(other, seed, n)["strict"]
+            told[f"exact_match_{name}"] = shapes.outcomes(other, seed, n)["exact_match"]
         return told
 
-    words = {f"strict by {name}": (f"the same, drawn by {name} steps", "%") for name in STEPS}
-    main = {"strict": shapes.metrics["strict"]}
-    rest = {k: v for k, v in shapes.metrics.items() if k != "strict"}
+    words = {f"exact_match_{name}": (f"the same, in {said}", "%") for name, (said, *_) in STEPS.items()}
+    main = {"exact_match": shapes.metrics["exact_match"]}
+    rest = {k: v for k, v in shapes.metrics.items() if k != "exact_match"}
     return replace(shapes, outcomes=outcomes, metrics={**main, **words, **rest})
 
 
@@ -46,7 +46,7 @@ def plan(budget: str) -> Study:
     arms = {"flow_grpo": Arm("flow_grpo"), "pretrained": Arm("none")}
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     return Study(
-        "denoiserl.claims.generators.flow_grpo:make_task", arms, 14_400, "reward calls", seeds, trials=500, curve=4
+        "denoiserl.claims.generators.flow_grpo:make_task", arms, 14_400, "reward_calls", seeds, trials=500, curve=4
     )
 
 
@@ -63,7 +63,7 @@ CLAIM = Claim(
     ),
     conditions=(
         Condition("flow_grpo", "pretrained", 0.2),
-        Condition("flow_grpo", "flow_grpo", -0.02, "strict by ode 20", "strict by sde 10"),
+        Condition("flow_grpo", "flow_grpo", -0.02, "exact_match_ode_20", "exact_match_sde_10"),
     ),
     plan=plan,
     calibration_note=(

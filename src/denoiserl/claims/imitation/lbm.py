@@ -24,7 +24,7 @@ TESTS = {
     "one-look": repeated_z_test(MOST),
 }
 METRICS = {
-    "type-I error": ("how often equal policies are called different, the worst rate of the grid", "%"),
+    "type_1_error": ("how often equal policies are called different, the worst rate of the grid", "%"),
     "power": ("how often .6 against .3 is seen within 200 pairs", "%"),
     "stop": ("share of the 200 pairs that .6 against .3 needs", "%"),
 }
@@ -36,7 +36,7 @@ def measure(seed: int, repeats: int) -> Mapping[str, Mapping[str, Tensor]]:
     for i, (name, test) in enumerate(TESTS.items()):
         equal = type_one(test, RATES, repeats, MOST, Rng(1000 * seed + i), ALPHA)
         (apart,) = power(test, APART, repeats, MOST, Rng(1000 * seed + 100 + i), ALPHA)
-        found["type-I error"][name] = torch.tensor([max(s.rate for s in equal)])
+        found["type_1_error"][name] = torch.tensor([max(s.rate for s in equal)])
         found["power"][name] = torch.tensor([apart.rate])
         found["stop"][name] = torch.tensor([apart.stop / MOST])
     return found
@@ -62,8 +62,8 @@ CLAIM = Claim(
         "times in ten and uses less than 60 % of the pairs"
     ),
     conditions=(
-        Condition(0.0546, "anytime-pairs", 0.0, "type-I error"),
-        Condition("peeked", 0.1, 0.0, "type-I error"),
+        Condition(0.0546, "anytime-pairs", 0.0, "type_1_error"),
+        Condition("peeked", 0.1, 0.0, "type_1_error"),
         Condition("anytime-pairs", 0.9, 0.0, "power"),
         Condition(0.6, "anytime-pairs", 0.0, "stop"),
     ),

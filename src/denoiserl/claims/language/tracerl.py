@@ -23,7 +23,7 @@ def plan(budget: str) -> Study:
         "pretrained": Arm("none"),
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
-    return Study("sudoku", arms, 40_960, "reward calls", seeds, PACE, trials=1000, tune=3, curve=4)
+    return Study("sudoku", arms, 40_960, "reward_calls", seeds, PACE, trials=1000, tune=3, curve=4)
 
 
 CLAIM = Claim(

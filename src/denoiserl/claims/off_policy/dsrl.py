@@ -71,13 +71,13 @@ def task() -> Task:
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         done = evaluate(eval_actor(policy, BASE.execution_horizon), partial(Walled, n), n, 1_000_000 + seed)
         assert done.success is not None
-        return {"success": done.success.float(), "ticks": done.ticks.float()}
+        return {"success": done.success.float(), "length": done.ticks.float()}
 
     return Task(
         "walled fork2d",
         {"flow": cloned_policy, "steered": steered_start, "narrow": partial(steered_start, spread=1.0)},
         outcomes,
-        {"success": ("success from held-out starts", "%"), "ticks": ("ticks of an episode", "")},
+        {"success": ("success from held-out starts", "%"), "length": ("steps of an episode", "")},
         env=lambda copies, seed: Collector(Walled(copies or 1), seed=seed),
     )
 
@@ -107,7 +107,7 @@ def plan(budget: str) -> Study:
         "narrow": Arm("none", kind="narrow"),
     }
     seeds = tuple(range(100, 110 if full else 105))
-    return Study("denoiserl.claims.off_policy.dsrl:task", arms, 30_000, "env steps", seeds, trials=200, curve=4)
+    return Study("denoiserl.claims.off_policy.dsrl:task", arms, 30_000, "env_steps", seeds, trials=200, curve=4)
 
 
 CLAIM = Claim(

@@ -25,7 +25,7 @@ def plan(budget: str) -> Study:
         "sac-one": Arm("sac", SAC),
     }
     seeds = tuple(range(100, 110 if full else 105))
-    return Study("env", arms, 3000, "env steps", seeds, dict(sac.DEFAULT_TASK_ARGS), trials=50, curve=4)
+    return Study("env", arms, 3000, "env_steps", seeds, dict(sac.DEFAULT_TASK_ARGS), trials=50, curve=4)
 
 
 CLAIM = Claim(

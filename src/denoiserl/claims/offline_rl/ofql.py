@@ -51,7 +51,7 @@ def rate(policy: Policy) -> tuple[float, float]:
             for rng in rngs:
                 alone.generate(obs, rng)
         least = min(least, time.process_time() - began)
-        calls = meter.counts["denoiser calls"] / DRAWS
+        calls = meter.counts["denoiser_calls"] / DRAWS
     return DRAWS / least, calls
 
 
@@ -66,14 +66,14 @@ def task() -> Task:
         often, calls = rate(policy)
         return {
             "success": success,
-            "one step": one,
+            "one_step": one,
             "rate": torch.full((n,), math.log10(often)),
             "calls": torch.full((n,), calls),
         }
 
     metrics = {
         "success": ("episodes that succeed", "%"),
-        "one step": ("episodes that succeed where decisions are one step", "%"),
+        "one_step": ("episodes that succeed where decisions are one step", "%"),
         "rate": ("decisions a second of processor time", "log10 /s"),
         "calls": ("calls of the network a decision", ""),
     }
@@ -114,7 +114,7 @@ CLAIM = Claim(
     conditions=(
         Condition("ofql", "dql", -0.03),
         Condition("ofql", "fql", -0.03),
-        Condition("dql", "dql", 0.2, "success", "one step"),
+        Condition("dql", "dql", 0.2, "success", "one_step"),
         Condition("ofql", "dql", math.log10(1.5), "rate"),
     ),
     plan=plan,

@@ -26,8 +26,8 @@ LEANS = (0.6, 1.0)
 STRENGTHS = {"unguided": 0.0, "weak": 0.3, "middle": 1.0, "strong": 3.0}
 METRICS = {
     "likelihood": ("mean log-likelihood of what is done under the policy, up to a constant", ""),
-    "late error": ("mean distance of the last step to what truly follows, in standard deviations", ""),
-    "early error": ("mean distance of the first step to what truly follows, in standard deviations", ""),
+    "late_error": ("mean distance of the last step to what truly follows, in standard deviations", ""),
+    "early_error": ("mean distance of the first step to what truly follows, in standard deviations", ""),
 }
 
 
@@ -128,7 +128,7 @@ CLAIM = Claim(
         Condition("weak", "unguided", 0.0, "likelihood"),
         Condition("middle", "weak", 0.0, "likelihood"),
         Condition("strong", "middle", 0.0, "likelihood"),
-        Condition("world model", "middle", 0.0, "late error"),
+        Condition("world model", "middle", 0.0, "late_error"),
     ),
     plan=plan,
     calibration_note="Set before any run; the strengths bracket 1, the order of magnitude of the paper.",

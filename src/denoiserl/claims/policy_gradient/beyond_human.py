@@ -64,7 +64,7 @@ def plan(budget: str) -> Study:
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     word = "denoiserl.claims.policy_gradient.beyond_human:task"
-    return Study(word, arms, 1_000_000, "env steps", seeds, trials=400, curve=0)
+    return Study(word, arms, 1_000_000, "env_steps", seeds, trials=400, curve=0)
 
 
 CLAIM = Claim(

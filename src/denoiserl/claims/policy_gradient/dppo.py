@@ -21,7 +21,7 @@ def plan(budget: str) -> Study:
     }
     arms = {name.replace(" ", "-"): arm for name, arm in arms.items()}
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
-    return Study("env", arms, 110_000, "env steps", seeds, trials=200, tune=3, curve=4)
+    return Study("env", arms, 110_000, "env_steps", seeds, trials=200, tune=3, curve=4)
 
 
 CLAIM = Claim(

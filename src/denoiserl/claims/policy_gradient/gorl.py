@@ -50,7 +50,7 @@ def plan(budget: str) -> Study:
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     return Study(
-        "denoiserl.claims.policy_gradient.gorl:task", arms, 300_000, "env steps", seeds, trials=400, tune=3, curve=4
+        "denoiserl.claims.policy_gradient.gorl:task", arms, 300_000, "env_steps", seeds, trials=400, tune=3, curve=4
     )
 
 

@@ -22,7 +22,7 @@ def plan(budget: str) -> Study:
         "cloned": Arm("none", kind="flow"),
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
-    return Study("denoiserl.tasks.fork2d:task", arms, 120_000, "env steps", seeds, trials=300, tune=3, curve=4)
+    return Study("denoiserl.tasks.fork2d:task", arms, 120_000, "env_steps", seeds, trials=300, tune=3, curve=4)
 
 
 CLAIM = Claim(

@@ -54,10 +54,10 @@ def sample_and_score(
 def reward_metrics(scored: RewardResult) -> dict[str, float]:
     """Return the metrics of a reward: its mean, how many values were dropped, and the mean of each named part.
 
-    A part that is called ``reward`` or ``dropped`` gives way to these.
+    The parts are ``reward/NAME``; a reward of one part, ``reward``, is told once.
     """
-    row = {"reward": float(scored.total.nanmean()), "dropped": scored.dropped}
-    return row | {k: float(v.nanmean()) for k, v in scored.parts.items() if k not in row}
+    row = {"rollout/reward": float(scored.total.nanmean()), "rollout/num_invalid_rewards": scored.dropped}
+    return row | {f"reward/{k}": float(v.nanmean()) for k, v in scored.parts.items() if k != "reward"}
 
 
 def check_first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:

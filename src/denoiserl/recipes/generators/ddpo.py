@@ -105,7 +105,10 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
         _, chain, scored = sample_and_score(policy, reward, prompts, index, 1, args, rng)
         advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
         advantage = advantage.clamp(-args.adv_clip, args.adv_clip)
-        row = reward_metrics(scored) | {"silent": float((advantage == 0).float().mean()), "forgotten": memory.forgotten}
+        row = reward_metrics(scored) | {
+            "rollout/zero_advantage_fraction": float((advantage == 0).float().mean()),
+            "rollout/num_forgotten_prompts": memory.forgotten,
+        }
         teaches = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()
         losses, outside = [], []
         for i in minibatches(teaches, args.batch_size, args.epochs if len(teaches) else 0, rng):
@@ -114,7 +117,10 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
             pieces = (surrogate(policy, part, advantage[part.chain_index], args, check, outside) for part in parts)
             losses.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
         if losses:
-            row |= {"loss": sum(losses) / len(losses), "clipped": float(torch.cat(outside).float().mean())}
+            row |= {
+                "loss/policy": sum(losses) / len(losses),
+                "ppo/clip_fraction": float(torch.cat(outside).float().mean()),
+            }
         yield row
 
 

@@ -110,7 +110,7 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
         groups, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
         advantage = group_relative(groups, "batch", clip=args.adv_clip, valid=valid).flatten()
         dead = float(dead_groups(groups, valid=valid).float().mean())
-        row, losses, watch = reward_metrics(scored) | {"dead groups": dead}, [], []
+        row, losses, watch = reward_metrics(scored) | {"rollout/dead_group_fraction": dead}, [], []
         epochs = args.epochs if dead < 1 else 0  # nothing to learn where every group is constant
         for index in minibatches(len(advantage), args.batch_size, epochs, rng):
             check, size = it == 0 and not losses, len(index) * len(chain)
@@ -119,7 +119,11 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
             losses.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
         if losses:
             kl, outside = (torch.cat(v).mean() for v in zip(*watch, strict=True))
-            row |= {"loss": sum(losses) / len(losses), "kl": float(kl), "clipped": float(outside)}
+            row |= {
+                "loss/policy": sum(losses) / len(losses),
+                "loss/reference_kl": float(kl),
+                "ppo/clip_fraction": float(outside),
+            }
         yield row
 
 

@@ -130,8 +130,8 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
                 weighted_loss(loss(policy, select_rows(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every
             )
             losses.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
-        row = reward_metrics(scored) | {"loss": sum(losses) / len(losses)}
-        yield row | {"effective share": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
+        row = reward_metrics(scored) | {"loss/policy": sum(losses) / len(losses)}
+        yield row | {"awr/ess_fraction": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
 
 
 def loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:

@@ -30,7 +30,7 @@ canvases filled in place, so clues are the prompt and holes the completion; the 
 Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.80 to 0.91 at two cells a step and
 from 0.62 to 0.73 at four in 80 iterations (one seed, a base of 1000 updates, 40 s of a CPU core): less than
 ``tracerl``, which scores the states in which the decoder decides; a wholly masked completion is not one of them. From a
-base without typos in its text there was no gain. The row says ``not risen`` where the training reward has not risen
+base without typos in its text there was no gain. ``train/no_improvement`` is 1 where the training reward has not risen
 after 40 iterations.
 """
 
@@ -145,10 +145,12 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
             if it == 0 and not len(metrics):
                 assert_on_policy(now[hole], before[hole], args.ratio_tolerance, policy.denoiser)
             kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, args.clip_range, mask=hole)
-            metrics.add({"loss": update["loss"], "kl": kl, "clipped": clipped})
-        row = reward_metrics(scored) | {"dead groups": float(dead_groups(groups, valid=valid).float().mean())}
+            metrics.add({"loss/policy": update["loss"], "loss/reference_kl": kl, "ppo/clip_fraction": clipped})
+        row = reward_metrics(scored) | {
+            "rollout/dead_group_fraction": float(dead_groups(groups, valid=valid).float().mean())
+        }
         row |= metrics.mean()
-        yield row | ({} if trend.rose(row["reward"]) else {"not risen": 1.0})
+        yield row | {"train/no_improvement": float(not trend.rose(row["rollout/reward"]))}
 
 
 def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, args: Args) -> Tensor:

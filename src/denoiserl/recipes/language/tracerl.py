@@ -133,7 +133,7 @@ def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run
         chain = chain.with_condition(mask=generated_mask(policy, asked, chain.sample))
         trace = chain.steps_at(torch.nonzero(_teaches(chain, advantage, args.min_step_nll).flatten())[:, 0])
         dead = float(dead_groups(groups, valid=valid).float().mean())
-        row = reward_metrics(scored) | {"dead groups": dead, "rows": len(trace)}
+        row = reward_metrics(scored) | {"rollout/dead_group_fraction": dead, "rollout/num_learned_steps": len(trace)}
         if len(trace):
             everything = torch.arange(len(trace), device=trace.step.device)
             seen = [_old(policy, trace.select(i), exact, args) for i in everything.split(args.batch_size)]
@@ -218,11 +218,13 @@ def _learn(
         done = accumulate_masked(opt, pieces(batch), clip=1.0)
         losses += [] if done is None else [done["loss"]]
         left, asked = left + sum(int(counts.sum()) for *_, counts in seen), asked + int(wrote[batch].sum())
-    row = {"impossible": 1 - left / asked, "skipped": args.epochs * -(-len(trace) // args.batch_size) - len(losses)}
+    row = {"loss/impossible_fraction": 1 - left / asked}
+    row["train/skipped_updates"] = args.epochs * -(-len(trace) // args.batch_size) - len(losses)
     if losses:
         new, before, counts = (torch.cat(v) for v in zip(*seen, strict=True))
-        row = {"loss": sum(losses) / len(losses)} | row
-        row |= {"kl": float(approx_kl(new, before, counts))} if bool(counts.any()) else {}
+        row["loss/policy"] = sum(losses) / len(losses)
+        if bool(counts.any()):
+            row["ppo/approx_kl"] = float(approx_kl(new, before, counts))
     return row
 
 
@@ -267,7 +269,7 @@ def _first(
         return {}
     joint = torch.where(could, old, -torch.inf)[mine, 0]
     moved = (joint - now.sum(-1) - torch.stack(joints, 1)[place] + run.sum(-1)).abs()
-    return {"flipped": float((~(moved <= limit)).float().mean())}
+    return {"ppo/flipped_fraction": float((~(moved <= limit)).float().mean())}
 
 
 SIGNAL = "reward"

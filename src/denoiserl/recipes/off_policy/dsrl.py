@@ -177,7 +177,9 @@ def improve(
 
     named = {**learners, **opts, "slow": slow, "policy": policy, "replay": replay, "rng": rng, "env": env}
     for it in run.loop(args.iterations, **named):
-        row = {} if it else {"action spread": check_noise_effect(policy, env.obs[:16].to(policy.device), rng)}
+        row = (
+            {} if it else {"policy/noise_sensitivity": check_noise_effect(policy, env.obs[:16].to(policy.device), rng)}
+        )
         before, metrics = replay.count, MetricMeans()
         ep = env.collect(act, args.rollout_steps, rng)
         store_rollout(replay, ep, box, args, torch.stack(chosen))
@@ -204,8 +206,8 @@ def improve(
                 optimizer_step(opts["latent opt"], (alpha * logp - value).mean())
             optimizer_step(opts["heat opt"], heat.loss(logp.detach(), args.target_entropy).mean())
             polyak_update(slow, judge, args.tau)
-            update = {"critic loss": error, "value": value.detach().mean(), "entropy": -logp.detach().mean()}
-            metrics.add(update | {"alpha": alpha})
+            update = {"loss/critic": error, "q/policy": value.detach().mean(), "policy/entropy": -logp.detach().mean()}
+            metrics.add(update | {"policy/temperature": alpha})
         yield rollout_metrics(ep) | row | metrics.mean()
 
 

@@ -138,7 +138,11 @@ def improve(
                 optimizer_step(optimizer, (alpha * logp - value).mean())
             optimizer_step(temperature_optimizer, temperature.loss(logp.detach(), target_entropy).mean())
             critics.update_target()
-            row |= {"value": value.detach().mean(), "entropy": -logp.detach().mean(), "alpha": alpha}
+            row |= {
+                "q/policy": value.detach().mean(),
+                "policy/entropy": -logp.detach().mean(),
+                "policy/temperature": alpha,
+            }
             metrics.add(row)
         yield rollout_metrics(ep) | metrics.mean()
 

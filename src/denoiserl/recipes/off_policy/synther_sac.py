@@ -81,7 +81,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
             known = buffer_to_transitions(mixed.real, -edge, edge, args.gamma)
             made, dropped = train_generator_now(known, args.model, rng, policy.device).sample(args.num_synthetic, rng)
             mixed.refill(made.replay(device=policy.device))
-            row |= {"made": float(len(made)), "dropped": dropped}
+            row |= {"synthetic/count": float(len(made)), "synthetic/dropped_fraction": dropped}
         yield row
 
 

@@ -138,7 +138,7 @@ def improve(
                 optimizer_step(optimizer, imitation + args.q_weight * q_loss, args.max_grad_norm)
             critics.update_target()
             policy.weights.ema_update("slow", 1 - args.tau)
-            metrics.add({"imitation loss": imitation.detach()} | row | {"value of its own": one.detach().mean()})
+            metrics.add({"loss/bc": imitation.detach()} | row | {"q/policy": one.detach().mean()})
         yield metrics.mean()
 
 

@@ -125,8 +125,8 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
                 loss = args.bc_weight * distance + normalized_q_loss(own).mean()
                 optimizer_step(optimizer, loss, args.max_grad_norm)
             critics.update_target()
-            row = {"imitation loss": imitation, "distance to the teacher": distance.detach()} | row
-            metrics.add(row | {"value of its own": own.detach().mean()})
+            row = {"loss/bc": imitation, "loss/distill": distance.detach()} | row
+            metrics.add(row | {"q/policy": own.detach().mean()})
         yield metrics.mean()
 
 

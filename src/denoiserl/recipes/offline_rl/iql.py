@@ -111,15 +111,20 @@ def improve(
             v = value(cond)
             advantage = q - v.detach()
             value_loss = optimizer_step(value_optimizer, expectile(v, q, args.expectile).mean())["loss"]
-            critic_loss = critics.td_update(cond, action, y)["critic loss"]
+            critic_loss = critics.td_update(cond, action, y)["loss/critic"]
             weight = exp_weights(args.inverse_temperature * advantage, 1.0, args.max_weight)
             each = training_losses(policy.process, policy.denoiser, action, cond, rng, counts=rows["counts"])
             loss = optimizer_step(optimizer, weighted_loss(each, weight).mean())["loss"]
             lr_schedule.step()
             critics.update_target()
             share = weight.sum().square() / (len(weight) * weight.square().sum())
-            row = {"loss": loss, "critic loss": critic_loss, "value loss": value_loss, "value": v.detach().mean()}
-            metrics.add(row | {"effective share": share})
+            row = {
+                "loss/policy": loss,
+                "loss/critic": critic_loss,
+                "loss/value": value_loss,
+                "v/data": v.detach().mean(),
+            }
+            metrics.add(row | {"awr/ess_fraction": share})
         yield metrics.mean()
 
 

@@ -123,7 +123,7 @@ def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run
         mixed.refill(rows.replay(device=policy.device))
         with torch.no_grad():
             likely = float(likelihood(policy, rows.obs, rows.action[:, 0]).mean())
-        return {"made": float(len(rows)), "log-likelihood of what is made": likely}
+        return {"synthetic/count": float(len(rows)), "synthetic/log_likelihood": likely}
 
     news = refill()
     for row in LEARNERS[args.learner].improve(policy, mixed, args, rng, stage):

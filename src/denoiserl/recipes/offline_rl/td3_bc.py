@@ -118,7 +118,7 @@ def improve(
                     optimizer_step(optimizer, args.q_weight * q_loss + distance)
                 critics.update_target()
                 policy.weights.ema_update("slow", 1 - args.tau)
-                metrics.add(row | {"distance to the data": distance.detach()})
+                metrics.add(row | {"loss/bc_mse": distance.detach()})
         yield metrics.mean()
 
 

@@ -116,10 +116,10 @@ def improve(
             pass
         flat = isinstance(kept.observations, torch.Tensor)  # states with pictures are not compared
         like = motion(kept) if flat else kept.statistics()
-        like = {f"data {k}": v for k, v in like.items() if k not in ("success", "return")}
-        like |= {"covered": coverage(starts(played), starts(kept))} if flat else {}
+        like = {f"demos/{k}": v for k, v in like.items() if k not in ("success", "return")}
+        like |= {"demos/start_coverage": coverage(starts(played), starts(kept))} if flat else {}
         assert played.success is not None
-        yield {"generator success": float(played.success.float().mean()), **like, **told}
+        yield {"generator/success": float(played.success.float().mean()), **like, **told}
 
 
 def generate_demonstrations(

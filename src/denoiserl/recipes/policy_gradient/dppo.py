@@ -153,8 +153,8 @@ def update_policy(
     if kl > args.target_kl:
         return None
     loss = ppo_clip(logp, old, advantage, clip).mean()
-    row = {"loss": optimizer_step(optimizer, loss, clip=1.0)["loss"], "kl": kl}
-    return row | {"clipped": float(clip_fraction(logp.detach(), old, clip))}
+    row = {"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"], "ppo/approx_kl": kl}
+    return row | {"ppo/clip_fraction": float(clip_fraction(logp.detach(), old, clip))}
 
 
 SIGNAL = "env"

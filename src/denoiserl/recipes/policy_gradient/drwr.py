@@ -124,7 +124,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
             loss = policy.process.loss(policy.denoiser, noised, context)
             losses.append(optimizer_step(opt, weighted_loss(loss, weight[i]).mean(), clip=1.0)["loss"])
         share = effective(weight[index])
-        yield rollout_metrics(ep) | {"loss": sum(losses) / len(losses), "effective share": share}
+        yield rollout_metrics(ep) | {"loss/policy": sum(losses) / len(losses), "awr/ess_fraction": share}
 
 
 def finished_mask(ep: Rollout) -> Tensor:

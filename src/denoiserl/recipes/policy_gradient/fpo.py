@@ -164,9 +164,9 @@ def update_policy(
     if check:
         assert_on_policy(gap, same)
     loss = ppo_clip(gap, same, advantage[:, None].expand_as(gap), args.clip_range).mean()
-    row, gap = {"loss": optimizer_step(optimizer, loss, clip=1.0)["loss"]}, gap.detach()
-    row["|log ratio|"] = float(gap.abs().mean())
-    return row | {"clipped": float(clip_fraction(gap, same, args.clip_range))}
+    row, gap = {"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"]}, gap.detach()
+    row["ppo/abs_log_ratio"] = float(gap.abs().mean())
+    return row | {"ppo/clip_fraction": float(clip_fraction(gap, same, args.clip_range))}
 
 
 def make_actor(policy: Policy, draw: str) -> Any:

@@ -147,9 +147,8 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | Non
         world, settings = (latent_env(policy, env, args), args_with_decoder(args)) if through else (env, args)
         settings = replace(ppo_args(settings), iterations=iters)
         stage = run.stage(f"latent-{i}")
-        yield from (
-            {**row, "round": float(i)} for row in ppo.improve(encoder, world, settings, rng, stage, prior_penalty(args))
-        )
+        for row in ppo.improve(encoder, world, settings, rng, stage, prior_penalty(args)):
+            yield row | {"gorl/stage": float(i)}
         if i + 1 == len(parts) or run.exhausted_budget():
             return
         named = {"policy": policy, "rng": rng, "env": env, "seen": statistics(policy), "taken": taken}
@@ -247,8 +246,13 @@ def refit_decoder(
     taken.value = now >= was - args.max_return_drop * abs(was)
     if not taken.value:
         policy.denoiser.load_state_dict(old)
-    row = {"decoder loss": told["loss"], "plan std": float(spread.mean()), "before": was, "after": now}
-    return {**row, "switched": float(taken.value)}
+    return {
+        "loss/decoder": told["loss/denoising"],
+        "decoder/action_std": float(spread.mean()),
+        "decoder/return_before": was,
+        "decoder/return_after": now,
+        "decoder/accepted": float(taken.value),
+    }
 
 
 LONGEST = 20

@@ -174,9 +174,9 @@ def update_policy(
     loss = ppo_clip(logp, old, advantage, args.clip_range).mean() - args.entropy_coef * law.entropy().mean()
     if penalty is not None:
         loss = loss + penalty(law).mean()
-    row = {"loss": optimizer_step(optimizer, loss, clip=args.max_grad_norm)["loss"], "kl": kl}
-    row["clipped"] = float(clip_fraction(logp.detach(), old, args.clip_range))
-    return row | {"std": float(law.std.detach().mean())}
+    row = {"loss/policy": optimizer_step(optimizer, loss, clip=args.max_grad_norm)["loss"], "ppo/approx_kl": kl}
+    row["ppo/clip_fraction"] = float(clip_fraction(logp.detach(), old, args.clip_range))
+    return row | {"policy/std": float(law.std.detach().mean())}
 
 
 SIGNAL = "env"

@@ -187,9 +187,9 @@ def update_policy(
     if args.bc_weight > 0:
         cond, live = index_rows((rows.cond, rows.mask), slice(None, None, k))
         loss = loss + args.bc_weight * w2_bound(policy, cond, rng, live).mean()
-    row = {"loss": optimizer_step(optimizer, loss, clip=1.0)["loss"], "kl": kl}
-    row["clipped"] = float(clip_fraction(logp.detach(), old, args.clip_range))
-    return row | {"std": float(law.std.detach().mean())}
+    row = {"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"], "ppo/approx_kl": kl}
+    row["ppo/clip_fraction"] = float(clip_fraction(logp.detach(), old, args.clip_range))
+    return row | {"policy/noise_std": float(law.std.detach().mean())}
 
 
 def with_noise_net(policy: Policy, obs: int, least: float, most: float) -> tuple[Policy, NoiseInjectedDenoiser]:

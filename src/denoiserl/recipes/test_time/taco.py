@@ -104,7 +104,7 @@ def improve(policy: Policy, data: Demonstrations, args: Args, rng: Rng, run: Run
         if (it + 1) % every == 0 or it + 1 == args.num_updates:
             with torch.no_grad():
                 count = coins.count(phi)
-            yield {"loss": sum(losses) / len(losses), "count": float(count.median())}
+            yield {"loss/coin_flip": sum(losses) / len(losses), "verifier/count": float(count.median())}
             losses = []
 
 

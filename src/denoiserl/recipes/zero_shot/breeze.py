@@ -148,10 +148,12 @@ def improve(
         policy.weights.ema_update("slow", 1 - args.policy_ema)
         if (it + 1) % every == 0 or it + 1 == args.num_updates:
             rank = effective_rank(back.detach())
-            named_losses = {"FB": loss, "Bellman": bellman, "V loss": fit_v, "policy": regress, "weight": weight.mean()}
+            row = {"loss/fb": loss, "loss/bellman": bellman, "loss/value": fit_v, "loss/policy": regress}
+            row |= {"awr/weight": weight.mean(), "v/data": v.mean()}
+            row = {name: float(number.detach()) for name, number in row.items()}
+            row |= {"fb/effective_rank": rank, "loss/total": told["loss"], "train/grad_norm": told["grad_norm"]}
             with _successors.with_ema_weights(policy):
-                numbers = {k: float(x.detach()) for k, x in named_losses.items()}
-                yield {**numbers, "value": float(v.detach().mean()), "effective rank": rank, **told}
+                yield row
     policy.weights.load("slow")
     _successors.warn_if_collapsed(both, known["after"])
 

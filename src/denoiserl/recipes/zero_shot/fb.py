@@ -113,8 +113,8 @@ def improve(
         told = optimizer_step(opt, loss - value)
         polyak_update(slow, both, args.tau)
         if (it + 1) % every == 0 or it + 1 == args.num_updates:
-            numbers = {"FB": float(loss.detach()), "value": float(value.detach())}
-            yield {**numbers, "effective rank": effective_rank(back.detach()), **told}
+            row = {"loss/fb": float(loss.detach()), "q/policy": float(value.detach()), "loss/total": told["loss"]}
+            yield row | {"fb/effective_rank": effective_rank(back.detach()), "train/grad_norm": told["grad_norm"]}
     _successors.warn_if_collapsed(both, known["after"])
 
 

@@ -150,9 +150,9 @@ def reward(image: Tensor, prompts: Tensor) -> dict[str, Tensor]:
     there = asked > EMPTY
     hit = (seen == asked) & there
     return {
-        "found": hit.sum(-1) / there.sum(-1).clamp_min(1),
-        "strict": (seen == asked).all(-1).float(),
-        "count": ((seen != EMPTY).sum(-1) == there.sum(-1)).float(),
+        "objects_found": hit.sum(-1) / there.sum(-1).clamp_min(1),
+        "exact_match": (seen == asked).all(-1).float(),
+        "count_correct": ((seen != EMPTY).sum(-1) == there.sum(-1)).float(),
     }
 
 
