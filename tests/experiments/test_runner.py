@@ -212,7 +212,7 @@ def test_a_damaged_run_is_refused_and_nothing_is_cut(tmp_path, recipe):
     assert (tmp_path / "r" / "metrics.jsonl").read_text().splitlines(keepends=True)[:37] == rows[:37]
 
 
-def test_two_processes_cannot_share_a_folder(tmp_path, recipe):
+def test_two_runs_of_one_process_cannot_share_a_folder(tmp_path, recipe):
     class Twice:
         __recipe__, Args = "twice.py", recipe.Args
 
@@ -223,6 +223,25 @@ def test_two_processes_cannot_share_a_folder(tmp_path, recipe):
             yield {"refused": 1}
 
     assert go(Twice, tmp_path / "r")["last"]["refused"] == 1
+
+
+def test_two_processes_cannot_share_a_folder_and_a_killed_one_frees_it(tmp_path, start):
+    (tmp_path / "toy.py").write_text(
+        "import time\nfrom dataclasses import dataclass\n@dataclass(frozen=True)\nclass Args:\n    nap: float = 0.0\n"
+        "def train(a, keep):\n    (keep.folder.parent / 'begun').touch()\n"
+        "    while not (keep.folder.parent / 'go').exists():\n        time.sleep(0.01)\n    yield {'done': True}\n"
+    )
+    waits, folder = load_module(str(tmp_path / "toy.py")), tmp_path / "r"
+    process = start(script(tmp_path, folder))
+    while process.is_alive() and not (tmp_path / "begun").exists():
+        time.sleep(0.002)
+    with pytest.raises(RunError, match=r"Another process runs in .*: wait for it, or give another folder"):
+        go(waits, folder)
+    assert process.is_alive(), "the refusal disturbs nothing"
+    process.kill()
+    process.join()
+    (tmp_path / "go").touch()
+    assert go(waits, folder)["last"]["done"]
 
 
 def test_threads_are_the_runs_and_then_the_callers_again(tmp_path, recipe):

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy
 import torch
+from filelock import FileLock, Timeout
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
@@ -238,20 +239,15 @@ def _about(program: Any, args: Any) -> dict[str, Any]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else runs in this folder. The lock dies with the process."""
+    """Hold the folder for this run. Raise RunError if another run holds it; the lock dies with its process."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: give the name of a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"Another process runs in {folder}: wait for it, or give another folder.") from None
+        held = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise RunError(f"Another process runs in {folder}: wait for it, or give another folder.") from None
+    with held:
         yield
 
 
