@@ -41,12 +41,21 @@ class Doctor:
     """where to compute"""
     json: Flag = False
     """print JSON"""
+    env_info: Flag = False
+    """alone, without a policy: print versions, machine and extras, for a report of a bug"""
 
 
 def doctor(given: list[str]) -> None:
     """``denoiserl doctor RUN|POLICY``; exit code 1 where learning would fail."""
     said = "What is wrong with a policy, and with what it shall learn from, before it learns."
+    if given == ["--env-info"]:
+        from denoiserl.doctor.env_info import env_info
+        from denoiserl.experiments.runner import provenance
+
+        return print(env_info(provenance()["commit"]))
     a = tyro.cli(Doctor, prog="denoiserl doctor", description=said, args=given)
+    if a.env_info:
+        raise Misuse("--env-info stands alone: denoiserl doctor --env-info")
     if a.env and a.reward:
         raise Misuse("--env and --reward: a policy learns from one of them.")
     if a.prompts and not a.reward:
