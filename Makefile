@@ -1,6 +1,6 @@
 # Every target makes the environment first; when nothing has changed that costs milliseconds.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test mutate bench docs lint clean
+.PHONY: help install demo test mutate bench docs lint dist clean
 BIN := .venv/bin
 
 help:  ## this list
@@ -31,6 +31,9 @@ lint: install  ## format, fix what can be fixed, check types
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports --no-logo
+
+dist: install  ## build wheel and sdist into dist/, and try the wheel in an empty environment
+	@scripts/dist.sh
 
 clean:  ## remove the environment and everything built; runs/ stays
 	@rm -rf .venv site build dist .pytest_cache .ruff_cache .hypothesis
