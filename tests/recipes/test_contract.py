@@ -16,7 +16,8 @@ import torch
 from denoiserl import recipes, tasks
 from denoiserl.claims import __file__ as claims_file
 from denoiserl.core.errors import DenoiseRLError
-from denoiserl.experiments import experiment
+from denoiserl.core.rng import Rng
+from denoiserl.experiments import experiment, resolve
 from denoiserl.nn import Transformer
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked, TokenDenoiser, time_grid
@@ -116,6 +117,26 @@ def test_two_iterations_run_and_the_same_seed_gives_the_same_rows(name: str) -> 
     assert not alike(found, list(rows(name, seed=1)))
 
 
+@pytest.mark.parametrize("name", ["sac", "td3_bc", "mdlm"])
+def test_an_int_is_the_seed_of_improve_and_rows_are_numbers(name: str) -> None:
+    recipe, task, args = small(name)
+
+    def first_row(rng: Rng | int) -> dict[str, Any]:
+        def start() -> Iterator[dict]:
+            made.append((yield from task.start_policy(0, Run(), resolve.start_kind(recipe, args))))
+
+        made: list[Policy] = []
+        torch.manual_seed(0)
+        with warnings.catch_warnings(), task.signal(recipe.SIGNAL, getattr(args, "num_envs", None), 0) as signal:
+            warnings.simplefilter("ignore")
+            list(start())
+            return next(recipe.improve(made[0], signal, args, rng))
+
+    one, other = first_row(3), first_row(Rng(3))
+    assert one and alike([one], [other]) and not alike([one], [first_row(4)])
+    assert all(isinstance(v, int | float) for v in one.values())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_is_killed_and_resumed_is_the_same_run(name: str, tmp_path: Path) -> None:
     whole = list(rows(name, keep=Run(tmp_path / "whole", every=1, restart=1)))
@@ -149,8 +170,10 @@ def test_a_recipe_is_what_the_contract_says(name: str) -> None:
     args = recipe.Args()
     assert recipe.SIGNAL == card.signal and recipe.DEFAULT_TASK in tasks.TASKS
     assert not {"seed", "base", "eval_every", "task"} & {f.name for f in dataclasses.fields(args)}
-    names = list(inspect.signature(recipe.improve).parameters)
+    signature = inspect.signature(recipe.improve)
+    names = list(signature.parameters)
     assert names[0] == "policy" and names[4] == "run" and len(names) >= 5
+    assert signature.parameters["rng"].annotation == "Rng | int" and signature.return_annotation == "Iterator[Metrics]"
     assert not hasattr(recipe, "train") and not hasattr(recipe, "task"), "a recipe knows no task"
     task = tasks.make(recipe.DEFAULT_TASK, {**getattr(recipe, "DEFAULT_TASK_ARGS", {}), **SMALL[name][1]})
     task.require_signal(recipe.SIGNAL)

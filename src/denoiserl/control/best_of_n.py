@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from denoiserl.control.noise_steering import bound, decode_noise, require_steered
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import GAMMA, Rng
+from denoiserl.core.rng import GAMMA, Rng, as_rng
 from denoiserl.core.tree import Tree, leaves, tree_map
 from denoiserl.core.tree import batch_size as count_rows
 from denoiserl.data.rollout import Rollout
@@ -66,11 +66,12 @@ class SharedConditionDenoiser(Denoiser):
 
 
 @torch.no_grad()
-def candidates(policy: Policy, cond: Tree, n: int, rng: Rng, rows: int | None = None) -> Tensor:
+def candidates(policy: Policy, cond: Tree, n: int, rng: Rng | int, rows: int | None = None) -> Tensor:
     """n plans for every row, [B, n, *event], as the policy serves them, in model units; ``cond`` in data units.
 
     With row streams the first of them is the one that the policy itself would have drawn.
     """
+    rng = as_rng(rng, policy.device)
     count = count_rows(cond) if rows is None else rows
     repeat: Callable[[Tensor], Tensor] = lambda v: v.repeat_interleave(n, 0)  # noqa: E731
     seen = None if cond is None else tree_map(repeat, policy.codec.condition(cond))

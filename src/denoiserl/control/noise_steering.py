@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, tree_map
 from denoiserl.distributions import Gaussian, Squashed
 from denoiserl.nn import MLP, Actor
@@ -127,9 +127,10 @@ def decode_noise_to_action(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
     return policy.codec.decode(decode_noise(policy, obs, z))
 
 
-def noise_effect(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[float, float]:
+def noise_effect(policy: Policy, obs: Tensor, rng: Rng | int, n: int = 32) -> tuple[float, float]:
     """What noise can do to a steered policy's base: (std of actions over n noises, change of one noise's actions
     between two calls), means over dimensions and rows of ``obs`` [B, o]. The second must be 0, the first must not."""
+    rng = as_rng(rng, policy.device)
     many = obs.repeat_interleave(n, 0)
     z = rng.normal(len(many), require_steered(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
     one, two = decode_noise_to_action(policy, many, z), decode_noise_to_action(policy, many, z)
@@ -137,7 +138,7 @@ def noise_effect(policy: Policy, obs: Tensor, rng: Rng, n: int = 32) -> tuple[fl
     return float(spread), float((one - two).abs().mean())
 
 
-def check_noise_effect(policy: Policy, obs: Tensor, rng: Rng) -> float:
+def check_noise_effect(policy: Policy, obs: Tensor, rng: Rng | int) -> float:
     """``reach``, refused where steering is hopeless: a base that is not a function of its noise, or ignores it."""
     spread, change = noise_effect(policy, obs, rng)
     if change > 1e-3 * max(spread, 1e-6):

@@ -10,11 +10,14 @@ increment (Steele, Lea, Flood 2014), computed for all rows at once; normals come
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +47,11 @@ class Rng:
         self.seed = int(seed)
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(self.seed)
+
+    def __repr__(self) -> str:
+        if self.keys is not None:
+            return f"Rng.rows({len(self.keys)} streams, device='{self.device}')"
+        return f"Rng(seed={self.generator.initial_seed()}, device='{self.device}')"
 
     @classmethod
     def rows(cls, seeds: Tensor | list[int] | range, device: str | torch.device = "cpu") -> Rng:
@@ -143,3 +151,21 @@ class Rng:
             self.generator.set_state(state["generator"].cpu())
         else:
             self.keys, self.counter = state["keys"].to(self.device), int(state["counter"])
+
+
+def as_rng(rng: Rng | int, device: str | torch.device = "cpu") -> Rng:
+    """Return an ``Rng`` as it is, and ``Rng(rng, device)`` of an int (of numpy too). Every public function that draws
+    calls this first.
+
+    An int starts the same stream at every call: make one ``Rng`` and pass it on where calls shall differ. Raise
+    InvalidInputError for anything else, and for an int outside [0, 2⁶⁴).
+    """
+    if isinstance(rng, Rng):
+        return rng
+    try:
+        seed = -1 if isinstance(rng, bool) else operator.index(rng)
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < 2**64:
+        raise InvalidInputError(f"rng is an Rng or a seed, an int from 0 on, not {rng!r}: give Rng(0), or 0")
+    return Rng(seed, device)

@@ -57,6 +57,13 @@ def leaves(tree: Any) -> Iterator[Tensor]:
         yield tree
 
 
+def describe_shapes(tree: Any, axes: int = 0) -> str:
+    """Return the shapes of the leaves without their leading ``axes``: "[2]", or "{image [3, 8, 8], state [2]}"."""
+    if isinstance(tree, dict):
+        return "{" + ", ".join(f"{k} {describe_shapes(v, axes)}" for k, v in tree.items()) + "}"
+    return "none" if tree is None else str(list(tree.shape[axes:]))
+
+
 def all_finite(tree: Any) -> bool:
     """Return whether no leaf holds NaN or infinity.
 

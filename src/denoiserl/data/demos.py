@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.serialization import store
-from denoiserl.core.tree import Tree, cat, leaves, tree_map
+from denoiserl.core.tree import Tree, cat, describe_shapes, leaves, tree_map
 
 KIND = "denoiserl demonstrations"
 FIELDS = ("observations", "actions", "ends", "success", "returns", "name")
@@ -66,6 +66,15 @@ class Demonstrations:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __repr__(self) -> str:
+        return f"Demonstrations({self.describe()})"
+
+    def describe(self) -> str:
+        """Return name, numbers of episodes and frames, and shapes in a few words."""
+        name = f"{self.name}, " if self.name else ""
+        shapes = f"observation {describe_shapes(self.observations, 1)}, action {list(self.actions.shape[1:])}"
+        return f"{name}{len(self)} episodes, {len(self.actions)} frames, {shapes}"
 
     @property
     def lengths(self) -> Tensor:

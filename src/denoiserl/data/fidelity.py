@@ -16,7 +16,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data.synthetic import columns
 from denoiserl.data.transitions import Transitions
 from denoiserl.nn import MLP
@@ -68,7 +68,7 @@ def memorization(made: Tensor, held_out: Tensor, train: Tensor) -> float:
     return min(new / max(copied, 1e-12), 1000.0)
 
 
-def dynamics(train: Transitions, updates: int, rng: Rng, width: int = 64) -> Callable[[Transitions], Tensor]:
+def dynamics(train: Transitions, updates: int, rng: Rng | int, width: int = 64) -> Callable[[Transitions], Tensor]:
     """A model of s' and r given (s, a) that saw only recorded rows: ``errors(rows) -> [N]``, how far rows are from what
     it expects, in standard deviations (root mean square over the columns that change)."""
     given, answer = (_side(train, parts) for parts in STEP_PARTS)
@@ -155,9 +155,15 @@ class Fidelity:
 
 
 def fidelity(
-    made: Transitions, train: Transitions, held_out: Transitions, rng: Rng, updates: int = 2000, dropped: float = 0.0
+    made: Transitions,
+    train: Transitions,
+    held_out: Transitions,
+    rng: Rng | int,
+    updates: int = 2000,
+    dropped: float = 0.0,
 ) -> Fidelity:
     """Compare made rows with those that the model learned from and with those that it never saw."""
+    rng = as_rng(rng)
     if min(len(made), len(train), len(held_out)) < 2:
         raise InvalidInputError("fidelity needs two rows or more that were made, learned from, and held out")
     a, b, c = (torch.cat(list(columns(v).values()), 1) for v in (made, train, held_out))

@@ -33,6 +33,11 @@ class EpisodeDataset:
     low: Tensor
     high: Tensor
 
+    def __repr__(self) -> str:
+        known = {"rewards": self.rewards, "last observations": self.last, "ends": self.terminated}
+        told = [name for name, value in known.items() if value is not None]
+        return f"EpisodeDataset({self.demos.describe()}, with {' and '.join(told) or 'actions alone'})"
+
     def take(self, keep: Tensor) -> EpisodeDataset:
         """The episodes of an index or mask [E]."""
         index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, all_finite, leaves, tree_map
 from denoiserl.data.append_log import RowFile
 
@@ -58,6 +58,9 @@ class ReplayBuffer:
         """How many decisions can be drawn."""
         return min(self.count, self.capacity)
 
+    def __repr__(self) -> str:
+        return f"ReplayBuffer({len(self)} of {self.capacity} decisions, {self.device})"
+
     @torch.no_grad()
     def add(self, ep: Rollout, **more: Tree) -> int:
         """Take in an episode's decisions, those that did not happen left out, and say how many there were.
@@ -95,7 +98,9 @@ class ReplayBuffer:
         self.open_rows = tails
         return total
 
-    def sample(self, n: int, rng: Rng, gamma: float, steps: int = 1, batches: int | None = None) -> dict[str, Any]:
+    def sample(
+        self, n: int, rng: Rng | int, gamma: float, steps: int = 1, batches: int | None = None
+    ) -> dict[str, Any]:
         """n decisions drawn uniformly with replacement, [n, ...]; with ``batches``, [batches, n, ...] in one gather.
 
             reward = Σ_{k<m} γ^{τ_k} r_k,   discount = γ^{τ_m} (0 where row m − 1 truly ended),   τ_k ticks before row k
@@ -105,6 +110,7 @@ class ReplayBuffer:
         bootstraps there; ``terminated`` says whether it may. ``obs``, ``action`` and further columns are the first
         row's. The discount inside a chunk is the stream's. Refused: fewer decisions than a batch.
         """
+        rng = as_rng(rng, self.device)
         if len(self) < n:
             raise InvalidInputError(
                 f"the buffer holds {len(self)} decisions, fewer than a batch of {n}: collect more before learning"

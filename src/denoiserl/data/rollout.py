@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from denoiserl.core.tree import Tree
+from denoiserl.core.tree import Tree, describe_shapes
 from denoiserl.policy.chain import Chain
 
 
@@ -41,6 +41,13 @@ class Rollout:
     chain: Chain | None = None
     info: dict[str, Tensor] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
+
+    def __repr__(self) -> str:
+        steps, copies = self.reward.shape
+        return (
+            f"Rollout({steps} steps of {copies} copies, observation {describe_shapes(self.obs, 2)}, action "
+            f"{list(self.action.shape[2:])}, {int((self.done & self.valid).sum())} episodes ended)"
+        )
 
     @property
     def valid(self) -> Tensor:

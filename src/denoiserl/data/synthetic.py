@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
 from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.replay import ReplayBuffer
@@ -24,7 +24,7 @@ from denoiserl.data.transitions import Transitions
 from denoiserl.nn import MLP
 from denoiserl.processes import GaussianDenoiser, edm, time_grid
 from denoiserl.processes.edm_training import Churn, EDMTraining, heun
-from denoiserl.train import EMA, Run, fit
+from denoiserl.train import EMA, Metrics, Run, fit
 
 FEW = 1000
 """rows below which a model of them remembers rather than learns"""
@@ -130,12 +130,13 @@ class TransitionGenerator:
     like: Transitions
     model: Model
 
-    def sample(self, n: int, rng: Rng, told: Callable[[int], None] | None = None) -> tuple[Transitions, float]:
+    def sample(self, n: int, rng: Rng | int, told: Callable[[int], None] | None = None) -> tuple[Transitions, float]:
         """``n`` new rows, in data units, on the CPU, and the share of rows that were dropped on the way.
 
         Actions are clipped to their box. Rows whose end is unsure are drawn again; refused where more than 90 % are.
         ``told(done)`` hears how many are made.
         """
+        rng = as_rng(rng, next(self.denoiser.parameters()).device)
         if n < 1:
             raise InvalidInputError(f"there is at least one row to make, not {n}")
         times, made, done, drawn = time_grid(self.model.sampling_steps), [], 0, 0
@@ -171,15 +172,16 @@ def rows(made: list[dict[str, Tensor]], like: Transitions, n: int | None = None)
 def train_generator(
     data: Transitions,
     model: Model,
-    rng: Rng,
+    rng: Rng | int,
     run: Run | None = None,
     kinds: Mapping[str, Mapping[int, str]] | None = None,
-) -> Generator[dict, None, TransitionGenerator]:
+) -> Generator[Metrics, None, TransitionGenerator]:
     """Train a model of the rows: a generator that yields its loss and returns the ``TransitionGenerator``.
 
     Refused: fewer rows than a batch, NaN and infinity.
     """
     run = run or Run()
+    rng = as_rng(rng, run.device)
     if len(data) < model.batch_size:
         raise InvalidInputError(
             f"{len(data)} rows are fewer than a batch of {model.batch_size}: record more, or take a smaller batch"
@@ -196,7 +198,7 @@ def train_generator(
 
 
 def train_generator_now(
-    data: Transitions, model: Model, rng: Rng, device: torch.device | str = "cpu"
+    data: Transitions, model: Model, rng: Rng | int, device: torch.device | str = "cpu"
 ) -> TransitionGenerator:
     """``train_generator`` in one go, in memory: for who makes models on the way."""
     running = train_generator(data, model, rng, Run(None, device))
@@ -207,9 +209,10 @@ def train_generator_now(
             return stop.value
 
 
-def add_gaussian_noise(data: Transitions, n: int, std: float, rng: Rng) -> Transitions:
+def add_gaussian_noise(data: Transitions, n: int, std: float, rng: Rng | int) -> Transitions:
     """``n`` copies of rows with Gaussian noise of ``std`` standard deviations on all that is continuous: the plain
     augmentation that a model has to beat."""
+    rng = as_rng(rng)
     layout = Layout.fit(data)
     at = rng.integers(0, len(data), n)
     z = layout.encode(part(data, at))
@@ -269,8 +272,11 @@ class MixedReplayBuffer:
         """Exchange all that is made."""
         self.synthetic, self.filled = made, self.count
 
-    def sample(self, n: int, rng: Rng, gamma: float, steps: int = 1, batches: int | None = None) -> dict[str, Any]:
+    def sample(
+        self, n: int, rng: Rng | int, gamma: float, steps: int = 1, batches: int | None = None
+    ) -> dict[str, Any]:
         """As ``ReplayBuffer.sample``; the made rows come last, and are single transitions whatever ``steps``."""
+        rng = as_rng(rng, self.real.device)
         made = 0 if self.synthetic is None else round(self.share * n)
         drawn = self.real.sample(n - made, rng, gamma, steps, batches)
         if not made or self.synthetic is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.synthetic import UNSURE
@@ -22,7 +22,7 @@ from denoiserl.data.windows import windows
 from denoiserl.nn import UNet1D
 from denoiserl.processes import GaussianDenoiser, edm, time_grid
 from denoiserl.processes.edm_training import Churn, EDMTraining, Guide, heun
-from denoiserl.train import EMA, Run, fit
+from denoiserl.train import EMA, Metrics, Run, fit
 
 BLOCK = 65536
 """windows looked at side by side"""
@@ -145,8 +145,9 @@ class WindowGenerator:
     track: StepLayout
     model: Model
 
-    def sample(self, n: int, rng: Rng, guide: Guide | None = None) -> dict[str, Tensor]:
+    def sample(self, n: int, rng: Rng | int, guide: Guide | None = None) -> dict[str, Tensor]:
         """n windows, decoded: see ``Track.decode``."""
+        rng = as_rng(rng, next(self.denoiser.parameters()).device)
         event = (self.model.length, self.track.size)
         churn = Churn(self.model.churn)
         return self.track.decode(
@@ -154,8 +155,11 @@ class WindowGenerator:
         )
 
 
-def train_window_generator(window: Parts, model: Model, rng: Rng, run: Run) -> Generator[dict, None, WindowGenerator]:
+def train_window_generator(
+    window: Parts, model: Model, rng: Rng | int, run: Run
+) -> Generator[Metrics, None, WindowGenerator]:
     """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``."""
+    rng = as_rng(rng, run.device)
     track = StepLayout.fit(window)
     net = rng.init(UNet1D, (model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
     denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(run.device)

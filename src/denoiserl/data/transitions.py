@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.tree import Tree, all_finite, leaves, tree_map
+from denoiserl.core.tree import Tree, all_finite, describe_shapes, leaves, tree_map
 from denoiserl.data.demos import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.replay import ReplayBuffer
@@ -50,6 +50,11 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.reward)
+
+    def __repr__(self) -> str:
+        name = f"{self.name}, " if self.name else ""
+        shapes = f"observation {describe_shapes(self.obs, 1)}, action {list(self.action.shape[1:])}"
+        return f"Transitions({name}{len(self)} rows, {shapes}, gamma {self.gamma:g})"
 
     @property
     def real(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, batch_size, first, index_rows, tree_map
 from denoiserl.data import ActionChunkCodec, Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
@@ -35,7 +35,7 @@ def examine(
     env: Any = None,
     reward: Reward | None = None,
     prompts: Tree | None = None,
-    rng: Rng | None = None,
+    rng: Rng | int | None = None,
     *,
     batch: int = 64,
     group: int = 8,
@@ -71,7 +71,7 @@ def examine(
         )
     if data is not None and data[1] is not None and (n := batch_size(data[0])) != (m := batch_size(data[1])):
         raise RunError(f"data= is a pair with a condition for each row of data, not {n} rows with {m} conditions.")
-    rng, found = rng or Rng(0, policy.device), []
+    rng, found = as_rng(0 if rng is None else rng, policy.device), []
 
     def told(finding: Finding) -> None:
         found.append(finding)

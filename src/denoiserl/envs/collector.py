@@ -20,7 +20,7 @@ from torch import Tensor
 
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data.rollout import Fault, Rollout
 from denoiserl.envs import ids
@@ -155,6 +155,9 @@ class Collector:
         self.obs: Any = None
         self._ended, self._life = False, 0  # has any episode ended in all ticks so far?
 
+    def __repr__(self) -> str:
+        return f"Collector({self.name}, {self.copies} copies, observation {self.spec.obs}, action {self.spec.action})"
+
     @property
     def copies(self) -> int:
         """B."""
@@ -219,8 +222,9 @@ class Collector:
         whole = int(self._episodes.min()) >= EPISODES and int(self._played.min()) >= LEAST
         return whole or int(self._played.max()) >= MOST or not self._played.any()
 
-    def collect(self, act: Act, steps: int, rng: Rng) -> Rollout:
+    def collect(self, act: Act, steps: int, rng: Rng | int) -> Rollout:
         """``steps`` decisions of every copy."""
+        rng = as_rng(rng)
         if self.obs is None:
             self.on_checkpoint(0)
         if steps < 1:

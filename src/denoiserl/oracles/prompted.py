@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.oracles.worlds import Exact, Schedule, mixture_mean
 
 
@@ -47,12 +47,14 @@ class Prompted:
         """All prompts, one-hot: [prompts, prompts]."""
         return torch.eye(len(self.weights))
 
-    def draw_prompts(self, n: int, rng: Rng) -> Tensor:
+    def draw_prompts(self, n: int, rng: Rng | int) -> Tensor:
         """``n`` uniform prompts, one-hot [n, prompts]."""
+        rng = as_rng(rng)
         return self.prompts[rng.integers(0, len(self.weights), n)]
 
-    def sample(self, prompts: Tensor, rng: Rng) -> Tensor:
+    def sample(self, prompts: Tensor, rng: Rng | int) -> Tensor:
         """Data for one-hot ``prompts`` [*batch, prompts]: [*batch, dim]."""
+        rng = as_rng(rng)
         cumulative = (prompts @ self.weights).cumsum(-1)
         mode = (rng.uniform(*prompts.shape[:-1], 1) > cumulative).sum(-1).clamp_max(len(self.means) - 1)
         return self.means[mode] + self.std * rng.normal(*prompts.shape[:-1], self.dim)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 
 VOCAB = 4
 MASK = 4
@@ -57,11 +57,12 @@ def split(seed: int = 0, train: int = 200) -> tuple[Tensor, Tensor]:
     return every[order[:train]], every[order[train:]]
 
 
-def puzzles(solutions: Tensor, n: int, rng: Rng, holes: tuple[int, int] = (8, 12)) -> tuple[Tensor, Tensor]:
+def puzzles(solutions: Tensor, n: int, rng: Rng | int, holes: tuple[int, int] = (8, 12)) -> tuple[Tensor, Tensor]:
     """``n`` puzzles from completed grids: (canvas [n, 16] with ``MASK`` in the holes, solution [n, 16]).
 
     The number of holes is uniform on ``holes`` (both ends included), and which cells are holes is uniform.
     """
+    rng = as_rng(rng)
     low, high = holes
     if not 0 <= low <= high <= CELLS:
         raise InvalidInputError(f"holes must be a range inside 0..{CELLS}; it is {holes}")

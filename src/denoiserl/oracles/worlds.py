@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import expand_right
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
@@ -53,8 +53,9 @@ class GaussianWorld:
     mean: Tensor
     std: float
 
-    def sample(self, n: int, rng: Rng) -> Tensor:
+    def sample(self, n: int, rng: Rng | int) -> Tensor:
         """Data, [n, d]."""
+        rng = as_rng(rng)
         return self.mean + self.std * rng.normal(n, len(self.mean))
 
     def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor, context: Any = None) -> Tensor:
@@ -102,8 +103,9 @@ class MixtureWorld:
     weights: Tensor
     std: float
 
-    def sample(self, n: int, rng: Rng) -> Tensor:
+    def sample(self, n: int, rng: Rng | int) -> Tensor:
         """Data, [n, d]."""
+        rng = as_rng(rng)
         mode = (rng.uniform(n, 1) > self.weights.cumsum(-1)).sum(-1).clamp_max(len(self.means) - 1)
         return self.means[mode] + self.std * rng.normal(n, self.means.shape[1])
 
@@ -147,8 +149,9 @@ class TableWorld:
         object.__setattr__(self, "table", self.table - self.table.flatten().logsumexp(0))
 
     @staticmethod
-    def random(length: int, vocab: int, rng: Rng, spread: float = 1.0) -> TableWorld:
+    def random(length: int, vocab: int, rng: Rng | int, spread: float = 1.0) -> TableWorld:
         """A table of normal logits: every position depends on every other."""
+        rng = as_rng(rng)
         return TableWorld(spread * rng.normal(*[vocab] * length))
 
     @property
@@ -174,8 +177,9 @@ class TableWorld:
         """log p(x) of sequences [*batch, length]: [*batch]."""
         return self.table.flatten()[self.index(x)]
 
-    def sample(self, n: int, rng: Rng) -> Tensor:
+    def sample(self, n: int, rng: Rng | int) -> Tensor:
         """Data, [n, length]."""
+        rng = as_rng(rng)
         cumulative = self.table.flatten().exp().cumsum(0)
         return self.sequences[torch.searchsorted(cumulative, rng.uniform(n)).clamp_max(len(cumulative) - 1)]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import NoDensityError
-from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, cat, first, index_rows, tree_map
+from denoiserl.core.rng import Rng, as_rng
+from denoiserl.core.tree import Tree, cat, describe_shapes, first, index_rows, tree_map
 from denoiserl.core.tree import batch_size as count_rows
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.policy.recorder import WAIT, Recorder
@@ -56,6 +56,9 @@ class ChainSteps:
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def __repr__(self) -> str:
+        return f"ChainSteps({len(self)} steps, x {describe_shapes(self.x, 1)}, {self.step.device})"
 
     def select(self, index: Any) -> ChainSteps:
         """Some of the rows."""
@@ -104,6 +107,13 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def __repr__(self) -> str:
+        event = describe_shapes(self.sample, len(self.batch))
+        return (
+            f"Chain(batch {list(self.batch)}, event {event}, {len(self)} of {len(self.steps)} steps recorded, "
+            f"{self.log_prob.device})"
+        )
 
     def _recorded(self) -> None:
         if len(self.step) == 0:
@@ -252,18 +262,18 @@ def make_sampler(
 
     def draw(
         cond: Tree,
-        rng: Rng,
+        rng: Rng | int,
         start: tuple[Tree, int] | None = None,
         rows: int | None = None,
         micro: int | None = None,
     ) -> Chain:
-        given = [count_rows(tree) for tree in (cond, None if start is None else start[0]) if tree is not None]
-        given += [] if rows is None else [rows]
+        trees = [tree for tree in (cond, None if start is None else start[0]) if tree is not None]
+        given = [*map(count_rows, trees), *([] if rows is None else [rows])]
         if not given:
             raise ValueError("an unconditional draw needs rows=: how many samples")
         if len(set(given)) > 1:
             raise ValueError(f"the condition, the start and rows= disagree about the number of rows: {given}")
-        count = given[0]
+        count, rng = given[0], as_rng(rng, first(trees[0]).device if trees else "cpu")
         cond = cond if start is None else process.condition(cond, start[0])
         begin = 0 if start is None else start[1]
         if not 0 <= begin < n:

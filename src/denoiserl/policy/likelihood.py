@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import OffPolicyError
 from denoiserl.core.precision import is_low_precision
-from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, cat, tree_map
+from denoiserl.core.rng import Rng, as_rng
+from denoiserl.core.tree import Tree, cat, first, tree_map
 from denoiserl.distributions import Distribution
 from denoiserl.policy.chain import Chain, ChainSteps, flatten
 from denoiserl.processes.base import Noised, Process, Step
@@ -140,12 +140,15 @@ def _call(
     return Estimate(cat(means), cat(extras) if extras[0] else {})
 
 
-def renoise(process: Process, x0: Tree, n: int, rng: Rng, live: Tensor | None = None, uniform: bool = False) -> Noised:
+def renoise(
+    process: Process, x0: Tree, n: int, rng: Rng | int, live: Tensor | None = None, uniform: bool = False
+) -> Noised:
     """n stratified noisings of every row of clean data, leading axes [batch, n]; shared by policy and reference.
 
     They are those at which ``elbo`` has little variance; or, with ``uniform``, those of the training loss, which
     ``denoising_losses`` reads.
     """
+    rng = as_rng(rng, first(x0).device)
     if n < 1:
         raise ValueError(f"n is the number of noisings a row, not {n}")
     return (process.renoise_uniform if uniform else process.renoise)(x0, n, rng, live)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import secrets
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.config import from_config, to_config
-from denoiserl.core.tree import Tree, tensors, tree_map
+from denoiserl.core.tree import Tree, leaves, tensors, tree_map
 from denoiserl.distributions import Distribution
 from denoiserl.policy import likelihood
 from denoiserl.policy.chain import Chain, ChainSteps, Draw, Record, RecordAll, RecordSample, make_sampler
 from denoiserl.policy.codec import Codec, IdentityCodec, InfillCodec
+from denoiserl.policy.observation import to_batch
 from denoiserl.policy.weights import AdapterOff, Weights, load_checked
 from denoiserl.processes import Process, StepTable
 from denoiserl.processes.denoiser import Denoiser
@@ -79,6 +81,14 @@ class Policy:
                 f"pad={mask} is the mask's id too, so the holes at the end of a canvas would be hidden from the "
                 "network with all that is written there: take pad=None, or another id"
             )
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.weights.module.parameters())
+        return (
+            f"Policy({type(self.process).__name__}, {parameters:,} parameters, event {list(self.event_shape)}, "
+            f"{len(self.train_steps)} train and {len(self.eval_steps)} eval steps, {type(self.codec).__name__}, "
+            f"{self.device})"
+        )
 
     @classmethod
     def of(
@@ -157,7 +167,7 @@ class Policy:
     def sample_chain(
         self,
         cond: Tree,
-        rng: Rng,
+        rng: Rng | int,
         rows: int | None = None,
         record: Record = RecordAll(),
         use_eval_steps: bool = False,
@@ -170,6 +180,7 @@ class Policy:
         ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior. ``micro``:
         rows of one call of the network.
         """
+        rng = as_rng(rng, self.device)
         cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
         if start is None and (begin := self.codec.initial_state(cond)) is not None:
             start = (begin, 0)
@@ -180,12 +191,39 @@ class Policy:
         chain = self.make_sampler(use_eval_steps, record)(cond, rng, start=start, rows=rows, micro=micro_batch_size)
         return replace(chain, sample=self.process.finish(chain.sample, x))
 
-    def generate(self, cond: Tree, rng: Rng, rows: int | None = None) -> Tree:
+    def generate(self, cond: Tree, rng: Rng | int, rows: int | None = None) -> Tree:
         """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""
+        rng = as_rng(rng, self.device)
         cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
         if (control := self.weights.control) is not None:
             return self.codec.decode(control.generate(self, cond, rng, rows))  # type: ignore[operator]
         return self.codec.decode(self.sample_chain(cond, rng, rows, RecordSample(), use_eval_steps=True).sample)
+
+    @torch.no_grad()
+    def act(self, obs: Any, rng: Rng | int | None = None) -> Any:
+        """Return the actions to execute now: ``generate`` for robots, which takes observations as environments give
+        them.
+
+        ``obs``: one observation or a batch of them, a tensor, an array of numpy, a list, or a dict of these. One
+        observation gives [T_a, d], a batch gives [B, T_a, d]; tensors give a tensor, anything else an array of numpy.
+        T_a is the execution horizon that the policy carries (``with_execution_horizon``), or the whole chunk.
+
+        ``rng``: an ``Rng``, which goes on from call to call; or an int, which draws the same noise at every call. None
+        draws from a new stream, seeded by the operating system: such actions cannot be repeated.
+
+        Raise InvalidInputError if the policy decides no chunk of actions [H, d], or if it cannot tell one observation
+        from a batch (see ``policy.observation.to_batch``).
+        """
+        if len(self.event_shape) != 2:
+            raise InvalidInputError(
+                f"this policy decides {list(self.event_shape)}, not a chunk of actions [H, d]: draw with "
+                "generate(cond, rng)"
+            )
+        batch, one = to_batch(obs, self.codec, self.device)
+        rng = secrets.randbits(63) if rng is None else rng
+        actions = self.generate(batch, rng)[:, : self.weights.execute]
+        actions = actions[0] if one else actions
+        return actions if any(isinstance(v, Tensor) for v in leaves(obs)) else actions.numpy(force=True)
 
     def rescore(
         self, record: Chain | ChainSteps, micro_batch_size: int | None = None, weights: str | None = None
@@ -196,9 +234,10 @@ class Policy:
         )
 
     def elbo(
-        self, x0: Tree, cond: Tree, rng: Rng, n: int, mask: Tensor | None = None, weights: str | None = None
+        self, x0: Tree, cond: Tree, rng: Rng | int, n: int, mask: Tensor | None = None, weights: str | None = None
     ) -> Tensor:
         """n ELBO terms a row of data (in data units), [batch, n]. For ratios, share one ``renoise`` instead."""
+        rng = as_rng(rng, self.device)
         denoise = self.weights.using(weights or self.active_weights)
         noised = likelihood.renoise(self.process, self.codec.encode(x0), n, rng, mask)
         return likelihood.elbo(self.process, denoise, noised, denoise.embed_condition(self.codec.condition(cond)))

@@ -96,6 +96,11 @@ class Weights:
         """of sets that follow in bf16 or fp16: their tensors in float32, where small steps are not lost"""
         self.version = 0
 
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.module.parameters())
+        learns = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        return f"Weights({', '.join(['current', *self.sets])}: {parameters:,} parameters, {learns:,} trainable)"
+
     def snapshot(self, name: str) -> Denoiser:
         """Copy the current weights to the set ``name`` (made or overwritten) and return its denoiser, frozen.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.processes.base import Noised
 from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.diffusion import Diffusion
@@ -98,7 +98,7 @@ def heun(
     times: Tensor,
     event: tuple[int, ...],
     rows: int,
-    rng: Rng,
+    rng: Rng | int,
     cond: Any = None,
     churn: Churn = Churn(),
     schedule: Karras = edm,
@@ -111,6 +111,7 @@ def heun(
 
     ``cond`` leads with the rows. ``guide`` moves the state before a step, as PGD does (2404.06356).
     """
+    rng = as_rng(rng, times.device)
     if rows < 1:
         raise InvalidInputError(f"there is at least one row to draw, not {rows}")
     levels = [float(s) for s in schedule(times.double())[1]]

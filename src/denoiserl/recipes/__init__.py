@@ -18,9 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from denoiserl.core.errors import RunError, unknown_name_message
+
+if TYPE_CHECKING:  # the cards of recipes are read without torch
+    from denoiserl.core.rng import Rng
+    from denoiserl.train import Metrics, Run
 
 HERE = Path(__file__).parent
 SHARED = ("__init__", "common")
@@ -108,10 +112,16 @@ class Card:
 class Recipe(Protocol):
     """The contract of a recipe, which is a module.
 
-    ``improve(policy, signal, args, rng, run)`` improves the policy in place and yields a row of metrics per
-    iteration. The signal is a ``Collector`` (env), a ``RewardSignal`` (reward), demonstrations or a recording (data),
-    or preferences (pairs). ``args`` are the hyper-parameters of the method alone. ``rng`` draws everything; ``run``
-    holds what a killed run goes on from.
+    ``improve(policy, signal, args, rng, run)`` is a generator that improves ``policy`` in place. It is documented in
+    full on the page ``docs/concepts/improve.md``; in short:
+
+    - ``policy``: its weights change, and what decides with them (``policy.weights.control`` and ``.execute``).
+    - ``signal``: a ``Collector`` (env), a ``RewardSignal`` (reward), demonstrations or a recording (data), or
+      preferences (pairs).
+    - ``args``: the hyper-parameters of the method alone, a frozen dataclass ``Args``.
+    - ``rng``: an ``Rng``, or an int as its seed. It draws everything.
+    - ``run``: a ``train.Run``, which saves, resumes and limits the loop. None: in memory.
+    - Yields a row of metrics per iteration, ``{name: number}``. No work is done before the first row is asked for.
 
     Optional: ``DEFAULT_TASK_ARGS``, settings of the default task; ``GROWS``, the settings under which a run may go on
     to more iterations; ``TUNE``, candidates of settings for ``compare``; ``DEMO``, the args of the demo.
@@ -127,8 +137,8 @@ class Recipe(Protocol):
     """the task of ``denoiserl run NAME`` without ``--task``"""
 
     def improve(
-        self, policy: Any, signal: Any, args: Any, rng: Any, run: Any = None, /
-    ) -> Iterator[dict[str, float]]: ...
+        self, policy: Any, signal: Any, args: Any, rng: Rng | int, run: Run | None = None, /
+    ) -> Iterator[Metrics]: ...
 
 
 def paths() -> dict[str, Path]:

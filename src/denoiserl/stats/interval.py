@@ -24,7 +24,7 @@ from scipy import special  # not scipy.stats, which takes longer to import than 
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 
 Values = Tensor | numpy.ndarray | Sequence[float] | Sequence[bool]
 
@@ -168,7 +168,7 @@ def auto_interval(outcomes: Values, level: float = 0.95) -> tuple[Interval, bool
 
 def bootstrap(
     scores: Values,
-    rng: Rng,
+    rng: Rng | int,
     level: float = 0.95,
     draws: int = 4000,
     statistic: Callable[[Tensor], Tensor] = lambda x: x.mean(-1),
@@ -178,6 +178,7 @@ def bootstrap(
     For skewed scores and for medians, trimmed means or quantiles. With fewer than about 20 scores it is too narrow
     and ``student`` is better. Reference: Efron, Tibshirani, An introduction to the bootstrap (1993), chapter 13.
     """
+    rng = as_rng(rng)
     x = _values(scores, "scores", least=2)
     if draws < 100:
         raise InvalidInputError(
@@ -197,7 +198,7 @@ def bootstrap(
     return Interval(float(statistic(x)), low, high, len(x))
 
 
-def hierarchical_bootstrap(scores: Tensor, rng: Rng, level: float = 0.95, draws: int = 4000) -> Interval:
+def hierarchical_bootstrap(scores: Tensor, rng: Rng | int, level: float = 0.95, draws: int = 4000) -> Interval:
     """The bootstrap interval of the mean of scores [S, n]: seeds are drawn again, then the trials inside each.
 
     Give it differences of two arms for a paired comparison, and milestone scores in [0, 1] for partial credit. It
@@ -206,6 +207,7 @@ def hierarchical_bootstrap(scores: Tensor, rng: Rng, level: float = 0.95, draws:
     Student's over the seeds. Where seeds do not differ it is too wide: trials drawn again add their noise twice.
     n of the interval is S. Reference: Davison, Hinkley, Bootstrap methods and their application (1997), section 3.8.
     """
+    rng = as_rng(rng)
     x = torch.as_tensor(scores).detach().to("cpu", torch.float64)
     if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 1:
         raise InvalidInputError(

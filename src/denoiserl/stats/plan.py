@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from string import ascii_uppercase
 
 from denoiserl.core.errors import RunError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 
 SEEDS = 1 << 11
 STARTS = 1 << 19
@@ -27,8 +27,9 @@ class Plan:
     key: tuple[tuple[str, str], ...] = field(repr=False)
 
     @classmethod
-    def of(cls, arms: Sequence[str], starts: Sequence[int], rng: Rng) -> Plan:
+    def of(cls, arms: Sequence[str], starts: Sequence[int], rng: Rng | int) -> Plan:
         """A plan in which each of ``arms`` tries each of ``starts`` once; the same ``rng`` gives the same plan."""
+        rng = as_rng(rng)
         twice = sorted({name for name in arms if list(arms).count(name) > 1})
         if twice:
             raise RunError(f"{', '.join(twice)} is named twice: give every arm a name of its own.")

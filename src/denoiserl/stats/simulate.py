@@ -15,7 +15,7 @@ import numpy
 from scipy import special
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.stats.sequential import e_pairs, e_rates, stopping_time
 
 Test = Callable[[numpy.ndarray, numpy.ndarray, float], numpy.ndarray]
@@ -69,13 +69,14 @@ def repeated_z_test(every: int) -> Test:
 
 
 def paired_outcomes(
-    first: float, second: float, repeats: int, n: int, rng: Rng, coupling: float = 0.0
+    first: float, second: float, repeats: int, n: int, rng: Rng | int, coupling: float = 0.0
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Paired outcomes, each [repeats, n], with rates ``first`` and ``second``.
 
     ``coupling`` in [-1, 1] is the share of starts at which both outcomes come from one difficulty: positive if what is
     hard for one is hard for the other, negative if it is easy for the other.
     """
+    rng = as_rng(rng)
     for rate in (first, second):
         if not 0 <= rate <= 1:
             raise InvalidInputError(f"{rate} is no success rate: it lies between 0 and 1.")
@@ -96,7 +97,7 @@ def rejections(
     second: float,
     repeats: int,
     n_max: int,
-    rng: Rng,
+    rng: Rng | int,
     level: float = 0.05,
     coupling: float = 0.0,
 ) -> Simulated:
@@ -114,11 +115,12 @@ def type_one(
     grid: Iterable[float],
     repeats: int,
     n_max: int,
-    rng: Rng,
+    rng: Rng | int,
     level: float = 0.05,
     coupling: float = 0.0,
 ) -> list[Simulated]:
     """How often ``test`` separates two policies with the same rate, for every rate of ``time_grid``."""
+    rng = as_rng(rng)
     return [rejections(test, p, p, repeats, n_max, rng, level, coupling) for p in grid]
 
 
@@ -127,9 +129,10 @@ def power(
     rates: Iterable[tuple[float, float]],
     repeats: int,
     n_max: int,
-    rng: Rng,
+    rng: Rng | int,
     level: float = 0.05,
     coupling: float = 0.0,
 ) -> list[Simulated]:
     """How often and how soon ``test`` sees that the first of each pair of ``rates`` is the higher one."""
+    rng = as_rng(rng)
     return [rejections(test, first, second, repeats, n_max, rng, level, coupling) for first, second in rates]

@@ -89,6 +89,10 @@ class Task:
         if not self.metrics:
             raise RunError(f"task {self.name!r} names no metric: say what its trials are judged by")
 
+    def __repr__(self) -> str:
+        signals, starts = " and ".join(self.signals), ", ".join(self.start_kinds)
+        return f"Task({self.name}, offers {signals}, starts {starts}, metric {self.metric!r})"
+
     @property
     def signals(self) -> tuple[str, ...]:
         """The kinds of signal that it offers."""

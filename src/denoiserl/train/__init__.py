@@ -14,6 +14,7 @@
 
 from denoiserl.train.device import DeviceConfig
 from denoiserl.train.fit import TrainingRows, fit, stratified, training_losses
+from denoiserl.train.metric_means import Metrics
 from denoiserl.train.optim import (
     EMA,
     Schedule,
@@ -29,6 +30,7 @@ from denoiserl.train.run_state import Position, Run, Stopped, count_durable_rows
 __all__ = [
     "EMA",
     "DeviceConfig",
+    "Metrics",
     "Position",
     "Run",
     "Schedule",

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, batch_size, first, leaves, tree_map
 from denoiserl.rewards import micro_rows
+from denoiserl.train.metric_means import Metrics
 from denoiserl.train.optim import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 from denoiserl.train.run_state import Run
 
@@ -38,7 +39,7 @@ class TrainingRows:
     given: Any = None
 
 
-def stratified(n: int, rng: Rng, edge: float = 1e-5) -> Tensor:
+def stratified(n: int, rng: Rng | int, edge: float = 1e-5) -> Tensor:
     """Times [n] in (0, 1): each is uniform, together they are spread evenly, in random order.
 
     t_i = (i + u_i) / n, one in each of n strata, with t_{n-1-i} = 1 - t_i: antithetic pairs. The mean of a loss that
@@ -46,6 +47,7 @@ def stratified(n: int, rng: Rng, edge: float = 1e-5) -> Tensor:
     that no row of data is tied to its time; ``edge`` keeps times from 0 and 1, where a process may divide by zero. An
     Rng with row streams gives independent times, since no row may depend on another there.
     """
+    rng = as_rng(rng)
     if rng.keys is not None:
         return rng.uniform(n).clamp(edge, 1 - edge)
     u = rng.uniform((n + 1) // 2)
@@ -58,13 +60,14 @@ def training_losses(
     denoise: Any,
     x0: Tree,
     cond: Tree | None,
-    rng: Rng,
+    rng: Rng | int,
     live: Tree | None = None,
     t: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
     """Return the denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or
     stratified). What is not ``live`` stays clean; what does not count is noised and has no loss."""
+    rng = as_rng(rng, first(x0).device)
     return process.loss(denoise, _noise(process, x0, rng, live, t, counts), denoise.embed_condition(cond))
 
 
@@ -94,7 +97,7 @@ def fit(
     x0: Tree | TrainingRows,
     cond: Tree | None,
     updates: int,
-    rng: Rng,
+    rng: Rng | int,
     *,
     batch: int = 256,
     lr: float = 1e-3,
@@ -108,7 +111,7 @@ def fit(
     run: Run | None = None,
     log: int | None = None,
     micro_batch_size: int | None = None,
-) -> Iterator[dict[str, float]]:
+) -> Iterator[Metrics]:
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
     Rows are drawn with replacement; ``Rows`` in place of ``x0`` tell all about theirs. AdamW with warm-up and cosine
@@ -117,6 +120,7 @@ def fit(
     ``micro_batch_size``: rows of one forward; the update is that of the whole batch. With a folder in ``run`` the fit
     can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
+    rng = as_rng(rng, next(denoiser.parameters()).device)
     run = Run() if run is None else run
     source = x0 if isinstance(x0, TrainingRows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
     if source is x0 and any(v is not None for v in (cond, live, counts)):

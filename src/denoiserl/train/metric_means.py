@@ -1,4 +1,4 @@
-"""Means of the numbers that the updates of an iteration tell."""
+"""Rows of metrics, and the means of the numbers that the updates of an iteration tell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+Metrics = dict[str, float]
+"""a row of metrics, by name: what an iteration yields"""
 
 
 class MetricMeans:
@@ -24,7 +27,7 @@ class MetricMeans:
         """Add the numbers of an update."""
         self._rows.setdefault(tuple(row), []).append(tuple(float(v) for v in row.values()))
 
-    def mean(self) -> dict[str, float]:
+    def mean(self) -> Metrics:
         """Return the mean of each number over the updates that told it, in float32; nothing where there was none."""
         if len(self._rows) == 1:
             ((names, rows),) = self._rows.items()

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 
 
-def minibatches(rows: Tensor | int, batch_size: int, epochs: int, rng: Rng, even: bool = False) -> Iterator[Tensor]:
+def minibatches(
+    rows: Tensor | int, batch_size: int, epochs: int, rng: Rng | int, even: bool = False
+) -> Iterator[Tensor]:
     """Yield minibatches of ``rows`` (an index, or a number of rows), each of which comes once per epoch, in an order
     drawn anew.
 
     Batches have ``batch_size`` rows and the last one what is left; with ``even`` all have about as many, ``batch_size``
     or some more.
     """
+    rng = as_rng(rng)
     index = torch.arange(rows) if isinstance(rows, int) else rows
     for _ in range(epochs):
         drawn = index[rng.permutation(len(index)).to(index.device)]

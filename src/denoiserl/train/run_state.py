@@ -121,6 +121,10 @@ class Run:
     parent: Run | None
     top: float | None
 
+    def __repr__(self) -> str:
+        parts = [str(self.folder or "in memory"), *(f"{most:g} {unit}" for unit, most in self.budget.items())]
+        return f"Run({', budget '.join(parts)})"
+
     def stage(self, name: str, budget: Mapping[str, float] | None = None) -> Run:
         """The keep of a named part of the run, in a subfolder of its own; its spending counts here too."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:

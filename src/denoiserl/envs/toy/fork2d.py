@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data.demos import Demonstrations
 from denoiserl.envs.toy.episodes import begun
 
@@ -119,10 +119,11 @@ def expert(position: Tensor, goal: Tensor, side: Tensor, height: Tensor) -> Tens
 
 
 def demonstrations(
-    n: int, rng: Rng, noise: float = 0.05, goal: tuple[float, float] = GOAL_Y, clumsy: float = 0.0
+    n: int, rng: Rng | int, noise: float = 0.05, goal: tuple[float, float] = GOAL_Y, clumsy: float = 0.0
 ) -> Demonstrations:
     """``n`` scripted episodes, half to each side: ``noise`` on every action; a share ``clumsy`` of them steers with
     noise 1, and often fails."""
+    rng = as_rng(rng)
     world = Fork2D(n, goal)
     world.reset(seed=rng.integers(0, 2**31 - 1, n).tolist())
     side = rng.integers(0, 2, n).float() * 2 - 1

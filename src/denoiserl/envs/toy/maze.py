@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree, shortest_path
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data.demos import Demonstrations
 from denoiserl.envs.toy.episodes import begun
 from denoiserl.envs.toy.fork2d import Box
@@ -64,9 +64,10 @@ class Maze:
         return Maze(torch.tensor([[c == "#" for c in line.strip()] for line in lines]))
 
     @staticmethod
-    def random(n: int, rng: Rng, loops: float = 0.1) -> Maze:
+    def random(n: int, rng: Rng | int, loops: float = 0.1) -> Maze:
         """n x n rooms joined by a random spanning tree, and by a share ``loops`` of the other walls opened: with 0
         there is one way between any two rooms. The plan has 2n + 1 cells a side."""
+        rng = as_rng(rng)
         if n < 2:
             raise InvalidInputError(f"a maze has at least 2 x 2 rooms, not {n} x {n}")
         room = np.arange(n * n).reshape(n, n)
@@ -221,10 +222,11 @@ def expert(world: PointMaze) -> Tensor:
 
 
 def demonstrations(
-    maze: Maze, n: int, rng: Rng, kind: str = "expert", ticks: int | None = None, accelerate: bool = False
+    maze: Maze, n: int, rng: Rng | int, kind: str = "expert", ticks: int | None = None, accelerate: bool = False
 ) -> Demonstrations:
     """``n`` episodes of a player of this ``kind`` (see above), failures included. ``ticks``: the time limit, and the
     length of ``navigate`` episodes. ``returns`` counts the goals reached."""
+    rng = as_rng(rng)
     if kind not in KINDS:
         raise InvalidInputError(unknown_name_message(kind, KINDS, "kind of maze data"))
     world = PointMaze(n, maze, accelerate=accelerate, ticks=ticks)

@@ -46,13 +46,18 @@ def farthest_cell(maze: Maze) -> Tensor:
 
 
 def mazes(
-    maze: Maze, episodes: int, rng: Rng, kind: str = "navigate", goal: Tensor | None = None, ticks: int | None = None
+    maze: Maze,
+    episodes: int,
+    rng: Rng | int,
+    kind: str = "navigate",
+    goal: Tensor | None = None,
+    ticks: int | None = None,
 ) -> EpisodeDataset:
     """``episodes`` of a maze's players of a ``kind``, told for one ``goal`` [2] or each for his own."""
     return relabel_rewards(maze, demonstrations(maze, episodes, rng, kind, ticks), goal)
 
 
-def bandit(n: int, rng: Rng) -> EpisodeDataset:
+def bandit(n: int, rng: Rng | int) -> EpisodeDataset:
     """``n`` decisions of the ring bandit's behaviour, each a whole episode."""
     demos = ring.demonstrations(n, rng)
     assert demos.returns is not None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data.demos import Demonstrations
 from denoiserl.envs.toy.fork2d import Box
 from denoiserl.oracles.worlds import MixtureWorld
@@ -70,8 +70,9 @@ class Optimum:
         """log p*(a) of actions [*batch, 2]: [*batch]."""
         return BEHAVIOUR.log_prob(action) + reward(action) / self.beta - self.log_z
 
-    def sample(self, n: int, rng: Rng) -> Tensor:
+    def sample(self, n: int, rng: Rng | int) -> Tensor:
         """Actions [n, 2]: a place by its mass, then rejection from that place's Gaussian."""
+        rng = as_rng(rng)
         which = torch.searchsorted(self.masses.cumsum(0), rng.uniform(n)).clamp_max(PLACES - 1)
         centre, action = CENTRES[which], torch.zeros(n, 2)
         most, left = reward(centre) + 1e-3, torch.ones(n, dtype=torch.bool)  # at a centre r is largest, nearly
@@ -133,8 +134,9 @@ class RingBandit:
         )
 
 
-def demonstrations(n: int, rng: Rng) -> Demonstrations:
+def demonstrations(n: int, rng: Rng | int) -> Demonstrations:
     """``n`` decisions of the behaviour, one an episode; ``success`` says which were at the high place."""
+    rng = as_rng(rng)
     action = BEHAVIOUR.sample(n, rng)
     told = [(place(action) == 0).tolist(), reward(action).tolist()]
     return Demonstrations(

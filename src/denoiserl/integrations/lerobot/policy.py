@@ -106,6 +106,16 @@ class LeRobotCodec:
             "Gymnasium's FrameStackObservation and FlattenObservation"
         )
 
+    def is_batch(self, obs: Any) -> bool:
+        """Return whether observations lead with a batch axis; a single one is [T_o, o], flat [T_o·o], or [o] where T_o
+        is 1."""
+        name = next(iter(self.sizes))
+        if isinstance(obs, dict) and name not in obs:
+            return True  # refused by ``condition``, which names what is missing
+        numbers, size = (obs[name], self.sizes[name]) if isinstance(obs, dict) else (obs, self.observation.dim)
+        frames = self.history > 1 and numbers.shape[-1] != self.history * size
+        return numbers.ndim > 1 + frames
+
     def initial_state(self, cond: Any) -> None:
         """Plans start from noise."""
         return None

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import NoDensityError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, leaves
 from denoiserl.distributions.base import NO_DENSITY_HELP
@@ -53,7 +53,7 @@ from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
+from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.minibatches import minibatches
 
 
@@ -89,11 +89,14 @@ class Args(Settings):
     precision is lower)"""
 
 
-def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a generator on a reward.
 
     The signal's prompts: a tree of [P, ...], equal rows of which share a memory; None or a number where there are none.
     """
+    rng = as_rng(rng, policy.device)
     if not any(policy.train_steps.dense):
         raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")
     reward, prompts = as_reward_signal(signal)

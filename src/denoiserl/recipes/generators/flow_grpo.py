@@ -42,7 +42,7 @@ from torch import Tensor
 
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError, NoDensityError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
@@ -51,7 +51,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, StepTable, ddim
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
+from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.minibatches import minibatches
 
 
@@ -89,11 +89,14 @@ class Args(Settings):
     precision is lower)"""
 
 
-def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a flow generator on a reward.
 
     The signal's prompts: a tree of [P, ...], of which every iteration asks some; None or a number where there are none.
     """
+    rng = as_rng(rng, policy.device)
     if args.group_size < 2:
         raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
     run, policy, (reward, prompts) = run or Run(), sde_window_policy(policy, args.sde_window), as_reward_signal(signal)

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from denoiserl.advantages.shapes import resolution
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, PositiveFraction, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.losses import weighted_loss
@@ -51,7 +51,7 @@ from denoiserl.processes import Noised
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score, select_rows
 from denoiserl.recipes.language.common import generated_mask
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Run, accumulate, adamw, check_optimizer_covers
+from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified
 from denoiserl.train.minibatches import minibatches
 
@@ -87,11 +87,14 @@ class Args(Settings):
     """weights of the named parts of a reward in its total; none: 1 for each"""
 
 
-def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a generator on a reward. Its steps need no density.
 
     The signal's prompts: a tree of [P, ...]; None or a number where there are none.
     """
+    rng = as_rng(rng, policy.device)
     if args.compare_within not in WITHIN:
         raise InvalidInputError(unknown_name_message(args.compare_within, WITHIN, "comparison"))
     if args.compare_within == "prompt" and args.group_size < 2:

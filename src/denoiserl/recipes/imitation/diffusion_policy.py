@@ -36,13 +36,13 @@ from torch import Tensor
 
 from denoiserl.control.acting import carry
 from denoiserl.control.data_checks import check_data_fits
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Run, TrainingRows, fit
+from denoiserl.train import Metrics, Run, TrainingRows, fit
 
 BLOCK = 65536
 """windows looked at side by side"""
@@ -63,12 +63,13 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng, run: Run | None = None
-) -> Iterator[dict]:
+    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Clone demonstrations; the policy carries from now on how many actions of a chunk are executed.
 
     Warn of actions beyond what the policy's codec can say.
     """
+    rng = as_rng(rng, policy.device)
     data = data.demos if isinstance(data, EpisodeDataset) else data
     check_data_fits(policy, data)
     horizon, past = (

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.distributions.categorical import token_log_prob
@@ -58,7 +58,7 @@ from denoiserl.processes.masked import known_tokens
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
 from denoiserl.recipes.language.common import canvases, generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Run, accumulate_masked, adamw, check_optimizer_covers
+from denoiserl.train import Metrics, Run, accumulate_masked, adamw, check_optimizer_covers
 from denoiserl.train.metric_means import MetricMeans
 
 PATIENCE = 40
@@ -103,8 +103,11 @@ class Args(Settings):
     """largest norm of the gradient"""
 
 
-def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a masked language model on a reward. The signal's prompts: canvases [P, L] with masks where to write."""
+    rng = as_rng(rng, policy.device)
     process, run, (reward, prompts) = require_masked(policy, "diffu-GRPO"), run or Run(), as_reward_signal(signal)
     if bool((canvases(policy, prompts) != process.mask_token).all(-1).any()):
         raise InvalidInputError("a prompt has no mask: there is nothing to write, leave it out")

@@ -38,12 +38,12 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked
-from denoiserl.train import Run, fit
+from denoiserl.train import Metrics, Run, fit
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, data: Tensor | dict[str, Tensor], args: Args, rng: Rng, run: Run | None = None
-) -> Iterator[dict]:
+    policy: Policy, data: Tensor | dict[str, Tensor], args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is)."""
+    rng = as_rng(rng, policy.device)
     process = policy.process
     if not isinstance(process, Masked):
         raise InvalidInputError(
@@ -91,7 +92,7 @@ def improve(
     yield from fit(process, policy.denoiser, tokens, cond, args.num_updates, rng, live=live, run=run, **sizes)
 
 
-def nats_per_token(policy: Policy, tokens: Tensor, rng: Rng, draws: int) -> float:
+def nats_per_token(policy: Policy, tokens: Tensor, rng: Rng | int, draws: int) -> float:
     """The likelihood bound in nats a token: an unbiased estimate of ELBO / length, averaged over rows."""
     with torch.no_grad():
         return float(policy.elbo(tokens, None, rng, draws).mean()) / tokens.shape[-1]

@@ -53,7 +53,7 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.advantages.group import Scale
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
 from denoiserl.distributions import Unmasking
 from denoiserl.losses import approx_kl, k3, ppo_clip
@@ -63,7 +63,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
 from denoiserl.recipes.language.common import generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
-from denoiserl.train import Run, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
+from denoiserl.train import Metrics, Run, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
 from denoiserl.train.minibatches import minibatches
 
 SHORT = 16
@@ -110,11 +110,14 @@ class Args(Settings):
     """iterations of the linear warm-up of the learning rate"""
 
 
-def improve(policy: Policy, signal: RewardSignal, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a masked language model on a verifier.
 
     The signal's prompts: canvases [P, L] with masks where to write.
     """
+    rng = as_rng(rng, policy.device)
     run, (reward, prompts) = run or Run(), as_reward_signal(signal)
     require_masked(policy, "TraceRL")
     exact = policy.event_shape[-1] <= SHORT if args.likelihood is None else args.likelihood == "exact"

@@ -62,7 +62,7 @@ from denoiserl.control.noise_steering import (
 )
 from denoiserl.control.squashed_actions import due_minibatches, to_unit_box
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.rollout import Rollout
@@ -71,7 +71,7 @@ from denoiserl.envs import Collector
 from denoiserl.losses import half_squared_error
 from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 
 SERVES = ("steered", "best")
@@ -127,9 +127,10 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None, demos: Rollout | None = None
-) -> Iterator[dict]:
+    policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None, demos: Rollout | None = None
+) -> Iterator[Metrics]:
     """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
+    rng = as_rng(rng, policy.device)
     run, net, execute = run or Run(), require_steered(policy), carry(policy)
     env.discount(args.gamma)
     if (b := bound(policy)) is None:

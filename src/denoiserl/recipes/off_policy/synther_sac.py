@@ -37,14 +37,14 @@ import torch
 
 from denoiserl.control.squashed_actions import require_squashed_policy
 from denoiserl.core.errors import RunError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transitions, train_generator_now
 from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac
-from denoiserl.train import Run
+from denoiserl.train import Metrics, Run
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class Args(sac.Args):
     """the diffusion model of transitions"""
 
 
-def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, in an environment."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     require_squashed_policy(policy, "SynthER")
     if args.refill_every < args.model.batch_size:

@@ -45,13 +45,13 @@ from denoiserl.control.squashed_actions import (
     to_unit_box,
 )
 from denoiserl.control.twin_critics import TwinCritics
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
 from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 
 
@@ -96,8 +96,9 @@ class Args(Settings):
     """use layer norm in the critics"""
 
 
-def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""
+    rng = as_rng(rng, policy.device)
     run, codec = run or Run(), require_squashed_policy(policy, "TD3")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     env.discount(args.gamma)

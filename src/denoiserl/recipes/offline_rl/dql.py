@@ -47,7 +47,7 @@ from denoiserl.control.acting import carry
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
@@ -56,7 +56,7 @@ from denoiserl.nn import frozen
 from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
 
 
@@ -93,9 +93,10 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng, run: Run | None = None
-) -> Iterator[dict]:
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a denoising policy from logged data; it serves what its critics value."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     if isinstance(policy.codec, TanhCodec) or len(policy.eval_steps) < 2:
         raise InvalidInputError(

@@ -43,7 +43,7 @@ import torch
 from denoiserl.control.acting import carry
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
@@ -53,7 +53,7 @@ from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, ddim, time_grid
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
 
 
@@ -85,8 +85,11 @@ class Args(Settings):
     """use layer norm in the critics"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a policy that decides in one step of a flow from logged data."""
+    rng = as_rng(rng, policy.device)
     run, process = run or Run(), policy.process
     free = isinstance(process, Diffusion) and process.clip is None and policy.eval_steps.dense == (False,)
     if not isinstance(process, Diffusion) or not free or isinstance(policy.codec, TanhCodec):

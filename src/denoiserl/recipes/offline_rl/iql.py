@@ -41,7 +41,7 @@ import torch
 from denoiserl.control.acting import carry
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
@@ -49,7 +49,7 @@ from denoiserl.losses import exp_weights, expectile, weighted_loss
 from denoiserl.nn import Value
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
 from denoiserl.train.metric_means import MetricMeans
 
 
@@ -82,9 +82,10 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng, run: Run | None = None
-) -> Iterator[dict]:
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a policy of any kind that has a denoising loss or a likelihood, from logged data."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     if isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(

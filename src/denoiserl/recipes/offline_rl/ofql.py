@@ -50,7 +50,7 @@ from denoiserl.control.acting import carry
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
@@ -60,7 +60,7 @@ from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import MeanFlow
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
 
 
@@ -94,8 +94,11 @@ class Args(Settings):
     """use layer norm in the critics"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a mean flow that decides in one step from logged data; it serves what its critics value."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     if not isinstance(policy.process, MeanFlow) or len(policy.eval_steps) != 1 or isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(

@@ -45,7 +45,7 @@ from torch import Tensor
 
 from denoiserl.control.squashed_actions import action_distribution, to_unit_box
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
@@ -56,7 +56,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes.edm_training import Guide
 from denoiserl.recipes.offline_rl import iql, td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
-from denoiserl.train import Run
+from denoiserl.train import Metrics, Run
 
 LEARNERS = {"td3_bc": td3_bc, "iql": iql}
 
@@ -87,8 +87,11 @@ class Args(td3_bc.Args):
     """the diffusion model of windows"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a policy of the learner's kind from logged data."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     if args.learner not in LEARNERS:
         raise RunError(unknown_name_message(args.learner, LEARNERS, "learner"))

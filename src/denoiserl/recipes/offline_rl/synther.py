@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, add_gaussian_noise, train_generator
@@ -45,7 +45,7 @@ from denoiserl.data.transitions import Transitions, to_transitions, transitions
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl import td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
-from denoiserl.train import Run
+from denoiserl.train import Metrics, Run
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,11 @@ class Args(td3_bc.Args):
     """the diffusion model of transitions"""
 
 
-def improve(policy: Policy, data: EpisodeDataset, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     if args.generator not in ("diffusion", "noise"):
         raise RunError(unknown_name_message(args.generator, ("diffusion", "noise"), "maker of rows"))

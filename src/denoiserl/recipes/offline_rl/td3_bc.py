@@ -39,7 +39,7 @@ import torch
 from denoiserl.control.acting import carry
 from denoiserl.control.squashed_actions import add_clipped_noise, mean_action, require_squashed_policy
 from denoiserl.control.twin_critics import TwinCritics
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.recordings import EpisodeDataset
@@ -47,7 +47,7 @@ from denoiserl.losses import masked_mean, normalized_q_loss
 from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 
 
@@ -82,9 +82,10 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng, run: Run | None = None
-) -> Iterator[dict]:
+    policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
+    rng = as_rng(rng, policy.device)
     run, _ = run or Run(), require_squashed_policy(policy, "TD3+BC")
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk

@@ -42,7 +42,7 @@ import torch
 
 from denoiserl.control.acting import carry, eval_actor, renewable, whole
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import Demonstrations
@@ -53,7 +53,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
 from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.policy_gradient import dppo, ppo
-from denoiserl.train import Run
+from denoiserl.train import Metrics, Run
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None, valid: Valid | None = None
-) -> Iterator[dict]:
+    policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None, valid: Valid | None = None
+) -> Iterator[Metrics]:
     """Improve the policy, then replace it by a student of what it does.
 
     ``valid``: see ``data.trajectory_metrics.keep_short_successes``.
     """
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     whole(policy, "The student is a new network for all steps")
     renewable(policy, "The student is a new network")

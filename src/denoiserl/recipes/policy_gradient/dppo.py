@@ -58,14 +58,14 @@ from denoiserl.control.acting import (
     training_actor,
 )
 from denoiserl.control.value_baseline import ValueBaseline
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.envs import Collector
 from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, ppo_clip
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
@@ -106,8 +106,9 @@ class Args(Settings):
     """iterations in which only the critic learns"""
 
 
-def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a diffusion or flow policy in an environment."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     env.discount(args.gamma)
     execute, tuned = carry(policy), relay(policy, args.finetune_denoising_steps)

@@ -44,7 +44,7 @@ from torch import Tensor
 from denoiserl.advantages import normalise, returns
 from denoiserl.control.acting import carry, observe, rollout_metrics, statistics
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, tree_map
 from denoiserl.data.rollout import Rollout
@@ -52,7 +52,7 @@ from denoiserl.envs import Collector
 from denoiserl.losses import exp_weights, weighted_loss
 from denoiserl.policy.chain import Chain, RecordSample
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, stratified
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, stratified
 from denoiserl.train.minibatches import minibatches
 
 DRAWS = ("serve", "train")
@@ -82,8 +82,9 @@ class Args(Settings):
     """items per gradient step; decisions"""
 
 
-def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
+    rng = as_rng(rng, policy.device)
     run = run or Run()
     execute = carry(policy)
     env.discount(args.gamma)

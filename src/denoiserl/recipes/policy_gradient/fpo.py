@@ -54,7 +54,7 @@ from denoiserl.control.acting import (
 )
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows, tree_map
 from denoiserl.data.rollout import Rollout
@@ -65,7 +65,7 @@ from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, reno
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes.generators.common import select_rows
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
@@ -109,8 +109,9 @@ class Args(Settings):
     """iterations in which only the critic learns; for pretrained policies"""
 
 
-def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
+    rng = as_rng(rng, policy.device)
     if args.ratio_per not in RATIOS:
         raise InvalidInputError(unknown_name_message(args.ratio_per, RATIOS, "ratio"))
     run, act, process = (

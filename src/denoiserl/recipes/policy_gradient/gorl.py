@@ -53,7 +53,7 @@ from denoiserl.control.acting import carry, renewable, resolve_execute_horizon, 
 from denoiserl.control.best_of_n import LatentActionEnv, LatentController
 from denoiserl.control.noise_steering import decode_noise, decode_noise_to_action
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data.rollout import Rollout
@@ -64,7 +64,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianHead, OneStep, time_grid
 from denoiserl.processes.steered import require_deterministic
 from denoiserl.recipes.policy_gradient import ppo
-from denoiserl.train import Run, fit
+from denoiserl.train import Metrics, Run, fit
 
 FIRST_STAGES = ("decoder", "actions")
 
@@ -121,8 +121,9 @@ class Args(Settings):
     """largest fraction of the return that a new decoder may lose"""
 
 
-def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that is served as an ODE, or learn one from nothing; it serves through its encoder's mean."""
+    rng = as_rng(rng, policy.device)
     if not isinstance(policy.process, Diffusion):
         raise InvalidInputError(
             "GoRL's decoder is a flow or diffusion policy, Diffusion(): a Gaussian policy needs ppo"

@@ -55,7 +55,7 @@ from denoiserl.control.acting import (
 )
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
@@ -64,7 +64,7 @@ from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
@@ -109,11 +109,12 @@ def improve(
     policy: Policy,
     env: Collector,
     args: Args,
-    rng: Rng,
+    rng: Rng | int,
     run: Run | None = None,
     penalty: Callable[[Gaussian], Tensor] | None = None,
-) -> Iterator[dict]:
+) -> Iterator[Metrics]:
     """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of what it decides, is added to the loss."""
+    rng = as_rng(rng, policy.device)
     if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
         raise InvalidInputError(
             "PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo"

@@ -61,7 +61,7 @@ from denoiserl.control.acting import (
 )
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.core.tree import batch_size as count_rows
@@ -73,7 +73,7 @@ from denoiserl.policy.chain import ChainSteps, RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.weights import Weights
 from denoiserl.processes import Diffusion, NoiseInjectedDenoiser, ddim, with_learned_std
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
@@ -118,8 +118,9 @@ class Args(Settings):
     """iterations in which only the critic learns"""
 
 
-def improve(policy: Policy, env: Collector, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
+    rng = as_rng(rng, policy.device)
     run, execute, obs_size = run or Run(), carry(policy), critic_features(policy, env)[1]
     noisy, explorer = rng.init(with_noise_net, policy, obs_size, args.noise_std_min, args.noise_std_max)
     env.discount(args.gamma)
@@ -219,11 +220,12 @@ def path_log_prob(law: Distribution, y: Tensor, k: int) -> Tensor:
     return logp / size.clamp_min(1)
 
 
-def w2_bound(policy: Policy, cond: Tree, rng: Rng, live: Tensor | int | None = None) -> Tensor:
+def w2_bound(policy: Policy, cond: Tree, rng: Rng | int, live: Tensor | int | None = None) -> Tensor:
     """Return ‖a_θ(z) − a_base(z)‖² a dimension of the executed actions, [B]: both ODEs run from the same z.
 
     ``live``: the numbers [B, H, d] that were executed, or how many actions of each chunk (None: all).
     """
+    rng = as_rng(rng, policy.device)
     assert isinstance(policy.process, Diffusion)
     ode = policy.process.steps(policy.train_steps.times, ddim(0.0))
     shape = (count_rows(cond), *policy.event_shape)

@@ -43,13 +43,13 @@ from torch import Tensor
 from denoiserl.control.acting import carry, resolve_execute_horizon
 from denoiserl.control.best_of_n import BestOfN, Kind, PseudoCountVerifier, candidates, features
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, Positive, Settings
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
 from denoiserl.policy.policy import Policy
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,11 @@ class Args(Settings):
     """count only successful demonstrations, where the data say which ones succeeded"""
 
 
-def improve(policy: Policy, data: Demonstrations, args: Args, rng: Rng, run: Run | None = None) -> Iterator[dict]:
+def improve(
+    policy: Policy, data: Demonstrations, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Count what good demonstrations do, and let the policy choose by it from now on, in place."""
+    rng = as_rng(rng, policy.device)
     if args.only_successes and data.success is not None:
         data = data.successful()
     if len(data) < 2:

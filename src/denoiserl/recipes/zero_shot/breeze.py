@@ -49,7 +49,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from denoiserl.control.best_of_n import BestOfN, candidates
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
@@ -61,7 +61,7 @@ from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.codec import IdentityCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import common as _successors
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step, training_losses
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 __all__ = ["Args", "improve", "policy_for_reward"]
 
@@ -105,9 +105,10 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng, run: Run | None = None
-) -> Iterator[dict]:
+    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
+    rng = as_rng(rng, policy.device)
     run, (codec, known) = (
         run or Run(),
         _successors.prepare_transitions(policy, data, args.batch_size, args.gamma, "BREEZE"),

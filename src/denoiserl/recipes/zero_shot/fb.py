@@ -38,7 +38,7 @@ from denoiserl.control.best_of_n import BestOfN
 from denoiserl.control.squashed_actions import add_clipped_noise, mean_action
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
@@ -46,7 +46,7 @@ from denoiserl.nn import frozen, polyak_update, target_copy
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import common as _successors
-from denoiserl.train import Run, adamw, check_optimizer_covers, optimizer_step
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 
 __all__ = ["Args", "improve", "policy_for_reward"]
 
@@ -78,9 +78,10 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng, run: Run | None = None
-) -> Iterator[dict]:
+    policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
+) -> Iterator[Metrics]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
+    rng = as_rng(rng, policy.device)
     run, (codec, known) = run or Run(), _successors.prepare_transitions(policy, data, args.batch_size, args.gamma, "FB")
     if not isinstance(codec.inner, TanhCodec):
         raise InvalidInputError(
