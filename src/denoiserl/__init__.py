@@ -11,6 +11,14 @@ import importlib.util
 import typing
 
 if typing.TYPE_CHECKING:
+    from denoiserl.core.errors import (
+        DenoiseRLError,
+        InvalidInputError,
+        MissingExtraError,
+        NoDensityError,
+        OffPolicyError,
+        RunError,
+    )
     from denoiserl.core.rng import Rng
     from denoiserl.distributions import Categorical, Delta, Gaussian, Product, Unmasking
     from denoiserl.policy.chain import Chain, ChainSteps, RecordAll, RecordSample, RecordWindow, make_sampler
@@ -36,12 +44,17 @@ __all__ = [
     "Chain",
     "ChainSteps",
     "Delta",
+    "DenoiseRLError",
     "Denoiser",
     "Diffusion",
     "Estimate",
     "Gaussian",
     "GaussianDenoiser",
+    "InvalidInputError",
     "Masked",
+    "MissingExtraError",
+    "NoDensityError",
+    "OffPolicyError",
     "OneStep",
     "Policy",
     "Product",
@@ -49,6 +62,7 @@ __all__ = [
     "RecordSample",
     "RecordWindow",
     "Rng",
+    "RunError",
     "TokenDenoiser",
     "Unmasking",
     "Weights",
@@ -60,6 +74,7 @@ __all__ = [
 ]
 
 _ROOMS = (
+    "core.errors",
     "distributions",
     "policy.chain",
     "policy.likelihood",

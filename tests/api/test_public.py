@@ -118,6 +118,31 @@ def test_importing_the_package_leaves_optional_packages_alone():
     assert run.stdout.strip() == "[]", f"import denoiserl also imports {run.stdout}"
 
 
+def test_modules_are_reached_by_name_without_what_they_need():
+    code = """
+import sys, denoiserl
+border = denoiserl.integrations.diffusers
+assert callable(border.from_pipeline) and "diffusers" not in sys.modules, "the border imports the library"
+assert {"dppo", "td3_bc"} <= set(dir(denoiserl.recipes)), "recipes are not listed"
+assert "denoiserl.recipes.policy_gradient.dppo" not in sys.modules, "listing recipes imports them"
+"""
+    run = python(code)
+    assert run.returncode == 0, run.stderr
+
+
+def test_importing_the_package_alone_imports_no_torch():
+    run = python("import sys, denoiserl; assert denoiserl.DenoiseRLError; print('torch' in sys.modules)")
+    assert run.stdout.strip() == "False", run.stderr
+
+
+def test_the_errors_of_the_package_are_at_the_top():
+    errors = importlib.import_module(f"{PACKAGE}.core.errors")
+    known = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    assert known <= set(importlib.import_module(PACKAGE).__all__)
+
+
 def python(code: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(SRC)}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)

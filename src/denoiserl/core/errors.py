@@ -1,11 +1,11 @@
 """The refusals of the library: every error says what is wrong and what to do about it.
 
 DenoiseRLError
-├── NoDensityError        a deterministic step was asked for its probability
-├── OffPolicy        the first update's ratio is not one
-├── InvalidInputError        rewards, advantages or observations that cannot be learned from
-├── RunError           a run folder, checkpoint or option that does not fit
-└── MissingExtraError     an optional dependency is not installed
+├── NoDensityError      a deterministic step was asked for its probability
+├── OffPolicyError      the first update's ratio is not one
+├── InvalidInputError   rewards, advantages or observations that cannot be learned from
+├── RunError            a run folder, checkpoint or option that does not fit
+└── MissingExtraError   an optional dependency is not installed
 """
 
 from __future__ import annotations
