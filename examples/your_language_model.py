@@ -5,6 +5,8 @@ Copy this file and replace what is marked YOURS. It runs in about half a minute 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
@@ -22,7 +24,7 @@ def model() -> BertForMaskedLM:
     """YOURS: any masked language model, AutoModelForMaskedLM.from_pretrained(...). A big one learns with adapters:
     policy = denoiserl.integrations.adapters.lora(policy, r=16, targets=["query", "value"]).
     """
-    sizes = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     return BertForMaskedLM(
         BertConfig(**sizes, intermediate_size=128, max_position_embeddings=LENGTH, pad_token_id=None)
     )

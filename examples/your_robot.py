@@ -62,7 +62,7 @@ def main(iterations: int = 20, updates: int = 800, episodes: int = 100) -> tuple
     policy = Policy.of(process, GaussianDenoiser(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
 
     def success() -> float:
-        return float(evaluate(policy.generate, Reach, episodes, seed=1000, copies=50).success.float().mean())
+        return evaluate(policy.generate, Reach, episodes, seed=1000, copies=50).summary()["success"]
 
     observations, chunks = demonstrations(4000, Rng(0))
     list(fit(process, policy.denoiser, chunks, observations, updates, Rng(1)))

@@ -10,7 +10,7 @@ call goes on where an interrupted one stopped; one with more seeds adds them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ def policy(seed: int) -> Policy:
 def make_task(updates: int = 800) -> Task:
     """A hand that should reach a goal. Arguments are settings: --task.updates 400."""
 
-    def start(seed: int, keep: Run) -> Iterator[dict]:
+    def start(seed: int, keep: Run) -> Generator[dict, None, Policy]:
         """Where every method starts: a clone of that seed. Yields metrics, returns the policy."""
         made = policy(seed)
         observations, chunks = demonstrations(4000, Rng(seed))
@@ -45,7 +45,7 @@ def make_task(updates: int = 800) -> Task:
     def outcomes(made: Policy, seed: int, n: int) -> dict[str, Tensor]:
         """n held-out trials, one number each: the same seed must give the same trials."""
         done = evaluate(eval_actor(made, CHUNK), Reach, n, seed, copies=50)
-        return {"success": done.success.float(), "ticks": done.ticks.float()}
+        return {"success": done.outcomes["success"], "ticks": done.outcomes["ticks"]}
 
     return Task(
         "reach",

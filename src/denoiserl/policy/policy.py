@@ -61,9 +61,14 @@ class Controller(Protocol):
 class Policy:
     """A process, a denoiser's weights, and how chains are run: what a recipe improves.
 
-    ``event``: the shape of one state. ``train``: the table of steps that learning runs (say, an SDE); ``serve``: the
-    one that users run (say, an ODE). ``codec``: data units to model units and back. ``active``: the set of weights
-    that samples.
+        policy = Policy.load("runs/dppo-0/improve/best")
+        action = policy.act(obs, rng)[0]                     # of one observation [o] as an environment gives it
+        samples = policy.generate(cond, rng)                 # of conditions [B, ...], in data units
+        for row in dppo.improve(policy, env, dppo.Args(), rng): ...
+
+    ``event_shape``: the shape of one state. ``train_steps``: the table of steps that learning runs (say, an SDE);
+    ``eval_steps``: the one that users run (say, an ODE). ``codec``: data units to model units and back.
+    ``active_weights``: the set of weights that samples.
     """
 
     process: Process
@@ -160,7 +165,7 @@ class Policy:
         differentiable_steps: int = 0,
         compile: bool = False,
     ) -> Draw:
-        """The sampler of ``train`` steps, or of ``serve`` steps; conditions are in model units."""
+        """Return the sampler of the train steps, or of the eval steps; conditions are in model units."""
         steps = self.eval_steps if use_eval_steps else self.train_steps
         return make_sampler(self.process, self.denoiser, steps, self.event_shape, differentiable_steps, record, compile)
 
@@ -174,11 +179,11 @@ class Policy:
         start: tuple[Tree, int] | None = None,
         micro_batch_size: int | None = None,
     ) -> Chain:
-        """Run ``train`` steps (or ``serve`` steps) and keep the chain; ``cond`` in data units, states in model units.
+        """Run the train steps (or eval steps) and keep the chain; ``cond`` in data units, states in model units.
 
         Arrays of numpy and lists of numbers in ``cond`` become tensors on the policy's device, float64 float32.
-        ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior. ``micro``:
-        rows of one call of the network.
+        ``start=(x, k)`` begins at state x before step k; by default where the codec says, or at the prior.
+        ``micro_batch_size``: rows of one call of the network.
         """
         rng = as_rng(rng, self.device)
         cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
@@ -192,7 +197,12 @@ class Policy:
         return replace(chain, sample=self.process.finish(chain.sample, x))
 
     def generate(self, cond: Tree, rng: Rng | int, rows: int | None = None) -> Tree:
-        """What users get: ``serve`` steps, decoded to data units; a control chooses, where there is one."""
+        """Return samples in data units, [B, *event]: the eval steps, decoded; a controller chooses, where there is one.
+
+        ``cond``: conditions in data units [B, ...], a tensor, an array, a list or a dict of these. A policy without
+        condition takes None and ``rows=B``. A robot policy gives chunks of actions [B, H, d] for observations [B, o];
+        ``act`` takes one observation too. ``rng``: an ``Rng`` of one stream, or of a stream per row; or an int.
+        """
         rng = as_rng(rng, self.device)
         cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
         if (control := self.weights.control) is not None:
