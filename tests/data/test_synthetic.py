@@ -197,7 +197,7 @@ def test_a_model_is_refused_where_more_than_nine_rows_in_ten_are_unsure(
         return x
 
     monkeypatch.setattr(synthetic, "heun", made)
-    maker = TransitionGenerator(None, layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
+    maker = TransitionGenerator(torch.nn.Linear(1, 1), layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
     if refused:
         with pytest.raises(InvalidInputError, match=f"of 1000 rows that the model drew, {sure} say whether"):
             maker.sample(1000, Rng(0))
@@ -226,7 +226,7 @@ def test_the_dropped_share_is_that_of_all_rows_that_were_drawn(monkeypatch: pyte
     z = layout.encode(part(data, slice(0, 4)))
     z[:, -1] = torch.tensor([0.0, 1.0, 0.5, 0.0])
     monkeypatch.setattr(synthetic, "heun", lambda denoise, times, event, n, rng, **more: z.repeat(n // 4, 1))
-    maker = TransitionGenerator(None, layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
+    maker = TransitionGenerator(torch.nn.Linear(1, 1), layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
     for n in (4, 100, 1000):
         rows, dropped = maker.sample(n, Rng(0))
         assert len(rows) == n and dropped == 0.25
