@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from docs_claims import Record, costs, linked, spent, table, verdict
 
 from denoiserl import recipes, tasks
-from denoiserl.experiments.code_fingerprint import uses
-from denoiserl.experiments.source_index import Source, parse
 from denoiserl.recipes import FACETS, SIGNALS, Card
 
 PACKAGE = recipes.HERE.parent
@@ -39,14 +38,42 @@ class Option:
     meaning: str
 
 
-def source(path: Path, name: str = "") -> Source:
-    """A module, parsed. ``name``: its dotted one."""
-    return parse(path, path.stat().st_mtime_ns, path.stat().st_size, name)
+@dataclass(frozen=True)
+class Source:
+    """A parsed module: the statements that define a name, and what imports bind: (module, name in it or "")."""
+
+    nodes: Mapping[str, list[ast.stmt]]
+    imports: Mapping[str, tuple[str, str]]
+
+
+@cache
+def source(path: Path) -> Source:
+    """A module, parsed."""
+    nodes: dict[str, list[ast.stmt]] = {}
+    imports: dict[str, tuple[str, str]] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            imports |= {alias.asname or alias.name: (node.module or "", alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imports |= {alias.asname or alias.name: (alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            nodes.setdefault(node.name, []).append(node)
+        else:
+            names = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            for name in names:
+                nodes.setdefault(name, []).append(node)
+    return Source(nodes, imports)
+
+
+def located(module: str, root: Path = PACKAGE.parent) -> Path | None:
+    """The file of a dotted name, if it is one."""
+    path = root.joinpath(*module.split("."))
+    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
 
 
 def recipe(name: str) -> Source:
     """A recipe's module, parsed."""
-    return source(recipes.path(name), recipes.module_name(name))
+    return source(recipes.path(name))
 
 
 def options(module: Source, record: str = "Args", root: Path = PACKAGE.parent) -> list[Option]:
@@ -92,12 +119,9 @@ def _opened(module: Source, node: ast.expr, root: Path) -> list[Option]:
     *place, last = ast.unparse(node).split(".")
     if not place and _record(module, last):
         return options(module, last, root)
-    imported = module.imports.get(place[0] if place else last)
-    if imported is None:
-        return []
-    name = f"{imported.module}.{imported.name}" if place and imported.name else imported.module
-    file = root.joinpath(*name.split(".")).with_suffix(".py")
-    if not file.is_file() or not _record(found := source(file, name), last):
+    name, inner = module.imports.get(place[0] if place else last, ("", ""))
+    file = located(f"{name}.{inner}" if place and inner else name, root)
+    if file is None or not _record(found := source(file), last):
         return []
     return options(found, last, root)
 
@@ -215,7 +239,7 @@ def task_page(cards: Sequence[Card]) -> str:
         path = PACKAGE.parent.joinpath(*dotted.split(".")).with_suffix(".py")
         users = ", ".join(f"[`{k}`](recipes/{k}.md)" for k, v in default.items() if v == name)
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        out += [f"## {name}", "", doc, "", f"Recipes: {users}.", "", *option_table(options(source(path, dotted))), ""]
+        out += [f"## {name}", "", doc, "", f"Recipes: {users}.", "", *option_table(options(source(path))), ""]
     return "\n".join(out)
 
 
@@ -243,16 +267,32 @@ def parts(name: str, package: str) -> list[str]:
 
     Those that only other functions of the floor of pure mathematics use are their affair.
     """
-    public = _public(package)
-    own = tuple(f"denoiserl.{room}." for room in ("advantages", "losses", "distributions", "processes"))
-    used = uses([f"{recipes.module_name(name)}.improve"]).items()
-    named = {n for by, names in used if not by.startswith(own) for n in names if n in public}
-    return sorted(n.rpartition(".")[2] for n in named)
+    public = source(PACKAGE / package / "__init__.py").imports
+    used = _used(recipes.module_name(name), "improve", {})
+    return sorted(n for module, n in used if n in public and module.startswith(f"denoiserl.{package}"))
 
 
-def _public(package: str) -> set[str]:
-    imports = source(PACKAGE / package / "__init__.py", f"denoiserl.{package}").imports
-    return {f"{i.module}.{i.name}" for i in imports.values()}
+def _used(module: str, name: str, seen: dict[tuple[str, str], None]) -> dict[tuple[str, str], None]:
+    """The (module, name) of this package that a definition uses, and those that these use, down to pure mathematics."""
+    file = located(module)
+    if (module, name) in seen or file is None:
+        return seen
+    seen[module, name] = None
+    own = tuple(f"denoiserl.{room}" for room in ("advantages", "losses", "distributions", "processes"))
+    if module.startswith(own):
+        return seen
+    here = source(file)
+    if name in here.imports and name not in here.nodes:
+        return _used(*here.imports[name], seen)
+    walked = [n for node in here.nodes.get(name, ()) for n in ast.walk(node)]
+    for n in walked:
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in here.imports:
+            _used(".".join(here.imports[n.value.id]), n.attr, seen)
+        elif isinstance(n, ast.Name) and (n.id in here.nodes or n.id in here.imports):
+            used, inner = here.imports.get(n.id, (module, n.id))
+            whole = located(f"{used}.{inner}") is not None  # a recipe as a value
+            _used(*((f"{used}.{inner}", "improve") if whole else (used, inner)), seen)
+    return seen
 
 
 def runnable(name: str) -> bool:

@@ -152,7 +152,7 @@ def test_an_option_is_described_by_its_kind_default_and_words(tmp_path):
         "from package import _world, old\n@dataclass\nclass Args(old.Args):\n    lr: float = 0.2\n"
         "    kind: Literal['a', 'b'] | None = None\n    base: _world.Base = _world.Base(size=5)\n"
     )
-    new = docs_recipes.source(tmp_path / "package" / "new.py", "package.new")
+    new = docs_recipes.source(tmp_path / "package" / "new.py")
     assert docs_recipes.options(new, root=tmp_path) == [
         docs_recipes.Option("seed", "int", "0", ""),
         docs_recipes.Option("lr", "float", "0.2", ""),

@@ -1,152 +1,109 @@
-"""Reach: which definitions a piece of code rests on, and a fingerprint of them; source is parsed, nothing is imported.
+"""A fingerprint of the code that a module rests on: source is parsed, nothing is imported.
 
-A verdict is stale when the code behind it has changed. "The code behind it" is neither one file nor the whole package:
-it is every definition that can be reached from the claim by following names.
+    reachable_modules(["denoiserl.recipes.policy_gradient.dppo"])  {module: hash of its source}
+    fingerprint(["denoiserl.recipes.policy_gradient.dppo"])        one hash of them all
 
-    reached(["denoiserl.recipes.policy_gradient.dppo.improve"])      {full name: hash of its syntax tree}
-    fingerprint(["denoiserl.recipes.policy_gradient.dppo.improve"])  one hash of them all
+A module rests on every module that it imports, anywhere in its file, and on what those import, within the package.
+A module or file of a user's rests on what lies beside it as well. The hash is over syntax trees: comments, docstrings
+and positions do not count. Not seen are ``import_module`` and other packages, whose versions belong beside the hash.
 
-| what a definition uses | what is reached |
-|---|---|
-| a name of its module, or an imported one | its definition, through re-exports and lazy imports in functions |
-| ``module.name`` | that definition of the module |
-| a module as a value (passed on, stored, ``getattr``) | all that is public in it: ``__all__``, or no underscore |
-| a class | all of its methods, its bases, the annotations of its fields |
-| a definition | the annotations of its arguments, and statements of its module that bind no name |
-
-Comments, docstrings and positions are not hashed, nor are definitions that nobody reaches. To reach too much makes a
-verdict stale too often, too little makes it a lie: in doubt, more is reached. Not seen are methods of arguments
-without an annotation, ``import_module`` of a computed name, and other packages (whose versions belong beside the hash).
+A module counts as a whole. So a verdict may be called stale too early: a change of a function that it never calls
+counts, if that function stands in a module that it rests on. ``denoiserl claim --confirm`` is the cure.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
-from denoiserl.core.errors import RunError, unknown_name_message
-from denoiserl.experiments.source_index import LOOSE, Import, Source, parse, short
-
-
-def reachable_definitions(roots: Iterable[str], package: str = "denoiserl") -> dict[str, str]:
-    """{full name: hash} of every definition that ``roots`` rest on, sorted.
-
-    A root is a module, an object of one ("denoiserl.recipes.policy_gradient.dppo.improve"), or the path of a file; of a
-    module or file everything counts. ``package`` is followed, and where a root is not of it, the modules that lie
-    beside that root. Raises RunError for a root that does not exist, and for source that is not Python.
-    """
-    return {name: digest for name, (digest, _) in _followed(roots, package).items()}
-
-
-def uses(roots: Iterable[str], package: str = "denoiserl") -> dict[str, tuple[str, ...]]:
-    """Return {full name: full names of the definitions that it names itself}, of all ``reachable_definitions``."""
-    return {name: used for name, (_, used) in _followed(roots, package).items()}
+from denoiserl.core.errors import RunError
 
 
 def fingerprint(roots: Iterable[str], package: str = "denoiserl") -> str:
-    """Return one hash of ``reachable_definitions``, 16 hexadecimal digits: the same as long as none of them changes."""
-    # With what each name means there: an import that exchanges two functions changes neither of them.
-    lines = (f"{name} {digest} {' '.join(used)}" for name, (digest, used) in _followed(roots, package).items())
-    return short("\n".join(lines))
+    """Return one hash of ``reachable_modules``, 16 hexadecimal digits: the same as long as none of them changes."""
+    return _digest(repr(reachable_modules(roots, package)))
 
 
-def _followed(roots: Iterable[str], package: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    roots = [roots] if isinstance(roots, str) else list(roots)
-    library = _Library(package, roots)
-    todo = [found for root in roots for found in library.root(root)]
-    done: dict[str, tuple[str, tuple[str, ...]]] = {}
+def reachable_modules(roots: Iterable[str], package: str = "denoiserl") -> dict[str, str]:
+    """Return {module: hash of its source} of ``roots`` and of all modules that they rest on, sorted.
+
+    A root is a module or the path of a file. Raise RunError for a root that does not exist, and for source that is not
+    Python.
+    """
+    places = [Path(__file__).resolve().parents[2], *(Path(p or ".") for p in sys.path)]
+    homes = {package: _folder(package, places)}
+    todo: list[str] = []
+    for root in [roots] if isinstance(roots, str) else roots:
+        name, around = (Path(root).stem, [Path(root).resolve().parent]) if root.endswith(".py") else (root, places)
+        folder = _folder(name, around)
+        if "site-packages" not in folder.parts:
+            homes = {p.stem: folder for p in folder.iterdir() if p.suffix in ("", ".py")} | homes
+        homes.setdefault(name.split(".")[0], folder)
+        todo.append(name)
+    done: dict[str, str] = {}
     while todo:
-        source, name = todo.pop()
-        if (key := f"{source.name}.{name}") in done:
-            continue
-        found = [(source, LOOSE)] if source.loose and name != LOOSE else []
-        for imported, chain in source.uses(name):
-            found += library.via(imported, chain) if imported else library.look(source, chain)
-        done[key] = source.digest(name), tuple(dict.fromkeys(f"{s.name}.{n}" for s, n in found))
-        todo += found
+        name = todo.pop()
+        if name not in done and (path := _find(name, homes)):
+            done[name], imported = _read(path, path.stat().st_mtime_ns, name)
+            todo += [next((n for n in names if _find(n, homes)), "") for names in imported]
     return dict(sorted(done.items()))
 
 
-class _Library:
-    """Where modules lie, and what names mean in them."""
+def _folder(module: str, places: Iterable[Path]) -> Path:
+    """The first of ``places`` that holds a module."""
+    for place in places:
+        if _find(module, {module.split(".")[0]: place}):
+            return place
+    raise RunError(
+        f"There is no module or file {module!r} to start from: check its name, or put its folder on sys.path."
+    )
 
-    def __init__(self, package: str, roots: list[str]) -> None:
-        self.package = package
-        self.sources: dict[str, Source | None] = {}
-        here = Path(__file__).resolve().parents[2]
-        places = [here, *(Path(p or ".") for p in sys.path)]
-        home = next((p for p in places if (p / package / "__init__.py").is_file()), None)
-        if home is None:
-            raise RunError(f"the package {package!r} is not found: install it, or put its folder on sys.path")
-        self.home, self.folders = home, []
-        for root in roots:
-            if root.endswith(".py"):
-                self.folders.append(Path(root).resolve().parent)
-            elif (top := root.split(".")[0]) != package:
-                self.folders += [p for p in places if (p / f"{top}.py").is_file() or (p / top).is_dir()][:1]
 
-    def source(self, module: str) -> Source | None:
-        """A module that is followed, or None."""
-        if module not in self.sources:
-            self.sources[module] = self._find(module)
-        return self.sources[module]
-
-    def _find(self, module: str) -> Source | None:
-        *above, last = parts = module.split(".")
-        for folder in [self.home] if parts[0] == self.package else self.folders:
-            for path in (folder.joinpath(*parts, "__init__.py"), folder.joinpath(*above, f"{last}.py")):
-                if path.is_file():
-                    return parse(path, path.stat().st_mtime_ns, path.stat().st_size, module)
+def _find(module: str, homes: Mapping[str, Path]) -> Path | None:
+    """The file of a module, where its top package is at home."""
+    *above, last = module.split(".")
+    if (home := homes.get(module.split(".")[0])) is None:
         return None
+    found = (home.joinpath(*above, last, "__init__.py"), home.joinpath(*above, f"{last}.py"))
+    return next((path for path in found if path.is_file()), None)
 
-    def root(self, root: str) -> list[tuple[Source, str]]:
-        """What a root stands for."""
-        path = Path(root)
-        if root.endswith(".py") and not path.is_file():
-            raise RunError(f"The file {root} does not exist: check the path.")
-        parts = [path.stem] if root.endswith(".py") else root.split(".")
-        for n in range(len(parts), 0, -1):
-            if (source := self.source(".".join(parts[:n]))) is None:
-                continue
-            if n == len(parts):
-                return [(source, name) for name in source.nodes] + ([(source, LOOSE)] if source.loose else [])
-            if found := self.look(source, tuple(parts[n:])):
-                return found
-            what = f"definition in {source.name}"
-            raise RunError(unknown_name_message(parts[n], {*source.nodes, *source.imports} - {LOOSE}, what))
-        raise RunError(f"There is no module {root!r} to start from: name a module, an object of one, or a file.")
 
-    def look(self, source: Source, chain: tuple[str, ...], seen: frozenset[str] = frozenset()) -> list:
-        """The definitions that ``a.b.c`` means in a module; none for builtins and for other packages."""
-        head, rest = chain[0], chain[1:]
-        if (here := f"{source.name}.{head}") in seen:
-            return []
-        seen |= {here}
-        found = [(source, head)] if head in source.nodes else []
-        if head in source.imports:
-            found += self.via(source.imports[head], rest, seen)
-        if found or head in source.imports:
-            return found
-        if source.package and self.source(here):
-            return self.via(Import(here), rest, seen)
-        for star in source.stars:
-            if (other := self.source(star)) and (found := self.look(other, chain, seen)):
-                return found
-        # A module that makes names when asked for them may make this one; builtins come here too, and find nothing.
-        return [(source, "__getattr__")] if len(seen) > 1 and "__getattr__" in source.nodes else []
+@lru_cache(maxsize=1024)
+def _read(path: Path, changed: int, module: str) -> tuple[str, list[tuple[str, ...]]]:
+    """The hash of a file, and its imports as the names that each may have: ``from a import b`` is of a.b or of a."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise RunError(f"{path}: line {error.lineno} is not Python ({error.msg}).") from None
+    above = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    imported: list[tuple[str, ...]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported += [(alias.name,) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*above[: len(above) + 1 - node.level]] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            imported += [(f"{name}.{alias.name}".lstrip("."), name) for alias in node.names]
+    return _digest(_plain(tree)), imported
 
-    def via(self, imported: Import, rest: tuple[str, ...], seen: frozenset[str] = frozenset()) -> list:
-        """The definitions that a chain of attributes means, from what an import has bound."""
-        source = self.source(imported.module)
-        if imported.name is not None:
-            if source is not None:
-                return self.look(source, (imported.name, *rest), seen | {""})
-            return self.via(Import(f"{imported.module}.{imported.name}"), rest, seen)  # a folder without __init__
-        if source is None:
-            return self.via(Import(f"{imported.module}.{rest[0]}"), rest[1:], seen) if rest else []
-        if rest:
-            return self.look(source, rest, seen | {""})
-        if (here := f"{source.name}.*") in seen:
-            return []
-        return [found for name in source.public for found in self.look(source, (name,), seen | {here})]
+
+def _plain(value: object) -> str:
+    """A syntax tree in words, the same on every Python: without positions, docstrings and what is empty."""
+    if isinstance(value, list):
+        return f"[{','.join(_plain(v) for v in value if not _is_text(v))}]"
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    fields = {k: v for k, v in ast.iter_fields(value) if k not in ("ctx", "kind", "type_comment")}
+    return f"{type(value).__name__}({','.join(f'{k}={_plain(v)}' for k, v in fields.items() if v not in (None, []))})"
+
+
+def _is_text(node: object) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

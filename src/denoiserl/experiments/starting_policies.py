@@ -1,6 +1,6 @@
 """Starting policies, each made once for a machine: the pretraining that all arms of all comparisons share.
 
-A start is a run like any other, in a folder named by what decides it: the source that its task reaches, its settings,
+A start is a run like any other, in a folder named by what decides it: the modules that its task rests on, its settings,
 the seed, and the version of torch. Change a line of the network and it is made anew; change a method and it is not.
 """
 
@@ -49,9 +49,8 @@ def cache() -> Path:
 
 def folder(args: Args, device: str = "cpu") -> Path:
     """The folder of a start, named by what decides it."""
-    place, function = tasks.locate(args.task)
-    root = place if place.endswith(".py") else f"{place}.{function}"
-    settings = [fingerprint([root]), args.task, args.kind, args.base, args.seed, device, torch.__version__]
+    place = tasks.locate(args.task)[0]
+    settings = [fingerprint([place]), args.task, args.kind, args.base, args.seed, device, torch.__version__]
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return cache() / "starts" / f"{Path(place).stem.rpartition('.')[2].strip('_')}-{args.seed}-{name}"
 

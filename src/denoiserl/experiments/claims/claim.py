@@ -7,7 +7,7 @@ difference that must exceed a margin, and ``stats.superiority_test`` says whethe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -75,8 +75,6 @@ class Claim:
     conditions: tuple[Condition, ...]
     plan: Callable[[str], Study | Simulation]
     calibration_note: str = ""
-    depends_on: tuple[str, ...] = field(default=())
-    """what the claim rests on besides its own file, its methods and its task"""
 
     def __post_init__(self) -> None:
         if not self.conditions:

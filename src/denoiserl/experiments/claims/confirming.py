@@ -52,7 +52,7 @@ def confirm(
     if different:
         return record, different
     mark = {"seed": seed, "was": record["hash"], **runner.origin()}
-    fresh = ledger.reach(name, made, plan)
+    fresh = ledger.reach(name, plan)
     return {**record, "hash": fresh, "confirmed": [*record.get("confirmed", []), mark]}, []
 
 

@@ -4,7 +4,7 @@
 "verdict": "holds" | "does not hold" | "inconclusive", "why", "seconds", "versions", "commit", "date"}``, and besides:
 ``name``, ``size`` ("laptop" or "full"), ``metric``, ``metrics`` (the arms by every other metric), ``conditions``,
 ``cost`` (seconds of the processor, memory and spending an arm), ``tuning``, ``calibrated``, ``recipes``, and ``hash``,
-the fingerprint of everything that the claim reaches. A record whose hash is another one now is stale: the code has
+the fingerprint of every module that the claim rests on. A record whose hash is another one now is stale: the code has
 changed since. ``confirmed``: when later code was found to give the same numbers (``confirming``).
 """
 
@@ -75,18 +75,11 @@ def methods(plan: Study | Simulation) -> list[str]:
     return list(dict.fromkeys(arm.method for arm in plan.arms.values() if arm.method != find.NONE))
 
 
-def reach(name: str, made: Claim, plan: Study | Simulation) -> str:
+def reach(name: str, plan: Study | Simulation) -> str:
     """The fingerprint of what a claim rests on: its file, its methods, its task, and how arms are run and judged."""
-    roots = [
-        module_name(name),
-        "denoiserl.experiments.arm.train",
-        "denoiserl.stats.seeds.superiority_test",
-        *made.depends_on,
-    ]
+    roots = [module_name(name), "denoiserl.experiments.arm", "denoiserl.stats.seeds"]
     if isinstance(plan, Study):
-        place, function = tasks.locate(plan.task)
-        roots.append(place if place.endswith(".py") else f"{place}.{function}")
-        roots += [f"{recipes.module_name(m)}.{part}" for m in methods(plan) for part in ("improve", "Args")]
+        roots += [tasks.locate(plan.task)[0], *map(recipes.module_name, methods(plan))]
     return fingerprint(roots)
 
 
@@ -95,5 +88,4 @@ def stale(name: str) -> bool | None:
     told = record(name)
     if told is None:
         return None
-    made = claim(name)
-    return told["hash"] != reach(name, made, made.plan(told["size"]))
+    return told["hash"] != reach(name, claim(name).plan(told["size"]))

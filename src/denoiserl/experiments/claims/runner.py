@@ -76,7 +76,7 @@ def check(
         "cost": cost,
         "seconds": round(seconds, 1),
         "recipes": ledger.methods(plan),
-        "hash": ledger.reach(name, made, plan),
+        "hash": ledger.reach(name, plan),
         **origin(),
     }
 
