@@ -84,7 +84,7 @@ def report(given: list[str]) -> None:
     a = tyro.cli(Report, prog="denoiserl report", description="Runs as one HTML page.", args=given)
     if not a.runs:
         raise Misuse("Name a run: denoiserl report RUN.")
-    from denoiserl.report.html import write_text
+    from denoiserl.core.serialization.store import write_text
     from denoiserl.report.run_report import run_report
 
     if len(a.runs) == 1:

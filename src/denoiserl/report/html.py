@@ -1,29 +1,32 @@
 """One HTML file that holds everything it shows: no network, no fonts to fetch, nothing beside it.
 
 A report is a title and sections; a section is a title and pieces: ``Prose``, ``Code``, ``Note``, ``Table``, ``Figure``,
-``Gallery``, ``Settings``, ``Fold``. All text is escaped. A content policy in the page forbids it to load anything.
+``Gallery``, ``Settings``, ``Fold``. The page is ``templates/page.html.j2``: all text is escaped, and a content policy
+forbids it to load anything.
 """
 
 from __future__ import annotations
 
 import base64
 import datetime
-import html
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
 from denoiserl.core.errors import RunError
-from denoiserl.report.style import CSS, DARK, LIGHT, Theme
+from denoiserl.core.serialization import store
+from denoiserl.report.style import DARK, LIGHT, Theme
 from denoiserl.stats.comparison import LABELS, Comparison
 
 ON_PAGE = 0.57
 """pixels of the page for one of a plot's picture"""
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Prose:
     """Paragraphs, separated by empty lines; `backticks` (or ``two``) are code. Everything else is text."""
 
     text: str
+
+    def paragraphs(self) -> list[str]:
+        """The text, split at empty lines."""
+        return [p for p in re.split(r"\n\s*\n", self.text.strip()) if p]
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,16 @@ class Table:
     strong: Sequence[int] = ()
     numbers: Sequence[int] = ()
 
+    def number_columns(self) -> list[bool]:
+        """Is a column one of numbers? Raise RunError for a row that has not one cell under each head."""
+        width = len(self.head)
+        for i, row in enumerate(self.rows):
+            if len(row) != width:
+                raise RunError(f"row {i} of the table has {len(row)} cells under {width} heads: give one a column.")
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * width
+        found = [bool(c) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in c) for c in columns]
+        return [j in self.numbers or number for j, number in enumerate(found)]
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -75,6 +92,15 @@ class Figure:
     dark: bytes | None = None
     width: int | None = None
 
+    @property
+    def media(self) -> str:
+        """How a page shows it: "svg" as it is, "video", or "image". Raise RunError for what is none of them."""
+        if isinstance(self.data, bytes):
+            return media_type(self.data).partition("/")[0]
+        if not self.data.startswith("<svg"):
+            raise RunError("a figure given as text must be an SVG that starts with <svg; give pictures as bytes.")
+        return "svg"
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -89,6 +115,10 @@ class Settings:
 
     title: str
     values: Any
+
+    def as_text(self) -> str:
+        """The value as JSON."""
+        return json.dumps(self.values, indent=2, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
@@ -111,65 +141,18 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> str:
-    """The whole document as a string."""
-    marks = _marks(sections)
-    links = " ".join(f'<a href="#{m}">{_text(s.title)}</a>' for m, s in zip(marks, sections, strict=True))
-    body = "".join(
-        f'<section id="{mark}"><h2>{_text(s.title)}</h2>{"".join(map(piece, s.pieces))}</section>\n'
-        for mark, s in zip(marks, sections, strict=True)
-    )
-    head = f'<p class="lead">{_inline(lead)}</p>' if lead else ""
-    head += f"<nav>{links}</nav>" if len(sections) > 1 else ""
+    """The whole document as a string. Raise RunError for what a report cannot show."""
     made = footer or f"Made by DenoiseRL on {datetime.datetime.now().astimezone():%d %B %Y, %H:%M}."
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_text(POLICY)}">'
-        f"<title>{_text(title)}</title><style>{CSS}</style></head>\n<body>"
-        f"<header><h1>{_text(title)}</h1>{head}</header>\n<main>\n{body}</main>\n"
-        f"<footer>{_inline(made)}</footer></body></html>\n"
+        _environment()
+        .get_template("page.html.j2")
+        .render(title=title, sections=_anchor(sections), lead=lead, footer=made, light=LIGHT, dark=DARK)
     )
 
 
 def write(path: Path | str, title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> Path:
     """Write the page to ``path``, whole or not at all: a reader sees the old page or the new one."""
-    return write_text(path, page(title, sections, lead, footer))
-
-
-def write_text(path: Path | str, text: str) -> Path:
-    """Write a text file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-    return path
-
-
-def piece(given: Piece) -> str:
-    """One piece as HTML."""
-    match given:
-        case Prose(text):
-            return "".join(f"<p>{_inline(p)}</p>" for p in re.split(r"\n\s*\n", text.strip()) if p)
-        case Code(text):
-            return f"<pre>{_text(text)}</pre>"
-        case Note(text):
-            return f'<div class="note">{_inline(text)}</div>'
-        case Table():
-            return _table(given)
-        case Figure():
-            return _figure(given)
-        case Gallery(figures):
-            return f'<div class="gallery">{"".join(map(_figure, figures))}</div>'
-        case Settings(title, values):
-            text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
-            return f"<details><summary>{_text(title)}</summary><pre>{_text(text)}</pre></details>"
-        case Fold(title, pieces):
-            return f"<details><summary>{_text(title)}</summary>{''.join(map(piece, pieces))}</details>"
-    raise RunError(f"a report cannot show a {type(given).__name__}: use the pieces of denoiserl.report.html.")
+    return store.write_text(path, page(title, sections, lead, footer))
 
 
 def make_figure(draw: Callable[[Theme], bytes], caption: str = "", alt: str = "", width: int | None = None) -> Figure:
@@ -205,48 +188,6 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return Table(("task", "metric", "", "mean", "95 % interval", "n"), rows, strong=strong, numbers=(3, 4))
 
 
-def _table(given: Table) -> str:
-    width = len(given.head)
-    for i, row in enumerate(given.rows):
-        if len(row) != width:
-            raise RunError(f"row {i} of the table has {len(row)} cells under {width} heads: give one a column.")
-    number = [
-        j in given.numbers
-        or (bool(given.rows) and all(isinstance(r[j], int | float) and not isinstance(r[j], bool) for r in given.rows))
-        for j in range(width)
-    ]
-    mark = [' class="number"' if n else "" for n in number]
-    head = "".join(f'<th scope="col"{m}>{_text(h)}</th>' for h, m in zip(given.head, mark, strict=True))
-    body = "".join(
-        ('<tr class="strong">' if i in given.strong else "<tr>")
-        + "".join(f"<td{m}>{_text(_cell(c))}</td>" for c, m in zip(row, mark, strict=True))
-        + "</tr>"
-        for i, row in enumerate(given.rows)
-    )
-    caption = f"<caption>{_inline(given.caption)}</caption>" if given.caption else ""
-    head = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table>{caption}{head}</table></div>'
-
-
-def _figure(given: Figure) -> str:
-    size = f' width="{given.width}"' if given.width else ""
-    if isinstance(given.data, str):
-        if not given.data.startswith("<svg"):
-            raise RunError("a figure given as text must be an SVG that starts with <svg; give pictures as bytes.")
-        shown = given.data
-    else:
-        kind, source = media_type(given.data), _embed(given.data)
-        if kind.startswith("video"):
-            label = f' aria-label="{_text(given.alt)}"' if given.alt else ""
-            shown = f'<video src="{source}"{size}{label} controls loop muted autoplay playsinline></video>'
-        else:
-            shown = f'<img src="{source}" alt="{_text(given.alt or given.caption)}"{size}>'
-            if given.dark is not None:
-                other = f'<source media="(prefers-color-scheme: dark)" srcset="{_embed(given.dark)}">'
-                shown = f"<picture>{other}{shown}</picture>"
-    return f"<figure>{shown}{f'<figcaption>{_inline(given.caption)}</figcaption>' if given.caption else ''}</figure>"
-
-
 def media_type(data: bytes) -> str:
     """The media type of a picture or film, from its first bytes."""
     kinds: dict[bytes, str] = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"\xff\xd8\xff": "image/jpeg"}
@@ -259,28 +200,38 @@ def media_type(data: bytes) -> str:
     raise RunError(f"these {len(data)} bytes are no PNG, JPEG, GIF, SVG or MP4: the file may be cut short.")
 
 
-def _embed(data: bytes) -> str:
-    return f"data:{media_type(data)};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _marks(sections: Sequence[Section]) -> list[str]:
-    """Anchors that are unique on the page."""
-    found: list[str] = []
+def _anchor(sections: Sequence[Section]) -> dict[str, Section]:
+    """The sections by anchors that are unique on the page."""
+    found: dict[str, Section] = {}
     for section in sections:
         base = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section"
-        mark, i = base, 2
-        while mark in found:
-            mark, i = f"{base}-{i}", i + 1
-        found.append(mark)
+        marks = (base, *(f"{base}-{i}" for i in range(2, len(sections) + 1)))
+        found[next(mark for mark in marks if mark not in found)] = section
     return found
 
 
-def _text(text: object) -> str:
-    return html.escape(str(text), quote=True)
+@cache
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    made = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    made.filters |= {"inline": _inline, "cell": _cell, "kind": _kind, "data_url": _data_url}
+    return made
 
 
-def _inline(text: str) -> str:
-    return re.sub(r"(`+)([^`\n]+)\1", r"<code>\2</code>", _text(text))
+def _kind(piece: object) -> str:
+    if not isinstance(piece, Piece):
+        raise RunError(f"a report cannot show a {type(piece).__name__}: use the pieces of denoiserl.report.html.")
+    return type(piece).__name__
+
+
+def _data_url(data: bytes) -> str:
+    return f"data:{media_type(data)};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _inline(text: str) -> Markup:
+    return Markup(re.sub(r"(`+)([^`\n]+)\1", r"<code>\2</code>", str(escape(text))))
 
 
 def _cell(value: object) -> str:

@@ -105,9 +105,15 @@ def write_json(path: Path | str, value: Any) -> Path:
         raise RunError(
             f"{path}: this cannot be written as JSON ({error}): give strings, numbers, lists, dicts."
         ) from error
+    return write_text(path, text + "\n")
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Store a text as the file ``path``, whole or not at all."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
-    new.write_text(text + "\n", encoding="utf-8")
+    new.write_text(text, encoding="utf-8", newline="\n")
     _sync(new)
     os.replace(new, path)
     _sync(path.parent)
