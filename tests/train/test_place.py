@@ -20,7 +20,7 @@ from denoiserl.train.device import DeviceConfig
 
 def test_threads_and_precision_are_set_inside_and_put_back():
     threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    place = DeviceConfig(threads=threads + 1, resolved={"matmul": "medium", "bf16": False})
+    place = DeviceConfig(threads=threads + 1, precision="medium")
     with pytest.raises(ZeroDivisionError), place.activate() as chosen:
         assert torch.get_num_threads() == threads + 1 and torch.get_float32_matmul_precision() == chosen["matmul"]
         raise ZeroDivisionError
@@ -40,12 +40,6 @@ def test_a_place_is_what_was_asked_for_and_never_a_matter_of_time(monkeypatch, p
     assert torch.get_float32_matmul_precision() == before and not is_low_precision()
 
 
-def test_a_run_goes_on_as_it_began():
-    """Runs of earlier versions had measured what was faster here."""
-    with DeviceConfig(resolved={"matmul": "medium", "bf16": False}).activate() as told:
-        assert torch.get_float32_matmul_precision() == "medium" == told["matmul"]
-
-
 def watched(net: nn.Module) -> set[torch.dtype]:
     """What ``net`` computes in from now on."""
     seen: set[torch.dtype] = set()
@@ -57,13 +51,10 @@ def watched(net: nn.Module) -> set[torch.dtype]:
     return seen
 
 
-LOW = {"matmul": "highest", "bf16": True}
-
-
 def drawn(policy: Policy, cond: Tensor | None) -> tuple[Chain, Chain]:
     """The same draw with float32 networks and with bf16 networks."""
     exact = policy.sample_chain(cond, Rng(3), rows=24)
-    with DeviceConfig(precision="bf16", resolved=LOW).activate():
+    with DeviceConfig(precision="bf16").activate():
         return exact, policy.sample_chain(cond, Rng(3), rows=24)
 
 
@@ -88,7 +79,7 @@ def test_only_networks_run_in_bf16_and_replay_repeats_what_they_drew(made):
     assert seen == {torch.float32, torch.bfloat16} and not torch.is_autocast_enabled("cpu")
     assert all(p.dtype is torch.float32 for p in net.parameters())
     assert not torch.equal(exact.log_prob, low.log_prob)
-    with DeviceConfig(precision="bf16", resolved=LOW).activate():
+    with DeviceConfig(precision="bf16").activate():
         law, y = rescore(policy.process, policy.denoiser, low, micro_batch_size=24)  # the calls of the run
         same = assert_on_policy(law.log_prob(y), low.log_prob, 1e-3)
         rows = low.steps_at(torch.randperm(low.log_prob.numel()))

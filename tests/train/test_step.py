@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -88,31 +89,31 @@ def test_steps_are_counted_as_updates():
 
 def test_ema_of_a_linear_sequence_is_its_closed_form():
     """With weights θ_n = n the average is Σ_j j (1 - d_j) Π_{i>j} d_i, d_i = 1 - (1 + i)^(-3/4)."""
-    w = torch.zeros(1, dtype=torch.float64)
-    ema = EMA([w])
+    net = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    ema = EMA(net)
     n = 200
     for i in range(n):
-        w.fill_(i)
+        nn.init.constant_(net.weight, i)
         ema.update()
     gain = [(1 + i) ** -0.75 for i in range(n)]
     keep = [math.prod(1 - g for g in gain[j + 1 :]) for j in range(n)]
     assert sum(g * k for g, k in zip(gain, keep, strict=True)) == pytest.approx(1)  # the initial weights are forgotten
-    assert ema.values["0"].item() == pytest.approx(
+    assert ema.values["weight"].item() == pytest.approx(
         sum(j * g * k for j, (g, k) in enumerate(zip(gain, keep, strict=True)))
     )
 
 
 def test_a_capped_ema_lags_a_linear_sequence_by_its_window():
-    w = torch.zeros(1, dtype=torch.float64)
-    ema = EMA([w], most=0.9)
+    net = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    ema = EMA(net, most=0.9)
     for i in range(500):
-        w.fill_(i)
+        nn.init.constant_(net.weight, i)
         ema.update()
     assert ema.decay() == 0.9
-    assert 499 - ema.values["0"].item() == pytest.approx(9)  # d / (1 - d)
+    assert 499 - ema.values["weight"].item() == pytest.approx(9)  # d / (1 - d)
 
 
-def test_ema_of_a_module_takes_buffers_leaves_the_frozen_and_gives_back():
+def test_ema_of_a_module_takes_buffers_and_leaves_the_frozen():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     net[0].bias.requires_grad_(False)
     ema = EMA(net)
@@ -121,12 +122,10 @@ def test_ema_of_a_module_takes_buffers_leaves_the_frozen_and_gives_back():
     ema.update()
     assert ema.values["1.num_batches_tracked"].item() == 1
     first = ema.values["0.weight"].clone()
-    with torch.no_grad():
-        net[0].weight.add_(1.0)
-    own = net[0].weight.detach().clone()
-    with ema.apply():
-        assert torch.equal(net[0].weight, first)
-    assert torch.equal(net[0].weight, own)
+    other = copy.deepcopy(net)
+    nn.init.zeros_(other[0].weight)
+    ema.copy_to(other)
+    assert torch.equal(other[0].weight, first)
     twin = EMA(net)
     twin.load_state_dict(ema.state_dict())
     ema.update(), twin.update()
@@ -141,11 +140,12 @@ def test_warmup_cosine_rises_falls_and_resumes():
     schedule, seen = warmup_cosine(opt, 4, 24, last=0.1), []
     for n in range(30):
         if n == 11:
-            state = schedule.state_dict()
-            schedule = warmup_cosine(torch.optim.SGD([w], lr=9.0), 4, 24, last=0.1)
-            schedule.load_state_dict(state)
-        seen.append(schedule.opt.param_groups[0]["lr"])
-        schedule.step()
+            saved = opt.state_dict(), schedule.state_dict()
+            opt = torch.optim.SGD([w], lr=9.0)
+            schedule = warmup_cosine(opt, 4, 24, last=0.1)
+            opt.load_state_dict(saved[0]), schedule.load_state_dict(saved[1])
+        seen.append(opt.param_groups[0]["lr"])
+        opt.step(), schedule.step()
     assert seen[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
     assert seen[14] == pytest.approx((0.4 + 0.04) / 2)  # half way down is half way between
     assert seen[24:] == pytest.approx([0.04] * 6)

@@ -60,14 +60,11 @@ def load_policy(word: str, which: str, device: str | None) -> LoadedPolicy:
         tree = store.peek(Path(word))
         if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
             raise RunError(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")
-        return LoadedPolicy(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1, None))
+        return LoadedPolicy(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1))
     path = find_run_folder(word)
     add_recipe_dir_to_path(path)
     program, args, record = run_of(path)
-    same = device in (None, record["device"])
-    place = DeviceConfig(
-        device or record["device"], record["precision"], record["threads"], record["place"] if same else None
-    )
+    place = DeviceConfig(device or record["device"], record["precision"], record["threads"])
     return LoadedPolicy(_saved(path, which), path, program, args, place)
 
 

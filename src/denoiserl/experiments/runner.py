@@ -82,16 +82,13 @@ def run(
         store.settle(folder)
         given = fingerprints(getattr(program, "inputs", lambda of: of)(args), folder)
         record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), program, args)
-        place = DeviceConfig(device, precision, threads, record["place"])
         keep = Run(folder, device, every, budget, restart)
-        with place.activate() as chosen:
-            if record["place"] is None:
-                record["place"] = chosen
+        with DeviceConfig(device, precision, threads).activate() as record["place"]:
             store.write_json(folder / "run.json", record)
             last, rows = _consume(program, args, keep, record["seed"], progress, tensorboard)
         record["finished"] = _now()
         store.write_json(folder / "run.json", record)
-    return {"folder": str(folder), "rows": rows, "last": last, "spent": keep.spent(), "place": chosen}
+    return {"folder": str(folder), "rows": rows, "last": last, "spent": keep.spent(), "place": record["place"]}
 
 
 def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from denoiserl.core.averages import update_average
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.nn.embed import Shape, check_event_shape, nonlinearity, shape
 
@@ -104,12 +105,9 @@ def target_copy(net: Net) -> Net:
     return made.requires_grad_(False)
 
 
-@torch.no_grad()
 def polyak_update(slow: nn.Module, net: nn.Module, tau: float) -> None:
     """θ̄ ← (1 − τ) θ̄ + τ θ, in place (Polyak averaging); τ = 1 copies."""
-    if not 0 <= tau <= 1:
-        raise RunError(f"tau lies in [0, 1], not {tau}")
-    torch._foreach_lerp_(list(slow.parameters()), list(net.parameters()), tau)
+    update_average(dict(slow.named_parameters()), dict(net.named_parameters()), tau, {})
 
 
 @contextmanager

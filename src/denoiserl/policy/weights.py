@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from denoiserl.core.averages import update_average
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
@@ -125,7 +126,7 @@ class Weights:
         if own is not None and not isinstance(own, AdapterOff):
             ours, theirs = dict(self.module.named_parameters()), dict(own.named_parameters())
             if ours.keys() == theirs.keys() and not any(p is theirs[n] and p.requires_grad for n, p in ours.items()):
-                self._blend(name, 0.0)
+                self._blend(name, 1.0)
                 self.shared[name] = [p for n, p in ours.items() if p is theirs[n]]
                 return
         shared: dict[int, Any] = {id(p): p for p in self.module.parameters() if not p.requires_grad}
@@ -154,30 +155,18 @@ class Weights:
 
         Averages of bf16 and fp16 are kept in float32; the set holds them rounded.
         """
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay lies in [0, 1], not {decay}")
         if name not in self.sets:
             self.snapshot(name)
         self._copy(name)
-        self._blend(name, decay)
+        self._blend(name, 1 - decay)
 
     @torch.no_grad()
-    def _blend(self, name: str, decay: float) -> None:
+    def _blend(self, name: str, rate: float) -> None:
         own, source = self.sets[name], dict(self.module.named_parameters())
-        pairs = {n: (q, source[n]) for n, q in own.named_parameters() if q is not source[n]}
-        low = {n for n, (q, _) in pairs.items() if q.is_floating_point() and q.element_size() < 4}
-        if decay == 0:
-            self.averages.pop(name, None)
-            low.clear()
-        mean = self.averages.setdefault(name, {}) if low else {}
-        for n in low:
-            q, p = pairs.pop(n)
-            held = mean[n].to(q.device) if n in mean else q.float()
-            # a set that was changed elsewhere is followed from where it is
-            mean[n] = torch.where(held.to(q.dtype) == q, held, q.float()).lerp_(p.float(), 1 - decay)
-            q.copy_(mean[n])
-        if pairs:
-            torch._foreach_lerp_([q for q, _ in pairs.values()], [p for _, p in pairs.values()], 1 - decay)
+        average = {n: q for n, q in own.named_parameters() if q is not source[n]}
+        update_average(average, source, rate, self.averages.setdefault(name, {}))
+        if not self.averages[name]:
+            del self.averages[name]
         for q, p in zip(own.buffers(), self.module.buffers(), strict=True):
             q.copy_(p)
 

@@ -17,7 +17,6 @@ from denoiserl.train.fit import TrainingRows, fit, stratified, training_losses
 from denoiserl.train.metric_means import Metrics
 from denoiserl.train.optim import (
     EMA,
-    Schedule,
     accumulate,
     accumulate_masked,
     adamw,
@@ -33,7 +32,6 @@ __all__ = [
     "Metrics",
     "Position",
     "Run",
-    "Schedule",
     "Stopped",
     "TrainingRows",
     "accumulate",

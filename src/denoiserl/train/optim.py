@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
+from denoiserl.core.averages import has_low_precision, update_average
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.losses import masked_sum
@@ -34,7 +36,7 @@ def adamw(
             "learn, as in policy.weights.module.bfloat16()",
             stacklevel=2,
         )
-    kind = MasterAdamW if any(_low(p) for p in params) else torch.optim.AdamW
+    kind = MasterAdamW if any(has_low_precision(p) for p in params) else torch.optim.AdamW
     return kind(params, lr=lr, betas=betas, weight_decay=decay, fused=fused)
 
 
@@ -82,22 +84,17 @@ class MasterAdamW(torch.optim.AdamW):
     def _swap(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Inside, the groups hold the copies in place of what is in lower precision; yields (parameter, copy)."""
         held = [list(group["params"]) for group in self.param_groups]
-        low = [p for params in held for p in params if _low(p)]
+        low = [p for params in held for p in params if has_low_precision(p)]
         for p in low:
             if p not in self._masters:
                 self._masters[p] = p.detach().float()
         for group, params in zip(self.param_groups, held, strict=True):
-            group["params"] = [self._masters[p] if _low(p) else p for p in params]
+            group["params"] = [self._masters[p] if has_low_precision(p) else p for p in params]
         try:
             yield [(p, self._masters[p]) for p in low]
         finally:
             for group, params in zip(self.param_groups, held, strict=True):
                 group["params"] = params
-
-
-def _low(value: Tensor) -> bool:
-    """Is this a number of fewer than 32 bits?"""
-    return value.is_floating_point() and value.element_size() < 4
 
 
 def check_optimizer_covers(optimizer: Optimizer | Sequence[Optimizer], *modules: nn.Module) -> None:
@@ -123,7 +120,7 @@ def check_optimizer_covers(optimizer: Optimizer | Sequence[Optimizer], *modules:
     if said:
         raise RunError(f"The optimiser {' and '.join(said)}: make it after the modules, from all their parameters.")
     rounds = [p for o in several if not isinstance(o, MasterAdamW) for g in o.param_groups for p in g["params"]]
-    if low := sorted({names[id(p)] for p in rounds if _low(p)}):
+    if low := sorted({names[id(p)] for p in rounds if has_low_precision(p)}):
         warnings.warn(
             f"{', '.join(low[:3])}{' and others' * (len(low) > 3)} learn in lower precision, where small steps are "
             "lost: use train.adamw, which has float32 copies, or make the module float()",
@@ -158,7 +155,7 @@ def accumulate(
     """
     opt.zero_grad(set_to_none=True)
     seen, loss = 0, None
-    low = [p for group in opt.param_groups for p in group["params"] if _low(p)]
+    low = [p for group in opt.param_groups for p in group["params"] if has_low_precision(p)]
     sums: dict[Tensor, Tensor] = {}
     for piece in pieces:
         part = piece.sum() / total
@@ -190,7 +187,7 @@ def accumulate_masked(
     opt.zero_grad(set_to_none=True)
     held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
     seen, total = 0, 0.0
-    low, sums = [p for p in held if _low(p)], {}
+    low, sums = [p for p in held if has_low_precision(p)], {}
     for losses, counts in pieces:
         n = int(counts.sum())
         if n:
@@ -259,19 +256,15 @@ class EMA:
     """A moving average of weights: θ̄ ← d θ̄ + (1 - d) θ, with d_n = min(1 - (1 + n)^(-power), most) at the n-th update.
 
     The first update (n = 0) copies, so the average never remembers the initialisation; the window grows with training
-    up to 1 / (1 - most). ``source`` is a module or a sequence of tensors. Of a module, trainable parameters and the
-    running statistics of normalisation layers are averaged; other buffers (the unit vectors of spectral norm, counters)
-    have no mean and are copied. Averages of bf16 and fp16 are kept in float32, and rounded when they are copied out.
+    up to 1 / (1 - most). Trainable parameters and the running statistics of normalisation layers are averaged; other
+    buffers (the unit vectors of spectral norm, counters) have no mean and are copied. Averages of bf16 and fp16 are
+    kept in float32 beside.
     """
 
-    def __init__(self, source: nn.Module | Sequence[Tensor], power: float = 0.75, most: float = 0.9999) -> None:
+    def __init__(self, source: nn.Module, power: float = 0.75, most: float = 0.9999) -> None:
         self.source, self.power, self.most, self.n = source, power, most, 0
-        found = _tensors(source)
-        self.means = [k for k, v in found.items() if _mean(k, v)]
-        self.values = {
-            k: v.detach().to(torch.float32 if k in self.means and _low(v) else v.dtype, copy=True)
-            for k, v in found.items()
-        }
+        self.values = {k: v.detach().clone() for k, v in _tensors(source).items()}
+        self.masters: dict[str, Tensor] = {}
 
     def decay(self) -> float:
         """The decay of the next update."""
@@ -280,109 +273,61 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the source's present weights."""
-        now, values = _tensors(self.source), [self.values[k] for k in self.means]
-        news = [now[k].detach().to(v.dtype) for k, v in zip(self.means, values, strict=True)]
-        torch._foreach_lerp_(values, news, 1 - self.decay())
-        for name in self.values.keys() - set(self.means):
+        now = _tensors(self.source)
+        means = {k: self.values[k] for k, v in now.items() if _mean(k, v)}
+        update_average(means, now, 1 - self.decay(), self.masters)
+        for name in self.values.keys() - means.keys():
             self.values[name].copy_(now[name])
         self.n += 1
 
     @torch.no_grad()
-    def copy_to(self, target: nn.Module | Sequence[Tensor]) -> None:
+    def copy_to(self, target: nn.Module) -> None:
         """Overwrite the weights of ``target`` (the source, or a copy of it) by the average."""
-        found = _tensors(target, frozen=True)
+        found = target.state_dict(keep_vars=True)
         if missing := self.values.keys() - found.keys():
             raise RunError(f"The target lacks {', '.join(sorted(missing))}: give the averaged module or a copy of it.")
         for name, value in self.values.items():
             found[name].copy_(value)
 
-    @contextmanager
-    def apply(self) -> Iterator[None]:
-        """The source with the average's weights, for an evaluation; afterwards it has its own again."""
-        own = {name: value.detach().clone() for name, value in _tensors(self.source).items()}
-        self.copy_to(self.source)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, value in _tensors(self.source, frozen=True).items():
-                    if name in own:
-                        value.copy_(own[name])
-
     def state_dict(self) -> dict[str, Any]:
         """How many updates there were, and the average."""
-        return {"n": self.n, "values": dict(self.values)}
+        masters = {"masters": dict(self.masters)} if self.masters else {}
+        return {"n": self.n, "values": dict(self.values), **masters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         if differ := self.values.keys() ^ state["values"].keys():
             raise RunError(f"The saved average and this one differ in {', '.join(sorted(differ))}.")
-        self.n = state["n"]
+        self.n, self.masters = state["n"], {k: v.clone() for k, v in state.get("masters", {}).items()}
         for name, value in state["values"].items():
             self.values[name].copy_(value)
 
 
-def _tensors(source: nn.Module | Sequence[Tensor], frozen: bool = False) -> dict[str, Tensor]:
-    if not isinstance(source, nn.Module):
-        return {str(i): value for i, value in enumerate(source)}
+def _tensors(source: nn.Module) -> dict[str, Tensor]:
+    """What learns, and buffers."""
     state = source.state_dict(keep_vars=True)
-    return {k: v for k, v in state.items() if frozen or v.requires_grad or not isinstance(v, nn.Parameter)}
+    return {k: v for k, v in state.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
 
 
 def _mean(name: str, value: Tensor) -> bool:
     """Has it a mean? Weights have one, and statistics; of other buffers, a mean need not be a value."""
-    weighs = isinstance(value, nn.Parameter) or name.isdigit()
-    return (weighs or name.split(".")[-1] in STATISTICS) and (value.is_floating_point() or value.is_complex())
+    averaged = isinstance(value, nn.Parameter) or name.split(".")[-1] in STATISTICS
+    return averaged and (value.is_floating_point() or value.is_complex())
 
 
-def warmup_cosine(opt: Optimizer, warmup: int, total: int, last: float = 0.0) -> Schedule:
+def warmup_cosine(opt: Optimizer, warmup: int, total: int, last: float = 0.0) -> LambdaLR:
     """lr_n = lr (n + 1) / warmup, then lr (last + (1 - last) ½ (1 + cos(π (n - warmup) / (total - warmup)))).
 
     Rises to the peak in ``warmup`` updates and falls to ``last`` times the peak at ``total`` (1608.03983). The groups
     of ``opt`` keep their own lr as the peak. Call ``step()`` after each ``opt.step()``.
     """
-    return Schedule(opt, warmup, total, last)
+    if not 0 <= warmup <= total:
+        raise RunError(f"warmup={warmup} and total={total}: 0 <= warmup <= total is needed.")
 
+    def factor(n: int) -> float:
+        if n < warmup:
+            return (n + 1) / warmup
+        done = min((n - warmup) / max(total - warmup, 1), 1.0)
+        return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done))
 
-class Schedule:
-    """The learning rates of ``warmup_cosine``, and where they stand."""
-
-    def __init__(self, opt: Optimizer, warmup: int, total: int, last: float) -> None:
-        if not 0 <= warmup <= total:
-            raise RunError(f"warmup={warmup} and total={total}: 0 <= warmup <= total is needed.")
-        self.opt, self.warmup, self.total, self.last, self.n = opt, warmup, total, last, 0
-        self.peaks = [float(group["lr"]) for group in opt.param_groups]
-        self._set()
-
-    def factor(self, n: int) -> float:
-        """The share of the peak at update ``n``."""
-        if n < self.warmup:
-            return (n + 1) / self.warmup
-        done = min((n - self.warmup) / max(self.total - self.warmup, 1), 1.0)
-        return self.last + (1 - self.last) * 0.5 * (1 + math.cos(math.pi * done))
-
-    def step(self) -> None:
-        """Go to the next update."""
-        self.n += 1
-        self._set()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the schedule stands, and its peaks."""
-        return {"n": self.n, "peaks": list(self.peaks)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
-        if len(state["peaks"]) != len(self.peaks):
-            raise RunError(
-                f"The saved schedule has {len(state['peaks'])} parameter groups, the optimiser {len(self.peaks)}."
-            )
-        self.n, self.peaks = state["n"], list(state["peaks"])
-        self._set()
-
-    def _set(self) -> None:
-        for group, peak in zip(self.opt.param_groups, self.peaks, strict=True):
-            lr = peak * self.factor(self.n)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+    return LambdaLR(opt, factor)

@@ -43,6 +43,7 @@ from 0.62 to 0.86 at four, in 40 s of a CPU core; as long of more imitation leav
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -144,7 +145,11 @@ def improve(
             if it == 0:
                 row |= _first(policy, chain, trace, old, could, exact, args)
             row |= _learn(policy, opt, trace, old, could, advantage, exact, args, rng)
-        schedule.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Detected call of"
+            )  # where nothing teaches, no step of ``opt`` comes first
+            schedule.step()
         yield row
 
 
