@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.data import ActionChunkCodec, Demonstrations, EpochSampler, Normalizer, stack_history, windows
+from denoiserl.data import ActionChunkCodec, Demonstrations, EpochSampler, Normalizer, windows
 
 
 def data() -> torch.Tensor:
@@ -141,12 +141,6 @@ def test_batches_visit_everything_once_an_epoch_and_resume():
     assert all(torch.equal(a, other.sample(other_rng, 4)) for a in ahead)
     with pytest.raises(InvalidInputError, match="11 windows"):
         EpochSampler(11).load_state_dict(saved)
-
-
-def test_history_repeats_the_first_frame():
-    frames = [torch.full((2, 1), float(i)) for i in range(3)]
-    assert stack_history(frames[:1], 3).squeeze(-1).tolist() == [[0, 0, 0]] * 2
-    assert stack_history(frames, 2).squeeze(-1).tolist() == [[1, 2]] * 2
 
 
 def demos() -> Demonstrations:

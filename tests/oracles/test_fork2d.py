@@ -3,7 +3,7 @@
 import torch
 
 from denoiserl.core.rng import Rng
-from denoiserl.envs.toy.fork2d import GOAL_X, RADIUS, SPEED, TICKS, Fork2D, demonstrations, mode, plans_around
+from denoiserl.envs.toy.fork2d import GOAL_X, RADIUS, SPEED, TICKS, Fork2D, demonstrations, mode
 
 
 def test_demonstrations_go_both_ways_and_succeed():
@@ -63,10 +63,7 @@ def test_start_states_depend_on_their_seed_alone():
     assert float(first[:, 2].unique()) == GOAL_X
 
 
-def test_mode_and_plan_precision():
+def test_the_mode_of_a_path_is_its_side():
     left = torch.tensor([[-0.6, 0.0], [-0.2, 0.6], [0.2, 0.6]])
     right, short = left * torch.tensor([1.0, -1.0]), left[:2]
     assert [int(mode(p)) for p in (left, right, short)] == [1, -1, 0]
-    start = torch.zeros(2, 2)
-    chunk = torch.stack([torch.ones(8, 2), torch.ones(8, 2) * torch.tensor([1.0, 0.1])])
-    assert plans_around(start, chunk).tolist() == [True, False]

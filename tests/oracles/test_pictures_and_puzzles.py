@@ -1,6 +1,5 @@
 """Verifiers invert generators; nothing that is wrong is rewarded."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -159,6 +158,4 @@ def test_digit_measures():
     from denoiserl.tasks.domains import digits
 
     flat = torch.zeros(1, 1, 8, 8)
-    checker = torch.tensor((np.indices((8, 8)).sum(0) % 2) * 2.0 - 1).float()[None, None]
     assert float(digits.ink(flat)) == 0.5 and float(digits.ink(-torch.ones(1, 1, 8, 8))) == 0
-    assert float(digits.roughness(1 + flat)) < 1e-6 < 0.7 < float(digits.roughness(checker))

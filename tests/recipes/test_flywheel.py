@@ -98,11 +98,9 @@ def test_taco_chooses_what_the_demonstrations_did_most() -> None:
 def test_the_most_familiar_of_one_plan_is_the_policys_plan_bit_for_bit() -> None:
     made, cond = policy(), torch.randn(20, 2)
     own = made.generate(cond, Rng(3))
-    controlled = taco.with_familiarity(
-        made, bandit(), dataclasses.replace(TACO, num_candidates=1, num_updates=3), Rng(1)
-    )
-    assert torch.equal(controlled.generate(cond, Rng(3)), own)
-    assert made.weights.control is None and isinstance(controlled.weights.control, BestOfN)
+    list(taco.improve(made, bandit(), dataclasses.replace(TACO, num_candidates=1, num_updates=3), Rng(1)))
+    assert torch.equal(made.generate(cond, Rng(3)), own)
+    assert isinstance(made.weights.control, BestOfN)
 
 
 def test_taco_is_the_same_run_twice_and_ends_where_a_resumed_one_ends(tmp_path) -> None:

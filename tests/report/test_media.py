@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, MissingExtraError
-from denoiserl.report import film, gif, image_grid, mp4, png, side_by_side, sudoku_svg, wrong_cells
+from denoiserl.report import film, gif, image_grid, mp4, png
 from denoiserl.report.html import media_type
 from denoiserl.report.media import pixels
 
@@ -83,17 +83,6 @@ def test_a_frame_that_stands_still_is_stored_once_for_its_whole_time() -> None:
     assert times == [100, 300, 100]
 
 
-def test_films_side_by_side_hold_their_last_frame() -> None:
-    long, short = moving(9), moving(4)
-    both = side_by_side({"before": long, "after": short}, pad=6)
-    assert both.shape[0] == 9 and both.shape[2] == 24 + 6 + 24
-    assert (both[:, -24:, :24] == long).all()
-    assert (both[3:, -24:, 30:] == short[3]).all()
-    assert (both[0, : both.shape[1] - 24, :24] < 128).any()  # the name is written
-    with pytest.raises(InvalidInputError, match="no film"):
-        side_by_side({})
-
-
 def test_mp4_comes_back_with_every_frame() -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     data = mp4(moving(15, side=63), fps=15)
@@ -111,31 +100,3 @@ def test_without_ffmpeg_a_film_is_a_gif(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(MissingExtraError, match="pip install imageio-ffmpeg"):
         mp4(moving(3))
     assert media_type(film(moving(3))) == "image/gif"
-
-
-CLUES = [[1, 0, 0, 0], [0, 0, 3, 0], [0, 4, 0, 0], [0, 0, 0, 2]]
-SOLVED = [[1, 3, 2, 4], [4, 2, 3, 1], [2, 4, 1, 3], [3, 1, 4, 2]]
-
-
-def test_wrong_cells_by_rule_and_by_solution() -> None:
-    assert not wrong_cells(CLUES, SOLVED).any() and not wrong_cells(CLUES, SOLVED, SOLVED).any()
-    made = torch.tensor(SOLVED)
-    made[1, 3] = 3  # clashes with the clue in its row and with the 3 below in its column
-    assert wrong_cells(CLUES, made).nonzero().tolist() == [[1, 3], [2, 3]]
-    assert wrong_cells(CLUES, made, SOLVED).nonzero().tolist() == [[1, 3]]
-    made[0, 0] = 0  # a clue that was rubbed out
-    assert wrong_cells(CLUES, made, SOLVED)[0, 0]
-    box = [[1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert wrong_cells([0] * 16, box).nonzero().tolist() == [[0, 0], [1, 1]]
-
-
-def test_drawn_grid_says_what_it_shows() -> None:
-    svg = sudoku_svg(CLUES, SOLVED, title="a <b>")
-    assert svg.count("<text") == 16 and svg.count('font-weight="700"') == 4
-    assert "<title>a &lt;b&gt;: solved</title>" in svg
-    made = torch.tensor(SOLVED).flatten()
-    made[7], made[15] = 3, 0
-    assert "3 wrong, 1 empty" in sudoku_svg(CLUES, made.tolist())  # two threes in a column, one clue rubbed out
-    for wrong in (torch.zeros(3, 3, dtype=torch.long), [5] * 16, torch.zeros(4, 4), [[1, 2], [3, 4]]):
-        with pytest.raises(InvalidInputError):
-            sudoku_svg(CLUES, wrong)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from denoiserl.data.codecs.running_norm import RunningNormCodec
 from denoiserl.data.codecs.squash import TanhCodec
 from denoiserl.data.demos import Demonstrations
 from denoiserl.data.replay import ReplayBuffer
-from denoiserl.data.windows import EpochSampler, Windows, stack_history, windows
+from denoiserl.data.windows import EpochSampler, Windows, windows
 
 __all__ = [
     "ActionChunkCodec",
@@ -17,6 +17,5 @@ __all__ = [
     "RunningNormCodec",
     "TanhCodec",
     "Windows",
-    "stack_history",
     "windows",
 ]

@@ -155,10 +155,6 @@ class ColumnTransforms:
             at += f.size
         raise InvalidInputError(f"there are {self.width} columns, and none of them is {column}")
 
-    def count_kinds(self) -> dict[str, int]:
-        """How many columns are of each kind."""
-        return {k: n for k in KINDS if (n := sum(len(f.columns) for f in self.fields if f.kind == k))}
-
 
 def _field(kind: Any, columns: list[int], size: int, data: Tensor | None = None, values: Any = ()) -> Field:
     """A field; ``data`` [N, size] are what is standardised."""

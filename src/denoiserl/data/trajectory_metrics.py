@@ -31,11 +31,6 @@ def path_length(positions: Tensor) -> Tensor:
     return positions.diff(dim=-2).norm(dim=-1).sum(-1)
 
 
-def detour(positions: Tensor) -> Tensor:
-    """Path length over the distance of its ends, [*batch]: 1 on straight lines, infinite on closed curves."""
-    return path_length(positions) / (positions[..., -1, :] - positions[..., 0, :]).norm(dim=-1)
-
-
 def spread(states: Tensor, actions: Tensor, k: int = 10, most: int = 4000) -> float:
     """How much actions differ where states agree: the std of the actions [N, d] of a state's k nearest, a mean.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.tree import batch_size, tree_map
+from denoiserl.core.tree import tree_map
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,3 @@ class EpochSampler:
                 f"these batches are of {self.size} windows; the saved ones were of {int(state['size'])}"
             )
         self.rest = state["rest"]
-
-
-def stack_history(past: list[Any], history: int) -> Any:
-    """The observation history [B, T_o, ...] of the frames seen so far (oldest first), repeating the first one."""
-    if not past:
-        raise InvalidInputError("an observation history needs at least one frame")
-    frames = past[-history:]
-    frames = [frames[0]] * (history - len(frames)) + frames
-    n = batch_size(frames[0])
-    if any(batch_size(f) != n for f in frames):
-        raise InvalidInputError("the frames of a history must have the same batch")
-    return tree_map(lambda *v: torch.stack(v, 1), frames[0], *frames[1:])

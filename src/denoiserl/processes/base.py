@@ -147,10 +147,6 @@ class Process(ABC):
     def reverse(self, estimate: Estimate, x: Tree, step: Step) -> Distribution:
         """The law of the next state."""
 
-    def estimates(self, denoise: Denoiser, x: Tree, clock: Any, context: Any, step: Step) -> Estimate:
-        """The estimate for flattened rows. One call; a process that needs less or more overrides it."""
-        return denoise(x, clock, context)
-
 
 def stratified(shape: tuple[int, ...], rng: Rng) -> Tensor:
     """Uniform times in (0, 1) with one in each of n equal strata along the last axis, in random order."""

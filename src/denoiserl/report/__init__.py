@@ -25,9 +25,8 @@ from denoiserl.report.metrics import Curve, across, curve, groups, overlay, read
 from denoiserl.report.run_report import run_report
 from denoiserl.report.standings import console_standings, print_standings, standings_section
 from denoiserl.report.style import DARK, LIGHT, Theme
-from denoiserl.report.sudoku import sudoku_svg, wrong_cells
 from denoiserl.report.table import console_table, print_comparisons
-from denoiserl.report.video_grid import chosen, film_grid, side_by_side
+from denoiserl.report.video_grid import chosen, film_grid
 from denoiserl.report.violins import violins
 
 __all__ = [
@@ -68,13 +67,10 @@ __all__ = [
     "print_standings",
     "read_metrics",
     "run_report",
-    "side_by_side",
     "smooth",
     "stages",
     "standings_section",
-    "sudoku_svg",
     "verdict",
     "violins",
     "write",
-    "wrong_cells",
 ]

@@ -80,26 +80,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture or film: PNG, JPEG, GIF, SVG or MP4 as bytes, or an SVG of our own making as a string.
+    """A picture or film: PNG, JPEG, GIF, SVG or MP4.
 
-    ``dark`` is the same picture for dark pages, ``width`` its width in pixels of the page. An SVG goes into
-    the page as it is, where it takes the page's colours: it must come from this library and not from a user.
+    ``dark`` is the same picture for dark pages, ``width`` its width in pixels of the page.
     """
 
-    data: bytes | str
+    data: bytes
     caption: str = ""
     alt: str = ""
     dark: bytes | None = None
     width: int | None = None
-
-    @property
-    def media(self) -> str:
-        """How a page shows it: "svg" as it is, "video", or "image". Raise RunError for what is none of them."""
-        if isinstance(self.data, bytes):
-            return media_type(self.data).partition("/")[0]
-        if not self.data.startswith("<svg"):
-            raise RunError("a figure given as text must be an SVG that starts with <svg; give pictures as bytes.")
-        return "svg"
 
 
 @dataclass(frozen=True)
@@ -216,7 +206,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
-    made.filters |= {"inline": _inline, "cell": _cell, "kind": _kind, "data_url": _data_url}
+    made.filters |= {"inline": _inline, "cell": _cell, "kind": _kind, "data_url": _data_url, "media_type": media_type}
     return made
 
 

@@ -16,7 +16,6 @@ class Theme:
     ink: str
     faint: str
     line: str
-    wrong: str
     before: str
     imitation: str
     after: str
@@ -45,7 +44,6 @@ LIGHT = Theme(
     ink="#1c2128",
     faint="#656d78",
     line="#dde1e6",
-    wrong="#c62f2f",
     before="#7a828d",
     imitation="#b8690b",
     after="#1668b8",
@@ -57,7 +55,6 @@ DARK = Theme(
     ink="#e4e7eb",
     faint="#98a1ad",
     line="#333a43",
-    wrong="#ff8080",
     before="#98a1ad",
     imitation="#f0a448",
     after="#66b2ff",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy
 
@@ -98,24 +98,6 @@ def _mark(won: bool, side: int, colour: tuple[int, int, int]) -> numpy.ndarray:
         points = [(x * big, y * big) for x, y in stroke]
         draw.Draw(sheet).line(points, fill=(255, 255, 255), width=big // 8, joint="curve")
     return numpy.asarray(sheet.resize((side, side), image.Resampling.BOX))
-
-
-def side_by_side(films: Mapping[str, Frames], scale: int = 1, pad: int = 8, ground: int = 255) -> numpy.ndarray:
-    """Several films side by side under their names, uint8 [T, H, W, 3]; the shorter ones hold their last frame."""
-    if not films:
-        raise InvalidInputError("there is no film to show: give at least one.")
-    clips = [enlarge(pixels(f), scale) for f in films.values()]
-    length, height = max(len(c) for c in clips), max(c.shape[1] for c in clips)
-    size = max(11, min(18, clips[0].shape[2] // 12))
-    band = size + 2 * (size // 3)
-    columns = []
-    for name, clip in zip(films, clips, strict=True):
-        held = numpy.concatenate([clip, clip[-1:].repeat(length - len(clip), 0)])
-        below = numpy.full((length, height - clip.shape[1], clip.shape[2], 3), ground, numpy.uint8)
-        head = numpy.broadcast_to(_caption(name, clip.shape[2], band, size, ground), (length, band, clip.shape[2], 3))
-        gap = numpy.full((length, band + height, pad, 3), ground, numpy.uint8)
-        columns += [numpy.concatenate([head, held, below], 1), gap]
-    return numpy.concatenate(columns[:-1], 2)
 
 
 def _caption(text: str, width: int, height: int, size: int, ground: int) -> numpy.ndarray:

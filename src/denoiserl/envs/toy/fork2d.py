@@ -150,9 +150,3 @@ def mode(path: Tensor) -> Tensor:
     passed = (x >= 0).any(-1)
     first = (x >= 0).int().argmax(-1, keepdim=True)
     return y.gather(-1, first).squeeze(-1).sign().int() * passed
-
-
-def plans_around(start: Tensor, chunk: Tensor) -> Tensor:
-    """Whether planned first chunks of actions [*batch, H, 2] from ``start`` [*batch, 2] end beside the disc
-    (|y| > 0.4) and not before it: the mode precision, [*batch] bool."""
-    return (start[..., 1] + SPEED * chunk.clamp(-1, 1)[..., 1].sum(-1)).abs() > 0.4

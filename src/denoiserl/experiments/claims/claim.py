@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.experiments import Study
 
-Budget = Literal["laptop", "full"]
 BUDGETS = ("laptop", "full")
 
 

@@ -34,7 +34,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
@@ -90,12 +89,6 @@ def improve(
         raise InvalidInputError("a row of live has no True: there is nothing to learn from it, leave it out")
     sizes = {"batch": args.batch_size, "lr": args.lr, "micro_batch_size": args.micro_batch_size}
     yield from fit(process, policy.denoiser, tokens, cond, args.num_updates, rng, live=live, run=run, **sizes)
-
-
-def nats_per_token(policy: Policy, tokens: Tensor, rng: Rng | int, draws: int) -> float:
-    """The likelihood bound in nats a token: an unbiased estimate of ELBO / length, averaged over rows."""
-    with torch.no_grad():
-        return float(policy.elbo(tokens, None, rng, draws).mean()) / tokens.shape[-1]
 
 
 SIGNAL = "data"

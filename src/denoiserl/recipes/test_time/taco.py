@@ -111,14 +111,6 @@ def improve(
             losses = []
 
 
-def with_familiarity(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Policy:
-    """Another policy on the same weights that chooses by familiarity; the given one serves as before."""
-    made = policy.with_controller(None)
-    for _ in improve(made, data, args, rng):
-        pass
-    return made
-
-
 @torch.no_grad()
 def demonstrated_features(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Tensor:
     """The features [N, F] of every demonstrated decision, at that of the policy's plans which is nearest to it."""

@@ -102,15 +102,3 @@ def ink(image: Tensor) -> Tensor:
     if image.shape[-3:] != EVENT:
         raise InvalidInputError(f"digits end in {EVENT}; got {tuple(image.shape)}")
     return ((image.clamp(-1, 1) + 1) / 2).mean((-3, -2, -1))
-
-
-def roughness(image: Tensor) -> Tensor:
-    """The share of energy in the upper half of the cosine spectrum, [*batch]: what makes an image hard to compress."""
-    if image.shape[-3:] != EVENT:
-        raise InvalidInputError(f"digits end in {EVENT}; got {tuple(image.shape)}")
-    k = torch.arange(8.0, device=image.device)
-    basis = torch.cos(torch.pi / 8 * (k + 0.5) * k[:, None])
-    basis = basis / basis.norm(dim=-1, keepdim=True)
-    energy = (basis @ image @ basis.T).square().squeeze(-3)
-    high = (k[:, None] + k) > 7
-    return (energy * high).sum((-2, -1)) / energy.sum((-2, -1)).clamp_min(1e-6)
