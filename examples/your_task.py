@@ -2,7 +2,7 @@
 
 Copy this file and replace what is marked YOURS, then
 
-    denoiserl compare --task your_task.py:make_task --methods dppo,drwr,none --budget 30k --unit env_steps --seeds 5
+    denoiserl compare --task your_task.py:make_task --methods dppo,drwr,none --budget 30k --unit env_steps --num-seeds 5
 
 trains every method from the same clones, judges all of them on the same held-out starts, and writes a report. A second
 call goes on where an interrupted one stopped; one with more seeds adds them.

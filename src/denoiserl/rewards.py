@@ -60,7 +60,7 @@ def evaluate_reward(
     sample: Tree,
     prompts: Tree,
     weights: Mapping[str, float] | None = None,
-    on_bad: Literal["raise", "drop"] = "raise",
+    invalid_rewards: Literal["error", "drop"] = "error",
     micro: int | None = None,
     decode: Callable[[Tree], Tree] | None = None,
 ) -> RewardResult:
@@ -69,7 +69,7 @@ def evaluate_reward(
     NaN or infinite totals name the samples and stop (``raise``), or are marked, counted and dropped (``drop``).
     """
     total, parts = rate(reward, sample, prompts, weights, micro, decode)
-    checked = mask_invalid_rewards(total, on_bad)
+    checked = mask_invalid_rewards(total, invalid_rewards)
     return RewardResult(checked.reward, checked.valid, parts, checked.count)
 
 

@@ -61,7 +61,7 @@ def test_counts_and_truths_are_numbers(value: Any) -> None:
     ids=["list", "array", "masked"],
 )
 def test_no_answer_is_dropped_or_named(value: Any) -> None:
-    got = said(value, on_bad="drop")
+    got = said(value, invalid_rewards="drop")
     assert got.dropped == 2 and got.valid.tolist() == [True, False, True, False, True]
     assert got.total[got.valid].tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(InvalidInputError, match=r"\[1\]"):
@@ -120,7 +120,7 @@ def test_scores_do_not_depend_on_how_many_are_asked_at_once(micro: int) -> None:
         seen.append(len(x))
         return {"sum": x.sum(-1) + c[:, 0], "bad": torch.where(c[:, 0] == 6, torch.nan, 0.0)}
 
-    got = evaluate_reward(reward, X, X, on_bad="drop", micro=micro, decode=lambda v: 10 * v)
+    got = evaluate_reward(reward, X, X, invalid_rewards="drop", micro=micro, decode=lambda v: 10 * v)
     assert max(seen) == min(micro, N) and sum(seen) == N
     assert got.valid.tolist() == [True, True, True, False, True]
     assert torch.equal(got.parts["sum"], 10 * X.sum(-1) + X[:, 0])

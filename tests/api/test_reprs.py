@@ -57,7 +57,7 @@ def kept() -> Weights:
         (ROWS.replay(), "ReplayBuffer(6 of 6 decisions, cpu)"),
         (Run(), "Run(in memory)"),
         (Run("runs/x", budget={"updates": 100}), "Run(runs/x, budget 100 updates)"),
-        (tasks.make("shapes", {}), "Task(shapes, offers reward, starts flow, metric 'strict')"),
+        (tasks.make("shapes", {}), "Task(shapes, offers reward, starts flow, metric 'exact_match')"),
     ],
     ids=lambda v: type(v).__name__ if not isinstance(v, str) else "",
 )

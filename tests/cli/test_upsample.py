@@ -19,7 +19,7 @@ from denoiserl.train.progress import Progress
 
 pytest.importorskip("h5py")
 pytest.importorskip("matplotlib")
-QUICK = ["--updates", "30", "--batch", "32", "--width", "16", "--depth", "2", "--steps", "6"]
+QUICK = ["--num-updates", "30", "--batch-size", "32", "--width", "16", "--depth", "2", "--sampling-steps", "6"]
 
 
 def body(n: int = 200):
@@ -38,7 +38,7 @@ def data(tmp_path) -> Path:
 
 def test_a_flat_file_becomes_a_larger_one_with_a_report(data, tmp_path, capsys) -> None:
     out = tmp_path / "big.hdf5"
-    assert main(["upsample", str(data), "--out", str(out), "--rows", "300", *QUICK]) == 0
+    assert main(["upsample", str(data), "--out", str(out), "--num-rows", "300", *QUICK]) == 0
     said = capsys.readouterr()
     assert "300 transitions, HDF5" in said.out and "180 rows" in said.out and "below 1000" in said.err
     made = to_transitions(recordings.read(out))
@@ -54,7 +54,7 @@ def test_a_flat_file_becomes_a_larger_one_with_a_report(data, tmp_path, capsys) 
 
 def test_the_same_seed_makes_the_same_rows_also_when_it_was_stopped(data, tmp_path, capsys, monkeypatch) -> None:
     def run(name: str, *more: str) -> int:
-        return main(["upsample", str(data), "--out", str(tmp_path / name), "--rows", "50", "--json", *QUICK, *more])
+        return main(["upsample", str(data), "--out", str(tmp_path / name), "--num-rows", "50", "--json", *QUICK, *more])
 
     assert run("whole.hdf5") == 0
 
@@ -79,7 +79,7 @@ def test_the_same_seed_makes_the_same_rows_also_when_it_was_stopped(data, tmp_pa
 def test_minari_stays_minari(tmp_path, capsys) -> None:
     source = minari.write(tmp_path / "small", body(60), "denoiserl/small-v0")
     out = tmp_path / "big"
-    assert main(["upsample", str(source), "--out", str(out), "--rows", "40", "--json", *QUICK]) == 0
+    assert main(["upsample", str(source), "--out", str(out), "--num-rows", "40", "--json", *QUICK]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["format"] == "minari" and told["rows"]["made"] == 40
     made = minari.read_recording(out)
@@ -88,7 +88,7 @@ def test_minari_stays_minari(tmp_path, capsys) -> None:
 
 def test_our_own_format_stays_ours(tmp_path, capsys) -> None:
     source, out = body(60).save(tmp_path / "small"), tmp_path / "big"
-    assert main(["upsample", str(source), "--out", str(out), "--rows", "40", "--json", *QUICK]) == 0
+    assert main(["upsample", str(source), "--out", str(out), "--num-rows", "40", "--json", *QUICK]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "denoiserl"
     made = EpisodeDataset.load(out)
     assert len(made.demos) == 40 and made.rewards is not None and made.low.tolist() == [-2.0]
@@ -100,16 +100,16 @@ def test_what_cannot_be_done_is_refused_before_training(data, tmp_path, capsys) 
         assert code in (1, 2) and not list(tmp_path.glob("*.part"))
         return capsys.readouterr().err
 
-    assert "there is no" in said(str(tmp_path / "none.hdf5"), "--out", str(tmp_path / "a.hdf5"))
+    assert "There is no" in said(str(tmp_path / "none.hdf5"), "--out", str(tmp_path / "a.hdf5"))
     assert "--out a.hdf5" in said(str(data), "--out", str(tmp_path / "a"))
-    assert "start at 1" in said(str(data), "--out", str(tmp_path / "a.hdf5"), "--rows", "0")
+    assert "must be at least 1" in said(str(data), "--out", str(tmp_path / "a.hdf5"), "--num-rows", "0")
     assert "--out a.npz.hdf5" in said(str(data), "--out", str(tmp_path / "a.npz")), "which is read and not written"
     lerobot_dataset.write(tmp_path / "theirs", body(30), 10)
     assert "add --format hdf5" in said(str(tmp_path / "theirs"), "--out", str(tmp_path / "b"))
-    assert "take --batch" in said(str(data), "--out", str(tmp_path / "c.hdf5"), "--batch", "181")
-    assert "wrapped angle" in said(str(data), "--out", str(tmp_path / "c.hdf5"), "--angles", "2")
+    assert "give --batch-size" in said(str(data), "--out", str(tmp_path / "c.hdf5"), "--batch-size", "181")
+    assert "wrapped angle" in said(str(data), "--out", str(tmp_path / "c.hdf5"), "--angle-columns", "2")
     few = recordings.write(tmp_path / "few.hdf5", body(9))
-    assert "would be a copy" in said(str(few), "--out", str(tmp_path / "c.hdf5"))
+    assert "too few for a model" in said(str(few), "--out", str(tmp_path / "c.hdf5"))
     import h5py
 
     with h5py.File(data, "r+") as file:
@@ -121,5 +121,5 @@ def test_a_folder_that_is_in_the_way_stays_as_it_is(data, tmp_path, capsys) -> N
     (tmp_path / "big.hdf5.part").mkdir()
     (tmp_path / "big.hdf5.part" / "mine.txt").write_text("the only copy")
     assert main(["upsample", *QUICK, str(data), "--out", str(tmp_path / "big.hdf5")]) == 2
-    assert "something else is there" in capsys.readouterr().err
+    assert "holds something else" in capsys.readouterr().err
     assert (tmp_path / "big.hdf5.part" / "mine.txt").read_text() == "the only copy"

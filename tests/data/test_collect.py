@@ -13,7 +13,7 @@ from torch import Tensor
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
 from denoiserl.cli import Misuse
-from denoiserl.cli.collecting import collect as verb
+from denoiserl.cli.collect import collect as verb
 from denoiserl.control.acting import eval_actor
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError, RunError
@@ -132,7 +132,7 @@ def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsy
         f"import importlib.util\nspec = importlib.util.spec_from_file_location('w', {str(Path(__file__))!r})\n"
         "w = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(w)\nWalk, noisy = w.Walk, w.noisy\n"
     )
-    common = ("--env", f"{world}:Walk", "--policy", f"{world}:noisy", "--episodes", "6", "--seed", "2")
+    common = ("--env", f"{world}:Walk", "--policy", f"{world}:noisy", "--num-episodes", "6", "--seed", "2")
     told = run(capsys, *common, "--out", str(tmp_path / "own"))
     ours, wanted = Demonstrations.load(tmp_path / "own"), collect(Walk, noisy, 6, seed=2)
     assert torch.equal(ours.actions, wanted.actions) and told["constant"] == [2]
@@ -149,7 +149,7 @@ def test_the_verb_writes_each_format_with_the_same_numbers(tmp_path: Path, capsy
     run(capsys, *common, "--out", str(tmp_path / "flat.hdf5"), "--format", "hdf5")
     flat = recordings.read(tmp_path / "flat.hdf5")
     assert torch.equal(flat.demos.actions, wanted.actions) and flat.demos.statistics() == wanted.statistics()
-    with pytest.raises(Misuse, match="A flat data set is one file"):
+    with pytest.raises(Misuse, match="--format hdf5 writes one file"):
         verb([*common, "--out", str(tmp_path / "flat"), "--format", "hdf5"])
     pytest.importorskip("pyarrow")
     run(capsys, *common, "--out", str(tmp_path / "lerobot"), "--format", "lerobot")
@@ -167,21 +167,29 @@ def test_noise_is_a_share_of_the_range_and_what_is_done_is_recorded(tmp_path: Pa
     """Of a policy that stands still in a range of [-2, 2]: a std of 2 x 0.3, the same for any number of copies."""
     world = tmp_path / "still.py"
     world.write_text("import torch\ndef act(obs, rng):\n    return torch.zeros(len(obs), 1, 1)\n")
-    common = ("--env", "Pendulum-v1", "--policy", f"{world}:act", "--episodes", "3", "--noise", "0.3")
+    common = ("--env", "Pendulum-v1", "--policy", f"{world}:act", "--num-episodes", "3", "--action-noise", "0.3")
     verb([*common, "--out", str(tmp_path / "a")])
-    verb([*common, "--out", str(tmp_path / "b"), "--copies", "1"])
+    verb([*common, "--out", str(tmp_path / "b"), "--num-envs", "1"])
     one, other = (Demonstrations.load(tmp_path / k).actions for k in "ab")
     assert torch.equal(one, other) and float(one.std()) == pytest.approx(0.6, rel=0.1)
-    with pytest.raises(Misuse, match="none is 0"):
+    with pytest.raises(Misuse, match="is negative"):
         verb([*common[:-1], "-1", "--out", str(tmp_path / "c")])
     with pytest.raises(RunError, match="as it is"):
-        verb(["--env", "pusht", "--noise", "0.3", "--episodes", "1", "--out", str(tmp_path / "c")])
+        verb(["--env", "pusht", "--action-noise", "0.3", "--num-episodes", "1", "--out", str(tmp_path / "c")])
 
 
 def test_an_expert_of_metaworld_is_recorded(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("metaworld")
     told = run(
-        capsys, "--env", "metaworld:reach-v3", "--episodes", "3", "--out", str(tmp_path / "reach"), "--copies", "3"
+        capsys,
+        "--env",
+        "metaworld:reach-v3",
+        "--num-episodes",
+        "3",
+        "--out",
+        str(tmp_path / "reach"),
+        "--num-envs",
+        "3",
     )
     assert told["kept"]["success"] == 1.0 and told["kept"]["return"] == 1.0
     assert Demonstrations.load(tmp_path / "reach").observations.shape[1] == 39
@@ -203,7 +211,7 @@ def test_a_saved_policy_is_recorded_as_it_is_judged(tmp_path: Path, capsys: Any)
         f"import importlib.util\nspec = importlib.util.spec_from_file_location('w', {str(Path(__file__))!r})\n"
         "w = importlib.util.module_from_spec(spec)\nspec.loader.exec_module(w)\nWalk = w.Walk\n"
     )
-    words = ("--env", f"{world}:Walk", "--policy", str(tmp_path / "policy"), "--episodes", "30", "--seed", "3")
+    words = ("--env", f"{world}:Walk", "--policy", str(tmp_path / "policy"), "--num-episodes", "30", "--seed", "3")
     run(capsys, *words, "--out", str(tmp_path / "demos"))
     judged = evaluate(eval_actor(policy), Walk, 30, seed=3)
     assert torch.equal(Demonstrations.load(tmp_path / "demos").returns, judged.returns)  # type: ignore[arg-type]
@@ -227,10 +235,10 @@ def test_a_recording_comes_back_whole_and_joins(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: Any) -> None:
-    from denoiserl.cli import collecting
+    import denoiserl.cli.collect as module
 
-    monkeypatch.setattr(collecting, "BLOCK", 2)
-    ask = collecting.Collect("x", tmp_path / "out", "y", 5)
+    monkeypatch.setattr(module, "BLOCK", 2)
+    ask = module.CollectOptions("x", tmp_path / "out", "y", 5)
     played: list[int] = []
 
     def play(first: int, n: int, told: Any, stop: int = 2) -> Any:
@@ -240,10 +248,10 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(tmp_path: Path, monke
         return record(Walk, noisy, n, seed=2, first=first)
 
     with pytest.raises(SystemExit):
-        collecting._gathered(ask, play, lambda done, won: None)
+        module._record_in_blocks(ask, play, lambda done, won: None)
     with pytest.raises(Misuse, match="another command"):
-        collecting._gathered(collecting.Collect("x", tmp_path / "out", "y", 7), play, lambda done, won: None)
-    found = collecting._gathered(ask, lambda f, n, t: play(f, n, t, 99), lambda done, won: None)
+        module._record_in_blocks(module.CollectOptions("x", tmp_path / "out", "y", 7), play, lambda done, won: None)
+    found = module._record_in_blocks(ask, lambda f, n, t: play(f, n, t, 99), lambda done, won: None)
     assert played == [0, 2, 4], "what was through is not played again"
     assert torch.equal(found.demos.actions, record(Walk, noisy, 5, seed=2).demos.actions)
     assert not list(tmp_path.iterdir()), "nothing is left beside"

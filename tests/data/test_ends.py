@@ -180,7 +180,7 @@ def test_columns_that_mean_something_else_are_refused_by_name(tmp_path: Path) ->
 def test_flags_inside_an_episode_are_refused_or_told() -> None:
     early = np.array([0, 0, 1, 0, 1], bool)
     with pytest.raises(
-        InvalidInputError, match=r"episode 3 of x truncated in row 2 and goes on to row 4.*without=\(3,\)"
+        InvalidInputError, match=r"episode 3 of x truncated in row 2 and goes on to row 4.*exclude_episodes=\(3,\)"
     ):
         inside("x", 3, early & False, early)
     with pytest.warns(UserWarning, match="episode 3 of x terminated in row 2"):
@@ -253,7 +253,7 @@ def test_columns_that_are_no_arrays_of_numbers_are_named(tmp_path: Path) -> None
     with pytest.raises(InvalidInputError, match=r"rewards of .* has parts \(sparse\)"):
         recordings.read(path)
     with pytest.raises(RunError, match="'3-1' runs backwards"):
-        recordings.read(path, without="3-1")
+        recordings.read(path, exclude_episodes="3-1")
 
 
 @pytest.mark.parametrize("flags", ["timeouts", "terminals"])

@@ -231,13 +231,13 @@ def test_a_file_that_is_none_is_refused_with_what_it_lacks(tmp_path: Path) -> No
         recordings.read(tmp_path / "f")
 
 
-@pytest.mark.parametrize("outside", ["refuse", "clip"])
+@pytest.mark.parametrize("outside", ["error", "clip"])
 def test_actions_outside_a_known_box_are_refused_or_clipped(tmp_path: Path, outside: str) -> None:
     path = d4rl(tmp_path / "x.hdf5", action_low=-np.full(2, 0.2, np.float32), action_high=np.full(2, 0.2, np.float32))
     if outside == "clip":
         assert float(recordings.read(path, "clip").demos.actions.abs().max()) == pytest.approx(0.2)
     else:
-        with pytest.raises(InvalidInputError, match="outside='clip'"):
+        with pytest.raises(InvalidInputError, match="out_of_bounds_actions='clip'"):
             recordings.read(path)
 
 

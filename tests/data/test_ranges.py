@@ -113,7 +113,7 @@ def test_data_in_other_units_than_the_environment_are_refused_or_told(tmp_path: 
     with pytest.raises(InvalidInputError, match=r"outside the box of Wide of actions, worst in row 0: dimension 0 "):
         given(tmp_path / "beyond", -1, 1)
     with pytest.warns(UserWarning, match="use 2 % of the range"):
-        clipped = given(tmp_path / "clipped", -1, 2, outside="clip")
+        clipped = given(tmp_path / "clipped", -1, 2, out_of_bounds_actions="clip")
     assert float(clipped.demos.actions[:, 0].min()) == 0.0
     with pytest.warns(UserWarning, match=r"use 1 % of the range of the box of Wide of actions: dimension 0 "):
         given(tmp_path / "narrow", 0, 1)
@@ -124,14 +124,14 @@ def test_data_in_other_units_than_the_environment_are_refused_or_told(tmp_path: 
 
 
 def test_episodes_and_parts_of_a_users_data_are_chosen_by_words(tmp_path: Path) -> None:
-    assert len(given(tmp_path / "a", 0, 100, without="1").demos) == 1
+    assert len(given(tmp_path / "a", 0, 100, exclude_episodes="1").demos) == 1
     data = demos(60)
     parts = {"state": data.observations[:, :2], "more": data.observations}
     replace(data, observations=parts, actions=data.actions.abs()).save(tmp_path / "parts")
-    with pytest.raises(RunError, match="--parts NAME"):
+    with pytest.raises(RunError, match="--obs-keys NAME"):
         load_recording(str(tmp_path / "parts"), Wide)
     with pytest.warns(UserWarning, match="range of the box|outside the box"):
-        kept = load_recording(str(tmp_path / "parts"), Wide, parts="state")
+        kept = load_recording(str(tmp_path / "parts"), Wide, obs_keys="state")
     assert torch.equal(kept.demos.observations, data.observations[:, :2])
     with pytest.raises(InvalidInputError, match=r"several parts of numbers are not learned from.*FlattenObservation"):
         _kinds.policy_spec(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))

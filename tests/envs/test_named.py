@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import tyro
 
-from denoiserl.cli.run import options, strip_prefix
 from denoiserl.core.errors import MissingExtraError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.envs import Collector
 from denoiserl.envs.by_name import demonstrations, environment, has_script, record_expert
-from denoiserl.recipes.imitation import diffusion_policy
-from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks import policies as _kinds
 from denoiserl.train import Run
@@ -131,28 +127,35 @@ def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
     assert all(torch.equal(v, found[k]) for k, v in saved.denoiser.state_dict().items())
 
 
-def test_options_that_only_the_task_has_need_no_prefix():
-    known, bare = options(dppo, "env")
+def settings_of(monkeypatch: pytest.MonkeyPatch, *argv: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The experiment, the method's settings and the task's settings that a command starts."""
+    from denoiserl.cli import main
+    from denoiserl.experiments import runner
+
+    started: list[Any] = []
+
+    def run(program: Any, args: Any, *more: Any, **settings: Any) -> None:
+        started.append(args)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(runner, "run", run)
+    assert main(["run", *argv]) == 0
+    (args,) = started
+    return args, args.args, args.task_args
+
+
+def test_options_that_only_the_task_has_need_no_prefix(monkeypatch: pytest.MonkeyPatch):
     given = ["--env", "pusht", "--lr", "0.1", "--task.pretrain-lr=1", "--num-demos=3", "--on-fault", "restart"]
-    told = tyro.cli(known, args=strip_prefix([*given, "--seed", "-1"], bare))
-    assert (told.args.lr, told.machine.seed) == (0.1, -1)
-    assert (told.task_args.env, told.task_args.pretrain_lr, told.task_args.num_demos, told.task_args.on_fault) == (
-        "pusht",
-        1.0,
-        3,
-        "restart",
+    args, method, task = settings_of(monkeypatch, "dppo", *given, "--seed", "-1")
+    assert (method["lr"], args.seed) == (0.1, -1)
+    assert (task["env"], task["pretrain_lr"], task["num_demos"], task["on_fault"]) == ("pusht", 1.0, 3, "restart")
+
+
+def test_an_option_that_both_have_is_the_method_s_without_a_prefix(monkeypatch: pytest.MonkeyPatch):
+    _, method, task = settings_of(
+        monkeypatch, "diffusion_policy", "--obs-horizon", "2", "--task.obs-horizon=3", "--task.env", "pusht"
     )
-    names = {f.name for f in dataclasses.fields(_robot.Args)}
-    assert bare == names and not names & {f.name for f in dataclasses.fields(dppo.Args)}, "the method has no such name"
-
-
-def test_an_option_that_both_have_is_the_method_s_without_a_prefix():
-    known, bare = options(diffusion_policy, "env")
-    told = tyro.cli(known, args=strip_prefix(["--obs-horizon", "2", "--task.obs-horizon=3"], bare))
-    assert (told.args.obs_horizon, told.task_args.obs_horizon) == (2, 3)
-    own = {f.name for f in dataclasses.fields(diffusion_policy.Args)}
-    shared = {f.name for f in dataclasses.fields(_robot.Args)} & own
-    assert shared == {"obs_horizon"} and not shared & bare, "these mean the method's own without a prefix"
+    assert (method["obs_horizon"], task["obs_horizon"], task["env"]) == (2, 3, "pusht")
 
 
 def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

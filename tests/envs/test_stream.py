@@ -168,7 +168,7 @@ def test_workers_are_the_same_copies():
 def test_a_broken_worker_says_so():
     """The worker's loop in a thread: what it raises travels as a message, and is raised here."""
     ours, theirs = multiprocessing.Pipe()
-    given = (theirs, Broken, 2, "Broken", 4, "stop", [-1, 0])
+    given = (theirs, Broken, 2, "Broken", 4, "error", [-1, 0])
     thread = threading.Thread(target=_serve, args=given, daemon=True)
     thread.start()
     owner = object.__new__(SubprocBackend)

@@ -147,7 +147,7 @@ def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_th
     assert main(["claim", "--confirm", "lbm"]) == 0 and "confirmed, holds" in capsys.readouterr().out
     monkeypatch.setattr(ledger, "reach", lambda *x: "1" * 16)
     assert not ledger.stale("lbm") and main(["claim", "--confirm", "lbm"]) == 0
-    assert "No record" in capsys.readouterr().out
+    assert "None of these" in capsys.readouterr().out
 
 
 def test_confirming_takes_the_settings_that_tuning_chose():

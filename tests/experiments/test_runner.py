@@ -86,7 +86,7 @@ def recipe(tmp_path):
 
 
 def go(recipe, folder, **more):
-    return run(recipe, recipe.Args(), folder, **{"every": 5, "progress": False, "tensorboard": False, **more})
+    return run(recipe, recipe.Args(), folder, **{"save_every": 5, "progress": False, "tensorboard": False, **more})
 
 
 def left(folder):
@@ -105,7 +105,7 @@ def script(tmp_path, folder, nap=0.0):
     file.write_text(
         "import torch\ntorch.set_num_threads(1)\nfrom denoiserl.experiments.runner import load_module as module, run\n"
         f"m = module({str(tmp_path / 'toy.py')!r})\n"
-        f"run(m, m.Args(nap={nap}), {str(folder)!r}, every=5, progress=False, tensorboard=False)\n"
+        f"run(m, m.Args(nap={nap}), {str(folder)!r}, save_every=5, progress=False, tensorboard=False)\n"
     )
     return file
 
@@ -113,7 +113,7 @@ def script(tmp_path, folder, nap=0.0):
 @pytest.mark.fixed_seed
 def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, recipe, start):
     # a life lasts at most 0.17 s: at 20 ms an iteration the first three end before 25 of the 36 on any machine
-    run(recipe, recipe.Args(nap=0.02), tmp_path / "whole", every=5, progress=False, tensorboard=False)
+    run(recipe, recipe.Args(nap=0.02), tmp_path / "whole", save_every=5, progress=False, tensorboard=False)
     folder, chance, deaths = tmp_path / "killed", random.Random(0), 0
     while True:
         process = start(script(tmp_path, folder, nap=0.02))
@@ -142,7 +142,7 @@ def test_ctrl_c_ends_in_order_with_130_and_the_same_command_goes_on(tmp_path, re
         (folder / "metrics.jsonl").read_text().splitlines()
     )
     rerun(folder, progress=False, tensorboard=False)
-    run(recipe, recipe.Args(nap=0.02), tmp_path / "whole", every=5, progress=False, tensorboard=False)
+    run(recipe, recipe.Args(nap=0.02), tmp_path / "whole", save_every=5, progress=False, tensorboard=False)
     assert left(folder) == left(tmp_path / "whole")
 
 
@@ -169,9 +169,9 @@ def test_a_run_tells_what_it_is_and_returns_what_it_did(tmp_path, recipe):
 def test_other_settings_are_refused_by_name(tmp_path, recipe):
     go(recipe, tmp_path / "r")
     with pytest.raises(RunError, match=r"args\.lr: 0\.01 there, 0\.1 here.*new folder"):
-        run(recipe, recipe.Args(lr=0.1), tmp_path / "r", every=5)
-    with pytest.raises(RunError, match=r"threads: None there, 2 here; every: 5 there, 6 here"):
-        go(recipe, tmp_path / "r", threads=2, every=6)
+        run(recipe, recipe.Args(lr=0.1), tmp_path / "r", save_every=5)
+    with pytest.raises(RunError, match=r"threads: None there, 2 here; save_every: 5 there, 6 here"):
+        go(recipe, tmp_path / "r", threads=2, save_every=6)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(RunError, match=r"holds thesis\.txt"):
@@ -195,7 +195,7 @@ def test_a_run_that_failed_before_its_first_row_does_not_keep_its_folder(tmp_pat
     go(recipe, tmp_path / "r")
     assert json.loads((tmp_path / "r" / "run.json").read_text())["args"]["lr"] == 0.01
     with pytest.raises(RunError, match=r"args\.lr"):
-        run(recipe, recipe.Args(lr=0.1), tmp_path / "r", every=5)
+        run(recipe, recipe.Args(lr=0.1), tmp_path / "r", save_every=5)
 
 
 def test_a_damaged_run_is_refused_and_nothing_is_cut(tmp_path, recipe):

@@ -360,7 +360,7 @@ def test_a_strong_pull_keeps_the_policy_where_it_was() -> None:
 
 def pairs(made: Policy, env: Any = Reach, n: int = 4) -> tuple[Any, Any, Any]:
     """An episode, its pairs and their conditions, all decisions alive."""
-    ep = Collector(env, 8, 1).collect(fpo.make_actor(made.with_execution_horizon(1), "serve"), 6, Rng(1))
+    ep = Collector(env, 8, 1).collect(fpo.make_actor(made.with_execution_horizon(1), "eval"), 6, Rng(1))
     return ep, *fpo.draw_noise_pairs(ep, fpo.with_loss_weight(made.process, "noise"), n, Rng(2), torch.arange(48))
 
 
@@ -487,7 +487,7 @@ def test_what_does_not_fit_is_refused() -> None:
         list(reinflow.improve(head(1), env, REIN, Rng(0)))
     with pytest.raises(InvalidInputError, match="rollout_sampler='train'"):
         list(fpo.improve(head(1), env, FPO, Rng(0)))
-    for wrong, says in (({"rollout_sampler": "serv"}, "'serve'"), ({"ratio_per": "meen"}, "'mean'")):
+    for wrong, says in (({"rollout_sampler": "evl"}, "'eval'"), ({"ratio_per": "meen"}, "'mean'")):
         with pytest.raises(RunError, match=says):
             list(fpo.improve(flow(), env, replace(FPO, **wrong), Rng(0)))
     with pytest.raises(ValueError, match="'noise'"):

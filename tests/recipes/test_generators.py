@@ -187,7 +187,7 @@ def test_an_answer_that_is_missing_is_dropped(recipe: ModuleType) -> None:
     (row,) = rows(recipe, generator(), some, invalid_rewards="drop")
     assert row["rollout/num_invalid_rewards"] == 1
     with pytest.raises(InvalidInputError, match=r"reward\[0\]"):
-        rows(recipe, generator(), some, invalid_rewards="raise")
+        rows(recipe, generator(), some, invalid_rewards="error")
 
 
 class Numbered(IdentityCodec):

@@ -145,7 +145,7 @@ def test_rewards_that_do_not_count_are_refused(recipe: ModuleType) -> None:
         return WORLD.reward(x, prompts)[:, None]
 
     with pytest.raises(InvalidInputError, match=r"\b5\b"):
-        improve(recipe, fresh(), strange, 1, Rng(1), invalid_rewards="raise")
+        improve(recipe, fresh(), strange, 1, Rng(1), invalid_rewards="error")
     rows = improve(recipe, fresh(), strange, 2, Rng(1), invalid_rewards="drop")
     assert [r["rollout/num_invalid_rewards"] for r in rows] == [1, 1] and all(0 < r["rollout/reward"] < 1 for r in rows)
     with pytest.raises(InvalidInputError, match=r"return a tensor of shape \(96,\)"):

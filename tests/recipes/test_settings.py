@@ -109,4 +109,4 @@ def test_the_command_line_refuses_the_same(
 def test_the_help_shows_ranges(capsys: Any) -> None:
     assert main(["run", "dppo", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "(default: 0.99; at least 0 and at most 1)" in told and "(default: 40; at least 1)" in told
+    assert "(default: 0.99; ≥ 0, ≤ 1)" in told and "(default: 40; ≥ 1)" in told

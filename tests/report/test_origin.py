@@ -6,12 +6,13 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
 
 from denoiserl import recipes, tasks
-from denoiserl.cli.run import budget, options, strip_prefix
+from denoiserl.cli import main
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import flat, to_json
@@ -43,22 +44,34 @@ def other(args: object) -> object:
 
 
 @pytest.mark.parametrize("name", ["tracerl", "dppo", "ddpo", "diffu_grpo", "sac"])
-def test_the_command_gives_the_options_back(name: str, tmp_path: Path) -> None:
+def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[Any, Path, dict[str, Any]]] = []
+
+    def start(program: Any, args: Any, folder: Path, **settings: Any) -> None:
+        started.append((args, folder, settings))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(runner, "run", start)
     recipe, task = recipes.load(name), tasks.args_type(recipes.load(name).DEFAULT_TASK)
     usual = task(**getattr(recipe, "DEFAULT_TASK_ARGS", {}))
     for i, (args, base) in enumerate(((recipe.Args(), usual), (other(recipe.Args()), other(usual)))):
         made = experiment.Args(name, to_json(args), recipe.DEFAULT_TASK, to_json(base), seed=3 * i)
         record = {"program": experiment.__name__, "args": to_json(made), "device": "cuda:1", "precision": "bf16"}
-        record |= {"threads": 4, "every": None, "budget": {"env_steps": 5000, "seconds": 60.5}, "seed": made.seed}
+        record |= {
+            "threads": 4,
+            "save_every": None,
+            "env_restart_every": 7,
+            "budget": {"env_steps": 5000, "seconds": 60.5},
+            "seed": made.seed,
+        }
         record["about"] = json.loads(json.dumps(experiment.about(made)))
         line = shlex.split(command(load_run(run(tmp_path / str(i), **record))))
         assert line[:3] == ["denoiserl", "run", name]
-        known, bare = options(recipe, recipe.DEFAULT_TASK)
-        told = tyro.cli(known, args=strip_prefix(line[3:], bare))
-        assert to_json(told.args) == to_json(args) and to_json(told.task_args) == to_json(base)
-        how = told.machine
-        assert (how.device, how.precision, how.threads, how.every, how.seed) == ("cuda:1", "bf16", 4, None, 3 * i)
-        assert budget(how.budget) == {"env_steps": 5000, "seconds": 60.5} and how.out == Path(f"runs/{i}")
+        assert main(line[1:]) == 0
+        given, folder, settings = started.pop()
+        assert to_json(given) == to_json(made) and folder == Path(f"runs/{i}")
+        wanted = {name: record[name] for name in ("device", "precision", "threads", "save_every", "env_restart_every")}
+        assert settings == wanted | {"budget": record["budget"], "progress": True}
 
 
 def test_defaults_are_not_said_and_the_usual_folder_is_not_named(tmp_path: Path) -> None:

@@ -21,16 +21,18 @@ class Screened(NamedTuple):
     count: int
 
 
-def mask_invalid_rewards(reward: Tensor, on_bad: Literal["raise", "drop"] = "raise", most: float = 0.5) -> Screened:
+def mask_invalid_rewards(
+    reward: Tensor, invalid_rewards: Literal["error", "drop"] = "error", most: float = 0.5
+) -> Screened:
     """Find rewards that are NaN or infinite, of any shape.
 
-    ``"raise"`` refuses them and names the samples; ``"drop"`` marks them in ``valid`` and counts them. More than a
+    ``"error"`` raises an error and names the samples; ``"drop"`` marks them in ``valid`` and counts them. More than a
     share ``most`` of bad rewards is refused either way: then the reward is broken, not the sample.
     """
-    if on_bad not in ("raise", "drop"):
-        raise InvalidInputError(unknown_name_message(on_bad, ("raise", "drop"), "on_bad"))
+    if invalid_rewards not in ("error", "drop"):
+        raise InvalidInputError(unknown_name_message(invalid_rewards, ("error", "drop"), "invalid_rewards"))
     reward = as_float(reward)
-    if on_bad == "raise":
+    if invalid_rewards == "error":
         finite(reward=reward)
     valid = torch.isfinite(reward)
     count = reward.numel() - int(valid.sum())

@@ -1,20 +1,10 @@
 """The command line: ``denoiserl VERB ...``.
 
-    list      the recipes
-    run       a recipe, a file of yours, or the folder of a run: begun, gone on with, or repeated
-    eval      held-out trials of one policy, or of several against each other
-    sample    draw with a run's policy, save, look
-    collect   record episodes of an expert or a policy
-    upsample  make synthetic transitions of a data set, and say how real they look
-    answer    tell a reward to a policy that was trained without any
-    compare   methods on one task: equal budgets, paired seeds, verdicts
-    claim     papers' claims, tried again and recorded
-    doctor    what is wrong with a policy before it learns
-    report    runs as one HTML page
-    demo      a robot, an image generator and a language model, each improved by reward
+Each verb has a module with its options and a function of its words; it is imported when the verb is used. tyro parses
+the options of a verb, not the verb: its subcommands would build all parsers first, and cannot suggest the nearest verb.
 
-Exit codes: 0, 1 for what the library refuses, 2 for what was mistyped, 130 for Ctrl-C. Errors are one line on stderr;
-``--debug`` (or ``DENOISERL_DEBUG=1``) shows where they come from. A verb's module is imported when it is asked for.
+Exit codes: 0, 1 for an error of the library, 2 for a mistyped command, 130 for Ctrl-C. Errors are one line on stderr;
+``--debug`` (or ``DENOISERL_DEBUG=1``) shows the traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +13,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +27,7 @@ class Misuse(RunError):
 
 @dataclass(frozen=True)
 class Verb:
-    """A command: the module and function that do it, a line for the help, and an example."""
+    """A command: its module and function, a line for the help, and an example."""
 
     where: str
     line: str
@@ -45,50 +35,55 @@ class Verb:
 
 
 VERBS = {
-    "list": Verb("listing.list_", "the recipes: name, paper, what they learn from", "denoiserl list --json"),
-    "run": Verb("run.run", "run a recipe, your own file, or go on in a run's folder", "denoiserl run dppo --seed 1"),
+    "list": Verb("list_recipes.list_recipes", "list the recipes: name, paper, signal", "denoiserl list --json"),
+    "run": Verb("run.run", "run a recipe or a file, or go on with a run", "denoiserl run dppo --seed 1"),
     "eval": Verb(
-        "judging.eval_",
-        "held-out trials of one policy, or of several against each other",
+        "evaluate.evaluate",
+        "evaluate policies on held-out trials, several on the same ones",
         "denoiserl eval runs/a runs/b",
     ),
-    "sample": Verb("results.sample", "draw with a run's policy, save, look", "denoiserl sample runs/dppo-1 --n 4"),
+    "sample": Verb(
+        "sample.sample", "generate with a run's policy, save, look", "denoiserl sample runs/dppo-1 --num-samples 4"
+    ),
     "collect": Verb(
-        "collecting.collect",
+        "collect.collect",
         "record episodes of an expert or a policy",
         "denoiserl collect --env metaworld:reach-v3 --out demos/reach",
     ),
     "upsample": Verb(
-        "upsampling.upsample",
-        "make synthetic transitions of a data set, and say how real they look",
+        "upsample.upsample",
+        "generate synthetic transitions from a data set",
         "denoiserl upsample my.hdf5 --out bigger.hdf5",
     ),
-    "answer": Verb(
-        "answering.answer",
-        "tell a reward to a policy that was trained without any",
-        "denoiserl answer runs/breeze-0 --reward my_file.py:reward --out policies/mine",
+    "adapt": Verb(
+        "adapt.adapt",
+        "adapt a policy that was trained without rewards to a reward",
+        "denoiserl adapt runs/breeze-0 --reward my_file.py:reward --out policies/mine",
     ),
     "compare": Verb(
-        "studies.compare",
-        "methods on one task: equal budgets, paired seeds, verdicts",
+        "compare.compare",
+        "compare methods on one task, with equal budgets and paired seeds",
         "denoiserl compare --task env --methods dppo,ppo --budget 100k --unit env_steps",
     ),
-    "claim": Verb("studies.claim", "papers' claims, tried again and recorded", "denoiserl claim --list"),
-    "doctor": Verb("doctoring.doctor", "what is wrong with a policy before it learns", "denoiserl doctor runs/dppo-1"),
-    "report": Verb("results.report", "a run as one self-contained HTML page", "denoiserl report runs/dppo-1"),
-    "demo": Verb("run.demo", "three acts: robot, images, language; a few minutes", "denoiserl demo"),
+    "claim": Verb("claim.claim", "try the claims of papers again, and record the verdicts", "denoiserl claim --list"),
+    "doctor": Verb(
+        "doctor.doctor", "check a policy and its signal for problems before training", "denoiserl doctor runs/dppo-1"
+    ),
+    "report": Verb("report.report", "write runs as one self-contained HTML page", "denoiserl report runs/dppo-1"),
+    "demo": Verb("run.demo", "improve a robot, an image generator and a language model", "denoiserl demo"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what ``argv`` (default: the command line) says and return the exit code."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in given or os.environ.get("DENOISERL_DEBUG", "0") not in ("", "0")
-    given = [word for word in given if word != "--debug"]
+    """Run the command ``argv`` (default: the command line) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or os.environ.get("DENOISERL_DEBUG", "0") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warned
-            return _main(given)
+            warnings.showwarning = _show_warning
+            _find_verb(words[0] if words else "--help")(words[1:])
+        return 0
     except DenoiseRLError as error:
         if debug:
             raise
@@ -99,42 +94,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("denoiserl: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe has seen enough; nothing more can be written, at exit neither
+    except BrokenPipeError:  # the pipe is closed: nothing more can be written, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         if debug or error.filename is None:
             raise
-        said = f"{error.filename}: {error.strerror or error}: check the path, and whether it may be read and written"
-        print(f"denoiserl: {said}.", file=sys.stderr)
+        problem = f"{error.filename}: {error.strerror or error}"
+        print(f"denoiserl: {problem}: check the path, and its permissions.", file=sys.stderr)
         return 1
 
 
-def _warned(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
-    """The library's own warnings are for who runs it; others say where they come from."""
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    """Print a warning: the library's own in one line, others with the place that they come from."""
     own = issubclass(category, UserWarning) and "denoiserl" in Path(filename).parts
-    said = f"denoiserl: {message}" if own else warnings.formatwarning(message, category, filename, lineno).rstrip()
-    print(said, file=sys.stderr)
+    text = f"denoiserl: {message}" if own else warnings.formatwarning(message, category, filename, lineno).rstrip()
+    print(text, file=sys.stderr)
 
 
-def _main(given: list[str]) -> int:
-    if not given or given[0] in ("-h", "--help", "help"):
-        _help()
-        return 0
-    if given[0] == "--version":
-        from denoiserl import __version__
-
-        print(f"denoiserl {__version__}")
-        return 0
-    if given[0] not in VERBS:
-        what = "option" if given[0].startswith("-") else "command"
-        raise Misuse(unknown_name_message(given[0], (*VERBS, "--help", "--version"), what))
-    module, _, function = VERBS[given[0]].where.partition(".")
-    getattr(importlib.import_module(f"denoiserl.cli.{module}"), function)(given[1:])
-    return 0
+def _find_verb(word: str) -> Callable[[list[str]], None]:
+    """Return the function of a verb. Raise Misuse with the nearest verb for an unknown one."""
+    if word in ("-h", "--help", "help"):
+        return _print_help
+    if word == "--version":
+        return _print_version
+    if word not in VERBS:
+        raise Misuse(
+            unknown_name_message(word, (*VERBS, "--help", "--version"), "option" if word[:1] == "-" else "command")
+        )
+    module, _, function = VERBS[word].where.partition(".")
+    return getattr(importlib.import_module(f"denoiserl.cli.{module}"), function)
 
 
-def _help() -> None:
+def _print_version(argv: list[str]) -> None:
+    from denoiserl import __version__
+
+    print(f"denoiserl {__version__}")
+
+
+def _print_help(argv: list[str]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -144,5 +142,5 @@ def _help() -> None:
     console.print()
     for verb in VERBS.values():
         console.print(f"  [dim]$[/] {verb.example}", soft_wrap=True)
-    console.print("\n  VERB --help lists the options of a verb, run RECIPE --help those of a recipe.")
+    console.print("\n  VERB --help shows the options of a verb, run RECIPE --help those of a recipe.")
     console.print("  --version prints the version, --debug shows the traceback of an error.\n")

@@ -11,7 +11,7 @@ from denoiserl.core.errors import unknown_name_message
 
 
 def find_run_folder(word: str, *also: str) -> Path:
-    """The folder of a run that a word means, a path or a name in ``runs/``; ``also``: files that mark other folders."""
+    """Return the folder of a run, by its path or its name in ``runs/``. ``also``: files that mark other folders."""
     for path in (Path(word), Path("runs") / word):
         if any((path / name).is_file() for name in ("run.json", *also)):
             return path
@@ -22,16 +22,17 @@ def find_run_folder(word: str, *also: str) -> Path:
 
 
 def add_recipe_dir_to_path(path: Path) -> None:
-    """Let the recipe or program of a run find the modules that lie beside it, as when it was run."""
+    """Put the folder of a run's recipe or program on the import path, as it was when the run began."""
     from denoiserl.core.serialization import store
 
     record = store.read_json(path / "run.json")
     record = record if isinstance(record, dict) else {}
     for file in (record.get("program"), (record.get("args") or {}).get("recipe")):
-        _importable(Path(str(file)).parent if str(file).endswith(".py") else Path.cwd())
+        add_to_import_path(Path(str(file)).parent if str(file).endswith(".py") else Path.cwd())
 
 
-def _importable(folder: Path) -> None:
+def add_to_import_path(folder: Path) -> None:
+    """Append a folder to the import path, once."""
     with contextlib.suppress(OSError):
         folder = folder.resolve()
     if str(folder) not in sys.path:

@@ -130,7 +130,7 @@ def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, 
             continue
         said = f"episode {i} of {name} {what} in row {int(flag.argmax())} and goes on to row {len(flag) - 1}"
         if refuse:
-            raise InvalidInputError(f"{said}: split it, or leave it out with without=({i},)")
+            raise InvalidInputError(f"{said}: split it, or leave it out with exclude_episodes=({i},)")
         _warn(f"{said}: it may be several episodes in one")
 
 

@@ -118,7 +118,7 @@ def compare(
     """Warn of what ``check_range`` finds wrong. Raise InvalidInputError for rows beyond the box if ``refuse``."""
     beyond, said = check_range(rows, low, high, name, box, constant, slack)
     if beyond and refuse:
-        raise InvalidInputError(f"{said}; outside='clip' (--outside clip) clips them")
+        raise InvalidInputError(f"{said}; out_of_bounds_actions='clip' (--out-of-bounds-actions clip) clips them")
     tell([said] if said else [])
 
 

@@ -103,18 +103,19 @@ def validate_episode(
     if actions.ndim != 2:
         raise InvalidInputError(f"{where} has actions of shape {list(actions.shape)}: demonstrations hold [L, d]")
     if len(actions) == 0:
-        raise InvalidInputError(f"{where} is empty: leave it out with without=({i},)")
+        raise InvalidInputError(f"{where} is empty: leave it out with exclude_episodes=({i},)")
     parts = {**dict(_named("observations", observations)), "actions": actions, **columns}
     for what, value in parts.items():
         if len(value) != len(actions):
             raise InvalidInputError(
                 f"{where} is ragged, {len(actions)} actions and {len(value)} of {what}: repair it, or leave it out "
-                f"with without=({i},)"
+                f"with exclude_episodes=({i},)"
             )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             row = int(np.argmax(~np.isfinite(value.reshape(len(value), -1)).all(1)))
             raise InvalidInputError(
-                f"row {row} of {what} of {where} holds NaN or infinity: repair it, or leave it out with without=({i},)"
+                f"row {row} of {what} of {where} holds NaN or infinity: repair it, or leave it out with "
+                f"exclude_episodes=({i},)"
             )
     if low is not None and high is not None:
         over = np.maximum(np.asarray(low) - actions, actions - np.asarray(high))
@@ -123,7 +124,7 @@ def validate_episode(
             raise InvalidInputError(
                 f"row {row} of {where} acts {actions[row, d]:g} in dimension {d}, outside the action space's "
                 f"[{np.broadcast_to(low, actions.shape)[row, d]:g}, {np.broadcast_to(high, actions.shape)[row, d]:g}]: "
-                "are these other units? outside='clip' clips them"
+                "are these other units? out_of_bounds_actions='clip' clips them"
             )
 
 

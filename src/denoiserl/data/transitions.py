@@ -181,7 +181,7 @@ def _sound(data: EpisodeDataset, rewards: Tensor, name: str) -> None:
         row = int(over.argmax())
         raise InvalidInputError(
             f"row {row} of {name} acts {actions[row].tolist()}, outside the box of actions {data.low.tolist()} to "
-            f"{data.high.tolist()}: are these other units? read(path, outside='clip') clips them"
+            f"{data.high.tolist()}: are these other units? read(path, out_of_bounds_actions='clip') clips them"
         )
 
 

@@ -62,7 +62,8 @@ def examine(
         raise RunError("A policy learns from an environment or from a reward: give one of them.")
     if group < 2 or batch < 2 * group:
         raise RunError(
-            f"A batch of {batch} has no two groups of {group}: draw more, or make the groups smaller (>= 2)."
+            f"A batch of {batch} has no two groups of {group}: draw more samples (--num-samples), or make the groups "
+            "smaller (--group-size, at least 2)."
         )
     if data is not None and not (isinstance(data, tuple | list) and len(data) == 2):
         raise RunError(

@@ -68,12 +68,12 @@ def make_backend(
     env: Any,
     copies: int | None = None,
     processes: int = 1,
-    on_fault: OnFault | None = "stop",
+    on_fault: OnFault | None = "error",
     patience: float | None = None,
 ) -> tuple[VectorBackend, Spec]:
     """The owner of copies of ``env`` and their spec. ``env``: an id, a factory, a vector environment or a world.
 
-    ``on_fault=None`` is "restart" wherever a copy can be made anew, and "stop" for a vector environment.
+    ``on_fault=None`` is "restart" wherever a copy can be made anew, and "error" for a vector environment.
     A ``Collector`` lends its own; its episodes are lost, so it begins anew at a border.
     """
     if isinstance(env, Collector):
@@ -92,7 +92,7 @@ def make_backend(
         acts = getattr(env, "single_action_space", None) or env.action_space
         if getattr(env, "steps_some", False):
             return BatchedBackend(env, name, on_fault or "restart"), env_spec(seen, acts, name)
-        owner = VectorEnvBackend(env, name, on_fault or "stop")
+        owner = VectorEnvBackend(env, name, on_fault or "error")
         return owner, env_spec(seen, acts, name)
     copies = 1 if copies is None else copies
     if copies < 1 or processes < 1:
@@ -147,7 +147,7 @@ class Collector:
         seed: int = 0,
         processes: int = 1,
         gamma: float | None = None,
-        on_fault: OnFault = "stop",
+        on_fault: OnFault = "error",
         patience: float | None = None,
     ) -> None:
         self.owner, self.spec = make_backend(env, copies, processes, on_fault, patience)

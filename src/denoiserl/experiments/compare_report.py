@@ -64,8 +64,8 @@ def command(study: Study) -> str:
     methods = ",".join(f"{name}={a.method}" + (f"@{a.kind}" if a.kind else "") for name, a in study.arms.items())
     said = [
         f"denoiserl compare --task {study.task} --methods {methods} --budget {study.budget:g}",
-        f"--unit {study.unit.replace(' ', '-')} --seeds {','.join(map(str, study.seeds))},",
-        f"--trials {study.trials} --tune {study.tune}",
+        f"--unit {study.unit.replace(' ', '-')} --seeds {' '.join(map(str, study.seeds))}",
+        f"--trials {study.trials} --tuning-runs {study.tune}",
     ]
     settings = [f"{name}.{k}={v}" for name, a in study.arms.items() for k, v in a.settings.items()]
     said += [f"--set {' '.join(settings)}"] if settings else []

@@ -179,7 +179,9 @@ def _decided(race: SequentialComparison, block: Mapping[str, Mapping[str, Tensor
     metric = _metrics(task, {k: [v] for k, v in block.items()})[0]
     columns = {name: told[metric] for name, told in block.items()}
     if not all(bool(((v == 0) | (v == 1)).all()) for v in columns.values()):
-        raise InvalidInputError(f"{metric} is not 0 or 1: stopping early needs successes; judge all trials instead")
+        raise InvalidInputError(
+            f"{metric} is not 0 or 1, and only successes are tested one by one: leave --sequential (early=True) out"
+        )
     sign = task.better == "higher"
     for i in range(len(next(iter(columns.values())))):
         if not race.done:

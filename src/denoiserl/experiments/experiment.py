@@ -70,14 +70,14 @@ def about(args: Args) -> dict[str, Any]:
     given = getattr(recipe, "DEFAULT_TASK_ARGS", {}) if args.task == usual else {}
     known = {f.name: f.default for f in fields(own) if f.default is not MISSING}
     known |= {f.name: f.default_factory() for f in fields(own) if f.default_factory is not MISSING}
-    rest = {"task": args.task, "kind": args.start, "seed": args.seed, "eval_every": args.eval_every}
+    rest = {"task": args.task, "start_kind": args.start, "seed": args.seed, "eval_every": args.eval_every}
     return {
         "name": Path(args.recipe).name.removesuffix(".py").rpartition(".")[2],
         "run": args.recipe,
         "doc": recipe.__doc__ or "",
         "options": flat({**args.args, "task.": args.task_args}) | rest,
         "defaults": flat({**to_json(recipe.Args()), "task.": to_json({**known, **given})})
-        | {"task": usual, "kind": None, "seed": 0, "eval_every": None},
+        | {"task": usual, "start_kind": None, "seed": 0, "eval_every": None},
     }
 
 
@@ -95,7 +95,8 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the task's starting policy, let the recipe improve it, and keep the best and the last policy."""
     recipe, settings = method_of(args)
     kind = args.start or resolve.start_kind(recipe, settings)
-    yield from run_recipe(recipe, task_of(args), settings, args.seed, run, kind, args.eval_every)
+    task = tasks.make(args.task, args.task_args)
+    yield from run_recipe(recipe, task, settings, args.seed, run, kind, args.eval_every)
 
 
 def run_recipe(

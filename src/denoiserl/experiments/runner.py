@@ -40,7 +40,7 @@ from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress
 from denoiserl.train.run_state import Run, Stopped, count_durable_rows
 
-FIXED = ("program", "args", "device", "precision", "threads", "every", "restart")
+FIXED = ("program", "args", "device", "precision", "threads", "save_every", "env_restart_every")
 """what must not change within a run: a budget may grow, everything else would make it another run"""
 
 
@@ -52,8 +52,8 @@ def run(
     device: str = "cpu",
     precision: str = "float32",
     threads: int | None = None,
-    every: int | None = None,
-    restart: int | None = None,
+    save_every: int | None = None,
+    env_restart_every: int | None = None,
     budget: Mapping[str, float] | None = None,
     progress: bool = True,
     tensorboard: bool = True,
@@ -74,15 +74,15 @@ def run(
         "device": device,
         "precision": precision,
         "threads": threads,
-        "every": every,
-        "restart": restart,
+        "save_every": save_every,
+        "env_restart_every": env_restart_every,
         "budget": dict(budget) if budget else None,
     }
     with _alone(folder):
         store.settle(folder)
         given = fingerprints(getattr(program, "inputs", lambda of: of)(args), folder)
         record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), program, args)
-        keep = Run(folder, device, every, budget, restart)
+        keep = Run(folder, device, save_every, budget, env_restart_every)
         with DeviceConfig(device, precision, threads).activate() as record["place"]:
             store.write_json(folder / "run.json", record)
             last, rows = _consume(program, args, keep, record["seed"], progress, tensorboard)
@@ -94,7 +94,7 @@ def run(
 def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:
     """Go on with the run in ``folder`` from its ``run.json``. ``settings``: progress, tensorboard, budget."""
     program, args, record = load_run(folder)
-    known = {k: record.get(k) for k in ("device", "precision", "threads", "every", "restart", "budget")}
+    known = {k: record.get(k) for k in ("device", "precision", "threads", "save_every", "env_restart_every", "budget")}
     return run(program, args, folder, **{**known, **settings})
 
 

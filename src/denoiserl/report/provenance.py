@@ -16,7 +16,7 @@ from denoiserl.core.serialization import store
 from denoiserl.report.html import Code, Fold, Note, Piece, Prose, Section, Table
 from denoiserl.report.metrics import DRAWN, each_row, read_metrics
 
-RUNNING = {"device": "cpu", "precision": "float32", "threads": 1, "every": None}
+RUNNING = {"device": "cpu", "precision": "float32", "threads": 1, "save_every": None, "env_restart_every": None}
 """how and where a run runs, unless it is told otherwise"""
 
 

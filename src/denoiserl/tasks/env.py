@@ -42,54 +42,53 @@ class Args(Settings):
     """The environment, and the policy before reward."""
 
     env: str = "metaworld:drawer-open-v3"
-    """metaworld:TASK, pusht, a Gymnasium id, envpool:ID, my_file.py:make_env; pixels:... shows pictures"""
+    """metaworld:TASK, pusht, pixels:ENV, a Gymnasium id, envpool:ID, my_file.py:make_env"""
     data: str | None = None
-    """demonstrations: a folder or file (ours, Minari, LeRobot, HDF5), or "none" to begin knowing nothing (None: the
-    environment's script, where it has one)"""
-    out_of_bounds_actions: Literal["refuse", "clip"] = "refuse"
-    """actions outside the box that data of yours or the environment tell"""
+    """demonstrations: a folder or file, or "none" (None: the environment's expert, if any)"""
+    out_of_bounds_actions: Literal["error", "clip"] = "error"
+    """actions outside the action space of the data or the environment"""
     exclude_episodes: str = ""
-    """episodes that are left out of data of yours, by number: 0-2,5"""
+    """numbers of episodes of --data to leave out: 0-2,5"""
     obs_keys: str = ""
-    """observations that are kept of data of yours, by name, where there are several: observation.state"""
+    """names of observations of --data to keep: observation.state"""
     start: str | None = None
-    """a policy to improve instead of a clone: a run, a saved policy, or a LeRobot checkpoint"""
+    """policy to improve: a run, a saved policy or a LeRobot checkpoint (None: a clone)"""
     obs_horizon: Count = 1
-    """observations that the policy at ``start`` sees (T_o); clones made here see one"""
+    """observations that the policy at --start sees (T_o)"""
     max_episode_steps: Count | None = None
-    """ticks until an episode is over (None: the environment's own number)"""
+    """environment steps per episode (None: the environment's)"""
     num_demos: Count = 100
-    """demonstrations of the script"""
+    """number of demonstrations of the expert"""
     demo_goal_error: NonNegative | None = None
-    """metres by which a script misjudges object and goal (None: 0.04 in Meta-World)"""
+    """error of the expert's object and goal, in metres (None: 0.04)"""
     demo_action_noise: NonNegative | None = None
-    """noise on a script's commands, in halves of their range (None: 0.2 in Meta-World, 0 in PushT)"""
+    """std of the expert's action noise (None: 0.2; PushT 0)"""
     action_horizon: Count = 5
-    """actions planned at once (H)"""
+    """actions per chunk (H)"""
     execution_horizon: Count | None = None
-    """actions executed of each plan (T_a; None: all, or as the policy at ``start`` carries)"""
+    """actions executed of each chunk (T_a; None: all, or the policy's)"""
     sampling_steps: Count = 5
     """denoising steps"""
     min_denoising_std: NonNegative = 0.1
-    """least std of a denoising step while learning from reward"""
+    """smallest std of a denoising step in training"""
     policy_width: Count = 256
-    """the network's width"""
+    """width of the policy network"""
     policy_depth: Count = 2
     """hidden layers of a squashed policy"""
     pretrain_updates: CountOrZero = 9000
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 256
-    """windows a gradient step"""
+    """windows per gradient step of imitation"""
     pretrain_lr: NonNegative = 1e-3
-    """AdamW's learning rate, with warm-up and cosine decay"""
+    """learning rate of imitation (AdamW, warm-up, cosine decay)"""
     noise_map: Literal["full", "repeated", "smooth"] = "full"
-    """of a steered policy: how decisions become the noise of a chunk"""
+    """of a steered policy: how decisions become noise"""
     num_workers: Count = 1
-    """worker processes that step the environments: faster where a tick takes milliseconds, slower where microseconds"""
-    on_fault: Literal["stop", "restart"] = "stop"
-    """when an environment raises or answers NaN: stop, or make it anew and leave the decision out"""
+    """worker processes that step the environments; faster for slow simulators"""
+    on_fault: Literal["error", "restart"] = "error"
+    """if an environment fails or returns NaN: raise an error, or make it again"""
     env_timeout: Positive | None = None
-    """with worker processes: seconds after which an environment that does not answer is a fault (None: 300)"""
+    """seconds until a silent worker is a fault (None: 300)"""
 
 
 Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Policy]
@@ -103,11 +102,6 @@ def make_env(base: Args) -> Any:
     if base.start is None:
         raise RunError("policies that are cloned here see one observation: --obs-horizon is for a policy at --start")
     return partial(ObservationHistory, made, base.obs_horizon)
-
-
-def make_collector(base: Args, copies: int | None, seed: int) -> Collector:
-    """Copies of the environment to learn in."""
-    return Collector(make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, patience=base.env_timeout)
 
 
 def has_demonstrations(base: Args) -> bool:
@@ -283,7 +277,9 @@ def task(base: Args) -> Task:
         },
         lambda made, seed, n: outcomes(made, base, seed, n),
         METRICS if reports_success(base) else {k: v for k, v in METRICS.items() if k != "success"},
-        env=lambda copies, seed: make_collector(base, copies, seed),
+        env=lambda copies, seed: Collector(
+            make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, patience=base.env_timeout
+        ),
         data=(lambda seed: load_demonstrations(base, seed)) if has_demonstrations(base) else None,
         look=lambda made, seed, n: look(made, base, seed, n),
         imitate=(

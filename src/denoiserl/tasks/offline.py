@@ -62,29 +62,29 @@ class Args(Settings):
     """The data, where policies are judged, and the policy before it has learned."""
 
     data: str = "maze:small-navigate"
-    """maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path of yours (Minari, LeRobot, HDF5)"""
+    """maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path"""
     env: str | None = None
-    """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
-    out_of_bounds_actions: Literal["refuse", "clip"] = "refuse"
-    """actions outside the box that data of yours or the environment tell"""
+    """environment to evaluate in, with a path as --data: an id, metaworld:TASK, FILE.py:FUNCTION"""
+    out_of_bounds_actions: Literal["error", "clip"] = "error"
+    """actions outside the action space of the data or the environment"""
     exclude_episodes: str = ""
-    """episodes that are left out of data of yours, by number: 0-2,5"""
+    """numbers of episodes of --data to leave out: 0-2,5"""
     obs_keys: str = ""
-    """observations that are kept of data of yours, by name, where there are several: observation.state"""
+    """names of observations of --data to keep: observation.state"""
     max_transitions: Count | None = None
-    """learn from so many ticks at most: whole episodes, drawn by the seed (None: all)"""
+    """largest number of transitions, in whole episodes (None: all)"""
     num_episodes: Count = 500
     """episodes of a maze's players, decisions of the bandit"""
     goal: str = "one"
-    """in mazes: "one" for all, or "any", each player's own"""
+    """goal in mazes: "one" for all, or "any" for each episode"""
     action_horizon: Count = 1
-    """actions decided at once (H)"""
+    """actions per chunk (H)"""
     sampling_steps: Count = 5
     """denoising steps of a diffusion or flow policy"""
     min_denoising_std: NonNegative = 0.1
-    """least std of a denoising step, and of a Gaussian, while learning online"""
+    """smallest std of a denoising step in online training"""
     policy_width: Count = 128
-    """the policy network's width"""
+    """width of the policy network"""
 
 
 class DataSource(NamedTuple):

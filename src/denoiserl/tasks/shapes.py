@@ -39,27 +39,27 @@ class Args(Settings):
     pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 64
-    """pictures a gradient step"""
+    """images per gradient step of imitation"""
     pretrain_lr: NonNegative = 6e-3
-    """AdamW's learning rate, with cosine decay"""
+    """learning rate of imitation (AdamW, cosine decay)"""
     label_noise: Fraction = 0.3
     """probability that a caption names any colour for an object"""
     objects: tuple[int, int] = (2, 4)
     """fewest and most objects in a scene"""
     policy_width: Count = 96
-    """the transformer's features a patch"""
+    """features per patch of the transformer"""
     policy_depth: Count = 2
-    """the transformer's layers"""
+    """layers of the transformer"""
     sampling_steps: Count = 10
-    """denoising steps, for the training SDE and the serving ODE"""
+    """denoising steps of the training SDE and the evaluation ODE"""
     sde_noise: NonNegative = 0.7
     """noise level a of the training SDE"""
     sampler: Literal["flow_sde", "ddim"] = "flow_sde"
     """training steps: the flow's SDE, or DDIM's with noise ``ddim_eta``"""
     ddim_eta: Fraction = 1.0
-    """noise of DDIM's training steps: 1 is the exact posterior (DDPM), 0 the ODE, which cannot be learned from"""
+    """noise of DDIM's training steps; 1: the exact posterior (DDPM), 0: the ODE, which cannot learn"""
     prompt_pool: Count | None = None
-    """training prompts (None: all, about 11,000); few are asked often enough for statistics of each"""
+    """number of training prompts (None: all, about 11,000); few prompts repeat often"""
 
 
 @lru_cache(maxsize=2)

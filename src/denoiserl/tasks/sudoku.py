@@ -38,21 +38,21 @@ class Args(Settings):
     pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 128
-    """grids a gradient step"""
+    """grids per gradient step of imitation"""
     pretrain_micro_batch_size: Count | None = None
-    """grids of one forward; none: all"""
+    """grids per forward pass (None: all)"""
     pretrain_lr: NonNegative = 3e-3
-    """AdamW's learning rate, with cosine decay"""
+    """learning rate of imitation (AdamW, cosine decay)"""
     policy_width: Count = 48
-    """features a cell"""
+    """features per cell of the transformer"""
     policy_depth: Count = 2
     """transformer layers"""
     tokens_per_step: Count = 4
-    """cells revealed a step while learning from reward"""
+    """cells revealed per step in training"""
     label_noise: Fraction = 0.05
     """probability that a cell of the corpus is mistyped"""
     decoder_temperature: Positive = 1.0
-    """of the decoder; part of the policy"""
+    """temperature of the decoder, a part of the policy"""
     elbo_draws: CountOrZero = 0
     """maskings per grid of the likelihood bound (0: it is no metric)"""
 

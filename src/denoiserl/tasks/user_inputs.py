@@ -26,18 +26,23 @@ from denoiserl.train.run_state import find_saved_policy
 
 
 def load_recording(
-    path: str, env: Any, outside: Literal["refuse", "clip"] = "refuse", without: str = "", parts: str = ""
+    path: str,
+    env: Any,
+    out_of_bounds_actions: Literal["error", "clip"] = "error",
+    exclude_episodes: str = "",
+    obs_keys: str = "",
 ) -> EpisodeDataset:
     """Return what a user recorded in ``env`` (what ``Collector`` takes).
 
-    Left out are the episodes ``without`` ("0-2,5") and all observations but ``parts`` ("a,b").
+    Left out are the episodes ``exclude_episodes`` ("0-2,5") and all observations but ``obs_keys`` ("a,b").
 
-    Refused: data of another environment, and actions beyond its box, which ``outside="clip"`` clips. Warned of: actions
-    that use less than a tenth of the box, and observations beyond bounds that are finite or within a tenth of them.
+    Refused: data of another environment, and actions beyond its box, which ``out_of_bounds_actions="clip"`` clips.
+    Warned of: actions that use less than a tenth of the box, and observations beyond bounds that are finite or within a
+    tenth of them.
     """
-    keep, found = [p.strip() for p in parts.split(",") if p.strip()] or None, probe_env(env)
+    keep, found = [p.strip() for p in obs_keys.split(",") if p.strip()] or None, probe_env(env)
     require_flat_actions(found)
-    data = read(path, outside=outside, parts=keep, without=without)
+    data = read(path, out_of_bounds_actions=out_of_bounds_actions, obs_keys=keep, exclude_episodes=exclude_episodes)
     shape = tree_map(lambda v: tuple(v.shape[1:]), data.demos.observations)
     seen = found.spec.obs if isinstance(found.spec.obs, dict) else tuple(found.spec.obs)
     done = data.demos.actions.shape[-1]
@@ -45,7 +50,7 @@ def load_recording(
         cure = "name the environment that it was recorded in"
         if isinstance(shape, dict) or isinstance(seen, dict):
             cure += (
-                ", or make both one tensor: --parts NAME keeps one part of the data, and "
+                ", or make both one tensor: --obs-keys NAME keeps one observation of the data, and "
                 "gymnasium.wrappers.FilterObservation and FlattenObservation do it for the environment"
             )
         raise RunError(
@@ -55,7 +60,7 @@ def load_recording(
     box = f"the box of {found.name}"
     if found.spec.choices is None:
         low, high = (torch.as_tensor(v, dtype=torch.float32).flatten() for v in (found.spec.low, found.spec.high))
-        if outside == "clip":
+        if out_of_bounds_actions == "clip":
             data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(low, high)))
         compare(data.demos.actions, low, high, f"the actions of {path}", f"{box} of actions", refuse=True)
     for where, rows, low, high in bounds(data.demos.observations, shown(found.owner)):

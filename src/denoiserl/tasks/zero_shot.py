@@ -60,39 +60,39 @@ class Args(Settings):
     """The data without rewards, the rewards that are asked for, and the policy before it has learned."""
 
     data: str = "maze"
-    """maze, or a path of yours (Minari, LeRobot, HDF5) whose rewards are asked for afterwards"""
+    """maze, or a path (Minari, LeRobot, HDF5) whose rewards come later"""
     env: str | None = None
-    """where policies are judged, for data of yours: a Gymnasium id, metaworld:TASK, envpool:ID, FILE.py:FUNCTION"""
-    out_of_bounds_actions: Literal["refuse", "clip"] = "refuse"
-    """actions outside the box that data of yours or the environment tell"""
+    """environment to evaluate in, with a path as --data: an id, metaworld:TASK, FILE.py:FUNCTION"""
+    out_of_bounds_actions: Literal["error", "clip"] = "error"
+    """actions outside the action space of the data or the environment"""
     exclude_episodes: str = ""
-    """episodes that are left out of data of yours, by number: 0-2,5"""
+    """numbers of episodes of --data to leave out: 0-2,5"""
     obs_keys: str = ""
-    """observations that are kept of data of yours, by name, where there are several: observation.state"""
+    """names of observations of --data to keep: observation.state"""
     rooms: Count = 3
-    """rooms of the maze, a side"""
+    """rooms per side of the maze"""
     maze_seed: CountOrZero = 0
-    """which maze"""
+    """random seed of the maze"""
     num_episodes: Count = 100
-    """players of each kind"""
+    """episodes of each kind of player"""
     episode_steps: Count = 500
-    """ticks that a player plays"""
+    """environment steps per episode of a player"""
     max_episode_steps: Count = 150
-    """ticks over which a policy is judged"""
+    """environment steps per held-out trial"""
     task_dim: Count = 32
     """dimensions of a task (d; 50 as published)"""
     action_horizon: Count = 5
-    """actions decided at once (H): in five ticks a player crosses a cell"""
+    """actions per chunk (H); a player crosses a cell in five steps"""
     sampling_steps: Count = 5
     """denoising steps"""
     policy_width: Count = 128
-    """the policy network's width"""
+    """width of the policy network"""
     pretrain_updates: CountOrZero = 4000
-    """gradient steps of the baseline that only imitates, goal by goal"""
+    """gradient steps of the baseline that only imitates"""
     pretrain_batch_size: Count = 256
-    """rows a gradient step of it"""
+    """rows per gradient step of the baseline"""
     pretrain_lr: NonNegative = 1e-3
-    """its learning rate"""
+    """learning rate of the baseline"""
 
 
 @lru_cache(maxsize=4)

@@ -101,15 +101,15 @@ def test_policies_of_others_and_data_are_no_policies(tmp_path: Path) -> None:
 def test_episodes_are_left_out_by_number_in_data_of_ours(tmp_path: Path) -> None:
     demos = Demonstrations(torch.arange(9.0)[:, None], torch.zeros(9, 1), torch.tensor([2, 3, 6, 9]))
     demos.save(tmp_path / "own")
-    left = recordings.read(tmp_path / "own", without="0,2-2")
+    left = recordings.read(tmp_path / "own", exclude_episodes="0,2-2")
     assert left.demos.observations.flatten().tolist() == [2.0, 6.0, 7.0, 8.0]
-    assert len(recordings.read(tmp_path / "own", without=0).demos) == 3
+    assert len(recordings.read(tmp_path / "own", exclude_episodes=0).demos) == 3
     replace(demos, observations={"state": demos.observations, "goal": torch.zeros(9, 2)}).save(tmp_path / "parts")
-    assert recordings.read(tmp_path / "parts", parts="state").demos.observations.shape == (9, 1)
+    assert recordings.read(tmp_path / "parts", obs_keys="state").demos.observations.shape == (9, 1)
     with pytest.raises(InvalidInputError, match="has no episode 4-5 to leave out: its episodes are 0-3"):
-        recordings.read(tmp_path / "own", without=(4, 5))
+        recordings.read(tmp_path / "own", exclude_episodes=(4, 5))
     with pytest.raises(InvalidInputError, match="no episode beside those left out"):
-        recordings.read(tmp_path / "own", without="0-3")
+        recordings.read(tmp_path / "own", exclude_episodes="0-3")
 
 
 def test_numbers_are_read_as_they_are_spelt() -> None:

@@ -62,7 +62,7 @@ def test_a_dataset_that_lerobot_wrote_is_read_number_by_number() -> None:
     assert demos.observations["observation.eye"].shape == (7, 8, 6, 3)
     assert demos.observations["observation.eye"][:, 7, 5, 2].tolist() == COUNTED
     assert (-demos.actions[:, 0]).tolist() == COUNTED
-    alone = lerobot.read(FIXTURE, without=(0,), parts=["observation.state"])
+    alone = lerobot.read(FIXTURE, exclude_episodes=(0,), obs_keys=["observation.state"])
     assert alone.observations.tolist() == [[n] * 3 for n in COUNTED[3:]]
 
 
@@ -81,7 +81,7 @@ def test_statistics_are_those_of_the_rows(tmp_path: Path) -> None:
     folder = lerobot.write(tmp_path / "set", recorded(), 10)
     theirs, ours = (json.loads((at / "meta" / "stats.json").read_text()) for at in (FIXTURE, folder))
     assert set(ours["action"]) == set(theirs["action"])
-    again = lerobot.write(tmp_path / "again", lerobot.read(FIXTURE, parts=["observation.state"]), 10)
+    again = lerobot.write(tmp_path / "again", lerobot.read(FIXTURE, obs_keys=["observation.state"]), 10)
     stats = json.loads((again / "meta" / "stats.json").read_text())["observation.state"]
     for name in ("min", "max", "mean", "std", "count"):
         assert stats[name] == pytest.approx(theirs["observation.state"][name], rel=1e-6)
@@ -98,14 +98,16 @@ def test_the_older_layout_with_a_file_an_episode_is_read(tmp_path: Path) -> None
     (folder / ROWS).unlink()
     (folder / "meta" / "stats.json").unlink()
     shutil.rmtree(folder / "meta" / "episodes")
-    assert (-lerobot.read(folder, parts=["observation.state"]).actions[:, 0]).tolist() == COUNTED
+    assert (-lerobot.read(folder, obs_keys=["observation.state"]).actions[:, 0]).tolist() == COUNTED
 
 
 def test_bad_rows_are_refused_by_episode_and_row(tmp_path: Path) -> None:
     nan = changed(tmp_path / "nan", lambda t: put(t, "action", [0.0, 0.0, 0.0, 0.0, 0.0, float("nan"), 0.0]))
-    with pytest.raises(InvalidInputError, match=r"row 2 of actions of episode 1 of nan holds NaN .*without=\(1,\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"row 2 of actions of episode 1 of nan holds NaN .*exclude_episodes=\(1,\)"
+    ):
         lerobot.read(nan)
-    assert len(lerobot.read(nan, without=(1,))) == 1
+    assert len(lerobot.read(nan, exclude_episodes=(1,))) == 1
     holes = changed(tmp_path / "holes", lambda t: put(t, "frame_index", [0, 1, 2, 0, 1, 3, 4]))
     with pytest.raises(InvalidInputError, match=r"row 2 of episode 1 of holes is frame 3: frames are missing"):
         lerobot.read(holes)
@@ -113,7 +115,7 @@ def test_bad_rows_are_refused_by_episode_and_row(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"row 3 of episode 0 of none is frame 0"):
         lerobot.read(none)
     with pytest.raises(InvalidInputError, match=r"episode 1 of none is empty"):
-        lerobot.read(none, without=(0,))
+        lerobot.read(none, exclude_episodes=(0,))
     keys = changed(tmp_path / "keys", lambda t: t.drop_columns(["next.reward"]))
     with pytest.raises(InvalidInputError, match=r"has no column 'next.reward', which meta/info.json promises"):
         lerobot.read(keys)
@@ -125,7 +127,7 @@ def test_bad_datasets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidInputError, match=r"no observation in .* 'observation.stat'. Did you mean 'observation.state'"
     ):
-        lerobot.read(FIXTURE, parts=["observation.stat"])
+        lerobot.read(FIXTURE, obs_keys=["observation.stat"])
     cut = changed(tmp_path / "cut", lambda t: t.slice(0, 5))
     with pytest.raises(RunError, match=r"holds 5 rows of the 7 that meta/info.json promises"):
         lerobot.read(cut)
@@ -139,7 +141,7 @@ def test_bad_datasets_are_refused(tmp_path: Path) -> None:
     info["features"]["observation.film"] = {"dtype": "video", "shape": [8, 6, 3]}
     (cut / "meta" / "info.json").write_text(json.dumps(info))
     with pytest.raises(InvalidInputError, match=r"observation.film of cut lies in videos"):
-        lerobot.read(cut, parts=["observation.film"])
+        lerobot.read(cut, obs_keys=["observation.film"])
     (cut / "meta" / "info.json").write_text(json.dumps({**info, "codebase_version": "v1.6"}))
     with pytest.raises(RunError, match=r"no version of LeRobot datasets read here 'v1.6'"):
         lerobot.read(cut)
@@ -161,24 +163,24 @@ def test_a_part_of_a_dataset_is_read_where_the_rest_is_left_out(tmp_path: Path) 
     """As a download of some episodes leaves it: what is promised and not there is named, with the way to go on."""
     _, folder = numbered(tmp_path / "part")
     rewrite(folder, lambda t: t.filter(pa.compute.is_in(t["episode_index"], pa.array([3, 5]))))
-    said = r"10 rows of the 34 .* not there are episodes 0-2,4,6-7.*--without 0-2,4,6-7"
+    said = r"10 rows of the 34 .* not there are episodes 0-2,4,6-7.*--exclude-episodes 0-2,4,6-7"
     with pytest.raises(RunError, match=said):
         lerobot.read(folder)
-    back = lerobot.read(folder, without=(0, 1, 2, 4, 6, 7))
+    back = lerobot.read(folder, exclude_episodes=(0, 1, 2, 4, 6, 7))
     assert back.observations[:, 0].unique().tolist() == [3, 5] and back.lengths.tolist() == [6, 4]
     rewrite(folder, lambda t: t.slice(0, 8))
     with pytest.raises(RunError, match=r"8 rows of the 34 .* not whole are episodes 5"):
-        lerobot.read(folder, without=(0, 1, 2, 4, 6, 7))
-    assert len(lerobot.read(folder, without=(0, 1, 2, 4, 5, 6, 7))) == 1
+        lerobot.read(folder, exclude_episodes=(0, 1, 2, 4, 6, 7))
+    assert len(lerobot.read(folder, exclude_episodes=(0, 1, 2, 4, 5, 6, 7))) == 1
     with pytest.raises(InvalidInputError, match="has no episode 9 to leave out: its episodes are 0-7"):
-        lerobot.read(folder, without=(9,))
+        lerobot.read(folder, exclude_episodes=(9,))
 
 
 def test_episodes_keep_the_numbers_that_their_rows_give_them(tmp_path: Path) -> None:
     ours, folder = numbered(tmp_path / "late")
     rewrite(folder, lambda t: put(t, "episode_index", [v + 10 for v in t["episode_index"].to_pylist()]))
     assert torch.equal(lerobot.read(folder).observations, ours.observations)
-    assert lerobot.read(folder, without=(10, 17)).observations[:, 0].unique().tolist() == [1, 2, 3, 4, 5, 6]
+    assert lerobot.read(folder, exclude_episodes=(10, 17)).observations[:, 0].unique().tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_cameras_in_videos_are_never_left_out_without_a_choice(tmp_path: Path) -> None:
@@ -187,10 +189,10 @@ def test_cameras_in_videos_are_never_left_out_without_a_choice(tmp_path: Path) -
     for name in ("observation.images.top", "observation.images.wrist"):
         info["features"][name] = {"dtype": "video", "shape": [8, 6, 3]}
     (folder / "meta" / "info.json").write_text(json.dumps(info))
-    said = r"observation.images.top, observation.images.wrist of seen lie in videos.*--parts observation.state"
+    said = r"observation.images.top, observation.images.wrist of seen lie in videos.*--obs-keys observation.state"
     with pytest.raises(InvalidInputError, match=said):
         lerobot.read(folder)
-    assert lerobot.read(folder, parts=["observation.state"]).observations.shape == (34, 2)
+    assert lerobot.read(folder, obs_keys=["observation.state"]).observations.shape == (34, 2)
 
 
 def test_several_tasks_are_told(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_several_tasks_are_told(tmp_path: Path) -> None:
     rewrite(folder, lambda t: put(t, "task_index", [v % 3 for v in t["episode_index"].to_pylist()]))
     with pytest.warns(UserWarning, match="tasks holds 3 tasks, and their words"):
         lerobot.read(folder)
-    assert len(lerobot.read(folder, without=(1, 2, 4, 5, 7))) == 3, "one task is no choice"
+    assert len(lerobot.read(folder, exclude_episodes=(1, 2, 4, 5, 7))) == 3, "one task is no choice"
 
 
 def test_an_end_inside_an_episode_is_told(tmp_path: Path) -> None:
@@ -227,12 +229,12 @@ def picture(value: int = 0, size: int = 8) -> dict[str, Any]:
 
 def test_a_camera_of_another_name_is_not_lost(tmp_path: Path) -> None:
     film = with_feature(tmp_path / "film", "camera.wrist", "video", None, (8, 8, 3))
-    with pytest.raises(InvalidInputError, match=r"camera.wrist of film lies in videos.*--parts observation.state"):
+    with pytest.raises(InvalidInputError, match=r"camera.wrist of film lies in videos.*--obs-keys observation.state"):
         lerobot.read(film)
-    assert lerobot.read(film, parts=["observation.state"]).observations.shape == (34, 2)
+    assert lerobot.read(film, obs_keys=["observation.state"]).observations.shape == (34, 2)
     rows = with_feature(tmp_path / "rows", "image", "image", [picture(k) for k in range(34)], (8, 8, 3))
     assert lerobot.read(rows).observations["image"][:, 0, 0, 0].tolist() == list(range(34))
-    assert lerobot.read(rows, parts=["image"]).observations.shape == (34, 8, 8, 3)
+    assert lerobot.read(rows, obs_keys=["image"]).observations.shape == (34, 8, 8, 3)
     later = with_feature(tmp_path / "later", "next.image", "image", [picture()] * 34, (8, 8, 3))
     with pytest.warns(UserWarning, match="later also holds next.image, not read here"):
         assert isinstance(lerobot.read(later).observations, torch.Tensor), "what follows is no observation"
@@ -242,16 +244,16 @@ def test_a_camera_of_another_name_is_not_lost(tmp_path: Path) -> None:
 def test_features_left_over_are_told_by_name(tmp_path: Path, name: str) -> None:
     kinds = {"subtask_index": ("int64", [1] * 34), "language_instruction": ("string", ["go"] * 34)}
     folder = with_feature(tmp_path / "more", name, *kinds.get(name, ("float32", [float(k) for k in range(34)])))
-    with pytest.warns(UserWarning, match=rf"more also holds {name}, not read here.*--parts"):
+    with pytest.warns(UserWarning, match=rf"more also holds {name}, not read here.*--obs-keys"):
         assert lerobot.read(folder).observations.shape == (34, 2)
 
 
 def test_a_feature_left_over_may_be_chosen(tmp_path: Path) -> None:
     folder = with_feature(tmp_path / "more", "environment_state", "float32", [float(k) for k in range(34)])
-    seen = lerobot.read(folder, parts=["observation.state", "environment_state"]).observations
+    seen = lerobot.read(folder, obs_keys=["observation.state", "environment_state"]).observations
     assert seen["environment_state"][:, 0].tolist() == list(range(34))
     with pytest.raises(InvalidInputError, match=r"no observation in more 'next.done'"):
-        lerobot.read(folder, parts=["next.done"])
+        lerobot.read(folder, obs_keys=["next.done"])
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_several_tasks_are_told_whatever_column_tells_them(tmp_path: Path, name:
         lerobot.read(folder)
     assert len(said) == 1, "a column is told of once"
     with pytest.warns(UserWarning, match=f"also holds {name}"):
-        lerobot.read(folder, without=(1, 2, 4, 5, 7))
+        lerobot.read(folder, exclude_episodes=(1, 2, 4, 5, 7))
 
 
 @pytest.mark.parametrize("word", ["terminated", "truncated"])
@@ -288,7 +290,7 @@ def test_true_ends_and_time_limits_are_followed(tmp_path: Path) -> None:
     ended = [True] * 4 + [False] * 4
     folder = with_feature(tmp_path / "ended", "next.terminated", "bool", some.tolist())
     assert lerobot.read_recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
-    assert lerobot.read_recording(folder, without=(0, 7)).terminated.tolist() == ended[1:-1]  # type: ignore[union-attr]
+    assert lerobot.read_recording(folder, exclude_episodes=(0, 7)).terminated.tolist() == ended[1:-1]  # type: ignore[union-attr]
     folder = with_feature(tmp_path / "limits", "next.truncated", "bool", (last & ~some).tolist())
     assert lerobot.read_recording(folder).terminated.tolist() == ended  # type: ignore[union-attr]
     rewrite(folder, lambda t: put(t, "next.done", [False] * 34))
@@ -309,10 +311,10 @@ def test_cells_without_a_picture_are_refused_by_row(tmp_path: Path, cell: Any, s
     cells = [picture(), picture(), picture(), picture(), cell, *[picture()] * 29]
     folder = with_feature(tmp_path / "eyes", "observation.eye", "image", cells, (8, 8, 3))
     with pytest.raises(
-        InvalidInputError, match=rf"row 1 of observation.eye of episode 1 of eyes holds {said}.*--parts"
+        InvalidInputError, match=rf"row 1 of observation.eye of episode 1 of eyes holds {said}.*--obs-keys"
     ):
         lerobot.read(folder)
-    assert lerobot.read(folder, parts=["observation.state"]).observations.shape == (34, 2)
+    assert lerobot.read(folder, obs_keys=["observation.state"]).observations.shape == (34, 2)
 
 
 def test_pictures_of_two_sizes_are_refused_by_row(tmp_path: Path) -> None:

@@ -151,10 +151,10 @@ def test_datasets_of_minaris_own_writer_are_read(tmp_path: Path, layout: str) ->
         assert np.array_equal(observations["eye"], them["observations"]["eye"][:-1])
         assert np.array_equal(back.last["more"]["goal"][i], them["observations"]["more"]["goal"][-1])
         assert np.isclose(float(back.demos.returns[i]), them["rewards"].sum(), atol=1e-5)  # type: ignore[index]
-    part = minari.read(tmp_path, parts=["arm"])
+    part = minari.read(tmp_path, obs_keys=["arm"])
     assert set(part.observations) == {"arm"}
     with pytest.raises(InvalidInputError, match=r"no part of the observations of .* 'arn'. Did you mean 'arm'"):
-        minari.read(tmp_path, parts=["arn"])
+        minari.read(tmp_path, obs_keys=["arn"])
 
 
 def test_bad_episodes_are_refused_by_number_and_row_and_can_be_left_out(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_bad_episodes_are_refused_by_number_and_row_and_can_be_left_out(tmp_path
         folder = made(tmp_path / name, [episode(4), broken, episode(5)])
         with pytest.raises(InvalidInputError, match=said):
             minari.read(folder)
-        assert minari.read(folder, without=(1,)).lengths.tolist() == [4, 5]
-    clipped = minari.read(tmp_path / "units", outside="clip")
+        assert minari.read(folder, exclude_episodes=(1,)).lengths.tolist() == [4, 5]
+    clipped = minari.read(tmp_path / "units", out_of_bounds_actions="clip")
     assert float(clipped.actions.max()) == 1.0
     folder = made(tmp_path / "keys", [episode(4), episode(5, rewards=None)])
     with pytest.raises(InvalidInputError, match="episode 1 of a/b-v0 has no rewards; it has actions, observations"):
@@ -229,7 +229,7 @@ def test_columns_of_one_number_a_tick_are_read_in_either_shape(tmp_path: Path) -
     with pytest.raises(InvalidInputError, match="episode 0 of a/b-v0 truncated in row 2 and goes on to row 5"):
         minari.read(made(tmp_path / "joined", [joined]))
     with pytest.raises(InvalidInputError, match="has no episode 7 to leave out: its episodes are 0"):
-        minari.read(made(tmp_path / "few", [episode(5)]), without=(7,))
+        minari.read(made(tmp_path / "few", [episode(5)]), exclude_episodes=(7,))
 
 
 def test_success_that_is_not_told_of_every_episode_is_never_dropped_without_a_word(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_success_that_is_not_told_of_every_episode_is_never_dropped_without_a_wo
     some = made(tmp_path / "some", [episode(4), {**episode(4), **won}, episode(4)])
     with pytest.warns(UserWarning, match=r"infos of episode 0 of a/b-v0 hold no success \(2 of 3 .*leave out 0,2$"):
         assert minari.read(some).success is None
-    assert minari.read(some, without=(0, 2)).success.tolist() == [True]  # type: ignore[union-attr]
+    assert minari.read(some, exclude_episodes=(0, 2)).success.tolist() == [True]  # type: ignore[union-attr]
     assert minari.read(made(tmp_path / "none", [episode(4)])).success is None
 
 

@@ -65,7 +65,7 @@ def test_parts_of_a_tuple_may_be_chosen_and_strange_groups_are_no_episodes(tmp_p
             file[key].create_group("infos")["success"] = [b"yes"] * 5
         file.create_group("episode_notes")
     with pytest.warns(UserWarning, match="infos of episode 0 .* hold success 'yes', neither True nor False"):
-        found = recordings.read(folder, parts=["_index_1"]).demos
+        found = recordings.read(folder, obs_keys=["_index_1"]).demos
     assert torch.equal(found.observations, SEEN["goal"]) and found.success is None
 
 

@@ -22,15 +22,16 @@ def refusal(demos: Demonstrations) -> str:
     if pictures:
         return (
             f"{parts}: pictures are learned from as 'image' and 'state' alone. Rename them so, or keep one "
-            "part of numbers, read(path, parts=[NAME]) or --parts NAME"
+            "part of numbers, read(path, obs_keys=[NAME]) or --obs-keys NAME"
         )
     if len(seen) == 1:
         return (
-            f"{parts}, numbers in a dict of one part: give its array alone, read(path, parts={sorted(seen)}), "
+            f"{parts}, numbers in a dict of one part: give its array alone, read(path, obs_keys={sorted(seen)}), "
             "and let gymnasium.wrappers.FlattenObservation do so in the environment"
         )
     return (
-        f"{parts}: several parts of numbers are not learned from. Keep one, read(path, parts=[NAME]) or --parts NAME;"
+        f"{parts}: several parts of numbers are not learned from. Keep one, read(path, obs_keys=[NAME]) or --obs-keys "
+        "NAME;"
         " or concatenate them to [N, o], and let gymnasium.wrappers.FlattenObservation do so in the environment"
     )
 

@@ -62,50 +62,51 @@ def kind(path: str | Path) -> Kind:
 
 def read(
     path: str | Path,
-    outside: Outside = "refuse",
-    parts: Sequence[str] | str | None = None,
-    without: Collection[int] | str | int = (),
+    out_of_bounds_actions: Outside = "error",
+    obs_keys: Sequence[str] | str | None = None,
+    exclude_episodes: Collection[int] | str | int = (),
 ) -> EpisodeDataset:
     """The recording in ``path``.
 
-    ``outside``: actions beyond a box that the data tell are refused, or clipped to it. ``parts``: the observations to
-    keep, where there are several; one alone is a tensor. ``without``: episodes to leave out, by number: 3, (0, 1, 5)
-    or "0-1,5". Refused: what is none of the formats, and bad episodes by number and row.
+    ``out_of_bounds_actions``: actions outside the action space that the data state raise an error, or are clipped to
+    it. ``obs_keys``: the observations to keep, where there are several; one alone is a tensor. ``exclude_episodes``:
+    episodes to leave out, by number: 3, (0, 1, 5) or "0-1,5". Refused: what is none of the formats, and bad episodes
+    by number and row.
     """
-    path, found, numbers = Path(path), kind(path), parse(without)
-    parts = [parts] if isinstance(parts, str) else parts
-    if outside not in ("refuse", "clip"):
+    path, found, numbers = Path(path), kind(path), parse(exclude_episodes)
+    obs_keys = [obs_keys] if isinstance(obs_keys, str) else obs_keys
+    if out_of_bounds_actions not in ("error", "clip"):
         raise InvalidInputError(
-            unknown_name_message(outside, ("refuse", "clip"), "way with actions outside the action space")
+            unknown_name_message(out_of_bounds_actions, ("error", "clip"), "way with actions outside the action space")
         )
     if found == "minari":
-        return _alone(minari.read_recording(path, numbers, outside, parts), parts)
+        return _alone(minari.read_recording(path, numbers, out_of_bounds_actions, obs_keys), obs_keys)
     if found == "lerobot":
-        return lerobot_dataset.read_recording(path, numbers, parts)
+        return lerobot_dataset.read_recording(path, numbers, obs_keys)
     if found == "hdf5":
-        if parts is not None:
+        if obs_keys is not None:
             raise InvalidInputError(f"the observations of {path} have no parts: leave parts out")
-        return flat.read(path, numbers, outside)
+        return flat.read(path, numbers, out_of_bounds_actions)
     data, name = EpisodeDataset.load(path), path.name
     check(name, numbers, range(len(data.demos)))
     if numbers:
         data = data.take(torch.tensor([i for i in range(len(data.demos)) if i not in numbers]))
-    if parts is not None:
+    if obs_keys is not None:
         seen, last = (
-            None if v is None else minari.choose(v, parts, name) for v in (data.demos.observations, data.last)
+            None if v is None else minari.choose(v, obs_keys, name) for v in (data.demos.observations, data.last)
         )
-        data = _alone(replace(data, demos=replace(data.demos, observations=seen), last=last), parts)
-    if outside == "clip":
+        data = _alone(replace(data, demos=replace(data.demos, observations=seen), last=last), obs_keys)
+    if out_of_bounds_actions == "clip":
         data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(data.low, data.high)))
     return data
 
 
-def _alone(data: EpisodeDataset, parts: Sequence[str] | None) -> EpisodeDataset:
+def _alone(data: EpisodeDataset, obs_keys: Sequence[str] | None) -> EpisodeDataset:
     """The recording, a part that was chosen alone as a tensor."""
-    if parts is None or len(parts) != 1:
+    if obs_keys is None or len(obs_keys) != 1:
         return data
-    demos = replace(data.demos, observations=data.demos.observations[parts[0]])
-    return replace(data, demos=demos, last=None if data.last is None else data.last[parts[0]])
+    demos = replace(data.demos, observations=data.demos.observations[obs_keys[0]])
+    return replace(data, demos=demos, last=None if data.last is None else data.last[obs_keys[0]])
 
 
 def write_as(path: str | Path, data: EpisodeDataset, how: Kind, name: str, fps: int = 0) -> None:

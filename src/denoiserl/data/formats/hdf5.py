@@ -45,7 +45,9 @@ ASIDE = ("infos", "metadata", "qpos", "qvel", "button_states")
 """what D4RL and OGBench store of the simulator beside the data: nothing is lost without it"""
 
 
-def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse") -> EpisodeDataset:
+def read(
+    path: Path, exclude_episodes: Collection[int] = (), out_of_bounds_actions: Outside = "error"
+) -> EpisodeDataset:
     """The recording in a flat file, cut into episodes by ``data.ends.split``.
 
     Stored ``next_observations`` are what is learned from. Where they are missing, or are the start of the next episode,
@@ -67,13 +69,13 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
     rewards = column(columns["rewards"], np.float64, "rewards", str(path)) if "rewards" in columns else None
     success = column(found[WON], np.float64, WON, str(path)) if WON in found else None
     low, high = _box(path, found, actions.shape[1])
-    if outside == "clip":
+    if out_of_bounds_actions == "clip":
         actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
     stop, over, known = split(path.name, observations, ended, cut, after)
-    check(path.name, without, range(len(stop)))
+    check(path.name, exclude_episodes, range(len(stop)))
     start = np.append(0, stop[:-1] + 1)
     length = stop - start + (known | over)  # without its last row where what followed is not known
-    taken = np.flatnonzero((length > 0) & ~np.isin(np.arange(len(stop)), list(without)))
+    taken = np.flatnonzero((length > 0) & ~np.isin(np.arange(len(stop)), list(exclude_episodes)))
     if len(taken) == 0:
         raise InvalidInputError(f"{path} holds no episode of two rows")
     told = {} if rewards is None else {"rewards": rewards}
@@ -88,7 +90,7 @@ def read(path: Path, without: Collection[int] = (), outside: Outside = "refuse")
         last[known] = after[stop[known]]
     for i in taken[~np.isfinite(last[taken].reshape(len(taken), -1)).all(1)]:
         raise InvalidInputError(
-            f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with without=({i},)"
+            f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with exclude_episodes=({i},)"
         )
     ends = length[taken].cumsum()
     kept: Any = slice(None)

@@ -6,7 +6,7 @@
 
 ``read`` gives ``Demonstrations``, ``read_recording`` what else is known, ``write`` makes version 3.0. Cameras have any
 name, as in LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless
-``parts`` leaves them out, for a policy must not be blind without a word. What a robot is told to do is not read:
+``obs_keys`` leaves them out, for a policy must not be blind without a word. What a robot is told to do is not read:
 several tasks are warned of, and so are all other features that are left over. Needs pyarrow (``pip install
 'denoiserl[data]'``).
 """
@@ -47,29 +47,31 @@ TASK = ("task", "instruction", "language", "prompt")
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
-def read(folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None) -> Demonstrations:
+def read(
+    folder: str | Path, exclude_episodes: Collection[int] = (), obs_keys: Sequence[str] | None = None
+) -> Demonstrations:
     """The demonstrations of a dataset: ``recording(...).demos``."""
-    return read_recording(folder, without, parts).demos
+    return read_recording(folder, exclude_episodes, obs_keys).demos
 
 
 def read_recording(
-    folder: str | Path, without: Collection[int] = (), parts: Sequence[str] | None = None
+    folder: str | Path, exclude_episodes: Collection[int] = (), obs_keys: Sequence[str] | None = None
 ) -> EpisodeDataset:
-    """A dataset's episodes, whole or as many of them as ``without`` leaves.
+    """A dataset's episodes, whole or as many of them as ``exclude_episodes`` leaves.
 
-    ``without``: episodes to leave out, by the number that the rows give them. ``parts``: the observations to keep
-    (default: all; refused where cameras lie in videos); one alone is a tensor [N, ...], several are a dict by name.
+    ``exclude_episodes``: episodes to leave out, by the number that the rows give them. ``obs_keys``: the observations
+    to keep (default: all; an error if cameras are videos); one alone is a tensor [N, ...], several are a dict by name.
     A part may also be a feature of another name, which is told and not read otherwise. ``next.reward``,
     ``next.success`` and how episodes ended are read where they are; the format knows neither the last observation nor
     the box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
     ``datarecordings.validate_episode``. Raises RunError, InvalidInputError.
     """
-    folder, without = Path(folder), frozenset(without)
+    folder, exclude_episodes = Path(folder), frozenset(exclude_episodes)
     info = _info(folder)
     features, name = info["features"], folder.name
-    parts = _parts(features, parts, name)
-    more, tasks = [c for c in KINDS if c in features], _tasks_named(features, parts)
-    table = _table(folder, [*parts, ACTION, *more], tasks)
+    obs_keys = _parts(features, obs_keys, name)
+    more, tasks = [c for c in KINDS if c in features], _tasks_named(features, obs_keys)
+    table = _table(folder, [*obs_keys, ACTION, *more], tasks)
     owner = np.asarray(table["episode_index"])
     if len(owner) == 0:
         raise InvalidInputError(f"{name} holds no row")
@@ -81,10 +83,10 @@ def read_recording(
             f"the rows of episode {i} of {name} are not one after another: sort the rows by their index"
         )
     counts = dict(zip(found, np.diff(begin, append=len(owner)).tolist(), strict=True))
-    missing = _promised(folder, info, counts, without)
+    missing = _promised(folder, info, counts, exclude_episodes)
     episodes, success, rewards, over = [], [], [], []
     for i, low, high in zip(found, begin.tolist(), [*begin[1:].tolist(), len(owner)], strict=True):
-        if i in without:
+        if i in exclude_episodes:
             continue
         rows = table.slice(low, high - low)
         frames = np.asarray(rows["frame_index"])
@@ -93,7 +95,9 @@ def read_recording(
             raise InvalidInputError(
                 f"row {row} of episode {i} of {name} is frame {frames[row]}: frames are missing or doubled"
             )
-        observations = {part: _column(rows[part], features[part], f"{part} of episode {i} of {name}") for part in parts}
+        observations = {
+            part: _column(rows[part], features[part], f"{part} of episode {i} of {name}") for part in obs_keys
+        }
         actions = _column(rows[ACTION], features[ACTION], f"{ACTION} of episode {i} of {name}")
         told = {c: column(rows[c].to_numpy(), k, c, f"episode {i} of {name}") for c, k in KINDS.items() if c in more}
         validate_episode(name, i, observations, actions, **told)
@@ -104,34 +108,36 @@ def read_recording(
         known = "next.terminated" in told or cut[-1] or ("next.truncated" in told and done[-1])
         over.append(bool(way[-1]) if known else None)
         seen = tree_map(to_stored_tensor, observations)
-        episodes.append((seen[parts[0]] if len(parts) == 1 else seen, to_stored_tensor(actions)))
+        episodes.append((seen[obs_keys[0]] if len(obs_keys) == 1 else seen, to_stored_tensor(actions)))
         rewards += [to_stored_tensor(told["next.reward"])] if "next.reward" in told else []
         success += [bool(told["next.success"].any())] if "next.success" in told else []
     for i in missing:
-        raise InvalidInputError(f"episode {i} of {name} is empty: leave it out with without=({i},)")
+        raise InvalidInputError(f"episode {i} of {name} is empty: leave it out with exclude_episodes=({i},)")
     if not episodes:
         raise InvalidInputError(f"{name} holds no episode")
-    kept = ~np.isin(owner, list(without))
-    _left_over(name, features, parts, {c: table[c].to_numpy()[kept] for c in tasks if c in table.column_names})
+    kept = ~np.isin(owner, list(exclude_episodes))
+    _left_over(name, features, obs_keys, {c: table[c].to_numpy()[kept] for c in tasks if c in table.column_names})
     returns = [float(r.sum()) for r in rewards] if rewards else None
     demos = Demonstrations.of(episodes, success or None, returns, name)
     made = EpisodeDataset.of(demos, torch.cat(rewards) if rewards else None)
     return made if None in over else replace(made, terminated=torch.tensor(over))
 
 
-def _promised(folder: Path, info: dict[str, Any], found: dict[int, int], without: Collection[int]) -> list[int]:
+def _promised(
+    folder: Path, info: dict[str, Any], found: dict[int, int], exclude_episodes: Collection[int]
+) -> list[int]:
     """Return the promised episodes without a row, where all rows are there; ``found``: {number: rows}.
 
     Raise RunError where rows are missing and are not of episodes to leave out: only a part was downloaded, or less.
     """
     rows, promised, total = sum(found.values()), int(info["total_frames"]), int(info["total_episodes"])
     known = list(found) if len(found) == total else sorted({*range(total), *found})
-    check(folder.name, without, known)
-    missing = [i for i in known if i not in found and i not in without]
+    check(folder.name, exclude_episodes, known)
+    missing = [i for i in known if i not in found and i not in exclude_episodes]
     if rows == promised:
         return missing
     lengths = _lengths(folder)
-    short = [i for i, n in found.items() if i not in without and lengths.get(i, n) != n]
+    short = [i for i, n in found.items() if i not in exclude_episodes and lengths.get(i, n) != n]
     said = f"{folder} holds {rows} rows of the {promised} that meta/info.json promises"
     if not missing and not short and len(known) > len(found):
         return []
@@ -141,8 +147,8 @@ def _promised(folder: Path, info: dict[str, Any], found: dict[int, int], without
     what += [f"not whole are episodes {spell(short)}"] if short else []
     out = spell([*missing, *short])
     raise RunError(
-        f"{said}; {' and '.join(what)}. If only a part was downloaded, leave them out (without='{out}', or --without "
-        f"{out}); else copy it again"
+        f"{said}; {' and '.join(what)}. If only a part was downloaded, leave them out (exclude_episodes='{out}', or "
+        f"--exclude-episodes {out}); else copy it again"
     )
 
 
@@ -161,14 +167,14 @@ def _lengths(folder: Path) -> dict[int, int]:
     return {int(row["episode_index"]): int(row["length"]) for row in told}
 
 
-def _tasks_named(features: dict[str, Any], parts: Sequence[str]) -> list[str]:
-    """Return the columns, beside ``parts``, that tell by words or numbers what the robot is to do."""
+def _tasks_named(features: dict[str, Any], obs_keys: Sequence[str]) -> list[str]:
+    """Return the columns, beside ``obs_keys``, that tell by words or numbers what the robot is to do."""
     told = {k for k, f in features.items() if str(f["dtype"]).startswith(("string", "language", "int", "uint"))}
-    named = [k for k in features if k in told and k not in parts and any(word in k.lower() for word in TASK)]
+    named = [k for k in features if k in told and k not in obs_keys and any(word in k.lower() for word in TASK)]
     return list(dict.fromkeys(["task_index", *named]))
 
 
-def _left_over(name: str, features: dict[str, Any], parts: Sequence[str], tasks: dict[str, np.ndarray]) -> None:
+def _left_over(name: str, features: dict[str, Any], obs_keys: Sequence[str], tasks: dict[str, np.ndarray]) -> None:
     """Warn where what the robot is told differs, for nothing of it is learned from, and of features not read."""
     counts = {k: len(set(map(str, v)) if v.dtype == object else np.unique(v)) for k, v in tasks.items()}
     if several := {k: n for k, n in counts.items() if n > 1}:
@@ -178,9 +184,9 @@ def _left_over(name: str, features: dict[str, Any], parts: Sequence[str], tasks:
             "which one it is at. Leave the episodes of others out, or add the task to the observations",
             stacklevel=3,
         )
-    known = {*USED, *parts, *several}
+    known = {*USED, *obs_keys, *several}
     if left := ", ".join(k for k, f in features.items() if k not in known and not _observed_there(k, f)):
-        said = "a policy learns nothing of that. Numbers that it should see, name among the parts= (--parts)"
+        said = "a policy learns nothing of that. Numbers that it should see, name among the obs_keys= (--obs-keys)"
         warnings.warn(f"{name} also holds {left}, not read here: {said}", stacklevel=3)
 
 
@@ -216,22 +222,26 @@ def _info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def _parts(features: dict[str, Any], parts: Sequence[str] | None, name: str) -> list[str]:
+def _parts(features: dict[str, Any], obs_keys: Sequence[str] | None, name: str) -> list[str]:
     known = [k for k, feature in features.items() if _observed_there(k, feature)]
-    for part in parts or ():
+    for part in obs_keys or ():
         if part not in features or part in USED:
             raise InvalidInputError(unknown_name_message(part, features.keys() - USED, f"observation in {name}"))
-    films = [k for k in parts or known if features[k]["dtype"] == "video"]
+    films = [k for k in obs_keys or known if features[k]["dtype"] == "video"]
     if films:
-        left = [k for k in parts or known if k not in films]
-        how = f"without sight, go on with parts={left} (--parts {','.join(left)})" if left else "no other part is there"
+        left = [k for k in obs_keys or known if k not in films]
+        how = (
+            f"without sight, go on with obs_keys={left} (--obs-keys {','.join(left)})"
+            if left
+            else "no other part is there"
+        )
         raise InvalidInputError(
             f"{', '.join(films)} of {name} {'lie' if len(films) > 1 else 'lies'} in videos, which are not read here: "
             f"convert them to pictures with LeRobot, or, {how}"
         )
-    if not (parts or known):
+    if not (obs_keys or known):
         raise InvalidInputError(f"{name} has no observation: its features are {', '.join(sorted(features))}")
-    return list(parts or known)
+    return list(obs_keys or known)
 
 
 def _table(folder: Path, columns: list[str], perhaps: list[str]) -> Any:
@@ -260,7 +270,7 @@ def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
     if feature["dtype"] == "image":
         return _pictures(column.to_pylist(), what)
     if feature["dtype"] in ("string", "language"):
-        raise InvalidInputError(f"{what} are words, not numbers: choose the parts to keep with parts= (--parts)")
+        raise InvalidInputError(f"{what} are words, not numbers: choose the parts to keep with obs_keys= (--obs-keys)")
     values = column.to_numpy()
     if values.dtype == object:
         lengths = {np.shape(v) for v in values}
@@ -284,7 +294,7 @@ def _pictures(cells: list[Any], what: str) -> np.ndarray:
             found.append(np.asarray(image.open(io.BytesIO(cell["bytes"]))))
         except (KeyError, OSError, SyntaxError, TypeError, ValueError):
             said = "no readable picture" if cell.get("bytes") else f"no picture (its path: {cell.get('path')})"
-            how = "store pictures in the rows with LeRobot, or leave them out with parts= (--parts)"
+            how = "store pictures in the rows with LeRobot, or leave them out with obs_keys= (--obs-keys)"
             raise InvalidInputError(f"row {row} of {what} holds {said}: {how}") from None
         if found[row].shape != found[0].shape:
             raise InvalidInputError(

@@ -42,29 +42,36 @@ COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 WON = ("success", "is_success")
 SPELT = {"true": True, "1": True, "false": False, "0": False, "none": False}
 """success in words, and what it says of a tick"""
-Outside = Literal["refuse", "clip"]
+Outside = Literal["error", "clip"]
 
 
 def read(
-    path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
+    path: str | Path,
+    exclude_episodes: Collection[int] = (),
+    out_of_bounds_actions: Outside = "error",
+    obs_keys: Sequence[str] | None = None,
 ) -> Demonstrations:
     """The demonstrations of a dataset: ``recording(...).demos``."""
-    return read_recording(path, without, outside, parts).demos
+    return read_recording(path, exclude_episodes, out_of_bounds_actions, obs_keys).demos
 
 
 def read_recording(
-    path: str | Path, without: Collection[int] = (), outside: Outside = "refuse", parts: Sequence[str] | None = None
+    path: str | Path,
+    exclude_episodes: Collection[int] = (),
+    out_of_bounds_actions: Outside = "error",
+    obs_keys: Sequence[str] | None = None,
 ) -> EpisodeDataset:
     """A dataset's episodes: its folder, the ``data`` in it, or the HDF5 file.
 
-    ``without``: episodes to leave out. ``outside``: actions beyond the action space are refused, or clipped to it.
-    ``parts``: of dict observations, the parts to keep (default: all). Success is what ``infos`` says, in any tick;
+    ``exclude_episodes``: episodes to leave out. ``out_of_bounds_actions``: actions outside the action space raise an
+    error, or are clipped to it.
+    ``obs_keys``: of dict observations, the parts to keep (default: all). Success is what ``infos`` says, in any tick;
     where it does not say so of every episode, none is read, with a warning. Bad episodes are refused by number and row:
     see ``datarecordings.validate_episode``. Raises RunError, InvalidInputError.
     """
-    if outside not in ("refuse", "clip"):
+    if out_of_bounds_actions not in ("error", "clip"):
         raise InvalidInputError(
-            unknown_name_message(outside, ("refuse", "clip"), "way with actions outside the action space")
+            unknown_name_message(out_of_bounds_actions, ("error", "clip"), "way with actions outside the action space")
         )
     folder, metadata = _opened(Path(path))
     name = str(metadata.get("dataset_id") or folder.name)
@@ -80,11 +87,13 @@ def read_recording(
     episodes, success, rewards, last, over, known = [], {}, [], [], [], []
     for i, raw in (_arrow if arrow else _hdf5)(folder, metadata, name):
         known.append(i)
-        if i in without:
+        if i in exclude_episodes:
             continue
         columns = {c: raw[c] for c in COLUMNS}
         jpeg = bool(metadata.get("jpeg_encoding", True))
-        observations = _decoded(choose(columns["observations"], parts, name), _kept_space(seen, parts), jpeg, i, name)
+        observations = _decoded(
+            choose(columns["observations"], obs_keys, name), _kept_space(seen, obs_keys), jpeg, i, name
+        )
         actions = np.asarray(columns["actions"])
         actions = actions.reshape(len(actions), math.prod(actions.shape[1:])) if actions.ndim > 1 else actions
         frames = len(actions)
@@ -92,9 +101,9 @@ def read_recording(
             if len(leaf) != frames + 1:
                 raise InvalidInputError(
                     f"episode {i} of {name} is ragged, {frames} actions and {len(leaf)} observations (one more is "
-                    f"right): repair it, or leave it out with without=({i},)"
+                    f"right): repair it, or leave it out with exclude_episodes=({i},)"
                 )
-        if outside == "clip" and low is not None and actions.ndim == 2:
+        if out_of_bounds_actions == "clip" and low is not None and actions.ndim == 2:
             actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
         gains, ended, cut = (
             column(columns[c], kind, c, f"episode {i} of {name}")
@@ -108,7 +117,7 @@ def read_recording(
         rewards.append(torch.from_numpy(gains.astype(np.float32)))
         success[i] = _success(raw.get("infos"))
         over.append(bool(ended[-1]))
-    check(name, without, known)
+    check(name, exclude_episodes, known)
     if not episodes:
         raise InvalidInputError(f"{name} holds no episode")
     widths = {tuple(tuple(v.shape[1:]) for v in leaves(e)) for e in episodes}
@@ -253,23 +262,23 @@ def _complete(i: int, columns: Any, name: str) -> None:
             )
 
 
-def choose(observations: Any, parts: Sequence[str] | None, name: str) -> Any:
+def choose(observations: Any, obs_keys: Sequence[str] | None, name: str) -> Any:
     """Return the parts to keep of observations in a dict (None: all). Raise InvalidInputError for a part that is not
     there."""
-    if parts is None:
+    if obs_keys is None:
         return observations
     if not isinstance(observations, dict):
         raise InvalidInputError(f"the observations of {name} have no parts: leave parts out")
-    for part in parts:
+    for part in obs_keys:
         if part not in observations:
             raise InvalidInputError(unknown_name_message(part, observations, f"part of the observations of {name}"))
-    return {part: observations[part] for part in parts}
+    return {part: observations[part] for part in obs_keys}
 
 
-def _kept_space(space: Any, parts: Sequence[str] | None) -> Any:
-    if parts is None or space is None:
+def _kept_space(space: Any, obs_keys: Sequence[str] | None) -> Any:
+    if obs_keys is None or space is None:
         return space
-    return {**space, "subspaces": {part: _subspaces(space).get(part) for part in parts}}
+    return {**space, "subspaces": {part: _subspaces(space).get(part) for part in obs_keys}}
 
 
 def _subspaces(space: Any) -> dict[str, Any]:
@@ -285,7 +294,7 @@ def _decoded(value: Any, space: Any, jpeg: bool, i: int, name: str) -> Any:
         return {k: _decoded(v, subs.get(k), jpeg, i, name) for k, v in value.items()}
     if space is not None and space["type"] in ("Discrete", "MultiDiscrete"):
         raise InvalidInputError(
-            f"{name} observes a {space['type']}, names and no quantities: choose other parts with parts=, or store it "
+            f"{name} observes a {space['type']}, names and no quantities: choose other obs_keys=, or store it "
             "one-hot in a Box"
         )
     if jpeg and _picture(space):
@@ -293,7 +302,7 @@ def _decoded(value: Any, space: Any, jpeg: bool, i: int, name: str) -> Any:
         return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in value])
     if value.dtype.kind not in "fiub":
         raise InvalidInputError(
-            f"episode {i} of {name} observes {value.dtype}, not numbers: choose the parts to keep with parts="
+            f"episode {i} of {name} observes {value.dtype}, not numbers: choose the parts to keep with obs_keys="
         )
     return value
 

@@ -18,10 +18,10 @@ import numpy as np
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.data.rollout import Fault
 
-OnFault = Literal["stop", "restart"]
+OnFault = Literal["error", "restart"]
 """what a stream does about a fault"""
 
-WAYS = ("stop", "restart")
+WAYS = ("error", "restart")
 
 IN_A_ROW = 3
 """lost decisions or failed resets of one copy, without a good one between, after which a restart is no cure"""

@@ -73,7 +73,7 @@ class SubprocBackend:
         count: int,
         processes: int,
         name: str = "the environment",
-        on_fault: str = "stop",
+        on_fault: str = "error",
         patience: float | None = None,
     ) -> None:
         self.context: Any = multiprocessing.get_context("spawn")
@@ -148,7 +148,7 @@ class SubprocBackend:
         fault = Fault(copy if copy >= 0 else None, tick, f"{silent} (worker {k})")
         self.processes[k].kill()
         self.processes[k].join(2)
-        if self.on_fault == "stop":
+        if self.on_fault == "error":
             raise EnvFault(fault, self.name) from silent
         self.pipes[k].close()
         self._launch(k)

@@ -81,7 +81,7 @@ class SyncBackend:
         count: int,
         name: str = "the environment",
         first: int = 0,
-        on_fault: str = "stop",
+        on_fault: str = "error",
         heartbeat: Any = None,
     ) -> None:
         self.make, self.name, self.on_fault = make, name, check_on_fault(on_fault)
@@ -188,7 +188,7 @@ class SyncBackend:
     def _mend(self, i: int, what: str, cause: BaseException | None = None) -> None:
         """Stop, or make copy i anew and start an episode in it."""
         fault = Fault(self.numbers[i], self.ticks[i], what)
-        if self.on_fault == "stop":
+        if self.on_fault == "error":
             raise EnvFault(fault, self.name) from cause
         self.faults.append(fault)
         with contextlib.suppress(Exception):  # what is broken may not close either

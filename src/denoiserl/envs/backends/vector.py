@@ -119,7 +119,7 @@ def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
 class VectorEnvBackend:
     """A Gymnasium vector environment as an owner of copies."""
 
-    def __init__(self, envs: Any, name: str = "the environment", on_fault: str = "stop") -> None:
+    def __init__(self, envs: Any, name: str = "the environment", on_fault: str = "error") -> None:
         if check_on_fault(on_fault) == "restart":
             raise InvalidInputError(
                 f"{name} is a vector environment, whose copies cannot be made anew one by one: give an environment id "
@@ -231,7 +231,7 @@ class VectorEnvBackend:
 class BatchedBackend:
     """One of our own batched worlds (``envs.toy.fork2d``): ``step(actions, live)`` moves the live copies only."""
 
-    def __init__(self, world: Any, name: str = "the world", on_fault: str = "stop") -> None:
+    def __init__(self, world: Any, name: str = "the world", on_fault: str = "error") -> None:
         self.world, self.name, self.on_fault = world, name, check_on_fault(on_fault)
 
     @property
@@ -297,7 +297,7 @@ class BatchedBackend:
         wrong = dict.fromkeys(np.flatnonzero(~np.isfinite(raw)).tolist(), "gave a reward of NaN or infinity")
         wrong = wrong | find_nonfinite(after)
         faults = tuple(Fault(row, int(self.ticks[row]), what) for row, what in sorted(wrong.items()))
-        if faults and self.on_fault == "stop":
+        if faults and self.on_fault == "error":
             raise EnvFault(faults[0], self.name)
         return np.isin(np.arange(self.count), list(wrong)), faults
 

@@ -80,7 +80,7 @@ class Args(Settings):
     """rewards of a prompt before its own statistics are used"""
     lr: NonNegative = 3e-4
     """learning rate; of Adam"""
-    invalid_rewards: Literal["raise", "drop"] = "drop"
+    invalid_rewards: Literal["error", "drop"] = "drop"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""

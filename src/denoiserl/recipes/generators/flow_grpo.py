@@ -80,7 +80,7 @@ class Args(Settings):
     """weight of the KL term; to the pretrained generator, per dimension and step; 0 needs no pass of the reference"""
     lr: NonNegative = 3e-4
     """learning rate; of Adam"""
-    invalid_rewards: Literal["raise", "drop"] = "raise"
+    invalid_rewards: Literal["error", "drop"] = "error"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""

@@ -81,7 +81,7 @@ class Args(Settings):
     that of the whole batch"""
     lr: NonNegative = 3e-4
     """learning rate; of AdamW"""
-    invalid_rewards: Literal["raise", "drop"] = "drop"
+    invalid_rewards: Literal["error", "drop"] = "drop"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""

@@ -93,7 +93,7 @@ class Args(Settings):
     that of the whole batch"""
     ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a token (None: that of the weights' precision)"""
-    invalid_rewards: Literal["raise", "drop"] = "raise"
+    invalid_rewards: Literal["error", "drop"] = "error"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""

@@ -55,7 +55,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, stratified
 from denoiserl.train.minibatches import minibatches
 
-DRAWS = ("serve", "train")
+DRAWS = ("eval", "train")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Args(Settings):
     """inverse temperature β of the exponential weights; of returns, in standard deviations"""
     max_weight: Positive = 100.0
     """largest exponential weight"""
-    rollout_sampler: Literal["serve", "train"] = "serve"
+    rollout_sampler: Literal["eval", "train"] = "eval"
     """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
     lr: NonNegative = 1e-4
     """learning rate; of AdamW"""
@@ -95,7 +95,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
         chain = policy.sample_chain(
-            observe(policy, obs), rng, record=RecordSample(), use_eval_steps=args.rollout_sampler == "serve"
+            observe(policy, obs), rng, record=RecordSample(), use_eval_steps=args.rollout_sampler == "eval"
         )
         return policy.codec.decode(chain.sample)[:, :execute], chain
 

@@ -23,7 +23,7 @@ ELBO. An ELBO's ratio is not a likelihood's: where Â < 0 the loss of an action 
 published: ℓ is the error of ε a dimension, mean (ε̂ − ε)² (``loss_weight="noise"``), whatever the network predicts; the
 mean is taken inside the exponential (``ratio_per="each"`` gives every pair a ratio and a clip of its own, which the
 released code can too); advantages are normalised a minibatch; acting runs the steps of users
-(``rollout_sampler="serve"``). Differences: times are stratified over (0, 1), where the released code draws them from
+(``rollout_sampler="eval"``). Differences: times are stratified over (0, 1), where the released code draws them from
 its sampler's grid; the clamp holds in both kinds of ratio (released: in "each" only); only executed actions count in ℓ;
 the critic has a loss and an optimiser of its own; gradients are clipped.
 
@@ -69,7 +69,7 @@ from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimiz
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
-DRAWS = ("serve", "train")
+DRAWS = ("eval", "train")
 RATIOS = ("mean", "each")
 FAR = 3.0
 """the largest difference of two losses of one pair that counts"""
@@ -93,7 +93,7 @@ class Args(Settings):
     """the matching loss; squared error of the noise, of the velocity, or of the data"""
     ratio_per: Literal["mean", "each"] = "mean"
     """what a ratio is of; the mean loss of a decision, or each of its pairs"""
-    rollout_sampler: Literal["serve", "train"] = "serve"
+    rollout_sampler: Literal["eval", "train"] = "eval"
     """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
     clip_range: Positive = 0.05
     """range ε of the ratio, clipped to 1 ± ε"""
@@ -175,14 +175,14 @@ def make_actor(policy: Policy, draw: str) -> Any:
     if draw not in DRAWS:
         raise InvalidInputError(unknown_name_message(draw, DRAWS, "kind of steps"))
     execute = carry(policy)
-    steps = policy.eval_steps if draw == "serve" else policy.train_steps
+    steps = policy.eval_steps if draw == "eval" else policy.train_steps
     if not any(steps.dense) and not policy.process.prior((1, *policy.event_shape)).has_density:
         raise InvalidInputError(
             "these steps draw the same action always, so there is nothing to learn from: rollout_sampler='train'"
         )
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample_chain(observe(policy, obs), rng, record=RecordSample(), use_eval_steps=draw == "serve")
+        chain = policy.sample_chain(observe(policy, obs), rng, record=RecordSample(), use_eval_steps=draw == "eval")
         return policy.codec.decode(chain.sample)[:, :execute], chain
 
     return act

@@ -1,4 +1,4 @@
-"""``answer``: a run without rewards is told one, and what it becomes is a policy like any other."""
+"""``adapt``: a run without rewards gets a reward, and becomes a policy like any other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from denoiserl.control.zero_shot import policy_for_reward, require_task_conditio
 from denoiserl.tasks import zero_shot as _zero
 
 SMALL = (
-    "--num-updates 6 --batch-size 32 --representation-width 16 --eval-every 6 --no-progress --held-out 0 "
+    "--num-updates 6 --batch-size 32 --representation-width 16 --eval-every 6 --no-progress --eval-trials 0 "
     "--num-candidates 2 --num-proposals 2"
 )
 BASE = (
@@ -34,8 +34,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Path:
     return tmp_path
 
 
-def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -> None:
-    assert main(["answer", "runs/b", "--reward", "mine.py:right", "--out", "told"]) == 0
+def test_a_run_adapts_to_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -> None:
+    assert main(["adapt", "runs/b", "--reward", "mine.py:right", "--out", "told"]) == 0
     assert "ways.png" in capsys.readouterr().out and (run / "told" / "ways.png").read_bytes().startswith(b"\x89PNG")
     found = Policy.load(run / "told")
     base = _zero.Args(
@@ -51,12 +51,12 @@ def test_a_run_is_told_a_reward_and_goes_where_it_pays(run: Path, capsys: Any) -
     assert torch.allclose(found.generate(seen[:5], Rng(0)), wanted.generate(seen[:5], Rng(0)), atol=1e-4)
 
 
-def test_what_tells_nothing_or_cannot_be_told_is_refused(run: Path, capsys: Any) -> None:
+def test_a_reward_without_information_or_that_does_not_exist_is_an_error(run: Path, capsys: Any) -> None:
     for given, said in [
         (["runs/b", "--reward", "mine.py:flat", "--out", "x"], "no information"),
         (["runs/b", "--reward", "mine.py:rigt", "--out", "x"], "right"),
         (["runs/b", "--reward", "mine.py:right", "--out", "mine.py"], "exists already"),
     ]:
-        assert main(["answer", *given]) != 0
+        assert main(["adapt", *given]) != 0
         assert said in capsys.readouterr().err
     assert not (run / "x").exists()

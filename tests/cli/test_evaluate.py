@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("gymnasium")
 
-from denoiserl.cli import collecting, judging, main
+from denoiserl.cli import collect, evaluate, main
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.data.demos import Demonstrations
@@ -65,7 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def judged(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    judging.eval_([*words, "--trials", "30", "--no-media"])
+    evaluate.evaluate([*words, "--trials", "30", "--no-media"])
     return capsys.readouterr().out
 
 
@@ -118,11 +118,11 @@ def test_collect_says_the_same_and_takes_functions_of_observations_alone(
     here: Path, capsys: pytest.CaptureFixture[str]
 ):
     (here / "mine.py").write_text("import numpy as np\ndef act(obs):\n    return np.zeros((len(obs), 1))\n")
-    words = ["--policy", "mine.py:act", "--episodes", "70", "--json"]
-    collecting.collect(["--env", "worlds_of_mine.py:Deaf", "--out", "deaf", *words])
+    words = ["--policy", "mine.py:act", "--num-episodes", "70", "--json"]
+    collect.collect(["--env", "worlds_of_mine.py:Deaf", "--out", "deaf", *words])
     told = json.loads(capsys.readouterr().out)
     assert [line[:23] for line in told["notes"]] == ["1 distinct start of 70:"], "of all blocks together"
-    collecting.collect(["--env", "worlds_of_mine.py:Falls", "--out", "falls", *words])
+    collect.collect(["--env", "worlds_of_mine.py:Falls", "--out", "falls", *words])
     told = json.loads(capsys.readouterr().out)
     assert told["played"]["episodes"] == 70 and all("crashed and count as failures" in line for line in told["notes"])
 
@@ -152,8 +152,8 @@ def test_collect_keeps_single_frames_of_a_policy_with_a_history(here: Path, monk
         seen.append(tuple(obs.shape))
         return torch.zeros(len(obs), 1)
 
-    monkeypatch.setattr(collecting, "_act", lambda a, env: (act, shown(env, policy), 2))
-    collecting.collect(["--env", "worlds_of_mine.py:World", "--policy", "policy", "--out", "kept", "--episodes", "3"])
+    monkeypatch.setattr(collect, "_make_actor", lambda a, env: (act, shown(env, policy), 2))
+    collect.collect(["--env", "worlds_of_mine.py:World", "--policy", "policy", "--out", "kept", "--num-episodes", "3"])
     kept = Demonstrations.load(here / "kept")
     assert seen[0] == (3, 4) and kept.observations.shape == (15, 2)
 
@@ -181,12 +181,12 @@ def test_frames_a_second_are_the_environments_or_its_simulators(whose: str, told
     """PushT and Meta-World wrap a simulator that knows them, so the documented command needs no --fps."""
     sim = SimpleNamespace(metadata={"render_fps": 10} if told else {})
     env = SimpleNamespace(sim=sim, close=lambda: None, metadata={"render_fps": 7} if whose == "own" else None)
-    a = collecting.Collect(env="pusht", out=Path("demos"))
+    a = collect.CollectOptions(env="pusht", out=Path("demos"))
     if told is None:
-        with pytest.raises(collecting.Misuse, match="give --fps"):
-            collecting._fps(lambda: env, a)
+        with pytest.raises(collect.Misuse, match="give --fps"):
+            collect._fps(lambda: env, a)
     else:
-        assert collecting._fps(lambda: env, a) == told
+        assert collect._fps(lambda: env, a) == told
 
 
 def test_an_evaluation_takes_no_other_files_away(here: Path):
@@ -196,12 +196,12 @@ def test_an_evaluation_takes_no_other_files_away(here: Path):
     (here / "thesis" / "chapter.tex").write_text("the only copy")
     for folder in ("thesis", "."):
         with pytest.raises(RunError, match="holds other files"):
-            judging.eval_([*words, "--out", folder])
+            evaluate.evaluate([*words, "--out", folder])
     with pytest.raises(RunError, match="is a file"):
-        judging.eval_([*words, "--out", "worlds_of_mine.py"])
+        evaluate.evaluate([*words, "--out", "worlds_of_mine.py"])
     assert (here / "thesis" / "chapter.tex").read_text() == "the only copy" and (here / "worlds_of_mine.py").is_file()
     for _ in range(2):
-        judging.eval_([*words, "--out", "kept"])
+        evaluate.evaluate([*words, "--out", "kept"])
     assert sorted(p.name for p in (here / "kept").iterdir()) == ["eval.json", "plot.png", "trials.jsonl"]
 
 
@@ -209,7 +209,7 @@ def test_wrong_words_are_refused_by_a_sentence(here: Path, capsys: pytest.Captur
     """Paths that cannot be, environments that cannot be made, and policies of other environments."""
     (here / "more.py").write_text("def broken(): raise RuntimeError('no simulator')")
     sound = ["policy", "--env", "worlds_of_mine.py:World", "--trials", "2", "--no-media"]
-    collect = ["collect", "--policy", "policy", "--episodes", "2"]
+    collect = ["collect", "--policy", "policy", "--num-episodes", "2"]
     for words, said in (
         (["eval", *sound, "--out", "more.py/x"], "more.py is a file"),
         (["eval", ".", *sound[1:]], "not a folder that denoiserl wrote"),
@@ -218,7 +218,7 @@ def test_wrong_words_are_refused_by_a_sentence(here: Path, capsys: pytest.Captur
         ([*collect, "--env", "CartPole-v1", "--out", "a"], "policy does not observe what CartPole-v1 shows"),
         ([*collect, "--env", sound[2], "--out", "more.py/x"], "check the path"),
         (["sample", "policy"], "name the folder of its run"),
-        (["answer", "policy", "--reward", "more.py:broken", "--out", "a"], "name the folder of its run"),
+        (["adapt", "policy", "--reward", "more.py:broken", "--out", "a"], "name the folder of its run"),
     ):
         assert main(words) in (1, 2)
         assert said in " ".join(capsys.readouterr().err.split()), words
@@ -226,6 +226,6 @@ def test_wrong_words_are_refused_by_a_sentence(here: Path, capsys: pytest.Captur
 
 def test_a_recording_that_failed_at_once_does_not_keep_its_name(here: Path, capsys: pytest.CaptureFixture[str]):
     (here / "more.py").write_text("import numpy as np\ndef act(obs): return np.zeros((len(obs), 3))")
-    words = ["collect", "--env", "worlds_of_mine.py:World", "--episodes", "2", "--out", "kept"]
+    words = ["collect", "--env", "worlds_of_mine.py:World", "--num-episodes", "2", "--out", "kept"]
     assert main([*words, "--policy", "more.py:act"]) == 1
     assert main([*words, "--policy", "policy"]) == 0 and (here / "kept").is_dir()

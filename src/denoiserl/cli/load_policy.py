@@ -1,4 +1,4 @@
-"""Policies on disk, with what they belong to: a run's, or one that was saved by itself."""
+"""Load a policy that a word of the command line names: that of a run, or one that was saved by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """Where a policy lies, its run with program and args (None of a policy without one), and where it computes."""
+    """A policy on disk: its path, its run with program and args (None if it has no run), and the device settings."""
 
     path: Path
     run: Path | None
@@ -27,18 +27,18 @@ class LoadedPolicy:
     place: Any
 
     def task(self) -> Task:
-        """What the run is about."""
+        """Return the task of the run. Raise an error if the policy has no run, or the run no task."""
         if self.program is None:
-            raise Misuse(f"{self.path} is a policy without a run: say what it is judged on, with --env or --task.")
+            raise Misuse(f"{self.path} is a policy without a run, and so without a task: give --env or --task.")
         if not hasattr(self.program, "task_of"):
             raise RunError(
-                f"{self.program.__name__} does not say what its policy is judged by: add task_of(args) -> Task to its "
+                f"{self.program.__name__} does not say how its policy is evaluated: add task_of(args) -> Task to its "
                 "file"
             )
         return self.program.task_of(self.args)
 
     def load(self, task: Task | None = None) -> Policy:
-        """The policy itself."""
+        """Return the policy, loaded by the task if there is one."""
         from denoiserl.policy.policy import Policy
 
         with self.place.activate():
@@ -47,11 +47,13 @@ class LoadedPolicy:
             return task.load_policy(self.path, self.place.device)
 
 
-def load_policy(word: str, which: str, device: str | None) -> LoadedPolicy:
-    """What a word of the command line means: the folder of a run, its name in ``runs/``, or a saved policy."""
+def load_policy(word: str, checkpoint: str, device: str | None) -> LoadedPolicy:
+    """Return the policy that a word names: the folder of a run, the name of a run in ``runs/``, or a saved policy."""
+    if not any(path.exists() for path in (Path(word), Path("runs") / word)):
+        find_run_folder(word)  # raises, before torch is imported
     from denoiserl.core.serialization import store
     from denoiserl.data.formats import foreign
-    from denoiserl.experiments.runner import load_run as run_of
+    from denoiserl.experiments.runner import load_run
     from denoiserl.train.device import DeviceConfig
 
     if store.exists(Path(word)) and not (Path(word) / "run.json").is_file():
@@ -63,20 +65,20 @@ def load_policy(word: str, which: str, device: str | None) -> LoadedPolicy:
         return LoadedPolicy(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1))
     path = find_run_folder(word)
     add_recipe_dir_to_path(path)
-    program, args, record = run_of(path)
+    program, args, record = load_run(path)
     place = DeviceConfig(device or record["device"], record["precision"], record["threads"])
-    return LoadedPolicy(_saved(path, which), path, program, args, place)
+    return LoadedPolicy(_saved_policy(path, checkpoint), path, program, args, place)
 
 
-def _saved(path: Path, which: str) -> Path:
-    """The policy of a run: ``which``, or the last one of a recipe that keeps no best one."""
+def _saved_policy(path: Path, checkpoint: str) -> Path:
+    """Return the path of a run's best or last policy; the last one if the recipe keeps no best one."""
     from denoiserl.train.run_state import find_saved_policy
 
     try:
-        return find_saved_policy(path, which)
+        return find_saved_policy(path, checkpoint)
     except RunError:
-        if which == "last":
+        if checkpoint == "last":
             raise
         source = find_saved_policy(path, "last")
-        print(f"{path} has no best policy: the last one is taken.", file=sys.stderr)
+        print(f"{path} has no best policy: its last one is used.", file=sys.stderr)
         return source

@@ -1,0 +1,176 @@
+"""``eval``: evaluate one policy, or several on the same held-out trials."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from denoiserl import tasks
+from denoiserl.cli import Misuse
+from denoiserl.cli.load_policy import LoadedPolicy, load_policy
+from denoiserl.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    ExecutionHorizonOption,
+    Flag,
+    JsonOption,
+    MaxEpisodeStepsOption,
+    hint,
+    parse,
+    print_table,
+)
+from denoiserl.cli.task_options import TASK_HELP, require_task, split_task_args
+from denoiserl.core.errors import unknown_name_message
+
+PolicyWords = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RUN|POLICY [RUN|POLICY ...]", help_behavior_hint="(required)"),
+]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of ``eval``."""
+
+    policies: PolicyWords
+    """folders of runs, or of saved policies; several are evaluated on the same trials and compared"""
+    env: Annotated[str | None, hint("(default: the run's task)")] = None
+    """Hopper-v5, metaworld:drawer-open-v3, my_module:make_env or my_file.py:make_env"""
+    task: Annotated[str | None, tyro.conf.arg(help=TASK_HELP, help_behavior_hint="(default: the run's task)")] = None
+    execution_horizon: ExecutionHorizonOption = None
+    max_episode_steps: MaxEpisodeStepsOption = None
+    trials: int = 200
+    """number of held-out trials of each policy"""
+    seed: int = 0
+    """random seed of the trials: the same seed gives the same trials"""
+    sequential: Flag = False
+    """test after every trial, and stop as soon as successes decide between the policies"""
+    error_rate: float = 0.05
+    """error rate of all verdicts together"""
+    checkpoint: CheckpointOption = "best"
+    metrics: Annotated[tuple[str, ...], hint("(default: all)")] = ()
+    """metrics to show"""
+    media: bool = True
+    """write plots and videos"""
+    out: Annotated[Path | None, hint("(default: RUN/eval, or runs/eval-A-B)")] = None
+    """the folder to write: eval.json, trials.jsonl, the plot and the videos"""
+    device: DeviceOption = None
+    json: JsonOption = False
+
+
+def evaluate(argv: list[str]) -> None:
+    """``denoiserl eval RUN|POLICY ...``."""
+    description = "Evaluate policies on held-out trials: 95 % intervals of one, verdicts between several."
+    task_args, argv = split_task_args(argv)
+    args = parse(EvalOptions, "eval", description, argv)
+    if task_args and not args.task:
+        raise Misuse("--task.NAME sets an option of the task: give --task too.")
+    if not args.policies:
+        raise Misuse("Name a run or a saved policy: denoiserl eval RUN.")
+    if args.trials < 1:
+        raise Misuse(f"--trials {args.trials}: give at least 1.")
+    if args.env and args.task:
+        raise Misuse("--env and --task both say what policies are evaluated on: give one of them.")
+    if not args.env and (args.execution_horizon or args.max_episode_steps):
+        raise Misuse("--execution-horizon and --max-episode-steps are options of --env: give --env too.")
+    if args.sequential and len(args.policies) < 2:
+        raise Misuse("--sequential stops a comparison early: name two policies or more.")
+    if args.task:
+        require_task(args.task)
+    loaded = _name_policies([load_policy(word, args.checkpoint, args.device) for word in args.policies])
+    from denoiserl.experiments import evaluate_policies as evaluation
+    from denoiserl.experiments.compare_report import note_lines
+
+    out = args.out or _default_out(loaded)
+    evaluation.require_free_folder(out)
+    task = _task(loaded, args, task_args)
+    policies = {name: (policy.load(task), policy.place) for name, policy in loaded.items()}
+    found = evaluation.evaluate_policies(
+        policies, task, args.seed, args.trials, args.error_rate, args.sequential, progress=not args.json
+    )
+    for name in args.metrics:
+        if name not in found.values:
+            raise Misuse(unknown_name_message(name, found.values, "metric"))
+    paths = {name: str(policy.path) for name, policy in loaded.items()}
+    evaluation.write(found, task, policies, paths, out, args.media)
+    if args.json:
+        print(json.dumps(evaluation.as_dict(found, args.metrics), indent=2))
+        for line in note_lines(found.notes):
+            print(line, file=sys.stderr)
+        return
+    if len(policies) > 1:
+        evaluation.print_tables(found, args.metrics)
+    else:
+        _print_intervals(found, args.metrics)
+    print(f"\n{out}: eval.json, trials.jsonl and the plots.")
+
+
+def print_held_out(folder: Path, trials: int, progress: bool) -> None:
+    """Evaluate the best policy of a run on held-out trials, and print the means with intervals."""
+    from denoiserl.experiments import evaluate_policies as evaluation
+
+    policy = load_policy(str(folder), "best", None)
+    task = policy.task()
+    found = evaluation.evaluate_policies(
+        {folder.name: (policy.load(task), policy.place)}, task, 0, trials, progress=progress
+    )
+    print(f"\nIn {trials} held-out trials:")
+    _print_intervals(found)
+
+
+def _print_intervals(found: Any, metrics: Sequence[str] = ()) -> None:
+    """Print the table of one policy, and the notes on its numbers."""
+    from denoiserl.experiments import evaluate_policies as evaluation
+    from denoiserl.experiments.compare_report import note_lines
+
+    each, rows = evaluation.intervals(found), []
+    for name in (m for m in metrics or each if m in each):
+        one, rate = each[name]
+        mean, _, ends = format(one, ".1%" if rate else "").rpartition(" (")[0].partition(" ")
+        what = found.words[name][0]
+        rows.append((name, "" if what == name else what, mean, ends, str(one.n)))
+    print_table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
+    for line in note_lines(found.notes):
+        print(f"\n{line}")
+
+
+def _name_policies(policies: Sequence[LoadedPolicy]) -> dict[str, LoadedPolicy]:
+    """Return {name: policy}: the last parts of the paths, as many as are needed to be different."""
+    paths = [(m.run or m.path).resolve() for m in policies]
+    if len(set(paths)) < len(paths):
+        raise Misuse("A policy is named twice, and its trials would be the same: name each once.")
+    depth = 1
+    while len({"-".join(p.parts[-depth:]) for p in paths}) < len(paths):
+        depth += 1
+    return {"-".join(p.parts[-depth:]): m for p, m in zip(paths, policies, strict=True)}
+
+
+def _task(loaded: dict[str, LoadedPolicy], args: EvalOptions, task_args: dict[str, Any]) -> Any:
+    """Return the task to evaluate on: that of the options, or the one task of the runs."""
+    if args.env:
+        from denoiserl.experiments.env_task import env_task
+
+        return env_task(args.env, args.execution_horizon, args.max_episode_steps)
+    if args.task:
+        return tasks.make(args.task, task_args)
+    found = {name: policy.task() for name, policy in loaded.items()}
+    first, *others = found.values()
+    if any(o.name != first.name for o in others):
+        names = ", ".join(f"{name}: {t.name}" for name, t in found.items())
+        raise Misuse(f"The runs are of different tasks ({names}): give one of them, with --env or --task.")
+    return first
+
+
+def _default_out(loaded: dict[str, LoadedPolicy]) -> Path:
+    """Return the folder to write if no --out is given."""
+    (name, policy), *others = loaded.items()
+    if not others:
+        return (policy.run or policy.path.parent) / "eval" if policy.run else Path("runs") / f"eval-{name}"
+    return Path("runs") / f"eval-{'-'.join(loaded)}"[:120]

@@ -1,0 +1,59 @@
+"""``sample``: generate with a run's policy and save what can be looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from denoiserl.cli import Misuse
+from denoiserl.cli.load_policy import load_policy
+from denoiserl.cli.options import CheckpointOption, DeviceOption, RunWord, hint, parse
+from denoiserl.cli.run_folders import find_run_folder
+from denoiserl.core.errors import RunError
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Options of ``sample``."""
+
+    run: RunWord
+    """the folder of a run"""
+    num_samples: int = 16
+    """number of samples, episodes or answers"""
+    seed: int = 0
+    """random seed of the samples"""
+    checkpoint: CheckpointOption = "best"
+    out: Annotated[Path | None, hint("(default: RUN/samples)")] = None
+    """the folder to write"""
+    device: DeviceOption = None
+
+
+def sample(argv: list[str]) -> None:
+    """``denoiserl sample RUN``."""
+    description = "Generate with a run's policy and save what can be looked at."
+    args = parse(SampleOptions, "sample", description, argv)
+    if args.num_samples < 1:
+        raise Misuse(f"--num-samples {args.num_samples}: give at least 1.")
+    loaded = load_policy(args.run, args.checkpoint, args.device)
+    if loaded.program is None:
+        raise Misuse(f"{args.run} is a policy without a run, and so without a task: name the folder of its run.")
+    task = loaded.task()
+    if task.look is None:
+        raise RunError(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")
+    policy = loaded.load(task)
+    with loaded.place.activate():
+        files = task.look(policy, args.seed, args.num_samples)
+    out = args.out or find_run_folder(args.run) / "samples"
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if Path(name).name != name:
+            raise RunError(f"look of task {task.name!r} names a file {name!r}: give names without folders.")
+        path = out / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(content, encoding="utf-8")
+            if path.suffix == ".txt":
+                print(content.rstrip("\n"))
+        print(path)
