@@ -257,4 +257,4 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             opt.step()
             losses.append(float(loss))
-        yield {"reward": gained, "loss": float(np.mean(losses)), "updates": len(losses)}
+        yield {"rollout/reward": gained, "loss/policy": float(np.mean(losses)), "updates": len(losses)}

@@ -55,7 +55,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "world": lambda rng: fork2d.demonstrations(2, rng).actions,
     "minibatches": lambda rng: torch.stack(list(minibatches(8, 4, 2, rng))),
     "fit": lambda rng: [
-        r["loss"] for r in fit(PROCESS, policy().denoiser, torch.zeros(4, 2, 1), COND, 2, rng, batch=2)
+        r["loss/denoising"] for r in fit(PROCESS, policy().denoiser, torch.zeros(4, 2, 1), COND, 2, rng, batch=2)
     ],
     "bootstrap": lambda rng: bootstrap(list(range(9)), rng, draws=100).low,
 }

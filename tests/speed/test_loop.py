@@ -26,5 +26,5 @@ def test_floor_and_recipe_learn_the_same_weights(tuned: int, cut: int | None) ->
     assert (made[0] - start).abs().max() > 0.01
     torch.testing.assert_close(made[1], made[0], atol=1e-4, rtol=0)  # a hundredth of what was learned
     for ours, plain in zip(*rows, strict=True):
-        assert plain["reward"] == pytest.approx(ours["reward"], abs=1e-5)
-        assert plain["loss"] == pytest.approx(ours["loss"], abs=1e-5)
+        assert plain["rollout/reward"] == pytest.approx(ours["rollout/reward"], abs=1e-5)
+        assert plain["loss/policy"] == pytest.approx(ours["loss/policy"], abs=1e-5)
