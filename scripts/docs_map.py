@@ -1,10 +1,10 @@
-"""The map: every recipe on the axes of the field, as matrices that leave nobody out."""
+"""Make the map: every recipe on the axes of the field, as matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from docs_claims import table
+from docs_claims import recipe_link, table
 from docs_recipes import lacking, parts
 
 from denoiserl.core.errors import RunError
@@ -14,9 +14,9 @@ Matrix = dict[tuple[str, str, str], list[tuple[Card, bool]]]
 
 
 def matrix(cards: Sequence[Card]) -> Matrix:
-    """{(side, base, stage): [(recipe, is this its primary cell)]}, for every combination of a recipe's words.
+    """Return {(side, base, stage): [(recipe, is this its primary cell)]}, for every combination of a recipe's words.
 
-    Raises RunError for a recipe without all facets: it would stand nowhere.
+    Raise RunError for a recipe without all facets.
     """
     found: Matrix = {}
     for card in cards:
@@ -30,15 +30,16 @@ def matrix(cards: Sequence[Card]) -> Matrix:
 
 
 def page(cards: Sequence[Card]) -> str:
-    """The page of the map."""
+    """Return the page of the map."""
     cells = matrix(cards)
     out = [
         "# Map",
         "",
-        "Where each recipe stands. Sides, base models, tasks and stages are those of the survey of foundation models "
-        "and reinforcement learning in robotics, [arXiv 2410.16411](https://arxiv.org/abs/2410.16411) (October 2024), "
-        "widened by what it has no words for: masked and graph diffusion, energies, imitation, test time, "
-        "acceleration, evaluation. A recipe that fits several cells stands in each, in brackets in all but one.",
+        "The recipes on the axes of a survey: sides, base models, tasks and stages are those of the survey of "
+        "foundation models and reinforcement learning in robotics, "
+        "[arXiv 2410.16411](https://arxiv.org/abs/2410.16411) (October 2024). Added here: masked and graph diffusion, "
+        "energies, imitation, test time, acceleration, evaluation. A recipe that fits several cells is in each of "
+        "them, in brackets in all but one.",
         "",
     ]
     for side, meaning in FACETS["side"].items():
@@ -50,13 +51,13 @@ def page(cards: Sequence[Card]) -> str:
         if empty := [b for b in FACETS["base"] if b not in bases]:
             out += [f"No recipe here yet for: {', '.join(empty)}." if bases else "No recipe here yet.", ""]
     out += [
-        "## What they are made of",
+        "## Components",
         "",
     ]
     axes, packages = ("task", "output", "process", "likelihood"), ("advantages", "losses")
     rows = (
         (
-            f"[`{c.module}`](recipes/{c.module}.md)",
+            recipe_link(c.module),
             SIGNALS[c.signal],
             *(", ".join(c.facets[axis]) for axis in axes),
         )
@@ -64,24 +65,24 @@ def page(cards: Sequence[Card]) -> str:
     )
     out += table(("recipe", "learns from", *axes), rows)
     out += [
-        "Credit and objective are the functions that the source of `improve` composes; what they are is in "
-        "[credit](api/credit.md) and [objective](api/objective.md).",
+        "The functions of [advantages](api/advantages.md) and [losses](api/losses.md) that the source of `improve` "
+        "composes:",
         "",
     ]
     rows = (
         (
-            f"[`{c.module}`](recipes/{c.module}.md)",
+            recipe_link(c.module),
             *(", ".join(f"`{part}`" for part in parts(c.module, package)) or "none" for package in packages),
         )
         for c in cards
     )
     out += table(("recipe", *packages), rows)
-    out += ["## The words", ""]
+    out += ["## Vocabulary", ""]
     for axis, words in FACETS.items():
         out += table((f"{axis}", "meaning"), words.items())
     return "\n".join(out)
 
 
 def _cell(cells: Matrix, side: str, base: str, stage: str) -> str:
-    links = [(f"[`{c.module}`](recipes/{c.module}.md)", first) for c, first in cells.get((side, base, stage), [])]
+    links = [(recipe_link(c.module), first) for c, first in cells.get((side, base, stage), [])]
     return " ".join(link if first else f"({link})" for link, first in links)

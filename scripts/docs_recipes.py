@@ -1,15 +1,16 @@
-"""The pages of the recipes: what a docstring says, the options of its ``Args``, commands, verdicts and cost."""
+"""Make the pages of recipes, families and tasks: docstring, options of ``Args``, commands, verdicts and cost."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from docs_claims import Record, costs, linked, spent, table, verdict
+from docs_claims import Record, costs, family_title, linked, recipe_link, spent, table, verdict
 
 from denoiserl import recipes, tasks
 from denoiserl.recipes import FACETS, SIGNALS, Card
@@ -48,7 +49,7 @@ class Source:
 
 @cache
 def source(path: Path) -> Source:
-    """A module, parsed."""
+    """Parse a module."""
     nodes: dict[str, list[ast.stmt]] = {}
     imports: dict[str, tuple[str, str]] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -66,18 +67,18 @@ def source(path: Path) -> Source:
 
 
 def located(module: str, root: Path = PACKAGE.parent) -> Path | None:
-    """The file of a dotted name, if it is one."""
+    """Return the file of a dotted name, or None."""
     path = root.joinpath(*module.split("."))
     return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
 
 
 def recipe(name: str) -> Source:
-    """A recipe's module, parsed."""
+    """Parse a recipe's module."""
     return source(recipes.path(name))
 
 
 def options(module: Source, record: str = "Args", root: Path = PACKAGE.parent) -> list[Option]:
-    """The fields of a dataclass, its bases' first; what is a dataclass itself is opened: ``base.width``.
+    """Return the fields of a dataclass, its bases' first. A field that is a dataclass is expanded: ``base.width``.
 
     ``root``: the folder in which dotted names of modules are found.
     """
@@ -108,14 +109,14 @@ def options(module: Source, record: str = "Args", root: Path = PACKAGE.parent) -
 
 
 def _default(value: ast.expr | None) -> str:
-    """What a field is by default, as it is written: a factory's empty value, or the value."""
+    """Return the source of a field's default: a factory's empty value, or the value."""
     made = {k.arg: ast.unparse(k.value) for k in value.keywords} if isinstance(value, ast.Call) else {}
     empty = {"dict": "{}", "list": "[]"}.get(made.get("default_factory", ""))
     return empty or (ast.unparse(value) if value else "required")
 
 
 def _opened(module: Source, node: ast.expr, root: Path) -> list[Option]:
-    """The fields of the dataclass that an expression names, if it stands here or in a module that is imported here."""
+    """Return the fields of the dataclass that an expression names, if it is defined or imported in this module."""
     *place, last = ast.unparse(node).split(".")
     if not place and _record(module, last):
         return options(module, last, root)
@@ -131,10 +132,13 @@ def _record(module: Source, name: str) -> bool:
 
 
 def kind(annotation: ast.expr) -> str:
-    """A type in words: ``Literal["a", "b"]`` is what may be written."""
+    """Return a type in words. ``Literal["a", "b"]`` becomes "a or b"."""
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Literal"):
         words = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
         return " or ".join(str(getattr(w, "value", ast.unparse(w))) for w in words)
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+        if ast.unparse(annotation.value) == "Annotated":
+            return kind(annotation.slice.elts[0])
     if isinstance(annotation, ast.Name) and annotation.id in RANGES:
         return RANGES[annotation.id]
     if isinstance(annotation, ast.BinOp):
@@ -143,7 +147,7 @@ def kind(annotation: ast.expr) -> str:
 
 
 def call(name: str) -> list[str]:
-    """``improve`` as one would write it, from its signature."""
+    """Return an example call of ``improve``, made from its signature."""
     function = next((n for n in recipe(name).nodes.get("improve", ()) if isinstance(n, ast.FunctionDef)), None)
     if function is None:
         return []
@@ -164,7 +168,7 @@ def call(name: str) -> list[str]:
 
 
 def commands(name: str, found: Sequence[Option]) -> list[str]:
-    """The commands that one would copy."""
+    """Return example commands."""
     budgets = [o for o in found if o.name in ("iterations", "num_updates")]
     more = f" --{flag(budgets[0].name)} {budgets[0].default.replace('_', '')}" if budgets else ""
     lines = [
@@ -177,37 +181,48 @@ def commands(name: str, found: Sequence[Option]) -> list[str]:
 
 
 def flag(name: str) -> str:
-    """How the command line writes an option."""
+    """Return the name of an option on the command line."""
     return name.replace("_", "-")
 
 
 def page(card: Card, records: Sequence[Record], stale: Mapping[str, bool]) -> str:
-    """The page of one recipe."""
+    """Return the page of one recipe."""
     found = options(recipe(card.module))
+    path = recipes.path(card.module)
     out = [f"# {card.name}: {card.title.rstrip('.')}", "", f"`{card.module}` · {linked(card.paper)} · learns from "]
-    out[-1] += f"{SIGNALS[card.signal]} · {card.family} · [on the map](../map.md)"
-    out += ["", linked(card.body), "", "## Run it", "", *commands(card.module, found), *call(card.module)]
-    task, given = constants(recipes.path(card.module), "DEFAULT_TASK", "DEFAULT_TASK_ARGS")
+    out[-1] += f"{SIGNALS[card.signal]} · {card.family} · [on the map](../../map.md) · "
+    out[-1] += f"[which method?](../../which.md) · source `recipes/{path.parent.name}/{path.name}`"
+    out += ["", split_equations(linked(card.body)), ""]
+    out += ["## Run it", "", *commands(card.module, found), *call(card.module)]
+    task, given = constants(path, "DEFAULT_TASK", "DEFAULT_TASK_ARGS")
     preset = ", ".join(f"`--{flag(k)} {v}`" for k, v in (given or {}).items())
     out += ["## Options", "", *option_table(found), ""]
-    out += [f"It runs on the task [`{task}`](../tasks.md#{task}){f' with {preset}' if preset else ''}; `--task` names "]
-    out[-1] += "another one, whose options follow in the same command."
+    out += [f"The default task is [`{task}`](../../tasks.md#{task}){f' with {preset}' if preset else ''}; "]
+    out[-1] += "`--task` chooses another one. The options of the task follow in the same command, as do the "
+    out[-1] += "[options of every run](../index.md#options-of-every-run)."
     out += [""]
     out += ["## Claims", ""]
     tried = [r for r in records if card.module in r.get("recipes", ())]
-    rows = ((f"[{r['name']}](../claims.md#{r['name']})", r["claim"], verdict(r, stale), r["date"]) for r in tried)
-    out += table(("claim", "what is claimed", "verdict", "tried"), rows) if tried else ["None has been tried yet.", ""]
+    rows = ((f"[{r['name']}](../../claims.md#{r['name']})", r["claim"], verdict(r, stale), r["date"]) for r in tried)
+    out += table(("claim", "what is claimed", "verdict", "tested"), rows) if tried else ["None is tested yet.", ""]
     out += ["## Cost", ""]
     if measured := costs(records, card.module):
-        rows = ((f"[{r['name']}](../claims.md#{r['name']})", arm, *spent(c)) for r, arm, c in measured)
-        out += table(("claim", "arm", "minutes a seed", "memory", "spent"), rows)
+        rows = ((f"[{r['name']}](../../claims.md#{r['name']})", arm, *spent(c)) for r, arm, c in measured)
+        out += table(("claim", "arm", "minutes per seed", "memory", "spent"), rows)
     else:
         out += ["Not measured.", ""]
     return "\n".join(out)
 
 
+def split_equations(text: str, width: int = 84) -> str:
+    """Break indented lines longer than ``width`` at their wide gaps, so that a page shows one equation per line."""
+    lines = text.splitlines()
+    long = {x for x in lines if x[:4].isspace() and len(x) > width}
+    return "\n".join(re.sub(r"(?<=\S) {3,}", "\n        ", x) if x in long else x for x in lines)
+
+
 def option_table(found: Sequence[Option]) -> list[str]:
-    """A table of options."""
+    """Return a table of options."""
     return table(
         ("option", "kind", "default", "meaning"),
         ((f"`--{flag(o.name)}`", o.kind, f"`{o.default}`", o.meaning) for o in found),
@@ -215,7 +230,7 @@ def option_table(found: Sequence[Option]) -> list[str]:
 
 
 def constants(path: Path, *names: str) -> list[Any]:
-    """The values of a module's constants, None of those that it has not."""
+    """Return the values of a module's constants, None for those that it lacks."""
     found: dict[str, Any] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in names:
@@ -224,48 +239,71 @@ def constants(path: Path, *names: str) -> list[Any]:
 
 
 def task_page(cards: Sequence[Card]) -> str:
-    """The page of all tasks: what each is, its options, and the recipes that run on it by default."""
+    """Return the page of tasks: their docstrings, their options, and the recipes that run on them by default."""
     out = [
         "# Tasks",
         "",
-        "A task is what a recipe runs on: a policy to start from, a signal to learn from, and held-out trials. "
-        "`denoiserl run RECIPE --task NAME` chooses one; its options need no prefix where the recipe has no option of "
-        "the same name, and are called `--task.NAME` otherwise. A task of yours is a function in a file, "
-        "`--task my_file.py:make_task`.",
+        "A recipe runs on a task: a policy to start from, a signal to learn from, and held-out trials. "
+        "`denoiserl run RECIPE --task NAME` chooses one. The options of the task follow in the same command; an option "
+        "is called `--task.NAME` if the recipe has an option of the same name. To use your own task, pass a function "
+        "in a file: `--task my_file.py:make_task`.",
         "",
     ]
     default = {c.module: constants(recipes.path(c.module), "DEFAULT_TASK")[0] for c in cards}
     for name, dotted in tasks.TASKS.items():
         path = PACKAGE.parent.joinpath(*dotted.split(".")).with_suffix(".py")
-        users = ", ".join(f"[`{k}`](recipes/{k}.md)" for k, v in default.items() if v == name)
+        users = ", ".join(recipe_link(k) for k, v in default.items() if v == name)
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         out += [f"## {name}", "", doc, "", f"Recipes: {users}.", "", *option_table(options(source(path))), ""]
     return "\n".join(out)
 
 
+def card_table(cards: Sequence[Card], root: str) -> list[str]:
+    """Return a table of recipes. ``root`` leads from the page of the table to the root of the site."""
+    rows = (
+        (recipe_link(c.module, root), f"{c.name}: {c.title}", linked(c.paper), SIGNALS[c.signal], c.family)
+        for c in cards
+    )
+    return table(("recipe", "what it is", "paper", "learns from", "kind of update"), rows)
+
+
+def families(cards: Sequence[Card]) -> dict[str, list[Card]]:
+    """Return the recipes of each family, which is the folder of their source."""
+    names = sorted({recipes.path(c.module).parent.name for c in cards})
+    return {name: [c for c in cards if recipes.path(c.module).parent.name == name] for name in names}
+
+
+def family_page(family: str, cards: Sequence[Card]) -> str:
+    """Return the index page of a family."""
+    title, sentence = family_title(recipes.HERE / family)
+    return "\n".join([f"# {title}", "", sentence, "", *card_table(cards, "../../")])
+
+
 def index(cards: Sequence[Card]) -> str:
-    """The page of all recipes."""
+    """Return the page of all recipes, by family."""
     out = [
         "# Recipes",
         "",
         "One published system per file: `improve(policy, signal, args, rng)` runs on your policy and your signal. "
-        "`denoiserl list` prints this table, `denoiserl run NAME` runs a recipe on its default [task](tasks.md), "
-        "`denoiserl run NAME --help` shows its options. "
-        "The [map](map.md) sorts them by what they are made of, [claims](claims.md) says what came out when their "
-        "papers' sentences were tried, [cost](cost.md) what that took.",
+        "`denoiserl list` prints these tables, `denoiserl run NAME` runs a recipe on its default [task](../tasks.md), "
+        "`denoiserl run NAME --help` shows its options. [Which method](../which.md) helps you choose. The "
+        "[map](../map.md) sorts the recipes by their components. [Claims](../claims.md) has the tests of sentences "
+        "from the papers, [cost](../cost.md) the time and memory of these tests.",
         "",
     ]
-    rows = (
-        (f"[`{c.module}`](recipes/{c.module}.md)", f"{c.name}: {c.title}", linked(c.paper), SIGNALS[c.signal], c.family)
-        for c in cards
-    )
-    return "\n".join([*out, *table(("recipe", "what it is", "paper", "learns from", "family"), rows)])
+    for family, found in families(cards).items():
+        title, sentence = family_title(recipes.HERE / family)
+        out += [f"## [{title}]({family}/index.md)", "", sentence, "", *card_table(found, "../")]
+    run = source(PACKAGE / "cli" / "run_options.py")
+    common = [o for name in ("ExperimentOptions", "MachineOptions") for o in options(run, name) if o.name != "task"]
+    out += ["## Options of every run", "", "`denoiserl run` has these options for all recipes, beside `--task`.", ""]
+    return "\n".join([*out, *option_table(common)])
 
 
 def parts(name: str, package: str) -> list[str]:
-    """The functions of a package (``advantages``, ``losses``) that a recipe composes, itself or by what it calls.
+    """Return the functions of a package (``advantages``, ``losses``) that a recipe calls, directly or indirectly.
 
-    Those that only other functions of the floor of pure mathematics use are their affair.
+    Calls inside the packages of pure mathematics are not followed.
     """
     public = source(PACKAGE / package / "__init__.py").imports
     used = _used(recipes.module_name(name), "improve", {})
@@ -273,7 +311,7 @@ def parts(name: str, package: str) -> list[str]:
 
 
 def _used(module: str, name: str, seen: dict[tuple[str, str], None]) -> dict[tuple[str, str], None]:
-    """The (module, name) of this package that a definition uses, and those that these use, down to pure mathematics."""
+    """Return the (module, name) pairs of this library that a definition uses, directly or indirectly."""
     file = located(module)
     if (module, name) in seen or file is None:
         return seen
@@ -296,10 +334,10 @@ def _used(module: str, name: str, seen: dict[tuple[str, str], None]) -> dict[tup
 
 
 def runnable(name: str) -> bool:
-    """Has the recipe a method and a task?"""
+    """Return whether the recipe has ``improve`` and a default task."""
     return {"improve", "DEFAULT_TASK"} <= set(recipe(name).nodes)
 
 
 def lacking(card: Card) -> list[str]:
-    """The facets that a recipe's docstring does not say."""
+    """Return the facets that a recipe's docstring lacks."""
     return [key for key in FACETS if not card.facets.get(key)]

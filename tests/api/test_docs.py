@@ -45,6 +45,7 @@ RECORD: dict[str, Any] = {
     "versions": {"torch": "2.13"},
     "commit": "0123456789abcdef",
     "date": "2026-01-31",
+    "family": "policy_gradient",
     "recipes": ["dppo"],
     "hash": "0" * 16,
     "conditions": [
@@ -79,9 +80,9 @@ def test_every_recipe_says_all_facets():
 
 def test_no_recipe_is_left_out_of_the_matrix():
     page = docs_map.page(CARDS)
-    matrices = page[: page.index("## What they are made of")]
+    matrices = page[: page.index("## Components")]
     for card in CARDS:
-        link = f"[`{card.module}`](recipes/{card.module}.md)"
+        link = docs_claims.recipe_link(card.module)
         cells = [c for row in rows(matrices) for c in row if link in c]
         assert len(cells) == len(card.facets["side"]) * len(card.facets["base"]) * len(card.facets["stage"])
         assert sum(f"({link})" not in c for c in cells) == 1, "a recipe has one primary cell"
@@ -166,7 +167,7 @@ def test_the_page_of_a_recipe_has_its_verdicts_and_its_cost():
     page = docs_recipes.page(card, [RECORD], {"dppo_beats_imitation": True})
     assert page.startswith("# DPPO: PPO on a diffusion policy") and "(https://arxiv.org/abs/2409.00588)" in page
     assert "dppo.improve(policy, env, dppo.Args(), Rng(0))" in page
-    claim = "[dppo_beats_imitation](../claims.md#dppo_beats_imitation)"
+    claim = "[dppo_beats_imitation](../../claims.md#dppo_beats_imitation)"
     tables = rows(page)
     words = "DPPO improves a cloned policy \\| by its own success."
     assert [claim, words, "**holds** (stale)", "2026-01-31"] in tables
@@ -174,7 +175,7 @@ def test_the_page_of_a_recipe_has_its_verdicts_and_its_cost():
     assert [claim, "dppo, finetune_denoising_steps=3", "1.0", "not measured", "nothing else"] in tables
     assert "dppo2" not in page  # another method's arm
     other = docs_recipes.page(recipes.describe("mdlm"), [RECORD], {})
-    assert "None has been tried yet." in other and "Not measured." in other
+    assert "None is tested yet." in other and "Not measured." in other
 
 
 # The ledger
@@ -190,8 +191,9 @@ def test_the_claims_page_says_what_the_ledger_says():
     ] in tables
     assert ["dppo", "0.934 [0.9, 0.96]", "0.92, 0.94"] in tables
     assert [RECORD["conditions"][0]["said"], "0.28 [0.2, 0.36]", "0.1", "holds", "0.05"] in tables
-    assert f"## {name} {{#{name}}}" in page and "Stale: the code" not in page
-    assert "Holds if success of dppo exceeds" in page and "seeds 3 to 5" in page and "not yet tried: `later`" in page
+    assert "## Policy gradients {#policy_gradient}" in page and f"### {name} {{#{name}}}" in page
+    assert "Stale: the code" not in page
+    assert "Holds if success of dppo exceeds" in page and "seeds 3 to 5" in page and "not yet tested: `later`" in page
 
 
 def test_a_stale_claim_is_marked_in_the_table_and_in_its_section():
@@ -208,7 +210,7 @@ def test_a_claim_that_does_not_hold_is_told_like_any_other():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"verdict": "true"}, "'true' is no verdict: one of holds"), ({"arms": None}, "no 'arms': try the claim again")],
+    [({"verdict": "true"}, "'true' is no verdict: one of holds"), ({"arms": None}, "no 'arms': test the claim again")],
 )
 def test_a_record_that_the_page_could_not_tell_is_refused(change, message):
     record = {k: v for k, v in (RECORD | change).items() if v is not None}
@@ -219,5 +221,5 @@ def test_a_record_that_the_page_could_not_tell_is_refused(change, message):
 def test_the_cost_page_has_every_recipe_and_invents_nothing():
     found = {row[0]: row for row in reversed(rows(docs_claims.cost([RECORD], recipes.names())))}
     for name in recipes.names():
-        row = found[f"[`{name}`](recipes/{name}.md)"]
+        row = found[docs_claims.recipe_link(name)]
         assert row[3:5] == (["1.5", "412 MB"] if name == "dppo" else ["not measured", "not measured"])
