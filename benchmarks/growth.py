@@ -64,7 +64,7 @@ def record(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Draw and record a chain of n steps of 500 samples of 64 numbers."""
     from denoiserl.core.rng import Rng
     from denoiserl.nn import MLP
-    from denoiserl.policy.chain import make_sampler
+    from denoiserl.policy.sampler import make_sampler
     from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, time_grid
 
     process = Diffusion(cosine, ddim(1.0))
@@ -76,7 +76,7 @@ def serve(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     """Draw 500 samples of 64 numbers in n steps without noise, and keep the samples alone."""
     from denoiserl.core.rng import Rng
     from denoiserl.nn import MLP
-    from denoiserl.policy.chain import RecordSample, make_sampler
+    from denoiserl.policy.sampler import RecordSample, make_sampler
     from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, time_grid
 
     process = Diffusion(cosine, ddim(0.0))

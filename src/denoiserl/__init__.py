@@ -21,9 +21,10 @@ if typing.TYPE_CHECKING:
     )
     from denoiserl.core.rng import Rng
     from denoiserl.distributions import Categorical, Delta, Gaussian, Product, Unmasking
-    from denoiserl.policy.chain import Chain, ChainSteps, RecordAll, RecordSample, RecordWindow, make_sampler
+    from denoiserl.policy.chain import Chain, ChainSteps
     from denoiserl.policy.likelihood import elbo, renoise, rescore
     from denoiserl.policy.policy import Policy
+    from denoiserl.policy.sampler import RecordAll, RecordSample, RecordWindow, make_sampler
     from denoiserl.policy.weights import Weights
     from denoiserl.processes import (
         Autoregressive,
@@ -79,6 +80,7 @@ _ROOMS = (
     "policy.chain",
     "policy.likelihood",
     "policy.policy",
+    "policy.sampler",
     "policy.weights",
     "processes",
     "processes.denoiser",

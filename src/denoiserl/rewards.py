@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.advantages import mask_invalid_rewards
-from denoiserl.advantages.shapes import resolution
+from denoiserl.advantages.checks import resolution
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.tree import Tree, batch_size, first, index_rows, leaves, tensors, tree_map

@@ -75,7 +75,7 @@ def test_refusals_remember_nothing():
     tracker = PerPromptStatTracker(3, 2)
     with pytest.raises(InvalidInputError, match=r"reward\[1\] = nan"):
         tracker.update(["a", "b"], torch.tensor([0.0, torch.nan]))
-    with pytest.raises(InvalidInputError, match="One reward a prompt"):
+    with pytest.raises(InvalidInputError, match="one reward per prompt"):
         tracker.update(["a", "b"], torch.zeros(2, 1))
     with pytest.raises(InvalidInputError, match="must be a string"):
         tracker.update([1.5], torch.zeros(1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.advantages import PerPromptStatTracker, dead_groups, group_relative, leave_one_out, normalise
-from denoiserl.advantages.shapes import resolution
+from denoiserl.advantages.checks import resolution
 from denoiserl.doctor.signal import check_rewards
 from denoiserl.recipes.generators.rwr import top_share_weights
 from denoiserl.rewards import evaluate_reward, rate

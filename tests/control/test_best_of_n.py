@@ -177,7 +177,7 @@ def test_a_control_leaves_the_policy_alone_is_saved_with_it_and_moves_with_it(tm
     assert torch.equal(loaded.generate(cond, Rng(1)), drawn)
     assert torch.equal(loaded.with_controller(None).generate(cond, Rng(1)), made.generate(cond, Rng(1)))
     state = own.state_dict()
-    with pytest.raises(RunError, match="controlled"):
+    with pytest.raises(RunError, match="come with a controller"):
         made.load_state_dict(state)
     own.load_state_dict(state)
 

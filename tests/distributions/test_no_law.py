@@ -38,7 +38,7 @@ def test_only_open_positions_need_a_law(order: Any, name: str) -> None:
     y = law.sample(Rng(0).uniform(1, 3, 2))
     assert y[0, 1] == 1 and bool((y < 4).all()) and bool(law.log_prob(y).isfinite().all())
     logits[0, 2] = BROKEN[name]
-    with pytest.raises(InvalidInputError, match="have no law"):
+    with pytest.raises(InvalidInputError, match="have no distribution"):
         Unmasking(logits, x, x == 4, 4, order, torch.tensor([2])).sample(Rng(0).uniform(1, 3, 2))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoiserl import advantages as credit
 from denoiserl import losses as objective
-from denoiserl.advantages.shapes import same_shape
+from denoiserl.advantages.checks import same_shape
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.losses import successor
 

@@ -155,7 +155,7 @@ def test_a_task_has_the_norm_of_training_and_the_direction_of_the_moment() -> No
         (torch.zeros(8), "carries no information on this data"),
         (torch.full((8,), 3.0), "carries no information on this data"),
         (torch.tensor([1.0] * 7 + [float("nan")]), "not finite at 1 of 8"),
-        (torch.ones(7), "one number a state"),
+        (torch.ones(7), "one number per state"),
     ],
 )
 def test_rewards_that_tell_nothing_are_refused(reward: torch.Tensor, said: str) -> None:
@@ -164,7 +164,7 @@ def test_rewards_that_tell_nothing_are_refused(reward: torch.Tensor, said: str) 
 
 
 def test_a_reward_that_b_cannot_see_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="sees nothing"):
+    with pytest.raises(InvalidInputError, match="does not represent"):
         task_vector(torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
 
 

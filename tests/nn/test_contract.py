@@ -116,9 +116,9 @@ def test_a_missing_condition_is_refused_with_the_way_out(name: str) -> None:
     net = build(name)
     with pytest.raises(InvalidInputError, match="null=True"):
         net.embed_condition(None)
-    with pytest.raises(InvalidInputError, match=r"of 5 numbers a row"):
+    with pytest.raises(InvalidInputError, match=r"of 5 numbers per row"):
         net.embed_condition(torch.zeros(2, COND + 1))
-    with pytest.raises(InvalidInputError, match=r"of 5 numbers a row"):
+    with pytest.raises(InvalidInputError, match=r"of 5 numbers per row"):
         net.embed_condition(torch.zeros(COND))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from denoiserl import Denoiser, Diffusion, Estimate, Rng, make_sampler, time_grid
 from denoiserl.core.counters import UsageCounter
-from denoiserl.policy.chain import RecordAll, RecordSample, RecordWindow
+from denoiserl.policy.sampler import RecordAll, RecordSample, RecordWindow
 from denoiserl.processes import ddim, linear
 
 STEPS, ROWS = 6, 5
@@ -35,7 +35,7 @@ def test_a_chain_from_any_step_counts_the_rows_that_its_network_saw(begin: int |
     draw = make_sampler(process, net, process.steps(time_grid(STEPS)), (3,))
     start = None if begin is None else (Rng(1).normal(ROWS, 3), begin)
     with UsageCounter().open() as usage:
-        draw(None, Rng(0), start=start, rows=ROWS, micro=micro)
+        draw(None, Rng(0), start=start, rows=ROWS, micro_batch_size=micro)
     steps = {None: 6, 0: 6, 1: 5, 4: 2, 5: 1}[begin]
     assert usage.counts["denoiser_rows"] == sum(net.seen) == steps * ROWS
     assert usage.counts["denoiser_calls"] == len(net.seen) == steps * (3 if micro == 2 else 1)

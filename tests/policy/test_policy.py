@@ -29,7 +29,6 @@ from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.core.tree import leaves
 from denoiserl.nn import MLP, Transformer
 from denoiserl.policy.codec import IdentityCodec, InfillCodec
-from denoiserl.policy.policy import load
 from denoiserl.processes import (
     Table,
     betas_cosine,
@@ -99,7 +98,7 @@ def test_what_is_loaded_is_what_was_saved_bit_by_bit(name: str, tmp_path: Path) 
     assert torch.allclose(law.log_prob(y).detach(), chain.log_prob, atol=1e-5)
     files = sorted(p.suffix for p in (tmp_path / "policy").iterdir())
     assert files == [".json", ".safetensors"]  # nothing is pickled
-    twice = load(again.save(tmp_path / "again"))
+    twice = Policy.load(again.save(tmp_path / "again"))
     assert torch.equal(twice.generate(cond, Rng(1)), policy.generate(cond, Rng(1)))  # type: ignore[arg-type]
 
 
@@ -119,13 +118,13 @@ def test_a_foreign_network_has_to_be_handed_over(tmp_path: Path) -> None:
     policy = Policy.of(process, GaussianDenoiser(Foreign(), linear, "v"), (3,), process.steps(time_grid(4)))
     path = policy.save(tmp_path / "policy")
     with pytest.raises(RunError, match=r"Foreign.*load\(path, net=...\)"):
-        load(path)
-    again = load(path, net=Foreign())
+        Policy.load(path)
+    again = Policy.load(path, net=Foreign())
     assert torch.equal(again.generate(None, Rng(0), 4), policy.generate(None, Rng(0), 4))  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"another network.*net\.one\.bias: \(8,\) instead of \(9,\)"):
-        load(path, net=Foreign(9))
+        Policy.load(path, net=Foreign(9))
     with pytest.raises(RunError, match=r"missing \['net.bias', 'net.weight'\], surplus \['net.one.bias'"):
-        load(path, net=nn.Linear(3, 3))
+        Policy.load(path, net=nn.Linear(3, 3))
 
 
 def test_damaged_and_other_folders_are_refused(tmp_path: Path) -> None:
@@ -134,27 +133,27 @@ def test_damaged_and_other_folders_are_refused(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
     with pytest.raises(RunError, match="bytes instead of"):
-        load(path)
+        Policy.load(path)
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(RunError, match="checksum"):
-        load(path)
+        Policy.load(path)
     file.write_bytes(whole)
     tree = json.loads((path / "tree.json").read_text())
     (path / "tree.json").write_text(json.dumps(tree).replace("denoiserl policy", "denoiserl polity"))
     with pytest.raises(RunError, match="checksum"):
-        load(path)
+        Policy.load(path)
     with pytest.raises(RunError, match="does not exist"):
-        load(tmp_path / "nothing")
+        Policy.load(tmp_path / "nothing")
     from denoiserl.core.serialization import store
 
     with pytest.raises(RunError, match="holds no policy"):
-        load(store.write(tmp_path / "other", {"kind": "something else"}))
+        Policy.load(store.write(tmp_path / "other", {"kind": "something else"}))
     for mark, said in (("meta/info.json", "data set of LeRobot"), (".zgroup", "Zarr"), ("zarr.json", "Zarr")):
         folder = tmp_path / mark.replace("/", "_")
         (folder / mark).parent.mkdir(parents=True)
         (folder / mark).touch()
         with pytest.raises(RunError, match=said):
-            load(folder)
+            Policy.load(folder)
 
 
 @dataclass(frozen=True)
@@ -318,7 +317,7 @@ def test_a_checkpoint_of_another_program_is_named_with_what_opens_it(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "opens"), [("a.ckpt", "Policy.of"), ("a.zip", "Policy.of"), ("a.safetensors", "weights.fit")]
+    ("name", "opens"), [("a.ckpt", "Policy.of"), ("a.zip", "Policy.of"), ("a.safetensors", "load_checked")]
 )
 def test_a_single_file_is_named_with_what_opens_it(tmp_path: Path, name: str, opens: str) -> None:
     (tmp_path / name).touch()

@@ -10,15 +10,15 @@ import torch
 from denoiserl.core.rng import Rng
 from denoiserl.distributions import Gaussian
 from denoiserl.nn import MLP
-from denoiserl.policy import chain as chains
-from denoiserl.policy import recorder
-from denoiserl.policy.chain import RecordAll, RecordSample, RecordWindow, make_sampler
+from denoiserl.policy import recorder, sampler
+from denoiserl.policy.chain import Chain
+from denoiserl.policy.sampler import RecordAll, RecordSample, RecordWindow, make_sampler
 from denoiserl.processes import Diffusion, GaussianDenoiser, cosine, ddim, time_grid, window
 
 ROWS, STEPS = 16, 12
 
 
-def draw(record: Any, eta: float, rng: Rng, rows: int = ROWS, **how: Any) -> chains.Chain:
+def draw(record: Any, eta: float, rng: Rng, rows: int = ROWS, **how: Any) -> Chain:
     torch.manual_seed(0)
     process = Diffusion(cosine, ddim(eta))
     net = GaussianDenoiser(MLP((2, 3), 4, 16), cosine, "eps")
@@ -40,7 +40,7 @@ def test_steps_that_wait_are_those_that_go_at_once(
 
     stack = recorder.stack
     monkeypatch.setattr(recorder, "stack", stacked)
-    monkeypatch.setattr(chains, "WAIT", 3 * ROWS * 6 - 1)
+    monkeypatch.setattr(sampler, "WAIT", 3 * ROWS * 6 - 1)
     parts = draw(record, 1.0, Rng(1), **how)
     for name in ("states", "log_prob", "sample", "recorded", "step"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
@@ -55,7 +55,7 @@ def test_noise_drawn_a_step_at_a_time_is_the_noise_of_the_chain(
 ) -> None:
     one, other = rng(), rng()
     whole = draw(RecordAll(), eta, one)
-    monkeypatch.setattr(chains, "NOISE", 1)  # ROWS · 6 numbers a step are a multiple of what torch draws at once, 16
+    monkeypatch.setattr(sampler, "NOISE", 1)  # ROWS · 6 numbers a step are a multiple of what torch draws at once, 16
     steps = draw(RecordAll(), eta, other)
     assert torch.equal(whole.states, steps.states) and torch.equal(one.normal(ROWS, 2), other.normal(ROWS, 2))
 
@@ -87,12 +87,12 @@ def test_rows_with_streams_of_their_own_draw_the_same_in_parts_from_any_step(
     begin: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where some steps have no noise, those that have keep theirs."""
-    monkeypatch.setattr(chains, "NOISE", 1)  # a step at a time
+    monkeypatch.setattr(sampler, "NOISE", 1)  # a step at a time
     torch.manual_seed(0)
     process = Diffusion(cosine, window(ddim(1.0), 2, 8))
     net = GaussianDenoiser(MLP((2, 3), 4, 16), cosine, "eps")
     made = make_sampler(process, net, process.steps(time_grid(STEPS)), (2, 3), record=RecordSample())
     cond, x = torch.linspace(-1, 1, 4 * 7).view(7, 4), Rng(9).normal(7, 2, 3)
-    whole, parts = (made(cond, Rng.rows(range(7)), start=(x, begin), micro=micro) for micro in (None, 3))
+    whole, parts = (made(cond, Rng.rows(range(7)), start=(x, begin), micro_batch_size=micro) for micro in (None, 3))
     assert torch.allclose(whole.sample, parts.sample, atol=1e-5)
     assert not torch.allclose(whole.sample, made(cond, Rng.rows(range(1, 8)), start=(x, begin)).sample, atol=1e-2)

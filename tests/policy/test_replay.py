@@ -385,7 +385,7 @@ def test_sizes_that_disagree_are_named() -> None:
         make_sampler(process, model, process.steps(time_grid(6)), (1, 2, 3), record=RecordWindow(2, 9))
     with pytest.raises(ValueError, match="between 0 and the chain's 6"):
         make_sampler(process, model, process.steps(time_grid(6)), (1, 2, 3), differentiable_steps=7)
-    with pytest.raises(ValueError, match="micro is a number of rows"):
+    with pytest.raises(ValueError, match="micro_batch_size is a number of rows"):
         rescore(process, model, image_chain()[2], micro_batch_size=0)
 
 

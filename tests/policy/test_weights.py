@@ -171,9 +171,9 @@ def test_with_adapters_the_reference_is_free() -> None:
     other.load_state_dict(state)
     for name in ("current", "reference", "old"):
         assert torch.equal(answer(other.using(name)), answer(weights.using(name)))
-    with pytest.raises(RunError, match="adapters off and holds no weights"):
+    with pytest.raises(RunError, match="adapters off and has no weights"):
         weights.load("reference")
-    with pytest.raises(RunError, match="adapters off and holds no weights"):
+    with pytest.raises(RunError, match="adapters off and has no weights"):
         weights.ema_update("reference", 0.5)
 
 

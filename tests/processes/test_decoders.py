@@ -14,7 +14,7 @@ from denoiserl import Autoregressive, Denoiser, Estimate, Masked, Rng, TokenDeno
 from denoiserl.oracles.worlds import TableWorld
 from denoiserl.policy.likelihood import denoising_losses
 from denoiserl.processes import truncate
-from denoiserl.processes.masked import answer
+from denoiserl.processes.tokens import answer
 
 WORLD = TableWorld.random(3, 3, Rng(0), 1.2)
 DECODERS: dict[str, dict[str, Any]] = {

@@ -216,7 +216,7 @@ def test_injected_noise_lies_in_its_range_and_leaves_the_denoiser_alone() -> Non
     assert float(asked(made).extra["std"].detach().max()) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="0 < least <= most"):
         NoiseInjectedDenoiser(inner, noise, 0.2, 0.1)
-    with pytest.raises(ValueError, match="noise net answers"):
+    with pytest.raises(ValueError, match="noise network returns"):
         asked(NoiseInjectedDenoiser(inner, MLP(3, 2, width=8, out=1), 0.1, 0.2))
 
 

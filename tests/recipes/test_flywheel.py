@@ -269,7 +269,7 @@ def test_the_prior_holds_latents_back() -> None:
 
 
 def test_gorl_refuses_what_it_cannot_steer() -> None:
-    with pytest.raises(InvalidInputError, match="served with noise"):
+    with pytest.raises(InvalidInputError, match="noise on its eval steps"):
         latent_run(policy(serve=1.0), GORL)
     with pytest.raises(InvalidInputError, match="needs ppo"):
         latent_run(wide(), GORL)

@@ -16,7 +16,7 @@ from denoiserl.control.acting import learner
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.envs import Collector
 from denoiserl.nn import MLP
-from denoiserl.policy.chain import RecordSample, make_sampler
+from denoiserl.policy.sampler import RecordSample, make_sampler
 from denoiserl.processes import Relay, cosine, ddim, with_min_std
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl

@@ -17,9 +17,9 @@ from denoiserl.core.precision import net_precision
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree
 from denoiserl.nn import MLP
-from denoiserl.policy.chain import Record, RecordAll, RecordSample
 from denoiserl.policy.codec import IdentityCodec
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import Record, RecordAll, RecordSample
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
 from denoiserl.recipes.generators import ddpo, flow_grpo, rwr
 from denoiserl.rewards import evaluate_reward
@@ -128,7 +128,7 @@ def test_noise_belongs_to_rows_however_many_are_drawn_together(rng: Any, record:
         assert torch.equal(split.step, whole.step) and split.cond is whole.cond
         assert stream.state_dict().keys() == streams[0].state_dict().keys()
         assert torch.equal(stream.normal(10, 1), streams[0].normal(10, 1)) if stream is streams[1] else True
-    with pytest.raises(ValueError, match="number of rows a network call"):
+    with pytest.raises(ValueError, match="number of rows per network call"):
         policy.sample_chain(cond, Rng(0), micro_batch_size=0)
 
 
@@ -136,7 +136,7 @@ def test_a_chain_that_starts_somewhere_is_split_too() -> None:
     """With gradients through its last steps, from states of the caller's."""
     policy, cond, x = generator(), torch.randn(6, 4), torch.randn(6, DIM)
     draw = policy.make_sampler(differentiable_steps=2)
-    whole, split = (draw(cond, Rng(0), start=(x, 1), micro=micro) for micro in (None, 4))
+    whole, split = (draw(cond, Rng(0), start=(x, 1), micro_batch_size=micro) for micro in (None, 4))
     torch.testing.assert_close(split.sample, whole.sample)
     for chain in (whole, split):
         assert isinstance(chain.sample, Tensor)

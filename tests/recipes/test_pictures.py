@@ -167,7 +167,7 @@ def test_pictures_of_another_size_are_refused_and_a_policy_that_looks_is_saved(t
     policy.save(tmp_path / "p")
     seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
     assert torch.equal(Policy.load(tmp_path / "p").generate(seen, Rng(1)), policy.generate(seen, Rng(1)))
-    with pytest.raises(InvalidInputError, match="looks at pictures"):
+    with pytest.raises(InvalidInputError, match="needs images"):
         policy.generate({**seen, "image": seen["image"][:, :8]}, Rng(1))
     with pytest.raises(InvalidInputError, match=r"float32: .*uint8"):
         policy.generate({**seen, "image": seen["image"] / 255}, Rng(1))

@@ -1,13 +1,13 @@
-"""Credit: from rewards to advantages. Pure functions of tensors, and one visible memory (``PerPromptStatTracker``).
+"""Advantages from rewards: pure functions of tensors, and one object with a state (``PerPromptStatTracker``).
 
-| who decides how good a sample was | function |
+| baseline | function |
 |---|---|
 | the future of an environment | ``gae``, ``returns`` |
 | the other samples of the same prompt | ``group_relative``, ``leave_one_out``, ``PerPromptStatTracker`` |
 | the rest of the denoising chain | ``over_denoising``, ``kl_to_go``, ``log_ratio_to_go`` |
 | the batch | ``normalise``, ``clip_quantile`` |
 
-``mask_invalid_rewards`` and ``dead_groups`` say which rewards cannot be learned from.
+``mask_invalid_rewards`` and ``dead_groups`` find rewards without a training signal.
 """
 
 from denoiserl.advantages.batch import clip_quantile, normalise

@@ -1,4 +1,4 @@
-"""Credit against the batch: zero mean, unit std, no outliers."""
+"""Advantages relative to the batch: zero mean, unit std, no outliers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import as_float, boolean, finite, resolution, same_shape
+from denoiserl.advantages.checks import as_float, boolean, finite, resolution, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 
 def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``(Â − mean) / std`` over all elements (of ``mask``); elsewhere 0. Any shape.
+    """Return ``(Â − mean) / std`` over all elements (of ``mask``); elsewhere 0. Any shape.
 
     The std is the population std and no ε is added: advantages that are equal, or within 4 units in the last place
-    of the largest one, give exact zeros. Fewer than two are refused.
+    of the largest one, give exact zeros. Raise InvalidInputError for fewer than two.
     """
     live = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
     same_shape(advantage=advantage, mask=live)
@@ -39,7 +39,7 @@ def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
 def clip_quantile(advantage: Tensor, q: float) -> Tensor:
     """Clamp to the quantiles q and 1 − q of all elements (linear interpolation). Any shape; q = 0 changes nothing.
 
-    DPPO's guard against rare environment steps that would own the batch (arXiv 2409.00588).
+    DPPO's guard against rare environment steps that would dominate the batch (arXiv 2409.00588).
     """
     if not 0 <= q < 0.5:
         raise InvalidInputError(f"q must be in [0, 0.5), got {q}.")

@@ -1,21 +1,22 @@
-"""Credit over the steps of a denoising chain. The step axis is last and runs from noise to data."""
+"""Advantages of the steps of a denoising chain. The step axis is last and runs from noise to data."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import as_float, finite
+from denoiserl.advantages.checks import as_float, finite
 from denoiserl.core.errors import InvalidInputError
 
 
 def over_denoising(advantage: Tensor, steps: int, decay: float = 1.0) -> Tensor:
-    """Share one advantage among the denoising steps that made the sample. ``[*b]`` -> ``[*b, steps]``.
+    """Assign an advantage to the denoising steps of its sample. ``[*b]`` -> ``[*b, steps]``.
 
         Âₖ = decay^(S−1−k) Â,   k = 0 the noisiest recorded step, k = S−1 the cleanest (weight 1)
 
-    ``decay=1`` copies the terminal reward to every step (DDPO, Flow-GRPO); below 1 it is DPPO's γ_denoise, and 0
-    credits the last step alone. If only the last K' steps are trained, ``steps`` is K'. DPPO, arXiv 2409.00588.
+    ``decay=1`` copies the terminal reward to every step (DDPO, Flow-GRPO); below 1 it is DPPO's γ_denoise, and with
+    0 only the last step gets an advantage. If only the last K' steps are trained, ``steps`` is K'. DPPO, arXiv
+    2409.00588.
     """
     if steps < 1:
         raise InvalidInputError(f"A chain has at least one step, got {steps}.")
@@ -29,18 +30,18 @@ def over_denoising(advantage: Tensor, steps: int, decay: float = 1.0) -> Tensor:
 
 
 def kl_to_go(step_kl: Tensor, beta: float) -> Tensor:
-    """What a policy gradient still needs when the closed-form step KL is in the loss. ``[*b, S]`` -> ``[*b, S]``.
+    """Return the advantage that a policy gradient needs beside a closed-form step KL. ``[*b, S]`` -> ``[*b, S]``.
 
-        creditₖ = −β Σ_{j>k} KLⱼ,   KLⱼ(xⱼ) = KL(πⱼ(·|xⱼ) ‖ refⱼ(·|xⱼ));   the last step gets exactly 0
+        Âₖ = −β Σ_{j>k} KLⱼ,   KLⱼ(xⱼ) = KL(πⱼ(·|xⱼ) ‖ refⱼ(·|xⱼ));   the last step gets exactly 0
 
     Why. The path KL is KL(π‖ref) = E_π[Σⱼ KLⱼ(xⱼ)], and θ enters twice: in each KLⱼ at its own state, and in the
     probability of reaching that state, p(xⱼ) = p(x₀) Πₖ<ⱼ πₖ(xₖ₊₁|xₖ). By the product rule
 
         ∇ E[Σⱼ KLⱼ] = E[Σⱼ ∇KLⱼ + Σⱼ KLⱼ Σ_{k<j} ∇log πₖ] = E[Σₖ (∇KLₖ + (Σ_{j>k} KLⱼ) ∇log πₖ)].
 
-    The sum is strict: the state xₖ was reached before decision k, so KLₖ(xₖ) is not that decision's doing and would
-    only add variance. A loss with the first term alone forgets that today's step decides tomorrow's KL and converges
-    elsewhere. The whole gradient is
+    The sum is strict: the state xₖ precedes decision k, so KLₖ(xₖ) does not depend on it and would only add variance.
+    A loss with the first term alone ignores that a step changes the KL of later steps, and converges elsewhere. The
+    complete gradient is
 
         reinforce(log_prob, advantage + kl_to_go(kl.detach(), β)) + β * kl
 
@@ -53,17 +54,18 @@ def kl_to_go(step_kl: Tensor, beta: float) -> Tensor:
 
 
 def log_ratio_to_go(log_ratio: Tensor, beta: float) -> Tensor:
-    """The same gradient from sampled log-ratios, when no step has a closed-form KL. ``[*b, S]`` -> ``[*b, S]``.
+    """Return the advantage for the same gradient from sampled log-ratios. ``[*b, S]`` -> ``[*b, S]``.
 
-        creditₖ = −β Σ_{j≥k} ℓⱼ,   ℓⱼ = log πⱼ(xⱼ₊₁|xⱼ) − log refⱼ(xⱼ₊₁|xⱼ)
+        Âₖ = −β Σ_{j≥k} ℓⱼ,   ℓⱼ = log πⱼ(xⱼ₊₁|xⱼ) − log refⱼ(xⱼ₊₁|xⱼ)
 
-    Here the sum includes step k, because ℓₖ depends on its decision, and nothing is added to the loss: E[∇ℓⱼ] = 0. The
-    variance is larger than ``kl_to_go``'s. It is the "KL in the reward" of language-model PPO.
+    It is for steps without a closed-form KL. The sum includes step k, because ℓₖ depends on its decision, and the loss
+    needs no further term: E[∇ℓⱼ] = 0. The variance is larger than that of ``kl_to_go``. It is the "KL in the reward"
+    of language-model PPO.
     """
     finite(log_ratio=log_ratio)
     return -beta * _suffix(log_ratio)
 
 
 def _suffix(x: Tensor) -> Tensor:
-    """Σ_{j≥k} xⱼ along the last axis."""
+    """Return Σ_{j≥k} xⱼ along the last axis."""
     return x.flip(-1).cumsum(-1).flip(-1)

@@ -1,4 +1,4 @@
-"""Credit within a group: the other samples of the same prompt are the baseline. Groups are an axis, ``[*, P, G]``."""
+"""Advantages within a group: the samples of a prompt are the baseline. Groups are an axis, ``[*, P, G]``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import as_float, boolean, finite, resolution, same_shape
+from denoiserl.advantages.checks import as_float, boolean, finite, resolution, same_shape
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 
 Scale = Literal["std", "sample_std", "batch", "none"]
 
 
 class Screened(NamedTuple):
-    """Rewards with every bad value set to NaN, so that forgetting ``valid`` fails loudly; how many were bad."""
+    """Rewards with every bad value set to NaN (code without ``valid`` then fails), and the number of bad values."""
 
     reward: Tensor
     valid: Tensor
@@ -26,8 +26,8 @@ def mask_invalid_rewards(
 ) -> Screened:
     """Find rewards that are NaN or infinite, of any shape.
 
-    ``"error"`` raises an error and names the samples; ``"drop"`` marks them in ``valid`` and counts them. More than a
-    share ``most`` of bad rewards is refused either way: then the reward is broken, not the sample.
+    ``"error"`` raises InvalidInputError with the samples; ``"drop"`` marks them in ``valid`` and counts them. More than
+    a share ``most`` of bad rewards is an error either way, because then the reward is at fault.
     """
     if invalid_rewards not in ("error", "drop"):
         raise InvalidInputError(unknown_name_message(invalid_rewards, ("error", "drop"), "invalid_rewards"))
@@ -44,11 +44,10 @@ def mask_invalid_rewards(
 
 
 def dead_groups(reward: Tensor, spread: float = 0.0, valid: Tensor | None = None) -> Tensor:
-    """Groups without a preference: ``max − min ≤ spread``, a tie, or fewer than two valid samples.
+    """Find groups without a preference: ``max − min ≤ spread``, a tie, or fewer than two valid samples.
 
     ``[*, P, G]`` -> bool ``[*, P]``. Rewards within 4 units in the last place of the largest one are a tie. Such groups
-    teach nothing (``group_relative`` gives them exactly 0); their share,
-    ``.float().mean()``, is worth watching.
+    have no gradient (``group_relative`` gives them exactly 0); log their share, ``.float().mean()``.
     """
     reward, valid = _groups(reward, valid)
     _, above, _ = _centred(reward, valid, -1)
@@ -58,7 +57,7 @@ def dead_groups(reward: Tensor, spread: float = 0.0, valid: Tensor | None = None
 def group_relative(
     reward: Tensor, scale: Scale = "std", clip: float | None = None, spread: float = 0.0, valid: Tensor | None = None
 ) -> Tensor:
-    """How much better than its group a sample is. ``[*, P, G]`` -> ``[*, P, G]``, zero mean in every group.
+    """Return the advantages of samples over their group. ``[*, P, G]`` -> ``[*, P, G]``, zero mean in every group.
 
         Âᵢ = (rᵢ − mean_group r) / scale,   then clamped to ±clip
 
@@ -70,8 +69,8 @@ def group_relative(
     | ``"none"`` | 1 | Dr. GRPO, d1 |
 
     No ε is added: a group whose rewards differ by at most ``spread``, or by less than 4 units in the last place of the
-    largest one, gets exactly 0 instead of amplified noise. Samples outside ``valid`` get 0 and do not count. Refused:
-    flat rewards, groups of one, rewards that are not finite.
+    largest one, gets exactly 0 instead of amplified noise. Samples outside ``valid`` get 0 and do not count. Raise
+    InvalidInputError for rewards without a group axis, groups of one, and rewards that are not finite.
     GRPO arXiv 2402.03300; Flow-GRPO 2505.05470.
     """
     if scale not in get_args(Scale):
@@ -91,7 +90,7 @@ def group_relative(
 
 
 def leave_one_out(reward: Tensor, valid: Tensor | None = None) -> Tensor:
-    """REINFORCE leave-one-out: the baseline is the mean of the *others*, so it is unbiased. ``[*, P, G]`` -> same.
+    """Return REINFORCE leave-one-out advantages: an unbiased baseline, the mean of the *others*. ``[*, P, G]`` -> same.
 
         Âᵢ = rᵢ − 1/(G−1) Σ_{j≠i} rⱼ = G/(G−1) (rᵢ − mean_group r)
 
@@ -103,11 +102,11 @@ def leave_one_out(reward: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def _groups(reward: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rewards as ``[*, P, G]`` with G > 1, and which of them count."""
+    """Return rewards as ``[*, P, G]`` with G > 1, and which of them count."""
     if reward.ndim < 2:
         raise InvalidInputError(f"A group is an axis: reshape the reward {list(reward.shape)} to [prompts, group].")
     if reward.shape[-1] < 2:
-        raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
+        raise InvalidInputError("A group of one has no baseline: draw at least two samples per prompt.")
     reward = as_float(reward)
     if valid is None:
         finite(reward=reward)
@@ -119,7 +118,7 @@ def _groups(reward: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _centred(reward: Tensor, valid: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rewards minus their mean over ``dim``, rewards above the least one, and how many count.
+    """Return rewards minus their mean over ``dim``, rewards above the least one, and the number that count.
 
     Measured from the least reward, so ties give exact zeros and a large common offset costs no digits.
     """
@@ -133,7 +132,7 @@ def _centred(reward: Tensor, valid: Tensor, dim: int | tuple[int, ...]) -> tuple
 
 
 def _standard(x: Tensor, reference: Tensor, count: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """x over the root mean square of ``reference``; by its peak, so that tiny rewards do not underflow. 0/0 is 0."""
+    """Return x over the root mean square of ``reference``, without underflow of tiny rewards. 0/0 is 0."""
     peak = reference.abs().amax(dim, keepdim=True)
     peak = torch.where(peak > 0, peak, 1.0)
     rms = ((reference / peak).square().sum(dim, keepdim=True) / count.clamp_min(1)).sqrt()

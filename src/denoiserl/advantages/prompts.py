@@ -1,4 +1,4 @@
-"""Credit against what a prompt has earned before: the running statistics of DDPO."""
+"""Advantages relative to earlier rewards of a prompt: the running statistics of DDPO."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import as_float, boolean, finite, resolution, same_shape
+from denoiserl.advantages.checks import as_float, boolean, finite, resolution, same_shape
 from denoiserl.core.errors import InvalidInputError, RunError
 
 
 @final
 class PerPromptStatTracker:
-    """Advantages from a window of recent rewards a prompt.
+    """Advantages from a window of recent rewards per prompt.
 
         Âᵢ = (rᵢ − mean_w) / std_w,   w = the last ``window`` rewards of the prompt, the new ones included
 
-    A prompt that has fewer than ``least`` rewards so far uses mean and std of the whole batch. Both std are population
-    std (1/n). Rewards within 4 units in the last place of the largest one are a tie, and their advantage is 0. Where
-    a batch holds more than ``window`` rewards of a prompt, the oldest are forgotten, but get an advantage too;
-    ``forgotten`` is how many they were in the last batch. Use it when prompts come once or twice a batch; with groups
-    of equal size ``group_relative`` needs no memory. It remembers, so it is named in the recipe and saved with it.
+    A prompt with fewer than ``least`` rewards so far uses mean and std of the whole batch. Both std are population
+    std (1/n). Rewards within 4 units in the last place of the largest one are a tie, and their advantage is 0. If a
+    batch holds more than ``window`` rewards of a prompt, the oldest leave the window, but get an advantage too;
+    ``forgotten`` is their number in the last batch. Use it when prompts come once or twice per batch; with groups of
+    equal size ``group_relative`` needs no state. A run saves the state with its checkpoints.
 
     Prompts are strings, integers or tuples of them (or an integer tensor ``[B]``). DDPO, arXiv 2305.13301.
     """
@@ -36,14 +36,14 @@ class PerPromptStatTracker:
         self._seen: dict[Hashable, deque[float]] = {}
 
     def update(self, prompts: Sequence[Hashable] | Tensor, reward: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Remember the rewards ``[B]`` of ``prompts`` and return their advantages ``[B]``.
+        """Add the rewards ``[B]`` of ``prompts`` and return their advantages ``[B]``.
 
-        Samples outside ``valid`` are not remembered and get 0. Nothing is remembered if the call is refused.
+        Samples outside ``valid`` are not added and get 0. A call that raises adds nothing.
         """
         keys = [_key(p) for p in (prompts.tolist() if isinstance(prompts, Tensor) else prompts)]
         reward = as_float(reward)
         if reward.shape != (len(keys),):
-            raise InvalidInputError(f"One reward a prompt: {len(keys)} prompts, reward {list(reward.shape)}.")
+            raise InvalidInputError(f"Give one reward per prompt: {len(keys)} prompts, reward {list(reward.shape)}.")
         live = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid
         same_shape(reward=reward, valid=live)
         boolean(valid=live)
@@ -68,11 +68,11 @@ class PerPromptStatTracker:
         return torch.tensor(out, dtype=reward.dtype, device=reward.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Window, least and the remembered rewards; survives JSON exactly."""
+        """Return window, least and the rewards in the window; JSON keeps them exactly."""
         return {"window": self.window, "least": self.least, "seen": [[k, list(v)] for k, v in self._seen.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict()``; refused if window or least differ from this object's."""
+        """Continue from ``state_dict()``. Raise RunError if window or least differ from this object's."""
         if (state["window"], state["least"]) != (self.window, self.least):
             raise RunError(
                 f"Saved with window={state['window']}, least={state['least']}; this run has window={self.window}, "
@@ -82,7 +82,7 @@ class PerPromptStatTracker:
 
 
 def _key(prompt: Any) -> Hashable:
-    """A prompt that survives JSON; JSON turns tuples into lists, so lists come back as tuples."""
+    """Return a prompt as a key that JSON keeps; JSON turns tuples into lists, so lists become tuples."""
     if isinstance(prompt, str | int):
         return prompt
     if isinstance(prompt, list | tuple):
@@ -93,7 +93,7 @@ def _key(prompt: Any) -> Hashable:
 
 
 def _moments(x: Iterable[float], dtype: torch.dtype) -> tuple[float, float]:
-    """Mean and population std of numbers of precision ``dtype``; the std of a tie is exactly 0."""
+    """Return mean and population std of numbers of precision ``dtype``; the std of a tie is exactly 0."""
     x = list(x)
     least, most = min(x), max(x)
     if most - least < float(resolution(torch.tensor(max(-least, most), dtype=dtype))):

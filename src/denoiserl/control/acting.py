@@ -22,9 +22,10 @@ from denoiserl.envs.collector import Collector
 from denoiserl.envs.remarks import remark
 from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.envs.units import unfit
-from denoiserl.policy.chain import Chain, RecordSample, make_sampler
+from denoiserl.policy.chain import Chain
 from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample, make_sampler
 from denoiserl.policy.weights import AdapterOff
 from denoiserl.processes import MeanFlow, Relay
 from denoiserl.processes.denoiser import Denoiser

@@ -23,11 +23,12 @@ from denoiserl.data.rollout import Rollout
 from denoiserl.envs.collector import Act, Collector
 from denoiserl.envs.spaces import Spec
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork
-from denoiserl.policy.chain import Chain, RecordSample, make_sampler
+from denoiserl.policy.chain import Chain
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample, make_sampler
 from denoiserl.processes import GaussianHead
 from denoiserl.processes.denoiser import Denoiser, Estimate
-from denoiserl.processes.masked import check_rows
+from denoiserl.processes.tokens import check_rows
 
 APART = 1 << 32
 """numbers between the streams of two candidates of a row: more than one draw uses"""

@@ -21,8 +21,8 @@ from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, tree_map
 from denoiserl.distributions import Gaussian, Squashed
 from denoiserl.nn import MLP, Actor
-from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import Diffusion, MeanFlow, OneStep, ddim, time_grid
 from denoiserl.processes.steered import BlackBox, Map, Steered, Steering, noise_basis, require_deterministic
 

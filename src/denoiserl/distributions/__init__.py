@@ -1,9 +1,9 @@
-"""Laws: what a decision is drawn from.
+"""Probability distributions of decisions.
 
-A law is a frozen record with five things: ``sample(noise)``, a pure function of given noise, so that it compiles,
-replays and differentiates; ``log_prob(x)``, the *joint* over the event's factors that ``mask`` counts (or one number a
-factor); ``kl(other)`` in closed form; ``num_factors``, how many these are; ``has_density``, whether it has a density at
-all.
+A distribution is a frozen dataclass. ``sample(noise)`` is a pure function of given noise, so that it compiles, repeats
+and differentiates. ``log_prob(x)`` is the *joint* over the event's factors that ``mask`` counts, or one number per
+factor; ``num_factors`` is their number. ``kl(other)`` has a closed form. ``has_density`` is False for a deterministic
+step.
 """
 
 from denoiserl.distributions.base import Distribution, sum_event

@@ -1,4 +1,4 @@
-"""The diagonal Gaussian: the law of a denoising step of every diffusion and flow."""
+"""The diagonal Gaussian: the distribution of a denoising step of every diffusion and flow."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """N(mean, diag(std²)) over the last ``event`` axes.
+    """N(mean, diag(std²)) over the last ``event_dims`` axes.
 
     log p(x) = Σ_i −½((x_i − mean_i)/std_i)² − log std_i − ½ log 2π over live factors. ``std`` broadcasts against
-    ``mean``. ``dense`` is False for a deterministic step (std = 0): it can be drawn and not scored. ``None`` means
-    that nobody knows: scoring then looks (a host synchronisation on a GPU).
+    ``mean``. ``has_density`` is False for a deterministic step (std = 0), which can be drawn and not scored. ``None``
+    means unknown: scoring then reads the std (a host synchronisation on a GPU).
     """
 
     mean: Tensor
@@ -31,11 +31,11 @@ class Gaussian:
 
     @property
     def num_factors(self) -> Tensor:
-        """[*batch], live factors."""
+        """Return the number of live factors, [*batch]."""
         return count(self.mean.shape, self.event_dims, self.mask, self.mean.device)
 
     def sample(self, noise: Tensor | None) -> Tensor:
-        """mean + std · noise, with standard normal noise shaped like the mean; None: the mean. Differentiable."""
+        """Return mean + std · noise, with standard normal noise shaped like the mean (None: 0). Differentiable."""
         return self.mean if noise is None else self.mean + self.std * noise
 
     def _scorable(self) -> None:
@@ -43,7 +43,7 @@ class Gaussian:
             raise no_density_error()
 
     def log_prob(self, x: Tensor, factors: bool = False) -> Tensor:
-        """Joint log-density [*batch], or one number a factor. Raises ``NoDensityError`` for a deterministic step."""
+        """Return the joint log-density [*batch], or one number per factor. Raise NoDensityError if a std is 0."""
         self._scorable()
         per_factor = -0.5 * ((x - self.mean) / self.std) ** 2 - (self.std.log() + HALF_LOG_2PI)
         if factors:
@@ -51,7 +51,7 @@ class Gaussian:
         return sum_event(per_factor, self.event_dims, self.mask)
 
     def kl(self, other: Gaussian) -> Tensor:
-        """KL(self ‖ other) = Σ ½[(σ/σ')² − 1 − log(σ/σ')² + ((μ − μ')/σ')²], [*batch]."""
+        """Return KL(self ‖ other) = Σ ½[(σ/σ')² − 1 − log(σ/σ')² + ((μ − μ')/σ')²], [*batch]."""
         self._scorable()
         other._scorable()
         ratio = (self.std / other.std) ** 2
@@ -59,13 +59,13 @@ class Gaussian:
         return sum_event(per_factor.expand(self.mean.shape), self.event_dims, self.mask)
 
     def entropy(self) -> Tensor:
-        """Σ log std + ½ log 2πe, [*batch]."""
+        """Return Σ log std + ½ log 2πe, [*batch]."""
         self._scorable()
         return sum_event((self.std.log() + HALF_LOG_2PI + 0.5).expand(self.mean.shape), self.event_dims, self.mask)
 
 
 def stack(laws: Sequence[Gaussian]) -> Gaussian:
-    """Laws of one kind, [batch] each, as one law [batch, S]: scoring S steps together costs what one costs."""
+    """Join S Gaussians [batch] to one [batch, S]: scoring S steps together costs as much as scoring one."""
     head, means = laws[0], torch.stack([law.mean for law in laws], 1)
     if all(law.std.ndim == 0 for law in laws):
         std = torch.stack([law.std for law in laws]).view(-1, *(1,) * head.event_dims)

@@ -1,14 +1,13 @@
-"""The law of one unmasking step: which masked positions are revealed, and with which tokens.
+"""The distribution of one unmasking step: which masked positions are revealed, and with which tokens.
 
-The state carries both decisions (tokens, and where the mask still stands), so the law has an exact probability.
-For confidence decoding, the sampler that everyone uses, it is this: a candidate y_j ~ p_j is drawn at every open
-position and the n with the highest confidence are committed. With S the committed set and (c*, i*) the weakest
-commitment in the order (confidence down, position up),
+The state shows both decisions, tokens and remaining masks, so their joint probability is exact. Confidence decoding,
+the usual sampler, draws a candidate y_j ~ p_j at every open position and commits the n with the highest confidence.
+With S the committed set and (c*, i*) the weakest commitment in the order (confidence down, position up),
 
     P(S, y_S | x) = Π_{i∈S} p_i(y_i) · Π_{j open, j∉S} F_j,    F_j = Σ_v p_j(v) [ (c_j(v), j) ranks below (c*, i*) ]
 
-so the order costs no further network call. Leaving F out, as methods that score only the revealed tokens do, is off
-by more than a nat. The probability is exact; its gradient does not see the jumps of the ranking.
+so the order costs no further network call. Methods that score only the revealed tokens leave F out, an error of more
+than a nat. The probability is exact; its gradient ignores the jumps of the ranking.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ NEVER = -torch.inf
 class Unmasking:
     """Reveal some masked positions of ``x`` [*batch, L].
 
-    ``logits`` [*batch, L, V]: the policy's token logits after temperature, top-k and top-p. ``open`` [*batch, L]:
+    ``logits`` [*batch, L, V]: the policy's token logits after temperature, top-k and top-p. ``is_open`` [*batch, L]:
     positions that may be revealed now (masked, and inside the current block). By ``order``:
 
     - ``independent``: every open position is revealed with probability ``rate`` [*batch] (ancestral sampling);
-    - ``confidence``: candidates everywhere, the ``count`` [*batch] most confident are committed, and every one above
-      ``threshold`` too when one is set; ``score`` [*batch, L, V] is the log-confidence of every token;
+    - ``confidence``: the ``count`` [*batch] most confident candidates are committed, and with ``threshold`` every
+      candidate above it too; ``score`` [*batch, L, V] is the log-confidence of every token;
     - ``random``: ``count`` positions, uniformly; ``left``: the ``count`` leftmost;
     - ``margin``, ``entropy``: the ``count`` positions with the largest gap of the two best tokens, or least entropy.
 
-    ``live`` [*batch, L]: the factors that count, by default all. Where it leaves open positions out (text behind the
-    end), their tokens and their F_j are left out of log-probs, which then no longer sum to one.
+    ``mask`` [*batch, L]: the factors that count, by default all. Open positions outside it (text behind the end) add
+    neither tokens nor F_j to log-probs, whose probabilities then no longer sum to one.
 
-    Its noise is two uniforms a position, [*batch, L, 2]: token and order.
+    The noise is two uniforms per position, [*batch, L, 2]: token and order.
     """
 
     logits: Tensor
@@ -57,7 +56,7 @@ class Unmasking:
     rate: Tensor | None = None
     score: Tensor | None = None
     threshold: float | None = None
-    mask: Tensor = None  # type: ignore[assignment]  # filled in: all that is open
+    mask: Tensor = None  # type: ignore[assignment]  # by default: is_open
 
     def __post_init__(self) -> None:
         if self.mask is None:
@@ -71,17 +70,17 @@ class Unmasking:
 
     @property
     def event_dims(self) -> int:
-        """One axis: the sequence."""
+        """Return 1: the sequence."""
         return 1
 
     @property
     def has_density(self) -> bool:
-        """A probability mass always exists."""
+        """Return True: a probability mass always exists."""
         return True
 
     @property
     def num_factors(self) -> Tensor:
-        """[*batch]: live tokens revealed by this step (exact-count orders), or live open positions (independent)."""
+        """Return the number of live tokens revealed, [*batch]; for ``independent``, of live open positions."""
         alive = (self.is_open & self.mask).sum(-1)
         if self.order == "independent":
             return alive.float()
@@ -89,11 +88,11 @@ class Unmasking:
         return torch.minimum(self.count.expand(alive.shape), alive).float()
 
     def _scores(self) -> Tensor:
-        """[*batch, L, V]: the log-confidence of every token. Drawing and scoring rank by these same numbers."""
+        """Return the log-confidence of every token, [*batch, L, V]: the ranking in both drawing and scoring."""
         return (self.logits if self.score is None else self.score).float().log_softmax(-1)
 
     def _priority(self, noise: Tensor) -> Tensor:
-        """[*batch, L]: positions are revealed from the highest down; ties go to the left."""
+        """Return the priority of positions, [*batch, L]: the highest first, ties from the left."""
         p = self.logits.float().log_softmax(-1)
         if self.order == "left":
             value = -torch.arange(self.x.shape[-1], device=self.x.device).expand(self.x.shape).float()
@@ -107,7 +106,7 @@ class Unmasking:
         return value
 
     def _committed(self, token: Tensor, noise: Tensor) -> Tensor:
-        """[*batch, L] bool: the positions that are revealed, given candidates and order noise."""
+        """Return the positions that are revealed, [*batch, L] bool, given candidates and order noise."""
         if self.order == "independent":
             assert self.rate is not None
             return self.is_open & (noise < self.rate[..., None])
@@ -122,18 +121,18 @@ class Unmasking:
         return chosen & self.is_open
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The next state [*batch, L] from uniforms [*batch, L, 2]."""
+        """Return the next state [*batch, L] from uniforms [*batch, L, 2]."""
         token = invert(self.logits, noise[..., 0], self.is_open)
         return torch.where(self._committed(token, noise[..., 1]), token, self.x)
 
     def token_log_prob(self, y: Tensor) -> Tensor:
-        """[*batch, L]: log p_i(y_i) at the live positions that y reveals, 0 elsewhere."""
+        """Return log p_i(y_i) at the live positions that y reveals, 0 elsewhere: [*batch, L]."""
         revealed = (self.x == self.mask_token) & (y != self.mask_token) & self.mask
         logp = token_log_prob(self.logits, torch.where(revealed, y, 0))
         return torch.where(revealed, logp, 0.0)
 
     def order_log_prob(self, y: Tensor) -> Tensor:
-        """[*batch]: log-probability of the choice of positions given the revealed tokens; −∞ if it cannot happen."""
+        """Return the log-probability of the positions given the revealed tokens, [*batch]; −∞ if impossible."""
         revealed = (self.x == self.mask_token) & (y != self.mask_token)
         legal = ((self.x == y) | revealed).all(-1) & (self.is_open | ~revealed).all(-1)
         left_out = self.is_open & ~revealed
@@ -155,7 +154,7 @@ class Unmasking:
         return torch.where(legal, logp, NEVER)
 
     def _confidence_order(self, y: Tensor, revealed: Tensor, left_out: Tensor) -> Tensor:
-        """log Π F_j over open positions that were left out, and −∞ for a set that confidence cannot choose."""
+        """Return log Π F_j over open positions that were left out; −∞ for a set that confidence cannot choose."""
         assert self.count is not None
         score = self._scores()
         conf = torch.where(revealed, score.gather(-1, torch.where(revealed, y, 0)[..., None])[..., 0], torch.inf)
@@ -173,21 +172,21 @@ class Unmasking:
         p = self.logits.float().log_softmax(-1)
         below = below & (p > NEVER)
         loses = below.any(-1)
-        # A logsumexp over nothing has a NaN gradient, which no mask behind it can stop: such rows are summed whole.
+        # A logsumexp over nothing has a NaN gradient, which a later mask cannot stop: sum such rows in full.
         lost = torch.where(below | ~(left_out & loses)[..., None], p, NEVER).logsumexp(-1)
         lost = torch.where(loses, lost, NEVER)
         return torch.where(legal, torch.where(left_out, lost, 0.0).sum(-1), NEVER)
 
     def log_prob(self, x: Tensor, factors: bool = False) -> Tensor:
-        """Exact joint [*batch]: tokens and order; ``factors=True``: [*batch, L + 1], the order last."""
+        """Return the exact joint of tokens and order, [*batch]; ``factors=True``: [*batch, L + 1], the order last."""
         tokens, order = self.token_log_prob(x), self.order_log_prob(x)
         return torch.cat([tokens, order[..., None]], -1) if factors else sum_event(tokens, 1) + order
 
     def kl(self, other: Unmasking) -> Tensor:
-        """KL(self ‖ other) [*batch], closed form for orders that do not depend on the network.
+        """Return KL(self ‖ other), [*batch], in closed form for orders that do not depend on the network.
 
         ``independent``: Σ_open [kl(rates) + rate · KL(p_i ‖ q_i)]; ``random``: (n/m) Σ_open KL(p_i ‖ q_i); ``left``:
-        the sum over the n leftmost. Confidence, margin and entropy have none: score draws instead.
+        the sum over the n leftmost. Raise ValueError for confidence, margin and entropy: estimate it from samples.
         """
         if self.order not in ("independent", "random", "left") or other.order != self.order:
             raise ValueError(

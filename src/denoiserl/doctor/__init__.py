@@ -23,8 +23,8 @@ from denoiserl.doctor import cost, network, reading, signal, steps, values
 from denoiserl.doctor import data as recorded
 from denoiserl.doctor.finding import Finding, Level, print_findings, run_check, worst
 from denoiserl.envs import Collector
-from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample
 from denoiserl.rewards import Reward, prompt_count, repeat_prompts
 
 __all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]

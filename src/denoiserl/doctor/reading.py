@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, expand_right, tree_map
 from denoiserl.doctor.finding import Finding
-from denoiserl.policy.chain import RecordSample, make_sampler
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample, make_sampler
 from denoiserl.processes import Diffusion, GaussianDenoiser, Masked, TokenDenoiser, ddim, time_grid
 from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.diffusion import PREDICTIONS

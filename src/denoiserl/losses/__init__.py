@@ -1,18 +1,18 @@
-"""Objectives: pure functions of log-probs, credit and reference. One loss an element; the recipe reduces.
+"""Losses: pure functions of log-probs, advantages and a reference. One loss per element; the recipe reduces.
 
-They do not know which oracle the log-probs came from: ``replay`` (the path) or ``elbo`` (noise again).
+They accept log-probs of chains (``rescore``) and ELBO terms (``elbo``) alike.
 
-| to learn from | function |
+| training signal | function |
 |---|---|
 | advantages | ``reinforce``, ``ppo_clip`` (with ``denoise_clip``) |
-| weights | ``weighted`` (with ``exp_weights``) |
+| weights | ``weighted_loss`` (with ``exp_weights``) |
 | pairs | ``dpo`` (``margin``) |
 | rewards within a prompt | ``center_rewards`` |
 | a reference | ``k1``, ``k2``, ``k3`` |
 | returns | ``half_squared_error``, ``clipped_value``, ``huber``, ``expectile`` |
 | a critic of decisions | ``normalized_q_loss`` |
 
-``clip_fraction``, ``clip_sides``, ``approx_kl`` watch an update; ``masked_mean`` and ``masked_sum`` reduce it.
+``clip_fraction``, ``clip_sides``, ``approx_kl`` are metrics of an update; ``masked_mean``, ``masked_sum`` reduce.
 """
 
 from denoiserl.losses.divergence import k1, k2, k3

@@ -1,4 +1,4 @@
-"""Policy gradients: move probability towards what had a positive advantage."""
+"""Policy gradients: raise the probability of decisions with a positive advantage."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import check_broadcastable, require_no_grad, same_shape
+from denoiserl.advantages.checks import check_broadcastable, require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.losses.divergence import LIMIT, k3
 from denoiserl.losses.reduction import masked_mean
 
 
 def reinforce(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """The score function: ``−Â log π``. ``[*b]`` -> ``[*b]``. Its gradient is −Â ∇log π; its value means nothing.
+    """Return the score-function loss ``−Â log π``, ``[*b]`` -> ``[*b]``. Only its gradient, −Â ∇log π, has a meaning.
 
     Williams 1992; DDPO_SF in arXiv 2305.13301.
     """
@@ -26,19 +26,18 @@ def reinforce(log_prob: Tensor, advantage: Tensor) -> Tensor:
 def ppo_clip(
     log_prob: Tensor, old: Tensor, advantage: Tensor, clip: float | Tensor, clip_high: float | Tensor | None = None
 ) -> Tensor:
-    """The clipped surrogate. ``[*b]`` -> ``[*b]``.
+    """Return PPO's clipped surrogate loss. ``[*b]`` -> ``[*b]``.
 
         −min(ρ Â, clamp(ρ, 1 − clip, 1 + clip_high) Â),   ρ = exp(log π − log π_old)
 
-    The gradient is zero where the ratio has already left the range in the direction the advantage wants, and whole
-    elsewhere; at ρ = 1 it is ``reinforce``'s. ``clip_high`` defaults to ``clip``. A tensor of ranges broadcasts to the
-    elements: a range a step (``denoise_clip``) or one gathered a row.
+    The gradient is zero where the ratio has left the range in the direction of the advantage, and unchanged elsewhere;
+    at ρ = 1 it is that of ``reinforce``. ``clip_high`` defaults to ``clip``. A tensor of ranges broadcasts to the
+    elements: a range per step (``denoise_clip``), or one gathered per row.
 
-    The log-ratio is clamped at ±20 before the exponential, so a blown-up ratio is large but finite and passes no
-    gradient. ``old`` must be finite. What the ratio means is the caller's: with joint log-probs it is the likelihood
-    ratio; with ``log_prob / law.num_factors`` it is the geometric mean of DDPO, DPPO, Flow-GRPO (whose clips of
-    1e-4..1e-2 assume it) and, over a sequence, of GSPO. Schulman et al., arXiv 1707.06347; clip-higher: DAPO,
-    2503.14476.
+    The log-ratio is clamped at ±20 before the exponential, so an extreme ratio is finite and passes no gradient.
+    ``old`` must be finite. With joint log-probs ρ is the likelihood ratio. With ``log_prob / law.num_factors`` it is
+    the geometric mean of DDPO, DPPO, Flow-GRPO (whose clips of 1e-4..1e-2 assume it) and, over a sequence, of GSPO.
+    Schulman et al., arXiv 1707.06347; clip-higher: DAPO, 2503.14476.
     """
     same_shape(log_prob=log_prob, old=old, advantage=advantage)
     require_no_grad(old=old, advantage=advantage)
@@ -48,12 +47,12 @@ def ppo_clip(
 
 
 def denoise_clip(steps: int, base: float, coef: float, rate: float = 3.0) -> Tensor:
-    """DPPO's clip range a denoising step, float32 ``[steps]`` from the noisiest to the cleanest.
+    """Return DPPO's clip range per denoising step, float32 ``[steps]`` from the noisiest to the cleanest.
 
         clip(t) = base + (coef − base) (exp(rate t) − 1) / (exp(rate) − 1),   t = 0 noisiest, t = 1 cleanest
 
-    Noisy steps get the tight range ``base``, the last one ``coef``; rate 0 is a straight line; a single step is the
-    cleanest. Index it with the step of every row when rows are shuffled. arXiv 2409.00588.
+    Noisy steps get the tight range ``base``, the last one ``coef``. Rate 0 is a straight line; a single step gets
+    ``coef``. Index it by the step of every row when rows are shuffled. arXiv 2409.00588.
     """
     if steps < 1:
         raise InvalidInputError(f"A chain has at least one step, got {steps}.")
@@ -71,9 +70,9 @@ def clip_sides(
     clip_high: float | Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The shares of elements whose ratio is (below, above) the clip range, two scalars.
+    """Return the shares of elements whose ratio is (below, above) the clip range, two scalars.
 
-    All on one side in the first epoch: old and new log-probs are not computed in the same way.
+    If in the first epoch all are on one side, old and new log-probs are computed differently.
     """
     same_shape(log_prob=log_prob, old=old)
     low, high = _range(log_prob, clip, clip_high)
@@ -89,13 +88,13 @@ def clip_fraction(
     clip_high: float | Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The share of elements whose ratio is outside the clip range, a scalar."""
+    """Return the share of elements whose ratio is outside the clip range, a scalar."""
     below, above = clip_sides(log_prob, old, clip, clip_high, mask)
     return below + above
 
 
 def approx_kl(log_prob: Tensor, old: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How far an update has moved: KL(π_old ‖ π) from samples of π_old, the mean of ``k3(old, log_prob)``; a scalar."""
+    """Estimate KL(π_old ‖ π) from samples of π_old, the mean of ``k3(old, log_prob)``: a scalar."""
     with torch.no_grad():
         return masked_mean(k3(old, log_prob), mask)
 
@@ -105,7 +104,7 @@ def _log_ratio(log_prob: Tensor, old: Tensor) -> Tensor:
 
 
 def _range(log_prob: Tensor, clip: float | Tensor, clip_high: float | Tensor | None) -> tuple[Tensor, Tensor]:
-    """1 − clip and 1 + clip_high as tensors that broadcast to the elements."""
+    """Return 1 − clip and 1 + clip_high as tensors that broadcast to the elements."""
     clip_high = clip if clip_high is None else clip_high
     check_broadcastable(log_prob.shape, clip=clip, clip_high=clip_high)
     for name, x in (("clip", clip), ("clip_high", clip_high)):

@@ -1,20 +1,20 @@
-"""From one loss an element to fewer: means and sums over what counts."""
+"""Masked means and sums of losses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import boolean, same_shape
+from denoiserl.advantages.checks import boolean, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 Dim = int | tuple[int, ...] | None
 
 
 def masked_sum(x: Tensor, mask: Tensor | None, dim: Dim = None) -> Tensor:
-    """Σ x over the elements of ``mask`` (all if None) along ``dim`` (all axes if None). Masked-out NaNs do not count.
+    """Return Σ x over elements of ``mask`` (None: all) along ``dim`` (None: all axes). Masked NaNs are ignored.
 
-    Divided by a constant length it is the reduction of Dr. GRPO and of TraceRL's block models.
+    Divided by a constant length, it is the reduction of Dr. GRPO and of TraceRL's block models.
     """
     if mask is not None:
         same_shape(x=x, mask=mask)
@@ -24,19 +24,17 @@ def masked_sum(x: Tensor, mask: Tensor | None, dim: Dim = None) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor | None, dim: Dim = None) -> Tensor:
-    """Mean of x over the elements of ``mask`` (all if None) along ``dim`` (all axes if None).
+    """Return the mean of x over elements of ``mask`` (None: all) along ``dim`` (None: all axes).
 
-    ``masked_mean(loss, mask)`` weighs every token alike (DAPO); ``masked_mean(loss, mask, -1).mean()`` every sample
-    alike (GRPO). A slice of which nothing counts is refused: its mean is not 0.
+    ``masked_mean(loss, mask)`` gives every token equal weight (DAPO); ``masked_mean(loss, mask, -1).mean()`` every
+    sample (GRPO). Raise InvalidInputError if a slice has no element in the mask.
     """
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     total = masked_sum(x, mask, dim)
     count = mask.sum(_axes(mask, dim))
     if bool((count == 0).any()):
         empty = int((count == 0).sum())
-        raise InvalidInputError(
-            f"{empty} of {count.numel()} means have no element left by the mask: drop these rows first."
-        )
+        raise InvalidInputError(f"{empty} of {count.numel()} means have no element in the mask: drop these rows first.")
     return total / count
 
 

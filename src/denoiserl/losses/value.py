@@ -1,4 +1,4 @@
-"""Losses of a value net: one loss an element, ``[*b]`` -> ``[*b]``. Targets are constants."""
+"""Losses of value networks: one loss per element, ``[*b]`` -> ``[*b]``. Targets have no gradient."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from denoiserl.advantages.shapes import require_no_grad, same_shape
+from denoiserl.advantages.checks import require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 
 def half_squared_error(value: Tensor, target: Tensor) -> Tensor:
-    """``½ (v − target)²``: the gradient is the error."""
+    """Return ``½ (v − target)²``: the gradient is the error."""
     same_shape(value=value, target=target)
     require_no_grad(target=target)
     return 0.5 * (value - target).square()
 
 
 def clipped_value(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Tensor:
-    """``½ max((v − target)², (v_old + clamp(v − v_old, ±clip) − target)²)``: PPO's value clip.
+    """Return ``½ max((v − target)², (v_old + clamp(v − v_old, ±clip) − target)²)``, PPO's value clip.
 
-    No gradient where v has left ``old`` by more than ``clip`` in the direction of the target. PPO2; TraceRL, arXiv
+    The gradient is zero where v is more than ``clip`` from ``old`` in the direction of the target. PPO2; TraceRL, arXiv
     2509.06949.
     """
     require_no_grad(old=old)
@@ -32,7 +32,7 @@ def clipped_value(value: Tensor, target: Tensor, old: Tensor, clip: float) -> Te
 
 
 def huber(value: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
-    """``½ e²`` for |e| ≤ delta, ``delta (|e| − ½ delta)`` beyond: the gradient is the error clamped at ±delta."""
+    """Return ``½ e²`` for |e| ≤ delta, else ``delta (|e| − ½ delta)``: the gradient is the error clamped at ±delta."""
     same_shape(value=value, target=target)
     require_no_grad(target=target)
     if not delta > 0:
@@ -41,10 +41,10 @@ def huber(value: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
 
 
 def expectile(value: Tensor, target: Tensor, tau: float = 0.7) -> Tensor:
-    """``|τ − 1{target < v}| (target − v)²``: the minimiser over v is the τ-expectile of the targets.
+    """Return ``|τ − 1{target < v}| (target − v)²``: the minimiser over v is the τ-expectile of the targets.
 
-    τ = ½ is half the squared error and gives the mean; τ → 1 the largest target that the data show, without asking
-    for any decision outside of them. IQL, arXiv 2110.06169, eq. 5.
+    τ = ½ is half the squared error and gives the mean. τ → 1 gives the largest target in the data, without an
+    evaluation of decisions outside of them. IQL, arXiv 2110.06169, eq. 5.
     """
     same_shape(value=value, target=target)
     require_no_grad(target=target)
@@ -55,10 +55,10 @@ def expectile(value: Tensor, target: Tensor, tau: float = 0.7) -> Tensor:
 
 
 def normalized_q_loss(value: Tensor, by: Tensor | None = None, floor: float = 1e-3) -> Tensor:
-    """``−Q / max(E|Q'|, floor)``, ``[*b]``: climbs a critic at a pace that does not depend on the unit of reward.
+    """Return ``−Q / max(E|Q'|, floor)``, ``[*b]``: an actor loss that does not depend on the scale of the reward.
 
-    ``by``: Q', another critic of the same decisions (Diffusion-QL), by default Q itself (TD3+BC); a constant either
-    way. The floor keeps critics that know nothing yet, or rewards that are all zero, from being magnified without end.
+    ``by``: Q', another critic of the same decisions (Diffusion-QL), by default Q itself (TD3+BC); detached either
+    way. The floor limits the scale for untrained critics and for rewards that are all zero.
     TD3+BC, arXiv 2106.06860, eq. 5; Diffusion-QL, arXiv 2208.06193.
     """
     scale = value.detach() if by is None else by

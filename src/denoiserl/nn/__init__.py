@@ -1,10 +1,10 @@
-"""Raw networks. Each has ``config`` (``Net(**net.config)`` builds it again), ``embed_condition``, ``embed_time`` and
+"""Networks. Each has ``config`` (``Net(**net.config)`` builds it again), ``embed_condition``, ``embed_time`` and
 ``forward``.
 
-``embed_condition(cond)`` is what the network needs of the condition, once a row; ``embed_time(t)`` what it needs of the
-time, once a grid; ``forward(x, clock, context)`` is the rest, once a step. One batch dimension leads; ``embed_time``
-and ``context`` have a row for each row of ``x``, or one for all. The wrappers of ``denoiserl.processes.denoiser`` say
-what a network predicts.
+``embed_condition(cond)`` embeds the condition, once per row; ``embed_time(t)`` embeds the time, once per grid;
+``forward(x, clock, context)`` computes the rest, once per step. One batch dimension leads; ``clock`` and ``context``
+have a row for each row of ``x``, or one for all. The wrappers in ``denoiserl.processes`` define what a network
+predicts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pseudo-counts: how often something like this was seen, read from a network that learned to flip coins."""
+"""Pseudo-counts of similar data, from a coin-flipping network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from denoiserl.nn.mlp import MLP
 
 
 def coin_flip_targets(n: int, coins: int, seed: int = 0) -> Tensor:
-    """The random signs of data 0 ... n − 1, [n, coins]: those of datum i depend on (seed, i) alone."""
+    """Draw the random signs of data 0 ... n − 1, [n, coins]: those of datum i depend on (seed, i) alone."""
     begin = seed * 2_147_483_647
     return 2.0 * Rng.rows(range(begin, begin + n)).integers(0, 2, n, coins) - 1.0
 
@@ -21,10 +21,10 @@ class CoinFlipNetwork(nn.Module):
 
         f(φ) = g(γ z) + (h(γ z) − mean h) / std h,    z = (φ − centre) / scale
 
-    g learns, by squared error, the random signs of every datum (``flips``); h is the same network at another
-    initialisation, frozen, and standardised on the data. Where equal features came n times, the best answer is the mean
-    of n signs a coin, and E f² = 1/n; g starts at 0, so what was never seen has E f² ≈ 1. Between data the count is
-    a smoothed density: rank by it, and do not read it as a number. γ is ``gain``: how near is near.
+    g learns, by squared error, the random signs of every datum (``coin_flip_targets``); h is the same network at
+    another initialisation, frozen, and standardised on the data. If equal features occur n times, the best f is the
+    mean of n signs per coin, and E f² = 1/n. g starts at 0, so data that never occurred have E f² ≈ 1. Between data the
+    count is a smoothed density: use it for ranking only. γ is ``gain``: larger values make the count more local.
     """
 
     centre: Tensor
@@ -45,19 +45,22 @@ class CoinFlipNetwork(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
-        """Fit the two standardisations to data [N, features]; numbers that never change are left out of z."""
+        """Fit the two standardisations to data [N, features]; constant features are left out of z.
+
+        Raise InvalidInputError if there are fewer than two rows, or all features are constant.
+        """
         if len(features) < 2 or not bool(features.isfinite().all()):
             raise InvalidInputError(f"counting needs two data or more, all finite; there are {len(features)}")
         scale = features.std(0, correction=0)
         self.centre.copy_(features.mean(0))
         self.scale.copy_(torch.where(scale > 1e-6 * features.abs().amax(0).clamp_min(1.0), scale, torch.inf))
         if not bool(self.scale.isfinite().any()):
-            raise InvalidInputError("all data have the same features: nothing tells frequent from rare")
+            raise InvalidInputError("all data have the same features, so counts are equal: use features that differ")
         self.mean.zero_()
         self.std.fill_(1.0)
-        answer = self._frozen(self._inside(features))
-        self.mean.copy_(answer.mean(0))
-        self.std.copy_(answer.std(0, correction=0).clamp_min(1e-6))
+        prior = self._frozen(self._inside(features))
+        self.mean.copy_(prior.mean(0))
+        self.std.copy_(prior.std(0, correction=0).clamp_min(1e-6))
 
     def _inside(self, features: Tensor) -> Tensor:
         return self.gain * (features - self.centre) / self.scale
@@ -70,5 +73,5 @@ class CoinFlipNetwork(nn.Module):
         return self.learned(z, self.learned.embed_time(z.new_zeros(len(z)))) + self._frozen(z)
 
     def count(self, features: Tensor) -> Tensor:
-        """The pseudo-count, coins / ‖f‖², [B]."""
+        """Return the pseudo-count, coins / ‖f‖², [B]."""
         return self.coins / self(features).square().sum(-1)

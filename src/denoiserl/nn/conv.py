@@ -40,10 +40,10 @@ class Block(nn.Module):
 class UNet2D(nn.Module):
     """A U-Net over images of 8 to 32 pixels: [B, C, H, W] to [B, C, H, W].
 
-    One block a level and one in the middle, stride-2 convolutions down, nearest-neighbour up, a skip at every size.
-    Each block is scaled and shifted (FiLM) by ``embed_time(t) + embed_condition(c)``. No attention: at these sizes the
-    lowest level sees most of the image. On a CPU it trains several times more images a second than a transformer of its
-    size. H and W must divide by 2^(levels - 1).
+    One block per level and one in the middle, stride-2 convolutions down, nearest-neighbour up, a skip at every size.
+    Each block is scaled and shifted (FiLM) by ``embed_time(t) + embed_condition(c)``. No attention: at these sizes
+    the lowest level sees most of the image. On a CPU it trains several times more images per second than a transformer
+    of equal size. H and W must be multiples of 2^(levels - 1).
 
     ``cond`` is the size of a class or prompt vector (multi-hot or features); ``null``, ``zero``, ``time`` and
     ``hidden`` as in ``UNet1D``; ``out`` is the number of output channels, C by default.
@@ -75,13 +75,13 @@ class UNet2D(nn.Module):
             self.films.append(2 * outer)
             return Block(inner, outer, groups, act)
 
-        self.films: list[int] = []  # the width of each block's scale and shift, in the order of use
+        self.films: list[int] = []  # widths of scale and shift per block, in the order of use
         self.act = act
         self.enter = nn.Conv2d(self.data[0], c[0], 3, padding=1)
         self.down = nn.ModuleList(block(n, n) for n in c)
         self.halve = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(c))
         self.middle = block(c[-1], c[-1])
-        above = [c[-1], *c[:0:-1]]  # what comes from below at each level, from the lowest up
+        above = [c[-1], *c[:0:-1]]  # channels from the level below, from the lowest up
         self.up = nn.ModuleList(block(a + n, n) for a, n in zip(above, c[::-1], strict=True))
         self.norm = nn.GroupNorm(groups, c[0])
         self.leave = nn.Conv2d(c[0], self.data[0] if out is None else out, 3, padding=1)
@@ -91,11 +91,11 @@ class UNet2D(nn.Module):
             zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
-        """The condition's part of every block's scale and shift: [B, all of them], or None without a condition."""
+        """Return the condition's part of the scale and shift of all blocks, [B, widths]; None without one."""
         return self.condition(cond)
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """The time's part of every block's scale and shift: [*t, all of them]."""
+        """Return the time's part of the scale and shift of all blocks, [*t, widths]."""
         return self.time(t)
 
     def forward(self, x: Tensor, clock: Tensor, context: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Critics of decisions: several at once, targets that follow slowly, and the temperature of entropy."""
+"""Critics of decisions, target networks, and the temperature of an entropy bonus."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Net = TypeVar("Net", bound=nn.Module)
 class Critics(nn.Module):
     """``count`` critics of (condition [B, *cond], decision [B, *action]): values [count, B].
 
-    Independent perceptrons, evaluated together: weights are [count, in, out], so ten cost few calls more than one. Two
-    and their minimum are the twin critics of TD3 (1802.09477) and SAC (1812.05905); ``layer_norm`` before each
-    activation keeps many updates a step stable (RLPD, 2302.02948).
+    Independent perceptrons, evaluated together: weights are [count, in, out], so ten need as many calls as one. Two
+    and their minimum are the twin critics of TD3 (1802.09477) and SAC (1812.05905). ``layer_norm`` before each
+    activation keeps many updates per step stable (RLPD, 2302.02948).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Critics(nn.Module):
 
 
 def _uniform(count: int, rows: int, columns: int, fan: int) -> nn.Parameter:
-    """Uniform within ±1/√fan-in: what torch's linear layers start from."""
+    """Return parameters uniform within ±1/√fan-in, torch's initialisation of linear layers."""
     return nn.Parameter(torch.empty(count, rows, columns).uniform_(-1, 1) / math.sqrt(fan))
 
 
@@ -77,7 +77,7 @@ class Temperature(nn.Module):
 
         α = least + exp θ,   loss = −α (log π + H̄): the gradient raises α while the entropy is below H̄
 
-    ``least`` keeps the policy exploring where α would fall to 0 before the critic knows anything.
+    ``least`` keeps the policy exploring if α would fall to 0 before the critic has learned.
     """
 
     def __init__(self, start: float = 1.0, least: float = 0.0) -> None:
@@ -89,30 +89,30 @@ class Temperature(nn.Module):
 
     @property
     def alpha(self) -> Tensor:
-        """α, a constant to everything but its own loss."""
+        """Return α, detached."""
         return self.least + self.log.detach().exp()
 
     def loss(self, log_prob: Tensor, target: float) -> Tensor:
-        """−α (log π + H̄), one an element of ``log_prob``, which is a constant here."""
+        """Return −α (log π + H̄) per element of ``log_prob``. Raise InvalidInputError if that requires a gradient."""
         if log_prob.requires_grad:
-            raise InvalidInputError("log_prob is a constant of the temperature's loss: detach it")
+            raise InvalidInputError("log_prob is a constant of the temperature's loss but has a gradient: detach it")
         return -(self.least + self.log.exp()) * (log_prob + target)
 
 
 def target_copy(net: Net) -> Net:
-    """A frozen copy of a network: where its target starts."""
+    """Return a frozen copy of a network, the initial target network."""
     made = copy.deepcopy(net)
     return made.requires_grad_(False)
 
 
 def polyak_update(slow: nn.Module, net: nn.Module, tau: float) -> None:
-    """θ̄ ← (1 − τ) θ̄ + τ θ, in place (Polyak averaging); τ = 1 copies."""
+    """Update θ̄ ← (1 − τ) θ̄ + τ θ in place (Polyak averaging); τ = 1 copies."""
     update_average(dict(slow.named_parameters()), dict(net.named_parameters()), tau, {})
 
 
 @contextmanager
 def frozen(*nets: nn.Module) -> Iterator[None]:
-    """Inside, gradients pass through ``nets`` and not to their parameters: an actor's step through a critic."""
+    """Let gradients pass through ``nets``, but not to their parameters: for an actor's loss through a critic."""
     parameters = [p for net in nets for p in net.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)

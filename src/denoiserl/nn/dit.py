@@ -33,7 +33,7 @@ class Layer(nn.Module):
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``(1 + scale)·norm(h) + shift``."""
+    """Return ``(1 + scale)·norm(h) + shift``."""
     h = F.layer_norm(h, h.shape[-1:])
     return torch.addcmul(h + shift, h, scale)
 
@@ -41,11 +41,11 @@ def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class DiT(nn.Module):
     """A transformer over patches: [B, C, H, W] to [B, C, H, W].
 
-    Shift, scale and gate of every layer are ``embed_time(t) + embed_condition(c)``, a sum of two networks where the
-    paper has one network of a sum, so that time costs nothing inside a sampler. They start at zero, and so does the
-    output (adaLN-zero): every layer begins as the identity and the network answers 0. ``cond`` and ``null`` as in
-    ``MLP``; ``out`` is the number of output channels, C by default. ``places`` > 0 is a layout instead: the condition
-    says something about each patch, [B, patches, places] (or flat), and is added to its token.
+    Shift, scale and gate of every layer are ``embed_time(t) + embed_condition(c)``: a sum of two networks. The paper
+    has one network of a sum, which a sampler would call at every step. They start at zero, and so does the output
+    (adaLN-zero): every layer starts as the identity. ``cond`` and ``null`` as in ``MLP``; ``out`` is the number of
+    output channels, C by default. ``places`` > 0 is a layout instead: the condition has ``places`` numbers for each
+    patch, [B, patches, places] (or flat), and is added to its token.
     """
 
     def __init__(
@@ -89,24 +89,24 @@ class DiT(nn.Module):
             raise RunError("A layout (places) is the whole condition: build the network with cond=0 and null=False.")
         self.condition = ConditionEmbedding(cond, sum(self.films), width, null, zero=True)
         self.layout = nn.Linear(places, width) if places else None
-        if self.layout is not None:  # as loud as the patches: at t = 1 it is all that tells one picture from another
+        if self.layout is not None:  # as large as the patches: at t = 1 only the layout differs between images
             nn.init.normal_(self.layout.weight)
         zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
-        """The condition's part of every shift, scale and gate [B, all of them], or of tokens [B, patches, width]."""
+        """Return the condition's part of all shifts, scales and gates [B, widths], or of tokens [B, patches, width]."""
         if self.layout is None:
             return self.condition(cond)
         tiles, places = self.tiles[0] * self.tiles[1], self.layout.in_features
         if cond is None or math.prod(cond.shape[1:]) != tiles * places:
             found = None if cond is None else tuple(cond.shape)
             raise InvalidInputError(
-                f"The layout is [B, {tiles}, {places}] (or flat), {places} numbers a patch; got {found}."
+                f"The layout is [B, {tiles}, {places}] (or flat), {places} numbers per patch; got {found}."
             )
         return self.layout(cond.reshape(len(cond), tiles, places).to(self.layout.weight.dtype))
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """The time's part of every shift, scale and gate: [*t, all of them]."""
+        """Return the time's part of all shifts, scales and gates, [*t, widths]."""
         return self.time(t)
 
     def forward(self, x: Tensor, clock: Tensor, context: Tensor | None = None) -> Tensor:

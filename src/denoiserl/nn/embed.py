@@ -1,7 +1,8 @@
-"""What every network knows beside its input: the time, the condition, the position.
+"""Embeddings of the time, the condition and the position, and helpers that networks share.
 
-``Clock`` and ``Condition`` end in the width of the layer they enter, so that a sampler pays for the time once a grid
-and for the condition once a row: a layer ``W [x, τ(t), c] + b`` is computed as ``W_x x + (W_τ τ(t) + b) + W_c c``.
+``TimeEmbedding`` and ``ConditionEmbedding`` end in the width of the layer that they enter. A sampler then computes the
+time once per grid and the condition once per row: a layer ``W [x, τ(t), c] + b`` is
+``W_x x + (W_τ τ(t) + b) + W_c c``.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def nonlinearity(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation called ``name``; RunError if there is none."""
+    """Return the activation called ``name``. Raise RunError if there is none."""
     if name not in ACTIVATIONS:
         raise RunError(unknown_name_message(name, ACTIVATIONS, "activation"))
     return ACTIVATIONS[name]
 
 
 def shape(size: Shape) -> list[int]:
-    """A size or a shape as a list of positive ints (what JSON keeps); RunError if it is empty or not positive."""
+    """Convert a size or a shape to a list of positive ints (as JSON keeps it). Raise RunError for anything else."""
     listed = [size] if isinstance(size, int) else [int(n) for n in size]
     if not listed or min(listed) < 1:
         raise RunError(f"A shape needs one or more positive sizes, not {size!r}.")
@@ -39,7 +40,7 @@ def shape(size: Shape) -> list[int]:
 
 
 def check_event_shape(x: Tensor, wanted: Sequence[int]) -> None:
-    """Refuse a state that is not [B, *wanted]: exactly one batch dimension leads."""
+    """Raise InvalidInputError if a state is not [B, *wanted], with exactly one batch dimension."""
     if list(x.shape[1:]) != list(wanted):
         raise InvalidInputError(
             f"The network was built for events of shape {list(wanted)} and one batch dimension before them, "
@@ -48,10 +49,10 @@ def check_event_shape(x: Tensor, wanted: Sequence[int]) -> None:
 
 
 def fourier(t: Tensor, features: int, low: float = 1.0, high: float = 200.0) -> Tensor:
-    """Sine and cosine of ``t`` in [0, 1] at geometric angular frequencies from ``low`` to ``high``: [*t, features].
+    """Return sine and cosine of ``t`` at geometric angular frequencies from ``low`` to ``high``: [*t, features].
 
-    The lowest is monotone over the whole chain, the highest still tells t from t + 0.005 by one radian. Always computed
-    in float32 or better: in bf16 the fast features would be noise.
+    For t in [0, 1] the lowest is monotone over the whole chain; the highest differs by one radian between t and
+    t + 0.005. Always computed in float32: in bf16 the fast features would be noise.
     """
     if features < 2 or features % 2:
         raise RunError(
@@ -63,7 +64,7 @@ def fourier(t: Tensor, features: int, low: float = 1.0, high: float = 200.0) -> 
 
 
 class TimeEmbedding(nn.Module):
-    """Time to width: ``W₂ act(W₁ fourier(t)) + b``, for ``t`` of any shape: [*t, out]. ``zero``: it starts at 0."""
+    """Embed times: ``W₂ act(W₁ fourier(t)) + b``, for ``t`` of any shape: [*t, out]. ``zero``: start at 0."""
 
     def __init__(self, out: int, features: int, hidden: int, activation: str = "gelu", zero: bool = False) -> None:
         super().__init__()
@@ -80,10 +81,10 @@ class TimeEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Condition to width, once a row: [B, *cond] flattened to [B, out], or ``None`` for a network built without one.
+    """Embed conditions, once per row: [B, *cond] to [B, out], or ``None`` for a network without a condition.
 
-    One linear map, or a network of one hidden layer if ``hidden`` is given. With ``null`` there is a learned stand-in
-    for "no condition" (classifier-free guidance): ``None`` then answers [1, out], which broadcasts over the rows.
+    One linear map, or a network of one hidden layer if ``hidden`` is given. With ``null`` there is a learned
+    embedding of "no condition" (classifier-free guidance): ``None`` then gives [1, out], which broadcasts over rows.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class ConditionEmbedding(nn.Module):
         self.size = 0 if cond == 0 else math.prod(shape(cond))
         self.act = nonlinearity(activation)
         if null and not self.size:
-            raise RunError("null=True stands in for a missing condition: give the size of the condition as cond.")
-        # The clock, or the layer that is entered, has the bias.
+            raise RunError("null=True replaces a missing condition: give the size of the condition as cond.")
+        # The time embedding, or the layer that is entered, has the bias.
         self.lift = nn.Linear(self.size, hidden) if hidden and self.size else None
         self.project = nn.Linear(hidden or self.size, out, bias=False) if self.size else None
         self.null = nn.Parameter(torch.randn(1, self.size)) if null else None
@@ -117,7 +118,7 @@ class ConditionEmbedding(nn.Module):
             cond = self.null
         if cond.ndim < 2 or math.prod(cond.shape[1:]) != self.size:
             raise InvalidInputError(
-                f"The network needs a condition of {self.size} numbers a row, [B, {self.size}], but got "
+                f"The network needs a condition of {self.size} numbers per row, [B, {self.size}], but got "
                 f"{list(cond.shape)}."
             )
         cond = cond.flatten(1).to(self.project.weight.dtype)
@@ -125,7 +126,7 @@ class ConditionEmbedding(nn.Module):
 
 
 def zero_init_(layer: nn.Module) -> None:
-    """Start ``layer`` at zero: the network answers 0 until it has learned something."""
+    """Set ``layer`` to zero, so that an untrained network returns 0."""
     for p in layer.parameters():
         nn.init.zeros_(p)
 
@@ -133,8 +134,8 @@ def zero_init_(layer: nn.Module) -> None:
 class PositionEmbedding(nn.Module):
     """A learned position embedding at unit scale: [length, width].
 
-    On an almost fully masked input the position is the only thing that tells tokens apart, so it must be as loud as the
-    tokens: at the usual std of 0.02 a small masked model does not learn a 4 x 4 sudoku at all.
+    In an almost fully masked input tokens differ by position alone, so positions must be as large as token embeddings:
+    at the usual std of 0.02 a small masked model does not learn a 4 x 4 sudoku at all.
     """
 
     def __init__(self, length: int, width: int) -> None:
@@ -171,7 +172,7 @@ class Grid(nn.Module):
 
 
 def rotary(length: int, features: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles ``i·10000^(-2k/features)``: two of [length, features/2], in float32.
+    """Return cosine and sine of the rotary angles ``i·10000^(-2k/features)``: two of [length, features/2], in float32.
 
     Rotary position embedding, arXiv 2104.09864.
     """
@@ -181,7 +182,7 @@ def rotary(length: int, features: int, device: torch.device | None = None) -> tu
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the feature pairs (k, k + d/2) of ``x`` [..., L, d]: scores then depend on the distance of tokens alone."""
+    """Rotate the feature pairs (k, k + d/2) of ``x`` [..., L, d]: scores then depend on the distance of tokens."""
     a, b = x.chunk(2, -1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)

@@ -1,4 +1,4 @@
-"""Forward-backward representations: F says where an action leads, B where one has arrived (2103.07945)."""
+"""Forward-backward representations of successor measures: F of decisions, B of states reached (2103.07945)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.nn.embed import Shape, check_event_shape, shape
 
 TOKENS = 4
-"""tokens that an observation is cut into before B attends to them"""
+"""number of tokens into which B splits an observation for attention"""
 
 
 class ForwardBackward(nn.Module):
     """F(s, a, z) [count, B, d] and B(s) [B, d], so that F(s, a, z)ᵀ B(s') is the density of the successor measure.
 
-    ``cond``: the size of a state; ``action``: the shape of a decision, in [−1, 1]; ``size``: d, of z and both answers.
-    F embeds (s, a) and (s, z) apart and has ``count`` heads on both; ‖B‖ = √d, as ‖z‖ is. ``attention``: how many
-    layers of self-attention mix the two embeddings, and ``TOKENS`` parts of what B sees (BREEZE, 2510.15382); 0:
-    perceptrons (2209.14935). Layer norm in both; no dropout, since targets are computed by the same network.
+    ``cond``: the size of a state; ``action``: the shape of a decision, in [−1, 1]; ``size``: d, of z, F and B. F embeds
+    (s, a) and (s, z) separately and has ``count`` heads on both; ‖B‖ = √d, as for z. ``attention``: layers of
+    self-attention between the two embeddings of F, and between ``TOKENS`` parts of B's input (BREEZE, 2510.15382); 0:
+    perceptrons (2209.14935). Both have layer norm, and no dropout, since the same network computes targets.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ForwardBackward(nn.Module):
         self.name = nn.Sequential(nn.Linear(tokens * width, width), nn.ReLU(), nn.Linear(width, size))
 
     def forward_embedding(self, cond: Tensor, action: Tensor, z: Tensor) -> Tensor:
-        """F(s, a, z), [count, B, d], of states [B, cond], decisions [B, *action] and tasks [B, d]."""
+        """Return F(s, a, z), [count, B, d], of states [B, cond], decisions [B, *action] and tasks [B, d]."""
         check_event_shape(cond, (self.cond,))
         check_event_shape(action, self.action)
         check_event_shape(z, (self.size,))
@@ -64,23 +64,23 @@ class ForwardBackward(nn.Module):
         return torch.stack([head(both) for head in self.leave])
 
     def backward_embedding(self, cond: Tensor) -> Tensor:
-        """B(s), [B, d], of norm √d."""
+        """Return B(s), [B, d], of norm √d."""
         check_event_shape(cond, (self.cond,))
         parts = self.gather(self.arriving(cond).unflatten(1, (-1, self.config["width"])))
         return math.sqrt(self.size) * F.normalize(self.name(parts.flatten(1)), dim=1)
 
     def value(self, cond: Tensor, action: Tensor, z: Tensor) -> Tensor:
-        """Q(s, a, z) = F(s, a, z)ᵀ z, [count, B]."""
+        """Return Q(s, a, z) = F(s, a, z)ᵀ z, [count, B]."""
         return (self.forward_embedding(cond, action, z) * z).sum(-1)
 
 
 def _embedding(enter: int, width: int) -> nn.Module:
-    """Layer norm and tanh keep what enters bounded; a layer of width follows."""
+    """Make an input block; layer norm and tanh bound its features."""
     return nn.Sequential(nn.Linear(enter, width), nn.LayerNorm(width), nn.Tanh(), nn.Linear(width, width), nn.ReLU())
 
 
 def _attention(width: int, heads: int, layers: int) -> nn.Module:
-    """Self-attention over tokens [B, n, width]; nothing where there are no layers."""
+    """Make self-attention over tokens [B, n, width]; the identity for 0 layers."""
     if not layers:
         return nn.Identity()
     layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -88,13 +88,13 @@ def _attention(width: int, heads: int, layers: int) -> nn.Module:
 
 
 def effective_rank(back: Tensor) -> float:
-    """In how many directions B [n, d] spreads: exp(H(p)), p the shares of the eigenvalues of E[B Bᵀ]; from 1 to d.
+    """Return the effective rank of B [n, d]: exp(H(p)), p the shares of the eigenvalues of E[B Bᵀ]; from 1 to d.
 
-    A reward is seen through B alone, so what B has collapsed no policy can be told. Roy & Vetterli 2007, on the
-    uncentred covariance.
+    If B maps different states to the same embedding, no reward that distinguishes them can be represented. Roy &
+    Vetterli 2007, on the uncentred covariance.
     """
     if back.ndim != 2 or not bool(back.isfinite().all()):
-        raise InvalidInputError(f"the effective rank is that of finite rows [n, d]; got {list(back.shape)}")
+        raise InvalidInputError(f"the effective rank needs finite rows [n, d]; got {list(back.shape)}")
     share = torch.linalg.eigvalsh((back.mT @ back).double()).clamp_min(0)
     share = share / share.sum()
     return float(torch.special.entr(share).sum().exp())

@@ -1,4 +1,4 @@
-"""A Gaussian whose mean and std both come from the network: the actor of maximum-entropy learning."""
+"""A Gaussian policy with mean and std from the network: the actor of maximum-entropy learning."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from denoiserl.processes.denoiser import Denoiser, Estimate
 
 
 class Actor(Denoiser):
-    """A Gaussian policy: ``net`` answers [B, ..., 2 d], the mean and the std of [B, ..., d].
+    """A Gaussian policy: ``net`` returns [B, ..., 2 d], μ and y of decisions [B, ..., d].
 
         a ~ N(μ(c), diag(σ(c)²)),   log σ = log least + (log most − log least) (1 + tanh(y + y₀)) / 2
 
-    The bounds keep the density finite. An answer of y = 0, near which untrained networks are, is a std of ``start``
-    (None: 1, whose tanh covers most of a box, or the geometric mean of bounds that do not hold 1). ``GaussianHead`` is
-    the policy whose σ does not depend on the condition.
+    The bounds keep the density finite. y = 0, near the output of untrained networks, is a std of ``start`` (None: 1,
+    whose tanh covers most of the action range, or the geometric mean of bounds that do not contain 1). For a σ that
+    does not depend on the condition use ``GaussianHead``.
     Perceptrons need no time: ``MLP((1, d), out=(1, 2 * d), time=0)``.
     """
 
@@ -38,20 +38,20 @@ class Actor(Denoiser):
         self.shift = math.atanh(2 * (math.log(start) - low) / (high - low) - 1)
 
     def embed_condition(self, cond: Any) -> Any:
-        """The network's own encoding of the condition."""
+        """Return the network's own embedding of the condition."""
         return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
 
     def embed_time(self, t: Tensor) -> Any:
-        """The network's clock."""
+        """Return the network's own embedding of the times."""
         return self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
 
     def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
-        """The mean, and ``extra["std"]`` of the same shape."""
+        """Return the mean, and ``extra["std"]`` of the same shape."""
         out = run_in_precision(self.net, x, clock, context).float()
         if out.shape[:-1] != x.shape[:-1] or out.shape[-1] != 2 * x.shape[-1]:
             raise InvalidInputError(
-                f"the net answers {list(out.shape)} for decisions {list(x.shape)}: mean and std need a last axis of "
-                f"{2 * x.shape[-1]}"
+                f"the network returns {list(out.shape)} for decisions {list(x.shape)}: mean and std need a last axis "
+                f"of {2 * x.shape[-1]}"
             )
         mean, spread = out.chunk(2, -1)
         low, high = math.log(self.least), math.log(self.most)

@@ -26,9 +26,9 @@ class MLP(nn.Module):
     act(norm(h_depth))``.
 
     ``depth`` counts the hidden states, so the default is "3 x 512". ``residual=False`` drops ``h_l +``.
-    ``layer_norm=True`` normalises before each activation. ``time`` is the number of time features; 0 leaves time out
-    (``embed_time`` then answers the layer's bias alone: a one-step policy). ``cond`` is the size of the condition, or
-    its shape [To, obs]; 0 is none. ``null`` learns an embedding for "no condition". ``zero`` starts the answer at 0.
+    ``layer_norm=True`` normalises before each activation. ``time`` is the number of time features; 0 leaves time out,
+    for one-step policies (``embed_time`` then returns the bias). ``cond`` is the size of the condition, or its shape
+    [To, obs]; 0 is none. ``null`` learns an embedding for "no condition". ``zero``: the output starts at 0.
     ``out`` defaults to ``data``.
     """
 
@@ -66,11 +66,11 @@ class MLP(nn.Module):
             zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
-        """The condition's part of the first layer: [B, width], or None without a condition."""
+        """Return the condition's part of the first layer: [B, width], or None without a condition."""
         return self.condition(cond)
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """The time's part of the first layer, with its bias: [*t, width]."""
+        """Return the time's part of the first layer, with its bias: [*t, width]."""
         if self.time is not None:
             return self.time(t)
         assert self.bias is not None
@@ -81,7 +81,7 @@ class MLP(nn.Module):
         weight = self.enter.weight
         start = clock if context is None else clock + context
         h = torch.addmm(start, x.flatten(1).to(weight.dtype), weight.T)
-        for norm, layer in zip(self.norms, self.layers, strict=False):  # the last norm belongs to the way out
+        for norm, layer in zip(self.norms, self.layers, strict=False):  # the last norm is for the output layer
             step = layer(self.act(norm(h)))
             if self.residual:  # in place where no gradient needs h: a new tensor costs as much as the sum
                 step = h + step if torch.is_grad_enabled() else h.add_(step)
@@ -92,8 +92,8 @@ class MLP(nn.Module):
 class Value(nn.Module):
     """A critic: observations [B, *cond] to values [B].
 
-    A plain perceptron. Weights start orthogonal with gain √2, the last layer with gain ``last``: small, so that first
-    values are near zero and the early advantages are not the critic's noise.
+    A plain perceptron. Weights start orthogonal with gain √2, the last layer with gain ``last``. A small one gives
+    initial values near zero, so that early advantages do not contain the noise of the critic.
     """
 
     def __init__(

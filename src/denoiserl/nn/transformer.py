@@ -1,4 +1,4 @@
-"""A small transformer over tokens: masked or autoregressive, with a trunk that a value head can sit on."""
+"""A small transformer over tokens, masked or autoregressive, with a trunk that a value head can share."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Tokens to features: [B, L] integers in 0 .. ``vocab`` to [B, L, width], for any L up to ``length``.
+    """A transformer from tokens to features: [B, L] integers in 0 .. ``vocab`` to [B, L, width], L ≤ ``length``.
 
-    ``vocab`` itself is the mask token, so the embedding has ``vocab + 1`` rows. ``causal``: position i sees none
-    after it. Positions are ``"unit"`` (a learned table as loud as the tokens), ``"grid"`` (row + column, and box where
-    the side is a square number; ``side`` defaults to √length) or ``"rotary"`` (rotary attention on top of the table:
-    rotary alone cannot tell equal tokens apart, and masks are equal).
+    ``vocab`` itself is the mask token, so the embedding has ``vocab + 1`` rows. ``causal``: position i attends to
+    none after it. Positions are ``"unit"`` (a learned table as large as token embeddings), ``"grid"`` (row + column,
+    and box if the side is a square number; ``side`` defaults to √length) or ``"rotary"`` (rotary attention on top of
+    the table: rotary alone cannot distinguish equal tokens such as masks).
 
     The condition is None, a tensor [B, cond], or a dict with ``cond`` and ``padding`` ([B, L] bool, True where
-    there is no token): no other token attends to padding, and positions are counted from the first token, except on a
+    there is no token). No other token attends to padding, and positions are counted from the first token, except on a
     grid. A sequence padded left or right equals the sequence alone.
     """
 
@@ -92,14 +92,14 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def _positions(self, n: int, padding: Tensor | None) -> Tensor:
-        """Return what tells positions apart: [n, width], or [B, n, width] counted from the first real token."""
+        """Return the position embeddings: [n, width], or [B, n, width] counted from the first real token."""
         table = self.position(n)
         if padding is None or self.config["position"] == "grid":
             return table
         return table[((~padding).long().cumsum(-1) - 1).clamp_min(0)]
 
     def embed_condition(self, cond: Any) -> dict[str, Tensor] | None:
-        """The condition's features and the padding: a dict of those there are, or None."""
+        """Return a dict of the condition's features and the padding, as far as given, or None."""
         parts = dict(cond) if isinstance(cond, dict) else {"cond": cond}
         feature, padding = self.condition(parts.pop("cond", None)), parts.pop("padding", None)
         if parts:
@@ -110,7 +110,7 @@ class Trunk(nn.Module):
         return {k: v for k, v in found.items() if v is not None} or None
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """What is added to every token at time ``t``: [*t, width]; ``t`` itself in a network without time."""
+        """Return the embedding that is added to every token, [*t, width]; ``t`` itself in a network without time."""
         return t if self.time is None else self.time(t)
 
     def forward(self, x: Tensor, clock: Tensor | None = None, context: dict[str, Tensor] | None = None) -> Tensor:
@@ -122,7 +122,7 @@ class Trunk(nn.Module):
         h = self.token(x) + self._positions(n, context.get("padding"))
         if self.time is not None:
             if clock is None:
-                raise InvalidInputError("The network was built with time=True: pass the clock of the current time.")
+                raise InvalidInputError("The network was built with time=True: pass clock=net.embed_time(t).")
             h = h + clock.unsqueeze(-2)
         if "cond" in context:
             h = h + context["cond"].unsqueeze(-2)
@@ -134,10 +134,10 @@ class Trunk(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token logits: [B, L] integers to [B, L, classes].
+    """A transformer from tokens to logits: [B, L] integers to [B, L, classes].
 
-    The first arguments are the trunk's. ``classes`` defaults to ``vocab``: real tokens only, the mask is never an
-    answer. ``zero`` starts with equal logits. ``hidden`` gives the features under the logits, e.g. for a value head.
+    The first arguments are the trunk's. ``classes`` defaults to ``vocab``: the mask is never predicted. ``zero``
+    starts with equal logits. ``hidden`` returns the features before the logits, e.g. for a value head.
     """
 
     def __init__(
@@ -164,15 +164,15 @@ class Transformer(nn.Module):
             zero_init_(self.head)
 
     def embed_condition(self, cond: Any) -> dict[str, Tensor] | None:
-        """The condition's features and the padding (see ``Trunk``)."""
+        """Return the condition's features and the padding (see ``Trunk``)."""
         return self.trunk.embed_condition(cond)
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """What is added to every token at time ``t``."""
+        """Return the embedding that is added to every token (see ``Trunk``)."""
         return self.trunk.embed_time(t)
 
     def hidden(self, x: Tensor, clock: Tensor | None = None, context: dict[str, Tensor] | None = None) -> Tensor:
-        """The features under the logits: [B, L, width]."""
+        """Return the features before the logits: [B, L, width]."""
         return self.trunk(x, clock, context)
 
     def forward(self, x: Tensor, clock: Tensor | None = None, context: dict[str, Tensor] | None = None) -> Tensor:
@@ -180,10 +180,10 @@ class Transformer(nn.Module):
 
 
 def _mask(padding: Tensor, causal: bool) -> Tensor:
-    """Who may see whom, [B, 1, L, L]. Padding sees itself, so that no row of the softmax is empty."""
+    """Return the attention mask, [B, 1, L, L]. Padding attends to itself, so that no row of the softmax is empty."""
     n = padding.shape[1]
-    seen = ~padding[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=padding.device)
-    return seen.tril() if causal else seen
+    visible = ~padding[:, None, None, :] | torch.eye(n, dtype=torch.bool, device=padding.device)
+    return visible.tril() if causal else visible
 
 
 def _position(name: str, length: int, width: int, side: int | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A network that is told two times: what an average velocity over a stretch of time depends on."""
+"""A network of two times, for average velocities over a time interval."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from denoiserl.nn.embed import fourier, nonlinearity, zero_init_
 
 
 class TwoTimeNet(nn.Module):
-    """``net`` (any network of this package), with a clock of two times t ≥ r.
+    """``net`` (any network of this package) with an embedding of two times t ≥ r.
 
         embed_time(t, r) = net.embed_time(t) + W₂ act(W₁ [fourier(t), fourier(t − r)] + b₁) + b₂
 
-    Both times enter as a time alone does, so a sampler pays for them once a grid. The angular frequencies end at
-    ``high``, where those of networks of one time end at 200: a mean flow learns from the network's derivative by t, and
-    what turns as fast as that drowns the rest of it. On the ring bandit 0.36 of one-step samples reach a place with
-    ``high`` 20, 0.53 with 8 and 0.62 with 3, and 0.66 to 0.69 of five steps with any. For the same reason give ``net``
-    no time of its own (``MLP(..., time=0)``) where it can do without. ``zero``: the second clock starts at 0, so that
-    the answer is the network's own, which may have learned already.
+    The embedding is computed once per grid, as that of one time. The angular frequencies end at ``high``; those of
+    networks of one time end at 200. A mean flow learns from the network's derivative by t, which high frequencies
+    would dominate. On the ring bandit 0.36 of one-step samples reach a mode with ``high`` 20, 0.53 with 8 and 0.62 with
+    3, and 0.66 to 0.69 of five steps with any. For the same reason give ``net`` no time of its own (``MLP(...,
+    time=0)``) if it does not need one. ``zero``: the new embedding starts at 0, which keeps the output of a pretrained
+    network.
     """
 
     def __init__(
         self, net: nn.Module, features: int = 32, high: float = 3.0, activation: str = "gelu", zero: bool = False
     ) -> None:
         super().__init__()
-        told = net.embed_time(torch.zeros(1)) if hasattr(net, "embed_time") else None  # type: ignore[operator]
-        if not isinstance(told, Tensor) or told.ndim != 2:
+        embedded = net.embed_time(torch.zeros(1)) if hasattr(net, "embed_time") else None  # type: ignore[operator]
+        if not isinstance(embedded, Tensor) or embedded.ndim != 2:
             raise RunError(
                 f"a {type(net).__name__} has no embed_time of one row of numbers per time that a "
                 "second time could join: "
@@ -38,16 +38,16 @@ class TwoTimeNet(nn.Module):
         self.config = {"net": net, "features": features, "high": high, "activation": activation, "zero": zero}
         self.net, self.features, self.high, self.act = net, features, high, nonlinearity(activation)
         fourier(torch.zeros(1), features)
-        self.lift, self.project = nn.Linear(2 * features, 2 * features), nn.Linear(2 * features, told.shape[-1])
+        self.lift, self.project = nn.Linear(2 * features, 2 * features), nn.Linear(2 * features, embedded.shape[-1])
         if zero:
             zero_init_(self.project)
 
     def embed_condition(self, cond: Any) -> Any:
-        """The network's own encoding of the condition."""
+        """Return the network's own embedding of the condition."""
         return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
 
     def embed_time(self, t: Tensor, r: Tensor) -> Tensor:
-        """What the network needs of the times, both of one shape: [*t, width]."""
+        """Return the embedding of both times, of one shape: [*t, width]."""
         weight = self.lift.weight
         t, r = t.to(weight.device, torch.float32), r.to(weight.device, torch.float32)
         both = fourier(torch.stack([t, t - r], -1), self.features, high=self.high).flatten(-2)

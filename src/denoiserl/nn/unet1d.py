@@ -28,7 +28,7 @@ SMALL, LONG, WIDE = 4, 16, 512
 
 
 def few(x: Tensor) -> bool:
-    """Return whether the convolution of x [B, C, L] is quicker as a matrix product."""
+    """Return True if the convolution of x [B, C, L] is quicker as a matrix product."""
     rows, channels, length = x.shape
     alone = rows == 1 and (length >= LONG or (2 * length >= LONG and channels >= WIDE))
     return rows <= SMALL and not alone and x.device.type == "cpu"
@@ -37,15 +37,16 @@ def few(x: Tensor) -> bool:
 class Conv1d(nn.Conv1d):
     """``nn.Conv1d`` (same parameters) that is also quick on a few rows: [B, C, L] to [B, C', L'].
 
-    A few rows send torch to a slow path. There the windows [B·L', C·k] times the weights [C·k, C'] are up to five times
-    faster; for many rows, a single long one, and on accelerators, torch's own convolution is. The shape alone decides.
+    For a few rows torch takes a slow path, and the windows [B·L', C·k] times the weights [C·k, C'] are up to five times
+    faster. For many rows, a single long one, and on accelerators, torch's convolution is faster. The choice depends on
+    the shape alone.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         return self.windows(input) if few(input) else super().forward(input)
 
     def windows(self, x: Tensor) -> Tensor:
-        """The convolution as a matrix product."""
+        """Compute the convolution as a matrix product."""
         (k,), (stride,), pad = self.kernel_size, self.stride, int(self.padding[0])
         w = (F.pad(x, (pad, pad)) if pad else x).unfold(2, k, stride).transpose(1, 2)  # [B, L', C, k]
         rows, length = w.shape[:2]
@@ -68,7 +69,7 @@ class Double(nn.ConvTranspose1d):
         return self.windows(input)
 
     def windows(self, x: Tensor) -> Tensor:
-        """The transposed convolution as a matrix product."""
+        """Compute the transposed convolution as a matrix product."""
         b, _, n = x.shape
         y = F.linear(x.transpose(1, 2).flatten(0, 1), self.weight.flatten(1).T).view(b, n, self.out_channels, 4)
         even = y[..., 1] + F.pad(y[:, :-1, :, 3], (0, 0, 1, 0))
@@ -98,10 +99,10 @@ class Block(nn.Module):
 class UNet1D(nn.Module):
     """Diffusion Policy's U-Net over chunks of H actions: [B, H, d] to [B, H, d].
 
-    Two blocks a level, stride-2 convolutions down, transposed convolutions up, skips between equal lengths. Every block
-    is scaled and shifted (FiLM) by ``embed_time(t) + embed_condition(c)``, where both are computed for all blocks at
-    once. Unlike the paper's, scale is ``1 + s`` so that the network starts near the identity, and the activation is
-    GELU (``"mish"`` is theirs). H must divide by 2^(levels - 1).
+    Two blocks per level, stride-2 convolutions down, transposed convolutions up, skips between equal lengths. Every
+    block is scaled and shifted (FiLM) by ``embed_time(t) + embed_condition(c)``, both computed for all blocks at once.
+    Unlike the paper's, scale is ``1 + s`` so that the network starts near the identity, and the activation is
+    GELU (``"mish"`` in the paper). H must be a multiple of 2^(levels - 1).
 
     ``cond``, ``null``, ``zero`` as in ``MLP``; ``time`` is the number of time features, ``hidden`` the width between
     them (or the condition) and the blocks.
@@ -133,7 +134,7 @@ class UNet1D(nn.Module):
             self.films.append(2 * outer)
             return Block(inner, outer, kernel, groups, act)
 
-        self.films: list[int] = []  # the width of each block's scale and shift, in the order of use
+        self.films: list[int] = []  # widths of scale and shift per block, in the order of use
         self.act = act
         down, up = list(zip([d, *c], c, strict=False)), list(pairwise(c))[::-1]
         self.down = nn.ModuleList(nn.ModuleList((block(i, o), block(o, o))) for i, o in down)
@@ -149,11 +150,11 @@ class UNet1D(nn.Module):
             zero_init_(self.leave)
 
     def embed_condition(self, cond: Tensor | None) -> Tensor | None:
-        """The condition's part of every block's scale and shift: [B, all of them], or None without a condition."""
+        """Return the condition's part of the scale and shift of all blocks, [B, widths]; None without one."""
         return self.condition(cond)
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """The time's part of every block's scale and shift: [*t, all of them]."""
+        """Return the time's part of the scale and shift of all blocks, [*t, widths]."""
         return self.time(t)
 
     def forward(self, x: Tensor, clock: Tensor, context: Tensor | None = None) -> Tensor:

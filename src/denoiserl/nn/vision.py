@@ -1,4 +1,4 @@
-"""Networks that look: pictures become points of attention, and any network of flat conditions sees them."""
+"""Image conditions: an image encoder in front of any network of flat conditions."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.nn.embed import shape
 
-BYTES = "give them in bytes, uint8 from 0 to 255: of numbers x in [0, 1] these are (255 * x).round()"
+BYTES = "give them in bytes, uint8 from 0 to 255; for numbers x in [0, 1] that is (255 * x).round()"
 
 
 def in_bytes(image: Tensor) -> None:
-    """Raise InvalidInputError if pictures are not in bytes: as numbers from 0 to 1 they would all look black."""
+    """Raise InvalidInputError if images are not in bytes: numbers from 0 to 1 would be read as black."""
     if image.dtype != torch.uint8:
-        raise InvalidInputError(f"the pictures in 'image' are {str(image.dtype).removeprefix('torch.')}: {BYTES}")
+        raise InvalidInputError(f"the images in 'image' are {str(image.dtype).removeprefix('torch.')}: {BYTES}")
 
 
 class SpatialSoftmax(nn.Module):
-    """A spatial softmax (1504.00702): where each of ``points`` maps looks, its mean position in [−1, 1]².
+    """A spatial softmax (1504.00702): the mean position of each of ``points`` maps, in [−1, 1]².
 
-    [B, 2·points] of maps [B, C, H, W]; a 1 x 1 convolution makes the maps of the points.
+    Maps [B, C, H, W] to [B, 2·points]; a 1 x 1 convolution computes the maps of the points.
     """
 
     pos_grid: Tensor
@@ -40,11 +40,10 @@ class SpatialSoftmax(nn.Module):
 
 
 class ImageConditionedNet(nn.Module):
-    """``inner``, a network of flat conditions, that is shown {"image", "state"} instead: pictures [B, S, S, C] in
-    bytes, and numbers [B, o].
+    """``inner``, a network of flat conditions, with conditions {"image": [B, S, S, C] in bytes, "state": [B, o]}.
 
-    Three convolutions (of stride 4, 2 and 1), a spatial softmax, and the points beside the numbers: ``inner`` is made
-    for o + 2·points of them. Pictures are looked at once a condition, in ``encode``. ``features`` are those numbers.
+    Three convolutions (of stride 4, 2 and 1) and a spatial softmax encode the image. ``inner`` gets the state and the
+    points, ``features`` of o + 2·points numbers. Images are encoded once per condition, in ``embed_condition``.
     """
 
     def __init__(
@@ -64,15 +63,15 @@ class ImageConditionedNet(nn.Module):
         self.points = SpatialSoftmax(three, side, side, points)
 
     def features(self, cond: Any) -> Tensor:
-        """The numbers and the points, [B, o + 2·points]."""
+        """Return the state and the points, [B, o + 2·points]. Raise InvalidInputError for other conditions."""
         wanted = [self.size, self.size, self.colours]
         if not isinstance(cond, dict) or not {"image", "state"} <= set(cond):
-            told = sorted(cond) if isinstance(cond, dict) else list(cond.shape[1:])
-            raise InvalidInputError(f"this policy looks at a dict of 'image' {wanted} and 'state' [o], not at {told}")
+            found = sorted(cond) if isinstance(cond, dict) else list(cond.shape[1:])
+            raise InvalidInputError(f"this policy needs a dict of 'image' {wanted} and 'state' [o], not {found}")
         image = cond["image"]
         if list(image.shape[1:]) != wanted:
             raise InvalidInputError(
-                f"this policy looks at pictures {wanted}, not {list(image.shape[1:])}: crop or resize them, with the "
+                f"this policy needs images {wanted}, not {list(image.shape[1:])}: crop or resize them, with the "
                 "colours last"
             )
         in_bytes(image)
@@ -81,12 +80,12 @@ class ImageConditionedNet(nn.Module):
         return torch.cat([cond["state"].to(weight.dtype), self.points(self.maps(pixels))], 1)
 
     def embed_condition(self, cond: Any) -> Any:
-        """What ``inner`` needs of numbers and points."""
+        """Return the embedding of ``inner`` of the features."""
         inner: Any = self.inner
         return inner.embed_condition(self.features(cond))
 
     def embed_time(self, t: Tensor) -> Any:
-        """That of ``inner``."""
+        """Return the embedding of ``inner``."""
         inner: Any = self.inner
         return inner.embed_time(t)
 

@@ -1,1 +1,1 @@
-"""A policy: its process, denoiser, codec and weights; the chains that it draws, and how likely they are."""
+"""Policies: process, denoiser, codec and weights; chains that a policy draws, and their likelihoods."""

@@ -13,49 +13,48 @@ from denoiserl.core.tree import Tree, tensors
 
 
 class Codec(Protocol):
-    """Data units ↔ model units. A frozen dataclass whose fields are numbers and tensors, so that it is saved."""
+    """A map between data units and model units: a frozen dataclass of numbers and tensors, saved with the policy."""
 
     def encode(self, data: Tree) -> Tree:
-        """Data to model units."""
+        """Convert data to model units."""
         ...
 
     def decode(self, sample: Tree) -> Tree:
-        """Model units to data."""
+        """Convert model units to data."""
         ...
 
     def condition(self, cond: Tree) -> Tree:
-        """A condition in data units (an observation, a prompt) to what the denoiser encodes."""
+        """Convert a condition in data units (an observation, a prompt) to the denoiser's condition."""
         ...
 
     def initial_state(self, cond: Tree) -> Tree:
-        """The state that a chain starts from, where the condition fixes part of it; None: the process's prior."""
+        """Return the state that a chain starts from if the condition fixes a part; None: the process's prior."""
         ...
 
 
 @dataclass(frozen=True)
 class IdentityCodec:
-    """Data are in model units already."""
+    """The codec of data in model units."""
 
     def encode(self, data: Tree) -> Tree:
-        """Nothing changes."""
+        """Return ``data``."""
         return data
 
     def decode(self, sample: Tree) -> Tree:
-        """Nothing changes."""
+        """Return ``sample``."""
         return sample
 
     def condition(self, cond: Tree) -> Tree:
-        """Nothing changes."""
+        """Return ``cond``."""
         return cond
 
     def initial_state(self, cond: Tree) -> Tree:
-        """The prior."""
+        """Return None, the prior."""
         return None
 
 
 def _ids(canvas: Any) -> Any:
-    """Return a canvas of ids, a tensor, numpy array or lists, as a tensor [B, L]. Raise InvalidInputError for anything
-    else."""
+    """Convert a canvas of ids to a tensor [B, L]. Raise InvalidInputError if it holds no whole numbers."""
     if canvas is None:
         return None
     canvas = tensors(canvas)
@@ -71,26 +70,26 @@ def _ids(canvas: Any) -> Any:
 
 @dataclass(frozen=True)
 class InfillCodec:
-    """Prompts are canvases [B, L]: tokens, with masks where something is to be written. The chain starts there.
+    """The codec of prompts that are canvases [B, L]: tokens, and masks to be filled in. The chain starts from them.
 
     A canvas may come with the network's own arguments, as a dict: ``{"canvas": tokens, "attention_mask": ...}``.
-    ``pad``: the id that fills short canvases up on the left or right. The network is told, ``padding`` [B, L] is True
-    in the runs of ``pad`` at both ends of a canvas, unless the dict says itself what is hidden. Inside a prompt the id
-    is an ordinary token, and what is written later never counts as padding (``pad`` may be the end of text).
+    ``pad``: the id that fills short canvases on the left or right. The network gets ``padding`` [B, L], True in the
+    runs of ``pad`` at both ends of a canvas, unless the dict has ``padding`` or ``attention_mask``. Inside a prompt the
+    id is an ordinary token, and generated tokens are never padding (``pad`` may be the end of text).
     """
 
     pad: int | None = None
 
     def encode(self, data: Tree) -> Tree:
-        """Tokens are tokens."""
+        """Return ``data``: tokens are model units."""
         return data
 
     def decode(self, sample: Tree) -> Tree:
-        """Tokens are tokens."""
+        """Return ``sample``: tokens are data units."""
         return sample
 
     def condition(self, cond: Tree) -> Tree:
-        """The network's own arguments and the padding; it sees the prompt in the state. None where there are none."""
+        """Return the network's own arguments and the padding, or None; the prompt itself is in the state."""
         canvas = self.initial_state(cond)
         given = {k: v for k, v in cond.items() if k != "canvas"} if isinstance(cond, dict) else {}
         if self.pad is not None and canvas is not None and not {"padding", "attention_mask"} & given.keys():
@@ -98,7 +97,7 @@ class InfillCodec:
         return given or None
 
     def initial_state(self, cond: Tree) -> Tree:
-        """The canvas."""
+        """Return the canvas."""
         if isinstance(cond, dict) and "canvas" not in cond:
             raise InvalidInputError(
                 f"a prompt of several parts holds its tokens as 'canvas'; this one has {sorted(cond)}: name them so, "
@@ -107,6 +106,6 @@ class InfillCodec:
         return _ids(cond["canvas"] if isinstance(cond, dict) else cond)
 
     def padding_mask(self, canvas: Tensor) -> Tensor:
-        """[B, L] bool: the runs of ``pad`` at both ends of each row."""
+        """Return the runs of ``pad`` at both ends of each row, [B, L] bool."""
         blank = (canvas == self.pad).long()
         return (blank.cumprod(-1) + blank.flip(-1).cumprod(-1).flip(-1)).bool()

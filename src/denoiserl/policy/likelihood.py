@@ -1,7 +1,7 @@
-"""The two likelihood oracles of the field, both [*batch, steps]: replay a chain, or noise clean data again.
+"""Likelihoods of chains and of clean data, [*batch, steps].
 
-``replay`` scores recorded steps under other weights. ``renoise`` and ``elbo`` score clean data; one draw of noise is
-shared by the policy and its reference, so their difference is not drowned in it.
+``rescore`` scores recorded steps under other weights. ``renoise`` and ``elbo`` score clean data; a policy and its
+reference share one draw of noise, which reduces the variance of their difference.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, cat, first, tree_map
 from denoiserl.distributions import Distribution
 from denoiserl.policy.chain import Chain, ChainSteps, flatten
+from denoiserl.processes.autoregressive import Autoregressive
 from denoiserl.processes.base import Noised, Process, Step
 from denoiserl.processes.denoiser import Denoiser, Estimate
-from denoiserl.processes.one_step_and_autoregressive import Autoregressive
 
 MICRO = 1024
-"""Rows a network call of ``rescore`` on a CPU. Measured on one core (``python -m benchmarks.run --micro``): a 3 x 512
+"""rows per network call of ``rescore`` on a CPU. Measured on one core (``python -m benchmarks.run --micro``): a 3 x 512
 perceptron scores 10,000 rows in 0.67 of the time of one call for all, with gradients in 0.90, because activations stay
-in the cache; 256 to 2048 are as good. A U-Net over chunks is indifferent from 200 rows on."""
+in the cache; 256 to 2048 are as good. For a U-Net over chunks any number from 200 on is equally fast."""
 
 
 def rescore(
     process: Process, denoise: Denoiser, record: Chain | ChainSteps, micro_batch_size: int | None = None
 ) -> tuple[Distribution, Tree]:
-    """Oracle one: the law of every recorded step under this denoiser, and the state that was drawn from it.
+    """Return (law, y): the distribution of every recorded step under this denoiser, and the state after the step.
 
     ``law.log_prob(y)`` is [*b, S] for a ``Chain`` and [N] for ``ChainSteps``. Differentiable. ``micro_batch_size``:
-    rows a network call. A chain is scored step by step in the order in which it ran, so ``micro_batch_size`` equal to
-    the number of chains repeats exactly the calls of the run: the ratio before an update is then bitwise 1 in float32.
-    By default an accelerator takes all rows in one call, and a CPU about ``MICRO`` of them: whole steps of a chain, at
-    least one.
+    rows per network call. A chain is scored step by step in its order, so ``micro_batch_size`` equal to the number of
+    chains repeats the calls of the run exactly: the ratio before an update is then bitwise 1 in float32. By default an
+    accelerator takes all rows in one call, and a CPU about ``MICRO`` rows, in whole steps of a chain.
     """
     if isinstance(record, ChainSteps):
         return _replay_rows(process, denoise, record, micro_batch_size), record.y
@@ -77,7 +76,7 @@ def _replay_rows(process: Process, denoise: Denoiser, rows: ChainSteps, micro: i
 
 
 def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, micro: int | None) -> Distribution:
-    """One causal pass over the finished sequences serves every step; a row of ``micro`` is a whole sequence."""
+    """Score every step by one causal pass over the finished sequences; a row of ``micro`` is a whole sequence."""
     axes, x = len(chain.batch), chain.x
     process.first_token(denoise, x[..., 0] == process.mask_token)
     final = flatten(chain.sample, axes)
@@ -85,16 +84,16 @@ def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, mic
     cond = flatten(chain.cond, axes)
     estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro)
     logits = estimate.mean.unflatten(0, chain.batch)
-    extra = {k: v.unflatten(0, chain.batch).unsqueeze(axes) for k, v in estimate.extra.items()}  # one for all steps
+    extra = {k: v.unflatten(0, chain.batch).unsqueeze(axes) for k, v in estimate.extra.items()}  # equal for all steps
     return _alive(process.reverse(Estimate(logits, extra), x, chain.steps.gather(chain.step)), chain.mask, 1)
 
 
 def _alive(law: Distribution, live: Tensor | None, axes: int) -> Distribution:
-    """Lay a record's live mask on a law that has a field for it."""
+    """Return the distribution with the mask of a record. Raise ValueError if it has no such field."""
     if live is None:
         return law
     if "mask" not in {f.name for f in fields(law)}:  # type: ignore[arg-type]
-        raise ValueError(f"{type(law).__name__} decides by itself which factors are live")
+        raise ValueError(f"{type(law).__name__} has its own mask: leave out the mask of the chain")
     mask = live.unsqueeze(live.ndim - law.event_dims) if axes else live
     return replace(law, mask=mask)  # type: ignore[type-var]
 
@@ -102,10 +101,10 @@ def _alive(law: Distribution, live: Tensor | None, axes: int) -> Distribution:
 def _call(
     denoise: Denoiser, x: Any, times: Tensor, step: Tensor, cond: Any, owner: Tensor | None, micro: int | None
 ) -> Estimate:
-    """The network over flattened rows, ``micro`` at a time; the clock is computed once a grid and gathered.
+    """Call the network on flattened rows, ``micro`` at a time; times are embedded once per grid and gathered.
 
-    The condition is encoded once and gathered by ``owner`` (None: row by row). What a network answers to no condition
-    at all is one context for every row, as in the run.
+    The condition is embedded once and gathered by ``owner`` (None: row by row). Without a condition, all rows share one
+    context, as in the run.
     """
     context = denoise.embed_condition(cond)
     clock = denoise.embed_time(times[:-1].float().to(step.device))
@@ -114,26 +113,26 @@ def _call(
     if micro is None:
         micro = MICRO if step.device.type == "cpu" else n
     if micro < 1:
-        raise ValueError(f"micro is a number of rows a network call, not {micro}")
+        raise ValueError(f"micro_batch_size is a number of rows per network call, at least 1, not {micro}")
     own = cond is not None and owner is None and micro < n
-    # Split, not sliced: the gradient of a slice is as large as the whole, once for every slice.
+    # Split, not sliced: every slice would have a gradient as large as the whole.
     cuts = tree_map(lambda v: v.split(micro), context) if own else None
     means, extras = [], []
     for k, low in enumerate(range(0, n, micro)):
         part = slice(low, low + micro)
         got = tree_map(lambda v, part=part: v.index_select(0, step[part]), clock)
-        seen = context
+        own_context = context
         if cond is not None and owner is not None:
-            seen = tree_map(lambda v, part=part: v.index_select(0, owner[part]), context)
+            own_context = tree_map(lambda v, part=part: v.index_select(0, owner[part]), context)
         elif own:
-            seen = tree_map(lambda v, cut, k=k: cut[k].clone(), context, cuts)
+            own_context = tree_map(lambda v, cut, k=k: cut[k].clone(), context, cuts)
         # Cloned: matrix libraries round by the alignment of their input, and a run's states are aligned.
-        estimate = denoise(tree_map(lambda v, part=part: v[part].clone(), x), got, seen)
+        estimate = denoise(tree_map(lambda v, part=part: v[part].clone(), x), got, own_context)
         for name, value in estimate.extra.items():
             if value.ndim == 0 or len(value) != len(step[part]):
                 raise ValueError(
-                    f"extra[{name!r}] is {list(value.shape)} for {len(step[part])} rows: extras lead with the rows "
-                    "(expand a number that all rows share)"
+                    f"extra[{name!r}] is {list(value.shape)} for {len(step[part])} rows: extras lead with the "
+                    "rows (expand a number that all rows share)"
                 )
         means.append(estimate.mean)
         extras.append(estimate.extra)
@@ -143,40 +142,39 @@ def _call(
 def renoise(
     process: Process, x0: Tree, n: int, rng: Rng | int, live: Tensor | None = None, uniform: bool = False
 ) -> Noised:
-    """n stratified noisings of every row of clean data, leading axes [batch, n]; shared by policy and reference.
+    """Noise every row of clean data n times, leading axes [batch, n]; a policy and its reference share the result.
 
-    They are those at which ``elbo`` has little variance; or, with ``uniform``, those of the training loss, which
-    ``denoising_losses`` reads.
+    The times are stratified and give ``elbo`` little variance; with ``uniform`` they are those of the training loss,
+    for ``denoising_losses``.
     """
     rng = as_rng(rng, first(x0).device)
     if n < 1:
-        raise ValueError(f"n is the number of noisings a row, not {n}")
+        raise ValueError(f"n is the number of noisings per row, at least 1, not {n}")
     return (process.renoise_uniform if uniform else process.renoise)(x0, n, rng, live)
 
 
 def _over_draws(process: Process, denoise: Denoiser, noised: Noised, context: Any, what: str) -> Tensor:
     batch, n = noised.t.shape
     flat = Noised(*(tree_map(lambda v: v.flatten(0, 1), part) for part in noised))
-    spread = tree_map(lambda v: v if len(v) < batch else v.repeat_interleave(n, 0), context)  # one for all stays one
+    spread = tree_map(lambda v: v if len(v) < batch else v.repeat_interleave(n, 0), context)  # a shared one stays
     count_usage("denoiser_rows", batch * n)
     return getattr(process, what)(denoise, flat, spread).unflatten(0, (batch, n))
 
 
 def elbo(process: Process, denoise: Denoiser, noised: Noised, context: Any = None) -> Tensor:
-    """Oracle two: one ELBO term for each draw of ``renoise``, [batch, n]; the mean over n estimates the ELBO."""
+    """Return one ELBO term for each draw of ``renoise``, [batch, n]; the mean over n estimates the ELBO."""
     return _over_draws(process, denoise, noised, context, "elbo")
 
 
 def denoising_losses(process: Process, denoise: Denoiser, noised: Noised, context: Any = None) -> Tensor:
-    """The training loss of each draw of ``renoise``, [batch, n]: what weighted regression and FPO-like ratios use."""
+    """Return the training loss of each draw of ``renoise``, [batch, n], for weighted regression and FPO-like ratios."""
     return _over_draws(process, denoise, noised, context, "loss")
 
 
 def tolerance_of(denoise: nn.Module | None = None) -> float:
-    """Return how far log-probs of one policy may lie apart when calls have other shapes.
+    """Return the tolerance between log-probs of one policy from calls of different shapes.
 
-    Float32: 1e-3. Products of matrices in TF32, or weights in float16: 0.03. In bf16, whether the weights are or
-    networks run in it: 0.2.
+    Float32: 1e-3. Matrix products in TF32, or weights in float16: 0.03. Weights or networks in bf16: 0.2.
     """
     kinds = set() if denoise is None else {p.dtype for p in denoise.parameters()}
     if is_low_precision() or torch.bfloat16 in kinds:
@@ -188,10 +186,10 @@ def tolerance_of(denoise: nn.Module | None = None) -> float:
 def assert_on_policy(
     log_prob: Tensor, recorded: Tensor, tolerance: float | None = None, denoise: nn.Module | None = None
 ) -> float:
-    """Check that replay before the first update equals the record; returns max |log ratio|, 0 where there is none.
+    """Check that rescored log-probs before the first update equal the recorded ones; return max |log ratio|.
 
-    By default the tolerance is that of the precision of ``denoise`` (``tolerance_of``). A larger gap means that the
-    policy that is trained is not the one that drew; the error names the usual causes.
+    By default the tolerance is that of the precision of ``denoise`` (``tolerance_of``). Raise OffPolicyError, with the
+    usual causes, if the gap is larger: then the trained policy is not the one that drew.
     """
     if not log_prob.numel():
         return 0.0
@@ -200,9 +198,9 @@ def assert_on_policy(
     if not gap <= tolerance:
         raise OffPolicyError(
             f"before the first update |log ratio| is {gap:.3g}, above {tolerance:g}: the steps are scored under "
-            "another law than they were drawn from. Usual causes: the net is in train mode (dropout, batch norm); "
-            "guidance or clipping in the run but not in replay; EMA weights drew and raw weights are trained; another "
-            "grid or transition; low precision (take the old log-probs from a no-grad replay instead); a condition "
-            "rebuilt differently; noise drawn again that had to be kept."
+            "another distribution than they were drawn from. Usual causes: the net is in train mode (dropout, batch "
+            "norm); guidance or clipping in the run but not in rescore; EMA weights drew and raw weights are trained; "
+            "another grid or transition; low precision (take the old log-probs from rescore without gradients); a "
+            "condition that is built differently; noise drawn again instead of kept."
         )
     return gap

@@ -1,4 +1,4 @@
-"""Observations as users have them: one or a batch, in tensors, arrays, lists, or a dict of these."""
+"""Convert observations to batches of tensors: one observation or many, in tensors, arrays, lists or dicts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from denoiserl.core.tree import Tree, tree_map
 def to_batch(obs: Any, codec: Any, device: torch.device | str = "cpu") -> tuple[Tree, bool]:
     """Return observations as tensors [B, ...] on ``device``, and whether ``obs`` was one observation, which gets B = 1.
 
-    Numbers become float32, pictures in bytes stay bytes. A codec may say by ``is_batch(obs) -> bool`` what it takes for
-    a batch. Otherwise an observation is a vector [o], or a dict with a vector "state". Raise InvalidInputError for
-    anything else.
+    Numbers become float32; images in bytes stay bytes. A codec may have a method ``is_batch(obs) -> bool``. Without it,
+    an observation is a vector [o], or a dict with a vector "state". Raise InvalidInputError for anything else.
     """
     found = _to_tensors(obs, device)
     one = not (codec.is_batch(found) if hasattr(codec, "is_batch") else _is_batch_of_vectors(found, codec))

@@ -1,6 +1,6 @@
-"""What a running chain keeps: the states around its recorded steps, once, and how likely each of these steps was.
+"""The recorder of a running chain: the states around its recorded steps, and the log-probs of these steps.
 
-The distribution of a step is as large as a state. It waits until as many numbers wait as score well together, and goes.
+The distribution of a step is as large as a state. Distributions are scored in groups, which is fast, and then freed.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from denoiserl.distributions.gaussian import stack
 from denoiserl.processes.base import StepTable
 
 WAIT = 1 << 18
-"""numbers of states that wait to be scored and stacked together: many small steps cost what one costs"""
+"""numbers of states that are scored and stacked together: many small steps then cost as much as one"""
 
 
 class Recorder:
     """The record of the steps ``low`` ≤ k < ``high``. For each step: ``before``, then ``after``; at the end ``parts``.
 
-    ``wait``: whether steps wait to be scored together; a differentiable chain is scored as it is drawn.
+    ``wait``: numbers of states to collect before they are scored and stacked together.
     """
 
     def __init__(self, steps: StepTable, low: int, high: int, wait: int = WAIT) -> None:
         self.steps, self.low, self.high, self.wait = steps, low, high, wait
         self.scored = frozenset(k for k in range(low, high) if steps.dense[k])
-        self.most = 0  # steps that wait, found at the first
+        self.most = 0  # steps to collect, computed at the first
         self.states: list[Any] = []
         self.laws: list[tuple[Any, Any]] = []
         self.stacked: list[Any] = []
         self.scores: list[Tensor] = []
 
     def before(self, k: int, x: Any) -> None:
-        """The state before step k."""
+        """Add the state before step k."""
         if self.low <= k <= self.high:
             self.most = self.most or self.wait // max(1, first(x).numel())
             self.states.append(_free(x))
@@ -43,10 +43,10 @@ class Recorder:
                 self._stack()
 
     def after(self, k: int, law: Any, x: Any) -> None:
-        """The distribution of step k, and what was drawn from it."""
+        """Add the distribution of step k, and its sample."""
         if k not in self.scored:
             return
-        if not isinstance(law, Gaussian):  # distributions of tokens are too large to wait
+        if not isinstance(law, Gaussian):  # distributions of tokens are too large to collect
             self.scores.append(law.log_prob(_free(x)).detach()[:, None])
             return
         self.laws.append((law, _free(x)))
@@ -54,7 +54,7 @@ class Recorder:
             self._score()
 
     def parts(self, sample: Any, begin: int) -> dict[str, Any]:
-        """The fields of the chain that ended in ``sample`` and began with step ``begin``, as ordinary tensors."""
+        """Return the fields of the chain that began with step ``begin`` and ended in ``sample``."""
         if self.low < self.high == len(self.steps):
             self.before(self.high, sample)
         self._score()
@@ -89,7 +89,7 @@ class Recorder:
 
 
 def _free(x: Any) -> Any:
-    """A state without its graph."""
+    """Return a state without its graph."""
     if isinstance(x, Tensor) and not x.requires_grad:  # a detached tensor is a new one: it costs as much as a sum
         return x
     return tree_map(Tensor.detach, x)

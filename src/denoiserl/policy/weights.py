@@ -1,7 +1,7 @@
 """Named parameter sets over one module: current, reference, ema, old, teachers.
 
-Only trainable tensors are copied; frozen ones are shared, so a LoRA-tuned model keeps a reference for the price of its
-adapters. Before LoRA has learned, "adapters off" is that reference and costs nothing at all.
+Only trainable tensors are copied; frozen ones are shared, so the reference of a LoRA model is as small as its adapters.
+Before LoRA has learned, "adapters off" is that reference and needs no memory.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from denoiserl.processes.denoiser import Denoiser, Estimate
 
 
 class AdapterOff(Denoiser):
-    """The same denoiser with its adapters switched off: the model as it was before they learned, without a copy."""
+    """A denoiser with its adapters switched off: the model before they learned, without a copy."""
 
     def __init__(self, denoiser: Denoiser, adapted: nn.Module) -> None:
         super().__init__()
         self._inner = (denoiser, adapted)  # a tuple: not registered as children, so nothing is saved twice
 
     def embed_condition(self, cond: Any) -> Any:
-        """As the inner denoiser, adapters off."""
+        """Call the inner denoiser with adapters off."""
         with self._inner[1].disable_adapter():  # type: ignore[operator]
             return self._inner[0].embed_condition(cond)
 
     def embed_time(self, t: Tensor) -> Any:
-        """As the inner denoiser, adapters off."""
+        """Call the inner denoiser with adapters off."""
         with self._inner[1].disable_adapter():  # type: ignore[operator]
             return self._inner[0].embed_time(t)
 
     def forward(self, x: Any, clock: Any, context: Any) -> Estimate:
-        """As the inner denoiser, adapters off."""
+        """Call the inner denoiser with adapters off."""
         with self._inner[1].disable_adapter():  # type: ignore[operator]
             return self._inner[0](x, clock, context)
 
 
 LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-"""where peft keeps the matrices of 2106.09685"""
+"""names of the matrices of 2106.09685 in peft"""
 
 
 def _adapted(module: nn.Module) -> list[nn.Module]:
-    """The submodules whose adapters can be switched off (peft models)."""
+    """Return the submodules whose adapters can be switched off (peft models)."""
     return [m for m in module.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")]
 
 
 def _switch(module: nn.Module) -> nn.Module | None:
-    """Return the peft model that, its adapters off, computes as ``module`` does now, whatever learns later; or None.
+    """Return the peft model that with adapters off will always compute as ``module`` does now; or None.
 
-    So it is with LoRA at its start: every B is zero, A and B of the active adapters are all that learns, no layer is
-    merged or of another kind, and no buffer moves.
+    That holds for LoRA at its start: every B is zero, only A and B of the active adapters learn, no layer is merged or
+    of another kind, and there are no floating-point buffers.
     """
     adapted = _adapted(module)
     layers: list[Any] = [m for m in module.modules() if getattr(m, "adapter_layer_names", ())]
@@ -73,7 +73,7 @@ def _switch(module: nn.Module) -> nn.Module | None:
 
 
 def _named(layer: Any, part: str) -> dict[str, Any]:
-    """The tensors of a part of a layer with adapters, by the adapter's name."""
+    """Return the tensors of a part of a layer with adapters, by the adapter's name."""
     held = getattr(layer, part, None)
     return dict(held.named_parameters()) if isinstance(held, nn.Module) else {} if held is None else {part: held}
 
@@ -81,9 +81,8 @@ def _named(layer: Any, part: str) -> dict[str, Any]:
 class Weights:
     """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns.
 
-    ``control``: what chooses for the policy when it serves (``denoiserl.policy.policy.Control``), where anything does.
-    ``execute``: how many actions of a chunk are executed before the policy plans again (None: all that it decodes);
-    ``control.acting.eval_actor`` obeys it.
+    ``control``: the controller of the policy's samples (``denoiserl.policy.policy.Controller``), or None. ``execute``:
+    the execution horizon, actions of a chunk that are executed before the next decision (None: all).
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -92,9 +91,9 @@ class Weights:
         self.execute: int | None = None
         self.sets: dict[str, Denoiser] = {}
         self.shared: dict[str, list[nn.Parameter]] = {}
-        """of every set, what it shares with the module, because it was frozen when the set was kept"""
+        """per set, the parameters that it shares with the module: those that were frozen at its snapshot"""
         self.averages: dict[str, dict[str, Tensor]] = {}
-        """of sets that follow in bf16 or fp16: their tensors in float32, where small steps are not lost"""
+        """per set that is averaged in bf16 or fp16: its tensors in float32, which keep small updates"""
         self.version = 0
 
     def __repr__(self) -> str:
@@ -103,10 +102,10 @@ class Weights:
         return f"Weights({', '.join(['current', *self.sets])}: {parameters:,} parameters, {learns:,} trainable)"
 
     def snapshot(self, name: str) -> Denoiser:
-        """Copy the current weights to the set ``name`` (made or overwritten) and return its denoiser, frozen.
+        """Copy the current weights to the set ``name`` (new or overwritten) and return its denoiser, frozen.
 
-        ``reference`` is "adapters off", for free, as long as that is the model itself: LoRA that has not learned yet,
-        and nothing else that learns. Else it is a copy too.
+        ``reference`` is "adapters off", without a copy, if that is the current model: LoRA that has not learned yet,
+        and nothing else that learns. Otherwise it is a copy too.
         """
         if name == "current":
             raise ValueError("current is the module itself: choose another name")
@@ -121,7 +120,7 @@ class Weights:
         self.shared[name] = [p for p in self.module.parameters() if not p.requires_grad]
 
     def _renew(self, name: str) -> None:
-        """Copy the current weights to ``name``: in place where it has tensors of its own for all that learns."""
+        """Copy the current weights to ``name``, in place if it has its own tensors for all that learns."""
         own = self.sets.get(name)
         if own is not None and not isinstance(own, AdapterOff):
             ours, theirs = dict(self.module.named_parameters()), dict(own.named_parameters())
@@ -137,21 +136,20 @@ class Weights:
         self.sets[name], self.shared[name] = fresh, [p for p in self.module.parameters() if not p.requires_grad]
 
     def using(self, name: str = "current") -> Denoiser:
-        """Return the denoiser that computes with the set ``name``. Raise RunError if a part that it shares learns
-        now."""
+        """Return the denoiser of the set ``name``. Raise RunError if a part that it shares learns now."""
         if name == "current":
             return self.module
         if name not in self.sets:
             raise RunError(unknown_name_message(name, ["current", *self.sets], "set of weights"))
         if any(p.requires_grad for p in self.shared.get(name, ())):
             raise RunError(
-                f"{name!r} shares what was frozen when it was kept, and a part of that learns now: let everything "
-                f"learn that shall, and then snapshot({name!r})"
+                f"{name!r} shares what was frozen at its snapshot, and a part of that learns now: set requires_grad of "
+                f"all parts first, and then snapshot({name!r})"
             )
         return self.sets[name]
 
     def ema_update(self, name: str, decay: float) -> None:
-        """θ_name ← decay · θ_name + (1 − decay) · θ, for every trainable tensor, in place; buffers are copied.
+        """Update θ_name ← decay · θ_name + (1 − decay) · θ in place, for every trainable tensor; copy buffers.
 
         Averages of bf16 and fp16 are kept in float32; the set holds them rounded.
         """
@@ -171,17 +169,17 @@ class Weights:
             q.copy_(p)
 
     def _copy(self, name: str) -> Denoiser:
-        """The set ``name``, which must hold tensors of its own."""
+        """Return the set ``name``. Raise RunError if it has no tensors of its own."""
         own = self.using(name)
         if isinstance(own, AdapterOff):
             raise RunError(
-                f"{name!r} is the model with its adapters off and holds no weights: snapshot() under another name"
+                f"{name!r} is the model with its adapters off and has no weights: snapshot() under another name"
             )
         return own
 
     @torch.no_grad()
     def load(self, name: str) -> None:
-        """Copy the set ``name`` into the current weights (go back to the best, or to the average)."""
+        """Copy the set ``name`` into the current weights (back to the best, or to the average)."""
         own = self._copy(name)
         for p, q in zip(self.module.parameters(), own.parameters(), strict=True):
             if p is not q:
@@ -191,7 +189,7 @@ class Weights:
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """All sets, by name. Frozen tensors are stored once, under current."""
+        """Return all sets, by name. Frozen tensors are stored once, under current."""
         named = {name: self._own(module) for name, module in self.sets.items() if not isinstance(module, AdapterOff)}
         free = [name for name, module in self.sets.items() if isinstance(module, AdapterOff)]
         state = {"current": dict(self.module.state_dict()), "sets": named, "free": free, "version": self.version}
@@ -206,7 +204,7 @@ class Weights:
             was, now = state["current"][other[0]].dtype, own[other[0]].dtype
             raise RunError(f"{other[0]} was saved in {was} and is {now} here: give the network the precision it had")
         load_checked(self.module, state["current"])
-        for name in state["free"]:  # that it was the reference was known when it was kept; B is no longer zero
+        for name in state["free"]:  # not _switch(): B is no longer zero
             if not (adapted := _adapted(self.module)):
                 raise RunError(f"{name!r} was saved as 'adapters off': put the same adapters on the network first")
             self._switched(name, adapted[0])
@@ -221,26 +219,26 @@ class Weights:
             for name, mean in state.get("averages", {}).items()
         }
         if "control" in state and self.control is None:
-            raise RunError("these weights belong to a policy that is controlled: give this one the same control first")
+            raise RunError("these weights come with a controller: give this policy the same controller first")
         if self.control is not None and "control" in state:
             load_checked(self.control, state["control"])
         self.version = int(state["version"])
 
     def _own(self, module: nn.Module) -> dict[str, Tensor]:
-        """A set's own tensors: those of frozen parameters are the current module's."""
+        """Return a set's own tensors: those of frozen parameters are the current module's."""
         frozen = {n for n, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
         return {k: v for k, v in module.state_dict().items() if k not in frozen}
 
 
 WRAPPERS = ("_orig_mod", "module")
-"""what ``torch.compile``, ``DataParallel`` and ``AveragedModel`` put into the names of the network that they hold"""
+"""parts that ``torch.compile``, ``DataParallel`` and ``AveragedModel`` add to the names of a network"""
 
 
 def strip_prefix(tensors: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return ``tensors`` under ``names``, where a prefix or a wrapper is all that differs; else as they are.
+    """Return ``tensors`` under ``names`` if they differ by a prefix or a wrapper alone; else unchanged.
 
     A prefix that all keys share (``module.``, ``ema_model.``, ``base_model.model.``) is dropped if more of ``names``
-    are found without it. The parts of a name in ``WRAPPERS`` are overlooked at any depth, on both sides.
+    are found without it. The parts of a name in ``WRAPPERS`` are ignored at any depth, on both sides.
     """
     names = set(names)
     best, found = tensors, len(names & tensors.keys())
@@ -258,7 +256,7 @@ def strip_prefix(tensors: dict[str, Any], names: Iterable[str]) -> dict[str, Any
 
 
 def _bare(names: Iterable[str]) -> dict[str, str]:
-    """Names by what is left of them without wrappers; without those that would share one."""
+    """Return names by their form without wrappers; names that share a form are left out."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(".".join(part for part in name.split(".") if part not in WRAPPERS), []).append(name)
@@ -266,7 +264,7 @@ def _bare(names: Iterable[str]) -> dict[str, str]:
 
 
 def _prefix(names: Iterable[str]) -> list[str]:
-    """The leading parts that all names share; the last part of a name is never one."""
+    """Return the leading parts that all names share, the last part of a name excepted."""
     parts = [name.split(".")[:-1] for name in names]
     same = zip(*parts, strict=False) if parts else ()
     return [each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, same)]
@@ -291,8 +289,8 @@ def check_same_shapes(own: dict[str, Tensor], tensors: dict[str, Tensor], what: 
     if missing or surplus or shapes:
         first = f".{missing[0]}" if missing else ""
         under = [key.removesuffix(first[1:]) for key in surplus if first and key.endswith(first)]
-        told = f". They lie under the prefix {' or '.join(map(repr, under))}: give the tensors of one" if under else ""
+        hint = f". They lie under the prefix {' or '.join(map(repr, under))}: give the tensors of one" if under else ""
         raise RunError(
             f"these weights belong to another network, or other parts of it are frozen ({what}): missing "
-            f"{missing[:5]}, surplus {surplus[:5]}, other shapes {shapes[:5]}{told}"
+            f"{missing[:5]}, surplus {surplus[:5]}, other shapes {shapes[:5]}{hint}"
         )

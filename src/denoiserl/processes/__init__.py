@@ -1,11 +1,12 @@
-"""Processes: how data is noised and, given the denoiser's estimate, which law the next state has."""
+"""Processes: how data is noised, and how the next state is distributed given the denoiser's estimate."""
 
+from denoiserl.processes.autoregressive import Autoregressive
 from denoiserl.processes.base import Noised, Process, Step, StepTable, stratified
 from denoiserl.processes.diffusion import Diffusion, GaussianDenoiser
 from denoiserl.processes.learned_noise import NoiseInjectedDenoiser
-from denoiserl.processes.masked import Masked, TokenDenoiser, step_map, truncate
+from denoiserl.processes.masked import Masked, step_map
 from denoiserl.processes.meanflow import MeanFlow, MeanVelocityDenoiser
-from denoiserl.processes.one_step_and_autoregressive import Autoregressive, GaussianHead, OneStep
+from denoiserl.processes.one_step import GaussianHead, OneStep
 from denoiserl.processes.relay import Relay
 from denoiserl.processes.schedule import (
     VP,
@@ -22,6 +23,7 @@ from denoiserl.processes.schedule import (
     time_grid,
     vp,
 )
+from denoiserl.processes.tokens import TokenDenoiser, truncate
 from denoiserl.processes.transition import (
     cps,
     dance_sde,

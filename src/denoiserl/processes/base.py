@@ -1,4 +1,4 @@
-"""What every process has in common: a table of steps, and the four questions a process answers."""
+"""The interface of all processes, and the table of the steps of a chain."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepTable:
-    """The table of a chain: one row a step, in float64, made once a grid.
+    """The table of a chain: one row per step, in float64, computed once per grid.
 
-    ``times`` [S + 1] decreasing; ``table`` named columns [S]; ``dense[k]``: does step k have a density? Known here
-    once, so nobody asks the device.
+    ``times`` [S + 1] decreasing; ``table`` named columns [S]; ``dense[k]``: whether step k has a density. The table
+    knows it, so that no step has to read it from the device.
     """
 
     times: Tensor
@@ -55,7 +55,7 @@ class StepTable:
         return self.rows[k]
 
     def on(self, device: torch.device) -> tuple[Step, ...]:
-        """The rows, their tables as float32 scalars on a device: products with them cost half of those with numbers."""
+        """Return the rows with float32 scalars on a device: products with these cost half of those with numbers."""
         if device not in self._scalars:
             with torch.inference_mode(False):  # kept for draws with gradients too
                 columns = {k: v.float().to(device).unbind() for k, v in self.table.items()}
@@ -65,14 +65,17 @@ class StepTable:
         return self._scalars[device]
 
     def part(self, low: int, high: int) -> StepTable:
-        """The table of the steps low ≤ k < high alone: a chain that another one continues."""
+        """Return the table of the steps low ≤ k < high. Raise ValueError if they are no part of this table."""
         if not 0 <= low < high <= len(self):
             raise ValueError(f"the steps [{low}, {high}) are not a part of a chain of {len(self)}")
         table = {name: column[low:high] for name, column in self.table.items()}
         return StepTable(self.times[low : high + 1], table, self.dense[low:high])
 
     def gather(self, index: Tensor) -> Step:
-        """The rows ``index`` [*batch], as float32 tensors on its device. All rows asked for must be of one kind."""
+        """Return the rows ``index`` [*batch] as float32 tensors on its device.
+
+        ``dense`` is None if only some steps of the table have a density.
+        """
         if index.device not in self._device:
             columns = {"t": self.times[:-1], "s": self.times[1:], **self.table}
             self._device[index.device] = {k: v.float().to(index.device) for k, v in columns.items()}
@@ -82,9 +85,9 @@ class StepTable:
 
 
 class Noised(NamedTuple):
-    """Clean data after noising: x_t, with what made it.
+    """Noised data x_t, with the clean data and the noise.
 
-    ``x`` and ``noise`` [*batch, *event], ``t`` [*batch], ``x0`` the clean data, ``live`` the factors that may be
+    ``x`` and ``noise`` [*batch, *event], ``t`` [*batch], ``x0`` the clean data, ``mask`` the factors that may be
     noised (None: all), ``weight`` [*batch] the weight of an ELBO term where the draw fixes one.
     """
 
@@ -97,19 +100,19 @@ class Noised(NamedTuple):
 
 
 class Process(ABC):
-    """How data is noised and denoised. Subclasses are final, frozen records."""
+    """A process: how data is noised and denoised. Subclasses are final, frozen dataclasses."""
 
     @abstractmethod
     def steps(self, times: Tensor) -> StepTable:
-        """The table of a grid of times."""
+        """Return the table of a grid of times."""
 
     @abstractmethod
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Distribution:
-        """The law at t = 1 of states of ``shape`` (batch included)."""
+        """Return the distribution at t = 1 of states of ``shape`` (batch included)."""
 
     @abstractmethod
     def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """What one step's law draws from: ("normal" | "uniform", shape of one event's noise)."""
+        """Return the noise of one step: ("normal" | "uniform", shape of one event's noise)."""
 
     @abstractmethod
     def noise(self, x0: Tree, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
@@ -117,22 +120,22 @@ class Process(ABC):
 
     @abstractmethod
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """The training loss of one noised sample, [*batch]."""
+        """Return the training loss of one noised sample, [*batch]."""
 
     @abstractmethod
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """One ELBO term, [*batch]: its mean over the draws of ``renoise`` is a bound on (or a part of) log p(x₀)."""
+        """Return one ELBO term, [*batch]: its mean over ``renoise`` draws is a bound on (or a part of) log p(x₀)."""
 
     @abstractmethod
     def renoise(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n stratified noisings of every row, [*batch, n], at times that suit the ELBO."""
+        """Noise every row n times, [*batch, n], at stratified times that suit the ELBO."""
 
     def renoise_uniform(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """The same at uniform times, as the training loss has them. A process without other times leaves it."""
+        """Noise every row n times at uniform times, as the training loss does. By default: ``renoise``."""
         return self.renoise(x0, n, rng, live)
 
     def condition(self, cond: Tree, start: Tree) -> Tree:
-        """Return ``cond`` with what the laws must know of the state that chains start from. By default nothing."""
+        """Return ``cond`` with what steps must know of the state that chains start from. By default: ``cond``."""
         return cond
 
     def check(self, start: Tree, n: int, event: tuple[int, ...]) -> None:  # noqa: B027 - most can start anywhere
@@ -140,16 +143,16 @@ class Process(ABC):
         ``event``."""
 
     def finish(self, x: Tree, start: Tree) -> Tree:
-        """Return what is served of a final state ``x``, given where its chain started. By default all of it."""
+        """Return the sample of a final state ``x``, given where its chain started. By default: ``x``."""
         return x
 
     @abstractmethod
     def reverse(self, estimate: Estimate, x: Tree, step: Step) -> Distribution:
-        """The law of the next state."""
+        """Return the distribution of the next state."""
 
 
 def stratified(shape: tuple[int, ...], rng: Rng) -> Tensor:
-    """Uniform times in (0, 1) with one in each of n equal strata along the last axis, in random order."""
+    """Draw uniform times in (0, 1), one in each of n equal strata along the last axis, in random order."""
     *batch, n = shape
     rows = 1
     for b in batch:

@@ -1,8 +1,8 @@
-"""What a network must answer: the clean data, given a noisy state, the time and a condition.
+"""The interface of denoisers: estimate clean data from a noisy state, the time and a condition.
 
-A ``Denoiser`` has three calls, so that a sampler does each piece of work once: ``encode`` once a condition,
-``embed_time`` once a time grid, ``forward`` once a step. Wrappers turn any raw network (a user's own, an upstream
-model) into one: ``GaussianDenoiser`` for eps-, v- and x0-prediction, ``TokenDenoiser`` for tokens.
+A ``Denoiser`` has three calls, so that a sampler computes each part once: ``embed_condition`` once per condition,
+``embed_time`` once per time grid, ``forward`` once per step. Wrappers turn any raw network (a user's or an upstream
+model) into a denoiser: ``GaussianDenoiser`` for eps-, v- and x0-prediction, ``TokenDenoiser`` for tokens.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from denoiserl.core.tree import Tree
 
 
 class Estimate(NamedTuple):
-    """What a denoiser answers.
+    """The output of a denoiser.
 
     ``mean`` is the posterior mean of the clean data E[x₀ | x_t] (Gaussian processes) or its posterior logits
-    (token processes): the only part that guidance mixes. ``extra`` holds whatever else the network says: a learned
+    (token processes). Guidance mixes this part alone. ``extra`` holds the other outputs of the network: a learned
     std, order scores, values, auxiliary losses.
     """
 
@@ -27,17 +27,16 @@ class Estimate(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """The abstract denoiser. ``embed_condition`` and ``embed_time`` have defaults; ``forward`` is what a wrapper
-    writes."""
+    """The abstract denoiser: ``forward`` is to be implemented; ``embed_condition`` and ``embed_time`` have defaults."""
 
     def embed_condition(self, cond: Tree | None) -> Any:
-        """What the network needs of the condition, once a row and differentiable."""
+        """Return the network's embedding of the condition, computed once per row and differentiable."""
         return cond
 
     def embed_time(self, t: Tensor) -> Any:
-        """What the network needs of the times ``t`` (any shape), once a grid: a tree of tensors leading like ``t``."""
+        """Return the network's embedding of times ``t`` (any shape): a tree of tensors that lead like ``t``."""
         return t
 
     def forward(self, x: Tree, clock: Any, context: Any) -> Estimate:
-        """The estimate at state ``x`` [*batch, *event], given rows of ``embed_time`` and ``context``."""
+        """Return the estimate at state ``x`` [*batch, *event], given rows of ``embed_time`` and ``context``."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """Gaussian diffusion and flow matching: one process for VP, VE and rectified flow.
 
-x_t = α_t x₀ + σ_t ε. The estimate is the posterior mean of x₀, whatever the network predicts: ``GaussianDenoiser``
-converts.
+x_t = α_t x₀ + σ_t ε. The estimate is the posterior mean of x₀: ``GaussianDenoiser`` converts what the network predicts
+to it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from denoiserl.processes.transition import Ddim, GridLevels, Transition
 
 Weight = Literal["velocity", "noise", "data", "min_snr"]
 SNR = (1e-5, 1e8)
-"""the signal-to-noise ratios over which an ELBO is integrated: beyond them float32 sees rounding instead of errors"""
+"""range of signal-to-noise ratios over which an ELBO is integrated; beyond it, float32 errors are mere rounding"""
 
 
 @lru_cache(maxsize=16)
 def even_times(schedule: Schedule, cells: int = 512) -> Tensor:
     """Return ``cells + 1`` increasing times, float64, between which the log of the SNR (α/σ)² falls evenly.
 
-    They span what the schedule has of ``SNR`` at t in [1e-6, 1].
+    They cover the part of the range ``SNR`` that the schedule reaches at t in [1e-6, 1].
     """
 
     def log_snr(t: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ class Diffusion(Process):
     """x_t = α_t x₀ + σ_t ε, stepped back by a transition.
 
     ``clip``: the estimate is clamped to [−clip, clip] when a chain is run or scored, and never in the loss. The noise
-    ε̂ = (x_t − α_t x̂₀)/σ_t of a step is that of the clamped estimate, or with ``clip_noise=False`` of the raw one, as in
-    DDIM of diffusers: its mean is α_s clamp(x̂₀) + c_x (x_t − α_t x̂₀).
-    ``weight`` of the training loss in units of x₀'s squared error: ``velocity`` 1/σ², ``noise`` (α/σ)², ``data`` 1,
-    that is the mean squared error of v-, eps- or x₀-prediction; ``min_snr`` min((α/σ)², ``gamma``), which is one weight
+    ε̂ = (x_t − α_t x̂₀)/σ_t of a step is that of the clamped estimate. With ``clip_noise=False`` it is that of the raw
+    one, as in DDIM of diffusers, and the mean is α_s clamp(x̂₀) + c_x (x_t − α_t x̂₀).
+    ``weight``: weight of x₀'s squared error in the training loss: ``velocity`` 1/σ², ``noise`` (α/σ)², ``data`` 1.
+    These give the mean squared error of v-, eps- and x₀-prediction. ``min_snr``: min((α/σ)², ``gamma``), one weight
     for all three (2303.09556).
     """
 
@@ -80,9 +80,9 @@ class Diffusion(Process):
             raise ValueError(f"clip must be positive, not {self.clip}")
 
     def steps(self, times: Tensor, transition: Transition | None = None) -> StepTable:
-        """The table of a grid: c_0, c_x, std. ``transition`` overrides the process's own (train SDE, serve ODE).
+        """Return the table of a grid: c_0, c_x, std. ``transition`` overrides the process's (train SDE, eval ODE).
 
-        With ``clip_noise=False`` c_0 = α_s is of the clamped estimate, and c_raw = −c_x α_t of the raw one.
+        With ``clip_noise=False``, c_0 = α_s multiplies the clamped estimate and c_raw = −c_x α_t the raw one.
         """
         times = times.double().cpu()
         t, s = times[:-1], times[1:]
@@ -100,28 +100,28 @@ class Diffusion(Process):
         return StepTable(times, table, dense)
 
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Gaussian:
-        """N(0, σ₁²): exact where α₁ = 0, the usual approximation elsewhere."""
+        """Return N(0, σ₁²): exact where α₁ = 0, the usual approximation elsewhere."""
         std = self.schedule(torch.ones((), dtype=torch.float64))[1].float().to(device)
         return Gaussian(torch.zeros(shape, device=device), std, len(shape) - 1, has_density=True)
 
     def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """Standard normals shaped like the state."""
+        """Return standard normals shaped like the state."""
         return "normal", event
 
     def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
-        """α_t x₀ + σ_t ε; factors that are not live stay clean."""
+        """Return α_t x₀ + σ_t ε; factors outside ``live`` stay clean."""
         eps = rng.normal(*x0.shape)
         a, s = (expand_right(c, x0) for c in self.schedule(t))
         x = a * x0 + s * eps
         return Noised(x if live is None else torch.where(live, x, x0), t, x0, eps, live)
 
     def _error(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """(x̂₀ − x₀)² per factor."""
+        """Return (x̂₀ − x₀)² per factor."""
         estimate = denoise(noised.x, denoise.embed_time(noised.t), context)
         return (estimate.mean - noised.x0) ** 2
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]; 0 where no factor is live."""
+        """Return w(t) · mean over live factors of (x̂₀ − x₀)², [*batch]; 0 where no factor is live."""
         error = self._error(denoise, noised, context)
         a, s = self.schedule(noised.t)
         snr = (a / s) ** 2
@@ -129,9 +129,10 @@ class Diffusion(Process):
         return weight[self.weight] * mean(error, error.ndim - noised.t.ndim, noised.mask)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch]: in the mean log p(x₀) up to the ends' constants (2107.00630, eq. 17).
+        """Return ½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch] (2107.00630, eq. 17).
 
-        p is the density of the times: that of ``renoise``, whose ``weight`` is 1/p, or uniform.
+        Its mean is log p(x₀) up to the constants of both ends. p is the density of the times: that of ``renoise``,
+        whose ``weight`` is 1/p, or uniform.
         """
         with torch.inference_mode(False), torch.enable_grad():
             t = noised.t.detach().double().clone().requires_grad_()
@@ -142,9 +143,9 @@ class Diffusion(Process):
         return 0.5 * slope.float() * sum_event(error, error.ndim - noised.t.ndim, noised.mask)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row, [batch, n], at stratified times whose log SNR is uniform.
+        """Noise every row n times, [batch, n], at stratified times whose log SNR is uniform.
 
-        The terms of the ELBO are of one size there, while at uniform times they grow like 1/t² towards the data.
+        There the terms of the ELBO are of one size. At uniform times they grow like 1/t² towards the data.
         """
         u, knots = stratified((x0.shape[0], n), rng), even_times(self.schedule).to(x0.device)
         place = u.double() * (len(knots) - 1)
@@ -155,17 +156,17 @@ class Diffusion(Process):
         return noised._replace(weight=(width * (len(knots) - 1)).float())
 
     def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row, [batch, n], at stratified uniform times."""
+        """Noise every row n times, [batch, n], at stratified uniform times."""
         return self._at(x0, stratified((x0.shape[0], n), rng), rng, live)
 
     def _at(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None) -> Noised:
-        """Every row noised to its times [batch, n]."""
+        """Noise every row to its times [batch, n]."""
         many, where = (None if v is None else v[:, None].expand(*t.shape, *x0.shape[1:]) for v in (x0, live))
         assert many is not None
         return self.noise(many, t, rng, where)
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Gaussian:
-        """N(c_0 x̂₀ + c_x x, std²): products and a sum, in float32, the same numbers in a run and in replay."""
+        """Return N(c_0 x̂₀ + c_x x, std²), in float32: the same numbers in drawing and in rescoring."""
         mean = raw = estimate.mean
         if self.clip is not None:
             mean = mean.clamp(-self.clip, self.clip)
@@ -177,7 +178,7 @@ class Diffusion(Process):
             std, c_raw = (None if column is None else expand_right(column, x) for column in (std, c_raw))
         if std is None:
             if "std" not in estimate.extra:
-                raise ValueError("an injected transition needs a denoiser that reports its noise in extra['std']")
+                raise ValueError("a learned std needs a denoiser with extra['std']: wrap it, NoiseInjectedDenoiser")
             std = estimate.extra["std"]
         elif not isinstance(std, Tensor):
             std = torch.full((), std, dtype=x.dtype, device=x.device)  # a kernel, not a copy from the host
@@ -189,12 +190,12 @@ PREDICTIONS = ("v", "eps", "x0", "edm")
 
 
 class GaussianDenoiser(Denoiser):
-    """A raw network as a denoiser of a Gaussian process: its output, converted to the posterior mean of x₀.
+    """A raw network as a denoiser of a Gaussian process: converts its output to the posterior mean of x₀.
 
     ``predicts``: ``v`` (rectified flow: v = ε − x₀, x̂₀ = x − σ v; variance preserving: v = α ε − σ x₀, x̂₀ = α x − σ
     v), ``eps`` (x̂₀ = (x − σ ε)/α), ``x0``, or ``edm``: x̂₀ = c_skip x + c_out F(c_in x) with the preconditioning of
-    2206.00364 for data of std ``spread``. The conversion is x̂₀ = p x + q F(r x) with numbers that depend on time
-    alone, so ``embed_time`` computes them once a grid. The result is float32 whatever the network runs in.
+    2206.00364 for data of std ``spread``. The conversion is x̂₀ = p x + q F(r x). Its coefficients depend on time
+    alone, so ``embed_time`` computes them once per grid. The result is float32, whatever the network runs in.
     """
 
     def __init__(self, net: nn.Module, schedule: Schedule = linear, predicts: str = "v", spread: float = 0.5) -> None:
@@ -214,15 +215,15 @@ class GaussianDenoiser(Denoiser):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"net": self.net, "schedule": self.schedule, "predicts": self.predicts, "spread": self.spread}
 
     def embed_condition(self, cond: Any) -> Any:
-        """The network's own encoding of the condition."""
+        """Return the network's own embedding of the condition."""
         return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
 
     def embed_time(self, t: Tensor) -> dict[str, Any]:
-        """The network's clock, and the conversion's numbers p, q (and r), each shaped like t."""
+        """Return the network's embedding and the coefficients p, q (and r) of the conversion, each shaped like t."""
         a, s = self.schedule(t)
         inner = self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
         if self.predicts == "x0":
@@ -236,14 +237,14 @@ class GaussianDenoiser(Denoiser):
         return {"net": inner, "p": a * d**2 / total, "q": s * d / total.sqrt(), "r": total.rsqrt()}
 
     def forward(self, x: Tensor, clock: dict[str, Any], context: Any) -> Estimate:
-        """x̂₀ = p x + q F(r x)."""
+        """Return x̂₀ = p x + q F(r x)."""
         inside = x * _across(clock["r"], x) if "r" in clock else x
         out = run_in_precision(self.net, inside, clock["net"], context)
         extra = {}
         if isinstance(out, tuple):
             out, extra = out
         if out.shape != x.shape:
-            raise ValueError(f"the network answers {tuple(out.shape)} for a state of {tuple(x.shape)}: they must agree")
+            raise ValueError(f"the network returns {tuple(out.shape)} for a state of {tuple(x.shape)}: they must agree")
         out = out.float()
         if "p" not in clock:
             return Estimate(out, extra)
@@ -251,5 +252,5 @@ class GaussianDenoiser(Denoiser):
 
 
 def _across(c: Tensor, x: Tensor) -> Tensor:
-    """A coefficient [*batch] as it multiplies x; one number for the whole batch needs no reshape (2 us on a CPU)."""
+    """Return a coefficient [*batch] that broadcasts to x; one number needs no reshape (2 us on a CPU)."""
     return c if c.numel() == 1 else expand_right(c, x)

@@ -1,8 +1,9 @@
-"""EDM: how to train a denoiser evenly over noise levels, and Heun's sampler with churn (2206.00364).
+"""EDM: train a denoiser evenly over noise levels, and Heun's sampler with churn (2206.00364).
 
-It makes data, not decisions: a step of second order asks the network twice and has no density, so nothing here is
-replayed. The schedule is ``Karras``, x = x₀ + σ ε, the network ``GaussianDenoiser(net, edm, "edm", spread)`` for data
-of std ``spread``; it is told the time t of the schedule, which grows like σ^{1/ρ}, where the paper says ¼ log σ.
+The sampler generates data, not decisions: a step of second order calls the network twice and has no density, so its
+chains cannot be rescored. The schedule is ``Karras``, x = x₀ + σ ε. The network is ``GaussianDenoiser(net, edm, "edm",
+spread)`` for data of std ``spread``. Its input is the time t of the schedule, which grows like σ^{1/ρ}; the paper uses
+¼ log σ.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from denoiserl.processes.diffusion import Diffusion
 from denoiserl.processes.schedule import Karras, edm
 
 Guide = Callable[[Tensor, int, Callable[[], Tensor]], Tensor]
-"""``guide(x, k, mean) -> x``: moves the state before step k; ``mean()`` is the posterior mean of the clean data"""
+"""``guide(x, k, mean) -> x``: moves the state before step k; ``mean()`` returns the posterior mean of the clean data"""
 
 
 def time_of(sigma: Tensor, schedule: Karras = edm) -> Tensor:
-    """The time at which the noise is σ: t = (σ^{1/ρ} − σ_min^{1/ρ}) / (σ_max^{1/ρ} − σ_min^{1/ρ})."""
+    """Return the time at which the noise is σ: t = (σ^{1/ρ} − σ_min^{1/ρ}) / (σ_max^{1/ρ} − σ_min^{1/ρ})."""
     low, high = schedule.least ** (1 / schedule.rho), schedule.most ** (1 / schedule.rho)
     return (sigma ** (1 / schedule.rho) - low) / (high - low)
 
@@ -36,11 +37,11 @@ def time_of(sigma: Tensor, schedule: Karras = edm) -> Tensor:
 @final
 @dataclass(frozen=True)
 class EDMTraining:
-    """What ``fit`` trains a denoiser of EDM with: levels are log-normal, and each counts the same at the start.
+    """The training process of EDM, for ``fit``: levels are log-normal and have equal weight at initialisation.
 
         ln σ ~ N(mean, std²),   L = (σ² + d²)/(σ d)² · mean (x̂₀ − x₀)²,   d = ``spread``
 
-    The times that it is handed are quantiles u in (0, 1) of that law, so stratified ones stratify the levels.
+    Its input times are quantiles u in (0, 1) of that distribution, so stratified times stratify the levels.
     """
 
     schedule: Karras = edm
@@ -53,16 +54,16 @@ class EDMTraining:
             raise InvalidInputError(f"spread and std must be positive, not {self.spread} and {self.std}")
 
     def times(self, u: Tensor) -> Tensor:
-        """The times of the levels whose quantiles are u, within the schedule's range."""
+        """Return the times of the levels whose quantiles are u, within the schedule's range."""
         sigma = (self.mean + self.std * torch.special.ndtri(u.double())).exp()
         return time_of(sigma.clamp(self.schedule.least, self.schedule.most), self.schedule).clamp(1e-6, 1).to(u.dtype)
 
     def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
-        """x₀ + σ ε at the levels with quantiles ``t``."""
+        """Return x₀ + σ ε at the levels with quantiles ``t``."""
         return Diffusion(self.schedule).noise(x0, self.times(t), rng, live)
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """The weighted error, [*batch]."""
+        """Return the weighted error, [*batch]."""
         sigma, d = self.schedule(noised.t)[1], self.spread
         error = Diffusion(self.schedule, weight="data").loss(denoise, noised, context)
         return error * (sigma**2 + d**2) / (sigma * d) ** 2
@@ -70,12 +71,12 @@ class EDMTraining:
 
 @dataclass(frozen=True)
 class Churn:
-    """Noise that the sampler adds before a step and removes in it, so that errors of earlier steps are forgotten.
+    """Churn: noise that the sampler adds before a step and removes in it, which corrects errors of earlier steps.
 
-    At a level low ≤ σ ≤ high the state is noised to (1 + γ) σ, γ = min(amount / steps, √2 − 1), with ``scale`` times
-    what that takes. ``amount=0`` is the ODE. The numbers are those of SynthER (2303.06614), for 128 steps. Fewer steps
-    make samples too wide, and more so with churn: data of unit variance by 4.5 % at 32 steps and by 1.1 % at 128;
-    without churn by 1.2 % and 0.1 %.
+    At a level low ≤ σ ≤ high the state is noised to (1 + γ) σ, γ = min(amount / steps, √2 − 1); ``scale`` multiplies
+    the added noise. ``amount=0`` is the ODE. The defaults are those of SynthER (2303.06614), for 128 steps. Fewer steps
+    make samples too wide: data of unit variance by 4.5 % at 32 steps and by 1.1 % at 128. Without churn it is 1.2 %
+    and 0.1 %.
     """
 
     amount: float = 80.0
@@ -88,7 +89,7 @@ class Churn:
             raise InvalidInputError(f"churn has amount >= 0, 0 <= low <= high and scale > 0, not {self}")
 
     def gamma(self, sigma: float, steps: int) -> float:
-        """By how much the level σ is raised, relatively."""
+        """Return γ, by which the level σ is raised relatively; 0 outside [low, high]."""
         return min(self.amount / steps, math.sqrt(2) - 1) if self.low <= sigma <= self.high else 0.0
 
 
@@ -109,7 +110,7 @@ def heun(
         x̂ = x + √(σ̂² − σ²) S ε,   d = (x̂ − D(x̂; σ̂))/σ̂,   x' = x̂ + (σ' − σ̂) d
         x' ← x̂ + ½ (σ' − σ̂) (d + (x' − D(x'; σ'))/σ')   except in the last step, where σ' = 0
 
-    ``cond`` leads with the rows. ``guide`` moves the state before a step, as PGD does (2404.06356).
+    ``cond`` leads with the rows. ``guide`` moves the state before a step, as in PGD (2404.06356).
     """
     rng = as_rng(rng, times.device)
     if rows < 1:

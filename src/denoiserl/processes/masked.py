@@ -1,8 +1,8 @@
-"""Masked diffusion of tokens: positions are hidden one by one and revealed again (MDLM 2406.07524, LLaDA 2502.09992).
+"""Masked diffusion of tokens: positions are masked and revealed again (MDLM 2406.07524, LLaDA 2502.09992).
 
 Tokens are 0 ... vocab − 1; ``vocab`` is the mask (or any other id that a model uses). At time t each position is
-masked with probability t. What a decoder does beyond the model, temperature, top-k, top-p, the order, is part of the
-policy: the law has it all, so the probability that is scored is that of the sampler that ran.
+masked with probability t. The settings of the decoder (temperature, top-k, top-p, order) are part of the policy: the
+distribution of a step contains them, so log-probs are those of the sampler that drew.
 """
 
 from __future__ import annotations
@@ -11,123 +11,28 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.precision import run_in_precision
 from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, tree_map
+from denoiserl.core.tree import Tree
 from denoiserl.distributions import Delta, Unmasking
 from denoiserl.distributions.base import sum_event
 from denoiserl.distributions.categorical import token_log_prob
 from denoiserl.distributions.unmasking import ORDERS, Order
 from denoiserl.processes.base import Noised, Process, Step, StepTable
 from denoiserl.processes.denoiser import Denoiser, Estimate
-
-
-def decodable(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Refuse a decoder that leaves no token."""
-    if not temperature > 0:
-        raise ValueError(f"the temperature must be positive, not {temperature}: for greedy tokens use top_k=1")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p lies in (0, 1], not {top_p}")
-
-
-def truncate(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """The policy's logits: divided by the temperature, then only the top-k and the smallest set of mass ≥ top-p kept.
-
-    Ties with the k-th token are kept. The mass is that of what temperature and top-k left.
-    """
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, -1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p is not None and top_p < 1:
-        value, order = logits.sort(dim=-1, descending=True, stable=True)
-        p = value.softmax(-1)
-        before = p.cumsum(-1) - p
-        keep = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < top_p)
-        logits = logits.masked_fill(~keep, -torch.inf)
-    return logits
-
-
-def known_tokens(logits: Tensor, vocab: int, mask: int) -> Tensor:
-    """Return logits of tokens alone: columns from ``vocab`` on are cut, the mask's own column is −∞. [*, ≤ vocab]."""
-    logits = logits[..., :vocab]
-    if not 0 <= mask < logits.shape[-1]:
-        return logits
-    return logits.index_fill(-1, torch.tensor([mask], device=logits.device), -torch.inf)
-
-
-def answer(tokens: Tensor, hole: Tensor, end: int | None) -> Tensor:
-    """Return where an answer stands, [*batch, L] bool: the ``hole`` positions up to and with their first ``end``."""
-    if end is None:
-        return hole
-    stop = (tokens == end) & hole
-    return hole & (stop.cumsum(-1) - stop.long() == 0)
-
-
-def with_holes(cond: Tree, canvas: Tensor, mask: int) -> Tree:
-    """Return a condition that says where the holes of the canvas are: ``{"hole": [B, L] bool, "given": cond}``."""
-    return cond if isinstance(cond, dict) and "hole" in cond else {"hole": canvas == mask, "given": cond}
-
-
-def check_canvas(canvas: Tensor, event: tuple[int, ...]) -> None:
-    """Raise InvalidInputError if a canvas is not as long as the sequences of the policy, or holds a negative id."""
-    if canvas.ndim != len(event) + 1:
-        raise InvalidInputError(
-            f"canvases are rows of ids [B, {event[-1]}], not {list(canvas.shape)}: give one as canvas[None]"
-        )
-    if tuple(canvas.shape[1:]) != tuple(event):
-        raise InvalidInputError(
-            f"the canvas has {canvas.shape[-1]} positions, the policy writes {event[-1]}: make canvases of that "
-            "length, or a longer policy"
-        )
-    check_tokens(canvas)
-
-
-def check_tokens(token: Tensor, vocab: int | None = None, scored: Tensor | None = None) -> None:
-    """Raise InvalidInputError that names the place of a negative id, or of one of ``vocab`` or above that is to be
-    scored."""
-    bad = token < 0
-    if vocab is not None:
-        bad = bad | (token >= vocab if scored is None else (token >= vocab) & scored)
-    if bool(bad.any()):
-        *row, i = bad.nonzero()[0].tolist()
-        limit = "0 and above" if vocab is None else f"0 to {vocab - 1}"
-        raise InvalidInputError(
-            f"row {row[0] if row else 0} holds {int(token[(*row, i)])} at position {i}, and ids are {limit}: put the "
-            "padding's id where labels have -100, and take the tokenizer of the model"
-        )
-
-
-def check_rows(denoise: Denoiser, canvas: Tensor | None, mask: int | None) -> None:
-    """Raise InvalidInputError that names the place of an id, other than ``mask``, that the network says it has no row
-    for.
-
-    Processes without a ``mask``, and chains without a canvas, have no ids.
-    """
-    rows = getattr(getattr(denoise, "net", None), "rows", None)
-    if rows is not None and canvas is not None and mask is not None:
-        check_tokens(torch.where(canvas == mask, 0, canvas), rows)
-
-
-def close(x: Tensor, start: Tensor | None, mask: int, end: int | None) -> Tensor:
-    """Return the final state ``x`` of a chain from ``start`` with ``end`` everywhere behind the answer's end.
-
-    Raise InvalidInputError if a mask would be left.
-    """
-    hole = torch.ones_like(x, dtype=torch.bool) if start is None else start == mask
-    alive = answer(x, hole, end)
-    left = (x == mask) & alive
-    if bool(left.any()):
-        raise InvalidInputError(
-            f"{int(left.sum())} masks are left in {int(left.any(-1).sum())} of {len(x)} answers after the last step: "
-            "take more steps, or more tokens a step, on a grid that ends at 0"
-        )
-    return x if end is None else torch.where(hole & ~alive, end, x)
+from denoiserl.processes.tokens import (
+    answer,
+    check_canvas,
+    check_rows,
+    check_tokens,
+    close,
+    decodable,
+    known_tokens,
+    truncate,
+    with_holes,
+)
 
 
 @final
@@ -135,17 +40,18 @@ def close(x: Tensor, start: Tensor | None, mask: int, end: int | None) -> Tensor
 class Masked(Process):
     """Masked diffusion over ``vocab`` tokens with a decoder.
 
-    ``order``: ``independent`` is ancestral sampling (each position is revealed with probability (t − s)/t); the others
-    reveal an exact number: ``tokens`` a step, or, when it is None, the share (t − s)/t of what is still masked, rounded
-    up. ``confidence`` ranks candidates by the model's own probability, untempered, as published; with ``threshold``
-    every candidate above it is committed too. ``block``: only the leftmost block of that length that still has masks
-    is open (semi-autoregressive); blocks are counted from the first open position of the canvas that a chain starts
-    from. ``mask``: the mask's id, by default ``vocab``; it is never drawn, nor is an id of ``vocab`` or above.
+    ``order``: ``independent`` is ancestral sampling (each position is revealed with probability (t − s)/t). The other
+    orders reveal an exact number: ``tokens`` per step; if it is None, the share (t − s)/t of the masked positions,
+    rounded up. ``confidence`` ranks candidates by the model's probability without temperature, as published; with
+    ``threshold`` every candidate above it is committed too. ``block``: only the leftmost block of that length with
+    masks left is open (semi-autoregressive). Blocks are counted from the first open position of the canvas that a
+    chain starts from. ``mask_id``: the mask's id, by default ``vocab``. It is never drawn, nor is any id from
+    ``vocab`` on.
 
-    ``end``: the id that ends an answer. Once it is written, positions behind it are closed: nothing is decided there,
-    and ``finish`` fills them with ``end``. One in the prompt ends nothing. Blocks and ends need the canvas, which
-    ``condition`` adds to the condition and ``TokenDenoiser`` hands on as ``extra["hole"]``, as a denoiser of your own
-    must.
+    ``end``: the id that ends an answer. Positions behind a written ``end`` are closed: no step writes them, and
+    ``finish`` fills them with ``end``. An ``end`` in the prompt ends nothing. Blocks and ends need the canvas:
+    ``condition`` adds it to the condition, and ``TokenDenoiser`` returns it as ``extra["hole"]``. Any other denoiser
+    must do the same.
     """
 
     vocab: int
@@ -178,45 +84,45 @@ class Masked(Process):
                 "ancestral sampling reveals a random number of tokens: choose another order for tokens=..."
             )
         if self.block is not None and self.tokens is None:
-            raise ValueError("block decoding needs tokens=...: how many a step inside the block")
+            raise ValueError("block decoding needs tokens=...: the number of tokens per step inside the block")
 
     @property
     def mask_token(self) -> int:
-        """The mask's id."""
+        """Return the mask's id."""
         return self.vocab if self.mask_id is None else self.mask_id
 
     def steps(self, times: Tensor) -> StepTable:
-        """One column: the share of masked positions that a step keeps masked, s/t."""
+        """Return the table of a grid. Its column is s/t, the share of masked positions that a step keeps masked."""
         times = times.double().cpu()
         return StepTable(times, {"keep": times[1:] / times[:-1]}, tuple([True] * (len(times) - 1)))
 
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Delta:
-        """Everything is masked."""
+        """Return the fully masked sequence, with certainty."""
         return Delta(torch.full(shape, self.mask_token, dtype=torch.int64, device=device), len(shape) - 1)
 
     def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """Two uniforms a position."""
+        """Return two uniforms per position."""
         return "uniform", (*event, 2)
 
     def hide(self, x0: Tensor, hidden: Tensor, t: Tensor, live: Tensor | None, weight: Tensor) -> Noised:
-        """x₀ with the positions ``hidden`` masked."""
+        """Return x₀ with the positions ``hidden`` masked. Raise ValueError if x₀ contains the mask."""
         if bool((x0 == self.mask_token).any()):
-            raise ValueError("clean data contains the mask token: a position would be taken for a hole")
+            raise ValueError("clean data contains the mask token, which would count as a hole: replace it by a token")
         check_tokens(x0, self.vocab, live)
         return Noised(torch.where(hidden, self.mask_token, x0), t, x0, None, live, weight)
 
     def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
-        """Every live position is masked with probability t; its ELBO weight is 1/t."""
+        """Mask every live position with probability t; the ELBO weight is 1/t."""
         hidden = rng.uniform(*x0.shape) < t[..., None]
         return self.hide(x0, hidden if live is None else hidden & live, t, live, 1 / t)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n exact-count maskings, [batch, n]: k of the row's M live positions, k stratified in 1 ... M, weight M/k."""
+        """Mask every row n times, [batch, n]: k of its M live positions, k stratified in 1 ... M, weight M/k."""
         many = x0[:, None].expand(-1, n, x0.shape[-1])
         alive = torch.ones_like(x0, dtype=torch.bool) if live is None else live.expand(x0.shape)
         total = alive.sum(-1, keepdim=True)
         if bool((total == 0).any()):
-            raise ValueError("a row has no live position: there is nothing to mask and score")
+            raise ValueError("a row has no live position to mask and score: leave it out")
         order = rng.uniform(x0.shape[0], n).argsort(-1)
         u = (order + rng.uniform(x0.shape[0], n)) / n
         k = (u * total).floor().long().clamp_max(total - 1) + 1
@@ -226,7 +132,7 @@ class Masked(Process):
         return self.hide(many, hidden, k / total, where, total / k)
 
     def token_log_probs(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """log p(x₀_i | x_t) at masked positions, 0 elsewhere: [*batch, L]."""
+        """Return log p(x₀_i | x_t) at masked positions, 0 elsewhere: [*batch, L]."""
         check_rows(denoise, noised.x, self.mask_token)
         estimate = denoise(noised.x, denoise.embed_time(noised.t), context)
         hidden = noised.x == self.mask_token
@@ -234,26 +140,26 @@ class Masked(Process):
         return torch.where(hidden, token_log_prob(logits, torch.where(hidden, noised.x0, 0)), 0.0)
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """(1/t) Σ masked cross-entropy / number of live positions, [*batch] (2406.07524)."""
+        """Return (1/t) Σ masked cross-entropy / number of live positions, [*batch] (2406.07524)."""
         size = noised.x.shape[-1] if noised.mask is None else noised.mask.sum(-1).clamp_min(1)
         return -self.elbo(denoise, noised, context) / size
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """weight · Σ over masked positions of log p(x₀_i | x_t), [*batch]: its mean over draws bounds log p(x₀)."""
+        """Return weight · Σ log p(x₀_i | x_t) over masked positions, [*batch]: its mean over draws bounds log p(x₀)."""
         weight = 1 / noised.t if noised.weight is None else noised.weight
         return weight * sum_event(self.token_log_probs(denoise, noised, context), 1)
 
     def condition(self, cond: Tree, start: Tensor) -> Tree:
-        """Return the condition with the holes of the canvas, where blocks or ends need them: see ``with_holes``."""
+        """Return the condition with the holes of the canvas if blocks or ends need them: see ``with_holes``."""
         return cond if self.block is None and self.end is None else with_holes(cond, start, self.mask_token)
 
     def check(self, start: Tensor | None, n: int, event: tuple[int, ...]) -> None:
-        """Raise InvalidInputError if a canvas is of another length, or has more holes than n steps are sure to fill."""
+        """Raise InvalidInputError if a canvas has another length, or more holes than n steps are sure to fill."""
         if start is None:
             start = torch.full((1, *event), self.mask_token)
         check_canvas(start, event)
         if self.tokens is None or self.threshold is not None:
-            return  # how many are revealed is known when the run is over
+            return  # the number of revealed tokens is not known in advance
         hole = start == self.mask_token
         block = self.block or hole.shape[-1]
         place = self._place(hole).clamp_min(0)
@@ -264,20 +170,20 @@ class Masked(Process):
             cut = "" if self.block is None else f" in blocks of {block}"
             raise InvalidInputError(
                 f"canvas {i} has {int(hole[i].sum())} holes{cut} and needs {int(needed[i])} steps of {self.tokens} "
-                f"tokens; this decoder takes {n}: give it more steps or more tokens a step"
+                f"tokens; this decoder takes {n}: give it more steps or more tokens per step"
             )
 
     def finish(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """The sequence with ``end`` everywhere behind its end. Raises InvalidInputError if a mask is left."""
+        """Return the sequence, filled with ``end`` behind its end. Raise InvalidInputError if a mask is left."""
         return close(x, start, self.mask_token, self.end)
 
     def _place(self, hole: Tensor) -> Tensor:
-        """[*batch, L]: the block of every position, counted from the first hole of its row."""
+        """Return the block of every position, [*batch, L], counted from the first hole of its row."""
         at = torch.arange(hole.shape[-1], device=hole.device)
         return (at - hole.int().argmax(-1, keepdim=True)).div(self.block or hole.shape[-1], rounding_mode="floor")
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Unmasking:
-        """The unmasking law: how many, where, and which tokens."""
+        """Return the unmasking distribution: number, positions and values of the tokens."""
         raw = known_tokens(estimate.mean, self.vocab, self.mask_token)
         hidden = x == self.mask_token
         hole = estimate.extra.get("hole", torch.ones_like(hidden))
@@ -300,76 +206,11 @@ class Masked(Process):
 
 
 def step_map(states: Tensor, mask: int) -> Tensor:
-    """The step at which each position was revealed, [*batch, L]; −1 where it was never masked.
+    """Return the step at which each position was revealed, [*batch, L]; −1 where it was never masked.
 
-    ``states`` [*batch, S + 1, L]. Raises when a position is still masked at the end: a trace is incomplete.
+    ``states`` [*batch, S + 1, L]. Raise ValueError if a position is still masked at the end.
     """
     hidden = states == mask
     if bool(hidden[..., -1, :].any()):
-        raise ValueError("a position was never revealed: the chain has too few steps for its holes")
+        raise ValueError("a position is still masked at the end: the chain has too few steps for its holes")
     return hidden.sum(-2) - 1
-
-
-class TokenDenoiser(Denoiser):
-    """A raw network as a denoiser of tokens: posterior logits [*, L, V] in float32.
-
-    ``shift``: the network's row i speaks about token i + 1 (models made from left-to-right ones, Dream): rows move
-    right by one and the first stays: the first token must then be given (a prompt, a start symbol). ``start``: the
-    network reads this id before the tokens and its row i speaks about token i, so that a left-to-right model can
-    write the first token too. ``vocab`` cuts surplus rows of the vocabulary; ``banned`` ids are never predicted (the
-    mask itself, for models that have a row for it).
-    """
-
-    def __init__(
-        self,
-        net: nn.Module,
-        shift: bool = False,
-        vocab: int | None = None,
-        banned: tuple[int, ...] = (),
-        start: int | None = None,
-    ) -> None:
-        super().__init__()
-        if shift and start is not None:
-            raise ValueError("shift=True moves the network's rows, start=... its input: choose one")
-        self.net, self.shift, self.vocab, self.banned, self.start = net, shift, vocab, tuple(banned), start
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"net": self.net, "shift": self.shift, "vocab": self.vocab, "banned": self.banned, "start": self.start}
-
-    def embed_condition(self, cond: Any) -> Any:
-        """The network's own encoding of the condition, and the holes where a process added them."""
-        hole = None
-        if isinstance(cond, dict) and "hole" in cond:
-            hole, cond = cond["hole"], cond.get("given")
-        if self.start is not None and isinstance(cond, dict):
-            hidden, seen = cond.get("padding"), cond.get("attention_mask")
-            hidden = seen == 0 if hidden is None and seen is not None else hidden
-            if hidden is not None and bool(hidden[:, 0].any()):
-                raise InvalidInputError("start=... is read before the first position: pad canvases on the right")
-        own = self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
-        if hole is None:
-            return own
-        return {"hole": hole, "given": tree_map(lambda v: v.expand(len(hole), *v.shape[1:]), own)}
-
-    def embed_time(self, t: Tensor) -> Any:
-        """The network's clock."""
-        return self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
-
-    def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
-        """Posterior logits; visible positions are the law's business. The holes, where told, go on as an extra."""
-        extra = {}
-        if isinstance(context, dict) and "hole" in context:
-            extra, context = {"hole": context["hole"]}, context["given"]
-        flat = x.flatten(0, -2) if x.ndim > 2 else x
-        if self.start is not None:
-            flat = torch.cat([torch.full_like(flat[:, :1], self.start), flat[:, :-1]], 1)
-        logits = run_in_precision(self.net, flat, clock, context).float()
-        if self.shift:
-            logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
-        if self.vocab is not None:
-            logits = logits[..., : self.vocab]
-        if self.banned:
-            logits = logits.index_fill(-1, torch.tensor(self.banned, device=logits.device), -torch.inf)
-        return Estimate(logits.reshape(*x.shape, logits.shape[-1]), extra)

@@ -1,15 +1,15 @@
-"""Mean flows: straight paths from data to noise, walked in one call of the network.
+"""Mean flows: average velocities along straight paths from data to noise, sampled in one call of the network.
 
 x_t = (1 − t) x₀ + t ε, and the velocity of the flow that carries the noise to the data is v(x_t, t) = E[ε − x₀ | x_t].
-A mean flow knows its average over a stretch of the path instead (MeanFlow, 2505.13447),
+A mean flow learns its average over an interval of the path instead (MeanFlow, 2505.13447),
 
     u(x_t, r, t) = 1/(t − r) ∫_r^t v(x_τ, τ) dτ,   so that   x_r = x_t − (t − r) u(x_t, r, t)
 
-exactly, however long the stretch. Differentiating (t − r) u by t along the path gives the identity it is learned from,
+exactly, for any length of the interval. Differentiating (t − r) u by t along the path gives the training identity,
 
     u(x_t, r, t) = v(x_t, t) − (t − r) d/dt u(x_t, r, t),   d/dt u = v · ∂_x u + ∂_t u,
 
-and the latter is one Jacobian-vector product with the tangent (v, 0, 1) of (x, r, t).
+whose derivative is one Jacobian-vector product with the tangent (v, 0, 1) of (x, r, t).
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from denoiserl.processes.schedule import linear
 from denoiserl.processes.transition import ddim, with_min_std
 
 FLOW = Diffusion(linear, ddim(0.0))
-"""the flow whose averages are learned: its steps, its law and its ELBO are a mean flow's own"""
+"""the flow whose averages are learned: a mean flow has its steps, its prior and its ELBO"""
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """u(x, r, t): states [*batch, *event] and times [*batch] to velocities [*batch, *event]"""
 
 
 def meanflow_target(velocity: Velocity, x: Tensor, v: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """What the identity says u(x_t, r, t) is: v − (t − r) d/dt u, a constant to everything that learns.
+    """Return the target of u(x_t, r, t) by the identity: v − (t − r) d/dt u, detached.
 
-    ``velocity`` is u as a function of (x, r, t), ``v`` the velocity at x_t: the marginal one, or ε − x₀, whose
-    expectation it is (u's derivative is linear in it). x, v [B, *event], r, t [B]. One Jacobian-vector product; what
-    r does is held fixed, so nothing is computed for its zero tangent. Attention is computed unfused inside, for fused
-    kernels have no forward derivative. Refused: networks that have none.
+    ``velocity`` is u as a function of (x, r, t). ``v`` is the velocity at x_t: the marginal one, or ε − x₀, which has
+    it as its mean (u's derivative is linear in it). x, v [B, *event], r, t [B]. It costs one Jacobian-vector product;
+    r is held fixed, so its zero tangent costs nothing. Attention is unfused inside, because fused kernels have no
+    forward derivative. Raise RunError if a part of the network has none.
     """
     t = t.to(x.dtype)
     try:
         with torch.no_grad(), net_precision(None), sdpa_kernel(SDPBackend.MATH):
             slope = torch.func.jvp(lambda x, t: velocity(x, r, t), (x, t), (v, t.new_ones(t.shape)))[1]
     except RuntimeError as error:
-        velocity(x, r, t)  # an error of the network's own is raised as it is
+        velocity(x, r, t)  # an error of the network itself is raised unchanged
         raise RunError(
             "a mean flow learns from the network's derivative by forward differentiation, and a part of it has none "
             f"({str(error).splitlines()[0]}): use operations that torch.func.jvp knows, uncompiled"
@@ -65,15 +65,16 @@ def meanflow_target(velocity: Velocity, x: Tensor, v: Tensor, r: Tensor, t: Tens
 class MeanVelocityDenoiser(Denoiser):
     """A raw network as the average velocity u(x_t, r, t) of a mean flow.
 
-    ``net`` has ``embed_time(t, r)`` (``nn.Paired`` gives any network one); without a clock it gets {"t", "r"}. The
-    answer is read as x̂ = x_t − t u(x_t, r, t), where the path would end if it went on at that velocity: linear in u,
-    as guidance needs it, and at r = t the posterior mean of x₀, as for every Gaussian process. A step to s is then x_s
-    = (s/t) x_t + (1 − s/t) x̂ = x_t − (t − s) u(x_t, s, t), the ODE step of rectified flow with an exact velocity.
+    ``net`` has ``embed_time(t, r)`` (``nn.TwoTimeNet`` adds it to a network); without ``embed_time`` it gets
+    {"t", "r"}. The estimate is x̂ = x_t − t u(x_t, r, t), the end of the path at that constant velocity. It is linear
+    in u, as guidance needs, and at r = t it is the posterior mean of x₀, as for every Gaussian process. A step to s is
+    then x_s = (s/t) x_t + (1 − s/t) x̂ = x_t − (t − s) u(x_t, s, t): the ODE step of rectified flow, with an exact
+    velocity.
 
-    ``embed_time`` is that of a chain: decreasing times, each the start of a step to the next one, the last of a step to
-    0. ``embed_time_pair(t, r)`` is that of any times. ``extra["r"]`` says where an estimate's stretch ends, and the
-    process refuses steps that end elsewhere. Refused, because differentiating them is wrong or impossible: dropout,
-    compiled networks.
+    ``embed_time`` takes the times of a chain: decreasing, each the start of a step to the next one, the last of a step
+    to 0. ``embed_time_pair(t, r)`` takes any times. ``extra["r"]`` is the end of an estimate's interval; the process
+    refuses steps that end elsewhere. Raise RunError for dropout and compiled networks, whose derivative is wrong or
+    does not exist.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -86,64 +87,65 @@ class MeanVelocityDenoiser(Denoiser):
                     f"the network has dropout ({name or type(part).__name__}): a mean flow learns from the network's "
                     "derivative, which must be that of the network that acts: set it to 0"
                 )
-            if hasattr(part, "_orig_mod"):  # torch.compile; to ask for its class would import the compiler
+            if hasattr(part, "_orig_mod"):  # torch.compile; a test of its class would import the compiler
                 raise RunError("a compiled network has no forward derivative: give the mean flow the network itself")
         self.config, self.net = {"net": net}, net
 
     def embed_condition(self, cond: Any) -> Any:
-        """The network's own encoding of the condition."""
+        """Return the network's own embedding of the condition."""
         return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
 
     def embed_time(self, t: Tensor) -> dict[str, Any]:
-        """Of the grid ``t`` [S] of a chain that ends at 0."""
+        """Return the embedding of the grid ``t`` [S] of a chain that ends at 0."""
         if t.ndim != 1 or not bool((t[1:] < t[:-1]).all()):
             raise RunError(
-                "the clock of a mean flow is that of a chain, decreasing times [S]: for other times say where each "
-                "stretch ends, embed_time_pair(t, r)"
+                "embed_time of a mean flow takes the times of a chain, decreasing [S]: for other times give the end of "
+                "each interval, embed_time_pair(t, r)"
             )
         return self.embed_time_pair(t, torch.cat([t[1:], t.new_zeros(1)]))
 
     def embed_time_pair(self, t: Tensor, r: Tensor) -> dict[str, Any]:
-        """Of stretches from t down to r, both of one shape."""
-        told = self.net.embed_time(t, r) if hasattr(self.net, "embed_time") else {"t": t, "r": r}  # type: ignore[operator]
-        return {"net": told, "t": t, "r": r}
+        """Return the embedding of intervals from t down to r, both of one shape."""
+        inner = self.net.embed_time(t, r) if hasattr(self.net, "embed_time") else {"t": t, "r": r}  # type: ignore[operator]
+        return {"net": inner, "t": t, "r": r}
 
     def velocity(self, x: Tensor, clock: dict[str, Any], context: Any) -> Tensor:
-        """u, shaped like x; float32 whatever the network runs in."""
+        """Return u, shaped like x, in float32 (bf16 and fp16 outputs are converted)."""
         u = run_in_precision(self.net, x, clock["net"], context)
         if u.shape != x.shape:
-            raise ValueError(f"the network answers {tuple(u.shape)} for a state of {tuple(x.shape)}: they must agree")
+            raise ValueError(f"the network returns {tuple(u.shape)} for a state of {tuple(x.shape)}: they must agree")
         return u.float() if u.dtype in (torch.bfloat16, torch.float16) else u
 
     def forward(self, x: Tensor, clock: dict[str, Any], context: Any) -> Estimate:
-        """x̂ = x − t u, with ``extra["r"]``."""
+        """Return x̂ = x − t u, with ``extra["r"]``."""
         ends = clock["r"].expand(len(x))
         return Estimate(x - expand_right(clock["t"], x) * self.velocity(x, clock, context), {"r": ends})
 
 
 @dataclass(frozen=True)
 class InstantaneousDenoiser:
-    """A mean flow's denoiser over stretches without length: the posterior mean of x₀ at any times."""
+    """A mean flow's denoiser at r = t: the posterior mean of x₀ at any times."""
 
     denoise: Any
 
     def embed_time(self, t: Tensor) -> Any:
-        """The pair (t, t)."""
+        """Return the embedding of the pair (t, t)."""
         return self.denoise.embed_time_pair(t, t)
 
     def __call__(self, x: Tensor, clock: Any, context: Any) -> Estimate:
-        """The posterior mean."""
+        """Return the posterior mean."""
         return self.denoise(x, clock, context)
 
 
 @final
 @dataclass(frozen=True)
 class MeanFlow(Process):
-    """x_t = (1 − t) x₀ + t ε, stepped back by average velocities: one call a step, and one step is enough.
+    """x_t = (1 − t) x₀ + t ε, stepped back by average velocities: one call per step, and one step is enough.
 
-    The denoiser is an ``MeanVelocityDenoiser``. It learns at pairs r ≤ t, the ordered pair of two draws whose logit is
-    N(``mean``, ``std``²). A share ``same`` (λ) of them has r = t, where the loss is flow matching's; a share ``ends``
-    is exactly (0, 1), which one-step chains use and the law of pairs almost never draws. ``same=1`` is rectified flow.
+    The denoiser is a ``MeanVelocityDenoiser``. It learns at pairs r ≤ t, the ordered pair of two draws whose logit is
+    N(``mean``, ``std``²). A share ``same`` (λ) of them has r = t, where the loss is that of flow matching. A share
+    ``ends`` is exactly (0, 1), the pair of one-step chains, which is almost never drawn otherwise. ``same=1`` is
+    rectified flow.
     """
 
     same: float = 0.5
@@ -160,54 +162,53 @@ class MeanFlow(Process):
             raise ValueError(f"the std of the logit of a time is positive, not {self.std}")
 
     def steps(self, times: Tensor, std: float = 0.0) -> StepTable:
-        """The table of a grid that ends at 0. ``std``: exploration noise on every step, which then has a density."""
+        """Return the table of a grid that ends at 0. ``std``: exploration noise, so that steps have a density."""
         if float(times[-1]) != 0:
-            raise ValueError(f"a chain of average velocities runs to the data, t = 0, not to {float(times[-1]):g}")
+            raise ValueError(f"a chain of a mean flow must end at the data, t = 0, not at {float(times[-1]):g}")
         return FLOW.steps(times, with_min_std(ddim(0.0), std))
 
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Gaussian:
-        """N(0, 1), exactly."""
+        """Return N(0, 1), exactly."""
         return FLOW.prior(shape, device)
 
     def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-        """Standard normals shaped like the state."""
+        """Return standard normals shaped like the state."""
         return FLOW.noise_shape(event)
 
     def level(self, p: Tensor) -> Tensor:
-        """The time below which a share p of single draws lies: σ(mean + std Φ⁻¹(p)), float64."""
+        """Return the time below which a share p of single draws lies: σ(mean + std Φ⁻¹(p)), float64."""
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(p.double()))
 
     def place(self, t: Tensor) -> Tensor:
-        """The share of single draws below t: the inverse of ``level``, float64 (it is 1e-40 at t = 1e-6)."""
+        """Return the share of single draws below t: the inverse of ``level``, float64 (1e-40 at t = 1e-6)."""
         return torch.special.log_ndtr((torch.logit(t.double()) - self.mean) / self.std).exp()
 
     def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
-        """Data at a pair of times drawn for learning.
+        """Noise data at pairs of times drawn for training.
 
-        ``t`` [*batch] in (0, 1), uniform as fitting draws it, is the place of the larger time in its law; the times
-        themselves are in what comes back, ``t`` and ``noise["r"]``. The larger of two draws has the distribution p²,
-        so its time is level(√t).
+        ``t`` [*batch], uniform in (0, 1), is the quantile of the larger time. The result has the times themselves,
+        ``t`` and ``noise["r"]``. The larger of two draws has the distribution p², so its time is level(√t).
         """
         later, kind = t.double().sqrt(), rng.uniform(*t.shape).to(t.device)
         return self._noised(x0, later, self.level(later).float(), rng, live, kind)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row at the ELBO's stratified times, each with an r of its own."""
+        """Noise every row n times at the ELBO's stratified times, each with its own r."""
         return self._paired(FLOW.renoise(x0, n, rng, live), rng)
 
     def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
-        """n noisings of every row at stratified uniform times, each with an r of its own."""
+        """Noise every row n times at stratified uniform times, each with its own r."""
         return self._paired(FLOW.renoise_uniform(x0, n, rng, live), rng)
 
     def _paired(self, plain: Noised, rng: Rng) -> Noised:
-        """The same times with an r each: r = t for the share ``same``, and no pair at the ends."""
+        """Add an r to every time: r = t for the share ``same``, and no pair at the ends."""
         kind = rng.uniform(*plain.t.shape).to(plain.t.device)
         kind = torch.where(kind < self.same, kind, 1.0)  # no mass at the ends: the times of ``plain`` have none
         made = self._noised(plain.x0, self.place(plain.t), plain.t, rng, plain.mask, kind)
         return made._replace(weight=plain.weight)
 
     def _noised(self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, live: Tensor | None, kind: Tensor) -> Noised:
-        """Noised to ``t``, whose place in the law of single draws is known; ``kind`` [*batch] uniform says which pair.
+        """Noise to ``t``, whose quantile among single draws is ``place``; ``kind`` [*batch], uniform, chooses the pair.
 
         Given the larger time the smaller one is a single draw below it.
         """
@@ -217,15 +218,15 @@ class MeanFlow(Process):
         t, r = torch.where(ends, 1.0, t), torch.where(ends, 0.0, r)
         noised = FLOW.noise(x0, t, rng, live)
         eps = noised.noise
-        if live is not None:  # what stays clean does not move
+        if live is not None:  # factors that stay clean have no velocity
             assert isinstance(eps, Tensor)
             eps = torch.where(live, eps, x0)
         return noised._replace(noise={"eps": eps, "r": r})
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """Mean over live factors of (u(x_t, r, t) − sg[v − (t − r) d/dt u])², v = ε − x₀: [*batch]; 0 where none is.
+        """Return the mean over live factors of (u(x_t, r, t) − sg[v − (t − r) d/dt u])², v = ε − x₀, [*batch].
 
-        Rows with r = t need no derivative and cost what flow matching costs.
+        It is 0 where no factor is live. Rows with r = t need no derivative and cost as much as flow matching.
         """
         flow, given = _average(denoise), noised.noise
         assert isinstance(given, dict)
@@ -245,24 +246,24 @@ class MeanFlow(Process):
         return mean(error, x.ndim - t.ndim, noised.mask)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
-        """That of the flow whose averages are learned, from u(x_t, t, t), [*batch]."""
+        """Return the ELBO term of the flow whose averages are learned, from u(x_t, t, t), [*batch]."""
         return FLOW.elbo(InstantaneousDenoiser(_average(denoise)), noised, context)  # type: ignore[arg-type]
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Gaussian:
-        """N((s/t) x + (1 − s/t) x̂, std²), the point x − (t − s) u without exploration noise."""
+        """Return N((s/t) x + (1 − s/t) x̂, std²): the point x − (t − s) u without exploration noise."""
         ends = estimate.extra.get("r")
         if ends is not None and not torch.compiler.is_compiling():
             wanted = step.s if isinstance(step.s, Tensor) else torch.tensor(step.s, device=ends.device)
             if not bool(((ends - wanted.to(ends)).abs() < 1e-5).all()):
                 raise RunError(
-                    "an average velocity over one stretch of time cannot make a step over another one: a part of a "
+                    "an average velocity over one time interval cannot make a step over another one: a part of a "
                     "mean flow's chain must run to its end, where t = 0"
                 )
         return FLOW.reverse(estimate, x, step)
 
 
 def _average(denoise: Any) -> MeanVelocityDenoiser:
-    """What speaks of stretches, or a refusal."""
+    """Return ``denoise``. Raise RunError if it is no MeanVelocityDenoiser."""
     if not (hasattr(denoise, "embed_time_pair") and hasattr(denoise, "velocity")):
         raise RunError(
             f"a mean flow is learned by a MeanVelocityDenoiser of a network, not by a {type(denoise).__name__}: wrap it"

@@ -1,8 +1,8 @@
 """Noise schedules, t ↦ (α_t, σ_t) with x_t = α_t x₀ + σ_t ε, and the time grid.
 
-A schedule is a frozen record that is called with times of any shape and dtype. t = 0 is data (α = 1, σ = 0) and
-t = 1 is noise; σ/α grows with t. ``inverse`` gives the time of a σ, so that published noise levels become a grid.
-What a schedule does not determine, the joint of two times, is the transition's business.
+A schedule is a frozen dataclass that is called with times of any shape and dtype. t = 0 is data (α = 1, σ = 0) and
+t = 1 is noise; σ/α grows with t. ``inverse`` returns the time of a σ, so that published noise levels become a grid.
+A transition adds the joint distribution of two times, which a schedule does not determine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Schedule(Protocol):
     """t [*] ↦ (α_t, σ_t), each [*] in t's dtype."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The signal and the noise at t."""
+        """Return the signal and the noise levels at t."""
         ...
 
 
@@ -30,7 +30,7 @@ class Linear:
     shift: float = 1.0
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """1 − t and t, after the shift."""
+        """Return 1 − t and t, after the shift."""
         t = self.shift * t / (1 + (self.shift - 1) * t)
         return 1 - t, t
 
@@ -44,14 +44,14 @@ class Linear:
 class Cosine:
     """Variance preserving, ᾱ(t) ∝ cos²((t + s)/(1 + s) · π/2) (2102.09672); α never falls below ``least``.
 
-    ``least`` plays the part of the published cap on β: it keeps eps-prediction meaningful at t = 1.
+    ``least`` replaces the published cap on β: it keeps eps-prediction meaningful at t = 1.
     """
 
     offset: float = 0.008
     least: float = 1e-4
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ = cos(u + d)/cos u and √(1 − ᾱ) = √(sin d · sin(d + 2u))/cos u, without cancellation; 1, 0 at t = 0."""
+        """Return √ᾱ = cos(u + d)/cos u and √(1 − ᾱ) = √(sin d · sin(d + 2u))/cos u, without cancellation."""
         u, d = self.offset / (1 + self.offset) * math.pi / 2, t / (1 + self.offset) * (math.pi / 2)
         alpha = ((u + d).cos() / math.cos(u)).clamp(self.least, 1.0)
         sigma = (d.sin() * (d + 2 * u).sin()).clamp_min(0).sqrt() / math.cos(u)
@@ -74,7 +74,7 @@ class VP:
     high: float = 20.0
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """α and √(1 − α²), the latter by expm1."""
+        """Return α and √(1 − α²), the latter by expm1."""
         log_alpha = -0.25 * t**2 * (self.high - self.low) - 0.5 * t * self.low
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
 
@@ -91,13 +91,13 @@ class Table:
     """A published table ᾱ_1 ... ᾱ_K of a discrete model; t = k/K is its k-th level and t = 0 is clean data.
 
     Between levels √ᾱ/√(1 − ᾱ) is interpolated in the logarithm; below the first level linearly in σ.
-    ``betas_linear`` and ``betas_cosine`` make the two common tables.
+    ``betas_linear`` and ``betas_cosine`` return the two common tables.
     """
 
     signal: tuple[float, ...]
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ(t) and √(1 − ᾱ(t))."""
+        """Return √ᾱ(t) and √(1 − ᾱ(t))."""
         ratio = self._ratio(t.device)
         place = t.double() * len(self.signal)
         k = (place.floor().long() - 1).clamp(0, max(len(self.signal) - 2, 0))
@@ -109,7 +109,7 @@ class Table:
         return alpha.to(t.dtype), sigma.to(t.dtype)
 
     def _ratio(self, device: torch.device) -> Tensor:
-        """log(α/σ) of every level, float64."""
+        """Return log(α/σ) of every level, float64."""
         abar = torch.tensor(self.signal, dtype=torch.float64, device=device)
         return 0.5 * (abar.log() - (-abar).log1p())
 
@@ -127,14 +127,14 @@ class Table:
 
 
 def betas_linear(levels: int = 1000, low: float = 1e-4, high: float = 0.02, scaled: bool = False) -> Table:
-    """The DDPM table (2006.11239); ``scaled`` interpolates √β instead (latent diffusion, 2112.10752)."""
+    """Return the DDPM table (2006.11239); ``scaled`` interpolates √β instead (latent diffusion, 2112.10752)."""
     power = 0.5 if scaled else 1.0
     beta = torch.linspace(low**power, high**power, levels, dtype=torch.float64) ** (1 / power)
     return Table(tuple((1 - beta).cumprod(0).tolist()))
 
 
 def betas_cosine(levels: int = 100, cap: float = 0.999) -> Table:
-    """The squared-cosine table with β capped (2102.09672), as robot diffusion policies use it (2303.04137)."""
+    """Return the squared-cosine table with β capped (2102.09672), as in robot diffusion policies (2303.04137)."""
     bar = ((torch.arange(levels + 1, dtype=torch.float64) / levels + 0.008) / 1.008 * (math.pi / 2)).cos() ** 2
     beta = (1 - bar[1:] / bar[:-1]).clamp_max(cap)
     return Table(tuple((1 - beta).cumprod(0).tolist()))
@@ -149,7 +149,7 @@ class Karras:
     rho: float = 7.0
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """1 and σ(t)."""
+        """Return 1 and σ(t)."""
         low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
         sigma = (low + t * (high - low)) ** self.rho
         return torch.ones_like(t), torch.where(t == 0, torch.zeros_like(t), sigma)
@@ -161,7 +161,7 @@ class Karras:
         """
         s = _inside(sigma, self).double()
         if bool(((s > 0) & (s < self.least * (1 - 1e-6))).any()):
-            raise ValueError(f"no time has a noise between 0 and {self.least}: leave such levels out")
+            raise ValueError(f"no time has a noise level between 0 and {self.least}: leave such levels out")
         low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
         t = (s ** (1 / self.rho) - low) / (high - low)
         return torch.where(s == 0, 0.0, t.clamp(1e-12, 1)).to(sigma.dtype)
@@ -171,7 +171,7 @@ def _inside(sigma: Tensor, schedule: Schedule) -> Tensor:
     """Return σ, which rounding may have put just above the largest. Raise ValueError where no time has it."""
     most = schedule(torch.ones((), dtype=torch.float64))[1]
     if not bool(((sigma >= 0) & (sigma <= most * (1 + 1e-6))).all()):
-        raise ValueError(f"the noise of this schedule lies in [0, {float(most):g}]: no time has {sigma.tolist()}")
+        raise ValueError(f"the noise levels of this schedule lie in [0, {float(most):g}]: no time has {sigma.tolist()}")
     return torch.minimum(sigma, most.to(sigma))
 
 
@@ -181,9 +181,9 @@ linear, cosine, vp, edm = Linear(), Cosine(), VP(), Karras()
 def time_grid(
     n: int, start: float = 1.0, end: float = 0.0, spacing: Literal["uniform", "quadratic"] = "uniform"
 ) -> Tensor:
-    """The n + 1 decreasing times of an n-step chain from ``start`` to ``end``, float64: the only source of times.
+    """Return the n + 1 decreasing times of an n-step chain from ``start`` to ``end``, float64.
 
-    ``quadratic`` puts more steps near data: t = end + (start − end) u².
+    All times of chains come from here. ``quadratic`` puts more steps near data: t = end + (start − end) u².
     """
     if n < 1:
         raise ValueError(f"a chain has at least one step, not {n}")

@@ -1,12 +1,12 @@
-"""How a Gaussian process steps back from t to s: the mean's coefficients and the std, for a whole grid at once.
+"""Transitions of Gaussian processes from t to s: the mean's coefficients and the std, for a whole grid at once.
 
 Every transition here has a mean that is linear in the estimate and the state, mean = c₀ x̂₀ + c_x x, so a step costs
 two products and a sum. Coefficients are float64 vectors over the grid's steps.
 
-``preserving`` transitions place the noise so that the marginal at s is exact *when the estimate is the true x₀*, for
-any std up to σ_s. With the posterior mean in its place the marginal is kept only as the grid is refined, and CPS never
-approaches it: it replaces a constant share of noise at each step, so its samples have too little variance.
-Euler-Maruyama transitions are what Flow-GRPO and DanceGRPO published: another mean, not the same as preserving.
+*Preserving* transitions keep the marginal at s exact if the estimate is the true x₀, for any std up to σ_s. With the
+posterior mean in its place, the marginal is exact only in the limit of a fine grid. CPS has no such limit: it replaces
+a constant share of noise at each step, so its samples have too little variance. The Euler-Maruyama transitions of
+Flow-GRPO and DanceGRPO have another mean and are not preserving.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Coefficients(NamedTuple):
 
 
 class GridLevels(NamedTuple):
-    """A grid seen through a schedule: times and levels before (t) and after (s) each step, [S] float64 each."""
+    """The times and levels of a grid under a schedule, before (t) and after (s) each step; [S] float64 each."""
 
     t: Tensor
     s: Tensor
@@ -42,26 +42,26 @@ class GridLevels(NamedTuple):
 
 
 class Transition(Protocol):
-    """A frozen record that turns a grid into coefficients."""
+    """A frozen dataclass that computes the coefficients of a grid."""
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """The coefficients of every step."""
+        """Return the coefficients of every step."""
         ...
 
 
 def preserve(grid: GridLevels, std: Tensor) -> Coefficients:
-    """The mean that keeps the marginal: α_s x̂₀ + √(σ_s² − std²) ε̂ with ε̂ = (x − α_t x̂₀)/σ_t."""
+    """Return the mean that keeps the marginal: α_s x̂₀ + √(σ_s² − std²) ε̂ with ε̂ = (x − α_t x̂₀)/σ_t."""
     c_x = (grid.s_s**2 - std**2).clamp_min(0).sqrt() / grid.s_t
     return Coefficients(grid.a_s - c_x * grid.a_t, c_x, std)
 
 
 def _kept(grid: GridLevels) -> Tensor:
-    """r = (σ_s α_t)/(α_s σ_t): the noise-to-signal ratio that a step keeps, in [0, 1)."""
+    """Return r = (σ_s α_t)/(α_s σ_t), the share of the noise-to-signal ratio that a step keeps, in [0, 1)."""
     return grid.s_s * grid.a_t / (grid.a_s * grid.s_t)
 
 
 def _fixed(transition: Transition, grid: GridLevels, schedule: Schedule, what: str) -> Coefficients:
-    """The coefficients of a transition whose std does not come from the network."""
+    """Return the coefficients of a transition. Raise ValueError if its std comes from the network."""
     c = transition(grid, schedule)
     if c.learned:
         raise ValueError(f"{what} sets the std, and with_learned_std() learns it: wrap another transition")
@@ -83,7 +83,7 @@ class Ddim:
         _at_least(self.eta, 0, "eta")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """Preserving; the std never exceeds σ_s."""
+        """Return preserving coefficients; the std never exceeds σ_s."""
         std = self.eta * grid.s_s * (1 - _kept(grid) ** 2).clamp_min(0).sqrt()
         return preserve(grid, torch.minimum(std, grid.s_s))
 
@@ -98,7 +98,7 @@ class Precise:
         _at_least(self.eta, 0, "eta")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """Preserving."""
+        """Return preserving coefficients."""
         return preserve(grid, grid.s_s * (1 - _kept(grid) ** (self.eta**2)).clamp_min(0).sqrt())
 
 
@@ -116,7 +116,7 @@ class Cps:
             raise ValueError(f"the share eta of CPS lies in [0, 1], not {self.eta}")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """Preserving."""
+        """Return preserving coefficients."""
         return preserve(grid, grid.s_s * math.sin(self.eta * math.pi / 2))
 
 
@@ -125,10 +125,9 @@ class EulerMaruyama:
     """The reverse SDE of the rectified flow, as published: dx = [v + g²/(2t) ε̂] dt + g √(−dt) ξ.
 
     ``flow_sde(a)``: g = a √(t/(1 − t)), with 1 − t₁ below the root for the first step from t = 1, t₁ being the second
-    grid time, so that its std is a (2505.05470). A first step whose std would exceed σ_t, because the grid begins just
-    below 1, is treated alike. Everywhere else g is lowered where a long step would have more noise than its state: the
-    std is at most σ_t (not published). ``dance_sde(eta)``: g = eta (2505.07818). Needs the unshifted-or-shifted linear
-    schedule: σ is its time.
+    grid time, so that its std is a (2505.05470). The same holds for a first step whose std would exceed σ_t because the
+    grid begins just below 1. At other steps the std is capped at σ_t, the noise of the state (not published).
+    ``dance_sde(eta)``: g = eta (2505.07818). Only for the linear schedule, shifted or not: σ is its time.
     """
 
     a: float
@@ -138,9 +137,9 @@ class EulerMaruyama:
         _at_least(self.a, 0, "the noise level")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """mean = x + dt [v + g²/(2σ) ε̂], v = (x − x̂₀)/σ, ε̂ = (x − (1 − σ) x̂₀)/σ."""
+        """Return the coefficients of mean = x + dt [v + g²/(2σ) ε̂], v = (x − x̂₀)/σ, ε̂ = (x − (1 − σ) x̂₀)/σ."""
         if not isinstance(schedule, Linear):
-            raise ValueError("flow_sde and dance are defined for the linear schedule (rectified flow): use ddim(eta)")
+            raise ValueError("flow_sde and dance_sde need the linear schedule (rectified flow): use ddim(eta)")
         now, dt = grid.s_t, grid.s_s - grid.s_t
         if self.constant:
             g = torch.full_like(now, self.a)
@@ -148,7 +147,9 @@ class EulerMaruyama:
             own = now / (1 - now)
             if not bool(self.a * (own[0] * -dt[0]).sqrt() <= now[0]):  # also 0 · ∞
                 if grid.s_s[0] <= 0:
-                    raise ValueError("flow_sde needs a second grid time above 0: take at least two steps, or use dance")
+                    raise ValueError(
+                        "flow_sde needs a second grid time above 0: take at least two steps, or use dance_sde"
+                    )
                 own[0] = now[0] / (1 - grid.s_s[0])
             g = torch.minimum(self.a * own.sqrt(), now / (-dt).sqrt())
         drift = g**2 / (2 * now)
@@ -159,7 +160,7 @@ class EulerMaruyama:
 
 @dataclass(frozen=True)
 class MinStd:
-    """Raises the std to at least ``floor`` and leaves the mean (DPPO, 2409.00588): every step explores, is scored."""
+    """Raise the std to at least ``floor`` and keep the mean (DPPO, 2409.00588): every step gets a density."""
 
     transition: Transition
     floor: float
@@ -168,14 +169,14 @@ class MinStd:
         _at_least(self.floor, 0, "the floor")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """max(std, floor)."""
-        c = _fixed(self.transition, grid, schedule, "floored")
+        """Return the coefficients with max(std, floor)."""
+        c = _fixed(self.transition, grid, schedule, "with_min_std")
         return c._replace(std=c.std.clamp_min(self.floor))
 
 
 @dataclass(frozen=True)
 class CappedStd:
-    """Lowers the std to at most ``most``, and to 0 at the last step, leaving the mean: how DPPO evaluates."""
+    """Lower the std to at most ``most``, and to 0 at the last step, and keep the mean: DPPO's evaluation."""
 
     transition: Transition
     most: float = 0.0
@@ -184,17 +185,17 @@ class CappedStd:
         _at_least(self.most, 0, "the largest std")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """min(std, most); the last step is deterministic."""
-        c = _fixed(self.transition, grid, schedule, "quiet")
+        """Return the coefficients with min(std, most), and 0 at the last step."""
+        c = _fixed(self.transition, grid, schedule, "with_capped_std")
         std = c.std.clamp_max(self.most)
         return c._replace(std=torch.where(torch.arange(len(std)) == len(std) - 1, torch.zeros_like(std), std))
 
 
 @dataclass(frozen=True)
 class Window:
-    """``inside`` at steps first ≤ k < last, ``outside`` elsewhere: stochastic where one learns, an ODE elsewhere.
+    """``inside`` at steps first ≤ k < last, ``outside`` elsewhere: stochastic steps to learn from, an ODE elsewhere.
 
-    One window for a whole group: choosing it per request raises the reward's std inside groups.
+    Use one window for a whole group: a window per sample raises the reward's std inside groups.
     """
 
     inside: Transition
@@ -203,7 +204,7 @@ class Window:
     outside: Transition = Ddim(0.0)
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """Row by row, one of the two."""
+        """Return the coefficients of ``inside`` or ``outside``, step by step."""
         n = len(grid.t)
         if not 0 <= self.first < self.last <= n:
             raise ValueError(f"the window [{self.first}, {self.last}) does not fit a chain of {n} steps")
@@ -215,7 +216,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Decaying:
-    """A preserving transition whose std falls linearly along the chain, from its own to ``last`` times its own."""
+    """A preserving transition whose std is scaled by a factor that falls linearly, from 1 to ``last``."""
 
     transition: Transition
     last: float = 0.0
@@ -225,8 +226,8 @@ class Decaying:
             raise ValueError(f"the last share of the std lies in [0, 1], not {self.last}")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """The marginal stays exact: the mean is recomputed for the smaller std."""
-        c = _fixed(self.transition, grid, schedule, "decaying")
+        """Return preserving coefficients for the smaller std."""
+        c = _fixed(self.transition, grid, schedule, "with_decaying_std")
         if not torch.allclose(c.c_x, preserve(grid, c.std).c_x, rtol=1e-9, atol=1e-12):
             raise ValueError("only preserving transitions decay: their mean is recomputed for the smaller std")
         n = len(grid.t)
@@ -236,11 +237,10 @@ class Decaying:
 
 @dataclass(frozen=True)
 class LearnedStd:
-    """The ODE's mean with a learned, discardable std, the denoiser's ``extra["std"]``: see ``NoiseInjectedDenoiser``
-    (ReinFlow, 2505.22094)."""
+    """The ODE's mean with a learned std, the denoiser's ``extra["std"]``: see ``NoiseInjectedDenoiser``."""
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """ddim(0), std from the estimate."""
+        """Return the coefficients of ``ddim(0)``; the std comes from the estimate."""
         return Ddim(0.0)(grid, schedule)._replace(learned=True)
 
 
@@ -249,10 +249,10 @@ window, with_decaying_std, with_learned_std = Window, Decaying, LearnedStd
 
 
 def flow_sde(a: float = 0.7) -> EulerMaruyama:
-    """Flow-GRPO's step: g = a √(t/(1 − t))."""
+    """Return Flow-GRPO's transition: g = a √(t/(1 − t))."""
     return EulerMaruyama(a)
 
 
 def dance_sde(eta: float = 0.3) -> EulerMaruyama:
-    """DanceGRPO's step: g = eta."""
+    """Return DanceGRPO's transition: g = eta."""
     return EulerMaruyama(eta, constant=True)

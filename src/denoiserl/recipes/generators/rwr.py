@@ -39,14 +39,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from denoiserl.advantages.shapes import resolution
+from denoiserl.advantages.checks import resolution
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, PositiveFraction, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.losses import weighted_loss
-from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import Noised
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score, select_rows
 from denoiserl.recipes.language.common import generated_mask

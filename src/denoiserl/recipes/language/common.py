@@ -11,7 +11,7 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.tree import Tree, batch_size
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Autoregressive, Masked
-from denoiserl.processes.masked import answer
+from denoiserl.processes.tokens import answer
 
 
 def require_masked(policy: Policy, method: str) -> Masked:

@@ -54,7 +54,7 @@ from denoiserl.losses import clip_fraction, k3, masked_mean, ppo_clip
 from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.denoiser import Denoiser
-from denoiserl.processes.masked import known_tokens
+from denoiserl.processes.tokens import known_tokens
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
 from denoiserl.recipes.language.common import canvases, generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count

@@ -56,8 +56,8 @@ from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import normalized_q_loss
 from denoiserl.nn import frozen
-from denoiserl.policy.chain import RecordSample
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import MeanFlow
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses

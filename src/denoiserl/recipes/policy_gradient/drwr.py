@@ -50,8 +50,9 @@ from denoiserl.core.tree import Tree, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
 from denoiserl.losses import exp_weights, weighted_loss
-from denoiserl.policy.chain import Chain, RecordSample
+from denoiserl.policy.chain import Chain
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, stratified
 from denoiserl.train.minibatches import minibatches
 

@@ -60,9 +60,10 @@ from denoiserl.core.tree import Tree, index_rows, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
 from denoiserl.losses import clip_fraction, ppo_clip
-from denoiserl.policy.chain import Chain, RecordSample
+from denoiserl.policy.chain import Chain
 from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, renoise
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes.generators.common import select_rows
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step

@@ -69,8 +69,9 @@ from denoiserl.distributions import Distribution, Gaussian
 from denoiserl.envs import Collector
 from denoiserl.losses import approx_kl, clip_fraction, ppo_clip
 from denoiserl.nn import MLP
-from denoiserl.policy.chain import ChainSteps, RecordSample, make_sampler
+from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.policy import Policy
+from denoiserl.policy.sampler import RecordSample, make_sampler
 from denoiserl.policy.weights import Weights
 from denoiserl.processes import Diffusion, NoiseInjectedDenoiser, ddim, with_learned_std
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step

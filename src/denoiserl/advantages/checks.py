@@ -1,4 +1,4 @@
-"""What credit and objectives ask of their tensors: equal shapes, finite numbers, constants without a gradient."""
+"""Checks of the inputs of advantages and losses: equal shapes, finite numbers, constants without a gradient."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from denoiserl.core.errors import InvalidInputError
 
 
 def same_shape(**tensors: Tensor) -> None:
-    """Refuse tensors of different shapes: [B] against [B, 1] would broadcast to [B, B] and train on nonsense."""
+    """Raise InvalidInputError if shapes differ: [B] and [B, 1] would broadcast to [B, B] without notice."""
     shapes = {tuple(x.shape) for x in tensors.values()}
     if len(shapes) > 1:
         found = ", ".join(f"{name} {list(x.shape)}" for name, x in tensors.items())
         raise InvalidInputError(
             f"Shapes must be equal, nothing is broadcast: {found}. "
-            "Spread a credit a sample over denoising steps with over_denoising; otherwise reshape or expand first."
+            "Expand an advantage per sample to denoising steps with over_denoising; otherwise reshape or expand first."
         )
 
 
 def check_broadcastable(shape: torch.Size, **tensors: Tensor | float | None) -> None:
-    """Refuse a table (a clip range a step) that does not broadcast *to* ``shape``."""
+    """Raise InvalidInputError if a tensor (a clip range per step) does not broadcast *to* ``shape``."""
     for name, x in tensors.items():
         if isinstance(x, Tensor):
             fits = x.ndim <= len(shape) and all(n in (1, m) for n, m in zip(x.shape[::-1], shape[::-1], strict=False))
             if not fits:
                 raise InvalidInputError(
-                    f"{name} {list(x.shape)} does not fit elements of shape {list(shape)}: give a number, one value a "
-                    "trailing step, or a table gathered at the step of every row."
+                    f"{name} {list(x.shape)} does not fit elements of shape {list(shape)}: give a number, one value "
+                    "per trailing step, or a table gathered at the step of every row."
                 )
 
 
 def require_no_grad(**tensors: Tensor) -> None:
-    """Refuse tensors that carry a gradient where the equation has a constant."""
+    """Raise InvalidInputError if a tensor requires a gradient where the equation has a constant."""
     for name, x in tensors.items():
         if x.requires_grad:
             raise InvalidInputError(
@@ -41,16 +41,16 @@ def require_no_grad(**tensors: Tensor) -> None:
 
 
 def boolean(**tensors: Tensor) -> None:
-    """Refuse masks that are not boolean: a 0/1 float silently weights, an index silently gathers."""
+    """Raise InvalidInputError if a mask is not boolean: floats would act as weights, integers as indices."""
     for name, x in tensors.items():
         if x.dtype != torch.bool:
             raise InvalidInputError(
-                f"{name} must be a boolean tensor, got {x.dtype}: write the comparison that made it."
+                f"{name} must be a boolean tensor, got {x.dtype}: pass the comparison itself, as in x > 0."
             )
 
 
 def finite(valid: Tensor | None = None, **tensors: Tensor) -> None:
-    """Refuse NaN and infinity (at ``valid`` places), naming where the first ones are."""
+    """Raise InvalidInputError if a number (at ``valid`` places) is NaN or infinite, and name the first ones."""
     for name, x in tensors.items():
         bad = ~torch.isfinite(x) if valid is None else ~torch.isfinite(x) & valid
         if bool(bad.any()):
@@ -63,7 +63,7 @@ def finite(valid: Tensor | None = None, **tensors: Tensor) -> None:
 
 
 def as_float(x: Tensor) -> Tensor:
-    """At least float32: verifier rewards come as booleans, integers and half precision."""
+    """Convert to float32 or keep float64: verifier rewards are also booleans, integers and half precision."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 

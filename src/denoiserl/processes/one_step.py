@@ -1,0 +1,138 @@
+"""One decision as a process: the policies of ordinary reinforcement learning (robots, bandits).
+
+There is no noise schedule. All other packages use a Gaussian policy like the rest: it is a chain of one step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.core.precision import run_in_precision
+from denoiserl.core.rng import Rng
+from denoiserl.core.tree import expand_right
+from denoiserl.distributions import Categorical, Delta, Distribution, Gaussian
+from denoiserl.processes.base import Noised, Process, Step, StepTable
+from denoiserl.processes.denoiser import Denoiser, Estimate
+
+
+@final
+@dataclass(frozen=True)
+class OneStep(Process):
+    """One decision, drawn from the distribution that the network returns (ordinary reinforcement learning).
+
+    ``law``: ``gaussian`` (mean; std from ``extra["std"]`` or the fixed ``std``) or ``categorical`` (logits). The
+    state before the decision is zeros.
+    """
+
+    law: Literal["gaussian", "categorical"] = "gaussian"
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.law not in ("gaussian", "categorical"):
+            raise ValueError(unknown_name_message(self.law, ["gaussian", "categorical"], "law"))
+
+    def steps(self, times: Tensor, spread: float = 1.0) -> StepTable:
+        """Return the table of one step. ``spread`` scales a Gaussian's std: 0 for the mean, the usual evaluation."""
+        if len(times) != 2:
+            raise ValueError(f"a one-step process has the grid time_grid(1), not {len(times) - 1} steps")
+        if spread < 0 or (spread != 1 and self.law != "gaussian"):
+            raise ValueError(f"spread is at least 0, and 1 except for Gaussians, not {spread}: leave it at 1")
+        table = {} if spread == 1 else {"spread": torch.tensor([spread], dtype=torch.float64)}
+        return StepTable(times.double().cpu(), table, (spread > 0,))
+
+    def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Delta:
+        """Return zeros, with certainty."""
+        dtype = torch.float32 if self.law == "gaussian" else torch.int64
+        return Delta(torch.zeros(shape, dtype=dtype, device=device), len(shape) - 1)
+
+    def noise_shape(self, event: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """Return normals or uniforms shaped like the decision."""
+        return ("normal" if self.law == "gaussian" else "uniform"), event
+
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+        """Return zeros as x: nothing is left of x₀."""
+        return Noised(torch.zeros_like(x0), t, x0, None, live)
+
+    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+        """Return n equal copies: the likelihood is exact, so one is enough."""
+        many = x0[:, None].expand(-1, n, *x0.shape[1:])
+        where = None if live is None else live[:, None].expand(many.shape)
+        return self.noise(many, torch.ones(many.shape[:2], device=x0.device), rng, where)
+
+    def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """Return log p(x₀), exactly, [*batch]."""
+        estimate = denoise(noised.x, denoise.embed_time(noised.t), context)
+        return self._law(estimate, noised.x, noised.t.ndim, noised.mask).log_prob(noised.x0)
+
+    def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
+        """Return −log p(x₀), [*batch]: behaviour cloning by maximum likelihood."""
+        return -self.elbo(denoise, noised, context)
+
+    def _law(
+        self, estimate: Estimate, x: Tensor, batch: int, live: Tensor | None = None, step: Step | None = None
+    ) -> Distribution:
+        mean = estimate.mean
+        if self.law == "categorical":
+            return Categorical(mean, x.ndim - batch, live)
+        std = estimate.extra.get("std")
+        if std is None:
+            if self.std is None:
+                raise ValueError("a Gaussian policy needs a std: from the network (extra['std']) or OneStep(std=...)")
+            std = torch.tensor(self.std, device=mean.device)
+        if step is None or "spread" not in step.table:
+            return Gaussian(mean, std, x.ndim - batch, has_density=True, mask=live)
+        spread = step.table["spread"]  # a number, or one per row
+        std = std * (expand_right(spread, x) if isinstance(spread, Tensor) and spread.ndim else spread)
+        return Gaussian(mean, std, x.ndim - batch, has_density=step.dense, mask=live)
+
+    def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Distribution:
+        """Return the distribution of the decision."""
+        batch = step.t.ndim if isinstance(step.t, Tensor) else 1
+        return self._law(estimate, x, max(batch, 1), step=step)
+
+
+class GaussianHead(Denoiser):
+    """A Gaussian policy: ``net`` returns the mean; the std of each of ``size`` dimensions is a parameter.
+
+        a ~ N(net(c), diag(σ²)),   σ² = least² + exp(2 θ),   θ [size] does not depend on the state
+
+    The floor ``least`` keeps exploration and ratios finite, and is smooth, so the gradient never vanishes abruptly.
+    ``std`` is the initial σ. Perceptrons need no time: ``MLP(..., time=0)``; with ``zero=True`` the mean starts at 0.
+    """
+
+    def __init__(self, net: nn.Module, size: int, std: float = 1.0, least: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= least < std:
+            raise ValueError(f"std starts above its floor: 0 <= least < std, not least={least} and std={std}")
+        self.config = {"net": net, "size": size, "std": std, "least": least}
+        self.net, self.least = net, least
+        self.log_std = nn.Parameter(torch.full((size,), 0.5 * math.log(std**2 - least**2)))
+
+    @property
+    def std(self) -> Tensor:
+        """Return σ [size]."""
+        return (self.least**2 + (2 * self.log_std).exp()).sqrt()
+
+    def embed_condition(self, cond: Any) -> Any:
+        """Return the network's own embedding of the condition."""
+        return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
+
+    def embed_time(self, t: Tensor) -> Any:
+        """Return the network's own embedding of the times."""
+        return self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
+        """Return the mean, and ``extra["std"]`` expanded to its shape."""
+        mean = run_in_precision(self.net, x, clock, context).float()
+        if mean.shape[-1] != len(self.log_std):
+            raise InvalidInputError(
+                f"the network returns {mean.shape[-1]} numbers on its last axis, the head has {len(self.log_std)}: "
+                "make them equal"
+            )
+        return Estimate(mean, {"std": self.std.float().expand(mean.shape)})
