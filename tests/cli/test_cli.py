@@ -288,7 +288,7 @@ def test_a_run_ends_with_what_its_best_policy_does_in_held_out_trials(capsys, re
 def test_a_stopped_run_goes_on_from_its_folder_alone(capsys, recipe, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     code, _, err = said(capsys, "run", "fake.py", "--stop", "1", "--save-every", "1", "--out", "here", "--no-progress")
-    assert code == 130 and "goes on from there" in err and signal.getsignal(signal.SIGINT) is before
+    assert code == 130 and "Run the same command again" in err and signal.getsignal(signal.SIGINT) is before
     assert len(rows("here")) < 3
     monkeypatch.chdir("here")
     assert said(capsys, "run", ".", "--no-progress")[0] == 0

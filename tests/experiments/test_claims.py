@@ -81,7 +81,7 @@ def test_verdicts_come_from_the_intervals(monkeypatch, gap, noise, verdict):
     monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
     record = runner.check("lbm")
     assert record["verdict"] == verdict and KEYS <= set(record)
-    assert ("would have been seen" in record["why"]) == (verdict == "inconclusive")
+    assert ("would have been detected" in record["why"]) == (verdict == "inconclusive")
     assert json.loads(json.dumps(record)) == record
 
 
@@ -124,7 +124,7 @@ def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_th
     monkeypatch.setattr(ledger, "claim", lambda name: made)
     monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
     monkeypatch.setattr(ledger, "RESULTS", tmp_path)
-    with pytest.raises(RunError, match="never tried"):
+    with pytest.raises(RunError, match="no record to confirm"):
         confirming.confirm("lbm")
     record = runner.check("lbm")
     assert runner.write(record) == tmp_path / "imitation" / "lbm.json"

@@ -202,7 +202,7 @@ def test_a_damaged_run_is_refused_and_nothing_is_cut(tmp_path, recipe):
     go(recipe, tmp_path / "r")
     rows = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "r" / "metrics.jsonl").write_text("".join(rows[:20]))
-    with pytest.raises(RunError, match=r"metrics\.jsonl has 20 rows, the saved state knows 37"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl has 20 rows, the saved state has 37"):
         go(recipe, tmp_path / "r")
     state = tmp_path / "r" / "improve" / "state" / store.TENSORS
     (tmp_path / "r" / "metrics.jsonl").write_text("".join(rows))

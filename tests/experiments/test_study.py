@@ -172,7 +172,7 @@ def test_a_folder_holds_one_study_which_may_grow(here):
         run_comparison(study(seeds=(1,)), here / "s", 0, progress=False)
     (here / "other").mkdir()
     (here / "other/thing").touch()
-    with pytest.raises(RunError, match="something else"):
+    with pytest.raises(RunError, match="other files"):
         run_comparison(study(), here / "other", 0, progress=False)
     assert load_study(here / "s") == study(seeds=(0, 1))
 
@@ -232,7 +232,7 @@ def test_a_job_that_fails_says_why_and_the_others_are_kept(here):
         ({"seeds": (2000,)}, "0 to 1999"),
         ({"trials": 0}, "positive"),
         ({"budget": 0}, "positive"),
-        ({"arms": {}}, "has arms"),
+        ({"arms": {}}, "without arms"),
         ({"arms": {"a b": Arm("ddpo")}}, "cannot name an arm"),
     ],
 )

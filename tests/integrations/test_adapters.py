@@ -128,7 +128,7 @@ def test_adapters_that_a_model_put_into_itself_are_merged_and_never_saved_broken
     for again in (lambda: lora(policy, 2, ["to_k"]), lambda: load_lora(policy, tmp_path)):
         with pytest.raises(RunError, match=r"adapters already: take them off, model\.unload_lora\(\).*merge\(policy\)"):
             again()
-    with pytest.raises(RunError, match=r"adapters sit in this .*merge\(policy\)"):
+    with pytest.raises(RunError, match=r"holds adapters.*merge\(policy\)"):
         pipe.save_pretrained(tmp_path / "broken")
     save_lora(policy, tmp_path / "lora")
     fresh = pipeline(kind)
@@ -250,7 +250,7 @@ def test_files_that_are_no_lora_of_this_model_are_refused(tmp_path: Path) -> Non
     refused("not peft's layout", {k.replace("lora_A", "lora_down"): v for k, v in tensors.items()})
     refused("text_encoder", {**tensors, "text_encoder.layers.0.lora_A.weight": torch.zeros(4, 8)})
     told = json.loads(header[adapters.METADATA])
-    refused("says use_magic", tensors, {adapters.METADATA: json.dumps({**told, "unet.use_magic": True})})
+    refused("has use_magic", tensors, {adapters.METADATA: json.dumps({**told, "unet.use_magic": True})})
     for held in (b"xx", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n"):
         (tmp_path / "bad.safetensors").write_bytes(held)
         with pytest.raises(RunError, match=r"bad\.safetensors is no whole safetensors file .*git lfs pull"):
@@ -264,7 +264,7 @@ def test_files_that_are_no_lora_of_this_model_are_refused(tmp_path: Path) -> Non
         lora(loaded, 4, ["to_q"])
     with pytest.raises(RunError, match="is no LoRA of one model"):
         load_lora(pixels(), tmp_path / "nothing")
-    with pytest.raises(RunError, match=r"has 0 \(none\)"):
+    with pytest.raises(RunError, match=r"has 0 adapters \(none\)"):
         save_lora(pixels(), tmp_path)
     whole = peft.LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["conv_out"])
     pipe = models.pixels(diffusers.DDIMScheduler())
@@ -284,7 +284,7 @@ def test_targets_are_names_or_one_pattern() -> None:
         ("to_q", r"give \['to_q'\]"),
         ("to_qq", "Did you mean 'to_q'"),
         ("*", "no regular expression"),
-        ([], "is named"),
+        ([], "names no layer"),
         (["to_q", "t"], "no layer to adapt 't'"),
     ]
     for bad, match in wrong:

@@ -235,9 +235,9 @@ def test_adapters_are_refused_where_they_do_not_fit() -> None:
         adapt(models.unet(), 4, ["to_qq"])
     with pytest.raises(RunError, match="rank"):
         adapt(models.unet(), 0, ["to_q"])
-    with pytest.raises(RunError, match=r"whole number, at least 1, not 2\.0"):
+    with pytest.raises(RunError, match=r"r=2\.0 is no rank"):
         adapt(models.unet(), 2.0, ["to_q"])  # type: ignore[arg-type]
-    with pytest.raises(RunError, match="alpha=0 adapters add nothing"):
+    with pytest.raises(RunError, match="alpha=0 is not positive"):
         adapt(models.unet(), 2, ["to_q"], alpha=0)
     policy = hub.from_pipeline(models.pixels(ddim_scheduler()), n=4)
     policy.weights.snapshot("ema")
@@ -259,7 +259,7 @@ def test_conditions_and_pipelines_that_do_not_fit_are_refused() -> None:
         made.embed_condition({"encoder_hidden_state": torch.zeros(1, 4, 8)})
     with pytest.raises(InvalidInputError, match="needs a condition"):
         made.embed_condition(None)
-    with pytest.raises(InvalidInputError, match="a ndarray is none"):
+    with pytest.raises(InvalidInputError, match="condition is a ndarray"):
         made.embed_condition(torch.zeros(1, 4, 8).numpy())
     with pytest.raises(RunError, match="a NoneType is no network"):
         hub.denoiser(None, ddim_scheduler())  # type: ignore[arg-type]
@@ -278,11 +278,11 @@ def test_sizes_and_numbers_of_steps_that_do_not_fit_are_refused_before_anything_
     for size in (16, "16", ("16", "16"), (16.0, 16.0), (0, 16), (-16, 16), (16,), (16, 16, 3)):
         with pytest.raises(RunError, match=r"is no size: give \(height, width\) in pixels"):
             hub.from_pipeline(pipeline, size=size)  # type: ignore[arg-type]
-    with pytest.raises(RunError, match="has 1000 noise levels, which are no 2000 steps"):
+    with pytest.raises(RunError, match="has 1000 noise levels, too few for 2000 steps"):
         hub.from_pipeline(pipeline, n=2000)
     flow = models.stable_diffusion_3(diffusers.FlowMatchEulerDiscreteScheduler())
     assert hub.from_pipeline(flow, size=(32, 32)).event_shape == (4, 16, 16)
-    for size, match in (((36, 32), "at most 32 pixels a side: not 36 by 32"), ((18, 16), "cut by patches of 4")):
+    for size, match in (((36, 32), "at most 32 pixels per side: not 36 by 32"), ((18, 16), "cut by patches of 4")):
         with pytest.raises(RunError, match=match):
             hub.from_pipeline(flow, size=size)
 

@@ -63,7 +63,7 @@ def test_aura_flow_reads_sigma(levels: int) -> None:
     policy = hub.from_pipeline(pipeline, n=4)
     assert torch.allclose(end(policy, {"encoder_hidden_states": text}, z), want, atol=1e-4)
     assert hub.from_pipeline(pipeline, size=(32, 32)).event_shape == (4, 16, 16)
-    with pytest.raises(RunError, match="at most 32 pixels a side"):
+    with pytest.raises(RunError, match="at most 32 pixels per side"):
         hub.from_pipeline(pipeline, size=(36, 32))
     policy.denoiser.net.levels = 1000
     assert not torch.allclose(end(policy, {"encoder_hidden_states": text}, z), want, atol=1e-2)
@@ -116,18 +116,18 @@ def test_a_network_is_known_or_told_never_guessed() -> None:
         net = type(name, (nn.Module,), {})()
         if name in LEVELS:
             assert flow_levels(net, True, None) == LEVELS[name]
-            with pytest.raises(RunError, match=rf"{name} is told .* leave it out"):
+            with pytest.raises(RunError, match=rf"{name} reads .* leave it out"):
                 flow_levels(net, False, 1001 - LEVELS[name])
             assert (
                 flow_levels(net, False, None, 500) == LEVELS[name] / 2 == flow_levels(net, False, LEVELS[name] / 2, 500)
             )
-            with pytest.raises(RunError, match=rf"{name} is told .* leave it out"):
+            with pytest.raises(RunError, match=rf"{name} reads .* leave it out"):
                 flow_levels(net, False, LEVELS[name], 500)
             continue
         with pytest.raises(RunError, match=rf"a {name} .*levels="):
             flow_levels(net, False, None)
         if name in REVERSE:
-            with pytest.raises(RunError, match=rf"a {name} reads 1 − σ or answers data minus noise"):
+            with pytest.raises(RunError, match=rf"a {name} reads 1 − σ or returns data minus noise"):
                 flow_levels(net, False, 1)
             continue
         assert flow_levels(net, False, 1) == 1 and flow_levels(net, False, 1000) == 1000
@@ -184,7 +184,7 @@ def test_a_pipeline_that_is_not_known_is_refused_by_name() -> None:
             with pytest.raises(RunError, match=rf"a {name} .*build the policy by hand"):
                 hub.from_pipeline(pipeline)
         if name not in ("StableDiffusionPipeline", "StableDiffusion3Pipeline"):
-            with pytest.raises(RunError, match=rf"what a {name} makes of texts.*own arguments"):
+            with pytest.raises(RunError, match=rf"text encoding of a {name}.*own arguments"):
                 hub.prompts(pipeline, ["a cat"])
 
 
@@ -257,7 +257,7 @@ def test_parts_without_their_settings_are_refused_in_a_sentence() -> None:
             hub.from_pipeline(bundle(**parts))
     unsized = models.unet(4)
     unsized.register_to_config(sample_size=None)
-    with pytest.raises(RunError, match="what size its pictures have"):
+    with pytest.raises(RunError, match="no picture size"):
         hub.from_pipeline(bundle(unet=unsized))
 
 
@@ -295,7 +295,7 @@ def test_texts_are_not_prompts() -> None:
         next(iter(flow_grpo.improve(policy, (red, ["a cat", "a dog"]), flow_grpo.Args(sde_window=0), Rng(0))))
     with pytest.raises(InvalidInputError, match="a list of texts"):
         hub.prompts(models.pixels(None), [1, 2])  # type: ignore[list-item]
-    with pytest.raises(RunError, match="what a SimpleNamespace makes of texts"):
+    with pytest.raises(RunError, match="text encoding of a SimpleNamespace"):
         hub.prompts(models.pixels(None), ["a cat"])
 
 

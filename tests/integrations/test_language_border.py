@@ -161,7 +161,7 @@ def test_positions_are_checked_when_the_policy_is_made(name: str, most: int) -> 
 @pytest.mark.parametrize(
     ("name", "attend", "says"),
     [
-        ("t5", "own", "T5ForConditionalGeneration reads one text and writes another"),
+        ("t5", "own", "T5ForConditionalGeneration is an encoder-decoder"),
         ("mamba", "all", "MambaForCausalLM .*attend='all'"),
         ("opt", "all", "OPTForCausalLM .*attend='all'"),
     ],
@@ -380,7 +380,7 @@ def test_canvases_come_as_tensors_arrays_and_lists_and_not_as_texts(name: str) -
 
 @pytest.mark.parametrize("prompts", ["hello", ["hello"], [5, 6, 7]])
 def test_a_canvas_is_made_of_ids(prompts: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"lists of ids, one a row: take tokenizer\(texts\)\['input_ids'\]"):
+    with pytest.raises(InvalidInputError, match=r"lists of ids, one per row: pass tokenizer\(texts\)\['input_ids'\]"):
         hub.canvas(prompts, 8, MASK)
 
 

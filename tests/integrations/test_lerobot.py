@@ -84,7 +84,7 @@ def test_statistics_among_the_weights_are_read_like_those_of_processors(tmp_path
     told = load_file(folder / "expected.safetensors")
     assert float((acted(diffusion_policy(folder), told) - told["float64"]).abs().max()) < 1e-5
     save_file({k: v for k, v in weights.items() if k.startswith("diffusion.")}, folder / "model.safetensors")
-    with pytest.raises(RunError, match=r"tells no min of observation.state for its MIN_MAX"):
+    with pytest.raises(RunError, match=r"has no min of observation.state for its MIN_MAX"):
         diffusion_policy(folder)
 
 
@@ -143,9 +143,9 @@ def test_pictures_as_environments_draw_them_are_the_same_condition(seeing: Path)
         policy.codec.condition({**numbers, **{k: v.float() for k, v in first.items()}})
     with pytest.raises(InvalidInputError, match=r"no 'observation.images.front'"):
         policy.codec.condition(numbers)
-    with pytest.raises(InvalidInputError, match=r"looks at observation.images.front, .*give observations as a dict"):
+    with pytest.raises(InvalidInputError, match=r"reads observation.images.front, .*give observations as a dict"):
         policy.codec.condition(torch.zeros(4, 2, 7))
-    with pytest.raises(InvalidInputError, match=r"looks at pictures \[3, 43, 48\], not \[3, 40, 48\]"):
+    with pytest.raises(InvalidInputError, match=r"reads pictures \[3, 43, 48\], not \[3, 40, 48\]"):
         policy.generate({**numbers, **{k: v[..., :40, :] for k, v in theirs.items()}}, Rng(0))
 
 
@@ -277,7 +277,7 @@ def test_observations_in_every_layout_are_the_same_condition_and_others_are_refu
     wanted = policy.codec.condition(stacked)
     assert torch.equal(policy.codec.condition(flat), wanted) and torch.equal(policy.codec.condition(parts), wanted)
     with pytest.raises(
-        InvalidInputError, match=r"sees its last 2 observations of 7 numbers each; got \[4, 7\].*FrameStack"
+        InvalidInputError, match=r"reads its last 2 observations of 7 numbers each; got \[4, 7\].*FrameStack"
     ):
         policy.codec.condition(stacked[:, 0])
     with pytest.raises(InvalidInputError, match=r"no 'observation.environment_state'; it has observation.state"):
@@ -295,11 +295,11 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         diffusion_policy(copied("ddim", tmp_path / "pixels", input_features={**seen, **picture}))
     with pytest.raises(RunError, match=r"resizes its pictures"):
         diffusion_policy(copied("ddim", tmp_path / "sized", input_features={**seen, **picture}, resize_shape=[32, 32]))
-    with pytest.raises(RunError, match=r"conv1.block.0.weight is .* and config.json asks for"):
+    with pytest.raises(RunError, match=r"conv1.block.0.weight is .* and config.json needs"):
         diffusion_policy(copied("ddim", tmp_path / "kernel", kernel_size=5))
     more = copied("ddim", tmp_path / "more")
     save_file({**load_file(more / "model.safetensors"), "diffusion.extra": torch.ones(1)}, more / "model.safetensors")
-    with pytest.raises(RunError, match=r"weights that config.json does not speak of: diffusion.extra"):
+    with pytest.raises(RunError, match=r"weights that config.json does not describe: diffusion.extra"):
         diffusion_policy(more)
     fewer = {k: v for k, v in seen.items() if k == "observation.state"}
     with pytest.raises(RunError, match=r"FiLM reads 15 numbers: config.json describes other observations"):

@@ -87,12 +87,12 @@ SAID = [
         "observation.state by MEAN_STD.*preprocessor.json by MIN_MAX",
     ),
     (config(output_features={"action": {"type": "ACTION"}}), "no type and shape of action"),
-    (lambda folder: edit(folder, "config.json", lambda told: told.pop("horizon")), "tells no horizon"),
+    (lambda folder: edit(folder, "config.json", lambda told: told.pop("horizon")), "has no horizon"),
     (add_step(BEFORE, registry_name="relative_actions_processor", config={"enabled": True}), "relative_actions_proc"),
     (add_step(AFTER, registry_name="absolute_actions_processor"), "absolute_actions_processor"),
     (add_step(AFTER, **{"class": "mine.Delta", "config": {}}), "mine.Delta"),
     (add_step(AFTER, **{"class": "mine.Lag", "config": {"enabled": False}}), "mine.Lag"),
-    (setting(BEFORE, "normalizer_processor", enabled=False), "normalizer_processor .* says enabled=False"),
+    (setting(BEFORE, "normalizer_processor", enabled=False), "normalizer_processor .* has enabled=False"),
     (beside(BEFORE, "normalizer_processor", enabled=False), "no key of the step normalizer_processor .* 'enabled'"),
     (beside(AFTER, "unnormalizer_processor", statefile="a"), "'statefile'. Did you mean 'state_file'"),
     (lambda f: edit(f, f"{BEFORE}.json", lambda told: told.update(action_offset=[1, 2])), "action_offset="),
@@ -121,7 +121,7 @@ def test_a_film_that_config_json_does_not_describe_is_refused_by_its_key(
     name: str, scaled: bool, tmp_path: Path
 ) -> None:
     folder = copied(name, tmp_path / "checkpoint", use_film_scale_modulation=scaled)
-    with pytest.raises(RunError, match=f"cond_encoder.1.weight has .* use_film_scale_modulation={scaled}, asks for"):
+    with pytest.raises(RunError, match=f"cond_encoder.1.weight has .* use_film_scale_modulation={scaled}, needs"):
         diffusion_policy(folder)
 
 
@@ -167,7 +167,7 @@ def test_quantiles_are_the_ends_of_the_range(mode: str, low: str, high: str, tmp
     read = diffusion_policy(folder).codec.observation.normalize(torch.zeros(7))  # dimension 1 never changes in the data
     assert float(read[1]) == -1.0
     restate(folder, BEFORE, lambda told: told.update({"observation.state.max": torch.full((3,), 9.0)}))
-    with pytest.raises(RunError, match=r"quantiles of observation.state are equal in dimension\(s\) \[1\].*it moves"):
+    with pytest.raises(RunError, match=r"quantiles of observation.state are equal in dimension\(s\) \[1\].*it varies"):
         diffusion_policy(folder)
 
 
@@ -187,10 +187,10 @@ def test_two_sets_of_weights_in_one_file_are_refused_by_their_prefixes(tmp_path:
     weights = load_file(folder / "model.safetensors")
     both = {f"{prefix}.{k}": v.clone() for prefix in ("model", "ema_model") for k, v in weights.items()}
     save_file(both, folder / "model.safetensors")
-    with pytest.raises(RunError, match=r"under the prefix ema_model., model.: keep the weights of one"):
+    with pytest.raises(RunError, match=r"has the prefix ema_model., model.: keep the weights of one"):
         diffusion_policy(folder)
     save_file({**weights, **{f"ema_model.{k}": v.clone() for k, v in weights.items()}}, folder / "model.safetensors")
-    with pytest.raises(RunError, match=r"weights that config.json does not speak of: ema_model"):
+    with pytest.raises(RunError, match=r"weights that config.json does not describe: ema_model"):
         diffusion_policy(folder)
 
 

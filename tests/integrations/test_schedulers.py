@@ -184,7 +184,7 @@ def test_sigmas_of_its_own_are_followed(shift: float) -> None:
     assert torch.allclose(sigmas_of(theirs, grid_like(theirs, 4)), theirs.sigmas, atol=1e-6)
     assert torch.allclose(told.times, grid_like(theirs, 4), atol=1e-6)
     compare(theirs, steps_like(theirs, process, 4), process)
-    with pytest.raises(RunError, match=r"4 sigmas of its own: ask for n=4"):
+    with pytest.raises(RunError, match=r"4 custom sigmas: pass n=4"):
         grid_like(theirs, 10)
     assert len(grid_like(theirs, 10, sigmas=torch.linspace(1, 0.1, 10))) == 11
     theirs.set_timesteps(7)
@@ -223,7 +223,7 @@ def test_timesteps_of_its_own_are_followed_or_refused() -> None:
     assert torch.allclose(grid_like(theirs, 3), torch.tensor([1.0, 0.501, 0.021, 0.0], dtype=torch.float64))
     process = Diffusion(convert(theirs).schedule, convert(theirs).transition)
     compare(theirs, steps_like(theirs, process, 3), process)
-    with pytest.raises(RunError, match="3 timesteps of its own"):
+    with pytest.raises(RunError, match="3 custom timesteps"):
         grid_like(theirs, 4)
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
     flow.set_timesteps(timesteps=[1000.0, 500.0])

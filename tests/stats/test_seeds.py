@@ -189,7 +189,7 @@ def test_refusals() -> None:
         ({"a": x, "b": torch.ones(3, 6)}, "paired over starts"),
         ({"a": x, "b": nan}, "'b' are not finite .the first: seed 1, trial 2"),
         ({"a": x, "b": torch.ones(3, 0)}, "'b' has no trials"),
-        ({"a": x, "b": torch.ones(3)}, "one row a training seed"),
+        ({"a": x, "b": torch.ones(3)}, "one row per training seed"),
         ({"a": torch.ones(1, 1), "b": torch.ones(1, 1)}, "one seed and one trial"),
     ):
         with pytest.raises(InvalidInputError, match=why):

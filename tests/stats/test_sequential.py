@@ -185,7 +185,7 @@ def test_refusals() -> None:
             race.update(outcome)
     assert race.starts == 0 and sum(race.trials.values()) == 0  # a refused update leaves no trace
     race.update({"a": 1, "b": 0})
-    with pytest.raises(RunError, match="over"):
+    with pytest.raises(RunError, match="comparison is done"):
         race.update({"a": 1, "b": 0})
     with pytest.raises(RunError, match="itself"):
         race.p("a", "a")

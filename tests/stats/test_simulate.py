@@ -85,7 +85,7 @@ def test_refusals() -> None:
         (lambda: paired_outcomes(1.5, 0, 1, 1, Rng(0)), "no success rate"),
         (lambda: paired_outcomes(0.5, 0.5, 1, 1, Rng(0), 2), "no share"),
         (lambda: paired_outcomes(0.5, 0.5, 0, 1, Rng(0)), "simulate nothing"),
-        (lambda: repeated_z_test(0), "every 0 pairs"),
+        (lambda: repeated_z_test(0), "every=0 pairs"),
     ):
         with pytest.raises(InvalidInputError, match=why):
             wrong()

@@ -45,7 +45,7 @@ def test_join_puts_runs_together() -> None:
 def test_join_refuses_what_does_not_belong_together() -> None:
     more = replace(A, starts=(8, 9), value=(1.0, 1.0), steps=None)
     for change, why in (
-        ({"policy": "cccc"}, "changed in the middle"),
+        ({"policy": "cccc"}, "policies with different weights"),
         ({"task": "lift"}, "one task is 'push' and the other 'lift'"),
         ({"rubric": "inside for 1 step"}, "one rubric is"),
         ({"metric": "return"}, "one metric is"),

@@ -106,7 +106,7 @@ def test_a_run_does_not_go_on_with_other_contents_under_the_same_name(tmp_path: 
     assert go(toy, tmp_path / "run", **words) == first == rerun(tmp_path / "run", progress=False, tensorboard=False)
     CHANGES[change](tmp_path)
     gone = change.endswith("gone")
-    said = r"what base\.data of .* is not found from here" if gone else f"other contents of base.{change}"
+    said = r"files that base\.data of .* do not exist here" if gone else f"other contents of base.{change}"
     with pytest.raises(RunError, match=said):
         go(toy, tmp_path / "run", **words)
 
@@ -118,7 +118,9 @@ def test_a_run_says_where_to_go_on_if_its_names_are_of_another_folder(tmp_path: 
     first = go(toy, tmp_path / "run", data="data")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match=r"looked up in the current folder\. Give the command where the run began"):
+    with pytest.raises(
+        RunError, match=r"relative to the current folder\. Run the command in the folder where the run began"
+    ):
         rerun(tmp_path / "run", progress=False, tensorboard=False)
     monkeypatch.chdir(tmp_path)
     assert rerun(tmp_path / "run", progress=False, tensorboard=False) == first

@@ -185,7 +185,7 @@ def test_a_budget_of_seconds_survives_a_resume(tmp_path):
 def test_budgets_and_loops_that_mean_nothing_are_refused(tmp_path):
     with pytest.raises(RunError, match="Did you mean 'env_steps'"):
         Run(budget={"env steps": 3})
-    with pytest.raises(RunError, match="allows nothing"):
+    with pytest.raises(RunError, match="allows no iteration"):
         Run(budget={"seconds": 0})
     with pytest.raises(RunError, match="needs a budget"):
         next(Run().loop(None))
@@ -202,7 +202,7 @@ def test_budgets_and_loops_that_mean_nothing_are_refused(tmp_path):
 
 def test_another_set_of_names_or_shapes_is_refused(tmp_path):
     list(Run(tmp_path).loop(2, net=torch.nn.Linear(2, 2), rng=Rng(0)))
-    with pytest.raises(RunError, match=r"holds \['net'\].*names \['policy'\]"):
+    with pytest.raises(RunError, match="file: net; only in the loop: policy"):
         next(Run(tmp_path).loop(2, policy=torch.nn.Linear(2, 2), rng=Rng(0)))
     with pytest.raises(RunError, match=r"'net' does not fit"):
         next(Run(tmp_path).loop(2, net=torch.nn.Linear(2, 3), rng=Rng(0)))

@@ -73,7 +73,7 @@ def test_pieces_of_any_sizes_have_the_gradient_of_the_whole():
     parts, v = after(lambda opt, loss: accumulate(opt, (loss(p) for p in x.split([1, 6, 3])), 10, clip=0.1))
     assert parts == pytest.approx(whole, rel=1e-6)
     torch.testing.assert_close(v, w)
-    with pytest.raises(InvalidInputError, match="10 losses, not the 12"):
+    with pytest.raises(InvalidInputError, match="10 losses, not total=12"):
         after(lambda opt, loss: accumulate(opt, (loss(p) for p in x.split(5)), 12))
 
 

@@ -1,1 +1,1 @@
-"""Claims: what the papers say, tried here, one file a claim; what came out lies in ``results/``."""
+"""Claims of papers, tested here, one file per claim; the results are in ``results/``."""

@@ -1,7 +1,7 @@
-"""The main job: a robot policy, an image generator and a language model, each made better by reward.
+"""The demo: a robot policy, an image generator and a language model, each improved by reward.
 
-Each act learns from data to its plateau, then from reward; beside it a control spends the same time on more data. The
-demo is a recipe like any other for the runner: it is recorded, interrupted and resumed in its folder.
+Each act learns from data until its performance stops improving, then from reward. A control spends the same time on
+more data. The demo is a program of the runner: it is recorded, interrupted and resumed in its folder.
 """
 
 from __future__ import annotations
@@ -23,29 +23,31 @@ from denoiserl.train import Run
 @dataclass(frozen=True)
 class Args:
     seed: int = 0
-    """seed of everything"""
+    """random seed"""
     acts: tuple[str, ...] = ("robot", "image", "language")
-    """which acts to play, in this order"""
+    """acts to run, in this order"""
     trials: int = 500
     """held-out trials of the image and the language act"""
     episodes: int = 200
     """held-out episodes of the robot act"""
     robot: dppo.Args = dppo.DEMO
-    """DPPO"""
+    """settings of DPPO (robot act)"""
     image: flow_grpo.Args = flow_grpo.DEMO
-    """Flow-GRPO"""
+    """settings of Flow-GRPO (image act)"""
     language: tracerl.Args = tracerl.DEMO
-    """TraceRL"""
+    """settings of TraceRL (language act)"""
     robot_task: env.Args = env.Args()
-    """what the robot act learns"""
+    """settings of the robot task"""
     image_task: shapes.Args = shapes.Args()
-    """what the image act learns"""
+    """settings of the image task"""
     language_task: sudoku.Args = sudoku.Args()
-    """what the language act learns"""
+    """settings of the language task"""
 
 
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
-    """The acts, one after another. Needs a folder: what is shown at the end is written there."""
+    """Run the acts one after another and yield their rows. Raise RunError without a folder, where the report is
+    written.
+    """
     if run is None or run.folder is None:
         raise RunError("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
     for name in args.acts:

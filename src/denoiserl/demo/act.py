@@ -1,4 +1,4 @@
-"""One act: imitate to the plateau, improve by reward, and spend the same time on more imitation."""
+"""One act: imitate until no improvement, improve by reward, and spend the same time on more imitation."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from denoiserl.tasks.base import Task
 from denoiserl.train import Run
 
 RECIPES: dict[str, Any] = {"robot": dppo, "image": flow_grpo, "language": tracerl}
-"""what each act is improved by"""
+"""the recipe that improves each act"""
 TASKS: dict[str, Callable[[Any], Task]] = {"robot": env.task, "image": shapes.task, "language": sudoku.task}
-"""what each act learns"""
+"""the task of each act"""
 NEVER = 1_000_000
-"""iterations between held-out evaluations: after the last one alone"""
+"""iterations between held-out evaluations: so many that only the last iteration has one"""
 SHOWN = 16
-"""samples, episodes or puzzles that are shown"""
+"""number of samples, episodes or puzzles in the report"""
 
 
 def compute_once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` says, computed once for this folder: a resumed act does not evaluate again."""
+    """Return the result of ``compute``, computed once for this folder: a resumed act does not evaluate again."""
     path = folder / "told" / name
     if not store.exists(path):
         store.write(path, compute())
@@ -40,7 +40,7 @@ def compute_once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
 
 
 def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run) -> Iterator[dict]:
-    """The act ``name``: rows of metrics as it goes; its results lie in ``run.folder`` when it ends.
+    """Run the act ``name`` and yield its rows of metrics; at its end the results are in ``run.folder``.
 
     Training, trials and pictures use different seeds.
     """
@@ -49,12 +49,12 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run)
     task = TASKS[name](task_args)
     assert task.look is not None and task.imitate is not None
 
-    def judge(policy: Policy, when: str, look: Any = task.look) -> None:
+    def evaluate(policy: Policy, when: str, look: Any = task.look) -> None:
         began = time.perf_counter()
         compute_once(folder, when, lambda: task.evaluate(policy, seed + 2, trials))
         media = folder / "media"
         media.mkdir(exist_ok=True)
-        if not any(media.glob(f"{when} *")):  # a resumed act does not draw again
+        if not any(media.glob(f"{when} *")):  # a resumed act skips pictures that exist
             for file, data in look(policy, seed + 3, SHOWN).items():
                 (media / f"{when} {file}").write_bytes(data if isinstance(data, bytes) else data.encode())
         compute_once(folder, f"{when} seconds", lambda: time.perf_counter() - began)
@@ -62,35 +62,35 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run)
     imitation = run.stage("imitate")
     policy = yield from task.start_policy(seed, imitation)
     start = copy.deepcopy(policy)
-    judge(start, "before")
+    evaluate(start, "before")
 
     improvement = run.stage("improve")
     yield from improve_with_eval(recipe.improve, recipe.SIGNAL, task, policy, args, seed, improvement, NEVER)
-    judge(policy, "after")
+    evaluate(policy, "after")
     run.last(policy)
 
     spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
     spent = compute_once(folder, "seconds", lambda: spent)
     more = max(1, round(task_args.pretrain_updates * spent["improve"] / spent["imitate"]))
     yield from task.imitate(start, seed, more, run.stage("control"), 1)
-    judge(start, "imitation")
+    evaluate(start, "imitation")
 
 
 def results(name: str, task: Task, folder: Path) -> list[Comparison]:
-    """The comparisons of a finished act, the main one first."""
+    """Return the comparisons of a finished act, the main one first."""
     if not all(store.exists(folder / "told" / when) for when in LABELS):
-        raise RunError(f"the act in {folder} has not finished: run the same command again, it goes on from there")
-    told = {when: store.read(folder / "told" / when) for when in LABELS}
+        raise RunError(f"the act in {folder} has not finished: run the same command again to resume it")
+    outcomes = {when: store.read(folder / "told" / when) for when in LABELS}
     spent = store.read(folder / "told" / "seconds")
     seconds = sum(spent.values()) + spent["improve"]
     found = []
     for key, (metric, unit) in task.metrics.items():
-        rows = {when: auto_interval(values[key])[0] for when, values in told.items()}
+        rows = {when: auto_interval(values[key])[0] for when, values in outcomes.items()}
         found.append(Comparison(name, metric, rows["before"], rows["after"], rows["imitation"], seconds, unit))
         seconds = None
     return found
 
 
 def evaluation_seconds(folder: Path) -> float:
-    """Seconds that the act's evaluations and pictures took."""
+    """Return the seconds of the act's evaluations and pictures."""
     return sum(store.read(folder / "told" / f"{when} seconds") for when in LABELS)

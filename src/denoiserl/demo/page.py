@@ -1,4 +1,4 @@
-"""The demo's report and summary, from what its folder holds."""
+"""The demo's report and summary, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from denoiserl.tasks.base import Task
 WORDS = {"before": "after imitation", "imitation": "after more imitation", "after": "after learning from reward"}
 LEAD = (
     "A robot policy, an image generator and a language model. Each learned from flawed data until more imitation "
-    "hardly helped, and then from reward. The control spent the same time on more imitation. Intervals are 95 %, over "
+    "hardly helped, then from reward. The control spent the same time on more imitation. Intervals are 95 %, over "
     "held-out trials."
 )
 
 
 def write(folder: Path, a: Any) -> Path:
-    """``summary.json`` and ``report.html``; returns the report's path and prints the three rows of every act."""
+    """Write ``summary.json`` and ``report.html``, print the three rows of every act, and return the report's path."""
     record = store.read_json(folder / "run.json")
     names = a.acts
     tasks = {name: act.TASKS[name](getattr(a, f"{name}_task")) for name in names}
@@ -62,9 +62,9 @@ def write(folder: Path, a: Any) -> Path:
         folder / "report.html", "DenoiseRL demo", sections, LEAD, f"{seconds:.0f} s of learning and trials"
     )
     console = Console()
-    print_comparisons(main, console, "What was improved")
+    print_comparisons(main, console, "Main metrics")
     if also := [c for comparisons in found.values() for c in comparisons[1:]]:
-        console.print(console_table(also, "Beside it"))
+        console.print(console_table(also, "Other metrics"))
     console.print(f"\nThe report: {path}", soft_wrap=True)
     return path
 
@@ -74,20 +74,20 @@ def _act(name: str, task: Task, comparisons: list[Comparison], folder: Path, row
     doc = (recipe.__doc__ or "").splitlines()[0]
     verdict = f"{comparisons[0].metric.capitalize()}: {comparisons[0].verdict()}."
     pieces: list[Piece] = [Prose(f"{doc}\n\n{verdict}\n\n{task.caption}")]
-    figures, said = [], dict[str, None]()
+    figures, texts = [], dict[str, None]()
     for when in WORDS:
         for file in sorted((folder / "media").glob(f"{when} *")):
             if file.suffix == ".txt":
-                said[file.read_text(encoding="utf-8")] = None
+                texts[file.read_text(encoding="utf-8")] = None
             else:
                 figures.append(Figure(file.read_bytes(), WORDS[when], f"{name}, {WORDS[when]}"))
-    if not figures and not said:
-        raise RunError(f"{folder / 'media'} holds no pictures: run the same command again, it draws what is missing")
+    if not figures and not texts:
+        raise RunError(f"{folder / 'media'} holds no pictures: run the same command again to draw what is missing")
     if figures:
         pieces.append(Gallery(figures))
-        pieces += [Fold("What was asked for", [Prose(text)]) for text in said]
+        pieces += [Fold("Prompts", [Prose(text)]) for text in texts]
     else:
-        pieces += [Note(text) for text in said]
+        pieces += [Note(text) for text in texts]
     if comparisons[1:]:
         pieces.append(comparison_table(comparisons[1:]))
     mine = [row for row in rows if str(row.get("stage", "")).startswith(name)]

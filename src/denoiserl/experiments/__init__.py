@@ -1,8 +1,8 @@
-"""Studies: methods of one kind on one task, with equal budgets and paired seeds, judged by statistics.
+"""Studies: methods of one kind on one task, with equal budgets and paired seeds, compared by statistical tests.
 
-``Study`` says what is compared, ``run_comparison`` runs what is missing in its folder and returns a
-``ComparisonResult``, ``compare_report.write`` draws it. ``denoiserl compare`` is a study; a claim is a study with a
-pass condition.
+``Study`` holds the settings. ``run_comparison`` runs what is missing in its folder and returns a ``ComparisonResult``;
+``compare_report.write`` writes the report. ``denoiserl compare`` runs a study; a claim is a study with a pass
+condition.
 """
 
 from denoiserl.experiments.compare import Arm, ComparisonResult, Study, load_results, load_study, run_comparison

@@ -1,5 +1,6 @@
-"""One arm and one seed of a study: a start, a method with a budget, held-out trials. A recipe like any other for the
-runner, so it is recorded, killed and resumed like any run.
+"""One arm and one seed of a study: a starting policy, a method with a budget, held-out trials.
+
+It is a program of the runner, so it is recorded, killed and resumed like any run.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from denoiserl.tasks.base import Task, means
 from denoiserl.train import Run
 
 MOST = 1_000_000
-"""iterations that no budget lets a method reach"""
+"""more iterations than any budget allows"""
 
 
 @dataclass(frozen=True)
 class Args:
-    """What decides the result."""
+    """Settings that determine the result."""
 
     seed: int = 0
-    """of the start and of learning"""
+    """seed of the starting policy and of learning"""
     trial_seed: int = 0
-    """of the held-out trials"""
+    """seed of the held-out trials"""
     trials: int = 200
-    """held-out trials"""
+    """number of held-out trials"""
     task: str = "env"
     """the task, by name"""
     base: dict[str, Any] = field(default_factory=dict)
@@ -52,24 +53,24 @@ class Args:
     settings: dict[str, Any] = field(default_factory=dict)
     """the method's settings"""
     budget: float = 1.0
-    """the most it may spend"""
+    """the most that learning may spend, in ``unit``"""
     unit: str = "seconds"
-    """of what"""
+    """unit of the budget"""
     curve: int = 5
-    """held-out evaluations on the way, evenly over the budget"""
+    """number of held-out evaluations during learning, evenly over the budget"""
 
 
 def begin(args: Args) -> start.Args:
-    """The start of this arm."""
+    """Return the settings of this arm's starting policy."""
     return start.Args(args.seed, args.task, args.kind, args.base)
 
 
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
-    """Learn until the budget is spent, judge what came out, write it to ``result``."""
+    """Learn until the budget is spent, evaluate the policy, and write the outcomes to ``result``."""
     run = run or Run()
     task = tasks.make(args.task, args.base)
     policy = start.load_start(task, start.folder(begin(args), str(run.device)), begin(args), run)
-    torch.manual_seed(args.seed)  # for methods that draw from it: the same whether the start was cached or not
+    torch.manual_seed(args.seed)  # global draws must not depend on whether the start was cached
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
     cpu = Cpu()
     if args.method != find.NONE:
@@ -79,10 +80,10 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     used = cpu.seconds() if args.method != find.NONE else 0.0
     began = time.perf_counter()
     with remarks() as notes:
-        told = task.evaluate(policy, args.trial_seed, args.trials)
+        outcomes = task.evaluate(policy, args.trial_seed, args.trials)
     run.last(policy)
     result = {
-        "outcomes": told,
+        "outcomes": outcomes,
         "notes": list(notes),
         "spent": spent,
         "cpu": used,
@@ -92,22 +93,22 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     }
     if run.folder is not None:
         store.write(run.folder / "result", result)
-    yield {f"final/{k}": v for k, v in means(told).items()}
+    yield {f"final/{k}": v for k, v in means(outcomes).items()}
 
 
 class Cpu:
-    """Processor time of this process's learning: what it costs beside other programs is what it costs alone."""
+    """Processor time of this process's learning, which does not depend on other programs."""
 
     def __init__(self) -> None:
         self.began, self.free = time.process_time(), 0.0
 
     def seconds(self) -> float:
-        """Seconds since it was made, without what was free."""
+        """Return the seconds since the object was made, without paused ones."""
         return time.process_time() - self.began - self.free
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is not counted."""
+        """Count nothing of what happens inside."""
         began = time.process_time()
         try:
             yield
@@ -116,7 +117,7 @@ class Cpu:
 
 
 def train_arm(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Iterator[dict]:
-    """The method's rows, each with what was spent, and ``a.curve`` of them with held-out numbers."""
+    """Yield the method's rows, each with the spending so far, and ``args.curve`` of them with held-out metrics."""
     method = find.method(args.method)
     with cpu.paused():
         settings = fit_iterations_to_budget(task, method, policy, args)
@@ -133,29 +134,29 @@ def train_arm(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Ite
 
 
 def eval_metrics(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> dict[str, float]:
-    """Held-out numbers on the way, of trials that decide nothing."""
+    """Return held-out metrics during learning, on trials that decide nothing."""
     with run.uncharged(), cpu.paused():
-        seen = task.evaluate(policy, selection_seed(args.seed), task.num_eval_trials)
-    return {f"eval/{k}": v for k, v in means(seen).items()}
+        outcomes = task.evaluate(policy, selection_seed(args.seed), task.num_eval_trials)
+    return {f"eval/{k}": v for k, v in means(outcomes).items()}
 
 
 def fit_iterations_to_budget(task: Task, method: Any, policy: Policy, args: Args) -> Any:
-    """The method's settings with as many iterations as the budget pays for, so that schedules end where it ends.
+    """Return the method's settings with as many iterations as the budget allows, so that schedules end with it.
 
-    One iteration of a copy is played to see what it costs; no arm spends more than the budget because its iterations
-    are large. Settings that name ``iterations`` are taken at their word.
+    One iteration of a copy is run to measure its cost. Raise RunError if it costs more than the budget, or nothing in
+    its unit. Settings that give ``iterations`` are kept.
     """
-    made = find.settings(args.method, args.settings)
-    names = {f.name for f in fields(made)}
+    settings = find.settings(args.method, args.settings)
+    names = {f.name for f in fields(settings)}
     length = next((n for n in ("iterations", "num_updates") if n in names), None)
     if length is None or length in args.settings:
-        return made
+        return settings
     if length == "num_updates" and args.unit == "updates":
-        return replace(made, num_updates=int(args.budget))
+        return replace(settings, num_updates=int(args.budget))
     if args.unit == "seconds":
-        return replace(made, **{length: MOST})
+        return replace(settings, **{length: MOST})
     with UsageCounter().open() as meter:
-        once, signal = replace(made, **{length: 1}), find.signal_of(method)
+        once, signal = replace(settings, **{length: 1}), find.signal_of(method)
         rows = improve(method.improve, signal, task, copy.deepcopy(policy), once, args.seed, Run())
         for _ in rows:
             pass
@@ -166,11 +167,11 @@ def fit_iterations_to_budget(task: Task, method: Any, policy: Policy, args: Args
             f"an iteration of {args.method} costs {cost} {args.unit}, more than the budget of {args.budget:g}: give "
             "more, or make its iterations smaller with --set"
         )
-    return replace(made, **{length: int(args.budget // cost)})
+    return replace(settings, **{length: int(args.budget // cost)})
 
 
 def _memory() -> float:
-    """Most resident memory of this process in MB."""
+    """Return the largest resident memory of this process so far, in MB."""
     try:
         import resource
     except ImportError:  # Windows
@@ -182,5 +183,5 @@ def _memory() -> float:
 
 
 def result(folder: Path) -> dict[str, Any] | None:
-    """What a finished arm wrote, or None."""
+    """Return the result of a finished arm, or None."""
     return store.read(folder / "result") if store.exists(folder / "result") else None

@@ -1,14 +1,15 @@
-"""A fingerprint of the code that a module rests on: source is parsed, nothing is imported.
+"""A fingerprint of the code that a module depends on: source is parsed, nothing is imported.
 
     reachable_modules(["denoiserl.recipes.policy_gradient.dppo"])  {module: hash of its source}
     fingerprint(["denoiserl.recipes.policy_gradient.dppo"])        one hash of them all
 
-A module rests on every module that it imports, anywhere in its file, and on what those import, within the package.
-A module or file of a user's rests on what lies beside it as well. The hash is over syntax trees: comments, docstrings
-and positions do not count. Not seen are ``import_module`` and other packages, whose versions belong beside the hash.
+A module depends on every module that it imports, anywhere in its file, and on their imports, within the package. A
+user's module or file depends on the modules in its folder as well. The hash is over syntax trees: comments, docstrings
+and positions do not count. ``import_module`` and other packages are not seen; record versions of packages beside the
+hash.
 
-A module counts as a whole. So a verdict may be called stale too early: a change of a function that it never calls
-counts, if that function stands in a module that it rests on. ``denoiserl claim --confirm`` is the cure.
+Modules count as a whole. So a verdict may become stale too early: a change of any function in a module counts, even if
+the claim never calls it. ``denoiserl claim --confirm`` re-validates such a verdict.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from denoiserl.core.errors import RunError
 
 
 def fingerprint(roots: Iterable[str], package: str = "denoiserl") -> str:
-    """Return one hash of ``reachable_modules``, 16 hexadecimal digits: the same as long as none of them changes."""
+    """Return one hash of ``reachable_modules``, 16 hexadecimal digits, which changes if any of them changes."""
     return _digest(repr(reachable_modules(roots, package)))
 
 
 def reachable_modules(roots: Iterable[str], package: str = "denoiserl") -> dict[str, str]:
-    """Return {module: hash of its source} of ``roots`` and of all modules that they rest on, sorted.
+    """Return {module: hash of its source} of ``roots`` and of all modules that they depend on, sorted.
 
     A root is a module or the path of a file. Raise RunError for a root that does not exist, and for source that is not
     Python.
@@ -54,17 +55,15 @@ def reachable_modules(roots: Iterable[str], package: str = "denoiserl") -> dict[
 
 
 def _folder(module: str, places: Iterable[Path]) -> Path:
-    """The first of ``places`` that holds a module."""
+    """Return the first of ``places`` that holds a module. Raise RunError if none does."""
     for place in places:
         if _find(module, {module.split(".")[0]: place}):
             return place
-    raise RunError(
-        f"There is no module or file {module!r} to start from: check its name, or put its folder on sys.path."
-    )
+    raise RunError(f"There is no module or file {module!r}: check its name, or put its folder on sys.path.")
 
 
 def _find(module: str, homes: Mapping[str, Path]) -> Path | None:
-    """The file of a module, where its top package is at home."""
+    """Return the file of a module, in the folder of its top package, or None."""
     *above, last = module.split(".")
     if (home := homes.get(module.split(".")[0])) is None:
         return None
@@ -74,7 +73,7 @@ def _find(module: str, homes: Mapping[str, Path]) -> Path | None:
 
 @lru_cache(maxsize=1024)
 def _read(path: Path, changed: int, module: str) -> tuple[str, list[tuple[str, ...]]]:
-    """The hash of a file, and its imports as the names that each may have: ``from a import b`` is of a.b or of a."""
+    """Return the hash of a file, and its imports as possible names: ``from a import b`` is a.b or a."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
@@ -92,7 +91,7 @@ def _read(path: Path, changed: int, module: str) -> tuple[str, list[tuple[str, .
 
 
 def _plain(value: object) -> str:
-    """A syntax tree in words, the same on every Python: without positions, docstrings and what is empty."""
+    """Return a syntax tree as text that is the same on every Python: without positions, docstrings and empty fields."""
     if isinstance(value, list):
         return f"[{','.join(_plain(v) for v in value if not _is_text(v))}]"
     if not isinstance(value, ast.AST):

@@ -1,8 +1,8 @@
-"""What is compared, and how it is played: starts, tuning, arms, verdicts.
+"""Comparisons of methods: starting policies, tuning, arms, verdicts.
 
-folder/study.json            what is compared; in the end also what was found
-folder/tune/ARM/I            tuning runs, on seeds of their own
-folder/arms/ARM/SEED         one run an arm and seed (``experiments.arm``), each resumable, none repeated
+folder/study.json            the settings of the study; in the end also its results folder/tune/ARM/I            tuning
+runs, on their own seed folder/arms/ARM/SEED         one run per arm and seed (``experiments.arm``), each resumable,
+none repeated
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from denoiserl.stats import ComparisonTable, selection_seed, standings, test_see
 from denoiserl.tasks.base import Task
 
 TUNING = 2000
-"""the training seed of tuning runs: no arm is ever judged on it"""
+"""the training seed of tuning runs: no arm is evaluated on it"""
 FACTORS = (1.0, 1 / 3, 3.0, 1 / 10, 10.0, 1 / 30, 30.0)
-"""what a method's learning rate is multiplied by where it does not name candidates itself (``TUNE``)"""
+"""multiples of a method's learning rate that are tuned if it has no candidates of its own (``TUNE``)"""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A method (or "none": the starting policy itself), its settings, and the kind of policy that it starts from."""
+    """A method (or "none": the starting policy itself), its settings, and the kind of its starting policy."""
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -51,9 +51,9 @@ class Arm:
 class Study:
     """Arms of one kind of signal on one task.
 
-    Every arm and seed spends ``budget`` of ``unit`` from the same start, and is judged by the same ``trials`` held-out
-    trials. ``tune``: tuning runs an arm, on a seed of their own; 1 takes the settings as they are. ``curve``: held-out
-    evaluations on the way. ``level``: the error rate of all verdicts together.
+    Every arm and seed spends ``budget`` of ``unit`` from the same start, and is evaluated on the same ``trials``
+    held-out trials. ``tune``: tuning runs per arm, on their own seed; 1 uses the settings as they are. ``curve``:
+    held-out evaluations during learning. ``level``: the error rate of all verdicts together.
     """
 
     task: str
@@ -71,19 +71,19 @@ class Study:
         if self.unit not in (*UNITS, "seconds"):
             raise RunError(unknown_name_message(self.unit, (*UNITS, "seconds"), "unit of a budget"))
         if not self.budget > 0 or self.trials < 1 or self.tune < 1 or self.curve < 0:
-            raise RunError("budget, trials and tune are positive, curve is not negative")
+            raise RunError("give a positive budget, trials and tune, and a curve of at least 0")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise RunError(f"seeds {list(self.seeds)}: give at least one, and none twice")
         if strange := [s for s in self.seeds if not 0 <= s < TUNING]:
-            raise RunError(f"seed {strange[0]}: training seeds lie from 0 to {TUNING - 1}, tuning has those above")
+            raise RunError(f"seed {strange[0]}: training seeds go from 0 to {TUNING - 1}, larger ones are for tuning")
         if not self.arms:
-            raise RunError("a study has arms: name methods")
+            raise RunError("a study without arms: name at least one method")
         for name in self.arms:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
                 raise RunError(f"{name!r} cannot name an arm: letters, digits and _.+- only")
 
     def validate(self) -> Task:
-        """The task, after every name and setting was found to be right: before anything runs."""
+        """Return the task after checking every name and setting. Raise RunError before anything runs."""
         task = tasks.make(self.task, self.base)
         signals: dict[str, str] = {}
         for name, arm in self.arms.items():
@@ -107,7 +107,7 @@ class Study:
         return task
 
     def run(self, name: str, seed: int, folder: Path, trial_seed: int, **settings: Any) -> Job:
-        """The job of an arm and a seed."""
+        """Return the job of an arm and a seed."""
         arm = self.arms[name]
         kind = arm.kind
         if kind is None and arm.method != find.NONE:
@@ -130,11 +130,11 @@ class Study:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What came out.
+    """Results of a study.
 
-    ``values`` {metric: {arm: [seeds, trials]}}, the ``standings`` of each metric (the main one first), ``spent`` {arm:
-    {unit: mean over seeds}} with seconds of training, ``cpu`` {arm: mean seconds of the processor}, ``memory`` {arm:
-    most MB}, ``tuning``: every candidate. ``notes`` {arm: sentences that belong to its trials}.
+    ``values`` {metric: {arm: [seeds, trials]}}; the ``standings`` of each metric (the main one first); ``spent`` {arm:
+    {unit: mean over seeds}} with seconds of training; ``cpu`` {arm: mean processor seconds}; ``memory`` {arm: largest
+    MB}; ``tuning``: every candidate; ``notes`` {arm: sentences about its trials}.
     """
 
     study: Study
@@ -151,7 +151,7 @@ class ComparisonResult:
 def run_comparison(
     study: Study, folder: Path | str, processes: int = 2, device: str = "cpu", progress: bool = True
 ) -> ComparisonResult:
-    """Run what is missing in ``folder`` and say what was found. Finished arms are not repeated."""
+    """Run what is missing in ``folder`` and return the results. Finished arms are not repeated."""
     folder, began = Path(folder), time.perf_counter()
     task = study.validate()
     record = _record(study, folder)
@@ -162,59 +162,59 @@ def run_comparison(
         for name in study.arms
     ]
     _play(jobs, processes, device, progress, "training")
-    tuning = {name: told for name, (_, told) in tuned.items()}
+    tuning = {name: tried for name, (_, tried) in tuned.items()}
     record |= {"tuning": tuning, "seconds": record["seconds"] + time.perf_counter() - began}
     store.write_json(folder / "study.json", record)
     found = load_results(folder)
-    told = {"standings": {k: v.as_dict() for k, v in found.standings.items()}, "spent": found.spent}
-    store.write_json(folder / "study.json", {**record, "found": told, "memory": found.memory})
+    tables = {"standings": {k: v.as_dict() for k, v in found.standings.items()}, "spent": found.spent}
+    store.write_json(folder / "study.json", {**record, "found": tables, "memory": found.memory})
     return found
 
 
 def load_study(folder: Path | str) -> Study:
-    """The study that a folder holds."""
+    """Return the study in a folder."""
     record = store.read_json(Path(folder) / "study.json")
-    told = record["study"]
-    return Study(**{**told, "arms": {k: Arm(**v) for k, v in told["arms"].items()}, "seeds": tuple(told["seeds"])})
+    saved = record["study"]
+    return Study(**{**saved, "arms": {k: Arm(**v) for k, v in saved["arms"].items()}, "seeds": tuple(saved["seeds"])})
 
 
 def _record(study: Study, folder: Path) -> dict[str, Any]:
     path = folder / "study.json"
-    told = start.json_roundtrip(asdict(study))
+    new = start.json_roundtrip(asdict(study))
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise RunError(f"{folder} holds something else and no study.json: give a new folder with --out")
-        record = {"study": told, "seconds": 0.0, **provenance()}
+            raise RunError(f"{folder} holds other files and no study.json: give a new folder with --out")
+        record = {"study": new, "seconds": 0.0, **provenance()}
         store.write_json(path, record)
         return record
     record = store.read_json(path)
-    old = {**record["study"], "seeds": told["seeds"]}  # more seeds make a study larger, and no other one
-    if found := diff_settings(old, told):
+    old = {**record["study"], "seeds": new["seeds"]}  # a study may get more seeds
+    if found := diff_settings(old, new):
         raise RunError(f"{folder} holds another study ({'; '.join(found[:3])}): use its settings, or a new folder")
-    if lost := sorted(set(record["study"]["seeds"]) - set(told["seeds"])):
+    if lost := sorted(set(record["study"]["seeds"]) - set(new["seeds"])):
         raise RunError(f"{folder} holds seeds {lost} that this study leaves out: seeds are not chosen by their results")
     fresh, continued = provenance(), record.get("continued", [])
     last = continued[-1] if continued else record
     if any(fresh[k] != last[k] for k in ("commit", "versions")):
         warnings.warn(
-            f"{folder} was begun by other code ({_source(record)}; this is {_source(fresh)}): its finished runs are "
-            "kept as they are, so arms may differ by their code too. Give a new folder to compare by this code alone.",
+            f"{folder} was begun by other code ({_source(record)}; this is {_source(fresh)}). Its finished runs are "
+            "kept, so arms may differ by their code too. Give a new folder to use this code for all arms.",
             stacklevel=3,
         )
         record["continued"] = [*continued, fresh]
-    return {**record, "study": told}
+    return {**record, "study": new}
 
 
-def _source(told: dict[str, Any]) -> str:
-    """Name the code of a record."""
-    versions = ", ".join(f"{k} {v}" for k, v in told["versions"].items())
-    return f"commit {told['commit'][:10]}, {versions}" if told["commit"] else versions
+def _source(record: dict[str, Any]) -> str:
+    """Return the commit and versions of a record as text."""
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    return f"commit {record['commit'][:10]}, {versions}" if record["commit"] else versions
 
 
 def _tuned(
     study: Study, task: Task, folder: Path, processes: int, device: str, progress: bool
 ) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """{arm: (the settings that did best on the tuning seed, every candidate and its score)}"""
+    """Return {arm: (the settings with the best score on the tuning seed, every candidate and its score)}."""
     if study.tune == 1:
         return {name: ({}, []) for name in study.arms}
     plans = {name: candidates(arm, study.tune) for name, arm in study.arms.items()}
@@ -226,18 +226,18 @@ def _tuned(
     _play(list(jobs.values()), processes, device, progress, "tuning")
     found = {}
     for name, plan in plans.items():
-        told = []
+        scores = []
         for i, given in enumerate(plan):
             result = arms.result(jobs[name, i].folder)
             assert result is not None
-            told.append({"settings": given, "score": float(result["outcomes"][task.metric].mean())})
+            scores.append({"settings": given, "score": float(result["outcomes"][task.metric].mean())})
         sign = 1 if task.better == "higher" else -1
-        found[name] = (max(told, key=lambda t: sign * t["score"])["settings"], told)
+        found[name] = (max(scores, key=lambda t: sign * t["score"])["settings"], scores)
     return found
 
 
 def candidates(arm: Arm, n: int) -> list[dict[str, Any]]:
-    """n candidates of settings: as many for every arm. The method's own (``TUNE``), or multiples of its rate."""
+    """Return n candidate settings: the method's own (``TUNE``), or multiples of its learning rate."""
     if arm.method == find.NONE:
         return [{}]
     method = find.method(arm.method)
@@ -251,7 +251,7 @@ def candidates(arm: Arm, n: int) -> list[dict[str, Any]]:
 
 
 def _play(jobs: list[Job], processes: int, device: str, progress: bool, said: str) -> None:
-    """The starts that the jobs need, then the jobs."""
+    """Make the starting policies that the jobs need, then run the jobs."""
     needed = {}
     for job in jobs:
         a = arms.begin(job.args)
@@ -262,25 +262,25 @@ def _play(jobs: list[Job], processes: int, device: str, progress: bool, said: st
 
 
 def load_results(folder: Path | str) -> ComparisonResult:
-    """What the arms of a study in ``folder`` have written; all of them must have finished."""
+    """Return the results of a study's arms. Raise RunError if one has not finished."""
     folder, study = Path(folder), load_study(folder)
     record, task = store.read_json(folder / "study.json"), study.validate()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in study.arms}
     for name in study.arms:
         for seed in study.seeds:
-            told = arms.result(folder / "arms" / name / str(seed))
-            if told is None:
+            one = arms.result(folder / "arms" / name / str(seed))
+            if one is None:
                 raise RunError(f"arm {name!r}, seed {seed} of {folder} has not finished: run the same command again")
-            results[name].append(told)
-    reported = [t["outcomes"] for told in results.values() for t in told]  # environments need not report success
+            results[name].append(one)
+    reported = [t["outcomes"] for seeds in results.values() for t in seeds]  # environments need not report success
     metrics: Mapping[str, tuple[str, str]] = {k: v for k, v in task.metrics.items() if all(k in o for o in reported)}
     values = {
-        metric: {name: torch.stack([t["outcomes"][metric] for t in told]) for name, told in results.items()}
+        metric: {name: torch.stack([t["outcomes"][metric] for t in seeds]) for name, seeds in results.items()}
         for metric in metrics
     }
     spent = {
-        name: {unit: sum(t["spent"][unit] for t in told) / len(told) for unit in told[0]["spent"]}
-        for name, told in results.items()
+        name: {unit: sum(t["spent"][unit] for t in seeds) / len(seeds) for unit in seeds[0]["spent"]}
+        for name, seeds in results.items()
     }
     tables = {}
     for metric, (what, unit) in metrics.items():
@@ -294,9 +294,9 @@ def load_results(folder: Path | str) -> ComparisonResult:
             {name: s["seconds"] for name, s in spent.items()},
             {name: s["denoiser_calls"] for name, s in spent.items()},
         )
-    memory = {name: max(t["memory"] for t in told) for name, told in results.items()}
-    cpu = {name: sum(t["cpu"] for t in told) / len(told) for name, told in results.items()}
-    notes = {name: tuple(dict.fromkeys(n for t in told for n in t.get("notes", ()))) for name, told in results.items()}
+    memory = {name: max(t["memory"] for t in seeds) for name, seeds in results.items()}
+    cpu = {name: sum(t["cpu"] for t in seeds) / len(seeds) for name, seeds in results.items()}
+    notes = {k: tuple(dict.fromkeys(n for t in seeds for n in t.get("notes", ()))) for k, seeds in results.items()}
     return ComparisonResult(
         study, values, tables, spent, cpu, memory, record.get("tuning", {}), record["seconds"], notes
     )

@@ -1,4 +1,4 @@
-"""What a study found, in the terminal and as one HTML page."""
+"""Results of a study, in the terminal and as one HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from denoiserl.report.standings import print_standings, standings_section
 
 
 def print_tables(found: ComparisonResult, console: Console | None = None) -> None:
-    """The table of the main metric with its verdicts, and the other metrics' tables."""
+    """Print the table of the main metric with its verdicts, and the tables of the other metrics."""
     console = console or Console()
     for table in found.standings.values():
         print_standings(table, console)
@@ -29,15 +29,13 @@ def print_tables(found: ComparisonResult, console: Console | None = None) -> Non
 
 
 def note_lines(notes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the sentences that belong to trials, those that all policies share once and without a name."""
-    shared = [
-        n for n in dict.fromkeys(n for said in notes.values() for n in said) if all(n in v for v in notes.values())
-    ]
+    """Return the sentences about trials; a sentence that all policies share appears once, without a name."""
+    shared = [n for n in dict.fromkeys(n for v in notes.values() for n in v) if all(n in v for v in notes.values())]
     return [*shared, *(f"{name}: {n}" for name, some in notes.items() for n in some if n not in shared)]
 
 
 def write(found: ComparisonResult, folder: Path, out: Path | None = None) -> Path:
-    """The page, ``folder/report.html`` if nowhere else."""
+    """Write the HTML page, by default ``folder/report.html``, and return its path."""
     study = found.study
     (main, table), *others = found.standings.items()
     sections = [standings_section(table)]
@@ -47,30 +45,31 @@ def write(found: ComparisonResult, folder: Path, out: Path | None = None) -> Pat
     sections.append(_cost(found))
     if any(found.tuning.values()):
         sections.append(_tuning(found.tuning))
-    told = {k: v for k, v in asdict(study).items() if k != "arms"}
+    settings = {k: v for k, v in asdict(study).items() if k != "arms"}
     arms = {name: " ".join([a.method, *(f"{k}={v}" for k, v in a.settings.items())]) for name, a in study.arms.items()}
-    pieces: list[Piece] = [Settings("Arms", arms), Settings("Study", told), Code(command(study))]
-    sections.append(Section("Settings, and how to do it again", pieces))
+    pieces: list[Piece] = [Settings("Arms", arms), Settings("Study", settings), Code(command(study))]
+    sections.append(Section("Settings and command", pieces))
     many = f"{len(study.seeds)} training seeds" if len(study.seeds) > 1 else "one training seed"
     lead = (
         f"{len(study.arms)} arms on {study.task}, {study.budget:g} {study.unit} each, {many}, {study.trials} held-out "
-        "trials a policy. Arms share seeds, starting policies of a kind, and trials; nothing is selected on the trials."
+        "trials per policy. Arms share seeds, starting policies of a kind, and trials; nothing is selected on the "
+        "trials."
     )
     return write_page(out or folder / "report.html", f"{' and '.join(study.arms)} on {study.task}", sections, lead)
 
 
 def command(study: Study) -> str:
-    """The command line of a study."""
+    """Return the command line of a study."""
     methods = ",".join(f"{name}={a.method}" + (f"@{a.kind}" if a.kind else "") for name, a in study.arms.items())
-    said = [
+    words = [
         f"denoiserl compare --task {study.task} --methods {methods} --budget {study.budget:g}",
         f"--unit {study.unit.replace(' ', '-')} --seeds {' '.join(map(str, study.seeds))}",
         f"--trials {study.trials} --tuning-runs {study.tune}",
     ]
     settings = [f"{name}.{k}={v}" for name, a in study.arms.items() for k, v in a.settings.items()]
-    said += [f"--set {' '.join(settings)}"] if settings else []
-    said += [f"--task.{k.replace('_', '-')} {v}" for k, v in study.base.items()]
-    return " ".join(said)
+    words += [f"--set {' '.join(settings)}"] if settings else []
+    words += [f"--task.{k.replace('_', '-')} {v}" for k, v in study.base.items()]
+    return " ".join(words)
 
 
 def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | None:
@@ -85,7 +84,7 @@ def _curves(study: Study, metric: str, unit: str, folder: Path) -> Section | Non
         return None
     figure = make_figure(
         lambda theme: learning_curves(arms, key, study.unit, unit=unit, marks=levels, theme=theme),
-        f"Held-out {metric} while learning: means over seeds with 95 % intervals, on trials other than the table's.",
+        f"Held-out {metric} during learning: means over seeds with 95 % intervals, on trials other than the table's.",
         f"Learning curves of {', '.join(arms)}",
     )
     return Section("Learning curves", [figure])
@@ -103,17 +102,17 @@ def _cost(found: ComparisonResult) -> Section:
         (name, spent["seconds"], found.cpu[name], found.memory[name], *(v for u, v in spent.items() if u != "seconds"))
         for name, spent in found.spent.items()
     ]
-    note = Note("Means over seeds; seconds are of training alone, memory is the most of the whole process.")
-    return Section("What it cost", [Table(head, rows), note])
+    note = Note("Means over seeds; seconds count training only, memory is the largest of the whole process.")
+    return Section("Cost", [Table(head, rows), note])
 
 
 def _tuning(tuning: Mapping[str, list[dict[str, Any]]]) -> Section:
     rows = []
-    for name, told in tuning.items():
-        best = max((t["score"] for t in told), default=0.0)
-        for t in told:
+    for name, tried in tuning.items():
+        best = max((t["score"] for t in tried), default=0.0)
+        for t in tried:
             rows.append(
                 (name, ", ".join(f"{k}={v:g}" for k, v in t["settings"].items()), t["score"], t["score"] == best)
             )
-    said = [(arm, settings, score, "taken" if taken else "") for arm, settings, score, taken in rows]
-    return Section("Tuning", [Fold("Every candidate", [Table(("arm", "settings", "score", ""), said)])])
+    table = [(arm, settings, score, "used" if best else "") for arm, settings, score, best in rows]
+    return Section("Tuning", [Fold("Every candidate", [Table(("arm", "settings", "score", ""), table)])])

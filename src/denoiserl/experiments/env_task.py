@@ -1,4 +1,4 @@
-"""A task made of any environment: what ``eval --env`` judges policies on."""
+"""A task made of any environment: the one that ``eval --env`` evaluates policies on."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from denoiserl.tasks.base import Task
 
 
 def env_task(word: str, execute: int | None = None, ticks: int | None = None) -> Task:
-    """The task of acting in an environment: the return, and success where the environment reports ``info["success"]``.
+    """Return the task of acting in an environment: the return, and success if it reports ``info["success"]``.
 
-    A policy with a history is shown its last observations. ``execute``: actions of a chunk that are executed before the
-    policy plans again (None: as the policy carries, or all).
+    A policy with a history gets its last observations. ``execute``: actions of a chunk that are executed before the
+    policy plans again (None: the policy's own number, or all). ``ticks``: the most environment steps per episode.
     """
     env = environment(word, ticks)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-        seen = shown(env, policy)
-        probe = Collector(seen, 1)
+        stacked = shown(env, policy)
+        probe = Collector(stacked, 1)
         probe.close()
         suits(policy, probe, "the policy")
-        return evaluate(eval_actor(policy, execute), seen, n, seed).outcomes
+        return evaluate(eval_actor(policy, execute), stacked, n, seed).outcomes
 
     def look(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
         return episode_video(eval_actor(policy, execute), shown(env, policy), n, seed)

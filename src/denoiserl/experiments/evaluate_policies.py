@@ -1,4 +1,4 @@
-"""Trials of finished policies: blind, interleaved, on the same starts; stopped early where that was asked for."""
+"""Trials of finished policies: blind, interleaved, on the same starts, optionally stopped early."""
 
 from __future__ import annotations
 
@@ -38,20 +38,23 @@ from denoiserl.stats.trial import write as write_trials
 from denoiserl.tasks.base import Task
 
 BLOCK = 25
-"""starts that a policy tries before the next one's turn"""
+"""starts per policy in a block, when trials may stop early"""
 
 RECORD, PLOT = "eval.json", "plot.png"
 OWN = (RECORD, PLOT, "trials.jsonl")
 """files of every evaluation"""
 
 PoliciesToEvaluate = Mapping[str, tuple[Policy, Any]]
-"""{name: (policy, the place that it computes in)}"""
+"""{name: (policy, its DeviceConfig)}"""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """``values`` {metric: {name: [n]}} (the main metric first), ``tables`` {metric: Standings} of several policies,
-    ``stopped``: how an early end came about, or ""; ``notes`` {name: sentences that belong to its numbers}."""
+    """Results of an evaluation.
+
+    ``values`` {metric: {name: [n]}} (the main metric first); ``tables`` {metric: ComparisonTable} of several policies;
+    ``stopped``: why trials ended early, or ""; ``notes`` {name: sentences about its numbers}.
+    """
 
     task: str
     seed: int
@@ -65,7 +68,7 @@ class EvaluationResult:
 
     @property
     def trials(self) -> int:
-        """Trials of each policy."""
+        """number of trials per policy"""
         return len(next(iter(next(iter(self.values.values())).values())))
 
 
@@ -78,14 +81,14 @@ def evaluate_policies(
     early: bool = False,
     progress: bool = True,
 ) -> EvaluationResult:
-    """``trials`` of each policy on the same starts. Whose turn it is, is drawn by lot and hidden from the task.
+    """Run ``trials`` of each policy on the same starts, in a random order that is hidden from the task.
 
-    ``early``: starts come in blocks, and after each the outcomes (0 or 1) enter a ``SequentialComparison``: when it is
-    done the trials stop, and the verdicts are the race's, valid whenever it stops.
+    ``early``: starts come in blocks, and the outcomes (0 or 1) of each block enter a ``SequentialComparison``. The
+    trials stop when it is done. Its verdicts are valid whenever it stops.
     """
     prints = {name: fingerprint(policy.denoiser.state_dict()) for name, (policy, _) in policies.items()}
-    told: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in policies}
-    heard: dict[str, list[str]] = {name: [] for name in policies}
+    outcomes: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in policies}
+    remarked: dict[str, list[str]] = {name: [] for name in policies}
     race = SequentialComparison(list(policies), level) if early else None
     size = BLOCK if early else trials
     shown = progress and sys.stderr.isatty()
@@ -95,19 +98,19 @@ def evaluate_policies(
             n = min(size, trials - block * size)
             for name in _order(list(policies), Rng(seed + block)):
                 policy, place = policies[name]
-                with place.activate(), remarks() as said:
-                    told[name].append(task.evaluate(policy, seed + 7919 * block, n))
-                heard[name] += said
+                with place.activate(), remarks() as sentences:
+                    outcomes[name].append(task.evaluate(policy, seed + 7919 * block, n))
+                remarked[name] += sentences
                 bar.advance(job, n)
-            if race is not None and _decided(race, {name: t[-1] for name, t in told.items()}, task):
+            if race is not None and _decided(race, {name: t[-1] for name, t in outcomes.items()}, task):
                 break
     for name, (policy, _) in policies.items():
         if fingerprint(policy.denoiser.state_dict()) != prints[name]:
             raise InvalidInputError(
-                f"policy {name!r} changed during its trials: they are of two policies and mean nothing"
+                f"policy {name!r} changed during its trials, which is not allowed: evaluate a copy of it"
             )
-    metrics = _metrics(task, told)
-    values = {m: {name: torch.cat([t[m] for t in ts]) for name, ts in told.items()} for m in metrics}
+    metrics = _metrics(task, outcomes)
+    values = {m: {name: torch.cat([t[m] for t in ts]) for name, ts in outcomes.items()} for m in metrics}
     words = {m: task.metrics.get(m, WORDS.get(m, (m, ""))) for m in metrics}
     tables = {}
     if len(policies) > 1:
@@ -115,34 +118,34 @@ def evaluate_policies(
             better = task.better if m == metrics[0] else "lower" if m == REACHED else "higher"
             have = torch.stack([~v.isnan() for v in values[m].values()]).all(0)
             if int(have.sum()) < 2:
-                continue  # trials that all policies have such a number in are too few to compare
+                continue  # too few trials in which all policies have this metric
             what = words[m][0] + ("" if bool(have.all()) else f", in the {int(have.sum())} trials where all have it")
             tables[m] = standings({k: v[have][None] for k, v in values[m].items()}, m, what, words[m][1], better, level)
     stopped = ""
     if race is not None:
         tables = {metrics[0]: with_race_verdicts(tables[metrics[0]], race)}
         verdicts = [f"{a} above {b}" for a, b in race.separated]
-        n = sum(len(t[metrics[0]]) for t in next(iter(told.values())))
+        n = sum(len(t[metrics[0]]) for t in next(iter(outcomes.values())))
         stopped = (
-            f"The race of {n} starts {'is decided' if race.done else 'is not decided'}: "
-            f"{', '.join(verdicts) or 'nobody is ahead'} (all verdicts together err with probability {level:g})."
+            f"The comparison over {n} starts {'is decided' if race.done else 'is not decided'}: "
+            f"{', '.join(verdicts) or 'no policy is better'} (all verdicts together err with probability {level:g})."
         )
-    notes = {name: (*dict.fromkeys(said), *_constant(values, name)) for name, said in heard.items()}
+    notes = {name: (*dict.fromkeys(sentences), *_constant(values, name)) for name, sentences in remarked.items()}
     return EvaluationResult(task.name, seed, level, values, prints, words, tables, stopped, notes)
 
 
 def _constant(values: Mapping[str, Mapping[str, Tensor]], name: str) -> list[str]:
-    """The sentence on metrics that do not vary over a policy's trials, so that an interval of scores has no width."""
+    """Return a sentence about metrics that are equal in all of a policy's trials, whose intervals have no width."""
     have = {m: v[name][~v[name].isnan()] for m, v in values.items()}
     flat = [
         f"{m} is {v[0]:g}" for m, v in have.items() if len(v) > 1 and v[0] not in (0, 1) and bool((v == v[0]).all())
     ]
-    said = "so these intervals have no width and tell nothing of other trials"
-    return [f"The same in every trial, {said}: {', '.join(flat)}."] if flat else []
+    effect = "so these intervals have no width and do not predict other trials"
+    return [f"The same in every trial, {effect}: {', '.join(flat)}."] if flat else []
 
 
 def with_race_verdicts(table: ComparisonTable, race: SequentialComparison) -> ComparisonTable:
-    """The table with the race's own verdicts: tests that are meant for one look are void once trials stopped early."""
+    """Return the table with the verdicts of ``race``: tests for a single look are invalid after an early stop."""
     apart, pairs = {frozenset(pair) for pair in race.separated}, len(table.contrasts)
     contrasts = tuple(
         replace(
@@ -160,16 +163,16 @@ def with_race_verdicts(table: ComparisonTable, race: SequentialComparison) -> Co
 
 
 def _order(names: list[str], rng: Rng) -> list[str]:
-    """Whose turn it is in a block: by lot."""
+    """Return the random order of the policies in a block."""
     if len(names) == 1:
         return names
     drawn = Plan.of(names, [0], rng)
     return [drawn.reveal()[label] for label, _ in drawn]
 
 
-def _metrics(task: Task, told: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> list[str]:
-    """The metrics of all trials: success first where the environment reports it, then as the task names them."""
-    shared = set.intersection(*(set(t) for ts in told.values() for t in ts))
+def _metrics(task: Task, outcomes: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> list[str]:
+    """Return the metrics of all trials: success first if the environment reports it, then in the task's order."""
+    shared = set.intersection(*(set(t) for ts in outcomes.values() for t in ts))
     named = [m for m in (*task.metrics, *sorted(shared)) if m in shared]
     first = ["success"] if "success" in shared and task.metric == "return" else []
     return list(dict.fromkeys([*first, *named]))
@@ -177,11 +180,9 @@ def _metrics(task: Task, told: Mapping[str, Sequence[Mapping[str, Tensor]]]) -> 
 
 def _decided(race: SequentialComparison, block: Mapping[str, Mapping[str, Tensor]], task: Task) -> bool:
     metric = _metrics(task, {k: [v] for k, v in block.items()})[0]
-    columns = {name: told[metric] for name, told in block.items()}
+    columns = {name: outcomes[metric] for name, outcomes in block.items()}
     if not all(bool(((v == 0) | (v == 1)).all()) for v in columns.values()):
-        raise InvalidInputError(
-            f"{metric} is not 0 or 1, and only successes are tested one by one: leave --sequential (early=True) out"
-        )
+        raise InvalidInputError(f"{metric} is not 0 or 1: stopping early needs successes; evaluate all trials instead")
     sign = task.better == "higher"
     for i in range(len(next(iter(columns.values())))):
         if not race.done:
@@ -190,21 +191,23 @@ def _decided(race: SequentialComparison, block: Mapping[str, Mapping[str, Tensor
 
 
 def intervals(found: EvaluationResult) -> dict[str, tuple[Interval, bool]]:
-    """Return the intervals of a single policy over the trials that have such a number, and whether they are rates to
-    be read in percent. A metric that fewer than two trials have is left out."""
+    """Return {metric: (interval, is it in percent)} of a single policy, over the trials that have the metric.
+
+    A metric that fewer than two trials have is left out.
+    """
     each = {m: _interval(next(iter(values.values()))) for m, values in found.values.items()}
     return {m: (one, found.words[m][1] == "%") for m, one in each.items() if one is not None}
 
 
 def _interval(values: Tensor) -> Interval | None:
-    """The interval over the trials that have a number, None of fewer than two where one tells nothing."""
+    """Return the interval over the trials that have a number; None if there are too few for one."""
     have = values[~values.isnan()]
     rate = bool(((have == 0) | (have == 1)).all())
     return auto_interval(have)[0] if len(have) > 1 or (rate and len(have)) else None
 
 
 def print_tables(found: EvaluationResult, metrics: Sequence[str] = ()) -> None:
-    """The tables of several policies in the terminal."""
+    """Print the tables of several policies in the terminal."""
     console = Console()
     for name in (m for m in metrics or found.tables if m in found.tables):
         print_standings(found.tables[name], console)
@@ -216,7 +219,7 @@ def print_tables(found: EvaluationResult, metrics: Sequence[str] = ()) -> None:
 
 
 def as_dict(found: EvaluationResult, metrics: Sequence[str] = ()) -> dict[str, Any]:
-    """{metric: interval} of one policy, {metric: standings} of several."""
+    """Return {metric: interval} of one policy, {metric: table} of several."""
     if found.tables:
         return {m: found.tables[m].as_dict() for m in metrics or found.tables if m in found.tables}
     return {m: each.as_dict() for m, (each, _) in intervals(found).items() if not metrics or m in metrics}
@@ -242,8 +245,10 @@ def write(
     folder: Path,
     media: bool = True,
 ) -> None:
-    """``eval.json``, ``trials.jsonl``, the plot of the main metric and pictures of every policy, in the place of those
-    of an earlier evaluation. Raise RunError if ``folder`` holds other files."""
+    """Write ``eval.json``, ``trials.jsonl``, the plot of the main metric and pictures of every policy.
+
+    They replace those of an earlier evaluation. Raise RunError if ``folder`` holds other files.
+    """
     for name in require_free_folder(folder):
         (folder / name).unlink()
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,7 +258,7 @@ def write(
         rubric = found.words[m][0]
         starts = tuple(range(found.seed * 1_000_000, found.seed * 1_000_000 + found.trials))
         for name, v in values.items():
-            known = [(s, x) for s, x in zip(starts, v.tolist(), strict=True) if x == x]  # no number, no trial
+            known = [(s, x) for s, x in zip(starts, v.tolist(), strict=True) if x == x]  # NaN: the trial has no number
             if known:
                 tried, gave = zip(*known, strict=True)
                 rows.append(Trials(found.prints[name], found.task, m, tried, gave, None, rubric))
@@ -269,27 +274,29 @@ def write(
                 kept = file if len(policies) == 1 else f"{name} {file}"
                 pictures[kept] = data if isinstance(data, bytes) else data.encode()
     each = {m: {k: _interval(v) for k, v in values.items()} for m, values in found.values.items()}
-    told = {m: {k: None if i is None else i.as_dict() for k, i in of.items()} for m, of in each.items()}
+    saved = {m: {k: None if i is None else i.as_dict() for k, i in of.items()} for m, of in each.items()}
     record = {
         "task": found.task,
         "seed": found.seed,
         "trials": found.trials,
         "policies": {k: {"fingerprint": found.prints[k], "path": paths[k]} for k in policies},
         "metrics": {
-            m: {"what": found.words[m][0], "unit": found.words[m][1], "policies": told[m]} for m in found.values
+            m: {"what": found.words[m][0], "unit": found.words[m][1], "policies": saved[m]} for m in found.values
         },
         "standings": found.tables[main].as_dict() if found.tables else None,
         "stopped": found.stopped,
-        "notes": {name: list(said) for name, said in found.notes.items()},
+        "notes": {name: list(sentences) for name, sentences in found.notes.items()},
         "files": [PLOT, *pictures],
     }
-    store.write_json(folder / RECORD, record)  # before the pictures, so that those of a stopped writer are known
+    store.write_json(
+        folder / RECORD, record
+    )  # before the pictures, so that an interrupted write leaves no unknown files
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
 
 
 def single_table(found: EvaluationResult, metric: str) -> ComparisonTable:
-    """The table of one policy."""
+    """Return the table of one policy."""
     ((name, values),) = found.values[metric].items()
     each = auto_interval(values)[0]
     what, unit = found.words[metric]

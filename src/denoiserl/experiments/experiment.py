@@ -1,4 +1,4 @@
-"""An experiment: a recipe on a task. A starting policy, then the method, with held-out numbers and the best one kept.
+"""An experiment: a recipe on a task, with held-out evaluations; the best and the last policy are kept.
 
 It is a program of the runner (``Args`` and ``train``): ``denoiserl run dppo --task env --env pusht`` runs it.
 """
@@ -20,15 +20,15 @@ from denoiserl.tasks.base import Task, means
 from denoiserl.train import Run
 
 EVALUATIONS = 4
-"""held-out evaluations while a method learns, evenly over its iterations"""
+"""number of held-out evaluations during learning, evenly over its iterations"""
 
 
 @dataclass(frozen=True)
 class Args:
-    """What decides the numbers of a run."""
+    """Settings that determine the numbers of a run."""
 
     recipe: str
-    """the method: a recipe of this package, a dotted module or a file of yours"""
+    """the method: a recipe of this package, a dotted module or a file"""
     args: dict[str, Any] = field(default_factory=dict)
     """the method's settings"""
     task: str = "env"
@@ -36,9 +36,9 @@ class Args:
     task_args: dict[str, Any] = field(default_factory=dict)
     """the task's settings"""
     start: str | None = None
-    """the kind of starting policy (None: what the method asks for, or the task's first)"""
+    """the kind of starting policy (None: the method's, or the task's first)"""
     seed: int = 0
-    """of everything that is drawn"""
+    """random seed"""
     eval_every: int | None = None
     """iterations between held-out evaluations (None: four evaluations, evenly)"""
 
@@ -54,16 +54,16 @@ def task_of(args: Args) -> Task:
 
 
 def inputs(args: Args) -> dict[str, Any]:
-    """Return the settings that may name files: what they hold must not change while a run goes on."""
+    """Return the settings that may name files; the contents of these files must not change during a run."""
     recipe = {"recipe": args.recipe} if args.recipe.endswith(".py") else {}
     task = {} if args.task in tasks.TASKS else {"task": args.task}
     return {**recipe, **task, "args": args.args, "task_args": args.task_args}
 
 
 def about(args: Args) -> dict[str, Any]:
-    """Return what a run's record says of itself: name, docstring, options, and defaults of the options.
+    """Return a run's description for its record: name, docstring, options, and defaults of the options.
 
-    Options of the method have their own name, those of the task are called ``task.NAME``.
+    Options of the method have their own names; those of the task are called ``task.NAME``.
     """
     recipe, own = resolve.method(args.recipe), tasks.args_type(args.task)
     usual = getattr(recipe, "DEFAULT_TASK", None)
@@ -82,9 +82,9 @@ def about(args: Args) -> dict[str, Any]:
 
 
 def grows(args: Mapping[str, Any]) -> bool:
-    """Return whether a run with these settings, as JSON, may go on to more iterations than it was begun with.
+    """Return whether a run with these settings, as JSON, may be resumed with more iterations.
 
-    A recipe says so by ``GROWS``: the settings under which no schedule of its own depends on their number.
+    A recipe allows it by ``GROWS``: the settings under which none of its schedules depends on the number of iterations.
     """
     needs = getattr(resolve.method(args["recipe"]), "GROWS", None)
     settings = {**vars(resolve.settings(args["recipe"], {})), **args["args"]}
@@ -110,8 +110,8 @@ def run_recipe(
 ) -> Iterator[dict]:
     """Yield the rows of a recipe on a task: those of its starting policy, then those of its improvement.
 
-    ``start``: the kind of starting policy (None: what the recipe asks for, or the task's first). The policy is kept as
-    ``last``, the one with the best held-out number as ``best``.
+    ``start``: the kind of starting policy (None: the recipe's, or the task's first). The final policy is kept as
+    ``last``, the one with the best held-out metric as ``best``.
     """
     run = run or Run()
     task.require_signal(
@@ -141,13 +141,13 @@ def improve_with_eval(
     run: Run,
     eval_every: int | None = None,
 ) -> Iterator[dict]:
-    """Yield the rows of an improvement, with held-out numbers every ``eval_every`` iterations and in the last one.
+    """Yield the rows of an improvement, with held-out metrics every ``eval_every`` iterations and in the last one.
 
-    The trials are other ones than ``eval``'s; where a task's held-out set is finite (prompts, grids), the two share
-    members, and only ``last`` is unselected.
+    The trials differ from those of ``denoiserl eval``. If a task's held-out set is finite (prompts, grids), the two
+    share members, and only ``last`` is unselected.
     """
     if eval_every is not None and eval_every < 1:
-        raise RunError(f"eval_every={eval_every}: evaluations need at least one iteration between them")
+        raise RunError(f"eval_every={eval_every}: give at least one iteration between evaluations")
     since: dict[str, int] = {}
     for row in improve(method, signal, task, policy, args, seed, run):
         if (at := run.current_loop()) is not None:
@@ -161,7 +161,7 @@ def improve_with_eval(
 
 
 def evaluate_and_keep_best(task: Task, policy: Policy, seed: int, run: Run) -> dict[str, float]:
-    """Return means over ``task.num_eval_trials`` held-out trials; the policy is kept if it is the best so far."""
+    """Return means over ``task.num_eval_trials`` held-out trials, and keep the policy if it is the best so far."""
     found = means(task.evaluate(policy, seed + 900, task.num_eval_trials))
     run.best(policy, found[task.metric] * (1 if task.better == "higher" else -1))
     return {f"eval/{k}": v for k, v in found.items()}

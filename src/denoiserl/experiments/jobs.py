@@ -1,8 +1,8 @@
-"""Runs side by side, each in a process of its own: as many at once as asked for, with one bar for all.
+"""Runs in parallel, each in its own process, with one progress bar for all.
 
-A job is a recipe-shaped module, its args and a folder. Processes and not threads: torch's small operations hold the
-interpreter, and a job that dies takes nobody along. Ctrl-C reaches all of them; each saves and stops, and the same
-command goes on.
+A job is a program, its args and a folder. Jobs are processes, not threads: torch's small operations hold the
+interpreter lock, and a job that crashes stops no other. Ctrl-C reaches all of them; each saves and stops, and the same
+command resumes them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CODE = "import sys; from denoiserl.experiments.jobs import work; work(sys.argv[1
 
 @dataclass(frozen=True)
 class Job:
-    """``module``: a module of this package with Args and train. ``label``: what the bar and errors call it."""
+    """``module``: a module of this package with Args and train. ``label``: the job's name in the bar and in errors."""
 
     module: str
     args: Any
@@ -37,13 +37,13 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Has it come to its end?"""
+        """True if the job's run has finished."""
         path = self.folder / "run.json"
         return path.exists() and bool(store.read_json(path).get("finished"))
 
 
 def work(spec: str) -> None:
-    """What a process of its own does: read the job's file and run it."""
+    """Read a job's file and run it; called in the job's process."""
     job = store.read_json(Path(spec))
     sys.path[:0] = [p for p in job["path"] if p not in sys.path]
     recipe = importlib.import_module(job["module"])
@@ -52,9 +52,9 @@ def work(spec: str) -> None:
 
 
 def play(jobs: Sequence[Job], processes: int, device: str = "cpu", progress: bool = True, said: str = "") -> None:
-    """Run all jobs that have not finished, ``processes`` at a time; 0 runs them here, one after another.
+    """Run all unfinished jobs, ``processes`` at a time; 0 runs them in this process, one after another.
 
-    A job that fails stops the others from being begun, lets the running ones finish, and raises with its last words.
+    After a job fails no other job starts and the running ones finish; then raise RunError with its last message.
     """
     todo = [job for job in jobs if not job.is_finished]
     if processes == 0:
@@ -78,7 +78,7 @@ def play(jobs: Sequence[Job], processes: int, device: str = "cpu", progress: boo
         except KeyboardInterrupt:
             for _, process in running:
                 process.wait()
-            print("Stopped: what was done is kept. The same command goes on from there.", file=sys.stderr)
+            print("Stopped: finished work is kept. Run the same command again to resume.", file=sys.stderr)
             raise
         finally:
             for _, process in running:
@@ -93,15 +93,21 @@ def _spawn(job: Job, device: str) -> subprocess.Popen[bytes]:
     spec, log = (job.folder.parent / f"{job.folder.name}.{end}" for end in ("job.json", "log"))
     spec.parent.mkdir(parents=True, exist_ok=True)
     paths = [os.getcwd(), *(p for p in sys.path if p)]
-    told = {"module": job.module, "args": to_json(job.args), "folder": str(job.folder), "device": device, "path": paths}
-    store.write_json(spec, told)
+    record = {
+        "module": job.module,
+        "args": to_json(job.args),
+        "folder": str(job.folder),
+        "device": device,
+        "path": paths,
+    }
+    store.write_json(spec, record)
     one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with log.open("wb") as out:
         return subprocess.Popen([sys.executable, "-c", CODE, str(spec)], stdout=out, stderr=out, env=one)
 
 
 class _Bar:
-    """One bar: the share of all jobs' budgets that is spent, an ETA, and what is running."""
+    """One bar: the share of all jobs' budgets that is spent, the time left, and the running jobs."""
 
     def __init__(self, jobs: Sequence[Job], said: str, on: bool) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -131,7 +137,7 @@ class _Bar:
 
 
 def _share(job: Job) -> float:
-    """How much of its budget a running job has spent: what its last row says."""
+    """Return the share of its budget that a running job has spent, by its last row."""
     path, unit, budget = job.folder / "metrics.jsonl", getattr(job.args, "unit", None), getattr(job.args, "budget", 0)
     if unit is None or not path.exists():
         return 0.0

@@ -1,8 +1,7 @@
-"""Methods by name: what the words of a command line, and the records of a study, mean.
+"""Methods by name, as the command line and the records of studies give them.
 
-dppo, ddpo ...              a recipe of this package
-my_method.py                a file of yours with Args, SIGNAL and improve
-none                        no method: the starting policy itself
+dppo, ddpo ...              a recipe of this package my_method.py                a user's file with Args, SIGNAL and
+improve none                        no method: the starting policy itself
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ NONE = "none"
 
 
 def method(word: str) -> ModuleType:
-    """The recipe that ``word`` names."""
+    """Return the module of the recipe that ``word`` names. Raise RunError if there is none."""
     if word in recipes.names():
         return recipes.load(word)
     if not word.endswith(".py") and "." not in word:
@@ -31,7 +30,7 @@ def method(word: str) -> ModuleType:
     for part in ("Args", "improve"):
         if not hasattr(found, part):
             raise RunError(
-                f"{word} has no {part}: a method is a dataclass Args and improve(policy, signal, a, rng, keep)"
+                f"{word} has no {part}: a method has a dataclass Args and improve(policy, signal, args, rng, run)"
             )
     return found
 
@@ -42,7 +41,7 @@ def learns_from(word: str) -> str:
 
 
 def signal_of(recipe: Any) -> str:
-    """Return the kind of signal of a recipe's module: its constant ``SIGNAL``, or what its docstring says."""
+    """Return the kind of signal of a recipe's module: its constant ``SIGNAL``, or the one in its docstring."""
     found = getattr(recipe, "SIGNAL", None) or recipes.read(recipe.__file__).signal
     if found not in recipes.SIGNALS:
         raise RunError(f"{recipe.__name__}: {unknown_name_message(found, recipes.SIGNALS, 'kind of signal')}")
@@ -58,7 +57,7 @@ def start_kind(recipe: Any, args: Any) -> str | None:
 
 
 def settings(word: str, given: Mapping[str, Any]) -> Any:
-    """The method's ``Args`` with the settings ``given``; names and kinds are checked."""
+    """Return the method's ``Args`` with the settings ``given``. Raise RunError for unknown names or wrong types."""
     cls = method(word).Args
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name, value in given.items():

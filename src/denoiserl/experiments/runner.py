@@ -1,11 +1,11 @@
 """The runner: a program, its args and a folder become a run that is recorded, shown, interrupted and resumed.
 
-A program is a module with a dataclass ``Args`` and ``train(args, keep)``, which yields rows of metrics: an experiment
-(a recipe on a task), an arm of a comparison, the demo, or a file of yours.
+A program is a module with a dataclass ``Args`` and ``train(args, run)``, which yields rows of metrics: an experiment (a
+recipe on a task), an arm of a comparison, the demo, or a user's file.
 
-folder/run.json        what the run is: program, args, seed, device, versions, commit, fingerprints of what it was given
-folder/metrics.jsonl   what it told (``journal``), with wall times beside in clock.jsonl and events in tb/
-folder/<stage>/state   where it stands (``train.Run``)
+folder/run.json        program, args, seed, device, versions, commit, fingerprints of the inputs folder/metrics.jsonl
+its metrics (``train.metrics_log``); wall times are in clock.jsonl and events in tb/ folder/<stage>/state   the state of
+its loops (``train.Run``)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from denoiserl.train.progress import Progress
 from denoiserl.train.run_state import Run, Stopped, count_durable_rows
 
 FIXED = ("program", "args", "device", "precision", "threads", "save_every", "env_restart_every")
-"""what must not change within a run: a budget may grow, everything else would make it another run"""
+"""settings that must not change within a run; the budget may grow"""
 
 
 def run(
@@ -58,14 +58,13 @@ def run(
     progress: bool = True,
     tensorboard: bool = True,
 ) -> dict[str, Any]:
-    """Run ``program.train(args, keep)`` in ``folder``, or go on with what the folder holds.
+    """Run ``program.train(args, run)`` in ``folder``, or resume the run that the folder holds.
 
-    Returns ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. A folder that holds a run of
-    other settings raises RunError that names them, and so does other content of a file or folder that they name (data,
-    a module with an environment, a starting policy). More ``iterations`` may be asked for, where the recipe's ``GROWS``
-    says so; environments start afresh where the run had ended. Ctrl-C lets the iteration finish, saves, says how to go
-    on, and raises SystemExit(130) (143 for SIGTERM); a second one stops at once, and the run goes on from its last
-    save.
+    Return ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. Raise RunError if the folder
+    holds a run of other settings, or if a file or folder that they name has changed (data, a module with an
+    environment, a starting policy). More ``iterations`` are allowed if the recipe's ``GROWS`` says so; environments
+    then restart where the run had ended. Ctrl-C lets the iteration finish, saves, prints how to resume, and raises
+    SystemExit(130) (143 for SIGTERM). A second Ctrl-C stops at once, and the run resumes from its last save.
     """
     folder = Path(folder)
     settings = {
@@ -92,14 +91,14 @@ def run(
 
 
 def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:
-    """Go on with the run in ``folder`` from its ``run.json``. ``settings``: progress, tensorboard, budget."""
+    """Resume the run in ``folder`` from its ``run.json``. ``settings``: progress, tensorboard, budget."""
     program, args, record = load_run(folder)
     known = {k: record.get(k) for k in ("device", "precision", "threads", "save_every", "env_restart_every", "budget")}
     return run(program, args, folder, **{**known, **settings})
 
 
 def load_run(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
-    """The program's module, its args, and the record of the run in ``folder``."""
+    """Return the program's module, its args, and the record of the run in ``folder``."""
     record = store.read_json(Path(folder) / "run.json")
     if isinstance(record, dict) and "recipe" in record and "program" not in record:
         raise RunError(
@@ -120,21 +119,21 @@ def _consume(
     journal, shown, last = MetricsLog(run.folder, done, tensorboard), Progress(progress), None
     run.mark, run.watch = journal.mark, shown.tick
     if done:
-        shown.say(f"Going on in {run.folder}, after {done} rows.")
+        shown.say(f"Resuming {run.folder} after {done} rows.")
     if seed is not None:  # networks are initialised from the global generators
         torch.manual_seed(seed)
         numpy.random.seed(seed % 2**32)
         random.seed(seed)
     began = time.perf_counter()
     try:
-        with run.meter.open(), contextlib.closing(program.train(args, run)) as told:
-            for row in told:
+        with run.meter.open(), contextlib.closing(program.train(args, run)) as rows:
+            for row in rows:
                 last = journal.write(row, run.current_loop(), time.perf_counter() - began)
                 shown.row(last)
     except KeyboardInterrupt as stop:
         shown.close()
-        said = str(stop) if isinstance(stop, Stopped) else "Stopped at once: what was saved before is in the folder."
-        print(f"{said} The same command goes on from there ({run.folder}).", file=sys.stderr, flush=True)
+        message = str(stop) if isinstance(stop, Stopped) else "Stopped at once: earlier saves are in the folder."
+        print(f"{message} Run the same command again to resume ({run.folder}).", file=sys.stderr, flush=True)
         number = stop.number if isinstance(stop, Stopped) else 2
         raise SystemExit(128 + number) from None
     finally:
@@ -148,7 +147,7 @@ def _consume(
 def _record(
     folder: Path, settings: dict[str, Any], given: dict[str, str], seed: int | None, program: Any, args: Any
 ) -> dict[str, Any]:
-    """The content of run.json: a new one, or the folder's own if it is of the same run."""
+    """Return the content of run.json: a new one, or the folder's own if it is of the same run."""
     path = folder / "run.json"
     fresh = {
         **settings,
@@ -182,8 +181,8 @@ def _record(
     changed = [at for at in {**(before or {}), **given} if before is not None and before.get(at) != given.get(at)]
     if lost := [at for at in changed if at not in given]:
         raise RunError(
-            f"what {', '.join(lost)} of {folder} names is not found from here: paths without a leading / are looked up "
-            "in the current folder. Give the command where the run began, or put them back."
+            f"the files that {', '.join(lost)} of {folder} names do not exist here: paths without a leading / are "
+            "relative to the current folder. Run the command in the folder where the run began, or put them back."
         )
     if changed:
         raise RunError(
@@ -204,13 +203,13 @@ def _record(
 
 
 def _unborn(folder: Path) -> bool:
-    """Is there nothing of a run yet but its settings? It stopped before its first row and its first save."""
+    """Return whether a folder holds only the settings of a run that stopped before its first row and first save."""
     files = [p for p in folder.iterdir() if p.name not in (".lock", "run.json", "tb")]
     return all(p.is_file() and p.stat().st_size == 0 for p in files)
 
 
 ITERS = ("args", "args.args")
-"""where a program's args may hold ``iterations``: in themselves, or in those of the recipe that they name"""
+"""where a program's args may hold ``iterations``: directly, or in those of their recipe"""
 
 
 def _iters(args: dict[str, Any]) -> int | None:
@@ -220,17 +219,17 @@ def _iters(args: dict[str, Any]) -> int | None:
 
 
 def _about(program: Any, args: Any) -> dict[str, Any]:
-    """Return what the record says of the run: by the program's ``about``, or from its module and its ``Args``."""
+    """Return the description of a run: from the program's ``about``, or from its module and its ``Args``."""
     if hasattr(program, "about"):
         return to_json(program.about(args))
-    name, said = _name(program), {}
+    name, defaults = _name(program), {}
     with contextlib.suppress(TypeError, RunError):  # args without a default have none
-        said = {"defaults": flat(to_json(program.Args()))}
+        defaults = {"defaults": flat(to_json(program.Args()))}
     short = name.removeprefix("denoiserl.")
     doc = program.__doc__ or ""
     return {"name": Path(name).name.removesuffix(".py").rpartition(".")[2], "run": short, "doc": doc} | {
         "options": flat(to_json(args)),
-        **said,
+        **defaults,
     }
 
 
@@ -249,7 +248,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _name(program: Any) -> str:
-    """What finds the program again: its module's name, or its file."""
+    """Return the name that finds the program again: its module, or its file."""
     if hasattr(program, "__recipe__"):
         return program.__recipe__
     spec, file = getattr(program, "__spec__", None), getattr(program, "__file__", None)
@@ -263,7 +262,7 @@ def _name(program: Any) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """When, from which commit, with which versions: what a record says about where it comes from."""
+    """Return the time, the commit and the versions for a record."""
     return {"created": _now(), "commit": _commit(), "versions": _versions()}
 
 
@@ -276,14 +275,14 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the working tree that this module lies in, if there is one; a "+" says that it was edited."""
+    """Return the commit of this module's working tree, if there is one; a "+" marks uncommitted changes."""
     here = Path(__file__).parent
     try:
-        ask = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        told = subprocess.run(ask, capture_output=True, text=True, timeout=5, check=False)
+        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip() or None if told.returncode == 0 else None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _now() -> str:

@@ -1,7 +1,7 @@
-"""Starting policies, each made once for a machine: the pretraining that all arms of all comparisons share.
+"""Starting policies, cached per machine: the pretraining that all arms of all comparisons share.
 
-A start is a run like any other, in a folder named by what decides it: the modules that its task rests on, its settings,
-the seed, and the version of torch. Change a line of the network and it is made anew; change a method and it is not.
+A start is a run like any other. Its folder's name depends on the modules that its task uses, its settings, the seed,
+and the version of torch. So a changed network makes a new start, and a changed method does not.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
 
 
 def cache() -> Path:
-    """Where starting policies are kept: ``DENOISERL_CACHE``, or the user's cache."""
+    """Return the folder of starting policies: ``DENOISERL_CACHE``, or the user's cache."""
     given = os.environ.get("DENOISERL_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "denoiserl"
 
 
 def folder(args: Args, device: str = "cpu") -> Path:
-    """The folder of a start, named by what decides it."""
+    """Return the folder of a start, named by a hash of everything that determines it."""
     place = tasks.locate(args.task)[0]
     settings = [fingerprint([place]), args.task, args.kind, args.base, args.seed, device, torch.__version__]
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -56,7 +56,7 @@ def folder(args: Args, device: str = "cpu") -> Path:
 
 
 def load_start(task: Task, path: Path, args: Args, run: Run) -> Policy:
-    """The start that ``path`` holds; where its networks are not ours to build, it is made anew, in memory."""
+    """Load the start at ``path``; a task that cannot rebuild its networks makes it again, in memory."""
     try:
         return task.load_policy(path / "last", run.device)
     except RunError:
@@ -71,5 +71,5 @@ def load_start(task: Task, path: Path, args: Args, run: Run) -> Policy:
 
 
 def json_roundtrip(base: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they come back from JSON, so that a folder's name does not depend on how they were given."""
+    """Return settings as JSON returns them, so that a folder's name does not depend on tuples or lists."""
     return json.loads(json.dumps(dict(base)))

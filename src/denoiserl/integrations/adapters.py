@@ -1,9 +1,8 @@
 """LoRA adapters (2106.09685) through peft: W x + (α/r) B A x, and only A and B learn.
 
-``lora`` puts them on a policy's model, ``save_lora`` writes them as the file that diffusers or peft reads,
-``load_lora`` reads such a file, and ``merge`` folds them into the weights, after which a pipeline is whole again.
-As long as they have not learned, the reference of an adapted policy is the model with its adapters off and costs no
-memory; of adapters that have learned before, it is a copy of them.
+``lora`` puts them on a policy's model. ``save_lora`` writes them as the file that diffusers or peft reads, and
+``load_lora`` reads it. ``merge`` folds them into the weights. The reference of an adapted policy is the model with its
+adapters off and costs no memory, if they are new. If they were trained before, it is a copy of them.
 """
 
 from __future__ import annotations
@@ -31,26 +30,24 @@ from denoiserl.policy.weights import Weights
 
 PEFT_FILE, DIFFUSERS_FILE = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 LOST = 0.1
-"""The share of what was learned whose loss is told."""
+"""share of the adapters' change that may be lost in ``merge`` without a warning"""
 METADATA = "lora_adapter_metadata"
-"""Where diffusers looks for rank and α in the header of its file."""
+"""key of rank and α in the header of diffusers' file"""
 
 
 def adapt(model: nn.Module, r: int, targets: Sequence[str] | str, alpha: float | None = None, seed: int = 0) -> Any:
     """Return the model with adapters of rank r on ``targets``; the rest is frozen.
 
-    ``targets``: ends of layers' names, or one string as peft reads it, "all-linear" or a regular expression of whole
-    names. α defaults to r. B starts at zero, so the adapted model is the model. ``policy.save`` keeps base and
-    adapters; to load them, make the same adapters first: ``Policy.load(path, net=adapt(model, r, targets))``.
-    Raise RunError if a target is no layer, if the model has adapters, or if it is compiled.
+    ``targets``: ends of layers' names, or one string in peft's form, "all-linear" or a regular expression of whole
+    names. α defaults to r. B starts at zero, so the adapted model equals the model. ``policy.save`` keeps base and
+    adapters; to load them, make the same adapters first: ``Policy.load(path, net=adapt(model, r, targets))``. Raise
+    RunError if a target is no layer, if the model has adapters, or if it is compiled.
     """
     peft = require("peft", "hub")
     if not isinstance(r, int) or r < 1:
-        raise RunError(f"the rank of an adapter is a whole number, at least 1, not {r!r}")
+        raise RunError(f"r={r!r} is no rank of an adapter: give a whole number of at least 1")
     if alpha is not None and alpha <= 0:
-        raise RunError(
-            f"with alpha={alpha} adapters add nothing, or take away: give a positive one, or leave it out for r"
-        )
+        raise RunError(f"alpha={alpha} is not positive: give a positive one, or leave it out for alpha = r")
     _bare(model)
     found = _layers(model, targets)
     targets = targets if isinstance(targets, str) else list(targets)
@@ -62,7 +59,7 @@ def adapt(model: nn.Module, r: int, targets: Sequence[str] | str, alpha: float |
 
 
 def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
-    """The layers that ``targets`` name. Raise RunError if one names none."""
+    """Return the layers that ``targets`` name. Raise RunError if one names none."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
     known = {n: m for n, m in model.named_modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"}
     last = {name.rsplit(".", 1)[-1] for name in known}
@@ -79,7 +76,7 @@ def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
             raise RunError(unknown_name_message(targets, last, "layer to adapt"))
         return hit
     if not targets:
-        raise RunError(f"no layer to adapt is named. Known: {', '.join(sorted(last))}")
+        raise RunError(f"targets names no layer: give some of {', '.join(sorted(last))}")
     hit = []
     for target in targets:
         found = [layer for name, layer in known.items() if name == target or name.endswith(f".{target}")]
@@ -92,7 +89,7 @@ def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
 def _bare(model: nn.Module) -> None:
     """Raise RunError if a model is compiled or has adapters."""
     if "_orig_mod" in model._modules:
-        raise RunError("adapters go under a compiled model: adapt model._orig_mod, then compile what comes out")
+        raise RunError("this model is compiled: adapt model._orig_mod, then compile the result")
     if hasattr(model, "peft_config"):
         off = "take the model underneath, model.unload()" if hasattr(model, "unload") else "load the model anew"
         if hasattr(model, "unload_lora"):  # of diffusers, which has put them into itself
@@ -101,7 +98,7 @@ def _bare(model: nn.Module) -> None:
 
 
 def _wrap(model: nn.Module, config: Any, seed: int = 0) -> Any:
-    """The model under peft, in place. Its own ``save_pretrained`` refuses as long as adapters sit in it."""
+    """Wrap the model by peft, in place. Its ``save_pretrained`` raises while adapters are in it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = require("peft", "hub").get_peft_model(model, config)
@@ -111,7 +108,7 @@ def _wrap(model: nn.Module, config: Any, seed: int = 0) -> Any:
 
 
 def _nets(policy: Policy) -> list[Any]:
-    """The wrapped models of the weights that are active. Raise RunError if there are none."""
+    """Return the wrapped models of the active weights. Raise RunError if there are none."""
     nets = [m for m in policy.denoiser.modules() if isinstance(m, diffusers.Net | transformers.Net)]
     if not nets:
         raise RunError("this policy wraps no model of diffusers or transformers: adapt its network and wrap that")
@@ -121,8 +118,8 @@ def _nets(policy: Policy) -> list[Any]:
 def lora(policy: Policy, r: int, targets: Sequence[str] | str, alpha: float | None = None, seed: int = 0) -> Policy:
     """Return the policy with adapters on the model that it wraps: see ``adapt``.
 
-    Works on models of ``integrations.diffusers`` and ``integrations.transformers``, in place: peft puts its layers into
-    the model.
+    It works on models of ``integrations.diffusers`` and ``integrations.transformers``, in place: peft puts its layers
+    into the model.
     """
     _no_sets(policy)
     for net in _nets(policy):
@@ -131,7 +128,7 @@ def lora(policy: Policy, r: int, targets: Sequence[str] | str, alpha: float | No
 
 
 def _anew(policy: Policy) -> Policy:
-    """The policy whose module has changed in place, with its control and what is executed of its chunks."""
+    """Return the policy with new weights of its changed module; control and execution horizon are kept."""
     weights = Weights(policy.weights.module)
     weights.control, weights.execute = policy.weights.control, policy.weights.execute
     return replace(policy, weights=weights)
@@ -140,17 +137,19 @@ def _anew(policy: Policy) -> Policy:
 def _no_sets(policy: Policy) -> None:
     if policy.weights.sets:
         raise RunError(
-            f"the policy keeps {', '.join(policy.weights.sets)} already: add adapters before keeping weights"
+            f"the policy holds the weights {', '.join(policy.weights.sets)} already: add adapters before them"
         )
 
 
 def _adapters(net: Any) -> tuple[Any, str]:
-    """The model that adapters sit in, and the name of the only one. Raise RunError if there is none, or another
-    kind."""
+    """Return the model that holds the adapters, and the name of the only one.
+
+    Raise RunError if there is no adapter, several, or another kind.
+    """
     model = net.model._modules.get("_orig_mod", net.model)
     names = list(getattr(model, "peft_config", {}))
     if len(names) != 1:
-        raise RunError(f"one adapter is needed, and the policy's model has {len(names)} ({', '.join(names) or 'none'})")
+        raise RunError(f"the policy's model has {len(names)} adapters ({', '.join(names) or 'none'}): keep exactly one")
     if (kind := getattr(model.peft_config[names[0]].peft_type, "value", "")) != "LORA":
         raise RunError(
             f"the policy's adapters are {kind}, not LORA: save them by peft, net.model.save_pretrained(folder)"
@@ -159,16 +158,16 @@ def _adapters(net: Any) -> tuple[Any, str]:
 
 
 def save_lora(policy: Policy, folder: str | Path) -> Path:
-    """Write the adapters of a policy, and nothing else, and return the file.
+    """Write only the adapters of a policy and return the file.
 
-    Around a model of diffusers it is the file that ``pipeline.load_lora_weights(folder)`` reads into a fresh pipeline,
-    rank and α included. Around one of transformers it is what ``PeftModel.from_pretrained(model, folder)`` reads.
-    ``load_lora`` reads both. The weights are those of the active set; a scale that was set (``set_adapters``) is a
-    factor of α. Raise RunError if there are no LoRA adapters, if their scales differ, or if whole layers have learned
-    beside them (``modules_to_save``): such a file has no place for these.
+    For a model of diffusers it is the file that ``pipeline.load_lora_weights(folder)`` reads into a new pipeline, rank
+    and α included. For one of transformers, ``PeftModel.from_pretrained(model, folder)`` reads it. ``load_lora`` reads
+    both. The weights are those of the active set; a scale (``set_adapters``) becomes a factor of α. Raise RunError if
+    there are no LoRA adapters, if their scales differ, or if whole layers were trained too (``modules_to_save``): the
+    file format cannot hold these.
     """
     if len(nets := _nets(policy)) != 1:
-        raise RunError(f"one model is needed, and this policy wraps {len(nets)}: save each by peft")
+        raise RunError(f"this policy wraps {len(nets)} models, and one file holds one: save each by peft")
     (model, name), folder = _adapters(nets[0]), Path(folder)
     config = _scaled(model, name)
     if isinstance(nets[0], transformers.Net):
@@ -181,7 +180,7 @@ def save_lora(policy: Policy, folder: str | Path) -> Path:
     tensors = require("peft", "hub").get_peft_model_state_dict(model, adapter_name=name)
     tensors = {k.removeprefix("base_model.model."): v.detach().cpu().contiguous() for k, v in tensors.items()}
     if whole := sorted(k for k in tensors if ".lora_" not in k):
-        raise RunError(f"{', '.join(whole[:3])} learned as whole layers: save this policy by policy.save(path)")
+        raise RunError(f"{', '.join(whole[:3])} were trained as whole layers: save this policy by policy.save(path)")
     part = "unet" if type(diffusers.plain(model)).__name__.startswith("UNet") else "transformer"
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     header = {"format": "pt", METADATA: json.dumps({f"{part}.{k}": v for k, v in settings.items()}, sort_keys=True)}
@@ -191,7 +190,7 @@ def save_lora(policy: Policy, folder: str | Path) -> Path:
 
 
 def _scaled(model: Any, name: str) -> Any:
-    """The settings of an adapter, with the α that its layers compute with. Raise RunError if no one α says that."""
+    """Return the settings of an adapter, with the effective α of its layers. Raise RunError if they differ."""
     config, factors = model.peft_config[name], [1.0]
     layers = [layer for layer in model.modules() if name in getattr(layer, "lora_alpha", ()) and layer.lora_alpha[name]]
     if layers:
@@ -212,11 +211,11 @@ def _scaled(model: Any, name: str) -> Any:
 
 
 def load_lora(policy: Policy, path: str | Path) -> Policy:
-    """Return the policy with adapters read from a LoRA file of diffusers or of peft, or from the folder that has it.
+    """Return the policy with adapters read from a LoRA file of diffusers or peft, or from its folder.
 
-    In place, as ``lora``; they go on learning. Rank and α come from the file's header or from peft's
+    It works in place, as ``lora``; the adapters stay trainable. Rank and α come from the file's header or from peft's
     ``adapter_config.json``; without either, ranks come from shapes and α = r, as in diffusers. Raise RunError if the
-    file is missing, is written in another layout, or has layers that the model has not.
+    file is missing, has another layout, or has layers that the model lacks.
     """
     _no_sets(policy)
     peft, (net, *others) = require("peft", "hub"), _nets(policy)
@@ -226,15 +225,15 @@ def load_lora(policy: Policy, path: str | Path) -> Policy:
         raise RunError(
             f"{path} is no LoRA of one model: give the file, or a folder with {DIFFUSERS_FILE} or {PEFT_FILE}"
         )
-    tensors, told = _read(file)
+    tensors, config = _read(file)
     layers = {k.split(".lora_")[0] for k in tensors}
     if unknown := sorted(layers - {name for name, _ in net.model.named_modules()}):
         raise RunError(f"{file} belongs to another model: this one has no {', '.join(unknown[:3])}")
-    told = {**(told or _guess(tensors)), "inference_mode": False}
+    config = {**(config or _guess(tensors)), "inference_mode": False}
     known = inspect.signature(peft.LoraConfig).parameters
-    if new := sorted(k for k, v in told.items() if k not in known and v):
-        raise RunError(f"{file} says {', '.join(new)}, which this version of peft does not know: pip install -U peft")
-    wrapped = _wrap(net.model, peft.LoraConfig(**{k: v for k, v in told.items() if k in known}))
+    if new := sorted(k for k, v in config.items() if k not in known and v):
+        raise RunError(f"{file} has {', '.join(new)}, which this version of peft does not know: pip install -U peft")
+    wrapped = _wrap(net.model, peft.LoraConfig(**{k: v for k, v in config.items() if k in known}))
     own = {k.removeprefix("base_model.model.") for k in peft.get_peft_model_state_dict(wrapped)}
     if own != set(tensors):
         wrapped.unload()
@@ -245,7 +244,7 @@ def load_lora(policy: Policy, path: str | Path) -> Policy:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors by the model's own names, and the settings of the adapters where the file says them."""
+    """Return tensors by the model's own names, and the settings of the adapters if the file has them."""
     try:
         with safe_open(file, "pt") as opened:
             tensors, header = {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}
@@ -253,24 +252,24 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise RunError(
             f"{file} is no whole safetensors file ({error}): fetch it again, and a pointer of git-lfs by git lfs pull"
         ) from error
-    told = json.loads(header[METADATA]) if METADATA in header else None
+    config = json.loads(header[METADATA]) if METADATA in header else None
     for part in ("unet.", "transformer.", "base_model.model."):
         if tensors and all(k.startswith(part) for k in tensors):
             tensors = {k.removeprefix(part): v for k, v in tensors.items()}
-            told = told and {k.removeprefix(part): v for k, v in told.items()}
+            config = config and {k.removeprefix(part): v for k, v in config.items()}
     if wrong := sorted(k for k in tensors if ".lora_" not in k or ".lora_down" in k or ".lora_up" in k) or not tensors:
         what = "nothing" if wrong is True else ", ".join(wrong[:3])
         raise RunError(
             f"{file} holds {what}, which is not peft's layout (layer.lora_A.weight) of one model: let diffusers read "
             "it, pipeline.load_lora_weights(file), and write it again, pipeline.transformer.save_lora_adapter(folder)"
         )
-    if told is None and (beside := file.with_name("adapter_config.json")).is_file():
-        told = require("peft", "hub").PeftConfig.from_pretrained(str(beside.parent)).to_dict()
-    return tensors, told
+    if config is None and (beside := file.with_name("adapter_config.json")).is_file():
+        config = require("peft", "hub").PeftConfig.from_pretrained(str(beside.parent)).to_dict()
+    return tensors, config
 
 
 def _guess(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The settings of adapters of which shapes alone are known."""
+    """Return the settings of adapters of which only shapes are known."""
     ranks = {k.split(".lora_")[0]: v.shape[0] for k, v in tensors.items() if ".lora_A" in k}
     r = max(ranks.values())
     each = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
@@ -281,9 +280,9 @@ def _guess(tensors: dict[str, Tensor]) -> dict[str, Any]:
 def merge(policy: Policy) -> Policy:
     """Return the policy with its adapters folded into the model's weights, in place: W + (α/r) B A.
 
-    The model is then what it was before it had adapters, with other weights, so that ``pipeline.save_pretrained``
-    writes a whole pipeline. Raise RunError if another set of weights than ``current`` is active. Warn if weights in low
-    precision lose a tenth or more of what was learned, because it is smaller than the distance of their numbers.
+    The model then has no adapters, so that ``pipeline.save_pretrained`` writes a whole pipeline. Raise RunError if
+    another set of weights than ``current`` is active. Warn if rounding to low-precision weights loses a tenth or more
+    of the adapters' change.
     """
     if policy.active_weights != "current":
         raise RunError(
@@ -293,8 +292,8 @@ def merge(policy: Policy) -> Policy:
     for net in _nets(policy):
         if (lost := _rounded(net)) >= LOST:
             warnings.warn(
-                f"{100 * lost:.0f} % of what the adapters learned is lost to rounding in the model's weights: make "
-                "them float32 before, policy.weights.module.float(), or keep the adapters beside them, "
+                f"{100 * lost:.0f} % of the adapters' change is lost to rounding in the model's weights: make them "
+                "float32 before, policy.weights.module.float(), or save the adapters alone, "
                 "integrations.adapters.save_lora(policy, folder)",
                 stacklevel=2,
             )
@@ -304,7 +303,7 @@ def merge(policy: Policy) -> Policy:
 
 
 def _folded(model: Any) -> Any:
-    """The model without its adapters, which peft wraps, or which sit in a model that put them into itself."""
+    """Return the model without its adapters, wrapped by peft or inside the model itself."""
     if hasattr(model, "merge_and_unload"):
         return model.merge_and_unload()
     kind = require("peft.tuners.tuners_utils", "hub").BaseTunerLayer
@@ -312,7 +311,7 @@ def _folded(model: Any) -> Any:
         if isinstance(layer, kind):
             layer.merge()  # type: ignore[operator]
             plain: Any = layer.get_base_layer()  # type: ignore[operator]
-        elif hasattr(layer, "unload_and_optionally_merge_module"):  # a whole layer that learned
+        elif hasattr(layer, "unload_and_optionally_merge_module"):  # a whole trained layer
             plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
         else:
             continue
@@ -325,7 +324,7 @@ def _folded(model: Any) -> Any:
 
 @torch.no_grad()
 def _rounded(net: Any) -> float:
-    """The share of what the adapters add that is lost where it is added to weights in low precision."""
+    """Return the share of the adapters' change that is lost by rounding to low-precision weights."""
     model, name = _adapters(net)
     lost, whole = 0.0, 0.0
     for layer in model.modules():

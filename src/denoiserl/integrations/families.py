@@ -1,8 +1,8 @@
-"""What is known of diffusers' networks and pipelines by their class; whatever is not is refused by name.
+"""Known properties of diffusers' networks and pipelines, by class; unknown classes are refused by name.
 
-A flow network is told Kσ of a scheduler with K levels, or a thousandth of it, and its class alone says which: a guess
-would be wrong by a factor of a thousand without an error. A pipeline that also takes a picture, a mask or a control
-would have it ignored.
+A flow network reads Kσ of a scheduler with K levels, or a thousandth of it, depending on its class. A wrong guess would
+be off by a factor of a thousand, without an error. A pipeline that also takes a picture, a mask or a control would have
+this input ignored.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LEVELS = {
     "FluxTransformer2DModel": 1,
     "SD3Transformer2DModel": 1000,
 }
-"""What a flow network is told as its timestep, in units of σ, where its scheduler has 1000 levels: its pipeline divides
-the scheduler's timestep by 1000, or does not. With K levels it is K/1000 of that."""
+"""A flow network's timestep in units of σ, for a scheduler with 1000 levels: its pipeline divides the scheduler's
+timestep by 1000, or does not. With K levels it is K/1000 of that."""
 
 REVERSE = (
     "HiDreamImageTransformer2DModel",
@@ -34,14 +34,14 @@ REVERSE = (
     "OmniGenTransformer2DModel",
     "ZImageTransformer2DModel",
 )
-"""Networks that are told 1 − σ, or answer data minus noise, or both."""
+"""Networks that read 1 − σ, or return data minus noise, or both."""
 
 NEEDS = {
     "ChromaTransformer2DModel": ("txt_ids", "img_ids"),
     "FluxTransformer2DModel": ("pooled_projections", "txt_ids", "img_ids"),
     "SD3Transformer2DModel": ("pooled_projections",),
 }
-"""Arguments that a network cannot do without though its signature says so."""
+"""Arguments that a network needs although its signature has a default."""
 
 PIPELINES = (
     "AuraFlowPipeline",
@@ -51,14 +51,14 @@ PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
 )
-"""Pipelines that draw a picture from noise and a condition, and from nothing else."""
+"""Pipelines that draw a picture from noise and a condition alone."""
 
 INPUTS = ("image", "mask", "control", "adapter", "pag_", "video", "frame", "audio", "box", "strength", "editing")
-"""Parts of the names of what other pipelines take beside a prompt."""
+"""Parts of the names of inputs beside a prompt."""
 
 
 def plain(model: Any) -> nn.Module:
-    """The model under its adapters and its compilation, if it has any."""
+    """Return the model under its adapters and its compilation, if it has any."""
     while True:
         inner = model._modules.get("_orig_mod") if isinstance(model, nn.Module) else None
         if inner is None and hasattr(model, "get_base_model"):
@@ -69,46 +69,46 @@ def plain(model: Any) -> nn.Module:
 
 
 def read_setting(thing: Any, name: str) -> Any:
-    """An entry of ``thing.config``, None where there is none."""
+    """Return an entry of ``thing.config``, or None."""
     config: Any = getattr(thing, "config", None)
     return config.get(name) if hasattr(config, "get") else getattr(config, name, None)
 
 
 def flow_levels(model: Any, dynamic: bool, given: float | None, levels: int = 1000) -> float:
-    """Return what a flow network is told as its timestep, in units of σ; ``given`` for networks that are not known.
+    """Return a flow network's timestep in units of σ; ``given`` for unknown networks.
 
-    ``levels``: the scheduler's ``num_train_timesteps``, which its pipeline's timestep is in.
+    ``levels``: the scheduler's ``num_train_timesteps``, the unit of its pipeline's timestep.
 
-    Raise RunError for a network that runs from data to noise, and for one that is not known where nothing is given, or
-    where the scheduler's shift depends on the picture (``dynamic``): each family has its own rule for that.
+    Raise RunError for a network that runs from data to noise, and for an unknown one without ``given``, or whose
+    scheduler's shift depends on the picture (``dynamic``): each family has its own rule for that.
     """
     name = type(plain(model)).__name__
     if name in REVERSE:
         raise RunError(
-            f"a {name} reads 1 − σ or answers data minus noise: wrap it in a module that reads levels · σ and answers "
+            f"a {name} reads 1 − σ or returns data minus noise: wrap it in a module that reads levels · σ and returns "
             "noise minus data, and give levels="
         )
     if name in LEVELS:
-        told = LEVELS[name] * levels / 1000
-        if given not in (None, told):
-            raise RunError(f"a {name} is told {told:g} · σ: levels={given} would be wrong, leave it out")
-        return told
+        own = LEVELS[name] * levels / 1000
+        if given not in (None, own):
+            raise RunError(f"a {name} reads {own:g} · σ: levels={given} would be wrong, leave it out")
+        return own
     if given is None or given <= 0:
         raise RunError(
-            f"a {name} is not known: say what it is told as its timestep, denoiser(net, scheduler, levels={levels}) "
-            f"for {levels} · σ or levels={levels / 1000:g} for {levels / 1000:g} · σ (its pipeline then divides by "
-            f"1000). Known: {', '.join(LEVELS)}"
+            f"a {name} is not known: give its timestep, denoiser(net, scheduler, levels={levels}) for {levels} · σ or "
+            f"levels={levels / 1000:g} for {levels / 1000:g} · σ (its pipeline then divides by 1000). Known: "
+            f"{', '.join(LEVELS)}"
         )
     if dynamic:
         raise RunError(
-            f"a {name} is not known, nor how its shift grows with the picture: give a scheduler with the shift s of "
+            f"a {name} is not known, nor how its shift depends on the picture: give a scheduler with the shift s of "
             "your size, FlowMatchEulerDiscreteScheduler.from_config(config, use_dynamic_shifting=False, shift=s)"
         )
     return given
 
 
 def needs(model: Any) -> tuple[str, ...]:
-    """Return the arguments beside state, timestep and text that a network cannot be called without."""
+    """Return the required arguments of a network beside state, timestep and text."""
     base = plain(model)
     signature = inspect.signature(base.forward).parameters.items()
     found = [k for k, p in signature if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -127,10 +127,10 @@ def needs(model: Any) -> tuple[str, ...]:
 
 
 def fits(model: Any, height: int, width: int, factor: int) -> int:
-    """Return the side of a model's patches, 1 without them. Raise RunError if a state of this size has none or too
-    many.
+    """Return the side of a model's patches, 1 without them.
 
-    ``factor``: pixels a number of the state.
+    ``factor``: pixels per number of the state. Raise RunError if a state of this size does not divide into patches, or
+    has too many.
     """
     base = plain(model)
     patch, most = read_setting(base, "patch_size") or 1, read_setting(base, "pos_embed_max_size")
@@ -140,11 +140,11 @@ def fits(model: Any, height: int, width: int, factor: int) -> int:
             "size=(height, width) of multiples"
         )
     if most is not None and type(base).__name__ == "AuraFlowTransformer2DModel":
-        most = math.isqrt(most)  # counts all, not a side's
+        most = math.isqrt(most)  # it counts all patches, not those of a side
     if most is not None and max(height, width) > most * patch:
         raise RunError(
-            f"the model knows places of {most} by {most} patches, so that size= is at most {most * patch * factor} "
-            f"pixels a side: not {height * factor} by {width * factor}"
+            f"the model has positions of {most} by {most} patches, so size= is at most {most * patch * factor} "
+            f"pixels per side: not {height * factor} by {width * factor}"
         )
     return patch
 
@@ -154,11 +154,11 @@ def network(pipeline: Any) -> Any:
     for name in ("unet", "transformer"):
         if getattr(pipeline, name, None) is not None:
             return getattr(pipeline, name)
-    raise RunError(f"a {type(pipeline).__name__} has neither a unet nor a transformer")
+    raise RunError(f"a {type(pipeline).__name__} has neither a unet nor a transformer: give a pipeline with one")
 
 
 def check(pipeline: Any) -> None:
-    """Raise RunError unless a pipeline is one of ``PIPELINES``, or no pipeline at all but a bundle of its parts."""
+    """Raise RunError unless a pipeline is one of ``PIPELINES``, or a plain bundle of its parts."""
     name, model = type(pipeline).__name__, network(pipeline)
     foreign = callable(pipeline) and name not in PIPELINES
     extra = [part for part in ("controlnet", "adapter", "motion_adapter") if getattr(pipeline, part, None) is not None]
@@ -173,8 +173,8 @@ def check(pipeline: Any) -> None:
         extra.append("ip_adapter_image (an IP-Adapter is loaded)")
     if extra:
         raise RunError(
-            f"a {name} also takes {', '.join(extra)}, and a policy would ignore it: {_by_hand(pipeline)}, with that "
-            "as a part of its condition"
+            f"a {name} also takes {', '.join(extra)}, and a policy would ignore it: {_by_hand(pipeline)}, with this "
+            "input in its condition"
         )
     if foreign:
         raise RunError(f"a {name} is not known here ({', '.join(PIPELINES)} are): {_by_hand(pipeline)}")

@@ -1,10 +1,10 @@
-"""diffusers schedulers as a schedule, a kind of prediction and a grid of times.
+"""Schedulers of diffusers as a schedule, a prediction type and a grid of times.
 
-Their timestep i of K is our time (i + 1)/K, because their table starts at the first noisy level and ours at clean
-data; a flow's sigma is our σ. A scheduler's known faults are left at the border unless they are asked for:
+Their timestep i of K is time (i + 1)/K here, because their table starts at the first noisy level and the time axis at
+clean data; a flow's sigma is σ. Known faults of schedulers are not reproduced by default:
 
-- DDIM guesses the previous timestep as i − ⌊K/n⌋, which is not the one it visits next except with ``leading`` spacing;
-- FlowMatchEuler applies its shift to times whose last one is shifted already, so its last sigma is too large.
+- DDIM guesses the previous timestep as i − ⌊K/n⌋, which is not the next visited one except with ``leading`` spacing; -
+FlowMatchEuler applies its shift to times whose last one is shifted already, so its last sigma is too large.
 
 ``faithful=True`` reproduces both, for comparison with pictures that were made with them.
 """
@@ -29,15 +29,15 @@ FLOW = "FlowMatchEulerDiscreteScheduler"
 KNOWN = ("DDIMScheduler", "DDPMScheduler", FLOW)
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 MIN_ALPHA = 1e-12
-"""The least ᾱ: a table rescaled to end in pure noise has a level of exactly 0, whose logarithm is not finite."""
+"""The smallest ᾱ: a table rescaled to end in pure noise has a level of exactly 0, whose logarithm is not finite."""
 
 
 class Convention(NamedTuple):
-    """What a scheduler says about a model.
+    """A scheduler's properties.
 
-    ``schedule``; ``predicts``: what the network answers; ``transition``: the scheduler's own step; ``clip``: its bound
-    on x̂₀; ``levels``: K; ``flow``: does the network read 1000σ (or a level's index)? ``clip_noise``: does the clipped
-    x̂₀ set the noise of a step too?
+    ``schedule``; ``predicts``: the network's prediction type; ``transition``: the scheduler's own step; ``clip``: its
+    bound on x̂₀; ``levels``: K; ``flow``: True if the network reads 1000σ, False if a level's index; ``clip_noise``:
+    True if the clipped x̂₀ also sets the noise of a step.
     """
 
     schedule: Schedule
@@ -53,13 +53,13 @@ class Convention(NamedTuple):
 class FixedLarge:
     """The posterior's mean with the upper bound of its variance, 1 − ᾱ_t/ᾱ_s (2006.11239): ``fixed_large``.
 
-    The cleanest of the ``levels`` adds no noise, as upstream.
+    The cleanest of the ``levels`` adds no noise, as in diffusers.
     """
 
     levels: int
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """ddim(1)'s mean; not preserving."""
+        """Return ddim(1)'s mean with this std; it does not preserve the marginals."""
         std = (1 - (grid.a_t / grid.a_s) ** 2).clamp_min(0).sqrt()
         noisy = grid.t * self.levels > 1.5
         return ddim(1.0)(grid, schedule)._replace(std=torch.where(noisy, std, torch.zeros_like(std)))
@@ -68,10 +68,10 @@ class FixedLarge:
 def convert(scheduler: Any, tokens: int | None = None) -> Convention:
     """Return the convention of a DDIM, DDPM or FlowMatchEuler scheduler.
 
-    ``tokens``: patches in a picture, for flow schedulers whose shift depends on them (``use_dynamic_shifting``). A DDIM
-    step with ``clip_sample`` keeps the noise of the raw x̂₀; a process follows it with ``clip_noise=False``, and is
-    otherwise upstream's with ``use_clipped_model_output=True``. Raise RunError for other classes; the sentence names a
-    known scheduler with the same noise levels, prediction and clipping, where there is one.
+    ``tokens``: patches per picture, for flow schedulers whose shift depends on them (``use_dynamic_shifting``). A DDIM
+    step with ``clip_sample`` keeps the noise of the raw x̂₀: use ``clip_noise=False`` in a process. ``clip_noise=True``
+    equals diffusers with ``use_clipped_model_output=True``. Raise RunError for other classes; the message names a known
+    scheduler with the same noise levels, prediction and clipping, if there is one.
     """
     name, config = type(scheduler).__name__, getattr(scheduler, "config", None)
     if config is None:
@@ -80,19 +80,19 @@ def convert(scheduler: Any, tokens: int | None = None) -> Convention:
         raise RunError(_unknown(scheduler))
     if name == FLOW:
         return Convention(_flow(scheduler, tokens), "v", ddim(0.0), None, config["num_train_timesteps"], True)
-    said = config["prediction_type"]
-    if said not in PREDICTIONS:
-        raise RunError(f"the scheduler has prediction_type={said!r}, and a {name} reads {', '.join(PREDICTIONS)} only")
-    _refuse(config, thresholding="x̂₀ is clipped by its own quantile, and no process here does that")
+    kind = config["prediction_type"]
+    if kind not in PREDICTIONS:
+        raise RunError(f"the scheduler has prediction_type={kind!r}, and a {name} reads {', '.join(PREDICTIONS)} only")
+    _refuse(config, thresholding="no process here clips x̂₀ by its own quantile")
     levels = config["num_train_timesteps"]
-    signal, predicts = scheduler.alphas_cumprod.double().cpu(), PREDICTIONS[said]
+    signal, predicts = scheduler.alphas_cumprod.double().cpu(), PREDICTIONS[kind]
     if len(signal) != levels:
         raise RunError(
             f"the scheduler has {len(signal)} noise levels and num_train_timesteps={levels}: make them equal"
         )
     if predicts == "eps" and float(signal.min()) < MIN_ALPHA:
         raise RunError(
-            "the scheduler ends in pure noise, where a predicted noise says nothing about the data: predict v"
+            "the scheduler ends in pure noise, where a predicted noise does not determine the data: predict v"
         )
     signal = signal.clamp_min(MIN_ALPHA)
     clip = float(config["clip_sample_range"]) if config["clip_sample"] else None
@@ -102,8 +102,8 @@ def convert(scheduler: Any, tokens: int | None = None) -> Convention:
         choices = {"fixed_small": ddim(1.0), "fixed_small_log": ddim(1.0), "fixed_large": FixedLarge(levels)}
         if kind not in choices:
             raise RunError(
-                f"the scheduler has variance type {kind!r}: the network answers its variance too. Wrap it in a module "
-                "that answers the first half of its channels, and give the scheduler variance_type='fixed_small'"
+                f"the scheduler has variance type {kind!r}: the network predicts its variance too. Wrap it in a module "
+                "that returns the first half of its channels, and give the scheduler variance_type='fixed_small'"
             )
         transition = choices[kind]
     own = name == "DDPMScheduler"
@@ -111,22 +111,25 @@ def convert(scheduler: Any, tokens: int | None = None) -> Convention:
 
 
 def _unknown(scheduler: Any) -> str:
-    """Return the refusal of another class, with the known scheduler that a model of it can be given instead."""
+    """Return the error message for another class, with the known scheduler that a model of it can use instead."""
     name = type(scheduler).__name__
     if (advice := _same(scheduler)) is None:
         return (
-            f"{name}: it is not known here, and no scheduler that is usable here has its noise levels, prediction and "
+            f"{name} is not supported, and no supported scheduler has its noise levels, prediction and "
             "clipping. Build the process by hand: Diffusion(schedule) and GaussianDenoiser(net, "
-            "schedule, predicts). Usable: "
+            "schedule, predicts). Supported: "
             f"{', '.join(KNOWN)}."
         )
-    return f"{name}: its steps have no law here. A scheduler with its noise levels, prediction and clipping is {advice}"
+    return (
+        f"{name}: its steps have no distribution here. A scheduler with its noise levels, prediction and clipping is "
+        f"{advice}"
+    )
 
 
 def _same(scheduler: Any) -> str | None:
-    """Return the call that makes a known scheduler of the same noise levels, prediction and clipping; None: unknown.
+    """Return the call that makes a known scheduler of the same noise levels, prediction and clipping, or None.
 
-    The claim is checked: the scheduler is made and compared, whatever its class is called.
+    The result is verified: the scheduler is made and compared.
     """
     if not type(scheduler).__module__.startswith("diffusers."):
         return None
@@ -162,8 +165,8 @@ def _same(scheduler: Any) -> str | None:
         and torch.allclose(theirs.double().cpu(), made.alphas_cumprod.double(), rtol=0, atol=1e-6)
     ):
         return None
-    told = "".join(f", {key}={value!r}" for key, value in fixed.items())
-    return f"{target.__name__}.from_config(pipeline.scheduler.config{told})"
+    options = "".join(f", {key}={value!r}" for key, value in fixed.items())
+    return f"{target.__name__}.from_config(pipeline.scheduler.config{options})"
 
 
 def _refuse(config: Any, **reasons: str) -> None:
@@ -173,7 +176,9 @@ def _refuse(config: Any, **reasons: str) -> None:
 
 
 def _flow(scheduler: Any, tokens: int | None) -> Linear:
-    """σ = s t/(1 + (s − 1) t); a shift μ that depends on the picture's size is s = e^μ, or μ itself if linear."""
+    """Return σ = s t/(1 + (s − 1) t); a shift μ that depends on the picture's size is s = e^μ, or μ itself if
+    linear.
+    """
     config = scheduler.config
     other = "its steps are not those of a shift. Without it the model is the same and the steps are others"
     _refuse(
@@ -183,8 +188,8 @@ def _flow(scheduler: Any, tokens: int | None) -> Linear:
         use_beta_sigmas=other,
         shift_terminal=other,
         invert_sigmas="its time runs from data to noise; set it to False and wrap the network in a module that takes "
-        "σ, hands on 1 − σ and answers noise minus data",
-        stochastic_sampling="set it to False and ask for transition=cps(1.0), which is that step with its law",
+        "σ, passes on 1 − σ and returns noise minus data",
+        stochastic_sampling="set it to False and pass transition=cps(1.0), which is that step with its distribution",
     )
     if not config.get("use_dynamic_shifting"):
         return Linear(float(scheduler.shift))  # set_shift may have changed it
@@ -200,17 +205,17 @@ def _exponential(config: Any) -> bool:
 
 
 def grid_like(scheduler: Any, n: int, faithful: bool = False, sigmas: Sequence[float] | Tensor | None = None) -> Tensor:
-    """Return the n + 1 times that a scheduler visits in ``set_timesteps(n)``, decreasing, float64, ours.
+    """Return the n + 1 times that a scheduler visits in ``set_timesteps(n)``, decreasing, float64, on this time axis.
 
-    The last one is clean data, or the cleanest level where the scheduler ends there (``set_alpha_to_one=False``).
-    A scheduler that was set to n sigmas or timesteps of its own is followed.
-    ``faithful``: with FlowMatchEuler's second shift; DDIM's guess of the previous timestep is no grid of times, and
-    belongs to ``steps_like``. ``sigmas`` [n]: what ``set_timesteps(sigmas=...)`` is given, before any shift. The
-    pipelines of Flux, Qwen-Image, LTX, Chroma and Lumina2 give it 1, (n − 1)/n, ..., 1/n, which is
-    ``torch.linspace(1, 1 / n, n)``; that of Stable Diffusion 3 gives nothing. Raise RunError if they do not fit.
+    The last one is clean data, or the cleanest level if the scheduler ends there (``set_alpha_to_one=False``). A
+    scheduler that was set to n custom sigmas or timesteps keeps them. ``faithful``: with FlowMatchEuler's second shift;
+    DDIM's guess of the previous timestep is no grid of times, see ``steps_like``. ``sigmas`` [n]: the argument of
+    ``set_timesteps(sigmas=...)``, before any shift. The pipelines of Flux, Qwen-Image, LTX, Chroma and Lumina2 pass 1,
+    (n − 1)/n, ..., 1/n, which is ``torch.linspace(1, 1 / n, n)``; that of Stable Diffusion 3 passes none. Raise
+    RunError if they do not fit.
     """
     if n < 1:
-        raise RunError(f"a chain has at least one step, not {n}")
+        raise RunError(f"n={n} steps: give at least 1")
     if type(scheduler).__name__ == FLOW:
         times = torch.cat([_flow_times(scheduler, n, faithful, sigmas), torch.zeros(1, dtype=torch.float64)])
         if len(times) != n + 1 or bool((times.diff() >= 0).any()) or float(times[0]) > 1:
@@ -229,14 +234,14 @@ def grid_like(scheduler: Any, n: int, faithful: bool = False, sigmas: Sequence[f
 
 
 def _flow_times(scheduler: Any, n: int, faithful: bool, sigmas: Sequence[float] | Tensor | None) -> Tensor:
-    """The n times of a flow scheduler before clean data."""
+    """Return the n times of a flow scheduler before clean data."""
     if sigmas is not None:
         return torch.as_tensor(sigmas, dtype=torch.float64).cpu().flatten()
     if (own := _own_times(scheduler)) is not None:
         if len(own) != n:
             raise RunError(
-                f"the scheduler was set to {len(own)} sigmas of its own: ask for n={len(own)}, or give sigmas=, or set "
-                "it anew, scheduler.set_timesteps(n)"
+                f"the scheduler was set to {len(own)} custom sigmas: pass n={len(own)}, or sigmas=, or set it again, "
+                "scheduler.set_timesteps(n)"
             )
         return own
     last = 1 / scheduler.config["num_train_timesteps"]
@@ -246,29 +251,29 @@ def _flow_times(scheduler: Any, n: int, faithful: bool, sigmas: Sequence[float] 
 
 
 def _own_times(scheduler: Any) -> Tensor | None:
-    """The times of the sigmas that a flow scheduler was set to, where ``set_timesteps(n)`` gives others; else None."""
+    """Return the times of a flow scheduler's custom sigmas; None if they are those of ``set_timesteps(n)``."""
     if getattr(scheduler, "num_inference_steps", None) is None:
         return None
     levels, dynamic = scheduler.config["num_train_timesteps"], bool(scheduler.config.get("use_dynamic_shifting"))
-    told = scheduler.sigmas[:-1].double().cpu()
-    if not torch.allclose(scheduler.timesteps.double().cpu(), told * levels, atol=1e-3 * levels):
+    own = scheduler.sigmas[:-1].double().cpu()
+    if not torch.allclose(scheduler.timesteps.double().cpu(), own * levels, atol=1e-3 * levels):
         raise RunError(
             "the scheduler was set to timesteps that are not its sigmas: set_timesteps(sigmas=...) sets both"
         )
     plain = copy.deepcopy(scheduler)
-    plain.set_timesteps(len(told), **({"mu": 0.0 if _exponential(scheduler.config) else 1.0} if dynamic else {}))
-    if _shifted(plain.sigmas[:-1].double().cpu(), told, dynamic):
+    plain.set_timesteps(len(own), **({"mu": 0.0 if _exponential(scheduler.config) else 1.0} if dynamic else {}))
+    if _shifted(plain.sigmas[:-1].double().cpu(), own, dynamic):
         return None
     if not dynamic:
-        return Linear(float(scheduler.shift)).inverse(told.clamp(0, 1))
-    even = torch.linspace(1, 1 / len(told), len(told), dtype=torch.float64)
-    if _shifted(even, told, True):
+        return Linear(float(scheduler.shift)).inverse(own.clamp(0, 1))
+    even = torch.linspace(1, 1 / len(own), len(own), dtype=torch.float64)
+    if _shifted(even, own, True):
         return even
-    raise RunError("the scheduler was set to sigmas of its own, after a shift that it does not keep: give sigmas=")
+    raise RunError("the scheduler was set to custom sigmas, after a shift that it does not store: give sigmas=")
 
 
 def _shifted(times: Tensor, sigma: Tensor, any_shift: bool) -> bool:
-    """Are ``sigma`` the times, or (``any_shift``) the times after one shift?"""
+    """Return whether ``sigma`` are the times, or (``any_shift``) the times after one shift."""
     middle = int((sigma - 0.5).abs().argmin())
     t, s = float(times[middle]), float(sigma[middle])
     shift = s * (1 - t) / (t * (1 - s)) if any_shift and 0 < t < 1 and 0 < s < 1 else 1.0
@@ -276,26 +281,26 @@ def _shifted(times: Tensor, sigma: Tensor, any_shift: bool) -> bool:
 
 
 def _timesteps(scheduler: Any, n: int) -> tuple[Tensor, int]:
-    """Their timesteps, float64, from a copy: a scheduler remembers what it was asked."""
+    """Return the scheduler's timesteps, float64, from a copy, because ``set_timesteps`` changes a scheduler."""
     convert(scheduler)
     theirs = copy.deepcopy(scheduler)
     if not getattr(theirs, "custom_timesteps", False):
         if n > (levels := scheduler.config["num_train_timesteps"]):
-            raise RunError(f"the scheduler has {levels} noise levels, which are no {n} steps: ask for {levels} at most")
+            raise RunError(f"the scheduler has {levels} noise levels, too few for {n} steps: use {levels} at most")
         theirs.set_timesteps(n)
     index = theirs.timesteps.double().cpu()
     if len(index) != n:
         raise RunError(
-            f"the scheduler was set to {len(index)} timesteps of its own: ask for n={len(index)}, or set it anew, "
+            f"the scheduler was set to {len(index)} custom timesteps: pass n={len(index)}, or set it again, "
             "scheduler.set_timesteps(n)"
         )
     if bool((index.diff() >= 0).any()):
-        raise RunError(f"in {n} steps the scheduler visits a timestep twice ({index.tolist()}): take fewer steps")
+        raise RunError(f"in {n} steps the scheduler visits a timestep twice ({index.tolist()}): use fewer steps")
     return index, scheduler.config["num_train_timesteps"]
 
 
 def _end(scheduler: Any) -> float:
-    """Where the last step goes: clean data, or the first level."""
+    """Return the time of the last step: clean data, or the first level."""
     return 0.0 if scheduler.config.get("set_alpha_to_one", True) else 1 / scheduler.config["num_train_timesteps"]
 
 
@@ -309,7 +314,7 @@ def steps_like(
 ) -> StepTable:
     """Return the table of a scheduler's n steps under a process converted from it; ``transition`` overrides its own.
 
-    ``faithful``: the levels that upstream steps to, where they are not the ones it visits next. ``sigmas``: as in
+    ``faithful``: use the levels that diffusers steps to, if they are not the next visited ones. ``sigmas``: as in
     ``grid_like``.
     """
     times = grid_like(scheduler, n, faithful, sigmas)

@@ -1,7 +1,7 @@
-"""Sudoku on 4 x 4: a language of 288 sentences in which every sentence can be verified.
+"""Sudoku on 4 x 4: a language of 288 sequences, each of which can be verified.
 
-Digits are the tokens 0..3, a hole is the mask token 4, and a puzzle is a *canvas*: the 16 cells of one grid, row by
-row, with the clues in place (in-place infilling). A puzzle may have several solutions; any of them is right.
+Digits are the tokens 0..3, and a hole is the mask token 4. A puzzle is a *canvas*: the 16 cells of one grid, row by
+row, with the clues in place (in-place infilling). A puzzle may have several solutions; each of them is accepted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNITS = torch.tensor([*_ROW, *_COLUMN, *_BOX])
 
 
 def valid(tokens: Tensor) -> Tensor:
-    """Whether each row, column and box of ``tokens`` [*batch, 16] holds all four digits: [*batch] bool."""
+    """Return whether each row, column and box of ``tokens`` [*batch, 16] holds all four digits: [*batch] bool."""
     units = tokens[..., UNITS.to(tokens.device)].sort(-1).values
     return (units == torch.arange(VOCAB, device=tokens.device)).all(-1).all(-1)
 
@@ -44,12 +44,12 @@ def _grids() -> Tensor:
 
 
 def grids() -> Tensor:
-    """All 288 completed grids, [288, 16] int64, in lexicographic order."""
+    """Return all 288 completed grids, [288, 16] int64, in lexicographic order."""
     return _grids().clone()
 
 
 def split(seed: int = 0, train: int = 200) -> tuple[Tensor, Tensor]:
-    """The grids split by completed grid: ([train, 16], [288 - train, 16]). No test solution is ever trained on."""
+    """Split the completed grids: ([train, 16], [288 - train, 16]). No test solution is a training solution."""
     every = grids()
     if not 0 < train < len(every):
         raise InvalidInputError(f"train must leave both sides some of the {len(every)} grids; it is {train}")
@@ -58,9 +58,9 @@ def split(seed: int = 0, train: int = 200) -> tuple[Tensor, Tensor]:
 
 
 def puzzles(solutions: Tensor, n: int, rng: Rng | int, holes: tuple[int, int] = (8, 12)) -> tuple[Tensor, Tensor]:
-    """``n`` puzzles from completed grids: (canvas [n, 16] with ``MASK`` in the holes, solution [n, 16]).
+    """Return ``n`` puzzles from completed grids: (canvas [n, 16] with ``MASK`` in the holes, solution [n, 16]).
 
-    The number of holes is uniform on ``holes`` (both ends included), and which cells are holes is uniform.
+    The number of holes is uniform on ``holes`` (both ends included), and so is the choice of cells.
     """
     rng = as_rng(rng)
     low, high = holes
@@ -73,19 +73,19 @@ def puzzles(solutions: Tensor, n: int, rng: Rng | int, holes: tuple[int, int] = 
 
 
 def verify(tokens: Tensor, canvas: Tensor) -> Tensor:
-    """Whether ``tokens`` [*batch, 16] solves ``canvas``: a valid grid that keeps every clue. [*batch] bool."""
+    """Return whether ``tokens`` [*batch, 16] solves ``canvas``: a valid grid that keeps every clue. [*batch] bool."""
     if tokens.shape[-1] != CELLS or canvas.shape[-1] != CELLS:
         raise InvalidInputError(f"a sudoku has {CELLS} cells; got {tuple(tokens.shape)} and {tuple(canvas.shape)}")
     return valid(tokens) & ((canvas == MASK) | (canvas == tokens)).all(-1)
 
 
 def reward(tokens: Tensor, canvas: Tensor) -> Tensor:
-    """1 for a solved puzzle, else 0: [*batch] float32."""
+    """Return 1 for a solved puzzle, else 0: [*batch] float32."""
     return verify(tokens, canvas).float()
 
 
 def text(tokens: Tensor, canvas: Tensor | None = None) -> str:
-    """One grid [16] as four lines; holes are dots, and filled-in digits are bracketed when a canvas is given."""
+    """Return one grid [16] as four lines; holes are dots, and filled-in digits are bracketed if a canvas is given."""
     cell = []
     for i, token in enumerate(tokens.tolist()):
         mark = "." if token == MASK else str(token + 1)
@@ -98,7 +98,7 @@ _FONT = {0: "010110010010111", 1: "110001010100111", 2: "111001011001111", 3: "1
 
 
 def picture(tokens: Tensor, canvas: Tensor | None = None, scale: int = 4) -> np.ndarray:
-    """One grid [16] as an image [H, W, 3] uint8.
+    """Draw one grid [16] as an image [H, W, 3] uint8.
 
     Clues are black and filled-in digits blue; on a complete grid, digits that break a row, column or box are red.
     """

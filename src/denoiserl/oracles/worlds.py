@@ -1,11 +1,11 @@
-"""Worlds with known answers: a teaching device, a baseline and the test oracle at once.
+"""Worlds with known answers: teaching examples, baselines and references of the tests.
 
     GaussianWorld   x ~ N(μ, s²)             exact posterior mean, tilted optimum for a linear reward
-    MixtureWorld    x ~ Σ w_k N(μ_k, s²)     the same; tilting moves the modes and reweighs them
+    MixtureWorld    x ~ Σ w_k N(μ_k, s²)     the same; tilting moves and reweights the modes
     TableWorld      tokens with a table p(x)  exact posterior logits, enumeration, p* ∝ p exp(r/β)
     LQR             linear control            Riccati value and gain, value of any linear policy
 
-With reference p and reward r, KL-regularised maximisation E[r] - β KL(q ‖ p) has the optimum p* ∝ p exp(r/β).
+For a reference p and a reward r, the KL-regularised objective E[r] - β KL(q ‖ p) has the optimum p* ∝ p exp(r/β).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from denoiserl.core.tree import expand_right
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Time [*batch] to (alpha, sigma), each [*batch]: x_t = α x₀ + σ ε."""
+"""function of times [*batch] that returns (alpha, sigma), each [*batch]: x_t = α x₀ + σ ε"""
 
 
 class World(Protocol):
@@ -34,7 +34,7 @@ class World(Protocol):
 
 
 class Exact(Denoiser):
-    """The exact denoiser of a world under a schedule. It has no parameters and cannot be wrong."""
+    """The exact denoiser of a world under a schedule, without parameters."""
 
     def __init__(self, world: World, schedule: Schedule) -> None:
         super().__init__()
@@ -54,39 +54,39 @@ class GaussianWorld:
     std: float
 
     def sample(self, n: int, rng: Rng | int) -> Tensor:
-        """Data, [n, d]."""
+        """Draw data, [n, d]."""
         rng = as_rng(rng)
         return self.mean + self.std * rng.normal(n, len(self.mean))
 
     def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor, context: Any = None) -> Tensor:
-        """E[x₀ | x_t] = μ + α s² (x_t - α μ) / (α² s² + σ²) for states [*batch, d]."""
+        """Return E[x₀ | x_t] = μ + α s² (x_t - α μ) / (α² s² + σ²) for states [*batch, d]."""
         alpha, sigma = expand_right(alpha, x), expand_right(sigma, x)
         gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
         return self.mean + gain * (x - alpha * self.mean)
 
     def posterior_var(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Var(x₀ | x_t) = s² σ² / (α² s² + σ²), the same in every dimension."""
+        """Return Var(x₀ | x_t) = s² σ² / (α² s² + σ²), the same in every dimension."""
         return self.std**2 * sigma**2 / (alpha**2 * self.std**2 + sigma**2)
 
     def tilt(self, slope: Tensor, beta: float) -> GaussianWorld:
-        """The optimum for r(x) = slope · x: N(μ + s² slope / β, s²)."""
+        """Return the optimum for r(x) = slope · x: N(μ + s² slope / β, s²)."""
         return GaussianWorld(self.mean + self.std**2 * slope / beta, self.std)
 
     def kl(self, other: GaussianWorld) -> float:
-        """KL(self ‖ other)."""
+        """Return KL(self ‖ other)."""
         ratio = self.std**2 / other.std**2
         shift = float((self.mean - other.mean).square().sum()) / other.std**2
         return 0.5 * (len(self.mean) * (ratio - 1 - math.log(ratio)) + shift)
 
     def denoiser(self, schedule: Schedule) -> Exact:
-        """The exact denoiser under ``schedule``."""
+        """Return the exact denoiser under ``schedule``."""
         return Exact(self, schedule)
 
 
 def mixture_mean(x: Tensor, alpha: Tensor, sigma: Tensor, means: Tensor, std: float, logits: Tensor) -> Tensor:
-    """E[x₀ | x_t] of Σ_k softmax(logits)_k N(means_k, std²): Gaussian posteriors weighted by responsibilities.
+    """Return E[x₀ | x_t] of Σ_k softmax(logits)_k N(means_k, std²): Gaussian posteriors weighted by responsibilities.
 
-    ``x`` [*batch, d]; ``means`` [M, d]; ``logits`` [M] or one row a state [*batch, M].
+    ``x`` [*batch, d]; ``means`` [M, d]; ``logits`` [M], or [*batch, M] with one row per state.
     """
     alpha, sigma = expand_right(alpha, x)[..., None, :], expand_right(sigma, x)[..., None, :]
     var = alpha**2 * std**2 + sigma**2  # [*batch, 1, 1]
@@ -104,28 +104,30 @@ class MixtureWorld:
     std: float
 
     def sample(self, n: int, rng: Rng | int) -> Tensor:
-        """Data, [n, d]."""
+        """Draw data, [n, d]."""
         rng = as_rng(rng)
         mode = (rng.uniform(n, 1) > self.weights.cumsum(-1)).sum(-1).clamp_max(len(self.means) - 1)
         return self.means[mode] + self.std * rng.normal(n, self.means.shape[1])
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) of data [*batch, d]: [*batch]."""
+        """Return log p(x) of data [*batch, d]: [*batch]."""
         distance = (x[..., None, :] - self.means).square().sum(-1) / self.std**2
         norm = self.means.shape[1] * math.log(self.std * math.sqrt(2 * math.pi))
         return (self.weights.log() - 0.5 * distance).logsumexp(-1) - norm
 
     def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor, context: Any = None) -> Tensor:
-        """E[x₀ | x_t] for states [*batch, d]."""
+        """Return E[x₀ | x_t] for states [*batch, d]."""
         return mixture_mean(x, alpha, sigma, self.means, self.std, self.weights.log())
 
     def tilt(self, slope: Tensor, beta: float) -> MixtureWorld:
-        """The optimum for r(x) = slope · x: modes move by s² slope / β and are reweighed by exp(slope · μ_k / β)."""
+        """Return the optimum for r(x) = slope · x: modes move by s² slope / β, weights are multiplied by exp(slope ·
+        μ_k / β).
+        """
         weights = (self.weights.log() + self.means @ slope / beta).softmax(-1)
         return MixtureWorld(self.means + self.std**2 * slope / beta, weights, self.std)
 
     def denoiser(self, schedule: Schedule) -> Exact:
-        """The exact denoiser under ``schedule``."""
+        """Return the exact denoiser under ``schedule``."""
         return Exact(self, schedule)
 
 
@@ -142,7 +144,7 @@ class TableWorld:
     def __post_init__(self) -> None:
         if len(set(self.table.shape)) != 1:
             raise InvalidInputError(
-                f"a table has one axis a position, all of the vocabulary's size; got {self.table.shape}"
+                f"a table has one axis per position, all of the vocabulary's size; got {self.table.shape}"
             )
         if not bool(self.table.isfinite().all()):
             raise InvalidInputError("every sequence must be possible: a posterior given an impossible one is undefined")
@@ -150,7 +152,7 @@ class TableWorld:
 
     @staticmethod
     def random(length: int, vocab: int, rng: Rng | int, spread: float = 1.0) -> TableWorld:
-        """A table of normal logits: every position depends on every other."""
+        """Draw a table of normal logits: every position depends on every other."""
         rng = as_rng(rng)
         return TableWorld(spread * rng.normal(*[vocab] * length))
 
@@ -169,22 +171,22 @@ class TableWorld:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, self.length)
 
     def index(self, x: Tensor) -> Tensor:
-        """The row of ``sequences`` that each x [*batch, length] is."""
+        """Return the row of ``sequences`` that equals each x [*batch, length]."""
         place = self.vocab ** torch.arange(self.length - 1, -1, -1, device=x.device)
         return (x * place).sum(-1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) of sequences [*batch, length]: [*batch]."""
+        """Return log p(x) of sequences [*batch, length]: [*batch]."""
         return self.table.flatten()[self.index(x)]
 
     def sample(self, n: int, rng: Rng | int) -> Tensor:
-        """Data, [n, length]."""
+        """Draw data, [n, length]."""
         rng = as_rng(rng)
         cumulative = self.table.flatten().exp().cumsum(0)
         return self.sequences[torch.searchsorted(cumulative, rng.uniform(n)).clamp_max(len(cumulative) - 1)]
 
     def posterior_logits(self, canvas: Tensor) -> Tensor:
-        """log p(x_i = v | visible tokens) of canvases [*batch, length]: [*batch, length, vocab].
+        """Return log p(x_i = v | visible tokens) of canvases [*batch, length]: [*batch, length, vocab].
 
         A visible position is a point mass on its token.
         """
@@ -197,15 +199,15 @@ class TableWorld:
         return torch.einsum("...n,nlv->...lv", log_p.exp(), is_v).log().clamp_min(FLOOR)
 
     def tilt(self, reward: Tensor, beta: float) -> TableWorld:
-        """The optimum p exp(r/β) / Z for rewards [vocab ** length] in the order of ``sequences``."""
+        """Return the optimum p exp(r/β) / Z for rewards [vocab ** length] in the order of ``sequences``."""
         return TableWorld(self.table + reward.reshape(self.table.shape) / beta)
 
     def total_variation(self, other: TableWorld) -> float:
-        """½ Σ |p - q|."""
+        """Return ½ Σ |p - q|."""
         return float((self.table.exp() - other.table.exp()).abs().sum() / 2)
 
     def denoiser(self) -> ExactLogits:
-        """The exact denoiser of masked canvases."""
+        """Return the exact denoiser of masked canvases."""
         return ExactLogits(self)
 
 
@@ -232,14 +234,14 @@ class LQR:
     gamma: float = 0.95
 
     def step(self, x: Tensor, u: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """The next states [*batch, n] and rewards [*batch]."""
+        """Return the next states [*batch, n] and the rewards [*batch]."""
         reward = -((x @ self.Q) * x).sum(-1) - ((u @ self.R) * u).sum(-1)
         return x @ self.A.T + u @ self.B.T + self.noise * rng.normal(*x.shape), reward
 
     def riccati(self) -> tuple[Tensor, Tensor]:
-        """(P, K): the optimal policy is u = -K x, and its value -xᵀ P x - c. Value iteration to a fixed point:
+        """Return (P, K): the optimal policy is u = -K x, and its value is -xᵀ P x - c.
 
-        K = γ (R + γ Bᵀ P B)⁻¹ Bᵀ P A,   P = Q + γ Aᵀ P (A - B K).
+        Value iteration to a fixed point: K = γ (R + γ Bᵀ P B)⁻¹ Bᵀ P A, P = Q + γ Aᵀ P (A - B K).
         """
         A, B, Q, R = (m.double() for m in (self.A, self.B, self.Q, self.R))
         P = Q
@@ -252,7 +254,7 @@ class LQR:
         raise InvalidInputError("the Riccati recursion does not converge: (A, B) cannot be stabilised at this discount")
 
     def lyapunov(self, K: Tensor) -> Tensor:
-        """P of the policy u = -K x: P = Q + Kᵀ R K + γ (A - B K)ᵀ P (A - B K), solved as a linear system."""
+        """Return P of the policy u = -K x: P = Q + Kᵀ R K + γ (A - B K)ᵀ P (A - B K), solved as a linear system."""
         A, B, Q, R, K = (m.double() for m in (self.A, self.B, self.Q, self.R, K))
         closed = A - B @ K
         if self.gamma * float(torch.linalg.eigvals(closed).abs().max()) ** 2 >= 1:
@@ -264,7 +266,7 @@ class LQR:
         return torch.linalg.solve(system, (Q + K.T @ R @ K).flatten()).reshape(n, n).to(self.A.dtype)
 
     def value(self, x: Tensor, K: Tensor | None = None, explore: float = 0.0) -> Tensor:
-        """V(x) [*batch] of u = -K x + N(0, explore²), by default of the optimal K:
+        """Return V(x) [*batch] of u = -K x + N(0, explore²); K is the optimal one by default.
 
         V(x) = -xᵀ P x - [γ tr(P (noise² I + explore² B Bᵀ)) + explore² tr R] / (1 - γ).
         """
@@ -276,7 +278,7 @@ class LQR:
 
 
 def double_integrator(dt: float = 0.2, noise: float = 0.1, gamma: float = 0.95) -> LQR:
-    """A mass on a line: state (position, velocity), action force."""
+    """Return the control of a mass on a line: state (position, velocity), action force."""
     A = torch.tensor([[1.0, dt], [0.0, 1.0]])
     B = torch.tensor([[0.0], [dt]])
     return LQR(A, B, torch.diag(torch.tensor([1.0, 0.1])), 0.1 * torch.eye(1), noise, gamma)

@@ -1,15 +1,15 @@
-"""What a number is worth: intervals, tests that keep their error rate, and verdicts about methods.
+"""Statistics of evaluations: intervals, tests that keep their error rate, and verdicts about methods.
 
     question                                   answer
-    how good is it?                            ``rate_interval``, ``t_interval``, ``bootstrap``, ``posterior``
-    is one better on the same episodes?        ``paired_interval``, ``mcnemar``
-    on episodes of their own?                  ``barnard``, ``fisher``; many tests at once: ``holm``
-    may I look after every trial?              ``e_pairs``, ``e_rates``; many arms: ``SequentialComparison``
+    how good is a policy?                      ``rate_interval``, ``t_interval``, ``bootstrap``, ``posterior``
+    is one better, on the same episodes?       ``paired_interval``, ``mcnemar``
+    is one better, on separate episodes?       ``barnard``, ``fisher``; many tests at once: ``holm``
+    how to test after every trial?             ``e_pairs``, ``e_rates``; many arms: ``SequentialComparison``
     which of several methods differ?           ``standings``: over training seeds, with ``compact_letters``
     does a claim hold?                         ``superiority_test``; before: ``minimum_detectable_effect``
-    who tries what, blindly?                   ``Plan``, ``selection_seed``, ``test_seed``
-    what was tried, with which weights?        ``Trials``, ``fingerprint``, ``join``, ``pairs``, ``read``, ``write``
-    how often does a test err or see?          ``type_one``, ``power`` of ``anytime_pairs``, ``repeated_z_test``, ...
+    in which order to run blind trials?        ``Plan``, ``selection_seed``, ``test_seed``
+    how to record trials?                      ``Trials``, ``fingerprint``, ``join``, ``pairs``, ``read``, ``write``
+    what are a test's error rate and power?    ``type_one``, ``power`` of ``anytime_pairs``, ``repeated_z_test``, ...
 
 Records: ``Interval``, ``Beta``, ``Contrast``, ``ComparisonRow``, ``ComparisonTable``, ``Verdict``, ``Comparison``,
 ``Simulated``.

@@ -1,4 +1,4 @@
-"""The three rows of an honest claim: before, after, and the same time spent on more imitation."""
+"""Compare a metric before and after learning from reward with a control that imitated for the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABELS = {"before": "before", "imitation": "more imitation", "after": "improved 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of one task, before and after learning from reward, beside the control that only imitated longer.
+    """One metric of one task before and after learning from reward, with a control that only imitated longer.
 
     ``unit`` "%" marks rates in [0, 1], which are shown as percentages; ``better`` is the direction of a gain.
     """
@@ -30,11 +30,11 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
-            raise RunError(f"better={self.better!r} is no direction: say 'higher' or 'lower'.")
+            raise RunError(f"better={self.better!r} is no direction: pass 'higher' or 'lower'.")
 
     @property
     def rows(self) -> list[tuple[str, Interval]]:
-        """(label, interval) in the order in which they are read."""
+        """The (label, interval) pairs, in display order."""
         return [(label, getattr(self, key)) for key, label in LABELS.items() if getattr(self, key) is not None]
 
     @property
@@ -42,12 +42,12 @@ class Comparison:
         return 1 if self.better == "higher" else -1
 
     def is_better(self) -> bool:
-        """Is ``after`` better than every other row, with intervals that do not touch?"""
+        """Return whether ``after`` is better than every other row, with intervals that do not touch."""
         others = [self.before] if self.imitation is None else [self.before, self.imitation]
         return all(self.after.compare(other) == self.sign for other in others)
 
     def verdict(self) -> str:
-        """The result in a sentence that claims no more than the intervals do."""
+        """Return the result in a sentence that claims no more than the intervals show."""
         if self.after.compare(self.before) == -self.sign:
             return "worse than before: the intervals are apart"
         if self.after.compare(self.before) == 0:
@@ -59,7 +59,7 @@ class Comparison:
         return "better than before, but not shown to be better than more imitation"
 
     def show(self, value: float) -> str:
-        """A value of this metric as text, with as many digits as the narrowest interval needs."""
+        """Return a value of this metric as text, with as many digits as the narrowest interval needs."""
         if self.unit == "%":
             return f"{100 * value:.1f}%"
         width = max(i.high - i.low for _, i in self.rows) or max(abs(i.mean) for _, i in self.rows) / 10 or 1.0
@@ -69,13 +69,13 @@ class Comparison:
         return f"{text} {self.unit}".rstrip()
 
     def as_dict(self) -> dict[str, Any]:
-        """The act as ``summary.json`` holds it; rows and fields that were not given are left out."""
+        """Return the comparison as plain values for ``summary.json``, without rows and fields that are None."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v.as_dict() if isinstance(v, Interval) else v for k, v in found.items() if v not in (None, "")}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Comparison:
-        """The comparison that ``as_dict`` wrote; unknown keys are refused."""
+        """Return the comparison that ``as_dict`` wrote. Raise RunError for unknown or missing keys."""
         unknown = sorted(set(saved) - {f.name for f in fields(cls)})
         missing = sorted({"name", "metric", "before", "after"} - set(saved))
         if unknown or missing:

@@ -1,10 +1,10 @@
 """Exact tests of two success rates for a fixed number of trials, and Holm's correction for many tests.
 
-    two policies on the same starts      ``mcnemar``    only the starts on which they disagree count
-    two policies on starts of their own  ``barnard``    the most powerful of the two; ``fisher`` conditions on the total
+    two policies on the same starts    ``mcnemar``  uses only the starts on which they disagree
+    two policies on separate starts    ``barnard``  the most powerful of the two; ``fisher`` conditions on the total
 
-Every one of them is for ONE look, at a number of trials that was fixed before: whoever looks again and again and stops
-when p is small is wrong far more often than the level says. ``denoiserl.stats.sequential`` may be looked at always.
+Each test is for one look, at a number of trials that was fixed before. Repeated looks that stop when p is small err far
+more often than the level. The tests of ``denoiserl.stats.sequential`` allow repeated looks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from denoiserl.stats.interval import Values, rate_interval
 
 
 def mcnemar(first: Values, second: Values) -> float:
-    """The two-sided exact p-value of paired outcomes [n]: wins w and losses l among the starts that disagree.
+    """Return the two-sided exact p-value of paired outcomes [n]: wins w and losses l among the starts that disagree.
 
         p = min(1, 2 P(X ≤ min(w, l))),   X ~ Binomial(w + l, 1/2)
 
-    Raises ``InvalidInputError`` unless both are 0 or 1 and equally many. Reference: McNemar (1947).
+    Raise ``InvalidInputError`` unless all outcomes are 0 or 1 and both have n. Reference: McNemar (1947).
     """
     x, y = outcomes(first, "first"), outcomes(second, "second")
     if len(x) != len(y):
@@ -36,20 +36,20 @@ def mcnemar(first: Values, second: Values) -> float:
 
 
 def barnard(first: Values, second: Values) -> float:
-    """The two-sided p-value of Barnard's unconditional exact test; outcomes [n] and [m] of independent trials.
+    """Return the two-sided p-value of Barnard's unconditional exact test; outcomes [n] and [m] of independent trials.
 
-    The p-value is the largest over the common rate of the probability of a table at least as far from equal rates, by
-    the pooled score statistic. Reference: Barnard (1945); the implementation is scipy's.
+    The p-value is the probability of a table at least as far from equal rates, by the pooled score statistic,
+    maximised over the common rate. Reference: Barnard (1945); the implementation is scipy's.
     """
-    from scipy import stats  # heavy, and needed here alone
+    from scipy import stats  # slow to import, and only needed here
 
     return min(1.0, float(stats.barnard_exact(_table(first, second)).pvalue))
 
 
 def fisher(first: Values, second: Values) -> float:
-    """The two-sided p-value of Fisher's exact test; outcomes [n] and [m] of independent trials.
+    """Return the two-sided p-value of Fisher's exact test; outcomes [n] and [m] of independent trials.
 
-    It conditions on the total number of successes, which makes it more cautious than ``barnard``. Reference: Fisher
+    It conditions on the total number of successes, so it is more conservative than ``barnard``. Reference: Fisher
     (1935); the implementation is scipy's.
     """
     from scipy import stats
@@ -58,12 +58,12 @@ def fisher(first: Values, second: Values) -> float:
 
 
 def holm(p: Values) -> numpy.ndarray:
-    """p-values [m] corrected for their family by Holm's step-down: all p ≤ α together err with probability at most α.
+    """Return p-values [m], corrected by Holm's step-down: rejecting all p ≤ α errs with probability at most α.
 
         p̃_(i) = max_{j ≤ i} min(1, (m - j + 1) p_(j)),   p_(1) ≤ ... ≤ p_(m)
 
-    Whatever the dependence between the tests. Reference: Holm, A simple sequentially rejective multiple test procedure
-    (1979).
+    It holds for any dependence between the tests. Reference: Holm, A simple sequentially rejective multiple test
+    procedure (1979).
     """
     x = numpy.asarray(p, numpy.float64)
     if x.ndim != 1 or not ((x >= 0) & (x <= 1)).all():
@@ -75,7 +75,7 @@ def holm(p: Values) -> numpy.ndarray:
 
 
 def outcomes(values: Values, name: str) -> numpy.ndarray:
-    """Outcomes [n] as int64, or the refusal that names what is neither 0 nor 1."""
+    """Return outcomes [n] as int64. Raise ``InvalidInputError`` for a value that is neither 0 nor 1."""
     try:
         rate_interval(values)
     except InvalidInputError as error:

@@ -3,12 +3,12 @@
     what was measured                              interval
     k successes in n trials                        ``binomial(k, n)``, ``rate_interval(outcomes)``
     n independent scores                           ``t_interval(scores)``
-    the same, skewed or with another statistic     ``bootstrap(scores, rng)``
+    skewed scores, or another statistic            ``bootstrap(scores, rng)``
     two policies on the same episodes or prompts   ``paired_interval(after, before)``
     n scores for each of S training seeds          ``hierarchical_bootstrap(scores, rng)``
 
-Observations must be independent. Several draws for one prompt, or several starts of one seed, are averaged first:
-otherwise n is too large and the interval too narrow. ``nested`` does that for scores that come in seeds.
+Observations must be independent. Average several draws for one prompt, or several starts of one seed, first:
+otherwise n is too large and the interval too narrow. ``hierarchical_bootstrap`` takes scores grouped by seed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Values = Tensor | numpy.ndarray | Sequence[float] | Sequence[bool]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, the ends of its interval, and the number of independent observations behind it.
+    """An estimate, the ends of its interval, and its number of independent observations.
 
-    Scores that are all equal leave no width, whatever n: as text the interval then says "all equal".
+    If all scores are equal the width is 0 for any n; the text then says "all equal".
     """
 
     mean: float
@@ -49,18 +49,18 @@ class Interval:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """What goes into ``summary.json``; ``Interval(**d)`` is the way back."""
+        """Return plain values for ``summary.json``; ``Interval(**d)`` reads them."""
         return asdict(self)
 
     def compare(self, other: Interval) -> int:
-        """1 if this whole interval lies above the other, -1 if it lies below, 0 if they touch.
+        """Return 1 if this whole interval lies above the other, -1 if it lies below, 0 if they touch.
 
         Stricter than a test of the difference: two 95 % intervals that do not touch differ at about p < 0.006.
         """
         return int(self.low > other.high) - int(self.high < other.low)
 
     def __format__(self, spec: str) -> str:
-        """``f"{interval:.1%}"`` formats the three numbers; an empty spec gives the width two significant digits."""
+        """Format the three numbers, as in ``f"{interval:.1%}"``; an empty spec gives two digits of the width."""
         spec = spec or f".{max(0, _decimals((self.high - self.low) / 2))}f"
         low, high, mean = (format(v, spec) for v in (self.low, self.high, self.mean))
         if spec.endswith("%"):
@@ -87,7 +87,7 @@ class Beta:
         return self.a / (self.a + self.b)
 
     def density(self, rates: Values) -> numpy.ndarray:
-        """The density at ``rates`` in [0, 1], any shape; 0 outside."""
+        """Return the density at ``rates`` in [0, 1], any shape; 0 outside."""
         p = numpy.asarray(rates, numpy.float64)
         inside = (p >= 0) & (p <= 1)
         q = numpy.where(inside, p, 0.5)
@@ -95,14 +95,14 @@ class Beta:
         return numpy.where(inside, numpy.exp(log), 0.0)
 
     def quantile(self, q: float) -> float:
-        """The rate below which the probability is ``q``."""
+        """Return the rate below which the probability is ``q``."""
         if not 0 <= q <= 1:
             raise InvalidInputError(f"there is no quantile at {q}: give a probability between 0 and 1.")
         return float(special.betaincinv(self.a, self.b, q))
 
 
 def posterior(successes: int, trials: int) -> Beta:
-    """What k successes in n trials say about the rate, under a uniform prior: Beta(k + 1, n - k + 1)."""
+    """Return the posterior of a rate after k successes in n trials, uniform prior: Beta(k + 1, n - k + 1)."""
     if successes != int(successes) or trials != int(trials):
         raise InvalidInputError(f"{successes} of {trials}: successes and trials are counted in whole numbers.")
     if trials < 1:
@@ -115,7 +115,7 @@ def posterior(successes: int, trials: int) -> Beta:
 
 
 def binomial(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """A success rate k/n: the equal-tailed posterior interval under a uniform prior.
+    """Return the equal-tailed posterior interval of a success rate k/n, under a uniform prior.
 
         rate | k ~ Beta(k + 1, n - k + 1)
 
@@ -131,22 +131,22 @@ def binomial(successes: int, trials: int, level: float = 0.95) -> Interval:
 
 
 def rate_interval(outcomes: Values, level: float = 0.95) -> Interval:
-    """``binomial`` of outcomes [n] that are 0 or 1 (or False or True); anything else is refused."""
+    """Return the ``binomial`` interval of outcomes [n]. Raise ``InvalidInputError`` if one is neither 0 nor 1."""
     x = _values(outcomes, "outcomes")
     strange = ((x != 0) & (x != 1)).nonzero().flatten()
     if len(strange):
         i = int(strange[0])
         raise InvalidInputError(
-            f"outcome {i} is {x[i].item():g}, neither 0 nor 1: threshold it first, or give scores to student."
+            f"outcome {i} is {x[i].item():g}, neither 0 nor 1: threshold it first, or give scores to t_interval."
         )
     return binomial(int(x.sum()), len(x), level)
 
 
 def t_interval(scores: Values, level: float = 0.95, bounds: tuple[float, float] | None = None) -> Interval:
-    """The mean of scores [n]: x̄ ± t s/√n, with Student's t at n - 1 degrees of freedom.
+    """Return the interval of the mean of scores [n]: x̄ ± t s/√n, Student's t with n - 1 degrees of freedom.
 
-    ``bounds`` are the least and the greatest possible score: scores outside are refused, the interval ends there.
-    Scores that are all equal have an interval of zero width; where they are outcomes, ``success`` says more.
+    ``bounds`` are the least and the greatest possible score: the interval is cut there, and a score outside raises
+    ``InvalidInputError``. Equal scores have an interval of zero width; for outcomes use ``rate_interval``.
     """
     x = _values(scores, "scores", least=2)
     if bounds is not None and not (bounds[0] <= x.min() and x.max() <= bounds[1]):
@@ -160,7 +160,9 @@ def t_interval(scores: Values, level: float = 0.95, bounds: tuple[float, float] 
 
 
 def auto_interval(outcomes: Values, level: float = 0.95) -> tuple[Interval, bool]:
-    """The interval of outcomes [n], and whether they are a rate: ``success`` if all are 0 or 1, else ``student``."""
+    """Return the interval of outcomes [n] and whether they are a rate: ``rate_interval`` if all are 0 or 1, else
+    ``t_interval``.
+    """
     values = _values(outcomes, "outcomes")
     rate = bool(((values == 0) | (values == 1)).all())
     return (rate_interval(values, level) if rate else t_interval(values, level)), rate
@@ -173,16 +175,16 @@ def bootstrap(
     draws: int = 4000,
     statistic: Callable[[Tensor], Tensor] = lambda x: x.mean(-1),
 ) -> Interval:
-    """The percentile interval of a ``statistic`` ([..., n] -> [...], the mean by default) over resampled scores [n].
+    """Return the percentile interval of a ``statistic`` ([..., n] -> [...], default: mean) over resampled scores [n].
 
-    For skewed scores and for medians, trimmed means or quantiles. With fewer than about 20 scores it is too narrow
-    and ``student`` is better. Reference: Efron, Tibshirani, An introduction to the bootstrap (1993), chapter 13.
+    Use it for skewed scores, medians, trimmed means or quantiles. With fewer than about 20 scores it is too narrow;
+    use ``t_interval`` then. Reference: Efron, Tibshirani, An introduction to the bootstrap (1993), chapter 13.
     """
     rng = as_rng(rng)
     x = _values(scores, "scores", least=2)
     if draws < 100:
         raise InvalidInputError(
-            f"{draws} resamples cannot place the ends of an interval: use at least 100, better 4000."
+            f"{draws} resamples are too few for the ends of an interval: use at least 100, better 4000."
         )
     share = max(1, 4_000_000 // len(x))  # about 32 MB at a time
     drawn: list[Tensor] = []
@@ -199,13 +201,13 @@ def bootstrap(
 
 
 def hierarchical_bootstrap(scores: Tensor, rng: Rng | int, level: float = 0.95, draws: int = 4000) -> Interval:
-    """The bootstrap interval of the mean of scores [S, n]: seeds are drawn again, then the trials inside each.
+    """Return the bootstrap interval of the mean of scores [S, n]: resample seeds, then the trials of each seed.
 
-    Give it differences of two arms for a paired comparison, and milestone scores in [0, 1] for partial credit. It
-    needs no normality, but it needs seeds. Where they differ more than their trials explain, a 95 % interval covers
-    78 % with 3 of them, 85 % with 5, 92 % with 10, 95 % with 20; with fewer than 10 use ``standings``, which is
-    Student's over the seeds. Where seeds do not differ it is too wide: trials drawn again add their noise twice.
-    n of the interval is S. Reference: Davison, Hinkley, Bootstrap methods and their application (1997), section 3.8.
+    For a paired comparison, pass differences of two arms; for partial success, pass milestone scores in [0, 1]. It
+    assumes no normal distribution, but it needs many seeds. If seeds differ more than their trials explain, a 95 %
+    interval covers 78 % with 3 seeds, 85 % with 5, 92 % with 10, 95 % with 20. With fewer than 10 use ``standings``
+    (Student's t over seeds). If seeds do not differ it is too wide, because resampled trials add their noise twice. n
+    of the interval is S. Reference: Davison, Hinkley, Bootstrap methods and their application (1997), section 3.8.
     """
     rng = as_rng(rng)
     x = torch.as_tensor(scores).detach().to("cpu", torch.float64)
@@ -216,7 +218,7 @@ def hierarchical_bootstrap(scores: Tensor, rng: Rng | int, level: float = 0.95, 
     _values(x.flatten(), "scores")
     if draws < 100:
         raise InvalidInputError(
-            f"{draws} resamples cannot place the ends of an interval: use at least 100, better 4000."
+            f"{draws} resamples are too few for the ends of an interval: use at least 100, better 4000."
         )
     seeds, trials = x.shape
     share = max(1, 4_000_000 // x.numel())
@@ -231,10 +233,10 @@ def hierarchical_bootstrap(scores: Tensor, rng: Rng | int, level: float = 0.95, 
 
 
 def paired_interval(after: Values, before: Values, level: float = 0.95) -> Interval:
-    """The mean of after_i - before_i, where i is the same episode, seed or prompt in both: ``student`` on differences.
+    """Return the ``t_interval`` of after_i - before_i, where i is the same episode, seed or prompt in both.
 
-    What the two have in common (hard and easy episodes) cancels, so the interval is narrower than two separate ones.
-    It is a gain when ``low > 0``.
+    Effects common to both (hard and easy episodes) cancel, so the interval is narrower than two separate ones.
+    There is a gain if ``low > 0``.
     """
     x, y = _values(after, "after"), _values(before, "before")
     if len(x) != len(y):
@@ -245,7 +247,7 @@ def paired_interval(after: Values, before: Values, level: float = 0.95) -> Inter
 
 
 def _values(values: Values, name: str, least: int = 1) -> Tensor:
-    """float64 [n], finite."""
+    """Return float64 [n]. Raise ``InvalidInputError`` for too few values or ones that are not finite."""
     x = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if x.ndim != 1:
         raise InvalidInputError(
@@ -268,5 +270,5 @@ def _level(level: float) -> float:
 
 
 def _decimals(width: float) -> int:
-    """Decimals that show two significant digits of ``width``."""
+    """Return the number of decimals that show two significant digits of ``width``."""
     return 3 if width <= 0 else min(12, 1 - math.floor(math.log10(width)))

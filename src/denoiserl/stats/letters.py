@@ -10,25 +10,25 @@ from typing import Literal
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 
 MOST = 10 * len(ascii_letters)
-"""columns on the way, which may be more than those at the end; some separations need exponentially many"""
+"""largest number of columns while the display is computed; some separations need exponentially many"""
 
 
 def compact_letters(
     means: Mapping[str, float], separated: Iterable[tuple[str, str]], better: Literal["higher", "lower"] = "higher"
 ) -> dict[str, str]:
-    """{arm: letters}, best arm first: two arms share a letter exactly when they are not ``separated``.
+    """Return {arm: letters}, best arm first: two arms share a letter exactly if they are not ``separated``.
 
-    Insert and absorb: one column holds all arms; a separated pair splits every column with both into one without the
-    first and one without the second; a column inside another is dropped. Then sweep: an arm leaves a column in which
-    it shares nothing that it does not share elsewhere, so that no letter is redundant. Columns are lettered by the
-    best arms in them, so the best arm has an "a".
+    Insert and absorb: one column holds all arms. A separated pair splits every column with both into one without the
+    first and one without the second; a column inside another is dropped. Sweep: an arm leaves a column if it shares
+    every member of it elsewhere, so no letter is redundant. Columns are lettered by their best arms, so the best arm
+    has an "a".
 
-    Raises ``InvalidInputError`` for a pair with an arm that has no mean or with itself, and when 52 letters are not
-    enough, or ``MOST`` on the way. Reference: Piepho, An algorithm for a letter-based representation of all-pairwise
+    Raise ``InvalidInputError`` for a pair with an unknown arm or of one arm with itself, for more than 52 letters, and
+    for more than ``MOST`` columns. Reference: Piepho, An algorithm for a letter-based representation of all-pairwise
     comparisons (2004).
     """
     if better not in ("higher", "lower"):
-        raise InvalidInputError(f"better={better!r} is no direction: say 'higher' or 'lower'.")
+        raise InvalidInputError(f"better={better!r} is no direction: pass 'higher' or 'lower'.")
     order = sorted(means, key=lambda name: means[name], reverse=better == "higher")
     rank = {name: i for i, name in enumerate(order)}
     if not order:
@@ -43,8 +43,8 @@ def compact_letters(
         columns = _split(columns, rank[pair[0]], rank[pair[1]])
         if len(columns) > MOST:
             raise InvalidInputError(
-                f"these pairs need more than {MOST} letters: who is separated from whom has no short display, so show "
-                "the pairs instead."
+                f"these pairs need more than {MOST} letters: the separations have no short display, so show the pairs "
+                "instead."
             )
     found = _swept(columns, len(order))
     if len(found) > len(ascii_letters):
@@ -64,7 +64,7 @@ def _split(columns: list[frozenset[int]], i: int, j: int) -> list[frozenset[int]
 
 
 def _swept(columns: list[frozenset[int]], arms: int) -> list[frozenset[int]]:
-    """Columns in the order of the best arms in them, without redundant members."""
+    """Return columns in the order of their best arms, without redundant members."""
     held = [set(column) for column in sorted(columns, key=sorted)]
     count = {pair: 0 for pair in combinations(range(arms), 2)}
     own = dict.fromkeys(range(arms), 0)

@@ -1,4 +1,6 @@
-"""Who tries what, in which order: a blind, interleaved plan with matched starts, and seeds that never meet."""
+"""The order of blind, interleaved trials with matched starts, and seeds of training, selection and test that never
+overlap.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,9 @@ STARTS = 1 << 19
 class Plan:
     """The order of trials of a blind comparison; iterate over it for (label, start).
 
-    Starts come in random order, and each is one block that all arms visit in random order before the next start
-    begins. So every arm meets the same starts, drift of the robot or of the evaluator falls on all arms alike, and a
-    comparison that is stopped between two blocks is balanced. Labels are letters dealt at random: whoever runs and
-    judges the trials does not know the arms until ``reveal``.
+    Starts come in random order. All arms visit a start, in random order, before the next start begins. So every arm has
+    the same starts, and drift of the robot or of the evaluator affects all arms equally. A comparison that stops
+    between two starts is balanced. Labels are letters in random order: they hide the arms until ``reveal``.
     """
 
     order: tuple[tuple[str, int], ...]
@@ -28,7 +29,7 @@ class Plan:
 
     @classmethod
     def of(cls, arms: Sequence[str], starts: Sequence[int], rng: Rng | int) -> Plan:
-        """A plan in which each of ``arms`` tries each of ``starts`` once; the same ``rng`` gives the same plan."""
+        """Return a plan in which each arm tries each of ``starts`` once; the same ``rng`` gives the same plan."""
         rng = as_rng(rng)
         twice = sorted({name for name in arms if list(arms).count(name) > 1})
         if twice:
@@ -56,27 +57,27 @@ class Plan:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels in alphabetical order, which says nothing about the arms."""
+        """The labels in alphabetical order, independent of the arms."""
         return tuple(label for label, _ in self.key)
 
     def reveal(self) -> dict[str, str]:
-        """{label: arm}. For the program that loads the weights, and for everybody else when the trials are over."""
+        """Return {label: arm}: needed to load the weights, otherwise only after the trials."""
         return dict(self.key)
 
 
 def selection_seed(seed: int, i: int = 0) -> int:
-    """The i-th start on which checkpoints of the run with training seed ``seed`` are CHOSEN: 2³⁰ + 2¹⁹ seed + i.
+    """Return the i-th start for selecting checkpoints of the run with training seed ``seed``: 2³⁰ + 2¹⁹ seed + i.
 
-    The best of several checkpoints looks better than it is on the starts that chose it; ``test_seed`` gives others.
-    Seeds below 2³⁰ belong to training, [2³⁰, 2³¹) to selection and [2³¹, 2³¹ + 2³⁰) to tests, so that none of them
-    meets another as long as training seeds are below 2¹¹ and starts below 2¹⁹; all fit into 32 bits, as simulators
-    ask. ``selection_seed(s) + i`` is ``selection_seed(s, i)``.
+    The best of several checkpoints looks better than it is on the starts that selected it; ``test_seed`` gives others.
+    Seeds below 2³⁰ are for training, [2³⁰, 2³¹) for selection and [2³¹, 2³¹ + 2³⁰) for tests. They never overlap if
+    training seeds are below 2¹¹ and starts below 2¹⁹. All fit into 32 bits, as simulators need. ``selection_seed(s) +
+    i`` is ``selection_seed(s, i)``.
     """
     return (1 << 30) + _offset(seed, i)
 
 
 def test_seed(seed: int, i: int = 0) -> int:
-    """The i-th start on which the chosen policy is JUDGED: 2³¹ + 2¹⁹ seed + i; see ``selection_seed``."""
+    """Return the i-th start for evaluating the selected policy: 2³¹ + 2¹⁹ seed + i; see ``selection_seed``."""
     return (1 << 31) + _offset(seed, i)
 
 

@@ -1,14 +1,14 @@
-"""Verdicts over training seeds: which methods differ, by how much, and what the design could have seen.
+"""Verdicts over training seeds: which methods differ, by how much, and which difference the design can detect.
 
-A method is judged by policies trained from S seeds, each rolled out on n starts. The roll-outs of one policy are not
-observations of the method: its seeds are. So every arm trains from the same seeds, all policies of a seed meet the same
-starts, seeds have starts of their own, and the test is Student's, paired, over S differences of means.
+A method is evaluated by policies trained from S seeds, each rolled out on n starts. The observations of a method are
+its seeds, not the rollouts of one policy. So every arm trains from the same seeds, all policies of a seed have the same
+starts, and each seed has its own starts. The test is Student's, paired, over S differences of means.
 
     d_s = mean_i (a_si - b_si),   d̄ ± t_{S-1} · max(sd(d)/√S, w)
 
-w is the standard error that the paired roll-outs alone leave. Without it, S means that happen to agree would prove
-anything; with it, the test can only become more cautious. For outcomes 0 or 1, w counts half a success and half a
-failure more in each cell of the table of pairs, so that even n agreeing pairs leave a doubt (Agresti, Min, Simple
+w is the standard error of the paired rollouts alone. Without it, S means that agree by chance would give an interval of
+no width. With it, the test only becomes more conservative. For outcomes 0 or 1, w adds half a success and half a
+failure to each cell of the table of pairs, so even n agreeing pairs keep a positive error (Agresti, Min, Simple
 improved confidence intervals for comparing matched proportions, 2005).
 """
 
@@ -35,12 +35,12 @@ Basis = Literal["seeds", "trials"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether ``first`` exceeds ``second`` by more than ``margin``.
+    """Result of a test whether ``first`` exceeds ``second`` by more than ``margin``.
 
-    "holds" and "does not hold" mean that the whole interval of the difference lies above and below the margin; both
-    directions err with probability at most level / 2. ``p`` is two-sided against a difference of exactly ``margin``,
-    ``smallest`` the smallest excess over the margin that this design sees with probability 0.8, ``basis`` as in
-    ``ComparisonTable``.
+    "holds" means that the whole interval of the difference lies above the margin, "does not hold" that it lies below.
+    Each errs with probability at most level / 2. ``p`` is two-sided against a difference of exactly ``margin``.
+    ``smallest`` is the smallest excess over the margin that this design detects with probability 0.8. ``basis`` is as
+    in ``ComparisonTable``.
     """
 
     first: str
@@ -53,7 +53,7 @@ class Verdict:
     basis: Basis
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; an infinite ``smallest`` becomes None."""
+        """Return plain values for JSON; an infinite ``smallest`` becomes None."""
         return asdict(self) | {"smallest": self.smallest if math.isfinite(self.smallest) else None}
 
 
@@ -67,21 +67,21 @@ def standings(
     seconds: Mapping[str, float] | None = None,
     calls: Mapping[str, float] | None = None,
 ) -> ComparisonTable:
-    """The table of several arms from their trials {arm: [S, n]}, with every pair tested and Holm's correction.
+    """Return the table of several arms from their trials {arm: [S, n]}; every pair is tested, with Holm's correction.
 
-    Row s, column i is the same training seed and the same start in all arms. Two equal methods, and any number of
-    them, are called different with probability at most ``alpha``. Which test:
+    Row s, column i is the same training seed and the same start in all arms. Over all pairs together, the probability
+    that two equal methods are called different is at most ``alpha``. The test:
 
         S ≥ 2    Student over seeds, as above: a verdict about the methods. Two seeds decide almost nothing (t = 12.7).
-        S = 1    McNemar's exact test for outcomes 0 or 1, else Student over trials: basis "trials". Such a verdict is
-                 about these very policies; another training seed may turn it round.
+        S = 1    McNemar's exact test for outcomes 0 or 1, else Student over trials: basis "trials". The verdict is
+                 about these policies only; another training seed may reverse it.
 
-    ``smallest`` of a pair is the true difference that is seen with probability 0.8 at level ``alpha`` / pairs, by the
-    noncentral t with the standard error found. Intervals are each arm's and each pair's own, at 1 - ``alpha``. Where
-    scores differ by the same constant in every single trial there is no error to estimate: p is that of the sign test
-    over seeds, 2^{1-S}, and ``smallest`` is infinite.
+    ``smallest`` of a pair is the true difference that is detected with probability 0.8 at level ``alpha`` / pairs, by
+    the noncentral t with the measured standard error. Intervals are those of each arm and pair alone, at 1 - ``alpha``.
+    If scores differ by the same constant in every trial, the error cannot be estimated: p is that of the sign test over
+    seeds, 2^{1-S}, and ``smallest`` is infinite.
 
-    Raises ``InvalidInputError`` for fewer than two arms, unequal shapes, no trials, NaN, rates outside [0, 1].
+    Raise ``InvalidInputError`` for fewer than two arms, unequal shapes, no trials, NaN, or rates outside [0, 1].
     """
     arms = {name: _trials(x, name) for name, x in values.items()}
     if len(arms) < 2:
@@ -128,11 +128,11 @@ def superiority_test(
     alpha: float = 0.05,
     names: tuple[str, str] = ("first", "second"),
 ) -> Verdict:
-    """Is the mean of ``first`` above the mean of ``second`` by more than ``margin``? Trials [S, n], paired as above.
+    """Test whether the mean of ``first`` exceeds that of ``second`` by more than ``margin``; paired trials [S, n].
 
-    The claim holds if the interval of the difference at 1 - ``alpha`` lies above ``margin``, it does not hold if the
-    interval lies below, and otherwise the trials do not say. For several claims at once give
-    ``alpha`` / claims. Where lower is better, exchange the arms. The errors are those of ``standings``.
+    The claim holds if the interval of the difference at 1 - ``alpha`` lies above ``margin``. It does not hold if the
+    interval lies below; otherwise the verdict is inconclusive. For several claims, pass ``alpha`` / claims. If lower is
+    better, exchange the arms. The errors raised are those of ``standings``.
     """
     arms = {name: _trials(x, name) for name, x in zip(names, (first, second), strict=True)}
     if len(arms) < 2:
@@ -149,7 +149,7 @@ def superiority_test(
 
 
 def minimum_detectable_effect(error: float, freedom: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided t-test at ``alpha`` sees with probability ``power``.
+    """Return the smallest true difference that a two-sided t-test at ``alpha`` detects with probability ``power``.
 
         δ = error · nc,   P(T'(freedom, nc) > t_{1 - α/2, freedom}) = power,   T' noncentral t
 
@@ -169,13 +169,13 @@ class _Test:
 def _difference(
     x: Tensor, y: Tensor, alpha: float, family: float, rate: bool, margin: float = 0.0, exact: bool = True
 ) -> _Test:
-    """The test of mean(x - y) = ``margin``; trials [S, n], ``family`` the level at which ``smallest`` is computed."""
+    """Test mean(x - y) = ``margin`` on trials [S, n]; ``smallest`` is computed at the level ``family``."""
     d = x - y
     seeds, trials = d.shape
     mean = d.mean().item()
     error, freedom = _error(d, 1.0 if rate else 0.0), (seeds if seeds > 1 else trials) - 1
     n = freedom + 1
-    if error == 0:  # every single difference is the same number
+    if error == 0:  # every difference is the same number
         p = 1.0 if mean == margin else min(1.0, 2.0 ** (1 - n))
         return _Test(Interval(mean, mean, mean, n), p, math.inf)
     half = float(special.stdtrit(freedom, 1 - alpha / 2)) * error
@@ -187,10 +187,10 @@ def _difference(
 
 
 def _error(d: Tensor, pseudo: float) -> float:
-    """The standard error of the mean of [S, n]: over seeds, and never below what the trials alone leave.
+    """Return the standard error of the mean of [S, n]: over seeds, and at least that of the trials alone.
 
-    ``pseudo`` is the sum of squares of two pseudo-trials with mean 0: the half counts of Agresti and Min, 1 for
-    differences of outcomes; 0 for scores, which need none.
+    ``pseudo`` is the sum of squares of two pseudo-trials with mean 0: 1 for differences of outcomes (the half counts of
+    Agresti and Min), 0 for scores.
     """
     seeds, trials = d.shape
     if pseudo:
@@ -204,7 +204,7 @@ def _error(d: Tensor, pseudo: float) -> float:
 
 
 def _own(x: Tensor, alpha: float, rate: bool, bounds: tuple[float, float]) -> Interval:
-    """The interval of one arm's mean."""
+    """Return the interval of one arm's mean."""
     seeds, trials = x.shape
     if rate and seeds == 1:
         return binomial(int(x.sum()), trials, 1 - alpha)
@@ -215,11 +215,11 @@ def _own(x: Tensor, alpha: float, rate: bool, bounds: tuple[float, float]) -> In
 
 
 def _trials(values: Any, name: str) -> Tensor:
-    """float64 [S, n], finite."""
+    """Return float64 [S, n]. Raise ``InvalidInputError`` for another shape or values that are not finite."""
     x = torch.as_tensor(values).detach().to("cpu", torch.float64)
     if x.ndim != 2:
         raise InvalidInputError(
-            f"the values of {name!r} have shape {list(x.shape)}, not [S, n]: one row a training seed."
+            f"the values of {name!r} have shape {list(x.shape)}, not [S, n]: give one row per training seed."
         )
     if x.numel() == 0:
         raise InvalidInputError(f"{name!r} has no trials (shape {list(x.shape)}): roll its policies out first.")
@@ -242,11 +242,11 @@ def _aligned(arms: Mapping[str, Tensor]) -> None:
             )
         if x.shape[1] != y.shape[1]:
             raise InvalidInputError(
-                f"{one!r} has {x.shape[1]} trials a seed and {name!r} has {y.shape[1]}: this test is paired "
+                f"{one!r} has {x.shape[1]} trials per seed and {name!r} has {y.shape[1]}: this test is paired "
                 "over starts, roll all arms out on the same ones."
             )
     if x.shape == (1, 1):
-        raise InvalidInputError("one seed and one trial say nothing: give more of either.")
+        raise InvalidInputError("one seed and one trial have no error estimate: give more of either.")
 
 
 def _binary(*arms: Tensor) -> bool:
@@ -254,7 +254,7 @@ def _binary(*arms: Tensor) -> bool:
 
 
 def _rates(x: Tensor, y: Tensor) -> bool:
-    """Whether these are outcomes 0 and 1, or such outcomes and one number that their rate is compared with."""
+    """Return whether both are outcomes 0 and 1, or one is and the other is a constant rate to compare with."""
     number = [float(v.min()) == float(v.max()) and 0 <= float(v.min()) <= 1 for v in (x, y)]
     return _binary(x, y) or (_binary(x) and number[1]) or (_binary(y) and number[0])
 

@@ -1,9 +1,9 @@
-"""Sequential tests that may be looked at after every trial: e-processes for success rates, and the race of many arms.
+"""Sequential tests that are valid after every trial: e-processes for success rates, and comparisons of many arms.
 
-An e-process is evidence against a null hypothesis that is not negative, starts at 1 and is not expected to grow where
-the null holds: E[E_t | past] ≤ E_{t-1}. By Ville's inequality P(ever E_t ≥ 1/α) ≤ α, so it is reported, looked at and
-stopped at will, and 1 / max_{s ≤ t} E_s is a p-value at any time. Reference: Ramdas, Grünwald, Vovk, Shafer,
-Game-theoretic statistics and safe anytime-valid inference (2023).
+An e-process is evidence against a null hypothesis: it is not negative, starts at 1, and is not expected to grow if the
+null holds: E[E_t | past] ≤ E_{t-1}. By Ville's inequality P(ever E_t ≥ 1/α) ≤ α. So it can be reported and stopped at
+any time, and 1 / max_{s ≤ t} E_s is a p-value at any time. Reference: Ramdas, Grünwald, Vovk, Shafer, Game-theoretic
+statistics and safe anytime-valid inference (2023).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Array = numpy.ndarray
 
 
 def log_e(wins: Any, losses: Any) -> Array:
-    """The log e-value of w wins and l losses among pairs that disagree, against "a win is not the likelier one".
+    """Return the log e-value of w wins and l losses among pairs that disagree, against "a win is no likelier".
 
         E(w, l) = ∫_{1/2}^1 2 (2θ)^w (2(1 - θ))^l dθ  =  2^{w+l+1} B(w+1, l+1) P(Beta(w+1, l+1) > 1/2)
 
-    the likelihood ratio to θ = 1/2, averaged over a uniform θ above it. It is a test martingale at θ = 1/2, for
-    ½E(w+1, l) + ½E(w, l+1) = E(w, l) under the integral, and since E(w+1, l) ≥ E(w, l+1) it falls where wins are rarer.
-    Any shapes that broadcast. Reference: Wald (1945), the method of weight functions.
+    It is the likelihood ratio to θ = 1/2, averaged over a uniform θ above it. It is a test martingale at θ = 1/2:
+    ½E(w+1, l) + ½E(w, l+1) = E(w, l) under the integral. Since E(w+1, l) ≥ E(w, l+1), it falls if wins are rarer.
+    Arguments may have any shapes that broadcast. Reference: Wald (1945), the method of weight functions.
     """
     w, l = numpy.broadcast_arrays(numpy.asarray(wins, numpy.float64), numpy.asarray(losses, numpy.float64))  # noqa: E741
     above = special.betainc(l + 1, w + 1, 0.5)  # P(Beta(w+1, l+1) > 1/2)
@@ -37,8 +37,8 @@ def log_e(wins: Any, losses: Any) -> Array:
     front = (w + l + 1) * math.log(2) + special.betaln(w + 1, l + 1) + numpy.log(numpy.where(small, 1.0, above))
     if not small.any():
         return front
-    # Far behind, the probability underflows though E does not; its series, DLMF 8.17.8, gives E itself. scipy's hyp2f1
-    # overflows there; the ratio of terms, (1 + w / (l + 2 + k)) / 2, is below one and falls.
+    # With far more losses the probability underflows but E does not; its series, DLMF 8.17.8, gives E itself. scipy's
+    # hyp2f1 overflows there; the ratio of terms, (1 + w / (l + 2 + k)) / 2, is below one and falls.
     c, d = numpy.where(small, w, 0.0), numpy.where(small, l, 0.0)
     term = total = numpy.ones_like(c)
     k = 0
@@ -49,12 +49,13 @@ def log_e(wins: Any, losses: Any) -> Array:
 
 
 def e_pairs(first: Any, second: Any) -> Array:
-    """The log e-process [..., n] of paired outcomes [..., n], 0 or 1, against H0: ``first`` succeeds no more often.
+    """Return the log e-process [..., n] of paired outcomes [..., n], 0 or 1, against H0: ``first`` succeeds no more
+    often.
 
         E_t = E(w_t, l_t),   w_t, l_t: the starts up to t at which only first, only second succeeded     (``log_e``)
 
-    Under H0 a win is no likelier than a loss, P(1, 0) = p₁ - P(1, 1) ≤ p₂ - P(1, 1) = P(0, 1), however the outcomes
-    of one start depend on each other; starts on which both agree leave E alone. Starts are drawn independently.
+    Under H0 a win is no likelier than a loss, P(1, 0) = p₁ - P(1, 1) ≤ p₂ - P(1, 1) = P(0, 1), for any dependence
+    between the outcomes of one start. Starts on which both agree do not change E. Starts must be independent draws.
     """
     x, y = _pair(first, second)
     wins, losses = ((x > y).cumsum(-1), (x < y).cumsum(-1))
@@ -66,14 +67,14 @@ def e_pairs(first: Any, second: Any) -> Array:
 
 
 def e_rates(first: Any, second: Any) -> Array:
-    """The same evidence where the two outcomes of a pair are independent, from both rates instead of their order.
+    """Return the log e-process of ``e_pairs`` for outcomes that are independent within a pair, from both rates.
 
         E_t = E_{t-1} · q₁(x₁) q₂(x₂) / (m(x₁) m(x₂)),   m = (q₁ + q₂)/2, and E_t = E_{t-1} while q₁ ≤ q₂
 
-    with q the predictive rates, posterior means of the past under Beta(2, 1) for first and Beta(1, 2) for second.
+    The predictive rates q are posterior means of the past under Beta(2, 1) for first and Beta(1, 2) for second.
     With d = (q₁ - q₂)/2 and k = d / (m(1 - m)) the expected factor is (1 + k(p₁ - m))(1 - k(p₂ - m)) plus
-    Cov(x₁, x₂) times -k²; for p₁ ≤ p₂ and no negative covariance it is at most 1 - k²(p₂ - m)² ≤ 1. Matched starts of
-    policies with different strengths DO have negative covariance and then this test errs: use ``e_pairs`` for them.
+    Cov(x₁, x₂) times -k². For p₁ ≤ p₂ and no negative covariance it is at most 1 - k²(p₂ - m)² ≤ 1. Matched starts of
+    policies with different strengths can have negative covariance. Then this test errs: use ``e_pairs`` for them.
     Reference: Turner, Ly, Grünwald, Generic E-variables for exact sequential k-sample tests (2024).
     """
     x, y = _pair(first, second)
@@ -88,24 +89,24 @@ def e_rates(first: Any, second: Any) -> Array:
 
 
 def stopping_time(path: Any, level: float = 0.05) -> Array:
-    """The number of trials after which a log e-process [..., n] first rejects at ``level``; 0 where it never does."""
+    """Return the number of trials after which a log e-process [..., n] first rejects at ``level``; 0 for never."""
     reached = numpy.asarray(path) >= -math.log(_level(level))
     return numpy.where(reached.any(-1), reached.argmax(-1) + 1, 0)
 
 
 class SequentialComparison:
-    """Which of several arms are apart, decided as soon as the trials decide it; with two arms, the test of a pair.
+    """A sequential test of which arms differ, which stops as soon as the trials decide it.
 
-    After every start ``update({arm: outcome})``, until ``done``. All m pairs are tested in both directions with
+    Call ``update({arm: outcome})`` after every start, until ``done``. All m pairs are tested in both directions with
     ``e_pairs``, and Holm's step-down runs at every look: with r pairs separated the next needs
 
         E ≥ (2m - r) / level
 
-    Outside an event of probability ``level`` no true hypothesis ever reaches E ≥ (number of true ones) / level, by
-    Ville's inequality and the union bound; and while all separations so far are right, at most 2m - r hypotheses are
-    true. So with probability 1 - level none is ever separated wrongly or in the wrong direction, whenever one stops.
-    An arm without undecided pairs has left and needs no more trials; that depends on the past alone and is harmless.
-    ``most`` is the number of starts after which the race ends undecided.
+    By Ville's inequality and the union bound, no true hypothesis reaches E ≥ (number of true ones) / level, except with
+    probability ``level``. While all separations so far are right, at most 2m - r hypotheses are true. So with
+    probability 1 - level no pair is separated wrongly or in the wrong direction, at any stopping time. An arm without
+    undecided pairs needs no more trials; this depends on the past alone, so it is valid. ``most`` is the number of
+    starts after which the comparison ends undecided.
     """
 
     def __init__(self, arms: Sequence[str], level: float = 0.05, most: int | None = None) -> None:
@@ -113,9 +114,9 @@ class SequentialComparison:
         if twice:
             raise RunError(f"{', '.join(twice)} is named twice: give every arm a name of its own.")
         if len(arms) < 2:
-            raise RunError(f"{len(arms)} arms do not race: give at least two.")
+            raise RunError(f"{len(arms)} arms are no comparison: give at least two.")
         if most is not None and most < 1:
-            raise RunError(f"a race of at most {most} starts has no trials: give a positive number, or None.")
+            raise RunError(f"most={most} starts leave no trials: give a positive number, or None.")
         self.arms, self.level, self.most = tuple(arms), _level(level), most
         self.starts = 0
         self.trials = dict.fromkeys(self.arms, 0)
@@ -126,9 +127,9 @@ class SequentialComparison:
         self.separated: list[tuple[str, str]] = []
 
     def update(self, outcome: Mapping[str, float | bool]) -> None:
-        """The outcomes, 0 or 1, of one start: of every racing arm, and of others if they were tried too."""
+        """Add the outcomes, 0 or 1, of one start: of every active arm, and optionally of others."""
         if self.done:
-            raise RunError("the race is over: start another one for other trials.")
+            raise RunError("the comparison is done: make a new one for other trials.")
         for name, value in outcome.items():
             if name not in self.trials:
                 raise RunError(unknown_name_message(name, self.arms, "arm"))
@@ -136,7 +137,9 @@ class SequentialComparison:
                 raise InvalidInputError(f"the outcome of {name!r} is {value}, neither 0 nor 1: threshold it first.")
         missing = [name for name in self.active_arms if name not in outcome]
         if missing:
-            raise InvalidInputError(f"{', '.join(missing)} did not try this start: all racing arms try every start.")
+            raise InvalidInputError(
+                f"{', '.join(missing)} did not try this start: all active arms must try every start."
+            )
         self.starts += 1
         for name, value in outcome.items():
             self.trials[name] += 1
@@ -148,13 +151,13 @@ class SequentialComparison:
         self._separate()
 
     def _weigh(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """The evidence of pairs that were counted on, in one call."""
+        """Update the evidence of these pairs from their counts."""
         for pair, e in zip(pairs, log_e(*self._counts(pairs)).tolist(), strict=True):
             self.best[pair] = max(self.best[pair], e)
 
     def _counts(self, pairs: Sequence[tuple[str, str]]) -> tuple[Array, Array]:
-        told = [(self.wins[i, j], self.wins[j, i]) for i, j in pairs]
-        first, second = numpy.array(told, dtype=float).reshape(-1, 2).T
+        counts = [(self.wins[i, j], self.wins[j, i]) for i, j in pairs]
+        first, second = numpy.array(counts, dtype=float).reshape(-1, 2).T
         return first, second
 
     def _separate(self) -> None:
@@ -180,18 +183,18 @@ class SequentialComparison:
 
     @property
     def done(self) -> bool:
-        """All pairs are separated, or ``most`` starts are used up."""
+        """True if all pairs are separated or ``most`` starts are used up."""
         return not self.open_pairs or self.starts == self.most
 
     @property
     def rates(self) -> dict[str, float]:
-        """{arm: observed success rate}; an early stop flatters the winner of a pair a little."""
+        """{arm: observed success rate}; after an early stop that of a pair's winner is slightly too high."""
         if not self.starts:
-            raise InvalidInputError("no trials, so no rates: update the race first.")
+            raise InvalidInputError("no trials, so no rates: call update first.")
         return {name: self.successes[name] / self.trials[name] for name in self.arms}
 
     def p(self, first: str, second: str) -> float:
-        """The anytime-valid p-value of "first is not better than second", of this pair alone (uncorrected)."""
+        """Return the anytime-valid p-value of "first is not better than second", of this pair alone (uncorrected)."""
         for name in (first, second):
             if name not in self.trials:
                 raise RunError(unknown_name_message(name, self.arms, "arm"))
@@ -200,11 +203,11 @@ class SequentialComparison:
         return min(1.0, math.exp(-self.best[first, second]))
 
     def letters(self) -> dict[str, str]:
-        """The compact letter display so far, by observed rates."""
+        """Return the compact letter display so far, by observed rates."""
         return compact_letters(self.rates, self.separated)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to go on exactly here; plain values."""
+        """Return the whole state as plain values."""
         return {
             "arms": list(self.arms),
             "level": self.level,
@@ -217,10 +220,12 @@ class SequentialComparison:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where the saved race stood; a race of other arms, level or length is refused."""
+        """Restore a saved state. Raise RunError if it has other arms, another level or another ``most``."""
         for name, own in (("arms", list(self.arms)), ("level", self.level), ("most", self.most)):
             if state[name] != own:
-                raise RunError(f"the saved race has {name}={state[name]} and this one {own}: make it with the same.")
+                raise RunError(
+                    f"the saved comparison has {name}={state[name]} and this one {own}: make it with the same."
+                )
         self.starts = int(state["starts"])
         self.trials, self.successes = dict(state["trials"]), dict(state["successes"])
         self.wins = {(i, j): int(n) for i, j, n, _ in state["wins"]}

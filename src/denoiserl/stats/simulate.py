@@ -1,8 +1,8 @@
-"""How often a test errs, how often it sees a difference, and how soon it stops: simulated comparisons by the thousand.
+"""The error rate, power and stopping time of tests, from thousands of simulated comparisons.
 
-A test is a function (first [R, n], second [R, n], level) -> [R]: after how many pairs it rejects "first succeeds no
-more often than second", 0 where it never does. ``anytime_pairs``, ``anytime_rates`` and ``repeated_z_test(every)`` are
-tests.
+A test is a function (first [R, n], second [R, n], level) -> [R]. It returns the number of pairs after which it rejects
+"first succeeds no more often than second", and 0 if it never does. ``anytime_pairs``, ``anytime_rates`` and
+``repeated_z_test(every)`` are tests.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Test = Callable[[numpy.ndarray, numpy.ndarray, float], numpy.ndarray]
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a test did in ``repeats`` comparisons of rates ``first`` and ``second``.
+    """Results of a test in ``repeats`` comparisons of rates ``first`` and ``second``.
 
-    ``rate`` is how often it rejected and ``error`` the standard error of that; ``stop`` is the mean number of pairs
-    used, n_max where it did not reject.
+    ``rate`` is the share of rejections and ``error`` its standard error. ``stop`` is the mean number of pairs used; a
+    comparison without a rejection uses n_max.
     """
 
     first: float
@@ -38,24 +38,24 @@ class Simulated:
 
 
 def anytime_pairs(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
-    """``e_pairs``, looked at after every pair."""
+    """Return when ``e_pairs``, evaluated after every pair, first rejects."""
     return stopping_time(e_pairs(first, second), level)
 
 
 def anytime_rates(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
-    """``e_rates``, looked at after every pair."""
+    """Return when ``e_rates``, evaluated after every pair, first rejects."""
     return stopping_time(e_rates(first, second), level)
 
 
 def repeated_z_test(every: int) -> Test:
-    """The pooled z-test of two rates, meant for one look, looked at after each ``every`` pairs until it rejects.
+    """Return the pooled z-test of two rates, repeated after each ``every`` pairs until it rejects.
 
         z = (p̂₁ - p̂₂) / √(2 p̂(1 - p̂)/t)  >  Φ⁻¹(1 - level)
 
-    With ``every`` = n it is the honest fixed-n test.
+    It is valid for a single look only. With ``every`` = n it is the valid test of n pairs.
     """
     if every < 1:
-        raise InvalidInputError(f"a look every {every} pairs is none: give a positive number.")
+        raise InvalidInputError(f"every={every} pairs between looks is too few: give a positive number.")
 
     def test(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
         looks = numpy.arange(every, first.shape[-1] + 1, every)
@@ -71,10 +71,10 @@ def repeated_z_test(every: int) -> Test:
 def paired_outcomes(
     first: float, second: float, repeats: int, n: int, rng: Rng | int, coupling: float = 0.0
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Paired outcomes, each [repeats, n], with rates ``first`` and ``second``.
+    """Draw paired outcomes, each [repeats, n], with rates ``first`` and ``second``.
 
-    ``coupling`` in [-1, 1] is the share of starts at which both outcomes come from one difficulty: positive if what is
-    hard for one is hard for the other, negative if it is easy for the other.
+    ``coupling`` in [-1, 1] is the share of starts at which both outcomes depend on one difficulty. Positive: a start
+    that is hard for one is hard for the other. Negative: it is easy for the other.
     """
     rng = as_rng(rng)
     for rate in (first, second):
@@ -101,11 +101,11 @@ def rejections(
     level: float = 0.05,
     coupling: float = 0.0,
 ) -> Simulated:
-    """``test`` in ``repeats`` comparisons of at most ``n_max`` pairs."""
+    """Run ``test`` in ``repeats`` comparisons of at most ``n_max`` pairs."""
     stop = test(*paired_outcomes(first, second, repeats, n_max, rng, coupling), level)
     rate = float((stop > 0).mean())
     used = float(numpy.where(stop > 0, stop, n_max).mean())
-    # Of a rate that may be 0, so smoothed: an error of exactly 0 would be a claim of certainty.
+    # The rate may be 0; it is smoothed, because an error of exactly 0 would claim certainty.
     smooth = (rate * repeats + 1) / (repeats + 2)
     return Simulated(first, second, rate, math.sqrt(smooth * (1 - smooth) / repeats), used, repeats)
 
@@ -119,7 +119,7 @@ def type_one(
     level: float = 0.05,
     coupling: float = 0.0,
 ) -> list[Simulated]:
-    """How often ``test`` separates two policies with the same rate, for every rate of ``time_grid``."""
+    """Return how often ``test`` separates two policies with the same rate, for every rate of ``grid``."""
     rng = as_rng(rng)
     return [rejections(test, p, p, repeats, n_max, rng, level, coupling) for p in grid]
 
@@ -133,6 +133,6 @@ def power(
     level: float = 0.05,
     coupling: float = 0.0,
 ) -> list[Simulated]:
-    """How often and how soon ``test`` sees that the first of each pair of ``rates`` is the higher one."""
+    """Return how often and how soon ``test`` detects that the first of each pair of ``rates`` is higher."""
     rng = as_rng(rng)
     return [rejections(test, first, second, repeats, n_max, rng, level, coupling) for first, second in rates]

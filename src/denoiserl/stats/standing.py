@@ -1,4 +1,4 @@
-"""The records that verdicts are written into: a pair of arms, an arm's row in the table, the table."""
+"""Records of verdicts: a pair of arms, an arm's row in the table, the table."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from denoiserl.stats.interval import Interval
 class Contrast:
     """Two arms of one comparison: how far ``first`` lies above ``second``.
 
-    ``p`` is two-sided and corrected over the family of pairs (Holm); ``separated`` is p ≤ the level of the family.
-    ``smallest`` is the smallest true difference that this design sees with probability 0.8. The interval is the
-    pair's own, at 1 - level, so it may exclude 0 where the corrected verdict does not separate.
+    ``p`` is two-sided and corrected over the family of pairs (Holm); ``separated`` means p ≤ the level of the family.
+    ``smallest`` is the smallest true difference that this design detects with probability 0.8. The interval is that of
+    the pair alone, at 1 - level, so it may exclude 0 although the corrected test does not separate.
     """
 
     first: str
@@ -36,12 +36,12 @@ class Contrast:
             raise RunError(f"smallest={self.smallest} is no size of a difference: it is not negative.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; an infinite ``smallest`` becomes None."""
+        """Return plain values for JSON; an infinite ``smallest`` becomes None."""
         return asdict(self) | {"smallest": self.smallest if math.isfinite(self.smallest) else None}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Contrast:
-        """What ``as_dict`` wrote; unknown and missing keys are refused."""
+        """Return the contrast that ``as_dict`` wrote. Raise RunError for unknown or missing keys."""
         _keys(cls, saved)
         smallest = math.inf if saved["smallest"] is None else saved["smallest"]
         return cls(**{**saved, "difference": _interval(saved["difference"]), "smallest": smallest})
@@ -49,9 +49,9 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One arm's row: its interval, its mean for every training seed, and the letters of the compact letter display.
+    """One arm's row: its interval, its mean per training seed, and the letters of the compact letter display.
 
-    Arms that share a letter were not separated. ``seconds`` and ``calls`` are wall time and denoiser calls of
+    Arms that share a letter are not separated. ``seconds`` and ``calls`` are wall time and denoiser calls of
     training, means over the seeds.
     """
 
@@ -63,12 +63,12 @@ class ComparisonRow:
     calls: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self) | {"per_seed": list(self.per_seed)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> ComparisonRow:
-        """What ``as_dict`` wrote; unknown and missing keys are refused."""
+        """Return the row that ``as_dict`` wrote. Raise RunError for unknown or missing keys."""
         _keys(cls, saved, {"seconds", "calls"})
         return cls(**{**saved, "interval": _interval(saved["interval"]), "per_seed": tuple(saved["per_seed"])})
 
@@ -77,8 +77,8 @@ class ComparisonRow:
 class ComparisonTable:
     """The table of one metric: arms from best to worst, and every pair of them.
 
-    ``unit`` "%" marks rates in [0, 1]; ``level`` is the error rate of the whole family (0.05); ``basis`` says over
-    what the verdict generalises: "seeds" (the methods, over training seeds) or "trials" (these very policies).
+    ``unit`` "%" marks rates in [0, 1]; ``level`` is the error rate of the whole family (0.05). ``basis`` is what the
+    verdict is about: "seeds" (the methods, over training seeds) or "trials" (these policies only).
     """
 
     metric: str
@@ -92,20 +92,18 @@ class ComparisonTable:
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
-            raise RunError(f"better={self.better!r} is no direction: say 'higher' or 'lower'.")
+            raise RunError(f"better={self.better!r} is no direction: pass 'higher' or 'lower'.")
         if self.basis not in ("seeds", "trials"):
-            raise RunError(f"basis={self.basis!r} is no basis of a verdict: say 'seeds' or 'trials'.")
+            raise RunError(f"basis={self.basis!r} is no basis of a verdict: pass 'seeds' or 'trials'.")
         if not 0 < self.level < 1:
             raise RunError(f"level={self.level} is no error rate: give a number between 0 and 1, such as 0.05.")
         names = [row.name for row in self.rows]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise RunError(f"{', '.join(twice)} stands in more than one row: give every arm a name of its own.")
+            raise RunError(f"{', '.join(twice)} has more than one row: give every arm a name of its own.")
         strange = sorted({n for c in self.contrasts for n in (c.first, c.second)} - set(names))
         if strange:
-            raise RunError(
-                f"a contrast speaks of an arm without a row. {unknown_name_message(strange[0], names, 'arm')}"
-            )
+            raise RunError(f"a contrast names an arm without a row. {unknown_name_message(strange[0], names, 'arm')}")
 
     @property
     def sign(self) -> int:
@@ -113,14 +111,14 @@ class ComparisonTable:
         return 1 if self.better == "higher" else -1
 
     def row(self, name: str) -> ComparisonRow:
-        """The row of an arm."""
+        """Return the row of an arm. Raise RunError for an unknown arm."""
         found = {row.name: row for row in self.rows}
         if name not in found:
             raise RunError(unknown_name_message(name, found, "arm"))
         return found[name]
 
     def contrast(self, first: str, second: str) -> Contrast:
-        """``first`` minus ``second``; turned round if the table holds the pair the other way."""
+        """Return ``first`` minus ``second``; it is negated if the table holds the pair the other way round."""
         for name in (first, second):
             self.row(name)
         for c in self.contrasts:
@@ -133,13 +131,13 @@ class ComparisonTable:
         raise RunError(f"{first!r} and {second!r} were not compared: give both to one call of standings.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; ``from_dict`` is the way back."""
+        """Return plain values for JSON; ``from_dict`` reads them."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return own | {"rows": [r.as_dict() for r in self.rows], "contrasts": [c.as_dict() for c in self.contrasts]}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> ComparisonTable:
-        """What ``as_dict`` wrote; unknown and missing keys are refused."""
+        """Return the table that ``as_dict`` wrote. Raise RunError for unknown or missing keys."""
         _keys(cls, saved)
         rows = tuple(ComparisonRow.from_dict(r) for r in saved["rows"])
         contrasts = tuple(Contrast.from_dict(c) for c in saved["contrasts"])

@@ -1,4 +1,4 @@
-"""Roll-outs of one policy on one task, and the conditions under which they may be joined or paired."""
+"""Rollouts of one policy on one task, and the conditions under which they may be joined or paired."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from denoiserl.core.errors import InvalidInputError, RunError
 
 @dataclass(frozen=True)
 class Trials:
-    """What one policy did on n starts: a value for each of them, in the same order.
+    """Results of one policy on n starts: one value per start, in the same order.
 
-    ``policy`` is its ``fingerprint``; ``starts`` are the seeds of the initial conditions, each at most once; ``rubric``
-    is the sentence, fixed before the runs, that says what counts; ``steps`` is how long each trial took. Every planned
-    start has a value: one that ran out of time is a failure and not a gap, see ``Trials.reached``.
+    ``policy`` is its ``fingerprint``. ``starts`` are the seeds of the initial conditions, each at most once. ``rubric``
+    is the sentence, fixed before the runs, that defines the value. ``steps`` is how long each trial took. Every planned
+    start has a value: a trial that ran out of time is a failure, not a gap; see ``Trials.from_success_steps``.
     """
 
     policy: str
@@ -62,9 +62,10 @@ class Trials:
         metric: str = "success",
         rubric: str = "",
     ) -> Trials:
-        """Success trials: ``reached`` is {start: step of success}, and whatever is not in it timed out and failed.
+        """Return success trials; ``reached`` is {start: step of success}, and starts not in it timed out and failed.
 
-        A success later than ``limit`` is a failure too. A success on a start that was not planned is refused.
+        A success later than ``limit`` is a failure too. Raise ``InvalidInputError`` for a success on an unplanned
+        start.
         """
         stranger = sorted(set(reached) - set(starts))
         if stranger:
@@ -80,7 +81,7 @@ class Trials:
 
 
 def fingerprint(tree: Any) -> str:
-    """Which weights: 16 hex digits of the SHA-256 of names, shapes, dtypes and bytes of a tree of tensors."""
+    """Return 16 hex digits of the SHA-256 of names, shapes, dtypes and bytes of a tree of tensors."""
     digest = hashlib.sha256()
     for name, x in sorted(_leaves(tree, "")):
         data = x.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -90,12 +91,12 @@ def fingerprint(tree: Any) -> str:
 
 
 def join(first: Trials, *others: Trials) -> Trials:
-    """One record of several runs of the same policy on the same task, metric and rubric, with no start twice."""
+    """Join several runs of the same policy on the same task, metric and rubric, with no start twice."""
     for other in others:
         if other.policy != first.policy:
             raise InvalidInputError(
-                f"these trials are of {first.policy} and of {other.policy}, a policy that changed in the middle: "
-                "trials of different weights are different arms."
+                f"these trials are of {first.policy} and of {other.policy}, policies with different weights: compare "
+                "them as different arms."
             )
         _same(first, other)
         again = sorted(set(first.starts) & set(other.starts))
@@ -109,7 +110,7 @@ def join(first: Trials, *others: Trials) -> Trials:
 
 
 def pairs(first: Trials, second: Trials) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """The values of two policies, each [n], aligned by start: what McNemar's test and the sequential tests need."""
+    """Return the values of two policies, each [n], aligned by start, for McNemar's test and the sequential tests."""
     _same(first, second)
     if len(first) != len(second):
         raise InvalidInputError(
@@ -128,7 +129,7 @@ def pairs(first: Trials, second: Trials) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def write(path: Path | str, trials: Iterable[Trials]) -> None:
-    """JSON lines, one roll-out a line, so that two files are joined by putting one behind the other."""
+    """Write JSON lines, one rollout per line; concatenated files are valid too."""
     lines: list[str] = []
     for t in trials:
         head = {"policy": t.policy, "task": t.task, "metric": t.metric, "rubric": t.rubric}
@@ -139,7 +140,7 @@ def write(path: Path | str, trials: Iterable[Trials]) -> None:
 
 
 def read(path: Path | str) -> list[Trials]:
-    """What ``write`` wrote: one ``Trials`` for every policy, task, metric and rubric, in the order of the file."""
+    """Read the file that ``write`` wrote: one ``Trials`` per policy, task, metric and rubric, in file order."""
     found: dict[tuple[str, str, str, str], list[tuple[int, float, int | None]]] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:

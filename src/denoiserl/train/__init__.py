@@ -1,13 +1,11 @@
-"""Training: ``fit`` and ``step``, averages and schedules, loops that survive (``Run``), and the place they run in.
+"""Training: ``fit``, optimiser steps, averages and schedules, resumable loops (``Run``), and devices.
 
-| question | answer |
-|---|---|
-| learn to denoise data | ``fit``; its parts ``losses``, ``stratified``; ``Rows`` that are made when drawn |
-| one optimiser step, safely | ``step``, ``covers`` (all parameters?), ``adamw`` |
-| one in pieces that fit into memory | ``accumulate``, ``accumulate_masked`` (where some losses do not count) |
-| averages and learning rates | ``EMA``, ``warmup_cosine`` |
-| a loop that can be killed and resumed | ``Run``, ``Stopped``; what it left behind: ``saved`` |
-| device, precision, threads | ``DeviceConfig`` |
+| question | answer | |---|---| | learn to denoise data | ``fit``; its parts ``training_losses``, ``stratified``;
+``TrainingRows`` for rows made on demand | | one optimiser step, checked | ``optimizer_step``,
+``check_optimizer_covers`` (all parameters?), ``adamw`` | | one step from parts that fit into memory | ``accumulate``,
+``accumulate_masked`` (some losses do not count) | | averages and learning rates | ``EMA``, ``warmup_cosine`` | | a loop
+that can be killed and resumed | ``Run``, ``Stopped``; a folder's policy: ``find_saved_policy`` | | device, precision,
+threads | ``DeviceConfig`` |
 
 ``denoiserl.experiments.runner`` runs a recipe in a folder.
 """

@@ -1,6 +1,6 @@
-"""Where a run computes: device, precision of the networks, threads. The runner's business, never a recipe's.
+"""Device, precision of the networks, and threads of a run. The runner sets them, never a recipe.
 
-States and laws stay float32. Nothing is chosen by a measurement: the same command computes the same numbers.
+States and distributions stay float32. No setting depends on a measurement: the same command gives the same numbers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PRECISIONS = ("float32", "medium", "bf16")
 class DeviceConfig:
     """A device, the precision of the networks and the number of threads.
 
-    ``precision``: "float32" is full products; "medium" leaves float32 products to the library that torch calls so
-    (``torch.set_float32_matmul_precision``: TF32 on a GPU; on a CPU full float32 or bf16 products); "bf16" runs the
-    networks of ``GaussianDenoiser`` and ``TokenDenoiser`` in it (``denoiserl.core.precision``). ``threads``: None
-    leaves torch's own. Use it as ``with place.activate(): ...``.
+    ``precision``: "float32" means full products. "medium" is ``torch.set_float32_matmul_precision("medium")``: TF32 on
+    a GPU, full float32 or bf16 products on a CPU. "bf16" runs the networks of ``GaussianDenoiser`` and
+    ``TokenDenoiser`` in bf16 (``denoiserl.core.precision``). ``threads``: None keeps torch's setting. Use it as
+    ``with config.activate(): ...``.
     """
 
     device: str = "cpu"
@@ -36,11 +36,11 @@ class DeviceConfig:
         if self.precision not in PRECISIONS:
             raise RunError(unknown_name_message(self.precision, PRECISIONS, "precision"))
         if self.threads is not None and self.threads < 1:
-            raise RunError(f"threads={self.threads}: at least one is needed.")
+            raise RunError(f"threads={self.threads}: give at least 1.")
         try:
             kind = torch.device(self.device).type
         except RuntimeError as error:
-            raise RunError(f"There is no device {self.device!r}: cpu, cuda, cuda:1 or mps.") from error
+            raise RunError(f"There is no device {self.device!r}: use cpu, cuda, cuda:1 or mps.") from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise RunError("This torch sees no CUDA device: use device cpu, or install a CUDA build of torch.")
         if kind == "mps" and not torch.backends.mps.is_available():
@@ -48,7 +48,9 @@ class DeviceConfig:
 
     @contextmanager
     def activate(self) -> Iterator[dict[str, Any]]:
-        """Compute at this place inside; yields what a run records of it. The caller's settings are put back after."""
+        """Apply the settings inside, and yield the values for a run's record; the old settings are restored
+        afterwards.
+        """
         threads, matmul = torch.get_num_threads(), torch.get_float32_matmul_precision()
         if self.threads is not None:
             torch.set_num_threads(self.threads)

@@ -1,4 +1,4 @@
-"""Supervised denoising: learn the clean data from a noisier version of it, at random times."""
+"""Supervised denoising: learn clean data from a noisier version of it, at random times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from denoiserl.train.run_state import Run
 
 
 class FitProcess(Protocol):
-    """The part of a process that fitting needs."""
+    """The part of a process that ``fit`` needs."""
 
     def noise(self, x0: Any, t: Tensor, rng: Rng, live: Any = None) -> Any: ...
     def loss(self, denoise: Any, noised: Any, context: Any) -> Tensor: ...
@@ -28,10 +28,10 @@ class FitProcess(Protocol):
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """``size`` rows that are made when they are drawn, for data whose rows overlap or do not fit into memory.
+    """``size`` rows that are computed on demand, for data whose rows overlap or do not fit into memory.
 
-    ``take(index [n])`` returns a dict of their "x0", and of "cond", "live" and "counts" where there are any. ``given``:
-    the tree that they are made from, for the fingerprint of a run.
+    ``take(index [n])`` returns a dict of their "x0", and optionally "cond", "live" and "counts". ``given``: the tree
+    that they are computed from, for the fingerprint of a run.
     """
 
     size: int
@@ -40,12 +40,12 @@ class TrainingRows:
 
 
 def stratified(n: int, rng: Rng | int, edge: float = 1e-5) -> Tensor:
-    """Times [n] in (0, 1): each is uniform, together they are spread evenly, in random order.
+    """Draw times [n] in (0, 1): each is uniform, together they are evenly spread, in random order.
 
-    t_i = (i + u_i) / n, one in each of n strata, with t_{n-1-i} = 1 - t_i: antithetic pairs. The mean of a loss that
-    is linear in t has no variance left (n even); of a smooth one O(1/n³) instead of O(1/n). The order is random, so
-    that no row of data is tied to its time; ``edge`` keeps times from 0 and 1, where a process may divide by zero. An
-    Rng with row streams gives independent times, since no row may depend on another there.
+    t_i = (i + u_i) / n, one in each of n strata, with t_{n-1-i} = 1 - t_i: antithetic pairs. The mean of a loss that is
+    linear in t has no variance (n even); that of a smooth loss has O(1/n³) instead of O(1/n). The order is random, so
+    no row of data is tied to its time. ``edge`` keeps times away from 0 and 1, where a process may divide by zero. An
+    Rng with row streams gives independent times, because there no row may depend on another.
     """
     rng = as_rng(rng)
     if rng.keys is not None:
@@ -65,14 +65,16 @@ def training_losses(
     t: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
-    """Return the denoising loss of every row of ``x0`` [B, *event], [B], each at a time of its own (``t``, or
-    stratified). What is not ``live`` stays clean; what does not count is noised and has no loss."""
+    """Return the denoising loss [B] of each row of ``x0`` [B, *event], each at its own time (``t``, or stratified).
+
+    Entries outside ``live`` stay clean. Entries outside ``counts`` are noised and have no loss.
+    """
     rng = as_rng(rng, first(x0).device)
     return process.loss(denoise, _noise(process, x0, rng, live, t, counts), denoise.embed_condition(cond))
 
 
 def _noise(process: FitProcess, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | None, counts: Tensor | None) -> Any:
-    """Return every row noised at a time of its own, with what has a loss as ``live``."""
+    """Return every row noised at its own time, with the entries that have a loss as ``mask``."""
     if t is None:
         t = stratified(batch_size(x0), rng).to(first(x0).device)
     noised = process.noise(x0, t, rng, live)
@@ -82,7 +84,7 @@ def _noise(process: FitProcess, x0: Tree, rng: Rng, live: Tree | None, t: Tensor
 
 
 def _pieces(process: FitProcess, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
-    """Return the losses of ``losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
+    """Yield ``training_losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
     noised = _noise(process, part["x0"], rng, part["live"], None, part["counts"])
     for i in torch.arange(batch_size(part["x0"]), device=noised.t.device).split(
         micro_rows(micro, batch_size(part["x0"]))
@@ -114,19 +116,17 @@ def fit(
 ) -> Iterator[Metrics]:
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
-    Rows are drawn with replacement; ``Rows`` in place of ``x0`` tell all about theirs. AdamW with warm-up and cosine
-    decay of the learning rate (``opt``: an optimiser of your own, used at its own constant rate). ``live`` and
-    ``counts``: see ``losses``. With ``ema`` the denoiser ends with the moving average of its weights.
-    ``micro_batch_size``: rows of one forward; the update is that of the whole batch. With a folder in ``run`` the fit
+    Rows are drawn with replacement; ``TrainingRows`` as ``x0`` carry their own cond, live and counts. The optimiser is
+    AdamW with warm-up and cosine decay of the learning rate, or ``opt`` at its own constant rate. ``live`` and
+    ``counts``: see ``training_losses``. With ``ema`` the denoiser ends with the moving average of its weights.
+    ``micro_batch_size``: rows per forward pass; the update is that of the whole batch. With a folder in ``run`` the fit
     can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
     rng = as_rng(rng, next(denoiser.parameters()).device)
     run = Run() if run is None else run
     source = x0 if isinstance(x0, TrainingRows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
     if source is x0 and any(v is not None for v in (cond, live, counts)):
-        raise InvalidInputError(
-            "rows that are made when they are drawn tell their own cond, live and counts: give them there"
-        )
+        raise InvalidInputError("TrainingRows carry their own cond, live and counts: let take return them")
     device = next(denoiser.parameters()).device
     schedule = None
     if opt is None:
@@ -135,9 +135,9 @@ def fit(
     check_optimizer_covers(opt, denoiser)
     average = EMA(denoiser) if ema is True else (ema or None)
     log = max(1, updates // 50) if log is None else log
-    seen, mode = _Mean(), denoiser.training
+    mean_loss, mode = _Mean(), denoiser.training
     denoiser.train()
-    named = {"denoiser": denoiser, "opt": opt, "schedule": schedule, "average": average, "rng": rng, "seen": seen}
+    named = {"denoiser": denoiser, "opt": opt, "schedule": schedule, "average": average, "rng": rng, "seen": mean_loss}
     for it in run.loop(updates, given=source.given, **named):
         index = rng.integers(0, source.size, batch)
         part = {**NONE, **tree_map(lambda v: v.to(device, non_blocking=True), source.take(index))}
@@ -145,17 +145,17 @@ def fit(
             each = training_losses(
                 process, denoiser, part["x0"], part["cond"], rng, part["live"], counts=part["counts"]
             )
-            told = optimizer_step(opt, each.mean(), clip)
+            row = optimizer_step(opt, each.mean(), clip)
             del each
         else:
-            told = accumulate(opt, _pieces(process, denoiser, part, rng, micro_batch_size), batch, clip)
+            row = accumulate(opt, _pieces(process, denoiser, part, rng, micro_batch_size), batch, clip)
         if schedule is not None:
             schedule.step()
         if average is not None:
             average.update()
-        seen.add(told["loss"])
+        mean_loss.add(row["loss"])
         if (it + 1) % log == 0 or it + 1 == updates:
-            yield {"loss/denoising": seen.take(), "train/grad_norm": told["grad_norm"]}
+            yield {"loss/denoising": mean_loss.take(), "train/grad_norm": row["grad_norm"]}
     if average is not None:
         average.copy_to(denoiser)
     denoiser.train(mode)
@@ -165,14 +165,14 @@ NONE: dict[str, Any] = dict.fromkeys(("cond", "live", "counts"))
 
 
 def _stored(data: dict[str, Any]) -> TrainingRows:
-    """The rows of tensors."""
+    """Return rows from tensors."""
     size = _checked(data)
     data = tree_map(lambda v: v.contiguous(), data)
     return TrainingRows(size, lambda index: tree_map(lambda v: v.index_select(0, index.to(v.device)), data), data)
 
 
 class _Mean:
-    """A running mean that survives a resume."""
+    """A running mean with a state, so that it survives a resume."""
 
     def __init__(self) -> None:
         self.total, self.n = 0.0, 0

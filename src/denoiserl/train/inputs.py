@@ -1,6 +1,6 @@
-"""What a run is given and does not make: data, environment files, a starting policy. Their content has a fingerprint.
+"""Fingerprints of a run's inputs: data, environment files, a starting policy.
 
-A run that goes on must be given the same: other data under the same name would change its numbers without a word.
+A resumed run must have the same inputs: other data under the same name would change its numbers silently.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 WHOLE, PIECES = 1 << 28, 16
-"""bytes up to which content is read whole; of more than that, so many pieces of every file or tensor are"""
+"""bytes up to which content is read whole; of larger content, this many pieces of every file or tensor are read"""
 MADE = ("metrics.jsonl", "clock.jsonl", "run.json", "tb", "eval", "__pycache__")
-"""what changes in a folder while others work with it"""
+"""files and folders that change while a run uses a folder"""
 
 
 def fingerprints(args: Any, folder: Path) -> dict[str, str]:
-    """Return the fingerprint of every file or folder that a value of ``args`` names, by the value's place in ``args``.
+    """Return {place in ``args``: fingerprint} of every file or folder that a value of ``args`` names.
 
-    A value names one by its path, or as ``file.py:name``. Folders that hold ``folder``, the run's own, do not count.
-    What a file imports is not read.
+    A value is a path, or ``file.py:name``. Folders that hold ``folder``, the run's own, do not count. Files that a file
+    imports are not read.
     """
     found = {}
     for at, word in _words(args, ""):
@@ -40,15 +40,17 @@ def fingerprints(args: Any, folder: Path) -> dict[str, str]:
 
 
 def digest(given: Any) -> str:
-    """Return the fingerprint of a tree of tensors, numbers, strings and records of them. Of other things only the kind
-    counts."""
-    told = hashlib.sha256()
-    _add(given, told)
-    return told.hexdigest()
+    """Return the fingerprint of a tree of tensors, numbers, strings and dataclasses of them.
+
+    Other objects count by their class alone.
+    """
+    sha = hashlib.sha256()
+    _add(given, sha)
+    return sha.hexdigest()
 
 
 def _words(value: Any, at: str) -> Iterator[tuple[str, str]]:
-    """The strings and paths in a recipe's ``Args``, with their places."""
+    """Yield the strings and paths in a recipe's ``Args``, with their places."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _words(getattr(value, field.name), f"{at}.{field.name}".strip("."))
@@ -63,8 +65,10 @@ def _words(value: Any, at: str) -> Iterator[tuple[str, str]]:
 
 
 def _content(path: Path) -> str:
-    """The fingerprint of a file, or of a folder's files with their names; of a run, that of its policies."""
-    told, files = hashlib.sha256(), [path]
+    """Return the fingerprint of a file, or of a folder's files with their names; of a run folder, that of its
+    policies.
+    """
+    sha, files = hashlib.sha256(), [path]
     if path.is_dir():
         kept = [p for name in ("best", "last") for p in sorted(path.rglob(name)) if p.is_dir()]
         roots = kept if (path / "run.json").is_file() else [path]
@@ -73,39 +77,41 @@ def _content(path: Path) -> str:
     sizes = [file.stat().st_size for file in files]
     part = WHOLE // (PIECES * max(len(files), 1))
     for file, size in zip(files, sizes, strict=True):
-        told.update(f"{file.relative_to(path)} {size}\n".encode())
+        sha.update(f"{file.relative_to(path)} {size}\n".encode())
         with file.open("rb") as stream:
             for at, n in _pieces(size, part, whole=sum(sizes) <= WHOLE):
                 stream.seek(at)
-                told.update(stream.read(n))
-    return told.hexdigest()
+                sha.update(stream.read(n))
+    return sha.hexdigest()
 
 
 def _pieces(size: int, part: int, whole: bool) -> list[tuple[int, int]]:
-    """Return where to read how much of ``size``: all of it, or evenly spread parts with the first and the last."""
+    """Return (offset, length) of the parts of ``size`` to read: all of it, or evenly spread parts with first
+    and last.
+    """
     if whole or size <= PIECES * part:
         return [(0, size)]
     return [((size - part) * k // (PIECES - 1), part) for k in range(PIECES)]
 
 
-def _add(node: Any, told: Any) -> None:
+def _add(node: Any, sha: Any) -> None:
     if isinstance(node, Tensor):
-        told.update(f"{node.dtype}{tuple(node.shape)}".encode())
+        sha.update(f"{node.dtype}{tuple(node.shape)}".encode())
         flat, size = node.detach().reshape(-1), node.element_size()
         part = WHOLE // (PIECES * size)
         for at, n in _pieces(flat.numel(), part, whole=flat.numel() * size <= WHOLE):
-            told.update(flat[at : at + n].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            sha.update(flat[at : at + n].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     elif isinstance(node, dict):
         for k in sorted(node, key=str):
-            told.update(f"{k}=".encode())
-            _add(node[k], told)
+            sha.update(f"{k}=".encode())
+            _add(node[k], sha)
     elif isinstance(node, list | tuple):
-        told.update(f"[{len(node)}".encode())
+        sha.update(f"[{len(node)}".encode())
         for v in node:
-            _add(v, told)
+            _add(v, sha)
     elif dataclasses.is_dataclass(node) and not isinstance(node, type):
-        _add({f.name: getattr(node, f.name) for f in dataclasses.fields(node)}, told)
+        _add({f.name: getattr(node, f.name) for f in dataclasses.fields(node)}, sha)
     elif node is None or isinstance(node, bool | int | float | str):
-        told.update(repr(node).encode())
+        sha.update(repr(node).encode())
     else:
-        told.update(type(node).__qualname__.encode())
+        sha.update(type(node).__qualname__.encode())

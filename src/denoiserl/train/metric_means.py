@@ -1,4 +1,4 @@
-"""Rows of metrics, and the means of the numbers that the updates of an iteration tell."""
+"""Rows of metrics, and the means of the metrics of an iteration's updates."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 Metrics = dict[str, float]
-"""a row of metrics, by name: what an iteration yields"""
+"""a row of metrics, by name: one per iteration"""
 
 
 class MetricMeans:
-    """Collect a row of numbers per update; ``mean`` gives their means.
+    """Collect a row of numbers per update; ``mean`` returns their means.
 
-    Numbers of 0-dimensional tensors are read when they are added, so nothing of an update stays in memory.
+    0-dimensional tensors become numbers when they are added, so no graph stays in memory.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class MetricMeans:
         self._rows.setdefault(tuple(row), []).append(tuple(float(v) for v in row.values()))
 
     def mean(self) -> Metrics:
-        """Return the mean of each number over the updates that told it, in float32; nothing where there was none."""
+        """Return the mean of each number over the updates that reported it, in float32; {} without updates."""
         if len(self._rows) == 1:
             ((names, rows),) = self._rows.items()
             return dict(zip(names, torch.tensor(rows).mean(0).tolist(), strict=True))

@@ -1,9 +1,9 @@
-"""The record of a run: ``metrics.jsonl``, one row a line, the same to the byte whether a run was interrupted or not.
+"""The record of a run: ``metrics.jsonl``, one row per line, byte for byte the same after an interruption.
 
-A row holds the ``stage`` and the ``iteration`` it was made in (null outside of loops) and what the recipe told. Wall
-time is no metric: it lies beside, line for line, in ``clock.jsonl``. Numbers that are not finite are the strings "nan",
-"inf" and "-inf", since JSON has none. With TensorBoard installed the numbers are also written under ``tb/``, a run a
-stage, those of long runs at wider and wider distances.
+A row holds its ``stage`` and ``iteration`` (null outside of loops) and the recipe's metrics. Wall time is not a metric:
+it is in ``clock.jsonl``, line for line. Numbers that are not finite are the strings "nan", "inf" and "-inf", because
+JSON has none. If TensorBoard is installed the numbers are also written under ``tb/``, one TensorBoard run per stage. In
+long runs the distances between these values grow.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.train.run_state import Position
 
 SHOWN = 1000
-"""values of a metric that TensorBoard gets one by one"""
+"""number of values of a metric that are all written to TensorBoard"""
 
 
 class MetricsLog:
-    """Appends rows to a run's folder. On a resume it keeps the first ``rows`` rows, which a saved state vouches for."""
+    """Append rows to a run's folder; a resumed run keeps the first ``rows`` rows, those of the saved state."""
 
     def __init__(self, folder: Path, rows: int = 0, tensorboard: bool = True) -> None:
         self.folder, self.rows = folder, rows
         kept = _truncate(folder / "metrics.jsonl", rows)
         _truncate(folder / "clock.jsonl", rows, strict=False)
-        # Rows of an iteration that will be repeated (an outer loop's, or outside of loops) are not written twice.
-        self.told = Counter((row["stage"], row["iteration"]) for row in map(json.loads, kept))
+        # Rows of a repeated iteration (of an outer loop, or outside of loops) are not written twice.
+        self.repeated = Counter((row["stage"], row["iteration"]) for row in map(json.loads, kept))
         self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self.clock = (folder / "clock.jsonl").open("a", encoding="utf-8")
         self.boards: dict[str, _Board] | None = None
@@ -43,17 +43,17 @@ class MetricsLog:
             self.boards = {}
 
     def write(self, row: dict[str, Any], at: Position | None, seconds: float = 0.0) -> dict[str, Any]:
-        """Append a row, made at ``at``, and return it as written."""
+        """Append a row of position ``at``, and return it as written."""
         place = {"stage": at.stage if at else None, "iteration": at.iteration if at else None}
         for name, value in place.items():
             if name in row and row[name] != value:
                 raise InvalidInputError(
-                    f"A metric cannot be called {name!r}, every row has one: rename it in the recipe."
+                    f"A metric cannot be called {name!r}, which every row has already: rename it in the recipe."
                 )
         full = {**place, **{str(k): _plain(v, str(k)) for k, v in row.items()}}
         key = (place["stage"], place["iteration"])
-        if self.told[key]:
-            self.told[key] -= 1
+        if self.repeated[key]:
+            self.repeated[key] -= 1
             return full
         self.metrics.write(json.dumps(full, allow_nan=False) + "\n")
         self.clock.write(json.dumps({"seconds": round(seconds, 3), "time": round(time.time(), 3)}) + "\n")
@@ -64,7 +64,7 @@ class MetricsLog:
         return full
 
     def mark(self) -> int:
-        """How many rows there are, all of them now safe on disk."""
+        """Flush to disk and return the number of rows."""
         for file in (self.metrics, self.clock):
             os.fsync(file.fileno())
         return self.rows
@@ -80,14 +80,16 @@ class MetricsLog:
         if self.boards is None or at is None:
             return
         if at.stage not in self.boards:
-            # Events of the iterations that are repeated are hidden by the new file's purge mark.
+            # The new file's purge mark hides the events of repeated iterations.
             self.boards[at.stage] = _Board(self.folder / "tb" / (at.stage or "run"), at.first or None)
         self.boards[at.stage].add(row, at.iteration)
 
 
 class _Board:
-    """A TensorBoard run. Of a metric, the first ``SHOWN`` values are written, then of as many every second, and so on:
-    a curve has more points than a screen, and a long run does not spend its time here. The last value is always there.
+    """A TensorBoard run.
+
+    It writes the first ``SHOWN`` values of a metric, then every second value, then every fourth, and so on, which is
+    enough for a plot and keeps long runs fast. The last value is always written.
     """
 
     def __init__(self, folder: Path, purge: int | None) -> None:
@@ -98,7 +100,7 @@ class _Board:
         self.left: dict[str, tuple[float, int]] = {}
 
     def add(self, row: dict[str, Any], iteration: int) -> None:
-        """Write the numbers of a row, or keep them as the last ones."""
+        """Write the numbers of a row, or keep them as the latest ones."""
         for name, value in row.items():
             if name in ("stage", "iteration") or not isinstance(value, int | float):
                 continue
@@ -111,14 +113,14 @@ class _Board:
                 self.left[name] = (value, iteration)
 
     def close(self) -> None:
-        """Write what was left out last, and close."""
+        """Write the latest numbers if they were skipped, and close."""
         for name, (value, iteration) in self.left.items():
             self.writer.add_scalar(name, value, iteration)
         self.writer.close()
 
 
 def _plain(value: Any, name: str) -> Any:
-    """JSON for a metric."""
+    """Return the JSON value of a metric."""
     if isinstance(value, Tensor | numpy.ndarray | numpy.generic) and value.ndim == 0:
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
@@ -140,7 +142,7 @@ def _truncate(path: Path, rows: int, strict: bool = True) -> list[bytes]:
     whole = [line for line in lines[:rows] if line.endswith(b"\n")]
     if len(whole) < rows and strict:
         raise RunError(
-            f"{path} has {len(whole)} rows, the saved state knows {rows}: restore it from a copy, or start anew."
+            f"{path} has {len(whole)} rows, the saved state has {rows}: restore it from a copy, or start anew."
         )
     if len(lines) > len(whole):
         os.truncate(path, sum(map(len, whole)))

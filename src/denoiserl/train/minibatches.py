@@ -13,11 +13,10 @@ from denoiserl.core.rng import Rng, as_rng
 def minibatches(
     rows: Tensor | int, batch_size: int, epochs: int, rng: Rng | int, even: bool = False
 ) -> Iterator[Tensor]:
-    """Yield minibatches of ``rows`` (an index, or a number of rows), each of which comes once per epoch, in an order
-    drawn anew.
+    """Yield minibatches of ``rows`` (an index, or a number of rows), each row once per epoch, in a new random order.
 
-    Batches have ``batch_size`` rows and the last one what is left; with ``even`` all have about as many, ``batch_size``
-    or some more.
+    Batches have ``batch_size`` rows, except the last of an epoch. With ``even`` all have about the same size, at least
+    ``batch_size``.
     """
     rng = as_rng(rng)
     index = torch.arange(rows) if isinstance(rows, int) else rows

@@ -1,4 +1,4 @@
-"""One optimiser step, and what rides on it: coverage, clipping, micro-batches, moving averages, schedules."""
+"""Optimiser steps, with coverage checks, clipping, micro-batches, moving averages and schedules."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from denoiserl.losses import masked_sum
 def adamw(
     params: Iterable[Tensor], lr: float = 1e-3, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
 ) -> torch.optim.AdamW:
-    """AdamW (1711.05101) in its fused form where every parameter's device has one. ``decay=0``: Adam (1412.6980).
+    """Return AdamW (1711.05101), fused if every parameter's device supports it. ``decay=0``: Adam (1412.6980).
 
     Parameters in bf16 or fp16 learn through float32 copies (1710.03740): a step of 1e-5 is lost in bf16, whose numbers
-    near 1 lie 8e-3 apart. The copies cost four bytes a parameter and are part of ``state_dict``.
+    near 1 are 8e-3 apart. The copies cost four bytes per parameter and are part of ``state_dict``.
     """
     params = list(params)
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
@@ -41,9 +41,10 @@ def adamw(
 
 
 class MasterAdamW(torch.optim.AdamW):
-    """AdamW that steps on float32 copies of parameters in lower precision and writes them back, rounded.
+    """AdamW that steps on float32 copies of low-precision parameters and writes them back, rounded.
 
-    Its groups hold the parameters themselves. A parameter that was changed elsewhere (loaded, averaged) is copied anew.
+    Its groups hold the parameters themselves. A parameter that was changed elsewhere (loaded, averaged) is copied
+    again.
     """
 
     def __init__(self, params: Iterable[Tensor], **options: Any) -> None:
@@ -68,12 +69,12 @@ class MasterAdamW(torch.optim.AdamW):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of AdamW, and the copies."""
+        """Return the state of AdamW, and the copies."""
         with self._swap() as pairs:
             return {**super().state_dict(), "masters": [master for _, master in pairs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+        """Restore a saved state."""
         state = dict(state_dict)
         with self._swap() as pairs, torch.no_grad():
             for (_, master), saved in zip(pairs, state.pop("masters"), strict=True):
@@ -82,7 +83,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     @contextmanager
     def _swap(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Inside, the groups hold the copies in place of what is in lower precision; yields (parameter, copy)."""
+        """Put the copies in place of low-precision parameters inside; yields pairs (parameter, copy)."""
         held = [list(group["params"]) for group in self.param_groups]
         low = [p for params in held for p in params if has_low_precision(p)]
         for p in low:
@@ -98,10 +99,10 @@ class MasterAdamW(torch.optim.AdamW):
 
 
 def check_optimizer_covers(optimizer: Optimizer | Sequence[Optimizer], *modules: nn.Module) -> None:
-    """Assert that the optimiser (or several together) holds every trainable parameter of ``modules`` exactly once.
+    """Raise RunError unless the optimisers hold every trainable parameter of ``modules`` exactly once.
 
-    Raises RunError that names the parameters left out, held twice, or held though they belong to none of the modules
-    (the usual cause: the module was copied or replaced after the optimiser was made).
+    The error names parameters that are missing, held twice, or of none of the modules. The usual cause: a module was
+    copied or replaced after the optimiser was made.
     """
     several = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     held = [id(p) for o in several for group in o.param_groups for p in group["params"]]
@@ -114,11 +115,11 @@ def check_optimizer_covers(optimizer: Optimizer | Sequence[Optimizer], *modules:
     missing = [names[i] for i in names if i in trainable and i not in set(held)]
     twice = [names.get(i, "a foreign parameter") for i in dict.fromkeys(held) if held.count(i) > 1]
     foreign = sum(i not in names for i in set(held))
-    said = [f"misses {', '.join(missing)}"] if missing else []
-    said += [f"holds {', '.join(twice)} more than once"] if twice else []
-    said += [f"holds {foreign} parameter(s) of no given module"] if foreign else []
-    if said:
-        raise RunError(f"The optimiser {' and '.join(said)}: make it after the modules, from all their parameters.")
+    faults = [f"misses {', '.join(missing)}"] if missing else []
+    faults += [f"holds {', '.join(twice)} more than once"] if twice else []
+    faults += [f"holds {foreign} parameter(s) of no given module"] if foreign else []
+    if faults:
+        raise RunError(f"The optimiser {' and '.join(faults)}: make it after the modules, from all their parameters.")
     rounds = [p for o in several if not isinstance(o, MasterAdamW) for g in o.param_groups for p in g["params"]]
     if low := sorted({names[id(p)] for p in rounds if has_low_precision(p)}):
         warnings.warn(
@@ -129,10 +130,10 @@ def check_optimizer_covers(optimizer: Optimizer | Sequence[Optimizer], *modules:
 
 
 def optimizer_step(opt: Optimizer, loss: Tensor, clip: float | None = None, params: Iterable[Tensor] | None = None):
-    """Descend once on the scalar ``loss`` and say what happened: ``{"loss": ..., "grad_norm": before clipping}``.
+    """Take one optimiser step on the scalar ``loss`` and return {"loss", "grad_norm"}, the norm before clipping.
 
-    ``clip`` is the largest 2-norm of the gradient over ``params`` (default: all that ``opt`` holds). A loss or gradient
-    that is not finite raises InvalidInputError before the parameters are touched.
+    ``clip`` is the largest 2-norm of the gradient over ``params`` (default: all that ``opt`` holds). Raise
+    InvalidInputError for a loss or gradient that is not finite, before the parameters change.
     """
     _scalar(loss)
     opt.zero_grad(set_to_none=True)
@@ -147,14 +148,14 @@ def accumulate(
     clip: float | None = None,
     params: Iterable[Tensor] | None = None,
 ) -> dict[str, float]:
-    """``step`` on (1/total) Σ losses, where the losses arrive in ``pieces`` that do not fit into memory together.
+    """Take an ``optimizer_step`` on (1/total) Σ losses, where the losses come in ``pieces`` that fit into memory.
 
-    A piece holds the losses of its rows (any shape); ``total`` is how many there are in all pieces, so the gradient is
-    that of the mean over the whole, whatever the sizes of the pieces. Give a generator: each piece's graph is
-    freed before the next is made.
+    A piece holds the losses of its rows (any shape); ``total`` is the number of losses in all pieces. So the gradient
+    is that of the mean over all, for any sizes of the pieces. Pass a generator: each piece's graph is freed before the
+    next piece is computed.
     """
     opt.zero_grad(set_to_none=True)
-    seen, loss = 0, None
+    count, loss = 0, None
     low = [p for group in opt.param_groups for p in group["params"] if has_low_precision(p)]
     sums: dict[Tensor, Tensor] = {}
     for piece in pieces:
@@ -162,12 +163,10 @@ def accumulate(
         _scalar(part)
         part.backward()
         _take_in(low, sums)
-        seen += piece.numel()
+        count += piece.numel()
         loss = part.detach() if loss is None else loss + part.detach()
-    if loss is None or seen != total:
-        raise InvalidInputError(
-            f"The pieces held {seen} losses, not the {total} that were announced: give their true number."
-        )
+    if loss is None or count != total:
+        raise InvalidInputError(f"The pieces held {count} losses, not total={total}: pass their true number.")
     for p, whole in sums.items():
         p.grad = whole.to(p.dtype)
     return _descend(opt, loss, clip, params)
@@ -179,14 +178,14 @@ def accumulate_masked(
     clip: float | None = None,
     params: Iterable[Tensor] | None = None,
 ) -> dict[str, float] | None:
-    """``step`` on the mean of the losses that count. They come in ``pieces``: losses, and a bool mask of their shape.
+    """Take an ``optimizer_step`` on the mean of the losses that count, in ``pieces`` of (losses, bool mask).
 
-    The gradient is that of the mean over all pieces, whatever their sizes; how many losses count may be known only
-    when they are made. Where none counts no step is taken, momentum rests, and None is returned.
+    The gradient is that of the mean over all pieces, for any sizes; the number that counts need not be known before. If
+    no loss counts, take no step, keep the momentum, and return None.
     """
     opt.zero_grad(set_to_none=True)
     held = [p for group in opt.param_groups for p in group["params"]] if params is None else list(params)
-    seen, total = 0, 0.0
+    count, total = 0, 0.0
     low, sums = [p for p in held if has_low_precision(p)], {}
     for losses, counts in pieces:
         n = int(counts.sum())
@@ -195,21 +194,21 @@ def accumulate_masked(
             _scalar(loss)
             loss.backward()
             _take_in(low, sums)
-            seen, total = seen + n, total + loss.detach()
+            count, total = count + n, total + loss.detach()
             del loss
-        del losses, counts  # the next piece is made before this turn's names are taken again
+        del losses, counts  # free them before the next piece is computed
     if not isinstance(total, Tensor):
         return None
     for p, whole in sums.items():
         p.grad = whole.to(p.dtype)
     for p in held:
         if p.grad is not None:
-            p.grad.div_(seen)
-    return _descend(opt, total / seen, clip, held)
+            p.grad.div_(count)
+    return _descend(opt, total / count, clip, held)
 
 
 def _take_in(low: Iterable[Tensor], sums: dict[Tensor, Tensor]) -> None:
-    """Move the gradients of ``low`` into sums in float32: many small terms are lost in a sum of bf16."""
+    """Move the gradients of ``low`` into float32 ``sums``: many small terms are lost in a sum of bf16."""
     for p in low:
         if p.grad is not None:
             sums[p] = sums[p].add_(p.grad) if p in sums else p.grad.float()
@@ -221,7 +220,7 @@ def _scalar(loss: Tensor) -> None:
         raise InvalidInputError(f"The loss has shape {tuple(loss.shape)}: reduce it to one number, as in loss.mean().")
     if not loss.requires_grad:
         raise InvalidInputError(
-            "The loss depends on no trainable parameter: was it made under no_grad, or from frozen weights?"
+            "The loss depends on no trainable parameter: compute it outside no_grad, from trainable weights."
         )
 
 
@@ -230,7 +229,7 @@ def _descend(opt: Optimizer, loss: Tensor, clip: float | None, params: Iterable[
     held = [p for p in held if p.grad is not None]
     if not held:
         raise InvalidInputError(
-            "The loss depends on none of the optimiser's parameters: compare them with check_optimizer_covers()."
+            "The loss depends on none of the optimiser's parameters: check them with check_optimizer_covers()."
         )
     norm = get_total_norm([p.grad for p in held if p.grad is not None])
     kind = torch.promote_types(torch.promote_types(loss.dtype, norm.dtype), torch.float32)
@@ -249,16 +248,17 @@ def _descend(opt: Optimizer, loss: Tensor, clip: float | None, params: Iterable[
 
 
 STATISTICS = ("running_mean", "running_var")
-"""buffers of normalisation layers that have a mean"""
+"""buffers of normalisation layers that are averaged"""
 
 
 class EMA:
-    """A moving average of weights: θ̄ ← d θ̄ + (1 - d) θ, with d_n = min(1 - (1 + n)^(-power), most) at the n-th update.
+    """A moving average of weights: θ̄ ← d θ̄ + (1 - d) θ, with d_n = min(1 - (1 + n)^(-power), most) at the n-th
+    update.
 
-    The first update (n = 0) copies, so the average never remembers the initialisation; the window grows with training
-    up to 1 / (1 - most). Trainable parameters and the running statistics of normalisation layers are averaged; other
-    buffers (the unit vectors of spectral norm, counters) have no mean and are copied. Averages of bf16 and fp16 are
-    kept in float32 beside.
+    The first update (n = 0) copies, so the average does not contain the initialisation. The window grows with training
+    up to 1 / (1 - most). Trainable parameters and the running statistics of normalisation layers are averaged. Other
+    buffers (the unit vectors of spectral norm, counters) are copied, because their mean is meaningless. Averages of
+    bf16 and fp16 are kept in float32.
     """
 
     def __init__(self, source: nn.Module, power: float = 0.75, most: float = 0.9999) -> None:
@@ -267,12 +267,12 @@ class EMA:
         self.masters: dict[str, Tensor] = {}
 
     def decay(self) -> float:
-        """The decay of the next update."""
+        """Return the decay of the next update."""
         return min(1 - (1 + self.n) ** -self.power, self.most)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the source's present weights."""
+        """Update the average with the source's current weights."""
         now = _tensors(self.source)
         means = {k: self.values[k] for k, v in now.items() if _mean(k, v)}
         update_average(means, now, 1 - self.decay(), self.masters)
@@ -282,7 +282,7 @@ class EMA:
 
     @torch.no_grad()
     def copy_to(self, target: nn.Module) -> None:
-        """Overwrite the weights of ``target`` (the source, or a copy of it) by the average."""
+        """Overwrite the weights of ``target`` (the source, or a copy of it) with the average."""
         found = target.state_dict(keep_vars=True)
         if missing := self.values.keys() - found.keys():
             raise RunError(f"The target lacks {', '.join(sorted(missing))}: give the averaged module or a copy of it.")
@@ -290,12 +290,12 @@ class EMA:
             found[name].copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many updates there were, and the average."""
+        """Return the number of updates and the average."""
         masters = {"masters": dict(self.masters)} if self.masters else {}
         return {"n": self.n, "values": dict(self.values), **masters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+        """Restore a saved state. Raise RunError if its tensors have other names."""
         if differ := self.values.keys() ^ state["values"].keys():
             raise RunError(f"The saved average and this one differ in {', '.join(sorted(differ))}.")
         self.n, self.masters = state["n"], {k: v.clone() for k, v in state.get("masters", {}).items()}
@@ -304,25 +304,26 @@ class EMA:
 
 
 def _tensors(source: nn.Module) -> dict[str, Tensor]:
-    """What learns, and buffers."""
+    """Return trainable parameters and buffers by name."""
     state = source.state_dict(keep_vars=True)
     return {k: v for k, v in state.items() if v.requires_grad or not isinstance(v, nn.Parameter)}
 
 
 def _mean(name: str, value: Tensor) -> bool:
-    """Has it a mean? Weights have one, and statistics; of other buffers, a mean need not be a value."""
+    """Return whether a tensor is averaged: weights and running statistics; the mean of other buffers is meaningless."""
     averaged = isinstance(value, nn.Parameter) or name.split(".")[-1] in STATISTICS
     return averaged and (value.is_floating_point() or value.is_complex())
 
 
 def warmup_cosine(opt: Optimizer, warmup: int, total: int, last: float = 0.0) -> LambdaLR:
-    """lr_n = lr (n + 1) / warmup, then lr (last + (1 - last) ½ (1 + cos(π (n - warmup) / (total - warmup)))).
+    """Return the schedule lr_n = lr (n + 1) / warmup, then lr (last + (1 - last) ½ (1 + cos(π (n - warmup) / (total -
+    warmup)))).
 
-    Rises to the peak in ``warmup`` updates and falls to ``last`` times the peak at ``total`` (1608.03983). The groups
-    of ``opt`` keep their own lr as the peak. Call ``step()`` after each ``opt.step()``.
+    It rises to the peak in ``warmup`` updates and falls to ``last`` times the peak at ``total`` (1608.03983). The peak
+    is each group's own lr. Call ``step()`` after each ``opt.step()``.
     """
     if not 0 <= warmup <= total:
-        raise RunError(f"warmup={warmup} and total={total}: 0 <= warmup <= total is needed.")
+        raise RunError(f"warmup={warmup} and total={total}: give 0 <= warmup <= total.")
 
     def factor(n: int) -> float:
         if n < warmup:

@@ -1,4 +1,4 @@
-"""What a loop shares with the rest of its process: the global generators, and the signals that ask it to stop."""
+"""State that a loop shares with its process: the global random generators, and signals that stop it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Where the global generators of torch, numpy and Python stand."""
+    """Return the states of the global generators of torch, numpy and Python."""
     kind, keys, at, has, cached = numpy.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -28,7 +28,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put the global generators where they stood."""
+    """Restore the states of the global generators."""
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
     numpy.random.set_state((kind, keys.numpy().astype("uint32"), *rest))
@@ -39,7 +39,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def interrupts(on: bool) -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C or SIGTERM comes; the second one has its usual effect."""
+    """Yield a list that Ctrl-C or SIGTERM appends to; a second signal has its usual effect."""
     caught: list[int] = []
     if not on or threading.current_thread() is not threading.main_thread():
         yield caught

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar with the time left in a terminal, a line every few seconds elsewhere."""
+"""Progress of a run: a bar with the time left in a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from denoiserl.train.run_state import Position
 
 
 class Progress:
-    """Shows the running loop and its newest metrics; ``every``: seconds between lines where there is no terminal."""
+    """Show the running loop and its newest metrics; ``every``: seconds between lines without a terminal."""
 
     def __init__(self, on: bool = True, stream: TextIO | None = None, every: float = 5.0) -> None:
         self.on, self.stream, self.every = on, stream or sys.stderr, every
@@ -35,7 +35,7 @@ class Progress:
             self.bar.start()
 
     def tick(self, at: Position) -> None:
-        """An iteration is done."""
+        """Show that an iteration is done."""
         if not self.on:
             return
         if at.stage != self.stage:
@@ -48,12 +48,12 @@ class Progress:
             self._line(at)
 
     def row(self, row: dict[str, Any]) -> None:
-        """New metrics came."""
+        """Store the newest metrics."""
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "iteration"}
         self.newest = " ".join(f"{k}={v:.4g}" for k, v in list(numbers.items())[:4])
 
     def say(self, sentence: str) -> None:
-        """A sentence, above the bar."""
+        """Print a sentence above the bar."""
         if self.on:
             if self.bar is not None:
                 self.bar.console.print(sentence, highlight=False, markup=False)
@@ -61,7 +61,7 @@ class Progress:
                 print(sentence, file=self.stream, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar and restore the terminal."""
         if self.bar is not None:
             self.bar.stop()
 
@@ -77,7 +77,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Return seconds as h:mm:ss or m:ss."""
     minutes, s = divmod(round(seconds), 60)
     h, m = divmod(minutes, 60)
     return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"

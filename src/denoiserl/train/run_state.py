@@ -4,19 +4,18 @@
         ...
         yield {"return": ...}
 
-``Run()`` lives in memory and costs nothing; ``Run(folder)`` restores what the folder holds and gives the iteration
-numbers still to do. A run that was killed anywhere and resumed is the same run, bit for bit, because
+``Run()`` keeps its state in memory; ``Run(folder)`` restores the state in the folder and yields the remaining iteration
+numbers. A run that was killed at any point and resumed gives the same numbers, bit for bit:
 
-- everything that changes is named in ``loop`` (whatever has ``state_dict`` and ``load_state_dict``), and the global
-  generators of torch, numpy and Python go with it;
-- what cannot be saved (a simulator) has ``on_checkpoint(iteration)`` instead, and starts afresh at the same iterations
-in
-  every run, resumed or not, kept or in memory. Such a loop is saved at borders only: a stop loses what came after;
-- saves change no numbers and are whole or absent (``denoiserl.core.serialization.store``).
+- every object that changes is passed to ``loop`` (with ``state_dict`` and ``load_state_dict``), and the global
+generators of torch, numpy and Python are saved with it; - an object without a state (a simulator) implements
+``on_checkpoint(iteration)`` and restarts at the same iterations   in every run, resumed or not. Such a loop is saved
+only at these restart points, so a stop loses later iterations; - saves change no numbers and are complete or absent
+(``denoiserl.core.serialization.store``).
 
-Borders do not depend on saves. ``restart`` puts one after every so many iterations. By default they come when all that
-has ``may_restart()`` says so: a ``Collector`` does after whole episodes. What has none starts afresh every 25
-iterations.
+Restart points do not depend on saves. With ``restart`` there is one every so many iterations. By default there is one
+when every object's ``may_restart()`` returns True: a ``Collector`` returns True after whole episodes. Objects without
+it restart every 25 iterations.
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ from denoiserl.train.inputs import digest
 from denoiserl.train.process_state import interrupts, random_state, set_random_state
 
 RESTART = 25
-"""iterations between borders of what cannot say when it may start afresh"""
+"""iterations between restarts of objects without ``may_restart``"""
 SOON = 60.0
-"""seconds after which the next iteration that can be saved is saved, unless ``every`` was given"""
+"""seconds after which the next restart point is saved, unless ``every`` is given"""
 
 RESERVED = ("state", "best", "last", "tb")
 
 
 class Saves(Protocol):
-    """What can be written as a policy."""
+    """An object that can be saved as a policy."""
 
     def save(self, path: Path, /) -> Any: ...
 
 
 class Stopped(KeyboardInterrupt):
-    """A loop was interrupted and has stopped in order: what it had done is in the folder."""
+    """Raised after a signal, when the loop has finished its iteration and saved its state."""
 
     def __init__(self, where: str, number: int) -> None:
         super().__init__(where)
@@ -63,26 +62,26 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Position:
-    """Where the running loop is. ``total`` is None for a loop that only a budget ends."""
+    """Position of the running loop. ``total`` is None for a loop that only a budget ends."""
 
     stage: str
     iteration: int
     total: int | None
     first: int
-    """the iteration this process began with"""
+    """first iteration of this process"""
 
     def due(self, every: int) -> bool:
-        """Is this iteration one of every ``every``, or the last? The question of evaluations and pictures."""
+        """Return whether this iteration is one of every ``every``, or the last; for evaluations and plots."""
         return (self.iteration + 1) % every == 0 or self.iteration + 1 == self.total
 
 
 class Run:
-    """Where a run's state lives, and what it may spend.
+    """State and budget of a run.
 
-    ``every``: iterations between saves (default: a tenth of the loop, or a minute). ``restart``: iterations after which
-    what cannot be saved starts afresh (default: it says so itself). ``budget``: the most of any unit of
-    ``denoiserl.core.counters.UNITS`` or of "seconds" spent in loops; a loop ends at the first iteration border at which
-    it is reached, and the stages of a run share its budget. Spending is counted over the whole life of a Run.
+    ``every``: iterations between saves (default: a tenth of the loop, or a minute). ``restart``: iterations between
+    restarts of objects without a state (default: they decide). ``budget``: the most of any unit of
+    ``denoiserl.core.counters.UNITS``, or of "seconds" in loops. A loop ends at the first iteration at which it is
+    reached; the stages of a run share its budget. Spending is counted over the whole life of a Run.
     """
 
     def __init__(
@@ -97,22 +96,22 @@ class Run:
             if unit not in (*UNITS, "seconds"):
                 raise RunError(unknown_name_message(unit, (*UNITS, "seconds"), "unit of a budget"))
             if not most > 0:
-                raise RunError(f"The budget of {most} {unit} allows nothing: give a positive number.")
+                raise RunError(f"A budget of {most} {unit} allows no iteration: give a positive number.")
         if every is not None and every < 1:
-            raise RunError(f"every={every}: saves need at least one iteration between them.")
+            raise RunError(f"every={every}: give at least one iteration between saves.")
         if restart is not None and restart < 1:
-            raise RunError(f"restart={restart}: environments need at least one iteration before they start afresh.")
+            raise RunError(f"restart={restart}: give at least one iteration between restarts.")
         self.folder = None if folder is None else Path(folder)
         self.device, self.every, self.budget = torch.device(device), every, dict(budget or {})
         self.restart = restart
         self.name, self.parent = "", None
         self.meter, self.seconds, self.top = UsageCounter(), 0.0, None
         self.mark: Callable[[], int] | None = None
-        """how many metric rows are safe on disk: asked at every save (the runner sets it, on the root)"""
+        """returns the number of metric rows on disk; called at every save (the runner sets it, on the root)"""
         self.watch: Callable[[Position], None] | None = None
         """called after every iteration (the runner sets it, on the root)"""
         self.free = 0.0
-        """seconds of evaluations that no loop is charged for (counted on the root)"""
+        """seconds of evaluations, which count for no loop (kept on the root)"""
         self._active: list[Position] = []
         self._stages: dict[str, Run] = {}
         self._ran = False
@@ -126,7 +125,7 @@ class Run:
         return f"Run({', budget '.join(parts)})"
 
     def stage(self, name: str, budget: Mapping[str, float] | None = None) -> Run:
-        """The keep of a named part of the run, in a subfolder of its own; its spending counts here too."""
+        """Return the run of a named part, in a subfolder; its spending counts here too."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in RESERVED:
             raise RunError(
                 f"{name!r} cannot name a stage: letters, digits and _.- only, and none of {', '.join(RESERVED)}."
@@ -136,20 +135,20 @@ class Run:
         stage = Run(self.folder and self.folder / name, self.device, self.every, budget, self.restart)
         stage.name, stage.parent = f"{self.name}/{name}".strip("/"), self
         stage.meter.parent = self.meter
-        if self.folder is not None:  # in memory a keep may serve many runs, one after another
+        if self.folder is not None:  # in memory, a Run may be used for many runs in turn
             self._stages[name] = stage
         return stage
 
     def loop(self, n: int | None, *, given: Any = None, **named: Any) -> Iterator[int]:
-        """The iteration numbers still to do of 0 ... n-1, with the named objects restored before the first.
+        """Yield the remaining iteration numbers of 0 ... n-1, after restoring the named objects.
 
-        ``given``: a tree of what the loop learns from and does not change (data, prompts). Raise RunError if a loop
-        that goes on is given another, or a policy whose codec is another. ``None`` among the named is left out. Ctrl-C
-        and SIGTERM let the iteration finish, save, and raise ``Stopped``; a second one stops at once. Where an object
-        has a border, an interrupted loop goes back to its last save.
+        ``given``: a tree of inputs that the loop does not change (data, prompts). Raise RunError if a resumed loop has
+        other inputs, or a policy with another codec. Named objects that are ``None`` are ignored. Ctrl-C and SIGTERM
+        let the iteration finish, save, and raise ``Stopped``; a second one stops at once. With objects that have
+        ``on_checkpoint``, an interrupted loop resumes from its last save.
         """
         if n is None and not any(k.budget for k in self._line()):
-            raise RunError("A loop without end needs a budget: Run(budget={'seconds': 60}).")
+            raise RunError("A loop with n=None needs a budget: Run(budget={'seconds': 60}).")
         if self.folder is not None and self._ran:
             raise RunError(
                 f"The stage {self.name!r} has run already: give each loop a stage, run.stage('improve').loop(...)."
@@ -165,7 +164,7 @@ class Run:
             at.iteration = at.first = self._restore(kept, data)
             if n is not None and at.iteration > n:
                 raise RunError(f"{self.folder} holds {at.iteration} iterations, more than {n}: use a new folder.")
-        saved, told = at.iteration, time.perf_counter()
+        saved, saved_at = at.iteration, time.perf_counter()
         active = self._root()._active
         active.append(at)
         try:
@@ -177,16 +176,16 @@ class Run:
                     before = [k.seconds for k in line]
                     yield at.iteration
                     took = time.perf_counter() - began - (self._root().free - free)
-                    for k, s in zip(line, before, strict=True):  # a loop inside this one has counted its part already
+                    for k, s in zip(line, before, strict=True):  # an inner loop has already counted its part
                         k.seconds = max(k.seconds, s + took)
                     at.iteration += 1
                     done = at.iteration == n or self.exhausted_budget() is not None
                     if done or self._fresh(borders, at.iteration):
-                        soon = self.every is None and time.perf_counter() - told > SOON
+                        soon = self.every is None and time.perf_counter() - saved_at > SOON
                         due = done or soon or at.iteration // every > saved // every
                         if self.folder is not None and (due or caught):
                             self._save(at.iteration, kept, data)
-                            saved, told = at.iteration, time.perf_counter()
+                            saved, saved_at = at.iteration, time.perf_counter()
                         for thing in borders:
                             thing.on_checkpoint(at.iteration)
                     if (watch := self._root().watch) is not None:
@@ -200,20 +199,20 @@ class Run:
             active[:] = [a for a in active if a is not at]
 
     def _fresh(self, borders: list[Any], iteration: int) -> bool:
-        """Is this a border: may all that cannot be saved start afresh?"""
-        asked = [thing.may_restart() for thing in borders if hasattr(thing, "may_restart")]
-        if self.restart is None and asked:
-            return all(asked)
+        """Return whether this is a restart point of all objects with ``on_checkpoint``."""
+        ready = [thing.may_restart() for thing in borders if hasattr(thing, "may_restart")]
+        if self.restart is None and ready:
+            return all(ready)
         return not borders or iteration % (self.restart or RESTART) == 0
 
     def current_loop(self) -> Position | None:
-        """The innermost loop that is running, of this run."""
+        """Return the position of the innermost running loop of this run, or None."""
         active = self._root()._active
         return active[-1] if active else None
 
     @contextmanager
     def uncharged(self) -> Iterator[None]:
-        """What happens inside costs the run nothing: no units, no seconds. For evaluations on the way."""
+        """Count nothing of what happens inside: no units, no seconds. For evaluations during training."""
         began = time.perf_counter()
         try:
             with no_usage_counting():
@@ -222,15 +221,15 @@ class Run:
             self._root().free += time.perf_counter() - began
 
     def count(self, unit: str, n: int = 1) -> None:
-        """Count work that no seam counts."""
+        """Count ``n`` more of ``unit``, for work that nothing else counts."""
         self.meter.add(unit, n)
 
     def spent(self) -> dict[str, float]:
-        """What was spent here and in the stages inside, in every unit and in seconds."""
+        """Return the spending of this run and its stages, in every unit and in seconds."""
         return {**self.meter.counts, "seconds": self.seconds}
 
     def exhausted_budget(self) -> str | None:
-        """The unit whose budget is used up, here or in the run around; else None."""
+        """Return the unit whose budget is used up, here or in a parent run, else None."""
         for keep in self._line():
             spent = keep.spent()
             for unit, most in keep.budget.items():
@@ -239,10 +238,14 @@ class Run:
         return None
 
     def best(self, policy: Saves, score: float) -> bool:
-        """Save ``policy`` as ``best`` if its held-out ``score`` (higher is better) is the first or above all before."""
+        """Save ``policy`` as ``best`` if its held-out ``score`` (higher is better) exceeds all before; return whether
+        it did.
+        """
         score = float(score)
         if not math.isfinite(score):
-            raise InvalidInputError(f"The held-out score is {score}: a policy cannot be ranked by it.")
+            raise InvalidInputError(
+                f"The held-out score is {score}: return a finite one, so that policies can be ranked."
+            )
         if self.top is not None and score <= self.top:
             return False
         self.top = score
@@ -282,16 +285,16 @@ class Run:
         path = self.folder / "state"
         state = store.read(path)
         if not isinstance(state, dict) or "named" not in state or "iteration" not in state:
-            raise RunError(f"{path} is not the state of a loop: give the folder of a run.")
+            raise RunError(f"{path} is not the state of a loop: pass the folder of a run.")
         unknown, missing = sorted(state["named"].keys() - kept.keys()), sorted(kept.keys() - state["named"].keys())
         if unknown or missing:
             raise RunError(
-                f"{path} does not fit this loop: it holds {unknown or 'nothing'} that the loop does not name, and the "
-                f"loop names {missing or 'nothing'} that it does not hold. Name the same objects, or use a new folder."
+                f"{path} does not fit this loop. Only in the file: {', '.join(unknown) or 'nothing'}; only in the "
+                f"loop: {', '.join(missing) or 'nothing'}. Pass the same objects to the loop, or use a new folder."
             )
         began = state.get("given", {})
         if changed := [name for name in data if name in began and data[name] != began[name]]:
-            raise RunError(f"{path} began with another {' and '.join(changed)}: give it the same, or use a new folder.")
+            raise RunError(f"{path} began with another {' and '.join(changed)}: use the same, or a new folder.")
         for name, thing in kept.items():
             try:
                 thing.load_state_dict(state["named"][name])
@@ -309,7 +312,7 @@ class Run:
 
 
 def count_durable_rows(folder: Path | str) -> int:
-    """How many metric rows the newest state in a run's folder vouches for; those after it will be made again."""
+    """Return the number of metric rows in the newest state of a run's folder; later rows will be computed again."""
     folder = Path(folder)
     places = (
         [folder, *(p for p in folder.rglob("*") if p.is_dir() and p.name not in RESERVED)] if folder.exists() else []
@@ -319,18 +322,20 @@ def count_durable_rows(folder: Path | str) -> int:
 
 
 def find_saved_policy(folder: Path | str, name: str = "best") -> Path:
-    """The policy ``name`` ("best" or "last") of a run, of its newest stage if the run itself has none."""
+    """Return the path of the policy ``name`` ("best" or "last") of a run, else that of its newest stage."""
     folder = Path(folder)
     found = [p for p in (folder / name, *folder.rglob(name)) if p.is_dir()]
     if not found:
-        raise RunError(f"{folder} holds no policy {name!r}: was the run stopped before its first evaluation?")
+        raise RunError(
+            f"{folder} holds no policy {name!r}: the run may have stopped before its first evaluation; resume it."
+        )
     return found[0] if found[0] == folder / name else max(found, key=lambda p: p.stat().st_mtime)
 
 
 def _given(given: Any, kept: dict[str, Any]) -> dict[str, str]:
-    """Fingerprints of what a loop does not change: its data, and how its policies read and write data.
+    """Return fingerprints of what a loop does not change: its data, and the codecs of its policies.
 
-    Statistics that a codec keeps are not among them: the loop changes and restores them.
+    Statistics of a codec are not included: the loop changes and restores them.
     """
     codecs = {f"codec of the {k}": v.codec for k, v in kept.items() if hasattr(v, "codec")}
     for name, codec in codecs.items():
@@ -341,7 +346,7 @@ def _given(given: Any, kept: dict[str, Any]) -> dict[str, str]:
 
 
 def _sorted(named: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """What is saved, and what has borders (an object may do both)."""
+    """Return the objects to save, and those with ``on_checkpoint`` (an object may be both)."""
     kept, borders = {}, []
     for name, thing in named.items():
         saves = hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
@@ -351,7 +356,7 @@ def _sorted(named: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
             borders.append(thing)
         elif not saves and thing is not None:
             raise RunError(
-                f"{name!r} ({type(thing).__name__}) cannot be kept: give it state_dict() and load_state_dict(state), "
-                "or on_checkpoint(iteration) if it must start afresh."
+                f"{name!r} ({type(thing).__name__}) cannot be saved: give it state_dict() and load_state_dict(state), "
+                "or on_checkpoint(iteration) if it must restart."
             )
     return kept, borders

@@ -1,7 +1,7 @@
 """DDPO against reward-weighted regression, the baseline of its paper, on pictures of coloured shapes.
 
-The reward reads a picture and counts prompted objects. Both arms see 64 prompts, as the paper's per-prompt statistics
-need, and ask for as many rewards.
+The reward reads a picture and counts prompted objects. Both arms use 64 prompts, as the paper's per-prompt statistics
+need, and the same number of reward calls.
 """
 
 from denoiserl.experiments import Arm, Study
@@ -10,7 +10,7 @@ from denoiserl.recipes.generators import ddpo
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     arms = {"ddpo": Arm("ddpo"), "rwr": Arm("rwr"), "pretrained": Arm("none")}
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     return Study(

@@ -1,8 +1,8 @@
 """Flow-GRPO: learning under the SDE with few steps improves the ODE with many, on pictures of coloured shapes.
 
-The paper trains with 10 steps and evaluates with 40: what the noisy chain of ten steps has learned must hold for the
-deterministic one that users run. So the trained generator is drawn three times: by the ODE of 10 steps, by the ODE of
-20, and by the SDE of 10 steps that learned.
+The paper trains with 10 steps and evaluates with 40: improvement of the noisy chain must transfer to the deterministic
+one that is served. So the trained generator is sampled in three ways: the ODE of 10 steps, the ODE of 20, and the
+training SDE of 10 steps.
 """
 
 from collections.abc import Mapping
@@ -18,22 +18,22 @@ from denoiserl.tasks import shapes as _shapes
 from denoiserl.tasks.base import Task
 
 STEPS = {"ode_20": ("20 ODE steps", 20, 0.0), "sde_10": ("10 SDE steps", 10, None)}
-"""how a generator is sampled beside its ODE of ten steps: words, steps, and eta (None: the training SDE)"""
+"""other samplers than the ODE of ten steps: description, steps, and eta (None: the training SDE)"""
 
 
 def make_task() -> Task:
-    """SHAPES, judged by three ways of drawing the same prompts."""
+    """Return SHAPES, evaluated by three samplers on the same prompts."""
     base = _shapes.Args()
     shapes = _shapes.task(base)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
         assert isinstance(policy.process, Diffusion)
-        told = dict(shapes.outcomes(policy, seed, n))
+        found = dict(shapes.outcomes(policy, seed, n))
         for name, (_, steps, eta) in STEPS.items():
             how = flow_sde(base.sde_noise) if eta is None else ddim(eta)
             other = replace(policy, eval_steps=policy.process.steps(time_grid(steps), how))
-            told[f"exact_match_{name}"] = shapes.outcomes(other, seed, n)["exact_match"]
-        return told
+            found[f"exact_match_{name}"] = shapes.outcomes(other, seed, n)["exact_match"]
+        return found
 
     words = {f"exact_match_{name}": (f"the same, in {said}", "%") for name, (said, *_) in STEPS.items()}
     main = {"exact_match": shapes.metrics["exact_match"]}
@@ -42,7 +42,7 @@ def make_task() -> Task:
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     arms = {"flow_grpo": Arm("flow_grpo"), "pretrained": Arm("none")}
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))
     return Study(

@@ -1,8 +1,8 @@
-"""The statistics of the LBM evaluation: sequential tests of success rates, their errors and how soon they stop.
+"""The statistics of the LBM evaluation: sequential tests of success rates, their errors and stopping times.
 
-Nothing is trained: 20 000 comparisons of two policies are simulated at each pair of rates. The test that is kept is the
-anytime-valid one on discordant pairs, ``stats.e_pairs``; the one on both rates, ``e_rates``, and a z-test that is
-looked at every five pairs stand beside it.
+Nothing is trained: 20 000 comparisons of two policies are simulated at each pair of rates. The recommended test is the
+anytime-valid one on discordant pairs, ``stats.e_pairs``. It is compared with the one on both rates, ``e_rates``, and
+with a z-test repeated every five pairs.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ METRICS = {
 
 
 def measure(seed: int, repeats: int) -> Mapping[str, Mapping[str, Tensor]]:
-    """One simulated study, {metric: {test: [1]}}."""
+    """Return one simulated study, {metric: {test: [1]}}."""
     found: dict[str, dict[str, Tensor]] = {metric: {} for metric in METRICS}
     for i, (name, test) in enumerate(TESTS.items()):
         equal = type_one(test, RATES, repeats, MOST, Rng(1000 * seed + i), ALPHA)
@@ -43,7 +43,7 @@ def measure(seed: int, repeats: int) -> Mapping[str, Mapping[str, Tensor]]:
 
 
 def plan(budget: str) -> Simulation:
-    """20 000 simulated comparisons a point and seed, five seeds; twenty in the full budget."""
+    """Return the simulation: 20 000 comparisons per point and seed; five seeds, or twenty in the full budget."""
     seeds = tuple(range(5)) if budget == "laptop" else tuple(range(20))
     return Simulation(lambda seed: measure(seed, 20_000), seeds, 20_000, "simulated comparisons a point", METRICS)
 

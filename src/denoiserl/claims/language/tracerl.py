@@ -1,8 +1,8 @@
-"""TraceRL against likelihoods that the decoder does not have: random masks, and diffu-GRPO's one pass.
+"""TraceRL against other likelihoods than the decoder's: random masks, and diffu-GRPO's single pass.
 
-Three ways of scoring completions. TraceRL scores the states that its own decoder visited, as published: a ratio a
-revealed token. Random masking scores completions masked at random, diffu-GRPO wholly masked ones. Every arm asks the
-verifier for as many completions, of puzzles in groups of the same size.
+Three ways of scoring completions. TraceRL scores the states that its own decoder visited, as published: one ratio per
+revealed token. Random masking scores randomly masked completions, diffu-GRPO fully masked ones. Every arm has the same
+number of verifier calls, on puzzles in groups of the same size.
 """
 
 from denoiserl.experiments import Arm, Study
@@ -10,11 +10,11 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 
 PACE = {"tokens_per_step": 2}
 GROUPS = {"num_prompts": 64, "group_size": 8}
-"""what an iteration asks for, the same in every arm"""
+"""prompts and completions of an iteration, the same in every arm"""
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     random = {**GROUPS, "answer_mask": [0.1, 0.9], "prompt_mask": 0.0}
     arms = {
         "tracerl": Arm("tracerl", {"likelihood": "tokens"}),

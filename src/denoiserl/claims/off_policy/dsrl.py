@@ -1,10 +1,10 @@
 """DSRL against fine-tuning and against its own frozen base, on fork2d where one of two demonstrated ways is closed.
 
-A flow policy has cloned clean demonstrations that pass the disc on both sides; then a wall that nobody sees closes one
-of them, so that about half of its episodes fail, and everything that would succeed is in it. All arms have 30 000 ticks
-from the same clone. No condition speaks of three more arms: noise that is merely bounded ("narrow"), which released
-code shows to help by itself, DSRL with plain critics of noise, and the best of the base's own plans by the critics of
-actions ("best-of-n").
+A flow policy has cloned clean demonstrations that pass the disc on both sides. A wall that is not observed then closes
+one side, so about half of its episodes fail, and the policy contains the successful behaviour. All arms have 30 000
+environment steps from the same clone. Three more arms have no condition: bounded noise alone ("narrow"), which helps by
+itself in released code; DSRL with critics of noise only; and the best of the base's own plans by the critics of actions
+("best-of-n").
 """
 
 from collections.abc import Generator
@@ -36,14 +36,14 @@ BASE = _robot.Args(
 )
 """the base: five steps of denoising, four actions at once"""
 DEMOS = 100
-"""demonstrations, half to each side"""
+"""number of demonstrations, half on each side"""
 
 
 class Walled(Fork2D):
-    """``Fork2D`` with the way below the disc closed: who crosses x = 0 at y < 0 has failed, and so has who is late."""
+    """``Fork2D`` with the way below the disc closed: crossing x = 0 at y < 0 fails, and so does a timeout."""
 
     def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """As the world's."""
+        """Step all environments; see ``Fork2D.step``."""
         before = self.position
         seen, reward, terminated, late, info = super().step(action, live)
         stopped = (before[:, 0] < 0) & (self.position[:, 0] >= 0) & (self.position[:, 1] < 0)
@@ -52,21 +52,21 @@ class Walled(Fork2D):
 
 
 def cloned_policy(seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A flow policy that has imitated both ways."""
+    """Train a flow policy by imitation on both ways."""
     demos = demonstrations(DEMOS, Rng(seed))
-    made = _robot.flow(BASE, demos, seed, run.device)
-    yield from _robot.imitate(made, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
-    return made
+    policy = _robot.flow(BASE, demos, seed, run.device)
+    yield from _robot.imitate(policy, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
+    return policy
 
 
 def steered_start(seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
-    """The same policy, frozen, with its noise to be decided."""
-    made = yield from cloned_policy(seed, run)
-    return steer(made, obs=4, width=64, spread=spread)
+    """Return the same policy, frozen, with noise that a method chooses."""
+    policy = yield from cloned_policy(seed, run)
+    return steer(policy, obs=4, width=64, spread=spread)
 
 
 def task() -> Task:
-    """fork2d with a hidden wall: success is reaching the goal."""
+    """Return fork2d with a hidden wall: success is reaching the goal."""
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         done = evaluate(eval_actor(policy, BASE.execution_horizon), partial(Walled, n), n, 1_000_000 + seed)
@@ -95,7 +95,7 @@ SETTINGS = {
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one with more updates a decision."""
+    """Return the study: five seeds in the laptop's budget; ten, with more updates per decision, in the full one."""
     full = budget == "full"
     settings = {**SETTINGS, **({"utd": 10.0, "noise_critic_updates": 4} if full else {})}
     arms = {

@@ -1,6 +1,7 @@
-"""SynthER online on Pendulum: SAC with one and with eight updates a decision, and with made rows in half of each batch.
+"""SynthER online on Pendulum: SAC with one and with eight updates per decision, and with synthetic rows in half of each
+batch.
 
-The paper compares learning curves; here what an early budget has bought is judged, since every method gets there in
+The paper compares learning curves. This evaluates the return after an early budget, because every method converges in
 the end.
 """
 
@@ -16,7 +17,9 @@ MODEL: dict[str, Any] = {"num_updates": 2000, "width": 128, "depth": 3, "samplin
 
 
 def plan(budget: str) -> Study:
-    """3000 ticks and five seeds in the laptop's budget, 20 updates a decision and ten seeds in the full one."""
+    """Return the study: 3000 steps and five seeds in the laptop's budget; 20 updates per decision and ten seeds in the
+    full one.
+    """
     full = budget == "full"
     many = {**MANY, "utd": 20.0} if full else MANY
     arms = {

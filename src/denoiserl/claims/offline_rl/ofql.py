@@ -1,11 +1,11 @@
-"""OFQL against the policies of many steps that it wants to replace, on a sparse maze with noisy players.
+"""OFQL against policies of many steps, on a sparse maze with noisy players.
 
-A point learns from logged data alone: players with noise of 0.5 on every action were on their ways to goals of their
-own, and what they did is told for one goal, which few of their episodes reach. All arms make the same number of updates
-with networks of one size. OFQL and DQL serve the best of 16 decisions, FQL its only one, as published. ``one step``
-judges a policy that is served in a single step whatever it was trained for, and ``rate`` says how often it decides: the
-decimal logarithm of decisions a second of processor time, one state at a time, the policy alone. ``calls`` of the
-network a decision are counted too; processor time of learning is in the study's record.
+A point learns from logged data alone. Players with noise of 0.5 on every action went to goals of their own; rewards are
+for one goal, which few of their episodes reach. All arms make the same number of updates with networks of one size.
+OFQL and DQL serve the best of 16 actions, FQL its only one, as published. ``one_step`` evaluates a policy in a single
+denoising step. ``rate`` is the decimal logarithm of decisions per second of processor time, one state at a time, for
+the policy alone. ``calls`` of the network per decision are counted too; the study's record has the processor time of
+learning.
 """
 
 import math
@@ -25,15 +25,15 @@ from denoiserl.tasks import offline as _logged
 from denoiserl.tasks.base import Task
 
 BASE = _logged.Args(data="maze:small-noisy", sampling_steps=5, policy_width=64)
-"""the data, and policies of five steps where they have several"""
+"""the data, and policies of five steps"""
 ITERS, UPDATES = 40, 100
 """4000 updates of every network"""
 DRAWS, TIMES = 50, 5
-"""decisions timed at once; of so many times the least counts"""
+"""decisions per timing, and the number of timings, of which the least counts"""
 
 
 def with_one_step(policy: Policy) -> Policy:
-    """The same policy served in one step; one that is served so already, itself."""
+    """Return the policy served in one step; the policy itself if it is already."""
     if len(policy.eval_steps) == 1:
         return policy
     assert isinstance(policy.process, Diffusion)
@@ -41,7 +41,9 @@ def with_one_step(policy: Policy) -> Policy:
 
 
 def rate(policy: Policy) -> tuple[float, float]:
-    """Decisions a second of processor time, one state at a time and without a control; calls of the network each."""
+    """Return decisions per second of processor time, one state at a time and without a control, and network calls per
+    decision.
+    """
     alone, least = policy.with_controller(None), math.inf
     obs = torch.zeros(1, 4, device=policy.device)
     for _ in range(TIMES):
@@ -56,7 +58,7 @@ def rate(policy: Policy) -> tuple[float, float]:
 
 
 def task() -> Task:
-    """The maze: success is reaching the goal in time."""
+    """Return the maze: success is reaching the goal in time."""
     base = _logged.task(BASE)
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
@@ -81,7 +83,9 @@ def task() -> Task:
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget; in the full one ten, five times the updates and networks twice as wide."""
+    """Return the study: five seeds in the laptop's budget; ten, five times the updates and twice the width in the full
+    one.
+    """
     full = budget == "full"
     settings = {
         "iterations": ITERS * (5 if full else 1),

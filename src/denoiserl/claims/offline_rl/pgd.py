@@ -1,7 +1,7 @@
-"""PGD: TD3+BC on logged data, on windows that a diffusion model draws, and on windows that lean towards its policy.
+"""PGD: TD3+BC on logged data, on windows of a diffusion model, and on windows guided towards its policy.
 
-All arms have as many updates of the learner from the same recording of a middling player; the two that draw have the
-same model, and differ in the strength of the guidance.
+All arms have as many updates of the learner from the same data of a medium player. The two generating arms have the
+same model and differ in the strength of the guidance.
 """
 
 from typing import Any
@@ -15,7 +15,9 @@ DRAWN: dict[str, Any] = {**LEARNER, "num_windows": 192, "refill_every": 20, "mod
 
 
 def plan(budget: str) -> Study:
-    """Swing-up and five seeds in the laptop's budget; the reacher, ten seeds and a larger model in the full one."""
+    """Return the study: swing-up and five seeds in the laptop's budget; the reacher, ten seeds and a larger model in
+    the full one.
+    """
     full = budget == "full"
     drawn = DRAWN
     if full:

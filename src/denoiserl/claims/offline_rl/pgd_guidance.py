@@ -1,9 +1,9 @@
-"""What PGD draws for policies that differ from the recorded player, beside a world model that is asked to play them.
+"""PGD's windows for policies that differ from the recorded player, compared with the rollouts of a world model.
 
-The player of the swing-up does 0.2 times what swings up; the policies do 0.6 times and all of it. Windows of 32 steps
-are drawn without guidance and at three strengths. The world model, a perceptron that learned the same recording, is
-rolled out with the policy from recorded states. Judged are the likelihood of what is done, N(π(s), 1), and how far each
-step is from what truly follows, early and at the last one.
+The player of the swing-up does 0.2 times what swings up; the policies do 0.6 and 1.0 times. Windows of 32 steps are
+drawn without guidance and at three strengths. The world model, a perceptron trained on the same data, is rolled out
+with the policy from recorded states. The metrics are the likelihood of the actions, N(π(s), 1), and how far each step
+is from the true next state, at the first and at the last one.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from denoiserl.train import Run, fit
 
 LENGTH = 32
 LEANS = (0.6, 1.0)
-"""of the policies; the player's is 0.2"""
+"""gains of the policies; the player's is 0.2"""
 STRENGTHS = {"unguided": 0.0, "weak": 0.3, "middle": 1.0, "strong": 3.0}
 METRICS = {
     "likelihood": ("mean log-likelihood of what is done under the policy, up to a constant", ""),
@@ -32,7 +32,7 @@ METRICS = {
 
 
 def windows(seed: int, model: Model) -> tuple[WindowGenerator, dict[str, Tensor]]:
-    """A trained model of windows, and the recorded windows."""
+    """Return a trained model of windows, and the recorded windows."""
     data = record_episodes(80, 100, 0.2, Rng(seed))
     demos = data.demos
     assert data.rewards is not None and data.terminated is not None and isinstance(demos.observations, Tensor)
@@ -48,7 +48,7 @@ def windows(seed: int, model: Model) -> tuple[WindowGenerator, dict[str, Tensor]
 
 
 def world(known: Mapping[str, Tensor], updates: int, rng: Rng) -> Callable[[Tensor, Tensor], Tensor]:
-    """A perceptron's s' of (s, a), by least squares on the change."""
+    """Return a perceptron's s' of (s, a), trained by least squares on the change."""
     obs, action = (known[k][:, :-1].flatten(0, 1) for k in ("obs", "action"))
     after = known["obs"][:, 1:].flatten(0, 1)
     given, change = torch.cat([obs, action], 1), after - obs
@@ -62,27 +62,27 @@ def world(known: Mapping[str, Tensor], updates: int, rng: Rng) -> Callable[[Tens
     @torch.no_grad()
     def step(obs: Tensor, action: Tensor) -> Tensor:
         (m, s), (n, t) = scales
-        asked = (torch.cat([obs, action], 1) - m) / s
-        return obs + n + t * net(torch.zeros_like(obs), net.embed_time(torch.ones(1)), net.embed_condition(asked)).mean
+        inputs = (torch.cat([obs, action], 1) - m) / s
+        return obs + n + t * net(torch.zeros_like(obs), net.embed_time(torch.ones(1)), net.embed_condition(inputs)).mean
 
     return step
 
 
 def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[str, Tensor]]:
-    """All strengths and the world model, means over the policies, {metric: {arm: [1]}}."""
+    """Return the metrics of all strengths and the world model, means over the policies, {metric: {arm: [1]}}."""
     made, known = windows(seed, model)
     track, scale = made.track, known["obs"].flatten(0, 1).std(0)
     step = world(known, model.num_updates, Rng(seed + 2))
-    told: dict[str, dict[str, list[float]]] = {m: {} for m in METRICS}
+    found: dict[str, dict[str, list[float]]] = {m: {} for m in METRICS}
 
-    def judge(arm: str, obs: Tensor, action: Tensor, lean: float) -> None:
+    def evaluate(arm: str, obs: Tensor, action: Tensor, lean: float) -> None:
         likely = -0.5 * (action - lean * swingup_policy(obs.flatten(0, 1)).view_as(action)).square().mean()
         off = [
             ((obs[:, t + 1] - true_next_obs(obs[:, t], action[:, t])) / scale).norm(dim=1).mean()
             for t in (0, LENGTH - 2)
         ]
         for metric, value in zip(METRICS, (likely, off[1], off[0]), strict=True):
-            told[metric].setdefault(arm, []).append(float(value))
+            found[metric].setdefault(arm, []).append(float(value))
 
     for lean in LEANS:
 
@@ -97,18 +97,18 @@ def measure(seed: int, model: Model, count: int = 256) -> Mapping[str, Mapping[s
         for arm, c in STRENGTHS.items():
             guide = direction_guide(score, track.acts, c, model.sampling_steps) if c else None
             parts = made.sample(count, Rng(seed + 3), guide)
-            judge(arm, parts["obs"], parts["action"], lean)
+            evaluate(arm, parts["obs"], parts["action"], lean)
         rng, obs = Rng(seed + 4), [known["obs"][Rng(seed + 5).integers(0, len(known["obs"]), count), 0]]
         action = []
         for _ in range(LENGTH):
             action.append((lean * swingup_policy(obs[-1]) + 0.3 * rng.normal(count, 1)).clamp(-1, 1))
             obs.append(step(obs[-1], action[-1]))
-        judge("world model", torch.stack(obs[:-1], 1), torch.stack(action, 1), lean)
-    return {m: {arm: torch.tensor([sum(v) / len(v)]) for arm, v in arms.items()} for m, arms in told.items()}
+        evaluate("world model", torch.stack(obs[:-1], 1), torch.stack(action, 1), lean)
+    return {m: {arm: torch.tensor([sum(v) / len(v)]) for arm, v in arms.items()} for m, arms in found.items()}
 
 
 def plan(budget: str) -> Simulation:
-    """Five models in the laptop's budget, ten larger ones in the full one."""
+    """Return the simulation: five models in the laptop's budget, ten larger ones in the full one."""
     if budget == "laptop":
         model, seeds = Model(LENGTH, 4, 3000, 64, 1e-3, (32, 64), 32), tuple(range(5))
     else:

@@ -1,7 +1,7 @@
-"""SynthER offline: a few thousand transitions of a replay buffer, learned from as they are and as a model makes them.
+"""SynthER offline: learn from a few thousand transitions of a replay buffer, or from a model's samples of them.
 
-TD3+BC has as many updates in every arm. ``augmented`` has as many rows as ``synther``, copies of the recorded ones with
-noise. ``mixed`` takes half of each batch from the recorded rows; no condition speaks of it.
+TD3+BC has as many updates in every arm. ``augmented`` has as many rows as ``synther``: noisy copies of the recorded
+ones. ``mixed`` takes half of each batch from the recorded rows; it has no condition.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 
 ROWS = 3000
-"""recorded transitions, drawn by the seed"""
+"""number of recorded transitions, drawn by the seed"""
 LEARNER: dict[str, Any] = {"iterations": 100, "updates_per_iteration": 150, "batch_size": 128, "critic_width": 64}
 MADE: dict[str, Any] = {
     **LEARNER,
@@ -20,7 +20,9 @@ MADE: dict[str, Any] = {
 
 
 def plan(budget: str) -> Study:
-    """Swing-up and five seeds in the laptop's budget; the reacher, ten seeds and a larger model in the full one."""
+    """Return the study: swing-up and five seeds in the laptop's budget; the reacher, ten seeds and a larger model in
+    the full one.
+    """
     full = budget == "full"
     more = {"model": {"num_updates": 30_000, "width": 512, "depth": 6, "sampling_steps": 128}} if full else {}
     arms = {

@@ -1,7 +1,8 @@
-"""How real SynthER's transitions are, where the truth is known: the swing-up's dynamics.
+"""Fidelity of SynthER's transitions, measured against the true dynamics of the swing-up.
 
-A model learns 4000 transitions and makes as many. Judged are the marginals, the correlations, how far what follows is
-from what truly follows, beside the nearest recorded neighbour as a model of the dynamics, and whether rows are new.
+A model learns 4000 transitions and samples as many. The metrics are the marginals, the correlations, the distance of
+the next state to the true one, compared with the nearest recorded neighbour as a model of the dynamics, and whether
+rows are new.
 """
 
 from collections.abc import Mapping
@@ -27,17 +28,17 @@ METRICS = {
 
 
 def nearest(train: Transitions, rows: Transitions) -> Tensor:
-    """What followed the recorded (s, a) that is nearest to each row's, [N, o]."""
-    known, asked = (torch.cat([v.obs, v.action[:, 0]], 1) for v in (train, rows))  # type: ignore[list-item]
+    """Return the next state of the recorded (s, a) that is nearest to each row's, [N, o]."""
+    known, queries = (torch.cat([v.obs, v.action[:, 0]], 1) for v in (train, rows))  # type: ignore[list-item]
     scale = known.std(0).clamp_min(1e-6)
-    at = torch.cat([torch.cdist(q, known / scale).argmin(1) for q in (asked / scale).split(500)])
+    at = torch.cat([torch.cdist(q, known / scale).argmin(1) for q in (queries / scale).split(500)])
     after = train.next_obs[at]  # type: ignore[index]
     assert isinstance(after, Tensor)
     return after
 
 
 def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
-    """One model, {metric: {arm: [1]}}."""
+    """Return the metrics of one model, {metric: {arm: [1]}}."""
     rng = Rng(seed)
     rows = to_transitions(record_episodes(50, 100, 0.5, rng))
     order = rng.permutation(len(rows))
@@ -64,7 +65,7 @@ def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
 
 
 def plan(budget: str) -> Simulation:
-    """Five models in the laptop's budget, ten larger ones in the full one."""
+    """Return the simulation: five models in the laptop's budget, ten larger ones in the full one."""
     if budget == "laptop":
         model, seeds = Model(num_updates=6000, width=192, depth=4, sampling_steps=48), tuple(range(5))
     else:

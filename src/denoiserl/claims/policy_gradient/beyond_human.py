@@ -1,9 +1,9 @@
 """Beyond Human on fork2d: students of generated demonstrations against the clone of the flawed ones.
 
-The "human" demonstrations are clumsy ones, failures included. The generator is their diffusion clone, improved by DPPO;
-its student has the same network, as many gradient steps, and as many episodes. The third arm is the same flywheel with
-Gaussians, from clone to student; its paper compares with a diffusion student of Gaussian data, which this is not.
-``shifted`` puts the goal where no demonstration had it. No condition speaks of it, nor of the generator itself.
+The "human" demonstrations are clumsy ones, failures included. The generator is their diffusion clone, improved by DPPO.
+Its student has the same network, as many gradient steps, and as many episodes. The third arm does the same with
+Gaussian policies; the paper's baseline, a diffusion student of Gaussian data, is not tested. ``shifted`` puts the goal
+where no demonstration had it. It has no condition, nor has the generator itself.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from denoiserl.tasks import fork2d as _fork
 from denoiserl.tasks.base import Task
 
 SHIFTED = (0.45, 0.6)
-"""the band of goals that demonstrations, which have it within ±0.4, never show"""
+"""range of goals outside the demonstrated ±0.4"""
 METRICS = {
     "success": ("success from held-out starts", "%"),
     "jerk": ("mean second difference of the actions", ""),
@@ -32,7 +32,7 @@ METRICS = {
 
 
 def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-    """Success, jerk, and success with shifted goals, of n episodes each."""
+    """Return success, jerk, and success with shifted goals, of n episodes each."""
     act: Callable = eval_actor(policy, _fork.BASE.execution_horizon)
     seen, far = (collect(Fork2D(n, goal), act, n, 1_000_000 + seed) for goal in ((-0.4, 0.4), SHIFTED))
     assert seen.success is not None and far.success is not None
@@ -41,12 +41,12 @@ def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
 
 
 def task() -> Task:
-    """fork2d, judged by success and smoothness."""
+    """Return fork2d, evaluated by success and smoothness."""
     return replace(_fork.task(), outcomes=outcomes, metrics=METRICS)
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     settings = {
         "num_student_episodes": _fork.DEMOS,
         "student_updates": _fork.BASE.pretrain_updates,

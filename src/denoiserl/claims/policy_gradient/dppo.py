@@ -1,9 +1,9 @@
-"""DPPO against the baselines of its paper, on a Meta-World task with a mediocre clone to start from.
+"""DPPO against the baselines of its paper, on a Meta-World task with a mediocre clone as the starting policy.
 
-The paper's tasks need demonstrations that cannot be made here, so this asks for the direction of its claim and not for
-its numbers: the same demonstrations, the same environment steps, reward-weighted regression on the same network, and
-PPO on a Gaussian policy that has cloned the same data. Cloning only the demonstrations that succeeded is a fourth arm
-that no condition speaks of: it needs no environment, and a reader wants to see it.
+The paper's tasks need demonstrations that cannot be made here, so this tests the direction of its claim, not its
+numbers. All arms have the same demonstrations and the same environment steps. The baselines are reward-weighted
+regression on the same network, and PPO on a Gaussian policy that cloned the same data. A fourth arm, the clone of the
+successful demonstrations alone, has no condition: it needs no environment and is shown for reference.
 """
 
 from denoiserl.experiments import Arm, Study
@@ -11,7 +11,7 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     arms = {
         "dppo": Arm("dppo"),
         "rwr": Arm("drwr"),

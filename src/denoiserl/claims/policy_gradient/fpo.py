@@ -1,10 +1,10 @@
-"""FPO against PPO on a Gaussian policy, where there are two ways to be right.
+"""FPO against PPO on a Gaussian policy, on a task with two correct modes.
 
 On fork2d a demonstrator passes a disc left or right, and chunks are so long that the mean of the two ways touches it.
-The paper's claim is that a flow keeps both ways and a Gaussian cannot. Same demonstrations, same environment steps;
-the Gaussian's clone starts higher, since a mean also averages the demonstrators' noise away. The claim ``reinflow``
-has DPPO and ReinFlow with these seeds, steps and trials. That FPO's ratio is 1 before the first step of every
-iteration is checked in the runs.
+The paper claims that a flow keeps both ways and a Gaussian cannot. Both have the same demonstrations and environment
+steps. The Gaussian's clone starts higher, because a mean also averages out the demonstrators' noise. The claim
+``reinflow`` has DPPO and ReinFlow with these seeds, steps and trials. The runs check that FPO's ratio is 1 before the
+first step of every iteration.
 """
 
 from denoiserl.experiments import Arm, Study
@@ -12,7 +12,7 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     few = {"rollout_steps": 12}
     arms = {
         "fpo": Arm("fpo", few),

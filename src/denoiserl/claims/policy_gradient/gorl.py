@@ -1,10 +1,10 @@
-"""GoRL on fork2d, from clones: a latent Gaussian over a flow that is made anew, against PPO and FPO.
+"""GoRL on fork2d, from clones: a latent Gaussian over a flow that is retrained, against PPO and FPO.
 
-The paper learns from nothing on the DeepMind control suite; this asks for the direction of its claim where a Gaussian
-has to give up one of two modes before it can be good. Flows take ten steps, as in the paper. All arms that learn have
-the same demonstrations and environment steps. ``one-stage`` never makes a new decoder; no condition speaks of it or
-of the clone. ``no-noise`` is the clone served from the noise 0, as an encoder that has learned nothing serves it: what
-GoRL gains by that alone is not counted.
+The paper learns from scratch on the DeepMind control suite. This tests the direction of its claim on a task where a
+Gaussian must give up one of two modes before it improves. Flows take ten steps, as in the paper. All arms that learn
+have the same demonstrations and environment steps. ``one-stage`` never retrains its decoder; it has no condition, nor
+has the clone. ``no-noise`` is the clone at noise 0, like an untrained encoder: GoRL's gain from that alone is not
+counted.
 """
 
 from collections.abc import Generator
@@ -22,22 +22,22 @@ TEN = replace(_fork.BASE, sampling_steps=10)
 
 
 def flow(seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A flow policy of ten steps that has imitated."""
+    """Train a flow policy of ten steps by imitation."""
     demos = _fork.load_demonstrations(seed)
-    made = _robot.flow(TEN, demos, seed, run.device)
-    yield from _robot.imitate(made, TEN, seed, TEN.pretrain_updates, TEN.pretrain_lr, run, demos=demos)
-    return made
+    policy = _robot.flow(TEN, demos, seed, run.device)
+    yield from _robot.imitate(policy, TEN, seed, TEN.pretrain_updates, TEN.pretrain_lr, run, demos=demos)
+    return policy
 
 
 def task() -> Task:
-    """fork2d, with flows of ten steps."""
+    """Return fork2d, with flows of ten steps."""
     base = _fork.task()
     assert isinstance(base.starts, dict)
     return replace(base, starts={"flow": flow, "gaussian": base.starts["gaussian"]})
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     size = {"num_envs": 64, "rollout_steps": 12}
     latent = {**size, "decoder_updates": 1500, "decoder_rollout_steps": 20}
     arms = {

@@ -1,11 +1,10 @@
 """ReinFlow against DPPO on fork2d: a flow of four steps with learned noise, a diffusion of four steps with fixed noise.
 
-The paper's tasks need demonstrations that cannot be made here, so this asks for the direction of its claim and not
-for its numbers: the same demonstrations and environment steps, the same perceptron, four steps of denoising. An arm
-that no condition speaks of shows what the comparison rests on: DPPO on the very flow that ReinFlow starts from, with
-a noise that nobody learns. The claim ``fpo`` has two more methods with these seeds, steps and trials. The paper's
-other half, less time an iteration, is not tried: with equally many steps both score the same rows here; what each arm
-cost is in the record.
+The paper's tasks need demonstrations that cannot be made here, so this tests the direction of its claim, not its
+numbers: the same demonstrations and environment steps, the same perceptron, four denoising steps. One more arm, without
+a condition, isolates the noise: DPPO on ReinFlow's own flow, with fixed noise. The claim ``fpo`` has two more methods
+with these seeds, steps and trials. The paper's other claim, less time per iteration, is not tested: with equally many
+steps both score the same rows here. The record has the cost of each arm.
 """
 
 from denoiserl.experiments import Arm, Study
@@ -13,7 +12,7 @@ from denoiserl.experiments.claims.claim import Claim, Condition
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     few = {"rollout_steps": 12}
     arms = {
         "reinflow": Arm("reinflow", few),

@@ -1,9 +1,9 @@
-"""TACO on fork2d: a flow policy cloned from good and clumsy demonstrations, steadied when it serves and never trained.
+"""TACO on fork2d: choose the most familiar of a cloned flow policy's plans, without training the policy.
 
-The paper's policies are vision-language-action models; this asks for the direction of its claim. The policy has cloned
-everything; the demonstrations that succeeded are counted, and of 32 plans the most familiar one is executed. Counting
-conditions and plans instead of the network's own features, choosing among eight, and a clone of the successes alone are
-arms that no condition speaks of.
+The paper's policies are vision-language-action models; this tests the direction of its claim. The policy has cloned all
+demonstrations, good and clumsy ones. The pseudo-counts use the successful ones, and the most familiar of 32 plans is
+executed. Three more arms have no condition: counts of conditions and plans instead of the network's features, a choice
+among eight plans, and a clone of the successes alone.
 """
 
 from collections.abc import Generator
@@ -21,18 +21,18 @@ SETTINGS = {"counter_width": 128}
 
 
 def successes(seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A flow policy that has imitated, for as many updates, only those demonstrations that succeeded."""
+    """Train a flow policy, for as many updates, on the successful demonstrations alone."""
     demos = _fork.load_demonstrations(seed)
-    made = _robot.flow(_fork.BASE, demos, seed, run.device)
+    policy = _robot.flow(_fork.BASE, demos, seed, run.device)
     good = demos.successful()
     yield from _robot.imitate(
-        made, _fork.BASE, seed, _fork.BASE.pretrain_updates, _fork.BASE.pretrain_lr, run, demos=good
+        policy, _fork.BASE, seed, _fork.BASE.pretrain_updates, _fork.BASE.pretrain_lr, run, demos=good
     )
-    return made
+    return policy
 
 
 def task() -> Task:
-    """fork2d for methods that learn from demonstrations: those that succeeded."""
+    """Return fork2d for methods that learn from demonstrations: the successful ones."""
     base = _fork.task()
     assert isinstance(base.starts, dict)
     starts = {"flow": base.starts["flow"], "successes": successes}
@@ -40,7 +40,7 @@ def task() -> Task:
 
 
 def plan(budget: str) -> Study:
-    """Five seeds in the laptop's budget, ten in the full one."""
+    """Return the study: five seeds in the laptop's budget, ten in the full one."""
     arms = {
         "taco": Arm("taco", SETTINGS),
         "cloned": Arm("none"),

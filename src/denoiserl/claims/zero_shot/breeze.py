@@ -1,9 +1,9 @@
-"""BREEZE against FB in a maze that was explored without rewards: nine rewards are asked for afterwards.
+"""BREEZE against FB in a maze that was explored without rewards, for nine rewards given after training.
 
-FB climbs the same Q with a Gaussian policy that nothing keeps to the data. All arms have as many updates, networks of
-the same width and the same data; what is judged is how much of each reward their policies collect at once. Cloning goal
-by goal, which takes any reward for the state where it is highest, and BREEZE without a choice among actions are arms
-that no condition speaks of; the full budget adds BREEZE with attention.
+FB maximises the same Q with a Gaussian policy without a constraint to the data. All arms have as many updates, networks
+of the same width and the same data. The score is how much of each reward their policies collect at once. Two more arms
+have no condition: goal-conditioned cloning, which replaces a reward by the state where it is highest, and BREEZE
+without a choice among actions. The full budget adds BREEZE with attention.
 """
 
 from denoiserl.experiments import Arm, Study
@@ -13,7 +13,9 @@ PUBLISHED = {"representation_width": 256, "lr": 1e-4, "tau": 0.01}
 
 
 def plan(budget: str) -> Study:
-    """Five seeds of 4 000 updates in the laptop's budget; ten of 100 000, at the published sizes, in the full one."""
+    """Return the study: five seeds of 4 000 updates in the laptop's budget; ten of 100 000, at published sizes, in the
+    full one.
+    """
     full = budget == "full"
     base = {"task_dim": 50, "policy_width": 256, "pretrain_updates": 100_000} if full else {"pretrain_updates": 4000}
     shared = PUBLISHED if full else {}

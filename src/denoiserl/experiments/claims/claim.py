@@ -1,7 +1,7 @@
-"""What a claim is: arms, budget, metric and pass condition, written down before anything runs.
+"""Claims: arms, budget, metric and pass conditions, fixed before anything runs.
 
-A claim is a file ``claims/NAME.py`` with a docstring and a ``CLAIM``. Its conditions are all it is judged by: each is a
-difference that must exceed a margin, and ``stats.superiority_test`` says whether it does.
+A claim is a file ``claims/FAMILY/NAME.py`` with a docstring and a ``CLAIM``. Only its conditions decide the verdict:
+each is a difference that must exceed a margin, tested by ``stats.superiority_test``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Condition:
     second_metric: str | None = None
 
     def sides(self, main: str) -> tuple[tuple[str | float, str], tuple[str | float, str]]:
-        """Both sides, each with its metric."""
+        """Return both sides, each with its metric."""
         metric = self.metric or main
         return (self.first, metric), (self.second, self.second_metric or metric)
 
     def as_sentence(self, main: str) -> str:
-        """The condition as a sentence."""
+        """Return the condition as a sentence."""
         left, right = (f"{m} of {arm}" if isinstance(arm, str) else f"{arm:g}" for arm, m in self.sides(main))
         if self.margin < 0:
             return f"{left} exceeds {right} less {-self.margin:g}"
@@ -45,9 +45,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A claim about something that is not trained: ``successor_density(seed)`` -> {metric: {arm: [n]}}, for every seed.
+    """A claim without training: ``measure(seed)`` -> {metric: {arm: [n]}}, for every seed.
 
-    ``budget`` of ``unit`` is what one seed spends, for the record. ``metrics``: {metric: (what it is, unit)}, the main
+    ``budget`` of ``unit`` is the cost of one seed, for the record. ``metrics``: {metric: (description, unit)}, the main
     one first.
     """
 
@@ -60,11 +60,11 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper and how it is tried.
+    """A sentence of a paper and how it is tested.
 
     ``plan(budget)`` is the study (or simulation) of the "laptop" or the "full" budget; a laptop's takes at most half an
-    hour on two cores. ``pass_condition`` says in words what ``conditions`` say in numbers. ``calibration_note``: how
-    margins and settings were fixed, and on which seeds.
+    hour on two cores. ``pass_condition`` states ``conditions`` in words. ``calibration_note``: how margins and settings
+    were fixed, and on which seeds.
     """
 
     claim: str
@@ -76,10 +76,10 @@ class Claim:
 
     def __post_init__(self) -> None:
         if not self.conditions:
-            raise RunError("a claim without a condition cannot fail: say when it holds")
+            raise RunError("a claim without a condition cannot fail: give conditions")
 
     def make_plan(self, budget: str) -> Study | Simulation:
-        """The plan of a budget, with every arm that a condition speaks of."""
+        """Return the plan of a budget. Raise RunError if a condition names an arm that it does not have."""
         if budget not in BUDGETS:
             raise RunError(unknown_name_message(budget, BUDGETS, "budget"))
         plan = self.plan(budget)
@@ -88,5 +88,5 @@ class Claim:
             for c in self.conditions:
                 for arm in (c.first, c.second):
                     if isinstance(arm, str) and arm not in plan.arms:
-                        raise RunError(f"a condition speaks of {unknown_name_message(arm, plan.arms, 'arm')}")
+                        raise RunError(f"a condition names {unknown_name_message(arm, plan.arms, 'arm')}")
         return plan

@@ -1,9 +1,9 @@
-"""Confirming a verdict after the code behind it has changed, by repeating one seed of it.
+"""Confirm a verdict after a change of the code behind it, by repeating one of its seeds.
 
-Everything here follows from its seed, so a change that was not meant to change anything (a faster path, a new option)
-is tried by running all arms of the record's first seed again, with the settings that tuning chose. Where every mean of
-every metric is the recorded one (what a clock measured, nearly), the verdict stands: it gets today's fingerprint, and
-says when it was confirmed and by which code. Where one differs it stays stale, and the claim is to be tried again.
+All results follow from seeds. So a change that should not change numbers (a faster path, a new option) can be tested:
+run all arms of the record's first seed again, with the tuned settings. If every mean of every metric equals the
+recorded one (times: nearly), the verdict stands. The record gets the new fingerprint, and says when and by which code
+it was confirmed. Otherwise it stays stale, and the claim must be tested again.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from denoiserl.experiments.claims import ledger, runner
 SAME = 1e-6
 """means of float32 outcomes agree to this"""
 RATES, CLOSE = "log10 /s", 0.1
-"""the unit of what is measured with a clock, and how far it may be from what it was"""
+"""the unit of metrics measured with a clock, and their tolerance"""
 
 
 def confirm(
     name: str, folder: Path | None = None, processes: int = 2, progress: bool = True
 ) -> tuple[dict[str, Any], list[str]]:
-    """The record with today's fingerprint, or as it was, and what came out differently (empty: confirmed)."""
+    """Return the record with the new fingerprint, or unchanged, and the differences (empty: confirmed)."""
     record, made = ledger.record(name), ledger.claim(name)
     if record is None:
-        raise RunError(f"the claim {name} was never tried, so there is nothing to confirm: denoiserl claim {name}")
+        raise RunError(f"the claim {name} has no record to confirm: run denoiserl claim {name}")
     plan = made.make_plan(record["size"])
     seed = record["seeds"][0]
     if isinstance(plan, Study):
-        asked = (plan.budget, plan.unit, list(plan.seeds), plan.trials, set(plan.arms))
-        told = (*(record[k] for k in ("budget", "unit", "seeds", "trials")), set(record["arms"]))
-        if asked != told:
-            raise RunError(f"the claim {name} has another plan than its record: try it again, denoiserl claim {name}")
+        planned = (plan.budget, plan.unit, list(plan.seeds), plan.trials, set(plan.arms))
+        recorded = (*(record[k] for k in ("budget", "unit", "seeds", "trials")), set(record["arms"]))
+        if planned != recorded:
+            raise RunError(f"the claim {name} has another plan than its record: test it again, denoiserl claim {name}")
         once = replace(plan, seeds=(seed,), arms=chosen(plan, record["tuning"]), tune=1)
         values = run_comparison(
             once, folder or Path("runs") / "claims" / f"{name}-confirm", processes, progress=progress
@@ -57,7 +57,7 @@ def confirm(
 
 
 def chosen(plan: Study, tuning: dict[str, list[dict[str, Any]]]) -> dict[str, Arm]:
-    """The arms with the settings that tuning chose."""
+    """Return the arms with the tuned settings."""
     sign = 1 if plan.validate().better == "higher" else -1
     found = {}
     for name, arm in plan.arms.items():

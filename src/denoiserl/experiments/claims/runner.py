@@ -1,4 +1,4 @@
-"""Trying a claim: its study is played, its conditions are judged, the ledger is written."""
+"""Run a claim's study, evaluate its conditions, and write the ledger."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Values = Mapping[str, Mapping[str, Tensor]]
 def check(
     name: str, size: str = "laptop", folder: Path | None = None, processes: int = 2, progress: bool = True
 ) -> dict[str, Any]:
-    """Try a claim within a budget and return its record. Its runs lie in ``folder``: resumed, not repeated."""
+    """Test a claim within a budget and return its record. Its runs are in ``folder``: resumed, not repeated."""
     made = ledger.claim(name)
     plan = made.make_plan(size)
     began, cost, tuning = time.perf_counter(), {}, {}
@@ -90,16 +90,16 @@ def write(record: dict[str, Any], folder: Path | None = None) -> Path:
 
 
 def run_simulation(plan: Simulation) -> dict[str, dict[str, Tensor]]:
-    """The measurements of every seed, stacked: {metric: {arm: [seeds, n]}}."""
-    told = [plan.measure(seed) for seed in plan.seeds]
-    return {m: {arm: torch.stack([t[m][arm].double() for t in told]) for arm in told[0][m]} for m in plan.metrics}
+    """Return the measurements of every seed, stacked: {metric: {arm: [seeds, n]}}."""
+    each = [plan.measure(seed) for seed in plan.seeds]
+    return {m: {arm: torch.stack([x[m][arm].double() for x in each]) for arm in each[0][m]} for m in plan.metrics}
 
 
 def evaluate_condition(c: Condition, values: Values, main: str, conditions: int) -> Verdict:
-    """One condition: it holds, does not hold, or the trials do not say.
+    """Test one condition: it holds, does not hold, or is inconclusive.
 
-    All conditions must hold, so each is tested at the full level (an intersection of rejections needs no correction); a
-    claim falls when one of them falls, so refutations share the level.
+    All conditions must hold, so each is tested at the full level (an intersection of rejections needs no correction). A
+    claim fails if one condition fails, so refutations share the level.
     """
     sides = c.sides(main)
     shape = next(_values(values, metric, arm) for arm, metric in sides if isinstance(arm, str))
@@ -116,13 +116,13 @@ def evaluate_condition(c: Condition, values: Values, main: str, conditions: int)
 
 
 def combine_verdicts(verdicts: list[Verdict]) -> str:
-    """Holds if every condition holds; does not hold if one does not; else the trials did not say."""
+    """Return "holds" if every condition holds, "does not hold" if one does not, else "inconclusive"."""
     said = {v.verdict for v in verdicts}
     return "holds" if said == {"holds"} else "does not hold" if "does not hold" in said else "inconclusive"
 
 
 def why(made: Claim, main: str, verdicts: list[Verdict]) -> str:
-    """The verdict's reasons, a sentence a condition, with what an undecided one could have seen."""
+    """Return the verdict's reasons, one sentence per condition, with the detectable effect of inconclusive ones."""
     said = []
     for c, v in zip(made.conditions, verdicts, strict=True):
         d = v.difference
@@ -130,13 +130,13 @@ def why(made: Claim, main: str, verdicts: list[Verdict]) -> str:
             f"{c.as_sentence(main)}: {v.verdict} (difference {d.mean:.3g}, 95 % interval {d.low:.3g} to {d.high:.3g})"
         )
         if v.verdict == "inconclusive":
-            text += f"; an excess of {v.smallest:.3g} over the margin would have been seen with probability 0.8"
+            text += f"; an excess of {v.smallest:.3g} over the margin would have been detected with probability 0.8"
         said.append(text)
     return ". ".join(said) + "."
 
 
 def arms_of(values: Mapping[str, Tensor], metric: str, what: str, unit: str) -> dict[str, dict[str, Any]]:
-    """{arm: mean, low, high, per_seed}, over seeds."""
+    """Return {arm: mean, low, high, per_seed}, over seeds."""
     if len(values) < 2:
         (name, x), *_ = values.items()
         table = standings({name: x, " ": x}, metric, what, unit)
@@ -156,13 +156,13 @@ def arms_of(values: Mapping[str, Tensor], metric: str, what: str, unit: str) -> 
 
 def _values(values: Values, metric: str, arm: str) -> Tensor:
     if metric not in values:
-        raise RunError(f"a condition speaks of {unknown_name_message(metric, values, 'metric')}")
+        raise RunError(f"a condition names {unknown_name_message(metric, values, 'metric')}")
     if arm not in values[metric]:
-        raise RunError(f"a condition speaks of {unknown_name_message(arm, values[metric], 'arm')}")
+        raise RunError(f"a condition names {unknown_name_message(arm, values[metric], 'arm')}")
     return values[metric][arm]
 
 
 def origin() -> dict[str, Any]:
-    """Which code it was, and when."""
-    told = provenance()
-    return {"versions": told["versions"], "commit": told["commit"], "date": told["created"][:10]}
+    """Return the versions, the commit and the date of the code."""
+    source = provenance()
+    return {"versions": source["versions"], "commit": source["commit"], "date": source["created"][:10]}

@@ -1,4 +1,4 @@
-"""LeRobot's diffusion policies: ``diffusion_policy(path)`` opens a checkpoint, unmodified."""
+"""LeRobot's diffusion policies: ``diffusion_policy(path)`` loads a checkpoint, unmodified."""
 
 from denoiserl.integrations.lerobot.policy import diffusion_policy
 

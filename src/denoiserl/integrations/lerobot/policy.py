@@ -1,11 +1,11 @@
 """Diffusion policies of LeRobot: a checkpoint's folder as a ``Policy``, without the package.
 
-``diffusion_policy(folder)`` reads ``config.json``, ``model.safetensors`` and the statistics of the normalisers, which
-lie in the weights (before LeRobot 0.4) or in the files of its processors (since). Its U-Net is ``nn.UNet1D`` with
-another clock: the weights go there by a map of names. What is conditioned on is the last T_o observations, robot state
-and environment state one after the other, and what ``integrations.lerobot.vision`` sees in pictures.
+``diffusion_policy(folder)`` reads ``config.json``, ``model.safetensors`` and the normalisers' statistics. These are in
+the weights (before LeRobot 0.4) or in the files of its processors (since). Its U-Net is ``nn.UNet1D`` with LeRobot's
+time embedding; weights are mapped by name. The condition is the last T_o observations: robot state, environment state,
+and features of pictures from ``integrations.lerobot.vision``.
 
-Datasets of LeRobot are in ``data.formats.lerobot``. Both formats are read as files: the package would replace torch.
+Data sets of LeRobot are in ``data.formats.lerobot``. Both formats are read as files: the package would replace torch.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state
 
 @dataclass(frozen=True)
 class LeRobotCodec:
-    """The codec of a LeRobot policy with ``history`` T_o observations, of whose chunks ``execute`` T_a actions are run.
+    """The codec of a LeRobot policy with ``history`` T_o observations; ``execute`` T_a actions per chunk are executed.
 
-    A condition is [B, ..., T_o, o], oldest first (or flat, [..., T_o·o]; [..., o] where T_o is 1), or a dict with
+    A condition is [B, ..., T_o, o], oldest first (or flat, [..., T_o·o]; [..., o] if T_o is 1), or a dict with
     ``observation.state`` and ``observation.environment_state`` in these shapes, ``sizes`` of each. Environments stack
     observations with Gymnasium's ``FlattenObservation(FrameStackObservation(env, T_o))``. Chunks [..., H, d] are
     encoded in LeRobot's order, where entry T_o − 1 is now (as ``data.windows`` cuts them), and decoded to the T_a
-    actions from now on. Nothing is clipped, as upstream.
+    actions from now on. Nothing is clipped, as in LeRobot.
 
-    ``pictures``: normalisers of the policy's cameras. Then a condition is a dict with all parts, pictures [..., T_o, C,
-    H, W] in [0, 1] or in bytes, or, as environments draw them, [..., T_o, H, W, C] from 0 to 255.
+    ``pictures``: normalisers of the policy's cameras. Then a condition is a dict with all parts. Pictures are [...,
+    T_o, C, H, W] in [0, 1] or in bytes, or [..., T_o, H, W, C] from 0 to 255, as environments return them.
     """
 
     observation: Normalizer
@@ -53,17 +53,17 @@ class LeRobotCodec:
     pictures: dict[str, Normalizer] = field(default_factory=dict)
 
     def encode(self, data: Tensor) -> Tensor:
-        """Chunks to model units, now first."""
+        """Convert chunks to model units, with the current step first."""
         return self.action.normalize(data).roll(1 - self.history, -2)
 
     def decode(self, sample: Tensor) -> Tensor:
-        """The actions to execute, [..., T_a, d]."""
+        """Return the actions to execute, [..., T_a, d]."""
         return self.action.denormalize(sample[..., : self.execute, :])
 
     def condition(self, cond: Any) -> Any:
-        """Observations to model units, flat: [..., T_o·o]; with pictures, a dict of numbers and pictures."""
+        """Return observations in model units, flat: [..., T_o·o]; with pictures, a dict of numbers and pictures."""
         if self.pictures and not isinstance(cond, dict):
-            raise InvalidInputError(f"this policy looks at {', '.join(self.pictures)}: give observations as a dict")
+            raise InvalidInputError(f"this policy reads {', '.join(self.pictures)}: give observations as a dict")
         given = cond
         if isinstance(cond, dict):
             for name in (*self.sizes, *self.pictures):
@@ -79,10 +79,10 @@ class LeRobotCodec:
         return {"numbers": seen.unsqueeze(-2) if self.history == 1 else seen, "pictures": torch.stack(looks, -4)}
 
     def _looked(self, x: Tensor, normal: Normalizer) -> Tensor:
-        """[..., T_o, C, H, W], normalised a channel."""
+        """Return pictures [..., T_o, C, H, W], normalised per channel."""
         x = x.unsqueeze(-4) if self.history == 1 else x
         if x.shape[-4] != self.history:
-            raise InvalidInputError(f"this policy sees its last {self.history} pictures; got {_shape(x)}")
+            raise InvalidInputError(f"this policy reads its last {self.history} pictures; got {_shape(x)}")
         last = x.shape[-1] == normal.dim != x.shape[-3]
         x = x if last else x.movedim(-3, -1)
         if last or not x.is_floating_point():
@@ -95,67 +95,70 @@ class LeRobotCodec:
         return normal.normalize(x).movedim(-1, -3)
 
     def _frames(self, x: Tensor, size: int) -> Tensor:
-        """[..., T_o, size], or [..., size] where one observation is all there is."""
+        """Return [..., T_o, size], or [..., size] if there is a single observation."""
         if x.shape[-1] == size and (self.history == 1 or (x.ndim > 2 and x.shape[-2] == self.history)):
             return x  # [B, o] is B single observations, also where B is T_o
         if self.history > 1 and x.shape[-1] == self.history * size:
             return x.unflatten(-1, (self.history, size))
         raise InvalidInputError(
-            f"this policy sees its last {self.history} observations of {size} numbers each; got {_shape(x)}: show "
+            f"this policy reads its last {self.history} observations of {size} numbers each; got {_shape(x)}: stack "
             "them with denoiserl.envs.frame_stack.shown(env, policy), --obs-horizon on the command line, or "
             "Gymnasium's FrameStackObservation and FlattenObservation"
         )
 
     def is_batch(self, obs: Any) -> bool:
-        """Return whether observations lead with a batch axis; a single one is [T_o, o], flat [T_o·o], or [o] where T_o
-        is 1."""
+        """Return whether observations have a batch axis.
+
+        A single observation is [T_o, o], flat [T_o·o], or [o] if T_o is 1.
+        """
         name = next(iter(self.sizes))
         if isinstance(obs, dict) and name not in obs:
-            return True  # refused by ``condition``, which names what is missing
+            return True  # ``condition`` raises and names what is missing
         numbers, size = (obs[name], self.sizes[name]) if isinstance(obs, dict) else (obs, self.observation.dim)
         frames = self.history > 1 and numbers.shape[-1] != self.history * size
         return numbers.ndim > 1 + frames
 
     def initial_state(self, cond: Any) -> None:
-        """Plans start from noise."""
+        """Return None: chunks start from noise."""
         return None
 
 
 def diffusion_policy(folder: str | Path, n: int | None = None, transition: Transition | None = None) -> Policy:
-    """The policy of a LeRobot ``DiffusionPolicy`` checkpoint (a folder with ``config.json`` and ``model.safetensors``).
+    """Load a LeRobot ``DiffusionPolicy`` checkpoint (a folder with ``config.json`` and ``model.safetensors``).
 
-    ``n`` denoising steps (default: the checkpoint's). It serves as LeRobot does: DDPM's posterior or DDIM without
-    noise, from the same noise the same actions. Learning runs ``transition`` (default: the posterior, ``ddim(1.0)``,
-    whose last step has no density: ``with_min_std(ddim(1.0), std)`` has one in each).
-    A checkpoint without scale in its FiLM gets scales of one, which may be learned. Mixed precision (``use_amp``) is
-    not followed: the policy computes in float32. Raise RunError if the checkpoint says what is not read here.
+    ``n`` denoising steps (default: the checkpoint's). ``generate`` samples as LeRobot does: DDPM's posterior or DDIM
+    without noise; the same noise gives the same actions. Training samples with ``transition`` (default: the posterior,
+    ``ddim(1.0)``, whose last step has no density; with ``with_min_std(ddim(1.0), std)`` every step has one). A
+    checkpoint without scale in its FiLM gets scales of one, which can be trained. Mixed precision (``use_amp``) is
+    ignored: the policy computes in float32. Raise RunError if the checkpoint has unsupported settings.
     """
     folder = Path(folder)
     config = read_config(folder)
     sizes, cameras, d = _features(config, folder)
     history, horizon = int(config["n_obs_steps"]), int(config["horizon"])
     scheduler = _scheduler(config)
-    said = convert(scheduler)
-    n = int(n or config.get("num_inference_steps") or said.levels)
+    convention = convert(scheduler)
+    n = int(n or config.get("num_inference_steps") or convention.levels)
     eyes = _eyes(config, cameras) if cameras else None
     width = sum(sizes.values()) + (0 if eyes is None else eyes.width)
     net = Net(
         (horizon, d), history * width, config["down_dims"], config["kernel_size"], config["n_groups"],
-        config["diffusion_step_embed_dim"], said.levels, history - 1, eyes, sizes[STATE],
+        config["diffusion_step_embed_dim"], convention.levels, history - 1, eyes, sizes[STATE],
     )  # fmt: skip
     left = fill(net, read_tensors(folder / "model.safetensors"), bool(config["use_film_scale_modulation"]))
     seen, done = read_norms(folder, config, left)
     parts = [_normalizer(seen, name, size) for name, size in sizes.items()]
     observation = Normalizer(*(torch.cat([getattr(p, f) for p in parts]) for f in FIELDS))
-    weight = "noise" if said.predicts == "eps" else "data"
-    process = Diffusion(said.schedule, ddim(1.0), said.clip, weight, clip_noise=said.clip_noise)
+    weight = "noise" if convention.predicts == "eps" else "data"
+    process = Diffusion(convention.schedule, ddim(1.0), convention.clip, weight, clip_noise=convention.clip_noise)
     train = steps_like(scheduler, process, n, transition or ddim(1.0))
-    serve = steps_like(scheduler, process, n, said.transition)
+    serve = steps_like(scheduler, process, n, convention.transition)
     looks = {name: _normalizer(seen, name, shape[0]) for name, shape in cameras.items()}
     codec = LeRobotCodec(
         observation, _normalizer(done, ACTION, d), sizes, history, int(config["n_action_steps"]), looks
     )
-    return Policy.of(process, GaussianDenoiser(net, said.schedule, said.predicts), (horizon, d), train, serve, codec)
+    denoiser = GaussianDenoiser(net, convention.schedule, convention.predicts)
+    return Policy.of(process, denoiser, (horizon, d), train, serve, codec)
 
 
 FIELDS = ("centre", "scale", "constant", "low", "high")
@@ -166,11 +169,13 @@ def _shape(x: Any) -> Any:
 
 
 def _features(config: Config, folder: Path) -> tuple[dict[str, int], dict[str, list[int]], int]:
-    """{observation: its size} in the order of the condition, {camera: its shape}, and the action's size."""
+    """Return {observation: its size} in the order of the condition, {camera: its shape}, and the action's size."""
     seen = config["input_features"]
     cameras = {k: list(v["shape"]) for k, v in seen.items() if v["type"] == "VISUAL"}
     if STATE not in seen:
-        raise RunError(f"{folder} does not see {STATE}, which LeRobot's diffusion policy is built on")
+        raise RunError(
+            f"{folder} does not read {STATE}, which LeRobot's diffusion policy needs: give another checkpoint"
+        )
     for name, what in seen.items():
         if name not in (STATE, ENVIRONMENT, *cameras):
             raise RunError(
@@ -179,26 +184,28 @@ def _features(config: Config, folder: Path) -> tuple[dict[str, int], dict[str, l
                 )
             )
     if list(config["output_features"]) != [ACTION]:
-        raise RunError(f"{folder} answers {', '.join(config['output_features'])}: only {ACTION!r} alone is read here")
+        raise RunError(f"{folder} predicts {', '.join(config['output_features'])}: only {ACTION!r} alone is supported")
     sizes = {name: math.prod(seen[name]["shape"]) for name in (STATE, ENVIRONMENT) if name in seen}
     return sizes, cameras, math.prod(config["output_features"][ACTION]["shape"])
 
 
 def _eyes(config: Config, cameras: dict[str, list[int]]) -> VisionEncoder:
     if config.get("resize_shape") is not None:
-        raise RunError("this policy resizes its pictures, which is not read here: retrain it on pictures of that size")
+        raise RunError("this policy resizes its pictures, which is not supported: retrain it on pictures of that size")
     if not config["use_group_norm"]:
-        raise RunError("this policy normalises pictures over batches (use_group_norm=False): not read here")
+        raise RunError(
+            "this policy normalises pictures over batches, which is not supported: retrain it with use_group_norm=True"
+        )
     shapes = list(cameras.values())
     if any(shape != shapes[0] for shape in shapes):
-        raise RunError(f"the cameras of a LeRobot policy have one shape; config.json names {shapes}")
+        raise RunError(f"config.json has cameras of shapes {shapes}: retrain the policy with one shape for all cameras")
     points, depth = config["spatial_softmax_num_keypoints"], config["vision_backbone"]
     separate = bool(config["use_separate_rgb_encoder_per_camera"]) and len(cameras) > 1
     return VisionEncoder(len(cameras), shapes[0], config.get("crop_shape"), points, depth, separate)
 
 
 def _scheduler(config: Config) -> Any:
-    """diffusers' scheduler of the name and numbers that the checkpoint gives."""
+    """Return diffusers' scheduler with the name and numbers of the checkpoint."""
     made = {"DDPM": "DDPMScheduler", "DDIM": "DDIMScheduler"}
     if config["noise_scheduler_type"] not in made:
         raise RunError(unknown_name_message(config["noise_scheduler_type"], made, "noise scheduler"))
@@ -209,7 +216,7 @@ def _scheduler(config: Config) -> Any:
 
 
 def _normalizer(norms: Norms, name: str, size: int) -> Normalizer:
-    """LeRobot's normalisation of a feature; a dimension without spread gets −1 (by a range) or 0 (MEAN_STD)."""
+    """Return LeRobot's normalisation of a feature; a constant dimension gives −1 (ranges) or 0 (MEAN_STD)."""
     found = norms.pair(name, size)
     if not found:
         return Normalizer.identity(size)
@@ -222,10 +229,10 @@ def _normalizer(norms: Norms, name: str, size: int) -> Normalizer:
     if norms.modes[name] != "MIN_MAX" and name != ACTION and norms.moves(name, constant):
         raise RunError(
             f"{norms.source}: the quantiles of {name} are equal in dimension(s) "
-            f"{constant.nonzero().flatten().tolist()}, and yet it moves there: LeRobot divides by {norms.eps:g}. "
+            f"{constant.nonzero().flatten().tolist()}, but it varies there: LeRobot divides by {norms.eps:g}. "
             "Retrain with MIN_MAX or MEAN_STD, or leave these dimensions out"
         )
-    # observations that never changed are −1 there; an action that never changed is its value
+    # a constant observation becomes −1; a constant action keeps its value
     centre = torch.where(constant, one + (0 if name == ACTION else 1), (one + two) / 2)
     scale = torch.where(constant, torch.ones_like(one), (two - one) / 2)
     return Normalizer(centre, scale, constant & (name == ACTION), one, two)

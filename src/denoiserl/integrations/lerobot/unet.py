@@ -1,4 +1,4 @@
-"""The U-Net of LeRobot's diffusion policies: ``nn.UNet1D`` with their clock, and their names of its weights."""
+"""The U-Net of LeRobot's diffusion policies: ``nn.UNet1D`` with LeRobot's time embedding and weight names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from denoiserl.nn.unet1d import UNet1D
 from denoiserl.policy.weights import strip_prefix
 
 LAST = 8
-"""groups of the last normalisation, whatever a checkpoint says of the others"""
+"""groups of the last normalisation, independent of the checkpoint's ``n_groups``"""
 NORMALISERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
-"""where statistics lie among the weights, before LeRobot 0.4"""
+"""prefixes of normalisation statistics among the weights, before LeRobot 0.4"""
 
 
 class Clock(nn.Module):
@@ -59,11 +59,11 @@ class Condition(nn.Module):
 class Net(nn.Module):
     """LeRobot's U-Net over chunks [B, H, d], conditioned on ``cond`` numbers.
 
-    Its FiLM reads mish of time and condition side by side, and mish acts on each number alone: the layer is the sum of
-    ``Clock`` and ``Condition``, so that a sampler pays for either once. ``levels`` K: our time t is the timestep
-    tK − 1. ``past``: the chunk's first entries belong to past ticks; here they come last, so that the first action of
-    an event is the first that is executed. ``eyes``: for pictures, whose features go behind the ``state`` first numbers
-    of an observation.
+    Its FiLM reads mish of time and condition side by side, and mish acts on each number alone. So the layer is the sum
+    of ``Clock`` and ``Condition``, and a sampler computes each once. ``levels`` K: time t is the timestep tK − 1.
+    ``past``: the chunk's first entries belong to past environment steps; here they come last, so the first action of an
+    event is the first executed one. ``eyes``: encoder of pictures, whose features follow the first ``state`` numbers of
+    an observation.
     """
 
     def __init__(
@@ -91,18 +91,18 @@ class Net(nn.Module):
         self.unet.norm = nn.GroupNorm(LAST, channels[0])
 
     def features(self, cond: Any) -> Tensor:
-        """Return observations as numbers [B, T_o·o]; with eyes, what they see goes behind the state."""
+        """Return observations as numbers [B, T_o·o]; picture features follow the state."""
         if self.eyes is None:
             return cond
-        told, seen = cond["numbers"], self.eyes(cond["pictures"])
-        return torch.cat((told[..., : self.state], seen, told[..., self.state :]), -1).flatten(1)
+        numbers, seen = cond["numbers"], self.eyes(cond["pictures"])
+        return torch.cat((numbers[..., : self.state], seen, numbers[..., self.state :]), -1).flatten(1)
 
     def embed_condition(self, cond: Any) -> Tensor | None:
-        """The condition's part of every block's scale and shift."""
+        """Return the condition's part of every block's scale and shift."""
         return self.unet.embed_condition(self.features(cond))
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """The time's part of every block's scale and shift."""
+        """Return the time's part of every block's scale and shift."""
         index = t * self.levels - 1
         near = index.round()
         return self.unet.embed_time(torch.where((index - near).abs() < 1e-3, near, index).clamp_min(0))
@@ -112,7 +112,7 @@ class Net(nn.Module):
 
 
 def sources(net: Net) -> tuple[dict[str, str], list[str]]:
-    """Return {a layer of the network: its name in a checkpoint}, and the names of the FiLM layers in order of use."""
+    """Return {layer of the network: its name in a checkpoint}, and the names of the FiLM layers in order of use."""
     root, own, films = "diffusion.unet", net.state_dict(), []
     found = {f"unet.time.{name}": f"{root}.diffusion_step_encoder.{i}" for name, i in (("lift", 1), ("project", 3))}
 
@@ -138,11 +138,10 @@ def sources(net: Net) -> tuple[dict[str, str], list[str]]:
 
 
 def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> dict[str, Tensor]:
-    """Copy a checkpoint's weights into the network, and return what is left of them. Raise RunError.
+    """Copy a checkpoint's weights into the network, and return the remaining ones.
 
-    ``scaled``: its FiLM scales as well as shifts. A prefix that all names share is dropped. Every weight has a place,
-    buffers of normalisers excepted, and every place gets a weight: what is missing, surplus or of another shape is
-    refused.
+    ``scaled``: the checkpoint's FiLM scales as well as shifts. A prefix that all names share is dropped. Raise RunError
+    if a weight is missing, surplus (except buffers of normalisers), or of another shape.
     """
     ours, (layers, films) = dict(net.state_dict()), sources(net)
     eyes = {} if net.eyes is None else net.eyes.sources()
@@ -150,11 +149,11 @@ def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> dict[str, Tensor
     weights = strip_prefix(weights, wanted)
     for name in sorted(wanted - weights.keys()):
         under = sorted(key.removesuffix(name) for key in weights if key.endswith(f".{name}"))
-        where = f"; it lies there under the prefix {', '.join(under)}: keep the weights of one" if under else ""
+        where = f"; it has the prefix {', '.join(under)}: keep the weights of one" if under else ""
         raise RunError(f"the checkpoint has no {name}: it is not a diffusion policy as config.json describes it{where}")
     left = {name: value for name, value in weights.items() if name not in wanted}
     if surplus := sorted(name for name in left if not name.startswith(NORMALISERS)):
-        raise RunError(f"the checkpoint has weights that config.json does not speak of: {', '.join(surplus[:3])} ...")
+        raise RunError(f"the checkpoint has weights that config.json does not describe: {', '.join(surplus[:3])} ...")
     if net.eyes is not None:
         net.eyes.fill({own: weights[name] for name, own in eyes.items()})
         ours.update(net.state_dict())
@@ -162,15 +161,15 @@ def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> dict[str, Tensor
         for end in ("weight", "bias"):
             given, place = weights[f"{source}.{end}"], ours[f"{target}.{end}"]
             if given.shape != place.shape:
-                raise RunError(f"{source}.{end} is {list(given.shape)} and config.json asks for {list(place.shape)}")
+                raise RunError(f"{source}.{end} is {list(given.shape)} and config.json needs {list(place.shape)}")
             ours[f"{target}.{end}"] = given
     for name, width in zip(films, net.unet.films, strict=True):
         want = width if scaled else width // 2
         for key in (f"{name}.weight", f"{name}.bias"):
             if (rows := len(weights[key])) != want:
                 raise RunError(
-                    f"{key} has {rows} rows and config.json, which says use_film_scale_modulation={scaled}, asks for "
-                    f"{want}: copy the checkpoint's own config.json, or say {not scaled} if it was trained so"
+                    f"{key} has {rows} rows and config.json, with use_film_scale_modulation={scaled}, needs "
+                    f"{want}: copy the checkpoint's own config.json, or set {not scaled} if it was trained so"
                 )
     pairs = [_film(weights[f"{name}.weight"], weights[f"{name}.bias"], scaled) for name in films]
     w, b = (torch.cat(part) for part in zip(*pairs, strict=True))
@@ -184,7 +183,7 @@ def fill(net: Net, weights: dict[str, Tensor], scaled: bool) -> dict[str, Tensor
 
 
 def _film(w: Tensor, b: Tensor, scaled: bool) -> tuple[Tensor, Tensor]:
-    """Return a FiLM layer that scales by 1 + s, as ours do, and shifts."""
+    """Return a FiLM layer that scales by 1 + s, as ``nn.UNet1D``'s, and shifts."""
     if not scaled:
         return torch.cat((torch.zeros_like(w), w)), torch.cat((torch.zeros_like(b), b))
     half = len(b) // 2

@@ -1,6 +1,6 @@
-"""How LeRobot's diffusion policies see: a residual network (1512.03385) and ``nn.vision.Points``, a spatial softmax.
+"""Image encoders of LeRobot's diffusion policies: a residual network (1512.03385) and ``nn.vision.SpatialSoftmax``.
 
-Modules carry the names that checkpoints use, so that their weights are loaded as they are.
+Modules have the names that checkpoints use, so their weights load unchanged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Basic(nn.Module):
 
 
 class Eye(nn.Module):
-    """Pictures [B, C, H, W] to features [B, 2·points]; the middle ``crop`` of them is looked at."""
+    """An encoder of pictures [B, C, H, W] to features [B, 2·points], from a centre crop of size ``crop``."""
 
     def __init__(self, shape: Sequence[int], crop: Sequence[int] | None, points: int, depth: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Eye(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Eyes for ``cameras`` cameras, one for all or (``separate``) one each: [..., cameras, C, H, W] to [..., width]."""
+    """Encoders of ``cameras`` cameras, shared or ``separate``: [..., cameras, C, H, W] to [..., width]."""
 
     def __init__(
         self,
@@ -90,16 +90,14 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         if tuple(pictures.shape[-3:]) != self.shape:
-            raise InvalidInputError(
-                f"this policy looks at pictures {list(self.shape)}, not {list(pictures.shape[-3:])}"
-            )
+            raise InvalidInputError(f"this policy reads pictures {list(self.shape)}, not {list(pictures.shape[-3:])}")
         lead, cameras = pictures.shape[:-4], pictures.shape[-4]
         flat = pictures.flatten(0, -5)
         eyes: Any = list(self.each) if len(self.each) > 1 else [self.each[0]] * cameras
         return torch.cat([eye(flat[:, i]) for i, eye in enumerate(eyes)], -1).unflatten(0, lead)
 
     def sources(self) -> dict[str, str]:
-        """Return {the name of a weight in a checkpoint: its name here}."""
+        """Return {name of a weight in a checkpoint: its name here}."""
         many = len(self.each) > 1
         own = [(i, name) for i, eye in enumerate(self.each) for name in eye.state_dict()]
         return {f"diffusion.rgb_encoder.{f'{i}.' if many else ''}{name}": f"each.{i}.{name}" for i, name in own}
@@ -109,4 +107,6 @@ class VisionEncoder(nn.Module):
         try:
             self.load_state_dict(weights)
         except RuntimeError as error:
-            raise RunError(f"config.json and the weights of rgb_encoder do not fit: {error}") from None
+            raise RunError(
+                f"the weights of rgb_encoder do not fit config.json ({error}): copy both from one checkpoint"
+            ) from None
