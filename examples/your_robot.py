@@ -26,14 +26,14 @@ class Reach(Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)  # seeds self.np_random
-        self.hand, self.goal, self.ticks = np.zeros(2), self.np_random.uniform(-1, 1, 2), 0
+        self.hand, self.goal, self.steps = np.zeros(2), self.np_random.uniform(-1, 1, 2), 0
         return np.concatenate([self.hand, self.goal], dtype=np.float32), {}
 
     def step(self, action):
-        self.hand, self.ticks = self.hand + 0.2 * np.clip(action, -1, 1), self.ticks + 1
+        self.hand, self.steps = self.hand + 0.2 * np.clip(action, -1, 1), self.steps + 1
         there = bool(np.linalg.norm(self.hand - self.goal) < 0.15)
         seen = np.concatenate([self.hand, self.goal], dtype=np.float32)
-        return seen, float(there), there, self.ticks >= 12, {"success": there}
+        return seen, float(there), there, self.steps >= 12, {"success": there}
 
 
 class Net(nn.Module):
@@ -62,13 +62,13 @@ def main(iterations: int = 20, updates: int = 800, episodes: int = 100) -> tuple
     policy = Policy.of(process, GaussianDenoiser(Net(), cosine, "v"), (CHUNK, DIM), train, serve)
 
     def success() -> float:
-        return evaluate(policy.generate, Reach, episodes, seed=1000, copies=50).summary()["success"]
+        return evaluate(policy.generate, Reach, episodes, seed=1000, num_envs=50).summary()["success"]
 
     observations, chunks = demonstrations(4000, Rng(0))
     list(fit(process, policy.denoiser, chunks, observations, updates, Rng(1)))
     before = success()
     settings = dppo.Args(iterations=iterations, rollout_steps=6)
-    for row in dppo.improve(policy, Collector(Reach, copies=40), settings, Rng(2), Run()):
+    for row in dppo.improve(policy, Collector(Reach, num_envs=40), settings, Rng(2), Run()):
         print(f"reward a step {row['rollout/reward']:.3f}")
     print(f"success: {before:.2f} cloned, {(after := success()):.2f} improved")
     policy.save("runs/your_robot")  # Policy.load("runs/your_robot", net=Net()) brings it back

@@ -44,7 +44,7 @@ def make_task(updates: int = 800) -> Task:
 
     def outcomes(made: Policy, seed: int, n: int) -> dict[str, Tensor]:
         """n held-out trials, one number each: the same seed must give the same trials."""
-        done = evaluate(eval_actor(made, CHUNK), Reach, n, seed, copies=50)
+        done = evaluate(eval_actor(made, CHUNK), Reach, n, seed, num_envs=50)
         return {"success": done.outcomes["success"], "length": done.outcomes["length"]}
 
     return Task(
@@ -52,6 +52,6 @@ def make_task(updates: int = 800) -> Task:
         {"diffusion": start},
         outcomes,
         {"success": ("goals reached", "%"), "length": ("steps until the end", "")},
-        env=lambda copies, seed: Collector(Reach, copies, seed),
+        env=lambda num_envs, seed: Collector(Reach, num_envs, seed),
         restore=lambda path, device: Policy.load(path, Net(), device),  # because Net is not of this package
     )

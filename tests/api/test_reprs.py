@@ -41,12 +41,12 @@ def kept() -> Weights:
         (kept(), f"Weights(current, reference: {SIZE:,} parameters, {SIZE:,} trainable)"),
         (Rng(3), "Rng(seed=3, device='cpu')"),
         (Rng.rows(range(4)), "Rng.rows(4 streams, device='cpu')"),
-        (ENV, "Collector(Pendulum-v1, 2 copies, observation (3,), action (1,))"),
+        (ENV, "Collector(Pendulum-v1, 2 environments, observation (3,), action (1,))"),
         (CHAIN, "Chain(batch [6], event [4, 1], 4 of 5 steps recorded, cpu)"),
         (CHAIN.steps_at(), "ChainSteps(24 steps, x [4, 1], cpu)"),
         (
             ENV.collect(lambda obs, rng: (POLICY.generate(obs, rng), None), 3, 0),
-            "Rollout(3 steps of 2 copies, observation [3], action [4, 1], 0 episodes ended)",
+            "Rollout(3 steps of 2 environments, observation [3], action [4, 1], 0 episodes ended)",
         ),
         (DEMOS, "Demonstrations(pushes, 2 episodes, 6 frames, observation [2], action [1])"),
         (

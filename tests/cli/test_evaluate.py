@@ -85,7 +85,7 @@ def test_eval_says_what_success_means_and_when_it_came(here: Path, capsys: pytes
     won = int(
         json.loads((here / "out/eval.json").read_text())["metrics"]["success"]["policies"]["policy"]["mean"] * 30 + 0.5
     )
-    assert 0 < won < 30 and "at any tick" in rows["success"]
+    assert 0 < won < 30 and "at any step" in rows["success"]
     assert "end in success" in rows["success_at_end"] and " 0.0%" in rows["success_at_end"]
     assert "3.000" in rows["steps_to_success"] and rows["steps_to_success"].split()[-1] == str(won)
     assert "The same in every trial" in said and "length is 5" in said
@@ -214,8 +214,8 @@ def test_wrong_words_are_refused_by_a_sentence(here: Path, capsys: pytest.Captur
         (["eval", *sound, "--out", "more.py/x"], "more.py is a file"),
         (["eval", ".", *sound[1:]], "not a folder that denoiserl wrote"),
         (["eval", "policy", "--env", "more.py:broken"], "cannot be made (raised RuntimeError: no simulator)"),
-        (["eval", "policy", "--env", "CartPole-v1"], "the policy does not observe what CartPole-v1 shows"),
-        ([*collect, "--env", "CartPole-v1", "--out", "a"], "policy does not observe what CartPole-v1 shows"),
+        (["eval", "policy", "--env", "CartPole-v1"], "the policy does not take the observations of CartPole-v1"),
+        ([*collect, "--env", "CartPole-v1", "--out", "a"], "policy does not take the observations of CartPole-v1"),
         ([*collect, "--env", sound[2], "--out", "more.py/x"], "check the path"),
         (["sample", "policy"], "name the folder of its run"),
         (["adapt", "policy", "--reward", "more.py:broken", "--out", "a"], "name the folder of its run"),

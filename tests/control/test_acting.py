@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.control import acting
+from denoiserl.control.value_baseline import critic_features
 from denoiserl.core.errors import InvalidInputError, OffPolicyError, RunError
 from denoiserl.data import RunningNormCodec
 from denoiserl.envs import Collector
@@ -106,7 +107,7 @@ def test_a_relay_freezes_every_set_as_it_is_and_only_where_something_is_frozen()
     assert isinstance(averaged, Relay) and averaged.last is ema and isinstance(policy.weights.using("base"), Relay)
     inner.net.bias.data.add_(5.0)  # type: ignore[union-attr]
     assert policy.denoiser.first.net.bias.tolist() == list(BIAS)  # type: ignore[union-attr]
-    with pytest.raises(InvalidInputError, match="no, and the first denoising steps"):
+    with pytest.raises(InvalidInputError, match="no, and frozen weights run the first denoising steps"):
         acting.whole(policy, "no")
     for tuned in (0, 5):
         with pytest.raises(InvalidInputError, match="finetune_denoising_steps is between 1 and the 4"):
@@ -162,7 +163,7 @@ def test_what_is_executed_is_asked_for_or_carried_or_all_that_is_decoded() -> No
 
 def test_a_policy_learns_without_its_control() -> None:
     policy = made().with_controller(nn.Identity())
-    with pytest.warns(UserWarning, match=r"the policy is served through a control \(Identity\)"):
+    with pytest.warns(UserWarning, match=r"the policy has a controller \(Identity\)"):
         acting.carry(policy)
     assert policy.weights.control is None and policy.weights.execute == 3
     acting.alone(policy)  # a second warning would be an error
@@ -214,25 +215,25 @@ def test_a_policy_that_changed_is_found_out_by_what_was_never_executed() -> None
 
 def test_a_critic_sees_flat_conditions_and_of_pictures_what_the_network_saw_at_first() -> None:
     flat = made(codec=RunningNormCodec(torch.tensor([10.0]), torch.tensor([25.0]), torch.tensor(1.0)))
-    see, size = acting.critic_features(flat, SimpleNamespace(spec=SimpleNamespace(obs=(1,))))  # type: ignore[arg-type]
+    see, size = critic_features(flat, SimpleNamespace(spec=SimpleNamespace(obs=(1,))))  # type: ignore[arg-type]
     assert size == 1
     torch.testing.assert_close(see(OBS), torch.tensor([[0.0], [2.0]]))
     shown: Any = SimpleNamespace(spec=SimpleNamespace(obs={"image": (3, 4, 4), "place": (2,)}))
     net = Sees()
-    see, size = acting.critic_features(made(net), shown)
+    see, size = critic_features(made(net), shown)
     net.bias.data.add_(1.0)
     assert size == 3 and see({"image": torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)}).tolist() == [[7.0, 14.0, 21.0]]
     blank = acting.blank(shown.spec.obs)
     assert blank["image"].dtype == torch.uint8 and blank["image"].shape == (1, 3, 4, 4)
     assert blank["place"].dtype == torch.float32 and blank["place"].tolist() == [[0.0, 0.0]]
-    with pytest.raises(InvalidInputError, match="see"):
-        acting.critic_features(made(), shown)
+    with pytest.raises(InvalidInputError, match="not flat"):
+        critic_features(made(), shown)
 
 
 def test_a_policy_suits_an_environment_of_its_observations_and_actions() -> None:
     env = Collector(partial(Counting, life=2), 1)
     acting.suits(made(), env, "mine")
-    with pytest.raises(RunError, match="mine does not observe what"):
+    with pytest.raises(RunError, match="mine does not take the observations of"):
         acting.suits(made(codec=RunningNormCodec.fresh(5)), env, "mine")
     wide = made(MLP((3, 2), 2, 8))
     with pytest.raises(RunError, match=r"mine decides actions \[2\], .* takes \[1\]"):

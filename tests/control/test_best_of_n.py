@@ -223,7 +223,7 @@ def test_verifiers_that_do_not_judge_every_plan_are_refused() -> None:
         def forward(self, policy, cond, plan):
             return torch.full((len(plan),), math.nan)
 
-    with pytest.raises(InvalidInputError, match="finite number a plan"):
+    with pytest.raises(InvalidInputError, match="finite number per plan"):
         policy().with_controller(BestOfN(Wrong(), 2)).generate(torch.zeros(2, 3), Rng(0))
     with pytest.raises(InvalidInputError, match="at least 1"):
         BestOfN(Wrong(), 0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl.control.acting import AdvantageEstimate, estimate_advantages, rollout_metrics, standard
+from denoiserl.control.acting import AdvantageEstimate, rollout_metrics, standard
+from denoiserl.control.value_baseline import estimate_advantages
 from denoiserl.data.rollout import Fault, Rollout
 from denoiserl.envs.reward_scale import RewardScale
 

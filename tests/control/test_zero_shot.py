@@ -111,17 +111,17 @@ def test_what_cannot_be_answered_is_refused_with_the_reason() -> None:
     base, data = pretrained(), demos()
     with pytest.raises(InvalidInputError, match="carries no information on this data"):
         policy_for_reward(base, data, lambda o: torch.ones(len(o)))
-    with pytest.raises(InvalidInputError, match="one number a state"):
+    with pytest.raises(InvalidInputError, match="one number per state"):
         policy_for_reward(base, data, lambda o: o)
     with pytest.raises(InvalidInputError, match="not finite"):
         policy_for_reward(base, data, lambda o: o[:, 0] / 0)
     with pytest.raises(InvalidInputError, match="pass both"):
         policy_for_reward(base, data, torch.ones(200))
-    with pytest.raises(InvalidInputError, match="has not been told what for"):
+    with pytest.raises(InvalidInputError, match="has no task yet"):
         base.generate(torch.randn(2, OBS), Rng(0))
     with pytest.raises(InvalidInputError, match="train it with breeze or fb first"):
         policy_for_reward(base.with_controller(None), data, first)
-    with pytest.raises(InvalidInputError, match="task vector beside the observation"):
+    with pytest.raises(InvalidInputError, match="task-conditioned policy"):
         require_task_conditioned(Policy.of(base.process, base.denoiser, (1, ACT), base.train_steps), "BREEZE")
     with pytest.raises(InvalidInputError, match="flat observations"):
         states(Demonstrations.of([({"a": torch.zeros(2, 1)}, torch.zeros(2, ACT))]))

@@ -61,7 +61,7 @@ def noisy(obs: Tensor, rng: Rng) -> Tensor:
 
 
 def test_every_frame_follows_from_the_one_before_by_the_recorded_action() -> None:
-    recorded = record(Walk, noisy, 9, seed=2, copies=4)
+    recorded = record(Walk, noisy, 9, seed=2, num_envs=4)
     demos = recorded.demos
     assert demos.success is not None and 0 < int(demos.success.sum()) < 9
     assert float(demos.actions.abs().max()) == 0.5  # executed, hence clipped
@@ -77,12 +77,12 @@ def test_every_frame_follows_from_the_one_before_by_the_recorded_action() -> Non
 
 
 def test_episodes_are_the_same_for_any_number_of_copies_and_are_those_of_an_evaluation() -> None:
-    one, many = (collect(Walk, noisy, 7, seed=5, copies=c) for c in (1, 5))
+    one, many = (collect(Walk, noisy, 7, seed=5, num_envs=c) for c in (1, 5))
     for name in ("actions", "observations", "ends", "success", "returns"):
         assert torch.equal(getattr(one, name), getattr(many, name))
     single = lambda obs, rng: 0.1 + 0.3 * rng.normal(len(obs), 1)  # noqa: E731
     judged, kept = evaluate(single, Walk, 7, seed=5), collect(Walk, single, 7, seed=5)
-    assert torch.equal(judged.returns, kept.returns) and torch.equal(judged.ticks, kept.lengths)
+    assert torch.equal(judged.returns, kept.returns) and torch.equal(judged.lengths, kept.lengths)
     assert torch.equal(judged.success, kept.success)
 
 
@@ -102,7 +102,7 @@ def test_frames_are_counted() -> None:
 
 
 def test_a_limit_cuts_and_says_so() -> None:
-    recorded = record(Walk, each(lambda o: np.zeros(1)), 4, limit=3)
+    recorded = record(Walk, each(lambda o: np.zeros(1)), 4, max_episode_steps=3)
     assert recorded.demos.lengths.tolist() == [3] * 4 and not bool(recorded.terminated.any())  # type: ignore[union-attr]
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_recorded_is_refused() -> None:
         collect("CartPole-v1", noisy, 2)
     with pytest.raises(InvalidInputError, match=r"actions of shape \[4\]"):
         validate_episode("x", 0, np.zeros((4, 2)), np.zeros(4))
-    lost = record(Walk, each(lambda o: np.zeros(1)), 1, limit=1)
+    lost = record(Walk, each(lambda o: np.zeros(1)), 1, max_episode_steps=1)
     with pytest.raises(InvalidInputError, match="no episode is left"):
         lost.successful()
 
@@ -174,7 +174,7 @@ def test_noise_is_a_share_of_the_range_and_what_is_done_is_recorded(tmp_path: Pa
     assert torch.equal(one, other) and float(one.std()) == pytest.approx(0.6, rel=0.1)
     with pytest.raises(Misuse, match="is negative"):
         verb([*common[:-1], "-1", "--out", str(tmp_path / "c")])
-    with pytest.raises(RunError, match="as it is"):
+    with pytest.raises(RunError, match="takes no noise"):
         verb(["--env", "pusht", "--action-noise", "0.3", "--num-episodes", "1", "--out", str(tmp_path / "c")])
 
 

@@ -162,9 +162,9 @@ def test_demos_filter_and_count():
     }
     with pytest.raises(InvalidInputError, match="no episode is left"):
         demos().take(torch.tensor([False, False, False]))
-    with pytest.raises(InvalidInputError, match="none of the 2 demonstrated episodes succeeded, and only they count"):
+    with pytest.raises(InvalidInputError, match="none of the 2 demonstrated episodes succeeded, and only those count"):
         replace(demos().take(torch.tensor([0, 2])), success=torch.tensor([False, False])).successful()
-    with pytest.raises(InvalidInputError, match="one each a frame"):
+    with pytest.raises(InvalidInputError, match="one of each per frame"):
         Demonstrations(torch.zeros(3, 1), torch.zeros(4, 1), torch.tensor([4]))
 
 

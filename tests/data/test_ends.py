@@ -130,7 +130,7 @@ def test_an_episode_that_says_again_that_it_is_over_is_told(tmp_path: Path) -> N
     line = np.tile(np.linspace(0, 1, 60, dtype=np.float32)[:, None], (3, 2))
     at_goal = np.tile(np.arange(60) >= 40, 3)
     more = {"observations": line, "terminals": at_goal, "timeouts": np.tile(np.arange(60) == 59, 3)}
-    with pytest.warns(UserWarning, match=r"57 rows of a.hdf5 say that the episode is over .* first in row 40"):
+    with pytest.warns(UserWarning, match=r"57 rows of a.hdf5 are ends.* first in row 40"):
         data = recordings.read(stored(tmp_path / "a.hdf5", **more))
     assert torch.equal(to_transitions(data).discount == 0, torch.from_numpy(at_goal)), "each is a true end"
     every = np.ones(200, bool)
@@ -164,7 +164,7 @@ def test_columns_that_mean_something_else_are_refused_by_name(tmp_path: Path) ->
     bad: dict[str, tuple[dict[str, Any], str]] = {
         "counts": ({"terminals": 2 * LAST}, "row 19 of terminals of counts.hdf5 is 2: ends are zeros and ones"),
         "nan": ({"terminals": np.where(LAST, np.nan, 0.0)}, "row 19 of terminals of nan.hdf5 is nan"),
-        "dones": ({"dones": LAST}, "stores dones, which do not tell true ends from time limits"),
+        "dones": ({"dones": LAST}, "stores dones, which mix true ends and time limits"),
         "wide": ({"terminals": LAST, "rewards": np.ones((200, 2))}, r"rewards of .*wide.hdf5 are \[200, 2\]"),
         "text": ({"terminals": LAST, "rewards": np.full(200, b"x")}, "rewards of .*text.hdf5 are .S1, not numbers"),
         "after": ({"terminals": LAST, "next_observations": SEEN[:, :1]}, r"next_observations of .* are \[200, 1\]"),

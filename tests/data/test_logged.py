@@ -85,7 +85,7 @@ def test_what_nobody_knows_is_left_out_and_what_ended_is_kept() -> None:
         Demonstrations(data.demos.observations, data.demos.actions, data.demos.ends, data.demos.success)
     )
     assert counted.reward.sum() == 2 and torch.equal(counted.reward > 0, counted.terminated), "success is the reward"
-    with pytest.raises(InvalidInputError, match="neither rewards nor which episodes succeeded"):
+    with pytest.raises(InvalidInputError, match="neither rewards nor success"):
         to_transitions(replace(data, rewards=None, demos=replace(data.demos, success=None)))
 
 
@@ -181,7 +181,7 @@ def d4rl(path: Path, **more: np.ndarray) -> Path:
 
 
 def test_a_file_that_tells_of_no_end_is_one_episode_and_says_so(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="tells of no end: its 9 rows are read as one episode"):
+    with pytest.warns(UserWarning, match="marks no end: its 9 rows are read as one episode"):
         data = recordings.read(d4rl(tmp_path / "x.hdf5", terminals=np.zeros(9, bool), timeouts=None))  # type: ignore[arg-type]
     assert len(data.demos) == 1
 

@@ -86,7 +86,7 @@ def test_clean_without_anything_left_tells_the_counts() -> None:
     lost = Demonstrations.of([(torch.zeros(3, 2), torch.zeros(3, 1))], [False])
     with pytest.raises(InvalidInputError, match="0 of 1 episodes succeeded"):
         keep_short_successes(lost)
-    with pytest.raises(InvalidInputError, match="do not say"):
+    with pytest.raises(InvalidInputError, match="do not record success"):
         keep_short_successes(Demonstrations.of([(torch.zeros(3, 2), torch.zeros(3, 1))]))
     with pytest.raises(InvalidInputError, match="quantile"):
         keep_short_successes(demos(), 0.0)
@@ -107,5 +107,5 @@ def test_what_cannot_be_said_is_refused() -> None:
         jerk(torch.zeros(2, 1))
     with pytest.raises(InvalidInputError, match="10 nearest of 5"):
         spread(torch.zeros(5, 1), torch.zeros(5, 1))
-    with pytest.raises(InvalidInputError, match="two or more"):
+    with pytest.raises(InvalidInputError, match="at least two"):
         coverage(torch.zeros(1, 2), torch.zeros(3, 2))

@@ -133,7 +133,7 @@ def test_episodes_and_parts_of_a_users_data_are_chosen_by_words(tmp_path: Path) 
     with pytest.warns(UserWarning, match="range of the box|outside the box"):
         kept = load_recording(str(tmp_path / "parts"), Wide, obs_keys="state")
     assert torch.equal(kept.demos.observations, data.observations[:, :2])
-    with pytest.raises(InvalidInputError, match=r"several parts of numbers are not learned from.*FlattenObservation"):
+    with pytest.raises(InvalidInputError, match=r"several parts of numbers are not supported.*FlattenObservation"):
         _kinds.policy_spec(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))
 
 

@@ -230,7 +230,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     state = buffer.state_dict()
     file = tmp_path / "rows-0.bin"
     whole = file.read_bytes()
-    for damaged, said in ((whole[:-3], "rows that the saved state knows"), (b"\x01" + whole[1:], "checksum")):
+    for damaged, said in ((whole[:-3], "rows that the saved state needs"), (b"\x01" + whole[1:], "checksum")):
         file.write_bytes(damaged)
         with pytest.raises(RunError, match=said):
             ReplayBuffer(100, folder=tmp_path).load_state_dict(state)
@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_refused() -> None:
     buffer.add(ep)
     with pytest.raises(InvalidInputError, match="holds 20 decisions, fewer than a batch of 32"):
         buffer.sample(32, Rng(0), GAMMA)
-    with pytest.raises(InvalidInputError, match="one kind of row"):
+    with pytest.raises(InvalidInputError, match="one buffer per kind of row"):
         buffer.add(Rollout(**{**vars(ep), "action": ep.action.repeat(1, 1, 2)}))
     with pytest.raises(InvalidInputError, match="columns"):
         buffer.add(ep, noise=ep.action)

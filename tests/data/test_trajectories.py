@@ -57,7 +57,7 @@ def test_nothing_is_taken_beyond_a_step_that_is_unsure_of_the_end() -> None:
     parts["sure"][0, 1] = False
     assert windows_to_transitions(parts, -torch.ones(1), torch.ones(1), 0.9).obs.flatten().tolist() == [0]
     parts["sure"][0, 0] = False
-    with pytest.raises(InvalidInputError, match="no step that says"):
+    with pytest.raises(InvalidInputError, match="no step with a clear end flag"):
         windows_to_transitions(parts, -torch.ones(1), torch.ones(1), 0.9)
 
 

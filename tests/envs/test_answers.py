@@ -91,10 +91,10 @@ def test_success_that_is_told_only_when_an_episode_ends_reaches_the_rows(kind: s
 @pytest.mark.parametrize("kind", ["factory", "NextStep", "SameStep", "Disabled"])
 def test_evaluations_and_recordings_hear_it_too(kind: str):
     for tell in (only_at_the_end, in_the_episode, where_it_succeeds):
-        seen = evaluate(still, owners(tell, 3)[kind], 9, seed=2, copies=3)
+        seen = evaluate(still, owners(tell, 3)[kind], 9, seed=2, num_envs=3)
         assert seen.success is not None and 0 < int(seen.success.sum()) < 9
         assert seen.first.tolist() == [4 * int(s) for s in seen.success]
-        kept = record(owners(tell, 3)[kind], still, 9, seed=2, copies=3).demos
+        kept = record(owners(tell, 3)[kind], still, 9, seed=2, num_envs=3).demos
         assert kept.success is not None and torch.equal(kept.success, seen.success)
         assert torch.equal(kept.success, kept.observations[kept.ends - 1, 0] > 0)
 
@@ -199,10 +199,10 @@ REFUSED = {
     "a reward None": ({"reward": lambda r: None}, "gives a reward None: return one number"),
     "two rewards": ({"reward": lambda r: np.zeros(2)}, r"a reward ndarray of shape \[2\]: return one number"),
     "two ends": ({"terminated": lambda v: np.array([v, v])}, "gives terminated as"),
-    "another shape": ({"obs": lambda o: o[:1]}, r"observations change from \[2\] to \[1\]|promises observations \[2\]"),
+    "another shape": ({"obs": lambda o: o[:1]}, r"observations change from \[2\] to \[1\]|declares observations \[2\]"),
     "words": ({"obs": lambda o: np.array(["a", "b"])}, "observations of type <U.*: return arrays of numbers"),
-    "nothing": ({"obs": lambda o: None}, "promises observations|observations change"),
-    "a dict": ({"obs": lambda o: {"a": o}}, "promises observations|observations change"),
+    "nothing": ({"obs": lambda o: None}, "declares observations|observations change"),
+    "a dict": ({"obs": lambda o: {"a": o}}, "declares observations|observations change"),
 }
 
 
@@ -240,7 +240,9 @@ class Four(Old):
         return np.zeros(2, np.float32), {}
 
 
-@pytest.mark.parametrize(("make", "said"), [(Old, "takes no seed"), (Alone, "does not give"), (Four, "gives 4 values")])
+@pytest.mark.parametrize(
+    ("make", "said"), [(Old, "takes no seed"), (Alone, "does not return"), (Four, "returns 4 values")]
+)
 def test_the_old_interface_is_refused_with_the_wrapper_to_use(make: Any, said: str):
     with pytest.raises(InvalidInputError, match=f"{said}.*gymnasium.Env.*shimmy.*GymV21Environment"):
         Collector(make, 1).collect(lambda o, r: (still(o, r), None), 1, Rng(0))
@@ -272,7 +274,7 @@ def test_close_may_be_missing_and_spaces_may_not():
     stream = Collector(Simple, 2)
     stream.collect(lambda o, r: (still(o, r), None), 4, Rng(0))
     stream.close()
-    assert evaluate(still, Simple, 3).ticks.tolist() == [3, 3, 3]
+    assert evaluate(still, Simple, 3).lengths.tolist() == [3, 3, 3]
 
     class Stuck(Simple):
         def close(self) -> None:
@@ -317,7 +319,7 @@ REFUSED_OBSERVATIONS = {
     "Text": (spaces.Text(5), "give arrays"),
     "Sequence": (spaces.Sequence(BOX), "give arrays"),
     "Graph": (spaces.Graph(BOX, None), "give arrays"),
-    "empty Dict": (spaces.Dict({}), "a space at least"),
+    "empty Dict": (spaces.Dict({}), "at least one space"),
 }
 
 
@@ -431,8 +433,8 @@ def test_ids_in_gymnasiums_own_spelling_are_ids(tmp_path: Any, monkeypatch: pyte
         "gymnasium.register('Lacking-v0', entry_point='no_such_simulator.envs:Env')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert evaluate(still, environment("makers:Made-v3"), 2).ticks.tolist() == [5, 5]
-    assert evaluate(still, environment("makers:Made-v3", 3), 2).ticks.tolist() == [3, 3]
+    assert evaluate(still, environment("makers:Made-v3"), 2).lengths.tolist() == [5, 5]
+    assert evaluate(still, environment("makers:Made-v3", 3), 2).lengths.tolist() == [3, 3]
     with pytest.raises(MissingExtraError, match="pip install no-such-simulator"):
         Collector(environment("makers:Lacking-v0"), 1)
     with pytest.raises(MissingExtraError, match=r"no_such_robotics.*pip install no-such-robotics"):
@@ -497,11 +499,11 @@ def test_a_memory_takes_the_environments_that_are_taken_without_it(processes: in
     seen = Collector(partial(ObservationHistory, Plain, 3), 2, processes=processes)
     assert seen.collect(lambda obs, rng: torch.zeros(2, 1), 2, Rng(0)).obs.shape == (2, 2, 6)
     seen.close()
-    for first, said in (((1, 2, 3), "reset of Plain does not give"), (None, "reset of Plain does not give")):
+    for first, said in (((1, 2, 3), "reset of Plain does not return"), (None, "reset of Plain does not return")):
         with pytest.raises(InvalidInputError, match=said):
             ObservationHistory(partial(Plain, first=first), 2).reset(seed=0)
     short = Collector(partial(ObservationHistory, partial(Plain, (1.0, True, {})), 2), 1)
-    with pytest.raises(InvalidInputError, match="gives 4 values"):
+    with pytest.raises(InvalidInputError, match="returns 4 values"):
         short.collect(lambda obs, rng: torch.zeros(1, 1), 1, Rng(0))
 
 

@@ -87,7 +87,7 @@ def test_environments_start_afresh_after_episodes_of_every_copy_or_many_ticks(le
 
 
 def test_a_run_in_which_no_episode_ends_says_so_once() -> None:
-    with pytest.warns(UserWarning, match="no episode has ended in 880 ticks") as said:
+    with pytest.warns(UserWarning, match="no episode has ended in 880 steps") as said:
         played(Run(), 1000, 8)
     assert len(said) == 1
     with pytest.warns(UserWarning, match="no episode has ended") as said:

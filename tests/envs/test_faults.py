@@ -57,7 +57,7 @@ def test_a_fault_is_named(kind):
     with pytest.raises(EnvFault) as stopped:
         stream.collect(idle, 5, Rng(0))
     assert stopped.value.fault == (sick, 3, KINDS[kind])
-    assert f"copy {sick} of Sick {KINDS[kind]}, at tick 3 of its episode" in str(stopped.value)
+    assert f"environment {sick} of Sick {KINDS[kind]}, at step 3 of its episode" in str(stopped.value)
     assert "on_fault='restart'" in str(stopped.value)
     if kind == "raise":
         assert isinstance(stopped.value.__cause__, ZeroDivisionError)
@@ -74,7 +74,7 @@ def test_restarting_loses_the_sick_decisions_and_nothing_else(kind):
     lost = ~a.valid
     # exactly the third ticks of odd episodes are lost, and each is told
     assert torch.equal(lost, (a.obs[..., 0] % 2 == 1) & (a.obs[..., 1] == 2)) and int(lost.sum()) == len(a.faults) > 3
-    assert {f.copy for f in a.faults} == set(lost.any(0).nonzero().flatten().tolist())
+    assert {f.env for f in a.faults} == set(lost.any(0).nonzero().flatten().tolist())
     assert meter.counts["env_steps"] == int(a.valid.sum()) == a.valid.numel() - len(a.faults)
     # a lost decision ends the episode without an end, a reward or a successor
     assert bool(a.done[lost].all()) and not bool(a.terminated[lost].any()) and float(a.reward[lost].abs().sum()) == 0
@@ -110,13 +110,13 @@ def test_a_reset_that_fails_costs_no_decision():
     assert bool(ep.valid.all()) and bool((ep.obs[..., 0] % 40 != 1).all()) and len(ep.faults) > 1
     assert ep.done.sum() == 6 * 80  # the episodes are as many and as long as without it
     never = partial(Sick, "reset", low=1, high=2)
-    with pytest.raises(EnvFault, match="made anew 3 times, it raised OSError"):
+    with pytest.raises(EnvFault, match="made again 3 times, it raised OSError"):
         Collector(never, 1, on_fault="restart").on_checkpoint(0)
 
 
 def test_what_a_restart_does_not_cure_stops():
     always = partial(Sick, "nan", tick=1, low=1, high=2)
-    with pytest.raises(EnvFault, match=r"copy 0 of Sick returned NaN.* lost 3 decisions in a row"):
+    with pytest.raises(EnvFault, match=r"environment 0 of Sick returned NaN.* lost 3 decisions in a row"):
         Collector(always, 2, seed=0, on_fault="restart").collect(idle, 5, Rng(0))
 
 
@@ -151,7 +151,9 @@ def test_a_worker_that_hangs_or_dies_is_named_and_started_again(kind, said):
     assert time.monotonic() - began < 50  # it sleeps for 60 s
     on.close()
     assert ep.valid.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
-    assert [f.copy for f in ep.faults] == [3, 2] and "lost its episode with worker 1, which copy 3" in ep.faults[1].what
+    assert [f.env for f in ep.faults] == [3, 2] and "lost its episode with worker 1, which environment 3" in ep.faults[
+        1
+    ].what
     assert on.obs[:, 1].tolist() == [3, 3, 0, 0] and bool(ep.done[2, 2:].all())
 
 
@@ -186,9 +188,9 @@ def test_a_run_that_stops_goes_on_from_its_last_save(tmp_path):
 class Leaking(Fork2D):
     """Copy 1 has no number for its position in its first episode, once it has moved twice."""
 
-    def step(self, action, live=None):
-        seen, reward, *rest = super().step(action, live)
-        if int(self.episode[1]) == 1 and int(self.ticks[1]) == 2:
+    def step(self, action, mask=None):
+        seen, reward, *rest = super().step(action, mask)
+        if int(self.episode[1]) == 1 and int(self.steps[1]) == 2:
             seen = seen.index_fill(0, torch.tensor([1]), torch.nan)
         return seen, reward, *rest
 
@@ -197,7 +199,7 @@ def test_a_batched_world_restarts_the_copy_that_diverged():
     def ahead(obs, rng):
         return torch.tensor([1.0, 0.0]).expand(len(obs), 2), None
 
-    with pytest.raises(EnvFault, match=r"copy 1 of Leaking returned NaN .* at tick 2"):
+    with pytest.raises(EnvFault, match=r"environment 1 of Leaking returned NaN .* at step 2"):
         Collector(Leaking(3), seed=0).collect(ahead, 4, Rng(0))
     ep = Collector(Leaking(3), seed=0, on_fault="restart").collect(ahead, 4, Rng(0))
     well = Collector(Fork2D(3), seed=0).collect(ahead, 4, Rng(0))
@@ -211,10 +213,10 @@ def test_vector_environments_name_what_they_can():
     stream = Collector(envs, seed=1)
     stream.on_checkpoint(0)
     sick = first_sick(stream)
-    with pytest.raises(EnvFault, match=rf"copy {sick} of SyncVectorEnv returned NaN .* at tick 3"):
+    with pytest.raises(EnvFault, match=rf"environment {sick} of SyncVectorEnv returned NaN .* at step 3"):
         stream.collect(idle, 5, Rng(0))
     raising = SyncVectorEnv([partial(Sick, "raise")] * 4, autoreset_mode=AutoresetMode.SAME_STEP)
-    with pytest.raises(EnvFault, match=r"a copy of SyncVectorEnv raised .* does not say which"):
+    with pytest.raises(EnvFault, match=r"an environment of SyncVectorEnv raised .* does not say which"):
         Collector(raising, seed=1).collect(idle, 5, Rng(0))
 
 
@@ -243,7 +245,7 @@ def test_a_method_learns_on_and_its_rows_count_the_faults():
 
 def test_an_episode_that_crashes_stays_in_the_denominator_as_a_failure():
     act, well = lambda o, r: torch.zeros(len(o), 1), partial(Counting, low=0)
-    with pytest.warns(Remark, match=r"\d of 9 episodes of Sick crashed .* raised ZeroDivisionError: .* at tick 3"):
+    with pytest.warns(Remark, match=r"\d of 9 episodes of Sick crashed .* raised ZeroDivisionError: .* at step 3"):
         told = evaluate(act, partial(Sick, "raise"), 9)
     sound = evaluate(act, well, 9)
     assert sound.success is not None and told.success is not None
@@ -258,12 +260,12 @@ def test_a_start_that_cannot_be_had_is_a_failure_and_no_other_start_is_played_fo
     act = lambda o, r: torch.zeros(len(o), 1)  # noqa: E731
     with pytest.warns(Remark, match="crashed .* the simulator is busy when it was reset"):
         told = evaluate(act, partial(Sick, "reset"), 9)
-    assert told.ticks[told.crashed].tolist() == told.returns[told.crashed].tolist() == [0] * int(told.crashed.sum())
+    assert told.lengths[told.crashed].tolist() == told.returns[told.crashed].tolist() == [0] * int(told.crashed.sum())
     assert 0 < int(told.crashed.sum()) < 9
 
 
 def test_an_environment_that_crashes_in_every_episode_is_no_evaluation():
-    with pytest.raises(EnvFault, match="in every episode"):
+    with pytest.raises(EnvFault, match="every episode crashed"):
         evaluate(lambda o, r: torch.zeros(len(o), 1), partial(Sick, "raise", low=1, high=2), 9)
 
 
@@ -272,6 +274,6 @@ def test_what_cannot_be_done_is_refused():
         Collector(Counting, 2, on_fault="restrat")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="processes=2 or more"):
         Collector(Counting, 2, patience=5)
-    with pytest.raises(InvalidInputError, match="one by one"):
+    with pytest.raises(InvalidInputError, match="make one of its rows again"):
         Collector(SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP), on_fault="restart")
     assert np.isfinite(Collector(Counting, 2).collect(idle, 2, Rng(0)).reward.numpy()).all()

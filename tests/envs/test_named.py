@@ -66,15 +66,15 @@ def test_a_file_that_does_not_run_is_refused_with_its_line(
 
 def test_a_function_of_yours_and_envpool_know_their_own_time_limit():
     for word in ("envpool:Hopper-v5", "my_file.py:make"):
-        with pytest.raises(RunError, match="leave the number of ticks out"):
+        with pytest.raises(RunError, match="leave max_episode_steps out"):
             environment(word, 10)
 
 
 def test_pictures_and_numbers_are_of_the_same_episodes():
     """The same seed shows the same scene: the hand in the state beside a picture is the hand of the numbers."""
     pytest.importorskip("metaworld")
-    plain = demonstrations("metaworld:reach-v3", 1, 3, ticks=4)
-    seen = demonstrations("pixels:metaworld:reach-v3", 1, 3, ticks=4)
+    plain = demonstrations("metaworld:reach-v3", 1, 3, max_episode_steps=4)
+    seen = demonstrations("pixels:metaworld:reach-v3", 1, 3, max_episode_steps=4)
     assert has_script("pixels:metaworld:reach-v3") and not has_script("Hopper-v5")
     assert torch.equal(seen.observations["state"], plain.observations[:, :4])
     assert torch.equal(seen.actions, plain.actions)
@@ -85,14 +85,14 @@ def test_pictures_and_numbers_are_of_the_same_episodes():
 
 def test_pusht_is_recorded_with_its_ends():
     pytest.importorskip("gym_pusht")
-    found = record_expert("pusht", 1, 5, ticks=3)
+    found = record_expert("pusht", 1, 5, max_episode_steps=3)
     assert found.terminated is not None and not found.terminated.any(), "three ticks are no solution"
     assert found.rewards is not None and float(found.rewards.sum()) == 0.0
     assert found.last.shape == (1, 18) and len(found.demos.actions) == 3
 
 
 def test_nobody_demonstrates_where_there_is_no_script():
-    with pytest.raises(RunError, match="record or name demonstrations"):
+    with pytest.raises(RunError, match="record demonstrations or name"):
         demonstrations("Hopper-v5", 1)
     base = _robot.Args(env="Pendulum-v1")
     with pytest.raises(RunError, match="--data"):

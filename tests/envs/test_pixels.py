@@ -76,8 +76,8 @@ def test_meta_world_is_seen_too():
     metaworld = pytest.importorskip("denoiserl.envs.metaworld")
     pytest.importorskip("metaworld")
     make = partial(PixelObservation, partial(metaworld.MetaWorld, "button-press-topdown-v3", 4), 48)
-    told = evaluate(lambda o, r: r.normal(len(o["state"]), 4), make, 2, copies=2)
-    assert told.ticks.tolist() == [4, 4]
+    told = evaluate(lambda o, r: r.normal(len(o["state"]), 4), make, 2, num_envs=2)
+    assert told.lengths.tolist() == [4, 4]
     env = make()
     before = env.reset(seed=0)[0]["image"]
     for _ in range(3):

@@ -61,9 +61,9 @@ def test_chunks_stop_where_episodes_end_and_no_step_is_lost():
 
 
 def test_time_limits_truncate_and_evaluation_plays_one_episode_a_seed():
-    told = evaluate(lambda o, r: torch.zeros(len(o), 1), "envpool:Pendulum-v1", 5, copies=3)
-    assert told.ticks.tolist() == [200] * 5 and bool(told.finished.all()) and told.success is None
-    again = evaluate(lambda o, r: torch.zeros(len(o), 1), "envpool:Pendulum-v1", 5, copies=5)
+    told = evaluate(lambda o, r: torch.zeros(len(o), 1), "envpool:Pendulum-v1", 5, num_envs=3)
+    assert told.lengths.tolist() == [200] * 5 and bool(told.finished.all()) and told.success is None
+    again = evaluate(lambda o, r: torch.zeros(len(o), 1), "envpool:Pendulum-v1", 5, num_envs=5)
     assert torch.equal(told.returns, again.returns)
     ep = Collector("envpool:Pendulum-v1", 1).collect(lambda o, r: (torch.zeros(1, 50, 1), None), 5, Rng(0))
     assert ep.done[:, 0].tolist() == [False, False, False, True, False] and not bool(ep.terminated.any())
@@ -72,5 +72,5 @@ def test_time_limits_truncate_and_evaluation_plays_one_episode_a_seed():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidInputError, match="Did you mean 'Hopper"):
         EnvPool("Hoper-v5", 1)
-    with pytest.raises(InvalidInputError, match="cannot be watched"):
+    with pytest.raises(InvalidInputError, match="have no timeout"):
         Collector("envpool:Hopper-v5", 2, processes=2, patience=3)

@@ -176,15 +176,15 @@ def test_a_broken_worker_says_so():
     owner.waiting, owner.patience, owner.starts, owner.early = {0}, 10.0, [None], ()
     owner.begun = [np.zeros(2, bool)]
     owner.reset([0, 1])
-    with pytest.raises(EnvFault, match=r"copy 4 of Broken returned NaN .*\n\(in worker 0\)"):
+    with pytest.raises(EnvFault, match=r"environment 4 of Broken returned NaN .*\n\(in worker 0\)"):
         owner.play(np.zeros((2, 3, 1), np.float32), np.ones(2, bool), 1.0)
     thread.join()
 
 
 def test_nan_is_refused_by_copy():
-    with pytest.raises(EnvFault, match=r"copy 0 of Broken returned NaN .* entries \[0, 1\], at tick 3"):
+    with pytest.raises(EnvFault, match=r"environment 0 of Broken returned NaN .* entries \[0, 1\], at step 3"):
         Collector(Broken, 2, seed=0).collect(constant(), 5, Rng(0))
-    with pytest.raises(InvalidInputError, match=r"action for copy 1 of Counting holds NaN"):
+    with pytest.raises(InvalidInputError, match=r"action for environment 1 of Counting holds NaN"):
         Collector(Counting, 2, seed=0).collect(lambda o, r: (torch.tensor([[0.0], [torch.nan]]), None), 1, Rng(0))
 
 
@@ -234,7 +234,7 @@ def test_things_that_are_no_environment_are_refused():
     silent.metadata = {}
     with pytest.raises(InvalidInputError, match="how it resets"):
         Collector(silent)
-    with pytest.raises(InvalidInputError, match="3 copies, not 5"):
+    with pytest.raises(InvalidInputError, match="3 environments, not 5"):
         Collector(vector(AutoresetMode.NEXT_STEP), 5)
 
 
@@ -282,14 +282,14 @@ def test_env_steps_are_counted_and_evaluations_are_free():
 def test_evaluation_plays_one_episode_a_seed():
     """Short episodes succeed and long ones fail: counting what finishes first would say 100 %."""
     make = partial(Counting, life=2, vary=True)
-    told = evaluate(constant(), make, 50, seed=4, copies=7)
+    told = evaluate(constant(), make, 50, seed=4, num_envs=7)
     assert len(told.returns) == 50 and len(set(told.seeds)) == 50 and bool(told.finished.all())
     starts = []
     for seed in told.seeds:
         env = make()
         env.reset(seed=seed)
         starts.append(env.start)
-    assert told.ticks.tolist() == [2 + s % 3 for s in starts]
+    assert told.lengths.tolist() == [2 + s % 3 for s in starts]
     assert told.success is not None and told.success.tolist() == [s % 2 == 0 for s in starts]
     assert told.returns.tolist() == [float(sum(range(1, 3 + s % 3))) for s in starts]
 
@@ -299,28 +299,28 @@ def test_evaluation_does_not_depend_on_the_copies():
         return rng.normal(len(obs), 1).clamp(-1, 1)
 
     make = partial(Counting, vary=True)
-    few, many = evaluate(noise, make, 9, seed=1, copies=2), evaluate(noise, make, 9, seed=1, copies=9)
-    assert torch.equal(few.returns, many.returns) and torch.equal(few.ticks, many.ticks)
+    few, many = evaluate(noise, make, 9, seed=1, num_envs=2), evaluate(noise, make, 9, seed=1, num_envs=9)
+    assert torch.equal(few.returns, many.returns) and torch.equal(few.lengths, many.lengths)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_evaluation_of_a_vector_environment(mode):
     told = evaluate(constant(), vector(mode, 4, vary=True), 10, seed=1)
-    assert torch.equal(told.ticks, evaluate(constant(), partial(Counting, vary=True), 10, seed=1).ticks)
+    assert torch.equal(told.lengths, evaluate(constant(), partial(Counting, vary=True), 10, seed=1).lengths)
     assert told.summary() == evaluate(constant(), partial(Counting, vary=True), 10, seed=1).summary()
 
 
 def test_evaluation_without_a_success_signal_has_none():
     told = evaluate(constant(), Blind, 3)
     assert told.success is None and set(told.summary()) == {"return", "length"}
-    cut = evaluate(constant(), partial(Counting, life=9), 3, limit=4)
+    cut = evaluate(constant(), partial(Counting, life=9), 3, max_episode_steps=4)
     assert not bool(cut.finished.any()) and not bool(cut.success.any())
 
 
 def test_evaluation_can_be_watched():
     seen: dict[int, int] = {}
-    told = evaluate(constant(), Counting, 5, copies=2, watch=lambda i, env: seen.update({i: seen.get(i, 0) + 1}))
-    assert [seen[i] for i in range(5)] == told.ticks.tolist()
+    told = evaluate(constant(), Counting, 5, num_envs=2, watch=lambda i, env: seen.update({i: seen.get(i, 0) + 1}))
+    assert [seen[i] for i in range(5)] == told.lengths.tolist()
 
 
 def test_batched_worlds_are_environments_too():
@@ -333,16 +333,16 @@ def test_batched_worlds_are_environments_too():
     assert bool(ahead.terminated[1].all()) and ahead.obs[2, :, 0].tolist() == pytest.approx([-0.6] * 6)
     assert float(ahead.reward.sum()) == 0 and demos.statistics()["success"] == 1.0
     told = evaluate(lambda o, r: torch.tensor([1.0, 0.0]).expand(6, 2), Fork2D(6), 12)
-    assert not bool(told.success.any()) and int(told.ticks.max()) <= 6
+    assert not bool(told.success.any()) and int(told.lengths.max()) <= 6
 
 
 class Passing(Fork2D):
     """Reports success in the tick of an episode that has the number of its copy, and in no other."""
 
-    def step(self, action, live=None):
-        seen, _, _, late, _ = super().step(torch.zeros(self.num_envs, 2), live)
-        now = self.ticks == torch.arange(self.num_envs)
-        return seen, torch.zeros(self.num_envs), torch.zeros_like(late), late, {"success": now & (self.ticks > 0)}
+    def step(self, action, mask=None):
+        seen, _, _, late, _ = super().step(torch.zeros(self.num_envs, 2), mask)
+        now = self.steps == torch.arange(self.num_envs)
+        return seen, torch.zeros(self.num_envs), torch.zeros_like(late), late, {"success": now & (self.steps > 0)}
 
 
 def test_success_in_any_tick_of_a_chunk_counts_in_batched_worlds():

@@ -3,7 +3,7 @@
 import torch
 
 from denoiserl.core.rng import Rng
-from denoiserl.envs.toy.fork2d import GOAL_X, RADIUS, SPEED, TICKS, Fork2D, demonstrations, mode
+from denoiserl.envs.toy.fork2d import GOAL_X, MAX_EPISODE_STEPS, RADIUS, SPEED, Fork2D, demonstrations, mode
 
 
 def test_demonstrations_go_both_ways_and_succeed():
@@ -12,7 +12,7 @@ def test_demonstrations_go_both_ways_and_succeed():
     ways = torch.stack([mode(demos.episode(i)[0][:, :2]) for i in range(200)])
     left = float((ways == 1).float().mean())
     assert 0.4 < left < 0.6 and bool((ways != 0).all())
-    assert 30 < demos.statistics()["length"] < TICKS
+    assert 30 < demos.statistics()["length"] < MAX_EPISODE_STEPS
     for i in range(200):
         path = demos.episode(i)[0][:, :2]
         assert float(path.norm(dim=-1).min()) >= RADIUS
@@ -36,9 +36,9 @@ def test_driving_straight_hits_the_disc():
 def test_time_limit_truncates_and_does_not_terminate():
     world = Fork2D(2)
     world.reset(seed=[0, 1])
-    for tick in range(TICKS):
+    for tick in range(MAX_EPISODE_STEPS):
         _, _, terminated, truncated, _ = world.step(torch.zeros(2, 2))
-        assert bool(truncated.all()) == (tick == TICKS - 1) and not bool(terminated.any())
+        assert bool(truncated.all()) == (tick == MAX_EPISODE_STEPS - 1) and not bool(terminated.any())
 
 
 def test_standing_copies_do_not_move():
@@ -47,7 +47,7 @@ def test_standing_copies_do_not_move():
     before = world.position.clone()
     world.step(torch.ones(2, 2), torch.tensor([True, False]))
     torch.testing.assert_close(world.position[0], before[0] + SPEED)
-    assert torch.equal(world.position[1], before[1]) and world.ticks.tolist() == [1, 0]
+    assert torch.equal(world.position[1], before[1]) and world.steps.tolist() == [1, 0]
 
 
 def test_start_states_depend_on_their_seed_alone():

@@ -91,7 +91,7 @@ def test_the_expert_takes_the_shortest_way(accelerate):
 @pytest.mark.parametrize("accelerate", [False, True])
 def test_data_stay_in_the_corridors_and_obey_the_speed(kind, accelerate):
     maze = Maze.random(4, Rng(0))
-    demos = demonstrations(maze, 40, Rng(1), kind, ticks=150, accelerate=accelerate)
+    demos = demonstrations(maze, 40, Rng(1), kind, max_episode_steps=150, accelerate=accelerate)
     where = demos.observations[:, :2]
     assert int(maze.cell(where).min()) >= 0 and float(demos.actions.abs().max()) <= 1
     for i in range(40):
@@ -102,7 +102,7 @@ def test_data_stay_in_the_corridors_and_obey_the_speed(kind, accelerate):
 
 def test_kinds_differ_as_they_claim():
     maze = Maze.random(6, Rng(0))
-    told = {k: demonstrations(maze, 100, Rng(1), k, ticks=300) for k in KINDS}
+    told = {k: demonstrations(maze, 100, Rng(1), k, max_episode_steps=300) for k in KINDS}
     stats = {k: d.statistics() for k, d in told.items()}
     assert stats["expert"]["success"] == 1.0 and stats["noisy"]["success"] > 0.9 and stats["stitch"]["success"] == 1.0
     assert stats["noisy"]["length"] > stats["expert"]["length"] and stats["random"]["success"] < 0.7
@@ -138,7 +138,9 @@ def test_it_streams_and_is_evaluated():
     world = PointMaze(32, maze)
     told = evaluate(lambda o, r: expert(world), world, 64)
     assert bool(told.success.all()) and told.returns.tolist() == [1.0] * 64
-    ep = Collector(PointMaze(8, maze, ticks=6), seed=0).collect(lambda o, r: (torch.zeros(8, 4, 2), None), 3, Rng(0))
+    ep = Collector(PointMaze(8, maze, max_episode_steps=6), seed=0).collect(
+        lambda o, r: (torch.zeros(8, 4, 2), None), 3, Rng(0)
+    )
     assert ep.num_executed.tolist() == [[4] * 8, [2] * 8, [4] * 8]  # a chunk ends with its episode
     assert bool(ep.done[1].all()) and not bool(ep.terminated.any())
 

@@ -62,7 +62,7 @@ def test_a_hand_made_controller_swings_it_up() -> None:
     done = evaluate(act, SwingUp(8), 8, 0)
     still = evaluate(lambda obs, rng: torch.zeros(len(obs), 1), SwingUp(8), 8, 0)
     assert float(still.returns.max()) < 5 and float(done.returns.min()) > 60, done.returns
-    assert bool((done.ticks == swingup.TICKS).all())
+    assert bool((done.lengths == swingup.MAX_EPISODE_STEPS).all())
 
 
 MAZE = Maze.random(3, Rng(7))

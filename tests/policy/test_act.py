@@ -29,7 +29,7 @@ def robot(codec: Any = None, dim: int = 1) -> Policy:
 def test_five_lines_load_a_policy_and_score_what_evaluate_says(tmp_path: Path) -> None:
     robot(TanhCodec.from_box([-2.0], [2.0])).with_execution_horizon(3).save(tmp_path / "saved")
     policy, env = Policy.load(tmp_path / "saved"), gymnasium.make("Pendulum-v1", max_episode_steps=50)
-    told = evaluate(eval_actor(policy), lambda: gymnasium.make("Pendulum-v1", max_episode_steps=50), 2, copies=1)
+    told = evaluate(eval_actor(policy), lambda: gymnasium.make("Pendulum-v1", max_episode_steps=50), 2, num_envs=1)
     for seed, expected in zip(told.seeds, told.returns.tolist(), strict=True):
         (obs, _), rng, score, over = env.reset(seed=seed), Rng.rows([seed]), 0.0, False
         while not over:

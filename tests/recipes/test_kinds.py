@@ -128,10 +128,10 @@ def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: 
     made = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), stream(), 0)
     word = str(made.save(tmp_path / "p"))
     suits(made, stream(), word)
-    with pytest.raises(RunError, match=r"does not observe what .* shows, \(4,\)"):
+    with pytest.raises(RunError, match=r"does not take the observations of .*, \(4,\)"):
         suits(made, stream(seen=Box(-1, 1, (4,), np.float32)), word)
     with pytest.raises(RunError, match=r"decides actions \[1\], .* takes \[2\]"):
         suits(made, stream([-1, -1], [1, 1]), word)
     monkeypatch.setattr(_robot, "make_env", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
-    with pytest.raises(RunError, match="does not observe"):
+    with pytest.raises(RunError, match="does not take the observations"):
         _robot.squashed_start(_robot.Args(start=word), 0, Run())

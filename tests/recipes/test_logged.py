@@ -370,7 +370,7 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
     made = policy(data, "diffusion", sampling_steps=3)
     learned(dql, made, data, iterations=1, updates_per_iteration=1, num_candidates=4)
     made.save(tmp_path / "chosen")
-    with pytest.warns(UserWarning, match="the policy alone goes on"):
+    with pytest.warns(UserWarning, match="the policy goes on without it"):
         found = load_policy(str(tmp_path / "chosen"), torch.device("cpu"))
     obs = torch.randn(20, 1)
     assert torch.equal(served(found, obs), served(made.with_controller(None), obs))
@@ -419,7 +419,7 @@ def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: An
 @pytest.mark.filterwarnings("ignore:.*of the range")  # one short episode sees a part of the box
 def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: Path) -> None:
     path = recordings.write(tmp_path / "my.hdf5", regulator(50))
-    played = record("Pendulum-v1", lambda obs, rng: rng.uniform(len(obs), 1, 1), 1, limit=50)
+    played = record("Pendulum-v1", lambda obs, rng: rng.uniform(len(obs), 1, 1), 1, max_episode_steps=50)
     theirs = recordings.write(tmp_path / "pendulum.hdf5", played)
     mine = _logged.task(_logged.Args(data=str(theirs), env="Pendulum-v1"))
     assert mine.data is not None and len(mine.data(0).demos.actions) == 50 and mine.metric == "return"

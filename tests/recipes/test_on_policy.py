@@ -185,7 +185,7 @@ def test_a_chunk_is_discounted_as_decisions_are(name: str) -> None:
     improve(name, METHODS[name][1](), env, gamma=0.5, iterations=1)
     ep = env.collect(lambda obs, rng: (torch.ones(8, 4, 1), None), 2, Rng(0))
     assert torch.equal(ep.reward, torch.full((2, 8), 1.5)), "1 + 0.5"
-    with pytest.raises(InvalidInputError, match=r"0\.9 a tick inside a chunk and the method by 0\.5"):
+    with pytest.raises(InvalidInputError, match=r"0\.9 per step inside a chunk and the method by 0\.5"):
         improve(name, METHODS[name][1](), Collector(Ends, 8, 1, gamma=0.9), gamma=0.5, iterations=1)
 
 

@@ -105,12 +105,12 @@ def test_all_stages_execute_what_the_policy_carries() -> None:
 def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> None:
     made = latents(flow())
     path = made.save(tmp_path / "p")
-    with pytest.warns(UserWarning, match=r"served through a control \(LatentController\).* the policy alone goes on"):
+    with pytest.warns(UserWarning, match=r"has a controller \(LatentController\).* the policy goes on without it"):
         for _ in dppo.improve(made, Collector(Near, 4, 1), DPPO, Rng(0)):
             pass
     alone = made.with_controller(None)
     assert torch.equal(made.generate(SEEN, Rng(1)), alone.generate(SEEN, Rng(1)))
-    with pytest.warns(UserWarning, match=r"p is served through a control \(LatentController\)"):
+    with pytest.warns(UserWarning, match=r"p has a controller \(LatentController\)"):
         again = load_policy(str(path), torch.device("cpu"))
     assert again.weights.control is None and torch.equal(again.generate(SEEN, Rng(1)), flow().generate(SEEN, Rng(1)))
 
@@ -140,7 +140,7 @@ def test_a_mean_flow_learns_all_of_its_steps_and_is_left_whole() -> None:
 @pytest.mark.parametrize("recipe", [gorl, beyond_human])
 def test_a_network_that_cannot_be_made_anew_is_refused_before_anything_is_played(recipe: Any) -> None:
     env = Counts(Near, 4, 1)
-    with pytest.raises(InvalidInputError, match=r"network is a .*Foreign, which cannot be made anew"):
+    with pytest.raises(InvalidInputError, match=r"network is a .*Foreign, which cannot be built again"):
         next(recipe.improve(flow(Foreign()), env, recipe.Args(), Rng(0)))
     assert not hasattr(env, "asked")
 

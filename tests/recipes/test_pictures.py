@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl.control.acting import critic_features, eval_actor
+from denoiserl.control.acting import eval_actor
+from denoiserl.control.value_baseline import critic_features
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.data import Demonstrations
@@ -65,7 +66,7 @@ class Spot:
         self.side = torch.where(mask, fresh, self.side)
         return self.look(), {}
 
-    def step(self, action: Any, live: Any = None) -> Any:
+    def step(self, action: Any, mask: Any = None) -> Any:
         right = torch.as_tensor(action)[:, 0] * self.side > 0
         over = torch.ones(self.num_envs, dtype=torch.bool)
         return self.look(), right.float(), over, torch.zeros_like(over), {"success": right}

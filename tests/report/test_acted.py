@@ -52,7 +52,7 @@ def still(obs: Any, rng: Any) -> torch.Tensor:
 
 def test_whoever_cannot_draw_is_refused_with_its_own_words_and_is_judged_all_the_same() -> None:
     broken = lambda: Blinking(broken=True)  # noqa: E731
-    with pytest.raises(RunError, match="Blinking cannot draw itself"):
+    with pytest.raises(RunError, match="Blinking cannot render"):
         record_video(still, broken, 2)
     told = episode_video(still, broken, 2, 0)
     assert list(told) == ["episodes.txt"] and "no screen" in str(told["episodes.txt"])

@@ -68,7 +68,7 @@ def test_a_true_sample_passes_and_each_fraud_is_named() -> None:
     assert names(true) == ("obs 0", "obs 1", "action 0", "reward", "next obs 0", "next obs 1", "terminated")
 
     copied = fidelity(add_gaussian_noise(train, 1500, 0.0003, Rng(5)), train, held_out, Rng(0), 120)
-    assert copied.memorised > 20 and copied.copies > 0.5 and "remembers" in " ".join(copied.warnings())
+    assert copied.memorised > 20 and copied.copies > 0.5 and "memorises" in " ".join(copied.warnings())
 
     blurred = fidelity(add_gaussian_noise(train, 1500, 0.3, Rng(5)), train, held_out, Rng(0), 120)
     assert blurred.memorised < 0.5 and "blurs" in " ".join(blurred.warnings())

@@ -1,1 +1,1 @@
-"""Act with a policy in environments, and choose among what it proposes."""
+"""Act with a policy in environments, and choose among its plans."""

@@ -1,17 +1,15 @@
-"""A policy at work in a ``Collector``: it plans chunks of actions, executes the first ones, and is judged by a
-critic."""
+"""Act with a policy in a ``Collector``: plan chunks of actions, execute the first ones, and estimate advantages."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from denoiserl.advantages import gae, normalise
+from denoiserl.advantages import normalise
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.config import foreign, to_config
@@ -20,7 +18,6 @@ from denoiserl.data import RunningNormCodec
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs.collector import Collector
 from denoiserl.envs.remarks import remark
-from denoiserl.envs.reward_scale import RewardScale
 from denoiserl.envs.units import unfit
 from denoiserl.policy.chain import Chain
 from denoiserl.policy.likelihood import assert_on_policy
@@ -32,17 +29,17 @@ from denoiserl.processes.denoiser import Denoiser
 
 
 def training_actor(policy: Policy, num_finetuned: int, execute: int | None = None) -> Any:
-    """Return what acts for a ``Collector`` and records the last ``num_finetuned`` denoising steps, those that learn.
+    """Return an actor for a ``Collector`` that records the last ``num_finetuned`` denoising steps, those that learn.
 
-    ``num_finetuned`` below the number of steps makes the policy a ``Relay`` first (see ``relay``). Observations are
-    taken in by a codec that keeps statistics of them.
+    If that is fewer than all steps, the policy becomes a ``Relay`` first (see ``relay``). A codec with running
+    statistics is updated with the observations. Raise InvalidInputError if a learned step has no noise.
     """
     relay(policy, num_finetuned)
     total, execute = len(policy.train_steps), resolve_execute_horizon(policy, execute)
     last = policy.train_steps.part(total - num_finetuned, total)
     if not all(last.dense):
         raise InvalidInputError(
-            "a learned step has no noise: train under with_min_std(transition, std), so that each has a density"
+            "a learned step has no noise: train with with_min_std(transition, std), so that each has a density"
         )
     draw, frozen = make_sampler(policy.process, learner(policy), last, policy.event_shape), None
     if num_finetuned < total:
@@ -60,12 +57,11 @@ def training_actor(policy: Policy, num_finetuned: int, execute: int | None = Non
 
 
 def relay(policy: Policy, num_finetuned: int | None) -> int:
-    """Freeze all but the last ``num_finetuned`` steps of training, in place, and return how many learn (None: all that
+    """Freeze all but the last ``num_finetuned`` steps of training, in place; return how many learn (None: all that
     may).
 
-    The frozen weights become part of the policy's denoiser, a ``Relay``: whatever draws, scores, serves, saves or loads
-    the policy runs them at the times of the first steps. Raises InvalidInputError if steps are to learn that are
-    frozen.
+    The frozen weights become part of the policy's denoiser, a ``Relay``, which runs them at the times of the first
+    steps wherever the policy is used, saved or loaded. Raise InvalidInputError if steps are to learn that are frozen.
     """
     total, module = len(policy.train_steps), policy.weights.module
     own = int((policy.train_steps.times[:-1] <= module.until).sum()) if isinstance(module, Relay) else total
@@ -98,51 +94,50 @@ def relay(policy: Policy, num_finetuned: int | None) -> int:
 
 
 def learner(policy: Policy) -> Denoiser:
-    """Return the denoiser that learns: of a ``Relay`` the last one."""
+    """Return the denoiser that learns: the last one of a ``Relay``."""
     made = policy.denoiser
     return made.last if isinstance(made, Relay) else made
 
 
 def whole(policy: Policy, why: str) -> None:
-    """Raise InvalidInputError if some of the policy's denoising steps are run by frozen weights; ``why`` that cannot
-    be."""
+    """Raise InvalidInputError if frozen weights run some of the policy's denoising steps; ``why`` they must not."""
     if isinstance(policy.denoiser, Relay):
         raise InvalidInputError(
-            f"{why}, and the first denoising steps of this policy are run by frozen weights (it learned with "
-            "finetune_denoising_steps=...): give a policy whose steps are all of one network"
+            f"{why}, and frozen weights run the first denoising steps of this policy (it was trained with "
+            "finetune_denoising_steps=...): give a policy with one network for all steps"
         )
 
 
 def renewable(policy: Policy, why: str) -> None:
-    """Raise InvalidInputError if the policy's network cannot be made anew, for its class is of another package; ``why``
-    that has to be."""
+    """Raise InvalidInputError if the policy's network, of another package, cannot be built again; ``why`` it has to
+    be."""
     if (other := foreign(to_config(policy.denoiser))) is not None:
         raise InvalidInputError(
-            f"{why}, and this policy's network is a {other}, which cannot be made anew here: give a policy whose "
+            f"{why}, and this policy's network is a {other}, which cannot be built again here: give a policy whose "
             "network is one of denoiserl.nn"
         )
 
 
 def observe(policy: Policy, obs: Tree) -> Tree:
-    """Return observations where the policy computes, taken in by a codec that keeps statistics of them."""
+    """Return observations on the policy's device; update a codec that keeps running statistics."""
     if isinstance(policy.codec, RunningNormCodec):
         policy.codec.update(obs)
     return to_device(obs, policy)
 
 
 def statistics(policy: Policy) -> RunningNormCodec | None:
-    """Return the codec that keeps statistics of observations, to be named in ``run.loop``; None: it keeps none."""
+    """Return the codec if it keeps running statistics, to be named in ``run.loop``; else None."""
     return policy.codec if isinstance(policy.codec, RunningNormCodec) else None
 
 
 def to_device(obs: Tree, policy: Policy) -> Tree:
-    """Observations where the policy computes."""
+    """Return observations on the policy's device."""
     return tree_map(lambda v: v.to(policy.device), obs)
 
 
 @dataclass(frozen=True)
 class EvalActor:
-    """Act as users run a ``policy``, which ``evaluate`` looks at to tell of its units."""
+    """Act with a ``policy`` as it is deployed; ``evaluate`` reads its units."""
 
     policy: Policy
     execute: int | None
@@ -153,8 +148,10 @@ class EvalActor:
 
 
 def eval_actor(policy: Policy, execute: int | None = None) -> EvalActor:
-    """Return what acts as users run a policy: its serving steps, and the first ``execute`` actions of a chunk (None: as
-    many as the policy carries, or all)."""
+    """Return an actor with the policy's evaluation steps, which executes the first ``execute`` actions of a chunk.
+
+    None: as many as the policy carries, or all.
+    """
     if execute is None:
         execute = policy.weights.execute
     return EvalActor(policy, None if execute is None else resolve_execute_horizon(policy, execute))
@@ -163,8 +160,8 @@ def eval_actor(policy: Policy, execute: int | None = None) -> EvalActor:
 def resolve_execute_horizon(policy: Policy, execute: int | None = None) -> int:
     """Return how many actions of a chunk are executed (None: as many as the policy carries, or all that it decodes).
 
-    Raises InvalidInputError if the policy's event is no chunk [H, d] of actions, or ``execute`` is more than it
-    decodes."""
+    Raise InvalidInputError if the policy's event is no chunk [H, d] of actions, or ``execute`` is more than it decodes.
+    """
     if len(policy.event_shape) != 2:
         raise InvalidInputError(
             f"the policy decides {list(policy.event_shape)}, not a chunk of actions [H, d]: one action is [1, d]"
@@ -177,9 +174,9 @@ def resolve_execute_horizon(policy: Policy, execute: int | None = None) -> int:
 
 
 def carry(policy: Policy, execute: int | None = None) -> int:
-    """Let the policy carry how many actions of a chunk are executed (see ``chunked``), in place, and return it.
+    """Store in the policy how many actions of a chunk are executed, in place, and return the number.
 
-    What it learns with is what ``eval_actor`` executes, here and wherever it is loaded: so it learns ``alone``.
+    ``eval_actor`` executes that many too, also after loading. A controller is removed (see ``alone``).
     """
     alone(policy)
     policy.weights.execute = resolve_execute_horizon(policy, execute)
@@ -187,88 +184,67 @@ def carry(policy: Policy, execute: int | None = None) -> int:
 
 
 def alone(policy: Policy, name: str = "the policy") -> None:
-    """Take the policy's control away, in place, with a warning: it does not learn with the policy, and would go on to
-    choose, or to replace what the policy decides."""
+    """Remove the policy's controller, in place, with a warning.
+
+    It does not learn with the policy, and would continue to choose or replace its plans.
+    """
     if (control := policy.weights.control) is not None:
         warnings.warn(
-            f"{name} is served through a control ({type(control).__name__}), which does not learn on: the policy alone "
-            "goes on from here",
+            f"{name} has a controller ({type(control).__name__}), which is not trained further: the policy goes on "
+            "without it",
             stacklevel=3,
         )
         policy.weights.control = None
 
 
-def mask_unexecuted(chain: Chain, live: int | Tensor | None) -> Chain:
-    """Return the chain with a mask of what was executed: only those actions count in its probability.
+def mask_unexecuted(chain: Chain, executed: int | Tensor | None) -> Chain:
+    """Return the chain with a mask of the executed actions: only these count in its probability.
 
-    ``live`` [*b, T_a] bool, as ``Rollout.executed_mask`` tells it: an episode that ends inside a chunk leaves the rest
-    of it out. A number: the first so many of each chunk.
+    ``executed``: [*b, T_a] bool, as ``Rollout.executed_mask``; an episode that ends inside a chunk masks the rest of
+    it. A number: the first so many actions of each chunk.
     """
     horizon, device = chain.sample.shape[-2], chain.log_prob.device
-    if live is None:
+    if executed is None:
         return chain
-    if isinstance(live, int):
-        live = (torch.arange(horizon) < live).expand(*chain.batch, horizon)
-    missing = horizon - live.shape[-1]
-    if missing == 0 and bool(live.all()):
+    if isinstance(executed, int):
+        executed = (torch.arange(horizon) < executed).expand(*chain.batch, horizon)
+    missing = horizon - executed.shape[-1]
+    if missing == 0 and bool(executed.all()):
         return chain
-    mask = torch.nn.functional.pad(live.to(device), (0, missing))
+    mask = torch.nn.functional.pad(executed.to(device), (0, missing))
     return chain.with_condition(mask=mask[..., None].expand(chain.sample.shape))
 
 
 def mean_log_prob(law: Any, y: Tree) -> Tensor:
-    """Return log π of a decision over the number of its live factors, the log of a geometric mean: [*batch]; 0 where
-    no factor is live."""
+    """Return log π of a decision divided by its number of unmasked factors, the log of a geometric mean: [*batch].
+
+    It is 0 where all factors are masked.
+    """
     return law.log_prob(y) / law.num_factors.clamp_min(1)
 
 
 def on_policy(law: Any, y: Tree, chain: Chain) -> None:
-    """Raise OffPolicy if the whole chain, executed or not, is scored otherwise than it was drawn (a factor's mean)."""
+    """Raise OffPolicy if rescoring the whole chain, executed or not, differs from its log-probabilities (per
+    factor)."""
     law = replace(law, mask=None)
     assert_on_policy(mean_log_prob(law, y), chain.log_prob / law.num_factors)
 
 
-def standard(credit: Tensor) -> Tensor:
-    """Return the advantages of a minibatch, normalised; of a single decision as it is, for it has no std."""
-    return normalise(credit) if credit.numel() > 1 else credit
-
-
-def critic_features(policy: Policy, env: Collector) -> tuple[Callable[[Tree], Tensor], int]:
-    """What critics of this policy see of observations [B, ...], and how many numbers that is: see(obs) -> [B, o].
-
-    Conditions that are flat, as they are. Of pictures, what the policy's network makes of them (its ``features``), held
-    as it was before it learned: a critic cannot follow eyes that change.
-    """
-    frozen: list[Any] = []
-
-    @torch.no_grad()
-    def see(obs: Tree) -> Tensor:
-        cond = policy.codec.condition(to_device(obs, policy))
-        if isinstance(cond, Tensor):
-            return cond
-        if not frozen:
-            net = getattr(policy.weights.snapshot("base"), "net", None)
-            if not hasattr(net, "features"):
-                raise InvalidInputError(
-                    "this policy sees more than flat numbers, and its network does not say what it makes of them: give "
-                    "it features(cond) -> [B, o], as nn.vision.Sighted has it"
-                )
-            frozen.append(net)
-        return frozen[0].features(cond).float()
-
-    return see, see(blank(env.spec.obs)).shape[-1]
+def standard(advantages: Tensor) -> Tensor:
+    """Return normalised advantages of a minibatch; a single one unchanged, as it has no std."""
+    return normalise(advantages) if advantages.numel() > 1 else advantages
 
 
 def blank(shapes: Any) -> Tree:
-    """Return one observation of zeros, of these shapes; pictures in bytes."""
+    """Return one observation of zeros of these shapes; images in bytes."""
     if isinstance(shapes, dict):
         return {k: blank(v) for k, v in shapes.items()}
     return torch.zeros(1, *shapes, dtype=torch.uint8 if len(shapes) == 3 else torch.float32)
 
 
 class AdvantageEstimate(NamedTuple):
-    """Experience as a critic sees it: ``seen`` [T·B, o] its input, ``value`` and ``credit`` [T, B] (Â, not normalised),
-    ``goal`` [T·B] what its values should have been."""
+    """The critic's view of a rollout: ``features`` [T·B, o] its input, ``values`` and ``advantages`` [T, B] (not
+    normalised), ``returns`` [T·B] its regression targets."""
 
     features: Tensor
     values: Tensor
@@ -276,48 +252,27 @@ class AdvantageEstimate(NamedTuple):
     returns: Tensor
 
 
-def estimate_advantages(
-    ep: Rollout,
-    value: nn.Module,
-    features_fn: Callable[[Tree], Tensor],
-    scale: RewardScale,
-    gamma: float,
-    lam: float,
-) -> AdvantageEstimate:
-    """GAE over the decisions of an episode, from scaled rewards; ``gamma`` is the discount a tick.
-
-    ``see`` says what the critic sees (``sight``). A chunk of n ticks is discounted by γⁿ. The target of the critic is
-    Â + v. A time limit stops the sum and bootstraps from the value of the true successor; a true end does not.
-    """
-    device = next(value.parameters()).device
-    seen, after = (features_fn(tree_map(lambda v: v.flatten(0, 1), o)) for o in (ep.obs, ep.next_obs))
-    with torch.no_grad():
-        v, after_v = (value(o).unflatten(0, ep.reward.shape) for o in (seen, after))
-    reward = scale(ep.reward, gamma ** ep.num_executed.float(), ep.done, ep.valid).to(device)
-    credit = gae(reward, ep.discount(gamma).to(device), v, after_v, ep.done.to(device), lam)
-    return AdvantageEstimate(seen, v, credit, (credit + v).flatten())
-
-
-def rollout_metrics(ep: Rollout, judgement: AdvantageEstimate | None = None) -> dict[str, float]:
-    """What an iteration tells of its experience: finished episodes, the mean reward, and the critic's squared error."""
+def rollout_metrics(ep: Rollout, estimate: AdvantageEstimate | None = None) -> dict[str, float]:
+    """Return the metrics of a rollout: finished episodes, the mean reward, and the critic's squared error."""
     row = {f"rollout/{k}": x for k, x in ep.summary().items()}
     row["rollout/reward"] = float(ep.reward[ep.valid].mean())
-    if judgement is not None:
-        error = (judgement.returns - judgement.values.flatten()).square()
+    if estimate is not None:
+        error = (estimate.returns - estimate.values.flatten()).square()
         row["loss/value"] = float(error[ep.valid.flatten().to(error.device)].mean())
     return row
 
 
 def suits(policy: Policy, env: Collector, word: str) -> None:
-    """Raise RunError if the policy at ``word`` does not observe what ``env`` shows or decides actions of another size.
+    """Raise RunError if the policy at ``word`` takes other observations than ``env`` gives, or has another action size.
 
-    Warns (``Remark``) of other units (``units.unfit``)."""
+    Warn (``Remark``) of other units (``units.unfit``).
+    """
     try:
         plan = policy.generate(to_device(blank(env.spec.obs), policy), Rng(0, policy.device))
     except (DenoiseRLError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
         raise RunError(
-            f"{word} does not observe what {env.name} shows, {env.spec.obs} ({error}): give a policy that was made for "
-            "it, or say --obs-horizon where the policy sees several observations"
+            f"{word} does not take the observations of {env.name}, {env.spec.obs} ({error}): give a policy that was "
+            "made for it, or pass --obs-horizon if the policy takes several observations"
         ) from error
     if tuple(env.spec.action) not in (tuple(plan.shape[2:]), tuple(plan.shape[1:])):
         raise RunError(

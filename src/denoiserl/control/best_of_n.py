@@ -1,7 +1,7 @@
-"""Policies that are controlled when they serve: the best of n plans (``BestOfN``), or plans from chosen noise.
+"""Controllers of a policy at evaluation: the best of n plans (``BestOfN``), or plans from chosen noise.
 
-The policy underneath stays as it is, bit for bit. A control is a module with ``config``, so it is saved with the
-policy, and every evaluation judges what it chooses; ``policy.with_controller(None)`` is the policy without it.
+The policy itself does not change. A controller is a module with ``config``, so it is saved with the policy, and every
+evaluation includes it; ``policy.with_controller(None)`` is the policy without it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.tokens import check_rows
 
 APART = 1 << 32
-"""numbers between the streams of two candidates of a row: more than one draw uses"""
+"""distance between the random streams of two candidates of a row: more than one sample uses"""
 
 
 def split_rng(rng: Rng, n: int) -> Rng:
-    """n streams for every row, a row's own first; a batch stream serves any number of rows and stays as it is."""
+    """Return n streams for every row, the row's own first; a batch stream serves any number of rows and is returned as
+    is."""
     if rng.keys is None:
         return rng
     rows = torch.arange(len(rng.keys), device=rng.device).repeat_interleave(n)
@@ -46,31 +47,31 @@ def split_rng(rng: Rng, n: int) -> Rng:
 
 
 class SharedConditionDenoiser(Denoiser):
-    """A denoiser for n candidates of every row, n next to n: the condition is encoded once for all of them."""
+    """A denoiser for n candidates of every row, next to each other: the condition is encoded once for all n."""
 
     def __init__(self, denoiser: Denoiser, n: int) -> None:
         super().__init__()
         self.inner, self.n = denoiser, n
 
     def embed_condition(self, cond: Any) -> Any:
-        """Of the first candidate, for all n."""
+        """Return the embedding of the first candidate, repeated for all n."""
         own = self.inner.embed_condition(tree_map(lambda v: v[:: self.n], cond))
         return tree_map(lambda v: v.repeat_interleave(self.n, 0), own)
 
     def embed_time(self, t: Tensor) -> Any:
-        """The inner clock."""
+        """Return the inner denoiser's embedding."""
         return self.inner.embed_time(t)
 
     def forward(self, x: Any, clock: Any, context: Any) -> Estimate:
-        """The inner estimate."""
+        """Return the inner denoiser's estimate."""
         return self.inner(x, clock, context)
 
 
 @torch.no_grad()
 def candidates(policy: Policy, cond: Tree, n: int, rng: Rng | int, rows: int | None = None) -> Tensor:
-    """n plans for every row, [B, n, *event], as the policy serves them, in model units; ``cond`` in data units.
+    """Return n plans for every row, [B, n, *event] in model units, by the evaluation steps; ``cond`` in data units.
 
-    With row streams the first of them is the one that the policy itself would have drawn.
+    With row streams the first of them is the policy's own sample.
     """
     rng = as_rng(rng, policy.device)
     count = count_rows(cond) if rows is None else rows
@@ -100,10 +101,10 @@ KINDS = ("activation", "plan")
 
 @torch.no_grad()
 def features(policy: Policy, cond: Tensor, plan: Tensor, kind: Kind = "activation") -> Tensor:
-    """What a verifier sees of conditions [N, ...] (in data units) and plans [N, *event] (in model units): [N, F].
+    """Return a verifier's features of conditions [N, ...] (data units) and plans [N, *event] (model units): [N, F].
 
-    ``activation``: what enters the last layer (``leave``) of the policy's network when it is shown the finished plan
-    at the last time of its grid. ``plan``: condition and plan themselves, for networks that cannot be looked into.
+    ``activation``: the input of the last layer (``leave``) of the policy's network, given the finished plan at the last
+    time of its grid. ``plan``: condition and plan themselves, for networks without such a layer.
     """
     if kind not in KINDS:
         raise InvalidInputError(unknown_name_message(kind, KINDS, "kind of features"))
@@ -112,7 +113,7 @@ def features(policy: Policy, cond: Tensor, plan: Tensor, kind: Kind = "activatio
         return torch.cat([v.flatten(1).float() for v in (*leaves(seen), plan)], 1)
     last = getattr(getattr(policy.denoiser, "net", None), "leave", None)
     if not isinstance(last, nn.Module):
-        raise InvalidInputError('this network has no last layer named "leave" to look into: take features="plan"')
+        raise InvalidInputError('this network has no last layer named "leave": use features="plan"')
     denoise, caught = policy.denoiser, []
     time = policy.eval_steps.times[-2:-1].float().to(plan.device)
     hook = last.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
@@ -135,26 +136,26 @@ class PseudoCountVerifier(nn.Module):
         self.kind: Kind = kind
 
     def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
-        """The pseudo-count of each, [N]."""
+        """Return the pseudo-count of each plan, [N]."""
         return self.coins.count(features(policy, cond, plan, self.kind))
 
 
 class BestOfN(nn.Module):
-    """The best of n plans: ``verifier(policy, cond, plan)`` -> [N] says how good plans are, higher is better.
+    """The best of n plans: ``verifier(policy, cond, plan)`` -> [N] scores plans, higher is better.
 
-    n = 1 is the policy itself, bit for bit. Of equals the first is taken.
+    n = 1 is the policy itself, bit for bit. Among equal scores the first is taken.
     """
 
     def __init__(self, verifier: nn.Module, n: int) -> None:
         super().__init__()
         if n < 1:
-            raise InvalidInputError(f"the best of {n} plans does not exist: n is at least 1")
+            raise InvalidInputError(f"n is at least 1 in the best of n plans, not {n}")
         self.config = {"verifier": verifier, "n": n}
         self.verifier, self.n = verifier, n
 
     @torch.no_grad()
     def generate(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
-        """The plan that is chosen for every row, [B, *event] in model units."""
+        """Return the chosen plan of every row, [B, *event] in model units."""
         plans = self.plans(policy, cond, rng, rows)
         if self.n == 1:
             return plans[:, 0]
@@ -162,13 +163,13 @@ class BestOfN(nn.Module):
         score = self.verifier(policy, many, plans.flatten(0, 1))
         if score.shape != (len(plans) * self.n,) or not bool(score.isfinite().all()):
             raise InvalidInputError(
-                f"a verifier gives one finite number a plan; this one gave {list(score.shape)}, or NaN"
+                f"a verifier returns one finite number per plan; this one returned {list(score.shape)}, or NaN"
             )
         best = score.view(len(plans), self.n).argmax(1)
         return plans[torch.arange(len(plans), device=plans.device), best]
 
     def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
-        """What is chosen from, [B, n, *event] in model units."""
+        """Return the candidates, [B, n, *event] in model units."""
         if self.n == 1:
             return policy.sample_chain(cond, rng, rows, RecordSample(), use_eval_steps=True).sample[:, None]
         return candidates(policy, cond, self.n, rng, rows)
@@ -181,7 +182,7 @@ class BestOfNNoise(BestOfN):
     """
 
     def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
-        """Of the base."""
+        """Return the base's candidates, [B, n, *event] in model units."""
         count, many = count_rows(cond), split_rng(rng, self.n)
         z = many.normal(count * self.n, require_steered(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
         rng.counter = many.counter
@@ -191,7 +192,7 @@ class BestOfNNoise(BestOfN):
 
 
 class LatentController(nn.Module):
-    """Plans from the noise that ``head`` thinks best, z = μ(s). ``through=False``: z is the plan itself."""
+    """Plans from the latent policy's mean, z = μ(s). ``through=False``: z is the plan itself."""
 
     def __init__(self, head: GaussianHead, through: bool = True) -> None:
         super().__init__()
@@ -200,7 +201,7 @@ class LatentController(nn.Module):
 
     @torch.no_grad()
     def generate(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
-        """The plan of every row, [B, *event] in model units; the generator is not touched."""
+        """Return the plan of every row, [B, *event] in model units; the rng is not used."""
         seen = policy.codec.condition(cond)
         x = torch.zeros(count_rows(seen), *policy.event_shape, device=policy.device)
         z = self.head(x, self.head.embed_time(x.new_ones(1)), self.head.embed_condition(seen)).mean
@@ -208,11 +209,10 @@ class LatentController(nn.Module):
 
 
 class LatentActionEnv:
-    """A ``Collector`` that is acted in through a decoder.
+    """A ``Collector`` whose actions are latents.
 
-    What ``act`` draws are latents z; ``decode(obs, z)`` says what is done, [B, T_a, d] in the environment's units.
-
-    Chains, and so all log-probabilities, are those of the latents; ``action`` of the episodes is what was done.
+    ``act`` samples latents z; ``decode(obs, z)`` returns the executed actions, [B, T_a, d] in the environment's units.
+    Chains, and so all log-probabilities, are those of the latents; ``action`` of a rollout is the decoded one.
     """
 
     def __init__(self, env: Collector, decode: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -220,36 +220,38 @@ class LatentActionEnv:
 
     @property
     def spec(self) -> Spec:
-        """What copies see and do: the stream's own."""
+        """the collector's spec"""
         return self.env.spec
 
     @property
     def obs_dim(self) -> int:
-        """Numbers in one flat observation."""
+        """numbers per flat observation"""
         return self.env.obs_dim
 
     def on_checkpoint(self, iteration: int) -> None:
-        """The stream's own."""
+        """Reset the collector's environments."""
         self.env.on_checkpoint(iteration)
 
     def may_restart(self) -> bool:
-        """The stream's own."""
+        """Return whether a reset of the collector loses little."""
         return self.env.may_restart()
 
     def discount(self, gamma: float) -> None:
-        """The stream's own."""
+        """Set the collector's discount inside a chunk."""
         self.env.discount(gamma)
 
     def collect(self, act: Act, steps: int, rng: Rng) -> Rollout:
-        """``steps`` decisions of every copy.
+        """Return a rollout of ``steps`` decisions per environment.
 
-        A latent decides the whole plan, whatever part of it is executed: all of it is live in a step that happened.
+        A latent decides the whole plan, so all of it counts as executed in every valid decision.
         """
 
         def through(obs: Any, rng: Rng) -> tuple[Tensor, Chain | None]:
             _, chain = act(obs, rng)
             if chain is None:
-                raise InvalidInputError("a latent is the sample of a chain: act returned none")
+                raise InvalidInputError(
+                    "a latent is the sample of a chain, and act returned none: use an actor that records chains"
+                )
             return self.decode(obs, chain.sample), chain
 
         ep = self.env.collect(through, steps, rng)

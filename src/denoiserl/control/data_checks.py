@@ -1,4 +1,4 @@
-"""A check before learning from data: do they lie in what the policy can say and has seen?"""
+"""Check before training that data lie within the policy's units."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from denoiserl.policy.policy import Policy
 
 
 def check_data_fits(policy: Policy, data: Demonstrations) -> None:
-    """Warn of actions beyond what the policy's codec can say, or within a tenth of it, and of observations outside
-    what it was fitted to by more than that range is wide."""
+    """Warn of data outside the policy's units.
+
+    These are actions that the policy's codec cannot decode, or that use less than a tenth of its range, and
+    observations outside its fitted range by more than the range's width.
+    """
     own, name = inner(policy.codec), data.name or "the data"
     known = None if isinstance(own, RunningNormCodec) else reach(own)
     if known is not None and data.actions.shape[-1] == len(known[0]):

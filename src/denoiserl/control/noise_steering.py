@@ -1,10 +1,9 @@
-"""Frozen policies as functions of their noise: making them deterministic, steering them, asking what noise can do.
+"""Frozen policies as functions of their noise: make them deterministic, steer them, measure the effect of the noise.
 
-a = G(s, z) is ``plan``, and all that DSRL and GoRL share. DSRL's base never changes, so its decision is a step of the
-policy's own chain (``steer``), which is run, scored and saved as one. GoRL trains its base anew between stages and may
-begin without one, so its policy stays the base's own, and z is the action of another:
-``control.best_of_n.LatentActionEnv`` while that one learns by PPO, ``control.best_of_n.LatentController`` when it
-serves.
+a = G(s, z) is ``decode_noise``, which DSRL and GoRL share. DSRL's base never changes, so its decision is a step of the
+policy's own chain (``steer``), which is run, scored and saved as one. GoRL retrains its base between stages and may
+begin without one. Its policy therefore stays the base's own, and z is the action of another policy: through
+``control.best_of_n.LatentActionEnv`` during PPO, and ``control.best_of_n.LatentController`` at evaluation.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ from denoiserl.processes.steered import BlackBox, Map, Steered, Steering, noise_
 
 
 def as_deterministic(policy: Policy) -> Policy:
-    """The same diffusion or flow policy, served by its ODE (DDIM without noise) on the grid that it is served on; of a
-    mean flow, without exploration noise."""
+    """Return the same diffusion or flow policy with its ODE (DDIM without noise) on its grid of evaluation steps.
+
+    For a mean flow, exploration noise is removed. Raise InvalidInputError for other processes.
+    """
     if isinstance(policy.process, MeanFlow):
         return replace(policy, eval_steps=policy.process.steps(policy.eval_steps.times))
     if not isinstance(policy.process, Diffusion):
@@ -40,7 +41,7 @@ def as_deterministic(policy: Policy) -> Policy:
 
 
 def black_box(answer: Callable[[Any, Tensor], Tensor], chunk: int, dim: int) -> Policy:
-    """A policy that is only a callable ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``, in the environment's
+    """Return a policy that only calls ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``, in the environment's
     units."""
     process = OneStep(std=1.0)
     steps = process.steps(time_grid(1), spread=0.0)
@@ -58,14 +59,15 @@ def steer(
     spread: float = 0.0,
     least: float = 0.05,
 ) -> Policy:
-    """A policy that decides the noise of a frozen one: a perceptron over ``obs`` numbers, which starts at w = b tanh ε.
+    """Return a policy that decides the noise of a frozen one: an MLP over ``obs`` numbers, initially w = b tanh ε.
 
-    ``spread``: how much of the decision's std it serves with; 0 serves the mean, and an untrained policy with 1 is the
-    *narrow noise* baseline. ``noise_map``, ``rank``: see ``basis``. Refused: a base that draws noise on the way.
+    ``spread``: the share of the decision's std at evaluation. 0 takes the mean; an untrained policy with 1 is the
+    *narrow noise* baseline. ``noise_map``, ``rank``: see ``processes.steered.noise_basis``. Raise InvalidInputError for
+    a base that draws noise in between.
     """
     if len(policy.event_shape) != 2 or isinstance(policy.process, Steered):
         raise InvalidInputError(
-            f"a policy over chunks [H, d] is steered, once; this one decides {list(policy.event_shape)}"
+            f"only an unsteered policy over chunks [H, d] can be steered; this one decides {list(policy.event_shape)}"
         )
     horizon, dim = policy.event_shape
     rows = noise_basis(noise_map, horizon, rank).shape[1]
@@ -79,17 +81,20 @@ def steer(
 
 
 def require_steered(policy: Policy, using: str | None = None) -> Steering:
-    """The denoiser of a steered policy; any other policy is refused with the way out."""
+    """Return the denoiser of a steered policy. Raise InvalidInputError for any other policy."""
     made = policy.weights.using(using or policy.active_weights)
     if not isinstance(made, Steering):
         raise InvalidInputError(
-            "this policy is not steered: make it so with control.noise_steering.steer(policy, obs=...)"
+            "this policy is not steered: steer it with control.noise_steering.steer(policy, obs=...)"
         )
     return made
 
 
 def noise_distribution(policy: Policy, cond: Tensor) -> Squashed | Gaussian:
-    """The law of the decision [B, r, d] for conditions in model units, in units of the bound; differentiable."""
+    """Return the distribution of the decision [B, r, d] for conditions in model units; differentiable.
+
+    The decision is in units of the bound.
+    """
     made = require_steered(policy)
     x = torch.zeros(len(cond), made.rows, policy.event_shape[1], device=cond.device)
     clock = made.latent.embed_time(torch.ones(1, device=cond.device))
@@ -99,37 +104,39 @@ def noise_distribution(policy: Policy, cond: Tensor) -> Squashed | Gaussian:
 
 
 def bound(policy: Policy) -> float | None:
-    """b of a steered policy."""
+    """Return the bound b of a steered policy."""
     assert isinstance(policy.process, Steered)
     return policy.process.bound
 
 
 def decode_noise(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
-    """a = G(s, z), what a deterministic sampler makes of the noise z: [B, H, d] in model units; ``obs`` in data units.
+    """Return a = G(s, z) of a deterministic sampler: [B, H, d] in model units; ``obs`` in data units.
 
-    z is the noise [B, H, d] itself, or of a steered policy a decision [B, r, d] in units of the bound, whose noise is M
-    b z. No gradient passes. Raises InvalidInputError where the policy is served with noise: its plans depend on more
-    than z.
+    z is the noise [B, H, d]; of a steered policy it is a decision [B, r, d] in units of the bound, whose noise is M b
+    z. No gradient passes. Raise InvalidInputError if the policy is sampled with noise: its plans depend on more than z.
     """
     z, first = z.detach(), 0
     if isinstance(policy.process, Steered):
         z = torch.nn.functional.pad(z * (bound(policy) or 1.0), [0, 0, 0, policy.event_shape[0] - z.shape[1]])
-        first = 1  # the decision has been made
+        first = 1  # skip the decision
     else:
         require_deterministic(policy.eval_steps)
     seen = tree_map(lambda v: v.to(policy.device), obs)
-    unused = Rng(0, z.device)  # the sampler draws what a deterministic base multiplies by nothing
+    unused = Rng(0, z.device)  # a deterministic base multiplies this noise by 0
     return policy.sample_chain(seen, unused, record=RecordSample(), use_eval_steps=True, start=(z, first)).sample
 
 
 def decode_noise_to_action(policy: Policy, obs: Tree, z: Tensor) -> Tensor:
-    """G(s, z) in data units: see ``plan``."""
+    """Return G(s, z) in data units (see ``decode_noise``)."""
     return policy.codec.decode(decode_noise(policy, obs, z))
 
 
 def noise_effect(policy: Policy, obs: Tensor, rng: Rng | int, n: int = 32) -> tuple[float, float]:
-    """What noise can do to a steered policy's base: (std of actions over n noises, change of one noise's actions
-    between two calls), means over dimensions and rows of ``obs`` [B, o]. The second must be 0, the first must not."""
+    """Measure the effect of noise on a steered policy's base, as means over dimensions and rows of ``obs`` [B, o].
+
+    Return the std of actions over n noises, and the change of one noise's actions between two calls. The second must be
+    0, the first must not.
+    """
     rng = as_rng(rng, policy.device)
     many = obs.repeat_interleave(n, 0)
     z = rng.normal(len(many), require_steered(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
@@ -139,16 +146,19 @@ def noise_effect(policy: Policy, obs: Tensor, rng: Rng | int, n: int = 32) -> tu
 
 
 def check_noise_effect(policy: Policy, obs: Tensor, rng: Rng | int) -> float:
-    """``reach``, refused where steering is hopeless: a base that is not a function of its noise, or ignores it."""
+    """Return the std of ``noise_effect``.
+
+    Raise InvalidInputError if the base is not a function of its noise, or ignores it: steering cannot work.
+    """
     spread, change = noise_effect(policy, obs, rng)
     if change > 1e-3 * max(spread, 1e-6):
         raise InvalidInputError(
             f"the same noise gives other actions when it is given twice (they differ by {change:.2g}): steering needs "
-            "a deterministic policy; fix its seed, or serve it by its ODE"
+            "a deterministic policy; fix its seed, or sample it by its ODE"
         )
     if spread < 1e-4:
         raise InvalidInputError(
             f"the policy's actions hardly depend on its noise (their std is {spread:.2g}): it has collapsed, or is a "
-            "regression; nothing can be steered"
+            "regression: steer a policy that depends on its noise"
         )
     return spread

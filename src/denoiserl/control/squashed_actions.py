@@ -1,4 +1,4 @@
-"""What off-policy recipes share: policies that decide inside a box, acting with them, and how often they learn."""
+"""Helpers of off-policy recipes: policies with tanh-squashed actions, exploration, and the update schedule."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
 
 BLOCK = 64
-"""batches gathered at a time"""
+"""minibatches gathered at a time"""
 
 
 def require_squashed_policy(policy: Policy, name: str) -> TanhCodec:
-    """The codec of a policy that decides in one step inside a box; anything else is refused with the way out."""
+    """Return the codec of a policy with one squashed Gaussian step. Raise InvalidInputError for any other policy."""
     one = isinstance(policy.process, OneStep) and policy.process.law == "gaussian" and len(policy.event_shape) == 2
     if not one or not isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
-            f"{name} improves policies that decide a chunk [H, d] in one Gaussian step inside a box: OneStep() with "
-            "the codec TanhCodec.from_box(low, high); a denoising one is steered (dsrl) or needs dppo"
+            f"{name} improves policies that decide a chunk [H, d] in one Gaussian step inside a box: use OneStep() "
+            "with the codec TanhCodec.from_box(low, high). For a denoising policy use dsrl or dppo"
         )
     return policy.codec
 
 
 def action_distribution(policy: Policy, cond: Tensor, using: str | None = None) -> Squashed:
-    """The law of the decision [B, H, d] in [−1, 1], for conditions in model units; differentiable."""
+    """Return the distribution of the decision [B, H, d] in [−1, 1]; conditions in model units; differentiable."""
     denoise = policy.weights.using(using or policy.active_weights)
     x = torch.zeros(len(cond), *policy.event_shape, device=cond.device)
     clock = denoise.embed_time(policy.train_steps.times[:1].float().to(cond.device))
@@ -53,7 +53,7 @@ def add_clipped_noise(action: Tensor, std: float, limit: float, rng: Rng) -> Ten
 
 
 WARMUP_POLICIES = ("random", "policy")
-"""how decisions are chosen before learning begins"""
+"""how actions are chosen before learning starts"""
 
 
 def exploration_actor(
@@ -64,8 +64,10 @@ def exploration_actor(
     learning_starts: int,
     warmup_policy: str = "random",
 ) -> Any:
-    """Act for a ``Collector`` by ``choose(cond, rng)`` in the box; the first ``learning_starts`` decisions are uniform
-    in the box, unless ``warmup_policy`` is "policy"."""
+    """Return an actor for a ``Collector`` that takes actions ``choose(cond, rng)`` in [−1, 1].
+
+    The first ``learning_starts`` actions are uniform in the bounds, unless ``warmup_policy`` is "policy".
+    """
     if warmup_policy not in WARMUP_POLICIES:
         raise RunError(unknown_name_message(warmup_policy, WARMUP_POLICIES, "warm-up policy"))
     begin = learning_starts if warmup_policy == "random" else 0
@@ -82,13 +84,16 @@ def exploration_actor(
 
 
 def to_unit_box(codec: TanhCodec, action: Tensor) -> Tensor:
-    """Actions as decisions in [−1, 1]."""
+    """Return actions as decisions in [−1, 1]."""
     return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
 
 
 def due(count: int, utd: float, batch_size: int, learning_starts: int) -> int:
-    """Return how many updates are due after ``count`` decisions: ``utd`` for each after the first ``learning_starts``,
-    and none as long as they make no batch."""
+    """Return how many updates are due after ``count`` decisions: ``utd`` per decision after the first
+    ``learning_starts``.
+
+    It is 0 while there are fewer decisions than a minibatch.
+    """
     return int(utd * max(0, count - learning_starts)) if count >= batch_size else 0
 
 
@@ -102,7 +107,7 @@ def due_minibatches(
     n_step: int,
     rng: Rng,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the minibatches of the updates that are ``due`` and were not yet after ``before`` decisions."""
+    """Yield the minibatches of the updates that became ``due`` since ``before`` decisions."""
     more = due(replay.count, utd, batch_size, learning_starts) - due(before, utd, batch_size, learning_starts)
     yield from replay_minibatches(replay, more, batch_size, rng, gamma, n_step)
 

@@ -19,8 +19,8 @@ class TwinCritics:
 
         L = Σ_i mean ½ (Q_i(s, a) − y)²,   θ̄ ← (1 − τ) θ̄ + τ θ
 
-    Conditions are what critics see of a state [B, o]; actions are [B, H, d]. The TD target y [B] is the caller's: it is
-    what differs between methods. Save it with the run: it has ``state_dict``.
+    Conditions are the critics' features of a state [B, o]; actions are [B, H, d]. The caller computes the TD target y
+    [B], which differs between methods. Save it with the run: it has ``state_dict``.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class TwinCritics:
         return {"loss/critic": loss, "q/data": float(value.detach().mean())}
 
     def update_target(self) -> None:
-        """Let the target networks follow by ``tau``."""
+        """Move the target networks by ``tau`` towards the critics."""
         polyak_update(self.target_net, self.net, self.tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a run goes on from."""
+        """Return the state of a run."""
         parts = {"net": self.net, "target_net": self.target_net, "optimizer": self.optimizer}
         return {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Load the state of ``state_dict``."""
         for name in ("net", "target_net", "optimizer"):
             getattr(self, name).load_state_dict(state[name])

@@ -1,7 +1,7 @@
-"""Policies that serve what their critics value: the best of n plans, or one of n by its value.
+"""Controllers that use critics: the best of n plans, or one of n sampled by its value.
 
-``QVerifier`` is one for ``control.best_of_n.BestOfN``; ``SoftmaxOfN`` draws instead of choosing the best. Both hold
-the critics, so they are saved with the policy, and every evaluation judges what they choose.
+``QVerifier`` is a verifier for ``control.best_of_n.BestOfN``; ``SoftmaxOfN`` samples instead of taking the best. Both
+hold the critics, so they are saved with the policy, and every evaluation includes them.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ class QVerifier(nn.Module):
         self.critics = critics
 
     def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
-        """The value of each plan [N, *event] (in model units, [−1, 1]) under its condition (in data units), [N]."""
+        """Return the value of each plan [N, *event] (model units, [−1, 1]) under its condition (data units), [N]."""
         return self.critics(policy.codec.condition(cond), plan.clamp(-1, 1)).amin(0)
 
 
 class SoftmaxOfN(nn.Module):
     """One of n plans, drawn with probability ∝ exp(value / temperature): the choice of Diffusion-QL (2208.06193).
 
-    ``verifier(policy, cond, plan)`` -> [N] says how good plans are. Temperature → 0 is ``BestOfN``, temperature → ∞ the
-    policy itself.
+    ``verifier(policy, cond, plan)`` -> [N] scores plans. Temperature → 0 is ``BestOfN``, temperature → ∞ the policy
+    itself.
     """
 
     def __init__(self, verifier: nn.Module, n: int, temperature: float) -> None:
         super().__init__()
         if n < 1 or not temperature > 0:
             raise InvalidInputError(
-                f"one of {n} plans at temperature {temperature} cannot be drawn: n is at least 1 and the temperature "
-                "positive; Best takes the best one"
+                f"n is at least 1 and the temperature positive; they are {n} and {temperature}. For the best plan use "
+                "BestOfN"
             )
         self.config = {"verifier": verifier, "n": n, "temperature": temperature}
         self.verifier, self.n, self.temperature = verifier, n, temperature
 
     @torch.no_grad()
     def generate(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
-        """The plan that is drawn for every row, [B, *event] in model units."""
+        """Return the sampled plan of every row, [B, *event] in model units."""
         plans = candidates(policy, cond, self.n, rng, rows)
         many = None if cond is None else tree_map(lambda v: v.repeat_interleave(self.n, 0), cond)
         score = self.verifier(policy, many, plans.flatten(0, 1)).view(len(plans), self.n)
@@ -59,7 +59,7 @@ class SoftmaxOfN(nn.Module):
 
 
 def make_q_controller(critics: Critics, n: int, temperature: float = 0.0) -> nn.Module | None:
-    """The control of n plans and a temperature: none for one plan, ``BestOfN`` at 0, ``SoftmaxOfN`` above."""
+    """Return the controller of n plans: None for one plan, ``BestOfN`` at temperature 0, ``SoftmaxOfN`` above."""
     if n == 1:
         return None
     return SoftmaxOfN(QVerifier(critics), n, temperature) if temperature else BestOfN(QVerifier(critics), n)

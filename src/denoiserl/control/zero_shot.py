@@ -1,8 +1,8 @@
-"""Policies that know no reward until they are told one (zero-shot reinforcement learning).
+"""Policies that are trained without a reward and get one afterwards (zero-shot RL).
 
-A policy that is trained for all tasks z at once sees (observation, z). ``policy_for_reward`` finds the z of a reward on
-states from data, without a gradient step, and gives the policy for it: it shares the weights, and is saved, judged and
-compared like any other.
+A policy that is trained for all tasks z at once observes (observation, z). ``policy_for_reward`` computes the z of a
+reward on states from data, without a gradient step, and returns the policy for it. That policy shares the weights, and
+is saved, evaluated and compared like any other.
 
     policy = policy_for_reward(pretrained, data, lambda obs: (obs[:, 0] < 2).float())
     policy.save("stay-left")
@@ -28,57 +28,58 @@ from denoiserl.nn.forward_backward import ForwardBackward
 from denoiserl.policy.policy import Policy
 
 STATES = 10_000
-"""states, at most, that a reward is evaluated on"""
+"""states, at most, on which a reward is evaluated"""
 
 
 @dataclass(frozen=True)
 class TaskConditionedCodec:
-    """The codec of a policy for any task: what it sees is (s, z), s in the units of ``inner`` and z [d].
+    """The codec of a task-conditioned policy: its condition is (s, z), s in the units of ``inner`` and z [d].
 
-    z = 0 is no task: such a policy is trained, and acts once it has been told what for.
+    z = 0 is no task: such a policy can be trained, and cannot act before ``policy_for_reward`` sets one.
     """
 
     inner: ActionChunkCodec | TanhCodec
     z: Tensor
 
     def encode(self, data: Tensor) -> Tensor:
-        """Actions to model units."""
+        """Convert actions to model units."""
         return self.inner.encode(data)
 
     def decode(self, sample: Tensor) -> Tensor:
-        """Model units to actions."""
+        """Convert model units to actions."""
         return self.inner.decode(sample)
 
     def condition(self, cond: Tensor) -> Tensor:
-        """Observations to model units, and z."""
+        """Convert observations to model units, and append z. Raise InvalidInputError without a task."""
         if not bool(self.z.any()):
             raise InvalidInputError(
-                "this policy has not been told what for: policy_for_reward(policy, data, reward) gives one that has"
+                "this zero-shot policy has no task yet: call policy_for_reward(policy, data, reward) first and use the "
+                "policy that it returns"
             )
         seen = self.inner.condition(cond)
         return torch.cat([seen, self.z.to(seen).expand(len(seen), -1)], 1)
 
     def initial_state(self, cond: Tensor) -> None:
-        """Decisions start from noise."""
+        """Return None: decisions start from noise."""
         return None
 
     def unit(self, plan: Tensor) -> Tensor:
-        """Plans in model units as actions in [−1, 1], which is what F is shown."""
+        """Convert plans in model units to actions in [−1, 1], the input of F."""
         return torch.tanh(plan) if isinstance(self.inner, TanhCodec) else plan.clamp(-1, 1)
 
 
 class InfersTask(Protocol):
-    """A verifier of plans that knows what z a reward has."""
+    """A verifier of plans that infers the task of a reward."""
 
     def task(self, seen: Tensor, reward: Tensor) -> Tensor:
-        """z [d], of rewards [N] at states [N, o] in model units."""
+        """Return z [d], of rewards [N] at states [N, o] in model units."""
         ...
 
 
 class SuccessorVerifier(nn.Module):
-    """A verifier: Q(s, a, z) = min F(s, a, z)ᵀ z, for the task that the policy has been told.
+    """A verifier: Q(s, a, z) = min F(s, a, z)ᵀ z, for the policy's task.
 
-    ``gamma``: the discount a tick that F was learned with.
+    ``gamma``: discount per environment step with which F was learned.
     """
 
     def __init__(self, represent: ForwardBackward, gamma: float = 0.98) -> None:
@@ -87,11 +88,11 @@ class SuccessorVerifier(nn.Module):
         self.represent, self.gamma = represent, gamma
 
     def task(self, seen: Tensor, reward: Tensor) -> Tensor:
-        """z = √d E[r B] / ‖E[r B]‖."""
+        """Return z = √d E[r B] / ‖E[r B]‖."""
         return task_vector(reward, self.represent.backward_embedding(seen))
 
     def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
-        """Q of each plan, [N]; ``cond`` in data units, ``plan`` in model units."""
+        """Return Q of each plan, [N]; ``cond`` in data units, ``plan`` in model units."""
         codec = require_task_conditioned(policy)
         z = codec.z.to(plan).expand(len(plan), -1)
         return self.represent.value(codec.inner.condition(cond), codec.unit(plan), z).amin(0)
@@ -105,31 +106,31 @@ class GoalReachingVerifier(nn.Module):
         self.config: dict[str, Any] = {}
 
     def task(self, seen: Tensor, reward: Tensor) -> Tensor:
-        """The best state; of equals, that which is nearest to their mean."""
+        """Return the state with the highest reward; among equals, the one nearest to their mean."""
         best = seen[reward == reward.max()]
         return best[(best - best.mean(0)).square().sum(1).argmin()]
 
     def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
-        """Zeros, [N]."""
+        """Return zeros, [N]."""
         return plan.new_zeros(len(plan))
 
 
 def require_task_conditioned(policy: Policy, who: str = "this") -> TaskConditionedCodec:
-    """The codec of a policy for any task; anything else is refused."""
+    """Return the codec of a task-conditioned policy. Raise InvalidInputError for any other policy."""
     if not isinstance(policy.codec, TaskConditionedCodec):
         raise InvalidInputError(
-            f"{who} needs a policy that sees a task vector beside the observation: give it the codec "
+            f"{who} needs a task-conditioned policy: give it the codec "
             f"TaskConditionedCodec(inner, torch.zeros(d)), not {type(policy.codec).__name__}"
         )
     return policy.codec
 
 
 def states(data: Demonstrations | EpisodeDataset | Tensor, most: int = STATES) -> Tensor:
-    """Observations [N, o] out of data, at most so many, evenly spread."""
+    """Return observations [N, o] of the data, at most ``most``, evenly spread."""
     demos = data.demos if isinstance(data, EpisodeDataset) else data
     seen = demos.observations if isinstance(demos, Demonstrations) else demos
     if not isinstance(seen, Tensor) or seen.ndim != 2:
-        raise InvalidInputError("rewards are told on flat observations [N, o]: concatenate the parts first")
+        raise InvalidInputError("rewards are evaluated on flat observations [N, o]: concatenate the parts first")
     return seen[torch.linspace(0, len(seen) - 1, min(most, len(seen))).long()]
 
 
@@ -140,28 +141,29 @@ def policy_for_reward(
     reward: Callable[[Tensor], Tensor] | Tensor,
     most: int = STATES,
 ) -> Policy:
-    """The policy for a reward: z = √d E_D[r(s) B(s)] / ‖·‖ (2103.07945), at once.
+    """Return the policy for a reward: z = √d E_D[r(s) B(s)] / ‖·‖ (2103.07945), at once.
 
-    ``data``: states like those of training, as demonstrations, a recording or observations [N, o]. ``reward``:
-    observations [N, o] in data units to [N]; or, beside observations, its values [N] there. At most ``most`` states are
-    looked at. Refused: a reward that is constant or not finite on them, and one that B sees nothing of.
+    ``data``: states like those of training, as demonstrations, an episode data set or observations [N, o]. ``reward``:
+    a function of observations [N, o] in data units to [N]; or, with observations as data, its values [N]. At most
+    ``most`` states are used. Raise InvalidInputError if the reward is constant or not finite on them, or orthogonal to
+    B.
     """
-    codec, control = require_task_conditioned(policy, "answer"), policy.weights.control
+    codec, control = require_task_conditioned(policy, "policy_for_reward"), policy.weights.control
     verifier = control.verifier if isinstance(control, BestOfN) else None
     if not hasattr(verifier, "task"):
-        raise InvalidInputError(
-            "this policy has no representation to tell it a reward: train it with breeze or fb first"
-        )
+        raise InvalidInputError("this policy cannot infer a task from a reward: train it with breeze or fb first")
     if isinstance(reward, Tensor):
         if not isinstance(data, Tensor) or reward.shape != data.shape[:1]:
-            raise InvalidInputError(
-                "rewards as numbers go with the observations [N, o] at which they were given: pass both"
-            )
-        seen, told = states(data, most), states(reward[:, None].float(), most)[:, 0]
+            raise InvalidInputError("rewards as numbers need their observations [N, o] as data: pass both")
+        seen, rewards = states(data, most), states(reward[:, None].float(), most)[:, 0]
     else:
         seen = states(data, most)
-        told = reward(seen)
-        if not isinstance(told, Tensor) or told.shape != seen.shape[:1]:
-            raise InvalidInputError(f"a reward function gives one number a state, [{len(seen)}] for {list(seen.shape)}")
-    z = cast(InfersTask, verifier).task(codec.inner.condition(seen.to(policy.device)), told.float().to(policy.device))
+        rewards = reward(seen)
+        if not isinstance(rewards, Tensor) or rewards.shape != seen.shape[:1]:
+            raise InvalidInputError(
+                f"a reward function returns one number per state, [{len(seen)}] for {list(seen.shape)}"
+            )
+    z = cast(InfersTask, verifier).task(
+        codec.inner.condition(seen.to(policy.device)), rewards.float().to(policy.device)
+    )
     return replace(policy, codec=replace(codec, z=z))

@@ -1,4 +1,4 @@
-"""Demonstrations, chunk windows and normalisers: everything between recorded episodes and a minibatch."""
+"""Demonstrations, chunk windows, normalisers and replay: from recorded episodes to a minibatch."""
 
 from denoiserl.data.codecs.action_chunk import ActionChunkCodec
 from denoiserl.data.codecs.normalize import Normalizer

@@ -1,8 +1,8 @@
-"""Rows on disk beside a saved state: a save appends what is new, and no save writes a large buffer again.
+"""Rows on disk beside a saved state: a save appends the new rows only, so a large buffer is never written again.
 
-Rows are numbered from the beginning. File ``rows-K.bin`` holds ``span`` of them, K·span and on, as fixed-size records
-without a header; the state knows the records' layout, how many rows there are and a checksum of each file. What lies
-beyond the state's count (a run was killed after appending and before saving) is cut off by the next append.
+Rows are numbered from the beginning. File ``rows-K.bin`` holds ``span`` of them, from K·span on, as fixed-size records
+without a header. The state holds the records' layout, the number of rows and a checksum per file. Rows beyond the
+state's count (of a run that was killed between appending and saving) are cut off by the next append.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ PIECE = 1 << 16
 class RowFile:
     """The newest ``span`` rows of a growing sequence, in ``folder``.
 
-    A file goes when neither this state nor the one before it needs its rows: whatever kills the process, the newest
-    saved state finds all of its own.
+    A file is deleted when neither this state nor the one before needs its rows. The newest saved state therefore finds
+    all of its rows, whenever the process is killed.
     """
 
     def __init__(self, folder: Path, span: int) -> None:
         self.folder, self.span, self.count = folder, span, 0
-        self.sums: dict[int, list[int]] = {}  # file -> [first row it vouches for, checksum from there on]
+        self.sums: dict[int, list[int]] = {}  # file -> [first row that it covers, checksum from there on]
 
     def append(self, rows: Callable[[Tensor], Tree], count: int) -> dict[str, Any]:
-        """Write ``rows(numbers)`` up to ``count``, force them to disk, and return what the state must say."""
+        """Write ``rows(numbers)`` up to ``count``, force them to disk, and return what the state must hold."""
         self.folder.mkdir(parents=True, exist_ok=True)
         keep = max(0, self.count - self.span)
         first = max(self.count, count - self.span)
@@ -47,7 +47,7 @@ class RowFile:
             if low >= high:
                 continue
             start, check = self.sums.get(k, [low, 0])
-            if low > self.count:  # rows were lost between two saves, and nobody will ask for them
+            if low > self.count:  # rows were lost between two saves, and no state needs them
                 start, check = low, 0
             with self._path(k).open("r+b" if self._path(k).exists() else "w+b") as file:
                 file.truncate((low - k * self.span) * kind.itemsize)
@@ -66,8 +66,10 @@ class RowFile:
         return {"layout": layout, "sums": {k: list(v) for k, v in self.sums.items()}}
 
     def restore(self, state: dict[str, Any], count: int) -> Tree:
-        """The newest min(count, span) rows, row i at place i mod span. Raises RunError, naming the file, if one is
-        missing, short or damaged."""
+        """Return the newest min(count, span) rows, row i at index i mod span.
+
+        Raise RunError, naming the file, if one is missing, short or damaged.
+        """
         self.count, self.sums = count, {int(k): list(v) for k, v in state["sums"].items()}
         held = min(count, self.span)
         layout = state["layout"]
@@ -94,13 +96,13 @@ class RowFile:
             raise RunError(f"{path} is missing, and the saved state needs it: restore it from a copy, or run again")
         found = np.fromfile(path, kind, rows, offset=skip * kind.itemsize)
         if len(found) < rows:
-            raise RunError(f"{path} has {len(found)} of the {rows} rows that the saved state knows: restore it, or run "
+            raise RunError(f"{path} has {len(found)} of the {rows} rows that the saved state needs: restore it, or run "
                          "again")  # fmt: skip
         return found
 
 
 def _kind(tree: Tree) -> np.dtype:
-    """The record of one row: a field a leaf, little-endian and packed."""
+    """Return the record of one row: a field per leaf, little-endian and packed."""
     fields = [(str(i), v.numpy().dtype.newbyteorder("<"), tuple(v.shape[1:])) for i, v in enumerate(leaves(tree))]
     return np.dtype(fields)
 
@@ -114,7 +116,7 @@ def _packed(tree: Tree, kind: np.dtype) -> bytes:
 
 
 def tree_map_layout(layout: Any, make: Callable[[str, list[int]], Tensor]) -> Any:
-    """Tensors for a layout: dicts of [dtype, shape of a row]."""
+    """Return the tensors of a layout: dicts of [dtype, shape of a row]."""
     if isinstance(layout, dict):
         return {k: tree_map_layout(v, make) for k, v in layout.items()}
     return make(*layout)

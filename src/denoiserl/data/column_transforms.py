@@ -1,4 +1,4 @@
-"""Columns of different kinds in the units of a denoiser, and back: what makes a transition a vector of numbers.
+"""Transform columns of different kinds to a denoiser's units and back: a transition becomes a vector of numbers.
 
     kind         data                           model                          decoded
     continuous   any number                     (x − mean)/std                 inverse, within ends that are often met
@@ -9,8 +9,8 @@
     one-hot      k columns, a single 1          0 and 1                        the largest is 1
     constant     never changes                  nothing                        its value
 
-``Fields.fit`` recognises all of them but angles and quantiles, which are told it. Binary columns and one-hots are left
-raw, as SynthER leaves the end of an episode (2303.06614): their standardised values would lie ten deviations out.
+``ColumnTransforms.fit`` recognises all but angles and quantiles, which must be declared. Binary columns and one-hots
+stay raw, as SynthER does with the end of an episode (2303.06614): standardised, they would lie ten deviations out.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ KINDS = ("continuous", "quantile", "binary", "angle", "circle", "one-hot", "cons
 FLAT = 1e-6
 """the range, relative to its size, below which a column is constant"""
 ROUND = 1e-3
-"""how far cos² + sin² may be from 1 in a pair that is recognised as a circle"""
+"""largest deviation of cos² + sin² from 1 in a pair that is recognised as a circle"""
 OFTEN = 0.005
-"""the share of rows that lie exactly on the end of a range from which it is taken to be a limit"""
+"""share of rows exactly on the end of a range above which the end is a limit"""
 KNOTS = 1001
-"""points at which a quantile function is kept"""
+"""knots of a stored quantile function"""
 
 
 @dataclass(frozen=True)
 class Field:
-    """Columns of one kind: their numbers in the data, and how many numbers they are to the model.
+    """Columns of one kind: their indices in the data, and how many model numbers they take.
 
-    ``centre`` and ``scale`` [size]: of continuous numbers and circles; ``values``: the two of a binary column, the
-    value of a constant, the knots of a quantile function, the lower end of an angle's branch, the limits of a number.
+    ``centre`` and ``scale`` [size]: of continuous numbers and circles. ``values``: the two of a binary column, the
+    value of a constant, the knots of a quantile function, the lower end of an angle's branch, or the limits of a
+    number.
     """
 
     kind: Kind
@@ -53,7 +54,7 @@ class Field:
     values: Tensor
 
     def encode(self, x: Tensor) -> Tensor:
-        """Data [N, columns] to model units [N, size]."""
+        """Convert data [N, columns] to model units [N, size]."""
         if self.kind == "constant":
             return x[:, :0]
         if self.kind == "binary":
@@ -67,7 +68,7 @@ class Field:
         return (x - self.centre) / self.scale
 
     def decode(self, z: Tensor) -> Tensor:
-        """Model units [N, size] to data [N, columns], always of the field's kind."""
+        """Convert model units [N, size] to data [N, columns], always of the field's kind."""
         if self.kind == "constant":
             return self.values.to(z).expand(len(z), 1)
         if self.kind == "binary":
@@ -89,7 +90,7 @@ class Field:
         return low + torch.remainder(torch.atan2(x[:, 1:], x[:, :1]) - low, 2 * math.pi)
 
     def _rank(self, x: Tensor) -> Tensor:
-        """The share of the data below x, by the kept knots; in the middle of a run of equal ones."""
+        """Return the share of the data below x, by the stored knots; within a run of equal knots, its middle."""
         knots = self.values.double().contiguous()
         n, at = len(knots) - 1, x.double().contiguous()
         after = torch.searchsorted(knots, at, right=True).clamp(1, n)
@@ -103,16 +104,16 @@ class Field:
 
 @dataclass(frozen=True)
 class ColumnTransforms:
-    """All columns of a table, each in a field; ``width`` columns in the data, ``size`` numbers to the model."""
+    """All columns of a table, each in a field; ``width`` columns in the data, ``size`` numbers in model units."""
 
     fields: tuple[Field, ...]
     width: int
 
     @staticmethod
     def fit(data: Tensor, kinds: Mapping[int, str] | None = None) -> ColumnTransforms:
-        """Of rows ``data`` [N, C]. ``kinds``: {column: kind} where it is not to be recognised.
+        """Fit to rows ``data`` [N, C]. ``kinds``: {column: kind} of columns whose kind is declared.
 
-        Refused: NaN and infinity, by column; kinds that the column is not.
+        Raise InvalidInputError for NaN and infinity, by column, and for a kind that the column is not.
         """
         if data.ndim != 2 or len(data) == 0:
             raise InvalidInputError(f"fields are fitted to rows [N, C], not {list(data.shape)}")
@@ -120,34 +121,34 @@ class ColumnTransforms:
         if bool(bad.any()):
             where, rows = bad.any(0).nonzero().flatten().tolist(), int(bad.any(1).sum())
             raise InvalidInputError(f"column(s) {where} hold NaN or infinity in {rows} rows: drop or repair these rows")
-        told, found, at = dict(kinds or {}), [], 0
-        for column, kind in told.items():
+        declared, found, at = dict(kinds or {}), [], 0
+        for column, kind in declared.items():
             if kind not in KINDS or not 0 <= column < data.shape[1]:
                 raise InvalidInputError(
                     f"column {column} of {data.shape[1]}: {unknown_name_message(kind, KINDS, 'kind of field')}"
                 )
         while at < data.shape[1]:
-            made = _told(data, at, told) if at in told else _seen(data, at, told)
+            made = _declared(data, at, declared) if at in declared else _recognised(data, at, declared)
             found.append(made)
             at += len(made.columns)
         return ColumnTransforms(tuple(found), data.shape[1])
 
     @property
     def size(self) -> int:
-        """Numbers a row in model units."""
+        """numbers per row in model units"""
         return sum(f.size for f in self.fields)
 
     def encode(self, data: Tensor) -> Tensor:
-        """Data [N, C] to model units [N, size]."""
+        """Convert data [N, C] to model units [N, size]."""
         return torch.cat([f.encode(data[:, list(f.columns)]) for f in self.fields], 1)
 
     def decode(self, sample: Tensor) -> Tensor:
-        """Model units [N, size] to data [N, C]."""
+        """Convert model units [N, size] to data [N, C]."""
         parts = sample.split([f.size for f in self.fields], 1)
         return torch.cat([f.decode(z) for f, z in zip(self.fields, parts, strict=True)], 1)
 
     def place(self, column: int) -> slice:
-        """Where the numbers of a data column are in model units (of its whole field)."""
+        """Return the slice of a data column (of its whole field) in model units."""
         at = 0
         for f in self.fields:
             if column in f.columns:
@@ -157,7 +158,7 @@ class ColumnTransforms:
 
 
 def _field(kind: Any, columns: list[int], size: int, data: Tensor | None = None, values: Any = ()) -> Field:
-    """A field; ``data`` [N, size] are what is standardised."""
+    """Return a field; ``data`` [N, size]: what is standardised."""
     centre, scale = torch.zeros(size), torch.ones(size)
     if data is not None:
         rows = data.double()
@@ -175,7 +176,7 @@ def _binary(x: Tensor) -> bool:
 
 
 def _round(data: Tensor, at: int) -> bool:
-    """Are the columns at and at + 1 a cosine and a sine?"""
+    """Return whether the columns at and at + 1 are a cosine and a sine."""
     if at + 1 >= data.shape[1]:
         return False
     pair = data[:, at : at + 2]
@@ -183,12 +184,12 @@ def _round(data: Tensor, at: int) -> bool:
     return moves and float((pair.double().square().sum(1) - 1).abs().max()) < ROUND
 
 
-def _hot(data: Tensor, at: int, told: Mapping[int, str]) -> int:
-    """The length of a one-hot that begins at a column; 0 where none does."""
+def _hot(data: Tensor, at: int, declared: Mapping[int, str]) -> int:
+    """Return the length of a one-hot that begins at a column; 0 if none does."""
     total = torch.zeros(len(data))
     for end in range(at, data.shape[1]):
         column = data[:, end]
-        if (end in told and told[end] != "one-hot") or not bool(((column == 0) | (column == 1)).all()):
+        if (end in declared and declared[end] != "one-hot") or not bool(((column == 0) | (column == 1)).all()):
             return 0
         total = total + column
         if end > at and bool((total == 1).all()):
@@ -198,14 +199,14 @@ def _hot(data: Tensor, at: int, told: Mapping[int, str]) -> int:
     return 0
 
 
-def _seen(data: Tensor, at: int, told: Mapping[int, str]) -> Field:
-    """The field that begins at a column of which nothing is told."""
+def _recognised(data: Tensor, at: int, declared: Mapping[int, str]) -> Field:
+    """Return the field that begins at a column without a declared kind."""
     x = data[:, at]
-    if (length := _hot(data, at, told)) >= 2 and not all(_flat(data[:, at + i]) for i in range(length)):
+    if (length := _hot(data, at, declared)) >= 2 and not all(_flat(data[:, at + i]) for i in range(length)):
         return _field("one-hot", list(range(at, at + length)), length)
     if _flat(x):
         return _field("constant", [at], 0, values=[float(x[0])])
-    if at + 1 not in told and _round(data, at):
+    if at + 1 not in declared and _round(data, at):
         return _field("circle", [at, at + 1], 2, data[:, at : at + 2])
     if _binary(x):
         return _field("binary", [at], 1, values=[float(x.min()), float(x.max())])
@@ -218,9 +219,9 @@ def _number(at: int, x: Tensor) -> Field:
     return _field("continuous", [at], 1, x[:, None], limits)
 
 
-def _told(data: Tensor, at: int, told: Mapping[int, str]) -> Field:
-    """The field at a column whose kind is told."""
-    kind, x = told[at], data[:, at]
+def _declared(data: Tensor, at: int, declared: Mapping[int, str]) -> Field:
+    """Return the field at a column with a declared kind."""
+    kind, x = declared[at], data[:, at]
     if _flat(x) and kind != "one-hot":
         return _field("constant", [at], 0, values=[float(x[0])])
     if kind == "angle":
@@ -241,7 +242,7 @@ def _told(data: Tensor, at: int, told: Mapping[int, str]) -> Field:
         return _field(kind, [at], 1, values=[float(x.min()), float(x.max())])
     if kind == "circle" and _round(data, at):
         return _field(kind, [at, at + 1], 2, data[:, at : at + 2])
-    if kind == "one-hot" and (length := _hot(data, at, told)):
+    if kind == "one-hot" and (length := _hot(data, at, declared)):
         return _field(kind, list(range(at, at + length)), length)
     if kind == "continuous":
         return _number(at, x)

@@ -40,10 +40,12 @@ class Demonstrations:
             )
         for leaf in leaves(self.observations):
             if len(leaf) != frames:
-                raise InvalidInputError(f"there are {frames} actions and {len(leaf)} observations: one each a frame")
-        for what, told in (("success", self.success), ("returns", self.returns)):
-            if told is not None and len(told) != len(self.ends):
-                raise InvalidInputError(f"{what} has {len(told)} entries for {len(self.ends)} episodes")
+                raise InvalidInputError(
+                    f"there are {frames} actions and {len(leaf)} observations: store one of each per frame"
+                )
+        for what, values in (("success", self.success), ("returns", self.returns)):
+            if values is not None and len(values) != len(self.ends):
+                raise InvalidInputError(f"{what} has {len(values)} entries for {len(self.ends)} episodes")
 
     @staticmethod
     def of(
@@ -52,9 +54,9 @@ class Demonstrations:
         returns: Sequence[float] | None = None,
         name: str = "",
     ) -> Demonstrations:
-        """From a list of (observations [L, ...], actions [L, d]), one an episode."""
+        """Return the demonstrations of a list of (observations [L, ...], actions [L, d]), one per episode."""
         if not episodes:
-            raise InvalidInputError("no episode was recorded")
+            raise InvalidInputError("there is no episode: record at least one")
         return Demonstrations(
             cat([o for o, _ in episodes]),
             torch.cat([a for _, a in episodes]),
@@ -78,17 +80,17 @@ class Demonstrations:
 
     @property
     def lengths(self) -> Tensor:
-        """Frames of each episode, [E]."""
+        """frames of each episode, [E]"""
         return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     def episode(self, i: int) -> tuple[Any, Tensor]:
-        """Observations and actions of one episode, views of the storage."""
+        """Return observations and actions of one episode, views of the storage."""
         i = range(len(self))[i]
         part = slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
         return tree_map(lambda v: v[part], self.observations), self.actions[part]
 
     def take(self, keep: Tensor) -> Demonstrations:
-        """The episodes of an index or mask [E]."""
+        """Return the episodes of an index or mask [E]."""
         keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         if len(keep) == 0:
             raise InvalidInputError("no episode is left: record more, or filter less")
@@ -101,39 +103,39 @@ class Demonstrations:
         return Demonstrations(seen, self.actions[frame], length.cumsum(0), success, returns, self.name)
 
     def successful(self) -> Demonstrations:
-        """The episodes that succeeded."""
+        """Return the episodes that succeeded. Raise InvalidInputError if that is not known, or none did."""
         if self.success is None:
-            raise InvalidInputError("these demonstrations do not say which episodes succeeded")
+            raise InvalidInputError("these demonstrations do not record which episodes succeeded: record success")
         if not bool(self.success.any()):
             raise InvalidInputError(
-                f"none of the {len(self)} demonstrated episodes succeeded, and only they count: record some"
+                f"none of the {len(self)} demonstrated episodes succeeded, and only those count: record some"
             )
         return self.take(self.success)
 
     def statistics(self) -> dict[str, float]:
-        """Episodes, frames, mean length, and success and return where known."""
-        told = {
+        """Return numbers of episodes and frames, mean length, and success and return if known."""
+        found = {
             "episodes": float(len(self)),
             "frames": float(len(self.actions)),
             "length": len(self.actions) / len(self),
         }
         if self.success is not None:
-            told["success"] = float(self.success.float().mean())
+            found["success"] = float(self.success.float().mean())
         if self.returns is not None:
-            told["return"] = float(self.returns.float().mean())
-        return told
+            found["return"] = float(self.returns.float().mean())
+        return found
 
     def save(self, path: str | Path) -> Path:
-        """Store in the folder ``path``, whole or not at all."""
+        """Save to the folder ``path``, atomically."""
         return store.write(path, self.tree())
 
     def tree(self) -> dict[str, Any]:
-        """All fields, and what they are."""
+        """Return all fields, and their kind."""
         return {"kind": KIND, **{f: getattr(self, f) for f in FIELDS}}
 
     @staticmethod
     def load(path: str | Path) -> Demonstrations:
-        """Read what ``save`` stored."""
+        """Load what ``save`` saved."""
         tree = store.read(path)
         if not isinstance(tree, dict) or tree.get("kind") != KIND:
             raise RunError(f"{path} holds no demonstrations")
@@ -141,11 +143,11 @@ class Demonstrations:
 
     @staticmethod
     def concat(parts: Sequence[Demonstrations]) -> Demonstrations:
-        """Demonstrations one after another; success and returns where all of them tell."""
+        """Join demonstrations one after another; success and returns if all parts have them."""
         before = torch.tensor([0, *(len(part.actions) for part in parts)]).cumsum(0)
         success, returns = (
-            None if any(v is None for v in told) else torch.cat([v for v in told if v is not None])
-            for told in ([p.success for p in parts], [p.returns for p in parts])
+            None if any(v is None for v in values) else torch.cat([v for v in values if v is not None])
+            for values in ([p.success for p in parts], [p.returns for p in parts])
         )
         return Demonstrations(
             cat([part.observations for part in parts]),

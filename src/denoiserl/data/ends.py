@@ -1,7 +1,7 @@
-"""Where recorded episodes end: one judgement for all formats of what flags, successors and jumps say.
+"""Find where recorded episodes end, from flags, successors and jumps; used by all formats.
 
-``split`` cuts rows that lie one after another into episodes. ``inside`` judges flags within what a format already calls
-one episode. What is certain is cut or refused; what is a guess is a warning with its first row.
+``split`` cuts rows that lie one after another into episodes. ``inside`` checks flags within an episode of a format.
+Certain ends are cut and contradictions raise an error; guesses give a warning with their first row.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 from denoiserl.core.errors import InvalidInputError
 
 FAR = 8.0
-"""a step is a jump from so many times the upper quartile of steps on, in a quarter of the numbers that move"""
+"""a step is a jump if it exceeds this many times the upper quartile of steps, in a quarter of the moving columns"""
 WIDE = 0.06
-"""the share of their range that it crosses, a mean over these numbers, where nothing but the jump tells of an end:
-bursts of what mostly rests are no ends"""
+"""least share of their range (mean over the moving columns) of a jump that counts as an end without any flag; bursts of
+columns that mostly rest are no ends"""
 FEW = 20
-"""steps inside episodes below which nothing is said about jumps"""
+"""least number of steps inside episodes for the detection of jumps"""
 ROUNDED = 1e-6
-"""the difference, relative to a number and to the span of its column, up to which a successor is the next row"""
+"""largest difference, relative to a number and to the range of its column, of a successor from the next row"""
 
 
 class Split(NamedTuple):
-    """``stop`` [E]: the last row of each episode; ``ended`` [E] bool: it truly ended there; ``known`` [E] bool: what
-    followed that row is stored."""
+    """``stop`` [E]: the last row of each episode; ``ended`` [E] bool: a true end; ``known`` [E] bool: the observation
+    after that row is stored."""
 
     stop: np.ndarray
     ended: np.ndarray
@@ -34,7 +34,7 @@ class Split(NamedTuple):
 
 
 def flags(name: str, what: str, value: np.ndarray, n: int) -> np.ndarray:
-    """Return a column of ends as bool [n]. Raise InvalidInputError, with the row, if it is not made of zeros and
+    """Return a column of ends as bool [n]. Raise InvalidInputError, with the row, if it holds other than zeros and
     ones."""
     flat = np.asarray(value).reshape(-1)
     if len(flat) != n:
@@ -51,63 +51,62 @@ def split(
     """Return the episodes of rows one after another.
 
     ``seen`` [N, ...]: observations; ``ended`` [N] bool: true ends; ``cut`` [N] bool: time limits (None: not stored);
-    ``after`` [N, ...]: what followed each row (None: not stored).
+    ``after`` [N, ...]: the observation after each row (None: not stored).
 
-    With ``after``, an episode stops wherever it differs from the next row. Where a time limit cut it and ``after`` is
-    the start of the next episode, a jump away, what followed is not known. Without ``after`` and without ``cut``, an
-    episode stops at wide jumps, far beyond the steps inside episodes. With ``cut`` a jump is believed only beside an
-    end that has none, which then lies one row off; others may be teleports, and are told. Warn of all that flags do not
-    say, and of runs of them.
+    With ``after``, an episode stops wherever it differs from the next row. At a time limit where ``after`` is the start
+    of the next episode, a jump away, the successor is not known. Without ``after`` and ``cut``, an episode stops at
+    wide jumps, far beyond the steps inside episodes. With ``cut``, a jump counts only beside an end without one, whose
+    flag is then one row off; other jumps may be teleports, and give a warning. Warn of all ends that flags do not mark,
+    and of runs of flags.
     """
     n, shifted = len(ended), np.zeros(len(ended), bool)
-    told = ended if cut is None else ended | cut
-    stop = told.copy()
+    flagged = ended if cut is None else ended | cut
+    stop = flagged.copy()
     stop[-1] = True
     if after is not None:
         follows = _follows(seen, after)
-        hidden = ~follows & ~told[:-1]
+        hidden = ~follows & ~flagged[:-1]
         stop[:-1] |= hidden
         if cut is not None and hidden.any():
             early = cut[:-1] & ~ended[:-1] & follows
-            stop[:-1] &= ~early  # flags that are wrong elsewhere: the successors are right
+            stop[:-1] &= ~early  # wrong flags elsewhere: the successors are right
             more = (
                 f", and {_count(early, 'time limit')} lie where it goes on, first in row {_first(early)}"
                 if early.any()
                 else ""
             )
             _warn(
-                f"next_observations of {_count(hidden, 'row')} of {name} are not the next row and no end is told, first"
-                f" in row {_first(hidden)}{more}: episodes are cut at what next_observations say; repair the flags"
+                f"next_observations of {_count(hidden, 'row')} of {name} are not the next row and no end is flagged, "
+                f"first in row {_first(hidden)}{more}: episodes are cut by next_observations; repair the flags"
             )
         if cut is not None:
             shifted = _shifted(name, seen, stop, cut & ~ended & stop, follows)
-        over = told[:-1] & follows & (seen[1:] != seen[:-1]).any(tuple(range(1, seen.ndim)))
+        over = flagged[:-1] & follows & (seen[1:] != seen[:-1]).any(tuple(range(1, seen.ndim)))
     else:
         inner = ~stop[:-1]
         far, wide = jumps(seen, inner)
-        over = told[:-1] & ~far & (int(inner.sum()) >= FEW)
-        lone = np.append(told[:-1] & ~far, False)  # ends without a jump, beside which one may lie
-        beside = far & ~told[:-1] & (lone[1:] | np.append(False, lone[:-2])) & (cut is not None)
-        stop[:-1] |= _gaps(name, beside | wide & ~told[:-1], beside, cut is not None)
-    _runs(name, told, over)
-    if n > 1 and after is None and not told.any() and not stop[:-1].any():
-        _warn(f"{name} tells of no end: its {n} rows are read as one episode; store timeouts")
+        over = flagged[:-1] & ~far & (int(inner.sum()) >= FEW)
+        lone = np.append(flagged[:-1] & ~far, False)  # ends without a jump, which may be one row off
+        beside = far & ~flagged[:-1] & (lone[1:] | np.append(False, lone[:-2])) & (cut is not None)
+        stop[:-1] |= _gaps(name, beside | wide & ~flagged[:-1], beside, cut is not None)
+    _runs(name, flagged, over)
+    if n > 1 and after is None and not flagged.any() and not stop[:-1].any():
+        _warn(f"{name} marks no end: its {n} rows are read as one episode; store timeouts")
     at = np.flatnonzero(stop)
     return Split(at, ended[at], ~shifted[at] & (after is not None))
 
 
 def jumps(seen: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which steps from row i to row i + 1 [N - 1] are jumps, by those that lie ``inner`` [N - 1] to an episode,
-    and which of these are ``WIDE``.
+    """Return which steps from row i to row i + 1 [N - 1] are jumps, and which of these are ``WIDE``.
 
-    The size of a number's step is measured by its upper quartile; numbers that mostly stand still say nothing, and an
-    angle that is wrapped has moved by the shorter way.
+    The scale is the upper quartile of the steps ``inner`` [N - 1] to an episode, per column. Columns that mostly rest
+    are ignored, and a wrapped angle moves by the shorter way.
     """
     if int(inner.sum()) < FEW:
         return np.zeros(len(inner), bool), np.zeros(len(inner), bool)
     columns = np.asarray(seen).reshape(len(seen), -1)
     moving, far, size = 0, *np.zeros((2, len(inner)))
-    for column in columns.T:  # one at a time: recordings are large
+    for column in columns.T:  # one at a time: data sets are large
         column = column.astype(np.float64)
         width = np.ptp(column)
         step = np.abs(np.diff(column))
@@ -123,8 +122,7 @@ def jumps(seen: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, refuse: bool = True) -> None:
-    """Raise InvalidInputError (or warn) if episode ``i`` says before its last row that it is over: it may be several in
-    one."""
+    """Raise InvalidInputError (or warn) if episode ``i`` has an end before its last row: it may be several episodes."""
     for what, flag in (("terminated", ended), ("truncated", cut)):
         if flag is None or not flag[:-1].any():
             continue
@@ -135,10 +133,10 @@ def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, 
 
 
 def _follows(seen: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Which successors are the next row [N - 1], up to rounding; NaN says nothing here, and is refused elsewhere.
+    """Return which successors equal the next row [N - 1], up to rounding; NaN counts as equal and is checked elsewhere.
 
-    Rounded is what differs by the step of the coarsest numbers that either is stored in, or float32, in which rows are
-    learned; and by ``ROUNDED`` of the number (1 for smaller ones), or of what its column spans if that is less.
+    The tolerance is the step of the coarsest type that either is stored in, or float32, in which rows are learned; plus
+    ``ROUNDED`` of the number (1 for smaller ones), or of its column's range if that is less.
     """
     same = np.ones(len(seen) - 1, bool)
     kinds = [np.finfo(v.dtype) for v in (seen, after) if v.dtype.kind == "f"] + [np.finfo(np.float32)]
@@ -159,7 +157,7 @@ def _follows(seen: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def _shifted(name: str, seen: np.ndarray, stop: np.ndarray, limit: np.ndarray, follows: np.ndarray) -> np.ndarray:
-    """Which rows [N] of a time ``limit`` [N] store the next episode's start as what followed; warn of them."""
+    """Return which rows [N] of a time ``limit`` [N] store the next episode's start as successor; warn of them."""
     wrong = np.zeros(len(seen), bool)
     if not (limit[:-1] & follows).any():
         return wrong
@@ -167,14 +165,14 @@ def _shifted(name: str, seen: np.ndarray, stop: np.ndarray, limit: np.ndarray, f
     if wrong.any():
         _warn(
             f"next_observations of {_count(wrong, 'time limit')} of {name} are the start of the next episode, a jump "
-            f"away, first in row {_first(wrong)}: what followed there is not known, so these rows are left out"
+            f"away, first in row {_first(wrong)}: the successor is not known there, so these rows are left out"
         )
         wrong[-1] = limit[-1]  # the last row has no next episode, and is stored in the same way
     return wrong
 
 
 def _gaps(name: str, gap: np.ndarray, beside: np.ndarray, limits: bool) -> np.ndarray:
-    """Which of the jumps that no flag tells of [N - 1] are ends, some of them ``beside`` a flag; warn of them."""
+    """Return which jumps without a flag [N - 1] are ends, some of them ``beside`` a flag; warn of them."""
     if not gap.any():
         return gap
     count, first = _count(gap, "gap"), _first(gap)
@@ -192,18 +190,18 @@ def _gaps(name: str, gap: np.ndarray, beside: np.ndarray, limits: bool) -> np.nd
     )
     _warn(
         f"{name} jumps far beyond its other steps inside episodes ({count}, first after row {first}): teleports of "
-        f"the environment, or ends that timeouts do not tell{said}. Store next_observations to be sure"
+        f"the environment, or ends that timeouts do not mark{said}. Store next_observations to be sure"
     )
     return beside
 
 
-def _runs(name: str, told: np.ndarray, over: np.ndarray) -> None:
-    """Warn of rows that say the episode is over, one after another, while it goes on."""
-    run = over & told[1:]
+def _runs(name: str, flagged: np.ndarray, over: np.ndarray) -> None:
+    """Warn of consecutive rows flagged as ends while the episode continues."""
+    run = over & flagged[1:]
     if run.any():
         _warn(
-            f"{_count(run, 'row')} of {name} say that the episode is over and the next row says it again while it goes "
-            f"on, first in row {_first(run)}: each is read as an end, hence as an episode of one row; keep the last "
+            f"{_count(run, 'row')} of {name} are ends, and so is the row after each, while the episode continues, "
+            f"first in row {_first(run)}: each is read as an end, hence as an episode of one row; keep the last "
             "flag of a run if only that is one"
         )
 

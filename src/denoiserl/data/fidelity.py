@@ -1,7 +1,7 @@
-"""How real made data look: marginals, correlations, distances to what is known, and what the dynamics say.
+"""Measure how realistic generated data are: marginals, correlations, distances to training data, and dynamics.
 
-All of it compares rows that were made with rows that were recorded, of which some were held out from whoever made the
-others. A copy of the training data would pass every test of marginals; ``memorization`` is what it fails.
+Generated rows are compared with recorded rows, some of which were held out from the generator's training. A copy of the
+training data passes every test of marginals and fails ``memorization``.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from denoiserl.processes import GaussianHead, OneStep
 from denoiserl.train import fit
 
 MOST = 2000
-"""rows whose neighbours are looked for"""
+"""rows whose nearest neighbours are computed"""
 SMALL = 0.05
-"""standard deviations of a step's error that nobody minds: a simulator without noise makes every model look bad"""
+"""error of a step, in standard deviations, that is always tolerated: without simulator noise every model has some"""
 STEP_PARTS = ("obs", "action"), ("next_obs", "reward")
-"""what a model of the dynamics is given, and what it answers"""
+"""inputs and outputs of the dynamics model"""
 
 
 def marginals(real: Tensor, made: Tensor) -> Tensor:
-    """The Kolmogorov-Smirnov distance of every column, [C] in [0, 1]: max |F(x) − G(x)| of [N, C] and [M, C]."""
+    """Return the Kolmogorov-Smirnov distance of every column, [C] in [0, 1]: max |F(x) − G(x)| of [N, C] and [M, C]."""
     pairs = zip(_numpy(real).T, _numpy(made).T, strict=True)
     return torch.tensor([float(ks_2samp(a, b).statistic) for a, b in pairs])  # type: ignore[attr-defined]
 
 
 def correlations(real: Tensor, made: Tensor) -> Tensor:
-    """|ρ − ρ'| of every pair of columns that change in both, [P]. The sign of a shift in one says nothing here."""
+    """Return |ρ − ρ'| of every pair of columns that change in both, [P]."""
     moving = (real.std(0) > 1e-9) & (made.std(0) > 1e-9)
     if int(moving.sum()) < 2:
         return torch.zeros(0)
@@ -47,21 +47,23 @@ def correlations(real: Tensor, made: Tensor) -> Tensor:
 
 
 def nearest_distances(rows: Tensor, known: Tensor, scale: Tensor | None = None) -> Tensor:
-    """The Euclidean distance of every row [N, C] to the nearest of the ``known`` [M, C], in standard deviations of
-    those (or ``scale`` [C]); columns that never change do not count."""
+    """Return the Euclidean distance of every row [N, C] to the nearest of the ``known`` [M, C].
+
+    It is in standard deviations of those (or ``scale`` [C]); constant columns do not count.
+    """
     scale = known.std(0) if scale is None else scale
     counts = scale > 1e-9
     if not bool(counts.any()):
-        raise InvalidInputError("no column of the data changes, so there are no distances in them")
+        raise InvalidInputError("no column of the data changes, so distances are undefined: record data that vary")
     a, b = (v[:, counts] / scale[counts] for v in (rows, known))
-    exact = "donot_use_mm_for_euclid_dist"  # the quick way loses small distances, and copies are what is looked for
+    exact = "donot_use_mm_for_euclid_dist"  # the fast mode loses small distances, which copies have
     return torch.cat([torch.cdist(block, b, compute_mode=exact).amin(1) for block in a.split(256)])
 
 
 def memorization(made: Tensor, held_out: Tensor, train: Tensor) -> float:
-    """Median distance of held-out rows to the training rows over that of made ones, at most 1000.
+    """Return the median distance of held-out rows to the training rows over that of generated rows, at most 1000.
 
-    About 1: what was made is as new as what was never seen. Far above 1: it is copied.
+    About 1: generated rows are as new as held-out ones. Far above 1: they are copies.
     """
     scale = train.std(0)
     new, copied = (float(nearest_distances(v, train, scale).median()) for v in (held_out, made))
@@ -69,8 +71,10 @@ def memorization(made: Tensor, held_out: Tensor, train: Tensor) -> float:
 
 
 def dynamics(train: Transitions, updates: int, rng: Rng | int, width: int = 64) -> Callable[[Transitions], Tensor]:
-    """A model of s' and r given (s, a) that saw only recorded rows: ``errors(rows) -> [N]``, how far rows are from what
-    it expects, in standard deviations (root mean square over the columns that change)."""
+    """Train a model of s' and r given (s, a) on recorded rows; return its error function ``errors(rows) -> [N]``.
+
+    The error is in standard deviations (root mean square over the columns that change).
+    """
     given, answer = (_side(train, parts) for parts in STEP_PARTS)
     before, after = _scaler(given), _scaler(answer)
     size = answer.shape[1]
@@ -82,28 +86,28 @@ def dynamics(train: Transitions, updates: int, rng: Rng | int, width: int = 64) 
     @torch.no_grad()
     def errors(rows: Transitions) -> Tensor:
         given, answer = (_side(rows, parts) for parts in STEP_PARTS)
-        told = net(
+        predicted = net(
             torch.zeros(len(given), size), net.embed_time(torch.ones(1)), net.embed_condition(before(given))
         ).mean
-        return (((told - after(answer)) ** 2 * changes).sum(1) / changes.sum().clamp_min(1)).sqrt()
+        return (((predicted - after(answer)) ** 2 * changes).sum(1) / changes.sum().clamp_min(1)).sqrt()
 
     return errors
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How real made rows look. ``names`` [C] of columns, ``ks`` [C] their Kolmogorov-Smirnov distances.
+    """How realistic generated rows are. ``names`` [C] of columns, ``ks`` [C] their Kolmogorov-Smirnov distances.
 
-    ``correlation``, ``worst``: the mean and the largest change of a correlation. ``distance``: medians to the nearest
-    training row, of made and of held-out rows; ``memorised``: the second over the first; ``copies``: the share of made
-    rows that are nearer to a training row than a hundredth of that. ``surprise``: medians of the errors of a model of
-    the dynamics, on made and on held-out rows. ``dropped``: the share of draws whose end was unsure.
+    ``correlation``, ``worst``: mean and largest change of a correlation. ``distance``: median distance to the nearest
+    training row, of generated and of held-out rows. ``memorised``: the second over the first. ``copies``: share of
+    generated rows nearer to a training row than a hundredth of the held-out median. ``surprise``: median error of a
+    dynamics model on generated and on held-out rows. ``dropped``: share of samples with an unclear end.
     """
 
     names: tuple[str, ...]
     ks: tuple[float, ...]
     chance: float
-    """what the distance of as many independent rows of one law stays below in 99 of 100 cases, a column"""
+    """99 % quantile of the distance of as many independent rows of one distribution, per column"""
     correlation: float
     worst: float
     distance: tuple[float, float]
@@ -114,22 +118,22 @@ class Fidelity:
     rows: dict[str, int]
 
     def warnings(self) -> list[str]:
-        """What should make a reader think twice, in sentences."""
+        """Return warnings about these numbers, as sentences."""
         said = []
         if self.rows["training"] < 1000:
             said.append(
-                f"The model learned from {self.rows['training']} rows: below 1000 it tends to remember them (ratio "
+                f"The model learned from {self.rows['training']} rows: below 1000 it tends to memorise them (ratio "
                 f"{self.memorised:.2f}; 1 is as new as held-out rows)."
             )
         elif self.memorised > 2:
             said.append(
                 f"Made rows are {self.memorised:.1f} times nearer to the training rows than held-out ones: the model "
-                "remembers. Record more, or train it shorter."
+                "memorises. Record more, or train it for fewer updates."
             )
         if self.memorised < 0.5:
             said.append(
                 f"Made rows are {1 / max(self.memorised, 1e-3):.1f} times as far from the training rows as held-out "
-                "ones: the model blurs what the data do. Train longer, or a wider model."
+                "ones: the model blurs the data. Train longer, or a wider model."
             )
         far = [f"{n} ({v:.2f})" for n, v in zip(self.names, self.ks, strict=True) if v > 0.1 + self.chance]
         if far:
@@ -140,11 +144,11 @@ class Fidelity:
                 f"{self.surprise[1]:.3g}: train longer, or a wider model."
             )
         if self.dropped > 0.2:
-            said.append(f"{self.dropped:.0%} of the draws did not say whether the episode ended, and were dropped.")
+            said.append(f"{self.dropped:.0%} of the samples had an unclear end of episode, and were dropped.")
         return said
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for a file."""
+        """Return all numbers and warnings, for a file."""
         made = asdict(self)
         made["ks"] = dict(zip(self.names, self.ks, strict=True))
         made.pop("names")
@@ -162,10 +166,10 @@ def fidelity(
     updates: int = 2000,
     dropped: float = 0.0,
 ) -> Fidelity:
-    """Compare made rows with those that the model learned from and with those that it never saw."""
+    """Compare generated rows with the model's training rows and with held-out rows."""
     rng = as_rng(rng)
     if min(len(made), len(train), len(held_out)) < 2:
-        raise InvalidInputError("fidelity needs two rows or more that were made, learned from, and held out")
+        raise InvalidInputError("fidelity needs at least two generated, two training and two held-out rows")
     a, b, c = (torch.cat(list(columns(v).values()), 1) for v in (made, train, held_out))
     few = [v[rng.permutation(len(v))[:MOST]] for v in (a, b, c)]
     seen = b[rng.permutation(len(b))[: 10 * MOST]]
@@ -176,7 +180,7 @@ def fidelity(
     return Fidelity(
         names(made),
         tuple(marginals(b, a).tolist()),
-        1.63 * (1 / len(b) + 1 / len(a)) ** 0.5,  # Smirnov's asymptotic law
+        1.63 * (1 / len(b) + 1 / len(a)) ** 0.5,  # Smirnov's asymptotic distribution
         float(gaps.mean()) if len(gaps) else 0.0,
         float(gaps.max()) if len(gaps) else 0.0,
         (float(near.median()), float(new.median())),
@@ -189,7 +193,7 @@ def fidelity(
 
 
 def names(data: Transitions) -> tuple[str, ...]:
-    """The columns' names, in their order: obs 0, obs 1 ... action 0 ... reward, next obs 0 ..., terminated."""
+    """Return the columns' names in order: obs 0, obs 1 ... action 0 ... reward, next obs 0 ..., terminated."""
     words = {"next_obs": "next obs"}
     found = []
     for name, value in columns(data).items():

@@ -1,4 +1,4 @@
-"""Ranges of data: outliers, spreads near nothing, and data in other units than a box."""
+"""Check ranges of data: outliers, spreads near zero, and data in other units than their bounds."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from denoiserl.core.errors import InvalidInputError
 
 FEW = 20
-"""rows below which nothing is an outlier"""
+"""least number of rows for the detection of outliers"""
 FAR = 200
-"""one row in so many at each end, or one, is left away to see what the others use"""
+"""one row in so many at each end, at least one, is left out to measure the range of the others"""
 NARROW = 0.1
-"""the share of a range below which its use is told"""
+"""share of a range below which its use is reported"""
 TINY = 1e-4
-"""the range, relative to its size (or 1), below which a dimension hardly moves"""
+"""range, relative to its size (or 1), below which a dimension hardly moves"""
 HUGE = 1e30
-"""a bound from which on it is none"""
+"""bound from which on it counts as none"""
 SHOWN = 3
-"""dimensions that a sentence names"""
+"""dimensions that a message names"""
 
 
 def share(rows: Tensor) -> Tensor:
     """Return the share [d] of each dimension's range that all but the farthest rows [N, d] use; 1 for a constant.
 
-    The farthest are one in ``FAR`` at each end, and at least one. Where the others are all equal, the dimension is a
-    rare event and holds no outlier, unless the event is ten times as large as they are (or as 1).
+    The farthest are one in ``FAR`` at each end, and at least one. If the others are all equal, the dimension is a rare
+    event without outliers, unless the event is ten times as large as they are (or as 1).
     """
     count = len(rows)
     width = rows.amax(0) - rows.amin(0)
@@ -43,12 +43,13 @@ def share(rows: Tensor) -> Tensor:
 
 
 def tiny(low: Tensor, high: Tensor) -> Tensor:
-    """Return which dimensions [d] hardly move between ``low`` and ``high``: noise would be taken for a signal."""
+    """Return which dimensions [d] hardly move between ``low`` and ``high``: their noise would be taken for a signal."""
     return (high > low) & (high - low <= TINY * torch.maximum(low.abs(), high.abs()).clamp_min(1.0))
 
 
 def odd(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor | None = None) -> list[str]:
-    """Return sentences on outliers and tiny spreads of ``rows`` [N, d]: dimension, row, and episode of ``ends`` [E]."""
+    """Return warnings about outliers and tiny spreads of ``rows`` [N, d]: dimension, row, and episode of ``ends``
+    [E]."""
     low, high, found = rows.amin(0), rows.amax(0), []
     for d in _worst(shares, (shares < NARROW) & ~constant):
         column, middle = rows[:, d], rows[:, d].median()
@@ -77,11 +78,11 @@ def check_range(
     slack: float = 0.0,
     ends: bool = False,
 ) -> tuple[bool, str]:
-    """Return whether ``rows`` [N, d] leave the ``box`` from ``low`` to ``high`` [d], and what is wrong ("": nothing).
+    """Return whether ``rows`` [N, d] leave the ``box`` from ``low`` to ``high`` [d], and a warning ("": none).
 
-    Wrong is a dimension beyond the box where that is finite, by more than ``slack`` of it, or within a tenth of it; one
-    that never changes only if ``constant``. A dimension of NaN is not compared. ``ends``: the rows are the two ends of
-    a range, and none is named.
+    A dimension is wrong if it exceeds finite bounds by more than ``slack`` of them, or uses less than a tenth of them;
+    one that never changes only if ``constant``. Dimensions of NaN are not compared. ``ends``: the rows are the two ends
+    of a range, so no row is named.
     """
     low, high = (torch.as_tensor(v, dtype=torch.float64).reshape(-1).expand(rows.shape[1]) for v in (low, high))
     low, high = low.where(low > -HUGE, -torch.inf), high.where(high < HUGE, torch.inf)
@@ -115,7 +116,7 @@ def compare(
     constant: bool = True,
     slack: float = 0.0,
 ) -> None:
-    """Warn of what ``check_range`` finds wrong. Raise InvalidInputError for rows beyond the box if ``refuse``."""
+    """Warn of what ``check_range`` finds. If ``refuse``, raise InvalidInputError for rows outside the bounds."""
     beyond, said = check_range(rows, low, high, name, box, constant, slack)
     if beyond and refuse:
         raise InvalidInputError(f"{said}; out_of_bounds_actions='clip' (--out-of-bounds-actions clip) clips them")
@@ -123,13 +124,13 @@ def compare(
 
 
 def tell(sentences: Iterable[str]) -> None:
-    """Warn of all of them."""
+    """Warn of all sentences."""
     for said in sentences:
         _warn(said)
 
 
 def _worst(size: Tensor, mask: Tensor) -> list[int]:
-    """A few of the dimensions of a mask, the smallest ones first."""
+    """Return a few of the dimensions of a mask, the smallest sizes first."""
     order = size.argsort()
     return order[mask[order]][:SHOWN].tolist()
 

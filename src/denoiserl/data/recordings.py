@@ -1,4 +1,4 @@
-"""Recorded episodes: demonstrations with rewards, last observations and how episodes ended, and their validation."""
+"""Episode data sets: demonstrations with rewards, last observations and how episodes ended, and their validation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from denoiserl.data.demos import Demonstrations
 
 @dataclass(frozen=True)
 class EpisodeDataset:
-    """Demonstrations with the rest of what happened; N frames in E episodes.
+    """Demonstrations with rewards and ends; N frames in E episodes.
 
-    ``rewards`` [N]; ``last`` [E, ...]: the observation after the last action; ``terminated`` [E] bool: the episode
-    truly ended (otherwise a time limit cut it). None of what a source does not tell. ``low``, ``high`` [d]: the box of
-    actions, infinite where it is not known.
+    ``rewards`` [N]; ``last`` [E, ...]: the observation after the last action; ``terminated`` [E] bool: a true end
+    (otherwise a time limit cut the episode). Each is None if the source does not store it. ``low``, ``high`` [d]:
+    bounds of the actions, infinite if not known.
     """
 
     demos: Demonstrations
@@ -35,11 +35,11 @@ class EpisodeDataset:
 
     def __repr__(self) -> str:
         known = {"rewards": self.rewards, "last observations": self.last, "ends": self.terminated}
-        told = [name for name, value in known.items() if value is not None]
-        return f"EpisodeDataset({self.demos.describe()}, with {' and '.join(told) or 'actions alone'})"
+        found = [name for name, value in known.items() if value is not None]
+        return f"EpisodeDataset({self.demos.describe()}, with {' and '.join(found) or 'actions alone'})"
 
     def take(self, keep: Tensor) -> EpisodeDataset:
-        """The episodes of an index or mask [E]."""
+        """Return the episodes of an index or mask [E]."""
         index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         demos = self.demos.take(index)
         rewards = None
@@ -52,24 +52,24 @@ class EpisodeDataset:
         )
 
     def successful(self) -> EpisodeDataset:
-        """The episodes that succeeded."""
+        """Return the episodes that succeeded. Raise InvalidInputError if that is not known."""
         if self.demos.success is None:
-            raise InvalidInputError("this environment does not say which episodes succeeded (info['success'])")
+            raise InvalidInputError("this environment does not report which episodes succeeded: add info['success']")
         return self.take(self.demos.success)
 
     @staticmethod
     def of(demos: Demonstrations, rewards: Tensor | None = None) -> EpisodeDataset:
-        """Demonstrations of which nothing else is known, but rewards perhaps."""
+        """Return an episode data set of demonstrations alone, with rewards if given."""
         wide = torch.full((demos.actions.shape[1],), torch.inf)
         return EpisodeDataset(demos, rewards, None, None, -wide, wide)
 
     def save(self, path: str | Path) -> Path:
-        """Store in the folder ``path``, whole or not at all. ``Demonstrations.load`` reads its demonstrations."""
+        """Save to the folder ``path``, atomically. ``Demonstrations.load`` reads its demonstrations."""
         return store.write(path, {**self.demos.tree(), **{f: getattr(self, f) for f in REST}})
 
     @staticmethod
     def load(path: str | Path) -> EpisodeDataset:
-        """Read what ``save`` stored; of demonstrations alone, nothing else is known."""
+        """Load what ``save`` saved, or demonstrations alone."""
         demos, tree = Demonstrations.load(path), store.read(path)
         if not all(f in tree for f in REST):
             return EpisodeDataset.of(demos)
@@ -77,27 +77,27 @@ class EpisodeDataset:
 
     @staticmethod
     def concat(parts: Sequence[EpisodeDataset]) -> EpisodeDataset:
-        """The episodes of recordings of one environment, one after another."""
+        """Join the episodes of data sets of one environment, one after another."""
         one, *_ = parts
 
         def all_of(f: str) -> Any:
-            told = [getattr(part, f) for part in parts]
-            return None if any(v is None for v in told) else cat(told)
+            values = [getattr(part, f) for part in parts]
+            return None if any(v is None for v in values) else cat(values)
 
         demos = Demonstrations.concat([part.demos for part in parts])
         return EpisodeDataset(demos, all_of("rewards"), all_of("last"), all_of("terminated"), one.low, one.high)
 
 
 REST = ("rewards", "last", "terminated", "low", "high")
-"""what a recording has beside its demonstrations"""
+"""fields beside the demonstrations"""
 
 
 def validate_episode(
     name: str, i: int, observations: Any, actions: np.ndarray, low: Any = None, high: Any = None, **columns: Any
 ) -> None:
-    """Refuse a bad episode, by its number and row.
+    """Raise InvalidInputError for a bad episode, with its number and row.
 
-    Empty, columns of unequal length, NaN or infinity, actions [L, d] outside the box [low, high].
+    Checked are: empty, columns of unequal length, NaN or infinity, actions [L, d] outside the bounds [low, high].
     """
     where = f"episode {i} of {name}"
     if actions.ndim != 2:
@@ -129,12 +129,12 @@ def validate_episode(
 
 
 def _named(name: str, tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree of dicts with their paths."""
+    """Return the leaves of a tree of dicts with their paths."""
     if isinstance(tree, dict):
         return [pair for k, v in tree.items() for pair in _named(f"{name}/{k}", v)]
     return [(name, tree)]
 
 
 def to_stored_tensor(value: np.ndarray) -> Tensor:
-    """What is stored: float32, and bytes (pictures) as they are."""
+    """Return the stored form: float32, and bytes (images) unchanged."""
     return torch.from_numpy(np.array(value, dtype=np.uint8 if value.dtype == np.uint8 else np.float32))

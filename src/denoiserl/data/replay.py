@@ -1,7 +1,7 @@
-"""Replay: what was experienced, kept for learning that does not need to be on policy.
+"""Replay buffer: collected decisions for off-policy learning.
 
-A row is one decision (an action, or a chunk of them). Rows lie in a ring in the order in which they came, and know
-which row followed them in their episode, so n-step returns are made when a batch is drawn.
+A row is one decision (an action, or a chunk of them). Rows lie in a ring in the order of collection, each with the
+index of its successor in the episode, so n-step returns are computed when a minibatch is sampled.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, all_finite, leaves, tree_map
 from denoiserl.data.append_log import RowFile
 
-if TYPE_CHECKING:  # env stands on this floor too, and some of it reads data
+if TYPE_CHECKING:  # only for the annotation
     from denoiserl.data.rollout import Rollout
 
 OWN = ("obs", "next_obs", "action", "reward", "terminated", "length", "before")
 
 
 class ReplayBuffer:
-    """The newest ``capacity`` decisions. Adding costs one write a row, a batch one gather a column.
+    """The newest ``capacity`` decisions. Adding costs one write per row, a minibatch one gather per column.
 
-    ``folder``: where rows are kept beside a saved state, which then holds counters only; every save appends what is
-    new, and a resume goes back to what the state knew. Without a folder the rows are part of the state. Rows live on
-    ``device``. It remembers: name it in ``run.loop``.
+    ``folder``: where rows are kept beside a saved state, which then holds counters only. Every save appends the new
+    rows, and a resumed run has the rows of the saved state. Without a folder the rows are part of the state. Rows live
+    on ``device``. It has a state: name it in ``run.loop``.
     """
 
     def __init__(self, capacity: int, device: str | torch.device = "cpu", folder: Path | str | None = None) -> None:
@@ -43,7 +43,7 @@ class ReplayBuffer:
     @classmethod
     @torch.no_grad()
     def of(cls, rows: dict[str, Any], device: str | torch.device = "cpu") -> ReplayBuffer:
-        """A full buffer of decisions that do not follow each other; it takes the columns over and does not copy them.
+        """Return a full buffer of unrelated decisions; it takes the columns over without a copy.
 
         ``rows``: "obs", "next_obs", "action", "reward", "terminated", "length" and further columns, [N, ...].
         """
@@ -55,7 +55,7 @@ class ReplayBuffer:
         return made
 
     def __len__(self) -> int:
-        """How many decisions can be drawn."""
+        """Return the number of decisions that can be sampled."""
         return min(self.count, self.capacity)
 
     def __repr__(self) -> str:
@@ -63,12 +63,12 @@ class ReplayBuffer:
 
     @torch.no_grad()
     def add(self, ep: Rollout, **more: Tree) -> int:
-        """Take in an episode's decisions, those that did not happen left out, and say how many there were.
+        """Add the valid decisions of a rollout, and return their number.
 
-        ``more``: further columns [T, B, ...], drawn as they were given; ``action=`` takes the place of the episode's.
-        Episodes of one stream are taken in the order in which they were collected, and an n-step return runs on from
-        one to the next where the next begins in the state in which the last one stopped. Refused: NaN and infinity,
-        rows of other shapes than those before, more rows at once than the buffer holds.
+        ``more``: further columns [T, B, ...], sampled as they were given; ``action=`` replaces the rollout's actions.
+        Add rollouts of one collector in the order of collection: an n-step return continues from one to the next if the
+        next begins in the state in which the last one stopped. Raise InvalidInputError for NaN and infinity, rows of
+        other shapes than before, and more rows at once than the buffer holds.
         """
         given: dict[str, Any] = {
             "obs": ep.obs, "next_obs": ep.next_obs, "action": ep.action, "reward": ep.reward,
@@ -101,14 +101,14 @@ class ReplayBuffer:
     def sample(
         self, n: int, rng: Rng | int, gamma: float, steps: int = 1, batches: int | None = None
     ) -> dict[str, Any]:
-        """n decisions drawn uniformly with replacement, [n, ...]; with ``batches``, [batches, n, ...] in one gather.
+        """Sample n decisions uniformly with replacement, [n, ...]; with ``batches``, [batches, n, ...] in one gather.
 
-            reward = Σ_{k<m} γ^{τ_k} r_k,   discount = γ^{τ_m} (0 where row m − 1 truly ended),   τ_k ticks before row k
+            reward = Σ_{k<m} γ^{τ_k} r_k,   discount = γ^{τ_m} (0 where row m − 1 truly ended),   τ_k steps before row k
 
-        where the return has m ≤ ``steps`` rows: it stops where the episode does, at what is newest, and at a reset
-        nobody announced. ``next_obs`` is the true successor of its last row, also at a time limit, so that a learner
-        bootstraps there; ``terminated`` says whether it may. ``obs``, ``action`` and further columns are the first
-        row's. The discount inside a chunk is the stream's. Refused: fewer decisions than a batch.
+        The return has m ≤ ``steps`` rows: it stops where the episode does, at the newest row, and at a reset.
+        ``next_obs`` is the true successor of its last row, also at a time limit, so that a learner bootstraps there;
+        ``terminated`` marks where it must not. ``obs``, ``action`` and further columns are the first row's. The
+        discount inside a chunk is the collector's. Raise InvalidInputError for fewer decisions than a minibatch.
         """
         rng = as_rng(rng, self.device)
         if len(self) < n:
@@ -136,7 +136,7 @@ class ReplayBuffer:
         return tree_map(lambda v: v.unflatten(0, shape), drawn)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and the rows themselves where there is no folder to append them to."""
+        """Return the counters, and the rows themselves without a folder."""
         state: dict[str, Any] = {"count": self.count, "capacity": self.capacity}
         state["tails"] = None if self.open_rows is None else self.open_rows.cpu()
         if self.file is None:
@@ -145,11 +145,11 @@ class ReplayBuffer:
         return {**state, "rows": None, "file": self.file.append(self._rows, self.count)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where the saved buffer stood."""
+        """Load a saved state. Raise RunError if it does not fit."""
         if state["capacity"] != self.capacity:
             raise RunError(f"the saved buffer has a capacity of {state['capacity']}, this one of {self.capacity}")
         if (state["file"] is None) != (self.file is None):
-            raise RunError("one buffer keeps its rows in a folder and the other in the state: give both the same")
+            raise RunError("the saved buffer and this one differ in whether rows are in a folder: make both the same")
         rows = state["rows"] if self.file is None else self.file.restore(state["file"], state["count"])
         self.count = state["count"]
         self.open_rows = None if state["tails"] is None else state["tails"].to(self.device)
@@ -166,31 +166,32 @@ class ReplayBuffer:
         return torch.empty(self.capacity, *like.shape[1:], dtype=like.dtype, device=self.device)
 
     def _rows(self, at: Tensor) -> Tree:
-        """Rows by their number since the beginning."""
+        """Return rows by their number since the beginning."""
         return tree_map(lambda v: v[at.to(self.device) % self.capacity].cpu(), self.columns)
 
     def _fits(self, rows: dict[str, Any]) -> None:
         for name, tree in rows.items():
             if not all_finite(tree):
                 raise InvalidInputError(
-                    f"{name} holds NaN or infinity: what is kept would be learned from again and again"
+                    f"{name} holds NaN or infinity, which would be sampled many times: repair the environment"
                 )
         if not self.columns:
             return
         if rows.keys() | {"before"} != self.columns.keys():
             raise InvalidInputError(
-                f"the buffer has the columns {sorted(self.columns)}, these rows {sorted(rows)}: give equal"
+                f"the buffer has the columns {sorted(self.columns)}, these rows {sorted(rows)}: give the same columns"
             )
         for name, tree in rows.items():
             shapes = [(tuple(v.shape[1:]), v.dtype) for v in leaves(tree)]
             known = [(tuple(v.shape[1:]), v.dtype) for v in leaves(self.columns[name])]
             if shapes != known:
                 raise InvalidInputError(
-                    f"{name} is {shapes} a row, the buffer holds {known}: one buffer holds one kind of row"
+                    f"{name} is {shapes} per row, the buffer holds {known}: use one buffer per kind of row"
                 )
 
     def _linked(self, ep: Rollout, alive: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """For every decision [T·B] the number of the one before it in its episode, or −1; and the last ones [B]."""
+        """Return for every decision [T·B] the number of the one before it in its episode, or −1; and the last ones
+        [B]."""
         number = (self.count + flat.long().cumsum(0) - 1).view(alive.shape)
         done = ep.done.to(self.device)
         open_, before = self._continued(ep), torch.full_like(number, -1)
@@ -200,10 +201,10 @@ class ReplayBuffer:
         return before.flatten(), open_
 
     def _continued(self, ep: Rollout) -> Tensor:
-        """The open ends [B] of what came before, where this episode begins in the states that they led to."""
-        copies = ep.reward.shape[1]
-        ends = torch.full((copies,), -1, dtype=torch.int64, device=self.device)
-        if self.open_rows is None or len(self.open_rows) != copies:
+        """Return the last rows [B] of unfinished episodes that this rollout continues, −1 where it does not."""
+        num_envs = ep.reward.shape[1]
+        ends = torch.full((num_envs,), -1, dtype=torch.int64, device=self.device)
+        if self.open_rows is None or len(self.open_rows) != num_envs:
             return ends
         known = self.open_rows >= max(0, self.count - self.capacity)
         at = self.open_rows.clamp_min(0) % self.capacity
@@ -212,7 +213,7 @@ class ReplayBuffer:
         return torch.where(known, self.open_rows, ends)
 
     def _link(self, at: Tensor, before: Tensor) -> None:
-        """Tell the rows before the rows ``at`` what followed them, where they are still here."""
+        """Set the successors of the rows before the rows ``at``, if they are still in the buffer."""
         self.next_row[at] = -1
         known = before >= max(0, self.count - self.capacity)
         self.next_row[before[known] % self.capacity] = at[known]

@@ -1,4 +1,4 @@
-"""Collected experience [T, B, ...]: what a collector returns and replay buffers take."""
+"""A rollout: collected experience [T, B, ...], which a collector returns and replay buffers take."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from denoiserl.policy.chain import Chain
 
 
 class Fault(NamedTuple):
-    """What went wrong: with ``copy`` (None where nobody can say which), at ``tick`` of its episode, and ``what``."""
+    """A fault of environment ``env`` (None if not known) at ``step`` of its episode; ``what``: a description."""
 
-    copy: int | None
-    tick: int
+    env: int | None
+    step: int
     what: str
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Collected experience, all [T, B, ...]; a step is one decision (an action, or a chunk of T_a).
+    """Collected experience, all [T, B, ...]; an entry is one decision (an action, or a chunk of T_a).
 
-    ``obs``, ``next_obs``: trees; ``next_obs`` is the true successor. ``reward``: Σ γ^i r_i over the executed ticks.
-    ``terminated``: truly over; ``done``: over, time limits too. ``num_executed``: ticks. ``executed_mask`` [T, B, T_a]:
-    the executed actions; all False where an automatic reset swallowed the step. ``action``: what the policy asked for.
-    ``info``: ``return`` and ``ticks`` of the episode so far, and ``success`` (so far) where it is reported. ``faults``:
-    what went wrong on the way and was mended; a decision that was lost to it is not valid, but ``done``.
+    ``obs``, ``next_obs``: trees; ``next_obs`` is the true successor. ``reward``: Σ γ^i r_i over the executed steps.
+    ``terminated``: a true end; ``done``: an end, time limits included. ``num_executed``: executed steps.
+    ``executed_mask`` [T, B, T_a]: the executed actions; all False where an automatic reset took the step. ``action``:
+    the policy's action. ``info``: ``return`` and ``length`` of the episode so far, and ``success`` so far if it is
+    reported. ``faults``: faults that were repaired; a decision lost to one is not valid, but ``done``.
     """
 
     obs: Tree
@@ -43,27 +43,27 @@ class Rollout:
     faults: tuple[Fault, ...] = ()
 
     def __repr__(self) -> str:
-        steps, copies = self.reward.shape
+        steps, num_envs = self.reward.shape
         return (
-            f"Rollout({steps} steps of {copies} copies, observation {describe_shapes(self.obs, 2)}, action "
+            f"Rollout({steps} steps of {num_envs} environments, observation {describe_shapes(self.obs, 2)}, action "
             f"{list(self.action.shape[2:])}, {int((self.done & self.valid).sum())} episodes ended)"
         )
 
     @property
     def valid(self) -> Tensor:
-        """[T, B] bool: the step happened. What is not valid must not be learned from."""
+        """[T, B] bool: the decision happened; learn from valid decisions only"""
         return self.executed_mask.any(-1)
 
     def discount(self, gamma: float) -> Tensor:
-        """γ to the length of the step, 0 where the episode truly ended: [T, B]."""
+        """Return γ to the length of the decision, 0 where the episode truly ended: [T, B]."""
         return gamma ** self.num_executed.float() * ~self.terminated
 
     def summary(self) -> dict[str, float]:
-        """Means over the episodes that finished here: ``num_episodes``, ``return``, ``length`` and
-        ``success`` if reported.
+        """Return means over the finished episodes: ``num_episodes``, ``return``, ``length``, and ``success`` if
+        reported.
 
-        Without a finished episode there is only ``num_episodes``: 0. ``num_faults`` counts what went wrong, where
-        anything did.
+        Without a finished episode there is only ``num_episodes``: 0. ``num_faults`` is the number of faults, if there
+        are any.
         """
         over = self.done & self.valid
         count = int(over.sum())

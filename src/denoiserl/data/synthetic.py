@@ -1,9 +1,8 @@
-"""Synthetic experience: a diffusion model of what happened, and rows that it makes (SynthER, 2303.06614).
+"""Synthetic experience: a diffusion model of transitions, and its samples (SynthER, 2303.06614).
 
-``train_generator`` trains EDM on transitions x = [s, a, r, s', done] in the units of ``ColumnTransforms``;
-``TransitionGenerator.sample`` makes as many as wanted, all of them of the columns' kinds: actions inside their box,
-angles on the circle, ends of episodes certain. ``MixedReplayBuffer`` is a replay buffer of which part of each batch is
-made.
+``train_generator`` trains EDM on transitions x = [s, a, r, s', done] in the units of ``ColumnTransforms``.
+``TransitionGenerator.sample`` returns any number of samples of the columns' kinds: actions within their bounds, angles
+on the circle, clear ends of episodes. ``MixedReplayBuffer`` draws part of each minibatch from samples.
 """
 
 from __future__ import annotations
@@ -27,34 +26,33 @@ from denoiserl.processes.edm_training import Churn, EDMTraining, heun
 from denoiserl.train import EMA, Metrics, Run, fit
 
 FEW = 1000
-"""rows below which a model of them remembers rather than learns"""
+"""number of rows below which a model tends to memorise them"""
 UNSURE = (0.2, 0.8)
-"""ends of episodes that the model leaves open: such rows are dropped"""
+"""unclear values of the end of an episode: such rows are dropped"""
 BLOCK = 4096
-"""rows drawn side by side"""
+"""rows sampled at a time"""
 
 
 @dataclass(frozen=True)
 class Model(Settings):
-    """The diffusion model, and how long it learns. Published are a width of 1024, a depth of 6, 100 000 updates, a
-    learning rate of 3e-4 and 128 steps; the defaults are for a laptop."""
+    """The diffusion model. Published: width 1024, depth 6, 100 000 updates, learning rate 3e-4, 128 steps."""
 
     num_updates: Count = 10_000
     """gradient steps of the model"""
     batch_size: Count = 256
-    """rows a gradient step"""
+    """rows per gradient step"""
     lr: NonNegative = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
     width: Count = 256
-    """the residual perceptron's width"""
+    """width of the residual MLP"""
     depth: Count = 4
-    """its hidden layers"""
+    """hidden layers of the residual MLP"""
     sampling_steps: Count = 48
-    """Heun steps of a draw"""
+    """Heun steps per sample"""
     churn: NonNegative = 0.0
-    """noise added and removed on the way (80 as published): with it so few steps widen what is made by 3 to 5 %"""
+    """noise added and removed while sampling (published: 80); with so few steps it widens samples by 3 to 5 %"""
     ema_decay: Fraction = 0.9995
-    """the decay of the weights' moving average, at most"""
+    """largest decay of the weights' moving average"""
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,19 @@ class Layout:
 
     @staticmethod
     def fit(data: Transitions, kinds: Mapping[str, Mapping[int, str]] | None = None) -> Layout:
-        """Of logged rows. ``kinds``: {"obs" | "action" | "reward": {column: kind}} where it is not to be recognised."""
-        told = dict(kinds or {})
+        """Fit to logged rows. ``kinds``: {"obs" | "action" | "reward": {column: kind}} of declared kinds."""
+        declared = dict(kinds or {})
         parts = columns(data)
         return Layout(
-            ColumnTransforms.fit(torch.cat([parts["obs"], parts["next_obs"]]), told.get("obs")),
-            ColumnTransforms.fit(parts["action"], told.get("action")),
-            ColumnTransforms.fit(parts["reward"], told.get("reward")),
+            ColumnTransforms.fit(torch.cat([parts["obs"], parts["next_obs"]]), declared.get("obs")),
+            ColumnTransforms.fit(parts["action"], declared.get("action")),
+            ColumnTransforms.fit(parts["reward"], declared.get("reward")),
             ColumnTransforms.fit(parts["terminated"]),
         )
 
     @property
     def fields(self) -> tuple[tuple[str, ColumnTransforms], ...]:
-        """The parts in their order."""
+        """the parts in order"""
         return (
             ("obs", self.obs), ("action", self.action), ("reward", self.reward), ("next_obs", self.obs),
             ("terminated", self.terminated),
@@ -88,16 +86,16 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """Numbers of a transition in model units."""
+        """numbers per transition in model units"""
         return sum(f.size for _, f in self.fields)
 
     def encode(self, data: Transitions) -> Tensor:
-        """Rows to model units [N, size]."""
+        """Convert rows to model units [N, size]."""
         parts = columns(data)
         return torch.cat([f.encode(parts[name]) for name, f in self.fields], 1)
 
     def decode(self, sample: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Model units [N, size] to columns, and which rows are sure whether the episode ended [N]."""
+        """Convert model units [N, size] to columns; return them and which rows have a clear end flag [N]."""
         split = dict(zip((n for n, _ in self.fields), sample.split([f.size for _, f in self.fields], 1), strict=True))
         decoded = {name: f.decode(split[name]) for name, f in self.fields}
         end = split["terminated"]
@@ -106,7 +104,7 @@ class Layout:
 
 
 def columns(data: Transitions) -> dict[str, Tensor]:
-    """The columns of a row, each [N, ...]. Refused: observations that are not flat, rows of unequal length."""
+    """Return the columns of rows, [N, ...] each. Raise InvalidInputError if they are not flat or of unequal length."""
     if not isinstance(data.obs, Tensor) or not isinstance(data.next_obs, Tensor) or data.obs.ndim != 2:
         raise InvalidInputError(
             "synthetic experience is made of flat observations [N, o]: concatenate the parts, or encode them"
@@ -123,7 +121,7 @@ def columns(data: Transitions) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class TransitionGenerator:
-    """A trained model of transitions. ``like``: one of the rows that it has learned from, for what they share."""
+    """A trained model of transitions. ``like``: one of its training rows, for what all rows share."""
 
     denoiser: GaussianDenoiser
     layout: Layout
@@ -131,25 +129,28 @@ class TransitionGenerator:
     model: Model
 
     def sample(self, n: int, rng: Rng | int, told: Callable[[int], None] | None = None) -> tuple[Transitions, float]:
-        """``n`` new rows, in data units, on the CPU, and the share of rows that were dropped on the way.
+        """Return ``n`` new rows in data units on the CPU, and the share of samples that were dropped for an unclear
+        end.
 
-        Actions are clipped to their box. Rows whose end is unsure are drawn again; refused where more than 90 % are.
-        ``told(done)`` hears how many are made.
+        Raise InvalidInputError if more than 90 % are dropped. ``told(done)`` is called with the number of finished
+        rows.
         """
         rng = as_rng(rng, next(self.denoiser.parameters()).device)
         if n < 1:
-            raise InvalidInputError(f"there is at least one row to make, not {n}")
+            raise InvalidInputError(f"n is at least 1, not {n}")
         times, made, done, drawn = time_grid(self.model.sampling_steps), [], 0, 0
         while done < n:
             count = min(BLOCK, n if not made else max(256, n - done))
             sample = heun(self.denoiser, times, (self.layout.size,), count, rng, churn=Churn(self.model.churn)).cpu()
             if not bool(sample.isfinite().all()):
-                raise InvalidInputError("the model draws NaN or infinity: train it longer, or at a lower learning rate")
+                raise InvalidInputError(
+                    "the model samples NaN or infinity: train it longer, or at a lower learning rate"
+                )
             parts, sure = self.layout.decode(sample)
             drawn, done = drawn + count, done + int(sure.sum())
             if drawn >= 512 and done < 0.1 * drawn:
                 raise InvalidInputError(
-                    f"of {drawn} rows that the model drew, {done} say whether the episode ended: train it longer"
+                    f"of {drawn} sampled rows, only {done} have a clear end of episode: train the model longer"
                 )
             made.append({k: v[sure] for k, v in parts.items()})
             if told is not None:
@@ -158,7 +159,7 @@ class TransitionGenerator:
 
 
 def rows(made: list[dict[str, Tensor]], like: Transitions, n: int | None = None) -> Transitions:
-    """The first ``n`` (None: all) rows of decoded ``columns``, with what they share with ``like``."""
+    """Return the first ``n`` (None: all) rows of decoded ``columns``, with what they share with ``like``."""
     parts = {k: torch.cat([m[k] for m in made])[:n] for k in made[0]}
     over = parts["terminated"][:, 0] > 0.5
     action = parts["action"].unflatten(1, like.action.shape[1:]).clamp(like.low, like.high)
@@ -176,9 +177,9 @@ def train_generator(
     run: Run | None = None,
     kinds: Mapping[str, Mapping[int, str]] | None = None,
 ) -> Generator[Metrics, None, TransitionGenerator]:
-    """Train a model of the rows: a generator that yields its loss and returns the ``TransitionGenerator``.
+    """Train a model of the rows; yield its loss and return the ``TransitionGenerator``.
 
-    Refused: fewer rows than a batch, NaN and infinity.
+    Raise InvalidInputError for fewer rows than a minibatch, NaN and infinity.
     """
     run = run or Run()
     rng = as_rng(rng, run.device)
@@ -200,7 +201,7 @@ def train_generator(
 def train_generator_now(
     data: Transitions, model: Model, rng: Rng | int, device: torch.device | str = "cpu"
 ) -> TransitionGenerator:
-    """``train_generator`` in one go, in memory: for who makes models on the way."""
+    """Run ``train_generator`` to its end, in memory, and return the model."""
     running = train_generator(data, model, rng, Run(None, device))
     while True:
         try:
@@ -210,8 +211,7 @@ def train_generator_now(
 
 
 def add_gaussian_noise(data: Transitions, n: int, std: float, rng: Rng | int) -> Transitions:
-    """``n`` copies of rows with Gaussian noise of ``std`` standard deviations on all that is continuous: the plain
-    augmentation that a model has to beat."""
+    """Return ``n`` rows with Gaussian noise of ``std`` standard deviations on continuous columns: a simple baseline."""
     rng = as_rng(rng)
     layout = Layout.fit(data)
     at = rng.integers(0, len(data), n)
@@ -223,13 +223,13 @@ def add_gaussian_noise(data: Transitions, n: int, std: float, rng: Rng | int) ->
 
 
 def part(data: Transitions, index: Any) -> Transitions:
-    """Some of the rows."""
+    """Return the rows of an index."""
     names = ("obs", "action", "reward", "discount", "next_obs", "terminated", "length")
     return replace(data, **{k: getattr(data, k)[index] for k in names})
 
 
 def buffer_to_transitions(replay: ReplayBuffer, low: Tensor, high: Tensor, gamma: float) -> Transitions:
-    """The decisions that a replay buffer holds, as logged rows on the CPU."""
+    """Return the decisions of a replay buffer as logged rows on the CPU."""
     c = {k: v[: len(replay)].cpu() for k, v in replay.columns.items() if isinstance(v, Tensor)}
     discount = gamma ** c["length"].float() * ~c["terminated"]
     return Transitions(
@@ -238,44 +238,43 @@ def buffer_to_transitions(replay: ReplayBuffer, low: Tensor, high: Tensor, gamma
 
 
 class MixedReplayBuffer:
-    """A replay buffer of real decisions, beside which lie made ones: ``share`` of every batch is drawn from those.
-
-    As long as ``made`` is None all of a batch is real. It remembers, made rows included: name it in ``run.loop``.
-    """
+    """A replay buffer of which ``share`` of every minibatch is generated. It has a state: name it in ``run.loop``."""
 
     def __init__(self, real: ReplayBuffer, share: float = 0.5) -> None:
         if not 0 <= share < 1:
-            raise RunError(f"the made share of a batch lies in [0, 1), not {share}: what is all made needs no mixing")
+            raise RunError(
+                f"the generated share of a minibatch lies in [0, 1), not {share}: use ReplayBuffer for generated rows"
+            )
         self.real, self.share = real, share
         self.synthetic: ReplayBuffer | None = None
         self.filled = 0
-        """how many real decisions there were when rows were made last"""
+        """number of real decisions at the last refill"""
 
     @property
     def count(self) -> int:
-        """Real decisions, ever."""
+        """number of real decisions ever added"""
         return self.real.count
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Those of the real decisions."""
+        """columns of the real decisions"""
         return self.real.columns
 
     def __len__(self) -> int:
         return len(self.real)
 
     def add(self, ep: Any, **more: Any) -> int:
-        """Take in real decisions."""
+        """Add real decisions."""
         return self.real.add(ep, **more)
 
     def refill(self, made: ReplayBuffer) -> None:
-        """Exchange all that is made."""
+        """Replace all generated rows."""
         self.synthetic, self.filled = made, self.count
 
     def sample(
         self, n: int, rng: Rng | int, gamma: float, steps: int = 1, batches: int | None = None
     ) -> dict[str, Any]:
-        """As ``ReplayBuffer.sample``; the made rows come last, and are single transitions whatever ``steps``."""
+        """Sample as ``ReplayBuffer.sample``; generated rows come last, and are single transitions for any ``steps``."""
         rng = as_rng(rng, self.real.device)
         made = 0 if self.synthetic is None else round(self.share * n)
         drawn = self.real.sample(n - made, rng, gamma, steps, batches)
@@ -286,12 +285,12 @@ class MixedReplayBuffer:
         return {k: torch.cat([v, other[k]], axis) for k, v in drawn.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Both buffers."""
+        """Return the state of both buffers."""
         made = None if self.synthetic is None else self.synthetic.state_dict()
         return {"real": self.real.state_dict(), "made": made, "filled": self.filled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where the saved buffers stood."""
+        """Load the state of both buffers."""
         self.real.load_state_dict(state["real"])
         self.synthetic, self.filled = None, state["filled"]
         if state["made"] is not None:

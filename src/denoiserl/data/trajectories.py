@@ -1,7 +1,7 @@
-"""Windows of trajectories as a denoiser sees them, and the transitions in windows that were made (PGD, 2404.06356).
+"""Windows of trajectories in model units, and the transitions in generated windows (PGD, 2404.06356).
 
-A window is L steps of (s, a, r, done). Actions lie in [−1, 1]; the model sees atanh a, so that whatever it draws lies
-in the box and gradients with respect to an action do not explode on its edge.
+A window is L steps of (s, a, r, done). Actions lie in [−1, 1]; the model's units are atanh a. All samples then lie
+within the bounds, and gradients with respect to actions stay finite at the bounds.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from denoiserl.processes.edm_training import Churn, EDMTraining, Guide, heun
 from denoiserl.train import EMA, Metrics, Run, fit
 
 BLOCK = 65536
-"""windows looked at side by side"""
+"""windows processed at a time"""
 EDGE = 0.999
-"""the largest action that is turned into model units"""
+"""largest absolute action that is converted to model units"""
 
 Parts = Mapping[str, Tensor]
 """{"obs": [..., o], "action": [..., d] in [−1, 1], "reward": [..., 1], "done": [..., 1]}"""
 
 
 def slice_windows(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride: int = 1) -> dict[str, Tensor]:
-    """The windows of ``length`` steps of episodes that stop (exclusively) at ``ends`` [E], every ``stride``-th one.
+    """Return every ``stride``-th window of ``length`` steps of episodes that stop (exclusively) at ``ends`` [E].
 
-    Episodes that truly ``ended`` [E] bool are told to the end: their last frame is repeated, and ``done`` from it on.
-    Those that a time limit cut are windowed inside. Refused: no window at all.
+    Windows of episodes that truly ``ended`` [E] bool reach beyond the end: the last frame is repeated, with ``done``
+    from it on. Those of a time limit stay inside. Raise InvalidInputError if there is no window.
     """
     reach = length if bool(ended.any()) else 1
     try:
@@ -47,7 +47,9 @@ def slice_windows(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride
     inside = torch.cat([window.inside(index).all(1) for index in window.every.split(BLOCK)])
     index = window.every[inside | ended[window.episode]][::stride]
     if len(index) == 0:
-        raise InvalidInputError(f"no episode has the {length} steps of a window, and none that is shorter truly ended")
+        raise InvalidInputError(
+            f"no episode has the {length} steps of a window, and no shorter one truly ended: take shorter windows"
+        )
     frame, real = window.frames(index), window.inside(index)
     last = torch.zeros(len(parts["reward"]), dtype=torch.bool)
     last[ends - 1] = ended
@@ -57,7 +59,7 @@ def slice_windows(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride
 
 @dataclass(frozen=True)
 class StepLayout:
-    """A step of a window as a vector: the fields of what is seen, done and paid, and of the end."""
+    """A step of a window as a vector: fields of observation, action, reward and end."""
 
     obs: ColumnTransforms
     action: ColumnTransforms
@@ -66,7 +68,7 @@ class StepLayout:
 
     @staticmethod
     def fit(parts: Parts, kinds: Mapping[int, str] | None = None) -> StepLayout:
-        """Of windows [W, L, ...]. ``kinds``: of columns of the observation, where they are not to be recognised."""
+        """Fit to windows [W, L, ...]. ``kinds``: declared kinds of columns of the observation."""
         flat = {k: v.flatten(0, -2) for k, v in parts.items()}
         pressed = _pressed(flat["action"])
         told = dict.fromkeys(range(pressed.shape[1]), "continuous")
@@ -75,16 +77,16 @@ class StepLayout:
 
     @property
     def size(self) -> int:
-        """Numbers of a step."""
+        """numbers per step"""
         return self.obs.size + self.action.size + self.reward.size + self.done.size
 
     @property
     def acts(self) -> slice:
-        """Where the action is in them."""
+        """slice of the action in a step"""
         return slice(self.obs.size, self.obs.size + self.action.size)
 
     def encode(self, parts: Parts) -> Tensor:
-        """Windows to model units [W, L, size]."""
+        """Convert windows to model units [W, L, size]."""
         batch = parts["obs"].shape[:-1]
         flat = {k: v.flatten(0, -2) for k, v in parts.items()}
         columns = (
@@ -94,7 +96,7 @@ class StepLayout:
         return torch.cat(columns, 1).unflatten(0, batch)
 
     def decode(self, sample: Tensor) -> dict[str, Tensor]:
-        """Model units [W, L, size] to windows, and ``sure``: which steps say clearly whether the episode is over."""
+        """Convert model units [W, L, size] to windows; ``sure`` marks the steps with a clear end flag."""
         split = self._split(sample)
         done = split["done"]
         made = {
@@ -105,7 +107,8 @@ class StepLayout:
         return {k: v.unflatten(0, sample.shape[:-1]) for k, v in made.items()}
 
     def decision(self, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """What is seen [W, L, o] and done [W, L, d] in model units [W, L, size]; differentiable in the actions."""
+        """Return observations [W, L, o] and actions [W, L, d] of model units [W, L, size]; differentiable in the
+        actions."""
         split = self._split(sample)
         seen, done = self.obs.decode(split["obs"]), torch.tanh(self.action.decode(split["action"]))
         return seen.unflatten(0, sample.shape[:-1]), done.unflatten(0, sample.shape[:-1])
@@ -117,36 +120,36 @@ class StepLayout:
 
 @dataclass(frozen=True)
 class Model(Settings):
-    """The diffusion model of windows; published are a width of 1024, three blocks and 256 steps."""
+    """The diffusion model of windows. Published: width 1024, three blocks and 256 steps."""
 
     length: Count = 32
     """steps of a window"""
     stride: Count = 8
-    """every so many-th window is learned from"""
+    """train on every so many-th window"""
     num_updates: Count = 4000
     """gradient steps"""
     batch_size: Count = 64
-    """windows a gradient step"""
+    """windows per gradient step"""
     lr: NonNegative = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
     channels: tuple[int, ...] = (32, 64)
-    """of the U-Net, a level each"""
+    """channels of the U-Net, per level"""
     sampling_steps: Count = 32
-    """Heun steps of a draw"""
+    """Heun steps per sample"""
     churn: NonNegative = 0.0
-    """noise added and removed on the way (80 as published): with it so few steps widen what is made by 3 to 5 %"""
+    """noise added and removed while sampling (published: 80); with so few steps it widens samples by 3 to 5 %"""
 
 
 @dataclass(frozen=True)
 class WindowGenerator:
-    """A trained model of windows. ``track``: a step's fields; ``model``: sizes and steps of a draw."""
+    """A trained model of windows. ``track``: a step's fields; ``model``: sizes and sampling steps."""
 
     denoiser: GaussianDenoiser
     track: StepLayout
     model: Model
 
     def sample(self, n: int, rng: Rng | int, guide: Guide | None = None) -> dict[str, Tensor]:
-        """n windows, decoded: see ``Track.decode``."""
+        """Return n sampled windows, decoded (see ``StepLayout.decode``)."""
         rng = as_rng(rng, next(self.denoiser.parameters()).device)
         event = (self.model.length, self.track.size)
         churn = Churn(self.model.churn)
@@ -158,7 +161,7 @@ class WindowGenerator:
 def train_window_generator(
     window: Parts, model: Model, rng: Rng | int, run: Run
 ) -> Generator[Metrics, None, WindowGenerator]:
-    """Train a model of windows [W, L, ...]: a generator that yields its loss and returns ``Windows``."""
+    """Train a model of windows [W, L, ...]: a generator that yields its loss and returns the ``WindowGenerator``."""
     rng = as_rng(rng, run.device)
     track = StepLayout.fit(window)
     net = rng.init(UNet1D, (model.length, track.size), channels=model.channels, hidden=4 * model.channels[0])
@@ -171,18 +174,16 @@ def train_window_generator(
 
 
 def windows_to_transitions(parts: Parts, low: Tensor, high: Tensor, gamma: float, name: str = "") -> Transitions:
-    """The transitions in made windows: up to the end of their episode, and not beyond a step that is unsure of it.
+    """Return the transitions in generated windows: up to the end of their episode, or to a step with an unclear end.
 
-    The last step of a window has a successor only in ending. Refused: none.
+    The last step of a window has a successor only at a true end. Raise InvalidInputError if there is no transition.
     """
     over, sure = parts["done"][..., 0] > 0.5, parts["sure"][..., 0]
     stop = (over | ~sure).long()
     live = sure & (stop.cumsum(1) - stop == 0)
     live[:, -1] &= over[:, -1]
     if not bool(live.any()):
-        raise InvalidInputError(
-            "the made windows hold no step that says whether its episode is over: train the model longer"
-        )
+        raise InvalidInputError("the generated windows hold no step with a clear end flag: train the model longer")
     after = torch.cat([parts["obs"][:, 1:], parts["obs"][:, -1:]], 1)
     ended, one = over[live], torch.ones(int(live.sum()), dtype=torch.int64)
     return Transitions(

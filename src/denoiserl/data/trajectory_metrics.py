@@ -1,6 +1,6 @@
-"""What recorded motion looks like: how smooth it is, how consistent, and what it covers. Pure functions.
+"""Metrics of recorded motion: smoothness, consistency and coverage. Pure functions.
 
-They say what is different between two sets of demonstrations of the same task; lengths are in the units of the data.
+They compare two data sets of the same task; lengths are in the units of the data.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from denoiserl.data.demos import Demonstrations
 
 
 def jerk(actions: Tensor) -> Tensor:
-    """Mean over t of ‖a_{t+1} − 2 a_t + a_{t−1}‖ of sequences [*batch, L, d], [*batch]: 0 on straight lines.
+    """Return the mean over t of ‖a_{t+1} − 2 a_t + a_{t−1}‖ of sequences [*batch, L, d], [*batch]: 0 on straight lines.
 
-    Raises InvalidInputError for fewer than three actions, which have no second difference.
+    Raise InvalidInputError for fewer than three actions, which have no second difference.
     """
     if actions.shape[-2] < 3:
         raise InvalidInputError(f"{actions.shape[-2]} actions have no second difference: jerk needs three or more")
@@ -27,16 +27,17 @@ def jerk(actions: Tensor) -> Tensor:
 
 
 def path_length(positions: Tensor) -> Tensor:
-    """Σ_t ‖x_{t+1} − x_t‖ of sequences [*batch, L, d], [*batch]."""
+    """Return Σ_t ‖x_{t+1} − x_t‖ of sequences [*batch, L, d], [*batch]."""
     return positions.diff(dim=-2).norm(dim=-1).sum(-1)
 
 
 def spread(states: Tensor, actions: Tensor, k: int = 10, most: int = 4000) -> float:
-    """How much actions differ where states agree: the std of the actions [N, d] of a state's k nearest, a mean.
+    """Return how much actions [N, d] differ at similar states: the std over a state's k nearest, averaged.
 
         mean over states of √(Σ_d var{a_j : j among the k nearest of the state, itself included} / d)
 
-    States [N, ...] are standardised a dimension, constant ones left out. More than ``most`` frames are thinned evenly.
+    States [N, ...] are standardised per dimension, constant ones left out. More than ``most`` frames are thinned
+    evenly.
     """
     if len(states) < k or k < 2:
         raise InvalidInputError(
@@ -50,13 +51,13 @@ def spread(states: Tensor, actions: Tensor, k: int = 10, most: int = 4000) -> fl
 
 
 def coverage(wanted: Tensor, kept: Tensor) -> float:
-    """The share of states ``wanted`` [N, ...] that have one of ``kept`` [M, ...] as near as their own kind usually is.
+    """Return the share of states ``wanted`` [N, ...] that have one of ``kept`` [M, ...] nearby.
 
-    Near is the median distance of a wanted state from its nearest neighbour, in standardised dimensions. 1 where
-    everything was kept; a region that nothing kept comes from is missing.
+    Nearby: within the median distance of a wanted state from its nearest neighbour, in standardised dimensions. It is 1
+    if everything was kept, and lower if a region is missing.
     """
     if len(wanted) < 2:
-        raise InvalidInputError("what one state covers cannot be said: give two or more")
+        raise InvalidInputError("coverage needs at least two states")
     own = wanted.flatten(1).double()
     place = _standard(own)
     others = _standard(kept.flatten(1).double(), own)
@@ -72,43 +73,43 @@ def _standard(states: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def starts(demos: Demonstrations) -> Tensor:
-    """The first observations of all episodes, [E, o]."""
+    """Return the first observations of all episodes, [E, o]."""
     if not isinstance(demos.observations, Tensor):
         raise InvalidInputError("states are compared as flat observations: concatenate the parts first")
     return demos.observations[demos.ends - demos.lengths]
 
 
 def motion(demos: Demonstrations) -> dict[str, float]:
-    """``statistics`` of demonstrations with what their motion is like: mean ``jerk`` of the actions and ``spread``."""
+    """Return ``statistics`` of demonstrations, with mean ``jerk`` of the actions and ``spread``."""
     if not isinstance(demos.observations, Tensor):
         raise InvalidInputError("states are compared as flat observations: concatenate the parts first")
     parts = [demos.episode(i)[1] for i, n in enumerate(demos.lengths.tolist()) if n >= 3]
     rough = float(torch.stack([jerk(part) for part in parts]).mean()) if parts else 0.0
-    told = {**demos.statistics(), "jerk": rough}
-    return told | {"spread": spread(demos.observations, demos.actions)} if len(demos.actions) >= 10 else told
+    found = {**demos.statistics(), "jerk": rough}
+    return found | {"spread": spread(demos.observations, demos.actions)} if len(demos.actions) >= 10 else found
 
 
 Valid = Callable[[Tensor, Tensor], Tensor]
 
 
 def keep_short_successes(demos: Demonstrations, quantile: float = 0.8, valid: Valid | None = None) -> Demonstrations:
-    """The successful episodes that are no longer than the ``quantile`` of their lengths, and valid at every step.
+    """Return successful episodes no longer than the ``quantile`` of their lengths, and valid at every step.
 
-    ``valid(observations [L, ...], actions [L, d])`` -> [L] bool rules out what a simulator allows and nobody wants.
-    Raises InvalidInputError, with the counts, where nothing is left.
+    ``valid(observations [L, ...], actions [L, d])`` -> [L] bool excludes undesired steps that a simulator allows. Raise
+    InvalidInputError, with the counts, if no episode is left.
     """
     if not 0 < quantile <= 1:
         raise InvalidInputError(f"a quantile lies in (0, 1], not {quantile}")
     if demos.success is None:
-        raise InvalidInputError("these episodes do not say whether they succeeded, so nothing can be chosen from them")
+        raise InvalidInputError("these episodes do not record success, so none can be selected: record success")
     won = demos.success.bool()
     if valid is not None:
         fits = [bool(torch.as_tensor(valid(*demos.episode(i))).all()) for i in range(len(demos))]
         won = won & torch.tensor(fits)
     if not bool(won.any()):
         raise InvalidInputError(
-            f"{int(demos.success.sum())} of {len(demos)} episodes succeeded and none of these is valid: nothing can be "
-            "learned from them; improve the generator first"
+            f"{int(demos.success.sum())} of {len(demos)} episodes succeeded and none of these is valid: no episode "
+            "is left; improve the generator first"
         )
     longest = torch.quantile(demos.lengths[won].double(), quantile, interpolation="lower")
     return demos.take(won & (demos.lengths <= longest))

@@ -1,12 +1,12 @@
-"""Logged data as off-policy learning wants them: one row a decision, whatever they were recorded in.
+"""Logged transitions for off-policy learning: one row per decision.
 
-``logged`` turns a recording into rows
+``to_transitions`` turns an episode data set into rows
 
     (s_t, a_{t:t+H}, R, D, s_{t+m}),   R = Σ_{k<m} γ^k r_{t+k},   D = γ^m, 0 where the episode truly ended,
 
-m = n H ticks, fewer where the episode is over sooner; ``Transitions.replay`` puts them into a ``ReplayBuffer``, the
-buffer that online methods fill themselves. ``transitions`` is the way back: generated rows, as a recording.
-Files of all formats are opened by ``denoiserl.data.formats.any.read``.
+with m = n H steps, fewer where the episode ends sooner. ``Transitions.replay`` puts them into a ``ReplayBuffer``, which
+online methods use too. ``transitions`` is the inverse: rows as an episode data set. ``denoiserl.data.formats.any.read``
+reads files of all formats.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Map = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Transitions:
-    """N decisions out of recorded episodes, in data units.
+    """N decisions of recorded episodes, in data units.
 
-    ``obs``, ``next_obs`` [N, ...] (trees); ``action`` [N, H, d]; ``reward`` [N]: discounted over the row's ticks;
-    ``length`` [N]: ticks until ``next_obs``; ``discount`` [N]: γ^length, 0 at a true end; ``terminated`` [N] bool.
-    ``low``, ``high`` [d]: the box of actions, infinite where nobody knows it. ``gamma``: the discount a tick.
+    ``obs``, ``next_obs`` [N, ...] (trees); ``action`` [N, H, d]; ``reward`` [N]: discounted over the row's steps;
+    ``length`` [N]: steps until ``next_obs``; ``discount`` [N]: γ^length, 0 at a true end; ``terminated`` [N] bool.
+    ``low``, ``high`` [d]: bounds of the actions, infinite if not known. ``gamma``: discount per step.
     """
 
     obs: Tree
@@ -58,15 +58,15 @@ class Transitions:
 
     @property
     def real(self) -> Tensor:
-        """Return which actions of the chunks were executed, [N, H] bool: others lie beyond the end of an episode."""
+        """executed actions of the chunks, [N, H] bool: others lie beyond the end of an episode"""
         return torch.arange(self.action.shape[1]) < self.length[:, None]
 
     def replay(self, batch: int = 1, device: str | torch.device = "cpu", done: Map | None = None) -> ReplayBuffer:
-        """A replay buffer that holds all rows; draw from it with this ``gamma`` and ``steps=1``, for n is in the rows.
+        """Return a replay buffer of all rows; sample from it with this ``gamma`` and ``steps=1``, as n is in the rows.
 
-        ``done`` maps actions once (to model units, say). Where some actions are not ``real``, that is a column too.
-        Observations are not copied: change neither them nor the buffer's in place. Refused: fewer rows than a
-        ``batch``, for most of each minibatch would be the same few rows.
+        ``done`` maps actions once (to model units, say). If some actions are not ``real``, that is a column too.
+        Observations are not copied: do not change them in place. Raise InvalidInputError for fewer rows than a
+        ``batch``: a minibatch would repeat them.
         """
         if len(self) < batch:
             raise InvalidInputError(
@@ -84,18 +84,19 @@ class Transitions:
 def to_transitions(
     data: EpisodeDataset | Demonstrations, chunk: int = 1, n: int = 1, gamma: float = 0.99, seen: Map | None = None
 ) -> Transitions:
-    """The rows of recorded episodes: every tick starts a chunk of H = ``chunk`` actions and a return of n chunks.
+    """Return the rows of recorded episodes: every step starts a chunk of H = ``chunk`` actions and a return of n
+    chunks.
 
-    A chunk that reaches beyond its episode repeats the last action; nothing of it was executed, and after a true end
-    nothing counts. A time limit bootstraps from the last observation. ``seen`` maps observations [N, ...] once (to
-    model units, say). Rows share what they can with the recording. Where the source does not tell
+    A chunk that reaches beyond its episode repeats the last action; the repeated ones are not executed. A time limit
+    bootstraps from the last observation, a true end does not. ``seen`` maps observations [N, ...] once (to model units,
+    say). Rows share memory with the data set where possible. If the source does not store
 
-    - rewards, success is one: 1 in the last tick of episodes that succeeded (refused where that is not told either);
-    - how episodes ended, success ended them and a time limit the others;
-    - the last observations (LeRobot), rows that would bootstrap from there are left out.
+    - rewards, success is the reward: 1 in the last step of successful episodes (an error if success is missing too); -
+    how episodes ended, success is a true end, and the others are cut by a time limit; - the last observations
+    (LeRobot), rows that would bootstrap from there are left out.
 
-    Refused, by row: NaN and infinity, actions outside a box that is known; and a discount of 1 on data of which no
-    episode truly ended, where no return is finite.
+    Raise InvalidInputError, with the row, for NaN and infinity and for actions outside known bounds; and for a discount
+    of 1 on data without a true end, where no return is finite.
     """
     data = data if isinstance(data, EpisodeDataset) else EpisodeDataset.of(data)
     demos, name = data.demos, data.demos.name or "the data"
@@ -118,8 +119,8 @@ def to_transitions(
         at = at[~over | terminated]
         if len(at) == 0:
             raise InvalidInputError(
-                f"the episodes of {name} have at most {n * chunk} ticks, and nobody knows what was seen after them: "
-                "take a smaller chunk or n, or data with the last observations"
+                f"the episodes of {name} have at most {n * chunk} steps, and the observations after them are not "
+                "stored: take a smaller chunk or n, or data with the last observations"
             )
         owner, length, over, terminated = (v[at] for v in (owner, length, over, terminated))
     reward = torch.zeros(len(at))
@@ -132,7 +133,7 @@ def to_transitions(
         action = demos.actions[torch.minimum(at[:, None] + torch.arange(chunk), (demos.ends[owner] - 1)[:, None])]
     observations, last = (v if seen is None or v is None else seen(v) for v in (demos.observations, data.last))
     obs = observations if every else tree_map(lambda v: v[at], observations)
-    at += length.masked_fill(over, 0)  # rows that are over see ``last``, or nothing that counts
+    at += length.masked_fill(over, 0)  # rows at an end use ``last``, or are not used
     next_obs = tree_map(lambda v: v[at], observations)
     if last is not None:
         tree_map(lambda v, end: v.index_copy_(0, *_ends(over, owner, end.to(v.dtype))), next_obs, last)
@@ -143,20 +144,20 @@ def to_transitions(
 
 
 def _ends(over: Tensor, owner: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows [n] see the end of their episode, and what was seen there."""
+    """Return which rows [n] see the end of their episode, and the observation there."""
     rows = over.nonzero().flatten()
     return rows.to(last.device), last[owner[rows].to(last.device)]
 
 
 def _told(data: EpisodeDataset, name: str) -> tuple[Tensor, Tensor]:
-    """Rewards [N], and which episodes truly ended [E] bool."""
+    """Return rewards [N], and which episodes truly ended [E] bool."""
     demos, rewards, ended = data.demos, data.rewards, data.terminated
     if ended is None:
         ended = torch.zeros(len(demos), dtype=torch.bool) if demos.success is None else demos.success.bool()
     if rewards is None:
         if demos.success is None:
             raise InvalidInputError(
-                f"{name} hold neither rewards nor which episodes succeeded, so nothing says what is better: imitate "
+                f"{name} store neither rewards nor success, so policies cannot be compared: imitate "
                 "them (diffusion_policy), or record rewards"
             )
         rewards = torch.zeros(len(demos.actions))
@@ -165,7 +166,7 @@ def _told(data: EpisodeDataset, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _sound(data: EpisodeDataset, rewards: Tensor, name: str) -> None:
-    """Refuse what cannot be learned from, by row."""
+    """Raise InvalidInputError, with the row, for data that cannot be used."""
     parts = {"observations": data.demos.observations, "actions": data.demos.actions, "rewards": rewards}
     for what, tree in {**parts, **({} if data.last is None else {"last observations": data.last})}.items():
         for leaf in () if all_finite(tree) else leaves(tree):
@@ -186,7 +187,10 @@ def _sound(data: EpisodeDataset, rewards: Tensor, name: str) -> None:
 
 
 def has_reward_contrast(data: EpisodeDataset | Demonstrations) -> bool:
-    """Can these rewards tell policies apart? Equal ones cannot, unless they are not zero and episodes truly end."""
+    """Return whether these rewards can distinguish policies.
+
+    Equal rewards cannot, unless they are not zero and episodes truly end.
+    """
     data = data if isinstance(data, EpisodeDataset) else EpisodeDataset.of(data)
     rewards, ended = _told(data, data.demos.name or "the data")
     equal = bool(rewards.min() == rewards.max())
@@ -203,11 +207,10 @@ def transitions(
     high: Tensor | None = None,
     name: str = "",
 ) -> EpisodeDataset:
-    """Single transitions as a recording of N episodes of one tick each.
+    """Return single transitions as an episode data set of N episodes of one step each.
 
-    ``obs``, ``next_obs`` [N, o], ``action`` [N, d], ``reward`` [N], ``terminated`` [N] bool; ``low``, ``high`` [d]: the
-    box of actions, unknown by default. ``logged`` gives the same rows back, with n and chunk of 1: longer ones do not
-    exist in them.
+    ``obs``, ``next_obs`` [N, o], ``action`` [N, d], ``reward`` [N], ``terminated`` [N] bool; ``low``, ``high`` [d]:
+    bounds of the actions, unknown by default. ``to_transitions`` returns the same rows, with n and chunk of 1 only.
     """
     count = len(action)
     for what, v, ndim in (

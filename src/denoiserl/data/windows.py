@@ -1,4 +1,4 @@
-"""Chunk windows: what a policy with T_o observations of memory and a horizon of H actions is trained on.
+"""Chunk windows: the training samples of a policy with T_o observations of history and a horizon of H actions.
 
 A window of an episode of length L starts at time i; its entry j is the step i + j - (T_o - 1). Observations are the
 first T_o entries and actions all H, so entry T_o - 1 is *now*. Windows reach over the ends of their episode, where the
@@ -19,10 +19,10 @@ from denoiserl.core.tree import tree_map
 
 @dataclass(frozen=True)
 class Windows:
-    """Places in flat episode storage, two numbers a window: its first entry ``begin`` [N] int64, which may lie before
-    its episode, and its ``episode`` [N]. Frames are told for those windows that are asked for (``index`` [n]).
+    """Windows in flat episode storage, two numbers each: first entry ``begin`` [N] int64 and ``episode`` [N].
 
-    ``bounds`` [E, 2]: the first and the last frame of every episode.
+    ``begin`` may lie before its episode. Frames are computed for an ``index`` [n] of windows. ``bounds`` [E, 2]: the
+    first and the last frame of every episode.
     """
 
     begin: Tensor
@@ -36,16 +36,16 @@ class Windows:
 
     @property
     def every(self) -> Tensor:
-        """The index of all windows, [N]."""
+        """index of all windows, [N]"""
         return torch.arange(len(self))
 
     def frames(self, index: Tensor) -> Tensor:
-        """The flat frames of some windows, [n, H] int64: beyond an episode its first or last one."""
+        """Return the flat frames of some windows, [n, H] int64: beyond an episode its first or last one."""
         return self._placed(index, self.horizon)[0]
 
     @property
     def real(self) -> Tensor:
-        """The entries of all windows that lie in their episode, [W, H] bool: the others repeat a frame."""
+        """entries of all windows that lie in their episode, [W, H] bool: the others repeat a frame"""
         return self.inside(self.every)
 
     def inside(self, index: Tensor) -> Tensor:
@@ -54,26 +54,27 @@ class Windows:
         return frame == place
 
     def observations(self, data: Any, index: Tensor) -> Any:
-        """The histories [n, T_o, ...] of some windows from flat observations [frames, ...] (any tree)."""
+        """Return the histories [n, T_o, ...] of some windows from flat observations [frames, ...] (any tree)."""
         frame = self._placed(index, self.history)[0]
         return tree_map(lambda v: v[frame], data)
 
     def actions(self, data: Any, index: Tensor) -> Any:
-        """The chunks [n, H, ...] of some windows from flat actions [frames, ...]; entry T_o - 1 is now."""
+        """Return the chunks [n, H, ...] of some windows from flat actions [frames, ...]; entry T_o - 1 is now."""
         frame = self.frames(index)
         return tree_map(lambda v: v[frame], data)
 
     def _placed(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Frames of the first ``size`` entries, and where they would be if episodes had no ends: [n, size] each."""
+        """Return frames of the first ``size`` entries, and the frames without clamping to the episode: [n, size]
+        each."""
         first, last = self.bounds[self.episode[index]].T[..., None]
         place = self.begin[index][:, None] + torch.arange(size)
         return place.clamp(first, last), place
 
 
 def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = None) -> Windows:
-    """All windows of episodes that end (exclusively) at the flat frames ``ends`` [E].
+    """Return all windows of episodes that end (exclusively) at the flat frames ``ends`` [E].
 
-    ``horizon`` is H, ``history`` is T_o, ``execute`` is T_a (by default the most: H - T_o + 1).
+    ``horizon`` is H, ``history`` is T_o, ``execute`` is T_a (default: the most, H - T_o + 1).
     """
     execute = horizon - history + 1 if execute is None else execute
     if not 1 <= history <= horizon:
@@ -100,9 +101,9 @@ def windows(ends: Tensor, horizon: int, history: int = 1, execute: int | None = 
 
 
 class EpochSampler:
-    """Endless shuffled minibatches of windows: every window once an epoch.
+    """Endless shuffled minibatches of windows: every window once per epoch.
 
-    ``sample(rng, n)`` gives indices [n]; the state is the rest of the running epoch and is saved with it.
+    ``sample(rng, n)`` returns indices [n]; the state is the rest of the current epoch.
     """
 
     def __init__(self, windows: Windows | Tensor | int) -> None:
@@ -110,7 +111,7 @@ class EpochSampler:
         self.rest = torch.empty(0, dtype=torch.int64)
 
     def sample(self, rng: Any, n: int) -> Tensor:
-        """The next ``n`` indices."""
+        """Return the next ``n`` indices."""
         while len(self.rest) < n:
             self.rest = torch.cat([self.rest, rng.permutation(self.size).cpu()])
         index, self.rest = self.rest[:n], self.rest[n:]

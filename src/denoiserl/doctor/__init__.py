@@ -183,7 +183,7 @@ def conditions(
         return repeat_prompts(prompts, index.to(policy.device), group)
     if env is not None:
         env.on_checkpoint(0)
-        index = torch.arange(n * group) % env.copies  # observations are not grouped: as many as there are
+        index = torch.arange(n * group) % env.num_envs  # observations are not grouped: as many as there are
         return tree_map(lambda v: v.to(policy.device), index_rows(env.obs, index))
     if isinstance(policy.codec, ActionChunkCodec):
         seen = policy.codec.observation

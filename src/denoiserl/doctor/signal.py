@@ -167,7 +167,7 @@ def play(
         chunk = sample.ndim > 1 + len(env.spec.action)
         return (sample[:, :execute] if chunk else sample), None
 
-    n = env.copies
+    n = env.num_envs
     returns, ticks = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
     over, timed = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     success: Tensor | None = None

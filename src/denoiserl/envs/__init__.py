@@ -1,6 +1,6 @@
-"""Environments: a stream of experience from any of them, one-episode evaluation, and Meta-World.
+"""Collect experience from any environment, evaluate policies in it, and load Meta-World.
 
-Nothing here imports a simulator until it is asked for.
+Simulators are imported only when an environment that needs them is made.
 """
 
 from denoiserl.data.rollout import Rollout

@@ -1,12 +1,12 @@
-"""Environments by name: what the words of a command line mean, and who demonstrates in which.
+"""Environments by name, as the command line takes them, and their scripted experts.
 
-Hopper-v5                        a Gymnasium id; of another package with its module, gymnasium_robotics:FetchReach-v4
-envpool:Hopper-v5                the same, stepped by envpool
-metaworld:drawer-open-v3         a task of Meta-World with its goal in view, over at success; a script demonstrates it
-pusht                            PushT, seen as keypoints; a script demonstrates it; lerobot:pusht is seen in the order
-                                 of LeRobot's checkpoints, the disc first
-pixels:metaworld:drawer-open-v3  pictures of 64 x 64 beside the hand's state; also pixels:pusht, pixels:Hopper-v5
-my_module:make_env               a function of yours that makes one copy; also my_file.py:make_env
+Hopper-v5                        a Gymnasium id; of another package gymnasium_robotics:FetchReach-v4
+envpool:Hopper-v5                the same task, stepped by envpool
+metaworld:drawer-open-v3         a Meta-World task with a visible goal; success ends the episode; has an expert
+pusht                            PushT with keypoint observations; has an expert
+lerobot:pusht                    PushT with the column order of LeRobot's checkpoints, the disc first
+pixels:metaworld:drawer-open-v3  images of 64 x 64 beside the hand's state; also pixels:pusht, pixels:Hopper-v5
+my_module:make_env               your function that makes one environment; also my_file.py:make_env
 """
 
 from __future__ import annotations
@@ -27,42 +27,45 @@ from denoiserl.envs.metaworld import demonstrations as metaworld_demonstrations
 from denoiserl.envs.metaworld import expert as metaworld_expert
 from denoiserl.envs.pixels import PixelObservation, offscreen
 from denoiserl.envs.pusht import SIZE, PushT
-from denoiserl.envs.pusht import demonstrations as pusht_demonstrations
-from denoiserl.envs.pusht import record as pusht_record
+from denoiserl.envs.pusht_expert import demonstrations as pusht_demonstrations
+from denoiserl.envs.pusht_expert import record as pusht_record
 from denoiserl.envs.record import each, noisy, record
 
 META, PUSHT, LEROBOT, SEEN = "metaworld:", "pusht", "lerobot:pusht", "pixels:"
-META_TICKS, PUSHT_TICKS = 105, 300
+META_STEPS, PUSHT_STEPS = 105, 300
 PICTURE = 64
-"""pixels of a picture's side"""
+"""side length of an image in pixels"""
 
 
-def environment(word: str, ticks: int | None = None) -> Any:
-    """What ``Collector`` and ``evaluate`` take, from a word (see above). ``ticks``: until an episode is over."""
-    made = _made(word, ticks)
+def environment(word: str, max_episode_steps: int | None = None) -> Any:
+    """Return what ``Collector`` and ``evaluate`` take for an environment, from its name (see above).
+
+    ``max_episode_steps``: time limit of an episode (None: the environment's own).
+    """
+    made = _made(word, max_episode_steps)
     if isinstance(made, partial):
-        made.__name__ = word  # type: ignore[attr-defined]  # what it is called in messages
+        made.__name__ = word  # type: ignore[attr-defined]  # its name in messages
     return made
 
 
-def _made(word: str, ticks: int | None) -> Any:
+def _made(word: str, max_episode_steps: int | None) -> Any:
     if word.startswith(SEEN):
-        return _seen(word.removeprefix(SEEN), ticks)
+        return _seen(word.removeprefix(SEEN), max_episode_steps)
     if word.startswith(META):
-        return partial(MetaWorld, word.removeprefix(META), ticks or META_TICKS)
+        return partial(MetaWorld, word.removeprefix(META), max_episode_steps or META_STEPS)
     if word in (PUSHT, LEROBOT):
-        return partial(PushT, "keypoints" if word == PUSHT else "lerobot", ticks or PUSHT_TICKS)
+        return partial(PushT, "keypoints" if word == PUSHT else "lerobot", max_episode_steps or PUSHT_STEPS)
     if word.startswith(POOL):
-        if ticks:
-            raise RunError(f"{word}: envpool knows when an episode is over; leave the number of ticks out")
+        if max_episode_steps:
+            raise RunError(f"{word}: envpool sets the time limit; leave max_episode_steps out")
         return word
     if ":" in word and not _registered(word):
-        if ticks:
-            raise RunError(f"{word}: your function knows when an episode is over; leave the number of ticks out")
+        if max_episode_steps:
+            raise RunError(f"{word}: your function sets the time limit; leave max_episode_steps out")
         return import_object(word)
-    offscreen()  # before MuJoCo is imported, which looking at the task's class does
+    offscreen()  # before MuJoCo is imported, which loading the task's class does
     spec = ids.find_spec(word)
-    more = {"max_episode_steps": ticks} if ticks else {}
+    more = {"max_episode_steps": max_episode_steps} if max_episode_steps else {}
     drawn = {"render_mode": "rgb_array"} if "rgb_array" in _modes(spec) else {}
     return partial(ids.make, word, **more, **drawn)
 
@@ -74,29 +77,36 @@ def _registered(word: str) -> bool:
 
 
 def has_script(word: str) -> bool:
-    """Whether a script demonstrates in this environment."""
+    """Return whether the environment has a scripted expert."""
     plain = word.removeprefix(SEEN)
     return plain.startswith(META) or plain == PUSHT
 
 
 def demonstrations(
-    word: str, n: int, seed: int = 0, ticks: int | None = None, aim: float | None = None, slip: float | None = None
+    word: str,
+    n: int,
+    seed: int = 0,
+    max_episode_steps: int | None = None,
+    aim: float | None = None,
+    slip: float | None = None,
 ) -> Demonstrations:
-    """``n`` episodes of the environment's script.
+    """Return ``n`` episodes of the environment's scripted expert.
 
-    ``aim``: metres by which he misjudges, each episode anew, where object and goal of a Meta-World task are (default
-    0.04). ``slip``: the std of the noise on what he commands, in halves of the range of actions (default 0.2 for
-    Meta-World, 0 for PushT, whose script keeps only successes).
+    ``aim``: std of the expert's error of the object and goal positions in metres, drawn per episode (Meta-World only;
+    default 0.04). ``slip``: std of the noise on its actions, as a fraction of half the action range. Its default is 0.2
+    for Meta-World and 0 for PushT, whose expert keeps only successes.
     """
     plain, pictures = word.removeprefix(SEEN), PICTURE if word.startswith(SEEN) else 0
     if plain.startswith(META):
         flaws = ExpertNoise(0.04 if aim is None else aim, 0.2 if slip is None else slip)
-        return metaworld_demonstrations(plain.removeprefix(META), n, seed, ticks or META_TICKS, flaws, pictures)
+        return metaworld_demonstrations(
+            plain.removeprefix(META), n, seed, max_episode_steps or META_STEPS, flaws, pictures
+        )
     if plain == PUSHT:
         if aim:
-            raise RunError("PushT's demonstrator sees where things are: only slip makes him worse")
+            raise RunError("PushT's expert reads exact positions, so aim has no effect: use slip")
         view = "pixels" if pictures else "keypoints"
-        return pusht_demonstrations(n, seed, view, ticks or PUSHT_TICKS, SIZE / 2 * (slip or 0.0))
+        return pusht_demonstrations(n, seed, view, max_episode_steps or PUSHT_STEPS, SIZE / 2 * (slip or 0.0))
     raise RunError(_unscripted(word))
 
 
@@ -104,55 +114,60 @@ def record_expert(
     word: str,
     n: int,
     seed: int,
-    ticks: int | None = None,
-    copies: int = 16,
+    max_episode_steps: int | None = None,
+    num_envs: int = 16,
     told: Callable[[int, int], None] | None = None,
     first: int = 0,
     noise: float = 0.0,
 ) -> EpisodeDataset:
-    """``n`` episodes of the environment's script without flaws, with all that data formats ask for, from number
-    ``first`` on: episode i depends on ``seed`` and i alone. ``noise``: its std on what Meta-World's script does, in
-    halves of the range of actions; what is done is what is recorded."""
+    """Return ``n`` episodes of the environment's expert without its flaws, with all that data formats need.
+
+    Episode i depends on ``seed`` and i alone; the first one is number ``first``. ``noise``: std of the noise on the
+    actions of Meta-World's expert, as a fraction of half the action range. The executed actions are recorded.
+    ``told(done, won)`` is called with the numbers of finished and of successful episodes.
+    """
     plain, pictures = word.removeprefix(SEEN), word.startswith(SEEN)
     if plain.startswith(META):
         decide = each(metaworld_expert(plain.removeprefix(META)).get_action)
         decide = noisy(decide, 1.0, noise) if noise else decide
         if not pictures:
-            return record(environment(plain, ticks), decide, n, seed, copies, told=told, first=first)
+            return record(environment(plain, max_episode_steps), decide, n, seed, num_envs, told=told, first=first)
         env = partial(
-            PixelObservation, environment(plain, ticks), PICTURE
-        )  # the script is shown all numbers, and his pupil few
-        found = record(env, lambda obs, rng: decide(obs["state"], rng), n, seed, copies, told=told, first=first)
+            PixelObservation, environment(plain, max_episode_steps), PICTURE
+        )  # the expert observes all numbers, the recorded observation holds fewer
+        found = record(env, lambda obs, rng: decide(obs["state"], rng), n, seed, num_envs, told=told, first=first)
         felt = {**found.demos.observations, "state": found.demos.observations["state"][:, :HAND]}
         last = {**found.last, "state": found.last["state"][:, :HAND]}
         return replace(found, demos=replace(found.demos, observations=felt), last=last)
     if plain == PUSHT:
         if noise:
-            raise RunError("PushT's script is recorded as it is: noise is for Meta-World's scripts and for policies")
+            raise RunError("PushT's expert takes no noise: noise is for Meta-World's experts and for policies")
         view = "pixels" if pictures else "keypoints"
-        return pusht_record(n, seed, view, ticks or PUSHT_TICKS, told, first)
+        return pusht_record(n, seed, view, max_episode_steps or PUSHT_STEPS, told, first)
     raise RunError(_unscripted(word))
 
 
 def _unscripted(word: str) -> str:
-    return f"{word} has no scripted demonstrator, only {META}TASK and {PUSHT} do: record or name demonstrations"
+    return f"{word} has no scripted expert, only {META}TASK and {PUSHT} do: record demonstrations or name a data set"
 
 
-def _seen(word: str, ticks: int | None) -> Any:
-    """The environment with pictures as observations."""
+def _seen(word: str, max_episode_steps: int | None) -> Any:
+    """Return the environment with images as observations."""
     if word == PUSHT:
-        return partial(PushT, "pixels", ticks or PUSHT_TICKS, size=PICTURE)
+        return partial(PushT, "pixels", max_episode_steps or PUSHT_STEPS, size=PICTURE)
     if word.startswith((POOL, SEEN)):
-        raise RunError(f"{SEEN}{word}: only what MuJoCo simulates in one process is looked at")
-    return partial(PixelObservation, environment(word, ticks), PICTURE, state=hand if word.startswith(META) else None)
+        raise RunError(f"{SEEN}{word}: images need an environment that MuJoCo simulates in this process")
+    return partial(
+        PixelObservation, environment(word, max_episode_steps), PICTURE, state=hand if word.startswith(META) else None
+    )
 
 
 def _modes(spec: Any) -> list[str]:
-    """The ways in which an environment can draw itself, without making it."""
+    """Return the render modes of an environment, without making it."""
     try:
         entry = spec.entry_point
         place, _, name = entry.partition(":") if isinstance(entry, str) else ("", "", "")
         cls = getattr(load_module(place), name) if place else entry
         return list(getattr(cls, "metadata", {}).get("render_modes", []))
-    except (DenoiseRLError, AttributeError):  # told when it is made
+    except (DenoiseRLError, AttributeError):  # reported when it is made
         return []

@@ -1,4 +1,4 @@
-"""Environments that show their last observations: what policies with a memory of T_o observations see."""
+"""Environments that return their last T_o observations, for policies with a history."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from denoiserl.core.errors import InvalidInputError, require
 from denoiserl.core.tree import tree_map
 from denoiserl.envs import ids
 from denoiserl.envs.backends.answer import restart
+from denoiserl.envs.backends.make import make_backend
 from denoiserl.envs.backends.sync import Make
-from denoiserl.envs.collector import make_backend
 from denoiserl.envs.spaces import kind
 
 
 class ObservationHistory:
     """``make()`` with its last ``n`` observations as one, oldest first; an episode begins with n times the first.
 
-    Flat observations [o] become [n·o], and every other array, alone or in a dict, [n, ...].
+    Flat observations [o] become [n·o]; every other array, alone or in a dict, becomes [n, ...].
     """
 
     def __init__(self, make: Callable[[], Any], n: int) -> None:
         if n < 1:
-            raise InvalidInputError(f"an environment shows its last observation at least, not its last {n}")
+            raise InvalidInputError(f"an observation history has at least one observation, not {n}")
         self.env, self.n = make(), n
         if hasattr(self.env, "num_envs"):
-            raise InvalidInputError(f"{type(self.env).__name__} is a batched world: only single environments remember")
+            raise InvalidInputError(
+                f"{type(self.env).__name__} is a batched environment: an observation history needs single ones"
+            )
         self.seen: deque[Any] = deque(maxlen=n)
         self.action_space = self.env.action_space
         self.observation_space = self._stacked(self.env.observation_space)
@@ -38,7 +40,7 @@ class ObservationHistory:
         spaces = require("gymnasium", "demo").spaces
         if kind(space) not in ("Dict", "Box"):
             raise InvalidInputError(
-                f"only arrays and dicts of them are remembered, no {type(space).__name__}: flatten it first"
+                f"an observation history takes arrays and dicts of them, not {type(space).__name__}: flatten it first"
             )
         if kind(space) == "Dict":
             return spaces.Dict({k: self._stacked(v, True) for k, v in space.spaces.items()})
@@ -54,17 +56,17 @@ class ObservationHistory:
         return tree_map(lambda *v: self._joined(list(v), inner), parts[0], *parts[1:])
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """A new episode."""
+        """Start a new episode."""
         observation, info = restart(self.env, seed=seed, **({} if options is None else {"options": options}))
         self.seen.extend([_arrays(observation)] * self.n)
         return self._view(), info
 
     def step(self, action: Any) -> Any:
-        """One tick: Gymnasium's five values."""
-        told = self.env.step(action)
-        if not isinstance(told, tuple | list) or len(told) != 5:
-            return told  # refused, with what it is, where it is read
-        observation, *rest = told
+        """Take one step and return Gymnasium's five values."""
+        result = self.env.step(action)
+        if not isinstance(result, tuple | list) or len(result) != 5:
+            return result  # the backend raises a clear error
+        observation, *rest = result
         self.seen.append(_arrays(observation))
         return self._view(), *rest
 
@@ -75,21 +77,21 @@ class ObservationHistory:
 
 
 def _arrays(observation: Any) -> Any:
-    """An observation as an array, or a dict of them."""
+    """Return an observation as an array, or a dict of them."""
     if isinstance(observation, dict):
         return {k: _arrays(v) for k, v in observation.items()}
     return np.asarray(observation)
 
 
 def history(policy: Any) -> int:
-    """Return T_o, the observations that a policy sees at once: its codec's ``history``, else 1."""
+    """Return T_o, the number of observations that a policy takes at once: its codec's ``history``, else 1."""
     return int(getattr(policy.codec, "history", 1))
 
 
 def shown(env: Any, policy: Any) -> Any:
-    """Return ``env`` as a policy sees it: with its last T_o observations, where the policy has such a ``history``.
+    """Return ``env`` with its last T_o observations, if the policy's codec has such a ``history``.
 
-    An environment that shows T_o of them already is left as it is, and so is every one for a policy without a history.
+    Return ``env`` itself if it already has them, or if the policy takes one observation.
     """
     n = history(policy)
     if n == 1:
@@ -100,7 +102,7 @@ def shown(env: Any, policy: Any) -> Any:
         return env
     make: Make = partial(ids.make, env) if isinstance(env, str) else env
     made = partial(ObservationHistory, make, n)
-    made.__name__ = owner.name  # type: ignore[attr-defined]  # what it is called in messages
+    made.__name__ = owner.name  # type: ignore[attr-defined]  # its name in messages
     return made
 
 
@@ -113,7 +115,7 @@ def _shows(seen: Any, sizes: dict[str, int], n: int) -> bool:
 
 
 def newest(observations: Any, n: int, inner: bool = False) -> Any:
-    """Return the last frame of observations [B, ...] that ``ObservationHistory`` showed with its last ``n``."""
+    """Return the newest frame of observations [B, ...] of ``ObservationHistory`` with n frames."""
     if isinstance(observations, dict):
         return {k: newest(v, n, True) for k, v in observations.items()}
     flat = observations.ndim == 2 and not inner

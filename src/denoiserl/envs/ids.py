@@ -1,6 +1,6 @@
-"""Gymnasium ids: the environments that they name, or one sentence on what is missing.
+"""Gymnasium ids: make the environments that they name, or raise an error that says what is missing.
 
-An id of another package is named with its module, ``gymnasium_robotics:FetchReach-v4``, which is imported first.
+An id of another package has its module in front, ``gymnasium_robotics:FetchReach-v4``; the module is imported first.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from typing import Any
 from denoiserl.core.errors import MissingExtraError, RunError, require
 
 REGISTERED = {"gym_pusht/": "gym_pusht"}
-"""packages that tell Gymnasium of their ids when they are imported"""
+"""packages that register their ids with Gymnasium when they are imported"""
 META = "Meta-World/"
 
 
 def find_spec(word: str) -> Any:
-    """Return Gymnasium's entry of an id. Raise RunError if there is none, MissingExtraError if its package is
-    missing."""
+    """Return Gymnasium's spec of an id.
+
+    Raise RunError if there is none, MissingExtraError if its package is not installed.
+    """
     gym = require("gymnasium", "demo")
     if word.startswith(META):
         raise RunError(
-            f"{word}: Meta-World's own ids draw their tasks when they are made and ignore the seed of reset, so trials "
-            "cannot be repeated: name the task, metaworld:reach-v3"
+            f"{word}: Meta-World's own ids draw their tasks when they are made and ignore the seed of reset, so "
+            "episodes cannot be repeated: use metaworld:TASK, such as metaworld:reach-v3"
         )
     for prefix, module in REGISTERED.items():
         if word.startswith(prefix):
@@ -33,13 +35,13 @@ def find_spec(word: str) -> Any:
     try:
         return gym.spec(name)
     except gym.error.Error as error:
-        said = f"{word} is no environment that Gymnasium knows: {str(error).rstrip('.')}"
+        said = f"{word} is not registered with Gymnasium: {str(error).rstrip('.')}"
         more = "" if colon else "; an id of another package is named with its module, gymnasium_robotics:FetchReach-v4"
         raise RunError(f"{said}. Tasks of Meta-World are named metaworld:TASK, PushT is pusht{more}") from None
 
 
 def make(word: str, **more: Any) -> Any:
-    """Return the environment of an id. ``more`` is what ``gymnasium.make`` takes."""
+    """Return the environment of an id. ``more``: keyword arguments of ``gymnasium.make``."""
     find_spec(word)
     gym = require("gymnasium", "demo")
     try:
@@ -59,7 +61,7 @@ def _imported(word: str, module: str) -> None:
 
 
 def _command(said: str) -> str:
-    """An import error with the command that mends it, where it does not say one itself."""
+    """Return an import error with the pip command that repairs it, unless it names one itself."""
     if "pip install" in said:
         return said
     missing = said.partition("No module named ")[2].strip("'\" ").partition(".")[0]

@@ -1,7 +1,7 @@
-"""Meta-World: fifty simulated tasks of a robot arm, with scripted experts and a few ways to make experts imperfect.
+"""Meta-World: fifty simulated tasks of a robot arm, with scripted experts and noise that makes experts imperfect.
 
-Observations are 39 numbers (hand, gripper, object, the same one tick ago, goal), actions 4 (hand displacement of up to
-1 cm, gripper). Copies of a task share one parsed model, so a copy is made in 10 ms and not in half a second.
+Observations are 39 numbers (hand, gripper, object, the same one step ago, goal). Actions are 4 (hand displacement of up
+to 1 cm, gripper). Environments of a task share one parsed model, so making one takes 10 ms instead of 500 ms.
 
 Needs ``pip install 'denoiserl[demo]'``; nothing is imported before a task is made.
 """
@@ -25,7 +25,7 @@ from denoiserl.data.recordings import to_stored_tensor
 from denoiserl.envs.pixels import Camera, PixelObservation, View, offscreen
 
 TABLE = View((0.0, 0.65, 0.12), 1.5, 150.0, -28.0)
-"""the table, from the right of the arm"""
+"""the table, seen from the right of the arm"""
 
 
 def _library() -> Any:
@@ -40,7 +40,7 @@ def _library() -> Any:
 
 
 def tasks() -> list[str]:
-    """The names of all tasks."""
+    """Return the names of all tasks."""
     return sorted(_library().ALL_V3_ENVIRONMENTS)
 
 
@@ -53,7 +53,7 @@ def _class(task: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _sharing(task: str) -> Any:
-    """The task's class with its model parsed once."""
+    """Return the task's class with its model parsed once."""
     cls, mujoco = _class(task), require("mujoco", "demo")
     parsed: list[Any] = []
 
@@ -61,7 +61,7 @@ def _sharing(task: str) -> Any:
         def _initialize_simulation(self) -> Any:
             if not parsed:
                 parsed.append(super()._initialize_simulation()[0])
-            model = copy.copy(parsed[0])  # tasks move bodies of the model, so every copy has its own
+            model = copy.copy(parsed[0])  # tasks move bodies of the model, so every environment has its own
             return model, mujoco.MjData(model)
 
     Shared.__name__ = cls.__name__
@@ -69,10 +69,10 @@ def _sharing(task: str) -> Any:
 
 
 class MetaWorld:
-    """One task as a Gymnasium environment.
+    """One task as a Gymnasium environment with a visible goal.
 
-    ``horizon``: ticks until truncation. ``until_success``: success ends the episode. ``dense``: Meta-World's own shaped
-    reward, 0 to 10 a tick; otherwise the reward is 1 in the tick of success and 0 else. The goal is visible.
+    ``horizon``: steps until truncation. ``until_success``: success ends the episode. ``dense``: Meta-World's own shaped
+    reward, 0 to 10 per step; otherwise the reward is 1 in the step of success and 0 elsewhere.
     """
 
     def __init__(self, task: str, horizon: int = 100, until_success: bool = True, dense: bool = False) -> None:
@@ -84,30 +84,30 @@ class MetaWorld:
         sim.max_path_length = max(horizon, 500)
         self.sim = sim
         self.observation_space, self.action_space = sim.sawyer_observation_space, sim.action_space
-        self.ticks = 0
+        self.steps = 0
         self.camera: Camera | None = None
         self.view = TABLE
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new episode: objects and goal somewhere else."""
+        """Start a new episode with new positions of objects and goal."""
         if seed is not None:
             self.sim.seed(seed)
-        self.ticks = 0
+        self.steps = 0
         observation, info = self.sim.reset()
         return observation, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One tick; ``info["success"]``, and ``info["dense"]`` the shaped reward."""
+        """Take one step; ``info["success"]``, and ``info["dense"]`` with the shaped reward."""
         observation, dense, _, _, info = self.sim.step(action)
-        self.ticks += 1
+        self.steps += 1
         success = bool(info["success"])
         reward = float(dense) if self.dense else float(success)
         info = {**info, "success": success, "dense": float(dense)}
         over = success and self.until_success
-        return observation, reward, over, self.ticks >= self.horizon and not over, info
+        return observation, reward, over, self.steps >= self.horizon and not over, info
 
     def render(self, size: int = 256) -> np.ndarray:
-        """The scene as an image [size, size, 3] uint8."""
+        """Return the scene as an image [size, size, 3] uint8."""
         if self.camera is None or self.camera.size != size:
             self.camera = Camera(self.sim, size, self.view)
         return self.camera.frame()
@@ -121,11 +121,11 @@ class MetaWorld:
 
 @dataclass(frozen=True)
 class ExpertNoise:
-    """What is wrong with a demonstrator.
+    """Errors of a scripted expert.
 
-    ``aim``: each episode he believes object and goal to be displaced by N(0, aim²) metres (half of it vertically), as a
-    badly calibrated camera would have it. ``slip``: N(0, slip²) is added to what he commands before the arm moves; the
-    command is what is recorded.
+    ``aim``: std of the expert's error of the object and goal positions in metres (half of it vertically), drawn per
+    episode, as from a badly calibrated camera. ``slip``: std of the noise added to its command before the arm moves;
+    the command is recorded, not the executed action.
     """
 
     aim: float = 0.0
@@ -136,12 +136,12 @@ HAND, OBJECT, GOAL = 4, slice(4, 7), slice(36, 39)
 
 
 def hand(observation: np.ndarray) -> np.ndarray:
-    """What the arm feels: its hand's place and how open the gripper is, 4 of the 39 numbers."""
+    """Return the proprioceptive part of an observation: hand position and gripper opening, 4 of the 39 numbers."""
     return observation[:HAND]
 
 
 def expert(task: str) -> Any:
-    """Meta-World's scripted policy of a task: ``expert(task).get_action(observation)``."""
+    """Return Meta-World's scripted policy of a task: ``expert(task).get_action(observation)``."""
     _class(task)
     return require("metaworld.policies", "demo").ENV_POLICY_MAP[task]()
 
@@ -154,9 +154,10 @@ def demonstrations(
     flaws: ExpertNoise = ExpertNoise(),
     pictures: int = 0,
 ) -> Demonstrations:
-    """``n`` episodes of the scripted expert with ``flaws``, failures included; they end at success or the horizon.
+    """Return ``n`` episodes of the scripted expert with ``flaws``, failures included; they end at success or the
+    horizon.
 
-    ``pictures``: the size of those that are recorded, beside the hand's state, in place of all numbers (0: none).
+    ``pictures``: size of images to record, beside the hand's state, in place of all numbers (0: none).
     """
     env, policy = MetaWorld(task, horizon), expert(task)
     eye = PixelObservation(env, pictures, state=hand) if pictures else None
@@ -168,23 +169,23 @@ def demonstrations(
         slips = (flaws.slip * rng.normal(1, horizon, 4)[0]).numpy()
         observation, _ = env.reset(seed=(seed * 1_000_003 + i) % 2**31)
         seen, done, won = [], [], False
-        for tick in range(horizon):
+        for step in range(horizon):
             view = observation.copy()
             view[OBJECT] += believed[0]
             view[GOAL] += believed[1]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that the answer has to be clipped, which it is here
+                warnings.simplefilter("ignore", UserWarning)  # actions out of range, which are clipped here
                 command = np.clip(policy.get_action(view), -1, 1)
             seen.append(look(observation))
             done.append(command)
             observation, _, terminated, truncated, info = env.step(
-                np.clip(command + slips[tick], -1, 1).astype(np.float32)
+                np.clip(command + slips[step], -1, 1).astype(np.float32)
             )
             won = won or info["success"]
             if terminated or truncated:
                 break
-        told = tree_map(lambda *v: to_stored_tensor(np.stack(v)), seen[0], *seen[1:])
-        episodes.append((told, to_stored_tensor(np.stack(done))))
+        stacked = tree_map(lambda *v: to_stored_tensor(np.stack(v)), seen[0], *seen[1:])
+        episodes.append((stacked, to_stored_tensor(np.stack(done))))
         success.append(won)
     (eye or env).close()
     return Demonstrations.of(episodes, success, [float(s) for s in success], task)

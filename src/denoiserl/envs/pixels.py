@@ -1,8 +1,8 @@
-"""Pictures as observations, fast enough to learn from on a processor.
+"""Images as observations, fast enough for training on a CPU.
 
-MuJoCo's shadow map, multisampling and reflections cost a software renderer nearly all of its time. ``Camera`` turns
-them off: shadows vanish and the sky turns black. ``PixelObservation`` puts a picture beside the numbers that an
-environment observes, where MuJoCo simulates it.
+MuJoCo's shadow map, multisampling and reflections take a software renderer nearly all of its time. ``Camera`` turns
+them off: shadows vanish and the sky is black. ``PixelObservation`` adds an image to the observation of any environment
+that MuJoCo simulates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_
 from denoiserl.envs.backends.answer import restart
 
 OFFSCREEN = {"EGL": "egl", "OSMesa": "osmesa"}
-"""shared libraries that render without a screen, and what mujoco calls them"""
+"""shared libraries that render without a screen, and MuJoCo's names of them"""
 
 
 def offscreen() -> None:
@@ -34,7 +34,7 @@ def offscreen() -> None:
 
 @dataclass(frozen=True)
 class View:
-    """Where a free camera stands: it looks at ``at`` (metres) from ``distance``, at angles in degrees."""
+    """Pose of a free camera: it looks at ``at`` (metres) from ``distance``, at angles in degrees."""
 
     at: tuple[float, float, float]
     distance: float
@@ -45,7 +45,7 @@ class View:
 class Camera:
     """A fast offscreen camera on ``sim``, which has MuJoCo's ``model`` and ``data``.
 
-    ``view``: a ``View``, the name of one of the model's cameras, or None for its first camera (a free one, where it has
+    ``view``: a ``View``, the name of one of the model's cameras, or None for its first camera (a free one if it has
     none).
     """
 
@@ -68,12 +68,12 @@ class Camera:
             ) from None
         self._free = weakref.finalize(self, self.renderer.close)
         self._free.atexit = False
-        atexit.register(self._free)  # before EGL itself shuts down, which weakref's own hook would not be
+        atexit.register(self._free)  # runs before EGL shuts down; weakref's own hook would run after
         names = ("SHADOW", "REFLECTION", "SKYBOX", "FOG", "HAZE")
         self.off = [int(getattr(mujoco.mjtRndFlag, f"mjRND_{name}")) for name in names]
 
     def frame(self) -> np.ndarray:
-        """What it sees now, [size, size, 3] uint8."""
+        """Return the current image, [size, size, 3] uint8."""
         self.renderer.update_scene(self.sim.data, camera=self.eye)
         self.renderer.scene.flags[self.off] = 0
         return self.renderer.render()
@@ -85,7 +85,7 @@ class Camera:
 
 
 def _eye(mujoco: Any, model: Any, view: View | str | None) -> Any:
-    """What ``update_scene`` takes for a camera."""
+    """Return the camera in the form that MuJoCo's ``update_scene`` takes."""
     if isinstance(view, View):
         eye = mujoco.MjvCamera()
         eye.lookat[:], eye.distance = view.at, view.distance
@@ -103,8 +103,8 @@ class PixelObservation:
     """An environment whose observations are dicts: ``image`` [size, size, 3] uint8 and ``state``, the numbers.
 
     ``env``: a Gymnasium id, a factory, or an environment that MuJoCo simulates (Gymnasium's, ``MetaWorld``). ``view``:
-    what ``Camera`` takes, by default the environment's own. ``state``: what of the old observation is kept (all of it);
-    Meta-World's hand without the objects is ``state=hand`` with ``def hand(o): return o[:4]``.
+    what ``Camera`` takes, by default the environment's own. ``state``: function of the old observation that gives
+    ``state`` (None: all of it). For Meta-World's hand without the objects use ``state=hand``.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class PixelObservation:
         self.size, self.state = size, state
         self.sim = getattr(self.env, "sim", None) or getattr(self.env, "unwrapped", self.env)
         if not hasattr(self.sim, "model") or not hasattr(self.sim, "data"):
-            raise InvalidInputError(f"{type(self.env).__name__} has no MuJoCo model and data to take pictures of")
+            raise InvalidInputError(f"{type(self.env).__name__} has no MuJoCo model and data, which images need")
         self.view = view or getattr(self.env, "view", None)
         old, spaces = self.env.observation_space, gymnasium.spaces
         kept = old
@@ -133,25 +133,25 @@ class PixelObservation:
         self.camera: Camera | None = None
 
     def render_observation(self, observation: np.ndarray) -> dict[str, np.ndarray]:
-        """The scene as it is now, for what the environment observes."""
+        """Return the observation with an image of the current scene."""
         if self.camera is None:
             self.camera = Camera(self.sim, self.size, self.view)
         return {"image": self.camera.frame(), "state": observation if self.state is None else self.state(observation)}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """A new episode."""
+        """Start a new episode."""
         observation, info = restart(self.env, seed=seed, **({} if options is None else {"options": options}))
         return self.render_observation(observation), info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """One tick."""
+        """Take one step and return Gymnasium's five values."""
         observation, *rest = self.env.step(action)
         return self.render_observation(observation), *rest
 
     def render(self) -> np.ndarray:
-        """The last picture."""
+        """Return the current image."""
         if self.camera is None:
-            raise RunError("there is no picture before the first reset")
+            raise RunError("there is no image before the first reset: call reset")
         return self.camera.frame()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Recording episodes: ``collect`` plays a policy, an expert or any function, and keeps what it did.
+"""Record episodes of a policy, an expert or any function.
 
-``record`` keeps all that data formats ask for, as a ``EpisodeDataset``: beside the demonstrations the rewards, what was
-seen last and how episodes ended. Episode i starts from a state, and draws noise, that depend on (seed, i) alone.
+``record`` returns an ``EpisodeDataset``: demonstrations with rewards, last observations and how episodes ended. Start
+state and noise of episode i depend on (seed, i) alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor
 
 
 def noisy(act: Callable[[Any, Rng], Any], half: Tensor | float, std: float) -> Callable[[Any, Rng], Tensor]:
-    """``act`` with N(0, (``std`` · ``half``)²) added to every action; ``half`` [d] is half the range of the actions."""
+    """Return ``act`` with N(0, (``std`` · ``half``)²) added to every action; ``half`` [d]: half the action range."""
 
     def acted(obs: Any, rng: Rng) -> Tensor:
         answer = act(obs, rng)
@@ -39,33 +39,34 @@ def record(
     act: Callable[[Any, Rng], Any],
     episodes: int,
     seed: int = 0,
-    copies: int = 32,
-    limit: int = 100_000,
+    num_envs: int = 32,
+    max_episode_steps: int = 100_000,
     told: Callable[[int, int], None] | None = None,
     first: int = 0,
 ) -> EpisodeDataset:
     """Play ``episodes`` episodes of ``env`` (what ``Collector`` takes) with ``act(obs, rng) -> action or (action, _)``.
 
-    ``obs`` is a float32 tensor [B, ...] or a dict of them (pictures uint8), actions are a tensor or array [B, d] in the
-    environment's units; ``act(obs)`` does too. A chunk [B, T_a, d] is executed action by action. What is kept is what
-    was executed: clipped to the action space. ``limit`` ticks cut an episode. ``told(done, won)`` hears how many
-    episodes are through; ``first`` is the number of the first one. Spends "env_steps".
+    ``obs`` is a float32 tensor [B, ...] or a dict of them (images uint8). Actions are a tensor or array [B, d] in the
+    environment's units; ``act(obs)`` works too. A chunk [B, T_a, d] is executed action by action. The executed action
+    is recorded: clipped to the action space. ``max_episode_steps`` cuts an episode. ``told(done, won)`` is called with
+    the numbers of finished and of successful episodes; ``first``: number of the first one. Spends "env_steps".
 
-    An episode that crashes is kept up to the tick before, as one that failed and was cut; one that crashes at once is
-    left out. Warns (``Remark``) of that, of starts that are alike, solved before acting, or not repeated by their seed.
+    An episode that crashes is kept up to the step before, as failed and cut; one that crashes at once is left out. Warn
+    (``Remark``) of that, and of start states that are equal, successful before the first action, or not repeated by
+    their seed.
     """
     from denoiserl.envs import remarks
+    from denoiserl.envs.backends.make import make_backend
     from denoiserl.envs.backends.sync import derive_seed
-    from denoiserl.envs.collector import make_backend
     from denoiserl.envs.spaces import decides
 
     if episodes < 1:
-        raise InvalidInputError(f"a recording has at least one episode, not {episodes}")
+        raise InvalidInputError(f"a data set has at least one episode, not {episodes}")
     act = decides(act)
-    owner, spec = make_backend(env, None if hasattr(env, "num_envs") else min(copies, episodes), 1, None)
+    owner, spec = make_backend(env, None if hasattr(env, "num_envs") else min(num_envs, episodes), 1, None)
     if spec.choices is not None or len(spec.action) != 1:
         raise InvalidInputError(
-            f"{owner.name} acts in {list(spec.action)} or by choice: demonstrations hold actions [L, d]"
+            f"{owner.name} takes discrete actions or actions {list(spec.action)}: demonstrations hold actions [L, d]"
         )
     rows: list[_Row] = []
     notes: list[str] = []
@@ -75,7 +76,7 @@ def record(
             seeds = [derive_seed(seed, first + begin + i) for i in range(n)]
             seeds += [derive_seed(seed, -1 & 0xFFFF, i) for i in range(owner.count - n)]
             with torch.no_grad():
-                more, said = _round(act, owner, spec, seeds, n, limit, not rows)
+                more, said = _round(act, owner, spec, seeds, n, max_episode_steps, not rows)
             rows, notes = rows + more, notes + said
             if told is not None:
                 told(len(rows), sum(bool(row.success) for row in rows))
@@ -84,8 +85,8 @@ def record(
             owner.close()
     faults = {first + i: row.fault for i, row in enumerate(rows) if row.fault is not None}
     notes += remarks.crash_notes(faults, episodes, owner.name)
-    ticks, returns = [len(row.done) for row in rows], [float(row.rewards.sum()) for row in rows]
-    notes += remarks.alike([row.start for row in rows], ticks, returns, owner.name)
+    lengths, returns = [len(row.done) for row in rows], [float(row.rewards.sum()) for row in rows]
+    notes += remarks.alike([row.start for row in rows], lengths, returns, owner.name)
     notes += remarks.early_success_notes(sum(row.solved for row in rows), episodes, owner.name)
     remarks.remark(notes)
     known, rows = any(row.success is not None for row in rows), [row for row in rows if len(row.done)]
@@ -109,13 +110,15 @@ def record(
     )
 
 
-def collect(env: Any, act: Callable[[Any, Rng], Any], episodes: int, seed: int = 0, copies: int = 32) -> Demonstrations:
-    """``record``'s demonstrations: observations, executed actions, success where it is reported, and returns."""
-    return record(env, act, episodes, seed, copies).demos
+def collect(
+    env: Any, act: Callable[[Any, Rng], Any], episodes: int, seed: int = 0, num_envs: int = 32
+) -> Demonstrations:
+    """Return ``record``'s demonstrations: observations, executed actions, success where it is reported, and returns."""
+    return record(env, act, episodes, seed, num_envs).demos
 
 
 def each(decide: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any, Rng], Tensor]:
-    """An expert that decides on one flat observation at a time, as ``act``: ``each(expert("reach-v3").get_action)``."""
+    """Return ``act`` of an expert that takes one flat observation: ``each(expert("reach-v3").get_action)``."""
 
     def act(obs: Tensor, rng: Rng) -> Tensor:
         with warnings.catch_warnings():
@@ -127,7 +130,7 @@ def each(decide: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any, Rng], Ten
 
 @dataclass(frozen=True)
 class _Row:
-    """One episode in numpy: ``seen`` [L, ...], ``done`` [L, d], ``rewards`` [L], ``last`` [...]."""
+    """One episode in NumPy: ``seen`` [L, ...], ``done`` [L, d], ``rewards`` [L], ``last`` [...]."""
 
     seen: Any
     done: np.ndarray
@@ -141,9 +144,10 @@ class _Row:
 
 
 def _round(
-    act: Callable[[Any, Rng], Any], owner: Any, spec: Any, seeds: list[int], n: int, limit: int, ask: bool
+    act: Callable[[Any, Rng], Any], owner: Any, spec: Any, seeds: list[int], n: int, max_episode_steps: int, ask: bool
 ) -> tuple[list[_Row], list[str]]:
-    """One episode in every copy; the first ``n`` are kept. ``ask``: whether the environment follows its seeds."""
+    """Play one episode in every environment; the first ``n`` are kept. ``ask``: check that the environment follows its
+    seeds."""
     from denoiserl.envs import remarks
     from denoiserl.envs.backends.vector import assign_rows, copy
     from denoiserl.envs.spaces import prepare_actions, tensors
@@ -154,21 +158,21 @@ def _round(
     alive, terminated = np.arange(owner.count) < n, np.zeros(owner.count, bool)
     seen, done, gains, lived = [], [], [], []
     success: np.ndarray | None = None
-    while alive.any() and len(done) < limit:
+    while alive.any() and len(done) < max_episode_steps:
         answer = act(tensors(obs, spec.obs, owner.name), rng)
-        chunk, ticks = prepare_actions(
+        chunk, horizon = prepare_actions(
             answer[0] if isinstance(answer, tuple) else answer, spec, owner.count, owner.name
         )
-        for tick in range(ticks):
-            if not alive.any() or len(done) >= limit:
+        for i in range(horizon):
+            if not alive.any() or len(done) >= max_episode_steps:
                 break
             seen.append(copy(obs))
-            out = owner.play(chunk[:, tick : tick + 1], alive, 1.0, False)
+            out = owner.play(chunk[:, i : i + 1], alive, 1.0, False)
             for fault in out.faults:
-                if fault.copy is not None and alive[fault.copy]:
-                    faults[fault.copy] = fault
+                if fault.env is not None and alive[fault.env]:
+                    faults[fault.env] = fault
             alive = alive & ~np.isin(np.arange(owner.count), list(faults))
-            done.append(chunk[:, tick].copy())
+            done.append(chunk[:, i].copy())
             gains.append(out.raw)
             lived.append(alive)
             if out.success is not None:
@@ -196,7 +200,7 @@ def _round(
 
 
 def constant(demos: Demonstrations) -> list[int]:
-    """The dimensions of flat observations that never change: normalisers map them to 0."""
+    """Return the dimensions of flat observations that never change: normalisers map them to 0."""
     parts = [v.flatten(1) for v in leaves(demos.observations)]
     flat = torch.cat([p.float() for p in parts], 1)
     return (flat == flat[:1]).all(0).nonzero().flatten().tolist()

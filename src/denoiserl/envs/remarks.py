@@ -1,6 +1,6 @@
-"""What has to be known about trials beside their numbers: starts that are alike, episodes that crashed.
+"""Warnings about evaluations: equal start states, crashed episodes.
 
-``evaluate`` and ``record`` warn of it with ``Remark``; what writes the numbers down keeps the sentences with them.
+``evaluate`` and ``record`` warn with ``Remark``; results are stored together with these sentences.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ ALIKE = "begin with the same observation"
 
 
 class Remark(UserWarning):
-    """A sentence that belongs to the numbers of an evaluation or a recording."""
+    """A warning that belongs to the numbers of an evaluation or a data set."""
 
 
 @contextmanager
 def remarks() -> Iterator[list[str]]:
-    """Collect the sentences of ``Remark`` warnings inside, each once; other warnings go on their way."""
+    """Collect the sentences of ``Remark`` warnings raised inside, each once; other warnings pass through."""
     said: list[str] = []
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Remark)
         try:
             yield said
         finally:
-            said += dict.fromkeys(str(w.message) for w in heard if issubclass(w.category, Remark))
-    for w in heard:
+            said += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, Remark))
+    for w in caught:
         if not issubclass(w.category, Remark):
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def remark(sentences: Sequence[str]) -> None:
-    """Warn of each sentence, as the caller's caller."""
+    """Warn of each sentence, with the stack level of the caller's caller."""
     for sentence in sentences:
         warnings.warn(sentence, Remark, stacklevel=3)
 
 
 def row(tree: Any, i: int) -> bytes:
-    """Return row i of observations [B, ...] as bytes, to tell whether two are the same."""
+    """Return row i of observations [B, ...] as bytes, for comparison."""
     if isinstance(tree, dict):
         return b"".join(row(tree[k], i) for k in sorted(tree))
     return np.ascontiguousarray(tree[i]).tobytes()
 
 
-def alike(starts: Sequence[bytes], ticks: Any, returns: Any, name: str) -> list[str]:
-    """Return the sentence on first observations that are equal, where some are.
+def alike(starts: Sequence[bytes], lengths: Any, returns: Any, name: str) -> list[str]:
+    """Return the warning about equal first observations, if there are any.
 
-    ``ticks`` and ``returns`` [N] are those of the episodes. Nothing is said of a bandit, one start with episodes of a
-    single tick, while returns differ: its trials are draws of the policy.
+    ``lengths`` and ``returns`` [N] are those of the episodes. A bandit (one start state, single-step episodes, returns
+    that differ) gets no warning: its episodes are samples of the policy.
     """
     n, distinct = len(starts), len(set(starts))
-    bandit = distinct == 1 and max(ticks, default=0) <= 1 and len(set(returns)) > 1
+    bandit = distinct == 1 and max(lengths, default=0) <= 1 and len(set(returns)) > 1
     if distinct == n or bandit:
         return []
     many = f"{distinct} distinct start{'' if distinct == 1 else 's'} of {n}"
@@ -70,9 +70,9 @@ def alike(starts: Sequence[bytes], ticks: Any, returns: Any, name: str) -> list[
 
 
 def compare_resets(owner: Any, seeds: list[int], begin: Callable[[list[int]], Any]) -> tuple[Any, list[str]]:
-    """Return the observations ``begin(seeds)`` and the sentence on an environment that ignores its seeds.
+    """Return the observations ``begin(seeds)``, and the warning about an environment that ignores its seeds.
 
-    One copy is reset once more, with the same seed. Workers and batched worlds are not asked.
+    One environment is reset twice with the same seed. Workers and batched environments are not checked.
     """
     before = owner.once(seeds) if hasattr(owner, "once") else None
     obs = begin(seeds)
@@ -80,12 +80,12 @@ def compare_resets(owner: Any, seeds: list[int], begin: Callable[[list[int]], An
         return obs, []
     return obs, [
         f"the same seed gives other starts: {owner.name} ignores reset(seed=...), so these trials cannot be repeated "
-        "and policies do not meet the same ones. Seed what draws its starts in reset"
+        "and policies do not meet the same ones. In reset, seed the generator that draws the starts"
     ]
 
 
 def _near(one: Any, many: Any) -> bool:
-    """Return whether the first row of ``many`` is ``one``, up to rounding."""
+    """Return whether the first row of ``many`` equals ``one``, up to rounding."""
     if isinstance(many, dict):
         return isinstance(one, dict) and all(_near(one.get(k), v) for k, v in many.items())
     first = np.asarray(one)
@@ -95,31 +95,31 @@ def _near(one: Any, many: Any) -> bool:
 
 
 def crash_notes(faults: dict[int, Fault], n: int, name: str) -> list[str]:
-    """Return the sentence on episodes {number: fault} that crashed, or raise EnvFault if all ``n`` did."""
+    """Return the warning about crashed episodes {number: fault}. Raise EnvFault if all ``n`` crashed."""
     if not faults:
         return []
     number, first = min(faults.items())
     if len(faults) == n:
-        raise EnvFault(first, name, "it is so in every episode: repair the environment, or what the policy does to it")
+        raise EnvFault(first, name, "every episode crashed: repair the environment, or the actions of the policy")
     numbers = ", ".join(map(str, sorted(faults)[:8])) + (", ..." if len(faults) > 8 else "")
     return [
         f"{len(faults)} of {n} episodes of {name} crashed and count as failures, with the return they had until then: "
-        f"{numbers}. Episode {number} {first.what}, at tick {first.tick}"
+        f"{numbers}. Episode {number} {first.what}, at step {first.step}"
     ]
 
 
 def early_success_notes(count: int, n: int, name: str) -> list[str]:
-    """Return the sentence on episodes that reported success before the first action."""
+    """Return the warning about episodes that reported success before the first action."""
     if not count:
         return []
     return [
-        f"{count} of {n} episodes of {name} were solved before acting: reset reports success, whatever a policy does"
+        f"{count} of {n} episodes of {name} were solved before acting: reset reports success, whatever the policy does"
     ]
 
 
-def sudden(first: np.ndarray, ticks: np.ndarray, n: int, name: str) -> list[str]:
-    """Return the sentence on episodes whose first tick succeeds, where episodes are longer than that."""
+def sudden(first: np.ndarray, lengths: np.ndarray, n: int, name: str) -> list[str]:
+    """Return the warning about episodes that succeed in their first step, if episodes are longer than that."""
     count = int((first == 1).sum())
-    if not count or ticks.max() <= 1:
+    if not count or lengths.max() <= 1:
         return []
-    return [f"{count} of {n} episodes of {name} succeeded in their first tick: look whether they begin solved"]
+    return [f"{count} of {n} episodes of {name} succeeded in their first step: check whether they begin solved"]

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class RewardScale:
-    """r / std(R), where R_t = r_t + γ_t (1 − done_{t−1}) R_{t−1} runs along every copy (PPO's usual reward scaling).
+    """r / std(R), where R_t = r_t + γ_t (1 − done_{t−1}) R_{t−1} runs per environment (PPO's usual reward scaling).
 
-    Mean and variance are Welford's over all steps seen so far; the divisor never falls below ``least``. It remembers,
-    so name it in ``run.loop``.
+    Mean and variance are Welford's over all steps so far; the divisor is at least ``least``. It has a state: name it in
+    ``run.loop``.
     """
 
     def __init__(self, least: float = 1e-3) -> None:
@@ -21,13 +21,13 @@ class RewardScale:
 
     @property
     def std(self) -> float:
-        """The divisor."""
+        """the divisor"""
         return max((self.squares / max(self.count, 1.0)) ** 0.5, self.least)
 
     def __call__(self, reward: Tensor, gamma: Tensor, done: Tensor, alive: Tensor | None = None) -> Tensor:
-        """Return scaled rewards [T, B]; ``gamma`` [T, B] is the discount of each step, ``done`` where an episode ended.
+        """Return scaled rewards [T, B]; ``gamma`` [T, B]: discount of each step, ``done``: where an episode ended.
 
-        ``alive`` [T, B] bool: the steps that happened (None: all). The others count in no statistics.
+        ``alive`` [T, B] bool: the valid steps (None: all). The others do not enter the statistics.
         """
         if self.running is None or self.running.shape != reward.shape[1:]:
             self.running = torch.zeros(reward.shape[1:], device=reward.device)
@@ -47,13 +47,13 @@ class RewardScale:
         return reward / self.std
 
     def on_checkpoint(self, iteration: int) -> None:
-        """The copies are reset here, and so are their running returns."""
+        """Reset the running returns: the environments are reset here."""
         self.running = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics."""
+        """Return the statistics."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with saved statistics."""
+        """Load saved statistics."""
         self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]

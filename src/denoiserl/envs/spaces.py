@@ -1,9 +1,10 @@
-"""Spaces: what copies of an environment see and do, told by the type of a space and not by its attributes.
+"""Observation and action spaces: which are supported, and the conversion of observations and actions.
 
-    observations   Box and MultiBinary, and dicts of them; the rest is refused by name
-    actions        Box of floats and Discrete; the rest is refused by name
+    observations   Box and MultiBinary, and dicts of them
+    actions        Box of floats and Discrete
 
-The class may be Gymnasium's, the old gym's or one of the same name: no package is imported here.
+Others raise an error by name. The class may be Gymnasium's, the old gym's or one of the same name: no package is
+imported here.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ KINDS = (
 
 FLAT = "wrap it in gymnasium.wrappers.FlattenObservation"
 RNGS = ("rng", "generator", "key")
-"""what a second parameter with a default is called that is meant for an rng"""
+"""names of a second parameter with a default that takes an rng"""
 BOXED = "wrap it in gymnasium.wrappers.TransformAction, with a Box of floats as its action space"
 
 
 class Spec(NamedTuple):
-    """What copies see and do: ``obs`` shapes (a shape, or a dict of them), the action's shape, and its box.
+    """Shapes of one environment: ``obs`` (a shape, or a dict of shapes), the action's shape, and its bounds.
 
     ``choices`` is the number of actions of a discrete environment, else None.
     """
@@ -44,8 +45,11 @@ class Spec(NamedTuple):
 
 
 def kind(space: Any) -> str:
-    """Return the name of a space's kind: of ``KINDS`` by its class or a parent's, "Box" for whatever has a shape and
-    bounds, else the name of its class."""
+    """Return the name of a space's kind.
+
+    It is one of ``KINDS`` by its class or a parent's, "Box" for other classes with shape and bounds, else the class
+    name.
+    """
     for cls in type(space).__mro__:
         if cls.__name__ in KINDS:
             return cls.__name__
@@ -57,16 +61,16 @@ def _shapes(space: Any, name: str, where: str = "") -> Any:
     found = kind(space)
     if found == "Dict":
         if not space.spaces:
-            raise InvalidInputError(f"{name} observes an empty Dict{where}: give it a space at least")
+            raise InvalidInputError(f"{name} observes an empty Dict{where}: add at least one space")
         return {k: _shapes(v, name, f" in {k!r}") for k, v in space.spaces.items()}
     if found == "Discrete":
         n = int(space.n)
         raise InvalidInputError(
-            f"{name} observes a Discrete({n}){where}, a name and no quantity: {FLAT}, which makes it one-hot"
+            f"{name} observes a Discrete({n}){where}, a label and no quantity: {FLAT}, which makes it one-hot"
         )
     if found == "MultiDiscrete":
         raise InvalidInputError(
-            f"{name} observes a MultiDiscrete{where}, names and no quantities: {FLAT}, which makes them one-hot"
+            f"{name} observes a MultiDiscrete{where}, labels and no quantities: {FLAT}, which makes them one-hot"
         )
     if found not in ("Box", "MultiBinary"):
         cure = f"{FLAT}, or give arrays" if found == "Tuple" else "give arrays, or dicts of arrays"
@@ -75,22 +79,24 @@ def _shapes(space: Any, name: str, where: str = "") -> Any:
 
 
 def env_spec(observation: Any, action: Any, name: str = "the environment") -> Spec:
-    """Return the ``Spec`` of one copy's spaces, or raise InvalidInputError that names a space that is not driven."""
+    """Return the ``Spec`` of one environment's spaces. Raise InvalidInputError for an unsupported space."""
     seen, found = _shapes(observation, name), kind(action)
     if found == "Discrete":
         n, first = int(action.n), int(getattr(action, "start", 0))
         return Spec(seen, (), np.array(first), np.array(first + n - 1), n)
     if found != "Box":
-        raise InvalidInputError(f"{name} acts in a {found}: only Box and Discrete action spaces are driven; {BOXED}")
+        raise InvalidInputError(f"{name} acts in a {found}: only Box and Discrete action spaces are supported; {BOXED}")
     low, high = np.asarray(action.low), np.asarray(action.high)
     declared = np.dtype(str(getattr(action, "dtype", low.dtype)).removeprefix("torch."))
     if declared.kind != "f":
-        raise InvalidInputError(f"{name} acts in a Box of {declared}, and policies decide real numbers: {BOXED}")
+        raise InvalidInputError(
+            f"{name} acts in a Box of {declared}, and actions of policies are real numbers: {BOXED}"
+        )
     return Spec(seen, tuple(int(n) for n in action.shape), low.astype(declared), high.astype(declared))
 
 
 def flat_size(seen: Any, name: str) -> int:
-    """Return the numbers in a flat observation of shape ``seen``, or raise InvalidInputError that says how it becomes
+    """Return the number of entries of a flat observation of shape ``seen``. Raise InvalidInputError if it is not
     flat."""
     if isinstance(seen, dict):
         raise InvalidInputError(f"{name} observes parts {seen}, and flat numbers are needed here: {FLAT}")
@@ -101,8 +107,11 @@ def flat_size(seen: Any, name: str) -> int:
 
 
 def decides(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
-    """Return ``act(obs, rng)``: what takes observations alone is given no rng, and none is given to an option of
-    another name than ``RNGS``, such as ``deterministic=True``. Raise InvalidInputError for what is no such function."""
+    """Return ``act`` as a function ``act(obs, rng)``.
+
+    A function of observations alone gets no rng; neither does a second parameter with a default and another name than
+    ``RNGS``, such as ``deterministic=True``. Raise InvalidInputError for anything else.
+    """
     if not callable(act):
         cure = ": of a policy it is denoiserl.control.acting.eval_actor(policy)" if hasattr(act, "eval_steps") else ""
         raise InvalidInputError(
@@ -136,20 +145,20 @@ def _takes(signature: inspect.Signature, n: int) -> bool:
     return True
 
 
-def prepare_actions(action: Any, spec: Spec, copies: int, name: str) -> tuple[np.ndarray, int]:
-    """Return actions as [B, T_a, *shape] numpy inside the box, and T_a.
+def prepare_actions(action: Any, spec: Spec, num_envs: int, name: str) -> tuple[np.ndarray, int]:
+    """Return actions as [B, T_a, *shape] NumPy, clipped to the bounds, and T_a.
 
-    Arrays are taken as tensors. Raise InvalidInputError for whatever else does not fit.
+    Arrays are converted. Raise InvalidInputError for other types, shapes, NaN and infinity.
     """
     numbers = _numbers(action if isinstance(action, Tensor) else _tensor(action, name))
     shape: tuple[int, ...] = numbers.shape
-    ticks = shape[1] if len(shape) > 1 else 0
-    single, chunk = (copies, *spec.action), (copies, ticks, *spec.action)
-    if spec.choices is not None and shape == (copies, 1):
-        numbers, shape = numbers[:, 0], (copies,)
-    if shape != single and (shape != chunk or not ticks):
+    horizon = shape[1] if len(shape) > 1 else 0
+    single, chunk = (num_envs, *spec.action), (num_envs, horizon, *spec.action)
+    if spec.choices is not None and shape == (num_envs, 1):
+        numbers, shape = numbers[:, 0], (num_envs,)
+    if shape != single and (shape != chunk or not horizon):
         raise InvalidInputError(
-            f"{name} takes actions {list(single)} or chunks {[copies, 'T_a', *spec.action]}; "
+            f"{name} takes actions {list(single)} or chunks {[num_envs, 'T_a', *spec.action]}; "
             f"the policy gave {list(shape)}"
         )
     if spec.choices is not None:
@@ -164,14 +173,14 @@ def prepare_actions(action: Any, spec: Spec, copies: int, name: str) -> tuple[np
         if numbers.dtype.kind == "c":
             raise InvalidInputError(f"{name} takes actions that are real numbers; the policy gave {numbers.dtype}")
         if np.count_nonzero(np.isfinite(numbers)) < numbers.size:
-            row = int(np.argmax(~np.isfinite(numbers.reshape(copies, -1)).all(1)))
-            raise InvalidInputError(f"the policy's action for copy {row} of {name} holds NaN or infinity")
+            row = int(np.argmax(~np.isfinite(numbers.reshape(num_envs, -1)).all(1)))
+            raise InvalidInputError(f"the policy's action for environment {row} of {name} holds NaN or infinity")
         numbers = np.minimum(np.maximum(numbers, spec.low), spec.high).astype(spec.low.dtype, copy=False)
-    return (numbers[:, None], 1) if shape == single else (numbers, ticks)
+    return (numbers[:, None], 1) if shape == single else (numbers, horizon)
 
 
 def _numbers(action: Tensor) -> np.ndarray:
-    """Return a tensor's numbers, wherever they are. Every other call into torch would cost a microsecond."""
+    """Return a tensor as NumPy, from any device; further torch calls would cost a microsecond each."""
     try:
         return action.numpy()
     except (RuntimeError, TypeError):  # on another device, with a gradient, or of a type that NumPy lacks
@@ -189,15 +198,17 @@ def _tensor(action: Any, name: str) -> Tensor:
 
 
 def tensors(observation: Any, shapes: Any = None, name: str = "the environment") -> Any:
-    """Return observations [B, ...] as float32 tensors, pictures as uint8; with ``shapes`` they are checked."""
+    """Return observations [B, ...] as float32 tensors, images as uint8; with ``shapes`` they are checked."""
     if isinstance(observation, dict) or isinstance(shapes, dict):
         if shapes is not None and _keys(observation) != _keys(shapes):
-            raise InvalidInputError(f"{name} promises observations {_keys(shapes)} and gave {_keys(observation)}")
+            raise InvalidInputError(f"{name} declares observations {_keys(shapes)} and returned {_keys(observation)}")
         return {k: tensors(v, None if shapes is None else shapes[k], name) for k, v in observation.items()}
     if shapes is not None and observation.shape[1:] != shapes:
-        raise InvalidInputError(f"{name} promises observations {list(shapes)} and gave {list(observation.shape[1:])}")
+        raise InvalidInputError(
+            f"{name} declares observations {list(shapes)} and returned {list(observation.shape[1:])}"
+        )
     if observation.dtype.kind not in "fiub":
-        raise InvalidInputError(f"{name} gave observations of type {observation.dtype}: return arrays of numbers")
+        raise InvalidInputError(f"{name} returned observations of type {observation.dtype}: return arrays of numbers")
     picture = observation.ndim > 2 and observation.dtype == np.uint8  # as floats it is four times as large
     return torch.from_numpy(np.ascontiguousarray(observation, dtype=np.uint8 if picture else np.float32))
 

@@ -1,7 +1,7 @@
-"""A policy's units against those of an environment and of data: what its codec can decode, and what it was fitted to.
+"""Compare a policy's units with those of an environment and of data.
 
-Data are compared with their environment by ``data.ranges.judge``, and so are policies: the ends of what they can do are
-its rows. What a policy was fitted to may leave a box by a tenth of it, for demonstrations do.
+``data.ranges.check_range`` compares data with an environment, and the ends of what a policy can do in the same way. A
+policy's fitted range may exceed the bounds by a tenth, as demonstrations do.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ FITTED = "what the policy was fitted to"
 
 
 def inner(codec: Any) -> Any:
-    """Return the codec that a codec for any task (``zero_shot.Tasked``) wraps, or the codec itself."""
+    """Return the codec that a task-conditioned codec (``control.zero_shot``) wraps, or the codec itself."""
     return getattr(codec, "inner", codec)
 
 
 def reach(codec: Any) -> tuple[Tensor, Tensor] | None:
-    """Return the least and the greatest action [d] of a codec, infinite where nothing bounds it; None of one that does
-    not say. Decisions of ``RunningNormCodec`` have no bounds, and ±1 are its ends if it was made for a box."""
+    """Return the least and the greatest action [d] of a codec, infinite where unbounded; None if it is not known.
+
+    Decisions of ``RunningNormCodec`` have no bounds; ±1 are its ends if it was made for a box.
+    """
     if isinstance(codec, TanhCodec):
         middle, half = codec.centre, codec.half
     elif isinstance(codec, RunningNormCodec) and isinstance(codec.scale, Tensor):
@@ -39,7 +41,7 @@ def reach(codec: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def observation_range(codec: Any) -> Normalizer | None:
-    """Return the normaliser of a codec's observations that knows a range; None where there is none."""
+    """Return the normaliser of a codec's observations; None if it was not fitted to a range."""
     known = getattr(codec, "observation", None)
     if not isinstance(known, Normalizer):
         return None
@@ -49,8 +51,10 @@ def observation_range(codec: Any) -> Normalizer | None:
 
 
 def numbers(codec: Any, observations: Any, dim: int) -> Tensor | None:
-    """Return rows [N, dim] of what the observations' normaliser takes, a row an observation of a history; None where
-    there are none."""
+    """Return the rows [N, dim] that the observations' normaliser takes, one per observation of a history.
+
+    Return None if the observations do not fit.
+    """
     if isinstance(observations, dict):
         sizes = getattr(codec, "sizes", {"state": dim})
         parts = [numbers(codec, observations.get(name), size) for name, size in sizes.items()]
@@ -62,9 +66,9 @@ def numbers(codec: Any, observations: Any, dim: int) -> Tensor | None:
 
 
 def unseen(codec: Any, observations: Any, name: str, every: bool = False) -> list[str]:
-    """Return the sentence on observations outside the fitted range by more than its width, where some are.
+    """Return the warning about observations outside the fitted range by more than its width, if there are any.
 
-    ``every``: only of dimensions in which all of them are.
+    ``every``: only about dimensions in which all of them are outside.
     """
     codec = inner(codec)
     known = observation_range(codec)
@@ -79,37 +83,37 @@ def unseen(codec: Any, observations: Any, name: str, every: bool = False) -> lis
 
 
 def unfit(codec: Any, owner: Any, spec: Any, word: str = "the policy") -> list[str]:
-    """Return sentences on a policy that decides or observes in other units than an environment.
+    """Return warnings about a policy whose actions or observations have other units than the environment.
 
-    Actions: what the codec can decode, against the box; a dimension that is constant may be. Observations: the fitted
-    range against bounds, where these are finite. A part that rests uses little of its range, so that is told only if
-    all moving dimensions do.
+    Actions: the codec's range against the bounds; a constant dimension is allowed. Observations: the fitted range
+    against finite bounds. A part that rests uses little of its range, so that is reported only if all moving dimensions
+    do.
     """
     codec, said = inner(codec), []
     known, box = reach(codec), f"the box of {owner.name}"
     if known is not None and spec.choices is None and np.size(spec.low) == len(known[0]):
-        said.append(_judged(known, spec.low, spec.high, f"the actions that {word} can take", f"{box} of actions")[1])
+        said.append(_compared(known, spec.low, spec.high, f"the actions that {word} can take", f"{box} of actions")[1])
     seen, space = observation_range(codec), shown(owner)
     if seen is not None:
         low, high = (numbers(codec, _bounds(space, end), seen.dim) for end in ("low", "high"))
         if low is not None and high is not None:
             low, high = low[0], high[0]  # a history repeats them
             ends = f"the observations that {word} was fitted to", f"{box} of observations"
-            beyond, told = _judged((seen.low, seen.high), low, high, *ends)
+            beyond, warning = _compared((seen.low, seen.high), low, high, *ends)
             moves = (seen.high > seen.low) & (high - low).isfinite() & (seen.high - seen.low).isfinite()
             if beyond or bool((seen.high - seen.low < NARROW * (high - low))[moves].all()):
-                said.append(told)
+                said.append(warning)
     return [sentence for sentence in said if sentence]
 
 
-def _judged(ends: tuple[Tensor, Tensor], low: Any, high: Any, name: str, box: str) -> tuple[bool, str]:
+def _compared(ends: tuple[Tensor, Tensor], low: Any, high: Any, name: str, box: str) -> tuple[bool, str]:
     rows = torch.stack(ends)
-    rows = rows.masked_fill(rows.isinf(), torch.nan)  # what has no bounds is not compared
+    rows = rows.masked_fill(rows.isinf(), torch.nan)  # dimensions without bounds are not compared
     return check_range(rows, low, high, name, box, constant=False, slack=NARROW, ends=True)
 
 
 def shown(owner: Any) -> Any:
-    """Return the space of one copy's observations, where its owner (``Collector.owner``) knows it."""
+    """Return the observation space of one environment, where its backend (``Collector.owner``) has it."""
     envs = getattr(owner, "envs", None) or getattr(owner, "world", None)
     one = envs[0] if isinstance(envs, list) else envs
     return getattr(one, "single_observation_space", None) or getattr(one, "observation_space", None)

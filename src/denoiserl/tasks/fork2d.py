@@ -46,9 +46,9 @@ class TimeLimitTerminates:
         """As the world's."""
         return self.world.reset(**how)
 
-    def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def step(self, action: Any, mask: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """As the world's, with nothing truncated."""
-        seen, reward, terminated, late, info = self.world.step(action, live)
+        seen, reward, terminated, late, info = self.world.step(action, mask)
         return seen, reward, terminated | late, torch.zeros_like(late), info
 
 
@@ -74,7 +74,7 @@ def task() -> Task:
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         done = evaluate(eval_actor(policy, BASE.execution_horizon), Fork2D(n), n, 1_000_000 + seed)
         assert done.success is not None
-        return {"success": done.success.float(), "length": done.ticks.float()}
+        return {"success": done.success.float(), "length": done.lengths.float()}
 
     kinds = {"flow": _robot.flow, "diffusion": _robot.diffusion, "gaussian": _robot.gaussian}
     return Task(

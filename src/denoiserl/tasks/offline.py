@@ -117,7 +117,7 @@ def data_source(base: Args) -> DataSource:
         goal = farthest_cell(plan) if base.goal == "one" else None
         ticks = 2 * round(int(plan.distance.max()) / SPEED)
         at = None if goal is None else (float(goal[0]), float(goal[1]))
-        make = partial(PointMaze, COPIES, plan, at, ticks=ticks)
+        make = partial(PointMaze, COPIES, plan, at, max_episode_steps=ticks)
         return DataSource(
             lambda seed: mazes(plan, base.num_episodes, Rng(seed), kind, goal, ticks), make, "success", None
         )

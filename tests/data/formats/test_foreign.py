@@ -58,7 +58,7 @@ def files(at: Path) -> dict[str, str]:
         "bridge/1.0.0": "RLDS", "bridge": "RLDS", "act": "checkpoint", "many": "one, two", "logs": "MCAP",
         "hf": "RLDS|datasets", "empty": "empty folder", "expert.pkl": "pickle", "a.ckpt": "checkpoint of torch",
         "a.pt": "checkpoint of torch", "a.csv": "table", "a.parquet": "Parquet", "a.mcap": "MCAP", "a.bag": "rosbag",
-        "a.zarr.zip": "zarr", "a.npy": "array of numpy", "a.mp4": "film", "a.tar.gz": "archive",
+        "a.zarr.zip": "zarr", "a.npy": "array of numpy", "a.mp4": "video", "a.tar.gz": "archive",
     }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_numbers_are_read_as_they_are_spelt() -> None:
         assert parse(spell(numbers)) == set(numbers) == parse(numbers)
     assert spell(range(4)) == "0-3" and parse(" 1, 5 ") == {1, 5}
     for word in ("a", "1-", "-3", "1-b"):
-        with pytest.raises(RunError, match="write them as 0-2,5"):
+        with pytest.raises(RunError, match="write numbers as 0-2,5"):
             parse(word)
     check("x", (), ())
 

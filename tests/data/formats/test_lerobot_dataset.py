@@ -198,7 +198,7 @@ def test_cameras_in_videos_are_never_left_out_without_a_choice(tmp_path: Path) -
 def test_several_tasks_are_told(tmp_path: Path) -> None:
     _, folder = numbered(tmp_path / "tasks")
     rewrite(folder, lambda t: put(t, "task_index", [v % 3 for v in t["episode_index"].to_pylist()]))
-    with pytest.warns(UserWarning, match="tasks holds 3 tasks, and their words"):
+    with pytest.warns(UserWarning, match="tasks holds 3 tasks, and their descriptions"):
         lerobot.read(folder)
     assert len(lerobot.read(folder, exclude_episodes=(1, 2, 4, 5, 7))) == 3, "one task is no choice"
 
@@ -267,7 +267,9 @@ def test_a_feature_left_over_may_be_chosen(tmp_path: Path) -> None:
 def test_several_tasks_are_told_whatever_column_tells_them(tmp_path: Path, name: str, dtype: str, words: list) -> None:
     owner = parquet.read_table(numbered(tmp_path / "plain")[1] / ROWS)["episode_index"].to_pylist()
     folder = with_feature(tmp_path / "tasks", name, dtype, [words[i % 3] for i in owner])
-    with pytest.warns(UserWarning, match=rf"tasks holds 3 tasks, and their words \({name}\) are not read") as said:
+    with pytest.warns(
+        UserWarning, match=rf"tasks holds 3 tasks, and their descriptions \({name}\) are not read"
+    ) as said:
         lerobot.read(folder)
     assert len(said) == 1, "a column is told of once"
     with pytest.warns(UserWarning, match=f"also holds {name}"):

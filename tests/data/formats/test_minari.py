@@ -13,6 +13,7 @@ import torch
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import ActionChunkCodec
 from denoiserl.data.formats import minari
+from denoiserl.data.formats.minari.writer import _store
 from denoiserl.envs.record import record
 
 h5py = pytest.importorskip("h5py")
@@ -25,7 +26,7 @@ def made(folder: Path, episodes: list[dict[str, Any]], **metadata: Any) -> Path:
     folder.mkdir(parents=True)
     with h5py.File(folder / "main_data.hdf5", "w") as file:
         for i, columns in enumerate(episodes):
-            minari._store(file.create_group(f"episode_{i}"), columns)
+            _store(file.create_group(f"episode_{i}"), columns)
     told = {
         "data_format": "hdf5",
         "total_episodes": len(episodes),
@@ -80,7 +81,7 @@ def homewards(obs: Any, rng: Any) -> Any:
 
 def test_what_is_written_is_read_by_minari_itself(tmp_path: Path) -> None:
     theirs = pytest.importorskip("minari")
-    recorded = record(Point, homewards, 7, seed=3, copies=4)
+    recorded = record(Point, homewards, 7, seed=3, num_envs=4)
     assert 0 < int(recorded.demos.success.sum()) < 7  # type: ignore[union-attr]
     folder = minari.write(tmp_path / "set", recorded, "points/home-v0")
     dataset = theirs.MinariDataset(folder / "data")

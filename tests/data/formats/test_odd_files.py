@@ -47,7 +47,7 @@ def spaces(metadata: dict[str, Any], what: str, value: Any) -> None:
         (lambda m: spaces(m, "action_space", {"type": "Box", "shape": [2], "dtype": "float32"}), "no low and high"),
         (
             lambda m: spaces(m, "observation_space", {"type": "Dict", "subspaces": {"goal": {"type": "Discrete"}}}),
-            "observes a Discrete, names and no quantities",
+            "observes a Discrete, labels and no quantities",
         ),
     ],
 )

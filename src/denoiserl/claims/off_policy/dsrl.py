@@ -42,10 +42,10 @@ DEMOS = 100
 class Walled(Fork2D):
     """``Fork2D`` with the way below the disc closed: crossing x = 0 at y < 0 fails, and so does a timeout."""
 
-    def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def step(self, action: Any, mask: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """Step all environments; see ``Fork2D.step``."""
         before = self.position
-        seen, reward, terminated, late, info = super().step(action, live)
+        seen, reward, terminated, late, info = super().step(action, mask)
         stopped = (before[:, 0] < 0) & (self.position[:, 0] >= 0) & (self.position[:, 1] < 0)
         won = info["success"] & ~stopped
         return seen, reward * ~stopped, terminated | late | stopped, torch.zeros_like(late), {"success": won}
@@ -71,7 +71,7 @@ def task() -> Task:
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         done = evaluate(eval_actor(policy, BASE.execution_horizon), partial(Walled, n), n, 1_000_000 + seed)
         assert done.success is not None
-        return {"success": done.success.float(), "length": done.ticks.float()}
+        return {"success": done.success.float(), "length": done.lengths.float()}
 
     return Task(
         "walled fork2d",

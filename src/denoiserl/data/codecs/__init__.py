@@ -1,1 +1,1 @@
-"""Codecs: maps between data units and model units, for observations and for actions."""
+"""Codecs: convert observations and actions between data units and model units."""

@@ -1,4 +1,4 @@
-"""The codec of a robot policy: observations and action chunks in the units that the network likes."""
+"""The codec of a robot policy: observations and action chunks in model units."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from denoiserl.data.demos import Demonstrations
 
 
 def refusal(demos: Demonstrations) -> str:
-    """Return why observations in parts are not learned from, and what to do."""
+    """Return why observations in parts are not supported, and what to do."""
     seen, name = demos.observations, demos.name or "the demonstrations"
     pictures = any(v.dtype == torch.uint8 or v.ndim > 3 for v in leaves(seen))
     parts = f"{name} observe {sorted(seen)}"
     if pictures:
         return (
-            f"{parts}: pictures are learned from as 'image' and 'state' alone. Rename them so, or keep one "
+            f"{parts}: images are supported as 'image' and 'state' alone. Rename them so, or keep one "
             "part of numbers, read(path, obs_keys=[NAME]) or --obs-keys NAME"
         )
     if len(seen) == 1:
@@ -30,7 +30,7 @@ def refusal(demos: Demonstrations) -> str:
             "and let gymnasium.wrappers.FlattenObservation do so in the environment"
         )
     return (
-        f"{parts}: several parts of numbers are not learned from. Keep one, read(path, obs_keys=[NAME]) or --obs-keys "
+        f"{parts}: several parts of numbers are not supported. Keep one, read(path, obs_keys=[NAME]) or --obs-keys "
         "NAME;"
         " or concatenate them to [N, o], and let gymnasium.wrappers.FlattenObservation do so in the environment"
     )
@@ -38,10 +38,10 @@ def refusal(demos: Demonstrations) -> str:
 
 @dataclass(frozen=True)
 class ActionChunkCodec:
-    """Actions [..., H, d] and observations [..., o] (or a dict with pictures and a "state"), each with its normaliser.
+    """Actions [..., H, d] and observations [..., o] (or a dict with images and a "state"), each with its normaliser.
 
-    Observations are clipped to ±``limit`` in model units: what the demonstrations never saw stays within reach of the
-    network. Actions are clipped to ±1 before they are decoded, so a plan never leaves the demonstrated range.
+    Observations are clipped to ±``limit`` in model units, so unfamiliar ones stay near the training range. Actions are
+    clipped to ±1 before decoding, so a plan never leaves the demonstrated range.
     """
 
     observation: Normalizer
@@ -50,7 +50,7 @@ class ActionChunkCodec:
 
     @staticmethod
     def fit(demos: Demonstrations, limit: float = 3.0) -> ActionChunkCodec:
-        """Min-max normalisers of demonstrations: of flat observations, or of the "state" beside pictures."""
+        """Fit min-max normalisers to demonstrations: to flat observations, or to the "state" beside images."""
         seen, name = demos.observations, demos.name or "the demonstrations"
         if isinstance(seen, dict):
             if "state" not in seen:
@@ -62,17 +62,17 @@ class ActionChunkCodec:
         )
 
     def encode(self, data: Tensor) -> Tensor:
-        """Actions to model units."""
+        """Convert actions to model units."""
         return self.action.normalize(data)
 
     def decode(self, sample: Tensor) -> Tensor:
-        """Model units to actions."""
+        """Convert model units to actions."""
         return self.action.denormalize(sample.clamp(-1, 1))
 
     def condition(self, cond: Any) -> Any:
-        """Observations to model units, clipped; pictures beside a "state" stay as they are.
+        """Convert observations to model units, clipped; images beside a "state" are unchanged.
 
-        Several observations may stand one after another, [..., n·o], as ``envs.frame_stack.Remembering`` shows them.
+        Several observations may follow each other, [..., n·o], as ``envs.frame_stack.ObservationHistory`` returns them.
         """
         if isinstance(cond, dict):
             if "state" not in cond:
@@ -85,5 +85,5 @@ class ActionChunkCodec:
         return self.observation.normalize(cond).clamp(-self.limit, self.limit)
 
     def initial_state(self, cond: Any) -> None:
-        """Plans start from noise."""
+        """Return None: plans start from noise."""
         return None

@@ -1,7 +1,7 @@
-"""From data units to model units and back: per-dimension normalisation to [-1, 1] or to unit variance.
+"""Normalise per dimension, to [-1, 1] or to unit variance, and back.
 
-A dimension that never changes maps to 0 and back to its value; it is reported, never divided by. NaN and infinity are
-refused by dimension. At fit time data that do not fit are an error; at run time they are clipped, and counted.
+A dimension that never changes maps to 0 and back to its value; it is reported, never divided by. NaN and infinity raise
+an error that names the dimension. When fitting, unsuitable data are an error; at run time they are clipped and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIELDS = ("centre", "scale", "constant", "low", "high", "share")
 
 
 class Clipped(NamedTuple):
-    """Normalised data inside [-limit, limit], and how many numbers had to be clipped (a host integer)."""
+    """Normalised data inside [-limit, limit], and how many numbers were clipped (a host integer)."""
 
     value: Tensor
     count: int
@@ -40,8 +40,8 @@ def _finite(data: Tensor, what: str) -> None:
 class Normalizer:
     """z = (x - centre) / scale per dimension; ``constant`` dimensions have z = 0.
 
-    The fields are tensors [d], so that a normaliser is saved and loaded as its fields. ``share``: how much of the range
-    all but outliers use (see ``data.ranges``), where it was fitted to data.
+    The fields are tensors [d], so a normaliser is saved and loaded as its fields. ``share``: the share of the range
+    that all but outliers use (see ``data.ranges``), if it was fitted to data.
     """
 
     centre: Tensor
@@ -59,7 +59,7 @@ class Normalizer:
 
         ``minmax`` maps each dimension's range to [-1, 1] (Diffusion Policy); ``std`` to mean 0 and variance 1. A
         dimension whose range is below ``tolerance`` (times its size, if that is above 1) is constant. Warn of outliers
-        and of dimensions that hardly move, by ``name``, row and, with ``ends`` [E] of the episodes, episode.
+        and of dimensions that hardly move, with ``name``, row and, given ``ends`` [E] of the episodes, episode.
         """
         if kind not in ("minmax", "std"):
             raise InvalidInputError(unknown_name_message(str(kind), ("minmax", "std"), "kind of normaliser"))
@@ -82,7 +82,7 @@ class Normalizer:
 
     @staticmethod
     def identity(dim: int) -> Normalizer:
-        """The normaliser that changes nothing."""
+        """Return the normaliser that changes nothing."""
         one = torch.ones(dim)
         return Normalizer(torch.zeros(dim), one, torch.zeros(dim, dtype=torch.bool), -one, one)
 
@@ -91,7 +91,7 @@ class Normalizer:
         return len(self.centre)
 
     def to(self, device: str | torch.device) -> Normalizer:
-        """The same normaliser on another device."""
+        """Return the same normaliser on another device."""
         return Normalizer(**{f: v.to(device) for f, v in self.state_dict().items()})
 
     def _shape(self, x: Tensor) -> None:
@@ -99,17 +99,18 @@ class Normalizer:
             raise InvalidInputError(f"this normaliser was fitted to {self.dim} dimensions; got {tuple(x.shape)}")
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Model units of data [..., d]."""
+        """Convert data [..., d] to model units."""
         self._shape(x)
         return ((x - self.centre) / self.scale).masked_fill(self.constant, 0.0)
 
     def denormalize(self, z: Tensor) -> Tensor:
-        """Data units of model units [..., d]; constant dimensions return their value."""
+        """Convert model units [..., d] to data; constant dimensions return their value."""
         self._shape(z)
         return self.centre + self.scale * z.masked_fill(self.constant, 0.0)
 
     def check(self, x: Tensor, slack: float = 1e-3) -> None:
-        """Refuse data outside the fitted range by more than ``slack`` of it, naming dimension and value."""
+        """Raise InvalidInputError for data outside the fitted range by more than ``slack`` of it, with dimension and
+        value."""
         self._shape(x)
         _finite(x, "the data")
         rows = x.reshape(-1, self.dim)
@@ -125,13 +126,12 @@ class Normalizer:
             )
 
     def clip(self, x: Tensor, limit: float = 1.0) -> Clipped:
-        """Model units clipped to [-limit, limit], with the count of clipped numbers: for run time."""
+        """Return model units clipped to [-limit, limit], with the count of clipped numbers: for run time."""
         z = self.normalize(x)
         return Clipped(z.clamp(-limit, limit), int((z.abs() > limit + 1e-4).sum()))
 
     def report(self) -> str:
-        """Return one sentence on what will be noticed too late otherwise: dimensions that are constant, have outliers
-        or hardly move."""
+        """Return one sentence on dimensions that are constant, have outliers or hardly move."""
         said = [f"{self.dim} dimensions"]
         if dims := self.constant.nonzero().flatten().tolist():
             said.append(f"constant, hence always 0: {dims}")
@@ -143,11 +143,11 @@ class Normalizer:
         return "; ".join(said)
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields as tensors."""
+        """Return the fields as tensors."""
         return {f: v for f in FIELDS if (v := getattr(self, f)) is not None}
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> Normalizer:
-        """The normaliser of a ``state_dict`` (tensors or nested lists of numbers)."""
+        """Return the normaliser of a ``state_dict`` (tensors or nested lists of numbers)."""
         fields = {f: torch.as_tensor(state[f]) for f in FIELDS if f in state}
         return Normalizer(**{f: v.bool() if f == "constant" else v.float() for f, v in fields.items()})

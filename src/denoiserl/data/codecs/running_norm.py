@@ -1,4 +1,4 @@
-"""Observations standardised by what has been seen so far: the codec of policies that learn without demonstrations."""
+"""Observations standardised by running statistics: the codec of policies that learn without demonstrations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from denoiserl.core.errors import InvalidInputError
 class RunningNormCodec:
     """z = clip((o − mean) / √(variance + 10⁻⁸), ±limit) per dimension; actions are ``centre`` + ``scale`` · decision.
 
-    ``scale`` and ``centre`` are numbers, or one a dimension of the action [d]; a dimension of scale 0 is constant.
+    ``scale`` and ``centre`` are numbers, or one per dimension of the action [d]; a dimension of scale 0 is constant.
 
-    ``see`` takes in observations in place (mean and variance are those of everything seen, by Chan's update), so the
-    policy that is saved knows them. It remembers: name it in ``run.loop``. Before anything was seen it changes
-    nothing. Chains record conditions as they were standardised when they were drawn, so replay is not disturbed.
+    ``update`` adds observations in place (mean and variance are those of all so far, by Chan's update), so they are
+    saved with the policy. It has a state: name it in ``run.loop``. Before the first update it changes nothing. Chains
+    record conditions as they were standardised when they were sampled, so later updates do not change rescored chains.
     """
 
     mean: Tensor
@@ -33,14 +33,14 @@ class RunningNormCodec:
     def fresh(
         size: int, scale: float | Tensor = 1.0, limit: float = 10.0, centre: float | Tensor = 0.0
     ) -> RunningNormCodec:
-        """Of observations [..., size], none of them seen."""
+        """Return a codec of observations [..., size] without statistics."""
         return RunningNormCodec(torch.zeros(size), torch.ones(size), torch.zeros(()), scale, limit, centre)
 
     @torch.no_grad()
     def update(self, obs: Tensor) -> None:
-        """Take in observations [..., size]."""
+        """Update the statistics with observations [..., size]."""
         if obs.shape[-1] != len(self.mean):
-            raise InvalidInputError(f"this codec knows observations of {len(self.mean)} numbers; got {list(obs.shape)}")
+            raise InvalidInputError(f"this codec takes observations of {len(self.mean)} numbers; got {list(obs.shape)}")
         rows = obs.reshape(-1, obs.shape[-1]).to(self.mean)
         n, total = len(rows), self.count + len(rows)
         gap = rows.mean(0) - self.mean
@@ -50,29 +50,29 @@ class RunningNormCodec:
         self.count.copy_(total)
 
     def encode(self, data: Tensor) -> Tensor:
-        """Actions to decisions; those of constant dimensions are 0."""
+        """Convert actions to decisions; those of constant dimensions are 0."""
         if not isinstance(self.scale, Tensor):
             return (data - self.centre) / self.scale
         still = self.scale == 0
         return ((data - self.centre) / self.scale.masked_fill(still, 1.0)).masked_fill(still, 0.0)
 
     def decode(self, sample: Tensor) -> Tensor:
-        """Decisions to actions; the environment clips them to its box."""
+        """Convert decisions to actions; the environment clips them to its bounds."""
         return self.centre + sample * self.scale
 
     def condition(self, cond: Tensor) -> Tensor:
-        """Observations, standardised and clipped."""
+        """Return observations, standardised and clipped."""
         return ((cond - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-self.limit, self.limit)
 
     def initial_state(self, cond: Tensor) -> None:
-        """Nothing has been decided."""
+        """Return None: decisions start from noise."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Mean, variance and count."""
+        """Return mean, variance and count."""
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with saved statistics."""
+        """Load saved statistics."""
         for name in ("mean", "variance", "count"):
             getattr(self, name).copy_(state[name])

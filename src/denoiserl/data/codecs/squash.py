@@ -1,4 +1,4 @@
-"""The codec of policies that decide inside a box: actions are the hyperbolic tangent of what a Gaussian draws."""
+"""The codec of policies with bounded actions: an action is the tanh of a Gaussian sample."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.data.codecs.normalize import Normalizer
 
 EDGE = 1e-3
-"""how far from the edge of the box, in units of its half width, an action is taken when it is turned into a decision"""
+"""least distance of an action from its bounds, in units of the half width, when it is converted to a decision"""
 
 
 def box_centre_and_half(low: Any, high: Any) -> tuple[Tensor, Tensor]:
-    """Return centre and half width [d] of a box of actions; a constant dimension (low = high) has half width 0.
+    """Return centre and half width [d] of the action bounds; a constant dimension (low = high) has half width 0.
 
-    Raises InvalidInputError that names the dimension if a bound is infinite or NaN, low is above high, or all are
+    Raise InvalidInputError that names the dimension if a bound is infinite or NaN, low is above high, or all are
     constant.
     """
     low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (low, high))
@@ -45,11 +45,10 @@ def box_centre_and_half(low: Any, high: Any) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class TanhCodec:
-    """a = centre + half · tanh(u) per dimension [d]; u is the decision, ``half`` the half width of the actions' box, 0
-    in a constant dimension.
+    """a = centre + half · tanh(u) per dimension [d]; u is the decision, ``half`` the half width of the action bounds.
 
-    ``observation``: the normaliser of what is seen, clipped to ±``limit``; None: as it comes. An action on the edge of
-    the box has no finite decision, so ``encode`` takes it ``EDGE`` from there.
+    ``half`` is 0 in a constant dimension. ``observation``: normaliser of observations, clipped to ±``limit``; None:
+    unchanged. An action on its bounds has no finite decision, so ``encode`` moves it ``EDGE`` inside.
     """
 
     centre: Tensor
@@ -59,31 +58,32 @@ class TanhCodec:
 
     @staticmethod
     def from_box(low: Any, high: Any, observation: Normalizer | None = None) -> TanhCodec:
-        """Return the codec of actions between ``low`` and ``high`` [d], as ``Collector.spec`` has them: see ``box``."""
+        """Return the codec of actions between ``low`` and ``high`` [d], as in ``Collector.spec`` (see
+        ``box_centre_and_half``)."""
         centre, half = box_centre_and_half(low, high)
         return TanhCodec(centre, half, observation)
 
     def encode(self, data: Tensor) -> Tensor:
-        """Actions to decisions."""
+        """Convert actions to decisions."""
         return torch.atanh(self.unit(data).clamp(EDGE - 1, 1 - EDGE))
 
     def unit(self, action: Tensor) -> Tensor:
-        """Actions to [−1, 1], those of constant dimensions to 0: the inverse of ``boxed``."""
+        """Convert actions to [−1, 1], those of constant dimensions to 0: the inverse of ``to_action_box``."""
         still = self.half == 0
         return ((action - self.centre) / self.half.masked_fill(still, 1.0)).masked_fill(still, 0.0)
 
     def decode(self, sample: Tensor) -> Tensor:
-        """Decisions to actions."""
+        """Convert decisions to actions."""
         return self.to_action_box(torch.tanh(sample))
 
     def to_action_box(self, unit: Tensor) -> Tensor:
-        """[−1, 1] to actions."""
+        """Convert [−1, 1] to actions."""
         return self.centre + self.half * unit
 
     def condition(self, cond: Tensor) -> Tensor:
-        """Observations to model units."""
+        """Convert observations to model units."""
         return cond if self.observation is None else self.observation.normalize(cond).clamp(-self.limit, self.limit)
 
     def initial_state(self, cond: Tensor) -> None:
-        """Nothing has been decided."""
+        """Return None: decisions start from noise."""
         return None

@@ -1,11 +1,11 @@
-"""Recordings in files, whatever the format: ``read`` finds out which it is.
+"""Read and write episode data sets of any supported format; ``read`` detects the format.
 
     a folder with metadata.json             Minari                          (data.formats.minari)
     a folder with meta/info.json            LeRobot                         (data.formats.lerobot)
-    a folder of ``EpisodeDataset.save``          our own; of ``Demonstrations.save``, demonstrations alone
-    one HDF5 or numpy file                  D4RL's or OGBench's layout      (data.formats.hdf5)
+    a folder of ``EpisodeDataset.save``     our own; of ``Demonstrations.save``, demonstrations alone
+    one HDF5 or NumPy file                  D4RL's or OGBench's layout      (data.formats.hdf5)
 
-Other formats are refused by their names (data.formats.foreign). ``write_as`` writes any of the four.
+Other formats raise an error by their names (data.formats.foreign). ``write_as`` writes any of the four.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Kind = Literal["minari", "lerobot", "hdf5", "denoiserl"]
 
 
 def kind(path: str | Path) -> Kind:
-    """Which format it is, by the files. Raise RunError, by the name of what it is, for any other."""
+    """Return the format of a path, by its files. Raise RunError, naming what it is, for any other."""
     path = Path(path)
     if not path.exists():
         if store.exists(path):  # a save was stopped between its two renames
             return "denoiserl"
-        raise RunError(f"there is no {path}: name a Minari or LeRobot folder, a recording of ours, or an HDF5 file")
+        raise RunError(f"there is no {path}: name a Minari or LeRobot folder, a data set of ours, or an HDF5 file")
     if path.is_dir() or path.name == minari.FILE:
         home = path.parent if path.is_file() else path
         if any((f / minari.METADATA).is_file() for f in (home, home / "data")):
@@ -66,12 +66,11 @@ def read(
     obs_keys: Sequence[str] | str | None = None,
     exclude_episodes: Collection[int] | str | int = (),
 ) -> EpisodeDataset:
-    """The recording in ``path``.
+    """Return the episode data set in ``path``.
 
-    ``out_of_bounds_actions``: actions outside the action space that the data state raise an error, or are clipped to
-    it. ``obs_keys``: the observations to keep, where there are several; one alone is a tensor. ``exclude_episodes``:
-    episodes to leave out, by number: 3, (0, 1, 5) or "0-1,5". Refused: what is none of the formats, and bad episodes
-    by number and row.
+    ``out_of_bounds_actions``: actions beyond stored bounds raise an error, or are clipped. ``obs_keys``: the
+    observations to keep, if there are several; a single one is a tensor. ``exclude_episodes``: episodes to leave out,
+    by number: 3, (0, 1, 5) or "0-1,5". Raise an error for other formats, and for bad episodes with number and row.
     """
     path, found, numbers = Path(path), kind(path), parse(exclude_episodes)
     obs_keys = [obs_keys] if isinstance(obs_keys, str) else obs_keys
@@ -102,7 +101,7 @@ def read(
 
 
 def _alone(data: EpisodeDataset, obs_keys: Sequence[str] | None) -> EpisodeDataset:
-    """The recording, a part that was chosen alone as a tensor."""
+    """Return the data set with a single chosen part as a tensor."""
     if obs_keys is None or len(obs_keys) != 1:
         return data
     demos = replace(data.demos, observations=data.demos.observations[obs_keys[0]])
@@ -110,7 +109,7 @@ def _alone(data: EpisodeDataset, obs_keys: Sequence[str] | None) -> EpisodeDatas
 
 
 def write_as(path: str | Path, data: EpisodeDataset, how: Kind, name: str, fps: int = 0) -> None:
-    """Store a recording in a format, whole or not at all. ``name``: what Minari and LeRobot are told it is of."""
+    """Save a data set in a format, atomically. ``name``: the task name for Minari and LeRobot."""
     if how == "hdf5":
         write(path, data)
     elif how == "minari":

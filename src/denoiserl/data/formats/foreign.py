@@ -1,6 +1,6 @@
-"""Files of other programs that are no data set read here: what they are, by their names and contents, and the way out.
+"""Recognise files of other programs that are not read here, by name and content, and say what to do.
 
-Nothing is unpickled, and nothing that another program wrote is ever advised to be removed.
+Nothing is unpickled, and no message advises to delete files of another program.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ ENDS = {
     (".arrow",): "a single Arrow file: of a Minari data set name the folder with metadata.json in it",
     (".bag", ".db3", ".mcap"): f"a rosbag or MCAP log: {WRITE}",
     (".npy",): "a single array of numpy: store all columns by name, np.savez(path, observations=..., actions=...)",
-    (".mp4", ".avi", ".mkv", ".webm", ".gif"): "a film: what was done and seen is not in it",
+    (".mp4", ".avi", ".mkv", ".webm", ".gif"): "a video: it holds no actions and observations",
     (".zip", ".tar", ".gz", ".tgz", ".zst", ".xz", ".7z"): "an archive: unpack it, and name what is in it",
 }
-"""how names end, and what such files are"""
+"""suffixes of names, and what such files are"""
 ROBOMIMIC = (
     "a robomimic HDF5 file (LIBERO, MimicGen and RoboCasa write the same): demonstrations lie in data/demo_*, which is "
     f"not read here: {WRITE}"
@@ -45,7 +45,7 @@ PIPELINE = (
 
 
 def hdf5(file: Any) -> str | None:
-    """Return what an open HDF5 file of another layout is; None of one that is not known."""
+    """Return what an open HDF5 file of another layout is, or None."""
     keys = list(file)
     if "data" in keys and hasattr(file["data"], "keys") and any(str(k).startswith("demo_") for k in file["data"]):
         return ROBOMIMIC
@@ -59,14 +59,14 @@ def hdf5(file: Any) -> str | None:
 
 
 def arrays(keys: Collection[str]) -> str | None:
-    """Return what a numpy file of another layout is, by its arrays; None of one that is not known."""
+    """Return what a NumPy file of another layout is, by its arrays, or None."""
     if {"observation", "action", "reward"} <= set(keys):
         return EXORL
     return None
 
 
 def file(path: Path) -> str | None:
-    """Return what a file is that is no data set, by how its name ends; None of one that is not known."""
+    """Return what a file is that is no data set, by its suffix, or None."""
     name = path.name.lower()
     if ".tfrecord" in name:
         return RLDS
@@ -77,7 +77,7 @@ def file(path: Path) -> str | None:
 
 
 def folder(path: Path) -> str | None:
-    """Return what a folder is that is no data set, by what lies in it; None of one that is not known."""
+    """Return what a folder is that is no data set, by its content, or None."""
     names = sorted(p.name for p in path.iterdir())
     has = set(names)
     if has & {".zgroup", ".zattrs", ".zarray", "zarr.json", ".zmetadata"} or path.suffix.lower() == ".zarr":
@@ -111,7 +111,7 @@ def folder(path: Path) -> str | None:
 
 
 def _near(path: Path) -> list[Path]:
-    """Files in a folder and one below, few of them: folders of data can be large."""
+    """Return files in a folder and one level below, a few of them: folders of data can be large."""
     found: list[Path] = []
     for p in sorted(path.iterdir())[:200]:
         found += [p] if p.is_file() else [q for q in sorted(p.iterdir())[:50] if q.is_file()] if p.is_dir() else []
@@ -119,7 +119,7 @@ def _near(path: Path) -> list[Path]:
 
 
 def policy(path: Path) -> str | None:
-    """Return what a path is that holds no policy of ours; None of one that may."""
+    """Return what a path is that holds no policy of ours, or None if it may hold one."""
     if path.is_file():
         told = file(path)
         return told if told == TORCH else _no_policy(told or "a file")
@@ -132,5 +132,5 @@ def policy(path: Path) -> str | None:
 
 
 def _no_policy(told: str) -> str:
-    """Return what something is, without what would make data of it."""
+    """Return what a path is, without the advice on data."""
     return f"{told.partition(':')[0]}, and a policy is a folder, that of a run or one that Policy.save wrote: name it"

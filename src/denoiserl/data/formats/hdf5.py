@@ -1,12 +1,12 @@
-"""Flat files: rows of all episodes one after another, in one HDF5 or one numpy file.
+"""Flat files: rows of all episodes one after another, in one HDF5 or one NumPy file.
 
     observations [N, o], actions [N, d], rewards [N], terminals [N]; timeouts [N], next_observations [N, o],
-    infos/success [N], action_low [d], action_high [d] where they are known
+    infos/success [N], action_low [d], action_high [d] if they are known
 
-is D4RL's layout: ``terminals`` are true ends. With ``masks`` [N], or in a numpy file without rewards, it is OGBench's:
-``terminals`` end a trajectory, and a row of which ``masks`` is 0 is a true end. Time limits may have other names
-(``LIMITS``), or be told by last rows (``LASTS``) and by ``dones`` beside D4RL's ``terminals``: where these are 0. Other
-columns are not read, and named in a warning. Needs h5py for HDF5 (``pip install 'denoiserl[data]'``).
+is D4RL's layout: ``terminals`` are true ends. With ``masks`` [N], or in a NumPy file without rewards, it is OGBench's:
+``terminals`` end a trajectory, and a row with ``masks`` 0 is a true end. Time limits may have other names (``LIMITS``).
+They may also be last rows (``LASTS``) or ``dones`` beside D4RL's ``terminals``, where these are 0. Other columns are
+not read, and named in a warning. HDF5 needs h5py (``pip install 'denoiserl[data]'``).
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ COLUMNS = ("observations", "actions", "rewards", "next_observations", "masks", *
 WON = "infos/success"
 MORE = ("action_low", "action_high", WON)
 ASIDE = ("infos", "metadata", "qpos", "qvel", "button_states")
-"""what D4RL and OGBench store of the simulator beside the data: nothing is lost without it"""
+"""columns of D4RL and OGBench about the simulator, which are not needed"""
 
 
 def read(
     path: Path, exclude_episodes: Collection[int] = (), out_of_bounds_actions: Outside = "error"
 ) -> EpisodeDataset:
-    """The recording in a flat file, cut into episodes by ``data.ends.split``.
+    """Return the episode data set of a flat file, cut into episodes by ``data.ends.split``.
 
-    Stored ``next_observations`` are what is learned from. Where they are missing, or are the start of the next episode,
-    the last row of an episode that a time limit cut is given up for its observation, as D4RL's own reader does.
+    Stored ``next_observations`` are used. If they are missing, or are the start of the next episode, the last row of an
+    episode that a time limit cut is dropped for its observation, as D4RL's own reader does.
     """
     found = _numpy(path) if path.suffix.lower() == NUMPY else _hdf5(path)
     columns = {k: np.asarray(v) for k, v in found.items() if k in COLUMNS}
@@ -74,15 +74,15 @@ def read(
     stop, over, known = split(path.name, observations, ended, cut, after)
     check(path.name, exclude_episodes, range(len(stop)))
     start = np.append(0, stop[:-1] + 1)
-    length = stop - start + (known | over)  # without its last row where what followed is not known
+    length = stop - start + (known | over)  # without its last row where the successor is not known
     taken = np.flatnonzero((length > 0) & ~np.isin(np.arange(len(stop)), list(exclude_episodes)))
     if len(taken) == 0:
         raise InvalidInputError(f"{path} holds no episode of two rows")
-    told = {} if rewards is None else {"rewards": rewards}
-    if not _sound(observations, actions, low, high, **told):  # find out where, and whether it is taken
+    checked = {} if rewards is None else {"rewards": rewards}
+    if not _sound(observations, actions, low, high, **checked):  # find the row, and whether its episode is used
         for i in taken:
             rows = slice(start[i], start[i] + length[i])
-            named = {k: v[rows] for k, v in told.items()}
+            named = {k: v[rows] for k, v in checked.items()}
             validate_episode(path.name, int(i), observations[rows], actions[rows], low, high, **named)
     last = observations[stop]
     if after is not None:
@@ -90,7 +90,7 @@ def read(
         last[known] = after[stop[known]]
     for i in taken[~np.isfinite(last[taken].reshape(len(taken), -1)).all(1)]:
         raise InvalidInputError(
-            f"what episode {i} of {path.name} saw last holds NaN or infinity: leave it out with exclude_episodes=({i},)"
+            f"the last observation of episode {i} of {path.name} holds NaN or infinity: use exclude_episodes=({i},)"
         )
     ends = length[taken].cumsum()
     kept: Any = slice(None)
@@ -112,13 +112,13 @@ def read(
 
 
 def _sound(observations: np.ndarray, actions: np.ndarray, low: np.ndarray, high: np.ndarray, **columns: Any) -> bool:
-    """Return whether all columns are finite and all actions inside their box, as ``whole`` asks of every episode."""
+    """Return whether all columns are finite and all actions inside their bounds, as ``validate_episode`` checks."""
     finite = all(v.dtype.kind != "f" or np.isfinite(v).all() for v in (observations, actions, *columns.values()))
     return finite and bool((actions.min(0) >= low - 1e-5).all() and (actions.max(0) <= high + 1e-5).all())
 
 
 def _box(path: Path, found: dict[str, Any], d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high [d] of the actions, infinite where they are not stored."""
+    """Return low and high [d] of the actions, infinite if they are not stored."""
     ends = [np.ravel(np.asarray(found.get(k, s))) for k, s in zip(MORE, (-np.inf, np.inf), strict=False)]
     if any(v.dtype.kind not in "fiu" for v in ends):
         raise InvalidInputError(
@@ -168,8 +168,10 @@ def _numpy(path: Path) -> dict[str, Any]:
 
 
 def _known(path: Path, keys: list[str], other: str | None) -> list[str]:
-    """Return the columns to read, and warn of others by name. Raise if this is no flat data set: by the name of what it
-    is, else by the column that it lacks."""
+    """Return the columns to read, and warn of others by name.
+
+    Raise an error if this is no flat data set: naming what it is, else the missing column.
+    """
     if other is not None:
         raise RunError(f"{path} is {other}")
     lacks = [c for c in ("observations", "actions", "terminals") if c not in keys]
@@ -177,8 +179,7 @@ def _known(path: Path, keys: list[str], other: str | None) -> list[str]:
     alone = lacks == ["terminals"] and "dones" in keys
     if alone and not set(LIMITS) & set(keys):
         raise InvalidInputError(
-            f"{path} stores dones, which do not tell true ends from time limits: store terminals (true ends) and "
-            "timeouts"
+            f"{path} stores dones, which mix true ends and time limits: store terminals (true ends) and timeouts"
         )
     if lacks and not alone:
         raise InvalidInputError(
@@ -191,19 +192,19 @@ def _known(path: Path, keys: list[str], other: str | None) -> list[str]:
     known = [k for k in (*COLUMNS, *MORE) if k in keys and k != unclear]
     if unread := [k for k in keys if k not in known and k.split("/")[0] not in ASIDE]:
         warnings.warn(
-            f"{path.name} stores {', '.join(unread)}, which {'is' if len(unread) == 1 else 'are'} not read: what tells "
-            "of true ends is stored as terminals, of time limits as timeouts",
+            f"{path.name} stores {', '.join(unread)}, which {'is' if len(unread) == 1 else 'are'} not read: store "
+            "true ends as terminals and time limits as timeouts",
             stacklevel=5,
         )
     return known
 
 
 def _ends(path: Path, columns: dict[str, np.ndarray], won: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """True ends [N], and time limits [N] where they are stored."""
+    """Return true ends [N], and time limits [N] or None."""
     name = path.name
     for what, value in columns.items():
         if value.ndim == 0:
-            raise InvalidInputError(f"{what} of {path} is a single value: a column has a value a row")
+            raise InvalidInputError(f"{what} of {path} is a single value: store one value per row")
     n = len(columns["actions"])
     for what, value in {**columns, **({} if won is None else {WON: np.asarray(won)})}.items():
         if len(value) != n:
@@ -230,8 +231,10 @@ def _ends(path: Path, columns: dict[str, np.ndarray], won: Any) -> tuple[np.ndar
 
 
 def _cut(path: Path, told: dict[str, np.ndarray], ended: np.ndarray) -> np.ndarray | None:
-    """Time limits [N], of the columns that are ``told``, where no episode ``ended``; None if nothing tells of them.
-    Raise InvalidInputError if two columns contradict each other."""
+    """Return time limits [N] of the stored columns, where no episode ``ended``; None if there are none.
+
+    Raise InvalidInputError if two columns contradict each other.
+    """
     limits = {k: told[k] & ~ended for k in (*LIMITS, *LASTS) if k in told}
     over = told.get("dones", ended)
     if (wrong := ended & ~over).any():
@@ -240,21 +243,20 @@ def _cut(path: Path, told: dict[str, np.ndarray], ended: np.ndarray) -> np.ndarr
             "timeouts, and no dones"
         )
     more = over & ~ended
-    cut = next(iter(limits.values()), more if more.any() else None)  # true ends again tell of no limits
+    cut = next(iter(limits.values()), more if more.any() else None)  # repeated true ends are no limits
     if cut is None:
         return None
-    for k, v in {**limits, "dones": more | cut}.items():  # dones may leave limits out, and tell of no others
+    for k, v in {**limits, "dones": more | cut}.items():  # dones may leave limits out, and may not add others
         if (differ := (v != cut)[:-1]).any():  # the last row is the last of its episode anyway
             raise InvalidInputError(
-                f"{next(iter(limits))} and {k} of {path} tell of different time limits, first in row "
+                f"{next(iter(limits))} and {k} of {path} mark different time limits, first in row "
                 f"{int(differ.argmax())}: store the right ones as timeouts, alone"
             )
     return cut
 
 
 def write(path: str | Path, data: EpisodeDataset) -> Path:
-    """Store a recording with flat observations as one new HDF5 file, whole or not at all, without losing anything:
-    ``read`` gives it back."""
+    """Save a data set with flat observations as one new HDF5 file, atomically and without loss: ``read`` returns it."""
     path, demos = Path(path), data.demos
     if path.exists():
         raise RunError(f"{path} exists already: name another file")
@@ -262,7 +264,7 @@ def write(path: str | Path, data: EpisodeDataset) -> Path:
         raise RunError(f"a flat dataset is one HDF5 file: {path.name} should end in {ENDINGS[0]}")
     if data.rewards is None or data.terminated is None or data.last is None:
         raise InvalidInputError(
-            "a flat dataset needs a reward a tick and how episodes ended: record them with envs.record"
+            "a flat data set needs a reward per step and how episodes ended: record them with envs.record"
         )
     if not isinstance(demos.observations, torch.Tensor) or not isinstance(data.last, torch.Tensor):
         raise InvalidInputError("a flat dataset takes flat observations: concatenate the parts first")

@@ -1,4 +1,4 @@
-"""Numbers of episodes as people write them: ``0-2,5`` is 0, 1, 2 and 5."""
+"""Episode numbers as text: ``0-2,5`` is 0, 1, 2 and 5."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from denoiserl.core.errors import InvalidInputError, RunError
 
 
 def parse(word: Collection[int] | str | int) -> frozenset[int]:
-    """Return the episode numbers of one, a collection, or a word such as ``0-2,5``. Raise RunError for another word."""
+    """Return the episode numbers of one number, a collection, or text such as ``0-2,5``. Raise RunError for other
+    text."""
     if not isinstance(word, str):
         return frozenset(int(i) for i in ((word,) if isinstance(word, int) else word))
     found: set[int] = set()
     for part in filter(None, (p.strip() for p in word.split(","))):
         low, dash, high = part.partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):
-            raise RunError(f"{part!r} is no number of an episode: write them as 0-2,5")
+            raise RunError(f"{part!r} is no episode number: write numbers as 0-2,5")
         if dash and int(high) < int(low):
             raise RunError(f"{part!r} runs backwards: write the lower number of an episode first")
         found.update(range(int(low), int(high or low) + 1))
@@ -23,7 +24,7 @@ def parse(word: Collection[int] | str | int) -> frozenset[int]:
 
 
 def spell(numbers: Iterable[int]) -> str:
-    """Return numbers as ``parse`` reads them, runs as LOW-HIGH."""
+    """Return numbers as text that ``parse`` reads, runs as LOW-HIGH."""
     runs: list[list[int]] = []
     for i in sorted(set(numbers)):
         if runs and i == runs[-1][1] + 1:
@@ -34,9 +35,9 @@ def spell(numbers: Iterable[int]) -> str:
 
 
 def check(name: str, without: Collection[int], known: Collection[int]) -> None:
-    """Raise InvalidInputError if episodes to leave out are not there, or if none is left."""
+    """Raise InvalidInputError if an episode to leave out does not exist, or if none is left."""
     strange = set(without) - set(known)
     if strange:
         raise InvalidInputError(f"{name} has no episode {spell(strange)} to leave out: its episodes are {spell(known)}")
     if known and not set(known) - set(without):
-        raise InvalidInputError(f"{name} holds no episode beside those left out")
+        raise InvalidInputError(f"{name} has no episode beside those left out: leave fewer out")

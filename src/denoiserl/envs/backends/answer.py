@@ -1,9 +1,9 @@
-"""What environments answer: Gymnasium's interface, with the harmless variants that people's environments have.
+"""Read the answers of environments: Gymnasium's interface, with the harmless variants of it in use.
 
-Numbers may come as Python's, as NumPy's or as arrays of one element. Success may be reported at any tick or only when
-an episode ends, at the top of ``info`` or in its ``episode``. What cannot be read is refused by a sentence.
+Numbers may be Python's, NumPy's or arrays of one element. Success may be reported at any step or only when an episode
+ends, at the top of ``info`` or in its ``episode``. Anything else raises a clear error.
 
-Only numpy here, as in ``chunk``.
+This module imports only NumPy, as ``chunk`` does.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError
 
 KEYS = ("success", "is_success", "success_once", "success_at_end")
-"""how environments spell success in ``info``"""
+"""names of success in ``info``"""
 INNER = ("episode", "final_info")
-"""where some put it, at the end of an episode"""
+"""dicts in ``info`` that may hold it, at the end of an episode"""
 
 OLD = (
     "that is the interface of the old gym: inherit from gymnasium.Env, or wrap it: pip install shimmy, then "
@@ -26,10 +26,10 @@ OLD = (
 
 
 def said_success(info: dict[str, Any]) -> bool | None:
-    """Return the success that ``info`` reports, or None if it reports none.
+    """Return the success that ``info`` reports, or None.
 
-    Read are ``success``, ``is_success``, ``success_once`` and ``success_at_end``, in ``info``, then in ``episode`` and
-    ``final_info`` within it. None and NaN report nothing.
+    The keys are ``success``, ``is_success``, ``success_once`` and ``success_at_end``, in ``info``, then in its
+    ``episode`` and ``final_info``. None and NaN report nothing.
     """
     for key in KEYS:
         if key in info:
@@ -55,46 +55,48 @@ def _truth(value: Any) -> bool | None:
 
 
 def said_by_all(info: Any, rows: np.ndarray) -> np.ndarray | None:
-    """Return the success [B] that a vector environment reports for its ``rows`` [B]: 1, 0, or -1 where none is; None
-    where it reports none at all."""
-    if isinstance(info, np.ndarray | list):  # one info a copy, as older vector environments give final infos
+    """Return the success [B] that a vector environment reports for its ``rows`` [B]: 1, 0, or -1 for no report.
+
+    Return None if it reports none at all.
+    """
+    if isinstance(info, np.ndarray | list):  # one info per environment, as older vector environments give final infos
         said = [said_success(one) if isinstance(one, dict) else None for one in info]
         return np.array([-1 if one is None or not row else one for one, row in zip(said, rows, strict=True)], np.int8)
     found = None
     for source in (info, info["episode"]) if isinstance(info.get("episode"), dict) else (info,):
         for key in KEYS:
             if key in source:
-                value, told = np.asarray(source[key]).reshape(-1), rows
+                value, known = np.asarray(source[key]).reshape(-1), rows
                 if len(value) != len(rows):
                     raise InvalidInputError(
-                        f"info reports success {list(value.shape)}: report one value a copy, {[len(rows)]}"
+                        f"info reports success {list(value.shape)}: report one value per environment, {[len(rows)]}"
                     )
                 if f"_{key}" in source:
-                    told = told & np.asarray(source[f"_{key}"], bool).reshape(-1)
+                    known = known & np.asarray(source[f"_{key}"], bool).reshape(-1)
                 if value.dtype.kind not in "bi":  # None and NaN report nothing
-                    said = [_truth(v) if here else None for v, here in zip(value, told, strict=True)]
-                    told, value = np.array([v is not None for v in said]), np.array([bool(v) for v in said])
-                told = told if found is None else told & (found < 0)
-                found = np.where(told, value.astype(bool), -1 if found is None else found)
+                    said = [_truth(v) if here else None for v, here in zip(value, known, strict=True)]
+                    known, value = np.array([v is not None for v in said]), np.array([bool(v) for v in said])
+                known = known if found is None else known & (found < 0)
+                found = np.where(known, value.astype(bool), -1 if found is None else found)
     return found
 
 
 def begun(info: Any, count: int) -> np.ndarray:
-    """Return which of ``count`` copies report success in the info of their reset, bool [B]."""
+    """Return which of ``count`` environments report success in the info of their reset, bool [B]."""
     said = said_by_all(info or {}, np.ones(count, bool))
     return np.zeros(count, bool) if said is None else said > 0
 
 
-def answer(told: Any, env: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-    """Return what ``step`` gave as Gymnasium's five values, or raise InvalidInputError if it cannot be read."""
+def answer(result: Any, env: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    """Return the result of ``step`` as Gymnasium's five values. Raise InvalidInputError if it cannot be read."""
     name = type(env).__name__
-    if not isinstance(told, tuple | list) or len(told) != 5:
-        many = f"{len(told)} values" if isinstance(told, tuple | list) else f"a {type(told).__name__}"
-        more = OLD if isinstance(told, tuple | list) and len(told) == 4 else "return those five"
+    if not isinstance(result, tuple | list) or len(result) != 5:
+        many = f"{len(result)} values" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+        more = OLD if isinstance(result, tuple | list) and len(result) == 4 else "return those five"
         raise InvalidInputError(
-            f"step of {name} gives {many}, not (observation, reward, terminated, truncated, info): {more}"
+            f"step of {name} returns {many}, not (observation, reward, terminated, truncated, info): {more}"
         )
-    observation, reward, terminated, truncated, info = told
+    observation, reward, terminated, truncated, info = result
     gain = _one(reward, name, "a reward")
     ends = [
         v is not None and _one(v, name, what)
@@ -106,7 +108,7 @@ def answer(told: Any, env: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]
 
 
 def _one(value: Any, name: str, what: str) -> float:
-    """One number, from a number or an array of one."""
+    """Return one number, from a number or an array of one."""
     try:
         found = np.asarray(value)
         if found.size == 1 and found.dtype.kind in "fiub":
@@ -117,13 +119,13 @@ def _one(value: Any, name: str, what: str) -> float:
 
 
 def _short(value: Any) -> str:
-    """Return what a value looks like, in a few words."""
+    """Return a short description of a value."""
     shape = getattr(value, "shape", None)
     return f"{type(value).__name__} of shape {list(shape)}" if shape else repr(value)[:60]
 
 
 def begin(env: Any, **seed: int) -> tuple[Any, bool]:
-    """Reset ``env`` and return its first observation, and whether it reports success already; see ``restart``."""
+    """Reset ``env``; return its first observation, and whether it reports success already (see ``restart``)."""
     observation, info = restart(env, **seed)
     return observation, bool(said_success(info))
 
@@ -131,24 +133,24 @@ def begin(env: Any, **seed: int) -> tuple[Any, bool]:
 def restart(env: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
     """Return the observation and info of ``env.reset(**given)``.
 
-    Raise InvalidInputError if ``reset`` takes no seed or does not give (observation, info).
+    Raise InvalidInputError if ``reset`` takes no seed or does not return (observation, info).
     """
     name = type(env).__name__
     try:
-        told = env.reset(**given)
+        result = env.reset(**given)
     except TypeError as error:
         if "unexpected keyword argument 'seed'" not in str(error):
             raise
         raise InvalidInputError(
             f"reset of {name} takes no seed: write reset(self, *, seed=None, options=None); {OLD}"
         ) from error
-    if not isinstance(told, tuple) or len(told) != 2 or not (told[1] is None or isinstance(told[1], dict)):
-        raise InvalidInputError(f"reset of {name} does not give (observation, info): return both; {OLD}")
-    return told[0], told[1] or {}
+    if not isinstance(result, tuple) or len(result) != 2 or not (result[1] is None or isinstance(result[1], dict)):
+        raise InvalidInputError(f"reset of {name} does not return (observation, info): return both; {OLD}")
+    return result[0], result[1] or {}
 
 
 def shut(env: Any) -> None:
-    """Close ``env`` where it has anything to close. Raise InvalidInputError if that fails."""
+    """Close ``env`` if it has ``close``. Raise InvalidInputError if that fails."""
     close = getattr(env, "close", None)
     if close is not None:
         try:
@@ -162,7 +164,7 @@ def shut(env: Any) -> None:
 
 
 def check_env(env: Any, name: str) -> Any:
-    """Return one copy of an environment as it is, or raise InvalidInputError that says what it lacks."""
+    """Return a single environment unchanged. Raise InvalidInputError that says what it lacks."""
     for needed in ("reset", "step", "observation_space", "action_space"):
         if getattr(env, needed, None) is None:
             what = f"{name} made a {type(env).__name__}, which" if type(env).__name__ != name else name
@@ -174,13 +176,13 @@ def check_env(env: Any, name: str) -> Any:
 
 
 def vector(env: Any) -> Any:
-    """Return a vector environment as it is, or raise InvalidInputError that says what drives it instead."""
+    """Return a vector environment unchanged. Raise InvalidInputError that says what to use instead."""
     parents = [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(env).__mro__]
     name = type(env).__name__
     if "stable_baselines3" in dict(parents) or "VecEnv" in dict(reversed(parents)).values():
         raise InvalidInputError(
-            f"{name} is a VecEnv of stable-baselines3, which does not tell true successors: give the function that "
-            "makes one copy, Collector(make_env, copies=8)"
+            f"{name} is a VecEnv of stable-baselines3, which does not return true successors: give the function that "
+            "makes one environment, Collector(make_env, num_envs=8)"
         )
     for needed in ("num_envs", "single_action_space", "single_observation_space"):
         if not hasattr(env, needed) and not (needed.startswith("single") and hasattr(env, needed[7:])):

@@ -1,10 +1,10 @@
-"""A chunk of actions is one step: the semantics, on one environment.
+"""Execute a chunk of actions as one decision, on one environment.
 
-A policy that plans T_a actions at once decides every T_a ticks. Its step executes up to T_a actions, stops where the
-episode ends, and has the reward Σ_i γ^i r_i over the executed ticks (in-chunk γ, by default 1). What was not executed
-did not happen: ``length`` says how far the step went.
+A policy that plans T_a actions at once decides every T_a steps. One decision executes up to T_a actions and stops where
+the episode ends. Its reward is Σ_i γ^i r_i over the executed steps (γ inside the chunk, by default 1); ``length`` is
+their number.
 
-Only numpy here: worker processes import this module, ``answer`` and ``single`` alone.
+This module imports only NumPy: worker processes import it, ``answer`` and ``sync`` alone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from denoiserl.envs.backends.answer import answer, said_success
 
 
 class ChunkResult(NamedTuple):
-    """What a step did, for B copies. Observations are arrays [B, ...] or dicts of them.
+    """The result of one decision in B environments. Observations are arrays [B, ...] or dicts of them.
 
-    ``after``: the true next observation, also where the episode ended. ``start``: the observation to act on next
-    (that of a new episode where one ended). ``raw``: the plain sum of rewards. ``first`` [B]: the tick of the step,
-    counted from 1, that first reported success, 0 where none did. ``held`` [B]: the last report of the step, 1 or 0,
-    and -1 where there was none; None where no copy reported. ``faults``: what went wrong and was mended; a decision
-    lost to a fault has length 0, is truncated, and has what it started from as ``after``.
+    ``after``: the true next observation, also where the episode ended. ``start``: the observation to act on next (of a
+    new episode where one ended). ``raw``: the undiscounted sum of rewards. ``first`` [B]: the first step of the
+    decision that reported success, counted from 1; 0 for none. ``held`` [B]: the last report of the decision, 1 or 0,
+    and -1 for none; None if no environment reported.
+
+    ``faults``: faults that were repaired. A decision lost to a fault has length 0, is truncated, and has its own
+    observation as ``after``.
     """
 
     after: Any
@@ -40,17 +42,17 @@ class ChunkResult(NamedTuple):
 
     @property
     def done(self) -> np.ndarray:
-        """Return whether each episode ended in the step [B], by a time limit too."""
+        """Return whether each episode ended in the decision [B], time limits included."""
         return self.terminated | self.truncated
 
     @property
     def success(self) -> np.ndarray | None:
-        """Return whether each copy reported success in the step [B], or None where no copy reported."""
+        """Return whether each environment reported success in the decision [B], or None if none reported."""
         return None if self.held is None else self.first > 0
 
 
 class SingleChunkResult(NamedTuple):
-    """A chunk on one environment: the last observation and what ``ChunkResult`` says of one copy."""
+    """A chunk on one environment: the last observation, and the fields of ``ChunkResult`` for it."""
 
     observation: Any
     reward: float
@@ -63,34 +65,33 @@ class SingleChunkResult(NamedTuple):
 
 
 class Interrupted(Exception):
-    """The environment raised (the cause) in tick ``tick`` of a chunk, counted from 1."""
+    """The environment raised (the cause) in step ``step`` of a chunk, counted from 1."""
 
-    def __init__(self, tick: int) -> None:
-        super().__init__(tick)
-        self.tick = tick
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 def step_chunk(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> SingleChunkResult:
     """Execute ``actions`` (a sequence of T_a) on one Gymnasium environment until they or the episode end.
 
-    What the environment raises is the cause of an ``Interrupted``; an answer that cannot be read is a
-    InvalidInputError.
+    Raise Interrupted if the environment raises (its cause), InvalidInputError if its result cannot be read.
     """
     reward = raw = 0.0
     weight = 1.0
     observation, terminated, truncated, length, first, held = None, False, False, 0, 0, -1
     for action in actions:
         try:
-            told = env.step(action)
+            result = env.step(action)
         except Exception as error:
             raise Interrupted(length + 1) from error
         try:
-            observation, gain, terminated, truncated, info = told
+            observation, gain, terminated, truncated, info = result
             gain, over, said = float(gain), bool(terminated or truncated), said_success(info) if info else None
             if over and not (type(terminated) is bool and type(truncated) is bool):
-                answer(told, env)  # a word such as "False" is true
+                answer(result, env)  # a string such as "False" is true
         except (TypeError, ValueError):  # another form of the five values, or none
-            observation, gain, terminated, truncated, info = answer(told, env)
+            observation, gain, terminated, truncated, info = answer(result, env)
             over, said = terminated or truncated, said_success(info)
         length += 1
         reward += weight * gain

@@ -1,13 +1,12 @@
-"""envpool's environments, which step in C++: ``Collector("envpool:Hopper-v5", copies)``.
+"""envpool's environments, which step in C++: ``Collector("envpool:Hopper-v5", num_envs)``.
 
-They are Gymnasium's tasks (MuJoCo, Meta-World, Atari and more) with other random numbers and a MuJoCo of their own:
-from equal states Hopper's ticks agree to rounding until it lands, and to some percent of its velocities from then on,
-so compare numbers within one of the two. Threads (``processes`` of a ``Collector``) share the work without a worker
-process. For a hopper one thread is no faster than Gymnasium's copies; for simulators that are Python at home it is many
-times so.
+They are Gymnasium's tasks (MuJoCo, Meta-World, Atari and more) with other random numbers and another MuJoCo. From equal
+states, Hopper's steps agree to rounding until it lands, and differ by some percent of its velocities afterwards.
+Compare results within one of the two only. Threads (``processes`` of a ``Collector``) share the work without worker
+processes. For Hopper one thread is as fast as Gymnasium; for simulators written in Python it is many times faster.
 
-Here they are a batched world: copies are sent to the pool one by one, so a chunk stops where its episode ends, and no
-step is lost to the automatic resets of envpool's own vector interface.
+Here they are a batched environment: each is sent to the pool alone. A chunk therefore stops where its episode ends, and
+no step is lost to the automatic resets of envpool's vector interface.
 
 Needs ``pip install 'denoiserl[fast]'``.
 """
@@ -26,10 +25,11 @@ PREFIX = "envpool:"
 
 
 class EnvPool:
-    """``num_envs`` copies of envpool's task ``name``, stepped by ``threads``. A start depends on its seed alone."""
+    """``num_envs`` environments of envpool's task ``name``, stepped by ``threads``. A start depends on its seed
+    alone."""
 
     steps_some = True
-    """``step(actions, live)`` moves the live copies only"""
+    """``step(actions, mask)`` moves the environments of the mask only"""
 
     def __init__(self, name: str, num_envs: int, threads: int = 1) -> None:
         self.name, self.num_envs, self.threads = name, num_envs, threads
@@ -41,12 +41,14 @@ class EnvPool:
         self._open(list(range(num_envs)))
         self.single_observation_space, self.single_action_space = self.pool.observation_space, self.pool.action_space
         if getattr(self.single_observation_space, "shape", None) is None:
-            raise InvalidInputError(f"{PREFIX}{name} observes a dict: give its Gymnasium id instead")
+            raise InvalidInputError(
+                f"{PREFIX}{name} observes a dict, which is not supported: use its Gymnasium id instead"
+            )
         shape = (num_envs, *self.single_observation_space.shape)
         self.observation = np.zeros(shape, self.single_observation_space.dtype)
 
     def _open(self, seeds: list[int]) -> None:
-        """A pool takes its seeds when it is made."""
+        """Make the pool: it takes its seeds only here."""
         given = {"num_envs": self.num_envs, "batch_size": 1, "num_threads": self.threads, "env_seed": seeds}
         self.pool = self.envpool.make_gymnasium(self.name, seed=seeds[0], **given)
         self.seeds = seeds
@@ -57,7 +59,7 @@ class EnvPool:
             self.observation[int(info["env_id"][0])] = observation[0]
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """New episodes, of all copies or of those in ``options["reset_mask"]`` [B]; ``seed`` is of all copies."""
+        """Start new episodes, in all environments or in those of ``options["reset_mask"]`` [B]; ``seed`` is for all."""
         mask = np.ones(self.num_envs, bool)
         if options is not None and "reset_mask" in options:
             mask = np.asarray(options["reset_mask"], bool)
@@ -65,20 +67,20 @@ class EnvPool:
             seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else [int(s) for s in seed]
             if len(seeds) != self.num_envs or not mask.all():
                 raise InvalidInputError(
-                    f"a pool of {self.num_envs} copies is seeded whole; there are {len(seeds)} seeds"
+                    f"a pool of {self.num_envs} environments takes a seed for each, all at once; got {len(seeds)} seeds"
                 )
             self.pool.close()
             self._open(seeds)
         self._start(np.flatnonzero(mask))
         return self.observation.copy(), {}
 
-    def step(self, action: Any, live: Any = None) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One tick of the ``live`` copies [B] with actions [B, ...]: Gymnasium's five, as arrays."""
-        ids = np.arange(self.num_envs) if live is None else np.flatnonzero(live)
+    def step(self, action: Any, mask: Any = None) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step the environments of ``mask`` [B] with actions [B, ...]; return Gymnasium's five values as arrays."""
+        ids = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
         self.pool.send(np.asarray(action, self.single_action_space.dtype)[ids], ids.astype(np.int32))
         reward, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), bool)
         success = np.full(self.num_envs, -1.0)
-        for _ in ids:  # they come back as they are ready
+        for _ in ids:  # in the order in which they are ready
             seen, gain, term, trunc, info = self.pool.recv()
             i = int(info["env_id"][0])
             self.observation[i], reward[i], terminated[i], truncated[i] = seen[0], gain[0], term[0], trunc[0]

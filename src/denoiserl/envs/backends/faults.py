@@ -1,12 +1,12 @@
-"""Faults of single copies: a copy that raises, gives NaN, hangs or dies is named, and the stream stops or goes on.
+"""Faults of single environments: one that raises, returns NaN, hangs or dies.
 
-    stop      ``EnvFault`` with the copy, the environment and the tick; a run goes on from its last save
-    restart   the copy is made anew and reset with a seed of its own; the decision that was lost is masked
+    error     raise ``EnvFault`` with the environment and the step; a run continues from its last save
+    restart   make the environment again and reset it with a new seed; the lost decision is masked
 
-A lost decision has no executed tick, no reward and itself as successor, and it is ``done`` but not ``terminated``: sums
-of credit stop there and bootstrap from the last state that was seen, so nothing is learned from what went wrong.
+A lost decision has no executed step, no reward and itself as successor; it is ``done`` but not ``terminated``.
+Advantages stop there and bootstrap from the last valid state, so nothing is learned from the fault.
 
-Only numpy here, as in ``chunk``.
+This module imports only NumPy, as ``chunk`` does.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.data.rollout import Fault
 
 OnFault = Literal["error", "restart"]
-"""what a stream does about a fault"""
+"""what a collector does about a fault"""
 
 WAYS = ("error", "restart")
 
 IN_A_ROW = 3
-"""lost decisions or failed resets of one copy, without a good one between, after which a restart is no cure"""
+"""lost decisions or failed resets of one environment in a row, after which restarting stops"""
 
 
 class EnvFault(InvalidInputError):
-    """An environment that cannot be learned from as it is; ``fault`` says which copy, when and what."""
+    """An environment fails; ``fault`` says which one, when and how."""
 
     def __init__(self, fault: Fault, name: str, cure: str = "", trace: str = "") -> None:
-        cure = cure or "repair the environment, or lose that episode and go on: Collector(..., on_fault='restart')"
-        who = "a copy" if fault.copy is None else f"copy {fault.copy}"
-        super().__init__(f"{who} of {name} {fault.what}, at tick {fault.tick} of its episode: {cure}{trace}")
+        cure = cure or "repair the environment, or drop that episode and continue: Collector(..., on_fault='restart')"
+        which = "an environment" if fault.env is None else f"environment {fault.env}"
+        super().__init__(f"{which} of {name} {fault.what}, at step {fault.step} of its episode: {cure}{trace}")
         self.fault, self.name = fault, name
 
 
 def check_on_fault(on_fault: str) -> str:
-    """``on_fault``, known."""
+    """Return ``on_fault``. Raise InvalidInputError if it is unknown."""
     if on_fault not in WAYS:
-        raise InvalidInputError(f"on_fault: {unknown_name_message(on_fault, WAYS, 'way to meet a fault')}")
+        raise InvalidInputError(f"on_fault: {unknown_name_message(on_fault, WAYS, 'value')}")
     return on_fault
 
 
 def describe_exception(error: BaseException) -> str:
-    """An exception as ``what`` of a fault."""
-    told = str(error)
-    return f"raised {type(error).__name__}{': ' if told else ''}{told}"
+    """Return an exception as ``what`` of a fault."""
+    message = str(error)
+    return f"raised {type(error).__name__}{': ' if message else ''}{message}"
 
 
 def find_nonfinite(observation: Any, where: str = "") -> dict[int, str]:
-    """The rows of [B, ...] (an array, or a dict of arrays) that hold NaN or infinity, and a sentence on each.
+    """Return the rows of [B, ...] (an array, or a dict of arrays) with NaN or infinity, and a sentence for each.
 
     A NaN observation silently becomes a NaN action.
     """
@@ -69,15 +69,15 @@ def find_nonfinite(observation: Any, where: str = "") -> dict[int, str]:
     }
 
 
-def refuse(observation: Any, name: str, ticks: Any = None, numbers: Any = None) -> None:
-    """Refuse NaN or infinity in [B, ...], naming the copy."""
+def refuse(observation: Any, name: str, steps: Any = None, numbers: Any = None) -> None:
+    """Raise EnvFault if observations [B, ...] hold NaN or infinity."""
     for row, what in find_nonfinite(observation).items():
-        copy, tick = row if numbers is None else numbers[row], 0 if ticks is None else int(ticks[row])
-        raise EnvFault(Fault(copy, tick, what), name, "the simulation has diverged: bound its actions")
+        env, step = row if numbers is None else numbers[row], 0 if steps is None else int(steps[row])
+        raise EnvFault(Fault(env, step, what), name, "the simulation has diverged: bound its actions")
 
 
-def refuse_reward(raw: np.ndarray, name: str, ticks: Any) -> None:
-    """Refuse NaN or infinity among rewards [B], naming the copy."""
+def refuse_reward(raw: np.ndarray, name: str, steps: Any) -> None:
+    """Raise EnvFault if rewards [B] hold NaN or infinity."""
     if not np.isfinite(raw).all():
         row = int(np.argmax(~np.isfinite(raw)))
-        raise EnvFault(Fault(row, int(ticks[row]), "gave a reward of NaN or infinity"), name)
+        raise EnvFault(Fault(row, int(steps[row]), "gave a reward of NaN or infinity"), name)

@@ -1,13 +1,13 @@
-"""Copies of an environment in a few worker processes: one message a chunk, not one a tick.
+"""Step environments in a few worker processes: one message per chunk, not one per step.
 
-Each worker owns a block of copies as ``SyncBackend`` does, so the numbers are the same as in one process, bit for bit.
-Workers start when they are made and are first waited for when they are first used, so their imports overlap with
-other work. A message costs most of a millisecond, so workers pay where the copies of one take longer than that in a
-decision: 8 copies of Pendulum are five times slower in two of them than in one process. As ever with processes, a
-script that starts them needs ``if __name__ == "__main__":``.
+Each worker owns a block of environments as ``SyncBackend`` does, so the numbers equal those of one process bit for bit.
+Workers start at once and are first waited for when they are first used, so their imports overlap with other work. A
+message costs nearly a millisecond. Workers therefore pay only if the environments of one take longer than that per
+decision: 8 Pendulums are five times slower in two workers than in one process. A script that starts processes needs
+``if __name__ == "__main__":``.
 
-A worker that does not answer within ``patience`` seconds, or has died, is a fault of the copy that it was stepping. It
-can be started again; what its other copies had begun is lost with it.
+A worker that does not answer within ``patience`` seconds, or has died, is a fault of the environment that it was
+stepping. It can be restarted; the episodes of its other environments are lost too.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from denoiserl.envs.backends.sync import Make, SyncBackend, derive_seed
 PATIENCE = 300.0
 """seconds in which a worker has to answer"""
 IMPORTS = 120.0
-"""seconds, at least, in which a worker has to start"""
+"""least time in seconds that a worker has to start"""
 
 
 def _serve(pipe: Any, make: Make, count: int, name: str, first: int, on_fault: str, beacon: Any) -> None:
-    """The worker: owns its copies and answers messages until told to stop."""
+    """Run a worker: make its environments and answer messages until "close"."""
     try:
-        copies = SyncBackend(make, count, name, first, on_fault, beacon)
+        envs = SyncBackend(make, count, name, first, on_fault, beacon)
         pipe.send(("ready", None))
         while True:
             what, given = pipe.recv()
             if what == "close":
                 break
-            made = getattr(copies, what)(*given)
-            pipe.send(("ok", (made, copies.solved) if what == "reset" else made))
-        copies.close()
+            made = getattr(envs, what)(*given)
+            pipe.send(("ok", (made, envs.solved) if what == "reset" else made))
+        envs.close()
     except (EOFError, KeyboardInterrupt):
         pass
     except EnvFault as error:
         pipe.send(("fault", (tuple(error.fault), traceback.format_exc())))
-    except DenoiseRLError as error:  # an environment whose answers cannot be read
+    except DenoiseRLError as error:  # an environment with unreadable results
         pipe.send(("refusal", str(error)))
     except Exception as error:
         pipe.send(("error", (describe_exception(error), traceback.format_exc())))
@@ -65,7 +65,7 @@ def _join(parts: list[Any]) -> Any:
 
 
 class SubprocBackend:
-    """``count`` copies made by ``make`` (importable by name) in ``processes`` processes."""
+    """``count`` environments made by ``make`` (importable by name) in ``processes`` processes."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class SubprocBackend:
         self.context: Any = multiprocessing.get_context("spawn")
         if "forkserver" in multiprocessing.get_all_start_methods():
             self.context = multiprocessing.get_context("forkserver")
-            self.context.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
+            self.context.set_forkserver_preload([__name__])  # import torch once, not once per worker
         self.make, self.name, self.on_fault = make, name, check_on_fault(on_fault)
         self.patience = PATIENCE if patience is None else patience
         self.blocks = [len(part) for part in np.array_split(np.arange(count), min(processes, count))]
@@ -89,7 +89,7 @@ class SubprocBackend:
         self.beacons: list[Any] = [None] * len(self.blocks)
         self.renewed = [0] * len(self.blocks)
         self.starts: list[Any] = [None] * len(self.blocks)
-        self.begun = [np.zeros(size, bool) for size in self.blocks]  # whose episodes began with success
+        self.begun = [np.zeros(size, bool) for size in self.blocks]  # which episodes began with success
         self.early: tuple[Fault, ...] = ()
         for k in range(len(self.blocks)):
             self._launch(k)
@@ -135,17 +135,17 @@ class SubprocBackend:
             try:
                 self._receive(k, max(self.patience, IMPORTS))
             except _Silent as silent:
-                where = f"worker {k} of {self.name} {silent} while it made its copies"
+                where = f"worker {k} of {self.name} {silent} while it made its environments"
                 raise ChildProcessError(f"{where}: use processes=1 to see why") from silent
             self.waiting.discard(k)
-        with contextlib.suppress(OSError):  # a worker that has died is found when its answer is awaited
+        with contextlib.suppress(OSError):  # a dead worker is noticed when its answer is awaited
             self.pipes[k].send((what, given))
 
     def _renew(self, k: int, silent: _Silent) -> tuple[Fault, ...]:
-        """Stop and name the copy, or start worker k again; every copy of it has lost its decision."""
-        copy, tick = self.beacons[k]
-        who = f"copy {copy}" if copy >= 0 else "it"
-        fault = Fault(copy if copy >= 0 else None, tick, f"{silent} (worker {k})")
+        """Raise EnvFault with the environment, or restart worker k; all its environments lose their decision."""
+        env, step = self.beacons[k]
+        which = f"environment {env}" if env >= 0 else "it"
+        fault = Fault(env if env >= 0 else None, step, f"{silent} (worker {k})")
         self.processes[k].kill()
         self.processes[k].join(2)
         if self.on_fault == "error":
@@ -161,11 +161,11 @@ class SubprocBackend:
             self.starts[k], self.begun[k] = self._receive(k, self.patience)
         except _Silent as again:
             raise EnvFault(fault, self.name, f"started again, it {again} when reset: repair the environment") from again
-        lost = f"lost its episode with worker {k}, which {who} held up"
-        return (fault, *(Fault(i, 0, lost) for i in mine if i != copy))
+        lost = f"lost its episode with worker {k}, which {which} held up"
+        return (fault, *(Fault(i, 0, lost) for i in mine if i != env))
 
     def reset(self, seeds: list[int]) -> Any:
-        """A new episode in every copy, seeded: observations [B, ...]."""
+        """Start a new episode in every environment, seeded; return observations [B, ...]."""
         self.seeds, self.renewed = list(seeds), [0] * len(self.blocks)
         for k, part in enumerate(np.split(np.array(seeds, dtype=object), self.edges)):
             self._send(k, "reset", (list(part),))
@@ -179,9 +179,9 @@ class SubprocBackend:
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult:
-        """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]. Copies elsewhere cannot be watched."""
+        """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B]. ``watch`` is not supported."""
         if watch is not None:
-            raise RunError("copies in worker processes cannot be watched: use processes=1")
+            raise RunError("environments in worker processes cannot be watched: use processes=1")
         for k, (a, b) in enumerate(zip(np.split(actions, self.edges), np.split(alive, self.edges), strict=True)):
             self._send(k, "play", (a, b, gamma, restart))
         got = [self._played(k, part) for k, part in enumerate(np.split(alive, self.edges))]
@@ -202,7 +202,7 @@ class SubprocBackend:
         )
 
     def _played(self, k: int, alive: np.ndarray) -> ChunkResult:
-        """What worker k answers, or a lost decision of all its copies."""
+        """Return the result of worker k, or a lost decision of all its environments."""
         try:
             outcome = self._receive(k, self.patience)
         except _Silent as silent:

@@ -1,8 +1,8 @@
-"""Copies of a single environment, stepped one by one in this process.
+"""Step single environments one by one in this process.
 
-This is the reference among the owners of copies: a chunk stops exactly where its episode ends, a finished copy is
-reset at once, no step is lost to automatic resets, and it is as fast as Gymnasium's ``SyncVectorEnv``. It knows which
-copy raised or diverged, and can make that one anew; one that hangs, hangs this process (see ``workers``).
+This is the reference backend. A chunk stops exactly where its episode ends, a finished environment is reset at once,
+and no step is lost to automatic resets. It is as fast as Gymnasium's ``SyncVectorEnv``. It knows which environment
+raised or diverged, and can make that one again. An environment that hangs also blocks this process (see ``subproc``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, check_on_fault, d
 Make = Callable[[], Any]
 
 FEW = 64
-"""numbers of a small observation"""
+"""largest number of entries of a small observation"""
 
 Row = tuple[float, float, bool, bool, int, int, int]
 ROW = np.dtype(
@@ -36,17 +36,16 @@ ROW = np.dtype(
 COLUMNS = ROW.names or ()
 STILL: Row = (0.0, 0.0, False, False, 0, 0, -1)
 LOST: Row = (0.0, 0.0, False, True, 0, 0, -1)
-"""reward, raw, terminated, truncated, length, first, held of a copy that stands still, and of one that lost its
-decision"""
+"""reward, raw, terminated, truncated, length, first, held of an idle environment, and of one that lost its decision"""
 
 
 def derive_seed(*numbers: int) -> int:
-    """A 31-bit seed from integers: copies, borders and episodes get streams of their own."""
+    """Return a 31-bit seed made from integers; environments, checkpoints and episodes get separate streams."""
     return int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1)[0] & 0x7FFFFFFF)
 
 
 def batch(observations: list[Any]) -> Any:
-    """Stack observations (arrays, or dicts of arrays). Raise InvalidInputError if they are of unlike shapes or no
+    """Stack observations (arrays, or dicts of arrays). Raise InvalidInputError if shapes differ or they are no
     arrays."""
     try:
         if isinstance(observations[0], dict):
@@ -58,21 +57,21 @@ def batch(observations: list[Any]) -> Any:
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise InvalidInputError(
             f"observations cannot be stacked ({type(error).__name__}: {error}): an environment returns arrays of one "
-            "shape, or dicts of them with the same keys, at every tick"
+            "shape, or dicts of them with the same keys, at every step"
         ) from error
 
 
 def require_separate_envs(envs: Sequence[Any], name: str) -> None:
-    """Raise InvalidInputError if copies are one object, bare or wrapped: what one plays would move the other."""
+    """Raise InvalidInputError if two environments are one object, bare or wrapped: they would share their state."""
     inner = [getattr(env, "unwrapped", None) for env in envs]
     if len({id(env if core is None else core) for env, core in zip(envs, inner, strict=True)}) < len(envs):
         raise InvalidInputError(f"{name}: the factory returned the same environment twice: make a new one in each call")
 
 
 class SyncBackend:
-    """``count`` copies made by ``make``; ``first`` is the number of the first one (workers own a part each).
+    """``count`` environments made by ``make``; ``first`` is the number of the first one (each worker owns a block).
 
-    ``beacon``: two integers, shared with whoever watches: the copy that is being stepped and its tick.
+    ``heartbeat``: two integers shared with the process that waits: the environment that is being stepped, and its step.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class SyncBackend:
         self.envs = [make() for _ in range(count)]
         require_separate_envs(self.envs, name)
         self.numbers = list(range(first, first + count))
-        self.ticks = [0] * count
+        self.steps = [0] * count
         self.renewed = [0] * count
         self.seeds = self.numbers
         self.start: list[Any] = [None] * count
@@ -101,9 +100,12 @@ class SyncBackend:
         return len(self.envs)
 
     def reset(self, seeds: list[int]) -> Any:
-        """A new episode in every copy, seeded: observations [B, ...]. ``solved`` [B]: who reports success already."""
-        self.seeds, self.renewed, self.ticks = list(seeds), [0] * self.count, [0] * self.count
-        self.faults = []  # those of resets are told with the next step
+        """Start a new episode in every environment, seeded; return observations [B, ...].
+
+        ``solved`` [B]: which ones report success already.
+        """
+        self.seeds, self.renewed, self.steps = list(seeds), [0] * self.count, [0] * self.count
+        self.faults = []  # faults of resets are reported with the next decision
         for i, seed in enumerate(seeds):
             self.heartbeat[0], self.heartbeat[1] = self.numbers[i], 0
             self._begin(i, seed=seed)
@@ -113,36 +115,40 @@ class SyncBackend:
         return batch(self.start)
 
     def once(self, seeds: list[int]) -> Any:
-        """The first observation of copy 0 for its seed, None where its reset fails. It has to be reset afterwards."""
+        """Return the first observation of environment 0 for its seed, None if its reset fails.
+
+        It has to be reset afterwards.
+        """
         try:
             return begin(self.envs[0], seed=seeds[0])[0]
         except InvalidInputError:
             raise
-        except Exception:  # told when it is reset
+        except Exception:  # reported when it is reset
             return None
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult:
-        """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]; the others stand still with length 0.
+        """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B]; the others are idle with length
+        0.
 
-        ``restart`` starts the next episode where one ended. ``watch(copy, env)`` is called after every tick.
+        ``restart`` starts the next episode where one ended. ``watch(index, env)`` is called after every step.
         """
         after, before, rows = list(self.start), list(self.start), [STILL] * self.count
         over, reports = [], False
         for i in range(self.count):
             if not alive[i]:
                 continue
-            self.heartbeat[0], self.heartbeat[1] = self.numbers[i], self.ticks[i]
+            self.heartbeat[0], self.heartbeat[1] = self.numbers[i], self.steps[i]
             look = None if watch is None else (lambda e, i=i: watch(i, e))
             try:
                 done = step_chunk(self.envs[i], actions[i], gamma, look)
             except Interrupted as stop:
-                self.ticks[i] += stop.tick
+                self.steps[i] += stop.step
                 self._mend(i, describe_exception(stop.__cause__ or stop), stop.__cause__)
                 rows[i] = LOST
                 continue
-            self.ticks[i] += done.length
+            self.steps[i] += done.length
             if not math.isfinite(done.raw):
                 self._mend(i, "gave a reward of NaN or infinity")
                 rows[i] = LOST
@@ -153,16 +159,16 @@ class SyncBackend:
             if done.terminated or done.truncated:
                 over.append(i)
         ended = batch(after)
-        if bad := find_nonfinite(ended):  # asked once for all copies: a check a copy and tick would cost more
+        if bad := find_nonfinite(ended):  # one check for all: a check per environment and step would cost more
             for i, what in bad.items():
                 self._mend(i, what)
                 after[i], rows[i] = before[i], LOST
             ended = batch(after)
         for i in over if restart else ():
             if rows[i] is not LOST:
-                self.ticks[i], self.heartbeat[0] = 0, self.numbers[i]
+                self.steps[i], self.heartbeat[0] = 0, self.numbers[i]
                 self._begin(i)
-        begun = ended  # where no copy was reset, what was seen last is what is acted on next
+        begun = ended  # without a reset, the last observation is the next one to act on
         if any(map(is_not, after, self.start)):
             begun = batch(self.start)
             if bad := find_nonfinite(begun):
@@ -170,14 +176,14 @@ class SyncBackend:
                     self._mend(i, what)
                 begun = batch(self.start)
         faults, self.faults, self.heartbeat[0] = tuple(self.faults), [], -1
-        told = np.array(rows, ROW)  # one array, and a view a column
-        reward, raw, terminated, truncated, length, first, held = map(told.__getitem__, COLUMNS)
+        table = np.array(rows, ROW)  # one array, and a view per column
+        reward, raw, terminated, truncated, length, first, held = map(table.__getitem__, COLUMNS)
         return ChunkResult(
             ended, begun, reward, raw, terminated, truncated, length, first, held if reports else None, faults
         )
 
     def _begin(self, i: int, **seed: int) -> None:
-        """A new episode in copy i."""
+        """Start a new episode in environment i."""
         try:
             self.start[i], self.solved[i] = begin(self.envs[i], **seed)
         except InvalidInputError:
@@ -186,15 +192,15 @@ class SyncBackend:
             self._mend(i, f"{describe_exception(error)} when it was reset", error)
 
     def _mend(self, i: int, what: str, cause: BaseException | None = None) -> None:
-        """Stop, or make copy i anew and start an episode in it."""
-        fault = Fault(self.numbers[i], self.ticks[i], what)
+        """Raise EnvFault, or make environment i again and start an episode in it."""
+        fault = Fault(self.numbers[i], self.steps[i], what)
         if self.on_fault == "error":
             raise EnvFault(fault, self.name) from cause
         self.faults.append(fault)
-        with contextlib.suppress(Exception):  # what is broken may not close either
+        with contextlib.suppress(Exception):  # a broken environment may fail to close
             shut(self.envs[i])
-        self.ticks[i] = 0
-        for left in reversed(range(IN_A_ROW)):  # another start may be a better one
+        self.steps[i] = 0
+        for left in reversed(range(IN_A_ROW)):  # another start state may work
             self.renewed[i] += 1
             try:
                 self.envs[i] = self.make()
@@ -205,10 +211,10 @@ class SyncBackend:
             except Exception as error:
                 again, cause = describe_exception(error), error
             if not left:
-                fault = fault._replace(what=f"{what}; made anew {IN_A_ROW} times, it {again}")
+                fault = fault._replace(what=f"{what}; made again {IN_A_ROW} times, it {again}")
                 raise EnvFault(fault, self.name, "repair the environment") from cause
 
     def close(self) -> None:
-        """Close every copy."""
+        """Close every environment."""
         for env in self.envs:
             shut(env)

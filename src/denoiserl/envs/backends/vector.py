@@ -1,14 +1,14 @@
-"""Copies owned by somebody else's vector environment, and by our own batched worlds.
+"""Step Gymnasium vector environments.
 
-``VectorEnvBackend`` drives any Gymnasium vector environment (1.x) in each of its three autoreset modes and gives the
-true next observation in all of them:
+``VectorEnvBackend`` supports each of the three autoreset modes of Gymnasium 1.x and gives the true next observation in
+all of them:
 
-    SAME_STEP   the step that ends an episode already returns the next one's start; the true one is in ``final_obs``
-    NEXT_STEP   the step after it ignores its action and returns the start: that step is dead, and masked
+    SAME_STEP   the step that ends an episode returns the next one's start; the true observation is in ``final_obs``
+    NEXT_STEP   the following step ignores its action and returns the start: that step is masked
     DISABLED    the caller resets, with ``reset_mask``
 
-Such an environment steps all copies at once, so a chunk cannot stop in one of them: chunks are taken as long as
-episodes end on a chunk's last tick, and refused with the way out otherwise.
+Such an environment steps all its environments at once, so a chunk cannot stop in one of them. Chunks work as long as
+episodes end on a chunk's last step; otherwise an error says what to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from denoiserl.envs.backends.faults import (
     EnvFault,
     check_on_fault,
     describe_exception,
-    find_nonfinite,
     refuse,
     refuse_reward,
 )
@@ -34,7 +33,7 @@ NEXT, SAME, DISABLED = "NextStep", "SameStep", "Disabled"
 
 
 def assign_rows(target: Any, mask: np.ndarray, source: Any) -> Any:
-    """``target`` [B, ...] with the rows of ``mask`` taken from ``source`` [B, ...]."""
+    """Return ``target`` [B, ...] with the rows of ``mask`` taken from ``source`` [B, ...]."""
     if isinstance(target, dict):
         if not isinstance(source, dict) or target.keys() != source.keys():
             raise InvalidInputError(
@@ -44,18 +43,18 @@ def assign_rows(target: Any, mask: np.ndarray, source: Any) -> Any:
     if isinstance(source, dict) or target.shape != np.shape(source):
         raise InvalidInputError(
             f"observations change from {_like(target)} to {_like(source)}: an environment returns the same shape "
-            "at every tick"
+            "at every step"
         )
     return np.where(mask.reshape((-1,) + (1,) * (target.ndim - 1)), source, target)
 
 
 def _like(observation: Any) -> Any:
-    """The parts of an observation, or the shape of one copy's."""
+    """Return the parts of an observation, or the shape of one row."""
     return sorted(observation) if isinstance(observation, dict) else list(np.shape(observation)[1:])
 
 
 def copy(observation: Any) -> Any:
-    """A copy: vector environments reuse their buffers."""
+    """Return a copy: vector environments reuse their buffers."""
     if isinstance(observation, dict):
         return {k: copy(v) for k, v in observation.items()}
     return np.asarray(observation).copy()
@@ -63,12 +62,13 @@ def copy(observation: Any) -> Any:
 
 TORCH = (
     "wrap it so that it gives NumPy arrays, 'final_obs' where episodes end, and metadata['autoreset_mode'] = "
-    "gymnasium.vector.AutoresetMode.SAME_STEP; or give the function that makes one copy (ManiSkill: CPUGymWrapper)"
+    "gymnasium.vector.AutoresetMode.SAME_STEP; or give the function that makes one environment "
+    "(ManiSkill: CPUGymWrapper)"
 )
 
 
 def _parts(observation: Any) -> list[Any]:
-    """The arrays of an observation."""
+    """Return the arrays of an observation."""
     return [p for v in observation.values() for p in _parts(v)] if isinstance(observation, dict) else [observation]
 
 
@@ -85,9 +85,9 @@ def _mode(envs: Any) -> str:
 
 
 def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray | None:
-    """Success [B] as reported, -1 where it is not, None where no copy reports.
+    """Return the reported success [B], -1 for no report; None if no environment reports.
 
-    Of ``ended`` copies (SAME_STEP) it is that of the final info, where there is one: ``info`` is the next episode's.
+    For ``ended`` rows (SAME_STEP) it is that of the final info, if there is one: ``info`` belongs to the next episode.
     """
     if not info:
         return None
@@ -98,7 +98,7 @@ def _success(info: dict[str, Any], ended: np.ndarray) -> np.ndarray | None:
 
 
 def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
-    """The observations in which episodes ended (SAME_STEP): ``final_obs`` holds one object a copy, or arrays."""
+    """Return the last observations of episodes (SAME_STEP): ``final_obs`` holds one object per row, or arrays."""
     if "final_obs" not in info:
         raise InvalidInputError(
             "a SAME_STEP vector environment must give 'final_obs' where episodes end; this one did not"
@@ -117,12 +117,12 @@ def _final(info: dict[str, Any], after: Any, ended: np.ndarray) -> Any:
 
 
 class VectorEnvBackend:
-    """A Gymnasium vector environment as an owner of copies."""
+    """Step a Gymnasium vector environment."""
 
     def __init__(self, envs: Any, name: str = "the environment", on_fault: str = "error") -> None:
         if check_on_fault(on_fault) == "restart":
             raise InvalidInputError(
-                f"{name} is a vector environment, whose copies cannot be made anew one by one: give an environment id "
+                f"{name} is a vector environment, which cannot make one of its rows again: give an environment id "
                 "or a factory for on_fault='restart'"
             )
         self.envs, self.name = envs, name
@@ -133,7 +133,7 @@ class VectorEnvBackend:
         return self.envs.num_envs
 
     def reset(self, seeds: list[int]) -> Any:
-        """A new episode in every copy, seeded where the environment takes seeds."""
+        """Start a new episode in every row, seeded if the environment takes seeds."""
         try:
             observation, info = self.envs.reset(seed=seeds)
         except TypeError:  # envpool takes its seed when it is made
@@ -142,46 +142,46 @@ class VectorEnvBackend:
             raise InvalidInputError(f"{self.name} gives torch tensors on a device: {TORCH}")
         self.start = copy(observation)
         self.solved = begun(info, self.count)
-        self.pending = np.zeros(self.count, bool)  # copies that the next step will reset
-        self.ticks = np.zeros(self.count, np.int64)
+        self.pending = np.zeros(self.count, bool)  # rows that the next step will reset
+        self.steps = np.zeros(self.count, np.int64)
         refuse(self.start, self.name)
         return self.start
 
     def once(self, seeds: list[int]) -> Any:
-        """The first observation of copy 0 for its seed. Everything has to be reset afterwards."""
+        """Return the first observation of row 0 for its seed. All rows have to be reset afterwards."""
         one = self.reset(seeds)
         return {k: v[0] for k, v in one.items()} if isinstance(one, dict) else one[0]
 
-    def _tick(self, actions: np.ndarray) -> Any:
+    def _step(self, actions: np.ndarray) -> Any:
         try:
             return self.envs.step(actions)
         except Exception as error:
-            fault = Fault(None, int(self.ticks.max()) + 1, describe_exception(error))
-            cure = "a vector environment does not say which copy it was: give an environment id or a factory to know"
+            fault = Fault(None, int(self.steps.max()) + 1, describe_exception(error))
+            cure = "a vector environment does not say which row it was: give an environment id or a factory to know"
             raise EnvFault(fault, self.name, cure) from error
 
     def play(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult:
-        """One chunk [B, T_a, ...]. Copies that are reset by this very step (NEXT_STEP) have length 0."""
+        """Execute one chunk [B, T_a, ...]. Rows that are reset by this very step (NEXT_STEP) have length 0."""
         if watch is not None:
-            raise RunError("the copies of a vector environment cannot be watched: give an id or a factory")
+            raise RunError("the rows of a vector environment cannot be watched: give an id or a factory")
         going = alive & ~self.pending
-        n, ticks = actions.shape[:2]
+        n, horizon = actions.shape[:2]
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
         first, held = np.zeros(n, np.int64), np.full(n, -1, np.int8)
         after, start, weight, told = copy(self.start), copy(self.start), 1.0, False
-        for i in range(ticks):
-            seen, gain, term, trunc, info = self._tick(actions[:, i])
+        for i in range(horizon):
+            seen, gain, term, trunc, info = self._step(actions[:, i])
             seen = copy(seen)
-            over = np.asarray(term, bool) | np.asarray(trunc, bool)  # of every copy, also of those that stand by
+            over = np.asarray(term, bool) | np.asarray(trunc, bool)  # of every row, idle ones included
             term, trunc = np.asarray(term, bool) & going, np.asarray(trunc, bool) & going
             ended = term | trunc
             reward, raw = reward + np.where(going, weight * gain, 0.0), raw + np.where(going, gain, 0.0)
             weight *= gamma
             length += going
-            self.ticks += going
+            self.steps += going
             terminated |= term
             truncated |= trunc
             true = _final(info, seen, ended) if self.mode == SAME and ended.any() else seen
@@ -192,12 +192,12 @@ class VectorEnvBackend:
                 told, first = True, np.where(going & (said > 0) & (first == 0), i + 1, first)
                 held = np.where(going & (said >= 0), said, held)
             self.pending = np.zeros(n, bool)
-            last = i == ticks - 1
+            last = i == horizon - 1
             if ended.any() and not last and not ended[going].all():
                 raise InvalidInputError(
-                    f"an episode of copy {int(ended.argmax())} of {self.name} ended inside a chunk of {ticks} actions, "
-                    "and a vector environment cannot stop one copy: give Collector an environment id or a factory "
-                    "instead, or end episodes on multiples of the chunk"
+                    f"an episode of environment {int(ended.argmax())} of {self.name} ended inside a chunk of {horizon} "
+                    "actions, and a vector environment cannot stop one row: give Collector an environment id or a "
+                    "factory instead, or end episodes on multiples of the chunk"
                 )
             if self.mode == DISABLED and over.any():
                 start = assign_rows(start, ended, copy(self.envs.reset(options={"reset_mask": over})[0]))
@@ -205,102 +205,24 @@ class VectorEnvBackend:
                 start = copy(self.envs.reset()[0])
             elif self.mode == NEXT:
                 self.pending = ended
-                if ticks > 1 and self.pending.any():
+                if horizon > 1 and self.pending.any():
                     raise InvalidInputError(
-                        f"copies of {self.name} do not end together: with NEXT_STEP resets a chunk of {ticks} actions "
-                        "would run into the next episode; give Collector an environment id or a "
+                        f"episodes of {self.name} do not end together: with NEXT_STEP resets a chunk of {horizon} "
+                        "actions would run into the next episode; give Collector an environment id or a "
                         "factory, or use SAME_STEP"
                     )
             if ended[going].all() or last:
                 break
         self.start = start
-        refuse(after, self.name, self.ticks)
-        refuse_reward(raw, self.name, self.ticks)
+        refuse(after, self.name, self.steps)
+        refuse_reward(raw, self.name, self.steps)
         fresh = terminated | truncated
-        if fresh.any():  # else it is what was seen after the step
+        if fresh.any():  # else it equals the observation after the step
             refuse(start, self.name)
-            self.ticks[fresh] = 0
+            self.steps[fresh] = 0
         held = held if told and held.max() >= 0 else None
         return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, held)
 
     def close(self) -> None:
         """Close the environment."""
         shut(self.envs)
-
-
-class BatchedBackend:
-    """One of our own batched worlds (``envs.toy.fork2d``): ``step(actions, live)`` moves the live copies only."""
-
-    def __init__(self, world: Any, name: str = "the world", on_fault: str = "error") -> None:
-        self.world, self.name, self.on_fault = world, name, check_on_fault(on_fault)
-
-    @property
-    def count(self) -> int:
-        return self.world.num_envs
-
-    def reset(self, seeds: list[int]) -> Any:
-        """A new episode in every copy, seeded."""
-        observation, info = self.world.reset(seed=seeds)
-        self.start = copy(observation)
-        self.solved = begun(info, self.count)
-        self.ticks = np.zeros(self.count, np.int64)
-        refuse(self.start, self.name)
-        return self.start
-
-    def play(
-        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
-    ) -> ChunkResult:
-        """One chunk [B, T_a, ...] in every copy that is ``alive`` [B]; ``watch(None, world)`` after every tick."""
-        n, ticks = actions.shape[:2]
-        reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
-        terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        first, held = np.zeros(n, np.int64), np.full(n, -1, np.int8)
-        going, after, weight = alive.copy(), copy(self.start), 1.0
-        before = self.start
-        for i in range(ticks):
-            if not going.any():
-                break
-            try:
-                seen, gain, term, trunc, info = self.world.step(actions[:, i], going)
-            except Exception as error:
-                fault = Fault(None, int(self.ticks.max()) + 1, describe_exception(error))
-                raise EnvFault(fault, self.name, "a world that steps all copies at once does not say which") from error
-            after = assign_rows(after, going, copy(seen))
-            gain = np.where(going, np.asarray(gain, np.float64), 0.0)
-            reward, raw, weight = reward + weight * gain, raw + gain, weight * gamma
-            length += going
-            self.ticks += going
-            said = said_by_all(info, going)
-            if said is not None:
-                first, held = np.where((said > 0) & (first == 0), i + 1, first), np.where(said >= 0, said, held)
-            terminated |= np.asarray(term, bool) & going
-            truncated |= np.asarray(trunc, bool) & going
-            going = going & ~(terminated | truncated)
-            if watch is not None:
-                watch(None, self.world)
-        lost, faults = self._lost(after, raw)
-        if lost.any():
-            after = assign_rows(after, lost, before)
-            reward, raw = np.where(lost, 0.0, reward), np.where(lost, 0.0, raw)
-            terminated, truncated, length = terminated & ~lost, truncated | lost, np.where(lost, 0, length)
-            first, held = np.where(lost, 0, first), np.where(lost, -1, held)
-        fresh, start = (terminated | truncated) if restart else lost, after
-        if fresh.any():
-            start = assign_rows(after, fresh, copy(self.world.reset(options={"reset_mask": fresh})[0]))
-            refuse(start, self.name)
-        self.start, self.ticks = start, np.where(terminated | truncated, 0, self.ticks)
-        held = held if held.max() >= 0 else None
-        return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, held, faults)
-
-    def _lost(self, after: Any, raw: np.ndarray) -> tuple[np.ndarray, tuple[Fault, ...]]:
-        """The copies [B] that gave NaN or infinity, and what is wrong with them."""
-        wrong = dict.fromkeys(np.flatnonzero(~np.isfinite(raw)).tolist(), "gave a reward of NaN or infinity")
-        wrong = wrong | find_nonfinite(after)
-        faults = tuple(Fault(row, int(self.ticks[row]), what) for row, what in sorted(wrong.items()))
-        if faults and self.on_fault == "error":
-            raise EnvFault(faults[0], self.name)
-        return np.isin(np.arange(self.count), list(wrong)), faults
-
-    def close(self) -> None:
-        """Close the world, where it has anything to close."""
-        shut(self.world)

@@ -1,1 +1,1 @@
-"""Small environments in which a method can be understood and measured in seconds."""
+"""Small environments in which a method can be understood and measured within seconds."""

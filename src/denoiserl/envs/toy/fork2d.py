@@ -1,11 +1,11 @@
-"""fork2d: a point has to pass a disc, and demonstrations pass it left or right.
+"""fork2d: a point has to pass a disc, and demonstrations pass it on the left or on the right.
 
-The mean of the two ways is the disc, so a policy must choose and stick to its choice. Observation: position and goal,
-[4]. Action: velocity in [-1, 1]², 0.06 a tick. The episode ends with success within 0.1 of the goal, and with failure
-on touching the disc (radius 0.3, at the origin) or after 60 ticks.
+The mean of the two paths hits the disc, so a policy must choose a side and keep to it. Observation: position and goal,
+[4]. Action: velocity in [-1, 1]², 0.06 per step. The episode ends with success within 0.1 of the goal, and with failure
+on touching the disc (radius 0.3, at the origin) or after 60 steps.
 
-``Fork2D`` steps all copies at once and speaks Gymnasium's vector language (with resets left to the caller), but needs
-no Gymnasium.
+``Fork2D`` steps all environments at once with Gymnasium's vector interface (the caller resets), but does not need
+Gymnasium.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from denoiserl.envs.toy.episodes import begun
 RADIUS = 0.3
 REACH = 0.1
 SPEED = 0.06
-TICKS = 60
+MAX_EPISODE_STEPS = 60
 WAY_X = 0.25
 WAY_Y = (0.55, 0.65)
 START = (-0.6, 0.05)
@@ -46,10 +46,11 @@ class Box:
 
 
 class Fork2D:
-    """``num_envs`` copies of the task. ``goal``: the band of the goal's y. A start state depends on its seed alone."""
+    """``num_envs`` environments of the task. ``goal``: range of the goal's y. A start state depends on its seed
+    alone."""
 
     steps_some = True
-    """``step(actions, live)`` moves the live copies only"""
+    """``step(actions, mask)`` moves the environments of the mask only"""
 
     def __init__(self, num_envs: int, goal: tuple[float, float] = GOAL_Y) -> None:
         self.num_envs, self.goal_band = num_envs, goal
@@ -57,20 +58,22 @@ class Fork2D:
         self.single_action_space = Box(-torch.ones(2), torch.ones(2))
         self.position = torch.zeros(num_envs, 2)
         self.goal = torch.zeros(num_envs, 2)
-        self.ticks = torch.zeros(num_envs, dtype=torch.int64)
+        self.steps = torch.zeros(num_envs, dtype=torch.int64)
         self.seeds = torch.arange(num_envs)
         self.episode = torch.zeros(num_envs, dtype=torch.int64)
 
     @property
     def observation(self) -> Tensor:
-        """Position and goal, [B, 4]."""
+        """position and goal, [B, 4]"""
         return torch.cat([self.position, self.goal], -1)
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """New episodes, of all copies or of those in ``options["reset_mask"]`` [B]. Unseeded resets go on with each
-        copy's own sequence of episodes."""
+        """Start new episodes, in all environments or in those of ``options["reset_mask"]`` [B].
+
+        Without a seed, each environment continues its own sequence of episodes.
+        """
         mask, rng = begun(self, seed, options)
         u = rng.uniform(self.num_envs, 2)
         low, high = self.goal_band
@@ -78,38 +81,41 @@ class Fork2D:
         goal = torch.stack([torch.full_like(u[:, 1], GOAL_X), low + (high - low) * u[:, 1]], -1)
         self.position = torch.where(mask[:, None], position, self.position)
         self.goal = torch.where(mask[:, None], goal, self.goal)
-        self.ticks = self.ticks.masked_fill(mask, 0)
+        self.steps = self.steps.masked_fill(mask, 0)
         self.episode = self.episode + mask
         return self.observation, {}
 
-    def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """One tick of the ``live`` copies [B] (all by default) with actions [B, 2]: Gymnasium's five, as tensors.
+    def step(self, action: Any, mask: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Step the environments of ``mask`` [B] (all by default) with actions [B, 2]; the reward is 1 on success.
 
-        Reward 1 on success.
+        Return Gymnasium's five values as tensors.
         """
         action = torch.as_tensor(action, dtype=torch.float32)
         if action.shape != (self.num_envs, 2):
             raise InvalidInputError(f"fork2d takes actions {[self.num_envs, 2]}; got {list(action.shape)}")
-        live = torch.ones(self.num_envs, dtype=torch.bool) if live is None else torch.as_tensor(live, dtype=torch.bool)
+        mask = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
         before = self.position
         moved = before + SPEED * action.clamp(-1, 1)
-        self.position = torch.where(live[:, None], moved, before)
-        self.ticks = self.ticks + live
-        touched = live & (_nearest(before, self.position) < RADIUS)
-        success = live & ~touched & ((self.position - self.goal).norm(dim=-1) < REACH)
-        late = live & ~touched & ~success & (self.ticks >= TICKS)
+        self.position = torch.where(mask[:, None], moved, before)
+        self.steps = self.steps + mask
+        touched = mask & (_nearest(before, self.position) < RADIUS)
+        success = mask & ~touched & ((self.position - self.goal).norm(dim=-1) < REACH)
+        late = mask & ~touched & ~success & (self.steps >= MAX_EPISODE_STEPS)
         return self.observation, success.float(), touched | success, late, {"success": success}
 
 
 def _nearest(a: Tensor, b: Tensor) -> Tensor:
-    """The distance of the origin from the segments a-b [*batch, 2]: a fast point cannot jump over the disc."""
+    """Return the distance of the origin from the segments a-b [*batch, 2]: a fast point cannot jump over the disc."""
     along = b - a
     share = (-(a * along).sum(-1) / along.square().sum(-1).clamp_min(1e-12)).clamp(0, 1)
     return (a + share[..., None] * along).norm(dim=-1)
 
 
 def expert(position: Tensor, goal: Tensor, side: Tensor, height: Tensor) -> Tensor:
-    """The scripted way round [B, 2] in [-1, 1]: over (-0.25, ±h) and (0.25, ±h) to the goal; ``side`` [B] is ±1."""
+    """Return the scripted action [B, 2] in [-1, 1]: over (-0.25, ±h) and (0.25, ±h) to the goal.
+
+    ``side`` [B] is ±1, ``height`` [B] is h.
+    """
     y = side * height
     corner = torch.stack([torch.where(position[:, 0] < -WAY_X - 0.03, -WAY_X, WAY_X).to(y), y], -1)
     target = torch.where((position[:, :1] > WAY_X - 0.03), goal, corner)
@@ -121,8 +127,10 @@ def expert(position: Tensor, goal: Tensor, side: Tensor, height: Tensor) -> Tens
 def demonstrations(
     n: int, rng: Rng | int, noise: float = 0.05, goal: tuple[float, float] = GOAL_Y, clumsy: float = 0.0
 ) -> Demonstrations:
-    """``n`` scripted episodes, half to each side: ``noise`` on every action; a share ``clumsy`` of them steers with
-    noise 1, and often fails."""
+    """Return ``n`` scripted episodes, about half on each side.
+
+    ``noise``: std of the noise on every action. A share ``clumsy`` of the episodes has noise 1, and often fails.
+    """
     rng = as_rng(rng)
     world = Fork2D(n, goal)
     world.reset(seed=rng.integers(0, 2**31 - 1, n).tolist())
@@ -145,7 +153,7 @@ def demonstrations(
 
 
 def mode(path: Tensor) -> Tensor:
-    """Which way paths [*batch, T, 2] went round: +1 left (y > 0), -1 right, 0 if they never passed x = 0."""
+    """Return the side on which paths [*batch, T, 2] passed: +1 left (y > 0), -1 right, 0 if they never reach x = 0."""
     x, y = path[..., 0], path[..., 1]
     passed = (x >= 0).any(-1)
     first = (x >= 0).int().argmax(-1, keepdim=True)

@@ -1,14 +1,14 @@
-"""Point mazes: a point finds its way through corridors to a goal cell, for hundreds of thousands of ticks a second.
+"""Point mazes: a point finds its way through corridors to a goal cell, at hundreds of thousands of steps per second.
 
-A ``Maze`` is a plan of unit cells, walls and free ones; ``Maze.random(n, rng)`` draws one of n x n rooms. Shortest ways
-between all pairs of cells are known. ``PointMaze`` is the task: observation (position, goal), [4], or (position,
-velocity, goal), [6]; an action in [-1, 1]² is a velocity, 0.2 cells a tick, or an acceleration. A wall stops the
-component of the motion that runs into it. Reward 1 within 0.5 of the goal, which ends the episode.
+A ``Maze`` is a plan of unit cells, walls and free ones; ``Maze.random(n, rng)`` draws one of n x n rooms. Shortest
+paths between all pairs of cells are known. ``PointMaze`` is the task. Observation: (position, goal), [4], or (position,
+velocity, goal), [6]. An action in [-1, 1]² is a velocity, 0.2 cells per step, or an acceleration. A wall stops the
+component of the motion that runs into it. The reward is 1 within 0.5 of the goal, which ends the episode.
 
-``demonstrations`` records players of known kinds, for methods that learn from data alone:
+``demonstrations`` records players of known kinds, for offline methods:
 
-    expert     the shortest way                        noisy     the same with noise of 0.5 on every action
-    random     a correlated random walk                stitch    ways of at most 4 cells: no episode crosses the maze
+    expert     the shortest path                       noisy     the same with noise of 0.5 on every action
+    random     a correlated random walk                stitch    paths of at most 4 cells: no episode crosses the maze
     navigate   one goal after another, without end
 """
 
@@ -31,12 +31,12 @@ from denoiserl.envs.toy.episodes import begun
 from denoiserl.envs.toy.fork2d import Box
 
 SPEED = 0.2
-"""cells a tick, at most in each direction"""
+"""largest velocity in each direction, in cells per step"""
 PUSH = 0.05
-"""what an acceleration of 1 adds to the velocity in a tick"""
+"""change of velocity per step for an acceleration of 1"""
 REACH = 0.5
 SEGMENT = 4
-"""cells that a ``stitch`` episode crosses at most"""
+"""most cells that a ``stitch`` episode crosses"""
 KINDS = ("expert", "noisy", "random", "stitch", "navigate")
 
 
@@ -49,7 +49,7 @@ class Maze:
     def __post_init__(self) -> None:
         border = torch.cat([self.walls[0], self.walls[-1], self.walls[:, 0], self.walls[:, -1]])
         if not bool(border.all()) or not bool((~self.walls).any()):
-            raise InvalidInputError("a maze has walls all around and a free cell inside")
+            raise InvalidInputError("a maze needs walls all around and a free cell inside")
         if not np.isfinite(self._steps[0]).all():
             raise InvalidInputError(
                 "this maze is in parts: open a wall, so that every cell can be reached from every other"
@@ -57,7 +57,7 @@ class Maze:
 
     @staticmethod
     def parse(plan: str) -> Maze:
-        """From lines of characters: # is a wall, anything else is free."""
+        """Return the maze of lines of characters: # is a wall, anything else is free."""
         lines = plan.strip().splitlines()
         if len({len(line.strip()) for line in lines}) != 1:
             raise InvalidInputError("the lines of a maze are equally long")
@@ -65,8 +65,10 @@ class Maze:
 
     @staticmethod
     def random(n: int, rng: Rng | int, loops: float = 0.1) -> Maze:
-        """n x n rooms joined by a random spanning tree, and by a share ``loops`` of the other walls opened: with 0
-        there is one way between any two rooms. The plan has 2n + 1 cells a side."""
+        """Draw n x n rooms joined by a random spanning tree; a share ``loops`` of the other walls is opened too.
+
+        With 0 there is one path between any two rooms. The plan has 2n + 1 cells per side.
+        """
         rng = as_rng(rng)
         if n < 2:
             raise InvalidInputError(f"a maze has at least 2 x 2 rooms, not {n} x {n}")
@@ -86,28 +88,28 @@ class Maze:
 
     @cached_property
     def cells(self) -> Tensor:
-        """The centres of the free cells, [F, 2] as (x, y)."""
+        """centres of the free cells, [F, 2] as (x, y)"""
         return (~self.walls).nonzero().flip(-1).float() + 0.5
 
     @cached_property
     def _number(self) -> Tensor:
-        """The number of each free cell of the plan, -1 for walls."""
+        """number of each free cell of the plan, -1 for walls"""
         return torch.where(self.walls, -1, (~self.walls).flatten().cumsum(0).reshape(self.walls.shape) - 1)
 
     @cached_property
     def _steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps between free cells [F, F], and the cell before each on a shortest way."""
+        """steps between free cells [F, F], and the cell before each on a shortest path"""
         near = (self.cells[:, None] - self.cells).abs().sum(-1) == 1
         return shortest_path(csr_matrix(near.numpy()), unweighted=True, return_predecessors=True)
 
     @cached_property
     def distance(self) -> Tensor:
-        """Steps of a shortest way between free cells, [F, F] int64."""
+        """steps of a shortest path between free cells, [F, F] int64"""
         return torch.from_numpy(self._steps[0]).long()
 
     @cached_property
     def toward(self) -> Tensor:
-        """The next cell on a shortest way, [F (from), F (to)]; at the goal it is the goal."""
+        """next cell on a shortest path, [F (from), F (to)]; at the goal it is the goal"""
         before = torch.from_numpy(
             self._steps[1].astype(np.int64)
         ).T.clone()  # symmetric: before `from`, coming from `to`
@@ -115,7 +117,7 @@ class Maze:
         return before + torch.diag(torch.arange(len(self.cells)))
 
     def cell(self, position: Tensor) -> Tensor:
-        """The number of the free cell of positions [*batch, 2]: [*batch]; -1 in a wall."""
+        """Return the number of the free cell of positions [*batch, 2]: [*batch]; -1 in a wall."""
         x, y = position.floor().long().unbind(-1)
         inside = (x >= 0) & (y >= 0) & (x < self.walls.shape[1]) & (y < self.walls.shape[0])
         at = (y * self.walls.shape[1] + x).clamp(0, self.walls.numel() - 1)
@@ -123,10 +125,10 @@ class Maze:
 
 
 class PointMaze:
-    """``num_envs`` copies of the task. ``goal``: a fixed goal (x, y), otherwise any cell. ``accelerate``: actions are
-    accelerations. ``ticks``: the time limit (by default enough for six times the longest way).
+    """``num_envs`` environments of the task. ``goal``: a fixed goal (x, y), otherwise any cell.
 
-    A start depends on its seed alone. It speaks Gymnasium's vector language and needs no Gymnasium.
+    ``accelerate``: actions are accelerations. ``max_episode_steps``: time limit (default: enough for six times the
+    longest path). A start depends on its seed alone. It has Gymnasium's vector interface and does not need Gymnasium.
     """
 
     steps_some = True
@@ -137,10 +139,12 @@ class PointMaze:
         maze: Maze,
         goal: tuple[float, float] | None = None,
         accelerate: bool = False,
-        ticks: int | None = None,
+        max_episode_steps: int | None = None,
     ) -> None:
         self.num_envs, self.maze, self.accelerate = num_envs, maze, accelerate
-        self.limit = 6 * round(int(maze.distance.max()) / SPEED) if ticks is None else ticks
+        self.max_episode_steps = (
+            6 * round(int(maze.distance.max()) / SPEED) if max_episode_steps is None else max_episode_steps
+        )
         self.fixed = None if goal is None else torch.tensor(goal, dtype=torch.float32)
         if self.fixed is not None and int(maze.cell(self.fixed)) < 0:
             raise InvalidInputError(
@@ -152,18 +156,21 @@ class PointMaze:
         self.single_observation_space = Box(torch.cat([0 * size, *(-p for p in pace), 0 * size]), high)
         self.single_action_space = Box(-torch.ones(2), torch.ones(2))
         self.position, self.velocity, self.goal = (torch.zeros(num_envs, 2) for _ in range(3))
-        self.ticks, self.episode = (torch.zeros(num_envs, dtype=torch.int64) for _ in range(2))
+        self.steps, self.episode = (torch.zeros(num_envs, dtype=torch.int64) for _ in range(2))
         self.seeds = torch.arange(num_envs)
         self._wall = maze.walls.flatten()
 
     @property
     def observation(self) -> Tensor:
-        """[B, 4] or [B, 6]."""
+        """[B, 4] or [B, 6]"""
         moving = [self.velocity] if self.accelerate else []
         return torch.cat([self.position, *moving, self.goal], -1)
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Tensor, dict[str, Any]]:
-        """New episodes, of all copies or of those in ``options["reset_mask"]`` [B]. No start is in the goal's cell."""
+        """Start new episodes, in all environments or in those of ``options["reset_mask"]`` [B].
+
+        No start is in the goal's cell.
+        """
         mask, rng = begun(self, seed, options)
         u = rng.uniform(self.num_envs, 4)
         free = len(self.maze.cells)
@@ -178,41 +185,43 @@ class PointMaze:
         self.position = torch.where(mask[:, None], position, self.position)
         self.goal = torch.where(mask[:, None], goal, self.goal)
         self.velocity = self.velocity.masked_fill(mask[:, None], 0.0)
-        self.ticks = self.ticks.masked_fill(mask, 0)
+        self.steps = self.steps.masked_fill(mask, 0)
         self.episode = self.episode + mask
         return self.observation, {}
 
     def _blocked(self, x: Tensor, y: Tensor) -> Tensor:
         return self._wall[y.long() * self.maze.walls.shape[1] + x.long()]
 
-    def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """One tick of the ``live`` copies [B] (all by default) with actions [B, 2]: Gymnasium's five, as tensors."""
+    def step(self, action: Any, mask: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Step the environments of ``mask`` [B] (all by default) with actions [B, 2]; return Gymnasium's five
+        values."""
         action = torch.as_tensor(action, dtype=torch.float32)
         if action.shape != (self.num_envs, 2):
             raise InvalidInputError(f"a point maze takes actions {[self.num_envs, 2]}; got {list(action.shape)}")
-        live = torch.ones(self.num_envs, dtype=torch.bool) if live is None else torch.as_tensor(live, dtype=torch.bool)
+        mask = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
         push = action.clamp(-1, 1)
         velocity = (self.velocity + PUSH * push).clamp(-SPEED, SPEED) if self.accelerate else SPEED * push
-        velocity = velocity * live[:, None]
+        velocity = velocity * mask[:, None]
         (x, y), (dx, dy) = self.position.unbind(-1), velocity.unbind(-1)
         dx = dx.masked_fill(self._blocked(x + dx, y), 0.0)  # first x, then y: the point slides along walls
         x = x + dx
         dy = dy.masked_fill(self._blocked(x, y + dy), 0.0)
         self.position, moved = torch.stack([x, y + dy], -1), torch.stack([dx, dy], -1)
-        self.velocity = torch.where(live[:, None], moved, self.velocity)
-        self.ticks = self.ticks + live
-        success = live & ((self.position - self.goal).square().sum(-1) < REACH**2)
+        self.velocity = torch.where(mask[:, None], moved, self.velocity)
+        self.steps = self.steps + mask
+        success = mask & ((self.position - self.goal).square().sum(-1) < REACH**2)
         return (
             self.observation,
             success.float(),
             success,
-            live & ~success & (self.ticks >= self.limit),
+            mask & ~success & (self.steps >= self.max_episode_steps),
             {"success": success},
         )
 
 
 def expert(world: PointMaze) -> Tensor:
-    """The way to the goal [B, 2] in [-1, 1]: to the centre of the next cell, and in the last cell to the goal."""
+    """Return the expert's action [B, 2] in [-1, 1]: to the centre of the next cell, and in the last cell to the
+    goal."""
     at, end = world.maze.cell(world.position), world.maze.cell(world.goal)
     target = torch.where((at == end)[:, None], world.goal, world.maze.cells[world.maze.toward[at, end]])
     wanted = (target - world.position).clamp(-SPEED, SPEED)
@@ -222,14 +231,21 @@ def expert(world: PointMaze) -> Tensor:
 
 
 def demonstrations(
-    maze: Maze, n: int, rng: Rng | int, kind: str = "expert", ticks: int | None = None, accelerate: bool = False
+    maze: Maze,
+    n: int,
+    rng: Rng | int,
+    kind: str = "expert",
+    max_episode_steps: int | None = None,
+    accelerate: bool = False,
 ) -> Demonstrations:
-    """``n`` episodes of a player of this ``kind`` (see above), failures included. ``ticks``: the time limit, and the
-    length of ``navigate`` episodes. ``returns`` counts the goals reached."""
+    """Return ``n`` episodes of a player of this ``kind`` (see above), failures included.
+
+    ``max_episode_steps``: time limit, and the length of ``navigate`` episodes. ``returns`` counts the goals reached.
+    """
     rng = as_rng(rng)
     if kind not in KINDS:
         raise InvalidInputError(unknown_name_message(kind, KINDS, "kind of maze data"))
-    world = PointMaze(n, maze, accelerate=accelerate, ticks=ticks)
+    world = PointMaze(n, maze, accelerate=accelerate, max_episode_steps=max_episode_steps)
     world.reset(seed=rng.integers(0, 2**31 - 1, n).tolist())
     if kind == "stitch":
         far = maze.distance[maze.cell(world.position)]
@@ -239,7 +255,7 @@ def demonstrations(
     seen, done, alive, reached = [], [], [], torch.zeros(n)
     while bool(live.any()):
         if kind == "random":
-            walk = 0.9 * walk + 0.44 * rng.normal(n, 2)  # of std 1, remembered for about ten ticks
+            walk = 0.9 * walk + 0.44 * rng.normal(n, 2)  # of std 1, correlated over about ten steps
             action = walk.clamp(-1, 1)
         else:
             action = (expert(world) + (0.5 if kind == "noisy" else 0.05) * rng.normal(n, 2)).clamp(-1, 1)
@@ -251,7 +267,7 @@ def demonstrations(
         if kind == "navigate":
             other = maze.cells[rng.integers(0, len(maze.cells), n)]
             world.goal = torch.where(success[:, None], other, world.goal)
-            live = live & (world.ticks < world.limit)
+            live = live & (world.steps < world.max_episode_steps)
         else:
             live = live & ~(success | late)
     observations, actions, length = torch.stack(seen, 1), torch.stack(done, 1), torch.stack(alive, 1).sum(1)

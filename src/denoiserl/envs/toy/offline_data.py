@@ -1,9 +1,9 @@
-"""Recordings of the small worlds whose dynamics are known: rewards and last observations of recorded players.
+"""Data sets of the small environments with known dynamics: rewards and last observations of recorded players.
 
-A maze's players (``envs.toy.maze.demonstrations``) are recorded without rewards. Every recorded tick is played again in
-the world itself, all at once, so rewards and successors are exact; and since the goal is only seen, not felt, the same
-ticks can be told for another goal: who was on his way elsewhere shows a part of the way. An episode ends in the tick in
-which the goal is reached, and its rest is the next one.
+A maze's players (``envs.toy.maze.demonstrations``) are recorded without rewards. Every recorded step is played again in
+the environment, all at once, so rewards and successors are exact. The goal does not affect the dynamics, so the same
+steps can be relabelled with another goal. An episode ends in the step in which the goal is reached; its rest is the
+next episode.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations
 
 
 def relabel_rewards(maze: Maze, demos: Demonstrations, goal: Tensor | None = None) -> EpisodeDataset:
-    """Demonstrations in a maze (of velocities) with rewards: 1 where the goal is reached, which ends the episode.
+    """Return demonstrations in a maze (of velocities) with rewards: 1 where the goal is reached, which ends the
+    episode.
 
-    ``goal`` [2]: the goal of all episodes, in place of what each player had.
+    ``goal`` [2]: one goal for all episodes, in place of each player's own.
     """
     observations = demos.observations.clone()
     if goal is not None:
@@ -41,7 +42,7 @@ def relabel_rewards(maze: Maze, demos: Demonstrations, goal: Tensor | None = Non
 
 
 def farthest_cell(maze: Maze) -> Tensor:
-    """The centre [2] of a cell from which some other cell is as far as cells can be."""
+    """Return the centre [2] of a cell whose distance to some other cell is the largest."""
     return maze.cells[int(maze.distance.max(1).values.argmax())]
 
 
@@ -51,14 +52,15 @@ def mazes(
     rng: Rng | int,
     kind: str = "navigate",
     goal: Tensor | None = None,
-    ticks: int | None = None,
+    max_episode_steps: int | None = None,
 ) -> EpisodeDataset:
-    """``episodes`` of a maze's players of a ``kind``, told for one ``goal`` [2] or each for his own."""
-    return relabel_rewards(maze, demonstrations(maze, episodes, rng, kind, ticks), goal)
+    """Return ``episodes`` of a maze's players of a ``kind``, with rewards for one ``goal`` [2] or for each player's
+    own."""
+    return relabel_rewards(maze, demonstrations(maze, episodes, rng, kind, max_episode_steps), goal)
 
 
 def bandit(n: int, rng: Rng | int) -> EpisodeDataset:
-    """``n`` decisions of the ring bandit's behaviour, each a whole episode."""
+    """Return ``n`` actions of the ring bandit's behaviour, each a whole episode."""
     demos = ring.demonstrations(n, rng)
     assert demos.returns is not None
     one = torch.ones(2)

@@ -1,7 +1,7 @@
-"""The ring bandit: eight good places on a ring, one of them twice as good, and the optimum known.
+"""The ring bandit: eight good actions on a ring, one of them twice as good, with a known optimum.
 
-One decision a ∈ [-1, 1]², no state. Behaviour data are p = ⅛ Σ_k N(c_k, s² I) with c_k on a ring of radius 0.7 and
-s = 0.05. The reward is a bump on every place, r(a) = Σ_k h_k exp(-|a - c_k|² / 2w²), w = 0.1, h₀ = 2 and the others 1.
+One decision a ∈ [-1, 1]², no state. Behaviour data are p = ⅛ Σ_k N(c_k, s² I) with c_k on a ring of radius 0.7 and s =
+0.05. The reward has a bump at every c_k: r(a) = Σ_k h_k exp(-|a - c_k|² / 2w²), w = 0.1, h₀ = 2 and the others 1.
 
 Maximising E_q[r] - β KL(q ‖ p) has the optimum p* ∝ p exp(r/β), of value β log Z; Z = E_p[exp(r/β)] is a sum of eight
 integrals over Gaussians, which quadrature gives to many digits. ``Optimum`` holds them.
@@ -29,7 +29,7 @@ STD = 0.05
 WIDTH = 0.1
 HIGH = 2.0
 NODES = 48
-"""of the quadrature, in each dimension"""
+"""nodes of the quadrature, in each dimension"""
 
 CENTRES = RADIUS * torch.tensor([[math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)] for k in range(PLACES)])
 HEIGHTS = torch.tensor([HIGH] + [1.0] * (PLACES - 1))
@@ -39,13 +39,13 @@ BEHAVIOUR = MixtureWorld(CENTRES, torch.full((PLACES,), 1 / PLACES), STD)
 
 
 def reward(action: Tensor) -> Tensor:
-    """r(a) of actions [*batch, 2]: [*batch]."""
+    """Return r(a) of actions [*batch, 2]: [*batch]."""
     near = (action[..., None, :] - CENTRES.to(action)).square().sum(-1)
     return (HEIGHTS.to(action) * torch.exp(-near / (2 * WIDTH**2))).sum(-1)
 
 
 def place(action: Tensor, within: float = 0.2) -> Tensor:
-    """Which of the eight places actions [*batch, 2] are at, [*batch] int64; -1 where none is ``within`` reach."""
+    """Return which of the eight centres actions [*batch, 2] are at, [*batch] int64; -1 if none is ``within`` reach."""
     near = (action[..., None, :] - CENTRES.to(action)).norm(dim=-1)
     least, which = near.min(-1)
     return torch.where(least < within, which, -1)
@@ -53,7 +53,7 @@ def place(action: Tensor, within: float = 0.2) -> Tensor:
 
 @dataclass(frozen=True)
 class Optimum:
-    """p* ∝ p exp(r/β): ``masses`` [8] of the places, ``reward`` E*[r], ``kl`` KL(p* ‖ p), and log Z."""
+    """p* ∝ p exp(r/β): ``masses`` [8] of the centres, ``reward`` E*[r], ``kl`` KL(p* ‖ p), and log Z."""
 
     beta: float
     log_z: float
@@ -63,19 +63,19 @@ class Optimum:
 
     @property
     def value(self) -> float:
-        """max_q E_q[r] - β KL(q ‖ p) = β log Z."""
+        """max_q E_q[r] - β KL(q ‖ p) = β log Z"""
         return self.beta * self.log_z
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """log p*(a) of actions [*batch, 2]: [*batch]."""
+        """Return log p*(a) of actions [*batch, 2]: [*batch]."""
         return BEHAVIOUR.log_prob(action) + reward(action) / self.beta - self.log_z
 
     def sample(self, n: int, rng: Rng | int) -> Tensor:
-        """Actions [n, 2]: a place by its mass, then rejection from that place's Gaussian."""
+        """Sample actions [n, 2]: a centre by its mass, then rejection from that centre's Gaussian."""
         rng = as_rng(rng)
         which = torch.searchsorted(self.masses.cumsum(0), rng.uniform(n)).clamp_max(PLACES - 1)
         centre, action = CENTRES[which], torch.zeros(n, 2)
-        most, left = reward(centre) + 1e-3, torch.ones(n, dtype=torch.bool)  # at a centre r is largest, nearly
+        most, left = reward(centre) + 1e-3, torch.ones(n, dtype=torch.bool)  # r is nearly largest at a centre
         while bool(left.any()):
             tried = centre + STD * rng.normal(n, 2)
             taken = left & (rng.uniform(n).log() < (reward(tried) - most) / self.beta)
@@ -85,7 +85,7 @@ class Optimum:
 
 
 def optimum(beta: float) -> Optimum:
-    """The optimum of the KL-regularised bandit at temperature ``beta``."""
+    """Return the optimum of the KL-regularised bandit at temperature ``beta``."""
     if not beta > 0:
         raise InvalidInputError(f"beta={beta}: the optimum against a reference needs a positive temperature")
     x, w = np.polynomial.hermite_e.hermegauss(NODES)
@@ -101,9 +101,9 @@ def optimum(beta: float) -> Optimum:
 
 
 class RingBandit:
-    """``num_envs`` copies of the bandit: it observes a zero, [B, 1], and every episode is one decision.
+    """``num_envs`` environments of the bandit: it observes a zero, [B, 1], and every episode is one decision.
 
-    ``success``: within 0.2 of the high place.
+    ``success``: within 0.2 of the centre with the high reward.
     """
 
     steps_some = True
@@ -114,31 +114,31 @@ class RingBandit:
         self.single_action_space = Box(-torch.ones(2), torch.ones(2))
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Tensor, dict[str, Any]]:
-        """Nothing to reset: all episodes begin alike."""
+        """Return the observation [B, 1]: all episodes begin alike."""
         return torch.zeros(self.num_envs, 1), {}
 
-    def step(self, action: Any, live: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """The rewards of actions [B, 2]: Gymnasium's five, as tensors."""
+    def step(self, action: Any, mask: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Return the rewards of actions [B, 2] in Gymnasium's five values, as tensors."""
         action = torch.as_tensor(action, dtype=torch.float32)
         if action.shape != (self.num_envs, 2):
             raise InvalidInputError(f"the ring bandit takes actions {[self.num_envs, 2]}; got {list(action.shape)}")
-        live = torch.ones(self.num_envs, dtype=torch.bool) if live is None else torch.as_tensor(live, dtype=torch.bool)
+        mask = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask, dtype=torch.bool)
         action = action.clamp(-1, 1)
-        gain = torch.where(live, reward(action), 0.0)
+        gain = torch.where(mask, reward(action), 0.0)
         return (
             torch.zeros(self.num_envs, 1),
             gain,
-            live,
-            torch.zeros_like(live),
-            {"success": live & (place(action) == 0)},
+            mask,
+            torch.zeros_like(mask),
+            {"success": mask & (place(action) == 0)},
         )
 
 
 def demonstrations(n: int, rng: Rng | int) -> Demonstrations:
-    """``n`` decisions of the behaviour, one an episode; ``success`` says which were at the high place."""
+    """Return ``n`` actions of the behaviour, one per episode; ``success``: at the centre with the high reward."""
     rng = as_rng(rng)
     action = BEHAVIOUR.sample(n, rng)
-    told = [(place(action) == 0).tolist(), reward(action).tolist()]
+    outcome = [(place(action) == 0).tolist(), reward(action).tolist()]
     return Demonstrations(
-        torch.zeros(n, 1), action, torch.arange(1, n + 1), torch.tensor(told[0]), torch.tensor(told[1]), "ring"
+        torch.zeros(n, 1), action, torch.arange(1, n + 1), torch.tensor(outcome[0]), torch.tensor(outcome[1]), "ring"
     )

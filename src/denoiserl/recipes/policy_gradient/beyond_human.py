@@ -130,7 +130,7 @@ def generate_demonstrations(
     act, parts, won, seed = eval_actor(policy), [], 0, int(rng.integers(0, 2**31, 1))
     wanted = args.num_student_episodes / args.length_quantile
     while won < wanted and sum(len(part) for part in parts) < args.max_recorded_episodes:
-        part = collect(env, act, env.copies, seed + len(parts))
+        part = collect(env, act, env.num_envs, seed + len(parts))
         if part.success is None:
             raise InvalidInputError(f"{env.name} does not report success, and only successes become demonstrations")
         parts.append(part)

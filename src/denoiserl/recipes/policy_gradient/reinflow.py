@@ -51,7 +51,6 @@ from torch.optim import Optimizer
 
 from denoiserl.control.acting import (
     carry,
-    critic_features,
     mask_unexecuted,
     on_policy,
     rollout_metrics,
@@ -59,7 +58,7 @@ from denoiserl.control.acting import (
     statistics,
     training_actor,
 )
-from denoiserl.control.value_baseline import ValueBaseline
+from denoiserl.control.value_baseline import ValueBaseline, critic_features
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings

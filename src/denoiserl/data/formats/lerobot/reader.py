@@ -1,23 +1,10 @@
-"""Datasets of LeRobot, versions 2.1 and 3.0, read and written as files: Parquet and JSON, without the package.
-
-    meta/info.json                  features, frames a second, counts       meta/stats.json     statistics (3.0)
-    meta/episodes/*/*.parquet       length and place of every episode       (2.1: meta/episodes.jsonl)
-    data/*/*.parquet                one row a frame: features, episode_index, frame_index, index, ...
-
-``read`` gives ``Demonstrations``, ``read_recording`` what else is known, ``write`` makes version 3.0. Cameras have any
-name, as in LeRobot. Pictures that are stored in the rows are read with pillow; those in videos are refused unless
-``obs_keys`` leaves them out, for a policy must not be blind without a word. What a robot is told to do is not read:
-several tasks are warned of, and so are all other features that are left over. Needs pyarrow (``pip install
-'denoiserl[data]'``).
-"""
+"""Read data sets of LeRobot."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -26,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tree_map
@@ -36,35 +22,34 @@ from denoiserl.data.formats.minari import column
 from denoiserl.data.formats.numbers import check, spell
 from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor, validate_episode
 
-PREFIX, STATE, ACTION = "observation.", "observation.state", "action"
+PREFIX, ACTION = "observation.", "action"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-PLACE = "chunk-000/file-000.parquet"
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 KINDS = {"next.reward": np.float32, **{f"next.{c}": bool for c in ("success", "done", "terminated", "truncated")}}
 USED = {ACTION, *BOOKKEEPING, *KINDS}
 TASK = ("task", "instruction", "language", "prompt")
-"""words in the names of columns that say what a robot is told to do"""
-QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+"""words in the names of columns with task descriptions"""
 
 
 def read(
     folder: str | Path, exclude_episodes: Collection[int] = (), obs_keys: Sequence[str] | None = None
 ) -> Demonstrations:
-    """The demonstrations of a dataset: ``recording(...).demos``."""
+    """Return the demonstrations of a data set: ``read_recording(...).demos``."""
     return read_recording(folder, exclude_episodes, obs_keys).demos
 
 
 def read_recording(
     folder: str | Path, exclude_episodes: Collection[int] = (), obs_keys: Sequence[str] | None = None
 ) -> EpisodeDataset:
-    """A dataset's episodes, whole or as many of them as ``exclude_episodes`` leaves.
+    """Return a data set's episodes, except those of ``exclude_episodes``.
 
-    ``exclude_episodes``: episodes to leave out, by the number that the rows give them. ``obs_keys``: the observations
-    to keep (default: all; an error if cameras are videos); one alone is a tensor [N, ...], several are a dict by name.
-    A part may also be a feature of another name, which is told and not read otherwise. ``next.reward``,
-    ``next.success`` and how episodes ended are read where they are; the format knows neither the last observation nor
-    the box of actions. Episodes that are promised and not there, and bad ones, are refused by number and row, see
-    ``datarecordings.validate_episode``. Raises RunError, InvalidInputError.
+    ``exclude_episodes``: episodes to leave out, by their number in the rows. ``obs_keys``: the observations to keep
+    (default: all; an error if cameras are videos). A single one is a tensor [N, ...], several are a dict by name. A key
+    may also be a feature that is not an observation.
+
+    ``next.reward``, ``next.success`` and how episodes ended are read if they are there. The format stores neither the
+    last observations nor the action bounds. Raise RunError or InvalidInputError for missing and bad episodes, with
+    number and row (see ``data.recordings.validate_episode``).
     """
     folder, exclude_episodes = Path(folder), frozenset(exclude_episodes)
     info = _info(folder)
@@ -99,18 +84,20 @@ def read_recording(
             part: _column(rows[part], features[part], f"{part} of episode {i} of {name}") for part in obs_keys
         }
         actions = _column(rows[ACTION], features[ACTION], f"{ACTION} of episode {i} of {name}")
-        told = {c: column(rows[c].to_numpy(), k, c, f"episode {i} of {name}") for c, k in KINDS.items() if c in more}
-        validate_episode(name, i, observations, actions, **told)
+        flags = {c: column(rows[c].to_numpy(), k, c, f"episode {i} of {name}") for c, k in KINDS.items() if c in more}
+        validate_episode(name, i, observations, actions, **flags)
         never = np.zeros(len(frames), bool)
-        done, ended, cut = (told.get(f"next.{c}", never) for c in ("done", "terminated", "truncated"))
+        done, ended, cut = (flags.get(f"next.{c}", never) for c in ("done", "terminated", "truncated"))
         inside(name, i, ended | done & ~cut, cut, refuse=False)
-        way = ended if "next.terminated" in told else done & ~cut  # done alone is in every last row, and tells no way
-        known = "next.terminated" in told or cut[-1] or ("next.truncated" in told and done[-1])
+        way = (
+            ended if "next.terminated" in flags else done & ~cut
+        )  # done alone is in every last row, and does not distinguish ends
+        known = "next.terminated" in flags or cut[-1] or ("next.truncated" in flags and done[-1])
         over.append(bool(way[-1]) if known else None)
         seen = tree_map(to_stored_tensor, observations)
         episodes.append((seen[obs_keys[0]] if len(obs_keys) == 1 else seen, to_stored_tensor(actions)))
-        rewards += [to_stored_tensor(told["next.reward"])] if "next.reward" in told else []
-        success += [bool(told["next.success"].any())] if "next.success" in told else []
+        rewards += [to_stored_tensor(flags["next.reward"])] if "next.reward" in flags else []
+        success += [bool(flags["next.success"].any())] if "next.success" in flags else []
     for i in missing:
         raise InvalidInputError(f"episode {i} of {name} is empty: leave it out with exclude_episodes=({i},)")
     if not episodes:
@@ -126,9 +113,9 @@ def read_recording(
 def _promised(
     folder: Path, info: dict[str, Any], found: dict[int, int], exclude_episodes: Collection[int]
 ) -> list[int]:
-    """Return the promised episodes without a row, where all rows are there; ``found``: {number: rows}.
+    """Return promised episodes without a row, if all rows are there; ``found``: {number: rows}.
 
-    Raise RunError where rows are missing and are not of episodes to leave out: only a part was downloaded, or less.
+    Raise RunError if rows of episodes to keep are missing: the download is partial.
     """
     rows, promised, total = sum(found.values()), int(info["total_frames"]), int(info["total_episodes"])
     known = list(found) if len(found) == total else sorted({*range(total), *found})
@@ -153,7 +140,7 @@ def _promised(
 
 
 def _lengths(folder: Path) -> dict[int, int]:
-    """Rows that ``meta`` promises of every episode, where it does."""
+    """Return the rows that ``meta`` promises for every episode, if it does."""
     old = folder / "meta" / "episodes.jsonl"
     if old.is_file():
         try:
@@ -168,25 +155,25 @@ def _lengths(folder: Path) -> dict[int, int]:
 
 
 def _tasks_named(features: dict[str, Any], obs_keys: Sequence[str]) -> list[str]:
-    """Return the columns, beside ``obs_keys``, that tell by words or numbers what the robot is to do."""
-    told = {k for k, f in features.items() if str(f["dtype"]).startswith(("string", "language", "int", "uint"))}
-    named = [k for k in features if k in told and k not in obs_keys and any(word in k.lower() for word in TASK)]
+    """Return the columns, beside ``obs_keys``, with task descriptions or task numbers."""
+    textual = {k for k, f in features.items() if str(f["dtype"]).startswith(("string", "language", "int", "uint"))}
+    named = [k for k in features if k in textual and k not in obs_keys and any(word in k.lower() for word in TASK)]
     return list(dict.fromkeys(["task_index", *named]))
 
 
 def _left_over(name: str, features: dict[str, Any], obs_keys: Sequence[str], tasks: dict[str, np.ndarray]) -> None:
-    """Warn where what the robot is told differs, for nothing of it is learned from, and of features not read."""
+    """Warn of several tasks, whose descriptions are not used, and of features that are not read."""
     counts = {k: len(set(map(str, v)) if v.dtype == object else np.unique(v)) for k, v in tasks.items()}
     if several := {k: n for k, n in counts.items() if n > 1}:
         where = ", ".join("meta/tasks" if k == "task_index" else k for k in several)
         warnings.warn(
-            f"{name} holds {max(several.values())} tasks, and their words ({where}) are not read: a policy is not told "
-            "which one it is at. Leave the episodes of others out, or add the task to the observations",
+            f"{name} holds {max(several.values())} tasks, and their descriptions ({where}) are not read: a policy "
+            "cannot distinguish them. Leave the episodes of others out, or add the task to the observations",
             stacklevel=3,
         )
     known = {*USED, *obs_keys, *several}
     if left := ", ".join(k for k, f in features.items() if k not in known and not _observed_there(k, f)):
-        said = "a policy learns nothing of that. Numbers that it should see, name among the obs_keys= (--obs-keys)"
+        said = "the policy does not get them. Name numbers that it should get among the obs_keys= (--obs-keys)"
         warnings.warn(f"{name} also holds {left}, not read here: {said}", stacklevel=3)
 
 
@@ -230,11 +217,7 @@ def _parts(features: dict[str, Any], obs_keys: Sequence[str] | None, name: str) 
     films = [k for k in obs_keys or known if features[k]["dtype"] == "video"]
     if films:
         left = [k for k in obs_keys or known if k not in films]
-        how = (
-            f"without sight, go on with obs_keys={left} (--obs-keys {','.join(left)})"
-            if left
-            else "no other part is there"
-        )
+        how = f"without images, use obs_keys={left} (--obs-keys {','.join(left)})" if left else "there is no other part"
         raise InvalidInputError(
             f"{', '.join(films)} of {name} {'lie' if len(films) > 1 else 'lies'} in videos, which are not read here: "
             f"convert them to pictures with LeRobot, or, {how}"
@@ -245,7 +228,7 @@ def _parts(features: dict[str, Any], obs_keys: Sequence[str] | None, name: str) 
 
 
 def _table(folder: Path, columns: list[str], perhaps: list[str]) -> Any:
-    """All rows in order of their index; the columns ``perhaps`` where they are."""
+    """Return all rows in order of their index; the columns ``perhaps`` if they exist."""
     parquet, pa = require("pyarrow.parquet", "data"), require("pyarrow", "data")
     paths = sorted((folder / "data").glob("*/*.parquet"))
     if not paths:
@@ -266,7 +249,7 @@ def _table(folder: Path, columns: list[str], perhaps: list[str]) -> Any:
 
 
 def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
-    """A column as [L, ...]; pictures [L, H, W, C]."""
+    """Return a column as [L, ...]; images [L, H, W, C]."""
     if feature["dtype"] == "image":
         return _pictures(column.to_pylist(), what)
     if feature["dtype"] in ("string", "language"):
@@ -286,7 +269,7 @@ def _column(column: Any, feature: dict[str, Any], what: str) -> np.ndarray:
 
 
 def _pictures(cells: list[Any], what: str) -> np.ndarray:
-    """Return stored pictures as [L, H, W, C]. Raise InvalidInputError, with the row, for a cell that holds none."""
+    """Return stored images as [L, H, W, C]. Raise InvalidInputError, with the row, for a cell without one."""
     image, found = require("PIL.Image", "demo"), []
     for row, cell in enumerate(cells):
         cell = cell if isinstance(cell, dict) else {"bytes": cell}
@@ -301,116 +284,3 @@ def _pictures(cells: list[Any], what: str) -> np.ndarray:
                 f"pictures of {what} are {found[0].shape}, and {found[row].shape} in row {row}: use one size"
             )
     return np.stack(found)
-
-
-def write(
-    folder: str | Path, recorded: EpisodeDataset | Demonstrations, fps: int, task: str = "", robot: str = "unknown"
-) -> Path:
-    """Write a dataset of version 3.0 to the new ``folder``, whole or not at all.
-
-    Flat observations become ``observation.state``; parts of a dict keep their names, after ``observation.``.
-    ``next.reward``, ``next.done`` and ``next.success`` (in an episode's last frame) are written where they are known.
-    ``fps``: frames a second; ``task``: what the robot is told to do. Raises RunError if there is something,
-    InvalidInputError for pictures, which belong into videos.
-    """
-    folder = Path(folder)
-    demos, rewards = (recorded, None) if isinstance(recorded, Demonstrations) else (recorded.demos, recorded.rewards)
-    if folder.exists():
-        raise RunError(f"{folder} exists already: name another folder")
-    if fps < 1:
-        raise InvalidInputError(f"frames a second start at 1, not {fps}")
-    pa, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
-    owner, frame = _counters(demos)
-    last = np.zeros(len(owner), bool)
-    last[demos.ends.numpy() - 1] = True
-    columns: dict[str, np.ndarray] = {**_observed(demos.observations), ACTION: demos.actions.numpy()}
-    if rewards is not None:
-        columns["next.reward"] = rewards.numpy().astype(np.float32)
-    columns["next.done"] = last
-    if demos.success is not None:
-        columns["next.success"] = last & demos.success.numpy()[owner]
-    columns |= {
-        "timestamp": (frame / fps).astype(np.float32), "frame_index": frame, "episode_index": owner,
-        "index": np.arange(len(owner)), "task_index": np.zeros(len(owner), np.int64),
-    }  # fmt: skip
-    features = {
-        k: {"dtype": str(v.dtype), "shape": list(v.shape[1:]) or [1], "names": None} for k, v in columns.items()
-    }
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    for place in ("meta/episodes/chunk-000", "data/chunk-000"):
-        (new / place).mkdir(parents=True)
-    parquet.write_table(pa.table({k: _arrow(pa, v) for k, v in columns.items()}), new / "data" / PLACE)
-    begin = (demos.ends - demos.lengths).tolist()
-    rows = []
-    for i, (low, high) in enumerate(zip(begin, demos.ends.tolist(), strict=True)):
-        own = {k: _statistics(v[low:high]) for k, v in columns.items()}
-        place = {f"{part}/{what}_index": 0 for part in ("data", "meta/episodes") for what in ("chunk", "file")}
-        stats = {f"stats/{k}/{s}": v for k, told in own.items() for s, v in told.items()}
-        reach = {"length": high - low, "dataset_from_index": low, "dataset_to_index": high}
-        rows.append({"episode_index": i, "tasks": [task], **reach, **place, **stats})
-    parquet.write_table(pa.Table.from_pylist(rows), new / "meta" / "episodes" / PLACE)
-    parquet.write_table(_tasks(pa, task), new / "meta" / "tasks.parquet")
-    stats = {k: _statistics(v) for k, v in columns.items()}
-    (new / "meta" / "stats.json").write_text(json.dumps(stats, indent=4))
-    info = {
-        "codebase_version": "v3.0", "robot_type": robot, "total_episodes": len(demos), "total_frames": len(owner),
-        "total_tasks": 1, "chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200, "fps": fps,
-        "splits": {"train": f"0:{len(demos)}"},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "video_path": None,
-        "features": features,
-    }  # fmt: skip
-    (new / "meta" / "info.json").write_text(json.dumps(info, indent=4))
-    os.rename(new, folder)
-    return folder
-
-
-def _counters(demos: Demonstrations) -> tuple[np.ndarray, np.ndarray]:
-    """The episode of every frame, and its number in it."""
-    lengths = demos.lengths.numpy()
-    return np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(n) for n in lengths])
-
-
-def _observed(observations: Any, path: str = "") -> dict[str, np.ndarray]:
-    if isinstance(observations, dict):
-        parts = [_observed(v, f"{path}.{k}" if path else k) for k, v in observations.items()]
-        return {k: v for part in parts for k, v in part.items()}
-    name = STATE if not path else path if path.startswith(PREFIX) else PREFIX + path
-    value: Tensor = observations
-    if value.dtype == torch.uint8:
-        raise InvalidInputError(f"{name} holds pictures, which are not written here: keep the other parts")
-    return {name: value.numpy().astype(np.float32)}
-
-
-def _arrow(pa: Any, value: np.ndarray) -> Any:
-    """[N] as numbers, [N, d] as lists of a fixed size, more axes as nested ones; single numbers are not in lists."""
-    if value.ndim == 2 and value.shape[1] == 1:
-        value = value[:, 0]
-    array = pa.array(np.ascontiguousarray(value).reshape(-1))
-    for size in reversed(value.shape[1:]):
-        array = pa.FixedSizeListArray.from_arrays(array, size)
-    return array
-
-
-def _tasks(pa: Any, task: str) -> Any:
-    """pandas' way to say that a column is the index."""
-    table = pa.table({"task_index": pa.array([0]), "__index_level_0__": pa.array([task])})
-    kinds = {"task_index": "int64", "__index_level_0__": "unicode"}
-    told = [
-        {
-            "name": None if k.startswith("__") else k, "field_name": k, "pandas_type": kind,
-            "numpy_type": "int64" if kind == "int64" else "object", "metadata": None,
-        }
-        for k, kind in kinds.items()
-    ]  # fmt: skip
-    pandas = {"index_columns": ["__index_level_0__"], "columns": told, "column_indexes": [], "pandas_version": "2.0.0"}
-    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
-
-
-def _statistics(value: np.ndarray) -> dict[str, Any]:
-    """min, max, mean, std, count and quantiles of every number of a feature."""
-    rows = value.astype(np.float64).reshape(len(value), -1)
-    shape = list(value.shape[1:]) or [1]
-    told = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
-    told |= {name: np.quantile(rows, q, axis=0) for name, q in QUANTILES.items()}
-    return {**{k: v.reshape(shape).tolist() for k, v in told.items()}, "count": [len(rows)]}

@@ -1,23 +1,9 @@
-"""Minari datasets, read and written as files; the package itself is not needed.
-
-A dataset is a folder with ``metadata.json`` (spaces, counts) and ``main_data.hdf5`` (a group an episode), usually
-called ``data`` inside the dataset's own folder; or, in the arrow layout, a folder of Arrow files an episode.
-
-    observations   arrays [L + 1, ...], or groups of them where the space is a Dict or Tuple
-    actions, rewards, terminations, truncations   [L, ...]
-    infos          whatever the environment said, among it ``success``
-
-``read`` gives ``Demonstrations``, ``read_recording`` what else is known; ``write`` makes a dataset that Minari loads.
-Needs h5py (``pip install 'denoiserl[data]'``), the arrow layout pyarrow, pictures pillow.
-"""
+"""Read data sets of Minari."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -27,21 +13,18 @@ import numpy as np
 import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
-from denoiserl.core.tree import first, leaves, tree_map
+from denoiserl.core.tree import leaves, tree_map
 from denoiserl.data.demos import Demonstrations
 from denoiserl.data.ends import inside
+from denoiserl.data.formats.minari.observations import choose, decode_observations, kept_space
 from denoiserl.data.formats.numbers import check, spell
 from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor, validate_episode
 
 FILE, METADATA = "main_data.hdf5", "metadata.json"
-VERSION = "0.5.0"
-"""the version of Minari whose layout is written"""
-SMALLEST = 32
-"""arrays of bytes that are smaller are no pictures to Minari"""
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 WON = ("success", "is_success")
 SPELT = {"true": True, "1": True, "false": False, "0": False, "none": False}
-"""success in words, and what it says of a tick"""
+"""success as text, and its value at a step"""
 Outside = Literal["error", "clip"]
 
 
@@ -51,7 +34,7 @@ def read(
     out_of_bounds_actions: Outside = "error",
     obs_keys: Sequence[str] | None = None,
 ) -> Demonstrations:
-    """The demonstrations of a dataset: ``recording(...).demos``."""
+    """Return the demonstrations of a data set: ``read_recording(...).demos``."""
     return read_recording(path, exclude_episodes, out_of_bounds_actions, obs_keys).demos
 
 
@@ -61,13 +44,12 @@ def read_recording(
     out_of_bounds_actions: Outside = "error",
     obs_keys: Sequence[str] | None = None,
 ) -> EpisodeDataset:
-    """A dataset's episodes: its folder, the ``data`` in it, or the HDF5 file.
+    """Return a data set's episodes; ``path`` is its folder, the ``data`` in it, or the HDF5 file.
 
-    ``exclude_episodes``: episodes to leave out. ``out_of_bounds_actions``: actions outside the action space raise an
-    error, or are clipped to it.
-    ``obs_keys``: of dict observations, the parts to keep (default: all). Success is what ``infos`` says, in any tick;
-    where it does not say so of every episode, none is read, with a warning. Bad episodes are refused by number and row:
-    see ``datarecordings.validate_episode``. Raises RunError, InvalidInputError.
+    ``exclude_episodes``: episodes to leave out. ``out_of_bounds_actions``: actions beyond the action space raise an
+    error, or are clipped. ``obs_keys``: of dict observations, the parts to keep (default: all). Success is what
+    ``infos`` report at any step; if not every episode reports it, none is read, with a warning. Raise RunError or
+    InvalidInputError for bad episodes, with number and row (see ``data.recordings.validate_episode``).
     """
     if out_of_bounds_actions not in ("error", "clip"):
         raise InvalidInputError(
@@ -79,9 +61,7 @@ def read_recording(
     if acts is not None and acts["type"] != "Box":
         raise InvalidInputError(f"{name} acts in a {acts['type']} space: demonstrations hold actions [L, d] of a Box")
     if acts is not None and not {"low", "high"} <= set(acts):
-        raise InvalidInputError(
-            f"the action space of {name} tells no low and high in {METADATA}: copy the dataset again"
-        )
+        raise InvalidInputError(f"the action space of {name} has no low and high in {METADATA}: copy the dataset again")
     low, high = (None, None) if acts is None else (np.asarray(acts[k], np.float64).ravel() for k in ("low", "high"))
     arrow = metadata.get("data_format") == "arrow"
     episodes, success, rewards, last, over, known = [], {}, [], [], [], []
@@ -91,8 +71,8 @@ def read_recording(
             continue
         columns = {c: raw[c] for c in COLUMNS}
         jpeg = bool(metadata.get("jpeg_encoding", True))
-        observations = _decoded(
-            choose(columns["observations"], obs_keys, name), _kept_space(seen, obs_keys), jpeg, i, name
+        observations = decode_observations(
+            choose(columns["observations"], obs_keys, name), kept_space(seen, obs_keys), jpeg, i, name
         )
         actions = np.asarray(columns["actions"])
         actions = actions.reshape(len(actions), math.prod(actions.shape[1:])) if actions.ndim > 1 else actions
@@ -126,16 +106,16 @@ def read_recording(
             f"the episodes of {name} have observations or actions of different shapes: {sorted(widths)}"
         )
     mute = {i: said for i, said in success.items() if isinstance(said, str)}
-    told = None if mute else [bool(s) for s in success.values()]
+    won = None if mute else [bool(s) for s in success.values()]
     if any(mute.values()) or 0 < len(mute) < len(success):
-        i = max(mute, key=lambda i: bool(mute[i]))  # the first of those that hold something
+        i = max(mute, key=lambda i: bool(mute[i]))  # the first that holds something
         less = f", or leave out {spell(mute)}" if len(mute) < len(success) else ""
         warnings.warn(
             f"infos of episode {i} of {name} hold {mute[i] or 'no success'} ({len(mute)} of {len(success)} episodes do "
-            f"not tell it), so success is read of none: store infos/success as booleans in all{less}",
+            f"not report it), so success is read of none: store infos/success as booleans in all{less}",
             stacklevel=3,
         )
-    demos = Demonstrations.of(episodes, told, [float(r.sum()) for r in rewards], name)
+    demos = Demonstrations.of(episodes, won, [float(r.sum()) for r in rewards], name)
     d = demos.actions.shape[1]
     box = [torch.as_tensor(v, dtype=torch.float32) for v in (low, high)] if low is not None else _free(d)
     return EpisodeDataset(
@@ -145,16 +125,16 @@ def read_recording(
 
 
 def column(value: Any, kind: Any, what: str, where: str) -> np.ndarray:
-    """Return a column of single numbers [L], also where it is stored as [L, 1]. Raise InvalidInputError for other
+    """Return a column of single numbers [L], also if it is stored as [L, 1]. Raise InvalidInputError for other
     shapes."""
     try:
         found = np.asarray(value.tolist() if isinstance(value, np.ndarray) and value.dtype == object else value, kind)
     except (TypeError, ValueError):
-        raise InvalidInputError(f"{what} of {where} are not numbers: store one number a tick [L]") from None
+        raise InvalidInputError(f"{what} of {where} are not numbers: store one number per step [L]") from None
     if found.ndim > 1 and found.size == len(found):
         found = found.reshape(len(found))
     if found.ndim != 1:
-        raise InvalidInputError(f"{what} of {where} are {list(found.shape)}: store one number a tick [L]")
+        raise InvalidInputError(f"{what} of {where} are {list(found.shape)}: store one number per step [L]")
     return found
 
 
@@ -167,7 +147,7 @@ def _free(d: int) -> list[torch.Tensor]:
 
 
 def _opened(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of the data and its metadata."""
+    """Return the folder of the data and its metadata."""
     folder = path.parent if path.is_file() else path
     if not (folder / METADATA).is_file() and (folder / "data" / METADATA).is_file():
         folder = folder / "data"
@@ -190,7 +170,7 @@ def _space(metadata: dict[str, Any], what: str) -> Any:
 
 
 def _hdf5(folder: Path, metadata: dict[str, Any], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, columns) of every episode."""
+    """Yield (number, columns) of every episode."""
     h5py, path = require("h5py", "data"), folder / FILE
     try:
         file = h5py.File(path, "r")
@@ -217,7 +197,7 @@ def _hdf5(folder: Path, metadata: dict[str, Any], name: str) -> Iterator[tuple[i
 
 
 def _arrow(folder: Path, metadata: dict[str, Any], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, columns) of every episode; actions and what follows them have a row of padding at the end."""
+    """Yield (number, columns) of every episode; actions and later columns have a row of padding at the end."""
     require("pyarrow", "data")
     dataset = require("pyarrow.dataset", "data")
     for i in range(int(metadata.get("total_episodes", 0))):
@@ -240,7 +220,7 @@ def _fields(array: Any) -> list[tuple[str, Any]]:
 
 
 def _unpacked(array: Any, space: Any) -> Any:
-    """An Arrow column as arrays, shaped as the space says."""
+    """Return an Arrow column as arrays, in the shape of the space."""
     array = array.chunk(0) if hasattr(array, "chunks") else array
     if array.type.num_fields and not hasattr(array.type, "value_type"):
         subs = (space or {}).get("subspaces", {})
@@ -262,60 +242,8 @@ def _complete(i: int, columns: Any, name: str) -> None:
             )
 
 
-def choose(observations: Any, obs_keys: Sequence[str] | None, name: str) -> Any:
-    """Return the parts to keep of observations in a dict (None: all). Raise InvalidInputError for a part that is not
-    there."""
-    if obs_keys is None:
-        return observations
-    if not isinstance(observations, dict):
-        raise InvalidInputError(f"the observations of {name} have no parts: leave parts out")
-    for part in obs_keys:
-        if part not in observations:
-            raise InvalidInputError(unknown_name_message(part, observations, f"part of the observations of {name}"))
-    return {part: observations[part] for part in obs_keys}
-
-
-def _kept_space(space: Any, obs_keys: Sequence[str] | None) -> Any:
-    if obs_keys is None or space is None:
-        return space
-    return {**space, "subspaces": {part: _subspaces(space).get(part) for part in obs_keys}}
-
-
-def _subspaces(space: Any) -> dict[str, Any]:
-    """The spaces of a Dict's parts, and of a Tuple's by the names that Minari gives them."""
-    found = (space or {}).get("subspaces", {})
-    return {f"_index_{k}": v for k, v in enumerate(found)} if isinstance(found, list) else found
-
-
-def _decoded(value: Any, space: Any, jpeg: bool, i: int, name: str) -> Any:
-    """Arrays of a tree; pictures are unpacked to [L, H, W, C]."""
-    if isinstance(value, dict):
-        subs = _subspaces(space)
-        return {k: _decoded(v, subs.get(k), jpeg, i, name) for k, v in value.items()}
-    if space is not None and space["type"] in ("Discrete", "MultiDiscrete"):
-        raise InvalidInputError(
-            f"{name} observes a {space['type']}, names and no quantities: choose other obs_keys=, or store it "
-            "one-hot in a Box"
-        )
-    if jpeg and _picture(space):
-        image = require("PIL.Image", "demo")
-        return np.stack([np.asarray(image.open(io.BytesIO(bytes(frame)))) for frame in value])
-    if value.dtype.kind not in "fiub":
-        raise InvalidInputError(
-            f"episode {i} of {name} observes {value.dtype}, not numbers: choose the parts to keep with obs_keys="
-        )
-    return value
-
-
-def _picture(space: Any) -> bool:
-    """Does Minari store this space as JPEG?"""
-    if space is None or space["type"] != "Box" or space["dtype"] != "uint8" or len(space["shape"]) not in (2, 3):
-        return False
-    return min(space["shape"][:2]) >= SMALLEST and np.max(space["high"]) == 255 and np.min(space["low"]) == 0
-
-
 def _success(infos: Any) -> bool | str:
-    """Return whether any tick succeeded; else what ``infos`` hold that does not tell it, "" for nothing."""
+    """Return whether any step succeeded; else the unreadable content of ``infos`` ("": nothing)."""
     said = ""
     for key in WON:
         if not isinstance(infos, dict) or key not in infos:
@@ -329,68 +257,3 @@ def _success(infos: Any) -> bool | str:
         else:
             return any(SPELT[w.lower()] for w in words)
     return said
-
-
-def write(path: str | Path, recorded: EpisodeDataset, dataset: str = "denoiserl/recorded-v0") -> Path:
-    """Write a dataset to the new folder ``path``, whole or not at all; ``dataset`` is its name, NAMESPACE/NAME-vN.
-
-    Minari finds it as ``dataset`` if ``path`` is that place below its root (MINARI_DATASETS_PATH), and by path with
-    ``MinariDataset(path / "data")``. Pictures are stored as they are (``jpeg_encoding`` false). Success goes to
-    ``infos`` in every tick. Raises RunError if there is something, InvalidInputError without rewards.
-    """
-    path, demos = Path(path), recorded.demos
-    if path.exists():
-        raise RunError(f"{path} exists already: name another folder")
-    if recorded.rewards is None or recorded.terminated is None or recorded.last is None:
-        raise InvalidInputError(
-            "Minari's format needs a reward a tick and how episodes ended: record them with envs.record"
-        )
-    h5py, new = require("h5py", "data"), path.with_name(f".{path.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    (new / "data").mkdir(parents=True)
-    box = [v.tolist() for v in (recorded.low, recorded.high)]
-    with h5py.File(new / "data" / FILE, "w", track_order=True) as file:
-        for i in range(len(demos)):
-            observations, actions = demos.episode(i)
-            end, length = int(demos.ends[i]), len(actions)
-            ended, cut = np.zeros(length, bool), np.zeros(length, bool)
-            ended[-1], cut[-1] = bool(recorded.terminated[i]), not bool(recorded.terminated[i])
-            group = file.create_group(f"episode_{i}")
-            group.attrs["id"], group.attrs["total_steps"] = i, length
-            both = tree_map(lambda v, x, i=i: torch.cat([v, x[i : i + 1]]), observations, recorded.last)
-            columns = {"observations": both, "actions": actions, "rewards": recorded.rewards[end - length : end]}
-            _store(group, {**columns, "terminations": ended, "truncations": cut})
-            if demos.success is not None:
-                group.create_group("infos")["success"] = np.full(length + 1, bool(demos.success[i]))
-    metadata = {
-        "total_episodes": len(demos), "total_steps": len(demos.actions), "data_format": "hdf5", "jpeg_encoding": False,
-        "observation_space": json.dumps(_described(demos.observations)),
-        "action_space": json.dumps(_box(demos.actions, *box)), "dataset_id": dataset, "minari_version": VERSION,
-        "dataset_size": round((new / "data" / FILE).stat().st_size / 1e6, 3),
-    }  # fmt: skip
-    (new / "data" / METADATA).write_text(json.dumps(metadata))
-    os.rename(new, path)
-    return path
-
-
-def _store(group: Any, tree: dict[str, Any]) -> None:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            _store(group.create_group(name), value)
-        else:
-            group.create_dataset(name, data=np.asarray(value), chunks=True)
-
-
-def _described(tree: Any) -> Any:
-    """The space of recorded observations: unbounded, as recorded data do not tell."""
-    if isinstance(tree, dict):
-        return {"type": "Dict", "subspaces": {k: _described(v) for k, v in tree.items()}}
-    if first(tree).dtype == torch.uint8:
-        return _box(tree, np.zeros(tree.shape[1:], int).tolist(), np.full(tree.shape[1:], 255).tolist())
-    wide = np.full(tree.shape[1:], np.inf)
-    return _box(tree, (-wide).tolist(), wide.tolist())
-
-
-def _box(value: torch.Tensor, low: Any, high: Any) -> dict[str, Any]:
-    dtype = str(value.dtype).removeprefix("torch.")
-    return {"type": "Box", "dtype": dtype, "shape": list(value.shape[1:]), "low": low, "high": high}
