@@ -1,7 +1,8 @@
-"""DenoiseRL: reinforcement learning with everything that denoises.
+"""DenoiseRL: reinforcement learning with denoising models.
 
-Denoising is a decision process. A **process** noises data and steps back through **laws**; running it is a **chain**;
-``replay`` and ``elbo`` score it; credit and objectives are pure functions; a recipe composes them on a page.
+Denoising is a decision process. A **process** noises data and denoises it step by step; each step draws from a
+distribution. The record of a run is a **chain**; ``rescore`` and ``elbo`` compute its likelihood. Advantages and losses
+are pure functions, and a recipe composes them on one page.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> typing.Any:
-    """A public name, or a module: imported when first asked for, so that ``denoiserl --help`` is quick."""
+    """Return a public name or a module, imported at its first use, so that ``denoiserl --help`` is quick."""
     if name in __all__:
         for room in _ROOMS:
             if hasattr(found := importlib.import_module(f"denoiserl.{room}"), name):

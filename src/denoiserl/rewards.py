@@ -1,7 +1,7 @@
-"""Signals: what says how good a sample is. A reward is any function ``(sample, prompts) -> [B]`` or named parts.
+"""Reward functions. A reward is any function ``(sample, prompts) -> [B]``, or -> named parts {name: [B]}.
 
-``sample`` is in data units and ``prompts`` has one row a sample (None where there are none). Named parts are a dict of
-[B], so that every part is logged; their total is what is learned from.
+``sample`` is in data units and ``prompts`` has one row per sample (None where there are none). Every named part is
+logged; methods learn from their total.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.tree import Tree, batch_size, first, index_rows, leaves, tensors, tree_map
 
 Reward = Callable[[Any, Any], Tensor | Sequence[Any] | np.ndarray | Mapping[str, Any]]
-"""``(sample, prompts) -> [B]``: a tensor, an array or a list of numbers, or named parts of them; None is no answer"""
+"""``(sample, prompts) -> [B]``: a tensor, an array or a list of numbers, or named parts of them; None is missing"""
 
 
 class RewardSignal(NamedTuple):
-    """What methods that are scored learn from: a reward, and the prompts [N, ...] that are drawn from.
+    """A reward and the prompts [N, ...] to draw from: the signal of methods that learn from a reward function.
 
     ``prompts`` is a tree with one row per prompt, or the number of samples where a generator has no prompts.
     """
@@ -35,11 +35,10 @@ class RewardSignal(NamedTuple):
 
 
 def as_reward_signal(signal: Any) -> RewardSignal:
-    """Return a reward and prompts as a ``RewardSignal``; a pair is accepted. Raise InvalidInputError for anything
-    else."""
+    """Return a pair (reward, prompts) as a ``RewardSignal``. Raise InvalidInputError for anything else."""
     if not isinstance(signal, tuple | list) or len(signal) != 2 or not callable(signal[0]):
         raise InvalidInputError(
-            f"methods that are scored learn from a reward and prompts, not from a {type(signal).__name__}: give "
+            f"this method learns from a reward and prompts, not from a {type(signal).__name__}: give "
             "RewardSignal(reward, prompts) (denoiserl.rewards), with prompts=None where there are none"
         )
     reward: Any = signal[0]
@@ -47,7 +46,7 @@ def as_reward_signal(signal: Any) -> RewardSignal:
 
 
 class RewardResult(NamedTuple):
-    """``total`` [B] (NaN where dropped), ``valid`` [B] bool, ``parts`` {name: [B]}, ``dropped`` how many were bad."""
+    """``total`` [B] (NaN where dropped), ``valid`` [B] bool, ``parts`` {name: [B]}, ``dropped``: number of NaN."""
 
     total: Tensor
     valid: Tensor
@@ -64,9 +63,10 @@ def evaluate_reward(
     micro: int | None = None,
     decode: Callable[[Tree], Tree] | None = None,
 ) -> RewardResult:
-    """Return what ``rate`` says, checked: one finite float32 number a sample.
+    """Return the rewards of ``rate`` after a check that all are finite: one float32 number per sample.
 
-    NaN or infinite totals name the samples and stop (``raise``), or are marked, counted and dropped (``drop``).
+    For NaN or infinite totals, raise InvalidInputError with their indices (``raise``), or mark and count them
+    (``drop``).
     """
     total, parts = rate(reward, sample, prompts, weights, micro, decode)
     checked = mask_invalid_rewards(total, invalid_rewards)
@@ -84,26 +84,26 @@ def rate(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the total [B] and the parts {name: [B]} of a reward, float32 on the device of ``sample``.
 
-    The total of named parts is Σ weight · part: over ``weights`` where there are some, else over all parts with weight
-    1. Totals that differ by the rounding of their largest parts are equal, and those that cancel up to it are 0. A part
-    of weight 0 is logged only. ``micro``: rows of one call (None:
-    all). ``decode`` turns the rows of a call into data units first, so that decoded samples never lie in memory all
-    together. Lists, tuples and arrays become tensors, None becomes NaN, gradients are cut. Anything that is not one
-    real number a sample raises InvalidInputError.
+    The total of named parts is Σ weight · part, over ``weights`` if given, else over all parts with weight 1. Totals
+    that differ by the rounding of their largest parts are equal, and totals below that rounding are 0. A part of weight
+    0 is only logged. ``micro``: rows per call (None: all). ``decode`` converts the rows of one call to data units, so
+    that decoded samples are never in memory all together. Lists, tuples and arrays become tensors, None becomes NaN,
+    and gradients are detached. Raise InvalidInputError for anything that is not one real number per sample.
     """
     n, device = batch_size(sample), first(sample).device
     found: list[dict[str, Tensor]] = []
     for part in torch.arange(n, device=device).split(micro_rows(micro, n)):
-        some, asked = (sample, prompts) if len(part) == n else (index_rows(sample, part), _asked(prompts, part))
-        seen = some if decode is None else decode(some)
-        said = reward(tree_map(Tensor.clone, seen) if seen is sample else seen, asked)  # it may write into what it sees
-        named = said if isinstance(said, Mapping) else {"reward": said}
+        rows, some = (sample, prompts) if len(part) == n else (index_rows(sample, part), _prompt_rows(prompts, part))
+        decoded = rows if decode is None else decode(rows)
+        # a copy, because a reward may write into its input
+        value = reward(tree_map(Tensor.clone, decoded) if decoded is sample else decoded, some)
+        named = value if isinstance(value, Mapping) else {"reward": value}
         found.append({name: _numbers(value, name, len(part), device) for name, value in named.items()})
     count_usage("reward_calls", n)
     if not found[0] or any(part.keys() != found[0].keys() for part in found):
-        told = "no parts" if not found[0] else "other parts for other samples"
+        problem = "no parts" if not found[0] else "different parts for different samples"
         raise InvalidInputError(
-            f"the reward has {told}: return a tensor of shape ({n},), or the same named parts for all"
+            f"the reward has {problem}: return a tensor of shape ({n},), or the same named parts for all"
         )
     parts = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     weights = weights or dict.fromkeys(parts, 1.0)
@@ -121,9 +121,10 @@ def rate(
 
 
 def _tied(total: Tensor, rounding: Tensor) -> Tensor:
-    """Return totals [n] that tie where they differ by less than the ``rounding`` [n] of what they are sums of.
+    """Return totals [n] in which differences below the ``rounding`` [n] of their summands are removed.
 
-    From below, each total takes the value of the first that is so near; where nothing cancels they stay as they are.
+    In ascending order, each total takes the value of the first one within the rounding. Without cancellation the totals
+    are unchanged.
     """
     total = torch.where(total.abs() < rounding, 0.0, total)
     if not bool((rounding > resolution(total.abs())).any()):
@@ -140,27 +141,26 @@ def _tied(total: Tensor, rounding: Tensor) -> Tensor:
 
 
 def _numbers(value: Any, name: Any, n: int, device: torch.device) -> Tensor:
-    """Return ``value`` as float32 [n] on ``device``. Raise InvalidInputError that names the part if it is anything
-    else."""
+    """Return ``value`` as float32 [n] on ``device``. Raise InvalidInputError with the part's name if it cannot be."""
     found = _dense(value) if isinstance(value, Tensor) else _array(value)
     if found is None or found.is_complex() or found.shape != (n,):
-        what = f"{type(value).__name__} of what is no number" if found is None else f"{tuple(found.shape)}"
+        what = f"{type(value).__name__} of non-numbers" if found is None else f"{tuple(found.shape)}"
         what = "None" if value is None else "complex" if found is not None and found.is_complex() else what
         raise InvalidInputError(f"the reward's {name!r} is {what} for {n} samples: return a tensor of shape ({n},)")
     return found.float().to(device)
 
 
 def _dense(value: Tensor) -> Tensor | None:
-    """Return a tensor without its gradient, and sparse ones whole; None if it holds no numbers, or lists of them."""
+    """Return a tensor as dense and without gradient; None for meta and nested tensors."""
     if value.is_meta or value.is_nested:
         return None
     return value.detach() if value.layout is torch.strided else value.detach().to_dense()
 
 
 def _array(value: Any) -> Tensor | None:
-    """Return a list, tuple or array of real numbers as a tensor, NaN where it holds None; None if it is anything else.
+    """Return a list, tuple or array of real numbers as a tensor, NaN where it holds None; return None for all else.
 
-    Strings that look like numbers are no numbers.
+    Strings of digits are not numbers.
     """
     try:
         if isinstance(value, list | tuple):
@@ -176,16 +176,16 @@ def _array(value: Any) -> Tensor | None:
 
 
 def micro_rows(micro: int | None, n: int) -> int:
-    """Return the rows of one call, n by default. Raise InvalidInputError if there are none."""
+    """Return the number of rows per call, n by default. Raise InvalidInputError if it is below 1."""
     if micro is not None and micro < 1:
-        raise InvalidInputError(f"micro_batch_size is a number of rows of one call, at least 1, not {micro}.")
+        raise InvalidInputError(f"micro_batch_size is the number of rows per call, at least 1, not {micro}.")
     return max(n, 1) if micro is None else micro
 
 
 def prompt_count(prompts: Tree | int | None) -> int:
-    """Return how many prompts there are to ask: 1 for None or a number of rows, which ask for nothing.
+    """Return the number of prompts; 1 for None or a number of rows, which stand for samples without prompts.
 
-    Raise InvalidInputError for texts and whatever else is no tree of tensors [P, ...] of one length.
+    Raise InvalidInputError for texts and for anything else that is not a tree of tensors [P, ...] of one length.
     """
     if prompts is None or isinstance(prompts, int):
         return 1
@@ -206,21 +206,21 @@ def prompt_count(prompts: Tree | int | None) -> int:
 
 
 def repeat_prompts(prompts: Tree | int | None, index: Tensor, group: int) -> Tree:
-    """Return the prompts ``index`` [P], each repeated ``group`` times in a row: [P · group, ...] on its device.
+    """Return the prompts ``index`` [P], each ``group`` times in a row: [P · group, ...] on the device of ``index``.
 
-    So groups are an axis. Arrays of numpy and lists of numbers become tensors, float64 the default dtype. None or a
-    number of rows asks for nothing: None.
+    Numpy arrays and lists of numbers become tensors; float64 becomes the default dtype. Return None for None or a
+    number of rows.
     """
     if prompts is None or isinstance(prompts, int):
         return None
 
-    def asked(leaf: Tensor) -> Tensor:
+    def repeat(leaf: Tensor) -> Tensor:
         some = leaf[index.to(leaf.device)].repeat_interleave(group, 0).to(index.device)
         return some.to(torch.get_default_dtype()) if some.dtype == torch.float64 else some
 
-    return tree_map(asked, tensors(prompts))
+    return tree_map(repeat, tensors(prompts))
 
 
-def _asked(prompts: Tree, part: Tensor) -> Tree:
-    """Return the rows ``part`` of prompts, wherever they are."""
+def _prompt_rows(prompts: Tree, part: Tensor) -> Tree:
+    """Return the rows ``part`` of prompts, on the prompts' own device."""
     return tree_map(lambda v: v[part.to(v.device)], prompts)

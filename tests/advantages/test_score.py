@@ -77,14 +77,14 @@ def test_no_answer_is_dropped_or_named(value: Any) -> None:
         (torch.zeros(N, 1), r"\(5, 1\)"),
         ([torch.zeros(1)] * N, r"\(5, 1\)"),
         ([0.0] * (N + 1), r"\(6,\)"),
-        (["1.0"] * N, "no number"),
-        (np.array(["1.0"] * N, object), "no number"),
-        ([1.0, 2.0, [3.0], 4.0, 5.0], "no number"),
-        ([1j] * N, "no number"),
+        (["1.0"] * N, "non-numbers"),
+        (np.array(["1.0"] * N, object), "non-numbers"),
+        ([1.0, 2.0, [3.0], 4.0, 5.0], "non-numbers"),
+        ([1j] * N, "non-numbers"),
         (torch.zeros(N, dtype=torch.complex64), "complex"),
-        ([{"a": 1.0}] * N, "no number"),
-        (np.zeros(N, "datetime64[s]"), "no number"),
-        ((v for v in VALUES), "no number"),
+        ([{"a": 1.0}] * N, "non-numbers"),
+        (np.zeros(N, "datetime64[s]"), "non-numbers"),
+        ((v for v in VALUES), "non-numbers"),
         ({"a": torch.zeros(N), "b": torch.zeros(N, 1)}, "'b'"),
         ({"a": {"b": torch.zeros(N)}}, "'a'"),
     ],
@@ -131,7 +131,7 @@ def test_scores_do_not_depend_on_how_many_are_asked_at_once(micro: int) -> None:
 
 
 def test_parts_that_come_and_go_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="other parts for other samples"):
+    with pytest.raises(InvalidInputError, match="different parts for different samples"):
         evaluate_reward(lambda x, c: {f"part {int(x[0, 0])}": x[:, 0]}, X, X, micro=2)
 
 
@@ -194,7 +194,7 @@ def test_a_sparse_reward_is_its_numbers() -> None:
 
 def test_a_tensor_without_numbers_is_refused_by_name() -> None:
     for value in (torch.zeros(N, device="meta"), torch.nested.nested_tensor([torch.ones(1)] * N, layout=torch.jagged)):
-        with pytest.raises(InvalidInputError, match="Tensor of what is no number"):
+        with pytest.raises(InvalidInputError, match="Tensor of non-numbers"):
             said(value)
 
 

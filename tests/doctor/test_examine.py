@@ -177,7 +177,7 @@ def test_data_that_are_no_pair_are_refused_with_the_pair() -> None:
     for wrong in (PM.sample(PM.prompts, Rng(0)), {"x": torch.zeros(2, 2)}, (torch.zeros(3, 2),)):
         with pytest.raises(RunError, match=r"pair.*\(x0, None\)"):
             examine(made, data=wrong)  # type: ignore[arg-type]
-    with pytest.raises(RunError, match="3 rows with 4 conditions"):
+    with pytest.raises(RunError, match="3 rows of data with 4 conditions"):
         examine(made, data=(torch.zeros(3, 2), torch.zeros(4, 6)))
 
 

@@ -35,7 +35,7 @@ def test_a_network_that_answers_nothing_is_dead() -> None:
     assert alive(mlp(), Rng(1).normal(32, 2), cond, Rng(2)).level == "ok"
     found = alive(mlp(zero=True), Rng(1).normal(32, 2), cond, Rng(2))
     assert found.level == "error"
-    assert "answers 0 for every state" in found.said
+    assert "output is 0 for every state" in found.said
 
 
 def test_nan_weights_are_named() -> None:
@@ -57,7 +57,7 @@ def test_a_condition_that_is_ignored_is_an_error() -> None:
 
 def test_the_unconditional_branch_is_found() -> None:
     cond, x0 = Rng(0).normal(32, 3), Rng(1).normal(32, 2)
-    assert "without a condition too" in check_conditions(mlp(null=True), x0, cond, cond, Rng(2)).said
+    assert "also runs without a condition" in check_conditions(mlp(null=True), x0, cond, cond, Rng(2)).said
     assert "no unconditional branch" in check_conditions(mlp(), x0, cond, cond, Rng(2)).said
 
 
@@ -148,7 +148,7 @@ def test_samples_have_about_unit_scale_and_are_finite() -> None:
     assert ranges(made, torch.ones_like(x), x).level == "error"
     assert ranges(made, x, x.masked_fill(x == x.max(), torch.nan)).level == "error"
     clipped = replace(made, process=Diffusion(cosine, ddim(1.0), clip=0.5))
-    assert "clip decides" in ranges(clipped, x.clamp(-0.5, 0.5), x).remedy
+    assert "numbers are clipped" in ranges(clipped, x.clamp(-0.5, 0.5), x).remedy
 
 
 def test_pictures_outside_their_range_are_noticed_where_no_codec_clamps() -> None:

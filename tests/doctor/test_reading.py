@@ -39,7 +39,7 @@ def test_every_wrong_wrapping_is_named_and_the_right_one_is_healthy(schedule: An
             assert found.level == "ok", found
         else:
             assert found.level == "error", found
-            assert f"for {true!r}" in found.remedy
+            assert f"probably {true!r}" in found.remedy
             assert ("reversed" in found.remedy, "1000" in found.remedy) == (clock == "reversed", clock == "1000")
 
 
@@ -57,7 +57,7 @@ def test_a_reading_that_collapses_is_no_posterior_mean() -> None:
     given = PM.draw_prompts(64, Rng(0))
     found = told(policy(Oracle(PM, linear, "x0"), PM.dim, linear, "v"), given)
     assert found.level == "error"
-    assert "for 'x0' in" in found.remedy
+    assert "probably 'x0':" in found.remedy
 
 
 def test_where_no_reading_is_right_none_is_named() -> None:
@@ -93,7 +93,7 @@ def test_a_network_that_learned_nothing_is_no_other_kind() -> None:
     for declared in ("v", "eps", "x0"):
         found = told(policy(Raw(), 2, predicts=declared))
         assert found.level in ("warning", "note")
-        assert "Is it trained" in found.remedy
+        assert "train" in found.remedy.lower()
 
 
 def test_a_network_at_its_initialisation_is_noted() -> None:
@@ -151,7 +151,7 @@ def test_a_shifted_language_model_is_found_out() -> None:
 def test_a_model_that_looks_at_nothing_is_noted() -> None:
     net = Table()
     net.gain.data.fill_(0.0)
-    assert "hardly helps" in told(writer(net, False)).said
+    assert "hardly help" in told(writer(net, False)).said
 
 
 def test_what_has_no_noise_levels_says_so() -> None:

@@ -69,7 +69,7 @@ def test_rewards_that_cannot_be_learned_from() -> None:
     good = Rng(0).normal(8, 8)
     assert check_rewards(good).level == "ok"
     assert check_rewards(good.masked_fill(good == good.max(), torch.nan)).level == "error"
-    assert "nothing to compare" in check_rewards(torch.ones(8, 8)).said
+    assert "advantages are zero" in check_rewards(torch.ones(8, 8)).said
     assert "offset" in check_rewards(good + 1e6).said
     one = 1e-3 * good
     one[0, 0] = 50.0
@@ -198,7 +198,7 @@ def test_noise_that_costs_success_is_told() -> None:
     loud = robot(floor=3.0)
     found = episodes(played(env, made=loud), played(env, True, loud))
     assert found.level == "warning"
-    assert "noise of learning" in found.said
+    assert "exploration noise" in found.said
     quiet = robot(floor=0.02)
     assert "noise of learning" not in episodes(played(env, made=quiet), played(env, True, quiet)).said
 

@@ -44,7 +44,7 @@ def test_the_quietest_step_is_compared_with_the_samples() -> None:
     std = torch.tensor(min(v for v in quiet.train_steps.table["std"].tolist() if v > 0))
     mean = torch.zeros(PM.dim)
     kl = float(Gaussian(mean, std, 1).kl(Gaussian(mean + 0.007, std, 1)))
-    assert f"costs {kl:.2g} nats" in found.said
+    assert f"has KL {kl:.2g} nats" in found.said
 
 
 def test_the_floor_that_is_advised_heals() -> None:
@@ -72,7 +72,7 @@ def test_training_that_draws_something_else_than_is_served() -> None:
     loud = replace(made, train_steps=Diffusion(cosine).steps(made.train_steps.times, with_min_std(ddim(1.0), 1.0)))
     found = train_vs_eval_samples(loud, loud.sample_chain(None, Rng(1), rows=64).sample, serve, Rng(2))
     assert found.level == "warning"
-    assert "floor" in found.remedy
+    assert "minimum std" in found.remedy
 
 
 class Noisy(nn.Module):
@@ -183,7 +183,7 @@ def test_time_is_told_apart_by_where_it_goes() -> None:
     ticks = itertools.count()
     found = speed(made, cond, chain, Rng(2), clock=lambda: float(next(ticks)))
     assert found.level == "ok"
-    assert "2.5e+02 ms a sample" in found.said  # (a chain and a decoding) / 8
+    assert "2.5e+02 ms per sample" in found.said  # (a chain and a decoding) / 8
 
     spent = {"now": 0.0}
 

@@ -446,7 +446,7 @@ def test_ids_in_gymnasiums_own_spelling_are_ids(tmp_path: Any, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "near_by.py").write_text("")
     monkeypatch.setattr("sys.path", [p for p in __import__("sys").path if p not in ("", str(tmp_path))])
-    with pytest.raises(RunError, match=r"is it the file near_by.py\? Name it so"):
+    with pytest.raises(RunError, match=r"give the name of the file, near_by\.py"):
         environment("near_by:make_env")
 
 

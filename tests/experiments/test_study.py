@@ -251,7 +251,7 @@ def test_meaningless_studies_are_refused(changes, said):
         ({"arms": {"a": Arm("ddpo", {}, "gaussian")}}, "kind of starting policy"),
         ({"task": "pointz"}, "my_module:make_task"),
         ({"task": "points.py:make_tusk"}, "Did you mean 'make_task'"),
-        ({"base": {"widht": 3}}, "cannot be made with"),
+        ({"base": {"widht": 3}}, "does not accept"),
         ({"unit": "env_steps"}, "costs no env_steps"),
         ({"tune": 9}, "tuning candidates, not 9"),
         ({"budget": 20}, "costs 24 reward_calls, more than the budget of 20"),

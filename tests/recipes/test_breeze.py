@@ -200,7 +200,7 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
     improve("fb", made, read)
     told = _zero.task(base).evaluate(made, 0, 4)
     assert bool((told["length"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
-    with pytest.raises(RunError, match="holds no rewards to ask for"), pytest.MonkeyPatch.context() as patch:
+    with pytest.raises(RunError, match="holds no rewards: give a reward"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_zero, "load_dataset", lambda base, seed: data)
         _zero.outcomes(base, made, 0, 2)
 
@@ -297,7 +297,7 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
     seen[3, 0] = float("nan")
     with pytest.raises(InvalidInputError, match="NaN or infinity"):
         improve("breeze", start("breeze"), replace(bad, observations=seen))
-    with pytest.raises(RunError, match="Say --env"):
+    with pytest.raises(RunError, match="pass --env"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_zero, "load_dataset", lambda base, seed: bad)
             _zero.outcomes(replace(BASE, data="my.hdf5"), start("fb"), 0, 2)

@@ -250,7 +250,7 @@ def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
     told = _shapes.outcomes(Perfect(), TINY, 3, 400)  # type: ignore[arg-type]
     assert all(bool((told[k] == 1).all()) for k in ("exact_match", "objects_found", "count_correct", "clean_image"))
     assert 0.15 < float(told["diversity"].mean()) < 0.25
-    with pytest.raises(RunError, match="independent"):
+    with pytest.raises(RunError, match="held-out"):
         _shapes.outcomes(made, TINY, 3, 5000)
 
 

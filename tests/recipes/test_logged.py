@@ -424,7 +424,7 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
     mine = _logged.task(_logged.Args(data=str(theirs), env="Pendulum-v1"))
     assert mine.data is not None and len(mine.data(0).demos.actions) == 50 and mine.metric == "return"
     other = _logged.task(_logged.Args(data=str(path), env="Pendulum-v1"))
-    with pytest.raises(RunError, match="the environment that it was recorded in"):
+    with pytest.raises(RunError, match="the environment that the data were recorded in"):
         other.data(0)
     numbers = Demonstrations(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
     for load, where in ((_logged.load_dataset, _logged), (_robot.load_demonstrations, _robot)):

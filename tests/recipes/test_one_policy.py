@@ -155,7 +155,7 @@ def test_a_doctor_plays_what_the_policy_carries() -> None:
 
 
 def test_cloning_does_not_leave_a_start_out_silently() -> None:
-    with pytest.raises(RunError, match="clones into new weights, and start=runs/mine"):
+    with pytest.raises(RunError, match="trains new weights, and start=runs/mine"):
         _robot.untrained_start(_robot.Args(env="pusht", start="runs/mine"), 0, Run())
 
 

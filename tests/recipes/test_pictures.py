@@ -176,7 +176,7 @@ def test_pictures_of_another_size_are_refused_and_a_policy_that_looks_is_saved(t
 
 def test_pictures_in_bytes_are_not_learned_for_an_environment_that_shows_them_from_0_to_1():
     space = Dict(image=Box(np.zeros((8, 8, 3)), np.ones((8, 8, 3))))
-    with pytest.raises(InvalidInputError, match=r"shows pictures/image from 0 to 1.*uint8"):
+    with pytest.raises(InvalidInputError, match=r"images/image are from 0 to 1.*uint8"):
         list(bounds({"image": torch.zeros(2, 8, 8, 3, dtype=torch.uint8)}, space))
 
 

@@ -68,11 +68,11 @@ def test_grid_fills_lines_and_stands_small_films_in_the_middle() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="no film"):
+    with pytest.raises(InvalidInputError, match="no video"):
         film_grid([])
-    with pytest.raises(InvalidInputError, match="2 films and 1 won"):
+    with pytest.raises(InvalidInputError, match="2 videos and 1 won"):
         film_grid([clip(1, 0)] * 2, [True])
-    with pytest.raises(InvalidInputError, match="2 films and 3 titles"):
+    with pytest.raises(InvalidInputError, match="2 videos and 3 titles"):
         film_grid([clip(1, 0)] * 2, titles=["a", "b", "c"])
     with pytest.raises(InvalidInputError, match="make no grid"):
         film_grid([clip(1, 0)], columns=0)

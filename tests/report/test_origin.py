@@ -105,7 +105,7 @@ def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> No
     assert line[:3] == ["denoiserl", "run", "mine.py"]  # and not where it lay on this machine
     assert tyro.cli(program.Args, args=line[3:]) == args
     assert (made.words.name, made.words.title, made.words.body) == ("MINE", "a program of my own", "It does this.")
-    assert any("must lie where" in getattr(p, "text", "") for p in reproduction_section([made]).pieces)
+    assert any("folder of the recipe" in getattr(p, "text", "") for p in reproduction_section([made]).pieces)
 
 
 def test_a_record_that_says_little_leaves_its_numbers(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_report_of_a_run(tmp_path: Path) -> None:
     reader = read(run_report(place))
     for text in ("dppo", "Stage imitate", "Stage improve", '"seed": 7', '"torch": "2.x"', EVIL):
         assert text in reader.said
-    assert "reward is not finite in 2 of 9 rows" in reader.said and "no numbers: note" in reader.said
+    assert "reward is not finite in 2 of 9 rows" in reader.said and "not numbers: note" in reader.said
     assert reader.said.index("step_2.png") < reader.said.index("step_10.png") and "cut.gif (damaged)" in reader.said
     assert COMPARED[0].verdict() in reader.said
     assert "DPPO: run" in reader.said and "denoiserl run dppo --seed 7 --out runs/run" in reader.said

@@ -80,7 +80,7 @@ def test_gaps_stay_gaps_and_what_cannot_be_averaged_is_refused() -> None:
     assert math.isnan(found[1.0]) and math.isnan(found[1.5]) and found[2.0] == 2.0 and found[0.0] == 0.0
     twice = Curve("c", (0.0, 1.0, 1.0, 3.0), (0.0, 5.0, 1.0, 3.0))
     assert overlay([twice, full], "x").y == pytest.approx(overlay([full, full], "x").y)  # the last of two counts
-    with pytest.raises(InvalidInputError, match="back from right"):
+    with pytest.raises(InvalidInputError, match="decreases"):
         overlay([Curve("a", (1.0, 0.0), (0.0, 0.0)), full], "x")
     with pytest.raises(RunError, match="no x in common"):
         overlay([Curve("a", (7.0, 8.0), (0.0, 0.0)), full], "x")
@@ -107,9 +107,9 @@ def test_seeds_of_every_arm_make_an_interval_over_seeds(tmp_path: Path) -> None:
     assert "60 70 80" in text and "20 30 25" in text and "over 3 training seeds" in text
     assert "No test has compared these rows" in text and "one (lr 0.1)" in text
     assert text.index("60 70 80") < text.index("20 30 25")  # best first
-    assert "gone.png (not there)" in text
+    assert "gone.png (missing)" in text
     text = run_report([*runs, made(tmp_path / "late", lr=0.2, seed=9)])
-    assert "not in this table: late" in text
+    assert "because they have no evaluation: late" in text
 
 
 def test_a_single_seed_is_judged_over_trials(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_an_evaluation_is_the_result_of_its_run(tmp_path: Path) -> None:
     (place / "eval" / "gone.png").write_bytes(b"<svg broken")
     text = run_report(place)
     for said in (
-        "Judged on 100 held-out trials of reach",
+        "Evaluated on 100 held-out trials of reach",
         "Stopped early.",
         "60.0%",
         "The interval (95 %) is over 100",
@@ -141,13 +141,13 @@ def test_without_evaluations_the_last_numbers_have_no_interval(tmp_path: Path) -
     runs = [made(tmp_path / f"r{s}", seed=s, rows=5 + s) for s in range(2)]
     text = run_report(runs)
     assert "without intervals" in text and "0.45" in text  # the mean of 0.4 and 0.5
-    assert "least to the greatest" in text and "have the same options but for their seeds" in text
+    assert "bands are their range" in text and "have the same options except for their seeds" in text
     assert text.count("denoiserl run x.one") == 2 and "--seed 1" in text
 
 
 def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     run = made(tmp_path / "r")
-    with pytest.raises(RunError, match="named twice"):
+    with pytest.raises(RunError, match="given twice"):
         run_report([run, tmp_path / "." / "r"])
     with pytest.raises(RunError, match="at least one run"):
         run_report([])

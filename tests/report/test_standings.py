@@ -44,11 +44,9 @@ def test_where_lower_is_better_the_better_arm_is_below() -> None:
 def test_what_is_not_separated_is_not_called_better_or_equal() -> None:
     c = Contrast("dppo", "ppo", Interval(0.04, -0.1, 0.18, 3), 0.4, False, 0.15)
     said = verdict(table(c), c)
-    assert "[−10, 18] points, p = 0.4: not separated" in said and "difference of 15 points would have been seen" in said
+    assert "[−10, 18] points, p = 0.4: not separated" in said and "detects a difference of 15 points" in said
     blind = Contrast("dppo", "ppo", Interval(0.04, -0.1, 0.18, 2), 0.4, False, math.inf)
-    assert "hardly have seen any difference" in verdict(table(blind), blind) and "inf" not in verdict(
-        table(blind), blind
-    )
+    assert "hardly detect any difference" in verdict(table(blind), blind) and "inf" not in verdict(table(blind), blind)
 
 
 def test_the_scope_says_what_the_verdict_is_about() -> None:

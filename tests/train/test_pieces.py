@@ -53,5 +53,5 @@ def test_a_fit_is_the_same_however_many_rows_a_forward_has(micro: int) -> None:
         found.append((told[-1]["loss/denoising"], torch.cat([p.detach().flatten() for p in net.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
-    with pytest.raises(InvalidInputError, match="micro_batch_size is a number of rows"):
+    with pytest.raises(InvalidInputError, match="micro_batch_size is the number of rows"):
         list(fit(process, net, data, cond, 1, Rng(2), micro_batch_size=0))

@@ -1,1 +1,1 @@
-"""Errors, randomness, trees of tensors, usage counters and imports by name: what everything else stands on."""
+"""Errors, randomness, trees of tensors, usage counters and imports by name. All packages use them."""

@@ -1,4 +1,4 @@
-"""The moving average of tensors that all averages of weights use: targets of critics, EMA, sets that follow."""
+"""The moving average of tensors, used for target critics, EMA and other averages of weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from denoiserl.core.errors import RunError
 
 
 def has_low_precision(value: Tensor) -> bool:
-    """Is this a number of fewer than 32 bits?"""
+    """Return whether a tensor is floating point with fewer than 32 bits."""
     return value.is_floating_point() and value.element_size() < 4
 
 
@@ -19,13 +19,13 @@ def has_low_precision(value: Tensor) -> bool:
 def update_average(
     average: Mapping[str, Tensor], now: Mapping[str, Tensor], rate: float, masters: dict[str, Tensor]
 ) -> None:
-    """θ̄ ← (1 − rate) θ̄ + rate θ, in place (Polyak averaging); rate = 1 copies. Raise RunError outside of [0, 1].
+    """Update in place: θ̄ ← (1 − rate) θ̄ + rate θ (Polyak averaging). Raise RunError for a rate outside [0, 1].
 
-    ``masters`` is the state of averages in bf16 and fp16: their float32 values, in which small steps are not lost. An
-    average that was changed elsewhere continues from where it is.
+    rate = 1 copies. ``masters`` holds float32 copies of the averages in bf16 and fp16, so that small steps are not
+    lost. An average that other code has changed continues from its new value.
     """
     if not 0 <= rate <= 1:
-        raise RunError(f"the rate of an average lies in [0, 1], not {rate}")
+        raise RunError(f"rate = {rate} is outside [0, 1]: give the rate of a moving average")
     low = {name for name, value in average.items() if rate < 1 and has_low_precision(value)}
     for name in masters.keys() - low:
         del masters[name]

@@ -1,10 +1,10 @@
-"""The refusals of the library: every error says what is wrong and what to do about it.
+"""Errors of the library. Every message says what is wrong and what to do about it.
 
 DenoiseRLError
-├── NoDensityError      a deterministic step was asked for its probability
-├── OffPolicyError      the first update's ratio is not one
-├── InvalidInputError   rewards, advantages or observations that cannot be learned from
-├── RunError            a run folder, checkpoint or option that does not fit
+├── NoDensityError      log-probability of a deterministic step
+├── OffPolicyError      the likelihood ratio before the first update is not one
+├── InvalidInputError   invalid rewards, advantages or observations
+├── RunError            an invalid run folder, checkpoint, name or option
 └── MissingExtraError   an optional dependency is not installed
 """
 
@@ -21,19 +21,19 @@ class DenoiseRLError(Exception):
 
 
 class NoDensityError(DenoiseRLError, ValueError):
-    """A deterministic step has no density: leave it out of replay, or give it noise."""
+    """A deterministic step has no density: exclude it from rescoring, or give it noise."""
 
 
 class OffPolicyError(DenoiseRLError, ArithmeticError):
-    """Log-probs replayed before the first update differ from the recorded ones."""
+    """Log-probs that ``rescore`` computes before the first update differ from the recorded ones."""
 
 
 class InvalidInputError(DenoiseRLError, ValueError):
-    """A reward, advantage or observation that cannot be learned from."""
+    """An invalid reward, advantage or observation."""
 
 
 class RunError(DenoiseRLError, ValueError):
-    """A run folder, checkpoint, name or option that does not fit."""
+    """An invalid run folder, checkpoint, name or option."""
 
 
 class MissingExtraError(DenoiseRLError, ImportError):
@@ -41,7 +41,7 @@ class MissingExtraError(DenoiseRLError, ImportError):
 
 
 def unknown_name_message(name: str, known: Iterable[str], what: str = "name") -> str:
-    """The sentence of refusal for an unknown ``name``: it names the nearest known one and lists the rest."""
+    """Build the message for an unknown ``name``: suggest the closest valid name and list all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -49,7 +49,7 @@ def unknown_name_message(name: str, known: Iterable[str], what: str = "name") ->
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional ``module`` or say which extra brings it."""
+    """Import an optional ``module``. Raise MissingExtraError with the extra to install if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

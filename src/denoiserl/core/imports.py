@@ -16,7 +16,7 @@ from denoiserl.core.errors import DenoiseRLError, RunError, unknown_name_message
 
 
 def load_module(name: str, what: str = "recipe") -> ModuleType:
-    """The module with this name, or in this file (a name that ends in .py). ``what`` it is called in refusals."""
+    """Return the module with this name, or in this file (a name that ends in .py). ``what`` names it in errors."""
     if not name.endswith(".py"):
         try:
             return importlib.import_module(name)
@@ -40,31 +40,31 @@ def load_module(name: str, what: str = "recipe") -> ModuleType:
     return loaded
 
 
-def _broken(said: str, error: Exception, name: str | None = None) -> RunError:
-    """Return why a file, or the module ``name``, cannot be imported: where it stops, and what to do."""
+def _broken(prefix: str, error: Exception, name: str | None = None) -> RunError:
+    """Return the error for a failed import of a file or module: where it fails, and what to do."""
     lacks = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     if name is not None and lacks and f"{name}.".startswith(f"{lacks}."):
         file = Path(f"{name.replace('.', '/')}.py")
-        cure = f"is it the file {file}? Name it so" if file.exists() else "is its package installed?"
-        return RunError(f"{said} ({error}): {cure}")
-    went = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+        remedy = f"give the name of the file, {file}" if file.exists() else "check the name, or install its package"
+        return RunError(f"{prefix} ({error}): {remedy}")
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
-        went.append((error.filename, error.lineno))
-    place, line = next(((p, n) for p, n in reversed(went) if p not in _IMPORTS and p[0] != "<"), ("", 0))
-    told, where = str(error), f" in {place}, line {line}" if place else ""
-    told = error.msg if isinstance(error, SyntaxError) else told
-    cure = f"install {lacks.partition('.')[0]}, or repair it" if lacks else "repair it there"
-    if "pip install" in told:
-        cure = "install what it names"
-    return RunError(f"{said}: {type(error).__name__}{where}{': ' if told else ''}{told}: {cure}")
+        frames.append((error.filename, error.lineno))
+    place, line = next(((p, n) for p, n in reversed(frames) if p not in _IMPORTS and p[0] != "<"), ("", 0))
+    where = f" in {place}, line {line}" if place else ""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    remedy = f"install {lacks.partition('.')[0]}, or correct the import" if lacks else "correct it there"
+    if "pip install" in message:
+        remedy = "install the package that it names"
+    return RunError(f"{prefix}: {type(error).__name__}{where}{': ' if message else ''}{message}: {remedy}")
 
 
 _IMPORTS = (__file__, importlib.__file__)
-"""files that import, where nothing that is imported goes wrong"""
+"""files that only import: the error is never in them"""
 
 
 def import_object(word: str) -> Any:
-    """What ``my_module:name`` or ``my_file.py:name`` means."""
+    """Return the object that ``my_module:name`` or ``my_file.py:name`` names. Raise RunError if there is none."""
     place, _, name = word.rpartition(":")
     if not (place and name):
         raise RunError(f"{word}: write my_module:name or my_file.py:name.")

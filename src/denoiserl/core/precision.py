@@ -1,14 +1,13 @@
-"""The precision that networks run in. ``DeviceConfig`` sets it, the denoisers ask; states, laws and losses stay
-float32.
+"""The precision that networks run in. ``DeviceConfig`` sets it; denoisers read it. All else stays float32.
 
-Only the network's own call is lowered: its weights stay float32 and are cast on the way, and its answer is float32
-again. A log-probability is then computed in float32 from a mean with bf16's error (3e-3 of the network's answer): calls
-of the same rows in the same shape still agree bit for bit, so ``rescore(..., micro=number of chains)`` has the ratio 1,
-while other shapes may round otherwise. Learning that shuffles rows takes its old log-probs from a no-grad replay with
-the update's shapes rather than from the chain; ``assert_on_policy`` says so when the gap is above its tolerance.
+Only the network's own call runs in bf16: its weights stay float32 and are cast, and its output is cast back to float32.
+A log-probability is then computed in float32 from a mean with bf16's error (3e-3 of the network's output). Calls on the
+same rows in the same shape still agree bit for bit, so ``rescore`` with ``micro_batch_size`` = number of chains has the
+ratio 1. Other shapes may round differently: methods that shuffle rows take their old log-probs from ``rescore`` without
+gradients, in the shapes of the update. ``assert_on_policy`` raises when the gap is above its tolerance.
 
-The setting belongs to the process, as torch's threads and matrix precision do: compilers cannot read a context
-variable, and a thread that draws must compute as the one that learns.
+The setting belongs to the operating-system process, like torch's threads and matrix precision. Compilers cannot read a
+context variable, and the thread that samples must compute as the one that learns.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _low: str | None = None
 
 @contextmanager
 def net_precision(kind: str | None) -> Iterator[None]:
-    """Inside, networks run in bf16 on devices of this ``kind`` ("cpu", "cuda"); None: in float32."""
+    """Run networks inside the context in bf16 on devices of this ``kind`` ("cpu", "cuda"); None: in float32."""
     global _low
     before, _low = _low, kind
     try:
@@ -35,12 +34,12 @@ def net_precision(kind: str | None) -> Iterator[None]:
 
 
 def is_low_precision() -> bool:
-    """Do networks run in a lower precision now?"""
+    """Return whether networks run in bf16 now."""
     return _low is not None
 
 
 def run_in_precision(net: Callable[..., Any], *args: Any) -> Any:
-    """``net(*args)`` in the precision that holds, answered in float32 where that is a lower one."""
+    """Return ``net(*args)``, computed in the current precision and cast to float32."""
     if _low is None:  # 0.1 us
         return net(*args)
     with torch.autocast(_low, dtype=torch.bfloat16):

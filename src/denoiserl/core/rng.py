@@ -1,7 +1,7 @@
-"""Randomness as an argument: one stream for the batch, or one stream a row.
+"""Random numbers as an argument: one stream for the batch, or one stream per row.
 
-``Rng(seed)`` is a fast stream for a whole batch. ``Rng.rows(seeds)`` gives every row a stream of its own, so that row
-7 is row 7 in any batch size, order or number of workers. Both are saved and restored exactly.
+``Rng(seed)`` is a fast stream for a whole batch. ``Rng.rows(seeds)`` gives every row its own stream, so that a row does
+not depend on batch size, order or number of workers. Both are saved and restored exactly.
 
 The row streams are counter-based: number i of the row with key r is SplitMix64(r + (i + 1)·γ) with γ the golden-ratio
 increment (Steele, Lea, Flood 2014), computed for all rows at once; normals come from it by Box-Muller.
@@ -34,10 +34,10 @@ def _mix(z: Tensor) -> Tensor:
 
 
 class Rng:
-    """A source of random numbers that is passed around, saved and restored.
+    """A source of random numbers that is passed as an argument, saved and restored.
 
-    ``Rng(seed, device)``: a batch stream. ``Rng.rows(seeds, device)``: a stream a row; every draw then leads with the
-    rows. Shapes are given as separate integers: ``rng.normal(64, 16)``.
+    ``Rng(seed, device)``: a batch stream. ``Rng.rows(seeds, device)``: a stream per row; the first axis of every draw
+    is then the rows. Shapes are given as separate integers: ``rng.normal(64, 16)``.
     """
 
     def __init__(self, seed: int, device: str | torch.device = "cpu") -> None:
@@ -55,30 +55,30 @@ class Rng:
 
     @classmethod
     def rows(cls, seeds: Tensor | list[int] | range, device: str | torch.device = "cpu") -> Rng:
-        """One stream a row: row i draws what a row with ``seeds[i]`` always draws."""
+        """Return one stream per row: the numbers of row i depend on ``seeds[i]`` alone."""
         rng = cls(0, device)
         seeds = torch.as_tensor(list(seeds) if isinstance(seeds, range) else seeds, dtype=torch.int64)
         rng.keys = _mix(seeds.to(rng.device) * GAMMA + GAMMA)
         return rng
 
     def _bits(self, *shape: int) -> Tensor:
-        """The next 64 bits a number for every row, [rows, ...] (row streams only)."""
+        """Draw 64 random bits per number, [rows, ...] (row streams only)."""
         assert self.keys is not None
         if not shape or shape[0] != len(self.keys):
-            raise ValueError(f"this Rng has {len(self.keys)} row streams; a draw of shape {shape} must lead with them")
+            raise ValueError(f"this Rng has {len(self.keys)} row streams; the first axis of {shape} must be them")
         n = math.prod(shape[1:])
         index = torch.arange(self.counter + 1, self.counter + n + 1, device=self.device) * GAMMA
         self.counter += n
         return _mix(self.keys[:, None] + index).reshape(shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform on [0, 1), float32."""
+        """Draw uniform numbers on [0, 1), float32."""
         if self.keys is None:
             return torch.rand(shape, generator=self.generator, device=self.device)
         return ((self._bits(*shape) >> 40) & 0xFFFFFF).float() * 2.0**-24
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal, float32."""
+        """Draw standard normal numbers, float32."""
         if self.keys is None:
             return torch.randn(shape, generator=self.generator, device=self.device)
         bits = self._bits(*shape)
@@ -86,7 +86,7 @@ class Rng:
         return radius * ((bits & 0xFFFFFFFF).float() * (2.0**-32 * 2 * math.pi)).cos()
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Uniform integers in [low, high), int64."""
+        """Draw uniform integers in [low, high), int64."""
         if high <= low:
             raise ValueError(f"there is no integer in [{low}, {high})")
         if self.keys is None:
@@ -94,26 +94,26 @@ class Rng:
         return low + torch.remainder((self._bits(*shape) >> 1) & 0x7FFFFFFFFFFFFFFF, high - low)
 
     def permutation(self, n: int) -> Tensor:
-        """A uniform permutation of 0 ... n-1; with row streams, one a row: [rows, n]."""
+        """Draw a uniform permutation of 0 ... n-1; with row streams, one per row: [rows, n]."""
         if self.keys is None:
             return torch.randperm(n, generator=self.generator, device=self.device)
         return self.uniform(len(self.keys), n).argsort(-1)
 
     def noise(self, kind: str, steps: int, rows: int, shape: tuple[int, ...]) -> Tensor:
-        """The noise of a whole chain, [steps, rows, *shape]: reproducible by (seed, row, step) with row streams."""
+        """Draw the noise of a whole chain, [steps, rows, *shape]: a function of (seed, row, step) with row streams."""
         draw = self.normal if kind == "normal" else self.uniform
         if self.keys is None:
             return draw(steps, rows, *shape)
         return draw(rows, steps, *shape).transpose(0, 1)
 
     def skip(self, n: int) -> None:
-        """Go on as if every row had drawn ``n`` numbers (row streams only)."""
+        """Advance every row by ``n`` numbers without drawing them (row streams only)."""
         if self.keys is None:
-            raise ValueError("a batch stream cannot skip: draw, and leave what was drawn")
+            raise ValueError("a batch stream cannot skip: draw the numbers and discard them")
         self.counter += n
 
     def take(self, index: Any) -> Rng:
-        """The streams of some rows, from where they stand now (row streams only)."""
+        """Return the streams of some rows at their present position (row streams only)."""
         if self.keys is None:
             raise ValueError("a batch stream has no rows to take: make it with Rng.rows(seeds)")
         part = Rng(0, self.device)
@@ -121,17 +121,17 @@ class Rng:
         return part
 
     def spawn(self) -> Rng:
-        """A new batch stream, independent of this one: its seed is drawn from this one."""
+        """Return a new, independent batch stream, whose seed is drawn from this one."""
         if self.keys is not None:
             raise ValueError("row streams cannot be spawned from: take rows, or spawn from the batch stream")
         seed = torch.randint(0, 2**63 - 1, (), generator=self.generator, device=self.device)
         return Rng(int(seed), self.device)
 
     def init(self, make: Callable[P, T], *given: P.args, **more: P.kwargs) -> T:
-        """Return ``make(*given, **more)``, say a network, whose first numbers come from this stream.
+        """Return ``make(*given, **more)``, for example a network, with initial weights drawn from this stream.
 
-        Modules draw from torch's global generator. It is seeded from a ``spawn`` inside, and afterwards stands where it
-        stood. Modules are made on the CPU, so they start alike on every device.
+        Modules draw from torch's global generator. It is seeded from a ``spawn`` inside, and its state is restored
+        afterwards. Make modules on the CPU, so that they have the same weights on every device.
         """
         seed = self.spawn().seed
         with torch.random.fork_rng(devices=[]):
@@ -139,13 +139,13 @@ class Rng:
             return make(*given, **more)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is needed to go on exactly here."""
+        """Return the state of the stream."""
         if self.keys is None:
             return {"generator": self.generator.get_state()}
         return {"keys": self.keys.cpu(), "counter": self.counter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where the saved stream stood."""
+        """Load the state of a saved stream."""
         if "generator" in state:
             self.keys = None
             self.generator.set_state(state["generator"].cpu())
@@ -154,11 +154,10 @@ class Rng:
 
 
 def as_rng(rng: Rng | int, device: str | torch.device = "cpu") -> Rng:
-    """Return an ``Rng`` as it is, and ``Rng(rng, device)`` of an int (of numpy too). Every public function that draws
-    calls this first.
+    """Return an ``Rng`` as it is, and ``Rng(rng, device)`` for an int (of numpy too).
 
-    An int starts the same stream at every call: make one ``Rng`` and pass it on where calls shall differ. Raise
-    InvalidInputError for anything else, and for an int outside [0, 2⁶⁴).
+    Every public function that draws calls this first. An int starts the same stream at every call: pass one ``Rng`` to
+    all calls if they must differ. Raise InvalidInputError for anything else, and for an int outside [0, 2⁶⁴).
     """
     if isinstance(rng, Rng):
         return rng

@@ -1,4 +1,4 @@
-"""Settings that refuse what cannot work: ranges stand at the fields, and are checked when a record is made.
+"""Settings with checked values: the ranges stand at the fields, and are checked when a record is made.
 
     @dataclass(frozen=True)
     class Args(Settings):
@@ -46,7 +46,7 @@ SIGNS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
 
 
 class Settings:
-    """The base of records of settings (frozen dataclasses): a value outside its field's type or range is refused."""
+    """The base of settings (frozen dataclasses). A value outside its field's type or range raises RunError."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -55,8 +55,8 @@ class Settings:
 def check_settings(settings: Any) -> None:
     """Raise RunError for the first field of a dataclass whose value does not fit its annotation.
 
-    Checked are ``Annotated`` ranges (annotated-types), ``Literal`` words, whole and finite numbers, and the parts of
-    tuples. Fields of other types are left alone.
+    The checks cover ``Annotated`` ranges (annotated-types), ``Literal`` words, whole and finite numbers, and the parts
+    of tuples. Fields of other types are not checked.
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
@@ -83,15 +83,15 @@ def find_problem(kind: Any, value: Any, name: str) -> str:
             return f"{name} = {value} has {len(value)} values: give {len(each)}"
         return next((p for k, v in zip(each, value, strict=True) if (p := find_problem(k, v, name))), "")
     if kind is bool:
-        return "" if isinstance(value, bool) else f"{name} = {value!r} is no truth value: give True or False"
+        return "" if isinstance(value, bool) else f"{name} = {value!r} is not a bool: give True or False"
     if kind is int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
-        return f"{name} = {value!r} is no whole number: give one"
+        return f"{name} = {value!r} is not a whole number: give one"
     if kind is float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        return f"{name} = {value!r} is no number: give one"
+        return f"{name} = {value!r} is not a number: give one"
     if kind is float and not math.isfinite(value):
         return f"{name} = {value} is not finite: give a number"
     if kind is str and not isinstance(value, str | Path):
-        return f"{name} = {value!r} is no text: give one"
+        return f"{name} = {value!r} is not text: give a string"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Trees of tensors: a tensor, or a dict of trees. Leaves lead with the batch."""
+"""Trees of tensors: a tensor, or a dict of trees. The first axis of the leaves is the batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Tree = Any
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """``f`` on every leaf (of parallel trees); ``None`` stays ``None``; tuples and lists are nodes."""
+    """Apply ``f`` to every leaf (of parallel trees); ``None`` stays ``None``; tuples and lists are nodes."""
     if tree is None:
         return None
     if isinstance(tree, dict):
@@ -27,7 +27,7 @@ def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def tensors(tree: Any, device: torch.device | str = "cpu") -> Any:
-    """Return a tree with tensors in place of arrays of numpy and lists of numbers; float64 in them becomes float32."""
+    """Convert numpy arrays and lists of numbers in a tree to tensors; their float64 becomes float32."""
     if isinstance(tree, list) and _numbers(tree):
         try:
             tree = np.array(tree)
@@ -41,12 +41,12 @@ def tensors(tree: Any, device: torch.device | str = "cpu") -> Any:
 
 
 def _numbers(tree: list[Any]) -> bool:
-    """Return whether lists in lists hold numbers alone."""
+    """Return whether nested lists hold only numbers."""
     return bool(tree) and all(_numbers(v) if isinstance(v, list) else isinstance(v, int | float) for v in tree)
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
-    """Every tensor of a tree, in order."""
+    """Yield every tensor of a tree, in order."""
     if isinstance(tree, dict):
         for v in tree.values():
             yield from leaves(v)
@@ -67,25 +67,25 @@ def describe_shapes(tree: Any, axes: int = 0) -> str:
 def all_finite(tree: Any) -> bool:
     """Return whether no leaf holds NaN or infinity.
 
-    A finite sum says so in one pass that allocates nothing; only where the sum is not, every number is looked at.
+    A finite sum shows it in one pass without allocation; only where the sum is not finite, every number is checked.
     """
     floats = (leaf for leaf in leaves(tree) if leaf.is_floating_point())
     return all(bool(leaf.sum().isfinite()) or bool(leaf.isfinite().all()) for leaf in floats)
 
 
 def first(tree: Any) -> Tensor:
-    """The first leaf. Raise InvalidInputError if it is no tensor."""
+    """Return the first leaf. Raise InvalidInputError if it is not a tensor."""
     for leaf in leaves(tree):
         if not hasattr(leaf, "shape"):
             raise InvalidInputError(
-                f"tensors are needed here, not a {type(leaf).__name__}: texts are encoded first (prompts)"
+                f"a leaf is a {type(leaf).__name__}, not a tensor: encode texts first, with the model's encoder"
             )
         return leaf
     raise ValueError("an empty tree has no rows")
 
 
 def batch_size(tree: Any) -> int:
-    """The length of the leading axis."""
+    """Return the length of the leading axis."""
     return first(tree).shape[0]
 
 

@@ -1,8 +1,8 @@
-"""The doctor: what would be found out after three days, in a minute.
+"""Checks before training: find common problems of a policy and its environment or reward in about a minute.
 
-``examine`` looks at a policy, and at the environment or reward that it shall learn from, and says what will go wrong: a
-network that is read as another kind than it was trained, replay that is not the run, noise that hides success, groups
-that teach nothing, memory that will not do. It changes nothing: not the weights, not the modes, not global randomness.
+``examine`` finds a wrong prediction type or time convention, rescored log-probs that differ from the sampled ones,
+exploration noise that hides success, groups without a learning signal, and too little memory. It does not change the
+weights, the modules' modes or the global random state.
 """
 
 from __future__ import annotations
@@ -45,18 +45,17 @@ def examine(
     recording: EpisodeDataset | Demonstrations | None = None,
     watch: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
-    """Findings about a policy and what it shall learn from, in the order in which to read them.
+    """Return the findings about a policy and its signal, in the order in which to read them.
 
-    ``env``: a ``Collector``, or what one takes. ``reward(sample, prompts)`` and ``prompts`` [P, ...]: in groups of
-    ``group`` samples a prompt. ``batch``: samples that are drawn. ``rows_a_step``: rows (sample, step) a gradient step,
-    for the estimate of memory. ``execute``: actions of a chunk that are played (None: as the policy carries, or all).
-    ``data``: a pair of clean data and their conditions (or None) in data units: the surest way to tell how a network
-    was trained. ``recording``: recorded episodes, of which ranges, units and the time of rewards are examined.
-    ``watch`` is told each finding as it is made. Without an environment, a reward or prompts the checks that need them
-    say so.
+    ``env``: a ``Collector``, or an environment that it accepts. ``reward(sample, prompts)`` and ``prompts`` [P, ...]:
+    evaluated on ``group`` samples per prompt. ``batch``: number of samples. ``rows_a_step``: rows (sample, step) per
+    gradient step, for the memory estimate. ``execute``: actions executed of a chunk (None: the policy's own number, or
+    all). ``data``: clean data and their conditions (or None) in data units; the most reliable test of the prediction
+    type. ``recording``: recorded episodes, whose ranges, units and reward timing are checked. ``watch`` is called with
+    each finding. Checks without the environment, reward or prompts that they need return a note.
 
-    Raises RunError for a batch that has no two groups, for an environment together with a reward, and for data that are
-    no pair.
+    Raise RunError for a batch of fewer than two groups, for an environment together with a reward, and for ``data``
+    that are not a pair.
     """
     if env is not None and reward is not None:
         raise RunError("A policy learns from an environment or from a reward: give one of them.")
@@ -68,13 +67,13 @@ def examine(
     if data is not None and not (isinstance(data, tuple | list) and len(data) == 2):
         raise RunError(
             f"data= is a pair of clean data and their conditions, not a {type(data).__name__}: give (x0, conditions), "
-            "or (x0, None) where the network takes no condition."
+            "or (x0, None) for a network without a condition."
         )
     if data is not None and data[1] is not None and (n := batch_size(data[0])) != (m := batch_size(data[1])):
-        raise RunError(f"data= is a pair with a condition for each row of data, not {n} rows with {m} conditions.")
+        raise RunError(f"data= has {n} rows of data with {m} conditions: give one condition per row.")
     rng, found = as_rng(0 if rng is None else rng, policy.device), []
 
-    def told(finding: Finding) -> None:
+    def add(finding: Finding) -> None:
         found.append(finding)
         if watch is not None:
             watch(finding)
@@ -84,7 +83,7 @@ def examine(
     try:
         with no_usage_counting():
             sizes = (batch, group, rows_a_step)
-            _examine(policy, stream, reward, prompts, rng, sizes, execute, data, recording, told)
+            _examine(policy, stream, reward, prompts, rng, sizes, execute, data, recording, add)
     finally:
         if own and stream is not None:
             stream.close()
@@ -101,7 +100,7 @@ def _examine(
     execute: int | None,
     data: tuple[Tree, Tree] | None,
     recording: EpisodeDataset | Demonstrations | None,
-    told: Callable[[Finding], None],
+    add: Callable[[Finding], None],
 ) -> None:
     batch, group, rows_a_step = sizes
     count = batch // group * group
@@ -114,52 +113,53 @@ def _examine(
         given = policy.codec.condition(cond)
         with torch.no_grad():
             decoded = first(policy.codec.decode(serve))  # of several parts the first
-    except Exception as error:  # whatever the user's network, codec or environment raises
-        said = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # the user's network, codec or environment may raise any error
+        message = " ".join(str(error).split()) or type(error).__name__
         bare = env is None and prompts is None
-        remedy = "Give prompts, or an environment, that fit the policy." if bare else "Repair this first."
-        told(Finding("drawing", "error", f"the policy cannot be drawn from: {said}", remedy))
+        remedy = "Give prompts, or an environment, that fit the policy." if bare else "Correct this first."
+        add(Finding("drawing", "error", f"the policy cannot be sampled: {message}", remedy))
         return
     if not isinstance(chain.sample, Tensor):
-        told(Finding("drawing", "note", "states of several parts: only single tensors are examined"))
+        add(Finding("drawing", "note", "the state has several parts: only single tensors are checked"))
         return
-    seen = None
+    encoded = None
     if data is not None:
-        seen = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
+        encoded = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
     spec = None if env is None else env.spec
-    told(run_check("ranges", recorded.ranges, policy, recording, spec))
+    add(run_check("ranges", recorded.ranges, policy, recording, spec))
     if isinstance(recording, EpisodeDataset):
-        told(run_check("rewards in time", recorded.delay, recording))
-    told(run_check("network", network.alive, policy, serve, given, rng))
-    told(run_check("prediction", reading.prediction, policy, serve, given, rng, seen))
-    told(run_check("condition", network.check_conditions, policy, serve, cond, given, rng))
-    told(run_check("values", values.ranges, policy, serve, decoded, spec))
-    told(run_check("densities", steps.densities, chain))
+        add(run_check("rewards in time", recorded.delay, recording))
+    add(run_check("network", network.alive, policy, serve, given, rng))
+    add(run_check("prediction", reading.prediction, policy, serve, given, rng, encoded))
+    add(run_check("condition", network.check_conditions, policy, serve, cond, given, rng))
+    add(run_check("values", values.ranges, policy, serve, decoded, spec))
+    add(run_check("densities", steps.densities, chain))
     spread = serve.float().std(0).mean()
-    told(run_check("noise", steps.exploration, policy, spread))
-    told(run_check("train against serve", steps.train_vs_eval_samples, policy, chain.sample[::2], serve[1::2], rng))
-    told(run_check("first ratio", steps.first_ratio, policy, chain, rng))
-    told(run_check("gradients", network.gradients, policy, chain, rng))
-    told(run_check("memory", cost.memory, policy, chain, rows_a_step))
-    told(run_check("speed", cost.speed, policy, cond, chain, rng))
+    add(run_check("noise", steps.exploration, policy, spread))
+    add(run_check("train against serve", steps.train_vs_eval_samples, policy, chain.sample[::2], serve[1::2], rng))
+    add(run_check("first ratio", steps.first_ratio, policy, chain, rng))
+    add(run_check("gradients", network.gradients, policy, chain, rng))
+    add(run_check("memory", cost.memory, policy, chain, rows_a_step))
+    add(run_check("speed", cost.speed, policy, cond, chain, rng))
     if env is not None:
-        told(run_check("success", _success, policy, env, rng, execute))
+        add(run_check("success", _success, policy, env, rng, execute))
     elif reward is not None and (prompts is not None or cond is None):
         try:
             rewards = signal.ask_reward(policy, reward, chain.sample, cond)
             again = signal.ask_reward(policy, reward, chain.sample[:16], tree_map(lambda v: v[:16], cond))
             there = signal.ask_reward(policy, reward, serve, cond)
-        except Exception as error:  # a reward is anybody's function
-            said = " ".join(str(error).split()) or type(error).__name__
-            told(Finding("reward", "error", f"stopped by: {said}", "reward(sample [B, ...], prompts [B, ...]) -> [B]."))
+        except Exception as error:  # a user's reward may raise any error
+            message = " ".join(str(error).split()) or type(error).__name__
+            remedy = "Give reward(sample [B, ...], prompts [B, ...]) -> [B]."
+            add(Finding("reward", "error", f"stopped by: {message}", remedy))
             return
         grouped = rewards.reshape(-1, group)
-        told(run_check("reward", signal.check_rewards, grouped, again, there))
+        add(run_check("reward", signal.check_rewards, grouped, again, there))
         if prompts is not None and bool(grouped.isfinite().all()):
-            told(run_check("groups", signal.groups, grouped))
+            add(run_check("groups", signal.groups, grouped))
     else:
         what = "no prompts given" if reward is not None else "neither an environment nor a reward given"
-        told(Finding("success", "note", f"{what}: success was not measured"))
+        add(Finding("success", "note", f"{what}: success was not measured"))
 
 
 def _success(policy: Policy, env: Collector, rng: Rng, execute: int | None) -> Finding:
@@ -172,10 +172,10 @@ def _success(policy: Policy, env: Collector, rng: Rng, execute: int | None) -> F
 def conditions(
     policy: Policy, env: Collector | None, prompts: Tree | None, n: int, group: int, rng: Rng
 ) -> Tree | None:
-    """Conditions in data units, n different ones where there are so many, each ``group`` times in a row; or None.
+    """Return conditions in data units: n different ones if there are enough, each ``group`` times in a row; or None.
 
-    From the prompts, from the first observations of the environment, or, for a ``ActionChunkCodec`` codec, uniformly
-    from the range that it was fitted to.
+    They come from the prompts, from the first observations of the environment, or, for an ``ActionChunkCodec``,
+    uniformly from the range that it was fitted to.
     """
     if prompts is not None:
         many = prompt_count(prompts)
@@ -183,7 +183,7 @@ def conditions(
         return repeat_prompts(prompts, index.to(policy.device), group)
     if env is not None:
         env.on_checkpoint(0)
-        index = torch.arange(n * group) % env.num_envs  # observations are not grouped: as many as there are
+        index = torch.arange(n * group) % env.num_envs  # observations are not grouped: use all of them
         return tree_map(lambda v: v.to(policy.device), index_rows(env.obs, index))
     if isinstance(policy.codec, ActionChunkCodec):
         seen = policy.codec.observation

@@ -1,4 +1,4 @@
-"""What learning takes: memory of a gradient step, and time."""
+"""Checks of cost: memory of a gradient step, and time."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 
 STATES = 3
-"""tensors beside each trainable one while Adam learns: the gradient and two moments"""
+"""tensors that Adam needs beside each trainable one: the gradient and two moments"""
 
 
 def footprint(policy: Policy, chain: Chain, rows: int, try_rows: int = 64) -> tuple[int, int, int]:
-    """Bytes of (one row's activations, weights with Adam's state, the record of the chain) when ``rows`` are learned.
+    """Return bytes of (activations per row, weights with Adam's state, the chain) for a gradient step of ``rows``.
 
-    What autograd saves for the backward pass of ``try_rows`` replayed rows is counted, each storage once and without
-    parameters; on CUDA the measured peak counts where it is larger. On a CPU forward scratch is not in it.
+    It counts what autograd saves for the backward pass of ``try_rows`` rescored rows: each storage once, without
+    parameters. On CUDA the measured peak is used where it is larger. On a CPU forward scratch memory is not counted.
     """
     n = min(rows, try_rows, chain.log_prob.numel())
     held = {p.untyped_storage().data_ptr() for p in policy.weights.module.parameters()}
@@ -37,7 +37,7 @@ def footprint(policy: Policy, chain: Chain, rows: int, try_rows: int = 64) -> tu
         storage = v.untyped_storage()
         if storage.data_ptr() not in held:
             seen[storage.data_ptr()] = storage.nbytes()
-        kept.append(v)  # so that no address is used twice
+        kept.append(v)  # so that no address is reused
         return v
 
     kept: list[Tensor] = []
@@ -50,7 +50,7 @@ def footprint(policy: Policy, chain: Chain, rows: int, try_rows: int = 64) -> tu
     with saved_tensors_hooks(pack, lambda v: v):
         law, y = rescore(policy.process, policy.weights.module, part)
         logp = law.log_prob(y)
-    if peak is not None:  # what the backward pass and the library's workspaces take as well
+    if peak is not None:  # the backward pass and the library's workspaces need memory too
         torch.autograd.grad(logp[logp.isfinite()].sum(), policy.parameters(), allow_unused=True)
         peak = torch.cuda.max_memory_allocated(policy.device) - peak
     weights = sum(
@@ -61,39 +61,39 @@ def footprint(policy: Policy, chain: Chain, rows: int, try_rows: int = 64) -> tu
 
 
 def memory(policy: Policy, chain: Chain, rows: int, free: int | None = None) -> Finding:
-    """What a gradient step over ``rows`` rows takes, against what is ``free`` (default: asked of the machine)."""
+    """Compare the memory of a gradient step over ``rows`` rows with what is ``free`` (None: measured)."""
     name = "memory"
     if not len(chain):
-        return Finding(name, "note", "no step with a density: nothing was replayed to measure")
+        return Finding(name, "note", "no step with a density: nothing was rescored to measure")
     row, weights, record = footprint(policy, chain, rows)
     need = row * rows + weights + record
     free = available(policy.device) if free is None else free
-    parts = f"{_bytes(row)} a row, {_bytes(weights)} of weights with Adam"
+    parts = f"{_bytes(row)} per row, {_bytes(weights)} of weights with Adam"
     said = f"a gradient step of {rows} rows takes about {_bytes(need)} ({parts})"
     if free is None:
-        return Finding(name, "note", f"{said}; what is free is not known here")
+        return Finding(name, "note", f"{said}; the free memory of this machine is not known")
     said += f"; {_bytes(free)} are free"
     if need > 0.8 * free:
         fits = int((0.8 * free - weights - record) / max(row, 1))
         remedy = (
-            f"Take at most {fits} rows a gradient step (--batch-size; sums of smaller pieces: train.accumulate), and "
-            "micro=... in passes without gradients."
+            f"Use at most {fits} rows per gradient step (--batch-size; to sum smaller pieces: train.accumulate), and "
+            "set micro_batch_size in passes without gradients."
             if fits >= 1
             else "Not even one row fits beside weights and Adam: train adapters (integrations.adapters.lora), "
-            "or elsewhere."
+            "or use a device with more memory."
         )
         return Finding(name, "warning", said, remedy)
     return Finding(name, "ok", said)
 
 
 def available(device: torch.device) -> int | None:
-    """Free bytes of a device; None where nobody says."""
+    """Return the free bytes of a device; None where they cannot be measured."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            told = dict(line.split(":", 1) for line in lines)
-        return int(told["MemAvailable"].split()[0]) * 1024
+            sizes = dict(line.split(":", 1) for line in lines)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         try:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -112,7 +112,7 @@ def _bytes(n: float) -> str:
 def speed(
     policy: Policy, cond: Tree, chain: Chain, rng: Rng, clock: Callable[[], float] = time.perf_counter
 ) -> Finding:
-    """Milliseconds a served sample, in the network, around it and in the codec; and a pass of learning over a chain."""
+    """Measure milliseconds per sample of the eval steps: network, overhead, codec; and seconds of a training pass."""
     name, calls, n = "speed", len(policy.eval_steps), len(chain.sample)
     sample = policy.sample_chain(cond, rng, n, use_eval_steps=True).sample
     times = policy.eval_steps.times[:-1].float().to(policy.device)
@@ -129,29 +129,31 @@ def speed(
     decode = _took(lambda: policy.codec.decode(sample), policy.device, clock)
     ms = 1000 / n
     said = (
-        f"{(whole + decode) * ms:.2g} ms a sample in batches of {n}: network {net * ms:.2g} ({calls} calls), around it "
-        f"{max(whole - net, 0) * ms:.2g}, decoding {decode * ms:.2g}"
+        f"{(whole + decode) * ms:.2g} ms per sample in batches of {n}: network {net * ms:.2g} ({calls} calls), "
+        f"overhead {max(whole - net, 0) * ms:.2g}, decoding {decode * ms:.2g}"
     )
     if len(chain) and policy.parameters():
         learn = _took(lambda: _learn(policy, chain), policy.device, clock)
-        said += f"; one pass of learning over {n} samples {learn:.2g} s"
+        said += f"; one training pass over {n} samples {learn:.2g} s"
     if decode > whole:
-        return Finding(name, "warning", said, "Decoding costs more than denoising: batch it, or reward in model units.")
+        return Finding(
+            name, "warning", said, "Decoding costs more than denoising: batch it, or compute the reward in model units."
+        )
     if whole > 3 * net:
-        remedy = "Small networks are bound by Python: draw more rows at once, or make_sampler(compile=True)."
+        remedy = "Python dominates for small networks: sample more rows at once, or use make_sampler(compile=True)."
         return Finding(name, "note", said, remedy)
     return Finding(name, "ok", said)
 
 
 def _learn(policy: Policy, chain: Chain) -> None:
-    """A forward and backward pass over every recorded step; gradients are thrown away."""
+    """Run a forward and backward pass over every recorded step; discard the gradients."""
     law, y = rescore(policy.process, policy.weights.module, chain)
     logp = law.log_prob(y)
     torch.autograd.grad(logp[logp.isfinite()].sum(), policy.parameters(), allow_unused=True)
 
 
 def _took(work: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
-    """Seconds of the median of three, after one that warms up."""
+    """Return the median seconds of three calls, after one warm-up call."""
     found = []
     for _ in range(4):
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a report of a bug needs to know of a machine and of what is installed on it."""
+"""Versions and hardware for a bug report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def env_info(commit: str | None = None) -> str:
-    """Return versions, machine and the packages of every extra, a line each. ``commit``: that of the working tree."""
+    """Return versions, machine and the packages of every extra, one per line. ``commit``: of the working tree."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     gpus += ["Apple GPU (mps)"] if torch.backends.mps.is_available() else []
     threads = {name: os.environ.get(name, "unset") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -30,7 +30,7 @@ def env_info(commit: str | None = None) -> str:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """Return the packages that denoiserl asks for by extra; those that it always needs are under ""."""
+    """Return the packages that denoiserl requires by extra; those without an extra are under ""."""
     try:
         requirements = metadata.requires("denoiserl") or []
     except metadata.PackageNotFoundError:
@@ -38,7 +38,7 @@ def _requirements() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in requirements:
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"]([\w-]+)", line)
-        if name and name[0] != "denoiserl":  # an extra that is made of others
+        if name and name[0] != "denoiserl":  # an extra that combines others
             found.setdefault(extra[1] if extra else "", []).append(name[0])
     return found
 

@@ -1,4 +1,4 @@
-"""What an examination says: findings, and how they are printed."""
+"""Findings of the checks, and how they are printed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MARKS = {"ok": ("✓", "green"), "note": ("·", "cyan"), "warning": ("!", "yello
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: ``said`` is the fact with its numbers, ``remedy`` what to do about it ("": nothing).
+    """The result of one check: ``said`` is the fact with its numbers, ``remedy`` what to do about it ("": nothing).
 
-    ``ok`` is as it should be; a ``note`` is worth knowing, or says why something was not measured; a ``warning`` will
-    cost time; with an ``error`` learning fails or learns something else.
+    Levels: ``ok``; ``note``, information, or the reason why something was not measured; ``warning``, training will be
+    slow or biased; ``error``, training fails or optimises something else.
     """
 
     name: str
@@ -34,25 +34,25 @@ class Finding:
         if self.level not in LEVELS:
             raise RunError(unknown_name_message(self.level, LEVELS, "level of a finding"))
         if self.level in ("warning", "error") and not self.remedy:
-            raise RunError(f"{self.name}: a {self.level} says what to do about it: give a remedy")
+            raise RunError(f"{self.name}: a finding of level {self.level} needs a remedy: say what to do")
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The gravest level among findings; ``ok`` where there are none."""
+    """Return the worst level among findings; ``ok`` if there are none."""
     return LEVELS[max((LEVELS.index(f.level) for f in findings), default=0)]
 
 
 def run_check(name: str, check: Callable[..., Finding], *args: object, **kwargs: object) -> Finding:
-    """The finding of a check; a check that something of the user's stops is a finding too."""
+    """Run a check and return its finding; an error in it becomes a finding of level ``error``."""
     try:
         return check(*args, **kwargs)
-    except Exception as error:  # a network, a codec or an environment of a user raises what it likes
-        said = " ".join(str(error).split()) or type(error).__name__
-        return Finding(name, "error", f"stopped by: {said}", "Repair this first: learning would meet it too.")
+    except Exception as error:  # a user's network, codec or environment may raise any error
+        message = " ".join(str(error).split()) or type(error).__name__
+        return Finding(name, "error", f"stopped by: {message}", "Correct this first: training would fail too.")
 
 
 def print_findings(findings: Iterable[Finding], console: Console | None = None) -> None:
-    """One line a finding, its remedy below, and a last line that counts."""
+    """Print one line per finding with its remedy below, and a last line with the counts."""
     console, found = console or Console(highlight=False), list(findings)
     width = max((len(f.name) for f in found), default=0) + 3
     for f in found:
@@ -63,12 +63,12 @@ def print_findings(findings: Iterable[Finding], console: Console | None = None) 
         if f.remedy:
             console.print(Padding(Text(f"→ {f.remedy}", "dim"), (0, 0, 0, width)))
     count = {level: sum(f.level == level for f in found) for level in LEVELS}
-    told = [f"{count[k]} {k}{'s' * (count[k] > 1)}" for k in ("error", "warning", "note") if count[k]]
-    console.print(Text(f"{len(found)} checks: {', '.join(told) or 'all well'}.", "dim"))
+    counts = [f"{count[k]} {k}{'s' * (count[k] > 1)}" for k in ("error", "warning", "note") if count[k]]
+    console.print(Text(f"{len(found)} checks: {', '.join(counts) or 'all ok'}.", "dim"))
 
 
 def _hanging(head: Text, said: Text, width: int, console: Console) -> Text:
-    """The head, and what is said wrapped beside it."""
+    """Return the head with the text wrapped beside it."""
     lines = said.wrap(console, max(20, console.width - width))
     parts = [head + lines[0]] if len(lines) else [head]
     return Text("\n").join([*parts, *(Text(" " * width) + line for line in lines[1:])])

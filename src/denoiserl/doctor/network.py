@@ -1,4 +1,4 @@
-"""The network itself: does its answer depend on the state and the condition, and do gradients reach its parameters?"""
+"""Checks of the network: its output depends on state, time and condition, and gradients reach its parameters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from denoiserl.processes.denoiser import Denoiser
 
 @torch.no_grad()
 def check_conditions(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: Rng) -> Finding:
-    """Does the answer between data and noise depend on the condition, and is there an unconditional branch?"""
+    """Check that the output depends on the condition (at t = 0.7), and look for an unconditional branch."""
     name = "condition"
     if given is None:
         said = "the prompt is part of the state" if cond is not None else "unconditional: no condition was given"
         return Finding(name, "note", said)
     if not any(bool((v != v[:1]).any()) for v in leaves(given)):
-        return Finding(name, "note", "all conditions are equal: whether they matter was not measured")
+        return Finding(name, "note", "all conditions are equal: their effect was not measured")
     denoise = policy.denoiser
     t = torch.full((len(x0),), 0.7, device=x0.device)
     x = policy.process.noise(x0, t, rng).x
@@ -36,22 +36,22 @@ def check_conditions(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: R
     try:
         free = denoise.embed_condition(None)
         denoise(x, clock, free)
-        branch = "it answers without a condition too"
-    except Exception as error:  # whatever a user's network raises for None
+        branch = "it also runs without a condition"
+    except Exception as error:  # a user's network may raise any error for None
         branch = f"it has no unconditional branch ({type(error).__name__}), so guidance is not possible"
     if effect < 1e-3:
         return Finding(
             name,
             "error" if effect == 0 else "warning",
-            f"another condition changes the answer by {effect:.1g} of its spread: the condition is ignored; {branch}",
-            "Is it passed on by codec.condition and the network's encode, and scaled to about unit size?",
+            f"another condition changes the output by {effect:.1g} of its std: the condition is ignored; {branch}",
+            "Pass it on in codec.condition and the network's embed_condition, and scale it to about unit size.",
         )
-    return Finding(name, "ok", f"another condition changes the answer by {effect:.0%} of its spread; {branch}")
+    return Finding(name, "ok", f"another condition changes the output by {effect:.0%} of its std; {branch}")
 
 
 @torch.no_grad()
 def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
-    """Does the raw answer of the network depend on the state and on the time?"""
+    """Check that the raw output of the network depends on the state and on the time."""
     name, denoise = "network", policy.denoiser
     if isinstance(policy.process, Diffusion):
         t = torch.full((len(x0),), 0.5, device=x0.device)
@@ -60,12 +60,12 @@ def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
         t = torch.full((len(x0),), 0.5, device=x0.device)
         x = policy.process.noise(x0, t, rng).x
     else:
-        return Finding(name, "note", "one decision a chain: there is no noisy state that the answer could depend on")
+        return Finding(name, "note", "a chain has one step: there is no noisy state for the output to depend on")
     raw = _raw(denoise)
     context = raw.embed_condition(given)
     first = raw(x, raw.embed_time(t), context).mean
     if bool((first.isnan() | first.isposinf()).any()):  # −∞ is the logit of a banned token
-        return Finding(name, "error", "the network answers NaN or infinity", "Look for it in its weights and inputs.")
+        return Finding(name, "error", "the network's output is NaN or infinite", "Check its weights and inputs.")
     moved = raw(x.roll(1, 0), raw.embed_time(t), context).mean
     later = raw(x, raw.embed_time(torch.full_like(t, 0.9)), context).mean
     if bool((first == moved).all()):
@@ -73,22 +73,22 @@ def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
         return Finding(
             name,
             "error",
-            f"the network answers {what} for every state: untrained, zero-initialised, or dead",
-            "Train it first, or load its weights: reward cannot start from a network that does not denoise.",
+            f"the network's output is {what} for every state: untrained, zero-initialised, or dead",
+            "Train it first, or load its weights: RL cannot start from a network that does not denoise.",
         )
     still = bool((first == later).all()) and isinstance(policy.process, Diffusion)
     if still:
-        return Finding(name, "note", "the answer does not depend on the time", "Does the network read its clock?")
-    return Finding(name, "ok", "the answer depends on the state" + (" and the time" if not still else ""))
+        return Finding(name, "note", "the output does not depend on the time", "Use the time embedding in the network.")
+    return Finding(name, "ok", "the output depends on the state" + (" and the time" if not still else ""))
 
 
 def _raw(denoise: Denoiser) -> Denoiser:
-    """The raw network of a Gaussian denoiser, read as x₀: its answer without the conversion."""
+    """Return the raw network of a Gaussian denoiser, read as x₀: its output without the conversion."""
     return GaussianDenoiser(denoise.net, denoise.schedule, "x0") if isinstance(denoise, GaussianDenoiser) else denoise
 
 
 def gradients(policy: Policy, chain: Chain, rng: Rng, rows: int = 16) -> Finding:
-    """Which trainable tensors get a gradient from replayed steps (or, without densities, from the training loss)?"""
+    """Check that all trainable tensors get a gradient from rescored steps (without densities: the training loss)."""
     name = "gradients"
     named = [(k, p) for k, p in policy.weights.module.named_parameters() if p.requires_grad]
     if not named:
@@ -112,12 +112,12 @@ def gradients(policy: Policy, chain: Chain, rng: Rng, rows: int = 16) -> Finding
     zero = [k for (k, _), g in zip(named, found, strict=True) if g is not None and not bool(g.any())]
     if bad:
         said = f"the gradient of the {what} is NaN or infinite in {_listed(bad)}"
-        return Finding(name, "error", said, "Look for 0/0, log 0 or √0 there, and for a std that is far too small.")
+        return Finding(name, "error", said, "Look for 0/0, log 0 or √0 there, and for a std close to zero.")
     if len(none) == len(named) or len(zero) + len(none) == len(named):
-        return Finding(name, "error", f"no trainable tensor gets a gradient from the {what}", "Is something detached?")
+        return Finding(name, "error", f"no trainable tensor gets a gradient from the {what}", "Look for detach().")
     if none:
         said = f"{len(none)} of {len(named)} trainable tensors get no gradient from the {what}: {_listed(none)}"
-        return Finding(name, "warning", said, "Freeze what is not used (requires_grad_(False)), or connect it.")
+        return Finding(name, "warning", said, "Freeze unused tensors (requires_grad_(False)), or connect them.")
     if zero:
         said = f"{len(zero)} of {len(named)} trainable tensors have a gradient of exactly zero: {_listed(zero)}"
         return Finding(name, "note", said, "Expected where layers start at zero (adapters, gates) or units are dead.")

@@ -1,15 +1,15 @@
-"""Is the network read as it was trained: the kind of its answer, and its clock?
+"""Check the prediction type (ε, x₀, v) and the time convention of a network.
 
-A denoiser is judged on its own samples, noised again. For a posterior mean neither ratio is
-above 1 in expectation, at any t:
+The denoiser is tested on its own samples, noised again. For a posterior mean neither ratio is above 1 in expectation,
+at any t:
 
     score(t)   = E‖x̂₀(x_t, t) − x₀‖² / E‖μ + g_t (x_t − α_t μ) − x₀‖²,    g_t = α_t s² / (α_t² s² + σ_t²)
     excess(t)  = E‖x̂₀(x_t, t) − x₀‖² / min_{a,b,c} E‖a + b x_t + c x̂₀ − x₀‖²
 
-with mean μ and variance s² of every number over the samples. The first compares with the best linear guess: what a
-network has learned beyond it is structure. The second is 1 where no correction of the answer helps, which is what makes
-it a posterior mean. A network that is read as another kind, or with another clock, draws samples that it does not find
-back. On Gaussian data all readings are linear and nothing tells them apart but the excess.
+with mean μ and variance s² of every number over the samples. The score compares with the best linear guess: below 1 the
+network has learned structure. The excess is 1 if no linear correction of the output helps, as for a posterior mean. A
+network with the wrong prediction type or time convention cannot reconstruct its own samples. On Gaussian data every
+reading is linear, and only the excess distinguishes them.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.diffusion import PREDICTIONS
 
 TIMES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
-"""times at which samples are noised again"""
+"""times t to which samples are noised"""
 FINE = 0.9
-"""a score below this has structure that no wrong reading has: others need not be tried"""
+"""with a score below this the reading is right: no other is tried"""
 APART = 0.8
-"""another reading must have less than this share of the declared one's score to be preferred"""
+"""another reading is preferred if its score is below this share of the declared one's"""
 LINEAR = 1.05
-"""largest score of a reading that is preferred: a linear guess, with the error of its estimation"""
+"""largest score of a preferred reading: a linear guess, with its estimation error"""
 MOST = 1.25
-"""largest excess of a reading that is taken for a posterior mean; a small network and 64 samples explain less"""
+"""largest excess of a reading that counts as a posterior mean; a small network and 64 samples cause less"""
 POOR = 1.6
-"""an excess above this is more than training leaves"""
+"""an excess above this is too large for a trained network"""
 LEVELS = 1000
 """discrete times of most published image models"""
 
 
 class Clocked(nn.Module):
-    """A network whose clock reads ``scale · t``, or 1 − t where ``reverse``."""
+    """A network that gets the time ``scale · t``, or ``scale · (1 − t)`` with ``reverse``."""
 
     def __init__(self, net: nn.Module, reverse: bool = False, scale: float = 1.0) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Clocked(nn.Module):
 
 
 class Fit(NamedTuple):
-    """score and excess as geometric means over ``TIMES``, and the score at each of them."""
+    """Score and excess as geometric means over ``TIMES``, and the score at each of them."""
 
     score: float
     excess: float
@@ -74,25 +74,25 @@ class Fit(NamedTuple):
 
 @torch.no_grad()
 def denoising_error(process: Diffusion, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Fit:
-    """How well ``denoise`` finds samples ``x0`` [n, *event] back, in model units, given their conditions."""
+    """Compute how well ``denoise`` reconstructs samples ``x0`` [n, *event] (model units) given their conditions."""
     mean, var = x0.mean(0), x0.var(0, correction=0)
     context, score, excess = denoise.embed_condition(given), [], []
     for time in TIMES:
         t = torch.full((len(x0),), time, device=x0.device)
         x = process.noise(x0, t, rng).x
         a, s = (expand_right(c, x0) for c in process.schedule(t))
-        answer = denoise(x, denoise.embed_time(t), context).mean
-        error = (answer - x0).square().sum()
+        mean_x0 = denoise(x, denoise.embed_time(t), context).mean
+        error = (mean_x0 - x0).square().sum()
         linear = mean + a * var / (a**2 * var + s**2) * (x - a * mean)
         score.append(error / (linear - x0).square().sum())
-        excess.append(error / _corrected(x, answer, x0))
+        excess.append(error / _corrected(x, mean_x0, x0))
     return Fit(_middle(score), _middle(excess), tuple(float(v) for v in score))
 
 
-def _corrected(x: Tensor, answer: Tensor, x0: Tensor) -> Tensor:
-    """min over a (a number a dimension), b, c of ‖a + b x + c x̂₀ − x₀‖²."""
-    x, answer, x0 = ((v - v.mean(0)).flatten().double().cpu() for v in (x, answer, x0))
-    design = torch.stack([x, answer], 1)
+def _corrected(x: Tensor, mean_x0: Tensor, x0: Tensor) -> Tensor:
+    """Return the minimum over a (one number per dimension), b, c of ‖a + b x + c x̂₀ − x₀‖²."""
+    x, mean_x0, x0 = ((v - v.mean(0)).flatten().double().cpu() for v in (x, mean_x0, x0))
+    design = torch.stack([x, mean_x0], 1)
     if not bool(design.isfinite().all()):
         return torch.zeros((), dtype=torch.float64)
     best = design @ torch.linalg.lstsq(design, x0[:, None], driver="gelsd").solution
@@ -100,13 +100,13 @@ def _corrected(x: Tensor, answer: Tensor, x0: Tensor) -> Tensor:
 
 
 def _middle(ratio: list[Tensor]) -> float:
-    """The geometric mean; what is not a number is infinite."""
+    """Return the geometric mean, with NaN as infinity."""
     found = torch.stack([r.double().cpu() for r in ratio]).nan_to_num(torch.inf, torch.inf)
     return float(found.clamp(1e-6, 1e6).log().mean().exp())
 
 
 def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
-    """Other ways to read the network of a Gaussian denoiser: the kind of its answer, and its clock."""
+    """Yield the other readings of a Gaussian denoiser's network: prediction types and time conventions."""
     if not isinstance(denoise, GaussianDenoiser):
         return
     kinds = [k for k in PREDICTIONS if k != "edm"] if denoise.predicts != "edm" else ["edm", "x0", "eps"]
@@ -117,7 +117,7 @@ def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
             if how or kind != denoise.predicts:
                 try:
                     yield f"{kind!r}{clock}", GaussianDenoiser(net, denoise.schedule, kind, denoise.spread).eval()
-                except ValueError:  # this kind is not defined under this schedule
+                except ValueError:  # this prediction type is not defined for this schedule
                     continue
 
 
@@ -125,10 +125,10 @@ def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
 def prediction(
     policy: Policy, x0: Tensor, given: Tree, rng: Rng, data: tuple[Tensor, Tree] | None = None, rows: int = 64
 ) -> Finding:
-    """The kind of prediction and the direction of time, on the policy's own samples ``x0`` or, better, on ``data``.
+    """Check the prediction type and the direction of time on the policy's own samples ``x0`` or, better, on ``data``.
 
-    Both are in model units, with conditions that the denoiser can encode. Other readings are tried where the declared
-    one is poor; each draws ``rows`` samples of its own in at most ten steps of the ODE.
+    Both are in model units, with conditions that the denoiser can embed. If the declared reading is poor, others are
+    tried; without ``data`` each draws ``rows`` samples of its own in at most ten steps of the ODE.
     """
     name = "prediction"
     if isinstance(policy.process, Masked):
@@ -138,8 +138,8 @@ def prediction(
     process, denoise = policy.process, policy.denoiser
     pair = (x0, given) if data is None else data
     own = denoising_error(process, denoise, *pair, rng)
-    told = ", ".join(f"{v:.2g} at t={t:g}" for t, v in zip(TIMES, own.at, strict=True))
-    said = f"error on noised {'own samples' if data is None else 'data'} over that of a linear guess: {told}"
+    scores = ", ".join(f"{v:.2g} at t={t:g}" for t, v in zip(TIMES, own.at, strict=True))
+    said = f"error on noised {'own samples' if data is None else 'data'} relative to a linear guess: {scores}"
     kind = f"{denoise.predicts!r}" if isinstance(denoise, GaussianDenoiser) else type(denoise).__name__
     if own.score <= FINE and own.excess <= MOST:
         return Finding(name, "ok", f"read as {kind}; {said}")
@@ -157,8 +157,7 @@ def prediction(
             name,
             "error",
             f"read as {kind} it is no better than a linear guess ({own.score:.2g}), read as {best} it is ({least:.2g})",
-            f"Wrap it as it was trained: everything speaks for {best} in GaussianDenoiser(net, "
-            "schedule, predicts), t = 0 being "
+            f"Wrap it as it was trained, probably {best}: GaussianDenoiser(net, schedule, predicts), with t = 0 at "
             "data.",
         )
     if best:
@@ -166,27 +165,27 @@ def prediction(
             name,
             "warning",
             f"read as {kind} its error is {own.score:.2g} of a linear guess's, read as {best} only {least:.2g}",
-            "Check how it was trained: GaussianDenoiser(net, schedule, predicts), t = 0 being data.",
+            "Check how it was trained: GaussianDenoiser(net, schedule, predicts), with t = 0 at data.",
         )
     if own.excess > POOR:
         return Finding(
             name,
             "warning",
-            f"read as {kind} it does not find its own samples back, and no other reading does; {said}",
-            "Is it trained, with this schedule, on data of about unit scale? Check the schedule and the codec.",
+            f"read as {kind} it does not reconstruct its own samples, and no other reading does; {said}",
+            "Check that it is trained, with this schedule, on data of about unit scale; check the codec.",
         )
     if own.score > LINEAR:
         return Finding(
             name,
             "note",
             f"read as {kind} it is no better than a linear guess, and no other reading is; {said}",
-            "Is it trained? What it was trained with cannot be told from a network that has hardly learned.",
+            "Train it first: the prediction type of a network that has hardly learned cannot be determined.",
         )
     return Finding(name, "ok", f"read as {kind}, and no other reading fits better; {said}")
 
 
 def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: int, rng: Rng) -> Fit:
-    """How a reading finds its own samples back; nothing fits where they are not finite or have no spread."""
+    """Compute the error of a reading on its own samples; infinite if they are not finite or have no spread."""
     steps = process.steps(time_grid(min(10, max(2, len(policy.eval_steps)))), ddim(0.0))
     x0 = make_sampler(process, denoise, steps, policy.event_shape, record=RecordSample())(given, rng, rows=n).sample
     if not bool(x0.isfinite().all()) or not 1e-2 < float(x0.std(0, correction=0).mean()) < 1e2:
@@ -195,34 +194,35 @@ def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: 
 
 
 def surprise(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Tensor:
-    """Nats a masked token at each of ``TIMES``, [T], over the entropy of the samples' tokens alone."""
+    """Return nats per masked token at each of ``TIMES``, [T], divided by the entropy of the token frequencies."""
     open_ = torch.ones_like(x0, dtype=torch.bool)
     if isinstance(denoise, TokenDenoiser) and denoise.shift:
-        open_[:, 0] = False  # nobody speaks about the first token
+        open_[:, 0] = False  # the network does not predict the first token
     share = torch.bincount(x0[open_], minlength=process.vocab).float()
     entropy = torch.special.entr(share / share.sum()).sum().clamp_min(1e-3)
     context, found = denoise.embed_condition(given), []
     for time in TIMES:
         noised = process.noise(x0, torch.full((len(x0),), time, device=x0.device), rng, open_)
         hidden = noised.x == process.mask_token
-        said = process.token_log_probs(denoise, noised, context)[hidden]
-        found.append(-said.mean() / entropy if bool(hidden.any()) else torch.full((), torch.nan, device=x0.device))
+        logp = process.token_log_probs(denoise, noised, context)[hidden]
+        found.append(-logp.mean() / entropy if bool(hidden.any()) else torch.full((), torch.nan, device=x0.device))
     return torch.stack(found)
 
 
 def _tokens(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
-    """Does a language model find its own masked tokens back better than their frequencies do?"""
+    """Check that a language model predicts its own masked tokens better than their frequencies do."""
     name, denoise = "prediction", policy.denoiser
     assert isinstance(policy.process, Masked)
-    # Decoders sharpen: what a model writes is judged without temperature, by what it believes.
+    # Decoders sharpen the distribution: use the model's own probabilities, without temperature.
     own = surprise(policy.process, denoise, x0, given, rng)
     own = own[own.isfinite()]
     ends = f"{float(own[0]):.2g} at small t, {float(own[-1]):.2g} at large t"
-    told = f"nats a masked token over the entropy of its tokens: {ends}"
+    said = f"nats per masked token over the entropy of its tokens: {ends}"
     if float(own.mean()) <= 1.25:
         if float(own[0]) > max(0.9 * float(own[-1]), 0.5):
-            return Finding(name, "note", f"{told}: what is visible hardly helps", "Is it trained, and does it attend?")
-        return Finding(name, "ok", told)
+            remedy = "Check that it is trained and attends to the visible tokens."
+            return Finding(name, "note", f"{said}: visible tokens hardly help", remedy)
+        return Finding(name, "ok", said)
     if isinstance(denoise, TokenDenoiser) and denoise.start is None:
         other = TokenDenoiser(denoise.net, not denoise.shift, denoise.vocab, denoise.banned).eval()
         tried = make_sampler(policy.process, other, policy.eval_steps, policy.event_shape, record=RecordSample())
@@ -233,14 +233,14 @@ def _tokens(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
                 return Finding(
                     name,
                     "error",
-                    f"with shift={denoise.shift} it does not find its own tokens back; with shift={other.shift} it "
-                    f"does; {told}",
-                    f"Row i of the network speaks about token i{'' if denoise.shift else ' + 1'}: "
-                    f"TokenDenoiser(net, shift={other.shift}).",
+                    f"with shift={denoise.shift} it does not reconstruct its own tokens; with shift={other.shift} it "
+                    f"does; {said}",
+                    f"Row i of the network predicts token i{'' if denoise.shift else ' + 1'}: "
+                    f"use TokenDenoiser(net, shift={other.shift}).",
                 )
     return Finding(
         name,
         "warning",
-        f"it does not find its own masked tokens back; {told}",
-        "Is it trained for masks, with this mask id and this vocabulary? Check Masked(mask_id=...) and banned.",
+        f"it does not reconstruct its own masked tokens; {said}",
+        "Check that it is trained on masks with this vocabulary: Masked(mask_id=...) and banned.",
     )

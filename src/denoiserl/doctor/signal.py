@@ -1,4 +1,4 @@
-"""What learning would be told: the reward, success, and groups that teach nothing."""
+"""Checks of the learning signal: the reward, success, and groups without a signal."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from denoiserl.rewards import Reward, rate
 from denoiserl.stats import auto_interval
 
 LEARNABLE = (0.2, 0.7)
-"""where learning from success sees it most"""
+"""success rates at which RL learns fastest"""
 BARELY = (0.03, 0.95)
-"""outside there is next to nothing to see, or to gain"""
+"""success rates outside this range leave almost nothing to learn from, or to gain"""
 GROUPS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 DEAD = 0.2
-"""share of dead groups that costs little"""
+"""acceptable share of dead groups"""
 
 
 def dead_share(solved: Tensor, group: int, size: int) -> float:
-    """The expected share of groups of ``size`` that are all alike, from ``solved`` [P] successes among ``group``.
+    """Return the expected share of groups of ``size`` with equal outcomes, from ``solved`` [P] successes of ``group``.
 
-    Success rates of prompts are taken as Beta(a, b), fitted by moments to the counts:
-    E[p^G + (1 − p)^G] = B(a + G, b)/B(a, b) + B(a, b + G)/B(a, b). Without variance beyond a binomial's all prompts
-    have one rate.
+    Success rates of prompts are modelled as Beta(a, b), fitted by moments to the counts:
+    E[p^G + (1 − p)^G] = B(a + G, b)/B(a, b) + B(a, b + G)/B(a, b). If the counts vary no more than a binomial, all
+    prompts have one rate.
     """
     rate = solved.double() / group
     p = float(rate.mean())
@@ -51,7 +51,7 @@ def dead_share(solved: Tensor, group: int, size: int) -> float:
 
 
 def groups(rewards: Tensor) -> Finding:
-    """Groups of samples of one prompt [P, G] whose rewards are all alike teach nothing to group-relative methods."""
+    """Check for groups of one prompt [P, G] with equal rewards: their advantages are zero."""
     name, size = "groups", rewards.shape[1]
     share = float(dead_groups(rewards).float().mean())
     said = f"{share:.0%} of the groups of {size} are dead (all rewards equal)"
@@ -64,20 +64,20 @@ def groups(rewards: Tensor) -> Finding:
     if share > 0.5:
         if enough is None:
             remedy = (
-                "No group of up to 64 would do: choose prompts that are sometimes solved, or make the reward finer."
+                "No group size up to 64 suffices: choose prompts that are sometimes solved, or make the reward finer."
             )
         else:
             left = dead_share(solved, size, enough)
             remedy = f"Groups of {enough} (--group-size {enough}) would leave {left:.0%} dead."
         return Finding(name, "warning", said, remedy)
-    told = "" if enough is None else f"; {enough} samples a prompt leave at most {DEAD:.0%} dead"
-    return Finding(name, "ok", said + told)
+    more = "" if enough is None else f"; {enough} samples per prompt leave at most {DEAD:.0%} dead"
+    return Finding(name, "ok", said + more)
 
 
 def check_rewards(rewards: Tensor, again: Tensor | None = None, serve: Tensor | None = None) -> Finding:
-    """Rewards of training samples in groups [P, G]: finite, not constant, of sane scale, and where learning sees them.
+    """Check rewards of training samples in groups [P, G]: finite, not constant, of sane scale, in a learnable range.
 
-    ``again``: the first of them asked a second time, [m]; ``serve``: rewards of served samples, [n].
+    ``again``: the reward's second values for the first m samples, [m]; ``serve``: rewards under eval steps, [n].
     """
     name, flat = "reward", rewards.flatten()
     bad = ~flat.isfinite()
@@ -89,13 +89,13 @@ def check_rewards(rewards: Tensor, again: Tensor | None = None, serve: Tensor | 
     said = f"{format(interval, '.1%' if rate else '.3g')} under training steps"
     if serve is not None and bool(serve.isfinite().all()):
         there = float(serve.float().mean())
-        said += f", {there:.1%} under serving steps" if rate else f", {there:.3g} under serving steps"
+        said += f", {there:.1%} under eval steps" if rate else f", {there:.3g} under eval steps"
     if bool(dead_groups(flat[None])):
         return Finding(
             name,
             "error",
-            f"all {len(flat)} rewards are {float(flat[0]):g}: there is nothing to compare",
-            "Is the reward's input in the units that it expects? Try it on data; make it partial if success is rare.",
+            f"all {len(flat)} rewards are {float(flat[0]):g}: all advantages are zero",
+            "Check the units of the reward's input, and test it on data; give partial rewards if success is rare.",
         )
     if rate:
         return _rate(name, float(flat.mean()), said)
@@ -104,23 +104,23 @@ def check_rewards(rewards: Tensor, again: Tensor | None = None, serve: Tensor | 
             name,
             "warning",
             f"{said}: training samples are worse by {gap:.3g}, more than their std",
-            "Lower the floor or the churn of the training steps, or take more of them.",
+            "Lower the minimum std or the churn of the training steps, or use more steps.",
         )
     inside = min(1.0, float(rewards.var(1).mean()) / max(float(flat.var()), 1e-30)) if rewards.shape[1] > 1 else 1.0
     if again is not None and float((again - flat[: len(again)]).abs().max()) > 1e-6 * float(flat.abs().max()):
         noise = float((again - flat[: len(again)]).square().mean().sqrt()) / math.sqrt(2)
-        said += f"; the same sample twice differs (std {noise:.2g}, all samples {float(flat.std()):.2g})"
+        said += f"; two rewards of one sample differ (std {noise:.2g}, all samples {float(flat.std()):.2g})"
         if noise > 0.5 * float(flat.std()):
             return Finding(
-                name, "warning", said, "Half of what is compared is noise: average several calls, or fix its seed."
+                name, "warning", said, "More than half of its std is noise: average several calls, or fix its seed."
             )
     if float(flat.abs().max()) > 1e4 * float(flat.std()):
         return Finding(
-            name, "warning", f"{said}, on a large offset", "Subtract a constant: float32 loses the differences."
+            name, "warning", f"{said}, with a large offset", "Subtract a constant: float32 loses the differences."
         )
     peak = (flat - flat.mean()).square()
     if len(flat) >= 16 and float(peak.max() / peak.sum()) > 0.5:
-        remedy = "One sample has most of the variance and would rule the batch: bound the reward, or clip (--adv-clip)."
+        remedy = "One sample has most of the variance and dominates the batch: bound the reward, or clip (--adv-clip)."
         return Finding(name, "warning", said, remedy)
     return Finding(name, "ok", f"{said}; {inside:.0%} of its variance is between samples of one prompt")
 
@@ -129,25 +129,28 @@ def _rate(name: str, p: float, said: str) -> Finding:
     level: Level = "ok" if LEARNABLE[0] <= p <= LEARNABLE[1] else "note"
     if p < BARELY[0]:
         return Finding(
-            name, "warning", said, "Learning hardly sees success: imitate better, start easier, reward parts."
+            name, "warning", said, "Success is too rare to learn from: improve the clone, ease the task, reward parts."
         )
     if p > BARELY[1]:
-        return Finding(name, "warning", said, "There is next to nothing to gain: take a harder task or harder prompts.")
+        return Finding(name, "warning", said, "There is almost nothing to gain: choose a harder task or prompts.")
     if level == "note":
         low, high = LEARNABLE
-        return Finding(name, level, said, f"Learning is fastest where {low:.0%} to {high:.0%} succeed.")
+        return Finding(name, level, said, f"Learning is fastest at success rates of {low:.0%} to {high:.0%}.")
     return Finding(name, level, said)
 
 
-def ask_reward(policy: Policy, reward: Reward, sample: Tree, asked: Tree) -> Tensor:
-    """The total reward of samples in model units, [n], NaN where it was not finite."""
+def ask_reward(policy: Policy, reward: Reward, sample: Tree, prompts: Tree) -> Tensor:
+    """Return the total reward of samples in model units, [n], NaN where it is not finite."""
     with no_usage_counting():
-        total, _ = rate(reward, sample, asked, decode=policy.codec.decode)
+        total, _ = rate(reward, sample, prompts, decode=policy.codec.decode)
         return total.masked_fill(~total.isfinite(), torch.nan)
 
 
 class Played(NamedTuple):
-    """The first episode of every copy, [B] each: was it over, and by time? ``success`` is None if never reported."""
+    """The first episode of each environment, [B] each; ``over``: it ended, ``timed``: by the time limit.
+
+    ``success`` is None if the environment never reports it.
+    """
 
     success: Tensor | None
     returns: Tensor
@@ -159,7 +162,7 @@ class Played(NamedTuple):
 def play(
     policy: Policy, env: Collector, seed: int, serve: bool, execute: int | None = None, most: int = 1000
 ) -> Played:
-    """One episode in every copy, from start states and with noise of ``seed``; given up after ``most`` ticks."""
+    """Run one episode per environment, with start states and noise of ``seed``, for at most ``most`` steps."""
     rng, execute = Rng(seed, policy.device), policy.weights.execute if execute is None else execute
 
     def act(obs: Any, rng: Rng) -> tuple[Tensor, None]:
@@ -186,35 +189,33 @@ def play(
 
 
 def episodes(train: Played, serve: Played | None, most: int = 1000) -> Finding:
-    """Success (or return) of the policy as learning runs it, and as users do."""
+    """Check success (or return) of the policy under training steps and under eval steps."""
     name = "success"
     if not bool(train.over.all()):
         return Finding(
             name,
             "warning",
-            f"{int((~train.over).sum())} of {len(train.over)} episodes did not end in {most} ticks",
+            f"{int((~train.over).sum())} of {len(train.over)} episodes did not end in {most} steps",
             "Give the environment a time limit (gymnasium's TimeLimit): returns without an end cannot be compared.",
         )
-    ends = f"{float(train.ticks.float().mean()):.0f} ticks, {float(train.timed.float().mean()):.0%} ended by time"
+    ends = f"{float(train.ticks.float().mean()):.0f} steps, {float(train.timed.float().mean()):.0%} ended by time limit"
     if train.success is None:
         interval, _ = auto_interval(train.returns)
         said = f"success is not reported; return {interval:.3g} ({ends})"
         if float(train.returns.std()) == 0:
-            return Finding(
-                name, "error", f"{said}: all equal", "Is the reward ever anything else? Shape it, or report success."
-            )
+            return Finding(name, "error", f"{said}: all equal", "Check the reward: shape it, or report success.")
         return Finding(name, "note", said, "Report success in info['success'] to see it.")
     p = float(train.success.float().mean())
     said = f"{auto_interval(train.success.float())[0]:.1%} under training steps"
     if serve is not None and serve.success is not None:
         other = float(serve.success.float().mean())
-        said += f", {other:.1%} under serving steps"
+        said += f", {other:.1%} under eval steps"
         if other - p > 2 * math.sqrt(2 * 0.25 / len(train.over)) and p < 0.7 * other:
             return Finding(
                 name,
                 "warning",
-                f"{said} ({ends}): the noise of learning costs success",
-                "Lower the floor or the churn of the training steps, or take more of them.",
+                f"{said} ({ends}): the exploration noise reduces success",
+                "Lower the minimum std or the churn of the training steps, or use more steps.",
             )
     if bool(train.returns.std() == 0):
         said += "; all returns are equal"

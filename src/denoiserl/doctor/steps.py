@@ -1,4 +1,4 @@
-"""The steps that learning runs: their densities, their noise, and the ratio before the first update."""
+"""Checks of the training steps: their densities, their noise, and the likelihood ratio before the first update."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion
 
 SHIFT = 0.01
-"""a small change of a step's mean, in units of the samples' std: what one careful update does"""
+"""a small change of a step's mean, as of one careful update, in units of the samples' std"""
 FAR = 0.05
-"""largest share of the distance between samples that training may put between its own and the served ones"""
+"""largest acceptable energy distance between samples of training and eval steps, as a share"""
 
 
 def densities(chain: Chain) -> Finding:
-    """Which training steps have a density, and the scale of their log-probabilities."""
+    """Check which training steps have a density, and the scale of their log-probabilities."""
     name, total = "densities", len(chain.steps)
     if not len(chain):
         return Finding(
             name,
             "error",
-            f"none of the {total} training steps has a density: no method that needs a likelihood can learn",
-            f"{NO_DENSITY_HELP[0].upper()}{NO_DENSITY_HELP[1:]}; or take a recipe without likelihoods (see "
+            f"none of the {total} training steps has a density: methods that need a likelihood cannot learn",
+            f"{NO_DENSITY_HELP[0].upper()}{NO_DENSITY_HELP[1:]}; or use a recipe without likelihoods (see "
             "docs/which.md).",
         )
     logp = chain.log_prob
@@ -40,49 +40,50 @@ def densities(chain: Chain) -> Finding:
         return Finding(name, "error", said, "Look for NaN in the network, or for a std that underflows.")
     size = math.prod(chain.sample.shape[len(chain.batch) :])
     said = (
-        f"{len(chain)} of {total} training steps have one; log-probabilities of a step from {float(logp.min()):.3g} to "
-        f"{float(logp.max()):.3g} over {size} numbers"
+        f"{len(chain)} of {total} training steps have one; log-probabilities of a step range from "
+        f"{float(logp.min()):.3g} to {float(logp.max()):.3g} over {size} dimensions"
     )
     if len(chain) < total:
-        return Finding(name, "note", f"{said}; the others are left out of learning")
+        return Finding(name, "note", f"{said}; the others are excluded from training")
     return Finding(name, "ok", said)
 
 
 def exploration(policy: Policy, spread: Tensor) -> Finding:
-    """The noise of the training steps against the scale of what they decide: too little, and every update is too much.
+    """Compare the noise of the training steps with the scale of the samples: too little makes every update too large.
 
-    A change δ of a step's mean in each of d numbers changes its law by KL = d δ² / (2 std²) nats. With δ = ``SHIFT``
-    times the samples' std ``spread``, a step with less noise than δ has a law that forgets where it was.
+    A change δ of a step's mean in each of d dimensions changes its distribution by KL = d δ² / (2 std²) nats. Here δ is
+    ``SHIFT`` times the samples' std ``spread``; a step with std below δ gets a warning.
     """
     name, d = "noise", math.prod(policy.event_shape)
     if not isinstance(policy.process, Diffusion) or "std" not in policy.train_steps.table:
-        return Finding(name, "note", f"the noise of a {type(policy.process).__name__} process is the network's own")
+        return Finding(name, "note", f"the network itself sets the noise of a {type(policy.process).__name__} process")
     std = policy.train_steps.table["std"]
     if not any(policy.train_steps.dense):
         return Finding(name, "note", "no training step has noise")
     least, scale = min(float(v) for v in std if v > 0), float(spread)
     kl = d * (SHIFT * scale) ** 2 / (2 * least**2)
-    told = ", ".join(f"{float(v):.2g}" for v in std)
-    ends = f"√d std of the quietest {math.sqrt(d) * least:.2g}, of samples {math.sqrt(d) * scale:.2g}"
-    said = f"std of the training steps {told}; {ends}; a shift of its mean by {SHIFT:.0%} of that costs {kl:.2g} nats"
+    stds = ", ".join(f"{float(v):.2g}" for v in std)
+    said = (
+        f"std of the training steps {stds}; √d std of the least noisy one {math.sqrt(d) * least:.2g}, of samples "
+        f"{math.sqrt(d) * scale:.2g}; a shift of its mean by {SHIFT:.0%} of the latter has KL {kl:.2g} nats"
+    )
     if least < SHIFT * scale:
         return Finding(
             name,
             "warning",
             said,
-            f"Train under with_min_std(transition, {5 * SHIFT * scale:.2g}) or so, or leave quiet "
-            "steps out of learning (a "
-            "window): ratios there leave any clipping range at once.",
+            f"Train with with_min_std(transition, {5 * SHIFT * scale:.2g}) or so, or exclude steps of low noise "
+            "(RecordWindow): their ratios leave any clip range at once.",
         )
     return Finding(name, "ok", said)
 
 
 def energy(one: Tensor, other: Tensor, rng: Rng, draws: int = 200) -> tuple[float, float]:
-    """The energy distance of two sets of samples [n, ...] and [m, ...] as a share in [0, 1], and a permutation p-value.
+    """Return the energy distance of samples [n, ...] and [m, ...] as a share in [0, 1], and a permutation p-value.
 
         (2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖) / 2 E‖X − Y‖
 
-    It is 0 where the two have one distribution (Székely and Rizzo 2013); within-set means leave out the diagonal.
+    It is 0 if both have one distribution (Székely and Rizzo 2013). Means within a set exclude the diagonal.
     """
     both = torch.cat([one.flatten(1), other.flatten(1)]).double().cpu()
     distance, n = torch.cdist(both, both), len(one)
@@ -100,12 +101,12 @@ def energy(one: Tensor, other: Tensor, rng: Rng, draws: int = 200) -> tuple[floa
 
 
 def train_vs_eval_samples(policy: Policy, train: Tensor, serve: Tensor, rng: Rng) -> Finding:
-    """Do training steps draw what users are served? Samples [n, *event] in model units, whose conditions are alike."""
+    """Compare samples [n, *event] of training steps with those of eval steps, in model units, for equal conditions."""
     name = "train against serve"
     if policy.train_steps is policy.eval_steps:
-        return Finding(name, "ok", "one table of steps trains and serves")
+        return Finding(name, "ok", "training and eval steps are the same")
     if not train.is_floating_point():
-        return Finding(name, "note", "tokens: compare the rewards of the two instead")
+        return Finding(name, "note", "tokens: compare the rewards under both steps instead")
     share, p = energy(train, serve, rng)
     spread = float(train.std(0).mean() / serve.std(0).mean().clamp_min(1e-12))
     said = f"their samples are {max(share, 0.0):.1%} apart (energy distance, p = {p:.2g}); std ratio {spread:.2g}"
@@ -113,14 +114,14 @@ def train_vs_eval_samples(policy: Policy, train: Tensor, serve: Tensor, rng: Rng
         return Finding(
             name,
             "warning",
-            f"{said}: learning improves a distribution that nobody is served",
-            "Lower the floor or the churn of the training steps, take more of them, or stop noise before the end.",
+            f"{said}: training optimises another distribution than the one of the eval steps",
+            "Lower the minimum std or the churn of the training steps, use more steps, or end the noise earlier.",
         )
     return Finding(name, "ok", said)
 
 
 def first_ratio(policy: Policy, chain: Chain, rng: Rng) -> Finding:
-    """Does replay before any update give back the recorded log-probabilities, in whole chains and in shuffled rows?"""
+    """Check that ``rescore`` returns the recorded log-probabilities, for whole chains and for shuffled rows."""
     name = "first ratio"
     if not len(chain):
         return Finding(name, "note", "no step with a density: there is no ratio")
@@ -145,22 +146,22 @@ def first_ratio(policy: Policy, chain: Chain, rng: Rng) -> Finding:
         return Finding(
             name,
             "error",
-            f"before any update |log ratio| is {gap:.3g}: replay scores another law than the one that drew",
+            f"before any update |log ratio| is {gap:.3g}: rescore uses another distribution than sampling did",
             f"Likely: {'; '.join(causes)}.",
         )
     return Finding(name, "ok", f"before any update |log ratio| is at most {gap:.2g}")
 
 
 def _causes(policy: Policy, repeats: bool) -> list[str]:
-    """Why replay may differ from the run, the likeliest first."""
+    """Return likely reasons why ``rescore`` differs from sampling, the likeliest first."""
     modules = list(policy.denoiser.modules())
     noisy = sorted({type(m).__name__ for m in modules if isinstance(m, nn.modules.dropout._DropoutNd) and m.training})
     norms = sorted({type(m).__name__ for m in modules if isinstance(m, nn.modules.batchnorm._NormBase) and m.training})
     low = sorted({str(p.dtype) for p in policy.denoiser.parameters() if p.dtype in (torch.bfloat16, torch.float16)})
     found = [f"{', '.join(noisy)} in train mode (policy.denoiser.eval())"] if noisy else []
-    found += [f"{', '.join(norms)} in train mode looks at the batch (policy.denoiser.eval())"] if norms else []
-    found += [f"weights in {', '.join(low)}: take old log-probs from a no-grad replay"] if low else []
-    found += ["networks run in bf16: take old log-probs from a no-grad replay"] if is_low_precision() else []
+    found += [f"{', '.join(norms)} in train mode depends on the batch (policy.denoiser.eval())"] if norms else []
+    found += [f"weights in {', '.join(low)}: take old log-probs from rescore without gradients"] if low else []
+    found += ["networks run in bf16: take old log-probs from rescore without gradients"] if is_low_precision() else []
     if not repeats and not found:
-        found = ["the network draws random numbers of its own: two replays differ"]
-    return found or ["the network's answer depends on the other rows of its batch, or on state that it changes"]
+        found = ["the network draws random numbers of its own: two calls of rescore differ"]
+    return found or ["the network's output depends on the other rows of its batch, or on state that it changes"]

@@ -1,4 +1,4 @@
-"""Samples in model units and in data units: finite, of sane scale, inside boxes, vocabularies and pictures' range."""
+"""Checks of sample values: finite, of sane scale, inside action bounds, vocabularies and the range of images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from denoiserl.processes import Autoregressive, Diffusion, Masked
 
 
 def ranges(policy: Policy, sample: Tensor, decoded: Tensor, spec: Any = None) -> Finding:
-    """Samples in model units and in data units: finite, of sane scale, inside boxes and vocabularies.
+    """Check samples in model units and in data units: finite, of sane scale, inside bounds and vocabularies.
 
-    ``spec``: what an environment takes (``Collector.spec``), where there is one.
+    ``spec``: ``Collector.spec`` of the environment, if there is one.
     """
     name = "values"
     for what, v in (("model units", sample), ("data units", decoded)):
         if v.is_floating_point() and not bool(v.isfinite().all()):
             said = f"{int((~v.isfinite()).sum())} of {v.numel()} numbers of samples in {what} are NaN or infinite"
-            return Finding(name, "error", said, "Look for it in the weights, the codec and the schedule's ends.")
+            return Finding(name, "error", said, "Check the weights, the codec and both ends of the schedule.")
     if isinstance(policy.process, Masked | Autoregressive):
         return _tokens(policy.process, sample)
     if not sample.is_floating_point():
@@ -39,9 +39,9 @@ def ranges(policy: Policy, sample: Tensor, decoded: Tensor, spec: Any = None) ->
 def _tokens(process: Masked | Autoregressive, tokens: Tensor) -> Finding:
     if bool(((tokens < 0) | (tokens >= process.vocab)).any()):
         least, most = int(tokens.min()), int(tokens.max())
-        said = f"tokens {least} to {most} are drawn and the vocabulary is 0 to {process.vocab - 1}"
+        said = f"samples hold tokens {least} to {most}, the vocabulary is 0 to {process.vocab - 1}"
         return Finding(
-            "values", "error", said, "Cut surplus rows: TokenDenoiser(net, vocab=...), or fix Masked(vocab)."
+            "values", "error", said, "Remove surplus outputs: TokenDenoiser(net, vocab=...), or correct Masked(vocab)."
         )
     return Finding("values", "ok", f"{len(tokens.unique())} of {process.vocab} tokens occur in {len(tokens)} samples")
 
@@ -53,27 +53,25 @@ def _scale(policy: Policy, sample: Tensor) -> Finding:
     )
     said = f"samples in model units have std {float(std.mean()):.2g}, largest {most:.2g}"
     if len(constant) == len(std):
-        return Finding("values", "error", f"{said}: all samples are equal", "Is the network trained? See 'network'.")
+        return Finding("values", "error", f"{said}: all samples are equal", "Train the network; see 'network'.")
     process = policy.process
     if isinstance(process, Diffusion) and process.clip is not None:
         at = float((sample.abs() >= 0.999 * process.clip).float().mean())
         said += f", {at:.0%} at the clip of {process.clip:g}"
         if at > 0.5:
-            return Finding(
-                "values", "warning", said, "The clip decides most numbers: is the codec's scale that of training?"
-            )
+            return Finding("values", "warning", said, "Most numbers are clipped: use the codec's scale of training.")
     if not 0.02 < float(std.mean()) < 5:
-        return Finding("values", "warning", said, "Diffusion wants data of about unit scale: normalise in the codec.")
+        return Finding("values", "warning", said, "Diffusion needs data of about unit scale: normalise in the codec.")
     if constant:
-        return Finding("values", "note", f"{said}; numbers that never change: {constant[:8]}")
+        return Finding("values", "note", f"{said}; constant dimensions: {constant[:8]}")
     return Finding("values", "ok", said)
 
 
 def _box(decoded: Tensor, spec: Any) -> Finding | None:
-    """Actions [n, (T_a,) d] against the environment's box."""
+    """Compare actions [n, (T_a,) d] with the environment's bounds."""
     actions = decoded.detach().cpu().float()
     if spec.action and tuple(actions.shape[-len(spec.action) :]) != tuple(spec.action):
-        said = f"a plan is {list(actions.shape[1:])}, the environment takes actions {list(spec.action)}"
+        said = f"a chunk is {list(actions.shape[1:])}, the environment takes actions {list(spec.action)}"
         return Finding("values", "error", said, "The last axis of the event is one action: check event and codec.")
     low, high = (torch.as_tensor(np.asarray(v), dtype=torch.float32) for v in (spec.low, spec.high))
     slack = 1e-3 * (high - low).nan_to_num(posinf=0.0)
@@ -87,15 +85,15 @@ def _box(decoded: Tensor, spec: Any) -> Finding | None:
         return Finding(
             "values",
             "warning",
-            f"{share:.0%} of the actions lie outside the environment's box and are clipped (dimension {worst}: "
+            f"{share:.0%} of the actions lie outside the environment's bounds and are clipped (dimension {worst}: "
             f"{float(each[worst]):.0%})",
-            "What is clipped has no effect, and no gradient tells: fit the codec to the box, or rescale the actions.",
+            "Clipped parts have no effect and no gradient: fit the codec to the bounds, or rescale the actions.",
         )
     if float(((flat.amax(0) - flat.amin(0)) / torch.where(width.isfinite() & (width > 0), width, 1.0)).max()) < 0.02:
-        said = "actions use less than 2 % of the environment's box in every dimension"
-        return Finding("values", "warning", said, "Are actions in the environment's units? Check the codec.")
+        said = "actions use less than 2 % of the environment's bounds in every dimension"
+        return Finding("values", "warning", said, "Check that the codec returns actions in the environment's units.")
     if constant:
-        return Finding("values", "note", f"action dimensions that never change: {constant}")
+        return Finding("values", "note", f"constant action dimensions: {constant}")
     return None
 
 
@@ -104,9 +102,9 @@ def _picture(policy: Policy) -> bool:
 
 
 def _pictures(policy: Policy, decoded: Tensor) -> Finding | None:
-    """Pictures that a codec does not clamp, against [−1, 1]."""
+    """Compare images with [−1, 1] where no codec clamps them."""
     over = float((decoded.abs() > 1.05).float().mean())
     if isinstance(policy.codec, IdentityCodec) and over > 0.1:
         said = f"{over:.0%} of the pixels lie outside [-1, 1] by more than 5 %"
-        return Finding("values", "warning", said, "Rewards see what nobody is shown: clip, or clamp in the codec.")
+        return Finding("values", "warning", said, "Rewards see values that no image shows: clip or clamp in the codec.")
     return None

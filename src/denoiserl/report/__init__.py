@@ -1,6 +1,6 @@
-"""Looking: learning curves, pictures, films, tables in the terminal, and reports that are one file.
+"""Reports: learning curves, pictures, videos, tables in the terminal, and HTML pages of one file.
 
-Nothing here imports matplotlib or Pillow before it draws.
+Matplotlib and Pillow are imported at their first use.
 """
 
 from denoiserl.report.formatting import verdict

@@ -1,4 +1,4 @@
-"""Episodes as one film: what a policy does in an environment that can draw itself."""
+"""Render episodes of a policy as one video."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ FEW = 8
 def episode_video(
     act: Callable[[Any, Rng], Any], env: Any, n: int, seed: int, size: int = 160
 ) -> dict[str, bytes | str]:
-    """The first ``n`` episodes of ``evaluate`` in a grid, {"episodes.gif": film}; of more than eight, the first four
-    failures and the first four successes. Where nothing can be drawn, {"episodes.txt": why}."""
+    """Render the first ``n`` episodes of ``evaluate`` in a grid: {"episodes.gif": GIF}.
+
+    Of more than eight, show the first four failures and the first four successes. If the environment cannot render,
+    return {"episodes.txt": reason}.
+    """
     try:
         films, won = record_video(act, env, n, seed, size)
     except RunError as error:
-        return {"episodes.txt": f"No film of the episodes: {error}."}
+        return {"episodes.txt": f"No video of the episodes: {error}."}
     shown = chosen(won) if n > FEW else list(range(n))
-    said = None if all(w is None for w in won) else [won[i] for i in shown]
-    return {"episodes.gif": gif(film_grid([films[i] for i in shown], said), 20.0)}
+    outcomes = None if all(w is None for w in won) else [won[i] for i in shown]
+    return {"episodes.gif": gif(film_grid([films[i] for i in shown], outcomes), 20.0)}

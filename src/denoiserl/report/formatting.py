@@ -1,4 +1,4 @@
-"""Numbers and verdicts as text: the same words in the terminal, on a page and in a picture."""
+"""Format numbers and verdicts as text, for the terminal, the HTML report and the plots."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from denoiserl.stats.standing import ComparisonTable, Contrast
 
 
 def decimals(widths: Iterable[float]) -> int:
-    """Decimals at which the narrowest width that is not zero keeps two digits; 2 where there is none."""
+    """Return the decimals that give the narrowest non-zero width two digits; 2 if there is none."""
     narrow = min((w for w in widths if w > 0), default=0.0)
     return 2 if narrow == 0 else min(6, max(0, 1 - math.floor(math.log10(narrow))))
 
 
 def number(value: float, places: int) -> str:
-    """A number with its decimals and a true minus sign; what rounds to zero has none."""
+    """Format a number with a true minus sign; a value that rounds to zero has no sign."""
     text = f"{value:.{places}f}"
     return text.replace("-", "−") if float(text) else text.replace("-", "")
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours, whichever is read best; a dash where nothing was measured."""
+    """Format a duration in seconds, minutes or hours; a dash for None."""
     if seconds is None:
         return "–"
     size, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 5940 else (3600, "h")
@@ -30,7 +30,7 @@ def duration(seconds: float | None) -> str:
 
 
 def count(n: float | None) -> str:
-    """A large count in thousands (k), millions (M) or billions (G), to three digits; a dash for none."""
+    """Format a count in thousands (k), millions (M) or billions (G), to three digits; a dash for None."""
     if n is None:
         return "–"
     for size, mark in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -40,14 +40,14 @@ def count(n: float | None) -> str:
 
 
 def probability(p: float) -> str:
-    """``p = 0.013``; below a thousandth only that it is below."""
+    """Format a p-value: ``p = 0.013``, or ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def values(standings: ComparisonTable) -> Callable[[float], str]:
-    """The means and ends of a table as text, without the unit: rates as percentages with one decimal.
+    """Return a function that formats the values of a table without their unit: rates as percentages, one decimal.
 
-    Others have as many digits as the narrowest interval asks for.
+    The narrowest interval sets the decimals of other values.
     """
     if standings.unit == "%":
         return lambda value: f"{number(100 * value, 1)}%"
@@ -56,10 +56,10 @@ def values(standings: ComparisonTable) -> Callable[[float], str]:
 
 
 def verdict(standings: ComparisonTable, contrast: Contrast) -> str:
-    """What a contrast shows, in a sentence that claims no more than it.
+    """Return the result of a contrast as a sentence.
 
-    The arm that stands better in the table is named first. A pair that is not separated is said to be that, with the
-    difference that this design would have seen.
+    The arm with the better rank is named first. For a pair that is not separated, the sentence gives the difference
+    that this design can detect with power 0.8.
     """
     rank = {row.name: i for i, row in enumerate(standings.rows)}
     first, second = sorted((contrast.first, contrast.second), key=rank.__getitem__)
@@ -70,19 +70,19 @@ def verdict(standings: ComparisonTable, contrast: Contrast) -> str:
     low, high = sorted(scale * (v if above else -v) for v in (c.difference.low, c.difference.high))
     places = decimals([high - low])
     size, ends = number(abs(scale * c.difference.mean), places), f"[{number(low, places)}, {number(high, places)}]"
-    way = f"{first} is {'above' if above else 'below'} {second} by {size} {ends}{unit}, {probability(c.p)}"
+    text = f"{first} is {'above' if above else 'below'} {second} by {size} {ends}{unit}, {probability(c.p)}"
     if c.separated:
-        return f"{way}."
+        return f"{text}."
     if not math.isfinite(c.smallest) or (standings.unit == "%" and c.smallest >= 1):
-        return f"{way}: not separated, and this design could hardly have seen any difference."
+        return f"{text}: not separated, and this design can hardly detect any difference."
     return (
-        f"{way}: not separated; a difference of {number(scale * c.smallest, places)}{unit} would have been seen "
+        f"{text}: not separated; this design detects a difference of {number(scale * c.smallest, places)}{unit} "
         "with power 0.8."
     )
 
 
 def scope(standings: ComparisonTable) -> str:
-    """What the table's intervals and letters mean, and what its verdicts are about."""
+    """Return what the table's intervals, letters and p-values refer to."""
     share = f"{100 * (1 - standings.level):g} %"
     many = len(standings.rows) > 1
     head = f"Intervals ({share}) are" if many else f"The interval ({share}) is"

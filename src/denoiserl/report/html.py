@@ -1,4 +1,4 @@
-"""One HTML file that holds everything it shows: no network, no fonts to fetch, nothing beside it.
+"""Self-contained HTML pages: one file, without network access or other files.
 
 A report is a title and sections; a section is a title and pieces: ``Prose``, ``Code``, ``Note``, ``Table``, ``Figure``,
 ``Gallery``, ``Settings``, ``Fold``. The page is ``templates/page.html.j2``: all text is escaped, and a content policy
@@ -26,7 +26,7 @@ from denoiserl.report.style import DARK, LIGHT, Theme
 from denoiserl.stats.comparison import LABELS, Comparison
 
 ON_PAGE = 0.57
-"""pixels of the page for one of a plot's picture"""
+"""pixels on the page per pixel of a plot"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Prose:
     text: str
 
     def paragraphs(self) -> list[str]:
-        """The text, split at empty lines."""
+        """Return the text, split at empty lines."""
         return [p for p in re.split(r"\n\s*\n", self.text.strip()) if p]
 
 
@@ -49,7 +49,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the reader must not miss: a warning, a limit, what is absent."""
+    """A highlighted remark: a warning, a limit, or what is missing."""
 
     text: str
 
@@ -68,11 +68,11 @@ class Table:
     numbers: Sequence[int] = ()
 
     def number_columns(self) -> list[bool]:
-        """Is a column one of numbers? Raise RunError for a row that has not one cell under each head."""
+        """Return which columns hold numbers. Raise RunError for a row without one cell per column."""
         width = len(self.head)
         for i, row in enumerate(self.rows):
             if len(row) != width:
-                raise RunError(f"row {i} of the table has {len(row)} cells under {width} heads: give one a column.")
+                raise RunError(f"row {i} of the table has {len(row)} cells under {width} heads: give one per column.")
         columns = zip(*self.rows, strict=True) if self.rows else [()] * width
         found = [bool(c) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in c) for c in columns]
         return [j in self.numbers or number for j, number in enumerate(found)]
@@ -80,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture or film: PNG, JPEG, GIF, SVG or MP4.
+    """A picture or video: PNG, JPEG, GIF, SVG or MP4.
 
     ``dark`` is the same picture for dark pages, ``width`` its width in pixels of the page.
     """
@@ -101,19 +101,19 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Settings:
-    """A value as JSON, folded away until it is asked for."""
+    """A value as JSON, initially folded."""
 
     title: str
     values: Any
 
     def as_text(self) -> str:
-        """The value as JSON."""
+        """Return the value as JSON."""
         return json.dumps(self.values, indent=2, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Pieces that are folded away until they are asked for."""
+    """Pieces that are initially folded."""
 
     title: str
     pieces: Sequence[Piece]
@@ -131,42 +131,42 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> str:
-    """The whole document as a string. Raise RunError for what a report cannot show."""
-    made = footer or f"Made by DenoiseRL on {datetime.datetime.now().astimezone():%d %B %Y, %H:%M}."
+    """Return the whole document as a string. Raise RunError for a piece that a report cannot show."""
+    foot = footer or f"Made by DenoiseRL on {datetime.datetime.now().astimezone():%d %B %Y, %H:%M}."
     return (
         _environment()
         .get_template("page.html.j2")
-        .render(title=title, sections=_anchor(sections), lead=lead, footer=made, light=LIGHT, dark=DARK)
+        .render(title=title, sections=_anchor(sections), lead=lead, footer=foot, light=LIGHT, dark=DARK)
     )
 
 
 def write(path: Path | str, title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> Path:
-    """Write the page to ``path``, whole or not at all: a reader sees the old page or the new one."""
+    """Write the page to ``path``, whole or not at all, and return the path."""
     return store.write_text(path, page(title, sections, lead, footer))
 
 
 def make_figure(draw: Callable[[Theme], bytes], caption: str = "", alt: str = "", width: int | None = None) -> Figure:
-    """A Figure for light and dark pages from ``draw(theme) -> PNG bytes``; letters have one size in all of them."""
+    """Return a Figure for light and dark pages from ``draw(theme) -> PNG bytes``, with the same letter size in all."""
     light = draw(LIGHT)
     return Figure(light, caption, alt, draw(DARK), width or round(int.from_bytes(light[16:20], "big") * ON_PAGE))
 
 
 def comparison_section(comparisons: Sequence[Comparison], title: str = "Before and after") -> Section:
-    """The claim of a run: dots with intervals, the same as a table, and a sentence for each."""
+    """Return a section with the comparisons as a plot, as sentences and as a table."""
     from denoiserl.report.learning_curves import dots
 
-    said = [f"{c.name}, {c.metric}: {c.verdict()}." for c in comparisons]
+    verdicts = [f"{c.name}, {c.metric}: {c.verdict()}." for c in comparisons]
     figure = make_figure(
         lambda theme: dots(comparisons, theme),
         "Dots are means, lines are 95 % intervals.",
-        " ".join(said),
+        " ".join(verdicts),
         760,
     )
-    return Section(title, [figure, Prose("\n\n".join(said)), comparison_table(comparisons)])
+    return Section(title, [figure, Prose("\n\n".join(verdicts)), comparison_table(comparisons)])
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Every row of every comparison with its interval and number of observations."""
+    """Return a table of every row of every comparison, with its interval and number of observations."""
     rows: list[tuple[object, ...]] = []
     strong: list[int] = []
     for c in comparisons:
@@ -179,19 +179,19 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def media_type(data: bytes) -> str:
-    """The media type of a picture or film, from its first bytes."""
+    """Return the media type of a picture or video from its first bytes. Raise RunError for an unknown one."""
     kinds: dict[bytes, str] = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"\xff\xd8\xff": "image/jpeg"}
-    kinds |= {b"<svg": "image/svg+xml"}  # as an image, where nothing in it can run
+    kinds |= {b"<svg": "image/svg+xml"}  # in <img>, where its scripts cannot run
     for start, kind in kinds.items():
         if data.startswith(start):
             return kind
     if data[4:8] == b"ftyp":
         return "video/mp4"
-    raise RunError(f"these {len(data)} bytes are no PNG, JPEG, GIF, SVG or MP4: the file may be cut short.")
+    raise RunError(f"these {len(data)} bytes are no PNG, JPEG, GIF, SVG or MP4: the file may be truncated.")
 
 
 def _anchor(sections: Sequence[Section]) -> dict[str, Section]:
-    """The sections by anchors that are unique on the page."""
+    """Return the sections by anchors that are unique on the page."""
     found: dict[str, Section] = {}
     for section in sections:
         base = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section"

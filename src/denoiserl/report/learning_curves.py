@@ -1,6 +1,6 @@
-"""Learning curves and three-row comparisons as PNG bytes: the same picture for a report, a page or a notebook.
+"""Learning curves and three-row comparisons as PNG bytes, for a report, a page or a notebook.
 
-Drawn with matplotlib's Agg canvas and without pyplot, so no global state is touched and no window is opened.
+They use matplotlib's Agg canvas without pyplot, so no global state changes and no window opens.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def plot(
     theme: Theme = LIGHT,
     colours: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Curves with their bands on one panel, each named at its end.
+    """Plot curves with their bands on one panel, with their labels at the end of the lines.
 
-    ``marks`` are named horizontal levels ("more imitation": 0.41); ``half_life`` draws ``smooth`` over the points,
-    which turn faint, where a curve is noisy; ``unit`` "%" labels rates in [0, 1] as percentages; ``colours`` are by
-    label (by default the theme's, in the order of the curves).
+    ``marks``: horizontal lines by label ("more imitation": 0.41). ``half_life``: draw ``smooth`` over the points of
+    noisy curves. ``unit`` "%": show rates in [0, 1] as percentages. ``colours``: by label (default: the theme's, in the
+    order of the curves).
     """
 
     def draw(figure: Any) -> None:
@@ -64,20 +64,20 @@ def learning_curves(
     marks: Mapping[str, float] | None = None,
     theme: Theme = LIGHT,
 ) -> bytes:
-    """The mean over seeds of each arm with its band: ``key`` over ``x``, what was spent by then or an iteration.
+    """Plot the mean over seeds of each arm with its band: ``key`` over ``x``, such as a usage count or the iteration.
 
-    ``arms``: the rows of each seed's run, by arm. Seeds are averaged where all of them have been (``overlay``); one
-    seed is its own curve, without a band. An arm has the colour that it has in ``violins`` of the same arms.
+    ``arms``: the rows of each seed's run, by arm. Seeds are averaged over their common range of x (``overlay``); a
+    single seed has no band. The colours are those of ``violins`` for the same arms.
     """
     curves = [join_curves([curve(rows, key, x) for rows in runs], name, band) for name, runs in arms.items()]
-    if unit == "%":  # an interval of a rate ends where rates do
+    if unit == "%":  # rates are in [0, 1], and so are their intervals
         curves = [_within(c, 0.0, 1.0) for c in curves]
     at = x or next((found for runs in arms.values() for rows in runs if (found := axis(rows))), "row")
     return plot(curves, title, at, "", marks, None, unit, (8.0, 3.8), theme, theme.palette([*arms, *(marks or {})]))
 
 
 def _within(given: Curve, least: float, most: float) -> Curve:
-    """The curve with its band cut off at both bounds."""
+    """Return the curve with its band clipped to both bounds."""
     low, high = (
         None if v is None else tuple(min(most, max(least, x)) if math.isfinite(x) else x for x in v)
         for v in (given.low, given.high)
@@ -93,9 +93,9 @@ def panels(
     theme: Theme = LIGHT,
     colours: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Small multiples: one panel a group, each with its own scale. Many metrics of one run at a glance.
+    """Plot one panel per group, each with its own scale.
 
-    With ``colours`` (by label) curves are named once, above all panels, and else at their ends.
+    With ``colours`` (by label) there is one legend above all panels; without, labels are at the end of the lines.
     """
     if not groups:
         raise RunError("There is nothing to draw: the run wrote no numbers.")
@@ -127,7 +127,7 @@ def panels(
 
 
 def dots(comparisons: Sequence[Comparison], theme: Theme = LIGHT) -> bytes:
-    """Before, more imitation, after: a dot and its 95 % interval a row, one panel a comparison with its own scale."""
+    """Plot before, more imitation and after: a dot and its 95 % interval per row, one panel per comparison."""
     if not comparisons:
         raise RunError("There is nothing to compare: give at least one Comparison.")
     rows = [len(c.rows) for c in comparisons]
@@ -170,7 +170,7 @@ def _dots(axes: Any, comparison: Comparison, theme: Theme) -> None:
     high = scale * max(row.high for _, row in rows)
     room = 0.06 * ((high - low) or abs(high) or 1.0)
     axes.set_xlim(low - room, high + room)
-    if comparison.unit == "%":  # rates are read against nothing and everything
+    if comparison.unit == "%":  # show the whole range of a rate
         axes.set_xlim(-2, 102)
         axes.xaxis.set_major_formatter(require("matplotlib.ticker", "demo").PercentFormatter(100))
     arrow = "" if comparison.better == "higher" else " (lower is better)"
@@ -185,7 +185,7 @@ def _curves(
     marks: Mapping[str, float],
     colours: Mapping[str, str] | None = None,
 ) -> list[tuple[str, float, str]]:
-    """Draw, and give (name, y, colour) of what is to be named at the right edge."""
+    """Draw the curves, and return (name, y, colour) of the labels at the right edge."""
     if not curves:
         raise RunError("There is nothing to draw: give at least one curve.")
     ends: list[tuple[str, float, str]] = []
@@ -193,7 +193,7 @@ def _curves(
         colour = colours[given.label] if colours else theme.series[i % len(theme.series)]
         finite = [y for y in given.y if math.isfinite(y)]
         if not finite:
-            raise InvalidInputError(f"curve {given.label!r} has no finite value: leave it out, or find out why.")
+            raise InvalidInputError(f"curve {given.label!r} has no finite value: remove it, or find the cause.")
         if given.low is not None:
             axes.fill_between(given.x, given.low, given.high, color=colour, alpha=0.18, linewidth=0)
         line = given
@@ -221,7 +221,7 @@ def _curves(
 
 
 def _name_ends(figure: Any, axes: Any, ends: list[tuple[str, float, str]]) -> None:
-    """Write the names right of the axes at the height of the lines' ends, pushed apart where they would touch."""
+    """Write the labels right of the axes at the height of the lines' ends, moved apart where they overlap."""
     if not ends:
         return
     figure.draw_without_rendering()
@@ -257,9 +257,9 @@ def _name_above(figure: Any, colours: Mapping[str, str]) -> None:
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights moved as little as a sweep up and a sweep down allow, at least ``gap`` apart, from ``low`` to ``high``.
+    """Move heights at least ``gap`` apart inside [low, high], by a sweep up and a sweep down; keep their order.
 
-    Order is kept. Where they do not all fit they run over ``low``.
+    If they do not fit, the lowest are below ``low``.
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     out = list(heights)
@@ -273,7 +273,7 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
 
 
 def _sparse(given: Curve) -> bool:
-    """Few points, or points with gaps on both sides, would be invisible as a line alone."""
+    """Return whether a curve needs markers: few points, or points with gaps on both sides."""
     return len(given.y) <= 12 or any(
         math.isfinite(y)
         and not (i and math.isfinite(given.y[i - 1]))
@@ -283,9 +283,9 @@ def _sparse(given: Curve) -> bool:
 
 
 def _noisy(values: Sequence[float]) -> bool:
-    """Does the line go up and down, rather than somewhere? Averaging a smooth line would only bend it."""
-    way = sum(abs(b - a) for a, b in pairwise(values))
-    return len(values) > 12 and way > 3 * (max(values) - min(values))
+    """Return whether the total variation exceeds three times the range; smoothing only distorts other curves."""
+    variation = sum(abs(b - a) for a, b in pairwise(values))
+    return len(values) > 12 and variation > 3 * (max(values) - min(values))
 
 
 def _whole(curves: Sequence[Curve]) -> bool:
@@ -293,7 +293,7 @@ def _whole(curves: Sequence[Curve]) -> bool:
 
 
 def canvas(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> bytes:
-    """PNG of what ``draw(figure)`` puts on a figure of ``size`` inches in the theme's style."""
+    """Return the PNG of a figure of ``size`` inches in the theme's style, on which ``draw(figure)`` draws."""
     matplotlib = require("matplotlib", "demo")
     agg = require("matplotlib.backends.backend_agg", "demo")
     with matplotlib.rc_context(plot_style(theme)):

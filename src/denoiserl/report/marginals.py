@@ -1,4 +1,4 @@
-"""What was made beside what was recorded: the marginals of every column, and how near made rows are to known ones."""
+"""Plots of generated against recorded data: the marginals of every column, and distances to training rows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from denoiserl.report.learning_curves import canvas
 from denoiserl.report.style import LIGHT, Theme
 
 MOST = 23
-"""columns that are drawn; the worst of more"""
+"""largest number of columns to draw; the worst ones if there are more"""
 ACROSS = 4
 BINS = 36
 FEW = 12
-"""values up to which bars stand on the values themselves"""
+"""largest number of distinct values for one bar per value"""
 
 
 def marginals_plot(
@@ -28,11 +28,14 @@ def marginals_plot(
     distances: tuple[Tensor, Tensor],
     theme: Theme = LIGHT,
 ) -> bytes:
-    """A PNG: one panel a column, recorded rows [N, C] filled and made ones [M, C] as a line, both as densities; last
-    the distances to the nearest training row, of held-out and of made rows."""
+    """Plot one panel per column as PNG: densities of recorded rows [N, C], filled, and generated rows [M, C], a line.
+
+    The last panel shows the distances to the nearest training row, of held-out and of generated rows.
+    """
     if not (len(names) == real.shape[1] == made.shape[1] == len(ks)):
         raise RunError(
-            f"{len(names)} names and {len(ks)} distances do not name columns {real.shape[1]}, {made.shape[1]}"
+            f"{len(names)} names and {len(ks)} distances for {real.shape[1]} and {made.shape[1]} columns: give one "
+            "per column"
         )
     drawn = sorted(sorted(range(len(names)), key=lambda c: -ks[c])[:MOST])
     panels = len(drawn) + 1
@@ -50,8 +53,9 @@ def marginals_plot(
         for place in axes[panels:]:
             place.set_visible(False)
         hidden = len(names) - len(drawn)
-        more = f"; {hidden} columns that fit better are left out" if hidden else ""
-        figure.suptitle(f"Recorded (filled) and made (line){more}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        more = f"; {hidden} columns that fit better are not shown" if hidden else ""
+        head = f"Recorded (filled) and generated (line){more}"
+        figure.suptitle(head, x=0.01, ha="left", fontsize=12, fontweight="bold")
 
     return canvas(draw, (2.7 * ACROSS, 1.75 * down + 0.45), theme)
 

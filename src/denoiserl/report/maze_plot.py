@@ -1,4 +1,4 @@
-"""Ways through a maze: one small plan for each reward, with where a policy went."""
+"""Plots of a policy's paths through a maze, one plan per reward."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from denoiserl.report.style import LIGHT, Theme
 
 COLUMNS = 5
 GRAIN = 8
-"""spots a cell at which a reward is drawn"""
+"""grid points per cell (in each dimension) at which a reward is drawn"""
 
 
 def plot_paths(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]], theme: Theme = LIGHT) -> bytes:
-    """PNG: a panel for each name, of (a reward at ``reward_grid(maze)`` [H, W], ways [T, 2] as positions).
+    """Plot a panel per name as PNG: (a reward at ``reward_grid(maze)`` [H, W], paths of positions [T, 2]).
 
-    Walls are grey and what pays is shaded; a ring is where a way begins, a dot where it ends.
+    Walls are grey and rewards are shaded; a ring is the start of a path, a dot its end.
     """
     if not panels:
-        raise RunError("there is nothing to draw: give at least one reward and its ways")
+        raise RunError("there is nothing to draw: give at least one reward and its paths")
     high, wide = maze.walls.shape
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -52,7 +52,7 @@ def plot_paths(maze: Maze, panels: Mapping[str, tuple[Tensor, Iterable[Tensor]]]
 
 
 def reward_grid(maze: Maze) -> Tensor:
-    """The positions at which rewards are drawn, [H, W, 2], ``GRAIN`` a cell."""
+    """Return the positions at which rewards are drawn, [H, W, 2], ``GRAIN`` per cell."""
     high, wide = (int(n) * GRAIN for n in maze.walls.shape)
     y, x = torch.meshgrid((torch.arange(high) + 0.5) / GRAIN, (torch.arange(wide) + 0.5) / GRAIN, indexing="ij")
     return torch.stack([x, y], -1)

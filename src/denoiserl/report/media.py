@@ -1,7 +1,7 @@
-"""Images and films as bytes: PNG, GIF, MP4, ready for a file or for base64 in a page.
+"""Images and videos as bytes: PNG, GIF, MP4, for a file or for base64 in a page.
 
-Pictures are float tensors [N, C, H, W] in [-1, 1], the units of image generators, or uint8 frames [T, H, W, 3], the
-units of simulators. Values outside [-1, 1] are clipped, as every viewer would; values that are not finite are refused.
+Images are float tensors [N, C, H, W] in [-1, 1], as from image generators, or uint8 frames [T, H, W, 3], as from
+simulators. Values outside [-1, 1] are clipped; values that are not finite raise InvalidInputError.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Frames = Tensor | numpy.ndarray
 
 
 def pixels(images: Frames) -> numpy.ndarray:
-    """uint8 [N, H, W, 3], from float [N, C, H, W] in [-1, 1] or uint8 [N, H, W, C], with C = 1 or 3."""
+    """Convert float [N, C, H, W] in [-1, 1] or uint8 [N, H, W, C], C = 1 or 3, to uint8 [N, H, W, 3]."""
     x = torch.as_tensor(numpy.ascontiguousarray(images) if isinstance(images, numpy.ndarray) else images)
     x = x.detach().cpu()
     if x.ndim != 4 or 0 in x.shape:
@@ -35,7 +35,7 @@ def pixels(images: Frames) -> numpy.ndarray:
         bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero().flatten().tolist()
         if bad:
             raise InvalidInputError(
-                f"{len(bad)} of {len(x)} images are not finite (the first: image {bad[0]}): find out why."
+                f"{len(bad)} of {len(x)} images are not finite (the first: image {bad[0]}): find the cause."
             )
         x = ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
     else:
@@ -46,19 +46,19 @@ def pixels(images: Frames) -> numpy.ndarray:
 
 
 def enlarge(frames: numpy.ndarray, scale: int) -> numpy.ndarray:
-    """Every pixel [N, H, W, C] as a square of ``scale`` by ``scale``: tiny images stay sharp."""
+    """Enlarge every pixel [N, H, W, C] to a square of ``scale`` by ``scale``."""
     return frames.repeat(scale, 1).repeat(scale, 2)
 
 
 def png(image: Frames) -> bytes:
-    """One picture, [C, H, W] in [-1, 1] or uint8 [H, W, C], as PNG."""
+    """Return one image, [C, H, W] in [-1, 1] or uint8 [H, W, C], as PNG."""
     return _png(pixels(image[None])[0])
 
 
 def image_grid(images: Frames, columns: int | None = None, scale: int | None = None, pad: int | None = None) -> bytes:
-    """Images in a grid as PNG, row by row; by default nearly square, each tile enlarged to at least 64 pixels.
+    """Return images in a grid as PNG, row by row; by default nearly square, each tile enlarged to at least 64 pixels.
 
-    Gaps are a translucent grey, which can be seen on light and on dark pages; places without an image are empty.
+    Gaps are a translucent grey, visible on light and on dark pages; cells without an image are transparent.
     """
     tiles = pixels(images)
     n, height, width, _ = tiles.shape
@@ -82,15 +82,15 @@ def image_grid(images: Frames, columns: int | None = None, scale: int | None = N
 
 
 def gif(frames: Frames, fps: float = 20.0) -> bytes:
-    """Frames as a GIF that repeats forever.
+    """Return frames as a GIF that repeats forever.
 
-    One palette for all frames, so that nothing flickers. GIF counts time in 1/100 s, so the rate is rounded to one
-    of 100/2, 100/3, 100/4 ...; faster ones, which players slow down, are refused. Frames that repeat the one before
-    are stored once, with the longer time.
+    All frames share one palette, so that the GIF does not flicker. GIF counts time in 1/100 s, so the rate is rounded
+    to one of 100/2, 100/3, 100/4 ... Raise InvalidInputError above 50, because players slow such GIFs down. A frame
+    equal to the one before is stored once, with the longer time.
     """
     film = pixels(frames)
     if not 0 < fps <= 50:
-        raise InvalidInputError(f"a GIF cannot play at {fps} frames a second: give at most 50, or leave out frames.")
+        raise InvalidInputError(f"a GIF cannot play at {fps} frames per second: give at most 50, or drop frames.")
     image = require("PIL.Image", "demo")
     share = film[:: max(1, len(film) // 16)]
     sample = image.fromarray(share.reshape(-1, *film.shape[2:]))
@@ -103,7 +103,7 @@ def gif(frames: Frames, fps: float = 20.0) -> bytes:
 
 
 def mp4(frames: Frames, fps: float = 20.0) -> bytes:
-    """Frames as an MP4 that every browser plays (H.264, 4:2:0); odd sizes grow by a pixel. Needs imageio-ffmpeg."""
+    """Return frames as an MP4 for browsers (H.264, 4:2:0); odd sizes grow by a pixel. It needs imageio-ffmpeg."""
     try:
         ffmpeg = require("imageio_ffmpeg", "demo")
     except MissingExtraError:
@@ -125,7 +125,7 @@ def mp4(frames: Frames, fps: float = 20.0) -> bytes:
 
 
 def film(frames: Frames, fps: float = 20.0) -> bytes:
-    """The smaller of both: an MP4 where imageio-ffmpeg is installed, else a GIF."""
+    """Return frames as an MP4 if imageio-ffmpeg is installed, else as a GIF."""
     try:
         require("imageio_ffmpeg", "demo")
     except MissingExtraError:

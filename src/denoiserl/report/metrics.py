@@ -1,4 +1,4 @@
-"""Curves from the rows that a run wrote: one dict a line, any key in any row."""
+"""Curves from the metrics of a run: one JSON object per line, with any keys."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_mess
 from denoiserl.stats.interval import t_interval
 
 AXES = ("iteration", "iter", "update", "step", "epoch", "it")
-"""Keys that count the progress of a run, in the order in which they are looked for."""
+"""keys that count the progress of a run, in order of preference"""
 
 DRAWN = 1000
-"""rows of a kind that a picture shows: more would fall on the same pixels"""
+"""rows of a kind in a plot: more would fall on the same pixels"""
 
 Row = Mapping[str, Any]
 
@@ -42,12 +42,11 @@ class Curve:
 
 
 def read_metrics(path: Path | str, most: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``. A last line cut short by a crash is left out; any other damage is refused.
+    """Read the rows of a ``metrics.jsonl``. Skip a last line that a crash truncated; raise RunError for other damage.
 
-    The strings "nan", "inf" and "-inf" are the numbers they stand for, and nested keys are joined: ``loss/policy``.
-    An interval (mean, low, high, n) named k becomes ``k``, ``k_low`` and ``k_high``. ``most``: of every kind of row
-    (of one stage, with the same keys) about so many at most, evenly spaced and with the last one, for a picture that
-    shows no more; evaluations are rare and all there.
+    The strings "nan", "inf" and "-inf" become numbers, and nested keys are joined: ``loss/policy``. An interval (mean,
+    low, high, n) with key k becomes ``k``, ``k_low`` and ``k_high``. ``most``: keep about so many rows of every kind
+    (same stage, same keys), evenly spaced and with the last one. Rare rows, such as evaluations, are all kept.
     """
     kinds: dict[tuple[str, ...], _Thinned] = {}
     for i, row in enumerate(each_row(path)):
@@ -57,12 +56,12 @@ def read_metrics(path: Path | str, most: int | None = None) -> list[dict[str, An
 
 
 def each_row(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The rows of a file of JSON lines, one after another, as they are; see ``read_metrics``."""
+    """Yield the rows of a file of JSON lines, unchanged; see ``read_metrics``."""
     path = Path(path)
     try:
         file = path.open(encoding="utf-8")
     except FileNotFoundError:
-        raise RunError(f"{path} does not exist: check the path, or run what was to write it.") from None
+        raise RunError(f"{path} does not exist: check the path, or start the run that writes it.") from None
     with file:
         for i, line in enumerate(file):
             if not line.strip():
@@ -72,14 +71,14 @@ def each_row(path: Path | str) -> Iterator[dict[str, Any]]:
             except ValueError as error:
                 if not line.endswith("\n"):
                     return
-                raise RunError(f"{path}, line {i + 1} is not JSON ({error}): repair that line.") from None
+                raise RunError(f"{path}, line {i + 1} is not JSON ({error}): correct that line.") from None
             if not isinstance(row, dict):
-                raise RunError(f"{path}, line {i + 1} is a {type(row).__name__}, not an object: repair that line.")
+                raise RunError(f"{path}, line {i + 1} is a {type(row).__name__}, not an object: correct that line.")
             yield row
 
 
 class _Thinned:
-    """Every so-many-th row of those that were added, at most twice ``most``, and the last one."""
+    """Every k-th of the added rows, at most twice ``most``, and the last one."""
 
     def __init__(self, most: int | None) -> None:
         self.most, self.count, self.stride = most, 0, 1
@@ -115,20 +114,20 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def numeric(row: Row, key: str) -> bool:
-    """Does the row have a number under this key? (True and False are no numbers.)"""
+    """Return whether the row has a number at this key (True and False are not numbers)."""
     return isinstance(row.get(key), int | float) and not isinstance(row[key], bool)
 
 
 def axis(rows: Sequence[Row]) -> str | None:
-    """The key that counts progress: the first of ``AXES`` that every row has, or None."""
+    """Return the key that counts progress: the first of ``AXES`` that every row has, or None."""
     return next((k for k in AXES if rows and all(numeric(row, k) for row in rows)), None)
 
 
 def curve(rows: Sequence[Row], key: str, x: str | None = None, label: str | None = None) -> Curve:
-    """The curve of ``key`` over ``x`` (by default ``axis``, else the number of the row).
+    """Return the curve of ``key`` over ``x`` (by default ``axis``, else the row's number).
 
-    Rows without the key are passed over; values that are not finite become gaps. ``key_low`` and ``key_high``, where
-    the rows have them, become the band. An unknown key is refused with the nearest one.
+    Rows without the key are skipped; values that are not finite become gaps. ``key_low`` and ``key_high`` become the
+    band if the rows have them. Raise RunError for an unknown key and suggest the closest one.
     """
     x = x or axis(rows)
     having = [(i, row) for i, row in enumerate(rows) if numeric(row, key) and (x is None or numeric(row, x))]
@@ -151,9 +150,9 @@ def curve(rows: Sequence[Row], key: str, x: str | None = None, label: str | None
 
 
 def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label: str | None = None) -> Curve:
-    """The mean over runs (seeds) with its 95 % Student-t band, at the x that all runs have.
+    """Return the mean over runs (seeds) with its 95 % Student-t band, at the x that all runs have.
 
-    Points that not all runs reached are left out, so that the mean never changes its runs on the way.
+    Points that some run lacks are left out, so that every mean is over the same runs.
     """
     if len(runs) < 2:
         raise InvalidInputError(f"a band across runs needs at least two of them, not {len(runs)}: use curve for one.")
@@ -168,19 +167,17 @@ def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label:
 
 
 def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
-    """The mean of several curves over the x that all of them cover, between whose points they are straight lines.
+    """Return the mean of several curves over their common range of x, with linear interpolation between points.
 
-    At ``DRAWN`` to twice as many of these x, where there are more. For runs whose points do not lie at the same x, as
-    with what was spent by then; where they do, it is ``across``. The band is the 95 % Student-t interval of the mean,
-    or the range from the least to the greatest. A gap in one is a gap. Of several points at one x the last counts.
+    It serves runs with points at different x, such as usage counts; for equal x it is ``across``. It has at most twice
+    ``DRAWN`` points. The band is the 95 % Student-t interval of the mean, or the range from minimum to maximum. A gap
+    in one curve is a gap of the mean. Of several points at one x the last counts.
     """
     if len(given) < 2:
         raise InvalidInputError(f"a band needs at least two curves, not {len(given)}: draw one as it is.")
     for c in given:
         if any(b < a for a, b in pairwise(c.x)):
-            raise InvalidInputError(
-                f"curve {c.label!r} goes back from right to left: give another x, one that only grows."
-            )
+            raise InvalidInputError(f"the x of curve {c.label!r} decreases: give another x, one that only grows.")
     given = [_last_at(c) for c in given]
     low, high = max(c.x[0] for c in given), min(c.x[-1] for c in given)
     at = sorted({x for c in given for x in c.x if low <= x <= high})
@@ -202,7 +199,7 @@ def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range
 
 
 def join_curves(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
-    """The curves of an arm's seeds as one: their ``overlay``, or a single one as it is."""
+    """Return the curves of an arm's seeds as one: their ``overlay``, or the only one unchanged."""
     return replace(given[0], label=label) if len(given) == 1 else overlay(given, label, band)
 
 
@@ -212,7 +209,7 @@ def _last_at(given: Curve) -> Curve:
 
 
 def _between(given: Curve, at: Sequence[float]) -> numpy.ndarray:
-    """The curve's y at other x; NaN beside a gap, but not at a point that has a value."""
+    """Return the curve's y at other x; NaN beside a gap, except at a point that has a value."""
     with numpy.errstate(invalid="ignore"):
         y = numpy.interp(at, given.x, given.y)
     own = dict(zip(given.x, given.y, strict=True))
@@ -220,11 +217,11 @@ def _between(given: Curve, at: Sequence[float]) -> numpy.ndarray:
 
 
 def smooth(given: Curve, half_life: float) -> Curve:
-    """The weighted mean of the points around each point: ``half_life`` points away they count half. Gaps stay gaps.
+    """Smooth a curve by a weighted mean around each point, with half the weight at ``half_life`` points. Keep gaps.
 
         y'_i = Σ_j w_ij y_j / Σ_j w_ij,   w_ij = 2^-(|i - j| / half_life)
 
-    Both sides count, so a rise is not shown late. Bands are dropped: they belong to the points, not to their mean.
+    Both sides count, so the result has no lag. Bands are dropped: they belong to the points, not to their mean.
     """
     if half_life <= 0:
         raise InvalidInputError(f"a half-life of {half_life} points cannot smooth: give a positive number.")
@@ -241,7 +238,7 @@ def smooth(given: Curve, half_life: float) -> Curve:
 
 
 def stages(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by their ``stage``, in order of appearance; rows without one (or with null) are under ""."""
+    """Group rows by ``stage``, in order of appearance; rows without one (or with null) are under ""."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(str(row.get("stage") or ""), []).append(row)
@@ -249,10 +246,10 @@ def stages(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def groups(rows: Sequence[Row], factor: float = 30.0) -> dict[str, list[Curve]]:
-    """Every number in the rows as curves, those that belong on one panel together.
+    """Return every number of the rows as a curve, grouped by panel.
 
-    Together are ``loss/policy`` and ``loss/value`` (what comes before the first ``/`` or ``.``), unless their sizes
-    differ by more than ``factor``: then each has a panel of its own. Ends of bands are no curves.
+    Curves with the same prefix before the first ``/`` or ``.`` share a panel, such as ``loss/policy`` and
+    ``loss/value``, unless their sizes differ by more than ``factor``. Ends of bands are not curves.
     """
     x = axis(rows)
     keys = list(dict.fromkeys(k for row in rows for k in row if numeric(row, k) and k != x))
@@ -278,7 +275,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _size(given: Curve) -> float:
-    """The median size of a curve's finite values."""
+    """Return the median absolute value of a curve's finite values."""
     sizes = sorted(abs(y) for y in given.y if math.isfinite(y))
     return sizes[len(sizes) // 2] if sizes else 0.0
 

@@ -1,4 +1,4 @@
-"""Where a run came from: its record, its recipe in words, what was not at its default, and the command to repeat it."""
+"""The provenance of a run: its record, its recipe's description, changed options, and the command to repeat it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from denoiserl.report.html import Code, Fold, Note, Piece, Prose, Section, Table
 from denoiserl.report.metrics import DRAWN, each_row, read_metrics
 
 RUNNING = {"device": "cpu", "precision": "float32", "threads": 1, "save_every": None, "env_restart_every": None}
-"""how and where a run runs, unless it is told otherwise"""
+"""defaults of the run's own options"""
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a recipe's docstring says: a name, a sentence, fields (``paper``, ``signal``) and paragraphs."""
+    """The parts of a recipe's docstring: a name, a sentence, fields (``paper``, ``signal``) and paragraphs."""
 
     name: str
     title: str = ""
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the record says of itself: name, docstring, options and their defaults."""
+        """The program's description in the record: name, docstring, options and their defaults."""
         return self.record.get("about") or {}
 
     @property
@@ -63,17 +63,17 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option by its name on the command line, as ``task.env``."""
+        """All options by their name on the command line, such as ``task.env``."""
         return self.about.get("options") or {}
 
     @property
     def defaults(self) -> dict[str, Any] | None:
-        """The defaults of the options, or None where they are not known."""
+        """The defaults of the options, or None if they are unknown."""
         return self.about.get("defaults")
 
     @cached_property
     def changed_options(self) -> dict[str, Any]:
-        """The options that are not at their default; all of them where the defaults are not known."""
+        """The options that differ from their default; all options if the defaults are unknown."""
         known = self.defaults
         if known is None:
             return dict(self.options)
@@ -81,12 +81,12 @@ class Run:
 
     @property
     def finish_time(self) -> str:
-        """When it ended, "" if it has not."""
+        """The time at which the run finished, "" if it has not."""
         return str(self.record.get("finished") or "").replace("T", " ").removesuffix("Z")
 
     @cached_property
     def count(self) -> int:
-        """Rows that it wrote; ``rows`` holds of each kind as many as a picture shows."""
+        """Number of rows in the file; ``rows`` holds of each kind only as many as a plot shows."""
         file = self.folder / "metrics.jsonl"
         if not file.exists():
             return 0
@@ -95,7 +95,7 @@ class Run:
 
     @cached_property
     def seconds(self) -> float | None:
-        """Wall time until the last row."""
+        """Wall time until the last row, in seconds."""
         clock = self.folder / "clock.jsonl"
         rows = each_row(clock) if clock.exists() else []
         # A resumed run starts its clock again: the parts add up where time jumps back.
@@ -105,7 +105,7 @@ class Run:
 
 
 def load_run(folder: Path | str) -> Run:
-    """The run in ``folder``; a folder without ``run.json`` is none."""
+    """Load the run in ``folder``. Raise RunError for a folder without a valid ``run.json``."""
     folder = Path(folder)
     record = store.read_json(folder / "run.json")
     if not isinstance(record, dict):
@@ -115,7 +115,7 @@ def load_run(folder: Path | str) -> Run:
 
 
 def words(doc: str, name: str) -> Words:
-    """A docstring that begins with ``NAME: title`` and lines ``key: value``; another one is all body."""
+    """Split a docstring that begins with ``NAME: title`` and lines ``key: value``; any other is all body."""
     lines = "\n".join([*doc.strip().splitlines()[:1], *_dedented(doc.strip().splitlines()[1:])]).splitlines()
     head = re.fullmatch(r"([^:]+): (.+)", lines[0]) if lines else None
     if not head:
@@ -130,7 +130,7 @@ def words(doc: str, name: str) -> Words:
 
 
 def paragraphs(text: str) -> list[Piece]:
-    """Prose as paragraphs; those that are indented keep their breaks, as equations want them."""
+    """Split text into paragraphs; indented ones, such as equations, keep their line breaks."""
     found: list[Piece] = []
     for part in re.split(r"\n\s*\n", text.strip("\n")):
         lines = part.splitlines()
@@ -142,26 +142,26 @@ def paragraphs(text: str) -> list[Piece]:
 
 
 def command(run: Run) -> str:
-    """The line that makes this run again: ``denoiserl run RECIPE --option value``, only what is not a default."""
+    """Return the command that repeats the run, with its changed options: ``denoiserl run RECIPE --option value``."""
     recipe = str(run.about.get("run", "RECIPE"))
-    said = ["denoiserl", "demo"] if recipe == "demo" else ["denoiserl", "run"]
-    if said[-1] == "run":
-        said.append(Path(recipe).name if recipe.endswith(".py") else recipe)
+    parts = ["denoiserl", "demo"] if recipe == "demo" else ["denoiserl", "run"]
+    if parts[-1] == "run":
+        parts.append(Path(recipe).name if recipe.endswith(".py") else recipe)
     for name, value in run.changed_options.items():
-        said += flag(name, value)
+        parts += flag(name, value)
     for name, usual in RUNNING.items():
         if name in run.record and run.record[name] != usual:
-            said += flag(name, run.record[name])
+            parts += flag(name, run.record[name])
     if run.record.get("budget"):
-        said += ["--budget", *(f"{k.replace(' ', '-')}={v:g}" for k, v in run.record["budget"].items())]
-    usual = "demo" if said[1] == "demo" else run.method if run.seed is None else f"{run.method}-{run.seed}"
+        parts += ["--budget", *(f"{k.replace(' ', '-')}={v:g}" for k, v in run.record["budget"].items())]
+    usual = "demo" if parts[1] == "demo" else run.method if run.seed is None else f"{run.method}-{run.seed}"
     if run.name != usual:
-        said += ["--out", f"runs/{run.name}"]
-    return shlex.join(said)
+        parts += ["--out", f"runs/{run.name}"]
+    return shlex.join(parts)
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """An option and its value as words of the command line."""
+    """Return an option and its value as command-line arguments."""
     head, _, tail = name.replace("_", "-").rpartition(".")
     at = f"{head}." if head else ""
     if isinstance(value, bool):
@@ -172,31 +172,31 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 def about(run: Run) -> list[Piece]:
-    """The method in a sentence, and folded away what its recipe says of it."""
-    said = run.words
-    paper = said.fields.get("paper", "")
+    """Return the method in a sentence, and its recipe's docstring, folded."""
+    recipe = run.words
+    paper = recipe.fields.get("paper", "")
     learned = {
         "env": "from an environment",
         "reward": "from a reward function",
         "pairs": "from preferences",
         "data": "from data",
-    }.get(said.fields.get("signal", ""))
-    text = f"{said.name}: {said.title}" if said.title else f"Recipe `{run.method}`."
+    }.get(recipe.fields.get("signal", ""))
+    text = f"{recipe.name}: {recipe.title}" if recipe.title else f"Recipe `{run.method}`."
     text += "" if text.endswith(".") else "."
     text += f" It learns {learned}{f' ({paper})' if paper else ''}." if learned else ""
     pieces: list[Piece] = [Prose(text)]
-    if said.title and said.body:
-        pieces.append(Fold("The method and what to expect of it", paragraphs(said.body)))
+    if recipe.title and recipe.body:
+        pieces.append(Fold("The method and what to expect of it", paragraphs(recipe.body)))
     return pieces
 
 
 def reproduction_section(runs: Sequence[Run]) -> Section:
-    """The exact commands, and the versions, commits and places that go with them."""
+    """Return a section with the commands that repeat the runs, and their versions, commits and devices."""
     keys = {"commit": "commit", "device": "device", "precision": "precision", "threads": "threads"}
     rows: list[dict[str, str]] = []
     for run in runs:
         versions = {k: str(v) for k, v in (run.record.get("versions") or {}).items()}
-        rows.append(versions | {said: _plain(run.record[key]) for key, said in keys.items() if run.record.get(key)})
+        rows.append(versions | {label: _plain(run.record[key]) for key, label in keys.items() if run.record.get(key)})
     names = list(dict.fromkeys(name for row in rows for name in row))
     same = [name for name in names if len({row.get(name, "–") for row in rows}) == 1]
     pieces: list[Piece] = [Code("\n".join(command(run) for run in runs))]
@@ -206,9 +206,9 @@ def reproduction_section(runs: Sequence[Run]) -> Section:
         cells = [(run.name, *(row.get(name, "–") for name in other)) for run, row in zip(runs, rows, strict=True)]
         pieces.append(Table(("run", *other), cells))
     if any(str(run.record.get("commit") or "").endswith("+") for run in runs):
-        pieces.append(Note("A commit that ends in + had changes in its files that no commit holds."))
+        pieces.append(Note("A + at the end of a commit marks uncommitted changes."))
     if any(str(run.about.get("run", "")).endswith(".py") for run in runs):
-        pieces.append(Note("A recipe that is a file of its own must lie where the command is given."))
+        pieces.append(Note("Run the command in the folder of the recipe's file."))
     return Section("How to reproduce", pieces)
 
 

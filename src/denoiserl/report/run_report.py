@@ -1,7 +1,7 @@
-"""The page of a run: what was run, what came out and how sure that is, curves, pictures, settings, how to run it again.
+"""The report of a run: what was run, results with intervals, curves, pictures, settings, and how to repeat it.
 
-A run's folder holds ``run.json`` and ``metrics.jsonl``; ``summary.json`` and ``media/`` where a recipe writes them;
-``eval/`` where it was evaluated. Every part of the page is a function of one of these, and can stand on another page.
+A run's folder holds ``run.json`` and ``metrics.jsonl``; ``summary.json`` and ``media/`` if the recipe writes them;
+``eval/`` after an evaluation. Every part of the page is a function of one of these, for use on other pages too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from denoiserl.stats.standing import ComparisonTable
 
 
 def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) -> str:
-    """The page of a run, or of several beside each other (``denoiserl.report.runs_report``).
+    """Return the HTML page of a run, or of several runs (``denoiserl.report.runs_report``).
 
-    What is absent is said; pictures of a section beyond ``limit`` MB are named, not embedded. A folder without
-    ``run.json`` is refused.
+    Pictures of a section beyond ``limit`` MB are listed by name, not embedded. Raise RunError for a folder without
+    ``run.json``.
     """
     several = [folders] if isinstance(folders, Path | str) else list(folders)
     if not several:
@@ -63,19 +63,19 @@ def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) 
 
 
 def lead(run: Run) -> str:
-    """One line: how it was started, how far it came, when."""
-    said = [f"Recipe `{run.method}`" if run.about else "A run"]
+    """Return one line: recipe, seed, number of rows, duration, and finish time."""
+    parts = [f"Recipe `{run.method}`" if run.about else "A run"]
     if run.seed is not None:
-        said.append(f"seed {run.seed}")
-    said.append(f"{run.count} rows of metrics" if run.rows else "no metrics yet")
+        parts.append(f"seed {run.seed}")
+    parts.append(f"{run.count} rows of metrics" if run.rows else "no metrics yet")
     if run.seconds:
-        said.append(duration(run.seconds))
+        parts.append(duration(run.seconds))
     when = f" Finished {run.finish_time} UTC." if run.finish_time else ""
-    return ", ".join(said) + "." + (when or (" It has not finished." if "finished" in run.record else ""))
+    return ", ".join(parts) + "." + (when or (" It has not finished." if "finished" in run.record else ""))
 
 
 def cost(run: Run) -> list[Piece]:
-    """What each stage spent, in every unit that it spent any of."""
+    """Return a table of the usage of each stage, in every unit that is not zero."""
     found: dict[str, dict[str, float]] = {}
     for path in sorted(run.folder.glob("**/state")):
         if store.exists(path):
@@ -96,27 +96,27 @@ def cost(run: Run) -> list[Piece]:
 
 
 def result_sections(run: Run, limit: float = 30.0) -> list[Section]:
-    """What came out, and how sure it is: held-out trials (``eval/``), a ``summary.json``, else the last numbers."""
+    """Return the results: held-out trials (``eval/``) and ``summary.json``, or else the last metrics."""
     found = [*eval_sections(run.folder, limit), *_summary(run.folder)]
     return found or _last(run)
 
 
 def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
-    """``eval/eval.json``: the main metric drawn, the others as a table, and the pictures and films of the trials."""
+    """Return the results of ``eval/eval.json``: the main metric as a plot, the others as a table, and trial media."""
     file = folder / "eval" / "eval.json"
     if not file.exists():
         return []
-    told = store.read_json(file)
-    if not isinstance(told, dict) or not told.get("metrics"):
+    record = store.read_json(file)
+    if not isinstance(record, dict) or not record.get("metrics"):
         raise RunError(f"{file} holds no metrics: evaluate the run again.")
-    tables = evaluation_tables(told)
+    tables = evaluation_tables(record)
     main = tables[0]
     section = standings_section(main, "Result")
-    stopped = [Prose(str(told["stopped"]))] if told.get("stopped") else []
-    names = ", ".join(f"`{name}`" for name in told.get("policies", {}))
+    stopped = [Prose(str(record["stopped"]))] if record.get("stopped") else []
+    names = ", ".join(f"`{name}`" for name in record.get("policies", {}))
     pieces: list[Piece] = [
         Prose(
-            f"Judged on {told['trials']} held-out trials of {told['task']} (seed {told['seed']})"
+            f"Evaluated on {record['trials']} held-out trials of {record['task']} (seed {record['seed']})"
             f"{f': {names}' if names else ''}."
         ),
         *stopped,
@@ -124,15 +124,15 @@ def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
     ]
     if tables[1:]:
         pieces.append(Fold("Other metrics", [interval_table(tables[1:])]))
-    pieces += gallery(trial_files(folder, told), folder / "eval", limit)
-    prints = [(name, str(each.get("fingerprint", "–"))) for name, each in told.get("policies", {}).items()]
+    pieces += gallery(trial_files(folder, record), folder / "eval", limit)
+    prints = [(name, str(each.get("fingerprint", "–"))) for name, each in record.get("policies", {}).items()]
     if prints:
-        pieces.append(Fold("Which policies these are", [Table(("policy", "fingerprint of its weights"), prints)]))
+        pieces.append(Fold("Fingerprints of the policies", [Table(("policy", "fingerprint of its weights"), prints)]))
     return [Section(section.title, pieces)]
 
 
 def interval_table(tables: Iterable[ComparisonTable]) -> Table:
-    """Several metrics in one table."""
+    """Return several metrics in one table."""
     rows = []
     for given in tables:
         text = values(given)
@@ -146,21 +146,21 @@ def interval_table(tables: Iterable[ComparisonTable]) -> Table:
 
 
 def _last(run: Run) -> list[Section]:
-    """Without an evaluation: the first and last numbers that the run itself measured, which have no interval."""
+    """Return the run's own first and last metrics, without intervals, for a run without an evaluation."""
     keys = held_out(k for row in run.rows for k in dict.fromkeys(row) if numeric(row, k))
     found = []
     for key in dict.fromkeys(keys):
-        seen = [float(row[key]) for row in run.rows if numeric(row, key) and math.isfinite(row[key])]
-        if seen and not key.endswith(("_low", "_high")):
-            found.append((key, seen[0], seen[-1], max(seen), len(seen)))
+        values = [float(row[key]) for row in run.rows if numeric(row, key) and math.isfinite(row[key])]
+        if values and not key.endswith(("_low", "_high")):
+            found.append((key, values[0], values[-1], max(values), len(values)))
     if not found:
         return []
     note = Note(f"These are the run's own measurements, without intervals: `denoiserl eval {run.name}` adds trials.")
-    return [Section("Result", [Table(("metric", "first", "last", "greatest", "measured"), found), note])]
+    return [Section("Result", [Table(("metric", "first", "last", "maximum", "measured"), found), note])]
 
 
 def curve_sections(rows: Sequence[Row]) -> list[Section]:
-    """The numbers of a run, one section a stage; a run without any gets a section that says so."""
+    """Return the metrics of a run, one section per stage; or a section with a note if there are none."""
     found = []
     for stage, part in stages(rows).items():
         drawn = {k: [c for c in v if any(map(math.isfinite, c.y))] for k, v in groups(part).items()}
@@ -178,13 +178,13 @@ def curve_sections(rows: Sequence[Row]) -> list[Section]:
         if not drawn and not once:
             pieces.append(Note(f"No numbers to draw in {len(part)} rows."))
         pieces += [Note(text) for text in _absent(part)]
-        title = f"Stage {stage}" if stage else "Numbers outside of stages"
+        title = f"Stage {stage}" if stage else "Metrics outside of stages"
         found.append(Section(title, pieces))
     return found or [Section("Curves", [Note("No metrics: the run wrote no rows, or stopped before its first one.")])]
 
 
 def _once(given: Mapping[str, Curve], rows: Sequence[Row]) -> Table:
-    """Numbers that a stage wrote a single time, with their intervals where they have them."""
+    """Return a table of metrics that a stage wrote once, with their intervals if they have them."""
     x = axis(rows) if len(rows) > 1 else None
     columns: dict[str, list[object]] = {"metric": list(given), "value": [c.y[0] for c in given.values()]}
     ends = [f"{c.low[0]:.4g} – {c.high[0]:.4g}" if c.low and c.high else "" for c in given.values()]
@@ -203,11 +203,11 @@ def _numbers(rows: Sequence[Row]) -> Table:
         values = [float(row[key]) for row in rows if numeric(row, key) and math.isfinite(row[key])]
         if values:
             table.append((key, values[0], values[-1], min(values), max(values), len(values)))
-    return Table(("metric", "first", "last", "least", "greatest", "rows"), table)
+    return Table(("metric", "first", "last", "minimum", "maximum", "rows"), table)
 
 
 def _absent(rows: Sequence[Row]) -> list[str]:
-    """What the curves do not show: values that are not finite, and keys that hold no numbers."""
+    """Return notes on what the curves do not show: values that are not finite, and keys without numbers."""
     bad: dict[str, int] = {}
     other: dict[str, None] = {}
     for row in rows:
@@ -216,8 +216,8 @@ def _absent(rows: Sequence[Row]) -> list[str]:
                 bad[key] = bad.get(key, 0) + (not math.isfinite(value))
             elif key != "stage" and value is not None:
                 other[key] = None
-    said = [f"`{key}` is not finite in {n} of {len(rows)} rows." for key, n in bad.items() if n]
-    return said + ([f"Not drawn, because they are no numbers: {', '.join(other)}."] if other else [])
+    notes = [f"`{key}` is not finite in {n} of {len(rows)} rows." for key, n in bad.items() if n]
+    return notes + ([f"Not drawn, because they are not numbers: {', '.join(other)}."] if other else [])
 
 
 def _summary(folder: Path) -> list[Section]:
@@ -229,12 +229,12 @@ def _summary(folder: Path) -> list[Section]:
 
 
 def settings_section(run: Run) -> Section:
-    """The options that are not at their default; all of them, and the rest of ``run.json``, folded away."""
+    """Return the options that differ from their default; all options and the rest of ``run.json`` are folded."""
     record, pieces = run.record, list[Piece]()
     if run.defaults is None and run.options:
-        pieces.append(Note("The recipe's defaults are not known here: options are shown all together."))
+        pieces.append(Note("The recipe's defaults are unknown: all options are shown."))
     elif run.defaults is not None:
-        changed = [(k, _said(v), _said(run.defaults.get(k, "–"))) for k, v in run.changed_options.items()]
+        changed = [(k, _text(v), _text(run.defaults.get(k, "–"))) for k, v in run.changed_options.items()]
         usual = Prose("Every option has its default.")
         pieces.append(Table(("option", "here", "default"), changed, numbers=(1, 2)) if changed else usual)
     pieces += [
@@ -249,5 +249,5 @@ def settings_section(run: Run) -> Section:
     return Section("Settings", pieces or [Prose("None were recorded.")])
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return "–" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""The page of several runs: seeds of a method as one curve with a band, methods and settings beside each other."""
+"""The report of several runs: seeds of a method as one curve with a band, methods and settings compared."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from denoiserl.stats.interval import t_interval
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 MOST = 12
-"""panels a figure; further metrics are folded away"""
+"""panels per figure; further metrics are folded"""
 
 
 def runs_page(runs: Sequence[Run], limit: float = 30.0) -> str:
-    """All of several runs on one page. Runs that differ in their seed alone are one arm."""
+    """Return the HTML page of several runs. Runs that differ only in their seed are one arm."""
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
-        raise RunError("A run is named twice: give every folder once.")
+        raise RunError("A run is given twice: give every folder once.")
     arms = group_by_arm(runs)
     methods = list(dict.fromkeys(run.words.name for run in runs))
     sections = [
@@ -40,12 +40,12 @@ def runs_page(runs: Sequence[Run], limit: float = 30.0) -> str:
     ]
     seeds = len({run.seed for run in runs})
     title = f"{_listed(methods)}: {len(runs)} runs"
-    said = f"{len(arms)} arm{'s' * (len(arms) > 1)}, {seeds} seed{'s' * (seeds > 1)}: {_listed(list(arms))}."
-    return page(title, sections, said)
+    text = f"{len(arms)} arm{'s' * (len(arms) > 1)}, {seeds} seed{'s' * (seeds > 1)}: {_listed(list(arms))}."
+    return page(title, sections, text)
 
 
 def group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by arm: the recipe and, where it was run with several settings, the options that set the arm apart."""
+    """Group runs by arm: the recipe and, if it has runs with several settings, the options that differ."""
     families: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         family = families.setdefault(str(run.about.get("name", run.name)), {})
@@ -64,7 +64,7 @@ def group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def by_method(arms: Mapping[str, list[Run]]) -> dict[str, dict[str, list[Run]]]:
-    """Arms by their recipe: only these have the same metrics."""
+    """Group arms by recipe; arms of one recipe have the same metrics."""
     found: dict[str, dict[str, list[Run]]] = {}
     for name, each in arms.items():
         found.setdefault(each[0].words.name, {})[name] = each
@@ -72,7 +72,7 @@ def by_method(arms: Mapping[str, list[Run]]) -> dict[str, dict[str, list[Run]]]:
 
 
 def overview(arms: Mapping[str, list[Run]]) -> Section:
-    """Each method in a sentence, each run in a row."""
+    """Return a section with each method in a sentence and each run in a row."""
     pieces: list[Piece] = []
     for part in by_method(arms).values():
         pieces += about(next(iter(part.values()))[0])
@@ -93,7 +93,7 @@ def overview(arms: Mapping[str, list[Run]]) -> Section:
 
 
 def results(arms: Mapping[str, list[Run]]) -> list[Section]:
-    """The runs' evaluations: over seeds where every arm has several, else over trials; else the last numbers."""
+    """Return the evaluations: over seeds if every arm has several, else over trials; or else the last metrics."""
     found: dict[tuple[str, str], dict[str, list[ComparisonTable]]] = {}
     missing: list[str] = []
     for arm, each in arms.items():
@@ -102,12 +102,14 @@ def results(arms: Mapping[str, list[Run]]) -> list[Section]:
             if not file.exists():
                 missing.append(run.name)
                 continue
-            told = store.read_json(file)
-            main = evaluation_tables(told)[0]
-            found.setdefault((str(told["task"]), main.metric), {}).setdefault(arm, []).append(_renamed(main, run.name))
+            record = store.read_json(file)
+            main = evaluation_tables(record)[0]
+            found.setdefault((str(record["task"]), main.metric), {}).setdefault(arm, []).append(
+                _renamed(main, run.name)
+            )
     sections = [_together(task, tables) for (task, _), tables in found.items()]
     if found and missing:
-        note = Note(f"Without an evaluation, and so not in this table: {', '.join(missing)}.")
+        note = Note(f"Not in this table, because they have no evaluation: {', '.join(missing)}.")
         sections[-1] = Section(sections[-1].title, [*sections[-1].pieces, note])
     return sections or _last(arms)
 
@@ -133,8 +135,8 @@ def _together(task: str, tables: Mapping[str, list[ComparisonTable]]) -> Section
     if len(rows) < 2:
         return section
     note = Note(
-        "No test has compared these rows. Intervals that overlap do not show that two are equal, nor do intervals of "
-        "single policies show which method is better: for that, train both on the same seeds with the same budget."
+        "No test has compared these rows. Overlapping intervals do not show that two rows are equal, and intervals of "
+        "single policies do not show which method is better: for that, train both on the same seeds and budget."
     )
     return Section(section.title, [*section.pieces, note])
 
@@ -148,7 +150,7 @@ def _renamed(given: ComparisonTable, run: str) -> ComparisonTable:
 
 
 def _last(arms: Mapping[str, list[Run]]) -> list[Section]:
-    """The last numbers that the runs measured themselves: mean and range over seeds."""
+    """Return the runs' own last metrics: mean and range over seeds."""
     rows = []
     for arm, each in arms.items():
         keys = held_out(dict.fromkeys(k for run in each for row in run.rows for k in row if numeric(row, k)))
@@ -157,23 +159,23 @@ def _last(arms: Mapping[str, list[Run]]) -> list[Section]:
                 next((float(r[key]) for r in reversed(run.rows) if numeric(r, key) and math.isfinite(r[key])), None)
                 for run in each
             ]
-            seen = [v for v in last if v is not None]
-            if seen and not key.endswith(("_low", "_high")):
-                rows.append((arm, key, sum(seen) / len(seen), min(seen), max(seen), len(seen)))
+            values = [v for v in last if v is not None]
+            if values and not key.endswith(("_low", "_high")):
+                rows.append((arm, key, sum(values) / len(values), min(values), max(values), len(values)))
     if not rows:
         return []
     note = Note("The runs' own last measurements, without intervals: `denoiserl eval` of each run adds trials.")
-    return [Section("Result", [Table(("arm", "metric", "mean", "least", "greatest", "runs"), rows), note])]
+    return [Section("Result", [Table(("arm", "metric", "mean", "minimum", "maximum", "runs"), rows), note])]
 
 
 def curves(arms: Mapping[str, list[Run]], name: str, several: bool) -> list[Section]:
-    """One section a stage of a method: a panel a metric, a curve an arm, its band the range of its seeds."""
+    """Return one section per stage of a method: a panel per metric, a curve per arm, a band for the range of seeds."""
     parts = {arm: [stages(run.rows) for run in each] for arm, each in arms.items()}
     found = []
     for stage in dict.fromkeys(s for each in parts.values() for part in each for s in part):
         rows = {arm: [part[stage] for part in each if stage in part] for arm, each in parts.items()}
         rows = {arm: each for arm, each in rows.items() if each}
-        title = f"Stage {stage}" if stage else "Numbers outside of stages"
+        title = f"Stage {stage}" if stage else "Metrics outside of stages"
         found.append(Section(f"{name}: {title[:1].lower()}{title[1:]}" if several else title, _stage(rows)))
     return found
 
@@ -187,19 +189,19 @@ def _stage(arms: Mapping[str, list[list[Row]]]) -> list[Piece]:
     drawn: dict[str, list[Curve]] = {}
     once: list[str] = []
     for key in keys:
-        told = {arm: [_finite(rows, key) for rows in each] for arm, each in arms.items()}
-        told = {arm: [c for c in each if c] for arm, each in told.items()}
-        if all(len(c.y) == 1 for each in told.values() for c in each):
+        by_arm = {arm: [_finite(rows, key) for rows in each] for arm, each in arms.items()}
+        by_arm = {arm: [c for c in each if c] for arm, each in by_arm.items()}
+        if all(len(c.y) == 1 for each in by_arm.values() for c in each):
             once.append(key)
             continue
-        shared = [c for arm, each in told.items() if each and (c := _shared(each, arm))]
+        shared = [c for arm, each in by_arm.items() if each and (c := _shared(each, arm))]
         if shared:
             drawn[key] = shared
     pieces: list[Piece] = []
     x, names, seeds = axis(every) or "row", list(drawn), max(len(each) for each in arms.values())
-    said = f"Lines are means over {seeds} seeds, bands go from the least to the greatest of them." if seeds > 1 else ""
+    caption = f"Lines are means over {seeds} seeds, bands are their range." if seeds > 1 else ""
     if names:
-        pieces.append(_figure({k: drawn[k] for k in names[:MOST]}, list(arms), x, said, seeds))
+        pieces.append(_figure({k: drawn[k] for k in names[:MOST]}, list(arms), x, caption, seeds))
     if names[MOST:]:
         more = _figure({k: drawn[k] for k in names[MOST:]}, list(arms), x, "", seeds)
         pieces.append(Fold(f"{len(names) - MOST} more metrics", [more]))
@@ -209,40 +211,40 @@ def _stage(arms: Mapping[str, list[list[Row]]]) -> list[Piece]:
 
 
 def _finite(rows: Sequence[Row], key: str) -> Curve | None:
-    """The run's curve, if it has one with a finite value."""
+    """Return the run's curve if it has a finite value, else None."""
     found = curve(rows, key) if any(numeric(row, key) for row in rows) else None
     return found if found and any(map(math.isfinite, found.y)) else None
 
 
-def _figure(drawn: Mapping[str, list[Curve]], arms: list[str], x: str, said: str, seeds: int) -> Any:
+def _figure(drawn: Mapping[str, list[Curve]], arms: list[str], x: str, caption: str, seeds: int) -> Any:
     def draw(theme: Any) -> bytes:
         smooth = 3.0 if seeds == 1 else None
         return panels(drawn, x, half_life=smooth, theme=theme, colours=theme.palette(arms))
 
-    return make_figure(draw, said, f"Curves of {', '.join(drawn)}")
+    return make_figure(draw, caption, f"Curves of {', '.join(drawn)}")
 
 
-def _shared(told: Sequence[Curve], arm: str) -> Curve | None:
-    """The seeds of an arm as one curve; None where they have nothing in common."""
+def _shared(curves: Sequence[Curve], arm: str) -> Curve | None:
+    """Return the seeds of an arm as one curve; None if they have no x in common."""
     try:
-        return join_curves(told, arm, "range")
+        return join_curves(curves, arm, "range")
     except RunError:
         return None
 
 
 def _written_once(arms: Mapping[str, list[list[Row]]], keys: Sequence[str]) -> Table | None:
-    """Numbers that were written once a run: the mean over the runs, and the range."""
+    """Return a table of metrics that are written once per run: mean and range over the runs."""
     table = []
     for key in keys:
         for arm, each in arms.items():
-            seen = [c.y[0] for rows in each if (c := _finite(rows, key))]
-            if seen:
-                table.append((key, arm, sum(seen) / len(seen), min(seen), max(seen), len(seen)))
-    return Table(("written once", "arm", "mean", "least", "greatest", "runs"), table) if table else None
+            values = [c.y[0] for rows in each if (c := _finite(rows, key))]
+            if values:
+                table.append((key, arm, sum(values) / len(values), min(values), max(values), len(values)))
+    return Table(("written once", "arm", "mean", "minimum", "maximum", "runs"), table) if table else None
 
 
 def pictures(runs: Sequence[Run], limit: float) -> list[Section]:
-    """Every run's pictures under its name, all of them within the page's ``limit`` of MB."""
+    """Return a section with the pictures of every run, all together within ``limit`` MB."""
     pieces: list[Piece] = []
     for run in runs:
         found = [
@@ -259,7 +261,7 @@ def pictures(runs: Sequence[Run], limit: float) -> list[Section]:
 
 
 def differences_section(runs: Sequence[Run]) -> Section:
-    """The options in which runs of one method differ, apart from the seed; what each was given, folded away."""
+    """Return a section with the options in which runs of one method differ, except the seed; all settings folded."""
     pieces: list[Piece] = []
     for method in dict.fromkeys(run.words.name for run in runs):
         own = [run for run in runs if run.words.name == method]
@@ -269,13 +271,13 @@ def differences_section(runs: Sequence[Run]) -> Section:
             rows = [(run.name, *(_short(o.get(k)) for k in keys)) for run, o in zip(own, given, strict=True)]
             pieces += [Prose(f"Options in which the runs of {method} differ:"), Table(("run", *keys), rows)]
         elif len(own) > 1:
-            pieces.append(Prose(f"The runs of {method} have the same options but for their seeds."))
+            pieces.append(Prose(f"The runs of {method} have the same options except for their seeds."))
     pieces.append(Fold("All settings of every run", [Settings(run.name, run.record) for run in runs]))
     return Section("Settings", pieces)
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What makes a run another arm: its options but the seed, its precision, its budget."""
+    """Return the settings that define a run's arm: its options without the seed, its precision, its budget."""
     own = {k: v for k, v in run.options.items() if k != "seed"}
     return own | {k: run.record.get(k) for k in ("precision", "budget")}
 

@@ -1,4 +1,4 @@
-"""Sections of a report that stand on the page of one run and of several."""
+"""Sections that the reports of one run and of several runs share."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from denoiserl.stats.interval import Interval
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 PLOT = "plot.png"
-"""the evaluation's picture of its main metric"""
+"""the evaluation's plot of its main metric"""
 PICTURES = (".png", ".gif", ".jpg", ".svg", ".mp4")
 
 
-def trial_files(folder: Path, told: Mapping[str, Any]) -> list[Path]:
-    """What an evaluation wrote to be looked at, but for ``PLOT``, which a page draws for itself in both themes."""
-    return [folder / "eval" / name for name in told.get("files", []) if name != PLOT]
+def trial_files(folder: Path, evaluation: Mapping[str, Any]) -> list[Path]:
+    """Return an evaluation's pictures, videos and texts, except ``PLOT``, which a page draws in both themes."""
+    return [folder / "eval" / name for name in evaluation.get("files", []) if name != PLOT]
 
 
-def evaluation_tables(told: Mapping[str, Any]) -> list[ComparisonTable]:
-    """The tables of an evaluation, the main metric first: as compared where it was, else without verdicts."""
-    compared = ComparisonTable.from_dict(told["standings"]) if told.get("standings") else None
+def evaluation_tables(evaluation: Mapping[str, Any]) -> list[ComparisonTable]:
+    """Return the tables of an evaluation, the main metric first, with verdicts if policies were compared."""
+    compared = ComparisonTable.from_dict(evaluation["standings"]) if evaluation.get("standings") else None
     found = [compared] if compared else []
-    for metric, each in told["metrics"].items():
+    for metric, each in evaluation["metrics"].items():
         if compared is None or metric != compared.metric:
             intervals = {name: Interval(**saved) for name, saved in each["policies"].items()}
             found.append(intervals_table(metric, each.get("what", ""), each.get("unit", ""), intervals))
@@ -34,13 +34,13 @@ def evaluation_tables(told: Mapping[str, Any]) -> list[ComparisonTable]:
 
 
 def intervals_table(metric: str, what: str, unit: str, intervals: Mapping[str, Interval]) -> ComparisonTable:
-    """A table of policies that no test has compared: their intervals over trials, and neither letters nor verdicts."""
+    """Return a table of policies with their intervals over trials, without letters and verdicts of a test."""
     rows = tuple(ComparisonRow(name, found, (found.mean,), "") for name, found in intervals.items())
     return ComparisonTable(metric, what, unit, "higher", 0.05, rows, (), "trials")
 
 
 def held_out(keys: Iterable[str]) -> list[str]:
-    """The keys that are results, first those measured on held-out trials."""
+    """Return the keys that are results: those of held-out trials, or else rollout and final metrics."""
     keys = list(keys)
     return [k for k in keys if k.startswith("eval/")] or [
         k for k in keys if k in ("rollout/success", "rollout/return", "rollout/reward") or k.startswith("final/")
@@ -48,14 +48,14 @@ def held_out(keys: Iterable[str]) -> list[str]:
 
 
 def media_sections(folder: Path, places: Sequence[str] = ("media",), limit: float = 30.0) -> list[Section]:
-    """All pictures and films in some of a folder's subfolders."""
+    """Return a section with all pictures and videos in the given subfolders."""
     files = [f for place in places for f in sorted((folder / place).rglob("*"), key=_natural)]
     pieces = gallery([f for f in files if f.suffix.lower() in PICTURES], folder, limit)
     return [Section("Pictures", pieces)] if pieces else []
 
 
 def gallery(files: Sequence[Path], base: Path, limit: float = 30.0) -> list[Piece]:
-    """Pictures and films side by side, texts under them; what is absent, damaged or too large is named."""
+    """Return pictures and videos side by side, texts under them, and a list of missing, damaged or large files."""
     figures: list[Figure] = []
     texts: list[Piece] = []
     left: list[str] = []
@@ -63,7 +63,7 @@ def gallery(files: Sequence[Path], base: Path, limit: float = 30.0) -> list[Piec
     for file in files:
         name = file.relative_to(base).as_posix()
         if not file.is_file():
-            left.append(f"{name} (not there)")
+            left.append(f"{name} (missing)")
             continue
         data = file.read_bytes()
         if len(data) > room:
@@ -87,5 +87,5 @@ def gallery(files: Sequence[Path], base: Path, limit: float = 30.0) -> list[Piec
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """step_2 before step_10."""
+    """Return a sort key that orders step_2 before step_10."""
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", path.as_posix()) if p]

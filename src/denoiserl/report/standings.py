@@ -1,4 +1,4 @@
-"""The table of a comparison: in the terminal, and as a section of a page."""
+"""The table of a comparison, in the terminal and as a section of a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 
 def print_standings(standings: ComparisonTable, console: Console | None = None, title: str | None = None) -> None:
-    """Print the table, under it a sentence for every contrast, and what all of it is about."""
+    """Print the table, a sentence for every contrast, and what the intervals refer to."""
     console = console or Console()
     console.print(console_standings(standings, title))
     for c in standings.contrasts:
@@ -24,7 +24,7 @@ def print_standings(standings: ComparisonTable, console: Console | None = None, 
 
 
 def console_standings(standings: ComparisonTable, title: str | None = None) -> Grid:
-    """A row an arm, best first. Columns that no arm fills (cost, letters) are left out."""
+    """Return a table with one row per arm, best first. Columns without values (cost, letters) are left out."""
     head, rows = cells(standings)
     less = " (lower is better)" if standings.better == "lower" else ""
     found = Grid(
@@ -45,29 +45,29 @@ def console_standings(standings: ComparisonTable, title: str | None = None) -> G
 
 
 def standings_section(standings: ComparisonTable, title: str = "") -> Section:
-    """The picture, the table and every contrast as a sentence, folded away where there are many."""
+    """Return a section with the plot, the table and every contrast as a sentence, folded if there are many."""
     head, rows = cells(standings)
     less = " (lower is better)" if standings.better == "lower" else ""
-    said = [verdict(standings, c) for c in standings.contrasts]
+    verdicts = [verdict(standings, c) for c in standings.contrasts]
     seeds = standings.basis == "seeds"
     behind = "Rings are training seeds" if seeds else "Shapes are posterior densities, all of one height"
     figure = make_figure(
         lambda theme: violins(standings, theme, None if title else ""),  # the section says it
         f"{behind}; dots are means, lines intervals.",
-        " ".join(said) or f"{standings.metric} of {', '.join(row.name for row in standings.rows)}",
+        " ".join(verdicts) or f"{standings.metric} of {', '.join(row.name for row in standings.rows)}",
     )
     numbers = tuple(i for i, name in enumerate(head) if name not in ("arm", "group"))
     pieces: list[Piece] = [figure, Table(head, rows, numbers=numbers), Prose(scope(standings))]
-    if 0 < len(said) <= 3:
-        pieces.append(Prose("\n\n".join(said)))
-    elif said:
+    if 0 < len(verdicts) <= 3:
+        pieces.append(Prose("\n\n".join(verdicts)))
+    elif verdicts:
         apart = sum(c.separated for c in standings.contrasts)
-        pieces.append(Fold(f"Every pair: {apart} of {len(said)} separated", [Prose("\n\n".join(said))]))
+        pieces.append(Fold(f"Every pair: {apart} of {len(verdicts)} separated", [Prose("\n\n".join(verdicts))]))
     return Section(title or f"{_capital(standings.what or standings.metric)}{less}", pieces)
 
 
 def cells(standings: ComparisonTable) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table as text."""
+    """Return the heads and rows of the table as text."""
     if not standings.rows:
         raise RunError("There is nothing to compare: give at least one arm.")
     rows, text = standings.rows, values(standings)
@@ -93,7 +93,7 @@ def cells(standings: ComparisonTable) -> tuple[list[str], list[list[str]]]:
 
 
 def _compact(row: ComparisonRow, standings: ComparisonTable) -> str:
-    """The seeds' means in a row, without a unit: rates as whole percentages."""
+    """Return the seeds' means in one line without a unit; rates are whole percentages."""
     if standings.unit == "%":
         return " ".join(f"{100 * v:.0f}" for v in row.per_seed)
     return " ".join(map(values(standings), row.per_seed))

@@ -22,13 +22,13 @@ class Theme:
     series: tuple[str, ...]
 
     def arm(self, label: str) -> str:
-        """The colour of a row of a comparison, by its label."""
+        """Return the colour of a row of a comparison, by its label."""
         return {"before": self.before, "more imitation": self.imitation}.get(label, self.after)
 
     def palette(self, names: Iterable[str]) -> dict[str, str]:
-        """A colour an arm, whatever the order of the names: an arm looks the same in every picture of a comparison.
+        """Return a colour per arm, independent of the order of the names, so that it is the same in all plots.
 
-        "before" and "more imitation" have theirs. Beyond ``len(series)`` arms colours repeat.
+        "before" and "more imitation" have fixed colours. Beyond ``len(series)`` arms colours repeat.
         """
         own = {"before": self.before, "more imitation": self.imitation}
         names = list(dict.fromkeys(names))
@@ -63,7 +63,7 @@ DARK = Theme(
 
 
 def plot_style(theme: Theme) -> dict[str, Any]:
-    """matplotlib settings: no boxes, no legend, few and quiet grid lines, text that can be read."""
+    """Return matplotlib settings: no boxes, few and faint grid lines, readable text."""
     return {
         "figure.facecolor": theme.ground,
         "savefig.facecolor": theme.ground,

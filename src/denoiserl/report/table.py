@@ -15,7 +15,7 @@ STYLE = {"before": "dim", "more imitation": "yellow"}
 
 
 def console_table(comparisons: Sequence[Comparison], title: str | None = None) -> Table:
-    """A row for before, more imitation and after: name, metric, mean, interval, number of observations."""
+    """Return a table with rows for before, more imitation and after: mean, interval, number of observations."""
     if not comparisons:
         raise RunError("There is nothing to compare: give at least one Comparison.")
     found = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
@@ -36,7 +36,7 @@ def console_table(comparisons: Sequence[Comparison], title: str | None = None) -
 def print_comparisons(
     comparisons: Sequence[Comparison], console: Console | None = None, title: str | None = None
 ) -> None:
-    """Print the table and, under it, what each comparison does and does not show."""
+    """Print the table and the verdict of each comparison."""
     console = console or Console()
     console.print(console_table(comparisons, title))
     for c in comparisons:

@@ -1,4 +1,4 @@
-"""Several films as one: side by side under their names, or episodes in a grid that says which of them succeeded."""
+"""Combine several videos into a grid, with titles or with marks of success and failure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ UNKNOWN = (128, 134, 142)
 
 
 def chosen(won: Sequence[bool | None], each: int = 4) -> list[int]:
-    """Which episodes to show: the first ``each`` failures, then the first ``each`` successes.
+    """Return the indices of episodes to show: the first ``each`` failures, then the first ``each`` successes.
 
-    The first and not the best, so that nobody has picked them. Where nothing is known of any, the first 2 · ``each``.
+    If no outcome is known, the first 2 · ``each``. The first ones, not the best, so that they are not selected.
     """
     if each < 1:
         raise InvalidInputError(f"each={each} shows nothing: give at least 1.")
@@ -36,17 +36,17 @@ def film_grid(
     pad: int = 6,
     ground: int = 255,
 ) -> numpy.ndarray:
-    """Episodes in a grid, uint8 [T, H, W, 3], for ``film``; each in a frame that says how it ended.
+    """Arrange episodes in a grid, uint8 [T, H, W, 3], for ``film``, with a border for the outcome.
 
-    A success has a green frame and a tick in its corner, a failure a red one and a cross (the marks are for those who
-    cannot tell the two colours apart), one of unknown outcome a grey one. Without ``won`` there are no frames. Shorter
-    films hold their last picture, dimmed; smaller ones stand in the middle of their place.
+    A success has a green border and a check mark, a failure a red border and a cross (for colour-blind readers), an
+    unknown outcome a grey border. Without ``won`` there are no borders. Shorter videos hold their last frame, dimmed;
+    smaller ones are centred.
     """
     if not films:
-        raise InvalidInputError("there is no film to show: give at least one.")
+        raise InvalidInputError("there is no video to show: give at least one.")
     for name, given in (("won", won), ("titles", titles)):
         if given is not None and len(given) != len(films):
-            raise InvalidInputError(f"{len(films)} films and {len(given)} {name}: give one a film.")
+            raise InvalidInputError(f"{len(films)} videos and {len(given)} {name}: give one per video.")
     if columns < 1:
         raise InvalidInputError(f"columns={columns} make no grid: give at least 1.")
     clips = [enlarge(pixels(f), scale) for f in films]
@@ -71,7 +71,7 @@ def film_grid(
 def _place(
     clip: numpy.ndarray, length: int, high: int, wide: int, edge: int, won: bool | None, ground: int
 ) -> numpy.ndarray:
-    """One film in its frame, uint8 [length, high + 2 edge, wide + 2 edge, 3]."""
+    """Return one video in its border, uint8 [length, high + 2 edge, wide + 2 edge, 3]."""
     colour = UNKNOWN if won is None else WON if won else LOST
     place = numpy.empty((length, high + 2 * edge, wide + 2 * edge, 3), numpy.uint8)
     place[:] = colour if edge else (ground,) * 3
@@ -80,7 +80,7 @@ def _place(
     up, left = (high - clip.shape[1]) // 2, (wide - clip.shape[2]) // 2
     picture = inside[:, up : up + clip.shape[1], left : left + clip.shape[2]]
     picture[: len(clip)] = clip
-    picture[len(clip) :] = clip[-1] // 2 + ground // 4  # half way to a grey: over, and still to be seen
+    picture[len(clip) :] = clip[-1] // 2 + ground // 4  # dimmed, because the episode is over
     if edge and won is not None:
         mark = _mark(bool(won), max(9, min(high, wide) // 7), colour)
         place[:, : mark.shape[0], -mark.shape[1] :] = mark
@@ -88,20 +88,20 @@ def _place(
 
 
 def _mark(won: bool, side: int, colour: tuple[int, int, int]) -> numpy.ndarray:
-    """A tick or a cross, white on the colour, uint8 [side, side, 3]; drawn, because fonts may lack the signs."""
+    """Draw a check mark or a cross, white on the colour, uint8 [side, side, 3]; fonts may lack the signs."""
     image, draw = (require(f"PIL.{name}", "demo") for name in ("Image", "ImageDraw"))
-    big = 8 * side  # drawn large and reduced: lines without steps
+    big = 8 * side  # drawn large and reduced, for smooth lines
     sheet = image.new("RGB", (big, big), colour)
-    tick = (((0.22, 0.55), (0.42, 0.74), (0.78, 0.28)),)
+    check = (((0.22, 0.55), (0.42, 0.74), (0.78, 0.28)),)
     cross = (((0.26, 0.26), (0.74, 0.74)), ((0.74, 0.26), (0.26, 0.74)))
-    for stroke in tick if won else cross:
+    for stroke in check if won else cross:
         points = [(x * big, y * big) for x, y in stroke]
         draw.Draw(sheet).line(points, fill=(255, 255, 255), width=big // 8, joint="curve")
     return numpy.asarray(sheet.resize((side, side), image.Resampling.BOX))
 
 
 def _caption(text: str, width: int, height: int, size: int, ground: int) -> numpy.ndarray:
-    """A strip with the text at its left, uint8 [height, width, 3]; the text shrinks where it would not fit."""
+    """Return a strip with the text at its left, uint8 [height, width, 3]; the text shrinks to fit."""
     image, draw, font = (require(f"PIL.{name}", "demo") for name in ("Image", "ImageDraw", "ImageFont"))
     strip = image.new("RGB", (width, height), (ground,) * 3)
     ink = (28,) * 3 if ground > 127 else (228,) * 3

@@ -1,4 +1,4 @@
-"""The arms of a comparison as one picture: what is known of each mean, and who was separated from whom."""
+"""The arms of a comparison as one plot: each mean with its uncertainty, and which arms are separated."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from denoiserl.stats.interval import posterior
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 ROW = 0.56
-"""inches a row"""
+"""height of a row in inches"""
 
 
 def violins(standings: ComparisonTable, theme: Theme = LIGHT, title: str | None = None) -> bytes:
-    """One row an arm, best first: mean, interval, and what lies behind it; the letters at the right.
+    """Plot one row per arm, best first: mean, interval and distribution; letters of separation at the right.
 
-    Over trials, half a violin: the posterior of the mean, all at one height. A rate's is Beta(1 + s, 1 + n - s) of s
-    successes in n trials; another mean's is x̄ + h/t_q · t_{n-1}, the one under a flat prior whose central interval has
-    half-width h. Over seeds, a ring for the mean of each: with so few, a density would show the formula and not the
-    data. ``title`` is by default what was measured.
+    Over trials, half a violin shows the posterior of the mean, all at one height. For a rate it is
+    Beta(1 + s, 1 + n - s), with s successes in n trials. For another mean it is x̄ + h/t_q · t_{n-1}: a flat prior, with
+    a central interval of half-width h. Over seeds, a ring shows the mean of each seed, because a density of so few
+    would show the formula, not the data. ``title``: by default the metric's description.
     """
     rows = standings.rows
     if not rows:
@@ -92,7 +92,7 @@ def _row(
 
 
 def posterior_of(row: ComparisonRow, unit: str, level: float = 0.05, points: int = 400) -> tuple[Any, Any]:
-    """The density of an arm's mean over its trials, on a grid: x [points] and p(x) [points]."""
+    """Return the posterior density of an arm's mean over its trials on a grid: x [points] and p(x) [points]."""
     given = row.interval
     successes = given.mean * given.n
     if unit == "%" and abs(successes - round(successes)) < 1e-6 * given.n:
@@ -101,7 +101,7 @@ def posterior_of(row: ComparisonRow, unit: str, level: float = 0.05, points: int
         high = 1.0 if given.n - successes < 0.5 else beta.quantile(1 - 5e-4)
         x = numpy.linspace(low, high, points)
         return x, numpy.asarray(beta.density(x))
-    from scipy.stats import t  # slow to import, and most pages need none
+    from scipy.stats import t  # slow to import, and most pages do not need it
 
     student: Any = t(max(1, given.n - 1))
     spread = (given.high - given.low) / 2 / student.ppf(1 - level / 2)
@@ -114,7 +114,7 @@ def posterior_of(row: ComparisonRow, unit: str, level: float = 0.05, points: int
 
 
 def stack_points(given: Sequence[float], gap: float) -> tuple[list[float], list[int]]:
-    """Values in ascending order, and for each the lowest level at which it is ``gap`` away from its neighbours."""
+    """Sort values, and return for each the lowest level at which it is ``gap`` away from its neighbours."""
     last: list[float] = []
     levels: list[int] = []
     order = sorted(given)
@@ -127,7 +127,7 @@ def stack_points(given: Sequence[float], gap: float) -> tuple[list[float], list[
 
 
 def _columns(axes: Any, standings: ComparisonTable, colours: dict[str, str], theme: Theme) -> None:
-    """Mean, letters and number of observations, right of the axes under quiet heads."""
+    """Write mean, letters and number of observations right of the axes."""
     text = values(standings)
     n = {"seeds": "seeds", "trials": "trials"}[standings.basis]
     columns: list[tuple[str, list[str]]] = [("mean", [text(row.interval.mean) for row in standings.rows])]
@@ -157,7 +157,7 @@ def _columns(axes: Any, standings: ComparisonTable, colours: dict[str, str], the
 
 
 def _limits(standings: ComparisonTable, scale: int) -> tuple[float, float]:
-    """The ends of the axis: all of a rate's range, unless the arms lie so close together that it would hide them."""
+    """Return the ends of the axis: a rate's whole range, unless the arms are too close together for it."""
     found = [v for row in standings.rows for v in (row.interval.low, row.interval.high, row.interval.mean)]
     if standings.basis == "seeds":
         found += [v for row in standings.rows for v in row.per_seed]
@@ -176,7 +176,7 @@ def _limits(standings: ComparisonTable, scale: int) -> tuple[float, float]:
 
 
 def _folded(name: str, width: int = 24) -> str:
-    """A long name in lines of about equal length, broken at spaces, hyphens and underscores."""
+    """Break a long name into lines of about equal length, at spaces, hyphens and underscores."""
     lines = -(-len(name) // width)
     parts = textwrap.wrap(name.replace("_", "_ "), min(width, len(name) // lines + 6))
     return "\n".join(part.replace("_ ", "_") for part in parts)

@@ -1,13 +1,13 @@
-"""Tasks: problems to learn, each with a policy to start from and held-out trials. They know no method.
+"""Tasks: a starting policy, a learning signal and held-out trials. Tasks do not depend on methods.
 
-| name | what is learned | signals |
+| name | problem | signals |
 |---|---|---|
-| env | acting in an environment: Meta-World, PushT, Gymnasium, yours | env, data |
-| offline | acting from logged data alone | data |
-| zero-shot | acting for rewards that come after training | data |
-| shapes | drawing what a prompt says | reward |
-| sudoku | filling in puzzles | reward, data |
-| my_file.py:make_task | a function of yours that returns a ``Task`` | yours |
+| env | act in an environment: Meta-World, PushT, Gymnasium, a custom one | env, data |
+| offline | act, from logged data alone | data |
+| zero-shot | act, for rewards that are specified after training | data |
+| shapes | generate the image that a prompt describes | reward |
+| sudoku | solve puzzles | reward, data |
+| my_file.py:make_task | a function that returns a ``Task`` | any |
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TASKS = {
     "shapes": "denoiserl.tasks.shapes",
     "sudoku": "denoiserl.tasks.sudoku",
 }
-"""this package's own tasks: a module each, with a dataclass ``Args`` and ``task(args)``"""
+"""built-in tasks: a module each, with a dataclass ``Args`` and ``task(args)``"""
 
 
 def locate(word: str) -> tuple[str, str]:
@@ -44,7 +44,7 @@ def locate(word: str) -> tuple[str, str]:
     if not place:
         raise RunError(
             unknown_name_message(word, TASKS, "task")
-            + " A task of yours is named my_module:make_task or my_file.py:make_task."
+            + " A custom task is named my_module:make_task or my_file.py:make_task."
         )
     return place, function
 
@@ -53,12 +53,12 @@ def _maker(word: str) -> Callable[..., Any]:
     place, function = locate(word)
     beside = str((Path(place) if place.endswith(".py") else Path.cwd() / place).resolve().parent)
     if word not in TASKS and beside not in sys.path:
-        sys.path.append(beside)  # what lies beside a file of a user's is found from it
+        sys.path.append(beside)  # so that a user's file can import its neighbours
     return import_object(f"{place}:{function}")
 
 
 def args_type(word: str) -> type[Any]:
-    """Return the dataclass of a task's own settings: ``Args`` of ours, the parameters of a function of yours."""
+    """Return the dataclass of a task's settings: ``Args``, or the parameters of a custom task's function."""
     if word in TASKS:
         return load_module(TASKS[word]).Args
     maker = _maker(word)
@@ -87,7 +87,7 @@ def make(word: str, args: Mapping[str, Any] | None = None) -> Task:
         try:
             found = maker(**{k: from_json(hints.get(k, Any), v, f"task {word}") for k, v in settings.items()})
         except TypeError as error:
-            raise RunError(f"{word} cannot be made with {settings or 'no settings'}: {error}") from error
+            raise RunError(f"{word} does not accept {settings or 'no settings'}: {error}") from error
     if not isinstance(found, Task):
         raise RunError(f"{word} returned a {type(found).__name__}: a task function returns a denoiserl.tasks.base.Task")
     return found

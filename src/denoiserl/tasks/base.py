@@ -1,8 +1,7 @@
-"""Tasks: something to get better at, for every method of a kind.
+"""Tasks: a starting policy, signals to learn from, and held-out trials.
 
-A task says where a policy starts, which signals it offers and how a policy is evaluated on held-out trials. It knows
-no method. Methods that learn from one kind of signal have the same call, so ``run``, ``compare`` and ``claim`` use any
-of them on any task that offers the signal. A task of yours is a function in a file of yours:
+A task does not depend on a method. Methods that learn from the same kind of signal have the same call, so ``run``,
+``compare`` and ``claim`` use any of them on any task that offers the signal. A custom task is a function in a file:
 
     def make_task() -> Task:
         return Task("reach", starts=start, outcomes=outcomes, metrics={"success": ("goals reached", "%")},
@@ -29,36 +28,36 @@ from denoiserl.rewards import Reward, RewardSignal
 from denoiserl.train import Run
 
 Start = Callable[[int, Run], Policy | Generator[dict, None, Policy]]
-"""``start(seed, keep)``: a policy, or a generator that trains one, yields rows of metrics and returns it"""
+"""``start(seed, run)``: a policy, or a generator that trains one, yields rows of metrics and returns it"""
 
 OFFERS = {"env": ("env",), "reward": ("reward", "prompts"), "pairs": ("pairs",), "data": ("data",)}
 """the parts of a task that make up each kind of signal"""
 
 
-def means(told: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the mean of each metric over the trials that have such a number; metrics without any are left out."""
-    return {name: float(v.float().nanmean()) for name, v in told.items() if not bool(v.isnan().all())}
+def means(outcomes: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean of each metric over the trials that have one (not NaN); metrics without any are left out."""
+    return {name: float(v.float().nanmean()) for name, v in outcomes.items() if not bool(v.isnan().all())}
 
 
 @dataclass(frozen=True)
 class Task:
     """Signals to learn from, a policy to start from, and held-out trials.
 
-    ``starts``: where a policy starts, or several kinds of it by name, the first being the default ("diffusion",
-    "gaussian", ...: methods that need one say so). ``outcomes(policy, seed, n)``: {metric: [n]} of n held-out trials;
-    the same seed gives the same trials whatever the policy. ``metrics``: {metric: (what it is, unit)}, the main one
-    first; unit "%" is a rate. ``better``: the direction of a gain.
+    ``starts``: the starting policy, or several kinds of it by name, the default first ("diffusion", "gaussian", ...).
+    ``outcomes(policy, seed, n)``: {metric: [n]} of n held-out trials; the trials depend on the seed, not on the policy.
+    ``metrics``: {metric: (description, unit)}, the main one first; unit "%" is a rate. ``better``: the direction of
+    improvement.
 
-    | signal | parts | what a method gets |
+    | signal | parts | argument of the method |
     |---|---|---|
     | env | ``env(copies, seed)`` | a ``Collector`` |
     | reward | ``reward`` and ``prompts(seed)`` | a ``RewardSignal`` |
-    | data | ``data(seed)`` | demonstrations, or a recording with rewards |
+    | data | ``data(seed)`` | demonstrations, or episodes with rewards |
     | pairs | ``pairs(seed)`` | preferences |
 
-    Optional: ``look(policy, seed, n)`` for pictures and films; ``imitate(policy, seed, updates, keep, stream)``, the
-    control that only imitates longer; ``restore(path, device)`` where a policy holds networks of yours; ``caption``, a
-    sentence for the pictures; ``num_eval_trials``, those of an evaluation while learning goes on.
+    Optional: ``look(policy, seed, n)``, pictures and videos; ``imitate(policy, seed, updates, run, stream)``, the
+    control that only imitates for longer; ``restore(path, device)``, to load policies with custom networks;
+    ``caption``, a sentence for the pictures; ``num_eval_trials``, trials per evaluation during training.
     """
 
     name: str
@@ -85,9 +84,9 @@ class Task:
             )
         if (self.reward is None) != (self.prompts is None):
             lost = "reward" if self.reward is None else "prompts"
-            raise RunError(f"task {self.name!r} has no {lost}: reward and prompts are given together")
+            raise RunError(f"task {self.name!r} has no {lost}: give reward and prompts together")
         if not self.metrics:
-            raise RunError(f"task {self.name!r} names no metric: say what its trials are judged by")
+            raise RunError(f"task {self.name!r} has no metrics: give metrics={{name: (description, unit)}}")
 
     def __repr__(self) -> str:
         signals, starts = " and ".join(self.signals), ", ".join(self.start_kinds)
@@ -95,7 +94,7 @@ class Task:
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """The kinds of signal that it offers."""
+        """The kinds of signal that the task offers."""
         return tuple(k for k, parts in OFFERS.items() if all(getattr(self, part) is not None for part in parts))
 
     @property
@@ -105,11 +104,11 @@ class Task:
 
     @property
     def start_kinds(self) -> tuple[str, ...]:
-        """The kinds of policy that it can start from."""
+        """The kinds of starting policy."""
         return tuple(self.starts) if isinstance(self.starts, Mapping) else ("policy",)
 
     def start_policy(self, seed: int, run: Run, kind: str | None = None) -> Generator[dict, None, Policy]:
-        """The starting policy of a seed: yields rows of metrics while it is made."""
+        """Return the starting policy of a seed; yield rows of metrics while it is trained."""
         if kind is not None and kind not in self.start_kinds:
             raise RunError(
                 f"task {self.name!r}: {unknown_name_message(kind, self.start_kinds, 'kind of starting policy')}"
@@ -119,7 +118,7 @@ class Task:
         if isinstance(policy, Generator):
             policy = yield from policy
         if not isinstance(policy, Policy):
-            raise RunError(f"the start of task {self.name!r} gave a {type(policy).__name__}, not a Policy: return one")
+            raise RunError(f"the start of task {self.name!r} returned a {type(policy).__name__}: return a Policy")
         return policy
 
     def require_signal(self, kind: str, method: str = "the method") -> None:
@@ -132,8 +131,10 @@ class Task:
 
     @contextmanager
     def signal(self, kind: str, copies: int | None, seed: int) -> Iterator[Any]:
-        """What a method of this kind learns from; environments are closed afterwards. ``copies``: environments side by
-        side (None: the task's own number)."""
+        """Yield the signal of this kind; close environments afterwards.
+
+        ``copies``: the number of environments (None: the task's own number).
+        """
         self.require_signal(kind)
         if kind == "env":
             assert self.env is not None
@@ -144,37 +145,37 @@ class Task:
                 collector.close()
         elif kind == "reward":
             assert self.reward is not None and self.prompts is not None
-            yield RewardSignal(self.reward, self.prompts(seed))  # prompts are moved to where the noise is
+            yield RewardSignal(self.reward, self.prompts(seed))  # methods move prompts to the policy's device
         else:
             source = self.data if kind == "data" else self.pairs
             assert source is not None
             yield source(seed)
 
     def evaluate(self, policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        """Return ``outcomes``, checked and free of charge: {metric: float32 [n]}.
+        """Return checked ``outcomes``: {metric: float32 [n]}. Usage counters do not count them.
 
-        NaN marks a trial that has no such number, "steps_to_success" of a failure; the main metric has one in every
-        trial.
+        NaN marks a trial without a value, such as "steps_to_success" of a failure. Raise RunError if the main metric is
+        missing or not finite in a trial, or if a metric has another shape.
         """
         with no_usage_counting(), torch.no_grad():
-            told = self.outcomes(policy, seed, n)
-        if self.metric not in told:
+            found = self.outcomes(policy, seed, n)
+        if self.metric not in found:
             raise RunError(
-                f"task {self.name!r}: {unknown_name_message(self.metric, told, 'metric among its outcomes')}"
+                f"task {self.name!r}: {unknown_name_message(self.metric, found, 'metric among its outcomes')}"
             )
-        for name, value in told.items():
+        for name, value in found.items():
             if tuple(value.shape) != (n,):
                 raise RunError(
-                    f"task {self.name!r}: outcomes give {name!r} of shape {tuple(value.shape)} for {n} trials: one "
-                    "number a trial is needed"
+                    f"task {self.name!r}: outcomes has {name!r} of shape {tuple(value.shape)} for {n} trials: return "
+                    "one number per trial"
                 )
-        if lost := int((~torch.isfinite(told[self.metric].float())).sum()):
+        if lost := int((~torch.isfinite(found[self.metric].float())).sum()):
             raise RunError(
-                f"task {self.name!r}: {lost} of {n} trials have no finite {self.metric!r}, the main metric: give every "
-                "trial a number, and count what went wrong as a failure"
+                f"task {self.name!r}: {lost} of {n} trials have no finite {self.metric!r}, the main metric: return a "
+                "number for every trial, and count faults as failures"
             )
-        return {name: value.float().cpu() for name, value in told.items()}
+        return {name: value.float().cpu() for name, value in found.items()}
 
     def load_policy(self, path: Path, device: str | torch.device = "cpu") -> Policy:
-        """A saved policy of this task."""
+        """Load a saved policy of this task."""
         return self.restore(path, torch.device(device)) if self.restore else Policy.load(path, None, device)

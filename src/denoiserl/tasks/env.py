@@ -1,11 +1,11 @@
-"""The task of acting in an environment: robots, Gymnasium, or an environment of yours.
+"""The task of acting in an environment: robots, Gymnasium, or a custom environment.
 
-By default: a Meta-World task, demonstrated by a script that is right about how and wrong about where: each episode he
-believes the object and the goal a few centimetres from where they are. A clone of his learns the average, succeeds
-about as often as he does, and no amount of imitation tells it more; the simulator's success can.
+By default: a Meta-World task. Demonstrations come from a scripted expert whose estimate of the object and goal
+positions is off by a few centimetres in every episode. A clone succeeds about as often as the script. More imitation
+does not help, because the data never contain the true positions; the simulator's success signal does.
 
-``env`` names another world, ``data`` other demonstrations, ``start`` a policy that is there already. The environment
-is the signal of methods that act, the demonstrations are that of methods that imitate.
+``env`` names another environment, ``data`` other demonstrations, ``start`` an existing policy. Methods that act learn
+from the environment, methods that imitate from the demonstrations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from denoiserl.train import Run
 
 @dataclass(frozen=True)
 class Args(Settings):
-    """The environment, and the policy before reward."""
+    """Settings of the environment and the starting policy."""
 
     env: str = "metaworld:drawer-open-v3"
     """metaworld:TASK, pusht, pixels:ENV, a Gymnasium id, envpool:ID, my_file.py:make_env"""
@@ -95,27 +95,27 @@ Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Pol
 
 
 def make_env(base: Args) -> Any:
-    """What streams and evaluations take: the environment."""
-    made = environment(base.env, base.max_episode_steps)
+    """Return the environment in a form that ``Collector`` and ``evaluate`` accept."""
+    env = environment(base.env, base.max_episode_steps)
     if base.obs_horizon == 1:
-        return made
+        return env
     if base.start is None:
-        raise RunError("policies that are cloned here see one observation: --obs-horizon is for a policy at --start")
-    return partial(ObservationHistory, made, base.obs_horizon)
+        raise RunError("cloned policies get one observation: use --obs-horizon with a policy at --start only")
+    return partial(ObservationHistory, env, base.obs_horizon)
 
 
 def has_demonstrations(base: Args) -> bool:
-    """Whether there is anything to imitate."""
+    """Return whether there are demonstrations."""
     return base.data != "none" if base.data is not None else has_script(base.env)
 
 
 @lru_cache(maxsize=2)
 def load_demonstrations(base: Args, seed: int) -> Demonstrations:
-    """The demonstrations: the script's, failures included, for he does not know; or the user's, whatever the seed."""
+    """Return the demonstrations: the script's, failures included; or those at ``data``, for every seed the same."""
     if not has_demonstrations(base):
         raise RunError(
-            f"{base.env} has no scripted demonstrator: name demonstrations with --data, or a policy with --start; ppo, "
-            "fpo, gorl, sac and td3 can begin knowing nothing"
+            f"{base.env} has no scripted expert: give demonstrations with --data, or a policy with --start; ppo, fpo, "
+            "gorl, sac and td3 can start from an untrained policy"
         )
     if base.data is not None:
         return load_recording(
@@ -136,8 +136,8 @@ def imitate(
     stream: int = 0,
     demos: Demonstrations | None = None,
 ) -> Iterator[dict]:
-    """Clone the demonstrations of ``seed`` (or others); minibatches and noise are of their own for every ``stream``."""
-    from denoiserl.recipes.imitation import diffusion_policy  # the method; its experiment is this one
+    """Clone the demonstrations of ``seed`` (or ``demos``); each ``stream`` has its own minibatches and noise."""
+    from denoiserl.recipes.imitation import diffusion_policy  # the recipe imports tasks
 
     a = diffusion_policy.Args(num_updates=updates, batch_size=base.pretrain_batch_size, lr=lr)
     rng = Rng(seed + 1_000_003 * stream, run.device)
@@ -145,14 +145,14 @@ def imitate(
 
 
 def untrained_policy(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, run: Run) -> Policy:
-    """Return a policy of a kind that carries how many actions of a plan are executed."""
+    """Return an untrained policy of a kind, with the number of actions to execute of a chunk."""
     made = kind(base, source, seed, run.device)
     carry(made, base.execution_horizon)
     return made
 
 
 def load_start(base: Args, run: Run) -> Policy:
-    """Return the policy at ``start``; refused where it does not fit the environment."""
+    """Return the policy at ``start``. Raise an error if it does not fit the environment."""
     assert base.start is not None
     made = load_policy(base.start, run.device, base.sampling_steps, base.min_denoising_std)
     suits(made, probe_env(make_env(base)), base.start)
@@ -161,31 +161,30 @@ def load_start(base: Args, run: Run) -> Policy:
 
 
 def untrained_start(base: Args, seed: int, run: Run) -> Policy:
-    """Return a diffusion policy that has learned nothing, for methods that imitate. Raise RunError if ``start`` names
-    one that is there already."""
+    """Return an untrained diffusion policy for methods that imitate. Raise RunError if ``start`` is given."""
     if base.start is not None:
         raise RunError(
-            f"this method clones into new weights, and start={base.start} names a policy that is there: clone on with "
-            "diffusion_policy.improve(policy, demos, args, rng), or improve it by its reward, run dppo --start ..."
+            f"this method trains new weights, and start={base.start} names an existing policy: continue its cloning "
+            "with diffusion_policy.improve(policy, demos, args, rng), or improve it by RL, run dppo --start ..."
         )
     return untrained_policy(diffusion, base, load_demonstrations(base, seed), seed, run)
 
 
 def squashed_start(base: Args, seed: int, run: Run) -> Policy:
-    """Return a Gaussian policy pressed into the box of the actions; mean and std are the network's. Untrained, unless
-    one is given at ``start``."""
+    """Return an untrained tanh-Gaussian policy, or the policy at ``start``."""
     if base.start is not None:
         return load_start(base, run)
     env = probe_env(make_env(base))
-    policy_spec(env)  # refuses what no network here can see or decide
+    policy_spec(env)  # raises for unsupported observations and actions
     event, codec = (base.action_horizon, env.action_dim), TanhCodec.from_box(env.spec.low, env.spec.high)
     return squashed_policy(event, env.obs_dim, base.policy_width, base.policy_depth, codec, seed).to(run.device)
 
 
 def cloned_policy(kind: Make, base: Args, seed: int, run: Run, nothing: bool = True) -> Generator[dict, None, Policy]:
-    """A policy of a kind that has imitated; a generator that yields metrics and returns the policy.
+    """Train a policy of a kind by imitation: yield metrics and return the policy.
 
-    Where there is nothing to imitate it knows nothing (refused unless ``nothing``), or it is the one at ``start``.
+    If ``start`` is given, return that policy. Without demonstrations return an untrained one, or raise RunError if
+    ``nothing`` is False.
     """
     if base.start is not None:
         return load_start(base, run)
@@ -198,7 +197,7 @@ def cloned_policy(kind: Make, base: Args, seed: int, run: Run, nothing: bool = T
 
 
 def cloned_from_successes(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A diffusion policy that has imitated, for as many updates, only those demonstrations that succeeded."""
+    """Train a diffusion policy on the successful demonstrations only, for the same number of updates."""
     demos = load_demonstrations(base, seed)
     made = untrained_policy(diffusion, base, demos, seed, run)
     yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos.successful())
@@ -206,8 +205,10 @@ def cloned_from_successes(base: Args, seed: int, run: Run) -> Generator[dict, No
 
 
 def steered_start(base: Args, seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
-    """The diffusion policy, frozen and served by its ODE, whose noise another policy decides; ``spread=1`` and no
-    training: narrow noise."""
+    """Return a policy that steers the initial noise of the frozen diffusion policy, which is sampled by its ODE.
+
+    ``spread=1`` and no training: narrow noise.
+    """
     made = yield from cloned_policy(diffusion, base, seed, run, False)
     return steer(as_deterministic(made), probe_env(make_env(base)).obs_dim, noise_map=base.noise_map, spread=spread)
 
@@ -220,31 +221,32 @@ METRICS = {
 
 
 def make_eval_actor(made: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
-    """Return what acts as the policy serves; it executes what it carries, or what the experiment says where it carries
-    nothing."""
+    """Return the policy's action function for evaluations.
+
+    It executes as many actions as the policy says, or else ``execution_horizon``.
+    """
     return eval_actor(made, base.execution_horizon if made.weights.execute is None else None)
 
 
 def outcomes(made: Policy, base: Args, seed: int, n: int) -> Mapping[str, Tensor]:
-    """Of n episodes from start states that neither demonstrations nor learning have seen, [n] each: success where the
-    environment reports it, return and ticks."""
+    """Evaluate n episodes from held-out start states: success where the environment reports it, return, length; [n]."""
     return evaluate(make_eval_actor(made, base), make_env(base), n, 1_000_000 + seed).outcomes
 
 
 def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
-    """The first episodes, eight at most, as one film; a sentence on a machine that cannot render."""
+    """Render the first episodes, eight at most, as one video; return a text file if rendering is not possible."""
     return episode_video(make_eval_actor(made, base), make_env(base), min(n, FEW), 1_000_000 + seed)
 
 
 PROBE_STEPS = 1000
-"""ticks in which an environment may report success for the first time"""
+"""steps within which an environment must report success for the first time"""
 
 
 def reports_success(base: Args) -> bool:
     """Return whether the environment reports success.
 
-    Those with scripts do. Others are asked until an episode ends, or for ``PROBE_STEPS`` ticks: some report
-    it only then.
+    Environments with scripts do. Others are stepped until an episode ends, or for ``PROBE_STEPS`` steps: some report it
+    only at the end.
     """
     if has_script(base.env):
         return True
@@ -254,16 +256,16 @@ def reports_success(base: Args) -> bool:
     try:
         with no_usage_counting():
             for _ in range(PROBE_STEPS):
-                tick = env.collect(lambda obs, rng: (zeros, None), 1, Rng(0))
-                if "success" in tick.info or bool(tick.done.any()):
-                    return "success" in tick.info
+                step = env.collect(lambda obs, rng: (zeros, None), 1, Rng(0))
+                if "success" in step.info or bool(step.done.any()):
+                    return "success" in step.info
         return False
     finally:
         env.close()
 
 
 def task(base: Args) -> Task:
-    """The task: learn from the environment's reward, or from its demonstrations."""
+    """Return the task: learn from the environment's reward, or from its demonstrations."""
     kinds = {"diffusion": diffusion, "gaussian": gaussian, "flow": flow}
     return Task(
         base.env.removeprefix("metaworld:"),
@@ -287,5 +289,5 @@ def task(base: Args) -> Task:
         )
         if has_demonstrations(base) and base.start is None
         else None,
-        caption="Episodes from held-out starts, at twice their speed: the first ones, not the best.",
+        caption="The first episodes from held-out starts, at twice their speed.",
     )

@@ -1,6 +1,6 @@
-"""The task of claims about flow policies: fork2d, cloned from clumsy demonstrations that pass the disc on both sides.
+"""The task of claims about flow policies: fork2d, with clumsy demonstrations that pass the disc on both sides.
 
-The mean of the two ways is the disc: a Gaussian has to give one of them up before it can be good, and a flow has not.
+The mean of the two paths hits the disc: a Gaussian must drop one path to succeed, a flow can keep both.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from denoiserl.tasks.base import Task
 from denoiserl.train import Run
 
 BASE = _robot.Args(action_horizon=12, execution_horizon=12, sampling_steps=4, policy_width=128, pretrain_updates=1500)
-"""the policies: four steps of denoising, twelve actions at once"""
+"""the policies: four denoising steps, chunks of twelve actions"""
 DEMOS, CLUMSY, NOISE = 60, 0.7, 0.3
-"""demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
+"""number of demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
 
 
 class TimeLimitTerminates:
-    """``Fork2D`` whose time limit is an end: who loiters has failed.
+    """``Fork2D`` whose time limit terminates the episode as a failure.
 
-    A limit that only truncates is bootstrapped, and in a world where touching the disc is the one thing that ends badly
-    every critic then learns that it is best not to arrive.
+    Critics bootstrap past a limit that only truncates. Where touching the disc is the only bad end, every critic then
+    learns that it is best not to arrive.
     """
 
     steps_some = True
@@ -43,11 +43,11 @@ class TimeLimitTerminates:
         self.single_action_space = self.world.single_action_space
 
     def reset(self, **how: Any) -> Any:
-        """As the world's."""
+        """Reset all environments."""
         return self.world.reset(**how)
 
     def step(self, action: Any, mask: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """As the world's, with nothing truncated."""
+        """Step all environments; report truncated ones as terminated."""
         seen, reward, terminated, late, info = self.world.step(action, mask)
         return seen, reward, terminated | late, torch.zeros_like(late), info
 
@@ -56,12 +56,12 @@ Make = Callable[[_robot.Args, Demonstrations, int, str | torch.device], Policy]
 
 
 def load_demonstrations(seed: int) -> Demonstrations:
-    """Demonstrations, failures included."""
+    """Return the demonstrations, failures included."""
     return demonstrations(DEMOS, Rng(seed), NOISE, clumsy=CLUMSY)
 
 
 def cloned_policy(make: Make, seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A policy of a kind that has imitated."""
+    """Train a policy of a kind by imitation: yield metrics and return the policy."""
     demos = load_demonstrations(seed)
     made = make(BASE, demos, seed, run.device)
     yield from _robot.imitate(made, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
@@ -69,7 +69,7 @@ def cloned_policy(make: Make, seed: int, run: Run) -> Generator[dict, None, Poli
 
 
 def task() -> Task:
-    """fork2d: success is reaching the goal without touching the disc."""
+    """Return the task fork2d: success is reaching the goal without touching the disc."""
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
         done = evaluate(eval_actor(policy, BASE.execution_horizon), Fork2D(n), n, 1_000_000 + seed)

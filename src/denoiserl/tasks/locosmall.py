@@ -1,13 +1,13 @@
-"""locosmall: logged data of three small continuous tasks in three grades, made here in a minute and kept.
+"""locosmall: logged data of three small continuous-control tasks in three grades, generated in a minute and cached.
 
     pendulum (Gymnasium's Pendulum-v1)   reacher (Reacher-v5, MuJoCo)   swingup (``envs.toy.swingup``)
 
-A SAC run of fixed length and seed plays all of them. ``random``: actions even in the box. ``medium-replay``: all that
-SAC saw until its policy was about half way between random and expert, in the order in which it came. ``medium``: what
-the policy of that moment does, with its own noise. The grades are those of D4RL (2004.07219), the data are our own.
+A SAC run of fixed length and seed generates them. ``random``: actions uniform in their bounds. ``medium-replay``: all
+that SAC collected until its policy was about half way between random and expert, in order. ``medium``: episodes of that
+policy, with its own noise. The grades are those of D4RL (2004.07219); the data are not.
 
-What is made lies in DENOISERL_CACHE (else the user's cache), in a folder that is named by the content of all files that
-decide it, the settings and the version of torch: two machines that share it share the data, and a change makes new.
+The cache is DENOISERL_CACHE (else ~/.cache/denoiserl). The folder's name is a hash of all source files that affect the
+data, the task's name and the version of torch, so a change generates new data.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ COPIES = 8
 
 @dataclass(frozen=True)
 class World:
-    """A task: ``make`` what ``Collector`` and ``evaluate`` take; ``begin`` + ``iters`` · 8 · 25 ticks that SAC takes
-    until it is medium; ``episodes`` of the grades random and medium; ``known`` returns of random and expert players."""
+    """An environment ``make`` for ``Collector`` and ``evaluate``, and how to generate its data.
+
+    SAC is medium after ``iters`` · 8 · 25 steps; the grades random and medium have ``episodes`` each. ``known``: the
+    returns of a random and an expert policy.
+    """
 
     make: Any
     iters: int
@@ -65,7 +68,7 @@ WORLDS = {
 
 
 def world(name: str) -> World:
-    """A task by name."""
+    """Return a world by name. Raise RunError for an unknown one."""
     if name not in WORLDS:
         raise RunError(
             unknown_name_message(name, WORLDS, "world of locosmall") + " Data are named locosmall:WORLD-GRADE."
@@ -74,7 +77,7 @@ def world(name: str) -> World:
 
 
 def load_dataset(name: str, grade: str) -> EpisodeDataset:
-    """The recording of a world and a grade, made on the first call on a machine."""
+    """Return the data set of a world and a grade; generate it on the first call."""
     if grade not in GRADES:
         raise RunError(
             unknown_name_message(grade, GRADES, "grade of locosmall") + " Data are named locosmall:WORLD-GRADE."
@@ -92,29 +95,29 @@ def _all(name: str) -> dict[str, EpisodeDataset]:
 
 
 def folder(name: str) -> Path:
-    """Where the data of a world lie: named by what decides them."""
+    """Return the cache folder of a world's data."""
     given = os.environ.get("DENOISERL_CACHE")
     root = Path(given) if given else Path.home() / ".cache" / "denoiserl"
     here = inspect.getmodule(folder)
     assert isinstance(here, ModuleType)
     deciding = [inspect.getsource(m) for m in (here, sac, _boxed, _kinds, swingup)]
-    told = hashlib.sha256("\n".join([*deciding, name, torch.__version__]).encode()).hexdigest()[:16]
-    return root / "locosmall" / f"{name}-{told}"
+    digest = hashlib.sha256("\n".join([*deciding, name, torch.__version__]).encode()).hexdigest()[:16]
+    return root / "locosmall" / f"{name}-{digest}"
 
 
 def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | None = None) -> dict[str, EpisodeDataset]:
-    """All grades of a world, made now: a SAC run of ``iters`` iterations and ``episodes`` episodes of its policy."""
+    """Generate all grades of a world: a SAC run of ``iters`` iterations and ``episodes`` episodes of its policy."""
     this = world(name)
     iters, episodes = this.iters if iters is None else iters, this.episodes if episodes is None else episodes
-    heard = RecordingCollector(this.make, COPIES, seed)
+    collector = RecordingCollector(this.make, COPIES, seed)
     a = sac.Args(iterations=iters, num_envs=COPIES, rollout_steps=25, learning_starts=1000, utd=1.0, critic_width=64)
     with no_usage_counting():
-        codec = TanhCodec.from_box(heard.spec.low, heard.spec.high)
-        player = _kinds.squashed_gaussian((1, heard.action_dim), heard.obs_dim, 64, 2, codec, seed)
-        for _ in sac.improve(player, heard, a, Rng(seed), Run(restart=iters)):
+        codec = TanhCodec.from_box(collector.spec.low, collector.spec.high)
+        player = _kinds.squashed_gaussian((1, collector.action_dim), collector.obs_dim, 64, 2, codec, seed)
+        for _ in sac.improve(player, collector, a, Rng(seed), Run(restart=iters)):
             pass
-        heard.close()
-        box = heard.spec
+        collector.close()
+        box = collector.spec
 
         def even(obs: Tensor, rng: Rng) -> Tensor:
             low, high = (torch.as_tensor(v, dtype=torch.float32) for v in (box.low, box.high))
@@ -126,31 +129,31 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
         grades = {k: record(this.make, act, episodes, seed + i, COPIES) for i, (k, act) in enumerate(
             (("random", even), ("medium", played)), 1
         )}  # fmt: skip
-    grades["medium-replay"] = rollouts_to_dataset(heard.episodes, name)
+    grades["medium-replay"] = rollouts_to_dataset(collector.episodes, name)
     return {k: replace(v, demos=replace(v.demos, name=f"{name}-{k}")) for k, v in grades.items()}
 
 
 class RecordingCollector(Collector):
-    """A stream that remembers all that was collected from it."""
+    """A collector that keeps every rollout."""
 
     def __init__(self, env: Any, copies: int, seed: int) -> None:
         super().__init__(env, None if callable(env) and hasattr(env(), "num_envs") else copies, seed)
         self.episodes: list[Rollout] = []
 
     def collect(self, act: Any, steps: int, rng: Rng) -> Rollout:
-        """As the stream's, and kept."""
+        """Collect a rollout and keep it."""
         self.episodes.append(super().collect(act, steps, rng))
         return self.episodes[-1]
 
 
 def rollouts_to_dataset(parts: list[Rollout], name: str) -> EpisodeDataset:
-    """Collected decisions of one action as a recording: the episodes of each copy, cut where one was left."""
+    """Convert rollouts of one action per decision to a data set: the episodes of each environment."""
     join: Callable[..., Any] = lambda *v: torch.cat(v)  # noqa: E731
     obs, after = (tree_map(join, *(getattr(ep, k) for ep in parts)) for k in ("obs", "next_obs"))
     action, reward, over, done = (
         torch.cat([getattr(ep, k) for ep in parts]) for k in ("action", "reward", "terminated", "done")
     )
-    done[:-1] |= (after[:-1] != obs[1:]).any(-1)  # a stream begins anew where a run could be saved, and says nothing
+    done[:-1] |= (after[:-1] != obs[1:]).any(-1)  # a checkpoint resets the environments without done
     done[-1] = True
     flat = lambda v: v.transpose(0, 1).flatten(0, 1)  # noqa: E731
     stop = flat(done).nonzero().flatten()

@@ -1,18 +1,17 @@
-"""The experiment of learning from logged data: a recording, a policy that knows nothing, the recording's environment.
+"""The task of learning from logged data: a data set, an untrained policy, and an environment for evaluation.
 
-What a method learns from, ``Task.data(seed)``, is a ``EpisodeDataset``; ``remembered`` makes rows of it, with the
-method's chunk, n and discount, in the policy's units. Data are named by a word:
+The signal, ``Task.data(seed)``, is an ``EpisodeDataset``. Data are named by a word:
 
-    maze:SIZE-KIND          a point maze, small, medium or large, and its players (see ``envs.toy.maze``): expert,
-                            noisy, random, stitch, navigate; told for one goal or, with goal="any", for each
-                            player's own
-    locosmall:WORLD-GRADE   pendulum, reacher or swingup; random, medium or medium-replay (see ``_locosmall``)
+    maze:SIZE-KIND          a point maze, small, medium or large, and its behaviour policy (see ``envs.toy.maze``):
+                            expert, noisy, random, stitch, navigate; rewards for one goal or, with goal="any", for
+                            the goal of each episode
+    locosmall:WORLD-GRADE   pendulum, reacher or swingup; random, medium or medium-replay (see ``tasks.locosmall``)
     ring                    the ring bandit
-    a path of yours         Minari, LeRobot, our own, or one flat HDF5 file (see ``data.formats.any``); ``env`` says
-                            where policies are judged
+    a path                  Minari, LeRobot, denoiserl, or one flat HDF5 file (see ``data.formats.any``); ``env`` is
+                            the evaluation environment
 
-Starting policies are untrained: "gaussian", "squashed" (TD3, SAC), "diffusion" and "flow". Each of them decides a chunk
-in units of the actions' box (of the recorded actions, where nobody knows the box) and sees standardised observations.
+Starting policies are untrained: "gaussian", "squashed" (TD3, SAC), "diffusion" and "flow". Actions are chunks scaled by
+the action bounds (by the recorded actions where the bounds are unknown); observations are standardised.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ from denoiserl.tasks.user_inputs import load_recording
 from denoiserl.train import Run
 
 SIZES = {"small": 3, "medium": 4, "large": 6}
-"""rooms a side"""
+"""rooms per side"""
 PLAN = 7
-"""the seed of all plans: mazes differ in size, not from seed to seed"""
+"""the seed of all maze layouts: mazes differ in size, not from seed to seed"""
 COPIES = 64
 LIMIT = 10.0
 """standard deviations at which observations are clipped"""
@@ -59,7 +58,7 @@ LIMIT = 10.0
 
 @dataclass(frozen=True)
 class Args(Settings):
-    """The data, where policies are judged, and the policy before it has learned."""
+    """Settings of the data, the evaluation environment and the untrained policy."""
 
     data: str = "maze:small-navigate"
     """maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path"""
@@ -74,7 +73,7 @@ class Args(Settings):
     max_transitions: Count | None = None
     """largest number of transitions, in whole episodes (None: all)"""
     num_episodes: Count = 500
-    """episodes of a maze's players, decisions of the bandit"""
+    """episodes of a maze, or actions of the bandit"""
     goal: str = "one"
     """goal in mazes: "one" for all, or "any" for each episode"""
     action_horizon: Count = 1
@@ -88,8 +87,7 @@ class Args(Settings):
 
 
 class DataSource(NamedTuple):
-    """Where data come from: ``record(seed)``; ``env``, what ``evaluate`` takes; the main metric; and the returns of a
-    random and of an expert player, where they are known."""
+    """The data ``record(seed)``, the evaluation environment, the main metric, and known returns of (random, expert)."""
 
     record: Callable[[int], EpisodeDataset]
     env: Any
@@ -98,14 +96,14 @@ class DataSource(NamedTuple):
 
 
 def maze(size: str) -> Maze:
-    """The maze of a size."""
+    """Return the maze of a size."""
     if size not in SIZES:
         raise RunError(unknown_name_message(size, SIZES, "size of maze"))
     return Maze.random(SIZES[size], Rng(PLAN))
 
 
 def data_source(base: Args) -> DataSource:
-    """What the data's word means."""
+    """Return the source that ``base.data`` names. Raise RunError if there is none."""
     family, _, rest = base.data.partition(":")
     size, _, kind = rest.partition("-")
     if family == "maze":
@@ -132,7 +130,7 @@ def data_source(base: Args) -> DataSource:
             f"there are no data {base.data!r}: name maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path that exists"
         )
     if base.env is None:
-        raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
+        raise RunError(f"no evaluation environment for the data {base.data}: pass --env, for example --env Hopper-v5")
     env = named(base.env)
     return DataSource(
         lambda seed: load_recording(base.data, env, base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys),
@@ -144,7 +142,7 @@ def data_source(base: Args) -> DataSource:
 
 @lru_cache(maxsize=2)
 def load_dataset(base: Args, seed: int) -> EpisodeDataset:
-    """The recording that a seed learns from: our own players' or the user's, whole or ``max_transitions`` of it."""
+    """Return the data set of a seed: all of it, or at most ``max_transitions``."""
     data = data_source(base).record(seed)
     if base.max_transitions is None or base.max_transitions >= len(data.demos.actions):
         return data
@@ -154,24 +152,24 @@ def load_dataset(base: Args, seed: int) -> EpisodeDataset:
 
 
 def action_box(data: EpisodeDataset) -> tuple[Tensor, Tensor]:
-    """Low and high [d] of the actions: the box, or what was recorded where it is not known in all dimensions."""
+    """Return low and high [d] of the actions: their bounds, or the recorded range if a bound is unknown."""
     if bool((data.high - data.low).isfinite().all()):
         return data.low, data.high
     return data.demos.actions.amin(0), data.demos.actions.amax(0)
 
 
 def make_codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
-    """Standardised observations, clipped at 10, and actions in units of their box."""
+    """Return the codec: observations standardised and clipped at 10 std, actions scaled by their bounds."""
     if not isinstance(data.demos.observations, Tensor) or data.demos.observations.ndim != 2:
         raise InvalidInputError(
-            f"{data.demos.name or 'the data'} observe no flat numbers [o]: concatenate the parts first"
+            f"the observations of {data.demos.name or 'the data'} are not flat numbers [o]: concatenate them first"
         )
     name = f"the observations of {data.demos.name or 'the data'}"
-    seen = Normalizer.fit(data.demos.observations, "std", name=name, ends=data.demos.ends)
+    observation = Normalizer.fit(data.demos.observations, "std", name=name, ends=data.demos.ends)
     low, high = action_box(data)
     if kind == "squashed":
-        return replace(TanhCodec.from_box(low, high, seen), limit=LIMIT)
-    return ActionChunkCodec(seen, Normalizer.fit(torch.stack([low, high])), LIMIT)
+        return replace(TanhCodec.from_box(low, high, observation), limit=LIMIT)
+    return ActionChunkCodec(observation, Normalizer.fit(torch.stack([low, high])), LIMIT)
 
 
 MAKERS: dict[str, Callable[..., Policy]] = {
@@ -181,52 +179,52 @@ MAKERS: dict[str, Callable[..., Policy]] = {
     "meanflow": _kinds.meanflow,
     "student": _kinds.one_step_flow,
 }
-"""what makes an untrained policy of a kind"""
+"""functions that make an untrained policy, by kind"""
 
 
 def untrained_policy(
     base: Args, data: EpisodeDataset, kind: str, seed: int, device: str | torch.device = "cpu"
 ) -> Policy:
-    """An untrained policy of a kind for what the data observe and do."""
+    """Return an untrained policy of a kind for the observations and actions of the data."""
     if kind == "squashed":
-        event, seen = (base.action_horizon, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
-        return _kinds.squashed_gaussian(event, seen, base.policy_width, 3, make_codec(data, kind), seed).to(device)
+        event, obs_dim = (base.action_horizon, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
+        return _kinds.squashed_gaussian(event, obs_dim, base.policy_width, 3, make_codec(data, kind), seed).to(device)
     return replace(MAKERS[kind](base, data.demos, seed, "cpu"), codec=make_codec(data, kind)).to(device)
 
 
 def start_policy(base: Args, kind: str, seed: int, run: Run) -> Policy:
-    """Where a policy of this kind starts."""
+    """Return the untrained policy of a kind for the data of ``seed``."""
     return untrained_policy(base, load_dataset(base, seed), kind, seed, run.device)
 
 
 METRICS = {
     "success": ("episodes that succeed", "%"),
-    "score": ("return, 0 for random and 100 for expert players", ""),
+    "score": ("return, 0 for a random and 100 for an expert policy", ""),
     "return": ("return of an episode", ""),
     "length": ("steps of an episode", ""),
 }
 
 
 def outcomes(base: Args, made: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-    """Return and ticks of n episodes; success where it is reported, score where references are known: [n] each."""
-    where = data_source(base)
-    done = evaluate(eval_actor(made), where.env, n, 1_000_000 + seed)
-    if where.known is None:
+    """Evaluate n episodes: return and length, success where reported, score where references are known; [n] each."""
+    source = data_source(base)
+    done = evaluate(eval_actor(made), source.env, n, 1_000_000 + seed)
+    if source.known is None:
         return done.outcomes
-    low, high = where.known
+    low, high = source.known
     return {**done.outcomes, "score": 100 * (done.returns - low) / (high - low)}
 
 
 def look(base: Args, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
-    """A film of the first episodes, eight at most; of a maze, its plan with the ways through it."""
-    where, few = data_source(base), min(n, FEW)
+    """Render the first episodes, eight at most, as a video; for a maze, draw their paths on its plan."""
+    source, few = data_source(base), min(n, FEW)
     if not base.data.startswith("maze:"):
-        return episode_video(eval_actor(made), where.env, few, 1_000_000 + seed)
+        return episode_video(eval_actor(made), source.env, few, 1_000_000 + seed)
     plan = maze(base.data.partition(":")[2].partition("-")[0])
-    went = played(where.env, eval_actor(made), few, 1_000_000 + seed).demos
-    paths = [went.episode(i)[0][:, :2] for i in range(few)]
-    far = (reward_grid(plan)[..., None, :] - went.observations[went.ends - 1, -2:]).norm(dim=-1).amin(-1)
-    won = 0 if went.success is None else int(went.success.sum())
+    episodes = played(source.env, eval_actor(made), few, 1_000_000 + seed).demos
+    paths = [episodes.episode(i)[0][:, :2] for i in range(few)]
+    far = (reward_grid(plan)[..., None, :] - episodes.observations[episodes.ends - 1, -2:]).norm(dim=-1).amin(-1)
+    won = 0 if episodes.success is None else int(episodes.success.sum())
     return {"ways.png": plot_paths(plan, {f"{won} of {few} reach the goal": ((far < REACH).float(), paths)})}
 
 
@@ -234,7 +232,7 @@ KINDS = (*MAKERS, "squashed")
 
 
 def task(base: Args) -> Task:
-    """The task: learn from the recording, be judged where it was recorded."""
+    """Return the task: learn from the data set, and evaluate in its environment."""
     main = data_source(base).metric
     return Task(
         base.data,
@@ -244,5 +242,5 @@ def task(base: Args) -> Task:
         {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
         data=lambda seed: load_dataset(base, seed),
         look=lambda made, seed, n: look(base, made, seed, n),
-        caption="What the policy does from held-out starts. In a maze rings are starts and dots are ends.",
+        caption="Episodes from held-out starts. In a maze rings are starts and dots are ends.",
     )

@@ -1,7 +1,7 @@
-"""The kinds of policies that experiments start from, untrained: diffusion, flow and Gaussian, over chunks of actions.
+"""Untrained starting policies over action chunks: diffusion, flow and Gaussian.
 
-They differ in nothing but how a chunk is decided. What observes is what the demonstrations hold: numbers, or pictures
-beside a "state" of numbers; without demonstrations, the numbers of the environment, standardised as they come.
+They differ only in the distribution of a chunk. Observations are as in the demonstrations: numbers, or an image and a
+"state" of numbers. Without demonstrations they are the environment's numbers with running standardisation.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from denoiserl.processes import (
 )
 
 POINTS = 32
-"""points that a policy with pictures attends to"""
+"""spatial-softmax points of a policy with images"""
 
 
 class Sizes(Protocol):
-    """What a base says of its policies."""
+    """Settings of a task that set the size of its policies."""
 
     @property
     def action_horizon(self) -> int: ...
@@ -52,7 +52,7 @@ class Sizes(Protocol):
 
 
 class PolicySpec(NamedTuple):
-    """What a policy is made for: its codec, numbers observed, pixels of a picture's side (0: none), numbers decided."""
+    """A policy's codec, observation dimension, side of its images in pixels (0: none), and action dimension."""
 
     codec: Any
     seen: int
@@ -61,76 +61,75 @@ class PolicySpec(NamedTuple):
 
 
 def probe_env(env: Any) -> Collector:
-    """One copy of what streams take, closed again: for what it observes and how it acts."""
+    """Make one environment, close it, and return its collector, to read its observation and action spaces."""
     found = Collector(env, 1)
     found.close()
     return found
 
 
 def policy_spec(source: Demonstrations | Collector) -> PolicySpec:
-    """Return those of demonstrations; or of an environment alone, whose actions must have bounds.
+    """Return the spec for demonstrations, or for an environment alone, whose actions must have bounds.
 
-    Raises InvalidInputError if no network here can see the observations, or the bounds of an action are unknown.
+    Raise InvalidInputError for observations that no network here supports, and for unknown action bounds.
     """
     if isinstance(source, Demonstrations):
-        seen, actions = source.observations, source.actions.shape[-1]
-        if not isinstance(seen, dict):
-            if seen.ndim != 2:
+        obs, actions = source.observations, source.actions.shape[-1]
+        if not isinstance(obs, dict):
+            if obs.ndim != 2:
                 raise InvalidInputError(
-                    f"each observation is an array {list(seen.shape[1:])}: numbers are learned from as [o], and "
-                    "pictures as the 'image' of a dict, [S, S, 3] in bytes, with a 'state' [o] of numbers beside it"
+                    f"each observation is an array {list(obs.shape[1:])}: give numbers as [o], and images as the "
+                    "'image' of a dict, [S, S, 3] in bytes, with a 'state' [o] of numbers beside it"
                 )
-            return PolicySpec(ActionChunkCodec.fit(source), seen.shape[-1], 0, actions)
-        for name, value in seen.items():
+            return PolicySpec(ActionChunkCodec.fit(source), obs.shape[-1], 0, actions)
+        for name, value in obs.items():
             if isinstance(value, dict):
                 raise InvalidInputError(
-                    f"the {name!r} that {source.name or 'the demonstrations'} observe is a dict: give arrays"
+                    f"the observation {name!r} of {source.name or 'the demonstrations'} is a dict: give arrays"
                 )
-        if set(seen) != {"image", "state"}:
+        if set(obs) != {"image", "state"}:
             raise InvalidInputError(refusal(source))
-        told = {k: list(v.shape[1:]) for k, v in seen.items()}
-        if len(told["state"]) != 1:
+        shapes = {k: list(v.shape[1:]) for k, v in obs.items()}
+        if len(shapes["state"]) != 1:
             raise InvalidInputError(
-                f"the 'state' beside the pictures is an array {told['state']}: flatten it to numbers [o]"
+                f"the 'state' beside the images is an array {shapes['state']}: flatten it to numbers [o]"
             )
-        high = told["image"][0] if told["image"] else 0
-        if high < 8 or told["image"] != [high, high, 3]:
+        high = shapes["image"][0] if shapes["image"] else 0
+        if high < 8 or shapes["image"] != [high, high, 3]:
             raise InvalidInputError(
-                f"the pictures are {told['image']}: these networks look at square ones of three colours, [S, S, 3] "
-                "with S of 8 or more, so crop or resize them, here and in the environment"
+                f"the images are {shapes['image']}: these networks need square colour images, [S, S, 3] with S of 8 "
+                "or more, so crop or resize them, here and in the environment"
             )
-        in_bytes(seen["image"])
-        return PolicySpec(ActionChunkCodec.fit(source), told["state"][0], high, actions)
+        in_bytes(obs["image"])
+        return PolicySpec(ActionChunkCodec.fit(source), shapes["state"][0], high, actions)
     require_flat_actions(source)
     found = source.spec
     if isinstance(found.obs, dict) or len(found.obs) != 1:
         raise InvalidInputError(
-            f"{source.name} observes {found.obs}: a policy that knows nothing sees one array of numbers [o], which "
-            "gymnasium.wrappers.FlattenObservation makes of others; policies that see pictures start from "
-            "demonstrations"
+            f"{source.name} observes {found.obs}: an untrained policy needs one array of numbers [o], which "
+            "gymnasium.wrappers.FlattenObservation makes of others; policies with images start from demonstrations"
         )
     centre, half = box_centre_and_half(found.low, found.high)
     return PolicySpec(RunningNormCodec.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
 
 
 def require_flat_actions(env: Collector) -> None:
-    """Raise InvalidInputError if the actions of an environment are no flat numbers."""
+    """Raise InvalidInputError if the actions of an environment are not flat numbers."""
     found = env.spec
     if found.choices is not None or len(found.action) != 1:
         discrete = f"one of {found.choices} choices (Discrete)"
         what = f"an array {list(found.action)}" if found.choices is None else discrete
-        raise InvalidInputError(f"{env.name} takes {what} as an action: these policies decide numbers [d], so {BOXED}")
+        raise InvalidInputError(f"{env.name} takes {what} as an action: these policies output numbers [d], so {BOXED}")
 
 
 def network(base: Sizes, known: PolicySpec, **more: Any) -> nn.Module:
-    """A perceptron over a chunk, with eyes where there are pictures."""
+    """Return an MLP over a chunk, with an image encoder if there are images."""
     event, points = (base.action_horizon, known.actions), 2 * POINTS if known.picture else 0
     net = MLP(event, cond=known.seen + points, width=base.policy_width, layer_norm=True, **more)
     return ImageConditionedNet(net, known.picture, POINTS) if known.picture else net
 
 
 def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A diffusion policy: explored under a floored posterior, served under the posterior itself."""
+    """Return a diffusion policy: its train steps are the posterior with a minimum std, its eval steps the posterior."""
     torch.manual_seed(seed)
     known = policy_spec(source)
     process = Diffusion(cosine, with_min_std(ddim(1.0), base.min_denoising_std), clip=1.0)
@@ -141,7 +140,7 @@ def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device
 
 
 def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A flow policy: explored with a fixed noise on its steps, served by its ODE."""
+    """Return a flow policy: its train steps are the ODE with a fixed noise, its eval steps the ODE."""
     torch.manual_seed(seed)
     known = policy_spec(source)
     process, times = (
@@ -154,7 +153,7 @@ def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str
 
 
 def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A Gaussian policy: explored with its learned std, served by its mean."""
+    """Return a Gaussian policy: it trains with its learned std, and evaluates with its mean."""
     torch.manual_seed(seed)
     known = policy_spec(source)
     process, fresh = OneStep(), isinstance(source, Collector)
@@ -166,7 +165,7 @@ def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device:
 
 
 def squashed_gaussian(event: tuple[int, int], seen: int, width: int, depth: int, codec: Any, seed: int) -> Policy:
-    """A Gaussian policy pressed into the box of the actions: mean and std are the network's; served by its mean."""
+    """Return a tanh-Gaussian policy for ``seen`` observed numbers; its eval steps use the mean."""
     torch.manual_seed(seed)
     net = MLP(event, seen, width, depth, 0, False, activation="relu", out=(event[0], 2 * event[1]))
     process = OneStep()
@@ -175,7 +174,7 @@ def squashed_gaussian(event: tuple[int, int], seen: int, width: int, depth: int,
 
 
 def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A mean flow: one step decides; explored with a fixed noise on it. A tenth of what it learns is that step."""
+    """Return a one-step mean flow, with a fixed noise in training. A tenth of its loss is on that step (ends = 0.1)."""
     torch.manual_seed(seed)
     known, process = policy_spec(source), MeanFlow(ends=0.1)
     made = MeanVelocityDenoiser(TwoTimeNet(network(base, known, time=0))).to(device)
@@ -186,7 +185,7 @@ def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device:
 def one_step_flow(
     base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu"
 ) -> Policy:
-    """A flow policy of one step, into which another one may be distilled; explored with a fixed noise on it."""
+    """Return a one-step flow policy, for example a distillation target, with a fixed noise in training."""
     torch.manual_seed(seed)
     known, process = policy_spec(source), Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std))
     made, times = GaussianDenoiser(network(base, known), linear, "v").to(device), time_grid(1)

@@ -1,9 +1,8 @@
-"""The image experiment: a flow generator of coloured shapes that has learned from badly captioned pictures.
+"""The image task: a flow generator of coloured shapes, pre-trained on images with wrong captions.
 
-The captions of training pictures name, with probability ``label_noise``, any colour for an object: the web's captions,
-in small. However long it imitates, a faithful generator draws what such captions go with, so a prompt of n objects is
-hit with probability (1 − ¾ mislabel)^n; a reward that reads the picture can teach it what the captions could not.
-Training and held-out prompts share no scene, whatever the seed.
+With probability ``label_noise`` a caption names a random colour for an object. A generator that fits these captions
+matches a prompt of n objects with probability (1 − ¾ label_noise)^n, however long it imitates. The reward reads the
+image itself and so removes this limit. Training and held-out prompts never share a scene.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ PICTURES = 20_000
 
 @dataclass(frozen=True)
 class Args(Settings):
-    """The generator before reward."""
+    """Settings of the pre-trained generator."""
 
     pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
@@ -43,9 +42,9 @@ class Args(Settings):
     pretrain_lr: NonNegative = 6e-3
     """learning rate of imitation (AdamW, cosine decay)"""
     label_noise: Fraction = 0.3
-    """probability that a caption names any colour for an object"""
+    """probability that a caption names a random colour for an object"""
     objects: tuple[int, int] = (2, 4)
-    """fewest and most objects in a scene"""
+    """minimum and maximum number of objects in a scene"""
     policy_width: Count = 96
     """features per patch of the transformer"""
     policy_depth: Count = 2
@@ -64,7 +63,7 @@ class Args(Settings):
 
 @lru_cache(maxsize=2)
 def scenes(objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Training scenes and 1024 held-out ones [n, 9] that share none, from a draw of 12,000 that is always the same."""
+    """Return training scenes and 1024 other, held-out ones [n, 9]; the same for every seed."""
     every = torch.unique(shapes.scenes(12_000, Rng(77), objects), dim=0)
     if len(every) < 2 * HELD_OUT:
         raise RunError(f"there are only {len(every)} scenes with {objects} objects: allow more objects")
@@ -73,13 +72,13 @@ def scenes(objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def prompts(base: Args) -> tuple[Tensor, Tensor]:
-    """The training prompts [about 11,000, 81] and the held-out ones [1024, 81]."""
+    """Return the training prompts [about 11,000, 81] and the held-out ones [1024, 81]."""
     train, test = scenes(base.objects)
     return shapes.encode(train), shapes.encode(test)
 
 
 def captions(scene: Tensor, mislabel: float, rng: Rng) -> Tensor:
-    """The scene that a caption claims: the colour of each object is a random one with probability ``mislabel``."""
+    """Return the captions' scenes: with probability ``mislabel`` the colour of an object is random."""
     colours = len(shapes.COLOURS)
     wrong = (rng.uniform(*scene.shape) < mislabel) & (scene > shapes.EMPTY)
     named = 1 + (scene - 1) // colours * colours + rng.integers(0, colours, *scene.shape)
@@ -87,12 +86,12 @@ def captions(scene: Tensor, mislabel: float, rng: Rng) -> Tensor:
 
 
 def reward(picture: Tensor, prompt: Tensor) -> Tensor:
-    """The fraction of prompted objects that the parser finds where they should stand, [B]."""
+    """Return the fraction of prompted objects that the parser finds in the right cell, [B]."""
     return shapes.reward(picture, prompt)["objects_found"]
 
 
 def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A rectified-flow transformer, one patch a cell: trained under the Flow-SDE, served by the ODE."""
+    """Return a rectified-flow transformer, one patch per cell: it trains with the Flow-SDE and evaluates by the ODE."""
     torch.manual_seed(seed)
     process = Diffusion(linear, flow_sde(base.sde_noise))
     net = DiT(EVENT, patch=4, width=base.policy_width, depth=base.policy_depth, places=shapes.PROMPT // shapes.CELLS)
@@ -103,12 +102,11 @@ def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") 
 
 
 def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0) -> Iterator[dict]:
-    """Fit the generator to the captioned pictures of ``seed``, with minibatches and noise of their own for every
-    ``stream``."""
-    rng = Rng(seed)  # data are drawn where tests of the CPU draw them
+    """Fit the generator to the captioned images of ``seed``; each ``stream`` has its own minibatches and noise."""
+    rng = Rng(seed)  # on the CPU, so that the data do not depend on the device
     train = scenes(base.objects)[0]
-    many = train[rng.integers(0, len(train), PICTURES)]
-    data = [shapes.draw(many, rng), shapes.encode(captions(many, base.label_noise, rng))]
+    scene = train[rng.integers(0, len(train), PICTURES)]
+    data = [shapes.draw(scene, rng), shapes.encode(captions(scene, base.label_noise, rng))]
     picture, caption = (v.to(made.device) for v in data)
     rng = Rng(seed + 1_000_003 * (stream + 1), made.device)
     yield from fit(
@@ -117,7 +115,7 @@ def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: R
 
 
 def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A policy that has imitated; a generator that yields metrics and returns the policy."""
+    """Train a policy by imitation: yield metrics and return the policy."""
     made = untrained_policy(base, seed, run.device)
     yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
     return made
@@ -126,49 +124,52 @@ def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, 
 METRICS = {
     "exact_match": ("held-out prompts drawn without a mistake", "%"),
     "objects_found": ("prompted objects found (the reward)", "%"),
-    "clean_image": ("pictures with nothing but clean shapes", "%"),
-    "diversity": ("distance of two pictures of a prompt", ""),
+    "clean_image": ("images of clean shapes only", "%"),
+    "diversity": ("distance of two images of a prompt", ""),
 }
 
 
 def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng) -> dict[str, Tensor]:
-    """The serving ODE, two pictures a prompt [n, 81]: what the first one scores, [n] each, and ``diversity`` [n], the
-    distance (RMS a pixel) between the two. Learned from is ``found``; ``strict`` and ``count`` are held out."""
-    asked = held_out.to(made.device)
-    picture = made.generate(torch.cat([asked, asked]), rng)
+    """Generate two images per prompt [n, 81] with the eval steps, and score them; [n] each.
+
+    The rewards and ``clean_image`` are of the first image; ``diversity`` is the distance (RMS per pixel) of both. The
+    reward of training is ``objects_found``; ``exact_match`` and ``count_correct`` are held out.
+    """
+    prompt = held_out.to(made.device)
+    picture = made.generate(torch.cat([prompt, prompt]), rng)
     one, other = picture.chunk(2)
-    said = shapes.reward(one, asked) | {"clean_image": shapes.on_manifold(one).float()}
-    return said | {"diversity": shapes.diversity(torch.stack([one, other], 1))}
+    scores = shapes.reward(one, prompt) | {"clean_image": shapes.on_manifold(one).float()}
+    return scores | {"diversity": shapes.diversity(torch.stack([one, other], 1))}
 
 
 def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
-    """``evaluate_outcomes`` on n of the 1024 held-out prompts."""
+    """Return ``evaluate_outcomes`` on n of the 1024 held-out prompts. Raise RunError for a larger n."""
     held_out = prompts(base)[1]
     if n > len(held_out):
-        raise RunError(f"there are {len(held_out)} held-out prompts, not {n}: independent trials need one each")
+        raise RunError(f"{n} trials need more prompts than the {len(held_out)} held-out ones: use fewer trials")
     return evaluate_outcomes(made, held_out[Rng(seed).permutation(len(held_out))[:n]], Rng(seed, made.device))
 
 
 def pictures(made: Policy, prompt: Tensor, rng: Rng) -> Tensor:
-    """What users see for prompts [n, 81]: pictures [n, 3, 12, 12] in [-1, 1]."""
+    """Generate images [n, 3, 12, 12] in [-1, 1] for prompts [n, 81]."""
     picture = made.generate(prompt.to(made.device), rng)
     return picture.clamp(-1, 1)
 
 
 def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
-    """The prompts as they should look and, below, the pictures; and the prompts in words."""
-    asked = prompts(base)[1][Rng(seed).permutation(HELD_OUT)[:n]]
-    scene = shapes.decode(asked)
-    drawn = pictures(made, asked, Rng(seed, made.device)).cpu()
-    said = "\n".join(shapes.words(s) for s in scene)
+    """Render the prompted scenes and, below them, the generated images; also return the prompts in words."""
+    prompt = prompts(base)[1][Rng(seed).permutation(HELD_OUT)[:n]]
+    scene = shapes.decode(prompt)
+    drawn = pictures(made, prompt, Rng(seed, made.device)).cpu()
+    text = "\n".join(shapes.words(s) for s in scene)
     return {
         "pictures.png": image_grid(torch.cat([shapes.render(scene, 0.1, 0.9), drawn]), columns=n),
-        "prompts.txt": said,
+        "prompts.txt": text,
     }
 
 
 def task(base: Args) -> Task:
-    """The task: learn from what a parser reads in the picture."""
+    """Return the task: learn from a parser's reward of the image."""
     return Task(
         "shapes",
         {"flow": partial(pretrained_policy, base)},
@@ -180,6 +181,6 @@ def task(base: Args) -> Task:
         imitate=lambda made, seed, updates, keep, stream: imitate(
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),
-        caption="Above what was asked for, below what was drawn.",
+        caption="Top: the prompted scenes. Bottom: the generated images.",
         num_eval_trials=512,
     )

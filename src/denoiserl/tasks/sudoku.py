@@ -1,9 +1,9 @@
-"""The language experiment: 4 x 4 sudoku by masked diffusion, several cells at a time, learned from mistyped grids.
+"""The language task: 4 x 4 sudoku by masked diffusion, several cells per step, pre-trained on grids with errors.
 
 A puzzle is a canvas of 16 cells with 8 to 12 holes, filled in place. The 288 completed grids are split once; no test
-puzzle has a solution that was trained on. In the corpus every cell is mistyped with probability ``label_noise``: a
-faithful model makes the typos of its text however long it imitates, and cells that are drawn together, two or four at
-once, contradict each other as well. A verifier can teach it to decide.
+puzzle has a solution from the training set. In the corpus every cell is wrong with probability ``label_noise``, and a
+model that fits it reproduces such errors, however long it imitates. Also, cells that are sampled together, two or four
+per step, contradict each other. A verifier's reward reduces both errors.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from denoiserl.tasks.base import Task
 from denoiserl.train import Run
 
 HOLES = (8, 12)
-"""holes of a puzzle, fewest and most"""
+"""minimum and maximum number of holes of a puzzle"""
 
 
 @dataclass(frozen=True)
 class Args(Settings):
-    """The model before reward."""
+    """Settings of the pre-trained model."""
 
     pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
@@ -50,15 +50,15 @@ class Args(Settings):
     tokens_per_step: Count = 4
     """cells revealed per step in training"""
     label_noise: Fraction = 0.05
-    """probability that a cell of the corpus is mistyped"""
+    """probability that a cell of the corpus is wrong"""
     decoder_temperature: Positive = 1.0
     """temperature of the decoder, a part of the policy"""
     elbo_draws: CountOrZero = 0
-    """maskings per grid of the likelihood bound (0: it is no metric)"""
+    """maskings per grid for the likelihood bound (0: do not measure it)"""
 
 
 def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """A bidirectional transformer with row, column and box positions, decoded by confidence."""
+    """Return a bidirectional transformer with row, column and box positions, decoded by confidence."""
     torch.manual_seed(seed)
     net = Transformer(sudoku.VOCAB, sudoku.CELLS, base.policy_width, base.policy_depth, position="grid")
     masked = Masked(sudoku.VOCAB, "confidence", tokens=base.tokens_per_step, temperature=base.decoder_temperature)
@@ -67,7 +67,7 @@ def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") 
 
 
 def with_tokens_per_step(made: Policy, tokens: int) -> Policy:
-    """The same weights, decoded ``tokens`` cells a step."""
+    """Return a policy on the same weights that decodes ``tokens`` cells per step."""
     assert isinstance(made.process, Masked)
     other = replace(made.process, tokens=tokens)
     table = other.steps(time_grid(-(-HOLES[1] // tokens)))
@@ -75,23 +75,22 @@ def with_tokens_per_step(made: Policy, tokens: int) -> Policy:
 
 
 def puzzles(seed: int, n: int, held_out: bool = False) -> Tensor:
-    """Canvases [n, 16] with holes. The grids are split once and for all seeds; ``held_out`` takes the unseen ones."""
+    """Return canvases [n, 16] with holes, from training or ``held_out`` grids; the split is the same for all seeds."""
     grids = sudoku.split()[int(held_out)]
     return sudoku.puzzles(grids, n, Rng(2 * seed + int(held_out)), HOLES)[0]
 
 
 def corpus(base: Args, seed: int) -> Tensor:
-    """The text that is imitated, [4096, 16]: training grids in which every cell is mistyped with probability
-    ``label_noise``."""
+    """Return the corpus [4096, 16]: training grids in which every cell is random with probability ``label_noise``."""
     rng, grids = Rng(seed + 77), sudoku.split()[0]
     text = grids[rng.integers(0, len(grids), 4096)]
-    slip = rng.uniform(*text.shape) < base.label_noise
-    return torch.where(slip, rng.integers(0, sudoku.VOCAB, *text.shape), text)
+    wrong = rng.uniform(*text.shape) < base.label_noise
+    return torch.where(wrong, rng.integers(0, sudoku.VOCAB, *text.shape), text)
 
 
 def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0) -> Iterator[dict]:
-    """Fit the model to the corpus of ``seed``, with minibatches and masks of their own for every ``stream``."""
-    from denoiserl.recipes.language import mdlm  # the method; its experiment is this one
+    """Fit the model to the corpus of ``seed``; each ``stream`` has its own minibatches and masks."""
+    from denoiserl.recipes.language import mdlm  # the recipe imports tasks
 
     a = mdlm.Args(updates, base.pretrain_batch_size, base.pretrain_micro_batch_size, lr)
     rng = Rng(seed + 1_000_003 * stream, run.device)
@@ -99,75 +98,76 @@ def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: R
 
 
 def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A policy that has imitated; a generator that yields metrics and returns the policy."""
+    """Train a policy by imitation: yield metrics and return the policy."""
     made = untrained_policy(base, seed, run.device)
     yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
     return made
 
 
 def untrained_start(base: Args, seed: int, run: Run) -> Policy:
-    """Return a model that has learned nothing, for methods that imitate."""
+    """Return an untrained model, for methods that imitate."""
     return untrained_policy(base, seed, run.device)
 
 
 def tokens_per_step_options(base: Args) -> tuple[int, ...]:
-    """The numbers of cells a step at which a model is judged: the one that it learns with, then four and two, and one
-    where the text is judged too."""
+    """Return the numbers of cells per step at which to evaluate: that of training, 4, 2, and 1 with ``elbo_draws``."""
     return tuple(dict.fromkeys((base.tokens_per_step, 4, 2, *((1,) if base.elbo_draws else ()))))
 
 
 def evaluate_outcomes(
     made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)
 ) -> dict[str, Tensor]:
-    """What one draw of the training decoder solves of the held-out canvases [n, 16]: bool [n] for each cells a step."""
+    """Sample one solution per held-out canvas [n, 16] and verify it: bool [n] for each number of cells per step."""
     found = {}
     for k in tokens:
-        answer = with_tokens_per_step(made, k).generate(held_out, rng)
-        found[f"solved_at_{k}"] = sudoku.verify(answer, held_out)
+        solution = with_tokens_per_step(made, k).generate(held_out, rng)
+        found[f"solved_at_{k}"] = sudoku.verify(solution, held_out)
     return found
 
 
 def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
-    """The sampled solve rate on held-out canvases at each number of cells a step."""
+    """Return the solve rate of samples on held-out canvases at each number of cells per step."""
     return {k: float(v.float().mean()) for k, v in evaluate_outcomes(made, held_out, rng, tokens).items()}
 
 
 def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
-    """0 or 1 for n held-out puzzles, at each of the numbers of cells a step, [n] each."""
+    """Return 0 or 1 for n held-out puzzles at each number of cells per step, [n] each, and likelihood bounds."""
     ks = tokens_per_step_options(base)
     found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), tuple(sorted(ks)))
-    told = {f"solved_at_{k}": found[f"solved_at_{k}"].float().cpu() for k in ks}
-    return told | (likelihoods(made, seed, n, base.elbo_draws) if base.elbo_draws else {})
+    solved = {f"solved_at_{k}": found[f"solved_at_{k}"].float().cpu() for k in ks}
+    return solved | (likelihoods(made, seed, n, base.elbo_draws) if base.elbo_draws else {})
 
 
 @torch.no_grad()
 def likelihoods(made: Policy, seed: int, n: int, draws: int) -> dict[str, Tensor]:
-    """Return the likelihood bound of completed grids in nats per cell, [n] each: of held-out grids and of those that
-    are trained on. Trial i takes grid i of its kind, from the first again where there are fewer."""
-    told = {}
+    """Return the likelihood bound of completed grids in nats per cell, [n] each, for held-out and training grids.
+
+    Trial i uses grid i modulo the number of grids.
+    """
+    bounds = {}
     for name, grids in (("elbo", sudoku.split()[1]), ("train_elbo", sudoku.split()[0])):
         some = grids[torch.arange(n) % len(grids)].to(made.device)
-        told[name] = made.elbo(some, None, Rng(seed + 1, made.device), draws).mean(-1).cpu() / sudoku.CELLS
-    return told
+        bounds[name] = made.elbo(some, None, Rng(seed + 1, made.device), draws).mean(-1).cpu() / sudoku.CELLS
+    return bounds
 
 
 def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
-    """The answers to n held-out puzzles at four cells a step; what is wrong is red."""
-    asked = puzzles(seed, n, True)
-    answer = with_tokens_per_step(made, 4).generate(asked.to(made.device), Rng(seed, made.device))
-    shown = [sudoku.picture(a, q) for a, q in zip(answer.cpu(), asked, strict=True)]
+    """Render solutions of n held-out puzzles at four cells per step, with errors in red."""
+    canvas = puzzles(seed, n, True)
+    solution = with_tokens_per_step(made, 4).generate(canvas.to(made.device), Rng(seed, made.device))
+    shown = [sudoku.picture(a, q) for a, q in zip(solution.cpu(), canvas, strict=True)]
     return {"grids.png": image_grid(np.stack(shown), scale=1, pad=12)}
 
 
 def metrics(base: Args) -> dict[str, tuple[str, str]]:
-    """Return what is judged."""
-    solved = {f"solved_at_{k}": (f"puzzles solved, {k} cells a step", "%") for k in tokens_per_step_options(base)}
+    """Return the metrics with their descriptions and units."""
+    solved = {f"solved_at_{k}": (f"puzzles solved, {k} cells per step", "%") for k in tokens_per_step_options(base)}
     words = {"elbo": "likelihood bound of held-out grids", "train_elbo": "likelihood bound of training grids"}
     return solved | ({k: (v, "nats per cell") for k, v in words.items()} if base.elbo_draws else {})
 
 
 def task(base: Args) -> Task:
-    """The task: learn from a verifier, or from the corpus."""
+    """Return the task: learn from a verifier, or from the corpus."""
     return Task(
         "sudoku",
         {"masked": partial(pretrained_policy, base), "untrained": partial(untrained_start, base)},
@@ -180,6 +180,6 @@ def task(base: Args) -> Task:
         imitate=lambda made, seed, updates, keep, stream: imitate(
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),
-        caption="Clues are black, answers blue, and what breaks a row, a column or a box is red.",
+        caption="Clues are black, sampled cells blue, and conflicts in a row, column or box red.",
         num_eval_trials=1024,
     )

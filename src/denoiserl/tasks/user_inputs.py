@@ -1,4 +1,4 @@
-"""What a user gives to an experiment: a recording of his own, and a policy to go on from."""
+"""Load what a user gives to an experiment: a data set, and a policy to continue from."""
 
 from __future__ import annotations
 
@@ -32,30 +32,29 @@ def load_recording(
     exclude_episodes: str = "",
     obs_keys: str = "",
 ) -> EpisodeDataset:
-    """Return what a user recorded in ``env`` (what ``Collector`` takes).
+    """Load episodes that were recorded in ``env`` (anything that ``Collector`` accepts).
 
-    Left out are the episodes ``exclude_episodes`` ("0-2,5") and all observations but ``obs_keys`` ("a,b").
-
-    Refused: data of another environment, and actions beyond its box, which ``out_of_bounds_actions="clip"`` clips.
-    Warned of: actions that use less than a tenth of the box, and observations beyond bounds that are finite or within a
-    tenth of them.
+    Exclude the episodes ``exclude_episodes`` ("0-2,5") and keep only the observations ``obs_keys`` ("a,b"). Raise
+    RunError for data of another environment, and an error for actions outside its bounds, unless
+    ``out_of_bounds_actions="clip"``. Warn of actions that use less than a tenth of the bounds, and of observations
+    outside finite bounds or within a tenth of them.
     """
     keep, found = [p.strip() for p in obs_keys.split(",") if p.strip()] or None, probe_env(env)
     require_flat_actions(found)
     data = read(path, out_of_bounds_actions=out_of_bounds_actions, obs_keys=keep, exclude_episodes=exclude_episodes)
     shape = tree_map(lambda v: tuple(v.shape[1:]), data.demos.observations)
-    seen = found.spec.obs if isinstance(found.spec.obs, dict) else tuple(found.spec.obs)
-    done = data.demos.actions.shape[-1]
-    if shape != seen or done != found.action_dim:
-        cure = "name the environment that it was recorded in"
-        if isinstance(shape, dict) or isinstance(seen, dict):
-            cure += (
-                ", or make both one tensor: --obs-keys NAME keeps one observation of the data, and "
+    expected = found.spec.obs if isinstance(found.spec.obs, dict) else tuple(found.spec.obs)
+    action_dim = data.demos.actions.shape[-1]
+    if shape != expected or action_dim != found.action_dim:
+        remedy = "name the environment that the data were recorded in"
+        if isinstance(shape, dict) or isinstance(expected, dict):
+            remedy += (
+                ", or make both one tensor: --obs-keys NAME keeps one part of the data, and "
                 "gymnasium.wrappers.FilterObservation and FlattenObservation do it for the environment"
             )
         raise RunError(
-            f"{path} observes {shape} and acts in {done} numbers, {found.name} observes {seen} and takes "
-            f"{found.action_dim}: {cure}"
+            f"{path} has observations {shape} and {action_dim} action dimensions, {found.name} has observations "
+            f"{expected} and {found.action_dim}: {remedy}"
         )
     box = f"the box of {found.name}"
     if found.spec.choices is None:
@@ -69,7 +68,7 @@ def load_recording(
 
 
 def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yield (name, rows [N, d], low, high) of observations whose space has bounds; a picture is one number a pixel."""
+    """Yield (name, rows [N, d], low, high) of observations whose space has bounds; an image is its largest value."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             spaces = getattr(space, "spaces", None)
@@ -80,7 +79,7 @@ def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, A
         if tree.ndim > 2:
             if tree.dtype == torch.uint8 and float(high.max()) <= 1:
                 raise InvalidInputError(
-                    f"the environment shows pictures{where} from 0 to 1, and the data hold bytes: {BYTES}"
+                    f"the environment's images{where} are from 0 to 1, and the data hold bytes: {BYTES}"
                 )
             yield where, tree.flatten(1).amax(1, keepdim=True).float(), low.min(), high.max()
         else:
@@ -88,10 +87,10 @@ def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, A
 
 
 def load_policy(word: str, device: torch.device, denoise: int = 5, floor: float = 0.1) -> Policy:
-    """The policy at ``word``: the best of a run, a saved one, or LeRobot's, which learns under a floored posterior of
-    ``denoise`` steps.
+    """Load the policy at ``word``: the best one of a run, a saved policy, or a LeRobot checkpoint.
 
-    A control that it is served through is left out, with a warning: what learns here is the policy.
+    A LeRobot policy is trained with ``denoise`` posterior steps of minimum std ``floor``. A saved controller is removed
+    with a warning, because the policy itself is trained.
     """
     path = Path(word)
     if (path / "config.json").is_file():
@@ -101,7 +100,7 @@ def load_policy(word: str, device: torch.device, denoise: int = 5, floor: float 
     if (path / "run.json").is_file():
         try:
             path = find_saved_policy(path, "best")
-        except RunError:  # a recipe that selects nothing
+        except RunError:  # the recipe selects no best policy
             path = find_saved_policy(path, "last")
     if (other := foreign.policy(path)) is not None:
         raise RunError(f"{word} is {other}")

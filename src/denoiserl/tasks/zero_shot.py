@@ -1,9 +1,8 @@
-"""The zero-shot experiment: a maze is explored without any reward, and then nine rewards are asked for.
+"""The zero-shot task: learn from maze data without rewards, then evaluate on nine rewards.
 
-Players who had goals of their own and players who wandered left their ways; what they were after is not in the data. A
-policy is trained on them for all tasks at once, and judged by rewards that nobody knew of: to be at each of six cells,
-in each of two corners, and as far left as can be. With ``data`` a file of yours is learned from, its rewards are asked
-for, and ``env`` is where the policy is judged.
+The data are positions and actions of goal-directed and of random episodes, without the goals. A policy is trained for
+all tasks at once. The evaluation rewards are new to it: to be at each of six cells, in each of two corners, and as far
+left as possible. With ``data`` at a path, the reward is that of the data, and ``env`` is the evaluation environment.
 """
 
 from __future__ import annotations
@@ -48,16 +47,16 @@ from denoiserl.tasks.user_inputs import load_recording
 from denoiserl.train import Run, fit
 
 NEAR = 1.0
-"""cells within which a goal pays; players turned round half a cell before theirs, so few have been closer"""
+"""radius of a goal's reward in cells; episodes of the data turn half a cell before their goal"""
 GAMMA = 0.98
-"""the discount a tick of who has not said another"""
+"""discount factor per step of policies without their own"""
 Reward = Callable[[Tensor], Tensor]
 """positions [N, 2] to rewards [N] in [0, 1]"""
 
 
 @dataclass(frozen=True)
 class Args(Settings):
-    """The data without rewards, the rewards that are asked for, and the policy before it has learned."""
+    """Settings of the data, the evaluation rewards and the untrained policy."""
 
     data: str = "maze"
     """maze, or a path (Minari, LeRobot, HDF5) whose rewards come later"""
@@ -80,7 +79,7 @@ class Args(Settings):
     max_episode_steps: Count = 150
     """environment steps per held-out trial"""
     task_dim: Count = 32
-    """dimensions of a task (d; 50 as published)"""
+    """dimensions of a task vector (d; 50 as published)"""
     action_horizon: Count = 5
     """actions per chunk (H); a player crosses a cell in five steps"""
     sampling_steps: Count = 5
@@ -97,13 +96,13 @@ class Args(Settings):
 
 @lru_cache(maxsize=4)
 def maze(base: Args) -> Maze:
-    """The maze."""
+    """Return the maze."""
     return Maze.random(base.rooms, Rng(base.maze_seed))
 
 
 @lru_cache(maxsize=2)
 def load_dataset(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
-    """What players left behind: where they were and what they did. Data of a user's are the same for every seed."""
+    """Return positions and actions without rewards; or the data at ``data``, for every seed the same."""
     if base.data != "maze":
         return load_recording(
             base.data, named(required_env(base)), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
@@ -111,23 +110,23 @@ def load_dataset(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
     rng, parts = Rng(seed), []
     for kind in ("navigate", "random"):
         demos = demonstrations(maze(base), base.num_episodes, rng, kind, base.episode_steps)
-        parts += [(seen[:, :2], done) for seen, done in map(demos.episode, range(len(demos)))]  # without the goal
+        parts += [(obs[:, :2], action) for obs, action in map(demos.episode, range(len(demos)))]  # without the goal
     return Demonstrations.of(parts, name="maze without rewards")
 
 
 def rewards(base: Args) -> dict[str, Reward]:
-    """What is asked for, by name."""
+    """Return the evaluation rewards by name; none for data at a path."""
     if base.data != "maze":
         return {}
     found, cells = maze(base), maze(base).cells
     chosen = [0]
-    for _ in range(5):  # each as far from the others as can be
+    for _ in range(5):  # each as far from the others as possible
         chosen.append(int(found.distance[chosen].amin(0).argmax()))
     high, wide = found.walls.shape
-    told = {f"goal_{i + 1}": partial(_near, cells[c]) for i, c in enumerate(chosen)}
+    by_name = {f"goal_{i + 1}": partial(_near, cells[c]) for i, c in enumerate(chosen)}
     corners = {"top_right": (wide / 2, 0.0), "bottom_left": (0.0, high / 2)}
-    told |= {name: partial(_inside, torch.tensor(at), wide / 2, high / 2) for name, at in corners.items()}
-    return told | {"stay_left": partial(_left, wide)}
+    by_name |= {name: partial(_inside, torch.tensor(at), wide / 2, high / 2) for name, at in corners.items()}
+    return by_name | {"stay_left": partial(_left, wide)}
 
 
 def _near(goal: Tensor, position: Tensor) -> Tensor:
@@ -147,7 +146,7 @@ Act = Callable[[PointMaze, Tensor, Rng], Tensor]
 
 
 class Walk(NamedTuple):
-    """n episodes: ``gained`` [n, ticks], ``path`` [n, ticks + 1, 2] and the ``first`` actions [n, H, 2]."""
+    """n episodes: rewards ``gained`` [n, T], positions ``path`` [n, T + 1, 2] and the ``first`` actions [n, H, 2]."""
 
     gained: Tensor
     path: Tensor
@@ -156,7 +155,7 @@ class Walk(NamedTuple):
 
 @torch.no_grad()
 def roll_out(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
-    """n episodes from held-out starts. Nothing ends them but the time."""
+    """Run n episodes of ``max_episode_steps`` steps from held-out starts."""
     world = PointMaze(n, maze(base))
     seeds = [derive_seed(1_000_000 + seed, i) for i in range(n)]
     world.reset(seed=seeds)
@@ -174,21 +173,21 @@ def roll_out(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
 def adapt_and_roll_out(
     base: Args, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int
 ) -> tuple[Policy, Walk]:
-    """The policy that was told a reward on states [N, 2], and where it went."""
-    made = policy_for_reward(policy, seen, reward)
-    return made, roll_out_policy(base, made, reward, seed, n)
+    """Adapt the policy to a reward on states ``seen`` [N, 2] and run it; return the adapted policy and its episodes."""
+    adapted = policy_for_reward(policy, seen, reward)
+    return adapted, roll_out_policy(base, adapted, reward, seed, n)
 
 
 def roll_out_policy(base: Args, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
-    """Where a policy goes that has been told."""
+    """Run n episodes of a policy that is already adapted to a task."""
     act = eval_actor(policy)
     return roll_out(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
 
 
 @lru_cache(maxsize=4)
 def references(base: Args, n: int = 200) -> dict[str, tuple[float, float]]:
-    """Mean returns of who stays where he starts, and of who walks the shortest way to the nearest best cell."""
-    cells, told = maze(base).cells, {}
+    """Return mean returns of a policy that never moves, and of one on the shortest path to the nearest best cell."""
+    cells, returns = maze(base).cells, {}
     for name, reward in rewards(base).items():
         worth = reward(cells)
         best = (worth >= worth.max() - 1e-6).nonzero().flatten()
@@ -199,24 +198,24 @@ def references(base: Args, n: int = 200) -> dict[str, tuple[float, float]]:
             return expert(world)[:, None]
 
         idle = roll_out(base, lambda world, position, rng: torch.zeros_like(position)[:, None], reward, 0, n)
-        told[name] = (
+        returns[name] = (
             float(idle.gained.sum(1).mean()),
             float(roll_out(base, shortest, reward, 0, n).gained.sum(1).mean()),
         )
-    return told
+    return returns
 
 
 def overestimation(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> Tensor:
-    """Q of the first actions less the discounted return, Σ γ^{H k} r_k over the ends of decisions: [n].
+    """Return Q of the first actions minus the discounted return, Σ γ^{H k} r_k over the ends of chunks: [n].
 
-    A policy that has no Q promised nothing, 0.
+    The Q of a policy without a critic counts as 0.
     """
     verifier = policy.weights.control.verifier if isinstance(policy.weights.control, BestOfN) else None
     gamma = (verifier.gamma if isinstance(verifier, SuccessorVerifier) else GAMMA) ** policy.event_shape[0]
     ends = went.gained[:, policy.event_shape[0] - 1 :: policy.event_shape[0]]
-    came = (ends * gamma ** torch.arange(ends.shape[1])).sum(1)
+    returns = (ends * gamma ** torch.arange(ends.shape[1])).sum(1)
     if not isinstance(verifier, SuccessorVerifier):
-        return -came
+        return -returns
     codec, begin, first = (
         require_task_conditioned(policy),
         went.path[:, 0].to(policy.device),
@@ -224,41 +223,46 @@ def overestimation(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> 
     )
     back = verifier.represent.backward_embedding(codec.inner.condition(seen.to(policy.device)))
     size = (reward(seen).to(back)[:, None] * back).mean(0).norm() / len(codec.z) ** 0.5  # z is a direction alone
-    return (size * verifier(policy, begin, codec.encode(first))).cpu() - came
+    return (size * verifier(policy, begin, codec.encode(first))).cpu() - returns
 
 
 @torch.no_grad()
 def outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-    """The score of n starts, 0 who stays and 100 who walks the shortest way; by reward too, and Q − what came."""
+    """Return scores of n starts, overall and per reward, and Q minus the return; [n] each.
+
+    Score 0 is no movement, 100 the shortest path.
+    """
     if base.data != "maze":
         return logged_outcomes(base, policy, seed, n)
-    told, over = {}, []
+    scores, over = {}, []
     seen = states(demos(load_dataset(base, 0)))
     for name, reward in rewards(base).items():
-        made, went = adapt_and_roll_out(base, policy, seen, reward, seed, n)
+        adapted, went = adapt_and_roll_out(base, policy, seen, reward, seed, n)
         low, high = references(base)[name]
-        told[name] = 100 * (went.gained.sum(1) - low) / (high - low)
-        over.append(overestimation(made, went, seen, reward))
-    return {"score": torch.stack(list(told.values())).mean(0), **told, "overestimation": torch.stack(over).mean(0)}
+        scores[name] = 100 * (went.gained.sum(1) - low) / (high - low)
+        over.append(overestimation(adapted, went, seen, reward))
+    mean = torch.stack(list(scores.values())).mean(0)
+    return {"score": mean, **scores, "overestimation": torch.stack(over).mean(0)}
 
 
 def look(base: Args, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
-    """A plan of the maze for every reward, with where the policy that was told it goes from at most eight starts; of a
-    user's data, a film of the policy that was told theirs. A policy that has been told goes for what it was told."""
-    told, few = bool(require_task_conditioned(policy).z.any()), min(n, FEW)
+    """Draw the maze for every reward, with paths of the adapted policy from at most eight starts.
+
+    For data at a path, render a video of the policy adapted to the data's rewards. A policy that is already adapted
+    keeps its task.
+    """
+    adapted, few = bool(require_task_conditioned(policy).z.any()), min(n, FEW)
     if base.data != "maze":
         return episode_video(
-            eval_actor(policy if told else policy_for_data_rewards(base, policy)),
+            eval_actor(policy if adapted else policy_for_data_rewards(base, policy)),
             named(required_env(base)),
             few,
             1_000_000 + seed,
         )
-    if told:
+    if adapted:
         path = roll_out_policy(base, policy, lambda at: at[..., 0], seed, few).path
         return {
-            "ways.png": plot_paths(
-                maze(base), {"what it was told": (torch.zeros(reward_grid(maze(base)).shape[:2]), path)}
-            )
+            "ways.png": plot_paths(maze(base), {"its own task": (torch.zeros(reward_grid(maze(base)).shape[:2]), path)})
         }
     seen, at, panels = states(demos(load_dataset(base, 0))), reward_grid(maze(base)), {}
     for name, reward in rewards(base).items():
@@ -268,56 +272,56 @@ def look(base: Args, policy: Policy, seed: int, n: int) -> dict[str, bytes | str
 
 
 def logged_outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-    """Returns of n episodes, of the policy that was told the rewards of the data."""
+    """Return outcomes of n episodes of the policy adapted to the rewards of the data."""
     env = named(required_env(base))
     return evaluate(eval_actor(policy_for_data_rewards(base, policy)), env, n, 1_000_000 + seed).outcomes
 
 
 def required_env(base: Args) -> str:
-    """Where policies that learn from data of a user's are judged."""
+    """Return the evaluation environment of data at a path. Raise RunError if ``env`` is not given."""
     if base.env is None:
-        raise RunError(f"where are policies that learn from {base.data} judged? Say --env, such as --env Hopper-v5")
+        raise RunError(f"no evaluation environment for the data {base.data}: pass --env, for example --env Hopper-v5")
     return base.env
 
 
 def policy_for_data_rewards(base: Args, policy: Policy) -> Policy:
-    """The policy that was told the rewards of a user's data."""
+    """Return the policy adapted to the rewards of the data at a path. Raise RunError if the data have none."""
     data = load_dataset(base, 0)
     if not isinstance(data, EpisodeDataset) or data.rewards is None:
         raise RunError(
-            f"{base.data} holds no rewards to ask for: tell one in Python, policy_for_reward(policy, data, reward)"
+            f"{base.data} holds no rewards: give a reward in Python, policy_for_reward(policy, data, reward)"
         )
-    row = make_transitions(data)  # a reward belongs to the state that it is given in
+    row = make_transitions(data)  # rewards belong to the next state
     return policy_for_reward(policy, row["after"], data.rewards[row["at"]])
 
 
 def diffusion(
     base: Args, data: Demonstrations | EpisodeDataset, size: int, seed: int, device: str | torch.device
 ) -> Policy:
-    """An untrained variance-preserving diffusion policy that sees a task of ``size`` numbers."""
+    """Return an untrained variance-preserving diffusion policy, conditioned on a task of ``size`` numbers."""
     torch.manual_seed(seed)
-    told, schedule = demos(data), VP(0.1, 10.0)
-    event, seen = (base.action_horizon, told.actions.shape[-1]), told.observations.shape[-1]
-    net = MLP(event, seen + size, base.policy_width, layer_norm=True)
+    episodes, schedule = demos(data), VP(0.1, 10.0)
+    event, obs_dim = (base.action_horizon, episodes.actions.shape[-1]), episodes.observations.shape[-1]
+    net = MLP(event, obs_dim + size, base.policy_width, layer_norm=True)
     process = Diffusion(schedule, ddim(1.0), clip=1.0, weight="noise")
     steps = process.steps(time_grid(base.sampling_steps))
-    codec = TaskConditionedCodec(ActionChunkCodec.fit(told), torch.zeros(size))
+    codec = TaskConditionedCodec(ActionChunkCodec.fit(episodes), torch.zeros(size))
     return Policy.of(process, GaussianDenoiser(net, schedule, "eps"), event, steps, None, codec).to(device)
 
 
 def untrained_policy(base: Args, seed: int, run: Run) -> Policy:
-    """A diffusion policy for tasks."""
+    """Return an untrained task-conditioned diffusion policy."""
     return diffusion(base, load_dataset(base, seed), base.task_dim, seed, run.device)
 
 
 def squashed_policy(base: Args, seed: int, run: Run) -> Policy:
-    """A Gaussian policy for tasks, pressed into the box of the recorded actions; untrained."""
+    """Return an untrained task-conditioned tanh-Gaussian policy, bounded by the range of the recorded actions."""
     torch.manual_seed(seed)
-    told = demos(load_dataset(base, seed))
-    event, seen = (base.action_horizon, told.actions.shape[-1]), told.observations.shape[-1]
+    episodes = demos(load_dataset(base, seed))
+    event, obs_dim = (base.action_horizon, episodes.actions.shape[-1]), episodes.observations.shape[-1]
     net = MLP(
         event,
-        seen + base.task_dim,
+        obs_dim + base.task_dim,
         base.policy_width,
         2,
         0,
@@ -327,41 +331,44 @@ def squashed_policy(base: Args, seed: int, run: Run) -> Policy:
     )
     process = OneStep()
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
-    box = TanhCodec.from_box(told.actions.amin(0), told.actions.amax(0), Normalizer.fit(told.observations))
+    actions = episodes.actions
+    box = TanhCodec.from_box(actions.amin(0), actions.amax(0), Normalizer.fit(episodes.observations))
     return Policy.of(
         process, Actor(net), event, steps, serve, TaskConditionedCodec(box, torch.zeros(base.task_dim))
     ).to(run.device)
 
 
 def goal_reaching_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
-    """A diffusion policy that has imitated how players came to where they came: a task is a state of the same episode,
-    reached k ticks later with probability ∝ γ^k."""
+    """Train a goal-conditioned diffusion policy by imitation: yield metrics and return the policy.
+
+    The goal is a state of the same episode, k steps later with probability ∝ γ^k.
+    """
     data = load_dataset(base, seed)
-    told, row, rng = demos(data), make_transitions(data, base.action_horizon), Rng(seed, run.device)
-    made = diffusion(base, data, told.observations.shape[-1], seed, run.device)
+    episodes, row, rng = demos(data), make_transitions(data, base.action_horizon), Rng(seed, run.device)
+    made = diffusion(base, data, episodes.observations.shape[-1], seed, run.device)
     made.weights.control = BestOfN(GoalReachingVerifier(), 1)
     at, codec = row["at"], require_task_conditioned(made)
-    end = told.ends[torch.searchsorted(told.ends, at, right=True)] - 1
+    end = episodes.ends[torch.searchsorted(episodes.ends, at, right=True)] - 1
     ahead = (rng.uniform(len(at)).cpu().log() / torch.tensor(GAMMA).log()).long()
-    seen = codec.inner.condition(told.observations)
-    reached = seen[torch.minimum(at + 1 + ahead, end)]
-    chunk, cond = codec.encode(row["action"]), cat([seen[at], reached], 1)
+    obs = codec.inner.condition(episodes.observations)
+    goal = obs[torch.minimum(at + 1 + ahead, end)]
+    chunk, cond = codec.encode(row["action"]), cat([obs[at], goal], 1)
     more = {"batch": base.pretrain_batch_size, "lr": base.pretrain_lr, "run": run}
     yield from fit(made.process, made.denoiser, chunk, cond, base.pretrain_updates, rng, **more)
     return made
 
 
 def metrics(base: Args) -> dict[str, tuple[str, str]]:
-    """What is judged."""
+    """Return the metrics with their descriptions and units."""
     if base.data != "maze":
         return {"return": ("return of an episode", ""), "length": ("steps of an episode", "")}
-    score = "mean over the rewards, 0 to stay and 100 for the shortest way"
+    score = "mean over the rewards, 0 for no movement and 100 for the shortest path"
     each = {name: (f"score of {name!r}", "points") for name in rewards(base)}
-    return {"score": (score, "points"), **each, "overestimation": ("Q less the discounted return that came", "")}
+    return {"score": (score, "points"), **each, "overestimation": ("Q minus the discounted return", "")}
 
 
 def task(base: Args) -> Task:
-    """The task: learn from data without rewards, be judged by rewards that come later."""
+    """Return the task: learn from data without rewards, evaluate on rewards that are specified later."""
     if base.data != "maze" and not Path(base.data).exists():
         raise RunError(f"there are no data {base.data!r}: name a path that exists, or maze")
     return Task(
@@ -375,8 +382,8 @@ def task(base: Args) -> Task:
         metrics(base),
         data=lambda seed: load_dataset(base, seed),
         look=lambda policy, seed, n: look(base, policy, seed, n),
-        caption="Where a policy goes once it is told what pays (shaded): rings are starts, dots are ends."
+        caption="Paths of the policy adapted to each reward (shaded): rings are starts, dots are ends."
         if base.data == "maze"
-        else "What the policy does that was told the rewards of the data.",
+        else "Episodes of the policy adapted to the rewards of the data.",
         num_eval_trials=16,
     )

@@ -1,4 +1,4 @@
-"""A recipe's ``Args`` as JSON and back: what makes a run folder able to say what it is, and to be run again."""
+"""Convert a recipe's ``Args`` to JSON and back, so that a run folder records its settings and can be run again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KIND = "kind"
 
 
 def to_json(value: Any, at: str = "args") -> Any:
-    """A value of ``Args`` (dataclass, scalar, list, dict, Path, Enum ...) as JSON; inner dataclasses say their kind."""
+    """Convert a value of ``Args`` (dataclass, scalar, list, dict, Path, Enum ...) to JSON; inner ones get a kind."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: to_json(getattr(value, f.name), f"{at}.{f.name}") for f in dataclasses.fields(value) if f.init}
         return named if "." not in at else {KIND: type(value).__name__, **named}
@@ -34,8 +34,7 @@ def to_json(value: Any, at: str = "args") -> Any:
 
 
 def from_json(cls: Any, value: Any, at: str = "args") -> Any:
-    """The inverse of ``to_json`` for the type ``cls``. Unknown fields raise RunError; absent ones take their
-    defaults."""
+    """Invert ``to_json`` for the type ``cls``; absent fields get their defaults. Raise RunError for unknown fields."""
     origin, parts = typing.get_origin(cls), typing.get_args(cls)
     if origin is typing.Annotated:
         return from_json(parts[0], value, at)
@@ -61,8 +60,10 @@ def from_json(cls: Any, value: Any, at: str = "args") -> Any:
 
 
 def flat(args: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Return nested options as one level: ``{"model": {"lr": 1}}`` is ``{"model.lr": 1}``. Names of classes are left
-    out; a key that ends in a dot is a prefix as it is."""
+    """Return nested options as one level: ``{"model": {"lr": 1}}`` becomes ``{"model.lr": 1}``.
+
+    Names of classes are left out. A key that ends in a dot is already a prefix.
+    """
     found: dict[str, Any] = {}
     for key, value in args.items():
         if isinstance(value, dict) and (value or key.endswith(".")):
@@ -73,7 +74,7 @@ def flat(args: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 
 def diff_settings(old: Any, new: Any, at: str = "") -> list[str]:
-    """Where two JSON values differ, one sentence a field: ``args.lr: 0.001 there, 0.01 here``."""
+    """Return where two JSON values differ, one sentence per field: ``args.lr: 0.001 there, 0.01 here``."""
     if isinstance(old, dict) and isinstance(new, dict):
         found: list[str] = []
         for key in dict.fromkeys([*old, *new]):
@@ -83,7 +84,7 @@ def diff_settings(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 def _member(parts: tuple[Any, ...], value: Any) -> Any:
-    """The member of a union that ``value`` was."""
+    """Return the member of a union that fits ``value``."""
     bare = [typing.get_args(p)[0] if typing.get_origin(p) is typing.Annotated else p for p in parts]
     if value is None:
         return type(None)

@@ -1,7 +1,7 @@
-"""Records and modules as plain trees, and back: how a policy is saved without pickling anything.
+"""Convert records and modules to plain trees and back, so that a policy is saved without pickle.
 
-A frozen dataclass is its class's name and its fields; a module is its class's name and its ``config`` (the keyword
-arguments of its constructor). Names resolve to classes of this package only; anything else has to be handed over.
+A frozen dataclass becomes its class's name and its fields; a module its class's name and its ``config`` (the keyword
+arguments of its constructor). Names resolve to classes of this package only; the caller passes any other network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HOME = "denoiserl."
 
 
 def to_config(thing: Any) -> Any:
-    """A tree of numbers, strings, tensors, dicts and lists that ``build`` turns back into ``thing``."""
+    """Convert ``thing`` to a tree of numbers, strings, tensors, dicts and lists; ``from_config`` is the inverse."""
     if thing is None or isinstance(thing, bool | int | float | str | Tensor):
         return thing
     if isinstance(thing, tuple | list):
@@ -39,7 +39,7 @@ def to_config(thing: Any) -> Any:
 
 
 def foreign(tree: Any) -> str | None:
-    """Return the name of the first network of another package in what ``describe`` said; None: there is none."""
+    """Return the name of the first network of another package in a tree of ``to_config``; None if there is none."""
     if isinstance(tree, dict) and isinstance(tree.get("foreign"), str):
         return tree["foreign"]
     parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
@@ -48,16 +48,19 @@ def foreign(tree: Any) -> str | None:
 
 def _resolve(name: str) -> type:
     if not name.startswith(HOME):
-        raise RunError(f"{name} is not a class of denoiserl: nothing outside the package is loaded by name")
+        raise RunError(f"{name} is not a class of denoiserl: only classes of this package are loaded by name")
     module, _, cls = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError) as error:
-        raise RunError(f"{name} is not in this version of denoiserl ({error})") from error
+        raise RunError(f"{name} is not in this version of denoiserl ({error}): use the one that saved it") from error
 
 
 def from_config(tree: Any, net: nn.Module | None = None) -> Any:
-    """The thing that ``describe`` described. ``net`` takes the place of a foreign network."""
+    """Build the object of a tree that ``to_config`` made. ``net`` replaces a network of another package.
+
+    Raise RunError for a foreign network without ``net``, and for classes or fields that this version does not have.
+    """
     if not isinstance(tree, dict):
         return [from_config(v, net) for v in tree] if isinstance(tree, list) else tree
     if "tuple" in tree:
@@ -79,4 +82,6 @@ def from_config(tree: Any, net: nn.Module | None = None) -> Any:
     try:
         return cls(**{k: from_config(v, net) for k, v in given.items()})
     except TypeError as error:
-        raise RunError(f"{cls.__name__} has other fields in this version of denoiserl: {error}") from error
+        raise RunError(
+            f"{cls.__name__} has other fields in this version of denoiserl ({error}): use the one that saved it"
+        ) from error

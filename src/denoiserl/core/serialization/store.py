@@ -1,11 +1,11 @@
-"""Trees on disk: a folder with ``tensors.safetensors`` and ``tree.json``. Nothing is pickled, nothing is half written.
+"""Trees on disk: a folder with ``tensors.safetensors`` and ``tree.json``, without pickle, written whole or not at all.
 
-A tree is nested dicts, lists and tuples of ``None``, bool, int, float, str and tensors: what every ``state_dict``
-is made of. Tensors go to safetensors (any other tool can open them), everything else to JSON with a size and a
-checksum of both, so that a copy cut short is refused and never loaded.
+A tree is nested dicts, lists and tuples of ``None``, bool, int, float, str and tensors, as in every ``state_dict``.
+Tensors go to safetensors (any other tool can open them), everything else to JSON with a size and a checksum of both.
+``read`` refuses a truncated copy.
 
-A write is complete or absent: the new folder is made beside the old one, forced to disk, and renamed into place
-while the old one still exists under another name. Whatever kills the process, ``read`` finds the old or the new.
+A write makes the new folder beside the old one, forces it to disk, and renames it into place while the old one still
+exists under another name. If the process is killed at any time, ``read`` finds the old tree or the new one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from denoiserl.core.errors import RunError
 FORMAT, VERSION = "denoiserl-tree", 1
 TENSORS, TREE = "tensors.safetensors", "tree.json"
 MARK = b'{"format":"denoiserl-tree",'
-"""how a tree.json of ours begins"""
+"""the first bytes of every tree.json that ``write`` makes"""
 
 
 def write(path: Path | str, tree: Any) -> Path:
-    """Store ``tree`` as the folder ``path``, whole or not at all, and return the path.
+    """Write ``tree`` as the folder ``path``, whole or not at all, and return the path.
 
-    Integer keys, tuples, bf16, 0-dim and empty tensors come back as they went. A tensor that occurs twice is stored
-    once and comes back as one tensor; overlapping views come back as separate ones. Tensors lose their device
-    and their graph. Numpy scalars become Python numbers; whatever else has no place here is refused with its position.
-    A folder that holds other files is refused: it would be replaced as a whole.
+    ``read`` returns integer keys, tuples, bf16, 0-dim and empty tensors unchanged. A tensor that occurs twice is stored
+    once and read as one tensor; overlapping views are read as separate ones. Tensors lose their device and their graph.
+    Numpy scalars become Python numbers. Raise RunError with the position of any other value, and for a folder that
+    holds other files, because the whole folder is replaced.
     """
     path = Path(path)
     new, old = _beside(path)
@@ -56,8 +56,8 @@ def write(path: Path | str, tree: Any) -> Path:
     text = _dumps(content)
     head = {"format": FORMAT, "version": VERSION, "bytes": size, "sha256": digest, "check": _hash(text)}
     (new / TREE).write_text(f'{_dumps(head)[:-1]},"tree":{text}}}', encoding="utf-8")
-    for made in (new / TENSORS, new / TREE, new):
-        _sync(made)
+    for written in (new / TENSORS, new / TREE, new):
+        _sync(written)
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
@@ -68,24 +68,24 @@ def write(path: Path | str, tree: Any) -> Path:
 
 
 def read(path: Path | str, device: torch.device | str = "cpu") -> Any:
-    """The tree that ``write`` stored at ``path``. Raises RunError, naming the file, if it is not whole or not ours."""
+    """Read the tree that ``write`` stored at ``path``. Raise RunError with the file's name if it is not valid."""
     path = Path(path)
     return _settled(path, lambda folder: _read(folder, device))
 
 
 def peek(path: Path | str) -> Any:
-    """The tree at ``path`` without its tensors (each is its name in the file): counters and settings, at no cost."""
+    """Read the tree at ``path`` without loading its tensors (each is replaced by its name in the file)."""
     return _settled(Path(path), lambda folder: _decode(_header(folder)["tree"], None))
 
 
 def exists(path: Path | str) -> bool:
-    """Is there something to ``read`` at ``path``?"""
+    """Return whether ``path`` holds a tree to ``read``."""
     path = Path(path)
     return path.exists() or _beside(path)[1].exists()
 
 
 def settle(folder: Path | str) -> None:
-    """Remove what killed writers left in ``folder``. For the one process that writes there, before it does."""
+    """Remove the remains of killed writers from ``folder``. Only the process that writes there may call this."""
     for left in (*Path(folder).glob(".*.old"), *Path(folder).glob(".*.new")):
         whole, old = left.with_name(left.name[1:-4]), left.suffix == ".old"
         if old and _marked(left) and not whole.exists():
@@ -97,7 +97,7 @@ def settle(folder: Path | str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> Path:
-    """Store a JSON value as the file ``path``, whole or not at all."""
+    """Write a JSON value to the file ``path``, whole or not at all."""
     path = Path(path)
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
@@ -109,7 +109,7 @@ def write_json(path: Path | str, value: Any) -> Path:
 
 
 def write_text(path: Path | str, text: str) -> Path:
-    """Store a text as the file ``path``, whole or not at all."""
+    """Write a text to the file ``path``, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
@@ -121,7 +121,7 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def read_json(path: Path | str) -> Any:
-    """The JSON value in the file ``path``. Raises RunError, naming the file, if it is missing or damaged."""
+    """Read the JSON value in the file ``path``. Raise RunError with the file's name if it is missing or damaged."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def _settled(path: Path, reader: Any) -> Any:
-    """Read ``path``; where a writer is between its two renames, or was killed there, read what it put aside."""
+    """Read ``path``. If a writer is between its two renames, or was killed there, read the old folder."""
     for _ in range(3):
         if path.is_dir():
             before = path.stat().st_ino
@@ -151,8 +151,8 @@ def _settled(path: Path, reader: Any) -> Any:
         if not (path / name).exists():
             raise _damaged(path / name, "is missing")
     if path.exists():
-        raise RunError(f"{path} is not a folder that denoiserl wrote: give that of a saved policy, run or recording.")
-    raise RunError(f"{path} does not exist: check the path, or run what was to make it.")
+        raise RunError(f"{path} is not a folder that denoiserl wrote: give that of a saved policy, run or data set.")
+    raise RunError(f"{path} does not exist: check the path, or run the command that makes it.")
 
 
 def _read(path: Path, device: torch.device | str) -> Any:
@@ -167,7 +167,7 @@ def _read(path: Path, device: torch.device | str) -> Any:
         mapped = load_file(file)
     except (SafetensorError, OSError) as error:
         raise _damaged(file, f"cannot be read ({error})") from error
-    # Copies in memory of our own: the file may be replaced, and kernels may round by alignment, which must not differ.
+    # Copy: the file may be replaced, and kernels may round by memory alignment, which must not differ between runs.
     tensors = {name: value.to(device, copy=True) for name, value in mapped.items()}
     try:
         return _decode(header["tree"], tensors)
@@ -182,9 +182,9 @@ def _header(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise _damaged(file, f"is cut short or no JSON ({error})") from error
+        raise _damaged(file, f"is truncated or not JSON ({error})") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise RunError(f"{file} was not written by denoiserl: give the folder of a saved policy, run or recording.")
+        raise RunError(f"{file} was not written by denoiserl: give the folder of a saved policy, run or data set.")
     if header.get("version") != VERSION:
         raise RunError(
             f"{file} has format version {header.get('version')}, this denoiserl reads {VERSION}: upgrade it."
@@ -195,7 +195,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _encode(node: Any, at: tuple[str, ...], tensors: dict[str, Tensor], seen: dict[Any, tuple[str, Tensor]]) -> Any:
-    """JSON for a node. Every JSON object has one member whose name says what it stands for."""
+    """Return the JSON of a node. Every JSON object has one member, whose name is its type."""
     if isinstance(node, numpy.generic):
         node = node.item()
     if isinstance(node, Tensor):
@@ -238,7 +238,7 @@ def _encode_tensor(
         name = ".".join(at) or "tensor"
         while name in tensors or name == "__metadata__":
             name += "_"
-        # A clone wherever memory is shared, so that two views of one buffer never meet in the file.
+        # A clone wherever memory is shared: safetensors refuses two views of one buffer.
         tensors[name] = value.cpu().clone(memory_format=torch.contiguous_format)
         seen[same] = name, value  # held, so that its address is not used again
     return {tag: seen[same][0]}
@@ -276,12 +276,12 @@ def _replaceable(path: Path) -> None:
 
 
 def _others(folder: Path) -> list[str]:
-    """The names in a folder that ``write`` does not give."""
+    """Return the names of the files in a folder that ``write`` does not make."""
     return sorted(p.name for p in folder.iterdir() if p.name not in (TENSORS, TREE))
 
 
 def _marked(folder: Path) -> bool:
-    """Is there a tree of ours in the folder, whole or not?"""
+    """Return whether ``write`` made the folder's tree, whole or not."""
     try:
         with (folder / TREE).open("rb") as file:
             return file.read(len(MARK)) == MARK
@@ -295,13 +295,13 @@ def _beside(path: Path) -> tuple[Path, Path]:
 
 
 def _damaged(file: Path, what: str) -> RunError:
-    """Return what is wrong with a file, and the way out. Advise to delete only a folder that certainly is ours."""
+    """Return the error for a damaged file. Advise deletion only of a folder that ``write`` certainly made."""
     folder = file.parent
     if _marked(folder) and not _others(folder):
         return RunError(f"{file} {what}: restore the folder from a copy, or delete {folder} and run again.")
     return RunError(
         f"{folder} is not a folder that denoiserl wrote, or not the whole of one ({file.name} {what}): give the folder "
-        "of a saved policy, run or recording."
+        "of a saved policy, run or data set."
     )
 
 

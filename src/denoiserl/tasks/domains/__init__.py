@@ -1,1 +1,1 @@
-"""Renderers and checkers of the small picture domains, without any learning."""
+"""Renderers and verifiers of the small image domains, without any learning."""

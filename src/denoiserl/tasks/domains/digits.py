@@ -1,7 +1,7 @@
 """DIGITS: scikit-learn's 1797 handwritten digits of 8 x 8 pixels, with rewards that can and cannot be hacked.
 
-The data are split in two halves. A ``Judge`` trained on one half is the reward; a judge trained on the other half has
-never seen it and says whether what the reward likes is still a digit.
+The data are split in two halves. A ``Judge`` (a classifier) trained on one half is the reward model. A held-out judge,
+trained on the other half, tests whether images with a high reward are still digits.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def _load() -> tuple[Tensor, Tensor]:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """All images [1797, 1, 8, 8] in [-1, 1] and their labels [1797]."""
+    """Return all images [1797, 1, 8, 8] in [-1, 1] and their labels [1797]."""
     image, label = _load()
     return image.clone(), label.clone()
 
 
 def halves(seed: int = 0) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The data in two random halves: (images, labels) twice."""
+    """Return the data in two random halves: (images, labels) twice."""
     image, label = digits()
     order = Rng(seed).permutation(len(image))
     first, second = order.chunk(2)
@@ -42,7 +42,7 @@ def halves(seed: int = 0) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def one_hot(label: Tensor) -> Tensor:
-    """Prompts [*batch, 10] of labels."""
+    """Return prompts [*batch, 10] of labels."""
     return nn.functional.one_hot(label, CLASSES).float()
 
 
@@ -54,20 +54,20 @@ class Judge(nn.Module):
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.GELU(), nn.Linear(width, CLASSES))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits [B, 10] of images [B, 1, 8, 8]."""
+        """Return logits [B, 10] of images [B, 1, 8, 8]."""
         return self.net(image)
 
     def reward(self, image: Tensor, prompts: Tensor) -> Tensor:
-        """log p(label | image) for one-hot prompts [B, 10]: [B]."""
+        """Return log p(label | image) for one-hot prompts [B, 10]: [B]."""
         return (self(image).log_softmax(-1) * prompts).sum(-1)
 
     def accuracy(self, image: Tensor, label: Tensor) -> float:
-        """The fraction of images [B, 1, 8, 8] read as their labels [B]."""
+        """Return the fraction of images [B, 1, 8, 8] that are classified as their labels [B]."""
         return float((self(image).argmax(-1) == label).float().mean())
 
 
 def train_judge(image: Tensor, label: Tensor, rng: Rng, steps: int = 100, noise: float = 0.1) -> Judge:
-    """Train a judge on one split by full-batch Adam; ``noise`` on the pixels keeps it from being overconfident."""
+    """Train a judge on one split by full-batch Adam; ``noise`` on the pixels prevents overconfidence."""
     model = Judge()
     with torch.no_grad():
         for weight in model.parameters():
@@ -84,21 +84,21 @@ def train_judge(image: Tensor, label: Tensor, rng: Rng, steps: int = 100, noise:
 
 @dataclass(frozen=True)
 class Judges:
-    """The judge whose opinion is optimised, and the held-out one that was trained on the other half of the data."""
+    """The judge that is the reward, and the held-out one, trained on the other half of the data."""
 
     reward: Judge
     held_out: Judge
 
 
 def judges(seed: int = 0) -> Judges:
-    """The two judges of ``seed``."""
+    """Return the two judges of ``seed``."""
     one, two = halves(seed)
     rng = Rng(seed)
     return Judges(train_judge(*one, rng), train_judge(*two, rng.spawn()))
 
 
 def ink(image: Tensor) -> Tensor:
-    """The share of ink, [*batch, 1, 8, 8] -> [*batch] in [0, 1]."""
+    """Return the share of ink, [*batch, 1, 8, 8] -> [*batch] in [0, 1]."""
     if image.shape[-3:] != EVENT:
-        raise InvalidInputError(f"digits end in {EVENT}; got {tuple(image.shape)}")
+        raise InvalidInputError(f"images have shape {tuple(image.shape)}: give [*batch, {', '.join(map(str, EVENT))}]")
     return ((image.clamp(-1, 1) + 1) / 2).mean((-3, -2, -1))

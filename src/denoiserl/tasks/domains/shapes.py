@@ -1,9 +1,9 @@
-"""SHAPES: small pictures of coloured shapes, drawn from a prompt and read back by a parser.
+"""SHAPES: small images of coloured shapes, generated from a prompt and read by a parser.
 
-A scene is nine cells of a 3 x 3 layout; a cell is empty or holds one of 4 shapes in one of 4 colours. The picture is
-12 x 12 x 3 in [-1, 1]. Two things are not in the prompt and are left to the generator: the grey level of the
-background and the brightness of the ink, so pictures of one prompt differ. The parser fits both and reads every cell,
-hence the reward is verifiable: no learned judge, nothing to fool but the picture.
+A scene is nine cells of a 3 x 3 layout; a cell is empty or holds one of 4 shapes in one of 4 colours. The image is
+12 x 12 x 3 in [-1, 1]. The prompt does not fix the grey level of the background and the brightness of the ink, so
+images of one prompt differ. The parser fits both and reads every cell: the reward is verifiable, without a reward
+model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ PROMPT = CELLS * (len(SHAPES) + len(COLOURS) + 1)
 EMPTY = 0
 UNREADABLE = -1
 GREY = (0.0, 0.3)
-"""the background's grey level, of 1"""
+"""range of the background's grey level, in [0, 1]"""
 BRIGHT = (0.7, 1.0)
-"""the ink's brightness, of 1"""
+"""range of the ink's brightness, in [0, 1]"""
 READABLE = 0.01
-"""largest mean squared error a pixel (levels of 0..1) of a cell that can be read"""
+"""largest mean squared error per pixel (levels in [0, 1]) of a readable cell"""
 
 _MASK = torch.tensor(
     [
@@ -50,30 +50,33 @@ _PAPER = torch.cat(
 
 
 class Reading(NamedTuple):
-    """What the parser sees. ``scene`` [*batch, 9] holds 0 for an empty cell, 1 + 4 · shape + colour for an object and
-    -1 for a cell that is no rendering; ``residual`` [*batch, 9] is the mean squared error of the best one."""
+    """The parser's result: ``scene`` and ``residual``, [*batch, 9] each.
+
+    ``scene`` is 0 for an empty cell, 1 + 4 · shape + colour for an object, and -1 for an unreadable cell. ``residual``
+    is the mean squared error of the best rendering.
+    """
 
     scene: Tensor
     residual: Tensor
 
 
 def content(shape: str, colour: str) -> int:
-    """The number of a cell's content, e.g. ``content("disc", "red")``."""
+    """Return the number of a cell's content, e.g. ``content("disc", "red")``."""
     return 1 + 4 * SHAPES.index(shape) + COLOURS.index(colour)
 
 
 def scenes(n: int, rng: Rng, objects: tuple[int, int] = (1, 3)) -> Tensor:
-    """``n`` random scenes [n, 9]: a uniform number of ``objects`` (both ends included) in different cells."""
+    """Draw ``n`` random scenes [n, 9]: a uniform number of ``objects`` (both ends included) in different cells."""
     low, high = objects
     if not 0 <= low <= high <= CELLS:
-        raise InvalidInputError(f"objects must be a range inside 0..{CELLS}; it is {objects}")
+        raise InvalidInputError(f"objects = {objects}: give a range inside 0..{CELLS}")
     rank = rng.uniform(n, CELLS).argsort(-1).argsort(-1)
     drawn = rng.integers(1, 17, n, CELLS)
     return drawn.masked_fill(rank >= rng.integers(low, high + 1, n, 1), EMPTY)
 
 
 def encode(scene: Tensor) -> Tensor:
-    """The prompt of a scene [*batch, 9]: a multi-hot vector [*batch, 81], for each cell empty | shape | colour."""
+    """Return the prompt of a scene [*batch, 9]: a multi-hot vector [*batch, 81], per cell empty | shape | colour."""
     known = scene.clamp_min(1) - 1
     shape = torch.nn.functional.one_hot(known // 4, len(SHAPES))
     colour = torch.nn.functional.one_hot(known % 4, len(COLOURS))
@@ -82,30 +85,30 @@ def encode(scene: Tensor) -> Tensor:
 
 
 def decode(prompt: Tensor) -> Tensor:
-    """The scene of a prompt: the inverse of ``encode``, [*batch, 81] -> [*batch, 9]."""
+    """Return the scene of a prompt, the inverse of ``encode``: [*batch, 81] -> [*batch, 9]."""
     if prompt.shape[-1] != PROMPT:
-        raise InvalidInputError(f"a prompt ends in {PROMPT} numbers; got {tuple(prompt.shape)}")
+        raise InvalidInputError(f"prompts have shape {tuple(prompt.shape)}: give [*batch, {PROMPT}]")
     cell = prompt.unflatten(-1, (CELLS, 9))
     return torch.where(cell[..., 0] > 0.5, EMPTY, 1 + 4 * cell[..., 1:5].argmax(-1) + cell[..., 5:].argmax(-1))
 
 
 def words(scene: Tensor) -> str:
-    """One scene [9] in English: "red disc top left, blue bar centre"."""
+    """Describe one scene [9] in English: "red disc top left, blue bar centre"."""
     place = [
         f"{row} {column}".strip().replace("middle middle", "centre")
         for row in ("top", "middle", "bottom")
         for column in ("left", "middle", "right")
     ]
-    said = [
+    parts = [
         f"{COLOURS[(c - 1) % 4]} {SHAPES[(c - 1) // 4]} {place[i]}" for i, c in enumerate(scene.tolist()) if c > EMPTY
     ]
-    return ", ".join(said) or "nothing"
+    return ", ".join(parts) or "nothing"
 
 
 def render(scene: Tensor, grey: Tensor | float = 0.0, bright: Tensor | float = 1.0) -> Tensor:
-    """Pictures [*batch, 3, 12, 12] in [-1, 1] of scenes [*batch, 9]; ``grey`` and ``bright`` are one a picture."""
+    """Render scenes [*batch, 9] as images [*batch, 3, 12, 12] in [-1, 1]; ``grey`` and ``bright`` are per image."""
     if bool(((scene < 0) | (scene > 16)).any()):
-        raise InvalidInputError("a scene holds 0 (empty) or 1..16 in every cell; unreadable cells cannot be drawn")
+        raise InvalidInputError("a cell is not in 0..16: give 0 (empty) or 1..16; unreadable cells cannot be rendered")
     levels = [torch.as_tensor(v, dtype=torch.float32).expand(scene.shape[:-1])[..., None, None] for v in (grey, bright)]
     cell = levels[0] * _PAPER[scene] + levels[1] * _INK[scene]
     pixels = cell.unflatten(-1, (3, 4, 4)).unflatten(-4, (3, 3))  # [*batch, row, column, rgb, y, x]
@@ -114,20 +117,20 @@ def render(scene: Tensor, grey: Tensor | float = 0.0, bright: Tensor | float = 1
 
 
 def draw(scene: Tensor, rng: Rng) -> Tensor:
-    """Data: pictures of scenes [*batch, 9] with random background and brightness."""
+    """Draw images of scenes [*batch, 9] with random background and brightness, as data."""
     grey = GREY[0] + (GREY[1] - GREY[0]) * rng.uniform(*scene.shape[:-1])
     bright = BRIGHT[0] + (BRIGHT[1] - BRIGHT[0]) * rng.uniform(*scene.shape[:-1])
     return render(scene, grey, bright)
 
 
 def parse(image: Tensor) -> Reading:
-    """Read pictures [*batch, 3, 12, 12]: each cell is explained by the nearest of its 17 renderings.
+    """Read images [*batch, 3, 12, 12]: assign each cell to the nearest of its 17 renderings.
 
-    Grey and brightness are fitted to each cell by least squares and kept inside the renderer's range.
+    Grey and brightness are fitted to each cell by least squares and clipped to the renderer's range.
     """
     pixels = (image + 1) / 2
     if image.shape[-3:] != EVENT:
-        raise InvalidInputError(f"pictures end in {EVENT}; got {tuple(image.shape)}")
+        raise InvalidInputError(f"images have shape {tuple(image.shape)}: give [*batch, {', '.join(map(str, EVENT))}]")
     cell = pixels.unflatten(-1, (3, 4)).unflatten(-3, (3, 4))  # [*batch, rgb, row, y, column, x]
     cell = cell.movedim(-2, -3).movedim(-5, -3)  # [*batch, row, column, rgb, y, x]
     cell = cell.flatten(-5, -4).flatten(-3)  # [*batch, 9, 48]
@@ -141,34 +144,34 @@ def parse(image: Tensor) -> Reading:
 
 
 def reward(image: Tensor, prompts: Tensor) -> dict[str, Tensor]:
-    """The verifiable rewards of pictures for prompts [*batch, 81], each [*batch]:
+    """Return the verifiable rewards of images for prompts [*batch, 81], each [*batch].
 
-    ``found``: the fraction of prompted objects that stand where they should; ``strict``: 1 when the whole scene is
-    right, empty cells too; ``count``: 1 when the number of objects is right.
+    ``objects_found``: the fraction of prompted objects in the right cell; ``exact_match``: 1 if the whole scene is
+    right, including empty cells; ``count_correct``: 1 if the number of objects is right.
     """
-    seen, asked = parse(image).scene, decode(prompts)
-    there = asked > EMPTY
-    hit = (seen == asked) & there
+    scene, target = parse(image).scene, decode(prompts)
+    there = target > EMPTY
+    hit = (scene == target) & there
     return {
         "objects_found": hit.sum(-1) / there.sum(-1).clamp_min(1),
-        "exact_match": (seen == asked).all(-1).float(),
-        "count_correct": ((seen != EMPTY).sum(-1) == there.sum(-1)).float(),
+        "exact_match": (scene == target).all(-1).float(),
+        "count_correct": ((scene != EMPTY).sum(-1) == there.sum(-1)).float(),
     }
 
 
 def on_manifold(image: Tensor) -> Tensor:
-    """Whether every cell is some rendering (right or wrong), [*batch] bool: the check against reward hacking."""
+    """Return whether every cell is a rendering (right or wrong), [*batch] bool: a test for reward hacking."""
     return (parse(image).scene != UNREADABLE).all(-1)
 
 
 def diversity(image: Tensor) -> Tensor:
-    """The mean distance (RMS a pixel) between pictures of one prompt, [prompts, group, 3, 12, 12] -> [prompts].
+    """Return the mean distance (RMS per pixel) between images of one prompt, [prompts, group, 3, 12, 12] -> [prompts].
 
     Data have about 0.2 from the background and the ink alone; a collapsed generator has 0.
     """
     group = image.shape[1]
     if group < 2:
-        raise InvalidInputError("diversity compares pictures of one prompt: it needs a group of at least 2")
+        raise InvalidInputError("diversity compares images of one prompt: give groups of at least 2")
     flat = image.flatten(2)
     distance = torch.cdist(flat, flat) / flat.shape[-1] ** 0.5
     return distance.sum((1, 2)) / (group * (group - 1))
