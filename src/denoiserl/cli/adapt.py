@@ -26,7 +26,7 @@ class AdaptOptions:
 
 
 def adapt(argv: list[str]) -> None:
-    """``denoiserl adapt RUN --reward FILE.py:FUNCTION --out FOLDER``."""
+    """Run ``denoiserl adapt RUN --reward FILE.py:FUNCTION --out FOLDER``."""
     description = (
         "Adapt a policy that was trained without rewards to a reward: infer its task from the rewards of the run's "
         "data, without a gradient step."

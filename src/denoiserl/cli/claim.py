@@ -45,7 +45,7 @@ class ClaimOptions:
 
 
 def claim(argv: list[str]) -> None:
-    """``denoiserl claim NAME ...``, ``--all``, ``--list``."""
+    """Run ``denoiserl claim NAME ...``, ``--all``, ``--list``."""
     args = parse(ClaimOptions, "claim", "Try the claims of papers again.", argv)
     known = sorted(p.stem for p in (Path(denoiserl.__file__).parent / "claims").glob("*/*.py") if p.stem != "__init__")
     for name in args.names:

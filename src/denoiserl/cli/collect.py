@@ -67,7 +67,7 @@ class CollectOptions:
 
 
 def collect(argv: list[str]) -> None:
-    """``denoiserl collect --env ENV --out FOLDER``."""
+    """Run ``denoiserl collect --env ENV --out FOLDER``."""
     description = "Record episodes of a scripted expert or of a policy as demonstrations, with their success rate."
     args = parse(CollectOptions, "collect", description, argv)
     if args.num_episodes < 1 or args.num_envs < 1:

@@ -63,7 +63,7 @@ class CompareOptions:
 
 
 def compare(argv: list[str]) -> None:
-    """``denoiserl compare --task TASK --methods A,B --budget N --unit UNIT``."""
+    """Run ``denoiserl compare --task TASK --methods A,B --budget N --unit UNIT``."""
     description = "Compare methods on one task: equal budgets, paired seeds, verdicts with stated error rates."
     task_args, argv = split_task_args(argv)
     args = parse(CompareOptions, "compare", description, argv)

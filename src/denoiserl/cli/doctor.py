@@ -42,7 +42,7 @@ class DoctorOptions:
 
 
 def doctor(argv: list[str]) -> None:
-    """``denoiserl doctor RUN|POLICY``; exit code 1 if learning would fail."""
+    """Run ``denoiserl doctor RUN|POLICY``; exit code 1 if learning would fail."""
     description = "Check a policy, and the signal that it will learn from, for common problems before training."
     if argv == ["--env-info"]:
         from denoiserl.doctor.env_info import env_info

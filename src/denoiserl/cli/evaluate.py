@@ -66,7 +66,7 @@ class EvalOptions:
 
 
 def evaluate(argv: list[str]) -> None:
-    """``denoiserl eval RUN|POLICY ...``."""
+    """Run ``denoiserl eval RUN|POLICY ...``."""
     description = "Evaluate policies on held-out trials: 95 % intervals of one, verdicts between several."
     task_args, argv = split_task_args(argv)
     args = parse(EvalOptions, "eval", description, argv)

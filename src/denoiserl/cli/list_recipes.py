@@ -18,7 +18,7 @@ class ListOptions:
 
 
 def list_recipes(argv: list[str]) -> None:
-    """``denoiserl list [--json]``."""
+    """Run ``denoiserl list [--json]``."""
     args = parse(ListOptions, "list", "List the recipes.", argv)
     cards = [recipes.describe(name) for name in recipes.names()]
     if args.json:

@@ -28,7 +28,7 @@ class ReportOptions:
 
 
 def report(argv: list[str]) -> None:
-    """``denoiserl report RUN ...``."""
+    """Run ``denoiserl report RUN ...``."""
     args = parse(ReportOptions, "report", "Write runs as one HTML page.", argv)
     if not args.runs:
         raise Misuse("Name a run: denoiserl report RUN.")

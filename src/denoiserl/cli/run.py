@@ -44,7 +44,7 @@ Options of the task need no prefix. To go on with an interrupted run, repeat its
 
 
 def run(argv: list[str]) -> None:
-    """``denoiserl run RECIPE [options]``."""
+    """Run ``denoiserl run RECIPE [options]``."""
     if not argv or argv[0] in ("-h", "--help"):
         cards = [recipes.describe(name) for name in recipes.names()]
         print(HELP.format(recipes="\n".join(f"  {c.module:<18}{c.name}: {c.title}" for c in cards)))
@@ -89,7 +89,7 @@ def run(argv: list[str]) -> None:
 
 
 def demo(argv: list[str]) -> None:
-    """``denoiserl demo [options]``."""
+    """Run ``denoiserl demo [options]``."""
     _run_program(load_module("denoiserl.demo"), "demo", None, argv)
 
 

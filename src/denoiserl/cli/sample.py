@@ -30,7 +30,7 @@ class SampleOptions:
 
 
 def sample(argv: list[str]) -> None:
-    """``denoiserl sample RUN``."""
+    """Run ``denoiserl sample RUN``."""
     description = "Generate with a run's policy and save what can be looked at."
     args = parse(SampleOptions, "sample", description, argv)
     if args.num_samples < 1:

@@ -68,7 +68,7 @@ class UpsampleOptions:
 
 
 def upsample(argv: list[str]) -> None:
-    """``denoiserl upsample DATA --out BIGGER``."""
+    """Run ``denoiserl upsample DATA --out BIGGER``."""
     description = (
         "Train a diffusion model of a data set's transitions (SynthER), and write its samples as episodes of one step. "
         "A tenth of the episodes is held out, to tell new rows from copies."
