@@ -139,7 +139,13 @@ def _claim(r: Record, stale: bool) -> list[str]:
         out += table(
             ("condition", "difference, 95 % interval", "margin", "verdict", "smallest detectable excess, power 0.8"),
             (
-                (c["said"], interval(c["difference"]), number(c["margin"]), c["verdict"], number(c["smallest"]))
+                (
+                    c["said"],
+                    interval(c["difference"]),
+                    number(c["margin"]),
+                    c["verdict"],
+                    number(c["min_detectable_effect"]),
+                )
                 for c in conditions
             ),
         )

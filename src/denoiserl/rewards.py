@@ -60,7 +60,7 @@ def evaluate_reward(
     prompts: Tree,
     weights: Mapping[str, float] | None = None,
     invalid_rewards: Literal["error", "drop"] = "error",
-    micro: int | None = None,
+    micro_batch_size: int | None = None,
     decode: Callable[[Tree], Tree] | None = None,
 ) -> RewardResult:
     """Return the rewards of ``rate`` after a check that all are finite: one float32 number per sample.
@@ -68,7 +68,7 @@ def evaluate_reward(
     For NaN or infinite totals, raise InvalidInputError with their indices (``raise``), or mark and count them
     (``drop``).
     """
-    total, parts = rate(reward, sample, prompts, weights, micro, decode)
+    total, parts = rate(reward, sample, prompts, weights, micro_batch_size, decode)
     checked = mask_invalid_rewards(total, invalid_rewards)
     return RewardResult(checked.reward, checked.valid, parts, checked.count)
 
@@ -79,20 +79,21 @@ def rate(
     sample: Tree,
     prompts: Tree,
     weights: Mapping[str, float] | None = None,
-    micro: int | None = None,
+    micro_batch_size: int | None = None,
     decode: Callable[[Tree], Tree] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the total [B] and the parts {name: [B]} of a reward, float32 on the device of ``sample``.
 
     The total of named parts is Σ weight · part, over ``weights`` if given, else over all parts with weight 1. Totals
     that differ by the rounding of their largest parts are equal, and totals below that rounding are 0. A part of weight
-    0 is only logged. ``micro``: rows per call (None: all). ``decode`` converts the rows of one call to data units, so
-    that decoded samples are never in memory all together. Lists, tuples and arrays become tensors, None becomes NaN,
-    and gradients are detached. Raise InvalidInputError for anything that is not one real number per sample.
+    0 is only logged. ``micro_batch_size``: rows per call (None: all). ``decode`` converts the rows of one call to data
+    units, so that decoded samples are never in memory all together. Lists, tuples and arrays become tensors, None
+    becomes NaN, and gradients are detached. Raise InvalidInputError for anything that is not one real number per
+    sample.
     """
     n, device = batch_size(sample), first(sample).device
     found: list[dict[str, Tensor]] = []
-    for part in torch.arange(n, device=device).split(micro_rows(micro, n)):
+    for part in torch.arange(n, device=device).split(micro_rows(micro_batch_size, n)):
         rows, some = (sample, prompts) if len(part) == n else (index_rows(sample, part), _prompt_rows(prompts, part))
         decoded = rows if decode is None else decode(rows)
         # a copy, because a reward may write into its input
@@ -175,11 +176,11 @@ def _array(value: Any) -> Tensor | None:
         return None
 
 
-def micro_rows(micro: int | None, n: int) -> int:
+def micro_rows(micro_batch_size: int | None, n: int) -> int:
     """Return the number of rows per call, n by default. Raise InvalidInputError if it is below 1."""
-    if micro is not None and micro < 1:
-        raise InvalidInputError(f"micro_batch_size is the number of rows per call, at least 1, not {micro}.")
-    return max(n, 1) if micro is None else micro
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise InvalidInputError(f"micro_batch_size is the number of rows per call, at least 1, not {micro_batch_size}.")
+    return max(n, 1) if micro_batch_size is None else micro_batch_size
 
 
 def prompt_count(prompts: Tree | int | None) -> int:

@@ -120,19 +120,19 @@ def test_scores_do_not_depend_on_how_many_are_asked_at_once(micro: int) -> None:
         seen.append(len(x))
         return {"sum": x.sum(-1) + c[:, 0], "bad": torch.where(c[:, 0] == 6, torch.nan, 0.0)}
 
-    got = evaluate_reward(reward, X, X, invalid_rewards="drop", micro=micro, decode=lambda v: 10 * v)
+    got = evaluate_reward(reward, X, X, invalid_rewards="drop", micro_batch_size=micro, decode=lambda v: 10 * v)
     assert max(seen) == min(micro, N) and sum(seen) == N
     assert got.valid.tolist() == [True, True, True, False, True]
     assert torch.equal(got.parts["sum"], 10 * X.sum(-1) + X[:, 0])
     with pytest.raises(InvalidInputError, match=r"\[3\]"):
-        evaluate_reward(reward, X, X, micro=micro)
+        evaluate_reward(reward, X, X, micro_batch_size=micro)
     with pytest.raises(InvalidInputError, match="at least 1"):
-        evaluate_reward(reward, X, X, micro=0)
+        evaluate_reward(reward, X, X, micro_batch_size=0)
 
 
 def test_parts_that_come_and_go_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="different parts for different samples"):
-        evaluate_reward(lambda x, c: {f"part {int(x[0, 0])}": x[:, 0]}, X, X, micro=2)
+        evaluate_reward(lambda x, c: {f"part {int(x[0, 0])}": x[:, 0]}, X, X, micro_batch_size=2)
 
 
 def test_a_rewards_numbers_go_where_the_samples_are() -> None:
@@ -207,5 +207,7 @@ def test_a_weight_is_a_finite_number(weight: Any) -> None:
 def test_a_reward_that_writes_into_its_sample_changes_nothing_that_is_learned() -> None:
     sample = X.clone()
     for micro in (None, 2):
-        assert torch.equal(evaluate_reward(lambda x, _: x.mul_(2)[:, 0], sample, None, micro=micro).total, 2 * X[:, 0])
+        assert torch.equal(
+            evaluate_reward(lambda x, _: x.mul_(2)[:, 0], sample, None, micro_batch_size=micro).total, 2 * X[:, 0]
+        )
         assert torch.equal(sample, X)

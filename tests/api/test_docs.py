@@ -54,7 +54,7 @@ RECORD: dict[str, Any] = {
             "difference": {"mean": 0.28, "low": 0.2, "high": 0.36},
             "margin": 0.1,
             "verdict": "holds",
-            "smallest": 0.05,
+            "min_detectable_effect": 0.05,
         }
     ],
     "cost": {

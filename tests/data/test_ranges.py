@@ -52,7 +52,7 @@ def test_an_outlier_is_told_by_dimension_row_episode_and_share(kind: Any) -> Non
     assert ranges(replace(policy, codec=codec)).level == "warning"
     assert ranges(policy).level == "ok"
     told = ranges(policy, replace(demos(), actions=wrong))
-    assert told.level == "warning" and "row 1234 (episode 61)" in told.said
+    assert told.level == "warning" and "row 1234 (episode 61)" in told.message
 
 
 def test_what_is_spread_as_data_are_is_no_outlier() -> None:

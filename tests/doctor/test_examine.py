@@ -58,9 +58,9 @@ def test_a_language_model_is_examined() -> None:
     canvases = sudoku.puzzles(sudoku.grids(), 40, Rng(0))[0]
     found = named(examine(made, reward=sudoku.reward, prompts=canvases, batch=32, group=4))
     assert found["first ratio"].level == "ok"
-    assert "stopped" not in " ".join(f.said for f in found.values())
+    assert "stopped" not in " ".join(f.message for f in found.values())
     few = replace(made, train_steps=process.steps(time_grid(1)), eval_steps=process.steps(time_grid(1)))
-    assert "steps of 4 tokens" in named(examine(few, prompts=canvases, batch=16))["drawing"].said
+    assert "steps of 4 tokens" in named(examine(few, prompts=canvases, batch=16))["drawing"].message
 
 
 def test_nothing_is_changed() -> None:
@@ -82,7 +82,7 @@ def test_nothing_is_changed() -> None:
 def test_an_examination_is_repeatable() -> None:
     def said() -> list[str]:
         found = examine(generator(), reward=reward, prompts=PM.prompts, rng=Rng(3), batch=16)
-        return [f.said for f in found if f.name not in ("speed", "memory")]
+        return [f.message for f in found if f.name not in ("speed", "memory")]
 
     assert said() == said()
 
@@ -90,7 +90,7 @@ def test_an_examination_is_repeatable() -> None:
 def test_what_cannot_be_drawn_from_says_what_is_missing() -> None:
     found = examine(policy(MLP(2, cond=3, width=8), 2))
     assert [f.name for f in found] == ["drawing"]
-    assert "condition" in found[0].said
+    assert "condition" in found[0].message
     assert "prompts" in found[0].remedy
 
 
@@ -99,7 +99,7 @@ def test_a_robot_codec_says_what_is_observed() -> None:
     made = replace(policy(MLP((4, 2), cond=3, width=16), 2), event_shape=(4, 2), codec=codec)
     found = named(examine(made))
     assert found["condition"].level == "ok"
-    assert "not measured" in found["success"].said
+    assert "not measured" in found["success"].message
 
 
 def test_a_gaussian_policy_is_examined() -> None:
@@ -119,7 +119,7 @@ def test_a_broken_reward_is_a_finding_and_stops_nothing() -> None:
 
     found = named(examine(generator(), reward=broken, prompts=PM.prompts, batch=16))
     assert found["reward"].level == "error"
-    assert "prompt" in found["reward"].said
+    assert "prompt" in found["reward"].message
     flat = named(examine(generator(), reward=lambda x, p: torch.ones(len(x)), prompts=PM.prompts, batch=16))
     assert flat["reward"].level == "error"
 
@@ -136,7 +136,7 @@ def test_a_codec_that_fails_is_found_before_anything_else() -> None:
             raise OSError("the autoencoder is gone")
 
     found = examine(replace(generator(), codec=Breaks()), prompts=PM.prompts)
-    assert "autoencoder is gone" in found[0].said
+    assert "autoencoder is gone" in found[0].message
 
 
 def test_findings_come_as_they_are_made_and_nonsense_is_refused() -> None:
@@ -183,4 +183,4 @@ def test_data_that_are_no_pair_are_refused_with_the_pair() -> None:
 
 def test_prompts_that_are_texts_are_told_so() -> None:
     (found,) = examine(generator(), reward=reward, prompts=["a cat", "a dog"])
-    assert found.level == "error" and "Encode texts" in found.said
+    assert found.level == "error" and "Encode texts" in found.message

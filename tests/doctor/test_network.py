@@ -35,13 +35,13 @@ def test_a_network_that_answers_nothing_is_dead() -> None:
     assert alive(mlp(), Rng(1).normal(32, 2), cond, Rng(2)).level == "ok"
     found = alive(mlp(zero=True), Rng(1).normal(32, 2), cond, Rng(2))
     assert found.level == "error"
-    assert "output is 0 for every state" in found.said
+    assert "output is 0 for every state" in found.message
 
 
 def test_nan_weights_are_named() -> None:
     made = mlp()
     made.weights.module.net.leave.bias.data[0] = torch.nan  # type: ignore[union-attr]
-    assert "NaN" in alive(made, Rng(1).normal(32, 2), Rng(0).normal(32, 3), Rng(2)).said
+    assert "NaN" in alive(made, Rng(1).normal(32, 2), Rng(0).normal(32, 3), Rng(2)).message
 
 
 def test_a_condition_that_is_ignored_is_an_error() -> None:
@@ -57,8 +57,8 @@ def test_a_condition_that_is_ignored_is_an_error() -> None:
 
 def test_the_unconditional_branch_is_found() -> None:
     cond, x0 = Rng(0).normal(32, 3), Rng(1).normal(32, 2)
-    assert "also runs without a condition" in check_conditions(mlp(null=True), x0, cond, cond, Rng(2)).said
-    assert "no unconditional branch" in check_conditions(mlp(), x0, cond, cond, Rng(2)).said
+    assert "also runs without a condition" in check_conditions(mlp(null=True), x0, cond, cond, Rng(2)).message
+    assert "no unconditional branch" in check_conditions(mlp(), x0, cond, cond, Rng(2)).message
 
 
 def test_equal_conditions_tell_nothing() -> None:
@@ -101,7 +101,7 @@ def test_gradients_reach_every_tensor_or_are_missed(how: str, level: str, words:
     before = [p.grad for p in made.parameters()]
     found = run_check("gradients", gradients, made, chain, Rng(1))
     assert found.level == level
-    assert words in found.said
+    assert words in found.message
     assert [p.grad for p in made.parameters()] == before, "an examination leaves no gradients behind"
 
 
@@ -117,7 +117,7 @@ def test_frozen_networks_and_deterministic_chains() -> None:
     )
     for p in made.weights.module.parameters():
         p.requires_grad_(False)
-    assert "trainable" in gradients(made, made.sample_chain(None, Rng(0), rows=4), Rng(1)).said
+    assert "trainable" in gradients(made, made.sample_chain(None, Rng(0), rows=4), Rng(1)).message
 
 
 # Values
@@ -132,12 +132,12 @@ def test_actions_are_compared_with_the_box() -> None:
     assert ranges(made, x, x, box(-1.5, 1.5)).level == "ok"
     outside = ranges(made, x, x, box(-0.5, 0.5))
     assert outside.level == "warning"
-    assert "outside" in outside.said
-    assert "2 %" in ranges(made, x, x, box(-255.0, 255.0)).said
+    assert "outside" in outside.message
+    assert "2 %" in ranges(made, x, x, box(-255.0, 255.0)).message
     assert ranges(made, x, x, box(-1, 1, dim=3)).level == "error"
     fixed = x.clone()
     fixed[:, 1] = 0.25
-    assert ranges(made, fixed, fixed, box(-1.5, 1.5)).said.endswith("[1]")
+    assert ranges(made, fixed, fixed, box(-1.5, 1.5)).message.endswith("[1]")
 
 
 def test_samples_have_about_unit_scale_and_are_finite() -> None:
@@ -176,7 +176,7 @@ def test_tokens_are_in_the_vocabulary_and_no_mask_is_left() -> None:
     left = tokens.clone()
     left[0, 0] = process.mask_token  # the mask's id is no token
     assert ranges(made, left, left).level == "error"  # type: ignore[arg-type]
-    assert "vocabulary" in ranges(made, tokens + 5, tokens).said  # type: ignore[arg-type]
+    assert "vocabulary" in ranges(made, tokens + 5, tokens).message  # type: ignore[arg-type]
 
 
 def test_the_healthy_generator_is_healthy() -> None:

@@ -48,7 +48,7 @@ def test_dead_groups_are_warned_of_and_the_size_that_is_advised_heals() -> None:
     size = int(found.remedy.split("--group-size ")[1].split(")")[0])
     healed = groups(bernoulli(rare, size, rng))
     assert healed.level == "ok"
-    assert float(healed.said.split("%")[0]) <= 25
+    assert float(healed.message.split("%")[0]) <= 25
     assert groups(bernoulli(torch.full((50,), 0.5), 8, rng)).level == "ok"
 
 
@@ -69,8 +69,8 @@ def test_rewards_that_cannot_be_learned_from() -> None:
     good = Rng(0).normal(8, 8)
     assert check_rewards(good).level == "ok"
     assert check_rewards(good.masked_fill(good == good.max(), torch.nan)).level == "error"
-    assert "advantages are zero" in check_rewards(torch.ones(8, 8)).said
-    assert "offset" in check_rewards(good + 1e6).said
+    assert "advantages are zero" in check_rewards(torch.ones(8, 8)).message
+    assert "offset" in check_rewards(good + 1e6).message
     one = 1e-3 * good
     one[0, 0] = 50.0
     assert "most of the variance" in check_rewards(one).remedy
@@ -96,7 +96,7 @@ def test_a_reward_that_is_noise_is_warned_of() -> None:
 def test_training_samples_that_are_much_worse_than_served_ones() -> None:
     rewards = Rng(0).normal(8, 8)
     assert check_rewards(rewards, serve=Rng(1).normal(64)).level == "ok"
-    assert "worse" in check_rewards(rewards, serve=5 + Rng(1).normal(64)).said
+    assert "worse" in check_rewards(rewards, serve=5 + Rng(1).normal(64)).message
 
 
 def test_a_reward_is_asked_in_data_units_and_may_be_broken() -> None:
@@ -170,7 +170,7 @@ def test_success_is_that_of_the_first_episode_of_every_copy() -> None:
     assert torch.equal(told.returns, told.success.float())
     found = episodes(told, None)
     assert found.level == "ok"
-    assert "ended by time" in found.said
+    assert "ended by time" in found.message
 
 
 def test_chunks_are_played_as_far_as_they_are_executed() -> None:
@@ -198,9 +198,9 @@ def test_noise_that_costs_success_is_told() -> None:
     loud = robot(floor=3.0)
     found = episodes(played(env, made=loud), played(env, True, loud))
     assert found.level == "warning"
-    assert "exploration noise" in found.said
+    assert "exploration noise" in found.message
     quiet = robot(floor=0.02)
-    assert "noise of learning" not in episodes(played(env, made=quiet), played(env, True, quiet)).said
+    assert "noise of learning" not in episodes(played(env, made=quiet), played(env, True, quiet)).message
 
 
 def test_environments_without_an_end_or_without_a_word_about_success() -> None:
@@ -218,4 +218,4 @@ def test_returns_are_told_where_success_is_not() -> None:
 
     found = episodes(played(Silent()), None)
     assert found.level == "note"
-    assert "return" in found.said
+    assert "return" in found.message

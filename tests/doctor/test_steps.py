@@ -29,7 +29,7 @@ def test_chains_without_densities_are_refused_and_partial_ones_noted() -> None:
     )  # its last step has no noise
     found = densities(some.sample_chain(cond, Rng(1)))
     assert found.level == "note"
-    assert "9 of 10" in found.said
+    assert "9 of 10" in found.message
     chain = made.sample_chain(cond, Rng(1))
     assert densities(replace(chain, log_prob=chain.log_prob * torch.nan)).level == "error"
 
@@ -44,7 +44,7 @@ def test_the_quietest_step_is_compared_with_the_samples() -> None:
     std = torch.tensor(min(v for v in quiet.train_steps.table["std"].tolist() if v > 0))
     mean = torch.zeros(PM.dim)
     kl = float(Gaussian(mean, std, 1).kl(Gaussian(mean + 0.007, std, 1)))
-    assert f"has KL {kl:.2g} nats" in found.said
+    assert f"has KL {kl:.2g} nats" in found.message
 
 
 def test_the_floor_that_is_advised_heals() -> None:
@@ -183,7 +183,7 @@ def test_time_is_told_apart_by_where_it_goes() -> None:
     ticks = itertools.count()
     found = speed(made, cond, chain, Rng(2), clock=lambda: float(next(ticks)))
     assert found.level == "ok"
-    assert "2.5e+02 ms per sample" in found.said  # (a chain and a decoding) / 8
+    assert "2.5e+02 ms per sample" in found.message  # (a chain and a decoding) / 8
 
     spent = {"now": 0.0}
 

@@ -140,13 +140,13 @@ def test_workers_restart_the_same_copies():
 def test_a_worker_that_hangs_or_dies_is_named_and_started_again(kind, said):
     """Copies 0, 1 and 2, 3 share a worker each; one of them is made to begin with an odd start."""
     seed = next(s for s in range(200) if starts(s) == [0, 0, 0, 1])
-    stop = Collector(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, patience=1)
+    stop = Collector(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, timeout=1)
     began = time.monotonic()
     with pytest.raises(EnvFault, match=said) as stopped:
         stop.collect(idle, 4, Rng(0))
     assert stopped.value.fault[:2] == (3, 2) and "(worker 1)" in str(stopped.value)
     stop.close()
-    on = Collector(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, patience=1, on_fault="restart")
+    on = Collector(partial(Sick, kind, low=0, high=2), 4, seed, processes=2, timeout=1, on_fault="restart")
     ep = on.collect(idle, 3, Rng(0))
     assert time.monotonic() - began < 50  # it sleeps for 60 s
     on.close()
@@ -227,7 +227,7 @@ def test_a_method_learns_on_and_its_rows_count_the_faults():
     process, codec = OneStep(), ActionChunkCodec.fit(demos)
     head = GaussianHead(MLP((1, 1), cond=2, width=32, time=0), 1, 0.5, 0.1)
     policy = Policy.of(
-        process, head, (1, 1), process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0), codec
+        process, head, (1, 1), process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0), codec
     )
     start = copy.deepcopy(policy)
     env = Collector(partial(Sick, "raise", high=100, one_in=10), 16, seed=0, on_fault="restart")
@@ -273,7 +273,7 @@ def test_what_cannot_be_done_is_refused():
     with pytest.raises(InvalidInputError, match="Did you mean 'restart'"):
         Collector(Counting, 2, on_fault="restrat")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="processes=2 or more"):
-        Collector(Counting, 2, patience=5)
+        Collector(Counting, 2, timeout=5)
     with pytest.raises(InvalidInputError, match="make one of its rows again"):
         Collector(SyncVectorEnv([Counting] * 2, autoreset_mode=AutoresetMode.SAME_STEP), on_fault="restart")
     assert np.isfinite(Collector(Counting, 2).collect(idle, 2, Rng(0)).reward.numpy()).all()

@@ -73,4 +73,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidInputError, match="Did you mean 'Hopper"):
         EnvPool("Hoper-v5", 1)
     with pytest.raises(InvalidInputError, match="have no timeout"):
-        Collector("envpool:Hopper-v5", 2, processes=2, patience=3)
+        Collector("envpool:Hopper-v5", 2, processes=2, timeout=3)

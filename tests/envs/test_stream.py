@@ -173,7 +173,7 @@ def test_a_broken_worker_says_so():
     thread.start()
     owner = object.__new__(SubprocBackend)
     owner.name, owner.blocks, owner.edges, owner.pipes = "Broken", [2], np.zeros(0, int), [ours]
-    owner.waiting, owner.patience, owner.starts, owner.early = {0}, 10.0, [None], ()
+    owner.waiting, owner.timeout, owner.starts, owner.early = {0}, 10.0, [None], ()
     owner.begun = [np.zeros(2, bool)]
     owner.reset([0, 1])
     with pytest.raises(EnvFault, match=r"environment 4 of Broken returned NaN .*\n\(in worker 0\)"):

@@ -55,7 +55,7 @@ def test_records_say_what_they_must(name):
         elif c["verdict"] == "does not hold":
             assert c["difference"]["high"] < c["margin"]
         else:
-            assert c["difference"]["low"] <= c["margin"] and c["smallest"] is not None
+            assert c["difference"]["low"] <= c["margin"] and c["min_detectable_effect"] is not None
     made = ledger.claim(name)
     assert (record["claim"], record["pass_condition"]) == (made.claim, made.pass_condition)
 

@@ -58,7 +58,7 @@ def test_the_spread_scales_the_std_and_leaves_the_mean(spread: float, own: bool)
 
 def test_a_spread_is_of_gaussians_and_not_negative() -> None:
     for law, spread in (("gaussian", -0.1), ("categorical", 0.5)):
-        with pytest.raises(ValueError, match="spread"):
+        with pytest.raises(ValueError, match="std_scale"):
             OneStep(law).steps(time_grid(1), spread)  # type: ignore[arg-type]
 
 

@@ -54,7 +54,7 @@ class Linear(nn.Module):
 
 def gaussian(net: nn.Module, event: tuple[int, int], std: float, codec: Any = None, least: float = 0.0) -> Policy:
     process = OneStep()
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, GaussianHead(net, event[-1], std, least), event, steps, serve, codec)
 
 
@@ -169,7 +169,7 @@ def test_a_gaussian_head_starts_at_its_std_keeps_its_floor_and_is_saved(tmp_path
         head.log_std.fill_(-50.0)
     assert torch.allclose(head.std, torch.full((3,), 0.2)), "the floor holds however far the parameter goes"
     process, obs = OneStep(), Rng(1).normal(5, 4)
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     made = Policy.of(process, head, (2, 3), steps, serve)
     for p in head.parameters():
         nn.init.normal_(p, std=0.3)

@@ -49,7 +49,7 @@ def test_a_policy_that_sees_two_observations_executes_from_now_on(name: str, sta
     """The first executed action is the one of the newest observation. ``stacked``: the demonstrations hold two
     observations as one, as ``ObservationHistory`` shows them."""
     demos = walks()
-    process, steps = OneStep(), OneStep().steps(time_grid(1), spread=0.0)
+    process, steps = OneStep(), OneStep().steps(time_grid(1), std_scale=0.0)
     made = Policy.of(process, GaussianHead(Linear(2, (4, 1)), 1, 0.3), (4, 1), steps, codec=CODECS[name](demos))
     data = demos
     if stacked:

@@ -340,7 +340,7 @@ def test_what_cannot_be_steered_is_refused() -> None:
         def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
             return Estimate(context[:, None])
 
-    regression = Policy.of(process, Mean(), (1, 1), process.steps(time_grid(1), spread=0.0))
+    regression = Policy.of(process, Mean(), (1, 1), process.steps(time_grid(1), std_scale=0.0))
     assert noise_effect(steer(replace(regression, process=process), 1, 16), obs, rng)[0] < 1e-6
     short = steer(black_box(lambda o, w: w[:, :1], 2, 1), 1, 16)
     with pytest.raises(InvalidInputError, match="of the noise's shape"):

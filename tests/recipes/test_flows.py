@@ -428,7 +428,7 @@ def test_the_first_gradient_is_reinforce_on_the_elbo(monkeypatch) -> None:
 def head(obs: int = 2) -> Policy:
     torch.manual_seed(0)
     process, net = OneStep(), MLP((2, 1), cond=obs, width=16, depth=2, time=0)
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, GaussianHead(net, 1, 0.5), (2, 1), steps, serve)
 
 

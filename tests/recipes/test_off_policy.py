@@ -75,7 +75,7 @@ def policy(world: type[World], chunk: int = 1) -> Policy:
     torch.manual_seed(0)
     net = MLP((chunk, 1), 1, 32, 2, 0, False, activation="relu", out=(chunk, 2))
     process = OneStep()
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, Actor(net), (chunk, 1), steps, serve, TanhCodec.from_box([world.LOW], [world.HIGH]))
 
 

@@ -66,7 +66,7 @@ def test_means_that_happen_to_agree_do_not_prove_anything() -> None:
     found = standings({"a": a, "b": b}, "success").contrast("a", "b")
     assert found.difference.mean == pytest.approx(0.05) and found.p > 0.4 and not found.separated
     scores = standings({"a": a + 0.5, "b": b + 0.5}, "return").contrast("a", "b")
-    assert scores.p > 0.4 and scores.smallest > 0.2
+    assert scores.p > 0.4 and scores.min_detectable_effect > 0.2
 
 
 def test_even_unanimous_trials_leave_a_doubt() -> None:
@@ -80,7 +80,7 @@ def test_even_unanimous_trials_leave_a_doubt() -> None:
 def test_scores_without_any_spread_are_left_to_the_sign_test() -> None:
     flat = torch.full((4, 5), 0.25)
     found = standings({"a": flat + 1, "b": flat}, "return").contrast("a", "b")
-    assert found.p == 2 * 0.5**4 and found.smallest == math.inf and not found.separated
+    assert found.p == 2 * 0.5**4 and found.min_detectable_effect == math.inf and not found.separated
     same = standings({"a": flat, "b": flat.clone()}, "return").contrasts[0]
     assert same.p == 1 and same.difference.mean == same.difference.low == 0
 
@@ -102,7 +102,10 @@ def test_smallest_is_what_is_seen_with_probability_four_fifths() -> None:
 def test_more_seeds_see_smaller_differences() -> None:
     g, sizes = numpy.random.default_rng(4), []
     for seeds in (2, 3, 5, 12):
-        found = [standings(rolled(g, [0, 0], seeds, 200, 0.5), "success").contrasts[0].smallest for _ in range(20)]
+        found = [
+            standings(rolled(g, [0, 0], seeds, 200, 0.5), "success").contrasts[0].min_detectable_effect
+            for _ in range(20)
+        ]
         sizes.append(numpy.median(found))
     assert sizes == sorted(sizes, reverse=True)
 
@@ -150,7 +153,11 @@ def test_claims_hold_do_not_hold_or_stay_open() -> None:
             verdict == "holds",
             verdict == "does not hold",
         )
-    assert found.basis == "seeds" and found.smallest < 0.1 and json.loads(json.dumps(found.as_dict()))["p"] == found.p
+    assert (
+        found.basis == "seeds"
+        and found.min_detectable_effect < 0.1
+        and json.loads(json.dumps(found.as_dict()))["p"] == found.p
+    )
     assert superiority_test(y, x, -1.1).verdict == "holds"
 
 

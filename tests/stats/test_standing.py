@@ -21,7 +21,7 @@ TABLE = ComparisonTable("success", "it arrived", "%", "higher", 0.05, ROWS, (PAI
 
 def test_a_table_survives_json() -> None:
     assert ComparisonTable.from_dict(json.loads(json.dumps(TABLE.as_dict(), allow_nan=False))) == TABLE
-    finite = replace(PAIR, smallest=0.25)
+    finite = replace(PAIR, min_detectable_effect=0.25)
     assert Contrast.from_dict(json.loads(json.dumps(finite.as_dict()))) == finite
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_table_is_refused() -> None:
         ({"second": "dppo"}, "itself"),
         ({"p": 1.2}, "probability"),
         ({"p": math.nan}, "probability"),
-        ({"smallest": -0.1}, "negative"),
+        ({"min_detectable_effect": -0.1}, "negative"),
     ):
         with pytest.raises(RunError, match=why):
             replace(PAIR, **change)

@@ -101,7 +101,7 @@ def collect(argv: list[str]) -> None:
             return record_expert(
                 args.env, n, args.seed, args.max_episode_steps, args.num_envs, on_episode, first, args.action_noise
             )
-        recording = record(env, act, n, args.seed, args.num_envs, told=on_episode, first=first)
+        recording = record(env, act, n, args.seed, args.num_envs, on_progress=on_episode, first=first)
         if history == 1:
             return recording
         demos = replace(recording.demos, observations=newest(recording.demos.observations, history))

@@ -44,7 +44,7 @@ def black_box(answer: Callable[[Any, Tensor], Tensor], chunk: int, dim: int) -> 
     """Return a policy that only calls ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``, in the environment's
     units."""
     process = OneStep(std=1.0)
-    steps = process.steps(time_grid(1), spread=0.0)
+    steps = process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, BlackBox(answer), (chunk, dim), steps)
 
 

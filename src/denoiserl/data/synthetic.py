@@ -128,7 +128,9 @@ class TransitionGenerator:
     like: Transitions
     model: Model
 
-    def sample(self, n: int, rng: Rng | int, told: Callable[[int], None] | None = None) -> tuple[Transitions, float]:
+    def sample(
+        self, n: int, rng: Rng | int, on_progress: Callable[[int], None] | None = None
+    ) -> tuple[Transitions, float]:
         """Return ``n`` new rows in data units on the CPU, and the share of samples that were dropped for an unclear
         end.
 
@@ -153,8 +155,8 @@ class TransitionGenerator:
                     f"of {drawn} sampled rows, only {done} have a clear end of episode: train the model longer"
                 )
             made.append({k: v[sure] for k, v in parts.items()})
-            if told is not None:
-                told(min(done, n))
+            if on_progress is not None:
+                on_progress(min(done, n))
         return rows(made, self.like, n), 1 - done / drawn
 
 

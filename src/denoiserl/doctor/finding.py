@@ -27,7 +27,7 @@ class Finding:
 
     name: str
     level: Level
-    said: str
+    message: str
     remedy: str = ""
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ def print_findings(findings: Iterable[Finding], console: Console | None = None) 
     for f in found:
         mark, style = MARKS[f.level]
         head = Text(f"{mark} ", style) + Text(f"{f.name:<{width - 2}}", "bold")
-        said = Text(f.said, style if f.level in ("warning", "error") else "")
+        said = Text(f.message, style if f.level in ("warning", "error") else "")
         console.print(_hanging(head, said, width, console))
         if f.remedy:
             console.print(Padding(Text(f"→ {f.remedy}", "dim"), (0, 0, 0, width)))

@@ -87,26 +87,26 @@ def demonstrations(
     n: int,
     seed: int = 0,
     max_episode_steps: int | None = None,
-    aim: float | None = None,
-    slip: float | None = None,
+    goal_error: float | None = None,
+    action_noise: float | None = None,
 ) -> Demonstrations:
     """Return ``n`` episodes of the environment's scripted expert.
 
-    ``aim``: std of the expert's error of the object and goal positions in metres, drawn per episode (Meta-World only;
-    default 0.04). ``slip``: std of the noise on its actions, as a fraction of half the action range. Its default is 0.2
-    for Meta-World and 0 for PushT, whose expert keeps only successes.
+    ``goal_error``: std of the expert's error of the object and goal positions in metres, drawn per episode (Meta-World
+    only; default 0.04). ``action_noise``: std of the noise on its actions, as a fraction of half the action range. Its
+    default is 0.2 for Meta-World and 0 for PushT, whose expert keeps only successes.
     """
     plain, pictures = word.removeprefix(SEEN), PICTURE if word.startswith(SEEN) else 0
     if plain.startswith(META):
-        flaws = ExpertNoise(0.04 if aim is None else aim, 0.2 if slip is None else slip)
+        flaws = ExpertNoise(0.04 if goal_error is None else goal_error, 0.2 if action_noise is None else action_noise)
         return metaworld_demonstrations(
             plain.removeprefix(META), n, seed, max_episode_steps or META_STEPS, flaws, pictures
         )
     if plain == PUSHT:
-        if aim:
-            raise RunError("PushT's expert reads exact positions, so aim has no effect: use slip")
+        if goal_error:
+            raise RunError("PushT's expert reads exact positions, so goal_error has no effect: use action_noise")
         view = "pixels" if pictures else "keypoints"
-        return pusht_demonstrations(n, seed, view, max_episode_steps or PUSHT_STEPS, SIZE / 2 * (slip or 0.0))
+        return pusht_demonstrations(n, seed, view, max_episode_steps or PUSHT_STEPS, SIZE / 2 * (action_noise or 0.0))
     raise RunError(_unscripted(word))
 
 
@@ -116,7 +116,7 @@ def record_expert(
     seed: int,
     max_episode_steps: int | None = None,
     num_envs: int = 16,
-    told: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     first: int = 0,
     noise: float = 0.0,
 ) -> EpisodeDataset:
@@ -131,11 +131,15 @@ def record_expert(
         decide = each(metaworld_expert(plain.removeprefix(META)).get_action)
         decide = noisy(decide, 1.0, noise) if noise else decide
         if not pictures:
-            return record(environment(plain, max_episode_steps), decide, n, seed, num_envs, told=told, first=first)
+            return record(
+                environment(plain, max_episode_steps), decide, n, seed, num_envs, on_progress=on_progress, first=first
+            )
         env = partial(
             PixelObservation, environment(plain, max_episode_steps), PICTURE
         )  # the expert observes all numbers, the recorded observation holds fewer
-        found = record(env, lambda obs, rng: decide(obs["state"], rng), n, seed, num_envs, told=told, first=first)
+        found = record(
+            env, lambda obs, rng: decide(obs["state"], rng), n, seed, num_envs, on_progress=on_progress, first=first
+        )
         felt = {**found.demos.observations, "state": found.demos.observations["state"][:, :HAND]}
         last = {**found.last, "state": found.last["state"][:, :HAND]}
         return replace(found, demos=replace(found.demos, observations=felt), last=last)
@@ -143,7 +147,7 @@ def record_expert(
         if noise:
             raise RunError("PushT's expert takes no noise: noise is for Meta-World's experts and for policies")
         view = "pixels" if pictures else "keypoints"
-        return pusht_record(n, seed, view, max_episode_steps or PUSHT_STEPS, told, first)
+        return pusht_record(n, seed, view, max_episode_steps or PUSHT_STEPS, on_progress, first)
     raise RunError(_unscripted(word))
 
 

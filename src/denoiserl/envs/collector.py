@@ -47,7 +47,7 @@ class Collector:
     method, else 1).
 
     ``on_fault``: what to do if an environment raises or returns NaN. "error" raises ``EnvFault``; "restart" makes
-    it again, and masks and counts the lost decision. ``patience``: seconds after which a worker process that does not
+    it again, and masks and counts the lost decision. ``timeout``: seconds after which a worker process that does not
     answer counts as a fault (default 300; needs ``processes`` > 1).
     """
 
@@ -59,9 +59,9 @@ class Collector:
         processes: int = 1,
         gamma: float | None = None,
         on_fault: OnFault = "error",
-        patience: float | None = None,
+        timeout: float | None = None,
     ) -> None:
-        self.owner, self.spec = make_backend(env, num_envs, processes, on_fault, patience)
+        self.owner, self.spec = make_backend(env, num_envs, processes, on_fault, timeout)
         self.seed, self.gamma, self._own_gamma = seed, 1.0 if gamma is None else gamma, gamma
         self.obs: Any = None
         self._ended, self._life = False, 0  # whether any episode has ended, and the steps so far

@@ -196,7 +196,7 @@ def record(
     seed: int = 0,
     view: View = "keypoints",
     horizon: int = 300,
-    told: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     first: int = 0,
 ) -> EpisodeDataset:
     """Return ``n`` episodes of the expert with all that data formats need, failures included.
@@ -209,8 +209,8 @@ def record(
     env, played = PushT(view, horizon), []
     for i in range(n):
         played.append(_episode(env, (seed * 1_000_003 + first + i) % 2**31, 0.0))
-        if told is not None:
-            told(i + 1, sum(e.won for e in played))
+        if on_progress is not None:
+            on_progress(i + 1, sum(e.won for e in played))
     env.close()
     won = [e.won for e in played]
     demos = Demonstrations.of([(e.seen, e.done) for e in played], won, [float(w) for w in won], "pusht")

@@ -41,7 +41,7 @@ def record(
     seed: int = 0,
     num_envs: int = 32,
     max_episode_steps: int = 100_000,
-    told: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     first: int = 0,
 ) -> EpisodeDataset:
     """Play ``episodes`` episodes of ``env`` (what ``Collector`` takes) with ``act(obs, rng) -> action or (action, _)``.
@@ -78,8 +78,8 @@ def record(
             with torch.no_grad():
                 more, said = _round(act, owner, spec, seeds, n, max_episode_steps, not rows)
             rows, notes = rows + more, notes + said
-            if told is not None:
-                told(len(rows), sum(bool(row.success) for row in rows))
+            if on_progress is not None:
+                on_progress(len(rows), sum(bool(row.success) for row in rows))
     finally:
         if not hasattr(env, "num_envs"):
             owner.close()

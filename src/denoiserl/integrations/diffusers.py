@@ -185,14 +185,14 @@ class PixelCodec:
 class VAECodec:
     """Pictures in [0, 1], [B, 3, H, W], to an autoencoder's latents: z = (encode(2x − 1) − shift) · scale.
 
-    Encoding uses the mean of the autoencoder's posterior. It processes ``micro`` pictures at a time, in float32 if it
-    is float16 and its ``force_upcast`` is set.
+    Encoding uses the mean of the autoencoder's posterior. It processes ``micro_batch_size`` pictures at a time, in
+    float32 if it is float16 and its ``force_upcast`` is set.
     """
 
     vae: Any
     scale: float
     shift: float = 0.0
-    micro: int = 16
+    micro_batch_size: int = 16
 
     def encode(self, data: Tensor) -> Tensor:
         """Convert pictures to latents."""
@@ -211,7 +211,7 @@ class VAECodec:
         upcast = weight.dtype == torch.float16 and bool(read_setting(plain(self.vae), "force_upcast"))
         try:  # such an autoencoder overflows in float16, so its pipeline uses float32
             dtype = next((self.vae.float() if upcast else self.vae).parameters()).dtype
-            return torch.cat([call(part) for part in data.to(dtype).split(self.micro)])
+            return torch.cat([call(part) for part in data.to(dtype).split(self.micro_batch_size)])
         finally:
             if upcast and not (torch.is_grad_enabled() and data.requires_grad):  # the backward pass needs it in float32
                 self.vae.half()

@@ -69,20 +69,23 @@ def rescore(
     return _alive(process.reverse(shaped, x, step), record.mask, 1), record.y
 
 
-def _replay_rows(process: Process, denoise: Denoiser, rows: ChainSteps, micro: int | None) -> Distribution:
-    estimate = _call(denoise, rows.x, rows.steps.times, rows.step, rows.cond, None, micro)
+def _replay_rows(process: Process, denoise: Denoiser, rows: ChainSteps, micro_batch_size: int | None) -> Distribution:
+    estimate = _call(denoise, rows.x, rows.steps.times, rows.step, rows.cond, None, micro_batch_size)
     step: Step = rows.steps.gather(rows.step)._replace(dense=True)
     return _alive(process.reverse(estimate, rows.x, step), rows.mask, 0)
 
 
-def _replay_causal(process: Autoregressive, denoise: Denoiser, chain: Chain, micro: int | None) -> Distribution:
-    """Score every step by one causal pass over the finished sequences; a row of ``micro`` is a whole sequence."""
+def _replay_causal(
+    process: Autoregressive, denoise: Denoiser, chain: Chain, micro_batch_size: int | None
+) -> Distribution:
+    """Score every step by one causal pass over the finished sequences; a row of ``micro_batch_size`` is a whole
+    sequence."""
     axes, x = len(chain.batch), chain.x
     process.first_token(denoise, x[..., 0] == process.mask_token)
     final = flatten(chain.sample, axes)
     first = torch.zeros(len(final), dtype=torch.int64, device=chain.step.device)
     cond = flatten(chain.cond, axes)
-    estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro)
+    estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro_batch_size)
     logits = estimate.mean.unflatten(0, chain.batch)
     extra = {k: v.unflatten(0, chain.batch).unsqueeze(axes) for k, v in estimate.extra.items()}  # equal for all steps
     return _alive(process.reverse(Estimate(logits, extra), x, chain.steps.gather(chain.step)), chain.mask, 1)
@@ -99,9 +102,16 @@ def _alive(law: Distribution, live: Tensor | None, axes: int) -> Distribution:
 
 
 def _call(
-    denoise: Denoiser, x: Any, times: Tensor, step: Tensor, cond: Any, owner: Tensor | None, micro: int | None
+    denoise: Denoiser,
+    x: Any,
+    times: Tensor,
+    step: Tensor,
+    cond: Any,
+    owner: Tensor | None,
+    micro_batch_size: int | None,
 ) -> Estimate:
-    """Call the network on flattened rows, ``micro`` at a time; times are embedded once per grid and gathered.
+    """Call the network on flattened rows, ``micro_batch_size`` at a time; times are embedded once per grid and
+    gathered.
 
     The condition is embedded once and gathered by ``owner`` (None: row by row). Without a condition, all rows share one
     context, as in the run.
@@ -110,16 +120,16 @@ def _call(
     clock = denoise.embed_time(times[:-1].float().to(step.device))
     n = len(step)
     count_usage("denoiser_rows", n)
-    if micro is None:
-        micro = MICRO if step.device.type == "cpu" else n
-    if micro < 1:
-        raise ValueError(f"micro_batch_size is a number of rows per network call, at least 1, not {micro}")
-    own = cond is not None and owner is None and micro < n
+    if micro_batch_size is None:
+        micro_batch_size = MICRO if step.device.type == "cpu" else n
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size is a number of rows per network call, at least 1, not {micro_batch_size}")
+    own = cond is not None and owner is None and micro_batch_size < n
     # Split, not sliced: every slice would have a gradient as large as the whole.
-    cuts = tree_map(lambda v: v.split(micro), context) if own else None
+    cuts = tree_map(lambda v: v.split(micro_batch_size), context) if own else None
     means, extras = [], []
-    for k, low in enumerate(range(0, n, micro)):
-        part = slice(low, low + micro)
+    for k, low in enumerate(range(0, n, micro_batch_size)):
+        part = slice(low, low + micro_batch_size)
         got = tree_map(lambda v, part=part: v.index_select(0, step[part]), clock)
         own_context = context
         if cond is not None and owner is not None:

@@ -152,12 +152,12 @@ class Autoregressive(Process):
 class NextToken:
     """The distribution of the token at the leftmost open position of ``x`` [*batch, L]; finished rows stay as they are.
 
-    ``logits`` [*batch, V]: those of that position. ``open`` [*batch, L]: the positions that may be written.
+    ``logits`` [*batch, V]: those of that position. ``is_open`` [*batch, L]: the positions that may be written.
     """
 
     logits: Tensor
     x: Tensor
-    open: Tensor
+    is_open: Tensor
 
     @property
     def event_dims(self) -> int:
@@ -172,7 +172,7 @@ class NextToken:
     @property
     def mask(self) -> Tensor:
         """Return the position that is written, [*batch, L] bool."""
-        return self.open & (self.open.cumsum(-1) == 1)
+        return self.is_open & (self.is_open.cumsum(-1) == 1)
 
     @property
     def num_factors(self) -> Tensor:

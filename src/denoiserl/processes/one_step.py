@@ -37,14 +37,14 @@ class OneStep(Process):
         if self.law not in ("gaussian", "categorical"):
             raise ValueError(unknown_name_message(self.law, ["gaussian", "categorical"], "law"))
 
-    def steps(self, times: Tensor, spread: float = 1.0) -> StepTable:
-        """Return the table of one step. ``spread`` scales a Gaussian's std: 0 for the mean, the usual evaluation."""
+    def steps(self, times: Tensor, std_scale: float = 1.0) -> StepTable:
+        """Return the table of one step. ``std_scale`` scales a Gaussian's std: 0 for the mean, the usual evaluation."""
         if len(times) != 2:
             raise ValueError(f"a one-step process has the grid time_grid(1), not {len(times) - 1} steps")
-        if spread < 0 or (spread != 1 and self.law != "gaussian"):
-            raise ValueError(f"spread is at least 0, and 1 except for Gaussians, not {spread}: leave it at 1")
-        table = {} if spread == 1 else {"spread": torch.tensor([spread], dtype=torch.float64)}
-        return StepTable(times.double().cpu(), table, (spread > 0,))
+        if std_scale < 0 or (std_scale != 1 and self.law != "gaussian"):
+            raise ValueError(f"std_scale is at least 0, and 1 except for Gaussians, not {std_scale}: leave it at 1")
+        table = {} if std_scale == 1 else {"spread": torch.tensor([std_scale], dtype=torch.float64)}
+        return StepTable(times.double().cpu(), table, (std_scale > 0,))
 
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Delta:
         """Return zeros, with certainty."""

@@ -81,18 +81,18 @@ class Steered(Process):
         """Return the table for the base's grid ``times``."""
         return self.make_steps(self.base.steps(times))
 
-    def make_steps(self, steps: StepTable, spread: float = 1.0) -> StepTable:
+    def make_steps(self, steps: StepTable, std_scale: float = 1.0) -> StepTable:
         """Return the table of the decision, of the map, and of a base's ``steps``.
 
-        ``spread`` scales the decision's std; 0 takes its mean. Raise InvalidInputError if a step of the base draws
+        ``std_scale`` scales the decision's std; 0 takes its mean. Raise InvalidInputError if a step of the base draws
         noise.
         """
-        if spread < 0:
-            raise InvalidInputError(f"spread must be 0 or positive, not {spread}")
+        if std_scale < 0:
+            raise InvalidInputError(f"std_scale must be 0 or positive, not {std_scale}")
         table = {k: torch.cat([v.new_zeros(2), v]) for k, v in require_deterministic(steps).table.items()}
-        table["decision"] = torch.tensor([spread] + [0.0] * (len(steps) + 1), dtype=torch.float64)
+        table["decision"] = torch.tensor([std_scale] + [0.0] * (len(steps) + 1), dtype=torch.float64)
         times = torch.cat([torch.tensor([DECISION_TIME, SPREAD], dtype=torch.float64), steps.times])
-        return StepTable(times, table, (spread > 0, *[False] * (len(steps) + 1)))
+        return StepTable(times, table, (std_scale > 0, *[False] * (len(steps) + 1)))
 
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Delta:
         """Return zeros, with certainty."""

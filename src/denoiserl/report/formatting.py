@@ -73,10 +73,11 @@ def verdict(standings: ComparisonTable, contrast: Contrast) -> str:
     text = f"{first} is {'above' if above else 'below'} {second} by {size} {ends}{unit}, {probability(c.p)}"
     if c.separated:
         return f"{text}."
-    if not math.isfinite(c.smallest) or (standings.unit == "%" and c.smallest >= 1):
+    if not math.isfinite(c.min_detectable_effect) or (standings.unit == "%" and c.min_detectable_effect >= 1):
         return f"{text}: not separated, and this design can hardly detect any difference."
     return (
-        f"{text}: not separated; this design detects a difference of {number(scale * c.smallest, places)}{unit} "
+        f"{text}: not separated; this design detects a difference of "
+        f"{number(scale * c.min_detectable_effect, places)}{unit} "
         "with power 0.8."
     )
 

@@ -39,8 +39,8 @@ class Verdict:
 
     "holds" means that the whole interval of the difference lies above the margin, "does not hold" that it lies below.
     Each errs with probability at most level / 2. ``p`` is two-sided against a difference of exactly ``margin``.
-    ``smallest`` is the smallest excess over the margin that this design detects with probability 0.8. ``basis`` is as
-    in ``ComparisonTable``.
+    ``min_detectable_effect`` is the smallest excess over the margin that this design detects with probability 0.8.
+    ``basis`` is as in ``ComparisonTable``.
     """
 
     first: str
@@ -49,12 +49,14 @@ class Verdict:
     difference: Interval
     p: float
     verdict: Literal["holds", "does not hold", "inconclusive"]
-    smallest: float
+    min_detectable_effect: float
     basis: Basis
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; an infinite ``smallest`` becomes None."""
-        return asdict(self) | {"smallest": self.smallest if math.isfinite(self.smallest) else None}
+        """Return plain values for JSON; an infinite ``min_detectable_effect`` becomes None."""
+        return asdict(self) | {
+            "min_detectable_effect": self.min_detectable_effect if math.isfinite(self.min_detectable_effect) else None
+        }
 
 
 def standings(
@@ -76,10 +78,10 @@ def standings(
         S = 1    McNemar's exact test for outcomes 0 or 1, else Student over trials: basis "trials". The verdict is
                  about these policies only; another training seed may reverse it.
 
-    ``smallest`` of a pair is the true difference that is detected with probability 0.8 at level ``alpha`` / pairs, by
-    the noncentral t with the measured standard error. Intervals are those of each arm and pair alone, at 1 - ``alpha``.
-    If scores differ by the same constant in every trial, the error cannot be estimated: p is that of the sign test over
-    seeds, 2^{1-S}, and ``smallest`` is infinite.
+    ``min_detectable_effect`` of a pair is the true difference that is detected with probability 0.8 at level ``alpha``
+    / pairs, by the noncentral t with the measured standard error. Intervals are those of each arm and pair alone, at 1
+    - ``alpha``. If scores differ by the same constant in every trial, the error cannot be estimated: p is that of the
+    sign test over seeds, 2^{1-S}, and ``min_detectable_effect`` is infinite.
 
     Raise ``InvalidInputError`` for fewer than two arms, unequal shapes, no trials, NaN, or rates outside [0, 1].
     """
@@ -103,7 +105,7 @@ def standings(
     tested = [_difference(arms[a], arms[b], alpha, alpha / len(pairs), rate) for a, b in pairs]
     corrected = holm([t.p for t in tested])
     contrasts = tuple(
-        Contrast(a, b, t.interval, p, p <= alpha, t.smallest)
+        Contrast(a, b, t.interval, p, p <= alpha, t.min_detectable_effect)
         for (a, b), t, p in zip(pairs, tested, corrected.tolist(), strict=True)
     )
     shown = compact_letters(means, [(c.first, c.second) for c in contrasts if c.separated], better)
@@ -145,7 +147,7 @@ def superiority_test(
     found = _difference(x, y, alpha, alpha, _rates(x, y), margin, exact=False)
     decided = found.p <= alpha
     verdict = "inconclusive" if not decided else "holds" if found.interval.mean > margin else "does not hold"
-    return Verdict(*names, float(margin), found.interval, found.p, verdict, found.smallest, _basis(x))
+    return Verdict(*names, float(margin), found.interval, found.p, verdict, found.min_detectable_effect, _basis(x))
 
 
 def minimum_detectable_effect(error: float, freedom: int, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -163,13 +165,13 @@ def minimum_detectable_effect(error: float, freedom: int, alpha: float = 0.05, p
 class _Test:
     interval: Interval
     p: float
-    smallest: float
+    min_detectable_effect: float
 
 
 def _difference(
     x: Tensor, y: Tensor, alpha: float, family: float, rate: bool, margin: float = 0.0, exact: bool = True
 ) -> _Test:
-    """Test mean(x - y) = ``margin`` on trials [S, n]; ``smallest`` is computed at the level ``family``."""
+    """Test mean(x - y) = ``margin`` on trials [S, n]; ``min_detectable_effect`` is computed at the level ``family``."""
     d = x - y
     seeds, trials = d.shape
     mean = d.mean().item()

@@ -16,8 +16,8 @@ class Contrast:
     """Two arms of one comparison: how far ``first`` lies above ``second``.
 
     ``p`` is two-sided and corrected over the family of pairs (Holm); ``separated`` means p ≤ the level of the family.
-    ``smallest`` is the smallest true difference that this design detects with probability 0.8. The interval is that of
-    the pair alone, at 1 - level, so it may exclude 0 although the corrected test does not separate.
+    ``min_detectable_effect`` is the smallest true difference that this design detects with probability 0.8. The
+    interval is that of the pair alone, at 1 - level, so it may exclude 0 although the corrected test does not separate.
     """
 
     first: str
@@ -25,26 +25,30 @@ class Contrast:
     difference: Interval
     p: float
     separated: bool
-    smallest: float
+    min_detectable_effect: float
 
     def __post_init__(self) -> None:
         if self.first == self.second:
             raise RunError(f"{self.first!r} cannot be compared with itself: name two arms.")
         if not 0 <= self.p <= 1:
             raise RunError(f"p={self.p} is no probability: it lies between 0 and 1.")
-        if math.isnan(self.smallest) or self.smallest < 0:
-            raise RunError(f"smallest={self.smallest} is no size of a difference: it is not negative.")
+        if math.isnan(self.min_detectable_effect) or self.min_detectable_effect < 0:
+            raise RunError(
+                f"min_detectable_effect={self.min_detectable_effect} is no size of a difference: it is not negative."
+            )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; an infinite ``smallest`` becomes None."""
-        return asdict(self) | {"smallest": self.smallest if math.isfinite(self.smallest) else None}
+        """Return plain values for JSON; an infinite ``min_detectable_effect`` becomes None."""
+        return asdict(self) | {
+            "min_detectable_effect": self.min_detectable_effect if math.isfinite(self.min_detectable_effect) else None
+        }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Contrast:
         """Return the contrast that ``as_dict`` wrote. Raise RunError for unknown or missing keys."""
         _keys(cls, saved)
-        smallest = math.inf if saved["smallest"] is None else saved["smallest"]
-        return cls(**{**saved, "difference": _interval(saved["difference"]), "smallest": smallest})
+        smallest = math.inf if saved["min_detectable_effect"] is None else saved["min_detectable_effect"]
+        return cls(**{**saved, "difference": _interval(saved["difference"]), "min_detectable_effect": smallest})
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class ComparisonTable:
             if (c.second, c.first) == (first, second):
                 d = c.difference
                 turned = Interval(-d.mean, -d.high, -d.low, d.n)
-                return Contrast(first, second, turned, c.p, c.separated, c.smallest)
+                return Contrast(first, second, turned, c.p, c.separated, c.min_detectable_effect)
         raise RunError(f"{first!r} and {second!r} were not compared: give both to one call of standings.")
 
     def as_dict(self) -> dict[str, Any]:

@@ -280,7 +280,7 @@ def task(base: Args) -> Task:
         lambda made, seed, n: outcomes(made, base, seed, n),
         METRICS if reports_success(base) else {k: v for k, v in METRICS.items() if k != "success"},
         env=lambda copies, seed: Collector(
-            make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, patience=base.env_timeout
+            make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, timeout=base.env_timeout
         ),
         data=(lambda seed: load_demonstrations(base, seed)) if has_demonstrations(base) else None,
         look=lambda made, seed, n: look(made, base, seed, n),

@@ -160,7 +160,7 @@ def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     head = GaussianHead(
         network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.min_denoising_std
     )
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, head.to(device), (base.action_horizon, known.actions), steps, serve, known.codec)
 
 
@@ -169,7 +169,7 @@ def squashed_gaussian(event: tuple[int, int], seen: int, width: int, depth: int,
     torch.manual_seed(seed)
     net = MLP(event, seen, width, depth, 0, False, activation="relu", out=(event[0], 2 * event[1]))
     process = OneStep()
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, Actor(net), event, steps, serve, codec)
 
 

@@ -330,7 +330,7 @@ def squashed_policy(base: Args, seed: int, run: Run) -> Policy:
         out=(base.action_horizon, 2 * event[1]),
     )
     process = OneStep()
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     actions = episodes.actions
     box = TanhCodec.from_box(actions.amin(0), actions.amax(0), Normalizer.fit(episodes.observations))
     return Policy.of(

@@ -83,11 +83,13 @@ def _noise(process: FitProcess, x0: Tree, rng: Rng, live: Tree | None, t: Tensor
     return noised._replace(mask=counts if live is None else counts & live)
 
 
-def _pieces(process: FitProcess, denoise: Any, part: dict[str, Any], rng: Rng, micro: int) -> Iterator[Tensor]:
-    """Yield ``training_losses``, ``micro`` rows at a time; noise and times are those of the whole batch."""
+def _pieces(
+    process: FitProcess, denoise: Any, part: dict[str, Any], rng: Rng, micro_batch_size: int
+) -> Iterator[Tensor]:
+    """Yield ``training_losses``, ``micro_batch_size`` rows at a time; noise and times are those of the whole batch."""
     noised = _noise(process, part["x0"], rng, part["live"], None, part["counts"])
     for i in torch.arange(batch_size(part["x0"]), device=noised.t.device).split(
-        micro_rows(micro, batch_size(part["x0"]))
+        micro_rows(micro_batch_size, batch_size(part["x0"]))
     ):
         some, cond = (tree_map(lambda v, i=i: v[i], what) for what in (tuple(noised), part["cond"]))
         yield process.loss(denoise, type(noised)(*some), denoise.embed_condition(cond))

@@ -105,7 +105,7 @@ class Run:
         self.device, self.every, self.budget = torch.device(device), every, dict(budget or {})
         self.restart = restart
         self.name, self.parent = "", None
-        self.meter, self.seconds, self.top = UsageCounter(), 0.0, None
+        self.meter, self.seconds, self.best_score = UsageCounter(), 0.0, None
         self.mark: Callable[[], int] | None = None
         """returns the number of metric rows on disk; called at every save (the runner sets it, on the root)"""
         self.watch: Callable[[Position], None] | None = None
@@ -153,7 +153,7 @@ class Run:
             raise RunError(
                 f"The stage {self.name!r} has run already: give each loop a stage, run.stage('improve').loop(...)."
             )
-        self._ran, self.top = True, None
+        self._ran, self.best_score = True, None
         kept, borders = _sorted(named)
         data = {} if self.folder is None else _given(given, kept)
         every = self.every or (100 if n is None else max(1, math.ceil(n / 10)))
@@ -246,9 +246,9 @@ class Run:
             raise InvalidInputError(
                 f"The held-out score is {score}: return a finite one, so that policies can be ranked."
             )
-        if self.top is not None and score <= self.top:
+        if self.best_score is not None and score <= self.best_score:
             return False
-        self.top = score
+        self.best_score = score
         if self.folder is not None:
             policy.save(self.folder / "best")
         return True
@@ -272,7 +272,7 @@ class Run:
             "iteration": iteration,
             "spent": dict(self.meter.counts),
             "seconds": self.seconds,
-            "top": self.top,
+            "best_score": self.best_score,
             "rows": mark() if mark else 0,
             "named": {name: thing.state_dict() for name, thing in kept.items()},
             "random": random_state(),
@@ -306,7 +306,7 @@ class Run:
         for keep in self._line():
             keep.seconds += more
         self.meter.restore(state["spent"])
-        self.top = state["top"]
+        self.best_score = state["best_score"]
         set_random_state(state["random"])
         return state["iteration"]
 

@@ -59,7 +59,7 @@ def start() -> Policy:
     torch.manual_seed(4)
     process, seen = OneStep(), replace(Normalizer.identity(S), centre=MEAN, scale=STD)
     net = Actor(MLP((H, D), S, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     codec = replace(TanhCodec.from_box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
     return Policy.of(process, net, (H, D), steps, serve, codec)
 

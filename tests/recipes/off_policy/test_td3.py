@@ -39,7 +39,7 @@ def start() -> Policy:
     with torch.no_grad():  # decisions near the edges of the box: up and back
         net.net.leave.weight.mul_(5)  # type: ignore[union-attr, operator]
         net.net.leave.bias.copy_(torch.tensor([1.2, -1.2, 0.0, 0.0, -1.2, 1.2, 0.0, 0.0]))  # type: ignore[union-attr, operator]
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     codec = replace(TanhCodec.from_box([-1.0, 0.0], [3.0, 2.0], seen), limit=LIMIT)
     return Policy.of(process, net, (H, D), steps, serve, codec)
 

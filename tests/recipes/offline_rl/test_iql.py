@@ -51,7 +51,7 @@ def start(kind: str) -> Policy:
         head = GaussianHead(MLP(event, 3, 8, 2, 0, layer_norm=True), D, 0.5, 0.1)
         with torch.no_grad():
             head.log_std.add_(torch.tensor([0.2, -0.3]))
-        return Policy.of(one, head, event, one.steps(time_grid(1)), one.steps(time_grid(1), spread=0.0), robot())
+        return Policy.of(one, head, event, one.steps(time_grid(1)), one.steps(time_grid(1), std_scale=0.0), robot())
     process, times = Diffusion(linear, with_min_std(ddim(0.0), 0.1), clip=1.0), time_grid(3)
     net = GaussianDenoiser(MLP((H, D), 3, 8, 2, 4, layer_norm=True), linear, "v")
     return Policy.of(process, net, (H, D), process.steps(times), process.steps(times, ddim(0.0)), robot())

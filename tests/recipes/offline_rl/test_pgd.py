@@ -55,7 +55,9 @@ def start(case: str) -> Policy:
         codec = ActionChunkCodec(
             seen, replace(Normalizer.identity(D), centre=CENTRE, scale=HALF, low=LOW, high=HIGH), LIMIT
         )
-    return Policy.of(process, net, (1, D), process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0), codec)
+    return Policy.of(
+        process, net, (1, D), process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0), codec
+    )
 
 
 def recorded() -> EpisodeDataset:

@@ -62,7 +62,7 @@ def start(chunk: int = 1) -> Policy:
     torch.manual_seed(4)
     process, seen = OneStep(), replace(Normalizer.identity(S), centre=MEAN, scale=STD)
     net = Actor(MLP((chunk, D), S, 8, 2, 0, False, activation="relu", out=(chunk, 2 * D)))
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, net, (chunk, D), steps, serve, replace(TanhCodec.from_box(LOW, HIGH, seen), limit=LIMIT))
 
 

@@ -57,7 +57,7 @@ def start(kind: str) -> Policy:
     if kind == "one_step":
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
-        return Policy.of(one, net, (H, D), one.steps(time_grid(1)), one.steps(time_grid(1), spread=0.0), codec)
+        return Policy.of(one, net, (H, D), one.steps(time_grid(1)), one.steps(time_grid(1), std_scale=0.0), codec)
     if kind == "eps":
         process = Diffusion(cosine, with_min_std(ddim(1.0), 0.3), 1.2, "noise")
         train, serve = process.steps(time_grid(3)), process.steps(time_grid(2), ddim(0.0))

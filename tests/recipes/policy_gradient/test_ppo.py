@@ -35,7 +35,7 @@ def start() -> Policy:
     torch.manual_seed(4)
     process = OneStep()
     net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, LEAST)
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, net, (H, D), steps, serve, RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE))
 
 

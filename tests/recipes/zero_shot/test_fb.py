@@ -46,7 +46,9 @@ def start() -> Policy:
     net = Actor(MLP((H, D), S + Z, 8, 2, 0, False, activation="relu", out=(H, 2 * D)))
     net.net.leave.bias.data.view(H, 2 * D)[:, :D] = torch.tensor([1.5, -1.5])  # decisions near the edge of the box
     codec = TaskConditionedCodec(replace(TanhCodec.from_box(LOW, HIGH, seen), limit=LIMIT), torch.zeros(Z))
-    return Policy.of(process, net, (H, D), process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0), codec)
+    return Policy.of(
+        process, net, (H, D), process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0), codec
+    )
 
 
 def recorded() -> EpisodeDataset:

@@ -46,7 +46,7 @@ def make_backend(
     num_envs: int | None = None,
     processes: int = 1,
     on_fault: OnFault | None = "error",
-    patience: float | None = None,
+    timeout: float | None = None,
 ) -> tuple[VectorBackend, Spec]:
     """Return the backend that steps ``env``, and its spec. ``env``: an id, a factory, a vector or batched environment.
 
@@ -55,9 +55,9 @@ def make_backend(
     """
     if hasattr(env, "owner"):  # a Collector
         return env.owner, env.spec
-    if patience is not None and (processes == 1 or not patience > 0):
+    if timeout is not None and (processes == 1 or not timeout > 0):
         raise InvalidInputError(
-            f"patience={patience}: a hanging environment is noticed only from another process, after a positive time: "
+            f"timeout={timeout}: a hanging environment is noticed only from another process, after a positive time: "
             "give an environment id or a factory, and processes=2 or more"
         )
     if not callable(env) and not isinstance(env, str):
@@ -77,8 +77,8 @@ def make_backend(
     if num_envs < 1 or processes < 1:
         raise InvalidInputError(f"num_envs and processes start at 1; they are {num_envs} and {processes}")
     if isinstance(env, str) and env.startswith(PREFIX):
-        if patience is not None:
-            raise InvalidInputError("envpool's threads have no timeout: leave patience out, or give a Gymnasium id")
+        if timeout is not None:
+            raise InvalidInputError("envpool's threads have no timeout: leave timeout out, or give a Gymnasium id")
         pool = EnvPool(env.removeprefix(PREFIX), num_envs, processes)
         return BatchedBackend(pool, env, on_fault or "restart"), env_spec(
             pool.single_observation_space, pool.single_action_space, env
@@ -102,4 +102,4 @@ def make_backend(
         made = SyncBackend(make, num_envs, name, on_fault=on_fault or "restart")
         require_separate_envs([probe, made.envs[0]], name)
         return made, found
-    return SubprocBackend(make, num_envs, processes, name, on_fault or "restart", patience), found
+    return SubprocBackend(make, num_envs, processes, name, on_fault or "restart", timeout), found

@@ -6,7 +6,7 @@ message costs nearly a millisecond. Workers therefore pay only if the environmen
 decision: 8 Pendulums are five times slower in two workers than in one process. A script that starts processes needs
 ``if __name__ == "__main__":``.
 
-A worker that does not answer within ``patience`` seconds, or has died, is a fault of the environment that it was
+A worker that does not answer within ``timeout`` seconds, or has died, is a fault of the environment that it was
 stepping. It can be restarted; the episodes of its other environments are lost too.
 """
 
@@ -32,10 +32,10 @@ IMPORTS = 120.0
 """least time in seconds that a worker has to start"""
 
 
-def _serve(pipe: Any, make: Make, count: int, name: str, first: int, on_fault: str, beacon: Any) -> None:
+def _serve(pipe: Any, make: Make, count: int, name: str, first: int, on_fault: str, heartbeat: Any) -> None:
     """Run a worker: make its environments and answer messages until "close"."""
     try:
-        envs = SyncBackend(make, count, name, first, on_fault, beacon)
+        envs = SyncBackend(make, count, name, first, on_fault, heartbeat)
         pipe.send(("ready", None))
         while True:
             what, given = pipe.recv()
@@ -74,19 +74,19 @@ class SubprocBackend:
         processes: int,
         name: str = "the environment",
         on_fault: str = "error",
-        patience: float | None = None,
+        timeout: float | None = None,
     ) -> None:
         self.context: Any = multiprocessing.get_context("spawn")
         if "forkserver" in multiprocessing.get_all_start_methods():
             self.context = multiprocessing.get_context("forkserver")
             self.context.set_forkserver_preload([__name__])  # import torch once, not once per worker
         self.make, self.name, self.on_fault = make, name, check_on_fault(on_fault)
-        self.patience = PATIENCE if patience is None else patience
+        self.timeout = PATIENCE if timeout is None else timeout
         self.blocks = [len(part) for part in np.array_split(np.arange(count), min(processes, count))]
         self.edges = np.cumsum(self.blocks)[:-1]
         self.pipes: list[Any] = [None] * len(self.blocks)
         self.processes: list[Any] = [None] * len(self.blocks)
-        self.beacons: list[Any] = [None] * len(self.blocks)
+        self.heartbeats: list[Any] = [None] * len(self.blocks)
         self.renewed = [0] * len(self.blocks)
         self.starts: list[Any] = [None] * len(self.blocks)
         self.begun = [np.zeros(size, bool) for size in self.blocks]  # which episodes began with success
@@ -106,18 +106,18 @@ class SubprocBackend:
 
     def _launch(self, k: int) -> None:
         ours, theirs = self.context.Pipe()
-        self.beacons[k] = self.context.RawArray("q", [-1, 0])
+        self.heartbeats[k] = self.context.RawArray("q", [-1, 0])
         first = sum(self.blocks[:k])
-        given = (theirs, self.make, self.blocks[k], self.name, first, self.on_fault, self.beacons[k])
+        given = (theirs, self.make, self.blocks[k], self.name, first, self.on_fault, self.heartbeats[k])
         process = self.context.Process(target=_serve, args=given, daemon=True)
         process.start()
         theirs.close()
         self.pipes[k], self.processes[k] = ours, process
 
-    def _receive(self, k: int, patience: float) -> Any:
+    def _receive(self, k: int, timeout: float) -> Any:
         try:
-            if not self.pipes[k].poll(patience):
-                raise _Silent(f"has not answered for {patience:g} s")
+            if not self.pipes[k].poll(timeout):
+                raise _Silent(f"has not answered for {timeout:g} s")
             kind, value = self.pipes[k].recv()
         except (EOFError, ConnectionError) as error:
             self.processes[k].join(2)
@@ -133,7 +133,7 @@ class SubprocBackend:
     def _send(self, k: int, what: str, given: tuple[Any, ...]) -> None:
         if k in self.waiting:
             try:
-                self._receive(k, max(self.patience, IMPORTS))
+                self._receive(k, max(self.timeout, IMPORTS))
             except _Silent as silent:
                 where = f"worker {k} of {self.name} {silent} while it made its environments"
                 raise ChildProcessError(f"{where}: use processes=1 to see why") from silent
@@ -143,7 +143,7 @@ class SubprocBackend:
 
     def _renew(self, k: int, silent: _Silent) -> tuple[Fault, ...]:
         """Raise EnvFault with the environment, or restart worker k; all its environments lose their decision."""
-        env, step = self.beacons[k]
+        env, step = self.heartbeats[k]
         which = f"environment {env}" if env >= 0 else "it"
         fault = Fault(env if env >= 0 else None, step, f"{silent} (worker {k})")
         self.processes[k].kill()
@@ -158,7 +158,7 @@ class SubprocBackend:
         mine = range(first, first + self.blocks[k])
         self._send(k, "reset", ([derive_seed(self.seeds[i], 1 << 20, self.renewed[k]) for i in mine],))
         try:
-            self.starts[k], self.begun[k] = self._receive(k, self.patience)
+            self.starts[k], self.begun[k] = self._receive(k, self.timeout)
         except _Silent as again:
             raise EnvFault(fault, self.name, f"started again, it {again} when reset: repair the environment") from again
         lost = f"lost its episode with worker {k}, which {which} held up"
@@ -171,7 +171,7 @@ class SubprocBackend:
             self._send(k, "reset", (list(part),))
         for k in range(len(self.blocks)):
             try:
-                self.starts[k], self.begun[k] = self._receive(k, self.patience)
+                self.starts[k], self.begun[k] = self._receive(k, self.timeout)
             except _Silent as silent:
                 self.early += self._renew(k, silent)
         return _join(self.starts)
@@ -204,7 +204,7 @@ class SubprocBackend:
     def _played(self, k: int, alive: np.ndarray) -> ChunkResult:
         """Return the result of worker k, or a lost decision of all its environments."""
         try:
-            outcome = self._receive(k, self.patience)
+            outcome = self._receive(k, self.timeout)
         except _Silent as silent:
             before, none, zero = self.starts[k], np.zeros(len(alive), bool), np.zeros(len(alive))
             faults = self._renew(k, silent)

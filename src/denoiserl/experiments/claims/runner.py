@@ -130,7 +130,7 @@ def why(made: Claim, main: str, verdicts: list[Verdict]) -> str:
             f"{c.as_sentence(main)}: {v.verdict} (difference {d.mean:.3g}, 95 % interval {d.low:.3g} to {d.high:.3g})"
         )
         if v.verdict == "inconclusive":
-            text += f"; an excess of {v.smallest:.3g} over the margin would have been detected with probability 0.8"
+            text += f"; an excess of {v.min_detectable_effect:.3g} over the margin is detected with probability 0.8"
         said.append(text)
     return ". ".join(said) + "."
 

@@ -162,7 +162,7 @@ def make_encoder(policy: Policy, obs: int, args: Args) -> Policy:
     """A fresh encoder as a policy of its own, N(0, std²) whatever it sees; its sample is a latent [H, d]."""
     net = MLP(policy.event_shape, obs, args.encoder_width, 4, time=0, residual=False, zero=True)
     process, head = OneStep(), GaussianHead(net, policy.event_shape[-1], args.initial_std)
-    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), spread=0.0)
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, head.to(policy.device), policy.event_shape, steps, serve, policy.codec)
 
 
