@@ -181,7 +181,7 @@ def test_a_gaussian_head_starts_at_its_std_keeps_its_floor_and_is_saved(tmp_path
     assert loaded.sample_chain(obs, Rng(7), use_eval_steps=True).log_prob.numel() == 0, "a mean has no density"
     with pytest.raises(ValueError, match="0 <= least < std"):
         GaussianHead(nn.Identity(), 1, 0.1, 0.1)
-    with pytest.raises(ValueError, match="spread"):
+    with pytest.raises(ValueError, match="std_scale"):
         OneStep("categorical").steps(time_grid(1), 0.5)
 
 
@@ -387,7 +387,7 @@ def record(reward: list[float], done: list[bool], length: list[int], ticks: list
 def test_returns_are_discounted_from_the_decision_and_unfinished_episodes_do_not_count() -> None:
     ep = record([0, 0, 8, 0, 16, 1], [False, False, True, False, True, False], [2, 2, 1, 2, 2, 2], [2, 4, 5, 2, 4, 2])
     assert drwr.finished_mask(ep).flatten().tolist() == [True] * 5 + [False]
-    assert drwr.to_go(ep, 0.5).flatten().tolist()[:5] == [8 / 16, 8 / 4, 8, 16 / 4, 16]
+    assert drwr.returns_to_go(ep, 0.5).flatten().tolist()[:5] == [8 / 16, 8 / 4, 8, 16 / 4, 16]
     swallowed = record([1, 0, 1], [True, False, True], [1, 0, 1], [1, 0, 1])
     assert drwr.finished_mask(swallowed).flatten().tolist() == [True, False, True]
 
@@ -404,8 +404,8 @@ def test_drwr_learns_from_executed_actions_alone_and_needs_whole_episodes() -> N
     )
     moved = (net.map.bias.abs() > 0).tolist()
     assert moved == [True, False, False], "the first action ends the episode, the others never happened"
-    with pytest.raises(RunError, match="Did you mean 'serve'"):
-        list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(rollout_sampler="served"), Rng(0)))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="Did you mean 'eval'"):
+        list(drwr.improve(linear()[0], Collector(Line, 2, 1), drwr.Args(rollout_sampler="evals"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="raise rollout_steps"):
         list(drwr.improve(linear()[0], Collector(Regulator, 4, 1), drwr.Args(iterations=1, rollout_steps=4), Rng(0)))
 
@@ -519,7 +519,7 @@ def test_weights_have_mean_one_and_bad_rewards_none() -> None:
     )
     with pytest.raises(InvalidInputError, match="share"):
         rwr.top_share_weights(reward, 0.0, valid)
-    with pytest.raises(InvalidInputError, match="turn the reward round"):
+    with pytest.raises(InvalidInputError, match="negate the reward"):
         rwr.exponential_weights(reward, -1.0, valid)
 
 

@@ -19,7 +19,7 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.experiments import experiment
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import breeze, fb
-from denoiserl.recipes.zero_shot import common as _successors
+from denoiserl.recipes.zero_shot import common as successors
 from denoiserl.tasks import zero_shot as _zero
 from denoiserl.train import Run, find_saved_policy
 
@@ -80,7 +80,7 @@ def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(na
     rows = list(experiment.run_recipe(module, task, module.Args(**SMALL), 0, keep))
     assert {"eval/score", "eval/goal_6", "eval/stay_left", "eval/overestimation"} <= rows[-1].keys()
     made = Policy.load(find_saved_policy(tmp_path, "last"))
-    asked = policy_for_reward(made, _successors.demos(_zero.load_dataset(BASE, 0)), lambda at: at[:, 0])
+    asked = policy_for_reward(made, successors.demos(_zero.load_dataset(BASE, 0)), lambda at: at[:, 0])
     again = Policy.load(asked.save(tmp_path / "asked"))
     obs = torch.rand(3, 2) + 1
     assert torch.equal(again.generate(obs, Rng(1)), asked.generate(obs, Rng(1)))
@@ -128,7 +128,7 @@ def test_next_actions_are_the_best_proposal_by_q() -> None:
     both, g = control.verifier.represent, torch.Generator().manual_seed(0)  # type: ignore[union-attr]
     cond, z, plan = (torch.randn(*s, generator=g) for s in ((6, 2), (6, 4), (6, 5, 2, 2)))
     with torch.no_grad():
-        chosen = breeze.best(both, cond, z, plan)
+        chosen = breeze.best_by_q(both, cond, z, plan)
         every = torch.stack([both.value(cond, plan[:, k], z).amin(0) for k in range(5)], 1)
         assert torch.allclose(both.value(cond, chosen, z).amin(0), every.amax(1), atol=1e-5)
 
@@ -138,12 +138,12 @@ def test_tasks_have_the_norm_of_b_and_half_of_them_are_b_of_states() -> None:
     improve("fb", made)
     both = made.weights.control.verifier.represent  # type: ignore[union-attr]
     obs = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
-    z, back = _successors.sample_task_vectors(both, obs, Rng(0), 0.5), both.backward_embedding(obs).detach()
+    z, back = successors.sample_task_vectors(both, obs, Rng(0), 0.5), both.backward_embedding(obs).detach()
     assert torch.allclose(z.norm(dim=1), torch.full((400,), 2.0), atol=1e-4)
     apart = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")  # products of matrices leave 1e-3
     found = apart(z, back).amin(1) < 1e-4
     assert 0.4 < float(found.float().mean()) < 0.6
-    assert bool((apart(_successors.sample_task_vectors(both, obs, Rng(0), 1.0), back).amin(1) < 1e-4).all())
+    assert bool((apart(successors.sample_task_vectors(both, obs, Rng(0), 1.0), back).amin(1) < 1e-4).all())
 
 
 def test_transitions_end_where_episodes_do() -> None:
@@ -151,20 +151,20 @@ def test_transitions_end_where_episodes_do() -> None:
     lengths = (5, 3, 1)
     obs = torch.arange(9.0)[:, None]
     demos = Demonstrations(obs, obs + 100, torch.tensor(lengths).cumsum(0))
-    row = _successors.make_transitions(demos, 2)
+    row = successors.make_transitions(demos, 2)
     assert row["obs"].flatten().tolist() == [0, 1, 2, 5]  # 3 + 2 is the next episode's, and nobody saw it
-    assert row["after"].flatten().tolist() == [2, 3, 4, 7]
+    assert row["next_obs"].flatten().tolist() == [2, 3, 4, 7]
     assert row["action"][..., 0].tolist() == [[100, 101], [101, 102], [102, 103], [105, 106]]
-    assert row["known"].tolist() == [True, True, False, False]
-    assert row["next"][0, :, 0].tolist() == [102, 103]
+    assert row["has_next_action"].tolist() == [True, True, False, False]
+    assert row["next_action"][0, :, 0].tolist() == [102, 103]
     ended = torch.tensor([True, False, True])
     box = torch.ones(1)
     last = torch.tensor([[50.0], [60.0], [70.0]])
-    row = _successors.make_transitions(EpisodeDataset(demos, None, last, ended, -box, box), 1)
-    assert row["after"].flatten().tolist() == [1, 2, 3, 4, 50, 6, 7, 60, 70]
-    assert row["over"].tolist() == [False] * 4 + [True] + [False] * 3 + [True]
+    row = successors.make_transitions(EpisodeDataset(demos, None, last, ended, -box, box), 1)
+    assert row["next_obs"].flatten().tolist() == [1, 2, 3, 4, 50, 6, 7, 60, 70]
+    assert row["terminated"].tolist() == [False] * 4 + [True] + [False] * 3 + [True]
     with pytest.raises(InvalidInputError, match="no episode is longer"):
-        _successors.make_transitions(demos, 6)
+        successors.make_transitions(demos, 6)
 
 
 def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_environment(tmp_path: Path) -> None:
@@ -175,11 +175,11 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
 
     demos = line(6, 10)
     last = (demos.observations[demos.ends - 1] + 0.4 * demos.actions[demos.ends - 1]).clamp(-1, 1)
-    after = _successors.make_transitions(
+    after = successors.make_transitions(
         data := EpisodeDataset(demos, None, last, torch.zeros(6).bool(), -torch.ones(1), torch.ones(1))
     )
     wanted = lambda at: (at[:, 0] > 0.2).float()  # noqa: E731
-    path = write(tmp_path / "walks.hdf5", replace(data, rewards=wanted(after["after"])))
+    path = write(tmp_path / "walks.hdf5", replace(data, rewards=wanted(after["next_obs"])))
     (tmp_path / "segment.py").write_text(
         "import gymnasium, numpy as np\n"
         "class Segment(gymnasium.Env):\n"
@@ -193,9 +193,9 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
         "        return np.array([self.x], np.float32), float(self.x > 0.2), False, self.t >= 6, {}\n"
     )
     base = replace(BASE, data=str(path), env=f"{tmp_path / 'segment.py'}:Segment", action_horizon=2)
-    row, read = _successors.make_transitions(_zero.load_dataset(base, 0)), _zero.load_dataset(base, 0)
+    row, read = successors.make_transitions(_zero.load_dataset(base, 0)), _zero.load_dataset(base, 0)
     assert isinstance(read, EpisodeDataset) and read.rewards is not None
-    assert torch.equal(read.rewards[row["at"]], wanted(row["after"]))
+    assert torch.equal(read.rewards[row["frame"]], wanted(row["next_obs"]))
     made = start("fb", base)
     improve("fb", made, read)
     told = _zero.task(base).evaluate(made, 0, 4)
@@ -212,7 +212,7 @@ def test_a_true_end_has_no_future_and_a_chunk_is_discounted_by_its_ticks() -> No
     box = torch.ones(2)
     ends = torch.arange(len(demos)) % 2 == 0
     record = EpisodeDataset(demos, None, torch.zeros(len(demos), 2), ends, -box, box)
-    _, known = _successors.prepare_transitions(made, record, 32, 0.9, "BREEZE")
+    _, known = successors.prepare_transitions(made, record, 32, 0.9, "BREEZE")
     assert known["discount"].unique().tolist() == pytest.approx([0.0, 0.9**3])
     assert int((known["discount"] == 0).sum()) == int((ends & (demos.lengths >= 3)).sum())
 
@@ -251,7 +251,7 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     made = start("fb")
     improve("fb", made)
     reward = _zero.rewards(BASE)["stay_left"]
-    seen = _successors.demos(_zero.load_dataset(BASE, 0)).observations
+    seen = successors.demos(_zero.load_dataset(BASE, 0)).observations
     asked = policy_for_reward(made, seen, reward)
     begin, first = seen[:5], torch.zeros(5, 2, 2)
     path = begin[:, None].expand(-1, 11, -1)
@@ -275,14 +275,14 @@ def test_a_collapsed_b_is_told() -> None:
         both.name[-1].weight.zero_()
         both.name[-1].bias.fill_(1.0)
     with pytest.warns(UserWarning, match="effective rank of 1.0 of 4"):
-        _successors.warn_if_collapsed(both, torch.randn(50, 2))
+        successors.warn_if_collapsed(both, torch.randn(50, 2))
 
 
 def test_a_policy_that_carries_to_execute_part_of_a_chunk_is_refused() -> None:
     made = start("breeze", replace(BASE, action_horizon=3))
     made.weights.execute = 2
-    with pytest.raises(InvalidInputError, match="carries that it executes 2 of them"):
-        _successors.prepare_transitions(made, _zero.load_dataset(BASE, 0), 32, 0.9, "BREEZE")
+    with pytest.raises(InvalidInputError, match="executes 2 of them"):
+        successors.prepare_transitions(made, _zero.load_dataset(BASE, 0), 32, 0.9, "BREEZE")
 
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
@@ -290,9 +290,9 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         improve("breeze", start("breeze"), batch_size=10_000)
     with pytest.raises(InvalidInputError, match="it has no bound"):
         improve("fb", start("fb"), gamma=1.0)
-    with pytest.raises(InvalidInputError, match="climbs Q inside a box"):
+    with pytest.raises(InvalidInputError, match="maximises Q inside a box"):
         improve("fb", start("breeze"))
-    bad = _successors.demos(_zero.load_dataset(BASE, 0))
+    bad = successors.demos(_zero.load_dataset(BASE, 0))
     seen = bad.observations.clone()
     seen[3, 0] = float("nan")
     with pytest.raises(InvalidInputError, match="NaN or infinity"):

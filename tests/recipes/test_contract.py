@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from denoiserl.core.errors import DenoiseRLError
 from denoiserl.core.rng import Rng
 from denoiserl.experiments import experiment, resolve
 from denoiserl.nn import Transformer
+from denoiserl.policy import likelihood
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked, TokenDenoiser, time_grid
+from denoiserl.rewards import RewardSignal
 from denoiserl.tasks.base import Task
 from denoiserl.train import Run
 
@@ -69,6 +72,8 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 """small settings of each recipe, and of its task"""
 METRIC = re.compile(r"[a-z]+/[a-z][a-z0-9_]*")
+RATIO = {"ppo", "dppo", "reinflow", "fpo", "gorl", "beyond_human", "ddpo", "flow_grpo", "tracerl", "diffu_grpo"}
+"""recipes whose loss has a ratio of likelihoods, or of bounds on them"""
 METAWORLD = {name for name, (_, task) in SMALL.items() if "num_demos" in task}
 
 
@@ -122,15 +127,11 @@ def test_an_int_is_the_seed_of_improve_and_rows_are_numbers(name: str) -> None:
     recipe, task, args = small(name)
 
     def first_row(rng: Rng | int) -> dict[str, Any]:
-        def start() -> Iterator[dict]:
-            made.append((yield from task.start_policy(0, Run(), resolve.start_kind(recipe, args))))
-
-        made: list[Policy] = []
         torch.manual_seed(0)
         with warnings.catch_warnings(), task.signal(recipe.SIGNAL, getattr(args, "num_envs", None), 0) as signal:
             warnings.simplefilter("ignore")
-            list(start())
-            return next(recipe.improve(made[0], signal, args, rng))
+            policy = finish(task.start_policy(0, Run(), resolve.start_kind(recipe, args)))
+            return next(recipe.improve(policy, signal, args, rng))
 
     one, other = first_row(3), first_row(Rng(3))
     assert one and alike([one], [other]) and not alike([one], [first_row(4)])
@@ -150,6 +151,73 @@ def test_a_run_that_is_killed_and_resumed_is_the_same_run(name: str, tmp_path: P
         assert alike(begun, whole[:stop])
         rest = list(rows(name, keep=Run(tmp_path / f"{stop}", every=1, restart=1)))
         assert rest and alike(rest, whole[len(whole) - len(rest) :]), f"after {stop} of {len(whole)} rows"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_ratio_is_one_before_the_first_update(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every stage ``assert_on_policy`` has compared the log-probabilities of the first update with those of the
+    rollout. Recipes without a ratio never call it."""
+    gaps: list[float] = []
+
+    def record_gap(*args: Any) -> float:
+        gaps.append(likelihood.assert_on_policy(*args))
+        return gaps[-1]
+
+    recipe, task, args = small(name)
+    for key, module in sys.modules.items():
+        if key.startswith("denoiserl.") and key != likelihood.__name__ and hasattr(module, "assert_on_policy"):
+            monkeypatch.setattr(module, "assert_on_policy", record_gap)
+    args = dataclasses.replace(args, **({"critic_warmup": 0} if hasattr(args, "critic_warmup") else {}))
+    torch.manual_seed(0)
+    with warnings.catch_warnings(), task.signal(recipe.SIGNAL, getattr(args, "num_envs", None), 0) as signal:
+        warnings.simplefilter("ignore")
+        if recipe.SIGNAL == "reward":  # one that tells the samples of a small model apart
+            signal = RewardSignal(lambda sample, prompts: sample.flatten(1).float().mean(1), signal.prompts)
+        policy = finish(task.start_policy(0, Run(), resolve.start_kind(recipe, args)))
+        list(recipe.improve(policy, signal, args, Rng(1)))
+    assert bool(gaps) == (name in RATIO) and len(gaps) >= (2 if name == "gorl" else 0), "one per stage"
+    assert all(gap <= 1e-4 for gap in gaps), gaps
+
+
+def test_recipes_with_a_ratio_are_the_policy_gradients() -> None:
+    """Of the others, the generator of ``beyond_human`` learns by one of them."""
+    families = {name for name in NAMES if recipes.describe(name).family.endswith("policy gradient")}
+    assert RATIO == families | {"beyond_human"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_improve_changes_weights_control_and_execute_of_the_policy_alone(name: str) -> None:
+    recipe, task, args = small(name)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        policy = finish(task.start_policy(0, Run(), resolve.start_kind(recipe, args)))
+        before, weights = structure(policy), policy.weights
+        list(experiment.improve(recipe.improve, recipe.SIGNAL, task, policy, args, 0, Run()))
+    assert policy.weights is weights and structure(policy) == before
+
+
+def finish(generator: Generator[dict, None, Policy]) -> Policy:
+    """The policy that a generator returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+def structure(policy: Policy) -> dict[str, Any]:
+    """What a policy is but for its weights: networks, process, event shape, tables of steps, codec."""
+    parameters = {name: tuple(p.shape) for name, p in policy.weights.module.named_parameters()}
+    tables = {
+        name: (steps.times.tolist(), {k: v.tolist() for k, v in steps.table.items()}, steps.dense)
+        for name, steps in (("train", policy.train_steps), ("eval", policy.eval_steps))
+    }
+    codec = repr(policy.codec) if not hasattr(policy.codec, "update") else type(policy.codec)
+    fixed = {"event_shape": policy.event_shape, "codec": codec, "active_weights": policy.active_weights}
+    return (
+        fixed | {"network": type(policy.denoiser), "parameters": parameters, "process": repr(policy.process)} | tables
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -181,6 +249,7 @@ def test_a_recipe_is_what_the_contract_says(name: str) -> None:
     assert start is None or start in task.start_kinds
     assert set(getattr(recipe, "GROWS", {})) <= {f.name for f in dataclasses.fields(args)}
     assert all(card.facets.get(key) for key in recipes.FACETS)
+    assert re.fullmatch(r"arXiv \d{4}\.\d{4,5}", card.paper) and card.family and card.title and card.body
 
 
 def test_every_recipe_has_its_places() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
+from denoiserl.control.acting import training_actor
 from denoiserl.control.best_of_n import BestOfN, LatentController
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Demonstrations
@@ -123,7 +124,7 @@ def test_taco_refuses_what_it_cannot_choose_by() -> None:
     with pytest.raises(InvalidInputError, match="two episodes or more"):
         list(taco.improve(wide(), bandit().take(torch.tensor([0])), TACO, Rng(0)))
     made = wide()
-    still = dataclasses.replace(made, eval_steps=made.process.steps(time_grid(1), spread=0.0))  # type: ignore[call-arg]
+    still = dataclasses.replace(made, eval_steps=made.process.steps(time_grid(1), std_scale=0.0))  # type: ignore[call-arg]
     with pytest.raises(InvalidInputError, match="same plan whatever the noise"):
         list(taco.improve(still, bandit(), TACO, Rng(0)))
 
@@ -157,9 +158,7 @@ def test_the_first_stage_without_a_decoder_is_ppo_bit_for_bit() -> None:
     rows = latent_run(made, a)
     rng = Rng(5)
     gaussian = rng.init(gorl.make_encoder, made, 2, a)
-    plain = list(
-        ppo.improve(gaussian, Collector(Reach, 8, 1), dataclasses.replace(gorl.ppo_args(a), iterations=3), rng)
-    )
+    plain = list(ppo.improve(gaussian, Collector(Reach, 8, 1), gorl.ppo_args(a, iterations=3), rng))
     assert [{k: v for k, v in row.items() if k != "gorl/stage"} for row in rows] == plain
     control = made.weights.control
     assert isinstance(control, LatentController)
@@ -213,8 +212,9 @@ def test_a_new_decoder_behaves_from_the_prior_as_the_policy_did_before() -> None
     assert isinstance(encoder.denoiser, GaussianHead)
     with torch.no_grad():
         encoder.denoiser.net.leave.bias.fill_(0.3)  # type: ignore[union-attr, operator]
-    made.weights.control = LatentController(encoder.denoiser, False)
-    row = gorl.refit_decoder(made, encoder, env, env, a, Rng(0), gorl.SwitchState())
+    rng = Rng(0)
+    (rollout, *_) = gorl.play_episodes(env, training_actor(encoder, 1), a.decoder_rollout_steps, rng)
+    row = gorl.refit_decoder(made, rollout, False, a, rng)
     drawn = made.with_controller(None).generate(env.obs.repeat(20, 1), Rng(1))
     assert float(drawn.mean()) == pytest.approx(0.3, abs=0.03)
     assert float(drawn.std()) == pytest.approx(0.15, abs=0.04)

@@ -103,7 +103,7 @@ IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
         ({"image": torch.zeros(8, 512), "state": torch.rand(8, 2)}, r"\[512\].*\[S, S, 3\]"),
         ({"image": torch.rand(8, 16, 16, 3), "state": torch.rand(8, 2)}, r"float32: .*uint8 .*\(255 \* x\).round"),
         ({"state": torch.rand(8, 2)}, r"a dict of one part: give its array alone.*obs_keys=\['state'\]"),
-        ({"image": {"left": IMAGE}, "state": torch.rand(8, 2)}, "the 'image' that .* is a dict: give arrays"),
+        ({"image": {"left": IMAGE}, "state": torch.rand(8, 2)}, "the observation 'image' of .* is a dict: give arrays"),
         ({"observation": torch.rand(8, 2), "desired_goal": torch.rand(8, 2)}, "FlattenObservation"),
     ],
 )

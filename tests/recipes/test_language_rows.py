@@ -116,7 +116,7 @@ def test_what_an_update_made_impossible_carries_no_loss_and_is_counted() -> None
 
 
 def test_a_minibatch_of_nothing_possible_leaves_weights_and_momentum_alone(monkeypatch: Any) -> None:
-    policy, plain = made(), tracerl._log_probs
+    policy, plain = made(), tracerl.score_steps
     before = [p.detach().clone() for p in policy.parameters()]
 
     def gone(policy: Policy, trace: Any, exact: bool) -> tuple[Tensor, Tensor]:
@@ -124,9 +124,9 @@ def test_a_minibatch_of_nothing_possible_leaves_weights_and_momentum_alone(monke
         return value, counts & (not monkeypatched)
 
     monkeypatched = False
-    monkeypatch.setattr(tracerl, "_log_probs", gone)
-    monkeypatch.setattr(tracerl, "_first", lambda *_: {})
-    old = tracerl._old
+    monkeypatch.setattr(tracerl, "score_steps", gone)
+    monkeypatch.setattr(tracerl, "check_first_update", lambda *_: {})
+    old = tracerl.old_log_probs
 
     def then(*given: Any) -> Any:
         nonlocal monkeypatched
@@ -135,7 +135,7 @@ def test_a_minibatch_of_nothing_possible_leaves_weights_and_momentum_alone(monke
         monkeypatched = True
         return found
 
-    monkeypatch.setattr(tracerl, "_old", then)
+    monkeypatch.setattr(tracerl, "old_log_probs", then)
     rows = improve("exact", policy, parity, CANVAS)
     assert all(
         row["loss/impossible_fraction"] == 1 and row["train/skipped_updates"] > 0 and "loss/policy" not in row

@@ -493,7 +493,7 @@ def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
         learned(iql, policy(data, "squashed"), data, **few)
     with pytest.raises(InvalidInputError, match="start 'diffusion'"):
         learned(dql, policy(data, "gaussian"), data, **few)
-    with pytest.raises(InvalidInputError, match="decides \\[1\\] numbers a tick, the data \\[2\\]"):
+    with pytest.raises(InvalidInputError, match="decides \\[1\\] numbers per step, the data have \\[2\\]"):
         learned(
             iql, policy(data, "gaussian"), _logged.load_dataset(_logged.Args(data="ring", num_episodes=50), 0), **few
         )

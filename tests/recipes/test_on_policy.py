@@ -245,9 +245,9 @@ def test_a_switch_waits_for_episodes_that_finish() -> None:
     (row,) = [r for r in rows if "decoder/accepted" in r]
     assert abs(row["decoder/return_before"]) < 20 and abs(row["decoder/return_after"]) < 20
     env, ticks = Collector(Long, 8, 1), 0
-    first, rest = gorl.play_episodes(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
-    ticks = sum(int(p.num_executed[:, 0].sum()) for p in (first, *rest))
-    assert ticks == 21 and torch.equal(gorl.first_returns([first, *rest]), torch.full((8,), 20.0))
+    parts = gorl.play_episodes(env, lambda obs, rng: (torch.ones(8, 1, 1), None), 7, Rng(0))
+    ticks = sum(int(p.num_executed[:, 0].sum()) for p in parts)
+    assert ticks == 21 and torch.equal(gorl.first_returns(parts), torch.full((8,), 20.0))
 
 
 class Saved:

@@ -210,5 +210,5 @@ def test_what_pgd_cannot_use_is_refused() -> None:
         next(pgd.improve(start(data), data, replace(ARGS, n_step=3), Rng(0)))
     with pytest.raises(InvalidInputError, match="shorter windows"):
         next(pgd.improve(start(data), data, replace(ARGS, model=replace(TINY, length=32)), Rng(0)))
-    with pytest.raises(InvalidInputError, match="do not tell all of them"):
+    with pytest.raises(InvalidInputError, match="give data that have all of them"):
         next(pgd.improve(start(data), replace(data, terminated=None), ARGS, Rng(0)))

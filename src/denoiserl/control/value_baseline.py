@@ -76,7 +76,8 @@ class ValueBaseline:
         δ_t = r_t/σ + γ^n V(s_{t+1}) − V(s_t),   Â_t = Σ (γ^n λ)^i δ_{t+i},   L = ½ (V(s_t) − (Â_t + V(s_t)))²
 
     ``gamma`` is the discount per environment step, n the steps of a decision, σ the running std of returns. V sees the
-    policy's conditions (see ``critic_features``). Save it with the run: it has ``state_dict``.
+    policy's conditions: ``features``, by default ``control.acting.critic_features(policy, env)``. Save it with the run:
+    it has ``state_dict``.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class ValueBaseline:
         rng: Rng,
         max_grad_norm: float = 1.0,
         width: int = 256,
+        features: tuple[Callable[[Tree], Tensor], int] | None = None,
     ) -> None:
         self.gamma, self.gae_lambda, self.max_grad_norm = gamma, gae_lambda, max_grad_norm
-        self.features, size = critic_features(policy, env)
+        self.features, size = features or critic_features(policy, env)
         self.net, self.scale = rng.init(Value, size, width=width).to(policy.device), RewardScale()
         self.optimizer = adamw(self.net.parameters(), lr)
         check_optimizer_covers(self.optimizer, self.net)

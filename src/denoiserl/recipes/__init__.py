@@ -1,12 +1,12 @@
 """Recipes: one published method per file, in a folder per family. A recipe knows no task: see ``Recipe``.
 
 A recipe's docstring begins with ``NAME: title``; lines ``key: value`` follow, then prose in Markdown. That is its
-``Card``: ``denoiserl list`` and the documentation show the same. The source is parsed, not imported, so that asking
-costs nothing and needs nothing that the recipe needs.
+``Card``: ``denoiserl list`` and the documentation show the same. The source is parsed, not imported, so that reading a
+card is fast and needs none of the recipe's dependencies.
 
-Three of the lines say what the recipe is (``KEYS``), the others where it stands on the map of the field (``FACETS``):
-each takes words of a closed vocabulary, several with commas, the primary one first. The recipes of this package have
-all of them, a recipe of yours those that it likes.
+Three of the lines describe the recipe (``KEYS``), the others place it on the map of the field (``FACETS``). Each facet
+takes words of a closed vocabulary, several with commas, the primary one first. The recipes of this package have all
+facets; a recipe of yours may have any of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIGNALS = {
     "pairs": "preferences",
     "data": "recorded data",
 }
-# Sides, base models, tasks and stages are those of arXiv 2410.16411, with what it has no words for: masked and
+# Sides, base models, tasks and stages are those of arXiv 2410.16411, with the words that it lacks: masked and
 # graph diffusion, energies, imitation, test time, acceleration, evaluation. The last three axes are this library's own.
 FACETS = {
     "side": {
@@ -48,19 +48,19 @@ FACETS = {
         "diffusion": "a diffusion or flow model",
         "masked diffusion": "a model that unmasks tokens",
         "graph diffusion": "a model that denoises nodes and edges",
-        "energy": "an energy whose minimum is the answer",
-        "language model": "a model that writes from left to right",
+        "energy": "an energy whose minimum is the result",
+        "language model": "a model that generates tokens from left to right",
         "vision-language model": "a language model that sees",
-        "world model": "a model of what the environment does next",
+        "world model": "a model of the environment's next state",
     },
     "task": {
-        "policy learning": "the policy gets better",
-        "planning": "what to do is searched for",
-        "exploration": "what to try is proposed, or data made",
-        "reward signal": "what is good is said",
-        "state representation": "what is seen is summarised",
-        "acceleration": "the same answer costs less",
-        "evaluation": "what is better is decided",
+        "policy learning": "the method improves the policy",
+        "planning": "the method searches for a sequence of actions",
+        "exploration": "the method proposes behaviour to try, or generates data",
+        "reward signal": "the method learns or provides the reward",
+        "state representation": "the method learns features of states",
+        "acceleration": "the same result at a lower cost",
+        "evaluation": "the method compares policies",
     },
     "stage": {
         "imitation": "before any reward",
@@ -71,9 +71,9 @@ FACETS = {
     },
     "output": {
         "actions": "chunks of actions, trajectories",
-        "images": "pictures",
-        "video": "films",
-        "speech": "sound",
+        "images": "images",
+        "video": "videos",
+        "speech": "audio",
         "language": "sequences of tokens",
         "graphs": "nodes and edges",
     },
@@ -85,8 +85,8 @@ FACETS = {
         "autoregressive": "one token after the other",
     },
     "likelihood": {
-        "replay": "of the steps that were taken, scored again",
-        "elbo": "of the result, noised again",
+        "replay": "of the recorded steps, scored again",
+        "elbo": "a bound on that of the result, from noising it again",
         "none": "not needed",
     },
 }
@@ -94,7 +94,7 @@ FACETS = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a recipe's docstring says.
+    """The contents of a recipe's docstring.
 
     ``module`` is its name on the command line, ``body`` the prose, ``facets`` its words of each facet, primary first.
     """
@@ -115,13 +115,14 @@ class Recipe(Protocol):
     ``improve(policy, signal, args, rng, run)`` is a generator that improves ``policy`` in place. It is documented in
     full on the page ``docs/concepts/improve.md``; in short:
 
-    - ``policy``: its weights change, and what decides with them (``policy.weights.control`` and ``.execute``).
+    - ``policy``: its weights change, its controller and its execution horizon (``policy.weights.control``,
+      ``.execute``).
     - ``signal``: a ``Collector`` (env), a ``RewardSignal`` (reward), demonstrations or a recording (data), or
       preferences (pairs).
     - ``args``: the hyper-parameters of the method alone, a frozen dataclass ``Args``.
-    - ``rng``: an ``Rng``, or an int as its seed. It draws everything.
+    - ``rng``: an ``Rng``, or an int as its seed; the only source of randomness.
     - ``run``: a ``train.Run``, which saves, resumes and limits the loop. None: in memory.
-    - Yields a row of metrics per iteration, ``{name: number}``. No work is done before the first row is asked for.
+    - Yields a row of metrics per iteration, ``{name: number}``. No work is done before the first ``next``.
 
     Optional: ``DEFAULT_TASK_ARGS``, settings of the default task; ``GROWS``, the settings under which a run may go on
     to more iterations; ``TUNE``, candidates of settings for ``compare``; ``DEMO``, the args of the demo.
@@ -130,7 +131,7 @@ class Recipe(Protocol):
     Args: type[Any]
     """a frozen dataclass; every field has a default"""
     SIGNAL: Literal["env", "reward", "pairs", "data"]
-    """what it learns from"""
+    """the kind of signal that it learns from"""
     START: str | Callable[[Any], str] | None
     """the kind of policy that it starts from, or a function of its args (None: any)"""
     DEFAULT_TASK: str
@@ -170,12 +171,12 @@ def load(name: str) -> ModuleType:
 
 
 def describe(name: str) -> Card:
-    """The card of a recipe of this package."""
+    """Return the card of a recipe of this package."""
     return read(path(name))
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a recipe when it is first asked for, so that ``from denoiserl.recipes import dppo`` needs no family."""
+    """Import a recipe at first use, so that ``from denoiserl.recipes import dppo`` needs no family."""
     if name.startswith("_") or name not in paths():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return load(name)
@@ -186,7 +187,7 @@ def __dir__() -> list[str]:
 
 
 def read(path: Path | str) -> Card:
-    """The card of the recipe in the file ``path``, or an error that says what its docstring lacks or has too much."""
+    """Return the card of the recipe in the file ``path``. Raise RunError if its docstring is not one."""
     path = Path(path)
     try:
         lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()

@@ -8,10 +8,9 @@ left as possible. With ``data`` at a path, the reward is that of the data, and `
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,14 +27,13 @@ from denoiserl.control.zero_shot import (
 )
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.core.settings import Count, CountOrZero, NonNegative, Settings
 from denoiserl.core.tree import cat
 from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import evaluate
 from denoiserl.envs.backends.sync import derive_seed
 from denoiserl.envs.by_name import environment as named
-from denoiserl.envs.toy.maze import Maze, PointMaze, demonstrations, expert
+from denoiserl.envs.toy.maze import PointMaze, expert
 from denoiserl.nn import MLP, Actor
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import VP, Diffusion, GaussianDenoiser, OneStep, ddim, time_grid
@@ -43,102 +41,11 @@ from denoiserl.recipes.zero_shot.common import demos, make_transitions
 from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.report.maze_plot import plot_paths, reward_grid
 from denoiserl.tasks.base import Task
-from denoiserl.tasks.user_inputs import load_recording
+from denoiserl.tasks.zero_shot_data import Args, Reward, load_dataset, maze, required_env, rewards
 from denoiserl.train import Run, fit
 
-NEAR = 1.0
-"""radius of a goal's reward in cells; episodes of the data turn half a cell before their goal"""
 GAMMA = 0.98
 """discount factor per step of policies without their own"""
-Reward = Callable[[Tensor], Tensor]
-"""positions [N, 2] to rewards [N] in [0, 1]"""
-
-
-@dataclass(frozen=True)
-class Args(Settings):
-    """Settings of the data, the evaluation rewards and the untrained policy."""
-
-    data: str = "maze"
-    """maze, or a path (Minari, LeRobot, HDF5) whose rewards come later"""
-    env: str | None = None
-    """environment to evaluate in, with a path as --data: an id, metaworld:TASK, FILE.py:FUNCTION"""
-    out_of_bounds_actions: Literal["error", "clip"] = "error"
-    """actions outside the action space of the data or the environment"""
-    exclude_episodes: str = ""
-    """numbers of episodes of --data to leave out: 0-2,5"""
-    obs_keys: str = ""
-    """names of observations of --data to keep: observation.state"""
-    rooms: Count = 3
-    """rooms per side of the maze"""
-    maze_seed: CountOrZero = 0
-    """random seed of the maze"""
-    num_episodes: Count = 100
-    """episodes of each kind of player"""
-    episode_steps: Count = 500
-    """environment steps per episode of a player"""
-    max_episode_steps: Count = 150
-    """environment steps per held-out trial"""
-    task_dim: Count = 32
-    """dimensions of a task vector (d; 50 as published)"""
-    action_horizon: Count = 5
-    """actions per chunk (H); a player crosses a cell in five steps"""
-    sampling_steps: Count = 5
-    """denoising steps"""
-    policy_width: Count = 128
-    """width of the policy network"""
-    pretrain_updates: CountOrZero = 4000
-    """gradient steps of the baseline that only imitates"""
-    pretrain_batch_size: Count = 256
-    """rows per gradient step of the baseline"""
-    pretrain_lr: NonNegative = 1e-3
-    """learning rate of the baseline"""
-
-
-@lru_cache(maxsize=4)
-def maze(base: Args) -> Maze:
-    """Return the maze."""
-    return Maze.random(base.rooms, Rng(base.maze_seed))
-
-
-@lru_cache(maxsize=2)
-def load_dataset(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
-    """Return positions and actions without rewards; or the data at ``data``, for every seed the same."""
-    if base.data != "maze":
-        return load_recording(
-            base.data, named(required_env(base)), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
-        )
-    rng, parts = Rng(seed), []
-    for kind in ("navigate", "random"):
-        demos = demonstrations(maze(base), base.num_episodes, rng, kind, base.episode_steps)
-        parts += [(obs[:, :2], action) for obs, action in map(demos.episode, range(len(demos)))]  # without the goal
-    return Demonstrations.of(parts, name="maze without rewards")
-
-
-def rewards(base: Args) -> dict[str, Reward]:
-    """Return the evaluation rewards by name; none for data at a path."""
-    if base.data != "maze":
-        return {}
-    found, cells = maze(base), maze(base).cells
-    chosen = [0]
-    for _ in range(5):  # each as far from the others as possible
-        chosen.append(int(found.distance[chosen].amin(0).argmax()))
-    high, wide = found.walls.shape
-    by_name = {f"goal_{i + 1}": partial(_near, cells[c]) for i, c in enumerate(chosen)}
-    corners = {"top_right": (wide / 2, 0.0), "bottom_left": (0.0, high / 2)}
-    by_name |= {name: partial(_inside, torch.tensor(at), wide / 2, high / 2) for name, at in corners.items()}
-    return by_name | {"stay_left": partial(_left, wide)}
-
-
-def _near(goal: Tensor, position: Tensor) -> Tensor:
-    return ((position - goal).norm(dim=-1) < NEAR).float()
-
-
-def _inside(corner: Tensor, wide: float, high: float, position: Tensor) -> Tensor:
-    return ((position >= corner) & (position < corner + torch.tensor([wide, high]))).all(-1).float()
-
-
-def _left(wide: float, position: Tensor) -> Tensor:
-    return 1 - position[..., 0] / wide
 
 
 Act = Callable[[PointMaze, Tensor, Rng], Tensor]
@@ -277,13 +184,6 @@ def logged_outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[st
     return evaluate(eval_actor(policy_for_data_rewards(base, policy)), env, n, 1_000_000 + seed).outcomes
 
 
-def required_env(base: Args) -> str:
-    """Return the evaluation environment of data at a path. Raise RunError if ``env`` is not given."""
-    if base.env is None:
-        raise RunError(f"no evaluation environment for the data {base.data}: pass --env, for example --env Hopper-v5")
-    return base.env
-
-
 def policy_for_data_rewards(base: Args, policy: Policy) -> Policy:
     """Return the policy adapted to the rewards of the data at a path. Raise RunError if the data have none."""
     data = load_dataset(base, 0)
@@ -291,8 +191,8 @@ def policy_for_data_rewards(base: Args, policy: Policy) -> Policy:
         raise RunError(
             f"{base.data} holds no rewards: give a reward in Python, policy_for_reward(policy, data, reward)"
         )
-    row = make_transitions(data)  # rewards belong to the next state
-    return policy_for_reward(policy, row["after"], data.rewards[row["at"]])
+    row = make_transitions(data)  # a reward belongs to the state that it is given in
+    return policy_for_reward(policy, row["next_obs"], data.rewards[row["frame"]])
 
 
 def diffusion(
@@ -347,7 +247,7 @@ def goal_reaching_policy(base: Args, seed: int, run: Run) -> Generator[dict, Non
     episodes, row, rng = demos(data), make_transitions(data, base.action_horizon), Rng(seed, run.device)
     made = diffusion(base, data, episodes.observations.shape[-1], seed, run.device)
     made.weights.control = BestOfN(GoalReachingVerifier(), 1)
-    at, codec = row["at"], require_task_conditioned(made)
+    at, codec = row["frame"], require_task_conditioned(made)
     end = episodes.ends[torch.searchsorted(episodes.ends, at, right=True)] - 1
     ahead = (rng.uniform(len(at)).cpu().log() / torch.tensor(GAMMA).log()).long()
     obs = codec.inner.condition(episodes.observations)

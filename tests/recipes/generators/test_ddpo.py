@@ -219,7 +219,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(logged[it].pop("loss/policy"), sum(losses) / len(losses), 1e-4, f"loss {it}, whose terms cancel")
         agree(logged[it], told, where=f"row {it}")
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments")
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments")
     agree({k: v for k, v in spy.states[-1]["memory"].items() if k != "seen"}, {"window": 5, "least": 3})
     both = {(high, good) for high in (False, True) for good in (False, True)}
     assert sides == both or (not flow and {high for high, _ in sides} == {False, True}), "ratios left on both sides"

@@ -195,7 +195,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(logged[it], told, where=f"row {it}")
         assert dead == 1
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments")
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments")
     assert made.eval_steps is spy.named["policy"].eval_steps, "it serves the ODE"
     both = {(high, good) for high in (False, True) for good in (-1, 1)}
     assert both <= sides or case != "whole", "ratios left on both sides"
@@ -213,7 +213,7 @@ def test_groups_that_all_tie_make_no_step() -> None:
         == [{"rollout/reward": 1.0, "rollout/num_invalid_rewards": 0.0, "rollout/dead_group_fraction": 1.0}]
         * a.iterations
     )
-    assert not spy.named["opt"].state
+    assert not spy.named["optimizer"].state
     agree(made.weights.module.state_dict(), start().weights.module.state_dict(), 0.0)
 
 

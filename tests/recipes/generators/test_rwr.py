@@ -204,7 +204,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         }
         agree(logged[it], told, where=f"row {it}")
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments")
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments")
     assert cut_short or not words, "an answer ended before its canvas"
     assert max(norms) > 1 or words, "a gradient was shortened"
     assert tied or case != "sparse", "rewards tied at the least that is learned from"

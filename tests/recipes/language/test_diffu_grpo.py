@@ -183,7 +183,7 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
         agree(logged[it], told, where=f"row {it}")
         assert dead >= 1
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments")
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments")
     agree(spy.states[-1]["trend"], {"first": rewards[:2], "last": rewards[1:], "n": 3})
     assert [row["train/no_improvement"] for row in logged] == [0.0, 1.0, 0.0]
     assert {(high, good) for high in (False, True) for good in (-1, 1)} <= sides, "ratios left on both sides"
@@ -197,5 +197,6 @@ def test_a_mask_that_hides_nothing_teaches_nothing() -> None:
     (row,) = diffu_grpo.improve(start(), (Judge(), CANVASES), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
     assert (
-        row.keys().isdisjoint({"loss/policy", "loss/reference_kl", "ppo/clip_fraction"}) and not spy.named["opt"].state
+        row.keys().isdisjoint({"loss/policy", "loss/reference_kl", "ppo/clip_fraction"})
+        and not spy.named["optimizer"].state
     )

@@ -255,8 +255,8 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
             agree(logged[it].pop("ppo/approx_kl"), kl, 1e-4, f"KL of row {it}")
         agree(logged[it], told, where=f"row {it}")
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments")
-    assert spy.named.keys() >= {"policy", "opt", "schedule", "rng"}
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments")
+    assert spy.named.keys() >= {"policy", "optimizer", "lr_schedule", "rng"}
     assert kinds >= {"dead", "sure", (False, False), (False, True), (True, False), (True, True)}, kinds
     if case == "tokens":
         assert "behind the end" in kinds
@@ -268,7 +268,7 @@ def test_what_an_update_has_made_impossible_carries_no_loss(case: str) -> None:
     a, spy = replace(SETTINGS[case], iterations=1, batch_size=1, lr=3.0, lr_warmup=0), Spy()
     canvases = CANVASES.masked_fill(CANVASES == 7, HOLE[case])
     (row,) = tracerl.improve(start(case), (Judge(), canvases), a, Asks(3), spy)
-    steps = {int(state["step"]) for state in spy.named["opt"].state.values()}
+    steps = {int(state["step"]) for state in spy.named["optimizer"].state.values()}
     assert (
         steps == {a.epochs * row["rollout/num_learned_steps"] - row["train/skipped_updates"]}
         and row["train/skipped_updates"] > 0
@@ -305,7 +305,7 @@ def test_the_learning_rate_moves_on_where_nothing_teaches() -> None:
     spy, canvases = Spy(), CANVASES.masked_fill(CANVASES == 7, HOLE["exact"])
     a = replace(EXACT, iterations=3, lr_warmup=1)
     rows = list(tracerl.improve(start("exact"), (Judge(tie=True), canvases), a, Asks(3), spy))
-    rates = [state["opt"]["param_groups"][0]["lr"] for state in spy.states]
+    rates = [state["optimizer"]["param_groups"][0]["lr"] for state in spy.states]
     agree(rates, [a.lr, a.lr, a.lr / 2, 0.0])
     assert [row["rollout/num_learned_steps"] for row in rows] == [0, 0, 0]
 
@@ -326,4 +326,4 @@ def test_ties_teach_nothing() -> None:
             "rollout/num_learned_steps": 0,
         },
     )
-    assert not spy.named["opt"].state
+    assert not spy.named["optimizer"].state

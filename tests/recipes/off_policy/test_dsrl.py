@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from denoiserl.claims.off_policy import dsrl as claim
 from denoiserl.control.noise_steering import steer
 from denoiserl.data import ActionChunkCodec, Normalizer
 from denoiserl.data.rollout import Rollout
@@ -27,11 +28,12 @@ CENTRE, WIDTH = torch.tensor([1.4, 0.8]), torch.tensor([3.0, 1.7])  # actions be
 A = dsrl.Args(
     iterations=3, num_envs=3, rollout_steps=4, learning_starts=14, utd=0.15, batch_size=16, n_step=2, gamma=0.8,
     reward_scale=0.5, reward_shift=-0.7, tau=0.3, noise_critic_updates=2, lr=0.02, temperature_init=0.7,
-    min_temperature=0.1, target_entropy=-1.3, num_critics=3, critic_width=8, num_candidates=5,
+    min_temperature=0.1, target_entropy=-1.3, num_critics=3, critic_width=8,
 )  # fmt: skip
+BEST = claim.Args(**vars(replace(A, noise_critic_updates=1, n_step=1)), num_candidates=5)
 CASES = {
     "aliased": (A, "smooth", 2),
-    "best": (replace(A, eval_with="best", noise_critic_updates=1, n_step=1), "repeated", 1),
+    "best": (BEST, "repeated", 1),  # the arm of the claim that never steers
     "plain": (replace(A, aliased=False, n_step=3), "full", 4),
 }
 
@@ -79,12 +81,12 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     a, kind, rank = CASES[case]
     made, env, rng = start(kind, rank).with_execution_horizon(T_A), Heard(planned(False, Calm), a.num_envs, 1), Tape(3)
     spy, demos = Spy(rng), demonstrated() if case == "aliased" else None
-    logged = list(dsrl.improve(made, env, a, rng, spy, demos))
+    logged = list((claim if case == "best" else dsrl).improve(made, env, a, rng, spy, *([demos] if demos else [])))
 
     whole = spy.start["policy"].weights.module
-    base, latent, critic = whole.base, whole.latent, spy.start["critic"]
-    judge, slow = spy.start["judge"] if a.aliased else critic, spy.start["slow"]  # Q_A; without it Q_W judges itself
-    theta = torch.nn.Parameter(spy.start["heat"].log.detach().clone())
+    base, latent, judge, slow = whole.base, whole.latent, spy.start["critics.net"], spy.start["critics.target_net"]
+    critic = spy.start["noise_critics.net"] if a.aliased else judge  # Q_W; without aliasing it learns from rewards
+    theta = torch.nn.Parameter(spy.start["temperature"].log.detach().clone())
     agree(slow.state_dict(), judge.state_dict(), 0.0)
     agree(a.min_temperature + theta.exp(), a.temperature_init)
     latent_opt, theta_opt = adam(latent.parameters(), a.lr), adam([theta], a.lr)
@@ -202,12 +204,12 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             seen.append(torch.stack([error, value.mean(), -logp.mean(), alpha]))
 
         state = spy.states[it + 1]
-        agree(state["latent"], latent.state_dict(), where=f"decisions after iteration {it}")
         agree(state["policy"]["current"], whole.state_dict(), where=f"policy after iteration {it}")
-        agree(state["critic"], critic.state_dict(), where=f"critics of noise after iteration {it}")
-        agree(state["judge" if a.aliased else "critic"], judge.state_dict(), where=f"critics after iteration {it}")
-        agree(state["slow"], slow.state_dict(), where=f"slow critics after iteration {it}")
-        agree(state["heat"]["log"], theta, where=f"temperature after iteration {it}")
+        if a.aliased:
+            agree(state["noise_critics.net"], critic.state_dict(), where=f"critics of noise after iteration {it}")
+        agree(state["critics.net"], judge.state_dict(), where=f"critics after iteration {it}")
+        agree(state["critics.target_net"], slow.state_dict(), where=f"target critics after iteration {it}")
+        agree(state["temperature"]["log"], theta, where=f"temperature after iteration {it}")
         told = experience(ep)
         if it == 0:
             told["policy/noise_sensitivity"] = spread
@@ -221,9 +223,9 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
             )
         agree(logged[it], told, where=f"row {it}")
 
-    opts = {"latent": latent_opt, "heat": theta_opt, "critic": critic_opt if a.aliased else judge_opt}
-    for name, opt in (opts | ({"judge": judge_opt} if a.aliased else {})).items():
-        agree(moments(spy.named[f"{name} opt"]), moments(opt), where=f"moments of {name}")
+    opts = {"optimizer": latent_opt, "temperature_optimizer": theta_opt, "critics.optimizer": judge_opt}
+    for name, opt in (opts | ({"noise_critics.optimizer": critic_opt} if a.aliased else {})).items():
+        agree(moments(spy.named[name]), moments(opt), where=f"moments of {name}")
     assert kinds == {(True, True), (False, True), (False, False)}, "true ends, time limits, and neither"
     assert made.weights.execute == T_A
     if case == "best":  # served is the best by Q_A of the base's own plans

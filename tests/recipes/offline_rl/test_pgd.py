@@ -262,7 +262,7 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
                     eps = (a.target_noise * rng.take("normal", a.batch_size, 1, D)).clamp(
                         -a.target_noise_clip, a.target_noise_clip
                     )
-                    next_action = (torch.tanh(law(after, policy.sets["slow"])[0]) + eps).clamp(-1, 1)
+                    next_action = (torch.tanh(law(after, policy.sets["target"])[0]) + eps).clamp(-1, 1)
                     y = paid + discount * slow(after, next_action).min(0).values
                 q = critic(obs, done)
                 error = sum((0.5 * (one - y) ** 2).mean() for one in q)
@@ -273,7 +273,7 @@ def test_draws_are_guided_and_the_learners_two_iterations_are_those_of_the_paper
                 climbed, far = critic(obs, pi)[0], ((pi - done) ** 2).mean()
                 descend(opt, -a.q_weight * climbed.mean() / climbed.detach().abs().mean().clamp(min=1e-3) + far)
                 with torch.no_grad():
-                    pairs = [(slow, critic), (policy.sets["slow"], actor)]
+                    pairs = [(slow, critic), (policy.sets["target"], actor)]
                     for p, q_ in [pq for s, n in pairs for pq in zip(s.parameters(), n.parameters(), strict=True)]:
                         p.copy_((1 - a.tau) * p + a.tau * q_)
                 seen.append(torch.stack([error, q.mean(), far]))

@@ -260,7 +260,7 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
         return [units(s), ((a - CENTRE) / HALF)[:, None].clamp(-1, 1), r, units(s_), over]
 
     real, made = learned(real), learned(made)
-    actor, slow_actor = learn.start["policy"].weights.module, learn.start["policy"].weights.sets["slow"]
+    actor, slow_actor = learn.start["policy"].weights.module, learn.start["policy"].weights.sets["target"]
     critic, slow = learn.start["critics.net"], learn.start["critics.target_net"]
     agree([slow.state_dict(), slow_actor.state_dict()], [critic.state_dict(), actor.state_dict()], 0.0)
     actor_opt, critic_opt = adam(actor.parameters(), a.lr), adam(critic.parameters(), a.lr)
@@ -310,7 +310,7 @@ def test_a_learner_of_what_is_made_is_that_of_the_paper(case: str) -> None:
         agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
         agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["policy"]["current"], actor.state_dict(), where=f"policy after iteration {it}")
-        agree(state["policy"]["sets"]["slow"], slow_actor.state_dict(), where=f"slow policy after iteration {it}")
+        agree(state["policy"]["sets"]["target"], slow_actor.state_dict(), where=f"slow policy after iteration {it}")
         agree(logged[it], dict(zip(names, torch.stack(seen).mean(0), strict=True)), where=f"row {it}")
     agree(moments(learn.named["critics.optimizer"]), moments(critic_opt), where="moments of the critics")
     agree(moments(learn.named["optimizer"]), moments(actor_opt), where="moments of the policy")

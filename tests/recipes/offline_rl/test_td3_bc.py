@@ -50,7 +50,7 @@ def test_updates_are_those_of_the_paper(A: td3_bc.Args, tape: type[Tape]) -> Non
     logged = list(td3_bc.improve(made, data, A, rng, spy))
 
     critic, slow, policy = spy.start["critics.net"], spy.start["critics.target_net"], spy.start["policy"]
-    actor, slow_actor = policy.weights.module, policy.weights.sets["slow"]
+    actor, slow_actor = policy.weights.module, policy.weights.sets["target"]
     agree([slow.state_dict(), slow_actor.state_dict()], [critic.state_dict(), actor.state_dict()], 0.0)
     assert (critic.config["width"], critic.config["layer_norm"]) == (A.critic_width, A.layer_norm)
     critic_opt, actor_opt = adam(critic.parameters(), A.lr), adam(actor.parameters(), A.lr)
@@ -98,7 +98,7 @@ def test_updates_are_those_of_the_paper(A: td3_bc.Args, tape: type[Tape]) -> Non
         agree(state["critics.net"], critic.state_dict(), where=f"critics after iteration {it}")
         agree(state["critics.target_net"], slow.state_dict(), where=f"slow critics after iteration {it}")
         agree(state["policy"]["current"], actor.state_dict(), where=f"policy after iteration {it}")
-        agree(state["policy"]["sets"]["slow"], slow_actor.state_dict(), where=f"slow policy after iteration {it}")
+        agree(state["policy"]["sets"]["target"], slow_actor.state_dict(), where=f"slow policy after iteration {it}")
     agree(moments(spy.named["critics.optimizer"]), moments(critic_opt), where="moments of critic_opt")
     agree(moments(spy.named["optimizer"]), moments(actor_opt), where="moments of opt")
 

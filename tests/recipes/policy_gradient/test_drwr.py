@@ -187,7 +187,7 @@ def test_two_updates_are_those_of_the_paper(kind: str, a: drwr.Args, world: Any)
         found = (ep.terminated, ep.done & alive & ~ep.terminated, alive & ~whole, ~alive, (length > 0) & (length < 2))
         kinds = {k: n + int(v.sum()) for (k, n), v in zip(kinds.items(), found, strict=True)}
 
-    agree(moments(spy.named["opt"]), moments(opt), where="moments")
+    agree(moments(spy.named["optimizer"]), moments(opt), where="moments")
     assert not torch.equal(env.episodes[0].obs[0], env.episodes[1].obs[0]), "every iteration has starts of its own"
     assert 0 < sum(capped) < len(capped), "some weights were capped"
     assert (kinds.pop("dead") > 0) == (kind == "one_step" or world is CASES["faults"][2])

@@ -76,7 +76,7 @@ def world(a: gorl.Args) -> Any:
 def test_stages_are_those_of_the_paper(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a, running = CASES[case], case == "actions"
     if case == "unfinished":
-        monkeypatch.setattr(gorl, "LONGEST", 2)
+        monkeypatch.setattr(gorl, "MAX_ROLLOUTS", 2)
     execute = EXECUTE[case]
     policy, env, rng = start(running).with_execution_horizon(execute), Heard(world(a), a.num_envs, 1), Made(3)
     spy = Spy(rng)

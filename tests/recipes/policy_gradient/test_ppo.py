@@ -126,7 +126,7 @@ def test_two_updates_are_those_of_the_paper(more: dict[str, Any]) -> None:
         agree(state["policy"], spy.start["policy"].state_dict(), where=f"policy after iteration {it}")
         agree(state["baseline.net"], v.state_dict(), where=f"critic after iteration {it}")
         kept = {"mean": seen.mean(0), "variance": seen.var(0, correction=0), "count": len(seen)}
-        agree(state["seen"], kept, where=f"statistics after iteration {it}")
+        agree(state["statistics"], kept, where=f"statistics after iteration {it}")
         returns = torch.tensor(past["returns"]).double()
         squares = ((returns - returns.mean()) ** 2).sum()
         agree(

@@ -154,7 +154,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         for name in ("learned", "prior"):
             part = {k.removeprefix(f"{name}."): v for k, v in found.items() if k.startswith(f"{name}.")}
             agree(part, getattr(net, name).state_dict(), T, f"{name} after update {it}")
-    held = spy.states[2]["opt"]["state"]
+    held = spy.states[2]["optimizer"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), T, "moments")
     if a.num_updates == 2:  # a row an update
         agree(logged, [{"loss/coin_flip": losses[k], "verifier/count": counts[k]} for k in range(2)], T, "rows")
@@ -163,7 +163,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         assert len(logged) == 52
     for n in range(a.num_updates):
         rate = (n + 1) / warmup if n < 100 else 0.5 * (1 + math.cos(math.pi * (n - 100) / 4))
-        agree(spy.states[n]["opt"]["param_groups"][0]["lr"], a.lr * rate, 1e-9, f"rate of update {n}")
+        agree(spy.states[n]["optimizer"]["param_groups"][0]["lr"], a.lr * rate, 1e-9, f"rate of update {n}")
 
     net.load_state_dict(spy.states[-1]["coins"])  # what it learned chooses: the largest count of n plans
     tape, obs = Tape(8), torch.randn(9, S)

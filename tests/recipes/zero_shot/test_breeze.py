@@ -82,8 +82,8 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         logged.append(row)
         shown.append({k: v.clone() for k, v in made.denoiser.state_dict().items()})  # who is judged
 
-    policy, slow, V = spy.start["policy"], spy.start["slow"], spy.start["value"]
-    net, average, both = policy.weights.module, policy.weights.sets["slow"], policy.weights.control.verifier.represent
+    policy, slow, V = spy.start["policy"], spy.start["represent_target"], spy.start["value"]
+    net, average, both = policy.weights.module, policy.weights.sets["ema"], policy.weights.control.verifier.represent
     agree(slow.state_dict(), both.state_dict(), 0.0)
     agree(average.state_dict(), net.state_dict(), 0.0)
     opt = adam([*both.parameters(), *V.parameters(), *net.parameters()], a.lr, a.weight_decay, (0.9, 0.99))
@@ -173,9 +173,9 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
         state = spy.states[it + 1]
         agree(state["policy"]["current"], net.state_dict(), T, f"policy after update {it}")
-        agree(state["policy"]["sets"]["slow"], average.state_dict(), T, f"average policy after update {it}")
+        agree(state["policy"]["sets"]["ema"], average.state_dict(), T, f"average policy after update {it}")
         agree(state["policy"]["control"], policy.weights.control.state_dict(), T, f"F and B after update {it}")
-        agree(state["slow"], slow.state_dict(), T, f"slow F and B after update {it}")
+        agree(state["represent_target"], slow.state_dict(), T, f"slow F and B after update {it}")
         agree(state["value"], V.state_dict(), T, f"V after update {it}")
         agree(shown[it], average.state_dict(), T, f"who is judged after update {it}")
         share = torch.linalg.svdvals(B.detach()) ** 2
@@ -189,7 +189,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         }
         told |= {"v/data": v.mean(), "fb/effective_rank": (-(share * share.log()).sum()).exp()}
         agree(logged[it], told | {"loss/total": total, "train/grad_norm": norm}, T, f"row {it}")
-    held = spy.states[2]["opt"]["state"]
+    held = spy.states[2]["optimizer"]["state"]
     agree([held[k][m] for k in held for m in ("exp_avg", "exp_avg_sq")], moments(opt), T, "moments")
     assert drawn == {0.0, float(torch.tensor(a.gamma**H).float())}, "a true end was in a batch"
     assert sources == {(True, True), (True, False), (False, False)} and capped == {True, False}
@@ -198,8 +198,8 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     for n in range(17):
         done = n / 5 if n < 5 else (n - 5) / 10 if n < 15 else (n - 15) / 20
         rate = a.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
-        agree(spy.states[n]["opt"]["param_groups"][0]["lr"], rate, 1e-9, f"rate of update {n}")
-    agree(made.denoiser.state_dict(), spy.states[-1]["policy"]["sets"]["slow"], 0.0, "the average is what serves")
+        agree(spy.states[n]["optimizer"]["param_groups"][0]["lr"], rate, 1e-9, f"rate of update {n}")
+    agree(made.denoiser.state_dict(), spy.states[-1]["policy"]["sets"]["ema"], 0.0, "the average is what serves")
 
     policy.weights.control.load_state_dict(spy.states[-1]["policy"]["control"])
     reward, obs, tape = torch.randn(22), torch.randn(6, S), Tape(8)

@@ -65,7 +65,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
     spy = Spy(rng)
     logged = list(fb.improve(made, data, a, rng, spy))
 
-    policy, slow = spy.start["policy"], spy.start["slow"]
+    policy, slow = spy.start["policy"], spy.start["represent_target"]
     net, both = policy.weights.module, policy.weights.control.verifier.represent
     agree(slow.state_dict(), both.state_dict(), 0.0)
     opt = adam([*both.parameters(), *net.parameters()], a.lr, betas=(0.9, 0.99))
@@ -129,13 +129,13 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
 
         state = spy.states[it + 1]
         agree(state["policy"], policy.state_dict(), T, f"policy, F and B after update {it}")
-        agree(state["slow"], slow.state_dict(), T, f"slow F and B after update {it}")
+        agree(state["represent_target"], slow.state_dict(), T, f"slow F and B after update {it}")
         share = torch.linalg.svdvals(B.detach()) ** 2
         share = share / share.sum()
         told = {"loss/fb": loss, "q/policy": value, "loss/total": loss - value, "train/grad_norm": norm}
         told["fb/effective_rank"] = (-(share * share.log()).sum()).exp()
         agree(logged[it], told, T, f"row {it}")
-    agree(moments(spy.named["opt"]), moments(opt), T, "moments")
+    agree(moments(spy.named["optimizer"]), moments(opt), T, "moments")
     assert drawn == {0.0, float(torch.tensor(a.gamma**H).float())}, "a true end was in a batch"
 
     reward = torch.randn(22)

@@ -7,7 +7,8 @@ itself in released code; DSRL with critics of noise only; and the best of the ba
 ("best-of-n").
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,16 +16,19 @@ import torch
 from torch import Tensor
 
 from denoiserl.control.acting import eval_actor
+from denoiserl.control.best_of_n import BestOfNNoise
 from denoiserl.control.noise_steering import steer
 from denoiserl.core.rng import Rng
+from denoiserl.core.settings import Count
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.toy.fork2d import Fork2D, demonstrations
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes.off_policy import dsrl
 from denoiserl.tasks import env as _robot
 from denoiserl.tasks.base import Task
-from denoiserl.train import Run
+from denoiserl.train import Metrics, Run
 
 BASE = _robot.Args(
     action_horizon=4,
@@ -65,6 +69,27 @@ def steered_start(seed: int, run: Run, spread: float = 0.0) -> Generator[dict, N
     return steer(policy, obs=4, width=64, spread=spread)
 
 
+@dataclass(frozen=True)
+class Args(dsrl.Args):
+    """Settings of the arm "best-of-n": those of DSRL, and how many plans it chooses from."""
+
+    num_candidates: Count = 16
+    """candidates that the served plan is chosen from"""
+
+
+def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
+    """Serve the best of the base's own plans by Q_A, the critics of DSRL that learn from the base's decisions.
+
+    Everything learns as in DSRL. π_W never acts; it gives the next noise in the target of Q_A.
+    """
+    controller = partial(BestOfNNoise, n=args.num_candidates)
+    return dsrl.improve(policy, env, args, rng, run, base_controller=controller)
+
+
+SIGNAL = "env"
+START = "steered"
+
+
 def task() -> Task:
     """Return fork2d with a hidden wall: success is reaching the goal."""
 
@@ -101,7 +126,7 @@ def plan(budget: str) -> Study:
     arms = {
         "dsrl": Arm("dsrl", settings),
         "dsrl-sac": Arm("dsrl", {**settings, "aliased": False}),
-        "best-of-n": Arm("dsrl", {**settings, "eval_with": "best"}),
+        "best-of-n": Arm(__name__, settings),
         "dppo": Arm("dppo", {"rollout_steps": 10}),
         "base": Arm("none"),
         "narrow": Arm("none", kind="narrow"),

@@ -17,7 +17,6 @@ from typing import Any
 from denoiserl import recipes, tasks
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.serialization import store
-from denoiserl.experiments import resolve as find
 from denoiserl.experiments.claims.claim import Claim, Simulation
 from denoiserl.experiments.code_fingerprint import fingerprint
 from denoiserl.experiments.compare import Study
@@ -71,10 +70,11 @@ def comment(name: str) -> str:
 
 
 def methods(plan: Study | Simulation) -> list[str]:
-    """Return the methods that a plan compares."""
+    """Return the recipes that a plan compares. An arm whose method is the claim's own file rests on that file."""
     if isinstance(plan, Simulation):
         return []
-    return list(dict.fromkeys(arm.method for arm in plan.arms.values() if arm.method != find.NONE))
+    known = recipes.names()
+    return list(dict.fromkeys(arm.method for arm in plan.arms.values() if arm.method in known))
 
 
 def reach(name: str, plan: Study | Simulation) -> str:

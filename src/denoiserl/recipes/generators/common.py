@@ -1,8 +1,9 @@
-"""What the recipes for generators share: samples with their scores, micro-batches, and the check of the first ratio."""
+"""Helpers of the recipes for generators: samples with their rewards, micro-batches, the check of the first ratio."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -17,11 +18,18 @@ from denoiserl.rewards import Reward, RewardResult, evaluate_reward, micro_rows,
 
 
 class ScoredSamples(NamedTuple):
-    """Samples of prompts: ``prompts`` [N, ...] as they were asked (None: nothing), the ``chain``, and its scores."""
+    """G samples of each of P prompts, with their rewards."""
 
     prompts: Tree
+    """the prompt of each sample, [P·G, ...] (None: there are none)"""
     chain: Chain
-    scored: RewardResult
+    """the denoising steps, [P·G, S]"""
+    result: RewardResult
+    """rewards [P·G] and their parts"""
+    rewards: Tensor
+    """total rewards by prompt, [P, G]"""
+    valid: Tensor
+    """rewards that are finite, [P, G] bool"""
 
 
 def sample_and_score(
@@ -30,52 +38,46 @@ def sample_and_score(
     prompts: Tree | int | None,
     index: Tensor,
     group_size: int,
-    args: Any,
     rng: Rng,
+    reward_weights: Mapping[str, float],
+    invalid_rewards: Literal["error", "drop"],
+    micro_batch_size: int | None = None,
     record: Record = RecordAll(),
 ) -> ScoredSamples:
-    """Draw and score ``group_size`` samples of each of the prompts ``index``, ``args.micro_batch_size`` rows a call."""
-    asked, micro = repeat_prompts(prompts, index, group_size), args.micro_batch_size
-    chain = policy.sample_chain(asked, rng, len(index) * group_size, record, micro_batch_size=micro)
-    return ScoredSamples(
-        asked,
-        chain,
-        evaluate_reward(
-            reward,
-            chain.sample,
-            asked,
-            args.reward_weights,
-            args.invalid_rewards,
-            micro,
-            policy.codec.decode,
-        ),
-    )
+    """Draw and score ``group_size`` samples of each of the prompts ``index``, ``micro_batch_size`` rows per call."""
+    repeated = repeat_prompts(prompts, index, group_size)
+    num_samples = len(index) * group_size
+    chain = policy.sample_chain(repeated, rng, num_samples, record, micro_batch_size=micro_batch_size)
+    options = reward_weights, invalid_rewards, micro_batch_size, policy.codec.decode
+    result = evaluate_reward(reward, chain.sample, repeated, *options)
+    rewards, valid = (v.reshape(len(index), group_size) for v in (result.total, result.valid))
+    return ScoredSamples(repeated, chain, result, rewards, valid)
 
 
-def reward_metrics(scored: RewardResult) -> dict[str, float]:
+def reward_metrics(result: RewardResult) -> dict[str, float]:
     """Return the metrics of a reward: its mean, how many values were dropped, and the mean of each named part.
 
-    The parts are ``reward/NAME``; a reward of one part, ``reward``, is told once.
+    The parts are ``reward/NAME``; a reward of one part, ``reward``, is not repeated.
     """
-    row = {"rollout/reward": float(scored.total.nanmean()), "rollout/num_invalid_rewards": scored.dropped}
-    return row | {f"reward/{k}": float(v.nanmean()) for k, v in scored.parts.items() if k != "reward"}
+    row = {"rollout/reward": float(result.total.nanmean()), "rollout/num_invalid_rewards": result.dropped}
+    return row | {f"reward/{k}": float(v.nanmean()) for k, v in result.parts.items() if k != "reward"}
 
 
 def check_first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:
-    """Raise OffPolicy if steps are scored otherwise than they were drawn, before anything was learned.
+    """Raise OffPolicy if the log-probabilities of steps differ from the recorded ones before the first update.
 
     ``tolerance`` of a whole step's |log ratio|: by default that of the network's precision, and at least 0.02, because
-    log-probs of large pictures have four digits after the point in float32.
+    log-probs of large images have four digits after the point in float32.
     """
-    own = max(0.02, tolerance_of(policy.weights.module))
-    assert_on_policy(log_prob, recorded, own if tolerance is None else tolerance)
+    default = max(0.02, tolerance_of(policy.weights.module))
+    assert_on_policy(log_prob, recorded, default if tolerance is None else tolerance)
 
 
-def micro_batches(index: Tensor, micro: int | None) -> tuple[Tensor, ...]:
-    """Return the rows ``index`` of one update in parts of at most ``micro`` rows, all in one by default."""
-    return index.split(micro_rows(micro, len(index)))
+def micro_batches(index: Tensor, micro_batch_size: int | None) -> tuple[Tensor, ...]:
+    """Return the rows ``index`` of one update in parts of at most ``micro_batch_size`` rows; None: all in one."""
+    return index.split(micro_rows(micro_batch_size, len(index)))
 
 
-def select_rows(noised: Noised, part: Tensor) -> Noised:
-    """Return the rows ``part`` of noised data."""
-    return Noised(*(tree_map(lambda v: v[part], field) for field in noised))
+def select_rows(noised: Noised, index: Tensor) -> Noised:
+    """Return the rows ``index`` of noised data."""
+    return Noised(*(tree_map(lambda v: v[index], field) for field in noised))

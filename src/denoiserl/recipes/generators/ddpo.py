@@ -12,24 +12,24 @@ process: diffusion, flow
 likelihood: replay
 
 Denoising is a decision process: state (prompt, t, x_t), action x_s, and a reward at the end only. The reward of a
-sample, standardised by what *its prompt* has earned lately, is the advantage of all its steps:
+sample, standardised by the recent rewards of *its prompt*, is the advantage of all its steps:
 
     A = (r − mean_prompt) / std_prompt,    L = mean over (sample, step) of −min(ρ A, clip(ρ, 1 ± ε) A)
 
 As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.num_factors``), advantages are
 clipped, and there is no KL. The memory of a prompt holds ``stat_window`` rewards and is used from ``min_count`` on (the
-batch's mean and std before); the oldest are forgotten, those of this iteration too, which are counted. With
+batch's mean and std before). The oldest rewards are forgotten, also those of this iteration, and counted. With
 ``epochs=1`` and ``batch_size`` of all samples × steps it is the plain score function (DDPO_SF). Steps without a
-density, such as the last one of the exact posterior, are left out; a chain of nothing else (eta = 0) is refused.
+density, such as the last one of the exact posterior, are left out; a chain of only such steps (eta = 0) is refused.
 Differences: a minibatch is of rows (sample, step) from anywhere, where the released code takes samples and adds up the
 gradients of all their steps; samples without an advantage are in none. Nothing is guided, in sampling or learning.
 Rewards that are not finite are dropped and counted. The whole network is trained rather than LoRA adapters, and ε is
-1e-3, not 1e-4, because a picture of 432 numbers is not a latent of 16 thousand.
+1e-3, not 1e-4, because an image of 432 numbers is not a latent of 16 thousand.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.52 to 0.96 in half a minute
-of one core, learned from 64 prompts; pictures on the manifold from 0.89 to 0.98, the distance of two pictures of a
-prompt from 0.35, wrong colours included, to 0.15 (data: 0.20). With ``lr=1e-3`` it is there in ten seconds and
-collapses after forty iterations: nothing holds it, and what is left are rare failures with large advantages.
+of one core, learned from 64 prompts; images on the manifold from 0.89 to 0.98, the distance of two images of a
+prompt from 0.35, wrong colours included, to 0.15 (data: 0.20). With ``lr=1e-3`` it gets there in ten seconds and
+collapses after forty iterations: no KL holds it, and only rare failures with large advantages are left.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
+from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
 
@@ -94,67 +95,72 @@ def improve(
 ) -> Iterator[Metrics]:
     """Improve a generator on a reward.
 
-    The signal's prompts: a tree of [P, ...], equal rows of which share a memory; None or a number where there are none.
+    The signal's prompts: a tree of [P, ...], equal rows of which share a memory; None or a number if there are none.
     """
     rng = as_rng(rng, policy.device)
     if not any(policy.train_steps.dense):
         raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")
-    reward, prompts = as_reward_signal(signal)
-    run, names, memory = run or Run(), prompt_keys(prompts), PerPromptStatTracker(args.stat_window, args.min_count)
-    opt = adamw(policy.parameters(), args.lr)
-    check_optimizer_covers(opt, policy.weights.module)
-    for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, memory=memory, rng=rng):
-        index = rng.integers(0, len(names), args.num_samples)
-        _, chain, scored = sample_and_score(policy, reward, prompts, index, 1, args, rng)
-        advantage = memory.update([names[i] for i in index.tolist()], scored.total, scored.valid)
+    run, (reward, prompts) = run or Run(), as_reward_signal(signal)
+    keys, memory = prompt_keys(prompts), PerPromptStatTracker(args.stat_window, args.min_count)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
+
+    scoring = args.reward_weights, args.invalid_rewards, args.micro_batch_size
+    state = {"policy": policy, "optimizer": optimizer, "memory": memory, "rng": rng}
+    for iteration in run.loop(args.iterations, given=prompts, **state):
+        # Collect samples and their rewards.
+        index = rng.integers(0, len(keys), args.num_samples)
+        samples = sample_and_score(policy, reward, prompts, index, 1, rng, *scoring)
+        chain, result = samples.chain, samples.result
+
+        # Estimate advantages: A = (r − mean_prompt) / std_prompt.
+        advantage = memory.update([keys[i] for i in index.tolist()], result.total, result.valid)
         advantage = advantage.clamp(-args.adv_clip, args.adv_clip)
-        row = reward_metrics(scored) | {
+        row = reward_metrics(result) | {
             "rollout/zero_advantage_fraction": float((advantage == 0).float().mean()),
             "rollout/num_forgotten_prompts": memory.forgotten,
         }
-        teaches = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()
-        losses, outside = [], []
-        for i in minibatches(teaches, args.batch_size, args.epochs if len(teaches) else 0, rng):
-            check = it == 0 and not losses
+        rows = torch.nonzero(advantage.repeat_interleave(len(chain))).flatten()  # (sample, step) with an advantage
+
+        # Update the policy.
+        metrics, outside = MetricMeans(), []
+        for i in minibatches(rows, args.batch_size, args.epochs if len(rows) else 0, rng):
+            check = iteration == 0 and not len(metrics)
             parts = (chain.steps_at(j) for j in micro_batches(i, args.micro_batch_size))
-            pieces = (surrogate(policy, part, advantage[part.chain_index], args, check, outside) for part in parts)
-            losses.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
-        if losses:
-            row |= {
-                "loss/policy": sum(losses) / len(losses),
-                "ppo/clip_fraction": float(torch.cat(outside).float().mean()),
-            }
-        yield row
+            losses = (surrogate(policy, part, advantage[part.chain_index], args, check, outside) for part in parts)
+            metrics.add({"loss/policy": accumulate(optimizer, losses, len(i), clip=1.0)["loss"]})
+        clipped = {"ppo/clip_fraction": float(torch.cat(outside).float().mean())} if outside else {}
+        yield row | metrics.mean() | clipped
 
 
 def surrogate(
-    policy: Policy, part: ChainSteps, advantage: Tensor, args: Args, check: bool, outside: list[Tensor]
+    policy: Policy, steps: ChainSteps, advantage: Tensor, args: Args, check: bool, outside: list[Tensor]
 ) -> Tensor:
-    """Return −min(ρ A, clip(ρ, 1 ± ε) A) of rows [N], and add to ``outside`` which ρ left the range.
+    """Return −min(ρ A, clip(ρ, 1 ± ε) A) of steps [N]; append to ``outside`` which ρ left the range.
 
-    A function, so that nothing of a part is in memory when the next one runs. ``check``: nothing was learned yet, so
-    the ratio must be 1.
+    This is a function, so that a part is freed before the next one runs. ``check``: nothing has learned yet, so the
+    ratio must be 1.
     """
-    law, y = policy.rescore(part)
-    logp, old = law.log_prob(y), part.log_prob
+    law, y = policy.rescore(steps)
+    log_prob, old_log_prob = law.log_prob(y), steps.log_prob
     if check:
-        check_first_ratio(policy, logp, old, args.ratio_tolerance)
+        check_first_ratio(policy, log_prob, old_log_prob, args.ratio_tolerance)
     size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
-    logp, old = logp / size, old / size
-    outside.append(((logp.detach() - old).exp() - 1).abs() > args.clip_range)
-    return ppo_clip(logp, old, advantage, args.clip_range)
+    log_prob, old_log_prob = log_prob / size, old_log_prob / size  # of the geometric mean
+    outside.append(((log_prob.detach() - old_log_prob).exp() - 1).abs() > args.clip_range)
+    return ppo_clip(log_prob, old_log_prob, advantage, args.clip_range)
 
 
 def prompt_keys(prompts: Tree | int | None) -> list[str]:
-    """Return a name for every row of a tree of prompts [P, ...], a hash of its numbers; one where there are none.
+    """Return a key for every row of a tree of prompts [P, ...], a hash of its numbers; one if there are no prompts.
 
-    Equal rows have equal names, in this run and any other.
+    Equal rows have equal keys, in all runs.
     """
-    many = prompt_count(prompts)
+    count = prompt_count(prompts)
     if prompts is None or isinstance(prompts, int):
         return [""]
-    parts = [v.reshape(many, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
-    return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(many)]
+    parts = [v.reshape(count, -1).cpu().contiguous().view(torch.uint8).numpy() for v in leaves(prompts)]
+    return [blake2b(b"".join(v[i].tobytes() for v in parts), digest_size=8).hexdigest() for i in range(count)]
 
 
 SIGNAL = "reward"

@@ -12,23 +12,23 @@ process: flow, diffusion
 likelihood: replay
 
 A deterministic flow is run as an SDE with the same marginals, so that every step has a density. Each prompt is drawn
-G times; a sample's advantage is its reward relative to its group; every step of its chain gets that advantage in a
-clipped surrogate, with a KL to the pretrained generator a step:
+G times, and a sample's advantage is its reward relative to its group. Every step of its chain gets that advantage in a
+clipped surrogate, with a KL per step to the pretrained generator:
 
     A_i = (r_i − mean_G r) / std r,    L = mean_k [ −min(ρ_k A, clip(ρ_k, 1 ± ε) A) + β KL(π_θ ‖ π_ref)_k ]
 
-As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.num_factors``) and the KL is a
-dimension's, the std is that of the whole batch, sampling trains under the SDE and serves under the ODE;
+As published: ρ is the geometric mean over dimensions (log-probs divided by ``law.num_factors``) and the KL is per
+dimension; the std is that of the whole batch; sampling trains under the SDE and evaluates under the ODE;
 ``sde_window=0`` trains the whole chain. ``sde_window`` > 0 is like the fast variant: only the first ``sde_window``
 steps are stochastic and trained, the rest is the ODE. Differences: the released fast variant has one or two such steps
 anywhere among the early ones, with a = 0.8 and without a KL. The KL carries its dt factor (the released code divides by
-2g² and not by 2g²|dt|), nothing is guided, the whole network is trained rather than LoRA adapters, there is no moving
-average of the weights, groups that are tied get no advantage, and ε is 1e-3, not 1e-4, because a picture of 432 numbers
+2g² and not by 2g²|dt|). Nothing is guided, the whole network is trained rather than LoRA adapters, there is no moving
+average of the weights, groups that are tied get no advantage, and ε is 1e-3, not 1e-4, because an image of 432 numbers
 is not a latent of 16 thousand.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts to go from 0.50 to 0.98 in half a minute
-of one core, where as long of more imitation leaves 0.49; pictures on the manifold from 0.89 to 0.99; the distance of
-two pictures of a prompt from 0.36, wrong colours included, to 0.17 (data: 0.20; without the KL: below 0.11).
+of one core, where as long of more imitation leaves 0.49; images on the manifold from 0.89 to 0.99; the distance of
+two images of a prompt from 0.36, wrong colours included, to 0.17 (data: 0.20; without the KL: below 0.11).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from denoiserl.processes import Diffusion, StepTable, ddim
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
+from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
 
@@ -94,89 +95,93 @@ def improve(
 ) -> Iterator[Metrics]:
     """Improve a flow generator on a reward.
 
-    The signal's prompts: a tree of [P, ...], of which every iteration asks some; None or a number where there are none.
+    The signal's prompts: a tree of [P, ...], of which every iteration draws some; None or a number if there are none.
     """
     rng = as_rng(rng, policy.device)
     if args.group_size < 2:
-        raise InvalidInputError("A group of one has nothing to be compared with: draw at least two samples a prompt.")
+        raise InvalidInputError("A group of one has nothing to be compared with: set group_size to at least two.")
     run, policy, (reward, prompts) = run or Run(), sde_window_policy(policy, args.sde_window), as_reward_signal(signal)
-    many = prompt_count(prompts)
+    num_prompts = prompt_count(prompts)
     if args.kl_coef > 0:
-        _refuse_truncation(policy)
+        require_full_support(policy)
         policy.weights.snapshot("reference")
-    opt = adamw(policy.parameters(), args.lr)
-    check_optimizer_covers(opt, policy.weights.module)
-    for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng):
-        _, chain, scored = sample_and_score(
-            policy, reward, prompts, rng.integers(0, many, args.num_prompts), args.group_size, args, rng
-        )
-        groups, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
-        advantage = group_relative(groups, "batch", clip=args.adv_clip, valid=valid).flatten()
-        dead = float(dead_groups(groups, valid=valid).float().mean())
-        row, losses, watch = reward_metrics(scored) | {"rollout/dead_group_fraction": dead}, [], []
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
+
+    scoring = args.reward_weights, args.invalid_rewards, args.micro_batch_size
+    for iteration in run.loop(args.iterations, given=prompts, policy=policy, optimizer=optimizer, rng=rng):
+        # Collect groups of samples and their rewards.
+        index = rng.integers(0, num_prompts, args.num_prompts)
+        samples = sample_and_score(policy, reward, prompts, index, args.group_size, rng, *scoring)
+        chain, rewards, valid = samples.chain, samples.rewards, samples.valid
+
+        # Estimate advantages: A_i = (r_i − mean_G r) / std r.
+        advantage = group_relative(rewards, "batch", clip=args.adv_clip, valid=valid).flatten()
+        dead = float(dead_groups(rewards, valid=valid).float().mean())
+        row = reward_metrics(samples.result) | {"rollout/dead_group_fraction": dead}
+
+        # Update the policy.
+        metrics, stats = MetricMeans(), []
         epochs = args.epochs if dead < 1 else 0  # nothing to learn where every group is constant
-        for index in minibatches(len(advantage), args.batch_size, epochs, rng):
-            check, size = it == 0 and not losses, len(index) * len(chain)
-            parts = chain_parts(chain, index, advantage, args.micro_batch_size)
-            pieces = (surrogate(policy, *part, args, check, watch) for part in parts)
-            losses.append(accumulate(opt, pieces, size, clip=1.0)["loss"])
-        if losses:
-            kl, outside = (torch.cat(v).mean() for v in zip(*watch, strict=True))
-            row |= {
-                "loss/policy": sum(losses) / len(losses),
-                "loss/reference_kl": float(kl),
-                "ppo/clip_fraction": float(outside),
-            }
+        for i in minibatches(len(advantage), args.batch_size, epochs, rng):
+            check = iteration == 0 and not len(metrics)
+            parts = chain_parts(chain, i, advantage, args.micro_batch_size)
+            losses = (surrogate(policy, *part, args, check, stats) for part in parts)
+            metrics.add({"loss/policy": accumulate(optimizer, losses, len(i) * len(chain), clip=1.0)["loss"]})
+        if stats:
+            kl, outside = (torch.cat(v).mean() for v in zip(*stats, strict=True))
+            row |= metrics.mean() | {"loss/reference_kl": float(kl), "ppo/clip_fraction": float(outside)}
         yield row
 
 
 def chain_parts(
-    chain: Chain, index: Tensor, advantage: Tensor, micro: int | None
+    chain: Chain, index: Tensor, advantage: Tensor, micro_batch_size: int | None
 ) -> Iterator[tuple[Chain | ChainSteps, Tensor]]:
-    """Yield the chains ``index`` with their advantages [b, S], all at once, or in parts of ``micro`` steps, [micro].
+    """Yield the chains ``index`` with their advantages [b, S], or parts of ``micro_batch_size`` steps with theirs.
 
-    All at once they are scored in the calls of the run, so that the first ratio is bitwise 1 in float32.
+    In one part they are scored by the calls that drew them, so that the first ratio is bitwise 1 in float32.
     """
-    if micro is None:
+    if micro_batch_size is None:
         yield chain.take(index), advantage[index, None].expand(-1, len(chain))
         return
     flat = index[:, None] * len(chain) + torch.arange(len(chain), device=index.device)
-    for part in micro_batches(flat.flatten(), micro):
-        rows = chain.steps_at(part)
-        yield rows, advantage[rows.chain_index]
+    for part in micro_batches(flat.flatten(), micro_batch_size):
+        steps = chain.steps_at(part)
+        yield steps, advantage[steps.chain_index]
 
 
 def surrogate(
     policy: Policy,
-    part: Chain | ChainSteps,
+    steps: Chain | ChainSteps,
     advantage: Tensor,
     args: Args,
     check: bool,
-    watch: list[tuple[Tensor, Tensor]],
+    stats: list[tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Return −min(ρ A, clip(ρ, 1 ± ε) A) + β KL of every step, and add to ``watch`` the KL and which ρ left the range.
+    """Return −min(ρ A, clip(ρ, 1 ± ε) A) + β KL of every step; append to ``stats`` the KL and which ρ left the range.
 
-    A function, so that nothing of a part is in memory when the next one runs. ``check``: nothing was learned yet, so
-    the ratio must be 1.
+    This is a function, so that a part is freed before the next one runs. ``check``: nothing has learned yet, so the
+    ratio must be 1.
     """
-    law, y = policy.rescore(part)
-    logp, old = law.log_prob(y), part.log_prob
+    law, y = policy.rescore(steps)
+    log_prob, old_log_prob = law.log_prob(y), steps.log_prob
     if check:
-        check_first_ratio(policy, logp, old, args.ratio_tolerance)
+        check_first_ratio(policy, log_prob, old_log_prob, args.ratio_tolerance)
     size = law.num_factors.clamp_min(1)  # of tokens, a step of a finished text decides nothing
-    logp, old = logp / size, old / size
-    loss, kl = ppo_clip(logp, old, advantage, args.clip_range), torch.zeros_like(old)
-    if args.kl_coef > 0:
+    log_prob, old_log_prob = log_prob / size, old_log_prob / size  # of the geometric mean
+    loss, kl = ppo_clip(log_prob, old_log_prob, advantage, args.clip_range), torch.zeros_like(old_log_prob)
+    if args.kl_coef > 0:  # + β KL(π_θ ‖ π_ref), per dimension
         with torch.no_grad():
-            reference, _ = policy.rescore(part, weights="reference")
+            reference, _ = policy.rescore(steps, weights="reference")
         kl = law.kl(reference) / size
         loss = loss + args.kl_coef * kl
-    watch.append((kl.detach().flatten(), (((logp.detach() - old).exp() - 1).abs() > args.clip_range).float().flatten()))
+    outside = ((log_prob.detach() - old_log_prob).exp() - 1).abs() > args.clip_range
+    stats.append((kl.detach().flatten(), outside.float().flatten()))
     return loss
 
 
 def sde_window_policy(policy: Policy, window: int) -> Policy:
-    """The policy whose training chain has a density at the first ``window`` steps only and is the ODE after them."""
+    """Return the policy with a training chain that is an SDE in its first ``window`` steps and the ODE after them."""
     if not any(policy.train_steps.dense):
         raise NoDensityError(
             f"the policy's training steps are all deterministic (an ODE): {NO_DENSITY_HELP}; flow_sde() here"
@@ -192,13 +197,12 @@ def sde_window_policy(policy: Policy, window: int) -> Policy:
     return replace(policy, train_steps=StepTable(sde.times, table, sde.dense[:window] + ode.dense[window:]))
 
 
-def _refuse_truncation(policy: Policy) -> None:
-    """Raise InvalidInputError if a decoder rules tokens out: where the reference rules out others the KL is
-    infinite."""
+def require_full_support(policy: Policy) -> None:
+    """Raise InvalidInputError if a decoder excludes tokens; the KL to a reference that excludes others is infinite."""
     top_k, top_p = (getattr(policy.process, name, None) for name in ("top_k", "top_p"))
     if top_k is not None or top_p not in (None, 1):
         raise InvalidInputError(
-            f"top_k={top_k} and top_p={top_p} rule out other tokens here and in the reference, so the KL between them "
+            f"top_k={top_k} and top_p={top_p} exclude other tokens here and in the reference, so the KL between them "
             "is infinite: set kl_coef=0, or make the policy without them"
         )
 

@@ -13,7 +13,7 @@ likelihood: none
 
 The baseline of that paper, after Peters & Schaal (2007) and Lee et al. (arXiv 2302.12192).
 
-Draw a data set, weigh it by its rewards, and fit it as data are fitted, again and again:
+Draw a data set, weight it by its rewards, fit it as any data set, and repeat:
 
     L = mean over samples of w(x, c) ℓ(x),   w = exp(β r) / mean exp(β r)     (``top_fraction=None``)
                                              w = 1[r in the top share] / share     (``top_fraction=0.1``: RWR-sparse)
@@ -22,12 +22,12 @@ with ℓ the denoising loss. The minimiser of one round is p(x | c) exp(β r) / 
 k β. ℓ is a bound, not the likelihood, and only for exact fits is the minimiser the same. As published: a softmax of the
 rewards over the data set or within each prompt, weights of mean 1, several passes over a data set of ten thousand
 samples (sparse: the best tenth), plain supervised learning otherwise. β is 5 for rewards of about unit range; it has
-the unit of 1 / reward. Differences: prompts come in groups, so that ``compare_within="prompt"`` has something to
+the unit of 1 / reward. Differences: prompts come in groups, so that ``compare_within="prompt"`` has samples to
 compare; rewards that are not finite are dropped and counted; the whole network is trained.
 
 Expect, with the defaults, strict hits of the ODE on held-out SHAPES prompts from 0.49 to 0.97 in 10 rounds and to 0.98
-in 20 (10,240 samples; one seed), pictures on the manifold from 0.90 to 0.98, and the distance of two pictures of a
-prompt from 0.36, wrong colours included, to 0.09 (data: 0.20): what a round did not draw is lost to the next ones.
+in 20 (10,240 samples; one seed), images on the manifold from 0.90 to 0.98, and the distance of two images of a
+prompt from 0.36, wrong colours included, to 0.09 (data: 0.20): what a round did not draw is lost for the next ones.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from denoiserl.recipes.language.common import generated_mask
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified
+from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
 WITHIN = ("prompt", "batch")
@@ -92,68 +93,67 @@ def improve(
 ) -> Iterator[Metrics]:
     """Improve a generator on a reward. Its steps need no density.
 
-    The signal's prompts: a tree of [P, ...]; None or a number where there are none.
+    The signal's prompts: a tree of [P, ...]; None or a number if there are none.
     """
     rng = as_rng(rng, policy.device)
     if args.compare_within not in WITHIN:
         raise InvalidInputError(unknown_name_message(args.compare_within, WITHIN, "comparison"))
     if args.compare_within == "prompt" and args.group_size < 2:
         raise InvalidInputError(
-            "A group of one has nothing to be compared with: draw more samples a prompt, or compare_within='batch'"
+            "A group of one has nothing to be compared with: raise group_size, or set compare_within='batch'"
         )
     run, (reward, prompts) = run or Run(), as_reward_signal(signal)
-    many = prompt_count(prompts)
-    opt = adamw(policy.parameters(), args.lr)
-    check_optimizer_covers(opt, policy.weights.module)
-    for _ in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng):
-        index = rng.integers(0, many, args.num_prompts)
-        asked, chain, scored = sample_and_score(
-            policy, reward, prompts, index, args.group_size, args, rng, RecordSample()
-        )
-        total, valid = (v.reshape(args.num_prompts, args.group_size) for v in (scored.total, scored.valid))
+    num_prompts = prompt_count(prompts)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
+
+    scoring = args.reward_weights, args.invalid_rewards, args.micro_batch_size, RecordSample()
+    for _ in run.loop(args.iterations, given=prompts, policy=policy, optimizer=optimizer, rng=rng):
+        # Collect samples and their rewards.
+        index = rng.integers(0, num_prompts, args.num_prompts)
+        samples = sample_and_score(policy, reward, prompts, index, args.group_size, rng, *scoring)
+        sample, rewards, valid = samples.chain.sample, samples.rewards, samples.valid
+
+        # Estimate the weights: exp(β r) / mean exp(β r), or 1[r in the top share] / share.
         if args.compare_within == "batch":
-            total, valid = total.reshape(1, -1), valid.reshape(1, -1)
-        weight = (
-            exponential_weights(total, args.inverse_temperature, valid)
-            if args.top_fraction is None
-            else top_share_weights(total, args.top_fraction, valid)
-        )
-        weight = weight.flatten()
-        cond, live, index = (
-            policy.codec.condition(asked),
-            generated_mask(policy, asked, chain.sample),
-            torch.nonzero(weight).flatten(),
-        )
-        losses = []
-        for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
-            t = stratified(len(i), rng)
-            noised = policy.process.noise(index_rows(chain.sample, i), t, rng, index_rows(live, i))
-            every = micro_batches(torch.arange(len(i), device=i.device), args.micro_batch_size)
-            pieces = (
-                weighted_loss(loss(policy, select_rows(noised, j), index_rows(cond, i[j])), weight[i[j]]) for j in every
+            rewards, valid = rewards.reshape(1, -1), valid.reshape(1, -1)
+        if args.top_fraction is None:
+            weight = exponential_weights(rewards, args.inverse_temperature, valid).flatten()
+        else:
+            weight = top_share_weights(rewards, args.top_fraction, valid).flatten()
+
+        # Update the generator by its weighted denoising loss, w ℓ(x).
+        cond, mask = policy.codec.condition(samples.prompts), generated_mask(policy, samples.prompts, sample)
+        metrics = MetricMeans()
+        for i in minibatches(torch.nonzero(weight).flatten(), args.batch_size, args.epochs, rng, even=True):
+            noised = policy.process.noise(index_rows(sample, i), stratified(len(i), rng), rng, index_rows(mask, i))
+            parts = micro_batches(torch.arange(len(i), device=i.device), args.micro_batch_size)
+            losses = (
+                weighted_loss(denoising_loss(policy, select_rows(noised, j), index_rows(cond, i[j])), weight[i[j]])
+                for j in parts
             )
-            losses.append(accumulate(opt, pieces, len(i), clip=1.0)["loss"])
-        row = reward_metrics(scored) | {"loss/policy": sum(losses) / len(losses)}
-        yield row | {"awr/ess_fraction": float(weight.sum().square() / (len(weight) * weight.square().sum()))}
+            metrics.add({"loss/policy": accumulate(optimizer, losses, len(i), clip=1.0)["loss"]})
+        ess_fraction = float(weight.sum().square() / (len(weight) * weight.square().sum()))
+        yield reward_metrics(samples.result) | metrics.mean() | {"awr/ess_fraction": ess_fraction}
 
 
-def loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:
-    """The denoising loss of noised samples, [N]."""
+def denoising_loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:
+    """Return the denoising loss of noised samples, [N]."""
     return policy.process.loss(policy.denoiser, noised, policy.denoiser.embed_condition(cond))
 
 
 def exponential_weights(reward: Tensor, beta: float, valid: Tensor) -> Tensor:
-    """exp(β r) over its mean, [G, n] -> [G, n]: n times the softmax of each row; 0 outside ``valid``."""
+    """Return exp(β r) over its mean, [P, G] to [P, G]: G times the softmax of each row; 0 outside ``valid``."""
     if beta < 0:
         raise InvalidInputError(
-            f"inverse_temperature = {beta} prefers what is worse: give one of 0 or more, or turn the reward round"
+            f"inverse_temperature = {beta} prefers smaller rewards: set one of 0 or more, or negate the reward"
         )
     logits = (beta * reward).masked_fill(~valid, -torch.inf)
     return (logits.softmax(-1) * valid.sum(-1, keepdim=True)).nan_to_num(0.0)
 
 
 def top_share_weights(reward: Tensor, share: float, valid: Tensor) -> Tensor:
-    """1 over the share taken for the top ``share`` of each row, with ties, else 0: [G, n] -> [G, n], of mean 1.
+    """Return weights of mean 1 for the top ``share`` of each row, with ties, and 0 for the rest: [P, G] to [P, G].
 
     Rewards within 4 units in the last place of the row's largest are a tie. A row of ties has the weights 1.
     """

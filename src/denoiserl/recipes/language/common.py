@@ -1,4 +1,4 @@
-"""What recipes of language share: where answers stand, and which policies write them."""
+"""Helpers of the recipes for language models: the process they need, canvases, and the mask of answers."""
 
 from __future__ import annotations
 
@@ -27,24 +27,22 @@ def require_masked(policy: Policy, method: str) -> Masked:
     return policy.process
 
 
-def canvases(policy: Policy, asked: Tree) -> Tensor:
-    """Return the states that answers to ``asked`` start from, [B, L]; masks alone where the codec fixes nothing."""
-    start = policy.codec.initial_state(asked)
-    blank = policy.process.mask_token  # type: ignore[attr-defined]
-    return (
-        start
-        if start is not None
-        else torch.full((batch_size(asked), *policy.event_shape), blank, device=policy.device)
-    )
+def canvases(policy: Policy, prompts: Tree) -> Tensor:
+    """Return the states that answers to ``prompts`` start from, [B, L]; masks alone if the codec fixes nothing."""
+    start = policy.codec.initial_state(prompts)
+    if start is not None:
+        return start
+    mask_token = policy.process.mask_token  # type: ignore[attr-defined]
+    return torch.full((batch_size(prompts), *policy.event_shape), mask_token, device=policy.device)
 
 
-def generated_mask(policy: Policy, asked: Tree, sample: Any) -> Tensor | None:
-    """Return where answers stand, [B, L] bool: the canvas's holes, up to and with the first end of text.
+def generated_mask(policy: Policy, prompts: Tree, sample: Any) -> Tensor | None:
+    """Return where answers are, [B, L] bool: the canvas's masks, up to and with the first end of text.
 
     None for policies that write no tokens.
     """
-    process, start = policy.process, policy.codec.initial_state(asked)
+    process, start = policy.process, policy.codec.initial_state(prompts)
     if not isinstance(process, Masked | Autoregressive):
         return None
-    hole = torch.ones_like(sample, dtype=torch.bool) if start is None else start == process.mask_token
-    return answer(sample, hole, process.end)
+    masked = torch.ones_like(sample, dtype=torch.bool) if start is None else start == process.mask_token
+    return answer(sample, masked, process.end)

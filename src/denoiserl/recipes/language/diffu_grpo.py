@@ -11,24 +11,24 @@ output: language
 process: masked
 likelihood: elbo
 
-The decoder draws G completions a prompt; their likelihood is not that of the decoder but a mean-field guess: the whole
-completion is masked, so is each prompt token with probability p, and one pass gives log p_i of every completion token.
-Each of the μ inner iterations draws one such mask, and the policy, the policy that drew and the reference are all
-scored under it:
+The decoder draws G completions per prompt. Their likelihood is not that of the decoder but a mean-field estimate: the
+whole completion is masked, so is each prompt token with probability p, and one pass gives log p_i of every completion
+token. Each of the μ inner iterations draws one such mask, under which the policy, the policy that drew and the
+reference are all scored:
 
     L_j = mean over completion tokens of [ −min(ρ_i A, clip(ρ_i, 1 ± ε) A) + β k3(π_θ ‖ π_ref) ],   j = 1 ... μ
 
 with A the reward minus its group's mean. A completion reaches up to and with its first end of text
 (``Masked(end=)``). The reference is set to the policy every ``reference_sync_every`` iterations.
 
-As published: ε 0.5, β 0.04, p 0.15, p-masks regularise and let one batch be used μ times. The released code counts
-gradient steps between settings of the reference (64 there are 8 iterations of μ = 8 here). ``answer_mask`` (0.1, 0.9)
+As published: ε 0.5, β 0.04, p 0.15; p-masks regularise, so that one batch can be used μ times. The released code counts
+gradient steps between copies to the reference (64 there are 8 iterations of μ = 8 here). ``answer_mask`` (0.1, 0.9)
 with ``prompt_mask`` 0 scores randomly masked completions instead, the "random masking" that TraceRL is compared with
-(2509.06949): only masked tokens have a likelihood then. Differences: puzzles are
-canvases filled in place, so clues are the prompt and holes the completion; the whole network is trained, at 1e-4.
+(2509.06949): only masked tokens have a likelihood then. Differences: puzzles are canvases filled in place, so clues are
+the prompt and masks the completion; the whole network is trained, at 1e-4.
 
-Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.80 to 0.91 at two cells a step and
-from 0.62 to 0.73 at four in 80 iterations (one seed, a base of 1000 updates, 40 s of a CPU core): less than
+Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.80 to 0.91 at two cells per step
+and from 0.62 to 0.73 at four in 80 iterations (one seed, a base of 1000 updates, 40 s of a CPU core). That is less than
 ``tracerl``, which scores the states in which the decoder decides; a wholly masked completion is not one of them. From a
 base without typos in its text there was no gain. ``train/no_improvement`` is 1 where the training reward has not risen
 after 40 iterations.
@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ from denoiserl.train.metric_means import MetricMeans
 PATIENCE = 40
 """iterations after which the training reward should have risen"""
 WINDOW = 10
-"""iterations that are averaged to tell"""
+"""iterations that are averaged to compare rewards"""
 
 
 @dataclass(frozen=True)
@@ -109,102 +109,125 @@ def improve(
     """Improve a masked language model on a reward. The signal's prompts: canvases [P, L] with masks where to write."""
     rng = as_rng(rng, policy.device)
     process, run, (reward, prompts) = require_masked(policy, "diffu-GRPO"), run or Run(), as_reward_signal(signal)
-    if bool((canvases(policy, prompts) != process.mask_token).all(-1).any()):
-        raise InvalidInputError("a prompt has no mask: there is nothing to write, leave it out")
+    mask_token = process.mask_token
+    if bool((canvases(policy, prompts) != mask_token).all(-1).any()):
+        raise InvalidInputError("a prompt has no mask, so there is nothing to write: leave it out")
     policy.weights.snapshot("reference")
-    opt, trend = adamw(policy.parameters(), args.lr), RewardTrend()
-    check_optimizer_covers(opt, policy.weights.module)
-    for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, rng=rng, trend=trend):
-        if args.reference_sync_every and it and it % args.reference_sync_every == 0:
+    optimizer, trend = adamw(policy.parameters(), args.lr), RewardTrend()
+    check_optimizer_covers(optimizer, policy.weights.module)
+
+    scoring = args.reward_weights, args.invalid_rewards, args.micro_batch_size
+    for iteration in run.loop(args.iterations, given=prompts, policy=policy, optimizer=optimizer, rng=rng, trend=trend):
+        if args.reference_sync_every and iteration and iteration % args.reference_sync_every == 0:
             policy.weights.snapshot("reference")
+
+        # Collect groups of completions and their rewards.
         index = rng.integers(0, prompt_count(prompts), args.num_prompts)
-        asked, chain, scored = sample_and_score(policy, reward, prompts, index, args.group_size, args, rng)
-        sample: Any = chain.sample
-        groups, valid = (
-            scored.total.reshape(args.num_prompts, args.group_size),
-            scored.valid.reshape(args.num_prompts, args.group_size),
-        )
-        advantage = group_relative(groups, "none", valid=valid).flatten()
-        canvas, answer = canvases(policy, asked), generated_mask(policy, asked, sample)
+        samples = sample_and_score(policy, reward, prompts, index, args.group_size, rng, *scoring)
+        texts = Texts(policy, samples.prompts, samples.chain.sample, args.micro_batch_size)
+
+        # Estimate advantages; draw μ masks, and score the completions under each before the update.
+        advantage = group_relative(samples.rewards, "none", valid=samples.valid).flatten()  # r − mean_G r
+        dead = float(dead_groups(samples.rewards, valid=samples.valid).float().mean())
+        canvas, answer = canvases(policy, samples.prompts), generated_mask(policy, samples.prompts, texts.sample)
         assert answer is not None
-        answer = answer & scored.valid[:, None]
-        masks = [
-            mask_tokens(canvas, sample, process.mask_token, args.prompt_mask, args.answer_mask, rng)
-            for _ in range(args.inner_updates)
-        ]
-        old = [_passes(policy, policy.denoiser, seen, sample, asked, args) for seen in masks]
+        answer = answer & samples.result.valid[:, None]
+        masks = args.prompt_mask, args.answer_mask
+        inputs = [mask_tokens(canvas, texts.sample, mask_token, *masks, rng) for _ in range(args.inner_updates)]
+        old_log_probs = [texts.score(policy.denoiser, masked) for masked in inputs]
         with torch.no_grad():
-            kept = policy.weights.using("reference")
-            reference = [_passes(policy, kept, seen, sample, asked, args) for seen in masks]
+            reference = policy.weights.using("reference")
+            reference_log_probs = [texts.score(reference, masked) for masked in inputs]
+
+        # Update the policy, once per mask.
         metrics = MetricMeans()
-        for seen, before, anchor in zip(masks, old, reference, strict=True):
-            hole = (seen == process.mask_token) & answer
-            new: list[Tensor] = []
-            pieces = _pieces(policy, seen, sample, asked, (before, anchor, advantage, hole), new, args)
-            update = accumulate_masked(opt, pieces, clip=args.max_grad_norm)
-            if update is None:
-                continue  # nothing was hidden: this mask teaches nothing
-            now = torch.cat(new)
-            if it == 0 and not len(metrics):
-                assert_on_policy(now[hole], before[hole], args.ratio_tolerance, policy.denoiser)
-            kl, clipped = masked_mean(k3(now, anchor), hole), clip_fraction(now, before, args.clip_range, mask=hole)
-            metrics.add({"loss/policy": update["loss"], "loss/reference_kl": kl, "ppo/clip_fraction": clipped})
-        row = reward_metrics(scored) | {
-            "rollout/dead_group_fraction": float(dead_groups(groups, valid=valid).float().mean())
-        }
-        row |= metrics.mean()
+        for masked, old, ref in zip(inputs, old_log_probs, reference_log_probs, strict=True):
+            counts, log_probs = (masked == mask_token) & answer, list[Tensor]()
+            losses = surrogates(texts, masked, old, ref, advantage, counts, log_probs, args)
+            step = accumulate_masked(optimizer, losses, clip=args.max_grad_norm)
+            if step is None:
+                continue  # this mask hides no token of an answer
+            log_prob = torch.cat(log_probs)
+            if iteration == 0 and not len(metrics):
+                assert_on_policy(log_prob[counts], old[counts], args.ratio_tolerance, policy.denoiser)
+            row = {"loss/policy": step["loss"], "loss/reference_kl": masked_mean(k3(log_prob, ref), counts)}
+            metrics.add(row | {"ppo/clip_fraction": clip_fraction(log_prob, old, args.clip_range, mask=counts)})
+        row = reward_metrics(samples.result) | {"rollout/dead_group_fraction": dead} | metrics.mean()
         yield row | {"train/no_improvement": float(not trend.rose(row["rollout/reward"]))}
 
 
-def _passes(policy: Policy, denoise: Denoiser, seen: Tensor, sample: Tensor, asked: Tree, args: Args) -> Tensor:
-    """``one_pass`` in parts, detached: calls of the update's shapes and mode, by either of which some kernels round."""
-    rows = micro_batches(torch.arange(len(seen), device=seen.device), args.micro_batch_size)
-    return torch.cat([one_pass(denoise, seen[i], sample[i], policy, index_rows(asked, i)).detach() for i in rows])
+class Texts(NamedTuple):
+    """Completions ``sample`` [N, L] of ``prompts`` [N, ...]."""
+
+    policy: Policy
+    prompts: Tree
+    sample: Any
+    micro_batch_size: int | None
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """Return the rows of each call of the network."""
+        return micro_batches(torch.arange(len(self.sample), device=self.sample.device), self.micro_batch_size)
+
+    def log_probs(self, denoiser: Denoiser, masked: Tensor, index: Tensor) -> Tensor:
+        """Return the mean-field log-probabilities of the rows ``index`` under their masks, [n, L]; differentiable."""
+        return one_pass(denoiser, masked[index], self.sample[index], self.policy, index_rows(self.prompts, index))
+
+    def score(self, denoiser: Denoiser, masked: Tensor) -> Tensor:
+        """Return detached log-probabilities [N, L], from calls of the update's shapes: some kernels round by them."""
+        return torch.cat([self.log_probs(denoiser, masked, i).detach() for i in self.parts()])
 
 
-def _pieces(
-    policy: Policy, seen: Tensor, sample: Tensor, asked: Tree, given: tuple[Tensor, ...], new: list[Tensor], args: Args
+def surrogates(
+    texts: Texts,
+    masked: Tensor,
+    old: Tensor,
+    ref: Tensor,
+    advantage: Tensor,
+    counts: Tensor,
+    log_probs: list[Tensor],
+    args: Args,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The losses of the rows in parts, and where they count; the log-probs are put into ``new``."""
-    before, anchor, advantage, hole = given
-    for i in micro_batches(torch.arange(len(seen), device=seen.device), args.micro_batch_size):
-        logp = one_pass(policy.denoiser, seen[i], sample[i], policy, index_rows(asked, i))
-        new.append(logp.detach())
-        gain = advantage[i, None].expand_as(logp)
-        loss = ppo_clip(logp, before[i], gain, args.clip_range) + args.kl_coef * k3(logp, anchor[i])
-        del logp  # nothing of a piece outlives its turn
-        yield loss, hole[i]
+    """Yield the losses of the rows in parts, and where they count; append the log-probabilities to ``log_probs``."""
+    for i in texts.parts():
+        log_prob = texts.log_probs(texts.policy.denoiser, masked, i)
+        log_probs.append(log_prob.detach())
+        gain = advantage[i, None].expand_as(log_prob)
+        loss = ppo_clip(log_prob, old[i], gain, args.clip_range) + args.kl_coef * k3(log_prob, ref[i])
+        del log_prob  # nothing of a part is kept while the next one runs
+        yield loss, counts[i]
         del loss
 
 
-def mask_tokens(canvas: Tensor, written: Tensor, mask: int, p: float, answer: tuple[float, float], rng: Rng) -> Tensor:
-    """The canvas with each prompt token masked with probability p, and completed but for a share of its holes.
+def mask_tokens(
+    canvas: Tensor, sample: Tensor, mask_token: int, p: float, answer_mask: tuple[float, float], rng: Rng
+) -> Tensor:
+    """Return the canvas with each prompt token masked with probability p, and filled but for a fraction of its masks.
 
-    The share is drawn for each row between the two numbers of ``answer``; at (1, 1) all holes stay masks. One draw
-    for the batch's rows, shared by all who are scored under it.
+    The fraction is drawn per row between the two numbers of ``answer_mask``; at (1, 1) all masks stay. One draw serves
+    all networks that are scored under it.
     """
-    prompt = torch.where(rng.uniform(*canvas.shape) < p, mask, canvas)
-    low, high = answer
+    prompt = torch.where(rng.uniform(*canvas.shape) < p, mask_token, canvas)
+    low, high = answer_mask
     if low == high == 1:
         return prompt
-    share = low + (high - low) * rng.uniform(len(canvas), 1)
-    shown = (rng.uniform(*canvas.shape) >= share) & (canvas == mask)
-    return torch.where(shown, written, prompt)
+    fraction = low + (high - low) * rng.uniform(len(canvas), 1)
+    shown = (rng.uniform(*canvas.shape) >= fraction) & (canvas == mask_token)
+    return torch.where(shown, sample, prompt)
 
 
-def one_pass(denoise: Denoiser, seen: Tensor, sample: Tensor, policy: Policy, asked: Tree) -> Tensor:
-    """Mean-field log-probabilities [B, L] of every written token given ``seen``, from one pass.
+def one_pass(denoiser: Denoiser, masked: Tensor, sample: Tensor, policy: Policy, prompts: Tree) -> Tensor:
+    """Return mean-field log-probabilities [B, L] of every token of ``sample`` given ``masked``, from one pass.
 
-    A prompt may hold ids that are no token: what stands there means nothing and is never read.
+    A prompt may hold ids that are no token; the numbers at such positions have no meaning and are never read.
     """
-    process, full = require_masked(policy, "diffu-GRPO"), torch.ones(len(seen), device=seen.device)
-    estimate = denoise(seen, denoise.embed_time(full), denoise.embed_condition(policy.codec.condition(asked)))
-    logits = known_tokens(estimate.mean, process.vocab, process.mask_token)
+    process, time = require_masked(policy, "diffu-GRPO"), torch.ones(len(masked), device=masked.device)
+    context = denoiser.embed_condition(policy.codec.condition(prompts))
+    logits = known_tokens(denoiser(masked, denoiser.embed_time(time), context).mean, process.vocab, process.mask_token)
     return token_log_prob(logits, torch.where(sample < logits.shape[-1], sample, 0))
 
 
 class RewardTrend:
-    """Has the training reward risen? The mean of the first ``WINDOW`` iterations against that of the last ones."""
+    """Compare the mean training reward of the first ``WINDOW`` iterations with that of the last ones."""
 
     def __init__(self) -> None:
         self.first: list[float] = []
@@ -212,7 +235,7 @@ class RewardTrend:
         self.n = 0
 
     def rose(self, reward: float) -> bool:
-        """Take in one iteration; False when ``PATIENCE`` is over and the reward is not above where it began."""
+        """Add an iteration; return False if ``PATIENCE`` is over and the reward is not above that of the start."""
         self.n += 1
         self.last.append(reward)
         if len(self.first) < WINDOW:
@@ -220,11 +243,11 @@ class RewardTrend:
         return self.n < PATIENCE or sum(self.last) / len(self.last) > sum(self.first) / len(self.first)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen."""
+        """Return the rewards that are compared."""
         return {"first": list(self.first), "last": list(self.last), "n": self.n}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the rewards that are compared."""
         self.first, self.last, self.n = list(state["first"]), deque(state["last"], maxlen=WINDOW), int(state["n"])
 
 

@@ -11,22 +11,22 @@ output: language
 process: masked
 likelihood: elbo
 
-Every position is masked with probability t, t ~ U(0, 1), and a bidirectional transformer says what stood there:
+Every position is masked with probability t, t ~ U(0, 1), and a bidirectional transformer predicts the masked tokens:
 
     L = E_t E_{x_t} [ (1/t) Σ_{masked i} −log p_θ(x₀_i | x_t) ] / length
 
-which bounds −log p(x₀) from above. The mask is never an answer, visible tokens are carried over, and the network is not
-told the time, which the share of masks says already. ``live`` marks the answer of a prompted sequence: the prompt is
+which bounds −log p(x₀) from above. The mask is never predicted, visible tokens are carried over, and the network does
+not see the time, which the fraction of masks implies. ``live`` marks the answer of a prompted sequence: the prompt is
 never masked and the loss is divided by the answer's length (LLaDA, 2502.09992). Padding (``InfillCodec(pad=)``: runs of
-that id at the ends of a row) is hidden from the network and never masked; where the id also ends texts, ``live`` says
+that id at the ends of a row) is hidden from the network and never masked. If that id also ends texts, ``live`` says
 which one is an end.
 
 As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
 whole batch, and the learning rate decays by a cosine.
 
-Expect, with the defaults (grids with 5 % of their cells mistyped), 0.96 of unseen 4 x 4 sudokus solved at one cell a
-step, 0.80 at two and 0.65 at four, and a bound of −0.44 nats a token on clean unseen grids (a model of the 288 grids
-has −0.354): more imitation of such a text helps little, reward does (``tracerl``).
+Expect, with the defaults (grids with 5 % of their cells mistyped), 0.96 of unseen 4 x 4 sudokus solved at one cell per
+step, 0.80 at two and 0.65 at four, and a bound of −0.44 nats per token on clean unseen grids (a model of the 288 grids
+has −0.354). More imitation of such a text helps little; reward helps (``tracerl``).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Args(Settings):
 def improve(
     policy: Policy, data: Tensor | dict[str, Tensor], args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Fit ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True where the answer is)."""
+    """Train on ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True in answers)."""
     rng = as_rng(rng, policy.device)
     process = policy.process
     if not isinstance(process, Masked):
@@ -79,14 +79,14 @@ def improve(
         )
     if bool((tokens == process.mask_token).any()):
         raise InvalidInputError(
-            f"the data contain the mask token {process.mask_token}: a position would be taken for a hole"
+            f"the data contain the mask token {process.mask_token}: such a position would be read as masked"
         )
     cond = policy.codec.condition(tokens) if isinstance(policy.codec, InfillCodec) else None
     if cond is not None:
         cond["padding"] = cond["padding"] if live is None else cond["padding"] & ~live
         live = ~cond["padding"] if live is None else live
     if live is not None and bool((~live).all(-1).any()):
-        raise InvalidInputError("a row of live has no True: there is nothing to learn from it, leave it out")
+        raise InvalidInputError("a row of live has no True, so there is nothing to learn from it: leave it out")
     sizes = {"batch": args.batch_size, "lr": args.lr, "micro_batch_size": args.micro_batch_size}
     yield from fit(process, policy.denoiser, tokens, cond, args.num_updates, rng, live=live, run=run, **sizes)
 

@@ -11,33 +11,34 @@ output: language
 process: masked
 likelihood: replay
 
-G completions a prompt are drawn with the decoder that serves, and verified. Every decoding step is one row: the state
-it saw (tokens revealed later are masks) and the tokens it revealed. With A the group's z-score and old log-probs from
-a pass with the update's shapes,
+The evaluation decoder draws G completions per prompt, and a verifier scores them. Every decoding step is one row: the
+state it saw (tokens revealed later are masks) and the tokens it revealed. With A the group's z-score and old log-probs
+from a pass with the update's shapes,
 
     L = mean over revealed tokens of [ −min(ρ_i A, clip(ρ_i, 1 ± ε) A) + β k3(π_θ ‖ π_old) ]
 
-Groups of equal rewards teach nothing; the published filter of prompts by their share of right answers is
+Groups of equal rewards have no advantage. The published filter of prompts by their rate of right answers is
 ``prompt_accuracy_range``. The temperature, top-k and top-p of the decoder are part of the policy, in both passes. Text
 behind an answer's end (``Masked(end=)``) is neither scored nor learned from. This is the part on full attention without
 the value model.
 
-As published: ``likelihood="tokens"`` (one ratio a revealed token), beta 0.01. ``"exact"`` is ours: the probability of
-the whole step, tokens and positions, which the unmasking law has in closed form; one ratio a step. On sudoku the two
-gained alike (one seed: 0.78 and 0.80 from 0.59 at four cells a step). Its log-ratio grows with the positions that a
-step leaves open, far beyond any ``clip_range``: 0.1 nats after one Adam step at 16 positions, 38 at 256. So it is the
-default for sequences of up to 16 alone. Other differences: steps are not merged (shrink 1), steps that could hardly go
-otherwise are skipped (``min_step_nll``), the learning rate warms up and falls, and three passes are made over each
-batch because so few rows are left.
+As published: ``likelihood="tokens"`` (one ratio per revealed token), beta 0.01. ``"exact"`` is new here: the
+probability of the whole step, tokens and positions, which the unmasking law has in closed form; one ratio per step. On
+sudoku both improved alike (one seed: 0.78 and 0.80 from 0.59 at four cells per step). Its log-ratio grows with the
+positions that a step leaves open, far beyond any ``clip_range``: 0.1 nats after one Adam step at 16 positions, 38 at
+256. So it is the default only for sequences of up to 16. Other differences: steps are not merged (shrink 1), steps that
+are nearly certain are skipped (``min_step_nll``), the learning rate warms up and falls, and three passes are made over
+each batch because so few rows are left.
 
-What an update has made impossible (a set of positions or a token that the decoder would no longer choose) carries no
-loss: the row says its share as ``impossible``, and a minibatch of nothing else is ``skipped``. Before the first update
-the decoder's own calls must give the recorded log-probs, and the update's calls the same token log-probs up to
-rounding, all but one in a hundred within ``ratio_tolerance``. Ranks may flip where two confidences round to equal: the
-share of steps whose exact probability that changes is told as ``flipped``.
+A set of positions or a token that the decoder can no longer choose after an update has no loss: its fraction is
+``loss/impossible_fraction``, and a minibatch without others is counted by ``train/skipped_updates``. Before the first
+update the decoder's own calls must give the recorded log-probs, and the update's calls the same token log-probs up to
+rounding, all but one in a hundred within ``ratio_tolerance``. Ranks may flip where two confidences round to equal:
+``ppo/flipped_fraction`` is the fraction of steps whose exact probability changes by that.
 
-Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.79 to 0.95 at two cells a step and
-from 0.62 to 0.86 at four, in 40 s of a CPU core; as long of more imitation leaves 0.80 and 0.63 (means of three seeds).
+Expect, with the defaults, sampled solve rates of unseen 4 x 4 sudokus to go from 0.79 to 0.95 at two cells per step
+and from 0.62 to 0.86 at four, in 40 s of a CPU core. As long of more imitation leaves 0.80 and 0.63 (means of three
+seeds).
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.advantages.group import Scale
@@ -65,9 +67,10 @@ from denoiserl.recipes.generators.common import micro_batches, reward_metrics, s
 from denoiserl.recipes.language.common import generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
+from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
-SHORT = 16
+MAX_EXACT_LENGTH = 16
 """positions of the longest sequence whose steps are scored exactly by default"""
 
 
@@ -121,163 +124,171 @@ def improve(
     rng = as_rng(rng, policy.device)
     run, (reward, prompts) = run or Run(), as_reward_signal(signal)
     require_masked(policy, "TraceRL")
-    exact = policy.event_shape[-1] <= SHORT if args.likelihood is None else args.likelihood == "exact"
-    opt = adamw(policy.parameters(), args.lr)
-    check_optimizer_covers(opt, policy.weights.module)
-    schedule = warmup_cosine(opt, min(args.lr_warmup, args.iterations), args.iterations)
-    for it in run.loop(args.iterations, given=prompts, policy=policy, opt=opt, schedule=schedule, rng=rng):
+    exact = args.likelihood == "exact"
+    if args.likelihood is None:
+        exact = policy.event_shape[-1] <= MAX_EXACT_LENGTH
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
+    lr_schedule = warmup_cosine(optimizer, min(args.lr_warmup, args.iterations), args.iterations)
+
+    scoring = args.reward_weights, args.invalid_rewards, args.micro_batch_size
+    state = {"policy": policy, "optimizer": optimizer, "lr_schedule": lr_schedule, "rng": rng}
+    for iteration in run.loop(args.iterations, given=prompts, **state):
+        # Collect groups of completions with their decoding steps.
         index = rng.integers(0, prompt_count(prompts), args.num_prompts)
-        asked, chain, scored = sample_and_score(policy, reward, prompts, index, args.group_size, args, rng)
-        groups, valid = (
-            scored.total.reshape(args.num_prompts, args.group_size),
-            scored.valid.reshape(args.num_prompts, args.group_size),
-        )
-        kept = _kept(groups, valid, args.prompt_accuracy_range)
-        advantage = torch.where(kept, group_relative(groups, args.advantage_scale, valid=valid), 0.0).flatten()
-        chain = chain.with_condition(mask=generated_mask(policy, asked, chain.sample))
-        trace = chain.steps_at(torch.nonzero(_teaches(chain, advantage, args.min_step_nll).flatten())[:, 0])
-        dead = float(dead_groups(groups, valid=valid).float().mean())
-        row = reward_metrics(scored) | {"rollout/dead_group_fraction": dead, "rollout/num_learned_steps": len(trace)}
+        samples = sample_and_score(policy, reward, prompts, index, args.group_size, rng, *scoring)
+        rewards, valid = samples.rewards, samples.valid
+        answer = generated_mask(policy, samples.prompts, samples.chain.sample)
+        chain = samples.chain.with_condition(mask=answer)
+
+        # Estimate advantages, select the steps that have one, and score them before the update.
+        in_range = prompts_in_range(rewards, valid, args.prompt_accuracy_range)
+        advantage = torch.where(in_range, group_relative(rewards, args.advantage_scale, valid=valid), 0.0).flatten()
+        learned = learned_steps(chain, advantage, args.min_step_nll)
+        trace = chain.steps_at(torch.nonzero(learned.flatten())[:, 0])
+        dead = float(dead_groups(rewards, valid=valid).float().mean())
+        row = reward_metrics(samples.result)
+        row |= {"rollout/dead_group_fraction": dead, "rollout/num_learned_steps": len(trace)}
         if len(trace):
-            everything = torch.arange(len(trace), device=trace.step.device)
-            seen = [_old(policy, trace.select(i), exact, args) for i in everything.split(args.batch_size)]
-            old, could = torch.cat([value for value, _ in seen]), torch.cat([counts for _, counts in seen])
-            if it == 0:
-                row |= _first(policy, chain, trace, old, could, exact, args)
-            row |= _learn(policy, opt, trace, old, could, advantage, exact, args, rng)
+            old_log_prob, possible = old_log_probs(policy, trace, exact, args)
+            if iteration == 0:
+                row |= check_first_update(policy, chain, trace, old_log_prob, possible, exact, args)
+
+            # Update the policy.
+            row |= update_policy(policy, optimizer, trace, old_log_prob, possible, advantage, exact, args, rng)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Detected call of"
-            )  # where nothing teaches, no step of ``opt`` comes first
-            schedule.step()
+            # where no step has an advantage, no step of the optimizer precedes this one
+            warnings.filterwarnings("ignore", "Detected call of")
+            lr_schedule.step()
         yield row
 
 
-def _kept(groups: Tensor, valid: Tensor, accuracy: tuple[float, float] | None) -> Tensor:
-    """[P, 1]: prompts whose mean reward lies in the range, all where there is none."""
+def prompts_in_range(rewards: Tensor, valid: Tensor, accuracy: tuple[float, float] | None) -> Tensor:
+    """Return which prompts have a mean reward in the range ``accuracy``, [P, 1] bool; None: all."""
     if accuracy is None:
         return torch.ones_like(valid[:, :1])
-    seen = groups[valid]
-    if bool(((seen < 0) | (seen > 1)).any()):
+    found = rewards[valid]
+    if bool(((found < 0) | (found > 1)).any()):
         raise InvalidInputError(
             f"prompt_accuracy_range={accuracy} is a range of right answers' shares, and rewards reach from "
-            f"{float(seen.min()):g} to {float(seen.max()):g}: leave it out, or return rewards in 0 to 1"
+            f"{float(found.min()):g} to {float(found.max()):g}: leave it out, or return rewards in 0 to 1"
         )
-    solved = groups.nanmean(-1, keepdim=True)
-    return (solved >= accuracy[0]) & (solved <= accuracy[1])
+    mean = rewards.nanmean(-1, keepdim=True)
+    return (mean >= accuracy[0]) & (mean <= accuracy[1])
 
 
-def _teaches(chain: Chain, advantage: Tensor, sure: float) -> Tensor:
-    """[B, S]: steps with an advantage that could have gone another way and wrote into the answer."""
+def learned_steps(chain: Chain, advantage: Tensor, min_step_nll: float) -> Tensor:
+    """Return the steps with an advantage that wrote into the answer and were not nearly certain, [B, S] bool."""
     wrote = ((chain.x != chain.y) & chain.mask[:, None]).any(-1)  # type: ignore[index]
-    return (chain.log_prob < -sure) & (advantage != 0)[:, None] & wrote
+    return (chain.log_prob < -min_step_nll) & (advantage != 0)[:, None] & wrote
 
 
-def _log_probs(policy: Policy, trace: ChainSteps, exact: bool) -> tuple[Tensor, Tensor]:
-    """Return what the ratio is of, [N, L] or [N, 1], and where it counts: in the answer, and possible."""
+def score_steps(policy: Policy, trace: ChainSteps, exact: bool) -> tuple[Tensor, Tensor]:
+    """Return the log-probs of tokens [N, L], or of whole steps [N, 1], and which count: in the answer, and possible."""
     law, y = policy.rescore(trace)
     assert isinstance(law, Unmasking) and isinstance(y, Tensor) and isinstance(trace.x, Tensor)
     if exact:
-        value = law.log_prob(y)[:, None]
-        counts = torch.ones_like(value, dtype=torch.bool)
+        log_prob = law.log_prob(y)[:, None]
+        counts = torch.ones_like(log_prob, dtype=torch.bool)
     else:
-        value, counts = law.token_log_prob(y), (trace.x != y) & law.mask
-    possible = value > -torch.inf
-    return torch.where(possible, value, 0.0), counts & possible
+        log_prob, counts = law.token_log_prob(y), (trace.x != y) & law.mask
+    possible = log_prob > -torch.inf
+    return torch.where(possible, log_prob, 0.0), counts & possible
 
 
-def _old(policy: Policy, trace: ChainSteps, exact: bool, args: Args) -> tuple[Tensor, Tensor]:
-    """Log-probs before the update, from calls of the update's shapes and mode: some kernels round by either."""
-    index, found = torch.arange(len(trace), device=trace.step.device), []
-    for i in micro_batches(index, args.micro_batch_size):
-        value, counts = _log_probs(policy, trace.select(i), exact)
-        found.append((value.detach(), counts))
-    return torch.cat([value for value, _ in found]), torch.cat([counts for _, counts in found])
+def old_log_probs(policy: Policy, trace: ChainSteps, exact: bool, args: Args) -> tuple[Tensor, Tensor]:
+    """Return ``score_steps`` before the update, from calls of the update's shapes: some kernels round by them."""
+    log_probs, possible = [], []
+    for batch in torch.arange(len(trace), device=trace.step.device).split(args.batch_size):
+        for i in micro_batches(batch, args.micro_batch_size):
+            log_prob, counts = score_steps(policy, trace.select(i), exact)
+            log_probs.append(log_prob.detach())
+            possible.append(counts)
+    return torch.cat(log_probs), torch.cat(possible)
 
 
-def _learn(
+def update_policy(
     policy: Policy,
-    opt: Any,
+    optimizer: Optimizer,
     trace: ChainSteps,
-    old: Tensor,
-    could: Tensor,
+    old_log_prob: Tensor,
+    possible: Tensor,
     advantage: Tensor,
     exact: bool,
     args: Args,
     rng: Rng,
-) -> dict[str, float]:
-    """Pass over the rows ``epochs`` times; says the loss, the KL to what drew, and how much carried no loss."""
-    losses, seen, left, asked = [], [], 0, 0
+) -> Metrics:
+    """Pass over the rows ``epochs`` times; return the loss, the KL to the old policy, and how much had no loss."""
+    metrics, last, num_counted, num_written = MetricMeans(), [], 0, 0
 
-    def pieces(batch: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def losses(batch: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for i in micro_batches(batch, args.micro_batch_size):
-            new, counts = _log_probs(policy, trace.select(i), exact)
-            counts = counts & could[i]
-            seen.append((new.detach(), old[i], counts))
-            gain = advantage[trace.chain_index[i], None].expand_as(new)
-            loss = ppo_clip(new, old[i], gain, args.clip_range) + args.kl_coef * k3(new, old[i])
-            del new, gain  # nothing of a piece outlives its turn
+            log_prob, counts = score_steps(policy, trace.select(i), exact)
+            old, counts = old_log_prob[i], counts & possible[i]
+            last.append((log_prob.detach(), old, counts))
+            gain = advantage[trace.chain_index[i], None].expand_as(log_prob)
+            loss = ppo_clip(log_prob, old, gain, args.clip_range) + args.kl_coef * k3(log_prob, old)
+            del log_prob, gain  # nothing of a piece is kept while the next one runs
             yield loss, counts
             del loss
 
-    wrote = torch.ones_like(could) if exact else (trace.x != trace.y) & trace.mask  # type: ignore[operator]
+    written = torch.ones_like(possible) if exact else (trace.x != trace.y) & trace.mask  # type: ignore[operator]
     for batch in minibatches(len(trace), args.batch_size, args.epochs, rng):
-        seen.clear()
-        done = accumulate_masked(opt, pieces(batch), clip=1.0)
-        losses += [] if done is None else [done["loss"]]
-        left, asked = left + sum(int(counts.sum()) for *_, counts in seen), asked + int(wrote[batch].sum())
-    row = {"loss/impossible_fraction": 1 - left / asked}
-    row["train/skipped_updates"] = args.epochs * -(-len(trace) // args.batch_size) - len(losses)
-    if losses:
-        new, before, counts = (torch.cat(v) for v in zip(*seen, strict=True))
-        row["loss/policy"] = sum(losses) / len(losses)
+        last.clear()
+        step = accumulate_masked(optimizer, losses(batch), clip=1.0)
+        if step is not None:
+            metrics.add({"loss/policy": step["loss"]})
+        num_counted += sum(int(counts.sum()) for *_, counts in last)
+        num_written += int(written[batch].sum())
+    row = {"loss/impossible_fraction": 1 - num_counted / num_written}
+    row["train/skipped_updates"] = args.epochs * -(-len(trace) // args.batch_size) - len(metrics)
+    if len(metrics):
+        row |= metrics.mean()
+        log_prob, old, counts = (torch.cat(v) for v in zip(*last, strict=True))
         if bool(counts.any()):
-            row["ppo/approx_kl"] = float(approx_kl(new, before, counts))
+            row["ppo/approx_kl"] = float(approx_kl(log_prob, old, counts))
     return row
 
 
 @torch.no_grad()
-def _first(
-    policy: Policy, chain: Chain, trace: ChainSteps, old: Tensor, could: Tensor, exact: bool, args: Args
-) -> dict:
-    """Compare a run, its replay by calls of the run's own shapes, and the update's calls, on rows drawn together.
+def check_first_update(
+    policy: Policy, chain: Chain, trace: ChainSteps, old_log_prob: Tensor, possible: Tensor, exact: bool, args: Args
+) -> Metrics:
+    """Compare recorded log-probs, those of calls of the decoder's shapes, and those of the update's calls.
 
-    Returns the share of steps that are ``flipped`` where they are scored exactly. Raises OffPolicy if the policy that
-    learns is not the one that drew.
+    All are of rows that were drawn together. Return the fraction of steps that are ``flipped`` if they are scored
+    exactly. Raise OffPolicy if the policy that learns differs from the one that drew.
     """
-    many, steps, size = len(chain.log_prob), len(chain), args.micro_batch_size or len(chain.log_prob)
-    low = int(trace.chain_index[0]) // size * size  # the rows that were drawn together with the first that teaches
-    n = min(size, many - low)
+    total, num_steps, size = len(chain.log_prob), len(chain), args.micro_batch_size or len(chain.log_prob)
+    low = int(trace.chain_index[0]) // size * size  # the rows that were drawn together with the first learned one
+    n = min(size, total - low)
     limit = tolerance_of(policy.denoiser) if args.ratio_tolerance is None else args.ratio_tolerance
-    at, gaps, tokens, joints = torch.arange(low, low + n, device=trace.step.device) * steps, [], [], []
-    for k in range(steps):
-        part = chain.steps_at(at + k)
+    first_step = torch.arange(low, low + n, device=trace.step.device) * num_steps
+    gaps, tokens, joints = [], [], []
+    for k in range(num_steps):
+        part = chain.steps_at(first_step + k)
         law, y = policy.rescore(part, micro_batch_size=n)
         assert isinstance(law, Unmasking) and isinstance(y, Tensor)
         gap = (replace(law, mask=law.is_open).log_prob(y) - part.log_prob).abs()
         gaps.append(gap[part.log_prob < -args.min_step_nll])
         tokens.append(law.token_log_prob(y))
         joints.append(law.log_prob(y) if exact else gap)
-    # The median: a rank that flips moves single steps by nats, another law moves nearly all.
-    typical = torch.cat(gaps).median()[None]
-    assert_on_policy(typical, torch.zeros_like(typical), limit)
-    mine = torch.nonzero((trace.chain_index >= low) & (trace.chain_index < low + n))[:, 0]
-    place = trace.chain_index[mine] - low, torch.searchsorted(chain.step, trace.step[mine])
-    run = torch.stack(tokens, 1)[place]
-    now = torch.cat(
-        [
-            _log_probs(policy, trace.select(i), False)[0]
-            for i in micro_batches(mine, args.micro_batch_size or args.batch_size)
-        ]
-    )
-    apart = (now - run).abs()[run != 0].sort().values
-    most = apart[: max(1, math.ceil(0.99 * len(apart)))]
+    # The median: a rank that flips moves single steps by nats, another distribution moves nearly all.
+    median = torch.cat(gaps).median()[None]
+    assert_on_policy(median, torch.zeros_like(median), limit)
+    rows = torch.nonzero((trace.chain_index >= low) & (trace.chain_index < low + n))[:, 0]
+    place = trace.chain_index[rows] - low, torch.searchsorted(chain.step, trace.step[rows])
+    drawn = torch.stack(tokens, 1)[place]
+    parts = micro_batches(rows, args.micro_batch_size or args.batch_size)
+    scored = torch.cat([score_steps(policy, trace.select(i), False)[0] for i in parts])
+    difference = (scored - drawn).abs()[drawn != 0].sort().values
+    most = difference[: max(1, math.ceil(0.99 * len(difference)))]
     assert_on_policy(most, torch.zeros_like(most), limit)
     if not exact:
         return {}
-    joint = torch.where(could, old, -torch.inf)[mine, 0]
-    moved = (joint - now.sum(-1) - torch.stack(joints, 1)[place] + run.sum(-1)).abs()
-    return {"ppo/flipped_fraction": float((~(moved <= limit)).float().mean())}
+    joint = torch.where(possible, old_log_prob, -torch.inf)[rows, 0]
+    change = (joint - scored.sum(-1) - torch.stack(joints, 1)[place] + drawn.sum(-1)).abs()
+    return {"ppo/flipped_fraction": float((~(change <= limit)).float().mean())}
 
 
 SIGNAL = "reward"

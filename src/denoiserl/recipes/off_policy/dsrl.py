@@ -13,45 +13,43 @@ likelihood: none
 
 The base is a deterministic function a = G(s, w) of its first noise, and may be a black box. A small policy π_W decides
 w inside the box [−b, b], w = b tanh u, by SAC on decisions of noise. Noise-aliased (``aliased``), two kinds of critics
-keep what was learned about actions apart from which noise produced them:
+separate what is known of actions from which noise produced them:
 
     Q_A(s, a)  ←  r + γ^n min Q̄_A(s', G(s', w')),   w' ~ π_W(s')
     Q_W(s, w)  ←  Q_A(s, G(s, w)),   w ~ N(0, I)
     L_π = α log π_W(w | s) − min Q_W(s, w)
 
-so that ``demos``, actions whose noise nobody knows, teach Q_A too. Without, Q_W learns from rewards itself, with the
-entropy in its target: plain SAC on noise, which never calls the base while it learns. No gradient passes through G. As
-published: b = 1.5, targets that follow with τ = 0.005, a target entropy of 0, first decisions from the base alone (w ~
-N(0, I)), layer norm in the critics. The paper's tables say 20 updates a decision and 10 of Q_W for each; what is
-released makes 2.5 to 5 updates a decision, by task, and half an update of Q_W for each. Here there are 2, and one of
-Q_W for each, at a higher learning rate, so that it runs on a laptop. Further differences: perceptrons of GELUs; the
-bound holds for the aliased variant too; ticks of the environment are counted, not chunks; a decision of noise makes the
-whole plan, so nothing is masked where an episode ends inside a chunk (there is no ratio, and Q_A sees the plan);
-``min_temperature`` keeps π_W exploring: released runs dip below the base where the temperature falls under 0.1 before
-the critics know enough, and ``demos`` or a longer ``learning_starts`` help as well. Rewards are scaled and shifted by
-``reward_scale`` and ``reward_shift`` (a decision); −1 with success as the end makes a sparse reward dense.
+So ``demos``, actions whose noise is unknown, teach Q_A too. Without aliasing, Q_W learns from rewards itself, with the
+entropy in its target: plain SAC on noise, which never calls the base while it learns. No gradient passes through G.
 
-Start from ``control.noise_steering.steer(policy, obs=...)``; ``spread=1`` there and no training is the baseline *narrow
-noise*. ``eval_with="best"`` is the baseline that never steers: all data come from the base alone, everything learns
-from them as above (π_W only says which noise follows in the target of Q_A), and the base's best of ``num_candidates``
-plans by Q_A is served.
+As published: b = 1.5, target networks with τ = 0.005, a target entropy of 0, first decisions from the base alone (w ~
+N(0, I)), layer norm in the critics. The paper's tables say 20 updates per decision and 10 of Q_W for each. The released
+code makes 2.5 to 5 updates per decision, by task, and half an update of Q_W for each. Here there are 2, and one of
+Q_W for each, at a higher learning rate, so that it runs on a laptop. Further differences: perceptrons of GELUs; the
+bound holds for the aliased variant too; environment steps are discounted, not chunks. A decision of noise makes the
+whole plan, so nothing is masked where an episode ends inside a chunk (there is no ratio, and Q_A sees the plan).
+``min_temperature`` keeps π_W exploring: released runs fall below the base where the temperature falls under 0.1 before
+the critics know enough; ``demos`` or a longer ``learning_starts`` help as well. Rewards are scaled and shifted by
+``reward_scale`` and ``reward_shift`` (per decision); −1 with success as the end makes a sparse reward dense.
+
+Start from ``control.noise_steering.steer(policy, obs=...)``. With ``spread=1`` there and no training it is the baseline
+*narrow noise*.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of 0.54 (the base by its ODE; 0.55 with narrow noise,
-0.24 with no noise at all, where learning begins) to 0.98 in 10 iterations of 480 ticks and 1.00 from 20 on (50 held-out
+0.24 with no noise at all, where learning begins) to 0.98 in 10 iterations of 480 steps and 1.00 from 20 on (50 held-out
 starts; one seed).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from denoiserl.control.acting import carry, rollout_metrics
-from denoiserl.control.best_of_n import BestOfNNoise
 from denoiserl.control.noise_steering import (
     bound,
     check_noise_effect,
@@ -61,20 +59,18 @@ from denoiserl.control.noise_steering import (
     require_steered,
 )
 from denoiserl.control.squashed_actions import due_minibatches, to_unit_box
-from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.control.twin_critics import TwinCritics
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Squashed
 from denoiserl.envs import Collector
-from denoiserl.losses import half_squared_error
-from denoiserl.nn import Critics, Temperature, frozen, polyak_update, target_copy
+from denoiserl.nn import Critics, Temperature, frozen
 from denoiserl.policy.policy import Policy
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
-
-SERVES = ("steered", "best")
 
 
 @dataclass(frozen=True)
@@ -89,11 +85,6 @@ class Args(Settings):
     """decisions before learning starts; taken by the base alone; a full batch is needed too"""
     aliased: bool = True
     """learn two kinds of critics, of actions and of noise"""
-    eval_with: Literal["steered", "best"] = "steered"
-    """what the policy is served with; the learned noise, or as a baseline the best of the base's own plans by the
-    critics of actions"""
-    num_candidates: Count = 16
-    """candidates that the served action is chosen from; only where "best" is what it is served with"""
     noise_critic_updates: Count = 1
     """updates of the critic of noise per update of the critic of actions; 10 in the paper, a half as released"""
     utd: NonNegative = 2.0
@@ -127,93 +118,114 @@ class Args(Settings):
 
 
 def improve(
-    policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None, demos: Rollout | None = None
+    policy: Policy,
+    env: Collector,
+    args: Args,
+    rng: Rng | int,
+    run: Run | None = None,
+    demos: Rollout | None = None,
+    base_controller: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Iterator[Metrics]:
-    """Improve a steered policy in an environment; ``demos``: decisions of anybody's, of ``execute`` actions each."""
+    """Improve a steered policy in an environment.
+
+    ``demos``: recorded decisions of ``execute`` actions each. ``base_controller(q)``: serve the base by this controller
+    of Q_A and take all decisions by the base alone, for baselines that do not steer.
+    """
     rng = as_rng(rng, policy.device)
-    run, net, execute = run or Run(), require_steered(policy), carry(policy)
+    run, steering, execute = run or Run(), require_steered(policy), carry(policy)
     env.discount(args.gamma)
     if (b := bound(policy)) is None:
         raise InvalidInputError("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")
-    if demos is not None and not args.aliased:
-        raise InvalidInputError(
-            "nobody knows the noise behind demonstrations: only the aliased variant learns from them"
-        )
-    if args.eval_with not in SERVES:
-        raise InvalidInputError(unknown_name_message(args.eval_with, SERVES, "way to serve"))
-    if args.eval_with == "best" and not args.aliased:
-        raise InvalidInputError("only critics of actions can choose among the base's plans: aliased=True")
-    shape, (low, high) = (net.rows, policy.event_shape[1]), (env.spec.low, env.spec.high)
-    box = TanhCodec.from_box(torch.as_tensor(low, device=policy.device), torch.as_tensor(high, device=policy.device))
-    size = {"count": args.num_critics, "width": args.critic_width, "depth": 3, "activation": "gelu", "layer_norm": True}
-    critic = rng.init(Critics, env.obs_dim, shape, **size).to(policy.device)
-    decided = (execute, policy.event_shape[1])
-    judge = rng.init(Critics, env.obs_dim, decided, **size).to(policy.device) if args.aliased else critic
-    if args.eval_with == "best":
-        policy.weights.control = BestOfNNoise(ActionValue(judge, box, execute), args.num_candidates)
-    slow, heat = target_copy(judge), Temperature(args.temperature_init, args.min_temperature).to(policy.device)
-    learners = {"latent": net.latent, "critic": critic, "heat": heat, **({"judge": judge} if args.aliased else {})}
-    opts = {f"{name} opt": adamw(module.parameters(), args.lr) for name, module in learners.items()}
-    check_optimizer_covers(list(opts.values()), net, critic, heat, judge)
-    replay, chosen = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay"), []
-    begin = args.learning_starts + (
-        0 if demos is None else store_rollout(replay, demos, box, args, torch.zeros(*demos.reward.shape, *shape))
-    )
+    if not args.aliased and (demos is not None or base_controller is not None):
+        raise InvalidInputError("demos and base_controller need critics of actions: use aliased=True")
+    noise_shape, action_shape = (steering.rows, policy.event_shape[1]), (execute, policy.event_shape[1])
+    low, high = (torch.as_tensor(edge, device=policy.device) for edge in (env.spec.low, env.spec.high))
+    box = TanhCodec.from_box(low, high)
 
-    def decide(cond: Tensor) -> tuple[Tensor, Tensor]:
+    more: Any = {"num_critics": args.num_critics, "width": args.critic_width}
+    more |= {"depth": 3, "activation": "gelu", "layer_norm": True}
+    noise_critics = TwinCritics(env.obs_dim, noise_shape, args.lr, args.tau, rng, policy.device, **more)
+    critics = noise_critics  # those that learn from rewards
+    if args.aliased:
+        critics = TwinCritics(env.obs_dim, action_shape, args.lr, args.tau, rng, policy.device, **more)
+    action_value = ActionValue(critics.net, box, execute)
+    action_value_target = ActionValue(critics.target_net, box, execute)
+    if base_controller is not None:
+        policy.weights.control = base_controller(action_value)
+    temperature = Temperature(args.temperature_init, args.min_temperature).to(policy.device)
+    optimizer, temperature_optimizer = (adamw(m.parameters(), args.lr) for m in (steering.latent, temperature))
+    check_optimizer_covers([optimizer, temperature_optimizer], steering, temperature)
+
+    replay, learning_starts = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay"), 0
+    if demos is not None:
+        learning_starts = store_rollout(replay, demos, box, args, torch.zeros(*demos.reward.shape, *noise_shape))
+    learning_starts += args.learning_starts
+    executed_noise: list[Tensor] = []
+
+    def sample_noise(cond: Tensor) -> tuple[Tensor, Tensor]:
         law = noise_distribution(policy, cond)
         assert isinstance(law, Squashed)
-        return law.sample_with_log_prob(rng.normal(len(cond), *shape))
+        return law.sample_with_log_prob(rng.normal(len(cond), *noise_shape))
 
     @torch.no_grad()
     def act(obs: Tensor, rng: Rng) -> tuple[Tensor, None]:
         obs = obs.to(policy.device)
-        alone = args.eval_with == "best" or replay.count < begin
-        chosen.append(rng.normal(len(obs), *shape) / b if alone else decide(policy.codec.condition(obs))[0])
-        return decode_noise_to_action(policy, obs, chosen[-1])[:, :execute], None
+        if base_controller is not None or replay.count < learning_starts:
+            noise = rng.normal(len(obs), *noise_shape) / b  # w ~ N(0, I), in units of the bound
+        else:
+            noise, _ = sample_noise(policy.codec.condition(obs))  # w ~ π_W(s)
+        executed_noise.append(noise)
+        return decode_noise_to_action(policy, obs, noise)[:, :execute], None
 
-    def q(obs: Tensor, z: Tensor, critics: Critics) -> Tensor:
-        """min Q(s, G(s, z)) by critics of actions."""
-        return ActionValue(critics, box, execute)(policy, obs, decode_noise(policy, obs, z))
-
-    named = {**learners, **opts, "slow": slow, "policy": policy, "replay": replay, "rng": rng, "env": env}
-    for it in run.loop(args.iterations, **named):
-        row = (
-            {} if it else {"policy/noise_sensitivity": check_noise_effect(policy, env.obs[:16].to(policy.device), rng)}
-        )
+    state = {"policy": policy, "optimizer": optimizer, "temperature": temperature, "critics": critics, "rng": rng}
+    state["temperature_optimizer"] = temperature_optimizer
+    if args.aliased:
+        state["noise_critics"] = noise_critics
+    for iteration in run.loop(args.iterations, **state, replay=replay, env=env):
+        # Collect decisions of noise.
+        row: Metrics = {}
+        if iteration == 0:
+            row["policy/noise_sensitivity"] = check_noise_effect(policy, env.obs[:16].to(policy.device), rng)
         before, metrics = replay.count, MetricMeans()
-        ep = env.collect(act, args.rollout_steps, rng)
-        store_rollout(replay, ep, box, args, torch.stack(chosen))
-        chosen.clear()
-        for rows in due_minibatches(replay, before, args.utd, args.batch_size, begin, args.gamma, args.n_step, rng):
-            cond, alpha = policy.codec.condition(rows["obs"]), heat.alpha
+        rollout = env.collect(act, args.rollout_steps, rng)
+        store_rollout(replay, rollout, box, args, torch.stack(executed_noise))
+        executed_noise.clear()
+
+        for batch in due_minibatches(
+            replay, before, args.utd, args.batch_size, learning_starts, args.gamma, args.n_step, rng
+        ):
+            # Estimate: the critics that learn from rewards, then Q_W from Q_A.
+            obs, next_obs, alpha = batch["obs"], batch["next_obs"], temperature.alpha
+            cond, next_cond = policy.codec.condition(obs), policy.codec.condition(next_obs)
             with torch.no_grad():
-                after = policy.codec.condition(rows["next_obs"])
-                z, logp = decide(after)
-                future = q(rows["next_obs"], z, slow) if args.aliased else slow(after, z).amin(0) - alpha * logp
-                y = (rows["reward"] + rows["discount"] * future).expand(args.num_critics, -1)
-            guess = judge(cond, rows["action" if args.aliased else "z"])
-            error = optimizer_step(
-                opts["judge opt" if args.aliased else "critic opt"], half_squared_error(guess, y).sum(0).mean()
-            )["loss"]
+                next_noise, log_prob = sample_noise(next_cond)  # w' ~ π_W(s')
+                if args.aliased:  # min Q̄_A(s', G(s', w'))
+                    next_value = action_value_target(policy, next_obs, decode_noise(policy, next_obs, next_noise))
+                else:  # min Q̄_W(s', w') − α log π_W(w' | s')
+                    next_value = critics.target(next_cond, next_noise).amin(0) - alpha * log_prob
+                td_target = batch["reward"] + batch["discount"] * next_value  # r + γ^n ...
+            decision = batch["action" if args.aliased else "z"]
+            critic_loss = critics.td_update(cond, decision, td_target)["loss/critic"]
             for _ in range(args.noise_critic_updates if args.aliased else 0):
-                z = rng.normal(len(cond), *shape) / b
+                noise = rng.normal(len(cond), *noise_shape) / b  # w ~ N(0, I)
                 with torch.no_grad():
-                    y = q(rows["obs"], z, judge).expand(args.num_critics, -1)
-                optimizer_step(opts["critic opt"], half_squared_error(critic(cond, z), y).sum(0).mean())
-            with frozen(critic):
-                z, logp = decide(cond)
-                value = critic(cond, z).amin(0)
-                optimizer_step(opts["latent opt"], (alpha * logp - value).mean())
-            optimizer_step(opts["heat opt"], heat.loss(logp.detach(), args.target_entropy).mean())
-            polyak_update(slow, judge, args.tau)
-            update = {"loss/critic": error, "q/policy": value.detach().mean(), "policy/entropy": -logp.detach().mean()}
-            metrics.add(update | {"policy/temperature": alpha})
-        yield rollout_metrics(ep) | row | metrics.mean()
+                    target = action_value(policy, obs, decode_noise(policy, obs, noise))  # min Q_A(s, G(s, w))
+                noise_critics.td_update(cond, noise, target)
+
+            # Update π_W, its temperature and the target networks.
+            with frozen(noise_critics.net):
+                noise, log_prob = sample_noise(cond)
+                q = noise_critics(cond, noise).amin(0)
+                optimizer_step(optimizer, (alpha * log_prob - q).mean())  # α log π_W − min Q_W
+            optimizer_step(temperature_optimizer, temperature.loss(log_prob.detach(), args.target_entropy).mean())
+            critics.update_target()
+            update = {"loss/critic": critic_loss, "q/policy": q.detach().mean()}
+            metrics.add(update | {"policy/entropy": -log_prob.detach().mean(), "policy/temperature": alpha})
+        yield rollout_metrics(rollout) | row | metrics.mean()
 
 
 class ActionValue(nn.Module):
-    """A verifier: min Q_A(s, a) by ``critics`` of the first ``execute`` actions of a plan, as numbers in their box."""
+    """A verifier: min Q_A(s, a) of the first ``execute`` actions of a plan, in units of their box."""
 
     def __init__(self, critics: Critics, box: TanhCodec, execute: int) -> None:
         super().__init__()
@@ -221,16 +233,15 @@ class ActionValue(nn.Module):
         self.critics, self.box, self.execute = critics, box, execute
 
     def forward(self, policy: Policy, cond: Tensor, plan: Tensor) -> Tensor:
-        """The value of each plan (in model units) under its condition (in data units), [N]."""
+        """Return the value [N] of plans (in model units) under their conditions (in data units)."""
         action = to_unit_box(self.box, policy.codec.decode(plan)[:, : self.execute]).to(plan.device)
         return self.critics(policy.codec.condition(cond), action).amin(0)
 
 
-def store_rollout(replay: ReplayBuffer, ep: Rollout, box: TanhCodec, args: Args, z: Tensor) -> int:
-    """Take in decisions with their noise ``z`` [T, B, r, d] in units of the bound; say how many there were."""
-    return replay.add(
-        ep, reward=args.reward_scale * ep.reward + args.reward_shift, action=to_unit_box(box, ep.action), z=z
-    )
+def store_rollout(replay: ReplayBuffer, rollout: Rollout, box: TanhCodec, args: Args, noise: Tensor) -> int:
+    """Add decisions with their noise [T, B, r, d], in units of the bound, to the buffer; return how many were added."""
+    reward = args.reward_scale * rollout.reward + args.reward_shift
+    return replay.add(rollout, reward=reward, action=to_unit_box(box, rollout.action), z=noise)
 
 
 SIGNAL = "env"

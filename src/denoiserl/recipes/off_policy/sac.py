@@ -11,20 +11,20 @@ output: actions
 process: one-step
 likelihood: none
 
-A decision is a = tanh u with u ~ N(μ(s), σ(s)²), in units of the actions' box. With twin critics, targets that follow
-slowly, and rows from a replay buffer,
+A decision is a = tanh u with u ~ N(μ(s), σ(s)²), in units of the actions' box. With twin critics, target networks, and
+transitions from a replay buffer,
 
     y = r + γ^n (min Q̄(s', a') − α log π(a' | s')),   a' ~ π
     L_Q = ½ (Q(s, a) − y)²,   L_π = α log π(a | s) − min Q(s, a),   L_α = −α (log π + H̄)
 
-A decision is an action or a chunk of them; ``n_step`` rows make one return. A time limit bootstraps, a true end does
-not. As published: two critics and their minimum, one update a decision (``utd``), batches of 256, learning rate 3e-4, τ
-= 0.005, a target entropy of minus the number of dimensions (of the box [−1, 1]), an even start without learning.
+A decision is an action or a chunk of them; ``n_step`` decisions make one return. A time limit bootstraps, a true end
+does not. As published: two critics and their minimum, one update per decision (``utd``), batches of 256, learning rate
+3e-4, τ = 0.005, a target entropy of minus the number of dimensions (of the box [−1, 1]), uniform actions at the start.
 Differences: the bound of log σ is smooth; updates come after every ``rollout_steps`` decisions instead of after each;
-critics may be more than two and have layer norm, for many updates a decision.
+critics may be more than two and have layer norm, for many updates per decision.
 
 Expect, with the defaults, Pendulum-v1 from a return of -1300 to about -180 of 20 held-out starts (-191, -179, -180 and
--184 after 6 000, 9 000, 12 000 and 15 000 ticks; one seed), where optimal policies are at about -150 over many starts.
+-184 after 6 000, 9 000, 12 000 and 15 000 steps; one seed), where optimal policies are at about -150 over many starts.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from denoiserl.control.acting import carry, rollout_metrics
 from denoiserl.control.squashed_actions import (
@@ -99,7 +100,7 @@ class Args(Settings):
 def improve(
     policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None, replay: Any = None
 ) -> Iterator[Metrics]:
-    """Improve a policy that decides inside a box, in an environment. ``replay``: a buffer of another kind."""
+    """Improve a policy with bounded actions in an environment. ``replay``: a buffer to use in place of a new one."""
     rng = as_rng(rng, policy.device)
     run, codec = run or Run(), require_squashed_policy(policy, "SAC")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
@@ -112,45 +113,44 @@ def improve(
     if replay is None:
         replay = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
     target_entropy = -math.prod(policy.event_shape) if args.target_entropy is None else args.target_entropy
-    act = exploration_actor(
-        policy,
-        codec,
-        replay,
-        lambda c, rng: action_distribution(policy, c).sample(action_noise(policy, c, rng)),
-        args.learning_starts,
-        args.warmup_policy,
-    )
-    ready = args.utd, args.batch_size, args.learning_starts
+
+    def sample_action(cond: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        noise = rng.normal(len(cond), *policy.event_shape)
+        return action_distribution(policy, cond).sample_with_log_prob(noise)
+
+    def explore(cond: Tensor, rng: Rng) -> Tensor:
+        return sample_action(cond, rng)[0]
+
+    act = exploration_actor(policy, codec, replay, explore, args.learning_starts, args.warmup_policy)
+    when_due = args.utd, args.batch_size, args.learning_starts
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "temperature": temperature, "rng": rng}
     state["temperature_optimizer"] = temperature_optimizer
     for _ in run.loop(args.iterations, **state, replay=replay, env=env):
-        before, ep, metrics = replay.count, env.collect(act, args.rollout_steps, rng), MetricMeans()
-        replay.add(ep, action=to_unit_box(codec, ep.action))
-        for rows in due_minibatches(replay, before, *ready, args.gamma, args.n_step, rng):
-            cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
+        # Collect decisions.
+        before, metrics = replay.count, MetricMeans()
+        rollout = env.collect(act, args.rollout_steps, rng)
+        replay.add(rollout, action=to_unit_box(codec, rollout.action))
+
+        for batch in due_minibatches(replay, before, *when_due, args.gamma, args.n_step, rng):
+            # Estimate the TD target, and update the critics.
+            obs, next_obs = codec.condition(batch["obs"]), codec.condition(batch["next_obs"])
             alpha = temperature.alpha
-            with torch.no_grad():
-                action, logp = action_distribution(policy, after).sample_with_log_prob(action_noise(policy, after, rng))
-                y = rows["reward"] + rows["discount"] * (critics.target(after, action).amin(0) - alpha * logp)
-            row = critics.td_update(cond, rows["action"], y)
+            with torch.no_grad():  # y = r + γ^n (min Q̄(s', a') − α log π(a' | s'))
+                next_action, log_prob = sample_action(next_obs, rng)
+                next_value = critics.target(next_obs, next_action).amin(0) - alpha * log_prob
+                td_target = batch["reward"] + batch["discount"] * next_value
+            row = critics.td_update(obs, batch["action"], td_target)
+
+            # Update the policy, its temperature and the target networks.
             with frozen(critics.net):
-                action, logp = action_distribution(policy, cond).sample_with_log_prob(action_noise(policy, cond, rng))
-                value = critics(cond, action).amin(0)
-                optimizer_step(optimizer, (alpha * logp - value).mean())
-            optimizer_step(temperature_optimizer, temperature.loss(logp.detach(), target_entropy).mean())
+                action, log_prob = sample_action(obs, rng)
+                q = critics(obs, action).amin(0)
+                optimizer_step(optimizer, (alpha * log_prob - q).mean())  # α log π − min Q
+            optimizer_step(temperature_optimizer, temperature.loss(log_prob.detach(), target_entropy).mean())
             critics.update_target()
-            row |= {
-                "q/policy": value.detach().mean(),
-                "policy/entropy": -logp.detach().mean(),
-                "policy/temperature": alpha,
-            }
-            metrics.add(row)
-        yield rollout_metrics(ep) | metrics.mean()
-
-
-def action_noise(policy: Policy, cond: torch.Tensor, rng: Rng) -> torch.Tensor:
-    """The noise of a decision for every row."""
-    return rng.normal(len(cond), *policy.event_shape)
+            row |= {"q/policy": q.detach().mean(), "policy/entropy": -log_prob.detach().mean()}
+            metrics.add(row | {"policy/temperature": alpha})
+        yield rollout_metrics(rollout) | metrics.mean()
 
 
 SIGNAL = "env"

@@ -11,21 +11,21 @@ output: actions
 process: diffusion, one-step
 likelihood: none
 
-SAC, with many updates a decision. Every ``refill_every`` decisions a diffusion model (EDM) is trained from scratch on
-the transitions that the replay buffer holds, x = [s, a, r, s', done], and draws ``num_synthetic`` new ones; from then
-on the share ``synthetic_fraction`` of every batch is drawn from those,
+SAC, with many updates per decision. Every ``refill_every`` decisions a diffusion model (EDM) is trained from scratch on
+the transitions in the replay buffer, x = [s, a, r, s', done], and generates ``num_synthetic`` new ones. From then on
+the fraction f = ``synthetic_fraction`` of every batch is drawn from those:
 
-    batch = (1 − share) · real  ∪  share · made
+    batch = (1 − f) · real  ∪  f · synthetic
 
-and SAC itself, ``recipes.off_policy.sac``, is as it was. ``synthetic_fraction=0`` is SAC at the same number of updates.
+SAC itself, ``recipes.off_policy.sac``, is unchanged. ``synthetic_fraction=0`` is SAC at the same number of updates.
 
-As published: a share of a half, retraining from scratch every 10 000 decisions, log-normal levels, Heun's sampler, ends
-of episodes left raw and thresholded. Differences: no churn, which widens what is made in so few steps; a smaller model
-for fewer updates, made rows a few ten thousand instead of a million, 8 updates a decision instead of 20, and rows whose
-end is unsure are drawn again. Pixels need an encoder first: observations are flat.
+As published: a fraction of a half, retraining from scratch every 10 000 decisions, log-normal levels, Heun's sampler,
+ends of episodes left raw and thresholded. Differences: no churn, which widens samples of so few steps; a smaller model
+for fewer updates, 20 000 synthetic rows instead of a million, 8 updates per decision instead of 20, and rows whose end
+is uncertain are drawn again. Pixels need an encoder first: observations are flat.
 
 Expect a return of −162 on Pendulum-v1 after 3000 steps with the settings of the claim ``synther_online`` (−132 to −216
-in five seeds), where SAC with as many updates has −146; SAC with one update a step has −800.
+in five seeds), where SAC with as many updates has −146; SAC with one update per step has −800.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Args(sac.Args):
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
-    """Improve a policy that decides inside a box, in an environment."""
+    """Improve a policy with bounded actions in an environment."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
     require_squashed_policy(policy, "SynthER")
@@ -73,16 +73,16 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
             f"the first model learns from {args.refill_every} decisions, fewer than its batch of "
             f"{args.model.batch_size}"
         )
-    mixed = MixedReplayBuffer(
-        ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay"), args.synthetic_fraction
-    )
+    real = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
+    mixed = MixedReplayBuffer(real, args.synthetic_fraction)
     edge = torch.ones(policy.event_shape[-1])  # the buffer holds decisions, in [−1, 1]
     for row in sac.improve(policy, env, args, rng, run, replay=mixed):
         if args.synthetic_fraction and mixed.count - mixed.filled >= args.refill_every:
-            known = buffer_to_transitions(mixed.real, -edge, edge, args.gamma)
-            made, dropped = train_generator_now(known, args.model, rng, policy.device).sample(args.num_synthetic, rng)
-            mixed.refill(made.replay(device=policy.device))
-            row |= {"synthetic/count": float(len(made)), "synthetic/dropped_fraction": dropped}
+            rows = buffer_to_transitions(real, -edge, edge, args.gamma)
+            generator = train_generator_now(rows, args.model, rng, policy.device)
+            synthetic, dropped = generator.sample(args.num_synthetic, rng)
+            mixed.refill(synthetic.replay(device=policy.device))
+            row |= {"synthetic/count": float(len(synthetic)), "synthetic/dropped_fraction": dropped}
         yield row
 
 

@@ -1,4 +1,4 @@
-"""TD3: twin critics for a deterministic policy, the off-policy baseline that has no entropy to tune
+"""TD3: twin critics for a deterministic policy, the off-policy baseline without entropy
 
 paper: arXiv 1802.09477
 signal: env
@@ -11,18 +11,18 @@ output: actions
 process: one-step
 likelihood: none
 
-A decision is a = tanh μ(s), in units of the actions' box; it explores with noise that is added in the box. With targets
-of critics and actor that follow slowly, and rows from a replay buffer,
+A decision is a = tanh μ(s), in units of the actions' box; exploration adds noise in the box. With target networks of
+critics and actor, and transitions from a replay buffer,
 
     y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1)),   ε ~ N(0, σ²)
     L_Q = ½ (Q(s, a) − y)²,   every ``policy_delay`` updates L_π = −Q₁(s, μ(s))
 
-As published: exploration noise 0.1, smoothing 0.2 clipped at 0.5, a delay of 2, an even start without learning, one
-update a decision; a time limit bootstraps. Differences: updates come after every ``rollout_steps`` decisions instead of
-after each; the std that the policy's network also answers is not used, and neither learns nor draws.
+As published: exploration noise 0.1, smoothing 0.2 clipped at 0.5, a delay of 2, uniform actions at the start, one
+update per decision; a time limit bootstraps. Differences: updates come after every ``rollout_steps`` decisions instead
+of after each; the std that the policy's network also answers is not used, and neither learns nor draws.
 
 Expect, with the defaults, Pendulum-v1 from a return of -1300 to about -184 of 20 held-out starts (-350, -184, -186 and
--182 after 6 000, 9 000, 12 000 and 15 000 ticks; one seed).
+-182 after 6 000, 9 000, 12 000 and 15 000 steps; one seed).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     env.discount(args.gamma)
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm}
     critics = TwinCritics(env.obs_dim, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
-    policy.weights.snapshot("slow")
+    policy.weights.snapshot("target")
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
     replay = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
@@ -112,27 +112,32 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     def explore(cond: Tensor, rng: Rng) -> Tensor:
         return add_clipped_noise(mean_action(policy, cond), args.exploration_noise, 2.0, rng)
 
-    ready = args.utd, args.batch_size, args.learning_starts
     act = exploration_actor(policy, codec, replay, explore, args.learning_starts, args.warmup_policy)
+    when_due = args.utd, args.batch_size, args.learning_starts
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
     for _ in run.loop(args.iterations, **state, replay=replay, env=env):
-        before, ep, metrics = replay.count, env.collect(act, args.rollout_steps, rng), MetricMeans()
-        replay.add(ep, action=to_unit_box(codec, ep.action))
-        for i, rows in enumerate(
-            due_minibatches(replay, before, *ready, args.gamma, args.n_step, rng), due(before, *ready) + 1
-        ):
-            cond, after = codec.condition(rows["obs"]), codec.condition(rows["next_obs"])
-            with torch.no_grad():
-                action = mean_action(policy, after, "slow")
-                action = add_clipped_noise(action, args.target_noise, args.target_noise_clip, rng)
-                y = rows["reward"] + rows["discount"] * critics.target(after, action).amin(0)
-            metrics.add(critics.td_update(cond, rows["action"], y))
-            if i % args.policy_delay == 0:
+        # Collect decisions.
+        before, metrics = replay.count, MetricMeans()
+        rollout = env.collect(act, args.rollout_steps, rng)
+        replay.add(rollout, action=to_unit_box(codec, rollout.action))
+
+        batches = due_minibatches(replay, before, *when_due, args.gamma, args.n_step, rng)
+        for update, batch in enumerate(batches, due(before, *when_due) + 1):
+            # Estimate the TD target, and update the critics.
+            obs, next_obs = codec.condition(batch["obs"]), codec.condition(batch["next_obs"])
+            with torch.no_grad():  # y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1))
+                next_action = mean_action(policy, next_obs, "target")
+                next_action = add_clipped_noise(next_action, args.target_noise, args.target_noise_clip, rng)
+                td_target = batch["reward"] + batch["discount"] * critics.target(next_obs, next_action).amin(0)
+            metrics.add(critics.td_update(obs, batch["action"], td_target))
+
+            # Update the policy, −Q₁(s, μ(s)), and the target networks.
+            if update % args.policy_delay == 0:
                 with frozen(critics.net):
-                    optimizer_step(optimizer, -critics(cond, mean_action(policy, cond))[0].mean())
+                    optimizer_step(optimizer, -critics(obs, mean_action(policy, obs))[0].mean())
                 critics.update_target()
-                policy.weights.ema_update("slow", 1 - args.tau)
-        yield rollout_metrics(ep) | metrics.mean()
+                policy.weights.ema_update("target", 1 - args.tau)
+        yield rollout_metrics(rollout) | metrics.mean()
 
 
 SIGNAL = "env"

@@ -1,9 +1,10 @@
-"""Rows of a recording in a replay buffer, in the policy's units, for methods that learn from logged data."""
+"""Helpers of offline recipes: logged data as a replay buffer in the policy's units, and its minibatches."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,49 +19,51 @@ from denoiserl.data.transitions import has_reward_contrast, to_transitions
 from denoiserl.policy.policy import Policy
 
 
-def to_replay_buffer(policy: Policy, data: Any, batch: int, n: int, gamma: float) -> Any:
-    """Return the rows of a recording in a replay buffer, in the policy's units: ``obs`` and ``next_obs`` are
-    conditions, ``action`` [H, d] lies in [−1, 1]. ``n``: decisions of a return. Draw with ``offline_minibatches``.
+def to_replay_buffer(policy: Policy, data: Any, batch_size: int, n_step: int, gamma: float) -> Any:
+    """Return the transitions of logged data in a replay buffer, in the policy's units.
 
-    A buffer that is in the policy's units already (``data.synthetic.MixedReplayBuffer``) is returned as it is. Warn of
-    rewards that cannot tell policies apart. Raise InvalidInputError for policies of another size, and for what
-    ``to_transitions`` refuses.
+    ``obs`` and ``next_obs`` are conditions, ``action`` [H, d] lies in [−1, 1], returns are of ``n_step`` decisions.
+    Draw with ``offline_minibatches``. A buffer (``data.synthetic.MixedReplayBuffer``) is returned as it is. Warn if all
+    rewards are equal. Raise InvalidInputError for policies of another size, and for data that ``to_transitions``
+    refuses.
     """
     if not isinstance(data, EpisodeDataset | Demonstrations):
         return data
-    known = data.demos if isinstance(data, EpisodeDataset) else data
-    if policy.event_shape[1:] != known.actions.shape[1:]:
+    demos = data.demos if isinstance(data, EpisodeDataset) else data
+    if policy.event_shape[1:] != demos.actions.shape[1:]:
         raise InvalidInputError(
-            f"the policy decides {list(policy.event_shape[1:])} numbers a tick, the data "
-            f"{list(known.actions.shape[1:])}"
+            f"the policy decides {list(policy.event_shape[1:])} numbers per step, the data have "
+            f"{list(demos.actions.shape[1:])}: give a policy that was made for them"
         )
-    check_data_fits(policy, known)
-    own, move = policy.codec, lambda v: v.to(policy.device)
-    rows = to_transitions(data, policy.event_shape[0], n, gamma, seen=lambda v: own.condition(move(v)))
+    check_data_fits(policy, demos)
+    codec, move = policy.codec, lambda v: v.to(policy.device)
+    rows = to_transitions(data, policy.event_shape[0], n_step, gamma, seen=lambda v: codec.condition(move(v)))
     if not has_reward_contrast(data):
         warnings.warn(
-            f"all rewards of {rows.name or 'the data'} are equal and nothing ends well or badly: critics learn "
-            "nothing from them, and what is left is imitation",
+            f"all rewards of {rows.name or 'the data'} are equal and no end differs from others: critics learn "
+            "nothing from them, and only imitation is left",
             stacklevel=2,
         )
-    encode = (lambda v: to_unit_box(own, v)) if isinstance(own, TanhCodec) else (lambda v: own.encode(v).clamp(-1, 1))
-    return rows.replay(batch, policy.device, lambda v: encode(move(v)))
+    encode = lambda v: codec.encode(v).clamp(-1, 1)  # noqa: E731
+    if isinstance(codec, TanhCodec):
+        encode = partial(to_unit_box, codec)
+    return rows.replay(batch_size, policy.device, lambda v: encode(move(v)))
 
 
 def offline_minibatches(
-    replay: ReplayBuffer, updates: int, batch: int, gamma: float, rng: Rng
+    replay: ReplayBuffer, updates: int, batch_size: int, gamma: float, rng: Rng
 ) -> Iterator[dict[str, Any]]:
-    """Return an iterator over ``updates`` minibatches of ``batch`` rows that ``to_replay_buffer`` made.
+    """Return an iterator over ``updates`` minibatches of ``batch_size`` rows that ``to_replay_buffer`` made.
 
-    Actions of a chunk that never ran say nothing: they are replaced by uniform draws from the box, so that critics
-    learn not to heed them, and "counts" [B, H, d] (None: all do) keeps them out of losses.
+    Actions of a chunk that were not executed carry no information. Uniform draws from the box replace them, so that
+    critics learn to ignore them, and "counts" [B, H, d] (None: all count) keeps them out of losses.
     """
 
     def replace_unexecuted(block: dict[str, Any]) -> None:
         block["counts"] = [None] * len(block["reward"])
         if "real" in block:
             block["counts"] = block.pop("real")[..., None].expand(block["action"].shape)
-            other = 2 * rng.uniform(*block["action"].shape).to(block["action"]) - 1
-            block["action"] = torch.where(block["counts"], block["action"], other)
+            uniform = 2 * rng.uniform(*block["action"].shape).to(block["action"]) - 1
+            block["action"] = torch.where(block["counts"], block["action"], uniform)
 
-    return replay_minibatches(replay, updates, batch, rng, gamma, 1, replace_unexecuted)
+    return replay_minibatches(replay, updates, batch_size, rng, gamma, 1, replace_unexecuted)

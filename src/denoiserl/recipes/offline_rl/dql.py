@@ -1,4 +1,4 @@
-"""DQL: Diffusion Q-learning, a diffusion policy that imitates logged data and climbs a critic
+"""DQL: Diffusion Q-learning, a diffusion policy trained by behaviour cloning plus Q maximisation
 
 paper: arXiv 2208.06193
 signal: data
@@ -16,17 +16,18 @@ A decision a₀ is the end of K denoising steps, and the gradient of its value f
     y = r + γ^n min Q̄(s', a'),   a' ~ π̄(s')          L_Q = ½ (Q(s, a) − y)²
     L_π = L_denoise(a | s) − η E[Q(s, a₀)] / E|Q(s, a₀)|,   a₀ ~ π(s)
 
-One of the twin critics, chosen by a coin, is climbed, and the other one sets the pace. When it serves, the best of
-``num_candidates`` decisions is taken, or one drawn by a softmax of their values; that control is saved with the policy.
+The actor maximises one of the twin critics, chosen at random; the loss is normalised by the mean absolute value of the
+other. The policy serves the best of ``num_candidates`` decisions, or one drawn by a softmax of their values; that
+control is saved with the policy.
 
 As published: K = 5, targets of critics and policy that follow with 0.005, a softmax of temperature 1 over 50 candidates
 (``choice_temperature``; values are about 100 there, so that it nearly takes the best), η from 0.05 to 2 by data set,
-clipped gradients, the largest of several target values for mazes (``num_backup_samples``), and imitation at the K
-levels of the chain alone: at continuous times it leaves those levels free to follow the critic out of the data.
-Differences: the denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule; E|Q| has a
-floor of 1e-3; targets follow from the first update; smaller networks and fewer updates.
+clipped gradients, and the largest of several target values for mazes (``num_backup_samples``). Imitation is at the K
+levels of the chain alone: at continuous times those levels are free to follow the critic out of the data. Differences:
+the denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule; E|Q| has a floor of
+1e-3; targets follow from the first update; smaller networks and fewer updates.
 
-The policy, without its control (``policy.with_controller(None)``), is the kind that DPPO improves further online.
+DPPO can improve the policy further online, without its control (``policy.with_controller(None)``).
 
 Expect, with the defaults, on a small maze whose players were on their way elsewhere, a success of 0.90, 0.94 and 0.94
 from held-out starts after 500, 1000 and 1500 updates, where imitation alone (eta=0, one candidate) has 0.00 (50 starts;
@@ -41,7 +42,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from denoiserl.control.acting import carry
 from denoiserl.control.twin_critics import TwinCritics
@@ -95,7 +95,7 @@ class Args(Settings):
 def improve(
     policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Improve a denoising policy from logged data; it serves what its critics value."""
+    """Improve a denoising policy from logged data; it serves the best of its candidates by Q."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
     if isinstance(policy.codec, TanhCodec) or len(policy.eval_steps) < 2:
@@ -107,39 +107,42 @@ def improve(
     size = replay.columns["obs"].shape[1:]
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm, "max_grad_norm": args.max_grad_norm}
     critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
-    policy.weights.snapshot("slow")
+    policy.weights.snapshot("target")
     policy.weights.control = make_q_controller(critics.target_net, args.num_candidates, args.choice_temperature)
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
-    drawn = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=len(policy.eval_steps))
-    times = policy.eval_steps.times[: len(policy.eval_steps)].float().to(policy.device)
-    following = policy.with_weights("slow").make_sampler(use_eval_steps=True, record=RecordSample())
-
-    @torch.no_grad()
-    def next_value(after: Tensor) -> Tensor:
-        """The value of what follows [B]."""
-        many = after.repeat_interleave(args.num_backup_samples, 0)
-        value = critics.target(many, following(many, rng).sample)
-        return value.unflatten(1, (-1, args.num_backup_samples)).amax(-1).amin(0)
+    K = len(policy.eval_steps)
+    sample = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=K)
+    target_sample = policy.with_weights("target").make_sampler(use_eval_steps=True, record=RecordSample())
+    times = policy.eval_steps.times[:K].float().to(policy.device)
 
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
     for _ in run.loop(args.iterations, given=data, **state):
         metrics = MetricMeans()
-        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, action = rows["obs"], rows["action"]
-            y = rows["reward"] + rows["discount"] * next_value(rows["next_obs"])
-            row = critics.td_update(cond, action, y)
-            t = times[rng.integers(0, len(times), len(action))]
-            imitation = training_losses(
-                policy.process, policy.denoiser, action, cond, rng, t=t, counts=rows["counts"]
-            ).mean()
+        for batch in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            # Estimate the TD target, and update the critics.
+            obs, action = batch["obs"], batch["action"]
+            with torch.no_grad():  # y = r + γ^n min Q̄(s', a'),  a' ~ π̄(s')
+                next_obs = batch["next_obs"].repeat_interleave(args.num_backup_samples, 0)
+                next_q = critics.target(next_obs, target_sample(next_obs, rng).sample)
+                next_q = next_q.unflatten(1, (-1, args.num_backup_samples)).amax(-1)  # of several a' the largest
+                td_target = batch["reward"] + batch["discount"] * next_q.amin(0)
+            row = critics.td_update(obs, action, td_target)
+
+            # Imitate the data at the levels of the chain: L_denoise(a | s).
+            t = times[rng.integers(0, K, len(action))]
+            how = {"t": t, "counts": batch["counts"]}
+            bc_loss = training_losses(policy.process, policy.denoiser, action, obs, rng, **how).mean()
+
+            # Update the policy: maximise one critic, scaled by the other.
             with frozen(critics.net):
-                one, other = critics(cond, drawn(cond, rng).sample)[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
-                q_loss = normalized_q_loss(one, other.detach()).mean()
-                optimizer_step(optimizer, imitation + args.q_weight * q_loss, args.max_grad_norm)
+                q = critics(obs, sample(obs, rng).sample)  # a₀ ~ π(s), through all K steps
+                q, q_scale = q[[0, 1] if float(rng.uniform(1)) < 0.5 else [1, 0]]
+                q_loss = normalized_q_loss(q, q_scale.detach()).mean()  # −E[Q] / E|Q|
+                optimizer_step(optimizer, bc_loss + args.q_weight * q_loss, args.max_grad_norm)
             critics.update_target()
-            policy.weights.ema_update("slow", 1 - args.tau)
-            metrics.add({"loss/bc": imitation.detach()} | row | {"q/policy": one.detach().mean()})
+            policy.weights.ema_update("target", 1 - args.tau)
+            metrics.add({"loss/bc": bc_loss.detach()} | row | {"q/policy": q.detach().mean()})
         yield metrics.mean()
 
 

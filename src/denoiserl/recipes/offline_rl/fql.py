@@ -1,4 +1,4 @@
-"""FQL: Flow Q-learning, a one-step policy that is distilled from a flow and climbs a critic
+"""FQL: Flow Q-learning, a one-step policy that is distilled from a flow and maximises Q
 
 paper: arXiv 2502.02538
 signal: data
@@ -11,8 +11,8 @@ output: actions
 process: flow
 likelihood: none
 
-Two networks learn side by side. The teacher is a flow that imitates the data and nothing else; the student makes its
-decision in one call, from the same noise, and is pulled towards where the teacher ends and up the critic,
+Two networks learn side by side. The teacher is a flow that only imitates the data. The student decides in one call; it
+is trained towards the teacher's decision from the same noise, and towards larger Q:
 
     teacher: L_flow = E |v(x_t, t; s) − (ε − a)|²,   G(s, z): its ODE from z in K Euler steps
     student: L = α |π(s, z) − sg G(s, z)|² − E[Q(s, π(s, z))] / E|Q|,   z ~ N(0, I)
@@ -22,8 +22,8 @@ so no gradient ever passes through the teacher's steps. ``policy`` is the studen
 the teacher starts as a copy of it. Small α trusts the critic, large α the data.
 
 As published: K = 10, the mean of two critics with layer norm, targets of the critics that follow with 0.005, next
-decisions from the student as it is, decisions clipped where critics judge them, one decision a state when it serves.
-Differences: the pace of the critic is set by E|Q| with a floor of 1e-3 (a switch there); the student is read as a
+decisions from the student as it is, decisions clipped where critics see them, one decision per state when it serves.
+Differences: Q is normalised by E|Q| with a floor of 1e-3 (a switch there); the student is read as a
 velocity, so that it starts from the teacher's own first step; clipped gradients; smaller networks and fewer updates.
 
 Expect, on the ring bandit (``--data ring``; eight places, one of them twice as good, an eighth of the data there), 0.98
@@ -106,30 +106,36 @@ def improve(
     optimizer, teacher_optimizer = adamw(policy.parameters(), args.lr), adamw(teacher.parameters(), args.lr)
     check_optimizer_covers([optimizer, teacher_optimizer], policy.weights.module, teacher)
     steps = process.steps(time_grid(args.flow_steps), ddim(0.0))
-    ends = make_sampler(process, teacher, steps, policy.event_shape, record=RecordSample())
-    decides = policy.make_sampler(use_eval_steps=True, record=RecordSample())
-    decided = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
+    teacher_sample = make_sampler(process, teacher, steps, policy.event_shape, record=RecordSample())  # G(s, z)
+    next_sample = policy.make_sampler(use_eval_steps=True, record=RecordSample())
+    sample = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)  # π(s, z)
+
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "teacher": teacher, "rng": rng}
     for _ in run.loop(args.iterations, given=data, **state, teacher_optimizer=teacher_optimizer):
         metrics = MetricMeans()
-        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
-            with torch.no_grad():
-                next_action = decides(after, rng).sample.clamp(-1, 1)
-                y = rows["reward"] + rows["discount"] * critics.target(after, next_action).mean(0)
-            row = critics.td_update(cond, action, y)
-            imitation = training_losses(process, teacher, action, cond, rng, counts=rows["counts"]).mean()
-            imitation = optimizer_step(teacher_optimizer, imitation, args.max_grad_norm)["loss"]
+        for batch in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            # Estimate the TD target, and update the critics.
+            obs, next_obs, action = batch["obs"], batch["next_obs"], batch["action"]
+            with torch.no_grad():  # y = r + γ^n mean Q̄(s', π(s', z'))
+                next_action = next_sample(next_obs, rng).sample.clamp(-1, 1)
+                td_target = batch["reward"] + batch["discount"] * critics.target(next_obs, next_action).mean(0)
+            row = critics.td_update(obs, action, td_target)
+
+            # Update the teacher by flow matching: |v(x_t, t; s) − (ε − a)|².
+            bc_loss = training_losses(process, teacher, action, obs, rng, counts=batch["counts"]).mean()
+            bc_loss = optimizer_step(teacher_optimizer, bc_loss, args.max_grad_norm)["loss"]
+
+            # Update the student: α |π(s, z) − G(s, z)|² − E[Q] / E|Q|.
             z = rng.normal(*action.shape)
-            target, decision = (draw(cond, rng, start=(z, 0)).sample for draw in (ends, decided))
-            distance = (decision - target.clamp(-1, 1)).square().mean()
+            teacher_action, action = (draw(obs, rng, start=(z, 0)).sample for draw in (teacher_sample, sample))
+            distill_loss = (action - teacher_action.clamp(-1, 1)).square().mean()
             with frozen(critics.net):
-                own = critics(cond, decision.clamp(-1, 1)).mean(0)
-                loss = args.bc_weight * distance + normalized_q_loss(own).mean()
+                q = critics(obs, action.clamp(-1, 1)).mean(0)
+                loss = args.bc_weight * distill_loss + normalized_q_loss(q).mean()
                 optimizer_step(optimizer, loss, args.max_grad_norm)
             critics.update_target()
-            row = {"loss/bc": imitation, "loss/distill": distance.detach()} | row
-            metrics.add(row | {"q/policy": own.detach().mean()})
+            row = {"loss/bc": bc_loss, "loss/distill": distill_loss.detach()} | row
+            metrics.add(row | {"q/policy": q.detach().mean()})
         yield metrics.mean()
 
 

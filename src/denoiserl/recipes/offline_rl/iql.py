@@ -1,4 +1,4 @@
-"""IQL: implicit Q-learning, which never asks the critic about a decision that the data do not show
+"""IQL: implicit Q-learning, which evaluates the critic only at decisions of the data
 
 paper: arXiv 2110.06169
 signal: data
@@ -11,15 +11,15 @@ output: actions
 process: one-step, diffusion, flow
 likelihood: none
 
-V is the τ-expectile of the critic over the decisions of the data: near the best of what was tried, in every state.
+V is the τ-expectile of the critic over the decisions of the data: in every state near the best of them.
 
-    L_V = |τ − 1{Q̄ < V}| (Q̄(s, a) − V(s))²,   Q̄ = min of the slow twins
+    L_V = |τ − 1{Q̄ < V}| (Q̄(s, a) − V(s))²,   Q̄ = min of the target twins
     L_Q = ½ (Q(s, a) − r − γ^n V(s'))²
     L_π = min(exp(β A), 100) ℓ(a | s),   A = Q̄(s, a) − V(s)
 
 with ℓ = −log π of a Gaussian, and the denoising loss of a diffusion or flow policy. The policy does not enter the
-critics, so any kind of it can be fitted, to the same weights. (IDQL, 2304.10573, as released, imitates without weights
-and chooses among decisions when it serves.)
+critics, so a policy of any kind can be fitted with the same weights. (IDQL, 2304.10573, as released, imitates without
+weights and chooses among decisions when it serves.)
 
 As published: the clip of the weights, twin critics, targets that follow with 0.005, τ = 0.9 and β = 10 for mazes (0.7
 and 3 elsewhere), learning rates of 3e-4 with a cosine for the actor. Differences: rewards are as they come (minus one
@@ -27,7 +27,7 @@ in the released mazes, divided by the range of returns in the released locomotio
 by tanh, as it is in the released code, and its actions are clipped to the box when decoded; Q and π see V as it was
 before the update, and the released ones after it; smaller networks and fewer updates (1M of width 256 as published).
 
-Expect, with the defaults, on a small maze whose 70,000 ticks of players were on their way elsewhere, a success of 0.94
+Expect, with the defaults, on a small maze whose players (70,000 environment steps) had other goals, a success of 0.94
 from held-out starts after 1500 updates (50 starts; one seed); a clone of them has 0.00 (``dql`` with eta=0).
 """
 
@@ -104,28 +104,28 @@ def improve(
     state["data"] = replay if replay is data else None  # a buffer may be refilled on the way
     for _ in run.loop(args.iterations, given=data, **state):
         metrics = MetricMeans()
-        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, action = rows["obs"], rows["action"]
+        for batch in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            # Estimate values: the expectile target of V, the TD target of Q, the advantage.
+            obs, action = batch["obs"], batch["action"]
             with torch.no_grad():
-                q = critics.target(cond, action).amin(0)
-                y = rows["reward"] + rows["discount"] * value(rows["next_obs"])
-            v = value(cond)
-            advantage = q - v.detach()
+                q = critics.target(obs, action).amin(0)  # Q̄(s, a)
+                td_target = batch["reward"] + batch["discount"] * value(batch["next_obs"])  # r + γ^n V(s')
+            v = value(obs)
+            advantage = q - v.detach()  # A = Q̄(s, a) − V(s)
+
+            # Update V and Q.
             value_loss = optimizer_step(value_optimizer, expectile(v, q, args.expectile).mean())["loss"]
-            critic_loss = critics.td_update(cond, action, y)["loss/critic"]
+            critic_loss = critics.td_update(obs, action, td_target)["loss/critic"]
+
+            # Update the policy by weighted imitation: min(exp(β A), 100) ℓ(a | s).
             weight = exp_weights(args.inverse_temperature * advantage, 1.0, args.max_weight)
-            each = training_losses(policy.process, policy.denoiser, action, cond, rng, counts=rows["counts"])
-            loss = optimizer_step(optimizer, weighted_loss(each, weight).mean())["loss"]
+            bc_loss = training_losses(policy.process, policy.denoiser, action, obs, rng, counts=batch["counts"])
+            policy_loss = optimizer_step(optimizer, weighted_loss(bc_loss, weight).mean())["loss"]
             lr_schedule.step()
             critics.update_target()
-            share = weight.sum().square() / (len(weight) * weight.square().sum())
-            row = {
-                "loss/policy": loss,
-                "loss/critic": critic_loss,
-                "loss/value": value_loss,
-                "v/data": v.detach().mean(),
-            }
-            metrics.add(row | {"awr/ess_fraction": share})
+            row = {"loss/policy": policy_loss, "loss/critic": critic_loss, "loss/value": value_loss}
+            ess_fraction = weight.sum().square() / (len(weight) * weight.square().sum())
+            metrics.add(row | {"v/data": v.detach().mean(), "awr/ess_fraction": ess_fraction})
         yield metrics.mean()
 
 

@@ -1,4 +1,4 @@
-"""OFQL: One-step Flow Q-learning, a policy of one network call that imitates logged data and climbs a critic
+"""OFQL: One-step Flow Q-learning, a one-step (mean-flow) policy trained by behaviour cloning plus Q maximisation
 
 paper: arXiv 2508.13904
 signal: data
@@ -11,22 +11,22 @@ output: actions
 process: flow
 likelihood: none
 
-Diffusion Q-learning pays for K calls of the network in every decision, and for a gradient through all of them in every
-update. A mean flow makes the decision in one, from the average velocity u over the whole way from noise to data,
+Diffusion Q-learning needs K calls of the network per decision, and a gradient through all of them per update. A mean
+flow needs one call: it learns the average velocity u over the whole way from noise to data,
 
     a = ε − u(ε, 0, 1; s),   ε ~ N(0, I)
-    y = r + γ^n min Q̄(s', a'),   a' by the slow policy        L_Q = ½ (Q(s, a) − y)²
+    y = r + γ^n min Q̄(s', a'),   a' by the target policy      L_Q = ½ (Q(s, a) − y)²
     L_π = E |u(x_t, r, t; s) − sg[v − (t − r) d/dt u]|² − η E[Q(s, a)] / E|Q(s, a)|,   v = ε − a_data
 
-so nothing is distilled, and the gradient of a value passes one call. Critics see decisions clipped to the box, as the
-environment does; imitation sees them as they are. Half of the pairs (r, t) have r = t, where the first term is flow
-matching (``processes.MeanFlow``).
+so nothing is distilled, and the gradient of a value passes through one call. Critics see decisions clipped to the box,
+as the environment does; imitation sees them as they are. Half of the pairs (r, t) have r = t, where the first term is
+flow matching (``processes.MeanFlow``).
 
-As published: pairs of times from a logit-normal law, twin critics and their minimum, targets that follow with 0.005,
-Q-weighted choice among ``num_candidates`` when it serves (one is the policy alone), η between 0.001 and 0.5 by data
-set. Differences: a tenth of the pairs is exactly (0, 1), which that law hardly ever draws and one step uses; the
-network reads times at low frequencies (``nn.Paired``), without which one step falls far behind five; one of the
-critics, chosen by a coin, is climbed at a pace that the other one sets, as in DQL; E|Q| has a floor of 1e-3; clipped
+As published: pairs of times from a logit-normal distribution, twin critics and their minimum, targets that follow with
+0.005, Q-weighted choice among ``num_candidates`` when it serves (one is the policy alone), η between 0.001 and 0.5 by
+data set. Differences: a tenth of the pairs is exactly (0, 1), which that distribution hardly ever draws and one step
+uses; the network reads times at low frequencies (``nn.Paired``), without which one step falls far behind five; the
+actor maximises one critic, chosen at random, scaled by the other, as in DQL; E|Q| has a floor of 1e-3; clipped
 gradients; smaller networks and fewer updates.
 
 Expect, on the ring bandit (``--data ring``; eight places, one of them twice as good, an eighth of the data there), 0.97
@@ -35,7 +35,7 @@ of the policy's own decisions at the best place with η = 3 after 300 updates of
 within 0.2 of a place, and 0.69 of those of five steps; of one step where all pairs have r = t, 0.03. On
 maze:small-noisy, where one episode in six reaches the goal, a success of 0.86 after 4000 updates (0.81 to 0.93 in five
 seeds; n = 5, gamma 0.98, tau 0.02, batch 128, width 64; 300 held-out starts), beside 0.91 of DQL (0.89 to 0.94) and
-0.34 of FQL (0.18 to 0.47); 3200 decisions a second, one state at a time and without candidates, beside DQL's 1400.
+0.34 of FQL (0.18 to 0.47); 3200 decisions per second, one state at a time and without candidates, beside DQL's 1400.
 """
 
 from __future__ import annotations
@@ -97,46 +97,51 @@ class Args(Settings):
 def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Improve a mean flow that decides in one step from logged data; it serves what its critics value."""
+    """Improve a mean flow that decides in one step from logged data; it serves the best of its candidates by Q."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
     if not isinstance(policy.process, MeanFlow) or len(policy.eval_steps) != 1 or isinstance(policy.codec, TanhCodec):
         raise InvalidInputError(
             "OFQL improves mean flows that decide in one step: start 'meanflow', MeanFlow() with a "
-            "MeanVelocityDenoiser of a "
-            "network, served by process.steps(time_grid(1)); dql takes policies of several steps"
+            "MeanVelocityDenoiser of a network, served by process.steps(time_grid(1)); dql takes policies of several "
+            "steps"
         )
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm, "max_grad_norm": args.max_grad_norm}
     critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
-    policy.weights.snapshot("slow")
+    policy.weights.snapshot("target")
     policy.weights.control = make_q_controller(critics.target_net, args.num_candidates, args.choice_temperature)
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
-    decided = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
-    following = policy.with_weights("slow").make_sampler(use_eval_steps=True, record=RecordSample())
+    sample = policy.make_sampler(use_eval_steps=True, record=RecordSample(), differentiable_steps=1)
+    target_sample = policy.with_weights("target").make_sampler(use_eval_steps=True, record=RecordSample())
+
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
     for _ in run.loop(args.iterations, given=data, **state):
         metrics = MetricMeans()
-        for rows in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
-            cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
-            with torch.no_grad():
-                next_action = following(after, rng).sample.clamp(-1, 1)
-                y = rows["reward"] + rows["discount"] * critics.target(after, next_action).amin(0)
-            row = critics.td_update(cond, action, y)
-            imitation = training_losses(
-                policy.process, policy.denoiser, action, cond, rng, counts=rows["counts"]
-            ).mean()
+        for batch in offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng):
+            # Estimate the TD target, and update the critics.
+            obs, next_obs, action = batch["obs"], batch["next_obs"], batch["action"]
+            with torch.no_grad():  # y = r + γ^n min Q̄(s', a')
+                next_action = target_sample(next_obs, rng).sample.clamp(-1, 1)
+                td_target = batch["reward"] + batch["discount"] * critics.target(next_obs, next_action).amin(0)
+            row = critics.td_update(obs, action, td_target)
+
+            # Imitate the data: |u − sg[v − (t − r) du/dt]|².
+            counts = batch["counts"]
+            bc_loss = training_losses(policy.process, policy.denoiser, action, obs, rng, counts=counts).mean()
+
+            # Update the policy: maximise one critic, scaled by the other.
             with frozen(critics.net):
-                both = critics(cond, decided(cond, rng).sample.clamp(-1, 1))
-                one, other = both if float(rng.uniform(1)) < 0.5 else both.flip(0)
-                q_loss = normalized_q_loss(one, other.detach()).mean()
-                optimizer_step(optimizer, imitation + args.q_weight * q_loss, args.max_grad_norm)
+                q = critics(obs, sample(obs, rng).sample.clamp(-1, 1))  # a = ε − u(ε, 0, 1; s)
+                q, q_scale = q if float(rng.uniform(1)) < 0.5 else q.flip(0)
+                q_loss = normalized_q_loss(q, q_scale.detach()).mean()  # −E[Q] / E|Q|
+                optimizer_step(optimizer, bc_loss + args.q_weight * q_loss, args.max_grad_norm)
             critics.update_target()
-            policy.weights.ema_update("slow", 1 - args.tau)
-            metrics.add({"loss/bc": imitation.detach()} | row | {"q/policy": one.detach().mean()})
+            policy.weights.ema_update("target", 1 - args.tau)
+            metrics.add({"loss/bc": bc_loss.detach()} | row | {"q/policy": q.detach().mean()})
         yield metrics.mean()
 
 

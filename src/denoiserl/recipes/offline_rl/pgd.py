@@ -1,4 +1,4 @@
-"""PGD: windows of logged data, drawn by a diffusion model that leans towards what the learner would do
+"""PGD: policy-guided diffusion, synthetic windows of logged data that are guided towards the policy's actions
 
 paper: arXiv 2404.06356
 signal: data
@@ -11,23 +11,23 @@ output: actions
 process: diffusion, one-step
 likelihood: none
 
-A diffusion model (EDM with a 1-D U-Net) learns windows of (s, a, r, done). Before each step i of n of a draw, but not
-before the last, the actions are moved along the score of the policy that is learning,
+A diffusion model (EDM with a 1-D U-Net) learns windows of (s, a, r, done). Before each step i of n of a draw but
+the last, the actions are moved along the score of the policy that is learning,
 
     a ← a + c λ_i ĝ,   g = ∇_a Σ_t log π(a_t | s_t),   ĝ = g/‖g‖ (of a window),   λ_i = (1 − i/n) + w sin(π (i + 1)/n)
 
-and the states are left to the model: what is drawn has actions likely under the policy and dynamics of the data, about
-p(τ) Π_t π(a_t | s_t)^λ. Every ``refill_every`` iterations the windows are drawn anew for the policy of that moment; a
-learner of logged data, TD3+BC or IQL, takes the share ``synthetic_fraction`` of its batches from them.
+and the states are left to the model. The windows have actions likely under the policy and dynamics of the data, about
+p(τ) Π_t π(a_t | s_t)^λ. Every ``refill_every`` iterations new windows are drawn for the current policy. A learner of
+logged data, TD3+BC or IQL, takes the fraction ``synthetic_fraction`` of its batches from them.
 ``guidance_scale=0`` draws without guidance.
 
 As published: windows of 32 steps, every eighth of them, the strength's course with w = 0.3, the gradient normalised
-over a window, a deterministic policy taken for N(π(s), 1), actions as atanh in the model, 240 of 256 rows made.
-Differences: g is taken at the posterior mean of the clean window (``guide_at_estimate``, an option there; the noisy one
-has no states to speak of); no churn, which widens what is made in so few steps; a small U-Net, fewer steps and windows;
-episodes that ended are told to the end; made transitions stop at a step that is unsure of it.
+over a window, a deterministic policy taken for N(π(s), 1), actions as atanh in the model, 240 of 256 rows synthetic.
+Differences: g is taken at the posterior mean of the clean window (``guide_at_estimate``, an option there; the states of
+the noisy one are mostly noise); no churn, which widens samples of so few steps; a small U-Net, fewer steps and windows;
+windows of episodes that ended reach the end; synthetic transitions stop at a step whose end is uncertain.
 
-Expect of the guidance, on windows of four steps of a line whose player has the mean 0, towards a policy with the mean
+Expect of the guidance, on windows of four steps on a line, of a player with the mean 0, towards a policy with the mean
 0.6: actions with the means 0.01, 0.11 and 0.30 at c = 0, 0.4 and 1.2 in twelve steps, and errors of the dynamics of
 0.036, 0.036 and 0.041 (one seed). Of TD3+BC after 10 000 updates on locosmall:swingup-medium, with the settings of the
 claim ``pgd``: a score of 48 (45 to 54 in five seeds), 51 from unguided windows and 52 from the recorded rows.
@@ -100,58 +100,50 @@ def improve(
             f"PGD guides single actions: take an action_horizon and an n_step of 1, not {policy.event_shape[0]} and "
             f"{args.n_step}"
         )
-    made = yield from train_window_generator(
-        make_windows(policy, data, args.model), args.model, rng, run.stage("model")
-    )
-    mixed = MixedReplayBuffer(
-        to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma), args.synthetic_fraction
-    )
-    stage = run.stage("learn")
+    windows = make_windows(policy, data, args.model)
+    generator = yield from train_window_generator(windows, args.model, rng, run.stage("model"))
+    real = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
+    mixed = MixedReplayBuffer(real, args.synthetic_fraction)
 
     def refill() -> dict[str, float]:
-        guide = (
-            None
-            if args.guidance_scale == 0
-            else make_action_guide(
-                made.track,
-                policy,
-                args.guidance_scale,
-                args.model.sampling_steps,
-                args.guidance_wave,
-                args.guide_at_estimate,
-            )
-        )
-        parts = made.sample(args.num_windows, rng, guide)
-        rows = to_policy_transitions(policy, parts, args.gamma)
+        guide, course = None, (args.model.sampling_steps, args.guidance_wave, args.guide_at_estimate)
+        if args.guidance_scale:
+            guide = make_action_guide(generator.track, policy, args.guidance_scale, *course)
+        synthetic = generator.sample(args.num_windows, rng, guide)
+        rows = to_policy_transitions(policy, synthetic, args.gamma)
         mixed.refill(rows.replay(device=policy.device))
         with torch.no_grad():
-            likely = float(likelihood(policy, rows.obs, rows.action[:, 0]).mean())
-        return {"synthetic/count": float(len(rows)), "synthetic/log_likelihood": likely}
+            log_likelihood = float(likelihood(policy, rows.obs, rows.action[:, 0]).mean())
+        return {"synthetic/count": float(len(rows)), "synthetic/log_likelihood": log_likelihood}
 
-    news = refill()
+    stage, synthetic_metrics = run.stage("learn"), refill()
     for row in LEARNERS[args.learner].improve(policy, mixed, args, rng, stage):
-        at = stage.current_loop()
-        if at is not None and (at.iteration + 1) % args.refill_every == 0:
-            news = refill()
-        yield row | news
+        loop = stage.current_loop()
+        if loop is not None and (loop.iteration + 1) % args.refill_every == 0:
+            synthetic_metrics = refill()
+        yield row | synthetic_metrics
 
 
 def make_windows(policy: Policy, data: EpisodeDataset, model: Model) -> dict[str, Tensor]:
-    """The windows of a recording, with actions in units of the policy's box."""
-    to_transitions(data)  # refuses what cannot be learned from, by row
+    """Return the windows of logged data, with actions in units of the policy's box.
+
+    Raise InvalidInputError for data without flat observations, rewards and ends.
+    """
+    to_transitions(data)  # raises for rows that cannot be learned from
     if data.rewards is None or data.terminated is None or not isinstance(data.demos.observations, Tensor):
         raise InvalidInputError(
-            "PGD learns windows of flat observations, rewards and ends: these data do not tell all of them"
+            "PGD learns windows of flat observations, rewards and ends: give data that have all of them"
         )
-    own, demos = policy.codec, data.demos
-    action = to_unit_box(own, demos.actions) if isinstance(own, TanhCodec) else own.encode(demos.actions).clamp(-1, 1)
+    codec, demos = policy.codec, data.demos
+    is_squashed = isinstance(codec, TanhCodec)
+    action = to_unit_box(codec, demos.actions) if is_squashed else codec.encode(demos.actions).clamp(-1, 1)
     assert isinstance(action, Tensor) and isinstance(demos.observations, Tensor)
     parts = {"obs": demos.observations, "action": action.cpu(), "reward": data.rewards[:, None]}
     return slice_windows(parts, demos.ends, data.terminated, model.length, model.stride)
 
 
 def guidance_weight(k: int, steps: int, wave: float) -> float:
-    """λ before step k of a draw; 0 before the last."""
+    """Return λ before step k of a draw; 0 before the last."""
     return 0.0 if k >= steps - 1 else (1 - k / steps) + wave * math.sin(math.pi * (k + 1) / steps)
 
 
@@ -164,15 +156,15 @@ def make_action_guide(
     denoised: bool = True,
     normal: bool = True,
 ) -> Guide:
-    """Moves a window's actions along the policy's score; ``normal``: by its direction alone."""
+    """Return a guide that moves a window's actions along the policy's score; ``normal``: by its direction alone."""
 
     def score(sample: Tensor) -> Tensor:
         with torch.enable_grad():
             x = sample.detach().requires_grad_()
-            seen, done = track.decision(x)
-            cond = policy.codec.condition(seen.detach().flatten(0, 1))
-            (slope,) = torch.autograd.grad(likelihood(policy, cond, done.flatten(0, 1)).sum(), x)
-        return slope[..., track.acts]
+            obs, action = track.decision(x)
+            cond = policy.codec.condition(obs.detach().flatten(0, 1))
+            (gradient,) = torch.autograd.grad(likelihood(policy, cond, action.flatten(0, 1)).sum(), x)
+        return gradient[..., track.acts]
 
     return direction_guide(score, track.acts, c, steps, wave, denoised, normal)
 
@@ -186,7 +178,7 @@ def direction_guide(
     denoised: bool = True,
     normal: bool = True,
 ) -> Guide:
-    """A guide of ``heun`` that adds c λ ĝ to the numbers ``acts`` of a step, g = ``score(window)`` [W, L, acts]."""
+    """Return a guide of ``heun`` that adds c λ ĝ to the numbers ``acts`` of a step, g = ``score(window)``."""
 
     def guide(x: Tensor, k: int, mean: Callable[[], Tensor]) -> Tensor:
         if not (size := c * guidance_weight(k, steps, wave)):
@@ -194,31 +186,31 @@ def direction_guide(
         g = score(mean() if denoised else x)
         if normal:
             g = g / g.flatten(1).norm(dim=1).clamp_min(1e-8).view(-1, 1, 1)
-        moved = x.clone()
-        moved[..., acts] += size * g
-        return moved
+        guided = x.clone()
+        guided[..., acts] += size * g
+        return guided
 
     return guide
 
 
-def likelihood(policy: Policy, cond: Tensor, done: Tensor) -> Tensor:
-    """log π(a | s) [N] of actions [N, d] in [−1, 1] for conditions [N, o] in model units, up to a constant.
+def likelihood(policy: Policy, cond: Tensor, action: Tensor) -> Tensor:
+    """Return log π(a | s) [N] of actions [N, d] in [−1, 1] for conditions [N, o] in model units, up to a constant.
 
-    A squashed policy is served by its mean and taken for N(tanh μ(s), 1). Densities are with respect to the action:
-    a tilt by them needs no change of variables, and none explodes on the edge.
+    A squashed policy is served by its mean and counts as N(tanh μ(s), 1). Densities are with respect to the action:
+    they need no change of variables, and none diverges at the edge.
     """
-    law, done = action_distribution(policy, cond).base, done[:, None]
+    law, action = action_distribution(policy, cond).base, action[:, None]
     if isinstance(policy.codec, TanhCodec):
-        return -0.5 * (done - torch.tanh(law.mean)).square().flatten(1).sum(1)
-    return law.log_prob(done)
+        return -0.5 * (action - torch.tanh(law.mean)).square().flatten(1).sum(1)
+    return law.log_prob(action)
 
 
 def to_policy_transitions(policy: Policy, parts: dict[str, Tensor], gamma: float) -> Transitions:
-    """The transitions in made windows, in the policy's units."""
+    """Return the transitions of synthetic windows, in the policy's units."""
     edge = torch.ones(policy.event_shape[-1])
     rows = windows_to_transitions(parts, -edge, edge, gamma)
-    seen = policy.codec.condition
-    return replace(rows, obs=seen(rows.obs), next_obs=seen(rows.next_obs))
+    condition = policy.codec.condition
+    return replace(rows, obs=condition(rows.obs), next_obs=condition(rows.next_obs))
 
 
 def start(args: Args) -> str:

@@ -1,4 +1,4 @@
-"""SynthER: learn from what a diffusion model makes of the logged data
+"""SynthER: learn from transitions that a diffusion model of the logged data generates
 
 paper: arXiv 2303.06614
 signal: data
@@ -11,19 +11,19 @@ output: actions
 process: diffusion, one-step
 likelihood: none
 
-A diffusion model (EDM) learns the transitions x = [s, a, r, s', done] of logged data and draws ``num_synthetic`` new
-ones; a learner of logged data, TD3+BC, then learns from those as from any recording. With ``synthetic_fraction`` below
-1, the rest of every batch is real. What is made is as good as ``denoiserl upsample`` says.
+A diffusion model (EDM) learns the transitions x = [s, a, r, s', done] of logged data and generates ``num_synthetic``
+new ones. A learner of logged data, TD3+BC, then learns from those as from any data set. With ``synthetic_fraction``
+below 1, the rest of every batch is real. ``denoiserl upsample`` reports the quality of the generated transitions.
 
     L = (σ² + 1)/σ² · |D(x + σ ε; σ) − x|²,   ln σ ~ N(−1.2, 1.2²);   x made by Heun's method from σ = 80 to 0
 
-As published: the levels, Heun's sampler, learning from made rows alone, ends of episodes left raw and thresholded at a
-half. Differences: no churn (``model.churn``), which widens what is made in so few steps; fields of their kinds (angles
-stay on the circle, binary numbers binary); rows whose end is unsure are drawn again; a smaller model, fewer updates and
-rows (100 000 of width 1024, and 5 million, as published), so that it runs on a laptop; ``generator="noise"`` makes
-copies with noise instead, the augmentation it is compared with.
+As published: the levels, Heun's sampler, learning from generated rows alone, ends of episodes left raw and thresholded
+at a half. Differences: no churn (``model.churn``), which widens samples of so few steps; fields of their kinds (angles
+stay on the circle, binary numbers binary); rows whose end is uncertain are drawn again; a smaller model, fewer updates
+and rows (100 000 of width 1024, and 5 million, as published), so that it runs on a laptop; ``generator="noise"`` makes
+copies with noise instead, the augmentation that it is compared with.
 
-Expect of what is made, from 3600 transitions of Pendulum-v1 under random actions, after 3000 updates of width 128 and
+Expect of generated rows, from 3600 transitions of Pendulum-v1 under random actions, after 3000 updates of width 128 and
 in 32 steps: Kolmogorov-Smirnov distances of 0.03 at most, correlations that change by 0.01, next states 2 % of a
 standard deviation from where they should be, distances to the recorded rows as held-out ones have (0.97 times). Of
 TD3+BC after 15 000 updates, from 3000 rows of locosmall:swingup-medium-replay, with the settings of the claim
@@ -47,6 +47,8 @@ from denoiserl.recipes.offline_rl import td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
 from denoiserl.train import Metrics, Run
 
+GENERATORS = ("diffusion", "noise")
+
 
 @dataclass(frozen=True)
 class Args(td3_bc.Args):
@@ -68,33 +70,36 @@ def improve(
     """Improve a policy that decides inside a box, by its mean, from logged data."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
-    if args.generator not in ("diffusion", "noise"):
-        raise RunError(unknown_name_message(args.generator, ("diffusion", "noise"), "maker of rows"))
+    if args.generator not in GENERATORS:
+        raise RunError(unknown_name_message(args.generator, GENERATORS, "generator"))
     if policy.event_shape[0] != 1 or args.n_step != 1:
         raise InvalidInputError(
-            f"what is made are single transitions, and this policy decides {policy.event_shape[0]} actions with "
-            "returns of "
-            f"{args.n_step}: take an action_horizon and an n_step of 1 (or pgd, which makes windows)"
+            f"SynthER generates single transitions, and this policy decides {policy.event_shape[0]} actions with "
+            f"returns of {args.n_step}: use an action_horizon and an n_step of 1 (or pgd, which generates windows)"
         )
+
+    # Generate transitions.
     rows = to_transitions(data, 1, 1, args.gamma)
     if args.generator == "diffusion":
-        maker = yield from train_generator(rows, args.model, rng, run.stage("model"))
-        made, _ = maker.sample(args.num_synthetic, rng)
+        generator = yield from train_generator(rows, args.model, rng, run.stage("model"))
+        synthetic, _ = generator.sample(args.num_synthetic, rng)
     else:
-        made = add_gaussian_noise(rows, args.num_synthetic, args.noise_std, rng)
-    source: Any = to_dataset(made)
+        synthetic = add_gaussian_noise(rows, args.num_synthetic, args.noise_std, rng)
+
+    # Learn from them, and from the real ones.
+    source: Any = to_dataset(synthetic)
     if args.synthetic_fraction < 1:
-        source = MixedReplayBuffer(
-            to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma), args.synthetic_fraction
-        )
-        source.refill(to_replay_buffer(policy, to_dataset(made), args.batch_size, args.n_step, args.gamma))
+        how = args.batch_size, args.n_step, args.gamma
+        generated = to_replay_buffer(policy, source, *how)
+        source = MixedReplayBuffer(to_replay_buffer(policy, data, *how), args.synthetic_fraction)
+        source.refill(generated)
     yield from td3_bc.improve(policy, source, args, rng, run.stage("learn"))
 
 
-def to_dataset(made: Transitions) -> EpisodeDataset:
-    """Made rows of single actions as a recording."""
-    known = (made.obs, made.action[:, 0], made.reward, made.next_obs, made.terminated)
-    return transitions(*known, made.low, made.high, made.name)  # type: ignore[arg-type]
+def to_dataset(rows: Transitions) -> EpisodeDataset:
+    """Return transitions of single actions as a data set."""
+    columns = (rows.obs, rows.action[:, 0], rows.reward, rows.next_obs, rows.terminated)
+    return transitions(*columns, rows.low, rows.high, rows.name)  # type: ignore[arg-type]
 
 
 SIGNAL = "data"

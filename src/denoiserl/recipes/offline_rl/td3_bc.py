@@ -1,4 +1,4 @@
-"""TD3+BC: TD3 on logged data, pulled towards what was done
+"""TD3+BC: TD3 on logged data, with a behaviour-cloning term
 
 paper: arXiv 2106.06860
 signal: data
@@ -12,7 +12,7 @@ process: one-step
 likelihood: none
 
 A decision is a = tanh μ(s), in units of the actions' box. Critics learn as TD3's do, from rows of logged data; the
-policy climbs them at a pace that does not depend on the unit of reward, and stays near the data,
+policy maximises Q normalised by its scale, so that the unit of reward does not matter, and stays near the data:
 
     y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1)),   ε ~ N(0, σ²)
     L_Q = ½ (Q(s, a) − y)²,   every ``policy_delay`` updates L_π = −α Q₁(s, μ(s)) / E|Q₁| + |μ(s) − a|²
@@ -25,7 +25,7 @@ The policy is the kind that TD3 and SAC improve further online.
 
 Expect, with the defaults, on locosmall's pendulum-medium, whose own returns are -713 (a score of 46 between random, 0,
 and expert, 100), a held-out return of -569, -328 and -272 (scores of 60, 82 and 88) after 1500, 3000 and 4500 updates
-(50 starts; one seed). On its medium-replay, 3200 ticks of SAC's first steps, it learns nothing in that time.
+(50 starts; one seed). On its medium-replay, SAC's first 3200 environment steps, it learns nothing in that time.
 """
 
 from __future__ import annotations
@@ -92,34 +92,35 @@ def improve(
     size = replay.columns["obs"].shape[1:]
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm}
     critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
-    policy.weights.snapshot("slow")
+    policy.weights.snapshot("target")
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
 
     state = {"policy": policy, "optimizer": optimizer, "critics": critics, "rng": rng}
-    state["data"] = replay if replay is data else None  # a buffer may be refilled on the way
-    for it in run.loop(args.iterations, given=data, **state):
-        metrics = MetricMeans()
-        for i, rows in enumerate(
-            offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng),
-            it * args.updates_per_iteration + 1,
-        ):
-            cond, after, action = rows["obs"], rows["next_obs"], rows["action"]
-            with torch.no_grad():
-                following = mean_action(policy, after, "slow")
-                following = add_clipped_noise(following, args.target_noise, args.target_noise_clip, rng)
-                y = rows["reward"] + rows["discount"] * critics.target(after, following).amin(0)
-            row = critics.td_update(cond, action, y)
-            if i % args.policy_delay == 0:
+    state["data"] = replay if replay is data else None  # a buffer may be refilled between iterations
+    for iteration in run.loop(args.iterations, given=data, **state):
+        metrics, first = MetricMeans(), iteration * args.updates_per_iteration + 1
+        batches = offline_minibatches(replay, args.updates_per_iteration, args.batch_size, args.gamma, rng)
+        for update, batch in enumerate(batches, first):
+            # Estimate the TD target, and update the critics.
+            obs, next_obs, action = batch["obs"], batch["next_obs"], batch["action"]
+            with torch.no_grad():  # y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1))
+                next_action = mean_action(policy, next_obs, "target")
+                next_action = add_clipped_noise(next_action, args.target_noise, args.target_noise_clip, rng)
+                td_target = batch["reward"] + batch["discount"] * critics.target(next_obs, next_action).amin(0)
+            row = critics.td_update(obs, action, td_target)
+
+            # Update the policy: −α Q₁(s, μ(s)) / E|Q₁| + |μ(s) − a|².
+            if update % args.policy_delay == 0:
                 with frozen(critics.net):
-                    decision = mean_action(policy, cond)
-                    distance = (decision - action).square()
-                    distance = distance.mean() if rows["counts"] is None else masked_mean(distance, rows["counts"])
-                    q_loss = normalized_q_loss(critics(cond, decision)[0]).mean()
-                    optimizer_step(optimizer, args.q_weight * q_loss + distance)
+                    policy_action = mean_action(policy, obs)
+                    bc_loss = (policy_action - action).square()
+                    bc_loss = bc_loss.mean() if batch["counts"] is None else masked_mean(bc_loss, batch["counts"])
+                    q_loss = normalized_q_loss(critics(obs, policy_action)[0]).mean()
+                    optimizer_step(optimizer, args.q_weight * q_loss + bc_loss)
                 critics.update_target()
-                policy.weights.ema_update("slow", 1 - args.tau)
-                metrics.add(row | {"loss/bc_mse": distance.detach()})
+                policy.weights.ema_update("target", 1 - args.tau)
+                metrics.add(row | {"loss/bc_mse": bc_loss.detach()})
         yield metrics.mean()
 
 

@@ -1,4 +1,4 @@
-"""Beyond Human: demonstrations that nobody gave, from a policy that reinforcement learning has made good.
+"""Beyond Human: demonstrations from a policy that reinforcement learning has improved, for a new policy to clone.
 
 paper: arXiv 2509.19752
 signal: env
@@ -11,22 +11,21 @@ output: actions
 process: diffusion, flow, one-step
 likelihood: replay, none
 
-The data flywheel. A small policy that has imitated a few demonstrations is improved online (the generator), plays as it
-is served, and its clean episodes are the demonstrations of a new policy (the student):
+The data flywheel. A small policy that has imitated a few demonstrations (the generator) is improved online. It then
+plays with its evaluation steps, and its clean episodes are the demonstrations of a new policy (the student):
 
     generate -> keep successes -> drop the longest (beyond the ``length_quantile`` of their lengths) -> clone
 
-The generator is DPPO's diffusion policy, or PPO's where the given policy decides in one Gaussian step. The student is
-the same network with new weights; it keeps the codec, so what generator and student call smooth is the same. In place:
-the policy is the generator first and ends as the student, whom it is worth comparing with a clone of as many of the
-demonstrations that the generator began with. The last row says what the data are like (``data.trajectory_metrics``):
-the success of the generator, the jerk of its actions, how much actions differ at like states, and the share of start
-states that are still covered after filtering. In a folder, ``generated`` holds the demonstrations and ``generator`` the
-policy.
+The generator is DPPO's diffusion policy, or PPO's if the given policy decides in one Gaussian step. The student is the
+same network with new weights. It keeps the codec, so both measure smoothness in the same units. All is in place: the
+policy is the generator first and ends as the student. Compare it with a clone of as many of the demonstrations that the
+generator began with. The last row describes the data (``data.trajectory_metrics``): the success of the generator, the
+jerk of its actions, how much actions differ at similar states, and the fraction of start states that filtering left. In
+a run folder, ``generated`` holds the demonstrations and ``generator`` the policy.
 
-The paper has no public code. As told: a sparse reward, few denoising steps, a discount, so that early success is worth
-more, a critic that learns first (``critic_warmup``), exploration noise off while recording, successes only. Left out: a
-regulariser towards the demonstrations' chains, the vision encoder, the vision-language-action model as student.
+The paper has no public code. As described: a sparse reward, few denoising steps, a discount, so that early success is
+worth more, a critic that learns first (``critic_warmup``), no exploration noise while recording, successes only. Left
+out: a regulariser towards the demonstrations' chains, the vision encoder, the vision-language-action model as student.
 
 Expect, on fork2d with 20 iterations of 64 x 12 decisions, a student with a success of 0.97 and a jerk of 0.53, where
 the clone of as many clumsy demonstrations has 0.51 and 1.04 (one seed, 300 held-out starts).
@@ -87,7 +86,7 @@ class Args(Settings):
 def improve(
     policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None, valid: Valid | None = None
 ) -> Iterator[Metrics]:
-    """Improve the policy, then replace it by a student of what it does.
+    """Improve the policy, then replace it by a student of its episodes.
 
     ``valid``: see ``data.trajectory_metrics.keep_short_successes``.
     """
@@ -96,45 +95,54 @@ def improve(
     whole(policy, "The student is a new network for all steps")
     renewable(policy, "The student is a new network")
     carry(policy)
+
+    # Improve the generator.
     method = ppo if isinstance(policy.process, OneStep) else dppo
     names = ("iterations", "num_envs", "rollout_steps", "gamma", "critic_warmup")
     shared: dict[str, Any] = {name: getattr(args, name) for name in names}
     shared |= {"lr": args.generator_lr} if args.generator_lr else {}
     settings: Any = method.Args(**shared)
     yield from method.improve(policy, env, settings, rng, run.stage("generate"))
+
     for _ in run.stage("student").loop(1, policy=policy, rng=rng, env=env):
+        # Generate demonstrations and filter them.
         if run.folder is not None:
             policy.save(run.folder / "generator")
         played, kept = generate_demonstrations(policy, env, args, rng, valid)
         if run.folder is not None:
             kept.save(run.folder / "generated")
+
+        # Clone them with new weights.
         policy.denoiser.load_state_dict(rng.init(from_config, to_config(policy.denoiser)).state_dict())
-        learning = diffusion_policy.Args(
-            num_updates=args.student_updates, batch_size=args.student_batch_size, lr=args.student_lr
-        )
-        told: dict[str, float] = {}
-        for told in diffusion_policy.improve(policy, kept, learning, rng, Run(device=run.device)):  # noqa: B007
+        cloning = {"num_updates": args.student_updates, "batch_size": args.student_batch_size, "lr": args.student_lr}
+        row: Metrics = {}
+        for row in diffusion_policy.improve(  # noqa: B007
+            policy, kept, diffusion_policy.Args(**cloning), rng, Run(device=run.device)
+        ):
             pass
-        flat = isinstance(kept.observations, torch.Tensor)  # states with pictures are not compared
-        like = motion(kept) if flat else kept.statistics()
-        like = {f"demos/{k}": v for k, v in like.items() if k not in ("success", "return")}
-        like |= {"demos/start_coverage": coverage(starts(played), starts(kept))} if flat else {}
+        flat = isinstance(kept.observations, torch.Tensor)  # states with images are not compared
+        statistics = motion(kept) if flat else kept.statistics()
+        statistics = {f"demos/{k}": v for k, v in statistics.items() if k not in ("success", "return")}
+        statistics |= {"demos/start_coverage": coverage(starts(played), starts(kept))} if flat else {}
         assert played.success is not None
-        yield {"generator/success": float(played.success.float().mean()), **like, **told}
+        yield {"generator/success": float(played.success.float().mean()), **statistics, **row}
 
 
 def generate_demonstrations(
     policy: Policy, env: Collector, args: Args, rng: Rng, valid: Valid | None = None
 ) -> tuple[Demonstrations, Demonstrations]:
-    """Everything that was played, and ``a.episodes`` clean episodes of it (fewer where ``a.most`` were not enough)."""
-    act, parts, won, seed = eval_actor(policy), [], 0, int(rng.integers(0, 2**31, 1))
-    wanted = args.num_student_episodes / args.length_quantile
-    while won < wanted and sum(len(part) for part in parts) < args.max_recorded_episodes:
+    """Return all recorded episodes, and ``num_student_episodes`` clean ones of them, or fewer if there are fewer.
+
+    Raise InvalidInputError if the environment does not report success.
+    """
+    act, parts, successes, seed = eval_actor(policy), [], 0, int(rng.integers(0, 2**31, 1))
+    needed = args.num_student_episodes / args.length_quantile
+    while successes < needed and sum(len(part) for part in parts) < args.max_recorded_episodes:
         part = collect(env, act, env.num_envs, seed + len(parts))
         if part.success is None:
             raise InvalidInputError(f"{env.name} does not report success, and only successes become demonstrations")
         parts.append(part)
-        won += int(part.success.sum())
+        successes += int(part.success.sum())
     played = Demonstrations.concat(parts)
     kept = keep_short_successes(played, args.length_quantile, valid)
     return played, kept.take(torch.arange(min(args.num_student_episodes, len(kept))))

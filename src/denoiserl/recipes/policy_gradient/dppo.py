@@ -16,23 +16,23 @@ executed. With Â from GAE over chunks,
 
     L = mean over (chunk, k) of −min(ρ Â_k, clip(ρ, 1 ± ε_k) Â_k),   Â_k = γ_d^{distance of k from the last step} Â
 
-As published: the step's std is floored (exploration, and a density at every step), the estimate is clipped, only the
-last ``finetune_denoising_steps`` steps learn while a frozen copy runs the others, ρ is the geometric mean over the
-dimensions of the executed actions (log-probs over ``law.num_factors``), ε_k grows from ``clip_range_noisiest`` at the
-noisiest step to ``clip_range``, minibatches are drawn over (environment step × denoising step), rewards are scaled by
-the running std of the return, the actor stops for an iteration when the approximate KL of ρ passes ``target_kl``, and
-truncation bootstraps. Differences: one floor for drawing and scoring (the released code has two); draws are not cut at
+As published: the step's std is floored (exploration, and a density at every step) and the estimate is clipped. Only the
+last ``finetune_denoising_steps`` steps learn, while a frozen copy runs the others. ρ is the geometric mean over the
+dimensions of the executed actions (log-probs over ``law.num_factors``). ε_k grows from ``clip_range_noisiest`` at the
+noisiest step to ``clip_range``. Minibatches are drawn over (environment step × denoising step). Rewards are scaled by
+the running std of the return. The actor stops for an iteration when the approximate KL of ρ exceeds ``target_kl``.
+Truncation bootstraps. Differences: one floor for drawing and scoring (the released code has two); draws are not cut at
 three std, and per-dimension log-probs are not clamped to [−5, 2] (a clamp passes no gradient, and one draw in 3000
-meets it); scaled rewards are not clipped at ±10; ``gamma`` is the discount a tick, also inside a chunk, where the
-released code sums a chunk's rewards and discounts once a chunk; what an episode's end left of a chunk has no part in ρ;
-the critic learns on where the actor has stopped; advantages are normalised over an iteration and not a minibatch, and
-are not clipped at a quantile.
+meets it); scaled rewards are not clipped at ±10; ``gamma`` is the discount per environment step, also inside a chunk,
+where the released code sums a chunk's rewards and discounts once per chunk; the part of a chunk after an episode's end
+is left out of ρ; the critic goes on learning after the actor has stopped; advantages are normalised over an iteration
+and not a minibatch, and are not clipped at a quantile.
 
-With ``finetune_denoising_steps`` the policy becomes one of two networks, ``processes.Relay``: the frozen weights stay
-part of it, and it is drawn, served, saved and improved again as it acted while it learned.
+With ``finetune_denoising_steps`` the policy becomes one of two networks, ``processes.Relay``. The frozen weights stay
+part of it: it is drawn, served, saved and improved again as it acted while it learned.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of about 0.65 to above 0.95 in 26 iterations (110 000
-ticks, 55 s on a CPU core).
+environment steps, 55 s on a CPU core).
 """
 
 from __future__ import annotations
@@ -111,51 +111,65 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     rng = as_rng(rng, policy.device)
     run = run or Run()
     env.discount(args.gamma)
-    execute, tuned = carry(policy), relay(policy, args.finetune_denoising_steps)
-    act = training_actor(policy, tuned, execute)
+    execute, K = carry(policy), relay(policy, args.finetune_denoising_steps)  # a frozen copy runs all but the last K
+    act = training_actor(policy, K, execute)
     baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
-    clips = denoise_clip(tuned, args.clip_range_noisiest, args.clip_range, args.clip_range_rate).to(policy.device)
+    clip_range = denoise_clip(K, args.clip_range_noisiest, args.clip_range, args.clip_range_rate)  # ε_k
+    clip_range = clip_range.to(policy.device)
+
     state = {"policy": policy, "optimizer": optimizer, "baseline": baseline, "rng": rng, "env": env}
-    for it in run.loop(args.iterations, **state, seen=statistics(policy)):
-        ep = env.collect(act, args.rollout_steps, rng)
-        assert ep.chain is not None
-        chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device)
-        estimate = baseline.estimate(ep)
-        shared = over_denoising(normalise(estimate.advantages, alive), tuned, args.denoising_discount).flatten()
-        index = torch.nonzero(alive.flatten().repeat_interleave(tuned)).flatten()
+    for iteration in run.loop(args.iterations, **state, statistics=statistics(policy)):
+        # Collect chunks with their denoising steps.
+        rollout = env.collect(act, args.rollout_steps, rng)
+        assert rollout.chain is not None
+        chain, valid = mask_unexecuted(rollout.chain, rollout.executed_mask), rollout.valid.to(policy.device)
+
+        # Estimate advantages, which the denoising steps of a chunk share, and the log-probabilities before the update.
+        estimate = baseline.estimate(rollout)  # GAE over chunks
+        advantage = over_denoising(normalise(estimate.advantages, valid), K, args.denoising_discount).flatten()  # Â_k
+        index = torch.nonzero(valid.flatten().repeat_interleave(K)).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, learner(policy), chain)
-            old = mean_log_prob(law, y).flatten()
-        if it == 0:
+            old_log_prob = mean_log_prob(law, y).flatten()
+        if iteration == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        metrics, learns = MetricMeans(), it >= args.critic_warmup
+
+        # Update policy and critic; the policy stops for this iteration where the KL is too large.
+        metrics, policy_learns = MetricMeans(), iteration >= args.critic_warmup
         for i in minibatches(index, args.batch_size, args.epochs, rng):
-            rows = chain.steps_at(i)
-            baseline.update(estimate, rows.chain_index)
-            if learns:
-                row = update_policy(policy, optimizer, rows, old[i], shared[i], clips[i % tuned], args)
+            steps = chain.steps_at(i)
+            baseline.update(estimate, steps.chain_index)
+            if policy_learns:
+                batch = steps, old_log_prob[i], advantage[i], clip_range[i % K]
+                row = update_policy(policy, optimizer, *batch, args.target_kl)
                 metrics.add(row or {})
-                learns = row is not None
-        yield rollout_metrics(ep, estimate) | metrics.mean()
+                policy_learns = row is not None
+        yield rollout_metrics(rollout, estimate) | metrics.mean()
 
 
 def update_policy(
-    policy: Policy, optimizer: Optimizer, rows: ChainSteps, old: Tensor, advantage: Tensor, clip: Tensor, args: Args
-) -> dict[str, float] | None:
-    """Step on a minibatch; return its loss, KL and clipped share, or None where the KL passes ``target_kl``.
+    policy: Policy,
+    optimizer: Optimizer,
+    steps: ChainSteps,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    clip_range: Tensor,
+    target_kl: float,
+) -> Metrics | None:
+    """Take a gradient step on a minibatch; return its metrics, or None if the KL exceeds ``target_kl``.
 
-    A function, so that nothing of a minibatch is in memory when the next one runs.
+    This is a function, so that a minibatch is freed before the next one runs.
     """
-    logp = mean_log_prob(*rescore(policy.process, learner(policy), rows))
-    kl = float(approx_kl(logp.detach(), old))
-    if kl > args.target_kl:
+    log_prob = mean_log_prob(*rescore(policy.process, learner(policy), steps))  # of the geometric mean
+    kl = float(approx_kl(log_prob.detach(), old_log_prob))
+    if kl > target_kl:
         return None
-    loss = ppo_clip(logp, old, advantage, clip).mean()
+    loss = ppo_clip(log_prob, old_log_prob, advantage, clip_range).mean()  # −min(ρ Â_k, clip(ρ, 1 ± ε_k) Â_k)
     row = {"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"], "ppo/approx_kl": kl}
-    return row | {"ppo/clip_fraction": float(clip_fraction(logp.detach(), old, clip))}
+    return row | {"ppo/clip_fraction": float(clip_fraction(log_prob.detach(), old_log_prob, clip_range))}
 
 
 SIGNAL = "env"

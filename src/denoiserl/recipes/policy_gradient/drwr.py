@@ -13,17 +13,17 @@ likelihood: none
 
 The baseline of that paper, after Peters & Schaal (2007).
 
-Play whole episodes, then imitate the own chunks, those of good episodes more:
+Play whole episodes, then imitate the policy's own chunks, those of good episodes more:
 
     L = mean over decisions of w ℓ(a),   w = min(exp(β z), cap),   z = (G − mean G) / std G
 
 with ℓ the denoising loss of the executed chunk and G the rewards from there on, discounted from the decision. As
-published: β is 10 and the cap 100, only finished episodes count, all copies start afresh every iteration, sixteen
-passes over each. With β = 10 half a std more or less is the difference between the cap and nothing, so this is
-imitation of the better part of the decisions. Differences: chunks are drawn as they are served, while the released code
-floors the std of exploration (``rollout_sampler="train"``): what is imitated is what was drawn, so every round adds the
-floor's noise to the policy. The discount counts ticks, not chunks; what a chunk planned and did not execute has no
-loss; gradients are clipped at 1.
+published: β is 10 and the cap 100, only finished episodes count, all environments start afresh in every iteration,
+sixteen passes over each. With β = 10 half a std is the difference between the cap and nothing, so this imitates the
+better part of the decisions. Differences: chunks are drawn by the evaluation steps, while the released code floors the
+std of exploration (``rollout_sampler="train"``): the policy imitates its draws, so every round adds the floor's noise
+to it. The discount counts environment steps, not chunks; actions of a chunk that were not executed have no loss;
+gradients are clipped at 1.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of about 0.6 to 0.7 (the best policies of three seeds
 0.79, 0.68 and 0.70 of 100 held-out starts), up and down on the way: 0.62, 0.20, 0.62 and 0.76 of 50 after 10, 20, 30
@@ -42,21 +42,19 @@ import torch
 from torch import Tensor
 
 from denoiserl.advantages import normalise, returns
-from denoiserl.control.acting import carry, observe, rollout_metrics, statistics
-from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.control.acting import rollout_metrics, statistics
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
-from denoiserl.core.tree import Tree, tree_map
+from denoiserl.core.tree import index_rows
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
 from denoiserl.losses import exp_weights, weighted_loss
-from denoiserl.policy.chain import Chain
 from denoiserl.policy.policy import Policy
-from denoiserl.policy.sampler import RecordSample
+from denoiserl.recipes.policy_gradient.common import chunk_actor, recorded_chunks
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, stratified
+from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
-
-DRAWS = ("eval", "train")
 
 
 @dataclass(frozen=True)
@@ -87,65 +85,56 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
-    execute = carry(policy)
+    act = chunk_actor(policy, args.rollout_sampler)
     env.discount(args.gamma)
-    if args.rollout_sampler not in DRAWS:
-        raise InvalidInputError(unknown_name_message(args.rollout_sampler, DRAWS, "kind of steps"))
-    opt = adamw(policy.parameters(), args.lr)
-    check_optimizer_covers(opt, policy.weights.module)
+    optimizer = adamw(policy.parameters(), args.lr)
+    check_optimizer_covers(optimizer, policy.weights.module)
 
-    def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample_chain(
-            observe(policy, obs), rng, record=RecordSample(), use_eval_steps=args.rollout_sampler == "eval"
-        )
-        return policy.codec.decode(chain.sample)[:, :execute], chain
-
-    for it in run.loop(args.iterations, policy=policy, opt=opt, rng=rng, seen=statistics(policy)):
-        env.on_checkpoint(it)  # in every iteration, so the loop needs no borders of its own
-        ep = env.collect(act, args.rollout_steps, rng)
-        assert ep.chain is not None
-        whole = finished_mask(ep)
-        if int(whole.sum()) < 2:
+    state = {"policy": policy, "optimizer": optimizer, "rng": rng, "statistics": statistics(policy)}
+    for iteration in run.loop(args.iterations, **state):
+        # Collect whole episodes.
+        env.on_checkpoint(iteration)  # all environments start afresh in every iteration
+        rollout = env.collect(act, args.rollout_steps, rng)
+        finished = finished_mask(rollout)
+        if int(finished.sum()) < 2:
             raise InvalidInputError(
                 f"no episode ended within {args.rollout_steps} decisions, so nothing has a return: raise rollout_steps"
             )
-        weight = (
-            exp_weights(normalise(to_go(ep, args.gamma), whole), 1 / args.inverse_temperature, args.max_weight)
-            .flatten()
-            .to(policy.device)
-        )
-        chunk, cond = (tree_map(lambda v: v.flatten(0, 1), part) for part in (ep.chain.sample, ep.chain.cond))
-        live = torch.zeros(chunk.shape, dtype=torch.bool, device=policy.device)
-        live[:, :execute] = ep.executed_mask.flatten(0, 1).to(policy.device)[..., None]
-        index = torch.nonzero(whole.flatten().to(policy.device)).flatten()
-        losses = []
+
+        # Estimate the weights of decisions by their returns.
+        z = normalise(returns_to_go(rollout, args.gamma), finished)  # (G − mean G) / std G
+        weight = exp_weights(z, 1 / args.inverse_temperature, args.max_weight)  # min(exp(β z), cap)
+        weight = weight.flatten().to(policy.device)
+        chunk, cond, mask = recorded_chunks(rollout)
+        index = torch.nonzero(finished.flatten().to(policy.device)).flatten()
+
+        # Update the policy by weighted imitation, w ℓ(a).
+        metrics = MetricMeans()
         for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
             noised = policy.process.noise(chunk[i], stratified(len(i), rng).to(policy.device), rng)
-            noised = noised._replace(mask=live[i])  # everything is noised, what was executed has a loss
-            context = policy.denoiser.embed_condition(tree_map(lambda v, i=i: v[i], cond))
-            loss = policy.process.loss(policy.denoiser, noised, context)
-            losses.append(optimizer_step(opt, weighted_loss(loss, weight[i]).mean(), clip=1.0)["loss"])
-        share = effective(weight[index])
-        yield rollout_metrics(ep) | {"loss/policy": sum(losses) / len(losses), "awr/ess_fraction": share}
+            noised = noised._replace(mask=mask[i])  # the whole chunk is noised; what was executed has a loss
+            context = policy.denoiser.embed_condition(index_rows(cond, i))
+            loss = weighted_loss(policy.process.loss(policy.denoiser, noised, context), weight[i]).mean()
+            metrics.add({"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"]})
+        yield rollout_metrics(rollout) | metrics.mean() | {"awr/ess_fraction": ess_fraction(weight[index])}
 
 
-def finished_mask(ep: Rollout) -> Tensor:
-    """[T, B] bool: decisions of episodes that ended within the record, and not by a fault, which loses a decision."""
-    later, whole = torch.zeros_like(ep.done[0]), torch.zeros_like(ep.done)
-    for t in reversed(range(len(whole))):
-        later = torch.where(ep.done[t], ep.valid[t], later)
-        whole[t] = later & ep.valid[t]
-    return whole
+def finished_mask(rollout: Rollout) -> Tensor:
+    """Return [T, B] bool: decisions of episodes that ended within the rollout, and not by a fault."""
+    later, finished = torch.zeros_like(rollout.done[0]), torch.zeros_like(rollout.done)
+    for t in reversed(range(len(finished))):
+        later = torch.where(rollout.done[t], rollout.valid[t], later)
+        finished[t] = later & rollout.valid[t]
+    return finished
 
 
-def to_go(ep: Rollout, gamma: float) -> Tensor:
-    """Return Σ_{k ≥ t} γ^{ticks from t to k} r_k, [T, B]: the rewards of an episode from a decision on, discounted from
-    there."""
-    return returns(ep.reward, gamma ** ep.num_executed.float(), ep.done)
+def returns_to_go(rollout: Rollout, gamma: float) -> Tensor:
+    """Return Σ_{k ≥ t} γ^{steps from t to k} r_k, [T, B]: the rewards from a decision on, discounted from there."""
+    return returns(rollout.reward, gamma ** rollout.num_executed.float(), rollout.done)
 
 
-def effective(weight: Tensor) -> float:
-    """(Σw)² / (n Σw²): the share of the rows that would teach as much with equal weights."""
+def ess_fraction(weight: Tensor) -> float:
+    """Return (Σw)² / (n Σw²), the effective sample size of the weights as a fraction of n."""
     return float(weight.sum().square() / (len(weight) * weight.square().sum()))
 
 

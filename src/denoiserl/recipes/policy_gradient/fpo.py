@@ -1,4 +1,4 @@
-"""FPO: PPO on a flow policy without a likelihood; its ratio is that of the denoising loss.
+"""FPO: PPO on a flow policy without a likelihood; its ratio comes from the denoising loss.
 
 paper: arXiv 2507.21053
 signal: env
@@ -11,25 +11,25 @@ output: actions
 process: flow, diffusion, one-step
 likelihood: elbo
 
-However an action a was drawn, the loss that a flow is trained with says how well the policy knows it: a (weighted) ELBO
-is its negative. For every decision n pairs (ε_i, t_i) are drawn once and kept, with the losses ℓ_i of the policy that
-acted, and
+The training loss of a flow at an action a is the negative of a (weighted) ELBO, however a was drawn. For every decision
+n pairs (ε_i, t_i) are drawn once and kept, with the losses ℓ_i of the policy that acted, and
 
     ρ = exp(mean_i clamp(ℓ_i^old − ℓ_i^θ, ±3)),   L = mean over decisions of −min(ρ Â, clip(ρ, 1 ± ε) Â)
 
-with Â from GAE over chunks. The pairs are the decision's as its action is: drawn again, ρ would be noise and not 1
-before the first step (that it is 1 is checked in every iteration). At ρ = 1 the gradient is that of REINFORCE on the
-ELBO. An ELBO's ratio is not a likelihood's: where Â < 0 the loss of an action can be raised without making it rarer. As
-published: ℓ is the error of ε a dimension, mean (ε̂ − ε)² (``loss_weight="noise"``), whatever the network predicts; the
-mean is taken inside the exponential (``ratio_per="each"`` gives every pair a ratio and a clip of its own, which the
-released code can too); advantages are normalised a minibatch; acting runs the steps of users
+with Â from GAE over chunks. The pairs belong to the decision, as its action does: with new pairs, ρ would be noise and
+not 1 before the first step (every iteration checks that it is 1). At ρ = 1 the gradient is that of REINFORCE on the
+ELBO. An ELBO's ratio is not a likelihood's: where Â < 0 the loss of an action can be raised without making it rarer.
+
+As published: ℓ is the error of ε per dimension, mean (ε̂ − ε)² (``loss_weight="noise"``), whatever the network
+predicts; the mean is taken inside the exponential (``ratio_per="each"`` gives every pair a ratio and a clip of its own,
+which the released code can too); advantages are normalised per minibatch; acting runs the evaluation steps
 (``rollout_sampler="eval"``). Differences: times are stratified over (0, 1), where the released code draws them from
 its sampler's grid; the clamp holds in both kinds of ratio (released: in "each" only); only executed actions count in ℓ;
 the critic has a loss and an optimiser of its own; gradients are clipped.
 
 A policy of one step, ``OneStep``, has an exact −log π for a loss: ρ is the likelihood ratio, and FPO is PPO. Its
-serving step is its mean, so it acts with ``rollout_sampler="train"``. A flow of a single step does not learn (on a
-bandit it diverges): what is drawn is not what its loss speaks of.
+evaluation step is its mean, so it acts with ``rollout_sampler="train"``. A flow of a single step does not learn (on a
+bandit it diverges): its loss does not describe what it draws.
 
 Expect, on the fork2d of the claim ``fpo`` (``rollout_steps=12``, one seed), a flow cloned to a success of 0.36 to be at
 0.85, 0.88 and 0.80 after 8, 16 and 24 iterations; with ``clip_range=0.02, lr=5e-5`` at 0.69, 0.92 and 0.95.
@@ -45,34 +45,26 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from denoiserl.control.acting import (
-    carry,
-    observe,
-    rollout_metrics,
-    standard,
-    statistics,
-)
+from denoiserl.control.acting import rollout_metrics, standard, statistics
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
-from denoiserl.core.tree import Tree, index_rows, tree_map
+from denoiserl.core.tree import Tree, index_rows
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
 from denoiserl.losses import clip_fraction, ppo_clip
-from denoiserl.policy.chain import Chain
 from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, renoise
 from denoiserl.policy.policy import Policy
-from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes.generators.common import select_rows
+from denoiserl.recipes.policy_gradient.common import chunk_actor, recorded_chunks
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
-DRAWS = ("eval", "train")
 RATIOS = ("mean", "each")
-FAR = 3.0
+MAX_LOSS_GAP = 3.0
 """the largest difference of two losses of one pair that counts"""
 
 
@@ -115,33 +107,35 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     rng = as_rng(rng, policy.device)
     if args.ratio_per not in RATIOS:
         raise InvalidInputError(unknown_name_message(args.ratio_per, RATIOS, "ratio"))
-    run, act, process = (
-        run or Run(),
-        make_actor(policy, args.rollout_sampler),
-        with_loss_weight(policy.process, args.loss_weight),
-    )
+    run, act = run or Run(), make_actor(policy, args.rollout_sampler)
+    process = with_loss_weight(policy.process, args.loss_weight)
     env.discount(args.gamma)
     baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
+
     state = {"policy": policy, "optimizer": optimizer, "baseline": baseline, "rng": rng, "env": env}
-    for it in run.loop(args.iterations, **state, seen=statistics(policy)):
-        ep = env.collect(act, args.rollout_steps, rng)
-        estimate = baseline.estimate(ep)
-        index = torch.nonzero(ep.valid.to(policy.device).flatten()).flatten()
-        pairs, cond = draw_noise_pairs(ep, process, args.num_noise_samples, rng, index)
+    for iteration in run.loop(args.iterations, **state, statistics=statistics(policy)):
+        # Collect decisions.
+        rollout = env.collect(act, args.rollout_steps, rng)
+
+        # Estimate advantages; draw the pairs (ε_i, t_i) of every decision, and their losses before the update.
+        estimate = baseline.estimate(rollout)  # GAE over chunks
+        index = torch.nonzero(rollout.valid.to(policy.device).flatten()).flatten()
+        pairs, cond = draw_noise_pairs(rollout, process, args.num_noise_samples, rng, index)
         advantage = estimate.advantages.flatten()[index]
         with torch.no_grad():
-            old = losses(policy, process, pairs, cond)
+            old_losses = losses(policy, process, pairs, cond)  # ℓ_i^old
+
+        # Update policy and critic.
         metrics = MetricMeans()
         for i in minibatches(len(index), args.batch_size, args.epochs, rng, even=True):
             baseline.update(estimate, index[i])
-            if it < args.critic_warmup:
+            if iteration < args.critic_warmup:
                 continue
-            part = select_rows(pairs, i), index_rows(cond, i)
-            rows = *part, old[i], standard(advantage[i])
-            metrics.add(update_policy(policy, process, optimizer, *rows, args, check=not len(metrics)))
-        yield rollout_metrics(ep, estimate) | metrics.mean()
+            batch = select_rows(pairs, i), index_rows(cond, i), old_losses[i], standard(advantage[i])
+            metrics.add(update_policy(policy, process, optimizer, *batch, args, check=not len(metrics)))
+        yield rollout_metrics(rollout, estimate) | metrics.mean()
 
 
 def update_policy(
@@ -150,65 +144,56 @@ def update_policy(
     optimizer: Optimizer,
     pairs: Noised,
     cond: Tree,
-    old: Tensor,
+    old_losses: Tensor,
     advantage: Tensor,
     args: Args,
     check: bool,
-) -> dict[str, float]:
-    """Step on a minibatch; return its loss, mean |log ratio| and clipped share.
+) -> Metrics:
+    """Take a gradient step on a minibatch; return its metrics.
 
-    A function, so that nothing of a minibatch is in memory when the next one runs. ``check``: nothing was learned since
-    ``old``, so the ratio must be 1.
+    This is a function, so that a minibatch is freed before the next one runs. ``check``: nothing has learned since
+    ``old_losses``, so the ratio must be 1.
     """
-    gap = (old - losses(policy, process, pairs, cond)).clamp(-FAR, FAR)
-    gap = gap.mean(-1, keepdim=True) if args.ratio_per == "mean" else gap
-    same = torch.zeros_like(gap)
+    log_ratio = (old_losses - losses(policy, process, pairs, cond)).clamp(-MAX_LOSS_GAP, MAX_LOSS_GAP)
+    log_ratio = log_ratio.mean(-1, keepdim=True) if args.ratio_per == "mean" else log_ratio  # log ρ
+    zero = torch.zeros_like(log_ratio)
     if check:
-        assert_on_policy(gap, same)
-    loss = ppo_clip(gap, same, advantage[:, None].expand_as(gap), args.clip_range).mean()
-    row, gap = {"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"]}, gap.detach()
-    row["ppo/abs_log_ratio"] = float(gap.abs().mean())
-    return row | {"ppo/clip_fraction": float(clip_fraction(gap, same, args.clip_range))}
+        assert_on_policy(log_ratio, zero)
+    advantage = advantage[:, None].expand_as(log_ratio)
+    loss = ppo_clip(log_ratio, zero, advantage, args.clip_range).mean()  # −min(ρ Â, clip(ρ, 1 ± ε) Â)
+    row, log_ratio = {"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"]}, log_ratio.detach()
+    row["ppo/abs_log_ratio"] = float(log_ratio.abs().mean())
+    return row | {"ppo/clip_fraction": float(clip_fraction(log_ratio, zero, args.clip_range))}
 
 
-def make_actor(policy: Policy, draw: str) -> Any:
-    """Acts for a ``Collector`` with the steps ``draw``, keeping the sample and its condition of every chain."""
-    if draw not in DRAWS:
-        raise InvalidInputError(unknown_name_message(draw, DRAWS, "kind of steps"))
-    execute = carry(policy)
-    steps = policy.eval_steps if draw == "eval" else policy.train_steps
+def make_actor(policy: Policy, sampler: str) -> Any:
+    """Return an actor on the steps ``sampler``. Raise InvalidInputError if they always draw the same action."""
+    act = chunk_actor(policy, sampler)
+    steps = policy.eval_steps if sampler == "eval" else policy.train_steps
     if not any(steps.dense) and not policy.process.prior((1, *policy.event_shape)).has_density:
         raise InvalidInputError(
-            "these steps draw the same action always, so there is nothing to learn from: rollout_sampler='train'"
+            "these steps always draw the same action, so there is nothing to learn from: rollout_sampler='train'"
         )
-
-    def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
-        chain = policy.sample_chain(observe(policy, obs), rng, record=RecordSample(), use_eval_steps=draw == "eval")
-        return policy.codec.decode(chain.sample)[:, :execute], chain
-
     return act
 
 
 def with_loss_weight(process: Process, weight: Any) -> Process:
-    """The process with a loss in other units, where it has units."""
+    """Return the process with its loss in the units ``weight``, where its loss has units."""
     return replace(process, weight=weight) if isinstance(process, Diffusion) else process
 
 
-def draw_noise_pairs(ep: Rollout, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
-    """The pairs of the decisions ``index`` of [T·B], leading with [N, n], and their conditions.
+def draw_noise_pairs(rollout: Rollout, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
+    """Return n pairs of noise and time for the decisions ``index`` of [T·B], [N, n, ...], and their conditions.
 
-    Everything is noised; what was executed has a loss.
+    The whole chunk is noised; what was executed has a loss.
     """
-    assert ep.chain is not None
-    chunk, cond = (tree_map(lambda v: v.flatten(0, 1)[index], part) for part in (ep.chain.sample, ep.chain.cond))
-    live = torch.zeros(chunk.shape, dtype=torch.bool, device=chunk.device)
-    live[:, : ep.executed_mask.shape[-1]] = ep.executed_mask.to(chunk.device).flatten(0, 1)[index][..., None]
+    chunk, cond, mask = index_rows(recorded_chunks(rollout), index)
     pairs = renoise(process, chunk, n, rng, uniform=True)
-    return pairs._replace(mask=live[:, None].expand(pairs.x.shape)), cond
+    return pairs._replace(mask=mask[:, None].expand(pairs.x.shape)), cond
 
 
 def losses(policy: Policy, process: Process, pairs: Noised, cond: Tree) -> Tensor:
-    """The denoising loss of every pair under the policy's weights, [N, n]."""
+    """Return the denoising loss of every pair under the policy's weights, [N, n]."""
     return denoising_losses(process, policy.denoiser, pairs, policy.denoiser.embed_condition(cond))
 
 

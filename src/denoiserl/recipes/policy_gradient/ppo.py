@@ -1,4 +1,4 @@
-"""PPO: the clipped policy gradient of a Gaussian policy, the baseline of every method that acts.
+"""PPO: the clipped policy gradient of a Gaussian policy, the baseline of all methods that act in an environment.
 
 paper: arXiv 1707.06347
 signal: env
@@ -16,14 +16,13 @@ A decision is drawn in one step, a ~ N(μ(s), σ²), where σ is learned and doe
     L = mean over decisions of −min(ρ Â, clip(ρ, 1 ± ε) Â) − c H,   ρ = π(a | s) / π_old(a | s)
 
 A decision is an action or a chunk of them; ρ is the joint ratio over the executed actions (DPPO takes the geometric
-mean, so their ε differ). With the details that released code agrees on: advantages are normalised a minibatch, learning
-rates may fall on a line, Adam's ε is 1e-5, gradients are clipped at 0.5, rewards are scaled by the running std of the
-return, observations are standardised by the codec (``ActionChunkCodec``'s normaliser, or the statistics of
-``RunningNormCodec``, which are updated
-as it acts), the value has a network of its own and is not clipped, a time limit bootstraps, actions are clipped by the
-environment and not in the density, the actor stops when the approximate KL passes ``target_kl``.
-Differences: actor and critic have an optimiser each, so there is no value coefficient, and the critic goes on where the
-actor has stopped; the KL is looked at before every gradient step, not once an epoch.
+mean, so their ε differ). With the details that released code agrees on: advantages are normalised per minibatch,
+learning rates may fall linearly, Adam's ε is 1e-5, gradients are clipped at 0.5, and rewards are scaled by the running
+std of the return. The codec standardises observations (``ActionChunkCodec``'s normaliser, or the statistics of
+``RunningNormCodec``, which are updated while it acts). The value has a network of its own and is not clipped. A time
+limit bootstraps. Actions are clipped by the environment and not in the density. The actor stops when the approximate KL
+exceeds ``target_kl``. Differences: actor and critic have an optimiser each, so there is no value coefficient, and the
+critic goes on learning after the actor has stopped; the KL is checked before every gradient step, not once per epoch.
 
 Start from a policy with ``GaussianHead``: its mean at 0, or cloned from demonstrations. The defaults are for a clone: a
 low ``lr``, and ``critic_warmup`` iterations for the critic alone.
@@ -31,7 +30,7 @@ low ``lr``, and ``critic_warmup`` iterations for the critic alone.
 Expect, with the defaults, Meta-World's drawer-open from a success of 0.50 (cloned, served by its mean) to about 0.9 in
 40 iterations (0.57, 0.78, 0.83 and 0.91 of 100 held-out starts after 10, 20, 30 and 40; one seed). With ``lr=1e-4`` it
 is at about 0.65 after 26, with 3e-4 below where it began: the cloned std is about 0.13 in each of 20 dimensions, so a
-small step of the weights is a large one of the law.
+small step of the weights is a large one of the distribution.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def improve(
     run: Run | None = None,
     penalty: Callable[[Gaussian], Tensor] | None = None,
 ) -> Iterator[Metrics]:
-    """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of what it decides, is added to the loss."""
+    """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of its distribution, is added to the loss."""
     rng = as_rng(rng, policy.device)
     if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
         raise InvalidInputError(
@@ -125,58 +124,66 @@ def improve(
     baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng, args.max_grad_norm)
     optimizer = adamw(policy.parameters(), args.lr)
     check_optimizer_covers(optimizer, policy.weights.module)
+
     state = {"policy": policy, "optimizer": optimizer, "baseline": baseline, "rng": rng, "env": env}
-    for it in run.loop(args.iterations, **state, seen=statistics(policy)):
-        left = 1 - (1 - args.final_lr_fraction) * it / args.iterations
+    for iteration in run.loop(args.iterations, **state, statistics=statistics(policy)):
+        lr_fraction = 1 - (1 - args.final_lr_fraction) * iteration / args.iterations
         for each, lr in ((optimizer, args.lr), (baseline.optimizer, args.value_lr)):
             for group in each.param_groups:
-                group["lr"], group["eps"] = lr * left, 1e-5
-        ep = env.collect(act, args.rollout_steps, rng)
-        assert ep.chain is not None
-        chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
-        estimate = baseline.estimate(ep)
-        advantage, index = estimate.advantages.flatten(), torch.nonzero(alive).flatten()
+                group["lr"], group["eps"] = lr * lr_fraction, 1e-5
+
+        # Collect decisions.
+        rollout = env.collect(act, args.rollout_steps, rng)
+        assert rollout.chain is not None
+        chain, valid = mask_unexecuted(rollout.chain, rollout.executed_mask), rollout.valid.to(policy.device).flatten()
+
+        # Estimate advantages, and the log-probabilities before the update.
+        estimate = baseline.estimate(rollout)  # GAE
+        advantage, index = estimate.advantages.flatten(), torch.nonzero(valid).flatten()
         with torch.no_grad():
             law, y = rescore(policy.process, policy.denoiser, chain)
-            old = law.log_prob(y).flatten()
-        if it == 0:
+            old_log_prob = law.log_prob(y).flatten()  # log π_old(a | s)
+        if iteration == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        metrics, learns = MetricMeans(), it >= args.critic_warmup
+
+        # Update policy and critic; the policy stops for this iteration where the KL is too large.
+        metrics, policy_learns = MetricMeans(), iteration >= args.critic_warmup
         for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
             baseline.update(estimate, i)
-            if learns:
-                rows = chain.steps_at(i)
-                row = update_policy(policy, optimizer, rows, old[i], standard(advantage[i]), args, penalty)
+            if policy_learns:
+                batch = chain.steps_at(i), old_log_prob[i], standard(advantage[i])
+                row = update_policy(policy, optimizer, *batch, args, penalty)
                 metrics.add(row or {})
-                learns = row is not None
-        yield rollout_metrics(ep, estimate) | metrics.mean()
+                policy_learns = row is not None
+        yield rollout_metrics(rollout, estimate) | metrics.mean()
 
 
 def update_policy(
     policy: Policy,
     optimizer: Optimizer,
-    rows: ChainSteps,
-    old: Tensor,
+    steps: ChainSteps,
+    old_log_prob: Tensor,
     advantage: Tensor,
     args: Args,
     penalty: Callable[[Gaussian], Tensor] | None,
-) -> dict[str, float] | None:
-    """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
+) -> Metrics | None:
+    """Take a gradient step on a minibatch; return its metrics, or None if the KL exceeds ``target_kl``.
 
-    A function, so that nothing of a minibatch is in memory when the next one runs.
+    This is a function, so that a minibatch is freed before the next one runs.
     """
-    law, y = policy.rescore(rows)
+    law, y = policy.rescore(steps)
     assert isinstance(law, Gaussian)
-    logp = law.log_prob(y)
-    kl = float(approx_kl(logp.detach(), old))
+    log_prob = law.log_prob(y)  # log π(a | s)
+    kl = float(approx_kl(log_prob.detach(), old_log_prob))
     if kl > args.target_kl:
         return None
-    loss = ppo_clip(logp, old, advantage, args.clip_range).mean() - args.entropy_coef * law.entropy().mean()
+    loss = ppo_clip(log_prob, old_log_prob, advantage, args.clip_range).mean()  # −min(ρ Â, clip(ρ, 1 ± ε) Â)
+    loss = loss - args.entropy_coef * law.entropy().mean()  # − c H
     if penalty is not None:
         loss = loss + penalty(law).mean()
     row = {"loss/policy": optimizer_step(optimizer, loss, clip=args.max_grad_norm)["loss"], "ppo/approx_kl": kl}
-    row["ppo/clip_fraction"] = float(clip_fraction(logp.detach(), old, args.clip_range))
+    row["ppo/clip_fraction"] = float(clip_fraction(log_prob.detach(), old_log_prob, args.clip_range))
     return row | {"policy/std": float(law.std.detach().mean())}
 
 

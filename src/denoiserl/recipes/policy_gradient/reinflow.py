@@ -1,4 +1,4 @@
-"""ReinFlow: PPO on a flow policy of few steps, through a learned noise that is thrown away afterwards.
+"""ReinFlow: PPO on a flow policy of few steps, through a learned noise that is removed after training.
 
 paper: arXiv 2505.22094
 signal: env
@@ -11,29 +11,30 @@ output: actions
 process: flow, diffusion
 likelihood: replay
 
-A flow is deterministic, so its steps have no density. While it learns, a small network beside it adds noise to every
+A flow is deterministic, so its steps have no density. During training a small network beside it adds noise to every
 step, and the step becomes a Gaussian:
 
-    x_{k+1} ~ N(x_k + v_θ(x_k, t_k, s) Δt, σ_φ(x_k, t_k, s)²),   σ_φ in [least, most]
+    x_{k+1} ~ N(x_k + v_θ(x_k, t_k, s) Δt, σ_φ(x_k, t_k, s)²),   σ_φ in [σ_min, σ_max]
 
-θ and φ learn together from *one* clipped ratio a decision, that of the whole path: log π is the sum over steps and
-dimensions of the executed actions, divided by how many there are (so ρ is a geometric mean, and ``clip_range`` is
-small). The first state is drawn from N(0, 1) whatever θ is, and cancels in ρ. With Â from GAE over chunks,
+θ and φ learn together from *one* clipped ratio per decision, that of the whole path. Its log π is the sum over steps
+and dimensions of the executed actions, divided by how many there are. So ρ is a geometric mean, and ``clip_range`` is
+small. The first state is drawn from N(0, 1) whatever θ is, and cancels in ρ. With Â from GAE over chunks,
 
     L = mean over decisions of −min(ρ Â, clip(ρ, 1 ± ε) Â) − c H + b E_z‖a_θ(z) − a_base(z)‖²
 
-H is the entropy a dimension of a step; the last term (``bc_weight``, off by default) is a bound on the squared W₂
-distance from the policy that it started from, both run as ODEs from the same noise z. As published: ``noise_std_max``
-is held for the first 35 % of the iterations and then falls by a cosine to least + 0.7 (most − least); one optimiser for
-θ and φ; the noise net is not saved and the policy is served as an ODE. Differences: one grid for drawing and scoring,
-from t = 1 in equal steps (released versions have drawn at times that include the data's end, and scored at others); the
-estimate is clamped where the process says so, and not the state after a step; draws are not cut at three std, nor
-log-probs clamped to a range (a clamp passes no gradient); σ may depend on x_k, as in the paper; z is drawn anew (the
-released code takes z = 0); what an episode's end left of a chunk has no part in ρ, H and the distance; the critic
-learns on where the actor has stopped.
+H is the entropy per dimension of a step. The last term (``bc_weight``, off by default) bounds the squared W₂ distance
+from the starting policy, both run as ODEs from the same noise z.
 
-With one step, only the injected noise explores around a draw of z, and that is enough. One ratio a path averages more
-numbers than DPPO's, one a step: the same ``clip_range`` lets the law move further.
+As published: ``noise_std_max`` is held for the first 35 % of the iterations and then falls by a cosine to σ_min + 0.7
+(σ_max − σ_min); one optimiser for θ and φ; the noise net is not saved and the policy is served as an ODE. Differences:
+one grid for drawing and scoring, from t = 1 in equal steps (released versions have drawn at times that include the
+data's end, and scored at others); the estimate is clamped where the process says so, and not the state after a step;
+draws are not cut at three std, nor log-probs clamped to a range (a clamp passes no gradient); σ may depend on x_k, as
+in the paper; z is drawn anew (the released code takes z = 0). The part of a chunk after an episode's end is left out of
+ρ, H and the distance. The critic goes on learning after the policy has stopped.
+
+With one step, only the injected noise explores around a draw of z, and that is enough. One ratio per path averages more
+numbers than DPPO's, one per step: the same ``clip_range`` lets the distribution move further.
 
 Expect, on the fork2d of the claim ``reinflow`` (``rollout_steps=12``, one seed), a flow cloned to a success of 0.36 to
 be at 0.60, 0.75 and 0.87 after 8, 16 and 24 iterations, served as an ODE; DPPO on the same flow is at 0.50 after 24.
@@ -119,82 +120,87 @@ class Args(Settings):
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
-    """Improve a policy that is served as an ODE; it gets no noise net, and no step more."""
+    """Improve a policy that is served as an ODE, on its own steps; afterwards it has no noise net."""
     rng = as_rng(rng, policy.device)
-    run, execute, obs_size = run or Run(), carry(policy), critic_features(policy, env)[1]
-    noisy, explorer = rng.init(with_noise_net, policy, obs_size, args.noise_std_min, args.noise_std_max)
+    run, execute, features = run or Run(), carry(policy), critic_features(policy, env)
+    noise_range = args.noise_std_min, args.noise_std_max
+    noisy, noise_injected = rng.init(with_noise_net, policy, features[1], *noise_range)
     env.discount(args.gamma)
-    k = len(noisy.train_steps)
-    act = training_actor(noisy, k, execute)
+    K = len(noisy.train_steps)
+    act = training_actor(noisy, K, execute)
     if args.bc_weight > 0:
         policy.weights.snapshot("base")
-    baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
+    baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng, features=features)
     optimizer = adamw(noisy.parameters(), args.lr)
-    check_optimizer_covers(optimizer, explorer)
-    state = {"policy": policy, "noise": explorer.noise, "optimizer": optimizer, "baseline": baseline}
-    for it in run.loop(args.iterations, **state, rng=rng, env=env, seen=statistics(policy)):
-        explorer.most = max_noise_schedule(
-            it / args.iterations,
-            args.noise_std_min,
-            args.noise_std_max,
-            args.noise_hold_fraction,
-            args.noise_final_fraction,
-        )
-        ep = env.collect(act, args.rollout_steps, rng)
-        assert ep.chain is not None
-        chain, alive = mask_unexecuted(ep.chain, ep.executed_mask), ep.valid.to(policy.device).flatten()
-        estimate = baseline.estimate(ep)
-        advantage, index = estimate.advantages.flatten(), torch.nonzero(alive).flatten()
+    check_optimizer_covers(optimizer, noise_injected)
+
+    state = {"policy": policy, "noise": noise_injected.noise, "optimizer": optimizer, "baseline": baseline, "rng": rng}
+    for iteration in run.loop(args.iterations, **state, env=env, statistics=statistics(policy)):
+        # Collect with noise up to σ_max.
+        schedule = args.noise_hold_fraction, args.noise_final_fraction
+        noise_injected.most = max_noise_schedule(iteration / args.iterations, *noise_range, *schedule)
+        rollout = env.collect(act, args.rollout_steps, rng)
+        assert rollout.chain is not None
+        chain, valid = mask_unexecuted(rollout.chain, rollout.executed_mask), rollout.valid.to(policy.device).flatten()
+
+        # Estimate advantages, and the log-probabilities of the paths before the update.
+        estimate = baseline.estimate(rollout)  # GAE over chunks
+        advantage, index = estimate.advantages.flatten(), torch.nonzero(valid).flatten()
         with torch.no_grad():
             law, y = noisy.rescore(chain)
-            old = path_log_prob(law, y, k)
-        if it == 0:
+            old_log_prob = path_log_prob(law, y, K)
+        if iteration == 0:
             on_policy(law, y, chain)
         del law, y  # as large as the chain
-        metrics, learns = MetricMeans(), it >= args.critic_warmup
+
+        # Update flow, noise net and critic; the policy stops for this iteration where the KL is too large.
+        metrics, policy_learns = MetricMeans(), iteration >= args.critic_warmup
         for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
             baseline.update(estimate, i)
-            if learns:
-                rows = chain.steps_at((i[:, None] * k + torch.arange(k, device=i.device)).flatten())
-                row = update_policy(policy, noisy, optimizer, rows, old[i], standard(advantage[i]), args, rng)
+            if policy_learns:
+                steps = chain.steps_at((i[:, None] * K + torch.arange(K, device=i.device)).flatten())
+                batch = steps, old_log_prob[i], standard(advantage[i])
+                row = update_policy(policy, noisy, optimizer, *batch, args, rng)
                 metrics.add(row or {})
-                learns = row is not None
-        yield rollout_metrics(ep, estimate) | metrics.mean()
+                policy_learns = row is not None
+        yield rollout_metrics(rollout, estimate) | metrics.mean()
 
 
 def update_policy(
     policy: Policy,
     noisy: Policy,
     optimizer: Optimizer,
-    rows: ChainSteps,
-    old: Tensor,
+    steps: ChainSteps,
+    old_log_prob: Tensor,
     advantage: Tensor,
     args: Args,
     rng: Rng,
-) -> dict[str, float] | None:
-    """Step on a minibatch; return its loss, KL, clipped share and std, or None where the KL passes ``target_kl``.
+) -> Metrics | None:
+    """Take a gradient step on a minibatch; return its metrics, or None if the KL exceeds ``target_kl``.
 
-    A function, so that nothing of a minibatch is in memory when the next one runs.
+    This is a function, so that a minibatch is freed before the next one runs.
     """
-    k = len(noisy.train_steps)
-    law, y = noisy.rescore(rows)
+    K = len(noisy.train_steps)
+    law, y = noisy.rescore(steps)
     assert isinstance(law, Gaussian)
-    logp = path_log_prob(law, y, k)
-    kl = float(approx_kl(logp.detach(), old))
+    log_prob = path_log_prob(law, y, K)
+    kl = float(approx_kl(log_prob.detach(), old_log_prob))
     if kl > args.target_kl:
         return None
-    loss = ppo_clip(logp, old, advantage, args.clip_range).mean()
-    loss = loss - args.entropy_coef * (law.entropy() / law.num_factors.clamp_min(1)).mean()
-    if args.bc_weight > 0:
-        cond, live = index_rows((rows.cond, rows.mask), slice(None, None, k))
-        loss = loss + args.bc_weight * w2_bound(policy, cond, rng, live).mean()
+    loss = ppo_clip(log_prob, old_log_prob, advantage, args.clip_range).mean()  # −min(ρ Â, clip(ρ, 1 ± ε) Â)
+    loss = loss - args.entropy_coef * (law.entropy() / law.num_factors.clamp_min(1)).mean()  # − c H
+    if args.bc_weight > 0:  # + b E‖a_θ(z) − a_base(z)‖²
+        cond, mask = index_rows((steps.cond, steps.mask), slice(None, None, K))
+        loss = loss + args.bc_weight * w2_bound(policy, cond, rng, mask).mean()
     row = {"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"], "ppo/approx_kl": kl}
-    row["ppo/clip_fraction"] = float(clip_fraction(logp.detach(), old, args.clip_range))
+    row["ppo/clip_fraction"] = float(clip_fraction(log_prob.detach(), old_log_prob, args.clip_range))
     return row | {"policy/noise_std": float(law.std.detach().mean())}
 
 
-def with_noise_net(policy: Policy, obs: int, least: float, most: float) -> tuple[Policy, NoiseInjectedDenoiser]:
-    """The policy with a noise net beside it, on its own training grid; the denoiser is shared and not copied."""
+def with_noise_net(
+    policy: Policy, obs_dim: int, std_min: float, std_max: float
+) -> tuple[Policy, NoiseInjectedDenoiser]:
+    """Return the policy with a noise net beside it, on its own training grid; the denoiser is shared, not copied."""
     if not isinstance(policy.process, Diffusion):
         raise InvalidInputError("ReinFlow improves flow and diffusion policies, Diffusion(): a Gaussian one needs ppo")
     if any(policy.eval_steps.dense):
@@ -202,28 +208,35 @@ def with_noise_net(policy: Policy, obs: int, least: float, most: float) -> tuple
             "ReinFlow trains the ODE of a policy, and this one is served with noise: "
             "serve=process.steps(times, ddim(0.0)), or use dppo"
         )
-    net = MLP(policy.event_shape, obs, 64, 2, residual=False, activation="tanh", zero=True)  # a perceptron of (64, 64)
-    explorer = NoiseInjectedDenoiser(policy.denoiser, net.to(policy.device), least, most)
+    net = MLP(policy.event_shape, obs_dim, 64, 2, residual=False, activation="tanh", zero=True)  # layers of (64, 64)
+    noise_injected = NoiseInjectedDenoiser(policy.denoiser, net.to(policy.device), std_min, std_max)
     steps = policy.process.steps(policy.train_steps.times, with_learned_std())
-    return replace(policy, weights=Weights(explorer), train_steps=steps), explorer
+    return replace(policy, weights=Weights(noise_injected), train_steps=steps), noise_injected
 
 
-def max_noise_schedule(done: float, least: float, most: float, hold: float, last: float) -> float:
-    """The largest std after a share ``done`` of learning: held, then on a cosine to least + last (most − least)."""
-    fallen = 0.0 if done <= hold else 0.5 - 0.5 * math.cos(math.pi * (done - hold) / (1 - hold))
-    return most - fallen * (1 - last) * (most - least)
+def max_noise_schedule(
+    progress: float, std_min: float, std_max: float, hold_fraction: float, final_fraction: float
+) -> float:
+    """Return σ_max after a fraction ``progress`` of training.
+
+    It is held, then falls on a cosine to std_min + final_fraction (std_max − std_min).
+    """
+    if progress <= hold_fraction:
+        return std_max
+    fall = 0.5 - 0.5 * math.cos(math.pi * (progress - hold_fraction) / (1 - hold_fraction))
+    return std_max - fall * (1 - final_fraction) * (std_max - std_min)
 
 
-def path_log_prob(law: Distribution, y: Tensor, k: int) -> Tensor:
-    """Return the log-probability of each path of ``k`` steps over the numbers that it decided, [N]."""
-    logp, size = (v.reshape(-1, k).sum(-1) for v in (law.log_prob(y), law.num_factors))
-    return logp / size.clamp_min(1)
+def path_log_prob(law: Distribution, y: Tensor, num_steps: int) -> Tensor:
+    """Return the mean log-probability per executed number of each path of ``num_steps`` steps, [N]."""
+    log_prob, size = (v.reshape(-1, num_steps).sum(-1) for v in (law.log_prob(y), law.num_factors))
+    return log_prob / size.clamp_min(1)
 
 
-def w2_bound(policy: Policy, cond: Tree, rng: Rng | int, live: Tensor | int | None = None) -> Tensor:
-    """Return ‖a_θ(z) − a_base(z)‖² a dimension of the executed actions, [B]: both ODEs run from the same z.
+def w2_bound(policy: Policy, cond: Tree, rng: Rng | int, mask: Tensor | int | None = None) -> Tensor:
+    """Return ‖a_θ(z) − a_base(z)‖² per dimension of the executed actions, [B]; both ODEs run from the same z.
 
-    ``live``: the numbers [B, H, d] that were executed, or how many actions of each chunk (None: all).
+    ``mask``: the numbers [B, H, d] that were executed, or how many actions of each chunk (None: all).
     """
     rng = as_rng(rng, policy.device)
     assert isinstance(policy.process, Diffusion)
@@ -232,12 +245,12 @@ def w2_bound(policy: Policy, cond: Tree, rng: Rng | int, live: Tensor | int | No
     z = policy.process.prior(shape, policy.device).sample(rng.normal(*shape))
     ends = []
     for name, grad in (("current", len(ode)), ("base", 0)):
-        draw = make_sampler(policy.process, policy.weights.using(name), ode, policy.event_shape, grad, RecordSample())
-        ends.append(draw(cond, rng, start=(z, 0)).sample)
-    if live is None or isinstance(live, int):
-        live = (torch.arange(shape[1], device=z.device) < (live or shape[1]))[:, None].expand(shape)
-    size = live.flatten(1).sum(-1).clamp_min(1)
-    return ((ends[0] - ends[1]).square() * live).flatten(1).sum(-1) / size
+        sample = make_sampler(policy.process, policy.weights.using(name), ode, policy.event_shape, grad, RecordSample())
+        ends.append(sample(cond, rng, start=(z, 0)).sample)
+    if mask is None or isinstance(mask, int):
+        mask = (torch.arange(shape[1], device=z.device) < (mask or shape[1]))[:, None].expand(shape)
+    size = mask.flatten(1).sum(-1).clamp_min(1)
+    return ((ends[0] - ends[1]).square() * mask).flatten(1).sum(-1) / size
 
 
 SIGNAL = "env"

@@ -1,4 +1,4 @@
-"""TACO: of many plans, take the one that looks most like the demonstrations; nothing of the policy is trained.
+"""TACO: of many plans, execute the one most like the demonstrations; the policy itself is not trained.
 
 paper: arXiv 2512.02834
 signal: data
@@ -11,22 +11,22 @@ output: actions
 process: diffusion, flow, one-step
 likelihood: none
 
-A cloned policy keeps modes that its good demonstrations hardly support. When it serves it draws n plans a decision, and
-the one with the largest pseudo-count is executed:
+A cloned policy keeps modes that its good demonstrations hardly support. At evaluation it draws n plans per decision and
+executes the one with the largest pseudo-count:
 
     â = argmax_i N(φ(s, a_i)),   a_i ~ π(· | s),   N = coins / ‖f(φ)‖²
 
-f learns the random signs of every demonstrated decision by squared error, so that ‖f‖² / coins is about one over how
-often something like φ was seen (``net.Coins``). As published: φ is what enters the last layer of the policy's own
-network; a decision is counted not at the demonstrated plan but at that of ``num_noise_candidates`` plans of the policy
-which comes nearest to it, so that features are those of generated plans; 20 coins, a frozen random prior beside f; the
+f learns the random signs of every demonstrated decision by squared error, so that ‖f‖² / coins is about one over the
+number of decisions like φ (``nn.coin_flip_network``). As published: φ is what enters the last layer of the policy's own
+network; a decision is counted not at the demonstrated plan but at the nearest of ``num_noise_candidates`` plans of the
+policy, so that features are those of generated plans; 20 coins, a frozen random prior beside f; the
 condition is encoded once for all n plans. Differences: φ is read at the finished plan and the last time, not one step
 before, and is standardised instead of multiplied by ten; f is small, for small policies; the learning rate warms up and
 falls on a cosine.
 
-The counts are a smoothed density: they rank plans, and say little as numbers. What the demonstrations rarely do, such
-as recovering from a mistake, is chosen less often than before. The policy itself is not touched: ``draw`` chooses,
-``sample`` does not, and n = 1 is the policy bit for bit.
+The counts are a smoothed density: they rank plans, and mean little as numbers. Rare parts of the demonstrations, such
+as recovering from a mistake, are chosen less often than before. The policy's weights do not change: ``generate``
+chooses, ``sample_chain`` does not, and n = 1 is the policy bit for bit.
 
 Expect, for a flow cloned from clumsy demonstrations on fork2d, a success of 0.53, 0.73 and 0.72 instead of 0.35, 0.49
 and 0.47 (three seeds, 400 held-out starts, 800 updates, n = 32).
@@ -50,6 +50,7 @@ from denoiserl.data import Demonstrations, windows
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
 from denoiserl.policy.policy import Policy
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
+from denoiserl.train.metric_means import MetricMeans
 
 
 @dataclass(frozen=True)
@@ -79,64 +80,65 @@ class Args(Settings):
 def improve(
     policy: Policy, data: Demonstrations, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Count what good demonstrations do, and let the policy choose by it from now on, in place."""
+    """Learn pseudo-counts of good demonstrations, and let the policy choose by them from now on, in place."""
     rng = as_rng(rng, policy.device)
     if args.only_successes and data.success is not None:
         data = data.successful()
     if len(data) < 2:
         raise InvalidInputError(
-            "counting from one episode says only how near a state is to it: give two episodes or more"
+            "counts of one episode only measure the distance of a state from it: give two episodes or more"
         )
     run = run or Run()
     carry(policy)
-    phi = demonstrated_features(policy, data, args, rng)
-    coins = rng.init(
-        CoinFlipNetwork, phi.shape[1], args.num_coin_flips, args.counter_width, gain=args.feature_scale
-    ).to(policy.device)
-    coins.standardise(phi)
+    phi = demonstrated_features(policy, data, args, rng)  # φ(s, a)
+    size = phi.shape[1], args.num_coin_flips, args.counter_width
+    counter = rng.init(CoinFlipNetwork, *size, gain=args.feature_scale).to(policy.device)  # f
+    counter.standardise(phi)
     signs = coin_flip_targets(len(phi), args.num_coin_flips, int(rng.integers(0, 2**31, 1))).to(policy.device)
-    policy.weights.control = BestOfN(PseudoCountVerifier(coins, args.features), args.num_candidates)
-    opt = adamw(coins.learned.parameters(), args.lr)
-    check_optimizer_covers(opt, coins.learned)
-    schedule = warmup_cosine(opt, min(100, args.num_updates), args.num_updates)
-    every, losses = max(1, args.num_updates // 50), []
-    for it in run.loop(args.num_updates, given=data, coins=coins, opt=opt, schedule=schedule, rng=rng):
+    policy.weights.control = BestOfN(PseudoCountVerifier(counter, args.features), args.num_candidates)
+    optimizer = adamw(counter.learned.parameters(), args.lr)
+    check_optimizer_covers(optimizer, counter.learned)
+    lr_schedule = warmup_cosine(optimizer, min(100, args.num_updates), args.num_updates)
+
+    log_every, metrics = max(1, args.num_updates // 50), MetricMeans()
+    state = {"coins": counter, "optimizer": optimizer, "lr_schedule": lr_schedule, "rng": rng}
+    for iteration in run.loop(args.num_updates, given=data, **state):
         i = rng.integers(0, len(phi), min(args.batch_size, len(phi)))
-        losses.append(optimizer_step(opt, (coins(phi[i]) - signs[i]).square().mean())["loss"])
-        schedule.step()
-        if (it + 1) % every == 0 or it + 1 == args.num_updates:
+        metrics.add({"loss/coin_flip": optimizer_step(optimizer, (counter(phi[i]) - signs[i]).square().mean())["loss"]})
+        lr_schedule.step()
+        if (iteration + 1) % log_every == 0 or iteration + 1 == args.num_updates:
             with torch.no_grad():
-                count = coins.count(phi)
-            yield {"loss/coin_flip": sum(losses) / len(losses), "verifier/count": float(count.median())}
-            losses = []
+                count = float(counter.count(phi).median())  # N = coins / ‖f(φ)‖²
+            yield metrics.mean() | {"verifier/count": count}
+            metrics = MetricMeans()
 
 
 @torch.no_grad()
 def demonstrated_features(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Tensor:
-    """The features [N, F] of every demonstrated decision, at that of the policy's plans which is nearest to it."""
+    """Return the features [N, F] of every demonstrated decision, at the nearest to it of the policy's plans."""
     past = getattr(policy.codec, "history", 1) - 1
     if past:
         raise InvalidInputError(
-            f"this policy sees its last {past + 1} observations, and counting looks at one: give a policy of one "
+            f"this policy sees its last {past + 1} observations, and counts are of one: give a policy of one "
             "observation"
         )
     window = windows(data.ends, policy.event_shape[0], 1, resolve_execute_horizon(policy))
-    found, spread = [], 0.0
+    phi, spread = [], 0.0
     for index in window.every.split(1024):
-        seen = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
-        wanted = policy.codec.encode(window.actions(data.actions, index)).to(policy.device)
-        plans = candidates(policy, seen, args.num_noise_candidates, rng)
-        real = window.inside(index).to(policy.device)[:, None, :, None]  # what a window repeats was not demonstrated
-        apart = ((plans - wanted[:, None]).square() * real).flatten(2).sum(-1)
-        nearest = plans[torch.arange(len(plans), device=plans.device), apart.argmin(1)]
+        obs = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
+        demonstrated = policy.codec.encode(window.actions(data.actions, index)).to(policy.device)
+        plans = candidates(policy, obs, args.num_noise_candidates, rng)
+        inside = window.inside(index).to(policy.device)[:, None, :, None]  # padding beyond an episode has no distance
+        distance = ((plans - demonstrated[:, None]).square() * inside).flatten(2).sum(-1)
+        nearest = plans[torch.arange(len(plans), device=plans.device), distance.argmin(1)]
         spread = max(spread, float((plans - plans[:, :1]).abs().max()))
-        found.append(features(policy, seen, nearest, args.features))
+        phi.append(features(policy, obs, nearest, args.features))
     if args.num_candidates > 1 and args.num_noise_candidates > 1 and spread == 0:
         raise InvalidInputError(
-            "the policy draws the same plan whatever the noise, so there is nothing to choose among: serve it with "
-            "more steps or noise, or take num_candidates=1"
+            "the policy draws the same plan whatever the noise, so all candidates are equal: sample it with more "
+            "steps or noise, or set num_candidates=1"
         )
-    return torch.cat(found)
+    return torch.cat(phi)
 
 
 SIGNAL = "data"

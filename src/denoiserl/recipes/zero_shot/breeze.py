@@ -11,30 +11,32 @@ output: actions
 process: diffusion
 likelihood: none
 
-No reward is seen. F and B learn the successor measure of the policies π_z that are best for tasks z, so that any reward
-is answered later by z = E[r B] alone; the policy is a diffusion model that regresses onto good actions of the data:
+Training sees no reward. F and B learn the successor measure of the policies π_z that are optimal for tasks z. Any
+reward is answered later by z = E[r B] alone. The policy is a diffusion model that regresses onto good actions of the
+data:
 
     F(s, a, z)ᵀ B(s') ρ(ds') = M^{π_z}(s, a, ds'),   Q(s, a, z) = F(s, a, z)ᵀ z
     L_F,B = L_FB + 10 L_ortho + ω (Q − [r_z(s') + γ V(s', z)])²,   r_z(s') = B(s')ᵀ E[B Bᵀ]⁻¹ z
     L_V = |τ − 1{Q < V}| (Q − V)²,   L_π = min(e^{α (Q − V)}, 100) · ‖ε − ε_θ‖²
 
-The next action in L_FB is the best of ``num_proposals`` that the policy draws, or, in a ``data_action_fraction`` share
-of rows, the one that follows in the data. Half of the tasks are Gaussian and half are B of states, all of norm √d.
+The next action in L_FB is the best of ``num_proposals`` that the policy draws. In a ``data_action_fraction`` of the
+rows it is the action that follows in the data. Half of the tasks are Gaussian and half are B of states, all of norm √d.
 ``policy_for_reward`` makes the policy for a reward, which executes the best of ``num_candidates`` actions by Q.
 
 As published: γ = 0.98, τ = 0.99, α = 0.05, ω = 1e-3, AdamW with weight decay 0.03 and cosine restarts, twin F whose
-minimum counts, an attention variant of F and B. For few updates targets and averages follow faster, and d = 32.
+minimum counts, an attention variant of F and B. For few updates target networks and averages follow faster, and d = 32.
 Differences: one optimiser with one learning rate for everything, whose gradients are not clipped; r_z is a constant
 (the released code lets gradients of B through it); no dropout; perceptrons by default, and with ``attention_layers=2``
 two layers of it over the embeddings of (s, a) and (s, z), and over 4 tokens for B; times of the diffusion are
-continuous; smaller networks; a decision may be a chunk of actions, with γ a tick. α = 0.05 is in units of Q, which
-grows like √d.
+continuous; smaller networks; a decision may be a chunk of actions, with γ per environment step. α = 0.05 is in units of
+Q, which grows like √d.
 
-What B has collapsed no policy can be told: ``effective rank`` of B is in every row, and a warning at the end if it is
-below d/2. Expectiles of 0.99 overestimate on small data, and a larger ``num_candidates`` exploits the errors of Q.
+If B maps different states to the same embedding, no reward that distinguishes them can be represented. Every row
+therefore holds the effective rank of B, and a warning follows at the end if it is below d/2. Expectiles of 0.99
+overestimate on small data, and a larger ``num_candidates`` exploits the errors of Q.
 
-Expect, with the defaults, a score of 86 after 4 000 updates (80 to 94 in five seeds, 50 starts; 0 who stays, 100 who
-walks the shortest way): from 73 to 94 for the six goals, 101 and 96 for the corners, 90 for staying left. FB scores 76,
+Expect, with the defaults, a score of 86 after 4 000 updates (80 to 94 in five seeds, 50 starts; staying scores 0, the
+shortest path 100): from 73 to 94 for the six goals, 101 and 96 for the corners, 90 for staying left. FB scores 76,
 cloning goal by goal for 4 000 updates 35, and BREEZE without a choice among actions (``num_candidates=1``) 31.
 """
 
@@ -54,13 +56,13 @@ from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, S
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import exp_weights, weighted_loss
-from denoiserl.losses.successor import implied_reward
+from denoiserl.losses.successor import forward_backward, implied_reward, orthonormal, successor_density
 from denoiserl.losses.value import expectile
 from denoiserl.nn import Value, polyak_update, target_copy
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.codec import IdentityCodec
 from denoiserl.policy.policy import Policy
-from denoiserl.recipes.zero_shot import common as _successors
+from denoiserl.recipes.zero_shot import common
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 
 __all__ = ["Args", "improve", "policy_for_reward"]
@@ -109,64 +111,77 @@ def improve(
 ) -> Iterator[Metrics]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
     rng = as_rng(rng, policy.device)
-    run, (codec, known) = (
-        run or Run(),
-        _successors.prepare_transitions(policy, data, args.batch_size, args.gamma, "BREEZE"),
-    )
-    seen, d = known["obs"].shape[1], len(codec.z)
-    both = rng.init(ForwardBackward, seen, policy.event_shape, d, args.representation_width, args.attention_layers).to(
-        policy.device
-    )
-    value = rng.init(Value, seen + d, args.representation_width, layer_norm=True).to(policy.device)
-    slow, _ = target_copy(both), policy.weights.snapshot("slow")
-    policy.weights.control = BestOfN(SuccessorVerifier(both, args.gamma), args.num_candidates)
-    opt = adamw(
-        [*both.parameters(), *value.parameters(), *policy.parameters()], args.lr, args.weight_decay, (0.9, 0.99)
-    )
-    check_optimizer_covers(opt, both, value, policy.weights.module)
-    schedule = CosineAnnealingWarmRestarts(opt, 5, 2, 0.1 * args.lr)
-    asked, every = replace(policy, active_weights="slow", codec=IdentityCodec()), max(1, args.num_updates // 50)
-    named = {"policy": policy, "value": value, "slow": slow, "opt": opt, "schedule": schedule, "rng": rng}
-    for it in run.loop(args.num_updates, given=data, **named):
-        index = rng.integers(0, len(known["obs"]), args.batch_size)
-        row = {k: v[index] for k, v in known.items()}
-        z = _successors.sample_task_vectors(both, row["obs"], rng, args.goal_task_fraction)
-        now, after = torch.cat([row["obs"], z], 1), torch.cat([row["after"], z], 1)
-        with torch.no_grad():
-            plan = best(both, row["after"], z, codec.unit(candidates(asked, after, args.num_proposals, rng)))
-            logged = row["known"] & (rng.uniform(args.batch_size) < args.data_action_fraction)
-            action = torch.where(logged[:, None, None], row["next"], plan)
-            ahead = value(after)
-        loss, q, back = _successors.fb_loss(both, slow, row, action, z, args.ortho_weight)
-        y = implied_reward(back.detach(), z) + row["discount"] * ahead
-        bellman, least, v = (q - y).square().mean(), q.detach().amin(0), value(now)
-        fit_v = expectile(v, least, args.expectile).mean()
-        weight = exp_weights(least - v.detach(), 1 / args.inverse_temperature)
-        regress = weighted_loss(training_losses(policy.process, policy.denoiser, row["chunk"], now, rng), weight).mean()
-        told = optimizer_step(opt, loss + args.bellman_weight * bellman + fit_v + regress)
-        schedule.step()
-        polyak_update(slow, both, args.tau)
-        policy.weights.ema_update("slow", 1 - args.policy_ema)
-        if (it + 1) % every == 0 or it + 1 == args.num_updates:
-            rank = effective_rank(back.detach())
-            row = {"loss/fb": loss, "loss/bellman": bellman, "loss/value": fit_v, "loss/policy": regress}
-            row |= {"awr/weight": weight.mean(), "v/data": v.mean()}
+    run = run or Run()
+    codec, dataset = common.prepare_transitions(policy, data, args.batch_size, args.gamma, "BREEZE")
+    obs_dim, z_dim, width = dataset["obs"].shape[1], len(codec.z), args.representation_width
+    represent = rng.init(ForwardBackward, obs_dim, policy.event_shape, z_dim, width, args.attention_layers)  # F and B
+    represent = represent.to(policy.device)
+    value = rng.init(Value, obs_dim + z_dim, width, layer_norm=True).to(policy.device)  # V
+    represent_target, _ = target_copy(represent), policy.weights.snapshot("ema")
+    policy.weights.control = BestOfN(SuccessorVerifier(represent, args.gamma), args.num_candidates)
+    params = [*represent.parameters(), *value.parameters(), *policy.parameters()]
+    optimizer = adamw(params, args.lr, args.weight_decay, (0.9, 0.99))
+    check_optimizer_covers(optimizer, represent, value, policy.weights.module)
+    lr_schedule = CosineAnnealingWarmRestarts(optimizer, 5, 2, 0.1 * args.lr)
+    ema_policy = replace(policy, active_weights="ema", codec=IdentityCodec())
+
+    log_every = max(1, args.num_updates // 50)
+    state = {"policy": policy, "value": value, "represent_target": represent_target, "optimizer": optimizer, "rng": rng}
+    for iteration in run.loop(args.num_updates, given=data, **state, lr_schedule=lr_schedule):
+        # Draw transitions and tasks z.
+        index = rng.integers(0, len(dataset["obs"]), args.batch_size)
+        batch = {name: column[index] for name, column in dataset.items()}
+        obs, next_obs = batch["obs"], batch["next_obs"]
+        z = common.sample_task_vectors(represent, obs, rng, args.goal_task_fraction)
+        cond, next_cond = torch.cat([obs, z], 1), torch.cat([next_obs, z], 1)
+
+        # Estimate the successor measure (L_FB + L_ortho) and V.
+        with torch.no_grad():  # a': the best proposal of the policy, or the action of the data
+            proposals = codec.unit(candidates(ema_policy, next_cond, args.num_proposals, rng))
+            next_action = best_by_q(represent, next_obs, z, proposals)
+            from_data = batch["has_next_action"] & (rng.uniform(args.batch_size) < args.data_action_fraction)
+            next_action = torch.where(from_data[:, None, None], batch["next_action"], next_action)
+            next_value = value(next_cond)  # V(s', z)
+            target_forward = represent_target.forward_embedding(next_obs, next_action, z)
+            target_backward = represent_target.backward_embedding(next_obs)
+            target = successor_density(target_forward, target_backward).amin(0)  # M̄ = min F̄(s', a', z)ᵀ B̄(s')
+        forward = represent.forward_embedding(obs, batch["action"], z)  # F(s, a, z)
+        backward = represent.backward_embedding(next_obs)  # B(s')
+        fb_loss = forward_backward(successor_density(forward, backward), target, batch["discount"]).sum(0)
+        fb_loss = (fb_loss + args.ortho_weight * orthonormal(backward)).mean()
+        q, v = (forward * z).sum(-1), value(cond)  # Q = Fᵀ z
+        td_target = implied_reward(backward.detach(), z) + batch["discount"] * next_value  # r_z(s') + γ V(s', z)
+        bellman_loss = (q - td_target).square().mean()
+        q_min = q.detach().amin(0)
+        value_loss = expectile(v, q_min, args.expectile).mean()  # |τ − 1{Q < V}| (Q − V)²
+
+        # Update everything in one step; the policy regresses onto the data's actions by e^{α (Q − V)}.
+        weight = exp_weights(q_min - v.detach(), 1 / args.inverse_temperature)
+        bc_loss = training_losses(policy.process, policy.denoiser, batch["chunk"], cond, rng)  # ‖ε − ε_θ‖²
+        policy_loss = weighted_loss(bc_loss, weight).mean()
+        step = optimizer_step(optimizer, fb_loss + args.bellman_weight * bellman_loss + value_loss + policy_loss)
+        lr_schedule.step()
+        polyak_update(represent_target, represent, args.tau)
+        policy.weights.ema_update("ema", 1 - args.policy_ema)
+        if (iteration + 1) % log_every == 0 or iteration + 1 == args.num_updates:
+            row = {"loss/fb": fb_loss, "loss/bellman": bellman_loss, "loss/value": value_loss}
+            row |= {"loss/policy": policy_loss, "awr/weight": weight.mean(), "v/data": v.mean()}
             row = {name: float(number.detach()) for name, number in row.items()}
-            row |= {"fb/effective_rank": rank, "loss/total": told["loss"], "train/grad_norm": told["grad_norm"]}
-            with _successors.with_ema_weights(policy):
-                yield row
-    policy.weights.load("slow")
-    _successors.warn_if_collapsed(both, known["after"])
+            row |= {"fb/effective_rank": effective_rank(backward.detach())}
+            with common.with_ema_weights(policy):
+                yield row | {"loss/total": step["loss"], "train/grad_norm": step["grad_norm"]}
+    policy.weights.load("ema")
+    common.warn_if_collapsed(represent, dataset["next_obs"])
 
 
-def best(represent: ForwardBackward, cond: Tensor, z: Tensor, plan: Tensor) -> Tensor:
-    """The best by Q of proposals [B, K, *event]: [B, *event]."""
-    n, many = plan.shape[:2]
-    if many == 1:
-        return plan[:, 0]
-    wide = [v.repeat_interleave(many, 0) for v in (cond, z)]
-    q = represent.value(wide[0], plan.flatten(0, 1), wide[1]).amin(0)
-    return plan[torch.arange(n, device=plan.device), q.view(n, many).argmax(1)]
+def best_by_q(represent: ForwardBackward, obs: Tensor, z: Tensor, proposals: Tensor) -> Tensor:
+    """Return the best of proposals [B, K, *event] by min Q(s, a, z), [B, *event]."""
+    n, k = proposals.shape[:2]
+    if k == 1:
+        return proposals[:, 0]
+    obs, z = obs.repeat_interleave(k, 0), z.repeat_interleave(k, 0)
+    q = represent.value(obs, proposals.flatten(0, 1), z).amin(0)
+    return proposals[torch.arange(n, device=proposals.device), q.view(n, k).argmax(1)]
 
 
 SIGNAL = "data"

@@ -1,0 +1,56 @@
+"""Docstrings say what a function does: they begin with a verb, in plain English, and no people are in code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import denoiserl
+
+SOURCE = Path(denoiserl.__file__).parent
+PEOPLE = re.compile(r"\b(nobody|somebody|someone|anybody|everybody|whoever)\b", re.IGNORECASE)
+QUESTIONS = ("What", "Where", "Whether", "Who", "Whoever", "That", "How", "When", "Which", "Why")
+NOT_VERBS = (
+    *QUESTIONS,
+    *("A", "An", "The", "One", "All", "Each", "Every", "No", "Both", "Any", "It", "Its", "This", "These", "There"),
+    *("Of", "In", "On", "At", "By", "For", "From", "With", "Without", "As", "If", "Is", "Are", "Does", "Has", "Not"),
+)
+
+
+def public_functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Yield where, the definition and the docstring of every public function and method that has one."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                text = ast.get_docstring(node)
+                if text:
+                    yield f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}", node, text
+
+
+def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    names = [ast.unparse(decorator) for decorator in node.decorator_list]
+    return any(name.endswith(("property", ".setter")) for name in names)
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    wrong = []
+    for where, node, text in public_functions():
+        first = text.split()[0].strip(".,:;")
+        if is_property(node):
+            if first in QUESTIONS:
+                wrong.append(f"{where}: {text.splitlines()[0]}")
+        elif first in NOT_VERBS or not re.fullmatch(r"[A-Z][a-z-]+", first) or first.endswith(("ing", "ed")):
+            wrong.append(f"{where}: {text.splitlines()[0]}")
+    assert not wrong, f"{len(wrong)} begin with no verb, as in 'Return ...':\n" + "\n".join(wrong)
+
+
+def test_no_people_are_in_code() -> None:
+    found = [
+        f"{path.relative_to(SOURCE)}:{n}: {line.strip()}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for n, line in enumerate(path.read_text().splitlines(), 1)
+        if PEOPLE.search(line)
+    ]
+    assert not found, "say what the code does, as in 'a negative count is refused':\n" + "\n".join(found)
