@@ -79,7 +79,7 @@ from denoiserl.tasks.base import Task
 
 def task_of(a):
     words = {"hit": ("trials that hit", "%"), "length": ("how long", "")}
-    return Task("fake", start, lambda *x: outcomes(a, *x), words, data=lambda seed: None, look=look)
+    return Task("fake", start, lambda *x: outcomes(a, *x), words, data=lambda seed: None, render=look)
 
 def start(seed, keep):
     raise AssertionError("nothing is trained here")
@@ -370,7 +370,7 @@ def test_a_recipe_that_cannot_be_judged_says_what_to_add(capsys, finished):
 
 def test_a_task_may_load_the_policy_itself(capsys, finished):
     restored = "lambda path, device: print('restored', path.name) or Policy.load(path)"
-    finished.write_text(RECIPE + PROTOCOL.replace("look=look)", f"restore={restored})"))
+    finished.write_text(RECIPE + PROTOCOL.replace("render=look)", f"restore={restored})"))
     code, out, _ = said(capsys, "eval", "fake-0", "--checkpoint", "last", "--trials", "8")
     assert code == 0 and "restored last" in out and "25.0%" in out
 

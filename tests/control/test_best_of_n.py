@@ -184,7 +184,7 @@ def test_a_control_leaves_the_policy_alone_is_saved_with_it_and_moves_with_it(tm
 
 def test_the_best_noise_of_a_steered_policy_is_chosen_among_its_bases_own_plans() -> None:
     base, cond = policy(), torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
-    made = steer(base, 3, 8, spread=0.5)
+    made = steer(base, 3, 8, eval_std_scale=0.5)
     for p in made.denoiser.latent.parameters():  # type: ignore[union-attr]
         p.data.add_(1.0)  # what it would decide does not matter
     for rng in (lambda: Rng(0), lambda: Rng.rows(range(6))):

@@ -240,7 +240,7 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
             next(rows)
     except StopIteration as done:
         policy = done.value
-    drawn = task.look(policy, 1, 2) if task.look else {}
+    drawn = task.render(policy, 1, 2) if task.render else {}
     assert isinstance(drawn["ways.png"], bytes) and drawn["ways.png"].startswith(b"\x89PNG")
     told = task.evaluate(policy, 1, 3)
     assert told.keys() == task.metrics.keys() and require_task_conditioned(policy).z.shape == (2,)

@@ -125,7 +125,7 @@ def test_what_it_serves_is_the_base_at_the_mean_decision_and_narrow_noise_is_bou
     mean = torch.tanh(noise_distribution(made, obs).base.mean)
     assert torch.allclose(made.generate(obs, Rng(0)), decode_noise_to_action(made, obs, mean), atol=1e-6)
     assert torch.equal(made.generate(obs, Rng(0)), made.generate(obs, Rng(5)))
-    narrow = steer(frozen, 1, 16, spread=1.0)
+    narrow = steer(frozen, 1, 16, eval_std_scale=1.0)
     start = narrow.sample_chain(obs, Rng(0), use_eval_steps=True).states[:, 1]
     assert bool((start.abs() <= BOUND).all()) and float(start.std()) == pytest.approx(
         0.942, abs=0.03

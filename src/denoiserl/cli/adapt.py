@@ -56,7 +56,7 @@ def adapt(argv: list[str]) -> None:
         print(
             f"Rewards of {len(obs)} observations: {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}."
         )
-        for name, content in (task.look(adapted, loaded.args.seed, 8) if task.look else {}).items():
+        for name, content in (task.render(adapted, loaded.args.seed, 8) if task.render else {}).items():
             if isinstance(content, bytes):
                 (args.out / name).write_bytes(content)
                 print(args.out / name)

@@ -39,11 +39,11 @@ def sample(argv: list[str]) -> None:
     if loaded.program is None:
         raise Misuse(f"{args.run} is a policy without a run, and so without a task: name the folder of its run.")
     task = loaded.task()
-    if task.look is None:
+    if task.render is None:
         raise RunError(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")
     policy = loaded.load(task)
     with loaded.place.activate():
-        files = task.look(policy, args.seed, args.num_samples)
+        files = task.render(policy, args.seed, args.num_samples)
     out = args.out or find_run_folder(args.run) / "samples"
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

@@ -56,14 +56,14 @@ def steer(
     bound: float | None = 1.5,
     noise_map: Map = "full",
     rank: int = 1,
-    spread: float = 0.0,
+    eval_std_scale: float = 0.0,
     least: float = 0.05,
 ) -> Policy:
     """Return a policy that decides the noise of a frozen one: an MLP over ``obs`` numbers, initially w = b tanh ε.
 
-    ``spread``: the share of the decision's std at evaluation. 0 takes the mean; an untrained policy with 1 is the
-    *narrow noise* baseline. ``noise_map``, ``rank``: see ``processes.steered.noise_basis``. Raise InvalidInputError for
-    a base that draws noise in between.
+    ``eval_std_scale``: the share of the decision's std at evaluation. 0 takes the mean; an untrained policy with 1 is
+    the *narrow noise* baseline. ``noise_map``, ``rank``: see ``processes.steered.noise_basis``. Raise InvalidInputError
+    for a base that draws noise in between.
     """
     if len(policy.event_shape) != 2 or isinstance(policy.process, Steered):
         raise InvalidInputError(
@@ -74,7 +74,7 @@ def steer(
     net = MLP((rows, dim), obs, width, depth, 0, False, True, out=(rows, 2 * dim), zero=True)
     process = Steered(policy.process, bound)
     made = Steering(policy.denoiser, Actor(net, least, 1 / least), horizon, noise_map, rank).to(policy.device)
-    train, serve = process.make_steps(policy.eval_steps), process.make_steps(policy.eval_steps, spread)
+    train, serve = process.make_steps(policy.eval_steps), process.make_steps(policy.eval_steps, eval_std_scale)
     steered = Policy.of(process, made, policy.event_shape, train, serve, policy.codec)
     steered.weights.execute = policy.weights.execute
     return steered

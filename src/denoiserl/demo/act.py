@@ -47,9 +47,9 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run)
     assert run.folder is not None
     folder, recipe = run.folder, RECIPES[name]
     task = TASKS[name](task_args)
-    assert task.look is not None and task.imitate is not None
+    assert task.render is not None and task.continue_imitation is not None
 
-    def evaluate(policy: Policy, when: str, look: Any = task.look) -> None:
+    def evaluate(policy: Policy, when: str, look: Any = task.render) -> None:
         began = time.perf_counter()
         compute_once(folder, when, lambda: task.evaluate(policy, seed + 2, trials))
         media = folder / "media"
@@ -72,7 +72,7 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run)
     spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
     spent = compute_once(folder, "seconds", lambda: spent)
     more = max(1, round(task_args.pretrain_updates * spent["improve"] / spent["imitate"]))
-    yield from task.imitate(start, seed, more, run.stage("control"), 1)
+    yield from task.continue_imitation(start, seed, more, run.stage("control"), 1)
     evaluate(start, "imitation")
 
 

@@ -40,4 +40,4 @@ def env_task(word: str, execute: int | None = None, ticks: int | None = None) ->
         raise RunError(f"{word} is an environment and no task: to train, write a task with a starting policy")
 
     words = {name: WORDS[name] for name in ("return", SUCCESS, HELD, REACHED, "length")}
-    return Task(word, start, outcomes, words, env=lambda copies, seed: Collector(env, copies, seed), look=look)
+    return Task(word, start, outcomes, words, env=lambda copies, seed: Collector(env, copies, seed), render=look)

@@ -266,10 +266,10 @@ def write(
     table = found.tables.get(main) or single_table(found, main)
     (folder / PLOT).write_bytes(violins(table, LIGHT))
     pictures: dict[str, bytes] = {}
-    if media and task.look is not None:
+    if media and task.render is not None:
         for name, (policy, place) in policies.items():
             with place.activate():
-                drawn = task.look(policy, found.seed, 16)
+                drawn = task.render(policy, found.seed, 16)
             for file, data in drawn.items():
                 kept = file if len(policies) == 1 else f"{name} {file}"
                 pictures[kept] = data if isinstance(data, bytes) else data.encode()

@@ -55,9 +55,9 @@ class Task:
     | data | ``data(seed)`` | demonstrations, or episodes with rewards |
     | pairs | ``pairs(seed)`` | preferences |
 
-    Optional: ``look(policy, seed, n)``, pictures and videos; ``imitate(policy, seed, updates, run, stream)``, the
-    control that only imitates for longer; ``restore(path, device)``, to load policies with custom networks;
-    ``caption``, a sentence for the pictures; ``num_eval_trials``, trials per evaluation during training.
+    Optional: ``render(policy, seed, n)``, pictures and videos; ``continue_imitation(policy, seed, updates, run,
+    stream)``, the control that only imitates for longer; ``restore(path, device)``, to load policies with custom
+    networks; ``caption``, a sentence for the pictures; ``num_eval_trials``, trials per evaluation during training.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Task:
     prompts: Callable[[int], Tree] | None = None
     data: Callable[[int], Any] | None = None
     pairs: Callable[[int], Any] | None = None
-    look: Callable[[Policy, int, int], Mapping[str, bytes | str]] | None = None
-    imitate: Callable[[Policy, int, int, Run, int], Iterator[dict]] | None = None
+    render: Callable[[Policy, int, int], Mapping[str, bytes | str]] | None = None
+    continue_imitation: Callable[[Policy, int, int, Run, int], Iterator[dict]] | None = None
     restore: Callable[[Path, torch.device], Policy] | None = None
     caption: str = ""
     num_eval_trials: int = 50

@@ -210,7 +210,9 @@ def steered_start(base: Args, seed: int, run: Run, spread: float = 0.0) -> Gener
     ``spread=1`` and no training: narrow noise.
     """
     made = yield from cloned_policy(diffusion, base, seed, run, False)
-    return steer(as_deterministic(made), probe_env(make_env(base)).obs_dim, noise_map=base.noise_map, spread=spread)
+    return steer(
+        as_deterministic(made), probe_env(make_env(base)).obs_dim, noise_map=base.noise_map, eval_std_scale=spread
+    )
 
 
 METRICS = {
@@ -283,8 +285,8 @@ def task(base: Args) -> Task:
             make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, timeout=base.env_timeout
         ),
         data=(lambda seed: load_demonstrations(base, seed)) if has_demonstrations(base) else None,
-        look=lambda made, seed, n: look(made, base, seed, n),
-        imitate=(
+        render=lambda made, seed, n: look(made, base, seed, n),
+        continue_imitation=(
             lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.pretrain_lr, keep, number)
         )
         if has_demonstrations(base) and base.start is None

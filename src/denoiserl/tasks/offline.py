@@ -241,6 +241,6 @@ def task(base: Args) -> Task:
         lambda made, seed, n: outcomes(base, made, seed, n),
         {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
         data=lambda seed: load_dataset(base, seed),
-        look=lambda made, seed, n: look(base, made, seed, n),
+        render=lambda made, seed, n: look(base, made, seed, n),
         caption="Episodes from held-out starts. In a maze rings are starts and dots are ends.",
     )

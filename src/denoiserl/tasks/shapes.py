@@ -177,8 +177,8 @@ def task(base: Args) -> Task:
         METRICS,
         reward=reward,
         prompts=lambda seed: prompts(base)[0][: base.prompt_pool],
-        look=lambda made, seed, n: look(made, base, seed, n),
-        imitate=lambda made, seed, updates, keep, stream: imitate(
+        render=lambda made, seed, n: look(made, base, seed, n),
+        continue_imitation=lambda made, seed, updates, keep, stream: imitate(
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),
         caption="Top: the prompted scenes. Bottom: the generated images.",

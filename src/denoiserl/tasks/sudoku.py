@@ -176,8 +176,8 @@ def task(base: Args) -> Task:
         reward=sudoku.reward,
         prompts=lambda seed: puzzles(seed, 20_000),
         data=lambda seed: corpus(base, seed),
-        look=lambda made, seed, n: look(made, base, seed, n),
-        imitate=lambda made, seed, updates, keep, stream: imitate(
+        render=lambda made, seed, n: look(made, base, seed, n),
+        continue_imitation=lambda made, seed, updates, keep, stream: imitate(
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),
         caption="Clues are black, sampled cells blue, and conflicts in a row, column or box red.",

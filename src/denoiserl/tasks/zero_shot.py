@@ -281,7 +281,7 @@ def task(base: Args) -> Task:
         lambda policy, seed, n: outcomes(base, policy, seed, n),
         metrics(base),
         data=lambda seed: load_dataset(base, seed),
-        look=lambda policy, seed, n: look(base, policy, seed, n),
+        render=lambda policy, seed, n: look(base, policy, seed, n),
         caption="Paths of the policy adapted to each reward (shaded): rings are starts, dots are ends."
         if base.data == "maze"
         else "Episodes of the policy adapted to the rewards of the data.",

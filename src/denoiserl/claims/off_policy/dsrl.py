@@ -66,7 +66,7 @@ def cloned_policy(seed: int, run: Run) -> Generator[dict, None, Policy]:
 def steered_start(seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
     """Return the same policy, frozen, with noise that a method chooses."""
     policy = yield from cloned_policy(seed, run)
-    return steer(policy, obs=4, width=64, spread=spread)
+    return steer(policy, obs=4, width=64, eval_std_scale=spread)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ whole plan, so nothing is masked where an episode ends inside a chunk (there is 
 the critics know enough; ``demos`` or a longer ``learning_starts`` help as well. Rewards are scaled and shifted by
 ``reward_scale`` and ``reward_shift`` (per decision); −1 with success as the end makes a sparse reward dense.
 
-Start from ``control.noise_steering.steer(policy, obs=...)``. With ``spread=1`` there and no training it is the baseline
-*narrow noise*.
+Start from ``control.noise_steering.steer(policy, obs=...)``. With ``eval_std_scale=1`` there and no training it is the
+baseline *narrow noise*.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of 0.54 (the base by its ODE; 0.55 with narrow noise,
 0.24 with no noise at all, where learning begins) to 0.98 in 10 iterations of 480 steps and 1.00 from 20 on (50 held-out
