@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -12,9 +12,6 @@ from denoiserl.core.serialization import store
 from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.policy.weights import AdapterOff, Weights, load_checked
 from denoiserl.processes import StepTable
-
-if TYPE_CHECKING:
-    from denoiserl.policy.policy import Policy
 
 KIND = "denoiserl policy"
 FOREIGN = {
@@ -35,8 +32,8 @@ FOREIGN = {
 """files in folders of other programs, and what opens these folders"""
 
 
-def write_policy(policy: Policy, path: Path) -> Path:
-    """Write a policy with its active weights to the folder ``path``: see ``Policy.save``."""
+def write_policy(policy: Any, path: Path) -> Path:
+    """Write a ``Policy`` with its active weights to the folder ``path``: see ``Policy.save``."""
     denoiser = policy.denoiser
     if isinstance(denoiser, AdapterOff):
         raise RunError(
