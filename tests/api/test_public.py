@@ -201,8 +201,8 @@ def test_every_module_begins_with_a_docstring():
 
 
 def test_a_module_is_a_chapter():
-    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := path.read_text().count("\n")) > 420}
-    assert not long, f"more than 420 lines: {long}"
+    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := path.read_text().count("\n")) > 300}
+    assert not long, f"more than 300 lines: {long}"
 
 
 # One version

@@ -81,7 +81,7 @@ def test_verdicts_come_from_the_intervals(monkeypatch, gap, noise, verdict):
     monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
     record = runner.check("lbm")
     assert record["verdict"] == verdict and KEYS <= set(record)
-    assert ("would have been detected" in record["why"]) == (verdict == "inconclusive")
+    assert ("is detected with probability 0.8" in record["why"]) == (verdict == "inconclusive")
     assert json.loads(json.dumps(record)) == record
 
 

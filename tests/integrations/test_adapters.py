@@ -17,6 +17,7 @@ from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.integrations import adapters
 from denoiserl.integrations import diffusers as hub
 from denoiserl.integrations.adapters import adapt, load_lora, lora, merge, save_lora
+from denoiserl.integrations.adapters.files import METADATA
 from denoiserl.integrations.transformers import canvas, causal_policy, masked_policy
 from tests.integrations import models
 
@@ -232,7 +233,7 @@ def test_files_that_are_no_lora_of_this_model_are_refused(tmp_path: Path) -> Non
     tensors = load_file(file := save_lora(lora(pixels(), 4, ["to_q", "to_v"]), tmp_path))
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
-    assert json.loads(header[adapters.METADATA])["unet.lora_alpha"] == 4
+    assert json.loads(header[METADATA])["unet.lora_alpha"] == 4
     asked = Rng(3).normal(2, 4, 8)
 
     def refused(match: str, given: dict[str, Tensor], told: dict[str, str] | None = None) -> None:
@@ -249,8 +250,8 @@ def test_files_that_are_no_lora_of_this_model_are_refused(tmp_path: Path) -> Non
     refused("does not fill", dict(list(tensors.items())[1:]), header)
     refused("not peft's layout", {k.replace("lora_A", "lora_down"): v for k, v in tensors.items()})
     refused("text_encoder", {**tensors, "text_encoder.layers.0.lora_A.weight": torch.zeros(4, 8)})
-    told = json.loads(header[adapters.METADATA])
-    refused("has use_magic", tensors, {adapters.METADATA: json.dumps({**told, "unet.use_magic": True})})
+    told = json.loads(header[METADATA])
+    refused("has use_magic", tensors, {METADATA: json.dumps({**told, "unet.use_magic": True})})
     for held in (b"xx", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n"):
         (tmp_path / "bad.safetensors").write_bytes(held)
         with pytest.raises(RunError, match=r"bad\.safetensors is no whole safetensors file .*git lfs pull"):

@@ -98,7 +98,7 @@ def test_micro_batches_change_no_number(recipe: ModuleType, micro: int, monkeypa
         asked.append(len(x))
         return x[:, 0]
 
-    monkeypatch.setattr(importlib.import_module("denoiserl.train.optim"), "_descend", descend)
+    monkeypatch.setattr(importlib.import_module("denoiserl.train.optimizer_steps"), "_descend", descend)
     told = []
     for size in (None, micro):
         asked: list[int] = []

@@ -252,7 +252,7 @@ def test_a_loop_does_not_go_on_with_a_policy_that_reads_data_otherwise(tmp_path:
 
 
 def test_data_in_memory_only_is_not_read_for_a_fingerprint(monkeypatch) -> None:
-    monkeypatch.setattr("denoiserl.train.run_state.digest", lambda given: pytest.fail("a digest was made"))
+    monkeypatch.setattr("denoiserl.train.saved_state.digest", lambda given: pytest.fail("a digest was made"))
     list(fit(Diffusion(linear), GaussianDenoiser(MLP((2,), width=8), linear, "v"), torch.randn(8, 2), None, 2, Rng(0)))
     list(Run().loop(2, given=nn.Linear(2, 2)))
 

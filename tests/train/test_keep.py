@@ -16,7 +16,8 @@ from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization import store
-from denoiserl.train.run_state import Run, Stopped, find_saved_policy
+from denoiserl.train.run_state import Run, Stopped
+from denoiserl.train.saved_state import find_saved_policy
 
 
 class Counter:

@@ -12,7 +12,7 @@ from torch import nn
 
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.train.optim import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
+from denoiserl.train import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 
 
 def test_covers_names_what_is_missing_doubled_and_foreign():

@@ -85,28 +85,29 @@ def evaluate(argv: list[str]) -> None:
     if args.task:
         require_task(args.task)
     loaded = _name_policies([load_policy(word, args.checkpoint, args.device) for word in args.policies])
-    from denoiserl.experiments import evaluate_policies as evaluation
+    from denoiserl.experiments import evaluation_report as report
     from denoiserl.experiments.compare_report import note_lines
+    from denoiserl.experiments.evaluate_policies import evaluate_policies
 
     out = args.out or _default_out(loaded)
-    evaluation.require_free_folder(out)
+    report.require_free_folder(out)
     task = _task(loaded, args, task_args)
     policies = {name: (policy.load(task), policy.place) for name, policy in loaded.items()}
-    found = evaluation.evaluate_policies(
+    found = evaluate_policies(
         policies, task, args.seed, args.trials, args.error_rate, args.sequential, progress=not args.json
     )
     for name in args.metrics:
         if name not in found.values:
             raise Misuse(unknown_name_message(name, found.values, "metric"))
     paths = {name: str(policy.path) for name, policy in loaded.items()}
-    evaluation.write(found, task, policies, paths, out, args.media)
+    report.write(found, task, policies, paths, out, args.media)
     if args.json:
-        print(json.dumps(evaluation.as_dict(found, args.metrics), indent=2))
+        print(json.dumps(report.as_dict(found, args.metrics), indent=2))
         for line in note_lines(found.notes):
             print(line, file=sys.stderr)
         return
     if len(policies) > 1:
-        evaluation.print_tables(found, args.metrics)
+        report.print_tables(found, args.metrics)
     else:
         _print_intervals(found, args.metrics)
     print(f"\n{out}: eval.json, trials.jsonl and the plots.")
@@ -114,23 +115,21 @@ def evaluate(argv: list[str]) -> None:
 
 def print_held_out(folder: Path, trials: int, progress: bool) -> None:
     """Evaluate the best policy of a run on held-out trials, and print the means with intervals."""
-    from denoiserl.experiments import evaluate_policies as evaluation
+    from denoiserl.experiments.evaluate_policies import evaluate_policies
 
     policy = load_policy(str(folder), "best", None)
     task = policy.task()
-    found = evaluation.evaluate_policies(
-        {folder.name: (policy.load(task), policy.place)}, task, 0, trials, progress=progress
-    )
+    found = evaluate_policies({folder.name: (policy.load(task), policy.place)}, task, 0, trials, progress=progress)
     print(f"\nIn {trials} held-out trials:")
     _print_intervals(found)
 
 
 def _print_intervals(found: Any, metrics: Sequence[str] = ()) -> None:
     """Print the table of one policy, and the notes on its numbers."""
-    from denoiserl.experiments import evaluate_policies as evaluation
+    from denoiserl.experiments import evaluation_report as report
     from denoiserl.experiments.compare_report import note_lines
 
-    each, rows = evaluation.intervals(found), []
+    each, rows = report.intervals(found), []
     for name in (m for m in metrics or each if m in each):
         one, rate = each[name]
         mean, _, ends = format(one, ".1%" if rate else "").rpartition(" (")[0].partition(" ")

@@ -72,7 +72,7 @@ def load_policy(word: str, checkpoint: str, device: str | None) -> LoadedPolicy:
 
 def _saved_policy(path: Path, checkpoint: str) -> Path:
     """Return the path of a run's best or last policy; the last one if the recipe keeps no best one."""
-    from denoiserl.train.run_state import find_saved_policy
+    from denoiserl.train.saved_state import find_saved_policy
 
     try:
         return find_saved_policy(path, checkpoint)

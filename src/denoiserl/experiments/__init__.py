@@ -5,6 +5,7 @@
 condition.
 """
 
-from denoiserl.experiments.compare import Arm, ComparisonResult, Study, load_results, load_study, run_comparison
+from denoiserl.experiments.compare import ComparisonResult, load_results, load_study, run_comparison
+from denoiserl.experiments.study import Arm, Study
 
 __all__ = ["Arm", "ComparisonResult", "Study", "load_results", "load_study", "run_comparison"]

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from denoiserl.experiments import resolve as find
-from denoiserl.experiments.compare import ComparisonResult, Study
+from denoiserl.experiments.compare import ComparisonResult
+from denoiserl.experiments.study import Study
 from denoiserl.report.html import Code, Fold, Note, Piece, Section, Settings, Table, make_figure
 from denoiserl.report.html import write as write_page
 from denoiserl.report.learning_curves import learning_curves

@@ -38,7 +38,8 @@ from denoiserl.train.device import DeviceConfig
 from denoiserl.train.inputs import fingerprints
 from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress
-from denoiserl.train.run_state import Run, Stopped, count_durable_rows
+from denoiserl.train.run_state import Run, Stopped
+from denoiserl.train.saved_state import count_durable_rows
 
 FIXED = ("program", "args", "device", "precision", "threads", "save_every", "env_restart_every")
 """settings that must not change within a run; the budget may grow"""

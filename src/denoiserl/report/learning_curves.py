@@ -5,9 +5,8 @@ They use matplotlib's Agg canvas without pyplot, so no global state changes and 
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -15,10 +14,8 @@ from typing import Any, Literal
 from denoiserl.core.errors import InvalidInputError, RunError, require
 from denoiserl.report.formatting import count
 from denoiserl.report.metrics import Curve, Row, axis, curve, join_curves, smooth
-from denoiserl.report.style import LIGHT, Theme, plot_style
+from denoiserl.report.style import LIGHT, Theme, canvas
 from denoiserl.stats.comparison import Comparison
-
-DPI = 160
 
 
 def plot(
@@ -290,16 +287,3 @@ def _noisy(values: Sequence[float]) -> bool:
 
 def _whole(curves: Sequence[Curve]) -> bool:
     return all(float(x).is_integer() for given in curves for x in given.x if math.isfinite(x))
-
-
-def canvas(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> bytes:
-    """Return the PNG of a figure of ``size`` inches in the theme's style, on which ``draw(figure)`` draws."""
-    matplotlib = require("matplotlib", "demo")
-    agg = require("matplotlib.backends.backend_agg", "demo")
-    with matplotlib.rc_context(plot_style(theme)):
-        figure = require("matplotlib.figure", "demo").Figure(figsize=size, dpi=DPI, layout="constrained")
-        agg.FigureCanvasAgg(figure)
-        draw(figure)
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-    return file.getvalue()

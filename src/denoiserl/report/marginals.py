@@ -9,8 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from denoiserl.core.errors import RunError
-from denoiserl.report.learning_curves import canvas
-from denoiserl.report.style import LIGHT, Theme
+from denoiserl.report.style import LIGHT, Theme, canvas
 
 MOST = 23
 """largest number of columns to draw; the worst ones if there are more"""

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import RunError, require
 from denoiserl.envs.toy.maze import Maze
-from denoiserl.report.learning_curves import canvas
-from denoiserl.report.style import LIGHT, Theme
+from denoiserl.report.style import LIGHT, Theme, canvas
 
 COLUMNS = 5
 GRAIN = 8

@@ -1,10 +1,15 @@
-"""One look for plots and pages, in a light and a dark theme."""
+"""One look for plots and pages, in a light and a dark theme, and the canvas that plots are drawn on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from denoiserl.core.errors import require
+
+DPI = 160
 
 
 @dataclass(frozen=True)
@@ -102,3 +107,16 @@ def plot_style(theme: Theme) -> dict[str, Any]:
         "lines.solid_capstyle": "round",
         "path.simplify": True,
     }
+
+
+def canvas(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> bytes:
+    """Return the PNG of a figure of ``size`` inches in the theme's style, on which ``draw(figure)`` draws."""
+    matplotlib = require("matplotlib", "demo")
+    agg = require("matplotlib.backends.backend_agg", "demo")
+    with matplotlib.rc_context(plot_style(theme)):
+        figure = require("matplotlib.figure", "demo").Figure(figsize=size, dpi=DPI, layout="constrained")
+        agg.FigureCanvasAgg(figure)
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+    return file.getvalue()

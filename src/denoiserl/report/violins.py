@@ -10,8 +10,7 @@ import numpy
 
 from denoiserl.core.errors import RunError, require
 from denoiserl.report.formatting import values
-from denoiserl.report.learning_curves import canvas
-from denoiserl.report.style import LIGHT, Theme
+from denoiserl.report.style import LIGHT, Theme, canvas
 from denoiserl.stats.interval import posterior
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 

@@ -22,7 +22,7 @@ from denoiserl.nn.vision import BYTES
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import ddim, with_min_std
 from denoiserl.tasks.policies import probe_env, require_flat_actions
-from denoiserl.train.run_state import find_saved_policy
+from denoiserl.train.saved_state import find_saved_policy
 
 
 def load_recording(

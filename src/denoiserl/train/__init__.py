@@ -11,18 +11,13 @@ threads | ``DeviceConfig`` |
 """
 
 from denoiserl.train.device import DeviceConfig
+from denoiserl.train.ema import EMA
 from denoiserl.train.fit import TrainingRows, fit, stratified, training_losses
 from denoiserl.train.metric_means import Metrics
-from denoiserl.train.optim import (
-    EMA,
-    accumulate,
-    accumulate_masked,
-    adamw,
-    check_optimizer_covers,
-    optimizer_step,
-    warmup_cosine,
-)
-from denoiserl.train.run_state import Position, Run, Stopped, count_durable_rows, find_saved_policy
+from denoiserl.train.optimizer_steps import accumulate, accumulate_masked, optimizer_step
+from denoiserl.train.optimizers import adamw, check_optimizer_covers, warmup_cosine
+from denoiserl.train.run_state import Position, Run, Stopped
+from denoiserl.train.saved_state import count_durable_rows, find_saved_policy
 
 __all__ = [
     "EMA",

@@ -14,8 +14,10 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, batch_size, first, leaves, tree_map
 from denoiserl.rewards import micro_rows
+from denoiserl.train.ema import EMA
 from denoiserl.train.metric_means import Metrics
-from denoiserl.train.optim import EMA, accumulate, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
+from denoiserl.train.optimizer_steps import accumulate, optimizer_step
+from denoiserl.train.optimizers import adamw, check_optimizer_covers, warmup_cosine
 from denoiserl.train.run_state import Run
 
 

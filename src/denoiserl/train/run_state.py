@@ -25,7 +25,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,15 +34,13 @@ import torch
 from denoiserl.core.counters import UNITS, UsageCounter, no_usage_counting
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.serialization import store
-from denoiserl.train.inputs import digest
 from denoiserl.train.process_state import interrupts, random_state, set_random_state
+from denoiserl.train.saved_state import RESERVED, digest_inputs, restore_objects, sort_objects
 
 RESTART = 25
 """iterations between restarts of objects without ``may_restart``"""
 SOON = 60.0
 """seconds after which the next restart point is saved, unless ``every`` is given"""
-
-RESERVED = ("state", "best", "last", "tb")
 
 
 class Saves(Protocol):
@@ -154,8 +152,8 @@ class Run:
                 f"The stage {self.name!r} has run already: give each loop a stage, run.stage('improve').loop(...)."
             )
         self._ran, self.best_score = True, None
-        kept, borders = _sorted(named)
-        data = {} if self.folder is None else _given(given, kept)
+        kept, borders = sort_objects(named)
+        data = {} if self.folder is None else digest_inputs(given, kept)
         every = self.every or (100 if n is None else max(1, math.ceil(n / 10)))
         at = Position(self.name, 0, n, 0)
         if self.folder is not None:
@@ -282,26 +280,7 @@ class Run:
 
     def _restore(self, kept: dict[str, Any], data: dict[str, str]) -> int:
         assert self.folder is not None
-        path = self.folder / "state"
-        state = store.read(path)
-        if not isinstance(state, dict) or "named" not in state or "iteration" not in state:
-            raise RunError(f"{path} is not the state of a loop: pass the folder of a run.")
-        unknown, missing = sorted(state["named"].keys() - kept.keys()), sorted(kept.keys() - state["named"].keys())
-        if unknown or missing:
-            raise RunError(
-                f"{path} does not fit this loop. Only in the file: {', '.join(unknown) or 'nothing'}; only in the "
-                f"loop: {', '.join(missing) or 'nothing'}. Pass the same objects to the loop, or use a new folder."
-            )
-        began = state.get("given", {})
-        if changed := [name for name in data if name in began and data[name] != began[name]]:
-            raise RunError(f"{path} began with another {' and '.join(changed)}: use the same, or a new folder.")
-        for name, thing in kept.items():
-            try:
-                thing.load_state_dict(state["named"][name])
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                raise RunError(
-                    f"{path}: {name!r} does not fit ({error}). Use the same settings, or a new folder."
-                ) from error
+        state = restore_objects(self.folder / "state", kept, data)
         more = state["seconds"] - self.seconds
         for keep in self._line():
             keep.seconds += more
@@ -309,54 +288,3 @@ class Run:
         self.best_score = state["best_score"]
         set_random_state(state["random"])
         return state["iteration"]
-
-
-def count_durable_rows(folder: Path | str) -> int:
-    """Return the number of metric rows in the newest state of a run's folder; later rows will be computed again."""
-    folder = Path(folder)
-    places = (
-        [folder, *(p for p in folder.rglob("*") if p.is_dir() and p.name not in RESERVED)] if folder.exists() else []
-    )
-    states = [store.peek(p / "state") for p in places if store.exists(p / "state")]
-    return max((s["rows"] for s in states), default=0)
-
-
-def find_saved_policy(folder: Path | str, name: str = "best") -> Path:
-    """Return the path of the policy ``name`` ("best" or "last") of a run, else that of its newest stage."""
-    folder = Path(folder)
-    found = [p for p in (folder / name, *folder.rglob(name)) if p.is_dir()]
-    if not found:
-        raise RunError(
-            f"{folder} holds no policy {name!r}: the run may have stopped before its first evaluation; resume it."
-        )
-    return found[0] if found[0] == folder / name else max(found, key=lambda p: p.stat().st_mtime)
-
-
-def _given(given: Any, kept: dict[str, Any]) -> dict[str, str]:
-    """Return fingerprints of what a loop does not change: its data, and the codecs of its policies.
-
-    Statistics of a codec are not included: the loop changes and restores them.
-    """
-    codecs = {f"codec of the {k}": v.codec for k, v in kept.items() if hasattr(v, "codec")}
-    for name, codec in codecs.items():
-        if is_dataclass(codec) and (state := getattr(codec, "state_dict", None)) is not None:
-            learns = state()
-            codecs[name] = {f.name: getattr(codec, f.name) for f in fields(codec) if f.name not in learns}
-    return {name: digest(v) for name, v in {"data set": given, **codecs}.items() if v is not None}
-
-
-def _sorted(named: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    """Return the objects to save, and those with ``on_checkpoint`` (an object may be both)."""
-    kept, borders = {}, []
-    for name, thing in named.items():
-        saves = hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
-        if saves:
-            kept[name] = thing
-        if hasattr(thing, "on_checkpoint"):
-            borders.append(thing)
-        elif not saves and thing is not None:
-            raise RunError(
-                f"{name!r} ({type(thing).__name__}) cannot be saved: give it state_dict() and load_state_dict(state), "
-                "or on_checkpoint(iteration) if it must restart."
-            )
-    return kept, borders

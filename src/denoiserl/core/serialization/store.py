@@ -13,19 +13,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from denoiserl.core.errors import RunError
+from denoiserl.core.serialization.tree_json import decode, encode
 
 FORMAT, VERSION = "denoiserl-tree", 1
 TENSORS, TREE = "tensors.safetensors", "tree.json"
@@ -45,8 +43,7 @@ def write(path: Path | str, tree: Any) -> Path:
     new, old = _beside(path)
     _replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    content = _encode(tree, (), tensors, {})
+    content, tensors = encode(tree)
     if not path.exists() and old.exists():  # a writer was killed between the two renames below
         old.rename(path)
     shutil.rmtree(new, ignore_errors=True)
@@ -75,7 +72,7 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> Any:
 
 def peek(path: Path | str) -> Any:
     """Read the tree at ``path`` without loading its tensors (each is replaced by its name in the file)."""
-    return _settled(Path(path), lambda folder: _decode(_header(folder)["tree"], None))
+    return _settled(Path(path), lambda folder: decode(_header(folder)["tree"], None))
 
 
 def exists(path: Path | str) -> bool:
@@ -170,7 +167,7 @@ def _read(path: Path, device: torch.device | str) -> Any:
     # Copy: the file may be replaced, and kernels may round by memory alignment, which must not differ between runs.
     tensors = {name: value.to(device, copy=True) for name, value in mapped.items()}
     try:
-        return _decode(header["tree"], tensors)
+        return decode(header["tree"], tensors)
     except KeyError as error:
         raise _damaged(file, f"lacks the tensor {error}") from error
 
@@ -192,75 +189,6 @@ def _header(path: Path) -> dict[str, Any]:
     if _hash(_dumps(header.get("tree"))) != header.get("check"):
         raise _damaged(file, "does not match its checksum")
     return header
-
-
-def _encode(node: Any, at: tuple[str, ...], tensors: dict[str, Tensor], seen: dict[Any, tuple[str, Tensor]]) -> Any:
-    """Return the JSON of a node. Every JSON object has one member, whose name is its type."""
-    if isinstance(node, numpy.generic):
-        node = node.item()
-    if isinstance(node, Tensor):
-        return _encode_tensor(node, at, tensors, seen)
-    if node is None or type(node) in (bool, int, str):
-        return node
-    if type(node) is float:
-        return node if math.isfinite(node) else {"float": repr(node)}
-    if isinstance(node, dict):
-        items = [(_key(k, at), _encode(v, (*at, str(k)), tensors, seen)) for k, v in node.items()]
-        return {"dict": dict(items)} if all(isinstance(k, str) for k in node) else {"items": [[k, v] for k, v in items]}
-    if type(node) in (list, tuple, torch.Size):
-        found = [_encode(v, (*at, str(i)), tensors, seen) for i, v in enumerate(node)]
-        return found if isinstance(node, list) else {"tuple": found}
-    kind = type(node).__name__
-    cure = "torch.from_numpy turns it into a tensor" if isinstance(node, numpy.ndarray) else "turn it into one of them"
-    raise RunError(
-        f"{_place(at)} is a {kind}; dict, list, tuple, None, bool, int, float, str and tensors are stored: {cure}."
-    )
-
-
-def _key(key: Any, at: tuple[str, ...]) -> Any:
-    if isinstance(key, numpy.generic):
-        key = key.item()
-    if type(key) in (str, int, bool) or key is None or (type(key) is float and math.isfinite(key)):
-        return key
-    raise RunError(f"{_place(at)} has the key {key!r}: keys are str, int, bool, None or finite floats.")
-
-
-def _encode_tensor(
-    value: Tensor, at: tuple[str, ...], tensors: dict[str, Tensor], seen: dict[Any, tuple[str, Tensor]]
-) -> Any:
-    if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        raise RunError(f"{_place(at)} is a sparse, quantised or meta tensor: make it dense before it is stored.")
-    value = value.detach()
-    tag = "complex" if value.is_complex() else "tensor"
-    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value.resolve_neg()
-    same = (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device)
-    if same not in seen:
-        name = ".".join(at) or "tensor"
-        while name in tensors or name == "__metadata__":
-            name += "_"
-        # A clone wherever memory is shared: safetensors refuses two views of one buffer.
-        tensors[name] = value.cpu().clone(memory_format=torch.contiguous_format)
-        seen[same] = name, value  # held, so that its address is not used again
-    return {tag: seen[same][0]}
-
-
-def _decode(node: Any, tensors: dict[str, Tensor] | None) -> Any:
-    if isinstance(node, list):
-        return [_decode(v, tensors) for v in node]
-    if not isinstance(node, dict):
-        return node
-    ((tag, value),) = node.items()
-    if tag == "dict":
-        return {k: _decode(v, tensors) for k, v in value.items()}
-    if tag == "items":
-        return {k: _decode(v, tensors) for k, v in value}
-    if tag == "tuple":
-        return tuple(_decode(v, tensors) for v in value)
-    if tag == "float":
-        return float(value)
-    if tensors is None:
-        return value
-    return tensors[value] if tag == "tensor" else torch.view_as_complex(tensors[value])
 
 
 def _replaceable(path: Path) -> None:
@@ -303,10 +231,6 @@ def _damaged(file: Path, what: str) -> RunError:
         f"{folder} is not a folder that denoiserl wrote, or not the whole of one ({file.name} {what}): give the folder "
         "of a saved policy, run or data set."
     )
-
-
-def _place(at: tuple[str, ...]) -> str:
-    return f"The entry {'.'.join(at)!r}" if at else "The tree"
 
 
 def _dumps(value: Any) -> str:

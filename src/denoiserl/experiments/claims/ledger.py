@@ -19,7 +19,7 @@ from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.serialization import store
 from denoiserl.experiments.claims.claim import Claim, Simulation
 from denoiserl.experiments.code_fingerprint import fingerprint
-from denoiserl.experiments.compare import Study
+from denoiserl.experiments.study import Study
 
 HERE = Path(__file__).resolve().parents[2] / "claims"
 RESULTS = HERE / "results"

@@ -1,38 +1,24 @@
-"""LoRA adapters (2106.09685) through peft: W x + (α/r) B A x, and only A and B learn.
-
-``lora`` puts them on a policy's model. ``save_lora`` writes them as the file that diffusers or peft reads, and
-``load_lora`` reads it. ``merge`` folds them into the weights. The reference of an adapted policy is the model with its
-adapters off and costs no memory, if they are new. If they were trained before, it is a copy of them.
-"""
+"""Adapters on the layers of a model, and their sum with its weights."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-import json
-import math
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from denoiserl.core.errors import RunError, require, unknown_name_message
 from denoiserl.integrations import diffusers, transformers
+from denoiserl.integrations.diffusers.network import guard
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.weights import Weights
 
-PEFT_FILE, DIFFUSERS_FILE = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 LOST = 0.1
 """share of the adapters' change that may be lost in ``merge`` without a warning"""
-METADATA = "lora_adapter_metadata"
-"""key of rank and α in the header of diffusers' file"""
 
 
 def adapt(model: nn.Module, r: int, targets: Sequence[str] | str, alpha: float | None = None, seed: int = 0) -> Any:
@@ -48,14 +34,14 @@ def adapt(model: nn.Module, r: int, targets: Sequence[str] | str, alpha: float |
         raise RunError(f"r={r!r} is no rank of an adapter: give a whole number of at least 1")
     if alpha is not None and alpha <= 0:
         raise RunError(f"alpha={alpha} is not positive: give a positive one, or leave it out for alpha = r")
-    _bare(model)
+    require_no_adapters(model)
     found = _layers(model, targets)
     targets = targets if isinstance(targets, str) else list(targets)
     turned = all(type(layer).__name__ == "Conv1D" for layer in found)  # GPT-2's, whose weights are transposed
     config = peft.LoraConfig(
         r=r, lora_alpha=r if alpha is None else alpha, target_modules=targets, fan_in_fan_out=turned
     )
-    return _wrap(model, config, seed)
+    return wrap_model(model, config, seed)
 
 
 def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
@@ -86,7 +72,7 @@ def _layers(model: nn.Module, targets: Sequence[str] | str) -> list[nn.Module]:
     return hit
 
 
-def _bare(model: nn.Module) -> None:
+def require_no_adapters(model: nn.Module) -> None:
     """Raise RunError if a model is compiled or has adapters."""
     if "_orig_mod" in model._modules:
         raise RunError("this model is compiled: adapt model._orig_mod, then compile the result")
@@ -97,17 +83,17 @@ def _bare(model: nn.Module) -> None:
         raise RunError(f"this model has adapters already: {off}; or fold them in, integrations.adapters.merge(policy)")
 
 
-def _wrap(model: nn.Module, config: Any, seed: int = 0) -> Any:
+def wrap_model(model: nn.Module, config: Any, seed: int = 0) -> Any:
     """Wrap the model by peft, in place. Its ``save_pretrained`` raises while adapters are in it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = require("peft", "hub").get_peft_model(model, config)
     if hasattr(model, "save_pretrained"):
-        diffusers.guard(model)
+        guard(model)
     return wrapped
 
 
-def _nets(policy: Policy) -> list[Any]:
+def find_nets(policy: Policy) -> list[Any]:
     """Return the wrapped models of the active weights. Raise RunError if there are none."""
     nets = [m for m in policy.denoiser.modules() if isinstance(m, diffusers.Net | transformers.Net)]
     if not nets:
@@ -121,27 +107,28 @@ def lora(policy: Policy, r: int, targets: Sequence[str] | str, alpha: float | No
     It works on models of ``integrations.diffusers`` and ``integrations.transformers``, in place: peft puts its layers
     into the model.
     """
-    _no_sets(policy)
-    for net in _nets(policy):
+    require_no_sets(policy)
+    for net in find_nets(policy):
         net.model = adapt(net.model, r, targets, alpha, seed).eval()
-    return _anew(policy)
+    return renew_weights(policy)
 
 
-def _anew(policy: Policy) -> Policy:
+def renew_weights(policy: Policy) -> Policy:
     """Return the policy with new weights of its changed module; control and execution horizon are kept."""
     weights = Weights(policy.weights.module)
     weights.control, weights.execute = policy.weights.control, policy.weights.execute
     return replace(policy, weights=weights)
 
 
-def _no_sets(policy: Policy) -> None:
+def require_no_sets(policy: Policy) -> None:
+    """Raise RunError if a policy holds copies of its weights, which would lack the adapters."""
     if policy.weights.sets:
         raise RunError(
             f"the policy holds the weights {', '.join(policy.weights.sets)} already: add adapters before them"
         )
 
 
-def _adapters(net: Any) -> tuple[Any, str]:
+def find_adapters(net: Any) -> tuple[Any, str]:
     """Return the model that holds the adapters, and the name of the only one.
 
     Raise RunError if there is no adapter, several, or another kind.
@@ -157,126 +144,6 @@ def _adapters(net: Any) -> tuple[Any, str]:
     return model, names[0]
 
 
-def save_lora(policy: Policy, folder: str | Path) -> Path:
-    """Write only the adapters of a policy and return the file.
-
-    For a model of diffusers it is the file that ``pipeline.load_lora_weights(folder)`` reads into a new pipeline, rank
-    and α included. For one of transformers, ``PeftModel.from_pretrained(model, folder)`` reads it. ``load_lora`` reads
-    both. The weights are those of the active set; a scale (``set_adapters``) becomes a factor of α. Raise RunError if
-    there are no LoRA adapters, if their scales differ, or if whole layers were trained too (``modules_to_save``): the
-    file format cannot hold these.
-    """
-    if len(nets := _nets(policy)) != 1:
-        raise RunError(f"this policy wraps {len(nets)} models, and one file holds one: save each by peft")
-    (model, name), folder = _adapters(nets[0]), Path(folder)
-    config = _scaled(model, name)
-    if isinstance(nets[0], transformers.Net):
-        own, model.peft_config[name] = model.peft_config[name], config
-        try:
-            model.save_pretrained(folder, save_embedding_layers=False)
-        finally:
-            model.peft_config[name] = own
-        return folder / PEFT_FILE
-    tensors = require("peft", "hub").get_peft_model_state_dict(model, adapter_name=name)
-    tensors = {k.removeprefix("base_model.model."): v.detach().cpu().contiguous() for k, v in tensors.items()}
-    if whole := sorted(k for k in tensors if ".lora_" not in k):
-        raise RunError(f"{', '.join(whole[:3])} were trained as whole layers: save this policy by policy.save(path)")
-    part = "unet" if type(diffusers.plain(model)).__name__.startswith("UNet") else "transformer"
-    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
-    header = {"format": "pt", METADATA: json.dumps({f"{part}.{k}": v for k, v in settings.items()}, sort_keys=True)}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({f"{part}.{k}": v for k, v in tensors.items()}, folder / DIFFUSERS_FILE, header)
-    return folder / DIFFUSERS_FILE
-
-
-def _scaled(model: Any, name: str) -> Any:
-    """Return the settings of an adapter, with the effective α of its layers. Raise RunError if they differ."""
-    config, factors = model.peft_config[name], [1.0]
-    layers = [layer for layer in model.modules() if name in getattr(layer, "lora_alpha", ()) and layer.lora_alpha[name]]
-    if layers:
-        root = math.sqrt if config.use_rslora else float
-        factors = [layer.scaling[name] * root(layer.r[name]) / layer.lora_alpha[name] for layer in layers]
-    low, high = min(factors), max(factors)
-    if not math.isclose(low, high, rel_tol=1e-6):
-        raise RunError(
-            f"the adapter's layers are scaled by factors from {low:g} to {high:g}, and a file has one: set one, "
-            f"pipeline.set_adapters([{name!r}], [{high:g}]), or fold them in, integrations.adapters.merge(policy)"
-        )
-    if math.isclose(high, 1.0, rel_tol=1e-6):
-        return config
-    config = copy.copy(config)
-    config.lora_alpha = config.lora_alpha * high
-    config.alpha_pattern = {k: v * high for k, v in (config.alpha_pattern or {}).items()}
-    return config
-
-
-def load_lora(policy: Policy, path: str | Path) -> Policy:
-    """Return the policy with adapters read from a LoRA file of diffusers or peft, or from its folder.
-
-    It works in place, as ``lora``; the adapters stay trainable. Rank and α come from the file's header or from peft's
-    ``adapter_config.json``; without either, ranks come from shapes and α = r, as in diffusers. Raise RunError if the
-    file is missing, has another layout, or has layers that the model lacks.
-    """
-    _no_sets(policy)
-    peft, (net, *others) = require("peft", "hub"), _nets(policy)
-    _bare(net.model)
-    file = next((f for f in (Path(path) / DIFFUSERS_FILE, Path(path) / PEFT_FILE, Path(path)) if f.is_file()), None)
-    if others or file is None or file.suffix != ".safetensors":
-        raise RunError(
-            f"{path} is no LoRA of one model: give the file, or a folder with {DIFFUSERS_FILE} or {PEFT_FILE}"
-        )
-    tensors, config = _read(file)
-    layers = {k.split(".lora_")[0] for k in tensors}
-    if unknown := sorted(layers - {name for name, _ in net.model.named_modules()}):
-        raise RunError(f"{file} belongs to another model: this one has no {', '.join(unknown[:3])}")
-    config = {**(config or _guess(tensors)), "inference_mode": False}
-    known = inspect.signature(peft.LoraConfig).parameters
-    if new := sorted(k for k, v in config.items() if k not in known and v):
-        raise RunError(f"{file} has {', '.join(new)}, which this version of peft does not know: pip install -U peft")
-    wrapped = _wrap(net.model, peft.LoraConfig(**{k: v for k, v in config.items() if k in known}))
-    own = {k.removeprefix("base_model.model.") for k in peft.get_peft_model_state_dict(wrapped)}
-    if own != set(tensors):
-        wrapped.unload()
-        raise RunError(f"{file} does not fill the adapters it describes: {', '.join(sorted(own ^ set(tensors))[:3])}")
-    peft.set_peft_model_state_dict(wrapped, {f"base_model.model.{k}": v for k, v in tensors.items()})
-    net.model = wrapped.eval()
-    return _anew(policy)
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Return tensors by the model's own names, and the settings of the adapters if the file has them."""
-    try:
-        with safe_open(file, "pt") as opened:
-            tensors, header = {k: opened.get_tensor(k) for k in opened.keys()}, opened.metadata() or {}
-    except SafetensorError as error:
-        raise RunError(
-            f"{file} is no whole safetensors file ({error}): fetch it again, and a pointer of git-lfs by git lfs pull"
-        ) from error
-    config = json.loads(header[METADATA]) if METADATA in header else None
-    for part in ("unet.", "transformer.", "base_model.model."):
-        if tensors and all(k.startswith(part) for k in tensors):
-            tensors = {k.removeprefix(part): v for k, v in tensors.items()}
-            config = config and {k.removeprefix(part): v for k, v in config.items()}
-    if wrong := sorted(k for k in tensors if ".lora_" not in k or ".lora_down" in k or ".lora_up" in k) or not tensors:
-        what = "nothing" if wrong is True else ", ".join(wrong[:3])
-        raise RunError(
-            f"{file} holds {what}, which is not peft's layout (layer.lora_A.weight) of one model: let diffusers read "
-            "it, pipeline.load_lora_weights(file), and write it again, pipeline.transformer.save_lora_adapter(folder)"
-        )
-    if config is None and (beside := file.with_name("adapter_config.json")).is_file():
-        config = require("peft", "hub").PeftConfig.from_pretrained(str(beside.parent)).to_dict()
-    return tensors, config
-
-
-def _guess(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the settings of adapters of which only shapes are known."""
-    ranks = {k.split(".lora_")[0]: v.shape[0] for k, v in tensors.items() if ".lora_A" in k}
-    r = max(ranks.values())
-    each = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
-    only = "|".join(re.escape(name) for name in ranks)
-    return {"r": r, "lora_alpha": r, "target_modules": only, "rank_pattern": each, "alpha_pattern": each}
-
-
 def merge(policy: Policy) -> Policy:
     """Return the policy with its adapters folded into the model's weights, in place: W + (α/r) B A.
 
@@ -289,7 +156,7 @@ def merge(policy: Policy) -> Policy:
             f"the adapters of {policy.active_weights!r} are a copy: "
             f"policy.weights.load({policy.active_weights!r}) first"
         )
-    for net in _nets(policy):
+    for net in find_nets(policy):
         if (lost := _rounded(net)) >= LOST:
             warnings.warn(
                 f"{100 * lost:.0f} % of the adapters' change is lost to rounding in the model's weights: make them "
@@ -297,9 +164,9 @@ def merge(policy: Policy) -> Policy:
                 "integrations.adapters.save_lora(policy, folder)",
                 stacklevel=2,
             )
-        net.model = _folded(_adapters(net)[0]).eval()
+        net.model = _folded(find_adapters(net)[0]).eval()
         vars(net.model).pop("save_pretrained", None)
-    return _anew(policy)
+    return renew_weights(policy)
 
 
 def _folded(model: Any) -> Any:
@@ -325,7 +192,7 @@ def _folded(model: Any) -> Any:
 @torch.no_grad()
 def _rounded(net: Any) -> float:
     """Return the share of the adapters' change that is lost by rounding to low-precision weights."""
-    model, name = _adapters(net)
+    model, name = find_adapters(net)
     lost, whole = 0.0, 0.0
     for layer in model.modules():
         if not hasattr(layer, "get_delta_weight") or name not in getattr(layer, "active_adapters", ()):
