@@ -124,6 +124,7 @@ def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, 
 METRICS = {
     "exact_match": ("held-out prompts drawn without a mistake", "%"),
     "objects_found": ("prompted objects found (the reward)", "%"),
+    "count_correct": ("images with the prompted number of objects", "%"),
     "clean_image": ("images of clean shapes only", "%"),
     "diversity": ("distance of two images of a prompt", ""),
 }
