@@ -18,7 +18,7 @@ from denoiserl.advantages import mask_invalid_rewards
 from denoiserl.advantages.checks import resolution
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.tree import Tree, batch_size, first, index_rows, leaves, tensors, tree_map
+from denoiserl.core.tree import Tree, batch_size, first, index_rows, leaves, micro_rows, tensors, tree_map
 
 Reward = Callable[[Any, Any], Tensor | Sequence[Any] | np.ndarray | Mapping[str, Any]]
 """``(sample, prompts) -> [B]``: a tensor, an array or a list of numbers, or named parts of them; None is missing"""
@@ -174,13 +174,6 @@ def _array(value: Any) -> Tensor | None:
         return torch.from_numpy(array.astype(np.float64)) if array.dtype.kind in "biuf" else None
     except (TypeError, ValueError):  # ragged lists, objects without a number
         return None
-
-
-def micro_rows(micro_batch_size: int | None, n: int) -> int:
-    """Return the number of rows per call, n by default. Raise InvalidInputError if it is below 1."""
-    if micro_batch_size is not None and micro_batch_size < 1:
-        raise InvalidInputError(f"micro_batch_size is the number of rows per call, at least 1, not {micro_batch_size}.")
-    return max(n, 1) if micro_batch_size is None else micro_batch_size
 
 
 def prompt_count(prompts: Tree | int | None) -> int:

@@ -154,7 +154,7 @@ def _name_policies(policies: Sequence[LoadedPolicy]) -> dict[str, LoadedPolicy]:
 def _task(loaded: dict[str, LoadedPolicy], args: EvalOptions, task_args: dict[str, Any]) -> Any:
     """Return the task to evaluate on: that of the options, or the one task of the runs."""
     if args.env:
-        from denoiserl.experiments.env_task import env_task
+        from denoiserl.tasks.eval_env import env_task
 
         return env_task(args.env, args.execution_horizon, args.max_episode_steps)
     if args.task:

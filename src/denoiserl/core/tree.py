@@ -104,3 +104,10 @@ def cat(trees: list[Any], dim: int = 0) -> Any:
 def expand_right(coefficient: Tensor, like: Tensor) -> Tensor:
     """Append singleton axes so that a batch-shaped coefficient multiplies ``like``."""
     return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))
+
+
+def micro_rows(micro_batch_size: int | None, n: int) -> int:
+    """Return the number of rows per call, n by default. Raise InvalidInputError if it is below 1."""
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise InvalidInputError(f"micro_batch_size is the number of rows per call, at least 1, not {micro_batch_size}.")
+    return max(n, 1) if micro_batch_size is None else micro_batch_size

@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.tree import Tree, batch_size, first, leaves, tree_map
-from denoiserl.rewards import micro_rows
+from denoiserl.core.tree import Tree, batch_size, first, leaves, micro_rows, tree_map
 from denoiserl.train.ema import EMA
 from denoiserl.train.metric_means import Metrics
 from denoiserl.train.optimizer_steps import accumulate, optimizer_step

@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
-from denoiserl.core.tree import Tree, tree_map
+from denoiserl.core.tree import Tree, micro_rows, tree_map
 from denoiserl.policy.chain import Chain
 from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import Record, RecordAll
 from denoiserl.processes import Noised
-from denoiserl.rewards import Reward, RewardResult, evaluate_reward, micro_rows, repeat_prompts
+from denoiserl.rewards import Reward, RewardResult, evaluate_reward, repeat_prompts
 
 
 class ScoredSamples(NamedTuple):

@@ -18,13 +18,14 @@ from denoiserl.report.episode_video import episode_video
 from denoiserl.tasks.base import Task
 
 
-def env_task(word: str, execute: int | None = None, ticks: int | None = None) -> Task:
+def env_task(word: str, execute: int | None = None, max_episode_steps: int | None = None) -> Task:
     """Return the task of acting in an environment: the return, and success if it reports ``info["success"]``.
 
     A policy with a history gets its last observations. ``execute``: actions of a chunk that are executed before the
-    policy plans again (None: the policy's own number, or all). ``ticks``: the most environment steps per episode.
+    policy plans again (None: the policy's own number, or all). ``max_episode_steps``:
+    time limit of an episode.
     """
-    env = environment(word, ticks)
+    env = environment(word, max_episode_steps)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
         stacked = shown(env, policy)
@@ -33,11 +34,11 @@ def env_task(word: str, execute: int | None = None, ticks: int | None = None) ->
         suits(policy, probe, "the policy")
         return evaluate(eval_actor(policy, execute), stacked, n, seed).outcomes
 
-    def look(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
+    def render(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
         return episode_video(eval_actor(policy, execute), shown(env, policy), n, seed)
 
-    def start(seed: int, keep: Any) -> Policy:
+    def start(seed: int, run: Any) -> Policy:
         raise RunError(f"{word} is an environment and no task: to train, write a task with a starting policy")
 
     words = {name: WORDS[name] for name in ("return", SUCCESS, HELD, REACHED, "length")}
-    return Task(word, start, outcomes, words, env=lambda copies, seed: Collector(env, copies, seed), render=look)
+    return Task(word, start, outcomes, words, env=lambda num_envs, seed: Collector(env, num_envs, seed), render=render)
