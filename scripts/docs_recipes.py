@@ -21,10 +21,15 @@ PACKAGE = recipes.HERE.parent
 RANGES = {
     "Count": "int ≥ 1",
     "CountOrZero": "int ≥ 0",
+    "CountFromTwo": "int ≥ 2",
     "Positive": "float > 0",
     "NonNegative": "float ≥ 0",
     "Fraction": "float in [0, 1]",
     "PositiveFraction": "float in (0, 1]",
+    "FractionBelowOne": "float in [0, 1)",
+    "OpenFraction": "float in (0, 1)",
+    "Counts": "one or more ints ≥ 1",
+    "Shares": "one or more floats ≥ 0",
 }
 """the ranges of ``denoiserl.core.settings`` in words"""
 
@@ -139,6 +144,7 @@ def kind(annotation: ast.expr) -> str:
     if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
         if ast.unparse(annotation.value) == "Annotated":
             return kind(annotation.slice.elts[0])
+        return f"{ast.unparse(annotation.value)}[{', '.join(map(kind, annotation.slice.elts))}]"
     if isinstance(annotation, ast.Name) and annotation.id in RANGES:
         return RANGES[annotation.id]
     if isinstance(annotation, ast.BinOp):

@@ -532,7 +532,5 @@ def test_rwr_drops_bad_rewards_and_refuses_what_teaches_nothing() -> None:
     assert row["rollout/num_invalid_rewards"] == 1 and math.isfinite(row["loss/policy"])
     with pytest.raises(InvalidInputError, match=r"\b5\b"):
         list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, invalid_rewards="error"), Rng(0)))
-    with pytest.raises(InvalidInputError, match="group of one"):
-        list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, group_size=1), Rng(0)))
     with pytest.raises(RunError, match="prompt"):
         list(rwr.improve(linear()[0], (strange, NOTHING), replace(a, compare_within="promt"), Rng(0)))  # type: ignore[arg-type]

@@ -182,11 +182,6 @@ def test_eta_zero_is_refused() -> None:
         )
 
 
-def test_a_group_of_one_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="at least two"):
-        improve(flow_grpo, fresh(), WORLD.reward, 1, Rng(1), group_size=1)
-
-
 def test_prompts_that_are_equal_share_a_memory() -> None:
     """Two rows of the same prompt have one name, and the names survive a saved memory."""
     prompts = {"text": torch.tensor([[1, 2], [1, 3], [1, 2]]), "size": torch.tensor([0.5, 0.5, 0.5])}

@@ -130,7 +130,6 @@ def test_accuracy_outside_the_range_is_dropped():
 @pytest.mark.parametrize("recipe", [tracerl, diffu_grpo])
 def test_bad_signals_are_refused(recipe):
     for a, reward, said in (
-        (recipe.Args(iterations=1, group_size=1), agree, "group of one"),
         (recipe.Args(iterations=1), lambda w, q: torch.ones(len(w), 1), "shape"),
         (recipe.Args(iterations=1), lambda w, q: torch.full((len(w),), torch.nan), "finite"),
     ):

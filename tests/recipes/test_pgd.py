@@ -206,8 +206,6 @@ def test_what_pgd_cannot_use_is_refused() -> None:
     data = recording(5)
     with pytest.raises(RunError, match="Did you mean 'iql'"):
         next(pgd.improve(start(data), data, replace(ARGS, learner="iqk"), Rng(0)))  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="an action_horizon and an n_step of 1"):
-        next(pgd.improve(start(data), data, replace(ARGS, n_step=3), Rng(0)))
     with pytest.raises(InvalidInputError, match="shorter windows"):
         next(pgd.improve(start(data), data, replace(ARGS, model=replace(TINY, length=32)), Rng(0)))
     with pytest.raises(InvalidInputError, match="give data that have all of them"):

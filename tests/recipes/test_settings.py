@@ -14,13 +14,17 @@ from denoiserl import recipes, tasks
 from denoiserl.cli import main
 from denoiserl.core.errors import RunError
 from denoiserl.core.settings import Settings, describe_range
+from denoiserl.policy.policy import Policy
+from denoiserl.train import Run
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import docs_recipes
 
 FREE = {"reward_scale", "reward_shift", "target_entropy", "guidance_scale", "max_return_drop"}
 """numbers of any size and sign"""
-RECORDS = {**{n: recipes.load(n).Args for n in recipes.names()}, **{n: tasks.args_type(n) for n in tasks.TASKS}}
+ARGS = {name: recipes.load(name).Args for name in recipes.names()}
+MODELS = {f"{name}.model": type(kind().model) for name, kind in ARGS.items() if hasattr(kind(), "model")}
+RECORDS = {**ARGS, **MODELS, **{name: tasks.args_type(name) for name in tasks.TASKS}}
 
 
 def meaning(words: str) -> str:
@@ -45,6 +49,12 @@ def inner(kind: Any) -> Any:
     return rest[0] if len(rest) == 1 and type(None) in get_args(kind) else kind
 
 
+def edges(kind: Any) -> list[Any]:
+    """The ends of the range of an annotation that belong to it."""
+    ends = [getattr(rule, "ge", getattr(rule, "le", None)) for rule in get_args(inner(kind))[1:]]
+    return [end for end in ends if end is not None]
+
+
 def outside(kind: Any) -> list[Any]:
     """Values just outside the range of an annotation."""
     found = []
@@ -57,6 +67,8 @@ def outside(kind: Any) -> list[Any]:
                 found.append(end)
             case annotated_types.Le(le=end):
                 found.append(end + 1 if whole else end + 0.001)
+            case annotated_types.Lt(lt=end):
+                found.append(end)
     return found
 
 
@@ -86,12 +98,85 @@ def test_what_cannot_work_is_refused_when_the_record_is_made(name: str) -> None:
         if describe_range(kind):
             cases += [(field, float("nan")), (field, "many"), (field, True)]
             cases += [(field, 2.5)] if get_args(inner(kind))[0] is int else []
+        elif get_origin(inner(kind)) is tuple:
+            cases += [(field, 0.5), (field, "1,1")]
+        elif get_origin(kind) is dict:
+            cases += [(field, None), (field, [1]), (field, {"part": float("nan")}), (field, {"part": "much"})]
         if get_origin(inner(kind)) is Literal:
             cases.append((field, "nothing of the kind"))
     assert cases
     for field, value in cases:
         with pytest.raises(RunError, match=rf"^{field}\b.*(give|Known)"):
             record(**{field: value})
+
+
+RELATIONS = [
+    ("reinflow", {"noise_std_min": 0.5}, "noise_std_min = 0.5 is above noise_std_max = 0.24"),
+    ("ddpo", {"min_count": 33}, "min_count = 33 is above stat_window = 32"),
+    ("ddpo", {"min_count": 1}, "min_count = 1 is out of range.*at least 2"),
+    ("tracerl", {"prompt_accuracy_range": (0.8, 0.2)}, "prompt_accuracy_range = .* the lower one first"),
+    ("tracerl", {"prompt_accuracy_range": (0.2, 8.0)}, "prompt_accuracy_range = 8.0 is out of range"),
+    ("diffu_grpo", {"answer_mask": (0.9, 0.1)}, "answer_mask = .* the lower one first"),
+    ("gorl", {"stage_fractions": ()}, "stage_fractions = .* at least 1"),
+    ("gorl", {"stage_fractions": (0.0,)}, "stage_fractions = .* no positive share"),
+    ("gorl", {"stage_fractions": (2.0, -1.0)}, "stage_fractions = -1.0 is out of range"),
+    ("rwr", {"group_size": 1}, "group_size = 1 .* compare_within"),
+    ("sac", {"buffer_size": 100}, "batch_size = 256 is above buffer_size = 100"),
+    ("td3", {"buffer_size": 100}, "batch_size = 256 is above buffer_size = 100"),
+    ("dsrl", {"buffer_size": 100}, "batch_size = 128 is above buffer_size = 100"),
+    ("synther_sac", {"buffer_size": 100}, "batch_size = 256 is above buffer_size = 100"),
+    ("synther_sac", {"refill_every": 200}, "refill_every = 200 .* model.batch_size = 256"),
+    ("synther", {"n_step": 2}, "n_step = 2 .* single transitions: give 1"),
+    ("pgd", {"n_step": 2}, "n_step = 2 .* single actions"),
+    ("shapes", {"objects": (4, 2)}, "objects = .* the lower one first"),
+    ("env", {"execution_horizon": 6}, "execution_horizon = 6 is above action_horizon = 5"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "words"), RELATIONS)
+def test_settings_that_do_not_fit_each_other_are_refused(name: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(RunError, match=f"^{words}"):
+        RECORDS[name](**settings)
+
+
+def test_settings_that_may_differ_are_accepted() -> None:
+    assert ARGS["rwr"](group_size=1, compare_within="batch").group_size == 1
+    assert RECORDS["env"](start="a/policy", execution_horizon=8).execution_horizon == 8
+    assert ARGS["reinflow"](noise_std_min=0.24).noise_std_max == 0.24
+
+
+@pytest.mark.parametrize("name", [name.partition(".")[0] for name in MODELS])
+def test_the_settings_of_a_model_are_checked(name: str) -> None:
+    assert ARGS[name](model={"lr": 0.5}).model == dataclasses.replace(ARGS[name]().model, lr=0.5)
+    for value, words in (
+        (None, "model = None .*give"),
+        ("x", "model = 'x' .*give"),
+        ({"lr": -1}, "model.lr = -1 is out of range"),
+        ({"lrr": 1}, "model.lrr: .*Did you mean 'lr'"),
+    ):
+        with pytest.raises(RunError, match=f"^{words}"):
+            ARGS[name](model=value)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_ends_of_a_range_belong_to_it(name: str) -> None:
+    hints = get_type_hints(RECORDS[name], include_extras=True)
+    fits: dict[str, Any] = {"rwr": {"compare_within": "batch"}, "ddpo": {"min_count": 2}}.get(name, {})
+    fits |= {"batch_size": 1} if "buffer_size" in hints else {}
+    fits |= {"model": {"batch_size": 1}} if name == "synther_sac" else {}
+    fits |= {"execution_horizon": 1} if name == "env" else {}
+    for field, kind in hints.items():
+        for end in edges(kind):
+            assert getattr(RECORDS[name](**{**fits, field: end}), field) == end
+
+
+@pytest.mark.parametrize("name", ["sudoku", "shapes"])
+def test_a_task_without_imitation_starts_from_an_untrained_policy(name: str) -> None:
+    task = tasks.make(name, {"pretrain_updates": 0, "policy_width": 24})
+    start = task.start_policy(0, Run())
+    with pytest.raises(StopIteration) as end:
+        next(start)
+    assert isinstance(end.value.value, Policy)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +189,23 @@ def test_the_command_line_refuses_the_same(
     assert main(["run", name, f"--{field.replace('_', '-')}={value}"]) == 2
     err = capsys.readouterr().err
     assert field in err and "out of range" in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("reinflow", ["--noise-std-min", "0.5"], "noise_std_min = 0.5 is above noise_std_max"),
+        ("ppo", ["--execution-horizon", "6"], "execution_horizon = 6 is above action_horizon"),
+        ("gorl", ["--stage-fractions", "0"], "no positive share"),
+        ("synther", ["--model.lr", "-1"], "lr = -1.0 is out of range"),
+    ],
+)
+def test_the_command_line_refuses_what_does_not_fit(
+    name: str, options: list[str], words: str, capsys: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", name, *options]) == 2
+    assert words in " ".join(capsys.readouterr().err.split()) and not list(tmp_path.iterdir())
 
 
 def test_the_help_shows_ranges(capsys: Any) -> None:

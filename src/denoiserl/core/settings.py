@@ -6,7 +6,9 @@
         gamma: Fraction = 0.99
         sampler: Literal["train", "eval"] = "eval"
 
-Python and the command line make the same record, so both refuse the same values before anything runs.
+Fields that must fit each other are checked by ``check_relations``, which a record overrides. A field that is a record
+of settings also accepts a dict of the settings that differ from its default. Python and the command line make the same
+record, so both refuse the same values before anything runs.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +30,8 @@ Count = Annotated[int, Ge(1)]
 """a whole number of at least 1"""
 CountOrZero = Annotated[int, Ge(0)]
 """a whole number of at least 0"""
+CountFromTwo = Annotated[int, Ge(2)]
+"""a whole number of at least 2"""
 Positive = Annotated[float, Gt(0)]
 """a number above 0"""
 NonNegative = Annotated[float, Ge(0)]
@@ -36,6 +40,14 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 """a number from 0 to 1"""
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
 """a number above 0, up to 1"""
+FractionBelowOne = Annotated[float, Ge(0), Lt(1)]
+"""a number of at least 0 and below 1"""
+OpenFraction = Annotated[float, Gt(0), Lt(1)]
+"""a number above 0 and below 1"""
+Counts = Annotated[tuple[Count, ...], Len(1)]
+"""one or more whole numbers of at least 1"""
+Shares = Annotated[tuple[NonNegative, ...], Len(1)]
+"""one or more numbers of at least 0"""
 
 SIGNS: dict[type, tuple[str, str, Callable[[Any, Any], bool]]] = {
     Ge: ("ge", "at least", lambda value, end: value >= end),
@@ -49,14 +61,62 @@ class Settings:
     """The base of settings (frozen dataclasses). A value outside its field's type or range raises RunError."""
 
     def __post_init__(self) -> None:
+        open_records(self)
         check_settings(self)
+        self.check_relations()
+
+    def check_relations(self) -> None:
+        """Raise RunError if fields do not fit each other. A record with such fields overrides it."""
+
+    def require_fit(self, fits: bool, problem: str) -> None:
+        """Raise RunError with ``problem``, which says what to do, unless the fields fit."""
+        if not fits:
+            raise RunError(problem)
+
+    def require_order(self, lower: str, upper: str) -> None:
+        """Raise RunError if the field ``lower`` is above the field ``upper``; None is not compared."""
+        low, high = getattr(self, lower), getattr(self, upper)
+        if low is not None and high is not None:
+            problem = f"{lower} = {low} is above {upper} = {high}: give at most {high}, or raise {upper}"
+            self.require_fit(low <= high, problem)
+
+    def require_ordered_pair(self, name: str) -> None:
+        """Raise RunError if a field of two numbers has the higher one first; None is accepted."""
+        if (pair := getattr(self, name)) is not None:
+            self.require_fit(
+                pair[0] <= pair[1], f"{name} = {pair} has the higher number first: give the lower one first"
+            )
+
+
+def open_records(settings: Settings) -> None:
+    """Replace dicts by records, in place, where a field is a record of settings. Raise RunError for unknown names.
+
+    A setting that a dict does not name is that of the field's default.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        kind, value = hints[field.name], getattr(settings, field.name)
+        if not (_is_record(kind) and isinstance(value, Mapping)):
+            continue
+        known = [f.name for f in dataclasses.fields(kind)]
+        if unknown := [str(name) for name in value if name not in known]:
+            raise RunError(f"{field.name}.{unknown[0]}: {unknown_name_message(unknown[0], known, 'setting')}")
+        base = kind() if field.default is dataclasses.MISSING else field.default
+        try:
+            object.__setattr__(settings, field.name, dataclasses.replace(base, **value))  # the record is frozen
+        except RunError as error:
+            raise RunError(f"{field.name}.{error}") from None
+
+
+def _is_record(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
 
 
 def check_settings(settings: Any) -> None:
     """Raise RunError for the first field of a dataclass whose value does not fit its annotation.
 
-    The checks cover ``Annotated`` ranges (annotated-types), ``Literal`` words, whole and finite numbers, and the parts
-    of tuples. Fields of other types are not checked.
+    The checks cover ``Annotated`` ranges (annotated-types), ``Literal`` words, whole and finite numbers, records of
+    settings, and the parts of tuples and dicts. Fields of other types are not checked.
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
@@ -77,7 +137,15 @@ def find_problem(kind: Any, value: Any, name: str) -> str:
     if origin is Literal:
         known = [str(word) for word in parts]
         return "" if value in parts else f"{name}: {unknown_name_message(str(value), known, 'value')}"
-    if origin is tuple and isinstance(value, tuple | list):
+    if _is_record(kind) and not isinstance(value, kind):
+        return f"{name} = {value!r} is not its record of settings: give a dict or a {kind.__name__}"
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return f"{name} = {value!r} is not a dict: give one, such as {{'name': 1.0}}"
+        return next((p for k, v in value.items() if (p := find_problem(parts[1], v, f"{name}.{k}"))), "")
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return f"{name} = {value!r} is not a tuple: give one"
         each = parts[:1] * len(value) if parts and parts[-1] is Ellipsis else parts
         if len(each) != len(value):
             return f"{name} = {value} has {len(value)} values: give {len(each)}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, NonNegative, Settings
+from denoiserl.core.settings import Count, Counts, NonNegative, Settings
 from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.synthetic import UNSURE
 from denoiserl.data.transitions import Transitions
@@ -132,7 +132,7 @@ class Model(Settings):
     """windows per gradient step"""
     lr: NonNegative = 1e-3
     """AdamW's learning rate, with warm-up and cosine decay"""
-    channels: tuple[int, ...] = (32, 64)
+    channels: Counts = (32, 64)
     """channels of the U-Net, per level"""
     sampling_steps: Count = 32
     """Heun steps per sample"""

@@ -69,7 +69,7 @@ class Args(Settings):
     """actions executed of each chunk (T_a; None: all, or the policy's)"""
     sampling_steps: Count = 5
     """denoising steps"""
-    min_denoising_std: NonNegative = 0.1
+    min_denoising_std: Positive = 0.1
     """smallest std of a denoising step in training"""
     policy_width: Count = 256
     """width of the policy network"""
@@ -89,6 +89,11 @@ class Args(Settings):
     """if an environment fails or returns NaN: raise an error, or make it again"""
     env_timeout: Positive | None = None
     """seconds until a silent worker is a fault (None: 300)"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        if self.start is None:  # the policy at start has a horizon of its own
+            self.require_order("execution_horizon", "action_horizon")
 
 
 Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Policy]
@@ -139,6 +144,8 @@ def imitate(
     """Clone the demonstrations of ``seed`` (or ``demos``); each ``stream`` has its own minibatches and noise."""
     from denoiserl.recipes.imitation import diffusion_policy  # the recipe imports tasks
 
+    if not updates:
+        return
     a = diffusion_policy.Args(num_updates=updates, batch_size=base.pretrain_batch_size, lr=lr)
     rng = Rng(seed + 1_000_003 * stream, run.device)
     yield from diffusion_policy.improve(made, demos or load_demonstrations(base, seed), a, rng, run)

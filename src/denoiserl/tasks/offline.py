@@ -28,7 +28,7 @@ from torch import Tensor
 from denoiserl.control.acting import eval_actor
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.rng import Rng
-from denoiserl.core.settings import Count, NonNegative, Settings
+from denoiserl.core.settings import Count, Positive, Settings
 from denoiserl.data import ActionChunkCodec, Normalizer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import evaluate
@@ -80,7 +80,7 @@ class Args(Settings):
     """actions per chunk (H)"""
     sampling_steps: Count = 5
     """denoising steps of a diffusion or flow policy"""
-    min_denoising_std: NonNegative = 0.1
+    min_denoising_std: Positive = 0.1
     """smallest std of a denoising step in online training"""
     policy_width: Count = 128
     """width of the policy network"""

@@ -43,7 +43,7 @@ class Args(Settings):
     """learning rate of imitation (AdamW, cosine decay)"""
     label_noise: Fraction = 0.3
     """probability that a caption names a random colour for an object"""
-    objects: tuple[int, int] = (2, 4)
+    objects: tuple[Count, Count] = (2, 4)
     """minimum and maximum number of objects in a scene"""
     policy_width: Count = 96
     """features per patch of the transformer"""
@@ -59,6 +59,10 @@ class Args(Settings):
     """noise of DDIM's training steps; 1: the exact posterior (DDPM), 0: the ODE, which cannot learn"""
     prompt_pool: Count | None = None
     """number of training prompts (None: all, about 11,000); few prompts repeat often"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_ordered_pair("objects")
 
 
 @lru_cache(maxsize=2)

@@ -92,6 +92,8 @@ def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: R
     """Fit the model to the corpus of ``seed``; each ``stream`` has its own minibatches and masks."""
     from denoiserl.recipes.language import mdlm  # the recipe imports tasks
 
+    if not updates:
+        return
     a = mdlm.Args(updates, base.pretrain_batch_size, base.pretrain_micro_batch_size, lr)
     rng = Rng(seed + 1_000_003 * stream, run.device)
     yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, run)

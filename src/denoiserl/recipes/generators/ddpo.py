@@ -45,7 +45,7 @@ from torch import Tensor
 from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import NoDensityError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountFromTwo, NonNegative, OpenFraction, Positive, Settings
 from denoiserl.core.tree import Tree, leaves
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
@@ -71,13 +71,13 @@ class Args(Settings):
     micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    clip_range: Positive = 1e-3
+    clip_range: OpenFraction = 1e-3
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions"""
     adv_clip: Positive = 5.0
     """largest absolute advantage, in standard deviations"""
-    stat_window: Count = 32
+    stat_window: CountFromTwo = 32
     """rewards that are remembered per prompt"""
-    min_count: Count = 16
+    min_count: CountFromTwo = 16
     """rewards of a prompt before its own statistics are used"""
     lr: NonNegative = 3e-4
     """learning rate; of Adam"""
@@ -88,6 +88,10 @@ class Args(Settings):
     ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a whole step (None: 0.02, or more where the network's
     precision is lower)"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_order("min_count", "stat_window")
 
 
 def improve(

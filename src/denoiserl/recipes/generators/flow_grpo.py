@@ -43,7 +43,7 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError, NoDensityError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountFromTwo, CountOrZero, NonNegative, OpenFraction, Positive, Settings
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
@@ -62,7 +62,7 @@ class Args(Settings):
     """iterations of the run; sample and update"""
     num_prompts: Count = 24
     """prompts per iteration"""
-    group_size: Count = 12
+    group_size: CountFromTwo = 12
     """samples per prompt"""
     sde_window: CountOrZero = 3
     """number of first steps that are stochastic and trained; 0: the whole chain, as first published"""
@@ -73,7 +73,7 @@ class Args(Settings):
     micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    clip_range: Positive = 1e-3
+    clip_range: OpenFraction = 1e-3
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions"""
     adv_clip: Positive = 5.0
     """largest absolute advantage, in standard deviations"""
@@ -98,8 +98,6 @@ def improve(
     The signal's prompts: a tree of [P, ...], of which every iteration draws some; None or a number if there are none.
     """
     rng = as_rng(rng, policy.device)
-    if args.group_size < 2:
-        raise InvalidInputError("A group of one has nothing to be compared with: set group_size to at least two.")
     run, policy, (reward, prompts) = run or Run(), sde_window_policy(policy, args.sde_window), as_reward_signal(signal)
     num_prompts = prompt_count(prompts)
     if args.kl_coef > 0:

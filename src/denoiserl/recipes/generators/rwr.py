@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.advantages.checks import resolution
-from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, PositiveFraction, Settings
 from denoiserl.core.tree import Tree, index_rows
@@ -55,8 +55,6 @@ from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_cov
 from denoiserl.train.fit import stratified
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
-
-WITHIN = ("prompt", "batch")
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,11 @@ class Args(Settings):
     reward_weights: dict[str, float] = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        fits = self.group_size > 1 or self.compare_within == "batch"
+        self.require_fit(fits, "group_size = 1 leaves nothing to compare: give at least 2, or compare_within batch")
+
 
 def improve(
     policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
@@ -96,12 +99,6 @@ def improve(
     The signal's prompts: a tree of [P, ...]; None or a number if there are none.
     """
     rng = as_rng(rng, policy.device)
-    if args.compare_within not in WITHIN:
-        raise InvalidInputError(unknown_name_message(args.compare_within, WITHIN, "comparison"))
-    if args.compare_within == "prompt" and args.group_size < 2:
-        raise InvalidInputError(
-            "A group of one has nothing to be compared with: raise group_size, or set compare_within='batch'"
-        )
     run, (reward, prompts) = run or Run(), as_reward_signal(signal)
     num_prompts = prompt_count(prompts)
     optimizer = adamw(policy.parameters(), args.lr)

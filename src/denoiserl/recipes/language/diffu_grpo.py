@@ -47,7 +47,16 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import (
+    Count,
+    CountFromTwo,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    OpenFraction,
+    Positive,
+    Settings,
+)
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.distributions.categorical import token_log_prob
 from denoiserl.losses import clip_fraction, k3, masked_mean, ppo_clip
@@ -73,7 +82,7 @@ class Args(Settings):
     """iterations of the run; sample and update"""
     num_prompts: Count = 24
     """prompts per iteration"""
-    group_size: Count = 8
+    group_size: CountFromTwo = 8
     """samples per prompt"""
     inner_updates: Count = 8
     """updates μ per batch of completions, each with its own mask"""
@@ -82,7 +91,7 @@ class Args(Settings):
     answer_mask: tuple[Fraction, Fraction] = (1.0, 1.0)
     """lowest and highest fraction of the completion that is masked and scored, drawn uniformly between the two; (1, 1)
     is the published method"""
-    clip_range: Positive = 0.5
+    clip_range: OpenFraction = 0.5
     """range ε of the ratio, clipped to 1 ± ε"""
     kl_coef: NonNegative = 0.04
     """weight of the KL term; k3, to the reference"""
@@ -101,6 +110,10 @@ class Args(Settings):
     """learning rate; of Adam"""
     max_grad_norm: Positive = 0.2
     """largest norm of the gradient"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_ordered_pair("answer_mask")
 
 
 def improve(

@@ -57,7 +57,7 @@ from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.advantages.group import Scale
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountFromTwo, CountOrZero, Fraction, NonNegative, OpenFraction, Settings
 from denoiserl.distributions import Unmasking
 from denoiserl.losses import approx_kl, k3, ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
@@ -80,7 +80,7 @@ class Args(Settings):
     """iterations of the run; sample and update"""
     num_prompts: Count = 64
     """prompts per iteration"""
-    group_size: Count = 8
+    group_size: CountFromTwo = 8
     """samples per prompt"""
     epochs: Count = 3
     """passes over the data of an iteration"""
@@ -89,11 +89,11 @@ class Args(Settings):
     micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    clip_range: Positive = 0.2
+    clip_range: OpenFraction = 0.2
     """range ε of the ratio, clipped to 1 ± ε"""
     kl_coef: NonNegative = 0.0
     """weight of the KL term; k3, to the policy that sampled"""
-    prompt_accuracy_range: tuple[float, float] | None = None
+    prompt_accuracy_range: tuple[Fraction, Fraction] | None = None
     """lowest and highest mean reward of the prompts that are kept; for rewards in 0 to 1; the paper keeps 0.2 to 0.8
     with groups of 16"""
     min_step_nll: NonNegative = 1e-3
@@ -112,6 +112,10 @@ class Args(Settings):
     """learning rate; of Adam, with warm-up and cosine decay"""
     lr_warmup: CountOrZero = 5
     """iterations of the linear warm-up of the learning rate"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_ordered_pair("prompt_accuracy_range")
 
 
 def improve(
@@ -170,8 +174,7 @@ def prompts_in_range(rewards: Tensor, valid: Tensor, accuracy: tuple[float, floa
     found = rewards[valid]
     if bool(((found < 0) | (found > 1)).any()):
         raise InvalidInputError(
-            f"prompt_accuracy_range={accuracy} is a range of right answers' shares, and rewards reach from "
-            f"{float(found.min()):g} to {float(found.max()):g}: leave it out, or return rewards in 0 to 1"
+            f"rewards reach from {found.min():g} to {found.max():g}: return 0 to 1, or leave prompt_accuracy_range out"
         )
     mean = rewards.nanmean(-1, keepdim=True)
     return (mean >= accuracy[0]) & (mean <= accuracy[1])

@@ -116,6 +116,10 @@ class Args(Settings):
     critic_width: Count = 128
     """width of the critics"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_order("batch_size", "buffer_size")
+
 
 def improve(
     policy: Policy,

@@ -96,6 +96,10 @@ class Args(Settings):
     layer_norm: bool = False
     """use layer norm in the critics"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_order("batch_size", "buffer_size")
+
 
 def improve(
     policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None, replay: Any = None

@@ -36,9 +36,8 @@ from dataclasses import dataclass
 import torch
 
 from denoiserl.control.squashed_actions import require_squashed_policy
-from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative
+from denoiserl.core.settings import Count, FractionBelowOne, NonNegative
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transitions, train_generator_now
 from denoiserl.envs import Collector
@@ -53,7 +52,7 @@ class Args(sac.Args):
     """updates per decision"""
     layer_norm: bool = True
     """use layer norm in the critics"""
-    synthetic_fraction: Fraction = 0.5
+    synthetic_fraction: FractionBelowOne = 0.5
     """fraction of each batch that is synthetic; 0: SAC"""
     refill_every: Count = 2500
     """how often synthetic data are generated anew; in decisions"""
@@ -62,17 +61,21 @@ class Args(sac.Args):
     model: Model = Model(num_updates=3000, width=128, depth=3)
     """the diffusion model of transitions"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        super().check_relations()
+        self.require_fit(
+            self.refill_every >= self.model.batch_size,
+            f"refill_every = {self.refill_every} gives the first model fewer decisions than its batch, "
+            f"model.batch_size = {self.model.batch_size}: give at least as many",
+        )
+
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy with bounded actions in an environment."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
     require_squashed_policy(policy, "SynthER")
-    if args.refill_every < args.model.batch_size:
-        raise RunError(
-            f"the first model learns from {args.refill_every} decisions, fewer than its batch of "
-            f"{args.model.batch_size}"
-        )
     real = ReplayBuffer(args.buffer_size, policy.device, run.folder and run.folder / "replay")
     mixed = MixedReplayBuffer(real, args.synthetic_fraction)
     edge = torch.ones(policy.event_shape[-1])  # the buffer holds decisions, in [−1, 1]

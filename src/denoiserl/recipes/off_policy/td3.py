@@ -95,6 +95,10 @@ class Args(Settings):
     layer_norm: bool = False
     """use layer norm in the critics"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_order("batch_size", "buffer_size")
+
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""

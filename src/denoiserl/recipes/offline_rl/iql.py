@@ -42,7 +42,7 @@ from denoiserl.control.acting import carry
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, Fraction, NonNegative, OpenFraction, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import exp_weights, expectile, weighted_loss
@@ -61,7 +61,7 @@ class Args(Settings):
     """updates per iteration"""
     batch_size: Count = 128
     """items per gradient step; decisions (256 as published)"""
-    expectile: Fraction = 0.9
+    expectile: OpenFraction = 0.9
     """expectile τ of Q that V is fitted to; ½ is the mean, 1 the maximum"""
     inverse_temperature: NonNegative = 10.0
     """inverse temperature β of the exponential weights; per unit of return; 0 imitates"""

@@ -44,9 +44,9 @@ import torch
 from torch import Tensor
 
 from denoiserl.control.squashed_actions import action_distribution, to_unit_box
-from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, Positive
+from denoiserl.core.settings import Count, FractionBelowOne, NonNegative, OpenFraction, Positive
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import MixedReplayBuffer
@@ -65,7 +65,7 @@ LEARNERS = {"td3_bc": td3_bc, "iql": iql}
 class Args(td3_bc.Args):
     learner: Literal["td3_bc", "iql"] = "td3_bc"
     """the method that learns from the windows; TD3+BC ("squashed" policies) or IQL ("gaussian" ones)"""
-    expectile: Fraction = 0.9
+    expectile: OpenFraction = 0.9
     """expectile τ of Q that V is fitted to; with IQL"""
     inverse_temperature: NonNegative = 10.0
     """inverse temperature β of the exponential weights; with IQL"""
@@ -77,7 +77,7 @@ class Args(td3_bc.Args):
     """amplitude w of the guidance's rise in the middle of the chain"""
     guide_at_estimate: bool = True
     """take the score at the posterior mean instead of the noisy window"""
-    synthetic_fraction: Fraction = 0.9375
+    synthetic_fraction: FractionBelowOne = 0.9375
     """fraction of each batch that is synthetic"""
     num_windows: Count = 512
     """windows that are generated at a time"""
@@ -86,6 +86,11 @@ class Args(td3_bc.Args):
     model: Model = Model()
     """the diffusion model of windows"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        super().check_relations()
+        self.require_fit(self.n_step == 1, f"n_step = {self.n_step} does not fit single actions: give 1")
+
 
 def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
@@ -93,13 +98,8 @@ def improve(
     """Improve a policy of the learner's kind from logged data."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
-    if args.learner not in LEARNERS:
-        raise RunError(unknown_name_message(args.learner, LEARNERS, "learner"))
-    if policy.event_shape[0] != 1 or args.n_step != 1:
-        raise InvalidInputError(
-            f"PGD guides single actions: take an action_horizon and an n_step of 1, not {policy.event_shape[0]} and "
-            f"{args.n_step}"
-        )
+    if policy.event_shape[0] != 1:
+        raise InvalidInputError(f"PGD guides single actions: use an action_horizon of 1, not {policy.event_shape[0]}")
     windows = make_windows(policy, data, args.model)
     generator = yield from train_window_generator(windows, args.model, rng, run.stage("model"))
     real = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)

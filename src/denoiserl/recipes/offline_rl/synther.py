@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative
 from denoiserl.data.recordings import EpisodeDataset
@@ -46,8 +46,6 @@ from denoiserl.policy.policy import Policy
 from denoiserl.recipes.offline_rl import td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
 from denoiserl.train import Metrics, Run
-
-GENERATORS = ("diffusion", "noise")
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,11 @@ class Args(td3_bc.Args):
     model: Model = Model(width=128, depth=3)
     """the diffusion model of transitions"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        super().check_relations()
+        self.require_fit(self.n_step == 1, f"n_step = {self.n_step} does not fit single transitions: give 1")
+
 
 def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
@@ -70,12 +73,10 @@ def improve(
     """Improve a policy that decides inside a box, by its mean, from logged data."""
     rng = as_rng(rng, policy.device)
     run = run or Run()
-    if args.generator not in GENERATORS:
-        raise RunError(unknown_name_message(args.generator, GENERATORS, "generator"))
-    if policy.event_shape[0] != 1 or args.n_step != 1:
+    if policy.event_shape[0] != 1:
         raise InvalidInputError(
-            f"SynthER generates single transitions, and this policy decides {policy.event_shape[0]} actions with "
-            f"returns of {args.n_step}: use an action_horizon and an n_step of 1 (or pgd, which generates windows)"
+            f"SynthER generates single transitions, and this policy decides {policy.event_shape[0]} actions: use an "
+            "action_horizon of 1"
         )
 
     # Generate transitions.

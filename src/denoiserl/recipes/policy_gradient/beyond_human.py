@@ -43,7 +43,7 @@ from denoiserl.control.acting import carry, eval_actor, renewable, whole
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.serialization.config import from_config, to_config
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, PositiveFraction, Settings
 from denoiserl.data import Demonstrations
 from denoiserl.data.trajectory_metrics import Valid, coverage, keep_short_successes, motion, starts
 from denoiserl.envs import Collector
@@ -73,7 +73,7 @@ class Args(Settings):
     """episodes that the student learns from"""
     max_recorded_episodes: Count = 1000
     """largest number of episodes that are recorded"""
-    length_quantile: Fraction = 0.8
+    length_quantile: PositiveFraction = 0.8
     """successes longer than this quantile of their lengths are dropped"""
     student_updates: Count = 9000
     """gradient steps of the student"""

@@ -59,7 +59,7 @@ from denoiserl.control.acting import (
 )
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, OpenFraction, Positive, Settings
 from denoiserl.envs import Collector
 from denoiserl.losses import approx_kl, clip_fraction, denoise_clip, ppo_clip
 from denoiserl.policy.chain import ChainSteps
@@ -86,9 +86,9 @@ class Args(Settings):
     """λ of GAE, over decisions"""
     denoising_discount: Fraction = 0.99
     """discount of the advantage per denoising step"""
-    clip_range: Positive = 0.01
+    clip_range: OpenFraction = 0.01
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over dimensions, at the cleanest step"""
-    clip_range_noisiest: Positive = 0.01
+    clip_range_noisiest: OpenFraction = 0.01
     """range of the ratio at the noisiest step that learns"""
     clip_range_rate: NonNegative = 3.0
     """growth rate of the clip range from the noisiest to the cleanest step"""

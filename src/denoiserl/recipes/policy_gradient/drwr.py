@@ -103,7 +103,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
 
         # Estimate the weights of decisions by their returns.
         z = normalise(returns_to_go(rollout, args.gamma), finished)  # (G − mean G) / std G
-        weight = exp_weights(z, 1 / args.inverse_temperature, args.max_weight)  # min(exp(β z), cap)
+        weight = exp_weights(args.inverse_temperature * z, 1.0, args.max_weight)  # min(exp(β z), cap)
         weight = weight.flatten().to(policy.device)
         chunk, cond, mask = recorded_chunks(rollout)
         index = torch.nonzero(finished.flatten().to(policy.device)).flatten()

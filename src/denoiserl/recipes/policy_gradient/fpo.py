@@ -49,7 +49,7 @@ from denoiserl.control.acting import rollout_metrics, standard, statistics
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, OpenFraction, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
@@ -88,7 +88,7 @@ class Args(Settings):
     """what a ratio is of; the mean loss of a decision, or each of its pairs"""
     rollout_sampler: Literal["eval", "train"] = "eval"
     """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
-    clip_range: Positive = 0.05
+    clip_range: OpenFraction = 0.05
     """range ε of the ratio, clipped to 1 ± ε"""
     lr: NonNegative = 1e-4
     """learning rate; of the policy: small for a pretrained one, 3e-4 is published for policies from scratch"""

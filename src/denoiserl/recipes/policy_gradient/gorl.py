@@ -51,10 +51,10 @@ from torch import Tensor
 from denoiserl.control.acting import carry, renewable, resolve_execute_horizon, statistics, training_actor, whole
 from denoiserl.control.best_of_n import LatentActionEnv, LatentController
 from denoiserl.control.noise_steering import decode_noise, decode_noise_to_action
-from denoiserl.core.errors import InvalidInputError, unknown_name_message
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.serialization.config import from_config, to_config
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, OpenFraction, Positive, Settings, Shares
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
@@ -65,7 +65,6 @@ from denoiserl.processes.steered import require_deterministic
 from denoiserl.recipes.policy_gradient import ppo
 from denoiserl.train import Metrics, Run, fit
 
-FIRST_STAGES = ("decoder", "actions")
 MAX_ROLLOUTS = 20
 """rollouts that environments may take to finish their first episodes"""
 
@@ -74,7 +73,7 @@ MAX_ROLLOUTS = 20
 class Args(Settings):
     iterations: Count = 40
     """iterations of the run; collect and update, of all stages together"""
-    stage_fractions: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0)
+    stage_fractions: Shares = (2.0, 2.0, 1.0, 1.0)
     """fractions of the iterations, one per stage; they are scaled to sum to one"""
     first_stage: Literal["decoder", "actions"] = "decoder"
     """how the first stage acts; through the given policy, or without a decoder"""
@@ -86,9 +85,9 @@ class Args(Settings):
     """discount factor per environment step"""
     gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    clip_range: Positive = 0.15
+    clip_range: OpenFraction = 0.15
     """range ε of the ratio, clipped to 1 ± ε; of actions, without a decoder"""
-    latent_clip_range: Positive = 0.3
+    latent_clip_range: OpenFraction = 0.3
     """range of the ratio of latents"""
     prior_weight: NonNegative = 0.001
     """weight of E[μ² + σ²], which keeps latents near the prior of the decoder"""
@@ -121,6 +120,11 @@ class Args(Settings):
     max_return_drop: float = 0.2
     """largest fraction of the return that a new decoder may lose"""
 
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        problem = f"stage_fractions = {self.stage_fractions} has no positive share: give one, such as (2, 1)"
+        self.require_fit(sum(self.stage_fractions) > 0, problem)
+
 
 @dataclass
 class Stage:
@@ -147,8 +151,6 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
         raise InvalidInputError(
             "GoRL's decoder is a flow or diffusion policy, Diffusion(): a Gaussian policy needs ppo"
         )
-    if args.first_stage not in FIRST_STAGES:
-        raise InvalidInputError(unknown_name_message(args.first_stage, FIRST_STAGES, "first stage"))
     require_deterministic(policy.eval_steps)
     whole(policy, "GoRL trains a new decoder")
     run, execute = run or Run(), carry(policy)
@@ -282,11 +284,7 @@ def first_returns(rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def split_iterations(total: int, fractions: Sequence[float]) -> list[int]:
-    """Return ``total`` in whole parts of about these fractions. Raise InvalidInputError if they are not positive."""
-    if not fractions or min(fractions) < 0 or sum(fractions) <= 0:
-        raise InvalidInputError(
-            f"stages are positive shares, not {list(fractions)}: set stage_fractions such as (2, 1)"
-        )
+    """Return ``total`` in whole parts of about these fractions."""
     ends = (torch.tensor([0.0, *fractions], dtype=torch.float64).cumsum(0) / sum(fractions) * total).ceil().long()
     return ends.diff().tolist()
 

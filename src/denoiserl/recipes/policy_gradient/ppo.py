@@ -55,7 +55,7 @@ from denoiserl.control.acting import (
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, OpenFraction, Positive, Settings
 from denoiserl.distributions import Gaussian
 from denoiserl.envs import Collector
 from denoiserl.losses import approx_kl, clip_fraction, ppo_clip
@@ -80,7 +80,7 @@ class Args(Settings):
     """discount factor per environment step"""
     gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    clip_range: Positive = 0.2
+    clip_range: OpenFraction = 0.2
     """range ε of the ratio, clipped to 1 ± ε; of the joint ratio of a decision"""
     entropy_coef: NonNegative = 0.0
     """weight of the entropy bonus"""

@@ -62,7 +62,7 @@ from denoiserl.control.acting import (
 from denoiserl.control.value_baseline import ValueBaseline, critic_features
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, OpenFraction, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.core.tree import batch_size as count_rows
 from denoiserl.distributions import Distribution, Gaussian
@@ -91,7 +91,7 @@ class Args(Settings):
     """discount factor per environment step"""
     gae_lambda: Fraction = 0.95
     """λ of GAE, over decisions"""
-    noise_std_min: NonNegative = 0.1
+    noise_std_min: Positive = 0.1
     """smallest std of the injected noise"""
     noise_std_max: Positive = 0.24
     """largest std of the injected noise"""
@@ -99,7 +99,7 @@ class Args(Settings):
     """fraction of the iterations in which the noise ceiling stays at noise_std_max"""
     noise_final_fraction: Fraction = 0.7
     """final noise ceiling, as a fraction of the range from noise_std_min to noise_std_max"""
-    clip_range: Positive = 0.01
+    clip_range: OpenFraction = 0.01
     """range ε of the ratio, clipped to 1 ± ε; of the geometric mean over a decision's path"""
     entropy_coef: NonNegative = 0.03
     """weight of the entropy bonus; per dimension"""
@@ -117,6 +117,10 @@ class Args(Settings):
     """approximate KL of a minibatch at which the policy stops learning for this iteration; per dimension of the path"""
     critic_warmup: CountOrZero = 0
     """iterations in which only the critic learns"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_order("noise_std_min", "noise_std_max")
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:

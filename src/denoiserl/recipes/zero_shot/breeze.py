@@ -52,7 +52,16 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from denoiserl.control.best_of_n import BestOfN, candidates
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
+from denoiserl.core.settings import (
+    Count,
+    CountFromTwo,
+    CountOrZero,
+    Fraction,
+    FractionBelowOne,
+    NonNegative,
+    OpenFraction,
+    Settings,
+)
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import exp_weights, weighted_loss
@@ -72,7 +81,7 @@ __all__ = ["Args", "improve", "policy_for_reward"]
 class Args(Settings):
     num_updates: Count = 4000
     """gradient steps; 1 M as published"""
-    batch_size: Count = 256
+    batch_size: CountFromTwo = 256
     """items per gradient step; transitions (512 as published)"""
     lr: NonNegative = 1e-3
     """learning rate; of AdamW (1e-4 as published)"""
@@ -84,7 +93,7 @@ class Args(Settings):
     """layers of self-attention in F and B; 0: perceptrons"""
     ortho_weight: NonNegative = 10.0
     """weight of the orthonormality loss"""
-    gamma: Fraction = 0.98
+    gamma: FractionBelowOne = 0.98
     """discount factor per environment step"""
     tau: Fraction = 0.02
     """Polyak rate of the target networks; of F and B (0.01 as published)"""
@@ -92,7 +101,7 @@ class Args(Settings):
     """rate at which the average of the policy follows; 0.001 as published"""
     goal_task_fraction: Fraction = 0.5
     """fraction of task vectors that are B of states"""
-    expectile: Fraction = 0.99
+    expectile: OpenFraction = 0.99
     """expectile τ of Q that V is fitted to"""
     bellman_weight: NonNegative = 1e-3
     """weight ω of the Bellman error of Q"""
@@ -156,7 +165,7 @@ def improve(
         value_loss = expectile(v, q_min, args.expectile).mean()  # |τ − 1{Q < V}| (Q − V)²
 
         # Update everything in one step; the policy regresses onto the data's actions by e^{α (Q − V)}.
-        weight = exp_weights(q_min - v.detach(), 1 / args.inverse_temperature)
+        weight = exp_weights(args.inverse_temperature * (q_min - v.detach()), 1.0)
         bc_loss = training_losses(policy.process, policy.denoiser, batch["chunk"], cond, rng)  # ‖ε − ε_θ‖²
         policy_loss = weighted_loss(bc_loss, weight).mean()
         step = optimizer_step(optimizer, fb_loss + args.bellman_weight * bellman_loss + value_loss + policy_loss)

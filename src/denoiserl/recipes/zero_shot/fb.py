@@ -41,7 +41,7 @@ from denoiserl.control.squashed_actions import add_clipped_noise, mean_action
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
+from denoiserl.core.settings import Count, CountFromTwo, CountOrZero, Fraction, FractionBelowOne, NonNegative, Settings
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses.successor import forward_backward, orthonormal, successor_density
@@ -58,7 +58,7 @@ __all__ = ["Args", "improve", "policy_for_reward"]
 class Args(Settings):
     num_updates: Count = 4000
     """gradient steps; 1 M as published"""
-    batch_size: Count = 256
+    batch_size: CountFromTwo = 256
     """items per gradient step; transitions (1024 as published)"""
     lr: NonNegative = 1e-3
     """learning rate; of all networks (1e-4 as published)"""
@@ -68,7 +68,7 @@ class Args(Settings):
     """layers of self-attention in F and B; 0: perceptrons"""
     ortho_weight: NonNegative = 1.0
     """weight of the orthonormality loss"""
-    gamma: Fraction = 0.98
+    gamma: FractionBelowOne = 0.98
     """discount factor per environment step"""
     tau: Fraction = 0.02
     """Polyak rate of the target networks; of F and B (0.01 as published)"""
