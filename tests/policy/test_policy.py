@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from denoiserl import (
     Autoregressive,
     Diffusion,
     GaussianDenoiser,
+    InvalidInputError,
     Masked,
     OneStep,
     Policy,
@@ -292,7 +295,7 @@ def test_a_policy_samples_with_the_set_that_is_active() -> None:
 
 def test_only_denoisers_are_held() -> None:
     process = Diffusion(linear)
-    with pytest.raises(TypeError, match=r"wrap it \(GaussianDenoiser, TokenDenoiser\)"):
+    with pytest.raises(InvalidInputError, match=r"wrap it \(GaussianDenoiser, TokenDenoiser\)"):
         Policy.of(process, nn.Linear(2, 2), (2,), process.steps(time_grid(2)))  # type: ignore[arg-type]
 
 
@@ -332,3 +335,36 @@ def test_conditions_come_as_arrays_and_lists_too(kind: str) -> None:
     given = cond.tolist() if kind == "list" else cond.numpy().astype(kind)
     assert torch.equal(policy.generate(given, Rng(0)), policy.generate(cond, Rng(0)))
     assert torch.equal(policy.sample_chain(given, Rng(0)).sample, policy.sample_chain(cond, Rng(0)).sample)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: time_grid(2.5), "whole number of steps"),  # type: ignore[arg-type]
+        (lambda: Diffusion("linear"), "a schedule is a function of time, not 'linear'"),  # type: ignore[arg-type]
+        (lambda: Diffusion(linear, ddim), "a transition is made by"),  # type: ignore[arg-type]
+        (lambda: flow_sde(math.inf), "a finite number"),
+        (lambda: with_min_std("ddim", 0.1), "a transition is made by"),  # type: ignore[arg-type]
+        (lambda: GaussianDenoiser(None, linear), "a network"),  # type: ignore[arg-type]
+        (lambda: GaussianDenoiser(MLP, linear), "not the class MLP"),  # type: ignore[arg-type]
+        (lambda: GaussianDenoiser(nn.Identity(), linear, None), "no kind of prediction None"),  # type: ignore[arg-type]
+        (lambda: TokenDenoiser(None), "a network"),  # type: ignore[arg-type]
+    ],
+)
+def test_parts_of_another_type_are_refused(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        make()
+
+
+def test_a_policy_refuses_a_number_as_shape_or_as_steps_and_acts_on_finite_numbers_alone() -> None:
+    process = Diffusion(linear)
+    denoiser, steps = GaussianDenoiser(MLP((1, 1), 1, width=8), linear), process.steps(time_grid(2))
+    with pytest.raises(InvalidInputError, match=r"event_shape is the shape of one state, such as \(2,\), not 2"):
+        Policy.of(process, denoiser, 2, steps)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"a StepTable, not 2: give process\.steps"):
+        Policy.of(process, denoiser, (1, 1), 2)  # type: ignore[arg-type]
+    policy = Policy.of(process, denoiser, (1, 1), steps)
+    assert policy.act([0.0], 0).shape == (1, 1)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(InvalidInputError, match="holds NaN or an infinite number"):
+            policy.act([bad], 0)

@@ -232,6 +232,20 @@ def test_a_policy_of_another_kind_is_refused_with_a_remedy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_inputs_of_another_type_are_refused_with_a_remedy(name: str) -> None:
+    recipe, process = recipes.load(name), Masked(5)
+    policy = Policy.of(process, TokenDenoiser(Transformer(5, 3, 8, 1)), (3,), process.steps(time_grid(2)))
+    for given, says in (
+        (("runs/dppo", None, recipe.Args()), "improves a Policy, not a str"),
+        ((policy, None, {}), rf"{name}\.Args, not a .*dict: give {name}\.Args\(\*\*settings\)"),
+        ((policy, None, recipes), rf"{name}\.Args, not a .*module"),
+        ((policy, "Pendulum-v1", recipe.Args()), "not (in|from) a str" if recipe.SIGNAL != "reward" else "[a-z]{3}"),
+    ):
+        with pytest.raises(DenoiseRLError, match=says):
+            next(recipe.improve(*given, 0))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_what_the_contract_says(name: str) -> None:
     recipe, card = recipes.load(name), recipes.describe(name)
     assert dataclasses.is_dataclass(recipe.Args) and recipe.Args.__dataclass_params__.frozen

@@ -142,7 +142,7 @@ class EvalActor:
     policy: Policy
     execute: int | None
 
-    def __call__(self, obs: Any, rng: Rng) -> Tensor:
+    def __call__(self, obs: Any, rng: Rng | int) -> Tensor:
         sample = self.policy.generate(to_device(obs, self.policy), rng)
         return sample if self.execute is None else sample[:, : self.execute]
 

@@ -34,9 +34,10 @@ APART = 1 << 32
 """distance between the random streams of two candidates of a row: more than one sample uses"""
 
 
-def split_rng(rng: Rng, n: int) -> Rng:
+def split_rng(rng: Rng | int, n: int) -> Rng:
     """Return n streams for every row, the row's own first; a batch stream serves any number of rows and is returned as
     is."""
+    rng = as_rng(rng)
     if rng.keys is None:
         return rng
     rows = torch.arange(len(rng.keys), device=rng.device).repeat_interleave(n)
@@ -168,8 +169,9 @@ class BestOfN(nn.Module):
         best = score.view(len(plans), self.n).argmax(1)
         return plans[torch.arange(len(plans), device=plans.device), best]
 
-    def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
+    def plans(self, policy: Policy, cond: Tree, rng: Rng | int, rows: int | None) -> Tensor:
         """Return the candidates, [B, n, *event] in model units."""
+        rng = as_rng(rng, policy.device)
         if self.n == 1:
             return policy.sample_chain(cond, rng, rows, RecordSample(), use_eval_steps=True).sample[:, None]
         return candidates(policy, cond, self.n, rng, rows)
@@ -181,8 +183,9 @@ class BestOfNNoise(BestOfN):
     n = 1 is the base alone (its noise M z where the map is not full).
     """
 
-    def plans(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tensor:
+    def plans(self, policy: Policy, cond: Tree, rng: Rng | int, rows: int | None) -> Tensor:
         """Return the base's candidates, [B, n, *event] in model units."""
+        rng = as_rng(rng, policy.device)
         count, many = count_rows(cond), split_rng(rng, self.n)
         z = many.normal(count * self.n, require_steered(policy).rows, policy.event_shape[1]) / (bound(policy) or 1.0)
         rng.counter = many.counter
@@ -240,7 +243,7 @@ class LatentActionEnv:
         """Set the collector's discount inside a chunk."""
         self.env.discount(gamma)
 
-    def collect(self, act: Act, steps: int, rng: Rng) -> Rollout:
+    def collect(self, act: Act, steps: int, rng: Rng | int) -> Rollout:
         """Return a rollout of ``steps`` decisions per environment.
 
         A latent decides the whole plan, so all of it counts as executed in every valid decision.

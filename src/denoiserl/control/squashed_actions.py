@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.distributions import Gaussian, Squashed
 from denoiserl.policy.policy import Policy
@@ -47,8 +47,9 @@ def mean_action(policy: Policy, cond: Tensor, using: str | None = None) -> Tenso
     return torch.tanh(action_distribution(policy, cond, using).base.mean)
 
 
-def add_clipped_noise(action: Tensor, std: float, limit: float, rng: Rng) -> Tensor:
+def add_clipped_noise(action: Tensor, std: float, limit: float, rng: Rng | int) -> Tensor:
     """Return clip(a + clip(std · ε, ± limit), ± 1), decisions in [−1, 1] with Gaussian noise."""
+    rng = as_rng(rng, action.device)
     return (action + (std * rng.normal(*action.shape)).clamp(-limit, limit)).clamp(-1, 1)
 
 
@@ -105,7 +106,7 @@ def due_minibatches(
     learning_starts: int,
     gamma: float,
     n_step: int,
-    rng: Rng,
+    rng: Rng | int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the minibatches of the updates that became ``due`` since ``before`` decisions."""
     more = due(replay.count, utd, batch_size, learning_starts) - due(before, utd, batch_size, learning_starts)
@@ -116,7 +117,7 @@ def replay_minibatches(
     replay: ReplayBuffer,
     updates: int,
     batch_size: int,
-    rng: Rng,
+    rng: Rng | int,
     gamma: float,
     n_step: int,
     prepare: Callable[[dict[str, Any]], None] | None = None,
@@ -125,6 +126,7 @@ def replay_minibatches(
 
     ``prepare(block)`` changes the columns [n, batch_size, ...] of such a gather in place.
     """
+    rng = as_rng(rng)
     for left in range(updates, 0, -BLOCK):
         block = replay.sample(batch_size, rng, gamma, n_step, batches=min(BLOCK, left))
         if prepare is not None:

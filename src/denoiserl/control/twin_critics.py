@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.losses import half_squared_error
 from denoiserl.nn import Critics, polyak_update, target_copy
 from denoiserl.train import adamw, check_optimizer_covers, optimizer_step
@@ -29,13 +29,14 @@ class TwinCritics:
         action_shape: Sequence[int],
         lr: float,
         tau: float,
-        rng: Rng,
+        rng: Rng | int,
         device: torch.device | str = "cpu",
         num_critics: int = 2,
         width: int = 256,
         max_grad_norm: float | None = None,
         **more: Any,
     ) -> None:
+        rng = as_rng(rng)
         self.tau, self.max_grad_norm = tau, max_grad_norm
         self.net = rng.init(Critics, obs_dim, tuple(action_shape), num_critics, width, **more).to(device)
         self.target_net = target_copy(self.net)

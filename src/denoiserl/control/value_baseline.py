@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from denoiserl.advantages import gae
 from denoiserl.control.acting import AdvantageEstimate, blank, to_device
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, tree_map
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
@@ -87,11 +87,12 @@ class ValueBaseline:
         lr: float,
         gamma: float,
         gae_lambda: float,
-        rng: Rng,
+        rng: Rng | int,
         max_grad_norm: float = 1.0,
         width: int = 256,
         features: tuple[Callable[[Tree], Tensor], int] | None = None,
     ) -> None:
+        rng = as_rng(rng, policy.device)
         self.gamma, self.gae_lambda, self.max_grad_norm = gamma, gae_lambda, max_grad_norm
         self.features, size = features or critic_features(policy, env)
         self.net, self.scale = rng.init(Value, size, width=width).to(policy.device), RewardScale()

@@ -3,7 +3,7 @@
 DenoiseRLError
 ├── NoDensityError      log-probability of a deterministic step
 ├── OffPolicyError      the likelihood ratio before the first update is not one
-├── InvalidInputError   invalid rewards, advantages or observations
+├── InvalidInputError   invalid arguments, rewards, advantages or observations
 ├── RunError            an invalid run folder, checkpoint, name or option
 └── MissingExtraError   an optional dependency is not installed
 """
@@ -14,6 +14,7 @@ import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 
 class DenoiseRLError(Exception):
@@ -29,7 +30,7 @@ class OffPolicyError(DenoiseRLError, ArithmeticError):
 
 
 class InvalidInputError(DenoiseRLError, ValueError):
-    """An invalid reward, advantage or observation."""
+    """An invalid argument, reward, advantage or observation."""
 
 
 class RunError(DenoiseRLError, ValueError):
@@ -40,10 +41,10 @@ class MissingExtraError(DenoiseRLError, ImportError):
     """An optional dependency is not installed."""
 
 
-def unknown_name_message(name: str, known: Iterable[str], what: str = "name") -> str:
+def unknown_name_message(name: Any, known: Iterable[str], what: str = "name") -> str:
     """Build the message for an unknown ``name``: suggest the closest valid name and list all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"There is no {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
 

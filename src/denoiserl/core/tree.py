@@ -81,7 +81,7 @@ def first(tree: Any) -> Tensor:
                 f"a leaf is a {type(leaf).__name__}, not a tensor: encode texts first, with the model's encoder"
             )
         return leaf
-    raise ValueError("an empty tree has no rows")
+    raise InvalidInputError("an empty tree has no rows")
 
 
 def batch_size(tree: Any) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import tree_map
 
 
@@ -110,8 +111,9 @@ class EpochSampler:
         self.size = windows if isinstance(windows, int) else len(windows)
         self.rest = torch.empty(0, dtype=torch.int64)
 
-    def sample(self, rng: Any, n: int) -> Tensor:
+    def sample(self, rng: Rng | int, n: int) -> Tensor:
         """Return the next ``n`` indices."""
+        rng = as_rng(rng)
         while len(self.rest) < n:
             self.rest = torch.cat([self.rest, rng.permutation(self.size).cpu()])
         index, self.rest = self.rest[:n], self.rest[n:]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.distributions.base import sum_event
 from denoiserl.distributions.gaussian import Gaussian
 
@@ -67,9 +68,9 @@ class Squashed:
         return sum_event(per_factor, self.event_dims, self.mask)
 
     def kl(self, other: Squashed) -> Tensor:
-        """Return KL(self ‖ other), [*batch]: that of the Gaussians. Raise ValueError if the bounds differ."""
+        """Return KL(self ‖ other), [*batch]: that of the Gaussians. Raise InvalidInputError if the bounds differ."""
         if other.bound != self.bound:
-            raise ValueError(f"the KL needs equal bounds, got {self.bound} and {other.bound}")
+            raise InvalidInputError(f"the KL needs equal bounds, got {self.bound} and {other.bound}")
         return self.base.kl(other.base)
 
     def _each(self, u: Tensor) -> Tensor:

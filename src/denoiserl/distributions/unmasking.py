@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.distributions.base import sum_event
 from denoiserl.distributions.categorical import invert, token_log_prob
 
@@ -62,11 +62,13 @@ class Unmasking:
         if self.mask is None:
             object.__setattr__(self, "mask", self.is_open)
         if self.order not in ORDERS:
-            raise ValueError(unknown_name_message(self.order, ORDERS, "order of unmasking"))
+            raise InvalidInputError(unknown_name_message(self.order, ORDERS, "order of unmasking"))
         if (self.rate if self.order == "independent" else self.count) is None:
-            raise ValueError(f"order {self.order!r} needs {'rate' if self.order == 'independent' else 'count'}")
+            raise InvalidInputError(f"order {self.order!r} needs {'rate' if self.order == 'independent' else 'count'}")
         if self.threshold is not None and not (self.order == "confidence" and 0 < self.threshold < 1):
-            raise ValueError(f"a threshold lies in (0, 1) and belongs to order='confidence', not to {self.order!r}")
+            raise InvalidInputError(
+                f"a threshold lies in (0, 1) and belongs to order='confidence', not to {self.order!r}"
+            )
 
     @property
     def event_dims(self) -> int:
@@ -186,10 +188,11 @@ class Unmasking:
         """Return KL(self ‖ other), [*batch], in closed form for orders that do not depend on the network.
 
         ``independent``: Σ_open [kl(rates) + rate · KL(p_i ‖ q_i)]; ``random``: (n/m) Σ_open KL(p_i ‖ q_i); ``left``:
-        the sum over the n leftmost. Raise ValueError for confidence, margin and entropy: estimate it from samples.
+        the sum over the n leftmost. Raise InvalidInputError for confidence, margin and entropy: estimate it from
+        samples.
         """
         if self.order not in ("independent", "random", "left") or other.order != self.order:
-            raise ValueError(
+            raise InvalidInputError(
                 f"order {self.order!r} has no closed-form KL: estimate it from draws, (p.log_prob(y) - q.log_prob(y))"
             )
         p, q = self.logits.float().log_softmax(-1), other.logits.float().log_softmax(-1)

@@ -170,13 +170,14 @@ def _success(policy: Policy, env: Collector, rng: Rng, execute: int | None) -> F
 
 
 def conditions(
-    policy: Policy, env: Collector | None, prompts: Tree | None, n: int, group: int, rng: Rng
+    policy: Policy, env: Collector | None, prompts: Tree | None, n: int, group: int, rng: Rng | int
 ) -> Tree | None:
     """Return conditions in data units: n different ones if there are enough, each ``group`` times in a row; or None.
 
     They come from the prompts, from the first observations of the environment, or, for an ``ActionChunkCodec``,
     uniformly from the range that it was fitted to.
     """
+    rng = as_rng(rng, policy.device)
     if prompts is not None:
         many = prompt_count(prompts)
         index = rng.permutation(many)[:n] if many >= n else torch.arange(n, device=rng.device) % many

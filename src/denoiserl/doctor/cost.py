@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, leaves, tree_map
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy.chain import Chain
@@ -110,9 +110,10 @@ def _bytes(n: float) -> str:
 
 
 def speed(
-    policy: Policy, cond: Tree, chain: Chain, rng: Rng, clock: Callable[[], float] = time.perf_counter
+    policy: Policy, cond: Tree, chain: Chain, rng: Rng | int, clock: Callable[[], float] = time.perf_counter
 ) -> Finding:
     """Measure milliseconds per sample of the eval steps: network, overhead, codec; and seconds of a training pass."""
+    rng = as_rng(rng, policy.device)
     name, calls, n = "speed", len(policy.eval_steps), len(chain.sample)
     sample = policy.sample_chain(cond, rng, n, use_eval_steps=True).sample
     times = policy.eval_steps.times[:-1].float().to(policy.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, leaves, tree_map
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy.chain import Chain
@@ -16,7 +16,7 @@ from denoiserl.processes.denoiser import Denoiser
 
 
 @torch.no_grad()
-def check_conditions(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: Rng) -> Finding:
+def check_conditions(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: Rng | int) -> Finding:
     """Check that the output depends on the condition (at t = 0.7), and look for an unconditional branch."""
     name = "condition"
     if given is None:
@@ -50,8 +50,9 @@ def check_conditions(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: R
 
 
 @torch.no_grad()
-def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
+def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng | int) -> Finding:
     """Check that the raw output of the network depends on the state and on the time."""
+    rng = as_rng(rng, policy.device)
     name, denoise = "network", policy.denoiser
     if isinstance(policy.process, Diffusion):
         t = torch.full((len(x0),), 0.5, device=x0.device)
@@ -87,7 +88,7 @@ def _raw(denoise: Denoiser) -> Denoiser:
     return GaussianDenoiser(denoise.net, denoise.schedule, "x0") if isinstance(denoise, GaussianDenoiser) else denoise
 
 
-def gradients(policy: Policy, chain: Chain, rng: Rng, rows: int = 16) -> Finding:
+def gradients(policy: Policy, chain: Chain, rng: Rng | int, rows: int = 16) -> Finding:
     """Check that all trainable tensors get a gradient from rescored steps (without densities: the training loss)."""
     name = "gradients"
     named = [(k, p) for k, p in policy.weights.module.named_parameters() if p.requires_grad]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, expand_right, tree_map
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy.policy import Policy
@@ -73,8 +73,9 @@ class Fit(NamedTuple):
 
 
 @torch.no_grad()
-def denoising_error(process: Diffusion, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Fit:
+def denoising_error(process: Diffusion, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng | int) -> Fit:
     """Compute how well ``denoise`` reconstructs samples ``x0`` [n, *event] (model units) given their conditions."""
+    rng = as_rng(rng, x0.device)
     mean, var = x0.mean(0), x0.var(0, correction=0)
     context, score, excess = denoise.embed_condition(given), [], []
     for time in TIMES:
@@ -123,13 +124,14 @@ def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
 
 @torch.no_grad()
 def prediction(
-    policy: Policy, x0: Tensor, given: Tree, rng: Rng, data: tuple[Tensor, Tree] | None = None, rows: int = 64
+    policy: Policy, x0: Tensor, given: Tree, rng: Rng | int, data: tuple[Tensor, Tree] | None = None, rows: int = 64
 ) -> Finding:
     """Check the prediction type and the direction of time on the policy's own samples ``x0`` or, better, on ``data``.
 
     Both are in model units, with conditions that the denoiser can embed. If the declared reading is poor, others are
     tried; without ``data`` each draws ``rows`` samples of its own in at most ten steps of the ODE.
     """
+    rng = as_rng(rng, policy.device)
     name = "prediction"
     if isinstance(policy.process, Masked):
         return _tokens(policy, x0, given, rng)
@@ -193,8 +195,9 @@ def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: 
     return denoising_error(process, denoise, x0, given, rng)
 
 
-def surprise(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng) -> Tensor:
+def surprise(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng | int) -> Tensor:
     """Return nats per masked token at each of ``TIMES``, [T], divided by the entropy of the token frequencies."""
+    rng = as_rng(rng, x0.device)
     open_ = torch.ones_like(x0, dtype=torch.bool)
     if isinstance(denoise, TokenDenoiser) and denoise.shift:
         open_[:, 0] = False  # the network does not predict the first token

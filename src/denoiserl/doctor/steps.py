@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import OffPolicyError
 from denoiserl.core.precision import is_low_precision
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy.chain import Chain
@@ -78,13 +78,14 @@ def exploration(policy: Policy, spread: Tensor) -> Finding:
     return Finding(name, "ok", said)
 
 
-def energy(one: Tensor, other: Tensor, rng: Rng, draws: int = 200) -> tuple[float, float]:
+def energy(one: Tensor, other: Tensor, rng: Rng | int, draws: int = 200) -> tuple[float, float]:
     """Return the energy distance of samples [n, ...] and [m, ...] as a share in [0, 1], and a permutation p-value.
 
         (2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖) / 2 E‖X − Y‖
 
     It is 0 if both have one distribution (Székely and Rizzo 2013). Means within a set exclude the diagonal.
     """
+    rng = as_rng(rng)
     both = torch.cat([one.flatten(1), other.flatten(1)]).double().cpu()
     distance, n = torch.cdist(both, both), len(one)
 
@@ -100,7 +101,7 @@ def energy(one: Tensor, other: Tensor, rng: Rng, draws: int = 200) -> tuple[floa
     return found, (1 + above) / (1 + draws)
 
 
-def train_vs_eval_samples(policy: Policy, train: Tensor, serve: Tensor, rng: Rng) -> Finding:
+def train_vs_eval_samples(policy: Policy, train: Tensor, serve: Tensor, rng: Rng | int) -> Finding:
     """Compare samples [n, *event] of training steps with those of eval steps, in model units, for equal conditions."""
     name = "train against serve"
     if policy.train_steps is policy.eval_steps:
@@ -120,8 +121,9 @@ def train_vs_eval_samples(policy: Policy, train: Tensor, serve: Tensor, rng: Rng
     return Finding(name, "ok", said)
 
 
-def first_ratio(policy: Policy, chain: Chain, rng: Rng) -> Finding:
+def first_ratio(policy: Policy, chain: Chain, rng: Rng | int) -> Finding:
     """Check that ``rescore`` returns the recorded log-probabilities, for whole chains and for shuffled rows."""
+    rng = as_rng(rng, policy.device)
     name = "first ratio"
     if not len(chain):
         return Finding(name, "note", "no step with a density: there is no ratio")

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, require
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data.demos import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
@@ -62,7 +62,8 @@ class Expert:
     angles = (0.0, -0.5, 0.5)
     """directions of a push, relative to the inward normal"""
 
-    def __init__(self, rng: Rng) -> None:
+    def __init__(self, rng: Rng | int) -> None:
+        rng = as_rng(rng)
         self.rng = rng
         self.twin = make_simulator()
         self.twin.reset(seed=0)

@@ -233,8 +233,9 @@ class LQR:
     noise: float = 0.0
     gamma: float = 0.95
 
-    def step(self, x: Tensor, u: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, u: Tensor, rng: Rng | int) -> tuple[Tensor, Tensor]:
         """Return the next states [*batch, n] and the rewards [*batch]."""
+        rng = as_rng(rng, x.device)
         reward = -((x @ self.Q) * x).sum(-1) - ((u @ self.R) * u).sum(-1)
         return x @ self.A.T + u @ self.B.T + self.noise * rng.normal(*x.shape), reward
 

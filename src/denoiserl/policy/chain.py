@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.core.errors import NoDensityError
+from denoiserl.core.errors import InvalidInputError, NoDensityError
 from denoiserl.core.tree import Tree, describe_shapes, tree_map
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.processes.base import StepTable
@@ -140,23 +140,30 @@ class Chain:
         return replace(self, cond=self.cond if cond is None else cond, mask=self.mask if mask is None else mask)
 
     def take(self, index: Any) -> Chain:
-        """Return the chains at an index into the leading batch axis. Raise ValueError if no batch axis is left."""
+        """Return the chains at an index into the leading batch axis.
+
+        Raise InvalidInputError if no batch axis is left.
+        """
         part = {k: tree_map(lambda v: v[index], getattr(self, k)) for k in ("states", "sample", "cond", "mask")}
         log_prob = self.log_prob[index]
         if log_prob.ndim < 2:
-            raise ValueError("one chain alone has no batch axis: take it with a slice or a list, chain.take([i])")
+            raise InvalidInputError(
+                "one chain alone has no batch axis: take it with a slice or a list, chain.take([i])"
+            )
         return replace(self, **part, log_prob=log_prob)
 
 
 def stack(chains: list[Chain]) -> Chain:
     """Stack chains of equal shape along a new leading axis (time).
 
-    Raise ValueError if they recorded other steps or have other versions.
+    Raise InvalidInputError if they recorded other steps or have other versions.
     """
     head = chains[0]
     for c in chains[1:]:
         if len(c) != len(head) or not torch.equal(c.step, head.step) or c.version != head.version:
-            raise ValueError("chains to stack must have recorded the same steps under one version of the weights")
+            raise InvalidInputError(
+                "chains to stack must have recorded the same steps under one version of the weights"
+            )
     joined = {}
     for name in ("states", "sample", "cond", "mask"):
         parts = [getattr(c, name) for c in chains]

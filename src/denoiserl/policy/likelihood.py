@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.core.counters import count_usage
-from denoiserl.core.errors import OffPolicyError
+from denoiserl.core.errors import InvalidInputError, OffPolicyError
 from denoiserl.core.precision import is_low_precision
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, cat, first, tree_map
@@ -92,11 +92,11 @@ def _replay_causal(
 
 
 def _alive(law: Distribution, live: Tensor | None, axes: int) -> Distribution:
-    """Return the distribution with the mask of a record. Raise ValueError if it has no such field."""
+    """Return the distribution with the mask of a record. Raise InvalidInputError if it has no such field."""
     if live is None:
         return law
     if "mask" not in {f.name for f in fields(law)}:  # type: ignore[arg-type]
-        raise ValueError(f"{type(law).__name__} has its own mask: leave out the mask of the chain")
+        raise InvalidInputError(f"{type(law).__name__} has its own mask: leave out the mask of the chain")
     mask = live.unsqueeze(live.ndim - law.event_dims) if axes else live
     return replace(law, mask=mask)  # type: ignore[type-var]
 
@@ -123,7 +123,9 @@ def _call(
     if micro_batch_size is None:
         micro_batch_size = MICRO if step.device.type == "cpu" else n
     if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size is a number of rows per network call, at least 1, not {micro_batch_size}")
+        raise InvalidInputError(
+            f"micro_batch_size is a number of rows per network call, at least 1, not {micro_batch_size}"
+        )
     own = cond is not None and owner is None and micro_batch_size < n
     # Split, not sliced: every slice would have a gradient as large as the whole.
     cuts = tree_map(lambda v: v.split(micro_batch_size), context) if own else None
@@ -140,7 +142,7 @@ def _call(
         estimate = denoise(tree_map(lambda v, part=part: v[part].clone(), x), got, own_context)
         for name, value in estimate.extra.items():
             if value.ndim == 0 or len(value) != len(step[part]):
-                raise ValueError(
+                raise InvalidInputError(
                     f"extra[{name!r}] is {list(value.shape)} for {len(step[part])} rows: extras lead with the "
                     "rows (expand a number that all rows share)"
                 )
@@ -159,7 +161,7 @@ def renoise(
     """
     rng = as_rng(rng, first(x0).device)
     if n < 1:
-        raise ValueError(f"n is the number of noisings per row, at least 1, not {n}")
+        raise InvalidInputError(f"n is the number of noisings per row, at least 1, not {n}")
     return (process.renoise_uniform if uniform else process.renoise)(x0, n, rng, live)
 
 

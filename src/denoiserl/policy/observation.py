@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.tree import Tree, tree_map
+from denoiserl.core.tree import Tree, leaves, tree_map
 
 
 def to_batch(obs: Any, codec: Any, device: torch.device | str = "cpu") -> tuple[Tree, bool]:
@@ -19,6 +19,11 @@ def to_batch(obs: Any, codec: Any, device: torch.device | str = "cpu") -> tuple[
     an observation is a vector [o], or a dict with a vector "state". Raise InvalidInputError for anything else.
     """
     found = _to_tensors(obs, device)
+    if not all(bool(v.isfinite().all()) for v in leaves(found)):
+        raise InvalidInputError(
+            "an observation holds NaN or an infinite number, so its actions would be NaN: repair the sensor or the "
+            "environment, or replace such numbers"
+        )
     one = not (codec.is_batch(found) if hasattr(codec, "is_batch") else _is_batch_of_vectors(found, codec))
     return tree_map(lambda v: _to_model_dtype(v[None] if one else v), found), one
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,9 +89,16 @@ class Policy:
     ) -> Policy:
         """Make a policy of a denoiser, put in eval mode. By default ``eval_steps`` are the ``train_steps``."""
         if not isinstance(denoiser, Denoiser):
-            raise TypeError(
+            raise InvalidInputError(
                 f"a policy holds a Denoiser, not a {type(denoiser).__name__}: wrap it (GaussianDenoiser, TokenDenoiser)"
             )
+        if not isinstance(event_shape, Sequence):
+            raise InvalidInputError(f"event_shape is the shape of one state, such as (2,), not {event_shape!r}")
+        for steps in (train_steps, eval_steps):
+            if not isinstance(steps, StepTable | None):
+                raise InvalidInputError(
+                    f"the steps of a policy are a StepTable, not {steps!r}: give process.steps(time_grid(10))"
+                )
         return cls(
             process,
             Weights(denoiser.eval()),
@@ -211,7 +219,7 @@ class Policy:
                 "generate(cond, rng)"
             )
         batch, one = to_batch(obs, self.codec, self.device)
-        rng = secrets.randbits(63) if rng is None else rng
+        rng = as_rng(secrets.randbits(63) if rng is None else rng, self.device)
         actions = self.generate(batch, rng)[:, : self.weights.execute]
         actions = actions[0] if one else actions
         return actions if any(isinstance(v, Tensor) for v in leaves(obs)) else actions.numpy(force=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.counters import count_usage
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, cat, first, index_rows, tree_map
 from denoiserl.core.tree import batch_size as count_rows
@@ -51,7 +52,7 @@ def _span(record: Record, n: int) -> tuple[int, int]:
         return n, n
     low, high = (record.first, record.last) if isinstance(record, RecordWindow) else (0, n)
     if not 0 <= low < high <= n:
-        raise ValueError(f"the window [{low}, {high}) does not fit a chain of {n} steps")
+        raise InvalidInputError(f"the window [{low}, {high}) does not fit a chain of {n} steps")
     return low, high
 
 
@@ -75,7 +76,9 @@ def make_sampler(
     """
     n = len(steps)
     if not 0 <= differentiable_steps <= n:
-        raise ValueError(f"differentiable_steps is between 0 and the chain's {n} steps, not {differentiable_steps}")
+        raise InvalidInputError(
+            f"differentiable_steps is between 0 and the chain's {n} steps, not {differentiable_steps}"
+        )
     low, high = _span(record, n)
     kind, shape = process.noise_shape(tuple(event))
 
@@ -121,14 +124,14 @@ def make_sampler(
         trees = [tree for tree in (cond, None if start is None else start[0]) if tree is not None]
         given = [*map(count_rows, trees), *([] if rows is None else [rows])]
         if not given:
-            raise ValueError("a draw without condition needs rows=, the number of samples")
+            raise InvalidInputError("a draw without condition needs rows=, the number of samples")
         if len(set(given)) > 1:
-            raise ValueError(f"the condition, the start and rows= disagree about the number of rows: {given}")
+            raise InvalidInputError(f"the condition, the start and rows= disagree about the number of rows: {given}")
         count, rng = given[0], as_rng(rng, first(trees[0]).device if trees else "cpu")
         cond = cond if start is None else process.condition(cond, start[0])
         begin = 0 if start is None else start[1]
         if not 0 <= begin < n:
-            raise ValueError(f"a chain of {n} steps cannot start at step {begin}")
+            raise InvalidInputError(f"a chain of {n} steps cannot start at step {begin}")
         with torch.inference_mode(not differentiable_steps), torch.set_grad_enabled(False):
             if start is None:
                 law = process.prior((count, *event), rng.device)
@@ -138,7 +141,7 @@ def make_sampler(
                 x = start[0]
         size = count if micro_batch_size is None else micro_batch_size
         if size < 1 and micro_batch_size is not None:
-            raise ValueError(f"micro_batch_size is a number of rows per network call, at least 1, not {size}")
+            raise InvalidInputError(f"micro_batch_size is a number of rows per network call, at least 1, not {size}")
         if size >= count:
             noise = _noises(rng, kind, count, shape, steps.dense[begin:])
             return together(cond, x, rng.noise(kind, n - begin, count, shape) if compile else noise, begin)

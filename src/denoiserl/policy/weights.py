@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.core.averages import update_average
-from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
 
@@ -108,7 +108,7 @@ class Weights:
         and nothing else that learns. Otherwise it is a copy too.
         """
         if name == "current":
-            raise ValueError("current is the module itself: choose another name")
+            raise InvalidInputError("current is the module itself: choose another name")
         if name == "reference" and (adapted := _switch(self.module)) is not None:
             self._switched(name, adapted)
         else:

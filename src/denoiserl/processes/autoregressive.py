@@ -50,7 +50,7 @@ class Autoregressive(Process):
     def __post_init__(self) -> None:
         decodable(self.temperature, self.top_k, self.top_p)
         if self.end is not None and not 0 <= self.end < self.vocab:
-            raise ValueError(f"end={self.end} is no token: they are 0 to {self.vocab - 1}")
+            raise InvalidInputError(f"end={self.end} is no token: they are 0 to {self.vocab - 1}")
 
     @property
     def mask_token(self) -> int:
@@ -69,11 +69,11 @@ class Autoregressive(Process):
         """Return one uniform per step, for the token that it writes."""
         return "uniform", (1,)
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Return clean tokens as x: the network's causal attention hides the token to predict."""
         return Noised(x0, t, x0, None, live)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Return n equal copies: the likelihood is exact, so one is enough."""
         many = x0[:, None].expand(-1, n, x0.shape[-1])
         where = None if live is None else live[:, None].expand(many.shape)
@@ -104,9 +104,9 @@ class Autoregressive(Process):
         return sum_event(token_log_prob(truncate(logits, self.temperature, top_k, top_p), token), 1, noised.mask)
 
     def first_token(self, denoise: Denoiser, written: Tensor) -> None:
-        """Raise ValueError if a first token is scored (``written`` [*batch]) that the network has as its input."""
+        """Raise InvalidInputError if a first token that is the network's input is scored (``written`` [*batch])."""
         if isinstance(denoise, TokenDenoiser) and denoise.shift and bool(written.any()):
-            raise ValueError(
+            raise InvalidInputError(
                 "with shift=True the first row sees the first token itself, so that token cannot be scored: start from "
                 "a prompt or a start symbol (and leave it out of the mask), or use TokenDenoiser(net, start=...)"
             )

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree
 from denoiserl.distributions import Distribution
 from denoiserl.processes.denoiser import Denoiser, Estimate
@@ -65,9 +66,9 @@ class StepTable:
         return self._scalars[device]
 
     def part(self, low: int, high: int) -> StepTable:
-        """Return the table of the steps low ≤ k < high. Raise ValueError if they are no part of this table."""
+        """Return the table of the steps low ≤ k < high. Raise InvalidInputError if they are no part of this table."""
         if not 0 <= low < high <= len(self):
-            raise ValueError(f"the steps [{low}, {high}) are not a part of a chain of {len(self)}")
+            raise InvalidInputError(f"the steps [{low}, {high}) are not a part of a chain of {len(self)}")
         table = {name: column[low:high] for name, column in self.table.items()}
         return StepTable(self.times[low : high + 1], table, self.dense[low:high])
 
@@ -115,7 +116,7 @@ class Process(ABC):
         """Return the noise of one step: ("normal" | "uniform", shape of one event's noise)."""
 
     @abstractmethod
-    def noise(self, x0: Tree, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tree, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise clean data to times ``t`` [*batch]."""
 
     @abstractmethod
@@ -127,10 +128,10 @@ class Process(ABC):
         """Return one ELBO term, [*batch]: its mean over ``renoise`` draws is a bound on (or a part of) log p(x₀)."""
 
     @abstractmethod
-    def renoise(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tree, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise every row n times, [*batch, n], at stratified times that suit the ELBO."""
 
-    def renoise_uniform(self, x0: Tree, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise_uniform(self, x0: Tree, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise every row n times at uniform times, as the training loss does. By default: ``renoise``."""
         return self.renoise(x0, n, rng, live)
 
@@ -151,8 +152,9 @@ class Process(ABC):
         """Return the distribution of the next state."""
 
 
-def stratified(shape: tuple[int, ...], rng: Rng) -> Tensor:
+def stratified(shape: tuple[int, ...], rng: Rng | int) -> Tensor:
     """Draw uniform times in (0, 1), one in each of n equal strata along the last axis, in random order."""
+    rng = as_rng(rng)
     *batch, n = shape
     rows = 1
     for b in batch:

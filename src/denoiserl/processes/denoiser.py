@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.tree import Tree
 
 
@@ -40,3 +41,12 @@ class Denoiser(nn.Module):
     def forward(self, x: Tree, clock: Any, context: Any) -> Estimate:
         """Return the estimate at state ``x`` [*batch, *event], given rows of ``embed_time`` and ``context``."""
         raise NotImplementedError
+
+
+def require_network(net: Any) -> None:
+    """Raise InvalidInputError unless ``net`` is a torch module."""
+    if not isinstance(net, nn.Module):
+        given = f"the class {net.__name__}" if isinstance(net, type) else f"a {type(net).__name__}"
+        raise InvalidInputError(
+            f"a denoiser wraps a network (torch.nn.Module), not {given}: give MLP(...), or your own"
+        )

@@ -14,16 +14,16 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor, nn
 
-from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.precision import run_in_precision
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import expand_right
 from denoiserl.distributions import Gaussian
 from denoiserl.distributions.base import mean, sum_event
 from denoiserl.processes.base import Noised, Process, Step, StepTable, stratified
-from denoiserl.processes.denoiser import Denoiser, Estimate
-from denoiserl.processes.schedule import Schedule, linear
-from denoiserl.processes.transition import Ddim, GridLevels, Transition
+from denoiserl.processes.denoiser import Denoiser, Estimate, require_network
+from denoiserl.processes.schedule import Schedule, linear, require_schedule
+from denoiserl.processes.transition import Ddim, GridLevels, Transition, require_transition
 
 Weight = Literal["velocity", "noise", "data", "min_snr"]
 SNR = (1e-5, 1e8)
@@ -72,12 +72,14 @@ class Diffusion(Process):
     clip_noise: bool = True
 
     def __post_init__(self) -> None:
+        require_schedule(self.schedule)
+        require_transition(self.transition)
         if self.weight not in get_args(Weight):
-            raise ValueError(unknown_name_message(self.weight, get_args(Weight), "loss weight"))
+            raise InvalidInputError(unknown_name_message(self.weight, get_args(Weight), "loss weight"))
         if not self.gamma > 0:
-            raise ValueError(f"gamma is the largest weight of min_snr and positive, not {self.gamma}")
+            raise InvalidInputError(f"gamma is the largest weight of min_snr and positive, not {self.gamma}")
         if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be positive, not {self.clip}")
+            raise InvalidInputError(f"clip must be positive, not {self.clip}")
 
     def steps(self, times: Tensor, transition: Transition | None = None) -> StepTable:
         """Return the table of a grid: c_0, c_x, std. ``transition`` overrides the process's (train SDE, eval ODE).
@@ -93,7 +95,9 @@ class Diffusion(Process):
             table |= {"c_0": a_s, "c_raw": c.c_0 - a_s}
         for name, column in table.items():
             if not bool(column.isfinite().all()):
-                raise ValueError(f"the transition gives a {name} that is not finite on this grid: {column.tolist()}")
+                raise InvalidInputError(
+                    f"the transition gives a {name} that is not finite on this grid: {column.tolist()}"
+                )
         dense = tuple([True] * len(t)) if c.learned else tuple(bool(v) for v in c.std > 0)
         if c.learned:
             table.pop("std")
@@ -108,8 +112,9 @@ class Diffusion(Process):
         """Return standard normals shaped like the state."""
         return "normal", event
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Return α_t x₀ + σ_t ε; factors outside ``live`` stay clean."""
+        rng = as_rng(rng, x0.device)
         eps = rng.normal(*x0.shape)
         a, s = (expand_right(c, x0) for c in self.schedule(t))
         x = a * x0 + s * eps
@@ -142,11 +147,12 @@ class Diffusion(Process):
         slope = slope if noised.weight is None else slope * noised.weight
         return 0.5 * slope.float() * sum_event(error, error.ndim - noised.t.ndim, noised.mask)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise every row n times, [batch, n], at stratified times whose log SNR is uniform.
 
         There the terms of the ELBO are of one size. At uniform times they grow like 1/t² towards the data.
         """
+        rng = as_rng(rng, x0.device)
         u, knots = stratified((x0.shape[0], n), rng), even_times(self.schedule).to(x0.device)
         place = u.double() * (len(knots) - 1)
         k = place.long()
@@ -155,8 +161,9 @@ class Diffusion(Process):
         noised = self._at(x0, t, rng, live)
         return noised._replace(weight=(width * (len(knots) - 1)).float())
 
-    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise every row n times, [batch, n], at stratified uniform times."""
+        rng = as_rng(rng, x0.device)
         return self._at(x0, stratified((x0.shape[0], n), rng), rng, live)
 
     def _at(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None) -> Noised:
@@ -178,7 +185,9 @@ class Diffusion(Process):
             std, c_raw = (None if column is None else expand_right(column, x) for column in (std, c_raw))
         if std is None:
             if "std" not in estimate.extra:
-                raise ValueError("a learned std needs a denoiser with extra['std']: wrap it, NoiseInjectedDenoiser")
+                raise InvalidInputError(
+                    "a learned std needs a denoiser with extra['std']: wrap it, NoiseInjectedDenoiser"
+                )
             std = estimate.extra["std"]
         elif not isinstance(std, Tensor):
             std = torch.full((), std, dtype=x.dtype, device=x.device)  # a kernel, not a copy from the host
@@ -200,17 +209,21 @@ class GaussianDenoiser(Denoiser):
 
     def __init__(self, net: nn.Module, schedule: Schedule = linear, predicts: str = "v", spread: float = 0.5) -> None:
         super().__init__()
+        require_network(net)
+        require_schedule(schedule)
         if predicts not in PREDICTIONS:
-            raise ValueError(unknown_name_message(predicts, PREDICTIONS, "kind of prediction"))
+            raise InvalidInputError(unknown_name_message(predicts, PREDICTIONS, "kind of prediction"))
         if predicts == "eps" and float(schedule(torch.ones((), dtype=torch.float64))[0]) <= 0:
-            raise ValueError(
+            raise InvalidInputError(
                 "eps-prediction says nothing about the data where the signal is zero (t = 1): predict v or x0, or use "
                 "a schedule that keeps some signal"
             )
         a, s = (float(c) for c in schedule(torch.tensor(0.5, dtype=torch.float64)))
         self.preserving = abs(a * a + s * s - 1) < 1e-6
         if predicts == "v" and not self.preserving and abs(a + s - 1) > 1e-6:
-            raise ValueError("v-prediction is defined for rectified flow and variance-preserving schedules: use 'edm'")
+            raise InvalidInputError(
+                "v-prediction is defined for rectified flow and variance-preserving schedules: use 'edm'"
+            )
         self.net, self.schedule, self.predicts, self.spread = net, schedule, predicts, spread
 
     @property
@@ -244,7 +257,9 @@ class GaussianDenoiser(Denoiser):
         if isinstance(out, tuple):
             out, extra = out
         if out.shape != x.shape:
-            raise ValueError(f"the network returns {tuple(out.shape)} for a state of {tuple(x.shape)}: they must agree")
+            raise InvalidInputError(
+                f"the network returns {tuple(out.shape)} for a state of {tuple(x.shape)}: they must agree"
+            )
         out = out.float()
         if "p" not in clock:
             return Estimate(out, extra)

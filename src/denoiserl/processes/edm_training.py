@@ -58,7 +58,7 @@ class EDMTraining:
         sigma = (self.mean + self.std * torch.special.ndtri(u.double())).exp()
         return time_of(sigma.clamp(self.schedule.least, self.schedule.most), self.schedule).clamp(1e-6, 1).to(u.dtype)
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Return x₀ + σ ε at the levels with quantiles ``t``."""
         return Diffusion(self.schedule).noise(x0, self.times(t), rng, live)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.precision import run_in_precision
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
@@ -24,7 +25,7 @@ class NoiseInjectedDenoiser(Denoiser):
     def __init__(self, denoiser: Denoiser, noise: nn.Module, least: float, most: float) -> None:
         super().__init__()
         if not 0 < least <= most:
-            raise ValueError(f"exploration noise needs 0 < least <= most, not least={least} and most={most}")
+            raise InvalidInputError(f"exploration noise needs 0 < least <= most, not least={least} and most={most}")
         self.denoiser, self.noise, self.least, self.most = denoiser, noise, least, most
 
     @property
@@ -49,6 +50,6 @@ class NoiseInjectedDenoiser(Denoiser):
         estimate = self.denoiser(x, clock["mean"], context["mean"])
         share = 0.5 * (1 + run_in_precision(self.noise, x, clock["noise"], context["noise"]).float().tanh())
         if share.shape != x.shape:
-            raise ValueError(f"the noise network returns {tuple(share.shape)} for a state of {tuple(x.shape)}")
+            raise InvalidInputError(f"the noise network returns {tuple(share.shape)} for a state of {tuple(x.shape)}")
         std = self.least * (self.most / self.least) ** share
         return Estimate(estimate.mean, {**estimate.extra, "std": std})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree
 from denoiserl.distributions import Delta, Unmasking
 from denoiserl.distributions.base import sum_event
@@ -67,24 +67,24 @@ class Masked(Process):
 
     def __post_init__(self) -> None:
         if self.end is not None and (not 0 <= self.end < self.vocab or self.end == self.mask_token):
-            raise ValueError(
+            raise InvalidInputError(
                 f"end={self.end} is no token: they are 0 to {self.vocab - 1}, without the mask {self.mask_token}"
             )
         if self.order not in ORDERS:
-            raise ValueError(unknown_name_message(self.order, ORDERS, "order of unmasking"))
+            raise InvalidInputError(unknown_name_message(self.order, ORDERS, "order of unmasking"))
         decodable(self.temperature, self.top_k, self.top_p)
         if self.threshold is not None and not (self.order == "confidence" and 0 < self.threshold < 1):
-            raise ValueError("a threshold lies in (0, 1) and belongs to order='confidence'")
+            raise InvalidInputError("a threshold lies in (0, 1) and belongs to order='confidence'")
         for name in ("vocab", "tokens", "block"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise InvalidInputError(f"{name} must be at least 1, not {value}")
         if self.tokens is not None and self.order == "independent":
-            raise ValueError(
+            raise InvalidInputError(
                 "ancestral sampling reveals a random number of tokens: choose another order for tokens=..."
             )
         if self.block is not None and self.tokens is None:
-            raise ValueError("block decoding needs tokens=...: the number of tokens per step inside the block")
+            raise InvalidInputError("block decoding needs tokens=...: the number of tokens per step inside the block")
 
     @property
     def mask_token(self) -> int:
@@ -105,24 +105,28 @@ class Masked(Process):
         return "uniform", (*event, 2)
 
     def hide(self, x0: Tensor, hidden: Tensor, t: Tensor, live: Tensor | None, weight: Tensor) -> Noised:
-        """Return x₀ with the positions ``hidden`` masked. Raise ValueError if x₀ contains the mask."""
+        """Return x₀ with the positions ``hidden`` masked. Raise InvalidInputError if x₀ contains the mask."""
         if bool((x0 == self.mask_token).any()):
-            raise ValueError("clean data contains the mask token, which would count as a hole: replace it by a token")
+            raise InvalidInputError(
+                "clean data contains the mask token, which would count as a hole: replace it by a token"
+            )
         check_tokens(x0, self.vocab, live)
         return Noised(torch.where(hidden, self.mask_token, x0), t, x0, None, live, weight)
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Mask every live position with probability t; the ELBO weight is 1/t."""
+        rng = as_rng(rng, x0.device)
         hidden = rng.uniform(*x0.shape) < t[..., None]
         return self.hide(x0, hidden if live is None else hidden & live, t, live, 1 / t)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Mask every row n times, [batch, n]: k of its M live positions, k stratified in 1 ... M, weight M/k."""
+        rng = as_rng(rng, x0.device)
         many = x0[:, None].expand(-1, n, x0.shape[-1])
         alive = torch.ones_like(x0, dtype=torch.bool) if live is None else live.expand(x0.shape)
         total = alive.sum(-1, keepdim=True)
         if bool((total == 0).any()):
-            raise ValueError("a row has no live position to mask and score: leave it out")
+            raise InvalidInputError("a row has no live position to mask and score: leave it out")
         order = rng.uniform(x0.shape[0], n).argsort(-1)
         u = (order + rng.uniform(x0.shape[0], n)) / n
         k = (u * total).floor().long().clamp_max(total - 1) + 1
@@ -208,9 +212,9 @@ class Masked(Process):
 def step_map(states: Tensor, mask: int) -> Tensor:
     """Return the step at which each position was revealed, [*batch, L]; −1 where it was never masked.
 
-    ``states`` [*batch, S + 1, L]. Raise ValueError if a position is still masked at the end.
+    ``states`` [*batch, S + 1, L]. Raise InvalidInputError if a position is still masked at the end.
     """
     hidden = states == mask
     if bool(hidden[..., -1, :].any()):
-        raise ValueError("a position is still masked at the end: the chain has too few steps for its holes")
+        raise InvalidInputError("a position is still masked at the end: the chain has too few steps for its holes")
     return hidden.sum(-2) - 1

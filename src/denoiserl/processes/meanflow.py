@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from denoiserl.core.errors import RunError
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.precision import net_precision, run_in_precision
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import expand_right, tree_map
 from denoiserl.distributions import Gaussian
 from denoiserl.distributions.base import mean
 from denoiserl.processes.base import Noised, Process, Step, StepTable
-from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.processes.denoiser import Denoiser, Estimate, require_network
 from denoiserl.processes.diffusion import Diffusion
 from denoiserl.processes.schedule import linear
 from denoiserl.processes.transition import ddim, with_min_std
@@ -79,6 +79,7 @@ class MeanVelocityDenoiser(Denoiser):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        require_network(net)
         for name, part in net.named_modules():
             share = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else 0.0
             share = part.dropout if isinstance(part, nn.MultiheadAttention) else share
@@ -113,7 +114,9 @@ class MeanVelocityDenoiser(Denoiser):
         """Return u, shaped like x, in float32 (bf16 and fp16 outputs are converted)."""
         u = run_in_precision(self.net, x, clock["net"], context)
         if u.shape != x.shape:
-            raise ValueError(f"the network returns {tuple(u.shape)} for a state of {tuple(x.shape)}: they must agree")
+            raise InvalidInputError(
+                f"the network returns {tuple(u.shape)} for a state of {tuple(x.shape)}: they must agree"
+            )
         return u.float() if u.dtype in (torch.bfloat16, torch.float16) else u
 
     def forward(self, x: Tensor, clock: dict[str, Any], context: Any) -> Estimate:
@@ -155,16 +158,16 @@ class MeanFlow(Process):
 
     def __post_init__(self) -> None:
         if not (0 <= self.same and 0 <= self.ends and self.same + self.ends <= 1):
-            raise ValueError(
+            raise InvalidInputError(
                 f"same and ends are shares of the pairs, together at most 1, not {self.same} and {self.ends}"
             )
         if not self.std > 0:
-            raise ValueError(f"the std of the logit of a time is positive, not {self.std}")
+            raise InvalidInputError(f"the std of the logit of a time is positive, not {self.std}")
 
     def steps(self, times: Tensor, std: float = 0.0) -> StepTable:
         """Return the table of a grid that ends at 0. ``std``: exploration noise, so that steps have a density."""
         if float(times[-1]) != 0:
-            raise ValueError(f"a chain of a mean flow must end at the data, t = 0, not at {float(times[-1]):g}")
+            raise InvalidInputError(f"a chain of a mean flow must end at the data, t = 0, not at {float(times[-1]):g}")
         return FLOW.steps(times, with_min_std(ddim(0.0), std))
 
     def prior(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Gaussian:
@@ -183,21 +186,24 @@ class MeanFlow(Process):
         """Return the share of single draws below t: the inverse of ``level``, float64 (1e-40 at t = 1e-6)."""
         return torch.special.log_ndtr((torch.logit(t.double()) - self.mean) / self.std).exp()
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise data at pairs of times drawn for training.
 
         ``t`` [*batch], uniform in (0, 1), is the quantile of the larger time. The result has the times themselves,
         ``t`` and ``noise["r"]``. The larger of two draws has the distribution p², so its time is level(√t).
         """
+        rng = as_rng(rng, x0.device)
         later, kind = t.double().sqrt(), rng.uniform(*t.shape).to(t.device)
         return self._noised(x0, later, self.level(later).float(), rng, live, kind)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise every row n times at the ELBO's stratified times, each with its own r."""
+        rng = as_rng(rng, x0.device)
         return self._paired(FLOW.renoise(x0, n, rng, live), rng)
 
-    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise every row n times at stratified uniform times, each with its own r."""
+        rng = as_rng(rng, x0.device)
         return self._paired(FLOW.renoise_uniform(x0, n, rng, live), rng)
 
     def _paired(self, plain: Noised, rng: Rng) -> Noised:

@@ -18,7 +18,7 @@ from denoiserl.core.rng import Rng
 from denoiserl.core.tree import expand_right
 from denoiserl.distributions import Categorical, Delta, Distribution, Gaussian
 from denoiserl.processes.base import Noised, Process, Step, StepTable
-from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.processes.denoiser import Denoiser, Estimate, require_network
 
 
 @final
@@ -35,14 +35,16 @@ class OneStep(Process):
 
     def __post_init__(self) -> None:
         if self.law not in ("gaussian", "categorical"):
-            raise ValueError(unknown_name_message(self.law, ["gaussian", "categorical"], "law"))
+            raise InvalidInputError(unknown_name_message(self.law, ["gaussian", "categorical"], "law"))
 
     def steps(self, times: Tensor, std_scale: float = 1.0) -> StepTable:
         """Return the table of one step. ``std_scale`` scales a Gaussian's std: 0 for the mean, the usual evaluation."""
         if len(times) != 2:
-            raise ValueError(f"a one-step process has the grid time_grid(1), not {len(times) - 1} steps")
+            raise InvalidInputError(f"a one-step process has the grid time_grid(1), not {len(times) - 1} steps")
         if std_scale < 0 or (std_scale != 1 and self.law != "gaussian"):
-            raise ValueError(f"std_scale is at least 0, and 1 except for Gaussians, not {std_scale}: leave it at 1")
+            raise InvalidInputError(
+                f"std_scale is at least 0, and 1 except for Gaussians, not {std_scale}: leave it at 1"
+            )
         table = {} if std_scale == 1 else {"spread": torch.tensor([std_scale], dtype=torch.float64)}
         return StepTable(times.double().cpu(), table, (std_scale > 0,))
 
@@ -55,11 +57,11 @@ class OneStep(Process):
         """Return normals or uniforms shaped like the decision."""
         return ("normal" if self.law == "gaussian" else "uniform"), event
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Return zeros as x: nothing is left of x₀."""
         return Noised(torch.zeros_like(x0), t, x0, None, live)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Return n equal copies: the likelihood is exact, so one is enough."""
         many = x0[:, None].expand(-1, n, *x0.shape[1:])
         where = None if live is None else live[:, None].expand(many.shape)
@@ -83,7 +85,9 @@ class OneStep(Process):
         std = estimate.extra.get("std")
         if std is None:
             if self.std is None:
-                raise ValueError("a Gaussian policy needs a std: from the network (extra['std']) or OneStep(std=...)")
+                raise InvalidInputError(
+                    "a Gaussian policy needs a std: from the network (extra['std']) or OneStep(std=...)"
+                )
             std = torch.tensor(self.std, device=mean.device)
         if step is None or "spread" not in step.table:
             return Gaussian(mean, std, x.ndim - batch, has_density=True, mask=live)
@@ -108,8 +112,9 @@ class GaussianHead(Denoiser):
 
     def __init__(self, net: nn.Module, size: int, std: float = 1.0, least: float = 0.0) -> None:
         super().__init__()
+        require_network(net)
         if not 0 <= least < std:
-            raise ValueError(f"std starts above its floor: 0 <= least < std, not least={least} and std={std}")
+            raise InvalidInputError(f"std starts above its floor: 0 <= least < std, not least={least} and std={std}")
         self.config = {"net": net, "size": size, "std": std, "least": least}
         self.net, self.least = net, least
         self.log_std = nn.Parameter(torch.full((size,), 0.5 * math.log(std**2 - least**2)))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.tree import expand_right
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
@@ -24,7 +25,7 @@ class Relay(Denoiser):
     def __init__(self, first: Denoiser, last: Denoiser, until: float) -> None:
         super().__init__()
         if not 0 < until < 1:
-            raise ValueError(f"a relay changes denoisers inside the chain, at a time in (0, 1), not at {until}")
+            raise InvalidInputError(f"a relay changes denoisers inside the chain, at a time in (0, 1), not at {until}")
         learns = {id(p) for p in last.parameters() if p.requires_grad}
         if any(id(p) in learns for p in first.parameters()):
             first = copy.deepcopy(first, {id(p): p for p in first.parameters() if not p.requires_grad})

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from numbers import Integral
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from denoiserl.core.errors import InvalidInputError
 
 
 class Schedule(Protocol):
@@ -35,7 +38,7 @@ class Linear:
         return 1 - t, t
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """Return t = σ/(s − (s − 1) σ). Raise ValueError if a σ is outside [0, 1]."""
+        """Return t = σ/(s − (s − 1) σ). Raise InvalidInputError if a σ is outside [0, 1]."""
         sigma = _inside(sigma, self)
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
@@ -58,7 +61,10 @@ class Cosine:
         return alpha, sigma.clamp_max(math.sqrt(1 - self.least**2))
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """Return the least t, from cos(u + d) = √(1 − σ²) cos u. Raise ValueError if a σ is outside [0, σ(1)]."""
+        """Return the least t, from cos(u + d) = √(1 − σ²) cos u.
+
+        Raise InvalidInputError if a σ is outside [0, σ(1)].
+        """
         u, s = self.offset / (1 + self.offset) * math.pi / 2, _inside(sigma, self).double()
         over = (s**2 * math.cos(u) ** 2 + math.sin(u) ** 2).sqrt()  # sin(u + d), exact near data where cos is flat
         d = torch.atan2(over, ((1 - s) * (1 + s)).sqrt() * math.cos(u)) - u
@@ -79,7 +85,10 @@ class VP:
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """Return the t with ¼t²(high − low) + ½t·low = −½ log(1 − σ²). Raise ValueError if a σ is outside [0, σ(1)]."""
+        """Return the t with ¼t²(high − low) + ½t·low = −½ log(1 − σ²).
+
+        Raise InvalidInputError if a σ is outside [0, σ(1)].
+        """
         s = _inside(sigma, self).double()
         depth = -0.5 * torch.log1p(-(s**2))
         t = 2 * depth / (0.5 * self.low + (0.25 * self.low**2 + (self.high - self.low) * depth).sqrt())
@@ -114,7 +123,7 @@ class Table:
         return 0.5 * (abar.log() - (-abar).log1p())
 
     def inverse(self, sigma: Tensor) -> Tensor:
-        """Return the t of a σ, by the same interpolation. Raise ValueError if a σ is outside [0, σ(1)]."""
+        """Return the t of a σ, by the same interpolation. Raise InvalidInputError if a σ is outside [0, σ(1)]."""
         s, ratio = _inside(sigma, self).double(), self._ratio(sigma.device)
         first = (-2 * ratio[0]).sigmoid().sqrt()
         if len(ratio) == 1:
@@ -157,22 +166,33 @@ class Karras:
     def inverse(self, sigma: Tensor) -> Tensor:
         """Return (σ^{1/ρ} − σ_min^{1/ρ})/(σ_max^{1/ρ} − σ_min^{1/ρ}); σ_min is just above t = 0, where σ = 0.
 
-        Raise ValueError if a σ is outside [σ_min, σ_max] and not 0.
+        Raise InvalidInputError if a σ is outside [σ_min, σ_max] and not 0.
         """
         s = _inside(sigma, self).double()
         if bool(((s > 0) & (s < self.least * (1 - 1e-6))).any()):
-            raise ValueError(f"no time has a noise level between 0 and {self.least}: leave such levels out")
+            raise InvalidInputError(f"no time has a noise level between 0 and {self.least}: leave such levels out")
         low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
         t = (s ** (1 / self.rho) - low) / (high - low)
         return torch.where(s == 0, 0.0, t.clamp(1e-12, 1)).to(sigma.dtype)
 
 
 def _inside(sigma: Tensor, schedule: Schedule) -> Tensor:
-    """Return σ, which rounding may have put just above the largest. Raise ValueError where no time has it."""
+    """Return σ, which rounding may have put just above the largest. Raise InvalidInputError where no time has it."""
     most = schedule(torch.ones((), dtype=torch.float64))[1]
     if not bool(((sigma >= 0) & (sigma <= most * (1 + 1e-6))).all()):
-        raise ValueError(f"the noise levels of this schedule lie in [0, {float(most):g}]: no time has {sigma.tolist()}")
+        raise InvalidInputError(
+            f"the noise levels of this schedule lie in [0, {float(most):g}]: no time has {sigma.tolist()}"
+        )
     return torch.minimum(sigma, most.to(sigma))
+
+
+def require_schedule(schedule: Any) -> None:
+    """Raise InvalidInputError unless ``schedule`` can be called with times."""
+    if not callable(schedule) or isinstance(schedule, type):
+        raise InvalidInputError(
+            f"a schedule is a function of time, not {schedule!r}: give linear, cosine, vp or edm of "
+            "denoiserl.processes, or your own"
+        )
 
 
 linear, cosine, vp, edm = Linear(), Cosine(), VP(), Karras()
@@ -185,13 +205,13 @@ def time_grid(
 
     All times of chains come from here. ``quadratic`` puts more steps near data: t = end + (start − end) u².
     """
-    if n < 1:
-        raise ValueError(f"a chain has at least one step, not {n}")
+    if not isinstance(n, Integral) or n < 1:
+        raise InvalidInputError(f"a chain has a whole number of steps, at least one step, not {n!r}")
     if not 0 <= end < start <= 1:
-        raise ValueError(f"times run from start to end with 0 <= end < start <= 1, not from {start} to {end}")
+        raise InvalidInputError(f"times run from start to end with 0 <= end < start <= 1, not from {start} to {end}")
     u = torch.linspace(1, 0, n + 1, dtype=torch.float64)
     if spacing == "quadratic":
         u = u**2
     elif spacing != "uniform":
-        raise ValueError(f"spacing is 'uniform' or 'quadratic', not {spacing!r}")
+        raise InvalidInputError(f"spacing is 'uniform' or 'quadratic', not {spacing!r}")
     return end + (start - end) * u

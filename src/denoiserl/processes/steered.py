@@ -118,7 +118,7 @@ class Steered(Process):
             return Gaussian(estimate.mean, torch.zeros((), device=x.device), x.ndim - 1, False)
         return self.base.reverse(estimate, x, step)
 
-    def noise(self, x0: Any, t: Tensor, rng: Rng, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Any, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Raise InvalidInputError: the base is frozen."""
         raise InvalidInputError(FROZEN)
 
@@ -130,7 +130,7 @@ class Steered(Process):
         """Raise InvalidInputError: the base is frozen."""
         raise InvalidInputError(FROZEN)
 
-    def renoise(self, x0: Any, n: int, rng: Rng, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Any, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Raise InvalidInputError: the base is frozen."""
         raise InvalidInputError(FROZEN)
 

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.precision import run_in_precision
 from denoiserl.core.tree import Tree, tree_map
-from denoiserl.processes.denoiser import Denoiser, Estimate
+from denoiserl.processes.denoiser import Denoiser, Estimate, require_network
 
 
 def decodable(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError if the settings of a decoder leave no token to draw."""
+    """Raise InvalidInputError if the settings of a decoder leave no token to draw."""
     if not temperature > 0:
-        raise ValueError(f"the temperature must be positive, not {temperature}: for greedy tokens use top_k=1")
+        raise InvalidInputError(f"the temperature must be positive, not {temperature}: for greedy tokens use top_k=1")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
+        raise InvalidInputError(f"top_k must be at least 1, not {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p lies in (0, 1], not {top_p}")
+        raise InvalidInputError(f"top_p lies in (0, 1], not {top_p}")
 
 
 def truncate(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -135,8 +135,9 @@ class TokenDenoiser(Denoiser):
         start: int | None = None,
     ) -> None:
         super().__init__()
+        require_network(net)
         if shift and start is not None:
-            raise ValueError("shift=True moves the network's rows and start=... moves its input: choose one")
+            raise InvalidInputError("shift=True moves the network's rows and start=... moves its input: choose one")
         self.net, self.shift, self.vocab, self.banned, self.start = net, shift, vocab, tuple(banned), start
 
     @property

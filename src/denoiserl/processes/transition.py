@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from denoiserl.core.errors import InvalidInputError
 from denoiserl.processes.schedule import Linear, Schedule
 
 
@@ -61,16 +63,22 @@ def _kept(grid: GridLevels) -> Tensor:
 
 
 def _fixed(transition: Transition, grid: GridLevels, schedule: Schedule, what: str) -> Coefficients:
-    """Return the coefficients of a transition. Raise ValueError if its std comes from the network."""
+    """Return the coefficients of a transition. Raise InvalidInputError if its std comes from the network."""
     c = transition(grid, schedule)
     if c.learned:
-        raise ValueError(f"{what} sets the std, and with_learned_std() learns it: wrap another transition")
+        raise InvalidInputError(f"{what} sets the std, and with_learned_std() learns it: wrap another transition")
     return c
 
 
 def _at_least(value: float, least: float, what: str) -> None:
-    if not value >= least:
-        raise ValueError(f"{what} must be at least {least}, not {value}")
+    if not isinstance(value, Real) or not least <= value < math.inf:
+        raise InvalidInputError(f"{what} must be at least {least}, and a finite number, not {value!r}")
+
+
+def require_transition(transition: Any) -> None:
+    """Raise InvalidInputError unless ``transition`` can be called with a grid."""
+    if not callable(transition) or isinstance(transition, type):
+        raise InvalidInputError(f"a transition is made by ddim(eta), flow_sde(a) or their kin, not {transition!r}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Cps:
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"the share eta of CPS lies in [0, 1], not {self.eta}")
+            raise InvalidInputError(f"the share eta of CPS lies in [0, 1], not {self.eta}")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
         """Return preserving coefficients."""
@@ -139,7 +147,7 @@ class EulerMaruyama:
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
         """Return the coefficients of mean = x + dt [v + g²/(2σ) ε̂], v = (x − x̂₀)/σ, ε̂ = (x − (1 − σ) x̂₀)/σ."""
         if not isinstance(schedule, Linear):
-            raise ValueError("flow_sde and dance_sde need the linear schedule (rectified flow): use ddim(eta)")
+            raise InvalidInputError("flow_sde and dance_sde need the linear schedule (rectified flow): use ddim(eta)")
         now, dt = grid.s_t, grid.s_s - grid.s_t
         if self.constant:
             g = torch.full_like(now, self.a)
@@ -147,7 +155,7 @@ class EulerMaruyama:
             own = now / (1 - now)
             if not bool(self.a * (own[0] * -dt[0]).sqrt() <= now[0]):  # also 0 · ∞
                 if grid.s_s[0] <= 0:
-                    raise ValueError(
+                    raise InvalidInputError(
                         "flow_sde needs a second grid time above 0: take at least two steps, or use dance_sde"
                     )
                 own[0] = now[0] / (1 - grid.s_s[0])
@@ -166,6 +174,7 @@ class MinStd:
     floor: float
 
     def __post_init__(self) -> None:
+        require_transition(self.transition)
         _at_least(self.floor, 0, "the floor")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
@@ -182,6 +191,7 @@ class CappedStd:
     most: float = 0.0
 
     def __post_init__(self) -> None:
+        require_transition(self.transition)
         _at_least(self.most, 0, "the largest std")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
@@ -203,11 +213,15 @@ class Window:
     last: int
     outside: Transition = Ddim(0.0)
 
+    def __post_init__(self) -> None:
+        require_transition(self.inside)
+        require_transition(self.outside)
+
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
         """Return the coefficients of ``inside`` or ``outside``, step by step."""
         n = len(grid.t)
         if not 0 <= self.first < self.last <= n:
-            raise ValueError(f"the window [{self.first}, {self.last}) does not fit a chain of {n} steps")
+            raise InvalidInputError(f"the window [{self.first}, {self.last}) does not fit a chain of {n} steps")
         k = torch.arange(n)
         mask = (k >= self.first) & (k < self.last)
         a, b = (_fixed(part, grid, schedule, "window") for part in (self.inside, self.outside))
@@ -222,14 +236,15 @@ class Decaying:
     last: float = 0.0
 
     def __post_init__(self) -> None:
+        require_transition(self.transition)
         if not 0 <= self.last <= 1:
-            raise ValueError(f"the last share of the std lies in [0, 1], not {self.last}")
+            raise InvalidInputError(f"the last share of the std lies in [0, 1], not {self.last}")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
         """Return preserving coefficients for the smaller std."""
         c = _fixed(self.transition, grid, schedule, "with_decaying_std")
         if not torch.allclose(c.c_x, preserve(grid, c.std).c_x, rtol=1e-9, atol=1e-12):
-            raise ValueError("only preserving transitions decay: their mean is recomputed for the smaller std")
+            raise InvalidInputError("only preserving transitions decay: their mean is recomputed for the smaller std")
         n = len(grid.t)
         weight = torch.linspace(1, self.last, n, dtype=torch.float64) if n > 1 else torch.ones(1, dtype=torch.float64)
         return preserve(grid, weight * c.std)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 
 if TYPE_CHECKING:  # the cards of recipes are read without torch
     from denoiserl.core.rng import Rng
@@ -140,6 +140,34 @@ class Recipe(Protocol):
     def improve(
         self, policy: Any, signal: Any, args: Any, rng: Rng | int, run: Run | None = None, /
     ) -> Iterator[Metrics]: ...
+
+
+def check_inputs(policy: Any, signal: Any, kind: str, args: Any, known: type[Any]) -> None:
+    """Raise InvalidInputError unless a recipe can begin with these; every ``improve`` calls it first.
+
+    ``kind``: the recipe's ``SIGNAL``, of which a reward is checked by ``rewards.as_reward_signal`` later. ``known``:
+    the recipe's ``Args``.
+    """
+    name = known.__module__.rpartition(".")[2]
+    if not hasattr(policy, "train_steps"):
+        raise InvalidInputError(
+            f"{name} improves a Policy, not a {type(policy).__name__}: make one with Policy.of, or read one with "
+            "Policy.load(folder)"
+        )
+    if not isinstance(args, known):
+        whose = f"{type(args).__module__.rpartition('.')[2]}.{type(args).__name__}"
+        hint = f"{name}.Args(**settings)" if isinstance(args, Mapping) else f"{name}.Args(...)"
+        raise InvalidInputError(f"{name} takes its own settings, {name}.Args, not a {whose}: give {hint}")
+    if kind == "env" and not hasattr(signal, "collect"):
+        raise InvalidInputError(
+            f"{name} learns in a Collector, not in a {type(signal).__name__}: give Collector(env, num_envs=8), where "
+            "env is a Gymnasium id or a factory"
+        )
+    if kind == "data" and (isinstance(signal, str | Path | tuple | int | None) or hasattr(signal, "collect")):
+        raise InvalidInputError(
+            f"{name} learns from recorded data, not from a {type(signal).__name__}: read a recording with "
+            "denoiserl.data.formats.any.read(path)"
+        )
 
 
 def paths() -> dict[str, Path]:

@@ -140,7 +140,7 @@ class RecordingCollector(Collector):
         super().__init__(env, None if callable(env) and hasattr(env(), "num_envs") else copies, seed)
         self.episodes: list[Rollout] = []
 
-    def collect(self, act: Any, steps: int, rng: Rng) -> Rollout:
+    def collect(self, act: Any, steps: int, rng: Rng | int) -> Rollout:
         """Collect a rollout and keep it."""
         self.episodes.append(super().collect(act, steps, rng))
         return self.episodes[-1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import RunError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
 from denoiserl.nn import DiT
 from denoiserl.policy.policy import Policy
@@ -81,8 +81,9 @@ def prompts(base: Args) -> tuple[Tensor, Tensor]:
     return shapes.encode(train), shapes.encode(test)
 
 
-def captions(scene: Tensor, mislabel: float, rng: Rng) -> Tensor:
+def captions(scene: Tensor, mislabel: float, rng: Rng | int) -> Tensor:
     """Return the captions' scenes: with probability ``mislabel`` the colour of an object is random."""
+    rng = as_rng(rng, scene.device)
     colours = len(shapes.COLOURS)
     wrong = (rng.uniform(*scene.shape) < mislabel) & (scene > shapes.EMPTY)
     named = 1 + (scene - 1) // colours * colours + rng.integers(0, colours, *scene.shape)
@@ -134,7 +135,7 @@ METRICS = {
 }
 
 
-def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng) -> dict[str, Tensor]:
+def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng | int) -> dict[str, Tensor]:
     """Generate two images per prompt [n, 81] with the eval steps, and score them; [n] each.
 
     The rewards and ``clean_image`` are of the first image; ``diversity`` is the distance (RMS per pixel) of both. The
@@ -155,7 +156,7 @@ def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
     return evaluate_outcomes(made, held_out[Rng(seed).permutation(len(held_out))[:n]], Rng(seed, made.device))
 
 
-def pictures(made: Policy, prompt: Tensor, rng: Rng) -> Tensor:
+def pictures(made: Policy, prompt: Tensor, rng: Rng | int) -> Tensor:
     """Generate images [n, 3, 12, 12] in [-1, 1] for prompts [n, 81]."""
     picture = made.generate(prompt.to(made.device), rng)
     return picture.clamp(-1, 1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.nn import Transformer
 from denoiserl.oracles import sudoku
@@ -117,9 +117,10 @@ def tokens_per_step_options(base: Args) -> tuple[int, ...]:
 
 
 def evaluate_outcomes(
-    made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)
+    made: Policy, held_out: Tensor, rng: Rng | int, tokens: tuple[int, ...] = (1, 2, 4)
 ) -> dict[str, Tensor]:
     """Sample one solution per held-out canvas [n, 16] and verify it: bool [n] for each number of cells per step."""
+    rng = as_rng(rng, made.device)
     found = {}
     for k in tokens:
         solution = with_tokens_per_step(made, k).generate(held_out, rng)
@@ -127,8 +128,9 @@ def evaluate_outcomes(
     return found
 
 
-def evaluate(made: Policy, held_out: Tensor, rng: Rng, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
+def evaluate(made: Policy, held_out: Tensor, rng: Rng | int, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
     """Return the solve rate of samples on held-out canvases at each number of cells per step."""
+    rng = as_rng(rng, made.device)
     return {k: float(v.float().mean()) for k, v in evaluate_outcomes(made, held_out, rng, tokens).items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data.demos import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs.toy.swingup import SwingUp
@@ -17,8 +17,9 @@ def swingup_policy(obs: Tensor) -> Tensor:
     return torch.tanh(0.8 * spin * cos - 0.5 * x - 0.3 * speed)[:, None]
 
 
-def record_episodes(episodes: int, ticks: int, lean: float, rng: Rng) -> EpisodeDataset:
+def record_episodes(episodes: int, ticks: int, lean: float, rng: Rng | int) -> EpisodeDataset:
     """Record episodes with ``lean`` times the action that swings up, plus autocorrelated noise of std 0.5."""
+    rng = as_rng(rng)
     world = SwingUp(episodes, ticks)
     world.reset(seed=rng.integers(0, 2**31 - 1, episodes).tolist())
     noise, observations, actions, rewards = torch.zeros(episodes, 1), [], [], []

@@ -47,7 +47,7 @@ def windows(seed: int, model: Model) -> tuple[WindowGenerator, dict[str, Tensor]
             return stop.value, known
 
 
-def world(known: Mapping[str, Tensor], updates: int, rng: Rng) -> Callable[[Tensor, Tensor], Tensor]:
+def world(known: Mapping[str, Tensor], updates: int, rng: Rng | int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a perceptron's s' of (s, a), trained by least squares on the change."""
     obs, action = (known[k][:, :-1].flatten(0, 1) for k in ("obs", "action"))
     after = known["obs"][:, 1:].flatten(0, 1)

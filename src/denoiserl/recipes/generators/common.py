@@ -38,7 +38,7 @@ def sample_and_score(
     prompts: Tree | int | None,
     index: Tensor,
     group_size: int,
-    rng: Rng,
+    rng: Rng | int,
     reward_weights: Mapping[str, float],
     invalid_rewards: Literal["error", "drop"],
     micro_batch_size: int | None = None,

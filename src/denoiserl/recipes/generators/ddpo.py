@@ -51,6 +51,7 @@ from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
@@ -101,6 +102,7 @@ def improve(
 
     The signal's prompts: a tree of [P, ...], equal rows of which share a memory; None or a number if there are none.
     """
+    check_inputs(policy, signal, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     if not any(policy.train_steps.dense):
         raise NoDensityError(f"the policy's training steps are all deterministic (eta = 0): {NO_DENSITY_HELP}")

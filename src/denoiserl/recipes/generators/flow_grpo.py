@@ -49,6 +49,7 @@ from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, StepTable, ddim
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
@@ -97,6 +98,7 @@ def improve(
 
     The signal's prompts: a tree of [P, ...], of which every iteration draws some; None or a number if there are none.
     """
+    check_inputs(policy, signal, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, policy, (reward, prompts) = run or Run(), sde_window_policy(policy, args.sde_window), as_reward_signal(signal)
     num_prompts = prompt_count(prompts)

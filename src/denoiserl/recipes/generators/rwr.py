@@ -48,6 +48,7 @@ from denoiserl.losses import weighted_loss
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import Noised
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score, select_rows
 from denoiserl.recipes.language.common import generated_mask
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
@@ -98,6 +99,7 @@ def improve(
 
     The signal's prompts: a tree of [P, ...]; None or a number if there are none.
     """
+    check_inputs(policy, signal, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, (reward, prompts) = run or Run(), as_reward_signal(signal)
     num_prompts = prompt_count(prompts)

@@ -42,6 +42,7 @@ from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, TrainingRows, fit
 
 BLOCK = 65536
@@ -69,6 +70,7 @@ def improve(
 
     Warn of actions outside the range of the policy's codec.
     """
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     data = data.demos if isinstance(data, EpisodeDataset) else data
     check_data_fits(policy, data)

@@ -64,6 +64,7 @@ from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.tokens import known_tokens
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
 from denoiserl.recipes.language.common import canvases, generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
@@ -120,6 +121,7 @@ def improve(
     policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a masked language model on a reward. The signal's prompts: canvases [P, L] with masks where to write."""
+    check_inputs(policy, signal, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     process, run, (reward, prompts) = require_masked(policy, "diffu-GRPO"), run or Run(), as_reward_signal(signal)
     mask_token = process.mask_token
@@ -212,13 +214,14 @@ def surrogates(
 
 
 def mask_tokens(
-    canvas: Tensor, sample: Tensor, mask_token: int, p: float, answer_mask: tuple[float, float], rng: Rng
+    canvas: Tensor, sample: Tensor, mask_token: int, p: float, answer_mask: tuple[float, float], rng: Rng | int
 ) -> Tensor:
     """Return the canvas with each prompt token masked with probability p, and filled but for a fraction of its masks.
 
     The fraction is drawn per row between the two numbers of ``answer_mask``; at (1, 1) all masks stay. One draw serves
     all networks that are scored under it.
     """
+    rng = as_rng(rng, canvas.device)
     prompt = torch.where(rng.uniform(*canvas.shape) < p, mask_token, canvas)
     low, high = answer_mask
     if low == high == 1:

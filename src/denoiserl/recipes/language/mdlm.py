@@ -42,6 +42,7 @@ from denoiserl.core.settings import Count, NonNegative, Settings
 from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, fit
 
 
@@ -62,6 +63,7 @@ def improve(
     policy: Policy, data: Tensor | dict[str, Tensor], args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Train on ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True in answers)."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     process = policy.process
     if not isinstance(process, Masked):

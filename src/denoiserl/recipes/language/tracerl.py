@@ -63,6 +63,7 @@ from denoiserl.losses import approx_kl, k3, ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
 from denoiserl.recipes.language.common import generated_mask, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
@@ -125,6 +126,7 @@ def improve(
 
     The signal's prompts: canvases [P, L] with masks where to write.
     """
+    check_inputs(policy, signal, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, (reward, prompts) = run or Run(), as_reward_signal(signal)
     require_masked(policy, "TraceRL")
@@ -219,9 +221,10 @@ def update_policy(
     advantage: Tensor,
     exact: bool,
     args: Args,
-    rng: Rng,
+    rng: Rng | int,
 ) -> Metrics:
     """Pass over the rows ``epochs`` times; return the loss, the KL to the old policy, and how much had no loss."""
+    rng = as_rng(rng, policy.device)
     metrics, last, num_counted, num_written = MetricMeans(), [], 0, 0
 
     def losses(batch: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -69,6 +69,7 @@ from denoiserl.distributions import Squashed
 from denoiserl.envs import Collector
 from denoiserl.nn import Critics, Temperature, frozen
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 
@@ -135,6 +136,7 @@ def improve(
     ``demos``: recorded decisions of ``execute`` actions each. ``base_controller(q)``: serve the base by this controller
     of Q_A and take all decisions by the base alone, for baselines that do not steer.
     """
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, steering, execute = run or Run(), require_steered(policy), carry(policy)
     env.discount(args.gamma)

@@ -52,6 +52,7 @@ from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
 from denoiserl.nn import Temperature, frozen
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 
@@ -105,6 +106,7 @@ def improve(
     policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None, replay: Any = None
 ) -> Iterator[Metrics]:
     """Improve a policy with bounded actions in an environment. ``replay``: a buffer to use in place of a new one."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, codec = run or Run(), require_squashed_policy(policy, "SAC")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk

@@ -42,6 +42,7 @@ from denoiserl.data import ReplayBuffer
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transitions, train_generator_now
 from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.off_policy import sac
 from denoiserl.train import Metrics, Run
 
@@ -73,6 +74,7 @@ class Args(sac.Args):
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy with bounded actions in an environment."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     require_squashed_policy(policy, "SynthER")

@@ -51,6 +51,7 @@ from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
 from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 
@@ -102,6 +103,7 @@ class Args(Settings):
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, by its mean, in an environment."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, codec = run or Run(), require_squashed_policy(policy, "TD3")
     carry(policy, policy.event_shape[0])  # a decision is a whole chunk

@@ -12,7 +12,7 @@ import torch
 from denoiserl.control.data_checks import check_data_fits
 from denoiserl.control.squashed_actions import replay_minibatches, to_unit_box
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data import Demonstrations, ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.transitions import has_reward_contrast, to_transitions
@@ -51,13 +51,15 @@ def to_replay_buffer(policy: Policy, data: Any, batch_size: int, n_step: int, ga
 
 
 def offline_minibatches(
-    replay: ReplayBuffer, updates: int, batch_size: int, gamma: float, rng: Rng
+    replay: ReplayBuffer, updates: int, batch_size: int, gamma: float, rng: Rng | int
 ) -> Iterator[dict[str, Any]]:
     """Return an iterator over ``updates`` minibatches of ``batch_size`` rows that ``to_replay_buffer`` made.
 
     Actions of a chunk that were not executed carry no information. Uniform draws from the box replace them, so that
     critics learn to ignore them, and "counts" [B, H, d] (None: all count) keeps them out of losses.
     """
+
+    rng = as_rng(rng)
 
     def replace_unexecuted(block: dict[str, Any]) -> None:
         block["counts"] = [None] * len(block["reward"])

@@ -55,6 +55,7 @@ from denoiserl.losses import normalized_q_loss
 from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
@@ -96,6 +97,7 @@ def improve(
     policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a denoising policy from logged data; it serves the best of its candidates by Q."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     if isinstance(policy.codec, TanhCodec) or len(policy.eval_steps) < 2:

@@ -52,6 +52,7 @@ from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample, make_sampler
 from denoiserl.processes import Diffusion, ddim, time_grid
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
@@ -89,6 +90,7 @@ def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a policy that decides in one step of a flow from logged data."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, process = run or Run(), policy.process
     free = isinstance(process, Diffusion) and process.clip is None and policy.eval_steps.dense == (False,)

@@ -48,6 +48,7 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import exp_weights, expectile, weighted_loss
 from denoiserl.nn import Value
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses, warmup_cosine
 from denoiserl.train.metric_means import MetricMeans
@@ -85,6 +86,7 @@ def improve(
     policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a policy of any kind that has a denoising loss or a likelihood, from logged data."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     if isinstance(policy.codec, TanhCodec):

@@ -59,6 +59,7 @@ from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import MeanFlow
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, training_losses
 from denoiserl.train.metric_means import MetricMeans
@@ -98,6 +99,7 @@ def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a mean flow that decides in one step from logged data; it serves the best of its candidates by Q."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     if not isinstance(policy.process, MeanFlow) or len(policy.eval_steps) != 1 or isinstance(policy.codec, TanhCodec):

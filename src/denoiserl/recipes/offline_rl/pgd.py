@@ -54,6 +54,7 @@ from denoiserl.data.trajectories import Model, StepLayout, slice_windows, train_
 from denoiserl.data.transitions import Transitions, to_transitions
 from denoiserl.policy.policy import Policy
 from denoiserl.processes.edm_training import Guide
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.offline_rl import iql, td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
 from denoiserl.train import Metrics, Run
@@ -96,6 +97,7 @@ def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a policy of the learner's kind from logged data."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     if policy.event_shape[0] != 1:

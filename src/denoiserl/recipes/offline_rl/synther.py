@@ -43,6 +43,7 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, add_gaussian_noise, train_generator
 from denoiserl.data.transitions import Transitions, to_transitions, transitions
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.offline_rl import td3_bc
 from denoiserl.recipes.offline_rl.common import to_replay_buffer
 from denoiserl.train import Metrics, Run
@@ -71,6 +72,7 @@ def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     if policy.event_shape[0] != 1:

@@ -46,6 +46,7 @@ from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import masked_mean, normalized_q_loss
 from denoiserl.nn import frozen
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.offline_rl.common import offline_minibatches, to_replay_buffer
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
@@ -85,6 +86,7 @@ def improve(
     policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Improve a policy that decides inside a box, by its mean, from logged data."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, _ = run or Run(), require_squashed_policy(policy, "TD3+BC")
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)

@@ -50,6 +50,7 @@ from denoiserl.envs import Collector
 from denoiserl.envs.record import collect
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.imitation import diffusion_policy
 from denoiserl.recipes.policy_gradient import dppo, ppo
 from denoiserl.train import Metrics, Run
@@ -90,6 +91,7 @@ def improve(
 
     ``valid``: see ``data.trajectory_metrics.keep_short_successes``.
     """
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     whole(policy, "The student is a new network for all steps")
@@ -129,12 +131,13 @@ def improve(
 
 
 def generate_demonstrations(
-    policy: Policy, env: Collector, args: Args, rng: Rng, valid: Valid | None = None
+    policy: Policy, env: Collector, args: Args, rng: Rng | int, valid: Valid | None = None
 ) -> tuple[Demonstrations, Demonstrations]:
     """Return all recorded episodes, and ``num_student_episodes`` clean ones of them, or fewer if there are fewer.
 
     Raise InvalidInputError if the environment does not report success.
     """
+    rng = as_rng(rng, policy.device)
     act, parts, successes, seed = eval_actor(policy), [], 0, int(rng.integers(0, 2**31, 1))
     needed = args.num_student_episodes / args.length_quantile
     while successes < needed and sum(len(part) for part in parts) < args.max_recorded_episodes:

@@ -51,6 +51,7 @@ from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
 from denoiserl.losses import exp_weights, weighted_loss
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.policy_gradient.common import chunk_actor, recorded_chunks
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, stratified
 from denoiserl.train.metric_means import MetricMeans
@@ -83,6 +84,7 @@ class Args(Settings):
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
     act = chunk_actor(policy, args.rollout_sampler)

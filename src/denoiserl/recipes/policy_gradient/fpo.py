@@ -57,6 +57,7 @@ from denoiserl.losses import clip_fraction, ppo_clip
 from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, renoise
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Noised, Process
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.generators.common import select_rows
 from denoiserl.recipes.policy_gradient.common import chunk_actor, recorded_chunks
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
@@ -104,6 +105,7 @@ class Args(Settings):
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve any policy over chunks of actions in an environment; its steps need no density."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     if args.ratio_per not in RATIOS:
         raise InvalidInputError(unknown_name_message(args.ratio_per, RATIOS, "ratio"))
@@ -182,7 +184,7 @@ def with_loss_weight(process: Process, weight: Any) -> Process:
     return replace(process, weight=weight) if isinstance(process, Diffusion) else process
 
 
-def draw_noise_pairs(rollout: Rollout, process: Process, n: int, rng: Rng, index: Tensor) -> tuple[Noised, Tree]:
+def draw_noise_pairs(rollout: Rollout, process: Process, n: int, rng: Rng | int, index: Tensor) -> tuple[Noised, Tree]:
     """Return n pairs of noise and time for the decisions ``index`` of [T·B], [N, n, ...], and their conditions.
 
     The whole chunk is noised; what was executed has a loss.

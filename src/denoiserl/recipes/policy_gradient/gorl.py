@@ -62,6 +62,7 @@ from denoiserl.nn import MLP
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianHead, OneStep, time_grid
 from denoiserl.processes.steered import require_deterministic
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.policy_gradient import ppo
 from denoiserl.train import Metrics, Run, fit
 
@@ -146,6 +147,7 @@ class Stage:
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that is served as an ODE, or learn one from scratch; it serves through its encoder's mean."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     if not isinstance(policy.process, Diffusion):
         raise InvalidInputError(
@@ -225,11 +227,12 @@ def prior_penalty(args: Args) -> Callable[[Gaussian], Tensor] | None:
     return lambda law: args.prior_weight * (law.mean.square() + law.std.square()).flatten(1).mean(1)
 
 
-def refit_decoder(policy: Policy, rollout: Rollout, has_decoder: bool, args: Args, rng: Rng) -> Metrics:
+def refit_decoder(policy: Policy, rollout: Rollout, has_decoder: bool, args: Args, rng: Rng | int) -> Metrics:
     """Train a new decoder, in place, that imitates the plans of a rollout from the prior; return its metrics.
 
     Raise InvalidInputError if all plans are equal.
     """
+    rng = as_rng(rng, policy.device)
     assert rollout.chain is not None
     valid = rollout.valid.flatten().to(policy.device)
     obs, z = (v.flatten(0, 1).to(policy.device)[valid] for v in (rollout.obs, rollout.chain.sample))
@@ -250,8 +253,9 @@ def refit_decoder(policy: Policy, rollout: Rollout, has_decoder: bool, args: Arg
     return {"loss/decoder": row["loss/denoising"], "decoder/action_std": float(std.mean())}
 
 
-def play_episodes(world: Any, act: Any, rollout_steps: int, rng: Rng) -> list[Rollout]:
+def play_episodes(world: Any, act: Any, rollout_steps: int, rng: Rng | int) -> list[Rollout]:
     """Return rollouts until every environment has finished its first episode, or ``MAX_ROLLOUTS`` of them."""
+    rng = as_rng(rng)
     rollouts = [world.collect(act, rollout_steps, rng)]
     while len(rollouts) < MAX_ROLLOUTS and not bool(torch.stack([r.done.any(0) for r in rollouts]).any(0).all()):
         rollouts.append(world.collect(act, rollout_steps, rng))

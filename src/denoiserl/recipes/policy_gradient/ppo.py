@@ -63,6 +63,7 @@ from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.likelihood import rescore
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import OneStep
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
@@ -113,6 +114,7 @@ def improve(
     penalty: Callable[[Gaussian], Tensor] | None = None,
 ) -> Iterator[Metrics]:
     """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of its distribution, is added to the loss."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
         raise InvalidInputError(

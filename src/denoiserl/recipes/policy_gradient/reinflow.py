@@ -74,6 +74,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample, make_sampler
 from denoiserl.policy.weights import Weights
 from denoiserl.processes import Diffusion, NoiseInjectedDenoiser, ddim, with_learned_std
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
@@ -125,6 +126,7 @@ class Args(Settings):
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
     """Improve a policy that is served as an ODE, on its own steps; afterwards it has no noise net."""
+    check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, execute, features = run or Run(), carry(policy), critic_features(policy, env)
     noise_range = args.noise_std_min, args.noise_std_max
@@ -178,7 +180,7 @@ def update_policy(
     old_log_prob: Tensor,
     advantage: Tensor,
     args: Args,
-    rng: Rng,
+    rng: Rng | int,
 ) -> Metrics | None:
     """Take a gradient step on a minibatch; return its metrics, or None if the KL exceeds ``target_kl``.
 

@@ -49,6 +49,7 @@ from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, warmup_cosine
 from denoiserl.train.metric_means import MetricMeans
 
@@ -81,6 +82,7 @@ def improve(
     policy: Policy, data: Demonstrations, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Learn pseudo-counts of good demonstrations, and let the policy choose by them from now on, in place."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     if args.only_successes and data.success is not None:
         data = data.successful()
@@ -114,8 +116,9 @@ def improve(
 
 
 @torch.no_grad()
-def demonstrated_features(policy: Policy, data: Demonstrations, args: Args, rng: Rng) -> Tensor:
+def demonstrated_features(policy: Policy, data: Demonstrations, args: Args, rng: Rng | int) -> Tensor:
     """Return the features [N, F] of every demonstrated decision, at the nearest to it of the policy's plans."""
+    rng = as_rng(rng, policy.device)
     past = getattr(policy.codec, "history", 1) - 1
     if past:
         raise InvalidInputError(

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from denoiserl.control.acting import resolve_execute_horizon
 from denoiserl.control.zero_shot import TaskConditionedCodec, require_task_conditioned, states
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
@@ -100,11 +100,12 @@ def prepare_transitions(
 
 
 @torch.no_grad()
-def sample_task_vectors(represent: ForwardBackward, obs: Tensor, rng: Rng, goal_fraction: float) -> Tensor:
+def sample_task_vectors(represent: ForwardBackward, obs: Tensor, rng: Rng | int, goal_fraction: float) -> Tensor:
     """Return tasks z to train on, [B, d], of norm √d.
 
     A ``goal_fraction`` of them is B of other states of the batch; the rest is Gaussian.
     """
+    rng = as_rng(rng, obs.device)
     n, d = len(obs), represent.size
     goals = represent.backward_embedding(obs[rng.permutation(n)])
     z = torch.where(rng.uniform(n, 1) < goal_fraction, goals, rng.normal(n, d))

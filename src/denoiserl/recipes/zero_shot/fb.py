@@ -48,6 +48,7 @@ from denoiserl.losses.successor import forward_backward, orthonormal, successor_
 from denoiserl.nn import frozen, polyak_update, target_copy
 from denoiserl.nn.forward_backward import ForwardBackward, effective_rank
 from denoiserl.policy.policy import Policy
+from denoiserl.recipes import check_inputs
 from denoiserl.recipes.zero_shot import common
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 
@@ -84,6 +85,7 @@ def improve(
     policy: Policy, data: Demonstrations | EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
     """Train a policy that sees (s, z) for all tasks z, from data without rewards."""
+    check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, (codec, dataset) = run or Run(), common.prepare_transitions(policy, data, args.batch_size, args.gamma, "FB")
     if not isinstance(codec.inner, TanhCodec):

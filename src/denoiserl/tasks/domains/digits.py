@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, require
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 
 CLASSES = 10
 EVENT = (1, 8, 8)
@@ -66,8 +66,9 @@ class Judge(nn.Module):
         return float((self(image).argmax(-1) == label).float().mean())
 
 
-def train_judge(image: Tensor, label: Tensor, rng: Rng, steps: int = 100, noise: float = 0.1) -> Judge:
+def train_judge(image: Tensor, label: Tensor, rng: Rng | int, steps: int = 100, noise: float = 0.1) -> Judge:
     """Train a judge on one split by full-batch Adam; ``noise`` on the pixels prevents overconfidence."""
+    rng = as_rng(rng, image.device)
     model = Judge()
     with torch.no_grad():
         for weight in model.parameters():

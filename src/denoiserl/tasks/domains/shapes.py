@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.rng import Rng
+from denoiserl.core.rng import Rng, as_rng
 
 SHAPES = ("square", "disc", "cross", "bar")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -65,8 +65,9 @@ def content(shape: str, colour: str) -> int:
     return 1 + 4 * SHAPES.index(shape) + COLOURS.index(colour)
 
 
-def scenes(n: int, rng: Rng, objects: tuple[int, int] = (1, 3)) -> Tensor:
+def scenes(n: int, rng: Rng | int, objects: tuple[int, int] = (1, 3)) -> Tensor:
     """Draw ``n`` random scenes [n, 9]: a uniform number of ``objects`` (both ends included) in different cells."""
+    rng = as_rng(rng)
     low, high = objects
     if not 0 <= low <= high <= CELLS:
         raise InvalidInputError(f"objects = {objects}: give a range inside 0..{CELLS}")
@@ -116,8 +117,9 @@ def render(scene: Tensor, grey: Tensor | float = 0.0, bright: Tensor | float = 1
     return 2 * pixels.flatten(-4, -3).flatten(-2, -1) - 1
 
 
-def draw(scene: Tensor, rng: Rng) -> Tensor:
+def draw(scene: Tensor, rng: Rng | int) -> Tensor:
     """Draw images of scenes [*batch, 9] with random background and brightness, as data."""
+    rng = as_rng(rng, scene.device)
     grey = GREY[0] + (GREY[1] - GREY[0]) * rng.uniform(*scene.shape[:-1])
     bright = BRIGHT[0] + (BRIGHT[1] - BRIGHT[0]) * rng.uniform(*scene.shape[:-1])
     return render(scene, grey, bright)
