@@ -52,7 +52,7 @@ def test_a_saved_tracker_continues_exactly():
     reward = torch.randn(4, generator=g)
     assert torch.equal(one.update(prompts, reward), two.update(prompts, reward))
     assert json.dumps(one.state_dict()) == json.dumps(two.state_dict())
-    with pytest.raises(RunError, match="window=6"):
+    with pytest.raises(RunError, match="stat_window=6"):
         PerPromptStatTracker(8, 3).load_state_dict(one.state_dict())
 
 
@@ -82,7 +82,7 @@ def test_refusals_remember_nothing():
     with pytest.raises(InvalidInputError, match="No valid reward"):
         tracker.update(["a"], torch.zeros(1), torch.zeros(1, dtype=torch.bool))
     assert tracker.state_dict()["seen"] == []
-    with pytest.raises(InvalidInputError, match="least <= window"):
+    with pytest.raises(InvalidInputError, match="min_count <= stat_window"):
         PerPromptStatTracker(4, 5)
 
 

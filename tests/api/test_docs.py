@@ -117,6 +117,15 @@ def test_words_that_are_not_in_the_vocabulary_are_refused(tmp_path, line, messag
         recipes.read(tmp_path / "mine.py")
 
 
+def test_the_sample_of_the_contributing_page_is_a_card(tmp_path):
+    page = (Path(recipes.HERE).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    sample = page.split("```text\n")[1].split("```")[0]
+    (tmp_path / "dppo.py").write_text(f'"""{sample}"""\n')
+    card = recipes.read(tmp_path / "dppo.py")
+    assert card.name == "DPPO" and set(card.facets) == set(recipes.FACETS)
+    assert card.facets == recipes.describe("dppo").facets
+
+
 def test_what_a_recipe_is_made_of_is_read_from_its_source():
     assert {"gae", "over_denoising"} <= set(docs_recipes.parts("dppo", "advantages"))
     assert "group_relative" not in docs_recipes.parts("dppo", "advantages")

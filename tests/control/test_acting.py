@@ -98,7 +98,7 @@ def test_a_relay_freezes_every_set_as_it_is_and_only_where_something_is_frozen()
     policy = made()
     inner = policy.denoiser
     assert acting.relay(policy, None) == acting.relay(policy, 4) == 4 and policy.denoiser is inner
-    acting.whole(policy, "no")
+    acting.require_single_network(policy, "no")
     assert acting.learner(policy) is inner
     ema = policy.weights.snapshot("ema")
     acting.relay(policy, 1)
@@ -108,7 +108,7 @@ def test_a_relay_freezes_every_set_as_it_is_and_only_where_something_is_frozen()
     inner.net.bias.data.add_(5.0)  # type: ignore[union-attr]
     assert policy.denoiser.first.net.bias.tolist() == list(BIAS)  # type: ignore[union-attr]
     with pytest.raises(InvalidInputError, match="no, and frozen weights run the first denoising steps"):
-        acting.whole(policy, "no")
+        acting.require_single_network(policy, "no")
     for tuned in (0, 5):
         with pytest.raises(InvalidInputError, match="finetune_denoising_steps is between 1 and the 4"):
             acting.relay(made(), tuned)
@@ -150,7 +150,9 @@ def test_an_evaluated_policy_serves_the_first_actions_of_its_chunk() -> None:
 def test_what_is_executed_is_asked_for_or_carried_or_all_that_is_decoded() -> None:
     policy = made()
     assert acting.resolve_execute_horizon(policy) == acting.resolve_execute_horizon(policy, 3) == 3
-    assert acting.carry(policy, 2) == policy.weights.execute == acting.resolve_execute_horizon(policy) == 2
+    assert (
+        acting.set_execution_horizon(policy, 2) == policy.weights.execute == acting.resolve_execute_horizon(policy) == 2
+    )
     assert acting.resolve_execute_horizon(policy, 1) == 1
     short = replace(made(), codec=SimpleNamespace(execute=2))  # type: ignore[arg-type]
     assert acting.resolve_execute_horizon(short) == 2
@@ -164,15 +166,15 @@ def test_what_is_executed_is_asked_for_or_carried_or_all_that_is_decoded() -> No
 def test_a_policy_learns_without_its_control() -> None:
     policy = made().with_controller(nn.Identity())
     with pytest.warns(UserWarning, match=r"the policy has a controller \(Identity\)"):
-        acting.carry(policy)
+        acting.set_execution_horizon(policy)
     assert policy.weights.control is None and policy.weights.execute == 3
-    acting.alone(policy)  # a second warning would be an error
+    acting.remove_controller(policy)  # a second warning would be an error
 
 
 def test_a_policy_is_made_anew_only_of_a_network_of_this_package() -> None:
-    acting.renewable(made(MLP((3, 1), 1, 8)), "no")
+    acting.require_rebuildable_network(made(MLP((3, 1), 1, 8)), "no")
     with pytest.raises(InvalidInputError, match=r"no, and this policy's network is a .*Says"):
-        acting.renewable(made(), "no")
+        acting.require_rebuildable_network(made(), "no")
 
 
 MASKS: list[tuple[Any, list[list[int]]]] = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from denoiserl.control.acting import AdvantageEstimate, rollout_metrics, standard
+from denoiserl.control.acting import AdvantageEstimate, normalise_minibatch, rollout_metrics
 from denoiserl.control.value_baseline import estimate_advantages
 from denoiserl.data.rollout import Fault, Rollout
 from denoiserl.envs.reward_scale import RewardScale
@@ -62,5 +62,5 @@ def test_metrics_are_means_over_what_happened() -> None:
 
 
 def test_a_minibatch_of_one_is_left_as_it_is_and_others_are_standardised() -> None:
-    assert standard(torch.tensor([5.0])).tolist() == [5.0]
-    assert standard(torch.tensor([1.0, 5.0])).tolist() == [-1.0, 1.0]
+    assert normalise_minibatch(torch.tensor([5.0])).tolist() == [5.0]
+    assert normalise_minibatch(torch.tensor([1.0, 5.0])).tolist() == [-1.0, 1.0]

@@ -21,7 +21,7 @@ from denoiserl.core.rng import Rng
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset, validate_episode
 from denoiserl.envs import evaluate
-from denoiserl.envs.record import collect, constant, each, record
+from denoiserl.envs.record import batch_expert, collect, constant_dimensions, record
 from denoiserl.nn import MLP
 from denoiserl.processes import cosine, ddim
 
@@ -73,7 +73,7 @@ def test_every_frame_follows_from_the_one_before_by_the_recorded_action() -> Non
         assert bool(recorded.terminated[i]) is won and (len(done) == 6 or won)  # type: ignore[index]
         assert (float(after[-1, 0]) > 1) is won and bool((seen[:, 0] <= 1).all())
         assert float(demos.returns[i]) == pytest.approx(10 * won - len(done))  # type: ignore[index]
-    assert constant(demos) == [2]
+    assert constant_dimensions(demos) == [2]
 
 
 def test_episodes_are_the_same_for_any_number_of_copies_and_are_those_of_an_evaluation() -> None:
@@ -102,7 +102,7 @@ def test_frames_are_counted() -> None:
 
 
 def test_a_limit_cuts_and_says_so() -> None:
-    recorded = record(Walk, each(lambda o: np.zeros(1)), 4, max_episode_steps=3)
+    recorded = record(Walk, batch_expert(lambda o: np.zeros(1)), 4, max_episode_steps=3)
     assert recorded.demos.lengths.tolist() == [3] * 4 and not bool(recorded.terminated.any())  # type: ignore[union-attr]
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_recorded_is_refused() -> None:
         collect("CartPole-v1", noisy, 2)
     with pytest.raises(InvalidInputError, match=r"actions of shape \[4\]"):
         validate_episode("x", 0, np.zeros((4, 2)), np.zeros(4))
-    lost = record(Walk, each(lambda o: np.zeros(1)), 1, max_episode_steps=1)
+    lost = record(Walk, batch_expert(lambda o: np.zeros(1)), 1, max_episode_steps=1)
     with pytest.raises(InvalidInputError, match="no episode is left"):
         lost.successful()
 

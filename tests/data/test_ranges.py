@@ -19,7 +19,7 @@ from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, Running
 from denoiserl.data.ranges import compare, share
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.transitions import transitions
-from denoiserl.doctor.data import delay, ranges
+from denoiserl.doctor.data import check_data_ranges, delay
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.remarks import Remark, remarks
 from denoiserl.envs.units import reach
@@ -49,9 +49,9 @@ def test_an_outlier_is_told_by_dimension_row_episode_and_share(kind: Any) -> Non
     with pytest.warns(UserWarning, match="dimension 1 of the actions of toy: row 1234"):
         codec = ActionChunkCodec.fit(replace(demos(), actions=wrong))
     policy = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), demos(), 0)
-    assert ranges(replace(policy, codec=codec)).level == "warning"
-    assert ranges(policy).level == "ok"
-    told = ranges(policy, replace(demos(), actions=wrong))
+    assert check_data_ranges(replace(policy, codec=codec)).level == "warning"
+    assert check_data_ranges(policy).level == "ok"
+    told = check_data_ranges(policy, replace(demos(), actions=wrong))
     assert told.level == "warning" and "row 1234 (episode 61)" in told.message
 
 

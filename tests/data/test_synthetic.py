@@ -19,7 +19,7 @@ from denoiserl.data.synthetic import (
     TransitionGenerator,
     add_gaussian_noise,
     buffer_to_transitions,
-    part,
+    select,
     train_generator,
 )
 from denoiserl.data.transitions import Transitions
@@ -92,7 +92,7 @@ def test_a_killed_model_ends_where_a_whole_one_does(tmp_path) -> None:
 
 def test_unsure_ends_are_not_rows() -> None:
     layout = Layout.fit(system(500))
-    z = layout.encode(part(system(500), slice(0, 4)))
+    z = layout.encode(select(system(500), slice(0, 4)))
     z[:, -1] = torch.tensor([0.1, 0.3, 0.7, 0.95])
     parts, sure = layout.decode(z)
     assert sure.tolist() == [True, False, False, True]
@@ -186,7 +186,7 @@ def test_a_model_is_refused_where_more_than_nine_rows_in_ten_are_unsure(
     """Of the first 1000 rows that are drawn, ``sure`` say whether the episode ended; of the later ones, all."""
     data, drawn = system(500), list[int]()
     layout = Layout.fit(data)
-    z = layout.encode(part(data, slice(0, 1)))
+    z = layout.encode(select(data, slice(0, 1)))
 
     def made(denoise: Any, times: Any, event: Any, n: int, rng: Rng, **more: Any) -> torch.Tensor:
         x = z.repeat(n, 1)
@@ -197,7 +197,7 @@ def test_a_model_is_refused_where_more_than_nine_rows_in_ten_are_unsure(
         return x
 
     monkeypatch.setattr(synthetic, "heun", made)
-    maker = TransitionGenerator(torch.nn.Linear(1, 1), layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
+    maker = TransitionGenerator(torch.nn.Linear(1, 1), layout, select(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
     if refused:
         with pytest.raises(InvalidInputError, match=f"of 1000 sampled rows, only {sure} have a clear end"):
             maker.sample(1000, Rng(0))
@@ -223,10 +223,10 @@ def test_the_dropped_share_is_that_of_all_rows_that_were_drawn(monkeypatch: pyte
     """Every fourth row is unsure: a quarter is dropped, also where more were drawn than were wanted."""
     data = system(500)
     layout = Layout.fit(data)
-    z = layout.encode(part(data, slice(0, 4)))
+    z = layout.encode(select(data, slice(0, 4)))
     z[:, -1] = torch.tensor([0.0, 1.0, 0.5, 0.0])
     monkeypatch.setattr(synthetic, "heun", lambda denoise, times, event, n, rng, **more: z.repeat(n // 4, 1))
-    maker = TransitionGenerator(torch.nn.Linear(1, 1), layout, part(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
+    maker = TransitionGenerator(torch.nn.Linear(1, 1), layout, select(data, slice(0, 1)), SMALL)  # type: ignore[arg-type]
     for n in (4, 100, 1000):
         rows, dropped = maker.sample(n, Rng(0))
         assert len(rows) == n and dropped == 0.25

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Masked, Policy, Rng, time_grid
 from denoiserl.doctor.finding import run_check
-from denoiserl.doctor.network import alive, check_conditions, gradients
-from denoiserl.doctor.values import ranges
+from denoiserl.doctor.network import check_alive, check_conditions, gradients
+from denoiserl.doctor.values import check_ranges
 from denoiserl.nn import MLP
 from denoiserl.policy.codec import IdentityCodec, InfillCodec
 from denoiserl.processes import cosine, ddim
@@ -32,8 +32,8 @@ def mlp(zero: bool = False, null: bool = False, cond: int = 3) -> Policy:
 
 def test_a_network_that_answers_nothing_is_dead() -> None:
     cond = Rng(0).normal(32, 3)
-    assert alive(mlp(), Rng(1).normal(32, 2), cond, Rng(2)).level == "ok"
-    found = alive(mlp(zero=True), Rng(1).normal(32, 2), cond, Rng(2))
+    assert check_alive(mlp(), Rng(1).normal(32, 2), cond, Rng(2)).level == "ok"
+    found = check_alive(mlp(zero=True), Rng(1).normal(32, 2), cond, Rng(2))
     assert found.level == "error"
     assert "output is 0 for every state" in found.message
 
@@ -41,7 +41,7 @@ def test_a_network_that_answers_nothing_is_dead() -> None:
 def test_nan_weights_are_named() -> None:
     made = mlp()
     made.weights.module.net.leave.bias.data[0] = torch.nan  # type: ignore[union-attr]
-    assert "NaN" in alive(made, Rng(1).normal(32, 2), Rng(0).normal(32, 3), Rng(2)).message
+    assert "NaN" in check_alive(made, Rng(1).normal(32, 2), Rng(0).normal(32, 3), Rng(2)).message
 
 
 def test_a_condition_that_is_ignored_is_an_error() -> None:
@@ -129,26 +129,26 @@ def box(low: float, high: float, dim: int = 2) -> Any:
 
 def test_actions_are_compared_with_the_box() -> None:
     made, x = policy(Oracle(TWO, cosine, "v"), 2), TWO.sample(64, Rng(0))
-    assert ranges(made, x, x, box(-1.5, 1.5)).level == "ok"
-    outside = ranges(made, x, x, box(-0.5, 0.5))
+    assert check_ranges(made, x, x, box(-1.5, 1.5)).level == "ok"
+    outside = check_ranges(made, x, x, box(-0.5, 0.5))
     assert outside.level == "warning"
     assert "outside" in outside.message
-    assert "2 %" in ranges(made, x, x, box(-255.0, 255.0)).message
-    assert ranges(made, x, x, box(-1, 1, dim=3)).level == "error"
+    assert "2 %" in check_ranges(made, x, x, box(-255.0, 255.0)).message
+    assert check_ranges(made, x, x, box(-1, 1, dim=3)).level == "error"
     fixed = x.clone()
     fixed[:, 1] = 0.25
-    assert ranges(made, fixed, fixed, box(-1.5, 1.5)).message.endswith("[1]")
+    assert check_ranges(made, fixed, fixed, box(-1.5, 1.5)).message.endswith("[1]")
 
 
 def test_samples_have_about_unit_scale_and_are_finite() -> None:
     made, x = policy(Oracle(TWO, cosine, "v"), 2), TWO.sample(64, Rng(0))
-    assert ranges(made, x, x).level == "ok"
-    assert ranges(made, 100 * x, x).level == "warning"
-    assert ranges(made, x / 1000, x).level == "warning"
-    assert ranges(made, torch.ones_like(x), x).level == "error"
-    assert ranges(made, x, x.masked_fill(x == x.max(), torch.nan)).level == "error"
+    assert check_ranges(made, x, x).level == "ok"
+    assert check_ranges(made, 100 * x, x).level == "warning"
+    assert check_ranges(made, x / 1000, x).level == "warning"
+    assert check_ranges(made, torch.ones_like(x), x).level == "error"
+    assert check_ranges(made, x, x.masked_fill(x == x.max(), torch.nan)).level == "error"
     clipped = replace(made, process=Diffusion(cosine, ddim(1.0), clip=0.5))
-    assert "numbers are clipped" in ranges(clipped, x.clamp(-0.5, 0.5), x).remedy
+    assert "numbers are clipped" in check_ranges(clipped, x.clamp(-0.5, 0.5), x).remedy
 
 
 def test_pictures_outside_their_range_are_noticed_where_no_codec_clamps() -> None:
@@ -156,8 +156,8 @@ def test_pictures_outside_their_range_are_noticed_where_no_codec_clamps() -> Non
     process = Diffusion(cosine)
     made = Policy.of(process, GaussianDenoiser(net, cosine, "x0"), (3, 4, 4), process.steps(time_grid(2)))
     picture = Rng(0).uniform(16, 3, 4, 4) * 2 - 1
-    assert ranges(made, picture, picture).level == "ok"
-    assert ranges(made, 2 * picture, 2 * picture).level == "warning"
+    assert check_ranges(made, picture, picture).level == "ok"
+    assert check_ranges(made, 2 * picture, 2 * picture).level == "warning"
 
     @dataclass(frozen=True)
     class Clamps(IdentityCodec):
@@ -165,22 +165,26 @@ def test_pictures_outside_their_range_are_noticed_where_no_codec_clamps() -> Non
             return sample.clamp(-1, 1)
 
     held = replace(made, codec=Clamps())
-    assert ranges(held, 2 * picture, held.codec.decode(2 * picture)).level == "ok"
+    assert check_ranges(held, 2 * picture, held.codec.decode(2 * picture)).level == "ok"
 
 
 def test_tokens_are_in_the_vocabulary_and_no_mask_is_left() -> None:
     process = Masked(4)
     made = SimpleNamespace(process=process, event=(6,), codec=InfillCodec())
     tokens = Rng(0).integers(0, 4, 8, 6)
-    assert ranges(made, tokens, tokens).level == "ok"  # type: ignore[arg-type]
+    assert check_ranges(made, tokens, tokens).level == "ok"  # type: ignore[arg-type]
     left = tokens.clone()
     left[0, 0] = process.mask_token  # the mask's id is no token
-    assert ranges(made, left, left).level == "error"  # type: ignore[arg-type]
-    assert "vocabulary" in ranges(made, tokens + 5, tokens).message  # type: ignore[arg-type]
+    assert check_ranges(made, left, left).level == "error"  # type: ignore[arg-type]
+    assert "vocabulary" in check_ranges(made, tokens + 5, tokens).message  # type: ignore[arg-type]
 
 
 def test_the_healthy_generator_is_healthy() -> None:
     made, cond = generator(), PM.draw_prompts(32, Rng(0))
     x0 = drawn(made, cond)
-    for found in (alive(made, x0, cond, Rng(1)), check_conditions(made, x0, cond, cond, Rng(1)), ranges(made, x0, x0)):
+    for found in (
+        check_alive(made, x0, cond, Rng(1)),
+        check_conditions(made, x0, cond, cond, Rng(1)),
+        check_ranges(made, x0, x0),
+    ):
         assert found.level == "ok", found

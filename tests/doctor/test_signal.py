@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
-from denoiserl.doctor.signal import ask_reward, check_rewards, dead_share, episodes, groups, play
+from denoiserl.doctor.signal import ask_reward, check_rewards, dead_share, episodes, groups, play_episodes
 from denoiserl.envs import Collector
 from denoiserl.processes import cosine, ddim, with_min_std
 from tests.doctor.worlds import PM, generator
@@ -123,14 +123,14 @@ class Reach(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.ticks = 0
+        self.lengths = 0
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.ticks += 1
-        won = self.ticks == 1 and float(action[0]) > self.bar
+        self.lengths += 1
+        won = self.lengths == 1 and float(action[0]) > self.bar
         info = {"success": won} if self.says else {}
-        return np.zeros(1, np.float32), float(won and self.says), won, self.ticks == self.life, info
+        return np.zeros(1, np.float32), float(won and self.says), won, self.lengths == self.life, info
 
 
 class Normal(nn.Module):
@@ -155,7 +155,7 @@ def robot(floor: float = 0.05, event: tuple[int, ...] = (1, 1)) -> Policy:
 def played(env: Reach, serve: bool = False, made: Policy | None = None, most: int = 100) -> Any:
     stream = Collector(lambda: env.__class__(env.bar, env.life, env.says), 32)
     try:
-        return play(made or robot(), stream, 0, serve, most=most)
+        return play_episodes(made or robot(), stream, 0, serve, most=most)
     finally:
         stream.close()
 
@@ -165,7 +165,7 @@ def test_success_is_that_of_the_first_episode_of_every_copy() -> None:
     told = played(Reach(0.0))
     assert told.success is not None
     assert 0.15 < float(told.success.float().mean()) < 0.85
-    assert torch.equal(told.ticks, torch.where(told.success, 1, 3))
+    assert torch.equal(told.lengths, torch.where(told.success, 1, 3))
     assert torch.equal(told.timed, ~told.success)
     assert torch.equal(told.returns, told.success.float())
     found = episodes(told, None)
@@ -175,8 +175,8 @@ def test_success_is_that_of_the_first_episode_of_every_copy() -> None:
 
 def test_chunks_are_played_as_far_as_they_are_executed() -> None:
     stream = Collector(lambda: Reach(2.0, life=4), 8)
-    told = play(robot(event=(4, 1)), stream, 0, False, execute=2)
-    assert torch.equal(told.ticks, torch.full((8,), 4))
+    told = play_episodes(robot(event=(4, 1)), stream, 0, False, execute=2)
+    assert torch.equal(told.lengths, torch.full((8,), 4))
     stream.close()
 
 

@@ -47,7 +47,7 @@ def test_the_expert_succeeds_and_success_ends_the_episode():
 
 
 def test_bad_aim_fails():
-    assert demonstrations(TASK, 4, seed=0, flaws=ExpertNoise(aim=0.3)).statistics()["success"] < 1.0
+    assert demonstrations(TASK, 4, seed=0, flaws=ExpertNoise(goal_error=0.3)).statistics()["success"] < 1.0
 
 
 def test_unknown_tasks_are_refused_by_name():

@@ -13,7 +13,7 @@ from denoiserl.claims.imitation.lbm import ALPHA, measure
 from denoiserl.cli import main
 from denoiserl.core.errors import RunError
 from denoiserl.experiments import Study
-from denoiserl.experiments.claims import confirming, ledger, runner
+from denoiserl.experiments.claims import confirm, ledger, runner
 from denoiserl.experiments.claims.claim import BUDGETS, Claim, Condition, Simulation
 
 KEYS = {
@@ -125,24 +125,24 @@ def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_th
     monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
     monkeypatch.setattr(ledger, "RESULTS", tmp_path)
     with pytest.raises(RunError, match="no record to confirm"):
-        confirming.confirm("lbm")
+        confirm.confirm("lbm")
     record = runner.check("lbm")
     assert runner.write(record) == tmp_path / "imitation" / "lbm.json"
     monkeypatch.setattr(ledger, "reach", lambda *x: next(hashes))
     assert ledger.stale("lbm")
-    told, different = confirming.confirm("lbm")
+    told, different = confirm.confirm("lbm")
     assert not different and told["hash"] == "1" * 16 and told["confirmed"][0]["was"] == "0" * 16
     assert {k: v for k, v in told.items() if k not in ("hash", "confirmed")} == {
         k: v for k, v in record.items() if k != "hash"
     }
     changed = claimed(Condition("a", "b", 0.1), gap=0.2001)
     monkeypatch.setattr(ledger, "claim", lambda name: changed)
-    told, different = confirming.confirm("lbm")
+    told, different = confirm.confirm("lbm")
     assert told == record and different == [d for d in different if d.startswith("score of a")] and different
     assert main(["claim", "--confirm", "lbm"]) == 2 and "not confirmed" in capsys.readouterr().out
-    clocked = replace(changed, plan=lambda size: replace(changed.plan(size), metrics={"score": ("", confirming.RATES)}))
+    clocked = replace(changed, plan=lambda size: replace(changed.plan(size), metrics={"score": ("", confirm.RATES)}))
     monkeypatch.setattr(ledger, "claim", lambda name: clocked)
-    assert not confirming.confirm("lbm")[1], "what a clock measures is never the same twice"
+    assert not confirm.confirm("lbm")[1], "what a clock measures is never the same twice"
     monkeypatch.setattr(ledger, "claim", lambda name: made)
     assert main(["claim", "--confirm", "lbm"]) == 0 and "confirmed, holds" in capsys.readouterr().out
     monkeypatch.setattr(ledger, "reach", lambda *x: "1" * 16)
@@ -154,5 +154,5 @@ def test_confirming_takes_the_settings_that_tuning_chose():
     plan = ledger.claim("dppo").make_plan("laptop")
     assert isinstance(plan, Study)
     tuning = {"dppo": [{"settings": {"lr": 1.0}, "score": 0.1}, {"settings": {"lr": 2.0}, "score": 0.9}], "rwr": []}
-    arms = confirming.chosen(plan, tuning)
+    arms = confirm.chosen(plan, tuning)
     assert arms["dppo"].settings == {"lr": 2.0} and arms["rwr"] == plan.arms["rwr"]

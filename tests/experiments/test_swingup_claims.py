@@ -6,7 +6,7 @@ import torch
 
 from denoiserl.claims.offline_rl import pgd_guidance, synther_fidelity
 from denoiserl.core.rng import Rng
-from denoiserl.data.synthetic import Model, part
+from denoiserl.data.synthetic import Model, select
 from denoiserl.data.trajectories import Model as WindowModel
 from denoiserl.data.transitions import to_transitions
 from denoiserl.tasks import swingup as _swingup
@@ -21,7 +21,7 @@ def test_what_truly_follows_is_what_was_recorded() -> None:
 
 def test_the_nearest_neighbour_of_a_recorded_row_is_itself() -> None:
     rows = to_transitions(_swingup.record_episodes(10, 40, 0.5, Rng(0)))
-    some = part(rows, slice(0, 50))
+    some = select(rows, slice(0, 50))
     assert torch.equal(synther_fidelity.nearest(rows, some), some.next_obs)  # type: ignore[arg-type]
 
 

@@ -91,7 +91,7 @@ def test_render_puts_a_cell_where_it_belongs():
     assert set(lit[:, 0].tolist()) == {1}
     assert (int(lit[:, 1].min()), int(lit[:, 1].max())) == (4, 7)
     assert (int(lit[:, 2].min()), int(lit[:, 2].max())) == (8, 11)
-    assert shapes.words(scene) == "green square middle right"
+    assert shapes.describe_scene(scene) == "green square middle right"
 
 
 def test_prompts_are_a_code():

@@ -102,5 +102,5 @@ def test_the_answer_stays_and_the_std_beside_it_runs_from_the_least_to_the_most(
         assert told.extra["std"].flatten().tolist() == pytest.approx([middle, most, least], rel=1e-5)
         assert torch.equal(told.mean, 2 * x) and torch.equal(told.extra["value"], x[:, 0])
     for least, most in ((0.0, 0.4), (0.4, 0.1)):
-        with pytest.raises(ValueError, match="least"):
+        with pytest.raises(ValueError, match="min_std"):
             NoiseInjectedDenoiser(Answering(), noise, least, most)

@@ -179,7 +179,7 @@ def test_a_gaussian_head_starts_at_its_std_keeps_its_floor_and_is_saved(tmp_path
         assert torch.equal(a, b)
     assert torch.equal(loaded.generate(obs, Rng(7)), loaded.generate(obs, Rng(8))), "what is served is the mean"
     assert loaded.sample_chain(obs, Rng(7), use_eval_steps=True).log_prob.numel() == 0, "a mean has no density"
-    with pytest.raises(ValueError, match="0 <= least < std"):
+    with pytest.raises(ValueError, match="0 <= min_std < std"):
         GaussianHead(nn.Identity(), 1, 0.1, 0.1)
     with pytest.raises(ValueError, match="std_scale"):
         OneStep("categorical").steps(time_grid(1), 0.5)

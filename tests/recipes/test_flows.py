@@ -212,9 +212,9 @@ def test_injected_noise_lies_in_its_range_and_leaves_the_denoiser_alone() -> Non
     nn.init.normal_(noise.leave.weight, std=100.0)
     std = asked(made).extra["std"].detach()
     assert float(std.min()) == pytest.approx(0.1) and float(std.max()) == pytest.approx(0.4)
-    made.most = 0.2
+    made.max_std = 0.2
     assert float(asked(made).extra["std"].detach().max()) == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="0 < least <= most"):
+    with pytest.raises(ValueError, match="0 < min_std <= max_std"):
         NoiseInjectedDenoiser(inner, noise, 0.2, 0.1)
     with pytest.raises(ValueError, match="noise network returns"):
         asked(NoiseInjectedDenoiser(inner, MLP(3, 2, width=8, out=1), 0.1, 0.2))
@@ -234,7 +234,7 @@ def test_exploring_chains_replay_bit_by_bit_and_end_near_the_flow(steps: int) ->
     flown = made.sample_chain(cond, Rng(0), use_eval_steps=True, start=(z, 0)).sample
     gaps = []
     for size in (1e-2, 1e-4):
-        explorer.least = explorer.most = size
+        explorer.min_std = explorer.max_std = size
         gaps.append(float((noisy.sample_chain(cond, Rng(0), start=(z, 0)).sample - flown).abs().max()))
     assert gaps[0] < 0.2 and gaps[1] < 0.02 * gaps[0]
 

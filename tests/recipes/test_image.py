@@ -250,7 +250,7 @@ def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
 
 
 def test_pictures_are_shown_below_what_was_asked() -> None:
-    told = _shapes.look(_shapes.untrained_policy(TINY, 0), TINY, 0, 4)
+    told = _shapes.render_trials(_shapes.untrained_policy(TINY, 0), TINY, 0, 4)
     text, png = told["prompts.txt"], told["pictures.png"]
     assert isinstance(text, str) and len(text.splitlines()) == 4
     assert isinstance(png, bytes) and png.startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
 from denoiserl.control import value_baseline
-from denoiserl.control.acting import eval_actor, mask_unexecuted, standard
+from denoiserl.control.acting import eval_actor, mask_unexecuted, normalise_minibatch
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import RunningNormCodec
 from denoiserl.data.rollout import Rollout
@@ -146,7 +146,7 @@ def test_statistics_of_observations_that_begin_from_nothing_are_learned_as_it_ac
 def test_a_minibatch_of_one_decision_is_learned_from(name: str) -> None:
     rows = improve(name, METHODS[name][1](), batch_size=1, epochs=1, iterations=1)
     assert np.isfinite(rows[0]["loss/policy"])
-    assert torch.equal(standard(torch.tensor([3.0])), torch.tensor([3.0]))
+    assert torch.equal(normalise_minibatch(torch.tensor([3.0])), torch.tensor([3.0]))
 
 
 def test_steps_that_never_happened_do_not_widen_the_scale_of_rewards() -> None:

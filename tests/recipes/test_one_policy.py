@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, OneStep, Policy, Rng, time_grid
-from denoiserl.control.acting import carry, eval_actor
+from denoiserl.control.acting import eval_actor, set_execution_horizon
 from denoiserl.control.best_of_n import LatentController
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import RunningNormCodec, TanhCodec
@@ -96,7 +96,7 @@ DPPO = dppo.Args(iterations=1, num_envs=4, rollout_steps=4, batch_size=16, epoch
 
 def test_all_stages_execute_what_the_policy_carries() -> None:
     made, env = flow(), Counts(Near, 4, 1)
-    carry(made, 1)
+    set_execution_horizon(made, 1)
     for _ in gorl.improve(made, env, GORL, Rng(0)):
         pass
     assert set(env.asked) == {1} and eval_actor(made)(SEEN, Rng(0)).shape[1] == 1
@@ -117,7 +117,7 @@ def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> 
 
 def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_too() -> None:
     made = _kinds.squashed_gaussian((3, 1), 2, 16, 1, TanhCodec.from_box([-1.0], [1.0]), 0)
-    carry(made, 1)
+    set_execution_horizon(made, 1)
     env = Counts(Near, 1, 1)
     for _ in sac.improve(made, env, sac.Args(iterations=1, rollout_steps=4), Rng(0)):
         pass
@@ -147,10 +147,10 @@ def test_a_network_that_cannot_be_made_anew_is_refused_before_anything_is_played
 
 def test_a_doctor_plays_what_the_policy_carries() -> None:
     made, env = flow(), Counts(Near, 4, 1)
-    carry(made, 1)
-    signal.play(made, env, 0, True)
+    set_execution_horizon(made, 1)
+    signal.play_episodes(made, env, 0, True)
     assert set(env.asked) == {1}
-    signal.play(made, env, 0, True, 2)
+    signal.play_episodes(made, env, 0, True, 2)
     assert env.asked[-1] == 2
 
 

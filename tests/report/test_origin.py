@@ -18,7 +18,7 @@ from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import flat, to_json
 from denoiserl.experiments import experiment, runner
 from denoiserl.report.html import Code, Prose
-from denoiserl.report.provenance import command, load_run, paragraphs, reproduction_section, words
+from denoiserl.report.provenance import command, load_run, paragraphs, parse_description, reproduction_section
 
 
 def run(place: Path, **record: object) -> Path:
@@ -104,7 +104,11 @@ def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> No
     line = shlex.split(command(made))
     assert line[:3] == ["denoiserl", "run", "mine.py"]  # and not where it lay on this machine
     assert tyro.cli(program.Args, args=line[3:]) == args
-    assert (made.words.name, made.words.title, made.words.body) == ("MINE", "a program of my own", "It does this.")
+    assert (made.description.name, made.description.title, made.description.body) == (
+        "MINE",
+        "a program of my own",
+        "It does this.",
+    )
     assert any("folder of the recipe" in getattr(p, "text", "") for p in reproduction_section([made]).pieces)
 
 
@@ -122,7 +126,7 @@ def test_a_record_that_says_little_leaves_its_numbers(tmp_path: Path) -> None:
 
 def test_the_words_are_those_of_the_card() -> None:
     for name in recipes.names():
-        card, said = recipes.describe(name), words(recipes.load(name).__doc__ or "", name)
+        card, said = recipes.describe(name), parse_description(recipes.load(name).__doc__ or "", name)
         assert (said.name, said.title, said.fields["paper"], said.fields["signal"]) == (
             card.name,
             card.title,

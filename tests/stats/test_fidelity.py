@@ -10,7 +10,7 @@ import torch
 
 from denoiserl.core.rng import Rng
 from denoiserl.data.fidelity import correlations, fidelity, marginals, memorization, names, nearest_distances
-from denoiserl.data.synthetic import add_gaussian_noise, part
+from denoiserl.data.synthetic import add_gaussian_noise, select
 from denoiserl.data.transitions import Transitions
 
 A, B = torch.tensor([[0.9, 0.2], [-0.2, 0.9]]), torch.tensor([[0.1], [0.5]])
@@ -81,5 +81,5 @@ def test_a_true_sample_passes_and_each_fraud_is_named() -> None:
     shifted = fidelity(replace(true, reward=true.reward - 1), train, held_out, Rng(0), 120)
     assert "reward" in " ".join(shifted.warnings()) and "obs 0" not in " ".join(shifted.warnings())
 
-    few = fidelity(true, part(train, slice(0, 500)), held_out, Rng(0), 100)
+    few = fidelity(true, select(train, slice(0, 500)), held_out, Rng(0), 100)
     assert "500 rows" in " ".join(few.warnings())

@@ -18,21 +18,23 @@ from denoiserl.core.errors import InvalidInputError, RunError
 class PerPromptStatTracker:
     """Advantages from a window of recent rewards per prompt.
 
-        Âᵢ = (rᵢ − mean_w) / std_w,   w = the last ``window`` rewards of the prompt, the new ones included
+        Âᵢ = (rᵢ − mean_w) / std_w,   w = the last ``stat_window`` rewards of the prompt, the new ones included
 
-    A prompt with fewer than ``least`` rewards so far uses mean and std of the whole batch. Both std are population
+    A prompt with fewer than ``min_count`` rewards so far uses mean and std of the whole batch. Both std are population
     std (1/n). Rewards within 4 units in the last place of the largest one are a tie, and their advantage is 0. If a
-    batch holds more than ``window`` rewards of a prompt, the oldest leave the window, but get an advantage too;
+    batch holds more than ``stat_window`` rewards of a prompt, the oldest leave the window, but get an advantage too;
     ``forgotten`` is their number in the last batch. Use it when prompts come once or twice per batch; with groups of
     equal size ``group_relative`` needs no state. A run saves the state with its checkpoints.
 
     Prompts are strings, integers or tuples of them (or an integer tensor ``[B]``). DDPO, arXiv 2305.13301.
     """
 
-    def __init__(self, window: int = 32, least: int = 16) -> None:
-        if not 2 <= least <= window:
-            raise InvalidInputError(f"Need 2 <= least <= window, got least={least} and window={window}.")
-        self.window, self.least, self.forgotten = window, least, 0
+    def __init__(self, stat_window: int = 32, min_count: int = 16) -> None:
+        if not 2 <= min_count <= stat_window:
+            raise InvalidInputError(
+                f"Need 2 <= min_count <= stat_window, got min_count={min_count} and stat_window={stat_window}."
+            )
+        self.stat_window, self.min_count, self.forgotten = stat_window, min_count, 0
         self._seen: dict[Hashable, deque[float]] = {}
 
     def update(self, prompts: Sequence[Hashable] | Tensor, reward: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -56,11 +58,13 @@ class PerPromptStatTracker:
         if not fresh:
             raise InvalidInputError("No valid reward in the batch.")
         for key, new in fresh.items():
-            self._seen.setdefault(key, deque(maxlen=self.window)).extend(new)
+            self._seen.setdefault(key, deque(maxlen=self.stat_window)).extend(new)
 
-        self.forgotten = sum(max(len(new) - self.window, 0) for new in fresh.values())
+        self.forgotten = sum(max(len(new) - self.stat_window, 0) for new in fresh.values())
         batch = _moments([r for new in fresh.values() for r in new], reward.dtype)
-        at = {k: _moments(self._seen[k], reward.dtype) if len(self._seen[k]) >= self.least else batch for k in fresh}
+        at = {
+            k: _moments(self._seen[k], reward.dtype) if len(self._seen[k]) >= self.min_count else batch for k in fresh
+        }
         out = [
             (r - at[k][0]) / at[k][1] if ok and at[k][1] > 0 else 0.0
             for k, r, ok in zip(keys, reward.tolist(), live.tolist(), strict=True)
@@ -68,17 +72,18 @@ class PerPromptStatTracker:
         return torch.tensor(out, dtype=reward.dtype, device=reward.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return window, least and the rewards in the window; JSON keeps them exactly."""
-        return {"window": self.window, "least": self.least, "seen": [[k, list(v)] for k, v in self._seen.items()]}
+        """Return stat_window, min_count and the rewards in the window; JSON keeps them exactly."""
+        seen = [[k, list(v)] for k, v in self._seen.items()]
+        return {"stat_window": self.stat_window, "min_count": self.min_count, "seen": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict()``. Raise RunError if window or least differ from this object's."""
-        if (state["window"], state["least"]) != (self.window, self.least):
+        """Continue from ``state_dict()``. Raise RunError if stat_window or min_count differ from this object's."""
+        if (state["stat_window"], state["min_count"]) != (self.stat_window, self.min_count):
             raise RunError(
-                f"Saved with window={state['window']}, least={state['least']}; this run has window={self.window}, "
-                f"least={self.least}. Use the saved values or start fresh."
+                f"Saved with stat_window={state['stat_window']}, min_count={state['min_count']}; this run has "
+                f"stat_window={self.stat_window}, min_count={self.min_count}. Use the saved values or start fresh."
             )
-        self._seen = {_key(k): deque(v, maxlen=self.window) for k, v in state["seen"]}
+        self._seen = {_key(k): deque(v, maxlen=self.stat_window) for k, v in state["seen"]}
 
 
 def _key(prompt: Any) -> Hashable:

@@ -73,12 +73,12 @@ def claim(argv: list[str]) -> None:
 
 def _confirm(names: Sequence[str], args: ClaimOptions) -> None:
     """Repeat one seed of each stale record, and write those whose numbers are the same."""
-    from denoiserl.experiments.claims import confirming, ledger, runner
+    from denoiserl.experiments.claims import confirm, ledger, runner
 
     failed, stale = [], [name for name in names if ledger.stale(name)]
     for name in stale:
         jobs = count_cores() if args.jobs is None else args.jobs
-        record, different = confirming.confirm(name, None, jobs, args.progress and not args.json)
+        record, different = confirm.confirm(name, None, jobs, args.progress and not args.json)
         if different:
             failed.append(name)
             print(f"{name}: not confirmed. {'; '.join(different)}.")

@@ -83,7 +83,7 @@ def collect(argv: list[str]) -> None:
     from denoiserl.data.formats.any import write_as
     from denoiserl.envs.by_name import environment, has_script, record_expert
     from denoiserl.envs.frame_stack import newest
-    from denoiserl.envs.record import constant, noisy, record
+    from denoiserl.envs.record import constant_dimensions, record, with_action_noise
     from denoiserl.envs.remarks import remarks
 
     env = environment(args.env, args.max_episode_steps)
@@ -94,7 +94,7 @@ def collect(argv: list[str]) -> None:
         )
     act, env, history = (None, env, 1) if args.policy == EXPERT else _make_actor(args, env)
     if act is not None and args.action_noise:
-        act = noisy(act, _half_action_range(env), args.action_noise)
+        act = with_action_noise(act, _half_action_range(env), args.action_noise)
 
     def record_block(first: int, n: int, on_episode: Any) -> Any:
         if act is None:
@@ -114,7 +114,7 @@ def collect(argv: list[str]) -> None:
     if args.only_successes:
         found = found.successful()
     write_as(args.out, found, args.format, args.env if args.format == "lerobot" else args.env.rpartition("/")[2], fps)
-    kept, still = found.demos.statistics(), constant(found.demos)
+    kept, still = found.demos.statistics(), constant_dimensions(found.demos)
     if args.json:
         summary = {"out": str(args.out), "played": played, "kept": kept, "constant": still, "notes": notes}
         print(json.dumps(summary, indent=2))

@@ -162,7 +162,7 @@ def _split(args: UpsampleOptions) -> tuple[Any, Any, Any]:
     """Return the rows to learn from, the held-out rows, and the recording."""
     from denoiserl.core.rng import Rng
     from denoiserl.data.formats.any import read
-    from denoiserl.data.synthetic import part
+    from denoiserl.data.synthetic import select
     from denoiserl.data.transitions import to_transitions
 
     keys = [key.strip() for key in args.obs_keys.split(",") if key.strip()] or None
@@ -177,7 +177,7 @@ def _split(args: UpsampleOptions) -> tuple[Any, Any, Any]:
         raise Misuse(f"{args.data} holds {len(rows)} transitions, too few for a model: record at least 20.")
     if count < 20:  # too few to give some away whole
         index = order.permutation(len(rows))
-        return part(rows, index[len(rows) // 10 :]), part(rows, index[: len(rows) // 10]), recorded
+        return select(rows, index[len(rows) // 10 :]), select(rows, index[: len(rows) // 10]), recorded
     away = recorded.demos.ends.new_zeros(count).bool()
     away[order.permutation(count)[: count // 10]] = True
     return to_transitions(recorded.take(~away)), to_transitions(recorded.take(away)), recorded

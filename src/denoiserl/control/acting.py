@@ -99,7 +99,7 @@ def learner(policy: Policy) -> Denoiser:
     return made.last if isinstance(made, Relay) else made
 
 
-def whole(policy: Policy, why: str) -> None:
+def require_single_network(policy: Policy, why: str) -> None:
     """Raise InvalidInputError if frozen weights run some of the policy's denoising steps; ``why`` they must not."""
     if isinstance(policy.denoiser, Relay):
         raise InvalidInputError(
@@ -108,7 +108,7 @@ def whole(policy: Policy, why: str) -> None:
         )
 
 
-def renewable(policy: Policy, why: str) -> None:
+def require_rebuildable_network(policy: Policy, why: str) -> None:
     """Raise InvalidInputError if the policy's network, of another package, cannot be built again; ``why`` it has to
     be."""
     if (other := foreign(to_config(policy.denoiser))) is not None:
@@ -173,17 +173,17 @@ def resolve_execute_horizon(policy: Policy, execute: int | None = None) -> int:
     return execute
 
 
-def carry(policy: Policy, execute: int | None = None) -> int:
+def set_execution_horizon(policy: Policy, execute: int | None = None) -> int:
     """Store in the policy how many actions of a chunk are executed, in place, and return the number.
 
-    ``eval_actor`` executes that many too, also after loading. A controller is removed (see ``alone``).
+    ``eval_actor`` executes that many too, also after loading. A controller is removed (see ``remove_controller``).
     """
-    alone(policy)
+    remove_controller(policy)
     policy.weights.execute = resolve_execute_horizon(policy, execute)
     return policy.weights.execute
 
 
-def alone(policy: Policy, name: str = "the policy") -> None:
+def remove_controller(policy: Policy, name: str = "the policy") -> None:
     """Remove the policy's controller, in place, with a warning.
 
     It does not learn with the policy, and would continue to choose or replace its plans.
@@ -224,13 +224,13 @@ def mean_log_prob(law: Any, y: Tree) -> Tensor:
 
 
 def on_policy(law: Any, y: Tree, chain: Chain) -> None:
-    """Raise OffPolicy if rescoring the whole chain, executed or not, differs from its log-probabilities (per
+    """Raise OffPolicyError if rescoring the whole chain, executed or not, differs from its log-probabilities (per
     factor)."""
     law = replace(law, mask=None)
     assert_on_policy(mean_log_prob(law, y), chain.log_prob / law.num_factors)
 
 
-def standard(advantages: Tensor) -> Tensor:
+def normalise_minibatch(advantages: Tensor) -> Tensor:
     """Return normalised advantages of a minibatch; a single one unchanged, as it has no std."""
     return normalise(advantages) if advantages.numel() > 1 else advantages
 

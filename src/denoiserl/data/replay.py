@@ -79,8 +79,8 @@ class ReplayBuffer:
         total = int(flat.sum())
         if total > self.capacity:
             raise InvalidInputError(
-                f"{total} decisions were collected at once and the buffer holds {self.capacity}: raise capacity, or "
-                "collect fewer steps at a time"
+                f"{total} decisions were collected at once and the buffer holds {self.capacity}"
+                ": raise buffer_size (--buffer-size), or collect fewer steps at a time"
             )
         index = torch.nonzero(flat).flatten()
         rows = {k: tree_map(lambda v: v.to(self.device).flatten(0, 1)[index], v) for k, v in given.items()}

@@ -197,7 +197,7 @@ def train_generator(
         batch=model.batch_size, lr=model.lr, warmup=model.num_updates // 20, ema=EMA(denoise, most=model.ema_decay),
         run=run,
     )  # fmt: skip
-    return TransitionGenerator(denoise, layout, part(data, slice(0, 1)), model)
+    return TransitionGenerator(denoise, layout, select(data, slice(0, 1)), model)
 
 
 def train_generator_now(
@@ -217,14 +217,14 @@ def add_gaussian_noise(data: Transitions, n: int, std: float, rng: Rng | int) ->
     rng = as_rng(rng)
     layout = Layout.fit(data)
     at = rng.integers(0, len(data), n)
-    z = layout.encode(part(data, at))
+    z = layout.encode(select(data, at))
     blur = [torch.full((f.size,), std if f.kind in ("continuous", "quantile", "circle", "angle") else 0.0)
             for _, g in layout.fields for f in g.fields]  # fmt: skip
     parts, _ = layout.decode(z + torch.cat(blur) * rng.normal(*z.shape))
     return rows([parts], data)
 
 
-def part(data: Transitions, index: Any) -> Transitions:
+def select(data: Transitions, index: Any) -> Transitions:
     """Return the rows of an index."""
     names = ("obs", "action", "reward", "discount", "next_obs", "terminated", "length")
     return replace(data, **{k: getattr(data, k)[index] for k in names})

@@ -19,7 +19,7 @@ from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, batch_size, first, index_rows, tree_map
 from denoiserl.data import ActionChunkCodec, Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.doctor import cost, network, reading, signal, steps, values
+from denoiserl.doctor import cost, network, prediction_type, signal, steps, values
 from denoiserl.doctor import data as recorded
 from denoiserl.doctor.finding import Finding, Level, print_findings, run_check, worst
 from denoiserl.envs import Collector
@@ -126,17 +126,17 @@ def _examine(
     if data is not None:
         encoded = (first(policy.codec.encode(data[0])), policy.codec.condition(data[1]))
     spec = None if env is None else env.spec
-    add(run_check("ranges", recorded.ranges, policy, recording, spec))
+    add(run_check("ranges", recorded.check_data_ranges, policy, recording, spec))
     if isinstance(recording, EpisodeDataset):
         add(run_check("rewards in time", recorded.delay, recording))
-    add(run_check("network", network.alive, policy, serve, given, rng))
-    add(run_check("prediction", reading.prediction, policy, serve, given, rng, encoded))
+    add(run_check("network", network.check_alive, policy, serve, given, rng))
+    add(run_check("prediction", prediction_type.prediction, policy, serve, given, rng, encoded))
     add(run_check("condition", network.check_conditions, policy, serve, cond, given, rng))
-    add(run_check("values", values.ranges, policy, serve, decoded, spec))
+    add(run_check("values", values.check_ranges, policy, serve, decoded, spec))
     add(run_check("densities", steps.densities, chain))
     spread = serve.float().std(0).mean()
     add(run_check("noise", steps.exploration, policy, spread))
-    add(run_check("train against serve", steps.train_vs_eval_samples, policy, chain.sample[::2], serve[1::2], rng))
+    add(run_check("train against eval", steps.train_vs_eval_samples, policy, chain.sample[::2], serve[1::2], rng))
     add(run_check("first ratio", steps.first_ratio, policy, chain, rng))
     add(run_check("gradients", network.gradients, policy, chain, rng))
     add(run_check("memory", cost.memory, policy, chain, rows_a_step))
@@ -164,8 +164,8 @@ def _examine(
 
 def _success(policy: Policy, env: Collector, rng: Rng, execute: int | None) -> Finding:
     seed = int(rng.integers(0, 2**31 - 1, 1)[0])
-    train = signal.play(policy, env, seed, False, execute)
-    serve = None if policy.train_steps is policy.eval_steps else signal.play(policy, env, seed, True, execute)
+    train = signal.play_episodes(policy, env, seed, False, execute)
+    serve = None if policy.train_steps is policy.eval_steps else signal.play_episodes(policy, env, seed, True, execute)
     return signal.episodes(train, serve)
 
 

@@ -21,7 +21,7 @@ MOST = 20_000
 """largest number of rows of a fit"""
 
 
-def ranges(policy: Policy, data: EpisodeDataset | Demonstrations | None = None, spec: Any = None) -> Finding:
+def check_data_ranges(policy: Policy, data: EpisodeDataset | Demonstrations | None = None, spec: Any = None) -> Finding:
     """Find outliers and dimensions that hardly move, in the codec's fit and in ``data``.
 
     Also compare the actions of ``data`` with the environment's bounds (``Collector.spec``).

@@ -50,7 +50,7 @@ def check_conditions(policy: Policy, x0: Tensor, cond: Tree, given: Tree, rng: R
 
 
 @torch.no_grad()
-def alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng | int) -> Finding:
+def check_alive(policy: Policy, x0: Tensor, given: Tree, rng: Rng | int) -> Finding:
     """Check that the raw output of the network depends on the state and on the time."""
     rng = as_rng(rng, policy.device)
     name, denoise = "network", policy.denoiser

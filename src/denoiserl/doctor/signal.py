@@ -146,7 +146,7 @@ def ask_reward(policy: Policy, reward: Reward, sample: Tree, prompts: Tree) -> T
         return total.masked_fill(~total.isfinite(), torch.nan)
 
 
-class Played(NamedTuple):
+class EpisodeOutcomes(NamedTuple):
     """The first episode of each environment, [B] each; ``over``: it ended, ``timed``: by the time limit.
 
     ``success`` is None if the environment never reports it.
@@ -154,14 +154,14 @@ class Played(NamedTuple):
 
     success: Tensor | None
     returns: Tensor
-    ticks: Tensor
+    lengths: Tensor
     over: Tensor
     timed: Tensor
 
 
-def play(
+def play_episodes(
     policy: Policy, env: Collector, seed: int, serve: bool, execute: int | None = None, most: int = 1000
-) -> Played:
+) -> EpisodeOutcomes:
     """Run one episode per environment, with start states and noise of ``seed``, for at most ``most`` steps."""
     rng, execute = Rng(seed, policy.device), policy.weights.execute if execute is None else execute
 
@@ -171,24 +171,24 @@ def play(
         return (sample[:, :execute] if chunk else sample), None
 
     n = env.num_envs
-    returns, ticks = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
+    returns, lengths = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
     over, timed = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
     success: Tensor | None = None
     with no_usage_counting(), torch.no_grad():
         env.on_checkpoint(0)
-        while not bool(over.all()) and int(ticks.max()) < most:
+        while not bool(over.all()) and int(lengths.max()) < most:
             ep = env.collect(act, 1, rng)
             now, done = ~over & ep.valid[0], ep.done[0] & ~over & ep.valid[0]
             returns = torch.where(now, ep.info["return"][0], returns)
-            ticks = torch.where(now, ep.info["length"][0], ticks)
+            lengths = torch.where(now, ep.info["length"][0], lengths)
             if "success" in ep.info:
                 success = torch.zeros(n, dtype=torch.bool) if success is None else success
                 success = success | (ep.info["success"][0] & now)
             over, timed = over | done, timed | (done & ~ep.terminated[0])
-    return Played(success, returns, ticks, over, timed)
+    return EpisodeOutcomes(success, returns, lengths, over, timed)
 
 
-def episodes(train: Played, serve: Played | None, most: int = 1000) -> Finding:
+def episodes(train: EpisodeOutcomes, serve: EpisodeOutcomes | None, most: int = 1000) -> Finding:
     """Check success (or return) of the policy under training steps and under eval steps."""
     name = "success"
     if not bool(train.over.all()):
@@ -198,7 +198,9 @@ def episodes(train: Played, serve: Played | None, most: int = 1000) -> Finding:
             f"{int((~train.over).sum())} of {len(train.over)} episodes did not end in {most} steps",
             "Give the environment a time limit (gymnasium's TimeLimit): returns without an end cannot be compared.",
         )
-    ends = f"{float(train.ticks.float().mean()):.0f} steps, {float(train.timed.float().mean()):.0%} ended by time limit"
+    ends = (
+        f"{float(train.lengths.float().mean()):.0f} steps, {float(train.timed.float().mean()):.0%} ended by time limit"
+    )
     if train.success is None:
         interval, _ = auto_interval(train.returns)
         said = f"success is not reported; return {interval:.3g} ({ends})"

@@ -103,7 +103,7 @@ def energy(one: Tensor, other: Tensor, rng: Rng | int, draws: int = 200) -> tupl
 
 def train_vs_eval_samples(policy: Policy, train: Tensor, serve: Tensor, rng: Rng | int) -> Finding:
     """Compare samples [n, *event] of training steps with those of eval steps, in model units, for equal conditions."""
-    name = "train against serve"
+    name = "train against eval"
     if policy.train_steps is policy.eval_steps:
         return Finding(name, "ok", "training and eval steps are the same")
     if not train.is_floating_point():

@@ -14,7 +14,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes import Autoregressive, Diffusion, Masked
 
 
-def ranges(policy: Policy, sample: Tensor, decoded: Tensor, spec: Any = None) -> Finding:
+def check_ranges(policy: Policy, sample: Tensor, decoded: Tensor, spec: Any = None) -> Finding:
     """Check samples in model units and in data units: finite, of sane scale, inside bounds and vocabularies.
 
     ``spec``: ``Collector.spec`` of the environment, if there is one.

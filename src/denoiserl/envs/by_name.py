@@ -29,7 +29,7 @@ from denoiserl.envs.pixels import PixelObservation, offscreen
 from denoiserl.envs.pusht import SIZE, PushT
 from denoiserl.envs.pusht_expert import demonstrations as pusht_demonstrations
 from denoiserl.envs.pusht_expert import record as pusht_record
-from denoiserl.envs.record import each, noisy, record
+from denoiserl.envs.record import batch_expert, record, with_action_noise
 
 META, PUSHT, LEROBOT, SEEN = "metaworld:", "pusht", "lerobot:pusht", "pixels:"
 META_STEPS, PUSHT_STEPS = 105, 300
@@ -128,8 +128,8 @@ def record_expert(
     """
     plain, pictures = word.removeprefix(SEEN), word.startswith(SEEN)
     if plain.startswith(META):
-        decide = each(metaworld_expert(plain.removeprefix(META)).get_action)
-        decide = noisy(decide, 1.0, noise) if noise else decide
+        decide = batch_expert(metaworld_expert(plain.removeprefix(META)).get_action)
+        decide = with_action_noise(decide, 1.0, noise) if noise else decide
         if not pictures:
             return record(
                 environment(plain, max_episode_steps), decide, n, seed, num_envs, on_progress=on_progress, first=first

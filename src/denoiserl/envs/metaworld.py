@@ -123,13 +123,13 @@ class MetaWorld:
 class ExpertNoise:
     """Errors of a scripted expert.
 
-    ``aim``: std of the expert's error of the object and goal positions in metres (half of it vertically), drawn per
-    episode, as from a badly calibrated camera. ``slip``: std of the noise added to its command before the arm moves;
-    the command is recorded, not the executed action.
+    ``goal_error``: std of the expert's error of the object and goal positions in metres (half of it vertically), drawn
+    per episode, as from a badly calibrated camera. ``action_noise``: std of the noise added to its command before the
+    arm moves; the command is recorded, not the executed action.
     """
 
-    aim: float = 0.0
-    slip: float = 0.0
+    goal_error: float = 0.0
+    action_noise: float = 0.0
 
 
 HAND, OBJECT, GOAL = 4, slice(4, 7), slice(36, 39)
@@ -165,8 +165,8 @@ def demonstrations(
     episodes, success = [], []
     for i in range(n):
         rng = Rng.rows([seed * 1_000_003 + i])
-        believed = (flaws.aim * rng.normal(1, 2, 3)[0] * torch.tensor([1.0, 1.0, 0.5])).numpy()
-        slips = (flaws.slip * rng.normal(1, horizon, 4)[0]).numpy()
+        believed = (flaws.goal_error * rng.normal(1, 2, 3)[0] * torch.tensor([1.0, 1.0, 0.5])).numpy()
+        slips = (flaws.action_noise * rng.normal(1, horizon, 4)[0]).numpy()
         observation, _ = env.reset(seed=(seed * 1_000_003 + i) % 2**31)
         seen, done, won = [], [], False
         for step in range(horizon):

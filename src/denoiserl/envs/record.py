@@ -23,7 +23,7 @@ from denoiserl.data.demos import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor
 
 
-def noisy(act: Callable[[Any, Rng], Any], half: Tensor | float, std: float) -> Callable[[Any, Rng], Tensor]:
+def with_action_noise(act: Callable[[Any, Rng], Any], half: Tensor | float, std: float) -> Callable[[Any, Rng], Tensor]:
     """Return ``act`` with N(0, (``std`` · ``half``)²) added to every action; ``half`` [d]: half the action range."""
 
     def acted(obs: Any, rng: Rng) -> Tensor:
@@ -117,8 +117,8 @@ def collect(
     return record(env, act, episodes, seed, num_envs).demos
 
 
-def each(decide: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any, Rng], Tensor]:
-    """Return ``act`` of an expert that takes one flat observation: ``each(expert("reach-v3").get_action)``."""
+def batch_expert(decide: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any, Rng], Tensor]:
+    """Return ``act`` of an expert that takes one flat observation: ``batch_expert(expert("reach-v3").get_action)``."""
 
     def act(obs: Tensor, rng: Rng) -> Tensor:
         with warnings.catch_warnings():
@@ -199,7 +199,7 @@ def _round(
     return rows, notes
 
 
-def constant(demos: Demonstrations) -> list[int]:
+def constant_dimensions(demos: Demonstrations) -> list[int]:
     """Return the dimensions of flat observations that never change: normalisers map them to 0."""
     parts = [v.flatten(1) for v in leaves(demos.observations)]
     flat = torch.cat([p.float() for p in parts], 1)

@@ -57,7 +57,7 @@ INPUTS = ("image", "mask", "control", "adapter", "pag_", "video", "frame", "audi
 """Parts of the names of inputs beside a prompt."""
 
 
-def plain(model: Any) -> nn.Module:
+def unwrap_adapters(model: Any) -> nn.Module:
     """Return the model under its adapters and its compilation, if it has any."""
     while True:
         inner = model._modules.get("_orig_mod") if isinstance(model, nn.Module) else None
@@ -82,7 +82,7 @@ def flow_levels(model: Any, dynamic: bool, given: float | None, levels: int = 10
     Raise RunError for a network that runs from data to noise, and for an unknown one without ``given``, or whose
     scheduler's shift depends on the picture (``dynamic``): each family has its own rule for that.
     """
-    name = type(plain(model)).__name__
+    name = type(unwrap_adapters(model)).__name__
     if name in REVERSE:
         raise RunError(
             f"a {name} reads 1 − σ or returns data minus noise: wrap it in a module that reads levels · σ and returns "
@@ -109,7 +109,7 @@ def flow_levels(model: Any, dynamic: bool, given: float | None, levels: int = 10
 
 def needs(model: Any) -> tuple[str, ...]:
     """Return the required arguments of a network beside state, timestep and text."""
-    base = plain(model)
+    base = unwrap_adapters(model)
     signature = inspect.signature(base.forward).parameters.items()
     found = [k for k, p in signature if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     found += NEEDS.get(type(base).__name__, ())
@@ -132,7 +132,7 @@ def fits(model: Any, height: int, width: int, factor: int) -> int:
     ``factor``: pixels per number of the state. Raise RunError if a state of this size does not divide into patches, or
     has too many.
     """
-    base = plain(model)
+    base = unwrap_adapters(model)
     patch, most = read_setting(base, "patch_size") or 1, read_setting(base, "pos_embed_max_size")
     if height % patch or width % patch:
         raise RunError(
@@ -166,10 +166,10 @@ def check(pipeline: Any) -> None:
         signature = inspect.signature(pipeline).parameters
         taken = [k for k in signature if "ip_adapter" not in k and not k.endswith("_per_prompt")]
         extra += [k for k in taken if any(word in k for word in INPUTS) and k not in extra]
-    if read_setting(plain(model), "time_cond_proj_dim") is not None:
+    if read_setting(unwrap_adapters(model), "time_cond_proj_dim") is not None:
         extra.append("timestep_cond (guidance that its network was distilled with)")
-    adapted = "image" in str(read_setting(plain(model), "encoder_hid_dim_type"))
-    if adapted or getattr(plain(model), "image_proj", None) is not None:
+    adapted = "image" in str(read_setting(unwrap_adapters(model), "encoder_hid_dim_type"))
+    if adapted or getattr(unwrap_adapters(model), "image_proj", None) is not None:
         extra.append("ip_adapter_image (an IP-Adapter is loaded)")
     if extra:
         raise RunError(

@@ -16,7 +16,7 @@ from denoiserl.processes.denoiser import Denoiser, Estimate
 class Actor(Denoiser):
     """A Gaussian policy: ``net`` returns [B, ..., 2 d], μ and y of decisions [B, ..., d].
 
-        a ~ N(μ(c), diag(σ(c)²)),   log σ = log least + (log most − log least) (1 + tanh(y + y₀)) / 2
+        a ~ N(μ(c), diag(σ(c)²)),   log σ = log min_std + (log max_std − log min_std) (1 + tanh(y + y₀)) / 2
 
     The bounds keep the density finite. y = 0, near the output of untrained networks, is a std of ``start`` (None: 1,
     whose tanh covers most of the action range, or the geometric mean of bounds that do not contain 1). For a σ that
@@ -24,17 +24,17 @@ class Actor(Denoiser):
     Perceptrons need no time: ``MLP((1, d), out=(1, 2 * d), time=0)``.
     """
 
-    def __init__(self, net: nn.Module, least: float = 7e-3, most: float = 7.0, start: float | None = None) -> None:
+    def __init__(self, net: nn.Module, min_std: float = 7e-3, max_std: float = 7.0, start: float | None = None) -> None:
         super().__init__()
-        if not 0 < least < most:
-            raise RunError(f"the bounds of a std are 0 < least < most, not {least} and {most}")
+        if not 0 < min_std < max_std:
+            raise RunError(f"the bounds of a std are 0 < min_std < max_std, not {min_std} and {max_std}")
         if start is None:
-            start = 1.0 if least < 1 < most else math.sqrt(least * most)
-        if not least < start < most:
-            raise RunError(f"a std starts between its bounds {least} and {most}, not at {start}")
-        self.config = {"net": net, "least": least, "most": most, "start": start}
-        self.net, self.least, self.most, self.start = net, least, most, start
-        low, high = math.log(least), math.log(most)
+            start = 1.0 if min_std < 1 < max_std else math.sqrt(min_std * max_std)
+        if not min_std < start < max_std:
+            raise RunError(f"a std starts between its bounds {min_std} and {max_std}, not at {start}")
+        self.config = {"net": net, "min_std": min_std, "max_std": max_std, "start": start}
+        self.net, self.min_std, self.max_std, self.start = net, min_std, max_std, start
+        low, high = math.log(min_std), math.log(max_std)
         self.shift = math.atanh(2 * (math.log(start) - low) / (high - low) - 1)
 
     def embed_condition(self, cond: Any) -> Any:
@@ -54,5 +54,5 @@ class Actor(Denoiser):
                 f"of {2 * x.shape[-1]}"
             )
         mean, spread = out.chunk(2, -1)
-        low, high = math.log(self.least), math.log(self.most)
+        low, high = math.log(self.min_std), math.log(self.max_std)
         return Estimate(mean, {"std": (low + 0.5 * (high - low) * (1 + torch.tanh(spread + self.shift))).exp()})

@@ -104,25 +104,27 @@ class OneStep(Process):
 class GaussianHead(Denoiser):
     """A Gaussian policy: ``net`` returns the mean; the std of each of ``size`` dimensions is a parameter.
 
-        a ~ N(net(c), diag(σ²)),   σ² = least² + exp(2 θ),   θ [size] does not depend on the state
+        a ~ N(net(c), diag(σ²)),   σ² = min_std² + exp(2 θ),   θ [size] does not depend on the state
 
-    The floor ``least`` keeps exploration and ratios finite, and is smooth, so the gradient never vanishes abruptly.
+    The floor ``min_std`` keeps exploration and ratios finite, and is smooth, so the gradient never vanishes abruptly.
     ``std`` is the initial σ. Perceptrons need no time: ``MLP(..., time=0)``; with ``zero=True`` the mean starts at 0.
     """
 
-    def __init__(self, net: nn.Module, size: int, std: float = 1.0, least: float = 0.0) -> None:
+    def __init__(self, net: nn.Module, size: int, std: float = 1.0, min_std: float = 0.0) -> None:
         super().__init__()
         require_network(net)
-        if not 0 <= least < std:
-            raise InvalidInputError(f"std starts above its floor: 0 <= least < std, not least={least} and std={std}")
-        self.config = {"net": net, "size": size, "std": std, "least": least}
-        self.net, self.least = net, least
-        self.log_std = nn.Parameter(torch.full((size,), 0.5 * math.log(std**2 - least**2)))
+        if not 0 <= min_std < std:
+            raise InvalidInputError(
+                f"std starts above its floor: 0 <= min_std < std, not min_std={min_std} and std={std}"
+            )
+        self.config = {"net": net, "size": size, "std": std, "min_std": min_std}
+        self.net, self.min_std = net, min_std
+        self.log_std = nn.Parameter(torch.full((size,), 0.5 * math.log(std**2 - min_std**2)))
 
     @property
     def std(self) -> Tensor:
         """Return σ [size]."""
-        return (self.least**2 + (2 * self.log_std).exp()).sqrt()
+        return (self.min_std**2 + (2 * self.log_std).exp()).sqrt()
 
     def embed_condition(self, cond: Any) -> Any:
         """Return the network's own embedding of the condition."""

@@ -85,7 +85,7 @@ FACETS = {
         "autoregressive": "one token after the other",
     },
     "likelihood": {
-        "replay": "of the recorded steps, scored again",
+        "rescore": "of the recorded steps, scored again",
         "elbo": "a bound on that of the result, from noising it again",
         "none": "not needed",
     },

@@ -21,7 +21,7 @@ RUNNING = {"device": "cpu", "precision": "float32", "threads": 1, "save_every": 
 
 
 @dataclass(frozen=True)
-class Words:
+class Description:
     """The parts of a recipe's docstring: a name, a sentence, fields (``paper``, ``signal``) and paragraphs."""
 
     name: str
@@ -58,8 +58,8 @@ class Run:
         return self.record.get("seed")
 
     @cached_property
-    def words(self) -> Words:
-        return words(str(self.about.get("doc", "")), self.method)
+    def description(self) -> Description:
+        return parse_description(str(self.about.get("doc", "")), self.method)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -114,19 +114,19 @@ def load_run(folder: Path | str) -> Run:
     return Run(folder, record, read_metrics(file, DRAWN) if file.exists() else [])
 
 
-def words(doc: str, name: str) -> Words:
+def parse_description(doc: str, name: str) -> Description:
     """Split a docstring that begins with ``NAME: title`` and lines ``key: value``; any other is all body."""
     lines = "\n".join([*doc.strip().splitlines()[:1], *_dedented(doc.strip().splitlines()[1:])]).splitlines()
     head = re.fullmatch(r"([^:]+): (.+)", lines[0]) if lines else None
     if not head:
-        return Words(name, body="\n".join(lines))
+        return Description(name, body="\n".join(lines))
     fields: dict[str, str] = {}
     rest = lines[1:]
     while rest and (not rest[0].strip() or re.fullmatch(r"[a-z]+: .+", rest[0])):
         key, _, value = rest.pop(0).partition(": ")
         if value:
             fields[key] = value.strip()
-    return Words(head[1].strip(), head[2].strip(), fields, "\n".join(rest).strip())
+    return Description(head[1].strip(), head[2].strip(), fields, "\n".join(rest).strip())
 
 
 def paragraphs(text: str) -> list[Piece]:
@@ -173,7 +173,7 @@ def flag(name: str, value: Any) -> list[str]:
 
 def about(run: Run) -> list[Piece]:
     """Return the method in a sentence, and its recipe's docstring, folded."""
-    recipe = run.words
+    recipe = run.description
     paper = recipe.fields.get("paper", "")
     learned = {
         "env": "from an environment",

@@ -59,7 +59,7 @@ def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) 
         settings_section(run),
         reproduction_section(runs),
     ]
-    return page(f"{run.words.name}: {run.name}", sections, lead(run))
+    return page(f"{run.description.name}: {run.name}", sections, lead(run))
 
 
 def lead(run: Run) -> str:

@@ -29,7 +29,7 @@ def runs_page(runs: Sequence[Run], limit: float = 30.0) -> str:
     if len(set(folders)) < len(folders):
         raise RunError("A run is given twice: give every folder once.")
     arms = group_by_arm(runs)
-    methods = list(dict.fromkeys(run.words.name for run in runs))
+    methods = list(dict.fromkeys(run.description.name for run in runs))
     sections = [
         overview(arms),
         *results(arms),
@@ -67,7 +67,7 @@ def by_method(arms: Mapping[str, list[Run]]) -> dict[str, dict[str, list[Run]]]:
     """Group arms by recipe; arms of one recipe have the same metrics."""
     found: dict[str, dict[str, list[Run]]] = {}
     for name, each in arms.items():
-        found.setdefault(each[0].words.name, {})[name] = each
+        found.setdefault(each[0].description.name, {})[name] = each
     return found
 
 
@@ -263,8 +263,8 @@ def pictures(runs: Sequence[Run], limit: float) -> list[Section]:
 def differences_section(runs: Sequence[Run]) -> Section:
     """Return a section with the options in which runs of one method differ, except the seed; all settings folded."""
     pieces: list[Piece] = []
-    for method in dict.fromkeys(run.words.name for run in runs):
-        own = [run for run in runs if run.words.name == method]
+    for method in dict.fromkeys(run.description.name for run in runs):
+        own = [run for run in runs if run.description.name == method]
         given = [_settings(run) | {"device": run.record.get("device")} for run in own]
         keys = [k for k in dict.fromkeys(k for o in given for k in o) if len({str(o.get(k)) for o in given}) > 1]
         if keys:

@@ -15,6 +15,7 @@ Records: ``Interval``, ``Beta``, ``Contrast``, ``ComparisonRow``, ``ComparisonTa
 ``Simulated``.
 """
 
+from denoiserl.stats.compact_letters import compact_letters
 from denoiserl.stats.comparison import Comparison
 from denoiserl.stats.exact import barnard, fisher, holm, mcnemar
 from denoiserl.stats.interval import (
@@ -29,7 +30,6 @@ from denoiserl.stats.interval import (
     rate_interval,
     t_interval,
 )
-from denoiserl.stats.letters import compact_letters
 from denoiserl.stats.plan import Plan, selection_seed, test_seed
 from denoiserl.stats.seeds import Verdict, minimum_detectable_effect, standings, superiority_test
 from denoiserl.stats.sequential import SequentialComparison, e_pairs, e_rates, log_e, stopping_time

@@ -25,9 +25,9 @@ from scipy import special
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
+from denoiserl.stats.compact_letters import compact_letters
 from denoiserl.stats.exact import holm, mcnemar
 from denoiserl.stats.interval import Interval, binomial
-from denoiserl.stats.letters import compact_letters
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable, Contrast
 
 Basis = Literal["seeds", "trials"]

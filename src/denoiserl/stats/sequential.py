@@ -17,7 +17,7 @@ import numpy
 from scipy import special
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.stats.letters import compact_letters
+from denoiserl.stats.compact_letters import compact_letters
 
 Array = numpy.ndarray
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, eval_actor, suits
+from denoiserl.control.acting import eval_actor, set_execution_horizon, suits
 from denoiserl.control.noise_steering import as_deterministic, steer
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
@@ -119,8 +119,8 @@ def load_demonstrations(base: Args, seed: int) -> Demonstrations:
     """Return the demonstrations: the script's, failures included; or those at ``data``, for every seed the same."""
     if not has_demonstrations(base):
         raise RunError(
-            f"{base.env} has no scripted expert: give demonstrations with --data, or a policy with --start; ppo, fpo, "
-            "gorl, sac and td3 can start from an untrained policy"
+            f"{base.env} has no scripted expert: give demonstrations with --data, or a policy with --start; dppo, ppo, "
+            "reinflow, fpo, gorl, sac and td3 can start from an untrained policy"
         )
     if base.data is not None:
         return load_recording(
@@ -154,7 +154,7 @@ def imitate(
 def untrained_policy(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, run: Run) -> Policy:
     """Return an untrained policy of a kind, with the number of actions to execute of a chunk."""
     made = kind(base, source, seed, run.device)
-    carry(made, base.execution_horizon)
+    set_execution_horizon(made, base.execution_horizon)
     return made
 
 
@@ -163,7 +163,7 @@ def load_start(base: Args, run: Run) -> Policy:
     assert base.start is not None
     made = load_policy(base.start, run.device, base.sampling_steps, base.min_denoising_std)
     suits(made, probe_env(make_env(base)), base.start)
-    carry(made, base.execution_horizon)
+    set_execution_horizon(made, base.execution_horizon)
     return made
 
 
@@ -242,7 +242,7 @@ def outcomes(made: Policy, base: Args, seed: int, n: int) -> Mapping[str, Tensor
     return evaluate(make_eval_actor(made, base), make_env(base), n, 1_000_000 + seed).outcomes
 
 
-def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """Render the first episodes, eight at most, as one video; return a text file if rendering is not possible."""
     return episode_video(make_eval_actor(made, base), make_env(base), min(n, FEW), 1_000_000 + seed)
 
@@ -292,7 +292,7 @@ def task(base: Args) -> Task:
             make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, timeout=base.env_timeout
         ),
         data=(lambda seed: load_demonstrations(base, seed)) if has_demonstrations(base) else None,
-        render=lambda made, seed, n: look(made, base, seed, n),
+        render=lambda made, seed, n: render_trials(made, base, seed, n),
         continue_imitation=(
             lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.pretrain_lr, keep, number)
         )

@@ -215,7 +215,7 @@ def outcomes(base: Args, made: Policy, seed: int, n: int) -> Mapping[str, Tensor
     return {**done.outcomes, "score": 100 * (done.returns - low) / (high - low)}
 
 
-def look(base: Args, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(base: Args, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """Render the first episodes, eight at most, as a video; for a maze, draw their paths on its plan."""
     source, few = data_source(base), min(n, FEW)
     if not base.data.startswith("maze:"):
@@ -241,6 +241,6 @@ def task(base: Args) -> Task:
         lambda made, seed, n: outcomes(base, made, seed, n),
         {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
         data=lambda seed: load_dataset(base, seed),
-        render=lambda made, seed, n: look(base, made, seed, n),
+        render=lambda made, seed, n: render_trials(base, made, seed, n),
         caption="Episodes from held-out starts. In a maze rings are starts and dots are ends.",
     )

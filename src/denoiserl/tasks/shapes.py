@@ -162,12 +162,12 @@ def pictures(made: Policy, prompt: Tensor, rng: Rng | int) -> Tensor:
     return picture.clamp(-1, 1)
 
 
-def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """Render the prompted scenes and, below them, the generated images; also return the prompts in words."""
     prompt = prompts(base)[1][Rng(seed).permutation(HELD_OUT)[:n]]
     scene = shapes.decode(prompt)
     drawn = pictures(made, prompt, Rng(seed, made.device)).cpu()
-    text = "\n".join(shapes.words(s) for s in scene)
+    text = "\n".join(shapes.describe_scene(s) for s in scene)
     return {
         "pictures.png": image_grid(torch.cat([shapes.render(scene, 0.1, 0.9), drawn]), columns=n),
         "prompts.txt": text,
@@ -183,7 +183,7 @@ def task(base: Args) -> Task:
         METRICS,
         reward=reward,
         prompts=lambda seed: prompts(base)[0][: base.prompt_pool],
-        render=lambda made, seed, n: look(made, base, seed, n),
+        render=lambda made, seed, n: render_trials(made, base, seed, n),
         continue_imitation=lambda made, seed, updates, keep, stream: imitate(
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),

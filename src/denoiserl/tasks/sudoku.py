@@ -155,7 +155,7 @@ def likelihoods(made: Policy, seed: int, n: int, draws: int) -> dict[str, Tensor
     return bounds
 
 
-def look(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """Render solutions of n held-out puzzles at four cells per step, with errors in red."""
     canvas = puzzles(seed, n, True)
     solution = with_tokens_per_step(made, 4).generate(canvas.to(made.device), Rng(seed, made.device))
@@ -180,7 +180,7 @@ def task(base: Args) -> Task:
         reward=sudoku.reward,
         prompts=lambda seed: puzzles(seed, 20_000),
         data=lambda seed: corpus(base, seed),
-        render=lambda made, seed, n: look(made, base, seed, n),
+        render=lambda made, seed, n: render_trials(made, base, seed, n),
         continue_imitation=lambda made, seed, updates, keep, stream: imitate(
             made, base, seed, updates, base.pretrain_lr, keep, stream
         ),

@@ -17,13 +17,13 @@ def swingup_policy(obs: Tensor) -> Tensor:
     return torch.tanh(0.8 * spin * cos - 0.5 * x - 0.3 * speed)[:, None]
 
 
-def record_episodes(episodes: int, ticks: int, lean: float, rng: Rng | int) -> EpisodeDataset:
+def record_episodes(episodes: int, steps: int, lean: float, rng: Rng | int) -> EpisodeDataset:
     """Record episodes with ``lean`` times the action that swings up, plus autocorrelated noise of std 0.5."""
     rng = as_rng(rng)
-    world = SwingUp(episodes, ticks)
+    world = SwingUp(episodes, steps)
     world.reset(seed=rng.integers(0, 2**31 - 1, episodes).tolist())
     noise, observations, actions, rewards = torch.zeros(episodes, 1), [], [], []
-    for _ in range(ticks):
+    for _ in range(steps):
         obs = world.observation.clone()
         noise = 0.8 * noise + 0.3 * rng.normal(episodes, 1)
         action = (lean * swingup_policy(obs) + noise).clamp(-1, 1)

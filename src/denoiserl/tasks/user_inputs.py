@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from denoiserl.control.acting import alone
+from denoiserl.control.acting import remove_controller
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.tree import tree_map
 from denoiserl.data.formats import foreign
@@ -105,5 +105,5 @@ def load_policy(word: str, device: torch.device, denoise: int = 5, floor: float 
     if (other := foreign.policy(path)) is not None:
         raise RunError(f"{word} is {other}")
     policy = Policy.load(path, None, device)
-    alone(policy, word)
+    remove_controller(policy, word)
     return policy

@@ -152,7 +152,7 @@ def outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tens
     return {"score": mean, **scores, "overestimation": torch.stack(over).mean(0)}
 
 
-def look(base: Args, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(base: Args, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """Draw the maze for every reward, with paths of the adapted policy from at most eight starts.
 
     For data at a path, render a video of the policy adapted to the data's rewards. A policy that is already adapted
@@ -281,7 +281,7 @@ def task(base: Args) -> Task:
         lambda policy, seed, n: outcomes(base, policy, seed, n),
         metrics(base),
         data=lambda seed: load_dataset(base, seed),
-        render=lambda policy, seed, n: look(base, policy, seed, n),
+        render=lambda policy, seed, n: render_trials(base, policy, seed, n),
         caption="Paths of the policy adapted to each reward (shaded): rings are starts, dots are ends."
         if base.data == "maze"
         else "Episodes of the policy adapted to the rewards of the data.",

@@ -220,7 +220,7 @@ def test_two_updates_are_those_of_the_paper(case: str) -> None:
         agree(logged[it], told, where=f"row {it}")
 
     agree(moments(spy.named["optimizer"]), moments(opt), where="moments")
-    agree({k: v for k, v in spy.states[-1]["memory"].items() if k != "seen"}, {"window": 5, "least": 3})
+    agree({k: v for k, v in spy.states[-1]["memory"].items() if k != "seen"}, {"stat_window": 5, "min_count": 3})
     both = {(high, good) for high in (False, True) for good in (False, True)}
     assert sides == both or (not flow and {high for high, _ in sides} == {False, True}), "ratios left on both sides"
     assert cut == {-1, 1}, "advantages of both signs were clipped"

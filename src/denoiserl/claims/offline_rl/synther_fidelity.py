@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoiserl.core.rng import Rng
 from denoiserl.data.fidelity import correlations, marginals, memorization, nearest_distances
-from denoiserl.data.synthetic import Model, columns, part, train_generator_now
+from denoiserl.data.synthetic import Model, columns, select, train_generator_now
 from denoiserl.data.transitions import Transitions, to_transitions
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
 from denoiserl.tasks.swingup import record_episodes, true_next_obs
@@ -42,7 +42,7 @@ def measure(seed: int, model: Model) -> Mapping[str, Mapping[str, Tensor]]:
     rng = Rng(seed)
     rows = to_transitions(record_episodes(50, 100, 0.5, rng))
     order = rng.permutation(len(rows))
-    train, rest = part(rows, order[:TRAIN]), part(rows, order[TRAIN : TRAIN + HELD_OUT])
+    train, rest = select(rows, order[:TRAIN]), select(rows, order[TRAIN : TRAIN + HELD_OUT])
     torch.manual_seed(seed)
     made, _ = train_generator_now(train, model, rng).sample(TRAIN, rng)
     a, b, c = (torch.cat(list(columns(v).values()), 1) for v in (train, made, rest))

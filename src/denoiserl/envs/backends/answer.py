@@ -81,7 +81,7 @@ def said_by_all(info: Any, rows: np.ndarray) -> np.ndarray | None:
     return found
 
 
-def begun(info: Any, count: int) -> np.ndarray:
+def solved_at_start(info: Any, count: int) -> np.ndarray:
     """Return which of ``count`` environments report success in the info of their reset, bool [B]."""
     said = said_by_all(info or {}, np.ones(count, bool))
     return np.zeros(count, bool) if said is None else said > 0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from denoiserl.data.rollout import Fault
-from denoiserl.envs.backends.answer import begun, said_by_all, shut
+from denoiserl.envs.backends.answer import said_by_all, shut, solved_at_start
 from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.faults import EnvFault, check_on_fault, describe_exception, find_nonfinite, refuse
 from denoiserl.envs.backends.vector import assign_rows, copy
@@ -28,7 +28,7 @@ class BatchedBackend:
         """Start a new episode in every environment, seeded."""
         observation, info = self.world.reset(seed=seeds)
         self.start = copy(observation)
-        self.solved = begun(info, self.count)
+        self.solved = solved_at_start(info, self.count)
         self.steps = np.zeros(self.count, np.int64)
         refuse(self.start, self.name)
         return self.start

@@ -19,7 +19,7 @@ import numpy as np
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data.rollout import Fault
-from denoiserl.envs.backends.answer import begun, said_by_all, shut
+from denoiserl.envs.backends.answer import said_by_all, shut, solved_at_start
 from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.faults import (
     EnvFault,
@@ -141,7 +141,7 @@ class VectorEnvBackend:
         if any(type(v).__module__ == "torch" and v.device.type != "cpu" for v in _parts(observation)):
             raise InvalidInputError(f"{self.name} gives torch tensors on a device: {TORCH}")
         self.start = copy(observation)
-        self.solved = begun(info, self.count)
+        self.solved = solved_at_start(info, self.count)
         self.pending = np.zeros(self.count, bool)  # rows that the next step will reset
         self.steps = np.zeros(self.count, np.int64)
         refuse(self.start, self.name)

@@ -11,7 +11,9 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 
 
-def begun(world: Any, seed: int | list[int] | None, options: dict[str, Any] | None) -> tuple[Tensor, Rng]:
+def starting_mask_and_streams(
+    world: Any, seed: int | list[int] | None, options: dict[str, Any] | None
+) -> tuple[Tensor, Rng]:
     """Return which environments start an episode, [B] bool, and a random stream for each.
 
     They are those of ``options["reset_mask"]``, or all. ``world`` has ``num_envs``, ``seeds`` [B] and ``episode`` [B].

@@ -19,7 +19,7 @@ from torch import Tensor
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data.demos import Demonstrations
-from denoiserl.envs.toy.episodes import begun
+from denoiserl.envs.toy.episodes import starting_mask_and_streams
 
 RADIUS = 0.3
 REACH = 0.1
@@ -74,7 +74,7 @@ class Fork2D:
 
         Without a seed, each environment continues its own sequence of episodes.
         """
-        mask, rng = begun(self, seed, options)
+        mask, rng = starting_mask_and_streams(self, seed, options)
         u = rng.uniform(self.num_envs, 2)
         low, high = self.goal_band
         position = torch.stack([torch.full_like(u[:, 0], START[0]), START[1] * (2 * u[:, 0] - 1)], -1)

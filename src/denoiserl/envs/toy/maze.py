@@ -27,7 +27,7 @@ from torch import Tensor
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.data.demos import Demonstrations
-from denoiserl.envs.toy.episodes import begun
+from denoiserl.envs.toy.episodes import starting_mask_and_streams
 from denoiserl.envs.toy.fork2d import Box
 
 SPEED = 0.2
@@ -171,7 +171,7 @@ class PointMaze:
 
         No start is in the goal's cell.
         """
-        mask, rng = begun(self, seed, options)
+        mask, rng = starting_mask_and_streams(self, seed, options)
         u = rng.uniform(self.num_envs, 4)
         free = len(self.maze.cells)
         if self.fixed is None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.envs.toy.episodes import begun
+from denoiserl.envs.toy.episodes import starting_mask_and_streams
 from denoiserl.envs.toy.fork2d import Box
 
 FORCE = 10.0
@@ -55,7 +55,7 @@ class SwingUp:
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Tensor, dict[str, Any]]:
         """Start new episodes, in all environments or in those of ``options["reset_mask"]`` [B]."""
-        mask, rng = begun(self, seed, options)
+        mask, rng = starting_mask_and_streams(self, seed, options)
         start = 0.2 * (rng.uniform(self.num_envs, 4) - 0.5)
         start[:, 1] += math.pi
         self.state = torch.where(mask[:, None], start, self.state)

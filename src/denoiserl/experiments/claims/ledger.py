@@ -5,7 +5,7 @@
 ``name``, ``size`` ("laptop" or "full"), ``metric``, ``metrics`` (the arms by every other metric), ``conditions``,
 ``cost`` (processor seconds, memory and spending per arm), ``tuning``, ``calibrated``, ``recipes``, and ``hash``, the
 fingerprint of every module that the claim depends on. If the hash is not the current one, the record is stale: the code
-has changed. ``confirmed``: when later code gave the same numbers (``confirming``).
+has changed. ``confirmed``: when later code gave the same numbers (``confirm``).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from denoiserl.integrations.adapters.layers import (
     require_no_sets,
     wrap_model,
 )
-from denoiserl.integrations.families import plain
+from denoiserl.integrations.families import unwrap_adapters
 from denoiserl.policy.policy import Policy
 
 PEFT_FILE, DIFFUSERS_FILE = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
@@ -56,7 +56,7 @@ def save_lora(policy: Policy, folder: str | Path) -> Path:
     tensors = {k.removeprefix("base_model.model."): v.detach().cpu().contiguous() for k, v in tensors.items()}
     if whole := sorted(k for k in tensors if ".lora_" not in k):
         raise RunError(f"{', '.join(whole[:3])} were trained as whole layers: save this policy by policy.save(path)")
-    part = "unet" if type(plain(model)).__name__.startswith("UNet") else "transformer"
+    part = "unet" if type(unwrap_adapters(model)).__name__.startswith("UNet") else "transformer"
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     header = {"format": "pt", METADATA: json.dumps({f"{part}.{k}": v for k, v in settings.items()}, sort_keys=True)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.integrations.families import plain, read_setting
+from denoiserl.integrations.families import read_setting, unwrap_adapters
 
 INDEX = "index"
 """The part of a condition that only the reward reads: the number of a row's prompt."""
@@ -70,7 +70,7 @@ class VAECodec:
         weight = next(self.vae.parameters())
         if weight.device != data.device:  # moving a policy does not move this module
             self.vae.to(data.device)
-        upcast = weight.dtype == torch.float16 and bool(read_setting(plain(self.vae), "force_upcast"))
+        upcast = weight.dtype == torch.float16 and bool(read_setting(unwrap_adapters(self.vae), "force_upcast"))
         try:  # such an autoencoder overflows in float16, so its pipeline uses float32
             dtype = next((self.vae.float() if upcast else self.vae).parameters()).dtype
             return torch.cat([call(part) for part in data.to(dtype).split(self.micro_batch_size)])

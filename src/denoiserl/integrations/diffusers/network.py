@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tensors, tree_map
-from denoiserl.integrations.families import flow_levels, needs, plain
+from denoiserl.integrations.families import flow_levels, needs, unwrap_adapters
 from denoiserl.integrations.schedulers import convert
 from denoiserl.processes import GaussianDenoiser, Schedule
 
@@ -31,7 +31,7 @@ class Net(nn.Module):
         self, model: nn.Module, schedule: Schedule, levels: float, flow: bool, fixed: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__()
-        base = plain(model)
+        base = unwrap_adapters(model)
         known = list(inspect.signature(base.forward).parameters)
         self.state = next((name for name in ("sample", "hidden_states") if name in known), "")
         self.main = next((name for name in ("encoder_hidden_states", "class_labels") if name in known), "")
@@ -75,7 +75,8 @@ class Net(nn.Module):
             )
         if missing := [name for name in self.needs if name not in given and name not in self.fixed]:
             raise InvalidInputError(
-                f"a {type(plain(self.model)).__name__} also needs {', '.join(missing)}: give a dict of its arguments"
+                f"a {type(unwrap_adapters(self.model)).__name__} also needs {', '.join(missing)}: "
+                "give a dict of its arguments"
             )
         return tree_map(self._precise, given)
 
@@ -118,7 +119,7 @@ def denoiser(
     elif levels not in (None, convention.levels):
         raise RunError(f"the scheduler has {convention.levels} levels: levels={levels} would be wrong, leave it out")
     net = Net(model, convention.schedule, levels or convention.levels, convention.flow, fixed)
-    if hasattr(base := plain(model), "peft_config") and hasattr(base, "save_pretrained"):
+    if hasattr(base := unwrap_adapters(model), "peft_config") and hasattr(base, "save_pretrained"):
         guard(base)
     return GaussianDenoiser(net, convention.schedule, convention.predicts).eval()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.integrations.diffusers.codecs import INDEX, PixelCodec, VAECodec
 from denoiserl.integrations.diffusers.network import denoiser
-from denoiserl.integrations.families import check, fits, network, plain, read_setting
+from denoiserl.integrations.families import check, fits, network, read_setting, unwrap_adapters
 from denoiserl.integrations.schedulers import convert, steps_like
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Linear, ddim, flow_sde
@@ -31,7 +31,10 @@ def from_pipeline(
     """
     check(pipeline)
     model, vae = network(pipeline), getattr(pipeline, "vae", None)
-    channels, answers = read_setting(plain(model), "in_channels"), read_setting(plain(model), "out_channels")
+    channels, answers = (
+        read_setting(unwrap_adapters(model), "in_channels"),
+        read_setting(unwrap_adapters(model), "out_channels"),
+    )
     if channels is None or answers not in (None, channels):
         raise RunError(
             f"the model reads {channels} channels and returns {answers}: models that also read a mask or a picture, or "
@@ -42,8 +45,8 @@ def from_pipeline(
     ):
         raise RunError(f"size={size!r} is no size: give (height, width) in pixels, two whole numbers")
     codec = _codec(vae)
-    factor = 1 if vae is None else 2 ** (len(read_setting(plain(vae), "block_out_channels")) - 1)
-    side = read_setting(plain(model), "sample_size") if size is None else [_divided(v, factor) for v in size]
+    factor = 1 if vae is None else 2 ** (len(read_setting(unwrap_adapters(vae), "block_out_channels")) - 1)
+    side = read_setting(unwrap_adapters(model), "sample_size") if size is None else [_divided(v, factor) for v in size]
     if side is None:
         raise RunError("the model's config has no picture size: give size=(height, width) in pixels")
     height, width = (side, side) if isinstance(side, int) else side
@@ -74,15 +77,15 @@ def _divided(pixels: int, factor: int) -> int:
 def _codec(vae: Any) -> PixelCodec | VAECodec:
     if vae is None:
         return PixelCodec()
-    name, scale = type(plain(vae)).__name__, read_setting(plain(vae), "scaling_factor")
-    if name != "AutoencoderKL" or scale is None or not read_setting(plain(vae), "block_out_channels"):
+    name, scale = type(unwrap_adapters(vae)).__name__, read_setting(unwrap_adapters(vae), "scaling_factor")
+    if name != "AutoencoderKL" or scale is None or not read_setting(unwrap_adapters(vae), "block_out_channels"):
         raise RunError(f"a {name} is no AutoencoderKL: build the policy by hand, with a codec of its encode and decode")
-    if read_setting(plain(vae), "latents_mean") is not None:
+    if read_setting(unwrap_adapters(vae), "latents_mean") is not None:
         raise RunError(
             "the autoencoder shifts every channel of its latents (latents_mean): write a codec that does this too"
         )
     vae.eval().requires_grad_(False)
-    return VAECodec(vae, float(scale), float(read_setting(plain(vae), "shift_factor") or 0.0))
+    return VAECodec(vae, float(scale), float(read_setting(unwrap_adapters(vae), "shift_factor") or 0.0))
 
 
 @torch.no_grad()
@@ -102,8 +105,8 @@ def prompts(pipeline: Any, texts: Iterable[str]) -> dict[str, Tensor]:
         if name == "StableDiffusionXLPipeline":
             hint = ": encoder_hidden_states, and added_cond_kwargs with text_embeds [B, D] and time_ids [B, 6]"
         raise RunError(
-            f"the text encoding of a {name} is not supported: pass its {type(plain(model)).__name__}'s own arguments "
-            f"as a dict of tensors instead{hint}"
+            f"the text encoding of a {name} is not supported: pass the own arguments of its "
+            f"{type(unwrap_adapters(model)).__name__} as a dict of tensors instead{hint}"
         )
     pooled = name == "StableDiffusion3Pipeline"
     given: dict[str, Any] = {"prompt_2": None, "prompt_3": None} if pooled else {}

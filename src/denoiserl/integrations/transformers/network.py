@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
-from denoiserl.integrations.families import plain
+from denoiserl.integrations.families import unwrap_adapters
 from denoiserl.integrations.transformers.modes import checkpoint_in_eval, evaluation
 from denoiserl.integrations.transformers.sizes import counts_from, first_position, input_rows, size, tolerance
 
@@ -30,7 +30,7 @@ class Net(nn.Module):
         super().__init__()
         if attend not in ("own", "all"):
             raise RunError(unknown_name_message(attend, ("own", "all"), "attention"))
-        base = plain(model)
+        base = unwrap_adapters(model)
         self.known = list(inspect.signature(base.forward).parameters)
         if "input_ids" not in self.known or size(model) is None:
             raise RunError(
@@ -54,7 +54,7 @@ class Net(nn.Module):
     @torch.no_grad()
     def _sees_everything(self) -> None:
         """Raise RunError if the first position does not attend to the last, or the model takes no 4-d mask."""
-        base, weight = plain(self.model), next(self.model.parameters())
+        base, weight = unwrap_adapters(self.model), next(self.model.parameters())
         if weight.is_meta:
             return
         x = torch.tensor([[0, 0, 0], [0, 0, 1]], device=weight.device)
@@ -72,7 +72,7 @@ class Net(nn.Module):
 
     def _sees_the_past(self) -> None:
         """Raise RunError if a later token changes the model's earlier outputs."""
-        base, weight = plain(self.model), next(self.model.parameters())
+        base, weight = unwrap_adapters(self.model), next(self.model.parameters())
         if weight.is_meta:
             return
         a, b = self.rows // 3, 2 * self.rows // 3
@@ -100,8 +100,8 @@ class Net(nn.Module):
             given["attention_mask"] = (~padding.bool()).long()
         elif padding is not None and bool(padding.any()):
             raise InvalidInputError(
-                f"a {type(plain(self.model)).__name__} takes no attention_mask, so padding cannot be hidden from it: "
-                "give canvases of the policy's whole length"
+                f"a {type(unwrap_adapters(self.model)).__name__} takes no attention_mask, so padding cannot be "
+                "hidden from it: give canvases of the policy's whole length"
             )
         for name in given:
             if name not in self.known or name == "input_ids":
@@ -116,7 +116,7 @@ class Net(nn.Module):
             given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0) + self.first
         elif bool((mask[:, 0] == 0).any()):
             raise InvalidInputError(
-                f"a {type(plain(self.model)).__name__} takes no position_ids: pad prompts on the right"
+                f"a {type(unwrap_adapters(self.model)).__name__} takes no position_ids: pad prompts on the right"
             )
         return given
 
@@ -131,7 +131,8 @@ class Net(nn.Module):
         for leak, edge, side in zip(self._leaks, (mask[:, 0], mask[:, -1]), ("left", "right"), strict=True):
             if leak and bool((edge == 0).any()):
                 raise InvalidInputError(
-                    f"a {type(plain(self.model)).__name__} sees padding on the {side} in spite of its attention_mask: "
+                    f"a {type(unwrap_adapters(self.model)).__name__} sees padding on the {side} in spite of its "
+                    "attention_mask: "
                     + ("give canvases of the policy's whole length" if all(self._leaks) else "pad on the other side")
                 )
 
@@ -168,8 +169,8 @@ class Net(nn.Module):
         least = size(self.model) or 0
         if logits is None or logits.ndim != 3 or logits.shape[-1] < least:
             raise RunError(
-                f"a {type(plain(self.model)).__name__} has no language-model head, logits [B, L, {least}]: load it as "
-                "AutoModelForMaskedLM or AutoModelForCausalLM"
+                f"a {type(unwrap_adapters(self.model)).__name__} has no language-model head, logits [B, L, "
+                f"{least}]: load it as AutoModelForMaskedLM or AutoModelForCausalLM"
             )
         return logits
 

@@ -9,7 +9,7 @@ task: policy learning
 stage: fine-tuning
 output: images
 process: diffusion, flow
-likelihood: replay
+likelihood: rescore
 
 Denoising is a decision process: state (prompt, t, x_t), action x_s, and a reward at the end only. The reward of a
 sample, standardised by the recent rewards of *its prompt*, is the advantage of all its steps:
@@ -52,7 +52,7 @@ from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import ChainSteps
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes import check_inputs
-from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
+from denoiserl.recipes.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.metric_means import MetricMeans

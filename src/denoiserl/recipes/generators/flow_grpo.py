@@ -9,7 +9,7 @@ task: policy learning
 stage: fine-tuning
 output: images
 process: flow, diffusion
-likelihood: replay
+likelihood: rescore
 
 A deterministic flow is run as an SDE with the same marginals, so that every step has a density. Each prompt is drawn
 G times, and a sample's advantage is its reward relative to its group. Every step of its chain gets that advantage in a
@@ -50,7 +50,7 @@ from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, StepTable, ddim
 from denoiserl.recipes import check_inputs
-from denoiserl.recipes.generators.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
+from denoiserl.recipes.common import check_first_ratio, micro_batches, reward_metrics, sample_and_score
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.metric_means import MetricMeans

@@ -49,8 +49,7 @@ from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import Noised
 from denoiserl.recipes import check_inputs
-from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score, select_rows
-from denoiserl.recipes.language.common import generated_mask
+from denoiserl.recipes.common import generated_mask, micro_batches, reward_metrics, sample_and_score, select_rows
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
 from denoiserl.train.fit import stratified

@@ -34,7 +34,7 @@ from typing import Any
 
 from torch import Tensor
 
-from denoiserl.control.acting import carry
+from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.data_checks import check_data_fits
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, Settings
@@ -76,7 +76,7 @@ def improve(
     check_data_fits(policy, data)
     horizon, past = policy.event_shape[0], getattr(policy.codec, "history", 1) - 1  # chunks begin ``past`` steps ago
     now = max(args.obs_horizon - 1, past)
-    window = windows(data.ends, horizon + now - past, now + 1, carry(policy))
+    window = windows(data.ends, horizon + now - past, now + 1, set_execution_horizon(policy))
     chunks, mask = slice(now - past, None), getattr(args, "mask_padding", True)
     padded = mask and any(not bool(window.inside(i)[:, chunks].all()) for i in window.every.split(BLOCK))
 

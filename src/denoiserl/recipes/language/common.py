@@ -1,8 +1,6 @@
-"""Helpers of the recipes for language models: the process they need, canvases, and the mask of answers."""
+"""Helpers of the recipes for language models: the process they need, and canvases."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +9,6 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.tree import Tree, batch_size
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Autoregressive, Masked
-from denoiserl.processes.tokens import answer
 
 
 def require_masked(policy: Policy, method: str) -> Masked:
@@ -34,15 +31,3 @@ def canvases(policy: Policy, prompts: Tree) -> Tensor:
         return start
     mask_token = policy.process.mask_token  # type: ignore[attr-defined]
     return torch.full((batch_size(prompts), *policy.event_shape), mask_token, device=policy.device)
-
-
-def generated_mask(policy: Policy, prompts: Tree, sample: Any) -> Tensor | None:
-    """Return where answers are, [B, L] bool: the canvas's masks, up to and with the first end of text.
-
-    None for policies that write no tokens.
-    """
-    process, start = policy.process, policy.codec.initial_state(prompts)
-    if not isinstance(process, Masked | Autoregressive):
-        return None
-    masked = torch.ones_like(sample, dtype=torch.bool) if start is None else start == process.mask_token
-    return answer(sample, masked, process.end)

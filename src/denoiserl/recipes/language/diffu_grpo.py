@@ -65,8 +65,8 @@ from denoiserl.policy.policy import Policy
 from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.tokens import known_tokens
 from denoiserl.recipes import check_inputs
-from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
-from denoiserl.recipes.language.common import canvases, generated_mask, require_masked
+from denoiserl.recipes.common import generated_mask, micro_batches, reward_metrics, sample_and_score
+from denoiserl.recipes.language.common import canvases, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate_masked, adamw, check_optimizer_covers
 from denoiserl.train.metric_means import MetricMeans

@@ -9,7 +9,7 @@ task: policy learning
 stage: fine-tuning
 output: language
 process: masked
-likelihood: replay
+likelihood: rescore
 
 The evaluation decoder draws G completions per prompt, and a verifier scores them. Every decoding step is one row: the
 state it saw (tokens revealed later are masks) and the tokens it revealed. With A the group's z-score and old log-probs
@@ -64,8 +64,8 @@ from denoiserl.policy.chain import Chain, ChainSteps
 from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes import check_inputs
-from denoiserl.recipes.generators.common import micro_batches, reward_metrics, sample_and_score
-from denoiserl.recipes.language.common import generated_mask, require_masked
+from denoiserl.recipes.common import generated_mask, micro_batches, reward_metrics, sample_and_score
+from denoiserl.recipes.language.common import require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
 from denoiserl.train.metric_means import MetricMeans
@@ -263,7 +263,7 @@ def check_first_update(
     """Compare recorded log-probs, those of calls of the decoder's shapes, and those of the update's calls.
 
     All are of rows that were drawn together. Return the fraction of steps that are ``flipped`` if they are scored
-    exactly. Raise OffPolicy if the policy that learns differs from the one that drew.
+    exactly. Raise OffPolicyError if the policy that learns differs from the one that drew.
     """
     total, num_steps, size = len(chain.log_prob), len(chain), args.micro_batch_size or len(chain.log_prob)
     low = int(trace.chain_index[0]) // size * size  # the rows that were drawn together with the first learned one

@@ -49,7 +49,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from denoiserl.control.acting import carry, rollout_metrics
+from denoiserl.control.acting import rollout_metrics, set_execution_horizon
 from denoiserl.control.noise_steering import (
     bound,
     check_noise_effect,
@@ -138,7 +138,7 @@ def improve(
     """
     check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
-    run, steering, execute = run or Run(), require_steered(policy), carry(policy)
+    run, steering, execute = run or Run(), require_steered(policy), set_execution_horizon(policy)
     env.discount(args.gamma)
     if (b := bound(policy)) is None:
         raise InvalidInputError("DSRL decides noise inside a box: steer(policy, ..., bound=1.5)")

@@ -34,7 +34,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, rollout_metrics
+from denoiserl.control.acting import rollout_metrics, set_execution_horizon
 from denoiserl.control.squashed_actions import (
     add_clipped_noise,
     due,
@@ -106,7 +106,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, codec = run or Run(), require_squashed_policy(policy, "TD3")
-    carry(policy, policy.event_shape[0])  # a decision is a whole chunk
+    set_execution_horizon(policy, policy.event_shape[0])  # a decision is a whole chunk
     env.discount(args.gamma)
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm}
     critics = TwinCritics(env.obs_dim, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)

@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 
-from denoiserl.control.acting import carry
+from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
@@ -100,7 +100,7 @@ def improve(
             "served by process.steps(time_grid(1), ddim(0.0)); dql takes policies of several steps, ofql mean flows"
         )
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
-    carry(policy, policy.event_shape[0])  # a decision is a whole chunk
+    set_execution_horizon(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm, "max_grad_norm": args.max_grad_norm}
     critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)

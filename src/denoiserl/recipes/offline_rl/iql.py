@@ -38,7 +38,7 @@ from dataclasses import dataclass
 
 import torch
 
-from denoiserl.control.acting import carry
+from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
@@ -94,7 +94,7 @@ def improve(
             "IQL fits the likelihood of actions, which a squashed policy lacks on the edge: start 'gaussian'"
         )
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
-    carry(policy, policy.event_shape[0])  # a decision is a whole chunk
+    set_execution_horizon(policy, policy.event_shape[0])  # a decision is a whole chunk
     size, more = replay.columns["obs"].shape[1:], {"width": args.critic_width, "layer_norm": args.layer_norm}
     critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)
     value = rng.init(Value, size, depth=2, **more).to(policy.device)

@@ -25,7 +25,7 @@ flow matching (``processes.MeanFlow``).
 As published: pairs of times from a logit-normal distribution, twin critics and their minimum, targets that follow with
 0.005, Q-weighted choice among ``num_candidates`` when it serves (one is the policy alone), η between 0.001 and 0.5 by
 data set. Differences: a tenth of the pairs is exactly (0, 1), which that distribution hardly ever draws and one step
-uses; the network reads times at low frequencies (``nn.Paired``), without which one step falls far behind five; the
+uses; the network reads times at low frequencies (``TwoTimeNet``), without which one step falls far behind five; the
 actor maximises one critic, chosen at random, scaled by the other, as in DQL; E|Q| has a floor of 1e-3; clipped
 gradients; smaller networks and fewer updates.
 
@@ -46,7 +46,7 @@ from typing import Any
 
 import torch
 
-from denoiserl.control.acting import carry
+from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
@@ -109,7 +109,7 @@ def improve(
             "steps"
         )
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
-    carry(policy, policy.event_shape[0])  # a decision is a whole chunk
+    set_execution_horizon(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm, "max_grad_norm": args.max_grad_norm}
     critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)

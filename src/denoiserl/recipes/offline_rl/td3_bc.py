@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 
-from denoiserl.control.acting import carry
+from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.squashed_actions import add_clipped_noise, mean_action, require_squashed_policy
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng, as_rng
@@ -90,7 +90,7 @@ def improve(
     rng = as_rng(rng, policy.device)
     run, _ = run or Run(), require_squashed_policy(policy, "TD3+BC")
     replay = to_replay_buffer(policy, data, args.batch_size, args.n_step, args.gamma)
-    carry(policy, policy.event_shape[0])  # a decision is a whole chunk
+    set_execution_horizon(policy, policy.event_shape[0])  # a decision is a whole chunk
     size = replay.columns["obs"].shape[1:]
     more: Any = {"width": args.critic_width, "layer_norm": args.layer_norm}
     critics = TwinCritics(size, policy.event_shape, args.lr, args.tau, rng, policy.device, **more)

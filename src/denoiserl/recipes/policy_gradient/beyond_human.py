@@ -9,7 +9,7 @@ task: exploration, policy learning
 stage: fine-tuning, distillation
 output: actions
 process: diffusion, flow, one-step
-likelihood: replay, none
+likelihood: rescore, none
 
 The data flywheel. A small policy that has imitated a few demonstrations (the generator) is improved online. It then
 plays with its evaluation steps, and its clean episodes are the demonstrations of a new policy (the student):
@@ -39,7 +39,12 @@ from typing import Any
 
 import torch
 
-from denoiserl.control.acting import carry, eval_actor, renewable, whole
+from denoiserl.control.acting import (
+    eval_actor,
+    require_rebuildable_network,
+    require_single_network,
+    set_execution_horizon,
+)
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.serialization.config import from_config, to_config
@@ -94,9 +99,9 @@ def improve(
     check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()
-    whole(policy, "The student is a new network for all steps")
-    renewable(policy, "The student is a new network")
-    carry(policy)
+    require_single_network(policy, "The student is a new network for all steps")
+    require_rebuildable_network(policy, "The student is a new network")
+    set_execution_horizon(policy)
 
     # Improve the generator.
     method = ppo if isinstance(policy.process, OneStep) else dppo

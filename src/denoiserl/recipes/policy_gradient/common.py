@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, observe
+from denoiserl.control.acting import observe, set_execution_horizon
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import Tree, tree_map
@@ -24,7 +24,7 @@ def chunk_actor(policy: Policy, sampler: str) -> Any:
     """Return an actor for a ``Collector`` on the steps ``sampler``; it keeps each chain's sample and condition."""
     if sampler not in SAMPLERS:
         raise InvalidInputError(unknown_name_message(sampler, SAMPLERS, "kind of steps"))
-    execute, use_eval_steps = carry(policy), sampler == "eval"
+    execute, use_eval_steps = set_execution_horizon(policy), sampler == "eval"
 
     def act(obs: Tree, rng: Rng) -> tuple[Tensor, Chain]:
         obs = observe(policy, obs)

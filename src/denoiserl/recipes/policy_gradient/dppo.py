@@ -9,7 +9,7 @@ task: policy learning
 stage: fine-tuning
 output: actions
 process: diffusion, flow
-likelihood: replay
+likelihood: rescore
 
 Every denoising step is a decision of a longer process: state (s, x_k), action x_{k−1}, reward only when the chunk is
 executed. With Â from GAE over chunks,
@@ -47,13 +47,13 @@ from torch.optim import Optimizer
 
 from denoiserl.advantages import normalise, over_denoising
 from denoiserl.control.acting import (
-    carry,
     learner,
     mask_unexecuted,
     mean_log_prob,
     on_policy,
     relay,
     rollout_metrics,
+    set_execution_horizon,
     statistics,
     training_actor,
 )
@@ -113,7 +113,10 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     rng = as_rng(rng, policy.device)
     run = run or Run()
     env.discount(args.gamma)
-    execute, K = carry(policy), relay(policy, args.finetune_denoising_steps)  # a frozen copy runs all but the last K
+    execute, K = (
+        set_execution_horizon(policy),
+        relay(policy, args.finetune_denoising_steps),
+    )  # a frozen copy runs all but the last K
     act = training_actor(policy, K, execute)
     baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
     optimizer = adamw(policy.parameters(), args.lr)

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from denoiserl.control.acting import rollout_metrics, standard, statistics
+from denoiserl.control.acting import normalise_minibatch, rollout_metrics, statistics
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng, as_rng
@@ -58,7 +58,7 @@ from denoiserl.policy.likelihood import assert_on_policy, denoising_losses, reno
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Noised, Process
 from denoiserl.recipes import check_inputs
-from denoiserl.recipes.generators.common import select_rows
+from denoiserl.recipes.common import select_rows
 from denoiserl.recipes.policy_gradient.common import chunk_actor, recorded_chunks
 from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
@@ -135,7 +135,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
             baseline.update(estimate, index[i])
             if iteration < args.critic_warmup:
                 continue
-            batch = select_rows(pairs, i), index_rows(cond, i), old_losses[i], standard(advantage[i])
+            batch = select_rows(pairs, i), index_rows(cond, i), old_losses[i], normalise_minibatch(advantage[i])
             metrics.add(update_policy(policy, process, optimizer, *batch, args, check=not len(metrics)))
         yield rollout_metrics(rollout, estimate) | metrics.mean()
 

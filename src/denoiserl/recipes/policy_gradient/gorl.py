@@ -9,7 +9,7 @@ task: policy learning
 stage: from scratch, fine-tuning
 output: actions
 process: flow, diffusion
-likelihood: replay
+likelihood: rescore
 
 The policy is a = G(s, z), z ~ N(μ(s), σ²): an encoder, a Gaussian over latents, and a decoder G, the ODE of a flow.
 Both learn in stages. Within a stage the decoder is frozen and PPO trains the encoder, with z as the action. At its end
@@ -48,7 +48,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, renewable, resolve_execute_horizon, statistics, training_actor, whole
+from denoiserl.control import acting
 from denoiserl.control.best_of_n import LatentActionEnv, LatentController
 from denoiserl.control.noise_steering import decode_noise, decode_noise_to_action
 from denoiserl.core.errors import InvalidInputError
@@ -154,12 +154,12 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
             "GoRL's decoder is a flow or diffusion policy, Diffusion(): a Gaussian policy needs ppo"
         )
     require_deterministic(policy.eval_steps)
-    whole(policy, "GoRL trains a new decoder")
-    run, execute = run or Run(), carry(policy)
+    acting.require_single_network(policy, "GoRL trains a new decoder")
+    run, execute = run or Run(), acting.set_execution_horizon(policy)
     env.discount(args.gamma)
     lengths = [n for n in split_iterations(args.iterations, args.stage_fractions) if n]
     if len(lengths) > 1:
-        renewable(policy, "GoRL trains a new decoder")
+        acting.require_rebuildable_network(policy, "GoRL trains a new decoder")
 
     stage, encoder = Stage(has_decoder=args.first_stage == "decoder"), None
     for number, iterations in enumerate(lengths):
@@ -181,14 +181,14 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
             return
 
         # Refit the decoder, evaluate both pairs from the same start states, and accept or revert.
-        state = {"policy": policy, "rng": rng, "env": env, "statistics": statistics(policy), "stage": stage}
+        state = {"policy": policy, "rng": rng, "env": env, "statistics": acting.statistics(policy), "stage": stage}
         for _ in run.stage(f"decoder-{number}").loop(1, **state):
             old_decoder = copy.deepcopy(policy.denoiser.state_dict())
             env.on_checkpoint(0)
-            old_rollouts = play_episodes(world, training_actor(encoder, 1), args.decoder_rollout_steps, rng)
+            old_rollouts = play_episodes(world, acting.training_actor(encoder, 1), args.decoder_rollout_steps, rng)
             row = refit_decoder(policy, old_rollouts[0], stage.has_decoder, args, rng)
             env.on_checkpoint(0)  # the same start states as before
-            act = training_actor(rng.init(make_encoder, policy, env.obs_dim, args), 1)  # a fresh encoder
+            act = acting.training_actor(rng.init(make_encoder, policy, env.obs_dim, args), 1)  # a fresh encoder
             new_rollouts = play_episodes(latent_env(policy, env), act, args.decoder_rollout_steps, rng)
             before, after = compare_returns(old_rollouts, new_rollouts)
             stage.accepted = after >= before - args.max_return_drop * abs(before)
@@ -209,7 +209,7 @@ def make_encoder(policy: Policy, obs_dim: int, args: Args) -> Policy:
 
 def latent_env(policy: Policy, env: Collector) -> Any:
     """Return the environment whose actions are latents."""
-    execute = resolve_execute_horizon(policy)
+    execute = acting.resolve_execute_horizon(policy)
     return LatentActionEnv(env, lambda obs, z: decode_noise_to_action(policy, obs, z)[:, :execute])
 
 

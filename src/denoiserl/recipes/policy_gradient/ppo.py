@@ -9,7 +9,7 @@ task: policy learning
 stage: from scratch, fine-tuning
 output: actions
 process: one-step
-likelihood: replay
+likelihood: rescore
 
 A decision is drawn in one step, a ~ N(μ(s), σ²), where σ is learned and does not depend on the state. With Â from GAE,
 
@@ -44,11 +44,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from denoiserl.control.acting import (
-    carry,
     mask_unexecuted,
+    normalise_minibatch,
     on_policy,
     rollout_metrics,
-    standard,
+    set_execution_horizon,
     statistics,
     training_actor,
 )
@@ -120,7 +120,7 @@ def improve(
         raise InvalidInputError(
             "PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo"
         )
-    run, execute = run or Run(), carry(policy)
+    run, execute = run or Run(), set_execution_horizon(policy)
     env.discount(args.gamma)
     act = training_actor(policy, len(policy.train_steps), execute)
     baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng, args.max_grad_norm)
@@ -154,7 +154,7 @@ def improve(
         for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
             baseline.update(estimate, i)
             if policy_learns:
-                batch = chain.steps_at(i), old_log_prob[i], standard(advantage[i])
+                batch = chain.steps_at(i), old_log_prob[i], normalise_minibatch(advantage[i])
                 row = update_policy(policy, optimizer, *batch, args, penalty)
                 metrics.add(row or {})
                 policy_learns = row is not None

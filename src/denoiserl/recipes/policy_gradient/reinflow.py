@@ -9,7 +9,7 @@ task: policy learning
 stage: fine-tuning
 output: actions
 process: flow, diffusion
-likelihood: replay
+likelihood: rescore
 
 A flow is deterministic, so its steps have no density. During training a small network beside it adds noise to every
 step, and the step becomes a Gaussian:
@@ -51,11 +51,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from denoiserl.control.acting import (
-    carry,
     mask_unexecuted,
+    normalise_minibatch,
     on_policy,
     rollout_metrics,
-    standard,
+    set_execution_horizon,
     statistics,
     training_actor,
 )
@@ -128,7 +128,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     """Improve a policy that is served as an ODE, on its own steps; afterwards it has no noise net."""
     check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
-    run, execute, features = run or Run(), carry(policy), critic_features(policy, env)
+    run, execute, features = run or Run(), set_execution_horizon(policy), critic_features(policy, env)
     noise_range = args.noise_std_min, args.noise_std_max
     noisy, noise_injected = rng.init(with_noise_net, policy, features[1], *noise_range)
     env.discount(args.gamma)
@@ -144,7 +144,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     for iteration in run.loop(args.iterations, **state, env=env, statistics=statistics(policy)):
         # Collect with noise up to σ_max.
         schedule = args.noise_hold_fraction, args.noise_final_fraction
-        noise_injected.most = max_noise_schedule(iteration / args.iterations, *noise_range, *schedule)
+        noise_injected.max_std = max_noise_schedule(iteration / args.iterations, *noise_range, *schedule)
         rollout = env.collect(act, args.rollout_steps, rng)
         assert rollout.chain is not None
         chain, valid = mask_unexecuted(rollout.chain, rollout.executed_mask), rollout.valid.to(policy.device).flatten()
@@ -165,7 +165,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
             baseline.update(estimate, i)
             if policy_learns:
                 steps = chain.steps_at((i[:, None] * K + torch.arange(K, device=i.device)).flatten())
-                batch = steps, old_log_prob[i], standard(advantage[i])
+                batch = steps, old_log_prob[i], normalise_minibatch(advantage[i])
                 row = update_policy(policy, noisy, optimizer, *batch, args, rng)
                 metrics.add(row or {})
                 policy_learns = row is not None
@@ -212,7 +212,7 @@ def with_noise_net(
     if any(policy.eval_steps.dense):
         raise InvalidInputError(
             "ReinFlow trains the ODE of a policy, and this one is served with noise: "
-            "serve=process.steps(times, ddim(0.0)), or use dppo"
+            "eval_steps=process.steps(times, ddim(0.0)), or use dppo"
         )
     net = MLP(policy.event_shape, obs_dim, 64, 2, residual=False, activation="tanh", zero=True)  # layers of (64, 64)
     noise_injected = NoiseInjectedDenoiser(policy.denoiser, net.to(policy.device), std_min, std_max)

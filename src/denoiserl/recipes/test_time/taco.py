@@ -40,7 +40,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import carry, resolve_execute_horizon
+from denoiserl.control.acting import resolve_execute_horizon, set_execution_horizon
 from denoiserl.control.best_of_n import BestOfN, Kind, PseudoCountVerifier, candidates, features
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
@@ -91,7 +91,7 @@ def improve(
             "counts of one episode only measure the distance of a state from it: give two episodes or more"
         )
     run = run or Run()
-    carry(policy)
+    set_execution_horizon(policy)
     phi = demonstrated_features(policy, data, args, rng)  # φ(s, a)
     size = phi.shape[1], args.num_coin_flips, args.counter_width
     counter = rng.init(CoinFlipNetwork, *size, gain=args.feature_scale).to(policy.device)  # f

@@ -1,6 +1,6 @@
 """DIGITS: scikit-learn's 1797 handwritten digits of 8 x 8 pixels, with rewards that can and cannot be hacked.
 
-The data are split in two halves. A ``Judge`` (a classifier) trained on one half is the reward model. A held-out judge,
+The data are split in two halves. A ``DigitClassifier`` trained on one half is the reward model. A held-out judge,
 trained on the other half, tests whether images with a high reward are still digits.
 """
 
@@ -46,7 +46,7 @@ def one_hot(label: Tensor) -> Tensor:
     return nn.functional.one_hot(label, CLASSES).float()
 
 
-class Judge(nn.Module):
+class DigitClassifier(nn.Module):
     """A small classifier, used as a reward: log p(label | image). Differentiable in the image."""
 
     def __init__(self, width: int = 64) -> None:
@@ -66,10 +66,10 @@ class Judge(nn.Module):
         return float((self(image).argmax(-1) == label).float().mean())
 
 
-def train_judge(image: Tensor, label: Tensor, rng: Rng | int, steps: int = 100, noise: float = 0.1) -> Judge:
+def train_judge(image: Tensor, label: Tensor, rng: Rng | int, steps: int = 100, noise: float = 0.1) -> DigitClassifier:
     """Train a judge on one split by full-batch Adam; ``noise`` on the pixels prevents overconfidence."""
     rng = as_rng(rng, image.device)
-    model = Judge()
+    model = DigitClassifier()
     with torch.no_grad():
         for weight in model.parameters():
             fan = weight.shape[-1] if weight.ndim > 1 else 0
@@ -84,18 +84,18 @@ def train_judge(image: Tensor, label: Tensor, rng: Rng | int, steps: int = 100, 
 
 
 @dataclass(frozen=True)
-class Judges:
+class ClassifierPair:
     """The judge that is the reward, and the held-out one, trained on the other half of the data."""
 
-    reward: Judge
-    held_out: Judge
+    reward: DigitClassifier
+    held_out: DigitClassifier
 
 
-def judges(seed: int = 0) -> Judges:
+def judges(seed: int = 0) -> ClassifierPair:
     """Return the two judges of ``seed``."""
     one, two = halves(seed)
     rng = Rng(seed)
-    return Judges(train_judge(*one, rng), train_judge(*two, rng.spawn()))
+    return ClassifierPair(train_judge(*one, rng), train_judge(*two, rng.spawn()))
 
 
 def ink(image: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def decode(prompt: Tensor) -> Tensor:
     return torch.where(cell[..., 0] > 0.5, EMPTY, 1 + 4 * cell[..., 1:5].argmax(-1) + cell[..., 5:].argmax(-1))
 
 
-def words(scene: Tensor) -> str:
+def describe_scene(scene: Tensor) -> str:
     """Describe one scene [9] in English: "red disc top left, blue bar centre"."""
     place = [
         f"{row} {column}".strip().replace("middle middle", "centre")

@@ -1,10 +1,11 @@
-"""Helpers of the recipes for generators: samples with their rewards, micro-batches, the check of the first ratio."""
+"""Helpers that recipes of several families share: samples and their rewards, micro-batches, answers, first ratios."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng
@@ -13,7 +14,8 @@ from denoiserl.policy.chain import Chain
 from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import Record, RecordAll
-from denoiserl.processes import Noised
+from denoiserl.processes import Autoregressive, Masked, Noised
+from denoiserl.processes.tokens import answer
 from denoiserl.rewards import Reward, RewardResult, evaluate_reward, repeat_prompts
 
 
@@ -64,7 +66,7 @@ def reward_metrics(result: RewardResult) -> dict[str, float]:
 
 
 def check_first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:
-    """Raise OffPolicy if the log-probabilities of steps differ from the recorded ones before the first update.
+    """Raise OffPolicyError if the log-probabilities of steps differ from the recorded ones before the first update.
 
     ``tolerance`` of a whole step's |log ratio|: by default that of the network's precision, and at least 0.02, because
     log-probs of large images have four digits after the point in float32.
@@ -81,3 +83,15 @@ def micro_batches(index: Tensor, micro_batch_size: int | None) -> tuple[Tensor, 
 def select_rows(noised: Noised, index: Tensor) -> Noised:
     """Return the rows ``index`` of noised data."""
     return Noised(*(tree_map(lambda v: v[index], field) for field in noised))
+
+
+def generated_mask(policy: Policy, prompts: Tree, sample: Any) -> Tensor | None:
+    """Return where answers are, [B, L] bool: the canvas's masks, up to and with the first end of text.
+
+    None for policies that write no tokens.
+    """
+    process, start = policy.process, policy.codec.initial_state(prompts)
+    if not isinstance(process, Masked | Autoregressive):
+        return None
+    masked = torch.ones_like(sample, dtype=torch.bool) if start is None else start == process.mask_token
+    return answer(sample, masked, process.end)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from denoiserl import Diffusion, GaussianDenoiser, Masked, OneStep, Policy, Rng, TokenDenoiser, time_grid
-from denoiserl.doctor.reading import TIMES, Fit, denoising_error, prediction
+from denoiserl.doctor.prediction_type import TIMES, Fit, denoising_error, prediction
 from denoiserl.nn import MLP
 from denoiserl.oracles.worlds import GaussianWorld
 from denoiserl.policy.weights import Weights
