@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import typing
 
 if typing.TYPE_CHECKING:
@@ -101,4 +102,5 @@ def __getattr__(name: str) -> typing.Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, *_ROOMS])
+    modules = [each.name for each in pkgutil.iter_modules(__path__) if not each.name.startswith("_")]
+    return sorted({"__version__", *__all__, *modules})

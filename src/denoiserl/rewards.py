@@ -33,6 +33,11 @@ class RewardSignal(NamedTuple):
     reward: Reward
     prompts: Tree | int | None = None
 
+    def __repr__(self) -> str:
+        name = getattr(self.reward, "__name__", type(self.reward).__name__)
+        n = self.prompts if self.prompts is None or isinstance(self.prompts, int) else batch_size(self.prompts)
+        return f"RewardSignal({name}, {'no' if n is None else n} prompts)"
+
 
 def as_reward_signal(signal: Any) -> RewardSignal:
     """Return a pair (reward, prompts) as a ``RewardSignal``. Raise InvalidInputError for anything else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from denoiserl.data.transitions import to_transitions
 from denoiserl.envs import Collector
 from denoiserl.nn import MLP
 from denoiserl.processes import ddim, linear
+from denoiserl.rewards import RewardSignal
 from denoiserl.train import Run
 
 PROCESS = Diffusion(linear, ddim(1.0))
@@ -55,6 +57,8 @@ def kept() -> Weights:
         ),
         (ROWS, "Transitions(pushes, 6 rows, observation [2], action [1, 1], gamma 0.99)"),
         (ROWS.replay(), "ReplayBuffer(6 of 6 decisions, cpu)"),
+        (PROCESS.steps(time_grid(5)), "StepTable(5 steps, t 1 to 0, 4 with a density)"),
+        (RewardSignal(math.prod, torch.zeros(128, 2)), "RewardSignal(prod, 128 prompts)"),
         (Run(), "Run(in memory)"),
         (Run("runs/x", budget={"updates": 100}), "Run(runs/x, budget 100 updates)"),
         (tasks.make("shapes", {}), "Task(shapes, offers reward, starts flow, metric 'exact_match')"),

@@ -203,6 +203,7 @@ def test_a_card_keeps_the_prose_apart(tmp_path):
         (["lst"], "Did you mean 'list'"),
         (["--versoin"], "Did you mean '--version'"),
         (["run", "dpo"], "Did you mean 'dppo'"),
+        (["run", "DPPO"], "Did you mean 'dppo'"),
         (["run", "nothere.py"], "does not exist"),
         (["run", "--seed", "3"], "The recipe comes first"),
         (["run", "fake.py", "--budget", "env-step=5"], "Did you mean 'env_steps'"),
@@ -501,6 +502,10 @@ def test_a_reader_who_has_seen_enough_is_no_error():
         "run dpoo",
         "run dppo --task",
         "run dppo --help",
+        "run DPPO",
+        "run dppo --save-every 0",
+        "demo --help",
+        "demo --foo",
         "run taco --num-update 3",
         "run pgd --lr",
         "run sac --lr much",
@@ -527,7 +532,7 @@ def test_help_and_usage_errors_come_at_once_and_without_torch(argv: str) -> None
     assert torch_imported == "False" and float(seconds) < 1, result.stdout + result.stderr
 
 
-MODULES = [recipes.module_name(name) for name in recipes.names()] + list(tasks.TASKS.values())
+MODULES = ["denoiserl.demo"] + [recipes.module_name(name) for name in recipes.names()] + list(tasks.TASKS.values())
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -102,7 +102,7 @@ def test_what_cannot_be_done_is_refused_before_training(data, tmp_path, capsys) 
 
     assert "There is no" in said(str(tmp_path / "none.hdf5"), "--out", str(tmp_path / "a.hdf5"))
     assert "--out a.hdf5" in said(str(data), "--out", str(tmp_path / "a"))
-    assert "must be at least 1" in said(str(data), "--out", str(tmp_path / "a.hdf5"), "--num-rows", "0")
+    assert "--num-rows = 0 is out of range" in said(str(data), "--out", str(tmp_path / "a.hdf5"), "--num-rows", "0")
     assert "--out a.npz.hdf5" in said(str(data), "--out", str(tmp_path / "a.npz")), "which is read and not written"
     lerobot_dataset.write(tmp_path / "theirs", body(30), 10)
     assert "add --format hdf5" in said(str(tmp_path / "theirs"), "--out", str(tmp_path / "b"))

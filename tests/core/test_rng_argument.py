@@ -80,12 +80,14 @@ def test_an_rng_is_itself_and_an_int_takes_the_device() -> None:
     assert as_rng(3).device == torch.device("cpu") and as_rng(2**64 - 1).seed == 2**64 - 1
 
 
+@pytest.mark.parametrize("make", [as_rng, Rng])
 @pytest.mark.parametrize("rng", [0.0, True, -1, 2**64, "0", None, torch.Generator()])
-def test_anything_else_is_refused_with_a_remedy(rng: Any) -> None:
+def test_anything_else_is_refused_with_a_remedy(rng: Any, make: Any) -> None:
     with pytest.raises(
-        InvalidInputError, match=r"rng is an Rng or a seed, an int from 0 on, not .*: give Rng\(0\), or 0"
+        InvalidInputError,
+        match=r"rng is an Rng or a seed, an int from 0 on \(below 2\*\*64\), not .*: give Rng\(0\), or 0",
     ):
-        as_rng(rng)
+        make(rng)
 
 
 CALLBACKS = {

@@ -146,8 +146,8 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *argv: str) -> tuple[Any, dict[
 
 def test_options_that_only_the_task_has_need_no_prefix(monkeypatch: pytest.MonkeyPatch):
     given = ["--env", "pusht", "--lr", "0.1", "--task.pretrain-lr=1", "--num-demos=3", "--on-fault", "restart"]
-    args, method, task = settings_of(monkeypatch, "dppo", *given, "--seed", "-1")
-    assert (method["lr"], args.seed) == (0.1, -1)
+    args, method, task = settings_of(monkeypatch, "dppo", *given, "--seed", "17")
+    assert (method["lr"], args.seed) == (0.1, 17)
     assert (task["env"], task["pretrain_lr"], task["num_demos"], task["on_fault"]) == ("pusht", 1.0, 3, "restart")
 
 

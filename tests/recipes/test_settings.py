@@ -188,14 +188,14 @@ def test_the_command_line_refuses_the_same(
     monkeypatch.chdir(tmp_path)
     assert main(["run", name, f"--{field.replace('_', '-')}={value}"]) == 2
     err = capsys.readouterr().err
-    assert field in err and "out of range" in err and not list(tmp_path.iterdir())
+    assert f"--{field.replace('_', '-')}" in err and "out of range" in err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("reinflow", ["--noise-std-min", "0.5"], "noise_std_min = 0.5 is above noise_std_max"),
-        ("ppo", ["--execution-horizon", "6"], "execution_horizon = 6 is above action_horizon"),
+        ("reinflow", ["--noise-std-min", "0.5"], "noise-std-min = 0.5 is above noise_std_max"),
+        ("ppo", ["--execution-horizon", "6"], "execution-horizon = 6 is above action_horizon"),
         ("gorl", ["--stage-fractions", "0"], "no positive share"),
         ("synther", ["--model.lr", "-1"], "lr = -1.0 is out of range"),
     ],

@@ -133,7 +133,7 @@ def test_places_that_do_not_exist_are_refused():
         DeviceConfig(precision="float16")
     with pytest.raises(RunError, match="no device"):
         DeviceConfig("gpu")
-    with pytest.raises(RunError, match="threads=0"):
+    with pytest.raises(RunError, match="threads = 0"):
         DeviceConfig(threads=0)
     if not torch.cuda.is_available():
         with pytest.raises(RunError, match="no CUDA"):

@@ -15,10 +15,11 @@ from denoiserl.cli import Misuse
 from denoiserl.cli.compare import count_cores
 from denoiserl.cli.options import Flag, JsonOption, hint, parse, print_table
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.settings import CountOrZero, Settings
 
 
 @dataclass(frozen=True)
-class ClaimOptions:
+class ClaimOptions(Settings):
     """Options of ``claim``."""
 
     names: Annotated[
@@ -36,7 +37,7 @@ class ClaimOptions:
     confirm: Flag = False
     """of stale records: repeat one seed, and record if all numbers are the same"""
     json: JsonOption = False
-    jobs: Annotated[int | None, hint("(default: one per core)")] = None
+    jobs: Annotated[CountOrZero | None, hint("(default: one per core)")] = None
     """number of parallel processes"""
     out: Annotated[Path | None, hint("(default: the package's ledger)")] = None
     """folder of the records"""

@@ -24,6 +24,7 @@ from denoiserl.cli.options import (
     parse,
     print_table,
 )
+from denoiserl.core.settings import Count, NonNegative, Seed, Settings
 
 EXPERT = "expert"
 POLICY_HELP = (
@@ -37,7 +38,7 @@ MAY_CHANGE = ("out", "format", "only_successes", "fps", "num_envs", "device", "j
 
 
 @dataclass(frozen=True)
-class CollectOptions:
+class CollectOptions(Settings):
     """Options of ``collect``."""
 
     env: str
@@ -45,21 +46,21 @@ class CollectOptions:
     out: Path
     """the new folder to write; one .hdf5 file with --format hdf5"""
     policy: Annotated[str, tyro.conf.arg(help=POLICY_HELP)] = EXPERT
-    num_episodes: int = 100
+    num_episodes: Count = 100
     """number of episodes"""
-    seed: int = 0
+    seed: Seed = 0
     """random seed of start states and noise: the same seed gives the same episodes"""
     format: Literal["denoiserl", "minari", "lerobot", "hdf5"] = "denoiserl"
     """format of the data set"""
-    action_noise: float = 0.0
+    action_noise: NonNegative = 0.0
     """std of Gaussian noise added to the actions, as a fraction of half the action range"""
     only_successes: Flag = False
     """keep only the episodes that succeed"""
     execution_horizon: ExecutionHorizonOption = None
     max_episode_steps: MaxEpisodeStepsOption = None
-    fps: Annotated[int | None, hint("(default: the environment's)")] = None
+    fps: Annotated[Count | None, hint("(default: the environment's)")] = None
     """with --format lerobot: frames per second"""
-    num_envs: int = 16
+    num_envs: Count = 16
     """parallel environments; the episodes are the same for any number"""
     checkpoint: CheckpointOption = "best"
     device: DeviceOption = None
@@ -70,10 +71,6 @@ def collect(argv: list[str]) -> None:
     """Run ``denoiserl collect --env ENV --out FOLDER``."""
     description = "Record episodes of a scripted expert or of a policy as demonstrations, with their success rate."
     args = parse(CollectOptions, "collect", description, argv)
-    if args.num_episodes < 1 or args.num_envs < 1:
-        raise Misuse("--num-episodes and --num-envs must be at least 1: give a larger number.")
-    if not args.action_noise >= 0:
-        raise Misuse(f"--action-noise {args.action_noise} is negative: give 0 for none, or a positive number.")
     if args.out.exists():
         raise Misuse(f"{args.out} exists already: give another --out.")
     if args.format == "hdf5" and args.out.suffix.lower() != ".hdf5":
@@ -123,7 +120,7 @@ def collect(argv: list[str]) -> None:
         "episodes": "episodes",
         "success": "of them succeed",
         "return": "return",
-        "length": "ticks",
+        "length": "steps",
         "frames": "frames",
     }
     rows = [
@@ -239,8 +236,6 @@ def _fps(env: Any, args: CollectOptions) -> int:
         if known is None:
             raise Misuse(f"{args.env} does not say how many frames per second it has: give --fps.")
         return int(known)
-    if args.fps < 1:
-        raise Misuse("--fps must be at least 1: give a larger number.")
     return args.fps
 
 

@@ -17,6 +17,7 @@ from denoiserl.cli.options import JsonOption, hint, parse
 from denoiserl.cli.task_options import TASK_HELP, parse_literal, require_task, split_task_args
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.settings import Count, CountOrZero, OpenFraction, Seed, Settings
 
 PREFIX = {"k": 1e3, "K": 1e3, "M": 1e6}
 
@@ -27,7 +28,7 @@ def count_cores() -> int:
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(Settings):
     """Options of ``compare``."""
 
     task: Annotated[str, tyro.conf.arg(help=TASK_HELP)]
@@ -37,21 +38,21 @@ class CompareOptions:
     """training budget of each arm and seed, such as 200k"""
     unit: str
     """unit of the budget: env_steps, denoiser_calls, denoiser_rows, reward_calls, updates or seconds"""
-    num_seeds: int = 5
+    num_seeds: Count = 5
     """number of training seeds: 0, 1, ..."""
-    seeds: Annotated[tuple[int, ...], hint("(default: --num-seeds of them)")] = ()
+    seeds: Annotated[tuple[Seed, ...], hint("(default: --num-seeds of them)")] = ()
     """the training seeds themselves: 3 4 5"""
-    trials: int = 200
+    trials: Count = 200
     """number of held-out trials of each policy; all arms of a seed get the same trials"""
-    tuning_runs: int = 1
+    tuning_runs: Count = 1
     """tuning runs per arm, on a seed of their own; 1: keep the settings as they are"""
     set: Annotated[tuple[str, ...], hint("(default: none)")] = ()
     """settings of arms: dppo.lr=1e-4 ppo.num_envs=20"""
-    num_evals: int = 5
+    num_evals: CountOrZero = 5
     """number of held-out evaluations during training"""
-    error_rate: float = 0.05
+    error_rate: OpenFraction = 0.05
     """error rate of all verdicts together"""
-    jobs: Annotated[int | None, hint("(default: one per core)")] = None
+    jobs: Annotated[CountOrZero | None, hint("(default: one per core)")] = None
     """number of parallel processes; 0: train in this process"""
     device: str = "cpu"
     """where to compute"""
@@ -111,9 +112,6 @@ def build_comparison(args: CompareOptions, task_args: dict[str, Any]) -> Any:
     unit = args.unit.replace("-", "_")
     if unit not in (*UNITS, "seconds"):
         raise Misuse(unknown_name_message(args.unit, (*UNITS, "seconds"), "unit"))
-    for option, least in (("trials", 1), ("num_seeds", 1), ("tuning_runs", 1), ("num_evals", 0)):
-        if (value := getattr(args, option)) < least:
-            raise Misuse(f"--{option.replace('_', '-')} {value} must be at least {least}: give a larger number.")
     budget, seeds = parse_amount(args.budget), args.seeds or tuple(range(args.num_seeds))
     from denoiserl.experiments import Arm, Study
 

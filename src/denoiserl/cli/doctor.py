@@ -11,10 +11,11 @@ import tyro
 from denoiserl.cli import Misuse
 from denoiserl.cli.load_policy import load_policy
 from denoiserl.cli.options import CheckpointOption, DeviceOption, ExecutionHorizonOption, Flag, JsonOption, hint, parse
+from denoiserl.core.settings import Count, Seed, Settings
 
 
 @dataclass(frozen=True)
-class DoctorOptions:
+class DoctorOptions(Settings):
     """Options of ``doctor``."""
 
     policy: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|POLICY")]
@@ -25,15 +26,15 @@ class DoctorOptions:
     """my_module:reward or my_file.py:reward, a function (sample, prompts) -> [B]"""
     prompts: Annotated[str | None, hint("(default: none)")] = None
     """with --reward: a function that returns prompts [P, ...]"""
-    num_samples: int = 64
+    num_samples: Count = 64
     """number of samples to draw"""
-    group_size: int = 8
+    group_size: Count = 8
     """samples per prompt"""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """rows (sample, denoising step) per gradient step, for the estimate of memory"""
     execution_horizon: ExecutionHorizonOption = None
     checkpoint: CheckpointOption = "best"
-    seed: int = 0
+    seed: Seed = 0
     """random seed of the samples"""
     device: DeviceOption = None
     json: JsonOption = False

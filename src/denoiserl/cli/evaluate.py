@@ -27,6 +27,7 @@ from denoiserl.cli.options import (
 )
 from denoiserl.cli.task_options import TASK_HELP, require_task, split_task_args
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.settings import Count, OpenFraction, Seed, Settings
 
 PolicyWords = Annotated[
     tuple[str, ...],
@@ -36,7 +37,7 @@ PolicyWords = Annotated[
 
 
 @dataclass(frozen=True)
-class EvalOptions:
+class EvalOptions(Settings):
     """Options of ``eval``."""
 
     policies: PolicyWords
@@ -46,13 +47,13 @@ class EvalOptions:
     task: Annotated[str | None, tyro.conf.arg(help=TASK_HELP, help_behavior_hint="(default: the run's task)")] = None
     execution_horizon: ExecutionHorizonOption = None
     max_episode_steps: MaxEpisodeStepsOption = None
-    trials: int = 200
+    trials: Count = 200
     """number of held-out trials of each policy"""
-    seed: int = 0
+    seed: Seed = 0
     """random seed of the trials: the same seed gives the same trials"""
     sequential: Flag = False
     """test after every trial, and stop as soon as successes decide between the policies"""
-    error_rate: float = 0.05
+    error_rate: OpenFraction = 0.05
     """error rate of all verdicts together"""
     checkpoint: CheckpointOption = "best"
     metrics: Annotated[tuple[str, ...], hint("(default: all)")] = ()
@@ -74,8 +75,6 @@ def evaluate(argv: list[str]) -> None:
         raise Misuse("--task.NAME sets an option of the task: give --task too.")
     if not args.policies:
         raise Misuse("Name a run or a saved policy: denoiserl eval RUN.")
-    if args.trials < 1:
-        raise Misuse(f"--trials {args.trials}: give at least 1.")
     if args.env and args.task:
         raise Misuse("--env and --task both say what policies are evaluated on: give one of them.")
     if not args.env and (args.execution_horizon or args.max_episode_steps):

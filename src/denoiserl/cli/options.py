@@ -2,18 +2,101 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
-from typing import Annotated, Any, Literal, TypeVar
+import types
+import typing
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
+
+from denoiserl.cli import Misuse
+from denoiserl.core.errors import DenoiseRLError, RunError
+from denoiserl.core.settings import Count, describe_range
 
 T = TypeVar("T")
 
 
 def parse(kind: type[T], command: str, description: str, argv: list[str]) -> T:
     """Return the options of a command, a dataclass ``kind``, that ``argv`` sets."""
-    prog = f"denoiserl {command}"
-    return tyro.cli(kind, prog=prog, description=description, args=argv, config=(tyro.conf.DisallowNone,))
+    return parse_as_declared(show_ranges(kind), command, description, argv, tyro.conf.DisallowNone)
+
+
+class RangeError(DenoiseRLError):
+    """A value out of its range. It is no ValueError: tyro would show these with the name of a class."""
+
+
+def parse_as_declared(kind: type[T], command: str, description: str, argv: list[str], *config: Any) -> T:
+    """Return the options ``kind`` that ``argv`` sets. Raise Misuse, with the option, for a value out of its range."""
+    try:
+        found = tyro.cli(kind, prog=f"denoiserl {command}", description=description, args=argv, config=config)
+        device = getattr(getattr(found, "machine", found), "device", None)
+        if device not in (None, "cpu"):
+            from denoiserl.core.device import as_device
+
+            as_device(device)
+    except (RunError, RangeError) as error:
+        raise Misuse(_with_options(str(error), argv)) from None
+    return found
+
+
+def _with_options(message: str, argv: list[str]) -> str:
+    """Return a message with the options of ``argv`` for the names of their fields: ``--save-every`` for save_every."""
+    given = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    options = {option.lstrip("-").rpartition(".")[2].replace("-", "_"): option for option in given}
+    return re.sub(r"\b([a-z_]+)(?= = )", lambda found: options.get(found[1], found[1]), message)
+
+
+def show_ranges(kind: type[T], taken: set[str] | frozenset[str] = frozenset(), brief: bool = False) -> type[T]:
+    """Return a dataclass like ``kind`` whose options show their ranges, and have a prefix only if in ``taken``.
+
+    ``brief``: the help leaves out the options of its parts, which are dataclasses themselves.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    fields = [
+        (
+            f.name,
+            Annotated[
+                Annotated[hints[f.name], tyro.conf.Suppress]  # type: ignore[valid-type]
+                if brief and dataclasses.is_dataclass(hints[f.name])
+                else hints[f.name],
+                _option(f, hints[f.name], f.name in taken),
+            ],
+            dataclasses.field(default=f.default, default_factory=f.default_factory),  # type: ignore[call-overload]
+        )
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+    ]
+
+    def check(self: Any) -> None:
+        try:
+            getattr(kind, "__post_init__", lambda _: None)(self)
+        except RunError as error:
+            raise RangeError(str(error)) from None
+
+    own = {"__post_init__": check}
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=own, frozen=True, kw_only=True)
+
+
+def _option(field: dataclasses.Field[Any], kind: Any, prefix: bool) -> Any:
+    """Return how an option is shown: its prefix, one word for its type, and its range beside its default."""
+    shown: dict[str, Any] = {"prefix_name": prefix}
+    if (words := describe_range(kind)) and field.default is not dataclasses.MISSING:
+        for phrase, sign in (("at least", "≥"), ("at most", "≤"), ("above", ">"), ("below", "<"), (" and", ",")):
+            words = words.replace(phrase, sign)
+        hints = [getattr(part, "help_behavior_hint", None) for part in typing.get_args(kind)]
+        default = next((str(each).strip("()") for each in hints if each), f"default: {field.default}")
+        shown["help_behavior_hint"] = f"({default}; {words.replace('4294967296', '2**32')})"
+    elif field.default in ("", ()) and typing.get_origin(kind) is not Annotated:
+        shown["help_behavior_hint"] = "(default: empty)"
+    match [_bare_type(part) for part in typing.get_args(_bare_type(kind))]:
+        case [type() as part, types.NoneType]:  # {None}|INT is long and says less than the text
+            shown["metavar"] = part.__name__.upper()
+    return tyro.conf.arg(**shown)
+
+
+def _bare_type(kind: Any) -> Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
 def hint(text: str) -> Any:
@@ -31,14 +114,14 @@ DeviceOption = Annotated[
     str | None, tyro.conf.arg(help="where to compute", help_behavior_hint="(default: where the run did)")
 ]
 MaxEpisodeStepsOption = Annotated[
-    int | None,
+    Count | None,
     tyro.conf.arg(
         help="environment steps until an episode is over",
         help_behavior_hint="(default: the environment's)",
     ),
 ]
 ExecutionHorizonOption = Annotated[
-    int | None,
+    Count | None,
     tyro.conf.arg(
         help="actions executed of each chunk before the policy plans again",
         help_behavior_hint="(default: as the policy carries, or all)",

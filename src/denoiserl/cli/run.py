@@ -9,23 +9,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import tyro
-
 from denoiserl import recipes
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import parse
+from denoiserl.cli.options import parse, parse_as_declared
 from denoiserl.cli.run_folders import add_recipe_dir_to_path, add_to_import_path, find_run_folder
 from denoiserl.cli.run_options import (
     MachineOptions,
     ResumeOptions,
     program_options,
+    require_parts,
     run_options,
 )
 from denoiserl.cli.source_args import read_args
 from denoiserl.cli.task_options import find_task
-from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.errors import unknown_name_message
 from denoiserl.core.imports import load_module
-from denoiserl.core.serialization.args_json import to_json
+from denoiserl.core.serialization.args_json import from_json, to_json
 
 HELP = """usage: denoiserl run RECIPE [options]
 
@@ -41,6 +40,9 @@ folder of a run:
   denoiserl run runs/dppo-1          goes on with that run, or repeats its result
   denoiserl run dppo --help          shows the options of a recipe, with types and defaults
 Options of the task need no prefix. To go on with an interrupted run, repeat its command."""
+
+DEMO_HELP = """The acts have the options of their recipes and tasks: --robot.NAME (denoiserl run dppo --help),
+--image.NAME (flow_grpo), --language.NAME (tracerl), --robot-task.NAME, --image-task.NAME and --language-task.NAME."""
 
 
 def run(argv: list[str]) -> None:
@@ -60,6 +62,7 @@ def run(argv: list[str]) -> None:
     recipe = find_recipe(word)
     name = recipe.__name__.rpartition(".")[2].removeprefix("recipe_")
     if word not in recipes.names() and not hasattr(recipe, "improve"):
+        require_parts(recipe, set(), "Args", "train")
         _run_program(recipe, f"run {word}", name, argv)
         return
     task = find_task(recipe, argv)
@@ -67,10 +70,7 @@ def run(argv: list[str]) -> None:
     description = f"{_title(recipe)}\n\nOn the task {task}; --task NAME is another one."
     words = [each.partition("=") for each in argv]
     argv = [short.get(name.replace("_", "-"), name) + equals + value for name, equals, value in words]
-    try:
-        chosen = tyro.cli(kind, prog=f"denoiserl run {word}", description=description, args=argv)
-    except RunError as error:  # a value out of its range
-        raise Misuse(str(error)) from None
+    chosen = parse_as_declared(kind, f"run {word}", description, argv)
     machine: MachineOptions = chosen.machine
     settings = machine.runner_settings()
     from denoiserl.experiments import experiment, runner
@@ -90,7 +90,7 @@ def run(argv: list[str]) -> None:
 
 def demo(argv: list[str]) -> None:
     """Run ``denoiserl demo [options]``."""
-    _run_program(load_module("denoiserl.demo"), "demo", None, argv)
+    _run_program(read_args("denoiserl.demo"), "demo", None, argv)
 
 
 def find_recipe(word: str) -> ModuleType:
@@ -123,16 +123,20 @@ def _resume(word: str, argv: list[str]) -> None:
 
 def _run_program(program: ModuleType, command: str, name: str | None, argv: list[str]) -> None:
     """Run a module with ``Args`` and ``train``: the demo, or a program of a user's."""
-    kind = program_options(program)
-    chosen = tyro.cli(kind, prog=f"denoiserl {command}", description=_title(program), args=argv)
+    is_demo = name is None
+    brief = is_demo and not {"-h", "--help"}.isdisjoint(argv)  # what tyro hides it does not read either
+    description = f"{_title(program)}\n\n{DEMO_HELP}" if is_demo else _title(program)
+    chosen = parse_as_declared(program_options(program, brief), command, description, argv)
     machine: MachineOptions = chosen.machine
     settings = machine.runner_settings()
     from denoiserl.experiments import runner
 
-    seed = getattr(chosen.args, "seed", None)
+    program = load_module("denoiserl.demo") if is_demo else program
+    args = from_json(program.Args, to_json(chosen.args))
+    seed = getattr(args, "seed", None)
     default = "demo" if name is None else name if seed is None else f"{name}-{seed}"
     folder = machine.out or Path("runs") / default
-    _print_result(runner.run(program, chosen.args, folder, **settings), machine, program)
+    _print_result(runner.run(program, args, folder, **settings), machine, program)
 
 
 def _print_result(result: dict[str, Any], args: ResumeOptions, program: ModuleType | None = None) -> None:

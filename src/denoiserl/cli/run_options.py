@@ -3,53 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from denoiserl import tasks
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import hint
+from denoiserl.cli.options import hint, show_ranges
 from denoiserl.cli.source_args import read_args
 from denoiserl.cli.task_options import TASK_WORDS
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.serialization.args_json import from_json
-from denoiserl.core.settings import describe_range
+from denoiserl.core.settings import Count, CountOrZero, Positive, Seed, Settings, find_problem
 
 
 @dataclass(frozen=True)
-class ExperimentOptions:
+class ExperimentOptions(Settings):
     """What the recipe runs on, and the random numbers."""
 
     task: Annotated[str, tyro.conf.arg(help=TASK_WORDS, help_behavior_hint="(default: the recipe's own)")] = ""
-    seed: int = 0
+    seed: Seed = 0
     """random seed of the starting policy, the data and training; the default folder is RECIPE-SEED"""
     start_kind: Annotated[str | None, hint("(default: the recipe's, or the task's first)")] = None
     """kind of starting policy"""
-    eval_every: Annotated[int | None, hint("(default: a quarter of the iterations)")] = None
+    eval_every: Annotated[Count | None, hint("(default: a quarter of the iterations)")] = None
     """iterations between held-out evaluations"""
 
 
 @dataclass(frozen=True)
-class ResumeOptions:
+class ResumeOptions(Settings):
     """Options that may change when a run goes on."""
 
     budget: Annotated[tuple[str, ...], hint("(default: no limit)")] = ()
     """limits of the run, such as: env_steps=200000 seconds=600"""
-    eval_trials: int = 100
+    eval_trials: CountOrZero = 100
     """held-out trials of the best policy after the run; 0: none"""
     progress: bool = True
     """show progress"""
 
     def runner_settings(self) -> dict[str, Any]:
-        """Return the keyword arguments of the runner. Raise Misuse for values out of range."""
-        if self.eval_trials < 0:
-            raise Misuse(f"--eval-trials {self.eval_trials} is negative: give 0 for none, or a positive number.")
+        """Return the keyword arguments of the runner. Raise Misuse for a budget that is none."""
         limits = {"budget": parse_budget(self.budget)} if self.budget else {}
         return {"progress": self.progress, **limits}
 
@@ -64,15 +60,15 @@ class MachineOptions(ResumeOptions):
     """cpu, cuda, cuda:1 or mps"""
     precision: Literal["float32", "medium", "bf16"] = "float32"
     """precision of the networks; medium: float32 with faster products, such as TF32"""
-    threads: int = 1
+    threads: Count = 1
     """number of CPU threads (1 is best for small networks; use all cores for large ones)"""
-    save_every: Annotated[int | None, hint("(default: a tenth of each loop, or a minute)")] = None
+    save_every: Annotated[Count | None, hint("(default: a tenth of each loop, or a minute)")] = None
     """iterations between saves; changes no numbers"""
-    env_restart_every: Annotated[int | None, hint("(default: some episodes)")] = None
+    env_restart_every: Annotated[Count | None, hint("(default: some episodes)")] = None
     """iterations after which environments are reset, since simulators cannot be saved"""
 
     def runner_settings(self) -> dict[str, Any]:
-        """Return the keyword arguments of the runner. Raise Misuse for values out of range."""
+        """Return the keyword arguments of the runner. Raise Misuse for a budget that is none."""
         names = ("device", "precision", "threads", "save_every", "env_restart_every")
         return {**super().runner_settings(), **{name: getattr(self, name) for name in names}}
 
@@ -89,26 +85,27 @@ def run_options(recipe: Any, task: str) -> tuple[type[Any], dict[str, str]]:
     require_parts(recipe, RUN_NAMES, "Args")
     method = {f.name for f in dataclasses.fields(recipe.Args)}
     kind = read_args(tasks.TASKS[task]).Args if task in tasks.TASKS else tasks.args_type(task)
-    kind = _with_short_names(kind, method | RUN_NAMES)
+    kind = show_ranges(kind, method | RUN_NAMES)
     given = getattr(recipe, "DEFAULT_TASK_ARGS", {}) if task == getattr(recipe, "DEFAULT_TASK", None) else {}
     preset = {"default": from_json(kind, dict(given))} if given else {}
     fields = [
-        ("args", Annotated[_with_short_names(recipe.Args), tyro.conf.arg(name="")]),
-        ("run", _with_short_names(ExperimentOptions)),
+        ("args", Annotated[show_ranges(recipe.Args), tyro.conf.arg(name="")]),
+        ("run", show_ranges(ExperimentOptions)),
         ("task_args", Annotated[kind, tyro.conf.arg(name="task")], dataclasses.field(**preset)),
-        ("machine", _with_short_names(MachineOptions)),
+        ("machine", show_ranges(MachineOptions)),
     ]
     names = {f.name.replace("_", "-") for f in dataclasses.fields(kind) if f.name not in method | RUN_NAMES}
     short = {f"--task.{name}": f"--{name}" for name in names}
     return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True), short
 
 
-def program_options(program: Any) -> type[Any]:
-    """Return a dataclass of all options of a module with ``Args`` and ``train``."""
-    require_parts(program, MACHINE_NAMES, "Args", "train")
+def program_options(program: Any, brief: bool = False) -> type[Any]:
+    """Return a dataclass of all options of a module with ``Args``; ``brief`` as in ``show_ranges``."""
+    require_parts(program, MACHINE_NAMES, "Args")
+    names = {field.name for field in dataclasses.fields(program.Args)}
     fields = [
-        ("args", Annotated[program.Args, tyro.conf.arg(name="")]),
-        ("machine", _with_short_names(MachineOptions)),
+        ("args", Annotated[show_ranges(program.Args, names, brief), tyro.conf.arg(name="")]),
+        ("machine", show_ranges(MachineOptions)),
     ]
     return dataclasses.make_dataclass("Options", fields, frozen=True)
 
@@ -127,39 +124,6 @@ def require_parts(module: Any, reserved: set[str], *parts: str) -> None:
         raise RunError(f"Args of {module.__file__} names {', '.join(clash)}, which every run has: rename the field.")
 
 
-def _with_short_names(kind: type[Any], taken: set[str] | frozenset[str] = frozenset()) -> type[Any]:
-    """Return a dataclass like ``kind`` whose options show their ranges, and have a prefix only if in ``taken``."""
-    hints = get_type_hints(kind, include_extras=True)
-    fields = [
-        (
-            f.name,
-            Annotated[hints[f.name], _option(f, hints[f.name], f.name in taken)],
-            dataclasses.field(default=f.default, default_factory=f.default_factory),  # type: ignore[call-overload]
-        )
-        for f in dataclasses.fields(kind)
-    ]
-    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
-
-
-def _option(field: dataclasses.Field[Any], kind: Any, prefix: bool) -> Any:
-    """Return how an option is shown: its prefix, one word for its type, and its range beside its default."""
-    shown: dict[str, Any] = {"prefix_name": prefix}
-    if (words := describe_range(kind)) and field.default is not dataclasses.MISSING:
-        for phrase, sign in (("at least", "≥"), ("at most", "≤"), ("above", ">"), ("below", "<"), (" and", ",")):
-            words = words.replace(phrase, sign)
-        shown["help_behavior_hint"] = f"(default: {field.default}; {words})"
-    elif field.default in ("", ()) and typing.get_origin(kind) is not Annotated:
-        shown["help_behavior_hint"] = "(default: empty)"
-    match [_bare_type(part) for part in typing.get_args(_bare_type(kind))]:
-        case [type() as part, types.NoneType]:  # {None}|INT is long and says less than the text
-            shown["metavar"] = part.__name__.upper()
-    return tyro.conf.arg(**shown)
-
-
-def _bare_type(kind: Any) -> Any:
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-
-
 def parse_budget(words: tuple[str, ...]) -> dict[str, float]:
     """Return the limits that words such as ``env_steps=200000`` give, by unit (``env-steps`` is the same unit)."""
     found: dict[str, float] = {}
@@ -171,4 +135,6 @@ def parse_budget(words: tuple[str, ...]) -> dict[str, float]:
             found[unit] = float(amount)
         except ValueError:
             raise Misuse(f"--budget {word}: write a unit and a number, such as {unit}=1000.") from None
+        if problem := find_problem(Positive, found[unit], f"--budget {unit}"):
+            raise Misuse(problem)
     return found

@@ -11,17 +11,18 @@ from denoiserl.cli.load_policy import load_policy
 from denoiserl.cli.options import CheckpointOption, DeviceOption, RunWord, hint, parse
 from denoiserl.cli.run_folders import find_run_folder
 from denoiserl.core.errors import RunError
+from denoiserl.core.settings import Count, Seed, Settings
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(Settings):
     """Options of ``sample``."""
 
     run: RunWord
     """the folder of a run"""
-    num_samples: int = 16
+    num_samples: Count = 16
     """number of samples, episodes or answers"""
-    seed: int = 0
+    seed: Seed = 0
     """random seed of the samples"""
     checkpoint: CheckpointOption = "best"
     out: Annotated[Path | None, hint("(default: RUN/samples)")] = None
@@ -33,8 +34,6 @@ def sample(argv: list[str]) -> None:
     """Run ``denoiserl sample RUN``."""
     description = "Generate with a run's policy and save what can be looked at."
     args = parse(SampleOptions, "sample", description, argv)
-    if args.num_samples < 1:
-        raise Misuse(f"--num-samples {args.num_samples}: give at least 1.")
     loaded = load_policy(args.run, args.checkpoint, args.device)
     if loaded.program is None:
         raise Misuse(f"{args.run} is a policy without a run, and so without a task: name the folder of its run.")

@@ -15,7 +15,7 @@ import denoiserl
 
 LIGHT = ("__future__", "dataclasses", "typing", "denoiserl.core.settings")
 """modules that are imported as they are"""
-CONSTANTS = ("DEFAULT_TASK", "DEFAULT_TASK_ARGS")
+CONSTANTS = ("DEFAULT_TASK", "DEFAULT_TASK_ARGS", "DEMO")
 
 
 def read_args(name: str) -> ModuleType:

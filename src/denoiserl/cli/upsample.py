@@ -13,6 +13,7 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.options import Flag, JsonOption, hint, parse, print_table
+from denoiserl.core.settings import Count, Positive, Seed, Settings
 
 if TYPE_CHECKING:
     from denoiserl.data.formats.any import Kind
@@ -25,30 +26,30 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class UpsampleOptions:
+class UpsampleOptions(Settings):
     """Options of ``upsample``."""
 
     data: tyro.conf.Positional[Path]
     """a folder of Minari, LeRobot or denoiserl collect, or one flat HDF5 file"""
     out: Path
     """the new folder or .hdf5 file to write"""
-    num_rows: Annotated[int | None, hint("(default: ten times the data, 100000 at most; in Minari's format 20000)")] = (
-        None
-    )
+    num_rows: Annotated[
+        Count | None, hint("(default: ten times the data, 100000 at most; in Minari's format 20000)")
+    ] = None
     """number of transitions to generate"""
-    seed: int = 0
+    seed: Seed = 0
     """random seed of the model and its samples"""
-    num_updates: int = 10_000
+    num_updates: Count = 10_000
     """gradient steps of the model"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """rows per gradient step"""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """learning rate of the model"""
-    width: int = 256
+    width: Count = 256
     """width of the network; 1024 as published"""
-    depth: int = 4
+    depth: Count = 4
     """hidden layers of the network; 6 as published"""
-    sampling_steps: int = 48
+    sampling_steps: Count = 48
     """denoising steps per sample; 128 as published"""
     angle_columns: Annotated[tuple[int, ...], hint("(default: none)")] = ()
     """columns of the observation that are wrapped angles, in radians"""
@@ -81,9 +82,6 @@ def upsample(argv: list[str]) -> None:
     written_format = _format(args)
     if args.out.exists():
         raise Misuse(f"{args.out} exists already: give another --out.")
-    for name in ("num_rows", "num_updates", "batch_size", "width", "depth", "sampling_steps"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise Misuse(f"--{name.replace('_', '-')} {value} must be at least 1: give a larger number.")
     from denoiserl.train.device import DeviceConfig
 
     with DeviceConfig(args.device, "float32", None).activate():

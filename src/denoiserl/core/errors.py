@@ -44,9 +44,14 @@ class MissingExtraError(DenoiseRLError, ImportError):
 def unknown_name_message(name: Any, known: Iterable[str], what: str = "name") -> str:
     """Build the message for an unknown ``name``: suggest the closest valid name and list all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    folded = {_fold(each): each for each in known}
+    close = difflib.get_close_matches(_fold(str(name)), folded, n=1, cutoff=0.5)
+    hint = f" Did you mean {folded[close[0]]!r}?" if close else ""
     return f"There is no {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}."
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def require(module: str, extra: str) -> ModuleType:

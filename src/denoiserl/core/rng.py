@@ -33,18 +33,32 @@ def _mix(z: Tensor) -> Tensor:
     return z.bitwise_xor_((z >> 31).bitwise_and_(0x1FFFFFFFF))
 
 
+def _check_seed(seed: Any) -> int:
+    """Return a seed as an int. Raise InvalidInputError if it is none in [0, 2⁶⁴)."""
+    try:
+        found = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        found = -1
+    if not 0 <= found < 2**64:
+        raise InvalidInputError(
+            f"rng is an Rng or a seed, an int from 0 on (below 2**64), not {seed!r}: give Rng(0), or 0"
+        )
+    return found
+
+
 class Rng:
     """A source of random numbers that is passed as an argument, saved and restored.
 
     ``Rng(seed, device)``: a batch stream. ``Rng.rows(seeds, device)``: a stream per row; the first axis of every draw
-    is then the rows. Shapes are given as separate integers: ``rng.normal(64, 16)``.
+    is then the rows. Shapes are given as separate integers: ``rng.normal(64, 16)``. Raise InvalidInputError for a seed
+    that is not an int (of numpy too) in [0, 2⁶⁴).
     """
 
     def __init__(self, seed: int, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.keys: Tensor | None = None
         self.counter = 0
-        self.seed = int(seed)
+        self.seed = _check_seed(seed)
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(self.seed)
 
@@ -161,10 +175,4 @@ def as_rng(rng: Rng | int, device: str | torch.device = "cpu") -> Rng:
     """
     if isinstance(rng, Rng):
         return rng
-    try:
-        seed = -1 if isinstance(rng, bool) else operator.index(rng)
-    except TypeError:
-        seed = -1
-    if not 0 <= seed < 2**64:
-        raise InvalidInputError(f"rng is an Rng or a seed, an int from 0 on, not {rng!r}: give Rng(0), or 0")
-    return Rng(seed, device)
+    return Rng(rng, device)

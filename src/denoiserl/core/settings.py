@@ -30,6 +30,8 @@ Count = Annotated[int, Ge(1)]
 """a whole number of at least 1"""
 CountOrZero = Annotated[int, Ge(0)]
 """a whole number of at least 0"""
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+"""a random seed: numpy and Gymnasium take no larger one"""
 CountFromTwo = Annotated[int, Ge(2)]
 """a whole number of at least 2"""
 Positive = Annotated[float, Gt(0)]
@@ -120,8 +122,13 @@ def check_settings(settings: Any) -> None:
     """
     hints = typing.get_type_hints(type(settings), include_extras=True)
     for field in dataclasses.fields(settings):
-        if problem := find_problem(hints[field.name], getattr(settings, field.name), field.name):
-            raise RunError(problem)
+        check_value(hints[field.name], getattr(settings, field.name), field.name)
+
+
+def check_value(kind: Any, value: Any, name: str) -> None:
+    """Raise RunError if a value does not fit an annotation, as ``check_settings`` does."""
+    if problem := find_problem(kind, value, name):
+        raise RunError(problem)
 
 
 def find_problem(kind: Any, value: Any, name: str) -> str:
@@ -175,8 +182,11 @@ def _outside(kind: Any, rules: tuple[Any, ...], value: Any, name: str) -> str:
 
 
 def describe_range(kind: Any) -> str:
-    """Return the range of an annotation in words, "above 0 and at most 1"; "" if it has none."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next((words for part in typing.get_args(kind) if (words := describe_range(part))), "")
-    rules = typing.get_args(kind)[1:] if typing.get_origin(kind) is Annotated else ()
-    return " and ".join(f"{SIGNS[type(r)][1]} {getattr(r, SIGNS[type(r)][0])}" for r in rules if type(r) in SIGNS)
+    """Return the range of an annotation, or of its parts, in words: "above 0 and at most 1"; "" if it has none."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType, tuple):
+        return next((words for part in parts if (words := describe_range(part))), "")
+    if origin is not Annotated:
+        return ""
+    ends = [(SIGNS[type(r)][1], getattr(r, SIGNS[type(r)][0])) for r in parts[1:] if type(r) in SIGNS]
+    return " and ".join(f"{word} {end}" for word, end in ends) or describe_range(parts[0])

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.errors import RunError
+from denoiserl.core.settings import Count, Seed, Settings
 from denoiserl.demo import act, page
 from denoiserl.experiments.runner import load_run
 from denoiserl.recipes.generators import flow_grpo
@@ -21,14 +23,14 @@ from denoiserl.train import Run
 
 
 @dataclass(frozen=True)
-class Args:
-    seed: int = 0
+class Args(Settings):
+    seed: Seed = 0
     """random seed"""
-    acts: tuple[str, ...] = ("robot", "image", "language")
+    acts: tuple[Literal["robot", "image", "language"], ...] = ("robot", "image", "language")
     """acts to run, in this order"""
-    trials: int = 500
+    trials: Count = 500
     """held-out trials of the image and the language act"""
-    episodes: int = 200
+    episodes: Count = 200
     """held-out episodes of the robot act"""
     robot: dppo.Args = dppo.DEMO
     """settings of DPPO (robot act)"""
@@ -51,8 +53,6 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     if run is None or run.folder is None:
         raise RunError("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
     for name in args.acts:
-        if name not in act.RECIPES:
-            raise RunError(unknown_name_message(name, act.RECIPES, "act"))
         trials = args.episodes if name == "robot" else args.trials
         task_args = getattr(args, f"{name}_task")
         yield from act.play(name, getattr(args, name), task_args, args.seed, trials, run.stage(name))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from denoiserl import tasks
-from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.args_json import flat, to_json
+from denoiserl.core.settings import Count, Seed, Settings, check_value
 from denoiserl.experiments import resolve
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks.base import Task, means
@@ -24,7 +24,7 @@ EVALUATIONS = 4
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Settings):
     """Settings that determine the numbers of a run."""
 
     recipe: str
@@ -37,9 +37,9 @@ class Args:
     """the task's settings"""
     start: str | None = None
     """the kind of starting policy (None: the method's, or the task's first)"""
-    seed: int = 0
+    seed: Seed = 0
     """random seed"""
-    eval_every: int | None = None
+    eval_every: Count | None = None
     """iterations between held-out evaluations (None: four evaluations, evenly)"""
 
 
@@ -146,8 +146,7 @@ def improve_with_eval(
     The trials differ from those of ``denoiserl eval``. If a task's held-out set is finite (prompts, grids), the two
     share members, and only ``last`` is unselected.
     """
-    if eval_every is not None and eval_every < 1:
-        raise RunError(f"eval_every={eval_every}: give at least one iteration between evaluations")
+    check_value(Count | None, eval_every, "eval_every")
     since: dict[str, int] = {}
     for row in improve(method, signal, task, policy, args, seed, run):
         if (at := run.current_loop()) is not None:

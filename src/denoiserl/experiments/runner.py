@@ -34,6 +34,7 @@ from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import diff_settings, flat, from_json, to_json
+from denoiserl.core.settings import Count, check_value
 from denoiserl.train.device import DeviceConfig
 from denoiserl.train.inputs import fingerprints
 from denoiserl.train.metrics_log import MetricsLog
@@ -61,11 +62,12 @@ def run(
 ) -> dict[str, Any]:
     """Run ``program.train(args, run)`` in ``folder``, or resume the run that the folder holds.
 
-    Return ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. Raise RunError if the folder
-    holds a run of other settings, or if a file or folder that they name has changed (data, a module with an
-    environment, a starting policy). More ``iterations`` are allowed if the recipe's ``GROWS`` says so; environments
-    then restart where the run had ended. Ctrl-C lets the iteration finish, saves, prints how to resume, and raises
-    SystemExit(130) (143 for SIGTERM). A second Ctrl-C stops at once, and the run resumes from its last save.
+    Return ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. Raise RunError, before anything
+    is written, for a setting out of its range or an unknown device. Raise RunError if the folder holds a run of other
+    settings, or if a file or folder that they name has changed (data, a module with an environment, a starting policy).
+    More ``iterations`` are allowed if the recipe's ``GROWS`` says so; environments then restart where the run had
+    ended. Ctrl-C lets the iteration finish, saves, prints how to resume, and raises SystemExit(130) (143 for SIGTERM).
+    A second Ctrl-C stops at once, and the run resumes from its last save.
     """
     folder = Path(folder)
     settings = {
@@ -78,12 +80,14 @@ def run(
         "env_restart_every": env_restart_every,
         "budget": dict(budget) if budget else None,
     }
+    for name, value in (("save_every", save_every), ("env_restart_every", env_restart_every)):
+        check_value(Count | None, value, name)
+    keep, place = Run(folder, device, save_every, budget, env_restart_every), DeviceConfig(device, precision, threads)
     with _alone(folder):
         store.settle(folder)
         given = fingerprints(getattr(program, "inputs", lambda of: of)(args), folder)
         record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), program, args)
-        keep = Run(folder, device, save_every, budget, env_restart_every)
-        with DeviceConfig(device, precision, threads).activate() as record["place"]:
+        with place.activate() as record["place"]:
             store.write_json(folder / "run.json", record)
             last, rows = _consume(program, args, keep, record["seed"], progress, tensorboard)
         record["finished"] = _now()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from denoiserl.core.device import as_device
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, leaves, tensors, tree_map
@@ -119,7 +120,8 @@ class Policy:
         return next((p.device for p in self.weights.module.parameters()), torch.device("cpu"))
 
     def to(self, device: str | torch.device) -> Policy:
-        """Move all weights and the codec's tensors."""
+        """Move all weights and the codec's tensors. Raise RunError if there is no such device."""
+        device = as_device(device)
         for module in (self.weights.module, self.weights.control, *self.weights.sets.values()):
             if module is not None:
                 module.to(device)

@@ -52,6 +52,10 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        t = self.times
+        return f"StepTable({len(self)} steps, t {t[0]:.4g} to {t[-1]:.4g}, {sum(self.dense)} with a density)"
+
     def __getitem__(self, k: int) -> Step:
         return self.rows[k]
 

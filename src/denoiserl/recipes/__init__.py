@@ -211,7 +211,9 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *paths()])
+    own = {name for name, value in globals().items() if getattr(value, "__module__", None) == __name__}
+    families = {path.parent.name for path in paths().values()}
+    return sorted({name for name in own if not name.startswith("_")} | families | {*paths()})
 
 
 def read(path: Path | str) -> Card:

@@ -123,9 +123,8 @@ def load_demonstrations(base: Args, seed: int) -> Demonstrations:
             "reinflow, fpo, gorl, sac and td3 can start from an untrained policy"
         )
     if base.data is not None:
-        return load_recording(
-            base.data, make_env(base), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
-        ).demos
+        choice = base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
+        return load_recording(base.data, make_env(base), *choice).demos
     return demonstrations(
         base.env, base.num_demos, seed, base.max_episode_steps, base.demo_goal_error, base.demo_action_noise
     )
@@ -144,11 +143,10 @@ def imitate(
     """Clone the demonstrations of ``seed`` (or ``demos``); each ``stream`` has its own minibatches and noise."""
     from denoiserl.recipes.imitation import diffusion_policy  # the recipe imports tasks
 
-    if not updates:
-        return
-    a = diffusion_policy.Args(num_updates=updates, batch_size=base.pretrain_batch_size, lr=lr)
     rng = Rng(seed + 1_000_003 * stream, run.device)
-    yield from diffusion_policy.improve(made, demos or load_demonstrations(base, seed), a, rng, run)
+    if updates:
+        a = diffusion_policy.Args(updates, base.pretrain_batch_size, lr)
+        yield from diffusion_policy.improve(made, demos or load_demonstrations(base, seed), a, rng, run)
 
 
 def untrained_policy(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, run: Run) -> Policy:

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from denoiserl.core.device import as_device
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.precision import net_precision
+from denoiserl.core.settings import Count, check_value
 
 PRECISIONS = ("float32", "medium", "bf16")
 
@@ -35,16 +37,8 @@ class DeviceConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise RunError(unknown_name_message(self.precision, PRECISIONS, "precision"))
-        if self.threads is not None and self.threads < 1:
-            raise RunError(f"threads={self.threads}: give at least 1.")
-        try:
-            kind = torch.device(self.device).type
-        except RuntimeError as error:
-            raise RunError(f"There is no device {self.device!r}: use cpu, cuda, cuda:1 or mps.") from error
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise RunError("This torch sees no CUDA device: use device cpu, or install a CUDA build of torch.")
-        if kind == "mps" and not torch.backends.mps.is_available():
-            raise RunError("This torch sees no MPS device: use device cpu.")
+        check_value(Count | None, self.threads, "threads")
+        as_device(self.device)
 
     @contextmanager
     def activate(self) -> Iterator[dict[str, Any]]:

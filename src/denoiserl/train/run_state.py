@@ -32,8 +32,10 @@ from typing import Any, Protocol
 import torch
 
 from denoiserl.core.counters import UNITS, UsageCounter, no_usage_counting
+from denoiserl.core.device import as_device
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.serialization import store
+from denoiserl.core.settings import Count, Positive, check_value
 from denoiserl.train.process_state import interrupts, random_state, set_random_state
 from denoiserl.train.saved_state import RESERVED, digest_inputs, restore_objects, sort_objects
 
@@ -93,14 +95,11 @@ class Run:
         for unit, most in (budget or {}).items():
             if unit not in (*UNITS, "seconds"):
                 raise RunError(unknown_name_message(unit, (*UNITS, "seconds"), "unit of a budget"))
-            if not most > 0:
-                raise RunError(f"A budget of {most} {unit} allows no iteration: give a positive number.")
-        if every is not None and every < 1:
-            raise RunError(f"every={every}: give at least one iteration between saves.")
-        if restart is not None and restart < 1:
-            raise RunError(f"restart={restart}: give at least one iteration between restarts.")
+            check_value(Positive, most, f"budget {unit}")
+        check_value(Count | None, every, "every")
+        check_value(Count | None, restart, "restart")
         self.folder = None if folder is None else Path(folder)
-        self.device, self.every, self.budget = torch.device(device), every, dict(budget or {})
+        self.device, self.every, self.budget = as_device(device), every, dict(budget or {})
         self.restart = restart
         self.name, self.parent = "", None
         self.meter, self.seconds, self.best_score = UsageCounter(), 0.0, None

@@ -122,10 +122,7 @@ class Args(Settings):
 def improve(
     policy: Policy, signal: RewardSignal, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Improve a masked language model on a verifier.
-
-    The signal's prompts: canvases [P, L] with masks where to write.
-    """
+    """Improve a masked language model on a verifier. Prompts: canvases [P, L] with masks where to write."""
     check_inputs(policy, signal, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, (reward, prompts) = run or Run(), as_reward_signal(signal)
