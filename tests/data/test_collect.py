@@ -172,7 +172,7 @@ def test_noise_is_a_share_of_the_range_and_what_is_done_is_recorded(tmp_path: Pa
     verb([*common, "--out", str(tmp_path / "b"), "--num-envs", "1"])
     one, other = (Demonstrations.load(tmp_path / k).actions for k in "ab")
     assert torch.equal(one, other) and float(one.std()) == pytest.approx(0.6, rel=0.1)
-    with pytest.raises(Misuse, match="--action-noise = -1.0 is out of range"):
+    with pytest.raises(Misuse, match=r"--action-noise = -1\.0 is out of range"):
         verb([*common[:-1], "-1", "--out", str(tmp_path / "c")])
     with pytest.raises(RunError, match="takes no noise"):
         verb(["--env", "pusht", "--action-noise", "0.3", "--num-episodes", "1", "--out", str(tmp_path / "c")])

@@ -41,7 +41,7 @@ ARGS = demo.Args(
 def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_robot, "look", lambda *x: {"episodes.gif": b"GIF89a" + bytes(20)})
+    monkeypatch.setattr(_robot, "render_trials", lambda *x: {"episodes.gif": b"GIF89a" + bytes(20)})
     folder, played = tmp_path / "demo", []
     judge = _shapes.outcomes
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import tyro
 
 from denoiserl import recipes, tasks
@@ -52,6 +53,8 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypat
         raise SystemExit(0)
 
     monkeypatch.setattr(runner, "run", start)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     recipe, task = recipes.load(name), tasks.args_type(recipes.load(name).DEFAULT_TASK)
     usual = task(**getattr(recipe, "DEFAULT_TASK_ARGS", {}))
     for i, (args, base) in enumerate(((recipe.Args(), usual), (other(recipe.Args()), other(usual)))):

@@ -15,7 +15,7 @@ import ast
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -154,7 +154,8 @@ def check_inputs(policy: Any, signal: Any, kind: str, args: Any, known: type[Any
             f"{name} improves a Policy, not a {type(policy).__name__}: make one with Policy.of, or read one with "
             "Policy.load(folder)"
         )
-    if not isinstance(args, known):
+    names = [each.name for each in fields(known)]
+    if not all(hasattr(args, each) for each in names):  # the settings of a recipe that builds on this one fit too
         whose = f"{type(args).__module__.rpartition('.')[2]}.{type(args).__name__}"
         hint = f"{name}.Args(**settings)" if isinstance(args, Mapping) else f"{name}.Args(...)"
         raise InvalidInputError(f"{name} takes its own settings, {name}.Args, not a {whose}: give {hint}")
