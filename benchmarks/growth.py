@@ -90,10 +90,10 @@ def clone(n: int, folder: Path) -> tuple[float, Callable[[], Any]]:
     from denoiserl.core.rng import Rng
     from denoiserl.data import Demonstrations
     from denoiserl.recipes.imitation import diffusion_policy
-    from denoiserl.tasks import env as _robot
+    from denoiserl.tasks import env as env_task
 
     demos = Demonstrations(torch.randn(100 * n, 8), torch.randn(100 * n, 2).clamp(-1, 1), 100 * torch.arange(1, n + 1))
-    policy = _robot.diffusion(_robot.Args(action_horizon=16, policy_width=32), demos, 0, "cpu")
+    policy = env_task.diffusion(env_task.Args(action_horizon=16, policy_width=32), demos, 0, "cpu")
     a = diffusion_policy.Args(num_updates=20, batch_size=64, lr=1e-3)
     return 100 * n * 10 * 4, lambda: list(diffusion_policy.improve(policy, demos, a, Rng(0)))
 

@@ -46,6 +46,27 @@ def test_docstrings_of_functions_begin_with_a_verb() -> None:
     assert not wrong, f"{len(wrong)} begin with no verb, as in 'Return ...':\n" + "\n".join(wrong)
 
 
+def test_classes_and_modules_are_described_by_what_they_are() -> None:
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.get_docstring(node) if isinstance(node, ast.Module | ast.ClassDef) else None
+            if text and text.split()[0] in QUESTIONS:
+                wrong.append(f"{path.relative_to(SOURCE)}: {text.splitlines()[0]}")
+    assert not wrong, "begin with the noun, as in 'A backend that ...':\n" + "\n".join(wrong)
+
+
+def test_tables_in_docstrings_have_a_line_per_row() -> None:
+    """A table whose rows were filled into a paragraph is no table."""
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{n}: {line.strip()}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for n, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"\| \|\s*-", line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_people_are_in_code() -> None:
     found = [
         f"{path.relative_to(SOURCE)}:{n}: {line.strip()}"

@@ -24,7 +24,7 @@ BANNED = set(
 ALLOWED = {
     "speed", "seed",  # nouns that end like participles
     "done", "solved",  # flags of episodes
-    "stratified", "using", "paused", "uncharged",  # draws in strata; what happens inside a context
+    "using", "paused", "uncharged",  # what happens inside a context
     "experiments/claims/runner.py: why",  # the reason of a verdict, the key of its record
 }  # fmt: skip
 CLASSES = {

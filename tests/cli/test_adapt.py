@@ -11,7 +11,7 @@ import torch
 from denoiserl import Policy, Rng
 from denoiserl.cli import main
 from denoiserl.control.zero_shot import policy_for_reward, require_task_conditioned, states
-from denoiserl.tasks import zero_shot as _zero
+from denoiserl.tasks import zero_shot as zero_shot_task
 
 SMALL = (
     "--num-updates 6 --batch-size 32 --representation-width 16 --eval-every 6 --no-progress --eval-trials 0 "
@@ -38,11 +38,11 @@ def test_a_run_adapts_to_a_reward_and_goes_where_it_pays(run: Path, capsys: Any)
     assert main(["adapt", "runs/b", "--reward", "mine.py:right", "--out", "told"]) == 0
     assert "ways.png" in capsys.readouterr().out and (run / "told" / "ways.png").read_bytes().startswith(b"\x89PNG")
     found = Policy.load(run / "told")
-    base = _zero.Args(
+    base = zero_shot_task.Args(
         rooms=2, num_episodes=4, episode_steps=60, max_episode_steps=10, task_dim=4, policy_width=16, action_horizon=2
     )
     blank = next(run.glob("runs/b/**/best"))
-    seen = states(_zero.load_dataset(base, 0))
+    seen = states(zero_shot_task.load_dataset(base, 0))
     wanted = policy_for_reward(Policy.load(blank), seen, lambda at: at[:, 0])
     z = require_task_conditioned(found).z  # threads add in another order
     assert torch.allclose(z, require_task_conditioned(wanted).z, atol=1e-5) and float(z.norm()) == pytest.approx(

@@ -19,8 +19,8 @@ from denoiserl.envs import Collector
 from denoiserl.envs.by_name import environment
 from denoiserl.envs.frame_stack import ObservationHistory, newest, shown
 from denoiserl.stats import Interval, bootstrap, hierarchical_bootstrap, paired_interval, t_interval
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import policies
 
 WORLDS = """
 import gymnasium, numpy as np
@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "worlds_of_mine.py").write_text(WORLDS)
     made = Collector(environment("worlds_of_mine.py:World"), 1)
-    _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), made, 0).save(tmp_path / "policy")
+    policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), made, 0).save(tmp_path / "policy")
     return tmp_path
 
 
@@ -72,7 +72,7 @@ def judged(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_eval_keeps_what_is_said_of_a_policy_in_other_units(here: Path, capsys: pytest.CaptureFixture[str]):
     rows = torch.linspace(-1, 1, 40)[:, None]
     data = Demonstrations(rows.expand(-1, 2), 50 * (rows + 1), torch.tensor([20, 40]))
-    _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), data, 0).save(here / "percent")
+    policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), data, 0).save(here / "percent")
     said = judged(capsys, "percent", "--env", "worlds_of_mine.py:World", "--out", "out")
     told = "the actions that the policy can take lie outside the box of World of actions: dimension 0 runs from 0"
     assert said.count(told) == 1 and (here / "out/eval.json").read_text().count(told) == 1
@@ -106,7 +106,7 @@ def test_eval_says_that_starts_are_alike_and_that_episodes_crashed(here: Path, c
 def test_several_policies_are_compared_where_all_have_a_number(here: Path, capsys: pytest.CaptureFixture[str]):
     (here / "other").mkdir()
     made = Collector(environment("worlds_of_mine.py:World"), 1)
-    _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), made, 1).save(here / "other/second")
+    policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), made, 1).save(here / "other/second")
     said = " ".join(
         judged(capsys, "policy", "other/second", "--env", "worlds_of_mine.py:Falls", "--out", "two").split()
     )
@@ -172,8 +172,8 @@ def test_intervals_without_width_say_that_the_scores_are_equal():
 
 
 def test_a_task_has_the_metric_success_where_it_is_told_only_when_episodes_end(here: Path):
-    assert _robot.task(_robot.Args(env="worlds_of_mine.py:Late")).metric == "success"
-    assert _robot.task(_robot.Args(env="Pendulum-v1")).metric == "return"
+    assert env_task.task(env_task.Args(env="worlds_of_mine.py:Late")).metric == "success"
+    assert env_task.task(env_task.Args(env="Pendulum-v1")).metric == "return"
 
 
 @pytest.mark.parametrize(("whose", "told"), [("own", 7), ("its simulator's", 10), ("neither's", None)])

@@ -25,8 +25,8 @@ from denoiserl.envs.remarks import Remark, remarks
 from denoiserl.envs.units import reach
 from denoiserl.integrations.lerobot.policy import LeRobotCodec
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import policies
 from denoiserl.tasks.user_inputs import load_policy, load_recording
 
 gym = pytest.importorskip("gymnasium")
@@ -48,7 +48,7 @@ def test_an_outlier_is_told_by_dimension_row_episode_and_share(kind: Any) -> Non
     assert "outliers" in again.report() and "[1]" in again.report()
     with pytest.warns(UserWarning, match="dimension 1 of the actions of toy: row 1234"):
         codec = ActionChunkCodec.fit(replace(demos(), actions=wrong))
-    policy = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), demos(), 0)
+    policy = policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), demos(), 0)
     assert check_data_ranges(replace(policy, codec=codec)).level == "warning"
     assert check_data_ranges(policy).level == "ok"
     told = check_data_ranges(policy, replace(demos(), actions=wrong))
@@ -134,7 +134,7 @@ def test_episodes_and_parts_of_a_users_data_are_chosen_by_words(tmp_path: Path) 
         kept = load_recording(str(tmp_path / "parts"), Wide, obs_keys="state")
     assert torch.equal(kept.demos.observations, data.observations[:, :2])
     with pytest.raises(InvalidInputError, match=r"several parts of numbers are not supported.*FlattenObservation"):
-        _kinds.policy_spec(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))
+        policies.policy_spec(replace(data, observations={"arm": parts["state"], "goal": parts["more"]}))
 
 
 def test_infinite_and_constant_boxes_judge_nothing() -> None:
@@ -148,7 +148,7 @@ def test_infinite_and_constant_boxes_judge_nothing() -> None:
 
 
 def test_a_policy_that_cannot_say_what_was_done_is_told_of_it() -> None:
-    policy = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), demos(), 0)
+    policy = policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), demos(), 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fits(policy, demos())
@@ -183,7 +183,7 @@ def imitating(actions: Any = 1.0, seen: Any = 1.0) -> Policy:
         torch.as_tensor(actions) * torch.stack([u, u.roll(7)], 1),
         torch.tensor([30, 60]),
     )
-    return _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), data, 0)
+    return policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), data, 0)
 
 
 def chunks(policy: Policy, action: Normalizer | None = None) -> Policy:
@@ -220,12 +220,12 @@ def test_a_policy_in_other_units_than_its_environment_is_told_by_dimension(codec
 
 def test_a_policy_that_was_made_for_another_box_is_told() -> None:
     world = Collector(lambda: Meets(0.0, [1.0, 100.0]), 1)
-    made = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), world, 0)
+    made = policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), world, 0)
     assert isinstance(made.codec, RunningNormCodec)
     assert not met(made, low=0.0, high=[1.0, 100.0])
     assert "dimension 1 runs from 0 to 100 in [-1, 1]" in met(made)[0]
     assert reach(RunningNormCodec.fresh(3)) is None, "a number bounds nothing"
-    squash = _kinds.squashed_gaussian((1, 2), 3, 8, 1, TanhCodec.from_box([-1.0, 0.0], [1.0, 512.0]), 0)
+    squash = policies.squashed_gaussian((1, 2), 3, 8, 1, TanhCodec.from_box([-1.0, 0.0], [1.0, 512.0]), 0)
     assert "dimension 1 runs from 0 to 512 in [-1, 1]" in met(squash)[0]
 
 
@@ -260,9 +260,9 @@ def test_a_given_policy_is_told_of_its_units_before_it_learns(tmp_path: Path) ->
         "        return np.zeros(3, np.float32), 0.0, False, True, {}\n"
     )
     imitating(actions=[100.0, 1.0]).save(tmp_path / "made")
-    base = _robot.Args(env=f"{tmp_path / 'world.py'}:World", start=str(tmp_path / "made"))
+    base = env_task.Args(env=f"{tmp_path / 'world.py'}:World", start=str(tmp_path / "made"))
     with pytest.warns(Remark, match="made can take lie outside the box of World of actions: dimension 0 "):
-        _robot.load_start(base, Run())
+        env_task.load_start(base, Run())
 
 
 def test_cloning_on_in_other_units_is_told_whatever_the_codec() -> None:

@@ -20,9 +20,9 @@ from denoiserl.recipes.generators import flow_grpo
 from denoiserl.recipes.language import tracerl
 from denoiserl.recipes.policy_gradient import dppo
 from denoiserl.stats import Comparison
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import shapes as _shapes
-from denoiserl.tasks import sudoku as _sudoku
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import shapes as shapes_task
+from denoiserl.tasks import sudoku as sudoku_task
 
 ARGS = demo.Args(
     trials=20,
@@ -30,20 +30,20 @@ ARGS = demo.Args(
     robot=dataclasses.replace(dppo.DEMO, iterations=1, rollout_steps=2, num_envs=2),
     image=dataclasses.replace(flow_grpo.DEMO, iterations=2, num_prompts=2, group_size=4),
     language=dataclasses.replace(tracerl.DEMO, iterations=2, num_prompts=2, group_size=4),
-    robot_task=_robot.Args(
+    robot_task=env_task.Args(
         pretrain_updates=4, num_demos=2, max_episode_steps=10, policy_width=16, pretrain_batch_size=8
     ),
-    image_task=_shapes.Args(pretrain_updates=4, pretrain_batch_size=8),
-    language_task=_sudoku.Args(pretrain_updates=4, pretrain_batch_size=8),
+    image_task=shapes_task.Args(pretrain_updates=4, pretrain_batch_size=8),
+    language_task=sudoku_task.Args(pretrain_updates=4, pretrain_batch_size=8),
 )
 
 
 def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_robot, "render_trials", lambda *x: {"episodes.gif": b"GIF89a" + bytes(20)})
+    monkeypatch.setattr(env_task, "render_trials", lambda *x: {"episodes.gif": b"GIF89a" + bytes(20)})
     folder, played = tmp_path / "demo", []
-    judge = _shapes.outcomes
+    judge = shapes_task.outcomes
 
     def fails_once(*x):
         if x[-1] == ARGS.trials:  # the act's judgement, not the recipe's own evaluations
@@ -52,7 +52,7 @@ def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
                 raise KeyboardInterrupt
         return judge(*x)
 
-    monkeypatch.setattr(_shapes, "outcomes", fails_once)
+    monkeypatch.setattr(shapes_task, "outcomes", fails_once)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the simulator
         with pytest.raises(SystemExit):

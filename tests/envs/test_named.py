@@ -13,8 +13,8 @@ from denoiserl.core.errors import MissingExtraError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.envs import Collector
 from denoiserl.envs.by_name import demonstrations, environment, has_script, record_expert
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import policies
 from denoiserl.train import Run
 
 
@@ -94,20 +94,20 @@ def test_pusht_is_recorded_with_its_ends():
 def test_nobody_demonstrates_where_there_is_no_script():
     with pytest.raises(RunError, match="record demonstrations or name"):
         demonstrations("Hopper-v5", 1)
-    base = _robot.Args(env="Pendulum-v1")
+    base = env_task.Args(env="Pendulum-v1")
     with pytest.raises(RunError, match="--data"):
-        _robot.load_demonstrations(base, 0)
+        env_task.load_demonstrations(base, 0)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
 def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
     pytest.importorskip("gymnasium")
-    base = _robot.Args(env="Pendulum-v1", policy_width=16)
-    begun = _robot.task(base).start_policy(0, Run(), kind)
+    base = env_task.Args(env="Pendulum-v1", policy_width=16)
+    begun = env_task.task(base).start_policy(0, Run(), kind)
     with pytest.raises(StopIteration) as ended:
         next(begun)
     policy = ended.value.value
-    told = _robot.outcomes(policy, base, 0, 2)
+    told = env_task.outcomes(policy, base, 0, 2)
     assert "success" not in told and told["return"].shape == (2,) and bool((told["length"] == 200).all())
     assert policy.generate(torch.zeros(1, 3), Rng(0)).shape == (1, 5, 1)
 
@@ -116,9 +116,9 @@ def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):
     pytest.importorskip("gymnasium")
     env = Collector(environment("Pendulum-v1"), 1)
     env.close()
-    saved = _kinds.diffusion(_robot.Args(policy_width=16), env, 7)
+    saved = policies.diffusion(env_task.Args(policy_width=16), env, 7)
     saved.save(tmp_path / "policy")
-    begun = _robot.task(_robot.Args(env="Pendulum-v1", start=str(tmp_path / "policy"))).start_policy(
+    begun = env_task.task(env_task.Args(env="Pendulum-v1", start=str(tmp_path / "policy"))).start_policy(
         0, Run(), "diffusion"
     )
     with pytest.raises(StopIteration) as ended:
@@ -197,7 +197,7 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
         0,
         None,
     )
-    env = Collector(_robot.make_env(_robot.Args(env="drifting.py:Drift", start="x", obs_horizon=2)), 1)
+    env = Collector(env_task.make_env(env_task.Args(env="drifting.py:Drift", start="x", obs_horizon=2)), 1)
     env.on_checkpoint(0)
     assert env.obs_dim == 14 and torch.equal(env.obs[0, :7], env.obs[0, 7:]), "an episode begins with its first twice"
     first = env.obs[0, 7:].clone()
@@ -207,4 +207,4 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
 
 def test_clones_of_the_experiment_see_one_observation():
     with pytest.raises(RunError, match="--start"):
-        _robot.make_env(_robot.Args(obs_horizon=2))
+        env_task.make_env(env_task.Args(obs_horizon=2))

@@ -9,18 +9,18 @@ from denoiserl.core.rng import Rng
 from denoiserl.data.synthetic import Model, select
 from denoiserl.data.trajectories import Model as WindowModel
 from denoiserl.data.transitions import to_transitions
-from denoiserl.tasks import swingup as _swingup
+from denoiserl.tasks import swingup
 
 
 def test_what_truly_follows_is_what_was_recorded() -> None:
-    rows = to_transitions(_swingup.record_episodes(10, 40, 0.5, Rng(0)))
+    rows = to_transitions(swingup.record_episodes(10, 40, 0.5, Rng(0)))
     assert isinstance(rows.obs, torch.Tensor) and isinstance(rows.next_obs, torch.Tensor) and len(rows) == 400
-    torch.testing.assert_close(_swingup.true_next_obs(rows.obs, rows.action[:, 0]), rows.next_obs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(swingup.true_next_obs(rows.obs, rows.action[:, 0]), rows.next_obs, rtol=1e-4, atol=1e-4)
     assert not bool(rows.terminated.any())
 
 
 def test_the_nearest_neighbour_of_a_recorded_row_is_itself() -> None:
-    rows = to_transitions(_swingup.record_episodes(10, 40, 0.5, Rng(0)))
+    rows = to_transitions(swingup.record_episodes(10, 40, 0.5, Rng(0)))
     some = select(rows, slice(0, 50))
     assert torch.equal(synther_fidelity.nearest(rows, some), some.next_obs)  # type: ignore[arg-type]
 

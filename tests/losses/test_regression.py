@@ -14,6 +14,7 @@ from denoiserl.losses import (
     center_rewards,
     clipped_value,
     dpo,
+    ess_fraction,
     exp_weights,
     half_squared_error,
     huber,
@@ -161,6 +162,14 @@ def test_exponentially_weighted_likelihood_recovers_the_tilted_reference(world):
     weight = exp_weights(reward, beta, cap=1e6)
     best = minimise(lambda p: (old.exp() * weighted_loss(-p, weight)).sum(), 8)
     assert distance(best, tilted(old, reward, beta)) < 1e-6
+
+
+def test_ess_fraction_counts_the_weights_that_matter():
+    n = 8
+    assert float(ess_fraction(torch.full((n,), 0.3))) == pytest.approx(1.0)
+    assert float(ess_fraction(torch.eye(n)[2] * 5)) == pytest.approx(1 / n)
+    half = (torch.arange(n) < n // 2).double()
+    assert float(ess_fraction(half)) == pytest.approx(0.5) == float(ess_fraction(100 * half))
 
 
 def test_exp_weights_are_capped_without_overflow():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from denoiserl import Rng
-from denoiserl.processes import Diffusion, StepTable, cosine, ddim, linear, stratified, time_grid, window
+from denoiserl.processes import Diffusion, StepTable, cosine, ddim, draw_stratified_times, linear, time_grid, window
 
 TIMES = torch.tensor([1.0, 0.7, 0.4, 0.2, 0.0], dtype=torch.float64)
 COLUMN = torch.tensor([3.0, 5.0, 7.0, 11.0], dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_two_parts_in_turn_are_the_chain() -> None:
 def test_stratified_times_are_uniform_inside_their_strata_and_come_in_random_order() -> None:
     """Over 20 thousand rows: the place inside a stratum has mean ½ and variance 1/12, every column every stratum."""
     n, rows = 4, 20_000
-    t = stratified((rows, n), Rng(0)).double() * n
+    t = draw_stratified_times((rows, n), Rng(0)).double() * n
     inside = t - t.floor()
     assert abs(float(inside.mean()) - 0.5) < 5 * (1 / 12 / (n * rows)) ** 0.5
     assert float(inside.var()) == pytest.approx(1 / 12, rel=0.02)
@@ -85,11 +85,13 @@ def test_stratified_times_are_uniform_inside_their_strata_and_come_in_random_ord
 def test_stratified_times_keep_away_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     for low in (0.0, 1.0):
         monkeypatch.setattr(Rng, "uniform", lambda self, *shape, low=low: torch.full(shape, low))
-        t = stratified((3, 1), Rng(0))
+        t = draw_stratified_times((3, 1), Rng(0))
         assert t.shape == (3, 1) and bool((t > 0).all() and (t < 1).all())
     monkeypatch.undo()
-    assert stratified((2, 3, 4), Rng(0)).shape == (2, 3, 4)
-    assert torch.equal(stratified((5, 4), Rng.rows(range(5)))[3:4], stratified((1, 4), Rng.rows([3])))
+    assert draw_stratified_times((2, 3, 4), Rng(0)).shape == (2, 3, 4)
+    assert torch.equal(
+        draw_stratified_times((5, 4), Rng.rows(range(5)))[3:4], draw_stratified_times((1, 4), Rng.rows([3]))
+    )
 
 
 def test_a_flow_has_no_rows_with_a_density_and_its_stochastic_twin_all_but_the_last() -> None:

@@ -24,7 +24,7 @@ from denoiserl.processes import (
     vp,
     with_learned_std,
 )
-from denoiserl.processes.base import stratified
+from denoiserl.processes.base import draw_stratified_times
 from denoiserl.processes.denoiser import Denoiser
 
 MEAN, SPREAD = torch.tensor([0.5, -1.0, 0.2]), 0.7
@@ -193,7 +193,7 @@ def test_policy_and_reference_share_the_noise() -> None:
 
 
 def test_stratified_times_fall_one_in_each_stratum() -> None:
-    t = stratified((500, 16), Rng(0))
+    t = draw_stratified_times((500, 16), Rng(0))
     assert torch.equal((t * 16).floor().sort(-1).values, torch.arange(16.0).expand(500, 16))
     assert abs(float(t[:, 0].mean()) - 0.5) < 0.06  # and in random order: each column is uniform
     assert abs(float(torch.corrcoef(t.T)[0, 1]) + 1 / 15) < 0.2

@@ -20,10 +20,10 @@ from denoiserl.experiments import experiment
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.zero_shot import breeze, fb
 from denoiserl.recipes.zero_shot import common as successors
-from denoiserl.tasks import zero_shot as _zero
+from denoiserl.tasks import zero_shot as zero_shot_task
 from denoiserl.train import Run, find_saved_policy
 
-BASE = _zero.Args(
+BASE = zero_shot_task.Args(
     rooms=2,
     num_episodes=4,
     episode_steps=60,
@@ -35,7 +35,7 @@ BASE = _zero.Args(
     action_horizon=2,
 )
 SMALL = {"num_updates": 2, "batch_size": 32, "representation_width": 16}
-METHODS = {"breeze": (breeze, _zero.untrained_policy), "fb": (fb, _zero.squashed_policy)}
+METHODS = {"breeze": (breeze, zero_shot_task.untrained_policy), "fb": (fb, zero_shot_task.squashed_policy)}
 methods = pytest.mark.parametrize("name", METHODS)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:B has collapsed"),
@@ -43,14 +43,14 @@ pytestmark = [
 ]
 
 
-def start(name: str, base: _zero.Args = BASE) -> Policy:
+def start(name: str, base: zero_shot_task.Args = BASE) -> Policy:
     return METHODS[name][1](base, 0, Run())
 
 
 def improve(name: str, made: Policy, data=None, keep: Run | None = None, **more) -> list[dict]:
     module = METHODS[name][0]
     a = module.Args(**{**SMALL, **more})
-    return list(module.improve(made, _zero.load_dataset(BASE, 0) if data is None else data, a, Rng(5), keep))
+    return list(module.improve(made, zero_shot_task.load_dataset(BASE, 0) if data is None else data, a, Rng(5), keep))
 
 
 @methods
@@ -59,7 +59,7 @@ def test_the_same_run_twice_and_a_resumed_one_end_in_the_same_weights(name: str,
     rows = improve(name, whole, keep=Run(tmp_path / "whole", every=1))
     assert rows == improve(name, start(name))
     halves, a = start(name), METHODS[name][0].Args(**SMALL)
-    data = _zero.load_dataset(BASE, 0)
+    data = zero_shot_task.load_dataset(BASE, 0)
     part = METHODS[name][0].improve(halves, data, a, Rng(5), Run(tmp_path / "half", every=1))
     next(part)
     next(part)
@@ -80,7 +80,7 @@ def test_the_experiment_runs_and_its_policy_answers_rewards_when_it_is_loaded(na
     rows = list(experiment.run_recipe(module, task, module.Args(**SMALL), 0, keep))
     assert {"eval/score", "eval/goal_6", "eval/stay_left", "eval/overestimation"} <= rows[-1].keys()
     made = Policy.load(find_saved_policy(tmp_path, "last"))
-    asked = policy_for_reward(made, successors.demos(_zero.load_dataset(BASE, 0)), lambda at: at[:, 0])
+    asked = policy_for_reward(made, successors.demos(zero_shot_task.load_dataset(BASE, 0)), lambda at: at[:, 0])
     again = Policy.load(asked.save(tmp_path / "asked"))
     obs = torch.rand(3, 2) + 1
     assert torch.equal(again.generate(obs, Rng(1)), asked.generate(obs, Rng(1)))
@@ -105,10 +105,10 @@ def test_a_walker_who_never_had_a_reward_goes_to_whichever_end_is_asked_for(name
     """On a segment walked at random, the policies for 'be right' and 'be left' go right and left from the middle."""
     base, data = replace(BASE, action_horizon=1, policy_width=32, task_dim=4, sampling_steps=3), line()
     keep, mine = Run(), METHODS[name][1]
-    made = _zero.diffusion(base, data, 4, 0, "cpu") if name == "breeze" else None
+    made = zero_shot_task.diffusion(base, data, 4, 0, "cpu") if name == "breeze" else None
     if made is None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_zero, "load_dataset", lambda base, seed: data)
+            patch.setattr(zero_shot_task, "load_dataset", lambda base, seed: data)
             made = mine(base, 0, keep)
     more = {"inverse_temperature": 0.5, "num_candidates": 8, "policy_ema": 0.05} if name == "breeze" else {}
     improve(
@@ -193,21 +193,21 @@ def test_logged_rewards_are_asked_for_where_they_were_given_and_judged_in_an_env
         "        return np.array([self.x], np.float32), float(self.x > 0.2), False, self.t >= 6, {}\n"
     )
     base = replace(BASE, data=str(path), env=f"{tmp_path / 'segment.py'}:Segment", action_horizon=2)
-    row, read = successors.make_transitions(_zero.load_dataset(base, 0)), _zero.load_dataset(base, 0)
+    row, read = successors.make_transitions(zero_shot_task.load_dataset(base, 0)), zero_shot_task.load_dataset(base, 0)
     assert isinstance(read, EpisodeDataset) and read.rewards is not None
     assert torch.equal(read.rewards[row["frame"]], wanted(row["next_obs"]))
     made = start("fb", base)
     improve("fb", made, read)
-    told = _zero.task(base).evaluate(made, 0, 4)
+    told = zero_shot_task.task(base).evaluate(made, 0, 4)
     assert bool((told["length"] == 6).all()) and bool(((told["return"] >= 0) & (told["return"] <= 6)).all())
     with pytest.raises(RunError, match="holds no rewards: give a reward"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_zero, "load_dataset", lambda base, seed: data)
-        _zero.outcomes(base, made, 0, 2)
+        patch.setattr(zero_shot_task, "load_dataset", lambda base, seed: data)
+        zero_shot_task.outcomes(base, made, 0, 2)
 
 
 def test_a_true_end_has_no_future_and_a_chunk_is_discounted_by_its_ticks() -> None:
     made = start("breeze", replace(BASE, action_horizon=3))
-    demos = _zero.load_dataset(BASE, 0)
+    demos = zero_shot_task.load_dataset(BASE, 0)
     assert isinstance(demos, Demonstrations)
     box = torch.ones(2)
     ends = torch.arange(len(demos)) % 2 == 0
@@ -223,17 +223,17 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
     base = replace(BASE, max_episode_steps=60)
     from denoiserl.envs.toy.maze import expert
 
-    reward = _zero.rewards(base)["goal_2"]
-    low, high = _zero.references(base)["goal_2"]
-    goal = _zero.maze(base).cells[reward(_zero.maze(base).cells).argmax()]
+    reward = zero_shot_task.rewards(base)["goal_2"]
+    low, high = zero_shot_task.references(base)["goal_2"]
+    goal = zero_shot_task.maze(base).cells[reward(zero_shot_task.maze(base).cells).argmax()]
 
     def shortest(world, position, rng):
         world.goal = goal.expand(len(position), 2)
         return expert(world)[:, None]
 
-    came = _zero.roll_out(base, shortest, reward, 3, 100).gained.sum(1).mean()
+    came = zero_shot_task.roll_out(base, shortest, reward, 3, 100).gained.sum(1).mean()
     assert 100 * (float(came) - low) / (high - low) == pytest.approx(100, abs=12)
-    task = _zero.task(BASE)
+    task = zero_shot_task.task(BASE)
     rows = task.start_policy(0, Run(), "goals")
     try:
         while True:
@@ -250,13 +250,13 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     """With r in the span of an orthonormal B, Q of the discounted return itself: a promise kept is an error of 0."""
     made = start("fb")
     improve("fb", made)
-    reward = _zero.rewards(BASE)["stay_left"]
-    seen = successors.demos(_zero.load_dataset(BASE, 0)).observations
+    reward = zero_shot_task.rewards(BASE)["stay_left"]
+    seen = successors.demos(zero_shot_task.load_dataset(BASE, 0)).observations
     asked = policy_for_reward(made, seen, reward)
     begin, first = seen[:5], torch.zeros(5, 2, 2)
     path = begin[:, None].expand(-1, 11, -1)
-    nothing = _zero.overestimation(asked, _zero.Walk(torch.zeros(5, 10), path, first), seen, reward)
-    ones = _zero.overestimation(asked, _zero.Walk(torch.ones(5, 10), path, first), seen, reward)
+    nothing = zero_shot_task.overestimation(asked, zero_shot_task.Walk(torch.zeros(5, 10), path, first), seen, reward)
+    ones = zero_shot_task.overestimation(asked, zero_shot_task.Walk(torch.ones(5, 10), path, first), seen, reward)
     gamma = 0.98**2  # two ticks a decision, five decisions
     assert torch.allclose(nothing - ones, torch.full((5,), sum(gamma**k for k in range(5))), atol=1e-4)
     both = asked.weights.control.verifier.represent  # type: ignore[union-attr]
@@ -282,7 +282,7 @@ def test_a_policy_that_carries_to_execute_part_of_a_chunk_is_refused() -> None:
     made = start("breeze", replace(BASE, action_horizon=3))
     made.weights.execute = 2
     with pytest.raises(InvalidInputError, match="executes 2 of them"):
-        successors.prepare_transitions(made, _zero.load_dataset(BASE, 0), 32, 0.9, "BREEZE")
+        successors.prepare_transitions(made, zero_shot_task.load_dataset(BASE, 0), 32, 0.9, "BREEZE")
 
 
 def test_what_cannot_be_learned_from_is_refused() -> None:
@@ -292,12 +292,12 @@ def test_what_cannot_be_learned_from_is_refused() -> None:
         improve("fb", start("fb"), gamma=1.0)
     with pytest.raises(InvalidInputError, match="maximises Q inside a box"):
         improve("fb", start("breeze"))
-    bad = successors.demos(_zero.load_dataset(BASE, 0))
+    bad = successors.demos(zero_shot_task.load_dataset(BASE, 0))
     seen = bad.observations.clone()
     seen[3, 0] = float("nan")
     with pytest.raises(InvalidInputError, match="NaN or infinity"):
         improve("breeze", start("breeze"), replace(bad, observations=seen))
     with pytest.raises(RunError, match="pass --env"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_zero, "load_dataset", lambda base, seed: bad)
-            _zero.outcomes(replace(BASE, data="my.hdf5"), start("fb"), 0, 2)
+            patch.setattr(zero_shot_task, "load_dataset", lambda base, seed: bad)
+            zero_shot_task.outcomes(replace(BASE, data="my.hdf5"), start("fb"), 0, 2)

@@ -21,12 +21,12 @@ from denoiserl.oracles.prompted import Triple, make_prompted_world
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
 from denoiserl.recipes.generators import ddpo, flow_grpo
-from denoiserl.tasks import shapes as _shapes
+from denoiserl.tasks import shapes as shapes_task
 from denoiserl.tasks.domains import shapes
 from denoiserl.train import fit
 
 WORLD = make_prompted_world(0)
-TINY = _shapes.Args(pretrain_updates=3, pretrain_batch_size=8, policy_width=16, policy_depth=1, sampling_steps=4)
+TINY = shapes_task.Args(pretrain_updates=3, pretrain_batch_size=8, policy_width=16, policy_depth=1, sampling_steps=4)
 both = pytest.mark.parametrize("recipe", [flow_grpo, ddpo], ids=["flow_grpo", "ddpo"])
 
 
@@ -177,7 +177,7 @@ def test_eta_zero_is_refused() -> None:
     with pytest.raises(NoDensityError, match="eta > 0"):
         list(
             experiment.run_recipe(
-                ddpo, _shapes.task(replace(TINY, sampler="ddim", ddim_eta=0.0)), ddpo.Args(iterations=1)
+                ddpo, shapes_task.task(replace(TINY, sampler="ddim", ddim_eta=0.0)), ddpo.Args(iterations=1)
             )
         )
 
@@ -217,7 +217,7 @@ def test_ddpo_learns_from_few_prompts_with_its_defaults(many: int) -> None:
 def test_captions_are_wrong_as_often_as_they_say() -> None:
     """Colours alone, of (3/4) label_noise of the objects: what bounds a faithful generator."""
     scene = shapes.scenes(20_000, Rng(0), (2, 4))
-    claimed = _shapes.captions(scene, 0.4, Rng(1))
+    claimed = shapes_task.captions(scene, 0.4, Rng(1))
     there = scene > 0
     assert torch.equal(claimed == 0, ~there)
     assert torch.equal((claimed[there] - 1) // 4, (scene[there] - 1) // 4)
@@ -225,16 +225,16 @@ def test_captions_are_wrong_as_often_as_they_say() -> None:
 
 
 def test_held_out_prompts_were_never_trained_on() -> None:
-    train, held_out = _shapes.prompts(TINY)
+    train, held_out = shapes_task.prompts(TINY)
     both = torch.cat([train.unique(dim=0), held_out.unique(dim=0)])
     assert len(both.unique(dim=0)) == len(both) == len(train) + len(held_out)
     with pytest.raises(RunError, match="allow more objects"):
-        _shapes.scenes((0, 1))
+        shapes_task.scenes((0, 1))
 
 
 def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
     """Drawing the scene itself scores 1 everywhere, and two pictures of a prompt differ as data do."""
-    made = _shapes.untrained_policy(TINY, 0)
+    made = shapes_task.untrained_policy(TINY, 0)
 
     class Perfect:
         device = made.device
@@ -242,15 +242,15 @@ def test_outcomes_of_a_perfect_generator_are_perfect() -> None:
         def generate(self, cond: Tensor, rng: Rng) -> Tensor:
             return shapes.draw(shapes.decode(cond), rng)
 
-    told = _shapes.outcomes(Perfect(), TINY, 3, 400)  # type: ignore[arg-type]
+    told = shapes_task.outcomes(Perfect(), TINY, 3, 400)  # type: ignore[arg-type]
     assert all(bool((told[k] == 1).all()) for k in ("exact_match", "objects_found", "count_correct", "clean_image"))
     assert 0.15 < float(told["diversity"].mean()) < 0.25
     with pytest.raises(RunError, match="held-out"):
-        _shapes.outcomes(made, TINY, 3, 5000)
+        shapes_task.outcomes(made, TINY, 3, 5000)
 
 
 def test_pictures_are_shown_below_what_was_asked() -> None:
-    told = _shapes.render_trials(_shapes.untrained_policy(TINY, 0), TINY, 0, 4)
+    told = shapes_task.render_trials(shapes_task.untrained_policy(TINY, 0), TINY, 0, 4)
     text, png = told["prompts.txt"], told["pictures.png"]
     assert isinstance(text, str) and len(text.splitlines()) == 4
     assert isinstance(png, bytes) and png.startswith(b"\x89PNG")

@@ -14,8 +14,8 @@ from denoiserl.control.acting import eval_actor, suits
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Demonstrations, RunningNormCodec, TanhCodec
 from denoiserl.envs import Collector, evaluate
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import policies
 from denoiserl.train import Run
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -48,7 +48,7 @@ LOW, HIGH = [5.0, -5.0, -2.0, -1.0, -0.1, 0.25], [10.0, -1.0, 0.0, 100.0, 0.1, 0
 
 @pytest.mark.parametrize("kind", ["gaussian", "diffusion", "flow", "meanflow", "one_step_flow"])
 def test_a_fresh_policy_acts_inside_the_box_in_every_dimension(kind: str) -> None:
-    made = getattr(_kinds, kind)(_robot.Args(action_horizon=2, policy_width=16), stream(LOW, HIGH), 0)
+    made = getattr(policies, kind)(env_task.Args(action_horizon=2, policy_width=16), stream(LOW, HIGH), 0)
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
     for serve in (False, True):
         acts = made.codec.decode(made.sample_chain(torch.zeros(512, 3), Rng(0), use_eval_steps=serve).sample).flatten(
@@ -75,11 +75,11 @@ def test_a_constant_dimension_of_a_box_comes_back_and_an_infinite_one_is_named()
             TanhCodec.from_box(low, high)
     for low, high, said in (([0.0, -np.inf], [1.0, 1.0], "dimension 1"), ([0.5, 1.0], [0.5, 1.0], "constant")):
         with pytest.raises(InvalidInputError, match=said):
-            _kinds.policy_spec(stream(low, high))
+            policies.policy_spec(stream(low, high))
 
 
 def test_a_codec_of_boxes_is_saved(tmp_path: Path) -> None:
-    made = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), stream(LOW, HIGH), 0)
+    made = policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), stream(LOW, HIGH), 0)
     again = Policy.load(made.save(tmp_path / "p"))
     assert isinstance(again.codec, RunningNormCodec)
     assert torch.equal(again.generate(torch.ones(4, 3), Rng(0)), made.generate(torch.ones(4, 3), Rng(0)))
@@ -109,7 +109,7 @@ IMAGE = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
 )
 def test_what_no_network_here_can_see_is_refused_with_the_cure(seen: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInputError, match=said):
-        _kinds.policy_spec(demos(**seen))
+        policies.policy_spec(demos(**seen))
 
 
 def test_environments_whose_actions_or_observations_are_of_another_kind_are_refused_by_name() -> None:
@@ -121,17 +121,17 @@ def test_environments_whose_actions_or_observations_are_of_another_kind_are_refu
         (stream(seen=Box(0, 255, (8, 8, 3), np.uint8)), "start from demonstrations"),
     ):
         with pytest.raises(InvalidInputError, match=said):
-            _kinds.policy_spec(env)
+            policies.policy_spec(env)
 
 
 def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
-    made = _kinds.gaussian(_robot.Args(action_horizon=1, policy_width=8), stream(), 0)
+    made = policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), stream(), 0)
     word = str(made.save(tmp_path / "p"))
     suits(made, stream(), word)
     with pytest.raises(RunError, match=r"does not take the observations of .*, \(4,\)"):
         suits(made, stream(seen=Box(-1, 1, (4,), np.float32)), word)
     with pytest.raises(RunError, match=r"decides actions \[1\], .* takes \[2\]"):
         suits(made, stream([-1, -1], [1, 1]), word)
-    monkeypatch.setattr(_robot, "make_env", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
+    monkeypatch.setattr(env_task, "make_env", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
     with pytest.raises(RunError, match="does not take the observations"):
-        _robot.squashed_start(_robot.Args(start=word), 0, Run())
+        env_task.squashed_start(env_task.Args(start=word), 0, Run())

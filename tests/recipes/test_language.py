@@ -16,9 +16,9 @@ from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, Masked, TokenDenoiser, flow_sde, linear, time_grid
 from denoiserl.recipes.language import diffu_grpo, mdlm, tracerl
-from denoiserl.tasks import sudoku as _sudoku
+from denoiserl.tasks import sudoku as sudoku_task
 
-BASE = _sudoku.Args(pretrain_updates=4, pretrain_batch_size=16, policy_width=16, policy_depth=1)
+BASE = sudoku_task.Args(pretrain_updates=4, pretrain_batch_size=16, policy_width=16, policy_depth=1)
 
 
 def toy(tokens: int = 2, **decoder) -> Policy:
@@ -65,9 +65,9 @@ def test_first_inner_iteration_is_on_policy_bitwise(monkeypatch):
     seen = []
     inner = diffu_grpo.one_pass
     monkeypatch.setattr(diffu_grpo, "one_pass", lambda *args: seen.append((args[1], inner(*args))) or seen[-1][1])
-    policy = _sudoku.untrained_policy(BASE, 0)
+    policy = sudoku_task.untrained_policy(BASE, 0)
     a = diffu_grpo.Args(iterations=1, num_prompts=8, group_size=4, inner_updates=2)
-    next(diffu_grpo.improve(policy, (partial_credit, _sudoku.puzzles(0, 32)), a, Rng(0)))
+    next(diffu_grpo.improve(policy, (partial_credit, sudoku_task.puzzles(0, 32)), a, Rng(0)))
     (m0, old0), (m1, _), (r0, ref0), (r1, _), (n0, new0), (n1, _) = seen
     assert torch.equal(old0, new0) and torch.equal(old0, ref0)
     assert torch.equal(m0, r0) and torch.equal(m0, n0) and torch.equal(m1, r1) and torch.equal(m1, n1)
@@ -75,7 +75,7 @@ def test_first_inner_iteration_is_on_policy_bitwise(monkeypatch):
 
 
 def test_prompt_masks_hide_clues_at_their_rate_and_every_hole():
-    canvas = _sudoku.puzzles(0, 64).repeat(200, 1)
+    canvas = sudoku_task.puzzles(0, 64).repeat(200, 1)
     seen = diffu_grpo.mask_tokens(canvas, canvas, sudoku.MASK, 0.15, (1.0, 1.0), Rng(3))
     clue = canvas != sudoku.MASK
     assert bool((seen[~clue] == sudoku.MASK).all())
@@ -86,7 +86,7 @@ def test_prompt_masks_hide_clues_at_their_rate_and_every_hole():
 
 
 def test_random_masks_show_what_was_written_and_hide_a_share_of_each_answer():
-    canvas = _sudoku.puzzles(0, 64).repeat(200, 1)
+    canvas = sudoku_task.puzzles(0, 64).repeat(200, 1)
     hole = canvas == sudoku.MASK
     written = torch.where(hole, 1, canvas)
     seen = diffu_grpo.mask_tokens(canvas, written, sudoku.MASK, 0.0, (0.1, 0.9), Rng(3))
@@ -207,12 +207,12 @@ def test_not_risen_is_told_after_forty_iterations():
 
 def test_outcomes_are_of_unseen_grids():
     train, test = sudoku.split()
-    asked = _sudoku.puzzles(5, 64, True)
+    asked = sudoku_task.puzzles(5, 64, True)
     clue = asked != sudoku.MASK
     fits = ((asked[:, None] == test[None]) | ~clue[:, None]).all(-1)
     assert bool(fits.any(-1).all())  # every held-out canvas comes from a grid that is not trained on
     assert not bool((train[:, None] == test[None]).all(-1).any())
-    found = _sudoku.outcomes(_sudoku.untrained_policy(BASE, 0), BASE, 5, 64)
-    assert set(found) == set(_sudoku.task(BASE).metrics) == {"solved_at_4", "solved_at_2"} and all(
+    found = sudoku_task.outcomes(sudoku_task.untrained_policy(BASE, 0), BASE, 5, 64)
+    assert set(found) == set(sudoku_task.task(BASE).metrics) == {"solved_at_4", "solved_at_2"} and all(
         set(v.tolist()) <= {0.0, 1.0} for v in found.values()
     )

@@ -25,9 +25,9 @@ from denoiserl.recipes.off_policy import sac, td3
 from denoiserl.recipes.offline_rl import common as offline_rows
 from denoiserl.recipes.offline_rl import dql, fql, iql, ofql, td3_bc
 from denoiserl.recipes.policy_gradient import dppo
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import locosmall as _locosmall
-from denoiserl.tasks import offline as _logged
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import locosmall
+from denoiserl.tasks import offline as offline_task
 from denoiserl.tasks.user_inputs import load_policy
 from denoiserl.train import Run
 
@@ -75,7 +75,7 @@ def gain() -> float:
 
 
 def policy(data: EpisodeDataset, kind: str, seed: int = 0, **more: Any) -> Policy:
-    return _logged.untrained_policy(_logged.Args(**{"policy_width": 32, **more}), data, kind, seed)
+    return offline_task.untrained_policy(offline_task.Args(**{"policy_width": 32, **more}), data, kind, seed)
 
 
 def served(made: Policy, obs: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -243,10 +243,10 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
 @pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a bandit has one start
 @pytest.mark.parametrize("word", ["maze:small-navigate", "ring"])
 def test_two_iterations_of_every_recipe_on_logged_data(recipe: Any, kind: str, word: str) -> None:
-    base = _logged.Args(data=word, num_episodes=40, policy_width=16, action_horizon=2 if word != "ring" else 1)
+    base = offline_task.Args(data=word, num_episodes=40, policy_width=16, action_horizon=2 if word != "ring" else 1)
     a, task = (
         recipe.Args(iterations=2, updates_per_iteration=2, batch_size=16, critic_width=16, n_step=2),
-        dataclasses.replace(_logged.task(base), num_eval_trials=2),
+        dataclasses.replace(offline_task.task(base), num_eval_trials=2),
     )
     rows = list(experiment.run_recipe(recipe, task, a))
     assert recipe.START == kind and math.isfinite(rows[-1]["eval/return"]) and rows[0]["loss/critic"] > 0
@@ -378,8 +378,8 @@ def test_a_policy_goes_on_from_its_file_and_leaves_what_chose_for_it_behind(
 
     flat = policy(data, "squashed")
     flat.save(tmp_path / "flat")
-    monkeypatch.setattr(_robot, "make_env", lambda base: Line)
-    start = _robot.squashed_start(_robot.Args(start=str(tmp_path / "flat")), 5, Run())
+    monkeypatch.setattr(env_task, "make_env", lambda base: Line)
+    start = env_task.squashed_start(env_task.Args(start=str(tmp_path / "flat")), 5, Run())
     assert torch.equal(served(start, obs), served(flat, obs))
 
 
@@ -421,33 +421,33 @@ def test_words_name_data_and_a_user_s_file_needs_a_place_to_be_judged(tmp_path: 
     path = recordings.write(tmp_path / "my.hdf5", regulator(50))
     played = record("Pendulum-v1", lambda obs, rng: rng.uniform(len(obs), 1, 1), 1, max_episode_steps=50)
     theirs = recordings.write(tmp_path / "pendulum.hdf5", played)
-    mine = _logged.task(_logged.Args(data=str(theirs), env="Pendulum-v1"))
+    mine = offline_task.task(offline_task.Args(data=str(theirs), env="Pendulum-v1"))
     assert mine.data is not None and len(mine.data(0).demos.actions) == 50 and mine.metric == "return"
-    other = _logged.task(_logged.Args(data=str(path), env="Pendulum-v1"))
+    other = offline_task.task(offline_task.Args(data=str(path), env="Pendulum-v1"))
     with pytest.raises(RunError, match="the environment that the data were recorded in"):
         other.data(0)
     numbers = Demonstrations(torch.zeros(9, 4), torch.zeros(9, 1), torch.tensor([9])).save(tmp_path / "cart")
-    for load, where in ((_logged.load_dataset, _logged), (_robot.load_demonstrations, _robot)):
+    for load, where in ((offline_task.load_dataset, offline_task), (env_task.load_demonstrations, env_task)):
         with pytest.raises(
             InvalidInputError, match=r"CartPole-v1 takes one of 2 choices \(Discrete\).*TransformAction"
         ):
             load(where.Args(data=str(numbers), env="CartPole-v1"), 0)
     for base, said in [
-        (_logged.Args(data="maze:medum-navigate"), "medium"),
-        (_logged.Args(data="maze:medium-navigat"), "navigate"),
-        (_logged.Args(data="maze:small-noisy", goal="all"), "goal of a maze"),
-        (_logged.Args(data="locosmall:pendulm-medium"), "pendulum"),
-        (_logged.Args(data="nothing.hdf5"), "a path that exists"),
-        (_logged.Args(data=str(path)), "--env"),
+        (offline_task.Args(data="maze:medum-navigate"), "medium"),
+        (offline_task.Args(data="maze:medium-navigat"), "navigate"),
+        (offline_task.Args(data="maze:small-noisy", goal="all"), "goal of a maze"),
+        (offline_task.Args(data="locosmall:pendulm-medium"), "pendulum"),
+        (offline_task.Args(data="nothing.hdf5"), "a path that exists"),
+        (offline_task.Args(data=str(path)), "--env"),
     ]:
         with pytest.raises(RunError, match=said):
-            _logged.task(base)
+            offline_task.task(base)
 
 
 def test_fewer_rows_are_whole_episodes_drawn_by_the_seed() -> None:
-    base = _logged.Args(data="maze:small-navigate", num_episodes=30)
-    whole = _logged.load_dataset(base, 0)
-    some, other = (_logged.load_dataset(dataclasses.replace(base, max_transitions=500), seed) for seed in (0, 1))
+    base = offline_task.Args(data="maze:small-navigate", num_episodes=30)
+    whole = offline_task.load_dataset(base, 0)
+    some, other = (offline_task.load_dataset(dataclasses.replace(base, max_transitions=500), seed) for seed in (0, 1))
     assert 250 < len(some.demos.actions) <= 500 and not torch.equal(some.demos.actions, other.demos.actions)
     for i in range(len(some.demos)):
         seen, _ = some.demos.episode(i)
@@ -459,11 +459,11 @@ def test_fewer_rows_are_whole_episodes_drawn_by_the_seed() -> None:
 def test_locosmall_has_three_grades_and_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny run: the replay is what SAC saw, in order, and a second call reads what the first one stored."""
     monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path))
-    make, calls = _locosmall.make, []
-    monkeypatch.setattr(_locosmall, "make", lambda name: calls.append(name) or make(name, iters=5, episodes=3))
-    first = {grade: _locosmall.load_dataset("swingup", grade) for grade in _locosmall.GRADES}
-    _locosmall._all.cache_clear()
-    again = _locosmall.load_dataset("swingup", "medium-replay")
+    make, calls = locosmall.make, []
+    monkeypatch.setattr(locosmall, "make", lambda name: calls.append(name) or make(name, iters=5, episodes=3))
+    first = {grade: locosmall.load_dataset("swingup", grade) for grade in locosmall.GRADES}
+    locosmall._all.cache_clear()
+    again = locosmall.load_dataset("swingup", "medium-replay")
     assert calls == ["swingup"] and len(list((tmp_path / "locosmall").iterdir())) == 1
     replay = first["medium-replay"]
     assert torch.equal(again.demos.actions, replay.demos.actions) and len(replay.demos.actions) == 5 * 8 * 25
@@ -472,7 +472,7 @@ def test_locosmall_has_three_grades_and_is_made_once(tmp_path: Path, monkeypatch
         after[data.demos.ends - 1] = data.last
         state = torch.stack([obs[:, 0], torch.atan2(obs[:, 2], obs[:, 1]), obs[:, 3], obs[:, 4]], 1)
         for _ in range(2):
-            state = _locosmall.swingup._moved(state, 10 * data.demos.actions[:, 0].clamp(-1, 1))
+            state = locosmall.swingup._moved(state, 10 * data.demos.actions[:, 0].clamp(-1, 1))
         truth = torch.stack([state[:, 0], state[:, 1].cos(), state[:, 1].sin(), state[:, 2], state[:, 3]], 1)
         assert torch.allclose(truth, after, atol=1e-3), "every row is followed by its true successor"
     assert float(first["random"].demos.actions.abs().mean()) == pytest.approx(0.5, abs=0.1)
@@ -495,5 +495,8 @@ def test_equal_rewards_are_warned_of_and_what_does_not_fit_is_refused() -> None:
         learned(dql, policy(data, "gaussian"), data, **few)
     with pytest.raises(InvalidInputError, match="decides \\[1\\] numbers per step, the data have \\[2\\]"):
         learned(
-            iql, policy(data, "gaussian"), _logged.load_dataset(_logged.Args(data="ring", num_episodes=50), 0), **few
+            iql,
+            policy(data, "gaussian"),
+            offline_task.load_dataset(offline_task.Args(data="ring", num_episodes=50), 0),
+            **few,
         )

@@ -21,8 +21,8 @@ from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import GaussianHead, MeanFlow, MeanVelocityDenoiser, ddim, linear, with_min_std
 from denoiserl.recipes.off_policy import sac
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, gorl, ppo
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import policies
 from denoiserl.tasks.user_inputs import load_policy
 from denoiserl.train import Run
 
@@ -116,7 +116,7 @@ def test_what_learns_is_served_and_not_the_control_of_before(tmp_path: Path) -> 
 
 
 def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_too() -> None:
-    made = _kinds.squashed_gaussian((3, 1), 2, 16, 1, TanhCodec.from_box([-1.0], [1.0]), 0)
+    made = policies.squashed_gaussian((3, 1), 2, 16, 1, TanhCodec.from_box([-1.0], [1.0]), 0)
     set_execution_horizon(made, 1)
     env = Counts(Near, 1, 1)
     for _ in sac.improve(made, env, sac.Args(iterations=1, rollout_steps=4), Rng(0)):
@@ -156,7 +156,7 @@ def test_a_doctor_plays_what_the_policy_carries() -> None:
 
 def test_cloning_does_not_leave_a_start_out_silently() -> None:
     with pytest.raises(RunError, match="trains new weights, and start=runs/mine"):
-        _robot.untrained_start(_robot.Args(env="pusht", start="runs/mine"), 0, Run())
+        env_task.untrained_start(env_task.Args(env="pusht", start="runs/mine"), 0, Run())
 
 
 def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> None:

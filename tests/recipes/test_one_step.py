@@ -15,22 +15,22 @@ from denoiserl.envs.toy import ring
 from denoiserl.nn import MLP, TwoTimeNet
 from denoiserl.processes import MeanFlow, MeanVelocityDenoiser
 from denoiserl.recipes.offline_rl import fql, ofql
-from denoiserl.tasks import offline as _logged
+from denoiserl.tasks import offline as offline_task
 from denoiserl.train import Run, fit
 
-BASE = _logged.Args(data="ring", num_episodes=1000, policy_width=32)
+BASE = offline_task.Args(data="ring", num_episodes=1000, policy_width=32)
 SMALL: dict[str, Any] = {"iterations": 2, "updates_per_iteration": 4, "batch_size": 32, "critic_width": 16}
 BOTH = pytest.mark.parametrize("recipe", [ofql, fql])
 
 
 def start(recipe: Any, kind: str | None = None) -> Policy:
-    return _logged.start_policy(BASE, kind or recipe.START, 0, Run())
+    return offline_task.start_policy(BASE, kind or recipe.START, 0, Run())
 
 
 def improve(recipe: Any, made: Policy, keep: Run | None = None, **settings: Any) -> list[dict]:
     a = recipe.Args(**{**SMALL, **settings})
     torch.manual_seed(0)  # the critics' start
-    return list(recipe.improve(made, _logged.load_dataset(BASE, 0), a, Rng(1), keep))
+    return list(recipe.improve(made, offline_task.load_dataset(BASE, 0), a, Rng(1), keep))
 
 
 def shares(made: Policy, n: int = 2000) -> torch.Tensor:
@@ -85,12 +85,12 @@ def test_runs_are_the_same_twice_and_resumed_ones_end_where_whole_ones_do(recipe
     assert improve(recipe, whole, Run(tmp_path / "whole", every=1)) == improve(recipe, again)
     torch.manual_seed(0)
     a = recipe.Args(**SMALL)
-    rows = recipe.improve(halves, _logged.load_dataset(BASE, 0), a, Rng(1), Run(tmp_path / "half", every=1))
+    rows = recipe.improve(halves, offline_task.load_dataset(BASE, 0), a, Rng(1), Run(tmp_path / "half", every=1))
     next(rows)
     next(rows)  # the first iteration is saved when the second one begins
     del rows
     torch.manual_seed(1)  # a resumed run starts from other critics, and takes those of the folder
-    list(recipe.improve(resumed, _logged.load_dataset(BASE, 0), a, Rng(1), Run(tmp_path / "half", every=1)))
+    list(recipe.improve(resumed, offline_task.load_dataset(BASE, 0), a, Rng(1), Run(tmp_path / "half", every=1)))
     for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(p, q)
 
@@ -98,7 +98,7 @@ def test_runs_are_the_same_twice_and_resumed_ones_end_where_whole_ones_do(recipe
 @BOTH
 def test_without_reward_what_is_left_is_imitation(recipe: Any) -> None:
     """Equal rewards are warned of; the critic's pull has a floor under its denominator and does not explode."""
-    data = _logged.load_dataset(BASE, 0)
+    data = offline_task.load_dataset(BASE, 0)
     assert data.rewards is not None
     still = replace(data, rewards=torch.zeros_like(data.rewards))
     with pytest.warns(UserWarning, match="all rewards of"):
@@ -109,7 +109,7 @@ def test_without_reward_what_is_left_is_imitation(recipe: Any) -> None:
 @pytest.mark.filterwarnings("ignore:.*of the range")  # all data at one corner
 def test_actions_on_the_edge_of_the_box_are_imitated_beyond_it_and_served_inside() -> None:
     """Imitation does not clip: a policy of data at the corner draws around it. What acts is clipped."""
-    made, data = start(ofql), _logged.load_dataset(BASE, 0)
+    made, data = start(ofql), offline_task.load_dataset(BASE, 0)
     corner = torch.ones_like(data.demos.actions)
     edge = replace(data, demos=replace(data.demos, actions=corner))
     list(

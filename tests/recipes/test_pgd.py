@@ -21,7 +21,7 @@ from denoiserl.processes import edm, time_grid
 from denoiserl.processes.denoiser import Denoiser, Estimate
 from denoiserl.processes.edm_training import Churn, heun
 from denoiserl.recipes.offline_rl import pgd
-from denoiserl.tasks import offline as _logged
+from denoiserl.tasks import offline as offline_task
 from denoiserl.train import Run
 
 CENTRE, VARIANCE, STEPS = 0.4, 0.09, 64
@@ -115,7 +115,7 @@ def recording(episodes: int = 40, ticks: int = 12) -> EpisodeDataset:
 
 
 def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
-    return _logged.untrained_policy(_logged.Args(policy_width=16), data, kind, 0)
+    return offline_task.untrained_policy(offline_task.Args(policy_width=16), data, kind, 0)
 
 
 class Aim(Denoiser):

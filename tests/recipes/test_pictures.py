@@ -20,8 +20,8 @@ from denoiserl.nn.vision import SpatialSoftmax
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.policy_gradient import beyond_human, dppo, drwr, fpo, ppo, reinflow
 from denoiserl.recipes.test_time import taco
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import policies
 from denoiserl.tasks.user_inputs import bounds
 from denoiserl.train import Run
 
@@ -84,13 +84,13 @@ def demos(n: int, wrong: float) -> Demonstrations:
     )
 
 
-BASE = _robot.Args(action_horizon=1, sampling_steps=3, policy_width=32, pretrain_updates=300, pretrain_batch_size=64)
+BASE = env_task.Args(action_horizon=1, sampling_steps=3, policy_width=32, pretrain_updates=300, pretrain_batch_size=64)
 
 
 def cloned(kind: Any, updates: int = 300) -> Policy:
     told = demos(256, 0.3)
     made = kind(BASE, told, 0)
-    for _ in _robot.imitate(made, BASE, 0, updates, 1e-3, Run(), demos=told):
+    for _ in env_task.imitate(made, BASE, 0, updates, 1e-3, Run(), demos=told):
         pass
     return made
 
@@ -103,7 +103,7 @@ def success(policy: Policy) -> float:
 
 
 def test_a_clone_learns_what_only_the_picture_tells_and_reward_corrects_the_demonstrator():
-    policy = cloned(_kinds.diffusion)
+    policy = cloned(policies.diffusion)
     before = success(policy)
     assert 0.55 < before < 0.85, "the clone errs about as often as the demonstrator"
     a = dppo.Args(
@@ -115,7 +115,7 @@ def test_a_clone_learns_what_only_the_picture_tells_and_reward_corrects_the_demo
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [(ppo, _kinds.gaussian), (reinflow, _kinds.flow), (fpo, _kinds.flow), (drwr, _kinds.diffusion)],
+    [(ppo, policies.gaussian), (reinflow, policies.flow), (fpo, policies.flow), (drwr, policies.diffusion)],
     ids=["ppo", "reinflow", "fpo", "drwr"],
 )
 def test_every_method_that_acts_improves_a_policy_that_looks(method: Any, kind: Any):
@@ -131,12 +131,12 @@ def test_every_method_that_acts_improves_a_policy_that_looks(method: Any, kind: 
 
 
 def test_a_critic_sees_through_eyes_that_are_held():
-    policy = cloned(_kinds.diffusion, 5)
+    policy = cloned(policies.diffusion, 5)
     env = Collector(Spot(4))
     see, size = critic_features(policy, env)
     env.on_checkpoint(0)
     before = see(env.obs)
-    assert before.shape == (4, size) and size == 1 + 2 * _kinds.POINTS
+    assert before.shape == (4, size) and size == 1 + 2 * policies.POINTS
     with torch.no_grad():
         for p in policy.parameters():
             p.add_(0.1)
@@ -145,7 +145,7 @@ def test_a_critic_sees_through_eyes_that_are_held():
 
 
 def test_a_network_that_does_not_say_what_it_sees_is_refused():
-    policy = cloned(_kinds.diffusion, 1)
+    policy = cloned(policies.diffusion, 1)
     policy.denoiser.net = nn.Linear(1, 1)
     with pytest.raises(InvalidInputError, match="features"):
         critic_features(policy, Collector(Spot(2)))
@@ -164,7 +164,7 @@ def test_a_point_is_where_its_map_is_bright():
 
 
 def test_pictures_of_another_size_are_refused_and_a_policy_that_looks_is_saved(tmp_path: Any):
-    policy = cloned(_kinds.diffusion, 1)
+    policy = cloned(policies.diffusion, 1)
     policy.save(tmp_path / "p")
     seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
     assert torch.equal(Policy.load(tmp_path / "p").generate(seen, Rng(1)), policy.generate(seen, Rng(1)))
@@ -184,12 +184,12 @@ def test_cloning_pictures_takes_image_and_state():
     told = demos(4, 0.0)
     odd = Demonstrations(told.observations | {"extra": torch.zeros(4, 1)}, told.actions, told.ends, None, None, "spot")
     with pytest.raises(InvalidInputError, match="'image' and 'state'"):
-        _kinds.diffusion(BASE, odd, 0)
+        policies.diffusion(BASE, odd, 0)
 
 
 @pytest.mark.filterwarnings("ignore::denoiserl.envs.remarks.Remark")  # a spot is left or right
 def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
-    policy = cloned(_kinds.diffusion, 20)
+    policy = cloned(policies.diffusion, 20)
     a = dppo.Args(iterations=1, num_envs=16, rollout_steps=2, batch_size=16, finetune_denoising_steps=1)
     list(dppo.improve(policy, Collector(Spot(16), seed=1), a, Rng(1)))
     seen = {k: torch.from_numpy(v) for k, v in Spot(3).reset(seed=4)[0].items()}
@@ -207,7 +207,7 @@ def test_frozen_steps_and_counts_of_plans_look_too(tmp_path: Any):
         student_updates=2,
         student_batch_size=8,
     )
-    (*_, row) = beyond_human.improve(cloned(_kinds.diffusion, 20), Collector(Spot(16), seed=1), flies, Rng(1))
+    (*_, row) = beyond_human.improve(cloned(policies.diffusion, 20), Collector(Spot(16), seed=1), flies, Rng(1))
     assert row["demos/episodes"] > 0 and "demos/start_coverage" not in row
     flat = torch.zeros(3, 1)
     with pytest.raises(InvalidInputError, match="a dict of 'image'"):

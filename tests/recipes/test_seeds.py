@@ -19,9 +19,9 @@ from denoiserl.recipes.offline_rl import dql, fql, iql, ofql, pgd, synther, td3_
 from denoiserl.recipes.policy_gradient import dppo, fpo, gorl, ppo, reinflow
 from denoiserl.recipes.test_time import taco  # fmt: skip
 from denoiserl.recipes.zero_shot import breeze, fb
-from denoiserl.tasks import offline as _logged
-from denoiserl.tasks import policies as _kinds
-from denoiserl.tasks import zero_shot as _zero
+from denoiserl.tasks import offline as offline_task
+from denoiserl.tasks import policies
+from denoiserl.tasks import zero_shot as zero_shot_task
 from denoiserl.train import Run
 from tests.recipes import test_dsrl, test_off_policy, test_pgd
 
@@ -30,15 +30,15 @@ ACTS = {"num_envs": 2, "rollout_steps": 4}
 OFF = {**ACTS, "batch_size": 4, "learning_starts": 4, "utd": 0.5, "critic_width": 8}
 LOGGED = {"updates_per_iteration": 2, "batch_size": 8, "critic_width": 8}
 FORWARD: dict[str, Any] = {"num_updates": 2, "batch_size": 8, "representation_width": 16}
-CHUNKS = _logged.Args(policy_width=8, action_horizon=2, sampling_steps=2)
-BASE = _logged.Args(data="ring", num_episodes=60, policy_width=8, sampling_steps=2)
-SEEN = _zero.Args(num_episodes=3, episode_steps=20, task_dim=4, policy_width=8, sampling_steps=2)
+CHUNKS = offline_task.Args(policy_width=8, action_horizon=2, sampling_steps=2)
+BASE = offline_task.Args(data="ring", num_episodes=60, policy_width=8, sampling_steps=2)
+SEEN = zero_shot_task.Args(num_episodes=3, episode_steps=20, task_dim=4, policy_width=8, sampling_steps=2)
 
 
 def acting(kind: str) -> tuple[Policy, Collector]:
     """A policy of a kind that knows nothing, for the bandit, and the bandit."""
     env = Collector(test_dsrl.Bandit, 2, 1)
-    return getattr(_kinds, kind)(CHUNKS, env, 0), env
+    return getattr(policies, kind)(CHUNKS, env, 0), env
 
 
 def start(recipe: Any) -> tuple[Policy, Any, Any]:
@@ -61,8 +61,8 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
         made = steer(black_box(test_dsrl.wiggle, 1, 1), 1, 8)
         return made, Collector(test_dsrl.Bandit, 2, 1), dsrl.Args(iterations=2, **OFF)
     if recipe in (fb, breeze):
-        made = getattr(_zero, "squashed_policy" if recipe is fb else "untrained_policy")(SEEN, 0, Run())
-        return made, _zero.load_dataset(SEEN, 0), recipe.Args(**FORWARD)
+        made = getattr(zero_shot_task, "squashed_policy" if recipe is fb else "untrained_policy")(SEEN, 0, Run())
+        return made, zero_shot_task.load_dataset(SEEN, 0), recipe.Args(**FORWARD)
     if recipe is pgd:
         data = test_pgd.recording(6)
         return test_pgd.start(data), data, pgd.Args(iterations=1, num_windows=4, model=test_pgd.TINY, **LOGGED)
@@ -70,17 +70,17 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
         made, _ = acting("diffusion")
         data = test_pgd.recording(6).demos
         return (
-            _kinds.diffusion(CHUNKS, data, 0),
+            policies.diffusion(CHUNKS, data, 0),
             data,
             taco.Args(num_updates=2, num_coin_flips=4, counter_width=8, batch_size=8),
         )
-    data = _logged.load_dataset(BASE, 0)
+    data = offline_task.load_dataset(BASE, 0)
     more = (
         {"num_synthetic": 40, "model": Model(num_updates=2, batch_size=8, width=8, depth=1, sampling_steps=4)}
         if recipe is synther
         else {}
     )
-    return _logged.start_policy(BASE, recipe.START, 0, Run()), data, recipe.Args(iterations=1, **LOGGED, **more)
+    return offline_task.start_policy(BASE, recipe.START, 0, Run()), data, recipe.Args(iterations=1, **LOGGED, **more)
 
 
 RECIPES = [dppo, ppo, fpo, reinflow, gorl, sac, td3, dsrl, dql, ofql, fql, iql, td3_bc, synther, synther_sac, pgd]

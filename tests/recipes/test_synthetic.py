@@ -16,13 +16,13 @@ from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import sac, synther_sac
 from denoiserl.recipes.offline_rl import synther, td3_bc
-from denoiserl.tasks import offline as _logged
+from denoiserl.tasks import offline as offline_task
 from denoiserl.train import Run
 from tests.recipes.test_off_policy import SMALL, Bandit
 from tests.recipes.test_off_policy import policy as boxed_policy
 
 TINY = Model(num_updates=5, batch_size=16, width=16, depth=2, sampling_steps=4)
-BASE = _logged.Args(policy_width=32)
+BASE = offline_task.Args(policy_width=32)
 
 
 def bandit(n: int = 400) -> EpisodeDataset:
@@ -35,7 +35,7 @@ def bandit(n: int = 400) -> EpisodeDataset:
 
 
 def start(data: EpisodeDataset, kind: str = "squashed") -> Policy:
-    return _logged.untrained_policy(BASE, data, kind, 0)
+    return offline_task.untrained_policy(BASE, data, kind, 0)
 
 
 def answers(made: Policy) -> list[float]:

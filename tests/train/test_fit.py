@@ -12,7 +12,7 @@ from torch import nn
 from denoiserl.core.counters import UsageCounter
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
-from denoiserl.train.fit import fit, stratified, training_losses
+from denoiserl.train.fit import draw_antithetic_times, fit, training_losses
 from denoiserl.train.run_state import Run
 
 
@@ -113,7 +113,7 @@ def test_data_that_cannot_be_fitted_is_refused():
 @pytest.mark.parametrize("n", [1, 7, 64])
 def test_stratified_times_are_uniform_one_by_one_and_even_together(n):
     rng = Rng(0)
-    draws = torch.stack([stratified(n, rng) for _ in range(4000 // n + 200)])
+    draws = torch.stack([draw_antithetic_times(n, rng) for _ in range(4000 // n + 200)])
     assert draws.min() > 0 and draws.max() < 1
     assert ((draws * n).floor().sort(-1).values == torch.arange(n)).float().mean() > 0.999  # one in each stratum
     one = draws[:, 0].double()
@@ -122,7 +122,7 @@ def test_stratified_times_are_uniform_one_by_one_and_even_together(n):
 
 
 def test_antithetic_times_leave_a_linear_loss_without_variance():
-    t = torch.stack([stratified(32, Rng(seed)) for seed in range(20)])
+    t = torch.stack([draw_antithetic_times(32, Rng(seed)) for seed in range(20)])
     torch.testing.assert_close(t.mean(-1), torch.full((20,), 0.5), atol=1e-6, rtol=0)
     assert t.square().mean(-1).std() < 0.05 * torch.rand(2000, 32).square().mean(-1).std()
 

@@ -22,7 +22,7 @@ from denoiserl.core.settings import Count, CountOrZero, Positive, Seed, Settings
 
 @dataclass(frozen=True)
 class ExperimentOptions(Settings):
-    """What the recipe runs on, and the random numbers."""
+    """Options of the experiment: the task, the start and the seed."""
 
     task: Annotated[str, tyro.conf.arg(help=TASK_WORDS, help_behavior_hint="(default: the recipe's own)")] = ""
     seed: Seed = 0
@@ -52,7 +52,7 @@ class ResumeOptions(Settings):
 
 @dataclass(frozen=True)
 class MachineOptions(ResumeOptions):
-    """How and where to run."""
+    """Options of the machine and the run's folder."""
 
     out: Annotated[Path | None, hint("(default: runs/RECIPE-SEED, or runs/demo)")] = None
     """folder of the run"""

@@ -76,7 +76,7 @@ class ValueBaseline:
         δ_t = r_t/σ + γ^n V(s_{t+1}) − V(s_t),   Â_t = Σ (γ^n λ)^i δ_{t+i},   L = ½ (V(s_t) − (Â_t + V(s_t)))²
 
     ``gamma`` is the discount per environment step, n the steps of a decision, σ the running std of returns. V sees the
-    policy's conditions: ``features``, by default ``control.acting.critic_features(policy, env)``. Save it with the run:
+    policy's conditions: ``features``, by default ``critic_features(policy, env)``. Save it with the run:
     it has ``state_dict``.
     """
 

@@ -96,7 +96,9 @@ def dynamics(train: Transitions, updates: int, rng: Rng | int, width: int = 64) 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How realistic generated rows are. ``names`` [C] of columns, ``ks`` [C] their Kolmogorov-Smirnov distances.
+    """Measures of how realistic generated rows are.
+
+    ``names`` [C] of columns, ``ks`` [C] their Kolmogorov-Smirnov distances.
 
     ``correlation``, ``worst``: mean and largest change of a correlation. ``distance``: median distance to the nearest
     training row, of generated and of held-out rows. ``memorised``: the second over the first. ``copies``: share of

@@ -12,14 +12,15 @@ They accept log-probs of chains (``rescore``) and ELBO terms (``elbo``) alike.
 | returns | ``half_squared_error``, ``clipped_value``, ``huber``, ``expectile`` |
 | a critic of decisions | ``normalized_q_loss`` |
 
-``clip_fraction``, ``clip_sides``, ``approx_kl`` are metrics of an update; ``masked_mean``, ``masked_sum`` reduce.
+``clip_fraction``, ``clip_sides``, ``approx_kl``, ``ess_fraction`` are metrics of an update; ``masked_mean`` and
+``masked_sum`` reduce.
 """
 
 from denoiserl.losses.divergence import k1, k2, k3
 from denoiserl.losses.policy import approx_kl, clip_fraction, clip_sides, denoise_clip, ppo_clip, reinforce
 from denoiserl.losses.preference import dpo, margin
 from denoiserl.losses.reduction import masked_mean, masked_sum
-from denoiserl.losses.regression import center_rewards, exp_weights, weighted_loss
+from denoiserl.losses.regression import center_rewards, ess_fraction, exp_weights, weighted_loss
 from denoiserl.losses.value import clipped_value, expectile, half_squared_error, huber, normalized_q_loss
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "clipped_value",
     "denoise_clip",
     "dpo",
+    "ess_fraction",
     "exp_weights",
     "expectile",
     "half_squared_error",

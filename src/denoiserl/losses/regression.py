@@ -29,6 +29,11 @@ def exp_weights(advantage: Tensor, temperature: float, cap: float = 100.0) -> Te
     return (advantage / temperature).clamp(max=math.log(cap)).exp().clamp(max=cap)
 
 
+def ess_fraction(weight: Tensor) -> Tensor:
+    """Return (Σw)² / (n Σw²) of weights [n], a scalar: their effective sample size as a fraction of n."""
+    return weight.sum().square() / (len(weight) * weight.square().sum())
+
+
 def center_rewards(log_prob: Tensor, old: Tensor, reward: Tensor, beta: float, weight: Tensor | None = None) -> Tensor:
     """Return the loss of centred reward regression. All ``[*, P, G]``; returns ``[*, P, G]``.
 

@@ -1,7 +1,7 @@
 """Processes: how data is noised, and how the next state is distributed given the denoiser's estimate."""
 
 from denoiserl.processes.autoregressive import Autoregressive
-from denoiserl.processes.base import Noised, Process, Step, StepTable, stratified
+from denoiserl.processes.base import Noised, Process, Step, StepTable, draw_stratified_times
 from denoiserl.processes.diffusion import Diffusion, GaussianDenoiser
 from denoiserl.processes.learned_noise import NoiseInjectedDenoiser
 from denoiserl.processes.masked import Masked, step_map
@@ -65,12 +65,12 @@ __all__ = [
     "cps",
     "dance_sde",
     "ddim",
+    "draw_stratified_times",
     "edm",
     "flow_sde",
     "linear",
     "precise",
     "step_map",
-    "stratified",
     "time_grid",
     "truncate",
     "vp",

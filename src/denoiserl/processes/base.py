@@ -156,7 +156,7 @@ class Process(ABC):
         """Return the distribution of the next state."""
 
 
-def stratified(shape: tuple[int, ...], rng: Rng | int) -> Tensor:
+def draw_stratified_times(shape: tuple[int, ...], rng: Rng | int) -> Tensor:
     """Draw uniform times in (0, 1), one in each of n equal strata along the last axis, in random order."""
     rng = as_rng(rng)
     *batch, n = shape

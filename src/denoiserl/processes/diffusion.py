@@ -20,7 +20,7 @@ from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import expand_right
 from denoiserl.distributions import Gaussian
 from denoiserl.distributions.base import mean, sum_event
-from denoiserl.processes.base import Noised, Process, Step, StepTable, stratified
+from denoiserl.processes.base import Noised, Process, Step, StepTable, draw_stratified_times
 from denoiserl.processes.denoiser import Denoiser, Estimate, require_network
 from denoiserl.processes.schedule import Schedule, linear, require_schedule
 from denoiserl.processes.transition import Ddim, GridLevels, Transition, require_transition
@@ -153,7 +153,7 @@ class Diffusion(Process):
         There the terms of the ELBO are of one size. At uniform times they grow like 1/t² towards the data.
         """
         rng = as_rng(rng, x0.device)
-        u, knots = stratified((x0.shape[0], n), rng), even_times(self.schedule).to(x0.device)
+        u, knots = draw_stratified_times((x0.shape[0], n), rng), even_times(self.schedule).to(x0.device)
         place = u.double() * (len(knots) - 1)
         k = place.long()
         width = knots[k + 1] - knots[k]
@@ -164,7 +164,7 @@ class Diffusion(Process):
     def renoise_uniform(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Noise every row n times, [batch, n], at stratified uniform times."""
         rng = as_rng(rng, x0.device)
-        return self._at(x0, stratified((x0.shape[0], n), rng), rng, live)
+        return self._at(x0, draw_stratified_times((x0.shape[0], n), rng), rng, live)
 
     def _at(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None) -> Noised:
         """Noise every row to its times [batch, n]."""

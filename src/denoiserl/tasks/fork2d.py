@@ -18,11 +18,11 @@ from denoiserl.data import Demonstrations
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.toy.fork2d import Fork2D, demonstrations
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
+from denoiserl.tasks import env as env_task
 from denoiserl.tasks.base import Task
 from denoiserl.train import Run
 
-BASE = _robot.Args(action_horizon=12, execution_horizon=12, sampling_steps=4, policy_width=128, pretrain_updates=1500)
+BASE = env_task.Args(action_horizon=12, execution_horizon=12, sampling_steps=4, policy_width=128, pretrain_updates=1500)
 """the policies: four denoising steps, chunks of twelve actions"""
 DEMOS, CLUMSY, NOISE = 60, 0.7, 0.3
 """number of demonstrations, the share of clumsy ones, and the noise on the actions of the others"""
@@ -52,7 +52,7 @@ class TimeLimitTerminates:
         return seen, reward, terminated | late, torch.zeros_like(late), info
 
 
-Make = Callable[[_robot.Args, Demonstrations, int, str | torch.device], Policy]
+Make = Callable[[env_task.Args, Demonstrations, int, str | torch.device], Policy]
 
 
 def load_demonstrations(seed: int) -> Demonstrations:
@@ -64,7 +64,7 @@ def cloned_policy(make: Make, seed: int, run: Run) -> Generator[dict, None, Poli
     """Train a policy of a kind by imitation: yield metrics and return the policy."""
     demos = load_demonstrations(seed)
     made = make(BASE, demos, seed, run.device)
-    yield from _robot.imitate(made, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
+    yield from env_task.imitate(made, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
     return made
 
 
@@ -76,7 +76,7 @@ def task() -> Task:
         assert done.success is not None
         return {"success": done.success.float(), "length": done.lengths.float()}
 
-    kinds = {"flow": _robot.flow, "diffusion": _robot.diffusion, "gaussian": _robot.gaussian}
+    kinds = {"flow": env_task.flow, "diffusion": env_task.diffusion, "gaussian": env_task.gaussian}
     return Task(
         "fork2d",
         {name: partial(cloned_policy, make) for name, make in kinds.items()},

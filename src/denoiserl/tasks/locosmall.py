@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from denoiserl.control import squashed_actions as _boxed
+from denoiserl.control import squashed_actions
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.rng import Rng
@@ -39,7 +39,7 @@ from denoiserl.envs.record import record
 from denoiserl.envs.toy import swingup
 from denoiserl.envs.toy.swingup import SwingUp
 from denoiserl.recipes.off_policy import sac
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import policies
 from denoiserl.train import Run
 
 GRADES = ("random", "medium", "medium-replay")
@@ -100,7 +100,7 @@ def folder(name: str) -> Path:
     root = Path(given) if given else Path.home() / ".cache" / "denoiserl"
     here = inspect.getmodule(folder)
     assert isinstance(here, ModuleType)
-    deciding = [inspect.getsource(m) for m in (here, sac, _boxed, _kinds, swingup)]
+    deciding = [inspect.getsource(m) for m in (here, sac, squashed_actions, policies, swingup)]
     digest = hashlib.sha256("\n".join([*deciding, name, torch.__version__]).encode()).hexdigest()[:16]
     return root / "locosmall" / f"{name}-{digest}"
 
@@ -113,7 +113,7 @@ def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | Non
     a = sac.Args(iterations=iters, num_envs=COPIES, rollout_steps=25, learning_starts=1000, utd=1.0, critic_width=64)
     with no_usage_counting():
         codec = TanhCodec.from_box(collector.spec.low, collector.spec.high)
-        player = _kinds.squashed_gaussian((1, collector.action_dim), collector.obs_dim, 64, 2, codec, seed)
+        player = policies.squashed_gaussian((1, collector.action_dim), collector.obs_dim, 64, 2, codec, seed)
         for _ in sac.improve(player, collector, a, Rng(seed), Run(restart=iters)):
             pass
         collector.close()

@@ -41,8 +41,7 @@ from denoiserl.envs.toy.ring import RingBandit
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.report.maze_plot import plot_paths, reward_grid
-from denoiserl.tasks import locosmall as _locosmall
-from denoiserl.tasks import policies as _kinds
+from denoiserl.tasks import locosmall, policies
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.user_inputs import load_recording
 from denoiserl.train import Run
@@ -120,8 +119,8 @@ def data_source(base: Args) -> DataSource:
             lambda seed: mazes(plan, base.num_episodes, Rng(seed), kind, goal, ticks), make, "success", None
         )
     if family == "locosmall":
-        world = _locosmall.world(size)
-        return DataSource(lambda seed: _locosmall.load_dataset(size, kind), world.make, "score", world.known)
+        world = locosmall.world(size)
+        return DataSource(lambda seed: locosmall.load_dataset(size, kind), world.make, "score", world.known)
     if base.data == "ring":
         make = partial(RingBandit, COPIES)
         return DataSource(lambda seed: bandit(base.num_episodes, Rng(seed)), make, "return", None)
@@ -173,11 +172,11 @@ def make_codec(data: EpisodeDataset, kind: str) -> ActionChunkCodec | TanhCodec:
 
 
 MAKERS: dict[str, Callable[..., Policy]] = {
-    "diffusion": _kinds.diffusion,
-    "flow": _kinds.flow,
-    "gaussian": _kinds.gaussian,
-    "meanflow": _kinds.meanflow,
-    "student": _kinds.one_step_flow,
+    "diffusion": policies.diffusion,
+    "flow": policies.flow,
+    "gaussian": policies.gaussian,
+    "meanflow": policies.meanflow,
+    "student": policies.one_step_flow,
 }
 """functions that make an untrained policy, by kind"""
 
@@ -188,7 +187,7 @@ def untrained_policy(
     """Return an untrained policy of a kind for the observations and actions of the data."""
     if kind == "squashed":
         event, obs_dim = (base.action_horizon, data.demos.actions.shape[-1]), data.demos.observations.shape[-1]
-        return _kinds.squashed_gaussian(event, obs_dim, base.policy_width, 3, make_codec(data, kind), seed).to(device)
+        return policies.squashed_gaussian(event, obs_dim, base.policy_width, 3, make_codec(data, kind), seed).to(device)
     return replace(MAKERS[kind](base, data.demos, seed, "cpu"), codec=make_codec(data, kind)).to(device)
 
 

@@ -40,7 +40,7 @@ class TrainingRows:
     given: Any = None
 
 
-def stratified(n: int, rng: Rng | int, edge: float = 1e-5) -> Tensor:
+def draw_antithetic_times(n: int, rng: Rng | int, edge: float = 1e-5) -> Tensor:
     """Draw times [n] in (0, 1): each is uniform, together they are evenly spread, in random order.
 
     t_i = (i + u_i) / n, one in each of n strata, with t_{n-1-i} = 1 - t_i: antithetic pairs. The mean of a loss that is
@@ -77,7 +77,7 @@ def training_losses(
 def _noise(process: FitProcess, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | None, counts: Tensor | None) -> Any:
     """Return every row noised at its own time, with the entries that have a loss as ``mask``."""
     if t is None:
-        t = stratified(batch_size(x0), rng).to(first(x0).device)
+        t = draw_antithetic_times(batch_size(x0), rng).to(first(x0).device)
     noised = process.noise(x0, t, rng, live)
     if counts is None:
         return noised

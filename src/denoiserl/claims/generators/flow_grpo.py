@@ -14,7 +14,7 @@ from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, ddim, flow_sde, time_grid
-from denoiserl.tasks import shapes as _shapes
+from denoiserl.tasks import shapes as shapes_task
 from denoiserl.tasks.base import Task
 
 STEPS = {"ode_20": ("20 ODE steps", 20, 0.0), "sde_10": ("10 SDE steps", 10, None)}
@@ -23,8 +23,8 @@ STEPS = {"ode_20": ("20 ODE steps", 20, 0.0), "sde_10": ("10 SDE steps", 10, Non
 
 def make_task() -> Task:
     """Return SHAPES, evaluated by three samplers on the same prompts."""
-    base = _shapes.Args()
-    shapes = _shapes.task(base)
+    base = shapes_task.Args()
+    shapes = shapes_task.task(base)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
         assert isinstance(policy.process, Diffusion)

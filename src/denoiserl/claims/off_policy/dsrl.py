@@ -26,11 +26,11 @@ from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.off_policy import dsrl
-from denoiserl.tasks import env as _robot
+from denoiserl.tasks import env as env_task
 from denoiserl.tasks.base import Task
 from denoiserl.train import Metrics, Run
 
-BASE = _robot.Args(
+BASE = env_task.Args(
     action_horizon=4,
     execution_horizon=4,
     sampling_steps=5,
@@ -58,8 +58,8 @@ class Walled(Fork2D):
 def cloned_policy(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """Train a flow policy by imitation on both ways."""
     demos = demonstrations(DEMOS, Rng(seed))
-    policy = _robot.flow(BASE, demos, seed, run.device)
-    yield from _robot.imitate(policy, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
+    policy = env_task.flow(BASE, demos, seed, run.device)
+    yield from env_task.imitate(policy, BASE, seed, BASE.pretrain_updates, BASE.pretrain_lr, run, demos=demos)
     return policy
 
 

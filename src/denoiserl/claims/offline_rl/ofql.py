@@ -21,10 +21,10 @@ from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, ddim, time_grid
-from denoiserl.tasks import offline as _logged
+from denoiserl.tasks import offline as offline_task
 from denoiserl.tasks.base import Task
 
-BASE = _logged.Args(data="maze:small-noisy", sampling_steps=5, policy_width=64)
+BASE = offline_task.Args(data="maze:small-noisy", sampling_steps=5, policy_width=64)
 """the data, and policies of five steps"""
 ITERS, UPDATES = 40, 100
 """4000 updates of every network"""
@@ -59,12 +59,12 @@ def rate(policy: Policy) -> tuple[float, float]:
 
 def task() -> Task:
     """Return the maze: success is reaching the goal in time."""
-    base = _logged.task(BASE)
+    base = offline_task.task(BASE)
 
     def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
-        success = _logged.outcomes(BASE, policy, seed, n)["success"]
+        success = offline_task.outcomes(BASE, policy, seed, n)["success"]
         short = with_one_step(policy)
-        one = success if short is policy else _logged.outcomes(BASE, short, seed, n)["success"]
+        one = success if short is policy else offline_task.outcomes(BASE, short, seed, n)["success"]
         often, calls = rate(policy)
         return {
             "success": success,

@@ -19,7 +19,7 @@ from denoiserl.envs.toy.fork2d import Fork2D
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import fork2d as _fork
+from denoiserl.tasks import fork2d as fork_task
 from denoiserl.tasks.base import Task
 
 SHIFTED = (0.45, 0.6)
@@ -33,7 +33,7 @@ METRICS = {
 
 def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
     """Return success, jerk, and success with shifted goals, of n episodes each."""
-    act: Callable = eval_actor(policy, _fork.BASE.execution_horizon)
+    act: Callable = eval_actor(policy, fork_task.BASE.execution_horizon)
     seen, far = (collect(Fork2D(n, goal), act, n, 1_000_000 + seed) for goal in ((-0.4, 0.4), SHIFTED))
     assert seen.success is not None and far.success is not None
     rough = torch.stack([jerk(seen.episode(i)[1]) for i in range(n)])
@@ -42,14 +42,14 @@ def outcomes(policy: Policy, seed: int, n: int) -> dict[str, Tensor]:
 
 def task() -> Task:
     """Return fork2d, evaluated by success and smoothness."""
-    return replace(_fork.task(), outcomes=outcomes, metrics=METRICS)
+    return replace(fork_task.task(), outcomes=outcomes, metrics=METRICS)
 
 
 def plan(budget: str) -> Study:
     """Return the study: five seeds in the laptop's budget, ten in the full one."""
     settings = {
-        "num_student_episodes": _fork.DEMOS,
-        "student_updates": _fork.BASE.pretrain_updates,
+        "num_student_episodes": fork_task.DEMOS,
+        "student_updates": fork_task.BASE.pretrain_updates,
         "iterations": 20,
         "num_envs": 64,
         "rollout_steps": 12,

@@ -13,25 +13,25 @@ from dataclasses import replace
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import fork2d as _fork
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import fork2d as fork_task
 from denoiserl.tasks.base import Task
 from denoiserl.train import Run
 
-TEN = replace(_fork.BASE, sampling_steps=10)
+TEN = replace(fork_task.BASE, sampling_steps=10)
 
 
 def flow(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """Train a flow policy of ten steps by imitation."""
-    demos = _fork.load_demonstrations(seed)
-    policy = _robot.flow(TEN, demos, seed, run.device)
-    yield from _robot.imitate(policy, TEN, seed, TEN.pretrain_updates, TEN.pretrain_lr, run, demos=demos)
+    demos = fork_task.load_demonstrations(seed)
+    policy = env_task.flow(TEN, demos, seed, run.device)
+    yield from env_task.imitate(policy, TEN, seed, TEN.pretrain_updates, TEN.pretrain_lr, run, demos=demos)
     return policy
 
 
 def task() -> Task:
     """Return fork2d, with flows of ten steps."""
-    base = _fork.task()
+    base = fork_task.task()
     assert isinstance(base.starts, dict)
     return replace(base, starts={"flow": flow, "gaussian": base.starts["gaussian"]})
 

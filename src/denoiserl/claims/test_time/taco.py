@@ -12,8 +12,8 @@ from dataclasses import replace
 from denoiserl.experiments import Arm, Study
 from denoiserl.experiments.claims.claim import Claim, Condition
 from denoiserl.policy.policy import Policy
-from denoiserl.tasks import env as _robot
-from denoiserl.tasks import fork2d as _fork
+from denoiserl.tasks import env as env_task
+from denoiserl.tasks import fork2d as fork_task
 from denoiserl.tasks.base import Task
 from denoiserl.train import Run
 
@@ -22,21 +22,21 @@ SETTINGS = {"counter_width": 128}
 
 def successes(seed: int, run: Run) -> Generator[dict, None, Policy]:
     """Train a flow policy, for as many updates, on the successful demonstrations alone."""
-    demos = _fork.load_demonstrations(seed)
-    policy = _robot.flow(_fork.BASE, demos, seed, run.device)
+    demos = fork_task.load_demonstrations(seed)
+    policy = env_task.flow(fork_task.BASE, demos, seed, run.device)
     good = demos.successful()
-    yield from _robot.imitate(
-        policy, _fork.BASE, seed, _fork.BASE.pretrain_updates, _fork.BASE.pretrain_lr, run, demos=good
+    yield from env_task.imitate(
+        policy, fork_task.BASE, seed, fork_task.BASE.pretrain_updates, fork_task.BASE.pretrain_lr, run, demos=good
     )
     return policy
 
 
 def task() -> Task:
     """Return fork2d for methods that learn from demonstrations: the successful ones."""
-    base = _fork.task()
+    base = fork_task.task()
     assert isinstance(base.starts, dict)
     starts = {"flow": base.starts["flow"], "successes": successes}
-    return replace(base, starts=starts, env=None, data=lambda seed: _fork.load_demonstrations(seed).successful())
+    return replace(base, starts=starts, env=None, data=lambda seed: fork_task.load_demonstrations(seed).successful())
 
 
 def plan(budget: str) -> Study:

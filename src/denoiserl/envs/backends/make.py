@@ -21,7 +21,7 @@ from denoiserl.envs.spaces import Spec, env_spec
 
 
 class VectorBackend(Protocol):
-    """What steps the environments: ``SyncBackend``, ``SubprocBackend``, ``VectorEnvBackend`` or ``BatchedBackend``."""
+    """A backend that steps environments: Sync-, Subproc-, VectorEnv- or BatchedBackend."""
 
     name: str
 

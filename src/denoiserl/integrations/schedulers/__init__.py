@@ -3,8 +3,8 @@
 Their timestep i of K is time (i + 1)/K here, because their table starts at the first noisy level and the time axis at
 clean data; a flow's sigma is σ. Known faults of schedulers are not reproduced by default:
 
-- DDIM guesses the previous timestep as i − ⌊K/n⌋, which is not the next visited one except with ``leading`` spacing; -
-FlowMatchEuler applies its shift to times whose last one is shifted already, so its last sigma is too large.
+- DDIM guesses the previous timestep as i − ⌊K/n⌋, which is not the next visited one except with ``leading`` spacing;
+- FlowMatchEuler applies its shift to times whose last one is shifted already, so its last sigma is too large.
 
 ``faithful=True`` reproduces both, for comparison with pictures that were made with them.
 """

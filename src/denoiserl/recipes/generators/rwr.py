@@ -44,7 +44,7 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, NonNegative, PositiveFraction, Settings
 from denoiserl.core.tree import Tree, index_rows
-from denoiserl.losses import weighted_loss
+from denoiserl.losses import ess_fraction, weighted_loss
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample
 from denoiserl.processes import Noised
@@ -52,7 +52,7 @@ from denoiserl.recipes import check_inputs
 from denoiserl.recipes.common import generated_mask, micro_batches, reward_metrics, sample_and_score, select_rows
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate, adamw, check_optimizer_covers
-from denoiserl.train.fit import stratified
+from denoiserl.train.fit import draw_antithetic_times
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
@@ -124,15 +124,17 @@ def improve(
         cond, mask = policy.codec.condition(samples.prompts), generated_mask(policy, samples.prompts, sample)
         metrics = MetricMeans()
         for i in minibatches(torch.nonzero(weight).flatten(), args.batch_size, args.epochs, rng, even=True):
-            noised = policy.process.noise(index_rows(sample, i), stratified(len(i), rng), rng, index_rows(mask, i))
+            noised = policy.process.noise(
+                index_rows(sample, i), draw_antithetic_times(len(i), rng), rng, index_rows(mask, i)
+            )
             parts = micro_batches(torch.arange(len(i), device=i.device), args.micro_batch_size)
             losses = (
                 weighted_loss(denoising_loss(policy, select_rows(noised, j), index_rows(cond, i[j])), weight[i[j]])
                 for j in parts
             )
             metrics.add({"loss/policy": accumulate(optimizer, losses, len(i), clip=1.0)["loss"]})
-        ess_fraction = float(weight.sum().square() / (len(weight) * weight.square().sum()))
-        yield reward_metrics(samples.result) | metrics.mean() | {"awr/ess_fraction": ess_fraction}
+        row = reward_metrics(samples.result) | metrics.mean()
+        yield row | {"awr/ess_fraction": float(ess_fraction(weight))}
 
 
 def denoising_loss(policy: Policy, noised: Noised, cond: Tree) -> Tensor:

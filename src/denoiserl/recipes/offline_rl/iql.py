@@ -45,7 +45,7 @@ from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, Fraction, NonNegative, OpenFraction, Positive, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.losses import exp_weights, expectile, weighted_loss
+from denoiserl.losses import ess_fraction, exp_weights, expectile, weighted_loss
 from denoiserl.nn import Value
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes import check_inputs
@@ -126,8 +126,7 @@ def improve(
             lr_schedule.step()
             critics.update_target()
             row = {"loss/policy": policy_loss, "loss/critic": critic_loss, "loss/value": value_loss}
-            ess_fraction = weight.sum().square() / (len(weight) * weight.square().sum())
-            metrics.add(row | {"v/data": v.detach().mean(), "awr/ess_fraction": ess_fraction})
+            metrics.add(row | {"v/data": v.detach().mean(), "awr/ess_fraction": ess_fraction(weight)})
         yield metrics.mean()
 
 

@@ -49,11 +49,11 @@ from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Sett
 from denoiserl.core.tree import index_rows
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
-from denoiserl.losses import exp_weights, weighted_loss
+from denoiserl.losses import ess_fraction, exp_weights, weighted_loss
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes import check_inputs
 from denoiserl.recipes.policy_gradient.common import chunk_actor, recorded_chunks
-from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, optimizer_step, stratified
+from denoiserl.train import Metrics, Run, adamw, check_optimizer_covers, draw_antithetic_times, optimizer_step
 from denoiserl.train.metric_means import MetricMeans
 from denoiserl.train.minibatches import minibatches
 
@@ -113,12 +113,12 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
         # Update the policy by weighted imitation, w ℓ(a).
         metrics = MetricMeans()
         for i in minibatches(index, args.batch_size, args.epochs, rng, even=True):
-            noised = policy.process.noise(chunk[i], stratified(len(i), rng).to(policy.device), rng)
+            noised = policy.process.noise(chunk[i], draw_antithetic_times(len(i), rng).to(policy.device), rng)
             noised = noised._replace(mask=mask[i])  # the whole chunk is noised; what was executed has a loss
             context = policy.denoiser.embed_condition(index_rows(cond, i))
             loss = weighted_loss(policy.process.loss(policy.denoiser, noised, context), weight[i]).mean()
             metrics.add({"loss/policy": optimizer_step(optimizer, loss, clip=1.0)["loss"]})
-        yield rollout_metrics(rollout) | metrics.mean() | {"awr/ess_fraction": ess_fraction(weight[index])}
+        yield rollout_metrics(rollout) | metrics.mean() | {"awr/ess_fraction": float(ess_fraction(weight[index]))}
 
 
 def finished_mask(rollout: Rollout) -> Tensor:
@@ -133,11 +133,6 @@ def finished_mask(rollout: Rollout) -> Tensor:
 def returns_to_go(rollout: Rollout, gamma: float) -> Tensor:
     """Return Σ_{k ≥ t} γ^{steps from t to k} r_k, [T, B]: the rewards from a decision on, discounted from there."""
     return returns(rollout.reward, gamma ** rollout.num_executed.float(), rollout.done)
-
-
-def ess_fraction(weight: Tensor) -> float:
-    """Return (Σw)² / (n Σw²), the effective sample size of the weights as a fraction of n."""
-    return float(weight.sum().square() / (len(weight) * weight.square().sum()))
 
 
 SIGNAL = "env"
