@@ -56,13 +56,13 @@ def test_classes_and_modules_are_described_by_what_they_are() -> None:
     assert not wrong, "begin with the noun, as in 'A backend that ...':\n" + "\n".join(wrong)
 
 
-def test_tables_in_docstrings_have_a_line_per_row() -> None:
-    """A table whose rows were filled into a paragraph is no table."""
+def test_tables_and_lists_in_docstrings_have_a_line_per_row() -> None:
+    """A table or a list whose rows were filled into a paragraph is none."""
     wrong = [
         f"{path.relative_to(SOURCE)}:{n}: {line.strip()}"
         for path in sorted(SOURCE.rglob("*.py"))
         for n, line in enumerate(path.read_text().splitlines(), 1)
-        if re.search(r"\| \|\s*-", line)
+        if re.search(r"\| \|\s*-|[;.] - [a-z`A-Z]|[;.] -$", line)
     ]
     assert not wrong, "\n".join(wrong)
 

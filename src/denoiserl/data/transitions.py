@@ -91,9 +91,9 @@ def to_transitions(
     bootstraps from the last observation, a true end does not. ``seen`` maps observations [N, ...] once (to model units,
     say). Rows share memory with the data set where possible. If the source does not store
 
-    - rewards, success is the reward: 1 in the last step of successful episodes (an error if success is missing too); -
-    how episodes ended, success is a true end, and the others are cut by a time limit; - the last observations
-    (LeRobot), rows that would bootstrap from there are left out.
+    - rewards, success is the reward: 1 in the last step of successful episodes (an error if success is missing too);
+    - how episodes ended, success is a true end, and the others are cut by a time limit;
+    - the last observations (LeRobot), rows that would bootstrap from there are left out.
 
     Raise InvalidInputError, with the row, for NaN and infinity and for actions outside known bounds; and for a discount
     of 1 on data without a true end, where no return is finite.

@@ -1,8 +1,8 @@
 """Comparisons of methods: starting policies, tuning, arms, verdicts.
 
-folder/study.json            the settings of the study; in the end also its results folder/tune/ARM/I            tuning
-runs, on their own seed folder/arms/ARM/SEED         one run per arm and seed (``experiments.arm``), each resumable,
-none repeated
+folder/study.json            the settings of the study; in the end also its results
+folder/tune/ARM/I            tuning runs, on their own seed
+folder/arms/ARM/SEED         one run per arm and seed (``experiments.arm``), each resumable, none repeated
 """
 
 from __future__ import annotations

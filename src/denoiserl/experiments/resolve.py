@@ -1,7 +1,8 @@
 """Methods by name, as the command line and the records of studies give them.
 
-dppo, ddpo ...              a recipe of this package my_method.py                a user's file with Args, SIGNAL and
-improve none                        no method: the starting policy itself
+dppo, ddpo ...              a recipe of this package
+my_method.py                a user's file with Args, SIGNAL and improve
+none                        no method: the starting policy itself
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A program is a module with a dataclass ``Args`` and ``train(args, run)``, which yields rows of metrics: an experiment (a
 recipe on a task), an arm of a comparison, the demo, or a user's file.
 
-folder/run.json        program, args, seed, device, versions, commit, fingerprints of the inputs folder/metrics.jsonl
-its metrics (``train.metrics_log``); wall times are in clock.jsonl and events in tb/ folder/<stage>/state   the state of
-its loops (``train.Run``)
+folder/run.json        program, args, seed, device, versions, commit, fingerprints of the inputs
+folder/metrics.jsonl   its metrics (``train.metrics_log``); wall times are in clock.jsonl and events in tb/
+folder/<stage>/state   the state of its loops (``train.Run``)
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def standings(
                  about these policies only; another training seed may reverse it.
 
     ``min_detectable_effect`` of a pair is the true difference that is detected with probability 0.8 at level ``alpha``
-    / pairs, by the noncentral t with the measured standard error. Intervals are those of each arm and pair alone, at 1
-    - ``alpha``. If scores differ by the same constant in every trial, the error cannot be estimated: p is that of the
+    / pairs, by the noncentral t with the measured standard error. Intervals are those of each arm and pair alone, at
+    1 - ``alpha``. If scores differ by the same constant in every trial, the error cannot be estimated: p is that of the
     sign test over seeds, 2^{1-S}, and ``min_detectable_effect`` is infinite.
 
     Raise ``InvalidInputError`` for fewer than two arms, unequal shapes, no trials, NaN, or rates outside [0, 1].

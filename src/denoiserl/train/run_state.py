@@ -8,10 +8,10 @@
 numbers. A run that was killed at any point and resumed gives the same numbers, bit for bit:
 
 - every object that changes is passed to ``loop`` (with ``state_dict`` and ``load_state_dict``), and the global
-generators of torch, numpy and Python are saved with it; - an object without a state (a simulator) implements
-``on_checkpoint(iteration)`` and restarts at the same iterations   in every run, resumed or not. Such a loop is saved
-only at these restart points, so a stop loses later iterations; - saves change no numbers and are complete or absent
-(``denoiserl.core.serialization.store``).
+  generators of torch, numpy and Python are saved with it;
+- an object without a state (a simulator) implements ``on_checkpoint(iteration)`` and restarts at the same iterations
+  in every run, resumed or not. Such a loop is saved only at these restart points, so a stop loses later iterations;
+- saves change no numbers and are complete or absent (``denoiserl.core.serialization.store``).
 
 Restart points do not depend on saves. With ``restart`` there is one every so many iterations. By default there is one
 when every object's ``may_restart()`` returns True: a ``Collector`` returns True after whole episodes. Objects without

@@ -5,7 +5,7 @@
     data/*/*.parquet                one row per frame: features, episode_index, frame_index, index, ...
 
 ``read`` returns ``Demonstrations``, ``read_recording`` all that is stored, ``write`` makes version 3.0. Cameras may
-have any name, as in LeRobot. Images in the rows are read with pillow. Videos raise an error unless ``parts`` leaves
+have any name, as in LeRobot. Images in the rows are read with pillow. Videos raise an error unless ``obs_keys`` leaves
 them out, so that no policy loses its images silently. Task descriptions are not read: several tasks give a warning, and
 so do all other unused features. Needs pyarrow (``pip install 'denoiserl[data]'``).
 """
